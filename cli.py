@@ -1,0 +1,106 @@
+"""The `beit` command: a table of names, each loaded only when it runs, and the meaning of exit codes.
+
+The commands themselves stand in each stage's `commands.py`. Nothing here imports torch, so that `beit --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import sys
+from typing import NamedTuple
+
+import click
+
+from beit import __version__
+from beit.common.errors import InputError, ResumableStop
+
+EXIT_BAD_INPUT = 2
+EXIT_RESUMABLE = 75
+
+
+class Entry(NamedTuple):
+    """Where a command lives and what `beit --help` says of it."""
+
+    module: str
+    attribute: str
+    help: str
+
+
+COMMANDS = {
+    "tokenize": Entry("beit.tokenize.commands", "tokenize_command", "Turn images into a store of visual tokens."),
+    "verify": Entry("beit.tokenize.commands", "verify_command", "Check every shard of a token store."),
+    "tokenizer": Entry("beit.tokenize.commands", "tokenizer_group", "Train your own image tokenizer."),
+    "pretrain": Entry("beit.pretrain.commands", "pretrain_command", "Pre-train a ViT on a token store."),
+    "finetune": Entry("beit.finetune.commands", "finetune_command", "Fine-tune an encoder on labelled images."),
+    "evaluate": Entry("beit.finetune.commands", "evaluate_command", "Measure a fine-tuned model on labelled images."),
+    "predict": Entry("beit.finetune.commands", "predict_command", "Label new images with a fine-tuned model."),
+    "demo": Entry("beit.demo", "demo_command", "The whole chain on generated images, in minutes."),
+}
+
+
+class LazyGroup(click.Group):
+    """A click group that imports a command's module only when that command is used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names in the order of the work, not of the alphabet."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        """Import and return one command; None when there is none of that name."""
+        if name not in COMMANDS:
+            return None
+        entry = COMMANDS[name]
+        command: click.Command = getattr(importlib.import_module(entry.module), entry.attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the table without importing anything."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, entry.help) for name, entry in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="beit")
+def beit() -> None:
+    """BEiT: pre-train a vision transformer on your own unlabelled images, then fine-tune it on few labels.
+
+    \b
+    Example, three commands from a folder of images to a model:
+      beit tokenize photos/ store/
+      beit pretrain store/ runs/pretrain
+      beit finetune classification labelled/ runs/flowers --encoder runs/pretrain/encoder
+    """
+
+
+def main() -> None:
+    """Run `beit`; exit 0 done, 2 wrong usage or input, 75 stopped and resumable, else 1."""
+    _set_up_logging()
+    try:
+        beit.main(standalone_mode=False)
+    except click.exceptions.Exit as error:
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except InputError as error:
+        click.echo(f"beit: {error}", err=True)
+        sys.exit(EXIT_BAD_INPUT)
+    except ResumableStop as stop:
+        click.echo(f"beit: {stop}", err=True)
+        sys.exit(EXIT_RESUMABLE)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("beit: interrupted; run the same command again to go on", err=True)
+        sys.exit(EXIT_RESUMABLE)
+
+
+def _set_up_logging() -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    root = logging.getLogger("beit")
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,200 @@
+"""Settings: frozen dataclasses are the schema, recipes are TOML files, `--set section.key=value` has the last word.
+
+Precedence: defaults < recipe < overrides. Unknown keys are errors that name the nearest valid one. This module imports no torch, so
+that a wrong setting is reported at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import tomllib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tomli_w
+
+from beit.common.errors import InputError
+
+Config = TypeVar("Config")
+
+
+def load_config(
+    schema: type[Config], *, recipe: str | Path | None, overrides: Sequence[str], recipe_dir: Path
+) -> Config:
+    """Build a `schema` instance from its defaults, a recipe and command-line overrides.
+
+    Args:
+        schema: A frozen dataclass, possibly nested.
+        recipe: Name of a shipped recipe in `recipe_dir`, a path to a TOML file, or None.
+        overrides: Items of the form "section.key=value"; the value is read as TOML, and as a plain string where that fails.
+        recipe_dir: Folder of the shipped recipes.
+
+    Raises:
+        InputError: unknown recipe or key, malformed TOML or override, a value of the wrong type or out of range.
+    """
+    values: dict[str, Any] = {}
+    origin = "defaults"
+    if recipe is not None:
+        path = find_recipe(recipe, recipe_dir)
+        values, origin = _read_toml(path), str(path)
+    config = config_from_dict(schema, values, origin=origin)
+    if not overrides:
+        return config
+    for override in overrides:
+        _apply_override(schema, values, override)
+    return config_from_dict(schema, values, origin="--set")
+
+
+def find_recipe(recipe: str | Path, recipe_dir: Path) -> Path:
+    """Return the file of a recipe given by shipped name or by path.
+
+    Raises:
+        InputError: neither exists; names the shipped ones.
+    """
+    shipped = recipe_dir / f"{recipe}.toml"
+    if shipped.is_file():
+        return shipped
+    path = Path(recipe)
+    if path.is_file():
+        return path
+    names = sorted(file.stem for file in recipe_dir.glob("*.toml"))
+    raise InputError(f"recipe {str(recipe)!r} is neither a file nor a shipped recipe ({', '.join(names)})")
+
+
+def config_from_dict(schema: type[Config], values: Mapping[str, Any], *, origin: str = "config") -> Config:
+    """Build a `schema` instance from nested mappings; keys left out keep their defaults.
+
+    Raises:
+        InputError: unknown key, wrong type, or a range check of the schema fails.
+    """
+    return typing.cast(Config, _build(schema, values, prefix="", origin=origin))
+
+
+def config_to_dict(config: Any) -> dict[str, Any]:
+    """Return the settings as nested plain values, tuples as lists, None left out (TOML has no null)."""
+    result: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            result[field.name] = config_to_dict(value)
+        elif isinstance(value, tuple):
+            result[field.name] = list(value)
+        elif value is not None:
+            result[field.name] = value
+    return result
+
+
+def config_to_toml(config: Any) -> str:
+    """Return the settings as a TOML document that `load_config` reads back as a recipe."""
+    return tomli_w.dumps(config_to_dict(config))
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not valid TOML: {error}") from None
+
+
+def _apply_override(schema: type, values: dict[str, Any], override: str) -> None:
+    name, separator, text = override.partition("=")
+    if not separator or not name:
+        raise InputError(f"--set {override!r} must have the form section.key=value")
+    *sections, last = name.strip().split(".")
+    target, expected = values, schema
+    for section in sections:
+        field_types = typing.get_type_hints(expected)
+        if section not in field_types or not dataclasses.is_dataclass(field_types[section]):
+            raise InputError(_unknown_key(name, schema, origin="--set"))
+        expected = field_types[section]
+        target = target.setdefault(section, {})
+    target[last] = _parse_value(text.strip(), typing.get_type_hints(expected).get(last))
+
+
+def _parse_value(text: str, expected: Any) -> Any:
+    if text.lower() == "none" and type(None) in typing.get_args(expected):
+        return None
+    if expected is str:  # "--set tokenizer=1" means the name "1", not a number
+        return text.strip("\"'")
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _build(schema: Any, values: Mapping[str, Any], *, prefix: str, origin: str) -> Any:
+    field_types = typing.get_type_hints(schema)
+    names = [field.name for field in dataclasses.fields(schema)]
+    arguments: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in names:
+            raise InputError(_unknown_key(prefix + key, schema, origin=origin, prefix=prefix))
+        arguments[key] = _convert(field_types[key], value, name=prefix + key, origin=origin)
+    return schema(**arguments)
+
+
+def _convert(expected: Any, value: Any, *, name: str, origin: str) -> Any:
+    if dataclasses.is_dataclass(expected):
+        if not isinstance(value, Mapping):
+            raise InputError(f"{name} ({value!r}) in {origin} must be a section with keys of its own")
+        return _build(expected, value, prefix=f"{name}.", origin=origin)
+    kind = typing.get_origin(expected)
+    if kind in (typing.Union, types.UnionType):
+        return _convert_union(expected, value, name=name, origin=origin)
+    if kind is typing.Literal:
+        options = typing.get_args(expected)
+        if value in options and not isinstance(value, bool) | isinstance(options[0], bool):
+            return value
+        raise InputError(f"{name} ({value!r}) in {origin} must be one of {', '.join(map(repr, options))}")
+    if kind is tuple:
+        return _convert_tuple(expected, value, name=name, origin=origin)
+    if expected is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(value, expected) and (expected is bool or not isinstance(value, bool)):
+        return value
+    raise InputError(f"{name} ({value!r}) in {origin} must be of type {expected.__name__}")
+
+
+def _convert_union(expected: Any, value: Any, *, name: str, origin: str) -> Any:
+    if value is None:
+        return None
+    options = [option for option in typing.get_args(expected) if option is not type(None)]
+    for option in options[:-1]:
+        try:
+            return _convert(option, value, name=name, origin=origin)
+        except InputError:
+            continue  # the last alternative's error is the one shown
+    return _convert(options[-1], value, name=name, origin=origin)
+
+
+def _convert_tuple(expected: Any, value: Any, *, name: str, origin: str) -> tuple[Any, ...]:
+    items = typing.get_args(expected)
+    if not isinstance(value, list | tuple):
+        raise InputError(f"{name} ({value!r}) in {origin} must be a list")
+    if len(items) == 2 and items[1] is Ellipsis:
+        items = (items[0],) * len(value)
+    if len(items) != len(value):
+        raise InputError(f"{name} ({value!r}) in {origin} must have {len(items)} entries")
+    pairs = enumerate(zip(items, value, strict=True))
+    return tuple(_convert(item, entry, name=f"{name}[{i}]", origin=origin) for i, (item, entry) in pairs)
+
+
+def _all_keys(schema: Any, prefix: str = "") -> list[str]:
+    keys: list[str] = []
+    for name, kind in typing.get_type_hints(schema).items():
+        keys += _all_keys(kind, f"{prefix}{name}.") if dataclasses.is_dataclass(kind) else [prefix + name]
+    return keys
+
+
+def _unknown_key(name: str, schema: Any, *, origin: str, prefix: str = "") -> str:
+    keys = _all_keys(schema, prefix)
+    # A key typed without its section is as common a slip as a typo.
+    nearest = [key for key in keys if key.endswith("." + name.rpartition(".")[2])] or difflib.get_close_matches(
+        name, keys
+    )
+    hint = f"did you mean {nearest[0]!r}?" if nearest else f"valid keys: {', '.join(keys)}"
+    return f"unknown key {name!r} in {origin}; {hint}"

@@ -1,0 +1,40 @@
+"""The three exceptions that carry meaning across modules.
+
+Everything else is an ordinary Python exception and reaches the user as a traceback, because it is a bug.
+"""
+
+
+class InputError(ValueError):
+    """Bad input from the user. The message is one line: setting, value, rule, way out. The command exits with 2."""
+
+
+class ResumableStop(Exception):
+    """Work stopped on request after saving everything needed to go on. The command exits with 75."""
+
+
+class BadSample(Exception):
+    """One unusable image, to be counted and replaced, never to stop a run by itself.
+
+    Args:
+        reason: Short category that counters group by, such as "truncated".
+        detail: What exactly was wrong, for the log.
+    """
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason = reason
+        self.detail = detail
+
+    def __reduce__(self) -> tuple[type["BadSample"], tuple[str, str]]:
+        """Survive the pickling between loader workers and the training process."""
+        return type(self), (self.reason, self.detail)
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise an `InputError` with `message` unless `condition` holds.
+
+    Raises:
+        InputError: condition is false.
+    """
+    if not condition:
+        raise InputError(message)

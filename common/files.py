@@ -1,0 +1,82 @@
+"""Files that are either complete or absent: atomic writes, hashes, and JSON with one clear error."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from beit.common.errors import InputError
+
+_HASH_BLOCK_BYTES = 1 << 20
+
+
+def fsync_directory(directory: Path) -> None:
+    """Make renames inside `directory` durable; without it a power cut can undo a finished replace."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """Yield a binary file that appears under `path`, complete and durable, only if the block succeeds.
+
+    On any exception, a full disk included, the temporary file is removed and an older file at `path` stays as it was.
+    """
+    temporary = path.with_name(f"{path.name}.tmp.{os.getpid()}")
+    try:
+        with temporary.open("w+b") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    fsync_directory(path.parent)
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write `data` to `path` atomically and durably."""
+    with atomic_file(path) as file:
+        file.write(data)
+
+
+def sha256_file(path: Path) -> str:
+    """Return the hex sha256 of the file at `path`, read in blocks."""
+    hasher = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_HASH_BLOCK_BYTES):
+            hasher.update(block)
+    return hasher.hexdigest()
+
+
+def json_bytes(value: Any) -> bytes:
+    """Encode `value` as indented JSON with sorted keys, so that equal values give equal bytes."""
+    return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as JSON, atomically."""
+    write_atomic(path, json_bytes(value))
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON from `path`.
+
+    Raises:
+        InputError: the file is missing or not JSON.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{path} is not valid JSON ({error}); restore the file or remove what it belongs to") from None

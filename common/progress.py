@@ -1,0 +1,82 @@
+"""Progress of long work: a bar with rate and ETA on a terminal, plain lines at intervals in a log."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from types import TracebackType
+from typing import Self
+
+from tqdm import tqdm
+
+logger = logging.getLogger(__name__)
+
+LOG_INTERVAL_SECONDS = 30.0
+"""Between two lines in a log; arbitrary, short enough to see that a job is alive."""
+
+
+class Progress:
+    """Count `unit`s of work up to `total`.
+
+    Args:
+        total: Units in all; None when unknown.
+        unit: What is counted, in the plural: "views", "images", "steps".
+        description: What the work is.
+        initial: Units already done by an earlier run; the rate leaves them out.
+        enabled: False on every rank but the first.
+    """
+
+    def __init__(
+        self, total: int | None, *, unit: str, description: str, initial: int = 0, enabled: bool = True
+    ) -> None:
+        self._unit, self._description, self._enabled = unit, description, enabled
+        self._total, self._done, self._initial = total, initial, initial
+        self._fields: dict[str, str] = {}
+        self._started = self._last_line = time.monotonic()
+        self._bar = None
+        if enabled and sys.stderr.isatty():
+            self._bar = tqdm(total=total, initial=initial, unit=f" {unit}", desc=description, dynamic_ncols=True)
+
+    def __enter__(self) -> Self:
+        """Start counting."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the bar, or write the last line."""
+        if self._bar is not None:
+            self._bar.close()
+        elif self._enabled:
+            self._write_line()
+
+    def update(self, count: int, **fields: str | int | float) -> None:
+        """Add `count` finished units; `fields` are shown behind the rate, such as loss=6.29."""
+        self._done += count
+        self._fields.update({name: _format(value) for name, value in fields.items()})
+        if self._bar is not None:
+            self._bar.set_postfix(self._fields, refresh=False)
+            self._bar.update(count)
+        elif self._enabled and time.monotonic() - self._last_line >= LOG_INTERVAL_SECONDS:
+            self._write_line()
+
+    def _write_line(self) -> None:
+        self._last_line = time.monotonic()
+        rate = (self._done - self._initial) / max(self._last_line - self._started, 1e-9)
+        of_total = f"/{self._total}" if self._total is not None else ""
+        eta = ""
+        if self._total is not None and rate > 0 and self._done < self._total:
+            eta = f", {_duration((self._total - self._done) / rate)} left"
+        fields = "".join(f", {name} {value}" for name, value in self._fields.items())
+        logger.info("%s: %d%s %s, %.1f/s%s%s", self._description, self._done, of_total, self._unit, rate, eta, fields)
+
+
+def _format(value: str | int | float) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}"

@@ -1,0 +1,1 @@
+"""Downstream use of an encoder: classification, evaluation and prediction."""

@@ -1,0 +1,1 @@
+"""Masked image modelling: block masks, the BEiT objective and its training run."""
