@@ -1,6 +1,7 @@
 """The `beit` command: a table of names, each loaded only when it runs, and the meaning of exit codes.
 
-The commands themselves stand in each stage's `commands.py`. Nothing here imports torch, so that `beit --help` answers at once.
+The commands themselves stand in each stage's `commands.py`. Nothing here imports torch, so that `beit --help` answers
+at once.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ class LazyGroup(click.Group):
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="beit")
 def beit() -> None:
-    """BEiT: pre-train a vision transformer on your own unlabelled images, then fine-tune it on few labels.
+    r"""BEiT: pre-train a vision transformer on your own unlabelled images, then fine-tune it on few labels.
 
     \b
     Example, three commands from a folder of images to a model:

@@ -1,7 +1,7 @@
 """Settings: frozen dataclasses are the schema, recipes are TOML files, `--set section.key=value` has the last word.
 
-Precedence: defaults < recipe < overrides. Unknown keys are errors that name the nearest valid one. This module imports no torch, so
-that a wrong setting is reported at once.
+Precedence: defaults < recipe < overrides. Unknown keys are errors that name the nearest valid one. This module imports
+no torch, so that a wrong setting is reported at once.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def load_config(
     Args:
         schema: A frozen dataclass, possibly nested.
         recipe: Name of a shipped recipe in `recipe_dir`, a path to a TOML file, or None.
-        overrides: Items of the form "section.key=value"; the value is read as TOML, and as a plain string where that fails.
+        overrides: Items of the form "section.key=value"; the value is read as TOML, as a plain string where that fails.
         recipe_dir: Folder of the shipped recipes.
 
     Raises:

@@ -34,6 +34,7 @@ class Geometry:
             self.img_size >= self.patch_size,
             f"img_size ({self.img_size}) must be at least patch_size ({self.patch_size})",
         )
+        lower = self.img_size // self.patch_size * self.patch_size
         require(
             self.img_size % self.patch_size == 0,
             f"img_size ({self.img_size}) must be a multiple of patch_size ({self.patch_size}), so that the patches "

@@ -1,7 +1,7 @@
 """Counter-based random numbers: the same key gives the same draws on every machine, rank and worker.
 
-Only the raw 64-bit output of Philox is used; everything above it is spelled out here, because NumPy does not promise that
-its distribution methods keep their streams between versions, and stored views, masks and data order must.
+Only the raw 64-bit output of Philox is used; everything above it is spelled out here, because NumPy does not promise
+that its distribution methods keep their streams between versions, and stored views, masks and data order must.
 """
 
 from __future__ import annotations
