@@ -9,7 +9,8 @@ from __future__ import annotations
 import importlib
 import logging
 import sys
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import click
 
@@ -28,7 +29,48 @@ class Entry(NamedTuple):
     help: str
 
 
-COMMANDS = {
+class Section(NamedTuple):
+    """A group of commands that live in several stages."""
+
+    table: dict[str, Entry]
+    help: str
+
+
+SHOW = {
+    "reconstruction": Entry(
+        "beit.pretrain.commands", "show_reconstruction_command", "Image, mask, predicted and original tokens, decoded."
+    ),
+}
+
+
+class LazyGroup(click.Group):
+    """A click group over a table of names that imports a command's module only when that command is used."""
+
+    def __init__(self, *args: Any, table: Mapping[str, Entry | Section], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.table = table
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names in the order of the work, not of the alphabet."""
+        return list(self.table)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        """Import and return one command; None when there is none of that name."""
+        if name not in self.table:
+            return None
+        entry = self.table[name]
+        if isinstance(entry, Section):
+            return LazyGroup(name, table=entry.table, help=entry.help)
+        command: click.Command = getattr(importlib.import_module(entry.module), entry.attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the table without importing anything."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, entry.help) for name, entry in self.table.items()])
+
+
+COMMANDS: dict[str, Entry | Section] = {
     "tokenize": Entry("beit.tokenize.commands", "tokenize_command", "Turn images into a store of visual tokens."),
     "verify": Entry("beit.tokenize.commands", "verify_command", "Check every shard of a token store."),
     "tokenizer": Entry("beit.tokenize.commands", "tokenizer_group", "Train your own image tokenizer."),
@@ -36,35 +78,17 @@ COMMANDS = {
     "finetune": Entry("beit.finetune.commands", "finetune_command", "Fine-tune an encoder on labelled images."),
     "evaluate": Entry("beit.finetune.commands", "evaluate_command", "Measure a fine-tuned model on labelled images."),
     "predict": Entry("beit.finetune.commands", "predict_command", "Label new images with a fine-tuned model."),
+    "show": Section(SHOW, "Draw what a stage made."),
     "demo": Entry("beit.demo", "demo_command", "The whole chain on generated images, in minutes."),
 }
 
 
-class LazyGroup(click.Group):
-    """A click group that imports a command's module only when that command is used."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """Return the names in the order of the work, not of the alphabet."""
-        return list(COMMANDS)
-
-    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        """Import and return one command; None when there is none of that name."""
-        if name not in COMMANDS:
-            return None
-        entry = COMMANDS[name]
-        command: click.Command = getattr(importlib.import_module(entry.module), entry.attribute)
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the table without importing anything."""
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, entry.help) for name, entry in COMMANDS.items()])
-
-
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(
+    cls=LazyGroup, table=COMMANDS, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+)
 @click.version_option(__version__, prog_name="beit")
 def beit() -> None:
-    r"""BEiT: pre-train a vision transformer on your own unlabelled images, then fine-tune it on few labels.
+    """BEiT: pre-train a vision transformer on your own unlabelled images, then fine-tune it on few labels.
 
     \b
     Example, three commands from a folder of images to a model:

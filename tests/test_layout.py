@@ -14,7 +14,7 @@ STAGES = ("tokenize", "pretrain", "finetune")
 SOURCES = sorted(path for folder in (".", "common", *STAGES) for path in (ROOT / folder).glob("*.py"))
 STANDARD_MODULES = set(sys.stdlib_module_names)
 
-# Third-party packages that only some modules may import, so that each can be replaced in one place and start-up stays fast.
+# Packages that only some modules may import: each can be replaced in one place, and start-up stays fast.
 RESTRICTED = {
     "deepspeed": {"common/engine.py"},
     "click": {

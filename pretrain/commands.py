@@ -1,0 +1,45 @@
+"""The command `beit pretrain`; what it does is in `train.py`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from beit.cli_options import long_command_options
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+@click.command("pretrain")
+@click.argument("store", type=click.Path(path_type=Path))
+@click.argument("run", type=click.Path(path_type=Path))
+@long_command_options
+def pretrain_command(
+    store: Path,
+    run: Path,
+    recipe: str | None,
+    overrides: tuple[str, ...],
+    gpus: int | None,
+    hostfile: str | None,
+    resume: str,
+) -> None:
+    """Pre-train a ViT to predict the visual tokens of masked patches, from the token store STORE into RUN.
+
+    With --gpus or --hostfile the ranks are started through DeepSpeed's launcher; under a launcher nothing is launched
+    again. Run the same command again to go on after an interruption.
+
+    \b
+    Example:
+      beit pretrain store/ runs/pretrain --recipe beit_tiny_patch4_32 --gpus 2
+    """
+    from beit.common.config import load_config
+    from beit.common.launch import launch_ranks, under_launcher
+    from beit.pretrain.config import PretrainConfig
+
+    config = load_config(PretrainConfig, recipe=recipe, overrides=overrides, recipe_dir=RECIPES)
+    if (gpus or hostfile) and not under_launcher():
+        raise click.exceptions.Exit(launch_ranks(gpus=gpus, hostfile=hostfile))
+    from beit.pretrain.train import run as run_pretraining
+
+    run_pretraining(config, store=store, run_dir=run, resume=resume)
