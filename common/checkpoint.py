@@ -1,0 +1,191 @@
+"""Checkpoints on disk: complete and committed, or absent; portable over ranks and ZeRO stages; no pickle.
+
+`checkpoints/step_N/` holds model.safetensors, optimizer.safetensors, rng.safetensors and COMMIT.json, which lists size
+and sha256 of the others. It is written under `step_N.tmp` and renamed when COMMIT.json is durable, so a killed save
+leaves nothing that looks like a checkpoint. What the tensors are is `portable_state.py`; when to save is `trainer.py`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+
+from beit.common.errors import InputError
+from beit.common.files import fsync_directory, read_json, sha256_file, write_atomic, write_json
+from beit.common.portable_state import PortableState
+
+logger = logging.getLogger(__name__)
+
+FORMAT = "beit-checkpoint"
+FORMAT_VERSION = 1
+COMMIT = "COMMIT.json"
+_TAG = re.compile(r"step_(\d+)")
+_ASIDE = "rejected_"
+
+RngStates = Mapping[str, torch.Tensor]
+"""`rank0/cpu`, `rank0/cuda`, ...: generator states, uint8."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Checkpoint:
+    """A committed checkpoint whose files were verified."""
+
+    path: Path
+    """Its directory."""
+    step: int
+    """Optimizer steps completed."""
+    record: dict[str, Any]
+    """What the trainer stored beside the tensors."""
+
+    def reader(self, name: str) -> Any:
+        """Open `model` or `optimizer` for reading tensor by tensor; a context manager."""
+        return safe_open(self.path / f"{name}.safetensors", framework="pt")
+
+    def rng_states(self) -> dict[str, torch.Tensor]:
+        """Return the generator states of all ranks."""
+        return load_file(self.path / "rng.safetensors")
+
+
+def save_checkpoint(
+    root: Path, *, step: int, state: PortableState, rng: RngStates, record: Mapping[str, Any], keep: int
+) -> Path:
+    """Write and commit one checkpoint, then delete all but the newest `keep`.
+
+    Args:
+        root: The run's `checkpoints` directory.
+        step: Optimizer steps completed; names the checkpoint.
+        state: Weights and moments.
+        rng: Generator states of all ranks.
+        record: JSON-able rest: data position, counters, versions.
+        keep: Committed checkpoints to leave.
+    Returns:
+        The committed directory.
+    Raises:
+        OSError: it could not be written; nothing of it is left, and older checkpoints are untouched.
+    """
+    target = root / f"step_{step}"
+    temporary = target.with_name(target.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        contents = {"model": state.model, "optimizer": state.optimizer, "rng": dict(rng)}
+        files = [_write_tensors(temporary / f"{name}.safetensors", tensors) for name, tensors in contents.items()]
+        header = {"format": FORMAT, "format_version": FORMAT_VERSION, "step": step, "files": files}
+        write_json(temporary / COMMIT, header | {"record": record})
+        _set_aside(target)  # a damaged predecessor of the same number
+        os.replace(temporary, target)
+        fsync_directory(root)
+        write_atomic(root / "latest", f"{target.name}\n".encode())
+    except OSError:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    _prune(root, keep)
+    return target
+
+
+def find_checkpoint(root: Path) -> Checkpoint | None:
+    """Return the newest checkpoint that verifies; None when there never was one.
+
+    Raises:
+        InputError: there are checkpoints, and none verifies: starting from zero would silently throw the run away.
+    """
+    tags = _tags(root)
+    for _, path in reversed(tags):
+        try:
+            return open_checkpoint(path)
+        except InputError as error:
+            logger.warning("checkpoint rejected: %s", error)
+    if tags:
+        raise InputError(
+            f"{root} holds {len(tags)} checkpoints and none is intact; restore one, or delete the directory to start anew"
+        )
+    return None
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Verify one checkpoint: its commit record, and size and sha256 of every file.
+
+    Raises:
+        InputError: it is not committed, of another format version, or damaged; names the file.
+    """
+    if not (path / COMMIT).is_file():
+        raise InputError(f"{path} has no {COMMIT}; it was never completed or is not a checkpoint")
+    header = read_json(path / COMMIT)
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        raise InputError(f"{path / COMMIT} is not a checkpoint record; restore it or use another checkpoint")
+    if header["format_version"] != FORMAT_VERSION:
+        found = header["format_version"]
+        raise InputError(f"{path} has format version {found}, this beit reads {FORMAT_VERSION}; use the beit that wrote it")
+    for entry in header["files"]:
+        _verify_file(path / entry["name"], size=entry["size"], sha256=entry["sha256"])
+    return Checkpoint(path=path, step=header["step"], record=header["record"])
+
+
+def resolve_checkpoint(path: Path) -> Checkpoint:
+    """Open the checkpoint a user named: its directory, a `checkpoints` directory, or a run (newest of these).
+
+    Raises:
+        InputError: there is none, or it does not verify.
+    """
+    if (path / COMMIT).exists() or _TAG.fullmatch(path.name):
+        return open_checkpoint(path)
+    checkpoint = find_checkpoint(path / "checkpoints" if (path / "checkpoints").is_dir() else path)
+    if checkpoint is None:
+        raise InputError(f"--resume {path} holds no checkpoint; name a run, or one of its checkpoints/step_N")
+    return checkpoint
+
+
+def set_later_aside(root: Path, step: int) -> None:
+    """Rename checkpoints beyond `step`, which the run resumed here leaves behind, so that no later resume picks them."""
+    for number, path in _tags(root):
+        if number > step:
+            _set_aside(path)
+
+
+def _write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+    except SafetensorError as error:  # a full disk comes out as this
+        raise OSError(f"{path} could not be written: {error}") from error
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    return {"name": path.name, "size": path.stat().st_size, "sha256": sha256_file(path)}
+
+
+def _verify_file(path: Path, *, size: int, sha256: str) -> None:
+    if not path.is_file():
+        raise InputError(f"{path} is missing")
+    if path.stat().st_size != size:
+        raise InputError(f"{path} has {path.stat().st_size} bytes instead of {size}")
+    if sha256_file(path) != sha256:
+        raise InputError(f"{path} is damaged: its sha256 is not the recorded one")
+
+
+def _tags(root: Path) -> list[tuple[int, Path]]:
+    if not root.is_dir():
+        return []
+    matches = [(_TAG.fullmatch(path.name), path) for path in root.iterdir() if path.is_dir()]
+    return sorted((int(match[1]), path) for match, path in matches if match)
+
+
+def _set_aside(path: Path) -> None:
+    if path.exists():
+        aside = path.with_name(_ASIDE + path.name)
+        shutil.rmtree(aside, ignore_errors=True)
+        path.rename(aside)
+
+
+def _prune(root: Path, keep: int) -> None:
+    obsolete = [path for _, path in _tags(root)[:-keep]] + list(root.glob(f"{_ASIDE}*")) + list(root.glob("*.tmp"))
+    for path in obsolete:
+        shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,77 @@
+"""What the reader asks of a data set: shard sizes to order, and one record per (shard, rank).
+
+Implementations: `beit.common.store_dataset` (token stores) and `beit.common.labelled_dataset` (any images, with or
+without labels). Both give the same records, so one order, one reader and one resume serve every training.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from beit.common.sampler import Order
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Record:
+    """One sample as stored: nothing decoded, nothing augmented."""
+
+    key: str
+    """Unique in its shard."""
+    shard: str
+    """Stem of the shard."""
+    epoch: int
+    """Epoch it is read for; with the sample id it keys all random numbers of the transform."""
+    view_index: int
+    """Stored view to show; the epoch itself where no views are stored."""
+    image_bytes: bytes
+    """Encoded image."""
+    label: int | None = None
+    """Class id, if known."""
+    view: np.void | None = None
+    """Crop, flip and jitter of the stored view (`beit.common.views.VIEW_DTYPE`)."""
+    token_ids: NDArray[np.uint16] | None = None
+    """Visual token ids of that view, uint16 (grid_size, grid_size)."""
+
+    @property
+    def sample_id(self) -> str:
+        """Name of the sample, unique in the data set and equal on every rank."""
+        return f"{self.shard}/{self.key}"
+
+
+class Dataset(Protocol):
+    """Random access by (shard, rank in shard). Instances are sent to workers, so they must pickle."""
+
+    @property
+    def shard_sizes(self) -> NDArray[np.int64]:
+        """Usable samples per shard, shape (S,)."""
+
+    @property
+    def index_sha256(self) -> str:
+        """Identity of the samples and their numbering."""
+
+    @property
+    def num_views(self) -> int:
+        """Stored views per sample, K; 0 where there are none."""
+
+    def window_shards(self, wanted: int) -> int:
+        """Return how many shards to mix at a time, given the configured number and what one read costs."""
+
+    def sample_id(self, shard_id: int, rank: int) -> str:
+        """Name a sample without reading its image."""
+
+    def fetch(self, shard_id: int, rank: int, epoch: int) -> Record:
+        """Read one sample.
+
+        Raises:
+            BadSample: this sample cannot be read, others may.
+            InputError: the whole shard cannot be read.
+        """
+
+
+def build_order(dataset: Dataset, *, seed: int, window_shards: int) -> Order:
+    """Build the shuffled order over a data set."""
+    return Order(seed, dataset.shard_sizes, window_shards=dataset.window_shards(window_shards))

@@ -1,0 +1,194 @@
+"""Ranks: who this process is, and the few collectives the trainings need on plain numbers and objects.
+
+Control values (stop flags, metrics, objects) travel over gloo between host memories, so that they never wait for the
+device. Gradients and parameters are DeepSpeed's business (`engine.py`). How ranks are started is `launch.py`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from beit.common.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+INIT_TIMEOUT_SECONDS = 600.0
+"""Ranks of a large job may start minutes apart; afterwards the shorter timeout of the settings applies."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class World:
+    """The ranks of this run and this process's place among them."""
+
+    rank: int
+    """Of this process, over all machines."""
+    local_rank: int
+    """Of this process on its machine."""
+    world_size: int
+    """Number of ranks."""
+    device: torch.device
+    """Where this rank computes."""
+
+    @property
+    def is_main(self) -> bool:
+        """True on the one rank that writes files and logs."""
+        return self.rank == 0
+
+    def max_of(self, values: Sequence[float]) -> list[float]:
+        """Return the element-wise maximum over all ranks."""
+        return self._reduce(values, dist.ReduceOp.MAX)
+
+    def sum_of(self, values: Sequence[float]) -> list[float]:
+        """Return the element-wise sum over all ranks, in float64."""
+        return self._reduce(values, dist.ReduceOp.SUM)
+
+    def mean_of(self, values: Sequence[float]) -> list[float]:
+        """Return the element-wise mean over all ranks, in float64."""
+        return [value / self.world_size for value in self.sum_of(values)]
+
+    def _reduce(self, values: Sequence[float], operation: Any) -> list[float]:
+        if self.world_size == 1:
+            return list(values)
+        tensor = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(tensor, op=operation)
+        return [float(value) for value in tensor.tolist()]
+
+    def broadcast(self, value: Any) -> Any:
+        """Return rank 0's `value` (any picklable object) on every rank."""
+        if self.world_size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+        return box[0]
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return the values of all ranks in rank order, on every rank."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
+
+    def run_on_main(self, work: Callable[[], Result]) -> Result:
+        """Run `work` on rank 0 only and return its result everywhere; its exception, too, is raised everywhere.
+
+        Without the second half, a failure of rank 0 would leave the other ranks waiting for it.
+        """
+        if self.world_size == 1:
+            return work()
+        result: Any = None
+        failure: Exception | None = None
+        if self.is_main:
+            try:
+                result = work()
+            except Exception as error:
+                failure = error
+        shared_failure, shared_result = self.broadcast((failure, result))
+        if failure is not None:
+            raise failure
+        if shared_failure is not None:
+            raise shared_failure
+        return shared_result  
+
+
+def init_distributed(*, timeout_seconds: float = 300.0) -> World:
+    """Join the ranks that a launcher started, or be the only rank; idempotent.
+
+    Args:
+        timeout_seconds: How long a collective may wait, once all ranks have met.
+    Raises:
+        InputError: the launcher's variables contradict each other or the machine.
+    """
+    environment = launcher_environment(os.environ)
+    os.environ.update(environment)
+    rank, local_rank, world_size = (int(environment[name]) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
+    device = _device(local_rank)
+    if not dist.is_initialized():
+        # Given here, not to DeepSpeed, which would ask mpi4py where no launcher set the variables.
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(
+            backend, rank=rank, world_size=world_size, timeout=timedelta(seconds=INIT_TIMEOUT_SECONDS)
+        )
+        world = World(rank=rank, local_rank=local_rank, world_size=world_size, device=device)
+        world.sum_of([1.0])  # all ranks have met
+        dist.distributed_c10d._set_pg_timeout(timedelta(seconds=timeout_seconds), dist.group.WORLD)
+    return World(rank=rank, local_rank=local_rank, world_size=world_size, device=device)
+
+
+def launcher_environment(variables: Mapping[str, str]) -> dict[str, str]:
+    """Return RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT from a launcher's variables.
+
+    torchrun, deepspeed and Kubernetes operators set them; under SLURM's srun they are derived; otherwise this process
+    is the only rank, on a free port.
+
+    Raises:
+        InputError: a rank is not below the world size, or a variable is not a number.
+    """
+    if "RANK" in variables and "WORLD_SIZE" in variables:
+        defaults = {"LOCAL_RANK": "", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+        names = {name: variables.get(name, default) for name, default in defaults.items()}
+        names |= {name: variables[name] for name in ("RANK", "WORLD_SIZE")}
+    elif under_slurm(variables):
+        names = _slurm_environment(variables)
+    else:
+        port = str(free_port())
+        names = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    for name in ("RANK", "WORLD_SIZE", "MASTER_PORT"):
+        if not names[name].isdigit():
+            raise InputError(f"environment variable {name} ({names[name]!r}) must be a number; check the launcher")
+    if not names["LOCAL_RANK"]:  # some launchers number ranks only globally
+        names["LOCAL_RANK"] = str(int(names["RANK"]) % max(1, torch.cuda.device_count()))
+    if int(names["RANK"]) >= int(names["WORLD_SIZE"]):
+        raise InputError(f"RANK ({names['RANK']}) must be below WORLD_SIZE ({names['WORLD_SIZE']}); check the launcher")
+    return names
+
+
+def under_slurm(variables: Mapping[str, str]) -> bool:
+    """True for a task of an srun step; a batch script's own shell has no step task count."""
+    return "SLURM_PROCID" in variables and "SLURM_STEP_NUM_TASKS" in variables
+
+
+def free_port() -> int:
+    """Return a TCP port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _slurm_environment(variables: Mapping[str, str]) -> dict[str, str]:
+    nodes = variables.get("SLURM_STEP_NODELIST", variables.get("SLURM_JOB_NODELIST", "127.0.0.1"))
+    # "gpu[003-007,9],cpu1" starts at gpu003.
+    first = re.sub(r"\[(\w+)[^\]]*\].*", r"\1", nodes).partition(",")[0]
+    job = int(variables.get("SLURM_JOB_ID", "0"))
+    return {
+        "RANK": variables["SLURM_PROCID"],
+        "WORLD_SIZE": variables["SLURM_STEP_NUM_TASKS"],
+        "LOCAL_RANK": variables.get("SLURM_LOCALID", "0"),
+        "MASTER_ADDR": variables.get("MASTER_ADDR", first),
+        # The same on every task, and different for two jobs that share a machine.
+        "MASTER_PORT": variables.get("MASTER_PORT", str(20000 + job % 20000)),
+    }
+
+
+def _device(local_rank: int) -> torch.device:
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    if local_rank >= torch.cuda.device_count():
+        raise InputError(
+            f"local rank {local_rank} has no GPU of its own ({torch.cuda.device_count()} visible); "
+            "start at most one rank per GPU"
+        )
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)

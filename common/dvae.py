@@ -1,0 +1,173 @@
+"""A compact discrete VAE that a CPU can run: image patches in, visual words out, and back.
+
+Here: the network (`DiscreteVAE`) and the formulas of its objective. Not here: training (`beit.tokenize.tokenizer_step`),
+files and names (`beit.common.tokenizer`), the official DALL-E network (`beit.common.dalle`).
+
+Unlike the DALL-E encoder, nearly all of the work happens at one position per token, and the logits over the vocabulary are
+scaled cosines between a short code vector and a codebook. That makes logits cheap at any vocabulary size, and lets a word
+nobody uses be moved onto features that exist.
+
+B images, H x W pixels, h x w tokens, V vocabulary, C code_dim.
+
+Source: BEiT §2.1 and DALL-E (A. Ramesh et al., 2021) §2.1 for the discrete VAE: Gumbel-softmax relaxation, uniform prior.
+Differs: cosine logits with a codebook shared by encoder and decoder, as in later vector-quantised tokenizers, instead of one
+free logit per word.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from beit.common.dvae_config import DiscreteVAEConfig
+
+STEM_STRIDE = 4
+"""Pixels per position after the first convolution; patches this small still hold edges well."""
+INITIAL_LOGIT_SCALE = 20.0
+"""Cosines times this are the first logits. Measured 2026-11-23: from 10 to 40 the end result is the same."""
+
+
+class ResidualBlock(nn.Module):
+    """Add a 3x3 look at the neighbours to the stream, shape (B, width, h, w) in and out."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.neighbours = nn.Conv2d(width, width // 2, 3, padding=1)
+        self.expand = nn.Conv2d(width // 2, width, 1)
+        # The block starts as the identity, so that depth needs no normalisation layers.
+        nn.init.zeros_(self.expand.weight)
+        nn.init.zeros_(self.expand.bias)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Return hidden plus the block's change."""
+        return hidden + self.expand(F.relu(self.neighbours(F.relu(hidden))))
+
+
+class DiscreteVAE(nn.Module):
+    """Encoder to code vectors, shared codebook, decoder to pixels.
+
+    Args:
+        config: Shape of the network.
+    """
+
+    def __init__(self, config: DiscreteVAEConfig) -> None:
+        super().__init__()
+        self.config = config
+        width, half = config.width, config.width // 2
+        shuffle = config.downsampling // STEM_STRIDE
+        self.patch_embed = nn.Conv2d(3, half, STEM_STRIDE, stride=STEM_STRIDE)
+        self.merge = nn.Conv2d(half, width, 3 if shuffle > 1 else 1, stride=min(shuffle, 2), padding=int(shuffle > 1))
+        self.merge_again = nn.Conv2d(width, width, 3, stride=2, padding=1) if shuffle == 4 else None
+        self.encoder_blocks = nn.Sequential(*(ResidualBlock(width) for _ in range(config.num_blocks)))
+        self.to_code = nn.Conv2d(width, config.code_dim, 1)
+
+        self.codebook = nn.Parameter(F.normalize(torch.randn(config.vocab_size, config.code_dim), dim=1))
+        self.log_scale = nn.Parameter(torch.tensor(math.log(INITIAL_LOGIT_SCALE)))
+
+        self.from_code = nn.Conv2d(config.code_dim, width, 3, padding=1)
+        self.decoder_blocks = nn.Sequential(*(ResidualBlock(width) for _ in range(config.num_blocks)))
+        self.split = nn.Conv2d(width, half * shuffle**2, 1)
+        self.unshuffle = nn.PixelShuffle(shuffle)
+        self.to_pixels = nn.Conv2d(half, 3 * STEM_STRIDE**2, 3, padding=1)
+        self.pixel_shuffle = nn.PixelShuffle(STEM_STRIDE)
+
+    def extra_repr(self) -> str:
+        """Show the settings that decide compatibility."""
+        return f"vocab_size={self.config.vocab_size}, downsampling={self.config.downsampling}"
+
+    def encode_features(self, images: Tensor) -> Tensor:
+        """Map images to unit code vectors.
+
+        Args:
+            images: Float (B, 3, H, W) in [-1, 1]; H and W divisible by `downsampling`.
+        Returns:
+            Float (B, C, h, w), length 1 along C.
+        """
+        hidden = self.merge(F.relu(self.patch_embed(images)))  # (B, width, H/8, W/8), finer for downsampling 4
+        if self.merge_again is not None:
+            hidden = self.merge_again(F.relu(hidden))
+        code = self.to_code(F.relu(self.encoder_blocks(hidden)))
+        return F.normalize(code.float(), dim=1)
+
+    def unit_codebook(self) -> Tensor:
+        """Return the words as unit vectors, float (V, C)."""
+        return F.normalize(self.codebook.float(), dim=1)
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Score every word at every position, channels last.
+
+        Args:
+            features: Float (B, C, h, w) from `encode_features`.
+        Returns:
+            Float (B, h, w, V).
+        """
+        return self.log_scale.exp() * (features.permute(0, 2, 3, 1) @ self.unit_codebook().t())
+
+    def token_ids(self, images: Tensor) -> Tensor:
+        """Map images (see `encode_features`) to the best word per position, int64 (B, h, w) in [0, V)."""
+        features = self.encode_features(images).permute(0, 2, 3, 1)
+        # The scale is positive and common to all words, so it cannot change which is best.
+        return (features @ self.unit_codebook().t()).argmax(dim=-1)
+
+    def decode_features(self, code: Tensor) -> Tensor:
+        """Map code vectors, or mixtures of them, (B, C, h, w) to images, float (B, 3, H, W), meant for [-1, 1]."""
+        hidden = F.relu(self.decoder_blocks(self.from_code(code)))
+        hidden = F.relu(self.unshuffle(self.split(hidden)))  # (B, width / 2, H / 4, W / 4)
+        return self.pixel_shuffle(self.to_pixels(hidden)).float()
+
+    def decode_ids(self, token_ids: Tensor) -> Tensor:
+        """Map words, int64 (B, h, w), to images, float (B, 3, H, W), meant for [-1, 1]."""
+        return self.decode_features(self.unit_codebook()[token_ids].permute(0, 3, 1, 2))
+
+    def decode_weights(self, weights: Tensor) -> Tensor:
+        """Map word weights, float (B, h, w, V) summing to 1, to images, float (B, 3, H, W)."""
+        return self.decode_features((weights @ self.unit_codebook()).permute(0, 3, 1, 2))
+
+
+def gumbel_softmax(logits: Tensor, *, temperature: float, generator: torch.Generator) -> Tensor:
+    """Relax one draw from the categorical distribution `softmax(logits)` along the last dim.
+
+    Args:
+        logits: Float (..., V).
+        temperature: Above 0; near 0 the result is close to one-hot, near infinity to uniform.
+        generator: Owns all randomness.
+    Returns:
+        Float (..., V), non-negative, sums to 1.
+    Source: E. Jang et al., "Categorical Reparameterization with Gumbel-Softmax", 2017, eq. 1 and 2.
+    """
+    # Minus the logarithm of an exponential draw is a Gumbel draw; it saves one logarithm over starting from a uniform one.
+    exponential = torch.empty_like(logits).exponential_(generator=generator)
+    return F.softmax((logits - exponential.clamp_min_(1e-20).log_()) / temperature, dim=-1)
+
+
+def kl_to_uniform(logits: Tensor) -> Tensor:
+    """Mean over positions of KL(softmax(logits) || uniform), in nats: 0 when undecided, log V when certain.
+
+    Args:
+        logits: Float (..., V).
+    Returns:
+        Scalar.
+    Source: BEiT §2.1, uniform prior. Differs: a mean over positions, so that its weight does not depend on batch or image
+    size; log-softmax instead of a logarithm of probabilities with an added constant.
+    """
+    log_probability = F.log_softmax(logits, dim=-1)
+    return (log_probability.exp() * log_probability).sum(dim=-1).mean() + math.log(logits.shape[-1])
+
+
+def usage_kl(logits: Tensor) -> Tensor:
+    """KL(mean over positions of softmax(logits) || uniform), in nats: 0 when the batch uses all words equally.
+
+    This is the part of `kl_to_uniform` that collapse shows up in; the rest is the information a token carries, which a
+    tokenizer should keep. The two are weighted separately for that reason.
+
+    Args:
+        logits: Float (..., V).
+    Returns:
+        Scalar.
+    """
+    mean_probability = F.softmax(logits, dim=-1).flatten(0, -2).mean(dim=0)
+    entropy = -(mean_probability * mean_probability.clamp_min(1e-12).log()).sum()
+    return math.log(logits.shape[-1]) - entropy

@@ -1,0 +1,287 @@
+"""DeepSpeed behind a small interface: build, forward and backward, step. The only module that imports it.
+
+The optimizer is ours (`optimizer.py`), the schedule is set from outside, checkpoints are ours (`portable_state.py`);
+DeepSpeed contributes gradient accumulation, the ZeRO partitions and communication.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import warnings
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from beit.common.distributed import World
+from beit.common.errors import InputError
+from beit.common.optimizer import FiniteAdamW
+from beit.common.train_config import DeepSpeedConfig, OptimizerConfig, TrainingPlan
+
+LossFunction = Callable[[nn.Module, Mapping[str, Any], int], tuple[torch.Tensor, dict[str, torch.Tensor]]]
+"""(model, micro-batch, step) -> (scalar loss, detached scalar metrics)."""
+
+_OWN_KEYS = {
+    "train_batch_size": "train.global_batch_size",
+    "train_micro_batch_size_per_gpu": "train.micro_batch_size",
+    "gradient_accumulation_steps": "train.micro_batch_size",
+    "gradient_clipping": "optimizer.clip_grad",
+    "optimizer": "the section [optimizer]",
+    "scheduler": "the section [optimizer]",
+    "fp16": "train.precision",
+    "bf16": "train.precision",
+    "torch_autocast": "train.precision",
+}
+"""DeepSpeed settings that have a source of their own here."""
+
+
+class LossModule(nn.Module):
+    """The model together with its loss, so that DeepSpeed's forward hooks surround both.
+
+    Autocast is entered here because the engine's forward switches off one that was entered outside.
+    """
+
+    def __init__(self, model: nn.Module, loss_function: LossFunction, autocast: Callable[[], Any]) -> None:
+        super().__init__()
+        self.model = model
+        self._loss_function, self._autocast = loss_function, autocast
+
+    def forward(self, batch: Mapping[str, Any], step: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Return the loss (float32 scalar) and detached metrics of one micro-batch."""
+        with self._autocast():
+            loss, metrics = self._loss_function(self.model, batch, step)
+        return loss.float(), metrics
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineSettings:
+    """What an engine is built from."""
+
+    optimizer: OptimizerConfig
+    """AdamW and clipping."""
+    deepspeed: DeepSpeedConfig
+    """ZeRO stage and the user's JSON."""
+    precision: Literal["fp32", "bf16"]
+    """Of the forward pass."""
+    plan: TrainingPlan
+    """Batch shares."""
+
+
+class Engine:
+    """A model under training.
+
+    Args:
+        model: Initialised identically on all ranks; moved to the device.
+        loss_function: What one micro-batch costs.
+        param_groups: Dicts of `params`, `weight_decay` and `lr_scale`.
+        settings: Precision, optimizer, ZeRO.
+        world: The ranks; `init_distributed` has run.
+    Raises:
+        InputError: the user's DeepSpeed JSON is missing, malformed or sets what has a source of its own.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss_function: LossFunction,
+        param_groups: list[dict[str, Any]],
+        *,
+        settings: EngineSettings,
+        world: World,
+    ) -> None:
+        self.model, self.world = model.to(world.device), world
+        self._precision = settings.precision
+        config = deepspeed_json(settings)
+        self.zero_stage: int = config["zero_optimization"]["stage"]
+        adam = settings.optimizer
+        self.optimizer = FiniteAdamW(
+            [group for group in param_groups if group["params"]],
+            clip_norm=adam.clip_grad if self.zero_stage == 0 else None,
+            lr=adam.lr,
+            betas=adam.betas,
+            eps=adam.eps,
+        )
+        self._base_weight_decay = [group["weight_decay"] for group in self.optimizer.param_groups]
+        self._engine = _initialize(LossModule(model, loss_function, self.autocast), self.optimizer, config, world)
+        self._deepspeed_skipped = False
+        if self.zero_stage > 0:
+            self._create_moments()
+
+    @property
+    def zero_optimizer(self) -> Any:
+        """DeepSpeed's wrapper around the optimizer; only at ZeRO 1 to 3."""
+        return self._engine.optimizer
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Return the context of forward passes: bf16 matrix products over fp32 weights, or nothing."""
+        if self._precision == "bf16":
+            return torch.autocast(self.world.device.type, dtype=torch.bfloat16)
+        return nullcontext()
+
+    def set_schedule(self, *, lr: float, weight_decay_factor: float) -> None:
+        """Set the next step's learning rate (times each group's `lr_scale`) and scale the groups' weight decay."""
+        # The engine's groups are the optimizer's; between two steps all of them are in place at every ZeRO stage.
+        for group, weight_decay in zip(self.optimizer.param_groups, self._base_weight_decay, strict=True):
+            group["lr"] = lr * group.get("lr_scale", 1.0)
+            group["weight_decay"] = weight_decay * weight_decay_factor
+
+    def forward_backward(self, batch: Mapping[str, Any], step: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Add one micro-batch's gradients, averaged over the step.
+
+        Returns:
+            The detached loss and metrics, on the device.
+        """
+        loss, metrics = self._engine(batch, step)
+        self._engine.backward(loss)
+        self.optimizer.bad_loss = torch.maximum(self.optimizer.bad_loss, (~torch.isfinite(loss.detach())).float())
+        if not self._engine.is_gradient_accumulation_boundary():
+            self._engine.step()  # only counts the micro-batch
+        return loss.detach(), metrics
+
+    def step(self) -> None:
+        """Clip and apply the accumulated gradients, unless some rank's are not finite."""
+        skipped_before = self._engine.skipped_steps
+        self.optimizer.found_inf = torch.zeros_like(self.optimizer.bad_loss)
+        self._engine.step()
+        self._deepspeed_skipped = self._engine.skipped_steps > skipped_before
+        self.optimizer.bad_loss = torch.zeros_like(self.optimizer.bad_loss)
+
+    def skipped_flag(self) -> torch.Tensor:
+        """Return a float scalar on the device, 1 when the last step was skipped; the same on every rank."""
+        if self._deepspeed_skipped:  # ZeRO 1 to 3 refuse a non-finite norm before they reach the optimizer
+            return torch.ones_like(self.optimizer.found_inf)
+        return self.optimizer.found_inf
+
+    def grad_norm(self) -> float:
+        """Return the global L2 norm before clipping of the last step; waits for the device."""
+        norm = self.optimizer.grad_norm if self.zero_stage == 0 else self._engine.get_global_grad_norm()
+        return float(norm)
+
+    def applied_steps(self) -> float:
+        """Return how many updates the optimizer has applied, by its own count."""
+        return max((float(state["step"]) for state in self.optimizer.state.values()), default=0.0)
+
+    def close(self) -> None:
+        """Release hooks and buffers, so that another engine can follow in the same process."""
+        self._engine.destroy()
+
+    def flat_params(self) -> list[torch.Tensor]:
+        """Return the flat fp32 tensors this rank's optimizer updates at ZeRO 1 to 3."""
+        if self.zero_stage == 3:
+            return list(self.zero_optimizer.fp32_partitioned_groups_flat)
+        return list(self.zero_optimizer.single_partition_of_fp32_groups)
+
+    def _create_moments(self) -> None:
+        """Give every flat tensor its moments now.
+
+        AdamW would create them in its first step. DeepSpeed 0.19 links them to the parameters right after the first
+        group's first step, when those of later groups would still be missing, and reading them would then fail on some
+        ranks and hang the others.
+        """
+        for flat in self.flat_params():
+            self.optimizer.state[flat] = {
+                "step": torch.zeros((), dtype=torch.float32, device=flat.device),
+                "exp_avg": torch.zeros_like(flat),
+                "exp_avg_sq": torch.zeros_like(flat),
+            }
+        if self.zero_stage < 3:
+            self.zero_optimizer._lazy_init_hp_params_optimizer_state()
+
+
+def hp_tensor(parameter: nn.Parameter, kind: str | None) -> torch.Tensor:
+    """Return the full float32 master weight (None) or moment ("exp_avg", "exp_avg_sq") at ZeRO 1 to 3; collective."""
+    from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+    value = safe_get_full_fp32_param(parameter) if kind is None else safe_get_full_optimizer_state(parameter, kind)
+    assert value is not None, "DeepSpeed does not know this parameter"
+    return value  # type: ignore[no-any-return]
+
+
+def set_hp_tensor(parameter: nn.Parameter, value: torch.Tensor, kind: str | None) -> None:
+    """Overwrite the optimizer's copy of a weight (None) or a moment at ZeRO 1 to 3."""
+    from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+
+    if kind is None:
+        safe_set_full_fp32_param(parameter, value)
+    else:
+        safe_set_full_optimizer_state(parameter, value, kind)
+
+
+def gathered(engine: Engine, parameter: nn.Parameter, *, modify: bool = False) -> AbstractContextManager[Any]:
+    """Make `parameter` whole inside the block; at ZeRO 3 collective, and with `modify` rank 0's changes are kept."""
+    if engine.zero_stage < 3:
+        return nullcontext()
+    from deepspeed.zero import GatheredParameters
+
+    return GatheredParameters([parameter], modifier_rank=0 if modify else None)  # type: ignore[no-any-return]
+
+
+def deepspeed_json(settings: EngineSettings) -> dict[str, Any]:
+    """Generate DeepSpeed's configuration and merge the user's file over it.
+
+    Raises:
+        InputError: the file is missing, not JSON, or sets what has a source of its own.
+    """
+    plan, clip = settings.plan, settings.optimizer.clip_grad
+    generated: dict[str, Any] = {
+        "train_batch_size": plan.global_batch_size,
+        "train_micro_batch_size_per_gpu": plan.micro_batch_size,
+        "gradient_accumulation_steps": plan.grad_accum_steps,
+        "zero_optimization": {"stage": settings.deepspeed.zero_stage},
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+    }
+    user = _read_user_json(settings.deepspeed.config)
+    for key in user:
+        if key in _OWN_KEYS:
+            raise InputError(
+                f"{settings.deepspeed.config} sets {key!r}, which has one source here; remove it and use {_OWN_KEYS[key]}"
+            )
+    merged = _merge(generated, user)
+    if merged["zero_optimization"]["stage"] > 0:
+        merged["gradient_clipping"] = clip or 0.0
+    return merged
+
+
+def _read_user_json(path: str | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"deepspeed.config ({path}) cannot be read ({error.strerror}); check the path") from None
+    except ValueError as error:
+        raise InputError(f"deepspeed.config ({path}) is not valid JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise InputError(f"deepspeed.config ({path}) must hold a JSON object")
+    return content
+
+
+def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    result = dict(base)
+    for key, value in over.items():
+        nested = isinstance(value, Mapping) and isinstance(result.get(key), dict)
+        result[key] = _merge(result[key], value) if nested else value
+    return result
+
+
+def _initialize(module: nn.Module, optimizer: FiniteAdamW, config: dict[str, Any], world: World) -> Any:
+    if world.device.type == "cpu":
+        os.environ["DS_ACCELERATOR"] = "cpu"  # before the import, which probes for devices
+    import deepspeed
+    import deepspeed.ops
+
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)  # it warns of every optimizer that is not its own
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")  # DeepSpeed's calls
+    if world.device.type == "cpu":
+        # DeepSpeed would compile a shared-memory all-reduce at the first start, which needs a compiler and ninja; ranks
+        # that wait in it spin for ever when a peer is killed. gloo needs neither and notices.
+        vars(deepspeed.ops).setdefault("__compatible_ops__", {})["deepspeed_shm_comm"] = False
+    engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config)
+    return engine

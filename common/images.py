@@ -1,0 +1,110 @@
+"""Image bytes to RGB pixels, with every way this can fail turned into one countable `BadSample`.
+
+Here: the only decoder of the package, so that tokenisation, training and evaluation see the same pixels. Not here:
+where the bytes come from (`sources.py`, `store.py`) and what is cut from the pixels (`views.py`).
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from beit.common.errors import BadSample
+
+IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
+"""File endings and tar suffixes that mean "an image", in order of preference where a sample has several."""
+
+MAX_IMAGE_BYTES = 256 << 20
+"""Largest encoded image that is read into memory. Arbitrary; a 64-megapixel 16-bit PNG stays below it."""
+
+MAX_SIDE_PX = 65535
+"""View records hold box coordinates as unsigned 16-bit integers."""
+
+_FORMATS = ("JPEG", "PNG", "WEBP")
+_EXIF_ORIENTATION = 0x0112
+_TRANSPOSE_OF_ORIENTATION = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def decode_image(data: bytes, *, apply_exif: bool = True, max_pixels: int = 64_000_000) -> Image.Image:
+    """Decode a JPEG, PNG or WebP image to 8-bit RGB; of an animation, its first frame.
+
+    16-bit grey is scaled to 8 bit, transparency is dropped. The size is checked before any pixel is decoded. Data that
+    ends early is an error: filling the rest with grey would teach the model grey boxes.
+
+    Args:
+        data: The encoded image.
+        apply_exif: Turn and mirror the pixels as the EXIF orientation asks.
+        max_pixels: Largest accepted width x height.
+    Returns:
+        Image of mode "RGB", loaded, both sides in [1, 65535] px.
+    Raises:
+        BadSample: reason is "empty", "truncated", "unsupported", "bomb", "too-large" or "decode-error".
+    """
+    if not data:
+        raise BadSample("empty", "no bytes")
+    if len(data) > MAX_IMAGE_BYTES:
+        raise BadSample("too-large", f"{len(data)} bytes, at most {MAX_IMAGE_BYTES}")
+    with warnings.catch_warnings():
+        # Pillow warns about odd EXIF blocks and palettes, once per image; what matters raises or is checked below.
+        warnings.simplefilter("ignore", UserWarning)
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        return _decode(data, apply_exif, max_pixels)
+
+
+def _decode(data: bytes, apply_exif: bool, max_pixels: int) -> Image.Image:
+    try:
+        image: Image.Image = Image.open(io.BytesIO(data), formats=_FORMATS)
+        _check_size(image, max_pixels)
+        image.load()
+        return _to_rgb(_upright(image) if apply_exif else image)
+    except (BadSample, MemoryError):
+        raise
+    except UnidentifiedImageError:
+        raise BadSample("unsupported", f"not a JPEG, PNG or WebP image (starts with {data[:8]!r})") from None
+    except Image.DecompressionBombError as error:
+        raise BadSample("bomb", str(error)) from None
+    except Exception as error:
+        # Decoders answer damaged data with a dozen exception types (OSError, SyntaxError, ValueError, struct.error,
+        # ...).
+        reason = "truncated" if "truncated" in str(error).lower() else "decode-error"
+        raise BadSample(reason, f"{type(error).__name__}: {error}") from error
+
+
+def _check_size(image: Image.Image, max_pixels: int) -> None:
+    width, height = image.size
+    if width * height > max_pixels:
+        raise BadSample("bomb", f"{width} x {height} px, at most {max_pixels} pixels")
+    if max(width, height) > MAX_SIDE_PX:
+        raise BadSample("too-large", f"{width} x {height} px, at most {MAX_SIDE_PX} px per side")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
+    except Exception:
+        # A broken EXIF block says nothing about the pixels, and cameras write many: the image stays as stored,
+        # everywhere.
+        orientation = 1
+    transpose = _TRANSPOSE_OF_ORIENTATION.get(orientation) if isinstance(orientation, int) else None
+    return image if transpose is None else image.transpose(transpose)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I"):
+        # 16-bit grey. Pillow's own conversion clips everything above 255 to white.
+        samples = np.asarray(image).astype(np.int64)
+        image = Image.fromarray(((samples.clip(0, 65535) + 128) // 257).astype(np.uint8))
+    return image.convert("RGB")

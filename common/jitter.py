@@ -1,0 +1,65 @@
+"""Colour jitter in exact integer arithmetic, equal to Pillow's `ImageEnhance` bit for bit.
+
+Factors are whole multiples of 1/2**14 and at most 2. With 8-bit pixels every product and sum then fits the 24 bits of a
+float32, so what Pillow computes in floating point has one exact answer on every machine, and lookup tables give the
+same.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+from PIL import Image
+
+FACTOR_BITS = 14
+FACTOR_ONE = 1 << FACTOR_BITS
+"""The fixed-point factor that changes nothing."""
+
+MAX_FACTOR = 2 * FACTOR_ONE
+
+JITTER_ORDERS: tuple[tuple[str, ...], ...] = tuple(itertools.permutations(("bright", "contrast", "sat")))
+"""The six orders of the three operations, lexicographic; a view stores the position in this list."""
+
+
+def jitter_image(
+    image: Image.Image, factors: dict[str, int], order: int, *, mean_from: Image.Image | None = None
+) -> Image.Image:
+    """Apply brightness, contrast and saturation to an RGB image in the given order.
+
+    Args:
+        image: RGB image; left unchanged.
+        factors: Fixed-point factor in [0, 2 * 2**14] for each of "bright", "contrast" and "sat"; 2**14 skips the
+            operation.
+        order: Position in `JITTER_ORDERS`.
+        mean_from: Take the contrast's mean grey from this image, jittered alike, instead of from `image`: jittering a
+            crop then equals cropping the jittered image.
+    Returns:
+        RGB image of the same size.
+    Source: torchvision's ColorJitter as BEiT uses it (`beit/datasets.py`), hue 0. Differs: factors are fixed point.
+    """
+    remaining = [name for name in JITTER_ORDERS[order] if factors[name] != FACTOR_ONE]
+    while remaining:
+        name = remaining.pop(0)
+        mean_grey = _mean_grey(image if mean_from is None else mean_from) if name == "contrast" else 0
+        image = _apply(image, name, factors[name], mean_grey)
+        if mean_from is not None and "contrast" in remaining:
+            mean_from = _apply(mean_from, name, factors[name], mean_grey)
+    return image
+
+
+def _apply(image: Image.Image, name: str, factor: int, mean_grey: int) -> Image.Image:
+    if name == "sat":
+        grey = image.convert("L").convert("RGB")
+        return Image.blend(grey, image, factor / FACTOR_ONE)
+    # Brightness blends with black and contrast with the mean grey; per pixel value both are one table.
+    values = np.arange(256, dtype=np.int64)
+    table = ((mean_grey << FACTOR_BITS) + factor * (values - mean_grey)) >> FACTOR_BITS
+    return image.point(table.clip(0, 255).tolist() * 3)
+
+
+def _mean_grey(image: Image.Image) -> int:
+    histogram = image.convert("L").histogram()
+    total = sum(value * count for value, count in enumerate(histogram))
+    num_pixels = image.width * image.height
+    return (2 * total + num_pixels) // (2 * num_pixels)  # rounded half up, as ImageEnhance.Contrast does

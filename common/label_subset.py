@@ -1,0 +1,53 @@
+"""Drawing a few labelled samples with the class proportions of the whole, the same ones every time."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from beit.common.rng import CounterRng
+
+Int64Array = NDArray[np.int64]
+
+
+def apportion(class_counts: Int64Array, total: int) -> Int64Array:
+    """Divide `total` samples among classes in proportion to their counts.
+
+    Largest remainders; every class that has samples gets one as long as `total` covers all such classes.
+
+    Args:
+        class_counts: Samples there are, int64 (C,).
+        total: Samples wanted, at most the sum of `class_counts`.
+    Returns:
+        Samples per class, int64 (C,), summing to `total`.
+    """
+    exact = class_counts * (total / class_counts.sum())
+    least = (class_counts > 0).astype(np.int64) if total >= np.count_nonzero(class_counts) else np.zeros_like(class_counts)
+    counts = np.maximum(np.floor(exact).astype(np.int64), least)
+    while (missing := total - int(counts.sum())) != 0:
+        open_classes = counts < class_counts if missing > 0 else counts > least
+        gap = np.where(open_classes, (exact - counts) * np.sign(missing), -np.inf)
+        counts[int(np.argmax(gap))] += np.sign(missing)
+    return counts
+
+
+def draw_subset(labels: Int64Array, total: int, seed: int) -> Int64Array:
+    """Choose `total` samples, balanced by label; samples without a label count as one more class.
+
+    A larger subset of the same seed contains a smaller one, up to the rounding of `apportion`.
+
+    Args:
+        labels: Class id of every sample, int64 (N,).
+        total: Samples wanted, in [0, N].
+        seed: Another seed chooses other samples.
+    Returns:
+        Indices of the chosen samples, ascending, int64 (total,).
+    """
+    classes, members = np.unique(labels, return_inverse=True)
+    counts = apportion(np.bincount(members, minlength=len(classes)).astype(np.int64), total)
+    by_class = np.split(np.argsort(members, kind="stable"), np.cumsum(np.bincount(members))[:-1])
+    chosen = [
+        samples[CounterRng(seed, "label subset", int(label)).permutation(len(samples))[:count]]
+        for label, samples, count in zip(classes, by_class, counts, strict=True)
+    ]
+    return np.sort(np.concatenate(chosen)).astype(np.int64)

@@ -1,0 +1,83 @@
+"""Metrics on disk: one JSON object per line in metrics.jsonl, and the same numbers for TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from beit.common.files import write_atomic
+
+
+class MetricsWriter(Protocol):
+    """Where the loop sends its records."""
+
+    def write(self, record: Mapping[str, float]) -> None:
+        """Take one record; it has a `step`."""
+        ...
+
+    def close(self) -> None:
+        """Finish."""
+        ...
+
+
+class NoMetrics:
+    """For ranks that write nothing."""
+
+    def write(self, record: Mapping[str, float]) -> None:
+        """Drop the record."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+class MetricsLog:
+    """Writes metrics.jsonl and tensorboard/ of a run.
+
+    Args:
+        run: The run directory.
+        step: Records of later steps, from work that was lost, are removed first.
+    """
+
+    def __init__(self, run: Path, step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # half a second of imports only training needs
+
+        self._path = run / "metrics.jsonl"
+        truncate_metrics(self._path, step)
+        self._file = self._path.open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+
+    def write(self, record: Mapping[str, float]) -> None:
+        """Append one record; values that are not finite become null, which JSON has, unlike NaN."""
+        clean = {name: value if math.isfinite(value) else None for name, value in record.items()}
+        self._file.write(json.dumps(clean) + "\n")
+        self._file.flush()
+        for name, value in record.items():
+            if name != "step":
+                self._board.add_scalar(name, value, int(record["step"]))
+
+    def close(self) -> None:
+        """Flush and close both."""
+        self._file.close()
+        self._board.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Return all complete records of a metrics.jsonl; a line cut short by a crash is left out."""
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return records
+
+
+def truncate_metrics(path: Path, step: int) -> None:
+    """Remove records after `step`, so that a resumed run has one record per step."""
+    if not path.exists():
+        return
+    kept = [record for record in read_metrics(path) if record["step"] <= step]
+    write_atomic(path, "".join(json.dumps(record) + "\n" for record in kept).encode())

@@ -1,0 +1,51 @@
+"""AdamW that leaves weights, moments and step count alone when any rank's gradients or losses are not finite.
+
+DeepSpeed reduces gradients during backward and clips them inside its own step, so the one place that sees what is about
+to be applied, at every ZeRO stage, is the optimizer handed to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+
+class FiniteAdamW(torch.optim.AdamW):
+    """Fused AdamW with a finite check across ranks.
+
+    The verdict stays on the device: the fused kernel takes it as `found_inf` and does nothing where it is 1, so a check
+    on every step costs no synchronisation.
+
+    Args:
+        params: Parameter groups.
+        clip_norm: Largest global L2 norm, applied here; None where DeepSpeed clips (ZeRO 1 to 3, whose ranks own pieces).
+        options: AdamW's own: lr, betas, eps.
+    """
+
+    def __init__(self, params: Iterable[dict[str, Any]], *, clip_norm: float | None, **options: Any) -> None:
+        super().__init__(params, fused=True, **options)
+        self.clip_norm = clip_norm
+        device = self.param_groups[0]["params"][0].device
+        self.found_inf = torch.zeros((), device=device)
+        """Float scalar: 1 when the last step was skipped. Read by the fused kernel under this name."""
+        self.bad_loss = torch.zeros((), device=device)
+        """Float scalar, set by the engine: 1 when a loss of this step was not finite."""
+        self.grad_norm = torch.zeros((), device=device)
+        """Float scalar: L2 norm before clipping of the gradients this rank stepped with."""
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Apply one update, or nothing at all on all ranks."""
+        params = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        gradients = [p.grad for p in params]
+        self.grad_norm = torch.nn.utils.get_total_norm(gradients).to(self.bad_loss.device)
+        bad = torch.maximum(self.bad_loss, (~torch.isfinite(self.grad_norm)).float())
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            dist.all_reduce(bad, op=dist.ReduceOp.MAX)
+        self.found_inf = bad
+        if self.clip_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(params, self.clip_norm, self.grad_norm)
+        super().step()

@@ -1,0 +1,134 @@
+"""The two Parquet files of a store: one table of samples per shard, and the table of shards.
+
+Both are written with fixed settings, so that equal content gives equal bytes for one version of pyarrow. Their columns
+are explained in docs/store-format.md.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from beit.common.errors import InputError
+from beit.common.store_schema import FORMAT_VERSION, ShardRow
+
+_SAMPLE_SCHEMA = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("key_hash", pa.uint64(), nullable=False),
+        pa.field("img_off", pa.uint64(), nullable=False),
+        pa.field("img_len", pa.uint32(), nullable=False),
+        pa.field("tok_off", pa.uint64(), nullable=False),
+        pa.field("tok_len", pa.uint32(), nullable=False),
+        pa.field("view_off", pa.uint64(), nullable=False),
+        pa.field("view_len", pa.uint32(), nullable=False),
+        pa.field("label", pa.int64()),
+    ]
+)
+_INDEX_TYPES = {"str": pa.string(), "int": pa.int64()}
+_INDEX_SCHEMA = pa.schema(
+    [pa.field(field.name, _INDEX_TYPES[str(field.type)], nullable=False) for field in fields(ShardRow)]
+)
+_VERSION_KEY = b"beit.format_version"
+
+NO_LABEL = -1
+"""Stands for an absent label in the arrays; the Parquet file has a null."""
+
+
+@dataclass(frozen=True, slots=True)
+class SampleTable:
+    """The usable samples of one shard in canonical order; every array has shape (num_samples,).
+
+    Offsets and lengths are bytes: of the encoded image in the image tar, and of the raw array data, behind the npy
+    header, in the token tar. They are 0 where a store has no tokens.
+    """
+
+    key: NDArray[np.object_]
+    key_hash: NDArray[np.uint64]
+    """`held_out_hash` of the key."""
+    img_off: NDArray[np.uint64]
+    img_len: NDArray[np.uint32]
+    tok_off: NDArray[np.uint64]
+    tok_len: NDArray[np.uint32]
+    view_off: NDArray[np.uint64]
+    view_len: NDArray[np.uint32]
+    label: NDArray[np.int64]
+    """-1 where there is none."""
+
+    def __len__(self) -> int:
+        return len(self.key)
+
+    def held_out(self, threshold: int | None) -> NDArray[np.bool_]:
+        """Return which samples are held out, shape (num_samples,)."""
+        return self.key_hash < np.uint64(threshold or 0)
+
+
+def encode_samples(rows: list[dict[str, Any]]) -> bytes:
+    """Encode rows (one dict per sample, keys as in `SampleTable`, label None where absent) as Parquet."""
+    columns = {name: [row[name] for row in rows] for name in _SAMPLE_SCHEMA.names}
+    return _encode(pa.table(columns, schema=_SAMPLE_SCHEMA))
+
+
+def decode_samples(data: bytes, *, label: str) -> SampleTable:
+    """Decode a sample table; `label` names the file in errors.
+
+    Raises:
+        InputError: not a sample table of this version.
+    """
+    table = _decode(data, _SAMPLE_SCHEMA, label)
+    labels = table["label"].fill_null(NO_LABEL)
+    arrays = {name: table[name].to_numpy() for name in table.column_names if name not in ("key", "label")}
+    return SampleTable(
+        key=np.array(table["key"].to_pylist(), dtype=object), label=labels.to_numpy().astype(np.int64), **arrays
+    )
+
+
+def encode_index(rows: list[ShardRow]) -> bytes:
+    """Encode the shard table as Parquet."""
+    return _encode(pa.Table.from_pylist([asdict(row) for row in rows], schema=_INDEX_SCHEMA))
+
+
+def decode_index(data: bytes, *, label: str) -> list[ShardRow]:
+    """Decode the shard table; `label` names the file in errors.
+
+    Raises:
+        InputError: not a shard table of this version.
+    """
+    return [ShardRow(**row) for row in _decode(data, _INDEX_SCHEMA, label).to_pylist()]
+
+
+def _encode(table: pa.Table) -> bytes:
+    table = table.replace_schema_metadata({_VERSION_KEY: str(FORMAT_VERSION).encode()})
+    buffer = io.BytesIO()
+    pq.write_table(
+        table,
+        buffer,
+        version="2.6",
+        data_page_version="1.0",
+        compression="zstd",
+        compression_level=3,
+        use_dictionary=False,
+        write_statistics=False,
+        row_group_size=1 << 20,
+    )
+    return buffer.getvalue()
+
+
+def _decode(data: bytes, schema: pa.Schema, label: str) -> pa.Table:
+    try:
+        table = pq.read_table(io.BytesIO(data), use_threads=False)
+    except pa.ArrowException as error:
+        raise InputError(f"{label} is not a readable Parquet file ({error}); run beit tokenize again") from None
+    version = (table.schema.metadata or {}).get(_VERSION_KEY, b"none").decode()
+    if version != str(FORMAT_VERSION) or table.schema.names != schema.names:
+        raise InputError(
+            f"{label} has format_version {version}, this beit reads version {FORMAT_VERSION}; "
+            "use the beit that wrote it, or run beit tokenize again"
+        )
+    return table.cast(schema)

@@ -1,0 +1,308 @@
+"""The global data order, as arithmetic: which sample stands at which position, for any rank and after any restart.
+
+There is no iterator state to save. A position p on one endless axis names a sample: epoch p // N, place p % N in the
+order of that epoch. Batch row i of step s sits at p = s * B + i. Ranks and micro-batches cut that axis, workers of
+the reader cut it further, and none of them changes it. Reading the samples is `beit.common.reader`; what a shard
+holds is `beit.common.dataset`.
+
+N samples of one epoch, B global batch size, W ranks, K stored views per sample.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from beit.common.errors import InputError, require
+from beit.common.rng import CounterRng, stable_hash64
+
+Int64Array = NDArray[np.int64]
+
+STATE_VERSION = 1
+_CACHED_WINDOWS = 2  # A batch touches one window, or two where it crosses a border.
+_CACHED_EPOCHS = 2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rows:
+    """Consecutive rows of the data axis; every array has shape (count,)."""
+
+    positions: Int64Array
+    """Place on the endless axis; position // N is the epoch."""
+    epochs: Int64Array
+    """How often the whole data set was passed before this row."""
+    shard_ids: Int64Array
+    """Index into the shard table."""
+    ranks: Int64Array
+    """Index among the usable samples of that shard."""
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self.positions)
+
+
+class Order:
+    """The shuffled order of every epoch: a pure function of (seed, epoch, position).
+
+    Shards are permuted, the permuted list is cut into windows of `window_shards`, and all samples of a window are
+    permuted together. Thus only one window of shards is in use at a time, and finding a position costs one window,
+    not one epoch.
+
+    Args:
+        seed: Of the whole run.
+        shard_sizes: Usable samples per shard, shape (S,).
+        window_shards: Shards that are mixed with each other.
+    Raises:
+        InputError: there is no sample at all.
+    """
+
+    def __init__(self, seed: int, shard_sizes: NDArray[np.integer[Any]], *, window_shards: int = 32) -> None:
+        require(window_shards >= 1, f"window_shards ({window_shards}) must be at least 1")
+        self.seed = seed
+        self.window_shards = window_shards
+        self.shard_sizes = np.asarray(shard_sizes, dtype=np.int64)
+        self.num_samples = int(self.shard_sizes.sum())
+        require(self.num_samples > 0, "the data set has no usable sample; check what was given as SOURCE or STORE")
+        self._epochs: OrderedDict[int, tuple[Int64Array, Int64Array]] = OrderedDict()
+        self._windows: OrderedDict[tuple[int, int], Int64Array] = OrderedDict()
+
+    def __repr__(self) -> str:
+        """Show what the order depends on."""
+        size = f"{self.num_samples} samples in {len(self.shard_sizes)} shards"
+        return f"Order(seed={self.seed}, {size}, window_shards={self.window_shards})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the caches behind when sent to a worker; they are recomputed there."""
+        return {**self.__dict__, "_epochs": OrderedDict(), "_windows": OrderedDict()}
+
+    def locate(self, epoch: int, start: int, count: int) -> tuple[Int64Array, Int64Array]:
+        """Find the samples at places start to start + count of one epoch.
+
+        Args:
+            epoch: Counted from 0.
+            start: First place, in [0, N).
+            count: Places wanted; start + count must not exceed N.
+        Returns:
+            Shard ids and ranks inside the shards, int64 (count,) each.
+        Raises:
+            ValueError: the range leaves the epoch.
+        """
+        if not 0 <= start <= start + count <= self.num_samples:
+            raise ValueError(f"places {start} to {start + count} are outside an epoch of {self.num_samples} samples")
+        shards, shard_starts = self._epoch(epoch)
+        pieces = []
+        while count > 0:
+            piece = self._locate_in_window(epoch, shards, shard_starts, start, count)
+            pieces.append(piece)
+            start, count = start + len(piece[0]), count - len(piece[0])
+        if not pieces:
+            return np.empty(0, np.int64), np.empty(0, np.int64)
+        return np.concatenate([piece[0] for piece in pieces]), np.concatenate([piece[1] for piece in pieces])
+
+    def rows(self, position: int, count: int) -> Rows:
+        """Return `count` rows of the endless axis from `position` on, crossing as many epoch ends as needed."""
+        shard_ids = np.empty(count, np.int64)
+        ranks = np.empty(count, np.int64)
+        done = 0
+        while done < count:
+            epoch, start = divmod(position + done, self.num_samples)
+            length = min(count - done, self.num_samples - start)
+            shard_ids[done : done + length], ranks[done : done + length] = self.locate(epoch, start, length)
+            done += length
+        positions = position + np.arange(count, dtype=np.int64)
+        return Rows(positions=positions, epochs=positions // self.num_samples, shard_ids=shard_ids, ranks=ranks)
+
+    def _epoch(self, epoch: int) -> tuple[Int64Array, Int64Array]:
+        """Return the shards of `epoch` in their order (S,), and where each starts in it (S + 1,)."""
+        if epoch not in self._epochs:
+            shards = CounterRng(self.seed, "shards", epoch).permutation(len(self.shard_sizes))
+            starts = np.concatenate([[0], np.cumsum(self.shard_sizes[shards])])
+            _remember(self._epochs, epoch, (shards, starts), _CACHED_EPOCHS)
+        return self._epochs[epoch]
+
+    def _locate_in_window(
+        self, epoch: int, shards: Int64Array, shard_starts: Int64Array, start: int, count: int
+    ) -> tuple[Int64Array, Int64Array]:
+        """Resolve as much of the range as lies in the window that holds place `start`."""
+        window = (int(np.searchsorted(shard_starts, start, side="right")) - 1) // self.window_shards
+        first = window * self.window_shards
+        last = min(first + self.window_shards, len(shards))
+        begin, end = int(shard_starts[first]), int(shard_starts[last])
+        if (epoch, window) not in self._windows:
+            mixed = CounterRng(self.seed, "window", epoch, window).permutation(end - begin)
+            _remember(self._windows, (epoch, window), mixed, _CACHED_WINDOWS)
+        places = begin + self._windows[epoch, window][start - begin : start - begin + count]
+        # side="right" steps over shards of size zero, which start where their successor starts.
+        owner = np.searchsorted(shard_starts[first : last + 1], places, side="right") - 1
+        return shards[first + owner], places - shard_starts[first + owner]
+
+
+def _remember(cache: OrderedDict[Any, Any], key: Any, value: Any, limit: int) -> None:
+    cache[key] = value
+    while len(cache) > limit:
+        cache.popitem(last=False)
+
+
+def view_index(seed: int, epoch: int, shard: str, key: str, num_views: int) -> int:
+    """Choose the stored view that a sample shows in an epoch; all views come once in `num_views` epochs.
+
+    Args:
+        seed: Of the run.
+        epoch: Counted from 0.
+        shard: Stem of the shard; with `key` it makes the sample id.
+        key: Of the sample.
+        num_views: K. With 0, no view is stored: each epoch is a view of its own, and its number is returned.
+    """
+    if num_views == 0:
+        return epoch
+    return (epoch + stable_hash64(seed, "view", shard, key)) % num_views
+
+
+def valid_world_sizes(global_batch_size: int, micro_batch_size: int) -> list[int]:
+    """List the numbers of ranks that can share the global batch; none if the micro-batch does not divide it."""
+    if global_batch_size % micro_batch_size:
+        return []
+    pieces = global_batch_size // micro_batch_size
+    return [count for count in range(1, pieces + 1) if pieces % count == 0]
+
+
+def grad_accum_steps_for(global_batch_size: int, micro_batch_size: int, world_size: int) -> int:
+    """Derive the micro-batches per rank and step from B = micro_batch_size x grad_accum_steps x world_size.
+
+    Raises:
+        InputError: B cannot be cut that way; the message lists the world sizes that can.
+    """
+    if global_batch_size % (micro_batch_size * world_size) == 0:
+        return global_batch_size // (micro_batch_size * world_size)
+    valid = valid_world_sizes(global_batch_size, micro_batch_size)
+    if not valid:
+        raise InputError(
+            f"micro_batch_size ({micro_batch_size}) must divide global_batch_size ({global_batch_size}); "
+            "lower one of them"
+        )
+    raise InputError(
+        f"global_batch_size ({global_batch_size}) cannot be cut into micro-batches of {micro_batch_size} on "
+        f"{world_size} ranks; start one of {', '.join(map(str, valid))} ranks or change micro_batch_size"
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BatchPlan:
+    """Which rows of the order one rank reads, micro-batch by micro-batch."""
+
+    order: Order
+    """Of the whole data set; the same on every rank."""
+    global_batch_size: int
+    """Rows per optimizer step over all ranks, B."""
+    micro_batch_size: int
+    """Rows per forward pass of one rank."""
+    grad_accum_steps: int
+    """Micro-batches per rank and step."""
+    world_size: int = 1
+    """Ranks, W."""
+    rank: int = 0
+    """Of this process, in [0, W)."""
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that do not multiply to the global batch."""
+        require(0 <= self.rank < self.world_size, f"rank ({self.rank}) must be in [0, {self.world_size})")
+        require(self.micro_batch_size >= 1, f"micro_batch_size ({self.micro_batch_size}) must be at least 1")
+        needed = grad_accum_steps_for(self.global_batch_size, self.micro_batch_size, self.world_size)
+        require(
+            needed == self.grad_accum_steps,
+            f"global_batch_size ({self.global_batch_size}) must equal micro_batch_size ({self.micro_batch_size}) x "
+            f"grad_accum_steps ({self.grad_accum_steps}) x ranks ({self.world_size}); set grad_accum_steps to {needed}",
+        )
+
+    def micro_batch(self, index: int) -> Rows:
+        """Return the rows of this rank's micro-batch `index`, counted from the start of the run.
+
+        Micro-batch `a` of step `s` has index s * grad_accum_steps + a. A rank's rows of a step are contiguous, so
+        the slices of all ranks, in rank order, are the batch that a single process would read.
+        """
+        step, micro_step = divmod(index, self.grad_accum_steps)
+        rows_per_rank = self.global_batch_size // self.world_size
+        offset = self.rank * rows_per_rank + micro_step * self.micro_batch_size
+        return self.order.rows(step * self.global_batch_size + offset, self.micro_batch_size)
+
+    def state(self, *, steps_completed: int, num_views: int, index_sha256: str) -> DataState:
+        """Describe the position after `steps_completed` optimizer steps.
+
+        Steps completed, not batches fetched: prefetching must not move the position.
+        """
+        return DataState(
+            seed=self.order.seed,
+            samples_consumed=steps_completed * self.global_batch_size,
+            global_batch_size=self.global_batch_size,
+            window_shards=self.order.window_shards,
+            views=num_views,
+            index_sha256=index_sha256,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataState:
+    """All a checkpoint has to keep to continue the data order exactly."""
+
+    version: int = STATE_VERSION
+    """Of this record."""
+    seed: int
+    """Of the order."""
+    samples_consumed: int
+    """Rows of completed optimizer steps, over all ranks."""
+    global_batch_size: int
+    """B."""
+    window_shards: int
+    """Shards mixed with each other."""
+    lanes: int = 1
+    """Independent parts of the shard list, each feeding its own rows of a batch."""
+    views: int
+    """K, or 0 where no view is stored."""
+    index_sha256: str
+    """Identity of the data: of the shard table, or of the cached index and its subset."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record as plain integers and strings."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    @classmethod
+    def from_json(cls, mapping: dict[str, Any]) -> DataState:
+        """Rebuild the record.
+
+        Raises:
+            InputError: the version or the fields are not ours.
+        """
+        version = mapping.get("version")
+        require(
+            version == STATE_VERSION,
+            f"data state version ({version}) must be {STATE_VERSION}; use the beit that wrote it",
+        )
+        names = {field.name for field in fields(cls)}
+        require(set(mapping) == names, f"data state has fields {sorted(mapping)}, needs {sorted(names)}; it is damaged")
+        return cls(**mapping)
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps completed."""
+        return self.samples_consumed // self.global_batch_size
+
+
+def check_resume(saved: DataState, current: DataState) -> None:
+    """Refuse to continue another data order than the saved one.
+
+    Args:
+        saved: From the checkpoint.
+        current: What the run would use now; its `samples_consumed` is not looked at.
+    Raises:
+        InputError: something differs; every difference is named with both values.
+    """
+    names = [field.name for field in fields(DataState) if field.name not in ("samples_consumed", "version")]
+    different = [name for name in names if getattr(saved, name) != getattr(current, name)]
+    if not different:
+        return
+    listed = "; ".join(f"{name} was {getattr(saved, name)}, is {getattr(current, name)}" for name in different)
+    raise InputError(f"the data differ from those of the checkpoint ({listed}); restore them or start a new run")

@@ -1,0 +1,130 @@
+"""Saving and restoring a training: collects the state over all ranks, and survives a full disk once.
+
+The files are `checkpoint.py`, the tensors `portable_state.py`; when to save is decided by `trainer.py`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from beit.common.checkpoint import Checkpoint, save_checkpoint, set_later_aside
+from beit.common.distributed import World
+from beit.common.engine import Engine
+from beit.common.portable_state import PortableState, gather_state, scatter_state
+from beit.common.rng import stable_hash64
+from beit.common.run_dir import RunDirectory, versions
+from beit.common.task import Task
+
+logger = logging.getLogger(__name__)
+
+MAX_FAILED_SAVES = 2
+"""In a row; one may be a passing lack of space, a second would risk losing everything since the last good one."""
+
+
+class Saver:
+    """Writes and reads the checkpoints of one run; every rank calls every method.
+
+    Args:
+        task: Knows its data position and its artifacts.
+        engine: Holds weights and moments.
+        run: Where to write.
+        world: The ranks.
+        keep: Committed checkpoints to leave.
+    """
+
+    def __init__(self, task: Task, *, engine: Engine, run: RunDirectory, world: World, keep: int) -> None:
+        self._task, self._engine, self._run, self._world, self._keep = task, engine, run, world, keep
+        self._failed_saves = 0
+        self.saved_step = -1
+        """Of the newest committed checkpoint; -1 before the first."""
+
+    def restore(self) -> Checkpoint | None:
+        """Load the run's checkpoint into the engine and return it; None when the run starts from zero.
+
+        Raises:
+            InputError: it belongs to other data.
+        """
+        checkpoint = self._run.checkpoint
+        if checkpoint is None:
+            return None
+        self._task.check_resume(checkpoint.record["data"])
+        with checkpoint.reader("model") as model, checkpoint.reader("optimizer") as optimizer:
+            known = set(optimizer.keys())
+            scatter_state(
+                self._engine, model.get_tensor, lambda key: optimizer.get_tensor(key) if key in known else None
+            )
+        self.saved_step = checkpoint.step
+        if self._world.is_main:
+            set_later_aside(self._run.checkpoints, checkpoint.step)
+            logger.info("continuing at step %d from %s", checkpoint.step, checkpoint.path)
+        return checkpoint
+
+    def restore_random_state(self, *, seed: int, step: int) -> None:
+        """Put the random generators where the checkpoint left them, or seed them anew per rank.
+
+        They drive drop path only; with another number of ranks their states have no meaning.
+        """
+        checkpoint = self._run.checkpoint
+        if checkpoint is None or checkpoint.record["world_size"] != self._world.world_size:
+            torch.manual_seed(stable_hash64(seed, "training", self._world.rank, step) >> 1)
+            return
+        states = checkpoint.rng_states()
+        torch.set_rng_state(states[f"rank{self._world.rank}/cpu"])
+        on_device = states.get(f"rank{self._world.rank}/cuda")
+        if on_device is not None and self._world.device.type == "cuda":
+            torch.cuda.set_rng_state(on_device, self._world.device)
+
+    def save(self, step: int, *, nonfinite: Mapping[str, Any], evaluation: Mapping[str, float]) -> None:
+        """Commit a checkpoint of `step` and write the task's artifacts.
+
+        Raises:
+            RuntimeError: weights are not finite, or saving failed twice in a row; older checkpoints are intact.
+        """
+        state = gather_state(self._engine)
+        random_states = self._world.gather(self._random_state())
+        record = {
+            "data": self._task.data_state(step),
+            "nonfinite": dict(nonfinite),
+            "evaluation": dict(evaluation),
+            "world_size": self._world.world_size,
+            "zero_stage": self._engine.zero_stage,
+            "versions": versions(),
+        }
+        failure = self._world.run_on_main(lambda: self._write(step, state, random_states, record))
+        if failure is None:
+            self.saved_step, self._failed_saves = step, 0
+            return
+        self._failed_saves += 1
+        if self._failed_saves >= MAX_FAILED_SAVES:
+            raise RuntimeError(f"checkpoint at step {step} failed again ({failure}); make room and run the same command")
+        if self._world.is_main:
+            logger.warning("checkpoint at step %d failed (%s); training goes on", step, failure)
+
+    def _write(
+        self,
+        step: int,
+        state: PortableState | None,
+        random_states: list[dict[str, torch.Tensor]],
+        record: dict[str, Any],
+    ) -> str | None:
+        """Rank 0: write everything; returns what went wrong with the disk, if anything did."""
+        assert state is not None
+        if not state.is_finite():
+            raise RuntimeError(f"weights at step {step} are not finite and were not saved; resume from the last save")
+        rng = {f"rank{rank}/{name}": value for rank, entry in enumerate(random_states) for name, value in entry.items()}
+        try:
+            save_checkpoint(self._run.checkpoints, step=step, state=state, rng=rng, record=record, keep=self._keep)
+            self._task.save_artifacts(state.model, self._run.path, step, record["evaluation"])
+        except OSError as error:
+            return str(error)
+        return None
+
+    def _random_state(self) -> dict[str, torch.Tensor]:
+        states = {"cpu": torch.get_rng_state()}
+        if self._world.device.type == "cuda":
+            states["cuda"] = torch.cuda.get_rng_state(self._world.device)
+        return states

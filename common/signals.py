@@ -1,0 +1,102 @@
+"""Stopping on request: signals only set a flag, which the training loop reads between two optimizer steps.
+
+SIGTERM, SIGINT and SIGUSR1 (what schedulers send before they take a node away) all ask for a resumable stop. A rank
+whose launcher has died asks for one by itself, so that no process is left behind.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+logger = logging.getLogger(__name__)
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+LAUNCHER_PID_VARIABLE = "BEIT_LAUNCHER_PID"
+"""Set by `launch.py` for its ranks: the process that must stay alive."""
+_PR_SET_PDEATHSIG = 1
+
+
+class StopFlag:
+    """Whether somebody asked this process to stop.
+
+    Args:
+        parent: Process id whose disappearance is such a request too; None for a run that may outlive its shell.
+        launcher: The same for the command that started all ranks of this machine.
+    """
+
+    def __init__(self, *, parent: int | None = None, launcher: int | None = None) -> None:
+        self._parent, self._launcher = parent, launcher
+        self.reason: str | None = None
+        """Why; None while nobody has asked."""
+
+    def handle(self, signum: int, frame: FrameType | None) -> None:
+        """Note the signal; a second Ctrl-C interrupts at once, for somebody who does not want to wait for the save."""
+        if signum == signal.SIGINT and self.reason == "SIGINT":
+            raise KeyboardInterrupt
+        self.reason = signal.Signals(signum).name
+
+    def is_set(self) -> bool:
+        """True once a signal came, or the parent or the launcher is gone."""
+        if self.reason is None and self._parent is not None and os.getppid() != self._parent:
+            self.reason = "the parent process is gone"
+        if self.reason is None and self._launcher is not None and not _is_alive(self._launcher):
+            self.reason = "the launching command is gone"
+        return self.reason is not None
+
+
+_active: StopFlag | None = None
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[StopFlag]:
+    """Turn stop signals into a flag for the duration of the block.
+
+    Nested blocks share one flag, so that a signal during start-up is not lost when the training loop opens its own. In a
+    thread other than the main one, where Python allows no handlers, the flag is never set by signals.
+    """
+    global _active
+    if _active is not None:
+        yield _active
+        return
+    launcher = os.environ.get(LAUNCHER_PID_VARIABLE)
+    if launcher or os.environ.get("WORLD_SIZE", "1") != "1":
+        _die_with_parent()
+        _active = StopFlag(parent=os.getppid(), launcher=int(launcher) if launcher else None)
+    else:
+        _active = StopFlag()
+    previous = {}
+    if threading.current_thread() is threading.main_thread():
+        previous = {signum: signal.signal(signum, _active.handle) for signum in STOP_SIGNALS}
+    try:
+        yield _active
+    finally:
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)
+        _active = None
+
+
+def _die_with_parent() -> None:
+    """Ask the kernel to send this rank SIGTERM when the process that started it dies (Linux only).
+
+    DeepSpeed's launcher leaves its ranks running when it is killed; nothing else would stop them.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

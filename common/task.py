@@ -1,0 +1,98 @@
+"""What a training brings to the shared loop (`trainer.py`), what it is told, and what it gets back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from beit.common.batches import Batch
+from beit.common.train_config import CheckpointConfig, DeepSpeedConfig, OptimizerConfig, TrainConfig, TrainingPlan
+
+
+class Task(Protocol):
+    """What one kind of training brings to the loop; everything else is the same for all."""
+
+    @property
+    def model(self) -> nn.Module:
+        """The module to train, initialised identically on every rank."""
+        ...
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Return parameter groups: `params`, `weight_decay`, `lr_scale` (1.0 = the schedule's own rate)."""
+        ...
+
+    def micro_batches(self, start_step: int) -> Iterator[Batch]:
+        """Yield this rank's micro-batches from `start_step` to the end of the run, `grad_accum_steps` per step.
+
+        `sample_ids` (list[str]), where a batch has them, are recorded when a step turns out not finite.
+        """
+        ...
+
+    def forward(self, model: nn.Module, batch: Batch, step: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Return the loss (scalar, mean over the micro-batch) and detached scalar metrics, without any device sync.
+
+        Called inside autocast when the precision is bf16; the tensors of `batch` are on the device.
+        """
+        ...
+
+    def evaluate(self, model: nn.Module, step: int) -> dict[str, float]:
+        """Return held-out metrics, the same numbers on every rank; empty when there is nothing to evaluate.
+
+        Called on all ranks, model in eval mode, without gradients, inside autocast. Under ZeRO 3 every rank must run
+        the same number of forward passes.
+        """
+        ...
+
+    def save_artifacts(
+        self, state: dict[str, torch.Tensor], directory: Path, step: int, metrics: Mapping[str, float]
+    ) -> None:
+        """Rank 0, after each committed checkpoint: write `directory`/encoder and the like.
+
+        Args:
+            state: The model's full state dict, float32, on the CPU.
+            directory: The run directory.
+            step: Steps completed.
+            metrics: Of the latest evaluation; empty before the first.
+        """
+        ...
+
+    def data_state(self, step: int) -> dict[str, Any]:
+        """Return the JSON-able position and identity of the data after `step` completed steps."""
+        ...
+
+    def check_resume(self, saved: Mapping[str, Any]) -> None:
+        """Raise InputError when `saved`, an earlier `data_state`, does not belong to the present data."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FitSettings:
+    """The sections of a stage's config that the loop reads, and the numbers derived from them."""
+
+    train: TrainConfig
+    """Rhythm and precision."""
+    optimizer: OptimizerConfig
+    """AdamW and schedule."""
+    checkpoint: CheckpointConfig
+    """What to keep."""
+    deepspeed: DeepSpeedConfig
+    """ZeRO stage."""
+    plan: TrainingPlan
+    """Steps and batch shares, from `plan_training`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FitResult:
+    """How a training ended."""
+
+    step: int
+    """Steps attempted, skipped ones included."""
+    nonfinite_steps: int
+    """Of these, skipped."""
+    metrics: dict[str, float]
+    """Of the last evaluation."""

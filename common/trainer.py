@@ -1,0 +1,229 @@
+"""The training loop shared by every training: steps, schedule, evaluation, checkpoints, orderly stops.
+
+What differs between trainings is a `Task` (`task.py`). DeepSpeed is behind `engine.py`, saving and restoring is `saver.py`,
+records are `metrics.py`, and what a non-finite step means is `nonfinite.py`.
+
+`step` counts attempted optimizer steps and is the position in the data; a step skipped because it was not finite moves
+the data on but not the schedule.
+"""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from beit.common.batches import BatchStream, HostFlag
+from beit.common.distributed import World
+from beit.common.engine import Engine, EngineSettings
+from beit.common.errors import ResumableStop
+from beit.common.metrics import MetricsLog, MetricsWriter, NoMetrics
+from beit.common.nonfinite import NonFiniteGuard
+from beit.common.progress import Progress
+from beit.common.run_dir import RunDirectory
+from beit.common.saver import Saver
+from beit.common.schedule import cosine_schedule
+from beit.common.signals import StopFlag, stop_on_signals
+from beit.common.task import FitResult, FitSettings, Task
+
+__all__ = ["FitResult", "FitSettings", "Task", "fit"]
+
+
+def fit(task: Task, *, settings: FitSettings, run: RunDirectory, world: World) -> FitResult:
+    """Train to the end of the plan, from the run's checkpoint if it has one.
+
+    Args:
+        task: Model, data and loss.
+        settings: Everything the loop needs to know.
+        run: Open run directory.
+        world: The ranks; all of them call this.
+    Raises:
+        InputError: the checkpoint does not belong to the data, or bad input met on the way.
+        ResumableStop: asked to stop; everything is saved.
+        Diverged: too many steps were not finite.
+    """
+    with stop_on_signals() as stop:
+        trainer = Trainer(task, settings=settings, run=run, world=world)
+        try:
+            return trainer.run(stop)
+        finally:
+            trainer.close()
+
+
+class Trainer:
+    """The state of one training: counters, engine, data stream and the files it writes. Use `fit`."""
+
+    def __init__(self, task: Task, *, settings: FitSettings, run: RunDirectory, world: World) -> None:
+        self._task, self._settings, self._run, self._world = task, settings, run, world
+        self._plan = settings.plan
+        engine_settings = EngineSettings(
+            optimizer=settings.optimizer,
+            deepspeed=settings.deepspeed,
+            precision=settings.train.precision,
+            plan=settings.plan,
+        )
+        self._engine = Engine(task.model, task.forward, task.param_groups(), settings=engine_settings, world=world)
+        keep = settings.checkpoint.keep
+        self._saver = Saver(task, engine=self._engine, run=run, world=world, keep=keep)
+        self._guard = NonFiniteGuard(run.path / "nonfinite.jsonl" if world.is_main else None)
+        self._step = 0
+        self._evaluation: dict[str, float] = {}
+        self._unread: list[tuple[int, HostFlag, list[str]]] = []
+        self._losses: list[tuple[torch.Tensor, dict[str, torch.Tensor]]] = []
+        self._lr = 0.0
+        self._logged_at, self._logged_step = time.monotonic(), 0
+        self._metrics: MetricsWriter = NoMetrics()
+        self._stream = BatchStream(iter(()), world.device)
+
+    def run(self, stop: StopFlag) -> FitResult:
+        """Restore, then step to the end."""
+        total = self._plan.total_steps
+        self._restore()
+        if self._world.is_main:
+            self._metrics = MetricsLog(self._run.path, self._step)
+        if self._step < total:
+            self._start_data()
+        with Progress(
+            total, unit="steps", description="training", initial=self._step, enabled=self._world.is_main
+        ) as progress:
+            while self._step < total:
+                self._stop_if_asked(stop)
+                self._train_step()
+                self._step += 1
+                progress.update(1, **self._between_steps())
+        return FitResult(step=self._step, nonfinite_steps=self._guard.total, metrics=self._evaluation)
+
+    def close(self) -> None:
+        """Close files, end the data workers and release the engine."""
+        self._stream.close()
+        self._metrics.close()
+        self._engine.close()
+
+    def _restore(self) -> None:
+        """Continue from the run's checkpoint, if it has one."""
+        checkpoint = self._saver.restore()
+        if checkpoint is not None:
+            self._step = checkpoint.step
+            self._guard.restore(checkpoint.record["nonfinite"])
+            self._evaluation = dict(checkpoint.record["evaluation"])
+
+    def _start_data(self) -> None:
+        """Open the data stream and put the random generators where this step needs them."""
+        self._stream = BatchStream(iter(self._task.micro_batches(self._step)), self._world.device)
+        self._stream.start()
+        # Last, because starting loader workers draws from the generators.
+        self._saver.restore_random_state(seed=self._settings.train.seed, step=self._step)
+        self._engine.model.train()
+        self._reset_clock()
+
+    def _train_step(self) -> None:
+        """Forward and backward over the step's micro-batches, then one update."""
+        position = self._step - self._guard.total
+        optimizer = self._settings.optimizer
+        self._lr = self._scheduled(position, peak=optimizer.lr, final=optimizer.min_lr, with_warmup=True)
+        self._engine.set_schedule(lr=self._lr, weight_decay_factor=self._weight_decay_factor(position))
+        self._losses.clear()
+        sample_ids: list[str] = []
+        for _ in range(self._plan.grad_accum_steps):
+            batch = self._stream.next()
+            sample_ids += batch.get("sample_ids", [])
+            self._losses.append(self._engine.forward_backward(batch, self._step))
+            if self._step + 1 < self._plan.total_steps:
+                self._stream.preload()
+        self._engine.step()
+        self._unread.append((self._step, HostFlag(self._engine.skipped_flag()), sample_ids))
+        # On a GPU the newest flag is left for the next step, so that the host never waits for the device.
+        self._read_flags(leave=1 if self._world.device.type == "cuda" else 0)
+
+    def _scheduled(self, position: int, *, peak: float, final: float, with_warmup: bool) -> float:
+        warmup_steps = self._plan.warmup_steps if with_warmup else 0
+        return cosine_schedule(
+            position, total_steps=self._plan.total_steps, warmup_steps=warmup_steps, peak=peak, final=final
+        )
+
+    def _weight_decay_factor(self, position: int) -> float:
+        """Return the scheduled weight decay relative to the configured one."""
+        base, final = self._settings.optimizer.weight_decay, self._settings.optimizer.final_weight_decay
+        if final is None or base == 0:
+            return 1.0
+        return self._scheduled(position, peak=base, final=final, with_warmup=False) / base
+
+    def _read_flags(self, *, leave: int) -> None:
+        """Count the skipped among all but the newest `leave` steps."""
+        while len(self._unread) > leave:
+            step, flag, sample_ids = self._unread.pop(0)
+            if flag.is_set():
+                self._guard.note(step, self._world.gather(sample_ids))
+
+    def _stop_if_asked(self, stop: StopFlag) -> None:
+        """Save and leave when any rank was asked to stop."""
+        if not self._world.max_of([float(stop.is_set())])[0]:
+            return
+        self._read_flags(leave=0)
+        if self._saver.saved_step != self._step:
+            self._save()
+        reason = next(reason for reason in self._world.gather(stop.reason) if reason)
+        raise ResumableStop(
+            f"stopped at step {self._step} of {self._plan.total_steps} ({reason}), saved; run the same command to go on"
+        )
+
+    def _between_steps(self) -> dict[str, float]:
+        """Log, evaluate and save where the step number says so; returns the fields to show."""
+        is_last = self._step == self._plan.total_steps
+        is_eval = is_last or self._step % self._plan.eval_interval_steps == 0
+        is_save = is_last or self._step % self._plan.save_interval_steps == 0
+        is_log = is_last or self._step % self._settings.train.log_interval_steps == 0
+        shown: dict[str, float] = {}
+        if is_log or is_eval or is_save:
+            self._read_flags(leave=0)
+        if is_log:
+            shown = self._log()
+        if is_eval:
+            self._evaluate()
+        if is_save:
+            self._save()
+        return shown
+
+    def _log(self) -> dict[str, float]:
+        """Write one record of the step just done: mean over micro-batches and ranks."""
+        names = sorted(self._losses[0][1])
+        columns = [torch.stack([loss.float() for loss, _ in self._losses])]
+        columns += [torch.stack([metrics[name].float() for _, metrics in self._losses]) for name in names]
+        values = torch.stack(columns).mean(dim=1).tolist()  # waits for the device
+        now, waited = time.monotonic(), self._stream.wait_seconds
+        seconds, steps = max(now - self._logged_at, 1e-9), self._step - self._logged_step
+        *means, wait_share = self._world.mean_of([*values, waited / seconds])
+        record: dict[str, float] = {
+            "step": self._step,
+            "epoch": round(self._step / self._plan.steps_per_epoch, 4),
+            **dict(zip(["loss", *names], means, strict=True)),
+            "lr": self._lr,
+            "grad_norm": self._engine.grad_norm(),
+            "images_per_second": round(steps * self._plan.global_batch_size / seconds, 2),
+            "data_wait": round(wait_share, 4),
+            "nonfinite_steps": self._guard.total,
+        }
+        self._metrics.write(record)
+        self._reset_clock()
+        return {name: record[name] for name in ("loss", *names, "lr")}
+
+    def _evaluate(self) -> None:
+        """Run the task's evaluation without touching the training's random numbers."""
+        model = self._engine.model
+        model.eval()
+        with torch.random.fork_rng(), torch.no_grad(), self._engine.autocast():
+            self._evaluation = self._task.evaluate(model, self._step)
+        model.train()
+        if self._evaluation:
+            self._metrics.write({"step": self._step, **self._evaluation})
+        self._reset_clock()
+
+    def _save(self) -> None:
+        """Commit a checkpoint and the task's artifacts."""
+        self._saver.save(self._step, nonfinite=self._guard.state(), evaluation=self._evaluation)
+        self._reset_clock()
+
+    def _reset_clock(self) -> None:
+        """Start a new interval, so that the rate leaves out evaluation and saving."""
+        self._logged_at, self._logged_step = time.monotonic(), self._step
+        self._stream.wait_seconds = 0.0

@@ -1,0 +1,266 @@
+"""Views: which crop of an image is seen, how it is flipped and coloured, and the one function that renders it.
+
+Tokenisation draws a view once, stores it as integers and renders it small for the tokenizer; training renders the same
+record large. Both call `render_view`: a second implementation would pair pixels with tokens of slightly different
+pixels. The byte layout of a stored view is documented in docs/store-format.md. Decoding is in `images.py`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, features
+
+from beit.common.errors import BadSample, require
+from beit.common.images import MAX_SIDE_PX, decode_image
+from beit.common.jitter import FACTOR_ONE, JITTER_ORDERS, MAX_FACTOR, jitter_image
+from beit.common.rng import CounterRng
+
+VIEW_DTYPE = np.dtype(
+    [
+        ("left", "<u2"),
+        ("top", "<u2"),
+        ("w", "<u2"),
+        ("h", "<u2"),
+        ("flip", "u1"),
+        ("jitter_order", "u1"),
+        ("bright", "<u2"),
+        ("contrast", "<u2"),
+        ("sat", "<u2"),
+        ("crc_crop", "<u4"),
+        ("luma", "u1", (16,)),
+    ]
+)
+"""One stored view, 36 bytes: box in source pixels, flip, jitter in units of 1/2**14, and two checks of the pixels."""
+
+JitterScope = Literal["crop", "image"]
+Resample = Literal["bicubic", "lanczos", "bilinear"]
+
+_RESAMPLE = {
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+    "bilinear": Image.Resampling.BILINEAR,
+}
+_CROP_ATTEMPTS = 10  # torchvision's RandomResizedCrop, which BEiT follows
+_LUMA_CELLS = 4
+_CANARY_PATH = Path(__file__).with_name("canary.jpg")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AugmentConfig:
+    """Distribution that views are drawn from. The defaults are those of BEiT's pre-training."""
+
+    scale: tuple[float, float] = (0.08, 1.0)
+    """Smallest and largest crop area, as a fraction of the image area."""
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Smallest and largest crop aspect ratio, width / height."""
+    min_crop_px: int = 1
+    """Smallest crop side drawn, in source pixels; smaller draws are tried again."""
+    flip: float = 0.5
+    """Probability of a horizontal flip."""
+    brightness: float = 0.4
+    """Brightness factors are drawn from 1 +- this; 0 leaves brightness alone."""
+    contrast: float = 0.4
+    """Contrast factors are drawn from 1 +- this; 0 leaves contrast alone."""
+    saturation: float = 0.4
+    """Saturation factors are drawn from 1 +- this; 0 leaves saturation alone."""
+    jitter_scope: JitterScope = "crop"
+    """Whose mean grey the contrast uses: the crop's (fast) or the whole image's (the paper's order, slower)."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        low, high = self.scale
+        require(0 < low <= high <= 1, f"augment.scale ({low}, {high}) must satisfy 0 < low <= high <= 1")
+        low, high = self.ratio
+        require(0 < low <= high, f"augment.ratio ({low}, {high}) must satisfy 0 < low <= high")
+        require(self.min_crop_px >= 1, f"augment.min_crop_px ({self.min_crop_px}) must be at least 1")
+        for name in ("flip", "brightness", "contrast", "saturation"):
+            value = getattr(self, name)
+            require(0 <= value <= 1, f"augment.{name} ({value}) must lie in [0, 1]")
+        require(
+            self.jitter_scope in ("crop", "image"),
+            f'augment.jitter_scope ({self.jitter_scope!r}) must be "crop" or "image"',
+        )
+
+
+def draw_view(rng: CounterRng, width: int, height: int, augment: AugmentConfig) -> np.void:
+    """Draw one view of an image: crop box, flip and colour jitter, all as integers.
+
+    Args:
+        rng: Owns all randomness; same state, same view.
+        width: Image width in px, after EXIF orientation.
+        height: Image height in px.
+        augment: The distribution.
+    Returns:
+        One `VIEW_DTYPE` record; `crc_crop` and `luma`, which need pixels, are 0.
+    Raises:
+        ValueError: a side is outside [1, 65535].
+    Source: BEiT `beit/datasets.py` and `beit/transforms.py`. Differs: jitter factors are rounded to 1/2**14.
+    """
+    if not (1 <= width <= MAX_SIDE_PX and 1 <= height <= MAX_SIDE_PX):
+        raise ValueError(f"image size ({width} x {height}) must lie in [1, {MAX_SIDE_PX}] px per side")
+    left, top, crop_width, crop_height = _draw_box(rng, width, height, augment)
+    flip = rng.uniform() < augment.flip
+    order = rng.integers(0, len(JITTER_ORDERS) - 1)
+    strengths = (augment.brightness, augment.contrast, augment.saturation)
+    bright, contrast, sat = (_draw_factor(rng, strength) for strength in strengths)
+    record = (left, top, crop_width, crop_height, flip, order, bright, contrast, sat, 0, np.zeros(16, np.uint8))
+    view: np.void = np.array([record], dtype=VIEW_DTYPE)[0]
+    return view
+
+
+def _draw_factor(rng: CounterRng, strength: float) -> int:
+    # Drawn even when unused, so that switching one jitter off leaves the others as they were.
+    return int(rng.uniform(1.0 - strength, 1.0 + strength) * FACTOR_ONE + 0.5)
+
+
+def _draw_box(rng: CounterRng, width: int, height: int, augment: AugmentConfig) -> tuple[int, int, int, int]:
+    log_ratio = (math.log(augment.ratio[0]), math.log(augment.ratio[1]))
+    for _ in range(_CROP_ATTEMPTS):
+        area = rng.uniform(*augment.scale) * (width * height)
+        aspect = math.exp(rng.uniform(*log_ratio))
+        crop_width = round(math.sqrt(area * aspect))
+        crop_height = round(math.sqrt(area / aspect))
+        if augment.min_crop_px <= crop_width <= width and augment.min_crop_px <= crop_height <= height:
+            left = rng.integers(0, width - crop_width)
+            top = rng.integers(0, height - crop_height)
+            return left, top, crop_width, crop_height
+    return _central_box(width, height, augment.ratio)
+
+
+def _central_box(width: int, height: int, ratio: tuple[float, float]) -> tuple[int, int, int, int]:
+    crop_width, crop_height = width, height
+    if width / height < ratio[0]:
+        crop_height = min(height, max(1, round(width / ratio[0])))
+    elif width / height > ratio[1]:
+        crop_width = min(width, max(1, round(height * ratio[1])))
+    return (width - crop_width) // 2, (height - crop_height) // 2, crop_width, crop_height
+
+
+def render_view(
+    image: Image.Image,
+    view: np.void,
+    *,
+    img_size: int = 224,
+    resample: Resample = "bicubic",
+    jitter_scope: JitterScope = "crop",
+    check_crop: bool = False,
+) -> NDArray[np.uint8]:
+    """Render a view: crop, resize, colour jitter, flip. The result is exact for one build of Pillow.
+
+    The token view is the same call with the tokenizer's input size and `resample="lanczos"`: both sizes are resized
+    from the same crop, neither from the other.
+
+    Args:
+        image: Decoded RGB image, see `decode_image`.
+        view: One `VIEW_DTYPE` record.
+        img_size: Side of the result in px.
+        resample: Filter, antialiased.
+        jitter_scope: Whose mean grey the contrast uses, see `AugmentConfig`. With "image" the jitter comes before the
+            resize.
+        check_crop: First compare the cropped pixels with the record's `crc_crop`, so that a view is never shown with
+            the tokens of other pixels.
+    Returns:
+        Pixels (img_size, img_size, 3) uint8, writable.
+    Raises:
+        BadSample: the record does not fit the image (reason "view-mismatch"), or the check fails ("crc-mismatch").
+        ValueError: the image is not RGB.
+    Source: BEiT `beit/datasets.py`. Differs: jitter follows the crop and the resize unless `jitter_scope` is "image",
+        since it is nine times cheaper there; the flip comes last, which mirrors the box and nothing else.
+    """
+    crop = _crop(image, view)
+    if check_crop and zlib.crc32(crop.tobytes()) != view["crc_crop"]:
+        raise BadSample("crc-mismatch", "the cropped pixels are not those that were tokenised")
+    size = (img_size, img_size)
+    factors = {name: int(view[name]) for name in ("bright", "contrast", "sat")}
+    order = int(view["jitter_order"])
+    if order >= len(JITTER_ORDERS) or max(factors.values()) > MAX_FACTOR:
+        raise BadSample("view-mismatch", f"jitter order {order}, factors {factors}: not a view this version can render")
+    if jitter_scope == "image":
+        rendered = jitter_image(crop, factors, order, mean_from=image).resize(size, _RESAMPLE[resample])
+    else:
+        rendered = jitter_image(crop.resize(size, _RESAMPLE[resample]), factors, order)
+    if view["flip"]:
+        # In Pillow, not in NumPy, where copying a mirrored (H, W, 3) view is eight times slower.
+        rendered = rendered.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return np.array(rendered)
+
+
+def _crop(image: Image.Image, view: np.void) -> Image.Image:
+    if image.mode != "RGB":
+        raise ValueError(f"image mode ({image.mode}) must be RGB; decode with beit.common.images.decode_image")
+    left, top, width, height = (int(view[name]) for name in ("left", "top", "w", "h"))
+    # Pillow would fill what lies outside the image with black instead of refusing.
+    if width < 1 or height < 1 or left + width > image.width or top + height > image.height:
+        raise BadSample(
+            "view-mismatch", f"box {width}x{height}+{left}+{top} in an image of {image.width}x{image.height}"
+        )
+    return image.crop((left, top, left + width, top + height))
+
+
+def crop_crc(image: Image.Image, view: np.void) -> int:
+    """Return the crc32 of the cropped source pixels (RGB, row by row), taken before any resize.
+
+    Raises:
+        BadSample: the box does not fit the image (reason "view-mismatch").
+        ValueError: the image is not RGB.
+    """
+    return zlib.crc32(_crop(image, view).tobytes())
+
+
+def mean_luma(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return the mean luma of a 4 x 4 raster over a rendered view: the coarse check that survives another Pillow build.
+
+    Args:
+        pixels: (height, width, 3) uint8, both sides at least 4 px.
+    Returns:
+        (16,) uint8, row by row.
+    """
+    height, width = pixels.shape[:2]
+    rows = np.arange(_LUMA_CELLS + 1) * height // _LUMA_CELLS
+    columns = np.arange(_LUMA_CELLS + 1) * width // _LUMA_CELLS
+    sums = np.add.reduceat(pixels, rows[:-1], axis=0, dtype=np.int64)
+    sums = np.add.reduceat(sums, columns[:-1], axis=1)  # (4, 4, 3)
+    num_pixels = np.outer(np.diff(rows), np.diff(columns)) << 16
+    weighted = sums @ np.array([19595, 38470, 7471])  # ITU-R 601 luma in units of 1/2**16, as Pillow's mode "L"
+    mean: NDArray[np.uint8] = ((weighted + num_pixels // 2) // num_pixels).astype(np.uint8)
+    return mean.reshape(-1)
+
+
+def compute_canary() -> str:
+    """Hash a bundled JPEG pushed through decoding and every branch of `render_view`.
+
+    Two machines with equal canaries render equal views, bit for bit. The image is odd-sized, rotated by EXIF and has
+    subsampled chroma, so that a different decoder or resampler cannot go unnoticed.
+    """
+    image = decode_image(_CANARY_PATH.read_bytes())
+    hasher = hashlib.sha256()
+    for order in range(len(JITTER_ORDERS)):
+        left, top = 3 * order, 5 * order
+        box = (left, top, image.width - 2 * left - 1, image.height - 3 * left)
+        jitter = (order, 9_830 + 2_500 * order, 22_900 - 1_900 * order, 12_000 + 1_700 * order)
+        view = np.array([(*box, order % 2, *jitter, 0, np.zeros(16, np.uint8))], dtype=VIEW_DTYPE)[0]
+        token_view = render_view(image, view, img_size=112, resample="lanczos")
+        hasher.update(crop_crc(image, view).to_bytes(4, "little"))
+        hasher.update(token_view.tobytes())
+        hasher.update(mean_luma(token_view).tobytes())
+        hasher.update(render_view(image, view).tobytes())
+        hasher.update(render_view(image, view, img_size=96, jitter_scope="image").tobytes())
+    return hasher.hexdigest()
+
+
+def replay_versions() -> dict[str, str]:
+    """Return the versions of the libraries whose pixels a stored view depends on."""
+    return {
+        "pillow": str(features.version_module("pil")),
+        "libjpeg_turbo": str(features.version_feature("libjpeg_turbo")),
+        "webp": str(features.version_module("webp")),
+        "numpy": np.__version__,
+    }

@@ -1,0 +1,76 @@
+"""What reader workers need before their first sample: a server to fork them from, signal rules, and a status board.
+
+Workers start through a fork server: the training process has threads, GPU contexts and asynchronous file systems,
+none of which survive a plain fork, and a fresh interpreter per worker would import torch anew each time. The server
+imports once.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import signal
+from multiprocessing import forkserver
+
+import torch
+
+_PRELOAD = [
+    "beit.common.worker_server",  # first: it makes the server, and so its children, deaf to SIGTERM
+    "torch.utils.data",
+    "webdataset",
+    "PIL.Image",
+    "PIL.JpegImagePlugin",
+    "PIL.PngImagePlugin",
+    "PIL.WebPImagePlugin",
+    "pyarrow.parquet",
+    "fsspec",
+    "beit.common.views",
+    "beit.common.reader",
+    "beit.common.store_dataset",
+    "beit.common.labelled_dataset",
+]
+_SLOT_BYTES = 512
+
+
+def start_worker_server() -> None:
+    """Start the fork server, if it does not run yet.
+
+    It returns at once, while the server imports what workers need; called early, those seconds pass beside other work.
+    """
+    multiprocessing.get_context("forkserver").set_forkserver_preload(_PRELOAD)
+    forkserver.ensure_running()
+
+
+def init_worker(worker_id: int) -> None:
+    """Prepare a new worker process.
+
+    Signals: a stop request goes to the whole process group, but it is the training process that decides when to
+    stop, and it still needs the batches under way. A worker ends when its iterator is closed or its parent is gone.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    torch.set_num_threads(1)
+
+
+class StatusBoard:
+    """Shared memory in which each worker leaves the id of the sample it is at; readable after the worker's death.
+
+    Args:
+        num_workers: Slots to make.
+    """
+
+    def __init__(self, num_workers: int) -> None:
+        self._slots = multiprocessing.get_context("forkserver").RawArray(ctypes.c_ubyte, num_workers * _SLOT_BYTES)
+
+    def note(self, worker_id: int, sample_id: str) -> None:
+        """Record that `worker_id` starts on `sample_id`."""
+        text = sample_id.encode()[:_SLOT_BYTES]
+        begin = worker_id * _SLOT_BYTES
+        # Through a byte view: assigning to a slice of a ctypes array converts element by element.
+        memoryview(self._slots).cast("B")[begin : begin + _SLOT_BYTES] = text.ljust(_SLOT_BYTES, b"\0")
+
+    def read(self, worker_id: int) -> str:
+        """Return what `worker_id` was last at, or "none"."""
+        begin = worker_id * _SLOT_BYTES
+        text = bytes(memoryview(self._slots).cast("B")[begin : begin + _SLOT_BYTES])
+        return text.rstrip(b"\0").decode(errors="replace") or "none"

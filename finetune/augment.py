@@ -1,0 +1,156 @@
+"""What happens to the pixels of a labelled image: random crop, flip and colours in training, resize and centre crop otherwise.
+
+All randomness of a training view is keyed by (seed, epoch, sample): the same sample gets the same view however the run is
+spread over ranks and workers, and after any restart. Drawing and rendering are `beit.common.views`, the same code that
+pre-training replays; normalisation happens on the device (`step.py`). Which sample comes when is `beit.common.sampler`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from beit.common.dataset import Record
+from beit.common.errors import require
+from beit.common.images import decode_image
+from beit.common.rng import CounterRng
+from beit.common.views import AugmentConfig, Resample, draw_view, render_view
+
+TINY_IMG_SIZE_PX = 64
+"""Up to here images are evaluated whole: data sets of such sizes show objects that fill the frame."""
+LARGE_IMG_SIZE_PX = 384
+"""From here on images are evaluated whole."""
+MAX_ASPECT = 4
+"""Aspect ratio above which the middle is cut out before the resize."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainAugmentConfig:
+    """Distribution of training views. The defaults are those of BEiT's fine-tuning."""
+
+    scale: tuple[float, float] = (0.08, 1.0)
+    """Smallest and largest crop area, as a fraction of the image area."""
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Smallest and largest crop aspect ratio, width / height."""
+    flip: float = 0.5
+    """Probability of a horizontal flip; 0 where left and right mean something, as in text or traffic signs."""
+    color_jitter: float = 0.0
+    """Brightness, contrast and saturation factors are drawn from 1 +- this; 0 leaves colours alone."""
+    interpolation: Resample = "bicubic"
+    """Filter of the resize, antialiased."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        require(0 <= self.color_jitter <= 1, f"augment.color_jitter ({self.color_jitter}) must lie in [0, 1]")
+        self.views()
+
+    def views(self) -> AugmentConfig:
+        """Return the settings in the form that draws views.
+
+        Raises:
+            InputError: a value is out of range.
+        """
+        jitter = self.color_jitter
+        return AugmentConfig(
+            scale=self.scale, ratio=self.ratio, flip=self.flip, brightness=jitter, contrast=jitter, saturation=jitter
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainTransform:
+    """Turn a record into one augmented training sample. Instances are sent to the reader's workers.
+
+    Args:
+        img_size: Side of the model's input in pixels.
+        augment: What views are drawn from.
+        seed: Of the run.
+    """
+
+    img_size: int
+    augment: TrainAugmentConfig
+    seed: int
+
+    def __call__(self, record: Record) -> dict[str, NDArray[np.generic]]:
+        """Draw and render the view that this sample shows in its epoch.
+
+        Returns:
+            images: (3, img_size, img_size) uint8. labels: () int64, the class id.
+        Raises:
+            BadSample: the image does not decode.
+        Source: BEiT `get_started_for_image_classification.md`. Differs: neither RandAugment, erasing nor mixing.
+        """
+        image = decode_image(record.image_bytes)
+        rng = CounterRng(self.seed, "augment", record.epoch, record.sample_id)
+        view = draw_view(rng, image.width, image.height, self.augment.views())
+        pixels = render_view(image, view, img_size=self.img_size, resample=self.augment.interpolation)
+        return {"images": _channels_first(pixels), "labels": np.asarray(record.label, np.int64)}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvalTransform:
+    """Turn a record into one sample of evaluation or prediction, without randomness.
+
+    Args:
+        img_size: Side of the model's input in pixels.
+        crop_pct: Share of the resized image's short side that is kept.
+        label_ids: For each class id of the data, the model's class id; None for data without labels.
+    """
+
+    img_size: int
+    crop_pct: float
+    label_ids: tuple[int, ...] | None = None
+
+    def __call__(self, record: Record) -> dict[str, NDArray[np.generic]]:
+        """Resize and crop.
+
+        Returns:
+            images: (3, img_size, img_size) uint8. labels, where known: () int64, the model's class id.
+        Raises:
+            BadSample: the image does not decode.
+        """
+        pixels = resize_and_center_crop(decode_image(record.image_bytes), self.img_size, crop_pct=self.crop_pct)
+        sample: dict[str, NDArray[np.generic]] = {"images": _channels_first(pixels)}
+        if self.label_ids is not None and record.label is not None:
+            sample["labels"] = np.asarray(self.label_ids[record.label], np.int64)
+        return sample
+
+
+def default_crop_pct(img_size: int) -> float:
+    """Return the share of the resized short side that evaluation keeps: 0.875 from 65 to 383 px, else 1.
+
+    Source: BEiT `beit/datasets.py`. Differs: up to 64 px everything is kept.
+    """
+    return 0.875 if TINY_IMG_SIZE_PX < img_size < LARGE_IMG_SIZE_PX else 1.0
+
+
+def resize_and_center_crop(image: Image.Image, img_size: int, *, crop_pct: float) -> NDArray[np.uint8]:
+    """Resize the short side to img_size / crop_pct (bicubic, antialiased) and cut the central square.
+
+    Args:
+        image: RGB.
+        img_size: Side of the result in pixels.
+        crop_pct: In (0, 1].
+    Returns:
+        (img_size, img_size, 3) uint8.
+    Source: BEiT `beit/datasets.py`, with torchvision's rounding. Differs: images longer than 4:1 are first cut to their
+        middle, whose pixels are all that the result can show, because resizing 1 x 60 000 px would need gigabytes.
+    """
+    short = min(image.size)
+    if max(image.size) > MAX_ASPECT * short:
+        image = _center_crop(image, min(image.width, MAX_ASPECT * short), min(image.height, MAX_ASPECT * short))
+    target = int(img_size / crop_pct)
+    width, height = (int(target * side / short) for side in image.size)
+    resized = image.resize((width, height), Image.Resampling.BICUBIC)
+    return np.asarray(_center_crop(resized, img_size, img_size)).copy()
+
+
+def _center_crop(image: Image.Image, width: int, height: int) -> Image.Image:
+    left, top = round((image.width - width) / 2), round((image.height - height) / 2)
+    return image.crop((left, top, left + width, top + height))
+
+
+def _channels_first(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))

@@ -1,0 +1,159 @@
+"""Settings of `beit finetune`. The defaults are the paper's base model on ImageNet-1k; torch-free."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from beit.common.errors import InputError, require
+from beit.common.reader_config import ReaderConfig
+from beit.common.train_config import CheckpointConfig, DeepSpeedConfig, OptimizerConfig, TrainConfig
+from beit.common.vit_config import ModelConfig
+from beit.finetune.augment import TrainAugmentConfig
+
+RANDOM_ENCODER = "random"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageConfig:
+    """Geometry and scaling of the model's input. What an encoder brings along is used; the rest serves random weights."""
+
+    img_size: int | None = None
+    """Side of the input in pixels; left out, the encoder's, or 224 for random weights. Position tables are resized."""
+    patch_size: int | None = None
+    """Side of a patch in pixels, for random weights; left out, 16. An encoder brings its own."""
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    """Subtracted from pixels scaled to [0, 1], for random weights. An encoder brings its own."""
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    """Divides the centred pixels, for random weights. An encoder brings its own."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        for name in ("img_size", "patch_size"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"image.{name} ({value}) must be at least 1")
+        require(all(value > 0 for value in self.std), f"image.std {self.std} must be above 0")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClassifierConfig:
+    """The head and its loss."""
+
+    pooling: Literal["mean", "cls"] = "mean"
+    """What the head sees: the mean of the patches, or CLS."""
+    head_init_scale: float = 0.001
+    """Factor on the head's initial weights."""
+    label_smoothing: float = 0.1
+    """Share of the target spread evenly over all classes."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        require(self.head_init_scale > 0, f"classifier.head_init_scale ({self.head_init_scale}) must be above 0")
+        smoothing = self.label_smoothing
+        require(0 <= smoothing < 1, f"classifier.label_smoothing ({smoothing}) must lie in [0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataConfig:
+    """Which labelled images are used."""
+
+    val: str | None = None
+    """Labelled images to evaluate on, matched to the training classes by name; left out, nothing is evaluated."""
+    num_labels: int | None = None
+    """Train on this many images only, the same number of each class as far as there are any; left out, on all."""
+    label_fraction: float | None = None
+    """Train on this share of each class only, at least one image each; left out, on all."""
+    subset_seed: int = 0
+    """Chooses the images of such a subset; apart from train.seed, so that runs can share a subset."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        count, fraction = self.num_labels, self.label_fraction
+        require(count is None or count >= 1, f"data.num_labels ({count}) must be at least 1")
+        require(fraction is None or 0 < fraction <= 1, f"data.label_fraction ({fraction}) must lie in (0, 1]")
+        require(
+            count is None or fraction is None,
+            f"data.num_labels ({count}) and data.label_fraction ({fraction}) exclude each other; give one of them",
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluationConfig:
+    """How images are evaluated."""
+
+    micro_batch_size: int = 128
+    """Images per forward pass of one rank."""
+    crop_pct: float | None = None
+    """Share of the resized short side that is kept; left out, 0.875 from 65 to 383 px and 1 otherwise."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        size, share = self.micro_batch_size, self.crop_pct
+        require(size >= 1, f"evaluation.micro_batch_size ({size}) must be at least 1")
+        require(share is None or 0 < share <= 1, f"evaluation.crop_pct ({share}) must lie in (0, 1]")
+
+
+# The two below inherit the fields to change defaults only: a recipe that sets one key of a section gets the others from the
+# section's own class.
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FinetuneTrainConfig(TrainConfig):
+    """Length, batch and rhythm of a run, with fine-tuning's defaults."""
+
+    epochs: float = 100.0
+    """Passes over the training samples; ignored when `steps` is given."""
+    global_batch_size: int = 1024
+    """Samples per optimizer step over all ranks; part of the data order, so it is fixed for a run."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FinetuneOptimizerConfig(OptimizerConfig):
+    """AdamW with linear warmup and a cosine, with fine-tuning's defaults."""
+
+    lr: float = 4e-3
+    """Peak learning rate of the head; `layer_decay` lowers it towards the patches. Never scaled with the batch."""
+    min_lr: float = 1e-6
+    """Learning rate the cosine ends at, lowered likewise."""
+    warmup_epochs: float = 20.0
+    """Length of the linear warmup; ignored when `warmup_steps` is given."""
+    clip_grad: float | None = None
+    """Largest global L2 norm of the gradient; left out, no clipping."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FinetuneConfig:
+    """Everything that decides a fine-tuning run, apart from the training images."""
+
+    encoder: str | None = None
+    """Folder of a pre-trained encoder, or "random" for random weights."""
+    layer_decay: float = 0.65
+    """Factor on the learning rate from one layer to the layer below it; 1 trains all layers alike."""
+    image: ImageConfig = field(default_factory=ImageConfig)
+    """Input."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The vision transformer, for random weights. Of an encoder only drop_path is set here."""
+    classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
+    """Head and loss."""
+    augment: TrainAugmentConfig = field(default_factory=TrainAugmentConfig)
+    """Training views."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """Images."""
+    reader: ReaderConfig = field(default_factory=ReaderConfig)
+    """Loading."""
+    train: FinetuneTrainConfig = field(default_factory=FinetuneTrainConfig)
+    """Length, batch, precision, seed."""
+    optimizer: FinetuneOptimizerConfig = field(default_factory=FinetuneOptimizerConfig)
+    """AdamW and its schedule."""
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    """Saving."""
+    deepspeed: DeepSpeedConfig = field(default_factory=DeepSpeedConfig)
+    """Partitioning."""
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """Measuring."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        require(0 < self.layer_decay <= 1, f"layer_decay ({self.layer_decay}) must lie in (0, 1]")
+        if self.encoder is not None and not self.encoder:
+            raise InputError('--encoder must name a folder, or be "random"')

@@ -1,0 +1,71 @@
+"""Image classification: the encoder with a pooled, normalised representation and a linear head.
+
+Here: `ImageClassifier`. Not here: the encoder (`common/vit.py`), loading pre-trained weights (`common/encoder.py`), the
+training step (`finetune/step.py`).
+
+Legend: B = batch, N = patches, D = embed_dim, C = classes. CLS is position 0 of the sequence.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor, nn
+
+from beit.common.errors import require
+from beit.common.vit import LAYER_NORM_EPS, VisionTransformer
+from beit.common.vit_config import ViTConfig
+from beit.common.vit_init import init_head
+
+Pooling = Literal["mean", "cls"]
+
+FRESH_PREFIXES = ("fc_norm.", "norm.", "head.")
+"""Tensors that start anew when an encoder is loaded: pre-training has no such head, and its final norm is not this one."""
+
+
+class ImageClassifier(VisionTransformer):
+    """The encoder with a classification head.
+
+    Args:
+        config: Shape; fine-tuning uses one position table per block and no mask token.
+        num_classes: C; 0 leaves the head out, and the model returns the pooled representation.
+        pooling: "mean" averages the patches and then normalises; "cls" normalises and takes CLS.
+        head_init_scale: Factor on the head's initial weights.
+
+    Raises:
+        InputError: num_classes is negative, or pooling has no such value.
+    """
+
+    def __init__(
+        self, config: ViTConfig, *, num_classes: int, pooling: Pooling = "mean", head_init_scale: float = 0.001
+    ) -> None:
+        require(num_classes >= 0, f"num_classes ({num_classes}) must not be negative")
+        require(pooling in ("mean", "cls"), f"model.pooling ({pooling!r}) must be one of mean, cls")
+        super().__init__(config)
+        self.num_classes = num_classes
+        self.pooling = pooling
+        norm = nn.LayerNorm(config.embed_dim, eps=LAYER_NORM_EPS)
+        # The two places of the norm have two names in the released checkpoints.
+        self.fc_norm = norm if pooling == "mean" else None
+        self.norm = norm if pooling == "cls" else None
+        self.head = nn.Linear(config.embed_dim, num_classes) if num_classes else nn.Identity()
+        if isinstance(self.head, nn.Linear):
+            init_head(self.head, head_init_scale)
+
+    def pool(self, hidden: Tensor) -> Tensor:
+        """Reduce the sequence (B, 1 + N, D) to one normalised vector per image (B, D)."""
+        if self.fc_norm is not None:
+            return self.fc_norm(hidden[:, 1:].mean(1))  # type: ignore[no-any-return]
+        assert self.norm is not None
+        return self.norm(hidden[:, 0])  # type: ignore[no-any-return]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Classify images.
+
+        Args:
+            images: (B, 3, img_size, img_size) float, normalised.
+
+        Returns:
+            Logits (B, C), or the pooled representation (B, D) without a head.
+        """
+        return self.head(self.pool(self.forward_features(images)))  # type: ignore[no-any-return]

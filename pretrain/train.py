@@ -1,0 +1,252 @@
+"""`beit pretrain`: from a token store and settings to a run directory with an encoder in it.
+
+The loop, checkpoints and resume are `beit.common.trainer`; here is what is particular to masked image modelling.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from beit.common.dataset import build_order
+from beit.common.distributed import World, init_distributed
+from beit.common.encoder import save_encoder
+from beit.common.errors import InputError
+from beit.common.param_groups import weight_decay_groups
+from beit.common.reader import build_loader, sequential_loader
+from beit.common.run_dir import open_run
+from beit.common.sampler import BatchPlan, DataState, check_resume
+from beit.common.store import TokenStore, open_store
+from beit.common.store_dataset import StoreDataset
+from beit.common.train_config import TrainingPlan, plan_training
+from beit.common.trainer import Batch, FitSettings, fit
+from beit.common.vit_config import ViTConfig, build_vit_config
+from beit.pretrain.config import PretrainConfig
+from beit.pretrain.data import ViewTransform, check_replay
+from beit.pretrain.evaluate import held_out_metrics, token_histogram, unigram_nats, verdict
+from beit.pretrain.masking import max_num_masked
+from beit.pretrain.model import MaskedImageModel
+from beit.pretrain.step import MimStep
+
+logger = logging.getLogger(__name__)
+
+FREE_KEYS = ("reader.num_workers", "reader.prefetch_batches", "reader.timeout_seconds", "held_out.")
+"""Settings a resumed run may change, beside those of the loop: they decide speed and reporting, not what is learned."""
+
+
+def run(config: PretrainConfig, *, store: Path, run_dir: Path, resume: str = "auto") -> None:
+    """Pre-train on `store` and write everything to `run_dir`; on every rank.
+
+    Raises:
+        InputError: bad input.
+        ResumableStop: a signal asked to stop; a checkpoint was committed.
+    """
+    token_store = open_store(store)
+    check_store(token_store, config)
+    world = init_distributed(timeout_seconds=config.train.collective_timeout_seconds)
+    torch.manual_seed(config.train.seed)
+    task = PretrainTask(config, token_store, world)
+    directory = open_run(run_dir, config, world=world, resume=resume, free_keys=FREE_KEYS)
+    task.announce()
+    settings = FitSettings(
+        train=config.train,
+        optimizer=config.optimizer,
+        checkpoint=config.checkpoint,
+        deepspeed=config.deepspeed,
+        plan=task.plan,
+    )
+    fit(task, settings=settings, run=directory, world=world)
+    if world.is_main:
+        logger.info("encoder: %s", run_dir / "encoder")
+
+
+def check_store(store: TokenStore, config: PretrainConfig) -> None:
+    """Refuse, before anything is built, a store that this run cannot use.
+
+    Raises:
+        InputError: the store has no tokens, or this machine would replay its views differently.
+    """
+    if store.info.tokenizer is None:
+        raise InputError(f"{store.location} holds no tokens (views = 0); tokenize it with --views 1 or more")
+    check_replay(store.info.canary, strict=config.data.replay == "strict")
+
+
+def vit_config(config: PretrainConfig, store: TokenStore) -> ViTConfig:
+    """Return the shape of the model: size from the settings, geometry from the store."""
+    return build_vit_config(config.model, img_size=store.info.img_size, patch_size=store.info.patch_size)
+
+
+@dataclass
+class PretrainTask:
+    """Masked image modelling on one token store, as the training loop wants it (`beit.common.trainer.Task`).
+
+    Args:
+        config: Settings.
+        store: With tokens.
+        world: The ranks.
+    """
+
+    config: PretrainConfig
+    store: TokenStore
+    world: World
+
+    def __post_init__(self) -> None:
+        """Build model and order; identical on every rank."""
+        config, info = self.config, self.store.info
+        assert info.tokenizer is not None
+        self.dataset = StoreDataset(self.store, seed=config.train.seed)
+        self.held_out = StoreDataset(self.store, seed=config.train.seed, held_out=True)
+        order = build_order(self.dataset, seed=config.train.seed, window_shards=config.reader.window_shards)
+        self.plan: TrainingPlan = plan_training(
+            config.train,
+            config.optimizer,
+            config.checkpoint,
+            num_samples=order.num_samples,
+            world_size=self.world.world_size,
+        )
+        self.batches = BatchPlan(
+            order=order,
+            global_batch_size=self.plan.global_batch_size,
+            micro_batch_size=self.plan.micro_batch_size,
+            grad_accum_steps=self.plan.grad_accum_steps,
+            world_size=self.world.world_size,
+            rank=self.world.rank,
+        )
+        self.vit = vit_config(config, self.store)
+        self.step = MimStep(mean=config.data.mean, std=config.data.std)
+        self.model = MaskedImageModel(
+            self.vit,
+            vocab_size=info.tokenizer.vocab_size,
+            num_masked=max_num_masked(config.mask, self.vit.grid_size),
+        )
+
+    def announce(self) -> None:
+        """Say what is about to happen, once."""
+        if not self.world.is_main:
+            return
+        plan, views = self.plan, self.store.info.views
+        epochs = plan.total_steps / plan.steps_per_epoch
+        parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        logger.info(
+            "%s, %.1f M parameters, vocabulary %d; %d training and %d held-out images",
+            self.vit.name,
+            parameters / 1e6,
+            self.model.vocab_size,
+            self.dataset.shard_sizes.sum(),
+            self.held_out.shard_sizes.sum(),
+        )
+        logger.info(
+            "%d steps of %d images = %.1f epochs; %d views per image, each seen %.1f times",
+            plan.total_steps,
+            plan.global_batch_size,
+            epochs,
+            views,
+            epochs / views,
+        )
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Decay matrices, spare vectors (BEiT's grouping)."""
+        return weight_decay_groups(self.model, weight_decay=self.config.optimizer.weight_decay)
+
+    def transform(self, *, fixed_masks: bool = False) -> ViewTransform:
+        """Return what turns a record into a sample."""
+        return ViewTransform(
+            img_size=self.store.info.img_size,
+            grid_size=self.store.info.grid_size,
+            mask=self.config.mask,
+            seed=self.config.train.seed,
+            jitter_scope=self.store.info.augment.jitter_scope,
+            strict=self.config.data.replay == "strict",
+            fixed_masks=fixed_masks,
+        )
+
+    def micro_batches(self, start_step: int) -> Iterator[Batch]:
+        """Yield this rank's micro-batches from `start_step` to the end of the run."""
+        loader = build_loader(
+            self.dataset,
+            self.batches,
+            start_step=start_step,
+            num_steps=self.plan.total_steps - start_step,
+            transform=self.transform(),
+            config=self.config.reader,
+            pin_memory=self.world.device.type == "cuda",
+        )
+        return iter(loader)
+
+    def forward(self, model: torch.nn.Module, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return loss and accuracy of one micro-batch."""
+        return self.step(model, batch, step)
+
+    def evaluate(self, model: torch.nn.Module, step: int) -> dict[str, float]:
+        """Measure the learning signal on held-out images and say what it means."""
+        if not self.held_out.shard_sizes.sum():
+            return {}
+        settings = self.config.held_out
+        workers = min(self.config.reader.num_workers, 2)  # a short pass does not repay starting many
+        loader = sequential_loader(
+            self.held_out,
+            transform=self.transform(fixed_masks=True),
+            micro_batch_size=settings.micro_batch_size,
+            rank=self.world.rank,
+            world_size=self.world.world_size,
+            config=replace(self.config.reader, num_workers=workers),
+        )
+        limit = max(1, settings.max_images // (settings.micro_batch_size * self.world.world_size))
+        metrics = held_out_metrics(
+            model, itertools.islice(loader, limit), step=self.step, unigram=self.unigram, world=self.world
+        )
+        if metrics and self.world.is_main:
+            logger.info("step %d: %s", step, verdict(metrics))
+        return metrics
+
+    @cached_property
+    def unigram(self) -> Tensor:
+        """Cost of each token in nats when only its frequency is known, (V,) float32."""
+        return unigram_nats(token_histogram(self.store, self.config.held_out.unigram_images))
+
+    def save_artifacts(
+        self, state: dict[str, Tensor], directory: Path, step: int, metrics: Mapping[str, float]
+    ) -> None:
+        """Write `directory`/encoder: every tensor of the model, under the official names."""
+        info = self.store.info
+        assert info.tokenizer is not None
+        save_encoder(
+            directory / "encoder",
+            state,
+            architecture=self.vit,
+            mean=self.config.data.mean,
+            std=self.config.data.std,
+            task="pretrain",
+            vocab_size=info.tokenizer.vocab_size,
+            provenance={
+                "step": step,
+                "total_steps": self.plan.total_steps,
+                "metrics": dict(metrics),
+                "store": self.store.location,
+                "store_sha256": self.store.index_sha256,
+                "tokenizer": info.tokenizer.name,
+                "tokenizer_fingerprint": info.tokenizer.fingerprint,
+                "views": info.views,
+            },
+        )
+
+    def data_state(self, step: int) -> dict[str, Any]:
+        """Describe the position in the data after `step` steps."""
+        return self._state(step).to_json()
+
+    def check_resume(self, saved: Mapping[str, Any]) -> None:
+        """Refuse to continue on other data."""
+        check_resume(DataState.from_json(dict(saved)), self._state(0))
+
+    def _state(self, step: int) -> DataState:
+        return self.batches.state(
+            steps_completed=step, num_views=self.store.info.views, index_sha256=self.store.index_sha256
+        )

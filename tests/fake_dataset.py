@@ -1,0 +1,83 @@
+"""A data set and transforms for reader tests. They stand here because workers must be able to import them."""
+
+import os
+import signal
+import time
+
+import numpy as np
+
+from beit.common.dataset import Record
+from beit.common.errors import BadSample, InputError
+from beit.common.sampler import view_index
+
+SEED = 3
+
+
+class FakeDataset:
+    """Samples named by shard and rank, with one byte of content; `bad` ids cannot be read."""
+
+    def __init__(self, sizes, *, num_views=4, bad=()):
+        self.shard_sizes = np.array(sizes, dtype=np.int64)
+        self.num_views = num_views
+        self.index_sha256 = "fake"
+        self.bad = frozenset(bad)
+
+    def window_shards(self, wanted):
+        return wanted
+
+    def sample_id(self, shard_id, rank):
+        return f"{shard_id:03d}/k{rank}"
+
+    def fetch(self, shard_id, rank, epoch):
+        shard, key = f"{shard_id:03d}", f"k{rank}"
+        if f"{shard}/{key}" in self.bad:
+            raise BadSample("truncated", "made so by the test")
+        return Record(
+            key=key,
+            shard=shard,
+            epoch=epoch,
+            view_index=view_index(SEED, epoch, shard, key, self.num_views),
+            image_bytes=bytes([shard_id, rank % 256]),
+        )
+
+
+def to_pixels(record):
+    """An image of 2 x 2 px that tells the sample, and the processes that made it."""
+    pixels = np.frombuffer(record.image_bytes, np.uint8)
+    return {"images": np.broadcast_to(pixels[:, None, None], (2, 2, 2)), "pids": os.getpid(), "parents": os.getppid()}
+
+
+class AtSample:
+    """Do something in the worker when it meets one sample."""
+
+    def __init__(self, sample_id, action):
+        self.sample_id = sample_id
+        self.action = action
+
+    def __call__(self, record):
+        if record.sample_id == self.sample_id:
+            self.action()
+        return to_pixels(record)
+
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def hang():
+    time.sleep(3600)
+
+
+def raise_value_error():
+    raise ValueError("no such colour")
+
+
+def raise_input_error():
+    raise InputError("shard 000 is gone; put it back")
+
+
+def signal_group_member():
+    """What a scheduler does to every process of the group, the fork server included."""
+    os.kill(os.getppid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGINT)

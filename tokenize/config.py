@@ -1,0 +1,79 @@
+"""Settings of `beit tokenize`. What they turn into is in `plan.py`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from beit.common.errors import require
+from beit.common.geometry import Geometry
+from beit.common.store_schema import HeldOut
+from beit.common.views import AugmentConfig
+
+MAX_VIEWS = 4096
+"""Arbitrary; at 14 x 14 tokens that many views take 1.7 MB per image."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenizeConfig:
+    """How images become a token store."""
+
+    tokenizer: str = "dall-e"
+    """Name of a tokenizer, "dall-e" or "mini", or a path to one."""
+    views: int = 16
+    """Views per image, K; a training run of E epochs uses each E / K times. 0 packs and indexes only."""
+    img_size: int = 224
+    """Side in pixels of the view the ViT will see."""
+    patch_size: int = 16
+    """Side in pixels of a ViT patch; each patch gets one visual token."""
+    seed: int = 0
+    """Seed of crops, flips, colours and packing order."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """Distribution the views are drawn from."""
+    held_out: HeldOut = field(default_factory=HeldOut)
+    """Samples that pre-training leaves out, to measure on."""
+
+    short_side: int = 0
+    """Shrink larger images to this short side in pixels while packing them; 0 keeps every image as it is."""
+    shard_size: int = 1000
+    """Most images per packed tar."""
+    shard_bytes: int = 1 << 30
+    """Most image bytes per packed tar."""
+    keep_order: bool = False
+    """Pack in the order of the source instead of a mixed one; bad for training if the source is sorted by class."""
+
+    micro_batch_size: int = 32
+    """Views per forward pass of the tokenizer."""
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    """Number format of the forward pass; auto is float16 on a GPU, as in BEiT, and float32 on the CPU."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the tokenizer runs; auto takes a GPU if there is one."""
+    threads: int = 0
+    """CPU threads inside one torch operation; 0 takes what the store was begun with, at first all cores."""
+    workers: int = 0
+    """Threads that decode and crop; 0 starts one per core. Does not change the result."""
+
+    bad_sample_budget: float = 0.001
+    """Share of unusable images that is tolerated; at least one is, unless the budget is 0."""
+    strict: bool = False
+    """Stop at the first unusable image."""
+    allow_mixed: bool = False
+    """Continue a store on another device, number format, batch size or torch version; the store records it."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        Geometry(self.img_size, self.patch_size)
+        require(0 <= self.views <= MAX_VIEWS, f"views ({self.views}) must lie in [0, {MAX_VIEWS}]")
+        for name in ("shard_size", "shard_bytes", "micro_batch_size"):
+            value = getattr(self, name)
+            require(value >= 1, f"{name} ({value}) must be at least 1")
+        for name in ("short_side", "threads", "workers"):
+            value = getattr(self, name)
+            require(value >= 0, f"{name} ({value}) must not be negative")
+        budget = self.bad_sample_budget
+        require(0 <= budget < 1, f"bad_sample_budget ({budget}) must lie in [0, 1)")
+
+    @property
+    def grid_size(self) -> int:
+        """Patches, and visual tokens, per side."""
+        return self.img_size // self.patch_size

@@ -1,0 +1,87 @@
+"""One image's bytes to its K views, as stored records and as pixels for the tokenizer.
+
+Here: which random numbers belong to which view, and what is computed from the pixels while they are at hand. Not here:
+the geometry itself (`beit.common.views`) and the tokenizer's forward pass (`encode.py`).
+
+K views per image, s side of the view the tokenizer sees in pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from beit.common.errors import BadSample
+from beit.common.images import decode_image
+from beit.common.rng import CounterRng
+from beit.common.source_types import SampleRef, ShardReader
+from beit.common.store_schema import StoreInfo
+from beit.common.views import VIEW_DTYPE, AugmentConfig, JitterScope, crop_crc, draw_view, mean_luma, render_view
+
+TOKEN_RESAMPLE = "lanczos"
+"""Filter of the tokenizer's view; BEiT's second_interpolation."""
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedImage:
+    """An image on its way to the tokenizer."""
+
+    ref: SampleRef
+    views: np.ndarray[Any, np.dtype[np.void]]
+    """(K,) of `VIEW_DTYPE`."""
+    token_views: NDArray[np.uint8]
+    """Pixels (K, s, s, 3)."""
+
+
+@dataclass(frozen=True, slots=True)
+class RejectedImage:
+    """An image that cannot be used."""
+
+    ref: SampleRef
+    error: BadSample
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ViewMaker:
+    """Draws and renders the views of an image; a pure function of settings, key and image bytes."""
+
+    seed: int
+    num_views: int
+    token_img_size: int
+    augment: AugmentConfig
+
+    @classmethod
+    def of_store(cls, info: StoreInfo) -> ViewMaker:
+        """Return the maker of the views of a store."""
+        return cls(
+            seed=info.seed, num_views=info.views, token_img_size=info.token_img_size, augment=info.augment
+        )
+
+    def prepare(self, ref: SampleRef, reader: ShardReader) -> PreparedImage | RejectedImage:
+        """Read and decode an image and make all its views. An unusable image is returned, not raised: it is counted."""
+        try:
+            image = decode_image(reader.read(ref))
+            return self._make_views(ref, image)
+        except BadSample as error:
+            return RejectedImage(ref, error)
+
+    def _make_views(self, ref: SampleRef, image: Image.Image) -> PreparedImage:
+        side = self.token_img_size
+        views = np.zeros(self.num_views, dtype=VIEW_DTYPE)
+        token_views = np.empty((self.num_views, side, side, 3), dtype=np.uint8)
+        for k in range(self.num_views):
+            view = draw_view(CounterRng(self.seed, "view", ref.key, k), image.width, image.height, self.augment)
+            token_views[k] = render_token_view(image, view, side, self.augment.jitter_scope)
+            views[k] = view
+            views[k]["crc_crop"] = crop_crc(image, view)
+            views[k]["luma"] = mean_luma(token_views[k])
+        return PreparedImage(ref, views, token_views)
+
+
+def render_token_view(image: Image.Image, view: np.void, side: int, jitter_scope: JitterScope) -> NDArray[np.uint8]:
+    """Render a view as the tokenizer sees it, (side, side, 3) uint8."""
+    return render_view(image, view, img_size=side, resample=TOKEN_RESAMPLE, jitter_scope=jitter_scope)
