@@ -125,7 +125,9 @@ def open_checkpoint(path: Path) -> Checkpoint:
         raise InputError(f"{path / COMMIT} is not a checkpoint record; restore it or use another checkpoint")
     if header["format_version"] != FORMAT_VERSION:
         found = header["format_version"]
-        raise InputError(f"{path} has format version {found}, this beit reads {FORMAT_VERSION}; use the beit that wrote it")
+        raise InputError(
+            f"{path} has format version {found}, this beit reads {FORMAT_VERSION}; use the beit that wrote it"
+        )
     for entry in header["files"]:
         _verify_file(path / entry["name"], size=entry["size"], sha256=entry["sha256"])
     return Checkpoint(path=path, step=header["step"], record=header["record"])

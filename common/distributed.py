@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-import re
-import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -19,6 +17,7 @@ import torch
 import torch.distributed as dist
 
 from beit.common.errors import InputError
+from beit.common.launcher_env import launcher_environment
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +99,7 @@ class World:
             raise failure
         if shared_failure is not None:
             raise shared_failure
-        return shared_result  
+        return shared_result
 
 
 def init_distributed(*, timeout_seconds: float = 300.0) -> World:
@@ -113,8 +112,15 @@ def init_distributed(*, timeout_seconds: float = 300.0) -> World:
     """
     environment = launcher_environment(os.environ)
     os.environ.update(environment)
-    rank, local_rank, world_size = (int(environment[name]) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
+    rank, world_size = int(environment["RANK"]), int(environment["WORLD_SIZE"])
+    # Some launchers number ranks only globally.
+    local_rank = int(environment["LOCAL_RANK"] or rank % max(1, torch.cuda.device_count()))
+    os.environ["LOCAL_RANK"] = str(local_rank)
     device = _device(local_rank)
+    if device.type == "cpu" and world_size > 1 and "OMP_NUM_THREADS" not in os.environ:
+        # Ranks share the cores; each taking all of them makes all of them slow.
+        local_size = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", world_size)))
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_size))
     if not dist.is_initialized():
         # Given here, not to DeepSpeed, which would ask mpi4py where no launcher set the variables.
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
@@ -125,61 +131,6 @@ def init_distributed(*, timeout_seconds: float = 300.0) -> World:
         world.sum_of([1.0])  # all ranks have met
         dist.distributed_c10d._set_pg_timeout(timedelta(seconds=timeout_seconds), dist.group.WORLD)
     return World(rank=rank, local_rank=local_rank, world_size=world_size, device=device)
-
-
-def launcher_environment(variables: Mapping[str, str]) -> dict[str, str]:
-    """Return RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT from a launcher's variables.
-
-    torchrun, deepspeed and Kubernetes operators set them; under SLURM's srun they are derived; otherwise this process
-    is the only rank, on a free port.
-
-    Raises:
-        InputError: a rank is not below the world size, or a variable is not a number.
-    """
-    if "RANK" in variables and "WORLD_SIZE" in variables:
-        defaults = {"LOCAL_RANK": "", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
-        names = {name: variables.get(name, default) for name, default in defaults.items()}
-        names |= {name: variables[name] for name in ("RANK", "WORLD_SIZE")}
-    elif under_slurm(variables):
-        names = _slurm_environment(variables)
-    else:
-        port = str(free_port())
-        names = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    for name in ("RANK", "WORLD_SIZE", "MASTER_PORT"):
-        if not names[name].isdigit():
-            raise InputError(f"environment variable {name} ({names[name]!r}) must be a number; check the launcher")
-    if not names["LOCAL_RANK"]:  # some launchers number ranks only globally
-        names["LOCAL_RANK"] = str(int(names["RANK"]) % max(1, torch.cuda.device_count()))
-    if int(names["RANK"]) >= int(names["WORLD_SIZE"]):
-        raise InputError(f"RANK ({names['RANK']}) must be below WORLD_SIZE ({names['WORLD_SIZE']}); check the launcher")
-    return names
-
-
-def under_slurm(variables: Mapping[str, str]) -> bool:
-    """True for a task of an srun step; a batch script's own shell has no step task count."""
-    return "SLURM_PROCID" in variables and "SLURM_STEP_NUM_TASKS" in variables
-
-
-def free_port() -> int:
-    """Return a TCP port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _slurm_environment(variables: Mapping[str, str]) -> dict[str, str]:
-    nodes = variables.get("SLURM_STEP_NODELIST", variables.get("SLURM_JOB_NODELIST", "127.0.0.1"))
-    # "gpu[003-007,9],cpu1" starts at gpu003.
-    first = re.sub(r"\[(\w+)[^\]]*\].*", r"\1", nodes).partition(",")[0]
-    job = int(variables.get("SLURM_JOB_ID", "0"))
-    return {
-        "RANK": variables["SLURM_PROCID"],
-        "WORLD_SIZE": variables["SLURM_STEP_NUM_TASKS"],
-        "LOCAL_RANK": variables.get("SLURM_LOCALID", "0"),
-        "MASTER_ADDR": variables.get("MASTER_ADDR", first),
-        # The same on every task, and different for two jobs that share a machine.
-        "MASTER_PORT": variables.get("MASTER_PORT", str(20000 + job % 20000)),
-    }
 
 
 def _device(local_rank: int) -> torch.device:

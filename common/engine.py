@@ -244,8 +244,8 @@ def deepspeed_json(settings: EngineSettings) -> dict[str, Any]:
                 f"{settings.deepspeed.config} sets {key!r}, which has one source here; remove it and use {_OWN_KEYS[key]}"
             )
     merged = _merge(generated, user)
-    if merged["zero_optimization"]["stage"] > 0:
-        merged["gradient_clipping"] = clip or 0.0
+    # Always given, because DeepSpeed 0.19 clips at 1.0 by default; at ZeRO 0 the optimizer clips.
+    merged["gradient_clipping"] = (clip or 0.0) if merged["zero_optimization"]["stage"] > 0 else 0.0
     return merged
 
 

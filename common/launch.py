@@ -16,16 +16,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+import psutil
+
+from beit.common import launcher_env
 from beit.common.errors import InputError
 from beit.common.files import write_json
-from beit.common.network import free_port, under_slurm
-from beit.common.signals import LAUNCHER_PID_VARIABLE
+from beit.common.signals import LAUNCHER_PID_VARIABLE, STOP_SIGNALS
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +41,7 @@ _POLL_SECONDS = 0.1
 
 def under_launcher() -> bool:
     """True when some launcher started this process as one of its ranks, so that nothing is to be launched again."""
-    return ("RANK" in os.environ and "WORLD_SIZE" in os.environ) or under_slurm(os.environ)
+    return launcher_env.under_launcher(os.environ)
 
 
 def launch_ranks(
@@ -55,26 +57,26 @@ def launch_ranks(
     Returns:
         The exit code of the whole: 0 done, 2 bad input, 75 stopped and resumable, else 1.
     Raises:
-        InputError: the hostfile is missing, or more ranks are asked for than there are GPUs.
+        InputError: the hostfile or pdsh is missing.
     """
-    _check_request(gpus, hostfile)
+    _check_hostfile(hostfile)
     with tempfile.TemporaryDirectory(prefix="beit-ranks-") as reports:
-        # On other machines the directory does not exist: there the launcher's own exit code has to do.
-        variables = {"PYTHONSAFEPATH": "1", LAUNCHER_PID_VARIABLE: str(os.getpid())}
-        if hostfile is None:
-            variables[REPORTS_VARIABLE] = reports
+        variables = {"PYTHONSAFEPATH": "1"}
+        if hostfile is None:  # on other machines neither the directory nor the process would be found
+            variables |= {REPORTS_VARIABLE: reports, LAUNCHER_PID_VARIABLE: str(os.getpid())}
         command = _command(gpus, hostfile, [*(sys.argv[1:] if argv is None else argv)], module)
         # A session of its own, so that Ctrl-C in a terminal reaches the ranks once, through this process.
-        process = subprocess.Popen(command, env=_environment(variables), start_new_session=True)
+        process = subprocess.Popen(command, env=dict(os.environ) | variables, start_new_session=True)
+        group = _RankGroup(process.pid, module)
         try:
-            with _forwarding_signals(process.pid):
+            with group.forwarding_signals():
                 code = process.wait()
-                _wait_for_group(process.pid)
+                group.wait_for_end()
         finally:
-            _signal_group(process.pid, signal.SIGKILL)
+            group.kill()
         if hostfile is not None:
             return code if code >= 0 else EXIT_FAILED
-        return _judge(Path(reports), num_ranks=gpus or 1)
+        return _judge(Path(reports), num_ranks=gpus or 1, asked_to_stop=group.asked_to_stop)
 
 
 def record_exit(code: int, message: str = "") -> bool:
@@ -84,10 +86,77 @@ def record_exit(code: int, message: str = "") -> bool:
         Whether this process should print the line itself: not when the launching command will, nor on rank 1 and up.
     """
     reports = os.environ.get(REPORTS_VARIABLE)
-    if reports is None or not Path(reports).is_dir():
+    if reports is None or "RANK" not in os.environ or not Path(reports).is_dir():
         return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
     write_json(Path(reports) / f"{os.environ['RANK']}.json", {"code": code, "message": message})
     return False
+
+
+class _RankGroup:
+    """The processes below one launcher.
+
+    Args:
+        group: Process group id, which is the launcher's process id.
+        module: What the ranks run; tells them from the launcher's own processes and from data workers.
+    """
+
+    def __init__(self, group: int, module: str) -> None:
+        self._group, self._module = group, module
+        self.asked_to_stop = False
+
+    @contextmanager
+    def forwarding_signals(self) -> Iterator[None]:
+        """Pass stop signals on while the block runs."""
+        previous = {signum: signal.signal(signum, self._forward) for signum in STOP_SIGNALS}
+        try:
+            yield
+        finally:
+            for signum, handler in previous.items():
+                signal.signal(signum, handler)
+
+    def wait_for_end(self) -> None:
+        """After the launcher's end, see to it that no rank goes on without it."""
+        deadline = time.monotonic() + GRACE_SECONDS
+        if self._ranks():
+            logger.warning("the launcher ended before its ranks; asking them to stop")
+            self._signal(self._ranks(), signal.SIGTERM)
+        while self._members() and time.monotonic() < deadline:
+            time.sleep(_POLL_SECONDS)
+
+    def kill(self) -> None:
+        """End whatever is left."""
+        self._signal(self._members(), signal.SIGKILL)
+
+    def _forward(self, signum: int, frame: FrameType | None) -> None:
+        # To the ranks alone: DeepSpeed's part on this machine would give them 30 s and then kill them, save or no save.
+        self.asked_to_stop = True
+        self._signal(self._ranks() or self._members(), signum)
+
+    def _members(self) -> list[psutil.Process]:
+        return [process for process in psutil.process_iter() if _group_of(process) == self._group]
+
+    def _ranks(self) -> list[psutil.Process]:
+        return [process for process in self._members() if _arguments(process)[2:4] == ["-m", self._module]]
+
+    def _signal(self, processes: list[psutil.Process], signum: int) -> None:
+        for process in processes:
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(signum)
+
+
+def _group_of(process: psutil.Process) -> int | None:
+    """Return the process group; None for a process that has ended, though nobody may have asked for its code yet."""
+    try:
+        return None if process.status() == psutil.STATUS_ZOMBIE else os.getpgid(process.pid)
+    except (psutil.NoSuchProcess, ProcessLookupError):
+        return None
+
+
+def _arguments(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,7 +168,7 @@ class _Report:
     message: str
 
 
-def _judge(directory: Path, *, num_ranks: int) -> int:
+def _judge(directory: Path, *, num_ranks: int, asked_to_stop: bool) -> int:
     """Turn the ranks' reports into one exit code, and log what they had to say, each line once."""
     reports = [_read_report(directory / f"{rank}.json", rank) for rank in range(num_ranks)]
     for message in dict.fromkeys(report.message for report in reports if report and report.message):
@@ -109,6 +178,8 @@ def _judge(directory: Path, *, num_ranks: int) -> int:
     # Bad input met by one rank ends the others with errors of their own, which say nothing.
     if EXIT_BAD_INPUT in codes:
         return EXIT_BAD_INPUT
+    if silent and asked_to_stop and codes <= {EXIT_RESUMABLE}:
+        return EXIT_RESUMABLE  # stopped before they could listen; nothing was begun that is not saved
     if silent:
         logger.error("beit: rank %s ended without a word (killed, or out of memory); see above", ", ".join(silent))
         return EXIT_FAILED
@@ -124,50 +195,22 @@ def _read_report(file: Path, rank: int) -> _Report | None:
     return _Report(rank=rank, code=content["code"], message=content["message"])
 
 
-def _check_request(gpus: int | None, hostfile: str | None) -> None:
-    if hostfile is not None and not Path(hostfile).is_file():
+def _check_hostfile(hostfile: str | None) -> None:
+    if hostfile is None:
+        return
+    if not Path(hostfile).is_file():
         raise InputError(f"--hostfile {hostfile} does not exist; it lists one machine per line, NAME slots=N")
-    if hostfile is not None and shutil.which("pdsh") is None:
-        raise InputError("--hostfile needs pdsh to start ranks on other machines; install it, or use your cluster's launcher")
-    import torch
-
-    visible = torch.cuda.device_count()
-    if hostfile is None and visible and gpus is not None and gpus > visible:
-        raise InputError(f"--gpus {gpus} is more than the {visible} GPUs of this machine; lower it")
+    if shutil.which("pdsh") is None:
+        raise InputError(
+            "--hostfile needs pdsh to start ranks on other machines; install it or use your cluster's launcher"
+        )
 
 
 def _command(gpus: int | None, hostfile: str | None, arguments: list[str], module: str) -> list[str]:
     # The module, not the `deepspeed` script, which need not be on PATH.
     command = [sys.executable, "-m", "deepspeed.launcher.runner", "--quiet", "--no_local_rank"]
     # Without a hostfile DeepSpeed reads /job/hostfile where it exists; an explicit path that is no file prevents it.
-    command += ["--hostfile", hostfile or os.devnull, "--master_port", str(free_port())]
+    command += ["--hostfile", hostfile or os.devnull, "--master_port", str(launcher_env.free_port())]
     if gpus is not None:
         command += ["--num_gpus", str(gpus)]
     return [*command, "--module", module, *arguments]
-
-
-def _environment(variables: Mapping[str, str]) -> dict[str, str]:
-    import torch
-
-    environment = dict(os.environ) | dict(variables)
-    if not torch.cuda.is_available():
-        environment["DS_ACCELERATOR"] = "cpu"
-        # Ranks share the cores; each taking all of them makes all of them slow.
-        environment.setdefault("OMP_NUM_THREADS", "1")
-    return environment
-
-
-@contextmanager
-def _forwarding_signals(group: int) -> Iterator[None]:
-    """Pass stop signals on to the ranks while the block runs."""
-
-    def forward(signum: int, frame: FrameType | None) -> None:
-        _signal_ranks(group, signum)
-
-    signals = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-    previous = {signum: signal.signal(signum, forward) for signum in signals}
-    try:
-        yield
-    finally:
-        for signum, handler in previous.items():
-            signal.signal(signum, handler)

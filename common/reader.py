@@ -188,9 +188,9 @@ def _load_rows(
     note = partial(board.note, info.id) if board and info else _no_note
     sizes = dataset.shard_sizes.tolist()
     for row in rows:
-        candidates = [(row.rank + step) % sizes[row.shard_id] for step in range(sizes[row.shard_id] if replace else 1)]
         bad: list[BadSampleReport] = []
-        for rank in candidates:
+        for step in range(sizes[row.shard_id] if replace else 1):
+            rank = (row.rank + step) % sizes[row.shard_id]
             sample_id = dataset.sample_id(row.shard_id, rank)
             note(sample_id)
             try:

@@ -102,7 +102,9 @@ def _require_same(config_file: Path, config: Any, free_keys: Sequence[str]) -> N
         raise InputError(f"{config_file} is not valid TOML ({error}); restore it or name a new directory") from None
     current = _flatten(config_to_dict(config))
     names = sorted(name for name in saved.keys() | current.keys() if saved.get(name) != current.get(name))
-    bound = [name for name in names if not any(name == key or key[-1] == "." and name.startswith(key) for key in free_keys)]
+    bound = [
+        name for name in names if not any(name == key or key[-1] == "." and name.startswith(key) for key in free_keys)
+    ]
     if bound:
         listed = "; ".join(f"{name} was {saved.get(name)}, is {current.get(name)}" for name in bound)
         raise InputError(

@@ -100,7 +100,9 @@ class Saver:
             return
         self._failed_saves += 1
         if self._failed_saves >= MAX_FAILED_SAVES:
-            raise RuntimeError(f"checkpoint at step {step} failed again ({failure}); make room and run the same command")
+            raise RuntimeError(
+                f"checkpoint at step {step} failed again ({failure}); make room and run the same command"
+            )
         if self._world.is_main:
             logger.warning("checkpoint at step %d failed (%s); training goes on", step, failure)
 

@@ -54,8 +54,7 @@ def location_exists(location: str) -> bool:
 class FilePool:
     """Reads byte ranges of many files and keeps the last used ones open.
 
-    Local files are read with `pread`, so nothing depends on a file position and a pool may be shared by threads. A
-    pickled pool arrives empty.
+    One pool belongs to one thread. A pickled pool arrives empty.
     """
 
     def __init__(self, max_open: int = _MAX_OPEN_FILES) -> None:

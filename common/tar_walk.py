@@ -242,10 +242,11 @@ def _checked_name(name: str, label: str) -> str:
 def split_name(name: str) -> tuple[str, str] | None:
     """Split a member name into sample key and lower-case suffix, or return None where webdataset ignores the member.
 
-    The key is the path up to the first dot of its last component. Names like `__meta__` and hidden files have none.
+    The key is the path up to the first dot of its last component. Names like `__meta__` and hidden files have none; of
+    hidden files in sub-folders, such as the `._x.jpg` of macOS, webdataset makes samples without an image.
     """
     match = _GROUPED_NAME.fullmatch(name)
-    if match is None or _META_NAME.match(name):
+    if match is None or match.group(1).endswith("/") or _META_NAME.match(name):
         return None
     return match.group(1), match.group(2).lower()
 

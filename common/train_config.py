@@ -73,7 +73,9 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         """Check every range."""
         require(self.lr > 0, f"optimizer.lr ({self.lr}) must be above 0")
-        require(0 <= self.min_lr <= self.lr, f"optimizer.min_lr ({self.min_lr}) must be in [0, optimizer.lr = {self.lr}]")
+        require(
+            0 <= self.min_lr <= self.lr, f"optimizer.min_lr ({self.min_lr}) must be in [0, optimizer.lr = {self.lr}]"
+        )
         require(self.warmup_epochs >= 0, f"optimizer.warmup_epochs ({self.warmup_epochs}) must not be negative")
         require((self.warmup_steps or 0) >= 0, f"optimizer.warmup_steps ({self.warmup_steps}) must not be negative")
         require(self.weight_decay >= 0, f"optimizer.weight_decay ({self.weight_decay}) must not be negative")

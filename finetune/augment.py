@@ -23,6 +23,8 @@ TINY_IMG_SIZE_PX = 64
 """Up to here images are evaluated whole: data sets of such sizes show objects that fill the frame."""
 LARGE_IMG_SIZE_PX = 384
 """From here on images are evaluated whole."""
+NO_LABEL = -1
+"""Stands for an absent label."""
 MAX_ASPECT = 4
 """Aspect ratio above which the middle is cut out before the resize."""
 
@@ -96,26 +98,22 @@ class EvalTransform:
     Args:
         img_size: Side of the model's input in pixels.
         crop_pct: Share of the resized image's short side that is kept.
-        label_ids: For each class id of the data, the model's class id; None for data without labels.
     """
 
     img_size: int
     crop_pct: float
-    label_ids: tuple[int, ...] | None = None
 
     def __call__(self, record: Record) -> dict[str, NDArray[np.generic]]:
         """Resize and crop.
 
         Returns:
-            images: (3, img_size, img_size) uint8. labels, where known: () int64, the model's class id.
+            images: (3, img_size, img_size) uint8. labels: () int64, the class id, -1 where there is none.
         Raises:
             BadSample: the image does not decode.
         """
         pixels = resize_and_center_crop(decode_image(record.image_bytes), self.img_size, crop_pct=self.crop_pct)
-        sample: dict[str, NDArray[np.generic]] = {"images": _channels_first(pixels)}
-        if self.label_ids is not None and record.label is not None:
-            sample["labels"] = np.asarray(self.label_ids[record.label], np.int64)
-        return sample
+        label = NO_LABEL if record.label is None else record.label
+        return {"images": _channels_first(pixels), "labels": np.asarray(label, np.int64)}
 
 
 def default_crop_pct(img_size: int) -> float:

@@ -60,9 +60,9 @@ class DataConfig:
     val: str | None = None
     """Labelled images to evaluate on, matched to the training classes by name; left out, nothing is evaluated."""
     num_labels: int | None = None
-    """Train on this many images only, the same number of each class as far as there are any; left out, on all."""
+    """Train on this many images only, with the class proportions of all; left out, on all."""
     label_fraction: float | None = None
-    """Train on this share of each class only, at least one image each; left out, on all."""
+    """Train on this share of the images only, with the class proportions of all; left out, on all."""
     subset_seed: int = 0
     """Chooses the images of such a subset; apart from train.seed, so that runs can share a subset."""
 

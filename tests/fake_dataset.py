@@ -8,6 +8,7 @@ import numpy as np
 
 from beit.common.dataset import Record
 from beit.common.errors import BadSample, InputError
+from beit.common.images import decode_image
 from beit.common.sampler import view_index
 
 SEED = 3
@@ -45,6 +46,11 @@ def to_pixels(record):
     """An image of 2 x 2 px that tells the sample, and the processes that made it."""
     pixels = np.frombuffer(record.image_bytes, np.uint8)
     return {"images": np.broadcast_to(pixels[:, None, None], (2, 2, 2)), "pids": os.getpid(), "parents": os.getppid()}
+
+
+def to_pixels_and_label(record):
+    """A decoded image, (height, width, 3) uint8."""
+    return {"images": np.asarray(decode_image(record.image_bytes)), "labels": record.label}
 
 
 class AtSample:

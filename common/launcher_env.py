@@ -1,0 +1,67 @@
+"""What launchers tell a rank through environment variables; torch-free, so that commands can ask before loading anything."""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import Mapping
+
+from beit.common.errors import InputError
+
+
+def under_launcher(variables: Mapping[str, str]) -> bool:
+    """True when some launcher started this process as one of its ranks."""
+    return ("RANK" in variables and "WORLD_SIZE" in variables) or under_slurm(variables)
+
+
+def launcher_environment(variables: Mapping[str, str]) -> dict[str, str]:
+    """Return RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT from a launcher's variables.
+
+    torchrun, deepspeed and Kubernetes operators set them; under SLURM's srun they are derived; otherwise this process
+    is the only rank, on a free port.
+
+    Raises:
+        InputError: a rank is not below the world size, or a variable is not a number.
+    """
+    if "RANK" in variables and "WORLD_SIZE" in variables:
+        defaults = {"LOCAL_RANK": "", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+        names = {name: variables.get(name, default) for name, default in defaults.items()}
+        names |= {name: variables[name] for name in ("RANK", "WORLD_SIZE")}
+    elif under_slurm(variables):
+        names = _slurm_environment(variables)
+    else:
+        port = str(free_port())
+        names = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    for name in ("RANK", "WORLD_SIZE", "MASTER_PORT"):
+        if not names[name].isdigit():
+            raise InputError(f"environment variable {name} ({names[name]!r}) must be a number; check the launcher")
+    if int(names["RANK"]) >= int(names["WORLD_SIZE"]):
+        raise InputError(f"RANK ({names['RANK']}) must be below WORLD_SIZE ({names['WORLD_SIZE']}); check the launcher")
+    return names
+
+
+def under_slurm(variables: Mapping[str, str]) -> bool:
+    """True for a task of an srun step; a batch script's own shell has no step task count."""
+    return "SLURM_PROCID" in variables and "SLURM_STEP_NUM_TASKS" in variables
+
+
+def free_port() -> int:
+    """Return a TCP port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _slurm_environment(variables: Mapping[str, str]) -> dict[str, str]:
+    nodes = variables.get("SLURM_STEP_NODELIST", variables.get("SLURM_JOB_NODELIST", "127.0.0.1"))
+    # "gpu[003-007,9],cpu1" starts at gpu003.
+    first = re.sub(r"\[(\w+)[^\]]*\].*", r"\1", nodes).partition(",")[0]
+    job = int(variables.get("SLURM_JOB_ID", "0"))
+    return {
+        "RANK": variables["SLURM_PROCID"],
+        "WORLD_SIZE": variables["SLURM_STEP_NUM_TASKS"],
+        "LOCAL_RANK": variables.get("SLURM_LOCALID", "0"),
+        "MASTER_ADDR": variables.get("MASTER_ADDR", first),
+        # The same on every task, and different for two jobs that share a machine.
+        "MASTER_PORT": variables.get("MASTER_PORT", str(20000 + job % 20000)),
+    }

@@ -1,0 +1,206 @@
+"""A training of seconds on made-up numbers, through the real loop; run as a module by the launch tests.
+
+Usage: python -m beit.tests.toy_training RUN [key=value ...], keys of `ToyConfig`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from beit.common.config import load_config
+from beit.common.distributed import World, init_distributed
+from beit.common.errors import InputError, ResumableStop
+from beit.common.launch import launch_ranks, record_exit, under_launcher
+from beit.common.run_dir import open_run
+from beit.common.signals import stop_on_signals
+from beit.common.task import FitResult, FitSettings
+from beit.common.train_config import (
+    CheckpointConfig,
+    DeepSpeedConfig,
+    OptimizerConfig,
+    TrainConfig,
+    TrainingPlan,
+    plan_training,
+)
+from beit.common.trainer import fit
+
+WIDTH = 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToyConfig:
+    train: TrainConfig = TrainConfig(steps=8, global_batch_size=8, micro_batch_size=2, log_interval_steps=1, precision="fp32")
+    optimizer: OptimizerConfig = OptimizerConfig(lr=1e-2, warmup_steps=2, clip_grad=1.0)
+    checkpoint: CheckpointConfig = CheckpointConfig(interval_steps=3)
+    deepspeed: DeepSpeedConfig = DeepSpeedConfig()
+    gpus: int = 0
+    num_samples: int = 40
+    bad_steps: tuple[int, ...] = ()
+    bad_rank: int = 0
+    """Of the rank whose gradients are made non-finite at `bad_steps`."""
+    stop_at: int = -1
+    """Step at which `stop_rank` sends itself SIGTERM."""
+    stop_rank: int = 0
+    hang_at: int = -1
+    """Step at which rank 1 stops answering."""
+    kill_at: int = -1
+    """Step at which rank 1 kills itself."""
+    input_error: str = ""
+    """Raised where the data are opened, on every rank."""
+    step_seconds: float = 0.0
+
+
+class ToyModel(nn.Module):
+    """Two layers with dropout, a buffer, and one parameter that is frozen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(WIDTH, 16)
+        self.drop = nn.Dropout(0.2)
+        self.second = nn.Linear(16, WIDTH)
+        self.frozen = nn.Parameter(torch.ones(WIDTH), requires_grad=False)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            self.calls += 1
+        return self.second(self.drop(torch.relu(self.first(values)))) * self.frozen
+
+
+class ToyTask:
+    def __init__(self, config: ToyConfig, plan: TrainingPlan, world: World) -> None:
+        self.config, self.plan, self.world = config, plan, world
+        torch.manual_seed(config.train.seed)
+        self.model = ToyModel()
+        self.evaluated: list[int] = []
+        self.lrs: list[float] = []
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        matrices = [p for p in trained if p.ndim > 1]
+        vectors = [p for p in trained if p.ndim == 1]
+        return [
+            {"params": matrices, "weight_decay": 0.05, "lr_scale": 1.0},
+            {"params": vectors, "weight_decay": 0.0, "lr_scale": 0.5},
+        ]
+
+    def micro_batches(self, start_step: int) -> Iterator[dict[str, Any]]:
+        if self.config.input_error:
+            raise InputError(self.config.input_error)
+        for step in range(start_step, self.plan.total_steps):
+            self._misbehave(step)
+            values = torch.randn(self.plan.global_batch_size, WIDTH, generator=torch.Generator().manual_seed(step))
+            share = values.chunk(self.world.world_size)[self.world.rank]
+            for number, piece in enumerate(share.split(self.plan.micro_batch_size)):
+                yield {"values": piece, "sample_ids": [f"{step}/{self.world.rank}/{number}"]}
+
+    def forward(
+        self, model: nn.Module, batch: Mapping[str, Any], step: int
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        output = model(batch["values"])
+        if step in self.config.bad_steps and self.world.rank == self.config.bad_rank:
+            output.register_hook(lambda gradient: gradient * float("nan"))
+        loss = (output - batch["values"].roll(1, dims=1)).pow(2).mean()
+        return loss, {"mean_output": output.detach().mean()}
+
+    def evaluate(self, model: nn.Module, step: int) -> dict[str, float]:
+        self.evaluated.append(step)
+        torch.rand(3)  # must not disturb training
+        values = torch.ones(2, WIDTH)
+        return {"val_loss": float((model(values) - values).pow(2).mean())}
+
+    def save_artifacts(
+        self, state: dict[str, torch.Tensor], directory: Path, step: int, metrics: Mapping[str, float]
+    ) -> None:
+        (directory / "encoder").mkdir(exist_ok=True)
+        save_file(state, directory / "encoder" / "model.safetensors")
+
+    def data_state(self, step: int) -> dict[str, Any]:
+        return {"samples_consumed": step * self.plan.global_batch_size, "num_samples": self.config.num_samples}
+
+    def check_resume(self, saved: Mapping[str, Any]) -> None:
+        if saved["num_samples"] != self.config.num_samples:
+            raise InputError(f"num_samples was {saved['num_samples']}, is {self.config.num_samples}")
+
+    def _misbehave(self, step: int) -> None:
+        time.sleep(self.config.step_seconds)
+        if step == self.config.stop_at and self.world.rank == self.config.stop_rank:
+            os.kill(os.getpid(), signal.SIGTERM)
+        if step == self.config.kill_at and self.world.rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if step == self.config.hang_at and self.world.rank == 1:
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def toy_config(*overrides: str) -> ToyConfig:
+    return load_config(ToyConfig, recipe=None, overrides=[*TOY, *overrides], recipe_dir=Path())
+
+
+# A section given in part is filled up from the section's own defaults, so the toy's numbers are given in full.
+TOY = (
+    "train.steps=8",
+    "train.global_batch_size=8",
+    "train.micro_batch_size=2",
+    "train.log_interval_steps=1",
+    "train.precision=fp32",
+    "optimizer.lr=1e-2",
+    "optimizer.warmup_steps=2",
+    "optimizer.clip_grad=1.0",
+    "checkpoint.interval_steps=3",
+)
+
+
+def train_toy(run_path: Path, config: ToyConfig, *, resume: str = "auto") -> tuple[FitResult, ToyTask]:
+    with stop_on_signals():
+        world = init_distributed(timeout_seconds=config.train.collective_timeout_seconds)
+        run = open_run(run_path, config, world=world, resume=resume, free_keys=("bad_steps", "stop_at", "kill_at", "hang_at"))
+        plan = plan_training(
+            config.train,
+            config.optimizer,
+            config.checkpoint,
+            num_samples=config.num_samples,
+            world_size=world.world_size,
+        )
+        task = ToyTask(config, plan, world)
+        settings = FitSettings(
+            train=config.train,
+            optimizer=config.optimizer,
+            checkpoint=config.checkpoint,
+            deepspeed=config.deepspeed,
+            plan=plan,
+        )
+        return fit(task, settings=settings, run=run, world=world), task
+
+
+def main() -> int:
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    run_path, *overrides = sys.argv[1:]
+    config = toy_config(*overrides)
+    if config.gpus and not under_launcher():
+        return launch_ranks(gpus=config.gpus, module="beit.tests.toy_training")
+    try:
+        train_toy(Path(run_path), config)
+        code, message = 0, ""
+    except InputError as error:
+        code, message = 2, str(error)
+    except ResumableStop as stop:
+        code, message = 75, str(stop)
+    if record_exit(code, message) and message:
+        sys.stderr.write(f"beit: {message}\n")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

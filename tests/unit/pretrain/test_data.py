@@ -1,0 +1,83 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from beit.common.dataset import Record
+from beit.common.errors import BadSample, InputError
+from beit.common.images import decode_image
+from beit.common.rng import CounterRng
+from beit.common.views import AugmentConfig, crop_crc, draw_view, mean_luma, render_view
+from beit.pretrain.data import ViewTransform, check_replay
+from beit.pretrain.masking import MaskConfig
+
+
+def encoded_image(seed=0):
+    pixels = CounterRng(seed).raw(40 * 50 * 3).astype(np.uint8).reshape(40, 50, 3)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).resize((100, 80), Image.Resampling.BICUBIC).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def make_record(epoch=0, key="a", data=None):
+    data = data or encoded_image()
+    image = decode_image(data)
+    view = draw_view(CounterRng(0, key), image.width, image.height, AugmentConfig())
+    view["crc_crop"] = crop_crc(image, view)
+    view["luma"] = mean_luma(render_view(image, view, img_size=64, resample="lanczos"))
+    token_ids = np.arange(64, dtype=np.uint16).reshape(8, 8)
+    return Record(
+        key=key, shard="s", epoch=epoch, view_index=0, image_bytes=data, label=None, view=view, token_ids=token_ids
+    )
+
+
+def transform(**changes):
+    settings = {"img_size": 32, "grid_size": 8, "mask": MaskConfig(), "seed": 0, "jitter_scope": "crop", "strict": True}
+    return ViewTransform(**{**settings, **changes})
+
+
+def test_a_sample_has_pixels_tokens_and_a_mask():
+    record = make_record()
+    sample = transform()(record)
+    expected = render_view(decode_image(record.image_bytes), record.view, img_size=32)
+    assert np.array_equal(sample["images"], expected.transpose(2, 0, 1))
+    assert np.array_equal(sample["token_ids"], np.arange(64))
+    assert sample["bool_masked_pos"].shape == (64,)
+    assert 0 < sample["bool_masked_pos"].sum() <= 24
+
+
+def test_masks_depend_on_seed_epoch_and_sample_only():
+    masks = [
+        transform(seed=seed)(make_record(epoch, key))["bool_masked_pos"].tobytes()
+        for seed, epoch, key in [(0, 0, "a"), (0, 0, "a"), (1, 0, "a"), (0, 1, "a"), (0, 0, "b")]
+    ]
+    assert masks[0] == masks[1]
+    assert len(set(masks)) == 4
+
+
+def test_fixed_masks_stay_over_epochs():
+    fixed = transform(fixed_masks=True)
+    first, second = (fixed(make_record(epoch))["bool_masked_pos"] for epoch in (0, 5))
+    assert np.array_equal(first, second)
+
+
+def test_strict_replay_refuses_other_pixels_of_the_same_size():
+    record = make_record()
+    record.view["crc_crop"] ^= 1
+    with pytest.raises(BadSample, match="crop-mismatch"):
+        transform()(record)
+    assert transform(strict=False)(record)
+
+
+def test_tolerant_replay_refuses_another_image():
+    record = make_record()
+    record.view["luma"] = record.view["luma"] ^ 64
+    with pytest.raises(BadSample, match="luma-mismatch"):
+        transform(strict=False)(record)
+
+
+def test_a_store_of_another_decoder_needs_tolerant_replay():
+    with pytest.raises(InputError, match="data.replay=tolerant"):
+        check_replay("0" * 64, strict=True)
+    check_replay("0" * 64, strict=False)

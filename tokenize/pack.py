@@ -1,0 +1,197 @@
+"""Putting the images of a folder, list or Parquet file into tars of the store.
+
+Image bytes are stored as they came, or shrunk to a short side and re-encoded. Which image goes where is decided in
+`plan.py`; how containers are read in another order than theirs is in `spool.py`.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image
+
+from beit.common.errors import BadSample, InputError
+from beit.common.files import atomic_file, write_json
+from beit.common.images import decode_image
+from beit.common.progress import Progress
+from beit.common.shard_io import TarAppender
+from beit.common.source_files import FilesReader
+from beit.common.source_types import SampleRef
+from beit.common.store_schema import (
+    IMAGES_DIR,
+    ImageFile,
+    ImageShardManifest,
+    SkippedSample,
+    StoreInfo,
+    manifest_path,
+    read_document,
+    to_json,
+)
+from beit.common.tar_walk import walk_tar
+from beit.tokenize.parallel import Workers
+from beit.tokenize.plan import Catalogue, StorePlan
+from beit.tokenize.spool import ImageData, Spool, read_image
+from beit.tokenize.writer import remove_temporaries
+
+logger = logging.getLogger(__name__)
+
+JPEG_QUALITY = 95
+"""Of shrunk images; at short side 256 that is about 42 kB per photo."""
+
+_SPOOL = ".spool"
+_MAGIC_SUFFIXES = ((b"\xff\xd8\xff", "jpg"), (b"\x89PNG", "png"), (b"RIFF", "webp"))
+
+
+class PackedImage(NamedTuple):
+    """One image ready to be written."""
+
+    ref: SampleRef
+    data: ImageData
+
+
+def pack_images(plan: StorePlan, store: Path, info: StoreInfo, workers: Workers) -> None:
+    """Write every image tar of the store that is not there yet, each committed by its manifest.
+
+    Args:
+        plan: With a catalogue.
+        store: Folder of the store.
+        info: Its settings.
+        workers: Read, and shrink, in parallel.
+    Raises:
+        InputError: the source is damaged.
+        OSError: the disk is full or failing.
+    """
+    catalogue, folder = plan.catalogue, store / IMAGES_DIR
+    assert catalogue is not None
+    folder.mkdir(exist_ok=True)
+    shutil.rmtree(folder / _SPOOL, ignore_errors=True)  # of an interrupted run
+    groups = [number for number, shard in enumerate(plan.shards) if packed_manifest(store, shard.stem, info) is None]
+    if not groups:
+        return
+    spool = None
+    try:
+        if plan.source.kind != "files":
+            spool = Spool(folder / _SPOOL, catalogue, groups)
+            spool.fill(plan.source.shards)
+        with Progress(sum(len(catalogue.groups[group]) for group in groups), unit="images", description="pack") as bar:
+            for group in groups:
+                opened = spool.reading(group) if spool else _reading_files(plan.source.root, catalogue)
+                with opened as read:
+                    pack = partial(_pack_image, catalogue.refs, read, info.packing.short_side if info.packing else 0)
+                    images = workers.map(pack, catalogue.groups[group].tolist())
+                    _write_tar(folder, plan.shards[group].stem, images, info, bar)
+    finally:
+        if spool:
+            spool.remove()
+
+
+def packed_manifest(store: Path, stem: str, info: StoreInfo) -> ImageShardManifest | None:
+    """Return the manifest of a packed tar, or None if the tar has to be written (again).
+
+    Size and headers are checked; the full hash is left to `beit verify`.
+    """
+    folder = store / IMAGES_DIR
+    path = manifest_path(folder, stem)
+    if not path.exists():
+        return None
+    try:
+        manifest = read_document(ImageShardManifest, path)
+        if manifest.settings_sha256 != info.settings_sha256():
+            raise InputError(f"{path} belongs to other settings")
+        tar = folder / manifest.image.name
+        if tar.stat().st_size != manifest.image.size or header_digest(tar) != manifest.image.header_sha256:
+            raise InputError(f"{tar} is not the file that its manifest describes")
+    except (InputError, OSError) as error:
+        logger.warning("packing %s again: %s", stem, error)
+        return None
+    return manifest
+
+
+def header_digest(path: Path) -> str:
+    """Return the digest over the header blocks of a local tar.
+
+    Raises:
+        InputError: the tar is damaged.
+    """
+    with path.open("rb") as file:
+        return walk_tar(file, label=str(path)).header_sha256
+
+
+def shrink(data: bytes, short_side: int) -> bytes:
+    """Return the image with its short side reduced to `short_side` px as a JPEG, or as it is if it is not larger.
+
+    Raises:
+        BadSample: the image cannot be decoded.
+    """
+    image = decode_image(data)
+    scale = short_side / min(image.size)
+    if scale >= 1:
+        return data
+    size = (max(short_side, round(image.width * scale)), max(short_side, round(image.height * scale)))
+    buffer = io.BytesIO()
+    image.resize(size, Image.Resampling.LANCZOS).save(buffer, "JPEG", quality=JPEG_QUALITY)
+    return buffer.getvalue()
+
+
+def _reading_files(root: str, catalogue: Catalogue) -> AbstractContextManager[Callable[[int], ImageData]]:
+    reader = FilesReader(root)
+    return nullcontext(lambda position: read_image(reader, catalogue.refs[position]))
+
+
+def _pack_image(
+    refs: list[SampleRef], read: Callable[[int], ImageData], short_side: int, position: int
+) -> PackedImage:
+    data = read(position)
+    if short_side and isinstance(data, bytes):
+        try:
+            data = shrink(data, short_side)
+        except BadSample as error:
+            data = error
+    return PackedImage(refs[position], data)
+
+
+def _write_tar(folder: Path, stem: str, images: Iterator[PackedImage], info: StoreInfo, progress: Progress) -> None:
+    """Write one image tar and then its manifest."""
+    manifest_path(folder, stem).unlink(missing_ok=True)
+    remove_temporaries(folder, stem)
+    skipped: list[SkippedSample] = []
+    num_samples = 0
+    path = folder / f"{stem}.tar"
+    with atomic_file(path) as file:
+        tar = TarAppender(file)
+        for ref, data in images:
+            progress.update(1)
+            if isinstance(data, BadSample):
+                skipped.append(SkippedSample(key=ref.key, reason=data.reason))
+                continue
+            tar.add(f"{ref.key}.{_suffix(data)}", data)
+            tar.add(f"{ref.key}.json", _metadata(ref))
+            num_samples += 1
+        sha256, size = tar.finish(), tar.size
+    manifest = ImageShardManifest(
+        stem=stem,
+        settings_sha256=info.settings_sha256(),
+        image=ImageFile(name=path.name, size=size, header_sha256=header_digest(path), sha256=sha256),
+        num_samples=num_samples,
+        skipped=tuple(skipped),
+    )
+    write_json(manifest_path(folder, stem), to_json(manifest))
+
+
+def _suffix(data: bytes) -> str:
+    # What decodes as none of these is packed all the same and counted as unusable when it is tokenised.
+    return next((suffix for magic, suffix in _MAGIC_SUFFIXES if data.startswith(magic)), "jpg")
+
+
+def _metadata(ref: SampleRef) -> bytes:
+    metadata = {"path": ref.path} | ({"label": ref.label} if ref.label is not None else {})
+    return json.dumps(metadata, sort_keys=True, ensure_ascii=False).encode()

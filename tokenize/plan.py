@@ -1,0 +1,144 @@
+"""What a source becomes: which shards a store will have, and which images go into each. Nothing is written here.
+
+Existing tars are referenced as they are. Anything else is packed: images are put into the order of a keyed hash, so that
+every shard is a fair sample of the whole even if the source is sorted by class, and cut into shards.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from beit.common.errors import InputError
+from beit.common.locations import is_remote, match_files
+from beit.common.rng import stable_hash64
+from beit.common.source_types import SampleRef, Source
+from beit.common.sources import open_source
+from beit.common.store_schema import IMAGES_DIR, Packing, SourceInfo
+from beit.tokenize.config import TokenizeConfig
+
+_UNSAFE_IN_STEM = re.compile(r"[^A-Za-z0-9._-]+")
+PACKED_STEM = "images"
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedShard:
+    """One shard of the store."""
+
+    stem: str
+    """NNNNNN-<name>; the number keeps shards of the same name apart."""
+    image_file: str
+    """Image tar below the image root."""
+
+
+@dataclass(frozen=True, slots=True)
+class Catalogue:
+    """All images of a source that is to be packed, and the order they are packed in."""
+
+    refs: list[SampleRef]
+    """In source order; a place in this list is an image's position."""
+    shard_counts: list[int]
+    """Images in each source shard."""
+    groups: list[NDArray[np.int64]]
+    """For each tar to be packed, positions of its images, in packing order."""
+
+
+@dataclass(frozen=True, slots=True)
+class StorePlan:
+    """The shards of a store."""
+
+    source: Source
+    source_info: SourceInfo
+    image_root: str
+    """As store.json holds it."""
+    shards: list[PlannedShard]
+    packing: Packing | None
+    catalogue: Catalogue | None
+    """None when existing tars are referenced."""
+
+
+def plan_store(config: TokenizeConfig, spec: str, store: Path) -> StorePlan:
+    """List a source and decide on the shards.
+
+    Args:
+        config: Packing settings and seed.
+        spec: The source, as the user gave it.
+        store: Folder of the store, which image paths are made relative to.
+    Raises:
+        InputError: the source is missing, empty or damaged, or the store lies inside it.
+    """
+    source = open_source(spec)
+    if not is_remote(source.root) and store.resolve().is_relative_to(Path(source.root).resolve()) and source.kind == "files":
+        raise InputError(f"store ({store}) must not lie inside the source ({source.root}); choose another folder")
+    if source.kind == "tar" and not config.short_side:
+        return _plan_reference(source, store)
+    return _plan_packing(source, config)
+
+
+def _plan_reference(source: Source, store: Path) -> StorePlan:
+    hasher = hashlib.sha256()
+    shards = []
+    for number, shard in enumerate(source.shards):
+        name = shard.location.removeprefix(source.root).lstrip("/")
+        hasher.update(f"{name}\0{match_files(shard.location)[0].size}\0".encode())
+        stem = f"{number:06d}-{_UNSAFE_IN_STEM.sub('_', shard.name)}"
+        shards.append(PlannedShard(stem=stem, image_file=name))
+    root = source.root if is_remote(source.root) else os.path.relpath(os.path.realpath(source.root), store.resolve())
+    info = SourceInfo(kind=source.kind, num_shards=len(shards), digest=hasher.hexdigest())
+    return StorePlan(source, info, image_root=root, shards=shards, packing=None, catalogue=None)
+
+
+def _plan_packing(source: Source, config: TokenizeConfig) -> StorePlan:
+    hasher = hashlib.sha256()
+    refs: list[SampleRef] = []
+    shard_counts: list[int] = []
+    for shard in source.shards:
+        found = shard.refs()
+        refs += found
+        shard_counts.append(len(found))
+    for ref in refs:
+        hasher.update(f"{ref.key}\0{ref.length}\0{ref.label}\0{ref.path}\0".encode())
+    groups = _group(refs, config)
+    shards = [_packed_shard(number) for number in range(len(groups))]
+    catalogue = Catalogue(refs, shard_counts, groups)
+    packing = Packing(
+        shard_size=config.shard_size,
+        shard_bytes=config.shard_bytes,
+        short_side=config.short_side,
+        keep_order=config.keep_order,
+    )
+    info = SourceInfo(
+        kind=source.kind, num_shards=len(shards), num_images=len(refs), digest=hasher.hexdigest()
+    )
+    return StorePlan(source, info, image_root=IMAGES_DIR, shards=shards, packing=packing, catalogue=catalogue)
+
+
+def _packed_shard(number: int) -> PlannedShard:
+    stem = f"{number:06d}-{PACKED_STEM}"
+    return PlannedShard(stem=stem, image_file=f"{stem}.tar")
+
+
+def _group(refs: list[SampleRef], config: TokenizeConfig) -> list[NDArray[np.int64]]:
+    """Cut all images into groups of nearly equal count, none above `shard_size` images or `shard_bytes`."""
+    if not refs:
+        raise InputError("the source has no images")
+    order = np.arange(len(refs), dtype=np.int64)
+    if not config.keep_order:
+        hashes = np.array([stable_hash64(config.seed, "pack", ref.key) for ref in refs], dtype=np.uint64)
+        order = np.argsort(hashes, kind="stable")
+    num_groups = -(-len(refs) // config.shard_size)
+    most = -(-len(refs) // num_groups)
+    lengths = np.array([ref.length for ref in refs], dtype=np.int64)[order]
+    groups, start, num_bytes = [], 0, 0
+    for position, length in enumerate(lengths.tolist()):
+        if position > start and (position - start >= most or num_bytes + length > config.shard_bytes):
+            groups.append(order[start:position])
+            start, num_bytes = position, 0
+        num_bytes += length
+    return [*groups, order[start:]]

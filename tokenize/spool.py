@@ -1,0 +1,102 @@
+"""Rearranging the images of containers on disk: read once from front to back, handed out in packing order.
+
+Reading Parquet in packing order would decode each row group once per tar. So every image is first appended to the spool
+file of its tar; then one spool file at a time is read at random, written as a tar and removed.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from beit.common.errors import BadSample
+from beit.common.progress import Progress
+from beit.common.source_types import SampleRef, ShardReader, SourceShard
+from beit.tokenize.plan import Catalogue
+
+ImageData = bytes | BadSample
+"""An encoded image, or why there is none."""
+
+Entry = tuple[int, int] | BadSample
+"""Offset and length in the spool file, or why there are no bytes."""
+
+
+class Spool:
+    """The spool files of a run.
+
+    Args:
+        folder: To put them in; made anew.
+        catalogue: All images and their groups.
+        groups: The groups that are wanted.
+    """
+
+    def __init__(self, folder: Path, catalogue: Catalogue, groups: list[int]) -> None:
+        self._folder = folder
+        self._catalogue = catalogue
+        self._group_of = {position: group for group in groups for position in catalogue.groups[group].tolist()}
+        self._entries: dict[int, dict[int, Entry]] = defaultdict(dict)
+        folder.mkdir()
+
+    def fill(self, shards: list[SourceShard]) -> None:
+        """Read the whole source once.
+
+        Raises:
+            InputError: the source is damaged.
+            OSError: the disk is full.
+        """
+        first = 0
+        with Progress(len(self._group_of), unit="images", description="read") as progress:
+            for shard, count in zip(shards, self._catalogue.shard_counts, strict=True):
+                with shard.open() as reader:
+                    progress.update(self._append(reader, range(first, first + count)))
+                first += count
+
+    @contextmanager
+    def reading(self, group: int) -> Iterator[Callable[[int], ImageData]]:
+        """Give a function from position to image, usable from several threads; afterwards the file is removed."""
+        path, entries = self._path(group), self._entries[group]
+        descriptor = os.open(path, os.O_RDONLY | os.O_CREAT)  # there is none if no image of the group had bytes
+
+        def read(position: int) -> ImageData:
+            entry = entries[position]
+            return entry if isinstance(entry, BadSample) else os.pread(descriptor, entry[1], entry[0])
+
+        try:
+            yield read
+        finally:
+            os.close(descriptor)
+        path.unlink()
+        del self._entries[group]
+
+    def remove(self) -> None:
+        """Remove whatever is left."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _path(self, group: int) -> Path:
+        return self._folder / f"{group:06d}.bin"
+
+    def _append(self, reader: ShardReader, positions: range) -> int:
+        by_group: dict[int, list[int]] = defaultdict(list)
+        for position in positions:
+            if position in self._group_of:
+                by_group[self._group_of[position]].append(position)
+        for group, members in by_group.items():
+            with self._path(group).open("ab") as file:
+                for position in members:
+                    data = read_image(reader, self._catalogue.refs[position])
+                    self._entries[group][position] = (
+                        data if isinstance(data, BadSample) else (file.tell(), file.write(data))
+                    )
+        return sum(map(len, by_group.values()))
+
+
+def read_image(reader: ShardReader, ref: SampleRef) -> ImageData:
+    """Read one image; an unusable one is returned, not raised, because it is counted later."""
+    try:
+        return reader.read(ref)
+    except BadSample as error:
+        return error
