@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import sys
+import traceback
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -101,27 +103,46 @@ def beit() -> None:
 def main() -> None:
     """Run `beit`; exit 0 done, 2 wrong usage or input, 75 stopped and resumable, else 1."""
     _set_up_logging()
+    code, message = _run()
+    if _rank() is not None:
+        from beit.common.launch import record_exit  # only ranks pay for the import
+
+        message = message if record_exit(code, message) else ""
+    if message:
+        click.echo(f"beit: {message}", err=True)
+    sys.exit(code)
+
+
+def _run() -> tuple[int, str]:
+    """Run the command line; return the exit code and the one line that explains it."""
     try:
-        beit.main(standalone_mode=False)
-    except click.exceptions.Exit as error:
-        sys.exit(error.exit_code)
+        result = beit.main(standalone_mode=False)  # an exit code where a command or --help asked for one
     except click.ClickException as error:
         error.show()
-        sys.exit(error.exit_code)
+        return error.exit_code, ""
     except InputError as error:
-        click.echo(f"beit: {error}", err=True)
-        sys.exit(EXIT_BAD_INPUT)
+        return EXIT_BAD_INPUT, str(error)
     except ResumableStop as stop:
-        click.echo(f"beit: {stop}", err=True)
-        sys.exit(EXIT_RESUMABLE)
+        return EXIT_RESUMABLE, str(stop)
     except (KeyboardInterrupt, click.Abort):
-        click.echo("beit: interrupted; run the same command again to go on", err=True)
-        sys.exit(EXIT_RESUMABLE)
+        return EXIT_RESUMABLE, "interrupted; run the same command again to go on"
+    except Exception as error:
+        traceback.print_exc()  # anything else is a bug, and a bug report needs the trace
+        return 1, f"{type(error).__name__}: {error}"
+    return result if isinstance(result, int) else 0, ""
+
+
+def _rank() -> int | None:
+    """Return this process's rank under a launcher, else None."""
+    rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID", ""))
+    return int(rank) if rank.isdigit() else None
 
 
 def _set_up_logging() -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
+    # What all ranks would say, the first one says.
+    handler.addFilter(lambda record: record.levelno >= logging.WARNING or not _rank())
     root = logging.getLogger("beit")
     root.addHandler(handler)
     root.setLevel(logging.INFO)

@@ -71,6 +71,6 @@ class BadSampleLog:
     def _message(self) -> str:
         first = ", ".join(f"{name} ({reason})" for name, reason in list(self._seen.items())[:_KEYS_IN_MESSAGE])
         return (
-            f"{len(self)} of {self._num_samples} samples cannot be used, but bad_sample_budget ({self._budget:g}) "
+            f"{len(self)} of {self._num_samples} samples cannot be used, but reader.bad_sample_budget ({self._budget:g}) "
             f"allows {self.allowed}; first: {first}; repair or remove them, or raise the budget"
         )

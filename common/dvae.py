@@ -27,7 +27,7 @@ from beit.common.dvae_config import DiscreteVAEConfig
 STEM_STRIDE = 4
 """Pixels per position after the first convolution; patches this small still hold edges well."""
 INITIAL_LOGIT_SCALE = 20.0
-"""Cosines times this are the first logits. Measured 2026-11-23: from 10 to 40 the end result is the same."""
+"""Cosines times this are the first logits; training raises it as words become distinct."""
 
 
 class ResidualBlock(nn.Module):
@@ -56,6 +56,7 @@ class DiscreteVAE(nn.Module):
     def __init__(self, config: DiscreteVAEConfig) -> None:
         super().__init__()
         self.config = config
+        self.dtype = torch.float32
         width, half = config.width, config.width // 2
         shuffle = config.downsampling // STEM_STRIDE
         self.patch_embed = nn.Conv2d(3, half, STEM_STRIDE, stride=STEM_STRIDE)
@@ -78,6 +79,16 @@ class DiscreteVAE(nn.Module):
         """Show the settings that decide compatibility."""
         return f"vocab_size={self.config.vocab_size}, downsampling={self.config.downsampling}"
 
+    @property
+    def vocab_size(self) -> int:
+        """Number of words."""
+        return self.config.vocab_size
+
+    @property
+    def downsampling(self) -> int:
+        """Pixels per token and side."""
+        return self.config.downsampling
+
     def encode_features(self, images: Tensor) -> Tensor:
         """Map images to unit code vectors.
 
@@ -93,38 +104,51 @@ class DiscreteVAE(nn.Module):
         return F.normalize(code.float(), dim=1)
 
     def unit_codebook(self) -> Tensor:
-        """Return the words as unit vectors, float (V, C)."""
+        """Return the words as unit vectors, float32 (V, C)."""
         return F.normalize(self.codebook.float(), dim=1)
 
     def logits(self, features: Tensor) -> Tensor:
-        """Score every word at every position, channels last.
+        """Score every word at every position, channels last, in float32 also under autocast.
 
         Args:
             features: Float (B, C, h, w) from `encode_features`.
         Returns:
-            Float (B, h, w, V).
+            Float32 (B, h, w, V).
         """
-        return self.log_scale.exp() * (features.permute(0, 2, 3, 1) @ self.unit_codebook().t())
-
-    def token_ids(self, images: Tensor) -> Tensor:
-        """Map images (see `encode_features`) to the best word per position, int64 (B, h, w) in [0, V)."""
-        features = self.encode_features(images).permute(0, 2, 3, 1)
-        # The scale is positive and common to all words, so it cannot change which is best.
-        return (features @ self.unit_codebook().t()).argmax(dim=-1)
+        # bfloat16 rounds a cosine to 1/256; times a scale of 100, that is noise of nearly half a nat.
+        with torch.autocast(features.device.type, enabled=False):
+            return self.log_scale.exp() * (features.float().permute(0, 2, 3, 1) @ self.unit_codebook().t())
 
     def decode_features(self, code: Tensor) -> Tensor:
-        """Map code vectors, or mixtures of them, (B, C, h, w) to images, float (B, 3, H, W), meant for [-1, 1]."""
+        """Map code vectors, or mixtures of them, (B, C, h, w) to images, float32 (B, 3, H, W), meant for [-1, 1]."""
         hidden = F.relu(self.decoder_blocks(self.from_code(code)))
         hidden = F.relu(self.unshuffle(self.split(hidden)))  # (B, width / 2, H / 4, W / 4)
         return self.pixel_shuffle(self.to_pixels(hidden)).float()
 
-    def decode_ids(self, token_ids: Tensor) -> Tensor:
-        """Map words, int64 (B, h, w), to images, float (B, 3, H, W), meant for [-1, 1]."""
-        return self.decode_features(self.unit_codebook()[token_ids].permute(0, 3, 1, 2))
-
     def decode_weights(self, weights: Tensor) -> Tensor:
-        """Map word weights, float (B, h, w, V) summing to 1, to images, float (B, 3, H, W)."""
+        """Map word weights, float (B, h, w, V) summing to 1, to images, float32 (B, 3, H, W)."""
         return self.decode_features((weights @ self.unit_codebook()).permute(0, 3, 1, 2))
+
+    def pixels_to_ids(self, pixels: Tensor) -> Tensor:
+        """Map uint8 (B, 3, H, W) to the best word per position, int64 (B, h, w) in [0, V)."""
+        with torch.autocast(pixels.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
+            features = self.encode_features(scale_pixels(pixels))
+        # The scale is positive and common to all words, so it cannot change which is best.
+        return (features.permute(0, 2, 3, 1) @ self.unit_codebook().t()).argmax(dim=-1)
+
+    def ids_to_pixels(self, token_ids: Tensor) -> Tensor:
+        """Map words, int64 (B, h, w), to uint8 (B, 3, H, W)."""
+        images = self.decode_features(self.unit_codebook()[token_ids].permute(0, 3, 1, 2))
+        return ((images.clamp(-1.0, 1.0) + 1.0) * 127.5).round().to(torch.uint8)
+
+    def use_dtype(self, dtype: torch.dtype) -> None:
+        """Compute code vectors in `dtype`; comparing them with the codebook, and decoding, stay float32."""
+        self.dtype = dtype
+
+
+def scale_pixels(pixels: Tensor) -> Tensor:
+    """Map uint8 pixels, any shape, to float32 in [-1, 1]."""
+    return pixels.float() / 127.5 - 1.0
 
 
 def gumbel_softmax(logits: Tensor, *, temperature: float, generator: torch.Generator) -> Tensor:

@@ -217,7 +217,7 @@ def gathered(engine: Engine, parameter: nn.Parameter, *, modify: bool = False) -
     """Make `parameter` whole inside the block; at ZeRO 3 collective, and with `modify` rank 0's changes are kept."""
     if engine.zero_stage < 3:
         return nullcontext()
-    from deepspeed.zero import GatheredParameters
+    from deepspeed.runtime.zero import GatheredParameters
 
     return GatheredParameters([parameter], modifier_rank=0 if modify else None)  # type: ignore[no-any-return]
 

@@ -50,4 +50,4 @@ def draw_subset(labels: Int64Array, total: int, seed: int) -> Int64Array:
         samples[CounterRng(seed, "label subset", int(label)).permutation(len(samples))[:count]]
         for label, samples, count in zip(classes, by_class, counts, strict=True)
     ]
-    return np.sort(np.concatenate(chosen)).astype(np.int64)
+    return np.asarray(np.sort(np.concatenate(chosen)), dtype=np.int64)

@@ -124,10 +124,10 @@ class LabelledDataset:
         pairs = np.unique(owners * (num_classes + 1) + self.index.labels + 1)
         possible = np.minimum(self.shard_sizes, num_classes)[self.shard_sizes > 0]
         if len(pairs) < _FAIR_SHARE * possible.sum():
-            reason = "" if window == wanted else f" (limited from {wanted} by parquet_cache_bytes)"
+            reason = "" if window == wanted else f" (limited from {wanted} by reader.parquet_cache_bytes)"
             logger.warning(
                 "%s is sorted by class, and only %d of %d shards%s are mixed at a time: batches will hold few classes; "
-                "raise window_shards, or shuffle the data",
+                "raise reader.window_shards, or shuffle the data",
                 self.index.info.root,
                 window,
                 num_shards,

@@ -24,6 +24,9 @@ from beit.common.sources import SampleRef, SourceShard
 
 Int64Array = NDArray[np.int64]
 
+INDEX_VERSION = 1
+"""Of index.json and the table; raised when an older reader would misread them."""
+
 NO_LABEL = -1
 """Stands for an absent label."""
 
@@ -38,8 +41,8 @@ class IndexInfo:
 
     format: str = "beit-labelled-index"
     """Always "beit-labelled-index"."""
-    format_version: int = 1
-    """Raised when an older reader would misread the table."""
+    format_version: int = INDEX_VERSION
+    """`INDEX_VERSION`."""
     root: str
     """Folder or URL of the data."""
     kind: str

@@ -24,7 +24,7 @@ import pyarrow as pa
 from beit.common.config import config_from_dict
 from beit.common.errors import InputError, require
 from beit.common.files import atomic_file, read_json, write_json
-from beit.common.labelled_index import NO_LABEL, IndexInfo, LabelledIndex
+from beit.common.labelled_index import INDEX_VERSION, NO_LABEL, IndexInfo, LabelledIndex
 from beit.common.locations import is_remote
 from beit.common.progress import Progress
 from beit.common.source_files import FilesShard
@@ -63,7 +63,7 @@ def build_index(spec: str | Path, cache_dir: Path | None = None) -> LabelledInde
     """
     source = open_source(spec)
     root = default_cache_dir() if cache_dir is None else cache_dir
-    folder = root / "indexes" / f"v{IndexInfo.format_version}" / source.digest
+    folder = root / "indexes" / f"v{INDEX_VERSION}" / source.digest
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _lock(folder / "lock"):

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
 
+import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from beit.common.bad_samples import BadSampleLog
@@ -126,22 +127,26 @@ class Loader:
             del batches
 
     def _start(self) -> Iterator[Any]:
-        if not self._num_workers:
-            return iter(DataLoader(self._pipeline, batch_size=None, collate_fn=_as_is, pin_memory=self._pin_memory))
-        start_worker_server()
-        return iter(
-            DataLoader(
-                self._pipeline,
-                batch_size=None,
-                num_workers=self._num_workers,
-                collate_fn=_as_is,
-                pin_memory=self._pin_memory,
-                timeout=min(_POLL_SECONDS, self._config.timeout_seconds),
-                worker_init_fn=init_worker,
-                multiprocessing_context="forkserver",
-                prefetch_factor=self._config.prefetch_batches,
-            )
+        options: dict[str, Any] = {}
+        if self._num_workers:
+            start_worker_server()
+            options = {
+                "num_workers": self._num_workers,
+                "timeout": min(_POLL_SECONDS, self._config.timeout_seconds),
+                "worker_init_fn": init_worker,
+                "multiprocessing_context": "forkserver",
+                "prefetch_factor": self._config.prefetch_batches,
+            }
+        loader = DataLoader(
+            self._pipeline,
+            batch_size=None,
+            collate_fn=_as_is,
+            pin_memory=self._pin_memory,
+            # Its own, because DataLoader draws a number: an evaluation must not shift the random numbers of dropout.
+            generator=torch.Generator(),
+            **options,
         )
+        return iter(loader)
 
     def _wait(self, batches: Iterator[Any], workers: list[BaseProcess], index: int) -> Any:
         """Return micro-batch `index`, waiting in short turns so that a death is seen before the full timeout."""
@@ -169,7 +174,7 @@ class Loader:
     def _hung(self, worker_id: int, workers: list[BaseProcess]) -> str:
         return (
             f"data worker {worker_id} (pid {workers[worker_id].pid}) sent nothing for "
-            f"{self._config.timeout_seconds:g} s (timeout_seconds); last sample {self._last(worker_id)}"
+            f"{self._config.timeout_seconds:g} s (reader.timeout_seconds); last sample {self._last(worker_id)}"
         )
 
     def _last(self, worker_id: int) -> str:

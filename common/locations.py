@@ -55,6 +55,21 @@ def join(root: str, relative: str) -> str:
     return f"{root.rstrip('/')}/{relative}" if is_remote(root) else os.path.join(root, relative)
 
 
+def file_system_of(path: str) -> tuple[Any, str]:
+    """Return the fsspec file system of a URL and the path inside it.
+
+    Raises:
+        InputError: the scheme is unknown, or the package that serves it is not installed.
+    """
+    try:
+        file_system, inner = fsspec.core.url_to_fs(path)
+        return file_system, inner
+    except ImportError as error:
+        raise InputError(f"{path} needs a package that is not installed ({error})") from None
+    except ValueError as error:
+        raise InputError(f"{path} cannot be opened ({error}); check the scheme") from None
+
+
 def open_binary(path: str) -> BinaryIO:
     """Open a file for reading, seekable; local files are unbuffered.
 
@@ -64,12 +79,19 @@ def open_binary(path: str) -> BinaryIO:
     try:
         if not is_remote(path):
             return cast(BinaryIO, open(path, "rb", buffering=0))
-        file = cast(BinaryIO, fsspec.open(path, "rb").open())
+        file_system, inner = file_system_of(path)
+        file = cast(BinaryIO, file_system.open(inner, "rb"))
+        file.seek(
+            0, os.SEEK_END
+        )  # fails where the server serves no byte ranges; fsspec then answers seekable() wrongly
+        file.seek(0)
+        return file
+    except InputError:
+        raise
+    except ValueError:
+        raise InputError(f"{path} cannot be read at offsets on this server; copy it to a disk first") from None
     except OSError as error:
         raise InputError(f"{path} cannot be opened ({error.strerror or error})") from None
-    if not file.seekable():
-        raise InputError(f"{path} cannot be read at offsets, the server serves no byte ranges; copy it to a disk first")
-    return file
 
 
 def read_file(path: str, *, max_bytes: int) -> bytes:
@@ -78,8 +100,12 @@ def read_file(path: str, *, max_bytes: int) -> bytes:
     Raises:
         OSError: the file cannot be read.
     """
-    with open(path, "rb") if not is_remote(path) else fsspec.open(path, "rb").open() as file:
-        return cast(bytes, file.read(max_bytes + 1))
+    if not is_remote(path):
+        with open(path, "rb") as file:
+            return file.read(max_bytes + 1)
+    file_system, inner = file_system_of(path)
+    with file_system.open(inner, "rb") as remote_file:
+        return cast(bytes, remote_file.read(max_bytes + 1))
 
 
 def is_folder(path: str) -> bool:
@@ -88,7 +114,7 @@ def is_folder(path: str) -> bool:
         return os.path.isdir(path)
     if _WILDCARD.search(path) or _BRACES.search(path):
         return False
-    file_system, inner = fsspec.core.url_to_fs(path)
+    file_system, inner = file_system_of(path)
     return bool(file_system.isdir(inner))
 
 
@@ -136,7 +162,7 @@ def _brace_options(content: str) -> list[str]:
 def _match_wildcards(pattern: str) -> list[str]:
     if not is_remote(pattern):
         return sorted(path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path))
-    file_system, inner = fsspec.core.url_to_fs(pattern)
+    file_system, inner = file_system_of(pattern)
     return sorted(str(file_system.unstrip_protocol(path)) for path in file_system.glob(inner))
 
 
@@ -145,7 +171,7 @@ def _stat(path: str) -> FileInfo:
         if not is_remote(path):
             status = os.stat(path)
             return FileInfo(path, status.st_size, str(status.st_mtime_ns))
-        file_system, inner = fsspec.core.url_to_fs(path)
+        file_system, inner = file_system_of(path)
         return _remote_info(path, file_system.info(inner))
     except OSError as error:
         raise InputError(f"{path} does not exist or cannot be read ({error.strerror or error})") from None
@@ -195,7 +221,7 @@ def _walk_local(folder: str, prefix: str, ancestors: frozenset[tuple[int, int]])
 
 
 def _walk_remote(root: str) -> Iterator[FileInfo]:
-    file_system, inner = fsspec.core.url_to_fs(root)
+    file_system, inner = file_system_of(root)
     for path, info in file_system.find(inner, detail=True).items():
         relative = path[len(inner.rstrip("/")) :].lstrip("/")
         if not any(part.startswith(".") for part in relative.split("/")):

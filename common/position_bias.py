@@ -31,24 +31,25 @@ def num_table_rows(grid_size: tuple[int, int]) -> int:
     return (2 * height - 1) * (2 * width - 1) + NUM_CLS_ROWS
 
 
-def relative_position_index(grid_size: tuple[int, int]) -> Tensor:
+def relative_position_index(grid_size: tuple[int, int], device: str | torch.device | None = None) -> Tensor:
     """Build the table row that each (query, key) pair of the sequence reads.
 
     Args:
         grid_size: Patches per side (height, width).
+        device: Where the index goes; None means torch's default device.
 
     Returns:
-        (1 + N, 1 + N) int64 in [0, R); row = query, column = key, patches row-major after CLS.
+        (1 + N, 1 + N) int32 in [0, R); row = query, column = key, patches row-major after CLS.
 
     Source: the released BEiT code; patch i to patch j reads (y_i - y_j + h - 1)(2w - 1) + (x_i - x_j + w - 1).
     """
     height, width = grid_size
-    y = torch.arange(height).repeat_interleave(width)  # (N,)
-    x = torch.arange(width).repeat(height)  # (N,)
+    y = torch.arange(height, dtype=torch.int32, device=device).repeat_interleave(width)  # (N,)
+    x = torch.arange(width, dtype=torch.int32, device=device).repeat(height)  # (N,)
     row_offset = y[:, None] - y[None, :] + height - 1  # (N, N), query minus key, shifted to start at 0
     column_offset = x[:, None] - x[None, :] + width - 1
     rows = num_table_rows(grid_size)
-    index = torch.empty(1 + height * width, 1 + height * width, dtype=torch.int64)
+    index = row_offset.new_empty(1 + height * width, 1 + height * width)
     index[1:, 1:] = row_offset * (2 * width - 1) + column_offset
     index[0, :] = rows - 3  # CLS asks a patch
     index[:, 0] = rows - 2  # a patch asks CLS

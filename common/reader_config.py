@@ -27,16 +27,16 @@ class ReaderConfig:
     def __post_init__(self) -> None:
         """Check the ranges."""
         require(
-            self.num_workers >= 0, f"num_workers ({self.num_workers}) must not be negative; 0 reads without workers"
+            self.num_workers >= 0, f"reader.num_workers ({self.num_workers}) must not be negative; 0 reads without workers"
         )
-        require(self.prefetch_batches >= 1, f"prefetch_batches ({self.prefetch_batches}) must be at least 1")
+        require(self.prefetch_batches >= 1, f"reader.prefetch_batches ({self.prefetch_batches}) must be at least 1")
         require(
             self.timeout_seconds > 0,
-            f"timeout_seconds ({self.timeout_seconds}) must be above 0, else a hung worker would go unseen",
+            f"reader.timeout_seconds ({self.timeout_seconds}) must be above 0, else a hung worker would go unseen",
         )
-        require(self.window_shards >= 1, f"window_shards ({self.window_shards}) must be at least 1")
+        require(self.window_shards >= 1, f"reader.window_shards ({self.window_shards}) must be at least 1")
         require(
             0.0 <= self.bad_sample_budget < 1.0,
-            f"bad_sample_budget ({self.bad_sample_budget}) must be in [0, 1); 0.001 allows one in a thousand",
+            f"reader.bad_sample_budget ({self.bad_sample_budget}) must be in [0, 1); 0.001 allows one in a thousand",
         )
-        require(self.parquet_cache_bytes >= 0, f"parquet_cache_bytes ({self.parquet_cache_bytes}) must not be negative")
+        require(self.parquet_cache_bytes >= 0, f"reader.parquet_cache_bytes ({self.parquet_cache_bytes}) must not be negative")

@@ -36,6 +36,10 @@ _LEGACY_HARMLESS: dict[tuple[str, str], Any] = {
 """Constructors of plain data; the same ones torch admits by itself in its zip format."""
 
 
+_MAX_DEPTH = 64
+"""Modules inside modules; the DALL-E dVAE has five levels."""
+
+
 class InertModule:
     """Stands in for any pickled class: holds what it is given and can do nothing."""
 
@@ -111,8 +115,8 @@ def _restricted_pickle(class_names: Collection[str]) -> types.ModuleType:
 
 def _collect(module: InertModule, prefix: str, tensors: dict[str, Tensor], *, ancestors: tuple[int, ...]) -> None:
     """Add the tensors of `module` and its children, as `state_dict` would."""
-    if id(module) in ancestors:
-        raise InputError("the pickled module contains itself; give the published file")
+    if id(module) in ancestors or len(ancestors) > _MAX_DEPTH:
+        raise InputError("the pickled module contains itself, or is nested beyond reason; give the published file")
     attributes = module.__dict__
     for group in ("_parameters", "_buffers"):
         for name, value in _mapping(attributes, group).items():

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from beit.common.position_bias import RelativePositionBias, gather_bias, num_table_rows, relative_position_index
-from beit.common.vit_config import ViTConfig
+from beit.common.vit_config import Normalization, ViTConfig
 from beit.common.vit_init import init_vit
 
 LAYER_NORM_EPS = 1e-6
@@ -137,11 +137,17 @@ class VisionTransformer(nn.Module):
 
     Attributes:
         config: The shape it was built with.
+        normalization: How input pixels are normalised, where the weights come from a file; else None.
+        provenance: Where the weights come from, as the file says.
     """
+
+    normalization: Normalization | None = None
+    relative_position_index: Tensor
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         self.config = config
+        self.provenance: dict[str, Any] = {}
         dim, length = config.embed_dim, 1 + config.num_patches
         self.patch_embed = PatchEmbed(config)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
@@ -150,12 +156,15 @@ class VisionTransformer(nn.Module):
         self.rel_pos_bias = (
             RelativePositionBias(config.grid_size, config.num_heads) if config.pos_bias == "shared" else None
         )
-        if config.pos_bias != "none":
-            index = relative_position_index(config.grid_size).to(torch.int32)
-            self.register_buffer("relative_position_index", index, persistent=False)
+        self.build_index()
         last = max(1, config.depth - 1)
         self.blocks = nn.ModuleList(Block(config, config.drop_path * i / last) for i in range(config.depth))
         init_vit(self, config)
+
+    def build_index(self, device: str | torch.device | None = None) -> None:
+        """Fill the buffer that says which table row each pair of positions reads; it is not part of the state dict."""
+        index = None if self.config.pos_bias == "none" else relative_position_index(self.config.grid_size, device)
+        self.register_buffer("relative_position_index", index, persistent=False)
 
     def embed(self, images: Tensor, bool_masked_pos: Tensor | None = None) -> Tensor:
         """Turn images into the sequence that enters the first block.

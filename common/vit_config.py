@@ -5,13 +5,24 @@ Here: `ViTConfig` (everything that decides which parameters exist and what a for
 (`common/vit_init.py`), and the heads (`pretrain/model.py`, `finetune/model.py`).
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from beit.common.errors import require
 
 PosBias = Literal["none", "shared", "per_block"]
 InitRule = Literal["pretrain", "finetune"]
+
+
+class Normalization(NamedTuple):
+    """How pixels scaled to [0, 1] become network input: subtract mean, divide by std, per channel."""
+
+    mean: tuple[float, ...]
+    """Subtracted."""
+    std: tuple[float, ...]
+    """Divides the centred pixels."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,6 +82,7 @@ class ViTConfig:
     """Which of the two published weight initialisations applies."""
 
     def __post_init__(self) -> None:
+        """Check ranges and divisibility."""
         for name in ("img_size", "patch_size", "in_chans", "embed_dim", "depth", "num_heads"):
             value = getattr(self, name)
             require(value >= 1, f"model.{name} ({value}) must be at least 1")
@@ -143,6 +155,7 @@ class ModelConfig:
     """Relative position bias: shared by all blocks, per_block, or none."""
 
     def __post_init__(self) -> None:
+        """Check the name; the rest is checked once the size is resolved."""
         require(self.size in VIT_SIZES, f"model.size ({self.size!r}) must be one of {', '.join(VIT_SIZES)}")
 
 

@@ -43,3 +43,23 @@ def pretrain_command(
     from beit.pretrain.train import run as run_pretraining
 
     run_pretraining(config, store=store, run_dir=run, resume=resume)
+
+
+@click.command("reconstruction")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), required=True, metavar="F.png", help="Picture to write.")
+@click.option("--rows", type=click.IntRange(1, 64), default=8, show_default=True, help="Images to draw.")
+@click.option("--store", type=click.Path(path_type=Path), help="The token store, if it has moved.")
+@click.option("--tokenizer", metavar="NAME|PATH", help="What decodes the tokens, if the store's has moved.")
+def show_reconstruction_command(run: Path, out: Path, rows: int, store: Path | None, tokenizer: str | None) -> None:
+    """Draw held-out images as the model of RUN completes them: image, mask, predicted and original tokens, decoded.
+
+    \b
+    Example:
+      beit show reconstruction runs/pretrain --out reconstruction.png
+    """
+    from beit.common.pictures import save_png
+    from beit.pretrain.pictures import reconstruction_sheet
+
+    save_png(reconstruction_sheet(run, store=store, tokenizer=tokenizer, num_images=rows), out)
+    click.echo(f"wrote {out}")

@@ -99,7 +99,9 @@ def max_num_masked(config: MaskConfig, grid_size: tuple[int, int]) -> int:
 
 
 def draw_mask(
-    rng: CounterRng, grid_size: tuple[int, int], config: MaskConfig = MaskConfig()  # noqa: B008
+    rng: CounterRng,
+    grid_size: tuple[int, int],
+    config: MaskConfig = MaskConfig(),  # noqa: B008
 ) -> NDArray[np.bool_]:
     """Draw one mask over the patch grid.
 

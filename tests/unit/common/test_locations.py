@@ -33,7 +33,8 @@ def put(path: str, data: bytes = b"x") -> None:
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("a-{08..11}.tar", ["a-08.tar", "a-09.tar", "a-10.tar", "a-11.tar"]), ("{x,y}/{0..1}", ["x/0", "x/1", "y/0", "y/1"]),
+    [("a-{08..11}.tar", ["a-08.tar", "a-09.tar", "a-10.tar", "a-11.tar"]),
+     ("{x,y}/{0..1}", ["x/0", "x/1", "y/0", "y/1"]),
      ("plain", ["plain"]), ("a{b}c", ["a{b}c"]), ("{2..0}", ["2", "1", "0"]), ("p{,q}", ["p", "pq"])],
 )  # fmt: skip
 def test_braces(text: str, expected: list[str]) -> None:
@@ -97,6 +98,8 @@ def test_remote_files_list_match_and_open(memory: str) -> None:
 
 
 def test_missing_file_is_one_clear_line(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="check the scheme"):
+        open_binary("nosuch://x/y")
     with pytest.raises(InputError, match="cannot be opened"):
         open_binary(str(tmp_path / "none"))
     with pytest.raises(InputError, match="cannot be listed"):

@@ -1,4 +1,5 @@
 import itertools
+import multiprocessing
 import os
 import time
 from pathlib import Path
@@ -178,12 +179,21 @@ def test_workers_survive_the_signals_of_their_group():
 
 
 def test_a_consumer_may_stop_early():
-    loader = read(FakeDataset(SIZES), num_workers=2, num_steps=1000)
-    started = time.monotonic()
-    for batch in loader:
-        assert batch["keys"]
-        break
-    assert time.monotonic() - started < 20
+    batches = iter(read(FakeDataset(SIZES), num_workers=2, num_steps=1000))
+    next(batches)
+    workers = multiprocessing.active_children()
+    assert len(workers) == 2
+    batches.close()
+    assert not any(worker.is_alive() for worker in workers)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_reading_leaves_the_random_numbers_of_the_training_alone(num_workers):
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    list(read(FakeDataset(SIZES), num_workers=num_workers, num_steps=1))
+    assert torch.equal(torch.rand(3), expected)
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

@@ -157,7 +157,8 @@ def test_works_on_a_plain_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "expected"),
     [("a/b.c.JPG", ("a/b", "c.jpg")), ("x.jpg", ("x", "jpg")), ("d.1/x.cls", ("d.1/x", "cls")), ("noext", None),
-     (".hidden.jpg", None), ("a/._x.jpg", None), ("__meta__", None), ("__meta__.json", ("__meta__", "json")), ("__keys__/x.json", None)],
+     (".hidden.jpg", None), ("a/._x.jpg", None), ("__meta__", None),
+     ("__meta__.json", ("__meta__", "json")), ("__keys__/x.json", None)],
 )  # fmt: skip
 def test_names_split_as_webdataset_splits_them(name: str, expected: tuple[str, str] | None) -> None:
     assert split_name(name) == expected

@@ -74,7 +74,7 @@ def test_area_and_aspect_follow_the_configured_distribution() -> None:
     area = boxes[:, 2] * boxes[:, 3] / 800_000
     log_aspect = np.log(boxes[:, 2] / boxes[:, 3])
     assert area.min() > 0.079 and area.max() <= 1.0
-    # 0.4524 and 0.0281 are the means of 200,000 draws of torchvision's rules: below 0.54 because large boxes rarely fit.
+    # The means of 200,000 draws by torchvision's rules; below 0.54 because large boxes rarely fit.
     assert abs(area.mean() - 0.4524) < 0.015
     assert np.abs(log_aspect).max() < math.log(4 / 3) + 0.01
     assert abs(log_aspect.mean() - 0.0281) < 0.01

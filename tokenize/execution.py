@@ -1,0 +1,83 @@
+"""Where and how the tokenizer runs, and the fingerprint of it that makes tokens comparable bit for bit."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pyarrow
+import torch
+
+from beit import __version__
+from beit.common.errors import InputError
+from beit.common.store_schema import Execution
+from beit.common.views import replay_versions
+from beit.tokenize.config import TokenizeConfig
+from beit.tokenize.parallel import available_cores
+
+
+def choose_device(config: TokenizeConfig, local_rank: int) -> str:
+    """Return the torch device of this rank: "cpu" or "cuda:N".
+
+    Raises:
+        InputError: a GPU is asked for and there is none.
+    """
+    num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if config.device == "cuda" and not num_gpus:
+        raise InputError('device ("cuda") needs a GPU, and torch sees none; use device="cpu" or a CUDA build of torch')
+    if config.device == "cpu" or not num_gpus:
+        return "cpu"
+    return f"cuda:{local_rank % num_gpus}"
+
+
+def choose_dtype(config: TokenizeConfig, device: str) -> str:
+    """Return the number format of the forward pass.
+
+    Raises:
+        InputError: float16 on the CPU, where it is about 30 times slower than float32.
+    """
+    if config.dtype == "auto":
+        return "float32" if device == "cpu" else "float16"
+    if config.dtype == "float16" and device == "cpu":
+        raise InputError('dtype ("float16") is far slower than float32 on the CPU; use dtype="float32"')
+    return config.dtype
+
+
+def describe_execution(config: TokenizeConfig, *, device: str, dtype: str, threads: int) -> Execution:
+    """Return the fingerprint of this rank."""
+    if device == "cpu":
+        capability = torch.backends.cpu.get_cpu_capability()
+    else:
+        capability = "sm_{}{}".format(*torch.cuda.get_device_capability(device))
+    return Execution(
+        device=device.partition(":")[0],
+        capability=capability,
+        dtype=dtype,
+        micro_batch_size=config.micro_batch_size,
+        threads=threads,
+        torch_version=str(torch.__version__),
+    )
+
+
+def library_versions() -> tuple[str, ...]:
+    """Return "name version" of everything that shapes the bytes of a store."""
+    versions = replay_versions() | {"beit": __version__, "pyarrow": pyarrow.__version__, "torch": torch.__version__}
+    return tuple(f"{name} {version}" for name, version in sorted(versions.items()))
+
+
+def count_workers(config: TokenizeConfig) -> int:
+    """Return the number of decoding threads of this rank: its share of the cores unless given."""
+    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return config.workers or max(1, available_cores() // ranks_here)
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Run torch operations with `count` threads, and as before afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

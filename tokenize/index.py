@@ -1,0 +1,109 @@
+"""Finishing a store: which samples are held out, and the shard table, both built from the manifests."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from beit.common.errors import InputError, require
+from beit.common.files import write_atomic, write_json
+from beit.common.sample_table import SampleTable, decode_samples, encode_index
+from beit.common.store_schema import (
+    INDEX_FILE,
+    STORE_FILE,
+    TOKENS_DIR,
+    ShardManifest,
+    ShardRow,
+    StoreInfo,
+    held_out_count,
+    manifest_path,
+    read_document,
+    to_json,
+)
+from beit.tokenize.locks import shared_step
+
+logger = logging.getLogger(__name__)
+
+
+def finish_store(store: Path, stems: list[str]) -> list[ShardRow] | None:
+    """Write the held-out threshold and the shard table, once every shard is committed.
+
+    Any rank may call this at its end; the last one succeeds. Calling it again changes nothing.
+
+    Args:
+        store: Folder of the store.
+        stems: All shards, in order.
+    Returns:
+        The shard table, or None while shards are missing.
+    Raises:
+        InputError: no image was usable, or a manifest does not belong here.
+    """
+    with shared_step(store, "store"):
+        info = read_document(StoreInfo, store / STORE_FILE)
+        folder = store / TOKENS_DIR
+        if not all(manifest_path(folder, stem).exists() for stem in stems):
+            return None
+        manifests = [read_document(ShardManifest, manifest_path(folder, stem)) for stem in stems]
+        _check_manifests(store, info, manifests)
+        hashes = [_load_samples(folder, manifest).key_hash for manifest in manifests]
+        threshold = held_out_threshold(hashes, info)
+        info = replace(info, held_out=replace(info.held_out, threshold=threshold))
+        rows = [_row(manifest, keys, threshold) for manifest, keys in zip(manifests, hashes, strict=True)]
+        write_json(store / STORE_FILE, to_json(info))
+        for path in (*store.glob(f"{INDEX_FILE}.tmp.*"), *store.glob(f"{STORE_FILE}.tmp.*")):
+            path.unlink(missing_ok=True)  # left by a killed run; whoever writes here holds the lock
+        write_atomic(store / INDEX_FILE, encode_index(rows))
+    return rows
+
+
+def held_out_threshold(hashes: list[NDArray[np.uint64]], info: StoreInfo) -> int:
+    """Return the threshold below which exactly the wanted number of key hashes lies.
+
+    Raises:
+        InputError: there is no sample at all.
+    """
+    everything = np.concatenate(hashes)
+    require(len(everything) > 0, "no image of the source is usable; see the warnings above")
+    count = held_out_count(len(everything), info.held_out)
+    return int(np.partition(everything, count)[count])
+
+
+def _check_manifests(store: Path, info: StoreInfo, manifests: list[ShardManifest]) -> None:
+    settings = info.settings_sha256()
+    for manifest in manifests:
+        if manifest.settings_sha256 != settings:
+            raise InputError(f"shard {manifest.stem} of {store} was written with other settings; tokenise anew")
+
+
+def _load_samples(folder: Path, manifest: ShardManifest) -> SampleTable:
+    path = folder / manifest.samples.name
+    data = path.read_bytes()
+    require(
+        hashlib.sha256(data).hexdigest() == manifest.samples.sha256,
+        f"{path} is damaged; run beit tokenize again to mend it",
+    )
+    return decode_samples(data, label=str(path))
+
+
+def _row(manifest: ShardManifest, key_hash: NDArray[np.uint64], threshold: int) -> ShardRow:
+    tokens = manifest.tokens
+    return ShardRow(
+        stem=manifest.stem,
+        image_file=manifest.image.name,
+        token_file=tokens.name if tokens else "",
+        num_samples=manifest.num_samples,
+        num_skipped=len(manifest.skipped),
+        num_held_out=int((key_hash < np.uint64(threshold)).sum()),
+        image_bytes=manifest.image.size,
+        token_bytes=tokens.size if tokens else 0,
+        image_sha256=manifest.image.sha256,
+        image_header_sha256=manifest.image.header_sha256,
+        token_sha256=tokens.sha256 if tokens else "",
+        samples_sha256=manifest.samples.sha256,
+        image_stamp=manifest.image.stamp,
+    )

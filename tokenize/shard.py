@@ -1,0 +1,207 @@
+"""Tokenising one shard: image tar in, token tar, sample table and manifest out; or finding that this is done already."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from beit.common.bad_samples import BadSampleLog, BadSampleReport
+from beit.common.errors import InputError, ResumableStop, require
+from beit.common.files import sha256_file
+from beit.common.locations import is_remote, match_files
+from beit.common.progress import Progress
+from beit.common.signals import StopFlag
+from beit.common.source_tar import TarShard
+from beit.common.store_schema import (
+    TOKENS_DIR,
+    Execution,
+    FileInfo,
+    ImageFile,
+    ShardManifest,
+    SkippedSample,
+    StoreInfo,
+    manifest_path,
+    read_document,
+)
+from beit.tokenize.encode import EncodedImage, Stopwatch, ViewEncoder, encode_images
+from beit.tokenize.parallel import Workers
+from beit.tokenize.prepare import PreparedImage, RejectedImage, ViewMaker
+from beit.tokenize.writer import TokenShardWriter
+
+logger = logging.getLogger(__name__)
+
+_BYTES_AHEAD = 256 << 20
+"""Rendered views that may wait for the tokenizer; arbitrary, small beside one GPU worker's memory."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardJob:
+    """One shard to tokenise."""
+
+    stem: str
+    tar: TarShard
+    image_file: str
+    """Image tar below the image root."""
+    image_sha256: str = ""
+    """Known for tars we packed."""
+    skipped: tuple[SkippedSample, ...] = ()
+    """Images that could not even be packed."""
+
+    @property
+    def is_packed(self) -> bool:
+        """True if the image tar is part of the store."""
+        return bool(self.image_sha256)
+
+
+class ShardTokenizer:
+    """Tokenises shards, one after the other, with one tokenizer and one pool of decoding threads.
+
+    Args:
+        store: Folder of the store.
+        info: Its settings.
+        tokenizer: None when the store gets no tokens.
+        execution: Fingerprint of this rank, for the manifests.
+        versions: Library versions, for the manifests.
+        workers: Decode and crop.
+    """
+
+    def __init__(
+        self,
+        store: Path,
+        info: StoreInfo,
+        *,
+        tokenizer: ViewEncoder | None,
+        execution: Execution,
+        versions: tuple[str, ...],
+        workers: Workers,
+    ) -> None:
+        self._store, self._info = store, info
+        self._tokenizer, self._execution, self._versions = tokenizer, execution, versions
+        self._workers = workers
+        self.watch = Stopwatch()
+
+    def run(self, job: ShardJob, *, progress: Progress, bad_samples: BadSampleLog, stop: StopFlag) -> ShardManifest:
+        """Tokenise one shard and commit it.
+
+        Raises:
+            InputError: the image tar is damaged or changes meanwhile, or too many images are unusable.
+            ResumableStop: somebody asked for it; the shard is given up.
+        """
+        before = match_files(job.tar.location)[0]
+        refs, index = job.tar.scan()
+        skipped = list(job.skipped)
+        bad_samples.add(_reports(job.stem, skipped))
+        full_hash = self._start_hash(job)
+        with TokenShardWriter(self._store, job.stem, self._info) as writer, job.tar.open() as reader:
+            prepare = partial(ViewMaker.of_store(self._info).prepare, reader=reader)
+            results = self._workers.map(prepare, refs, ahead=self._images_ahead())
+            usable = _sort_out(results, job.stem, skipped, bad_samples, stop)
+            for encoded in self._encode(usable):
+                writer.add(encoded.image.ref, encoded.token_ids, encoded.image.views)
+                progress.update(max(1, self._info.views))
+            after = match_files(job.tar.location)[0]
+            require(before == after, f"{before.path} changed while it was tokenised; run beit tokenize again")
+            image = ImageFile(
+                name=job.image_file,
+                size=before.size,
+                header_sha256=index.header_sha256,
+                sha256=job.image_sha256 or (full_hash.result() if full_hash else ""),
+                stamp="" if job.is_packed else before.version,
+            )
+            return writer.commit(image=image, skipped=skipped, execution=self._execution, versions=self._versions)
+
+    def _start_hash(self, job: ShardJob) -> Future[str] | None:
+        # A remote tar would have to be read twice; its ETag and header digest must do.
+        if job.is_packed or is_remote(job.tar.location):
+            return None
+        return self._workers.submit(sha256_file, Path(job.tar.location))
+
+    def _encode(self, images: Iterable[PreparedImage]) -> Iterator[EncodedImage]:
+        if self._tokenizer is not None:
+            size = self._execution.micro_batch_size
+            yield from encode_images(images, self._tokenizer, micro_batch_size=size, watch=self.watch)
+            return
+        none = np.empty((0, self._info.grid_size, self._info.grid_size), dtype=np.uint16)
+        for image in images:
+            yield EncodedImage(image, none)
+
+    def _images_ahead(self) -> int:
+        """Return how many images to prepare in advance: enough for two batches, bounded in memory."""
+        views = max(1, self._info.views)
+        view_bytes = max(1, self._info.token_img_size) ** 2 * 3
+        wanted = 4 * self._workers.count + -(-2 * self._execution.micro_batch_size // views)
+        return max(self._workers.count + 1, min(wanted, _BYTES_AHEAD // (views * view_bytes)))
+
+
+def _sort_out(
+    results: Iterable[PreparedImage | RejectedImage],
+    stem: str,
+    skipped: list[SkippedSample],
+    bad_samples: BadSampleLog,
+    stop: StopFlag,
+) -> Iterator[PreparedImage]:
+    """Yield the usable images and note the others."""
+    for result in results:
+        if stop.is_set():
+            raise ResumableStop(
+                f"tokenisation stopped ({stop.reason}); finished shards are kept, run the same command again to go on"
+            )
+        if isinstance(result, PreparedImage):
+            yield result
+            continue
+        skipped.append(SkippedSample(key=result.ref.key, reason=result.error.reason))
+        bad_samples.add([BadSampleReport(f"{stem}/{result.ref.key}", result.error.reason, result.error.detail)])
+
+
+def _reports(stem: str, skipped: Iterable[SkippedSample]) -> list[BadSampleReport]:
+    return [BadSampleReport(f"{stem}/{sample.key}", sample.reason, "found when packing") for sample in skipped]
+
+
+def find_finished(store: Path, job: ShardJob, info: StoreInfo) -> ShardManifest | None:
+    """Return the manifest of a shard that needs no work: every file is what the manifest says, by hash.
+
+    The image tar is checked by size, and by its headers unless its time is unchanged.
+    """
+    folder = store / TOKENS_DIR
+    path = manifest_path(folder, job.stem)
+    if not path.exists():
+        return None
+    try:
+        manifest = read_document(ShardManifest, path)
+        require(manifest.settings_sha256 == info.settings_sha256(), f"{path} belongs to other settings")
+        check_file(folder, manifest.samples)
+        if manifest.tokens is not None:
+            check_file(folder, manifest.tokens)
+        _check_image(job, manifest.image)
+    except InputError as error:
+        logger.warning("shard %s is done again: %s", job.stem, error)
+        return None
+    return manifest
+
+
+def check_file(folder: Path, expected: FileInfo) -> None:
+    """Check a committed file by size and hash.
+
+    Raises:
+        InputError: it is missing or differs; names it.
+    """
+    path = folder / expected.name
+    require(path.is_file(), f"{path} is missing")
+    size = path.stat().st_size
+    require(size == expected.size, f"{path} has {size} bytes, its manifest says {expected.size}")
+    require(sha256_file(path) == expected.sha256, f"{path} is damaged: its sha256 is not that of its manifest")
+
+
+def _check_image(job: ShardJob, expected: ImageFile) -> None:
+    found = match_files(job.tar.location)[0]
+    require(found.size == expected.size, f"{found.path} has {found.size} bytes, its manifest says {expected.size}")
+    if expected.stamp and expected.stamp == found.version:
+        return
+    _, index = job.tar.scan()
+    require(index.header_sha256 == expected.header_sha256, f"{found.path} holds other members than it did")
