@@ -19,6 +19,7 @@ import click
 from beit import __version__
 from beit.common.errors import InputError, ResumableStop
 
+EXIT_BUG = 1
 EXIT_BAD_INPUT = 2
 EXIT_RESUMABLE = 75
 
@@ -108,7 +109,7 @@ def main() -> None:
         from beit.common.launch import record_exit  # only ranks pay for the import
 
         message = message if record_exit(code, message) else ""
-    if message:
+    if message and code != EXIT_BUG:  # there the trace has said it
         click.echo(f"beit: {message}", err=True)
     sys.exit(code)
 
@@ -128,7 +129,7 @@ def _run() -> tuple[int, str]:
         return EXIT_RESUMABLE, "interrupted; run the same command again to go on"
     except Exception as error:
         traceback.print_exc()  # anything else is a bug, and a bug report needs the trace
-        return 1, f"{type(error).__name__}: {error}"
+        return EXIT_BUG, f"{type(error).__name__}: {error}"
     return result if isinstance(result, int) else 0, ""
 
 

@@ -110,9 +110,10 @@ def read_encoder_state(path: str | Path) -> dict[str, Tensor]:
     """
     weights_path = find_encoder(path) / WEIGHTS_FILE
     try:
-        return load_file(weights_path)
+        state: dict[str, Tensor] = load_file(weights_path)
     except (FileNotFoundError, SafetensorError) as error:
         raise InputError(f"{weights_path} cannot be read ({error}); write the encoder again") from None
+    return state
 
 
 def load_encoder(
@@ -158,7 +159,7 @@ def load_weights(
     Args:
         model: Of the encoder's width, depth and patch size.
         path: Folder of an encoder, or a run directory.
-        fresh: Prefixes of parameters that may keep their initial values when the encoder lacks them or has another shape.
+        fresh: Prefixes of parameters that may keep their initial values, where the encoder lacks them or their shape.
         skip: Prefixes of parameters that keep their initial values in any case.
 
     Returns:

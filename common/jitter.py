@@ -50,7 +50,8 @@ def jitter_image(
 
 def _apply(image: Image.Image, name: str, factor: int, mean_grey: int) -> Image.Image:
     if name == "sat":
-        grey = image.convert("L").convert("RGB")
+        luma = image.convert("L")
+        grey = Image.merge("RGB", (luma, luma, luma))
         return Image.blend(grey, image, factor / FACTOR_ONE)
     # Brightness blends with black and contrast with the mean grey; per pixel value both are one table.
     values = np.arange(256, dtype=np.int64)

@@ -57,11 +57,16 @@ def launch_ranks(
     Returns:
         The exit code of the whole: 0 done, 2 bad input, 75 stopped and resumable, else 1.
     Raises:
-        InputError: the hostfile or pdsh is missing.
+        InputError: the hostfile or pdsh is missing, or there are fewer GPUs than asked for.
     """
+    import torch
+
     _check_hostfile(hostfile)
+    visible = torch.cuda.device_count()
+    if hostfile is None and gpus is not None and 0 < visible < gpus:
+        raise InputError(f"--gpus {gpus} is more than the {visible} GPUs of this machine; lower it")
     with tempfile.TemporaryDirectory(prefix="beit-ranks-") as reports:
-        variables = {"PYTHONSAFEPATH": "1"}
+        variables = {"PYTHONSAFEPATH": "1"} | ({} if visible else {"DS_ACCELERATOR": "cpu"})
         if hostfile is None:  # on other machines neither the directory nor the process would be found
             variables |= {REPORTS_VARIABLE: reports, LAUNCHER_PID_VARIABLE: str(os.getpid())}
         command = _command(gpus, hostfile, [*(sys.argv[1:] if argv is None else argv)], module)
@@ -208,7 +213,7 @@ def _check_hostfile(hostfile: str | None) -> None:
 
 def _command(gpus: int | None, hostfile: str | None, arguments: list[str], module: str) -> list[str]:
     # The module, not the `deepspeed` script, which need not be on PATH.
-    command = [sys.executable, "-m", "deepspeed.launcher.runner", "--quiet", "--no_local_rank"]
+    command = [sys.executable, "-m", "deepspeed.launcher.runner", "--log_level", "critical", "--no_local_rank"]
     # Without a hostfile DeepSpeed reads /job/hostfile where it exists; an explicit path that is no file prevents it.
     command += ["--hostfile", hostfile or os.devnull, "--master_port", str(launcher_env.free_port())]
     if gpus is not None:

@@ -6,6 +6,7 @@ What the workers run is `beit.common.reader`; how they start is `beit.common.wor
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.connection
 import signal
 import time
 import traceback
@@ -154,9 +155,12 @@ class Loader:
         while True:
             try:
                 return next(batches)
-            except RuntimeError as error:
+            except (RuntimeError, OSError, EOFError) as error:
                 if not self._num_workers:
                     raise
+                if not isinstance(error, RuntimeError):
+                    # A connection broke while a tensor was being received: its worker is about to be found dead.
+                    multiprocessing.connection.wait([worker.sentinel for worker in workers], _POLL_SECONDS)
                 dead = [number for number, worker in enumerate(workers) if not worker.is_alive()]
                 if dead:
                     raise RuntimeError(self._obituary(dead[0], workers[dead[0]])) from error

@@ -22,7 +22,8 @@ from beit.common.errors import InputError
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _BRACE_RANGE = re.compile(r"(\d+)\.\.(\d+)")
 _WILDCARD = re.compile(r"[*?\[]")
-_VERSION_FIELDS = ("ETag", "etag", "mtime", "LastModified", "last_modified", "updated", "created")
+_VERSION_FIELDS = ("ETag", "etag", "mtime", "LastModified", "Last-Modified", "last_modified", "updated", "created")
+_WEB_SCHEMES = ("http://", "https://")
 _STAT_THREADS = 16  # a remote stat is one request; arbitrary
 
 
@@ -80,12 +81,12 @@ def open_binary(path: str) -> BinaryIO:
         if not is_remote(path):
             return cast(BinaryIO, open(path, "rb", buffering=0))
         file_system, inner = file_system_of(path)
-        file = cast(BinaryIO, file_system.open(inner, "rb"))
-        file.seek(
-            0, os.SEEK_END
-        )  # fails where the server serves no byte ranges; fsspec then answers seekable() wrongly
-        file.seek(0)
-        return file
+        if path.startswith(_WEB_SCHEMES):
+            # Some servers ignore byte ranges, and fsspec learns it from a read off the start: better now than midway.
+            with file_system.open(inner, "rb", cache_type="none") as probe:
+                probe.seek(1)
+                probe.read(1)
+        return cast(BinaryIO, file_system.open(inner, "rb"))
     except InputError:
         raise
     except ValueError:

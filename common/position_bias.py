@@ -1,8 +1,8 @@
 """Relative position bias: the index, the learned table, and its resize to another grid.
 
-Here: which table row each (query, key) pair reads, the module that owns one table, and the geometric spline that moves a
-table to another resolution. Not here: where tables sit in the model (`common/vit.py`), and which tensors of a checkpoint
-get resized (`common/encoder.py`).
+Here: which table row each (query, key) pair reads, the module that owns one table, and the geometric spline that moves
+a table to another resolution. Not here: where tables sit in the model (`common/vit.py`), and which tensors of a file
+get resized (`common/encoder_adapt.py`).
 
 Legend: h, w = patch grid; N = h * w patches; H = heads; R = rows of the table. CLS is position 0 of the sequence.
 """
@@ -123,7 +123,7 @@ def resize_table(table: Tensor, source_grid: tuple[int, int], target_grid: tuple
     rows = num_table_rows(source_grid)
     require(
         table.shape[0] == rows,
-        f"relative position table has {table.shape[0]} rows, but a {source_grid[0]}x{source_grid[1]} grid needs {rows}; "
+        f"relative position table has {table.shape[0]} rows, a {source_grid[0]}x{source_grid[1]} grid needs {rows}; "
         "the encoder's config.json does not describe its weights",
     )
     if source_grid == target_grid:
@@ -144,8 +144,8 @@ def geometric_spacing(source_len: int, target_len: int) -> float:
         target_len: Offsets along the same axis of the target table, odd.
 
     Returns:
-        q in [1.01, 1.5]: the last midpoint of a bisection of 1 + q + ... + q^(n-1) = target_len // 2, n = source_len // 2.
-        Shrinking ends at the lower limit, as in the released code.
+        q in [1.01, 1.5]: the last midpoint of a bisection for 1 + q + ... + q^(n-1) = target_len // 2 with n =
+        source_len // 2. Shrinking ends at the lower limit, as in the released code.
     """
     steps, reach = source_len // 2, target_len // 2
     low, high = _SPACING_LOW, _SPACING_HIGH
@@ -183,7 +183,8 @@ def spline_matrix(source_len: int, target_len: int) -> Tensor:
     points = torch.arange(-reach, reach + 1, dtype=torch.float64).clamp(knots[0], knots[-1])
     if source_len == 3:  # too few knots for a cubic: the parabola through them
         powers = torch.arange(3, dtype=torch.float64)
-        return (points[:, None] ** powers) @ torch.linalg.inv(knots[:, None] ** powers)
+        parabola: Tensor = (points[:, None] ** powers) @ torch.linalg.inv(knots[:, None] ** powers)
+        return parabola
     return _not_a_knot(knots, points)
 
 
@@ -205,7 +206,8 @@ def _not_a_knot(knots: Tensor, points: Tensor) -> Tensor:
     width = gaps[piece][:, None]
     to_right, to_left = knots[piece + 1][:, None] - points[:, None], points[:, None] - knots[piece][:, None]
     unit = torch.eye(count, dtype=torch.float64)
-    linear = (to_right * unit[piece] + to_left * unit[piece + 1]) / width
+    linear: Tensor = (to_right * unit[piece] + to_left * unit[piece + 1]) / width
     bend_left = (to_right**3 / width - width * to_right) * curvature[piece]
     bend_right = (to_left**3 / width - width * to_left) * curvature[piece + 1]
-    return linear + (bend_left + bend_right) / 6
+    matrix: Tensor = linear + (bend_left + bend_right) / 6
+    return matrix

@@ -10,8 +10,8 @@ from beit.common.errors import require
 def cosine_schedule(step: int, *, total_steps: int, warmup_steps: int, peak: float, final: float) -> float:
     """Evaluate linear warmup from 0 followed by half a cosine down towards `final`.
 
-    Both ends of the warmup are included, so step 0 has the value 0 exactly, and the peak stands twice: at the last warmup
-    step and at the first cosine step. The last step stays one cosine step short of `final`.
+    Both ends of the warmup are included, so step 0 has the value 0 exactly, and the peak stands twice: at the last
+    warmup step and at the first cosine step. The last step stays one cosine step short of `final`.
 
     Args:
         step: Optimizer step, from 0; past the end the value of the last step holds.

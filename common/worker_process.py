@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import ctypes
 import multiprocessing
+import os
 import signal
+import threading
 from multiprocessing import forkserver
 
 import torch
@@ -45,11 +47,22 @@ def init_worker(worker_id: int) -> None:
     """Prepare a new worker process.
 
     Signals: a stop request goes to the whole process group, but it is the training process that decides when to
-    stop, and it still needs the batches under way. A worker ends when its iterator is closed or its parent is gone.
+    stop, and it still needs the batches under way. A worker ends when its iterator is closed or the training is gone.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     torch.set_num_threads(1)
+    # Torch makes workers watch their parent, but that is the fork server, which in turn lives as long as any worker
+    # does:
+    # without this thread they would outlive a training that was killed.
+    threading.Thread(target=_end_with_training, daemon=True).start()
+
+
+def _end_with_training() -> None:
+    training = multiprocessing.parent_process()
+    if training is not None:
+        training.join()
+        os._exit(1)
 
 
 class StatusBoard:

@@ -20,7 +20,7 @@ from beit.common.vit_init import init_head
 Pooling = Literal["mean", "cls"]
 
 FRESH_PREFIXES = ("fc_norm.", "norm.", "head.")
-"""Tensors that start anew when an encoder is loaded: pre-training has no such head, and its final norm is not this one."""
+"""Parameters that start anew where an encoder has nothing under their name, for `beit.common.encoder.load_weights`."""
 
 
 class ImageClassifier(VisionTransformer):

@@ -1,11 +1,11 @@
 """Which patches of an image are masked.
 
-Here: the released blockwise algorithm, the paper's Algorithm 1, uniform masking, and how their counts scale with the patch
-grid. Not here: what the model does with a mask (`common/vit.py`, `pretrain/model.py`) and which key a sample's mask is drawn
-under (`pretrain/data.py`).
+Here: the released blockwise algorithm, the paper's Algorithm 1, uniform masking, and how their counts scale with the
+patch grid. Not here: what the model does with a mask (`common/vit.py`, `pretrain/model.py`) and which key a sample's
+mask is drawn under (`pretrain/data.py`).
 
-A mask is held as one integer while it is drawn, bit y * width + x for patch (y, x): whether a block adds new patches is then
-one machine operation, and a mask takes some ten microseconds.
+A mask is held as one integer while it is drawn, bit y * width + x for patch (y, x): counting what a block adds is then
+one operation, and a mask takes less than 0.1 ms.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def target_num_masked(config: MaskConfig, grid_size: tuple[int, int]) -> int:
     num_patches = grid_size[0] * grid_size[1]
     require(
         config.num_masked <= num_patches,
-        f"mask.num_masked ({config.num_masked}) must not exceed num_patches ({num_patches}); lower it or raise img_size",
+        f"mask.num_masked ({config.num_masked}) must not exceed num_patches ({num_patches}); lower it",
     )
     return config.num_masked or max(1, round(_PAPER_MASKED * num_patches / _PAPER_PATCHES))
 

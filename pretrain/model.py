@@ -1,10 +1,10 @@
 """Masked image modelling: the encoder, its head on the masked positions, and the loss.
 
-Here: `MaskedImageModel` and `mim_loss`. Not here: the encoder (`common/vit.py`), how masks are drawn (`pretrain/masking.py`),
-the training step (`pretrain/step.py`).
+Here: `MaskedImageModel` and `mim_loss`. Not here: the encoder (`common/vit.py`), how masks are drawn
+(`pretrain/masking.py`), the training step (`pretrain/step.py`).
 
-Legend: B = batch, N = patches, K = positions predicted per image, D = embed_dim, V = vocab_size. Masks are True where a patch
-is masked and do not cover CLS; positions count patches, row-major from 0.
+Legend: B = batch, N = patches, K = positions predicted per image, D = embed_dim, V = vocab_size. Masks are True where a
+patch is masked and do not cover CLS; positions count patches, row-major from 0.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from beit.common.batches import Batch
 from beit.common.dataset import build_order
 from beit.common.distributed import World, init_distributed
 from beit.common.encoder import save_encoder
@@ -27,7 +28,7 @@ from beit.common.sampler import BatchPlan, DataState, check_resume
 from beit.common.store import TokenStore, open_store
 from beit.common.store_dataset import StoreDataset
 from beit.common.train_config import TrainingPlan, plan_training
-from beit.common.trainer import Batch, FitSettings, fit
+from beit.common.trainer import FitSettings, fit
 from beit.common.vit_config import ViTConfig, build_vit_config
 from beit.pretrain.config import PretrainConfig
 from beit.pretrain.data import ViewTransform, check_replay

@@ -144,6 +144,9 @@ class ToyTask:
             os.kill(os.getpid(), signal.SIGSTOP)
 
 
+MISBEHAVIOUR = ("gpus", "bad_steps", "bad_rank", "stop_at", "stop_rank", "kill_at", "hang_at", "input_error", "step_seconds")
+
+
 def toy_config(*overrides: str) -> ToyConfig:
     return load_config(ToyConfig, recipe=None, overrides=[*TOY, *overrides], recipe_dir=Path())
 
@@ -165,7 +168,7 @@ TOY = (
 def train_toy(run_path: Path, config: ToyConfig, *, resume: str = "auto") -> tuple[FitResult, ToyTask]:
     with stop_on_signals():
         world = init_distributed(timeout_seconds=config.train.collective_timeout_seconds)
-        run = open_run(run_path, config, world=world, resume=resume, free_keys=("bad_steps", "stop_at", "kill_at", "hang_at"))
+        run = open_run(run_path, config, world=world, resume=resume, free_keys=MISBEHAVIOUR)
         plan = plan_training(
             config.train,
             config.optimizer,

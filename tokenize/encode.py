@@ -22,11 +22,14 @@ from beit.tokenize.prepare import PreparedImage
 
 
 class ViewEncoder(Protocol):
-    """What is needed of a tokenizer."""
+    """What is needed of a tokenizer; `beit.common.tokenizer.Tokenizer` has it."""
 
-    @property
-    def vocab_size(self) -> int:
-        """Token ids lie in [0, vocab_size)."""
+    vocab_size: int
+    """Token ids lie in [0, vocab_size)."""
+    downsampling: int
+    """Pixels per token and side."""
+    fingerprint: str
+    """sha256 over its weights and configuration."""
 
     def encode(self, images: NDArray[np.uint8]) -> torch.Tensor:
         """Map pixels (B, s, s, 3) to token ids (B, g, g) int64, on any device."""

@@ -12,6 +12,7 @@ import torch
 from beit import __version__
 from beit.common.errors import InputError
 from beit.common.store_schema import Execution
+from beit.common.tokenizer import DType
 from beit.common.views import replay_versions
 from beit.tokenize.config import TokenizeConfig
 from beit.tokenize.parallel import available_cores
@@ -31,7 +32,7 @@ def choose_device(config: TokenizeConfig, local_rank: int) -> str:
     return f"cuda:{local_rank % num_gpus}"
 
 
-def choose_dtype(config: TokenizeConfig, device: str) -> str:
+def choose_dtype(config: TokenizeConfig, device: str) -> DType:
     """Return the number format of the forward pass.
 
     Raises:

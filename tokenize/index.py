@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from dataclasses import replace
+from collections import Counter
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from beit.common.bad_samples import BadSampleLog
 from beit.common.errors import InputError, require
 from beit.common.files import write_atomic, write_json
 from beit.common.sample_table import SampleTable, decode_samples, encode_index
@@ -30,7 +32,16 @@ from beit.tokenize.locks import shared_step
 logger = logging.getLogger(__name__)
 
 
-def finish_store(store: Path, stems: list[str]) -> list[ShardRow] | None:
+@dataclass(frozen=True, slots=True)
+class FinishedStore:
+    """The content of a finished store."""
+
+    rows: list[ShardRow]
+    skipped: Counter[str]
+    """Images without tokens, by reason."""
+
+
+def finish_store(store: Path, stems: list[str], *, budget: float) -> FinishedStore | None:
     """Write the held-out threshold and the shard table, once every shard is committed.
 
     Any rank may call this at its end; the last one succeeds. Calling it again changes nothing.
@@ -38,10 +49,11 @@ def finish_store(store: Path, stems: list[str]) -> list[ShardRow] | None:
     Args:
         store: Folder of the store.
         stems: All shards, in order.
+        budget: Share of unusable images that is tolerated.
     Returns:
-        The shard table, or None while shards are missing.
+        What the store holds, or None while shards are missing.
     Raises:
-        InputError: no image was usable, or a manifest does not belong here.
+        InputError: no image was usable, or too few were, or a manifest does not belong here.
     """
     with shared_step(store, "store"):
         info = read_document(StoreInfo, store / STORE_FILE)
@@ -49,7 +61,7 @@ def finish_store(store: Path, stems: list[str]) -> list[ShardRow] | None:
         if not all(manifest_path(folder, stem).exists() for stem in stems):
             return None
         manifests = [read_document(ShardManifest, manifest_path(folder, stem)) for stem in stems]
-        _check_manifests(store, info, manifests)
+        _check_manifests(store, info, manifests, budget)
         hashes = [_load_samples(folder, manifest).key_hash for manifest in manifests]
         threshold = held_out_threshold(hashes, info)
         info = replace(info, held_out=replace(info.held_out, threshold=threshold))
@@ -58,7 +70,7 @@ def finish_store(store: Path, stems: list[str]) -> list[ShardRow] | None:
         for path in (*store.glob(f"{INDEX_FILE}.tmp.*"), *store.glob(f"{STORE_FILE}.tmp.*")):
             path.unlink(missing_ok=True)  # left by a killed run; whoever writes here holds the lock
         write_atomic(store / INDEX_FILE, encode_index(rows))
-    return rows
+    return FinishedStore(rows, Counter(sample.reason for manifest in manifests for sample in manifest.skipped))
 
 
 def held_out_threshold(hashes: list[NDArray[np.uint64]], info: StoreInfo) -> int:
@@ -73,8 +85,16 @@ def held_out_threshold(hashes: list[NDArray[np.uint64]], info: StoreInfo) -> int
     return int(np.partition(everything, count)[count])
 
 
-def _check_manifests(store: Path, info: StoreInfo, manifests: list[ShardManifest]) -> None:
+def _check_manifests(store: Path, info: StoreInfo, manifests: list[ShardManifest], budget: float) -> None:
     settings = info.settings_sha256()
+    num_skipped = sum(len(manifest.skipped) for manifest in manifests)
+    num_images = num_skipped + sum(manifest.num_samples for manifest in manifests)
+    allowed = BadSampleLog(num_images, budget).allowed
+    require(
+        num_skipped <= allowed,
+        f"{num_skipped} of {num_images} images cannot be used, but bad_sample_budget ({budget:g}) allows {allowed}; "
+        "repair or remove them, or raise the budget",
+    )
     for manifest in manifests:
         if manifest.settings_sha256 != settings:
             raise InputError(f"shard {manifest.stem} of {store} was written with other settings; tokenise anew")

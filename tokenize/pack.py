@@ -11,7 +11,6 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -147,9 +146,7 @@ def _reading_files(root: str, catalogue: Catalogue) -> AbstractContextManager[Ca
     return nullcontext(lambda position: read_image(reader, catalogue.refs[position]))
 
 
-def _pack_image(
-    refs: list[SampleRef], read: Callable[[int], ImageData], short_side: int, position: int
-) -> PackedImage:
+def _pack_image(refs: list[SampleRef], read: Callable[[int], ImageData], short_side: int, position: int) -> PackedImage:
     data = read(position)
     if short_side and isinstance(data, bytes):
         try:

@@ -1,7 +1,7 @@
 """What a source becomes: which shards a store will have, and which images go into each. Nothing is written here.
 
-Existing tars are referenced as they are. Anything else is packed: images are put into the order of a keyed hash, so that
-every shard is a fair sample of the whole even if the source is sorted by class, and cut into shards.
+Existing tars are referenced as they are. Anything else is packed: images are put into the order of a keyed hash, so
+that every shard is a fair sample of the whole even if the source is sorted by class, and cut into shards.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from beit.common.store_schema import IMAGES_DIR, Packing, SourceInfo
 from beit.tokenize.config import TokenizeConfig
 
 _UNSAFE_IN_STEM = re.compile(r"[^A-Za-z0-9._-]+")
-PACKED_STEM = "images"
+PACKED_STEM = "files"
+"""Behind the number in the names of packed shards."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +75,11 @@ def plan_store(config: TokenizeConfig, spec: str, store: Path) -> StorePlan:
         InputError: the source is missing, empty or damaged, or the store lies inside it.
     """
     source = open_source(spec)
-    if not is_remote(source.root) and store.resolve().is_relative_to(Path(source.root).resolve()) and source.kind == "files":
+    if (
+        not is_remote(source.root)
+        and store.resolve().is_relative_to(Path(source.root).resolve())
+        and source.kind == "files"
+    ):
         raise InputError(f"store ({store}) must not lie inside the source ({source.root}); choose another folder")
     if source.kind == "tar" and not config.short_side:
         return _plan_reference(source, store)
@@ -113,9 +118,7 @@ def _plan_packing(source: Source, config: TokenizeConfig) -> StorePlan:
         short_side=config.short_side,
         keep_order=config.keep_order,
     )
-    info = SourceInfo(
-        kind=source.kind, num_shards=len(shards), num_images=len(refs), digest=hasher.hexdigest()
-    )
+    info = SourceInfo(kind=source.kind, num_shards=len(shards), num_images=len(refs), digest=hasher.hexdigest())
     return StorePlan(source, info, image_root=IMAGES_DIR, shards=shards, packing=packing, catalogue=catalogue)
 
 

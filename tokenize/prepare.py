@@ -20,9 +20,18 @@ from beit.common.images import decode_image
 from beit.common.rng import CounterRng
 from beit.common.source_types import SampleRef, ShardReader
 from beit.common.store_schema import StoreInfo
-from beit.common.views import VIEW_DTYPE, AugmentConfig, JitterScope, crop_crc, draw_view, mean_luma, render_view
+from beit.common.views import (
+    VIEW_DTYPE,
+    AugmentConfig,
+    JitterScope,
+    Resample,
+    crop_crc,
+    draw_view,
+    mean_luma,
+    render_view,
+)
 
-TOKEN_RESAMPLE = "lanczos"
+TOKEN_RESAMPLE: Resample = "lanczos"
 """Filter of the tokenizer's view; BEiT's second_interpolation."""
 
 
@@ -57,9 +66,7 @@ class ViewMaker:
     @classmethod
     def of_store(cls, info: StoreInfo) -> ViewMaker:
         """Return the maker of the views of a store."""
-        return cls(
-            seed=info.seed, num_views=info.views, token_img_size=info.token_img_size, augment=info.augment
-        )
+        return cls(seed=info.seed, num_views=info.views, token_img_size=info.token_img_size, augment=info.augment)
 
     def prepare(self, ref: SampleRef, reader: ShardReader) -> PreparedImage | RejectedImage:
         """Read and decode an image and make all its views. An unusable image is returned, not raised: it is counted."""

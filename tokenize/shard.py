@@ -1,4 +1,4 @@
-"""Tokenising one shard: image tar in, token tar, sample table and manifest out; or finding that this is done already."""
+"""Tokenising one shard: image tar in, token tar, sample table and manifest out; or finding that all that is there."""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
 import itertools
 import multiprocessing
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -176,6 +178,44 @@ def test_workers_survive_the_signals_of_their_group():
     assert rows_of(batches) == rows_of(read(dataset))
     (server,) = set(batches[0]["parents"].tolist())
     assert Path(f"/proc/{server}/cmdline").read_bytes(), "the fork server died of the signal"
+
+
+ORPHANS = """
+from beit.common.reader import build_loader
+from beit.common.reader_config import ReaderConfig
+from beit.common.sampler import BatchPlan
+from beit.common.dataset import build_order
+from beit.tests.fake_dataset import FakeDataset, to_pixels
+if __name__ == "__main__":
+    data = FakeDataset([50])
+    plan = BatchPlan(order=build_order(data, seed=0, window_shards=1), global_batch_size=2, micro_batch_size=2, grad_accum_steps=1)
+    loader = build_loader(data, plan, start_step=0, num_steps=10**6, transform=to_pixels, config=ReaderConfig(num_workers=2))
+    pids = set()
+    for batch in loader:
+        pids |= {*batch["pids"].tolist(), *batch["parents"].tolist()}
+        if len(pids) == 3:
+            print(*pids, flush=True)
+"""
+
+
+@pytest.mark.fault
+def test_workers_and_their_server_end_when_the_training_is_killed(tmp_path):
+    (tmp_path / "training.py").write_text(ORPHANS)
+    with subprocess.Popen([sys.executable, tmp_path / "training.py"], stdout=subprocess.PIPE, text=True) as training:
+        pids = [int(pid) for pid in training.stdout.readline().split()]
+        training.kill()
+    assert len(pids) == 3
+    deadline = time.monotonic() + 20
+    while any(map(is_running, pids)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(map(is_running, pids))
+
+
+def is_running(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def test_a_consumer_may_stop_early():

@@ -1,0 +1,138 @@
+"""The fine-tuned model on disk: an encoder folder with a head, class names and metrics; and where a new one starts from.
+
+The folder itself is `beit.common.encoder`'s; the module in memory is `model.py`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import cast
+
+import torch
+
+from beit.common.encoder import load_weights, read_encoder_config
+from beit.common.encoder_config import EncoderConfig
+from beit.common.errors import InputError, require
+from beit.common.vit_config import Normalization, ViTConfig, build_vit_config
+from beit.finetune.config import RANDOM_ENCODER, FinetuneConfig
+from beit.finetune.model import FRESH_PREFIXES, ImageClassifier, Pooling
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_IMG_SIZE, DEFAULT_PATCH_SIZE = 224, 16
+"""Of random weights where the settings name none; the paper's."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StartingPoint:
+    """What a fine-tuning run starts from."""
+
+    architecture: ViTConfig
+    """Shape of the model to train."""
+    normalization: Normalization
+    """Of its input."""
+    encoder: EncoderConfig | None
+    """Description of the encoder on disk; None for random weights."""
+
+
+def load_classifier(path: str | Path) -> tuple[ImageClassifier, EncoderConfig]:
+    """Load a fine-tuned classifier for use.
+
+    Args:
+        path: Folder that `beit finetune classification` wrote, or its run directory.
+    Returns:
+        The model in eval mode on the CPU, and its description.
+    Raises:
+        InputError: there is no such model, it has no classification head, or it is damaged.
+    """
+    stored = read_encoder_config(path)
+    if stored.task != "classification" or stored.class_names is None:
+        raise InputError(f"{path} is an encoder without a classification head; fine-tune it first, with beit finetune")
+    require(stored.pooling in ("mean", "cls"), f"{path} has pooling {stored.pooling!r}; it must be mean or cls")
+    with torch.device("meta"):  # initial values would cost seconds and be thrown away
+        model = ImageClassifier(
+            stored.architecture, num_classes=len(stored.class_names), pooling=cast(Pooling, stored.pooling)
+        )
+    model.build_index("cpu")
+    load_weights(model, path)
+    return model.eval(), stored
+
+
+def starting_point(config: FinetuneConfig) -> StartingPoint:
+    """Decide shape and normalisation, before anything is built: from the encoder, or from the settings for random weights.
+
+    Raises:
+        InputError: no encoder was named or none is there, or the patches do not tile the input.
+    """
+    if not config.encoder:
+        raise InputError(f"--encoder is missing; give the folder of an encoder, or --encoder {RANDOM_ENCODER}")
+    if config.encoder == RANDOM_ENCODER:
+        return StartingPoint(
+            architecture=_random_architecture(config),
+            normalization=Normalization(config.image.mean, config.image.std),
+            encoder=None,
+        )
+    stored = read_encoder_config(config.encoder)
+    architecture = _encoder_architecture(stored.architecture, config)
+    return StartingPoint(architecture=architecture, normalization=stored.normalization, encoder=stored)
+
+
+def build_classifier(config: FinetuneConfig, start: StartingPoint, class_names: Sequence[str]) -> ImageClassifier:
+    """Build the model to train, with the encoder's weights if there is one; the head starts anew.
+
+    A head is kept only where the encoder was fine-tuned on the same classes.
+
+    Args:
+        config: Settings.
+        start: What `starting_point` decided.
+        class_names: Of the data.
+    Raises:
+        InputError: the weights are damaged or do not fit.
+    """
+    model = ImageClassifier(
+        start.architecture,
+        num_classes=len(class_names),
+        pooling=config.classifier.pooling,
+        head_init_scale=config.classifier.head_init_scale,
+    )
+    if start.encoder is not None:
+        assert config.encoder is not None
+        same_classes = start.encoder.class_names == tuple(class_names)
+        load_weights(model, config.encoder, fresh=FRESH_PREFIXES, skip=() if same_classes else ("head.",))
+    return model
+
+
+def _random_architecture(config: FinetuneConfig) -> ViTConfig:
+    shape = build_vit_config(
+        config.model,
+        img_size=config.image.img_size or DEFAULT_IMG_SIZE,
+        patch_size=config.image.patch_size or DEFAULT_PATCH_SIZE,
+        use_mask_token=False,
+        init="finetune",
+    )
+    return _with_own_tables(shape)
+
+
+def _encoder_architecture(stored: ViTConfig, config: FinetuneConfig) -> ViTConfig:
+    wanted = config.image.patch_size
+    if wanted is not None and wanted != stored.patch_size:
+        raise InputError(
+            f"image.patch_size ({wanted}) must be {stored.patch_size}, the patch size of the encoder {config.encoder}; "
+            "leave it out or pre-train another encoder"
+        )
+    shape = replace(
+        stored,
+        img_size=config.image.img_size or stored.img_size,
+        drop_path=config.model.drop_path,
+        use_mask_token=False,
+        init="finetune",
+    )
+    return _with_own_tables(shape)
+
+
+def _with_own_tables(shape: ViTConfig) -> ViTConfig:
+    """Give every block a position table of its own, unless the model has none at all."""
+    return shape if shape.pos_bias == "none" else replace(shape, pos_bias="per_block")

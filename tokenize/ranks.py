@@ -1,0 +1,117 @@
+"""Several tokenising processes on one machine. They need no collectives, so no launcher: each runs `run_tokenize`.
+
+A rank that fails leaves the others finishing. A stop signal to the parent is passed on, and the death of the parent
+stops the ranks.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Literal
+
+from beit.common.errors import InputError, ResumableStop
+from beit.common.signals import stop_on_signals
+from beit.tokenize.config import TokenizeConfig
+from beit.tokenize.summary import TokenizeSummary
+
+logger = logging.getLogger(__name__)
+
+_POLL_SECONDS = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a rank ended."""
+
+    kind: Literal["done", "bad input", "stopped", "lost"]
+    message: str = ""
+    summary: TokenizeSummary | None = None
+
+
+def run_ranks(config: TokenizeConfig, source: str, store: Path, count: int) -> TokenizeSummary:
+    """Tokenise with `count` processes and wait for all of them.
+
+    Raises:
+        InputError: a rank met bad input.
+        ResumableStop: a signal asked to stop.
+        ChildProcessError: a rank was killed or crashed; the others finished their shards.
+    """
+    context = multiprocessing.get_context("spawn")
+    ranks: list[tuple[BaseProcess, Connection]] = []
+    with stop_on_signals() as stop:
+        for rank in range(count):
+            receiver, sender = context.Pipe(duplex=False)
+            process = context.Process(  # type: ignore[assignment]
+                target=_rank_main, args=(config, source, store, rank, count, sender))
+            process.start()
+            sender.close()
+            ranks.append((process, receiver))
+        told = False
+        while running := [process.sentinel for process, _ in ranks if process.is_alive()]:
+            wait(running, timeout=_POLL_SECONDS)
+            if stop.is_set() and not told:
+                told = True
+                for process, _ in ranks:
+                    process.terminate()
+        outcomes = [_outcome(process, receiver) for process, receiver in ranks]
+    _raise_failures(outcomes)
+    summaries = [outcome.summary for outcome in outcomes if outcome.summary]
+    last = next(summary for summary in summaries if summary.is_complete)  # whoever ended last found every shard
+    return replace(last, reports=tuple(report for summary in summaries for report in summary.reports))
+
+
+def _rank_main(
+    config: TokenizeConfig, source: str, store: Path, rank: int, world_size: int, sender: Connection
+) -> None:
+    # As a launcher would: the rank then ends when its parent does, and shares the cores with the others.
+    places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size}
+    os.environ.update({name: str(value) for name, value in places.items()})
+    _log_as_rank(rank)
+    from beit.tokenize.run import run_tokenize
+
+    try:
+        summary = run_tokenize(config, source, store, rank=rank, world_size=world_size, local_rank=rank)
+        outcome = Outcome("done", summary=summary)
+    except InputError as error:
+        outcome = Outcome("bad input", str(error))
+    except ResumableStop as error:
+        outcome = Outcome("stopped", str(error))
+    sender.send(outcome)
+    sender.close()
+
+
+def _log_as_rank(rank: int) -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter(f"rank {rank}: %(message)s"))
+    root = logging.getLogger("beit")
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+
+
+def _outcome(process: BaseProcess, receiver: Connection) -> Outcome:
+    process.join()
+    try:
+        outcome: Outcome = receiver.recv()
+        return outcome
+    except EOFError:
+        return Outcome("lost", f"exit code {process.exitcode}")
+
+
+def _raise_failures(outcomes: list[Outcome]) -> None:
+    for rank, outcome in enumerate(outcomes):
+        if outcome.kind == "bad input":
+            raise InputError(outcome.message)
+        if outcome.kind == "lost":
+            raise ChildProcessError(
+                f"rank {rank} of {len(outcomes)} ended without a result ({outcome.message}); the others finished their "
+                "shards: run the same command again to do the rest"
+            )
+    stopped = next((outcome for outcome in outcomes if outcome.kind == "stopped"), None)
+    if stopped is not None:
+        raise ResumableStop(stopped.message)

@@ -1,0 +1,177 @@
+"""`beit tokenize`: from a source of images to a finished token store, in one process or as one rank of several.
+
+Ranks need no contact with each other: rank r of W takes the shards r, r + W, ..., whatever is done once is done by
+whoever comes first, and the last one to finish writes the index. A rank that is lost leaves the others finishing; the
+same command, run again, completes the store.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from beit.common.errors import require
+from beit.common.launcher_env import launcher_environment, under_launcher
+from beit.common.signals import stop_on_signals
+from beit.common.store_schema import Execution, TokenizerInfo
+from beit.tokenize.config import TokenizeConfig
+from beit.tokenize.encode import ViewEncoder
+from beit.tokenize.execution import (
+    choose_device,
+    choose_dtype,
+    count_workers,
+    describe_execution,
+    library_versions,
+    torch_threads,
+)
+from beit.tokenize.index import finish_store
+from beit.tokenize.jobs import RankJobs, list_jobs
+from beit.tokenize.locks import rank_lock, shared_step
+from beit.tokenize.pack import pack_images
+from beit.tokenize.parallel import Workers, available_cores
+from beit.tokenize.plan import plan_store
+from beit.tokenize.setup import begin_or_continue, build_info, check_store_folder, recorded_threads
+from beit.tokenize.shard import ShardTokenizer
+from beit.tokenize.summary import RankReport, TokenizeSummary
+
+
+def tokenize_with_ranks(
+    config: TokenizeConfig, source: str, store: Path, *, ranks: int | None = None, resume: str = "auto"
+) -> TokenizeSummary:
+    """Tokenise in this process, as the rank a launcher made of it, or with `ranks` processes on this machine.
+
+    Args:
+        config: All settings.
+        source: Images, in any form `open_source` knows.
+        store: Folder to write.
+        ranks: Processes to start; ignored under a launcher.
+        resume: "auto" continues a store, "never" refuses to.
+    Raises:
+        InputError: bad source, settings or store.
+        ResumableStop: a signal asked to stop.
+    """
+    if under_launcher(os.environ):
+        require(resume == "auto", "--resume never has no meaning under a launcher: name a new folder for the store")
+        variables = launcher_environment(os.environ)
+        rank, world_size, local_rank = (int(variables[name] or 0) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+        return run_tokenize(config, source, store, rank=rank, world_size=world_size, local_rank=local_rank)
+    check_store_folder(store, resume=resume)
+    if ranks is None or ranks == 1:
+        return run_tokenize(config, source, store)
+    from beit.tokenize.ranks import run_ranks
+
+    return run_ranks(config, source, store, ranks)
+
+
+def run_tokenize(
+    config: TokenizeConfig,
+    source: str,
+    store: Path,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    local_rank: int = 0,
+    tokenizer: ViewEncoder | None = None,
+) -> TokenizeSummary:
+    """Do one rank's part of a store, and finish the store if this rank is the last.
+
+    Args:
+        config: All settings.
+        source: Images, in any form `open_source` knows.
+        store: Folder to write; an unfinished store of the same settings is continued.
+        rank: Of this process.
+        world_size: Number of ranks.
+        local_rank: Decides on the GPU.
+        tokenizer: Instead of the one that `config.tokenizer` names; needs `vocab_size`, `downsampling`, `fingerprint`.
+    Returns:
+        What was done; complete if every shard of the store is.
+    Raises:
+        InputError: bad source, settings or store; too many unusable images.
+        ResumableStop: a signal asked to stop.
+        OSError: the disk is full or failing.
+    """
+    check_store_folder(store)
+    plan = plan_store(config, source, store)
+    threads = config.threads or recorded_threads(store) or available_cores()
+    rank_setup = _set_up_tokenizer(config, local_rank, threads, tokenizer)
+    wanted = build_info(config, plan, rank_setup.info, rank_setup.execution)
+    store.mkdir(parents=True, exist_ok=True)
+    with (
+        stop_on_signals() as stop,
+        rank_lock(store, rank),
+        Workers(count_workers(config)) as workers,
+        torch_threads(threads),
+    ):
+        info = begin_or_continue(store, wanted, allow_mixed=config.allow_mixed)
+        if plan.catalogue is not None:
+            with shared_step(store, "pack"):
+                pack_images(plan, store, info, workers)
+        jobs = list_jobs(plan, store, info)
+        del plan  # its list of all images may be large
+        shard_tokenizer = ShardTokenizer(
+            store,
+            info,
+            tokenizer=rank_setup.tokenizer,
+            execution=rank_setup.execution,
+            versions=library_versions(),
+            workers=workers,
+        )
+        rank_jobs = RankJobs(jobs, rank=rank, world_size=world_size)
+        report = rank_jobs.run(shard_tokenizer, store, info, budget=config.budget, stop=stop)
+    return summarise(config, store, [job.stem for job in jobs], (report,))
+
+
+def summarise(
+    config: TokenizeConfig, store: Path, stems: list[str], reports: tuple[RankReport, ...]
+) -> TokenizeSummary:
+    """Finish the store if all its shards are there, and describe it."""
+    finished = finish_store(store, stems, budget=config.budget)
+    if finished is None:
+        return TokenizeSummary(
+            store=store, is_complete=False, num_shards=len(stems), views=config.views, reports=reports
+        )
+    return TokenizeSummary(
+        store=store,
+        is_complete=True,
+        num_shards=len(stems),
+        views=config.views,
+        num_samples=sum(row.num_samples for row in finished.rows),
+        num_held_out=sum(row.num_held_out for row in finished.rows),
+        skipped=finished.skipped,
+        token_bytes=sum(row.token_bytes for row in finished.rows),
+        reports=reports,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _RankSetup:
+    """The tokenizer of this rank."""
+
+    tokenizer: ViewEncoder | None
+    info: TokenizerInfo | None
+    execution: Execution
+
+
+def _set_up_tokenizer(config: TokenizeConfig, local_rank: int, threads: int, given: ViewEncoder | None) -> _RankSetup:
+    if not config.views:
+        return _RankSetup(None, None, Execution())
+    device = choose_device(config, local_rank)
+    dtype = choose_dtype(config, device)
+    if given is None:
+        from beit.common.tokenizer import load_tokenizer
+
+        tokenizer: ViewEncoder = load_tokenizer(config.tokenizer, device=device, dtype=dtype)
+    else:
+        tokenizer = given
+    require(
+        tokenizer.vocab_size <= 1 << 16,
+        f"tokenizer ({config.tokenizer}) has a vocabulary of {tokenizer.vocab_size}; a store holds 16-bit ids",
+    )
+    info = TokenizerInfo(
+        name=config.tokenizer,
+        fingerprint=tokenizer.fingerprint,
+        vocab_size=tokenizer.vocab_size,
+        downsampling=tokenizer.downsampling,
+    )
+    return _RankSetup(tokenizer, info, describe_execution(config, device=device, dtype=dtype, threads=threads))

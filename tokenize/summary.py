@@ -1,0 +1,102 @@
+"""What a tokenisation came to, in numbers, and as the table a user sees at the end."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from beit.tokenize.encode import Stopwatch
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RankReport:
+    """What one rank did."""
+
+    num_images: int
+    """Images tokenised in this run."""
+    num_shards_kept: int
+    """Shards that an earlier run had finished."""
+    seconds: float
+    """Spent tokenising, without start and packing."""
+    watch: Stopwatch
+    """Where the time went."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenizeSummary:
+    """What a store holds, and what this run did for it."""
+
+    store: Path
+    """Folder of the store."""
+    is_complete: bool
+    """False while other ranks still work on their shards."""
+    num_shards: int
+    """Shards of the store."""
+    views: int
+    """K, views per image."""
+    num_samples: int = 0
+    """Usable images."""
+    num_held_out: int = 0
+    """Of those, kept from pre-training."""
+    skipped: Counter[str] = field(default_factory=Counter)
+    """Images without tokens, by reason."""
+    token_bytes: int = 0
+    """Size of all token tars."""
+    reports: tuple[RankReport, ...] = ()
+    """One per rank that this process knows of."""
+
+    @property
+    def num_images_done(self) -> int:
+        """Images tokenised in this run."""
+        return sum(report.num_images for report in self.reports)
+
+    @property
+    def num_shards_kept(self) -> int:
+        """Shards that an earlier run had finished."""
+        return sum(report.num_shards_kept for report in self.reports)
+
+    @property
+    def images_per_second(self) -> float:
+        """Rate of this run over all ranks; 0 if there was nothing to do."""
+        seconds = max((report.seconds for report in self.reports), default=0.0)
+        return self.num_images_done / seconds if seconds > 0 else 0.0
+
+    @property
+    def limit(self) -> str:
+        """The resource that a rank spent most of its time on."""
+        encoding = sum(report.watch.encoding_seconds for report in self.reports)
+        waiting = sum(report.watch.waiting_seconds for report in self.reports)
+        total = encoding + waiting
+        if total == 0:
+            return "decoding"
+        if encoding >= waiting:
+            return f"the tokenizer ({encoding / total:.0%} of the time)"
+        return f"decoding and cropping ({waiting / total:.0%} of the time); more workers or --short-side may help"
+
+    def as_table(self) -> str:
+        """Return the lines a user sees at the end."""
+        if not self.is_complete:
+            return f"{self.store}: this rank is done; the store is finished when the others are"
+        rows = [
+            ("store", str(self.store)),
+            ("shards", f"{self.num_shards} ({self.num_shards_kept} were finished before)"),
+            ("images", f"{self.num_samples} usable, {self.num_held_out} of them held out"),
+            ("views", self._views_text()),
+            ("token files", f"{self.token_bytes / 1e6:.1f} MB"),
+        ]
+        if self.skipped:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in self.skipped.most_common())
+            rows.insert(3, ("skipped", f"{self.skipped.total()} images: {reasons}"))
+        if self.num_images_done:
+            views_per_second = self.images_per_second * self.views
+            rate = f"{self.images_per_second:.1f} images/s" + (
+                f", {views_per_second:.1f} views/s" if self.views else ""
+            )
+            rows += [("rate", rate), ("limited by", self.limit)]
+        return "\n".join(f"{name:<12}{value}" for name, value in rows)
+
+    def _views_text(self) -> str:
+        if not self.views:
+            return "none (packed and indexed only)"
+        return f"{self.views} per image; a training of E epochs uses each E/{self.views} times"
