@@ -53,8 +53,8 @@ class LabelledDataset:
     def window_shards(self, wanted: int) -> int:
         """Return how many shards to mix.
 
-        Row groups of a window must fit into memory together, else every sample would read its row group anew. Loose files
-        cost nothing extra, so as many are mixed as possible: a folder lists them class by class.
+        Row groups of a window must fit into memory together, else every sample would read its row group anew. Loose
+        files cost nothing extra, so as many are mixed as possible: a folder lists them class by class.
         """
         num_shards = len(self.shard_sizes)
         if self.index.info.kind == "files":

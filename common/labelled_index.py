@@ -213,8 +213,8 @@ class LabelledIndex:
     def with_class_names(self, class_names: Sequence[str]) -> LabelledIndex:
         """Return an index whose class ids follow `class_names`, such as those of a trained model.
 
-        Validation data sorted into folders may lack a class that training data have, and would number the rest differently.
-        Data with numbers for classes are taken to count in the order of `class_names`.
+        Validation data sorted into folders may lack a class that training data have, and would number the rest
+        differently. Data with numbers for classes are taken to count in the order of `class_names`.
 
         Raises:
             InputError: a sample is of a class that is not among `class_names`.

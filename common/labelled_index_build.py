@@ -70,7 +70,9 @@ def build_index(spec: str | Path, cache_dir: Path | None = None) -> LabelledInde
             if not (folder / "index.json").exists():
                 _write(folder, source)
     except OSError as error:
-        raise InputError(f"cannot keep an index in {folder} ({error}); point BEIT_CACHE at a folder with space") from None
+        raise InputError(
+            f"cannot keep an index in {folder} ({error}); point BEIT_CACHE at a folder with space"
+        ) from None
     document = read_json(folder / "index.json")
     info = config_from_dict(IndexInfo, document, origin=str(folder / "index.json"))
     require(
@@ -120,7 +122,10 @@ def _list_all(source: Source) -> Iterator[list[SampleRef]]:
     if source.kind == "files":
         yield from listed
         return
-    with Progress(len(source.shards), unit="shards", description="indexing") as progress, ThreadPoolExecutor(_LISTING_THREADS) as pool:
+    with (
+        Progress(len(source.shards), unit="shards", description="indexing") as progress,
+        ThreadPoolExecutor(_LISTING_THREADS) as pool,
+    ):
         # Local tars are limited by the interpreter, and threads would take turns at one Parquet reader.
         if source.kind == "tar" and is_remote(source.root):
             listed = pool.map(_refs, source.shards)

@@ -27,7 +27,8 @@ class ReaderConfig:
     def __post_init__(self) -> None:
         """Check the ranges."""
         require(
-            self.num_workers >= 0, f"reader.num_workers ({self.num_workers}) must not be negative; 0 reads without workers"
+            self.num_workers >= 0,
+            f"reader.num_workers ({self.num_workers}) must not be negative; 0 reads without workers",
         )
         require(self.prefetch_batches >= 1, f"reader.prefetch_batches ({self.prefetch_batches}) must be at least 1")
         require(
@@ -39,4 +40,7 @@ class ReaderConfig:
             0.0 <= self.bad_sample_budget < 1.0,
             f"reader.bad_sample_budget ({self.bad_sample_budget}) must be in [0, 1); 0.001 allows one in a thousand",
         )
-        require(self.parquet_cache_bytes >= 0, f"reader.parquet_cache_bytes ({self.parquet_cache_bytes}) must not be negative")
+        require(
+            self.parquet_cache_bytes >= 0,
+            f"reader.parquet_cache_bytes ({self.parquet_cache_bytes}) must not be negative",
+        )

@@ -22,6 +22,7 @@ BLOCK_BYTES = 512
 _MAX_EXTENSION_BYTES = 1 << 20
 """Longest long-name or pax record that is read into memory. Arbitrary; real ones are a few hundred bytes."""
 
+_MAX_DIGITS = 20  # a 64-bit number; Python refuses to parse very long ones
 _ZERO_BLOCK = bytes(BLOCK_BYTES)
 _TAIL_CHUNK_BYTES = 1 << 16
 _REGULAR = (b"0", b"\0", b"7")
@@ -207,14 +208,14 @@ def _parse_pax(data: bytes, name: str | None, label: str) -> tuple[str | None, i
     while data:
         # One record is "<length> <keyword>=<value>\n", its length included.
         digits, _, _ = data.partition(b" ")
-        length = int(digits) if digits.isdigit() else 0
+        length = int(digits) if digits.isdigit() and len(digits) <= _MAX_DIGITS else 0
         record = data[len(digits) + 1 : length]
         keyword, separator, value = record[:-1].partition(b"=")
         if not separator or not record.endswith(b"\n"):
             raise InputError(f"{label} is damaged: a pax header is malformed; copy or make it again")
         if keyword == b"path":
             name = _decode_name(value, label)
-        elif keyword == b"size" and value.isdigit():
+        elif keyword == b"size" and value.isdigit() and len(value) <= _MAX_DIGITS:
             size = int(value)
         elif keyword.startswith(b"GNU.sparse"):
             raise InputError(f"{label} holds a sparse member; write the tar without --sparse")

@@ -6,8 +6,8 @@ Ranks take contiguous parts and exchange counts, so the result is exact for any 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,7 @@ class Metrics:
 
     def as_dict(self) -> dict[str, float]:
         """Return the numbers by name."""
-        return {name: getattr(self, name) for name in self.__slots__}
+        return asdict(self)
 
     def as_table(self) -> str:
         """Return the numbers for reading."""
@@ -83,7 +83,7 @@ def evaluate_model(model: str | Path, data: str, *, out: Path | None = None) -> 
     loader = evaluation_loader(index, stored, world=world, settings=EvaluationConfig(), reader=reader_for(index, world))
     classifier.to(world.device)
     with torch.inference_mode():
-        batches = with_progress(loader, len(loader), index, world, "evaluating")
+        batches = with_progress(loader, index, world=world, description="evaluating")
         metrics = measure(classifier, batches, stored, num_batches=len(loader), world=world)
     if metrics is None:
         raise InputError(f"{data} has no image that can be read")
@@ -157,7 +157,7 @@ def evaluation_loader(
 
 def reader_for(index: LabelledIndex, world: World, *, bad_sample_budget: float = 0.001) -> ReaderConfig:
     """Choose how many workers read an evaluation: none for few images, else as many as there are cores to spare."""
-    cores = len(os.sched_getaffinity(0)) // world.world_size
+    cores = (os.cpu_count() or 1) // world.world_size
     workers = min(MAX_WORKERS, cores, len(index) // world.world_size // MIN_IMAGES_PER_WORKER)
     return ReaderConfig(num_workers=workers, bad_sample_budget=bad_sample_budget)
 

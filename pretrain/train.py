@@ -27,8 +27,9 @@ from beit.common.run_dir import open_run
 from beit.common.sampler import BatchPlan, DataState, check_resume
 from beit.common.store import TokenStore, open_store
 from beit.common.store_dataset import StoreDataset
+from beit.common.task import FitSettings
 from beit.common.train_config import TrainingPlan, plan_training
-from beit.common.trainer import FitSettings, fit
+from beit.common.trainer import fit
 from beit.common.vit_config import ViTConfig, build_vit_config
 from beit.pretrain.config import PretrainConfig
 from beit.pretrain.data import ViewTransform, check_replay

@@ -65,7 +65,7 @@ def finish_store(store: Path, stems: list[str], *, budget: float) -> FinishedSto
         hashes = [_load_samples(folder, manifest).key_hash for manifest in manifests]
         threshold = held_out_threshold(hashes, info)
         info = replace(info, held_out=replace(info.held_out, threshold=threshold))
-        rows = [_row(manifest, keys, threshold) for manifest, keys in zip(manifests, hashes, strict=True)]
+        rows = [index_row(manifest, keys, threshold) for manifest, keys in zip(manifests, hashes, strict=True)]
         write_json(store / STORE_FILE, to_json(info))
         for path in (*store.glob(f"{INDEX_FILE}.tmp.*"), *store.glob(f"{STORE_FILE}.tmp.*")):
             path.unlink(missing_ok=True)  # left by a killed run; whoever writes here holds the lock
@@ -110,7 +110,8 @@ def _load_samples(folder: Path, manifest: ShardManifest) -> SampleTable:
     return decode_samples(data, label=str(path))
 
 
-def _row(manifest: ShardManifest, key_hash: NDArray[np.uint64], threshold: int) -> ShardRow:
+def index_row(manifest: ShardManifest, key_hash: NDArray[np.uint64], threshold: int) -> ShardRow:
+    """Return the row of one shard in the shard table."""
     tokens = manifest.tokens
     return ShardRow(
         stem=manifest.stem,

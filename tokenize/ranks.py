@@ -47,8 +47,8 @@ def run_ranks(config: TokenizeConfig, source: str, store: Path, count: int) -> T
     with stop_on_signals() as stop:
         for rank in range(count):
             receiver, sender = context.Pipe(duplex=False)
-            process = context.Process(  # type: ignore[assignment]
-                target=_rank_main, args=(config, source, store, rank, count, sender))
+            arguments = (config, source, store, rank, count, sender)
+            process: BaseProcess = context.Process(target=_rank_main, args=arguments)
             process.start()
             sender.close()
             ranks.append((process, receiver))

@@ -40,7 +40,7 @@ from beit.common.store_schema import (
 
 
 class TokenShardWriter:
-    """Collects the samples of one shard and commits them. As a context manager left without `commit`, it leaves nothing.
+    """Collects the samples of one shard and commits them; as a context manager left before that, it leaves nothing.
 
     Args:
         store: Folder of the store.

@@ -19,7 +19,9 @@ def test_a_sample_counts_once_however_often_it_is_met():
 
 def test_the_message_names_count_budget_and_first_samples():
     log = BadSampleLog(2000, 0.001)
-    match = r"3 of 2000 samples .* reader.bad_sample_budget \(0.001\) allows 2; first: s/a \(truncated\), s/b \(truncated\)"
+    match = (
+        r"3 of 2000 samples .* reader.bad_sample_budget \(0.001\) allows 2; first: s/a \(truncated\), s/b \(truncated\)"
+    )
     with pytest.raises(InputError, match=match):
         log.add(reports("s/a", "s/b", "s/c"))
 

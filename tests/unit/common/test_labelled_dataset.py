@@ -23,9 +23,7 @@ def cache(tmp_path):
 
 def everything(dataset):
     return [
-        dataset.fetch(shard, rank, epoch=0)
-        for shard, size in enumerate(dataset.shard_sizes)
-        for rank in range(size)
+        dataset.fetch(shard, rank, epoch=0) for shard, size in enumerate(dataset.shard_sizes) for rank in range(size)
     ]
 
 
@@ -43,16 +41,20 @@ def test_records_hold_image_and_label(tmp_path, cache, kind):
     assert [red_of(record) for record in records] == [0, 1, 2, 3, 4]
     assert [record.label for record in records] == labels
     assert {record.view is None and record.token_ids is None for record in records} == {True}
-    ids = [
-        dataset.sample_id(shard, rank) for shard, size in enumerate(dataset.shard_sizes) for rank in range(size)
-    ]
+    ids = [dataset.sample_id(shard, rank) for shard, size in enumerate(dataset.shard_sizes) for rank in range(size)]
     assert [record.sample_id for record in records] == ids
     assert len(set(ids)) == 5
 
 
 def test_folder_records(tmp_path, cache):
     dataset = LabelledDataset(build_index(write_folder(tmp_path / "data", {"a": 2, "b": 3}), cache))
-    assert [(record.label, red_of(record)) for record in everything(dataset)] == [(0, 0), (0, 1), (1, 0), (1, 1), (1, 2)]
+    assert [(record.label, red_of(record)) for record in everything(dataset)] == [
+        (0, 0),
+        (0, 1),
+        (1, 0),
+        (1, 1),
+        (1, 2),
+    ]
 
 
 def test_each_epoch_is_a_view_of_its_own(tmp_path, cache):
@@ -91,7 +93,9 @@ def test_loose_files_are_all_mixed(tmp_path, cache, monkeypatch):
     assert dataset.window_shards(32) == 700
 
 
-@pytest.mark.parametrize(("labels", "warns"), [([n // 8 for n in range(80)], True), ([n % 10 for n in range(80)], False)])
+@pytest.mark.parametrize(
+    ("labels", "warns"), [([n // 8 for n in range(80)], True), ([n % 10 for n in range(80)], False)]
+)
 def test_data_sorted_by_class_give_a_warning(tmp_path, cache, caplog, labels, warns):
     dataset = LabelledDataset(build_index(write_parquet(tmp_path / "a.parquet", labels, 8), cache))
     with caplog.at_level(logging.WARNING):

@@ -67,16 +67,16 @@ class FakeStore:
 
 
 def records(dataset, epoch=0):
-    return [
-        dataset.fetch(shard, rank, epoch) for shard, size in enumerate(dataset.shard_sizes) for rank in range(size)
-    ]
+    return [dataset.fetch(shard, rank, epoch) for shard, size in enumerate(dataset.shard_sizes) for rank in range(size)]
 
 
 def test_training_and_held_out_samples_are_all_samples_once():
     store = FakeStore()
     training = [record.sample_id for record in records(StoreDataset(store, seed=0))]
     held_out = [record.sample_id for record in records(StoreDataset(store, seed=0, held_out=True))]
-    everything = [f"{row.stem}/{key}" for row, table in zip(store.shards, store.tables, strict=True) for key in table.key]
+    everything = [
+        f"{row.stem}/{key}" for row, table in zip(store.shards, store.tables, strict=True) for key in table.key
+    ]
     assert sorted(training + held_out) == sorted(everything)
     assert len(training) > len(held_out) > 0
     assert all(held_out_hash(sample_id.split("/")[1]) < THRESHOLD for sample_id in held_out)

@@ -147,6 +147,19 @@ def test_huge_claims_are_refused_without_reading() -> None:
     assert "extended header" in refusal(bytes(long_name))
 
 
+@pytest.mark.parametrize("record", [b"junk", b"0 a=b\n", b"9" * 5000 + b" size=1\n", b"99 path=x\n", b"9 path x\n"])
+def test_malformed_pax_headers_are_refused(record: bytes) -> None:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        member = tarfile.TarInfo("pax")
+        member.type = tarfile.XHDTYPE
+        member.size = len(record)
+        buffer.write(member.tobuf() + record + bytes(-len(record) % BLOCK))
+        tar.offset = buffer.tell()
+        tar.addfile(tarfile.TarInfo("a.jpg"))
+    assert "pax header" in refusal(buffer.getvalue())
+
+
 def test_works_on_a_plain_file(tmp_path: Path) -> None:
     path = tmp_path / "x.tar"
     path.write_bytes(make_tar(samples()))

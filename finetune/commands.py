@@ -1,0 +1,99 @@
+"""The commands `beit finetune`, `beit evaluate` and `beit predict`; what they do is in `train.py`, `evaluate.py`, `predict.py`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from beit.cli_options import long_command_options
+
+RECIPES = Path(__file__).parent / "recipes"
+TASKS = ("classification",)
+
+
+@click.command("finetune")
+@click.argument("task", metavar="TASK")
+@click.argument("data")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--encoder", metavar="DIR|random", help="What to start from: a pre-trained encoder, or random weights.")
+@click.option("--val", metavar="DATA", help="Labelled images to measure on; the best model is kept.")
+@long_command_options
+def finetune_command(
+    task: str,
+    data: str,
+    run: Path,
+    recipe: str | None,
+    overrides: tuple[str, ...],
+    gpus: int | None,
+    hostfile: str | None,
+    resume: str,
+    **dedicated: Any,
+) -> None:
+    """Fine-tune an encoder on the labelled images of DATA; the best model is RUN/model. TASK: classification.
+
+    DATA is a folder with one sub-folder per class, WebDataset tars with .cls members, Parquet files with a label column,
+    or a CSV table with the columns path and label. Run the same command again to go on after an interruption.
+
+    \b
+    Example:
+      beit finetune classification flowers/train runs/flowers --encoder runs/pretrain/encoder --val flowers/val
+    """
+    from beit.common.config import load_config
+    from beit.common.errors import InputError
+    from beit.common.launch import launch_ranks, under_launcher
+    from beit.finetune.config import FinetuneConfig
+
+    if task not in TASKS:
+        raise InputError(f"TASK ({task}) must be {' or '.join(TASKS)}")
+    names = {"encoder": "encoder", "val": "data.val"}
+    settings = [f"{names[option]}={value}" for option, value in dedicated.items() if value is not None]
+    config = load_config(FinetuneConfig, recipe=recipe, overrides=[*settings, *overrides], recipe_dir=RECIPES)
+    if (gpus or hostfile) and not under_launcher():
+        raise click.exceptions.Exit(launch_ranks(gpus=gpus, hostfile=hostfile))
+    from beit.finetune.train import run as run_finetuning
+
+    run_finetuning(config, data=data, run_dir=run, resume=resume)
+
+
+@click.command("evaluate")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("data")
+@click.option("--out", type=click.Path(path_type=Path), metavar="F.json", help="Write the numbers here, too.")
+def evaluate_command(model: Path, data: str, out: Path | None) -> None:
+    """Measure the classifier MODEL on the labelled images of DATA: top-1, top-5 and loss.
+
+    MODEL is the folder `model` of a fine-tuning run. Classes are matched by name. The JSON has the keys top1, top5
+    (shares from 0 to 1), loss (nats) and num_images.
+
+    \b
+    Example:
+      beit evaluate runs/flowers/model flowers/test --out test.json
+    """
+    from beit.finetune.evaluate import evaluate_model
+
+    metrics = evaluate_model(model, data, out=out)
+    if os.environ.get("RANK", "0") == "0":
+        click.echo(metrics.as_table())
+
+
+@click.command("predict")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("source")
+@click.option("--out", type=click.Path(path_type=Path), metavar="F.csv", help="Write here instead of to the terminal.")
+def predict_command(model: Path, source: str, out: Path | None) -> None:
+    """Label the images of SOURCE with the classifier MODEL.
+
+    One CSV row per image: key, label, probability, then the next most likely classes (label_2, probability_2, ...).
+    Images that cannot be read are reported and left out.
+
+    \b
+    Example:
+      beit predict runs/flowers/model new-photos/ --out labels.csv
+    """
+    from beit.finetune.predict import predict_to_csv
+
+    predict_to_csv(model, source, out=out, stdout=sys.stdout)

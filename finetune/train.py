@@ -1,0 +1,245 @@
+"""`beit finetune classification`: from labelled images, settings and an encoder to a run directory with a model in it.
+
+The loop, checkpoints and resume are `beit.common.trainer`; here is what is particular to classification.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from beit.common.batches import Batch
+from beit.common.dataset import build_order
+from beit.common.distributed import World, init_distributed
+from beit.common.encoder import save_model
+from beit.common.encoder_config import CONFIG_FILE, EncoderConfig, read_encoder_config
+from beit.common.labelled_dataset import LabelledDataset
+from beit.common.param_groups import layer_decay_groups
+from beit.common.reader import build_loader
+from beit.common.run_dir import open_run
+from beit.common.sampler import BatchPlan, DataState, check_resume
+from beit.common.task import FitSettings
+from beit.common.train_config import TrainingPlan, plan_training
+from beit.common.trainer import fit
+from beit.finetune.artifact import StartingPoint, build_classifier, starting_point
+from beit.finetune.augment import TrainTransform
+from beit.finetune.config import FinetuneConfig
+from beit.finetune.data import LabelledData, open_training_data
+from beit.finetune.evaluate import Metrics, evaluation_loader, measure
+from beit.finetune.step import ClassificationStep
+
+logger = logging.getLogger(__name__)
+
+BEST, LAST = "model", "last"
+"""Folders in the run directory: the model that did best on the validation images, and the newest."""
+FREE_KEYS = ("reader.num_workers", "reader.prefetch_batches", "reader.timeout_seconds", "evaluation.micro_batch_size")
+"""Settings a resumed run may change, beside those of the loop: they decide speed, not what is learned."""
+
+
+def run(config: FinetuneConfig, *, data: str, run_dir: Path, resume: str = "auto") -> None:
+    """Fine-tune a classifier on the labelled images of `data` and write everything to `run_dir`; on every rank.
+
+    Raises:
+        InputError: bad input.
+        ResumableStop: a signal asked to stop; a checkpoint was committed.
+    """
+    start = starting_point(config)
+    images = open_training_data(data, config.data)
+    world = init_distributed(timeout_seconds=config.train.collective_timeout_seconds)
+    torch.manual_seed(config.train.seed)
+    task = ClassificationTask(config, images, start, world)
+    directory = open_run(run_dir, config, world=world, resume=resume, free_keys=FREE_KEYS)
+    task.announce()
+    settings = FitSettings(
+        train=config.train,
+        optimizer=config.optimizer,
+        checkpoint=config.checkpoint,
+        deepspeed=config.deepspeed,
+        plan=task.plan,
+    )
+    fit(task, settings=settings, run=directory, world=world)
+    if world.is_main:
+        best = read_encoder_config(run_dir / BEST).provenance
+        score = f", top-1 {100 * best['metrics']['top1']:.2f} % at step {best['step']}" if best["metrics"] else ""
+        logger.info("model: %s%s", run_dir / BEST, score)
+
+
+@dataclass
+class ClassificationTask:
+    """Classification of one labelled data set, as the training loop wants it (`beit.common.task.Task`).
+
+    Args:
+        config: Settings.
+        images: Training and validation images.
+        start: Shape and weights to start from.
+        world: The ranks.
+    """
+
+    config: FinetuneConfig
+    images: LabelledData
+    start: StartingPoint
+    world: World
+
+    def __post_init__(self) -> None:
+        """Build model and order; identical on every rank."""
+        config = self.config
+        self.dataset = LabelledDataset(self.images.train, cache_bytes=config.reader.parquet_cache_bytes)
+        order = build_order(self.dataset, seed=config.train.seed, window_shards=config.reader.window_shards)
+        self.plan = self._plan(order.num_samples)
+        self.batches = BatchPlan(
+            order=order,
+            global_batch_size=self.plan.global_batch_size,
+            micro_batch_size=self.plan.micro_batch_size,
+            grad_accum_steps=self.plan.grad_accum_steps,
+            world_size=self.world.world_size,
+            rank=self.world.rank,
+        )
+        mean, std = self.start.normalization
+        self.step = ClassificationStep(mean=mean, std=std, label_smoothing=config.classifier.label_smoothing)
+        self.model = build_classifier(config, self.start, self.images.class_names)
+        self.description = EncoderConfig(
+            architecture=self.start.architecture,
+            normalization=self.start.normalization,
+            task="classification",
+            class_names=self.images.class_names,
+            pooling=config.classifier.pooling,
+        )
+        self.measured: tuple[int, Metrics] | None = None
+        """Step and result of the latest evaluation in this process."""
+
+    def _plan(self, num_samples: int) -> TrainingPlan:
+        config = self.config
+        plan = plan_training(
+            config.train,
+            config.optimizer,
+            config.checkpoint,
+            num_samples=num_samples,
+            world_size=self.world.world_size,
+        )
+        if self.images.val is None or config.checkpoint.interval_steps is not None:
+            return plan
+        # The best model is chosen among those that are saved.
+        return replace(plan, save_interval_steps=plan.eval_interval_steps)
+
+    def announce(self) -> None:
+        """Say what is about to happen."""
+        plan, val = self.plan, self.images.val
+        logger.info(
+            "%s from %s, %.1f M parameters; %d classes, %d training and %d validation images",
+            self.start.architecture.name,
+            self.config.encoder,
+            sum(parameter.numel() for parameter in self.model.parameters()) / 1e6,
+            len(self.images.class_names),
+            len(self.images.train),
+            0 if val is None else len(val),
+        )
+        logger.info(
+            "%d steps of %d images = %.1f epochs",
+            plan.total_steps,
+            plan.global_batch_size,
+            plan.total_steps / plan.steps_per_epoch,
+        )
+        if val is None:
+            logger.info("no --val: nothing is measured, and the model is that of the last step")
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Decay matrices, spare vectors, and let lower layers learn more slowly (BEiT's grouping)."""
+        return layer_decay_groups(
+            self.model,
+            weight_decay=self.config.optimizer.weight_decay,
+            layer_decay=self.config.layer_decay,
+            depth=self.start.architecture.depth,
+        )
+
+    def micro_batches(self, start_step: int) -> Iterator[Batch]:
+        """Yield this rank's micro-batches from `start_step` to the end of the run."""
+        transform = TrainTransform(
+            img_size=self.start.architecture.img_size, augment=self.config.augment, seed=self.config.train.seed
+        )
+        loader = build_loader(
+            self.dataset,
+            self.batches,
+            start_step=start_step,
+            num_steps=self.plan.total_steps - start_step,
+            transform=transform,
+            config=self.config.reader,
+            pin_memory=self.world.device.type == "cuda",
+        )
+        return iter(loader)
+
+    def forward(self, model: torch.nn.Module, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return loss and accuracy of one micro-batch."""
+        return self.step(model, batch, step)
+
+    def evaluate(self, model: torch.nn.Module, step: int) -> dict[str, float]:
+        """Measure top-1, top-5 and loss on the validation images."""
+        val = self.images.val
+        if val is None:
+            return {}
+        loader = evaluation_loader(
+            val, self.description, world=self.world, settings=self.config.evaluation, reader=self.config.reader
+        )
+        metrics = measure(model, loader, self.description, num_batches=len(loader), world=self.world)
+        if metrics is None:
+            return {}
+        self.measured = step, metrics
+        logger.info(
+            "step %d: top-1 %.2f %%, top-5 %.2f %%, loss %.4f on %d images",
+            step,
+            100 * metrics.top1,
+            100 * metrics.top5,
+            metrics.loss,
+            metrics.num_images,
+        )
+        return {f"val_{name}": float(value) for name, value in metrics.as_dict().items()}
+
+    def save_artifacts(
+        self, state: dict[str, Tensor], directory: Path, step: int, metrics: Mapping[str, float]
+    ) -> None:
+        """Write `directory`/last, and `directory`/model where this step did better than any before."""
+        # The loop hands over the latest evaluation, which may be that of an earlier step.
+        result = self.measured[1] if self.measured is not None and self.measured[0] == step else None
+        description = replace(self.description, provenance=self._provenance(step, result))
+        save_model(directory / LAST, state, description)
+        if self.images.val is None or (result is not None and _is_better(result, directory / BEST)):
+            save_model(directory / BEST, state, description)
+
+    def _provenance(self, step: int, result: Metrics | None) -> dict[str, Any]:
+        train = self.images.train
+        return {
+            "step": step,
+            "total_steps": self.plan.total_steps,
+            "metrics": {} if result is None else result.as_dict(),
+            "validation_data": None if self.images.val is None else self.images.val.info.root,
+            "data": train.info.root,
+            "data_sha256": train.index_sha256,
+            "num_labels": len(train),
+            "seed": self.config.train.seed,
+            "encoder": self.config.encoder,
+            "encoder_provenance": None if self.start.encoder is None else self.start.encoder.provenance,
+        }
+
+    def data_state(self, step: int) -> dict[str, Any]:
+        """Describe the position in the data after `step` steps."""
+        return self._state(step).to_json()
+
+    def check_resume(self, saved: Mapping[str, Any]) -> None:
+        """Refuse to continue on other data."""
+        check_resume(DataState.from_json(dict(saved)), self._state(0))
+
+    def _state(self, step: int) -> DataState:
+        return self.batches.state(steps_completed=step, num_views=0, index_sha256=self.dataset.index_sha256)
+
+
+def _is_better(result: Metrics, best: Path) -> bool:
+    """Compare with the model kept so far, by top-1 and then by loss."""
+    if not (best / CONFIG_FILE).is_file():
+        return True
+    kept = read_encoder_config(best).provenance["metrics"]
+    return (result.top1, -result.loss) > (kept["top1"], -kept["loss"])

@@ -1,0 +1,155 @@
+"""Two CPU ranks through DeepSpeed's launcher: exact resume, exit codes, signals to anybody, no orphans."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from beit.common.metrics import read_metrics
+
+pytestmark = [pytest.mark.launch, pytest.mark.timeout(240)]
+
+MODULE = "beit.tests.toy_training"
+LONG = ("train.steps=400", "step_seconds=0.2", "checkpoint.interval_steps=1000")
+
+
+def start(run: Path, *overrides: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", MODULE, str(run), "gpus=2", *overrides]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+
+
+def finish(process: subprocess.Popen[str], *, timeout: float = 120) -> tuple[int, str]:
+    output, _ = process.communicate(timeout=timeout)
+    return process.returncode, output
+
+
+def wait_for(condition: Callable[[], object], *, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.1)
+
+
+def wait_for_step(run: Path, step: int) -> None:
+    wait_for(lambda: any(record["step"] >= step for record in read_metrics(run / "metrics.jsonl")))
+
+
+def processes_of(run: Path, part: str = "") -> list[psutil.Process]:
+    """All live processes whose command line names the run and contains `part`."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            words = process.cmdline()
+        except psutil.Error:
+            continue
+        if str(run) in words and any(part in word for word in words) and process.pid != os.getpid():
+            found.append(process)
+    return found
+
+
+def ranks_of(run: Path) -> list[psutil.Process]:
+    return [process for process in processes_of(run) if process.cmdline()[1:4] == ["-u", "-m", MODULE]]
+
+
+def last_checkpoint(run: Path) -> int:
+    return int((run / "checkpoints/latest").read_text().removeprefix("step_"))
+
+
+@pytest.mark.parametrize("zero_stage", [0, 2])
+def test_two_ranks_resume_bit_for_bit(tmp_path: Path, zero_stage: int) -> None:
+    stage = f"deepspeed.zero_stage={zero_stage}"
+    assert finish(start(tmp_path / "whole", stage))[0] == 0
+    code, output = finish(start(tmp_path / "cut", stage, "stop_at=4", "stop_rank=1"))
+    assert code == 75, output
+    assert output.count("stopped at step 5 of 8") == 1
+    code, output = finish(start(tmp_path / "cut", stage))
+    assert code == 0, output
+    for name in ("model", "optimizer", "rng"):
+        files = [tmp_path / run / f"checkpoints/step_8/{name}.safetensors" for run in ("whole", "cut")]
+        assert files[0].read_bytes() == files[1].read_bytes(), name
+
+
+def test_bad_input_is_one_line_and_code_2(tmp_path: Path) -> None:
+    code, output = finish(start(tmp_path / "run", "input_error='store is missing'"))
+    assert code == 2
+    assert output.strip() == "beit: store is missing"
+
+
+def test_nonfinite_gradient_on_one_rank_is_skipped_by_both(tmp_path: Path) -> None:
+    code, output = finish(start(tmp_path, "bad_steps=[2]", "bad_rank=1", "deepspeed.zero_stage=1"))
+    assert code == 0, output
+    assert read_metrics(tmp_path / "metrics.jsonl")[-2]["nonfinite_steps"] == 1
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("target", ["command", "launch.py", "one rank", "group"])
+def test_sigterm_saves_and_exits_75(tmp_path: Path, target: str) -> None:
+    process = start(tmp_path, *LONG)
+    wait_for_step(tmp_path, 2)
+    started = time.monotonic()
+    if target == "command":
+        process.terminate()
+    elif target == "launch.py":
+        processes_of(tmp_path, "deepspeed.launcher.launch")[0].terminate()
+    elif target == "one rank":
+        ranks_of(tmp_path)[1].terminate()
+    else:
+        os.killpg(os.getpgid(ranks_of(tmp_path)[0].pid), signal.SIGTERM)
+    code, output = finish(process)
+    assert code == 75, output
+    assert time.monotonic() - started < 25
+    assert last_checkpoint(tmp_path) >= 2
+    assert not processes_of(tmp_path)
+
+
+@pytest.mark.fault
+def test_ctrl_c_during_start_up_is_resumable(tmp_path: Path) -> None:
+    process = start(tmp_path, *LONG)
+    wait_for(lambda: ranks_of(tmp_path))
+    process.send_signal(signal.SIGINT)
+    code, output = finish(process)
+    assert code == 75, output
+    assert not processes_of(tmp_path)
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("target", ["launch.py", "runner", "command"])
+def test_ranks_do_not_outlive_a_killed_launcher(tmp_path: Path, target: str) -> None:
+    process = start(tmp_path, *LONG)
+    wait_for_step(tmp_path, 2)
+    if target == "command":
+        process.kill()
+    else:
+        part = "deepspeed.launcher.launch" if target == "launch.py" else "deepspeed.launcher.runner"
+        processes_of(tmp_path, part)[0].kill()
+    code, output = finish(process)
+    assert code != 0, output
+    wait_for(lambda: not processes_of(tmp_path), seconds=40)
+    assert last_checkpoint(tmp_path) >= 2  # asked to stop, not cut off
+
+
+@pytest.mark.fault
+def test_killed_rank_ends_the_run_and_the_last_checkpoint_continues_it(tmp_path: Path) -> None:
+    code, output = finish(start(tmp_path, "kill_at=5"))
+    assert code == 1, output
+    assert "rank 1 ended without a word" in output
+    assert not processes_of(tmp_path)
+    code, output = finish(start(tmp_path))
+    assert code == 0, output
+    assert "continuing at step 3" in output
+
+
+@pytest.mark.fault
+def test_hung_rank_ends_the_run(tmp_path: Path) -> None:
+    code, output = finish(start(tmp_path, "hang_at=5", "train.collective_timeout_seconds=4"))
+    assert code == 1, output
+    assert not processes_of(tmp_path)

@@ -1,0 +1,134 @@
+import os
+import signal
+import threading
+
+import pytest
+import torch
+
+from beit.common.config import config_from_dict
+from beit.common.distributed import World
+from beit.common.encoder import load_encoder, read_encoder_config, read_encoder_state
+from beit.common.errors import InputError, ResumableStop
+from beit.common.metrics import read_metrics
+from beit.pretrain.config import PretrainConfig
+from beit.pretrain.train import PretrainTask, run
+from beit.tests.support import VOCAB_SIZE, write_store
+
+SETTINGS = {
+    "model": {"size": "tiny", "embed_dim": 16, "depth": 2, "num_heads": 2},
+    "train": {"steps": 6, "global_batch_size": 8, "precision": "fp32", "log_interval_steps": 1},
+    "optimizer": {"warmup_steps": 2},
+    "checkpoint": {"interval_steps": 2},
+    "reader": {"num_workers": 0},
+}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return write_store(tmp_path_factory.mktemp("store"))
+
+
+def make_config(**sections):
+    merged = {name: {**SETTINGS.get(name, {}), **sections.get(name, {})} for name in {*SETTINGS, *sections}}
+    return config_from_dict(PretrainConfig, merged)
+
+
+def consumed(store, *, world_size, micro_batch_size, num_steps=6):
+    """Return what each step consumes over all ranks: sample, view, mask and tokens per row, in order."""
+    steps = [[] for _ in range(num_steps)]
+    for rank in range(world_size):
+        world = World(rank=rank, local_rank=rank, world_size=world_size, device=torch.device("cpu"))
+        config = make_config(train={"micro_batch_size": micro_batch_size})
+        task = PretrainTask(config, store, world)
+        for index, batch in enumerate(task.micro_batches(0)):
+            rows = zip(batch["sample_ids"], batch["view_indices"], batch["epochs"], strict=True)
+            steps[index // task.plan.grad_accum_steps] += [
+                (*row, mask.numpy().tobytes(), ids.numpy().tobytes())
+                for row, mask, ids in zip(rows, batch["bool_masked_pos"], batch["token_ids"], strict=True)
+            ]
+    return steps
+
+
+@pytest.mark.parametrize(("world_size", "micro_batch_size"), [(2, 4), (4, 2), (1, 4), (2, 2)])
+def test_ranks_together_consume_exactly_what_one_rank_does(store, world_size, micro_batch_size):
+    alone = consumed(store, world_size=1, micro_batch_size=8)
+    together = consumed(store, world_size=world_size, micro_batch_size=micro_batch_size)
+    assert [len(step) for step in alone] == [8] * 6
+    if world_size == 1 or micro_batch_size == 8 // world_size:
+        assert together == alone
+    assert [sorted(step) for step in together] == [sorted(step) for step in alone]
+
+
+def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(store, tmp_path):
+    config = make_config()
+    run(config, store=store.location, run_dir=tmp_path / "whole")
+    with pytest.raises(ResumableStop, match="stopped at step"):
+        stop_after_first_log(config, store, tmp_path / "parts")
+    run(config, store=store.location, run_dir=tmp_path / "parts")
+    whole, parts = (read_encoder_state(tmp_path / name) for name in ("whole", "parts"))
+    assert whole.keys() == parts.keys()
+    for name, tensor in whole.items():
+        assert torch.equal(tensor, parts[name]), name
+    losses = [
+        [record["loss"] for record in read_metrics(tmp_path / name / "metrics.jsonl") if "loss" in record]
+        for name in ("whole", "parts")
+    ]
+    assert losses[0] == losses[1]
+    assert len(losses[0]) == 6
+
+
+def stop_after_first_log(config, store, path):
+    """Run until metrics.jsonl has a line, then send this process the signal a scheduler would send."""
+    finished = threading.Event()
+
+    def watch():
+        while not finished.wait(0.005):
+            if read_metrics(path / "metrics.jsonl"):
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        run(config, store=store.location, run_dir=path)
+    finally:
+        finished.set()
+        watcher.join()
+
+
+def test_the_encoder_says_where_it_comes_from_and_loads_without_the_run(store, tmp_path):
+    run(make_config(train={"steps": 2}), store=store.location, run_dir=tmp_path / "run")
+    config = read_encoder_config(tmp_path / "run/encoder")
+    assert config.vocab_size == VOCAB_SIZE
+    assert config.provenance["store_sha256"] == store.index_sha256
+    assert config.provenance["step"] == 2
+    hidden = load_encoder(tmp_path / "run/encoder").forward_features(torch.zeros(1, 3, 16, 16))
+    assert hidden.shape == (1, 17, 16)
+    state = read_encoder_state(tmp_path / "run/encoder")
+    assert {"mask_token", "norm.weight", "lm_head.weight", "rel_pos_bias.relative_position_bias_table"} <= set(state)
+
+
+def test_a_run_directory_with_other_settings_is_refused(store, tmp_path):
+    run(make_config(train={"steps": 2}), store=store.location, run_dir=tmp_path / "run")
+    with pytest.raises(InputError, match="optimizer.lr was 0.0015, is 0.001"):
+        run(make_config(train={"steps": 2}, optimizer={"lr": 1e-3}), store=store.location, run_dir=tmp_path / "run")
+
+
+def test_other_data_are_refused_on_resume(store, tmp_path):
+    config = make_config(train={"steps": 2})
+    run(config, store=store.location, run_dir=tmp_path / "run")
+    other = write_store(tmp_path / "other", images=61)
+    with pytest.raises(InputError, match="index_sha256 was"):
+        run(config, store=other.location, run_dir=tmp_path / "run")
+
+
+def test_a_folder_that_is_no_store_is_refused(tmp_path):
+    with pytest.raises(InputError, match="not a token store"):
+        run(make_config(), store=tmp_path, run_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_batch_that_ranks_cannot_share_is_refused_with_the_sizes_that_can(store):
+    world = World(rank=0, local_rank=0, world_size=3, device=torch.device("cpu"))
+    with pytest.raises(InputError, match="3 ranks"):
+        PretrainTask(make_config(train={"micro_batch_size": 4}), store, world)

@@ -1,0 +1,186 @@
+"""`beit verify`: is a store what its manifests say, down to the last byte, and do its tables fit its tars?
+
+A shard is checked from the cheap to the thorough: files and sizes, hashes, the members of both tars against the sample
+table, token ids against the vocabulary. Comparing tokens with a new tokenisation is `audit.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from beit.common.errors import BadSample, InputError, require
+from beit.common.files import sha256_file
+from beit.common.locations import is_remote, match_files, open_binary
+from beit.common.progress import Progress
+from beit.common.sample_table import SampleTable, decode_index
+from beit.common.store import TokenStore, read_store_info
+from beit.common.store_schema import (
+    IMAGES_DIR,
+    INDEX_FILE,
+    TOKENS_DIR,
+    TOKENS_SUFFIX,
+    VIEWS_SUFFIX,
+    ImageFile,
+    ShardManifest,
+    ShardRow,
+    StoreInfo,
+    held_out_hash,
+    manifest_path,
+    read_document,
+)
+from beit.common.tar_walk import TarMember, walk_tar
+from beit.common.views import VIEW_DTYPE
+from beit.tokenize.audit import AuditResult, audit_store
+from beit.tokenize.encode import ViewEncoder
+from beit.tokenize.index import index_row
+from beit.tokenize.shard import check_file
+
+_SUFFIXES = (".manifest.json", ".samples.parquet", ".tar")
+_PROBLEMS_SHOWN = 20
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VerifyReport:
+    """What `beit verify` found."""
+
+    problems: list[str]
+    """One line each, naming the file; empty for a good store."""
+    num_shards: int
+    """Shards checked."""
+    num_samples: int
+    """Usable samples in them."""
+    audit: AuditResult | None = None
+    """Comparison with a new tokenisation, if one was asked for."""
+
+    def as_text(self) -> str:
+        """Return the lines a user sees."""
+        lines = [f"{self.num_shards} shards, {self.num_samples} samples checked"]
+        if self.audit is not None:
+            lines.append(self.audit.as_text())
+        if not self.problems:
+            return "\n".join([*lines, "all files are what their manifests say"])
+        shown = [f"  {problem}" for problem in self.problems[:_PROBLEMS_SHOWN]]
+        more = len(self.problems) - len(shown)
+        return "\n".join([*lines, f"{len(self.problems)} problems:", *shown, *([f"  and {more} more"] if more else [])])
+
+
+def verify_store(store: Path, *, audit: int = 0, tokenizer: ViewEncoder | None = None) -> VerifyReport:
+    """Check every shard of a store, finished or not.
+
+    Args:
+        store: Folder of the store.
+        audit: Random views to tokenise again; only done if nothing else is wrong.
+        tokenizer: For the audit, instead of the one the store names.
+    Returns:
+        The problems found, as text.
+    Raises:
+        InputError: this is not a store, or the audit cannot be done.
+    """
+    location = str(store.resolve())
+    info = read_store_info(location)
+    rows, problems = _read_index(store, info)
+    stems = [row.stem for row in rows] if rows else _stems_with_manifest(store)
+    problems += [f"{name} does not belong to the store; remove it" for name in _strays(store, set(stems))]
+    num_samples = 0
+    with Progress(len(stems), unit="shards", description="verify") as progress:
+        for number, stem in enumerate(stems):
+            try:
+                num_samples += _verify_shard(location, info, stem, rows[number] if rows else None)
+            except (InputError, BadSample, OSError) as error:
+                problems.append(f"shard {stem}: {error}")
+            progress.update(1)
+    result = None
+    if audit and not problems:
+        result = audit_store(TokenStore(location, info, rows), count=audit, tokenizer=tokenizer)
+        problems += result.problems
+    return VerifyReport(problems=problems, num_shards=len(stems), num_samples=num_samples, audit=result)
+
+
+def _read_index(store: Path, info: StoreInfo) -> tuple[list[ShardRow], list[str]]:
+    path = store / INDEX_FILE
+    if not path.exists() or info.held_out.threshold is None:
+        return [], [f"the store is unfinished: it has no {INDEX_FILE}; run beit tokenize again to finish it"]
+    try:
+        rows = decode_index(path.read_bytes(), label=str(path))
+    except InputError as error:
+        return [], [str(error)]
+    if len(rows) != info.source.num_shards:
+        return rows, [f"{path} has {len(rows)} shards, store.json says {info.source.num_shards}"]
+    return rows, []
+
+
+def _stems_with_manifest(store: Path) -> list[str]:
+    suffix = _SUFFIXES[0]
+    return sorted(path.name.removesuffix(suffix) for path in (store / TOKENS_DIR).glob(f"*{suffix}"))
+
+
+def _strays(store: Path, stems: set[str]) -> Iterator[str]:
+    """Yield files of no known shard, and what killed processes left."""
+    for folder in (store / TOKENS_DIR, store / IMAGES_DIR):
+        for path in sorted(folder.glob("*")):
+            stem = next((path.name.removesuffix(suffix) for suffix in _SUFFIXES if path.name.endswith(suffix)), None)
+            if stem not in stems:
+                yield f"{folder.name}/{path.name}"
+
+
+def _verify_shard(location: str, info: StoreInfo, stem: str, row: ShardRow | None) -> int:
+    """Check one shard and return its number of samples; the first thing that is wrong is raised."""
+    folder = Path(location) / TOKENS_DIR
+    manifest = read_document(ShardManifest, manifest_path(folder, stem))
+    require(manifest.settings_sha256 == info.settings_sha256(), "its manifest belongs to other settings")
+    check_file(folder, manifest.samples)
+    if manifest.tokens is not None:
+        check_file(folder, manifest.tokens)
+    own_row = index_row(manifest, np.empty(0, np.uint64), 0)
+    view = TokenStore(location, info, [own_row])
+    table = view.samples(0)
+    require(len(table) == manifest.num_samples, f"{len(table)} samples in the table, {manifest.num_samples} expected")
+    hashes = np.array([held_out_hash(key) for key in table.key], dtype=np.uint64)
+    require(bool((hashes == table.key_hash).all()), f"key hashes in {manifest.samples.name} are wrong")
+    if row is not None:
+        expected = replace(own_row, num_held_out=int(table.held_out(info.held_out.threshold).sum()))
+        require(row == expected, f"{INDEX_FILE} does not agree with its manifest; run beit tokenize again to mend it")
+    _verify_images(view.image_location(0), manifest.image, table)
+    if manifest.tokens is not None:
+        _verify_token_tar(view, table)
+    return len(table)
+
+
+def _verify_images(location: str, expected: ImageFile, table: SampleTable) -> None:
+    size = match_files(location)[0].size
+    require(size == expected.size, f"{location} has {size} bytes, {expected.size} when it was tokenised")
+    with open_binary(location) as file:
+        index = walk_tar(file, label=location)
+    require(index.header_sha256 == expected.header_sha256, f"{location} holds other members than when it was tokenised")
+    if expected.sha256 and not is_remote(location):
+        require(sha256_file(Path(location)) == expected.sha256, f"{location} is damaged: its sha256 has changed")
+    members = {member.offset: member for member in index.members}
+    for key, offset, length in zip(table.key, table.img_off.tolist(), table.img_len.tolist(), strict=True):
+        member = members.get(offset)
+        fits = member is not None and member.size == length and member.name.startswith(f"{key}.")
+        require(fits, f"the sample table points at no image of {key!r} in {location}")
+
+
+def _verify_token_tar(view: TokenStore, table: SampleTable) -> None:
+    location, info = view.token_location(0), view.info
+    with open_binary(location) as file:
+        members = walk_tar(file, label=location).members
+    require(len(members) == 2 * len(table), f"{location} has {len(members)} members, {2 * len(table)} expected")
+    lengths = (info.views * info.grid_size**2 * 2, info.views * VIEW_DTYPE.itemsize)
+    for row, key in enumerate(table.key):
+        tokens, views = members[2 * row], members[2 * row + 1]
+        _require_array(tokens, f"{key}.{TOKENS_SUFFIX}", (int(table.tok_off[row]), int(table.tok_len[row])), lengths[0])
+        _require_array(views, f"{key}.{VIEWS_SUFFIX}", (int(table.view_off[row]), int(table.view_len[row])), lengths[1])
+        view.read_token_ids(0, row)  # raises if an id is outside the vocabulary
+
+
+def _require_array(member: TarMember, name: str, place: tuple[int, int], length: int) -> None:
+    ends_alike = sum(place) == member.offset + member.size
+    require(
+        member.name == name and place[1] == length and ends_alike,
+        f"member {member.name} is not the array {name} of {length} bytes that the sample table points at",
+    )
