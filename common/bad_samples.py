@@ -29,11 +29,13 @@ class BadSampleLog:
         num_samples: Of the data set; the budget is a share of it.
         budget: Allowed share, in [0, 1). Any budget above 0 allows at least one sample, so that a small set can have
             a bad one.
+        setting: Name of the setting that holds the budget, for the error.
     """
 
-    def __init__(self, num_samples: int, budget: float) -> None:
+    def __init__(self, num_samples: int, budget: float, *, setting: str = "reader.bad_sample_budget") -> None:
         self._num_samples = num_samples
         self._budget = budget
+        self._setting = setting
         self._seen: dict[str, str] = {}
 
     def __repr__(self) -> str:
@@ -71,6 +73,6 @@ class BadSampleLog:
     def _message(self) -> str:
         first = ", ".join(f"{name} ({reason})" for name, reason in list(self._seen.items())[:_KEYS_IN_MESSAGE])
         return (
-            f"{len(self)} of {self._num_samples} samples cannot be used, but reader.bad_sample_budget ({self._budget:g}) "
+            f"{len(self)} of {self._num_samples} samples cannot be used, but {self._setting} ({self._budget:g}) "
             f"allows {self.allowed}; first: {first}; repair or remove them, or raise the budget"
         )

@@ -66,7 +66,8 @@ class DiscreteVAE(nn.Module):
         self.to_code = nn.Conv2d(width, config.code_dim, 1)
 
         self.codebook = nn.Parameter(F.normalize(torch.randn(config.vocab_size, config.code_dim), dim=1))
-        self.log_scale = nn.Parameter(torch.tensor(math.log(INITIAL_LOGIT_SCALE)))
+        # One entry, not a scalar: DeepSpeed cannot broadcast parameters without dimensions.
+        self.log_scale = nn.Parameter(torch.tensor([math.log(INITIAL_LOGIT_SCALE)]))
 
         self.from_code = nn.Conv2d(config.code_dim, width, 3, padding=1)
         self.decoder_blocks = nn.Sequential(*(ResidualBlock(width) for _ in range(config.num_blocks)))

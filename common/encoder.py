@@ -143,7 +143,6 @@ def load_encoder(
     )
     with torch.device("meta"):  # initial values would cost seconds and draw from the caller's random stream
         model = VisionTransformer(config)
-    model.build_index("cpu")
     load_weights(model, path)
     return model.eval()
 
@@ -157,7 +156,7 @@ def load_weights(
     the model's `normalization` and `provenance`.
 
     Args:
-        model: Of the encoder's width, depth and patch size.
+        model: Of the encoder's width, depth and patch size; on the meta device, nothing may keep its initial value.
         path: Folder of an encoder, or a run directory.
         fresh: Prefixes of parameters that may keep their initial values, where the encoder lacks them or their shape.
         skip: Prefixes of parameters that keep their initial values in any case.
@@ -182,6 +181,9 @@ def load_weights(
         loaded.pop(name, None)
         kept.append(name)
     unused = sorted(set(state) - set(loaded))
+    if model.cls_token.is_meta:
+        require(not kept, f"{path} lacks {', '.join(kept)}")
+        model.build_index("cpu")
     model.load_state_dict(loaded, strict=False, assign=model.cls_token.is_meta)
     model.normalization, model.provenance = stored.normalization, dict(stored.provenance)
     logger.info("loaded %s: %d tensors; fresh: %s; not used: %s", path, len(loaded), kept or "none", unused or "none")

@@ -22,10 +22,9 @@ def apportion(class_counts: Int64Array, total: int) -> Int64Array:
         Samples per class, int64 (C,), summing to `total`.
     """
     exact = class_counts * (total / class_counts.sum())
-    least = (
-        (class_counts > 0).astype(np.int64) if total >= np.count_nonzero(class_counts) else np.zeros_like(class_counts)
-    )
-    counts = np.maximum(np.floor(exact).astype(np.int64), least)
+    present = class_counts > 0
+    least: Int64Array = present.astype(np.int64) * int(total >= np.count_nonzero(present))
+    counts: Int64Array = np.maximum(np.floor(exact).astype(np.int64), least)
     while (missing := total - int(counts.sum())) != 0:
         open_classes = counts < class_counts if missing > 0 else counts > least
         gap = np.where(open_classes, (exact - counts) * np.sign(missing), -np.inf)

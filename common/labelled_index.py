@@ -171,8 +171,8 @@ class LabelledIndex:
             return
         if len(missing) == len(self):
             raise InputError(
-                f"no labels found in {self.info.root}; sort the images into one sub-folder per class, or give a CSV with "
-                "path and label, tars with .cls members, or Parquet with a label column"
+                f"no labels found in {self.info.root}; sort the images into one sub-folder per class, or give a CSV "
+                "with path and label, tars with .cls members, or Parquet with a label column"
             )
         first = ", ".join(self.ref_at(int(position)).path for position in missing[:_NAMES_IN_MESSAGE])
         raise InputError(
@@ -230,7 +230,8 @@ class LabelledIndex:
         unknown = [name for class_id, name in enumerate(own) if name not in known and counts[class_id]]
         if unknown:
             raise InputError(
-                f"{self.info.root} has classes that the model does not know ({', '.join(unknown[:_NAMES_IN_MESSAGE])}); "
+                f"{self.info.root} has classes that the model does not know "
+                f"({', '.join(unknown[:_NAMES_IN_MESSAGE])}); "
                 f"it knows {', '.join(list(class_names)[:_NAMES_IN_MESSAGE])}, ..."
             )
         if self.class_names == list(class_names):

@@ -29,6 +29,9 @@ _OPPONENT_AXES = np.array([[0.577, 0.577, 0.577], [0.632, 0.12, -0.766], [0.45, 
 _OPPONENT_SPREAD = np.array([0.36, 0.12, 0.055], dtype=np.float32)
 """Standard deviation along each axis for colours in [0, 1]; light varies several times more than hue."""
 
+SCENE_VERSION = 1
+"""Raised with every change to the pictures `render_scene` paints; part of the names of cached ones."""
+
 DEMO_SHAPES = ("disc", "square", "triangle", "ring", "cross")
 DEMO_TEXTURES = ("stripes", "dots")
 

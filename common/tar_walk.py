@@ -211,7 +211,7 @@ def _parse_pax(data: bytes, name: str | None, label: str) -> tuple[str | None, i
         length = int(digits) if digits.isdigit() and len(digits) <= _MAX_DIGITS else 0
         record = data[len(digits) + 1 : length]
         keyword, separator, value = record[:-1].partition(b"=")
-        if not separator or not record.endswith(b"\n"):
+        if not separator or not record.endswith(b"\n") or length > len(data):
             raise InputError(f"{label} is damaged: a pax header is malformed; copy or make it again")
         if keyword == b"path":
             name = _decode_name(value, label)

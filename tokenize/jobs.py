@@ -21,6 +21,9 @@ from beit.tokenize.summary import RankReport
 
 logger = logging.getLogger(__name__)
 
+_USUAL_TAR_IMAGES = 1000
+"""Assumed of a remote tar, which is not walked in advance; only decides how early too many bad images stop a run."""
+
 
 def list_jobs(plan: StorePlan, store: Path, info: StoreInfo) -> list[ShardJob]:
     """Return all shards of a store, in order. Images that had to be packed are packed by now.
@@ -85,21 +88,22 @@ class RankJobs:
             logger.info("%d of %d shards are finished already", len(finished), len(self._mine))
         counts = [_count_images(job) for job in todo]
         done = sum(manifest.num_samples + len(manifest.skipped) for manifest in finished.values())
-        known = done + sum(count or 0 for count in counts)
+        known = done + sum(_USUAL_TAR_IMAGES if count is None else count for count in counts)
         bad_samples = self._start_log(known, budget, finished)
         factor = max(1, info.views)
-        started, num_images = time.perf_counter(), 0
-        with Progress(
+        progress = Progress(
             None if None in counts else known * factor,
             unit="views" if info.views else "images",
             description="tokenize",
             initial=done * factor,
-            enabled=self._rank == 0,
-        ) as progress:
+            enabled=self._rank == 0 and bool(todo),
+        )
+        started, num_images = time.perf_counter(), 0
+        with progress:
             for job in todo:
-                num_images += shard_tokenizer.run(
-                    job, progress=progress, bad_samples=bad_samples, stop=stop
-                ).num_samples
+                manifest = shard_tokenizer.run(job, progress=progress, bad_samples=bad_samples, stop=stop)
+                progress.update(len(manifest.skipped) * factor)
+                num_images += manifest.num_samples
         return RankReport(
             num_images=num_images,
             num_shards_kept=len(finished),
@@ -110,7 +114,7 @@ class RankJobs:
     def _start_log(self, known: int, budget: float, finished: dict[str, ShardManifest]) -> BadSampleLog:
         # The budget is a share of the whole store; this rank's shards tell its size well enough to stop early. The
         # exact count is taken when the index is built.
-        log = BadSampleLog(max(1, round(known * self._share)), budget)
+        log = BadSampleLog(max(1, round(known * self._share)), budget, setting="bad_sample_budget")
         for stem, manifest in finished.items():
             log.add(
                 BadSampleReport(f"{stem}/{sample.key}", sample.reason, "found earlier") for sample in manifest.skipped
@@ -120,4 +124,4 @@ class RankJobs:
 
 def _count_images(job: ShardJob) -> int | None:
     """Walk a tar before anything expensive starts, to find a damaged one; a remote one is not read twice."""
-    return None if is_remote(job.tar.location) else len(job.tar.refs())
+    return None if is_remote(job.tar.location) else len(job.tar.refs()) + len(job.skipped)

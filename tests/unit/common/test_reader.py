@@ -188,8 +188,10 @@ from beit.common.dataset import build_order
 from beit.tests.fake_dataset import FakeDataset, to_pixels
 if __name__ == "__main__":
     data = FakeDataset([50])
-    plan = BatchPlan(order=build_order(data, seed=0, window_shards=1), global_batch_size=2, micro_batch_size=2, grad_accum_steps=1)
-    loader = build_loader(data, plan, start_step=0, num_steps=10**6, transform=to_pixels, config=ReaderConfig(num_workers=2))
+    order = build_order(data, seed=0, window_shards=1)
+    plan = BatchPlan(order=order, global_batch_size=2, micro_batch_size=2, grad_accum_steps=1)
+    config = ReaderConfig(num_workers=2)
+    loader = build_loader(data, plan, start_step=0, num_steps=10**6, transform=to_pixels, config=config)
     pids = set()
     for batch in loader:
         pids |= {*batch["pids"].tolist(), *batch["parents"].tolist()}

@@ -13,13 +13,16 @@ def lr(step, total_steps=1000, warmup_steps=200):
 
 
 @pytest.mark.parametrize(
-    ("step", "value"), [(0, 0.0), (1, 7.5377e-6), (199, 1.5e-3), (200, 1.5e-3), (201, 1.49999426e-3), (999, 1.00057444e-5)]
+    ("step", "value"),
+    [(0, 0.0), (1, 7.5377e-6), (199, 1.5e-3), (200, 1.5e-3), (201, 1.49999426e-3), (999, 1.00057444e-5)],
 )
 def test_1000_steps(step, value):
     assert lr(step) == pytest.approx(value, rel=1e-5, abs=0)
 
 
-@pytest.mark.parametrize(("step", "value"), [(6249, 1.5e-3), (6250, 1.5e-3), (100_000, 1.371342e-3), (250_000, 7.69812e-4)])
+@pytest.mark.parametrize(
+    ("step", "value"), [(6249, 1.5e-3), (6250, 1.5e-3), (100_000, 1.371342e-3), (250_000, 7.69812e-4)]
+)
 def test_imagenet_800_epochs(step, value):
     assert lr(step, total_steps=500_000, warmup_steps=6_250) == pytest.approx(value, rel=1e-6)
 

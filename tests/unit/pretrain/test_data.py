@@ -65,7 +65,7 @@ def test_fixed_masks_stay_over_epochs():
 def test_strict_replay_refuses_other_pixels_of_the_same_size():
     record = make_record()
     record.view["crc_crop"] ^= 1
-    with pytest.raises(BadSample, match="crop-mismatch"):
+    with pytest.raises(BadSample, match="crc-mismatch"):
         transform()(record)
     assert transform(strict=False)(record)
 

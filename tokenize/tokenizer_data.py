@@ -1,0 +1,131 @@
+"""From SOURCE to pieces of images for tokenizer training, and the source `synthetic:N`, which needs no pictures at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from beit.common.dataset import Record
+from beit.common.errors import InputError, require
+from beit.common.images import decode_image
+from beit.common.labelled_dataset import LabelledDataset
+from beit.common.labelled_index_build import build_index, default_cache_dir
+from beit.common.progress import Progress
+from beit.common.rng import CounterRng
+from beit.common.synthetic import SCENE_VERSION, render_scene
+from beit.common.views import AugmentConfig, draw_view, render_view
+from beit.tokenize.tokenizer_config import TokenizerDataConfig
+
+SYNTHETIC_PREFIX = "synthetic:"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CropTransform:
+    """Turn a record into pieces of one random view of its image. Instances are sent to the reader's workers.
+
+    Args:
+        data: Sizes.
+        augment: Distribution of the views.
+        seed: Of the run; with epoch and sample it keys view and pieces.
+    """
+
+    data: TokenizerDataConfig
+    augment: AugmentConfig
+    seed: int
+
+    def __call__(self, record: Record) -> dict[str, NDArray[np.uint8]]:
+        """Render a view and cut it.
+
+        Returns:
+            images: (crops_per_image, 3, crop_size, crop_size) uint8.
+        Raises:
+            BadSample: the image does not decode.
+        """
+        rng = CounterRng(self.seed, "tokenizer-training", record.epoch, record.sample_id)
+        view = self.render(record, rng)
+        size, last = self.data.crop_size, self.data.view_size - self.data.crop_size
+        corners = [(rng.integers(0, last), rng.integers(0, last)) for _ in range(self.data.crops_per_image)]
+        pieces = [view[top : top + size, left : left + size] for top, left in corners]
+        return {"images": np.ascontiguousarray(np.stack(pieces).transpose(0, 3, 1, 2))}
+
+    def render(self, record: Record, rng: CounterRng) -> NDArray[np.uint8]:
+        """Render one random view, (view_size, view_size, 3) uint8.
+
+        Raises:
+            BadSample: the image does not decode.
+        """
+        image = decode_image(record.image_bytes)
+        view = draw_view(rng, image.width, image.height, self.augment)
+        # Lanczos, as for the views that `beit tokenize` shows to the tokenizer.
+        return render_view(
+            image,
+            view,
+            img_size=self.data.view_size,
+            resample="lanczos",
+            jitter_scope=self.augment.jitter_scope,
+        )
+
+
+def open_images(source: str, *, img_size: int, cache_bytes: int) -> LabelledDataset:
+    """Open any image source, or generate one.
+
+    Args:
+        source: What `beit.common.sources.open_source` takes, or "synthetic:N" for N generated images.
+        img_size: Side of generated images in px.
+        cache_bytes: Memory for Parquet row groups.
+    Raises:
+        InputError: no such source, no images in it, or N is not a positive number.
+    """
+    spec = generate_scenes(source, img_size=img_size) if source.startswith(SYNTHETIC_PREFIX) else source
+    return LabelledDataset(build_index(spec), cache_bytes=cache_bytes)
+
+
+def generate_scenes(source: str, *, img_size: int) -> str:
+    """Write the images of "synthetic:N" to the cache folder, unless they are there, and return their folder.
+
+    The folder is named after everything the images depend on, and appears only when complete.
+
+    Raises:
+        InputError: N is not a positive number.
+    """
+    count = source.removeprefix(SYNTHETIC_PREFIX)
+    if not (count.isascii() and count.isdigit() and int(count) > 0):
+        raise InputError(f"source {source!r} must be synthetic:N with N a number of images above 0, as synthetic:8000")
+    require(img_size >= 16, f"data.view_size ({img_size}) must be at least 16 px for generated images")
+    folder = default_cache_dir() / f"scenes-v{SCENE_VERSION}-{img_size}px-{int(count)}"
+    if folder.is_dir():
+        return str(folder)
+    temporary = folder.with_name(f"{folder.name}.tmp.{os.getpid()}")
+    temporary.mkdir(parents=True)
+    try:
+        _write_scenes(temporary, int(count), img_size)
+        temporary.rename(folder)
+    except OSError:
+        if not folder.is_dir():  # else another process finished the same images first
+            raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return str(folder)
+
+
+def _write_scenes(folder: Path, count: int, img_size: int) -> None:
+    write = partial(_write_scene, folder, img_size)
+    with (
+        ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool,
+        Progress(count, unit="images", description="generating") as progress,
+    ):
+        for _ in pool.map(write, range(count), chunksize=16):
+            progress.update(1)
+
+
+def _write_scene(folder: Path, img_size: int, number: int) -> None:
+    Image.fromarray(render_scene(CounterRng("scene", number), img_size)).save(folder / f"{number:07d}.png")

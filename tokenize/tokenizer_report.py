@@ -1,0 +1,53 @@
+"""How well a discrete VAE keeps pictures, and how much of its vocabulary it uses."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from beit.common.dvae import DiscreteVAE
+
+
+def reconstruction_metrics(model: DiscreteVAE, images: Tensor, *, micro_batch_size: int) -> dict[str, float]:
+    """Encode and decode images, without gradients.
+
+    Args:
+        model: On the device of the images.
+        images: uint8 (B, 3, H, W); B at least 1.
+        micro_batch_size: Images at a time.
+    Returns:
+        psnr and block_mean_psnr (dB, means over images; the latter of the trivial code that keeps each token's mean
+        colour), words_used (different words that occur), perplexity (words that, used equally, would be as diverse).
+    """
+    psnr, baseline, counts = [], [], torch.zeros(model.vocab_size)
+    with torch.no_grad():
+        for chunk in images.split(micro_batch_size):
+            token_ids = model.pixels_to_ids(chunk)
+            counts += torch.bincount(token_ids.flatten(), minlength=model.vocab_size).cpu()
+            psnr.append(image_psnr(model.ids_to_pixels(token_ids), chunk))
+            baseline.append(image_psnr(block_means(chunk, model.downsampling), chunk))
+    return {
+        "psnr": float(torch.cat(psnr).mean()),
+        "block_mean_psnr": float(torch.cat(baseline).mean()),
+        "words_used": float((counts > 0).sum()),
+        "perplexity": perplexity(counts),
+    }
+
+
+def block_means(images: Tensor, block: int) -> Tensor:
+    """Replace every block x block square of uint8 images (B, 3, H, W) by its mean colour."""
+    means = F.avg_pool2d(images.float(), block)
+    return F.interpolate(means, scale_factor=block, mode="nearest").round().to(torch.uint8)
+
+
+def image_psnr(images: Tensor, reference: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio of each uint8 image (B, 3, H, W) in dB, (B,) float32; 100 for equal ones."""
+    mse = (images.float() - reference.float()).square().mean(dim=(1, 2, 3)) / 255.0**2
+    return -10.0 * torch.log10(mse.clamp_min(1e-10))
+
+
+def perplexity(counts: Tensor) -> float:
+    """Return the exponential of the entropy of word counts (V,)."""
+    share = counts.double() / counts.sum()
+    return float(torch.exp(-torch.xlogy(share, share).sum()))

@@ -1,0 +1,278 @@
+"""`beit tokenizer train`: from images and settings to a tokenizer directory, which is also the directory of the run.
+
+The loop, checkpoints and resume are `beit.common.trainer`; here is what is particular to a discrete VAE.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from beit.common.batches import Batch
+from beit.common.config import config_to_dict
+from beit.common.dataset import Dataset, build_order
+from beit.common.distributed import World, init_distributed
+from beit.common.dvae import scale_pixels
+from beit.common.errors import BadSample, InputError
+from beit.common.reader import build_loader
+from beit.common.rng import CounterRng, stable_hash64
+from beit.common.run_dir import open_run
+from beit.common.sampler import BatchPlan, DataState, check_resume
+from beit.common.task import FitSettings
+from beit.common.tokenizer import save_tokenizer
+from beit.common.train_config import DeepSpeedConfig, plan_training
+from beit.common.trainer import fit
+from beit.tokenize.tokenizer_card import tokenizer_card
+from beit.tokenize.tokenizer_codebook import fit_codebook, revive_words
+from beit.tokenize.tokenizer_config import TokenizerTrainConfig
+from beit.tokenize.tokenizer_data import CropTransform, open_images
+from beit.tokenize.tokenizer_report import reconstruction_metrics
+from beit.tokenize.tokenizer_step import (
+    TokenizerModel,
+    autoencoder_loss,
+    discrete_loss,
+    first_discrete_step,
+    phase_at,
+)
+
+logger = logging.getLogger(__name__)
+
+FREE_KEYS = ("reader.num_workers", "reader.prefetch_batches", "reader.timeout_seconds")
+"""Settings a resumed run may change, beside those of the loop."""
+_FEATURES_PER_WORD = 16
+"""Features that the codebook is first fitted to; with fewer, k-means would memorise them."""
+_EVAL_MICRO_BATCH_SIZE = 32
+
+
+def train_tokenizer(config: TokenizerTrainConfig, source: str, out_dir: Path, *, resume: str = "auto") -> None:
+    """Train a discrete VAE on the images of `source` and write it to `out_dir`; on every rank.
+
+    Args:
+        config: Settings.
+        source: Folder, tars, Parquet files or list of images, or "synthetic:N" for N generated ones.
+        out_dir: New, empty, or of the same run. Gets model.safetensors, config.json and README.md, beside checkpoints
+            and metrics.
+        resume: "auto", "never", or a checkpoint.
+    Raises:
+        InputError: bad input.
+        ResumableStop: a signal asked to stop; a checkpoint was committed.
+    """
+    world = init_distributed(timeout_seconds=config.train.collective_timeout_seconds)
+    torch.manual_seed(config.train.seed)
+    run = open_run(out_dir, config, world=world, resume=resume, free_keys=FREE_KEYS)
+    size, cache = config.data.view_size, config.reader.parquet_cache_bytes
+    dataset = world.run_on_main(lambda: open_images(source, img_size=size, cache_bytes=cache))
+    task = TokenizerTask(config, source, dataset, world)
+    settings = FitSettings(
+        train=config.train,
+        optimizer=config.optimizer,
+        checkpoint=config.checkpoint,
+        # The codebook is overwritten between steps, which only an optimizer without partitions notices.
+        deepspeed=DeepSpeedConfig(zero_stage=0),
+        plan=task.plan,
+    )
+    fit(task, settings=settings, run=run, world=world)
+    if world.is_main:
+        logger.info("tokenizer: %s", out_dir)
+
+
+@dataclass
+class TokenizerTask:
+    """A discrete VAE on images, as the training loop wants it (`beit.common.task.Task`).
+
+    Args:
+        config: Settings.
+        source: As the user named it.
+        dataset: The images.
+        world: The ranks.
+    """
+
+    config: TokenizerTrainConfig
+    source: str
+    dataset: Dataset
+    world: World
+
+    def __post_init__(self) -> None:
+        """Build model and order; identical on every rank."""
+        config = self.config
+        order = build_order(self.dataset, seed=config.train.seed, window_shards=config.reader.window_shards)
+        self.plan = plan_training(
+            config.train,
+            config.optimizer,
+            config.checkpoint,
+            num_samples=order.num_samples,
+            world_size=self.world.world_size,
+        )
+        self.batches = BatchPlan(
+            order=order,
+            global_batch_size=self.plan.global_batch_size,
+            micro_batch_size=self.plan.micro_batch_size,
+            grad_accum_steps=self.plan.grad_accum_steps,
+            world_size=self.world.world_size,
+            rank=self.world.rank,
+        )
+        self.transform = CropTransform(data=config.data, augment=config.augment, seed=config.train.seed)
+        self.model = TokenizerModel(config.model)
+        self._kept_step = -1  # whose upkeep of the codebook is done
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Decay kernels only; let the logit scale move faster."""
+        vae = self.model.vae
+        special = {id(vae.codebook), id(vae.log_scale)}
+        others = [parameter for parameter in vae.parameters() if id(parameter) not in special]
+        decay = self.config.optimizer.weight_decay
+        kernels = [parameter for parameter in others if parameter.ndim > 1]
+        biases = [parameter for parameter in others if parameter.ndim == 1]
+        return [
+            {"params": kernels, "weight_decay": decay, "lr_scale": 1.0},
+            {"params": [*biases, vae.codebook], "weight_decay": 0.0, "lr_scale": 1.0},
+            {"params": [vae.log_scale], "weight_decay": 0.0, "lr_scale": self.config.optimizer.scale_lr},
+        ]
+
+    def micro_batches(self, start_step: int) -> Iterator[Batch]:
+        """Yield this rank's micro-batches from `start_step` to the end of the run."""
+        loader = build_loader(
+            self.dataset,
+            self.batches,
+            start_step=start_step,
+            num_steps=self.plan.total_steps - start_step,
+            transform=self.transform,
+            config=self.config.reader,
+            pin_memory=self.world.device.type == "cuda",
+        )
+        return iter(loader)
+
+    def forward(self, model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return loss and metrics of one micro-batch."""
+        assert isinstance(model, TokenizerModel)
+        images = batch["images"].flatten(0, 1)  # (images x crops, 3, crop_size, crop_size)
+        phase = phase_at(self.config.objective, step, self.plan.total_steps)
+        generator = self._generator("noise", int(batch["positions"][0]))
+        if not phase.is_discrete:
+            loss = autoencoder_loss(model, images, generator)
+            return loss, {}
+        if step != self._kept_step:
+            self._keep_codebook(model, images, step, is_revival=phase.is_revival)
+            self._kept_step = step
+        return discrete_loss(model, images, phase=phase, objective=self.config.objective, generator=generator)
+
+    def _generator(self, *labels: int | str) -> torch.Generator:
+        """Return a random stream that depends on seed and labels only, so that a resumed run repeats it."""
+        generator = torch.Generator(self.world.device)
+        generator.manual_seed(stable_hash64(self.config.train.seed, *labels) >> 1)
+        return generator
+
+    @torch.no_grad()
+    def _keep_codebook(self, model: TokenizerModel, images: Tensor, step: int, *, is_revival: bool) -> None:
+        """Fit the codebook when it comes into use, and revive words; rank 0 decides, all ranks follow."""
+        vae, is_first = model.vae, step == first_discrete_step(self.config.objective, self.plan.total_steps)
+        if not (is_first or is_revival):
+            return
+        if self.world.is_main:
+            generator = self._generator("codebook", step)
+            if is_first:
+                features = _flat_features(model, self._first_images())
+                vae.codebook.copy_(fit_codebook(features, vae.vocab_size, generator=generator))
+            else:
+                threshold = self.config.objective.revive_threshold
+                features = _flat_features(model, images)
+                revive_words(vae.codebook, model.usage, features, threshold=threshold, generator=generator)
+        codebook, usage = self.world.broadcast((vae.codebook.data.cpu(), model.usage.cpu()))
+        vae.codebook.copy_(codebook)
+        model.usage.copy_(usage)
+
+    def _first_images(self) -> Tensor:
+        """Return pieces of random images, enough to fit the codebook to, uint8 on the device."""
+        data, shape = self.config.data, self.config.model
+        per_image = data.crops_per_image * (data.crop_size // shape.downsampling) ** 2
+        count = -(-shape.vocab_size * _FEATURES_PER_WORD // per_image)
+        return torch.cat([record["images"] for record in self._samples("codebook-images", count)]).to(self.world.device)
+
+    def _samples(self, purpose: str, count: int) -> Iterator[dict[str, Tensor]]:
+        """Yield `count` transformed random images, outside the training order; unusable ones are passed over."""
+        owners = torch.from_numpy(self.dataset.shard_sizes).cumsum(0)
+        rng = CounterRng(self.config.train.seed, purpose)
+        for _ in range(count):
+            row = rng.integers(0, int(owners[-1]) - 1)
+            shard = int(torch.searchsorted(owners, row, right=True))
+            rank = row - (int(owners[shard - 1]) if shard else 0)
+            try:
+                record = self.dataset.fetch(shard, rank, 0)
+                yield {
+                    "images": torch.from_numpy(self.transform(record)["images"]),
+                    "view": torch.from_numpy(self.transform.render(record, rng)),
+                }
+            except BadSample as error:
+                logger.warning("%s passed over (%s)", self.dataset.sample_id(shard, rank), error)
+
+    @cached_property
+    def _eval_images(self) -> Tensor:
+        """Views to measure on, uint8 (B, 3, view_size, view_size), the same in every evaluation."""
+        views = [sample["view"] for sample in self._samples("evaluation", self.config.data.num_eval_images)]
+        if not views:
+            raise InputError(f"none of the images drawn from {self.source} can be read; check the images")
+        return torch.stack(views).permute(0, 3, 1, 2).contiguous().to(self.world.device)
+
+    def evaluate(self, model: nn.Module, step: int) -> dict[str, float]:
+        """Measure reconstruction and use of the vocabulary; rank 0 does, the few images need no help."""
+        assert isinstance(model, TokenizerModel)
+        if step < first_discrete_step(self.config.objective, self.plan.total_steps):
+            return {}
+        metrics = self.world.run_on_main(lambda: self._measure(model))
+        if self.world.is_main:
+            logger.info(
+                "step %d: %.2f dB (mean of each patch: %.2f dB), %d of %d words, perplexity %.0f",
+                step,
+                metrics["eval_psnr"],
+                metrics["eval_block_mean_psnr"],
+                metrics["eval_words_used"],
+                model.vae.vocab_size,
+                metrics["eval_perplexity"],
+            )
+        return metrics
+
+    def _measure(self, model: TokenizerModel) -> dict[str, float]:
+        metrics = reconstruction_metrics(model.vae, self._eval_images, micro_batch_size=_EVAL_MICRO_BATCH_SIZE)
+        return {f"eval_{name}": value for name, value in metrics.items()}
+
+    def save_artifacts(
+        self, state: dict[str, Tensor], directory: Path, step: int, metrics: Mapping[str, float]
+    ) -> None:
+        """Write the tokenizer and its card into the run directory."""
+        weights = {name.removeprefix("vae."): value for name, value in state.items() if name.startswith("vae.")}
+        training = {
+            "source": self.source,
+            "index_sha256": self.dataset.index_sha256,
+            "step": step,
+            "total_steps": self.plan.total_steps,
+            "metrics": dict(metrics),
+            "settings": config_to_dict(self.config),
+        }
+        fingerprint = save_tokenizer(directory, weights, self.config.model, training=training)
+        tokenizer_card(directory / "README.md", self.config, training, fingerprint=fingerprint)
+
+    def data_state(self, step: int) -> dict[str, Any]:
+        """Describe the position in the data after `step` steps."""
+        return self._state(step).to_json()
+
+    def check_resume(self, saved: Mapping[str, Any]) -> None:
+        """Refuse to continue on other data."""
+        check_resume(DataState.from_json(dict(saved)), self._state(0))
+
+    def _state(self, step: int) -> DataState:
+        return self.batches.state(
+            steps_completed=step, num_views=self.dataset.num_views, index_sha256=self.dataset.index_sha256
+        )
+
+
+def _flat_features(model: TokenizerModel, images: Tensor) -> Tensor:
+    """Return unit features of uint8 images (B, 3, H, W) as float32 (B x h x w, C)."""
+    features = [model.vae.encode_features(scale_pixels(chunk)) for chunk in images.split(_EVAL_MICRO_BATCH_SIZE)]
+    return torch.cat([chunk.float().permute(0, 2, 3, 1).flatten(0, 2) for chunk in features])
