@@ -23,7 +23,7 @@ class TrainConfig:
     global_batch_size: int = 2048
     """Samples per optimizer step over all ranks; part of the data order, so it is fixed for a run."""
     micro_batch_size: int | None = None
-    """Samples per forward pass of one rank; left out, the rank's whole share. Smaller needs less memory, same result."""
+    """Samples per forward pass of one rank; left out, its whole share. Smaller needs less memory for the same step."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """bf16: torch.autocast over fp32 weights; weights, moments and the residual stream stay fp32."""
     seed: int = 0
@@ -146,20 +146,24 @@ def plan_training(
         num_samples: Training samples of one epoch.
         world_size: Ranks.
     Raises:
-        InputError: the global batch cannot be shared among the ranks.
+        InputError: the global batch cannot be shared among the ranks, or the warmup is longer than the run.
     """
     batch = train.global_batch_size
     micro_batch_size = train.micro_batch_size or max(1, batch // world_size)
     steps_per_epoch = num_samples / batch
     total_steps = train.steps or max(1, round(train.epochs * num_samples) // batch)
-    warmup_steps = optimizer.warmup_steps
-    if warmup_steps is None:
-        warmup_steps = round(optimizer.warmup_epochs * steps_per_epoch)
+    # Given in epochs, the warmup of a long recipe must still end when somebody tries a few steps of it.
+    warmup_steps = min(round(optimizer.warmup_epochs * steps_per_epoch), total_steps // 2)
+    if optimizer.warmup_steps is not None:
+        warmup_steps = optimizer.warmup_steps
+    require(
+        warmup_steps <= total_steps,
+        f"optimizer.warmup_steps ({warmup_steps}) must not exceed the {total_steps} steps of the run; lower it",
+    )
     per_epoch = max(1, round(steps_per_epoch))
     return TrainingPlan(
         total_steps=total_steps,
-        # A short trial of a long recipe must still leave the warmup.
-        warmup_steps=min(warmup_steps, total_steps // 2),
+        warmup_steps=warmup_steps,
         steps_per_epoch=steps_per_epoch,
         global_batch_size=batch,
         micro_batch_size=micro_batch_size,

@@ -67,8 +67,6 @@ def finish_store(store: Path, stems: list[str], *, budget: float) -> FinishedSto
         info = replace(info, held_out=replace(info.held_out, threshold=threshold))
         rows = [index_row(manifest, keys, threshold) for manifest, keys in zip(manifests, hashes, strict=True)]
         write_json(store / STORE_FILE, to_json(info))
-        for path in (*store.glob(f"{INDEX_FILE}.tmp.*"), *store.glob(f"{STORE_FILE}.tmp.*")):
-            path.unlink(missing_ok=True)  # left by a killed run; whoever writes here holds the lock
         write_atomic(store / INDEX_FILE, encode_index(rows))
     return FinishedStore(rows, Counter(sample.reason for manifest in manifests for sample in manifest.skipped))
 

@@ -159,7 +159,7 @@ def _pack_image(refs: list[SampleRef], read: Callable[[int], ImageData], short_s
 def _write_tar(folder: Path, stem: str, images: Iterator[PackedImage], info: StoreInfo, progress: Progress) -> None:
     """Write one image tar and then its manifest."""
     manifest_path(folder, stem).unlink(missing_ok=True)
-    remove_temporaries(folder, stem)
+    remove_temporaries(folder, f"{stem}.")
     skipped: list[SkippedSample] = []
     num_samples = 0
     path = folder / f"{stem}.tar"

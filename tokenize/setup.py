@@ -9,6 +9,7 @@ from pathlib import Path
 from beit.common.errors import InputError, require
 from beit.common.files import write_json
 from beit.common.store_schema import (
+    INDEX_FILE,
     STORE_FILE,
     TOKENS_DIR,
     Execution,
@@ -22,6 +23,7 @@ from beit.tokenize.config import TokenizeConfig
 from beit.tokenize.execution import library_versions
 from beit.tokenize.locks import LOCK_PREFIX, shared_step
 from beit.tokenize.plan import StorePlan
+from beit.tokenize.writer import remove_temporaries
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +38,8 @@ def check_store_folder(store: Path, *, resume: str = "auto") -> None:
     require(not store.exists() or store.is_dir(), f"store ({store}) is a file; name a folder")
     if not store.exists():
         return
-    content = [path.name for path in store.iterdir() if not path.name.startswith(LOCK_PREFIX)]
+    ours = (LOCK_PREFIX, f"{STORE_FILE}.tmp.")  # all that a run leaves that was killed at its very start
+    content = [path.name for path in store.iterdir() if not path.name.startswith(ours)]
     if (store / STORE_FILE).exists():
         require(resume == "auto", f"store ({store}) exists; --resume never starts a new one: name another folder")
         return
@@ -78,11 +81,12 @@ def begin_or_continue(store: Path, wanted: StoreInfo, *, allow_mixed: bool) -> S
     Raises:
         InputError: a setting differs; names it with both values.
     """
-    (store / TOKENS_DIR).mkdir(parents=True, exist_ok=True)
     path = store / STORE_FILE
     with shared_step(store, "store"):
+        remove_temporaries(store, STORE_FILE, INDEX_FILE)
         if not path.exists():
             write_json(path, to_json(wanted))
+            (store / TOKENS_DIR).mkdir(exist_ok=True)
             return wanted
         existing = read_document(StoreInfo, path)
         _require_same(store, existing.settings(), wanted.settings())
@@ -91,6 +95,7 @@ def begin_or_continue(store: Path, wanted: StoreInfo, *, allow_mixed: bool) -> S
             if not allow_mixed:
                 _refuse_execution(store, existing.execution, wanted.execution)
             merged = replace(merged, mixed_execution=True)
+        (store / TOKENS_DIR).mkdir(exist_ok=True)
         if merged != existing:
             write_json(path, to_json(merged))
     return merged

@@ -128,4 +128,4 @@ def _write_scenes(folder: Path, count: int, img_size: int) -> None:
 
 
 def _write_scene(folder: Path, img_size: int, number: int) -> None:
-    Image.fromarray(render_scene(CounterRng("scene", number), img_size)).save(folder / f"{number:07d}.png")
+    Image.fromarray(render_scene(CounterRng(0, "scene", number), img_size)).save(folder / f"{number:07d}.png")

@@ -59,7 +59,7 @@ class TokenShardWriter:
     def __enter__(self) -> Self:
         """Remove what an interrupted run left of this shard, and its manifest: from here on it is unfinished."""
         manifest_path(self._folder, self._stem).unlink(missing_ok=True)
-        remove_temporaries(self._folder, self._stem)
+        remove_temporaries(self._folder, f"{self._stem}.")
         if self._info.views:
             file = self._stack.enter_context(atomic_file(self._folder / f"{self._stem}.tar"))
             self._tar = TarAppender(file)
@@ -137,7 +137,8 @@ class TokenShardWriter:
         return offset + len(payload) - array.nbytes, array.nbytes
 
 
-def remove_temporaries(folder: Path, stem: str) -> None:
-    """Remove temporary files of one shard that a killed process left."""
-    for path in folder.glob(f"{stem}.*.tmp.*"):
-        path.unlink(missing_ok=True)
+def remove_temporaries(folder: Path, *names: str) -> None:
+    """Remove what killed processes left of files whose names start so; nobody else may be writing them."""
+    for path in folder.glob("*.tmp.*"):
+        if path.name.startswith(names):
+            path.unlink(missing_ok=True)

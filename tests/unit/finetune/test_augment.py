@@ -1,0 +1,97 @@
+"""Pixels of labelled images: keyed by seed, epoch and sample; evaluation as the published resize and crop."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from beit.common.dataset import Record
+from beit.common.errors import BadSample
+from beit.finetune.augment import (
+    EvalTransform,
+    TrainAugmentConfig,
+    TrainTransform,
+    default_crop_pct,
+    resize_and_center_crop,
+)
+
+
+def gradient(width, height):
+    red, green = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
+    return Image.fromarray(np.stack([red, green, (red + green) / 2], axis=-1).astype(np.uint8))
+
+
+def record(*, epoch=0, key="a", label=3, image=None):
+    buffer = io.BytesIO()
+    (image or gradient(40, 30)).save(buffer, "PNG")
+    return Record(key=key, shard="s", epoch=epoch, view_index=epoch, image_bytes=buffer.getvalue(), label=label)
+
+
+def train_transform(seed=0, **augment):
+    return TrainTransform(img_size=16, augment=TrainAugmentConfig(**augment), seed=seed)
+
+
+def test_training_view_is_a_function_of_seed_epoch_and_sample_only():
+    images = train_transform()(record())["images"]
+    assert np.array_equal(images, train_transform()(record())["images"])
+    for other in (train_transform(seed=1)(record()), train_transform()(record(epoch=1)), train_transform()(record(key="b"))):
+        assert not np.array_equal(images, other["images"])
+
+
+def test_training_sample_is_channels_first_uint8_with_its_label():
+    sample = train_transform()(record())
+    assert sample["images"].shape == (3, 16, 16)
+    assert sample["images"].dtype == np.uint8
+    assert sample["labels"] == 3
+    assert sample["labels"].dtype == np.int64
+
+
+def test_flip_and_jitter_can_be_switched_off():
+    whole = {"scale": (1.0, 1.0), "ratio": (4 / 3, 4 / 3)}
+    plain = [train_transform(flip=0.0, **whole)(record(epoch=epoch))["images"] for epoch in range(4)]
+    assert all(np.array_equal(plain[0], view) for view in plain)
+    flipped = train_transform(flip=1.0, **whole)(record())["images"]
+    assert np.array_equal(flipped, plain[0][:, :, ::-1])
+    jittered = train_transform(flip=0.0, color_jitter=0.4, **whole)(record())["images"]
+    assert not np.array_equal(jittered, plain[0])
+
+
+def test_half_of_the_views_are_flipped():
+    transform = train_transform(scale=(1.0, 1.0), ratio=(4 / 3, 4 / 3))
+    views = [transform(record(epoch=epoch))["images"] for epoch in range(200)]
+    flipped = sum(view[0, 8, 0] > view[0, 8, -1] for view in views)
+    assert 75 < flipped < 125
+
+
+@pytest.mark.parametrize(("img_size", "crop_pct"), [(32, 1.0), (64, 1.0), (96, 0.875), (224, 0.875), (384, 1.0), (512, 1.0)])
+def test_crop_pct_follows_the_size(img_size, crop_pct):
+    assert default_crop_pct(img_size) == crop_pct
+
+
+def test_evaluation_resizes_the_short_side_and_cuts_the_middle():
+    image = gradient(500, 400)
+    expected = image.resize((320, 256), Image.Resampling.BICUBIC).crop((48, 16, 272, 240))
+    assert np.array_equal(resize_and_center_crop(image, 224, crop_pct=0.875), np.asarray(expected))
+
+
+def test_evaluation_of_an_image_of_the_right_size_changes_nothing():
+    image = gradient(32, 32)
+    assert np.array_equal(resize_and_center_crop(image, 32, crop_pct=1.0), np.asarray(image))
+
+
+@pytest.mark.parametrize("size", [(1, 3000), (3000, 1), (1, 1), (7, 300)])
+def test_evaluation_takes_images_of_any_shape(size):
+    assert resize_and_center_crop(Image.new("RGB", size, (9, 8, 7)), 32, crop_pct=0.875).shape == (32, 32, 3)
+
+
+def test_evaluation_of_an_unlabelled_image_says_so():
+    sample = EvalTransform(img_size=16, crop_pct=1.0)(record(label=None))
+    assert sample["labels"] == -1
+
+
+@pytest.mark.parametrize("transform", [train_transform(), EvalTransform(img_size=16, crop_pct=1.0)])
+def test_unreadable_image_is_a_bad_sample(transform):
+    bad = Record(key="a", shard="s", epoch=0, view_index=0, image_bytes=b"no image", label=0)
+    with pytest.raises(BadSample):
+        transform(bad)

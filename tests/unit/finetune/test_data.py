@@ -1,0 +1,108 @@
+"""Which images a run uses, and every way they can be wrong."""
+
+import numpy as np
+import pytest
+
+from beit.common.errors import InputError
+from beit.finetune.config import DataConfig
+from beit.finetune.data import open_evaluation_data, open_training_data
+from beit.tests.image_files import write_folder, write_parquet, write_tar
+
+
+def test_classes_are_the_sub_folders(tmp_path):
+    data = open_training_data(str(write_folder(tmp_path / "d", {"cat": 3, "ant": 2})), DataConfig())
+    assert data.class_names == ("ant", "cat")
+    assert data.val is None
+    assert np.bincount(data.train.labels).tolist() == [2, 3]
+
+
+def test_numbers_name_the_classes_of_data_without_names(tmp_path):
+    data = open_training_data(str(write_tar(tmp_path / "a.tar", [0, 2, 2, 1])), DataConfig())
+    assert data.class_names == ("0", "1", "2")
+
+
+@pytest.mark.parametrize("settings", [DataConfig(num_labels=8), DataConfig(label_fraction=0.2)])
+def test_subset_keeps_the_class_proportions_and_is_the_same_every_time(tmp_path, settings):
+    folder = str(write_folder(tmp_path / "d", {"a": 20, "b": 20}))
+    first, second = (open_training_data(folder, settings).train for _ in range(2))
+    assert np.bincount(first.labels).tolist() == [4, 4]
+    assert [first.ref_at(place).path for place in range(8)] == [second.ref_at(place).path for place in range(8)]
+
+
+def test_subset_has_every_class(tmp_path):
+    folder = str(write_folder(tmp_path / "d", {"a": 90, "b": 2}))
+    assert np.bincount(open_training_data(folder, DataConfig(label_fraction=0.01)).train.labels).tolist() == [1, 1]
+
+
+def test_another_subset_seed_keeps_other_images(tmp_path):
+    folder = str(write_folder(tmp_path / "d", {"a": 40, "b": 40}))
+    chosen = [
+        {index.ref_at(place).path for place in range(10)}
+        for index in (
+            open_training_data(folder, DataConfig(num_labels=10, subset_seed=seed)).train for seed in range(2)
+        )
+    ]
+    assert chosen[0] != chosen[1]
+
+
+def test_validation_classes_are_matched_by_name(tmp_path):
+    train = write_folder(tmp_path / "train", {"ant": 2, "bee": 2, "cat": 2})
+    val = write_folder(tmp_path / "val", {"cat": 1, "bee": 2})
+    data = open_training_data(str(train), DataConfig(val=str(val)))
+    assert data.val is not None
+    assert sorted(data.val.labels.tolist()) == [1, 1, 2]
+
+
+def make_one_class(path):
+    write_folder(path, {"cat": 3})
+
+
+def make_flat(path):
+    write_folder(path.parent, {path.name: 3})
+
+
+def make_notes(path):
+    path.mkdir()
+    (path / "notes.md").write_text("no images")
+
+
+def make_half_labelled(path):
+    path.mkdir()
+    write_tar(path / "a.tar", [0, None, 1])
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: None, "does not exist"),
+        (lambda path: path.mkdir(), "is empty"),
+        (make_notes, "holds no images"),
+        (make_flat, "no labels found"),
+        (make_one_class, r"one class only \(cat\)"),
+        (make_half_labelled, "1 of 3 samples .* have no label"),
+    ],
+)
+def test_unusable_data_is_one_clear_line(tmp_path, make, message):
+    make(tmp_path / "data")
+    with pytest.raises(InputError, match=message) as caught:
+        open_training_data(str(tmp_path / "data"), DataConfig())
+    assert "\n" not in str(caught.value)
+
+
+def test_validation_class_that_training_lacks_is_one_clear_line(tmp_path):
+    train, val = write_folder(tmp_path / "t", {"a": 2, "b": 2}), write_folder(tmp_path / "v", {"a": 1, "dog": 1})
+    with pytest.raises(InputError, match="dog"):
+        open_training_data(str(train), DataConfig(val=str(val)))
+
+
+def test_more_numbered_classes_than_the_model_has_is_one_clear_line(tmp_path):
+    path = write_parquet(tmp_path / "v.parquet", [0, 1, 5], 10)
+    with pytest.raises(InputError, match="class id 5"):
+        open_evaluation_data(str(path), ("a", "b"))
+
+
+@pytest.mark.parametrize("num_labels", [1, 9])
+def test_subset_outside_the_data_is_one_clear_line(tmp_path, num_labels):
+    folder = str(write_folder(tmp_path / "d", {"a": 4, "b": 4}))
+    with pytest.raises(InputError, match=rf"num_labels \({num_labels}\) must be between"):
+        open_training_data(folder, DataConfig(num_labels=num_labels))
