@@ -23,7 +23,7 @@ class BatchStream:
     def __init__(self, batches: Iterator[Batch], device: torch.device) -> None:
         self._batches, self._device = batches, device
         self._ready: Batch | None = None
-        self._copy_stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._copy_stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self.wait_seconds = 0.0
         """Time spent waiting for the reader since the last reset by the caller."""
 
@@ -83,7 +83,7 @@ class HostFlag:
         self._value = scalar.to("cpu", non_blocking=True)
         self._event: torch.cuda.Event | None = None
         if scalar.is_cuda:
-            self._event = torch.cuda.Event()
+            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._event.record(torch.cuda.current_stream(scalar.device))
 
     def is_set(self) -> bool:

@@ -53,7 +53,8 @@ class Checkpoint:
 
     def rng_states(self) -> dict[str, torch.Tensor]:
         """Return the generator states of all ranks."""
-        return load_file(self.path / "rng.safetensors")
+        states: dict[str, torch.Tensor] = load_file(self.path / "rng.safetensors")
+        return states
 
 
 def save_checkpoint(
@@ -107,7 +108,7 @@ def find_checkpoint(root: Path) -> Checkpoint | None:
             logger.warning("checkpoint rejected: %s", error)
     if tags:
         raise InputError(
-            f"{root} holds {len(tags)} checkpoints and none is intact; restore one, or delete the directory to start anew"
+            f"{root} holds {len(tags)} checkpoints, none of them intact; restore one or delete it to start anew"
         )
     return None
 
@@ -148,7 +149,7 @@ def resolve_checkpoint(path: Path) -> Checkpoint:
 
 
 def set_later_aside(root: Path, step: int) -> None:
-    """Rename checkpoints beyond `step`, which the run resumed here leaves behind, so that no later resume picks them."""
+    """Rename checkpoints beyond `step`, which a run resumed there leaves behind, so that no later resume picks them."""
     for number, path in _tags(root):
         if number > step:
             _set_aside(path)

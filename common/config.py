@@ -71,7 +71,7 @@ def config_from_dict(schema: type[Config], values: Mapping[str, Any], *, origin:
     Raises:
         InputError: unknown key, wrong type, or a range check of the schema fails.
     """
-    return typing.cast(Config, _build(schema, values, prefix="", origin=origin))
+    return typing.cast(Config, _build(schema, values, prefix="", where=_Where(schema, origin)))
 
 
 def config_to_dict(config: Any) -> dict[str, Any]:
@@ -109,7 +109,7 @@ def _apply_override(schema: type, values: dict[str, Any], override: str) -> None
     for section in sections:
         field_types = typing.get_type_hints(expected)
         if section not in field_types or not dataclasses.is_dataclass(field_types[section]):
-            raise InputError(_unknown_key(name, schema, origin="--set"))
+            raise InputError(_unknown_key(name, _Where(schema, "--set")))
         expected = field_types[section]
         target = target.setdefault(section, {})
     target[last] = _parse_value(text.strip(), typing.get_type_hints(expected).get(last))
@@ -126,61 +126,69 @@ def _parse_value(text: str, expected: Any) -> Any:
         return text
 
 
-def _build(schema: Any, values: Mapping[str, Any], *, prefix: str, origin: str) -> Any:
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Where:
+    """What error messages need: the whole schema, to suggest keys from, and where the values come from."""
+
+    schema: Any
+    origin: str
+
+
+def _build(schema: Any, values: Mapping[str, Any], *, prefix: str, where: _Where) -> Any:
     field_types = typing.get_type_hints(schema)
     names = [field.name for field in dataclasses.fields(schema)]
     arguments: dict[str, Any] = {}
     for key, value in values.items():
         if key not in names:
-            raise InputError(_unknown_key(prefix + key, schema, origin=origin, prefix=prefix))
-        arguments[key] = _convert(field_types[key], value, name=prefix + key, origin=origin)
+            raise InputError(_unknown_key(prefix + key, where))
+        arguments[key] = _convert(field_types[key], value, name=prefix + key, where=where)
     return schema(**arguments)
 
 
-def _convert(expected: Any, value: Any, *, name: str, origin: str) -> Any:
+def _convert(expected: Any, value: Any, *, name: str, where: _Where) -> Any:
     if dataclasses.is_dataclass(expected):
         if not isinstance(value, Mapping):
-            raise InputError(f"{name} ({value!r}) in {origin} must be a section with keys of its own")
-        return _build(expected, value, prefix=f"{name}.", origin=origin)
+            raise InputError(f"{name} ({value!r}) in {where.origin} must be a section with keys of its own")
+        return _build(expected, value, prefix=f"{name}.", where=where)
     kind = typing.get_origin(expected)
     if kind in (typing.Union, types.UnionType):
-        return _convert_union(expected, value, name=name, origin=origin)
+        return _convert_union(expected, value, name=name, where=where)
     if kind is typing.Literal:
         options = typing.get_args(expected)
         if value in options and not isinstance(value, bool) | isinstance(options[0], bool):
             return value
-        raise InputError(f"{name} ({value!r}) in {origin} must be one of {', '.join(map(repr, options))}")
+        raise InputError(f"{name} ({value!r}) in {where.origin} must be one of {', '.join(map(repr, options))}")
     if kind is tuple:
-        return _convert_tuple(expected, value, name=name, origin=origin)
+        return _convert_tuple(expected, value, name=name, where=where)
     if expected is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if isinstance(value, expected) and (expected is bool or not isinstance(value, bool)):
         return value
-    raise InputError(f"{name} ({value!r}) in {origin} must be of type {expected.__name__}")
+    raise InputError(f"{name} ({value!r}) in {where.origin} must be of type {expected.__name__}")
 
 
-def _convert_union(expected: Any, value: Any, *, name: str, origin: str) -> Any:
+def _convert_union(expected: Any, value: Any, *, name: str, where: _Where) -> Any:
     if value is None:
         return None
     options = [option for option in typing.get_args(expected) if option is not type(None)]
     for option in options[:-1]:
         try:
-            return _convert(option, value, name=name, origin=origin)
+            return _convert(option, value, name=name, where=where)
         except InputError:
             continue  # the last alternative's error is the one shown
-    return _convert(options[-1], value, name=name, origin=origin)
+    return _convert(options[-1], value, name=name, where=where)
 
 
-def _convert_tuple(expected: Any, value: Any, *, name: str, origin: str) -> tuple[Any, ...]:
+def _convert_tuple(expected: Any, value: Any, *, name: str, where: _Where) -> tuple[Any, ...]:
     items = typing.get_args(expected)
     if not isinstance(value, list | tuple):
-        raise InputError(f"{name} ({value!r}) in {origin} must be a list")
+        raise InputError(f"{name} ({value!r}) in {where.origin} must be a list")
     if len(items) == 2 and items[1] is Ellipsis:
         items = (items[0],) * len(value)
     if len(items) != len(value):
-        raise InputError(f"{name} ({value!r}) in {origin} must have {len(items)} entries")
+        raise InputError(f"{name} ({value!r}) in {where.origin} must have {len(items)} entries")
     pairs = enumerate(zip(items, value, strict=True))
-    return tuple(_convert(item, entry, name=f"{name}[{i}]", origin=origin) for i, (item, entry) in pairs)
+    return tuple(_convert(item, entry, name=f"{name}[{i}]", where=where) for i, (item, entry) in pairs)
 
 
 def _all_keys(schema: Any, prefix: str = "") -> list[str]:
@@ -190,11 +198,10 @@ def _all_keys(schema: Any, prefix: str = "") -> list[str]:
     return keys
 
 
-def _unknown_key(name: str, schema: Any, *, origin: str, prefix: str = "") -> str:
-    keys = _all_keys(schema, prefix)
-    # A key typed without its section is as common a slip as a typo.
-    nearest = [key for key in keys if key.endswith("." + name.rpartition(".")[2])] or difflib.get_close_matches(
-        name, keys
-    )
+def _unknown_key(name: str, where: _Where) -> str:
+    keys = _all_keys(where.schema)
+    # A key in the wrong section, or in none, is as common a slip as a typo.
+    leaf = name.rpartition(".")[2]
+    nearest = [key for key in keys if key.rpartition(".")[2] == leaf] or difflib.get_close_matches(name, keys)
     hint = f"did you mean {nearest[0]!r}?" if nearest else f"valid keys: {', '.join(keys)}"
-    return f"unknown key {name!r} in {origin}; {hint}"
+    return f"unknown key {name!r} in {where.origin}; {hint}"

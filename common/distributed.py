@@ -94,7 +94,8 @@ class World:
                 result = work()
             except Exception as error:
                 failure = error
-        shared_failure, shared_result = self.broadcast((failure, result))
+        shared: tuple[Exception | None, Result] = self.broadcast((failure, result))
+        shared_failure, shared_result = shared
         if failure is not None:
             raise failure
         if shared_failure is not None:

@@ -241,7 +241,7 @@ def deepspeed_json(settings: EngineSettings) -> dict[str, Any]:
     for key in user:
         if key in _OWN_KEYS:
             raise InputError(
-                f"{settings.deepspeed.config} sets {key!r}, which has one source here; remove it and use {_OWN_KEYS[key]}"
+                f"{settings.deepspeed.config} sets {key!r}, set elsewhere; remove it and use {_OWN_KEYS[key]}"
             )
     merged = _merge(generated, user)
     # Always given, because DeepSpeed 0.19 clips at 1.0 by default; at ZeRO 0 the optimizer clips.

@@ -1,8 +1,8 @@
 """Starting ranks through DeepSpeed's launcher, and what comes of them: one exit code, one error line, no orphans.
 
 DeepSpeed's launcher leaves its ranks running when it is terminated, and reports success when its per-machine part is
-killed. So the ranks of this machine report how they ended in a directory of the launching command, which waits for every
-one of them, passes signals on to the ranks alone, and takes their word over the launcher's.
+killed. So the ranks of this machine report how they ended in a directory of the launching command, which waits for
+every one of them, passes signals on to the ranks alone, and takes their word over the launcher's.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-import psutil
+import psutil  # type: ignore[import-untyped]  # comes with deepspeed
 
 from beit.common import launcher_env
 from beit.common.errors import InputError
@@ -159,7 +159,7 @@ def _group_of(process: psutil.Process) -> int | None:
 
 def _arguments(process: psutil.Process) -> list[str]:
     try:
-        return process.cmdline()
+        return list(process.cmdline())
     except psutil.Error:
         return []
 

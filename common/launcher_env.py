@@ -1,4 +1,4 @@
-"""What launchers tell a rank through environment variables; torch-free, so that commands can ask before loading anything."""
+"""What launchers tell a rank through environment variables; torch-free, so that commands can ask at once."""
 
 from __future__ import annotations
 

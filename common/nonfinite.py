@@ -1,6 +1,6 @@
 """What happens to optimizer steps whose loss or gradients were not finite: counted, recorded, and limited.
 
-That such a step changes nothing is `optimizer.py`'s work; here is the memory of them and the point where a run gives up.
+That such a step changes nothing is `optimizer.py`'s work; here they are remembered, until a run gives up.
 """
 
 from __future__ import annotations

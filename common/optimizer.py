@@ -21,7 +21,7 @@ class FiniteAdamW(torch.optim.AdamW):
 
     Args:
         params: Parameter groups.
-        clip_norm: Largest global L2 norm, applied here; None where DeepSpeed clips (ZeRO 1 to 3, whose ranks own pieces).
+        clip_norm: Largest global L2 norm, applied here; None where DeepSpeed clips (ZeRO 1 to 3: ranks own pieces).
         options: AdamW's own: lr, betas, eps.
     """
 

@@ -24,7 +24,7 @@ class PortableState:
     model: dict[str, torch.Tensor]
     """The model's state dict: parameters (float32) and buffers."""
     optimizer: dict[str, torch.Tensor]
-    """`exp_avg/NAME` and `exp_avg_sq/NAME` shaped as parameter NAME, `step/NAME` scalar; absent before a first update."""
+    """`exp_avg/NAME` and `exp_avg_sq/NAME` shaped as parameter NAME, `step/NAME` scalar; absent before an update."""
 
     def is_finite(self) -> bool:
         """True when no weight and no moment is NaN or infinite."""

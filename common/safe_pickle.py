@@ -11,6 +11,7 @@ import collections
 import io
 import pickle
 import types
+import warnings
 import zipfile
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -42,6 +43,9 @@ _MAX_DEPTH = 64
 
 class InertModule:
     """Stands in for any pickled class: holds what it is given and can do nothing."""
+
+    dump_patches = False
+    """Asked for by torch in its old format, which compares the source of classes; True would write a file."""
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         """Keep the pickled attributes."""
@@ -81,6 +85,10 @@ def _read_zip(path: Path, class_names: Collection[str]) -> Any:
         (type("InertModule", (InertModule,), {}), name) for name in class_names
     ]
     with torch.serialization.safe_globals(aliases):
+        # Asked first, because the message of a refused load is a page that begins with how to load it unsafely.
+        unexpected = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+        if unexpected:
+            raise InputError(f"{path} names {', '.join(unexpected)}, which such a file has no use for; do not trust it")
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
@@ -89,9 +97,12 @@ def _read_legacy(path: Path, class_names: Collection[str]) -> Any:
     if not data.startswith(_LEGACY_MAGIC):
         raise InputError(f"{path} was not written by torch; fetch it again or give the published file")
     # In memory: for a real file torch would first try an even older format, which unpacks an archive to disk.
-    return torch.load(
-        io.BytesIO(data), map_location="cpu", weights_only=False, pickle_module=_restricted_pickle(class_names)
-    )
+    with warnings.catch_warnings():
+        # That the stand-ins' source is not that of the pickled classes is the point.
+        warnings.simplefilter("ignore", torch.serialization.SourceChangeWarning)
+        return torch.load(
+            io.BytesIO(data), map_location="cpu", weights_only=False, pickle_module=_restricted_pickle(class_names)
+        )
 
 
 def _restricted_pickle(class_names: Collection[str]) -> types.ModuleType:
@@ -103,7 +114,7 @@ def _restricted_pickle(class_names: Collection[str]) -> types.ModuleType:
                 return InertModule
             if (module, name) in _LEGACY_HARMLESS:
                 return _LEGACY_HARMLESS[module, name]
-            raise pickle.UnpicklingError(f"it names {module}.{name}, which such a file has no use for")
+            raise InputError(f"it names {module}.{name}, which such a file has no use for; do not trust it")
 
     def load(file: Any, **options: Any) -> Any:
         return RestrictedUnpickler(file, **options).load()

@@ -59,8 +59,8 @@ _active: StopFlag | None = None
 def stop_on_signals() -> Iterator[StopFlag]:
     """Turn stop signals into a flag for the duration of the block.
 
-    Nested blocks share one flag, so that a signal during start-up is not lost when the training loop opens its own. In a
-    thread other than the main one, where Python allows no handlers, the flag is never set by signals.
+    Nested blocks share one flag, so that a signal during start-up is not lost when the training loop opens its own. In
+    a thread other than the main one, where Python allows no handlers, the flag is never set by signals.
     """
     global _active
     if _active is not None:

@@ -25,7 +25,9 @@ def check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor],
     """
     missing, extra = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
     if missing or extra:
-        raise InputError(f"{origin} has {_listed(extra)} too many and lacks {_listed(missing)}; it is of another network")
+        raise InputError(
+            f"{origin} has {_listed(extra)} too many and lacks {_listed(missing)}; it is of another network"
+        )
     for name, tensor in tensors.items():
         if tensor.shape != expected[name].shape:
             shape, wanted = tuple(tensor.shape), tuple(expected[name].shape)

@@ -1,7 +1,7 @@
 """The training loop shared by every training: steps, schedule, evaluation, checkpoints, orderly stops.
 
-What differs between trainings is a `Task` (`task.py`). DeepSpeed is behind `engine.py`, saving and restoring is `saver.py`,
-records are `metrics.py`, and what a non-finite step means is `nonfinite.py`.
+What differs between trainings is a `Task` (`task.py`). DeepSpeed is behind `engine.py`, saving and restoring is
+`saver.py`, records are `metrics.py`, and what a non-finite step means is `nonfinite.py`.
 
 `step` counts attempted optimizer steps and is the position in the data; a step skipped because it was not finite moves
 the data on but not the schedule.

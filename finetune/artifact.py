@@ -1,11 +1,10 @@
-"""The fine-tuned model on disk: an encoder folder with a head, class names and metrics; and where a new one starts from.
+"""The fine-tuned model on disk, an encoder folder with a head and class names; and what a new one starts from.
 
 The folder itself is `beit.common.encoder`'s; the module in memory is `model.py`.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,14 +12,12 @@ from typing import cast
 
 import torch
 
-from beit.common.encoder import load_weights, read_encoder_config
-from beit.common.encoder_config import EncoderConfig
+from beit.common.encoder import load_weights
+from beit.common.encoder_config import EncoderConfig, read_encoder_config
 from beit.common.errors import InputError, require
 from beit.common.vit_config import Normalization, ViTConfig, build_vit_config
 from beit.finetune.config import RANDOM_ENCODER, FinetuneConfig
 from beit.finetune.model import FRESH_PREFIXES, ImageClassifier, Pooling
-
-logger = logging.getLogger(__name__)
 
 DEFAULT_IMG_SIZE, DEFAULT_PATCH_SIZE = 224, 16
 """Of random weights where the settings name none; the paper's."""
@@ -62,7 +59,7 @@ def load_classifier(path: str | Path) -> tuple[ImageClassifier, EncoderConfig]:
 
 
 def starting_point(config: FinetuneConfig) -> StartingPoint:
-    """Decide shape and normalisation, before anything is built: from the encoder, or from the settings for random weights.
+    """Decide shape and normalisation before anything is built: the encoder's, or for random weights the settings'.
 
     Raises:
         InputError: no encoder was named or none is there, or the patches do not tile the input.

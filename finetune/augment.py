@@ -1,8 +1,8 @@
-"""What happens to the pixels of a labelled image: random crop, flip and colours in training, resize and centre crop otherwise.
+"""The pixels of a labelled image: random crop, flip and colours in training, resize and centre crop otherwise.
 
-All randomness of a training view is keyed by (seed, epoch, sample): the same sample gets the same view however the run is
-spread over ranks and workers, and after any restart. Drawing and rendering are `beit.common.views`, the same code that
-pre-training replays; normalisation happens on the device (`step.py`). Which sample comes when is `beit.common.sampler`.
+All randomness of a training view is keyed by (seed, epoch, sample): the same sample gets the same view however the run
+is spread over ranks and workers, and after any restart. Drawing and rendering are `beit.common.views`, the code that
+pre-training replays; normalisation happens on the device (`step.py`). The order of samples is `beit.common.sampler`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The commands `beit finetune`, `beit evaluate` and `beit predict`; what they do is in `train.py`, `evaluate.py`, `predict.py`."""
+"""The commands `beit finetune`, `beit evaluate` and `beit predict`.
+
+What they do is in `train.py`, `evaluate.py` and `predict.py`.
+"""
 
 from __future__ import annotations
 
@@ -35,8 +38,8 @@ def finetune_command(
 ) -> None:
     """Fine-tune an encoder on the labelled images of DATA; the best model is RUN/model. TASK: classification.
 
-    DATA is a folder with one sub-folder per class, WebDataset tars with .cls members, Parquet files with a label column,
-    or a CSV table with the columns path and label. Run the same command again to go on after an interruption.
+    DATA is a folder with one sub-folder per class, WebDataset tars with .cls members, Parquet files with a label
+    column, or a CSV table with the columns path and label. Run the same command again to go on after an interruption.
 
     \b
     Example:

@@ -16,7 +16,7 @@ RANDOM_ENCODER = "random"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageConfig:
-    """Geometry and scaling of the model's input. What an encoder brings along is used; the rest serves random weights."""
+    """Geometry and scaling of the model's input. An encoder brings its own; most of this serves random weights."""
 
     img_size: int | None = None
     """Side of the input in pixels; left out, the encoder's, or 224 for random weights. Position tables are resized."""
@@ -93,8 +93,8 @@ class EvaluationConfig:
         require(share is None or 0 < share <= 1, f"evaluation.crop_pct ({share}) must lie in (0, 1]")
 
 
-# The two below inherit the fields to change defaults only: a recipe that sets one key of a section gets the others from the
-# section's own class.
+# The two below inherit the fields to change defaults only: a recipe that sets one key of a section gets the others
+# from the section's own class.
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

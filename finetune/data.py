@@ -16,6 +16,7 @@ from beit.common.labelled_index import LabelledIndex
 from beit.common.labelled_index_build import build_index
 from beit.finetune.config import DataConfig
 
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LabelledData:
     """The images of one run."""
@@ -83,7 +84,7 @@ def _subset(index: LabelledIndex, settings: DataConfig) -> LabelledIndex:
         num_labels = max(num_classes, round(settings.label_fraction * len(index)))
     if not num_classes <= num_labels <= len(index):
         raise InputError(
-            f"data.num_labels ({num_labels}) must be between the {num_classes} classes and the {len(index)} labelled images "
-            f"of {index.info.root}"
+            f"data.num_labels ({num_labels}) must be between the {num_classes} classes and the {len(index)} labelled "
+            f"images of {index.info.root}"
         )
     return index.subset(num_labels=num_labels, seed=settings.subset_seed)

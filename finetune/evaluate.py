@@ -122,7 +122,9 @@ def measure(
     top1, top5, loss, images_seen = world.sum_of(sums.tolist())
     if not images_seen:
         return None
-    return Metrics(top1=top1 / images_seen, top5=top5 / images_seen, loss=loss / images_seen, num_images=int(images_seen))
+    return Metrics(
+        top1=top1 / images_seen, top5=top5 / images_seen, loss=loss / images_seen, num_images=int(images_seen)
+    )
 
 
 def _count(logits: Tensor, labels: Tensor) -> Tensor:

@@ -118,7 +118,9 @@ def _write(predictions: Iterable[Prediction], file: TextIO) -> None:
     writer = csv.writer(file, lineterminator="\n")
     for number, prediction in enumerate(predictions):
         if number == 0:
-            more = [f"{name}_{place}" for place in range(2, len(prediction.labels) + 1) for name in ("label", "probability")]
+            more = [
+                f"{name}_{place}" for place in range(2, len(prediction.labels) + 1) for name in ("label", "probability")
+            ]
             writer.writerow(["key", "label", "probability", *more])
         pairs = zip(prediction.labels, prediction.probabilities, strict=True)
         writer.writerow([prediction.key, *(value for label, chance in pairs for value in (label, f"{chance:.6f}"))])

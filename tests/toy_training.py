@@ -41,9 +41,9 @@ WIDTH = 6
 
 @dataclass(frozen=True, kw_only=True)
 class ToyConfig:
-    train: TrainConfig = TrainConfig(steps=8, global_batch_size=8, micro_batch_size=2, log_interval_steps=1, precision="fp32")
-    optimizer: OptimizerConfig = OptimizerConfig(lr=1e-2, warmup_steps=2, clip_grad=1.0)
-    checkpoint: CheckpointConfig = CheckpointConfig(interval_steps=3)
+    train: TrainConfig = TrainConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
     deepspeed: DeepSpeedConfig = DeepSpeedConfig()
     gpus: int = 0
     num_samples: int = 40
@@ -144,14 +144,8 @@ class ToyTask:
             os.kill(os.getpid(), signal.SIGSTOP)
 
 
-MISBEHAVIOUR = ("gpus", "bad_steps", "bad_rank", "stop_at", "stop_rank", "kill_at", "hang_at", "input_error", "step_seconds")
+MISBEHAVIOUR = ("bad_steps", "bad_rank", "gpus", "stop_at", "stop_rank", "kill_at", "hang_at")
 
-
-def toy_config(*overrides: str) -> ToyConfig:
-    return load_config(ToyConfig, recipe=None, overrides=[*TOY, *overrides], recipe_dir=Path())
-
-
-# A section given in part is filled up from the section's own defaults, so the toy's numbers are given in full.
 TOY = (
     "train.steps=8",
     "train.global_batch_size=8",
@@ -163,6 +157,10 @@ TOY = (
     "optimizer.clip_grad=1.0",
     "checkpoint.interval_steps=3",
 )
+
+
+def toy_config(*overrides: str) -> ToyConfig:
+    return load_config(ToyConfig, recipe=None, overrides=[*TOY, *overrides], recipe_dir=Path())
 
 
 def train_toy(run_path: Path, config: ToyConfig, *, resume: str = "auto") -> tuple[FitResult, ToyTask]:

@@ -25,6 +25,7 @@ from beit.common.store_schema import (
     TOKENS_SUFFIX,
     VIEWS_SUFFIX,
     ImageFile,
+    ImageShardManifest,
     ShardManifest,
     ShardRow,
     StoreInfo,
@@ -135,6 +136,11 @@ def _verify_shard(location: str, info: StoreInfo, stem: str, row: ShardRow | Non
     check_file(folder, manifest.samples)
     if manifest.tokens is not None:
         check_file(folder, manifest.tokens)
+    if info.packing is not None:
+        packed = read_document(ImageShardManifest, manifest_path(Path(location) / IMAGES_DIR, stem))
+        require(
+            packed.image == manifest.image, f"the manifests in {IMAGES_DIR} and {TOKENS_DIR} disagree on the image tar"
+        )
     own_row = index_row(manifest, np.empty(0, np.uint64), 0)
     view = TokenStore(location, info, [own_row])
     table = view.samples(0)

@@ -21,7 +21,8 @@ from beit.tests.toy_training import toy_config, train_toy
 
 def tensors_of(run: Path, step: int) -> dict[str, torch.Tensor]:
     directory = run / "checkpoints" / f"step_{step}"
-    return {f"{file.stem}:{name}": value for file in directory.glob("*.safetensors") for name, value in load_file(file).items()}
+    contents = {file.stem: load_file(file) for file in directory.glob("*.safetensors")}
+    return {f"{stem}:{name}": value for stem, tensors in contents.items() for name, value in tensors.items()}
 
 
 def assert_same_tensors(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> None:
@@ -76,7 +77,8 @@ def test_metrics_have_one_record_per_step_after_a_resume(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
 def test_nonfinite_gradient_changes_neither_weights_nor_schedule(tmp_path: Path, zero_stage: int) -> None:
-    config = toy_config(f"deepspeed.zero_stage={zero_stage}", "bad_steps=[3]", "checkpoint.interval_steps=1", "checkpoint.keep=9")
+    keep_all = ("checkpoint.interval_steps=1", "checkpoint.keep=9")
+    config = toy_config(f"deepspeed.zero_stage={zero_stage}", "bad_steps=[3]", *keep_all)
     result, _ = train_toy(tmp_path, config)
     assert result.nonfinite_steps == 1
     before, after = tensors_of(tmp_path, 3), tensors_of(tmp_path, 4)
@@ -126,7 +128,9 @@ def test_explicit_resume_continues_with_other_settings(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["latest", "step_10", "step_9"]
 
 
-def test_full_disk_is_survived_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_full_disk_is_survived_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     real, failures = saver.save_checkpoint, [1]
 
     def fail_once(*args: object, **kwargs: object) -> Path:

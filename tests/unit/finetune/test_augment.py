@@ -35,7 +35,11 @@ def train_transform(seed=0, **augment):
 def test_training_view_is_a_function_of_seed_epoch_and_sample_only():
     images = train_transform()(record())["images"]
     assert np.array_equal(images, train_transform()(record())["images"])
-    for other in (train_transform(seed=1)(record()), train_transform()(record(epoch=1)), train_transform()(record(key="b"))):
+    for other in (
+        train_transform(seed=1)(record()),
+        train_transform()(record(epoch=1)),
+        train_transform()(record(key="b")),
+    ):
         assert not np.array_equal(images, other["images"])
 
 
@@ -64,7 +68,9 @@ def test_half_of_the_views_are_flipped():
     assert 75 < flipped < 125
 
 
-@pytest.mark.parametrize(("img_size", "crop_pct"), [(32, 1.0), (64, 1.0), (96, 0.875), (224, 0.875), (384, 1.0), (512, 1.0)])
+@pytest.mark.parametrize(
+    ("img_size", "crop_pct"), [(32, 1.0), (64, 1.0), (96, 0.875), (224, 0.875), (384, 1.0), (512, 1.0)]
+)
 def test_crop_pct_follows_the_size(img_size, crop_pct):
     assert default_crop_pct(img_size) == crop_pct
 

@@ -64,7 +64,7 @@ def test_defaults_are_the_base_recipe():
         ("evaluation.crop_pct=1.5", "crop_pct"),
         ("image.std=[0.5, 0.5, 0]", "std"),
         ("encoder=", "--encoder"),
-        ("train.lr=1", r"did you mean 'optimizer\.lr'"),
+        ("epochs=3", r"did you mean 'train\.epochs'"),
     ],
 )
 def test_bad_value_is_one_clear_line(override, message):

@@ -107,9 +107,10 @@ def test_a_table_that_points_elsewhere_is_found(store):
 
 
 def test_an_index_that_disagrees_is_found(store):
-    edit_json(store / "tokens/000001-part-1.manifest.json", lambda document: document["skipped"].append(
-        {"key": "x", "reason": "empty"}
-    ))
+    edit_json(
+        store / "tokens/000001-part-1.manifest.json",
+        lambda document: document["skipped"].append({"key": "x", "reason": "empty"}),
+    )
     assert any("index.parquet does not agree" in problem for problem in verify_store(store).problems)
 
 

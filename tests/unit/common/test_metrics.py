@@ -1,0 +1,29 @@
+"""metrics.jsonl: one record per step, whatever happened in between."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from beit.common.metrics import MetricsLog, read_metrics, truncate_metrics
+
+
+def test_records_reach_file_and_tensorboard(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path, 0)
+    log.write({"step": 1, "loss": 2.5, "grad_norm": float("nan")})
+    log.close()
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "loss": 2.5, "grad_norm": null}\n'
+    assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_resume_removes_lost_work_and_a_cut_line(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps({"step": step}) + "\n" for step in (1, 2, 3)) + '{"step": 4, "lo')
+    truncate_metrics(path, 2)
+    assert [record["step"] for record in read_metrics(path)] == [1, 2]
+    assert path.read_text().endswith("\n")
+
+
+def test_missing_file_has_no_records(tmp_path: Path) -> None:
+    truncate_metrics(tmp_path / "metrics.jsonl", 3)
+    assert read_metrics(tmp_path / "metrics.jsonl") == []

@@ -1,0 +1,118 @@
+import os
+import pickle
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from beit.common import dalle
+from beit.common.dalle import DalleDecoder, DalleEncoder
+from beit.common.dalle_files import load_dalle
+from beit.common.errors import InputError
+from beit.common.safe_pickle import read_module_tensors
+from beit.tests.dall_e_lookalike import write_pickle
+
+pytestmark = pytest.mark.filterwarnings("ignore:Couldn't retrieve source code")  # of look-alikes made on the fly
+FORMATS = pytest.mark.parametrize("zip_format", [True, False], ids=["zip", "legacy"])
+
+
+class Hostile:
+    """Runs a command when unpickled."""
+
+    def __init__(self, canary: Path) -> None:
+        self.canary = canary
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, (f"touch {self.canary}",)
+
+
+@pytest.fixture(autouse=True)
+def small_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dalle, "HIDDEN_WIDTH", 8)
+    monkeypatch.setattr(dalle, "DECODER_INPUT_WIDTH", 4)
+    monkeypatch.setattr(dalle, "VOCAB_SIZE", 32)
+    torch.manual_seed(0)
+
+
+def equal_states(first: nn.Module, second: nn.Module) -> bool:
+    ours, theirs = first.state_dict(), second.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@FORMATS
+def test_pickled_modules_load_bit_equal_without_their_package(tmp_path: Path, zip_format: bool) -> None:
+    encoder, decoder = DalleEncoder(), DalleDecoder()
+    write_pickle(encoder, tmp_path / "encoder.pkl", zip_format=zip_format)
+    write_pickle(decoder, tmp_path / "decoder.pkl", zip_format=zip_format)
+    assert zipfile.is_zipfile(tmp_path / "encoder.pkl") == zip_format
+    loaded = load_dalle(tmp_path)
+    assert equal_states(loaded.encoder, encoder)
+    assert loaded.decoder is not None and equal_states(loaded.decoder, decoder)
+    assert not any(name.partition(".")[0] == "dall_e" for name in sys.modules)
+    assert not any(parameter.requires_grad for parameter in loaded.parameters())
+
+
+@FORMATS
+def test_hostile_attribute_is_refused_and_not_run(tmp_path: Path, zip_format: bool) -> None:
+    canary = tmp_path / "canary"
+    write_pickle(DalleEncoder(), tmp_path / "encoder.pkl", zip_format=zip_format, extra=Hostile(canary))
+    with pytest.raises(InputError, match="system"):
+        load_dalle(tmp_path)
+    assert not canary.exists()
+
+
+@FORMATS
+def test_hostile_file_is_refused_and_not_run(tmp_path: Path, zip_format: bool) -> None:
+    canary = tmp_path / "canary"
+    torch.save(Hostile(canary), tmp_path / "encoder.pkl", _use_new_zipfile_serialization=zip_format)
+    with pytest.raises(InputError, match="system"):
+        load_dalle(tmp_path / "encoder.pkl")
+    assert not canary.exists()
+
+
+def test_plain_pickle_is_refused_and_not_run(tmp_path: Path) -> None:
+    canary = tmp_path / "canary"
+    (tmp_path / "encoder.pkl").write_bytes(pickle.dumps(Hostile(canary)))
+    with pytest.raises(InputError, match="not written by torch"):
+        load_dalle(tmp_path)
+    assert not canary.exists()
+
+
+@FORMATS
+def test_damage_gives_one_clear_line(tmp_path: Path, zip_format: bool) -> None:
+    path = tmp_path / "encoder.pkl"
+    write_pickle(DalleEncoder(), path, zip_format=zip_format)
+    path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(InputError, match=r"encoder\.pkl"):
+        load_dalle(tmp_path)
+
+
+def test_state_dict_instead_of_module_is_refused(tmp_path: Path) -> None:
+    torch.save(DalleEncoder().state_dict(), tmp_path / "encoder.pkl")
+    with pytest.raises(InputError, match="not a pickled module"):
+        load_dalle(tmp_path)
+
+
+def test_decoder_in_place_of_encoder_is_refused(tmp_path: Path) -> None:
+    write_pickle(DalleDecoder(), tmp_path / "encoder.pkl", zip_format=True)
+    with pytest.raises(InputError, match="of another network"):
+        load_dalle(tmp_path)
+
+
+def test_values_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    encoder = DalleEncoder()
+    encoder.blocks.get_parameter("input.b")[0] = float("nan")
+    write_pickle(encoder, tmp_path / "encoder.pkl", zip_format=True)
+    with pytest.raises(InputError, match=r"blocks\.input\.b holds values that are not finite"):
+        load_dalle(tmp_path)
+
+
+def test_module_inside_itself_is_refused(tmp_path: Path) -> None:
+    ring = nn.Sequential()
+    ring._modules["again"] = ring
+    torch.save(ring, tmp_path / "ring.pkl")
+    with pytest.raises(InputError, match="contains itself"):
+        read_module_tensors(tmp_path / "ring.pkl", ["torch.nn.modules.container.Sequential"])

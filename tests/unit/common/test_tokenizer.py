@@ -1,0 +1,199 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from beit.common import dalle
+from beit.common.dalle import DalleDecoder, DalleEncoder
+from beit.common.dvae import DiscreteVAE
+from beit.common.dvae_config import DiscreteVAEConfig
+from beit.common.errors import InputError
+from beit.common.rng import CounterRng
+from beit.common.synthetic import render_scene
+from beit.common.tokenizer import BUNDLED_DIR, fingerprint, load_tokenizer, save_tokenizer
+from beit.tests.dall_e_lookalike import write_pickle
+
+CONFIG = DiscreteVAEConfig(vocab_size=32, width=16, num_blocks=1, code_dim=8)
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    save_tokenizer(tmp_path / "mine", DiscreteVAE(CONFIG).state_dict(), CONFIG, training={"source": "test"})
+    return tmp_path / "mine"
+
+
+@pytest.fixture
+def scenes() -> np.ndarray:
+    return np.stack([render_scene(CounterRng(1, "test", i), 64) for i in range(24)])
+
+
+def psnr(images: np.ndarray, reference: np.ndarray) -> float:
+    error = ((images.astype(float) - reference.astype(float)) ** 2).mean(axis=(1, 2, 3)) / 255**2
+    return float((-10 * np.log10(error)).mean())
+
+
+def test_mini_keeps_more_than_the_mean_of_each_square(scenes: np.ndarray) -> None:
+    mini = load_tokenizer("mini")
+    means = scenes.reshape(24, 8, 8, 8, 8, 3).mean(axis=(2, 4), keepdims=True)
+    blocks = np.broadcast_to(means, (24, 8, 8, 8, 8, 3)).reshape(scenes.shape)
+    assert psnr(mini.decode(mini.encode(scenes)), scenes) > psnr(blocks, scenes) + 0.5
+
+
+def test_mini_uses_its_vocabulary(scenes: np.ndarray) -> None:
+    mini = load_tokenizer("mini")
+    token_ids = mini.encode(scenes)  # 1536 words
+    counts = torch.bincount(token_ids.flatten(), minlength=mini.vocab_size).double()
+    share = counts[counts > 0] / counts.sum()
+    assert (mini.vocab_size, mini.downsampling) == (1024, 8)
+    assert (counts > 0).sum() > 300
+    assert torch.exp(-(share * share.log()).sum()) > 200
+
+
+def test_mini_is_small_and_says_where_it_comes_from() -> None:
+    folder = BUNDLED_DIR / "mini"
+    assert (folder / "model.safetensors").stat().st_size <= 10e6
+    assert "MIT" in (folder / "README.md").read_text()
+    assert json.loads((folder / "config.json").read_text())["training"]["source"].startswith("synthetic:")
+
+
+def test_encode_takes_arrays_and_tensors_alike(directory: Path) -> None:
+    tokenizer = load_tokenizer(directory)
+    images = np.random.default_rng(0).integers(0, 256, (2, 112, 112, 3), dtype=np.uint8)
+    token_ids = tokenizer.encode(images)
+    assert token_ids.shape == (2, 14, 14) and token_ids.dtype == torch.int64
+    assert torch.equal(tokenizer.encode(torch.from_numpy(images).permute(0, 3, 1, 2)), token_ids)
+    decoded = tokenizer.decode(token_ids)
+    assert decoded.shape == images.shape and decoded.dtype == np.uint8
+    assert np.array_equal(tokenizer.decode(token_ids.numpy().astype(np.uint16)), decoded)
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        np.zeros((1, 3, 16, 16), np.uint8),
+        np.zeros((16, 16, 3), np.uint8),
+        np.zeros((1, 16, 16, 3), np.float32),
+        torch.zeros(1, 16, 16, 3, dtype=torch.uint8),
+        np.zeros((1, 20, 16, 3), np.uint8),
+        np.zeros((1, 0, 0, 3), np.uint8),
+    ],
+)
+def test_encode_refuses_other_shapes(directory: Path, images: np.ndarray | torch.Tensor) -> None:
+    with pytest.raises(ValueError, match="images"):
+        load_tokenizer(directory).encode(images)
+
+
+def test_decode_refuses_words_outside_the_vocabulary(directory: Path) -> None:
+    with pytest.raises(ValueError, match=r"0 to 32.*\[0, 32\)"):
+        load_tokenizer(directory).decode(np.array([[[0, 32]]]))
+    with pytest.raises(ValueError, match="integers"):
+        load_tokenizer(directory).decode(np.zeros((1, 2, 2)))
+
+
+def test_fingerprint_depends_on_weights_and_shape_only(directory: Path, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(directory)
+    assert load_tokenizer(directory, dtype="bfloat16").fingerprint == tokenizer.fingerprint
+    state = load_state(directory)
+    moved = save_tokenizer(tmp_path / "copy", state, CONFIG, training={"source": "elsewhere"})
+    assert moved == tokenizer.fingerprint == load_tokenizer(tmp_path / "copy").fingerprint
+    state["to_code.bias"][0] += 1e-3
+    assert save_tokenizer(tmp_path / "other", state, CONFIG, training={}) != moved
+
+
+def test_fingerprint_is_pinned() -> None:
+    # Stores name their tokenizer by it: a change of the rule would orphan them.
+    config = DiscreteVAEConfig(vocab_size=4, width=8, num_blocks=1, code_dim=2)
+    state = {name: torch.arange(tensor.numel()).view(tensor.shape) / 64 for name, tensor in shapes(config).items()}
+    assert fingerprint({"architecture": "dvae"}, state).startswith("e78f9d36cecd64a4")
+
+
+def shapes(config: DiscreteVAEConfig) -> dict[str, torch.Tensor]:
+    return dict(DiscreteVAE(config).state_dict())
+
+
+def load_state(directory: Path) -> dict[str, torch.Tensor]:
+    return load_file(directory / "model.safetensors")
+
+
+def test_damaged_directories_are_refused(directory: Path) -> None:
+    state = load_state(directory)
+    weights = directory / "model.safetensors"
+    changed = {name: tensor.clone() for name, tensor in state.items()}
+    changed["to_code.bias"][0] += 1.0
+    save_file(changed, weights)
+    with pytest.raises(InputError, match="fingerprint differs"):
+        load_tokenizer(directory)
+    save_file({name: tensor for name, tensor in state.items() if name != "codebook"}, weights)
+    with pytest.raises(InputError, match="codebook"):
+        load_tokenizer(directory)
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(InputError, match="not a readable safetensors file"):
+        load_tokenizer(directory)
+    weights.unlink()
+    with pytest.raises(InputError, match=r"no model\.safetensors"):
+        load_tokenizer(directory)
+
+
+def test_unknown_formats_are_refused(directory: Path) -> None:
+    file = directory / "config.json"
+    settings = json.loads(file.read_text())
+    for change, message in [
+        ({"format": "beit-encoder"}, "does not describe a tokenizer"),
+        ({"format_version": 2}, "format_version 2"),
+        ({"architecture": "vqgan"}, "'vqgan'"),
+        ({"model": {"vocabsize": 3}}, "vocabsize"),
+    ]:
+        file.write_text(json.dumps(settings | change))
+        with pytest.raises(InputError, match=message):
+            load_tokenizer(directory)
+
+
+def test_unknown_names_and_missing_downloads_say_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("BEIT_CACHE", str(tmp_path))
+    with pytest.raises(InputError, match=r"neither a path nor one of mini, dall-e"):
+        load_tokenizer("dalle")
+    with pytest.raises(InputError, match=rf"{tmp_path}/dall-e; download https://cdn\.openai\.com/dall-e/encoder\.pkl"):
+        load_tokenizer("dall-e")
+    with pytest.raises(InputError, match="is no tokenizer"):
+        load_tokenizer(tmp_path)
+
+
+def test_float16_is_refused_on_a_cpu() -> None:
+    with pytest.raises(InputError, match="float16"):
+        load_tokenizer("mini", dtype="float16")
+
+
+@pytest.fixture
+def dalle_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(dalle, "HIDDEN_WIDTH", 8)
+    monkeypatch.setattr(dalle, "VOCAB_SIZE", 32)
+    torch.manual_seed(0)
+    folder = tmp_path / "dall-e"
+    folder.mkdir()
+    write_pickle(DalleEncoder(), folder / "encoder.pkl", zip_format=True)
+    return folder
+
+
+def test_dall_e_is_found_in_the_cache(dalle_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BEIT_CACHE", str(dalle_folder.parent))
+    tokenizer = load_tokenizer("dall-e")
+    assert (tokenizer.vocab_size, tokenizer.downsampling, tokenizer.can_decode) == (8192, 8, False)
+    token_ids = tokenizer.encode(np.zeros((1, 112, 112, 3), np.uint8))
+    assert token_ids.shape == (1, 14, 14)
+    with pytest.raises(InputError, match=r"put decoder\.pkl beside"):
+        tokenizer.decode(token_ids)
+
+
+def test_dall_e_has_one_fingerprint_in_every_format(dalle_folder: Path) -> None:
+    tokenizer = load_tokenizer(dalle_folder / "encoder.pkl")
+    write_pickle(DalleDecoder(), dalle_folder / "decoder.pkl", zip_format=True)
+    with_decoder = load_tokenizer(dalle_folder)
+    assert with_decoder.can_decode and with_decoder.fingerprint == tokenizer.fingerprint
+    assert with_decoder.decode(np.zeros((1, 2, 2), np.int64)).shape == (1, 16, 16, 3)
+    torch.manual_seed(0)
+    save_file(DalleEncoder().state_dict(), dalle_folder / "encoder.safetensors")
+    assert load_tokenizer(dalle_folder / "encoder.safetensors").fingerprint == tokenizer.fingerprint

@@ -1,0 +1,53 @@
+"""The command lines: options become settings, wrong ones one clear line."""
+
+import pytest
+from click.testing import CliRunner
+
+from beit.common.errors import InputError
+from beit.finetune import train
+from beit.finetune.commands import evaluate_command, finetune_command, predict_command
+
+
+def invoke(command, *arguments):
+    result = CliRunner().invoke(command, [str(argument) for argument in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def test_options_become_settings_and_set_has_the_last_word(monkeypatch, tmp_path):
+    seen = {}
+    monkeypatch.setattr(train, "run", lambda config, **rest: seen.update(config=config, **rest))
+    options = ["--encoder", "random", "--val", "v", "--recipe", "demo", "--set", "train.seed=4", "--resume", "never"]
+    invoke(finetune_command, "classification", "d", tmp_path / "run", *options)
+    config = seen["config"]
+    assert (config.encoder, config.data.val, config.train.seed) == ("random", "v", 4)
+    assert config.image.patch_size == 4
+    assert (seen["data"], seen["run_dir"], seen["resume"]) == ("d", tmp_path / "run", "never")
+
+
+def test_unknown_task_is_one_clear_line(tmp_path):
+    with pytest.raises(InputError, match=r"TASK \(detection\)"):
+        invoke(finetune_command, "detection", "d", tmp_path / "run", "--encoder", "random")
+
+
+def test_encoder_is_required(tmp_path):
+    with pytest.raises(InputError, match="--encoder is missing"):
+        invoke(finetune_command, "classification", "d", tmp_path / "run")
+
+
+def test_evaluate_prints_a_table(finished):
+    result = invoke(evaluate_command, finished.run / "model", finished.val)
+    assert result.stdout.splitlines()[-1].split() == ["100.00%", "100.00%", result.stdout.split()[-2], "20"]
+
+
+def test_predict_prints_csv_or_writes_it(finished, tmp_path):
+    printed = invoke(predict_command, finished.run / "model", finished.val).stdout
+    invoke(predict_command, finished.run / "model", finished.val, "--out", tmp_path / "labels.csv")
+    assert printed == (tmp_path / "labels.csv").read_text()
+    assert printed.startswith("key,label,probability,")
+
+
+@pytest.mark.parametrize("command", [finetune_command, evaluate_command, predict_command])
+def test_help_has_an_example(command):
+    assert "Example:" in invoke(command, "--help").output

@@ -1,0 +1,153 @@
+"""Fine-tuning as a whole: it learns, keeps the best model, and resumes exactly."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from beit.common.distributed import World
+from beit.common.encoder_config import read_encoder_config
+from beit.common.errors import InputError
+from beit.common.metrics import read_metrics
+from beit.finetune.artifact import starting_point
+from beit.finetune.config import DataConfig
+from beit.finetune.data import open_training_data
+from beit.finetune.evaluate import Metrics
+from beit.finetune.train import ClassificationTask, run
+from beit.tests.unit.finetune.colours import finetune_config, write_images
+
+ALONE = World(rank=0, local_rank=0, world_size=1, device=torch.device("cpu"))
+
+
+def task_for(train, val=None, *overrides, world=ALONE):
+    config = finetune_config(*overrides)
+    data = open_training_data(str(train), DataConfig(val=None if val is None else str(val)))
+    torch.manual_seed(0)
+    return ClassificationTask(config, data, starting_point(config), world)
+
+
+def test_two_colours_are_learned(finished):
+    metrics = read_encoder_config(finished.run / "model").provenance["metrics"]
+    assert metrics["top1"] > 0.9
+    assert metrics["top5"] == 1.0
+    assert metrics["num_images"] == 20
+
+
+def test_every_evaluation_is_in_the_metrics(finished):
+    records = [record for record in read_metrics(finished.run / "metrics.jsonl") if "val_top1" in record]
+    assert [record["step"] for record in records] == [5, 10, 15, 20]
+    best = max(records, key=lambda record: (record["val_top1"], -record["val_loss"]))
+    kept = read_encoder_config(finished.run / "model").provenance
+    assert kept["step"] == best["step"]
+    assert kept["metrics"]["top1"] == best["val_top1"]
+
+
+def test_model_names_its_classes_and_where_it_comes_from(finished):
+    stored = read_encoder_config(finished.run / "last")
+    assert stored.class_names == ("blue", "red")
+    assert stored.task == "classification"
+    assert stored.provenance["step"] == 20
+    assert stored.provenance["num_labels"] == 36
+    assert stored.provenance["encoder"] == "random"
+    json.dumps(stored.provenance)
+
+
+def test_resumed_run_is_bit_equal_to_an_uninterrupted_one(tmp_path):
+    train = write_images(tmp_path / "train", ("blue", "red"), 10)
+    val = write_images(tmp_path / "val", ("blue", "red"), 3, start=50)
+    config = finetune_config(
+        f"data.val={val}",
+        "model.drop_path=0.5",
+        "augment.color_jitter=0.4",
+        "train.steps=6",
+        "train.eval_interval_steps=3",
+        "train.micro_batch_size=6",
+    )
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    run(config, data=str(train), run_dir=whole)
+    shutil.copytree(whole, cut)
+    for lost in ("checkpoints/step_6", "model", "last"):
+        shutil.rmtree(cut / lost)
+    run(config, data=str(train), run_dir=cut)
+    for file in (
+        "checkpoints/step_6/model.safetensors",
+        "checkpoints/step_6/optimizer.safetensors",
+        "last/model.safetensors",
+    ):
+        left, right = load_file(whole / file), load_file(cut / file)
+        assert left.keys() == right.keys()
+        assert not [name for name in left if not torch.equal(left[name], right[name])]
+
+
+def test_other_data_are_refused_on_resume(tmp_path, finished):
+    other = write_images(tmp_path / "other", ("blue", "red"), 3)
+    config = finetune_config(f"data.val={finished.val}", "train.steps=20", "train.eval_interval_steps=5")
+    shutil.copytree(finished.run, tmp_path / "run")
+    with pytest.raises(InputError, match="index_sha256"):
+        run(config, data=str(other), run_dir=tmp_path / "run")
+
+
+def test_bad_input_leaves_no_run_directory(tmp_path):
+    with pytest.raises(InputError, match="does not exist"):
+        run(finetune_config(), data=str(tmp_path / "nowhere"), run_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_ranks_share_the_batch_of_one_rank(finished):
+    def samples(world_size):
+        batches = []
+        for rank in range(world_size):
+            world = World(rank=rank, local_rank=rank, world_size=world_size, device=torch.device("cpu"))
+            task = task_for(finished.train, None, "train.steps=4", world=world)
+            batches.append(list(task.micro_batches(0)))
+        return [
+            (
+                [name for batch in step for name in batch["sample_ids"]],
+                torch.cat([batch["images"] for batch in step]),
+                torch.cat([batch["labels"] for batch in step]),
+            )
+            for step in zip(*batches, strict=True)
+        ]
+
+    for (ids, images, labels), (other_ids, other_images, other_labels) in zip(samples(1), samples(3), strict=True):
+        assert ids == other_ids
+        assert torch.equal(images, other_images)
+        assert torch.equal(labels, other_labels)
+
+
+def test_best_model_is_replaced_only_by_a_better_one(tmp_path, finished):
+    task = task_for(finished.train, finished.val)
+    state = task.model.state_dict()
+
+    def save(step, top1, loss, measured_at=None):
+        task.measured = (measured_at or step), Metrics(top1=top1, top5=1.0, loss=loss, num_images=20)
+        task.save_artifacts(state, tmp_path, step, {})
+        return read_encoder_config(tmp_path / "model").provenance["step"]
+
+    assert save(1, 0.5, 1.0) == 1
+    assert save(2, 0.4, 0.5) == 1
+    assert save(3, 0.5, 0.9) == 3
+    assert save(4, 0.9, 0.1, measured_at=3) == 3  # the numbers are another step's
+    assert save(5, 0.6, 2.0) == 5
+    assert read_encoder_config(tmp_path / "last").provenance["step"] == 5
+
+
+def test_without_validation_the_model_is_the_newest(tmp_path, finished):
+    task = task_for(finished.train)
+    assert task.evaluate(task.model, 1) == {}
+    for step in (1, 2):
+        task.save_artifacts(task.model.state_dict(), tmp_path, step, {})
+    assert read_encoder_config(tmp_path / "model").provenance["step"] == 2
+
+
+def test_models_are_saved_when_they_are_measured(finished):
+    assert task_for(finished.train, finished.val, "train.eval_interval_steps=7").plan.save_interval_steps == 7
+    assert task_for(finished.train, None, "train.eval_interval_steps=7").plan.save_interval_steps == 3
+    assert task_for(finished.train, finished.val, "checkpoint.interval_steps=9").plan.save_interval_steps == 9
+
+
+def test_lower_layers_learn_more_slowly(finished):
+    groups = task_for(finished.train, None, "layer_decay=0.5").param_groups()
+    assert {group["lr_scale"] for group in groups} == {1.0, 0.5, 0.25, 0.125}

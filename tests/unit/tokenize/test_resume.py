@@ -1,0 +1,287 @@
+import os
+import signal
+from multiprocessing import get_context
+
+import pytest
+
+from beit.common.errors import InputError, ResumableStop
+from beit.common.store import open_store
+from beit.common.views import AugmentConfig, compute_canary
+from beit.tests.tiny_store import (
+    BlockSums,
+    encoded_image,
+    tiny_config,
+    tokenize,
+    tree_bytes,
+    write_folder,
+    write_tars,
+)
+from beit.tokenize.run import tokenize_with_ranks
+
+CANARY = compute_canary()
+
+
+@pytest.fixture(autouse=True)
+def without_waiting(monkeypatch):
+    """Durability cannot be seen here, and costs most of the time; the canary is the same every time."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    monkeypatch.setattr("beit.tokenize.setup.compute_canary", lambda: CANARY)
+
+
+def test_a_rerun_does_nothing(tmp_path):
+    source = write_folder(tmp_path / "images", 6)
+    tokenize(source, tmp_path / "store")
+    before, tokenizer = tree_bytes(tmp_path / "store"), BlockSums()
+    summary = tokenize(source, tmp_path / "store", tokenizer=tokenizer)
+    assert summary.num_shards_kept == 2 and not tokenizer.batch_shapes
+    assert tree_bytes(tmp_path / "store") == before
+
+
+def flip_bit(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def cut(path):
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) * 3 // 4])
+
+
+def remove(path):
+    path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("tokens/000001-files.tar", flip_bit),
+        ("tokens/000001-files.tar", cut),
+        ("tokens/000001-files.tar", remove),
+        ("tokens/000001-files.samples.parquet", flip_bit),
+        ("tokens/000001-files.samples.parquet", remove),
+        ("tokens/000001-files.manifest.json", cut),
+        ("tokens/000001-files.manifest.json", remove),
+        ("images/000001-files.manifest.json", cut),
+        ("images/000001-files.manifest.json", remove),
+        ("index.parquet", cut),
+        ("index.parquet", remove),
+    ],
+)
+def test_a_rerun_mends_what_was_damaged(tmp_path, name, damage):
+    source = write_folder(tmp_path / "images", 10)
+    tokenize(source, tmp_path / "store")
+    before, tokenizer = tree_bytes(tmp_path / "store"), BlockSums()
+    damage(tmp_path / "store" / name)
+    tokenize(source, tmp_path / "store", tokenizer=tokenizer)
+    assert tree_bytes(tmp_path / "store") == before
+    if name.startswith("tokens"):
+        assert len(tokenizer.batch_shapes) == 3  # one shard of three
+
+
+@pytest.mark.parametrize("damage", [cut, remove])
+def test_a_rerun_packs_a_lost_image_tar_again(tmp_path, damage):
+    source = write_folder(tmp_path / "images", 10)
+    tokenize(source, tmp_path / "store")
+    before = tree_bytes(tmp_path / "store")
+    damage(tmp_path / "store/images/000000-files.tar")
+    tokenize(source, tmp_path / "store")
+    assert tree_bytes(tmp_path / "store") == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"views": 4}, r"views \(4\) differs .* 3;"),
+        ({"seed": 1}, r"seed \(1\) differs .* 0;"),
+        ({"img_size": 32}, r"grid_size \(8\) differs .* 4;"),
+        ({"augment": AugmentConfig(flip=0.0)}, r"augment.flip \(0.0\) differs .* 0.5;"),
+        ({"micro_batch_size": 8}, r"micro_batch_size \(8\) differs .* 4: .*allow_mixed=true"),
+        ({"threads": 2}, r"threads \(2\) differs .* 1:"),
+    ],
+)
+def test_other_settings_are_refused_with_both_values(tmp_path, change, message):
+    source = write_tars(tmp_path / "images", (3,))
+    tokenize(source, tmp_path / "store")
+    before = tree_bytes(tmp_path / "store")
+    with pytest.raises(InputError, match=message):
+        tokenize(source, tmp_path / "store", **change)
+    assert tree_bytes(tmp_path / "store") == before
+
+
+def test_another_tokenizer_is_refused(tmp_path):
+    source = write_tars(tmp_path / "images", (3,))
+    tokenize(source, tmp_path / "store")
+    other = BlockSums()
+    other.fingerprint = "0" * 64
+    with pytest.raises(InputError, match=r"tokenizer.fingerprint \(\"000.*\"fff"):
+        tokenize(source, tmp_path / "store", tokenizer=other)
+
+
+def test_a_changed_source_is_refused(tmp_path):
+    source = write_folder(tmp_path / "images", 6)
+    tokenize(source, tmp_path / "store")
+    (source / "new.png").write_bytes(encoded_image(99, "png"))
+    with pytest.raises(InputError, match=r"source.num_images \(7\) differs .* 6|the source changed"):
+        tokenize(source, tmp_path / "store")
+
+
+def test_another_execution_continues_if_allowed_and_is_recorded(tmp_path):
+    source = write_tars(tmp_path / "images", (3, 3))
+    tokenize(source, tmp_path / "store", rank=0, world_size=2)
+    tokenize(source, tmp_path / "store", rank=1, world_size=2, micro_batch_size=5, allow_mixed=True)
+    info = open_store(tmp_path / "store").info
+    assert info.mixed_execution and info.execution.micro_batch_size == 4
+
+
+def test_workers_and_budget_may_change(tmp_path):
+    source = write_tars(tmp_path / "images", (3,))
+    tokenize(source, tmp_path / "store")
+    assert tokenize(source, tmp_path / "store", workers=5, bad_sample_budget=0.1).num_shards_kept == 1
+
+
+def test_a_source_tar_that_changes_meanwhile_is_not_blessed(tmp_path):
+    source = write_tars(tmp_path / "images", (3,))
+
+    class Meddler(BlockSums):
+        def encode(self, images):
+            os.utime(source / "part-0.tar", ns=(1, 1))
+            return super().encode(images)
+
+    with pytest.raises(InputError, match="part-0.tar changed while it was tokenised"):
+        tokenize(source, tmp_path / "store", tokenizer=Meddler())
+    assert not list((tmp_path / "store/tokens").glob("*"))
+
+
+def test_a_folder_with_other_content_is_refused(tmp_path):
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "thesis.tex").write_text("precious")
+    with pytest.raises(InputError, match="is not empty and not a token store"):
+        tokenize(write_tars(tmp_path / "images", (2,)), tmp_path / "store")
+
+
+def test_bad_input_leaves_no_folder(tmp_path):
+    with pytest.raises(InputError):
+        tokenize(tmp_path / "nothing here", tmp_path / "store")
+    assert not (tmp_path / "store").exists()
+
+
+def test_resume_never_refuses_an_existing_store(tmp_path):
+    source = write_tars(tmp_path / "images", (2,))
+    tokenize(source, tmp_path / "store")
+    with pytest.raises(InputError, match="--resume never"):
+        tokenize_with_ranks(tiny_config(), str(source), tmp_path / "store", resume="never")
+
+
+def test_two_runs_on_one_store_exclude_each_other(tmp_path):
+    source = write_tars(tmp_path / "images", (2,))
+
+    class Rival(BlockSums):
+        def encode(self, images):
+            with pytest.raises(InputError, match=rf"written by another beit tokenize \(process {os.getpid()}\)"):
+                tokenize(source, tmp_path / "store")
+            return super().encode(images)
+
+    assert tokenize(source, tmp_path / "store", tokenizer=Rival()).is_complete
+
+
+def test_a_signal_stops_between_images_and_the_rerun_completes(tmp_path):
+    source = write_tars(tmp_path / "images")
+
+    class Signalled(BlockSums):
+        def encode(self, images):
+            if len(self.batch_shapes) == 6:  # in the second shard
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().encode(images)
+
+    with pytest.raises(ResumableStop, match="SIGTERM"):
+        tokenize(source, tmp_path / "store", tokenizer=Signalled())
+    assert not list((tmp_path / "store/tokens").glob("*tmp*"))
+    assert tokenize(source, tmp_path / "store").num_shards_kept == 1
+
+
+def test_a_full_disk_names_the_file_and_leaves_finished_shards(tmp_path):
+    source = write_tars(tmp_path / "images", (3, 30))
+    process = get_context("fork").Process(target=tokenize_with_file_limit, args=(source, tmp_path / "store"))
+    process.start()
+    process.join()
+    assert process.exitcode == 27  # EFBIG, raised with the name of the file
+    names = {path.name for path in (tmp_path / "store/tokens").iterdir()}
+    assert names == {f"000000-part-0.{suffix}" for suffix in ("tar", "samples.parquet", "manifest.json")}
+    assert tokenize(source, tmp_path / "store").num_shards_kept == 1
+
+
+def tokenize_with_file_limit(source, store):
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        tokenize(source, store)
+    except OSError as error:
+        os._exit(error.errno if "000001-part-1.tar" in str(error.filename) else 1)
+
+
+class KilledAt(BlockSums):
+    """Ends its process without any notice at the n-th batch."""
+
+    def __init__(self, batch):
+        super().__init__()
+        self.batch = batch
+
+    def encode(self, images):
+        if len(self.batch_shapes) == self.batch:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().encode(images)
+
+
+def tokenize_until_killed(source, store, batch):
+    tokenize(source, store, tokenizer=KilledAt(batch))
+
+
+@pytest.mark.parametrize("batch", [0, 4, 6])
+def test_a_killed_run_is_completed_with_equal_bytes(tmp_path, batch):
+    source = write_folder(tmp_path / "images", 12)
+    tokenize(source, tmp_path / "clean")
+    process = get_context("fork").Process(target=tokenize_until_killed, args=(source, tmp_path / "store", batch))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert list((tmp_path / "store/tokens").glob("*.tmp.*"))
+    tokenizer = BlockSums()
+    tokenize(source, tmp_path / "store", tokenizer=tokenizer)
+    assert tree_bytes(tmp_path / "store") == tree_bytes(tmp_path / "clean")
+    assert len(tokenizer.batch_shapes) == 9 - batch // 3 * 3  # finished shards were kept
+
+
+def replace_and_die(source, store, count, before):
+    calls = 0
+    replace = os.replace
+
+    def counting(*args):
+        nonlocal calls
+        calls += 1
+        if calls == count and before:
+            os.kill(os.getpid(), signal.SIGKILL)
+        replace(*args)
+        if calls == count:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    os.replace = counting
+    tokenize(source, store)
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
+@pytest.mark.parametrize("count", range(1, 14))
+def test_killed_around_every_rename(tmp_path, count, before):
+    source = write_folder(tmp_path / "images", 7)
+    tokenize(source, tmp_path / "clean")
+    process = get_context("fork").Process(target=replace_and_die, args=(source, tmp_path / "store", count, before))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    for manifest in (tmp_path / "store").glob("*/*.manifest.json"):
+        assert manifest.with_name(manifest.name.replace(".manifest.json", ".tar")).exists()
+    tokenize(source, tmp_path / "store")
+    assert tree_bytes(tmp_path / "store") == tree_bytes(tmp_path / "clean")
