@@ -1,12 +1,13 @@
 """Starting ranks through DeepSpeed's launcher, and what comes of them: one exit code, one error line, no orphans.
 
-DeepSpeed's launcher leaves its ranks running when it is terminated, and reports success when its per-machine part is
-killed. So the ranks of this machine report how they ended in a directory of the launching command, which waits for
+DeepSpeed's launcher leaves its ranks running when it is killed, and its exit code is that of whichever rank it looked
+at first. So the ranks of this machine report how they ended in a directory of the launching command, which waits for
 every one of them, passes signals on to the ranks alone, and takes their word over the launcher's.
 """
 
 from __future__ import annotations
 
+import base64
 import json
 import logging
 import os
@@ -16,8 +17,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -37,6 +38,7 @@ REPORTS_VARIABLE = "BEIT_RANK_REPORTS"
 GRACE_SECONDS = 60.0
 """From the end of the launcher to killing ranks that still run; a large checkpoint must fit in."""
 _POLL_SECONDS = 0.1
+_LAUNCHER_OPTIONS = ("--log_level", "critical", "--no_local_rank", "--module")
 
 
 def under_launcher() -> bool:
@@ -61,27 +63,20 @@ def launch_ranks(
     """
     import torch
 
-    _check_hostfile(hostfile)
     visible = torch.cuda.device_count()
-    if hostfile is None and gpus is not None and 0 < visible < gpus:
-        raise InputError(f"--gpus {gpus} is more than the {visible} GPUs of this machine; lower it")
+    arguments = [*(sys.argv[1:] if argv is None else argv)]
     with tempfile.TemporaryDirectory(prefix="beit-ranks-") as reports:
         variables = {"PYTHONSAFEPATH": "1"} | ({} if visible else {"DS_ACCELERATOR": "cpu"})
-        if hostfile is None:  # on other machines neither the directory nor the process would be found
+        if hostfile is not None:
+            command = [*_cluster_command(hostfile, gpus), module, *arguments]
+        else:  # on other machines neither the directory nor the process would be found
+            command = [*_machine_command(gpus or 1, visible), module, *arguments]
             variables |= {REPORTS_VARIABLE: reports, LAUNCHER_PID_VARIABLE: str(os.getpid())}
-        command = _command(gpus, hostfile, [*(sys.argv[1:] if argv is None else argv)], module)
-        # A session of its own, so that Ctrl-C in a terminal reaches the ranks once, through this process.
-        process = subprocess.Popen(command, env=dict(os.environ) | variables, start_new_session=True)
-        group = _RankGroup(process.pid, module)
-        try:
-            with group.forwarding_signals():
-                code = process.wait()
-                group.wait_for_end()
-        finally:
-            group.kill()
+        ranks = _RankGroup(module)
+        code = ranks.run(command, dict(os.environ) | variables)
         if hostfile is not None:
             return code if code >= 0 else EXIT_FAILED
-        return _judge(Path(reports), num_ranks=gpus or 1, asked_to_stop=group.asked_to_stop)
+        return _judge(Path(reports), num_ranks=gpus or 1, asked_to_stop=ranks.asked_to_stop)
 
 
 def record_exit(code: int, message: str = "") -> bool:
@@ -98,28 +93,35 @@ def record_exit(code: int, message: str = "") -> bool:
 
 
 class _RankGroup:
-    """The processes below one launcher.
+    """The launcher and the processes below it, one process group.
 
     Args:
-        group: Process group id, which is the launcher's process id.
         module: What the ranks run; tells them from the launcher's own processes and from data workers.
     """
 
-    def __init__(self, group: int, module: str) -> None:
-        self._group, self._module = group, module
+    def __init__(self, module: str) -> None:
+        self._module = module
+        self._group: int | None = None
         self.asked_to_stop = False
 
-    @contextmanager
-    def forwarding_signals(self) -> Iterator[None]:
-        """Pass stop signals on while the block runs."""
+    def run(self, command: list[str], environment: dict[str, str]) -> int:
+        """Start the launcher, pass stop signals on to the ranks, and return its code when all of them have ended."""
         previous = {signum: signal.signal(signum, self._forward) for signum in STOP_SIGNALS}
         try:
-            yield
+            # A session of its own, so that Ctrl-C in a terminal reaches the ranks once, through this process.
+            process = subprocess.Popen(command, env=environment, start_new_session=True)
+            self._group = process.pid
+            if self.asked_to_stop:
+                process.terminate()
+            code = process.wait()
+            self._wait_for_end()
+            return code
         finally:
+            self._signal(self._members(), signal.SIGKILL)
             for signum, handler in previous.items():
                 signal.signal(signum, handler)
 
-    def wait_for_end(self) -> None:
+    def _wait_for_end(self) -> None:
         """After the launcher's end, see to it that no rank goes on without it."""
         deadline = time.monotonic() + GRACE_SECONDS
         if self._ranks():
@@ -128,16 +130,14 @@ class _RankGroup:
         while self._members() and time.monotonic() < deadline:
             time.sleep(_POLL_SECONDS)
 
-    def kill(self) -> None:
-        """End whatever is left."""
-        self._signal(self._members(), signal.SIGKILL)
-
     def _forward(self, signum: int, frame: FrameType | None) -> None:
         # To the ranks alone: DeepSpeed's part on this machine would give them 30 s and then kill them, save or no save.
         self.asked_to_stop = True
         self._signal(self._ranks() or self._members(), signum)
 
     def _members(self) -> list[psutil.Process]:
+        if self._group is None:
+            return []
         return [process for process in psutil.process_iter() if _group_of(process) == self._group]
 
     def _ranks(self) -> list[psutil.Process]:
@@ -200,22 +200,31 @@ def _read_report(file: Path, rank: int) -> _Report | None:
     return _Report(rank=rank, code=content["code"], message=content["message"])
 
 
-def _check_hostfile(hostfile: str | None) -> None:
-    if hostfile is None:
-        return
+def _machine_command(num_ranks: int, visible: int) -> list[str]:
+    """Return DeepSpeed's launcher for this machine, up to the module; it starts one rank per listed device.
+
+    Called without the `deepspeed` runner in front, which would ignore CUDA_VISIBLE_DEVICES here, take seconds more, and
+    report success when this part is killed.
+    """
+    if 0 < visible < num_ranks:
+        raise InputError(f"--gpus {num_ranks} is more than the {visible} GPUs of this machine; lower it")
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if visible else []
+    devices = listed[:num_ranks] if listed and listed[0] else list(range(num_ranks))
+    world = base64.urlsafe_b64encode(json.dumps({"localhost": devices}).encode()).decode()
+    address = ["--master_addr=127.0.0.1", f"--master_port={launcher_env.free_port()}"]
+    return [*_python("deepspeed.launcher.launch"), f"--world_info={world}", *address, *_LAUNCHER_OPTIONS]
+
+
+def _cluster_command(hostfile: str, gpus: int | None) -> list[str]:
+    """Return DeepSpeed's launcher for the machines of a hostfile, up to the module."""
     if not Path(hostfile).is_file():
         raise InputError(f"--hostfile {hostfile} does not exist; it lists one machine per line, NAME slots=N")
     if shutil.which("pdsh") is None:
-        raise InputError(
-            "--hostfile needs pdsh to start ranks on other machines; install it or use your cluster's launcher"
-        )
+        raise InputError("--hostfile needs pdsh to reach other machines; install it or use your cluster's launcher")
+    limit = [] if gpus is None else ["--num_gpus", str(gpus)]
+    return [*_python("deepspeed.launcher.runner"), "--hostfile", hostfile, *limit, *_LAUNCHER_OPTIONS]
 
 
-def _command(gpus: int | None, hostfile: str | None, arguments: list[str], module: str) -> list[str]:
-    # The module, not the `deepspeed` script, which need not be on PATH.
-    command = [sys.executable, "-m", "deepspeed.launcher.runner", "--log_level", "critical", "--no_local_rank"]
-    # Without a hostfile DeepSpeed reads /job/hostfile where it exists; an explicit path that is no file prevents it.
-    command += ["--hostfile", hostfile or os.devnull, "--master_port", str(launcher_env.free_port())]
-    if gpus is not None:
-        command += ["--num_gpus", str(gpus)]
-    return [*command, "--module", module, *arguments]
+def _python(module: str) -> list[str]:
+    # Modules, not the `deepspeed` script, which need not be on PATH.
+    return [sys.executable, "-u", "-m", module]

@@ -11,15 +11,6 @@ from beit.tests.tiny_store import (
     write_tars,
 )
 
-CANARY = compute_canary()
-
-
-@pytest.fixture(autouse=True)
-def without_waiting(monkeypatch):
-    """Durability cannot be seen here, and costs most of the time; the canary is the same every time."""
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-    monkeypatch.setattr("beit.tokenize.setup.compute_canary", lambda: CANARY)
-
 
 def test_unusable_images_are_skipped_counted_and_named(tmp_path):
     source = write_tars(tmp_path / "images", bad=("k002", "k007"))

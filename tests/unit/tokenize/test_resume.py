@@ -18,15 +18,6 @@ from beit.tests.tiny_store import (
 )
 from beit.tokenize.run import tokenize_with_ranks
 
-CANARY = compute_canary()
-
-
-@pytest.fixture(autouse=True)
-def without_waiting(monkeypatch):
-    """Durability cannot be seen here, and costs most of the time; the canary is the same every time."""
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-    monkeypatch.setattr("beit.tokenize.setup.compute_canary", lambda: CANARY)
-
 
 def test_a_rerun_does_nothing(tmp_path):
     source = write_folder(tmp_path / "images", 6)

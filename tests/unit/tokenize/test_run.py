@@ -25,15 +25,6 @@ from beit.tests.tiny_store import (
 )
 from beit.tokenize.run import run_tokenize
 
-CANARY = compute_canary()
-
-
-@pytest.fixture(autouse=True)
-def without_waiting(monkeypatch):
-    """Durability cannot be seen here, and costs most of the time; the canary is the same every time."""
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-    monkeypatch.setattr("beit.tokenize.setup.compute_canary", lambda: CANARY)
-
 
 def test_tokens_are_those_of_the_stored_views(tmp_path):
     summary = tokenize(write_tars(tmp_path / "images"), tmp_path / "store")

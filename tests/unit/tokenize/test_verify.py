@@ -9,11 +9,6 @@ from beit.tests.tiny_store import BlockSums, encoded_image, tokenize, write_fold
 from beit.tokenize.verify import verify_store
 
 
-@pytest.fixture(autouse=True)
-def without_waiting(monkeypatch):
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-
-
 @pytest.fixture
 def store(tmp_path):
     tokenize(write_tars(tmp_path / "images", (4, 3)), tmp_path / "store")

@@ -1,0 +1,98 @@
+import io
+import json
+import tarfile
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from beit.common.errors import BadSample
+from beit.common.images import decode_image
+from beit.tests.tiny_store import encoded_image, tokenize, write_folder
+from beit.tokenize.pack import shrink
+
+
+def members(path):
+    with tarfile.open(path) as tar:
+        return {member.name: tar.extractfile(member).read() for member in tar}
+
+
+def test_a_packed_tar_holds_the_bytes_and_where_they_came_from(tmp_path):
+    source = write_folder(tmp_path / "images" / "cat", 2)
+    write_folder(tmp_path / "images" / "dog", 1, suffix="webp")
+    tokenize(tmp_path / "images", tmp_path / "store", shard_size=10)
+    found = members(tmp_path / "store/images/000000-files.tar")
+    assert len(found) == 6
+    origins = {name: json.loads(data) for name, data in found.items() if name.endswith(".json")}
+    assert sorted((origin["path"], origin["label"]) for origin in origins.values()) == [
+        ("cat/000.png", 0),
+        ("cat/001.png", 0),
+        ("dog/000.webp", 1),
+    ]
+    for name, origin in origins.items():
+        image = name.removesuffix("json") + origin["path"].rpartition(".")[2]
+        assert found[image] == (tmp_path / "images" / origin["path"]).read_bytes()
+    assert source.exists()
+
+
+def test_the_suffix_follows_the_content_not_the_name(tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.jpg").write_bytes(encoded_image(0, "png"))
+    tokenize(tmp_path / "images", tmp_path / "store")
+    assert any(name.endswith(".png") for name in members(tmp_path / "store/images/000000-files.tar"))
+
+
+def test_an_unreadable_image_is_listed_and_counted(tmp_path):
+    source = write_folder(tmp_path / "images", 4)
+    (source / "gone.png").symlink_to(tmp_path / "nowhere")
+    summary = tokenize(source, tmp_path / "store", shard_size=10)
+    assert summary.num_samples == 4 and dict(summary.skipped) == {"unreadable": 1}
+    manifest = json.loads((tmp_path / "store/images/000000-files.manifest.json").read_text())
+    assert [sample["reason"] for sample in manifest["skipped"]] == ["unreadable"]
+    assert tokenize(source, tmp_path / "store", shard_size=10).skipped.total() == 1
+
+
+def test_null_images_of_a_table_are_counted(tmp_path):
+    cells = [{"bytes": encoded_image(0, "png"), "path": "a.png"}, {"bytes": None, "path": "b.png"}]
+    pq.write_table(pa.table({"image": cells}), tmp_path / "x.parquet")
+    summary = tokenize(tmp_path / "x.parquet", tmp_path / "store")
+    assert summary.num_samples == 1 and dict(summary.skipped) == {"empty": 1}
+
+
+def test_packing_a_table_takes_each_row_group_once(tmp_path, monkeypatch):
+    table = pa.table({"image": [{"bytes": encoded_image(n, "png"), "path": f"{n}.png"} for n in range(12)]})
+    pq.write_table(table, tmp_path / "x.parquet", row_group_size=3)
+    opened = []
+    from beit.common.source_parquet import ParquetShard
+
+    open_shard = ParquetShard.open
+    monkeypatch.setattr(ParquetShard, "open", lambda self: opened.append(self.row_group) or open_shard(self))
+    tokenize(tmp_path / "x.parquet", tmp_path / "store", shard_size=3)
+    assert opened == [0, 1, 2, 3]
+
+
+def test_only_missing_tars_are_packed_again(tmp_path, monkeypatch):
+    table = pa.table({"image": [{"bytes": encoded_image(n, "png"), "path": f"{n}.png"} for n in range(12)]})
+    pq.write_table(table, tmp_path / "x.parquet", row_group_size=3)
+    tokenize(tmp_path / "x.parquet", tmp_path / "store", shard_size=3)
+    tars = sorted((tmp_path / "store/images").glob("*.tar"))
+    before = [path.stat().st_mtime_ns for path in tars]
+    content = tars[2].read_bytes()
+    tars[2].unlink()
+    tokenize(tmp_path / "x.parquet", tmp_path / "store", shard_size=3)
+    after = [path.stat().st_mtime_ns for path in tars]
+    assert [old == new for old, new in zip(before, after, strict=True)] == [True, True, False, True]
+    assert tars[2].read_bytes() == content
+
+
+def test_shrinking_keeps_the_aspect_and_leaves_small_images_alone():
+    large = io.BytesIO()
+    Image.new("RGB", (400, 200), (200, 30, 30)).save(large, "PNG")
+    image = decode_image(shrink(large.getvalue(), 50))
+    assert image.size == (100, 50) and np.abs(np.asarray(image)[25, 50].astype(int) - [200, 30, 30]).max() < 6
+    small = encoded_image(0, "png")
+    assert shrink(small, 40) is small
+    with pytest.raises(BadSample):
+        shrink(b"nothing", 40)
