@@ -14,6 +14,7 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -34,6 +35,8 @@ HEADER = "| labels | start from | top-1 | top-5 |\n| ---: | --- | ---: | ---: |"
 @click.option("--patch-size", default=4, show_default=True, help="Side of a patch in pixels.")
 @click.option("--pretrain-recipe", default="beit_tiny_patch4_32", show_default=True)
 @click.option("--finetune-recipe", default="cifar10_tiny", show_default=True)
+@click.option("--pretrain-set", multiple=True, metavar="KEY=VALUE", help="Changes to the pre-training recipe.")
+@click.option("--finetune-set", multiple=True, metavar="KEY=VALUE", help="Changes to the fine-tuning recipe.")
 def main(
     train: str,
     val: str,
@@ -45,12 +48,14 @@ def main(
     patch_size: int,
     pretrain_recipe: str,
     finetune_recipe: str,
+    pretrain_set: tuple[str, ...],
+    finetune_set: tuple[str, ...],
 ) -> None:
     """Run every stage and write table.md and table.json to the output folder."""
     size = ["--img-size", str(img_size), "--patch-size", str(patch_size)]
     seconds = {
         "tokenize": beit("tokenize", train, out / "store", "--tokenizer", "mini", "--views", str(views), *size),
-        "pretrain": beit("pretrain", out / "store", out / "pretrain", "--recipe", pretrain_recipe),
+        "pretrain": beit("pretrain", out / "store", out / "pretrain", "--recipe", pretrain_recipe, *sets(pretrain_set)),
     }
     rows = []
     for num_labels in map(int, labels.split(",")):
@@ -58,7 +63,7 @@ def main(
             scores = []
             for seed in map(int, seeds.split(",")):
                 run = out / f"finetune-{num_labels}-{name.split()[0]}-{seed}"
-                chosen = ["--set", f"data.num_labels={num_labels}", "--set", f"train.seed={seed}"]
+                chosen = sets([*finetune_set, f"data.num_labels={num_labels}", f"train.seed={seed}"])
                 options = ["--encoder", encoder, "--val", val, "--recipe", finetune_recipe, *chosen]
                 seconds[run.name] = beit("finetune", "classification", train, run, *options)
                 beit("evaluate", run / "model", val, "--out", run / "evaluation.json")
@@ -77,6 +82,11 @@ def beit(*arguments: str | Path) -> float:
     started = time.monotonic()
     subprocess.run([sys.executable, "-m", "beit.cli", *words], check=True)
     return time.monotonic() - started
+
+
+def sets(settings: Sequence[str]) -> list[str]:
+    """Turn KEY=VALUE items into --set options."""
+    return [word for setting in settings for word in ("--set", setting)]
 
 
 def table_row(row: dict) -> str:
