@@ -17,7 +17,7 @@ import click
 
 from beit.common.errors import InputError
 
-UNLABELLED, LABELLED, VALIDATION = 3000, 300, 500
+UNLABELLED, LABELLED, VALIDATION = 3000, 500, 500
 """Images without labels, with labels, and for validation: few labels is where pre-training pays."""
 IMG_SIZE_PX, PATCH_SIZE_PX = 32, 4
 MARKER = "demo.json"
@@ -86,7 +86,7 @@ def _generate(folder: Path, seed: int) -> None:
         (("unlabelled", UNLABELLED), ("labelled", LABELLED), ("validation", VALIDATION))
     ):
         # Another seed for each part, far from the next user seed, so that no image stands in two of them.
-        write_demo_images(folder / name, count, 2 * IMG_SIZE_PX, seed * 1000 + part)
+        write_demo_images(folder / name, num_images=count, img_size=2 * IMG_SIZE_PX, seed=seed * 1000 + part)
 
 
 def _beit(*arguments: str | Path) -> None:

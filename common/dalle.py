@@ -1,12 +1,11 @@
-"""The discrete VAE of DALL-E, BEiT's tokenizer: encoder (images to logits over 8192 words) and decoder (words to images).
+"""The discrete VAE of DALL-E, BEiT's tokenizer: encoder (images to logits over 8192 words), decoder (words to images).
 
-Parameter names and shapes are those of the published weights. Loading files is `beit.common.tokenizer`; the published files
-are pickles, read without running them by `beit.common.safe_pickle`.
+Parameter names and shapes are those of the published weights. Finding and reading files is `beit.common.dalle_files`.
 
 B images, H x W pixels, h x w = H/8 x W/8 tokens, V = 8192 words.
 
-Source: DALL-E (A. Ramesh et al., 2021), dVAE of appendix A; BEiT §2.1 for its use. Differs: nothing in the numbers; weights
-never require gradients, and the decoder looks words up instead of multiplying one-hot vectors.
+Source: DALL-E (A. Ramesh et al., 2021), dVAE of appendix A; BEiT §2.1 for its use. Differs: nothing in the numbers;
+weights never require gradients, and the decoder looks words up instead of multiplying one-hot vectors.
 """
 
 from __future__ import annotations
@@ -178,7 +177,8 @@ class DalleModel(nn.Module):
     def pixels_to_ids(self, pixels: Tensor) -> Tensor:
         """Map uint8 (B, 3, H, W) to the best word per position, int64 (B, h, w)."""
         logits = self.encoder(map_pixels(pixels.float() / 255.0))
-        return logits.argmax(dim=1)
+        token_ids: Tensor = logits.argmax(dim=1)
+        return token_ids
 
     def ids_to_pixels(self, token_ids: Tensor) -> Tensor:
         """Map words, int64 (B, h, w), to uint8 (B, 3, H, W): the location of the predicted distribution."""

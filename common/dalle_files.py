@@ -1,4 +1,7 @@
-"""Where DALL-E's dVAE lies on disk, and reading it: published pickles or safetensors. The network is `beit.common.dalle`."""
+"""Where DALL-E's dVAE lies on disk, and reading it: published pickles, or safetensors.
+
+The network is `beit.common.dalle`; reading pickles without running them is `beit.common.safe_pickle`.
+"""
 
 from __future__ import annotations
 
@@ -47,8 +50,8 @@ def find_dalle() -> Path:
     folder = dalle_folder()
     if _find_part(folder, "encoder") is None:
         raise InputError(
-            f"the DALL-E tokenizer is not in {folder}; download {ENCODER_URL} (and {DECODER_URL} for pictures) into it, "
-            "or use --tokenizer mini, which comes with beit"
+            f"the DALL-E tokenizer is not in {folder}; download {ENCODER_URL} (and {DECODER_URL} for pictures) "
+            "into it, or use --tokenizer mini, which comes with beit"
         )
     return folder
 
@@ -57,8 +60,8 @@ def load_dalle(path: Path) -> DalleModel:
     """Read DALL-E's dVAE.
 
     Args:
-        path: Folder with encoder.pkl or encoder.safetensors and perhaps the decoder, or the encoder's file itself, beside
-            which the decoder is looked for.
+        path: Folder with encoder.pkl or encoder.safetensors and perhaps the decoder, or the encoder's file itself,
+            beside which the decoder is looked for.
     Raises:
         InputError: no encoder there, or a file is not what it should be.
     """
@@ -92,6 +95,7 @@ def _read(file: Path) -> Mapping[str, Tensor]:
     if file.suffix == ".pkl":
         return read_module_tensors(file, _CLASS_NAMES)
     try:
-        return load_file(file)
+        tensors: dict[str, Tensor] = load_file(file)
     except Exception as error:  # safetensors raises its own type for damage, without a public common base
         raise InputError(f"{file} is not a readable safetensors file ({error}); fetch it again") from None
+    return tensors

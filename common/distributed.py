@@ -112,10 +112,10 @@ def init_distributed(*, timeout_seconds: float = 300.0) -> World:
         InputError: the launcher's variables contradict each other or the machine.
     """
     environment = launcher_environment(os.environ)
-    os.environ.update(environment)
     rank, world_size = int(environment["RANK"]), int(environment["WORLD_SIZE"])
     # Some launchers number ranks only globally.
     local_rank = int(environment["LOCAL_RANK"] or rank % max(1, torch.cuda.device_count()))
+    # DeepSpeed insists on this one. The others are not set: a lone process must not pass for a rank to what it starts.
     os.environ["LOCAL_RANK"] = str(local_rank)
     device = _device(local_rank)
     if device.type == "cpu" and world_size > 1 and "OMP_NUM_THREADS" not in os.environ:
@@ -126,7 +126,11 @@ def init_distributed(*, timeout_seconds: float = 300.0) -> World:
         # Given here, not to DeepSpeed, which would ask mpi4py where no launcher set the variables.
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(
-            backend, rank=rank, world_size=world_size, timeout=timedelta(seconds=INIT_TIMEOUT_SECONDS)
+            backend,
+            init_method=f"tcp://{environment['MASTER_ADDR']}:{environment['MASTER_PORT']}",
+            rank=rank,
+            world_size=world_size,
+            timeout=timedelta(seconds=INIT_TIMEOUT_SECONDS),
         )
         world = World(rank=rank, local_rank=local_rank, world_size=world_size, device=device)
         world.sum_of([1.0])  # all ranks have met

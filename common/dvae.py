@@ -1,17 +1,17 @@
 """A compact discrete VAE that a CPU can run: image patches in, visual words out, and back.
 
-Here: the network (`DiscreteVAE`) and the formulas of its objective. Not here: training (`beit.tokenize.tokenizer_step`),
-files and names (`beit.common.tokenizer`), the official DALL-E network (`beit.common.dalle`).
+Here: the network (`DiscreteVAE`) and the formulas of its objective. Not here: training
+(`beit.tokenize.tokenizer_step`), files and names (`beit.common.tokenizer`), the DALL-E network (`beit.common.dalle`).
 
-Unlike the DALL-E encoder, nearly all of the work happens at one position per token, and the logits over the vocabulary are
-scaled cosines between a short code vector and a codebook. That makes logits cheap at any vocabulary size, and lets a word
-nobody uses be moved onto features that exist.
+Unlike the DALL-E encoder, nearly all of the work happens at one position per token, and the logits over the vocabulary
+are scaled cosines between a short code vector and a codebook. That makes logits cheap at any vocabulary size, and
+lets a word nobody uses be moved onto features that exist.
 
 B images, H x W pixels, h x w tokens, V vocabulary, C code_dim.
 
-Source: BEiT §2.1 and DALL-E (A. Ramesh et al., 2021) §2.1 for the discrete VAE: Gumbel-softmax relaxation, uniform prior.
-Differs: cosine logits with a codebook shared by encoder and decoder, as in later vector-quantised tokenizers, instead of one
-free logit per word.
+Source: BEiT §2.1 and DALL-E (A. Ramesh et al., 2021) §2.1 for the discrete VAE: Gumbel-softmax relaxation, uniform
+prior. Differs: cosine logits with a codebook shared by encoder and decoder, as in later vector-quantised tokenizers,
+instead of one free logit per word.
 """
 
 from __future__ import annotations
@@ -39,11 +39,13 @@ class ResidualBlock(nn.Module):
         self.expand = nn.Conv2d(width // 2, width, 1)
         # The block starts as the identity, so that depth needs no normalisation layers.
         nn.init.zeros_(self.expand.weight)
-        nn.init.zeros_(self.expand.bias)
+        if self.expand.bias is not None:
+            nn.init.zeros_(self.expand.bias)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Return hidden plus the block's change."""
-        return hidden + self.expand(F.relu(self.neighbours(F.relu(hidden))))
+        change: Tensor = self.expand(F.relu(self.neighbours(F.relu(hidden))))
+        return hidden + change
 
 
 class DiscreteVAE(nn.Module):
@@ -124,7 +126,8 @@ class DiscreteVAE(nn.Module):
         """Map code vectors, or mixtures of them, (B, C, h, w) to images, float32 (B, 3, H, W), meant for [-1, 1]."""
         hidden = F.relu(self.decoder_blocks(self.from_code(code)))
         hidden = F.relu(self.unshuffle(self.split(hidden)))  # (B, width / 2, H / 4, W / 4)
-        return self.pixel_shuffle(self.to_pixels(hidden)).float()
+        images: Tensor = self.pixel_shuffle(self.to_pixels(hidden))
+        return images.float()
 
     def decode_weights(self, weights: Tensor) -> Tensor:
         """Map word weights, float (B, h, w, V) summing to 1, to images, float32 (B, 3, H, W)."""
@@ -163,7 +166,7 @@ def gumbel_softmax(logits: Tensor, *, temperature: float, generator: torch.Gener
         Float (..., V), non-negative, sums to 1.
     Source: E. Jang et al., "Categorical Reparameterization with Gumbel-Softmax", 2017, eq. 1 and 2.
     """
-    # Minus the logarithm of an exponential draw is a Gumbel draw; it saves one logarithm over starting from a uniform one.
+    # Minus the logarithm of an exponential draw is a Gumbel draw; one logarithm less than from a uniform one.
     exponential = torch.empty_like(logits).exponential_(generator=generator)
     return F.softmax((logits - exponential.clamp_min_(1e-20).log_()) / temperature, dim=-1)
 
@@ -175,8 +178,8 @@ def kl_to_uniform(logits: Tensor) -> Tensor:
         logits: Float (..., V).
     Returns:
         Scalar.
-    Source: BEiT §2.1, uniform prior. Differs: a mean over positions, so that its weight does not depend on batch or image
-    size; log-softmax instead of a logarithm of probabilities with an added constant.
+    Source: BEiT §2.1, uniform prior. Differs: a mean over positions, so that its weight does not depend on batch or
+    image size; log-softmax instead of a logarithm of probabilities with an added constant.
     """
     log_probability = F.log_softmax(logits, dim=-1)
     return (log_probability.exp() * log_probability).sum(dim=-1).mean() + math.log(logits.shape[-1])

@@ -73,7 +73,9 @@ def scatter_state(
 
 
 def _full_parameter(engine: Engine, parameter: nn.Parameter) -> torch.Tensor:
-    if engine.zero_stage == 0 or not parameter.requires_grad:
+    if engine.zero_stage == 0:
+        return parameter.detach()
+    if not parameter.requires_grad:
         with gathered(engine, parameter):
             return parameter.detach().clone()
     return hp_tensor(parameter, None)

@@ -1,8 +1,9 @@
 """Tensors out of pickled modules, without running anything that the pickle names.
 
-Old releases, the official DALL-E dVAE among them, are whole pickled modules, and loading such a file the ordinary way runs
-whatever it says. Here every class it may name is replaced by an inert stand-in, every other name is refused, and only the
-tensors are kept. Which names, keys and shapes to expect is the caller's business (`beit.common.tokenizer`).
+Old releases, the official DALL-E dVAE among them, are whole pickled modules, and loading such a file the ordinary way
+runs whatever it says. Here every class it may name is replaced by an inert stand-in, every other name is refused, and
+only the tensors are kept. Which names to allow is the caller's business (`beit.common.dalle_files`), and so is
+comparing the tensors with what a network needs (`beit.common.tensor_check`).
 """
 
 from __future__ import annotations
@@ -57,8 +58,8 @@ def read_module_tensors(path: Path, class_names: Collection[str]) -> dict[str, T
 
     Args:
         path: A file written by `torch.save(module, path)`, in either of torch's formats.
-        class_names: Full names of the classes the file may mention, such as "torch.nn.modules.container.Sequential". None
-            of them is imported.
+        class_names: Full names of the classes the file may mention, such as "torch.nn.modules.container.Sequential".
+            None of them is imported.
     Returns:
         Detached tensors on the CPU.
     Raises:

@@ -78,9 +78,13 @@ class Saver:
         if on_device is not None and self._world.device.type == "cuda":
             torch.cuda.set_rng_state(on_device, self._world.device)
 
-    def save(self, step: int, *, nonfinite: Mapping[str, Any], evaluation: Mapping[str, float]) -> None:
+    def save(self, step: int, *, counters: Mapping[str, Any], required: bool) -> None:
         """Commit a checkpoint of `step` and write the task's artifacts.
 
+        Args:
+            step: Optimizer steps completed.
+            counters: JSON-able state of the loop; `evaluation`, the latest metrics, goes to the artifacts too.
+            required: No further attempt will follow: fail at once.
         Raises:
             RuntimeError: weights are not finite, or saving failed twice in a row; older checkpoints are intact.
         """
@@ -88,8 +92,7 @@ class Saver:
         random_states = self._world.gather(self._random_state())
         record = {
             "data": self._task.data_state(step),
-            "nonfinite": dict(nonfinite),
-            "evaluation": dict(evaluation),
+            **counters,
             "world_size": self._world.world_size,
             "zero_stage": self._engine.zero_stage,
             "versions": versions(),
@@ -99,10 +102,8 @@ class Saver:
             self.saved_step, self._failed_saves = step, 0
             return
         self._failed_saves += 1
-        if self._failed_saves >= MAX_FAILED_SAVES:
-            raise RuntimeError(
-                f"checkpoint at step {step} failed again ({failure}); make room and run the same command"
-            )
+        if required or self._failed_saves >= MAX_FAILED_SAVES:
+            raise RuntimeError(f"checkpoint at step {step} failed ({failure}); make room and run the same command")
         if self._world.is_main:
             logger.warning("checkpoint at step %d failed (%s); training goes on", step, failure)
 

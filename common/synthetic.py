@@ -60,7 +60,7 @@ def noise_texture(generator: np.random.Generator, size: int, *, exponent: float,
     amplitude[0, 0] = 0.0
     spectrum = amplitude * np.exp(2j * math.pi * generator.random(amplitude.shape))
     field = np.fft.irfft2(spectrum, s=(size, size))
-    return (field / (field.std() + 1e-12)).astype(np.float32)
+    return np.asarray(field / (field.std() + 1e-12), dtype=np.float32)
 
 
 def natural_palette(generator: np.random.Generator, num_colours: int) -> FloatImage:
@@ -76,7 +76,8 @@ def natural_palette(generator: np.random.Generator, num_colours: int) -> FloatIm
     scale[:, 0] = 1.0
     offsets = generator.standard_normal((num_colours, 3)) * scale * spread
     light = generator.uniform(0.3, 0.6)
-    return np.clip(light + (tint + offsets).astype(np.float32) @ _OPPONENT_AXES, 0.0, 1.0).astype(np.float32)
+    colours = light + (tint + offsets) @ _OPPONENT_AXES
+    return np.asarray(np.clip(colours, 0.0, 1.0), dtype=np.float32)
 
 
 def _polygon(kind: int, generator: np.random.Generator, radius: float) -> NDArray[np.float64]:
@@ -214,8 +215,8 @@ _SHAPE_TESTS: dict[str, Callable[[_Frame], NDArray[np.bool_]]] = {
 def demo_image(rng: CounterRng, label: int, img_size: int) -> NDArray[np.uint8]:
     """Paint one image of the demo's class `label`, shape (img_size, img_size, 3), uint8 RGB.
 
-    The class is the figure's shape (disc, square, triangle, ring, cross) and its texture (stripes, dots). Colour, place,
-    size, turn and background say nothing about it.
+    The class is the figure's shape (disc, square, triangle, ring, cross) and its texture (stripes, dots). Colour,
+    place, size, turn and background say nothing about it.
     """
     generator = _generator(rng)
     image = render_scene(rng, img_size).astype(np.float32) / 255.0 * 0.8 + 0.1

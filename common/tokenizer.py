@@ -4,8 +4,8 @@
     token_ids = tokenizer.encode(images)     # uint8 pixels to visual words
     pictures = tokenizer.decode(token_ids)   # and back
 
-The networks are `beit.common.dvae` (compact, trained here) and `beit.common.dalle` (BEiT's). Cutting many images into batches
-is the caller's business; a convolution's last bits depend on the batch size, so stores fix it.
+The networks are `beit.common.dvae` (compact, trained here) and `beit.common.dalle` (BEiT's). Cutting many images into
+batches is the caller's business; a convolution's last bits depend on the batch size, so stores fix it.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from beit.common.config import config_from_dict, config_to_dict
+from beit.common.dalle import DalleModel
 from beit.common.dalle_files import find_dalle, load_dalle
 from beit.common.dvae import DiscreteVAE
 from beit.common.dvae_config import DiscreteVAEConfig
@@ -159,13 +160,14 @@ def load_tokenizer(
     )
     name = str(name_or_path)
     path = _find(name)
+    model: DiscreteVAE | DalleModel
     model, settings, can_decode = _load_directory(path) if _is_directory_format(path) else _load_dalle(path)
-    module = model.to(place).eval().requires_grad_(False)
+    model.to(place).eval().requires_grad_(False)
     # Before the dtype changes: a fingerprint names the weights, not the arithmetic.
     digest = fingerprint(settings, _deciding_tensors(model))
     model.use_dtype(getattr(torch, dtype))
     if place.type == "cpu":  # the layout CPU convolutions are fastest in
-        module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        nn.Module.to(model, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Tokenizer(model, name=name, fingerprint=digest, can_decode=can_decode, device=place)
 
 
@@ -189,12 +191,12 @@ def _is_directory_format(path: Path) -> bool:
     return (path / "config.json").is_file()
 
 
-def _load_dalle(path: Path) -> tuple[nn.Module, dict[str, Any], bool]:
+def _load_dalle(path: Path) -> tuple[DalleModel, dict[str, Any], bool]:
     model = load_dalle(path)
     return model, {"architecture": "dall-e"}, model.decoder is not None
 
 
-def _load_directory(path: Path) -> tuple[nn.Module, dict[str, Any], bool]:
+def _load_directory(path: Path) -> tuple[DiscreteVAE, dict[str, Any], bool]:
     settings = read_json(path / "config.json")
     if not isinstance(settings, dict) or settings.get("format") != FORMAT:
         raise InputError(f"{path}/config.json does not describe a tokenizer; give a directory made by beit tokenizer")

@@ -161,7 +161,7 @@ class Trainer:
             return
         self._read_flags(leave=0)
         if self._saver.saved_step != self._step:
-            self._save()
+            self._save(required=True)
         reason = next(reason for reason in self._world.gather(stop.reason) if reason)
         raise ResumableStop(
             f"stopped at step {self._step} of {self._plan.total_steps} ({reason}), saved; run the same command to go on"
@@ -181,7 +181,7 @@ class Trainer:
         if is_eval:
             self._evaluate()
         if is_save:
-            self._save()
+            self._save(required=is_last)
         return shown
 
     def _log(self) -> dict[str, float]:
@@ -211,16 +211,19 @@ class Trainer:
         """Run the task's evaluation without touching the training's random numbers."""
         model = self._engine.model
         model.eval()
-        with torch.random.fork_rng(), torch.no_grad(), self._engine.autocast():
+        device = self._world.device
+        generators = torch.random.fork_rng([device] if device.type == "cuda" else [])
+        with generators, torch.no_grad(), self._engine.autocast():
             self._evaluation = self._task.evaluate(model, self._step)
         model.train()
         if self._evaluation:
             self._metrics.write({"step": self._step, **self._evaluation})
         self._reset_clock()
 
-    def _save(self) -> None:
-        """Commit a checkpoint and the task's artifacts."""
-        self._saver.save(self._step, nonfinite=self._guard.state(), evaluation=self._evaluation)
+    def _save(self, *, required: bool) -> None:
+        """Commit a checkpoint and the task's artifacts; a full disk is survived once, unless `required`."""
+        counters = {"nonfinite": self._guard.state(), "evaluation": self._evaluation}
+        self._saver.save(self._step, counters=counters, required=required)
         self._reset_clock()
 
     def _reset_clock(self) -> None:

@@ -1,7 +1,7 @@
 """Keeping a codebook alive: fitting it to real features, and moving words that nobody uses.
 
-A randomly placed codebook collapses: the few words that happen to lie near the features win every comparison and get all the
-gradient. Hence two measures, both on unit vectors. C code_dim, V words, M features.
+A randomly placed codebook collapses: the few words that happen to lie near the features win every comparison and get
+all the gradient. Hence two measures, both on unit vectors. C code_dim, V words, M features.
 
 Source: spherical k-means, and the restart of unused codes known from vector-quantised autoencoders (P. Dhariwal et al.,
 "Jukebox", 2020, §3). Differs: words move to badly represented features, not to random ones.
@@ -30,7 +30,7 @@ def fit_codebook(features: Tensor, num_words: int, *, generator: torch.Generator
     """
     codebook = _draw(features, num_words, generator)
     for _ in range(num_rounds):
-        nearest = torch.cat([(chunk @ codebook.t()).argmax(dim=1) for chunk in features.split(_CHUNK)])
+        nearest = torch.cat([(chunk @ codebook.t()).argmax(dim=1) for chunk in torch.split(features, _CHUNK)])
         sums = torch.zeros_like(codebook).index_add_(0, nearest, features)
         is_empty = torch.bincount(nearest, minlength=num_words) == 0
         codebook = torch.where(is_empty[:, None], _draw(features, num_words, generator), F.normalize(sums, dim=1))

@@ -19,7 +19,7 @@ class TokenizerDataConfig:
     view_size: int = 128
     """Side in px to which a random view of the image is rendered; near the side of the views that will be tokenised."""
     crop_size: int = 64
-    """Side in px of the pieces cut from a view for training; a multiple of model.downsampling. Small ones train faster."""
+    """Side in px of the pieces cut from a view for training; a multiple of model.downsampling. Small trains faster."""
     crops_per_image: int = 4
     """Pieces cut from each view; more spare decoding, fewer mix more images into a batch."""
     num_eval_images: int = 64

@@ -1,4 +1,4 @@
-"""From SOURCE to pieces of images for tokenizer training, and the source `synthetic:N`, which needs no pictures at all."""
+"""From SOURCE to pieces of images for tokenizer training, and the source `synthetic:N`, which needs no pictures."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ def reconstruction_metrics(model: DiscreteVAE, images: Tensor, *, micro_batch_si
     """
     psnr, baseline, counts = [], [], torch.zeros(model.vocab_size)
     with torch.no_grad():
-        for chunk in images.split(micro_batch_size):
+        for chunk in torch.split(images, micro_batch_size):
             token_ids = model.pixels_to_ids(chunk)
             counts += torch.bincount(token_ids.flatten(), minlength=model.vocab_size).cpu()
             psnr.append(image_psnr(model.ids_to_pixels(token_ids), chunk))

@@ -1,11 +1,11 @@
 """One training step of the discrete VAE: phases of the run and loss of a micro-batch.
 
-First a plain autoencoder, so that features mean something; then a codebook fitted to them and the Gumbel-softmax bottleneck,
-ever colder; last single words with straight-through gradients, as the tokenizer will be used. The formulas are in
-`beit.common.dvae`, the upkeep of the codebook in `tokenizer_codebook.py`, the loop in `beit.common.trainer`.
+First a plain autoencoder, so that features mean something; then a codebook fitted to them and the Gumbel-softmax
+bottleneck, ever colder; last single words with straight-through gradients, as the tokenizer will be used. The formulas
+are in `beit.common.dvae`, the upkeep of the codebook in `tokenizer_codebook.py`, the loop in `beit.common.trainer`.
 
-Source: BEiT §2.1; DALL-E appendix A.2 (annealed temperature and KL weight). Differs: the autoencoder phase, the term for
-even use of the vocabulary, and straight-through words at the end; without them, few words survive a short training.
+Source: BEiT §2.1; DALL-E appendix A.2 (annealed temperature and KL weight). Differs: the autoencoder phase, the term
+for even use of the vocabulary, and straight-through words at the end, all to keep words in use in a short training.
 """
 
 from __future__ import annotations

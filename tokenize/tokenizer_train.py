@@ -223,8 +223,8 @@ class TokenizerTask:
     def evaluate(self, model: nn.Module, step: int) -> dict[str, float]:
         """Measure reconstruction and use of the vocabulary; rank 0 does, the few images need no help."""
         assert isinstance(model, TokenizerModel)
-        if step < first_discrete_step(self.config.objective, self.plan.total_steps):
-            return {}
+        if step <= first_discrete_step(self.config.objective, self.plan.total_steps):
+            return {}  # the codebook is fitted in the first discrete step, `step` counts completed ones
         metrics = self.world.run_on_main(lambda: self._measure(model))
         if self.world.is_main:
             logger.info(
@@ -274,5 +274,5 @@ class TokenizerTask:
 
 def _flat_features(model: TokenizerModel, images: Tensor) -> Tensor:
     """Return unit features of uint8 images (B, 3, H, W) as float32 (B x h x w, C)."""
-    features = [model.vae.encode_features(scale_pixels(chunk)) for chunk in images.split(_EVAL_MICRO_BATCH_SIZE)]
+    features = [model.vae.encode_features(scale_pixels(chunk)) for chunk in torch.split(images, _EVAL_MICRO_BATCH_SIZE)]
     return torch.cat([chunk.float().permute(0, 2, 3, 1).flatten(0, 2) for chunk in features])

@@ -109,7 +109,7 @@ def test_stop_before_the_first_step_saves_and_is_resumable(tmp_path: Path) -> No
 
 def test_handlers_are_put_back(tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGTERM)
-    train_toy(tmp_path, toy_config("train.steps=1"))
+    train_toy(tmp_path, toy_config("train.steps=1", "optimizer.warmup_steps=0"))
     assert signal.getsignal(signal.SIGTERM) is before
 
 
@@ -149,8 +149,22 @@ def test_second_full_disk_in_a_row_stops(tmp_path: Path, monkeypatch: pytest.Mon
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(saver, "save_checkpoint", fail)
-    with pytest.raises(RuntimeError, match="checkpoint at step 6 failed again"):
+    with pytest.raises(RuntimeError, match="checkpoint at step 6 failed .*No space left"):
         train_toy(tmp_path, toy_config())
+
+
+def test_full_disk_at_the_end_is_not_survived(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object, **kwargs: object) -> Path:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(saver, "save_checkpoint", fail)
+    with pytest.raises(RuntimeError, match="checkpoint at step 2 failed"):
+        train_toy(tmp_path, toy_config("train.steps=2"))
+
+
+def test_lone_process_does_not_look_like_a_rank_to_its_children(tmp_path: Path) -> None:
+    train_toy(tmp_path, toy_config("train.steps=1", "optimizer.warmup_steps=0"))
+    assert not {"RANK", "WORLD_SIZE", "MASTER_PORT"} & os.environ.keys()
 
 
 def test_bf16_trains_fp32_weights(tmp_path: Path) -> None:

@@ -1,11 +1,9 @@
 import json
-import os
 
 import pytest
 
 from beit.common.errors import InputError
 from beit.common.store import open_store
-from beit.common.views import compute_canary
 from beit.tests.tiny_store import (
     tokenize,
     write_tars,

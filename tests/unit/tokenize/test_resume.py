@@ -6,7 +6,7 @@ import pytest
 
 from beit.common.errors import InputError, ResumableStop
 from beit.common.store import open_store
-from beit.common.views import AugmentConfig, compute_canary
+from beit.common.views import AugmentConfig
 from beit.tests.tiny_store import (
     BlockSums,
     encoded_image,

@@ -1,5 +1,4 @@
 import io
-import os
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +11,7 @@ from beit.common.errors import InputError
 from beit.common.images import decode_image
 from beit.common.rng import CounterRng
 from beit.common.store import open_store
-from beit.common.views import VIEW_DTYPE, AugmentConfig, compute_canary, crop_crc, draw_view, mean_luma, render_view
+from beit.common.views import VIEW_DTYPE, AugmentConfig, crop_crc, draw_view, mean_luma, render_view
 from beit.tests.tiny_store import (
     BlockSums,
     encoded_image,

@@ -13,9 +13,7 @@ from beit.common.views import AugmentConfig
 from beit.tokenize.tokenizer_config import TokenizerDataConfig
 from beit.tokenize.tokenizer_data import CropTransform, generate_scenes, open_images
 
-PLAIN = AugmentConfig(
-    scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=0.0, brightness=0.0, contrast=0.0, saturation=0.0
-)
+PLAIN = AugmentConfig(scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=0.0, brightness=0.0, contrast=0.0, saturation=0.0)
 
 
 def record(pixels: np.ndarray, epoch: int = 0) -> Record:
