@@ -76,7 +76,7 @@ def natural_palette(generator: np.random.Generator, num_colours: int) -> FloatIm
     scale[:, 0] = 1.0
     offsets = generator.standard_normal((num_colours, 3)) * scale * spread
     light = generator.uniform(0.3, 0.6)
-    colours = light + (tint + offsets) @ _OPPONENT_AXES
+    colours = light + (tint + offsets).astype(np.float32) @ _OPPONENT_AXES
     return np.asarray(np.clip(colours, 0.0, 1.0), dtype=np.float32)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,7 @@ def evaluate_model(model: str | Path, data: str, *, out: Path | None = None) -> 
     assert stored.class_names is not None
     index = open_evaluation_data(data, stored.class_names)
     world = init_distributed() if under_launcher() else single_rank()
-    loader = evaluation_loader(index, stored, world=world, settings=EvaluationConfig(), reader=reader_for(index, world))
+    loader = evaluation_loader(index, stored, world=world, settings=EvaluationConfig(), reader=default_reader(world))
     classifier.to(world.device)
     with torch.inference_mode():
         batches = with_progress(loader, index, world=world, description="evaluating")
@@ -143,7 +143,16 @@ def evaluation_loader(
     settings: EvaluationConfig,
     reader: ReaderConfig,
 ) -> Loader:
-    """Build the loader of this rank's part of `index`, every image once, resized and cropped as the model wants."""
+    """Build the loader of this rank's part of `index`, every image once, resized and cropped as the model wants.
+
+    Args:
+        index: Labelled or not.
+        stored: Input size of the model.
+        world: The ranks.
+        settings: Batch and crop.
+        reader: Workers and budget; few images are read by fewer workers, or by none.
+    """
+    num_workers = min(reader.num_workers, len(index) // world.world_size // MIN_IMAGES_PER_WORKER)
     img_size = stored.architecture.img_size
     crop_pct = default_crop_pct(img_size) if settings.crop_pct is None else settings.crop_pct
     return sequential_loader(
@@ -152,16 +161,15 @@ def evaluation_loader(
         micro_batch_size=settings.micro_batch_size,
         rank=world.rank,
         world_size=world.world_size,
-        config=reader,
+        config=replace(reader, num_workers=num_workers),
         pin_memory=world.device.type == "cuda",
     )
 
 
-def reader_for(index: LabelledIndex, world: World, *, bad_sample_budget: float = 0.001) -> ReaderConfig:
-    """Choose how many workers read an evaluation: none for few images, else as many as there are cores to spare."""
+def default_reader(world: World, *, bad_sample_budget: float = 0.001) -> ReaderConfig:
+    """Return the reader of commands without settings: one worker per core of this rank, within reason."""
     cores = (os.cpu_count() or 1) // world.world_size
-    workers = min(MAX_WORKERS, cores, len(index) // world.world_size // MIN_IMAGES_PER_WORKER)
-    return ReaderConfig(num_workers=workers, bad_sample_budget=bad_sample_budget)
+    return ReaderConfig(num_workers=min(MAX_WORKERS, cores), bad_sample_budget=bad_sample_budget)
 
 
 def single_rank() -> World:

@@ -20,7 +20,7 @@ from beit.common.labelled_index_build import build_index
 from beit.common.loader import Loader
 from beit.finetune.artifact import load_classifier
 from beit.finetune.config import EvaluationConfig
-from beit.finetune.evaluate import TOP_K, check_output, evaluation_loader, reader_for, single_rank, with_progress
+from beit.finetune.evaluate import TOP_K, check_output, default_reader, evaluation_loader, single_rank, with_progress
 from beit.finetune.step import class_logits
 
 logger = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ def predict(model: str | Path, source: str) -> Iterator[Prediction]:
     classifier, stored = load_classifier(model)
     assert stored.class_names is not None
     index, world = build_index(source), single_rank()
-    reader = reader_for(index, world, bad_sample_budget=_ALL_BUT_ONE)
+    reader = default_reader(world, bad_sample_budget=_ALL_BUT_ONE)
     loader = evaluation_loader(index, stored, world=world, settings=EvaluationConfig(), reader=reader)
     classifier.to(world.device)
     mean, std = stored.normalization
