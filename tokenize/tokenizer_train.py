@@ -66,9 +66,9 @@ def train_tokenizer(config: TokenizerTrainConfig, source: str, out_dir: Path, *,
     """
     world = init_distributed(timeout_seconds=config.train.collective_timeout_seconds)
     torch.manual_seed(config.train.seed)
-    run = open_run(out_dir, config, world=world, resume=resume, free_keys=FREE_KEYS)
     size, cache = config.data.view_size, config.reader.parquet_cache_bytes
     dataset = world.run_on_main(lambda: open_images(source, img_size=size, cache_bytes=cache))
+    run = open_run(out_dir, config, world=world, resume=resume, free_keys=FREE_KEYS)
     task = TokenizerTask(config, source, dataset, world)
     settings = FitSettings(
         train=config.train,

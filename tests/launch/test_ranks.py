@@ -116,7 +116,7 @@ def test_sigterm_saves_and_exits_75(tmp_path: Path, target: str) -> None:
         os.killpg(os.getpgid(ranks_of(tmp_path)[0].pid), signal.SIGTERM)
     code, output = finish(process)
     assert code == 75, output
-    assert time.monotonic() - started < 60  # 25 on an idle machine
+    assert time.monotonic() - started < 120  # 25 s is the promise, on a machine that does nothing else
     assert last_checkpoint(tmp_path) >= 2
     assert not processes_of(tmp_path)
 
