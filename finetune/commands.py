@@ -99,4 +99,7 @@ def predict_command(model: Path, source: str, out: Path | None) -> None:
     """
     from beit.finetune.predict import predict_to_csv
 
-    predict_to_csv(model, source, out=out, stdout=sys.stdout)
+    try:
+        predict_to_csv(model, source, out=out, stdout=sys.stdout)
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough; Python would complain again at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
