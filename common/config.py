@@ -21,6 +21,9 @@ from beit.common.errors import InputError
 
 Config = TypeVar("Config")
 
+NONE = "none"
+"""How a recipe or an override says that an optional setting is off."""
+
 
 def load_config(
     schema: type[Config], *, recipe: str | Path | None, overrides: Sequence[str], recipe_dir: Path
@@ -75,7 +78,10 @@ def config_from_dict(schema: type[Config], values: Mapping[str, Any], *, origin:
 
 
 def config_to_dict(config: Any) -> dict[str, Any]:
-    """Return the settings as nested plain values, tuples as lists, None left out (TOML has no null)."""
+    """Return the settings as nested plain values, tuples as lists.
+
+    TOML has no null: None is left out where it is the default, and the word "none" where it is not.
+    """
     result: dict[str, Any] = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -85,6 +91,8 @@ def config_to_dict(config: Any) -> dict[str, Any]:
             result[field.name] = list(value)
         elif value is not None:
             result[field.name] = value
+        elif field.default is not None and field.default is not dataclasses.MISSING:
+            result[field.name] = NONE
     return result
 
 
@@ -116,8 +124,6 @@ def _apply_override(schema: type, values: dict[str, Any], override: str) -> None
 
 
 def _parse_value(text: str, expected: Any) -> Any:
-    if text.lower() == "none" and type(None) in typing.get_args(expected):
-        return None
     if expected is str:  # "--set tokenizer=1" means the name "1", not a number
         return text.strip("\"'")
     try:
@@ -168,9 +174,9 @@ def _convert(expected: Any, value: Any, *, name: str, where: _Where) -> Any:
 
 
 def _convert_union(expected: Any, value: Any, *, name: str, where: _Where) -> Any:
-    if value is None:
-        return None
     options = [option for option in typing.get_args(expected) if option is not type(None)]
+    if len(options) < len(typing.get_args(expected)) and (value is None or str(value).lower() == NONE):
+        return None
     for option in options[:-1]:
         try:
             return _convert(option, value, name=name, where=where)

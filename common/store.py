@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 from collections import OrderedDict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +29,7 @@ from numpy.typing import NDArray
 
 from beit.common.errors import BadSample, InputError, require
 from beit.common.images import decode_image
-from beit.common.locations import match_files, normalise, open_binary
+from beit.common.locations import is_remote, match_files, normalise, open_binary
 from beit.common.sample_table import NO_LABEL, SampleTable, decode_index, decode_samples
 from beit.common.shard_io import FilePool, location_exists, read_whole, resolve_location
 from beit.common.store_schema import (
@@ -250,7 +251,8 @@ def open_store(path: str | Path, *, check_images: bool = True) -> TokenStore:
     Raises:
         InputError: not a store, a store of another format version, an unfinished one, or image tars that changed.
     """
-    location = normalise(str(path))
+    # Links are resolved first: image_root is relative to where the store really lies.
+    location = str(path) if is_remote(str(path)) else os.path.realpath(normalise(str(path)))
     info = read_store_info(location)
     require(
         info.held_out.threshold is not None and location_exists(resolve_location(location, INDEX_FILE)),

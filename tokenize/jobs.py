@@ -11,7 +11,6 @@ from beit.common.errors import InputError
 from beit.common.locations import is_remote
 from beit.common.progress import Progress
 from beit.common.shard_io import resolve_location
-from beit.common.signals import StopFlag
 from beit.common.source_tar import TarShard
 from beit.common.store_schema import ShardManifest, StoreInfo
 from beit.tokenize.pack import packed_manifest
@@ -73,9 +72,7 @@ class RankJobs:
         self._share = len(jobs) / max(1, len(jobs[rank::world_size]))
         self._mine = jobs[rank::world_size]
 
-    def run(
-        self, shard_tokenizer: ShardTokenizer, store: Path, info: StoreInfo, *, budget: float, stop: StopFlag
-    ) -> RankReport:
+    def run(self, shard_tokenizer: ShardTokenizer, store: Path, info: StoreInfo, *, budget: float) -> RankReport:
         """Tokenise the unfinished shards of this rank.
 
         Raises:
@@ -101,7 +98,7 @@ class RankJobs:
         started, num_images = time.perf_counter(), 0
         with progress:
             for job in todo:
-                manifest = shard_tokenizer.run(job, progress=progress, bad_samples=bad_samples, stop=stop)
+                manifest = shard_tokenizer.run(job, progress=progress, bad_samples=bad_samples)
                 progress.update(len(manifest.skipped) * factor)
                 num_images += manifest.num_samples
         return RankReport(

@@ -67,6 +67,7 @@ def pack_images(plan: StorePlan, store: Path, info: StoreInfo, workers: Workers)
         workers: Read, and shrink, in parallel.
     Raises:
         InputError: the source is damaged.
+        ResumableStop: somebody asked to stop.
         OSError: the disk is full or failing.
     """
     catalogue, folder = plan.catalogue, store / IMAGES_DIR
@@ -80,7 +81,7 @@ def pack_images(plan: StorePlan, store: Path, info: StoreInfo, workers: Workers)
     try:
         if plan.source.kind != "files":
             spool = Spool(folder / _SPOOL, catalogue, groups)
-            spool.fill(plan.source.shards)
+            spool.fill(plan.source.shards, workers)
         with Progress(sum(len(catalogue.groups[group]) for group in groups), unit="images", description="pack") as bar:
             for group in groups:
                 opened = spool.reading(group) if spool else _reading_files(plan.source.root, catalogue)

@@ -9,6 +9,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Self, TypeVar
 
+from beit.common.errors import ResumableStop
+from beit.common.signals import StopFlag
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -19,14 +22,16 @@ def available_cores() -> int:
 
 
 class Workers:
-    """A pool of threads.
+    """A pool of threads whose consumer stops when it is asked to.
 
     Args:
         count: Threads.
+        stop: Set by signals.
     """
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, stop: StopFlag | None = None) -> None:
         self.count = count
+        self._stop = stop or StopFlag()
         self._pool = ThreadPoolExecutor(count, thread_name_prefix="beit-worker")
 
     def __enter__(self) -> Self:
@@ -50,11 +55,14 @@ class Workers:
             function: Called in the threads.
             items: Any number.
             ahead: Items in work or finished and waiting; four per thread if absent.
+        Raises:
+            ResumableStop: somebody asked to stop.
         """
         limit = ahead or 4 * self.count
         pending: deque[Future[Result]] = deque()
         try:
             for item in items:
+                self.raise_if_stopped()
                 pending.append(self._pool.submit(function, item))
                 if len(pending) >= limit:
                     yield pending.popleft().result()
@@ -63,6 +71,18 @@ class Workers:
         finally:
             for future in pending:
                 future.cancel()
+
+    def raise_if_stopped(self) -> None:
+        """Between two items, end the work if somebody asked for it.
+
+        Raises:
+            ResumableStop: somebody did.
+        """
+        if self._stop.is_set():
+            raise ResumableStop(
+                f"tokenisation stopped ({self._stop.reason}); finished shards are kept, run the same command again to "
+                "go on"
+            )
 
     def submit(self, function: Callable[[Item], Result], item: Item) -> Future[Result]:
         """Start `function(item)` in a thread."""

@@ -100,7 +100,7 @@ def run_tokenize(
     with (
         stop_on_signals() as stop,
         rank_lock(store, rank),
-        Workers(count_workers(config)) as workers,
+        Workers(count_workers(config), stop) as workers,
         torch_threads(threads),
     ):
         info = begin_or_continue(store, wanted, allow_mixed=config.allow_mixed)
@@ -118,7 +118,7 @@ def run_tokenize(
             workers=workers,
         )
         rank_jobs = RankJobs(jobs, rank=rank, world_size=world_size)
-        report = rank_jobs.run(shard_tokenizer, store, info, budget=config.budget, stop=stop)
+        report = rank_jobs.run(shard_tokenizer, store, info, budget=config.budget)
     return summarise(config, store, [job.stem for job in jobs], (report,))
 
 

@@ -106,6 +106,11 @@ def _require_same(store: Path, existing: dict[str, str], wanted: dict[str, str])
         old, new = existing.get(name, "none"), wanted.get(name, "none")
         if old == new:
             continue
+        if name == "canary":
+            raise InputError(
+                f"store ({store}) was begun with another version of Pillow or libjpeg, which decodes or resizes "
+                "differently; install that version (versions in store.json) or name another folder"
+            )
         if name == "source.digest":
             raise InputError(f"the source changed since store ({store}) was begun; name another folder for the store")
         raise InputError(

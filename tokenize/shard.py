@@ -12,11 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from beit.common.bad_samples import BadSampleLog, BadSampleReport
-from beit.common.errors import InputError, ResumableStop, require
+from beit.common.errors import InputError, require
 from beit.common.files import sha256_file
 from beit.common.locations import is_remote, match_files
 from beit.common.progress import Progress
-from beit.common.signals import StopFlag
 from beit.common.source_tar import TarShard
 from beit.common.store_schema import (
     TOKENS_DIR,
@@ -86,7 +85,7 @@ class ShardTokenizer:
         self._workers = workers
         self.watch = Stopwatch()
 
-    def run(self, job: ShardJob, *, progress: Progress, bad_samples: BadSampleLog, stop: StopFlag) -> ShardManifest:
+    def run(self, job: ShardJob, *, progress: Progress, bad_samples: BadSampleLog) -> ShardManifest:
         """Tokenise one shard and commit it.
 
         Raises:
@@ -101,7 +100,7 @@ class ShardTokenizer:
         with TokenShardWriter(self._store, job.stem, self._info) as writer, job.tar.open() as reader:
             prepare = partial(ViewMaker.of_store(self._info).prepare, reader=reader)
             results = self._workers.map(prepare, refs, ahead=self._images_ahead())
-            usable = _sort_out(results, job.stem, skipped, bad_samples, stop)
+            usable = _sort_out(results, job.stem, skipped, bad_samples)
             for encoded in self._encode(usable):
                 writer.add(encoded.image.ref, encoded.token_ids, encoded.image.views)
                 progress.update(max(1, self._info.views))
@@ -144,14 +143,9 @@ def _sort_out(
     stem: str,
     skipped: list[SkippedSample],
     bad_samples: BadSampleLog,
-    stop: StopFlag,
 ) -> Iterator[PreparedImage]:
     """Yield the usable images and note the others."""
     for result in results:
-        if stop.is_set():
-            raise ResumableStop(
-                f"tokenisation stopped ({stop.reason}); finished shards are kept, run the same command again to go on"
-            )
         if isinstance(result, PreparedImage):
             yield result
             continue

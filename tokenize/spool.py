@@ -16,6 +16,7 @@ from pathlib import Path
 from beit.common.errors import BadSample
 from beit.common.progress import Progress
 from beit.common.source_types import SampleRef, ShardReader, SourceShard
+from beit.tokenize.parallel import Workers
 from beit.tokenize.plan import Catalogue
 
 ImageData = bytes | BadSample
@@ -41,16 +42,18 @@ class Spool:
         self._entries: dict[int, dict[int, Entry]] = defaultdict(dict)
         folder.mkdir()
 
-    def fill(self, shards: list[SourceShard]) -> None:
-        """Read the whole source once.
+    def fill(self, shards: list[SourceShard], workers: Workers) -> None:
+        """Read the whole source once, front to back.
 
         Raises:
             InputError: the source is damaged.
+            ResumableStop: somebody asked to stop.
             OSError: the disk is full.
         """
         first = 0
         with Progress(len(self._group_of), unit="images", description="read") as progress:
             for shard, count in zip(shards, self._catalogue.shard_counts, strict=True):
+                workers.raise_if_stopped()
                 with shard.open() as reader:
                     progress.update(self._append(reader, range(first, first + count)))
                 first += count

@@ -66,6 +66,13 @@ def test_a_wrong_override_gives_one_clear_line(tmp_path, override, message):
     assert "\n" not in str(caught.value)
 
 
+def test_none_survives_the_round_trip_where_it_is_not_the_default(tmp_path):
+    config = load(tmp_path, "init_values=none")
+    assert config.init_values is None
+    (tmp_path / "saved.toml").write_text(config_to_toml(config))
+    assert load(tmp_path, recipe="saved").init_values is None
+
+
 def test_a_string_setting_stays_a_string_whatever_it_looks_like(tmp_path):
     assert load(tmp_path, "name=1").name == "1"
 
