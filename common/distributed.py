@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 INIT_TIMEOUT_SECONDS = 600.0
-"""Ranks of a large job may start minutes apart; afterwards the shorter timeout of the settings applies."""
+"""Until training starts; see `World.shorten_timeouts`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,11 +39,22 @@ class World:
     """Number of ranks."""
     device: torch.device
     """Where this rank computes."""
+    timeout_seconds: float = 300.0
+    """How long a collective may wait once training runs."""
 
     @property
     def is_main(self) -> bool:
         """True on the one rank that writes files and logs."""
         return self.rank == 0
+
+    def shorten_timeouts(self) -> None:
+        """Let collectives of every group, DeepSpeed's too, fail after `timeout_seconds`; call when training starts.
+
+        Before that ranks may start, or open their data, minutes apart; afterwards a silent rank is a dead one.
+        """
+        if self.world_size > 1:
+            for group in dist.distributed_c10d._world.pg_map:
+                dist.distributed_c10d._set_pg_timeout(timedelta(seconds=self.timeout_seconds), group)
 
     def max_of(self, values: Sequence[float]) -> list[float]:
         """Return the element-wise maximum over all ranks."""
@@ -107,7 +118,7 @@ def init_distributed(*, timeout_seconds: float = 300.0) -> World:
     """Join the ranks that a launcher started, or be the only rank; idempotent.
 
     Args:
-        timeout_seconds: How long a collective may wait, once all ranks have met.
+        timeout_seconds: How long a collective may wait after `World.shorten_timeouts`.
     Raises:
         InputError: the launcher's variables contradict each other or the machine.
     """
@@ -132,10 +143,9 @@ def init_distributed(*, timeout_seconds: float = 300.0) -> World:
             world_size=world_size,
             timeout=timedelta(seconds=INIT_TIMEOUT_SECONDS),
         )
-        world = World(rank=rank, local_rank=local_rank, world_size=world_size, device=device)
-        world.sum_of([1.0])  # all ranks have met
-        dist.distributed_c10d._set_pg_timeout(timedelta(seconds=timeout_seconds), dist.group.WORLD)
-    return World(rank=rank, local_rank=local_rank, world_size=world_size, device=device)
+    return World(
+        rank=rank, local_rank=local_rank, world_size=world_size, device=device, timeout_seconds=timeout_seconds
+    )
 
 
 def _device(local_rank: int) -> torch.device:

@@ -83,6 +83,7 @@ class Trainer:
             self._metrics = MetricsLog(self._run.path, self._step)
         if self._step < total:
             self._start_data()
+        self._world.shorten_timeouts()
         with Progress(
             total, unit="steps", description="training", initial=self._step, enabled=self._world.is_main
         ) as progress:

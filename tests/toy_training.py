@@ -198,6 +198,8 @@ def main() -> int:
         code, message = 2, str(error)
     except ResumableStop as stop:
         code, message = 75, str(stop)
+    except Exception as error:
+        code, message = 1, f"{type(error).__name__}: {error}"
     if record_exit(code, message) and message:
         sys.stderr.write(f"beit: {message}\n")
     return code

@@ -6,6 +6,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -60,13 +61,14 @@ class Workers:
         """
         limit = ahead or 4 * self.count
         pending: deque[Future[Result]] = deque()
+        remaining = iter(items)
         try:
-            for item in items:
+            while True:
                 self.raise_if_stopped()
-                pending.append(self._pool.submit(function, item))
-                if len(pending) >= limit:
-                    yield pending.popleft().result()
-            while pending:
+                for item in islice(remaining, limit - len(pending)):
+                    pending.append(self._pool.submit(function, item))
+                if not pending:
+                    return
                 yield pending.popleft().result()
         finally:
             for future in pending:

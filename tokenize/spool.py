@@ -88,13 +88,21 @@ class Spool:
             if position in self._group_of:
                 by_group[self._group_of[position]].append(position)
         for group, members in by_group.items():
-            with self._path(group).open("ab") as file:
-                for position in members:
-                    data = read_image(reader, self._catalogue.refs[position])
-                    self._entries[group][position] = (
-                        data if isinstance(data, BadSample) else (file.tell(), file.write(data))
-                    )
+            images = [(position, read_image(reader, self._catalogue.refs[position])) for position in members]
+            self._entries[group] |= _append_images(self._path(group), images)
         return sum(map(len, by_group.values()))
+
+
+def _append_images(path: Path, images: list[tuple[int, ImageData]]) -> dict[int, Entry]:
+    entries: dict[int, Entry] = {}
+    try:
+        with path.open("ab") as file:
+            for position, data in images:
+                entries[position] = data if isinstance(data, BadSample) else (file.tell(), file.write(data))
+    except OSError as error:
+        error.filename = error.filename or str(path)  # "no space left" alone does not tell where
+        raise
+    return entries
 
 
 def read_image(reader: ShardReader, ref: SampleRef) -> ImageData:

@@ -5,6 +5,7 @@ from multiprocessing import get_context
 import pytest
 
 from beit.common.errors import InputError, ResumableStop
+from beit.common.source_files import FilesReader
 from beit.common.store import open_store
 from beit.common.views import AugmentConfig
 from beit.tests.tiny_store import (
@@ -276,3 +277,29 @@ def test_killed_around_every_rename(tmp_path, count, before):
         assert manifest.with_name(manifest.name.replace(".manifest.json", ".tar")).exists()
     tokenize(source, tmp_path / "store")
     assert tree_bytes(tmp_path / "store") == tree_bytes(tmp_path / "clean")
+
+
+def test_a_signal_stops_packing_too(tmp_path, monkeypatch):
+    source = write_folder(tmp_path / "images", 40)
+    read, calls = FilesReader.read, []
+
+    def signalled(self, ref):
+        calls.append(ref.path)
+        if len(calls) == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return read(self, ref)
+
+    monkeypatch.setattr(FilesReader, "read", signalled)
+    with pytest.raises(ResumableStop, match="SIGTERM"):
+        tokenize(source, tmp_path / "store", workers=1)
+    monkeypatch.undo()
+    assert len(list((tmp_path / "store/images").glob("*.tar"))) == 1
+    assert tokenize(source, tmp_path / "store").is_complete
+
+
+def test_another_pillow_is_refused_by_name(tmp_path, monkeypatch):
+    source = write_tars(tmp_path / "images", (3,))
+    tokenize(source, tmp_path / "store")
+    monkeypatch.setattr("beit.tokenize.setup.compute_canary", lambda: "0" * 64)
+    with pytest.raises(InputError, match="another version of Pillow"):
+        tokenize(source, tmp_path / "store")

@@ -1,5 +1,6 @@
 import io
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,6 +24,7 @@ from beit.tests.tiny_store import (
     write_tars,
 )
 from beit.tokenize.run import run_tokenize
+from beit.tokenize.verify import verify_store
 
 
 def test_tokens_are_those_of_the_stored_views(tmp_path):
@@ -203,3 +205,28 @@ def test_pixels_of_a_packed_image_are_untouched(tmp_path):
     tokenize(source, tmp_path / "store")
     sample = open_store(tmp_path / "store")[0]
     assert np.array_equal(sample["image"], image.convert("RGB"))
+
+
+def test_tars_on_a_remote_file_system_are_referenced_there(tmp_path):
+    local = write_tars(tmp_path / "images")
+    remote_files = fsspec.filesystem("memory")
+    remote_files.put(str(local), "/photos", recursive=True)
+    try:
+        assert tokenize("memory://photos", tmp_path / "store").num_samples == 12
+        assert open_store(tmp_path / "store").info.image_root.startswith("memory://")
+        tokenize(local, tmp_path / "other")
+        for mine, theirs in zip(open_store(tmp_path / "store"), open_store(tmp_path / "other"), strict=True):
+            assert mine["key"] == theirs["key"] and np.array_equal(mine["token_ids"], theirs["token_ids"])
+        assert tokenize("memory://photos", tmp_path / "store").num_shards_kept == 2
+        assert verify_store(tmp_path / "store").problems == []
+    finally:
+        remote_files.rm("/photos", recursive=True)
+
+
+def test_a_store_reached_through_a_link(tmp_path):
+    source = write_tars(tmp_path / "images")
+    (tmp_path / "deep/er/place").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "deep/er/place")
+    tokenize(source, tmp_path / "link/store")
+    assert len(open_store(tmp_path / "link/store")) == len(open_store(tmp_path / "deep/er/place/store")) == 12
+    assert tokenize(source, tmp_path / "deep/er/place/store").num_shards_kept == 2
