@@ -19,7 +19,7 @@ import click
 from beit import __version__
 from beit.common.errors import InputError, ResumableStop
 
-EXIT_BUG = 1
+EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
 EXIT_RESUMABLE = 75
 
@@ -109,7 +109,7 @@ def main() -> None:
         from beit.common.launch import record_exit  # only ranks pay for the import
 
         message = message if record_exit(code, message) else ""
-    if message and code != EXIT_BUG:  # there the trace has said it
+    if message:
         click.echo(f"beit: {message}", err=True)
     sys.exit(code)
 
@@ -127,9 +127,12 @@ def _run() -> tuple[int, str]:
         return EXIT_RESUMABLE, str(stop)
     except (KeyboardInterrupt, click.Abort):
         return EXIT_RESUMABLE, "interrupted; run the same command again to go on"
+    except OSError as error:  # a full disk, a lost rank: the machine's fault, not a bug
+        return EXIT_FAILED, str(error)
     except Exception as error:
         traceback.print_exc()  # anything else is a bug, and a bug report needs the trace
-        return EXIT_BUG, f"{type(error).__name__}: {error}"
+        # A rank's line is shown by the command that launched it, which cannot show its trace.
+        return EXIT_FAILED, f"{type(error).__name__}: {error}" if _rank() is not None else ""
     return result if isinstance(result, int) else 0, ""
 
 

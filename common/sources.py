@@ -1,8 +1,7 @@
 """Open whatever a user calls their images: a folder, tars, Parquet files, a text list or a CSV table, local or remote.
 
 Here: which kind a path or URL is. The kinds are in `source_files.py`, `source_tar.py` and `source_parquet.py`; what
-    they
-have in common is in `source_types.py`.
+they have in common is in `source_types.py`.
 """
 
 from __future__ import annotations

@@ -51,8 +51,15 @@ def tokenize_command(
       beit tokenize photos/ store/ --tokenizer mini --views 8
     """
     from beit.common.config import load_config
+    from beit.common.errors import require
     from beit.tokenize.config import TokenizeConfig
     from beit.tokenize.run import tokenize_with_ranks
+
+    require(
+        hostfile is None,
+        f"--hostfile ({hostfile}) is not needed to tokenize: ranks do not talk to each other, so start this command on "
+        "every machine with RANK and WORLD_SIZE set, by any launcher",
+    )
 
     settings = [*_dedicated(**dedicated), *overrides]
     config = load_config(TokenizeConfig, recipe=recipe, overrides=settings, recipe_dir=RECIPES)

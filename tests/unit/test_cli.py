@@ -48,6 +48,7 @@ WRONG = {
     f"tokenize flat out {TOKENIZE} --recipe nonsense": "nonsense",
     f"tokenize made/images made/store {TOKENIZE} --set shard_size=16 --views 5": "views (5)",
     f"tokenize flat labelled {TOKENIZE}": "labelled",
+    f"tokenize flat out {TOKENIZE} --hostfile notes.txt": "RANK and WORLD_SIZE",
     "verify missing": "missing",
     "verify flat": "not a token store",
     "tokenizer train missing out": "missing",
