@@ -51,6 +51,7 @@ def init_worker(worker_id: int) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # SLURM sends it to every process of a job
     torch.set_num_threads(1)
     # Torch makes workers watch their parent, but that is the fork server, which in turn lives as long as any worker
     # does:

@@ -8,3 +8,4 @@ needs the batches of its current step. The server ends when the training process
 import signal
 
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
+signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # SLURM sends it to every process of a job

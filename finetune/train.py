@@ -24,6 +24,7 @@ from beit.common.param_groups import layer_decay_groups
 from beit.common.reader import build_loader
 from beit.common.run_dir import open_run
 from beit.common.sampler import BatchPlan, DataState, check_resume
+from beit.common.signals import stop_on_signals
 from beit.common.task import FitSettings
 from beit.common.train_config import TrainingPlan, plan_training
 from beit.common.trainer import fit
@@ -42,6 +43,7 @@ FREE_KEYS = ("reader.num_workers", "reader.prefetch_batches", "reader.timeout_se
 """Settings a resumed run may change, beside those of the loop: they decide speed, not what is learned."""
 
 
+@stop_on_signals()
 def run(config: FinetuneConfig, *, data: str, run_dir: Path, resume: str = "auto") -> None:
     """Fine-tune a classifier on the labelled images of `data` and write everything to `run_dir`; on every rank.
 

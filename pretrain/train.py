@@ -25,6 +25,7 @@ from beit.common.param_groups import weight_decay_groups
 from beit.common.reader import build_loader, sequential_loader
 from beit.common.run_dir import open_run
 from beit.common.sampler import BatchPlan, DataState, check_resume
+from beit.common.signals import stop_on_signals
 from beit.common.store import TokenStore, open_store
 from beit.common.store_dataset import StoreDataset
 from beit.common.task import FitSettings
@@ -44,6 +45,7 @@ FREE_KEYS = ("reader.num_workers", "reader.prefetch_batches", "reader.timeout_se
 """Settings a resumed run may change, beside those of the loop: they decide speed and reporting, not what is learned."""
 
 
+@stop_on_signals()
 def run(config: PretrainConfig, *, store: Path, run_dir: Path, resume: str = "auto") -> None:
     """Pre-train on `store` and write everything to `run_dir`; on every rank.
 
