@@ -29,7 +29,7 @@ MARKER = "demo.json"
     "--seed", default=0, show_default=True, metavar="N", help="Seed of the generated images and the training."
 )
 def demo_command(folder: Path, seed: int) -> None:
-    """Run the whole chain in FOLDER on generated images: tokenize, pretrain, finetune; about four minutes on two cores.
+    """Run the whole chain in FOLDER on generated images: tokenize, pretrain, finetune; minutes on two cores.
 
     \b
     Example:
