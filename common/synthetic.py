@@ -11,17 +11,25 @@ D. L. Ruderman, W. Bialek, "Statistics of Natural Images", PRL 1994 (1/f amplitu
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
 from beit.common.errors import require
+from beit.common.progress import Progress
 from beit.common.rng import CounterRng
 
+Result = TypeVar("Result")
 FloatImage = NDArray[np.float32]
 
 _OPPONENT_AXES = np.array([[0.577, 0.577, 0.577], [0.632, 0.12, -0.766], [0.45, -0.8, 0.4]], dtype=np.float32)
@@ -31,6 +39,9 @@ _OPPONENT_SPREAD = np.array([0.36, 0.12, 0.055], dtype=np.float32)
 
 SCENE_VERSION = 1
 """Raised with every change to the pictures `render_scene` paints; part of the names of cached ones."""
+
+_WORTH_PROCESSES = 200
+"""Images; fewer are painted before the processes have started."""
 
 DEMO_SHAPES = ("disc", "square", "triangle", "ring", "cross")
 DEMO_TEXTURES = ("stripes", "dots")
@@ -255,13 +266,35 @@ def write_demo_images(folder: Path, num_images: int, *, img_size: int = 96, seed
     """
     require(num_images >= 1, f"num_images ({num_images}) must be at least 1")
     require(img_size >= 16, f"img_size ({img_size}) must be at least 16 px, or the shapes cannot be told apart")
-    paths = []
-    num_classes = len(DEMO_SHAPES) * len(DEMO_TEXTURES)
-    for number in range(num_images):
-        label = number % num_classes
-        name = f"{DEMO_SHAPES[label // len(DEMO_TEXTURES)]}-{DEMO_TEXTURES[label % len(DEMO_TEXTURES)]}"
-        path = folder / name / f"{number:06d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(demo_image(CounterRng(seed, "demo", number), label, img_size)).save(path, compress_level=1)
-        paths.append(path)
-    return paths
+    for shape in DEMO_SHAPES:
+        for texture in DEMO_TEXTURES:
+            (folder / f"{shape}-{texture}").mkdir(parents=True, exist_ok=True)
+    return paint_all(partial(_write_demo_image, folder, img_size, seed), num_images)
+
+
+def _write_demo_image(folder: Path, img_size: int, seed: int, number: int) -> Path:
+    label = number % (len(DEMO_SHAPES) * len(DEMO_TEXTURES))
+    name = f"{DEMO_SHAPES[label // len(DEMO_TEXTURES)]}-{DEMO_TEXTURES[label % len(DEMO_TEXTURES)]}"
+    path = folder / name / f"{number:06d}.png"
+    Image.fromarray(demo_image(CounterRng(seed, "demo", number), label, img_size)).save(path, compress_level=1)
+    return path
+
+
+def paint_all(paint: Callable[[int], Result], count: int) -> list[Result]:
+    """Call `paint(number)` for 0 to count - 1 on all cores, with a progress bar, and return the results in order.
+
+    Args:
+        paint: Picklable; what it does depends on the number only.
+        count: How often.
+    """
+    with Progress(count, unit="images", description="generating") as progress, ExitStack() as stack:
+        if count < _WORTH_PROCESSES:
+            results: Iterable[Result] = map(paint, range(count))
+        else:
+            pool = stack.enter_context(ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")))
+            results = pool.map(paint, range(count), chunksize=16)
+        painted = []
+        for result in results:
+            painted.append(result)
+            progress.update(1)
+    return painted

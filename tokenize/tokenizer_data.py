@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +17,8 @@ from beit.common.errors import InputError, require
 from beit.common.images import decode_image
 from beit.common.labelled_dataset import LabelledDataset
 from beit.common.labelled_index_build import build_index, default_cache_dir
-from beit.common.progress import Progress
 from beit.common.rng import CounterRng
-from beit.common.synthetic import SCENE_VERSION, render_scene
+from beit.common.synthetic import SCENE_VERSION, paint_all, render_scene
 from beit.common.views import AugmentConfig, draw_view, render_view
 from beit.tokenize.tokenizer_config import TokenizerDataConfig
 
@@ -107,7 +104,7 @@ def generate_scenes(source: str, *, img_size: int) -> str:
     temporary = folder.with_name(f"{folder.name}.tmp.{os.getpid()}")
     temporary.mkdir(parents=True)
     try:
-        _write_scenes(temporary, int(count), img_size)
+        paint_all(partial(_write_scene, temporary, img_size), int(count))
         temporary.rename(folder)
     except OSError:
         if not folder.is_dir():  # else another process finished the same images first
@@ -115,16 +112,6 @@ def generate_scenes(source: str, *, img_size: int) -> str:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return str(folder)
-
-
-def _write_scenes(folder: Path, count: int, img_size: int) -> None:
-    write = partial(_write_scene, folder, img_size)
-    with (
-        ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool,
-        Progress(count, unit="images", description="generating") as progress,
-    ):
-        for _ in pool.map(write, range(count), chunksize=16):
-            progress.update(1)
 
 
 def _write_scene(folder: Path, img_size: int, number: int) -> None:
