@@ -26,7 +26,7 @@ from beit.common.rng import CounterRng, stable_hash64
 from beit.common.run_dir import open_run
 from beit.common.sampler import BatchPlan, DataState, check_resume
 from beit.common.task import FitSettings
-from beit.common.tokenizer import save_tokenizer
+from beit.common.tokenizer_dir import save_tokenizer
 from beit.common.train_config import DeepSpeedConfig, plan_training
 from beit.common.trainer import fit
 from beit.tokenize.tokenizer_card import tokenizer_card

@@ -8,14 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from beit.common import dalle
 from beit.common.dalle import DalleDecoder, DalleEncoder
 from beit.common.dalle_files import load_dalle
 from beit.common.errors import InputError
 from beit.common.safe_pickle import read_module_tensors
-from beit.tests.dall_e_lookalike import write_pickle
+from beit.tests.dall_e_files import use_small_network, write_pickle
 
-pytestmark = pytest.mark.filterwarnings("ignore:Couldn't retrieve source code")  # of look-alikes made on the fly
 FORMATS = pytest.mark.parametrize("zip_format", [True, False], ids=["zip", "legacy"])
 
 
@@ -31,10 +29,7 @@ class Hostile:
 
 @pytest.fixture(autouse=True)
 def small_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dalle, "HIDDEN_WIDTH", 8)
-    monkeypatch.setattr(dalle, "DECODER_INPUT_WIDTH", 4)
-    monkeypatch.setattr(dalle, "VOCAB_SIZE", 32)
-    torch.manual_seed(0)
+    use_small_network(monkeypatch)
 
 
 def equal_states(first: nn.Module, second: nn.Module) -> bool:
@@ -98,7 +93,7 @@ def test_state_dict_instead_of_module_is_refused(tmp_path: Path) -> None:
 
 def test_decoder_in_place_of_encoder_is_refused(tmp_path: Path) -> None:
     write_pickle(DalleDecoder(), tmp_path / "encoder.pkl", zip_format=True)
-    with pytest.raises(InputError, match="of another network"):
+    with pytest.raises(InputError, match="holds DALL-E's decoder, not its encoder"):
         load_dalle(tmp_path)
 
 

@@ -6,15 +6,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from beit.common import dalle
 from beit.common.dalle import DalleDecoder, DalleEncoder
 from beit.common.dvae import DiscreteVAE
 from beit.common.dvae_config import DiscreteVAEConfig
 from beit.common.errors import InputError
 from beit.common.rng import CounterRng
 from beit.common.synthetic import render_scene
-from beit.common.tokenizer import BUNDLED_DIR, fingerprint, load_tokenizer, save_tokenizer
-from beit.tests.dall_e_lookalike import write_pickle
+from beit.common.tokenizer import BUNDLED_DIR, load_tokenizer
+from beit.common.tokenizer_dir import fingerprint, save_tokenizer
+from beit.tests.dall_e_files import use_small_network, write_pickle
 
 CONFIG = DiscreteVAEConfig(vocab_size=32, width=16, num_blocks=1, code_dim=8)
 
@@ -169,9 +169,7 @@ def test_float16_is_refused_on_a_cpu() -> None:
 
 @pytest.fixture
 def dalle_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(dalle, "HIDDEN_WIDTH", 8)
-    monkeypatch.setattr(dalle, "VOCAB_SIZE", 32)
-    torch.manual_seed(0)
+    use_small_network(monkeypatch)
     folder = tmp_path / "dall-e"
     folder.mkdir()
     write_pickle(DalleEncoder(), folder / "encoder.pkl", zip_format=True)
