@@ -193,7 +193,7 @@ def _copy(response: http.client.HTTPResponse, file: BinaryIO, part: _Part, *, na
     with Progress(total, unit="MB", description=f"download {name}", initial=_megabytes(file.tell())) as progress:
         while True:
             try:
-                block = response.read(_BLOCK_BYTES)
+                block = response.read1(_BLOCK_BYTES)  # what has arrived, so that a silence loses nothing
             except (OSError, http.client.HTTPException) as error:
                 raise _Broken(_reason(error), reached=True) from None
             if not block:
