@@ -1,4 +1,4 @@
-"""`--tokenizer dall-e` in processes of its own: interrupted, killed, two at once. The network is small, the rest real."""
+"""`--tokenizer dall-e` in processes of its own: stopped, killed, two at once. The network is small, the rest real."""
 
 import os
 import signal
