@@ -18,7 +18,7 @@ SMALL = ["--img-size", "32", "--views", "2", "--workers", "1", "--set", "threads
 
 @pytest.fixture
 def example(tmp_path, monkeypatch):
-    (code,) = re.findall(r"```python\n(.*?)```", DOCS.read_text(), flags=re.DOTALL)
+    (code,) = re.findall(r"```python\n(\"\"\"brightness\.py.*?)```", DOCS.read_text(), flags=re.DOTALL)
     (tmp_path / "brightness.py").write_text(code)
     write_images(tmp_path / "photos", 6, size=64)
     monkeypatch.chdir(tmp_path)
