@@ -81,7 +81,9 @@ def tokenize_command(
 @click.command("verify")
 @click.argument("store", type=click.Path(path_type=Path))
 @click.option("--audit", type=click.IntRange(min=0), default=0, metavar="N", help="Re-tokenise N random views.")
-@click.option("--tokenizer", metavar="NAME|PATH", help="What the audit tokenises with, if the store's has moved or is code.")
+@click.option(
+    "--tokenizer", metavar="NAME|PATH", help="What the audit tokenises with, if the store's has moved or is code."
+)
 def verify_command(store: Path, audit: int, tokenizer: str | None) -> None:
     """Check manifests, sizes, hashes, counts and the index of STORE; exit 1 when anything is wrong.
 

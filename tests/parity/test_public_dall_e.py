@@ -12,7 +12,8 @@ import torch
 
 from beit.common.dalle import DalleDecoder, DalleEncoder, map_pixels, unmap_pixels
 from beit.common.dalle_files import read_part
-from beit.common.tokenizer import load_tokenizer
+from beit.common.errors import InputError
+from beit.common.tokenizer import CompileMode, DTypeSetting, load_tokenizer
 from beit.tests.dall_e_files import dall_e_package, public_module, use_small_network, write_pickle
 
 pytestmark = pytest.mark.reference
@@ -82,10 +83,25 @@ def test_full_size_files_give_the_public_tensors_words_and_pictures(full_size: P
     assert ((pictures * 255).round() - ours.float()).abs().max() <= 1  # a value in the middle may round either way
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize(
+    ("dtype", "mode", "share"), [("float32", "off", 0.999), ("auto", "off", 0.98), ("auto", "on", 0.98)]
+)
+def test_words_of_a_gpu_agree_with_those_of_the_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: DTypeSetting, mode: CompileMode, share: float
+) -> None:
+    use_small_network(monkeypatch)
+    monkeypatch.setattr("beit.common.dalle.HIDDEN_WIDTH", 64)
+    write_pickle(DalleEncoder(), tmp_path / "encoder.pkl")
+    images = pixels_of(32, 3, 112, 112)
+    expected = load_tokenizer(tmp_path).encode(images)
+    tokenizer = load_tokenizer(tmp_path, device="cuda", dtype=dtype, compile_encoder=mode)
+    assert (tokenizer.encode(images).cpu() == expected).float().mean() >= share
+
+
 @pytest.mark.slow
 def test_damage_anywhere_in_a_file_is_refused_or_harmless(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from beit.common.errors import InputError
-
     use_small_network(monkeypatch)
     encoder = DalleEncoder()
     rng = random.Random(0)
