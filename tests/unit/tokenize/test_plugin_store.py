@@ -36,7 +36,8 @@ def test_the_documented_example_makes_a_store_and_is_audited(example):
     assert run("tokenize", "photos", "store", "--tokenizer", example, *SMALL).exit_code == 0
     store = open_store("store")
     assert (store.info.tokenizer.name, store.info.tokenizer.vocab_size) == (example, 64)
-    assert store[0].token_ids.shape == (2, 2, 2) and 0 < int(store[0].token_ids.max()) < 64
+    token_ids = store[0]["token_ids"]
+    assert token_ids.shape == (2, 2, 2) and 0 < int(token_ids.max()) < 64
     result = run("verify", "store", "--audit", "4", "--tokenizer", example)
     assert result.exit_code == 0 and "audit: 100.000%" in result.output
 
