@@ -22,6 +22,7 @@ from torch import nn
 from beit.common.distributed import World
 from beit.common.errors import InputError
 from beit.common.optimizer import FiniteAdamW
+from beit.common.precision import choose_precision
 from beit.common.train_config import DeepSpeedConfig, OptimizerConfig, TrainingPlan
 
 LossFunction = Callable[[nn.Module, Mapping[str, Any], int], tuple[torch.Tensor, dict[str, torch.Tensor]]]
@@ -67,8 +68,8 @@ class EngineSettings:
     """AdamW and clipping."""
     deepspeed: DeepSpeedConfig
     """ZeRO stage and the user's JSON."""
-    precision: Literal["fp32", "bf16"]
-    """Of the forward pass."""
+    precision: Literal["auto", "fp32", "bf16"]
+    """Of the forward pass, as in the settings."""
     plan: TrainingPlan
     """Batch shares."""
 
@@ -96,7 +97,7 @@ class Engine:
         world: World,
     ) -> None:
         self.model, self.world = model.to(world.device), world
-        self._precision = settings.precision
+        self.precision = choose_precision(settings.precision, world)
         config = deepspeed_json(settings)
         self.zero_stage: int = config["zero_optimization"]["stage"]
         adam = settings.optimizer
@@ -120,7 +121,7 @@ class Engine:
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Return the context of forward passes: bf16 matrix products over fp32 weights, or nothing."""
-        if self._precision == "bf16":
+        if self.precision == "bf16":
             return torch.autocast(self.world.device.type, dtype=torch.bfloat16)
         return nullcontext()
 

@@ -51,7 +51,7 @@ class Saver:
         checkpoint = self._run.checkpoint
         if checkpoint is None:
             return None
-        self._task.check_resume(checkpoint.record["data"])
+        self._task.data.check_resume(checkpoint.record["data"])
         with checkpoint.reader("model") as model, checkpoint.reader("optimizer") as optimizer:
             known = set(optimizer.keys())
             scatter_state(
@@ -61,6 +61,9 @@ class Saver:
         if self._world.is_main:
             set_later_aside(self._run.checkpoints, checkpoint.step)
             logger.info("continuing at step %d from %s", checkpoint.step, checkpoint.path)
+            before, now = checkpoint.record.get("precision", self._engine.precision), self._engine.precision
+            if before != now:
+                logger.warning("the checkpoint was trained in %s, this machine goes on in %s", before, now)
         return checkpoint
 
     def restore_random_state(self, *, seed: int, step: int) -> None:
@@ -91,10 +94,11 @@ class Saver:
         state = gather_state(self._engine)
         random_states = self._world.gather(self._random_state())
         record = {
-            "data": self._task.data_state(step),
+            "data": self._task.data.state(step),
             **counters,
             "world_size": self._world.world_size,
             "zero_stage": self._engine.zero_stage,
+            "precision": self._engine.precision,
             "versions": versions(),
         }
         failure = self._world.run_on_main(lambda: self._write(step, state, random_states, record))

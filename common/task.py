@@ -14,6 +14,30 @@ from beit.common.batches import Batch
 from beit.common.train_config import CheckpointConfig, DeepSpeedConfig, OptimizerConfig, TrainConfig, TrainingPlan
 
 
+class TaskData(Protocol):
+    """What a training reads; `beit.common.training_data.TrainingData` for every data set."""
+
+    @property
+    def plan(self) -> TrainingPlan:
+        """Steps and batch shares, from `plan_training`."""
+        ...
+
+    def micro_batches(self, start_step: int) -> Iterator[Batch]:
+        """Yield this rank's micro-batches from `start_step` to the end of the run, `grad_accum_steps` per step.
+
+        `sample_ids` (list[str]), where a batch has them, are recorded when a step turns out not finite.
+        """
+        ...
+
+    def state(self, step: int) -> dict[str, Any]:
+        """Return the JSON-able position and identity of the data after `step` completed steps."""
+        ...
+
+    def check_resume(self, saved: Mapping[str, Any]) -> None:
+        """Raise InputError when `saved`, an earlier `state`, does not belong to the present data."""
+        ...
+
+
 class Task(Protocol):
     """What one kind of training brings to the loop; everything else is the same for all."""
 
@@ -22,15 +46,13 @@ class Task(Protocol):
         """The module to train, initialised identically on every rank."""
         ...
 
-    def param_groups(self) -> list[dict[str, Any]]:
-        """Return parameter groups: `params`, `weight_decay`, `lr_scale` (1.0 = the schedule's own rate)."""
+    @property
+    def data(self) -> TaskData:
+        """The samples to train on, in the order of this run."""
         ...
 
-    def micro_batches(self, start_step: int) -> Iterator[Batch]:
-        """Yield this rank's micro-batches from `start_step` to the end of the run, `grad_accum_steps` per step.
-
-        `sample_ids` (list[str]), where a batch has them, are recorded when a step turns out not finite.
-        """
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Return parameter groups: `params`, `weight_decay`, `lr_scale` (1.0 = the schedule's own rate)."""
         ...
 
     def forward(self, model: nn.Module, batch: Batch, step: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -61,18 +83,10 @@ class Task(Protocol):
         """
         ...
 
-    def data_state(self, step: int) -> dict[str, Any]:
-        """Return the JSON-able position and identity of the data after `step` completed steps."""
-        ...
-
-    def check_resume(self, saved: Mapping[str, Any]) -> None:
-        """Raise InputError when `saved`, an earlier `data_state`, does not belong to the present data."""
-        ...
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FitSettings:
-    """The sections of a stage's config that the loop reads, and the numbers derived from them."""
+    """The sections of a stage's config that the loop reads."""
 
     train: TrainConfig
     """Rhythm and precision."""
@@ -82,8 +96,6 @@ class FitSettings:
     """What to keep."""
     deepspeed: DeepSpeedConfig
     """ZeRO stage."""
-    plan: TrainingPlan
-    """Steps and batch shares, from `plan_training`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

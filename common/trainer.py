@@ -55,12 +55,12 @@ class Trainer:
 
     def __init__(self, task: Task, *, settings: FitSettings, run: RunDirectory, world: World) -> None:
         self._task, self._settings, self._run, self._world = task, settings, run, world
-        self._plan = settings.plan
+        self._plan = task.data.plan
         engine_settings = EngineSettings(
             optimizer=settings.optimizer,
             deepspeed=settings.deepspeed,
             precision=settings.train.precision,
-            plan=settings.plan,
+            plan=self._plan,
         )
         self._engine = Engine(task.model, task.forward, task.param_groups(), settings=engine_settings, world=world)
         keep = settings.checkpoint.keep
@@ -110,7 +110,7 @@ class Trainer:
 
     def _start_data(self) -> None:
         """Open the data stream and put the random generators where this step needs them."""
-        self._stream = BatchStream(iter(self._task.micro_batches(self._step)), self._world.device)
+        self._stream = BatchStream(iter(self._task.data.micro_batches(self._step)), self._world.device)
         self._stream.start()
         # Last, because starting loader workers draws from the generators.
         self._saver.restore_random_state(seed=self._settings.train.seed, step=self._step)

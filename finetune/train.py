@@ -6,7 +6,7 @@ The loop, checkpoints and resume are `beit.common.trainer`; here is what is part
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,19 +15,17 @@ import torch
 from torch import Tensor
 
 from beit.common.batches import Batch
-from beit.common.dataset import build_order
 from beit.common.distributed import World, init_distributed
 from beit.common.encoder import save_model
 from beit.common.encoder_config import CONFIG_FILE, EncoderConfig, read_encoder_config
 from beit.common.labelled_dataset import LabelledDataset
 from beit.common.param_groups import layer_decay_groups
-from beit.common.reader import build_loader
 from beit.common.run_dir import open_run
-from beit.common.sampler import BatchPlan, DataState, check_resume
 from beit.common.signals import stop_on_signals
 from beit.common.task import FitSettings
-from beit.common.train_config import TrainingPlan, plan_training
+from beit.common.train_config import CheckpointConfig
 from beit.common.trainer import fit
+from beit.common.training_data import TrainingData
 from beit.finetune.artifact import StartingPoint, build_classifier, starting_point
 from beit.finetune.augment import TrainTransform
 from beit.finetune.config import FinetuneConfig
@@ -63,7 +61,6 @@ def run(config: FinetuneConfig, *, data: str, run_dir: Path, resume: str = "auto
         optimizer=config.optimizer,
         checkpoint=config.checkpoint,
         deepspeed=config.deepspeed,
-        plan=task.plan,
     )
     fit(task, settings=settings, run=directory, world=world)
     if world.is_main:
@@ -92,15 +89,14 @@ class ClassificationTask:
         """Build model and order; identical on every rank."""
         config = self.config
         self.dataset = LabelledDataset(self.images.train, cache_bytes=config.reader.parquet_cache_bytes)
-        order = build_order(self.dataset, seed=config.train.seed, window_shards=config.reader.window_shards)
-        self.plan = self._plan(order.num_samples)
-        self.batches = BatchPlan(
-            order=order,
-            global_batch_size=self.plan.global_batch_size,
-            micro_batch_size=self.plan.micro_batch_size,
-            grad_accum_steps=self.plan.grad_accum_steps,
-            world_size=self.world.world_size,
-            rank=self.world.rank,
+        self.data = TrainingData(
+            self.dataset,
+            TrainTransform(img_size=self.start.architecture.img_size, augment=config.augment, seed=config.train.seed),
+            train=config.train,
+            optimizer=config.optimizer,
+            checkpoint=self._checkpoint(),
+            reader=config.reader,
+            world=self.world,
         )
         mean, std = self.start.normalization
         self.step = ClassificationStep(mean=mean, std=std, label_smoothing=config.classifier.label_smoothing)
@@ -115,23 +111,16 @@ class ClassificationTask:
         self.measured: tuple[int, Metrics] | None = None
         """Step and result of the latest evaluation in this process."""
 
-    def _plan(self, num_samples: int) -> TrainingPlan:
-        config = self.config
-        plan = plan_training(
-            config.train,
-            config.optimizer,
-            config.checkpoint,
-            num_samples=num_samples,
-            world_size=self.world.world_size,
-        )
-        if self.images.val is None or config.checkpoint.interval_steps is not None:
-            return plan
-        # The best model is chosen among those that are saved.
-        return replace(plan, save_interval_steps=plan.eval_interval_steps)
+    def _checkpoint(self) -> CheckpointConfig:
+        """Return when to save: the best model is chosen among those that are, so whenever one is measured."""
+        checkpoint = self.config.checkpoint
+        if self.images.val is None or checkpoint.interval_steps is not None:
+            return checkpoint
+        return replace(checkpoint, interval_steps=self.config.train.eval_interval_steps)
 
     def announce(self) -> None:
         """Say what is about to happen."""
-        plan, val = self.plan, self.images.val
+        plan, val = self.data.plan, self.images.val
         logger.info(
             "%s from %s, %.1f M parameters; %d classes, %d training and %d validation images",
             self.start.architecture.name,
@@ -158,22 +147,6 @@ class ClassificationTask:
             layer_decay=self.config.layer_decay,
             depth=self.start.architecture.depth,
         )
-
-    def micro_batches(self, start_step: int) -> Iterator[Batch]:
-        """Yield this rank's micro-batches from `start_step` to the end of the run."""
-        transform = TrainTransform(
-            img_size=self.start.architecture.img_size, augment=self.config.augment, seed=self.config.train.seed
-        )
-        loader = build_loader(
-            self.dataset,
-            self.batches,
-            start_step=start_step,
-            num_steps=self.plan.total_steps - start_step,
-            transform=transform,
-            config=self.config.reader,
-            pin_memory=self.world.device.type == "cuda",
-        )
-        return iter(loader)
 
     def forward(self, model: torch.nn.Module, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Return loss and accuracy of one micro-batch."""
@@ -216,7 +189,7 @@ class ClassificationTask:
         train = self.images.train
         return {
             "step": step,
-            "total_steps": self.plan.total_steps,
+            "total_steps": self.data.plan.total_steps,
             "metrics": {} if result is None else result.as_dict(),
             "validation_data": None if self.images.val is None else self.images.val.info.root,
             "data": train.info.root,
@@ -226,17 +199,6 @@ class ClassificationTask:
             "encoder": self.config.encoder,
             "encoder_provenance": None if self.start.encoder is None else self.start.encoder.provenance,
         }
-
-    def data_state(self, step: int) -> dict[str, Any]:
-        """Describe the position in the data after `step` steps."""
-        return self._state(step).to_json()
-
-    def check_resume(self, saved: Mapping[str, Any]) -> None:
-        """Refuse to continue on other data."""
-        check_resume(DataState.from_json(dict(saved)), self._state(0))
-
-    def _state(self, step: int) -> DataState:
-        return self.batches.state(steps_completed=step, num_views=0, index_sha256=self.dataset.index_sha256)
 
 
 def _is_better(result: Metrics, best: Path) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,20 +17,18 @@ import torch
 from torch import Tensor
 
 from beit.common.batches import Batch
-from beit.common.dataset import build_order
 from beit.common.distributed import World, init_distributed
 from beit.common.encoder import save_encoder
 from beit.common.errors import InputError
 from beit.common.param_groups import weight_decay_groups
-from beit.common.reader import build_loader, sequential_loader
+from beit.common.reader import sequential_loader
 from beit.common.run_dir import open_run
-from beit.common.sampler import BatchPlan, DataState, check_resume
 from beit.common.signals import stop_on_signals
 from beit.common.store import TokenStore, open_store
 from beit.common.store_dataset import StoreDataset
 from beit.common.task import FitSettings
-from beit.common.train_config import TrainingPlan, plan_training
 from beit.common.trainer import fit
+from beit.common.training_data import TrainingData
 from beit.common.vit_config import ViTConfig, build_vit_config
 from beit.pretrain.config import PretrainConfig
 from beit.pretrain.data import ViewTransform, check_replay
@@ -65,7 +63,6 @@ def run(config: PretrainConfig, *, store: Path, run_dir: Path, resume: str = "au
         optimizer=config.optimizer,
         checkpoint=config.checkpoint,
         deepspeed=config.deepspeed,
-        plan=task.plan,
     )
     fit(task, settings=settings, run=directory, world=world)
     if world.is_main:
@@ -108,23 +105,16 @@ class PretrainTask:
         assert info.tokenizer is not None
         self.dataset = StoreDataset(self.store, seed=config.train.seed)
         self.held_out = StoreDataset(self.store, seed=config.train.seed, held_out=True)
-        order = build_order(self.dataset, seed=config.train.seed, window_shards=config.reader.window_shards)
-        self.plan: TrainingPlan = plan_training(
-            config.train,
-            config.optimizer,
-            config.checkpoint,
-            num_samples=order.num_samples,
-            world_size=self.world.world_size,
-        )
-        self.batches = BatchPlan(
-            order=order,
-            global_batch_size=self.plan.global_batch_size,
-            micro_batch_size=self.plan.micro_batch_size,
-            grad_accum_steps=self.plan.grad_accum_steps,
-            world_size=self.world.world_size,
-            rank=self.world.rank,
-        )
         self.vit = vit_config(config, self.store)
+        self.data = TrainingData(
+            self.dataset,
+            self.transform(),
+            train=config.train,
+            optimizer=config.optimizer,
+            checkpoint=config.checkpoint,
+            reader=config.reader,
+            world=self.world,
+        )
         self.step = MimStep(mean=config.data.mean, std=config.data.std)
         self.model = MaskedImageModel(
             self.vit,
@@ -136,7 +126,7 @@ class PretrainTask:
         """Say what is about to happen, once."""
         if not self.world.is_main:
             return
-        plan, views = self.plan, self.store.info.views
+        plan, views = self.data.plan, self.store.info.views
         epochs = plan.total_steps / plan.steps_per_epoch
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
         logger.info(
@@ -171,19 +161,6 @@ class PretrainTask:
             strict=self.config.data.replay == "strict",
             fixed_masks=fixed_masks,
         )
-
-    def micro_batches(self, start_step: int) -> Iterator[Batch]:
-        """Yield this rank's micro-batches from `start_step` to the end of the run."""
-        loader = build_loader(
-            self.dataset,
-            self.batches,
-            start_step=start_step,
-            num_steps=self.plan.total_steps - start_step,
-            transform=self.transform(),
-            config=self.config.reader,
-            pin_memory=self.world.device.type == "cuda",
-        )
-        return iter(loader)
 
     def forward(self, model: torch.nn.Module, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Return loss and accuracy of one micro-batch."""
@@ -232,7 +209,7 @@ class PretrainTask:
             vocab_size=info.tokenizer.vocab_size,
             provenance={
                 "step": step,
-                "total_steps": self.plan.total_steps,
+                "total_steps": self.data.plan.total_steps,
                 "metrics": dict(metrics),
                 "store": self.store.location,
                 "store_sha256": self.store.index_sha256,
@@ -240,17 +217,4 @@ class PretrainTask:
                 "tokenizer_fingerprint": info.tokenizer.fingerprint,
                 "views": info.views,
             },
-        )
-
-    def data_state(self, step: int) -> dict[str, Any]:
-        """Describe the position in the data after `step` steps."""
-        return self._state(step).to_json()
-
-    def check_resume(self, saved: Mapping[str, Any]) -> None:
-        """Refuse to continue on other data."""
-        check_resume(DataState.from_json(dict(saved)), self._state(0))
-
-    def _state(self, step: int) -> DataState:
-        return self.batches.state(
-            steps_completed=step, num_views=self.store.info.views, index_sha256=self.store.index_sha256
         )

@@ -79,9 +79,41 @@ class ToyModel(nn.Module):
         return self.second(self.drop(torch.relu(self.first(values)))) * self.frozen
 
 
-class ToyTask:
+class ToyData:
     def __init__(self, config: ToyConfig, plan: TrainingPlan, world: World) -> None:
         self.config, self.plan, self.world = config, plan, world
+
+    def micro_batches(self, start_step: int) -> Iterator[dict[str, Any]]:
+        if self.config.input_error:
+            raise InputError(self.config.input_error)
+        for step in range(start_step, self.plan.total_steps):
+            self._misbehave(step)
+            values = torch.randn(self.plan.global_batch_size, WIDTH, generator=torch.Generator().manual_seed(step))
+            share = values.chunk(self.world.world_size)[self.world.rank]
+            for number, piece in enumerate(share.split(self.plan.micro_batch_size)):
+                yield {"values": piece, "sample_ids": [f"{step}/{self.world.rank}/{number}"]}
+
+    def state(self, step: int) -> dict[str, Any]:
+        return {"samples_consumed": step * self.plan.global_batch_size, "num_samples": self.config.num_samples}
+
+    def check_resume(self, saved: Mapping[str, Any]) -> None:
+        if saved["num_samples"] != self.config.num_samples:
+            raise InputError(f"num_samples was {saved['num_samples']}, is {self.config.num_samples}")
+
+    def _misbehave(self, step: int) -> None:
+        time.sleep(self.config.step_seconds)
+        if step == self.config.stop_at and self.world.rank == self.config.stop_rank:
+            os.kill(os.getpid(), signal.SIGTERM)
+        if step == self.config.kill_at and self.world.rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if step == self.config.hang_at and self.world.rank == 1:
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+
+class ToyTask:
+    def __init__(self, config: ToyConfig, plan: TrainingPlan, world: World) -> None:
+        self.config, self.world = config, world
+        self.data = ToyData(config, plan, world)
         torch.manual_seed(config.train.seed)
         self.model = ToyModel()
         self.evaluated: list[int] = []
@@ -95,16 +127,6 @@ class ToyTask:
             {"params": matrices, "weight_decay": 0.05, "lr_scale": 1.0},
             {"params": vectors, "weight_decay": 0.0, "lr_scale": 0.5},
         ]
-
-    def micro_batches(self, start_step: int) -> Iterator[dict[str, Any]]:
-        if self.config.input_error:
-            raise InputError(self.config.input_error)
-        for step in range(start_step, self.plan.total_steps):
-            self._misbehave(step)
-            values = torch.randn(self.plan.global_batch_size, WIDTH, generator=torch.Generator().manual_seed(step))
-            share = values.chunk(self.world.world_size)[self.world.rank]
-            for number, piece in enumerate(share.split(self.plan.micro_batch_size)):
-                yield {"values": piece, "sample_ids": [f"{step}/{self.world.rank}/{number}"]}
 
     def forward(
         self, model: nn.Module, batch: Mapping[str, Any], step: int
@@ -126,22 +148,6 @@ class ToyTask:
     ) -> None:
         (directory / "encoder").mkdir(exist_ok=True)
         save_file(state, directory / "encoder" / "model.safetensors")
-
-    def data_state(self, step: int) -> dict[str, Any]:
-        return {"samples_consumed": step * self.plan.global_batch_size, "num_samples": self.config.num_samples}
-
-    def check_resume(self, saved: Mapping[str, Any]) -> None:
-        if saved["num_samples"] != self.config.num_samples:
-            raise InputError(f"num_samples was {saved['num_samples']}, is {self.config.num_samples}")
-
-    def _misbehave(self, step: int) -> None:
-        time.sleep(self.config.step_seconds)
-        if step == self.config.stop_at and self.world.rank == self.config.stop_rank:
-            os.kill(os.getpid(), signal.SIGTERM)
-        if step == self.config.kill_at and self.world.rank == 1:
-            os.kill(os.getpid(), signal.SIGKILL)
-        if step == self.config.hang_at and self.world.rank == 1:
-            os.kill(os.getpid(), signal.SIGSTOP)
 
 
 MISBEHAVIOUR = ("bad_steps", "bad_rank", "gpus", "stop_at", "stop_rank", "kill_at", "hang_at")
@@ -180,7 +186,6 @@ def train_toy(run_path: Path, config: ToyConfig, *, resume: str = "auto") -> tup
             optimizer=config.optimizer,
             checkpoint=config.checkpoint,
             deepspeed=config.deepspeed,
-            plan=plan,
         )
         return fit(task, settings=settings, run=run, world=world), task
 

@@ -17,18 +17,17 @@ from torch import Tensor, nn
 
 from beit.common.batches import Batch
 from beit.common.config import config_to_dict
-from beit.common.dataset import Dataset, build_order
+from beit.common.dataset import Dataset
 from beit.common.distributed import World, init_distributed
 from beit.common.dvae import scale_pixels
 from beit.common.errors import BadSample, InputError
-from beit.common.reader import build_loader
 from beit.common.rng import CounterRng, stable_hash64
 from beit.common.run_dir import open_run
-from beit.common.sampler import BatchPlan, DataState, check_resume
 from beit.common.task import FitSettings
 from beit.common.tokenizer_dir import save_tokenizer
-from beit.common.train_config import DeepSpeedConfig, plan_training
+from beit.common.train_config import DeepSpeedConfig
 from beit.common.trainer import fit
+from beit.common.training_data import TrainingData
 from beit.tokenize.tokenizer_card import tokenizer_card
 from beit.tokenize.tokenizer_codebook import fit_codebook, revive_words
 from beit.tokenize.tokenizer_config import TokenizerTrainConfig
@@ -76,7 +75,6 @@ def train_tokenizer(config: TokenizerTrainConfig, source: str, out_dir: Path, *,
         checkpoint=config.checkpoint,
         # The codebook is overwritten between steps, which only an optimizer without partitions notices.
         deepspeed=DeepSpeedConfig(zero_stage=0),
-        plan=task.plan,
     )
     fit(task, settings=settings, run=run, world=world)
     if world.is_main:
@@ -102,23 +100,16 @@ class TokenizerTask:
     def __post_init__(self) -> None:
         """Build model and order; identical on every rank."""
         config = self.config
-        order = build_order(self.dataset, seed=config.train.seed, window_shards=config.reader.window_shards)
-        self.plan = plan_training(
-            config.train,
-            config.optimizer,
-            config.checkpoint,
-            num_samples=order.num_samples,
-            world_size=self.world.world_size,
-        )
-        self.batches = BatchPlan(
-            order=order,
-            global_batch_size=self.plan.global_batch_size,
-            micro_batch_size=self.plan.micro_batch_size,
-            grad_accum_steps=self.plan.grad_accum_steps,
-            world_size=self.world.world_size,
-            rank=self.world.rank,
-        )
         self.transform = CropTransform(data=config.data, augment=config.augment, seed=config.train.seed)
+        self.data = TrainingData(
+            self.dataset,
+            self.transform,
+            train=config.train,
+            optimizer=config.optimizer,
+            checkpoint=config.checkpoint,
+            reader=config.reader,
+            world=self.world,
+        )
         self.model = TokenizerModel(config.model)
         self._kept_step = -1  # whose upkeep of the codebook is done
 
@@ -136,24 +127,11 @@ class TokenizerTask:
             {"params": [vae.log_scale], "weight_decay": 0.0, "lr_scale": self.config.optimizer.scale_lr},
         ]
 
-    def micro_batches(self, start_step: int) -> Iterator[Batch]:
-        """Yield this rank's micro-batches from `start_step` to the end of the run."""
-        loader = build_loader(
-            self.dataset,
-            self.batches,
-            start_step=start_step,
-            num_steps=self.plan.total_steps - start_step,
-            transform=self.transform,
-            config=self.config.reader,
-            pin_memory=self.world.device.type == "cuda",
-        )
-        return iter(loader)
-
     def forward(self, model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Return loss and metrics of one micro-batch."""
         assert isinstance(model, TokenizerModel)
         images = batch["images"].flatten(0, 1)  # (images x crops, 3, crop_size, crop_size)
-        phase = phase_at(self.config.objective, step, self.plan.total_steps)
+        phase = phase_at(self.config.objective, step, self.data.plan.total_steps)
         generator = self._generator("noise", int(batch["positions"][0]))
         if not phase.is_discrete:
             loss = autoencoder_loss(model, images, generator)
@@ -172,7 +150,7 @@ class TokenizerTask:
     @torch.no_grad()
     def _keep_codebook(self, model: TokenizerModel, images: Tensor, step: int, *, is_revival: bool) -> None:
         """Fit the codebook when it comes into use, and revive words; rank 0 decides, all ranks follow."""
-        vae, is_first = model.vae, step == first_discrete_step(self.config.objective, self.plan.total_steps)
+        vae, is_first = model.vae, step == first_discrete_step(self.config.objective, self.data.plan.total_steps)
         if not (is_first or is_revival):
             return
         if self.world.is_main:
@@ -223,7 +201,7 @@ class TokenizerTask:
     def evaluate(self, model: nn.Module, step: int) -> dict[str, float]:
         """Measure reconstruction and use of the vocabulary; rank 0 does, the few images need no help."""
         assert isinstance(model, TokenizerModel)
-        if step <= first_discrete_step(self.config.objective, self.plan.total_steps):
+        if step <= first_discrete_step(self.config.objective, self.data.plan.total_steps):
             return {}  # the codebook is fitted in the first discrete step, `step` counts completed ones
         metrics = self.world.run_on_main(lambda: self._measure(model))
         if self.world.is_main:
@@ -251,25 +229,12 @@ class TokenizerTask:
             "source": self.source,
             "index_sha256": self.dataset.index_sha256,
             "step": step,
-            "total_steps": self.plan.total_steps,
+            "total_steps": self.data.plan.total_steps,
             "metrics": dict(metrics),
             "settings": config_to_dict(self.config),
         }
         fingerprint = save_tokenizer(directory, weights, self.config.model, training=training)
         tokenizer_card(directory / "README.md", self.config, training, fingerprint=fingerprint)
-
-    def data_state(self, step: int) -> dict[str, Any]:
-        """Describe the position in the data after `step` steps."""
-        return self._state(step).to_json()
-
-    def check_resume(self, saved: Mapping[str, Any]) -> None:
-        """Refuse to continue on other data."""
-        check_resume(DataState.from_json(dict(saved)), self._state(0))
-
-    def _state(self, step: int) -> DataState:
-        return self.batches.state(
-            steps_completed=step, num_views=self.dataset.num_views, index_sha256=self.dataset.index_sha256
-        )
 
 
 def _flat_features(model: TokenizerModel, images: Tensor) -> Tensor:

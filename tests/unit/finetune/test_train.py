@@ -101,7 +101,7 @@ def test_ranks_share_the_batch_of_one_rank(finished):
         for rank in range(world_size):
             world = World(rank=rank, local_rank=rank, world_size=world_size, device=torch.device("cpu"))
             task = task_for(finished.train, None, "train.steps=4", world=world)
-            batches.append(list(task.micro_batches(0)))
+            batches.append(list(task.data.micro_batches(0)))
         return [
             (
                 [name for batch in step for name in batch["sample_ids"]],
@@ -143,9 +143,9 @@ def test_without_validation_the_model_is_the_newest(tmp_path, finished):
 
 
 def test_models_are_saved_when_they_are_measured(finished):
-    assert task_for(finished.train, finished.val, "train.eval_interval_steps=7").plan.save_interval_steps == 7
-    assert task_for(finished.train, None, "train.eval_interval_steps=7").plan.save_interval_steps == 3
-    assert task_for(finished.train, finished.val, "checkpoint.interval_steps=9").plan.save_interval_steps == 9
+    assert task_for(finished.train, finished.val, "train.eval_interval_steps=7").data.plan.save_interval_steps == 7
+    assert task_for(finished.train, None, "train.eval_interval_steps=7").data.plan.save_interval_steps == 3
+    assert task_for(finished.train, finished.val, "checkpoint.interval_steps=9").data.plan.save_interval_steps == 9
 
 
 def test_lower_layers_learn_more_slowly(finished):

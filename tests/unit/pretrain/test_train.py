@@ -40,9 +40,9 @@ def consumed(store, *, world_size, micro_batch_size, num_steps=6):
         world = World(rank=rank, local_rank=rank, world_size=world_size, device=torch.device("cpu"))
         config = make_config(train={"micro_batch_size": micro_batch_size})
         task = PretrainTask(config, store, world)
-        for index, batch in enumerate(task.micro_batches(0)):
+        for index, batch in enumerate(task.data.micro_batches(0)):
             rows = zip(batch["sample_ids"], batch["view_indices"], batch["epochs"], strict=True)
-            steps[index // task.plan.grad_accum_steps] += [
+            steps[index // task.data.plan.grad_accum_steps] += [
                 (*row, mask.numpy().tobytes(), ids.numpy().tobytes())
                 for row, mask, ids in zip(rows, batch["bool_masked_pos"], batch["token_ids"], strict=True)
             ]

@@ -40,7 +40,7 @@ def task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TokenizerTask:
 
 def test_task_goes_through_its_phases(task: TokenizerTask) -> None:
     before = task.model.vae.codebook.detach().clone()
-    metrics = [set(task.forward(task.model, batch, step)[1]) for step, batch in enumerate(task.micro_batches(0))]
+    metrics = [set(task.forward(task.model, batch, step)[1]) for step, batch in enumerate(task.data.micro_batches(0))]
     assert metrics[0] == set()
     assert all("usage_kl" in names for names in metrics[1:])
     assert len(metrics) == 10
@@ -48,7 +48,7 @@ def test_task_goes_through_its_phases(task: TokenizerTask) -> None:
 
 
 def test_forward_repeats_itself_on_resume(task: TokenizerTask) -> None:
-    batch = next(task.micro_batches(5))
+    batch = next(task.data.micro_batches(5))
     assert torch.equal(task.forward(task.model, batch, 5)[0], task.forward(task.model, batch, 5)[0])
 
 

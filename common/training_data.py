@@ -1,0 +1,90 @@
+"""The samples a run trains on: the plan of its steps, the micro-batches of this rank, and the position to resume from.
+
+Puts together the order (`sampler.py`), the arithmetic of steps (`train_config.py`) and the reader (`reader.py`); every
+training of every stage goes through here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from beit.common.batches import Batch
+from beit.common.dataset import Dataset, Record, build_order
+from beit.common.distributed import World
+from beit.common.reader import build_loader
+from beit.common.reader_config import ReaderConfig
+from beit.common.sampler import BatchPlan, DataState, check_resume
+from beit.common.train_config import CheckpointConfig, OptimizerConfig, TrainConfig, plan_training
+
+
+class TrainingData:
+    """One data set in the order of one run, as the training loop wants it (`beit.common.task.TaskData`).
+
+    Args:
+        dataset: Samples to train on; the same on every rank.
+        transform: Turns a record into the arrays of one row; sent to the reader's workers.
+        train: Length, batch and seed.
+        optimizer: Warmup.
+        checkpoint: Saving interval.
+        reader: Loading.
+        world: The ranks.
+    Raises:
+        InputError: no sample, or a global batch that the ranks cannot share.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        transform: Callable[[Record], Mapping[str, Any]],
+        *,
+        train: TrainConfig,
+        optimizer: OptimizerConfig,
+        checkpoint: CheckpointConfig,
+        reader: ReaderConfig,
+        world: World,
+    ) -> None:
+        self.dataset, self.transform = dataset, transform
+        self._reader, self._world = reader, world
+        order = build_order(dataset, seed=train.seed, window_shards=reader.window_shards)
+        self.plan = plan_training(
+            train, optimizer, checkpoint, num_samples=order.num_samples, world_size=world.world_size
+        )
+        self._batches = BatchPlan(
+            order=order,
+            global_batch_size=self.plan.global_batch_size,
+            micro_batch_size=self.plan.micro_batch_size,
+            grad_accum_steps=self.plan.grad_accum_steps,
+            world_size=world.world_size,
+            rank=world.rank,
+        )
+
+    def micro_batches(self, start_step: int) -> Iterator[Batch]:
+        """Yield this rank's micro-batches from `start_step` to the end of the run, `grad_accum_steps` per step."""
+        loader = build_loader(
+            self.dataset,
+            self._batches,
+            start_step=start_step,
+            num_steps=self.plan.total_steps - start_step,
+            transform=self.transform,
+            config=self._reader,
+            pin_memory=self._world.device.type == "cuda",
+        )
+        return iter(loader)
+
+    def state(self, step: int) -> dict[str, Any]:
+        """Describe the position in the data after `step` completed steps, and the identity of the data."""
+        return self._state(step).to_json()
+
+    def check_resume(self, saved: Mapping[str, Any]) -> None:
+        """Refuse to continue on other data than those of `saved`, an earlier `state`.
+
+        Raises:
+            InputError: they differ; every difference is named.
+        """
+        check_resume(DataState.from_json(dict(saved)), self._state(0))
+
+    def _state(self, step: int) -> DataState:
+        return self._batches.state(
+            steps_completed=step, num_views=self.dataset.num_views, index_sha256=self.dataset.index_sha256
+        )
