@@ -53,7 +53,9 @@ class SameConv2d(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int) -> None:
         super().__init__()
         std = 1.0 / math.sqrt(in_channels * kernel_size**2)
-        weight = torch.empty(out_channels, in_channels, kernel_size, kernel_size).normal_(std=std)
+        weight = torch.empty(out_channels, in_channels, kernel_size, kernel_size)
+        if not weight.is_meta:  # drawing numbers that are kept nowhere costs torch two seconds of imports
+            weight.normal_(std=std)
         self.w = nn.Parameter(weight, requires_grad=False)
         self.b = nn.Parameter(torch.zeros(out_channels), requires_grad=False)
 

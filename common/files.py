@@ -15,6 +15,11 @@ from beit.common.errors import InputError
 _HASH_BLOCK_BYTES = 1 << 20
 
 
+def default_cache_dir() -> Path:
+    """Return the folder for what can be made or fetched again: $BEIT_CACHE, or ~/.cache/beit."""
+    return Path(os.environ.get("BEIT_CACHE") or Path.home() / ".cache" / "beit")
+
+
 def fsync_directory(directory: Path) -> None:
     """Make renames inside `directory` durable; without it a power cut can undo a finished replace."""
     descriptor = os.open(directory, os.O_RDONLY)

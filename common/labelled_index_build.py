@@ -9,13 +9,10 @@ bytes per sample and may be deleted at any time. Not here: how the table is used
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -23,9 +20,10 @@ import pyarrow as pa
 
 from beit.common.config import config_from_dict
 from beit.common.errors import InputError, require
-from beit.common.files import atomic_file, read_json, write_json
+from beit.common.files import atomic_file, default_cache_dir, read_json, write_json
 from beit.common.labelled_index import INDEX_VERSION, NO_LABEL, IndexInfo, LabelledIndex
 from beit.common.locations import is_remote
+from beit.common.locks import exclusive_lock
 from beit.common.progress import Progress
 from beit.common.source_files import FilesShard
 from beit.common.sources import SampleRef, Source, SourceShard, open_source
@@ -45,11 +43,6 @@ _MEASURED_SHARDS = 4
 """Row groups of one data set are alike, and measuring all of them would be reading the data; arbitrary."""
 
 
-def default_cache_dir() -> Path:
-    """Return the folder for what can be made again: $BEIT_CACHE, or ~/.cache/beit."""
-    return Path(os.environ.get("BEIT_CACHE") or Path.home() / ".cache" / "beit")
-
-
 def build_index(spec: str | Path, cache_dir: Path | None = None) -> LabelledIndex:
     """Return the index of a DATA, from the cache or by listing every sample.
 
@@ -66,7 +59,7 @@ def build_index(spec: str | Path, cache_dir: Path | None = None) -> LabelledInde
     folder = root / "indexes" / f"v{INDEX_VERSION}" / source.digest
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _lock(folder / "lock"):
+        with exclusive_lock(folder / "lock"):
             if not (folder / "index.json").exists():
                 _write(folder, source)
     except OSError as error:
@@ -85,13 +78,6 @@ def build_index(spec: str | Path, cache_dir: Path | None = None) -> LabelledInde
 def _without_list(shard: SourceShard) -> SourceShard:
     """Drop the file list of a shard: the table has it, and workers should not receive it twice."""
     return replace(shard, entries=()) if isinstance(shard, FilesShard) else shard
-
-
-@contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    with path.open("wb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _write(folder: Path, source: Source) -> None:

@@ -42,6 +42,10 @@ _MAX_DEPTH = 64
 """Modules inside modules; the DALL-E dVAE has five levels."""
 
 
+_TEXT_BYTES = 200
+"""Enough to tell a page or a log from a pickle."""
+
+
 class InertModule:
     """Stands in for any pickled class: holds what it is given and can do nothing."""
 
@@ -96,7 +100,7 @@ def _read_zip(path: Path, class_names: Collection[str]) -> Any:
 def _read_legacy(path: Path, class_names: Collection[str]) -> Any:
     data = path.read_bytes()
     if not data.startswith(_LEGACY_MAGIC):
-        raise InputError(f"{path} was not written by torch; fetch it again or give the published file")
+        raise InputError(f"{path} {_what_it_is(data)}; fetch it again or give the published file")
     # In memory: for a real file torch would first try an even older format, which unpacks an archive to disk.
     with warnings.catch_warnings():
         # That the stand-ins' source is not that of the pickled classes is the point.
@@ -104,6 +108,20 @@ def _read_legacy(path: Path, class_names: Collection[str]) -> Any:
         return torch.load(
             io.BytesIO(data), map_location="cpu", weights_only=False, pickle_module=_restricted_pickle(class_names)
         )
+
+
+def _what_it_is(data: bytes) -> str:
+    """Say what a file is that torch did not write, as far as its beginning tells."""
+    if not data:
+        return "is empty"
+    if data.startswith(b"PK\x03\x04"):
+        return "is cut short (the end of the zip archive is missing)"
+    beginning = data[:_TEXT_BYTES]
+    if b"\0" not in beginning and (text := beginning.decode("utf-8", errors="ignore").strip()):
+        kind = "a web page" if text[:1] == "<" else "text"
+        # wget writes its log to -o and the file to -O; instructions with the wrong one are still around.
+        return f"is {kind}, not a file that torch wrote (it begins with {text.splitlines()[0][:40]!r})"
+    return "was not written by torch"
 
 
 def _restricted_pickle(class_names: Collection[str]) -> types.ModuleType:

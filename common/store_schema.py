@@ -62,6 +62,8 @@ class Execution:
     """Vector instructions of the CPU, or architecture of the GPU."""
     dtype: str = ""
     """Number format of the tokenizer's forward pass."""
+    is_compiled: bool = False
+    """Whether the forward pass went through torch.compile."""
     micro_batch_size: int = 0
     """Views per forward pass; the last one of a shard is padded to it."""
     threads: int = 0

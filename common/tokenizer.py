@@ -10,33 +10,34 @@ batches is the caller's business; a convolution's last bits depend on the batch 
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
-from collections.abc import Mapping
+import importlib.util
+import logging
+import os
+import shutil
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from beit.common.config import config_from_dict, config_to_dict
-from beit.common.dalle import DalleModel
-from beit.common.dalle_files import find_dalle, load_dalle
-from beit.common.dvae import DiscreteVAE
-from beit.common.dvae_config import DiscreteVAEConfig
+from beit.common.dalle_cache import prepare_dalle
 from beit.common.errors import InputError, require
-from beit.common.files import read_json, write_atomic, write_json
-from beit.common.tensor_check import check_tensors
+from beit.common.tokenizer_dir import load_model
+from beit.common.tokenizer_plugin import installed_names, is_import_name, load_plugin
 
-FORMAT, FORMAT_VERSION = "beit-tokenizer", 1
+logger = logging.getLogger(__name__)
+
 BUNDLED_DIR = Path(__file__).parent / "tokenizers"
 """Tokenizers that come with the package, one folder each."""
+DALLE = "dall-e"
+"""Name of BEiT's own tokenizer."""
 
 DType = Literal["float32", "bfloat16", "float16"]
+DTypeSetting = Literal["auto", "float32", "bfloat16", "float16"]
+CompileMode = Literal["auto", "on", "off"]
 
 
 class TokenizerModel(Protocol):
@@ -66,13 +67,26 @@ class Tokenizer:
         fingerprint: sha256 over settings and weights; equal fingerprints give the same words.
         can_decode: Whether `decode` works.
         device: Where `model` is.
+        dtype: What `model` computes words in.
+        is_compiled: Whether `encode` goes through `torch.compile`.
     """
 
     def __init__(
-        self, model: TokenizerModel, *, name: str, fingerprint: str, can_decode: bool, device: torch.device
+        self,
+        model: TokenizerModel,
+        *,
+        name: str,
+        fingerprint: str,
+        can_decode: bool,
+        device: torch.device,
+        dtype: DType = "float32",
+        is_compiled: bool = False,
     ) -> None:
         self._model = model
         self._device = device
+        self._pixels_to_ids = torch.compile(model.pixels_to_ids) if is_compiled else model.pixels_to_ids
+        self.dtype = dtype
+        self.is_compiled = is_compiled
         self.name = name
         self.fingerprint = fingerprint
         self.can_decode = can_decode
@@ -102,7 +116,8 @@ class Tokenizer:
         height, width = pixels.shape[-2:]
         if height % self.downsampling or width % self.downsampling or not height * width:
             raise ValueError(f"images of {height} x {width} px must have sides divisible by {self.downsampling}")
-        return self._model.pixels_to_ids(pixels.to(self._device))
+        with self._exact_arithmetic():
+            return self._pixels_to_ids(pixels.to(self._device))
 
     @torch.inference_mode()
     def decode(self, token_ids: NDArray[np.integer[Any]] | Tensor) -> NDArray[np.uint8]:
@@ -116,7 +131,7 @@ class Tokenizer:
             InputError: this tokenizer has no decoder.
             ValueError: wrong shape, or an id outside the vocabulary.
         """
-        require(self.can_decode, f"tokenizer {self.name} has no decoder; put decoder.pkl beside its encoder.pkl")
+        self.require_decoder()
         array = token_ids.cpu().numpy() if isinstance(token_ids, Tensor) else np.asarray(token_ids)
         if array.ndim != 3 or array.dtype.kind not in "iu":
             raise ValueError(f"token_ids must be integers of shape (B, h, w), got {array.dtype} {array.shape}")
@@ -124,6 +139,25 @@ class Tokenizer:
         if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < self.vocab_size:
             raise ValueError(f"token_ids ({int(ids.min())} to {int(ids.max())}) must lie in [0, {self.vocab_size})")
         return np.ascontiguousarray(self._model.ids_to_pixels(ids).permute(0, 2, 3, 1).cpu().numpy())
+
+    def require_decoder(self) -> None:
+        """Check that `decode` works.
+
+        Raises:
+            InputError: this tokenizer has no decoder.
+        """
+        require(
+            self.can_decode,
+            f"tokenizer {self.name} has no decoder, so its tokens cannot be drawn; DALL-E's is decoder.pkl, beside its "
+            "encoder.pkl",
+        )
+
+    def _exact_arithmetic(self) -> AbstractContextManager[None]:
+        """Make float32 mean float32: by default cuDNN shortens the factors of float32 convolutions to 10 bits."""
+        if self.dtype != "float32" or self._device.type != "cuda":
+            return nullcontext()
+        flags: AbstractContextManager[None] = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+        return flags
 
 
 def _to_channels_first(images: NDArray[np.uint8] | Tensor) -> Tensor:
@@ -138,133 +172,128 @@ def _to_channels_first(images: NDArray[np.uint8] | Tensor) -> Tensor:
     return pixels
 
 
+def choose_dtype(setting: DTypeSetting, device: str | torch.device) -> DType:
+    """Return the number format to compute words in.
+
+    Args:
+        setting: "auto" is float32 on the CPU and float16 on a GPU: BEiT's own choice there, and closer to float32 than
+            bfloat16 (docs/decisions.md).
+        device: Where to compute.
+    Raises:
+        InputError: unknown, or float16 on the CPU, where convolutions in it are about 30 times slower than in float32.
+    """
+    on_cpu = torch.device(device).type == "cpu"
+    if setting == "auto":
+        return "float32" if on_cpu else "float16"
+    require(
+        setting in ("float32", "bfloat16", "float16"),
+        f"dtype ({setting}) must be auto, float32, bfloat16 or float16",
+    )
+    require(
+        setting != "float16" or not on_cpu,
+        "dtype (float16) is about 30 times slower than float32 on a CPU; use auto, float32 or bfloat16",
+    )
+    return setting
+
+
+def choose_compile(setting: CompileMode, device: str | torch.device) -> bool:
+    """Return whether to compile the encoder.
+
+    Args:
+        setting: "auto" compiles on a GPU, if what `torch.compile` needs there is installed.
+        device: Where to compute.
+    Raises:
+        InputError: unknown setting.
+    """
+    require(setting in ("auto", "on", "off"), f"compile_encoder ({setting}) must be auto, on or off")
+    if setting != "auto":
+        return setting == "on"
+    if torch.device(device).type != "cuda":
+        return False
+    has_compiler = bool(os.environ.get("CC")) or any(shutil.which(name) for name in ("cc", "gcc", "clang"))
+    if importlib.util.find_spec("triton") is None or not has_compiler:
+        logger.info("the tokenizer is not compiled: that needs triton and a C compiler")
+        return False
+    return True
+
+
 def load_tokenizer(
-    name_or_path: str | Path, *, device: str | torch.device = "cpu", dtype: DType = "float32"
+    name_or_path: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: DTypeSetting = "auto",
+    compile_encoder: CompileMode = "auto",
+    need_decoder: bool = False,
 ) -> Tokenizer:
     """Load a tokenizer, ready to encode.
 
     Args:
-        name_or_path: "mini" (comes with beit), "dall-e" (BEiT's; its files must be in the cache folder), a directory
-            written by `beit tokenizer train`, a folder with DALL-E's encoder.pkl and perhaps decoder.pkl, or an
-            encoder.pkl.
+        name_or_path: "mini" (comes with beit), "dall-e" (BEiT's; downloaded on first use), a directory written by
+            `beit tokenizer train` or `convert`, a folder with DALL-E's encoder.pkl and perhaps decoder.pkl, an
+            encoder.pkl, the name of an installed tokenizer of somebody else, or `module:Class`, which runs that code.
         device: Where to compute.
-        dtype: Of the forward pass; comparisons that decide a word stay float32. float16 needs a GPU.
+        dtype: Of the forward pass; comparisons that decide a word stay float32. See `choose_dtype`.
+        compile_encoder: Whether `encode` goes through `torch.compile`; see `choose_compile`. The first batch of a
+            shape then takes a minute.
+        need_decoder: Whether `decode` must work.
     Raises:
-        InputError: nothing by that name, or its files are damaged or of another kind.
+        InputError: nothing by that name, or its files are damaged or of another kind; or `need_decoder` and there is
+            none.
     """
-    place = torch.device(device)
-    require(dtype in ("float32", "bfloat16", "float16"), f"dtype ({dtype}) must be float32, bfloat16 or float16")
-    require(
-        dtype != "float16" or place.type != "cpu",
-        "dtype (float16) is about 30 times slower than float32 on a CPU; use bfloat16 or float32",
+    place, name = torch.device(device), str(name_or_path)
+    dtype = choose_dtype(dtype, place)
+    is_compiled = choose_compile(compile_encoder, place)
+    path = _find(name, need_decoder)
+    tokenizer = (
+        _load_plugin(name, place, dtype)
+        if path is None
+        else _load_network(name, path, place, dtype, is_compiled, need_decoder)
     )
-    name = str(name_or_path)
-    path = _find(name)
-    model: DiscreteVAE | DalleModel
-    model, settings, can_decode = _load_directory(path) if _is_directory_format(path) else _load_dalle(path)
-    model.to(place).eval().requires_grad_(False)
-    # Before the dtype changes: a fingerprint names the weights, not the arithmetic.
-    digest = fingerprint(settings, _deciding_tensors(model))
+    if need_decoder:
+        tokenizer.require_decoder()
+    return tokenizer
+
+
+def _load_network(
+    name: str, path: Path, device: torch.device, dtype: DType, is_compiled: bool, need_decoder: bool
+) -> Tokenizer:
+    loaded = load_model(path, need_decoder=need_decoder)
+    model = loaded.model
+    # Convolutions are fastest in this layout, on the CPU and, in half precision, on a GPU.
+    nn.Module.to(model, device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.eval().requires_grad_(False)
     model.use_dtype(getattr(torch, dtype))
-    if place.type == "cpu":  # the layout CPU convolutions are fastest in
-        nn.Module.to(model, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Tokenizer(model, name=name, fingerprint=digest, can_decode=can_decode, device=place)
+    return Tokenizer(
+        model,
+        name=name,
+        fingerprint=loaded.fingerprint,
+        can_decode=loaded.can_decode,
+        device=device,
+        dtype=dtype,
+        is_compiled=is_compiled,
+    )
 
 
-def _find(name: str) -> Path:
-    """Return the directory or file that `name` means."""
-    if (BUNDLED_DIR / name / "config.json").is_file() and "/" not in name:
+def _load_plugin(name: str, device: torch.device, dtype: DType) -> Tokenizer:
+    model = load_plugin(name, device=device, dtype=dtype)
+    return Tokenizer(
+        model, name=name, fingerprint=model.fingerprint, can_decode=model.can_decode, device=device, dtype=dtype
+    )
+
+
+def _find(name: str, need_decoder: bool) -> Path | None:
+    """Return the directory or file that `name` means; None if it is a plugin."""
+    if "/" not in name and (BUNDLED_DIR / name / "config.json").is_file():
         return BUNDLED_DIR / name
-    if name == "dall-e":
-        return find_dalle()
+    if name == DALLE:
+        return prepare_dalle(need_decoder=need_decoder)
+    if name in installed_names():
+        return None
     path = Path(name)
-    if not path.exists():
-        bundled = sorted(folder.name for folder in BUNDLED_DIR.iterdir() if folder.is_dir())
-        raise InputError(
-            f"tokenizer {name!r} is neither a path nor one of {', '.join([*bundled, 'dall-e'])}; "
-            "train one with: beit tokenizer train"
-        )
-    return path
-
-
-def _is_directory_format(path: Path) -> bool:
-    return (path / "config.json").is_file()
-
-
-def _load_dalle(path: Path) -> tuple[DalleModel, dict[str, Any], bool]:
-    model = load_dalle(path)
-    return model, {"architecture": "dall-e"}, model.decoder is not None
-
-
-def _load_directory(path: Path) -> tuple[DiscreteVAE, dict[str, Any], bool]:
-    settings = read_json(path / "config.json")
-    if not isinstance(settings, dict) or settings.get("format") != FORMAT:
-        raise InputError(f"{path}/config.json does not describe a tokenizer; give a directory made by beit tokenizer")
-    require(
-        settings.get("format_version") == FORMAT_VERSION,
-        f"{path} has format_version {settings.get('format_version')}, this beit reads {FORMAT_VERSION}; update beit",
-    )
-    require(
-        settings.get("architecture") == "dvae",
-        f"{path} has architecture {settings.get('architecture')!r}, this beit knows 'dvae'; update beit",
-    )
-    config = config_from_dict(DiscreteVAEConfig, settings.get("model", {}), origin=f"{path}/config.json")
-    file = path / "model.safetensors"
-    require(file.is_file(), f"{path} has no model.safetensors; the tokenizer is incomplete, copy it again")
-    try:
-        tensors = load_file(file)
-    except Exception as error:  # safetensors raises its own type for damage, without a public common base
-        raise InputError(f"{file} is not a readable safetensors file ({error}); copy it again") from None
-    model = DiscreteVAE(config)
-    check_tensors(tensors, model.state_dict(), file)
-    stated = settings.get("fingerprint")
-    if stated != fingerprint(_deciding_settings(config), tensors):
-        raise InputError(f"{path}: weights and config.json do not belong together (fingerprint differs); copy it again")
-    model.load_state_dict(tensors)
-    return model, _deciding_settings(config), True
-
-
-def save_tokenizer(
-    directory: Path, state: Mapping[str, Tensor], config: DiscreteVAEConfig, *, training: Mapping[str, Any]
-) -> str:
-    """Write a trained dVAE as a tokenizer directory, and return its fingerprint.
-
-    Args:
-        directory: Created if missing; model.safetensors and config.json in it are replaced.
-        state: `DiscreteVAE.state_dict()`.
-        config: Shape of the network.
-        training: Where it came from; goes to config.json as it is.
-    """
-    directory.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in state.items()}
-    digest = fingerprint(_deciding_settings(config), tensors)
-    write_atomic(directory / "model.safetensors", save(tensors))
-    description = {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
-        "architecture": "dvae",
-        "model": config_to_dict(config),
-        "fingerprint": digest,
-        "training": dict(training),
-    }
-    write_json(directory / "config.json", description)
-    return digest
-
-
-def _deciding_settings(config: DiscreteVAEConfig) -> dict[str, Any]:
-    return {"architecture": "dvae", **dataclasses.asdict(config)}
-
-
-def _deciding_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Return what the fingerprint covers: everything, except DALL-E's decoder, which may be absent."""
-    return {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("decoder.")}
-
-
-def fingerprint(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
-    """Return the hex sha256 over settings and float32 tensors, whatever file they came from."""
-    hasher = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for name in sorted(tensors):
-        data = tensors[name].detach().float().cpu().contiguous().numpy()
-        hasher.update(f"\n{name} {data.shape}\n".encode())
-        hasher.update(data.astype("<f4", copy=False).tobytes())
-    return hasher.hexdigest()
+    if path.exists():
+        return path
+    if is_import_name(name):
+        return None
+    bundled = sorted(folder.name for folder in BUNDLED_DIR.iterdir() if folder.is_dir())
+    known = ", ".join([*bundled, DALLE, *installed_names()])
+    raise InputError(f"tokenizer {name!r} is neither a path nor one of {known}; train one with: beit tokenizer train")

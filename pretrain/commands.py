@@ -50,7 +50,7 @@ def pretrain_command(
 @click.option("--out", type=click.Path(path_type=Path), required=True, metavar="F.png", help="Picture to write.")
 @click.option("--rows", type=click.IntRange(1, 64), default=8, show_default=True, help="Images to draw.")
 @click.option("--store", type=click.Path(path_type=Path), help="The token store, if it has moved.")
-@click.option("--tokenizer", metavar="NAME|PATH", help="What decodes the tokens, if the store's has moved.")
+@click.option("--tokenizer", metavar="NAME|PATH", help="What decodes the tokens, if the store's has moved or is code.")
 def show_reconstruction_command(run: Path, out: Path, rows: int, store: Path | None, tokenizer: str | None) -> None:
     """Draw held-out images as the model of RUN completes them: image, mask, predicted and original tokens, decoded.
 

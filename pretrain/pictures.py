@@ -16,7 +16,8 @@ from beit.common.normalization import normalize_images
 from beit.common.pictures import contact_sheet, mask_patches
 from beit.common.store import TokenStore, open_store
 from beit.common.store_dataset import StoreDataset
-from beit.common.tokenizer import Tokenizer, load_tokenizer
+from beit.common.store_tokenizer import load_store_tokenizer
+from beit.common.tokenizer import Tokenizer
 from beit.pretrain.config import PretrainConfig
 from beit.pretrain.data import ViewTransform
 from beit.pretrain.masking import max_num_masked
@@ -75,14 +76,7 @@ def _load_decoder(store: TokenStore, name: str | None) -> Tokenizer:
     info = store.info.tokenizer
     if info is None:
         raise InputError(f"{store.location} holds no tokens (views = 0), so there is nothing to draw")
-    decoder = load_tokenizer(name or info.name)
-    if decoder.fingerprint != info.fingerprint:
-        raise InputError(
-            f"tokenizer {name or info.name} is not the one that wrote {store.location}; name that one with --tokenizer"
-        )
-    if not decoder.can_decode:
-        raise InputError(f"tokenizer {info.name} has no decoder, so its tokens cannot be drawn")
-    return decoder
+    return load_store_tokenizer(info, given=name, need_decoder=True)
 
 
 def _samples(store: TokenStore, config: PretrainConfig, count: int) -> list[dict[str, NDArray[np.generic]]]:

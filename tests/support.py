@@ -10,7 +10,7 @@ from beit.common.dvae import DiscreteVAE
 from beit.common.dvae_config import DiscreteVAEConfig
 from beit.common.rng import CounterRng
 from beit.common.store import TokenStore, open_store
-from beit.common.tokenizer import save_tokenizer
+from beit.common.tokenizer_dir import save_tokenizer
 from beit.tokenize.config import TokenizeConfig
 from beit.tokenize.run import run_tokenize
 

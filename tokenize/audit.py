@@ -14,11 +14,12 @@ from beit.common.images import decode_image
 from beit.common.rng import CounterRng
 from beit.common.store import TokenStore
 from beit.common.store_schema import TokenizerInfo
-from beit.common.tokenizer import DType, load_tokenizer
+from beit.common.store_tokenizer import load_store_tokenizer
+from beit.common.tokenizer import DTypeSetting, choose_dtype
 from beit.common.views import compute_canary, crop_crc
 from beit.tokenize.config import TokenizeConfig
 from beit.tokenize.encode import ViewEncoder
-from beit.tokenize.execution import choose_device, choose_dtype, describe_execution, torch_threads
+from beit.tokenize.execution import choose_device, describe_execution, torch_threads
 from beit.tokenize.prepare import render_token_view
 
 MIN_AGREEMENT = 0.9
@@ -53,9 +54,13 @@ class _View:
     token_ids: NDArray[np.uint16]
 
 
-def audit_store(store: TokenStore, *, count: int, tokenizer: ViewEncoder | None = None) -> AuditResult:
+def audit_store(store: TokenStore, *, count: int, tokenizer: ViewEncoder | str | None = None) -> AuditResult:
     """Render and tokenise `count` random views again; the same ones every time.
 
+    Args:
+        store: Complete.
+        count: Views.
+        tokenizer: Instead of the one that the store names: a name or path, or the tokenizer itself.
     Raises:
         InputError: the store has no tokens, or its tokenizer cannot be loaded.
     """
@@ -65,11 +70,21 @@ def audit_store(store: TokenStore, *, count: int, tokenizer: ViewEncoder | None 
     then = info.execution
     config = TokenizeConfig(micro_batch_size=then.micro_batch_size)
     device = choose_device(config, 0)
-    dtype: DType = then.dtype if device.startswith(then.device) else choose_dtype(config, device)  # type: ignore[assignment]
-    now = describe_execution(config, device=device, dtype=dtype, threads=then.threads)
-    if tokenizer is None:
-        tokenizer = load_tokenizer(info.tokenizer.name, device=device, dtype=dtype)
-    _require_same_tokenizer(info.tokenizer, tokenizer)
+    is_same_device = device.startswith(then.device)
+    setting: DTypeSetting = then.dtype if is_same_device else "auto"  # type: ignore[assignment]
+    dtype = choose_dtype(setting, device)
+    is_compiled = then.is_compiled and is_same_device
+    now = describe_execution(config, device=device, dtype=dtype, is_compiled=is_compiled, threads=then.threads)
+    if tokenizer is None or isinstance(tokenizer, str):
+        tokenizer = load_store_tokenizer(
+            info.tokenizer,
+            given=tokenizer,
+            device=device,
+            dtype=dtype,
+            compile_encoder="on" if is_compiled else "off",
+        )
+    else:
+        _require_same_tokenizer(info.tokenizer, tokenizer)
     problems: list[str] = []
     with torch_threads(then.threads):
         equal = _compare(store, count, tokenizer, problems)

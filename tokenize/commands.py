@@ -1,6 +1,6 @@
 """The commands `beit tokenize`, `beit verify` and `beit tokenizer`.
 
-What they do is in `run.py`, `verify.py` and `tokenizer_train.py`.
+What they do is in `run.py`, `verify.py`, `tokenizer_train.py` and `tokenizer_convert.py`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,12 @@ def _dedicated(**options: Any) -> list[str]:
 @click.command("tokenize")
 @click.argument("source")
 @click.argument("store", type=click.Path(path_type=Path))
-@click.option("--tokenizer", metavar="NAME|PATH", help="dall-e, mini, or what `beit tokenizer train` wrote.")
+@click.option(
+    "--tokenizer",
+    metavar="NAME|PATH",
+    help="dall-e (downloaded on first use), mini (comes with beit), what `beit tokenizer` wrote, the name of an "
+    "installed one, or module:Class, which runs that code.  [default: dall-e]",
+)
 @click.option("--views", type=click.IntRange(min=0), metavar="K", help="Crop-augmented views per image.  [default: 16]")
 @click.option("--img-size", type=int, metavar="PX", help="Side of the view the ViT will see.  [default: 224]")
 @click.option("--patch-size", type=int, metavar="PX", help="Side of one ViT patch.  [default: 16]")
@@ -52,6 +57,7 @@ def tokenize_command(
     """
     from beit.common.config import load_config
     from beit.common.errors import require
+    from beit.common.tokenizer_plugin import is_import_name
     from beit.tokenize.config import TokenizeConfig
     from beit.tokenize.run import tokenize_with_ranks
 
@@ -63,6 +69,11 @@ def tokenize_command(
 
     settings = [*_dedicated(**dedicated), *overrides]
     config = load_config(TokenizeConfig, recipe=recipe, overrides=settings, recipe_dir=RECIPES)
+    require(
+        not is_import_name(config.tokenizer) or any(setting.startswith("tokenizer=") for setting in settings),
+        f"the recipe names tokenizer {config.tokenizer}, which is code; if you trust it, name it yourself: --tokenizer "
+        f"{config.tokenizer}",
+    )
     summary = tokenize_with_ranks(config, source, store, ranks=gpus, resume=resume)
     click.echo(summary.as_table())
 
@@ -70,7 +81,10 @@ def tokenize_command(
 @click.command("verify")
 @click.argument("store", type=click.Path(path_type=Path))
 @click.option("--audit", type=click.IntRange(min=0), default=0, metavar="N", help="Re-tokenise N random views.")
-def verify_command(store: Path, audit: int) -> None:
+@click.option(
+    "--tokenizer", metavar="NAME|PATH", help="What the audit tokenises with, if the store's has moved or is code."
+)
+def verify_command(store: Path, audit: int, tokenizer: str | None) -> None:
     """Check manifests, sizes, hashes, counts and the index of STORE; exit 1 when anything is wrong.
 
     \b
@@ -79,7 +93,7 @@ def verify_command(store: Path, audit: int) -> None:
     """
     from beit.tokenize.verify import verify_store
 
-    report = verify_store(store, audit=audit)
+    report = verify_store(store, audit=audit, tokenizer=tokenizer)
     click.echo(report.as_text())
     if report.problems:
         raise click.exceptions.Exit(1)
@@ -87,7 +101,7 @@ def verify_command(store: Path, audit: int) -> None:
 
 @click.group("tokenizer")
 def tokenizer_group() -> None:
-    """Train an image tokenizer (a discrete VAE) of your own."""
+    """Train an image tokenizer (a discrete VAE) of your own, or convert DALL-E's."""
 
 
 @tokenizer_group.command("train")
@@ -112,3 +126,22 @@ def tokenizer_train_command(
 
     config = load_config(TokenizerTrainConfig, recipe=recipe, overrides=overrides, recipe_dir=RECIPES)
     train_tokenizer(config, source, out, resume=resume)
+
+
+@tokenizer_group.command("convert")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+def tokenizer_convert_command(file: Path, out: Path) -> None:
+    """Convert DALL-E's published FILE to a tokenizer OUT, which `beit tokenize --tokenizer OUT` accepts.
+
+    FILE is encoder.pkl, beside which decoder.pkl is taken along if it is there, or the folder of both. The pickles are
+    read without running them. A decoder.pkl that comes later is added to the same OUT.
+
+    \b
+    Example, without network:
+      beit tokenizer convert downloads/encoder.pkl tokenizers/dall-e
+      beit tokenize photos/ store/ --tokenizer tokenizers/dall-e
+    """
+    from beit.tokenize.tokenizer_convert import convert_dalle
+
+    click.echo(convert_dalle(file, out))

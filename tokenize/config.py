@@ -19,7 +19,7 @@ class TokenizeConfig:
     """How images become a token store."""
 
     tokenizer: str = "dall-e"
-    """Name of a tokenizer, "dall-e" or "mini", or a path to one."""
+    """Name of a tokenizer ("dall-e", "mini", an installed one), a path to one, or module:Class, which is run."""
     views: int = 16
     """Views per image, K; a training run of E epochs uses each E / K times. 0 packs and indexes only."""
     img_size: int = 224
@@ -46,6 +46,8 @@ class TokenizeConfig:
     """Views per forward pass of the tokenizer."""
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     """Number format of the forward pass; auto is float16 on a GPU, as in BEiT, and float32 on the CPU."""
+    compile_encoder: Literal["auto", "on", "off"] = "auto"
+    """Whether the forward pass goes through torch.compile; auto does on a GPU."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the tokenizer runs; auto takes a GPU if there is one."""
     threads: int = 0

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from beit.common.errors import InputError
 from beit.tokenize.prepare import PreparedImage
 
 
@@ -62,7 +63,7 @@ def encode_images(
     The result of a batch is fetched after the next one was handed over, so that a GPU does not wait for this loop.
 
     Raises:
-        ValueError: the tokenizer returned an id outside its vocabulary.
+        InputError: the tokenizer, perhaps of somebody else, returned an id outside its vocabulary.
     """
     waiting: deque[PreparedImage] = deque()
     batches = _batches(images, waiting, micro_batch_size, watch)
@@ -117,7 +118,9 @@ def _timed(images: Iterable[PreparedImage], watch: Stopwatch) -> Iterator[Prepar
 def _fetch(token_ids: torch.Tensor, count: int, vocab_size: int) -> NDArray[np.uint16]:
     ids = token_ids[:count].cpu().numpy()
     if ids.size and not (0 <= ids.min() and ids.max() < vocab_size):
-        raise ValueError(f"the tokenizer returned ids {ids.min()} to {ids.max()}, its vocabulary has {vocab_size}")
+        raise InputError(
+            f"the tokenizer returned ids {ids.min()} to {ids.max()}, must lie in [0, {vocab_size}), its vocabulary"
+        )
     return ids.astype(np.uint16)
 
 

@@ -12,7 +12,6 @@ import torch
 from beit import __version__
 from beit.common.errors import InputError
 from beit.common.store_schema import Execution
-from beit.common.tokenizer import DType
 from beit.common.views import replay_versions
 from beit.tokenize.config import TokenizeConfig
 from beit.tokenize.parallel import available_cores
@@ -32,20 +31,9 @@ def choose_device(config: TokenizeConfig, local_rank: int) -> str:
     return f"cuda:{local_rank % num_gpus}"
 
 
-def choose_dtype(config: TokenizeConfig, device: str) -> DType:
-    """Return the number format of the forward pass.
-
-    Raises:
-        InputError: float16 on the CPU, where it is about 30 times slower than float32.
-    """
-    if config.dtype == "auto":
-        return "float32" if device == "cpu" else "float16"
-    if config.dtype == "float16" and device == "cpu":
-        raise InputError('dtype ("float16") is far slower than float32 on the CPU; use dtype="float32"')
-    return config.dtype
-
-
-def describe_execution(config: TokenizeConfig, *, device: str, dtype: str, threads: int) -> Execution:
+def describe_execution(
+    config: TokenizeConfig, *, device: str, dtype: str, is_compiled: bool, threads: int
+) -> Execution:
     """Return the fingerprint of this rank."""
     if device == "cpu":
         capability = torch.backends.cpu.get_cpu_capability()
@@ -55,6 +43,7 @@ def describe_execution(config: TokenizeConfig, *, device: str, dtype: str, threa
         device=device.partition(":")[0],
         capability=capability,
         dtype=dtype,
+        is_compiled=is_compiled,
         micro_batch_size=config.micro_batch_size,
         threads=threads,
         torch_version=str(torch.__version__),

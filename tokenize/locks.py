@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from beit.common.errors import InputError
+from beit.common.locks import exclusive_lock
 
 LOCK_PREFIX = ".lock."
 
@@ -21,7 +21,14 @@ def rank_lock(store: Path, rank: int) -> Iterator[None]:
         InputError: another process is writing this store.
     """
     path = store / f"{LOCK_PREFIX}rank{rank}"
-    with _locked(path, fcntl.LOCK_EX | fcntl.LOCK_NB) as descriptor:
+    with ExitStack() as stack:
+        try:
+            descriptor = stack.enter_context(exclusive_lock(path, wait=False))
+        except BlockingIOError:
+            raise InputError(
+                f"store ({store}) is being written by another beit tokenize (process {_owner(path)}); wait for it or "
+                "stop it"
+            ) from None
         os.ftruncate(descriptor, 0)
         os.write(descriptor, f"{os.getpid()}\n".encode())  # read by whoever is refused
         yield
@@ -30,22 +37,9 @@ def rank_lock(store: Path, rank: int) -> Iterator[None]:
 @contextmanager
 def shared_step(store: Path, name: str) -> Iterator[None]:
     """Let one rank at a time do a step that is done once for all of them; the others wait."""
-    with _locked(store / f"{LOCK_PREFIX}{name}", fcntl.LOCK_EX):
+    with exclusive_lock(store / f"{LOCK_PREFIX}{name}"):
         yield
 
 
-@contextmanager
-def _locked(path: Path, mode: int) -> Iterator[int]:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        try:
-            fcntl.flock(descriptor, mode)
-        except BlockingIOError:
-            owner = os.read(descriptor, 32).decode().strip()
-            raise InputError(
-                f"store ({path.parent}) is being written by another beit tokenize (process {owner or 'unknown'}); "
-                "wait for it or stop it"
-            ) from None
-        yield descriptor
-    finally:
-        os.close(descriptor)
+def _owner(path: Path) -> str:
+    return path.read_text(errors="replace").strip() or "unknown"

@@ -19,7 +19,6 @@ from beit.tokenize.config import TokenizeConfig
 from beit.tokenize.encode import ViewEncoder
 from beit.tokenize.execution import (
     choose_device,
-    choose_dtype,
     count_workers,
     describe_execution,
     library_versions,
@@ -157,13 +156,13 @@ def _set_up_tokenizer(config: TokenizeConfig, local_rank: int, threads: int, giv
     if not config.views:
         return _RankSetup(None, None, Execution())
     device = choose_device(config, local_rank)
-    dtype = choose_dtype(config, device)
-    if given is None:
-        from beit.common.tokenizer import load_tokenizer
+    from beit.common.tokenizer import choose_dtype, load_tokenizer
 
-        tokenizer: ViewEncoder = load_tokenizer(config.tokenizer, device=device, dtype=dtype)
-    else:
-        tokenizer = given
+    dtype = choose_dtype(config.dtype, device)
+    tokenizer, is_compiled = given, False
+    if tokenizer is None:
+        loaded = load_tokenizer(config.tokenizer, device=device, dtype=dtype, compile_encoder=config.compile_encoder)
+        tokenizer, is_compiled = loaded, loaded.is_compiled
     require(
         tokenizer.vocab_size <= 1 << 16,
         f"tokenizer ({config.tokenizer}) has a vocabulary of {tokenizer.vocab_size}; a store holds 16-bit ids",
@@ -174,4 +173,5 @@ def _set_up_tokenizer(config: TokenizeConfig, local_rank: int, threads: int, giv
         vocab_size=tokenizer.vocab_size,
         downsampling=tokenizer.downsampling,
     )
-    return _RankSetup(tokenizer, info, describe_execution(config, device=device, dtype=dtype, threads=threads))
+    execution = describe_execution(config, device=device, dtype=dtype, is_compiled=is_compiled, threads=threads)
+    return _RankSetup(tokenizer, info, execution)

@@ -14,9 +14,10 @@ from PIL import Image
 
 from beit.common.dataset import Record
 from beit.common.errors import InputError, require
+from beit.common.files import default_cache_dir
 from beit.common.images import decode_image
 from beit.common.labelled_dataset import LabelledDataset
-from beit.common.labelled_index_build import build_index, default_cache_dir
+from beit.common.labelled_index_build import build_index
 from beit.common.rng import CounterRng
 from beit.common.synthetic import SCENE_VERSION, paint_all, render_scene
 from beit.common.views import AugmentConfig, draw_view, render_view

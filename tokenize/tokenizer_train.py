@@ -24,7 +24,7 @@ from beit.common.errors import BadSample, InputError
 from beit.common.rng import CounterRng, stable_hash64
 from beit.common.run_dir import open_run
 from beit.common.task import FitSettings
-from beit.common.tokenizer import save_tokenizer
+from beit.common.tokenizer_dir import save_tokenizer
 from beit.common.train_config import DeepSpeedConfig
 from beit.common.trainer import fit
 from beit.common.training_data import TrainingData

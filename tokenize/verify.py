@@ -69,13 +69,13 @@ class VerifyReport:
         return "\n".join([*lines, f"{len(self.problems)} problems:", *shown, *([f"  and {more} more"] if more else [])])
 
 
-def verify_store(store: Path, *, audit: int = 0, tokenizer: ViewEncoder | None = None) -> VerifyReport:
+def verify_store(store: Path, *, audit: int = 0, tokenizer: ViewEncoder | str | None = None) -> VerifyReport:
     """Check every shard of a store, finished or not.
 
     Args:
         store: Folder of the store.
         audit: Random views to tokenise again; only done if nothing else is wrong.
-        tokenizer: For the audit, instead of the one the store names.
+        tokenizer: For the audit, instead of the one the store names: a name or path, or the tokenizer itself.
     Returns:
         The problems found, as text.
     Raises:

@@ -8,14 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from beit.common import dalle
 from beit.common.dalle import DalleDecoder, DalleEncoder
 from beit.common.dalle_files import load_dalle
 from beit.common.errors import InputError
 from beit.common.safe_pickle import read_module_tensors
-from beit.tests.dall_e_lookalike import write_pickle
+from beit.tests.dall_e_files import use_small_network, write_pickle
 
-pytestmark = pytest.mark.filterwarnings("ignore:Couldn't retrieve source code")  # of look-alikes made on the fly
 FORMATS = pytest.mark.parametrize("zip_format", [True, False], ids=["zip", "legacy"])
 
 
@@ -31,10 +29,7 @@ class Hostile:
 
 @pytest.fixture(autouse=True)
 def small_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dalle, "HIDDEN_WIDTH", 8)
-    monkeypatch.setattr(dalle, "DECODER_INPUT_WIDTH", 4)
-    monkeypatch.setattr(dalle, "VOCAB_SIZE", 32)
-    torch.manual_seed(0)
+    use_small_network(monkeypatch)
 
 
 def equal_states(first: nn.Module, second: nn.Module) -> bool:
@@ -90,6 +85,36 @@ def test_damage_gives_one_clear_line(tmp_path: Path, zip_format: bool) -> None:
         load_dalle(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "is empty"),
+        (b"--2023-05-01 10:00:00--  https://cdn.openai.com/dall-e/encoder.pkl\nResolving", "is text, .*'--2023-05-01"),
+        (b"<?xml version='1.0'?><Error><Code>PublicAccessNotPermitted</Code></Error>", "is a web page"),
+        (b"PK\x03\x04\x00\x00\x08\x08", "is cut short"),
+        (bytes(range(256)), "was not written by torch"),
+    ],
+)
+def test_what_downloads_leave_instead_of_the_file_is_named(tmp_path: Path, content: bytes, said: str) -> None:
+    (tmp_path / "encoder.pkl").write_bytes(content)
+    with pytest.raises(InputError, match=rf"encoder\.pkl {said}.*; fetch it again"):
+        load_dalle(tmp_path)
+
+
+@FORMATS
+def test_state_dict_of_something_else_is_refused(tmp_path: Path, zip_format: bool) -> None:
+    torch.save({"a": torch.ones(3)}, tmp_path / "encoder.pkl", _use_new_zipfile_serialization=zip_format)
+    with pytest.raises(InputError, match="holds a dict, not a pickled module"):
+        load_dalle(tmp_path)
+
+
+@FORMATS
+def test_module_of_something_else_is_refused(tmp_path: Path, zip_format: bool) -> None:
+    torch.save(nn.Sequential(nn.Linear(2, 2)), tmp_path / "encoder.pkl", _use_new_zipfile_serialization=zip_format)
+    with pytest.raises(InputError, match=r"names torch\.nn\.modules\.linear\.Linear"):
+        load_dalle(tmp_path)
+
+
 def test_state_dict_instead_of_module_is_refused(tmp_path: Path) -> None:
     torch.save(DalleEncoder().state_dict(), tmp_path / "encoder.pkl")
     with pytest.raises(InputError, match="not a pickled module"):
@@ -98,14 +123,16 @@ def test_state_dict_instead_of_module_is_refused(tmp_path: Path) -> None:
 
 def test_decoder_in_place_of_encoder_is_refused(tmp_path: Path) -> None:
     write_pickle(DalleDecoder(), tmp_path / "encoder.pkl", zip_format=True)
-    with pytest.raises(InputError, match="of another network"):
+    with pytest.raises(InputError, match="holds DALL-E's decoder, not its encoder"):
         load_dalle(tmp_path)
 
 
-def test_values_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+@FORMATS
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_values_that_are_not_finite_are_refused(tmp_path: Path, zip_format: bool, value: float) -> None:
     encoder = DalleEncoder()
-    encoder.blocks.get_parameter("input.b")[0] = float("nan")
-    write_pickle(encoder, tmp_path / "encoder.pkl", zip_format=True)
+    encoder.blocks.get_parameter("input.b")[0] = value
+    write_pickle(encoder, tmp_path / "encoder.pkl", zip_format=zip_format)
     with pytest.raises(InputError, match=r"blocks\.input\.b holds values that are not finite"):
         load_dalle(tmp_path)
 

@@ -1,0 +1,71 @@
+"""A tokenizer of somebody else through the commands: the example of docs/tokenizers.md, as a user would run it."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from beit.cli import beit
+from beit.common.errors import InputError
+from beit.common.store import open_store
+from beit.tests.support import write_images
+
+DOCS = Path(__file__).resolve().parents[3] / "docs" / "tokenizers.md"
+SMALL = ["--img-size", "32", "--views", "2", "--workers", "1", "--set", "threads=1"]
+
+
+@pytest.fixture
+def example(tmp_path, monkeypatch):
+    (code,) = re.findall(r"```python\n(\"\"\"brightness\.py.*?)```", DOCS.read_text(), flags=re.DOTALL)
+    (tmp_path / "brightness.py").write_text(code)
+    write_images(tmp_path / "photos", 6, size=64)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "brightness", raising=False)
+    yield "brightness:Brightness"
+    sys.modules.pop("brightness", None)
+
+
+def run(*words):
+    return CliRunner().invoke(beit, [str(word) for word in words], catch_exceptions=False)
+
+
+def test_the_documented_example_makes_a_store_and_is_audited(example):
+    assert run("tokenize", "photos", "store", "--tokenizer", example, *SMALL).exit_code == 0
+    store = open_store("store")
+    assert (store.info.tokenizer.name, store.info.tokenizer.vocab_size) == (example, 64)
+    token_ids = store[0]["token_ids"]
+    assert token_ids.shape == (2, 2, 2) and 0 < int(token_ids.max()) < 64
+    result = run("verify", "store", "--audit", "4", "--tokenizer", example)
+    assert result.exit_code == 0 and "audit: 100.000%" in result.output
+
+
+def test_a_store_does_not_decide_what_is_imported(example):
+    run("tokenize", "photos", "store", "--tokenizer", example, *SMALL)
+    del sys.modules["brightness"]
+    with pytest.raises(InputError, match=f"name it yourself: --tokenizer {example}"):
+        run("verify", "store", "--audit", "4")
+    assert "brightness" not in sys.modules
+
+
+def test_a_recipe_does_not_decide_what_is_imported(example):
+    Path("recipe.toml").write_text(f'tokenizer = "{example}"\n')
+    with pytest.raises(InputError, match=f"the recipe names tokenizer {example}.*name it yourself"):
+        run("tokenize", "photos", "store", "--recipe", "recipe.toml", *SMALL)
+    assert "brightness" not in sys.modules and not Path("store").exists()
+    assert run("tokenize", "photos", "store", "--recipe", "recipe.toml", "--tokenizer", example, *SMALL).exit_code == 0
+
+
+def test_a_wrong_word_stops_with_one_line(example):
+    source = Path("brightness.py").read_text()
+    Path("brightness.py").write_text(source.replace("vocab_size).long()", "vocab_size).long() + 64"))
+    with pytest.raises(InputError, match=r"encode returned ids \d+ to \d+, must lie in \[0, 64\)"):
+        run("tokenize", "photos", "store", "--tokenizer", example, *SMALL)
+
+
+def test_an_import_error_leaves_no_store(example):
+    with pytest.raises(InputError, match="No module named 'darkness'"):
+        run("tokenize", "photos", "store", "--tokenizer", "darkness:Brightness", *SMALL)
+    assert not Path("store").exists()
