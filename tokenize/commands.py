@@ -135,10 +135,10 @@ def tokenizer_convert_command(file: Path, out: Path) -> None:
     """Convert DALL-E's published FILE to a tokenizer OUT, which `beit tokenize --tokenizer OUT` accepts.
 
     FILE is encoder.pkl, beside which decoder.pkl is taken along if it is there, or the folder of both. The pickles are
-    read without running them. A decoder.pkl that comes later is added to the same OUT.
+    read without running them, and no network is needed. A decoder.pkl that comes later is added to the same OUT.
 
     \b
-    Example, without network:
+    Example:
       beit tokenizer convert downloads/encoder.pkl tokenizers/dall-e
       beit tokenize photos/ store/ --tokenizer tokenizers/dall-e
     """

@@ -8,14 +8,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from beit.common.dalle import DalleDecoder, DalleEncoder
+from beit.common.dalle import DalleDecoder, DalleEncoder, DalleModel
 from beit.common.dvae import DiscreteVAE
 from beit.common.dvae_config import DiscreteVAEConfig
 from beit.common.errors import InputError
 from beit.common.rng import CounterRng
 from beit.common.synthetic import render_scene
 from beit.common.tokenizer import BUNDLED_DIR, choose_compile, choose_dtype, load_tokenizer
-from beit.common.tokenizer_dir import fingerprint, save_tokenizer
+from beit.common.tokenizer_dir import dalle_fingerprint, fingerprint, save_tokenizer
 from beit.tests.dall_e_files import use_small_network, write_pickle
 
 CONFIG = DiscreteVAEConfig(vocab_size=32, width=16, num_blocks=1, code_dim=8)
@@ -111,6 +111,12 @@ def test_fingerprint_is_pinned() -> None:
     config = DiscreteVAEConfig(vocab_size=4, width=8, num_blocks=1, code_dim=2)
     state = {name: torch.arange(tensor.numel()).view(tensor.shape) / 64 for name, tensor in shapes(config).items()}
     assert fingerprint({"architecture": "dvae"}, state).startswith("e78f9d36cecd64a4")
+
+
+def test_fingerprint_of_dall_e_is_that_of_the_network_without_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_small_network(monkeypatch)
+    model = DalleModel(with_decoder=False)
+    assert dalle_fingerprint(model.encoder.state_dict()) == fingerprint({"architecture": "dall-e"}, model.state_dict())
 
 
 def shapes(config: DiscreteVAEConfig) -> dict[str, torch.Tensor]:
