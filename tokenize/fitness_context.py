@@ -42,10 +42,10 @@ def measure_context(token_ids: NDArray[np.integer], vocab_size: int) -> ContextG
     """
     ids = np.asarray(token_ids, dtype=np.int64)
     fit, test = _Neighbourhood.of(ids[0::2]), _Neighbourhood.of(ids[1::2])
-    unigram = witten_bell(np.zeros_like(fit.word), fit.word, np.zeros_like(test.word), test.word, 1.0 / vocab_size)
-    left = witten_bell(fit.left, fit.word, test.left, test.word, unigram)
-    up = witten_bell(fit.up, fit.word, test.up, test.word, unigram)
-    both = witten_bell(
+    unigram = discounted(np.zeros_like(fit.word), fit.word, np.zeros_like(test.word), test.word, 1.0 / vocab_size)
+    left = discounted(fit.left, fit.word, test.left, test.word, unigram)
+    up = discounted(fit.up, fit.word, test.up, test.word, unigram)
+    both = discounted(
         fit.left * vocab_size + fit.up, fit.word, test.left * vocab_size + test.up, test.word, 0.5 * (left + up)
     )
     unigram_bits, context_bits = (float(-np.log2(chance).mean()) for chance in (unigram, both))
@@ -71,18 +71,20 @@ class _Neighbourhood:
         return cls(ids[:, 1:, 1:].ravel(), ids[:, 1:, :-1].ravel(), ids[:, :-1, 1:].ravel())
 
 
-def witten_bell(
+def discounted(
     fit_contexts: Int64Array,
     fit_words: Int64Array,
     contexts: Int64Array,
     words: Int64Array,
     backoff: Float64Array | float,
 ) -> Float64Array:
-    """Estimate P(word | context), leaning on a coarser estimate the more, the more varied a context is.
+    """Estimate P(word | context) from counts, each reduced by a discount D that goes to a coarser estimate.
 
     With n tokens of T different words seen in a context, c of them the word asked for:
-    (c + T x backoff) / (n + T). An unseen context gives the coarser estimate itself. If `backoff` sums to 1 over all
-    words, so does the result, so that cross-entropies are honest however few tokens there are.
+    (max(c - D, 0) + D x T x backoff) / n. An unseen context gives the coarser estimate itself. If `backoff` sums to 1
+    over all words, so does the result: cross-entropies are honest however few tokens there are. D comes from the
+    counts: near 1 where most pairs occur once, so that a table too sparse to tell anything does little harm, and near
+    0 where pairs repeat.
 
     Args:
         fit_contexts: Contexts seen, (m,); products with the number of words must fit into 63 bits.
@@ -92,17 +94,21 @@ def witten_bell(
         backoff: The coarser estimate for each, (n,) or one for all.
     Returns:
         Probabilities (n,).
-    Source: I. H. Witten, T. C. Bell, "The Zero-Frequency Problem", 1991, method C; interpolated as in S. F. Chen,
-        J. Goodman, "An Empirical Study of Smoothing Techniques for Language Modeling", 1998, §2.6.
+    Source: H. Ney, U. Essen, R. Kneser, "On Structuring Probabilistic Dependences in Stochastic Language Modelling",
+        1994, absolute discounting with D = n1 / (n1 + 2 n2), n1 and n2 the pairs seen once and twice; interpolated as
+        in S. F. Chen, J. Goodman, "An Empirical Study of Smoothing Techniques for Language Modeling", 1998. Differs:
+        one pair is added to n1 and half a pair to n2, so that D is never 0 or undefined.
     """
-    stride = int(max(fit_words.max(), words.max())) + 1
-    pairs, pair_counts = np.unique(fit_contexts * stride + fit_words, return_counts=True)
-    seen, first, num_types = np.unique(pairs // stride, return_index=True, return_counts=True)
+    num_words = int(max(fit_words.max(), words.max())) + 1
+    pairs, pair_counts = np.unique(fit_contexts * num_words + fit_words, return_counts=True)
+    seen, first, num_types = np.unique(pairs // num_words, return_index=True, return_counts=True)
     totals = np.add.reduceat(pair_counts, first)
-    count = _look_up(pairs, pair_counts, contexts * stride + words)
+    once, twice = np.count_nonzero(pair_counts == 1) + 1.0, np.count_nonzero(pair_counts == 2) + 0.5
+    discount = once / (once + 2.0 * twice)
+    count = _look_up(pairs, pair_counts, contexts * num_words + words)
     total, types = _look_up(seen, totals, contexts), _look_up(seen, num_types, contexts)
-    # An unseen context has neither total nor types: the maximum only avoids 0 / 0, the estimate is the coarser one.
-    return np.where(total > 0, (count + types * backoff) / np.maximum(total + types, 1), backoff)
+    estimate = (np.maximum(count - discount, 0.0) + discount * types * backoff) / np.maximum(total, 1)
+    return np.where(total > 0, estimate, backoff)
 
 
 def _look_up(keys: Int64Array, values: Int64Array, wanted: Int64Array) -> Int64Array:

@@ -1,11 +1,12 @@
 """The page of a fitness report: one HTML file that needs nothing but itself.
 
-Everything that comes from outside (names, paths, verdicts that quote them) passes through `_text`. The browser is told to
-load nothing and run nothing.
+Everything that comes from outside (names, paths, verdicts that quote them) passes through `_text` or `_attribute`. The
+browser is told to load nothing and run nothing.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -20,6 +21,7 @@ from beit.tokenize.fitness_verdicts import Verdict
 
 _STYLE_FILE = Path(__file__).with_name("fitness_page.css")
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+_CODE = re.compile("`([^`<>]+)`")
 _NAMES_SHOWN = 100
 _MAX_LINES = 6
 """Colours of the style sheet; more tokenizers share them in turn."""
@@ -33,10 +35,10 @@ def page(report: FitnessReport) -> str:
         f'<p class="eyebrow">beit {_text(__version__)}</p><h1>{_text(title)}</h1>',
         f'<p class="lead">{_text(report.describe())}</p>',
         _verdict_section(report) if is_single else _verdict_sections(report),
-        _numbers(report),
+        _sheet(report),
         _usage(report),
         _maps(report),
-        _sheet(report),
+        _numbers(report),
         _unusable(report),
         _footer(report),
     ]
@@ -50,9 +52,14 @@ def page(report: FitnessReport) -> str:
     )
 
 
-def _text(value: object) -> str:
-    """Escape text for element content and quoted attributes, and keep percent signs with their numbers."""
+def _attribute(value: object) -> str:
+    """Escape text for a quoted attribute, and keep percent signs with their numbers."""
     return escape(str(value), quote=True).replace(" %", "\u00a0%")
+
+
+def _text(value: object) -> str:
+    """Escape text for the content of an element; what stands between backticks is set as code."""
+    return _CODE.sub(r"<code>\1</code>", _attribute(value))
 
 
 def _pill(level: Level) -> str:
@@ -61,11 +68,18 @@ def _pill(level: Level) -> str:
 
 def _verdict_item(verdict: Verdict) -> str:
     advice = f'<p class="advice">{_text(_sentence(verdict.advice))}</p>' if verdict.advice else ""
-    rule = f'<details class="rule"><summary>rule</summary>{_text(_sentence(verdict.rule))}</details>'
     return (
         f"<li>{_pill(verdict.level)}<div><b>{_text(verdict.title)}.</b> {_text(_sentence(verdict.text))}"
-        f"{advice}{rule}</div></li>"
+        f"{advice}</div></li>"
     )
+
+
+def _rules(report: FitnessReport) -> str:
+    """List the rules behind all verdicts, each once."""
+    verdicts = [report.images_verdict, *(verdict for verdicts in report.verdicts for verdict in verdicts)]
+    rules = {verdict.title: verdict.rule for verdict in verdicts}
+    items = "".join(f"<p><b>{_text(title)}</b>: {_text(rule)}.</p>" for title, rule in rules.items())
+    return f"<details><summary>The rules behind these verdicts</summary>{items}</details>"
 
 
 def _sentence(text: str) -> str:
@@ -74,7 +88,7 @@ def _sentence(text: str) -> str:
 
 def _verdict_section(report: FitnessReport) -> str:
     items = "".join(map(_verdict_item, [report.images_verdict, *report.verdicts[0]]))
-    return f'<h2>Verdicts</h2><ul class="verdicts">{items}</ul>'
+    return f'<h2>Verdicts</h2><ul class="verdicts">{items}</ul>{_rules(report)}'
 
 
 def _verdict_sections(report: FitnessReport) -> str:
@@ -98,6 +112,7 @@ def _verdict_sections(report: FitnessReport) -> str:
         items = "".join(_verdict_item(verdict) for verdict in verdicts if verdict.level != "good")
         if items:
             parts.append(f'<h3>{_text(label)}</h3><ul class="verdicts">{items}</ul>')
+    parts.append(_rules(report))
     return "".join(parts)
 
 
@@ -189,7 +204,7 @@ def _sheet(report: FitnessReport) -> str:
             '<p class="soft">No tokenizer here has a decoder, so there are no pictures to show.</p>'
         )
     columns = len(report.sheet[0].pictures)
-    width = 8 * (columns + 1)
+    width = max(16, 6 * (columns + 1))  # rem; three strips beside each other on a wide page, where they fit
     parts = ["<h2>Reconstructions</h2>"]
     groups = list(dict.fromkeys(row.group for row in report.sheet))
     for group in groups:
@@ -212,10 +227,10 @@ def _strip(row: SheetRow, report: FitnessReport) -> str:
         label = report.labels[picture.tokenizer]
         under = f"{picture.psnr:.1f} dB" if len(row.pictures) == 1 else f"{label}, {picture.psnr:.1f} dB"
         cells.append(
-            f'<div><img src="{data_uri(picture.pixels)}" alt="reconstruction by {_text(label)}">'
-            f'<div class="under" title="{_text(under)}">{_text(under)}</div></div>'
+            f'<div><img src="{data_uri(picture.pixels)}" alt="reconstruction by {_attribute(label)}">'
+            f'<div class="under" title="{_attribute(under)}">{_text(under)}</div></div>'
         )
-    name = f'<div class="name" title="{_text(row.name)}">{_text(row.name)}</div>'
+    name = f'<div class="name" title="{_attribute(row.name)}">{_text(row.name)}</div>'
     return f'<div class="strip" style="grid-template-columns:repeat({len(cells)}, 1fr)">{"".join(cells)}{name}</div>'
 
 

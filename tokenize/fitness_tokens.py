@@ -174,7 +174,7 @@ def entropy_bits(counts: NDArray[np.int64]) -> float:
 
 def perplexity(counts: NDArray[np.int64]) -> float:
     """Return the number of equally frequent words that would be as diverse as counts (V,)."""
-    return 2.0 ** entropy_bits(counts)
+    return float(2.0 ** entropy_bits(counts))
 
 
 def collision_probability(counts: NDArray[np.int64]) -> float:

@@ -146,8 +146,8 @@ def _context(fitness: Fitness) -> Verdict:
     context = fitness.tokens.context
     share = context.gain_bits / context.unigram_bits if context.unigram_bits else 0.0
     text = (
-        f"left and upper neighbour tell {context.gain_bits:.2f} of a token's {context.unigram_bits:.2f} bits "
-        f"({percent(share)}), at least: a larger model sees more"
+        f"left and upper neighbour tell {max(context.gain_bits, 0.0):.2f} of a token's {context.unigram_bits:.2f} bits "
+        f"({percent(max(share, 0.0))}), at least: a larger model, or more images, would find more"
     )
     level: Level = "good"
     advice = ""
@@ -169,7 +169,7 @@ def _context(fitness: Fitness) -> Verdict:
         )
     rule = (
         f"good if neighbours tell {percent(LOW_GAIN)} to {percent(HIGH_GAIN)} of the bits, bad above "
-        f"{percent(COPYING_GAIN)}; arbitrary; measured: 4.7 % for mini"
+        f"{percent(COPYING_GAIN)}; arbitrary; measured: 8.7 % for mini"
     )
     return Verdict(key="context", title="Context", level=level, text=text, advice=advice, rule=rule)
 
@@ -221,6 +221,8 @@ def _jpeg(fitness: Fitness) -> Verdict:
 def _precision(fitness: Fitness) -> Verdict:
     shares = fitness.stability.dtype_equal_shares
     worst = min(shares, key=lambda dtype: shares[dtype])
-    text = ", ".join(f"{dtype} gives the same word as float32 for {percent(share)}" for dtype, share in shares.items())
+    text = "the same word as in float32 for " + ", ".join(
+        f"{percent(share)} of the tokens in {dtype}" for dtype, share in shares.items()
+    )
     advice = f'tokenize in float32 (--set dtype="float32"), not in {worst}'
-    return _verdict("precision", shares[worst], f"{text} of the tokens", advice)
+    return _verdict("precision", shares[worst], text, advice)
