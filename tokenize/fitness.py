@@ -131,6 +131,7 @@ def measure_fitness(tokenizer: Tokenizer, sample: ViewSample, *, view_size: int,
             positions += batch.positions
             first = batch.pixels if first is None else first
             progress.update(len(batch.positions))
+        progress.update(len(sample) - len(positions))  # those passed over
     assert first is not None  # `batches` insists on some views
     fitness = Fitness(
         tokenizer=facts_of(tokenizer),

@@ -16,6 +16,8 @@ from beit.tokenize.fitness_tokens import CURVE_POINTS, WordUsage
 
 MAP_COLOURS = ((25, 38, 66), (34, 87, 122), (56, 143, 135), (152, 190, 133), (244, 224, 163))
 """From low to high; ordered by lightness, so that it also reads in grey."""
+LINE_COLOURS = 6
+"""Colours of lines in the style sheet; more tokenizers share them in turn."""
 MIN_MAP_RANGE_BITS = 1.0
 """The colours span at least this much, else chance would look like structure; arbitrary."""
 
@@ -61,7 +63,8 @@ def usage_curve(usages: Sequence[WordUsage], vocab_sizes: Sequence[int], labels:
         parts.append(f'<polyline class="even" points="{_points(even, top)}"/>')
     for number, (usage, label) in enumerate(zip(usages, labels, strict=True)):
         points = _points(usage.curve, top)
-        parts.append(f'<polyline class="line line{number}" points="{points}"><title>{escape(label)}</title></polyline>')
+        name = f"<title>{escape(label)}</title>"
+        parts.append(f'<polyline class="line line{number % LINE_COLOURS}" points="{points}">{name}</polyline>')
     return (
         f'<svg class="curve" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" '
         f'aria-label="Frequency of words from the most to the least frequent">{"".join(parts)}</svg>'

@@ -12,7 +12,7 @@ from html import escape
 from pathlib import Path
 
 from beit import __version__
-from beit.tokenize.fitness_figures import MAP_COLOURS, data_uri, map_pixels, map_range, usage_curve
+from beit.tokenize.fitness_figures import LINE_COLOURS, MAP_COLOURS, data_uri, map_pixels, map_range, usage_curve
 from beit.tokenize.fitness_report import FitnessReport
 from beit.tokenize.fitness_rows import Row, shown_rows
 from beit.tokenize.fitness_rules import LEVEL_NAMES, Level
@@ -23,8 +23,6 @@ _STYLE_FILE = Path(__file__).with_name("fitness_page.css")
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _CODE = re.compile("`([^`<>]+)`")
 _NAMES_SHOWN = 100
-_MAX_LINES = 6
-"""Colours of the style sheet; more tokenizers share them in turn."""
 
 
 def page(report: FitnessReport) -> str:
@@ -159,8 +157,8 @@ def _usage(report: FitnessReport) -> str:
     usages = [fitness.tokens.words for fitness in report.fitness]
     curve = usage_curve(usages, [fitness.tokenizer.vocab_size for fitness in report.fitness], report.labels)
     keys = "".join(
-        f'<span class="key"><svg viewBox="0 0 24 10" aria-hidden="true"><line class="line{index % _MAX_LINES}" x1="0" '
-        f'x2="24" y1="5" y2="5"/></svg>{_text(label)}</span>'
+        f'<span class="key"><svg viewBox="0 0 24 10" aria-hidden="true"><line class="line{index % LINE_COLOURS}" '
+        f'x1="0" x2="24" y1="5" y2="5"/></svg>{_text(label)}</span>'
         for index, label in enumerate(report.labels)
     )
     caption = (

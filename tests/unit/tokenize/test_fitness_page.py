@@ -12,7 +12,7 @@ from beit.tokenize.fitness_page import page
 from beit.tokenize.fitness_rows import ROWS, text_table
 
 EVIL = "<script>alert(1)</script>\"'&`<b>`"
-VOID = {"meta", "img", "br", "line", "polyline"}
+VOID = {"meta", "img"}
 
 
 class Checker(HTMLParser):

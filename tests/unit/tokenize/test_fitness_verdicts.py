@@ -50,14 +50,19 @@ def test_unused_words_are_counted_and_explained() -> None:
 
 
 def test_few_tokens_are_no_proof_of_unused_words() -> None:
-    found = verdict(with_tokens(words=word_usage(np.array([3] * 32 + [0] * 32))), "usage")
-    assert found.level == "look" and "so few tokens tell little" in found.text
-    assert "measure 20 images or more" in found.advice  # 5 x 64 tokens, 16 per view
+    found = verdict(with_tokens(words=word_usage(np.array([1] * 32 + [3] * 16 + [0] * 16))), "usage")
+    assert found.level == "look" and "more images would show more words" in found.text
+    assert "--images 256 or more" in found.advice
+
+
+def test_few_tokens_are_proof_enough_of_collapse() -> None:
+    found = verdict(with_tokens(words=word_usage(np.array([20] * 4 + [0] * 60))), "usage")
+    assert found.level == "bad" and "a new word is 0 %" in found.text
 
 
 def test_one_dominating_word_is_bad() -> None:
     found = verdict(with_tokens(words=word_usage(np.array([10_000] + [1] * 63))), "balance")
-    assert found.level == "bad" and "the commonest word makes up 99.4 %" in found.text
+    assert found.level == "bad" and "the commonest word makes up 99.37 %" in found.text
 
 
 @pytest.mark.parametrize(
