@@ -142,7 +142,7 @@ def _number_row(row: Row, report: FitnessReport, *, is_single: bool) -> str:
         if row.section == "Stability" and value is not None:
             meter = f'<span class="meter"><i style="width:{100 * value:.1f}%"></i></span>'
         kind = "number best" if index in best else "number"
-        cells.append(f'<td class="{kind}">{_text(row.show(fitness))}{meter}</td>')
+        cells.append(f'<td class="{kind}"><span class="value">{_text(row.show(fitness))}</span>{meter}</td>')
     under = f'<span class="meaning">{_text(row.meaning)}</span>' if is_single else ""
     beside = f'<td class="meaning">{_text(row.meaning)}</td>' if is_single else ""
     return f"<tr><th>{_text(row.label)}{under}</th>{''.join(cells)}{beside}</tr>"

@@ -50,7 +50,7 @@ def test_unused_words_are_counted_and_explained() -> None:
 
 
 def test_few_tokens_are_no_proof_of_unused_words() -> None:
-    found = verdict(with_tokens(words=word_usage(np.array([1] * 32 + [3] * 16 + [0] * 16))), "usage")
+    found = verdict(with_tokens(words=word_usage(np.array([1] * 8 + [5] * 24 + [0] * 32))), "usage")
     assert found.level == "look" and "more images would show more words" in found.text
     assert "--images 256 or more" in found.advice
 
