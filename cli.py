@@ -76,7 +76,7 @@ class LazyGroup(click.Group):
 COMMANDS: dict[str, Entry | Section] = {
     "tokenize": Entry("beit.tokenize.commands", "tokenize_command", "Turn images into a store of visual tokens."),
     "verify": Entry("beit.tokenize.commands", "verify_command", "Check every shard of a token store."),
-    "tokenizer": Entry("beit.tokenize.commands", "tokenizer_group", "Train your own image tokenizer, or convert one."),
+    "tokenizer": Entry("beit.tokenize.commands", "tokenizer_group", "Train, convert, measure and compare tokenizers."),
     "pretrain": Entry("beit.pretrain.commands", "pretrain_command", "Pre-train a ViT on a token store."),
     "finetune": Entry("beit.finetune.commands", "finetune_command", "Fine-tune an encoder on labelled images."),
     "evaluate": Entry("beit.finetune.commands", "evaluate_command", "Measure a fine-tuned model on labelled images."),

@@ -56,6 +56,25 @@ def write_atomic(path: Path, data: bytes) -> None:
         file.write(data)
 
 
+def check_output(path: Path | None, *, option: str = "--out") -> None:
+    """Refuse an output file that cannot be written, before the work is done.
+
+    Args:
+        path: The file; None, where none is wanted, is fine.
+        option: How the user named it.
+    Raises:
+        InputError: it is a folder, or its own folder does not exist or may not be written to.
+    """
+    if path is None:
+        return
+    if path.is_dir():
+        raise InputError(f"{option} {path} is a folder; name a file")
+    if not path.parent.is_dir():
+        raise InputError(f"{option} {path}: the folder {path.parent} does not exist; create it")
+    if not os.access(path.parent, os.W_OK):
+        raise InputError(f"{option} {path}: the folder {path.parent} may not be written to; name another")
+
+
 def sha256_file(path: Path) -> str:
     """Return the hex sha256 of the file at `path`, read in blocks."""
     hasher = hashlib.sha256()

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from beit.common.distributed import World, init_distributed
 from beit.common.encoder_config import EncoderConfig
 from beit.common.errors import InputError
-from beit.common.files import write_json
+from beit.common.files import check_output, write_json
 from beit.common.labelled_dataset import LabelledDataset
 from beit.common.labelled_index import LabelledIndex
 from beit.common.launch import under_launcher
@@ -186,17 +186,3 @@ def with_progress(
         for batch in batches:
             yield batch
             progress.update(len(batch["keys"]) * world.world_size)
-
-
-def check_output(path: Path | None) -> None:
-    """Refuse an output file that cannot be written, before the work is done.
-
-    Raises:
-        InputError: its folder does not exist, or it is a folder.
-    """
-    if path is None:
-        return
-    if path.is_dir():
-        raise InputError(f"--out {path} is a folder; name a file")
-    if not path.parent.is_dir():
-        raise InputError(f"--out {path}: the folder {path.parent} does not exist; create it")

@@ -14,13 +14,13 @@ import torch
 
 from beit.common.bad_samples import BadSampleLog
 from beit.common.errors import InputError
-from beit.common.files import atomic_file
+from beit.common.files import atomic_file, check_output
 from beit.common.labelled_index import LabelledIndex
 from beit.common.labelled_index_build import build_index
 from beit.common.loader import Loader
 from beit.finetune.artifact import load_classifier
 from beit.finetune.config import EvaluationConfig
-from beit.finetune.evaluate import TOP_K, check_output, default_reader, evaluation_loader, single_rank, with_progress
+from beit.finetune.evaluate import TOP_K, default_reader, evaluation_loader, single_rank, with_progress
 from beit.finetune.step import class_logits
 
 logger = logging.getLogger(__name__)

@@ -1,6 +1,6 @@
 """The commands `beit tokenize`, `beit verify` and `beit tokenizer`.
 
-What they do is in `run.py`, `verify.py`, `tokenizer_train.py` and `tokenizer_convert.py`.
+What they do is in `run.py`, `verify.py`, `tokenizer_train.py`, `tokenizer_convert.py` and `fitness_run.py`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from beit.cli_options import long_command_options, recipe_options
+from beit.cli_options import Command, long_command_options, recipe_options
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -101,7 +101,7 @@ def verify_command(store: Path, audit: int, tokenizer: str | None) -> None:
 
 @click.group("tokenizer")
 def tokenizer_group() -> None:
-    """Train an image tokenizer (a discrete VAE) of your own, or convert DALL-E's."""
+    """Train an image tokenizer (a discrete VAE) of your own, convert DALL-E's, and find out how fit one is."""
 
 
 @tokenizer_group.command("train")
@@ -145,3 +145,86 @@ def tokenizer_convert_command(file: Path, out: Path) -> None:
     from beit.tokenize.tokenizer_convert import convert_dalle
 
     click.echo(convert_dalle(file, out))
+
+
+def _report_options(command: Command) -> Command:
+    """Add what `report` and `compare` take; the defaults are those of `ReportSettings`."""
+    path = click.Path(path_type=Path)
+    for option in (
+        click.option("--html", type=path, metavar="F.html", help="Write a page with verdicts, table and pictures."),
+        click.option("--out", type=path, metavar="F.json", help="Write the numbers here, too."),
+        click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Seed of images and views."),
+        click.option(
+            "--view-size", type=int, default=112, show_default=True, metavar="PX", help="Side of the views measured."
+        ),
+        click.option(
+            "--images",
+            type=click.IntRange(min=2),
+            default=256,
+            show_default=True,
+            metavar="N",
+            help="Images to measure, one view of each.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+@tokenizer_group.command("report")
+@click.argument("tokenizer")
+@click.argument("source")
+@_report_options
+def tokenizer_report_command(
+    tokenizer: str, source: str, images: int, view_size: int, seed: int, out: Path | None, html: Path | None
+) -> None:
+    """Measure how fit TOKENIZER is for the images of SOURCE, and say in words what to make of it.
+
+    Use of the vocabulary, predictability from neighbours, reconstruction, stability and speed, with one verdict each.
+    TOKENIZER is mini, dall-e, or what `beit tokenizer train` wrote; SOURCE may also be `synthetic:N`. The keys of the
+    JSON are described in docs/tokenizers.md.
+
+    \b
+    Example:
+      beit tokenizer report mini photos/ --html report.html
+    """
+    _report([tokenizer], source, images=images, view_size=view_size, seed=seed, out=out, html=html)
+
+
+@tokenizer_group.command("compare")
+@click.argument("tokenizers", nargs=-1, required=True, metavar="A B ...")
+@click.argument("source")
+@_report_options
+def tokenizer_compare_command(
+    tokenizers: tuple[str, ...],
+    source: str,
+    images: int,
+    view_size: int,
+    seed: int,
+    out: Path | None,
+    html: Path | None,
+) -> None:
+    """Measure tokenizers A B ... on the same views of the images of SOURCE, side by side.
+
+    As `beit tokenizer report`; `*` marks the best value where one is better. The view size must suit all of them.
+
+    \b
+    Example:
+      beit tokenizer compare mini tokenizers/mine photos/ --html compare.html
+    """
+    if len(tokenizers) < 2:
+        raise click.UsageError("compare needs two tokenizers or more, then SOURCE; for one: beit tokenizer report")
+    _report(list(tokenizers), source, images=images, view_size=view_size, seed=seed, out=out, html=html)
+
+
+def _report(
+    names: list[str], source: str, *, images: int, view_size: int, seed: int, out: Path | None, html: Path | None
+) -> None:
+    from beit.tokenize.fitness_report import ReportSettings
+    from beit.tokenize.fitness_run import report_tokenizers
+
+    settings = ReportSettings(num_images=images, view_size=view_size, seed=seed)
+    report = report_tokenizers(names, source, settings, out=out, html=html)
+    click.echo(report.as_text())
+    for path in (out, html):
+        if path is not None:
+            click.echo(f"wrote {path}")

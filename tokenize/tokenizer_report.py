@@ -1,12 +1,16 @@
-"""How well a discrete VAE keeps pictures, and how much of its vocabulary it uses."""
+"""How well a discrete VAE in training keeps pictures, and how much of its vocabulary it uses.
+
+The thorough measurement of a finished tokenizer is `beit tokenizer report` (`fitness.py`).
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from beit.common.dvae import DiscreteVAE
+from beit.tokenize.fitness_tokens import perplexity
+from beit.tokenize.image_quality import block_means, image_psnr
 
 
 def reconstruction_metrics(model: DiscreteVAE, images: Tensor, *, micro_batch_size: int) -> dict[str, float]:
@@ -20,7 +24,7 @@ def reconstruction_metrics(model: DiscreteVAE, images: Tensor, *, micro_batch_si
         psnr and block_mean_psnr (dB, means over images; the latter of the trivial code that keeps each token's mean
         colour), words_used (different words that occur), perplexity (words that, used equally, would be as diverse).
     """
-    psnr, baseline, counts = [], [], torch.zeros(model.vocab_size)
+    psnr, baseline, counts = [], [], torch.zeros(model.vocab_size, dtype=torch.int64)
     with torch.no_grad():
         for chunk in torch.split(images, micro_batch_size):
             token_ids = model.pixels_to_ids(chunk)
@@ -31,23 +35,5 @@ def reconstruction_metrics(model: DiscreteVAE, images: Tensor, *, micro_batch_si
         "psnr": float(torch.cat(psnr).mean()),
         "block_mean_psnr": float(torch.cat(baseline).mean()),
         "words_used": float((counts > 0).sum()),
-        "perplexity": perplexity(counts),
+        "perplexity": perplexity(counts.numpy()),
     }
-
-
-def block_means(images: Tensor, block: int) -> Tensor:
-    """Replace every block x block square of uint8 images (B, 3, H, W) by its mean colour."""
-    means = F.avg_pool2d(images.float(), block)
-    return F.interpolate(means, scale_factor=block, mode="nearest").round().to(torch.uint8)
-
-
-def image_psnr(images: Tensor, reference: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio of each uint8 image (B, 3, H, W) in dB, (B,) float32; 100 for equal ones."""
-    mse = (images.float() - reference.float()).square().mean(dim=(1, 2, 3)) / 255.0**2
-    return -10.0 * torch.log10(mse.clamp_min(1e-10))
-
-
-def perplexity(counts: Tensor) -> float:
-    """Return the exponential of the entropy of word counts (V,)."""
-    share = counts.double() / counts.sum()
-    return float(torch.exp(-torch.xlogy(share, share).sum()))

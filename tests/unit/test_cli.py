@@ -53,6 +53,15 @@ WRONG = {
     "verify flat": "not a token store",
     "tokenizer train missing out": "missing",
     "tokenizer train empty out": "empty",
+    "tokenizer report missing flat": "missing",
+    "tokenizer report tokenizer missing": "missing",
+    "tokenizer report tokenizer empty": "empty",
+    "tokenizer report tokenizer synthetic:none": "synthetic:N",
+    "tokenizer report tokenizer flat --view-size 100": "--view-size (100)",
+    "tokenizer report tokenizer flat --out flat": "flat is a folder",
+    "tokenizer report tokenizer flat --html gone/r.html": "gone does not exist",
+    "tokenizer compare tokenizer tokenizer flat": "given twice",
+    "tokenizer compare tokenizer mini flat --view-size 20": "all tokenizers",
     "pretrain missing out": "missing",
     "pretrain flat out": "not a token store",
     "pretrain made/store flat": "not empty and not a run",
@@ -88,7 +97,10 @@ def test_wrong_input_gives_one_line_and_exit_code_2(monkeypatch, place, line):
     assert after == before, "something was written"
 
 
-@pytest.mark.parametrize("line", ["nonsense", "tokenize flat", "pretrain made/store out --gpus 0", "show nonsense"])
+@pytest.mark.parametrize(
+    "line",
+    ["nonsense", "tokenize flat", "pretrain made/store out --gpus 0", "show nonsense", "tokenizer compare mini flat"],
+)
 def test_wrong_usage_exits_with_2(monkeypatch, place, line, capsys):
     assert run(monkeypatch, place, line) == (2, "")
     assert "Error" in capsys.readouterr().err

@@ -1,0 +1,206 @@
+"""Measuring one tokenizer on a sample of views: everything a fitness report says, before it is judged or drawn.
+
+The parts: `fitness_tokens.py` and `fitness_context.py` (ids alone), `image_quality.py` (pixels),
+`fitness_stability.py`, `fitness_speed.py`. Verdicts are `fitness_verdicts.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from beit.common.progress import Progress
+from beit.common.tokenizer import DType, Tokenizer, load_tokenizer
+from beit.tokenize.fitness_speed import Speed, measure_speed
+from beit.tokenize.fitness_stability import Stability, StabilityTally
+from beit.tokenize.fitness_tokens import TokenStatistics, TokenTally
+from beit.tokenize.fitness_views import ViewSample
+from beit.tokenize.image_quality import block_means, image_psnr, image_ssim
+
+MICRO_BATCH_SIZE = 32
+"""Views per forward pass, as in `beit tokenize`."""
+STABILITY_VIEWS = 64
+"""Views that are encoded once more for every change; some ten thousand tokens, a standard error near one percent."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenizerFacts:
+    """Which tokenizer it is."""
+
+    name: str
+    """As the user gave it."""
+    fingerprint: str
+    """sha256 over settings and weights."""
+    vocab_size: int
+    """Words."""
+    downsampling: int
+    """Pixels per token and side."""
+    can_decode: bool
+    """Whether it can paint words."""
+
+    @property
+    def short_fingerprint(self) -> str:
+        """Enough of it to tell tokenizers apart."""
+        return self.fingerprint[:12]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reconstruction:
+    """Views encoded and decoded, beside the views with every token's square replaced by its mean colour."""
+
+    psnr: float
+    """dB, mean over views."""
+    block_mean_psnr: float
+    """Of the mean colours."""
+    ssim: float
+    """Structural similarity of luma, mean over views."""
+    block_mean_ssim: float
+    """Of the mean colours."""
+    share_above_block_mean: float
+    """Share of views whose PSNR is above that of their mean colours."""
+
+    @property
+    def psnr_gain(self) -> float:
+        """How far it is above the mean colours, dB."""
+        return self.psnr - self.block_mean_psnr
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fitness:
+    """One tokenizer, measured."""
+
+    tokenizer: TokenizerFacts
+    """Which one."""
+    num_views: int
+    """Views measured."""
+    grid_size: int
+    """Tokens per side of a view."""
+    tokens: TokenStatistics
+    """The ids alone."""
+    reconstruction: Reconstruction | None
+    """None without a decoder."""
+    stability: Stability
+    """What small changes do."""
+    speed: Speed
+    """The only part that differs between two runs."""
+
+    @property
+    def bits_per_pixel(self) -> float:
+        """Entropy of a token over its pixels: what a picture is compressed to, at most."""
+        return self.tokens.words.entropy_bits / self.tokenizer.downsampling**2
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """The numbers, and what is needed to choose pictures."""
+
+    fitness: Fitness
+    positions: list[int]
+    """Images measured, as `ViewSample` counts them."""
+    psnr: list[float]
+    """Of each; empty without a decoder."""
+
+
+def measure_fitness(tokenizer: Tokenizer, sample: ViewSample, *, view_size: int, device: str) -> Measurement:
+    """Measure a tokenizer on all views of a sample.
+
+    Args:
+        tokenizer: In float32, on `device`.
+        sample: The views.
+        view_size: Side of the views in px, divisible by the tokenizer's downsampling.
+        device: "cpu" or "cuda:N".
+    Raises:
+        InputError: too few images can be read.
+    """
+    by_dtype = other_dtypes(tokenizer, device)
+    grid_size = view_size // tokenizer.downsampling
+    tally = TokenTally(tokenizer.vocab_size, num_views=len(sample), tokens_per_view=grid_size**2)
+    stability = StabilityTally(tokenizer, by_dtype, max_views=STABILITY_VIEWS)
+    pixels = PixelTally(tokenizer)
+    positions: list[int] = []
+    first: NDArray[np.uint8] | None = None
+    with Progress(len(sample), unit="views", description=f"measuring {tokenizer.name}") as progress:
+        for batch in sample.batches(MICRO_BATCH_SIZE):
+            token_ids = tokenizer.encode(batch.pixels).cpu().numpy()
+            tally.add(token_ids)
+            stability.add(batch.pixels, token_ids)
+            pixels.add(batch.pixels, token_ids)
+            positions += batch.positions
+            first = batch.pixels if first is None else first
+            progress.update(len(batch.positions))
+        progress.update(len(sample) - len(positions))  # those passed over
+    assert first is not None  # `batches` insists on some views
+    fitness = Fitness(
+        tokenizer=facts_of(tokenizer),
+        num_views=len(positions),
+        grid_size=grid_size,
+        tokens=tally.statistics(),
+        reconstruction=pixels.result(),
+        stability=stability.result(),
+        speed=measure_speed(tokenizer, by_dtype, first, device=device),
+    )
+    return Measurement(fitness, positions, pixels.psnr)
+
+
+def facts_of(tokenizer: Tokenizer) -> TokenizerFacts:
+    """Describe a tokenizer."""
+    return TokenizerFacts(
+        name=tokenizer.name,
+        fingerprint=tokenizer.fingerprint,
+        vocab_size=tokenizer.vocab_size,
+        downsampling=tokenizer.downsampling,
+        can_decode=tokenizer.can_decode,
+    )
+
+
+def other_dtypes(tokenizer: Tokenizer, device: str) -> dict[str, Tokenizer]:
+    """Load a tokenizer once more for every number format `beit tokenize` offers on a device, beside float32."""
+    dtypes: tuple[DType, ...] = ("bfloat16",) if device == "cpu" else ("bfloat16", "float16")
+    return {dtype: load_tokenizer(tokenizer.name, device=device, dtype=dtype) for dtype in dtypes}
+
+
+class PixelTally:
+    """Adds up reconstructions batch by batch; does nothing for a tokenizer without a decoder.
+
+    Args:
+        tokenizer: Decodes.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self.psnr: list[float] = []
+        self._above = 0
+        self._sums = np.zeros(3)  # mean colours' PSNR, SSIM, mean colours' SSIM
+
+    def add(self, views: NDArray[np.uint8], token_ids: NDArray[np.integer]) -> None:
+        """Decode ids (B, g, g) and compare with the uint8 views (B, S, S, 3) they came from."""
+        if not self._tokenizer.can_decode:
+            return
+        original, decoded = _channels_first(views), _channels_first(self._tokenizer.decode(token_ids))
+        means = block_means(original, self._tokenizer.downsampling)
+        psnr, means_psnr = image_psnr(decoded, original), image_psnr(means, original)
+        self.psnr += psnr.tolist()
+        self._above += int((psnr > means_psnr).sum())
+        ssims = image_ssim(decoded, original), image_ssim(means, original)
+        self._sums += [float(values.double().sum()) for values in (means_psnr, *ssims)]
+
+    def result(self) -> Reconstruction | None:
+        """Return the means over all views so far."""
+        count = len(self.psnr)
+        if not count:
+            return None
+        means_psnr, ssim, means_ssim = (float(value) / count for value in self._sums)
+        return Reconstruction(
+            psnr=float(np.mean(self.psnr)),
+            block_mean_psnr=means_psnr,
+            ssim=ssim,
+            block_mean_ssim=means_ssim,
+            share_above_block_mean=self._above / count,
+        )
+
+
+def _channels_first(views: NDArray[np.uint8]) -> torch.Tensor:
+    return torch.from_numpy(views).permute(0, 3, 1, 2)

@@ -1,0 +1,124 @@
+"""How many tokens survive what should not matter: a small shift, JPEG re-encoding, another number format.
+
+Pre-training asks for the tokens of an image it sees slightly differently each time; where they are a matter of chance,
+they cannot be predicted. S side of a view in px, g tokens per side.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from beit.common.tokenizer import Tokenizer
+
+SHIFTS_PX = (1, 2, 4)
+JPEG_QUALITY = 90
+"""Mild: what cameras and web sites write; with Pillow's usual subsampling of colour."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShiftStability:
+    """Tokens of a window and of the same window moved to the right."""
+
+    shift_px: int
+    """How far."""
+    is_whole_tokens: bool
+    """The shift is a multiple of the tokens' side: grids line up, and the words themselves should move along. Else
+    words at equal places of the grid are compared."""
+    equal_share: float
+    """Share of equal words."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stability:
+    """Shares of tokens that stay the same word."""
+
+    num_views: int
+    """Views compared."""
+    shifts: list[ShiftStability]
+    """By distance."""
+    jpeg_equal_share: float
+    """After JPEG re-encoding at quality `JPEG_QUALITY`."""
+    dtype_equal_shares: dict[str, float]
+    """By number format of the forward pass, against float32."""
+
+
+class StabilityTally:
+    """Adds up comparisons batch by batch.
+
+    Args:
+        tokenizer: In float32.
+        by_dtype: The same tokenizer in other number formats.
+        max_views: Views to compare; more are left out, since each costs as much as seven encodings.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, by_dtype: Mapping[str, Tokenizer], *, max_views: int) -> None:
+        self._tokenizer, self._by_dtype, self._left = tokenizer, by_dtype, max_views
+        self._equal: dict[str, int] = {}
+        self._compared: dict[str, int] = {}
+        self._num_views = 0
+
+    def add(self, views: NDArray[np.uint8], token_ids: NDArray[np.integer]) -> None:
+        """Compare uint8 views (B, S, S, 3) with changed copies of themselves; `token_ids` (B, g, g) are theirs."""
+        views, token_ids = views[: self._left], token_ids[: self._left]
+        if not len(views):
+            return
+        self._left -= len(views)
+        self._num_views += len(views)
+        self._compare_shifts(views)
+        self._count("jpeg", self._encode(through_jpeg(views)), token_ids)
+        for dtype, tokenizer in self._by_dtype.items():
+            self._count(dtype, tokenizer.encode(views).cpu().numpy(), token_ids)
+
+    def result(self) -> Stability:
+        """Return the shares; one view at least."""
+        share = {name: self._equal[name] / self._compared[name] for name in self._equal}
+        factor = self._tokenizer.downsampling
+        return Stability(
+            num_views=self._num_views,
+            shifts=[
+                ShiftStability(shift_px=shift, is_whole_tokens=shift % factor == 0, equal_share=share[f"shift {shift}"])
+                for shift in shifts_of(factor)
+            ],
+            jpeg_equal_share=share["jpeg"],
+            dtype_equal_shares={dtype: share[dtype] for dtype in self._by_dtype},
+        )
+
+    def _compare_shifts(self, views: NDArray[np.uint8]) -> None:
+        # Windows inside the view, so that shifted ones show real pixels at their edges, too.
+        factor = self._tokenizer.downsampling
+        shifts = shifts_of(factor)
+        width = (views.shape[2] - shifts[-1]) // factor * factor
+        still = self._encode(views[:, :, :width])
+        for shift in shifts:
+            moved = self._encode(views[:, :, shift : shift + width])
+            columns = shift // factor if shift % factor == 0 else 0
+            self._count(f"shift {shift}", moved[:, :, : moved.shape[2] - columns], still[:, :, columns:])
+
+    def _encode(self, views: NDArray[np.uint8]) -> NDArray[np.integer]:
+        return np.asarray(self._tokenizer.encode(views).cpu().numpy())
+
+    def _count(self, name: str, first: NDArray[np.integer], second: NDArray[np.integer]) -> None:
+        self._equal[name] = self._equal.get(name, 0) + int((first == second).sum())
+        self._compared[name] = self._compared.get(name, 0) + first.size
+
+
+def shifts_of(downsampling: int) -> list[int]:
+    """Return the distances to compare, ascending: `SHIFTS_PX` and one whole token."""
+    return sorted({*SHIFTS_PX, downsampling})
+
+
+def through_jpeg(views: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Write views (B, S, S, 3) as JPEG and read them again."""
+    return np.stack([_through_jpeg(view) for view in views])
+
+
+def _through_jpeg(view: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    buffer = io.BytesIO()
+    Image.fromarray(view).save(buffer, format="JPEG", quality=JPEG_QUALITY)
+    return np.asarray(Image.open(buffer))

@@ -1,0 +1,181 @@
+"""The views a tokenizer is measured on: a random sample of a source's images, one view each, equal for all tokenizers.
+
+Views are drawn and rendered as `beit tokenize` does (its default crops, flips and colours, Lanczos), because those are
+the pictures whose tokens pre-training will see. Nothing is kept but positions, so any number of views fits into memory.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from beit.common.bad_samples import BadSampleLog, BadSampleReport
+from beit.common.dataset import Record
+from beit.common.errors import BadSample, InputError, require
+from beit.common.images import decode_image
+from beit.common.labelled_dataset import LabelledDataset
+from beit.common.rng import CounterRng
+from beit.common.views import AugmentConfig, draw_view
+from beit.tokenize.parallel import Workers, available_cores
+from beit.tokenize.prepare import render_token_view
+
+MIN_VIEWS = 2
+"""The context model is fitted on one half of the views and measured on the other."""
+_ALL_BUT_ONE = 1.0 - 1e-9
+"""Budget of unusable images: a report tells of them instead of stopping, as `beit predict` does."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ViewBatch:
+    """Some views in the order of the source."""
+
+    pixels: NDArray[np.uint8]
+    """(B, view_size, view_size, 3)."""
+    positions: list[int]
+    """Of their images in the source."""
+
+
+class ViewSample:
+    """A sample of a source's images, each seen through one view.
+
+    Args:
+        dataset: All images.
+        num_images: Images to draw; all if there are fewer.
+        view_size: Side of a view in px.
+        seed: Another seed draws other images and other views.
+    Raises:
+        InputError: the source has fewer than `MIN_VIEWS` images.
+    """
+
+    def __init__(self, dataset: LabelledDataset, *, num_images: int, view_size: int, seed: int) -> None:
+        self.num_in_source = int(dataset.shard_sizes.sum())
+        require(
+            self.num_in_source >= MIN_VIEWS,
+            f"{dataset.index.info.root} has {self.num_in_source} image(s), a report needs at least {MIN_VIEWS}; "
+            "give more images",
+        )
+        self._dataset, self._view_size, self._seed = dataset, view_size, seed
+        self._starts = np.concatenate([[0], np.cumsum(dataset.shard_sizes)])
+        self._positions = draw_positions(self.num_in_source, num_images, seed)
+        self._bad: dict[int, BadSampleReport] = {}
+        self._log = BadSampleLog(len(self._positions), _ALL_BUT_ONE)
+
+    def __len__(self) -> int:
+        """Return the number of images drawn, bad ones included."""
+        return len(self._positions)
+
+    @property
+    def bad_samples(self) -> list[BadSampleReport]:
+        """Images met so far that cannot be used, in the order of the source."""
+        return [self._bad[position] for position in sorted(self._bad)]
+
+    @property
+    def bad_counts(self) -> Counter[str]:
+        """The same by reason."""
+        return self._log.counts
+
+    def name(self, position: int) -> str:
+        """Name an image as its user knows it: by path, or inside containers by shard and key."""
+        if self._dataset.index.info.kind == "files":
+            return str(self._dataset.index.ref_at(position).path)
+        return self._dataset.sample_id(*self._place(position))
+
+    def batches(self, size: int) -> Iterator[ViewBatch]:
+        """Yield all usable views, `size` at a time; images that are not usable are logged once and passed over.
+
+        Raises:
+            InputError: a container cannot be read, or fewer than `MIN_VIEWS` images are usable.
+        """
+        pending: list[tuple[int, NDArray[np.uint8]]] = []
+        count = 0
+        with Workers(available_cores()) as workers:
+            for position, view in workers.map(self._render_or_report, self._records()):
+                if isinstance(view, BadSampleReport):
+                    self._pass_over(position, view)
+                    continue
+                pending.append((position, view))
+                count += 1
+                if len(pending) == size:
+                    yield _batch(pending)
+                    pending = []
+        if pending:
+            yield _batch(pending)
+        if count < MIN_VIEWS:
+            reasons = ", ".join(f"{number} {reason}" for reason, number in self.bad_counts.most_common())
+            raise InputError(
+                f"{count} of {len(self)} images drawn from {self._dataset.index.info.root} can be read ({reasons}), a "
+                f"report needs at least {MIN_VIEWS}; repair the images, or draw more with --images"
+            )
+
+    def views_at(self, positions: list[int]) -> NDArray[np.uint8]:
+        """Render the views of some usable images again, (B, view_size, view_size, 3)."""
+        return np.stack([self._render(self._fetch(position)) for position in positions])
+
+    def _records(self) -> Iterator[tuple[int, Record | BadSampleReport]]:
+        """Read in the calling thread: open containers are not shared. Threads decode."""
+        for position in self._positions:
+            if position in self._bad:
+                yield position, self._bad[position]
+                continue
+            try:
+                yield position, self._fetch(position)
+            except BadSample as error:
+                yield position, self._report(position, error)
+
+    def _render_or_report(
+        self, item: tuple[int, Record | BadSampleReport]
+    ) -> tuple[int, NDArray[np.uint8] | BadSampleReport]:
+        position, record = item
+        if isinstance(record, BadSampleReport):
+            return position, record
+        try:
+            return position, self._render(record)
+        except BadSample as error:
+            return position, self._report(position, error)
+
+    def _fetch(self, position: int) -> Record:
+        return self._dataset.fetch(*self._place(position), 0)
+
+    def _place(self, position: int) -> tuple[int, int]:
+        shard_id = int(np.searchsorted(self._starts, position, side="right")) - 1
+        return shard_id, position - int(self._starts[shard_id])
+
+    def _render(self, record: Record) -> NDArray[np.uint8]:
+        augment = AugmentConfig()
+        image = decode_image(record.image_bytes)
+        rng = CounterRng(self._seed, "tokenizer report view", record.sample_id)
+        view = draw_view(rng, image.width, image.height, augment)
+        return render_token_view(image, view, self._view_size, augment.jitter_scope)
+
+    def _report(self, position: int, error: BadSample) -> BadSampleReport:
+        return BadSampleReport(self.name(position), error.reason, error.detail)
+
+    def _pass_over(self, position: int, report: BadSampleReport) -> None:
+        if position not in self._bad:
+            self._bad[position] = report
+            self._log.add([report])
+
+
+def _batch(views: list[tuple[int, NDArray[np.uint8]]]) -> ViewBatch:
+    return ViewBatch(pixels=np.stack([pixels for _, pixels in views]), positions=[position for position, _ in views])
+
+
+def draw_positions(total: int, count: int, seed: int) -> list[int]:
+    """Draw `count` different positions below `total`, ascending; all of them if there are no more.
+
+    The first swaps of a Fisher-Yates shuffle, kept as a dictionary: memory grows with `count`, not with `total`.
+    """
+    if count >= total:
+        return list(range(total))
+    rng = CounterRng(seed, "tokenizer report images")
+    moved: dict[int, int] = {}
+    drawn = []
+    for place in range(count):
+        other = rng.integers(place, total - 1)
+        drawn.append(moved.get(other, other))
+        moved[other] = moved.get(place, place)
+    return sorted(drawn)
