@@ -1,6 +1,6 @@
 """The commands `beit tokenize`, `beit verify` and `beit tokenizer`.
 
-What they do is in `run.py`, `verify.py`, `tokenizer_train.py`, `tokenizer_convert.py` and `fitness_run.py`.
+What they do is in `run.py`, `verify.py`, `tokenizer_train.py`, `tokenizer_convert.py` and `run.py`.
 """
 
 from __future__ import annotations
@@ -219,8 +219,8 @@ def tokenizer_compare_command(
 def _report(
     names: list[str], source: str, *, images: int, view_size: int, seed: int, out: Path | None, html: Path | None
 ) -> None:
-    from beit.tokenize.fitness_report import ReportSettings
-    from beit.tokenize.fitness_run import report_tokenizers
+    from beit.tokenize.fitness.report import ReportSettings
+    from beit.tokenize.fitness.run import report_tokenizers
 
     settings = ReportSettings(num_images=images, view_size=view_size, seed=seed)
     report = report_tokenizers(names, source, settings, out=out, html=html)

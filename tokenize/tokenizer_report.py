@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from beit.common.dvae import DiscreteVAE
-from beit.tokenize.fitness_tokens import perplexity
-from beit.tokenize.image_quality import block_means, image_psnr
+from beit.tokenize.fitness.image_quality import block_means, image_psnr
+from beit.tokenize.fitness.tokens import perplexity
 
 
 def reconstruction_metrics(model: DiscreteVAE, images: Tensor, *, micro_batch_size: int) -> dict[str, float]:

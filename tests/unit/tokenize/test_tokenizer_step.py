@@ -3,8 +3,8 @@ import pytest
 import torch
 
 from beit.common.dvae_config import DiscreteVAEConfig
-from beit.tokenize.fitness_tokens import perplexity
-from beit.tokenize.image_quality import block_means, image_psnr
+from beit.tokenize.fitness.image_quality import block_means, image_psnr
+from beit.tokenize.fitness.tokens import perplexity
 from beit.tokenize.tokenizer_config import ObjectiveConfig
 from beit.tokenize.tokenizer_report import reconstruction_metrics
 from beit.tokenize.tokenizer_step import TokenizerModel, autoencoder_loss, discrete_loss, phase_at, psnr

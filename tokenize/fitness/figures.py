@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from beit.tokenize.fitness_tokens import CURVE_POINTS, WordUsage
+from beit.tokenize.fitness.tokens import CURVE_POINTS, WordUsage
 
 MAP_COLOURS = ((25, 38, 66), (34, 87, 122), (56, 143, 135), (152, 190, 133), (244, 224, 163))
 """From low to high; ordered by lightness, so that it also reads in grey."""

@@ -1,6 +1,6 @@
 """What the numbers of a fitness report mean: one sentence, one level and one piece of advice per rule.
 
-The thresholds are `fitness_rules.py`. A verdict is a reason to look, not a proof.
+The thresholds are `rules.py`. A verdict is a reason to look, not a proof.
 """
 
 from __future__ import annotations
@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from beit.tokenize.config import TokenizeConfig
-from beit.tokenize.fitness import Fitness
-from beit.tokenize.fitness_rules import (
+from beit.tokenize.fitness.measure import Fitness
+from beit.tokenize.fitness.rules import (
     COPYING_GAIN,
     HIGH_GAIN,
     LOW_GAIN,

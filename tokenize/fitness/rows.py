@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from beit.tokenize.fitness import Fitness
-from beit.tokenize.fitness_rules import percent
-from beit.tokenize.fitness_stability import SHIFTS_PX
+from beit.tokenize.fitness.measure import Fitness
+from beit.tokenize.fitness.rules import percent
+from beit.tokenize.fitness.stability import SHIFTS_PX
 
 ABSENT = "-"
 """What a row shows for a tokenizer without that number."""

@@ -7,9 +7,9 @@ import pytest
 
 from beit.common.bad_samples import BadSampleReport
 from beit.tests.fitness_examples import example_report, good_fitness
-from beit.tokenize.fitness_figures import CURVE_POINTS, even_curve, map_pixels, map_range
-from beit.tokenize.fitness_page import page
-from beit.tokenize.fitness_rows import ROWS, text_table
+from beit.tokenize.fitness.figures import CURVE_POINTS, even_curve, map_pixels, map_range
+from beit.tokenize.fitness.page import page
+from beit.tokenize.fitness.rows import ROWS, text_table
 
 EVIL = "<script>alert(1)</script>\"'&`<b>`"
 VOID = {"meta", "img"}

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from beit.common.tokenizer import Tokenizer
-from beit.tokenize.fitness import Measurement
-from beit.tokenize.fitness_views import ViewSample
+from beit.tokenize.fitness.measure import Measurement
+from beit.tokenize.fitness.views import ViewSample
 
 PICTURES_PER_GROUP = 3
 GROUPS = ("Best kept", "Median", "Worst kept")

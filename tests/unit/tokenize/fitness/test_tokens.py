@@ -3,8 +3,8 @@ import math
 import numpy as np
 import pytest
 
-from beit.tokenize import fitness_tokens
-from beit.tokenize.fitness_tokens import (
+from beit.tokenize.fitness import tokens
+from beit.tokenize.fitness.tokens import (
     CURVE_POINTS,
     TokenTally,
     collision_probability,
@@ -69,7 +69,7 @@ def test_tally_counts_copies_of_neighbours() -> None:
 
 
 def test_tally_does_not_depend_on_batches_and_keeps_a_bounded_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fitness_tokens, "MAX_KEPT_TOKENS", 20 * 16)
+    monkeypatch.setattr(tokens, "MAX_KEPT_TOKENS", 20 * 16)
     ids = np.random.default_rng(0).integers(0, 8, (64, 4, 4))
     found = []
     for size in (64, 7):

@@ -3,7 +3,7 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
-from beit.tokenize.image_quality import SSIM_WINDOW_PX, image_ssim
+from beit.tokenize.fitness.image_quality import SSIM_WINDOW_PX, image_ssim
 
 
 def noise(seed: int, shape: tuple[int, ...]) -> torch.Tensor:

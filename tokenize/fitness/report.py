@@ -1,6 +1,6 @@
 """A fitness report: what was measured, on what, and how it reads on a terminal and in a JSON file.
 
-The page is `fitness_page.py`; making a report is `fitness_run.py`.
+The page is `page.py`; making a report is `run.py`.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Any
 
 from beit import __version__
 from beit.common.bad_samples import BadSampleReport
-from beit.tokenize.fitness import Fitness
-from beit.tokenize.fitness_rows import text_table
-from beit.tokenize.fitness_rules import LEVEL_NAMES
-from beit.tokenize.fitness_sheet import SheetRow
-from beit.tokenize.fitness_verdicts import Verdict
+from beit.tokenize.fitness.measure import Fitness
+from beit.tokenize.fitness.rows import text_table
+from beit.tokenize.fitness.rules import LEVEL_NAMES
+from beit.tokenize.fitness.sheet import SheetRow
+from beit.tokenize.fitness.verdicts import Verdict
 
 FORMAT, FORMAT_VERSION = "beit-tokenizer-report", 1
 _BAD_SAMPLES_LISTED = 100

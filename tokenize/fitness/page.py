@@ -12,14 +12,14 @@ from html import escape
 from pathlib import Path
 
 from beit import __version__
-from beit.tokenize.fitness_figures import LINE_COLOURS, MAP_COLOURS, data_uri, map_pixels, map_range, usage_curve
-from beit.tokenize.fitness_report import FitnessReport
-from beit.tokenize.fitness_rows import Row, shown_rows
-from beit.tokenize.fitness_rules import LEVEL_NAMES, Level
-from beit.tokenize.fitness_sheet import SheetRow
-from beit.tokenize.fitness_verdicts import Verdict
+from beit.tokenize.fitness.figures import LINE_COLOURS, MAP_COLOURS, data_uri, map_pixels, map_range, usage_curve
+from beit.tokenize.fitness.report import FitnessReport
+from beit.tokenize.fitness.rows import Row, shown_rows
+from beit.tokenize.fitness.rules import LEVEL_NAMES, Level
+from beit.tokenize.fitness.sheet import SheetRow
+from beit.tokenize.fitness.verdicts import Verdict
 
-_STYLE_FILE = Path(__file__).with_name("fitness_page.css")
+_STYLE_FILE = Path(__file__).with_name("page.css")
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _CODE = re.compile("`([^`<>]+)`")
 _NAMES_SHOWN = 100

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from beit.tokenize.fitness_context import ContextGain, measure_context
+from beit.tokenize.fitness.context import ContextGain, measure_context
 
 MAX_KEPT_TOKENS = 4_000_000
 """Tokens kept for the entropy map and the context model, 8 MB; beyond, every second, third, ... view is. Arbitrary, far

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from beit.tests.fitness_examples import good_fitness
-from beit.tokenize.fitness import Fitness
-from beit.tokenize.fitness_rules import RULES, percent
-from beit.tokenize.fitness_tokens import word_usage
-from beit.tokenize.fitness_verdicts import Verdict, judge, judge_images
+from beit.tokenize.fitness.measure import Fitness
+from beit.tokenize.fitness.rules import RULES, percent
+from beit.tokenize.fitness.tokens import word_usage
+from beit.tokenize.fitness.verdicts import Verdict, judge, judge_images
 
 
 def verdict(fitness: Fitness, key: str) -> Verdict:

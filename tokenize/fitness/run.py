@@ -15,12 +15,12 @@ from beit.common.files import check_output, write_atomic, write_json
 from beit.common.tokenizer import Tokenizer, load_tokenizer
 from beit.tokenize.config import TokenizeConfig
 from beit.tokenize.execution import choose_device
-from beit.tokenize.fitness import measure_fitness
-from beit.tokenize.fitness_page import page
-from beit.tokenize.fitness_report import FitnessReport, ReportSettings
-from beit.tokenize.fitness_sheet import reconstruction_sheet
-from beit.tokenize.fitness_verdicts import judge, judge_images
-from beit.tokenize.fitness_views import ViewSample
+from beit.tokenize.fitness.measure import measure_fitness
+from beit.tokenize.fitness.page import page
+from beit.tokenize.fitness.report import FitnessReport, ReportSettings
+from beit.tokenize.fitness.sheet import reconstruction_sheet
+from beit.tokenize.fitness.verdicts import judge, judge_images
+from beit.tokenize.fitness.views import ViewSample
 from beit.tokenize.tokenizer_data import open_images
 
 MIN_GRID_SIZE = 4

@@ -2,7 +2,7 @@
 
 "Measured" figures are those of `mini` on 256 photographs, one view of 112 px each (2026-11-25); it is the only
 tokenizer that pre-training was tried with here, so they mark what works, not where it ends. "Arbitrary" thresholds are
-where a careful engineer would look twice. The sentences are `fitness_verdicts.py`.
+where a careful engineer would look twice. The sentences are `verdicts.py`.
 """
 
 from __future__ import annotations

@@ -7,9 +7,9 @@ import pytest
 
 from beit.common.errors import InputError
 from beit.tests.support import VOCAB_SIZE, write_images, write_tokenizer
-from beit.tokenize.fitness_report import FitnessReport, ReportSettings
-from beit.tokenize.fitness_run import report_tokenizers, short_labels
-from beit.tokenize.fitness_sheet import GROUPS, choose
+from beit.tokenize.fitness.report import FitnessReport, ReportSettings
+from beit.tokenize.fitness.run import report_tokenizers, short_labels
+from beit.tokenize.fitness.sheet import GROUPS, choose
 
 SETTINGS = ReportSettings(num_images=10, view_size=32, seed=0)
 
@@ -17,8 +17,8 @@ SETTINGS = ReportSettings(num_images=10, view_size=32, seed=0)
 @pytest.fixture(autouse=True)
 def no_repeats(monkeypatch: pytest.MonkeyPatch) -> None:
     """Times are not looked at, so they need not be taken nine times."""
-    monkeypatch.setattr("beit.tokenize.fitness_speed._MIN_REPEATS", 1)
-    monkeypatch.setattr("beit.tokenize.fitness_speed._MAX_REPEATS", 1)
+    monkeypatch.setattr("beit.tokenize.fitness.speed._MIN_REPEATS", 1)
+    monkeypatch.setattr("beit.tokenize.fitness.speed._MAX_REPEATS", 1)
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +120,7 @@ def test_view_size_must_divide_and_an_allowed_one_is_named(run, size: int) -> No
 
 
 def test_nothing_is_measured_when_a_file_cannot_be_written(run, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("beit.tokenize.fitness_run.load_tokenizer", lambda *args, **kwargs: pytest.fail("too late"))
+    monkeypatch.setattr("beit.tokenize.fitness.run.load_tokenizer", lambda *args, **kwargs: pytest.fail("too late"))
     for files, message in (
         ({"out": tmp_path}, "is a folder"),
         ({"html": tmp_path / "missing" / "r.html"}, "--html .*does not exist"),

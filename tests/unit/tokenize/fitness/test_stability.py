@@ -1,7 +1,7 @@
 import numpy as np
 import torch
 
-from beit.tokenize.fitness_stability import StabilityTally, shifts_of, through_jpeg
+from beit.tokenize.fitness.stability import StabilityTally, shifts_of, through_jpeg
 
 
 class FakeTokenizer:

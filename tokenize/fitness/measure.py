@@ -1,7 +1,7 @@
 """Measuring one tokenizer on a sample of views: everything a fitness report says, before it is judged or drawn.
 
-The parts: `fitness_tokens.py` and `fitness_context.py` (ids alone), `image_quality.py` (pixels),
-`fitness_stability.py`, `fitness_speed.py`. Verdicts are `fitness_verdicts.py`.
+The parts: `tokens.py` and `context.py` (ids alone), `image_quality.py` (pixels),
+`stability.py`, `speed.py`. Verdicts are `verdicts.py`.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 
 from beit.common.progress import Progress
 from beit.common.tokenizer import DType, Tokenizer, load_tokenizer
-from beit.tokenize.fitness_speed import Speed, measure_speed
-from beit.tokenize.fitness_stability import Stability, StabilityTally
-from beit.tokenize.fitness_tokens import TokenStatistics, TokenTally
-from beit.tokenize.fitness_views import ViewSample
-from beit.tokenize.image_quality import block_means, image_psnr, image_ssim
+from beit.tokenize.fitness.image_quality import block_means, image_psnr, image_ssim
+from beit.tokenize.fitness.speed import Speed, measure_speed
+from beit.tokenize.fitness.stability import Stability, StabilityTally
+from beit.tokenize.fitness.tokens import TokenStatistics, TokenTally
+from beit.tokenize.fitness.views import ViewSample
 
 MICRO_BATCH_SIZE = 32
 """Views per forward pass, as in `beit tokenize`."""
