@@ -10,7 +10,6 @@ batches is the caller's business; a convolution's last bits depend on the batch 
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
@@ -252,7 +251,7 @@ def save_tokenizer(
 
 
 def _deciding_settings(config: DiscreteVAEConfig) -> dict[str, Any]:
-    return {"architecture": "dvae", **dataclasses.asdict(config)}
+    return {"architecture": "dvae", **config.identity()}
 
 
 def _deciding_tensors(model: nn.Module) -> dict[str, Tensor]:
