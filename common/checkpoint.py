@@ -1,8 +1,9 @@
 """Checkpoints on disk: complete and committed, or absent; portable over ranks and ZeRO stages; no pickle.
 
-`checkpoints/step_N/` holds model.safetensors, optimizer.safetensors, rng.safetensors and COMMIT.json, which lists size
-and sha256 of the others. It is written under `step_N.tmp` and renamed when COMMIT.json is durable, so a killed save
-leaves nothing that looks like a checkpoint. What the tensors are is `portable_state.py`; when to save is `trainer.py`.
+`checkpoints/step_N/` holds model.safetensors, optimizer.safetensors, rng.safetensors, where the best weights are kept
+best.safetensors, and COMMIT.json, which lists size and sha256 of the others. It is written under `step_N.tmp` and
+renamed when COMMIT.json is durable, so a killed save leaves nothing that looks like a checkpoint. What the tensors are
+is `portable_state.py`; when to save is `trainer.py`.
 """
 
 from __future__ import annotations
@@ -51,6 +52,11 @@ class Checkpoint:
         """Open `model` or `optimizer` for reading tensor by tensor; a context manager."""
         return safe_open(self.path / f"{name}.safetensors", framework="pt")
 
+    def best_weights(self) -> dict[str, torch.Tensor] | None:
+        """Return the weights of the best evaluation so far; None where the run keeps none, or had none yet."""
+        file = self.path / "best.safetensors"
+        return load_file(file) if file.is_file() else None
+
     def rng_states(self) -> dict[str, torch.Tensor]:
         """Return the generator states of all ranks."""
         states: dict[str, torch.Tensor] = load_file(self.path / "rng.safetensors")
@@ -58,7 +64,14 @@ class Checkpoint:
 
 
 def save_checkpoint(
-    root: Path, *, step: int, state: PortableState, rng: RngStates, record: Mapping[str, Any], keep: int
+    root: Path,
+    *,
+    step: int,
+    state: PortableState,
+    rng: RngStates,
+    record: Mapping[str, Any],
+    keep: int,
+    best: Mapping[str, torch.Tensor] | None = None,
 ) -> Path:
     """Write and commit one checkpoint, then delete all but the newest `keep`.
 
@@ -69,6 +82,7 @@ def save_checkpoint(
         rng: Generator states of all ranks.
         record: JSON-able rest: data position, counters, versions.
         keep: Committed checkpoints to leave.
+        best: Weights of the best evaluation so far, if the run keeps them.
     Returns:
         The committed directory.
     Raises:
@@ -80,6 +94,7 @@ def save_checkpoint(
     try:
         temporary.mkdir(parents=True)
         contents = {"model": state.model, "optimizer": state.optimizer, "rng": dict(rng)}
+        contents |= {} if best is None else {"best": dict(best)}
         files = [_write_tensors(temporary / f"{name}.safetensors", tensors) for name, tensors in contents.items()]
         header = {"format": FORMAT, "format_version": FORMAT_VERSION, "step": step, "files": files}
         write_json(temporary / COMMIT, header | {"record": record})

@@ -7,7 +7,9 @@ Unlike the DALL-E encoder, nearly all of the work happens at one position per to
 are scaled cosines between a short code vector and a codebook. That makes logits cheap at any vocabulary size, and
 lets a word nobody uses be moved onto features that exist.
 
-B images, H x W pixels, h x w tokens, V vocabulary, C code_dim.
+A grey network sees the luma of the images and gives RGB of three equal channels, so that callers need not know.
+
+B images, H x W pixels, h x w tokens, V vocabulary, C code_dim, K channels seen (3, or 1 for grey).
 
 Source: BEiT §2.1 and DALL-E (A. Ramesh et al., 2021) §2.1 for the discrete VAE: Gumbel-softmax relaxation, uniform
 prior. Differs: cosine logits with a codebook shared by encoder and decoder, as in later vector-quantised tokenizers,
@@ -23,11 +25,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from beit.common.dvae_config import DiscreteVAEConfig
+from beit.common.logit_laplace import most_likely_pixels
 
 STEM_STRIDE = 4
 """Pixels per position after the first convolution; patches this small still hold edges well."""
 INITIAL_LOGIT_SCALE = 20.0
 """Cosines times this are the first logits; training raises it as words become distinct."""
+
+_LUMA_WEIGHTS = (19595, 38470, 7471)
+"""Of red, green and blue in units of 1/2**16."""
 
 
 class ResidualBlock(nn.Module):
@@ -61,7 +67,7 @@ class DiscreteVAE(nn.Module):
         self.dtype = torch.float32
         width, half = config.width, config.width // 2
         shuffle = config.downsampling // STEM_STRIDE
-        self.patch_embed = nn.Conv2d(3, half, STEM_STRIDE, stride=STEM_STRIDE)
+        self.patch_embed = nn.Conv2d(config.channels, half, STEM_STRIDE, stride=STEM_STRIDE)
         self.merge = nn.Conv2d(half, width, 3 if shuffle > 1 else 1, stride=min(shuffle, 2), padding=int(shuffle > 1))
         self.merge_again = nn.Conv2d(width, width, 3, stride=2, padding=1) if shuffle == 4 else None
         self.encoder_blocks = nn.Sequential(*(ResidualBlock(width) for _ in range(config.num_blocks)))
@@ -75,7 +81,7 @@ class DiscreteVAE(nn.Module):
         self.decoder_blocks = nn.Sequential(*(ResidualBlock(width) for _ in range(config.num_blocks)))
         self.split = nn.Conv2d(width, half * shuffle**2, 1)
         self.unshuffle = nn.PixelShuffle(shuffle)
-        self.to_pixels = nn.Conv2d(half, 3 * STEM_STRIDE**2, 3, padding=1)
+        self.to_pixels = nn.Conv2d(half, config.head_channels * STEM_STRIDE**2, 3, padding=1)
         self.pixel_shuffle = nn.PixelShuffle(STEM_STRIDE)
 
     def extra_repr(self) -> str:
@@ -92,11 +98,15 @@ class DiscreteVAE(nn.Module):
         """Pixels per token and side."""
         return self.config.downsampling
 
+    def see(self, pixels: Tensor) -> Tensor:
+        """Map uint8 RGB (B, 3, H, W) to what the network works on, float32 (B, K, H, W) in [-1, 1]."""
+        return scale_pixels(luma(pixels) if self.config.channels == 1 else pixels)
+
     def encode_features(self, images: Tensor) -> Tensor:
         """Map images to unit code vectors.
 
         Args:
-            images: Float (B, 3, H, W) in [-1, 1]; H and W divisible by `downsampling`.
+            images: Float (B, K, H, W) in [-1, 1]; H and W divisible by `downsampling`.
         Returns:
             Float (B, C, h, w), length 1 along C.
         """
@@ -123,27 +133,39 @@ class DiscreteVAE(nn.Module):
             return self.log_scale.exp() * (features.float().permute(0, 2, 3, 1) @ self.unit_codebook().t())
 
     def decode_features(self, code: Tensor) -> Tensor:
-        """Map code vectors, or mixtures of them, (B, C, h, w) to images, float32 (B, 3, H, W), meant for [-1, 1]."""
+        """Map code vectors, or mixtures of them, to what the decoder says of every pixel.
+
+        Args:
+            code: Float (B, C, h, w).
+        Returns:
+            Float32 (B, head_channels, H, W): pixels, meant for [-1, 1], or locations and log-scales of
+            `beit.common.logit_laplace`. `expected_images` makes images of both.
+        """
         hidden = F.relu(self.decoder_blocks(self.from_code(code)))
         hidden = F.relu(self.unshuffle(self.split(hidden)))  # (B, width / 2, H / 4, W / 4)
-        images: Tensor = self.pixel_shuffle(self.to_pixels(hidden))
-        return images.float()
+        statistics: Tensor = self.pixel_shuffle(self.to_pixels(hidden))
+        return statistics.float()
 
     def decode_weights(self, weights: Tensor) -> Tensor:
-        """Map word weights, float (B, h, w, V) summing to 1, to images, float32 (B, 3, H, W)."""
+        """Map word weights, float (B, h, w, V) summing to 1, as `decode_features` does."""
         return self.decode_features((weights @ self.unit_codebook()).permute(0, 3, 1, 2))
+
+    def expected_images(self, statistics: Tensor) -> Tensor:
+        """Map the output of `decode_features` to images, float32 (B, K, H, W), meant for [-1, 1]."""
+        return statistics if self.config.reconstruction == "mse" else most_likely_pixels(statistics)
 
     def pixels_to_ids(self, pixels: Tensor) -> Tensor:
         """Map uint8 (B, 3, H, W) to the best word per position, int64 (B, h, w) in [0, V)."""
         with torch.autocast(pixels.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
-            features = self.encode_features(scale_pixels(pixels))
+            features = self.encode_features(self.see(pixels))
         # The scale is positive and common to all words, so it cannot change which is best.
         return (features.permute(0, 2, 3, 1) @ self.unit_codebook().t()).argmax(dim=-1)
 
     def ids_to_pixels(self, token_ids: Tensor) -> Tensor:
         """Map words, int64 (B, h, w), to uint8 (B, 3, H, W)."""
-        images = self.decode_features(self.unit_codebook()[token_ids].permute(0, 3, 1, 2))
-        return ((images.clamp(-1.0, 1.0) + 1.0) * 127.5).round().to(torch.uint8)
+        images = self.expected_images(self.decode_features(self.unit_codebook()[token_ids].permute(0, 3, 1, 2)))
+        pixels = ((images.clamp(-1.0, 1.0) + 1.0) * 127.5).round().to(torch.uint8)
+        return pixels.expand(-1, 3, -1, -1)
 
     def use_dtype(self, dtype: torch.dtype) -> None:
         """Compute code vectors in `dtype`; comparing them with the codebook, and decoding, stay float32."""
@@ -153,6 +175,12 @@ class DiscreteVAE(nn.Module):
 def scale_pixels(pixels: Tensor) -> Tensor:
     """Map uint8 pixels, any shape, to float32 in [-1, 1]."""
     return pixels.float() / 127.5 - 1.0
+
+
+def luma(pixels: Tensor) -> Tensor:
+    """Map uint8 RGB (B, 3, H, W) to uint8 (B, 1, H, W) exactly as Pillow's mode "L" does (ITU-R 601)."""
+    weights = torch.tensor(_LUMA_WEIGHTS, dtype=torch.int32, device=pixels.device).view(1, 3, 1, 1)
+    return ((pixels.int() * weights).sum(dim=1, keepdim=True) + (1 << 15) >> 16).to(torch.uint8)
 
 
 def gumbel_softmax(logits: Tensor, *, temperature: float, generator: torch.Generator) -> Tensor:

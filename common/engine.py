@@ -28,6 +28,8 @@ from beit.common.train_config import DeepSpeedConfig, OptimizerConfig, TrainingP
 LossFunction = Callable[[nn.Module, Mapping[str, Any], int], tuple[torch.Tensor, dict[str, torch.Tensor]]]
 """(model, micro-batch, step) -> (scalar loss, detached scalar metrics)."""
 
+AVERAGE = "ema"
+"""Name of the running average beside AdamW's states `exp_avg` and `exp_avg_sq`."""
 _OWN_KEYS = {
     "train_batch_size": "train.global_batch_size",
     "train_micro_batch_size_per_gpu": "train.micro_batch_size",
@@ -72,6 +74,8 @@ class EngineSettings:
     """Of the forward pass, as in the settings."""
     plan: TrainingPlan
     """Batch shares."""
+    keep_average: bool = False
+    """Whether to hold a running average of the weights (`ema.py`)."""
 
 
 class Engine:
@@ -111,6 +115,12 @@ class Engine:
         self._base_weight_decay = [group["weight_decay"] for group in self.optimizer.param_groups]
         self._engine = _initialize(LossModule(model, loss_function, self.autocast), self.optimizer, config, world)
         self._deepspeed_skipped = False
+        self.averages: dict[torch.Tensor, torch.Tensor] = {}
+        """Running average (`ema.py`) of each tensor this rank's optimizer updates; empty where none is kept."""
+        self.average_updates = torch.zeros((), device=world.device)
+        """Float scalar: updates that went into the averages."""
+        if settings.keep_average:
+            self._create_averages()
         if self.zero_stage > 0:
             self._create_moments()
 
@@ -178,6 +188,11 @@ class Engine:
             return list(self.zero_optimizer.fp32_partitioned_groups_flat)
         return list(self.zero_optimizer.single_partition_of_fp32_groups)
 
+    def _create_averages(self) -> None:
+        trained = (parameter for parameter in self.model.parameters() if parameter.requires_grad)
+        weights = self.flat_params() if self.zero_stage > 0 else trained
+        self.averages = {weight: weight.detach().clone() for weight in weights}
+
     def _create_moments(self) -> None:
         """Give every flat tensor its moments now.
 
@@ -191,6 +206,8 @@ class Engine:
                 "exp_avg": torch.zeros_like(flat),
                 "exp_avg_sq": torch.zeros_like(flat),
             }
+            if self.averages:  # one more state, so that DeepSpeed's accessors find it by parameter, too
+                self.optimizer.state[flat][AVERAGE] = self.averages[flat]
         if self.zero_stage < 3:
             self.zero_optimizer._lazy_init_hp_params_optimizer_state()
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -204,11 +205,29 @@ class LabelledIndex:
         )
         if num_labels == len(self):
             return self
-        chosen = draw_subset(self.labels, num_labels, seed)
-        other = self._copy(f"subset {num_labels} {seed}")
-        other._rows = chosen if self._rows is None else self._rows[chosen]
-        other._offsets = np.searchsorted(other._rows, self._starts).astype(np.int64)
-        return other
+        return self._keep(draw_subset(self.labels, num_labels, seed), f"subset {num_labels} {seed}")
+
+    def keys(self) -> Iterator[str]:
+        """Yield the key of every sample in use, in index order."""
+        for shard_id, (start, end) in enumerate(itertools.pairwise(self._offsets)):
+            keys = self._columns(shard_id)[0]
+            if self._rows is not None:
+                keys = keys.take(pa.array(self._rows[start:end] - self._starts[shard_id]))
+            yield from keys.to_pylist()
+
+    def split(self, is_chosen: NDArray[np.bool_], *, change: str) -> tuple[LabelledIndex, LabelledIndex]:
+        """Divide the samples in use into two indexes.
+
+        Args:
+            is_chosen: Bool (N,), in index order.
+            change: What the choice depends on; part of the identity of both.
+        Returns:
+            The chosen samples, and the others.
+        """
+        return (
+            self._keep(np.flatnonzero(is_chosen), f"{change}: chosen"),
+            self._keep(np.flatnonzero(~is_chosen), f"{change}: others"),
+        )
 
     def with_class_names(self, class_names: Sequence[str]) -> LabelledIndex:
         """Return an index whose class ids follow `class_names`, such as those of a trained model.
@@ -240,6 +259,13 @@ class LabelledIndex:
         new_ids = np.array([known.get(name, NO_LABEL) for name in own], dtype=np.int64)
         other._class_ids = new_ids if self._class_ids is None else new_ids[self._class_ids]
         other.class_names = list(class_names)
+        return other
+
+    def _keep(self, chosen: Int64Array, change: str) -> LabelledIndex:
+        """Return an index of the samples at `chosen`, ascending positions among those in use."""
+        other = self._copy(change)
+        other._rows = chosen if self._rows is None else self._rows[chosen]
+        other._offsets = np.searchsorted(other._rows, self._starts).astype(np.int64)
         return other
 
     def _copy(self, change: str) -> LabelledIndex:

@@ -1,4 +1,4 @@
-"""Metrics on disk: one JSON object per line in metrics.jsonl, and the same numbers for TensorBoard."""
+"""Metrics on disk: one JSON object per line in metrics.jsonl, the same numbers and pictures for TensorBoard."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+from PIL.Image import Image
+
 from beit.common.files import write_atomic
+from beit.common.pictures import save_png
 
 
 class MetricsWriter(Protocol):
@@ -16,6 +20,10 @@ class MetricsWriter(Protocol):
 
     def write(self, record: Mapping[str, float]) -> None:
         """Take one record; it has a `step`."""
+        ...
+
+    def picture(self, name: str, image: Image, step: int) -> None:
+        """Take one RGB picture of what the model does at `step`."""
         ...
 
     def close(self) -> None:
@@ -28,6 +36,9 @@ class NoMetrics:
 
     def write(self, record: Mapping[str, float]) -> None:
         """Drop the record."""
+
+    def picture(self, name: str, image: Image, step: int) -> None:
+        """Drop the picture."""
 
     def close(self) -> None:
         """Do nothing."""
@@ -44,7 +55,7 @@ class MetricsLog:
     def __init__(self, run: Path, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter  # half a second of imports only training needs
 
-        self._path = run / "metrics.jsonl"
+        self._run, self._path = run, run / "metrics.jsonl"
         truncate_metrics(self._path, step)
         self._file = self._path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
@@ -57,6 +68,11 @@ class MetricsLog:
         for name, value in record.items():
             if name != "step":
                 self._board.add_scalar(name, value, int(record["step"]))
+
+    def picture(self, name: str, image: Image, step: int) -> None:
+        """Write RUN/NAME.png, replacing an earlier one, and show the picture in TensorBoard."""
+        save_png(image, self._run / f"{name}.png")
+        self._board.add_image(name, np.asarray(image), step, dataformats="HWC")
 
     def close(self) -> None:
         """Flush and close both."""

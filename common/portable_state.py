@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from beit.common.engine import Engine, gathered, hp_tensor, set_hp_tensor
+from beit.common.engine import AVERAGE, Engine, gathered, hp_tensor, set_hp_tensor
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+_AVERAGE_UPDATES = "ema_updates"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,7 +25,14 @@ class PortableState:
     model: dict[str, torch.Tensor]
     """The model's state dict: parameters (float32) and buffers."""
     optimizer: dict[str, torch.Tensor]
-    """`exp_avg/NAME` and `exp_avg_sq/NAME` shaped as parameter NAME, `step/NAME` scalar; absent before an update."""
+    """`exp_avg/NAME` and `exp_avg_sq/NAME` shaped as parameter NAME, `step/NAME` scalar; absent before an update.
+    Where weights are averaged (`ema.py`), `ema/NAME`, too, and the scalar `ema_updates`."""
+
+    def weights_in_use(self) -> dict[str, torch.Tensor]:
+        """Return the model's state dict as it is measured and given away: averages where there are any."""
+        prefix = f"{AVERAGE}/"
+        averages = {key.removeprefix(prefix): value for key, value in self.optimizer.items() if key.startswith(prefix)}
+        return self.model | averages
 
     def is_finite(self) -> bool:
         """True when no weight and no moment is NaN or infinite."""
@@ -42,14 +50,33 @@ def gather_state(engine: Engine) -> PortableState | None:
     parameters = dict(engine.model.named_parameters())
     for name, parameter in parameters.items():
         value = _full_parameter(engine, parameter)
-        moments = _full_moments(engine, parameter)
+        states = _full_moments(engine, parameter) | _full_average(engine, parameter)
         if keep:
             model[name] = _to_cpu(value)
-            optimizer |= {f"{kind}/{name}": _to_cpu(moment) for kind, moment in moments.items()}
+            optimizer |= {f"{kind}/{name}": _to_cpu(state) for kind, state in states.items()}
+    if engine.averages:
+        optimizer[_AVERAGE_UPDATES] = _to_cpu(engine.average_updates)
     if not keep:
         return None
     buffers = {name: _to_cpu(value) for name, value in engine.model.state_dict().items() if name not in parameters}
     return PortableState(model=model | buffers, optimizer=optimizer)
+
+
+def gather_weights_in_use(engine: Engine) -> dict[str, torch.Tensor] | None:
+    """Collect `PortableState.weights_in_use` alone on rank 0; the other ranks take part and get None."""
+    keep = engine.world.is_main
+    if engine.zero_stage == 0 and not keep:
+        return None
+    weights: dict[str, torch.Tensor] = {}
+    for name, value in engine.model.named_parameters():
+        full = _full_average(engine, value).get(AVERAGE)
+        full = _full_parameter(engine, value) if full is None else full
+        if keep:
+            weights[name] = _to_cpu(full)
+    if not keep:
+        return None
+    names = engine.model.state_dict()
+    return weights | {name: _to_cpu(value) for name, value in names.items() if name not in weights}
 
 
 def scatter_state(
@@ -66,6 +93,13 @@ def scatter_state(
     for name, parameter in parameters.items():
         _set_parameter(engine, parameter, read_model(name))
         _set_moments(engine, parameter, {kind: read_optimizer(f"{kind}/{name}") for kind in (*MOMENTS, "step")})
+        if engine.averages:
+            average = read_optimizer(f"{AVERAGE}/{name}")
+            # Saved without averages, and now averaged: it begins at the weights as they are.
+            _set_average(engine, parameter, read_model(name) if average is None else average)
+    updates = read_optimizer(_AVERAGE_UPDATES)
+    if updates is not None:
+        engine.average_updates.copy_(updates)
     with torch.no_grad():
         for name, buffer in engine.model.state_dict().items():
             if name not in parameters:
@@ -90,6 +124,24 @@ def _full_moments(engine: Engine, parameter: nn.Parameter) -> dict[str, torch.Te
         return {kind: state[kind] for kind in (*MOMENTS, "step")} if state else {}
     step = torch.tensor(engine.applied_steps())
     return {kind: hp_tensor(parameter, kind) for kind in MOMENTS} | {"step": step}
+
+
+def _full_average(engine: Engine, parameter: nn.Parameter) -> dict[str, torch.Tensor]:
+    """Return the running average, if one is kept."""
+    if not engine.averages or not parameter.requires_grad:
+        return {}
+    return {AVERAGE: engine.averages[parameter] if engine.zero_stage == 0 else hp_tensor(parameter, AVERAGE)}
+
+
+@torch.no_grad()
+def _set_average(engine: Engine, parameter: nn.Parameter, value: torch.Tensor) -> None:
+    if not parameter.requires_grad:
+        return
+    value = value.to(engine.world.device)
+    if engine.zero_stage == 0:
+        engine.averages[parameter].copy_(value)
+    else:
+        set_hp_tensor(parameter, value, AVERAGE)
 
 
 @torch.no_grad()

@@ -28,7 +28,12 @@ from beit.common.files import read_json, write_atomic, write_json
 logger = logging.getLogger(__name__)
 
 PACKAGES = ("torch", "deepspeed", "numpy", "pillow", "webdataset", "pyarrow", "safetensors")
-RHYTHM = ("train.micro_batch_size", "train.log_interval_steps", "train.eval_interval_steps")
+RHYTHM = (
+    "train.micro_batch_size",
+    "train.log_interval_steps",
+    "train.eval_interval_steps",
+    "train.early_stop_evals",
+)
 FREE_KEYS = (*RHYTHM, "train.collective_timeout_seconds", "checkpoint.", "deepspeed.")
 """Settings that may differ when a run is resumed: they change speed and rhythm, not what is learned."""
 _SECRETS = (

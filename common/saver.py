@@ -81,12 +81,15 @@ class Saver:
         if on_device is not None and self._world.device.type == "cuda":
             torch.cuda.set_rng_state(on_device, self._world.device)
 
-    def save(self, step: int, *, counters: Mapping[str, Any], required: bool) -> None:
-        """Commit a checkpoint of `step` and write the task's artifacts.
+    def save(
+        self, step: int, *, counters: Mapping[str, Any], required: bool, best: Mapping[str, torch.Tensor] | None = None
+    ) -> None:
+        """Write the task's artifacts and commit a checkpoint of `step`.
 
         Args:
             step: Optimizer steps completed.
             counters: JSON-able state of the loop; `evaluation`, the latest metrics, goes to the artifacts too.
+            best: Rank 0: weights of the evaluation in `counters["best"]`, which then make the artifacts.
             required: No further attempt will follow: fail at once.
         Raises:
             RuntimeError: weights are not finite, or saving failed twice in a row; older checkpoints are intact.
@@ -101,7 +104,7 @@ class Saver:
             "precision": self._engine.precision,
             "versions": versions(),
         }
-        failure = self._world.run_on_main(lambda: self._write(step, state, random_states, record))
+        failure = self._world.run_on_main(lambda: self._write(step, state, random_states, record, best))
         if failure is None:
             self.saved_step, self._failed_saves = step, 0
             return
@@ -117,6 +120,7 @@ class Saver:
         state: PortableState | None,
         random_states: list[dict[str, torch.Tensor]],
         record: dict[str, Any],
+        best: Mapping[str, torch.Tensor] | None,
     ) -> str | None:
         """Rank 0: write everything; returns what went wrong with the disk, if anything did."""
         assert state is not None
@@ -124,8 +128,15 @@ class Saver:
             raise RuntimeError(f"weights at step {step} are not finite and were not saved; resume from the last save")
         rng = {f"rank{rank}/{name}": value for rank, entry in enumerate(random_states) for name, value in entry.items()}
         try:
-            save_checkpoint(self._run.checkpoints, step=step, state=state, rng=rng, record=record, keep=self._keep)
-            self._task.save_artifacts(state.model, self._run.path, step, record["evaluation"])
+            # First, so that a run killed in between makes them again; after the last commit nothing would.
+            if best is None:
+                self._task.save_artifacts(state.weights_in_use(), self._run.path, step, record["evaluation"])
+            else:
+                chosen = record["best"]
+                self._task.save_artifacts(dict(best), self._run.path, chosen["step"], chosen["metrics"])
+            save_checkpoint(
+                self._run.checkpoints, step=step, state=state, rng=rng, record=record, keep=self._keep, best=best
+            )
         except OSError as error:
             return str(error)
         return None

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
+from PIL.Image import Image
 from torch import nn
 
 from beit.common.batches import Batch
+from beit.common.best import BestSoFar, Goal
 from beit.common.train_config import CheckpointConfig, DeepSpeedConfig, OptimizerConfig, TrainConfig, TrainingPlan
 
 
@@ -73,14 +75,36 @@ class Task(Protocol):
     def save_artifacts(
         self, state: dict[str, torch.Tensor], directory: Path, step: int, metrics: Mapping[str, float]
     ) -> None:
-        """Rank 0, after each committed checkpoint: write `directory`/encoder and the like.
+        """Rank 0, before each checkpoint is committed: write `directory`/encoder and the like.
 
         Args:
-            state: The model's full state dict, float32, on the CPU.
+            state: The model's full state dict, float32, on the CPU; averaged where `train.ema_decay` is set, and of the
+                best evaluation where the goal says so.
             directory: The run directory.
-            step: Steps completed.
-            metrics: Of the latest evaluation; empty before the first.
+            step: Steps completed when these were the weights.
+            metrics: Of the latest evaluation, or of the best one; empty before the first.
         """
+        ...
+
+
+@runtime_checkable
+class DrawsPictures(Protocol):
+    """A task that also has something to show."""
+
+    def pictures(self, model: nn.Module, step: int) -> Mapping[str, Image]:
+        """Return pictures by name, for RUN/NAME.png and TensorBoard; what ranks other than 0 return is not used.
+
+        Called right after `evaluate` and like it.
+        """
+        ...
+
+
+@runtime_checkable
+class OverwritesWeights(Protocol):
+    """A task that overwrites rows of weights itself, in `forward`; every rank the same, and at ZeRO 0 only."""
+
+    def overwritten_rows(self) -> list[tuple[nn.Parameter, torch.Tensor]]:
+        """Return, and forget, what was overwritten since the last call: a parameter (M, ...) and a bool mask (M,)."""
         ...
 
 
@@ -96,6 +120,8 @@ class FitSettings:
     """What to keep."""
     deepspeed: DeepSpeedConfig
     """ZeRO stage."""
+    goal: Goal | None = None
+    """What evaluations are judged by; None where nothing is measured."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,3 +134,5 @@ class FitResult:
     """Of these, skipped."""
     metrics: dict[str, float]
     """Of the last evaluation."""
+    best: BestSoFar
+    """The best evaluation."""

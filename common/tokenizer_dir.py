@@ -225,7 +225,7 @@ def _require_stated(path: Path, name: str, digest: str, stated: object) -> None:
 
 
 def _dvae_settings(config: DiscreteVAEConfig) -> dict[str, Any]:
-    return {"architecture": "dvae", **dataclasses.asdict(config)}
+    return {"architecture": "dvae", **config.identity()}
 
 
 def _as_saved(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -33,6 +33,11 @@ class TrainConfig:
     """Optimizer steps between two records in metrics.jsonl; reading a metric waits for the device."""
     eval_interval_steps: int | None = None
     """Optimizer steps between two evaluations; left out, once per epoch."""
+    ema_decay: float | None = None
+    """Share per step that a running average of the weights keeps of itself, such as 0.999; what is measured and written
+    for use is then the average. Left out, no average. The first steps keep less: min(ema_decay, (1 + t) / (10 + t))."""
+    early_stop_evals: int | None = None
+    """End the run when this many evaluations in a row have not improved on the best; left out, run to the end."""
     collective_timeout_seconds: float = 300.0
     """How long a rank waits for the others before the run fails; must exceed the time to write one checkpoint."""
 
@@ -44,6 +49,9 @@ class TrainConfig:
         _require_positive("train.micro_batch_size", self.micro_batch_size)
         _require_positive("train.log_interval_steps", self.log_interval_steps)
         _require_positive("train.eval_interval_steps", self.eval_interval_steps)
+        decay = self.ema_decay
+        require(decay is None or 0 < decay < 1, f"train.ema_decay ({decay}) must be in (0, 1); use none for no average")
+        _require_positive("train.early_stop_evals", self.early_stop_evals)
         timeout = self.collective_timeout_seconds
         require(timeout >= 1, f"train.collective_timeout_seconds ({timeout}) must be at least 1")
 

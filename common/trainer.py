@@ -9,24 +9,31 @@ the data on but not the schedule.
 
 from __future__ import annotations
 
+import logging
 import time
 
 import torch
+from torch import nn
 
 from beit.common.batches import BatchStream, HostFlag
+from beit.common.best import BestSoFar
 from beit.common.distributed import World
+from beit.common.ema import WeightAverage
 from beit.common.engine import Engine, EngineSettings
-from beit.common.errors import ResumableStop
+from beit.common.errors import ResumableStop, require
 from beit.common.metrics import MetricsLog, MetricsWriter, NoMetrics
 from beit.common.nonfinite import NonFiniteGuard
+from beit.common.portable_state import gather_weights_in_use
 from beit.common.progress import Progress
 from beit.common.run_dir import RunDirectory
 from beit.common.saver import Saver
 from beit.common.schedule import cosine_schedule
 from beit.common.signals import StopFlag, stop_on_signals
-from beit.common.task import FitResult, FitSettings, Task
+from beit.common.task import DrawsPictures, FitResult, FitSettings, OverwritesWeights, Task
 
 __all__ = ["FitResult", "FitSettings", "Task", "fit"]
+
+logger = logging.getLogger(__name__)
 
 
 def fit(task: Task, *, settings: FitSettings, run: RunDirectory, world: World) -> FitResult:
@@ -38,7 +45,8 @@ def fit(task: Task, *, settings: FitSettings, run: RunDirectory, world: World) -
         run: Open run directory.
         world: The ranks; all of them call this.
     Raises:
-        InputError: the checkpoint does not belong to the data, or bad input met on the way.
+        InputError: the checkpoint does not belong to the data, the settings ask for what this task cannot do, or bad
+            input met on the way.
         ResumableStop: asked to stop; everything is saved.
         Diverged: too many steps were not finite.
     """
@@ -56,13 +64,22 @@ class Trainer:
     def __init__(self, task: Task, *, settings: FitSettings, run: RunDirectory, world: World) -> None:
         self._task, self._settings, self._run, self._world = task, settings, run, world
         self._plan = task.data.plan
+        self._best = BestSoFar(goal=settings.goal, patience=settings.train.early_stop_evals)
+        self._best_weights: dict[str, torch.Tensor] | None = None
         engine_settings = EngineSettings(
             optimizer=settings.optimizer,
             deepspeed=settings.deepspeed,
             precision=settings.train.precision,
             plan=self._plan,
+            keep_average=settings.train.ema_decay is not None,
         )
         self._engine = Engine(task.model, task.forward, task.param_groups(), settings=engine_settings, world=world)
+        require(
+            self._engine.zero_stage == 0 or not isinstance(task, OverwritesWeights),
+            f"deepspeed.zero_stage ({self._engine.zero_stage}) must be 0 here: this training overwrites weights "
+            "itself, which partitions held elsewhere would not notice",
+        )
+        self._average = WeightAverage(self._engine, settings.train.ema_decay)
         keep = settings.checkpoint.keep
         self._saver = Saver(task, engine=self._engine, run=run, world=world, keep=keep)
         self._guard = NonFiniteGuard(run.path / "nonfinite.jsonl" if world.is_main else None)
@@ -81,18 +98,18 @@ class Trainer:
         self._restore()
         if self._world.is_main:
             self._metrics = MetricsLog(self._run.path, self._step)
-        if self._step < total:
+        if self._step < total and not self._best.is_exhausted:
             self._start_data()
         self._world.shorten_timeouts()
         with Progress(
             total, unit="steps", description="training", initial=self._step, enabled=self._world.is_main
         ) as progress:
-            while self._step < total:
+            while self._step < total and not self._best.is_exhausted:
                 self._stop_if_asked(stop)
                 self._train_step()
                 self._step += 1
                 progress.update(1, **self._between_steps())
-        return FitResult(step=self._step, nonfinite_steps=self._guard.total, metrics=self._evaluation)
+        return FitResult(step=self._step, nonfinite_steps=self._guard.total, metrics=self._evaluation, best=self._best)
 
     def close(self) -> None:
         """Close files, end the data workers and release the engine."""
@@ -107,6 +124,11 @@ class Trainer:
             self._step = checkpoint.step
             self._guard.restore(checkpoint.record["nonfinite"])
             self._evaluation = dict(checkpoint.record["evaluation"])
+            if "best" in checkpoint.record:
+                self._best.restore(checkpoint.record["best"])
+            goal = self._settings.goal
+            if self._world.is_main and goal is not None and goal.keep_best:
+                self._best_weights = checkpoint.best_weights()
 
     def _start_data(self) -> None:
         """Open the data stream and put the random generators where this step needs them."""
@@ -132,6 +154,10 @@ class Trainer:
             if self._step + 1 < self._plan.total_steps:
                 self._stream.preload()
         self._engine.step()
+        self._average.update()
+        if isinstance(self._task, OverwritesWeights):
+            for parameter, rows in self._task.overwritten_rows():
+                self._average.restart_rows(parameter, rows)
         self._unread.append((self._step, HostFlag(self._engine.skipped_flag()), sample_ids))
         # On a GPU the newest flag is left for the next step, so that the host never waits for the device.
         self._read_flags(leave=1 if self._world.device.type == "cuda" else 0)
@@ -181,7 +207,8 @@ class Trainer:
             shown = self._log()
         if is_eval:
             self._evaluate()
-        if is_save:
+        is_last = is_last or self._best.is_exhausted
+        if is_save or is_last:
             self._save(required=is_last)
         return shown
 
@@ -214,17 +241,45 @@ class Trainer:
         model.eval()
         device = self._world.device
         generators = torch.random.fork_rng([device] if device.type == "cuda" else [])
-        with generators, torch.no_grad(), self._engine.autocast():
+        with self._average.averaged_weights(), generators, torch.no_grad(), self._engine.autocast():
             self._evaluation = self._task.evaluate(model, self._step)
+            self._draw(model)
         model.train()
         if self._evaluation:
             self._metrics.write({"step": self._step, **self._evaluation})
+        self._judge()
         self._reset_clock()
+
+    def _draw(self, model: nn.Module) -> None:
+        """Let the task draw, if it can."""
+        if not isinstance(self._task, DrawsPictures):
+            return
+        for name, image in self._task.pictures(model, self._step).items():
+            try:
+                self._metrics.picture(name, image, self._step)
+            except OSError as error:  # not worth a training: what must not be lost is in the checkpoints
+                logger.warning("picture %s at step %d was not written (%s)", name, self._step, error)
+
+    def _judge(self) -> None:
+        """Compare the evaluation with the best one, and keep the weights if they are to be kept."""
+        goal = self._settings.goal
+        is_best = self._best.note(self._step, self._evaluation)
+        if is_best and goal is not None and goal.keep_best:
+            self._best_weights = gather_weights_in_use(self._engine)
+        if goal is not None and self._best.is_exhausted and self._world.is_main:
+            logger.info(
+                "stopped early at step %d: %s has not improved in %d evaluations; the best is %.4f of step %d",
+                self._step,
+                goal.metric,
+                self._best.evals_since,
+                self._best.value,
+                self._best.step,
+            )
 
     def _save(self, *, required: bool) -> None:
         """Commit a checkpoint and the task's artifacts; a full disk is survived once, unless `required`."""
-        counters = {"nonfinite": self._guard.state(), "evaluation": self._evaluation}
-        self._saver.save(self._step, counters=counters, required=required)
+        counters = {"nonfinite": self._guard.state(), "evaluation": self._evaluation, "best": self._best.state()}
+        self._saver.save(self._step, counters=counters, required=required, best=self._best_weights)
         self._reset_clock()
 
     def _reset_clock(self) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from beit.common.batches import Batch
+from beit.common.best import Goal
 from beit.common.distributed import World, init_distributed
 from beit.common.encoder import save_model
 from beit.common.encoder_config import CONFIG_FILE, EncoderConfig, read_encoder_config
@@ -61,6 +62,8 @@ def run(config: FinetuneConfig, *, data: str, run_dir: Path, resume: str = "auto
         optimizer=config.optimizer,
         checkpoint=config.checkpoint,
         deepspeed=config.deepspeed,
+        # The best model is chosen among the saved ones by `save_artifacts`, which keeps the newest beside it.
+        goal=None if images.val is None else Goal(metric="val_top1", is_higher_better=True, keep_best=False),
     )
     fit(task, settings=settings, run=directory, world=world)
     if world.is_main:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from beit.common.batches import Batch
+from beit.common.best import Goal
 from beit.common.distributed import World, init_distributed
 from beit.common.encoder import save_encoder
 from beit.common.errors import InputError
@@ -63,6 +64,7 @@ def run(config: PretrainConfig, *, store: Path, run_dir: Path, resume: str = "au
         optimizer=config.optimizer,
         checkpoint=config.checkpoint,
         deepspeed=config.deepspeed,
+        goal=task.goal(),
     )
     fit(task, settings=settings, run=directory, world=world)
     if world.is_main:
@@ -145,6 +147,13 @@ class PretrainTask:
             views,
             epochs / views,
         )
+
+    def goal(self) -> Goal | None:
+        """Return what evaluations are judged by; the newest encoder is written, unless the run may stop early."""
+        if not self.held_out.shard_sizes.sum():
+            return None
+        keep_best = self.config.train.early_stop_evals is not None
+        return Goal(metric="held_out_bits", is_higher_better=False, keep_best=keep_best)
 
     def param_groups(self) -> list[dict[str, Any]]:
         """Decay matrices, spare vectors (BEiT's grouping)."""

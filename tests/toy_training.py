@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from beit.common.best import Goal
 from beit.common.config import load_config
 from beit.common.distributed import World, init_distributed
 from beit.common.errors import InputError, ResumableStop
@@ -60,6 +61,10 @@ class ToyConfig:
     input_error: str = ""
     """Raised where the data are opened, on every rank."""
     step_seconds: float = 0.0
+    worse_from: int = -1
+    """Step from which evaluations get worse and worse."""
+    keep_best: bool = False
+    """Whether artifacts are the best evaluation's."""
 
 
 class ToyModel(nn.Module):
@@ -141,7 +146,10 @@ class ToyTask:
         self.evaluated.append(step)
         torch.rand(3)  # must not disturb training
         values = torch.ones(2, WIDTH)
-        return {"val_loss": float((model(values) - values).pow(2).mean())}
+        loss = (model(values) - values).pow(2).mean()
+        # Made to get worse, to be stopped early; else as it is.
+        worse = 100.0 * step if 0 <= self.config.worse_from <= step else 0.0
+        return {"val_loss": float(loss) + worse}
 
     def save_artifacts(
         self, state: dict[str, torch.Tensor], directory: Path, step: int, metrics: Mapping[str, float]
@@ -186,6 +194,7 @@ def train_toy(run_path: Path, config: ToyConfig, *, resume: str = "auto") -> tup
             optimizer=config.optimizer,
             checkpoint=config.checkpoint,
             deepspeed=config.deepspeed,
+            goal=Goal(metric="val_loss", is_higher_better=False, keep_best=config.keep_best),
         )
         return fit(task, settings=settings, run=run, world=world), task
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from beit.cli_options import Command, long_command_options, recipe_options
+from beit.cli_options import Command, long_command_options
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -107,24 +107,34 @@ def tokenizer_group() -> None:
 @tokenizer_group.command("train")
 @click.argument("source")
 @click.argument("out", type=click.Path(path_type=Path))
-@recipe_options
-@click.option("--resume", default="auto", show_default=True, metavar="auto|never|PATH", help="Where to continue from.")
+@long_command_options
 def tokenizer_train_command(
-    source: str, out: Path, recipe: str | None, overrides: tuple[str, ...], resume: str
+    source: str,
+    out: Path,
+    recipe: str | None,
+    overrides: tuple[str, ...],
+    gpus: int | None,
+    hostfile: str | None,
+    resume: str,
 ) -> None:
     """Train a dVAE on the images of SOURCE and write it to OUT, which `beit tokenize --tokenizer OUT` accepts.
 
-    SOURCE may also be `synthetic:N`, N images that beit generates itself.
+    SOURCE is what `beit tokenize` takes, or `synthetic:N`, N images that beit generates itself. OUT/reconstruction.png
+    shows how far it has come. Run the same command again to go on after an interruption.
 
     \b
     Example:
       beit tokenizer train photos/ tokenizers/mine --recipe tokenizer_mini
     """
     from beit.common.config import load_config
+    from beit.common.launch import launch_ranks, under_launcher
     from beit.tokenize.tokenizer_config import TokenizerTrainConfig
-    from beit.tokenize.tokenizer_train import train_tokenizer
 
     config = load_config(TokenizerTrainConfig, recipe=recipe, overrides=overrides, recipe_dir=RECIPES)
+    if (gpus or hostfile) and not under_launcher():
+        raise click.exceptions.Exit(launch_ranks(gpus=gpus, hostfile=hostfile))
+    from beit.tokenize.tokenizer_train import train_tokenizer
+
     train_tokenizer(config, source, out, resume=resume)
 
 

@@ -8,7 +8,7 @@ from typing import Literal
 from beit.common.dvae_config import DiscreteVAEConfig
 from beit.common.errors import require
 from beit.common.reader_config import ReaderConfig
-from beit.common.train_config import CheckpointConfig, OptimizerConfig, TrainConfig
+from beit.common.train_config import CheckpointConfig, DeepSpeedConfig, OptimizerConfig, TrainConfig
 from beit.common.views import AugmentConfig
 
 
@@ -22,8 +22,11 @@ class TokenizerDataConfig:
     """Side in px of the pieces cut from a view for training; a multiple of model.downsampling. Small trains faster."""
     crops_per_image: int = 4
     """Pieces cut from each view; more spare decoding, fewer mix more images into a batch."""
+    held_out: float = 0.02
+    """Share of the images, chosen by a hash of their keys, that is never trained on."""
     num_eval_images: int = 64
-    """Images that reconstruction and use of the vocabulary are measured on; other views of training images."""
+    """Held-out images, one view each, that reconstruction and use of the vocabulary are measured on. Where the share
+    holds fewer, more images are held out, up to a fifth of all."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -32,6 +35,7 @@ class TokenizerDataConfig:
             f"data.crop_size ({self.crop_size}) must be in [1, data.view_size = {self.view_size}]",
         )
         require(self.crops_per_image >= 1, f"data.crops_per_image ({self.crops_per_image}) must be at least 1")
+        require(0 < self.held_out <= 0.2, f"data.held_out ({self.held_out}) must be above 0 and at most 0.2")
         require(self.num_eval_images >= 1, f"data.num_eval_images ({self.num_eval_images}) must be at least 1")
 
 
@@ -120,6 +124,22 @@ class TokenizerCheckpointConfig(CheckpointConfig):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class TokenizerDeepSpeedConfig(DeepSpeedConfig):
+    """What is passed on to DeepSpeed; the network is small, so there is nothing to gain from partitions."""
+
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    """Always 0: the codebook is overwritten between steps, which only an optimizer without partitions notices."""
+
+    def __post_init__(self) -> None:
+        """Check the range."""
+        require(
+            self.zero_stage == 0,
+            f"deepspeed.zero_stage ({self.zero_stage}) must be 0 to train a tokenizer: its codebook is overwritten "
+            "between steps, which partitions would not notice; leave it out",
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TokenizerTrainConfig:
     """Everything that decides a tokenizer, apart from the images."""
 
@@ -139,6 +159,8 @@ class TokenizerTrainConfig:
     """AdamW and its schedule."""
     checkpoint: TokenizerCheckpointConfig = field(default_factory=TokenizerCheckpointConfig)
     """Saving."""
+    deepspeed: TokenizerDeepSpeedConfig = field(default_factory=TokenizerDeepSpeedConfig)
+    """A DeepSpeed JSON of one's own; no partitioning."""
 
     def __post_init__(self) -> None:
         """Check what two sections must agree on."""

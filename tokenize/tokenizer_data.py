@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,18 +14,23 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from beit.common.dataset import Record
-from beit.common.errors import InputError, require
+from beit.common.dataset import Dataset, Record
+from beit.common.errors import BadSample, InputError, require
 from beit.common.files import default_cache_dir
 from beit.common.images import decode_image
 from beit.common.labelled_dataset import LabelledDataset
 from beit.common.labelled_index_build import build_index
 from beit.common.rng import CounterRng
+from beit.common.store_schema import HeldOut, held_out_count, held_out_hash
 from beit.common.synthetic import SCENE_VERSION, paint_all, render_scene
 from beit.common.views import AugmentConfig, draw_view, render_view
 from beit.tokenize.tokenizer_config import TokenizerDataConfig
 
+logger = logging.getLogger(__name__)
+
 SYNTHETIC_PREFIX = "synthetic:"
+MIN_IMAGES = 5
+"""One in five is the most that is held out for the sake of `data.num_eval_images`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,6 +92,60 @@ def open_images(source: str, *, img_size: int, cache_bytes: int) -> LabelledData
     """
     spec = generate_scenes(source, img_size=img_size) if source.startswith(SYNTHETIC_PREFIX) else source
     return LabelledDataset(build_index(spec), cache_bytes=cache_bytes)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Images:
+    """What a tokenizer is trained on and what it is measured on; no image is in both."""
+
+    train: LabelledDataset
+    """Training images."""
+    held_out: LabelledDataset
+    """All others."""
+
+
+def split_images(images: LabelledDataset, data: TokenizerDataConfig, *, cache_bytes: int) -> Images:
+    """Hold some images out, the same ones on every machine and in every run.
+
+    As in a token store, those with the smallest hashes of their keys; so an image that is held out stays so when
+    others join it, unless it leaves the share.
+
+    Args:
+        images: All of a source.
+        data: Share, and number of images to measure on.
+        cache_bytes: Memory for Parquet row groups.
+    Raises:
+        InputError: there are too few images to hold any out.
+    """
+    index = images.index
+    require(
+        len(index) >= MIN_IMAGES,
+        f"{index.info.root} holds {len(index)} images, too few to train a tokenizer on some and measure it on others; "
+        f"give at least {MIN_IMAGES}, better thousands",
+    )
+    count = held_out_count(len(index), HeldOut(fraction=data.held_out, minimum=data.num_eval_images))
+    hashes = np.fromiter(map(held_out_hash, index.keys()), np.uint64, len(index))
+    is_held_out = np.zeros(len(index), dtype=bool)
+    is_held_out[np.argsort(hashes, kind="stable")[:count]] = True
+    chosen, others = index.split(is_held_out, change=f"held out {count}")
+    return Images(
+        train=LabelledDataset(others, cache_bytes=cache_bytes),
+        held_out=LabelledDataset(chosen, cache_bytes=cache_bytes),
+    )
+
+
+def read_samples(
+    dataset: Dataset, rows: Sequence[int], use: Callable[[Record], NDArray[np.uint8]]
+) -> Iterator[NDArray[np.uint8]]:
+    """Yield what `use` makes of the samples at some positions of a data set; unreadable ones are passed over."""
+    ends = np.cumsum(dataset.shard_sizes)
+    for row in rows:
+        shard = int(np.searchsorted(ends, row, side="right"))
+        rank = row - int(ends[shard - 1] if shard else 0)
+        try:
+            yield use(dataset.fetch(shard, rank, 0))
+        except BadSample as error:
+            logger.warning("%s passed over (%s)", dataset.sample_id(shard, rank), error)
 
 
 def generate_scenes(source: str, *, img_size: int) -> str:

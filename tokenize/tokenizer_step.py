@@ -17,12 +17,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from beit.common.dvae import DiscreteVAE, gumbel_softmax, kl_to_uniform, scale_pixels, usage_kl
+from beit.common.dvae import DiscreteVAE, gumbel_softmax, kl_to_uniform, usage_kl
 from beit.common.dvae_config import DiscreteVAEConfig
+from beit.common.logit_laplace import negative_log_likelihood
 from beit.tokenize.tokenizer_config import ObjectiveConfig
 
 _USAGE_DECAY = 0.98
 """Per micro-batch, of the running use of each word: a memory of about 50."""
+_NATS_TO_SQUARED_ERROR = 0.03
+"""Factor on the log-likelihood. Near the errors a short training reaches (some 0.02), a gradient step on a nat weighs
+about 1 / 0.03 times as much as one on the squared error; so the weights of the divergences mean the same for both."""
 _FEATURE_NOISE = 0.5
 """Length of the noise on unit features in the autoencoder phase: the error a codebook will make, roughly."""
 
@@ -81,20 +85,35 @@ def phase_at(objective: ObjectiveConfig, step: int, total_steps: int) -> Phase:
 
 
 def autoencoder_loss(model: TokenizerModel, images: Tensor, generator: torch.Generator) -> Tensor:
-    """Mean squared error of a plain autoencoder whose features are disturbed as a codebook will disturb them.
+    """Reconstruction error of a plain autoencoder whose features are disturbed as a codebook will disturb them.
 
     Args:
         model: Under training.
         images: uint8 (B, 3, H, W).
         generator: Owns the noise.
     Returns:
-        Scalar, pixels in [-1, 1].
+        Scalar, as of `reconstruction_loss`.
     """
-    pixels = _channels_last(scale_pixels(images))
+    pixels = _channels_last(model.vae.see(images))
     features = model.vae.encode_features(pixels)
     noise = torch.randn(features.shape, generator=generator, device=features.device)
     disturbed = F.normalize(features + noise * (_FEATURE_NOISE / math.sqrt(features.shape[1])), dim=1)
-    return F.mse_loss(model.vae.decode_features(disturbed), pixels)
+    return reconstruction_loss(model.vae, model.vae.decode_features(disturbed), pixels)
+
+
+def reconstruction_loss(vae: DiscreteVAE, statistics: Tensor, pixels: Tensor) -> Tensor:
+    """Return how badly the decoder's output describes the pixels.
+
+    Args:
+        vae: Says what the output means.
+        statistics: Of `DiscreteVAE.decode_features`, float32 (B, head_channels, H, W).
+        pixels: What was encoded, float32 (B, K, H, W) in [-1, 1].
+    Returns:
+        Scalar: the mean squared error, or the scaled negative log-likelihood.
+    """
+    if vae.config.reconstruction == "mse":
+        return F.mse_loss(statistics, pixels)
+    return _NATS_TO_SQUARED_ERROR * negative_log_likelihood(statistics, pixels)
 
 
 def discrete_loss(
@@ -109,9 +128,9 @@ def discrete_loss(
         objective: Weights.
         generator: Owns the Gumbel noise.
     Returns:
-        Loss (scalar, pixels in [-1, 1]) and detached scalar metrics.
+        Loss (scalar) and detached scalar metrics.
     """
-    pixels = _channels_last(scale_pixels(images))
+    pixels = _channels_last(model.vae.see(images))
     features = model.vae.encode_features(pixels)
     logits = model.vae.logits(features)  # (B, h, w, V)
     _count(model, logits)
@@ -119,17 +138,18 @@ def discrete_loss(
     if phase.is_hard:
         words = F.one_hot(weights.argmax(dim=-1), model.vae.vocab_size).to(weights.dtype)
         weights = words + weights - weights.detach()  # value of the word, gradient of the relaxation
-    mse = F.mse_loss(model.vae.decode_weights(weights), pixels)
+    statistics = model.vae.decode_weights(weights)
+    error = reconstruction_loss(model.vae, statistics, pixels)
     certainty, unevenness = kl_to_uniform(logits), usage_kl(logits)
     penalty = objective.kl_weight * certainty + objective.usage_weight * unevenness
     metrics = {
-        "psnr": psnr(mse.detach()),
+        "psnr": psnr(F.mse_loss(model.vae.expected_images(statistics.detach()), pixels)),
         "kl": certainty.detach(),
         "usage_kl": unevenness.detach(),
         "logit_scale": model.vae.log_scale.detach().exp().squeeze(),
         "words_used": _words_in_use(model.usage, objective.revive_threshold),
     }
-    return mse + phase.kl_scale * penalty, metrics
+    return error + phase.kl_scale * penalty, metrics
 
 
 def psnr(mse: Tensor) -> Tensor:

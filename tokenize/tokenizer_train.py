@@ -1,38 +1,41 @@
 """`beit tokenizer train`: from images and settings to a tokenizer directory, which is also the directory of the run.
 
-The loop, checkpoints and resume are `beit.common.trainer`; here is what is particular to a discrete VAE.
+The loop, checkpoints and resume are `beit.common.trainer`; here is what is particular to a discrete VAE. The directory
+holds the tokenizer of the evaluation with the highest PSNR on held-out images; before the first, the newest one.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL.Image import Image
 from torch import Tensor, nn
 
 from beit.common.batches import Batch
+from beit.common.best import Goal
 from beit.common.config import config_to_dict
-from beit.common.dataset import Dataset
 from beit.common.distributed import World, init_distributed
-from beit.common.dvae import scale_pixels
-from beit.common.errors import BadSample, InputError
+from beit.common.errors import InputError
 from beit.common.rng import CounterRng, stable_hash64
 from beit.common.run_dir import open_run
+from beit.common.signals import stop_on_signals
 from beit.common.task import FitSettings
 from beit.common.tokenizer_dir import save_tokenizer
-from beit.common.train_config import DeepSpeedConfig
 from beit.common.trainer import fit
 from beit.common.training_data import TrainingData
 from beit.tokenize.tokenizer_card import tokenizer_card
 from beit.tokenize.tokenizer_codebook import fit_codebook, revive_words
 from beit.tokenize.tokenizer_config import TokenizerTrainConfig
-from beit.tokenize.tokenizer_data import CropTransform, open_images
-from beit.tokenize.tokenizer_report import reconstruction_metrics
+from beit.tokenize.tokenizer_data import CropTransform, Images, open_images, read_samples, split_images
+from beit.tokenize.tokenizer_report import reconstruction_metrics, reconstruction_sheet
 from beit.tokenize.tokenizer_step import (
     TokenizerModel,
     autoencoder_loss,
@@ -48,8 +51,10 @@ FREE_KEYS = ("reader.num_workers", "reader.prefetch_batches", "reader.timeout_se
 _FEATURES_PER_WORD = 16
 """Features that the codebook is first fitted to; with fewer, k-means would memorise them."""
 _EVAL_MICRO_BATCH_SIZE = 32
+_SHEET_IMAGES = 16
 
 
+@stop_on_signals()
 def train_tokenizer(config: TokenizerTrainConfig, source: str, out_dir: Path, *, resume: str = "auto") -> None:
     """Train a discrete VAE on the images of `source` and write it to `out_dir`; on every rank.
 
@@ -57,7 +62,7 @@ def train_tokenizer(config: TokenizerTrainConfig, source: str, out_dir: Path, *,
         config: Settings.
         source: Folder, tars, Parquet files or list of images, or "synthetic:N" for N generated ones.
         out_dir: New, empty, or of the same run. Gets model.safetensors, config.json and README.md, beside checkpoints
-            and metrics.
+            and metrics, and reconstruction.png.
         resume: "auto", "never", or a checkpoint.
     Raises:
         InputError: bad input.
@@ -66,19 +71,23 @@ def train_tokenizer(config: TokenizerTrainConfig, source: str, out_dir: Path, *,
     world = init_distributed(timeout_seconds=config.train.collective_timeout_seconds)
     torch.manual_seed(config.train.seed)
     size, cache = config.data.view_size, config.reader.parquet_cache_bytes
-    dataset = world.run_on_main(lambda: open_images(source, img_size=size, cache_bytes=cache))
+    images = world.run_on_main(
+        lambda: split_images(open_images(source, img_size=size, cache_bytes=cache), config.data, cache_bytes=cache)
+    )
+    task = TokenizerTask(config, source, images, world)
     run = open_run(out_dir, config, world=world, resume=resume, free_keys=FREE_KEYS)
-    task = TokenizerTask(config, source, dataset, world)
+    task.announce()
     settings = FitSettings(
         train=config.train,
         optimizer=config.optimizer,
         checkpoint=config.checkpoint,
-        # The codebook is overwritten between steps, which only an optimizer without partitions notices.
-        deepspeed=DeepSpeedConfig(zero_stage=0),
+        deepspeed=config.deepspeed,
+        goal=Goal(metric="eval_psnr", is_higher_better=True, keep_best=True),
     )
-    fit(task, settings=settings, run=run, world=world)
+    best = fit(task, settings=settings, run=run, world=world).best
     if world.is_main:
-        logger.info("tokenizer: %s", out_dir)
+        score = "" if best.value is None else f", {best.value:.2f} dB on held-out images, of step {best.step}"
+        logger.info("tokenizer: %s%s", out_dir, score)
 
 
 @dataclass
@@ -88,13 +97,13 @@ class TokenizerTask:
     Args:
         config: Settings.
         source: As the user named it.
-        dataset: The images.
+        images: Training and held-out images.
         world: The ranks.
     """
 
     config: TokenizerTrainConfig
     source: str
-    dataset: Dataset
+    images: Images
     world: World
 
     def __post_init__(self) -> None:
@@ -102,7 +111,7 @@ class TokenizerTask:
         config = self.config
         self.transform = CropTransform(data=config.data, augment=config.augment, seed=config.train.seed)
         self.data = TrainingData(
-            self.dataset,
+            self.images.train,
             self.transform,
             train=config.train,
             optimizer=config.optimizer,
@@ -112,6 +121,28 @@ class TokenizerTask:
         )
         self.model = TokenizerModel(config.model)
         self._kept_step = -1  # whose upkeep of the codebook is done
+        self._moved_words: Tensor | None = None
+
+    def announce(self) -> None:
+        """Say what is about to happen."""
+        plan, shape = self.data.plan, self.config.model
+        logger.info(
+            "%s tokenizer of %.1f M parameters: %d words, one per %d x %d px; %d training and %d held-out images",
+            "grey" if shape.channels == 1 else "colour",
+            sum(parameter.numel() for parameter in self.model.parameters()) / 1e6,
+            shape.vocab_size,
+            shape.downsampling,
+            shape.downsampling,
+            self.images.train.shard_sizes.sum(),
+            self.images.held_out.shard_sizes.sum(),
+        )
+        logger.info(
+            "%d steps of %d images = %.1f epochs; words come into use at step %d",
+            plan.total_steps,
+            plan.global_batch_size,
+            plan.total_steps / plan.steps_per_epoch,
+            first_discrete_step(self.config.objective, plan.total_steps),
+        )
 
     def param_groups(self) -> list[dict[str, Any]]:
         """Decay kernels only; let the logit scale move faster."""
@@ -153,6 +184,7 @@ class TokenizerTask:
         vae, is_first = model.vae, step == first_discrete_step(self.config.objective, self.data.plan.total_steps)
         if not (is_first or is_revival):
             return
+        before = vae.codebook.detach().clone()
         if self.world.is_main:
             generator = self._generator("codebook", step)
             if is_first:
@@ -165,44 +197,43 @@ class TokenizerTask:
         codebook, usage = self.world.broadcast((vae.codebook.data.cpu(), model.usage.cpu()))
         vae.codebook.copy_(codebook)
         model.usage.copy_(usage)
+        self._moved_words = (vae.codebook != before).any(dim=1)
+
+    def overwritten_rows(self) -> list[tuple[nn.Parameter, Tensor]]:
+        """Return which words were moved in this step, so that their average jumps along instead of smearing."""
+        rows, self._moved_words = self._moved_words, None
+        return [] if rows is None else [(self.model.vae.codebook, rows)]
 
     def _first_images(self) -> Tensor:
         """Return pieces of random images, enough to fit the codebook to, uint8 on the device."""
         data, shape = self.config.data, self.config.model
         per_image = data.crops_per_image * (data.crop_size // shape.downsampling) ** 2
         count = -(-shape.vocab_size * _FEATURES_PER_WORD // per_image)
-        return torch.cat([record["images"] for record in self._samples("codebook-images", count)]).to(self.world.device)
-
-    def _samples(self, purpose: str, count: int) -> Iterator[dict[str, Tensor]]:
-        """Yield `count` transformed random images, outside the training order; unusable ones are passed over."""
-        owners = torch.from_numpy(self.dataset.shard_sizes).cumsum(0)
-        rng = CounterRng(self.config.train.seed, purpose)
-        for _ in range(count):
-            row = rng.integers(0, int(owners[-1]) - 1)
-            shard = int(torch.searchsorted(owners, row, right=True))
-            rank = row - (int(owners[shard - 1]) if shard else 0)
-            try:
-                record = self.dataset.fetch(shard, rank, 0)
-                yield {
-                    "images": torch.from_numpy(self.transform(record)["images"]),
-                    "view": torch.from_numpy(self.transform.render(record, rng)),
-                }
-            except BadSample as error:
-                logger.warning("%s passed over (%s)", self.dataset.sample_id(shard, rank), error)
+        rng = CounterRng(self.config.train.seed, "codebook-images")
+        num_images = int(self.images.train.shard_sizes.sum())
+        rows = [rng.integers(0, num_images - 1) for _ in range(count)]
+        pieces = read_samples(self.images.train, rows, lambda record: self.transform(record)["images"])
+        return self._on_device([piece for pieces_of_view in pieces for piece in pieces_of_view])
 
     @cached_property
     def _eval_images(self) -> Tensor:
         """Views to measure on, uint8 (B, 3, view_size, view_size), the same in every evaluation."""
-        views = [sample["view"] for sample in self._samples("evaluation", self.config.data.num_eval_images)]
-        if not views:
+        rng = CounterRng(self.config.train.seed, "evaluation")
+        num_images = int(self.images.held_out.shard_sizes.sum())
+        rows = rng.permutation(num_images)[: self.config.data.num_eval_images].tolist()
+        views = read_samples(self.images.held_out, rows, lambda record: self.transform.render(record, rng))
+        return self._on_device([view.transpose(2, 0, 1) for view in views])
+
+    def _on_device(self, images: Sequence[NDArray[np.uint8]]) -> Tensor:
+        if not images:
             raise InputError(f"none of the images drawn from {self.source} can be read; check the images")
-        return torch.stack(views).permute(0, 3, 1, 2).contiguous().to(self.world.device)
+        return torch.from_numpy(np.stack(images)).to(self.world.device)
 
     def evaluate(self, model: nn.Module, step: int) -> dict[str, float]:
         """Measure reconstruction and use of the vocabulary; rank 0 does, the few images need no help."""
         assert isinstance(model, TokenizerModel)
-        if step <= first_discrete_step(self.config.objective, self.data.plan.total_steps):
-            return {}  # the codebook is fitted in the first discrete step, `step` counts completed ones
+        if self._is_before_words(step):
+            return {}
         metrics = self.world.run_on_main(lambda: self._measure(model))
         if self.world.is_main:
             logger.info(
@@ -216,9 +247,22 @@ class TokenizerTask:
             )
         return metrics
 
+    def _is_before_words(self, step: int) -> bool:
+        # The codebook is fitted in the first discrete step, `step` counts completed ones.
+        return step <= first_discrete_step(self.config.objective, self.data.plan.total_steps)
+
     def _measure(self, model: TokenizerModel) -> dict[str, float]:
         metrics = reconstruction_metrics(model.vae, self._eval_images, micro_batch_size=_EVAL_MICRO_BATCH_SIZE)
-        return {f"eval_{name}": value for name, value in metrics.items()}
+        return {f"eval_{name}": value for name, value in metrics.items()} | {
+            "eval_images": float(len(self._eval_images))
+        }
+
+    def pictures(self, model: nn.Module, step: int) -> dict[str, Image]:
+        """Draw the first of the measured views beside what becomes of them, on rank 0, once there are words."""
+        assert isinstance(model, TokenizerModel)
+        if not self.world.is_main or self._is_before_words(step):
+            return {}
+        return {"reconstruction": reconstruction_sheet(model.vae, self._eval_images[:_SHEET_IMAGES])}
 
     def save_artifacts(
         self, state: dict[str, Tensor], directory: Path, step: int, metrics: Mapping[str, float]
@@ -227,7 +271,9 @@ class TokenizerTask:
         weights = {name.removeprefix("vae."): value for name, value in state.items() if name.startswith("vae.")}
         training = {
             "source": self.source,
-            "index_sha256": self.dataset.index_sha256,
+            "index_sha256": self.images.train.index_sha256,
+            "num_train_images": int(self.images.train.shard_sizes.sum()),
+            "num_held_out_images": int(self.images.held_out.shard_sizes.sum()),
             "step": step,
             "total_steps": self.data.plan.total_steps,
             "metrics": dict(metrics),
@@ -239,5 +285,7 @@ class TokenizerTask:
 
 def _flat_features(model: TokenizerModel, images: Tensor) -> Tensor:
     """Return unit features of uint8 images (B, 3, H, W) as float32 (B x h x w, C)."""
-    features = [model.vae.encode_features(scale_pixels(chunk)) for chunk in torch.split(images, _EVAL_MICRO_BATCH_SIZE)]
+    features = [
+        model.vae.encode_features(model.vae.see(chunk)) for chunk in torch.split(images, _EVAL_MICRO_BATCH_SIZE)
+    ]
     return torch.cat([chunk.float().permute(0, 2, 3, 1).flatten(0, 2) for chunk in features])

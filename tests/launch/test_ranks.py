@@ -69,16 +69,17 @@ def last_checkpoint(run: Path) -> int:
     return int((run / "checkpoints/latest").read_text().removeprefix("step_"))
 
 
-@pytest.mark.parametrize("zero_stage", [0, 2])
+@pytest.mark.parametrize("zero_stage", [0, 2, 3])
 def test_two_ranks_resume_bit_for_bit(tmp_path: Path, zero_stage: int) -> None:
-    stage = f"deepspeed.zero_stage={zero_stage}"
-    assert finish(start(tmp_path / "whole", stage))[0] == 0
-    code, output = finish(start(tmp_path / "cut", stage, "stop_at=4", "stop_rank=1"))
+    settings = (f"deepspeed.zero_stage={zero_stage}", "train.ema_decay=0.9", "train.eval_interval_steps=2")
+    settings = (*settings, "train.early_stop_evals=9", "keep_best=true")
+    assert finish(start(tmp_path / "whole", *settings))[0] == 0
+    code, output = finish(start(tmp_path / "cut", *settings, "stop_at=4", "stop_rank=1"))
     assert code == 75, output
     assert output.count("stopped at step 5 of 8") == 1
-    code, output = finish(start(tmp_path / "cut", stage))
+    code, output = finish(start(tmp_path / "cut", *settings))
     assert code == 0, output
-    for name in ("model", "optimizer", "rng"):
+    for name in ("model", "optimizer", "rng", "best"):
         files = [tmp_path / run / f"checkpoints/step_8/{name}.safetensors" for run in ("whole", "cut")]
         assert files[0].read_bytes() == files[1].read_bytes(), name
 

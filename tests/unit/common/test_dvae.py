@@ -1,14 +1,16 @@
 import math
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from beit.common.dvae import DiscreteVAE, gumbel_softmax, kl_to_uniform, scale_pixels, usage_kl
+from beit.common.dvae import DiscreteVAE, gumbel_softmax, kl_to_uniform, luma, scale_pixels, usage_kl
 from beit.common.dvae_config import DiscreteVAEConfig
 from beit.common.errors import InputError
 
 
-def tiny(**changes: int) -> DiscreteVAE:
+def tiny(**changes: object) -> DiscreteVAE:
     torch.manual_seed(0)
     return DiscreteVAE(DiscreteVAEConfig(**{"vocab_size": 32, "width": 16, "num_blocks": 2, "code_dim": 8} | changes))
 
@@ -63,6 +65,36 @@ def test_bfloat16_agrees_on_most_words() -> None:
     exact = model.pixels_to_ids(images)
     model.use_dtype(torch.bfloat16)
     assert (model.pixels_to_ids(images) == exact).float().mean() > 0.8
+
+
+def grey(**changes: object) -> DiscreteVAE:
+    return tiny(channels=1, **changes)  # type: ignore[arg-type]
+
+
+def test_luma_is_pillows() -> None:
+    images = pixels(3, 3, 40, 30)
+    for colours, expected in zip(images.permute(0, 2, 3, 1).numpy(), luma(images), strict=True):
+        assert np.array_equal(np.asarray(Image.fromarray(colours).convert("L")), expected[0].numpy())
+
+
+@pytest.mark.parametrize("reconstruction", ["mse", "logit_laplace"])
+def test_grey_network_sees_luma_and_gives_rgb(reconstruction: str) -> None:
+    model = grey(reconstruction=reconstruction)
+    images = pixels(2, 3, 32, 32)
+    token_ids = model.pixels_to_ids(images)
+    assert torch.equal(token_ids, model.pixels_to_ids(luma(images).expand(-1, 3, -1, -1)))
+    decoded = model.ids_to_pixels(token_ids)
+    assert decoded.shape == images.shape and decoded.dtype == torch.uint8
+    assert torch.equal(decoded[:, 0], decoded[:, 1]) and torch.equal(decoded[:, 0], decoded[:, 2])
+
+
+@pytest.mark.parametrize("downsampling", [4, 8, 16])
+def test_logit_laplace_head_has_two_numbers_per_channel(downsampling: int) -> None:
+    model = tiny(downsampling=downsampling, reconstruction="logit_laplace")
+    statistics = model.decode_features(model.encode_features(model.see(pixels(1, 3, 32, 48))))
+    assert statistics.shape == (1, 6, 32, 48)
+    images = model.expected_images(statistics)
+    assert images.shape == (1, 3, 32, 48) and images.abs().max() <= 1.0
 
 
 def test_gumbel_softmax_draws_from_the_distribution() -> None:
@@ -120,6 +152,7 @@ def test_default_vocabulary_is_beits() -> None:
         ({"width": 9}, r"width \(9\)"),
         ({"num_blocks": 0}, r"num_blocks \(0\)"),
         ({"code_dim": 1}, r"code_dim \(1\)"),
+        ({"channels": 2}, r"channels \(2\)"),
     ],
 )
 def test_impossible_shapes_are_refused(change: dict[str, int], message: str) -> None:

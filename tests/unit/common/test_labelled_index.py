@@ -32,6 +32,20 @@ def test_folder_labels_come_from_its_sub_folders(folder, cache):
     assert [ref.path.split("/")[0] for ref in all_refs(index)] == [index.class_names[label] for label in index.labels]
 
 
+def test_split_divides_the_samples_and_their_labels(folder, cache):
+    index = build_index(folder, cache)
+    is_chosen = np.arange(len(index)) % 3 == 0
+    chosen, others = index.split(is_chosen, change="every third")
+    keys = list(index.keys())
+    assert keys == [ref.key for ref in all_refs(index)]
+    assert list(chosen.keys()) == keys[::3] == [ref.key for ref in all_refs(chosen)]
+    assert set(others.keys()) == set(keys) - set(chosen.keys())
+    assert chosen.labels.tolist() == index.labels[is_chosen].tolist()
+    assert len({index.index_sha256, chosen.index_sha256, others.index_sha256}) == 3
+    assert list(pickle.loads(pickle.dumps(others)).keys()) == list(others.keys())
+    assert len(others.split(np.ones(len(others), dtype=bool), change="all")[1]) == 0
+
+
 def test_tar_labels_come_from_cls_members(tmp_path, cache):
     index = build_index(write_tar(tmp_path / "a.tar", [1, 0, 2]), cache)
     assert index.labels.tolist() == [1, 0, 2]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from PIL import Image
+
 from beit.common.metrics import MetricsLog, read_metrics, truncate_metrics
 
 
@@ -14,6 +16,16 @@ def test_records_reach_file_and_tensorboard(tmp_path: Path) -> None:
     log.close()
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "loss": 2.5, "grad_norm": null}\n'
     assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_pictures_reach_a_file_and_tensorboard(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path, 0)
+    for step in (1, 2):
+        log.picture("sheet", Image.new("RGB", (5, 4), (step, 0, 0)), step)
+    log.close()
+    with Image.open(tmp_path / "sheet.png") as picture:
+        assert picture.getpixel((0, 0)) == (2, 0, 0)
+    assert any(b"sheet" in path.read_bytes() for path in (tmp_path / "tensorboard").iterdir())
 
 
 def test_resume_removes_lost_work_and_a_cut_line(tmp_path: Path) -> None:

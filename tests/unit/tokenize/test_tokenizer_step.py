@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -6,7 +8,7 @@ from beit.common.dvae_config import DiscreteVAEConfig
 from beit.tokenize.fitness.image_quality import block_means, image_psnr
 from beit.tokenize.fitness.tokens import perplexity
 from beit.tokenize.tokenizer_config import ObjectiveConfig
-from beit.tokenize.tokenizer_report import reconstruction_metrics
+from beit.tokenize.tokenizer_report import reconstruction_metrics, reconstruction_sheet, seen_pixels
 from beit.tokenize.tokenizer_step import TokenizerModel, autoencoder_loss, discrete_loss, phase_at, psnr
 
 CONFIG = DiscreteVAEConfig(vocab_size=16, width=16, num_blocks=1, code_dim=8)
@@ -56,6 +58,26 @@ def test_loss_is_reconstruction_plus_weighted_divergences(model: TokenizerModel,
     assert metrics["psnr"].item() == pytest.approx(psnr(mse).item(), rel=1e-5)
     assert not any(value.requires_grad for value in metrics.values())
     assert all(value.ndim == 0 for value in metrics.values())
+
+
+def test_logit_laplace_trains_all_of_the_decoder_and_reports_psnr(images: torch.Tensor) -> None:
+    torch.manual_seed(0)
+    model = TokenizerModel(replace(CONFIG, reconstruction="logit_laplace"))
+    phase = phase_at(ObjectiveConfig(), 700, 1000)
+    loss, metrics = discrete_loss(model, images, phase=phase, objective=ObjectiveConfig(), generator=generator())
+    loss.backward()
+    gradient = model.vae.to_pixels.weight.grad
+    assert gradient is not None and torch.isfinite(gradient).all() and (gradient.flatten(1).abs().sum(1) > 0).all()
+    assert 0 < metrics["psnr"] < 40
+    assert torch.isfinite(autoencoder_loss(model, images, generator()))
+
+
+def test_grey_is_measured_against_luma(images: torch.Tensor) -> None:
+    model = TokenizerModel(replace(CONFIG, channels=1)).vae
+    grey = seen_pixels(model, images)
+    measured = reconstruction_metrics(model, images, micro_batch_size=2)
+    assert measured == reconstruction_metrics(model, grey, micro_batch_size=2)
+    assert reconstruction_sheet(model, images).size == (8 * 168 + 8, 30 + 168)
 
 
 def test_hard_phase_shows_the_decoder_single_words_but_still_trains_the_encoder(

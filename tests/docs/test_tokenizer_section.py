@@ -1,0 +1,54 @@
+"""Every command of the section on training a tokenizer runs, in order, on small data under the names it uses."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from beit.common.tokenizer import load_tokenizer
+from beit.tests.docs.test_documented_commands import shown_commands
+from beit.tests.support import write_images
+
+ROOT = Path(__file__).resolve().parents[2]
+SECTION = ROOT / "docs" / "tokenizers-train-section.md"
+pytestmark = [pytest.mark.docs, pytest.mark.timeout(1800)]
+
+# Appended to the shown commands: the same code, less of it.
+LESS = (
+    "model.vocab_size=16 model.width=16 model.num_blocks=1 data.crop_size=16 data.num_eval_images=4 train.steps=4 "
+    "train.global_batch_size=4 optimizer.warmup_steps=0 reader.num_workers=1"
+)
+
+
+def test_commands_run_in_order(tmp_path):
+    for name in ("photos", "xrays"):
+        write_images(tmp_path / name, 10, size=64)
+    commands = list(shown_commands(SECTION.read_text()))
+    assert len(commands) >= 7
+    for command in commands:
+        words = shlex.split(command)[1:]
+        if words[0] == "tokenizer":
+            words += [word for setting in LESS.split() for word in ("--set", setting)]
+        result = subprocess.run(
+            [sys.executable, "-m", "beit.cli", *words], cwd=tmp_path, capture_output=True, text=True, timeout=600
+        )
+        assert result.returncode == 0, f"{command}\n{result.stderr}"
+    for folder in (tmp_path / "tokenizers").iterdir():
+        assert load_tokenizer(folder).vocab_size == 16
+        assert (folder / "reconstruction.png").is_file()
+
+
+def test_settings_it_names_exist():
+    from beit.common.config import config_to_dict
+    from beit.tokenize.tokenizer_config import TokenizerTrainConfig
+
+    known = config_to_dict(TokenizerTrainConfig())
+    optional = {"train.ema_decay", "train.early_stop_evals"}
+    named = set(re.findall(r"\b((?:model|data|train|objective|checkpoint|deepspeed)\.[a-z_]+)", SECTION.read_text()))
+    assert len(named) > 8
+    for setting in named - optional:
+        section, key = setting.split(".")
+        assert key in known[section], setting
