@@ -1,4 +1,4 @@
-"""Every command of the section on training a tokenizer runs, in order, on small data under the names it uses."""
+"""Every command on training and judging a tokenizer runs, in order, on small data under the names it uses."""
 
 import re
 import shlex
@@ -13,7 +13,7 @@ from beit.tests.docs.test_documented_commands import shown_commands
 from beit.tests.support import write_images
 
 ROOT = Path(__file__).resolve().parents[2]
-SECTION = ROOT / "docs" / "tokenizers-train-section.md"
+TEXT = (ROOT / "docs" / "tokenizers.md").read_text()
 pytestmark = [pytest.mark.docs, pytest.mark.timeout(1800)]
 
 # Appended to the shown commands: the same code, less of it.
@@ -23,19 +23,29 @@ LESS = (
 )
 
 
+def section(title):
+    start = TEXT.index(f"\n## {title}\n")
+    return TEXT[start : TEXT.find("\n## ", start + 1)]
+
+
+TRAIN, REPORT = section("A tokenizer of your own"), TEXT[TEXT.index("\n## Which tokenizer to trust\n") :]
+
+
 def test_commands_run_in_order(tmp_path):
     for name in ("photos", "xrays"):
         write_images(tmp_path / name, 10, size=64)
-    commands = list(shown_commands(SECTION.read_text()))
-    assert len(commands) >= 7
+    commands = [*shown_commands(TRAIN), *shown_commands(REPORT)]
+    assert len(commands) >= 9
     for command in commands:
         words = shlex.split(command)[1:]
-        if words[0] == "tokenizer":
+        if words[:2] == ["tokenizer", "train"]:
             words += [word for setting in LESS.split() for word in ("--set", setting)]
         result = subprocess.run(
             [sys.executable, "-m", "beit.cli", *words], cwd=tmp_path, capture_output=True, text=True, timeout=600
         )
         assert result.returncode == 0, f"{command}\n{result.stderr}"
+    for page in ("report.html", "report.json", "compare.html"):
+        assert (tmp_path / page).is_file()
     for folder in (tmp_path / "tokenizers").iterdir():
         assert load_tokenizer(folder).vocab_size == 16
         assert (folder / "reconstruction.png").is_file()
@@ -47,7 +57,7 @@ def test_settings_it_names_exist():
 
     known = config_to_dict(TokenizerTrainConfig())
     optional = {"train.ema_decay", "train.early_stop_evals"}
-    named = set(re.findall(r"\b((?:model|data|train|objective|checkpoint|deepspeed)\.[a-z_]+)", SECTION.read_text()))
+    named = set(re.findall(r"\b((?:model|data|train|objective|checkpoint|deepspeed)\.[a-z_]+)", TRAIN))
     assert len(named) > 8
     for setting in named - optional:
         section, key = setting.split(".")
