@@ -197,7 +197,7 @@ class Trainer:
     def _between_steps(self) -> dict[str, float]:
         """Log, evaluate and save where the step number says so; returns the fields to show."""
         is_last = self._step == self._plan.total_steps
-        is_eval = is_last or self._step % self._plan.eval_interval_steps == 0
+        is_eval = is_last or self._is_eval_due()
         is_save = is_last or self._step % self._plan.save_interval_steps == 0
         is_log = is_last or self._step % self._settings.train.log_interval_steps == 0
         shown: dict[str, float] = {}
@@ -211,6 +211,14 @@ class Trainer:
         if is_save or is_last:
             self._save(required=is_last)
         return shown
+
+    def _is_eval_due(self) -> bool:
+        """Whether an interval ends here; one that ends just before the run does is left to the evaluation there.
+
+        Epochs seldom divide into whole steps, so the last one often ends a step or two before the run.
+        """
+        interval = self._plan.eval_interval_steps
+        return self._step % interval == 0 and 10 * (self._plan.total_steps - self._step) >= interval
 
     def _log(self) -> dict[str, float]:
         """Write one record of the step just done: mean over micro-batches and ranks."""

@@ -171,3 +171,11 @@ def test_bf16_trains_fp32_weights(tmp_path: Path) -> None:
     train_toy(tmp_path, toy_config("train.precision=bf16"))
     state = load_file(tmp_path / "encoder/model.safetensors")
     assert {value.dtype for value in state.values()} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    ("steps", "interval", "evaluated"), [(12, 4, [4, 8, 12]), (12, 5, [5, 10, 12]), (23, 11, [11, 23])]
+)
+def test_an_evaluation_just_before_the_end_is_left_to_the_end(tmp_path, steps, interval, evaluated):
+    _, task = train_toy(tmp_path, toy_config(f"train.steps={steps}", f"train.eval_interval_steps={interval}"))
+    assert task.evaluated == evaluated
