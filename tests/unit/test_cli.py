@@ -134,7 +134,7 @@ def test_help_imports_nothing_heavy():
 
 
 def test_help_answers_in_half_a_second():
-    """The one promise about time that is tested (the design's), in processor time: a busy machine does not raise that."""
+    """The one promise about time that is tested (the design's), in processor time: other work does not raise that."""
 
     def measure():
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
