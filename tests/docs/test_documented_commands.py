@@ -11,7 +11,7 @@ import pytest
 from beit.tests.support import write_images
 
 ROOT = Path(__file__).resolve().parents[2]
-pytestmark = pytest.mark.docs
+pytestmark = [pytest.mark.docs, pytest.mark.timeout(1800)]
 
 # Appended to the shown commands: the same code, less of it.
 LESS = {
@@ -44,7 +44,7 @@ def test_readme_commands_run_in_order(tmp_path):
         words = shlex.split(command)[1:]
         words += shlex.split(LESS.get(words[0], ""))
         result = subprocess.run(
-            [sys.executable, "-m", "beit.cli", *words], cwd=tmp_path, capture_output=True, text=True, timeout=280
+            [sys.executable, "-m", "beit.cli", *words], cwd=tmp_path, capture_output=True, text=True, timeout=900
         )
         assert result.returncode == 0, f"{command}\n{result.stderr}"
     assert (tmp_path / "labels.csv").read_text().count("\n") == 4
