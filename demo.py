@@ -17,7 +17,7 @@ import click
 
 from beit.common.errors import InputError
 
-UNLABELLED, LABELLED, VALIDATION = 3000, 500, 500
+UNLABELLED, LABELLED, VALIDATION = 2600, 500, 500
 """Images without labels, with labels, and for validation: few labels is where pre-training pays."""
 IMG_SIZE_PX, PATCH_SIZE_PX = 32, 4
 MARKER = "demo.json"
@@ -40,7 +40,9 @@ def demo_command(folder: Path, seed: int) -> None:
     click.echo(f"Generating {UNLABELLED} unlabelled, {LABELLED} labelled and {VALIDATION} validation images")
     _generate(folder / "images", seed)
     size = ["--img-size", str(IMG_SIZE_PX), "--patch-size", str(PATCH_SIZE_PX)]
-    _beit("tokenize", folder / "images/unlabelled", folder / "store", "--tokenizer", "mini", "--views", "4", *size)
+    crops = ["--set", "augment.scale=[0.4,1.0]"]  # small images of one thing each: a tenth of one shows too little
+    views = ["--tokenizer", "mini", "--views", "4", *crops, *size]
+    _beit("tokenize", folder / "images/unlabelled", folder / "store", *views)
     _beit("pretrain", folder / "store", folder / "pretrain", "--recipe", "demo", "--set", f"train.seed={seed}")
     rows = {}
     for name, encoder in (("pretrained", folder / "pretrain/encoder"), ("random", "random")):
@@ -86,7 +88,7 @@ def _generate(folder: Path, seed: int) -> None:
         (("unlabelled", UNLABELLED), ("labelled", LABELLED), ("validation", VALIDATION))
     ):
         # Another seed for each part, far from the next user seed, so that no image stands in two of them.
-        write_demo_images(folder / name, num_images=count, img_size=2 * IMG_SIZE_PX, seed=seed * 1000 + part)
+        write_demo_images(folder / name, num_images=count, img_size=IMG_SIZE_PX * 3 // 2, seed=seed * 1000 + part)
 
 
 def _beit(*arguments: str | Path) -> None:

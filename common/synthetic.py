@@ -43,8 +43,8 @@ SCENE_VERSION = 1
 _WORTH_PROCESSES = 200
 """Images; fewer are painted before the processes have started."""
 
-DEMO_SHAPES = ("disc", "square", "triangle", "ring", "cross")
-DEMO_TEXTURES = ("stripes", "dots")
+DEMO_SHAPES = ("disc", "cross")
+DEMO_TEXTURES = ("stripes", "checks", "dots", "rings", "zigzags")
 
 
 def _generator(rng: CounterRng) -> np.random.Generator:
@@ -204,36 +204,38 @@ def render_scene(rng: CounterRng, img_size: int) -> NDArray[np.uint8]:
 
 @dataclass(frozen=True, slots=True)
 class _Frame:
-    """Coordinates of a demo figure: unit disc centred on the figure, rotated with it."""
+    """Coordinates of a demo figure, rotated with it: in units of its radius from its centre, or as phases in radians."""
 
     x: FloatImage
     y: FloatImage
 
 
-def _triangle(f: _Frame) -> NDArray[np.bool_]:
-    return (f.y < 0.55) & (f.y > 1.9 * np.abs(f.x) - 0.95)
-
-
 _SHAPE_TESTS: dict[str, Callable[[_Frame], NDArray[np.bool_]]] = {
-    "disc": lambda f: f.x**2 + f.y**2 < 0.7,
-    "square": lambda f: np.maximum(np.abs(f.x), np.abs(f.y)) < 0.72,
-    "triangle": _triangle,
-    "ring": lambda f: np.abs(np.hypot(f.x, f.y) - 0.68) < 0.2,
-    "cross": lambda f: (np.minimum(np.abs(f.x), np.abs(f.y)) < 0.26) & (np.maximum(np.abs(f.x), np.abs(f.y)) < 0.9),
+    "disc": lambda f: f.x**2 + f.y**2 < 0.8,
+    "cross": lambda f: (np.minimum(np.abs(f.x), np.abs(f.y)) < 0.36) & (np.maximum(np.abs(f.x), np.abs(f.y)) < 0.95),
 }
+
+_TEXTURE_TESTS: dict[str, Callable[[_Frame], NDArray[np.bool_]]] = {
+    "stripes": lambda p: np.sin(p.x) > 0,
+    "checks": lambda p: np.sin(p.x) * np.sin(p.y) > 0,
+    "dots": lambda p: np.cos(p.x) + np.cos(p.y) > 0.7,
+    "rings": lambda p: np.sin(np.hypot(p.x, p.y)) > 0,
+    "zigzags": lambda p: np.sin(p.x + 1.2 * np.abs(np.mod(p.y, 2 * math.pi) - math.pi)) > 0,
+}
+"""Where a texture is bright, at phases in radians: one turn is one period."""
 
 
 def demo_image(rng: CounterRng, label: int, img_size: int) -> NDArray[np.uint8]:
     """Paint one image of the demo's class `label`, shape (img_size, img_size, 3), uint8 RGB.
 
-    The class is the figure's shape (disc, square, triangle, ring, cross) and its texture (stripes, dots). Colour,
-    place, size, turn and background say nothing about it.
+    The class is the figure's shape (disc, cross) and its texture (stripes, checks, dots, rings, zigzags). Colour, place,
+    size, turn and background say nothing about it.
     """
     generator = _generator(rng)
     image = render_scene(rng, img_size).astype(np.float32) / 255.0 * 0.8 + 0.1
     shape, texture = DEMO_SHAPES[label // len(DEMO_TEXTURES)], DEMO_TEXTURES[label % len(DEMO_TEXTURES)]
-    radius = img_size * generator.uniform(0.28, 0.46)
-    centre = generator.uniform(radius * 0.8, img_size - radius * 0.8, 2)
+    radius = img_size * generator.uniform(0.32, 0.48)
+    centre = generator.uniform(radius * 0.9, img_size - radius * 0.9, 2)
     angle = generator.uniform(-0.5, 0.5)
     rows, columns = np.mgrid[0:img_size, 0:img_size].astype(np.float32)
     dx, dy = (columns - centre[0]) / radius, (rows - centre[1]) / radius
@@ -242,9 +244,8 @@ def demo_image(rng: CounterRng, label: int, img_size: int) -> NDArray[np.uint8]:
         y=(dy * math.cos(angle) - dx * math.sin(angle)).astype(np.float32),
     )
     inside = _SHAPE_TESTS[shape](frame)[..., None]
-    period = generator.uniform(0.28, 0.4)
-    phase = frame.x * (2 * math.pi / period), frame.y * (2 * math.pi / period)
-    ink = np.sin(phase[0]) > 0 if texture == "stripes" else np.sin(phase[0]) * np.sin(phase[1]) > 0.2
+    turns_per_unit = 2 * math.pi / generator.uniform(0.4, 0.6)
+    ink = _TEXTURE_TESTS[texture](_Frame(x=frame.x * turns_per_unit, y=frame.y * turns_per_unit))
     dark, bright = np.sort(natural_palette(generator, 2), axis=0)
     dark, bright = dark * 0.5, 1.0 - (1.0 - bright) * 0.5
     figure = np.where(ink[..., None], bright, dark)
