@@ -69,7 +69,13 @@ class Progress:
         if self._total is not None and rate > 0 and self._done < self._total:
             eta = f", {_duration((self._total - self._done) / rate)} left"
         fields = "".join(f", {name} {value}" for name, value in self._fields.items())
-        logger.info("%s: %d%s %s, %.1f/s%s%s", self._description, self._done, of_total, self._unit, rate, eta, fields)
+        done = f"{self._done}{of_total} {self._unit}, {format_rate(rate)}/s"
+        logger.info("%s: %s%s%s", self._description, done, eta, fields)
+
+
+def format_rate(rate: float) -> str:
+    """Write a rate so that a slow one does not read as zero: 1234.6, 12.3, 0.033."""
+    return f"{rate:.1f}" if rate >= 10 or rate == 0 else f"{rate:.2g}"
 
 
 def _format(value: str | int | float) -> str:
