@@ -34,6 +34,7 @@ class Progress:
         self._total, self._done, self._initial = total, initial, initial
         self._fields: dict[str, str] = {}
         self._started = self._last_line = time.monotonic()
+        self._written = -1  # the count in the last line of the log
         self._bar = None
         if enabled and sys.stderr.isatty():
             self._bar = tqdm(total=total, initial=initial, unit=f" {unit}", desc=description, dynamic_ncols=True)
@@ -48,7 +49,7 @@ class Progress:
         """Close the bar, or write the last line."""
         if self._bar is not None:
             self._bar.close()
-        elif self._enabled:
+        elif self._enabled and self._done != self._written:
             self._write_line()
 
     def update(self, count: int, **fields: str | int | float) -> None:
@@ -62,7 +63,7 @@ class Progress:
             self._write_line()
 
     def _write_line(self) -> None:
-        self._last_line = time.monotonic()
+        self._last_line, self._written = time.monotonic(), self._done
         rate = (self._done - self._initial) / max(self._last_line - self._started, 1e-9)
         of_total = f"/{self._total}" if self._total is not None else ""
         eta = ""
