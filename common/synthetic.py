@@ -204,7 +204,7 @@ def render_scene(rng: CounterRng, img_size: int) -> NDArray[np.uint8]:
 
 @dataclass(frozen=True, slots=True)
 class _Frame:
-    """Coordinates of a demo figure, rotated with it: in units of its radius from its centre, or as phases in radians."""
+    """Coordinates of a demo figure, turning with it: from its centre in units of its radius, or as phases."""
 
     x: FloatImage
     y: FloatImage
@@ -228,8 +228,8 @@ _TEXTURE_TESTS: dict[str, Callable[[_Frame], NDArray[np.bool_]]] = {
 def demo_image(rng: CounterRng, label: int, img_size: int) -> NDArray[np.uint8]:
     """Paint one image of the demo's class `label`, shape (img_size, img_size, 3), uint8 RGB.
 
-    The class is the figure's shape (disc, cross) and its texture (stripes, checks, dots, rings, zigzags). Colour, place,
-    size, turn and background say nothing about it.
+    The class is the figure's shape (disc, cross) and its texture (stripes, checks, dots, rings, zigzags). Colour,
+    place, size, turn and background say nothing about it.
     """
     generator = _generator(rng)
     image = render_scene(rng, img_size).astype(np.float32) / 255.0 * 0.8 + 0.1
