@@ -13,7 +13,8 @@ from typing import ClassVar, Literal
 
 from beit.common.errors import BadSample, InputError
 from beit.common.images import IMAGE_SUFFIXES, MAX_IMAGE_BYTES
-from beit.common.locations import FileInfo, is_remote, join, read_file
+from beit.common.locations import FileInfo, is_remote, join, match_files, read_file
+from beit.common.remote import RemoteError
 from beit.common.rng import stable_hash64
 from beit.common.source_types import SampleRef, Source, SourceKind, SourceShard, listing_digest, packed_key
 
@@ -50,10 +51,13 @@ class FilesReader:
 
         Raises:
             BadSample: the file is gone, unreadable or larger than any image may be.
+            RemoteError: the server cannot be reached: that is no fault of the image, which must not be given up.
         """
         try:
             data = read_file(join(self._root, ref.path), max_bytes=MAX_IMAGE_BYTES)
         except OSError as error:
+            if isinstance(error, RemoteError) and not error.is_missing:
+                raise
             raise BadSample("unreadable", f"{ref.path}: {error.strerror or error}") from None
         if len(data) > MAX_IMAGE_BYTES:
             raise BadSample("too-large", f"{ref.path} has more than {MAX_IMAGE_BYTES} bytes")
@@ -201,8 +205,12 @@ def csv_listing(path: str) -> FileList:
 
 
 def _read_text(path: str) -> str:
+    if is_remote(path):
+        match_files(path)  # a wrong name or address is told at once, not after several attempts
     try:
         return read_file(path, max_bytes=_MAX_LIST_BYTES).decode("utf-8-sig")
+    except RemoteError as error:
+        raise InputError(str(error)) from None
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror or error})") from None
     except UnicodeDecodeError as error:

@@ -19,6 +19,7 @@ from beit.common.errors import BadSample, InputError
 from beit.common.images import MAX_IMAGE_BYTES
 from beit.common.locations import FileInfo, is_remote, open_binary
 from beit.common.parquet_layout import ParquetLayout, read_layout
+from beit.common.remote import RemoteError
 from beit.common.source_types import (
     SampleRef,
     Source,
@@ -176,10 +177,12 @@ def _row_group_shards(file: FileInfo, layout: ParquetLayout, scope: str) -> Iter
 @contextmanager
 def _opened(file: FileInfo, metadata: pq.FileMetaData | None) -> Iterator[pq.ParquetFile]:
     """Open for one read: a shared handle would not be safe between threads."""
-    handle = open_binary(file.path) if is_remote(file.path) else nullcontext(file.path)
+    handle = open_binary(file.path, read_ahead=False) if is_remote(file.path) else nullcontext(file.path)
     try:
         with handle as opened, pq.ParquetFile(opened, metadata=metadata) as parquet:
             yield parquet
+    except RemoteError:
+        raise
     except (pa.ArrowException, OSError) as error:
         first_line = str(error).partition("\n")[0]
         raise InputError(f"{file.path} is not readable as Parquet ({first_line}); copy or make it again") from None
