@@ -179,7 +179,8 @@ def explain(error: BaseException) -> str:
             "FSSPEC_S3_ANON=true"
         )
     if status in (401, 403) or isinstance(origin, PermissionError):
-        return f"may not be read ({_one_line(origin)}); check the credentials"
+        answer = f"{status} {getattr(origin, 'message', '')}" if status else _one_line(origin)
+        return f"may not be read ({answer}); check the credentials"
     if status is not None:
         return f"cannot be read: the server answers {status} {getattr(origin, 'message', '')}".rstrip()
     if "onnect" in type(origin).__name__:

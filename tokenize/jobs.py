@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from itertools import zip_longest
 from pathlib import Path
 
 from beit.common.bad_samples import BadSampleLog, BadSampleReport
@@ -96,9 +97,12 @@ class RankJobs:
             enabled=self._rank == 0 and bool(todo),
         )
         started, num_images = time.perf_counter(), 0
-        with progress:
-            for job in todo:
-                manifest = shard_tokenizer.run(job, progress=progress, bad_samples=bad_samples)
+        with progress, shard_tokenizer.open_copies() as copies:
+            for job, following in zip_longest(todo, todo[1:]):
+                with copies.open(job.tar.location) as tar:
+                    if following is not None:
+                        copies.prefetch(following.tar.location)
+                    manifest = shard_tokenizer.run(job, tar, progress=progress, bad_samples=bad_samples)
                 progress.update(len(manifest.skipped) * factor)
                 num_images += manifest.num_samples
         return RankReport(

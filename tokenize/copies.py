@@ -1,0 +1,140 @@
+"""Remote image tars as temporary local files: each is fetched once, front to back, the next one in advance.
+
+Walking a tar, reading its labels and decoding its images in several threads would read a remote tar three times, in
+small pieces. So it is copied first, in large pieces, several at a time, to a file without a name in the store's folder,
+which is gone when it is closed or the process is killed. Needs room for two image tars per rank. Local tars are opened
+where they are.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import tempfile
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Self, cast
+
+from beit.common.errors import InputError
+from beit.common.locations import is_remote, open_binary, read_range
+
+_PIECE_BYTES = 8 << 20
+_PIECES_AT_ONCE = 4
+"""One connection to an object store seldom gives more than 100 MB/s. Arbitrary; 32 MB in memory per tar."""
+_POLL_SECONDS = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class OpenTar:
+    """An image tar at hand."""
+
+    file: BinaryIO
+    """Local file, at any position."""
+    sha256: str
+    """Hash of its bytes; empty for a tar that was local already."""
+
+
+class TarCopies:
+    """Opens image tars, and fetches remote ones.
+
+    Args:
+        folder: For the temporary files; has room for two tars.
+        check_stop: Called while waiting; raises to give up.
+    """
+
+    def __init__(self, folder: Path, check_stop: Callable[[], None]) -> None:
+        self._folder = folder
+        self._check_stop = check_stop
+        self._pieces = ThreadPoolExecutor(_PIECES_AT_ONCE, thread_name_prefix="beit-fetch")
+        self._fetchers = ThreadPoolExecutor(2, thread_name_prefix="beit-copy")
+        self._fetched: dict[str, Future[OpenTar]] = {}
+        self._is_closed = False
+
+    def __enter__(self) -> Self:
+        """Return the copies."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Give up what is being fetched."""
+        self._is_closed = True
+        self._fetchers.shutdown(cancel_futures=True)
+        self._pieces.shutdown(cancel_futures=True)
+        for future in self._fetched.values():
+            if not future.cancelled() and future.exception() is None:
+                future.result().file.close()
+
+    def prefetch(self, location: str) -> None:
+        """Begin to fetch a remote tar that will be opened later."""
+        if is_remote(location) and location not in self._fetched:
+            self._fetched[location] = self._fetchers.submit(self._fetch, location)
+
+    @contextmanager
+    def open(self, location: str) -> Iterator[OpenTar]:
+        """Open a tar, waiting until all of it is here.
+
+        Raises:
+            InputError: it is missing, or its server has no byte ranges.
+            OSError: it cannot be read, or there is no room for it.
+        """
+        if not is_remote(location):
+            with open_binary(location) as file:
+                yield OpenTar(file, "")
+            return
+        self.prefetch(location)
+        future = self._fetched[location]
+        while not future.done():
+            self._check_stop()
+            _wait(future)
+        del self._fetched[location]
+        tar = future.result()
+        with tar.file:
+            yield tar
+
+    def _fetch(self, location: str) -> OpenTar:
+        with open_binary(location) as remote:  # also finds out whether its server has byte ranges
+            size = remote.seek(0, os.SEEK_END)
+        file = cast(BinaryIO, tempfile.TemporaryFile(dir=self._folder))
+        try:
+            hasher = hashlib.sha256()
+            for piece in self._in_order(location, size):
+                hasher.update(piece)
+                file.write(piece)
+            file.flush()
+        except BaseException as error:
+            file.close()
+            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                error.filename = str(self._folder)  # "no space left" alone does not tell where
+            raise
+        return OpenTar(file, hasher.hexdigest())
+
+    def _in_order(self, location: str, size: int) -> Iterator[bytes]:
+        pending: deque[Future[bytes]] = deque()
+        starts = iter(range(0, size, _PIECE_BYTES))
+        try:
+            while True:
+                while len(pending) < _PIECES_AT_ONCE and (start := next(starts, None)) is not None:
+                    end = min(start + _PIECE_BYTES, size)
+                    pending.append(self._pieces.submit(read_range, location, start, end))
+                if not pending:
+                    return
+                if self._is_closed:
+                    raise InputError(f"{location} is not wanted any more")  # nobody sees it: the run is ending
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()
+
+
+def _wait(future: Future[OpenTar]) -> None:
+    try:
+        future.exception(timeout=_POLL_SECONDS)
+    except TimeoutError:
+        return
