@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO, cast
 
 from beit.common.errors import InputError
-from beit.common.remote import RemoteFile, file_system_of, one_clear_line, retry
+from beit.common.remote_file import RemoteFile, file_system_of, one_clear_line, retry
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _BRACE_RANGE = re.compile(r"(\d+)\.\.(\d+)")
@@ -215,7 +215,7 @@ def _match_wildcards(pattern: str) -> dict[str, FileInfo | None]:
     with one_clear_line(pattern):
         found = file_system.glob(inner, detail=True)
         files = {str(file_system.unstrip_protocol(path)): info for path, info in found.items() if _is_file(info)}
-    return {path: _remote_info(path, files[path]) for path in sorted(files)}
+    return {path: remote_info(path, files[path]) for path in sorted(files)}
 
 
 def _is_file(info: dict[str, Any]) -> bool:
@@ -232,10 +232,11 @@ def _stat(path: str) -> FileInfo:
     file_system, inner = file_system_of(path)
     with one_clear_line(path):
         file_system.invalidate_cache(inner)  # a listing of this process may be hours old
-        return _remote_info(path, file_system.info(inner))
+        return remote_info(path, file_system.info(inner))
 
 
-def _remote_info(path: str, info: dict[str, Any]) -> FileInfo:
+def remote_info(path: str, info: dict[str, Any]) -> FileInfo:
+    """Translate what a fsspec file system says about one file."""
     version = next((str(info[field]) for field in _VERSION_FIELDS if info.get(field)), "")
     return FileInfo(path, int(info.get("size") or 0), version)
 
@@ -286,4 +287,4 @@ def _walk_remote(root: str) -> Iterator[FileInfo]:
             continue  # a web server's link to a folder above
         relative = path[len(inner.rstrip("/")) :].lstrip("/")
         if not any(part.startswith(".") for part in relative.split("/")):
-            yield _remote_info(relative, info)
+            yield remote_info(relative, info)

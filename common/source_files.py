@@ -14,7 +14,7 @@ from typing import ClassVar, Literal
 from beit.common.errors import BadSample, InputError
 from beit.common.images import IMAGE_SUFFIXES, MAX_IMAGE_BYTES
 from beit.common.locations import FileInfo, is_remote, join, match_files, read_file
-from beit.common.remote import RemoteError
+from beit.common.remote_file import RemoteError
 from beit.common.rng import stable_hash64
 from beit.common.source_types import SampleRef, Source, SourceKind, SourceShard, listing_digest, packed_key
 

@@ -19,7 +19,7 @@ from beit.common.errors import BadSample, InputError
 from beit.common.images import MAX_IMAGE_BYTES
 from beit.common.locations import FileInfo, is_remote, open_binary
 from beit.common.parquet_layout import ParquetLayout, read_layout
-from beit.common.remote import RemoteError
+from beit.common.remote_file import RemoteError
 from beit.common.source_types import (
     SampleRef,
     Source,

@@ -10,13 +10,13 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import BinaryIO, ClassVar
 
 from beit.common.errors import BadSample, InputError
 from beit.common.images import IMAGE_SUFFIXES, MAX_IMAGE_BYTES
 from beit.common.locations import FileInfo, is_remote, open_binary
-from beit.common.remote import RemoteFile
+from beit.common.remote_file import RemoteFile
 from beit.common.source_files import is_image_path
 from beit.common.source_types import SampleRef, Source, SourceKind, SourceShard, listing_digest
 from beit.common.tar_walk import TarIndex, TarMember, group_samples, iter_members, split_name, walk_tar
@@ -76,6 +76,8 @@ class TarShard:
     """Sorted names that text labels are numbered by."""
     size: int = 0
     """Bytes of the tar when it was listed; 0 where that is not known."""
+    copy: BinaryIO | None = field(default=None, compare=False, repr=False)
+    """The same tar as an open local file, in the process that made one; it is read instead, and stays open."""
 
     kind: ClassVar[SourceKind] = "tar"
     row_group: ClassVar[int] = 0
@@ -88,15 +90,13 @@ class TarShard:
         """
         return self.scan()[0]
 
-    def scan(self, copy: BinaryIO | None = None) -> tuple[list[SampleRef], TarIndex]:
+    def scan(self) -> tuple[list[SampleRef], TarIndex]:
         """Walk the tar once, front to back, and return its samples together with the walk's result.
 
-        Args:
-            copy: The same tar as an open local file, where there is one.
         Raises:
             InputError: as for `refs`.
         """
-        with self.open(copy) as reader:
+        with self.open() as reader:
             index, samples, labels = _walk_samples(reader)
         refs = [
             SampleRef(key, image.offset, image.size, self._class_id(key, _label_of(sample, labels)), image.name)
@@ -110,14 +110,10 @@ class TarShard:
         return refs, index
 
     @contextmanager
-    def open(self, copy: BinaryIO | None = None) -> Iterator[TarReader]:
-        """Open the tar for reading images.
-
-        Args:
-            copy: The same tar as an open local file, where there is one; it stays open.
-        """
-        if copy is not None:
-            yield TarReader(copy, self.location)
+    def open(self) -> Iterator[TarReader]:
+        """Open the tar for reading images."""
+        if self.copy is not None:
+            yield TarReader(self.copy, self.location)
             return
         with open_binary(self.location) as file:
             yield TarReader(file, self.location)

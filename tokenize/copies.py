@@ -14,15 +14,16 @@ import os
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Self, cast
+from typing import BinaryIO, NamedTuple, Self, cast
 
 from beit.common.errors import InputError
 from beit.common.locations import is_remote, open_binary, read_range
+from beit.tokenize.shard import ShardJob
 
 _PIECE_BYTES = 8 << 20
 _PIECES_AT_ONCE = 4
@@ -30,18 +31,17 @@ _PIECES_AT_ONCE = 4
 _POLL_SECONDS = 0.5
 
 
-@dataclass(frozen=True, slots=True)
-class OpenTar:
-    """An image tar at hand."""
+class TarCopy(NamedTuple):
+    """A remote tar at hand."""
 
     file: BinaryIO
-    """Local file, at any position."""
+    """Local, without a name."""
     sha256: str
-    """Hash of its bytes; empty for a tar that was local already."""
+    """Hash of all its bytes."""
 
 
 class TarCopies:
-    """Opens image tars, and fetches remote ones.
+    """Fetches the remote image tars of jobs.
 
     Args:
         folder: For the temporary files; has room for two tars.
@@ -53,7 +53,7 @@ class TarCopies:
         self._check_stop = check_stop
         self._pieces = ThreadPoolExecutor(_PIECES_AT_ONCE, thread_name_prefix="beit-fetch")
         self._fetchers = ThreadPoolExecutor(2, thread_name_prefix="beit-copy")
-        self._fetched: dict[str, Future[OpenTar]] = {}
+        self._fetched: dict[str, Future[TarCopy]] = {}
         self._is_closed = False
 
     def __enter__(self) -> Self:
@@ -71,34 +71,40 @@ class TarCopies:
             if not future.cancelled() and future.exception() is None:
                 future.result().file.close()
 
-    def prefetch(self, location: str) -> None:
-        """Begin to fetch a remote tar that will be opened later."""
-        if is_remote(location) and location not in self._fetched:
-            self._fetched[location] = self._fetchers.submit(self._fetch, location)
-
     @contextmanager
-    def open(self, location: str) -> Iterator[OpenTar]:
-        """Open a tar, waiting until all of it is here.
+    def at_hand(self, job: ShardJob, following: ShardJob | None = None) -> Iterator[ShardJob]:
+        """Give the job with its image tar at hand, waiting until all of it is here; a local tar is where it is.
 
+        Args:
+            job: The shard to do now.
+            following: The one that is likely next; its tar is fetched meanwhile.
         Raises:
-            InputError: it is missing, or its server has no byte ranges.
+            InputError: the tar is missing, or its server has no byte ranges.
             OSError: it cannot be read, or there is no room for it.
         """
-        if not is_remote(location):
-            with open_binary(location) as file:
-                yield OpenTar(file, "")
+        if not is_remote(job.tar.location):
+            yield job
             return
-        self.prefetch(location)
+        self._begin(job.tar.location)
+        copy = self._wait_for(job.tar.location)
+        if following is not None and is_remote(following.tar.location):
+            self._begin(following.tar.location)
+        with copy.file:
+            yield replace(job, tar=replace(job.tar, copy=copy.file), copy_sha256=copy.sha256)
+
+    def _begin(self, location: str) -> None:
+        if location not in self._fetched:
+            self._fetched[location] = self._fetchers.submit(self._fetch, location)
+
+    def _wait_for(self, location: str) -> TarCopy:
         future = self._fetched[location]
         while not future.done():
             self._check_stop()
-            _wait(future)
+            wait([future], timeout=_POLL_SECONDS)
         del self._fetched[location]
-        tar = future.result()
-        with tar.file:
-            yield tar
+        return future.result()
 
-    def _fetch(self, location: str) -> OpenTar:
+    def _fetch(self, location: str) -> TarCopy:
         with open_binary(location) as remote:  # also finds out whether its server has byte ranges
             size = remote.seek(0, os.SEEK_END)
         file = cast(BinaryIO, tempfile.TemporaryFile(dir=self._folder))
@@ -113,7 +119,7 @@ class TarCopies:
             if isinstance(error, OSError) and error.errno == errno.ENOSPC:
                 error.filename = str(self._folder)  # "no space left" alone does not tell where
             raise
-        return OpenTar(file, hasher.hexdigest())
+        return TarCopy(file, hasher.hexdigest())
 
     def _in_order(self, location: str, size: int) -> Iterator[bytes]:
         pending: deque[Future[bytes]] = deque()
@@ -131,10 +137,3 @@ class TarCopies:
         finally:
             for future in pending:
                 future.cancel()
-
-
-def _wait(future: Future[OpenTar]) -> None:
-    try:
-        future.exception(timeout=_POLL_SECONDS)
-    except TimeoutError:
-        return

@@ -14,6 +14,7 @@ from beit.common.progress import Progress
 from beit.common.shard_io import resolve_location
 from beit.common.source_tar import TarShard
 from beit.common.store_schema import ShardManifest, StoreInfo
+from beit.tokenize.copies import TarCopies
 from beit.tokenize.pack import packed_manifest
 from beit.tokenize.plan import PlannedShard, StorePlan
 from beit.tokenize.shard import ShardJob, ShardTokenizer, find_finished
@@ -97,12 +98,10 @@ class RankJobs:
             enabled=self._rank == 0 and bool(todo),
         )
         started, num_images = time.perf_counter(), 0
-        with progress, shard_tokenizer.open_copies() as copies:
+        with progress, TarCopies(store, shard_tokenizer.raise_if_stopped) as copies:
             for job, following in zip_longest(todo, todo[1:]):
-                with copies.open(job.tar.location) as tar:
-                    if following is not None:
-                        copies.prefetch(following.tar.location)
-                    manifest = shard_tokenizer.run(job, tar, progress=progress, bad_samples=bad_samples)
+                with copies.at_hand(job, following) as job_at_hand:
+                    manifest = shard_tokenizer.run(job_at_hand, progress=progress, bad_samples=bad_samples)
                 progress.update(len(manifest.skipped) * factor)
                 num_images += manifest.num_samples
         return RankReport(

@@ -14,7 +14,7 @@ import numpy as np
 from beit.common.bad_samples import BadSampleLog, BadSampleReport
 from beit.common.errors import InputError, require
 from beit.common.files import sha256_file
-from beit.common.locations import match_files
+from beit.common.locations import is_remote, match_files
 from beit.common.progress import Progress
 from beit.common.source_tar import TarShard
 from beit.common.store_schema import (
@@ -28,7 +28,6 @@ from beit.common.store_schema import (
     manifest_path,
     read_document,
 )
-from beit.tokenize.copies import OpenTar, TarCopies
 from beit.tokenize.encode import EncodedImage, Stopwatch, ViewEncoder, encode_images
 from beit.tokenize.parallel import Workers
 from beit.tokenize.prepare import PreparedImage, RejectedImage, ViewMaker
@@ -50,6 +49,8 @@ class ShardJob:
     """Image tar below the image root."""
     image_sha256: str = ""
     """Known for tars we packed."""
+    copy_sha256: str = ""
+    """Hash of the local copy of a remote tar, see `TarShard.copy`."""
     skipped: tuple[SkippedSample, ...] = ()
     """Images that could not even be packed."""
 
@@ -86,24 +87,19 @@ class ShardTokenizer:
         self._workers = workers
         self.watch = Stopwatch()
 
-    def run(self, job: ShardJob, tar: OpenTar, *, progress: Progress, bad_samples: BadSampleLog) -> ShardManifest:
+    def run(self, job: ShardJob, *, progress: Progress, bad_samples: BadSampleLog) -> ShardManifest:
         """Tokenise one shard and commit it.
 
-        Args:
-            job: The shard.
-            tar: Its image tar, opened.
-            progress: Counts views.
-            bad_samples: Counts unusable images.
         Raises:
             InputError: the image tar is damaged or changes meanwhile, or too many images are unusable.
             ResumableStop: somebody asked for it; the shard is given up.
         """
         before = match_files(job.tar.location)[0]
-        refs, index = job.tar.scan(tar.file)
+        refs, index = job.tar.scan()
         skipped = list(job.skipped)
         bad_samples.add(_reports(job.stem, skipped))
-        full_hash = self._start_hash(job, tar)
-        with TokenShardWriter(self._store, job.stem, self._info) as writer, job.tar.open(tar.file) as reader:
+        full_hash = self._start_hash(job)
+        with TokenShardWriter(self._store, job.stem, self._info) as writer, job.tar.open() as reader:
             prepare = partial(ViewMaker.of_store(self._info).prepare, reader=reader)
             results = self._workers.map(prepare, refs, ahead=self._images_ahead())
             usable = _sort_out(results, job.stem, skipped, bad_samples)
@@ -116,17 +112,22 @@ class ShardTokenizer:
                 name=job.image_file,
                 size=before.size,
                 header_sha256=index.header_sha256,
-                sha256=full_hash.result() if full_hash else job.image_sha256 or tar.sha256,
+                sha256=job.image_sha256 or job.copy_sha256 or (full_hash.result() if full_hash else ""),
                 stamp="" if job.is_packed else before.version,
             )
             return writer.commit(image=image, skipped=skipped, execution=self._execution, versions=self._versions)
 
-    def open_copies(self) -> TarCopies:
-        """Return what opens the image tars of jobs, fetching remote ones into the store's folder."""
-        return TarCopies(self._store, self._workers.raise_if_stopped)
+    def raise_if_stopped(self) -> None:
+        """End the work if somebody asked for it.
 
-    def _start_hash(self, job: ShardJob, tar: OpenTar) -> Future[str] | None:
-        if job.is_packed or tar.sha256:
+        Raises:
+            ResumableStop: somebody did.
+        """
+        self._workers.raise_if_stopped()
+
+    def _start_hash(self, job: ShardJob) -> Future[str] | None:
+        # Of a remote tar, the copy was hashed on its way.
+        if job.is_packed or is_remote(job.tar.location):
             return None
         return self._workers.submit(sha256_file, Path(job.tar.location))
 
