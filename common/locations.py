@@ -11,6 +11,7 @@ import io
 import itertools
 import os
 import re
+import urllib.parse
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -52,8 +53,19 @@ def normalise(path: str) -> str:
 
 
 def join(root: str, relative: str) -> str:
-    """Join a folder or URL and a relative path with slashes; an absolute local path wins over a local root."""
+    """Join a folder or URL and a relative path with slashes; an absolute local path wins over a local root.
+
+    The relative path is a file's name as people write it; in a web address it is percent-escaped.
+    """
+    if root.startswith(_WEB_SCHEMES):
+        relative = urllib.parse.quote(relative)
     return f"{root.rstrip('/')}/{relative}" if is_remote(root) else os.path.join(root, relative)
+
+
+def relative_to(root: str, path: str) -> str:
+    """Return a path or URL below `root` as the relative path that `join` takes."""
+    relative = path[len(root.rstrip("/")) :].lstrip("/")
+    return urllib.parse.unquote(relative) if root.startswith(_WEB_SCHEMES) else relative
 
 
 def open_binary(path: str, *, read_ahead: bool = True) -> BinaryIO:
@@ -285,6 +297,6 @@ def _walk_remote(root: str) -> Iterator[FileInfo]:
     for path, info in file_system.find(inner, detail=True).items():
         if not _is_file(info):
             continue  # a web server's link to a folder above
-        relative = path[len(inner.rstrip("/")) :].lstrip("/")
+        relative = relative_to(inner, path)
         if not any(part.startswith(".") for part in relative.split("/")):
             yield remote_info(relative, info)

@@ -22,6 +22,7 @@ from beit.common.locations import (
     match_files,
     measure_files,
     normalise,
+    relative_to,
 )
 from beit.common.source_files import (
     FileOrder,
@@ -80,7 +81,7 @@ def open_source(spec: str | Path, *, file_order: FileOrder = "path", files_per_s
     else:
         matched = match_files(text)
         root = _common_folder(matched)
-        files = [replace(file, path=file.path[len(root.rstrip("/")) + 1 :]) for file in matched]
+        files = [replace(file, path=relative_to(root, file.path)) for file in matched]
     return _open_listing(root, files, is_pattern=not is_listed, order=file_order, files_per_shard=files_per_shard)
 
 
