@@ -9,12 +9,13 @@ from __future__ import annotations
 import os
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from beit.common.errors import BadSample
 from beit.common.progress import Progress
+from beit.common.source_parquet import ParquetShard
 from beit.common.source_types import SampleRef, ShardReader, SourceShard
 from beit.tokenize.parallel import Workers
 from beit.tokenize.plan import Catalogue
@@ -24,6 +25,9 @@ ImageData = bytes | BadSample
 
 Entry = tuple[int, int] | BadSample
 """Offset and length in the spool file, or why there are no bytes."""
+
+_BUFFER_BYTES = 64 << 20
+"""Images in memory before they are written; arbitrary."""
 
 
 class Spool:
@@ -54,8 +58,9 @@ class Spool:
         with Progress(len(self._group_of), unit="images", description="read") as progress:
             for shard, count in zip(shards, self._catalogue.shard_counts, strict=True):
                 workers.raise_if_stopped()
-                with shard.open() as reader:
-                    progress.update(self._append(reader, range(first, first + count)))
+                for reader, rows in _in_pieces(shard, count):
+                    workers.raise_if_stopped()
+                    progress.update(self._append(reader, [first + row for row in rows]))
                 first += count
 
     @contextmanager
@@ -82,15 +87,39 @@ class Spool:
     def _path(self, group: int) -> Path:
         return self._folder / f"{group:06d}.bin"
 
-    def _append(self, reader: ShardReader, positions: range) -> int:
-        by_group: dict[int, list[int]] = defaultdict(list)
+    def _append(self, reader: ShardReader, positions: Iterable[int]) -> int:
+        """Read images in the order of their container and append each to the spool file of its group."""
+        by_group: dict[int, list[tuple[int, ImageData]]] = defaultdict(list)
+        count = num_bytes = 0
         for position in positions:
-            if position in self._group_of:
-                by_group[self._group_of[position]].append(position)
-        for group, members in by_group.items():
-            images = [(position, read_image(reader, self._catalogue.refs[position])) for position in members]
+            if position not in self._group_of:
+                continue
+            image = read_image(reader, self._catalogue.refs[position])
+            by_group[self._group_of[position]].append((position, image))
+            count += 1
+            num_bytes += 0 if isinstance(image, BadSample) else len(image)
+            if num_bytes > _BUFFER_BYTES:
+                self._flush(by_group)
+                num_bytes = 0
+        self._flush(by_group)
+        return count
+
+    def _flush(self, by_group: dict[int, list[tuple[int, ImageData]]]) -> None:
+        for group, images in by_group.items():
             self._entries[group] |= _append_images(self._path(group), images)
-        return sum(map(len, by_group.values()))
+        by_group.clear()
+
+
+def _in_pieces(shard: SourceShard, count: int) -> Iterator[tuple[ShardReader, range]]:
+    """Yield readers of a shard, and the rows that each is for, such that none holds much in memory."""
+    if not isinstance(shard, ParquetShard):
+        with shard.open() as reader:
+            yield reader, range(count)
+        return
+    first = 0
+    for rows in shard.stream():
+        yield rows, range(first, first + len(rows))
+        first += len(rows)
 
 
 def _append_images(path: Path, images: list[tuple[int, ImageData]]) -> dict[int, Entry]:

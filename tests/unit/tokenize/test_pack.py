@@ -67,8 +67,8 @@ def test_packing_a_table_takes_each_row_group_once(tmp_path, monkeypatch):
     opened = []
     from beit.common.source_parquet import ParquetShard
 
-    open_shard = ParquetShard.open
-    monkeypatch.setattr(ParquetShard, "open", lambda self: opened.append(self.row_group) or open_shard(self))
+    stream = ParquetShard.stream
+    monkeypatch.setattr(ParquetShard, "stream", lambda self: opened.append(self.row_group) or stream(self))
     tokenize(tmp_path / "x.parquet", tmp_path / "store", shard_size=3)
     assert opened == [0, 1, 2, 3]
 

@@ -4,6 +4,8 @@ import json
 import re
 
 import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from beit.common import remote_file
@@ -92,6 +94,25 @@ def test_remote_images_and_lists_are_packed(tmp_path, scheme):
         assert tokenize(f"{root}/list.txt", tmp_path / "list").num_samples == 2
         tokenize(f"{root}/table.csv", tmp_path / "table")
         assert open_store(tmp_path / "table").info.class_names == ("rose",)
+
+
+@pytest.mark.parametrize("scheme", ["http", "s3", "memory"])
+def test_remote_tables_are_packed_in_few_requests(tmp_path, scheme):
+    cells = [{"bytes": encoded_image(number, "png"), "path": f"{number}.png"} for number in range(40)]
+    for number in range(2):
+        table = pa.table({"image": cells[number::2], "label": [0, 1] * 10, "note": ["x" * 1000] * 20})
+        (tmp_path / "tables").mkdir(exist_ok=True)
+        pq.write_table(table, tmp_path / f"tables/train-{number}.parquet", row_group_size=10)
+    tokenize(tmp_path / "tables", tmp_path / "local", shard_size=9)
+    put_in_memory(served(tmp_path / "tables", "/tables/"))
+    files = served(tmp_path / "tables", "tables/")
+    with serve(FileServer({f"/{name}": data for name, data in files.items()})) as server, serve_s3(files) as bucket:
+        root = {"http": server.url, "s3": bucket, "memory": "memory:/"}[scheme] + "/tables"
+        tokenize(root, tmp_path / "remote", shard_size=9)
+        assert tokens_of(tmp_path / "remote") == tokens_of(tmp_path / "local")
+        assert open_store(tmp_path / "remote")[0]["label"] in (0, 1)
+        if scheme == "http":
+            assert len(server.paths) < 50  # for 40 images and 4 row groups; each opening costs two
 
 
 def test_a_connection_that_breaks_is_taken_up_again(tmp_path, tars, at_once):
