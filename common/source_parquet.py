@@ -251,7 +251,10 @@ def _opened(file: FileInfo, metadata: pq.FileMetaData | None, *, buffer_bytes: i
     """
     handle = open_binary(file.path, read_ahead=False) if is_remote(file.path) else nullcontext(file.path)
     try:
-        with handle as opened, pq.ParquetFile(opened, metadata=metadata, buffer_size=buffer_bytes) as parquet:
+        with (
+            handle as opened,
+            pq.ParquetFile(opened, metadata=metadata, buffer_size=buffer_bytes, pre_buffer=not buffer_bytes) as parquet,
+        ):
             yield parquet
     except RemoteError:
         raise
