@@ -11,7 +11,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from beit.common.config import config_from_dict
 from beit.common.errors import InputError, require
@@ -34,6 +34,9 @@ VIEWS_SUFFIX = "views.npy"
 
 MAX_HELD_OUT_SHARE = 0.2
 """No small store gives up more than this for the learning signal."""
+
+_LATER_SETTINGS = {"exif_orientation": '"applied"'}
+"""Settings that came after the first stores, with what those did; left out of the hash there, so that it stays."""
 
 Schema = TypeVar("Schema")
 
@@ -148,6 +151,8 @@ class StoreInfo:
     """Names of the labels, where the source has them."""
     held_out: HeldOut = field(default_factory=HeldOut)
     """Samples kept from pre-training."""
+    exif_orientation: Literal["applied"] = "applied"
+    """Boxes and tokens belong to images turned and mirrored as their EXIF orientation asks."""
     canary: str
     """Hash of a bundled image pushed through decoding and rendering; equal canaries replay views bit for bit."""
     image_root: str
@@ -169,7 +174,11 @@ class StoreInfo:
         flat = _flatten(asdict(self))
         volatile = ("held_out.threshold", "image_root", "mixed_execution", "tokenizer.name")
         groups = ("execution.", "versions")
-        return {name: text for name, text in flat.items() if name not in volatile and not name.startswith(groups)}
+        return {
+            name: text
+            for name, text in flat.items()
+            if name not in volatile and not name.startswith(groups) and _LATER_SETTINGS.get(name) != text
+        }
 
     def settings_sha256(self) -> str:
         """Return the hash that ties every shard manifest to these settings."""
