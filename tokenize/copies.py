@@ -23,6 +23,7 @@ from typing import BinaryIO, NamedTuple, Self, cast
 
 from beit.common.errors import InputError
 from beit.common.locations import is_remote, open_binary, read_range
+from beit.common.source_tar import TarShard
 from beit.tokenize.shard import ShardJob
 
 _PIECE_BYTES = 8 << 20
@@ -85,12 +86,30 @@ class TarCopies:
         if not is_remote(job.tar.location):
             yield job
             return
-        self._begin(job.tar.location)
-        copy = self._wait_for(job.tar.location)
-        if following is not None and is_remote(following.tar.location):
-            self._begin(following.tar.location)
-        with copy.file:
+        with self._copy(job.tar.location) as copy:
+            if following is not None and is_remote(following.tar.location):
+                self._begin(following.tar.location)
             yield replace(job, tar=replace(job.tar, copy=copy.file), copy_sha256=copy.sha256)
+
+    @contextmanager
+    def shard_at_hand(self, tar: TarShard) -> Iterator[TarShard]:
+        """Give a tar of a source as `at_hand` gives that of a job.
+
+        Raises:
+            InputError, OSError: as there.
+        """
+        if not is_remote(tar.location):
+            yield tar
+            return
+        with self._copy(tar.location) as copy:
+            yield replace(tar, copy=copy.file)
+
+    @contextmanager
+    def _copy(self, location: str) -> Iterator[TarCopy]:
+        self._begin(location)
+        copy = self._wait_for(location)
+        with copy.file:
+            yield copy
 
     def _begin(self, location: str) -> None:
         if location not in self._fetched:
