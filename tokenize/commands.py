@@ -49,7 +49,8 @@ def tokenize_command(
     """Cut K views from every image of SOURCE, turn them into visual tokens and write them to STORE.
 
     SOURCE is a folder of images (any depth), WebDataset tars (path, glob or brace range), Parquet files with an image
-    column, or a text list. Run the same command again to go on after an interruption: finished shards are kept.
+    column, or a text list; local or remote (docs/sources.md). Run the same command again to go on after an
+    interruption: finished shards are kept.
 
     \b
     Example:

@@ -76,10 +76,12 @@ def plan_store(config: TokenizeConfig, spec: str, store: Path) -> StorePlan:
         InputError: the source is missing, empty or damaged, or the store lies inside it.
     """
     source = open_source(spec)
+    is_listed_by_name = spec.lower().endswith((".txt", ".csv"))  # the store cannot become part of the source
     if (
-        not is_remote(source.root)
+        source.kind == "files"
+        and not is_listed_by_name
+        and not is_remote(source.root)
         and store.resolve().is_relative_to(Path(source.root).resolve())
-        and source.kind == "files"
     ):
         raise InputError(f"store ({store}) must not lie inside the source ({source.root}); choose another folder")
     if source.kind == "tar" and not config.short_side:
