@@ -240,6 +240,8 @@ def _stat(path: str) -> FileInfo:
             status = os.stat(path)
         except OSError as error:
             raise InputError(f"{path} does not exist or cannot be read ({error.strerror or error})") from None
+        except ValueError as error:  # a zero byte, or half a surrogate pair
+            raise InputError(f"{path!a} is no path ({error})") from None
         return FileInfo(path, status.st_size, str(status.st_mtime_ns))
     file_system, inner = file_system_of(path)
     with one_clear_line(path):

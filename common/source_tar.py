@@ -29,8 +29,8 @@ _MEMBERS_TO_PEEK = 64
 
 _SUFFIXES_IN_MESSAGE = 5
 _WALK_THREADS = 8  # of remote tars; arbitrary
-_NUMBER = re.compile(r"-?\d{1,18}")
-_LARGEST_CLASS_ID = (1 << 63) - 1  # tables hold labels as signed 64-bit integers
+_NUMBER = re.compile(r"-?[0-9]{1,18}")
+_MAX_LABEL = 1 << 62
 
 
 class TarReader:
@@ -260,7 +260,7 @@ def _read_label(member: TarMember, reader: TarReader) -> int | str | None:
     if isinstance(value, str) and value.strip():
         text = value.strip()
         return int(text) if _NUMBER.fullmatch(text) else text
-    if not isinstance(value, int) or isinstance(value, bool) or value > _LARGEST_CLASS_ID:
+    if not isinstance(value, int) or isinstance(value, bool) or abs(value) > _MAX_LABEL:
         return None
     return value
 

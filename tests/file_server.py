@@ -88,6 +88,8 @@ def answer(server: FileServer, request: BaseHTTPRequestHandler) -> None:
     listing = list_links(server, urllib.parse.unquote(request.path)) if content is None else None
     content = content if listing is None else listing
     status = server.statuses.pop(0) if server.statuses and is_get else 200 if content is not None else 404
+    if status == 200 and content is not None and server.has_ranges and starts_behind(content, request):
+        status = 416
     if status != 200 or content is None:
         request.send_response(status)
         request.send_header("Content-Length", "0")
@@ -111,6 +113,12 @@ def answer(server: FileServer, request: BaseHTTPRequestHandler) -> None:
     request.end_headers()
     if is_get:
         send(server, request, content[start:end])
+
+
+def starts_behind(content: bytes, request: BaseHTTPRequestHandler) -> bool:
+    """Tell whether a Range begins behind the last byte."""
+    wanted = request.headers.get("Range")
+    return wanted is not None and int(wanted.removeprefix("bytes=").partition("-")[0]) >= len(content)
 
 
 def send(server: FileServer, request: BaseHTTPRequestHandler, data: bytes) -> None:
