@@ -6,7 +6,6 @@ table, token ids against the vocabulary. Comparing tokens with a new tokenisatio
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from beit.common.errors import BadSample, InputError, require
-from beit.common.locations import match_files, open_binary
+from beit.common.files import sha256_file
+from beit.common.locations import is_remote, match_files, open_binary
 from beit.common.progress import Progress
 from beit.common.sample_table import SampleTable, decode_index
 from beit.common.store import TokenStore, read_store_info
@@ -162,10 +162,8 @@ def _verify_images(location: str, expected: ImageFile, table: SampleTable) -> No
     with open_binary(location) as file:
         index = walk_tar(file, label=location)
     require(index.header_sha256 == expected.header_sha256, f"{location} holds other members than when it was tokenised")
-    if expected.sha256:
-        with open_binary(location) as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        require(digest == expected.sha256, f"{location} is damaged: its sha256 has changed")
+    if expected.sha256 and not is_remote(location):
+        require(sha256_file(Path(location)) == expected.sha256, f"{location} is damaged: its sha256 has changed")
     members = {member.offset: member for member in index.members}
     for key, offset, length in zip(table.key, table.img_off.tolist(), table.img_len.tolist(), strict=True):
         member = members.get(offset)
