@@ -68,9 +68,7 @@ class TarCopies:
         self._is_closed = True
         self._fetchers.shutdown(cancel_futures=True)
         self._pieces.shutdown(cancel_futures=True)
-        for future in self._fetched.values():
-            if not future.cancelled() and future.exception() is None:
-                future.result().file.close()
+        self._forget()
 
     @contextmanager
     def at_hand(self, job: ShardJob, following: ShardJob | None = None) -> Iterator[ShardJob]:
@@ -87,6 +85,7 @@ class TarCopies:
             yield job
             return
         with self._copy(job.tar.location) as copy:
+            self._forget()  # what was fetched in advance and then done by another rank
             if following is not None and is_remote(following.tar.location):
                 self._begin(following.tar.location)
             yield replace(job, tar=replace(job.tar, copy=copy.file), copy_sha256=copy.sha256)
@@ -114,6 +113,13 @@ class TarCopies:
     def _begin(self, location: str) -> None:
         if location not in self._fetched:
             self._fetched[location] = self._fetchers.submit(self._fetch, location)
+
+    def _forget(self) -> None:
+        """Close what has been fetched, now or when it is."""
+        while self._fetched:
+            _, future = self._fetched.popitem()
+            if not future.cancel():
+                future.add_done_callback(_close)
 
     def _wait_for(self, location: str) -> TarCopy:
         future = self._fetched[location]
@@ -156,3 +162,8 @@ class TarCopies:
         finally:
             for future in pending:
                 future.cancel()
+
+
+def _close(future: Future[TarCopy]) -> None:
+    if future.exception() is None:
+        future.result().file.close()

@@ -61,6 +61,22 @@ def test_the_following_tar_is_fetched_meanwhile(folder, content):
         assert server.paths[-1] == "/1.tar"
 
 
+def test_a_tar_that_was_fetched_in_vain_is_let_go(folder, content, monkeypatch):
+    files = []
+    temporary_file = copies.tempfile.TemporaryFile
+    monkeypatch.setattr(
+        copies.tempfile, "TemporaryFile", lambda **options: files.append(temporary_file(**options)) or files[-1]
+    )
+    with serve(FileServer({f"/{number}.tar": content for number in range(3)})) as server:
+        first, second, third = (job(f"{server.url}/{number}.tar") for number in range(3))
+        with TarCopies(folder, never) as tars:
+            with tars.at_hand(first, second):
+                pass
+            with tars.at_hand(third):
+                pass
+    assert len(files) in (2, 3) and all(file.closed for file in files)  # the second may not have been begun
+
+
 def test_a_stop_is_heard_while_waiting(folder, content):
     def stop():
         raise ResumableStop("enough")
