@@ -96,7 +96,7 @@ class TarShard:
         Raises:
             InputError: as for `refs`.
         """
-        with self.open() as reader:
+        with self.open(read_ahead=True) as reader:
             index, samples, labels = _walk_samples(reader)
         refs = [
             SampleRef(key, image.offset, image.size, self._class_id(key, _label_of(sample, labels)), image.name)
@@ -115,7 +115,7 @@ class TarShard:
         Raises:
             InputError: as for `refs`.
         """
-        with self.open() as reader:
+        with self.open(read_ahead=True) as reader:
             samples = group_samples(walk_tar(reader.file, label=self.location).members, label=self.location)
         found = ((sample, _image_member(sample)) for sample in samples.values())
         return [
@@ -125,12 +125,16 @@ class TarShard:
         ]
 
     @contextmanager
-    def open(self) -> Iterator[TarReader]:
-        """Open the tar for reading images."""
+    def open(self, *, read_ahead: bool = False) -> Iterator[TarReader]:
+        """Open the tar for reading images.
+
+        Args:
+            read_ahead: Of a remote tar, fetch more than is asked for, because all of it is read front to back.
+        """
         if self.copy is not None:
             yield TarReader(self.copy, self.location)
             return
-        with open_binary(self.location) as file:
+        with open_binary(self.location, read_ahead=read_ahead) as file:
             yield TarReader(file, self.location)
 
     def _report_left_out(self, samples: dict[str, dict[str, TarMember]]) -> None:
