@@ -27,7 +27,7 @@ from beit.common.store_schema import (
     read_document,
     to_json,
 )
-from beit.tokenize.locks import shared_step
+from beit.tokenize.leases import Leases
 
 logger = logging.getLogger(__name__)
 
@@ -41,21 +41,22 @@ class FinishedStore:
     """Images without tokens, by reason."""
 
 
-def finish_store(store: Path, stems: list[str], *, budget: float) -> FinishedStore | None:
+def finish_store(store: Path, stems: list[str], leases: Leases, *, budget: float) -> FinishedStore | None:
     """Write the held-out threshold and the shard table, once every shard is committed.
 
-    Any rank may call this at its end; the last one succeeds. Calling it again changes nothing.
+    Every rank calls this at its end; who comes later changes nothing.
 
     Args:
         store: Folder of the store.
         stems: All shards, in order.
+        leases: Of this process.
         budget: Share of unusable images that is tolerated.
     Returns:
         What the store holds, or None while shards are missing.
     Raises:
         InputError: no image was usable, or too few were, or a manifest does not belong here.
     """
-    with shared_step(store, "store"):
+    with leases.step("store"):
         info = read_document(StoreInfo, store / STORE_FILE)
         folder = store / TOKENS_DIR
         if not all(manifest_path(folder, stem).exists() for stem in stems):
@@ -68,6 +69,7 @@ def finish_store(store: Path, stems: list[str], *, budget: float) -> FinishedSto
         rows = [index_row(manifest, keys, threshold) for manifest, keys in zip(manifests, hashes, strict=True)]
         write_json(store / STORE_FILE, to_json(info))
         write_atomic(store / INDEX_FILE, encode_index(rows))
+        leases.sweep()
     return FinishedStore(rows, Counter(sample.reason for manifest in manifests for sample in manifest.skipped))
 
 

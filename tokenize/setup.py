@@ -21,7 +21,7 @@ from beit.common.store_schema import (
 from beit.common.views import compute_canary
 from beit.tokenize.config import TokenizeConfig
 from beit.tokenize.execution import library_versions
-from beit.tokenize.locks import LOCK_PREFIX, shared_step
+from beit.tokenize.leases import LEASE_PREFIX, Leases
 from beit.tokenize.plan import StorePlan
 from beit.tokenize.writer import remove_temporaries
 
@@ -38,7 +38,7 @@ def check_store_folder(store: Path, *, resume: str = "auto") -> None:
     require(not store.exists() or store.is_dir(), f"store ({store}) is a file; name a folder")
     if not store.exists():
         return
-    ours = (LOCK_PREFIX, f"{STORE_FILE}.tmp.")  # all that a run leaves that was killed at its very start
+    ours = (LEASE_PREFIX, f"{STORE_FILE}.tmp.")  # all that a run leaves that was killed at its very start
     content = [path.name for path in store.iterdir() if not path.name.startswith(ours)]
     if (store / STORE_FILE).exists():
         require(resume == "auto", f"store ({store}) exists; --resume never starts a new one: name another folder")
@@ -75,14 +75,14 @@ def build_info(
     )
 
 
-def begin_or_continue(store: Path, wanted: StoreInfo, *, allow_mixed: bool) -> StoreInfo:
+def begin_or_continue(store: Path, wanted: StoreInfo, leases: Leases, *, allow_mixed: bool) -> StoreInfo:
     """Write store.json, or check that an existing one agrees, and return what holds for the store.
 
     Raises:
         InputError: a setting differs; names it with both values.
     """
     path = store / STORE_FILE
-    with shared_step(store, "store"):
+    with leases.step("store"):
         remove_temporaries(store, STORE_FILE, INDEX_FILE)
         if not path.exists():
             write_json(path, to_json(wanted))

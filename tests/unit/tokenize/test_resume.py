@@ -120,8 +120,9 @@ def test_a_changed_source_is_refused(tmp_path):
 
 def test_another_execution_continues_if_allowed_and_is_recorded(tmp_path):
     source = write_tars(tmp_path / "images", (3, 3))
-    tokenize(source, tmp_path / "store", rank=0, world_size=2)
-    tokenize(source, tmp_path / "store", rank=1, world_size=2, micro_batch_size=5, allow_mixed=True)
+    tokenize(source, tmp_path / "store")
+    remove(tmp_path / "store/tokens/000001-part-1.manifest.json")
+    tokenize(source, tmp_path / "store", micro_batch_size=5, allow_mixed=True)
     info = open_store(tmp_path / "store").info
     assert info.mixed_execution and info.execution.micro_batch_size == 4
 
@@ -165,16 +166,25 @@ def test_resume_never_refuses_an_existing_store(tmp_path):
         tokenize_with_ranks(tiny_config(), str(source), tmp_path / "store", resume="never")
 
 
-def test_two_runs_on_one_store_exclude_each_other(tmp_path):
-    source = write_tars(tmp_path / "images", (2,))
+def test_a_second_run_on_one_store_joins_in(tmp_path):
+    source, store = write_tars(tmp_path / "images", (4, 4, 4)), tmp_path / "store"
+    second = get_context("fork").Process(target=tokenize, args=(source, store))
 
-    class Rival(BlockSums):
+    class JoinedAtTheStart(BlockSums):
         def encode(self, images):
-            with pytest.raises(InputError, match=rf"written by another beit tokenize \(process {os.getpid()}\)"):
-                tokenize(source, tmp_path / "store")
+            if not self.batch_shapes:
+                second.start()
+                while len(list((store / "tokens").glob("*.manifest.json"))) < 2:  # it does the others meanwhile
+                    assert second.is_alive()
             return super().encode(images)
 
-    assert tokenize(source, tmp_path / "store", tokenizer=Rival()).is_complete
+    tokenizer = JoinedAtTheStart()
+    assert tokenize(source, store, tokenizer=tokenizer).is_complete
+    second.join()
+    assert second.exitcode == 0
+    assert len(tokenizer.batch_shapes) == 3  # one shard of three
+    tokenize(source, tmp_path / "clean")
+    assert tree_bytes(store) == tree_bytes(tmp_path / "clean")
 
 
 def test_a_signal_stops_between_images_and_the_rerun_completes(tmp_path):
