@@ -109,5 +109,5 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_bytes())
     except FileNotFoundError:
         raise InputError(f"{path} does not exist") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # also of text that is not UTF-8, and of numbers with 5000 digits
         raise InputError(f"{path} is not valid JSON ({error}); restore the file or remove what it belongs to") from None

@@ -98,7 +98,7 @@ def test_a_table_that_points_elsewhere_is_found(store):
     samples = store / "tokens/000001-part-1.samples.parquet"
     samples.write_bytes((store / "tokens/000000-part-0.samples.parquet").read_bytes())
     forge_hash(store, samples.name)
-    assert any("4 samples in the table, 3 expected" in problem for problem in verify_store(store).problems)
+    assert any("has 4 samples, the shard table says 3" in problem for problem in verify_store(store).problems)
 
 
 def test_an_index_that_disagrees_is_found(store):
