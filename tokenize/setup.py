@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -27,6 +28,8 @@ from beit.tokenize.writer import remove_temporaries
 
 logger = logging.getLogger(__name__)
 
+_URL = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)
+
 
 def check_store_folder(store: Path, *, resume: str = "auto") -> None:
     """Refuse a folder that cannot become, or go on as, a store; called before anything is written.
@@ -35,6 +38,7 @@ def check_store_folder(store: Path, *, resume: str = "auto") -> None:
         InputError: it is a file, it holds something else, or `resume` forbids to continue it.
     """
     require(resume in ("auto", "never"), f"--resume ({resume}) must be auto or never for tokenize")
+    require_local(store)
     require(not store.exists() or store.is_dir(), f"store ({store}) is a file; name a folder")
     if not store.exists():
         return
@@ -44,6 +48,20 @@ def check_store_folder(store: Path, *, resume: str = "auto") -> None:
         require(resume == "auto", f"store ({store}) exists; --resume never starts a new one: name another folder")
         return
     require(not content, f"store ({store}) is not empty and not a token store; name another folder")
+
+
+def require_local(store: Path) -> None:
+    """Refuse a URL as the place of a store that is written or verified.
+
+    Raises:
+        InputError: it is one.
+    """
+    url = _URL.match(str(store))  # one slash is what a path leaves of two
+    require(
+        url is None,
+        f"store ({store}) is a URL, and stores are written and verified on a file system: tokenise into a local folder "
+        "and copy it, index.parquet last; beit pretrain reads it from there",
+    )
 
 
 def recorded_threads(store: Path) -> int:

@@ -35,6 +35,58 @@ def test_bad_input_of_a_rank_is_bad_input_of_the_whole(tmp_path):
         tokenize_with_ranks(settings, str(tmp_path / "nowhere"), tmp_path / "store", ranks=2)
 
 
+LAUNCHERS = {
+    "torchrun": ["torch.distributed.run", "--nproc_per_node=2", "-m", "beit.cli"],
+    "deepspeed": ["deepspeed.launcher.runner", "--num_gpus=2", "--no_local_rank", "--module", "beit.cli"],
+}
+
+
+def command(tmp_path):
+    settings = ("threads=1", "micro_batch_size=4", "shard_size=4", "bad_sample_budget=0.5", "workers=2")
+    arguments = ["tokenize", tmp_path / "images", tmp_path / "store", "--tokenizer", tmp_path / "tokenizer"]
+    arguments += ["--views", 3, "--img-size", 16, "--patch-size", 4]
+    return [*map(str, arguments), *(part for setting in settings for part in ("--set", setting))]
+
+
+def clean_store(tmp_path):
+    run_tokenize(config(tmp_path), str(write_images(tmp_path / "images", 20)), tmp_path / "clean")
+    return tree_bytes(tmp_path / "clean")
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_launchers_start_ranks_that_share_one_store(tmp_path, launcher):
+    expected = clean_store(tmp_path)
+    process = subprocess.run(
+        [sys.executable, "-m", *LAUNCHERS[launcher], *command(tmp_path)],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONSAFEPATH": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.count("20 usable") == 1
+    assert tree_bytes(tmp_path / "store") == expected
+
+
+def test_a_slurm_task_does_the_shards_of_a_lost_one(tmp_path):
+    expected = clean_store(tmp_path)
+    slurm = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_TASKS_PER_NODE": "2", "SLURM_STEP_NODELIST": "node[1-2]"}
+    codes, outputs = [], []
+    for rank, fault in ((1, {"BEIT_FAULT": "sample:2"}), (0, {})):
+        process = subprocess.run(
+            [sys.executable, "-m", "beit.cli", *command(tmp_path)],
+            env=os.environ | slurm | {"SLURM_PROCID": str(rank), "OMP_NUM_THREADS": "1"} | fault,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        codes.append(process.returncode)
+        outputs.append(process.stdout)
+    assert codes == [-signal.SIGKILL, 0]
+    assert "20 usable" in outputs[1]
+    assert tree_bytes(tmp_path / "store") == expected
+
+
 SCRIPT = """
 import sys
 from pathlib import Path

@@ -1,6 +1,7 @@
 import os
 import signal
 from multiprocessing import get_context
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +19,7 @@ from beit.tests.tiny_store import (
     write_tars,
 )
 from beit.tokenize.run import tokenize_with_ranks
+from beit.tokenize.verify import verify_store
 
 
 def test_a_rerun_does_nothing(tmp_path):
@@ -313,3 +315,12 @@ def test_another_pillow_is_refused_by_name(tmp_path, monkeypatch):
     monkeypatch.setattr("beit.tokenize.setup.compute_canary", lambda: "0" * 64)
     with pytest.raises(InputError, match="another version of Pillow"):
         tokenize(source, tmp_path / "store")
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/store", "gs://b/s", "https://host/store", "file:///tmp/store"])
+def test_a_url_as_store_is_refused_with_the_way_out(tmp_path, monkeypatch, url):
+    monkeypatch.chdir(tmp_path)
+    for use in (lambda store: tokenize(tmp_path, store), verify_store):
+        with pytest.raises(InputError, match="tokenise into a local folder and copy it"):
+            use(Path(url))
+    assert not list(tmp_path.iterdir())
