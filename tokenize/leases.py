@@ -27,6 +27,7 @@ from typing import Self
 
 import psutil  # type: ignore[import-untyped]  # comes with deepspeed
 
+from beit.common.config import config_from_dict
 from beit.common.signals import is_alive
 
 logger = logging.getLogger(__name__)
@@ -222,11 +223,10 @@ class Leases:
         holder = _decode(content)
         if holder is not None and holder.is_dead():
             return True
-        seen, since = self._seen.get(name, (b"", 0.0))
-        if content != seen:
+        if name not in self._seen or self._seen[name][0] != content:
             self._seen[name] = (content, time.monotonic())
             return False
-        return time.monotonic() - since > self._expiry_seconds
+        return time.monotonic() - self._seen[name][1] > self._expiry_seconds
 
     def _keep_alive(self) -> None:
         while not self._ended.wait(self._beat_seconds):
@@ -257,10 +257,10 @@ def _read(path: Path) -> bytes | None:
 
 
 def _decode(content: bytes | None) -> Holder | None:
-    """Return what a lease says; None while it is being written."""
+    """Return what a lease says; None while it is being written, or if something else stands there."""
     try:
-        return Holder(**json.loads(content or b""))
-    except (ValueError, TypeError):
+        return config_from_dict(Holder, json.loads(content or b""))
+    except (ValueError, TypeError, AttributeError, RecursionError):
         return None
 
 

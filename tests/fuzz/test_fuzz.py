@@ -13,6 +13,7 @@ import json
 import os
 import pickle
 import random
+import resource
 import signal
 import sys
 import tarfile
@@ -23,6 +24,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -58,6 +60,7 @@ FIRST = int(os.environ.get("BEIT_FUZZ_FIRST", "0"))
 SEED = os.environ.get("BEIT_FUZZ_SEED", "0")
 CASE_SECONDS = 60
 """Far above what any case takes; a slow machine must not fail."""
+MEMORY_BYTES = 3 << 30
 _SHOWN = 5
 
 
@@ -115,9 +118,13 @@ def too_slow(signum, frame):
 
 
 @pytest.fixture
-def time_limit():
+def limits():
+    """A few gigabytes more than now are a lot for files of a few kilobytes; what asks for more gets a MemoryError."""
     previous = signal.signal(signal.SIGALRM, too_slow)
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms + MEMORY_BYTES, hard))
     yield
+    resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
     signal.setitimer(signal.ITIMER_REAL, 0)
     faulthandler.cancel_dump_traceback_later()
     signal.signal(signal.SIGALRM, previous)
@@ -126,7 +133,7 @@ def time_limit():
 @pytest.mark.parametrize(
     "target", ["tar", "image", "tokens", "manifest", "store.json", "index", "forged", "config", "source"]
 )
-def test_damaged_input_does_no_harm(tmp_path, monkeypatch, watch, time_limit, target):
+def test_damaged_input_does_no_harm(tmp_path, monkeypatch, watch, limits, target):
     monkeypatch.chdir(tmp_path)
     failures = []
     run = TARGETS[target](tmp_path)

@@ -67,6 +67,16 @@ def test_a_lease_of_another_machine_expires_only_when_it_stands_still(tmp_path):
         assert not any(leases.claim("a") for _ in range(3))
 
 
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[1]", b"[" * 50_000, b'{"pid": "x"}', b"null", b"\xff", b'{"nonce": 1}']
+)
+def test_what_is_no_lease_is_taken_when_it_stood_still(tmp_path, content):
+    lease(tmp_path, "a").write_bytes(content)
+    with Leases(tmp_path, expiry_seconds=-1.0) as leases:
+        assert not leases.claim("a")
+        assert leases.claim("a")
+
+
 def test_signs_of_life_change_the_file_and_keep_its_owner(tmp_path):
     with Leases(tmp_path, beat_seconds=0.001) as leases:
         leases.claim("a")
