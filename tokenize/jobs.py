@@ -130,14 +130,16 @@ class RankJobs:
 
     def _claim(self, store: Path, info: StoreInfo, todo: list[ShardJob], own: set[str]) -> Iterator[ShardJob]:
         """Yield unfinished shards, one after the other and each under its lease, until every shard is committed."""
+        unchecked = set(own)
         left = [*todo, *self._others]
         while left:
             held_by_others = []
             for job in left:
                 # Whether the files of a shard are as its manifest says is checked by the rank whose share it is.
-                if job.stem not in own and _is_committed(store, job):
+                if job.stem not in unchecked and _is_committed(store, job):
                     continue
                 if not self._leases.claim(job.stem):
+                    unchecked.discard(job.stem)  # what another process is at work on, that one answers for
                     held_by_others.append(job)
                     continue
                 try:

@@ -15,7 +15,7 @@ from pathlib import Path
 from beit.common.errors import require
 from beit.common.launcher_env import launcher_environment, under_launcher
 from beit.common.signals import stop_on_signals
-from beit.common.store_schema import Execution, TokenizerInfo
+from beit.common.store_schema import IMAGES_DIR, Execution, StoreInfo, TokenizerInfo, manifest_path
 from beit.tokenize.config import TokenizeConfig
 from beit.tokenize.encode import ViewEncoder
 from beit.tokenize.execution import (
@@ -25,12 +25,12 @@ from beit.tokenize.execution import (
     library_versions,
     torch_threads,
 )
-from beit.tokenize.index import FinishedStore, finish_store
+from beit.tokenize.index import FinishedStore, finish_store, index_stamp
 from beit.tokenize.jobs import RankJobs, list_jobs
 from beit.tokenize.leases import Leases
-from beit.tokenize.pack import pack_images
+from beit.tokenize.pack import pack_images, packed_manifest
 from beit.tokenize.parallel import Workers, available_cores
-from beit.tokenize.plan import plan_store
+from beit.tokenize.plan import StorePlan, plan_store
 from beit.tokenize.setup import begin_or_continue, build_info, check_store_folder, recorded_threads
 from beit.tokenize.shard import ShardTokenizer
 from beit.tokenize.summary import RankReport, TokenizeSummary
@@ -92,6 +92,7 @@ def run_tokenize(
         OSError: the disk is full or failing.
     """
     check_store_folder(store)
+    stamp_before = index_stamp(store)
     plan = plan_store(config, source, store)
     threads = config.threads or recorded_threads(store) or available_cores()
     rank_setup = _set_up_tokenizer(config, local_rank, threads, tokenizer)
@@ -105,8 +106,7 @@ def run_tokenize(
     ):
         info = begin_or_continue(store, wanted, leases, allow_mixed=config.allow_mixed)
         if plan.catalogue is not None:
-            with leases.step("pack"):
-                pack_images(plan, store, info, workers)
+            _pack(plan, store, info, workers, leases)
         jobs = list_jobs(plan, store, info)
         del plan  # its list of all images may be large
         shard_tokenizer = ShardTokenizer(
@@ -119,8 +119,27 @@ def run_tokenize(
         )
         rank_jobs = RankJobs(jobs, leases, rank=rank, world_size=world_size)
         report = rank_jobs.run(shard_tokenizer, store, info, budget=config.budget)
-        finished = finish_store(store, [job.stem for job in jobs], leases, budget=config.budget)
+        stems = [job.stem for job in jobs]
+        finished = finish_store(store, stems, leases, budget=config.budget, stamp_before=stamp_before)
     return _summarise(config, store, finished, report)
+
+
+def _pack(plan: StorePlan, store: Path, info: StoreInfo, workers: Workers, leases: Leases) -> None:
+    """Let one process pack what is not packed; the others wait for it, and then check what is there side by side."""
+
+    def is_packed() -> bool:
+        return all(packed_manifest(store, shard.stem, info) is not None for shard in plan.shards)
+
+    def is_listed() -> bool:
+        return all(manifest_path(store / IMAGES_DIR, shard.stem).exists() for shard in plan.shards)
+
+    if is_packed():
+        return
+    leases.wait_for(lambda: is_listed() or leases.is_free("pack"), ["pack"])
+    if is_listed() and is_packed():
+        return
+    with leases.step("pack"):
+        pack_images(plan, store, info, workers)
 
 
 def _summarise(

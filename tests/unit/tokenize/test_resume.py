@@ -18,6 +18,8 @@ from beit.tests.tiny_store import (
     write_folder,
     write_tars,
 )
+from beit.tokenize.index import finish_store, index_stamp
+from beit.tokenize.leases import Leases
 from beit.tokenize.run import tokenize_with_ranks
 from beit.tokenize.verify import verify_store
 
@@ -324,3 +326,22 @@ def test_a_url_as_store_is_refused_with_the_way_out(tmp_path, monkeypatch, url):
         with pytest.raises(InputError, match="tokenise into a local folder and copy it"):
             use(Path(url))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_rank_takes_the_index_that_another_wrote_while_it_ran(tmp_path, monkeypatch):
+    store = tmp_path / "store"
+    tokenize(write_tars(tmp_path / "images", bad=("k002",)), store)
+    stems, rows = ["000000-part-0", "000001-part-1"], list(open_store(store).shards)
+
+    def read_again(*arguments):
+        raise AssertionError("all sample tables are read")
+
+    monkeypatch.setattr("beit.tokenize.index._load_samples", read_again)
+    with Leases(store) as leases:
+        finished = finish_store(store, stems, leases, budget=0.5, stamp_before=None)
+        assert finished.rows == rows and dict(finished.skipped) == {"unsupported": 1}
+        with pytest.raises(AssertionError, match="all sample tables"):  # it was there when this process began
+            finish_store(store, stems, leases, budget=0.5, stamp_before=index_stamp(store))
+        os.utime(store / "tokens/000001-part-1.manifest.json")
+        with pytest.raises(AssertionError, match="all sample tables"):  # a shard was written after it
+            finish_store(store, stems, leases, budget=0.5, stamp_before=None)
