@@ -35,6 +35,9 @@ VIEWS_SUFFIX = "views.npy"
 MAX_HELD_OUT_SHARE = 0.2
 """No small store gives up more than this for the learning signal."""
 
+_LATER_SETTINGS = {"packing.materialize": "false", "packing.jpeg_quality": "null"}
+"""Settings that came after the first stores, with what those did; left out of the hash there, so that it stays."""
+
 Schema = TypeVar("Schema")
 
 
@@ -84,6 +87,10 @@ class Packing:
     """Larger images were shrunk to this short side in pixels; 0 stored them as they came."""
     keep_order: bool
     """False: images stand in keyed-hash order, so that every shard is a fair sample of the whole."""
+    materialize: bool = False
+    """True: not the images are stored but their K crops at img_size, flipped and coloured already."""
+    jpeg_quality: int | None = None
+    """Of what was encoded again, on Pillow's scale to 95; None where images were stored as they came."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -160,6 +167,11 @@ class StoreInfo:
     """Library versions of the first run."""
 
     @property
+    def is_materialized(self) -> bool:
+        """True if the image tars hold one crop per view instead of the images."""
+        return self.packing is not None and self.packing.materialize
+
+    @property
     def token_img_size(self) -> int:
         """Side in pixels of the view the tokenizer saw; 0 when there are no tokens."""
         return self.grid_size * self.tokenizer.downsampling if self.tokenizer else 0
@@ -169,7 +181,11 @@ class StoreInfo:
         flat = _flatten(asdict(self))
         volatile = ("held_out.threshold", "image_root", "mixed_execution", "tokenizer.name")
         groups = ("execution.", "versions")
-        return {name: text for name, text in flat.items() if name not in volatile and not name.startswith(groups)}
+        return {
+            name: text
+            for name, text in flat.items()
+            if name not in volatile and not name.startswith(groups) and _LATER_SETTINGS.get(name) != text
+        }
 
     def settings_sha256(self) -> str:
         """Return the hash that ties every shard manifest to these settings."""

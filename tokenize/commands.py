@@ -34,6 +34,11 @@ def _dedicated(**options: Any) -> list[str]:
 @click.option("--patch-size", type=int, metavar="PX", help="Side of one ViT patch.  [default: 16]")
 @click.option("--seed", type=int, metavar="N", help="Seed of crops, flips and colours.  [default: 0]")
 @click.option("--short-side", type=int, metavar="PX", help="Shrink images to this short side when packing them.")
+@click.option(
+    "--materialize/--no-materialize",
+    default=None,
+    help="Store the K crops instead of the images: training then only decodes them.",
+)
 @click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Threads that decode and crop.")
 @long_command_options
 def tokenize_command(

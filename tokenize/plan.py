@@ -24,6 +24,8 @@ from beit.common.store_schema import IMAGES_DIR, Packing, SourceInfo
 from beit.tokenize.config import TokenizeConfig
 
 _UNSAFE_IN_STEM = re.compile(r"[^A-Za-z0-9._-]+")
+_CROP_BYTES_PER_PIXEL = 0.4
+"""Of a materialised crop of a photo, roughly; decides how many images make a tar."""
 PACKED_STEM = "files"
 """Behind the number in the names of packed shards."""
 
@@ -81,7 +83,7 @@ def plan_store(config: TokenizeConfig, spec: str, store: Path) -> StorePlan:
         and source.kind == "files"
     ):
         raise InputError(f"store ({store}) must not lie inside the source ({source.root}); choose another folder")
-    if source.kind == "tar" and not config.short_side:
+    if source.kind == "tar" and config.stored_quality is None:
         return _plan_reference(source, store)
     return _plan_packing(source, config)
 
@@ -117,6 +119,8 @@ def _plan_packing(source: Source, config: TokenizeConfig) -> StorePlan:
         shard_bytes=config.shard_bytes,
         short_side=config.short_side,
         keep_order=config.keep_order,
+        materialize=config.materialize,
+        jpeg_quality=config.stored_quality,
     )
     info = SourceInfo(kind=source.kind, num_shards=len(shards), num_images=len(refs), digest=hasher.hexdigest())
     return StorePlan(source, info, image_root=IMAGES_DIR, shards=shards, packing=packing, catalogue=catalogue)
@@ -138,6 +142,8 @@ def _group(refs: list[SampleRef], config: TokenizeConfig) -> list[NDArray[np.int
     num_groups = -(-len(refs) // config.shard_size)
     most = -(-len(refs) // num_groups)
     lengths = np.array([ref.length for ref in refs], dtype=np.int64)[order]
+    if config.materialize:
+        lengths[:] = round(config.views * config.img_size**2 * _CROP_BYTES_PER_PIXEL)
     groups, start, num_bytes = [], 0, 0
     for position, length in enumerate(lengths.tolist()):
         if position > start and (position - start >= most or num_bytes + length > config.shard_bytes):

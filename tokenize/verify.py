@@ -36,6 +36,7 @@ from beit.common.store_schema import (
 from beit.common.tar_walk import TarMember, walk_tar
 from beit.common.views import VIEW_DTYPE
 from beit.tokenize.audit import AuditResult, audit_store
+from beit.tokenize.crops import crop_suffix
 from beit.tokenize.encode import ViewEncoder
 from beit.tokenize.index import index_row
 from beit.tokenize.shard import check_file
@@ -165,10 +166,14 @@ def _verify_images(location: str, expected: ImageFile, table: SampleTable) -> No
     if expected.sha256 and not is_remote(location):
         require(sha256_file(Path(location)) == expected.sha256, f"{location} is damaged: its sha256 has changed")
     members = {member.offset: member for member in index.members}
-    for key, offset, length in zip(table.key, table.img_off.tolist(), table.img_len.tolist(), strict=True):
-        member = members.get(offset)
-        fits = member is not None and member.size == length and member.name.startswith(f"{key}.")
-        require(fits, f"the sample table points at no image of {key!r} in {location}")
+    num_crops = table.img_off.shape[1] if table.img_off.ndim == 2 else 0
+    for row, key in enumerate(table.key):
+        for view_k in range(num_crops or 1):
+            offset, length = table.image_range(row, view_k)
+            member = members.get(offset)
+            start = f"{key}.{crop_suffix(view_k)}" if num_crops else f"{key}."
+            fits = member is not None and member.size == length and member.name.startswith(start)
+            require(fits, f"the sample table points at no image of {key!r} in {location}")
 
 
 def _verify_token_tar(view: TokenStore, table: SampleTable) -> None:
