@@ -1,7 +1,8 @@
 """What a source becomes: which shards a store will have, and which images go into each. Nothing is written here.
 
-Existing tars are referenced as they are. Anything else is packed: images are put into the order of a keyed hash, so
-that every shard is a fair sample of the whole even if the source is sorted by class, and cut into shards.
+Existing tars are referenced as they are. Anything else is packed, and so are tars whose images are to be shrunk or
+replaced by crops: images are put into the order of a keyed hash, so that every shard is a fair sample of the whole even
+if the source is sorted by class, and cut into shards.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -77,10 +79,12 @@ def plan_store(config: TokenizeConfig, spec: str, store: Path) -> StorePlan:
         InputError: the source is missing, empty or damaged, or the store lies inside it.
     """
     source = open_source(spec)
+    is_listed_by_name = spec.lower().endswith((".txt", ".csv"))  # the store cannot become part of the source
     if (
-        not is_remote(source.root)
+        source.kind == "files"
+        and not is_listed_by_name
+        and not is_remote(source.root)
         and store.resolve().is_relative_to(Path(source.root).resolve())
-        and source.kind == "files"
     ):
         raise InputError(f"store ({store}) must not lie inside the source ({source.root}); choose another folder")
     if source.kind == "tar" and config.stored_quality is None:
@@ -109,6 +113,9 @@ def _plan_packing(source: Source, config: TokenizeConfig) -> StorePlan:
         found = shard.refs()
         refs += found
         shard_counts.append(len(found))
+    if source.kind == "tar":
+        scopes = [shard.location.removeprefix(source.root) for shard in source.shards]
+        refs = _with_unique_keys(refs, np.repeat(scopes, shard_counts).tolist())
     for ref in refs:
         hasher.update(f"{ref.key}\0{ref.length}\0{ref.label}\0{ref.path}\0".encode())
     groups = _group(refs, config)
@@ -124,6 +131,15 @@ def _plan_packing(source: Source, config: TokenizeConfig) -> StorePlan:
     )
     info = SourceInfo(kind=source.kind, num_shards=len(shards), num_images=len(refs), digest=hasher.hexdigest())
     return StorePlan(source, info, image_root=IMAGES_DIR, shards=shards, packing=packing, catalogue=catalogue)
+
+
+def _with_unique_keys(refs: list[SampleRef], scopes: list[str]) -> list[SampleRef]:
+    """Append a hash of tar and key to keys that come more than once: samples of several tars may end up in one."""
+    counts = Counter(ref.key for ref in refs)
+    return [
+        ref if counts[ref.key] == 1 else replace(ref, key=f"{ref.key}-{stable_hash64(scope, ref.key) >> 24:010x}")
+        for ref, scope in zip(refs, scopes, strict=True)
+    ]
 
 
 def _packed_shard(number: int) -> PlannedShard:
