@@ -40,6 +40,9 @@ class Section(NamedTuple):
 
 
 SHOW = {
+    "views": Entry(
+        "beit.tokenize.commands", "show_views_command", "Images of a store with their crops, views and tokens."
+    ),
     "reconstruction": Entry(
         "beit.pretrain.commands", "show_reconstruction_command", "Image, mask, predicted and original tokens, decoded."
     ),

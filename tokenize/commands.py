@@ -35,7 +35,9 @@ def _dedicated(**options: Any) -> list[str]:
 @click.option("--seed", type=int, metavar="N", help="Seed of crops, flips and colours.  [default: 0]")
 @click.option("--short-side", type=int, metavar="PX", help="Shrink images to this short side when packing them.")
 @click.option(
-    "--materialize/--no-materialize",
+    "--materialize",
+    is_flag=True,
+    flag_value="true",
     default=None,
     help="Store the K crops instead of the images: training then only decodes them.",
 )
@@ -243,3 +245,28 @@ def _report(
     for path in (out, html):
         if path is not None:
             click.echo(f"wrote {path}")
+
+
+@click.command("views")
+@click.argument("store", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), required=True, metavar="F.png", help="Picture to write.")
+@click.option("--rows", type=click.IntRange(1, 64), default=4, show_default=True, help="Images to draw.")
+@click.option("--views", type=click.IntRange(1, 16), default=6, show_default=True, help="Views of each, at most.")
+@click.option("--tokenizer", metavar="NAME|PATH", help="What decodes the tokens, if the store's has moved or is code.")
+def show_views_command(store: Path, out: Path, rows: int, views: int, tokenizer: str | None) -> None:
+    """Draw images of STORE with their crop boxes; beside them the views, their visual tokens, and these decoded.
+
+    The views are rendered as in training, so this is what the network will see. Tokens are decoded where the tokenizer
+    can.
+
+    \b
+    Example:
+      beit show views store/ --out views.png
+    """
+    from beit.common.pictures import save_png
+    from beit.common.store import open_store
+    from beit.tokenize.views_picture import load_decoder, views_sheet
+
+    opened = open_store(store)
+    save_png(views_sheet(opened, load_decoder(opened, tokenizer), num_images=rows, num_views=views), out)
+    click.echo(f"wrote {out}")

@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 from beit.common.errors import BadSample, InputError
-from beit.common.images import decode_image
+from beit.common.images import MAX_SIDE_PX, decode_image
 from beit.common.jitter import FACTOR_ONE
 from beit.common.locations import open_binary
 from beit.common.source_tar import TarReader, TarShard
@@ -132,15 +132,43 @@ class CropTar:
         """Open the tar for reading crops."""
         return TarShard("", self.location).open()
 
-    def _ref(self, key: str, sample: dict[str, TarMember], reader: TarReader) -> CropsRef:
-        members, origin = list(self._members(key, sample)), sample.get("json")
+    def origin(self, key: str) -> tuple[tuple[int, int], np.ndarray[Any, np.dtype[np.void]]]:
+        """Return what the crops of a sample were cut from: width and height of the image, and the drawn views (K,).
+
+        Raises:
+            InputError: the tar is damaged, or does not say.
+        """
+        with open_binary(self.location) as file:
+            sample = group_samples(walk_tar(file, label=self.location).members, label=self.location).get(key, {})
+            content = self._json(key, sample, TarReader(file, self.location))
+        views = np.zeros(self.num_views, dtype=VIEW_DTYPE)
         try:
-            content: Any = json.loads(reader.read_range(origin.offset, origin.size)) if origin else None
-            label, path = content.get("label"), content["path"]
-        except (ValueError, AttributeError, TypeError, KeyError):
-            raise InputError(f"{self.location} has no usable {key}.json") from None
+            width, height = map(int, content["size"])
+            for k in range(self.num_views):
+                for name in _DRAWN_FIELDS:
+                    views[name][k] = content["views"][k][name]
+        except (KeyError, IndexError, TypeError, ValueError, OverflowError):
+            raise InputError(f"{self.location} does not say in {key}.json what the crops were cut from") from None
+        inside = (views["left"] + views["w"].astype(int) <= width) & (views["top"] + views["h"].astype(int) <= height)
+        if max(width, height) > MAX_SIDE_PX or not (inside & (views["w"] > 0) & (views["h"] > 0)).all():
+            raise InputError(f"{self.location} has boxes in {key}.json that lie outside its image")
+        return (width, height), views
+
+    def _ref(self, key: str, sample: dict[str, TarMember], reader: TarReader) -> CropsRef:
+        members, content = list(self._members(key, sample)), self._json(key, sample, reader)
+        label, path = content.get("label"), str(content.get("path"))
         crops = tuple(SampleRef(key, member.offset, member.size, label, member.name) for member in members)
         return CropsRef(key, crops[0].offset, crops[0].length, label, path, crops)
+
+    def _json(self, key: str, sample: dict[str, TarMember], reader: TarReader) -> dict[str, Any]:
+        member = sample.get("json")
+        try:
+            content = json.loads(reader.read_range(member.offset, member.size)) if member else None
+        except ValueError:
+            content = None
+        if not isinstance(content, dict):
+            raise InputError(f"{self.location} has no usable {key}.json")
+        return content
 
     def _members(self, key: str, sample: dict[str, TarMember]) -> Iterator[TarMember]:
         for k in range(self.num_views):

