@@ -9,7 +9,7 @@ import pytest
 import webdataset as wds
 from PIL import Image
 
-from beit.common.errors import InputError
+from beit.common.errors import BadSample, InputError
 from beit.common.images import decode_image
 from beit.common.rng import CounterRng
 from beit.common.store import open_store
@@ -122,10 +122,14 @@ def test_a_damaged_crop_is_found_in_its_shard_and_by_the_reader(store):
     offset, length = opened.samples(1).image_range(0, 2)
     tar = store / "images/000001-files.tar"
     with tar.open("r+b") as file:
-        file.seek(offset + length // 2)
-        file.write(b"\x55\xaa\x55")
+        file.seek(offset + length - 20)
+        file.write(b"\x55\xaa\x55\xaa")
     (problem,) = verify_store(store).problems
-    assert "shard 000001-files" in problem and "sha256" in problem
+    key = opened.samples(1).key[0]
+    assert "shard 000001-files" in problem and f"sha256 has changed; damaged samples: {key!r}" in problem
+    record = opened.read_record(1, 0, 2)
+    with pytest.raises(BadSample):
+        render_view(decode_image(record.image_bytes), record.view, img_size=16, check_crop=True)
 
 
 def test_a_lost_crop_is_named(store):
