@@ -22,7 +22,7 @@ from beit.common.locations import is_remote, match_files
 from beit.common.rng import stable_hash64
 from beit.common.source_types import SampleRef, Source
 from beit.common.sources import open_source
-from beit.common.store_schema import IMAGES_DIR, Packing, SourceInfo
+from beit.common.store_schema import IMAGES_DIR, STORE_FILE, Packing, SourceInfo, StoreInfo, read_document
 from beit.tokenize.config import TokenizeConfig
 
 _UNSAFE_IN_STEM = re.compile(r"[^A-Za-z0-9._-]+")
@@ -79,6 +79,7 @@ def plan_store(config: TokenizeConfig, spec: str, store: Path) -> StorePlan:
         InputError: the source is missing, empty or damaged, or the store lies inside it.
     """
     source = open_source(spec)
+    _refuse_crops(source)
     is_listed_by_name = spec.lower().endswith((".txt", ".csv"))  # the store cannot become part of the source
     if (
         source.kind == "files"
@@ -90,6 +91,17 @@ def plan_store(config: TokenizeConfig, spec: str, store: Path) -> StorePlan:
     if source.kind == "tar" and config.stored_quality is None:
         return _plan_reference(source, store)
     return _plan_packing(source, config)
+
+
+def _refuse_crops(source: Source) -> None:
+    """Say what is the matter where the images of a materialised store are given, whose tars hold no images."""
+    document = Path(source.root).parent / STORE_FILE
+    if is_remote(source.root) or Path(source.root).name != IMAGES_DIR or not document.is_file():
+        return
+    if read_document(StoreInfo, document).is_materialized:
+        raise InputError(
+            f"{source.root} holds the crops of a materialised store, not images; tokenize the images it was made from"
+        )
 
 
 def _plan_reference(source: Source, store: Path) -> StorePlan:

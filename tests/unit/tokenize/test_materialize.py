@@ -132,6 +132,12 @@ def test_a_damaged_crop_is_found_in_its_shard_and_by_the_reader(store):
         render_view(decode_image(record.image_bytes), record.view, img_size=16, check_crop=True)
 
 
+def test_crops_are_no_source_of_images(tmp_path, store):
+    with pytest.raises(InputError, match="holds the crops of a materialised store"):
+        tokenize(store / "images", tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
 def test_a_lost_crop_is_named(store):
     from beit.tokenize.crops import CropTar
 
