@@ -104,8 +104,9 @@ def run_tokenize(
     ):
         info = begin_or_continue(store, wanted, allow_mixed=config.allow_mixed)
         if plan.catalogue is not None:
-            with shared_step(store, "pack"):
-                pack_images(plan, store, info, workers)
+            # One rank packs while the others wait, so their cores are free.
+            with shared_step(store, "pack"), Workers(config.workers or available_cores(), stop) as packers:
+                pack_images(plan, store, info, packers)
         jobs = list_jobs(plan, store, info)
         del plan  # its list of all images may be large
         shard_tokenizer = ShardTokenizer(
