@@ -176,6 +176,8 @@ def _stat(path: str) -> FileInfo:
         return _remote_info(path, file_system.info(inner))
     except OSError as error:
         raise InputError(f"{path} does not exist or cannot be read ({error.strerror or error})") from None
+    except ValueError as error:  # a zero byte, or half a surrogate pair
+        raise InputError(f"{path!a} is no path ({error})") from None
 
 
 def _remote_info(path: str, info: dict[str, Any]) -> FileInfo:

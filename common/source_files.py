@@ -185,8 +185,11 @@ def csv_listing(path: str) -> FileList:
     Raises:
         InputError: a column is missing, or a path as in `text_listing` is unusable.
     """
-    rows = csv.DictReader(io.StringIO(_read_text(path)))
-    columns = rows.fieldnames or []
+    try:
+        reader = csv.DictReader(io.StringIO(_read_text(path)))
+        columns, rows = reader.fieldnames or [], list(reader)
+    except csv.Error as error:
+        raise InputError(f"{path} is not a CSV table ({error}); save it again") from None
     path_column = next((name for name in _PATH_COLUMNS if name in columns), None)
     label_column = next((name for name in _LABEL_COLUMNS if name in columns), None)
     if path_column is None:
@@ -195,7 +198,7 @@ def csv_listing(path: str) -> FileList:
             "such as path,label"
         )
     content = [(row[path_column] or "", (row[label_column] or "").strip() if label_column else "") for row in rows]
-    is_numeric = all(label.isascii() and label.isdigit() for _, label in content if label)
+    is_numeric = all(label.isascii() and label.isdigit() and len(label) <= 18 for _, label in content if label)
     labels: list[int | str | None] = [(int(label) if is_numeric else label) if label else None for _, label in content]
     return _listed_files(path, [name.strip() for name, _ in content], labels)
 
@@ -232,6 +235,6 @@ def _stat_listed(list_path: str, number: int, root: str, path: str) -> FileInfo:
         return FileInfo(path, 0, "")  # one request per line would cost more than a missing image, counted when read
     try:
         status = os.stat(join(root, path))
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a zero byte in the path
         raise InputError(f"{list_path} entry {number} ({path}) does not exist; paths are relative to {root}") from None
     return FileInfo(path, status.st_size, str(status.st_mtime_ns))

@@ -24,7 +24,8 @@ _MAX_LABEL_BYTES = 1 << 20
 _MEMBERS_TO_PEEK = 64
 """Members of the first tar that are searched for a label, to learn whether labels are names. Arbitrary."""
 
-_NUMBER = re.compile(r"-?\d+")
+_NUMBER = re.compile(r"-?[0-9]{1,18}")
+_MAX_LABEL = 1 << 62
 
 
 class TarReader:
@@ -186,14 +187,14 @@ def _read_label(sample: dict[str, TarMember], reader: TarReader) -> int | str | 
             continue
         try:
             value = parse(reader.read_range(member.offset, member.size))
-        except (UnicodeDecodeError, ValueError):
+        except (ValueError, RecursionError):
             # Foreign metadata need not concern us: a sample with unreadable metadata is a sample without a label.
             logger.warning("%s is not readable as a label", member.name)
             continue
         if isinstance(value, str) and value.strip():
             text = value.strip()
             return int(text) if _NUMBER.fullmatch(text) else text
-        if isinstance(value, int) and not isinstance(value, bool):
+        if isinstance(value, int) and not isinstance(value, bool) and abs(value) <= _MAX_LABEL:
             return value
     return None
 

@@ -41,6 +41,7 @@ from beit.common.store_schema import (
     from_json,
     index_digest,
 )
+from beit.common.table_checks import check_sample_table
 from beit.common.tar_walk import walk_tar
 from beit.common.views import VIEW_DTYPE
 
@@ -145,6 +146,7 @@ class TokenStore:
         if hashlib.sha256(data).hexdigest() != row.samples_sha256:
             raise InputError(f"{location} is not the file that {INDEX_FILE} names; run beit tokenize again to mend it")
         table = decode_samples(data, label=location)
+        check_sample_table(table, row, self.info, label=location)
         self._tables[shard_id] = table
         if len(self._tables) > _CACHED_TABLES:
             self._tables.popitem(last=False)
@@ -286,7 +288,7 @@ def read_store_info(location: str) -> StoreInfo:
         raise InputError(f"{location} is not a token store: it has no {STORE_FILE}; make one with beit tokenize")
     try:
         document = json.loads(read_whole(path))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # also of text that is not UTF-8, and of numbers with 5000 digits
         raise InputError(f"{path} is not valid JSON ({error}); restore it or tokenise into a new folder") from None
     return from_json(StoreInfo, path, document)
 

@@ -5,6 +5,7 @@ What they do is in `run.py`, `verify.py`, `tokenizer_train.py`, `tokenizer_conve
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,7 @@ def tokenize_command(
     """
     from beit.common.config import load_config
     from beit.common.errors import require
+    from beit.common.launcher_env import launcher_environment
     from beit.common.tokenizer_plugin import is_import_name
     from beit.tokenize.config import TokenizeConfig
     from beit.tokenize.run import tokenize_with_ranks
@@ -82,7 +84,8 @@ def tokenize_command(
         f"{config.tokenizer}",
     )
     summary = tokenize_with_ranks(config, source, store, ranks=gpus, resume=resume)
-    click.echo(summary.as_table())
+    if launcher_environment(os.environ)["RANK"] == "0":  # all ranks would say the same
+        click.echo(summary.as_table())
 
 
 @click.command("verify")
