@@ -273,3 +273,24 @@ def show_views_command(store: Path, out: Path, rows: int, views: int, tokenizer:
     opened = open_store(store)
     save_png(views_sheet(opened, load_decoder(opened, tokenizer), num_images=rows, num_views=views), out)
     click.echo(f"wrote {out}")
+
+
+@click.command("tokens")
+@click.argument("store", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), required=True, metavar="F.png", help="Picture to write.")
+@click.option("--words", type=click.IntRange(1, 200), default=16, show_default=True, help="Visual words to draw.")
+@click.option("--examples", type=click.IntRange(1, 32), default=10, show_default=True, help="Patches of each, at most.")
+@click.option("--images", type=click.IntRange(min=1), default=200, show_default=True, help="Images to look at.")
+def show_tokens_command(store: Path, out: Path, words: int, examples: int, images: int) -> None:
+    """Draw what the commonest visual words of STORE look like: patches that carry them, and how common they are.
+
+    \b
+    Example:
+      beit show tokens store/ --out tokens.png
+    """
+    from beit.common.pictures import save_png
+    from beit.common.store import open_store
+    from beit.tokenize.words_picture import words_sheet
+
+    save_png(words_sheet(open_store(store), num_words=words, num_examples=examples, num_samples=images), out)
+    click.echo(f"wrote {out}")
