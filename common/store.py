@@ -59,7 +59,7 @@ class StoreRecord:
     key: str
     """Unique in its shard."""
     image_bytes: bytes
-    """Encoded image."""
+    """Encoded image; in a materialised store, the crop of this view."""
     token_ids: NDArray[np.uint16] | None
     """Visual token ids (g, g) of the view; None when the store has no tokens."""
     view: np.void | None
@@ -104,7 +104,8 @@ class TokenStore:
         """Return sample `index` in store order.
 
         Returns:
-            key (str), image (PIL, RGB), token_ids (K, g, g) uint16, views (K,) of `VIEW_DTYPE`, label (int or None).
+            key (str), image (PIL, RGB), token_ids (K, g, g) uint16, views (K,) of `VIEW_DTYPE`, label (int or None). A
+            materialised store has no image; there `image` is the crop of view 0, and `crops` (list) those of all views.
         Raises:
             IndexError: there is no such sample.
             BadSample: the image or its tokens are damaged.
@@ -115,13 +116,16 @@ class TokenStore:
         shard_id = int(np.searchsorted(self._ends, position, side="right"))
         row = position - int(self._ends[shard_id]) + self.shards[shard_id].num_samples
         table = self.samples(shard_id)
-        return {
+        views = range(self.info.views if self.info.is_materialized else 1)
+        images = [decode_image(self.read_image(shard_id, row, view_k)) for view_k in views]
+        sample = {
             "key": table.key[row],
-            "image": decode_image(self.read_image(shard_id, row)),
+            "image": images[0],
             "token_ids": self.read_token_ids(shard_id, row),
             "views": self.read_views(shard_id, row),
             "label": _label(table, row),
         }
+        return sample | ({"crops": images} if self.info.is_materialized else {})
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Yield every sample in store order."""
@@ -156,10 +160,10 @@ class TokenStore:
         """Return path or URL of a shard's token tar."""
         return resolve_location(self.location, f"{TOKENS_DIR}/{self.shards[shard_id].token_file}")
 
-    def read_image(self, shard_id: int, row: int) -> bytes:
-        """Return the encoded image of a sample."""
-        table = self.samples(shard_id)
-        return self._files.read(self.image_location(shard_id), int(table.img_off[row]), int(table.img_len[row]))
+    def read_image(self, shard_id: int, row: int, view_k: int = 0) -> bytes:
+        """Return the encoded image of a sample: in a materialised store the crop of view `view_k`."""
+        offset, length = self.samples(shard_id).image_range(row, view_k)
+        return self._files.read(self.image_location(shard_id), offset, length)
 
     def read_token_ids(self, shard_id: int, row: int, view_k: int | None = None) -> NDArray[np.uint16]:
         """Return the token ids of all views, (K, g, g), or of one, (g, g); only the bytes asked for are read.
@@ -203,7 +207,7 @@ class TokenStore:
             view = np.frombuffer(data, dtype=VIEW_DTYPE)[0]
         return StoreRecord(
             key=table.key[row],
-            image_bytes=self.read_image(shard_id, row),
+            image_bytes=self.read_image(shard_id, row, view_k),
             token_ids=token_ids,
             view=view,
             label=_label(table, row),
