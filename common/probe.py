@@ -110,8 +110,10 @@ def extract_features(
         forward: What runs all blocks on normalised images; left out, `model.forward_features`. Weights that are
             partitioned (ZeRO 3) are only gathered through the module's own call.
 
+    Returns:
+        The features; of no image (n = 0) where there is no batch.
     Raises:
-        ValueError: there is no batch, or no normalization is known.
+        ValueError: no normalization is known.
     """
     normalization = normalization or model.normalization
     if normalization is None:
@@ -126,7 +128,8 @@ def extract_features(
             pooled.append(torch.stack(outputs).cpu())  # (L, B, F)
             labels.append(batch["labels"].cpu())
     if not pooled:
-        raise ValueError("no batch to extract features from")
+        width = model.config.embed_dim * (2 if pooling == "cls_mean" else 1)
+        return Features(torch.zeros(len(model.blocks), 0, width), torch.zeros(0, dtype=torch.int64))
     return Features(torch.cat(pooled, dim=1), torch.cat(labels))
 
 

@@ -60,12 +60,17 @@ def test_extraction_leaves_no_hook_behind():
     assert not any(block._forward_hooks for block in encoder.blocks)
 
 
-def test_extraction_needs_images_and_a_normalization():
-    encoder = make_encoder()
+def test_extraction_needs_a_normalization():
     with pytest.raises(ValueError, match="normalization"):
-        extract_features(encoder, make_batches(2), device=torch.device("cpu"))
-    with pytest.raises(ValueError, match="no batch"):
-        extract_features(encoder, [], device=torch.device("cpu"), normalization=NORMALIZATION)
+        extract_features(make_encoder(), make_batches(2), device=torch.device("cpu"))
+
+
+@pytest.mark.parametrize(("pooling", "width"), [("mean", 16), ("cls_mean", 32)])
+def test_no_images_have_no_features(pooling, width):
+    device = torch.device("cpu")
+    features = extract_features(make_encoder(), [], device=device, normalization=NORMALIZATION, pooling=pooling)
+    assert features.blocks.shape == (3, 0, width)
+    assert features.labels.shape == (0,)
 
 
 def test_pooling_is_float32_under_bf16():
