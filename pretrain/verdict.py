@@ -15,7 +15,7 @@ def verdict(metrics: Mapping[str, float], earlier: Sequence[Mapping[str, float]]
 
     Args:
         metrics: Of this evaluation, as `PretrainTask.evaluate` returns them.
-        earlier: Of the evaluations before it in the same run, oldest first.
+        earlier: Records of the same run before it, each with its `step`; those without an evaluation do not count.
     """
     return "; ".join([_state(metrics), *_trend(metrics, earlier)])
 
@@ -24,7 +24,7 @@ def _state(metrics: Mapping[str, float]) -> str:
     if "held_out_mse" in metrics:
         return _pixel_state(metrics)
     bits, unigram, neighbour = metrics["held_out_bits"], metrics["unigram_bits"], metrics.get("neighbour_bits")
-    line = f"held-out {bits:.2f} bits per token, {_distance(bits, unigram)} unigram"
+    line = f"held-out {bits:.2f} bits per token{_beside(metrics, 'train_bits')}, {_distance(bits, unigram)} unigram"
     if neighbour is not None:
         line += f" and {_distance(bits, neighbour)} neighbour"
     if bits >= unigram:
@@ -33,14 +33,20 @@ def _state(metrics: Mapping[str, float]) -> str:
         meaning = "learning, not yet better than copying the nearest patch"
     else:
         meaning = "learning"
-    line += f": {meaning}"
-    return f"{line}; accuracy {metrics['held_out_acc']:.1%} (chance {metrics['unigram_acc']:.1%})"
+    return f"{line}: {meaning}; accuracy {metrics['held_out_acc']:.1%} (chance {metrics['unigram_acc']:.1%})"
 
 
 def _pixel_state(metrics: Mapping[str, float]) -> str:
     error, line = metrics["held_out_mse"], metrics["mean_mse"]
     meaning = "learning" if error < line else "not yet better than predicting the mean"
-    return f"held-out squared error {error:.3f}, {error / line:.0%} of predicting the mean ({line:.3f}): {meaning}"
+    beside = _beside(metrics, "train_mse")
+    return (
+        f"held-out squared error {error:.3f}{beside}, {error / line:.0%} of predicting the mean ({line:.3f}): {meaning}"
+    )
+
+
+def _beside(metrics: Mapping[str, float], name: str) -> str:
+    return f" (training images {metrics[name]:.2f})" if name in metrics else ""
 
 
 def _distance(value: float, line: float) -> str:
@@ -52,17 +58,15 @@ def _trend(metrics: Mapping[str, float], earlier: Sequence[Mapping[str, float]])
     held_out, train, margin = "held_out_bits", "train_bits", TREND_BITS
     if "held_out_mse" in metrics:
         held_out, train, margin = "held_out_mse", "train_mse", TREND_SHARE * metrics["mean_mse"]
-    parts = []
-    if train in metrics:
-        parts.append(f"training images {metrics[train]:.3f}")
     before = [record for record in earlier if record.get(held_out) is not None]
     best = min(before, key=lambda record: record[held_out], default=None)
     if best is None or metrics[held_out] < best[held_out] + margin:
-        return parts
-    since = f"since step {best['step']:.0f}" if "step" in best else "since the best evaluation"
-    both = best.get(train) is not None and train in metrics
-    if both and metrics[train] < best[train]:
-        return [*parts, f"held-out rises {since} while train falls: memorising; more images or views"]
-    if both and metrics[train] >= best[train] + margin:
-        return [*parts, f"held-out and train both rise {since}: unstable; a lower learning rate or stronger clipping"]
-    return [*parts, f"held-out rises {since}"]
+        return []
+    since = f"since step {best['step']:.0f}"
+    if best.get(train) is None or train not in metrics:
+        return [f"held-out rises {since}"]
+    if metrics[train] < best[train]:
+        return [f"held-out rises {since} while train falls: memorising; more images or views"]
+    if metrics[train] >= best[train] + margin:
+        return [f"held-out and train both rise {since}: unstable; a lower learning rate or stronger clipping"]
+    return [f"held-out rises {since}"]

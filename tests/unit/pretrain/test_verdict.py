@@ -13,7 +13,10 @@ PIXELS = {"held_out_mse": 0.5, "mean_mse": 0.8, "train_mse": 0.4}
 
 
 def test_it_says_on_which_side_of_both_lines_the_model_is():
-    assert "3.00 bits per token, 0.41 below unigram and 0.20 below neighbour: learning" in verdict(TOKENS)
+    assert (
+        "3.00 bits per token (training images 2.90), 0.41 below unigram and 0.20 below neighbour: learning"
+        in verdict(TOKENS)
+    )
     between = verdict({**TOKENS, "held_out_bits": 3.3})
     assert "0.11 below unigram and 0.10 above neighbour: learning, not yet better than copying" in between
     assert "above unigram and" in verdict({**TOKENS, "held_out_bits": 3.5})
@@ -45,7 +48,7 @@ def test_small_changes_and_improvements_are_no_trend():
 
 
 def test_pixels_are_read_against_predicting_the_mean():
-    assert "squared error 0.500, 62% of predicting the mean (0.800): learning" in verdict(PIXELS)
+    assert "squared error 0.500 (training images 0.40), 62% of predicting the mean (0.800): learning" in verdict(PIXELS)
     assert "not yet better than predicting the mean" in verdict({**PIXELS, "held_out_mse": 0.9})
     earlier = [{"step": 10, "held_out_mse": 0.45, "mean_mse": 0.8, "train_mse": 0.42}]
     assert "memorising" in verdict(PIXELS, earlier)
