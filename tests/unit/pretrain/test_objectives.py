@@ -167,6 +167,9 @@ def test_contradictions_are_refused(sections, message):
 def test_the_probe_names_a_block_that_the_encoder_keeps(folder, store, tmp_path):
     labelled = write_images(folder / "labelled", 40, classes=("blue", "red"))
     records = train(store, tmp_path / "run", probe={"data": str(labelled)})
+    train(store, tmp_path / "without")
+    probed, without = (read_encoder_state(tmp_path / name) for name in ("run", "without"))
+    assert all(torch.equal(tensor, without[name]) for name, tensor in probed.items())
     last = records[-1]
     assert last["probe_linear_acc"] == max(last["probe_linear/0"], last["probe_linear/1"])
     assert last["probe_linear_acc"] > 0.8  # redness alone tells the classes apart
