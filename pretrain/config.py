@@ -79,13 +79,13 @@ class HeldOutConfig:
     """At most this many of the store's held-out images, spread evenly over its shards."""
     train_images: int = 1_000
     """Training images that are measured in the same way beside them; 0 measures none."""
-    baseline_images: int = 20_000
-    """Training images whose tokens give the unigram and the neighbour line; one view each. Where tokens are computed
-    online this costs a forward pass of the tokenizer each, so 2 000 are used at most."""
+    baseline_views: int = 20_000
+    """Stored views of training images whose tokens give the unigram and the neighbour line; several of each image where
+    there are fewer images. Tokens computed online cost a forward pass of the tokenizer each, so 2 000 at most are."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        for name in ("micro_batch_size", "max_images", "baseline_images"):
+        for name in ("micro_batch_size", "max_images", "baseline_views"):
             value = getattr(self, name)
             require(value >= 1, f"held_out.{name} ({value}) must be at least 1")
         require(self.train_images >= 0, f"held_out.train_images ({self.train_images}) must not be negative")

@@ -28,7 +28,7 @@ from beit.pretrain.step import MimStep, PixelStep
 
 logger = logging.getLogger(__name__)
 
-MAX_ONLINE_BASELINE_IMAGES = 2_000
+MAX_ONLINE_BASELINE_VIEWS = 2_000
 """Each costs a forward pass of the tokenizer."""
 _EVALUATION_WORKERS = 2
 """A short pass does not repay starting many."""
@@ -92,32 +92,34 @@ class HeldOut:
         """Both lines, fitted to training images; ranks share the reading."""
         assert isinstance(self.step, MimStep)
         grid_size = self.transform.grid_size
-        count = min(self.config.held_out.baseline_images, max(1, MAX_PAIRS // grid_size**2))
-        if self.step.tokenizer is not None:
-            count = min(count, MAX_ONLINE_BASELINE_IMAGES)
-        sample = EvenSample(self.train, count)
-        own = self._stored_tokens(sample) if self.step.tokenizer is None else self._online_tokens(sample)
+        count = min(self.config.held_out.baseline_views, max(1, MAX_PAIRS // grid_size**2))
+        if self.step.tokenizer is None:
+            own = self._stored_tokens(count)
+        else:
+            own = self._online_tokens(min(count, MAX_ONLINE_BASELINE_VIEWS))
         token_ids, masks = (np.concatenate(parts) for parts in zip(*self.world.gather(own), strict=True))
         return fit_baselines(token_ids, masks, grid_size=(grid_size, grid_size), vocab_size=self.vocab_size)
 
-    def _stored_tokens(self, sample: EvenSample) -> tuple[NDArray[np.uint16], NDArray[np.bool_]]:
-        """Read this rank's part of the tokens, (n, N) each with its mask; images are not touched."""
+    def _stored_tokens(self, count: int) -> tuple[NDArray[np.uint16], NDArray[np.bool_]]:
+        """Read this rank's part of about `count` views, tokens and masks of training (n, N); images are not touched."""
+        sample, training = EvenSample(self.train, count), replace(self.transform, fixed_masks=False)
+        views = min(self.train.num_views, count // len(sample))
         token_ids, masks = self._no_tokens()
         for shard_id, rank in sample.places()[self.world.rank :: self.world.world_size].tolist():
+            sample_id = self.train.sample_id(shard_id, rank)
             try:
-                ids = self.train.token_ids(shard_id, rank)
+                token_ids += [self.train.token_ids(shard_id, rank, k).reshape(1, -1) for k in range(views)]
             except BadSample as error:  # counted where it is trained on; the line does not hang on one image
-                logger.debug("%s is left out of the baselines: %s", self.train.sample_id(shard_id, rank), error)
+                logger.debug("%s is left out of the baselines: %s", sample_id, error)
                 continue
-            token_ids.append(ids.reshape(1, -1))
-            masks.append(self.transform.draw_mask(self.train.sample_id(shard_id, rank), 0).reshape(1, -1))
+            masks += [training.draw_mask(sample_id, epoch).reshape(1, -1) for epoch in range(views)]
         return np.concatenate(token_ids), np.concatenate(masks)
 
-    def _online_tokens(self, sample: EvenSample) -> tuple[NDArray[np.uint16], NDArray[np.bool_]]:
-        """Compute this rank's part of the tokens."""
+    def _online_tokens(self, count: int) -> tuple[NDArray[np.uint16], NDArray[np.bool_]]:
+        """Compute this rank's part of `count` views' tokens."""
         assert isinstance(self.step, MimStep)
         token_ids, masks = self._no_tokens()
-        for batch in self._loader(sample):
+        for batch in self._loader(EvenSample(self.train, count)):
             if "images" in batch:
                 views = batch["token_views"].to(self.world.device)
                 token_ids.append(self.step.token_ids({"token_views": views}).cpu().numpy().astype(np.uint16))
