@@ -5,6 +5,7 @@ The loop, checkpoints and resume are `beit.common.trainer`; here is what is part
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -126,6 +127,10 @@ class PretrainTask:
         self.held_out_images = StoreDataset(self.store, seed=config.train.seed, held_out=True)
         self.vit = vit_config(config, self.store)
         self.tokens: TokenSource | None = token_source(config, self.store.info, self.world.device)
+        if self.tokens is not None and self.tokens.encoder is not None:
+            # Words are part of the data: another tokenizer under the same name must not continue this run.
+            identity = f"{self.store.index_sha256} tokens {self.tokens.fingerprint}"
+            self.dataset.index_sha256 = hashlib.sha256(identity.encode()).hexdigest()
         self.data = TrainingData(
             self.dataset,
             self.transform(),

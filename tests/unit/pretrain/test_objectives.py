@@ -3,14 +3,17 @@
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from beit.common.config import config_from_dict
 from beit.common.distributed import World
+from beit.common.dvae_config import DiscreteVAEConfig
 from beit.common.encoder import load_encoder, read_encoder_state
 from beit.common.encoder_config import read_encoder_config
 from beit.common.errors import InputError
 from beit.common.metrics import read_metrics
 from beit.common.tokenizer import load_tokenizer
+from beit.common.tokenizer_dir import save_tokenizer
 from beit.pretrain.config import PretrainConfig
 from beit.pretrain.pictures import reconstruction_sheet
 from beit.pretrain.train import PretrainTask, run
@@ -127,6 +130,16 @@ def test_online_tokens_are_those_of_the_tokenizer_and_recorded(folder, bare_stor
     assert encoder.provenance["views"] == 0
     sheet = reconstruction_sheet(tmp_path / "run", store=None, tokenizer=None, num_images=2)
     assert sheet.width > 0
+
+
+def test_another_tokenizer_under_the_same_name_does_not_continue_a_run(folder, bare_store, tmp_path):
+    path = write_tokenizer(tmp_path / "tokenizer")
+    train(bare_store, tmp_path / "run", tokenizer={"online": str(path)})
+    state = {name: tensor + 0.01 for name, tensor in load_file(path / "model.safetensors").items()}
+    shape = DiscreteVAEConfig(vocab_size=VOCAB_SIZE, width=8, num_blocks=1, code_dim=4)
+    save_tokenizer(path, state, shape, training={"data": "none"})
+    with pytest.raises(InputError, match="index_sha256 was"):
+        train(bare_store, tmp_path / "run", tokenizer={"online": str(path)})
 
 
 def test_online_and_stored_runs_share_order_and_masks(folder, store, bare_store):
