@@ -24,9 +24,10 @@ def test_commands_run_in_order(tmp_path):
     write_images(tmp_path / "photos", 80, size=72)
     for name in ("train", "val"):
         write_images(tmp_path / "labelled" / name, 16, size=72, classes=("rose", "tulip"))
-    blocks = re.findall(r"```\n(.*?)```", PAGE, flags=re.DOTALL)
-    commands = [line for block in blocks for line in block.splitlines() if line.startswith("beit ")]
-    assert len(commands) >= 9
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", PAGE, flags=re.DOTALL | re.MULTILINE)
+    shown = [line for language, block in blocks if not language for line in block.splitlines()]
+    commands = [line for line in shown if line.startswith("beit ")]
+    assert len(commands) == PAGE.count("\nbeit ")
     for command in commands:
         words = shlex.split(command)[1:]
         words += shlex.split(LESS) if words[0] == "pretrain" else []
