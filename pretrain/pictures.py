@@ -90,7 +90,7 @@ def _tokens(encoder: EncoderConfig, given: str | None) -> TokenSource:
         name=origin["tokenizer"],
         fingerprint=origin["tokenizer_fingerprint"],
         vocab_size=encoder.vocab_size,
-        downsampling=0,  # the network knows
+        downsampling=1,  # not looked at when loading; the network knows
     )
     network = load_store_tokenizer(info, given=given, need_decoder=True)
     grid_height, _ = encoder.architecture.grid_size
