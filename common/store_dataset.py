@@ -83,6 +83,15 @@ class StoreDataset:
             token_ids=stored.token_ids,
         )
 
+    def token_ids(self, shard_id: int, rank: int, view_k: int = 0) -> NDArray[np.uint16]:
+        """Read the visual token ids of one view of a sample, (grid_size, grid_size), and nothing of its image.
+
+        Raises:
+            BadSample: they are damaged.
+            InputError: a file of the shard is missing or became shorter.
+        """
+        return self.store.read_token_ids(shard_id, self._row(shard_id, rank), view_k)
+
     def _row(self, shard_id: int, rank: int) -> int:
         """Translate a rank among the samples of this purpose to a row of the shard's sample table."""
         if shard_id not in self._rows:
