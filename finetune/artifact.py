@@ -15,6 +15,7 @@ import torch
 from beit.common.encoder import load_weights
 from beit.common.encoder_config import EncoderConfig, read_encoder_config
 from beit.common.errors import InputError, require
+from beit.common.param_groups import layer_id
 from beit.common.vit_config import Normalization, ViTConfig, build_vit_config
 from beit.finetune.config import RANDOM_ENCODER, FinetuneConfig
 from beit.finetune.model import FRESH_PREFIXES, ImageClassifier, Pooling
@@ -67,6 +68,11 @@ def starting_point(config: FinetuneConfig) -> StartingPoint:
     if not config.encoder:
         raise InputError(f"--encoder is missing; give the folder of an encoder, or --encoder {RANDOM_ENCODER}")
     if config.encoder == RANDOM_ENCODER:
+        require(
+            not config.freeze_blocks,
+            f"freeze_blocks ({config.freeze_blocks}) must be 0 with --encoder {RANDOM_ENCODER}: random blocks left as "
+            "they are would not learn; give an encoder",
+        )
         return StartingPoint(
             architecture=_random_architecture(config),
             normalization=Normalization(config.image.mean, config.image.std),
@@ -74,6 +80,10 @@ def starting_point(config: FinetuneConfig) -> StartingPoint:
         )
     stored = read_encoder_config(config.encoder)
     architecture = _encoder_architecture(stored.architecture, config)
+    require(
+        config.freeze_blocks <= architecture.depth,
+        f"freeze_blocks ({config.freeze_blocks}) must not exceed the {architecture.depth} blocks of {config.encoder}",
+    )
     return StartingPoint(architecture=architecture, normalization=stored.normalization, encoder=stored)
 
 
@@ -100,6 +110,13 @@ def build_classifier(config: FinetuneConfig, start: StartingPoint, class_names: 
         same_classes = start.encoder.class_names == tuple(class_names)
         load_weights(model, config.encoder, fresh=FRESH_PREFIXES, skip=() if same_classes else ("head.",))
     return model
+
+
+def freeze_blocks(model: ImageClassifier, num_blocks: int) -> None:
+    """Leave the embeddings and the lowest `num_blocks` blocks untrained; 0 leaves nothing untrained."""
+    if num_blocks:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(layer_id(name, model.config.depth) > num_blocks)
 
 
 def _random_architecture(config: FinetuneConfig) -> ViTConfig:

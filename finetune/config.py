@@ -45,12 +45,48 @@ class ClassifierConfig:
     """Factor on the head's initial weights."""
     label_smoothing: float = 0.1
     """Share of the target spread evenly over all classes."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """"balanced" weighs every class as if all were equally frequent: by the mean class size over its own."""
+    multi_label: bool = False
+    """Whether an image may be of several classes, joined by `|` in its label, or of none; trained with BCE."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
+        require(
+            not (self.multi_label and self.class_weights != "none"),
+            f"classifier.class_weights ({self.class_weights}) must be none with classifier.multi_label",
+        )
         require(self.head_init_scale > 0, f"classifier.head_init_scale ({self.head_init_scale}) must be above 0")
         smoothing = self.label_smoothing
         require(0 <= smoothing < 1, f"classifier.label_smoothing ({smoothing}) must lie in [0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MixConfig:
+    """Mixup and cutmix: how training images are blended in pairs."""
+
+    mixup_alpha: float = 0.8
+    """Mixup draws the share of the first image from Beta(alpha, alpha); 0 leaves mixup out."""
+    cutmix_alpha: float = 1.0
+    """Cutmix draws the share of the area likewise; 0 leaves cutmix out."""
+    prob: float = 1.0
+    """Probability that a step mixes at all."""
+    switch_prob: float = 0.5
+    """Probability of cutmix where both are on."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        for name in ("mixup_alpha", "cutmix_alpha"):
+            value = getattr(self, name)
+            require(0 <= value <= 4, f"mix.{name} ({value}) must lie in [0, 4]; 0 switches it off")
+        for name in ("prob", "switch_prob"):
+            value = getattr(self, name)
+            require(0 <= value <= 1, f"mix.{name} ({value}) must lie in [0, 1]")
+
+    @property
+    def is_on(self) -> bool:
+        """Whether anything is mixed."""
+        return self.prob > 0 and (self.mixup_alpha > 0 or self.cutmix_alpha > 0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -129,6 +165,8 @@ class FinetuneConfig:
     """Folder of a pre-trained encoder, or "random" for random weights."""
     layer_decay: float = 0.65
     """Factor on the learning rate from one layer to the layer below it; 1 trains all layers alike."""
+    freeze_blocks: int = 0
+    """Keep the embeddings and this many lowest blocks as the encoder has them; 0 trains all."""
     image: ImageConfig = field(default_factory=ImageConfig)
     """Input."""
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -137,6 +175,8 @@ class FinetuneConfig:
     """Head and loss."""
     augment: TrainAugmentConfig = field(default_factory=TrainAugmentConfig)
     """Training views."""
+    mix: MixConfig = field(default_factory=MixConfig)
+    """Mixup and cutmix."""
     data: DataConfig = field(default_factory=DataConfig)
     """Images."""
     reader: ReaderConfig = field(default_factory=ReaderConfig)
@@ -155,5 +195,12 @@ class FinetuneConfig:
     def __post_init__(self) -> None:
         """Check the ranges."""
         require(0 < self.layer_decay <= 1, f"layer_decay ({self.layer_decay}) must lie in (0, 1]")
+        require(self.freeze_blocks >= 0, f"freeze_blocks ({self.freeze_blocks}) must not be negative")
+        micro, total = self.train.micro_batch_size, self.train.global_batch_size
+        require(
+            not self.mix.is_on or (total if micro is None else micro) % 2 == 0,
+            f"train.{'global' if micro is None else 'micro'}_batch_size ({total if micro is None else micro}) must be "
+            "even, since mixup and cutmix pair images; or switch them off with mix.prob=0",
+        )
         if self.encoder is not None and not self.encoder:
             raise InputError('--encoder must name a folder, or be "random"')

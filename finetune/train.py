@@ -27,12 +27,12 @@ from beit.common.task import FitSettings
 from beit.common.train_config import CheckpointConfig
 from beit.common.trainer import fit
 from beit.common.training_data import TrainingData
-from beit.finetune.artifact import StartingPoint, build_classifier, starting_point
+from beit.finetune.artifact import StartingPoint, build_classifier, freeze_blocks, starting_point
 from beit.finetune.augment import TrainTransform
 from beit.finetune.config import FinetuneConfig
 from beit.finetune.data import LabelledData, open_training_data
 from beit.finetune.evaluate import Metrics, evaluation_loader, measure
-from beit.finetune.step import ClassificationStep
+from beit.finetune.step import ClassificationStep, balanced_weights
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ def run(config: FinetuneConfig, *, data: str, run_dir: Path, resume: str = "auto
         ResumableStop: a signal asked to stop; a checkpoint was committed.
     """
     start = starting_point(config)
-    images = open_training_data(data, config.data)
+    images = open_training_data(data, config.data, multi_label=config.classifier.multi_label)
     world = init_distributed(timeout_seconds=config.train.collective_timeout_seconds)
     torch.manual_seed(config.train.seed)
     task = ClassificationTask(config, images, start, world)
@@ -94,25 +94,45 @@ class ClassificationTask:
         self.dataset = LabelledDataset(self.images.train, cache_bytes=config.reader.parquet_cache_bytes)
         self.data = TrainingData(
             self.dataset,
-            TrainTransform(img_size=self.start.architecture.img_size, augment=config.augment, seed=config.train.seed),
+            TrainTransform(
+                img_size=self.start.architecture.img_size,
+                augment=config.augment,
+                seed=config.train.seed,
+                fill=self.start.normalization.mean,
+            ),
             train=config.train,
             optimizer=config.optimizer,
             checkpoint=self._checkpoint(),
             reader=config.reader,
             world=self.world,
         )
-        mean, std = self.start.normalization
-        self.step = ClassificationStep(mean=mean, std=std, label_smoothing=config.classifier.label_smoothing)
+        self.step = self._objective()
         self.model = build_classifier(config, self.start, self.images.class_names)
+        freeze_blocks(self.model, config.freeze_blocks)
         self.description = EncoderConfig(
             architecture=self.start.architecture,
             normalization=self.start.normalization,
             task="classification",
             class_names=self.images.class_names,
             pooling=config.classifier.pooling,
+            multi_label=self.images.is_multi_label,
         )
         self.measured: tuple[int, Metrics] | None = None
         """Step and result of the latest evaluation in this process."""
+
+    def _objective(self) -> ClassificationStep:
+        mean, std = self.start.normalization
+        classifier, train = self.config.classifier, self.images.train
+        is_balanced, is_multi_label = classifier.class_weights == "balanced", self.images.is_multi_label
+        return ClassificationStep(
+            mean=mean,
+            std=std,
+            label_smoothing=classifier.label_smoothing,
+            mix=self.config.mix,
+            seed=self.config.train.seed,
+            class_weights=balanced_weights(train.class_counts().tolist()) if is_balanced else None,
+            label_table=torch.from_numpy(self.images.label_table(train)).float() if is_multi_label else None,
+        )
 
     def _checkpoint(self) -> CheckpointConfig:
         """Return when to save: the best model is chosen among those that are, so whenever one is measured."""
