@@ -18,7 +18,7 @@ from beit.common.errors import InputError, require
 from beit.common.param_groups import layer_id
 from beit.common.vit_config import Normalization, ViTConfig, build_vit_config
 from beit.finetune.config import RANDOM_ENCODER, FinetuneConfig
-from beit.finetune.model import FRESH_PREFIXES, ImageClassifier, Pooling
+from beit.finetune.model import FRESH_PREFIXES, POOLINGS, ImageClassifier, Pooling
 
 DEFAULT_IMG_SIZE, DEFAULT_PATCH_SIZE = 224, 16
 """Of random weights where the settings name none; the paper's."""
@@ -49,7 +49,7 @@ def load_classifier(path: str | Path) -> tuple[ImageClassifier, EncoderConfig]:
     stored = read_encoder_config(path)
     if stored.task != "classification" or stored.class_names is None:
         raise InputError(f"{path} is an encoder without a classification head; fine-tune it first, with beit finetune")
-    require(stored.pooling in ("mean", "cls"), f"{path} has pooling {stored.pooling!r}; it must be mean or cls")
+    require(stored.pooling in POOLINGS, f"{path} has pooling {stored.pooling!r}; it must be {' or '.join(POOLINGS)}")
     with torch.device("meta"):  # initial values would cost seconds and be thrown away
         model = ImageClassifier(
             stored.architecture, num_classes=len(stored.class_names), pooling=cast(Pooling, stored.pooling)

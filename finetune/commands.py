@@ -15,7 +15,8 @@ import click
 from beit.cli_options import long_command_options
 
 RECIPES = Path(__file__).parent / "recipes"
-TASKS = ("classification",)
+TASKS = ("classification", "linear-probe", "knn")
+PROBES = TASKS[1:]
 
 
 @click.command("finetune")
@@ -36,7 +37,13 @@ def finetune_command(
     resume: str,
     **dedicated: Any,
 ) -> None:
-    """Fine-tune an encoder on the labelled images of DATA; the best model is RUN/model. TASK: classification.
+    """Fine-tune an encoder on the labelled images of DATA, or measure it as it is.
+
+    \b
+    TASK:
+      classification  train all of it; the best model is RUN/model
+      linear-probe    linear classifiers on the frozen features of every block; the best one is RUN/model
+      knn             weighted nearest neighbours on the frozen features of every block
 
     DATA is a folder with one sub-folder per class, WebDataset tars with .cls members, Parquet files with a label
     column, or a CSV table with the columns path and label. Run the same command again to go on after an interruption.
@@ -44,6 +51,7 @@ def finetune_command(
     \b
     Example:
       beit finetune classification flowers/train runs/flowers --encoder runs/pretrain/encoder --val flowers/val
+      beit finetune linear-probe flowers/train runs/probe --encoder runs/pretrain/encoder --val flowers/val
     """
     from beit.common.config import load_config
     from beit.common.errors import InputError
@@ -51,10 +59,17 @@ def finetune_command(
     from beit.finetune.config import FinetuneConfig
 
     if task not in TASKS:
-        raise InputError(f"TASK ({task}) must be {' or '.join(TASKS)}")
+        raise InputError(f"TASK ({task}) must be {', '.join(TASKS[:-1])} or {TASKS[-1]}")
     names = {"encoder": "encoder", "val": "data.val"}
     settings = [f"{names[option]}={value}" for option, value in dedicated.items() if value is not None]
     config = load_config(FinetuneConfig, recipe=recipe, overrides=[*settings, *overrides], recipe_dir=RECIPES)
+    if task in PROBES:
+        if gpus or hostfile or under_launcher():
+            raise InputError(f"{task} runs in one process, on a GPU if there is one; leave --gpus and --hostfile out")
+        from beit.finetune.probe_run import run_probe
+
+        click.echo(run_probe(task, config, data=data, run_dir=run, resume=resume))
+        return
     if (gpus or hostfile) and not under_launcher():
         raise click.exceptions.Exit(launch_ranks(gpus=gpus, hostfile=hostfile))
     from beit.finetune.train import run as run_finetuning

@@ -129,6 +129,29 @@ class EvaluationConfig:
         require(share is None or 0 < share <= 1, f"evaluation.crop_pct ({share}) must lie in (0, 1]")
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProbeConfig:
+    """Measuring frozen features, by the tasks linear-probe and knn."""
+
+    l2: float = 1e-3
+    """Weight penalty of the linear classifiers, on standardised features."""
+    ks: tuple[int, ...] = (1, 5, 10, 20, 50, 100, 200)
+    """Numbers of neighbours to try."""
+    temperature: float = 0.07
+    """Neighbours weigh exp(cosine similarity / this)."""
+    knn_pooling: Literal["mean", "cls", "cls_mean"] = "mean"
+    """What neighbours are compared by: the mean of the patches, CLS, or both. Linear classifiers see both."""
+    max_feature_gib: float = 8.0
+    """Refuse image sets whose features would take more memory than this."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        require(self.l2 >= 0, f"probe.l2 ({self.l2}) must not be negative")
+        require(len(self.ks) > 0 and min(self.ks) >= 1, f"probe.ks {list(self.ks)} must be numbers of at least 1")
+        require(self.temperature > 0, f"probe.temperature ({self.temperature}) must be above 0")
+        require(self.max_feature_gib > 0, f"probe.max_feature_gib ({self.max_feature_gib}) must be above 0")
+
+
 # The two below inherit the fields to change defaults only: a recipe that sets one key of a section gets the others
 # from the section's own class.
 
@@ -191,6 +214,8 @@ class FinetuneConfig:
     """Partitioning."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """Measuring."""
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
+    """Linear probe and k-NN."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""

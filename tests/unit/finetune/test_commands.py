@@ -6,6 +6,7 @@ from click.testing import CliRunner
 from beit.common.errors import InputError
 from beit.finetune import train
 from beit.finetune.commands import evaluate_command, finetune_command, predict_command
+from beit.tests.unit.finetune.colours import TINY
 
 
 def invoke(command, *arguments):
@@ -29,6 +30,20 @@ def test_options_become_settings_and_set_has_the_last_word(monkeypatch, tmp_path
 def test_unknown_task_is_one_clear_line(tmp_path):
     with pytest.raises(InputError, match=r"TASK \(detection\)"):
         invoke(finetune_command, "detection", "d", tmp_path / "run", "--encoder", "random")
+
+
+@pytest.mark.parametrize("task", ["linear-probe", "knn"])
+def test_probes_print_their_table(finished, tmp_path, task):
+    settings = [word for setting in TINY for word in ("--set", setting)]
+    options = [*settings, "--encoder", finished.run / "model", "--val", finished.val]
+    result = invoke(finetune_command, task, finished.train, tmp_path / "run", *options)
+    assert "best" in result.stdout
+    assert (tmp_path / "run" / f"{task}.json").is_file()
+
+
+def test_probes_run_in_one_process(tmp_path):
+    with pytest.raises(InputError, match="knn runs in one process"):
+        invoke(finetune_command, "knn", "d", tmp_path / "run", "--gpus", 2)
 
 
 def test_encoder_is_required(tmp_path):
