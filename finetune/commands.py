@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from beit.cli_options import long_command_options
+from beit.cli_options import launch_options, long_command_options
 
 RECIPES = Path(__file__).parent / "recipes"
 TASKS = ("classification", "linear-probe", "knn")
@@ -80,41 +80,57 @@ def finetune_command(
 @click.command("evaluate")
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("data")
-@click.option("--out", type=click.Path(path_type=Path), metavar="F.json", help="Write the numbers here, too.")
-def evaluate_command(model: Path, data: str, out: Path | None) -> None:
-    """Measure the classifier MODEL on the labelled images of DATA: top-1, top-5 and loss.
+@click.option("--out", type=click.Path(path_type=Path), metavar="F.json", help="Write all numbers here, too.")
+@click.option("--html", type=click.Path(path_type=Path), metavar="F.html", help="Write a page with pictures.")
+@launch_options
+def evaluate_command(
+    model: Path, data: str, out: Path | None, html: Path | None, gpus: int | None, hostfile: str | None
+) -> None:
+    """Measure the classifier MODEL on the labelled images of DATA, every image once.
 
-    MODEL is the folder `model` of a fine-tuning run. Classes are matched by name. The JSON has the keys top1, top5
-    (shares from 0 to 1), loss (nats) and num_images.
+    MODEL is the folder `model` of a fine-tuning run. Classes are matched by name. Printed: top-1 and top-5 accuracy
+    (with several labels per image, mean average precision), macro-F1, calibration error, loss, and the numbers of
+    every class or of the worst. The page adds the confusion matrix and the most confident mistakes.
 
     \b
     Example:
-      beit evaluate runs/flowers/model flowers/test --out test.json
+      beit evaluate runs/flowers/model flowers/test --out test.json --html test.html
     """
+    from beit.common.launch import launch_ranks, under_launcher
+
+    if (gpus or hostfile) and not under_launcher():
+        raise click.exceptions.Exit(launch_ranks(gpus=gpus, hostfile=hostfile))
     from beit.finetune.evaluate import evaluate_model
 
-    metrics = evaluate_model(model, data, out=out)
+    report = evaluate_model(model, data, out=out, html=html)
     if os.environ.get("RANK", "0") == "0":
-        click.echo(metrics.as_table())
+        click.echo(report.as_table())
 
 
 @click.command("predict")
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("source")
-@click.option("--out", type=click.Path(path_type=Path), metavar="F.csv", help="Write here instead of to the terminal.")
-def predict_command(model: Path, source: str, out: Path | None) -> None:
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="F.csv|F.parquet|F.jsonl",
+    help="Write here instead of to the terminal; the ending says the format.",
+)
+@click.option("--features", is_flag=True, help="Add the features of every image; MODEL may then be an encoder.")
+def predict_command(model: Path, source: str, out: Path | None, features: bool) -> None:
     """Label the images of SOURCE with the classifier MODEL.
 
-    One CSV row per image: key, label, probability, then the next most likely classes (label_2, probability_2, ...).
-    Images that cannot be read are reported and left out.
+    SOURCE is a folder, tars, Parquet files, a list, or a single image. One row per image: key, label, probability,
+    then the next most likely classes (label_2, probability_2, ...; lists in Parquet and JSON lines). Images that cannot
+    be read are reported and left out.
 
     \b
     Example:
       beit predict runs/flowers/model new-photos/ --out labels.csv
     """
-    from beit.finetune.predict import predict_to_csv
+    from beit.finetune.predict import predict_to_file
 
     try:
-        predict_to_csv(model, source, out=out, stdout=sys.stdout)
+        predict_to_file(model, source, out=out, stdout=sys.stdout, features=features)
     except BrokenPipeError:  # the reader, such as `head`, has seen enough; Python would complain again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -24,7 +24,8 @@ from beit.common.run_dir import open_run
 from beit.finetune.artifact import starting_point
 from beit.finetune.config import FinetuneConfig
 from beit.finetune.data import LabelledData, open_training_data
-from beit.finetune.evaluate import TOP_K, single_rank
+from beit.finetune.evaluate import single_rank
+from beit.finetune.outcomes import TOP_K
 from beit.finetune.probe_features import FrozenEncoder, frozen_features
 
 logger = logging.getLogger(__name__)

@@ -31,7 +31,9 @@ from beit.finetune.artifact import StartingPoint, build_classifier, freeze_block
 from beit.finetune.augment import TrainTransform
 from beit.finetune.config import FinetuneConfig
 from beit.finetune.data import LabelledData, open_training_data
-from beit.finetune.evaluate import Metrics, evaluation_loader, measure
+from beit.finetune.evaluate import evaluation_loader, measure
+from beit.finetune.outcomes import OutcomeLog
+from beit.finetune.scores import Metrics, MultiLabelMetrics
 from beit.finetune.step import ClassificationStep, balanced_weights
 
 logger = logging.getLogger(__name__)
@@ -63,12 +65,15 @@ def run(config: FinetuneConfig, *, data: str, run_dir: Path, resume: str = "auto
         checkpoint=config.checkpoint,
         deepspeed=config.deepspeed,
         # The best model is chosen among the saved ones by `save_artifacts`, which keeps the newest beside it.
-        goal=None if images.val is None else Goal(metric="val_top1", is_higher_better=True, keep_best=False),
+        goal=None
+        if images.val is None
+        else Goal(metric=f"val_{_main(images)}", is_higher_better=True, keep_best=False),
     )
     fit(task, settings=settings, run=directory, world=world)
     if world.is_main:
         best = read_encoder_config(run_dir / BEST).provenance
-        score = f", top-1 {100 * best['metrics']['top1']:.2f} % at step {best['step']}" if best["metrics"] else ""
+        main = _main(images)
+        score = f", {main} {100 * best['metrics'][main]:.2f} % at step {best['step']}" if best["metrics"] else ""
         logger.info("model: %s%s", run_dir / BEST, score)
 
 
@@ -117,7 +122,7 @@ class ClassificationTask:
             pooling=config.classifier.pooling,
             multi_label=self.images.is_multi_label,
         )
-        self.measured: tuple[int, Metrics] | None = None
+        self.measured: tuple[int, Metrics | MultiLabelMetrics] | None = None
         """Step and result of the latest evaluation in this process."""
 
     def _objective(self) -> ClassificationStep:
@@ -176,25 +181,19 @@ class ClassificationTask:
         return self.step(model, batch, step)
 
     def evaluate(self, model: torch.nn.Module, step: int) -> dict[str, float]:
-        """Measure top-1, top-5 and loss on the validation images."""
+        """Measure the main numbers on the validation images."""
         val = self.images.val
         if val is None:
             return {}
         loader = evaluation_loader(
             val, self.description, world=self.world, settings=self.config.evaluation, reader=self.config.reader
         )
-        metrics = measure(model, loader, self.description, num_batches=len(loader), world=self.world)
+        log = OutcomeLog(self.images.label_table(val) if self.images.is_multi_label else None)
+        metrics = measure(model, loader, self.description, num_batches=len(loader), world=self.world, log=log)
         if metrics is None:
             return {}
         self.measured = step, metrics
-        logger.info(
-            "step %d: top-1 %.2f %%, top-5 %.2f %%, loss %.4f on %d images",
-            step,
-            100 * metrics.top1,
-            100 * metrics.top5,
-            metrics.loss,
-            metrics.num_images,
-        )
+        logger.info("step %d: %s on %d images", step, metrics.describe(), metrics.num_images)
         return {f"val_{name}": float(value) for name, value in metrics.as_dict().items()}
 
     def save_artifacts(
@@ -208,7 +207,7 @@ class ClassificationTask:
         if self.images.val is None or (result is not None and _is_better(result, directory / BEST)):
             save_model(directory / BEST, state, description)
 
-    def _provenance(self, step: int, result: Metrics | None) -> dict[str, Any]:
+    def _provenance(self, step: int, result: Metrics | MultiLabelMetrics | None) -> dict[str, Any]:
         train = self.images.train
         return {
             "step": step,
@@ -224,9 +223,16 @@ class ClassificationTask:
         }
 
 
-def _is_better(result: Metrics, best: Path) -> bool:
-    """Compare with the model kept so far, by top-1 and then by loss."""
+def _main(images: LabelledData) -> str:
+    """Return the name of the number that models are judged by."""
+    return "map" if images.is_multi_label else "top1"
+
+
+def _is_better(result: Metrics | MultiLabelMetrics, best: Path) -> bool:
+    """Compare with the model kept so far, by top-1 or mAP and then by loss."""
     if not (best / CONFIG_FILE).is_file():
         return True
     kept = read_encoder_config(best).provenance["metrics"]
-    return (result.top1, -result.loss) > (kept["top1"], -kept["loss"])
+    found = result.as_dict()
+    main = "top1" if "top1" in found else "map"
+    return (found[main], -found["loss"]) > (kept[main], -kept["loss"])

@@ -53,7 +53,10 @@ def test_encoder_is_required(tmp_path):
 
 def test_evaluate_prints_a_table(finished):
     result = invoke(evaluate_command, finished.run / "model", finished.val)
-    assert result.stdout.splitlines()[-1].split() == ["100.00%", "100.00%", result.stdout.split()[-2], "20"]
+    first = result.stdout.splitlines()
+    assert first[0].split() == ["top-1", "top-5", "macro-F1", "calibration", "error", "loss", "images"]
+    assert [first[1].split()[place] for place in (0, 1, 2, 5)] == ["100.00%", "100.00%", "100.00%", "20"]
+    assert first[-1].split() == ["red", "10", "100.00%", "100.00%", "100.00%"]
 
 
 def test_predict_prints_csv_or_writes_it(finished, tmp_path):

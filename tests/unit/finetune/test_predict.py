@@ -7,14 +7,14 @@ import pytest
 
 from beit.common.errors import InputError
 from beit.finetune.evaluate import evaluate_model
-from beit.finetune.predict import predict_to_csv
+from beit.finetune.predict import predict_to_file
 from beit.tests.image_files import write_tar
 from beit.tests.unit.finetune.colours import write_images
 
 
 def rows_of(model, source, out=None):
     stdout = io.StringIO()
-    predict_to_csv(model, str(source), out=out, stdout=stdout)
+    predict_to_file(model, str(source), out=out, stdout=stdout)
     text = stdout.getvalue() if out is None else out.read_text()
     return list(csv.DictReader(io.StringIO(text)))
 
@@ -24,7 +24,7 @@ def test_predictions_agree_with_the_evaluation(finished):
     assert len(rows) == 20
     assert list(rows[0]) == ["key", "label", "probability", "label_2", "probability_2"]
     right = sum(row["key"].startswith(row["label"]) for row in rows)
-    assert right / 20 == evaluate_model(finished.run, str(finished.val)).top1
+    assert right / 20 == evaluate_model(finished.run, str(finished.val)).metrics.top1
     for row in rows:
         assert float(row["probability"]) >= float(row["probability_2"])
         assert float(row["probability"]) + float(row["probability_2"]) == pytest.approx(1, abs=1e-5)

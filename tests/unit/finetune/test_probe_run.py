@@ -41,7 +41,7 @@ def test_model_of_the_best_block_is_a_classifier(probed, finished):
     stored = read_encoder_config(run)
     assert stored.architecture.depth == result["best_block"] + 1
     assert (stored.class_names, stored.pooling) == (("blue", "red"), "cls_mean")
-    metrics = evaluate_model(run, str(finished.val))
+    metrics = evaluate_model(run, str(finished.val)).metrics
     assert metrics.top1 == result["top1"]
     assert metrics.loss == pytest.approx(result["loss"], rel=1e-4)
 

@@ -14,7 +14,7 @@ from beit.common.metrics import read_metrics
 from beit.finetune.artifact import starting_point
 from beit.finetune.config import DataConfig
 from beit.finetune.data import open_training_data
-from beit.finetune.evaluate import Metrics
+from beit.finetune.scores import Metrics
 from beit.finetune.train import ClassificationTask, run
 from beit.tests.unit.finetune.colours import finetune_config, write_images
 
