@@ -87,5 +87,5 @@ def _claims(outcomes: Outcomes, class_names: Sequence[str]) -> tuple[NDArray[np.
 
 def _truth(outcomes: Outcomes, row: int, class_names: Sequence[str]) -> str:
     if not outcomes.is_multi_label:
-        return class_names[outcomes.labels[row]]
-    return ", ".join(class_names[c] for c in np.flatnonzero(outcomes.targets[row])) or "none"
+        return class_names[int(outcomes.labels[row])]
+    return ", ".join(class_names[int(c)] for c in np.flatnonzero(outcomes.targets[row])) or "none"

@@ -44,7 +44,7 @@ class Outcomes:
     @property
     def is_multi_label(self) -> bool:
         """Whether images have several labels or none."""
-        return self.targets.shape[1] > 0
+        return bool(self.targets.shape[1] > 0)
 
     def __len__(self) -> int:
         """Return the number of images."""
