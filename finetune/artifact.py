@@ -16,7 +16,7 @@ from beit.common.encoder import load_weights
 from beit.common.encoder_config import EncoderConfig, read_encoder_config
 from beit.common.errors import InputError, require
 from beit.common.param_groups import layer_id
-from beit.common.vit_config import Normalization, ViTConfig, build_vit_config
+from beit.common.vit_config import ModelConfig, Normalization, ViTConfig, build_vit_config
 from beit.finetune.config import RANDOM_ENCODER, FinetuneConfig
 from beit.finetune.model import FRESH_PREFIXES, POOLINGS, ImageClassifier, Pooling
 
@@ -137,6 +137,7 @@ def _encoder_architecture(stored: ViTConfig, config: FinetuneConfig) -> ViTConfi
             f"image.patch_size ({wanted}) must be {stored.patch_size}, the patch size of the encoder {config.encoder}; "
             "leave it out or pre-train another encoder"
         )
+    _require_named_shape(stored, config)
     shape = replace(
         stored,
         img_size=config.image.img_size or stored.img_size,
@@ -145,6 +146,20 @@ def _encoder_architecture(stored: ViTConfig, config: FinetuneConfig) -> ViTConfi
         init="finetune",
     )
     return _with_own_tables(shape)
+
+
+def _require_named_shape(stored: ViTConfig, config: FinetuneConfig) -> None:
+    """Refuse settings made for another model; those that name none, and so keep the default, fit all."""
+    if replace(config.model, drop_path=0.0) == ModelConfig(drop_path=0.0):
+        return
+    named = build_vit_config(config.model, img_size=stored.img_size, patch_size=stored.patch_size)
+    wanted, found = ((shape.embed_dim, shape.depth, shape.num_heads) for shape in (named, stored))
+    if wanted != found:
+        text = ["{} wide, {} blocks, {} heads".format(*shape) for shape in (wanted, found)]
+        raise InputError(
+            f"the settings are for a model of {text[0]} (section model), but the encoder {config.encoder} has "
+            f"{text[1]}; take another recipe, or another encoder"
+        )
 
 
 def _with_own_tables(shape: ViTConfig) -> ViTConfig:

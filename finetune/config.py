@@ -193,7 +193,8 @@ class FinetuneConfig:
     image: ImageConfig = field(default_factory=ImageConfig)
     """Input."""
     model: ModelConfig = field(default_factory=ModelConfig)
-    """The vision transformer, for random weights. Of an encoder only drop_path is set here."""
+    """The vision transformer, for random weights. An encoder brings its shape, and only drop_path is set here; a shape
+    that is named all the same, as recipes do, must be the encoder's."""
     classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
     """Head and loss."""
     augment: TrainAugmentConfig = field(default_factory=TrainAugmentConfig)

@@ -164,6 +164,13 @@ class ClassificationTask:
             plan.global_batch_size,
             plan.total_steps / plan.steps_per_epoch,
         )
+        if plan.global_batch_size > len(self.images.train):
+            logger.warning(
+                "train.global_batch_size (%d) exceeds the %d training images, so that a step shows some of them more "
+                "than once; --recipe small_500 is made for so few",
+                plan.global_batch_size,
+                len(self.images.train),
+            )
         if val is None:
             logger.info("no --val: nothing is measured, and the model is that of the last step")
 
