@@ -186,3 +186,16 @@ def test_class_weights_follow_the_training_images(tmp_path):
     write_images(train, ("red",), 3)
     task = task_for(train, None, "classifier.class_weights=balanced")
     torch.testing.assert_close(task.step.class_weights, torch.tensor([12 / 18, 12 / 6]))
+
+
+GOLDEN_LOSSES = [1.098638, 1.098637, 1.054575, 1.055081, 1.043694, 0.921997, 0.833199, 0.987671]
+"""Of the run below, float32 on a CPU, torch 2.13, Pillow 12, 2026-11-25. What changes them changes what users get."""
+
+
+def test_losses_of_the_whole_recipe_are_the_golden_ones(tmp_path):
+    write_images(tmp_path / "train", ("blue", "red", "green"), 8)
+    recipe = ("augment.rand_augment=rand-m9-mstd0.5-inc1", "augment.erase_prob=0.25", "mix.prob=1.0", "train.steps=8")
+    config = finetune_config(*recipe, "model.drop_path=0.1", "train.ema_decay=0.9")
+    run(config, data=str(tmp_path / "train"), run_dir=tmp_path / "run")
+    losses = [record["loss"] for record in read_metrics(tmp_path / "run/metrics.jsonl") if "loss" in record]
+    assert losses == pytest.approx(GOLDEN_LOSSES, rel=1e-3)
