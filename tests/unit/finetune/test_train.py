@@ -189,7 +189,7 @@ def test_class_weights_follow_the_training_images(tmp_path):
 
 
 GOLDEN_LOSSES = [1.098638, 1.098637, 1.054575, 1.055081, 1.043694, 0.921997, 0.833199, 0.987671]
-"""Of the run below, float32 on a CPU, torch 2.13, Pillow 12, 2026-11-25. What changes them changes what users get."""
+"""Of the run below, float32 on a CPU, torch 2.13, Pillow 13, 2026-11-25. What changes them changes what users get."""
 
 
 def test_losses_of_the_whole_recipe_are_the_golden_ones(tmp_path):
