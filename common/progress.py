@@ -34,6 +34,7 @@ class Progress:
         self._total, self._done, self._initial = total, initial, initial
         self._fields: dict[str, str] = {}
         self._started = self._last_line = time.monotonic()
+        self._written = -1  # the count in the last line of the log
         self._bar = None
         if enabled and sys.stderr.isatty():
             self._bar = tqdm(total=total, initial=initial, unit=f" {unit}", desc=description, dynamic_ncols=True)
@@ -48,7 +49,7 @@ class Progress:
         """Close the bar, or write the last line."""
         if self._bar is not None:
             self._bar.close()
-        elif self._enabled:
+        elif self._enabled and self._done != self._written:
             self._write_line()
 
     def update(self, count: int, **fields: str | int | float) -> None:
@@ -62,14 +63,20 @@ class Progress:
             self._write_line()
 
     def _write_line(self) -> None:
-        self._last_line = time.monotonic()
+        self._last_line, self._written = time.monotonic(), self._done
         rate = (self._done - self._initial) / max(self._last_line - self._started, 1e-9)
         of_total = f"/{self._total}" if self._total is not None else ""
         eta = ""
         if self._total is not None and rate > 0 and self._done < self._total:
             eta = f", {_duration((self._total - self._done) / rate)} left"
         fields = "".join(f", {name} {value}" for name, value in self._fields.items())
-        logger.info("%s: %d%s %s, %.1f/s%s%s", self._description, self._done, of_total, self._unit, rate, eta, fields)
+        done = f"{self._done}{of_total} {self._unit}, {format_rate(rate)}/s"
+        logger.info("%s: %s%s%s", self._description, done, eta, fields)
+
+
+def format_rate(rate: float) -> str:
+    """Write a rate so that a slow one does not read as zero: 1234.6, 12.3, 0.033."""
+    return f"{rate:.1f}" if rate >= 10 or rate == 0 else f"{rate:.2g}"
 
 
 def _format(value: str | int | float) -> str:

@@ -40,8 +40,11 @@ _OPPONENT_SPREAD = np.array([0.36, 0.12, 0.055], dtype=np.float32)
 SCENE_VERSION = 1
 """Raised with every change to the pictures `render_scene` paints; part of the names of cached ones."""
 
+_VIEWS_OF_SCENE = 8
+"""Demo images on one background: the turns and mirrorings of a square."""
+
 _WORTH_PROCESSES = 200
-"""Images; fewer are painted before the processes have started."""
+"""Pictures; fewer are painted before the processes have started."""
 
 DEMO_SHAPES = ("disc", "cross")
 DEMO_TEXTURES = ("stripes", "checks", "dots", "rings", "zigzags")
@@ -204,7 +207,7 @@ def render_scene(rng: CounterRng, img_size: int) -> NDArray[np.uint8]:
 
 @dataclass(frozen=True, slots=True)
 class _Frame:
-    """Coordinates of a demo figure, rotated with it: in units of its radius from its centre, or as phases in radians."""
+    """Coordinates of a demo figure, turning with it: from its centre in units of its radius, or as phases."""
 
     x: FloatImage
     y: FloatImage
@@ -225,14 +228,15 @@ _TEXTURE_TESTS: dict[str, Callable[[_Frame], NDArray[np.bool_]]] = {
 """Where a texture is bright, at phases in radians: one turn is one period."""
 
 
-def demo_image(rng: CounterRng, label: int, img_size: int) -> NDArray[np.uint8]:
-    """Paint one image of the demo's class `label`, shape (img_size, img_size, 3), uint8 RGB.
+def demo_image(rng: CounterRng, label: int, background: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Paint one image of the demo's class `label` over a square `background`; both (side, side, 3), uint8 RGB.
 
-    The class is the figure's shape (disc, cross) and its texture (stripes, checks, dots, rings, zigzags). Colour, place,
-    size, turn and background say nothing about it.
+    The class is the figure's shape (disc, cross) and its texture (stripes, checks, dots, rings, zigzags). Colour,
+    place, size, turn and background say nothing about it.
     """
     generator = _generator(rng)
-    image = render_scene(rng, img_size).astype(np.float32) / 255.0 * 0.8 + 0.1
+    img_size = len(background)
+    image = background.astype(np.float32) / 255.0 * 0.8 + 0.1
     shape, texture = DEMO_SHAPES[label // len(DEMO_TEXTURES)], DEMO_TEXTURES[label % len(DEMO_TEXTURES)]
     radius = img_size * generator.uniform(0.32, 0.48)
     centre = generator.uniform(radius * 0.9, img_size - radius * 0.9, 2)
@@ -270,25 +274,34 @@ def write_demo_images(folder: Path, num_images: int, *, img_size: int = 96, seed
     for shape in DEMO_SHAPES:
         for texture in DEMO_TEXTURES:
             (folder / f"{shape}-{texture}").mkdir(parents=True, exist_ok=True)
-    return paint_all(partial(_write_demo_image, folder, img_size, seed), num_images)
+    paint = partial(_write_demo_group, folder, img_size, seed, num_images)
+    groups = paint_all(paint, -(-num_images // _VIEWS_OF_SCENE), unit="scenes")
+    return [path for group in groups for path in group]
 
 
-def _write_demo_image(folder: Path, img_size: int, seed: int, number: int) -> Path:
-    label = number % (len(DEMO_SHAPES) * len(DEMO_TEXTURES))
-    name = f"{DEMO_SHAPES[label // len(DEMO_TEXTURES)]}-{DEMO_TEXTURES[label % len(DEMO_TEXTURES)]}"
-    path = folder / name / f"{number:06d}.png"
-    Image.fromarray(demo_image(CounterRng(seed, "demo", number), label, img_size)).save(path, compress_level=1)
-    return path
+def _write_demo_group(folder: Path, img_size: int, seed: int, num_images: int, group: int) -> list[Path]:
+    """Write the images that share a background, turned and mirrored: painting it takes most of the time."""
+    scene = render_scene(CounterRng(seed, "demo background", group), img_size)
+    paths = []
+    for number in range(group * _VIEWS_OF_SCENE, min(num_images, (group + 1) * _VIEWS_OF_SCENE)):
+        view = np.rot90(scene, number % 4)
+        label = number % (len(DEMO_SHAPES) * len(DEMO_TEXTURES))
+        name = f"{DEMO_SHAPES[label // len(DEMO_TEXTURES)]}-{DEMO_TEXTURES[label % len(DEMO_TEXTURES)]}"
+        image = demo_image(CounterRng(seed, "demo", number), label, view if number % 8 < 4 else view[:, ::-1])
+        paths.append(folder / name / f"{number:06d}.png")
+        Image.fromarray(image).save(paths[-1], compress_level=1)
+    return paths
 
 
-def paint_all(paint: Callable[[int], Result], count: int) -> list[Result]:
+def paint_all(paint: Callable[[int], Result], count: int, *, unit: str = "images") -> list[Result]:
     """Call `paint(number)` for 0 to count - 1 on all cores, with a progress bar, and return the results in order.
 
     Args:
         paint: Picklable; what it does depends on the number only.
         count: How often.
+        unit: What one call paints, in the plural.
     """
-    with Progress(count, unit="images", description="generating") as progress, ExitStack() as stack:
+    with Progress(count, unit=unit, description="generating") as progress, ExitStack() as stack:
         if count < _WORTH_PROCESSES:
             results: Iterable[Result] = map(paint, range(count))
         else:
