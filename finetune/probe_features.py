@@ -32,6 +32,8 @@ from beit.finetune.evaluate import evaluation_loader, with_progress
 logger = logging.getLogger(__name__)
 
 FORMAT = "beit-features 1"
+FEATURES = "features"
+"""Folder in the run directory."""
 _BYTES_PER_VALUE = 4
 
 

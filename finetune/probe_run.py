@@ -26,7 +26,7 @@ from beit.finetune.config import FinetuneConfig
 from beit.finetune.data import LabelledData, open_training_data
 from beit.finetune.evaluate import single_rank
 from beit.finetune.outcomes import TOP_K
-from beit.finetune.probe_features import FrozenEncoder, frozen_features
+from beit.finetune.probe_features import FEATURES, FrozenEncoder, frozen_features
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +71,10 @@ def run_probe(task: str, config: FinetuneConfig, *, data: str, run_dir: Path, re
     require(
         not config.classifier.multi_label, f"classifier.multi_label must be false: {task} knows one label per image"
     )
+    require(
+        not (run_dir / "checkpoints").exists(),
+        f"{run_dir} holds a classification run, whose model {task} would replace; name another directory",
+    )
     start = starting_point(config)
     images = open_training_data(data, config.data)
     assert images.val is not None
@@ -78,7 +82,7 @@ def run_probe(task: str, config: FinetuneConfig, *, data: str, run_dir: Path, re
     encoder = FrozenEncoder(config, start)
     directory = open_run(run_dir, config, world=world, resume=resume, free_keys=FREE_KEYS).path
     train, val = (
-        frozen_features(encoder, index, directory / "features" / f"{name}.safetensors", config=config, world=world)
+        frozen_features(encoder, index, directory / FEATURES / f"{name}.safetensors", config=config, world=world)
         for name, index in (("train", images.train), ("val", images.val))
     )
     found = ProbeData(encoder=encoder, images=images, train=train, val=val)

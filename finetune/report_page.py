@@ -63,7 +63,8 @@ def _mistakes(report: EvaluationReport, pictures: Sequence[NDArray[np.uint8]]) -
     for mistake, pixels in zip(report.mistakes, pictures, strict=True):
         claim = f"{mistake.claim}, {100 * mistake.confidence:.0f} %"
         strips.append(
-            f'<div class="strip"><div><img src="{data_uri(_shown(pixels))}" alt="{attribute(mistake.name)}"></div>'
+            f'<div class="strip" style="align-content:start"><div><img src="{data_uri(_shown(pixels))}" '
+            f'alt="{attribute(mistake.name)}"></div>'
             f'<div class="under" title="{attribute(claim)}">said {text(claim)}</div>'
             f'<div class="under" title="{attribute(mistake.truth)}">is {text(mistake.truth)}</div>'
             f'<div class="name" title="{attribute(mistake.name)}">{text(mistake.name)}</div></div>'

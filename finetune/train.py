@@ -19,6 +19,7 @@ from beit.common.best import Goal
 from beit.common.distributed import World, init_distributed
 from beit.common.encoder import save_model
 from beit.common.encoder_config import CONFIG_FILE, EncoderConfig, read_encoder_config
+from beit.common.errors import InputError
 from beit.common.labelled_dataset import LabelledDataset
 from beit.common.param_groups import layer_decay_groups
 from beit.common.run_dir import open_run
@@ -33,6 +34,7 @@ from beit.finetune.config import FinetuneConfig
 from beit.finetune.data import LabelledData, open_training_data
 from beit.finetune.evaluate import evaluation_loader, measure
 from beit.finetune.outcomes import OutcomeLog
+from beit.finetune.probe_features import FEATURES
 from beit.finetune.scores import Metrics, MultiLabelMetrics
 from beit.finetune.step import ClassificationStep, balanced_weights
 
@@ -52,6 +54,8 @@ def run(config: FinetuneConfig, *, data: str, run_dir: Path, resume: str = "auto
         InputError: bad input.
         ResumableStop: a signal asked to stop; a checkpoint was committed.
     """
+    if (run_dir / FEATURES).exists():
+        raise InputError(f"{run_dir} holds a linear probe or k-NN; name another directory for classification")
     start = starting_point(config)
     images = open_training_data(data, config.data, multi_label=config.classifier.multi_label)
     world = init_distributed(timeout_seconds=config.train.collective_timeout_seconds)
@@ -164,7 +168,7 @@ class ClassificationTask:
             plan.global_batch_size,
             plan.total_steps / plan.steps_per_epoch,
         )
-        if plan.global_batch_size > len(self.images.train):
+        if plan.global_batch_size > len(self.images.train) and self.world.is_main:
             logger.warning(
                 "train.global_batch_size (%d) exceeds the %d training images, so that a step shows some of them more "
                 "than once; --recipe small_500 is made for so few",

@@ -11,6 +11,7 @@ from beit.common.errors import InputError
 from beit.finetune import probe_features
 from beit.finetune.evaluate import evaluate_model
 from beit.finetune.probe_run import knn_table, linear_scores, linear_table, run_probe
+from beit.finetune.train import run
 from beit.tests.unit.finetune.colours import finetune_config, noisy_png, write_images
 
 
@@ -37,11 +38,11 @@ def test_every_block_is_measured_and_the_best_named(probed):
 
 
 def test_model_of_the_best_block_is_a_classifier(probed, finished):
-    run, result, _ = probed
-    stored = read_encoder_config(run)
+    path, result, _ = probed
+    stored = read_encoder_config(path)
     assert stored.architecture.depth == result["best_block"] + 1
     assert (stored.class_names, stored.pooling) == (("blue", "red"), "cls_mean")
-    metrics = evaluate_model(run, str(finished.val)).metrics
+    metrics = evaluate_model(path, str(finished.val)).metrics
     assert metrics.top1 == result["top1"]
     assert metrics.loss == pytest.approx(result["loss"], rel=1e-4)
 
@@ -111,3 +112,11 @@ def test_bad_input_is_one_clear_line(finished, tmp_path, overrides, message):
         probe("linear-probe", finished, tmp_path / "run", *overrides)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run/linear-probe.json").exists()
+
+
+def test_a_directory_is_for_classification_or_for_probes(probed, finished):
+    config = finetune_config(f"data.val={finished.val}", f"encoder={finished.run / 'last'}")
+    with pytest.raises(InputError, match="holds a linear probe or k-NN"):
+        run(config, data=str(finished.train), run_dir=probed[0])
+    with pytest.raises(InputError, match="holds a classification run"):
+        run_probe("knn", config, data=str(finished.train), run_dir=finished.run)

@@ -199,3 +199,9 @@ def test_losses_of_the_whole_recipe_are_the_golden_ones(tmp_path):
     run(config, data=str(tmp_path / "train"), run_dir=tmp_path / "run")
     losses = [record["loss"] for record in read_metrics(tmp_path / "run/metrics.jsonl") if "loss" in record]
     assert losses == pytest.approx(GOLDEN_LOSSES, rel=1e-3)
+
+
+def test_a_batch_larger_than_the_data_is_pointed_out(finished, caplog):
+    with caplog.at_level("WARNING", logger="beit"):
+        task_for(finished.train, None, "train.global_batch_size=40").announce()
+    assert "train.global_batch_size (40) exceeds the 36 training images" in caplog.text
