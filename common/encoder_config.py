@@ -37,6 +37,8 @@ class EncoderConfig:
     """Names of the classes of a classification head, in the order of its logits."""
     pooling: str | None = None
     """What a classification head sees: mean or cls."""
+    multi_label: bool = False
+    """Whether the classes do not exclude each other; each logit then has a sigmoid of its own."""
     provenance: dict[str, Any] = field(default_factory=dict)
     """Where the weights come from: data and tokenizer fingerprints, steps, recipe, metrics, code version."""
 
@@ -104,6 +106,7 @@ def encoder_config_from_json(value: Any, *, origin: str) -> EncoderConfig:
             best_block=value.get("best_block"),
             class_names=None if class_names is None else tuple(class_names),
             pooling=value.get("pooling"),
+            multi_label=value.get("multi_label", False),
             provenance=value.get("provenance", {}),
         )
     except (KeyError, TypeError) as error:
