@@ -173,12 +173,13 @@ def _stat(path: str) -> FileInfo:
             status = os.stat(path)
             return FileInfo(path, status.st_size, str(status.st_mtime_ns))
         file_system, inner = file_system_of(path)
-        return _remote_info(path, file_system.info(inner))
+        return remote_info(path, file_system.info(inner))
     except OSError as error:
         raise InputError(f"{path} does not exist or cannot be read ({error.strerror or error})") from None
 
 
-def _remote_info(path: str, info: dict[str, Any]) -> FileInfo:
+def remote_info(path: str, info: dict[str, Any]) -> FileInfo:
+    """Translate what a fsspec file system says about one file."""
     version = next((str(info[field]) for field in _VERSION_FIELDS if info.get(field)), "")
     return FileInfo(path, int(info.get("size") or 0), version)
 
@@ -226,4 +227,4 @@ def _walk_remote(root: str) -> Iterator[FileInfo]:
     for path, info in file_system.find(inner, detail=True).items():
         relative = path[len(inner.rstrip("/")) :].lstrip("/")
         if not any(part.startswith(".") for part in relative.split("/")):
-            yield _remote_info(relative, info)
+            yield remote_info(relative, info)

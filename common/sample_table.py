@@ -32,7 +32,7 @@ _SAMPLE_SCHEMA = pa.schema(
     ]
 )
 _INDEX_TYPES = {"str": pa.string(), "int": pa.int64()}
-_INDEX_SCHEMA = pa.schema(
+INDEX_SCHEMA = pa.schema(
     [pa.field(field.name, _INDEX_TYPES[str(field.type)], nullable=False) for field in fields(ShardRow)]
 )
 _VERSION_KEY = b"beit.format_version"
@@ -91,7 +91,7 @@ def decode_samples(data: bytes, *, label: str) -> SampleTable:
 
 def encode_index(rows: list[ShardRow]) -> bytes:
     """Encode the shard table as Parquet."""
-    return _encode(pa.Table.from_pylist([asdict(row) for row in rows], schema=_INDEX_SCHEMA))
+    return _encode(pa.Table.from_pylist([asdict(row) for row in rows], schema=INDEX_SCHEMA))
 
 
 def decode_index(data: bytes, *, label: str) -> list[ShardRow]:
@@ -100,7 +100,12 @@ def decode_index(data: bytes, *, label: str) -> list[ShardRow]:
     Raises:
         InputError: not a shard table of this version.
     """
-    return [ShardRow(**row) for row in _decode(data, _INDEX_SCHEMA, label).to_pylist()]
+    return [ShardRow(**row) for row in decode_index_table(data, label=label).to_pylist()]
+
+
+def decode_index_table(data: bytes, *, label: str) -> pa.Table:
+    """Decode the shard table without making an object of every row; as `decode_index`."""
+    return _decode(data, INDEX_SCHEMA, label)
 
 
 def _encode(table: pa.Table) -> bytes:

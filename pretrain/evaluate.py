@@ -16,11 +16,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from beit.common.distributed import World
+from beit.common.errors import BadSample
 from beit.common.store import TokenStore
 from beit.pretrain.step import MimStep
 
 _SMOOTHING = 1.0
 """Added to every count, so that a token never seen in training costs much instead of infinitely much (Laplace)."""
+
+_HISTOGRAM_SHARDS = 256
+"""Sample tables to read for it at most; a large store has a hundred thousand."""
 
 
 def unigram_nats(histogram: NDArray[np.int64]) -> Tensor:
@@ -37,7 +41,9 @@ def unigram_nats(histogram: NDArray[np.int64]) -> Tensor:
 
 
 def token_histogram(store: TokenStore, max_images: int) -> NDArray[np.int64]:
-    """Count the visual tokens of training images, (V,) int64: one view each, spread evenly over all shards.
+    """Count the visual tokens of training images, (V,) int64: one view each, spread evenly over the shards.
+
+    Damaged samples are passed over; the training reports those it meets.
 
     Args:
         store: With tokens.
@@ -45,12 +51,18 @@ def token_histogram(store: TokenStore, max_images: int) -> NDArray[np.int64]:
     """
     assert store.info.tokenizer is not None
     histogram = np.zeros(store.info.tokenizer.vocab_size, dtype=np.int64)
-    per_shard = math.ceil(max_images / len(store.shards))
-    for shard_id in range(len(store.shards)):
+    num_shards = min(len(store.shards), _HISTOGRAM_SHARDS)
+    per_shard = math.ceil(max_images / num_shards)
+    for shard_id in np.linspace(0, len(store.shards) - 1, num_shards).astype(int).tolist():
         rows = np.flatnonzero(~store.samples(shard_id).held_out(store.info.held_out.threshold))
         picked = rows[np.linspace(0, len(rows) - 1, min(per_shard, len(rows))).astype(int)] if len(rows) else rows
+        if store.is_remote:
+            store.read_ahead([(shard_id, row, 0) for row in picked.tolist()], images=False)
         for row in picked.tolist():
-            token_ids = store.read_token_ids(shard_id, row, 0)
+            try:
+                token_ids = store.read_token_ids(shard_id, row, 0)
+            except BadSample:
+                continue
             histogram += np.bincount(token_ids.reshape(-1), minlength=len(histogram))
     return histogram
 

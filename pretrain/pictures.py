@@ -26,7 +26,7 @@ from beit.pretrain.model import MaskedImageModel
 TITLES = ("image", "masked", "predicted tokens", "original tokens")
 
 
-def reconstruction_sheet(run: Path, *, store: Path | None, tokenizer: str | None, num_images: int) -> Image.Image:
+def reconstruction_sheet(run: Path, *, store: str | Path | None, tokenizer: str | None, num_images: int) -> Image.Image:
     """Draw held-out images as the model of a run completes them.
 
     The third column decodes the tokens of visible patches as they are and those of masked patches as predicted.

@@ -21,11 +21,15 @@ from beit.common.best import Goal
 from beit.common.distributed import World, init_distributed
 from beit.common.encoder import save_encoder
 from beit.common.errors import InputError
+from beit.common.files import default_cache_dir
 from beit.common.param_groups import weight_decay_groups
 from beit.common.reader import sequential_loader
+from beit.common.reader_config import SPEED_KEYS, ReaderConfig
 from beit.common.run_dir import open_run
+from beit.common.shard_cache import ShardCache
 from beit.common.signals import stop_on_signals
 from beit.common.store import TokenStore, open_store
+from beit.common.store_checks import check_vocabulary
 from beit.common.store_dataset import StoreDataset
 from beit.common.task import FitSettings
 from beit.common.trainer import fit
@@ -40,13 +44,13 @@ from beit.pretrain.step import MimStep
 
 logger = logging.getLogger(__name__)
 
-FREE_KEYS = ("reader.num_workers", "reader.prefetch_batches", "reader.timeout_seconds", "held_out.")
+FREE_KEYS = (*SPEED_KEYS, "held_out.")
 """Settings a resumed run may change, beside those of the loop: they decide speed and reporting, not what is learned."""
 
 
 @stop_on_signals()
-def run(config: PretrainConfig, *, store: Path, run_dir: Path, resume: str = "auto") -> None:
-    """Pre-train on `store` and write everything to `run_dir`; on every rank.
+def run(config: PretrainConfig, *, store: str | Path, run_dir: Path, resume: str = "auto") -> None:
+    """Pre-train on `store`, a folder or URL, and write everything to `run_dir`; on every rank.
 
     Raises:
         InputError: bad input.
@@ -54,6 +58,8 @@ def run(config: PretrainConfig, *, store: Path, run_dir: Path, resume: str = "au
     """
     token_store = open_store(store)
     check_store(token_store, config)
+    if token_store.is_remote and config.reader.cache_bytes:
+        token_store.use_cache(shard_cache(config.reader))
     world = init_distributed(timeout_seconds=config.train.collective_timeout_seconds)
     torch.manual_seed(config.train.seed)
     task = PretrainTask(config, token_store, world)
@@ -80,6 +86,17 @@ def check_store(store: TokenStore, config: PretrainConfig) -> None:
     if store.info.tokenizer is None:
         raise InputError(f"{store.location} holds no tokens (views = 0); tokenize it with --views 1 or more")
     check_replay(store.info.canary, strict=config.data.replay == "strict")
+    check_vocabulary(store)
+
+
+def shard_cache(config: ReaderConfig) -> ShardCache:
+    """Return the folder that keeps the shards of remote stores on this machine.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    folder = Path(config.cache_dir).expanduser() if config.cache_dir else default_cache_dir() / "shards"
+    return ShardCache(folder, config.cache_bytes)
 
 
 def vit_config(config: PretrainConfig, store: TokenStore) -> ViTConfig:
@@ -147,6 +164,12 @@ class PretrainTask:
             views,
             epochs / views,
         )
+        order = self.data.order
+        if self.store.is_remote:
+            logger.info(
+                "remote store %s; shards are kept in %s", self.store.location, self.store.cache or "memory only"
+            )
+        logger.info("order: windows of %d shards, %d lanes, seed %d", order.window_shards, order.lanes, order.seed)
 
     def goal(self) -> Goal | None:
         """Return what evaluations are judged by; the newest encoder is written, unless the run may stop early."""

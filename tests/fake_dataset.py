@@ -21,10 +21,18 @@ class FakeDataset:
         self.shard_sizes = np.array(sizes, dtype=np.int64)
         self.num_views = num_views
         self.index_sha256 = "fake"
+        self.default_lanes = 1
         self.bad = frozenset(bad)
+        self.expected = []
 
     def window_shards(self, wanted):
         return wanted
+
+    def expect_shards(self, shard_ids):
+        self.expected.append(("shards", list(shard_ids)))
+
+    def expect_rows(self, rows):
+        self.expected.append(("rows", rows.positions.tolist()))
 
     def sample_id(self, shard_id, rank):
         return f"{shard_id:03d}/k{rank}"
