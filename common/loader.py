@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from beit.common.bad_samples import BadSampleLog
 from beit.common.errors import InputError
 from beit.common.reader_config import ReaderConfig
-from beit.common.worker_process import StatusBoard, init_worker, start_worker_server
+from beit.common.worker_process import StatusBoard, start_worker_server, worker_init
 
 _POLL_SECONDS = 5.0
 """A dead worker is noticed after this time at most; arbitrary. Torch looks for dead workers only when a wait times
@@ -134,7 +134,7 @@ class Loader:
             options = {
                 "num_workers": self._num_workers,
                 "timeout": min(_POLL_SECONDS, self._config.timeout_seconds),
-                "worker_init_fn": init_worker,
+                "worker_init_fn": worker_init(),
                 "multiprocessing_context": "forkserver",
                 "prefetch_factor": self._config.prefetch_batches,
             }

@@ -1,34 +1,27 @@
-"""Bytes from a server: byte ranges and small files, many in one go, tried again where a fault may pass.
+"""Byte ranges and small files of a server, many in one go.
 
-Any fsspec URL will do. A fault that lasts becomes one error that names the URL. Which files are listed where is
-`beit.common.locations`; keeping whole shards on a local disk is `beit.common.shard_cache`.
+Any fsspec URL will do. What fails is tried again one by one (`beit.common.remote_file`); a fault that lasts becomes one
+error that names the URL. Keeping whole shards on a local disk is `beit.common.shard_cache`.
 """
 
 from __future__ import annotations
 
 import errno
-import logging
-import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from beit.common.errors import InputError
-from beit.common.locations import FileInfo, file_system_of, remote_info
-
-logger = logging.getLogger(__name__)
+from beit.common.locations import FileInfo, remote_info
+from beit.common.remote_file import RemoteError, file_system_of, retry
 
 ATTEMPT_SECONDS = 30.0
-"""Longest wait for an answer, apart from the time its bytes may take."""
+"""Longest wait for an answer, apart from the time its bytes may take. All attempts together stay below
+`reader.timeout_seconds`, so that what the user reads names the URL, not a hung worker."""
 SLOWEST_BYTES_PER_SECOND = 256 * 1024
 """An answer that comes more slowly than this counts as none."""
-BACK_OFF_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0)
-"""Pauses between attempts. With `ATTEMPT_SECONDS` they stay below `reader.timeout_seconds`, so that what the user reads
-names the URL, not a hung worker."""
 
-_UNKNOWN_BYTES = 16 * 2**20  # allowed for where the length of a file is not known
-_PASSING_STATUS = (408, 425, 429)  # of those that blame the client
-_FINAL_ERRNO = (errno.EINVAL, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)
-_BUGS = (TypeError, AttributeError, LookupError, AssertionError, ImportError)
+_UNKNOWN_BYTES = 4 * 2**20  # allowed for where the length of a file is not known
 _OUT_OF_RANGE = 416
 
 Result = TypeVar("Result")
@@ -45,6 +38,11 @@ class ByteRange(NamedTuple):
     start: int | None = None
     end: int | None = None
     """Behind the last byte."""
+
+    @property
+    def length(self) -> int | None:
+        """Bytes wanted; None for all there are."""
+        return None if self.end is None else self.end - (self.start or 0)
 
 
 def fetch(url: str) -> bytes:
@@ -64,103 +62,76 @@ def fetch_ranges(ranges: Sequence[ByteRange]) -> list[bytes]:
         MissingFile: one of the files does not exist.
         InputError: one of them cannot be had, or its server does not serve ranges.
     """
-    found: dict[int, bytes] = {}
-    for pause in (*BACK_OFF_SECONDS, None):
-        errors = _attempt(ranges, found)
-        if not errors:
-            break
-        number, error = next(iter(errors.items()))
-        _judge(ranges[number].url, error, pause)
-    return [found[number] for number in range(len(ranges))]
+    found: list[bytes] = []
+    for wanted, answer in zip(ranges, _ask(ranges), strict=True):
+        data = answer if isinstance(answer, bytes) else _insist(wanted.url, partial(_ask_once, wanted))
+        if wanted.length is not None and len(data) > wanted.length:
+            raise InputError(f"{wanted.url} cannot be read at offsets on this server; copy it to a disk first")
+        found.append(data)
+    return found
 
 
 def remote_stat(url: str) -> FileInfo:
-    """Return size and version of a remote file.
+    """Return size and version of a remote file, as they are now.
 
     Raises:
         MissingFile: there is none.
         InputError: the server cannot be asked.
     """
     file_system, inner = file_system_of(url)
-    return retry(url, lambda: remote_info(url, file_system.info(inner, **_timeout(file_system, 0))))
+
+    def ask() -> FileInfo:
+        file_system.invalidate_cache(inner)  # a listing of this process may be hours old
+        return remote_info(url, file_system.info(inner, **_timeout(file_system, 0)))
+
+    return _insist(url, ask)
 
 
-def retry(url: str, call: Callable[[], Result]) -> Result:
-    """Return the result of `call`, which asks a server about `url`, after several attempts if need be.
-
-    Raises:
-        MissingFile: the server has no such file.
-        InputError: the last attempt failed, too, or trying again is of no use.
-    """
-    for pause in (*BACK_OFF_SECONDS, None):
-        try:
-            return call()
-        except Exception as error:
-            _judge(url, error, pause)
-    raise AssertionError("the last attempt raises")
+def _insist(url: str, ask: Callable[[], Result]) -> Result:
+    try:
+        return retry(url, ask)
+    except RemoteError as error:
+        raise (MissingFile if error.is_missing else InputError)(str(error)) from None
 
 
-def _attempt(ranges: Sequence[ByteRange], found: dict[int, bytes]) -> dict[int, Exception]:
-    """Ask once for all ranges that are still missing; return the errors by number."""
-    groups: dict[int, tuple[Any, list[int], list[str]]] = {}
+def _ask(ranges: Sequence[ByteRange]) -> list[bytes | Exception]:
+    """Request all ranges at once, file system by file system; return what came of each."""
+    answers: dict[int, bytes | Exception] = {}
+    groups: dict[int, tuple[Any, dict[int, str]]] = {}
     for number, wanted in enumerate(ranges):
-        if number not in found:
-            file_system, inner = file_system_of(wanted.url)
-            _, numbers, paths = groups.setdefault(id(file_system), (file_system, [], []))
-            numbers.append(number)
-            paths.append(inner)
-    errors: dict[int, Exception] = {}
-    for file_system, numbers, paths in groups.values():
-        for number, outcome in zip(numbers, _ask(file_system, paths, [ranges[n] for n in numbers]), strict=True):
-            wanted = ranges[number]
-            if getattr(outcome, "status", None) == _OUT_OF_RANGE:
-                outcome = b""  # the file ends before the range begins
-            if isinstance(outcome, Exception):
-                errors[number] = outcome
-                continue
-            if wanted.end is not None and len(outcome) > wanted.end - (wanted.start or 0):
-                raise InputError(f"{wanted.url} cannot be read at offsets on this server; copy it to a disk first")
-            found[number] = bytes(outcome)
-    return errors
+        file_system, inner = file_system_of(wanted.url)
+        groups.setdefault(id(file_system), (file_system, {}))[1][number] = inner
+    for file_system, paths in groups.values():
+        outcomes = _request(file_system, list(paths.values()), [ranges[number] for number in paths])
+        answers.update(zip(paths, outcomes, strict=True))
+    return [answers[number] for number in range(len(ranges))]
 
 
-def _ask(file_system: Any, paths: list[str], ranges: list[ByteRange]) -> list[Any]:
-    """Return bytes or an exception for each range."""
-    num_bytes = sum(_UNKNOWN_BYTES if r.end is None else r.end - (r.start or 0) for r in ranges)
+def _ask_once(wanted: ByteRange) -> bytes:
+    (answer,) = _ask([wanted])
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
+
+
+def _request(file_system: Any, paths: list[str], ranges: list[ByteRange]) -> list[bytes | Exception]:
+    num_bytes = sum(_UNKNOWN_BYTES if wanted.length is None else wanted.length for wanted in ranges)
     starts, ends = [wanted.start for wanted in ranges], [wanted.end for wanted in ranges]
     try:
-        answers = file_system.cat_ranges(paths, starts, ends, on_error="return", **_timeout(file_system, num_bytes))
-    except Exception as error:  # of all of them: a timeout, or no connection
+        outcomes = file_system.cat_ranges(paths, starts, ends, on_error="return", **_timeout(file_system, num_bytes))
+    except Exception as error:  # of all of them: it took too long, or there is no connection
         return [error] * len(paths)
-    return list(answers)
+    return [_interpret(outcome) for outcome in outcomes]
+
+
+def _interpret(outcome: Any) -> bytes | Exception:
+    is_past_the_end = isinstance(outcome, OSError) and outcome.errno == errno.EINVAL  # as s3fs says it
+    if getattr(outcome, "status", None) == _OUT_OF_RANGE or is_past_the_end:
+        return b""
+    return outcome if isinstance(outcome, Exception) else bytes(outcome)
 
 
 def _timeout(file_system: Any, num_bytes: int) -> dict[str, float]:
     # Only asynchronous file systems can be made to give up; the others have time limits of their own.
     seconds = ATTEMPT_SECONDS + num_bytes / SLOWEST_BYTES_PER_SECOND
     return {"timeout": seconds} if getattr(file_system, "async_impl", False) else {}
-
-
-def _judge(url: str, error: Exception, pause: float | None) -> None:
-    """Wait, if the fault may pass; else raise what the user should read."""
-    if isinstance(error, (InputError, *_BUGS)):
-        raise error
-    if isinstance(error, FileNotFoundError):
-        raise MissingFile(f"{url} does not exist") from None
-    reason = str(error) or type(error).__name__
-    if _is_final(error):
-        raise InputError(f"{url} cannot be read ({reason})") from error
-    if pause is None:
-        attempts = len(BACK_OFF_SECONDS) + 1
-        raise InputError(f"{url} cannot be read after {attempts} attempts ({reason}); is the server up?") from error
-    logger.info("%s: %s; trying again in %g s", url, reason, pause)
-    time.sleep(pause)
-
-
-def _is_final(error: Exception) -> bool:
-    status = getattr(error, "status", None)
-    if isinstance(status, int) and 400 <= status < 500:
-        return status not in _PASSING_STATUS
-    if isinstance(error, OSError) and not isinstance(error, TimeoutError):
-        return isinstance(error, PermissionError | IsADirectoryError) or error.errno in _FINAL_ERRNO
-    return isinstance(error, ValueError | NotImplementedError)

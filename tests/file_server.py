@@ -1,8 +1,9 @@
-"""A web server for one file on this machine, well behaved or not, for tests of downloading."""
+"""A web server on this machine, well behaved or not, for tests of downloading and of remote sources."""
 
 from __future__ import annotations
 
 import threading
+import urllib.parse
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -32,7 +33,11 @@ class FileServer:
     stall: threading.Event | None = None
     """Waited for where an answer breaks off, so that a client can be stopped there."""
     requests: list[dict[str, str]] = field(default_factory=list)
-    """Headers of every request."""
+    """Headers of every GET."""
+    paths: list[str] = field(default_factory=list)
+    """Path of every GET."""
+    bytes_sent: int = 0
+    """Content sent in answer to all GETs."""
     url: str = ""
     """Of the folder."""
 
@@ -50,6 +55,9 @@ def serve(server: FileServer) -> Iterator[FileServer]:
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
+            answer(server, self)
+
+        def do_HEAD(self) -> None:
             answer(server, self)
 
         def log_message(self, *arguments: Any) -> None:
@@ -70,35 +78,64 @@ def serve(server: FileServer) -> Iterator[FileServer]:
 
 
 def answer(server: FileServer, request: BaseHTTPRequestHandler) -> None:
-    """Answer one GET."""
-    server.requests.append(dict(request.headers))
+    """Answer one GET or HEAD."""
+    is_get = request.command == "GET"
+    if is_get:
+        server.requests.append(dict(request.headers))
+        server.paths.append(request.path)
     request.close_connection = True
-    content = server.files.get(request.path)
-    status = server.statuses.pop(0) if server.statuses else 200 if content is not None else 404
+    content = server.files.get(urllib.parse.unquote(request.path))
+    listing = list_links(server, urllib.parse.unquote(request.path)) if content is None else None
+    content = content if listing is None else listing
+    status = server.statuses.pop(0) if server.statuses and is_get else 200 if content is not None else 404
+    if status == 200 and content is not None and server.has_ranges and starts_behind(content, request):
+        status = 416
     if status != 200 or content is None:
         request.send_response(status)
         request.send_header("Content-Length", "0")
         request.end_headers()
         return
-    start = 0
+    start, end = 0, len(content)
     wanted = request.headers.get("Range")
     is_current = request.headers.get("If-Range") in (None, server.etag) or not server.obeys_if_range
     if server.has_ranges and wanted and is_current:
-        start = int(wanted.removeprefix("bytes=").partition("-")[0])
+        first, _, last = wanted.removeprefix("bytes=").partition("-")
+        start, end = int(first), min(int(last) + 1, end) if last else end
         request.send_response(206)
-        request.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        request.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(content)}")
     else:
         request.send_response(200)
-    if server.etag:
+    if server.etag and listing is None:
         request.send_header("ETag", server.etag)
-    request.send_header("Content-Type", server.content_type)
+    request.send_header("Content-Type", server.content_type if listing is None else "text/html")
     if not server.is_chunked:
-        request.send_header("Content-Length", str(len(content) - start))
+        request.send_header("Content-Length", str(end - start))
     request.end_headers()
-    end = len(content)
-    if server.breaks:
-        end = min(end, start + server.breaks.pop(0))
-    request.wfile.write(content[start:end])
+    if is_get:
+        send(server, request, content[start:end])
+
+
+def starts_behind(content: bytes, request: BaseHTTPRequestHandler) -> bool:
+    """Tell whether a Range begins behind the last byte."""
+    wanted = request.headers.get("Range")
+    return wanted is not None and int(wanted.removeprefix("bytes=").partition("-")[0]) >= len(content)
+
+
+def send(server: FileServer, request: BaseHTTPRequestHandler, data: bytes) -> None:
+    """Send a body, or part of it where the server is to break off."""
+    sent = data[: server.breaks.pop(0)] if server.breaks else data
+    server.bytes_sent += len(sent)
+    request.wfile.write(sent)
     request.wfile.flush()
-    if end < len(content) and server.stall is not None:
+    if len(sent) < len(data) and server.stall is not None:
         server.stall.wait(60)
+
+
+def list_links(server: FileServer, path: str) -> bytes | None:
+    """Return the page of links that web servers make of a folder, if there is one of that name."""
+    folder = path.rstrip("/") + "/"
+    names = sorted({name[len(folder) :].partition("/") for name in server.files if name.startswith(folder)})
+    if not names:
+        return None
+    links = sorted({urllib.parse.quote(name + separator) for name, separator, _ in names})
+    return "".join(f'<a href="{link}">{link}</a>\n' for link in ["../", *links]).encode()

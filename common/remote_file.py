@@ -1,0 +1,210 @@
+"""Remote reads that survive a bad network: retries with back-off, and every failure in one line with the URL.
+
+fsspec passes on whatever the client library of a scheme raises (aiohttp, botocore, ...), so errors are told apart by
+what they carry, not by their classes. Not here: which paths are remote, listing and matching (`locations.py`).
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import fsspec
+
+from beit.common.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+_PAUSES_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0)
+"""Before each further attempt. Arbitrary; rides out the restart of a server, not an outage."""
+
+_EXTRAS = {"http": "http", "https": "http", "s3": "s3", "s3a": "s3"}
+_TRANSIENT_STATUSES = (408, 425, 429)  # of the 4xx; all 5xx are
+_PERMANENT = (PermissionError, IsADirectoryError, NotADirectoryError, ValueError, TypeError, NotImplementedError)
+
+
+class RemoteError(OSError):
+    """A remote file could not be read, although it was tried several times. The message names the URL.
+
+    Args:
+        location: The URL.
+        reason: What went wrong.
+        is_missing: The server answered, and says that there is no such file.
+    """
+
+    def __init__(self, location: str, reason: str, *, is_missing: bool = False) -> None:
+        super().__init__(f"{location} {reason}")
+        self.is_missing = is_missing
+
+
+def file_system_of(url: str) -> tuple[Any, str]:
+    """Return the fsspec file system of a URL and the path inside it.
+
+    Raises:
+        InputError: the scheme is unknown, its settings are wrong, or the package that serves it is not installed.
+    """
+    scheme = url.split("://", 1)[0].rsplit("::", 1)[-1]
+    try:
+        file_system, inner = fsspec.core.url_to_fs(url)
+        return file_system, inner
+    except ImportError as error:
+        extra = _EXTRAS.get(scheme)
+        way_out = f"pip install 'beit[{extra}]'" if extra else _one_line(error)
+        raise InputError(f"{url} needs a package that is not installed: {way_out}") from None
+    except ValueError as error:
+        raise InputError(f"{url} cannot be opened ({_one_line(error)}); check the scheme") from None
+    except Exception as error:
+        raise InputError(f"{url} {explain(error)}") from None
+
+
+@contextmanager
+def one_clear_line(location: str) -> Iterator[None]:
+    """Turn whatever goes wrong inside the block into an `InputError` that names the URL.
+
+    For looking at what a user named; reading what was found before is for `retry`.
+
+    Raises:
+        InputError: anything went wrong.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{location} {explain(error)}") from None
+
+
+def retry(location: str, action: Callable[[], Result]) -> Result:
+    """Return what `action` returns, after several attempts if need be.
+
+    Args:
+        location: URL that is read, for messages.
+        action: Reads; may be called again after any failure.
+    Raises:
+        RemoteError: it failed for good, or too often.
+        InputError: as raised by `action`.
+    """
+    for pause in (*_PAUSES_SECONDS, None):
+        try:
+            return action()
+        except InputError:
+            raise
+        except Exception as error:
+            if pause is None or _is_permanent(error):
+                raise RemoteError(location, explain(error), is_missing=_is_missing(error)) from None
+            logger.warning("%s %s; trying again in %g s", location, explain(error), pause)
+            time.sleep(pause)
+    raise AssertionError("the last attempt returns or raises")
+
+
+class RemoteFile(io.BufferedIOBase):
+    """A remote file, read at any position; failed reads are tried again, and a short answer counts as failed.
+
+    Args:
+        location: URL, for messages.
+        file: What fsspec opened; must be seekable.
+    """
+
+    def __init__(self, location: str, file: Any) -> None:
+        self._location = location
+        self._file = file
+        self._size = int(file.seek(0, io.SEEK_END))
+        self._position = 0
+
+    def __repr__(self) -> str:
+        """Show the URL."""
+        return f"RemoteFile({self._location!r}, size={self._size})"
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def seekable(self) -> bool:
+        """Return True."""
+        return True
+
+    def tell(self) -> int:
+        """Return the position."""
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Move to a position; nothing is fetched yet."""
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        self._position = max(0, start + offset)
+        return self._position
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Return `size` bytes, or all up to the end; fewer only there.
+
+        Raises:
+            RemoteError: they cannot be had.
+        """
+        left = max(0, self._size - self._position)
+        wanted = left if size is None or size < 0 else min(size, left)
+        if not wanted:
+            return b""
+        data = retry(self._location, lambda: self._fetch(wanted))
+        self._position += wanted
+        return data
+
+    def close(self) -> None:
+        """Close the connection."""
+        if not self.closed:
+            self._file.close()
+        super().close()
+
+    def _fetch(self, length: int) -> bytes:
+        self._file.seek(self._position)
+        data = bytes(self._file.read(length))
+        if len(data) != length:
+            raise OSError(f"{len(data)} of {length} bytes came from byte {self._position}")
+        return data
+
+
+def explain(error: BaseException) -> str:
+    """Return what happened, in words that follow the name of a URL."""
+    origin = _origin(error)
+    status = getattr(origin, "status", None)
+    if _is_missing(error):
+        return "does not exist"
+    if "redential" in type(origin).__name__:
+        return (
+            f"needs credentials ({_one_line(origin)}); set those of its storage, or for s3:// a public bucket: "
+            "FSSPEC_S3_ANON=true"
+        )
+    if status in (401, 403) or isinstance(origin, PermissionError):
+        answer = f"{status} {getattr(origin, 'message', '')}" if status else _one_line(origin)
+        return f"may not be read ({answer}); check the credentials"
+    if status is not None:
+        return f"cannot be read: the server answers {status} {getattr(origin, 'message', '')}".rstrip()
+    if "onnect" in type(origin).__name__:
+        return f"cannot be reached ({_one_line(origin)}); check address and network"
+    return f"cannot be read ({_one_line(origin)})"
+
+
+def _origin(error: BaseException) -> BaseException:
+    # fsspec reports every failure to measure a web address as "not found", caused by the real one.
+    return error.__cause__ if isinstance(error, FileNotFoundError) and error.__cause__ is not None else error
+
+
+def _is_missing(error: BaseException) -> bool:
+    origin = _origin(error)
+    return isinstance(origin, FileNotFoundError) or getattr(origin, "status", None) == 404
+
+
+def _is_permanent(error: Exception) -> bool:
+    origin = _origin(error)
+    status = getattr(origin, "status", None)
+    if isinstance(status, int):
+        return 400 <= status < 500 and status not in _TRANSIENT_STATUSES
+    return _is_missing(error) or isinstance(origin, _PERMANENT) or "redential" in type(origin).__name__
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

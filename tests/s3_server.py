@@ -1,0 +1,43 @@
+"""An S3 server on this machine, for tests of s3:// locations."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from unittest import mock
+
+
+@contextmanager
+def serve_s3(files: dict[str, bytes], *, bucket: str = "data") -> Iterator[str]:
+    """Serve files by name as a bucket, and point s3:// at it by the variables a user would set.
+
+    Gives the URL of the bucket.
+    """
+    import boto3
+    import s3fs
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # one line for every request
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    variables = {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+    try:
+        with mock.patch.dict(os.environ, variables):
+            s3fs.S3FileSystem.clear_instance_cache()
+            client = boto3.client("s3")
+            client.create_bucket(Bucket=bucket)
+            for name, data in files.items():
+                client.put_object(Bucket=bucket, Key=name, Body=data)
+            yield f"s3://{bucket}"
+    finally:
+        s3fs.S3FileSystem.clear_instance_cache()
+        server.stop()
