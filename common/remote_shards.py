@@ -93,7 +93,8 @@ class RemoteShards:
         if wanted in self._ahead:
             return self._ahead.pop(wanted)
         descriptor = self._descriptor(wanted.shard)
-        return None if descriptor is None else pread(descriptor, wanted.offset, wanted.length)
+        data = None if descriptor is None else pread(descriptor, wanted.offset, wanted.length)
+        return data if data is not None and len(data) == wanted.length else None  # the server has the last word
 
     def _descriptor(self, shard: RemoteShard) -> int | None:
         if self._filler is None or self._cache is None:

@@ -106,7 +106,8 @@ class ShardCache:
         except FileNotFoundError:
             return None
         fcntl.flock(descriptor, fcntl.LOCK_SH)  # held exclusively for moments only
-        if os.fstat(descriptor).st_nlink == 0:  # removed in between
+        status = os.fstat(descriptor)
+        if status.st_nlink == 0 or status.st_size != shard.size:  # removed in between, or cut by somebody else
             os.close(descriptor)
             return None
         self.touch(shard)
@@ -114,11 +115,12 @@ class ShardCache:
 
     def touch(self, shard: RemoteShard) -> bool:
         """Count a shard as used just now; return whether it is here."""
+        path = self.folder / shard.cache_name
         try:
-            os.utime(self.folder / shard.cache_name)
+            os.utime(path)
+            return path.stat().st_size == shard.size
         except FileNotFoundError:
             return False
-        return True
 
     def fill(self, shard: RemoteShard, *, keep: Container[str] = ()) -> Fill:
         """Fetch a shard unless it is here or on its way.

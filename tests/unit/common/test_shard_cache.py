@@ -170,6 +170,15 @@ def test_a_store_written_anew_at_the_same_address_is_fetched_anew(server, tmp_pa
     assert content_of(cache, after) == server.files["/0.tar"]
 
 
+def test_a_shard_that_was_cut_in_the_cache_is_fetched_anew(server, tmp_path):
+    cache, shard = ShardCache(tmp_path, 10 * SIZE), shard_of(server, 1)
+    cache.fill(shard)
+    os.truncate(tmp_path / shard.cache_name, 10)
+    assert cache.open(shard) is None
+    assert cache.fill(shard) is Fill.DONE
+    assert content_of(cache, shard) == server.files["/1.tar"]
+
+
 def test_a_full_disk_leaves_nothing_half_written(server, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
