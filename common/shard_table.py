@@ -1,7 +1,7 @@
 """The shard table in memory: columns, and a row as an object only where one is asked for.
 
 A store of 100 million images has 100 000 shards. As Python objects their rows would take a hundred megabytes in every
-process of a training, as columns they take a third of it.
+process of a training, as columns they take less than half of it.
 """
 
 from __future__ import annotations

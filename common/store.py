@@ -227,8 +227,9 @@ class TokenStore:
         ranges = []
         for shard_id, row, view_k in samples:
             table = self.samples(shard_id)
-            wanted = {"image": (int(table.img_off[row]), int(table.img_len[row]))} if images else {}
-            parts: list[tuple[FileKind, tuple[int, int]]] = [("image", place) for place in wanted.values()]
+            parts: list[tuple[FileKind, tuple[int, int]]] = []
+            if images:
+                parts.append(("image", table.image_range(row, view_k)))
             if self.info.views:
                 parts += [("tokens", place) for place in self._view_ranges(table, row, view_k)]
             ranges += [
@@ -246,10 +247,9 @@ class TokenStore:
         """Return path or URL of a shard's token tar."""
         return resolve_location(self.location, f"{TOKENS_DIR}/{self.shards[shard_id].token_file}")
 
-    def read_image(self, shard_id: int, row: int) -> bytes:
-        """Return the encoded image of a sample."""
-        table = self.samples(shard_id)
-        return self._read("image", shard_id, int(table.img_off[row]), int(table.img_len[row]))
+    def read_image(self, shard_id: int, row: int, view_k: int = 0) -> bytes:
+        """Return the encoded image of a sample that a view is rendered from."""
+        return self._read("image", shard_id, *self.samples(shard_id).image_range(row, view_k))
 
     def read_token_ids(self, shard_id: int, row: int, view_k: int | None = None) -> NDArray[np.uint16]:
         """Return the token ids of all views, (K, g, g), or of one, (g, g); only the bytes asked for are read.
@@ -293,7 +293,7 @@ class TokenStore:
             view = np.frombuffer(data, dtype=VIEW_DTYPE)[0]
         return StoreRecord(
             key=table.key[row],
-            image_bytes=self.read_image(shard_id, row),
+            image_bytes=self.read_image(shard_id, row, view_k),
             token_ids=token_ids,
             view=view,
             label=_label(table, row),

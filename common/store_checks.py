@@ -112,12 +112,12 @@ def _check_some_headers(store: TokenStore, shard_id: int) -> None:
     """
     location, table = store.image_location(shard_id), store.read_table(shard_id)
     rows = sorted(set(np.linspace(0, len(table) - 1, _CHECKED_HEADERS).astype(int).tolist())) if len(table) else []
-    places = [int(table.img_off[row]) for row in rows]
-    blocks = fetch_ranges([ByteRange(location, offset - BLOCK_BYTES, offset) for offset in places])
-    for row, block in zip(rows, blocks, strict=True):
+    places = [table.image_range(row) for row in rows]
+    blocks = fetch_ranges([ByteRange(location, offset - BLOCK_BYTES, offset) for offset, _ in places])
+    for row, (_, length), block in zip(rows, places, blocks, strict=True):
         key = str(table.key[row])
         require(
-            _is_header_of(block, key, int(table.img_len[row])),
+            _is_header_of(block, key, length),
             f"{location} {_CHANGED} (no image of {key!r} where it was, same size); {_WAY_OUT}",
         )
 

@@ -56,6 +56,11 @@ def to_pixels(record):
     return {"images": np.broadcast_to(pixels[:, None, None], (2, 2, 2)), "pids": os.getpid(), "parents": os.getppid()}
 
 
+def to_variable(record):
+    """An environment variable of the process that reads."""
+    return {"variable": int(os.environ["BEIT_TEST_VARIABLE"])}
+
+
 def to_pixels_and_label(record):
     """A decoded image, (height, width, 3) uint8."""
     return {"images": np.asarray(decode_image(record.image_bytes)), "labels": record.label}

@@ -18,6 +18,7 @@ from beit.common.store import open_store
 from beit.common.store_checks import check_image_tars
 from beit.pretrain.commands import pretrain_command
 from beit.pretrain.config import PretrainConfig
+from beit.pretrain.evaluate import token_histogram
 from beit.pretrain.train import PretrainTask, check_store
 from beit.tests.file_server import serve
 from beit.tests.served_folder import SCHEMES, serve_folder, web_server
@@ -60,7 +61,7 @@ def rows_of(batches):
     ]
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_batches_of_a_remote_store_equal_the_local_ones(made, tmp_path, scheme, num_workers):
     """Keys, views, masks, tokens and pixels, while the cache fills and is too small for all shards."""
@@ -112,6 +113,7 @@ def pretrain(store, run, *settings):
     return [{name: record[name] for name in EXACT if name in record} for record in read_metrics(run / "metrics.jsonl")]
 
 
+@pytest.mark.slow
 def test_beit_pretrain_takes_a_url_and_gives_the_same_numbers(made, tmp_path, monkeypatch):
     monkeypatch.setenv("BEIT_CACHE", str(tmp_path / "cache"))
     expected = pretrain(made / "store", tmp_path / "local")
@@ -153,7 +155,7 @@ def test_a_server_that_goes_away_ends_the_run_with_its_url(made, num_workers, mo
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_damaged_image_is_replaced_as_in_a_local_store(made, tmp_path, num_workers):
     """One bit of an image's pixels is flipped: the checksum of its views tells."""
     shutil.copytree(made / "store", tmp_path / "store")
@@ -190,6 +192,24 @@ def test_a_token_tar_damaged_on_the_server_stops_the_run(made, tmp_path):
         with pytest.raises(InputError, match=r"tokens/.*\.tar is damaged: its sha256"):
             for _ in range(1000):
                 list(task_of(store).data.micro_batches(0))
+
+
+def test_the_token_histogram_is_the_same_and_passes_over_damaged_samples(made, tmp_path, monkeypatch):
+    local = open_store(made / "store")
+    expected = token_histogram(local, 12)
+    assert expected.sum() >= 12 * 16
+    with serve(web_server(made)) as server:
+        assert (token_histogram(open_store(f"{server.url}/store"), 12) == expected).all()
+    shutil.copytree(made / "store", tmp_path / "store")
+    store = open_store(tmp_path / "store")
+    with (tmp_path / "store/tokens" / store.shards[0].token_file).open("r+b") as file:
+        file.seek(int(store.samples(0).tok_off[0]))
+        file.write(b"\xff" * store.shards[0].num_samples * 3)
+    assert token_histogram(store, 10**6).sum() >= token_histogram(local, 10**6).sum() - 16
+    monkeypatch.setattr("beit.pretrain.evaluate._HISTOGRAM_SHARDS", 2)
+    local._tables.clear()
+    token_histogram(local, 4)
+    assert list(local._tables) == [0, len(local.shards) - 1]
 
 
 @pytest.mark.parametrize("where", ["local", "http"])
