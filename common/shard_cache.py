@@ -25,14 +25,11 @@ from pathlib import Path
 
 from beit.common.errors import InputError
 from beit.common.locks import exclusive_lock
-from beit.common.remote import ByteRange, fetch_ranges
+from beit.common.remote import fetch_pieces
 from beit.common.tar_walk import walk_tar
 
 logger = logging.getLogger(__name__)
 
-_PIECE_BYTES = 4 * 2**20
-_PIECES_AT_ONCE = 4
-"""One connection to an object store brings 50 to 100 MB/s; a few beside each other fill a usual network card."""
 _SPARE_BYTES = 2**30
 """Of the disk, left to others; arbitrary."""
 _LOCK_FILE = ".lock"
@@ -238,17 +235,13 @@ def _fetch_checked(shard: RemoteShard, descriptor: int) -> None:
 
 
 def _fetch(shard: RemoteShard, descriptor: int) -> None:
-    hasher = hashlib.sha256()
-    step = _PIECE_BYTES * _PIECES_AT_ONCE
-    for begin in range(0, shard.size, step):
-        end = min(begin + step, shard.size)
-        starts = range(begin, end, _PIECE_BYTES)
-        ranges = [ByteRange(shard.url, start, min(start + _PIECE_BYTES, end)) for start in starts]
-        data = b"".join(fetch_ranges(ranges))
-        if len(data) != end - begin:
-            raise DamagedShard(f"{shard.url} is shorter than the {shard.size} bytes that the store's index says")
+    hasher, received = hashlib.sha256(), 0
+    for data in fetch_pieces(shard.url, shard.size):
         hasher.update(data)
-        _write_at(descriptor, data, begin)
+        _write_at(descriptor, data, received)
+        received += len(data)
+    if received != shard.size:
+        raise DamagedShard(f"{shard.url} is shorter than the {shard.size} bytes that the store's index says")
     way_out = "restore it, or run beit verify on the store"
     if shard.sha256:
         if hasher.hexdigest() != shard.sha256:

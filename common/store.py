@@ -35,7 +35,7 @@ from beit.common.sample_table import NO_LABEL, SampleTable, decode_samples
 from beit.common.shard_cache import RemoteShard, ShardCache
 from beit.common.shard_io import FilePool, location_exists, read_whole, resolve_location
 from beit.common.shard_table import ShardTable
-from beit.common.store_checks import check_image_tars, check_token_tars
+from beit.common.store_checks import check_files
 from beit.common.store_schema import (
     INDEX_FILE,
     STORE_FILE,
@@ -389,8 +389,7 @@ def open_store(path: str | Path, *, check_images: bool = True) -> TokenStore:
     )
     store = TokenStore(location, info, shards)
     if check_images:
-        check_token_tars(store)
-        check_image_tars(store)
+        check_files(store)
     return store
 
 

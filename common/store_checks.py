@@ -34,6 +34,16 @@ _CHANGED = "changed after it was tokenised"
 _WAY_OUT = "restore it, or tokenise it into a new store"
 
 
+def check_files(store: TokenStore) -> None:
+    """Check that image and token tars are there and are those of the index.
+
+    Raises:
+        InputError: as `check_token_tars` and `check_image_tars`.
+    """
+    check_token_tars(store)
+    check_image_tars(store)
+
+
 def check_image_tars(store: TokenStore) -> None:
     """Check that every image tar is the one that was tokenised: its size, and its headers where it was touched.
 

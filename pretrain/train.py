@@ -22,6 +22,7 @@ from beit.common.distributed import World, init_distributed
 from beit.common.encoder import save_encoder
 from beit.common.errors import InputError
 from beit.common.files import default_cache_dir
+from beit.common.locations import is_remote
 from beit.common.param_groups import weight_decay_groups
 from beit.common.reader import sequential_loader
 from beit.common.reader_config import SPEED_KEYS, ReaderConfig
@@ -29,7 +30,7 @@ from beit.common.run_dir import open_run
 from beit.common.shard_cache import ShardCache
 from beit.common.signals import stop_on_signals
 from beit.common.store import TokenStore, open_store
-from beit.common.store_checks import check_vocabulary
+from beit.common.store_checks import check_files, check_vocabulary
 from beit.common.store_dataset import StoreDataset
 from beit.common.task import FitSettings
 from beit.common.trainer import fit
@@ -56,11 +57,14 @@ def run(config: PretrainConfig, *, store: str | Path, run_dir: Path, resume: str
         InputError: bad input.
         ResumableStop: a signal asked to stop; a checkpoint was committed.
     """
-    token_store = open_store(store)
+    is_url = is_remote(str(store))
+    token_store = open_store(store, check_images=not is_url)
     check_store(token_store, config)
     if token_store.is_remote and config.reader.cache_bytes:
         token_store.use_cache(shard_cache(config.reader))
     world = init_distributed(timeout_seconds=config.train.collective_timeout_seconds)
+    if is_url:  # once for all ranks: it is a request or two per shard
+        world.run_on_main(lambda: check_files(token_store))
     torch.manual_seed(config.train.seed)
     task = PretrainTask(config, token_store, world)
     directory = open_run(run_dir, config, world=world, resume=resume, free_keys=FREE_KEYS)

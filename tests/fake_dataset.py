@@ -69,14 +69,15 @@ def to_pixels_and_label(record):
 class AtSample:
     """Do something in the worker when it meets one sample."""
 
-    def __init__(self, sample_id, action):
+    def __init__(self, sample_id, action, then=to_pixels):
         self.sample_id = sample_id
         self.action = action
+        self.then = then
 
     def __call__(self, record):
         if record.sample_id == self.sample_id:
             self.action()
-        return to_pixels(record)
+        return self.then(record)
 
 
 def die():

@@ -10,9 +10,13 @@ import torch
 from click.testing import CliRunner
 
 from beit.common.config import config_from_dict
+from beit.common.dataset import build_order
 from beit.common.distributed import World
 from beit.common.errors import InputError
 from beit.common.metrics import read_metrics
+from beit.common.reader import build_loader
+from beit.common.reader_config import ReaderConfig
+from beit.common.sampler import BatchPlan
 from beit.common.shard_cache import ShardCache
 from beit.common.store import open_store
 from beit.common.store_checks import check_image_tars
@@ -20,6 +24,7 @@ from beit.pretrain.commands import pretrain_command
 from beit.pretrain.config import PretrainConfig
 from beit.pretrain.evaluate import token_histogram
 from beit.pretrain.train import PretrainTask, check_store
+from beit.tests import fake_dataset
 from beit.tests.file_server import serve
 from beit.tests.served_folder import SCHEMES, serve_folder, web_server
 from beit.tests.support import write_store
@@ -153,6 +158,32 @@ def test_a_server_that_goes_away_ends_the_run_with_its_url(made, num_workers, mo
     ) as caught:
         list(batches)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize(
+    ("action", "message"),
+    [
+        (fake_dataset.die, r"data worker [01] \(pid \d+\) was killed by SIGKILL; last sample {}"),
+        (
+            fake_dataset.hang,
+            r"data worker [01] \(pid \d+\) sent nothing for 5 s \(reader.timeout_seconds\); last sample {}",
+        ),
+        (fake_dataset.raise_value_error, "data worker [01] failed at sample {}"),
+    ],
+)
+def test_a_worker_that_dies_hangs_or_fails_is_named_as_with_a_local_store(made, action, message):
+    with serve(web_server(made)) as server:
+        dataset = task_of(open_store(f"{server.url}/store")).dataset
+        order = build_order(dataset, seed=0, window_shards=2)
+        plan = BatchPlan(order=order, global_batch_size=4, micro_batch_size=4, grad_accum_steps=1)
+        rows = order.rows(0, 8)
+        victim = dataset.sample_id(int(rows.shard_ids[6]), int(rows.ranks[6]))
+        transform = fake_dataset.AtSample(victim, action, then=fake_dataset.to_pixels_and_label)
+        config = ReaderConfig(num_workers=2, timeout_seconds=5)
+        loader = build_loader(dataset, plan, start_step=0, num_steps=4, transform=transform, config=config)
+        with pytest.raises(RuntimeError, match=message.format(victim)):
+            list(loader)
 
 
 @pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
