@@ -26,7 +26,7 @@ from beit.pretrain.evaluate import token_histogram
 from beit.pretrain.train import PretrainTask, check_store
 from beit.tests import fake_dataset
 from beit.tests.file_server import serve
-from beit.tests.served_folder import SCHEMES, serve_folder, web_server
+from beit.tests.served_folder import serve_folder, web_server
 from beit.tests.support import write_store
 
 BATCH, STEPS = 8, 4  # 24 training images: more than an epoch
@@ -67,7 +67,7 @@ def rows_of(batches):
 
 
 @pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", ["http", pytest.param("s3", marks=pytest.mark.slow)])
 def test_batches_of_a_remote_store_equal_the_local_ones(made, tmp_path, scheme, num_workers):
     """Keys, views, masks, tokens and pixels, while the cache fills and is too small for all shards."""
     expected = rows_of(task_of(open_store(made / "store"), lanes=2).data.micro_batches(0))
@@ -84,10 +84,10 @@ def test_batches_of_a_remote_store_equal_the_local_ones(made, tmp_path, scheme, 
 
 
 def test_without_a_cache_a_micro_batch_is_asked_for_in_one_go(made):
-    expected = rows_of(task_of(open_store(made / "store")).data.micro_batches(0))
+    expected = rows_of(itertools.islice(task_of(open_store(made / "store")).data.micro_batches(0), 2))
     with serve(web_server(made)) as server:
         store = open_store(f"{server.url}/store")
-        assert rows_of(task_of(store, lanes=1).data.micro_batches(0)) == expected
+        assert rows_of(itertools.islice(task_of(store, lanes=1).data.micro_batches(0), 2)) == expected
         ahead = []
         store._remote.read_ahead = lambda ranges: ahead.append(list(ranges))
         next(iter(task_of(store, lanes=1).data.micro_batches(0)))
@@ -167,20 +167,21 @@ def test_a_server_that_goes_away_ends_the_run_with_its_url(made, num_workers, mo
         (fake_dataset.die, r"data worker [01] \(pid \d+\) was killed by SIGKILL; last sample {}"),
         (
             fake_dataset.hang,
-            r"data worker [01] \(pid \d+\) sent nothing for 5 s \(reader.timeout_seconds\); last sample {}",
+            r"data worker [01] \(pid \d+\) sent nothing for 30 s \(reader.timeout_seconds\); last sample {}",
         ),
         (fake_dataset.raise_value_error, "data worker [01] failed at sample {}"),
     ],
 )
 def test_a_worker_that_dies_hangs_or_fails_is_named_as_with_a_local_store(made, action, message):
     with serve(web_server(made)) as server:
-        dataset = task_of(open_store(f"{server.url}/store")).dataset
+        task = task_of(open_store(f"{server.url}/store"))
+        dataset = task.dataset
         order = build_order(dataset, seed=0, window_shards=2)
         plan = BatchPlan(order=order, global_batch_size=4, micro_batch_size=4, grad_accum_steps=1)
         rows = order.rows(0, 8)
         victim = dataset.sample_id(int(rows.shard_ids[6]), int(rows.ranks[6]))
-        transform = fake_dataset.AtSample(victim, action, then=fake_dataset.to_pixels_and_label)
-        config = ReaderConfig(num_workers=2, timeout_seconds=5)
+        transform = fake_dataset.AtSample(victim, action, then=task.transform())
+        config = ReaderConfig(num_workers=2, timeout_seconds=30)
         loader = build_loader(dataset, plan, start_step=0, num_steps=4, transform=transform, config=config)
         with pytest.raises(RuntimeError, match=message.format(victim)):
             list(loader)
