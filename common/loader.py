@@ -161,13 +161,19 @@ class Loader:
                 if not isinstance(error, RuntimeError):
                     # A connection broke while a tensor was being received: its worker is about to be found dead.
                     multiprocessing.connection.wait([worker.sentinel for worker in workers], _POLL_SECONDS)
-                dead = [number for number, worker in enumerate(workers) if not worker.is_alive()]
+                owner = index % self._num_workers
+                # A worker without further micro-batches ends by itself, maybe long before the others.
+                dead = [
+                    number
+                    for number, worker in enumerate(workers)
+                    if not worker.is_alive() and (worker.exitcode or number == owner)
+                ]
                 if dead:
                     raise RuntimeError(self._obituary(dead[0], workers[dead[0]])) from error
                 if "timed out" not in str(error):
                     raise
                 if time.monotonic() >= deadline:
-                    raise RuntimeError(self._hung(index % self._num_workers, workers)) from None
+                    raise RuntimeError(self._hung(owner, workers)) from None
 
     def _obituary(self, worker_id: int, worker: BaseProcess) -> str:
         code = worker.exitcode

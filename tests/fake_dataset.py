@@ -88,6 +88,10 @@ def hang():
     time.sleep(3600)
 
 
+def dawdle():
+    time.sleep(2)
+
+
 def raise_value_error():
     raise ValueError("no such colour")
 

@@ -202,6 +202,15 @@ def test_hung_worker_is_named_and_gone(monkeypatch):
     assert not os.path.exists(f"/proc/{pid}")
 
 
+def test_a_worker_that_has_finished_is_not_taken_for_dead_while_another_is_slow(monkeypatch):
+    monkeypatch.setattr("beit.common.loader._POLL_SECONDS", 0.2)
+    dataset = FakeDataset(SIZES)
+    rows = plan_of(dataset).order.rows(6, 2)  # the last micro-batch of four, owed by worker 1
+    victim = dataset.sample_id(int(rows.shard_ids[0]), int(rows.ranks[0]))
+    loader = read(dataset, num_steps=1, transform=AtSample(victim, fake_dataset.dawdle), num_workers=2)
+    assert len(list(loader)) == 4
+
+
 def test_workers_survive_the_signals_of_their_group():
     transform = AtSample("002/k4", fake_dataset.signal_group_member)
     dataset = FakeDataset(SIZES)
