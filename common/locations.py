@@ -7,17 +7,18 @@ through fsspec. Not here: what the files contain.
 from __future__ import annotations
 
 import glob
+import io
 import itertools
 import os
 import re
-from collections.abc import Iterator
+import urllib.parse
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, BinaryIO, cast
 
-import fsspec
-
 from beit.common.errors import InputError
+from beit.common.remote_file import RemoteFile, file_system_of, one_clear_line, retry
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _BRACE_RANGE = re.compile(r"(\d+)\.\.(\d+)")
@@ -52,61 +53,104 @@ def normalise(path: str) -> str:
 
 
 def join(root: str, relative: str) -> str:
-    """Join a folder or URL and a relative path with slashes; an absolute local path wins over a local root."""
+    """Join a folder or URL and a relative path with slashes; an absolute local path wins over a local root.
+
+    The relative path is a file's name as people write it; in a web address it is percent-escaped.
+    """
+    if root.startswith(_WEB_SCHEMES):
+        relative = urllib.parse.quote(relative)
     return f"{root.rstrip('/')}/{relative}" if is_remote(root) else os.path.join(root, relative)
 
 
-def file_system_of(path: str) -> tuple[Any, str]:
-    """Return the fsspec file system of a URL and the path inside it.
-
-    Raises:
-        InputError: the scheme is unknown, or the package that serves it is not installed.
-    """
-    try:
-        file_system, inner = fsspec.core.url_to_fs(path)
-        return file_system, inner
-    except ImportError as error:
-        raise InputError(f"{path} needs a package that is not installed ({error})") from None
-    except ValueError as error:
-        raise InputError(f"{path} cannot be opened ({error}); check the scheme") from None
+def relative_to(root: str, path: str) -> str:
+    """Return a path or URL below `root` as the relative path that `join` takes."""
+    relative = path[len(root.rstrip("/")) :].lstrip("/")
+    return urllib.parse.unquote(relative) if root.startswith(_WEB_SCHEMES) else relative
 
 
-def open_binary(path: str) -> BinaryIO:
+def open_binary(path: str, *, read_ahead: bool = True) -> BinaryIO:
     """Open a file for reading, seekable; local files are unbuffered.
 
+    Args:
+        path: Normalised path or URL.
+        read_ahead: Of a remote file, fetch more than is asked for, because what follows is wanted next.
     Raises:
         InputError: the file cannot be opened, or the server cannot serve byte ranges.
     """
-    try:
-        if not is_remote(path):
+    if not is_remote(path):
+        try:
             return cast(BinaryIO, open(path, "rb", buffering=0))
-        file_system, inner = file_system_of(path)
-        if path.startswith(_WEB_SCHEMES):
-            # Some servers ignore byte ranges, and fsspec learns it from a read off the start: better now than midway.
-            with file_system.open(inner, "rb", cache_type="none") as probe:
-                probe.seek(1)
-                probe.read(1)
-        return cast(BinaryIO, file_system.open(inner, "rb"))
-    except InputError:
-        raise
+        except OSError as error:
+            raise InputError(f"{path} cannot be opened ({error.strerror or error})") from None
+    with one_clear_line(path):
+        return cast(BinaryIO, _open_remote(path, read_ahead))
+
+
+def _open_remote(path: str, read_ahead: bool) -> RemoteFile:
+    file_system, inner = file_system_of(path)
+    options = {"cache_type": "readahead" if read_ahead else "none"}
+    if path.startswith(_WEB_SCHEMES):
+        info = file_system.info(inner)
+        if info["size"] == 0:
+            return RemoteFile(path, io.BytesIO())  # fsspec would open it as a stream, which cannot seek
+        options["size"] = info["size"]
+        _require_ranges(path, file_system, inner, info)
+    return RemoteFile(path, file_system.open(inner, "rb", **options))
+
+
+def _require_ranges(path: str, file_system: Any, inner: str, info: dict[str, Any]) -> None:
+    """Find out whether a web server serves byte ranges: some do not, and fsspec learns it from a read off the start."""
+    try:
+        if info["size"] is None or info.get("partial") is False:
+            raise ValueError
+        with file_system.open(inner, "rb", cache_type="none", size=info["size"]) as probe:
+            probe.seek(1)
+            probe.read(1)
     except ValueError:
         raise InputError(f"{path} cannot be read at offsets on this server; copy it to a disk first") from None
-    except OSError as error:
-        raise InputError(f"{path} cannot be opened ({error.strerror or error})") from None
+
+
+def read_range(path: str, start: int, end: int) -> bytes:
+    """Return the bytes [start, end) of a remote file in one request; several threads may do so at once.
+
+    The file must have been opened by `open_binary` before, which finds out whether the server knows ranges.
+
+    Raises:
+        RemoteError: they cannot be had.
+    """
+
+    def fetch() -> bytes:
+        file_system, inner = file_system_of(path)
+        data = bytes(file_system.cat_file(inner, start=start, end=end))
+        if len(data) != end - start:
+            raise OSError(f"{len(data)} of {end - start} bytes came from byte {start}")
+        return data
+
+    return retry(path, fetch)
 
 
 def read_file(path: str, *, max_bytes: int) -> bytes:
     """Read a whole file, or at most `max_bytes` + 1 bytes of it, so that the caller can tell that it is too long.
 
     Raises:
-        OSError: the file cannot be read.
+        OSError: the file cannot be read; of a remote one, `RemoteError`.
     """
-    if not is_remote(path):
-        with open(path, "rb") as file:
-            return file.read(max_bytes + 1)
+    if is_remote(path):
+        return retry(path, lambda: _read_remote(path, max_bytes + 1))
+    with open(path, "rb") as file:
+        return file.read(max_bytes + 1)
+
+
+def _read_remote(path: str, limit: int) -> bytes:
     file_system, inner = file_system_of(path)
-    with file_system.open(inner, "rb") as remote_file:
-        return cast(bytes, remote_file.read(max_bytes + 1))
+    # A web address is not asked for its size first, and need not serve ranges: one request for each small file.
+    options = {"block_size": 0, "size": 1} if path.startswith(_WEB_SCHEMES) else {"cache_type": "none"}
+    parts: list[bytes] = []
+    with file_system.open(inner, "rb", **options) as file:
+        while limit > 0 and (part := file.read(limit)):
+            parts.append(bytes(part))
+            limit -= len(part)
+    return b"".join(parts)
 
 
 def is_folder(path: str) -> bool:
@@ -116,7 +160,8 @@ def is_folder(path: str) -> bool:
     if _WILDCARD.search(path) or _BRACES.search(path):
         return False
     file_system, inner = file_system_of(path)
-    return bool(file_system.isdir(inner))
+    with one_clear_line(path):
+        return bool(file_system.isdir(inner))
 
 
 def match_files(pattern: str) -> list[FileInfo]:
@@ -132,16 +177,31 @@ def match_files(pattern: str) -> list[FileInfo]:
     path = normalise(pattern)
     if not is_remote(path) and os.path.exists(path):
         return [_stat(path)]  # the characters of a pattern may also stand in a name
-    matches: dict[str, None] = {}
+    matches: dict[str, FileInfo | None] = {}
     for alternative in expand_braces(path):
-        found = _match_wildcards(alternative) if _WILDCARD.search(alternative) else [alternative]
+        is_pattern = _WILDCARD.search(alternative)
+        found = _match_wildcards(alternative) if is_pattern else {alternative: None}
         if not found:
             raise InputError(f"{alternative} matches no file; check the path")
-        matches.update(dict.fromkeys(found))
-    if len(matches) < 2 or not is_remote(path):
-        return [_stat(match) for match in matches]
-    with ThreadPoolExecutor(_STAT_THREADS) as pool:
-        return list(pool.map(_stat, matches))
+        matches |= {path: info for path, info in found.items() if path not in matches}
+    return measure_files(matches)
+
+
+def measure_files(listed: Mapping[str, FileInfo | None]) -> list[FileInfo]:
+    """Stat the files of which size or version is not known yet, remote ones at the same time.
+
+    Args:
+        listed: What a listing said of each path, in order; None for nothing.
+    Raises:
+        InputError: one is missing or cannot be read.
+    """
+    unknown = [path for path, info in listed.items() if info is None or (is_remote(path) and not info.size)]
+    if len(unknown) < 2 or not is_remote(unknown[0]):
+        found = dict(zip(unknown, map(_stat, unknown), strict=True))
+    else:
+        with ThreadPoolExecutor(_STAT_THREADS) as pool:
+            found = dict(zip(unknown, pool.map(_stat, unknown), strict=True))
+    return [found.get(path) or cast(FileInfo, info) for path, info in listed.items()]
 
 
 def expand_braces(text: str) -> list[str]:
@@ -160,22 +220,33 @@ def _brace_options(content: str) -> list[str]:
     return [f"{number:0{len(start)}d}" for number in numbers]
 
 
-def _match_wildcards(pattern: str) -> list[str]:
+def _match_wildcards(pattern: str) -> dict[str, FileInfo | None]:
     if not is_remote(pattern):
-        return sorted(path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path))
+        return {path: None for path in sorted(glob.glob(pattern, recursive=True)) if os.path.isfile(path)}
     file_system, inner = file_system_of(pattern)
-    return sorted(str(file_system.unstrip_protocol(path)) for path in file_system.glob(inner))
+    with one_clear_line(pattern):
+        found = file_system.glob(inner, detail=True)
+        files = {str(file_system.unstrip_protocol(path)): info for path, info in found.items() if _is_file(info)}
+    return {path: remote_info(path, files[path]) for path in sorted(files)}
+
+
+def _is_file(info: dict[str, Any]) -> bool:
+    return info.get("type") != "directory"
 
 
 def _stat(path: str) -> FileInfo:
-    try:
-        if not is_remote(path):
+    if not is_remote(path):
+        try:
             status = os.stat(path)
-            return FileInfo(path, status.st_size, str(status.st_mtime_ns))
-        file_system, inner = file_system_of(path)
+        except OSError as error:
+            raise InputError(f"{path} does not exist or cannot be read ({error.strerror or error})") from None
+        except ValueError as error:  # a zero byte, or half a surrogate pair
+            raise InputError(f"{path!a} is no path ({error})") from None
+        return FileInfo(path, status.st_size, str(status.st_mtime_ns))
+    file_system, inner = file_system_of(path)
+    with one_clear_line(path):
+        file_system.invalidate_cache(inner)  # a listing of this process may be hours old
         return remote_info(path, file_system.info(inner))
-    except OSError as error:
-        raise InputError(f"{path} does not exist or cannot be read ({error.strerror or error})") from None
 
 
 def remote_info(path: str, info: dict[str, Any]) -> FileInfo:
@@ -196,10 +267,11 @@ def list_folder(root: str) -> list[FileInfo]:
     """
     try:
         if is_remote(root):
-            files = list(_walk_remote(root))
+            with one_clear_line(root):
+                files = list(_walk_remote(root))
         else:
             files = list(_walk_local(root, "", frozenset()))
-    except (OSError, NotImplementedError) as error:
+    except OSError as error:
         raise InputError(f"{root} cannot be listed ({error})") from None
     return sorted(files, key=lambda file: file.path)
 
@@ -225,6 +297,8 @@ def _walk_local(folder: str, prefix: str, ancestors: frozenset[tuple[int, int]])
 def _walk_remote(root: str) -> Iterator[FileInfo]:
     file_system, inner = file_system_of(root)
     for path, info in file_system.find(inner, detail=True).items():
-        relative = path[len(inner.rstrip("/")) :].lstrip("/")
+        if not _is_file(info):
+            continue  # a web server's link to a folder above
+        relative = relative_to(inner, path)
         if not any(part.startswith(".") for part in relative.split("/")):
             yield remote_info(relative, info)
