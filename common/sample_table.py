@@ -7,6 +7,7 @@ are explained in docs/store-format.md.
 from __future__ import annotations
 
 import io
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -31,8 +32,9 @@ _SAMPLE_SCHEMA = pa.schema(
         pa.field("label", pa.int64()),
     ]
 )
+_IMAGE_COLUMNS = ("img_off", "img_len")
 _INDEX_TYPES = {"str": pa.string(), "int": pa.int64()}
-INDEX_SCHEMA = pa.schema(
+_INDEX_SCHEMA = pa.schema(
     [pa.field(field.name, _INDEX_TYPES[str(field.type)], nullable=False) for field in fields(ShardRow)]
 )
 _VERSION_KEY = b"beit.format_version"
@@ -53,7 +55,9 @@ class SampleTable:
     key_hash: NDArray[np.uint64]
     """`held_out_hash` of the key."""
     img_off: NDArray[np.uint64]
+    """In a materialised store (num_samples, K): one encoded crop per view."""
     img_len: NDArray[np.uint32]
+    """As `img_off`."""
     tok_off: NDArray[np.uint64]
     tok_len: NDArray[np.uint32]
     view_off: NDArray[np.uint64]
@@ -75,10 +79,16 @@ class SampleTable:
         return self.key_hash < np.uint64(threshold or 0)
 
 
-def encode_samples(rows: list[dict[str, Any]]) -> bytes:
-    """Encode rows (one dict per sample, keys as in `SampleTable`, label None where absent) as Parquet."""
-    columns = {name: [row[name] for row in rows] for name in _SAMPLE_SCHEMA.names}
-    return _encode(pa.table(columns, schema=_SAMPLE_SCHEMA))
+def encode_samples(rows: list[dict[str, Any]], *, num_crops: int = 0) -> bytes:
+    """Encode samples as Parquet.
+
+    Args:
+        rows: One dict per sample, keys as in `SampleTable`, label None where absent.
+        num_crops: K where img_off and img_len are lists of K numbers, one per materialised crop; else 0.
+    """
+    schema = _sample_schema(num_crops)
+    columns = {name: [row[name] for row in rows] for name in schema.names}
+    return _encode(pa.table(columns, schema=schema))
 
 
 def decode_samples(data: bytes, *, label: str) -> SampleTable:
@@ -87,9 +97,10 @@ def decode_samples(data: bytes, *, label: str) -> SampleTable:
     Raises:
         InputError: not a sample table of this version.
     """
-    table = _decode(data, _SAMPLE_SCHEMA, label)
+    table = _read(data, label)
+    table = _checked(table, _sample_schema(_count_crops(table.schema)), label)
     labels = table["label"].fill_null(NO_LABEL)
-    arrays = {name: table[name].to_numpy() for name in table.column_names if name not in ("key", "label")}
+    arrays = {name: _to_numpy(table[name]) for name in table.column_names if name not in ("key", "label")}
     return SampleTable(
         key=np.array(table["key"].to_pylist(), dtype=object), label=labels.to_numpy().astype(np.int64), **arrays
     )
@@ -97,7 +108,7 @@ def decode_samples(data: bytes, *, label: str) -> SampleTable:
 
 def encode_index(rows: list[ShardRow]) -> bytes:
     """Encode the shard table as Parquet."""
-    return _encode(pa.Table.from_pylist([asdict(row) for row in rows], schema=INDEX_SCHEMA))
+    return _encode(index_table(rows))
 
 
 def decode_index(data: bytes, *, label: str) -> list[ShardRow]:
@@ -109,9 +120,42 @@ def decode_index(data: bytes, *, label: str) -> list[ShardRow]:
     return [ShardRow(**row) for row in decode_index_table(data, label=label).to_pylist()]
 
 
+def index_table(rows: Iterable[ShardRow]) -> pa.Table:
+    """Return the shard table as Arrow columns."""
+    return pa.Table.from_pylist([asdict(row) for row in rows], schema=_INDEX_SCHEMA)
+
+
 def decode_index_table(data: bytes, *, label: str) -> pa.Table:
     """Decode the shard table without making an object of every row; as `decode_index`."""
-    return _decode(data, INDEX_SCHEMA, label)
+    return _checked(_read(data, label), _INDEX_SCHEMA, label)
+
+
+def _sample_schema(num_crops: int) -> pa.Schema:
+    """Return the columns of a sample table whose image columns are lists of `num_crops`, or plain numbers at 0."""
+    if not num_crops:
+        return _SAMPLE_SCHEMA
+    return pa.schema(
+        [
+            pa.field(field.name, pa.list_(field.type, num_crops), nullable=False)
+            if field.name in _IMAGE_COLUMNS
+            else field
+            for field in _SAMPLE_SCHEMA
+        ]
+    )
+
+
+def _count_crops(schema: pa.Schema) -> int:
+    position = schema.get_field_index("img_off")
+    kind = schema.field(position).type if position >= 0 else None
+    return kind.list_size if isinstance(kind, pa.FixedSizeListType) else 0
+
+
+def _to_numpy(column: pa.ChunkedArray) -> NDArray[Any]:
+    array = column.combine_chunks()
+    if not isinstance(array, pa.FixedSizeListArray):
+        return column.to_numpy()  # type: ignore[no-any-return]
+    values: NDArray[Any] = array.flatten().to_numpy().reshape(len(array), array.type.list_size)
+    return values
 
 
 def _encode(table: pa.Table) -> bytes:
@@ -131,15 +175,21 @@ def _encode(table: pa.Table) -> bytes:
     return buffer.getvalue()
 
 
-def _decode(data: bytes, schema: pa.Schema, label: str) -> pa.Table:
+def _read(data: bytes, label: str) -> pa.Table:
     try:
-        table = pq.read_table(io.BytesIO(data), use_threads=False)
+        return pq.read_table(io.BytesIO(data), use_threads=False)
     except pa.ArrowException as error:
         raise InputError(f"{label} is not a readable Parquet file ({error}); run beit tokenize again") from None
+
+
+def _checked(table: pa.Table, schema: pa.Schema, label: str) -> pa.Table:
     version = (table.schema.metadata or {}).get(_VERSION_KEY, b"none").decode()
     if version != str(FORMAT_VERSION) or table.schema.names != schema.names:
         raise InputError(
             f"{label} has format_version {version}, this beit reads version {FORMAT_VERSION}; "
             "use the beit that wrote it, or run beit tokenize again"
         )
-    return table.cast(schema)
+    try:
+        return table.cast(schema)
+    except (pa.ArrowException, ValueError) as error:
+        raise InputError(f"{label} has columns of another type ({error}); run beit tokenize again") from None

@@ -7,14 +7,13 @@ process of a training, as columns they take less than half of it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
 from typing import overload
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from beit.common.sample_table import INDEX_SCHEMA, decode_index_table
+from beit.common.sample_table import decode_index_table, index_table
 from beit.common.store_schema import ShardRow
 
 _KEPT_ROWS = 1024
@@ -35,7 +34,7 @@ class ShardTable(Sequence[ShardRow]):
     @classmethod
     def from_rows(cls, rows: Iterable[ShardRow]) -> ShardTable:
         """Build a table of the given rows."""
-        return cls(pa.Table.from_pylist([asdict(row) for row in rows], schema=INDEX_SCHEMA))
+        return cls(index_table(rows))
 
     @classmethod
     def decode(cls, data: bytes, *, label: str) -> ShardTable:
