@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO ?= demo
 
-.PHONY: help setup demo test test-all lint types format clean
+.PHONY: help setup demo test test-all fuzz lint types format clean
 .DEFAULT_GOAL := help
 
 help: ## Show the targets
@@ -42,6 +42,9 @@ test: lint types ## Lint, types, unit and parity tests, one end-to-end run
 
 test-all: setup ## What make test leaves out: faults, launches, documented commands
 	$(BIN)/python -m pytest -m '(fault or launch or docs or slow) and not gpu'
+
+fuzz: setup ## 100 000 damaged files, of every kind that is read (BEIT_FUZZ_CASES and BEIT_FUZZ_SEED change that)
+	BEIT_FUZZ_CASES=$${BEIT_FUZZ_CASES:-100000} $(BIN)/python -m pytest -m slow tests/fuzz
 
 clean: ## Remove what the targets made
 	rm -rf $(VENV) .typecheck build *.egg-info demo

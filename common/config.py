@@ -104,7 +104,7 @@ def config_to_toml(config: Any) -> str:
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # also of text that is not UTF-8, and of numbers with 5000 digits
         raise InputError(f"{path} is not valid TOML: {error}") from None
 
 
@@ -128,7 +128,7 @@ def _parse_value(text: str, expected: Any) -> Any:
         return text.strip("\"'")
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from beit.common.errors import InputError
+from beit.common.faults import fault_point
 
 _HASH_BLOCK_BYTES = 1 << 20
 
@@ -35,13 +37,16 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 
     On any exception, a full disk included, the temporary file is removed and an older file at `path` stays as it was.
     """
-    temporary = path.with_name(f"{path.name}.tmp.{os.getpid()}")
+    # Unique even among processes of several machines, which may share a process id.
+    temporary = path.with_name(f"{path.name}.tmp.{os.getpid()}.{secrets.token_hex(4)}")
     try:
         with temporary.open("w+b") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        fault_point("rename")
         os.replace(temporary, path)
+        fault_point("renamed")
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno is not None and error.filename is None:
@@ -104,5 +109,5 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_bytes())
     except FileNotFoundError:
         raise InputError(f"{path} does not exist") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # also of text that is not UTF-8, and of numbers with 5000 digits
         raise InputError(f"{path} is not valid JSON ({error}); restore the file or remove what it belongs to") from None

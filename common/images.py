@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from beit.common.errors import BadSample
+from beit.common.jpeg_filler import has_filler
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 """File endings and tar suffixes that mean "an image", in order of preference where a sample has several."""
@@ -24,6 +25,7 @@ MAX_SIDE_PX = 65535
 """View records hold box coordinates as unsigned 16-bit integers."""
 
 _FORMATS = ("JPEG", "PNG", "WEBP")
+_JPEG_FORMATS = ("JPEG", "MPO")
 _EXIF_ORIENTATION = 0x0112
 _TRANSPOSE_OF_ORIENTATION = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -35,12 +37,17 @@ _TRANSPOSE_OF_ORIENTATION = {
     8: Image.Transpose.ROTATE_90,
 }
 
+# Pillow warns about odd EXIF blocks and palettes, once per image; what matters raises or is checked below. The filters
+# are set once, for the whole process: `warnings.catch_warnings` swaps global state, and images are decoded in threads.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
 
 def decode_image(data: bytes, *, apply_exif: bool = True, max_pixels: int = 64_000_000) -> Image.Image:
     """Decode a JPEG, PNG or WebP image to 8-bit RGB; of an animation, its first frame.
 
     16-bit grey is scaled to 8 bit, transparency is dropped. The size is checked before any pixel is decoded. Data that
-    ends early is an error: filling the rest with grey would teach the model grey boxes.
+    end early are an error: filling the rest with grey would teach the model grey boxes.
 
     Args:
         data: The encoded image.
@@ -55,11 +62,7 @@ def decode_image(data: bytes, *, apply_exif: bool = True, max_pixels: int = 64_0
         raise BadSample("empty", "no bytes")
     if len(data) > MAX_IMAGE_BYTES:
         raise BadSample("too-large", f"{len(data)} bytes, at most {MAX_IMAGE_BYTES}")
-    with warnings.catch_warnings():
-        # Pillow warns about odd EXIF blocks and palettes, once per image; what matters raises or is checked below.
-        warnings.simplefilter("ignore", UserWarning)
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        return _decode(data, apply_exif, max_pixels)
+    return _decode(data, apply_exif, max_pixels)
 
 
 def _decode(data: bytes, apply_exif: bool, max_pixels: int) -> Image.Image:
@@ -67,6 +70,8 @@ def _decode(data: bytes, apply_exif: bool, max_pixels: int) -> Image.Image:
         image: Image.Image = Image.open(io.BytesIO(data), formats=_FORMATS)
         _check_size(image, max_pixels)
         image.load()
+        if image.format in _JPEG_FORMATS and has_filler(data, image):
+            raise BadSample("truncated", "the pixel data end early; the rest would be grey")
         return _to_rgb(_upright(image) if apply_exif else image)
     except (BadSample, MemoryError):
         raise

@@ -108,4 +108,6 @@ def _find_label_column(schema: pa.Schema, features: dict[str, dict[str, Any]]) -
 
 
 def _is_text(column_type: pa.DataType) -> bool:
+    if pa.types.is_dictionary(column_type):  # pandas' categories
+        return _is_text(column_type.value_type)
     return bool(pa.types.is_string(column_type) or pa.types.is_large_string(column_type))

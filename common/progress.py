@@ -62,6 +62,14 @@ class Progress:
         elif self._enabled and time.monotonic() - self._last_line >= LOG_INTERVAL_SECONDS:
             self._write_line()
 
+    def grow(self, count: int) -> None:
+        """Add `count` units to the total: there is more to do than was known."""
+        if self._total is None:
+            return
+        self._total += count
+        if self._bar is not None:
+            self._bar.total = self._total
+
     def _write_line(self) -> None:
         self._last_line, self._written = time.monotonic(), self._done
         rate = (self._done - self._initial) / max(self._last_line - self._started, 1e-9)

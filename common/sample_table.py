@@ -7,17 +7,19 @@ are explained in docs/store-format.md.
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from beit.common.errors import InputError
-from beit.common.store_schema import FORMAT_VERSION, ShardRow
+from beit.common.errors import InputError, require
+from beit.common.store_schema import FORMAT_VERSION, ShardRow, is_below
 
 _SAMPLE_SCHEMA = pa.schema(
     [
@@ -32,11 +34,14 @@ _SAMPLE_SCHEMA = pa.schema(
         pa.field("label", pa.int64()),
     ]
 )
-_IMAGE_COLUMNS = ("img_off", "img_len")
 _INDEX_TYPES = {"str": pa.string(), "int": pa.int64()}
 _INDEX_SCHEMA = pa.schema(
     [pa.field(field.name, _INDEX_TYPES[str(field.type)], nullable=False) for field in fields(ShardRow)]
 )
+_CONTROL_CHARACTERS = "[\\x00-\\x1f\\x7f]"
+_MAX_COUNT = 1 << 50
+"""No shard has more samples or bytes; arbitrary, and far from where sums of 64 bits overflow."""
+_STEM = re.compile(r"[0-9]{6,}-[A-Za-z0-9._-]{1,200}")
 _VERSION_KEY = b"beit.format_version"
 
 NO_LABEL = -1
@@ -55,9 +60,7 @@ class SampleTable:
     key_hash: NDArray[np.uint64]
     """`held_out_hash` of the key."""
     img_off: NDArray[np.uint64]
-    """In a materialised store (num_samples, K): one encoded crop per view."""
     img_len: NDArray[np.uint32]
-    """As `img_off`."""
     tok_off: NDArray[np.uint64]
     tok_len: NDArray[np.uint32]
     view_off: NDArray[np.uint64]
@@ -79,16 +82,10 @@ class SampleTable:
         return self.key_hash < np.uint64(threshold or 0)
 
 
-def encode_samples(rows: list[dict[str, Any]], *, num_crops: int = 0) -> bytes:
-    """Encode samples as Parquet.
-
-    Args:
-        rows: One dict per sample, keys as in `SampleTable`, label None where absent.
-        num_crops: K where img_off and img_len are lists of K numbers, one per materialised crop; else 0.
-    """
-    schema = _sample_schema(num_crops)
-    columns = {name: [row[name] for row in rows] for name in schema.names}
-    return _encode(pa.table(columns, schema=schema))
+def encode_samples(rows: list[dict[str, Any]]) -> bytes:
+    """Encode rows (one dict per sample, keys as in `SampleTable`, label None where absent) as Parquet."""
+    columns = {name: [row[name] for row in rows] for name in _SAMPLE_SCHEMA.names}
+    return _encode(pa.table(columns, schema=_SAMPLE_SCHEMA))
 
 
 def decode_samples(data: bytes, *, label: str) -> SampleTable:
@@ -97,10 +94,9 @@ def decode_samples(data: bytes, *, label: str) -> SampleTable:
     Raises:
         InputError: not a sample table of this version.
     """
-    table = _read(data, label)
-    table = _checked(table, _sample_schema(_count_crops(table.schema)), label)
+    table = _decode(data, _SAMPLE_SCHEMA, label)
     labels = table["label"].fill_null(NO_LABEL)
-    arrays = {name: _to_numpy(table[name]) for name in table.column_names if name not in ("key", "label")}
+    arrays = {name: table[name].to_numpy() for name in table.column_names if name not in ("key", "label")}
     return SampleTable(
         key=np.array(table["key"].to_pylist(), dtype=object), label=labels.to_numpy().astype(np.int64), **arrays
     )
@@ -127,35 +123,9 @@ def index_table(rows: Iterable[ShardRow]) -> pa.Table:
 
 def decode_index_table(data: bytes, *, label: str) -> pa.Table:
     """Decode the shard table without making an object of every row; as `decode_index`."""
-    return _checked(_read(data, label), _INDEX_SCHEMA, label)
-
-
-def _sample_schema(num_crops: int) -> pa.Schema:
-    """Return the columns of a sample table whose image columns are lists of `num_crops`, or plain numbers at 0."""
-    if not num_crops:
-        return _SAMPLE_SCHEMA
-    return pa.schema(
-        [
-            pa.field(field.name, pa.list_(field.type, num_crops), nullable=False)
-            if field.name in _IMAGE_COLUMNS
-            else field
-            for field in _SAMPLE_SCHEMA
-        ]
-    )
-
-
-def _count_crops(schema: pa.Schema) -> int:
-    position = schema.get_field_index("img_off")
-    kind = schema.field(position).type if position >= 0 else None
-    return kind.list_size if isinstance(kind, pa.FixedSizeListType) else 0
-
-
-def _to_numpy(column: pa.ChunkedArray) -> NDArray[Any]:
-    array = column.combine_chunks()
-    if not isinstance(array, pa.FixedSizeListArray):
-        return column.to_numpy()  # type: ignore[no-any-return]
-    values: NDArray[Any] = array.flatten().to_numpy().reshape(len(array), array.type.list_size)
-    return values
+    table = _decode(data, _INDEX_SCHEMA, label)
+    _check_names(table, label)
+    return table
 
 
 def _encode(table: pa.Table) -> bytes:
@@ -175,21 +145,49 @@ def _encode(table: pa.Table) -> bytes:
     return buffer.getvalue()
 
 
-def _read(data: bytes, label: str) -> pa.Table:
+def _decode(data: bytes, schema: pa.Schema, label: str) -> pa.Table:
     try:
-        return pq.read_table(io.BytesIO(data), use_threads=False)
-    except pa.ArrowException as error:
-        raise InputError(f"{label} is not a readable Parquet file ({error}); run beit tokenize again") from None
-
-
-def _checked(table: pa.Table, schema: pa.Schema, label: str) -> pa.Table:
-    version = (table.schema.metadata or {}).get(_VERSION_KEY, b"none").decode()
-    if version != str(FORMAT_VERSION) or table.schema.names != schema.names:
+        table = pq.read_table(io.BytesIO(data), use_threads=False)
+        names = table.schema.names
+    # The bytes are in memory: an OSError is pyarrow's word for a damaged footer, a ValueError for names not in UTF-8.
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise _unreadable(label, error) from None
+    version = (table.schema.metadata or {}).get(_VERSION_KEY, b"none").decode(errors="replace")
+    if version != str(FORMAT_VERSION) or names != schema.names:
         raise InputError(
             f"{label} has format_version {version}, this beit reads version {FORMAT_VERSION}; "
             "use the beit that wrote it, or run beit tokenize again"
         )
     try:
-        return table.cast(schema)
+        table = table.cast(schema)
+        table.validate(full=True)  # damaged offsets and text would otherwise come out where they are used
     except (pa.ArrowException, ValueError) as error:
-        raise InputError(f"{label} has columns of another type ({error}); run beit tokenize again") from None
+        raise _unreadable(label, error) from None
+    _check_columns(table, label)
+    return table
+
+
+def _check_names(table: pa.Table, label: str) -> None:
+    """Check that no row names a file that is not of this store, or of its image root."""
+    for stem, token_file, image_file in zip(table["stem"], table["token_file"], table["image_file"], strict=True):
+        names = (stem.as_py(), token_file.as_py(), image_file.as_py())
+        fits = _STEM.fullmatch(names[0]) and names[1] in ("", f"{names[0]}.tar") and is_below(names[2])
+        require(bool(fits), f"{label} names files that are none of a store's ({', '.join(names)[:200]}); tokenise anew")
+
+
+def _check_columns(table: pa.Table, label: str) -> None:
+    """Check that names are free of control characters, and that counts and sizes of shards can be true."""
+    for name in table.column_names:
+        column = table[name]
+        if pa.types.is_string(column.type):
+            is_bad = pc.any(pc.match_substring_regex(column, _CONTROL_CHARACTERS)).as_py()
+            require(not is_bad, f"{label} has control characters in column {name}; run beit tokenize again")
+        elif name.startswith("num_") or name.endswith("_bytes"):
+            limits = pc.min_max(column).as_py()
+            fits = limits["min"] is None or (limits["min"] >= 0 and limits["max"] <= _MAX_COUNT)
+            require(fits, f"{label} has {name} from {limits['min']} to {limits['max']}; run beit tokenize again")
+
+
+def _unreadable(label: str, error: Exception) -> InputError:
+    first_line = str(error).partition("\n")[0]
+    return InputError(f"{label} is not a readable Parquet file ({first_line}); run beit tokenize again")

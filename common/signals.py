@@ -46,7 +46,7 @@ class StopFlag:
         """True once a signal came, or the parent or the launcher is gone."""
         if self.reason is None and self._parent is not None and os.getppid() != self._parent:
             self.reason = "the parent process is gone"
-        if self.reason is None and self._launcher is not None and not _is_alive(self._launcher):
+        if self.reason is None and self._launcher is not None and not is_alive(self._launcher):
             self.reason = "the launching command is gone"
         return self.reason is not None
 
@@ -91,7 +91,8 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 
-def _is_alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
+    """Tell whether a process of this machine runs."""
     try:
         # A killed process stays as a zombie until somebody asks for its exit code.
         return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)

@@ -13,7 +13,8 @@ from typing import ClassVar, Literal
 
 from beit.common.errors import BadSample, InputError
 from beit.common.images import IMAGE_SUFFIXES, MAX_IMAGE_BYTES
-from beit.common.locations import FileInfo, is_remote, join, read_file
+from beit.common.locations import FileInfo, is_remote, join, match_files, read_file
+from beit.common.remote_file import RemoteError
 from beit.common.rng import stable_hash64
 from beit.common.source_types import SampleRef, Source, SourceKind, SourceShard, listing_digest, packed_key
 
@@ -50,10 +51,13 @@ class FilesReader:
 
         Raises:
             BadSample: the file is gone, unreadable or larger than any image may be.
+            RemoteError: the server cannot be reached: that is no fault of the image, which must not be given up.
         """
         try:
             data = read_file(join(self._root, ref.path), max_bytes=MAX_IMAGE_BYTES)
         except OSError as error:
+            if isinstance(error, RemoteError) and not error.is_missing:
+                raise
             raise BadSample("unreadable", f"{ref.path}: {error.strerror or error}") from None
         if len(data) > MAX_IMAGE_BYTES:
             raise BadSample("too-large", f"{ref.path} has more than {MAX_IMAGE_BYTES} bytes")
@@ -185,8 +189,11 @@ def csv_listing(path: str) -> FileList:
     Raises:
         InputError: a column is missing, or a path as in `text_listing` is unusable.
     """
-    rows = csv.DictReader(io.StringIO(_read_text(path)))
-    columns = rows.fieldnames or []
+    try:
+        reader = csv.DictReader(io.StringIO(_read_text(path)))
+        columns, rows = reader.fieldnames or [], list(reader)
+    except csv.Error as error:
+        raise InputError(f"{path} is not a CSV table ({error}); save it again") from None
     path_column = next((name for name in _PATH_COLUMNS if name in columns), None)
     label_column = next((name for name in _LABEL_COLUMNS if name in columns), None)
     if path_column is None:
@@ -195,14 +202,18 @@ def csv_listing(path: str) -> FileList:
             "such as path,label"
         )
     content = [(row[path_column] or "", (row[label_column] or "").strip() if label_column else "") for row in rows]
-    is_numeric = all(label.isascii() and label.isdigit() for _, label in content if label)
+    is_numeric = all(label.isascii() and label.isdigit() and len(label) <= 18 for _, label in content if label)
     labels: list[int | str | None] = [(int(label) if is_numeric else label) if label else None for _, label in content]
     return _listed_files(path, [name.strip() for name, _ in content], labels)
 
 
 def _read_text(path: str) -> str:
+    if is_remote(path):
+        match_files(path)  # a wrong name or address is told at once, not after several attempts
     try:
         return read_file(path, max_bytes=_MAX_LIST_BYTES).decode("utf-8-sig")
+    except RemoteError as error:
+        raise InputError(str(error)) from None
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror or error})") from None
     except UnicodeDecodeError as error:
@@ -232,6 +243,6 @@ def _stat_listed(list_path: str, number: int, root: str, path: str) -> FileInfo:
         return FileInfo(path, 0, "")  # one request per line would cost more than a missing image, counted when read
     try:
         status = os.stat(join(root, path))
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a zero byte in the path
         raise InputError(f"{list_path} entry {number} ({path}) does not exist; paths are relative to {root}") from None
     return FileInfo(path, status.st_size, str(status.st_mtime_ns))

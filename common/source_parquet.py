@@ -6,10 +6,12 @@ Which columns hold images and labels is decided in `parquet_layout.py`.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -17,8 +19,9 @@ import pyarrow.parquet as pq
 
 from beit.common.errors import BadSample, InputError
 from beit.common.images import MAX_IMAGE_BYTES
-from beit.common.locations import FileInfo, is_remote, open_binary
+from beit.common.locations import FileInfo, is_remote, open_binary, relative_to
 from beit.common.parquet_layout import ParquetLayout, read_layout
+from beit.common.remote_file import RemoteError
 from beit.common.source_types import (
     SampleRef,
     Source,
@@ -29,17 +32,34 @@ from beit.common.source_types import (
     packed_key,
 )
 
+Result = TypeVar("Result")
+
+_STREAM_ROWS = 16  # an image has at most 256 MB, mostly 0.1
+_STREAM_BUFFER_BYTES = 8 << 20
+_FOOTER_THREADS = 16  # a footer is two small requests; arbitrary
+
 
 class ParquetReader:
-    """One row group in memory."""
+    """Rows of one row group in memory.
 
-    def __init__(self, images: pa.ChunkedArray, label: str) -> None:
+    Args:
+        images: Encoded images.
+        label: What to call the row group.
+        first_row: Row in the row group that `images` begins with.
+    """
+
+    def __init__(self, images: pa.ChunkedArray | pa.Array, label: str, *, first_row: int = 0) -> None:
         self._images = images
         self._label = label
+        self._first_row = first_row
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self._images)
 
     @property
     def nbytes(self) -> int:
-        """Memory held by the row group's image column."""
+        """Memory held by the images."""
         return int(self._images.nbytes)
 
     def read(self, ref: SampleRef) -> bytes:
@@ -48,7 +68,7 @@ class ParquetReader:
         Raises:
             BadSample: the cell is null, or larger than any image may be.
         """
-        value = self._images[ref.offset]
+        value = self._images[ref.offset - self._first_row]
         if not value.is_valid:
             raise BadSample("empty", f"{self._label} row {ref.offset} has no image bytes")
         data: bytes = value.as_py()
@@ -68,6 +88,8 @@ class ParquetShard:
     layout: ParquetLayout
     first_row: int
     """Rows in the row groups before this one."""
+    num_rows: int
+    """Rows in this one."""
     scope: str
     """Name that keeps the keys of this file apart from those of the source's other files."""
     keys_from_path: bool
@@ -85,9 +107,8 @@ class ParquetShard:
         columns = [f"{layout.image_column}.path"] if layout.has_path else []
         columns += [layout.label_column] if layout.label_column else []
         table = _read_row_group(self.file, self.row_group, columns)
-        num_rows = _read_metadata(self.file).row_group(self.row_group).num_rows
-        paths = _image_paths(table, layout) if layout.has_path else [None] * num_rows
-        labels = table[layout.label_column].to_pylist() if layout.label_column else [None] * num_rows
+        paths = _image_paths(table, layout) if layout.has_path else [None] * self.num_rows
+        labels = table[layout.label_column].to_pylist() if layout.label_column else [None] * self.num_rows
         return [
             SampleRef(self._key(row, path), row, 0, self._class_id(row, label), path or f"row {self.first_row + row}")
             for row, (path, label) in enumerate(zip(paths, labels, strict=True))
@@ -96,10 +117,38 @@ class ParquetShard:
     @contextmanager
     def open(self) -> Iterator[ParquetReader]:
         """Load the images of the row group."""
+        table = _read_row_group(self.file, self.row_group, [self._image_leaf])
+        yield ParquetReader(self._images(table), self._label)
+
+    def stream(self) -> Iterator[ParquetReader]:
+        """Load the images of the row group a few at a time, front to back: a row group may be larger than memory.
+
+        Pages are decoded whole. They are 1 MB by the format's advice, but pyarrow writes up to 1024 rows to one.
+
+
+        Raises:
+            InputError: the file is damaged.
+        """
+        with _opened(self.file, _read_metadata(self.file), buffer_bytes=_STREAM_BUFFER_BYTES) as parquet:
+            first_row = 0
+            for batch in parquet.iter_batches(
+                _STREAM_ROWS, row_groups=[self.row_group], columns=[self._image_leaf], use_threads=False
+            ):
+                yield ParquetReader(self._images(batch), self._label, first_row=first_row)
+                first_row += batch.num_rows
+
+    @property
+    def _label(self) -> str:
+        return f"{self.location} row group {self.row_group}"
+
+    @property
+    def _image_leaf(self) -> str:
         column = self.layout.image_column
-        table = _read_row_group(self.file, self.row_group, [f"{column}.bytes" if self.layout.is_struct else column])
-        images = pc.struct_field(table[column], "bytes") if self.layout.is_struct else table[column]
-        yield ParquetReader(images, f"{self.location} row group {self.row_group}")
+        return f"{column}.bytes" if self.layout.is_struct else column
+
+    def _images(self, rows: pa.Table | pa.RecordBatch) -> pa.ChunkedArray | pa.Array:
+        column = rows[self.layout.image_column]
+        return pc.struct_field(column, "bytes") if self.layout.is_struct else column
 
     def _key(self, row: int, path: str | None) -> str:
         if self.keys_from_path and path is not None:
@@ -126,18 +175,23 @@ def open_parquet_files(files: Sequence[FileInfo], root: str) -> Source:
     Raises:
         InputError: a file is not readable as Parquet, has no image column, or disagrees with the first on labels.
     """
-    layouts = [read_layout(_read_metadata(file).schema.to_arrow_schema(), label=file.path) for file in files]
+    footers = _read_all(_describe, files)
+    layouts = [layout for layout, _ in footers]
     if any(layout.label_is_text for layout in layouts):
         layouts = _number_text_labels(files, layouts)
     for file, layout in zip(files, layouts, strict=True):
         if _labelling(layout) != _labelling(layouts[0]):
             raise InputError(f"{file.path} and {files[0].path} differ in their labels; give files of one data set")
     names = [file.path.rsplit("/", 1)[-1] for file in files]
+    repeated = {name for name, count in Counter(names).items() if count > 1}
+    have_path = [file for file, layout in zip(files, layouts, strict=True) if layout.has_path]
+    columns = [f"{layout.image_column}.path" for layout in layouts if layout.has_path]
+    identified = dict(zip(have_path, _read_all(_paths_identify_rows, have_path, columns), strict=True))
     shards: list[SourceShard] = []
-    for file, layout, name in zip(files, layouts, names, strict=True):
+    for file, name, (_, row_counts), layout in zip(files, names, footers, layouts, strict=True):
         # The file name alone keeps keys independent of where the files lie and of which of them are given.
-        scope = name if names.count(name) == 1 else file.path.removeprefix(root).lstrip("/")
-        shards += _row_group_shards(file, layout, scope)
+        scope = relative_to(root, file.path) if name in repeated else name
+        shards += _row_group_shards(file, layout, row_counts, scope, keys_from_path=identified.get(file, False))
     if not shards:
         raise InputError(f"{root} holds no rows")
     class_names = layouts[0].class_names
@@ -154,12 +208,27 @@ def _labelling(layout: ParquetLayout) -> tuple[object, ...]:
     return layout.label_column, layout.label_is_text, layout.class_names
 
 
-def _row_group_shards(file: FileInfo, layout: ParquetLayout, scope: str) -> Iterator[ParquetShard]:
+def _read_all(read: Callable[..., Result], files: Sequence[FileInfo], *more: Sequence[Any]) -> list[Result]:
+    """Return `read(file, ...)` of each file; remote ones are read at the same time."""
+    if not files or not is_remote(files[0].path):
+        return list(map(read, files, *more))
+    with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
+        return list(pool.map(read, files, *more))
+
+
+def _describe(file: FileInfo) -> tuple[ParquetLayout, list[int]]:
+    """Return the layout of a file and the number of rows in each of its row groups."""
     metadata = _read_metadata(file)
-    keys_from_path = layout.has_path and _paths_identify_rows(file, layout)
+    layout = read_layout(metadata.schema.to_arrow_schema(), label=file.path)
+    return layout, [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
+
+
+def _row_group_shards(
+    file: FileInfo, layout: ParquetLayout, row_counts: list[int], scope: str, *, keys_from_path: bool
+) -> Iterator[ParquetShard]:
     stem = file.path.rsplit("/", 1)[-1].removesuffix(".parquet")
     first_row = 0
-    for row_group in range(metadata.num_row_groups):
+    for row_group, num_rows in enumerate(row_counts):
         yield ParquetShard(
             name=f"{stem}-rg{row_group:05d}",
             location=file.path,
@@ -167,19 +236,28 @@ def _row_group_shards(file: FileInfo, layout: ParquetLayout, scope: str) -> Iter
             file=file,
             layout=layout,
             first_row=first_row,
+            num_rows=num_rows,
             scope=scope,
             keys_from_path=keys_from_path,
         )
-        first_row += metadata.row_group(row_group).num_rows
+        first_row += num_rows
 
 
 @contextmanager
-def _opened(file: FileInfo, metadata: pq.FileMetaData | None) -> Iterator[pq.ParquetFile]:
-    """Open for one read: a shared handle would not be safe between threads."""
-    handle = open_binary(file.path) if is_remote(file.path) else nullcontext(file.path)
+def _opened(file: FileInfo, metadata: pq.FileMetaData | None, *, buffer_bytes: int = 0) -> Iterator[pq.ParquetFile]:
+    """Open for one read: a shared handle would not be safe between threads.
+
+    Each column chunk is read in one go, or in pieces of `buffer_bytes`; of a remote file, that many requests.
+    """
+    handle = open_binary(file.path, read_ahead=False) if is_remote(file.path) else nullcontext(file.path)
     try:
-        with handle as opened, pq.ParquetFile(opened, metadata=metadata) as parquet:
+        with (
+            handle as opened,
+            pq.ParquetFile(opened, metadata=metadata, buffer_size=buffer_bytes, pre_buffer=not buffer_bytes) as parquet,
+        ):
             yield parquet
+    except RemoteError:
+        raise
     except (pa.ArrowException, OSError) as error:
         first_line = str(error).partition("\n")[0]
         raise InputError(f"{file.path} is not readable as Parquet ({first_line}); copy or make it again") from None
@@ -202,9 +280,8 @@ def _read_column(file: FileInfo, column: str) -> pa.Table:
         return parquet.read(columns=[column], use_threads=False)
 
 
-def _paths_identify_rows(file: FileInfo, layout: ParquetLayout) -> bool:
-    column = _read_column(file, f"{layout.image_column}.path")[layout.image_column]
-    paths = pc.struct_field(column, "path")
+def _paths_identify_rows(file: FileInfo, column: str) -> bool:
+    paths = pc.struct_field(_read_column(file, column)[column.rpartition(".")[0]], "path")
     return paths.null_count == 0 and int(pc.count_distinct(paths).as_py()) == len(paths)
 
 

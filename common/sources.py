@@ -13,7 +13,17 @@ from dataclasses import replace
 from pathlib import Path
 
 from beit.common.errors import InputError
-from beit.common.locations import FileInfo, is_folder, is_remote, join, list_folder, match_files, normalise
+from beit.common.locations import (
+    FileInfo,
+    is_folder,
+    is_remote,
+    join,
+    list_folder,
+    match_files,
+    measure_files,
+    normalise,
+    relative_to,
+)
 from beit.common.source_files import (
     FileOrder,
     csv_listing,
@@ -71,7 +81,7 @@ def open_source(spec: str | Path, *, file_order: FileOrder = "path", files_per_s
     else:
         matched = match_files(text)
         root = _common_folder(matched)
-        files = [replace(file, path=file.path[len(root.rstrip("/")) + 1 :]) for file in matched]
+        files = [replace(file, path=relative_to(root, file.path)) for file in matched]
     return _open_listing(root, files, is_pattern=not is_listed, order=file_order, files_per_shard=files_per_shard)
 
 
@@ -83,13 +93,19 @@ def _open_listing(
     num_images = sum(is_image_path(file.path) for file in files)
     _refuse_unusable(root, files, [len(tars), len(tables), num_images], is_pattern=is_pattern)
     if tars:
-        return open_tars([replace(file, path=join(root, file.path)) for file in tars], root)
+        return open_tars(_located(root, tars), root)
     if tables:
         from beit.common.source_parquet import open_parquet_files  # the other kinds work without loading pyarrow
 
         _warn_of_splits(root, tables)
-        return open_parquet_files([replace(file, path=join(root, file.path)) for file in tables], root)
+        return open_parquet_files(_located(root, tables), root)
     return open_files(folder_listing(root, files), order=order, files_per_shard=files_per_shard)
+
+
+def _located(root: str, files: Sequence[FileInfo]) -> list[FileInfo]:
+    """Give containers their full paths, and their sizes where the listing of a web server does not tell them."""
+    located = (replace(file, path=join(root, file.path)) for file in files)
+    return measure_files({file.path: file for file in located})
 
 
 def _refuse_unusable(root: str, files: Sequence[FileInfo], counts: list[int], *, is_pattern: bool) -> None:

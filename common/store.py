@@ -45,6 +45,7 @@ from beit.common.store_schema import (
     from_json,
     index_digest,
 )
+from beit.common.table_checks import check_sample_table
 from beit.common.views import VIEW_DTYPE
 
 _CACHED_TABLES = 128
@@ -348,15 +349,8 @@ class TokenStore:
         row, location = self.shards[shard_id], self._table_location(shard_id)
         if hashlib.sha256(data).hexdigest() != row.samples_sha256:
             raise InputError(f"{location} is not the file that {INDEX_FILE} names; run beit tokenize again to mend it")
-        table, info = decode_samples(data, label=location), self.info
-        expected = (info.views * info.grid_size**2 * 2, info.views * VIEW_DTYPE.itemsize)
-        for name, lengths, length in zip(("tokens", "views"), (table.tok_len, table.view_len), expected, strict=True):
-            found = next(iter(lengths[lengths != length].tolist()), length)
-            require(
-                found == length,
-                f"{location} has {found} bytes of {name} for an image, but {STORE_FILE} says {info.views} views of "
-                f"{info.grid_size} x {info.grid_size} tokens, {length} bytes; restore {STORE_FILE} or tokenise anew",
-            )
+        table = decode_samples(data, label=location)
+        check_sample_table(table, row, self.info, label=location)
         return table
 
 
@@ -404,7 +398,7 @@ def read_store_info(location: str) -> StoreInfo:
         raise InputError(f"{location} is not a token store: it has no {STORE_FILE}; make one with beit tokenize")
     try:
         document = json.loads(read_whole(path))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # also of text that is not UTF-8, and of numbers with 5000 digits
         raise InputError(f"{path} is not valid JSON ({error}); restore it or tokenise into a new folder") from None
     return from_json(StoreInfo, path, document)
 

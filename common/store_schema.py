@@ -12,11 +12,12 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from beit.common.config import config_from_dict
 from beit.common.errors import InputError, require
 from beit.common.files import read_json
+from beit.common.geometry import Geometry
 from beit.common.rng import stable_hash64
 from beit.common.views import AugmentConfig
 
@@ -33,8 +34,13 @@ TOKENS_DIR = "tokens"
 TOKENS_SUFFIX = "tokens.npy"
 VIEWS_SUFFIX = "views.npy"
 
+MAX_PATH = 1024
+"""Characters of the path of an image tar below its root; arbitrary, file systems end at 4096 bytes."""
 MAX_HELD_OUT_SHARE = 0.2
 """No small store gives up more than this for the learning signal."""
+
+_LATER_SETTINGS = {"exif_orientation": '"applied"'}
+"""Settings that came after the first stores, with what those did; left out of the hash there, so that it stays."""
 
 Schema = TypeVar("Schema")
 
@@ -51,6 +57,11 @@ class TokenizerInfo:
     """Token ids lie in [0, vocab_size)."""
     downsampling: int
     """Pixels per visual token and side of the view it sees."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        require(1 <= self.vocab_size <= 1 << 16, f"tokenizer.vocab_size ({self.vocab_size}) must lie in [1, 65536]")
+        require(1 <= self.downsampling <= 64, f"tokenizer.downsampling ({self.downsampling}) must lie in [1, 64]")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -117,6 +128,8 @@ class HeldOut:
         limit = MAX_HELD_OUT_SHARE
         require(0 <= self.fraction <= limit, f"held_out.fraction ({self.fraction}) must lie in [0, {limit}]")
         require(self.minimum >= 0, f"held_out.minimum ({self.minimum}) must not be negative")
+        fits = self.threshold is None or 0 <= self.threshold < 1 << 64
+        require(fits, f"held_out.threshold ({self.threshold}) must fit 64 bits")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -149,6 +162,8 @@ class StoreInfo:
     """Names of the labels, where the source has them."""
     held_out: HeldOut = field(default_factory=HeldOut)
     """Samples kept from pre-training."""
+    exif_orientation: Literal["applied"] = "applied"
+    """Boxes and tokens belong to images turned and mirrored as their EXIF orientation asks."""
     canary: str
     """Hash of a bundled image pushed through decoding and rendering; equal canaries replay views bit for bit."""
     image_root: str
@@ -160,6 +175,19 @@ class StoreInfo:
     versions: tuple[str, ...] = ()
     """Library versions of the first run."""
 
+    def __post_init__(self) -> None:
+        """Check the ranges, so that no reader allocates, or divides, by a number that cannot be."""
+        require(0 <= self.views <= 1 << 16, f"views ({self.views}) must lie in [0, 65536]")
+        Geometry(self.img_size, self.patch_size)
+        require(self.img_size < 1 << 16, f"img_size ({self.img_size}) must be below 65536")
+        expected = self.img_size // self.patch_size
+        require(self.grid_size == expected, f"grid_size ({self.grid_size}) must be img_size / patch_size, {expected}")
+        require(self.source.num_shards >= 1, f"source.num_shards ({self.source.num_shards}) must be at least 1")
+        require(
+            (self.tokenizer is not None) == (self.views > 0),
+            f"a store with views ({self.views}) {'needs' if self.views else 'has no'} tokenizer",
+        )
+
     @property
     def token_img_size(self) -> int:
         """Side in pixels of the view the tokenizer saw; 0 when there are no tokens."""
@@ -170,7 +198,11 @@ class StoreInfo:
         flat = _flatten(asdict(self))
         volatile = ("held_out.threshold", "image_root", "mixed_execution", "tokenizer.name")
         groups = ("execution.", "versions")
-        return {name: text for name, text in flat.items() if name not in volatile and not name.startswith(groups)}
+        return {
+            name: text
+            for name, text in flat.items()
+            if name not in volatile and not name.startswith(groups) and _LATER_SETTINGS.get(name) != text
+        }
 
     def settings_sha256(self) -> str:
         """Return the hash that ties every shard manifest to these settings."""
@@ -188,6 +220,11 @@ class FileInfo:
     sha256: str
     """Hash of the content."""
 
+    def __post_init__(self) -> None:
+        """Check the name and the size."""
+        require("/" not in self.name and self.name not in ("", ".", ".."), f"{self.name!r} must be a plain file name")
+        require(self.size >= 0, f"size ({self.size}) must not be negative")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageFile:
@@ -203,6 +240,11 @@ class ImageFile:
     """Hash of the whole file; empty for remote tars, which would be read twice for it."""
     stamp: str = ""
     """Modification time in ns, or ETag; empty for tars inside the store."""
+
+    def __post_init__(self) -> None:
+        """Check the name and the size."""
+        require(is_below(self.name), f"{self.name!r} must be a path below the image root")
+        require(self.size >= 0, f"size ({self.size}) must not be negative")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -305,6 +347,12 @@ class ShardRow:
     """Modification time or ETag of the image tar; empty for tars inside the store."""
 
 
+def is_below(name: str) -> bool:
+    """Tell whether a path is relative and stays below its folder: no file of a store may name others, or a URL."""
+    parts = name.split("/")
+    return "" not in parts and ".." not in parts and "." not in parts and "::" not in name and len(name) < MAX_PATH
+
+
 def to_json(document: Any) -> dict[str, Any]:
     """Return a schema instance as plain JSON values."""
     return asdict(document)
@@ -325,10 +373,27 @@ def from_json(schema: type[Schema], path: Path | str, document: Any) -> Schema:
             f"{path} has format_version {version}, this beit reads version {FORMAT_VERSION}; "
             "use the beit that wrote it, or write the store again"
         )
+    _refuse_control_characters(document, path)
     try:
         return config_from_dict(schema, document, origin=str(path))
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
     except TypeError as error:  # a required field is missing
         raise InputError(f"{path} is incomplete ({error}); run beit tokenize again") from None
+
+
+def _refuse_control_characters(value: Any, path: Path | str) -> None:
+    """Check all texts of a document, since names in it become paths and lines of a terminal."""
+    if isinstance(value, str):
+        is_fit = not any(character < " " or "\ud800" <= character <= "\udfff" for character in value)
+        require(is_fit, f"{path} holds a text with control characters or not in UTF-8 ({value[:80]!a})")
+    elif isinstance(value, dict):
+        for name, entry in value.items():
+            _refuse_control_characters(name, path)
+            _refuse_control_characters(entry, path)
+    elif isinstance(value, list):
+        for entry in value:
+            _refuse_control_characters(entry, path)
 
 
 def read_document(schema: type[Schema], path: Path) -> Schema:

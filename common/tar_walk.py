@@ -60,7 +60,7 @@ class _Header:
     size: int
 
 
-def walk_tar(file: BinaryIO, *, label: str) -> TarIndex:
+def walk_tar(file: BinaryIO, *, label: str, on_member: Callable[[TarMember], object] | None = None) -> TarIndex:
     """Read every header of a tar and return its regular members.
 
     Links, devices and directories are passed over. GNU and pax long names are understood.
@@ -68,13 +68,18 @@ def walk_tar(file: BinaryIO, *, label: str) -> TarIndex:
     Args:
         file: Seekable binary file, local or remote; the position is left anywhere.
         label: What to call the file in errors, its path or URL.
+        on_member: Called with every member when the walk is there, where reading it is cheapest.
     Returns:
         Members in file order with payload offsets and sizes.
     Raises:
         InputError: the tar is truncated, damaged, compressed, sparse, or has a name that must not be used.
     """
     hasher = hashlib.sha256()
-    members = list(iter_members(file, label=label, on_block=hasher.update))
+    members = []
+    for member in iter_members(file, label=label, on_block=hasher.update):
+        members.append(member)
+        if on_member is not None:
+            on_member(member)
     return TarIndex(members=members, header_sha256=hasher.hexdigest(), size_bytes=file.seek(0, os.SEEK_END))
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from beit.common.errors import ResumableStop
 from beit.common.rng import CounterRng
 from beit.tokenize.config import TokenizeConfig
 from beit.tokenize.run import run_tokenize
@@ -31,6 +32,19 @@ class BlockSums:
         batch, height, width, _ = images.shape
         blocks = images.reshape(batch, height // 8, 8, width // 8, 8, 3).astype(np.int64)
         return torch.from_numpy(blocks.sum(axis=(2, 4, 5)) % VOCAB_SIZE)
+
+
+class StoppedAt(BlockSums):
+    """Stops at the n-th batch, as a signal would."""
+
+    def __init__(self, batch):
+        super().__init__()
+        self.batch = batch
+
+    def encode(self, images):
+        if len(self.batch_shapes) == self.batch:
+            raise ResumableStop("stopped")
+        return super().encode(images)
 
 
 def encoded_image(number, suffix="jpg", size=(48, 40)):
@@ -89,9 +103,7 @@ def tokenize(source, store, *, rank=0, world_size=1, tokenizer=None, **changes):
 
 
 def tree_bytes(store):
-    """Every file of a store but its locks."""
+    """Every file of a store."""
     return {
-        str(path.relative_to(store)): path.read_bytes()
-        for path in sorted(Path(store).rglob("*"))
-        if path.is_file() and not path.name.startswith(".lock")
+        str(path.relative_to(store)): path.read_bytes() for path in sorted(Path(store).rglob("*")) if path.is_file()
     }

@@ -5,6 +5,7 @@ What they do is in `run.py`, `verify.py`, `tokenizer_train.py`, `tokenizer_conve
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,8 @@ def tokenize_command(
     """Cut K views from every image of SOURCE, turn them into visual tokens and write them to STORE.
 
     SOURCE is a folder of images (any depth), WebDataset tars (path, glob or brace range), Parquet files with an image
-    column, or a text list. Run the same command again to go on after an interruption: finished shards are kept.
+    column, or a text list; local or remote (docs/sources.md). Run the same command again to go on after an
+    interruption: finished shards are kept.
 
     \b
     Example:
@@ -57,6 +59,7 @@ def tokenize_command(
     """
     from beit.common.config import load_config
     from beit.common.errors import require
+    from beit.common.launcher_env import launcher_environment
     from beit.common.tokenizer_plugin import is_import_name
     from beit.tokenize.config import TokenizeConfig
     from beit.tokenize.run import tokenize_with_ranks
@@ -75,7 +78,8 @@ def tokenize_command(
         f"{config.tokenizer}",
     )
     summary = tokenize_with_ranks(config, source, store, ranks=gpus, resume=resume)
-    click.echo(summary.as_table())
+    if launcher_environment(os.environ)["RANK"] == "0":  # all ranks would say the same
+        click.echo(summary.as_table())
 
 
 @click.command("verify")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -58,7 +59,11 @@ def library_versions() -> tuple[str, ...]:
 
 def count_workers(config: TokenizeConfig) -> int:
     """Return the number of decoding threads of this rank: its share of the cores unless given."""
-    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    # As torchrun, DeepSpeed's launcher and SLURM say how many ranks this machine has; SLURM's list begins as "4(x3),2".
+    names = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "SLURM_STEP_TASKS_PER_NODE")
+    given = next((os.environ[name] for name in names if os.environ.get(name)), "1")
+    match = re.match(r"[1-9][0-9]*", given)
+    ranks_here = int(match.group()) if match else 1
     return config.workers or max(1, available_cores() // ranks_here)
 
 

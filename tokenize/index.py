@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from beit.common.bad_samples import BadSampleLog
 from beit.common.errors import InputError, require
 from beit.common.files import write_atomic, write_json
-from beit.common.sample_table import SampleTable, decode_samples, encode_index
+from beit.common.sample_table import SampleTable, decode_index, decode_samples, encode_index
 from beit.common.store_schema import (
     INDEX_FILE,
     STORE_FILE,
@@ -27,7 +27,7 @@ from beit.common.store_schema import (
     read_document,
     to_json,
 )
-from beit.tokenize.locks import shared_step
+from beit.tokenize.leases import Leases
 
 logger = logging.getLogger(__name__)
 
@@ -41,26 +41,44 @@ class FinishedStore:
     """Images without tokens, by reason."""
 
 
-def finish_store(store: Path, stems: list[str], *, budget: float) -> FinishedStore | None:
+def index_stamp(store: Path) -> tuple[int, int] | None:
+    """Return what tells this index.parquet from one that replaces it; None if there is none."""
+    try:
+        status = (store / INDEX_FILE).stat()
+    except FileNotFoundError:
+        return None
+    return status.st_ino, status.st_mtime_ns
+
+
+def finish_store(
+    store: Path, stems: list[str], leases: Leases, *, budget: float, stamp_before: tuple[int, int] | None = None
+) -> FinishedStore | None:
     """Write the held-out threshold and the shard table, once every shard is committed.
 
-    Any rank may call this at its end; the last one succeeds. Calling it again changes nothing.
+    Every rank calls this at its end. The first one reads all manifests and sample tables; what it wrote while the
+    others were still running is good for them, too.
 
     Args:
         store: Folder of the store.
         stems: All shards, in order.
+        leases: Of this process.
         budget: Share of unusable images that is tolerated.
+        stamp_before: `index_stamp` when this process began; an older index is written anew.
     Returns:
         What the store holds, or None while shards are missing.
     Raises:
         InputError: no image was usable, or too few were, or a manifest does not belong here.
     """
-    with shared_step(store, "store"):
+    with leases.step("store"):
         info = read_document(StoreInfo, store / STORE_FILE)
         folder = store / TOKENS_DIR
         if not all(manifest_path(folder, stem).exists() for stem in stems):
             return None
-        manifests = [read_document(ShardManifest, manifest_path(folder, stem)) for stem in stems]
+        if index_stamp(store) not in (None, stamp_before) and _is_newest(store, stems):
+            rows = decode_index((store / INDEX_FILE).read_bytes(), label=str(store / INDEX_FILE))
+            with_skipped = [row.stem for row in rows if row.num_skipped]
+            return FinishedStore(rows, _count_skipped(_read_manifests(folder, with_skipped)))
+        manifests = _read_manifests(folder, stems)
         _check_manifests(store, info, manifests, budget)
         hashes = [_load_samples(folder, manifest).key_hash for manifest in manifests]
         threshold = held_out_threshold(hashes, info)
@@ -68,7 +86,22 @@ def finish_store(store: Path, stems: list[str], *, budget: float) -> FinishedSto
         rows = [index_row(manifest, keys, threshold) for manifest, keys in zip(manifests, hashes, strict=True)]
         write_json(store / STORE_FILE, to_json(info))
         write_atomic(store / INDEX_FILE, encode_index(rows))
-    return FinishedStore(rows, Counter(sample.reason for manifest in manifests for sample in manifest.skipped))
+        leases.sweep()
+    return FinishedStore(rows, _count_skipped(manifests))
+
+
+def _is_newest(store: Path, stems: list[str]) -> bool:
+    """Tell whether the shard table is younger than all manifests, by the times of one file system."""
+    written = (store / INDEX_FILE).stat().st_mtime_ns
+    return all(manifest_path(store / TOKENS_DIR, stem).stat().st_mtime_ns <= written for stem in stems)
+
+
+def _read_manifests(folder: Path, stems: list[str]) -> list[ShardManifest]:
+    return [read_document(ShardManifest, manifest_path(folder, stem)) for stem in stems]
+
+
+def _count_skipped(manifests: list[ShardManifest]) -> Counter[str]:
+    return Counter(sample.reason for manifest in manifests for sample in manifest.skipped)
 
 
 def held_out_threshold(hashes: list[NDArray[np.uint64]], info: StoreInfo) -> int:

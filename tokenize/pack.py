@@ -10,8 +10,8 @@ import io
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -23,7 +23,6 @@ from beit.common.files import atomic_file, write_json
 from beit.common.images import decode_image
 from beit.common.progress import Progress
 from beit.common.shard_io import TarAppender
-from beit.common.source_files import FilesReader
 from beit.common.source_types import SampleRef
 from beit.common.store_schema import (
     IMAGES_DIR,
@@ -37,8 +36,8 @@ from beit.common.store_schema import (
 )
 from beit.common.tar_walk import walk_tar
 from beit.tokenize.parallel import Workers
-from beit.tokenize.plan import Catalogue, StorePlan
-from beit.tokenize.spool import ImageData, Spool, read_image
+from beit.tokenize.plan import StorePlan
+from beit.tokenize.spool import ImageData, LooseFiles, PackingReader, Spool
 from beit.tokenize.writer import remove_temporaries
 
 logger = logging.getLogger(__name__)
@@ -55,6 +54,8 @@ class PackedImage(NamedTuple):
 
     ref: SampleRef
     data: ImageData
+    side: dict[str, bytes]
+    """What came with it in its tar, by suffix."""
 
 
 def pack_images(plan: StorePlan, store: Path, info: StoreInfo, workers: Workers) -> None:
@@ -84,9 +85,9 @@ def pack_images(plan: StorePlan, store: Path, info: StoreInfo, workers: Workers)
             spool.fill(plan.source.shards, workers)
         with Progress(sum(len(catalogue.groups[group]) for group in groups), unit="images", description="pack") as bar:
             for group in groups:
-                opened = spool.reading(group) if spool else _reading_files(plan.source.root, catalogue)
-                with opened as read:
-                    pack = partial(_pack_image, catalogue.refs, read, info.packing.short_side if info.packing else 0)
+                opened = spool.reading(group) if spool else nullcontext(LooseFiles(plan.source.root, catalogue))
+                with opened as reader:
+                    pack = partial(_pack_image, catalogue.refs, reader, info.packing.short_side if info.packing else 0)
                     images = workers.map(pack, catalogue.groups[group].tolist())
                     _write_tar(folder, plan.shards[group].stem, images, info, bar)
     finally:
@@ -142,19 +143,14 @@ def shrink(data: bytes, short_side: int) -> bytes:
     return buffer.getvalue()
 
 
-def _reading_files(root: str, catalogue: Catalogue) -> AbstractContextManager[Callable[[int], ImageData]]:
-    reader = FilesReader(root)
-    return nullcontext(lambda position: read_image(reader, catalogue.refs[position]))
-
-
-def _pack_image(refs: list[SampleRef], read: Callable[[int], ImageData], short_side: int, position: int) -> PackedImage:
-    data = read(position)
+def _pack_image(refs: list[SampleRef], reader: PackingReader, short_side: int, position: int) -> PackedImage:
+    data = reader.image(position)
     if short_side and isinstance(data, bytes):
         try:
             data = shrink(data, short_side)
         except BadSample as error:
             data = error
-    return PackedImage(refs[position], data)
+    return PackedImage(refs[position], data, {} if isinstance(data, BadSample) else reader.side_members(position))
 
 
 def _write_tar(folder: Path, stem: str, images: Iterator[PackedImage], info: StoreInfo, progress: Progress) -> None:
@@ -166,13 +162,14 @@ def _write_tar(folder: Path, stem: str, images: Iterator[PackedImage], info: Sto
     path = folder / f"{stem}.tar"
     with atomic_file(path) as file:
         tar = TarAppender(file)
-        for ref, data in images:
+        for ref, data, side in images:
             progress.update(1)
             if isinstance(data, BadSample):
                 skipped.append(SkippedSample(key=ref.key, reason=data.reason))
                 continue
             tar.add(f"{ref.key}.{_suffix(data)}", data)
-            tar.add(f"{ref.key}.json", _metadata(ref))
+            for suffix, content in ({"json": _metadata(ref)} | side).items():
+                tar.add(f"{ref.key}.{suffix}", content)
             num_samples += 1
         sha256, size = tar.finish(), tar.size
     manifest = ImageShardManifest(

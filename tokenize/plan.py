@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from beit.common.errors import InputError
-from beit.common.locations import is_remote, match_files
+from beit.common.locations import is_remote
 from beit.common.rng import stable_hash64
+from beit.common.source_tar import TarShard
 from beit.common.source_types import SampleRef, Source
 from beit.common.sources import open_source
 from beit.common.store_schema import IMAGES_DIR, Packing, SourceInfo
@@ -75,10 +76,12 @@ def plan_store(config: TokenizeConfig, spec: str, store: Path) -> StorePlan:
         InputError: the source is missing, empty or damaged, or the store lies inside it.
     """
     source = open_source(spec)
+    is_listed_by_name = spec.lower().endswith((".txt", ".csv"))  # the store cannot become part of the source
     if (
-        not is_remote(source.root)
+        source.kind == "files"
+        and not is_listed_by_name
+        and not is_remote(source.root)
         and store.resolve().is_relative_to(Path(source.root).resolve())
-        and source.kind == "files"
     ):
         raise InputError(f"store ({store}) must not lie inside the source ({source.root}); choose another folder")
     if source.kind == "tar" and not config.short_side:
@@ -90,8 +93,9 @@ def _plan_reference(source: Source, store: Path) -> StorePlan:
     hasher = hashlib.sha256()
     shards = []
     for number, shard in enumerate(source.shards):
+        assert isinstance(shard, TarShard)
         name = shard.location.removeprefix(source.root).lstrip("/")
-        hasher.update(f"{name}\0{match_files(shard.location)[0].size}\0".encode())
+        hasher.update(f"{name}\0{shard.size}\0".encode())
         stem = f"{number:06d}-{_UNSAFE_IN_STEM.sub('_', shard.name)}"
         shards.append(PlannedShard(stem=stem, image_file=name))
     root = source.root if is_remote(source.root) else os.path.relpath(os.path.realpath(source.root), store.resolve())

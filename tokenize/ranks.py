@@ -29,7 +29,7 @@ _POLL_SECONDS = 0.5
 class Outcome:
     """How a rank ended."""
 
-    kind: Literal["done", "bad input", "stopped", "lost"]
+    kind: Literal["done", "bad input", "stopped", "failed", "lost"]
     message: str = ""
     summary: TokenizeSummary | None = None
 
@@ -40,7 +40,7 @@ def run_ranks(config: TokenizeConfig, source: str, store: Path, count: int) -> T
     Raises:
         InputError: a rank met bad input.
         ResumableStop: a signal asked to stop.
-        ChildProcessError: a rank was killed or crashed; the others finished their shards.
+        ChildProcessError: a rank was killed or crashed; the others went on.
     """
     context = multiprocessing.get_context("spawn")
     ranks: list[tuple[BaseProcess, Connection]] = []
@@ -62,7 +62,7 @@ def run_ranks(config: TokenizeConfig, source: str, store: Path, count: int) -> T
         outcomes = [_outcome(process, receiver) for process, receiver in ranks]
     _raise_failures(outcomes)
     summaries = [outcome.summary for outcome in outcomes if outcome.summary]
-    last = next(summary for summary in summaries if summary.is_complete)  # whoever ended last found every shard
+    last = next((summary for summary in summaries if summary.is_complete), summaries[0])
     return replace(last, reports=tuple(report for summary in summaries for report in summary.reports))
 
 
@@ -82,6 +82,8 @@ def _rank_main(
         outcome = Outcome("bad input", str(error))
     except ResumableStop as error:
         outcome = Outcome("stopped", str(error))
+    except OSError as error:  # a full or failing disk: no bug, so no trace
+        outcome = Outcome("failed", str(error))
     sender.send(outcome)
     sender.close()
 
@@ -107,11 +109,15 @@ def _raise_failures(outcomes: list[Outcome]) -> None:
     for rank, outcome in enumerate(outcomes):
         if outcome.kind == "bad input":
             raise InputError(outcome.message)
-        if outcome.kind == "lost":
-            raise ChildProcessError(
-                f"rank {rank} of {len(outcomes)} ended without a result ({outcome.message}); the others finished their "
-                "shards: run the same command again to do the rest"
+        if outcome.kind in ("lost", "failed"):
+            how = outcome.message if outcome.kind == "failed" else f"ended without a result ({outcome.message})"
+            is_complete = any(other.kind == "done" for other in outcomes)
+            rest = (
+                "the others did its shards and the store is complete; beit verify checks it"
+                if is_complete
+                else "finished shards are kept, run the same command again to do the rest"
             )
+            raise ChildProcessError(f"rank {rank} of {len(outcomes)}: {how}; {rest}")
     stopped = next((outcome for outcome in outcomes if outcome.kind == "stopped"), None)
     if stopped is not None:
         raise ResumableStop(stopped.message)

@@ -1,8 +1,9 @@
 """`beit tokenize`: from a source of images to a finished token store, in one process or as one rank of several.
 
-Ranks need no contact with each other: rank r of W takes the shards r, r + W, ..., whatever is done once is done by
-whoever comes first, and the last one to finish writes the index. A rank that is lost leaves the others finishing; the
-same command, run again, completes the store.
+Ranks need no contact with each other: rank r of W takes the shards r, r + W, ..., then those that the others have not
+come to; what is done once is done by whoever comes first. All of it is claimed through lease files in the store, so
+that any number of processes, of any rank, may be at work on one store. A rank that is lost leaves the others finishing,
+its shards included; the same command, run again, completes what is left.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 from beit.common.errors import require
 from beit.common.launcher_env import launcher_environment, under_launcher
 from beit.common.signals import stop_on_signals
-from beit.common.store_schema import Execution, TokenizerInfo
+from beit.common.store_schema import IMAGES_DIR, Execution, StoreInfo, TokenizerInfo, manifest_path
 from beit.tokenize.config import TokenizeConfig
 from beit.tokenize.encode import ViewEncoder
 from beit.tokenize.execution import (
@@ -24,12 +25,12 @@ from beit.tokenize.execution import (
     library_versions,
     torch_threads,
 )
-from beit.tokenize.index import finish_store
+from beit.tokenize.index import FinishedStore, finish_store, index_stamp
 from beit.tokenize.jobs import RankJobs, list_jobs
-from beit.tokenize.locks import rank_lock, shared_step
-from beit.tokenize.pack import pack_images
+from beit.tokenize.leases import Leases
+from beit.tokenize.pack import pack_images, packed_manifest
 from beit.tokenize.parallel import Workers, available_cores
-from beit.tokenize.plan import plan_store
+from beit.tokenize.plan import StorePlan, plan_store
 from beit.tokenize.setup import begin_or_continue, build_info, check_store_folder, recorded_threads
 from beit.tokenize.shard import ShardTokenizer
 from beit.tokenize.summary import RankReport, TokenizeSummary
@@ -91,6 +92,7 @@ def run_tokenize(
         OSError: the disk is full or failing.
     """
     check_store_folder(store)
+    stamp_before = index_stamp(store)
     plan = plan_store(config, source, store)
     threads = config.threads or recorded_threads(store) or available_cores()
     rank_setup = _set_up_tokenizer(config, local_rank, threads, tokenizer)
@@ -98,14 +100,13 @@ def run_tokenize(
     store.mkdir(parents=True, exist_ok=True)
     with (
         stop_on_signals() as stop,
-        rank_lock(store, rank),
         Workers(count_workers(config), stop) as workers,
+        Leases(store, workers.raise_if_stopped) as leases,
         torch_threads(threads),
     ):
-        info = begin_or_continue(store, wanted, allow_mixed=config.allow_mixed)
+        info = begin_or_continue(store, wanted, leases, allow_mixed=config.allow_mixed)
         if plan.catalogue is not None:
-            with shared_step(store, "pack"):
-                pack_images(plan, store, info, workers)
+            _pack(plan, store, info, workers, leases)
         jobs = list_jobs(plan, store, info)
         del plan  # its list of all images may be large
         shard_tokenizer = ShardTokenizer(
@@ -116,30 +117,46 @@ def run_tokenize(
             versions=library_versions(),
             workers=workers,
         )
-        rank_jobs = RankJobs(jobs, rank=rank, world_size=world_size)
+        rank_jobs = RankJobs(jobs, leases, rank=rank, world_size=world_size)
         report = rank_jobs.run(shard_tokenizer, store, info, budget=config.budget)
-    return summarise(config, store, [job.stem for job in jobs], (report,))
+        stems = [job.stem for job in jobs]
+        finished = finish_store(store, stems, leases, budget=config.budget, stamp_before=stamp_before)
+    return _summarise(config, store, finished, report)
 
 
-def summarise(
-    config: TokenizeConfig, store: Path, stems: list[str], reports: tuple[RankReport, ...]
+def _pack(plan: StorePlan, store: Path, info: StoreInfo, workers: Workers, leases: Leases) -> None:
+    """Let one process pack what is not packed; the others wait for it, and then check what is there side by side."""
+
+    def is_packed() -> bool:
+        return all(packed_manifest(store, shard.stem, info) is not None for shard in plan.shards)
+
+    def is_listed() -> bool:
+        return all(manifest_path(store / IMAGES_DIR, shard.stem).exists() for shard in plan.shards)
+
+    if is_packed():
+        return
+    leases.wait_for(lambda: is_listed() or leases.is_free("pack"), ["pack"])
+    if is_listed() and is_packed():
+        return
+    with leases.step("pack"):
+        pack_images(plan, store, info, workers)
+
+
+def _summarise(
+    config: TokenizeConfig, store: Path, finished: FinishedStore | None, report: RankReport
 ) -> TokenizeSummary:
-    """Finish the store if all its shards are there, and describe it."""
-    finished = finish_store(store, stems, budget=config.budget)
     if finished is None:
-        return TokenizeSummary(
-            store=store, is_complete=False, num_shards=len(stems), views=config.views, reports=reports
-        )
+        return TokenizeSummary(store=store, is_complete=False, views=config.views, reports=(report,))
     return TokenizeSummary(
         store=store,
         is_complete=True,
-        num_shards=len(stems),
+        num_shards=len(finished.rows),
         views=config.views,
         num_samples=sum(row.num_samples for row in finished.rows),
         num_held_out=sum(row.num_held_out for row in finished.rows),
         skipped=finished.skipped,
         token_bytes=sum(row.token_bytes for row in finished.rows),
-        reports=reports,
+        reports=(report,),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -21,11 +22,13 @@ from beit.common.store_schema import (
 from beit.common.views import compute_canary
 from beit.tokenize.config import TokenizeConfig
 from beit.tokenize.execution import library_versions
-from beit.tokenize.locks import LOCK_PREFIX, shared_step
+from beit.tokenize.leases import LEASE_PREFIX, Leases
 from beit.tokenize.plan import StorePlan
 from beit.tokenize.writer import remove_temporaries
 
 logger = logging.getLogger(__name__)
+
+_URL = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)
 
 
 def check_store_folder(store: Path, *, resume: str = "auto") -> None:
@@ -35,15 +38,30 @@ def check_store_folder(store: Path, *, resume: str = "auto") -> None:
         InputError: it is a file, it holds something else, or `resume` forbids to continue it.
     """
     require(resume in ("auto", "never"), f"--resume ({resume}) must be auto or never for tokenize")
+    require_local(store)
     require(not store.exists() or store.is_dir(), f"store ({store}) is a file; name a folder")
     if not store.exists():
         return
-    ours = (LOCK_PREFIX, f"{STORE_FILE}.tmp.")  # all that a run leaves that was killed at its very start
+    ours = (LEASE_PREFIX, f"{STORE_FILE}.tmp.")  # all that a run leaves that was killed at its very start
     content = [path.name for path in store.iterdir() if not path.name.startswith(ours)]
     if (store / STORE_FILE).exists():
         require(resume == "auto", f"store ({store}) exists; --resume never starts a new one: name another folder")
         return
     require(not content, f"store ({store}) is not empty and not a token store; name another folder")
+
+
+def require_local(store: Path) -> None:
+    """Refuse a URL as the place of a store that is written.
+
+    Raises:
+        InputError: it is one.
+    """
+    url = _URL.match(str(store))  # one slash is what a path leaves of two
+    require(
+        url is None,
+        f"store ({store}) is a URL, and stores are written on a file system: tokenise into a local folder "
+        "and copy it, index.parquet last; beit pretrain reads it from there",
+    )
 
 
 def recorded_threads(store: Path) -> int:
@@ -75,14 +93,14 @@ def build_info(
     )
 
 
-def begin_or_continue(store: Path, wanted: StoreInfo, *, allow_mixed: bool) -> StoreInfo:
+def begin_or_continue(store: Path, wanted: StoreInfo, leases: Leases, *, allow_mixed: bool) -> StoreInfo:
     """Write store.json, or check that an existing one agrees, and return what holds for the store.
 
     Raises:
         InputError: a setting differs; names it with both values.
     """
     path = store / STORE_FILE
-    with shared_step(store, "store"):
+    with leases.step("store"):
         remove_temporaries(store, STORE_FILE, INDEX_FILE)
         if not path.exists():
             write_json(path, to_json(wanted))

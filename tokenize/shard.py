@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +15,6 @@ from beit.common.bad_samples import BadSampleLog, BadSampleReport
 from beit.common.errors import InputError, require
 from beit.common.files import sha256_file
 from beit.common.locations import is_remote, match_files
-from beit.common.progress import Progress
 from beit.common.source_tar import TarShard
 from beit.common.store_schema import (
     TOKENS_DIR,
@@ -31,6 +30,7 @@ from beit.common.store_schema import (
 from beit.tokenize.encode import EncodedImage, Stopwatch, ViewEncoder, encode_images
 from beit.tokenize.parallel import Workers
 from beit.tokenize.prepare import PreparedImage, RejectedImage, ViewMaker
+from beit.tokenize.shard_progress import TokenizeProgress
 from beit.tokenize.writer import TokenShardWriter
 
 logger = logging.getLogger(__name__)
@@ -49,6 +49,8 @@ class ShardJob:
     """Image tar below the image root."""
     image_sha256: str = ""
     """Known for tars we packed."""
+    copy_sha256: str = ""
+    """Hash of the local copy of a remote tar, see `TarShard.copy`."""
     skipped: tuple[SkippedSample, ...] = ()
     """Images that could not even be packed."""
 
@@ -85,9 +87,16 @@ class ShardTokenizer:
         self._workers = workers
         self.watch = Stopwatch()
 
-    def run(self, job: ShardJob, *, progress: Progress, bad_samples: BadSampleLog) -> ShardManifest:
+    def run(
+        self, job: ShardJob, *, progress: TokenizeProgress, bad_samples: BadSampleLog, before_commit: Callable[[], None]
+    ) -> ShardManifest:
         """Tokenise one shard and commit it.
 
+        Args:
+            job: What to do.
+            progress: Told of every image.
+            bad_samples: Told of every unusable one.
+            before_commit: Called when all is ready; raises if the shard is not to be committed after all.
         Raises:
             InputError: the image tar is damaged or changes meanwhile, or too many images are unusable.
             ResumableStop: somebody asked for it; the shard is given up.
@@ -96,27 +105,37 @@ class ShardTokenizer:
         refs, index = job.tar.scan()
         skipped = list(job.skipped)
         bad_samples.add(_reports(job.stem, skipped))
+        progress.add(skipped=len(skipped))
         full_hash = self._start_hash(job)
         with TokenShardWriter(self._store, job.stem, self._info) as writer, job.tar.open() as reader:
             prepare = partial(ViewMaker.of_store(self._info).prepare, reader=reader)
             results = self._workers.map(prepare, refs, ahead=self._images_ahead())
-            usable = _sort_out(results, job.stem, skipped, bad_samples)
+            usable = _sort_out(results, job.stem, skipped, bad_samples, progress)
             for encoded in self._encode(usable):
                 writer.add(encoded.image.ref, encoded.token_ids, encoded.image.views)
-                progress.update(max(1, self._info.views))
+                progress.add(images=1)
             after = match_files(job.tar.location)[0]
             require(before == after, f"{before.path} changed while it was tokenised; run beit tokenize again")
             image = ImageFile(
                 name=job.image_file,
                 size=before.size,
                 header_sha256=index.header_sha256,
-                sha256=job.image_sha256 or (full_hash.result() if full_hash else ""),
+                sha256=job.image_sha256 or job.copy_sha256 or (full_hash.result() if full_hash else ""),
                 stamp="" if job.is_packed else before.version,
             )
+            before_commit()
             return writer.commit(image=image, skipped=skipped, execution=self._execution, versions=self._versions)
 
+    def raise_if_stopped(self) -> None:
+        """End the work if somebody asked for it.
+
+        Raises:
+            ResumableStop: somebody did.
+        """
+        self._workers.raise_if_stopped()
+
     def _start_hash(self, job: ShardJob) -> Future[str] | None:
-        # A remote tar would have to be read twice; its ETag and header digest must do.
+        # Of a remote tar, the copy was hashed on its way.
         if job.is_packed or is_remote(job.tar.location):
             return None
         return self._workers.submit(sha256_file, Path(job.tar.location))
@@ -143,6 +162,7 @@ def _sort_out(
     stem: str,
     skipped: list[SkippedSample],
     bad_samples: BadSampleLog,
+    progress: TokenizeProgress,
 ) -> Iterator[PreparedImage]:
     """Yield the usable images and note the others."""
     for result in results:
@@ -150,6 +170,7 @@ def _sort_out(
             yield result
             continue
         skipped.append(SkippedSample(key=result.ref.key, reason=result.error.reason))
+        progress.add(skipped=1)
         bad_samples.add([BadSampleReport(f"{stem}/{result.ref.key}", result.error.reason, result.error.detail)])
 
 

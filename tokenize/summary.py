@@ -15,6 +15,8 @@ class RankReport:
 
     num_images: int
     """Images tokenised in this run."""
+    num_shards: int
+    """Shards tokenised in this run."""
     num_shards_kept: int
     """Shards that an earlier run had finished."""
     seconds: float
@@ -30,11 +32,11 @@ class TokenizeSummary:
     store: Path
     """Folder of the store."""
     is_complete: bool
-    """False while other ranks still work on their shards."""
-    num_shards: int
-    """Shards of the store."""
+    """False if another run takes the store apart again, because it found a damaged shard."""
     views: int
     """K, views per image."""
+    num_shards: int = 0
+    """Shards of the store."""
     num_samples: int = 0
     """Usable images."""
     num_held_out: int = 0
@@ -77,7 +79,7 @@ class TokenizeSummary:
     def as_table(self) -> str:
         """Return the lines a user sees at the end."""
         if not self.is_complete:
-            return f"{self.store}: this rank is done; the store is finished when the others are"
+            return f"{self.store}: another run does a damaged shard again and finishes the store"
         rows = [
             ("store", str(self.store)),
             ("shards", f"{self.num_shards} ({self.num_shards_kept} were finished before)"),

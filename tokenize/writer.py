@@ -19,6 +19,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from beit.common.faults import fault_point
 from beit.common.files import atomic_file, write_atomic, write_json
 from beit.common.sample_table import encode_samples
 from beit.common.shard_io import TarAppender
@@ -81,6 +82,7 @@ class TokenShardWriter:
             token_ids: (K, g, g).
             views: (K,) of `VIEW_DTYPE`.
         """
+        fault_point("sample")
         row = {"key": ref.key, "key_hash": held_out_hash(ref.key), "label": ref.label}
         row |= {"img_off": ref.offset, "img_len": ref.length}
         row["tok_off"], row["tok_len"] = self._add_array(f"{ref.key}.{TOKENS_SUFFIX}", token_ids)

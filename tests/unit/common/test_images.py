@@ -1,5 +1,7 @@
 import io
 import struct
+import subprocess
+import sys
 import zlib
 
 import numpy as np
@@ -111,3 +113,28 @@ def test_damaged_png_is_a_bad_sample() -> None:
     data = bytearray(encode(gradient()))
     data[60] ^= 0xFF
     assert reason_of(bytes(data)) in ("truncated", "decode-error")
+
+
+def test_decoding_in_threads_leaves_the_warning_filters_alone() -> None:
+    code = """
+import sys, warnings
+from concurrent.futures import ThreadPoolExecutor
+from beit.common.errors import BadSample
+from beit.common.images import decode_image
+
+def decode(data):
+    try:
+        return decode_image(data).size
+    except BadSample as error:
+        return error.reason
+
+before, images = list(warnings.filters), [bytes.fromhex(line) for line in sys.stdin]
+with ThreadPoolExecutor(8) as pool:
+    print(sorted({str(result) for result in pool.map(decode, images * 50)}))
+assert warnings.filters == before
+"""
+    odd_exif = encode(gradient(), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
+    palette = encode(gradient().convert("P"), transparency=bytes([0, 128] * 20))
+    lines = "\n".join(data.hex() for data in (odd_exif, palette, png_header(9000, 9000)))
+    result = subprocess.run([sys.executable, "-c", code], input=lines, capture_output=True, text=True, check=True)
+    assert (result.stdout, result.stderr) == ("['(40, 24)', 'bomb']\n", "")

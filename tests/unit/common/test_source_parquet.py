@@ -3,6 +3,7 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from beit.common.errors import BadSample, InputError
@@ -150,3 +151,37 @@ def test_remote_parquet(tmp_path: Path) -> None:
     source = open_source("memory://tables/x.parquet")
     with source.shards[0].open() as reader:
         assert reader.read(source.shards[0].refs()[3]) == b"img3"
+
+
+def test_a_row_group_larger_than_memory_is_read_in_pieces(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    cells = [rng.bytes(200_000) for _ in range(300)]
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"jpg": cells}), path, row_group_size=300, write_batch_size=4)  # pages of 1 MB
+    (shard,) = open_source(path).shards
+    refs = shard.refs()
+    before, peak, rows = pa.total_allocated_bytes(), 0, []
+    for reader in shard.stream():
+        peak = max(peak, pa.total_allocated_bytes() - before)
+        rows += [reader.read(ref) for ref in refs[len(rows) : len(rows) + len(reader)]]
+    assert rows == cells
+    assert path.stat().st_size > 60_000_000 and peak < 24_000_000
+
+
+def test_row_groups_stream_as_they_read(tmp_path: Path) -> None:
+    source = open_source(huggingface(tmp_path / "x.parquet", 40, rows=33))
+    for shard in source.shards:
+        refs = shard.refs()
+        with shard.open() as whole:
+            pieces = list(shard.stream())
+            assert [len(piece) for piece in pieces] == ([16, 16, 1] if len(refs) == 33 else [7])
+            for piece in pieces:
+                taken, refs = refs[: len(piece)], refs[len(piece) :]
+                assert [piece.read(ref) for ref in taken] == [whole.read(ref) for ref in taken]
+
+
+def test_labels_that_are_pandas_categories(tmp_path: Path) -> None:
+    labels = pa.array(["dog", "cat", None, "dog"]).dictionary_encode()
+    source = open_source(write(tmp_path / "x.parquet", {"image": images(4), "label": labels}))
+    assert source.class_names == ["cat", "dog"]
+    assert [ref.label for ref in source.shards[0].refs()] == [1, 0, None, 1]

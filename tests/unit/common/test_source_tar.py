@@ -10,6 +10,7 @@ from PIL import Image
 from beit.common.errors import BadSample, InputError
 from beit.common.sources import Source, open_source
 from beit.common.tar_walk import walk_tar
+from beit.tests.file_server import FileServer, serve
 
 
 def jpeg(shade: int = 0) -> bytes:
@@ -129,3 +130,17 @@ def test_remote_tars(tmp_path: Path) -> None:
         shard = source.shards[1]
         with shard.open() as reader:
             assert reader.read(shard.refs()[0]) == jpeg(1)
+
+
+def test_listing_a_remote_tar_reads_ahead_and_reading_an_image_does_not(tmp_path: Path) -> None:
+    members = {f"{n:02d}.{suffix}": data for n in range(30) for suffix, data in (("jpg", jpeg(n) * 40), ("cls", b"1"))}
+    data = write_tar(tmp_path / "x.tar", members).read_bytes()
+    with serve(FileServer({"/x.tar": data})) as server:
+        (shard,) = open_source(f"{server.url}/x.tar").shards
+        server.paths.clear()
+        refs = shard.refs()
+        assert len(server.paths) < 5
+        with shard.open() as reader:
+            server.bytes_sent = 0
+            assert [reader.read(refs[n]) for n in (20, 3, 11)] == [jpeg(n) * 40 for n in (20, 3, 11)]
+            assert server.bytes_sent == sum(refs[n].length for n in (20, 3, 11))

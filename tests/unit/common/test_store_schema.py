@@ -66,7 +66,7 @@ ROW = ShardRow(
 )
 
 
-@pytest.mark.parametrize("document", [INFO, replace(INFO, tokenizer=None, class_names=None), MANIFEST])
+@pytest.mark.parametrize("document", [INFO, replace(INFO, tokenizer=None, views=0, class_names=None), MANIFEST])
 def test_documents_survive_json(tmp_path, document):
     write_json(tmp_path / "x.json", to_json(document))
     assert read_document(type(document), tmp_path / "x.json") == document
@@ -104,7 +104,7 @@ def test_what_may_change_does_not_change_the_settings(change):
     [
         {"views": 5},
         {"tokenizer": replace(INFO.tokenizer, fingerprint="xx")},
-        {"tokenizer": None},
+        {"tokenizer": None, "views": 0},
         {"class_names": ("cat",)},
         {"held_out": HeldOut(minimum=3)},
         {"canary": "other"},

@@ -289,7 +289,7 @@ def test_a_repacked_image_tar_on_a_server_is_found_at_the_start(made, tmp_path):
     [
         ('"vocab_size": 16', '"vocab_size": 2', "has token id .*, the vocabulary has 2"),
         ('"views": 3', '"views": 4', "store.json says 4 views of 4 x 4 tokens"),
-        ('"grid_size": 4', '"grid_size": 8', "store.json says 3 views of 8 x 8 tokens"),
+        ('"grid_size": 4', '"grid_size": 8', r"grid_size \(8\) must be img_size / patch_size, 4"),
     ],
 )
 def test_tokens_that_do_not_fit_store_json_are_refused_before_step_0(made, tmp_path, where, old, new, message):

@@ -2,9 +2,10 @@ import json
 
 import pytest
 
-from beit.common.errors import InputError
+from beit.common.errors import InputError, ResumableStop
 from beit.common.store import open_store
 from beit.tests.tiny_store import (
+    StoppedAt,
     tokenize,
     write_tars,
 )
@@ -31,7 +32,8 @@ def test_too_many_unusable_images_stop_the_run_and_leave_it_resumable(tmp_path):
 
 def test_ranks_share_one_budget(tmp_path):
     source = write_tars(tmp_path / "images", (6, 6), bad=("k002", "k007"))
-    tokenize(source, tmp_path / "store", rank=0, world_size=2, bad_sample_budget=0.1)
+    with pytest.raises(ResumableStop):
+        tokenize(source, tmp_path / "store", world_size=2, tokenizer=StoppedAt(4))
     with pytest.raises(InputError, match=r"2 of 12 images .* \(0.1\) allows 1"):
         tokenize(source, tmp_path / "store", rank=1, world_size=2, bad_sample_budget=0.1)
 

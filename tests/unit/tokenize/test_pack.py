@@ -10,7 +10,8 @@ from PIL import Image
 
 from beit.common.errors import BadSample
 from beit.common.images import decode_image
-from beit.tests.tiny_store import encoded_image, tokenize, write_folder
+from beit.common.store import open_store
+from beit.tests.tiny_store import encoded_image, tokenize, write_folder, write_members
 from beit.tokenize.pack import shrink
 
 
@@ -67,8 +68,8 @@ def test_packing_a_table_takes_each_row_group_once(tmp_path, monkeypatch):
     opened = []
     from beit.common.source_parquet import ParquetShard
 
-    open_shard = ParquetShard.open
-    monkeypatch.setattr(ParquetShard, "open", lambda self: opened.append(self.row_group) or open_shard(self))
+    stream = ParquetShard.stream
+    monkeypatch.setattr(ParquetShard, "stream", lambda self: opened.append(self.row_group) or stream(self))
     tokenize(tmp_path / "x.parquet", tmp_path / "store", shard_size=3)
     assert opened == [0, 1, 2, 3]
 
@@ -96,3 +97,29 @@ def test_shrinking_keeps_the_aspect_and_leaves_small_images_alone():
     assert shrink(small, 40) is small
     with pytest.raises(BadSample):
         shrink(b"nothing", 40)
+
+
+def test_what_comes_with_an_image_in_a_tar_is_packed_with_it(tmp_path):
+    for number, name in enumerate(("a", "b")):
+        files = {
+            f"{name}.jpg": encoded_image(number),
+            f"{name}.txt": f"caption {name}".encode(),
+            f"{name}.cls": b"cat" if number else b"dog",
+            f"{name}.json": json.dumps({"url": name, "label": "owl"}).encode(),
+            f"{name}.seg.png": b"a mask",
+            "__meta__.json": b"{}",
+        }
+        write_members(tmp_path / f"{name}.tar", files)
+    tokenize(tmp_path / "{a,b}.tar", tmp_path / "store", short_side=20)
+    found = members(tmp_path / "store/images/000000-files.tar")
+    for number, name in enumerate(("a", "b")):
+        assert found[f"{name}.txt"] == f"caption {name}".encode()
+        assert found[f"{name}.source.cls"] == (b"cat" if number else b"dog")
+        assert json.loads(found[f"{name}.source.json"]) == {"url": name, "label": "owl"}
+        assert found[f"{name}.source.seg.png"] == b"a mask"
+        assert json.loads(found[f"{name}.json"]) == {"path": f"{name}.jpg", "label": 1 - number}
+        assert decode_image(found[f"{name}.jpg"]).size == (24, 20)
+    assert len(found) == 12
+    store = open_store(tmp_path / "store")
+    assert store.info.class_names == ("cat", "dog")
+    assert {sample["key"]: sample["label"] for sample in store} == {"a": 1, "b": 0}

@@ -4,12 +4,14 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 
 from beit.common.errors import InputError
 from beit.tests.support import write_images, write_tokenizer
 from beit.tests.tiny_store import tiny_config, tree_bytes
 from beit.tokenize.run import run_tokenize, tokenize_with_ranks
+from beit.tokenize.verify import verify_store
 
 pytestmark = pytest.mark.launch
 
@@ -33,6 +35,58 @@ def test_bad_input_of_a_rank_is_bad_input_of_the_whole(tmp_path):
         tokenize_with_ranks(settings, str(tmp_path / "nowhere"), tmp_path / "store", ranks=2)
 
 
+LAUNCHERS = {
+    "torchrun": ["torch.distributed.run", "--nproc_per_node=2", "-m", "beit.cli"],
+    "deepspeed": ["deepspeed.launcher.runner", "--num_gpus=2", "--no_local_rank", "--module", "beit.cli"],
+}
+
+
+def command(tmp_path):
+    settings = ("threads=1", "micro_batch_size=4", "shard_size=4", "bad_sample_budget=0.5", "workers=2")
+    arguments = ["tokenize", tmp_path / "images", tmp_path / "store", "--tokenizer", tmp_path / "tokenizer"]
+    arguments += ["--views", 3, "--img-size", 16, "--patch-size", 4]
+    return [*map(str, arguments), *(part for setting in settings for part in ("--set", setting))]
+
+
+def clean_store(tmp_path):
+    run_tokenize(config(tmp_path), str(write_images(tmp_path / "images", 20)), tmp_path / "clean")
+    return tree_bytes(tmp_path / "clean")
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_launchers_start_ranks_that_share_one_store(tmp_path, launcher):
+    expected = clean_store(tmp_path)
+    process = subprocess.run(
+        [sys.executable, "-m", *LAUNCHERS[launcher], *command(tmp_path)],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONSAFEPATH": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.count("20 usable") == 1
+    assert tree_bytes(tmp_path / "store") == expected
+
+
+def test_a_slurm_task_does_the_shards_of_a_lost_one(tmp_path):
+    expected = clean_store(tmp_path)
+    slurm = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_TASKS_PER_NODE": "2", "SLURM_STEP_NODELIST": "node[1-2]"}
+    codes, outputs = [], []
+    for rank, fault in ((1, {"BEIT_FAULT": "sample:2"}), (0, {})):
+        process = subprocess.run(
+            [sys.executable, "-m", "beit.cli", *command(tmp_path)],
+            env=os.environ | slurm | {"SLURM_PROCID": str(rank), "OMP_NUM_THREADS": "1"} | fault,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        codes.append(process.returncode)
+        outputs.append(process.stdout)
+    assert codes == [-signal.SIGKILL, 0]
+    assert "20 usable" in outputs[1]
+    assert tree_bytes(tmp_path / "store") == expected
+
+
 SCRIPT = """
 import sys
 from pathlib import Path
@@ -46,7 +100,8 @@ if __name__ == "__main__":
         tokenize_with_ranks(settings, str(folder / "images"), folder / "store", ranks=2)
     except ResumableStop:
         sys.exit(75)
-    except ChildProcessError:
+    except ChildProcessError as error:
+        print(error)
         sys.exit(9)
 """
 
@@ -56,7 +111,7 @@ def start(tmp_path, count):
     write_tokenizer(tmp_path / "tokenizer")
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
-    process = subprocess.Popen([sys.executable, str(script), str(tmp_path)])
+    process = subprocess.Popen([sys.executable, str(script), str(tmp_path)], stdout=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while len(list((tmp_path / "store/tokens").glob("*.tmp.*"))) < 2:  # both ranks are at work
         assert process.poll() is None and time.monotonic() < deadline
@@ -64,8 +119,11 @@ def start(tmp_path, count):
     return process
 
 
-def ranks_of(store):
-    return [int((store / f".lock.rank{rank}").read_text()) for rank in range(2)]
+def ranks_of(process):
+    """The process ids of both ranks; the first child is that of multiprocessing itself."""
+    return [
+        child.pid for child in psutil.Process(process.pid).children() if "resource_tracker" not in str(child.cmdline())
+    ]
 
 
 def is_alive(pid):
@@ -78,23 +136,30 @@ def is_alive(pid):
 
 def test_a_signal_to_the_command_stops_all_ranks(tmp_path):
     process = start(tmp_path, 400)
-    pids = ranks_of(tmp_path / "store")
+    pids = ranks_of(process)
+    assert len(pids) == 2
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) == 75
     assert not any(map(is_alive, pids))
 
 
-def test_a_lost_rank_leaves_the_other_finishing(tmp_path):
+@pytest.mark.parametrize("lost", [0, 1])
+def test_the_other_rank_does_the_shards_of_a_lost_one(tmp_path, lost):
     process = start(tmp_path, 60)
-    os.kill(ranks_of(tmp_path / "store")[1], signal.SIGKILL)
-    assert process.wait(timeout=120) == 9
-    finished = {path.name[:6] for path in (tmp_path / "store/tokens").glob("*.manifest.json")}
-    assert finished >= {f"{number:06d}" for number in range(0, 15, 2)}
+    os.kill(ranks_of(process)[lost], signal.SIGKILL)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 9
+    assert f"rank {lost} of 2: ended without a result (exit code -9); the others did its shards" in output
+    assert verify_store(tmp_path / "store").problems == []
+    before = tree_bytes(tmp_path / "store")
+    run_tokenize(config(tmp_path, views=200), str(tmp_path / "images"), tmp_path / "store")
+    assert tree_bytes(tmp_path / "store") == before
 
 
 def test_ranks_end_with_the_command(tmp_path):
     process = start(tmp_path, 400)
-    pids = ranks_of(tmp_path / "store")
+    pids = ranks_of(process)
+    assert len(pids) == 2
     process.kill()
     process.wait()
     deadline = time.monotonic() + 60

@@ -1,6 +1,7 @@
 import os
 import signal
 from multiprocessing import get_context
+from pathlib import Path
 
 import pytest
 
@@ -17,7 +18,10 @@ from beit.tests.tiny_store import (
     write_folder,
     write_tars,
 )
+from beit.tokenize.index import finish_store, index_stamp
+from beit.tokenize.leases import Leases
 from beit.tokenize.run import tokenize_with_ranks
+from beit.tokenize.verify import verify_store
 
 
 def test_a_rerun_does_nothing(tmp_path):
@@ -120,8 +124,9 @@ def test_a_changed_source_is_refused(tmp_path):
 
 def test_another_execution_continues_if_allowed_and_is_recorded(tmp_path):
     source = write_tars(tmp_path / "images", (3, 3))
-    tokenize(source, tmp_path / "store", rank=0, world_size=2)
-    tokenize(source, tmp_path / "store", rank=1, world_size=2, micro_batch_size=5, allow_mixed=True)
+    tokenize(source, tmp_path / "store")
+    remove(tmp_path / "store/tokens/000001-part-1.manifest.json")
+    tokenize(source, tmp_path / "store", micro_batch_size=5, allow_mixed=True)
     info = open_store(tmp_path / "store").info
     assert info.mixed_execution and info.execution.micro_batch_size == 4
 
@@ -165,16 +170,25 @@ def test_resume_never_refuses_an_existing_store(tmp_path):
         tokenize_with_ranks(tiny_config(), str(source), tmp_path / "store", resume="never")
 
 
-def test_two_runs_on_one_store_exclude_each_other(tmp_path):
-    source = write_tars(tmp_path / "images", (2,))
+def test_a_second_run_on_one_store_joins_in(tmp_path):
+    source, store = write_tars(tmp_path / "images", (4, 4, 4)), tmp_path / "store"
+    second = get_context("fork").Process(target=tokenize, args=(source, store))
 
-    class Rival(BlockSums):
+    class JoinedAtTheStart(BlockSums):
         def encode(self, images):
-            with pytest.raises(InputError, match=rf"written by another beit tokenize \(process {os.getpid()}\)"):
-                tokenize(source, tmp_path / "store")
+            if not self.batch_shapes:
+                second.start()
+                while len(list((store / "tokens").glob("*.manifest.json"))) < 2:  # it does the others meanwhile
+                    assert second.is_alive()
             return super().encode(images)
 
-    assert tokenize(source, tmp_path / "store", tokenizer=Rival()).is_complete
+    tokenizer = JoinedAtTheStart()
+    assert tokenize(source, store, tokenizer=tokenizer).is_complete
+    second.join()
+    assert second.exitcode == 0
+    assert len(tokenizer.batch_shapes) == 3  # one shard of three
+    tokenize(source, tmp_path / "clean")
+    assert tree_bytes(store) == tree_bytes(tmp_path / "clean")
 
 
 def test_a_signal_stops_between_images_and_the_rerun_completes(tmp_path):
@@ -303,3 +317,31 @@ def test_another_pillow_is_refused_by_name(tmp_path, monkeypatch):
     monkeypatch.setattr("beit.tokenize.setup.compute_canary", lambda: "0" * 64)
     with pytest.raises(InputError, match="another version of Pillow"):
         tokenize(source, tmp_path / "store")
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/store", "gs://b/s", "https://host/store", "file:///tmp/store"])
+def test_a_url_as_store_is_refused_with_the_way_out(tmp_path, monkeypatch, url):
+    monkeypatch.chdir(tmp_path)
+    for use in (lambda store: tokenize(tmp_path, store), verify_store):
+        with pytest.raises(InputError, match="tokenise into a local folder and copy it"):
+            use(Path(url))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_rank_takes_the_index_that_another_wrote_while_it_ran(tmp_path, monkeypatch):
+    store = tmp_path / "store"
+    tokenize(write_tars(tmp_path / "images", bad=("k002",)), store)
+    stems, rows = ["000000-part-0", "000001-part-1"], list(open_store(store).shards)
+
+    def read_again(*arguments):
+        raise AssertionError("all sample tables are read")
+
+    monkeypatch.setattr("beit.tokenize.index._load_samples", read_again)
+    with Leases(store) as leases:
+        finished = finish_store(store, stems, leases, budget=0.5, stamp_before=None)
+        assert finished.rows == rows and dict(finished.skipped) == {"unsupported": 1}
+        with pytest.raises(AssertionError, match="all sample tables"):  # it was there when this process began
+            finish_store(store, stems, leases, budget=0.5, stamp_before=index_stamp(store))
+        os.utime(store / "tokens/000001-part-1.manifest.json")
+        with pytest.raises(AssertionError, match="all sample tables"):  # a shard was written after it
+            finish_store(store, stems, leases, budget=0.5, stamp_before=None)

@@ -8,13 +8,14 @@ import pytest
 import webdataset as wds
 from PIL import Image
 
-from beit.common.errors import InputError
+from beit.common.errors import InputError, ResumableStop
 from beit.common.images import decode_image
 from beit.common.rng import CounterRng
 from beit.common.store import open_store
 from beit.common.views import VIEW_DTYPE, AugmentConfig, crop_crc, draw_view, mean_luma, render_view
 from beit.tests.tiny_store import (
     BlockSums,
+    StoppedAt,
     encoded_image,
     tiny_config,
     tokenize,
@@ -68,14 +69,30 @@ def test_two_runs_give_equal_bytes(tmp_path):
     assert tree_bytes(tmp_path / "a") == tree_bytes(tmp_path / "b")
 
 
-def test_ranks_together_write_what_one_process_writes(tmp_path):
-    source = write_folder(tmp_path / "images", 10)
+def test_ranks_of_different_world_sizes_write_what_one_process_writes(tmp_path):
+    source = write_folder(tmp_path / "images", 20)
     tokenize(source, tmp_path / "one")
-    first = tokenize(source, tmp_path / "two", rank=1, world_size=2)
-    assert not first.is_complete
+    with pytest.raises(ResumableStop):
+        tokenize(source, tmp_path / "two", rank=1, world_size=2, tokenizer=StoppedAt(7))  # after its two shards of five
     assert not (tmp_path / "two" / "index.parquet").exists()
-    assert tokenize(source, tmp_path / "two", rank=0, world_size=2).is_complete
+    tokenizer = BlockSums()
+    assert tokenize(source, tmp_path / "two", rank=0, world_size=3, tokenizer=tokenizer).is_complete
+    assert len(tokenizer.batch_shapes) == 9
     assert tree_bytes(tmp_path / "one") == tree_bytes(tmp_path / "two")
+
+
+def test_a_rank_does_its_own_shards_first_and_then_those_the_others_left(tmp_path):
+    source = write_tars(tmp_path / "images", (4, 4, 4, 4, 4))
+    committed = []
+
+    class Watched(BlockSums):
+        def encode(self, images):
+            found = {path.name[:6] for path in (tmp_path / "store/tokens").glob("*.manifest.json")}
+            committed.extend(sorted(found - set(committed)))
+            return super().encode(images)
+
+    assert tokenize(source, tmp_path / "store", rank=1, world_size=2, tokenizer=Watched()).is_complete
+    assert committed == ["000001", "000003", "000004", "000002"]  # and then 0: the owner starts there
 
 
 def test_more_ranks_than_shards(tmp_path):

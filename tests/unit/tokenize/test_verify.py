@@ -3,9 +3,9 @@ import os
 
 import pytest
 
-from beit.common.errors import InputError
+from beit.common.errors import InputError, ResumableStop
 from beit.common.files import sha256_file
-from beit.tests.tiny_store import BlockSums, encoded_image, tokenize, write_folder, write_tars
+from beit.tests.tiny_store import BlockSums, StoppedAt, encoded_image, tokenize, write_folder, write_tars
 from beit.tokenize.verify import verify_store
 
 
@@ -98,7 +98,7 @@ def test_a_table_that_points_elsewhere_is_found(store):
     samples = store / "tokens/000001-part-1.samples.parquet"
     samples.write_bytes((store / "tokens/000000-part-0.samples.parquet").read_bytes())
     forge_hash(store, samples.name)
-    assert any("4 samples in the table, 3 expected" in problem for problem in verify_store(store).problems)
+    assert any("has 4 samples, the shard table says 3" in problem for problem in verify_store(store).problems)
 
 
 def test_an_index_that_disagrees_is_found(store):
@@ -125,7 +125,8 @@ def test_a_damaged_manifest_of_a_packed_tar_is_found(tmp_path):
 
 
 def test_an_unfinished_store_says_so_and_checks_what_is_there(tmp_path):
-    tokenize(write_tars(tmp_path / "images", (4, 3)), tmp_path / "store", rank=1, world_size=2)
+    with pytest.raises(ResumableStop):
+        tokenize(write_tars(tmp_path / "images", (3, 4)), tmp_path / "store", tokenizer=StoppedAt(3))
     report = verify_store(tmp_path / "store")
     assert report.num_shards == 1 and report.num_samples == 3
     assert "unfinished" in report.problems[0]
