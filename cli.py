@@ -40,6 +40,10 @@ class Section(NamedTuple):
 
 
 SHOW = {
+    "views": Entry(
+        "beit.tokenize.commands", "show_views_command", "Images of a store with their crops, views and tokens."
+    ),
+    "tokens": Entry("beit.tokenize.commands", "show_tokens_command", "What the visual words of a store look like."),
     "reconstruction": Entry(
         "beit.pretrain.commands", "show_reconstruction_command", "Image, mask, predicted and original tokens, decoded."
     ),

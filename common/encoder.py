@@ -48,6 +48,7 @@ def save_encoder(
     std: Sequence[float],
     task: Literal["pretrain"] = "pretrain",
     vocab_size: int | None = None,
+    best_block: int | None = None,
     provenance: Mapping[str, Any],
 ) -> None:
     """Write a pre-trained encoder with all its tensors; see `save_model`.
@@ -59,7 +60,8 @@ def save_encoder(
         mean: Normalisation of the pixels in [0, 1], per channel.
         std: Normalisation of the pixels in [0, 1], per channel.
         task: Recorded as it is.
-        vocab_size: Rows of the head.
+        vocab_size: Rows of the head; None where it does not predict visual tokens.
+        best_block: Block whose features classified best in a probe, from 0; None where none was made.
         provenance: JSON-able; recorded as it is.
     """
     config = EncoderConfig(
@@ -67,6 +69,7 @@ def save_encoder(
         normalization=Normalization(tuple(mean), tuple(std)),
         task=task,
         vocab_size=vocab_size,
+        best_block=best_block,
         provenance=dict(provenance),
     )
     save_model(directory, state, config)

@@ -30,10 +30,15 @@ class EncoderConfig:
     """What the head in the file is for."""
     vocab_size: int | None = None
     """Visual tokens of the pre-training head."""
+    best_block: int | None = None
+    """Block whose features classified best when the encoder was probed, counted from 0; what linear classifiers and
+    k-NN should use unless told otherwise. None where it was not probed."""
     class_names: tuple[str, ...] | None = None
     """Names of the classes of a classification head, in the order of its logits."""
     pooling: str | None = None
     """What a classification head sees: mean or cls."""
+    multi_label: bool = False
+    """Whether the classes do not exclude each other; each logit then has a sigmoid of its own."""
     provenance: dict[str, Any] = field(default_factory=dict)
     """Where the weights come from: data and tokenizer fingerprints, steps, recipe, metrics, code version."""
 
@@ -98,8 +103,10 @@ def encoder_config_from_json(value: Any, *, origin: str) -> EncoderConfig:
             normalization=Normalization(tuple(normalization["mean"]), tuple(normalization["std"])),
             task=value["task"],
             vocab_size=value.get("vocab_size"),
+            best_block=value.get("best_block"),
             class_names=None if class_names is None else tuple(class_names),
             pooling=value.get("pooling"),
+            multi_label=value.get("multi_label", False),
             provenance=value.get("provenance", {}),
         )
     except (KeyError, TypeError) as error:

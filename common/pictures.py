@@ -13,6 +13,8 @@ from PIL import Image, ImageDraw, ImageFont
 from beit.common.files import write_atomic
 
 _GAP_PX, _TITLE_PX, _TEXT_PX = 8, 30, 15
+_DPI = 144
+"""Sheets are drawn for screens of twice the old 72 dots per inch; a text editor then shows them at a readable size."""
 _PAPER, _INK = (255, 255, 255), (40, 40, 40)
 
 
@@ -63,7 +65,7 @@ def mask_patches(pixels: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[
 def save_png(image: Image.Image, path: Path) -> None:
     """Write `image` to `path` as PNG, atomically, making the folder if needed."""
     buffer = io.BytesIO()
-    image.save(buffer, format="PNG", optimize=True)
+    image.save(buffer, format="PNG", optimize=True, dpi=(_DPI, _DPI))
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, buffer.getvalue())
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -34,6 +34,7 @@ _SAMPLE_SCHEMA = pa.schema(
         pa.field("label", pa.int64()),
     ]
 )
+_IMAGE_COLUMNS = ("img_off", "img_len")
 _INDEX_TYPES = {"str": pa.string(), "int": pa.int64()}
 _INDEX_SCHEMA = pa.schema(
     [pa.field(field.name, _INDEX_TYPES[str(field.type)], nullable=False) for field in fields(ShardRow)]
@@ -60,7 +61,9 @@ class SampleTable:
     key_hash: NDArray[np.uint64]
     """`held_out_hash` of the key."""
     img_off: NDArray[np.uint64]
+    """In a materialised store (num_samples, K): one encoded crop per view."""
     img_len: NDArray[np.uint32]
+    """As `img_off`."""
     tok_off: NDArray[np.uint64]
     tok_len: NDArray[np.uint32]
     view_off: NDArray[np.uint64]
@@ -82,10 +85,16 @@ class SampleTable:
         return self.key_hash < np.uint64(threshold or 0)
 
 
-def encode_samples(rows: list[dict[str, Any]]) -> bytes:
-    """Encode rows (one dict per sample, keys as in `SampleTable`, label None where absent) as Parquet."""
-    columns = {name: [row[name] for row in rows] for name in _SAMPLE_SCHEMA.names}
-    return _encode(pa.table(columns, schema=_SAMPLE_SCHEMA))
+def encode_samples(rows: list[dict[str, Any]], *, num_crops: int = 0) -> bytes:
+    """Encode samples as Parquet.
+
+    Args:
+        rows: One dict per sample, keys as in `SampleTable`, label None where absent.
+        num_crops: K where img_off and img_len are lists of K numbers, one per materialised crop; else 0.
+    """
+    schema = _sample_schema(num_crops)
+    columns = {name: [row[name] for row in rows] for name in schema.names}
+    return _encode(pa.table(columns, schema=schema))
 
 
 def decode_samples(data: bytes, *, label: str) -> SampleTable:
@@ -94,9 +103,12 @@ def decode_samples(data: bytes, *, label: str) -> SampleTable:
     Raises:
         InputError: not a sample table of this version.
     """
-    table = _decode(data, _SAMPLE_SCHEMA, label)
+    table = _decode(data, lambda found: _sample_schema(_count_crops(found)), label)
     labels = table["label"].fill_null(NO_LABEL)
-    arrays = {name: table[name].to_numpy() for name in table.column_names if name not in ("key", "label")}
+    try:
+        arrays = {name: _to_numpy(table[name]) for name in table.column_names if name not in ("key", "label")}
+    except (pa.ArrowException, ValueError) as error:  # nulls among the offsets of crops
+        raise _unreadable(label, error) from None
     return SampleTable(
         key=np.array(table["key"].to_pylist(), dtype=object), label=labels.to_numpy().astype(np.int64), **arrays
     )
@@ -123,9 +135,37 @@ def index_table(rows: Iterable[ShardRow]) -> pa.Table:
 
 def decode_index_table(data: bytes, *, label: str) -> pa.Table:
     """Decode the shard table without making an object of every row; as `decode_index`."""
-    table = _decode(data, _INDEX_SCHEMA, label)
+    table = _decode(data, lambda found: _INDEX_SCHEMA, label)
     _check_names(table, label)
     return table
+
+
+def _sample_schema(num_crops: int) -> pa.Schema:
+    """Return the columns of a sample table whose image columns are lists of `num_crops`, or plain numbers at 0."""
+    if not num_crops:
+        return _SAMPLE_SCHEMA
+    return pa.schema(
+        [
+            pa.field(field.name, pa.list_(field.type, num_crops), nullable=False)
+            if field.name in _IMAGE_COLUMNS
+            else field
+            for field in _SAMPLE_SCHEMA
+        ]
+    )
+
+
+def _count_crops(schema: pa.Schema) -> int:
+    position = schema.get_field_index("img_off")
+    kind = schema.field(position).type if position >= 0 else None
+    return kind.list_size if isinstance(kind, pa.FixedSizeListType) else 0
+
+
+def _to_numpy(column: pa.ChunkedArray) -> NDArray[Any]:
+    array = column.combine_chunks()
+    if not isinstance(array, pa.FixedSizeListArray):
+        return column.to_numpy()  # type: ignore[no-any-return]
+    values: NDArray[Any] = array.flatten().to_numpy().reshape(len(array), array.type.list_size)
+    return values
 
 
 def _encode(table: pa.Table) -> bytes:
@@ -145,7 +185,8 @@ def _encode(table: pa.Table) -> bytes:
     return buffer.getvalue()
 
 
-def _decode(data: bytes, schema: pa.Schema, label: str) -> pa.Table:
+def _decode(data: bytes, schema_for: Callable[[pa.Schema], pa.Schema], label: str) -> pa.Table:
+    """Read a table and check it against the schema that `schema_for` names, given the one that is in the file."""
     try:
         table = pq.read_table(io.BytesIO(data), use_threads=False)
         names = table.schema.names
@@ -153,13 +194,13 @@ def _decode(data: bytes, schema: pa.Schema, label: str) -> pa.Table:
     except (pa.ArrowException, OSError, ValueError) as error:
         raise _unreadable(label, error) from None
     version = (table.schema.metadata or {}).get(_VERSION_KEY, b"none").decode(errors="replace")
-    if version != str(FORMAT_VERSION) or names != schema.names:
+    if version != str(FORMAT_VERSION) or names != schema_for(table.schema).names:
         raise InputError(
             f"{label} has format_version {version}, this beit reads version {FORMAT_VERSION}; "
             "use the beit that wrote it, or run beit tokenize again"
         )
     try:
-        table = table.cast(schema)
+        table = table.cast(schema_for(table.schema))
         table.validate(full=True)  # damaged offsets and text would otherwise come out where they are used
     except (pa.ArrowException, ValueError) as error:
         raise _unreadable(label, error) from None

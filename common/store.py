@@ -63,7 +63,7 @@ class StoreRecord:
     key: str
     """Unique in its shard."""
     image_bytes: bytes
-    """Encoded image."""
+    """Encoded image; in a materialised store, the crop of this view."""
     token_ids: NDArray[np.uint16] | None
     """Visual token ids (g, g) of the view; None when the store has no tokens."""
     view: np.void | None
@@ -124,7 +124,8 @@ class TokenStore:
         """Return sample `index` in store order.
 
         Returns:
-            key (str), image (PIL, RGB), token_ids (K, g, g) uint16, views (K,) of `VIEW_DTYPE`, label (int or None).
+            key (str), image (PIL, RGB), token_ids (K, g, g) uint16, views (K,) of `VIEW_DTYPE`, label (int or None). A
+            materialised store has no image; there `image` is the crop of view 0, and `crops` (list) those of all views.
         Raises:
             IndexError: there is no such sample.
             BadSample: the image or its tokens are damaged.
@@ -135,13 +136,16 @@ class TokenStore:
         shard_id = int(np.searchsorted(self._ends, position, side="right"))
         row = position - int(self._ends[shard_id]) + self.shards[shard_id].num_samples
         table = self.samples(shard_id)
-        return {
+        views = range(self.info.views if self.info.is_materialized else 1)
+        images = [decode_image(self.read_image(shard_id, row, view_k)) for view_k in views]
+        sample = {
             "key": table.key[row],
-            "image": decode_image(self.read_image(shard_id, row)),
+            "image": images[0],
             "token_ids": self.read_token_ids(shard_id, row),
             "views": self.read_views(shard_id, row),
             "label": _label(table, row),
         }
+        return sample | ({"crops": images} if self.info.is_materialized else {})
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Yield every sample in store order."""
@@ -216,12 +220,12 @@ class TokenStore:
                     self._files.advise(location)
         self._remote.expect(shards)
 
-    def read_ahead(self, samples: Iterable[tuple[int, int, int]], *, images: bool = True) -> None:
+    def read_ahead(self, samples: Iterable[tuple[int, int, int]], *, tokens_only: bool = False) -> None:
         """Fetch what is remote of samples that are read next, in one go.
 
         Args:
             samples: Shard, row and view of each.
-            images: Also their images.
+            tokens_only: Neither their images nor the records of their views.
         Raises:
             InputError: a file cannot be read.
         """
@@ -229,10 +233,11 @@ class TokenStore:
         for shard_id, row, view_k in samples:
             table = self.samples(shard_id)
             parts: list[tuple[FileKind, tuple[int, int]]] = []
-            if images:
+            if not tokens_only:
                 parts.append(("image", table.image_range(row, view_k)))
             if self.info.views:
-                parts += [("tokens", place) for place in self._view_ranges(table, row, view_k)]
+                places = self._view_ranges(table, row, view_k)
+                parts += [("tokens", place) for place in (places[:1] if tokens_only else places)]
             ranges += [
                 ShardRange(self._remote_shard(kind, shard_id), *place)
                 for kind, place in parts
@@ -249,7 +254,7 @@ class TokenStore:
         return resolve_location(self.location, f"{TOKENS_DIR}/{self.shards[shard_id].token_file}")
 
     def read_image(self, shard_id: int, row: int, view_k: int = 0) -> bytes:
-        """Return the encoded image of a sample that a view is rendered from."""
+        """Return the encoded image of a sample: in a materialised store the crop of view `view_k`."""
         return self._read("image", shard_id, *self.samples(shard_id).image_range(row, view_k))
 
     def read_token_ids(self, shard_id: int, row: int, view_k: int | None = None) -> NDArray[np.uint16]:

@@ -6,7 +6,7 @@ Opening stores and reading their bytes is `beit.common.store`.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,6 +74,17 @@ class StoreDataset:
         places = zip(rows.epochs.tolist(), rows.shard_ids.tolist(), rows.ranks.tolist(), strict=True)
         self.store.read_ahead([self._place(shard_id, rank, epoch) for epoch, shard_id, rank in places])
 
+    def expect_token_ids(self, places: Iterable[tuple[int, int]], views: int) -> None:
+        """Fetch what is remote of the tokens of the first `views` views of some samples, (shard, rank), in one go."""
+        if not self.store.is_remote:
+            return
+        rows = [(shard_id, rank) for shard_id, rank in places]
+        self.store.load_tables(sorted({shard_id for shard_id, _ in rows}))
+        self.store.read_ahead(
+            ((shard_id, self._row(shard_id, rank), view_k) for shard_id, rank in rows for view_k in range(views)),
+            tokens_only=True,
+        )
+
     def sample_id(self, shard_id: int, rank: int) -> str:
         """Return stem/key of a sample."""
         row = self._row(shard_id, rank)
@@ -104,6 +115,15 @@ class StoreDataset:
         row = self._row(shard_id, rank)
         stem, key = self.store.shards[shard_id].stem, self.store.samples(shard_id).key[row]
         return shard_id, row, view_index(self._seed, epoch, stem, key, self.num_views)
+
+    def token_ids(self, shard_id: int, rank: int, view_k: int = 0) -> NDArray[np.uint16]:
+        """Read the visual token ids of one view of a sample, (grid_size, grid_size), and nothing of its image.
+
+        Raises:
+            BadSample: they are damaged.
+            InputError: a file of the shard is missing or became shorter.
+        """
+        return self.store.read_token_ids(shard_id, self._row(shard_id, rank), view_k)
 
     def _row(self, shard_id: int, rank: int) -> int:
         """Translate a rank among the samples of this purpose to a row of the shard's sample table."""

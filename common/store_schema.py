@@ -39,7 +39,11 @@ MAX_PATH = 1024
 MAX_HELD_OUT_SHARE = 0.2
 """No small store gives up more than this for the learning signal."""
 
-_LATER_SETTINGS = {"exif_orientation": '"applied"'}
+_LATER_SETTINGS = {
+    "exif_orientation": '"applied"',
+    "packing.materialize": "false",
+    "packing.jpeg_quality": "null",
+}
 """Settings that came after the first stores, with what those did; left out of the hash there, so that it stays."""
 
 Schema = TypeVar("Schema")
@@ -96,6 +100,10 @@ class Packing:
     """Larger images were shrunk to this short side in pixels; 0 stored them as they came."""
     keep_order: bool
     """False: images stand in keyed-hash order, so that every shard is a fair sample of the whole."""
+    materialize: bool = False
+    """True: not the images are stored but their K crops at img_size, flipped and coloured already."""
+    jpeg_quality: int | None = None
+    """Of what was encoded again, on Pillow's scale to 95; None where images were stored as they came."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -187,6 +195,11 @@ class StoreInfo:
             (self.tokenizer is not None) == (self.views > 0),
             f"a store with views ({self.views}) {'needs' if self.views else 'has no'} tokenizer",
         )
+
+    @property
+    def is_materialized(self) -> bool:
+        """True if the image tars hold one crop per view instead of the images."""
+        return self.packing is not None and self.packing.materialize
 
     @property
     def token_img_size(self) -> int:

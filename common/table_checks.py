@@ -21,6 +21,11 @@ def check_sample_table(table: SampleTable, row: ShardRow, info: StoreInfo, *, la
         InputError: it does not; names what is wrong.
     """
     require(len(table) == row.num_samples, f"{label} has {len(table)} samples, the shard table says {row.num_samples}")
+    shape = (len(table), info.views) if info.is_materialized else (len(table),)
+    require(
+        table.img_off.shape == shape == table.img_len.shape,
+        f"{label} has images of shape {table.img_off.shape}, store.json asks for {shape}; tokenise anew",
+    )
     sizes = {"img": row.image_bytes, "tok": row.token_bytes, "view": row.token_bytes}
     for name, size in sizes.items():
         offsets, lengths = getattr(table, f"{name}_off"), getattr(table, f"{name}_len")

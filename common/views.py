@@ -176,7 +176,8 @@ def render_view(
         since it is nine times cheaper there; the flip comes last, which mirrors the box and nothing else.
     """
     crop = _crop(image, view)
-    if check_crop and zlib.crc32(crop.tobytes()) != view["crc_crop"]:
+    pixels = np.array(crop) if check_crop else None
+    if pixels is not None and zlib.crc32(pixels.data) != view["crc_crop"]:
         raise BadSample("crc-mismatch", "the cropped pixels are not those that were tokenised")
     size = (img_size, img_size)
     factors = {name: int(view[name]) for name in ("bright", "contrast", "sat")}
@@ -184,13 +185,18 @@ def render_view(
     if order >= len(JITTER_ORDERS) or max(factors.values()) > MAX_FACTOR:
         raise BadSample("view-mismatch", f"jitter order {order}, factors {factors}: not a view this version can render")
     if jitter_scope == "image":
-        rendered = jitter_image(crop, factors, order, mean_from=image).resize(size, _RESAMPLE[resample])
+        rendered = _resize(jitter_image(crop, factors, order, mean_from=image), size, resample)
     else:
-        rendered = jitter_image(crop.resize(size, _RESAMPLE[resample]), factors, order)
+        rendered = jitter_image(_resize(crop, size, resample), factors, order)
     if view["flip"]:
         # In Pillow, not in NumPy, where copying a mirrored (H, W, 3) view is eight times slower.
         rendered = rendered.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return np.array(rendered)
+    # A materialised crop passes all of this unchanged, and its pixels are at hand already.
+    return pixels if rendered is crop and pixels is not None else np.array(rendered)
+
+
+def _resize(image: Image.Image, size: tuple[int, int], resample: Resample) -> Image.Image:
+    return image if image.size == size else image.resize(size, _RESAMPLE[resample])
 
 
 def _crop(image: Image.Image, view: np.void) -> Image.Image:
@@ -202,6 +208,8 @@ def _crop(image: Image.Image, view: np.void) -> Image.Image:
         raise BadSample(
             "view-mismatch", f"box {width}x{height}+{left}+{top} in an image of {image.width}x{image.height}"
         )
+    if (width, height) == image.size:
+        return image  # nothing below writes into it
     return image.crop((left, top, left + width, top + height))
 
 

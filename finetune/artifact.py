@@ -15,9 +15,10 @@ import torch
 from beit.common.encoder import load_weights
 from beit.common.encoder_config import EncoderConfig, read_encoder_config
 from beit.common.errors import InputError, require
-from beit.common.vit_config import Normalization, ViTConfig, build_vit_config
+from beit.common.param_groups import layer_id
+from beit.common.vit_config import ModelConfig, Normalization, ViTConfig, build_vit_config
 from beit.finetune.config import RANDOM_ENCODER, FinetuneConfig
-from beit.finetune.model import FRESH_PREFIXES, ImageClassifier, Pooling
+from beit.finetune.model import FRESH_PREFIXES, POOLINGS, ImageClassifier, Pooling
 
 DEFAULT_IMG_SIZE, DEFAULT_PATCH_SIZE = 224, 16
 """Of random weights where the settings name none; the paper's."""
@@ -48,7 +49,7 @@ def load_classifier(path: str | Path) -> tuple[ImageClassifier, EncoderConfig]:
     stored = read_encoder_config(path)
     if stored.task != "classification" or stored.class_names is None:
         raise InputError(f"{path} is an encoder without a classification head; fine-tune it first, with beit finetune")
-    require(stored.pooling in ("mean", "cls"), f"{path} has pooling {stored.pooling!r}; it must be mean or cls")
+    require(stored.pooling in POOLINGS, f"{path} has pooling {stored.pooling!r}; it must be {' or '.join(POOLINGS)}")
     with torch.device("meta"):  # initial values would cost seconds and be thrown away
         model = ImageClassifier(
             stored.architecture, num_classes=len(stored.class_names), pooling=cast(Pooling, stored.pooling)
@@ -67,6 +68,11 @@ def starting_point(config: FinetuneConfig) -> StartingPoint:
     if not config.encoder:
         raise InputError(f"--encoder is missing; give the folder of an encoder, or --encoder {RANDOM_ENCODER}")
     if config.encoder == RANDOM_ENCODER:
+        require(
+            not config.freeze_blocks,
+            f"freeze_blocks ({config.freeze_blocks}) must be 0 with --encoder {RANDOM_ENCODER}: random blocks left as "
+            "they are would not learn; give an encoder",
+        )
         return StartingPoint(
             architecture=_random_architecture(config),
             normalization=Normalization(config.image.mean, config.image.std),
@@ -74,6 +80,10 @@ def starting_point(config: FinetuneConfig) -> StartingPoint:
         )
     stored = read_encoder_config(config.encoder)
     architecture = _encoder_architecture(stored.architecture, config)
+    require(
+        config.freeze_blocks <= architecture.depth,
+        f"freeze_blocks ({config.freeze_blocks}) must not exceed the {architecture.depth} blocks of {config.encoder}",
+    )
     return StartingPoint(architecture=architecture, normalization=stored.normalization, encoder=stored)
 
 
@@ -102,6 +112,13 @@ def build_classifier(config: FinetuneConfig, start: StartingPoint, class_names: 
     return model
 
 
+def freeze_blocks(model: ImageClassifier, num_blocks: int) -> None:
+    """Leave the embeddings and the lowest `num_blocks` blocks untrained; 0 leaves nothing untrained."""
+    if num_blocks:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(layer_id(name, model.config.depth) > num_blocks)
+
+
 def _random_architecture(config: FinetuneConfig) -> ViTConfig:
     shape = build_vit_config(
         config.model,
@@ -120,6 +137,7 @@ def _encoder_architecture(stored: ViTConfig, config: FinetuneConfig) -> ViTConfi
             f"image.patch_size ({wanted}) must be {stored.patch_size}, the patch size of the encoder {config.encoder}; "
             "leave it out or pre-train another encoder"
         )
+    _require_named_shape(stored, config)
     shape = replace(
         stored,
         img_size=config.image.img_size or stored.img_size,
@@ -128,6 +146,20 @@ def _encoder_architecture(stored: ViTConfig, config: FinetuneConfig) -> ViTConfi
         init="finetune",
     )
     return _with_own_tables(shape)
+
+
+def _require_named_shape(stored: ViTConfig, config: FinetuneConfig) -> None:
+    """Refuse settings made for another model; those that name none, and so keep the default, fit all."""
+    if replace(config.model, drop_path=0.0) == ModelConfig(drop_path=0.0):
+        return
+    named = build_vit_config(config.model, img_size=stored.img_size, patch_size=stored.patch_size)
+    wanted, found = ((shape.embed_dim, shape.depth, shape.num_heads) for shape in (named, stored))
+    if wanted != found:
+        text = ["{} wide, {} blocks, {} heads".format(*shape) for shape in (wanted, found)]
+        raise InputError(
+            f"the settings are for a model of {text[0]} (section model), but the encoder {config.encoder} has "
+            f"{text[1]}; take another recipe, or another encoder"
+        )
 
 
 def _with_own_tables(shape: ViTConfig) -> ViTConfig:

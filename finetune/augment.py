@@ -1,8 +1,9 @@
-"""The pixels of a labelled image: random crop, flip and colours in training, resize and centre crop otherwise.
+"""The pixels of a labelled image: random views in training, resize and centre crop otherwise.
 
 All randomness of a training view is keyed by (seed, epoch, sample): the same sample gets the same view however the run
 is spread over ranks and workers, and after any restart. Drawing and rendering are `beit.common.views`, the code that
-pre-training replays; normalisation happens on the device (`step.py`). The order of samples is `beit.common.sampler`.
+pre-training replays; RandAugment is `rand_augment.py`. Normalisation, the noise of random erasing and mixing happen on
+the device (`step.py`). The order of samples is `beit.common.sampler`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from beit.common.errors import require
 from beit.common.images import decode_image
 from beit.common.rng import CounterRng
 from beit.common.views import AugmentConfig, Resample, draw_view, render_view
+from beit.finetune.erase_box import draw_erase_box
+from beit.finetune.rand_augment import OFF, Canvas, parse_policy, rand_augment
 
 TINY_IMG_SIZE_PX = 64
 """Up to here images are evaluated whole: data sets of such sizes show objects that fill the frame."""
@@ -40,13 +43,24 @@ class TrainAugmentConfig:
     flip: float = 0.5
     """Probability of a horizontal flip; 0 where left and right mean something, as in text or traffic signs."""
     color_jitter: float = 0.0
-    """Brightness, contrast and saturation factors are drawn from 1 +- this; 0 leaves colours alone."""
+    """Brightness, contrast and saturation factors are drawn from 1 +- this; 0 leaves colours alone. Excludes
+    RandAugment, which has its own changes of colour."""
+    rand_augment: str = "rand-m9-mstd0.5-inc1"
+    """RandAugment as timm spells it: strength m (0 to 10), its spread mstd, operations per image n; or "none"."""
+    erase_prob: float = 0.25
+    """Probability of replacing a random rectangle by noise."""
     interpolation: Resample = "bicubic"
     """Filter of the resize, antialiased."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
         require(0 <= self.color_jitter <= 1, f"augment.color_jitter ({self.color_jitter}) must lie in [0, 1]")
+        require(0 <= self.erase_prob <= 1, f"augment.erase_prob ({self.erase_prob}) must lie in [0, 1]")
+        require(
+            parse_policy(self.rand_augment) is None or not self.color_jitter,
+            f"augment.color_jitter ({self.color_jitter}) and augment.rand_augment ({self.rand_augment}) exclude each "
+            f"other; set one of them to 0 or {OFF}",
+        )
         self.views()
 
     def views(self) -> AugmentConfig:
@@ -69,26 +83,48 @@ class TrainTransform:
         img_size: Side of the model's input in pixels.
         augment: What views are drawn from.
         seed: Of the run.
+        fill: RGB, in [0, 1], of what rotations bring into view; the mean of the normalisation.
     """
 
     img_size: int
     augment: TrainAugmentConfig
     seed: int
+    fill: tuple[float, ...] = (0.5, 0.5, 0.5)
 
     def __call__(self, record: Record) -> dict[str, NDArray[np.generic]]:
         """Draw and render the view that this sample shows in its epoch.
 
         Returns:
-            images: (3, img_size, img_size) uint8. labels: () int64, the class id.
+            images: (3, img_size, img_size) uint8. labels: () int64, the class id, -1 where there is none. erase_boxes
+            (6,) int64, see `beit.finetune.erase_box`, unless augment.erase_prob is 0.
         Raises:
             BadSample: the image does not decode.
-        Source: BEiT `get_started_for_image_classification.md`. Differs: neither RandAugment, erasing nor mixing.
+        Source: BEiT `get_started_for_image_classification.md` and timm's order of transforms. Differs: nothing.
         """
         image = decode_image(record.image_bytes)
         rng = CounterRng(self.seed, "augment", record.epoch, record.sample_id)
         view = draw_view(rng, image.width, image.height, self.augment.views())
         pixels = render_view(image, view, img_size=self.img_size, resample=self.augment.interpolation)
-        return {"images": _channels_first(pixels), "labels": np.asarray(record.label, np.int64)}
+        label = NO_LABEL if record.label is None else record.label
+        sample: dict[str, NDArray[np.generic]] = {
+            "images": _channels_first(self._rand_augment(pixels, record)),
+            "labels": np.asarray(label, np.int64),
+        }
+        if self.augment.erase_prob:
+            # Streams of their own, so that switching one change off leaves the others as they were.
+            erasing = CounterRng(self.seed, "erase", record.epoch, record.sample_id)
+            sample["erase_boxes"] = draw_erase_box(erasing, self.img_size, self.augment.erase_prob)
+        return sample
+
+    def _rand_augment(self, pixels: NDArray[np.uint8], record: Record) -> NDArray[np.uint8]:
+        policy = parse_policy(self.augment.rand_augment)
+        if policy is None:
+            return pixels
+        fill = tuple(min(255, round(255 * channel)) for channel in self.fill)
+        is_bilinear = self.augment.interpolation == "bilinear"  # affine changes know no lanczos
+        canvas = Canvas(fill, Image.Resampling.BILINEAR if is_bilinear else Image.Resampling.BICUBIC)
+        rng = CounterRng(self.seed, "rand augment", record.epoch, record.sample_id)
+        return np.asarray(rand_augment(Image.fromarray(pixels), policy, rng, canvas))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

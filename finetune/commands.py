@@ -12,10 +12,11 @@ from typing import Any
 
 import click
 
-from beit.cli_options import long_command_options
+from beit.cli_options import launch_options, long_command_options
 
 RECIPES = Path(__file__).parent / "recipes"
-TASKS = ("classification",)
+TASKS = ("classification", "linear-probe", "knn")
+PROBES = TASKS[1:]
 
 
 @click.command("finetune")
@@ -36,7 +37,13 @@ def finetune_command(
     resume: str,
     **dedicated: Any,
 ) -> None:
-    """Fine-tune an encoder on the labelled images of DATA; the best model is RUN/model. TASK: classification.
+    """Fine-tune an encoder on the labelled images of DATA, or measure it as it is.
+
+    \b
+    TASK:
+      classification  train all of it; the best model is RUN/model
+      linear-probe    linear classifiers on the frozen features of every block; the best one is RUN/model
+      knn             weighted nearest neighbours on the frozen features of every block
 
     DATA is a folder with one sub-folder per class, WebDataset tars with .cls members, Parquet files with a label
     column, or a CSV table with the columns path and label. Run the same command again to go on after an interruption.
@@ -44,6 +51,7 @@ def finetune_command(
     \b
     Example:
       beit finetune classification flowers/train runs/flowers --encoder runs/pretrain/encoder --val flowers/val
+      beit finetune linear-probe flowers/train runs/probe --encoder runs/pretrain/encoder --val flowers/val
     """
     from beit.common.config import load_config
     from beit.common.errors import InputError
@@ -51,10 +59,17 @@ def finetune_command(
     from beit.finetune.config import FinetuneConfig
 
     if task not in TASKS:
-        raise InputError(f"TASK ({task}) must be {' or '.join(TASKS)}")
+        raise InputError(f"TASK ({task}) must be {', '.join(TASKS[:-1])} or {TASKS[-1]}")
     names = {"encoder": "encoder", "val": "data.val"}
     settings = [f"{names[option]}={value}" for option, value in dedicated.items() if value is not None]
     config = load_config(FinetuneConfig, recipe=recipe, overrides=[*settings, *overrides], recipe_dir=RECIPES)
+    if task in PROBES:
+        if gpus or hostfile or under_launcher():
+            raise InputError(f"{task} runs in one process, on a GPU if there is one; leave --gpus and --hostfile out")
+        from beit.finetune.probe_run import run_probe
+
+        click.echo(run_probe(task, config, data=data, run_dir=run, resume=resume))
+        return
     if (gpus or hostfile) and not under_launcher():
         raise click.exceptions.Exit(launch_ranks(gpus=gpus, hostfile=hostfile))
     from beit.finetune.train import run as run_finetuning
@@ -65,41 +80,57 @@ def finetune_command(
 @click.command("evaluate")
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("data")
-@click.option("--out", type=click.Path(path_type=Path), metavar="F.json", help="Write the numbers here, too.")
-def evaluate_command(model: Path, data: str, out: Path | None) -> None:
-    """Measure the classifier MODEL on the labelled images of DATA: top-1, top-5 and loss.
+@click.option("--out", type=click.Path(path_type=Path), metavar="F.json", help="Write all numbers here, too.")
+@click.option("--html", type=click.Path(path_type=Path), metavar="F.html", help="Write a page with pictures.")
+@launch_options
+def evaluate_command(
+    model: Path, data: str, out: Path | None, html: Path | None, gpus: int | None, hostfile: str | None
+) -> None:
+    """Measure the classifier MODEL on the labelled images of DATA, every image once.
 
-    MODEL is the folder `model` of a fine-tuning run. Classes are matched by name. The JSON has the keys top1, top5
-    (shares from 0 to 1), loss (nats) and num_images.
+    MODEL is the folder `model` of a fine-tuning run. Classes are matched by name. Printed: top-1 and top-5 accuracy
+    (with several labels per image, mean average precision), macro-F1, calibration error, loss, and the numbers of
+    every class or of the worst. The page adds the confusion matrix and the most confident mistakes.
 
     \b
     Example:
-      beit evaluate runs/flowers/model flowers/test --out test.json
+      beit evaluate runs/flowers/model flowers/test --out test.json --html test.html
     """
+    from beit.common.launch import launch_ranks, under_launcher
+
+    if (gpus or hostfile) and not under_launcher():
+        raise click.exceptions.Exit(launch_ranks(gpus=gpus, hostfile=hostfile))
     from beit.finetune.evaluate import evaluate_model
 
-    metrics = evaluate_model(model, data, out=out)
+    report = evaluate_model(model, data, out=out, html=html)
     if os.environ.get("RANK", "0") == "0":
-        click.echo(metrics.as_table())
+        click.echo(report.as_table())
 
 
 @click.command("predict")
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("source")
-@click.option("--out", type=click.Path(path_type=Path), metavar="F.csv", help="Write here instead of to the terminal.")
-def predict_command(model: Path, source: str, out: Path | None) -> None:
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="F.csv|F.parquet|F.jsonl",
+    help="Write here instead of to the terminal; the ending says the format.",
+)
+@click.option("--features", is_flag=True, help="Add the features of every image; MODEL may then be an encoder.")
+def predict_command(model: Path, source: str, out: Path | None, features: bool) -> None:
     """Label the images of SOURCE with the classifier MODEL.
 
-    One CSV row per image: key, label, probability, then the next most likely classes (label_2, probability_2, ...).
-    Images that cannot be read are reported and left out.
+    SOURCE is a folder, tars, Parquet files, a list, or a single image. One row per image: key, label, probability,
+    then the next most likely classes (label_2, probability_2, ...; lists in Parquet and JSON lines). Images that cannot
+    be read are reported and left out.
 
     \b
     Example:
       beit predict runs/flowers/model new-photos/ --out labels.csv
     """
-    from beit.finetune.predict import predict_to_csv
+    from beit.finetune.predict import predict_to_file
 
     try:
-        predict_to_csv(model, source, out=out, stdout=sys.stdout)
+        predict_to_file(model, source, out=out, stdout=sys.stdout, features=features)
     except BrokenPipeError:  # the reader, such as `head`, has seen enough; Python would complain again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -45,12 +45,48 @@ class ClassifierConfig:
     """Factor on the head's initial weights."""
     label_smoothing: float = 0.1
     """Share of the target spread evenly over all classes."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """"balanced" weighs every class as if all were equally frequent: by the mean class size over its own."""
+    multi_label: bool = False
+    """Whether an image may be of several classes, joined by `|` in its label, or of none; trained with BCE."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
+        require(
+            not (self.multi_label and self.class_weights != "none"),
+            f"classifier.class_weights ({self.class_weights}) must be none with classifier.multi_label",
+        )
         require(self.head_init_scale > 0, f"classifier.head_init_scale ({self.head_init_scale}) must be above 0")
         smoothing = self.label_smoothing
         require(0 <= smoothing < 1, f"classifier.label_smoothing ({smoothing}) must lie in [0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MixConfig:
+    """Mixup and cutmix: how training images are blended in pairs."""
+
+    mixup_alpha: float = 0.8
+    """Mixup draws the share of the first image from Beta(alpha, alpha); 0 leaves mixup out."""
+    cutmix_alpha: float = 1.0
+    """Cutmix draws the share of the area likewise; 0 leaves cutmix out."""
+    prob: float = 1.0
+    """Probability that a step mixes at all."""
+    switch_prob: float = 0.5
+    """Probability of cutmix where both are on."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        for name in ("mixup_alpha", "cutmix_alpha"):
+            value = getattr(self, name)
+            require(0 <= value <= 4, f"mix.{name} ({value}) must lie in [0, 4]; 0 switches it off")
+        for name in ("prob", "switch_prob"):
+            value = getattr(self, name)
+            require(0 <= value <= 1, f"mix.{name} ({value}) must lie in [0, 1]")
+
+    @property
+    def is_on(self) -> bool:
+        """Whether anything is mixed."""
+        return self.prob > 0 and (self.mixup_alpha > 0 or self.cutmix_alpha > 0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,6 +129,29 @@ class EvaluationConfig:
         require(share is None or 0 < share <= 1, f"evaluation.crop_pct ({share}) must lie in (0, 1]")
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProbeConfig:
+    """Measuring frozen features, by the tasks linear-probe and knn."""
+
+    l2: float = 1e-3
+    """Weight penalty of the linear classifiers, on standardised features."""
+    ks: tuple[int, ...] = (1, 5, 10, 20, 50, 100, 200)
+    """Numbers of neighbours to try."""
+    temperature: float = 0.07
+    """Neighbours weigh exp(cosine similarity / this)."""
+    knn_pooling: Literal["mean", "cls", "cls_mean"] = "mean"
+    """What neighbours are compared by: the mean of the patches, CLS, or both. Linear classifiers see both."""
+    max_feature_gib: float = 8.0
+    """Refuse image sets whose features would take more memory than this."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        require(self.l2 >= 0, f"probe.l2 ({self.l2}) must not be negative")
+        require(len(self.ks) > 0 and min(self.ks) >= 1, f"probe.ks {list(self.ks)} must be numbers of at least 1")
+        require(self.temperature > 0, f"probe.temperature ({self.temperature}) must be above 0")
+        require(self.max_feature_gib > 0, f"probe.max_feature_gib ({self.max_feature_gib}) must be above 0")
+
+
 # The two below inherit the fields to change defaults only: a recipe that sets one key of a section gets the others
 # from the section's own class.
 
@@ -129,14 +188,19 @@ class FinetuneConfig:
     """Folder of a pre-trained encoder, or "random" for random weights."""
     layer_decay: float = 0.65
     """Factor on the learning rate from one layer to the layer below it; 1 trains all layers alike."""
+    freeze_blocks: int = 0
+    """Keep the embeddings and this many lowest blocks as the encoder has them; 0 trains all."""
     image: ImageConfig = field(default_factory=ImageConfig)
     """Input."""
     model: ModelConfig = field(default_factory=ModelConfig)
-    """The vision transformer, for random weights. Of an encoder only drop_path is set here."""
+    """The vision transformer, for random weights. An encoder brings its shape, and only drop_path is set here; a shape
+    that is named all the same, as recipes do, must be the encoder's."""
     classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
     """Head and loss."""
     augment: TrainAugmentConfig = field(default_factory=TrainAugmentConfig)
     """Training views."""
+    mix: MixConfig = field(default_factory=MixConfig)
+    """Mixup and cutmix."""
     data: DataConfig = field(default_factory=DataConfig)
     """Images."""
     reader: ReaderConfig = field(default_factory=ReaderConfig)
@@ -151,9 +215,18 @@ class FinetuneConfig:
     """Partitioning."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """Measuring."""
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
+    """Linear probe and k-NN."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
         require(0 < self.layer_decay <= 1, f"layer_decay ({self.layer_decay}) must lie in (0, 1]")
+        require(self.freeze_blocks >= 0, f"freeze_blocks ({self.freeze_blocks}) must not be negative")
+        micro, total = self.train.micro_batch_size, self.train.global_batch_size
+        require(
+            not self.mix.is_on or (total if micro is None else micro) % 2 == 0,
+            f"train.{'global' if micro is None else 'micro'}_batch_size ({total if micro is None else micro}) must be "
+            "even, since mixup and cutmix pair images; or switch them off with mix.prob=0",
+        )
         if self.encoder is not None and not self.encoder:
             raise InputError('--encoder must name a folder, or be "random"')

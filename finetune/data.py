@@ -10,11 +10,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from beit.common.errors import InputError, require
 from beit.common.labelled_index import LabelledIndex
 from beit.common.labelled_index_build import build_index
 from beit.finetune.config import DataConfig
+
+SEPARATOR = "|"
+"""Between the classes of one image, in multi-label data."""
+_NAMES_IN_MESSAGE = 5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,38 +32,113 @@ class LabelledData:
     """To evaluate on, with the class ids of `train`."""
     class_names: tuple[str, ...]
     """Name of each class id; the number itself where the data name none."""
+    is_multi_label: bool = False
+    """Whether an image may be of several classes or none. Labels of the indexes then number combinations of them."""
+
+    def label_table(self, index: LabelledIndex) -> NDArray[np.bool_]:
+        """Return the targets of the combinations that the labels of `index` number, see `label_table`."""
+        return label_table(index, self.class_names)
 
 
-def open_training_data(data: str, settings: DataConfig) -> LabelledData:
+def open_training_data(data: str, settings: DataConfig, *, multi_label: bool = False) -> LabelledData:
     """Open DATA and, if given, the validation images.
 
     Args:
         data: Labelled images: folder with a sub-folder per class, tars, Parquet, CSV.
         settings: Subset and validation images.
+        multi_label: Read `a|b` as the two classes a and b, and a missing label as none of the classes.
     Raises:
         InputError: images or labels are missing, there is one class only, or validation has classes of its own.
     """
     train = build_index(data)
-    train.require_labels()
-    class_names = _class_names(train)
-    _require_two_classes(train, class_names)
+    class_names = _joined_class_names(train) if multi_label else _single_class_names(train)
     if settings.num_labels is not None or settings.label_fraction is not None:
         train = _subset(train, settings)
-    val = None if settings.val is None else open_evaluation_data(settings.val, class_names)
-    return LabelledData(train=train, val=val, class_names=class_names)
+    val = None if settings.val is None else open_evaluation_data(settings.val, class_names, multi_label=multi_label)
+    return LabelledData(train=train, val=val, class_names=class_names, is_multi_label=multi_label)
 
 
-def open_evaluation_data(data: str, class_names: Sequence[str]) -> LabelledIndex:
+def open_evaluation_data(data: str, class_names: Sequence[str], *, multi_label: bool = False) -> LabelledIndex:
     """Open labelled images whose classes are those of `class_names`, matched by name.
 
     Classes without an image are no error: a small validation set may lack some.
 
+    Args:
+        data: As in `open_training_data`.
+        class_names: Of the model.
+        multi_label: See `open_training_data`; labels then stay numbers of combinations, for `label_table`.
     Raises:
         InputError: images or labels are missing, or there is a class that `class_names` lacks.
     """
     index = build_index(data)
+    if multi_label:
+        _require_any_label(index)
+        label_table(index, class_names)
+        return index
     index.require_labels()
     return index.with_class_names(class_names)
+
+
+def locate(index: LabelledIndex, position: int) -> tuple[int, int]:
+    """Return shard and rank in the shard of the sample at a position in index order."""
+    offsets = np.cumsum(index.shard_sizes)
+    shard_id = int(np.searchsorted(offsets, position, side="right"))
+    return shard_id, position - int(offsets[shard_id] - index.shard_sizes[shard_id])
+
+
+def image_name(index: LabelledIndex, position: int) -> str:
+    """Name an image as its user knows it: by path, or inside containers, where paths may repeat, by shard and key."""
+    if index.info.kind == "files":
+        return index.ref_at(position).path
+    shard_id, rank = locate(index, position)
+    return f"{index.info.shard_names[shard_id]}/{index.ref(shard_id, rank).key}"
+
+
+def label_table(index: LabelledIndex, class_names: Sequence[str]) -> NDArray[np.bool_]:
+    """Return what the labels of multi-label data stand for.
+
+    Args:
+        index: Whose labels number combinations of classes.
+        class_names: C classes.
+    Returns:
+        bool (K + 1, C): for each combination its classes; the last row, which the absent label -1 finds, has none.
+    Raises:
+        InputError: a combination has a class that `class_names` lacks.
+    """
+    combinations = _combinations(index)
+    position = {name: class_id for class_id, name in enumerate(class_names)}
+    unknown = sorted({name for names in combinations for name in names} - set(class_names))
+    if unknown:
+        raise InputError(
+            f"{index.info.root} has classes that the model does not know ({', '.join(unknown[:_NAMES_IN_MESSAGE])}); "
+            f"it knows {', '.join(list(class_names)[:_NAMES_IN_MESSAGE])}, ..."
+        )
+    table = np.zeros((len(combinations) + 1, len(class_names)), np.bool_)
+    for row, names in enumerate(combinations):
+        table[row, [position[name] for name in names]] = True
+    return table
+
+
+def _combinations(index: LabelledIndex) -> list[list[str]]:
+    return [[part.strip() for part in name.split(SEPARATOR) if part.strip()] for name in _class_names(index)]
+
+
+def _joined_class_names(index: LabelledIndex) -> tuple[str, ...]:
+    """Return the classes of multi-label data, sorted."""
+    _require_any_label(index)
+    return tuple(sorted({name for names in _combinations(index) for name in names}))
+
+
+def _require_any_label(index: LabelledIndex) -> None:
+    if not index.has_labels:
+        index.require_labels()
+
+
+def _single_class_names(index: LabelledIndex) -> tuple[str, ...]:
+    index.require_labels()
+    class_names = _class_names(index)
+    _require_two_classes(index, class_names)
+    return class_names
 
 
 def _class_names(index: LabelledIndex) -> tuple[str, ...]:

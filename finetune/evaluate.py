@@ -1,23 +1,24 @@
-"""`beit evaluate`, and the evaluation inside a training: top-1, top-5 and loss over every image once.
+"""`beit evaluate`, and the evaluation inside a training: what a classifier says about every image, once.
 
-Ranks take contiguous parts and exchange counts, so the result is exact for any number of ranks and batch sizes.
+Ranks take contiguous parts and exchange what they saw, so the result is exact for any number of ranks and batch sizes.
+The numbers are `scores.py`, table and JSON `report.py`, the page `report_page.py`.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from beit.common.distributed import World, init_distributed
 from beit.common.encoder_config import EncoderConfig
 from beit.common.errors import InputError
-from beit.common.files import check_output, write_json
+from beit.common.files import check_output, write_atomic, write_json
 from beit.common.labelled_dataset import LabelledDataset
 from beit.common.labelled_index import LabelledIndex
 from beit.common.launch import under_launcher
@@ -28,111 +29,109 @@ from beit.common.reader_config import ReaderConfig
 from beit.finetune.artifact import load_classifier
 from beit.finetune.augment import EvalTransform, default_crop_pct
 from beit.finetune.config import EvaluationConfig
-from beit.finetune.data import open_evaluation_data
+from beit.finetune.data import label_table, open_evaluation_data
+from beit.finetune.mistakes import mistake_pictures
+from beit.finetune.outcomes import OutcomeLog, Outcomes
+from beit.finetune.report import EvaluationReport, build_report
+from beit.finetune.report_page import evaluation_page
+from beit.finetune.scores import Metrics, MultiLabelMetrics, compute_metrics
 from beit.finetune.step import class_logits
 
-TOP_K = 5
 MIN_IMAGES_PER_WORKER = 1000
 """Starting a data worker takes seconds, in which the main process decodes about this many small images."""
 MAX_WORKERS = 8
 """More than feed a model; arbitrary."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Metrics:
-    """How well a classifier does on labelled images; shares lie in [0, 1]."""
-
-    top1: float
-    """Share of images whose class has the largest logit."""
-    top5: float
-    """Share of images whose class is among the five largest logits."""
-    loss: float
-    """Mean cross-entropy in nats, without label smoothing."""
-    num_images: int
-    """Images measured."""
-
-    def as_dict(self) -> dict[str, float]:
-        """Return the numbers by name."""
-        return asdict(self)
-
-    def as_table(self) -> str:
-        """Return the numbers for reading."""
-        return (
-            f"{'top-1':>8} {'top-5':>8} {'loss':>8} {'images':>8}\n"
-            f"{100 * self.top1:>7.2f}% {100 * self.top5:>7.2f}% {self.loss:>8.4f} {self.num_images:>8}"
-        )
-
-
-def evaluate_model(model: str | Path, data: str, *, out: Path | None = None) -> Metrics:
+def evaluate_model(
+    model: str | Path, data: str, *, out: Path | None = None, html: Path | None = None
+) -> EvaluationReport:
     """Measure the classifier in the folder `model` on the labelled images of `data`.
 
     Under a launcher every rank measures its part, and rank 0 writes.
 
     Args:
-        model: Folder that `beit finetune classification` wrote, or its run directory.
+        model: Folder that `beit finetune` wrote, or its run directory.
         data: Labelled images; classes are matched to the model's by name.
         out: JSON file to write.
+        html: Page to write.
     Raises:
         InputError: bad input.
     """
     check_output(out)
+    check_output(html, option="--html")
     classifier, stored = load_classifier(model)
     assert stored.class_names is not None
-    index = open_evaluation_data(data, stored.class_names)
+    index = open_evaluation_data(data, stored.class_names, multi_label=stored.multi_label)
     world = init_distributed() if under_launcher() else single_rank()
     loader = evaluation_loader(index, stored, world=world, settings=EvaluationConfig(), reader=default_reader(world))
     classifier.to(world.device)
+    table = label_table(index, stored.class_names) if stored.multi_label else None
     with torch.inference_mode():
         batches = with_progress(loader, index, world=world, description="evaluating")
-        metrics = measure(classifier, batches, stored, num_batches=len(loader), world=world)
-    if metrics is None:
+        outcomes = observe(
+            classifier, batches, stored, num_batches=len(loader), world=world, log=OutcomeLog(label_table=table)
+        )
+    if outcomes is None:
         raise InputError(f"{data} has no image that can be read")
-    if out is not None and world.is_main:
-        write_json(out, metrics.as_dict())
-    return metrics
+    report = build_report(outcomes, index, class_names=stored.class_names, model=str(model), data=data)
+    if world.is_main:
+        if out is not None:
+            write_json(out, report.as_json())
+        if html is not None:
+            img_size, crop_pct = stored.architecture.img_size, _crop_pct(stored, EvaluationConfig())
+            pictures = mistake_pictures(report.mistakes, index, img_size=img_size, crop_pct=crop_pct)
+            write_atomic(html, evaluation_page(report, pictures).encode())
+    return report
 
 
 def measure(
-    model: nn.Module, batches: Iterable[Mapping[str, Any]], stored: EncoderConfig, *, num_batches: int, world: World
-) -> Metrics | None:
-    """Compare a classifier's logits with the labels.
+    model: nn.Module,
+    batches: Iterable[Mapping[str, Any]],
+    stored: EncoderConfig,
+    *,
+    num_batches: int,
+    world: World,
+    log: OutcomeLog | None = None,
+) -> Metrics | MultiLabelMetrics | None:
+    """Return the main numbers of what `observe` records, or None when no rank had an image."""
+    outcomes = observe(model, batches, stored, num_batches=num_batches, world=world, log=log or OutcomeLog())
+    return None if outcomes is None else compute_metrics(outcomes)
+
+
+def observe(
+    model: nn.Module,
+    batches: Iterable[Mapping[str, Any]],
+    stored: EncoderConfig,
+    *,
+    num_batches: int,
+    world: World,
+    log: OutcomeLog,
+) -> Outcomes | None:
+    """Record what a classifier says about every image.
 
     Args:
         model: In eval mode, on the device of `world`.
-        batches: This rank's part of the images, each once: images (B, 3, H, W) uint8 and labels (B,) int64.
+        batches: This rank's part of the images, each once: images (B, 3, H, W) uint8, labels (B,) int64, positions.
         stored: Input size and normalisation of the model.
         num_batches: How many `batches` there are, at most.
-        world: The ranks; they exchange sums, so all return the same numbers.
+        world: The ranks; all return the same record.
+        log: Empty.
     Returns:
-        The numbers, or None when no rank had an image.
+        The record, or None when no rank had an image.
     """
     mean, std = stored.normalization
-    # Kept on the device until the end: one wait per evaluation instead of one per batch.
-    sums = torch.zeros(4, dtype=torch.float64, device=world.device)
     done = 0
     for batch in batches:
         images, labels = (batch[name].to(world.device, non_blocking=True) for name in ("images", "labels"))
-        sums += _count(class_logits(model, images, mean=mean, std=std), labels)
+        log.add(batch["positions"], class_logits(model, images, mean=mean, std=std), labels)
         done += 1
     # Ranks differ by one batch at times, and partitioned weights (ZeRO 3) are gathered by all ranks or by none.
     side = stored.architecture.img_size
     filler = torch.zeros(1, 3, side, side, dtype=torch.uint8, device=world.device)
     for _ in range(done, int(world.max_of([num_batches])[0]) if world.world_size > 1 else 0):
         class_logits(model, filler, mean=mean, std=std)
-    top1, top5, loss, images_seen = world.sum_of(sums.tolist())
-    if not images_seen:
-        return None
-    return Metrics(
-        top1=top1 / images_seen, top5=top5 / images_seen, loss=loss / images_seen, num_images=int(images_seen)
-    )
-
-
-def _count(logits: Tensor, labels: Tensor) -> Tensor:
-    """Sum over a batch: top-1 hits, top-5 hits, cross-entropy, images; (4,) float64."""
-    hits = logits.topk(min(TOP_K, logits.shape[1]), dim=1).indices == labels[:, None]  # (B, 5), best first
-    loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
-    num_images = torch.tensor(len(labels), device=logits.device)
-    return torch.stack([value.double() for value in (hits[:, 0].sum(), hits.sum(), loss, num_images)])
+    return log.collect(world)
 
 
 def evaluation_loader(
@@ -153,17 +152,19 @@ def evaluation_loader(
         reader: Workers and budget; few images are read by fewer workers, or by none.
     """
     num_workers = min(reader.num_workers, len(index) // world.world_size // MIN_IMAGES_PER_WORKER)
-    img_size = stored.architecture.img_size
-    crop_pct = default_crop_pct(img_size) if settings.crop_pct is None else settings.crop_pct
     return sequential_loader(
         LabelledDataset(index, cache_bytes=reader.parquet_cache_bytes),
-        transform=EvalTransform(img_size=img_size, crop_pct=crop_pct),
+        transform=EvalTransform(img_size=stored.architecture.img_size, crop_pct=_crop_pct(stored, settings)),
         micro_batch_size=settings.micro_batch_size,
         rank=world.rank,
         world_size=world.world_size,
         config=replace(reader, num_workers=num_workers),
         pin_memory=world.device.type == "cuda",
     )
+
+
+def _crop_pct(stored: EncoderConfig, settings: EvaluationConfig) -> float:
+    return default_crop_pct(stored.architecture.img_size) if settings.crop_pct is None else settings.crop_pct
 
 
 def default_reader(world: World, *, bad_sample_budget: float = 0.001) -> ReaderConfig:

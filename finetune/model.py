@@ -13,11 +13,13 @@ from typing import Literal
 from torch import Tensor, nn
 
 from beit.common.errors import require
+from beit.common.probe import pool_features
 from beit.common.vit import LAYER_NORM_EPS, VisionTransformer
 from beit.common.vit_config import ViTConfig
 from beit.common.vit_init import init_head
 
-Pooling = Literal["mean", "cls"]
+Pooling = Literal["mean", "cls", "cls_mean"]
+POOLINGS = ("mean", "cls", "cls_mean")
 
 FRESH_PREFIXES = ("fc_norm.", "norm.", "head.")
 """Parameters that start anew where an encoder has nothing under their name, for `beit.common.encoder.load_weights`."""
@@ -29,7 +31,8 @@ class ImageClassifier(VisionTransformer):
     Args:
         config: Shape; fine-tuning uses one position table per block and no mask token.
         num_classes: C; 0 leaves the head out, and the model returns the pooled representation.
-        pooling: "mean" averages the patches and then normalises; "cls" normalises and takes CLS.
+        pooling: "mean" averages the patches and then normalises; "cls" normalises and takes CLS; "cls_mean" puts CLS
+            and the mean of the patches side by side and normalises neither, as linear probes do.
         head_init_scale: Factor on the head's initial weights.
 
     Raises:
@@ -40,7 +43,7 @@ class ImageClassifier(VisionTransformer):
         self, config: ViTConfig, *, num_classes: int, pooling: Pooling = "mean", head_init_scale: float = 0.001
     ) -> None:
         require(num_classes >= 0, f"num_classes ({num_classes}) must not be negative")
-        require(pooling in ("mean", "cls"), f"model.pooling ({pooling!r}) must be one of mean, cls")
+        require(pooling in POOLINGS, f"classifier.pooling ({pooling!r}) must be one of {', '.join(POOLINGS)}")
         super().__init__(config)
         self.num_classes = num_classes
         self.pooling = pooling
@@ -48,12 +51,15 @@ class ImageClassifier(VisionTransformer):
         # The two places of the norm have two names in the released checkpoints.
         self.fc_norm = norm if pooling == "mean" else None
         self.norm = norm if pooling == "cls" else None
-        self.head = nn.Linear(config.embed_dim, num_classes) if num_classes else nn.Identity()
+        width = config.embed_dim * (2 if pooling == "cls_mean" else 1)
+        self.head = nn.Linear(width, num_classes) if num_classes else nn.Identity()
         if isinstance(self.head, nn.Linear):
             init_head(self.head, head_init_scale)
 
     def pool(self, hidden: Tensor) -> Tensor:
-        """Reduce the sequence (B, 1 + N, D) to one normalised vector per image (B, D)."""
+        """Reduce the sequence (B, 1 + N, D) to one vector per image, (B, D), or (B, 2 D) for "cls_mean"."""
+        if self.pooling == "cls_mean":
+            return pool_features(hidden, "cls_mean")
         if self.fc_norm is not None:
             return self.fc_norm(hidden[:, 1:].mean(1))  # type: ignore[no-any-return]
         assert self.norm is not None
@@ -66,6 +72,6 @@ class ImageClassifier(VisionTransformer):
             images: (B, 3, img_size, img_size) float, normalised.
 
         Returns:
-            Logits (B, C), or the pooled representation (B, D) without a head.
+            Logits (B, C), or the pooled representation without a head.
         """
         return self.head(self.pool(self.forward_features(images)))  # type: ignore[no-any-return]

@@ -1,27 +1,32 @@
-"""`beit predict`: the most likely classes of new images, as a CSV table."""
+"""`beit predict`: the most likely classes of new images, or their features, as a table."""
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
 import torch
+from torch import Tensor
 
 from beit.common.bad_samples import BadSampleLog
+from beit.common.encoder import load_encoder
+from beit.common.encoder_config import EncoderConfig, read_encoder_config
 from beit.common.errors import InputError
-from beit.common.files import atomic_file, check_output
 from beit.common.labelled_index import LabelledIndex
 from beit.common.labelled_index_build import build_index
 from beit.common.loader import Loader
+from beit.common.normalization import normalize_images
+from beit.common.probe import pool_features
 from beit.finetune.artifact import load_classifier
 from beit.finetune.config import EvaluationConfig
-from beit.finetune.evaluate import TOP_K, default_reader, evaluation_loader, single_rank, with_progress
-from beit.finetune.step import class_logits
+from beit.finetune.data import image_name
+from beit.finetune.evaluate import default_reader, evaluation_loader, single_rank, with_progress
+from beit.finetune.outcomes import TOP_K
+from beit.finetune.prediction_files import Prediction, check_prediction_file, write_csv_text, write_predictions
+from beit.finetune.scores import THRESHOLD
 
 logger = logging.getLogger(__name__)
 
@@ -30,62 +35,112 @@ _ALL_BUT_ONE = 1 - 1e-12
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Prediction:
-    """What the model says about one image."""
-
-    key: str
-    """Path relative to the source's folder, or the sample's name in its tar or Parquet file."""
-    labels: tuple[str, ...]
-    """Up to five classes, the most likely first."""
-    probabilities: tuple[float, ...]
-    """Of `labels`, from a softmax over all classes."""
-
-
-def predict_to_csv(model: str | Path, source: str, *, out: Path | None, stdout: TextIO) -> None:
-    """Classify every image of `source` and write one row each; images that cannot be read are reported and left out.
-
-    Columns: key, label, probability, and then label_2, probability_2 and so on for the next most likely classes.
+class Predictor:
+    """A model in use.
 
     Args:
-        model: Folder that `beit finetune classification` wrote, or its run directory.
+        stored: Its description.
+        model: Moved to where it computes.
+        represent: Normalised images to features (B, D).
+        classify: Features to logits (B, C); None for a model without classes.
+        with_features: Whether predictions carry the features.
+    """
+
+    stored: EncoderConfig
+    model: torch.nn.Module
+    represent: Callable[[Tensor], Tensor]
+    classify: Callable[[Tensor], Tensor] | None
+    with_features: bool
+
+    def __call__(self, images: Tensor, keys: Sequence[str]) -> list[Prediction]:
+        """Return one prediction for each of images (B, 3, img_size, img_size) uint8."""
+        features = self.represent(normalize_images(images, *self.stored.normalization)).float()
+        listed = features.tolist() if self.with_features else [None] * len(keys)
+        given = [None if row is None else tuple(row) for row in listed]
+        if self.classify is None:
+            return [Prediction(key=key, features=row) for key, row in zip(keys, given, strict=True)]
+        names = self.stored.class_names or ()
+        logits = self.classify(features).float()
+        chances = logits.sigmoid() if self.stored.multi_label else logits.softmax(1)
+        best = chances.topk(min(TOP_K, len(names)), dim=1)
+        rows = zip(keys, best.values.tolist(), best.indices.tolist(), chances >= THRESHOLD, given, strict=True)
+        return [
+            Prediction(
+                key=key,
+                labels=tuple(names[class_id] for class_id in classes),
+                probabilities=tuple(values),
+                predicted=tuple(names[int(c)] for c in over.nonzero()) if self.stored.multi_label else None,
+                features=row,
+            )
+            for key, values, classes, over, row in rows
+        ]
+
+
+def predict_to_file(
+    model: str | Path, source: str, *, out: Path | None, stdout: TextIO, features: bool = False
+) -> None:
+    """Label every image of `source`, one row each; images that cannot be read are reported and left out.
+
+    Args:
+        model: Folder that `beit finetune` wrote, or its run directory; with `features` also an encoder.
         source: Images, with or without labels.
-        out: CSV file, complete or absent.
-        stdout: Written to where `out` is None.
+        out: .csv, .parquet or .jsonl file, complete or absent.
+        stdout: CSV goes here where `out` is None.
+        features: Add the features that the head sees; of an encoder, the mean of the patches after the last block.
     Raises:
         InputError: bad input, or no image at all can be read.
     """
-    check_output(out)
-    predictions = predict(model, source)
+    check_prediction_file(out)
+    batches = predict(model, source, features=features)
     if out is None:
-        _write(predictions, stdout)
-        return
-    with atomic_file(out) as binary:
-        text = io.TextIOWrapper(binary, encoding="utf-8", newline="")
-        _write(predictions, text)
-        text.detach()
+        write_csv_text(batches, stdout)
+    else:
+        write_predictions(batches, out)
 
 
-def predict(model: str | Path, source: str) -> Iterator[Prediction]:
-    """Yield the prediction for every image of `source` that can be read, in the order of the source.
+def predict(model: str | Path, source: str, *, features: bool = False) -> Iterator[list[Prediction]]:
+    """Yield the predictions for all images of `source` that can be read, batch by batch, in the order of the source.
 
     Raises:
         InputError: bad input, or no image at all can be read.
     """
-    classifier, stored = load_classifier(model)
-    assert stored.class_names is not None
+    predictor = load_predictor(model, features=features)
     index, world = build_index(source), single_rank()
     reader = default_reader(world, bad_sample_budget=_ALL_BUT_ONE)
-    loader = evaluation_loader(index, stored, world=world, settings=EvaluationConfig(), reader=reader)
-    classifier.to(world.device)
-    mean, std = stored.normalization
+    loader = evaluation_loader(index, predictor.stored, world=world, settings=EvaluationConfig(), reader=reader)
+    predictor.model.to(world.device)
     for batch in with_progress(_readable(loader, index), index, world=world, description="predicting"):
+        keys = [image_name(index, position) for position in batch["positions"]]
         with torch.inference_mode():
-            logits = class_logits(classifier, batch["images"].to(world.device), mean=mean, std=std)
-            best = logits.softmax(1).topk(min(TOP_K, logits.shape[1]), dim=1)
-        for key, chances, classes in zip(_keys(index, batch), best.values.tolist(), best.indices.tolist(), strict=True):
-            labels = tuple(stored.class_names[class_id] for class_id in classes)
-            yield Prediction(key=key, labels=labels, probabilities=tuple(chances))
+            found = predictor(batch["images"].to(world.device), keys)
+        yield found
     _report(loader.bad_samples, index)
+
+
+def load_predictor(model: str | Path, *, features: bool) -> Predictor:
+    """Load a classifier, or, where only features are wanted, an encoder without a head.
+
+    Raises:
+        InputError: there is no such model, it is damaged, or it has no classes and no features are wanted.
+    """
+    stored = read_encoder_config(model)
+    if stored.task == "pretrain" and features:
+        encoder = load_encoder(model)
+        return Predictor(
+            stored=stored,
+            model=encoder,
+            represent=lambda images: pool_features(encoder.forward_features(images)),
+            classify=None,
+            with_features=True,
+        )
+    classifier, stored = load_classifier(model)
+    return Predictor(
+        stored=stored,
+        model=classifier,
+        represent=lambda images: classifier.pool(classifier.forward_features(images)),
+        classify=classifier.head,
+        with_features=features,
+    )
 
 
 def _readable(loader: Loader, index: LabelledIndex) -> Iterator[Mapping[str, Any]]:
@@ -104,24 +159,3 @@ def _report(bad_samples: BadSampleLog, index: LabelledIndex) -> None:
     if len(bad_samples) == len(index):
         raise InputError(f"none of the {len(index)} images of {index.info.root} can be read ({reasons})")
     logger.warning("%d of %d images skipped (%s)", len(bad_samples), len(index), reasons)
-
-
-def _keys(index: LabelledIndex, batch: Mapping[str, Any]) -> list[str]:
-    """Name images as their user knows them: by path, or inside containers, where paths may repeat, by shard and key."""
-    if index.info.kind == "files":
-        return [index.ref_at(position).path for position in batch["positions"]]
-    return list(batch["sample_ids"])
-
-
-def _write(predictions: Iterable[Prediction], file: TextIO) -> None:
-    """Write the table; its header is as wide as the first row, and all rows are equally wide."""
-    writer = csv.writer(file, lineterminator="\n")
-    for number, prediction in enumerate(predictions):
-        if number == 0:
-            more = [
-                f"{name}_{place}" for place in range(2, len(prediction.labels) + 1) for name in ("label", "probability")
-            ]
-            writer.writerow(["key", "label", "probability", *more])
-        pairs = zip(prediction.labels, prediction.probabilities, strict=True)
-        writer.writerow([prediction.key, *(value for label, chance in pairs for value in (label, f"{chance:.6f}"))])
-    file.flush()

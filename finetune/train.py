@@ -19,6 +19,7 @@ from beit.common.best import Goal
 from beit.common.distributed import World, init_distributed
 from beit.common.encoder import save_model
 from beit.common.encoder_config import CONFIG_FILE, EncoderConfig, read_encoder_config
+from beit.common.errors import InputError
 from beit.common.labelled_dataset import LabelledDataset
 from beit.common.param_groups import layer_decay_groups
 from beit.common.reader_config import SPEED_KEYS
@@ -28,12 +29,15 @@ from beit.common.task import FitSettings
 from beit.common.train_config import CheckpointConfig
 from beit.common.trainer import fit
 from beit.common.training_data import TrainingData
-from beit.finetune.artifact import StartingPoint, build_classifier, starting_point
+from beit.finetune.artifact import StartingPoint, build_classifier, freeze_blocks, starting_point
 from beit.finetune.augment import TrainTransform
 from beit.finetune.config import FinetuneConfig
 from beit.finetune.data import LabelledData, open_training_data
-from beit.finetune.evaluate import Metrics, evaluation_loader, measure
-from beit.finetune.step import ClassificationStep
+from beit.finetune.evaluate import evaluation_loader, measure
+from beit.finetune.outcomes import OutcomeLog
+from beit.finetune.probe_features import FEATURES
+from beit.finetune.scores import Metrics, MultiLabelMetrics
+from beit.finetune.step import ClassificationStep, balanced_weights
 
 logger = logging.getLogger(__name__)
 
@@ -51,8 +55,10 @@ def run(config: FinetuneConfig, *, data: str, run_dir: Path, resume: str = "auto
         InputError: bad input.
         ResumableStop: a signal asked to stop; a checkpoint was committed.
     """
+    if (run_dir / FEATURES).exists():
+        raise InputError(f"{run_dir} holds a linear probe or k-NN; name another directory for classification")
     start = starting_point(config)
-    images = open_training_data(data, config.data)
+    images = open_training_data(data, config.data, multi_label=config.classifier.multi_label)
     world = init_distributed(timeout_seconds=config.train.collective_timeout_seconds)
     torch.manual_seed(config.train.seed)
     task = ClassificationTask(config, images, start, world)
@@ -64,12 +70,15 @@ def run(config: FinetuneConfig, *, data: str, run_dir: Path, resume: str = "auto
         checkpoint=config.checkpoint,
         deepspeed=config.deepspeed,
         # The best model is chosen among the saved ones by `save_artifacts`, which keeps the newest beside it.
-        goal=None if images.val is None else Goal(metric="val_top1", is_higher_better=True, keep_best=False),
+        goal=None
+        if images.val is None
+        else Goal(metric=f"val_{_main(images)}", is_higher_better=True, keep_best=False),
     )
     fit(task, settings=settings, run=directory, world=world)
     if world.is_main:
         best = read_encoder_config(run_dir / BEST).provenance
-        score = f", top-1 {100 * best['metrics']['top1']:.2f} % at step {best['step']}" if best["metrics"] else ""
+        main = _main(images)
+        score = f", {main} {100 * best['metrics'][main]:.2f} % at step {best['step']}" if best["metrics"] else ""
         logger.info("model: %s%s", run_dir / BEST, score)
 
 
@@ -95,25 +104,45 @@ class ClassificationTask:
         self.dataset = LabelledDataset(self.images.train, cache_bytes=config.reader.parquet_cache_bytes)
         self.data = TrainingData(
             self.dataset,
-            TrainTransform(img_size=self.start.architecture.img_size, augment=config.augment, seed=config.train.seed),
+            TrainTransform(
+                img_size=self.start.architecture.img_size,
+                augment=config.augment,
+                seed=config.train.seed,
+                fill=self.start.normalization.mean,
+            ),
             train=config.train,
             optimizer=config.optimizer,
             checkpoint=self._checkpoint(),
             reader=config.reader,
             world=self.world,
         )
-        mean, std = self.start.normalization
-        self.step = ClassificationStep(mean=mean, std=std, label_smoothing=config.classifier.label_smoothing)
+        self.step = self._objective()
         self.model = build_classifier(config, self.start, self.images.class_names)
+        freeze_blocks(self.model, config.freeze_blocks)
         self.description = EncoderConfig(
             architecture=self.start.architecture,
             normalization=self.start.normalization,
             task="classification",
             class_names=self.images.class_names,
             pooling=config.classifier.pooling,
+            multi_label=self.images.is_multi_label,
         )
-        self.measured: tuple[int, Metrics] | None = None
+        self.measured: tuple[int, Metrics | MultiLabelMetrics] | None = None
         """Step and result of the latest evaluation in this process."""
+
+    def _objective(self) -> ClassificationStep:
+        mean, std = self.start.normalization
+        classifier, train = self.config.classifier, self.images.train
+        is_balanced, is_multi_label = classifier.class_weights == "balanced", self.images.is_multi_label
+        return ClassificationStep(
+            mean=mean,
+            std=std,
+            label_smoothing=classifier.label_smoothing,
+            mix=self.config.mix,
+            seed=self.config.train.seed,
+            class_weights=balanced_weights(train.class_counts().tolist()) if is_balanced else None,
+            label_table=torch.from_numpy(self.images.label_table(train)).float() if is_multi_label else None,
+        )
 
     def _checkpoint(self) -> CheckpointConfig:
         """Return when to save: the best model is chosen among those that are, so whenever one is measured."""
@@ -140,6 +169,13 @@ class ClassificationTask:
             plan.global_batch_size,
             plan.total_steps / plan.steps_per_epoch,
         )
+        if plan.global_batch_size > len(self.images.train) and self.world.is_main:
+            logger.warning(
+                "train.global_batch_size (%d) exceeds the %d training images, so that a step shows some of them more "
+                "than once; --recipe small_500 is made for so few",
+                plan.global_batch_size,
+                len(self.images.train),
+            )
         if val is None:
             logger.info("no --val: nothing is measured, and the model is that of the last step")
 
@@ -157,25 +193,19 @@ class ClassificationTask:
         return self.step(model, batch, step)
 
     def evaluate(self, model: torch.nn.Module, step: int) -> dict[str, float]:
-        """Measure top-1, top-5 and loss on the validation images."""
+        """Measure the main numbers on the validation images."""
         val = self.images.val
         if val is None:
             return {}
         loader = evaluation_loader(
             val, self.description, world=self.world, settings=self.config.evaluation, reader=self.config.reader
         )
-        metrics = measure(model, loader, self.description, num_batches=len(loader), world=self.world)
+        log = OutcomeLog(self.images.label_table(val) if self.images.is_multi_label else None)
+        metrics = measure(model, loader, self.description, num_batches=len(loader), world=self.world, log=log)
         if metrics is None:
             return {}
         self.measured = step, metrics
-        logger.info(
-            "step %d: top-1 %.2f %%, top-5 %.2f %%, loss %.4f on %d images",
-            step,
-            100 * metrics.top1,
-            100 * metrics.top5,
-            metrics.loss,
-            metrics.num_images,
-        )
+        logger.info("step %d: %s on %d images", step, metrics.describe(), metrics.num_images)
         return {f"val_{name}": float(value) for name, value in metrics.as_dict().items()}
 
     def save_artifacts(
@@ -189,7 +219,7 @@ class ClassificationTask:
         if self.images.val is None or (result is not None and _is_better(result, directory / BEST)):
             save_model(directory / BEST, state, description)
 
-    def _provenance(self, step: int, result: Metrics | None) -> dict[str, Any]:
+    def _provenance(self, step: int, result: Metrics | MultiLabelMetrics | None) -> dict[str, Any]:
         train = self.images.train
         return {
             "step": step,
@@ -205,9 +235,16 @@ class ClassificationTask:
         }
 
 
-def _is_better(result: Metrics, best: Path) -> bool:
-    """Compare with the model kept so far, by top-1 and then by loss."""
+def _main(images: LabelledData) -> str:
+    """Return the name of the number that models are judged by."""
+    return "map" if images.is_multi_label else "top1"
+
+
+def _is_better(result: Metrics | MultiLabelMetrics, best: Path) -> bool:
+    """Compare with the model kept so far, by top-1 or mAP and then by loss."""
     if not (best / CONFIG_FILE).is_file():
         return True
     kept = read_encoder_config(best).provenance["metrics"]
-    return (result.top1, -result.loss) > (kept["top1"], -kept["loss"])
+    found = result.as_dict()
+    main = "top1" if "top1" in found else "map"
+    return (found[main], -found["loss"]) > (kept[main], -kept["loss"])

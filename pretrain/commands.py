@@ -37,10 +37,18 @@ def pretrain_command(
       beit pretrain store/ runs/pretrain --recipe beit_tiny_patch4_32 --gpus 2
     """
     from beit.common.config import load_config
+    from beit.common.errors import require
     from beit.common.launch import launch_ranks, under_launcher
+    from beit.common.tokenizer_plugin import is_import_name
     from beit.pretrain.config import PretrainConfig
 
     config = load_config(PretrainConfig, recipe=recipe, overrides=overrides, recipe_dir=RECIPES)
+    online = config.tokenizer.online
+    require(
+        online is None or not is_import_name(online) or any(word.startswith("tokenizer.online=") for word in overrides),
+        f"the recipe names tokenizer {online}, which is code; if you trust it, name it yourself: --set "
+        f"tokenizer.online={online}",
+    )
     if (gpus or hostfile) and not under_launcher():
         raise click.exceptions.Exit(launch_ranks(gpus=gpus, hostfile=hostfile))
     from beit.pretrain.train import run as run_pretraining

@@ -31,6 +31,44 @@ class DataConfig:
         require(all(value > 0 for value in self.std), f"data.std {self.std} must be above 0")
 
 
+ObjectiveKind = Literal["masked_tokens", "all_tokens", "masked_pixels"]
+"""What the model learns to predict."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ObjectiveConfig:
+    """What is predicted. The rows of the paper's ablation are these settings with those of `mask`."""
+
+    kind: ObjectiveKind = "masked_tokens"
+    """masked_tokens: BEiT, the visual tokens of masked patches; all_tokens: those of all patches; masked_pixels: the
+    pixels of masked patches, by squared error, without any tokenizer."""
+    normalize_patches: bool = True
+    """For masked_pixels: standardise each patch's pixels by its own mean and deviation, as MAE does; false regresses
+    pixels normalised by `data.mean` and `data.std` only."""
+
+    def __post_init__(self) -> None:
+        """Check the name."""
+        kinds = ("masked_tokens", "all_tokens", "masked_pixels")
+        require(self.kind in kinds, f"objective.kind ({self.kind!r}) must be one of {', '.join(kinds)}")
+
+    @property
+    def needs_tokens(self) -> bool:
+        """Whether a tokenizer's words are the target."""
+        return self.kind != "masked_pixels"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OnlineTokenizerConfig:
+    """Tokens computed in every step, from fresh crops, for a store made with --views 0."""
+
+    online: str | None = None
+    """Name or path of the tokenizer, as `beit tokenize --tokenizer` takes it; left out, the store's tokens are used."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Number format of its forward pass: auto is float32 on the CPU and float16 on a GPU."""
+    compile_encoder: Literal["auto", "on", "off"] = "auto"
+    """Whether its encoder goes through torch.compile: auto compiles on a GPU."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HeldOutConfig:
     """The learning signal on images that are never trained on."""
@@ -38,15 +76,43 @@ class HeldOutConfig:
     micro_batch_size: int = 64
     """Images per forward pass of one rank."""
     max_images: int = 10_000
-    """At most this many of the store's held-out images."""
-    unigram_images: int = 20_000
-    """Training images whose tokens give the unigram line; one view each."""
+    """At most this many of the store's held-out images, spread evenly over its shards."""
+    train_images: int = 1_000
+    """Training images that are measured in the same way beside them; 0 measures none."""
+    baseline_views: int = 20_000
+    """Stored views of training images whose tokens give the unigram and the neighbour line; several of each image where
+    there are fewer images. Tokens computed online cost a forward pass of the tokenizer each, so 2 000 at most are."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        for name in ("micro_batch_size", "max_images", "unigram_images"):
+        for name in ("micro_batch_size", "max_images", "baseline_views"):
             value = getattr(self, name)
             require(value >= 1, f"held_out.{name} ({value}) must be at least 1")
+        require(self.train_images >= 0, f"held_out.train_images ({self.train_images}) must not be negative")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProbeConfig:
+    """k-NN and a linear classifier on every block's features of a few labelled images, at every evaluation."""
+
+    data: str | None = None
+    """Labelled images, in any form `beit finetune` takes; left out, nothing is probed."""
+    test: str | None = None
+    """Labelled images to measure on; left out, half of `data`, chosen by a hash of their keys."""
+    max_images: int = 2_000
+    """At most this many images of each, with the class proportions of all."""
+    micro_batch_size: int = 64
+    """Images per forward pass of one rank."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        for name in ("max_images", "micro_batch_size"):
+            value = getattr(self, name)
+            require(value >= 1, f"probe.{name} ({value}) must be at least 1")
+        require(
+            self.test is None or self.data is not None,
+            f"probe.test ({self.test}) needs probe.data, the images to fit on",
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,6 +123,10 @@ class PretrainConfig:
     """The vision transformer."""
     mask: MaskConfig = field(default_factory=MaskConfig)
     """Which patches are hidden."""
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    """What is predicted."""
+    tokenizer: OnlineTokenizerConfig = field(default_factory=OnlineTokenizerConfig)
+    """Tokens computed while training."""
     data: DataConfig = field(default_factory=DataConfig)
     """Pixels."""
     reader: ReaderConfig = field(default_factory=ReaderConfig)
@@ -71,3 +141,17 @@ class PretrainConfig:
     """Partitioning."""
     held_out: HeldOutConfig = field(default_factory=HeldOutConfig)
     """Evaluation."""
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
+    """Labelled images that tell what the features are good for."""
+
+    def __post_init__(self) -> None:
+        """Check what depends on several sections."""
+        kind = self.objective.kind
+        require(
+            self.mask.mode != "none" or kind == "all_tokens",
+            f'mask.mode ("none") leaves nothing to predict for objective.kind ("{kind}"); set it to "all_tokens"',
+        )
+        require(
+            self.tokenizer.online is None or self.objective.needs_tokens,
+            f'tokenizer.online ({self.tokenizer.online}) has no use for objective.kind ("{kind}"); leave it out',
+        )

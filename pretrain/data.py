@@ -1,21 +1,24 @@
-"""From a stored record to a training sample: the view replayed, its tokens, and a block mask drawn on the fly.
+"""From a stored record to a training sample: a view of the image, its tokens, and a mask drawn on the fly.
 
-Pixels leave here as uint8; scaling and normalisation are one fused step on the device (`step.py`). Which record comes
-when is `beit.common.sampler`; reading it is `beit.common.reader`.
+The view is replayed as it was tokenised, or, where the store has none (--views 0), drawn here. Pixels leave as uint8;
+scaling and normalisation are one fused step on the device (`step.py`), and so is a tokenizer that runs online. Which
+record comes when is `beit.common.sampler`; reading it is `beit.common.reader`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from beit.common.dataset import Record
 from beit.common.errors import BadSample, InputError
 from beit.common.images import decode_image
 from beit.common.rng import CounterRng
-from beit.common.views import JitterScope, compute_canary, mean_luma, render_view
+from beit.common.views import AugmentConfig, compute_canary, draw_view, mean_luma, render_view
 from beit.pretrain.masking import MaskConfig, draw_mask
 
 LUMA_TOLERANCE = 3
@@ -30,51 +33,99 @@ class ViewTransform:
         img_size: Side of the ViT's view in pixels.
         grid_size: Patches per side.
         mask: How masks are drawn.
-        seed: Of the run; with the sample it keys the mask.
-        jitter_scope: As the store's views were drawn.
+        seed: Of the run; with the sample it keys the mask and a fresh view.
+        augment: What the store's views were drawn from, and fresh ones are.
         strict: Compare each crop's checksum; else the coarse luma.
-        fixed_masks: Give a sample the same mask in every epoch, for held-out evaluation.
+        fixed_masks: Give a sample the same mask, and the same fresh view, in every epoch, for held-out evaluation.
+        is_fresh: Draw a view per epoch instead of replaying a stored one.
+        token_img_size: Side in pixels of what an online tokenizer sees; 0 where there is none.
+        needs_tokens: Whether the stored tokens are part of the sample.
     """
 
     img_size: int
     grid_size: int
     mask: MaskConfig
     seed: int
-    jitter_scope: JitterScope
+    augment: AugmentConfig
     strict: bool
     fixed_masks: bool = False
+    is_fresh: bool = False
+    token_img_size: int = 0
+    needs_tokens: bool = True
 
     def __call__(self, record: Record) -> dict[str, NDArray[np.generic]]:
         """Render the view and draw the mask.
 
         Returns:
-            images: (3, img_size, img_size) uint8. token_ids: (N,) int64. bool_masked_pos: (N,) bool, True = masked.
+            images: (3, img_size, img_size) uint8. bool_masked_pos: (N,) bool, True = masked. token_ids: (N,) int64,
+            where they are needed and stored. token_views: (3, token_img_size, token_img_size) uint8, where a tokenizer
+            is to see them.
 
         Raises:
             BadSample: the image does not decode, or its pixels are not those that were tokenised.
         """
-        if record.view is None or record.token_ids is None:
-            raise ValueError(f"{record.sample_id} carries no view and tokens; the store was made with --views 0")
         image = decode_image(record.image_bytes)
-        pixels = render_view(
-            image, record.view, img_size=self.img_size, jitter_scope=self.jitter_scope, check_crop=self.strict
-        )
-        if not self.strict:
-            _check_luma(record.view, pixels)
-        return {
-            "images": np.ascontiguousarray(pixels.transpose(2, 0, 1)),
-            "token_ids": record.token_ids.astype(np.int64).reshape(-1),
-            "bool_masked_pos": self.draw_mask(record).reshape(-1),
-        }
+        sample = self._fresh(image, record) if self.is_fresh else self._stored(image, record)
+        sample["bool_masked_pos"] = self.draw_mask(record.sample_id, record.epoch).reshape(-1)
+        return sample
 
-    def draw_mask(self, record: Record) -> NDArray[np.bool_]:
-        """Draw the mask of a sample in its epoch, (grid_size, grid_size) bool, True = masked.
+    def blank(self) -> dict[str, NDArray[np.generic]]:
+        """Return a sample of zeros, nothing masked, in the shapes and types of a real one."""
+        num_patches = self.grid_size**2
+        shown = np.zeros((3, self.img_size, self.img_size), dtype=np.uint8)
+        sample: dict[str, NDArray[np.generic]] = {"images": shown, "bool_masked_pos": np.zeros(num_patches, np.bool_)}
+        if self.token_img_size:
+            sample["token_views"] = np.zeros((3, self.token_img_size, self.token_img_size), dtype=np.uint8)
+        elif self.needs_tokens:
+            sample["token_ids"] = np.zeros(num_patches, dtype=np.int64)
+        return sample
+
+    def draw_mask(self, sample_id: str, epoch: int) -> NDArray[np.bool_]:
+        """Draw the mask of a sample in an epoch, (grid_size, grid_size) bool, True = masked.
 
         Keyed by (seed, epoch, sample), never by rank or worker: the same sample gets the same mask however the run is
-        spread over machines.
+        spread over machines, and whether its tokens are stored or computed online.
         """
-        when = "held-out" if self.fixed_masks else record.epoch
-        return draw_mask(CounterRng(self.seed, "mask", when, record.sample_id), (self.grid_size,) * 2, self.mask)
+        return draw_mask(CounterRng(self.seed, "mask", self._when(epoch), sample_id), (self.grid_size,) * 2, self.mask)
+
+    def _when(self, epoch: int) -> int | Literal["held-out"]:
+        return "held-out" if self.fixed_masks else epoch
+
+    def _stored(self, image: Image.Image, record: Record) -> dict[str, NDArray[np.generic]]:
+        if record.view is None or record.token_ids is None:
+            raise ValueError(f"{record.sample_id} carries no view and tokens; the store was made with --views 0")
+        pixels = self._render(image, record.view, check_crop=self.strict)
+        if not self.strict:
+            _check_luma(record.view, pixels)
+        sample: dict[str, NDArray[np.generic]] = {"images": _channels_first(pixels)}
+        if self.needs_tokens:
+            sample["token_ids"] = record.token_ids.astype(np.int64).reshape(-1)
+        return sample
+
+    def _fresh(self, image: Image.Image, record: Record) -> dict[str, NDArray[np.generic]]:
+        rng = CounterRng(self.seed, "fresh view", self._when(record.epoch), record.sample_id)
+        view = draw_view(rng, image.width, image.height, self.augment)
+        sample: dict[str, NDArray[np.generic]] = {"images": _channels_first(self._render(image, view))}
+        if self.token_img_size:
+            # Both from the same crop, the tokenizer's with its own filter, as `beit tokenize` renders it.
+            pixels = render_view(
+                image,
+                view,
+                img_size=self.token_img_size,
+                resample="lanczos",
+                jitter_scope=self.augment.jitter_scope,
+            )
+            sample["token_views"] = _channels_first(pixels)
+        return sample
+
+    def _render(self, image: Image.Image, view: np.void, *, check_crop: bool = False) -> NDArray[np.uint8]:
+        return render_view(
+            image, view, img_size=self.img_size, jitter_scope=self.augment.jitter_scope, check_crop=check_crop
+        )
+
+
+def _channels_first(pixels: NDArray[np.uint8]) -> NDArray[np.generic]:
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
 def _check_luma(view: np.void, pixels: NDArray[np.uint8]) -> None:

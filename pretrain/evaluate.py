@@ -1,123 +1,144 @@
-"""Is it learning? The masked-token loss on images that are never trained on, beside what a model without input reaches.
+"""Is it learning? The objective on images that are never trained on, and on training images beside them.
 
-The unigram line is the cross-entropy of predicting every token by its frequency in the training set: a model that looks
-at nothing gets there, one that has learned anything from its visible patches is below.
+Sums are exchanged, so all ranks return the same numbers. What they mean, in words, is `verdict.py`; the lines they are
+read against are `baselines.py`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from beit.common.distributed import World
-from beit.common.errors import BadSample
-from beit.common.store import TokenStore
-from beit.pretrain.step import MimStep
-
-_SMOOTHING = 1.0
-"""Added to every count, so that a token never seen in training costs much instead of infinitely much (Laplace)."""
-
-_HISTOGRAM_SHARDS = 256
-"""Sample tables to read for it at most; a large store has a hundred thousand."""
+from beit.pretrain.baselines import TokenBaselines, neighbour_pairs
+from beit.pretrain.step import MimStep, PixelStep
 
 
-def unigram_nats(histogram: NDArray[np.int64]) -> Tensor:
-    """Turn token counts into the cost of each token under the smoothed distribution.
-
-    Args:
-        histogram: Occurrences, (V,) int64.
-
-    Returns:
-        Minus log probability in nats, (V,) float32.
-    """
-    counts = torch.from_numpy(histogram.astype(np.float64)) + _SMOOTHING
-    return -(counts / counts.sum()).log().float()
-
-
-def token_histogram(store: TokenStore, max_images: int) -> NDArray[np.int64]:
-    """Count the visual tokens of training images, (V,) int64: one view each, spread evenly over the shards.
-
-    Damaged samples are passed over; the training reports those it meets.
-
-    Args:
-        store: With tokens.
-        max_images: About how many images to read.
-    """
-    assert store.info.tokenizer is not None
-    histogram = np.zeros(store.info.tokenizer.vocab_size, dtype=np.int64)
-    num_shards = min(len(store.shards), _HISTOGRAM_SHARDS)
-    per_shard = math.ceil(max_images / num_shards)
-    for shard_id in np.linspace(0, len(store.shards) - 1, num_shards).astype(int).tolist():
-        rows = np.flatnonzero(~store.samples(shard_id).held_out(store.info.held_out.threshold))
-        picked = rows[np.linspace(0, len(rows) - 1, min(per_shard, len(rows))).astype(int)] if len(rows) else rows
-        if store.is_remote:
-            store.read_ahead([(shard_id, row, 0) for row in picked.tolist()], images=False)
-        for row in picked.tolist():
-            try:
-                token_ids = store.read_token_ids(shard_id, row, 0)
-            except BadSample:
-                continue
-            histogram += np.bincount(token_ids.reshape(-1), minlength=len(histogram))
-    return histogram
-
-
-def held_out_metrics(
-    model: nn.Module, batches: Iterable[Mapping[str, Any]], *, step: MimStep, unigram: Tensor, world: World
+def token_metrics(
+    model: nn.Module,
+    batches: Iterable[Mapping[str, Any]],
+    *,
+    step: MimStep,
+    baselines: TokenBaselines,
+    grid_size: tuple[int, int],
+    num_batches: int,
+    blank: Mapping[str, Tensor],
+    world: World,
 ) -> dict[str, float]:
-    """Measure the masked-token prediction on held-out images.
+    """Measure the prediction of masked tokens, whatever training predicts; of all tokens where nothing is masked.
 
     Args:
         model: The `MaskedImageModel` in eval mode.
-        batches: This rank's share of the held-out samples, each once, with fixed masks.
+        batches: This rank's share of the samples, each once, with fixed masks.
         step: The objective.
-        unigram: Cost of each token in nats, (V,) float32.
-        world: The ranks; sums are exchanged, so all return the same numbers.
+        baselines: Both lines; without a neighbour line, nothing is masked.
+        grid_size: Patches per side.
+        num_batches: How many `batches` there are, at most; see `padded`.
+        blank: See `padded`.
+        world: The ranks.
 
     Returns:
-        held_out_bits and unigram_bits (cross-entropy per masked token), held_out_acc and its chance level
-        unigram_acc, held_out_images; empty when no rank had a batch.
+        bits, unigram_bits and neighbour_bits (cross-entropy per token), acc and its chance level unigram_acc (always
+        the commonest token), images; empty when no rank had a sample. Without masks there is no neighbour_bits.
     """
-    unigram = unigram.to(world.device)
-    favourite = unigram.argmin()  # a model without input would always answer the commonest token
+    everything = baselines.neighbours is None
     # Kept on the device until the end: one wait per evaluation instead of one per batch.
-    sums = torch.zeros(6, dtype=torch.float64, device=world.device)
-    for batch in batches:
-        moved = {name: value.to(world.device) for name, value in batch.items() if isinstance(value, Tensor)}
-        result = step.forward(model, moved)
-        targets = moved["token_ids"][moved["bool_masked_pos"]]
-        row = [
-            result.loss.double() * result.num_predicted,
-            unigram[targets].double().sum(),
-            result.num_correct,
-            (targets == favourite).sum(),
-            result.num_predicted,
-            torch.tensor(len(moved["images"]), device=world.device),
-        ]
-        sums += torch.stack([value.double() for value in row])
-    loss, baseline, correct, commonest, tokens, images = world.sum_of(sums.tolist())
+    sums = torch.zeros(4, dtype=torch.float64, device=world.device)
+    unigram = neighbour = commonest = 0.0
+    for batch in padded(batches, num_batches, blank, world):
+        moved = _moved(batch, world)
+        moved["token_ids"] = step.token_ids(moved)
+        result = MimStep(mean=step.mean, std=step.std).forward(model, moved, predict_all=everything)
+        if not batch["is_real"]:
+            continue
+        images = torch.tensor(len(moved["images"]))
+        row = [result.loss.double() * result.num_predicted, result.num_correct, result.num_predicted, images]
+        sums += torch.stack([value.double().to(world.device) for value in row])
+        ids, masks = moved["token_ids"].cpu().numpy(), moved["bool_masked_pos"].cpu().numpy()
+        words = ids.reshape(-1) if everything else ids[masks]
+        unigram += baselines.unigram_nats(words)
+        commonest += float((words == baselines.commonest).sum())
+        if not everything:
+            neighbour += baselines.neighbour_nats(*neighbour_pairs(ids, masks, grid_size))
+    loss, correct, tokens, images_seen, *lines = world.sum_of([*sums.tolist(), unigram, commonest, neighbour])
     if not tokens:
         return {}
-    return {
-        "held_out_bits": loss / tokens / math.log(2),
-        "unigram_bits": baseline / tokens / math.log(2),
-        "held_out_acc": correct / tokens,
-        "unigram_acc": commonest / tokens,
-        "held_out_images": images,
-    }
+    unigram, commonest, neighbour = lines
+    bit = tokens * math.log(2)
+    metrics = {"bits": loss / bit, "acc": correct / tokens, "unigram_bits": unigram / bit}
+    if not everything:
+        metrics["neighbour_bits"] = neighbour / bit
+    return metrics | {"unigram_acc": commonest / tokens, "images": images_seen}
 
 
-def verdict(metrics: Mapping[str, float]) -> str:
-    """Say in one line what the numbers of `held_out_metrics` mean."""
-    gain = metrics["unigram_bits"] - metrics["held_out_bits"]
-    where = f"{abs(gain):.2f} bits per token {'below' if gain > 0 else 'above'} the unigram line"
-    meaning = "learning" if gain > 0 else "not yet better than token frequencies"
-    return (
-        f"held-out: {metrics['held_out_bits']:.2f} bits per masked token, {where}: {meaning}; "
-        f"accuracy {100 * metrics['held_out_acc']:.1f} % (commonest token: {100 * metrics['unigram_acc']:.1f} %)"
-    )
+def pixel_metrics(
+    model: nn.Module,
+    batches: Iterable[Mapping[str, Any]],
+    *,
+    step: PixelStep,
+    num_batches: int,
+    blank: Mapping[str, Tensor],
+    world: World,
+) -> dict[str, float]:
+    """Measure the regression of masked patches.
+
+    Args:
+        model: The `MaskedPixelModel` in eval mode.
+        batches: This rank's share of the samples, each once, with fixed masks.
+        step: The objective.
+        num_batches: How many `batches` there are, at most; see `padded`.
+        blank: See `padded`.
+        world: The ranks.
+
+    Returns:
+        mse, mean_mse (of predicting each value's mean over these patches: the variance of the target) and images; empty
+        when no rank had a sample.
+    """
+    sums: Tensor | None = None  # of squared errors, patches, images, targets (P,), their squares (P,)
+    for batch in padded(batches, num_batches, blank, world):
+        result = step.forward(model, _moved(batch, world))
+        if not batch["is_real"]:
+            continue
+        targets = torch.where(result.valid[..., None], result.targets, 0.0).double().flatten(0, 1)  # (B K, P)
+        images = torch.tensor([len(batch["images"])], dtype=torch.float64, device=world.device)
+        head = torch.stack([result.loss.double() * result.num_predicted, result.num_predicted.double()])
+        row = torch.cat([head, images, targets.sum(0), targets.square().sum(0)])
+        sums = row if sums is None else sums + row
+    num_values = 3 * step.patch_size**2
+    own = [0.0] * (3 + 2 * num_values) if sums is None else sums.tolist()
+    loss, patches, images_seen, *moments = world.sum_of(own)
+    if not patches:
+        return {}
+    mean, square = torch.tensor(moments, dtype=torch.float64).view(2, num_values) / patches
+    return {"mse": loss / patches, "mean_mse": (square - mean.square()).mean().item(), "images": images_seen}
+
+
+def padded(
+    batches: Iterable[Mapping[str, Any]], num_batches: int, blank: Mapping[str, Tensor], world: World
+) -> Iterator[dict[str, Any]]:
+    """Yield the batches that hold a sample, marked `is_real`, and then blank ones until all ranks have had as many.
+
+    Ranks differ by one batch at times, and partitioned weights (ZeRO 3) are gathered by all ranks or by none.
+
+    Args:
+        batches: Of this rank.
+        num_batches: How many there are, at most.
+        blank: A batch of one sample, as long as it can be computed.
+        world: The ranks; all of them iterate.
+    """
+    wanted = int(world.max_of([num_batches])[0])
+    done = 0
+    for batch in batches:
+        if "images" in batch:  # else all of its samples were bad
+            yield {**batch, "is_real": True}
+            done += 1
+    for _ in range(done, wanted if world.world_size > 1 else 0):
+        yield {**blank, "is_real": False}
+
+
+def _moved(batch: Mapping[str, Any], world: World) -> dict[str, Tensor]:
+    return {name: value.to(world.device) for name, value in batch.items() if isinstance(value, Tensor)}

@@ -1,8 +1,8 @@
 """Which patches of an image are masked.
 
-Here: the released blockwise algorithm, the paper's Algorithm 1, uniform masking, and how their counts scale with the
-patch grid. Not here: what the model does with a mask (`common/vit.py`, `pretrain/model.py`) and which key a sample's
-mask is drawn under (`pretrain/data.py`).
+Here: the released blockwise algorithm, the paper's Algorithm 1, uniform masking, none at all, and how their counts
+scale with the patch grid. Not here: what the model does with a mask (`common/vit.py`, `pretrain/model.py`) and which
+key a sample's mask is drawn under (`pretrain/data.py`).
 
 A mask is held as one integer while it is drawn, bit y * width + x for patch (y, x): counting what a block adds is then
 one operation, and a mask takes less than 0.1 ms.
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from beit.common.errors import require
 from beit.common.rng import CounterRng
 
-MaskMode = Literal["blockwise", "algorithm1", "random"]
+MaskMode = Literal["blockwise", "algorithm1", "random", "none"]
 
 _PAPER_MASKED, _PAPER_MIN_BLOCK, _PAPER_PATCHES = 75, 16, 196
 _ALGORITHM1_RATIO = 0.4
@@ -33,7 +33,8 @@ class MaskConfig:
     """How masks are drawn; the defaults are the released code's, scaled to the grid."""
 
     mode: MaskMode = "blockwise"
-    """blockwise: the released code; algorithm1: the paper's listing; random: uniformly random patches."""
+    """blockwise: the released code; algorithm1: the paper's listing; random: uniformly random patches; none: nothing is
+    masked, for the objective all_tokens only."""
     num_masked: int = 0
     """Most patches masked per image; 0 means 75/196 of the grid. Not used by algorithm1."""
     min_block: int = 0
@@ -47,7 +48,7 @@ class MaskConfig:
 
     def __post_init__(self) -> None:
         """Check the ranges that do not depend on the grid."""
-        modes = ("blockwise", "algorithm1", "random")
+        modes = ("blockwise", "algorithm1", "random", "none")
         require(self.mode in modes, f"mask.mode ({self.mode!r}) must be one of {', '.join(modes)}")
         require(self.num_masked >= 0, f"mask.num_masked ({self.num_masked}) must not be negative; 0 scales it")
         require(self.min_block >= 0, f"mask.min_block ({self.min_block}) must not be negative; 0 scales it")
@@ -88,6 +89,8 @@ def max_num_masked(config: MaskConfig, grid_size: tuple[int, int]) -> int:
 
     It is `target_num_masked`, except for algorithm1, whose last block may overshoot its stop rule.
     """
+    if config.mode == "none":
+        return 0
     if config.mode != "algorithm1":
         return target_num_masked(config, grid_size)
     num_patches = grid_size[0] * grid_size[1]
@@ -111,7 +114,7 @@ def draw_mask(
         config: Mode and counts.
 
     Returns:
-        Bool array (height, width), True = masked; at least one patch, at most `max_num_masked`.
+        Bool array (height, width), True = masked; at least one patch, at most `max_num_masked`. Mode none: all False.
 
     Raises:
         InputError: a count of the config exceeds the grid.
@@ -119,6 +122,8 @@ def draw_mask(
         neighbouring patches are masked instead, because an image without masked patches teaches nothing.
     """
     height, width = grid_size
+    if config.mode == "none":
+        return np.zeros(grid_size, dtype=np.bool_)
     if config.mode == "random":
         bits = _random(rng, height * width, target_num_masked(config, grid_size))
     elif config.mode == "algorithm1":

@@ -1,10 +1,12 @@
-"""Masked image modelling: the encoder, its head on the masked positions, and the loss.
+"""Masked image modelling: the encoder, its head on the predicted positions, and the losses.
 
-Here: `MaskedImageModel` and `mim_loss`. Not here: the encoder (`common/vit.py`), how masks are drawn
-(`pretrain/masking.py`), the training step (`pretrain/step.py`).
+Here: `MaskedImageModel` with `mim_loss` for visual tokens, `MaskedPixelModel` with `pixel_loss` for the pixels of
+patches. Not here: the encoder (`common/vit.py`), how masks are drawn (`pretrain/masking.py`), the training step
+(`pretrain/step.py`).
 
-Legend: B = batch, N = patches, K = positions predicted per image, D = embed_dim, V = vocab_size. Masks are True where a
-patch is masked and do not cover CLS; positions count patches, row-major from 0.
+Legend: B = batch, N = patches, K = positions predicted per image, D = embed_dim, V = vocab_size, P = pixel values of a
+patch (3 patch_size^2). Masks are True where a patch is masked and do not cover CLS; positions count patches, row-major
+from 0.
 """
 
 from __future__ import annotations
@@ -23,28 +25,87 @@ IGNORE_INDEX = -100
 
 
 class MaskedPrediction(NamedTuple):
-    """What the model says about the masked patches of a batch, padded to K per image."""
+    """What the model says about the predicted patches of a batch, padded to K per image."""
 
     logits: Tensor
-    """(B, K, V) float; rows of padding positions mean nothing."""
+    """(B, K, V) float, or (B, K, P) for pixels; rows of padding positions mean nothing."""
     positions: Tensor
-    """(B, K) int64 in [0, N): the patch each row belongs to, masked ones first, in ascending order."""
+    """(B, K) int64 in [0, N): the patch each row belongs to, predicted ones first, in ascending order."""
     valid: Tensor
-    """(B, K) bool: False where an image has fewer than K masked patches."""
+    """(B, K) bool: False where an image has fewer than K patches to predict."""
 
 
 class MimLoss(NamedTuple):
     """Loss of a batch, and the counts behind its accuracy; nothing here forces a device synchronisation."""
 
     loss: Tensor
-    """Scalar float32: mean cross-entropy over all masked patches of the batch."""
+    """Scalar float32: mean cross-entropy over all predicted patches of the batch."""
     num_correct: Tensor
-    """Scalar int64, detached: masked patches whose token the largest logit names."""
+    """Scalar int64, detached: predicted patches whose token the largest logit names."""
     num_predicted: Tensor
-    """Scalar int64, detached: masked patches."""
+    """Scalar int64, detached: predicted patches."""
 
 
-class MaskedImageModel(VisionTransformer):
+class _PatchPredictor(VisionTransformer):
+    """The encoder with a final norm and a linear head on some of its patches.
+
+    Args:
+        config: Shape; must have a mask token.
+        num_predicted: K.
+
+    Raises:
+        InputError: config has no mask token, or num_predicted is outside [1, N].
+    """
+
+    def __init__(self, config: ViTConfig, *, num_predicted: int) -> None:
+        require(config.use_mask_token, "model.use_mask_token (False) must be True for pre-training")
+        require(
+            1 <= num_predicted <= config.num_patches,
+            f"num_masked ({num_predicted}) must be in [1, num_patches ({config.num_patches})]",
+        )
+        super().__init__(config)
+        self.num_predicted = num_predicted
+        self.norm = nn.LayerNorm(config.embed_dim, eps=LAYER_NORM_EPS)
+
+    def build_head(self, num_outputs: int) -> nn.Linear:
+        """Return a head with the initial values of pre-training."""
+        head = nn.Linear(self.config.embed_dim, num_outputs)
+        trunc_normal(head.weight, self.config.init)
+        nn.init.zeros_(head.bias)
+        return head
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Map normalised patches (..., D) to predictions."""
+        raise NotImplementedError
+
+    def forward(  # type: ignore[override]
+        self, images: Tensor, bool_masked_pos: Tensor, predicted_pos: Tensor | None = None
+    ) -> MaskedPrediction:
+        """Predict some patches.
+
+        Args:
+            images: (B, 3, img_size, img_size) float, normalised.
+            bool_masked_pos: (B, N) bool, True = hidden from the encoder.
+            predicted_pos: (B, N) bool, True = predicted; left out, the masked patches are. At most K per image, or the
+                surplus is not predicted.
+
+        Returns:
+            Predictions with a static shape: K positions per image whatever the masks cover.
+        """
+        hidden = self.forward_features(images, bool_masked_pos)  # (B, 1+N, D)
+        wanted = bool_masked_pos if predicted_pos is None else predicted_pos
+        positions, valid = masked_positions(wanted, self.num_predicted)
+        # Gather first: norm and head then cost K positions instead of N.
+        index = (positions + 1)[..., None].expand(-1, -1, hidden.shape[-1])  # + 1 skips CLS
+        return MaskedPrediction(self.head(self.norm(hidden.gather(1, index))), positions, valid)
+
+    def predict_all(self, images: Tensor, bool_masked_pos: Tensor) -> Tensor:
+        """Return predictions (B, N, V or P) for every patch, masked or not; for pictures and evaluation."""
+        hidden = self.forward_features(images, bool_masked_pos)
+        return self.head(self.norm(hidden[:, 1:]))
+
+
+class MaskedImageModel(_PatchPredictor):
     """The encoder with a final norm and a classifier over the visual vocabulary.
 
     Args:
@@ -57,43 +118,37 @@ class MaskedImageModel(VisionTransformer):
     """
 
     def __init__(self, config: ViTConfig, *, vocab_size: int, num_masked: int) -> None:
-        require(config.use_mask_token, "model.use_mask_token (False) must be True for pre-training")
-        require(
-            1 <= num_masked <= config.num_patches,
-            f"num_masked ({num_masked}) must be in [1, num_patches ({config.num_patches})]",
-        )
-        super().__init__(config)
+        super().__init__(config, num_predicted=num_masked)
         self.vocab_size = vocab_size
-        self.num_masked = num_masked
-        self.norm = nn.LayerNorm(config.embed_dim, eps=LAYER_NORM_EPS)
-        self.lm_head = nn.Linear(config.embed_dim, vocab_size)
-        trunc_normal(self.lm_head.weight, config.init)
-        nn.init.zeros_(self.lm_head.bias)
+        self.lm_head = self.build_head(vocab_size)
 
-    def forward(self, images: Tensor, bool_masked_pos: Tensor) -> MaskedPrediction:  # type: ignore[override]
-        """Predict the visual tokens of the masked patches.
+    def head(self, hidden: Tensor) -> Tensor:
+        """Map normalised patches (..., D) to logits (..., V)."""
+        return self.lm_head(hidden)  # type: ignore[no-any-return]
 
-        Args:
-            images: (B, 3, img_size, img_size) float, normalised.
-            bool_masked_pos: (B, N) bool; at most K True per image, or the surplus is not predicted.
 
-        Returns:
-            Logits with a static shape: K positions per image whatever the masks cover.
-        """
-        hidden = self.forward_features(images, bool_masked_pos)  # (B, 1+N, D)
-        positions, valid = masked_positions(bool_masked_pos, self.num_masked)
-        # Gather first: norm and head then cost K positions instead of N.
-        index = (positions + 1)[..., None].expand(-1, -1, hidden.shape[-1])  # + 1 skips CLS
-        return MaskedPrediction(self.lm_head(self.norm(hidden.gather(1, index))), positions, valid)
+class MaskedPixelModel(_PatchPredictor):
+    """The encoder with a final norm and a linear map to the pixels of a patch, the paper's ablation without tokens.
 
-    def predict_all(self, images: Tensor, bool_masked_pos: Tensor) -> Tensor:
-        """Return logits (B, N, V) for every patch, masked or not; for pictures and evaluation."""
-        hidden = self.forward_features(images, bool_masked_pos)
-        return self.lm_head(self.norm(hidden[:, 1:]))  # type: ignore[no-any-return]
+    Args:
+        config: Shape; must have a mask token.
+        num_masked: K, as in `MaskedImageModel`.
+
+    Raises:
+        InputError: config has no mask token, or num_masked is outside [1, N].
+    """
+
+    def __init__(self, config: ViTConfig, *, num_masked: int) -> None:
+        super().__init__(config, num_predicted=num_masked)
+        self.pixel_head = self.build_head(config.in_chans * config.patch_size**2)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Map normalised patches (..., D) to pixel values (..., P)."""
+        return self.pixel_head(hidden)  # type: ignore[no-any-return]
 
 
 def masked_positions(bool_masked_pos: Tensor, num_masked: int) -> tuple[Tensor, Tensor]:
-    """List the masked patches of each image in a static shape.
+    """List the masked (or otherwise marked) patches of each image in a static shape.
 
     Args:
         bool_masked_pos: (B, N) bool.
@@ -127,3 +182,73 @@ def mim_loss(prediction: MaskedPrediction, token_ids: Tensor) -> MimLoss:
     total = nn.functional.cross_entropy(logits.float(), targets, ignore_index=IGNORE_INDEX, reduction="sum")
     num_correct = (logits.detach().argmax(1) == targets).sum()
     return MimLoss(total / num_predicted.clamp(min=1), num_correct, num_predicted)
+
+
+class PixelLoss(NamedTuple):
+    """Squared error of a batch; nothing here forces a device synchronisation."""
+
+    loss: Tensor
+    """Scalar float32: mean squared error over all values of all predicted patches of the batch."""
+    num_predicted: Tensor
+    """Scalar int64, detached: predicted patches."""
+    targets: Tensor
+    """(B, K, P) float32: what was to be predicted; rows of padding positions mean nothing."""
+    valid: Tensor
+    """(B, K) bool."""
+
+
+PATCH_EPS = 1e-6
+"""Keeps the deviation of a patch of one colour from being 0; MAE's value."""
+
+
+def patchify(images: Tensor, patch_size: int) -> Tensor:
+    """Cut images (B, C, H, W) into patches (B, N, P), row-major; a patch's values in the order row, column, channel.
+
+    Source: MAE `models_mae.py`. Differs: nothing.
+    """
+    batch, channels, height, width = images.shape
+    rows, columns = height // patch_size, width // patch_size
+    cut = images.reshape(batch, channels, rows, patch_size, columns, patch_size)
+    return cut.permute(0, 2, 4, 3, 5, 1).reshape(batch, rows * columns, -1)  # (B, rows, columns, y, x, C)
+
+
+def unpatchify(patches: Tensor, patch_size: int, channels: int = 3) -> Tensor:
+    """Put patches (B, N, P) of square images back together, (B, C, H, W); the inverse of `patchify`."""
+    batch, num_patches, _ = patches.shape
+    side = round(num_patches**0.5)
+    laid_out = patches.reshape(batch, side, side, patch_size, patch_size, channels)
+    return laid_out.permute(0, 5, 1, 3, 2, 4).reshape(batch, channels, side * patch_size, side * patch_size)
+
+
+def pixel_targets(images: Tensor, patch_size: int, *, normalize_patches: bool) -> Tensor:
+    """Return what a patch's pixels are regressed to, (B, N, P) float32.
+
+    Args:
+        images: (B, 3, H, W) float, normalised as the model sees them.
+        patch_size: Side in pixels.
+        normalize_patches: Subtract each patch's mean and divide by its deviation, over all its values.
+    """
+    patches = patchify(images.float(), patch_size)
+    if not normalize_patches:
+        return patches
+    variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
+    return (patches - mean) / (variance + PATCH_EPS).sqrt()
+
+
+def pixel_loss(prediction: MaskedPrediction, targets: Tensor) -> PixelLoss:
+    """Compare predicted pixels with the targets, by squared error.
+
+    Args:
+        prediction: Output of `MaskedPixelModel`.
+        targets: (B, N, P) float32, from `pixel_targets`.
+
+    Returns:
+        Loss and counts. A batch without predicted patches has loss 0.
+    Source: BEiT §3.3, the ablation without visual tokens; MAE §3 for patches normalised by themselves. Differs: the
+        paper gives neither loss nor normalisation.
+    """
+    wanted = targets.gather(1, prediction.positions[..., None].expand(-1, -1, targets.shape[-1]))  # (B, K, P)
+    errors = (prediction.logits.float() - wanted).square().mean(-1)  # (B, K)
+    num_predicted = prediction.valid.sum()
+    total = torch.where(prediction.valid, errors, 0.0).sum()
+    return PixelLoss(total / num_predicted.clamp(min=1), num_predicted, wanted, prediction.valid)

@@ -1,41 +1,98 @@
-"""What one micro-batch of masked image modelling costs: uint8 pixels and masks in, loss and accuracy out."""
+"""What one micro-batch of masked image modelling costs: uint8 pixels and masks in, loss and metrics out."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from beit.common.normalization import normalize_images
-from beit.pretrain.model import MimLoss, mim_loss
+from beit.pretrain.model import MimLoss, PixelLoss, mim_loss, pixel_loss, pixel_targets
+
+
+class OnlineTokenizer(Protocol):
+    """What is needed of a tokenizer that runs in the step; `beit.common.tokenizer.Tokenizer` has it."""
+
+    def encode(self, images: Any) -> Tensor:
+        """Map pixels (B, 3, s, s) uint8 to token ids (B, g, g) int64."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MimStep:
-    """The objective of one run.
+    """Visual tokens as the objective.
 
     Args:
         mean: Normalisation of the pixels.
         std: Normalisation of the pixels.
+        predict_all: Whether training predicts the tokens of all patches, not only of the masked ones.
+        tokenizer: What makes tokens of a batch's `token_views`; None where the batch has its tokens.
     """
 
     mean: Sequence[float]
     std: Sequence[float]
+    predict_all: bool = False
+    tokenizer: OnlineTokenizer | None = None
 
-    def forward(self, model: nn.Module, batch: Mapping[str, Any]) -> MimLoss:
-        """Predict the tokens of the masked patches and compare.
+    def forward(self, model: nn.Module, batch: Mapping[str, Any], *, predict_all: bool = False) -> MimLoss:
+        """Predict tokens and compare.
 
         Args:
             model: A `MaskedImageModel`, possibly wrapped.
-            batch: images (B, 3, img_size, img_size) uint8, bool_masked_pos (B, N) bool (True = masked), token_ids
-                (B, N) int64; all on the model's device.
+            batch: images (B, 3, img_size, img_size) uint8, bool_masked_pos (B, N) bool (True = masked), and token_ids
+                (B, N) int64 or token_views (B, 3, s, s) uint8; all on the model's device.
+            predict_all: Predict all patches instead of the masked ones.
         """
-        images = normalize_images(batch["images"], self.mean, self.std)
-        return mim_loss(model(images, batch["bool_masked_pos"]), batch["token_ids"])
+        images, mask = normalize_images(batch["images"], self.mean, self.std), batch["bool_masked_pos"]
+        predicted = torch.ones_like(mask) if predict_all else mask
+        return mim_loss(model(images, mask, predicted), self.token_ids(batch))
+
+    def token_ids(self, batch: Mapping[str, Any]) -> Tensor:
+        """Return the tokens of a batch, (B, N) int64 on its device: its own, or computed from its `token_views`."""
+        if self.tokenizer is None:
+            ids: Tensor = batch["token_ids"]
+            return ids
+        views = batch["token_views"]
+        # The tokenizer has a number format of its own, whatever the step's is.
+        with torch.autocast(views.device.type, enabled=False):
+            return self.tokenizer.encode(views).flatten(1).clone()  # out of inference mode, which gradients refuse
 
     def __call__(self, model: nn.Module, batch: Mapping[str, Any], step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss of a micro-batch (scalar) and its masked-token accuracy (detached), for the training loop."""
-        result = self.forward(model, batch)
+        """Return the loss of a micro-batch (scalar) and its accuracy (detached), for the training loop."""
+        result = self.forward(model, batch, predict_all=self.predict_all)
         return result.loss, {"mim_acc": result.num_correct / result.num_predicted.clamp(min=1)}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PixelStep:
+    """The pixels of masked patches as the objective.
+
+    Args:
+        mean: Normalisation of the pixels.
+        std: Normalisation of the pixels.
+        patch_size: Side of a patch in pixels.
+        normalize_patches: Standardise each patch by itself; see `pixel_targets`.
+    """
+
+    mean: Sequence[float]
+    std: Sequence[float]
+    patch_size: int
+    normalize_patches: bool
+
+    def forward(self, model: nn.Module, batch: Mapping[str, Any]) -> PixelLoss:
+        """Predict the masked patches and compare.
+
+        Args:
+            model: A `MaskedPixelModel`, possibly wrapped.
+            batch: images (B, 3, img_size, img_size) uint8, bool_masked_pos (B, N) bool; on the model's device.
+        """
+        images = normalize_images(batch["images"], self.mean, self.std)
+        targets = pixel_targets(images, self.patch_size, normalize_patches=self.normalize_patches)
+        return pixel_loss(model(images, batch["bool_masked_pos"]), targets)
+
+    def __call__(self, model: nn.Module, batch: Mapping[str, Any], step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss of a micro-batch (scalar), for the training loop; there is no other metric."""
+        return self.forward(model, batch).loss, {}

@@ -5,10 +5,10 @@ The loop, checkpoints and resume are `beit.common.trainer`; here is what is part
 
 from __future__ import annotations
 
-import itertools
+import hashlib
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,11 @@ from beit.common.batches import Batch
 from beit.common.best import Goal
 from beit.common.distributed import World, init_distributed
 from beit.common.encoder import save_encoder
-from beit.common.errors import InputError
+from beit.common.errors import InputError, require
 from beit.common.files import default_cache_dir
 from beit.common.locations import is_remote
+from beit.common.metrics import read_metrics
 from beit.common.param_groups import weight_decay_groups
-from beit.common.reader import sequential_loader
 from beit.common.reader_config import SPEED_KEYS, ReaderConfig
 from beit.common.run_dir import open_run
 from beit.common.shard_cache import ShardCache
@@ -35,17 +35,17 @@ from beit.common.store_dataset import StoreDataset
 from beit.common.task import FitSettings
 from beit.common.trainer import fit
 from beit.common.training_data import TrainingData
-from beit.common.vit_config import ViTConfig, build_vit_config
+from beit.common.vit_config import Normalization, ViTConfig, build_vit_config
 from beit.pretrain.config import PretrainConfig
 from beit.pretrain.data import ViewTransform, check_replay
-from beit.pretrain.evaluate import held_out_metrics, token_histogram, unigram_nats, verdict
-from beit.pretrain.masking import max_num_masked
-from beit.pretrain.model import MaskedImageModel
-from beit.pretrain.step import MimStep
+from beit.pretrain.held_out import HeldOut
+from beit.pretrain.objective import TokenSource, build_model, build_step, token_source
+from beit.pretrain.probe import BEST_BLOCK, ProbeData, describe, open_probe_data, probe_metrics
+from beit.pretrain.verdict import verdict
 
 logger = logging.getLogger(__name__)
 
-FREE_KEYS = (*SPEED_KEYS, "held_out.")
+FREE_KEYS = (*SPEED_KEYS, "held_out.", "probe.")
 """Settings a resumed run may change, beside those of the loop: they decide speed and reporting, not what is learned."""
 
 
@@ -62,12 +62,14 @@ def run(config: PretrainConfig, *, store: str | Path, run_dir: Path, resume: str
     check_store(token_store, config)
     if token_store.is_remote and config.reader.cache_bytes:
         token_store.use_cache(shard_cache(config.reader))
+    probe = open_probe_data(config.probe)
     world = init_distributed(timeout_seconds=config.train.collective_timeout_seconds)
     if is_url:  # once for all ranks: it is a request or two per shard
         world.run_on_main(lambda: check_files(token_store))
     torch.manual_seed(config.train.seed)
-    task = PretrainTask(config, token_store, world)
+    task = PretrainTask(config, token_store, world, probe=probe)
     directory = open_run(run_dir, config, world=world, resume=resume, free_keys=FREE_KEYS)
+    task.earlier += read_metrics(run_dir / "metrics.jsonl") if world.is_main else []
     task.announce()
     settings = FitSettings(
         train=config.train,
@@ -76,8 +78,10 @@ def run(config: PretrainConfig, *, store: str | Path, run_dir: Path, resume: str
         deepspeed=config.deepspeed,
         goal=task.goal(),
     )
-    fit(task, settings=settings, run=directory, world=world)
+    result = fit(task, settings=settings, run=directory, world=world)
     if world.is_main:
+        if result.metrics:
+            logger.info("verdict: %s", verdict(result.metrics, task.before(result.step)))
         logger.info("encoder: %s", run_dir / "encoder")
 
 
@@ -85,12 +89,23 @@ def check_store(store: TokenStore, config: PretrainConfig) -> None:
     """Refuse, before anything is built, a store that this run cannot use.
 
     Raises:
-        InputError: the store has no tokens, or this machine would replay its views differently.
+        InputError: the store has no tokens and none are made online, or the reverse; or this machine would replay its
+            views differently.
     """
-    if store.info.tokenizer is None:
-        raise InputError(f"{store.location} holds no tokens (views = 0); tokenize it with --views 1 or more")
-    check_replay(store.info.canary, strict=config.data.replay == "strict")
-    check_vocabulary(store)
+    online, views = config.tokenizer.online, store.info.views
+    if views == 0 and online is None and config.objective.needs_tokens:
+        raise InputError(
+            f"{store.location} holds no tokens (views = 0); tokenize it with --views 1 or more, or compute them while "
+            "training with --set tokenizer.online=NAME"
+        )
+    require(
+        views == 0 or online is None,
+        f"tokenizer.online ({online}) draws its own crops, and {store.location} holds {views} views with tokens; leave "
+        "it out, or make a store with --views 0",
+    )
+    if views:
+        check_replay(store.info.canary, strict=config.data.replay == "strict")
+        check_vocabulary(store)
 
 
 def shard_cache(config: ReaderConfig) -> ShardCache:
@@ -116,19 +131,27 @@ class PretrainTask:
         config: Settings.
         store: With tokens.
         world: The ranks.
+        probe: Labelled images to probe the features on, at every evaluation.
     """
 
     config: PretrainConfig
     store: TokenStore
     world: World
+    probe: ProbeData | None = None
+    earlier: list[dict[str, Any]] = field(default_factory=list)
+    """Records of metrics.jsonl, on rank 0: what an evaluation is compared with."""
 
     def __post_init__(self) -> None:
         """Build model and order; identical on every rank."""
-        config, info = self.config, self.store.info
-        assert info.tokenizer is not None
+        config = self.config
         self.dataset = StoreDataset(self.store, seed=config.train.seed)
-        self.held_out = StoreDataset(self.store, seed=config.train.seed, held_out=True)
+        self.held_out_images = StoreDataset(self.store, seed=config.train.seed, held_out=True)
         self.vit = vit_config(config, self.store)
+        self.tokens: TokenSource | None = token_source(config, self.store.info, self.world.device)
+        if self.tokens is not None and self.tokens.encoder is not None:
+            # Words are part of the data: another tokenizer under the same name must not continue this run.
+            identity = f"{self.store.index_sha256} tokens {self.tokens.fingerprint}"
+            self.dataset.index_sha256 = hashlib.sha256(identity.encode()).hexdigest()
         self.data = TrainingData(
             self.dataset,
             self.transform(),
@@ -138,12 +161,8 @@ class PretrainTask:
             reader=config.reader,
             world=self.world,
         )
-        self.step = MimStep(mean=config.data.mean, std=config.data.std)
-        self.model = MaskedImageModel(
-            self.vit,
-            vocab_size=info.tokenizer.vocab_size,
-            num_masked=max_num_masked(config.mask, self.vit.grid_size),
-        )
+        self.step = build_step(config, self.tokens, patch_size=self.vit.patch_size)
+        self.model = build_model(config, self.vit, self.tokens)
 
     def announce(self) -> None:
         """Say what is about to happen, once."""
@@ -153,21 +172,16 @@ class PretrainTask:
         epochs = plan.total_steps / plan.steps_per_epoch
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
         logger.info(
-            "%s, %.1f M parameters, vocabulary %d; %d training and %d held-out images",
+            "%s, %.1f M parameters, objective %s%s; %d training and %d held-out images",
             self.vit.name,
             parameters / 1e6,
-            self.model.vocab_size,
+            self.config.objective.kind,
+            f", vocabulary {self.tokens.vocab_size}" if self.tokens else "",
             self.dataset.shard_sizes.sum(),
-            self.held_out.shard_sizes.sum(),
+            self.held_out_images.shard_sizes.sum(),
         )
-        logger.info(
-            "%d steps of %d images = %.1f epochs; %d views per image, each seen %.1f times",
-            plan.total_steps,
-            plan.global_batch_size,
-            epochs,
-            views,
-            epochs / views,
-        )
+        seen = f"{views} views per image, each seen {epochs / views:.1f} times" if views else "a fresh view every time"
+        logger.info("%d steps of %d images = %.1f epochs; %s", plan.total_steps, plan.global_batch_size, epochs, seen)
         order = self.data.order
         if self.store.is_remote:
             logger.info(
@@ -177,10 +191,11 @@ class PretrainTask:
 
     def goal(self) -> Goal | None:
         """Return what evaluations are judged by; the newest encoder is written, unless the run may stop early."""
-        if not self.held_out.shard_sizes.sum():
+        if not self.held_out_images.shard_sizes.sum():
             return None
         keep_best = self.config.train.early_stop_evals is not None
-        return Goal(metric="held_out_bits", is_higher_better=False, keep_best=keep_best)
+        metric = "held_out_bits" if self.config.objective.needs_tokens else "held_out_mse"
+        return Goal(metric=metric, is_higher_better=False, keep_best=keep_best)
 
     def param_groups(self) -> list[dict[str, Any]]:
         """Decay matrices, spare vectors (BEiT's grouping)."""
@@ -188,53 +203,66 @@ class PretrainTask:
 
     def transform(self, *, fixed_masks: bool = False) -> ViewTransform:
         """Return what turns a record into a sample."""
+        info = self.store.info
         return ViewTransform(
-            img_size=self.store.info.img_size,
-            grid_size=self.store.info.grid_size,
+            img_size=info.img_size,
+            grid_size=info.grid_size,
             mask=self.config.mask,
             seed=self.config.train.seed,
-            jitter_scope=self.store.info.augment.jitter_scope,
+            augment=info.augment,
             strict=self.config.data.replay == "strict",
             fixed_masks=fixed_masks,
+            is_fresh=info.views == 0,
+            token_img_size=self.tokens.token_img_size if self.tokens else 0,
+            needs_tokens=self.config.objective.needs_tokens,
         )
 
     def forward(self, model: torch.nn.Module, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return loss and accuracy of one micro-batch."""
+        """Return loss and metrics of one micro-batch."""
         return self.step(model, batch, step)
 
     def evaluate(self, model: torch.nn.Module, step: int) -> dict[str, float]:
-        """Measure the learning signal on held-out images and say what it means."""
-        if not self.held_out.shard_sizes.sum():
-            return {}
-        settings = self.config.held_out
-        workers = min(self.config.reader.num_workers, 2)  # a short pass does not repay starting many
-        loader = sequential_loader(
-            self.held_out,
-            transform=self.transform(fixed_masks=True),
-            micro_batch_size=settings.micro_batch_size,
-            rank=self.world.rank,
-            world_size=self.world.world_size,
-            config=replace(self.config.reader, num_workers=workers),
-        )
-        limit = max(1, settings.max_images // (settings.micro_batch_size * self.world.world_size))
-        metrics = held_out_metrics(
-            model, itertools.islice(loader, limit), step=self.step, unigram=self.unigram, world=self.world
-        )
+        """Measure the learning signal on held-out images and the probe, and say what they mean."""
+        metrics = self.held_out.measure(model) if self.held_out_images.shard_sizes.sum() else {}
         if metrics and self.world.is_main:
-            logger.info("step %d: %s", step, verdict(metrics))
+            logger.info("step %d: %s", step, verdict(metrics, self.before(step)))
+        if self.probe is not None:
+            probed = probe_metrics(
+                model,
+                self.probe,
+                config=self.config.probe,
+                normalization=Normalization(self.config.data.mean, self.config.data.std),
+                reader=self.config.reader,
+                world=self.world,
+            )
+            if self.world.is_main:
+                logger.info("step %d: %s", step, describe(probed))
+            metrics |= probed
+        self.earlier.append({"step": step, **metrics})
         return metrics
 
+    def before(self, step: int) -> list[dict[str, Any]]:
+        """Return the evaluations of this run before `step`, oldest first."""
+        return [record for record in self.earlier if record["step"] < step]
+
     @cached_property
-    def unigram(self) -> Tensor:
-        """Cost of each token in nats when only its frequency is known, (V,) float32."""
-        return unigram_nats(token_histogram(self.store, self.config.held_out.unigram_images))
+    def held_out(self) -> HeldOut:
+        """What measures the learning signal."""
+        return HeldOut(
+            config=self.config,
+            step=self.step,
+            transform=self.transform(fixed_masks=True),
+            train=self.dataset,
+            held_out=self.held_out_images,
+            vocab_size=self.tokens.vocab_size if self.tokens else 0,
+            world=self.world,
+        )
 
     def save_artifacts(
         self, state: dict[str, Tensor], directory: Path, step: int, metrics: Mapping[str, float]
     ) -> None:
         """Write `directory`/encoder: every tensor of the model, under the official names."""
-        info = self.store.info
-        assert info.tokenizer is not None
+        best = metrics.get(BEST_BLOCK)
         save_encoder(
             directory / "encoder",
             state,
@@ -242,15 +270,18 @@ class PretrainTask:
             mean=self.config.data.mean,
             std=self.config.data.std,
             task="pretrain",
-            vocab_size=info.tokenizer.vocab_size,
+            vocab_size=self.tokens.vocab_size if self.tokens else None,
+            best_block=None if best is None else int(best),
             provenance={
                 "step": step,
                 "total_steps": self.data.plan.total_steps,
                 "metrics": dict(metrics),
                 "store": self.store.location,
                 "store_sha256": self.store.index_sha256,
-                "tokenizer": info.tokenizer.name,
-                "tokenizer_fingerprint": info.tokenizer.fingerprint,
-                "views": info.views,
+                "objective": self.config.objective.kind,
+                "tokenizer": self.tokens.name if self.tokens else None,
+                "tokenizer_fingerprint": self.tokens.fingerprint if self.tokens else None,
+                "tokenizer_online": bool(self.tokens and self.tokens.encoder is not None),
+                "views": self.store.info.views,
             },
         )

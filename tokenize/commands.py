@@ -35,6 +35,13 @@ def _dedicated(**options: Any) -> list[str]:
 @click.option("--patch-size", type=int, metavar="PX", help="Side of one ViT patch.  [default: 16]")
 @click.option("--seed", type=int, metavar="N", help="Seed of crops, flips and colours.  [default: 0]")
 @click.option("--short-side", type=int, metavar="PX", help="Shrink images to this short side when packing them.")
+@click.option(
+    "--materialize",
+    is_flag=True,
+    flag_value="true",
+    default=None,
+    help="Store the K crops instead of the images: training then only decodes them.",
+)
 @click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Threads that decode and crop.")
 @long_command_options
 def tokenize_command(
@@ -244,3 +251,49 @@ def _report(
     for path in (out, html):
         if path is not None:
             click.echo(f"wrote {path}")
+
+
+@click.command("views")
+@click.argument("store", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), required=True, metavar="F.png", help="Picture to write.")
+@click.option("--rows", type=click.IntRange(1, 64), default=4, show_default=True, help="Images to draw.")
+@click.option("--views", type=click.IntRange(1, 16), default=6, show_default=True, help="Views of each, at most.")
+@click.option("--tokenizer", metavar="NAME|PATH", help="What decodes the tokens, if the store's has moved or is code.")
+def show_views_command(store: Path, out: Path, rows: int, views: int, tokenizer: str | None) -> None:
+    """Draw images of STORE with their crop boxes; beside them the views, their visual tokens, and these decoded.
+
+    The views are rendered as in training, so this is what the network will see. Tokens are decoded where the tokenizer
+    can.
+
+    \b
+    Example:
+      beit show views store/ --out views.png
+    """
+    from beit.common.pictures import save_png
+    from beit.common.store import open_store
+    from beit.tokenize.views_picture import load_decoder, views_sheet
+
+    opened = open_store(store)
+    save_png(views_sheet(opened, load_decoder(opened, tokenizer), num_images=rows, num_views=views), out)
+    click.echo(f"wrote {out}")
+
+
+@click.command("tokens")
+@click.argument("store", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), required=True, metavar="F.png", help="Picture to write.")
+@click.option("--words", type=click.IntRange(1, 200), default=16, show_default=True, help="Visual words to draw.")
+@click.option("--examples", type=click.IntRange(1, 32), default=10, show_default=True, help="Patches of each, at most.")
+@click.option("--images", type=click.IntRange(min=1), default=200, show_default=True, help="Images to look at.")
+def show_tokens_command(store: Path, out: Path, words: int, examples: int, images: int) -> None:
+    """Draw what the commonest visual words of STORE look like: patches that carry them, and how common they are.
+
+    \b
+    Example:
+      beit show tokens store/ --out tokens.png
+    """
+    from beit.common.pictures import save_png
+    from beit.common.store import open_store
+    from beit.tokenize.words_picture import words_sheet
+
+    save_png(words_sheet(open_store(store), num_words=words, num_examples=examples, num_samples=images), out)
+    click.echo(f"wrote {out}")

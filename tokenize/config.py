@@ -13,6 +13,15 @@ from beit.common.views import AugmentConfig
 MAX_VIEWS = 4096
 """Arbitrary; at 14 x 14 tokens that many views take 1.7 MB per image."""
 
+MAX_JPEG_QUALITY = 95
+"""Above it Pillow's files grow and hardly improve."""
+
+SHRUNK_JPEG_QUALITY = 95
+"""Cropped and enlarged again, so errors would grow; at short side 256 that is about 42 kB per photo."""
+
+CROP_JPEG_QUALITY = 90
+"""Seen as it is, never enlarged; about 16 kB at 224 px, a seventh faster to decode than at 95 (docs/results.md)."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenizeConfig:
@@ -35,6 +44,10 @@ class TokenizeConfig:
 
     short_side: int = 0
     """Shrink larger images to this short side in pixels while packing them; 0 keeps every image as it is."""
+    materialize: bool = False
+    """Store the K crops of an image, at img_size, instead of the image: less work per training view, more disk."""
+    jpeg_quality: int = 0
+    """Of shrunk images and of materialised crops, 1 to 95 (Pillow's scale); 0 takes 95 and 90."""
     shard_size: int = 1000
     """Most images per packed tar."""
     shard_bytes: int = 1 << 30
@@ -72,8 +85,29 @@ class TokenizeConfig:
         for name in ("short_side", "threads", "workers"):
             value = getattr(self, name)
             require(value >= 0, f"{name} ({value}) must not be negative")
+        require(0 <= self.jpeg_quality <= MAX_JPEG_QUALITY, f"jpeg_quality ({self.jpeg_quality}) must lie in [0, 95]")
+        require(
+            not self.materialize or self.views >= 1, "materialize stores the crops of views, but views is 0; raise it"
+        )
+        require(
+            not (self.materialize and self.short_side),
+            f"short_side ({self.short_side}) shrinks stored images, but materialize stores crops at img_size instead "
+            "of images; leave one out",
+        )
+        require(
+            not self.jpeg_quality or self.materialize or bool(self.short_side),
+            f"jpeg_quality ({self.jpeg_quality}) is for images that are encoded again; it needs short_side or "
+            "materialize",
+        )
         budget = self.bad_sample_budget
         require(0 <= budget < 1, f"bad_sample_budget ({budget}) must lie in [0, 1)")
+
+    @property
+    def stored_quality(self) -> int | None:
+        """JPEG quality of what is encoded again; None if images are stored as they come."""
+        if not (self.materialize or self.short_side):
+            return None
+        return self.jpeg_quality or (CROP_JPEG_QUALITY if self.materialize else SHRUNK_JPEG_QUALITY)
 
     @property
     def grid_size(self) -> int:

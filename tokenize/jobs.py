@@ -16,6 +16,7 @@ from beit.common.shard_io import resolve_location
 from beit.common.source_tar import TarShard
 from beit.common.store_schema import TOKENS_DIR, ShardManifest, StoreInfo, manifest_path
 from beit.tokenize.copies import TarCopies
+from beit.tokenize.crops import CropTar
 from beit.tokenize.leases import LeaseLost, Leases
 from beit.tokenize.pack import packed_manifest
 from beit.tokenize.plan import PlannedShard, StorePlan
@@ -51,9 +52,11 @@ def list_jobs(plan: StorePlan, store: Path, info: StoreInfo) -> list[ShardJob]:
 
 def _packed_job(store: Path, root: str, shard: PlannedShard, info: StoreInfo) -> ShardJob:
     packed = packed_manifest(store, shard.stem, info)
-    tar = TarShard(shard.stem, resolve_location(root, shard.image_file))  # labels inside are numbers
+    location = resolve_location(root, shard.image_file)
+    # Labels inside are numbers.
+    tar = CropTar(location, info.views) if info.is_materialized else TarShard(shard.stem, location)
     if packed is None:
-        raise InputError(f"{tar.location} changed right after it was packed; is another program writing there?")
+        raise InputError(f"{location} changed right after it was packed; is another program writing there?")
     return ShardJob(
         stem=shard.stem,
         tar=tar,

@@ -1,7 +1,8 @@
 """Putting the images of a folder, list or Parquet file into tars of the store.
 
-Image bytes are stored as they came, or shrunk to a short side and re-encoded. Which image goes where is decided in
-`plan.py`; how containers are read in another order than theirs is in `spool.py`.
+Image bytes are stored as they came, or shrunk to a short side and re-encoded, or replaced by the crops of their views
+(`crops.py`). Which image goes where is decided in `plan.py`; how containers are read in another order than theirs is in
+`spool.py`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from PIL import Image
 
@@ -35,15 +36,14 @@ from beit.common.store_schema import (
     to_json,
 )
 from beit.common.tar_walk import walk_tar
+from beit.tokenize.crops import crop_suffix, cut_crops
 from beit.tokenize.parallel import Workers
 from beit.tokenize.plan import StorePlan
-from beit.tokenize.spool import ImageData, LooseFiles, PackingReader, Spool
+from beit.tokenize.prepare import ViewMaker
+from beit.tokenize.spool import LooseFiles, PackingReader, Spool
 from beit.tokenize.writer import remove_temporaries
 
 logger = logging.getLogger(__name__)
-
-JPEG_QUALITY = 95
-"""Of shrunk images; at short side 256 that is about 42 kB per photo."""
 
 _SPOOL = ".spool"
 _MAGIC_SUFFIXES = ((b"\xff\xd8\xff", "jpg"), (b"\x89PNG", "png"), (b"RIFF", "webp"))
@@ -53,9 +53,8 @@ class PackedImage(NamedTuple):
     """One image ready to be written."""
 
     ref: SampleRef
-    data: ImageData
-    side: dict[str, bytes]
-    """What came with it in its tar, by suffix."""
+    members: dict[str, bytes] | BadSample
+    """Content by what follows the key in the name, or why there is none."""
 
 
 def pack_images(plan: StorePlan, store: Path, info: StoreInfo, workers: Workers) -> None:
@@ -87,7 +86,7 @@ def pack_images(plan: StorePlan, store: Path, info: StoreInfo, workers: Workers)
             for group in groups:
                 opened = spool.reading(group) if spool else nullcontext(LooseFiles(plan.source.root, catalogue))
                 with opened as reader:
-                    pack = partial(_pack_image, catalogue.refs, reader, info.packing.short_side if info.packing else 0)
+                    pack = partial(_pack_image, catalogue.refs, reader, info)
                     images = workers.map(pack, catalogue.groups[group].tolist())
                     _write_tar(folder, plan.shards[group].stem, images, info, bar)
     finally:
@@ -127,8 +126,10 @@ def header_digest(path: Path) -> str:
         return walk_tar(file, label=str(path)).header_sha256
 
 
-def shrink(data: bytes, short_side: int) -> bytes:
+def shrink(data: bytes, short_side: int, *, jpeg_quality: int) -> bytes:
     """Return the image with its short side reduced to `short_side` px as a JPEG, or as it is if it is not larger.
+
+    The pixels are turned as EXIF asks, so the result carries no EXIF.
 
     Raises:
         BadSample: the image cannot be decoded.
@@ -139,18 +140,32 @@ def shrink(data: bytes, short_side: int) -> bytes:
         return data
     size = (max(short_side, round(image.width * scale)), max(short_side, round(image.height * scale)))
     buffer = io.BytesIO()
-    image.resize(size, Image.Resampling.LANCZOS).save(buffer, "JPEG", quality=JPEG_QUALITY)
+    image.resize(size, Image.Resampling.LANCZOS).save(buffer, "JPEG", quality=jpeg_quality)
     return buffer.getvalue()
 
 
-def _pack_image(refs: list[SampleRef], reader: PackingReader, short_side: int, position: int) -> PackedImage:
-    data = reader.image(position)
-    if short_side and isinstance(data, bytes):
-        try:
-            data = shrink(data, short_side)
-        except BadSample as error:
-            data = error
-    return PackedImage(refs[position], data, {} if isinstance(data, BadSample) else reader.side_members(position))
+def _pack_image(refs: list[SampleRef], reader: PackingReader, info: StoreInfo, position: int) -> PackedImage:
+    ref, data = refs[position], reader.image(position)
+    if isinstance(data, BadSample):
+        return PackedImage(ref, data)
+    try:
+        return PackedImage(ref, _members(ref, data, info) | reader.side_members(position))
+    except BadSample as error:
+        return PackedImage(ref, error)
+
+
+def _members(ref: SampleRef, data: bytes, info: StoreInfo) -> dict[str, bytes]:
+    """Return the members that stand for one image."""
+    packing = info.packing
+    assert packing is not None
+    quality = packing.jpeg_quality or 0  # given wherever something is encoded
+    if packing.materialize:
+        crops = cut_crops(data, ref.key, ViewMaker.of_store(info), img_size=info.img_size, jpeg_quality=quality)
+        images = {crop_suffix(k): encoded for k, encoded in enumerate(crops.encoded)}
+        return images | {"json": _metadata(ref, crops.origin)}
+    if packing.short_side:
+        data = shrink(data, packing.short_side, jpeg_quality=quality)
+    return {_suffix(data): data, "json": _metadata(ref, {})}
 
 
 def _write_tar(folder: Path, stem: str, images: Iterator[PackedImage], info: StoreInfo, progress: Progress) -> None:
@@ -162,14 +177,13 @@ def _write_tar(folder: Path, stem: str, images: Iterator[PackedImage], info: Sto
     path = folder / f"{stem}.tar"
     with atomic_file(path) as file:
         tar = TarAppender(file)
-        for ref, data, side in images:
+        for ref, members in images:
             progress.update(1)
-            if isinstance(data, BadSample):
-                skipped.append(SkippedSample(key=ref.key, reason=data.reason))
+            if isinstance(members, BadSample):
+                skipped.append(SkippedSample(key=ref.key, reason=members.reason))
                 continue
-            tar.add(f"{ref.key}.{_suffix(data)}", data)
-            for suffix, content in ({"json": _metadata(ref)} | side).items():
-                tar.add(f"{ref.key}.{suffix}", content)
+            for suffix, data in members.items():
+                tar.add(f"{ref.key}.{suffix}", data)
             num_samples += 1
         sha256, size = tar.finish(), tar.size
     manifest = ImageShardManifest(
@@ -187,6 +201,6 @@ def _suffix(data: bytes) -> str:
     return next((suffix for magic, suffix in _MAGIC_SUFFIXES if data.startswith(magic)), "jpg")
 
 
-def _metadata(ref: SampleRef) -> bytes:
-    metadata = {"path": ref.path} | ({"label": ref.label} if ref.label is not None else {})
+def _metadata(ref: SampleRef, origin: dict[str, Any]) -> bytes:
+    metadata = {"path": ref.path} | ({"label": ref.label} if ref.label is not None else {}) | origin
     return json.dumps(metadata, sort_keys=True, ensure_ascii=False).encode()

@@ -1,7 +1,8 @@
 """What a source becomes: which shards a store will have, and which images go into each. Nothing is written here.
 
-Existing tars are referenced as they are. Anything else is packed: images are put into the order of a keyed hash, so
-that every shard is a fair sample of the whole even if the source is sorted by class, and cut into shards.
+Existing tars are referenced as they are. Anything else is packed, and so are tars whose images are to be shrunk or
+replaced by crops: images are put into the order of a keyed hash, so that every shard is a fair sample of the whole even
+if the source is sorted by class, and cut into shards.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +23,12 @@ from beit.common.rng import stable_hash64
 from beit.common.source_tar import TarShard
 from beit.common.source_types import SampleRef, Source
 from beit.common.sources import open_source
-from beit.common.store_schema import IMAGES_DIR, Packing, SourceInfo
+from beit.common.store_schema import IMAGES_DIR, STORE_FILE, Packing, SourceInfo, StoreInfo, read_document
 from beit.tokenize.config import TokenizeConfig
 
 _UNSAFE_IN_STEM = re.compile(r"[^A-Za-z0-9._-]+")
+_CROP_BYTES_PER_PIXEL = 0.4
+"""Of a materialised crop of a photo, roughly; decides how many images make a tar."""
 PACKED_STEM = "files"
 """Behind the number in the names of packed shards."""
 
@@ -76,6 +80,7 @@ def plan_store(config: TokenizeConfig, spec: str, store: Path) -> StorePlan:
         InputError: the source is missing, empty or damaged, or the store lies inside it.
     """
     source = open_source(spec)
+    _refuse_crops(source)
     is_listed_by_name = spec.lower().endswith((".txt", ".csv"))  # the store cannot become part of the source
     if (
         source.kind == "files"
@@ -84,9 +89,20 @@ def plan_store(config: TokenizeConfig, spec: str, store: Path) -> StorePlan:
         and store.resolve().is_relative_to(Path(source.root).resolve())
     ):
         raise InputError(f"store ({store}) must not lie inside the source ({source.root}); choose another folder")
-    if source.kind == "tar" and not config.short_side:
+    if source.kind == "tar" and config.stored_quality is None:
         return _plan_reference(source, store)
     return _plan_packing(source, config)
+
+
+def _refuse_crops(source: Source) -> None:
+    """Say what is the matter where the images of a materialised store are given, whose tars hold no images."""
+    document = Path(source.root).parent / STORE_FILE
+    if is_remote(source.root) or Path(source.root).name != IMAGES_DIR or not document.is_file():
+        return
+    if read_document(StoreInfo, document).is_materialized:
+        raise InputError(
+            f"{source.root} holds the crops of a materialised store, not images; tokenize the images it was made from"
+        )
 
 
 def _plan_reference(source: Source, store: Path) -> StorePlan:
@@ -111,6 +127,9 @@ def _plan_packing(source: Source, config: TokenizeConfig) -> StorePlan:
         found = shard.refs()
         refs += found
         shard_counts.append(len(found))
+    if source.kind == "tar":
+        scopes = [shard.location.removeprefix(source.root) for shard in source.shards]
+        refs = _with_unique_keys(refs, np.repeat(scopes, shard_counts).tolist())
     for ref in refs:
         hasher.update(f"{ref.key}\0{ref.length}\0{ref.label}\0{ref.path}\0".encode())
     groups = _group(refs, config)
@@ -121,9 +140,20 @@ def _plan_packing(source: Source, config: TokenizeConfig) -> StorePlan:
         shard_bytes=config.shard_bytes,
         short_side=config.short_side,
         keep_order=config.keep_order,
+        materialize=config.materialize,
+        jpeg_quality=config.stored_quality,
     )
     info = SourceInfo(kind=source.kind, num_shards=len(shards), num_images=len(refs), digest=hasher.hexdigest())
     return StorePlan(source, info, image_root=IMAGES_DIR, shards=shards, packing=packing, catalogue=catalogue)
+
+
+def _with_unique_keys(refs: list[SampleRef], scopes: list[str]) -> list[SampleRef]:
+    """Append a hash of tar and key to keys that come more than once: samples of several tars may end up in one."""
+    counts = Counter(ref.key for ref in refs)
+    return [
+        ref if counts[ref.key] == 1 else replace(ref, key=f"{ref.key}-{stable_hash64(scope, ref.key) >> 24:010x}")
+        for ref, scope in zip(refs, scopes, strict=True)
+    ]
 
 
 def _packed_shard(number: int) -> PlannedShard:
@@ -142,6 +172,8 @@ def _group(refs: list[SampleRef], config: TokenizeConfig) -> list[NDArray[np.int
     num_groups = -(-len(refs) // config.shard_size)
     most = -(-len(refs) // num_groups)
     lengths = np.array([ref.length for ref in refs], dtype=np.int64)[order]
+    if config.materialize:
+        lengths[:] = round(config.views * config.img_size**2 * _CROP_BYTES_PER_PIXEL)
     groups, start, num_bytes = [], 0, 0
     for position, length in enumerate(lengths.tolist()):
         if position > start and (position - start >= most or num_bytes + length > config.shard_bytes):

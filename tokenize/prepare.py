@@ -45,6 +45,13 @@ class PreparedImage:
     token_views: NDArray[np.uint8]
     """Pixels (K, s, s, 3)."""
 
+    def fill(self, view_k: int, image: Image.Image, view: np.void, jitter_scope: JitterScope) -> None:
+        """Render view k for the tokenizer, and note its record together with the two checks of its pixels."""
+        self.token_views[view_k] = render_token_view(image, view, self.token_views.shape[1], jitter_scope)
+        self.views[view_k] = view
+        self.views[view_k]["crc_crop"] = crop_crc(image, view)
+        self.views[view_k]["luma"] = mean_luma(self.token_views[view_k])
+
 
 @dataclass(frozen=True, slots=True)
 class RejectedImage:
@@ -68,6 +75,10 @@ class ViewMaker:
         """Return the maker of the views of a store."""
         return cls(seed=info.seed, num_views=info.views, token_img_size=info.token_img_size, augment=info.augment)
 
+    def draw(self, key: str, view_k: int, image: Image.Image) -> np.void:
+        """Draw view k of an image; `crc_crop` and `luma` are 0."""
+        return draw_view(CounterRng(self.seed, "view", key, view_k), image.width, image.height, self.augment)
+
     def prepare(self, ref: SampleRef, reader: ShardReader) -> PreparedImage | RejectedImage:
         """Read and decode an image and make all its views. An unusable image is returned, not raised: it is counted."""
         try:
@@ -77,16 +88,17 @@ class ViewMaker:
             return RejectedImage(ref, error)
 
     def _make_views(self, ref: SampleRef, image: Image.Image) -> PreparedImage:
-        side = self.token_img_size
-        views = np.zeros(self.num_views, dtype=VIEW_DTYPE)
-        token_views = np.empty((self.num_views, side, side, 3), dtype=np.uint8)
+        prepared = empty_image(ref, self.num_views, self.token_img_size)
         for k in range(self.num_views):
-            view = draw_view(CounterRng(self.seed, "view", ref.key, k), image.width, image.height, self.augment)
-            token_views[k] = render_token_view(image, view, side, self.augment.jitter_scope)
-            views[k] = view
-            views[k]["crc_crop"] = crop_crc(image, view)
-            views[k]["luma"] = mean_luma(token_views[k])
-        return PreparedImage(ref, views, token_views)
+            prepared.fill(k, image, self.draw(ref.key, k, image), self.augment.jitter_scope)
+        return prepared
+
+
+def empty_image(ref: SampleRef, num_views: int, side: int) -> PreparedImage:
+    """Return room for the views of an image; `side` is that of the tokenizer's view in pixels."""
+    return PreparedImage(
+        ref, np.zeros(num_views, dtype=VIEW_DTYPE), np.empty((num_views, side, side, 3), dtype=np.uint8)
+    )
 
 
 def render_token_view(image: Image.Image, view: np.void, side: int, jitter_scope: JitterScope) -> NDArray[np.uint8]:

@@ -106,7 +106,9 @@ def run_tokenize(
     ):
         info = begin_or_continue(store, wanted, leases, allow_mixed=config.allow_mixed)
         if plan.catalogue is not None:
-            _pack(plan, store, info, workers, leases)
+            # One process packs while the others on this machine wait, so their cores are free.
+            with Workers(config.workers or available_cores(), stop) as packers:
+                _pack(plan, store, info, packers, leases)
         jobs = list_jobs(plan, store, info)
         del plan  # its list of all images may be large
         shard_tokenizer = ShardTokenizer(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from beit.common.errors import InputError, require
 from beit.common.files import sha256_file
 from beit.common.locations import is_remote, match_files
 from beit.common.source_tar import TarShard
+from beit.common.source_types import SampleRef, ShardReader
 from beit.common.store_schema import (
     TOKENS_DIR,
     Execution,
@@ -27,6 +29,7 @@ from beit.common.store_schema import (
     manifest_path,
     read_document,
 )
+from beit.tokenize.crops import CropTar, prepare_crops
 from beit.tokenize.encode import EncodedImage, Stopwatch, ViewEncoder, encode_images
 from beit.tokenize.parallel import Workers
 from beit.tokenize.prepare import PreparedImage, RejectedImage, ViewMaker
@@ -44,7 +47,7 @@ class ShardJob:
     """One shard to tokenise."""
 
     stem: str
-    tar: TarShard
+    tar: TarShard | CropTar
     image_file: str
     """Image tar below the image root."""
     image_sha256: str = ""
@@ -102,14 +105,14 @@ class ShardTokenizer:
             ResumableStop: somebody asked for it; the shard is given up.
         """
         before = match_files(job.tar.location)[0]
+        refs: Sequence[SampleRef]
         refs, index = job.tar.scan()
         skipped = list(job.skipped)
         bad_samples.add(_reports(job.stem, skipped))
         progress.add(skipped=len(skipped))
         full_hash = self._start_hash(job)
         with TokenShardWriter(self._store, job.stem, self._info) as writer, job.tar.open() as reader:
-            prepare = partial(ViewMaker.of_store(self._info).prepare, reader=reader)
-            results = self._workers.map(prepare, refs, ahead=self._images_ahead())
+            results = self._workers.map(self._prepare(reader), refs, ahead=self._images_ahead())
             usable = _sort_out(results, job.stem, skipped, bad_samples, progress)
             for encoded in self._encode(usable):
                 writer.add(encoded.image.ref, encoded.token_ids, encoded.image.views)
@@ -148,6 +151,12 @@ class ShardTokenizer:
         none = np.empty((0, self._info.grid_size, self._info.grid_size), dtype=np.uint16)
         for image in images:
             yield EncodedImage(image, none)
+
+    def _prepare(self, reader: ShardReader) -> Callable[[Any], PreparedImage | RejectedImage]:
+        """Return what makes the views of a sample, given its reference."""
+        if self._info.is_materialized:
+            return partial(prepare_crops, reader=reader, info=self._info)
+        return partial(ViewMaker.of_store(self._info).prepare, reader=reader)
 
     def _images_ahead(self) -> int:
         """Return how many images to prepare in advance: enough for two batches, bounded in memory."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import numpy as np
 
 from beit.common.errors import BadSample, InputError, require
 from beit.common.files import sha256_file
+from beit.common.images import decode_image
 from beit.common.locations import is_remote, match_files, normalise, open_binary
 from beit.common.progress import Progress
 from beit.common.remote import remote_stat
@@ -38,8 +40,9 @@ from beit.common.store_schema import (
     read_document,
 )
 from beit.common.tar_walk import TarMember, walk_tar
-from beit.common.views import VIEW_DTYPE
+from beit.common.views import VIEW_DTYPE, crop_crc
 from beit.tokenize.audit import AuditResult, audit_store
+from beit.tokenize.crops import crop_suffix
 from beit.tokenize.encode import ViewEncoder
 from beit.tokenize.index import index_row
 from beit.tokenize.shard import check_file
@@ -48,7 +51,7 @@ from beit.tokenize.verify_files import list_names, local_file, local_shard
 logger = logging.getLogger(__name__)
 
 _SUFFIXES = (".manifest.json", ".samples.parquet", ".tar")
-_PROBLEMS_SHOWN = 20
+_PROBLEMS_SHOWN, _KEYS_SHOWN = 20, 5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -153,25 +156,57 @@ def _verify_local_shard(location: str, info: StoreInfo, stem: str, row: ShardRow
     manifest = read_document(ShardManifest, manifest_path(folder, stem))
     require(manifest.settings_sha256 == info.settings_sha256(), "its manifest belongs to other settings")
     check_file(folder, manifest.samples)
+    own_row = index_row(manifest, np.empty(0, np.uint64), 0)
+    view = TokenStore(location, info, [own_row])
     if manifest.tokens is not None:
-        check_file(folder, manifest.tokens)
+        with _naming_samples(view):
+            check_file(folder, manifest.tokens)
     if info.packing is not None:
         packed = read_document(ImageShardManifest, manifest_path(Path(location) / IMAGES_DIR, stem))
         require(
             packed.image == manifest.image, f"the manifests in {IMAGES_DIR} and {TOKENS_DIR} disagree on the image tar"
         )
-    own_row = index_row(manifest, np.empty(0, np.uint64), 0)
-    view = TokenStore(location, info, [own_row])
     table = view.samples(0)
     hashes = np.array([held_out_hash(key) for key in table.key], dtype=np.uint64)
     require(bool((hashes == table.key_hash).all()), f"key hashes in {manifest.samples.name} are wrong")
     if row is not None:
         expected = replace(own_row, num_held_out=int(table.held_out(info.held_out.threshold).sum()))
         require(row == expected, f"{INDEX_FILE} does not agree with its manifest; run beit tokenize again to mend it")
-    _verify_images(view.image_location(0), manifest.image, table)
+    with _naming_samples(view):
+        _verify_images(view.image_location(0), manifest.image, table)
     if manifest.tokens is not None:
         _verify_token_tar(view, table)
     return len(table)
+
+
+@contextmanager
+def _naming_samples(view: TokenStore) -> Iterator[None]:
+    """Add to the error of a damaged tar which samples it concerns, as far as their contents tell."""
+    try:
+        yield
+    except InputError as error:
+        if "sha256" not in str(error):  # cut or missing: the error says enough
+            raise
+        keys = [repr(key) for row, key in enumerate(view.samples(0).key) if not _is_sound(view, row)]
+        more = f" and {len(keys) - _KEYS_SHOWN} more" if len(keys) > _KEYS_SHOWN else ""
+        found = f"damaged samples: {', '.join(keys[:_KEYS_SHOWN])}{more}" if keys else "no sample shows which"
+        raise InputError(f"{error}; {found}") from None
+
+
+def _is_sound(view: TokenStore, row: int) -> bool:
+    """Tell whether the tokens of a sample are tokens, and its image decodes to the crops that were tokenised."""
+    try:
+        view.read_token_ids(0, row)
+        image = None
+        for view_k in range(max(1, view.info.views)):
+            if image is None or view.info.is_materialized:
+                image = decode_image(view.read_image(0, row, view_k))
+            record = view.read_record(0, row, view_k).view
+            if record is not None and crop_crc(image, record) != int(record["crc_crop"]):
+                return False
+    except (BadSample, InputError):
+        return False
+    return True
 
 
 def _verify_images(location: str, expected: ImageFile, table: SampleTable) -> None:
@@ -184,10 +219,14 @@ def _verify_images(location: str, expected: ImageFile, table: SampleTable) -> No
     require(index.header_sha256 == expected.header_sha256, f"{location} holds other members than when it was tokenised")
     require(not is_damaged, f"{location} is damaged: its sha256 has changed")
     members = {member.offset: member for member in index.members}
-    for key, offset, length in zip(table.key, table.img_off.tolist(), table.img_len.tolist(), strict=True):
-        member = members.get(offset)
-        fits = member is not None and member.size == length and member.name.startswith(f"{key}.")
-        require(fits, f"the sample table points at no image of {key!r} in {location}")
+    num_crops = table.img_off.shape[1] if table.img_off.ndim == 2 else 0
+    for row, key in enumerate(table.key):
+        for view_k in range(num_crops or 1):
+            offset, length = table.image_range(row, view_k)
+            member = members.get(offset)
+            start = f"{key}.{crop_suffix(view_k)}" if num_crops else f"{key}."
+            fits = member is not None and member.size == length and member.name.startswith(start)
+            require(fits, f"the sample table points at no image of {key!r} in {location}")
 
 
 def _verify_token_tar(view: TokenStore, table: SampleTable) -> None:

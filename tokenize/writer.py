@@ -38,6 +38,7 @@ from beit.common.store_schema import (
     manifest_path,
     to_json,
 )
+from beit.tokenize.crops import CropsRef
 
 
 class TokenShardWriter:
@@ -84,7 +85,7 @@ class TokenShardWriter:
         """
         fault_point("sample")
         row = {"key": ref.key, "key_hash": held_out_hash(ref.key), "label": ref.label}
-        row |= {"img_off": ref.offset, "img_len": ref.length}
+        row |= _image_columns(ref)
         row["tok_off"], row["tok_len"] = self._add_array(f"{ref.key}.{TOKENS_SUFFIX}", token_ids)
         row["view_off"], row["view_len"] = self._add_array(f"{ref.key}.{VIEWS_SUFFIX}", views)
         self._rows.append(row)
@@ -124,7 +125,7 @@ class TokenShardWriter:
 
     def _write_samples(self) -> FileInfo:
         name = f"{self._stem}.samples.parquet"
-        data = encode_samples(self._rows)
+        data = encode_samples(self._rows, num_crops=self._info.views if self._info.is_materialized else 0)
         write_atomic(self._folder / name, data)
         return FileInfo(name=name, sha256=hashlib.sha256(data).hexdigest(), size=len(data))
 
@@ -137,6 +138,12 @@ class TokenShardWriter:
         payload = buffer.getvalue()
         offset = self._tar.add(name, payload)
         return offset + len(payload) - array.nbytes, array.nbytes
+
+
+def _image_columns(ref: SampleRef) -> dict[str, Any]:
+    if isinstance(ref, CropsRef):
+        return {"img_off": [crop.offset for crop in ref.crops], "img_len": [crop.length for crop in ref.crops]}
+    return {"img_off": ref.offset, "img_len": ref.length}
 
 
 def remove_temporaries(folder: Path, *names: str) -> None:

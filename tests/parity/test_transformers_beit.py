@@ -9,6 +9,7 @@ import re
 import pytest
 import torch
 
+from beit.common.encoder_adapt import adapt_state
 from beit.common.vit_config import ViTConfig
 from beit.finetune.model import ImageClassifier
 from beit.pretrain.model import MaskedImageModel, mim_loss
@@ -142,3 +143,81 @@ def test_image_classifier():
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         assert_close(model(images), reference(images).logits)
+
+
+FILE_RENAMES = [
+    (r"^cls_token$", "beit.embeddings.cls_token"),
+    (r"^mask_token$", "beit.embeddings.mask_token"),
+    (r"^patch_embed\.proj", "beit.embeddings.patch_embeddings.projection"),
+    (r"^rel_pos_bias\.", "beit.encoder.relative_position_bias."),
+    (r"^blocks\.(\d+)\.", r"beit.encoder.layer.\1."),
+    (r"\.norm1\.", ".layernorm_before."),
+    (r"\.norm2\.", ".layernorm_after."),
+    (r"\.attn\.proj\.", ".attention.output.dense."),
+    (r"\.attn\.q_bias$", ".attention.attention.query.bias"),
+    (r"\.attn\.v_bias$", ".attention.attention.value.bias"),
+    (r"\.mlp\.fc1\.", ".intermediate.dense."),
+    (r"\.mlp\.fc2\.", ".output.dense."),
+    (r"\.gamma_", ".lambda_"),
+    (r"^norm\.", "layernorm."),
+]  # fmt: skip
+
+
+def file_state(state):
+    """Official names to those in files of the hub."""
+    renamed = {}
+    for name, tensor in state.items():
+        for pattern, replacement in FILE_RENAMES:
+            name = re.sub(pattern, replacement, name)
+        if name.endswith("attn.qkv.weight"):
+            prefix = name.removesuffix("attn.qkv.weight") + "attention.attention."
+            parts = zip(("query", "key", "value"), tensor.chunk(3), strict=True)
+            renamed |= {f"{prefix}{kind}.weight": part for kind, part in parts}
+        else:
+            renamed[name] = tensor
+    return renamed
+
+
+def test_our_names_are_those_of_released_files_on_every_tensor(tmp_path):
+    """Ours to the reference and out again as a file: nothing but names changes."""
+    from safetensors.torch import load_file
+
+    config = ViTConfig(**SHAPE)
+    model = disturb(MaskedImageModel(config, vocab_size=40, num_masked=6))
+    reference = transformers.BeitForMaskedImageModeling(reference_config(config, vocab_size=40))
+    reference.load_state_dict(reference_state(model.state_dict()), strict=False)
+    reference.save_pretrained(tmp_path)
+    written = load_file(tmp_path / "model.safetensors")
+    ours = file_state(model.state_dict())
+    assert {name for name in written if not name.endswith("relative_position_index")} == ours.keys()
+    for name, tensor in ours.items():
+        assert torch.equal(tensor, written[name]), name
+
+
+def test_an_official_file_with_index_buffers_loads_and_is_written_back_unchanged():
+    """The released files keep the index as int64 buffers, which say nothing that the grid does not."""
+    config = ViTConfig(**SHAPE)
+    model = disturb(MaskedImageModel(config, vocab_size=40, num_masked=6))
+    length = 1 + config.num_patches
+    index = torch.zeros(length, length, dtype=torch.int64)
+    official = {**model.state_dict(), "rel_pos_bias.relative_position_index": index}
+    adapted = adapt_state(official, config, config)
+    fresh = MaskedImageModel(config, vocab_size=40, num_masked=6)
+    fresh.load_state_dict(adapted, strict=True)
+    back = fresh.state_dict()
+    assert back.keys() == official.keys() - {"rel_pos_bias.relative_position_index"}
+    for name, tensor in back.items():
+        assert torch.equal(tensor, official[name]), name
+
+
+def test_with_everything_masked_the_image_does_not_matter_and_logits_agree():
+    config = ViTConfig(**SHAPE)
+    model = disturb(MaskedImageModel(config, vocab_size=40, num_masked=16))
+    reference = transformers.BeitForMaskedImageModeling(reference_config(config, vocab_size=40)).eval()
+    reference.load_state_dict(reference_state(model.state_dict()), strict=False)
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    mask = torch.ones(2, 16, dtype=torch.bool)
+    with torch.no_grad():
+        ours, theirs = model(images, mask).logits, reference(images, bool_masked_pos=mask).logits
+    assert torch.equal(ours[0], ours[1])
+    assert_close(ours, theirs)

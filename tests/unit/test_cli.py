@@ -83,6 +83,9 @@ WRONG = {
     "predict missing flat": "missing",
     "predict labelled flat": "not an encoder",
     "show reconstruction missing --out out.png": "missing",
+    "show views missing --out out.png": "missing",
+    "show tokens missing --out out.png": "missing",
+    "tokenize flat out --views 0 --materialize": "views is 0",
     "demo flat": "flat is not empty",
 }
 

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-Int64Array = NDArray[np.int64]
-Float64Array = NDArray[np.float64]
+from beit.common.discounting import DiscountedCounts, Float64Array, Int64Array
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,13 +77,7 @@ def discounted(
     words: Int64Array,
     backoff: Float64Array | float,
 ) -> Float64Array:
-    """Estimate P(word | context) from counts, each reduced by a discount D that goes to a coarser estimate.
-
-    With n tokens of T different words seen in a context, c of them the word asked for:
-    (max(c - D, 0) + D x T x backoff) / n. An unseen context gives the coarser estimate itself. If `backoff` sums to 1
-    over all words, so does the result: cross-entropies are honest however few tokens there are. D comes from the
-    counts: near 1 where most pairs occur once, so that a table too sparse to tell anything does little harm, and near
-    0 where pairs repeat.
+    """Estimate P(word | context) from counts, (n,); see `beit.common.discounting`.
 
     Args:
         fit_contexts: Contexts seen, (m,); products with the number of words must fit into 63 bits.
@@ -92,26 +85,6 @@ def discounted(
         contexts: Contexts asked for, (n,).
         words: The words asked for, (n,).
         backoff: The coarser estimate for each, (n,) or one for all.
-    Returns:
-        Probabilities (n,).
-    Source: H. Ney, U. Essen, R. Kneser, "On Structuring Probabilistic Dependences in Stochastic Language Modelling",
-        1994, absolute discounting with D = n1 / (n1 + 2 n2), n1 and n2 the pairs seen once and twice; interpolated as
-        in S. F. Chen, J. Goodman, "An Empirical Study of Smoothing Techniques for Language Modeling", 1998. Differs:
-        one pair is added to n1 and half a pair to n2, so that D is never 0 or undefined.
     """
     num_words = int(max(fit_words.max(), words.max())) + 1
-    pairs, pair_counts = np.unique(fit_contexts * num_words + fit_words, return_counts=True)
-    seen, first, num_types = np.unique(pairs // num_words, return_index=True, return_counts=True)
-    totals = np.add.reduceat(pair_counts, first)
-    once, twice = np.count_nonzero(pair_counts == 1) + 1.0, np.count_nonzero(pair_counts == 2) + 0.5
-    discount = once / (once + 2.0 * twice)
-    count = _look_up(pairs, pair_counts, contexts * num_words + words)
-    total, types = _look_up(seen, totals, contexts), _look_up(seen, num_types, contexts)
-    estimate = (np.maximum(count - discount, 0.0) + discount * types * backoff) / np.maximum(total, 1)
-    return np.where(total > 0, estimate, backoff)
-
-
-def _look_up(keys: Int64Array, values: Int64Array, wanted: Int64Array) -> Int64Array:
-    """Return the value of each wanted key, 0 where it is absent; `keys` ascend."""
-    places = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
-    return np.where(keys[places] == wanted, values[places], 0)
+    return DiscountedCounts.fit(fit_contexts, fit_words, num_words).probability(contexts, words, backoff)

@@ -1,16 +1,13 @@
-"""Pictures of a fitness report, ready to stand in a page: inline SVG, and pixels as PNG data URIs."""
+"""Pictures of a fitness report, ready to stand in a page: inline SVG, and pixels."""
 
 from __future__ import annotations
 
-import base64
-import io
 import math
 from collections.abc import Sequence
 from html import escape
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from beit.tokenize.fitness.tokens import CURVE_POINTS, WordUsage
 
@@ -27,13 +24,6 @@ _FLOOR = 2.0**-6
 """Lowest frequency drawn, in fair shares; words below it, and unused ones, lie on this line."""
 _POISSON_LIMIT = 1000.0
 """Tokens per word from which chance cannot be seen in the curve, which is drawn flat."""
-
-
-def data_uri(pixels: NDArray[np.uint8]) -> str:
-    """Encode uint8 (H, W, 3) as a PNG data URI."""
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 def map_range(grids: Sequence[Sequence[Sequence[float]]]) -> tuple[float, float]:

@@ -1,27 +1,18 @@
-"""The page of a fitness report: one HTML file that needs nothing but itself.
-
-Everything that comes from outside (names, paths, verdicts that quote them) passes through `_text` or `_attribute`. The
-browser is told to load nothing and run nothing.
-"""
+"""The page of a fitness report: one HTML file that needs nothing but itself (`beit.common.html_page`)."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from html import escape
-from pathlib import Path
 
 from beit import __version__
-from beit.tokenize.fitness.figures import LINE_COLOURS, MAP_COLOURS, data_uri, map_pixels, map_range, usage_curve
+from beit.common.html_page import attribute, data_uri, document, text
+from beit.tokenize.fitness.figures import LINE_COLOURS, MAP_COLOURS, map_pixels, map_range, usage_curve
 from beit.tokenize.fitness.report import FitnessReport
 from beit.tokenize.fitness.rows import Row, shown_rows
 from beit.tokenize.fitness.rules import LEVEL_NAMES, Level
 from beit.tokenize.fitness.sheet import SheetRow
 from beit.tokenize.fitness.verdicts import Verdict
 
-_STYLE_FILE = Path(__file__).with_name("page.css")
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-_CODE = re.compile("`([^`<>]+)`")
 _NAMES_SHOWN = 100
 
 
@@ -30,8 +21,8 @@ def page(report: FitnessReport) -> str:
     is_single = len(report.fitness) == 1
     title = f"Tokenizer report: {report.labels[0]}" if is_single else "Tokenizers compared"
     parts = [
-        f'<p class="eyebrow">beit {_text(__version__)}</p><h1>{_text(title)}</h1>',
-        f'<p class="lead">{_text(report.describe())}</p>',
+        f'<p class="eyebrow">beit {text(__version__)}</p><h1>{text(title)}</h1>',
+        f'<p class="lead">{text(report.describe())}</p>',
         _verdict_section(report) if is_single else _verdict_sections(report),
         _sheet(report),
         _usage(report),
@@ -40,24 +31,7 @@ def page(report: FitnessReport) -> str:
         _unusable(report),
         _footer(report),
     ]
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
-        f"<title>{_text(title)}</title>\n<style>\n{_STYLE_FILE.read_text(encoding='utf-8')}</style>\n</head>\n<body>\n"
-        + "\n".join(part for part in parts if part)
-        + "\n</body>\n</html>\n"
-    )
-
-
-def _attribute(value: object) -> str:
-    """Escape text for a quoted attribute, and keep percent signs with their numbers."""
-    return escape(str(value), quote=True).replace(" %", "\u00a0%")
-
-
-def _text(value: object) -> str:
-    """Escape text for the content of an element; what stands between backticks is set as code."""
-    return _CODE.sub(r"<code>\1</code>", _attribute(value))
+    return document(title, parts)
 
 
 def _pill(level: Level) -> str:
@@ -65,9 +39,9 @@ def _pill(level: Level) -> str:
 
 
 def _verdict_item(verdict: Verdict) -> str:
-    advice = f'<p class="advice">{_text(_sentence(verdict.advice))}</p>' if verdict.advice else ""
+    advice = f'<p class="advice">{text(_sentence(verdict.advice))}</p>' if verdict.advice else ""
     return (
-        f"<li>{_pill(verdict.level)}<div><b>{_text(verdict.title)}.</b> {_text(_sentence(verdict.text))}"
+        f"<li>{_pill(verdict.level)}<div><b>{text(verdict.title)}.</b> {text(_sentence(verdict.text))}"
         f"{advice}</div></li>"
     )
 
@@ -76,7 +50,7 @@ def _rules(report: FitnessReport) -> str:
     """List the rules behind all verdicts, each once."""
     verdicts = [report.images_verdict, *(verdict for verdicts in report.verdicts for verdict in verdicts)]
     rules = {verdict.title: verdict.rule for verdict in verdicts}
-    items = "".join(f"<p><b>{_text(title)}</b>: {_text(rule)}.</p>" for title, rule in rules.items())
+    items = "".join(f"<p><b>{text(title)}</b>: {text(rule)}.</p>" for title, rule in rules.items())
     return f"<details><summary>The rules behind these verdicts</summary>{items}</details>"
 
 
@@ -93,9 +67,9 @@ def _verdict_sections(report: FitnessReport) -> str:
     """For several tokenizers: a table of levels, then whatever is not good, one list per tokenizer."""
     titles = list(dict.fromkeys(verdict.title for verdicts in report.verdicts for verdict in verdicts))
     by_title = [{verdict.title: verdict for verdict in verdicts} for verdicts in report.verdicts]
-    head = "".join(f"<th>{_text(label)}</th>" for label in report.labels)
+    head = "".join(f"<th>{text(label)}</th>" for label in report.labels)
     rows = "".join(
-        f"<tr><th>{_text(title)}</th>"
+        f"<tr><th>{text(title)}</th>"
         + "".join(f"<td>{_pill(found[title].level)}</td>" if title in found else "<td>-</td>" for found in by_title)
         + "</tr>"
         for title in titles
@@ -109,7 +83,7 @@ def _verdict_sections(report: FitnessReport) -> str:
     for label, verdicts in zip(report.labels, report.verdicts, strict=True):
         items = "".join(_verdict_item(verdict) for verdict in verdicts if verdict.level != "good")
         if items:
-            parts.append(f'<h3>{_text(label)}</h3><ul class="verdicts">{items}</ul>')
+            parts.append(f'<h3>{text(label)}</h3><ul class="verdicts">{items}</ul>')
     parts.append(_rules(report))
     return "".join(parts)
 
@@ -118,12 +92,12 @@ def _numbers(report: FitnessReport) -> str:
     is_single = len(report.fitness) == 1
     columns = len(report.fitness) + 1 + is_single
     labels = [] if is_single else report.labels
-    head = "".join(f'<th class="number">{_text(label)}</th>' for label in labels)
+    head = "".join(f'<th class="number">{text(label)}</th>' for label in labels)
     body, section = [], ""
     for row in shown_rows(report.fitness):
         if row.section != section:
             section = row.section
-            body.append(f'<tr><th colspan="{columns}">{_text(section)}</th></tr>')
+            body.append(f'<tr><th colspan="{columns}">{text(section)}</th></tr>')
         body.append(_number_row(row, report, is_single=is_single))
     thead = f"<thead><tr><th></th>{head}</tr></thead>" if labels else ""
     meanings = "" if is_single else _meanings(report)
@@ -142,14 +116,14 @@ def _number_row(row: Row, report: FitnessReport, *, is_single: bool) -> str:
         if row.section == "Stability" and value is not None:
             meter = f'<span class="meter"><i style="width:{100 * value:.1f}%"></i></span>'
         kind = "number best" if index in best else "number"
-        cells.append(f'<td class="{kind}"><span class="value">{_text(row.show(fitness))}</span>{meter}</td>')
-    under = f'<span class="meaning">{_text(row.meaning)}</span>' if is_single else ""
-    beside = f'<td class="meaning">{_text(row.meaning)}</td>' if is_single else ""
-    return f"<tr><th>{_text(row.label)}{under}</th>{''.join(cells)}{beside}</tr>"
+        cells.append(f'<td class="{kind}"><span class="value">{text(row.show(fitness))}</span>{meter}</td>')
+    under = f'<span class="meaning">{text(row.meaning)}</span>' if is_single else ""
+    beside = f'<td class="meaning">{text(row.meaning)}</td>' if is_single else ""
+    return f"<tr><th>{text(row.label)}{under}</th>{''.join(cells)}{beside}</tr>"
 
 
 def _meanings(report: FitnessReport) -> str:
-    items = "".join(f"<p><b>{_text(row.label)}</b>: {_text(row.meaning)}</p>" for row in shown_rows(report.fitness))
+    items = "".join(f"<p><b>{text(row.label)}</b>: {text(row.meaning)}</p>" for row in shown_rows(report.fitness))
     return f"<details><summary>What the rows mean; a check marks the best value</summary>{items}</details>"
 
 
@@ -158,7 +132,7 @@ def _usage(report: FitnessReport) -> str:
     curve = usage_curve(usages, [fitness.tokenizer.vocab_size for fitness in report.fitness], report.labels)
     keys = "".join(
         f'<span class="key"><svg viewBox="0 0 24 10" aria-hidden="true"><line class="line{index % LINE_COLOURS}" '
-        f'x1="0" x2="24" y1="5" y2="5"/></svg>{_text(label)}</span>'
+        f'x1="0" x2="24" y1="5" y2="5"/></svg>{text(label)}</span>'
         for index, label in enumerate(report.labels)
     )
     caption = (
@@ -169,7 +143,7 @@ def _usage(report: FitnessReport) -> str:
         keys = ""
         caption += " Dashed: what chance makes of words that really are equally frequent, in as few tokens."
     legend = f"<div>{keys}</div>" if keys else ""
-    return f"<h2>Use of the words</h2><figure>{curve}{legend}<figcaption>{_text(caption)}</figcaption></figure>"
+    return f"<h2>Use of the words</h2><figure>{curve}{legend}<figcaption>{text(caption)}</figcaption></figure>"
 
 
 def _maps(report: FitnessReport) -> str:
@@ -178,7 +152,7 @@ def _maps(report: FitnessReport) -> str:
     maps = "".join(
         f'<figure><img class="map" src="{data_uri(map_pixels(grid.bits, low, high))}" alt="Entropy of the tokens by '
         f'place, {min(map(min, grid.bits)):.1f} to {max(map(max, grid.bits)):.1f} bits">'
-        f"<figcaption>{_text(label)}: border {grid.border_bits:.2f}, inside {grid.inner_bits:.2f} bits"
+        f"<figcaption>{text(label)}: border {grid.border_bits:.2f}, inside {grid.inner_bits:.2f} bits"
         "</figcaption></figure>"
         for label, grid in zip(report.labels, grids, strict=True)
     )
@@ -192,7 +166,7 @@ def _maps(report: FitnessReport) -> str:
         f"image, so a rim or a stripe is the tokenizer's doing, not the images'. {grids[0].num_views} views can show "
         f"{grids[0].ceiling_bits:.1f} bits at most, so compare places, not bits with the table."
     )
-    return f'<h2>Entropy by place</h2><div class="maps">{maps}</div>{scale}<p class="soft">{_text(caption)}</p>'
+    return f'<h2>Entropy by place</h2><div class="maps">{maps}</div>{scale}<p class="soft">{text(caption)}</p>'
 
 
 def _sheet(report: FitnessReport) -> str:
@@ -208,7 +182,7 @@ def _sheet(report: FitnessReport) -> str:
     for group in groups:
         strips = "".join(_strip(row, report) for row in report.sheet if row.group == group)
         parts.append(
-            f'<h3>{_text(group)}</h3><div class="strips" '
+            f'<h3>{text(group)}</h3><div class="strips" '
             f'style="grid-template-columns:repeat(auto-fill, minmax(min(100%, {width}rem), 1fr))">{strips}</div>'
         )
     ranked = "PSNR" if columns == 1 else "mean PSNR"
@@ -225,10 +199,10 @@ def _strip(row: SheetRow, report: FitnessReport) -> str:
         label = report.labels[picture.tokenizer]
         under = f"{picture.psnr:.1f} dB" if len(row.pictures) == 1 else f"{label}, {picture.psnr:.1f} dB"
         cells.append(
-            f'<div><img src="{data_uri(picture.pixels)}" alt="reconstruction by {_attribute(label)}">'
-            f'<div class="under" title="{_attribute(under)}">{_text(under)}</div></div>'
+            f'<div><img src="{data_uri(picture.pixels)}" alt="reconstruction by {attribute(label)}">'
+            f'<div class="under" title="{attribute(under)}">{text(under)}</div></div>'
         )
-    name = f'<div class="name" title="{_attribute(row.name)}">{_text(row.name)}</div>'
+    name = f'<div class="name" title="{attribute(row.name)}">{text(row.name)}</div>'
     return f'<div class="strip" style="grid-template-columns:repeat({len(cells)}, 1fr)">{"".join(cells)}{name}</div>'
 
 
@@ -237,13 +211,13 @@ def _unusable(report: FitnessReport) -> str:
         return ""
     shown = report.bad_samples[:_NAMES_SHOWN]
     items = "".join(
-        f"<tr><td>{_text(bad.sample_id)}</td><td>{_text(bad.reason)}</td><td>{_text(bad.detail)}</td></tr>"
+        f"<tr><td>{text(bad.sample_id)}</td><td>{text(bad.reason)}</td><td>{text(bad.detail)}</td></tr>"
         for bad in shown
     )
     more = len(report.bad_samples) - len(shown)
     rest = f"<p>and {more:,} more</p>" if more else ""
     return (
-        f"<h2>Images passed over</h2><details><summary>{_text(report.describe_bad())}</summary>"
+        f"<h2>Images passed over</h2><details><summary>{text(report.describe_bad())}</summary>"
         f'<div class="scroll"><table><tbody>{items}</tbody></table></div>{rest}</details>'
     )
 
@@ -251,11 +225,11 @@ def _unusable(report: FitnessReport) -> str:
 def _footer(report: FitnessReport) -> str:
     speed = report.fitness[0].speed
     prints: Sequence[str] = [
-        f"{_text(label)}: <code>{_text(fitness.tokenizer.fingerprint)}</code>"
+        f"{text(label)}: <code>{text(fitness.tokenizer.fingerprint)}</code>"
         for label, fitness in zip(report.labels, report.fitness, strict=True)
     ]
     return (
-        f"<footer><p>Speed: {_text(speed.device)}, {speed.threads} torch thread{'s' if speed.threads != 1 else ''}, "
+        f"<footer><p>Speed: {text(speed.device)}, {speed.threads} torch thread{'s' if speed.threads != 1 else ''}, "
         f"{speed.micro_batch_size} views per batch, median of repeats after a warm-up; decoding files and cropping not "
         f"included. All other numbers: float32; stability on {report.fitness[0].stability.num_views} views.</p>"
         f"<p>Fingerprint of {'; '.join(prints)}</p></footer>"

@@ -29,7 +29,8 @@ def record(*, epoch=0, key="a", label=3, image=None):
 
 
 def train_transform(seed=0, **augment):
-    return TrainTransform(img_size=16, augment=TrainAugmentConfig(**augment), seed=seed)
+    settings = {"rand_augment": "none", "erase_prob": 0.0} | augment
+    return TrainTransform(img_size=16, augment=TrainAugmentConfig(**settings), seed=seed)
 
 
 def test_training_view_is_a_function_of_seed_epoch_and_sample_only():
@@ -101,3 +102,34 @@ def test_unreadable_image_is_a_bad_sample(transform):
     bad = Record(key="a", shard="s", epoch=0, view_index=0, image_bytes=b"no image", label=0)
     with pytest.raises(BadSample):
         transform(bad)
+
+
+def test_every_kind_of_change_is_keyed_by_seed_epoch_and_sample():
+    settings = {"rand_augment": "rand-m9-mstd0.5-inc1", "erase_prob": 1.0}
+    first, again, other = (train_transform(**settings)(record(epoch=epoch)) for epoch in (0, 0, 1))
+    assert np.array_equal(first["images"], again["images"])
+    assert np.array_equal(first["erase_boxes"], again["erase_boxes"])
+    assert not np.array_equal(first["erase_boxes"], other["erase_boxes"])
+    plain = train_transform(rand_augment="none", erase_prob=1.0)(record())
+    assert np.array_equal(plain["erase_boxes"], first["erase_boxes"])
+
+
+def test_rand_augment_changes_the_view_that_is_shown_without_it():
+    augmented, plain = (
+        np.stack([train_transform(rand_augment=policy)(record(epoch=epoch))["images"] for epoch in range(20)])
+        for policy in ("rand-m9-mstd0.5-inc1", "none")
+    )
+    changed = (augmented != plain).any(axis=(1, 2, 3))
+    assert 8 <= changed.sum() < 20  # a quarter of the images meets neither of its two operations
+
+
+def test_what_rotates_into_view_is_the_mean_of_the_normalisation():
+    transform = TrainTransform(
+        img_size=16,
+        augment=TrainAugmentConfig(rand_augment="rand-m10-n8-inc1", erase_prob=0, scale=(1, 1)),
+        seed=0,
+        fill=(0.0, 1.0, 0.0),
+    )
+    black = Image.new("RGB", (16, 16), (0, 0, 0))
+    shown = np.stack([transform(record(epoch=epoch, image=black))["images"] for epoch in range(40)])
+    assert ((shown[:, 1] == 255) & (shown[:, 0] == 0)).any()

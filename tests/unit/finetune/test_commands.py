@@ -6,6 +6,7 @@ from click.testing import CliRunner
 from beit.common.errors import InputError
 from beit.finetune import train
 from beit.finetune.commands import evaluate_command, finetune_command, predict_command
+from beit.tests.unit.finetune.colours import TINY
 
 
 def invoke(command, *arguments):
@@ -31,6 +32,20 @@ def test_unknown_task_is_one_clear_line(tmp_path):
         invoke(finetune_command, "detection", "d", tmp_path / "run", "--encoder", "random")
 
 
+@pytest.mark.parametrize("task", ["linear-probe", "knn"])
+def test_probes_print_their_table(finished, tmp_path, task):
+    settings = [word for setting in TINY for word in ("--set", setting)]
+    options = [*settings, "--encoder", finished.run / "model", "--val", finished.val]
+    result = invoke(finetune_command, task, finished.train, tmp_path / "run", *options)
+    assert "best" in result.stdout
+    assert (tmp_path / "run" / f"{task}.json").is_file()
+
+
+def test_probes_run_in_one_process(tmp_path):
+    with pytest.raises(InputError, match="knn runs in one process"):
+        invoke(finetune_command, "knn", "d", tmp_path / "run", "--gpus", 2)
+
+
 def test_encoder_is_required(tmp_path):
     with pytest.raises(InputError, match="--encoder is missing"):
         invoke(finetune_command, "classification", "d", tmp_path / "run")
@@ -38,7 +53,10 @@ def test_encoder_is_required(tmp_path):
 
 def test_evaluate_prints_a_table(finished):
     result = invoke(evaluate_command, finished.run / "model", finished.val)
-    assert result.stdout.splitlines()[-1].split() == ["100.00%", "100.00%", result.stdout.split()[-2], "20"]
+    first = result.stdout.splitlines()
+    assert first[0].split() == ["top-1", "top-5", "macro-F1", "calibration", "error", "loss", "images"]
+    assert [first[1].split()[place] for place in (0, 1, 2, 5)] == ["100.00%", "100.00%", "100.00%", "20"]
+    assert first[-1].split() == ["red", "10", "100.00%", "100.00%", "100.00%"]
 
 
 def test_predict_prints_csv_or_writes_it(finished, tmp_path):

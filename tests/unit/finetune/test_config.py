@@ -26,19 +26,40 @@ def test_recipe_loads_and_survives_the_run_directory(path):
     assert config_from_dict(FinetuneConfig, tomllib.loads(config_to_toml(config))) == config
 
 
-@pytest.mark.parametrize(
-    ("recipe", "lr", "epochs", "warmup", "layer_decay", "drop_path"),
-    [("beit_base_patch16_224_1k", 4e-3, 100, 20, 0.65, 0.1), ("beit_large_patch16_224_1k", 1e-3, 50, 5, 0.75, 0.2)],
-)
-def test_published_numbers(recipe, lr, epochs, warmup, layer_decay, drop_path):
+PUBLISHED = {  # beit-spec 8.1: batch, lr, warmup, epochs, layer decay, drop path, weight decay, mixing, clipping
+    "beit_base_patch16_224_1k": (1024, 4e-3, 20, 100, 0.65, 0.1, 0.05, True, None),
+    "beit_large_patch16_224_1k": (1024, 1e-3, 5, 50, 0.75, 0.2, 0.05, True, None),
+    "beit_base_patch16_224_22k": (4096, 3e-3, 5, 90, 0.65, 0.2, 0.05, False, 3.0),
+    "beit_large_patch16_224_22k": (2048, 2e-3, 5, 90, 0.75, 0.2, 0.05, False, 1.0),
+    "beit_base_patch16_224_22k_1k": (512, 2e-5, 5, 30, 0.85, 0.1, 1e-8, False, None),
+    "beit_base_patch16_384_22k_1k": (512, 2e-5, 5, 30, 0.85, 0.1, 1e-8, False, None),
+    "beit_large_patch16_224_22k_1k": (512, 2e-5, 5, 30, 0.9, 0.4, 1e-8, False, None),
+    "beit_large_patch16_384_22k_1k": (512, 2e-5, 5, 30, 0.9, 0.4, 1e-8, False, None),
+    "beit_large_patch16_512_22k_1k": (512, 2e-5, 5, 30, 0.9, 0.4, 1e-8, False, None),
+}
+
+
+@pytest.mark.parametrize("recipe", PUBLISHED)
+def test_published_numbers(recipe):
     config = load(recipe=recipe)
-    assert (config.optimizer.lr, config.train.epochs, config.optimizer.warmup_epochs) == (lr, epochs, warmup)
-    assert (config.layer_decay, config.model.drop_path) == (layer_decay, drop_path)
-    assert config.train.global_batch_size == 1024
-    assert (config.optimizer.min_lr, config.optimizer.weight_decay, config.optimizer.clip_grad) == (1e-6, 0.05, None)
+    train, optimizer = config.train, config.optimizer
+    found = (train.global_batch_size, optimizer.lr, optimizer.warmup_epochs, train.epochs, config.layer_decay)
+    found += (config.model.drop_path, optimizer.weight_decay, config.mix.is_on, optimizer.clip_grad)
+    assert found == PUBLISHED[recipe]
+    assert (optimizer.min_lr, optimizer.betas, optimizer.eps) == (1e-6, (0.9, 0.999), 1e-8)
     assert config.classifier.label_smoothing == 0.1
-    assert config.augment.scale == (0.08, 1.0)
-    assert config.augment.ratio == (3 / 4, 4 / 3)
+    augment = config.augment
+    assert (augment.scale, augment.ratio, augment.flip) == ((0.08, 1.0), (3 / 4, 4 / 3), 0.5)
+    assert (augment.rand_augment, augment.erase_prob) == ("rand-m9-mstd0.5-inc1", 0.25)
+    if config.mix.is_on:
+        assert (config.mix.mixup_alpha, config.mix.cutmix_alpha, config.mix.prob, config.mix.switch_prob) == (
+            0.8,
+            1,
+            1,
+            0.5,
+        )
+    px = int(recipe.split("_")[3])
+    assert config.image.img_size == (None if px == 224 else px)
 
 
 def test_one_key_of_a_section_leaves_fine_tunings_defaults_for_the_others():
@@ -49,7 +70,7 @@ def test_one_key_of_a_section_leaves_fine_tunings_defaults_for_the_others():
 
 def test_defaults_are_the_base_recipe():
     base, plain = load(recipe="beit_base_patch16_224_1k"), load()
-    for section in ("optimizer", "augment", "classifier", "model", "layer_decay"):
+    for section in ("optimizer", "augment", "mix", "classifier", "model", "layer_decay"):
         assert getattr(plain, section) == getattr(base, section)
 
 
@@ -59,6 +80,15 @@ def test_defaults_are_the_base_recipe():
         ("layer_decay=0", r"layer_decay \(0.0\)"),
         ("augment.scale=[0.5, 0.2]", "augment.scale"),
         ("augment.color_jitter=2", "color_jitter"),
+        ("augment.color_jitter=0.4", "exclude each other"),
+        ("augment.rand_augment=rand-m9", "inc1"),
+        ("augment.erase_prob=-1", "erase_prob"),
+        ("mix.mixup_alpha=5", "mixup_alpha"),
+        ("mix.prob=2", r"mix\.prob"),
+        ("train.micro_batch_size=3", r"micro_batch_size \(3\) must be even"),
+        ("train.global_batch_size=9", r"global_batch_size \(9\) must be even"),
+        ("freeze_blocks=-1", "freeze_blocks"),
+        ("classifier.class_weights=heavy", "class_weights"),
         ("classifier.label_smoothing=1.0", "label_smoothing"),
         ("data.label_fraction=0.0", "label_fraction"),
         ("evaluation.crop_pct=1.5", "crop_pct"),
@@ -71,6 +101,11 @@ def test_bad_value_is_one_clear_line(override, message):
     with pytest.raises(InputError, match=message) as caught:
         load(override)
     assert "\n" not in str(caught.value)
+
+
+def test_class_weights_of_several_labels_are_refused():
+    with pytest.raises(InputError, match="must be none with classifier.multi_label"):
+        load("classifier.multi_label=true", "classifier.class_weights=balanced")
 
 
 def test_two_ways_to_choose_a_subset_exclude_each_other():

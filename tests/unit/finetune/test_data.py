@@ -106,3 +106,40 @@ def test_subset_outside_the_data_is_one_clear_line(tmp_path, num_labels):
     folder = str(write_folder(tmp_path / "d", {"a": 4, "b": 4}))
     with pytest.raises(InputError, match=rf"num_labels \({num_labels}\) must be between"):
         open_training_data(folder, DataConfig(num_labels=num_labels))
+
+
+def write_csv(path, labels):
+    write_folder(path.parent, {path.stem: len(labels)})
+    rows = [f"{path.stem}/{number}.png,{label}\n" for number, label in enumerate(labels)]
+    path.write_text("path,label\n" + "".join(rows))
+    return path
+
+
+def targets(data, index):
+    return {
+        index.ref_at(place).path: {data.class_names[c] for c in np.flatnonzero(data.label_table(index)[label])}
+        for place, label in enumerate(index.labels)
+    }
+
+
+def test_several_labels_per_image_are_joined_by_a_bar(tmp_path):
+    train = write_csv(tmp_path / "t.csv", ["cat|dog", "dog", "", "ant | cat"])
+    val = write_csv(tmp_path / "v.csv", ["dog|ant", "cat"])
+    data = open_training_data(str(train), DataConfig(val=str(val)), multi_label=True)
+    assert data.class_names == ("ant", "cat", "dog")
+    found = targets(data, data.train)
+    assert [found[f"t/{number}.png"] for number in range(4)] == [{"cat", "dog"}, {"dog"}, set(), {"ant", "cat"}]
+    found = targets(data, data.val)
+    assert [found[f"v/{number}.png"] for number in range(2)] == [{"ant", "dog"}, {"cat"}]
+
+
+def test_multi_label_validation_with_classes_of_its_own_is_one_clear_line(tmp_path):
+    train, val = write_csv(tmp_path / "t.csv", ["cat|dog", "dog"]), write_csv(tmp_path / "v.csv", ["dog|emu"])
+    with pytest.raises(InputError, match=r"does not know \(emu\)"):
+        open_training_data(str(train), DataConfig(val=str(val)), multi_label=True)
+
+
+def test_multi_label_data_without_any_label_is_one_clear_line(tmp_path):
+    path = write_csv(tmp_path / "t.csv", ["", ""])
+    with pytest.raises(InputError, match="no labels found"):
+        open_training_data(str(path), DataConfig(), multi_label=True)

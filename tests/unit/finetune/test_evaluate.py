@@ -25,11 +25,11 @@ class PartOfWorld:
     longest: int = 0
     device: torch.device = torch.device("cpu")
 
-    def sum_of(self, values):
-        return list(values)
-
     def max_of(self, values):
         return [max(self.longest, *values)]
+
+    def gather(self, value):
+        return [value]
 
 
 def part(finished, *, rank=0, world_size=1, micro_batch_size=64, longest=0):
@@ -73,7 +73,7 @@ def test_metrics_by_hand():
         def forward(self, images):
             return torch.tensor([[9.0, 0, 0, 0, 0, 0, 0], [0, 1, 2, 3, 4, 5, 6]])
 
-    batch = {"images": torch.zeros(2, 3, 1, 1, dtype=torch.uint8), "labels": torch.tensor([0, 1])}
+    batch = {"images": torch.zeros(2, 3, 1, 1, dtype=torch.uint8), "labels": torch.tensor([0, 1]), "positions": [0, 1]}
 
     @dataclass
     class Stored:
@@ -89,19 +89,20 @@ def test_metrics_by_hand():
 
 
 def test_command_repeats_what_training_measured(finished, tmp_path):
-    metrics = evaluate_model(finished.run, str(finished.val), out=tmp_path / "m.json")
+    report = evaluate_model(finished.run, str(finished.val), out=tmp_path / "m.json")
+    metrics = report.metrics
     kept = read_encoder_config(finished.run / "model").provenance["metrics"]
     assert metrics.top1 == kept["top1"]
     assert metrics.loss == pytest.approx(kept["loss"], rel=1e-5)
     written = json.loads((tmp_path / "m.json").read_text())
-    assert set(written) == {"top1", "top5", "loss", "num_images"}
+    assert {name: written[name] for name in ("top1", "top5", "loss", "num_images")} == metrics.as_dict()
     assert written["num_images"] == 20
-    assert "100.00%" in metrics.as_table()
+    assert "100.00%" in report.as_table()
 
 
 def test_classes_are_matched_by_name(finished, tmp_path):
     only_red = write_images(tmp_path / "val", ("red",), 4)
-    assert evaluate_model(finished.run, str(only_red)).top1 == 1.0
+    assert evaluate_model(finished.run, str(only_red)).metrics.top1 == 1.0
 
 
 @pytest.mark.parametrize(

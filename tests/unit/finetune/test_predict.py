@@ -4,17 +4,21 @@ import csv
 import io
 
 import pytest
+import torch
 
+from beit.common.encoder import read_encoder_state, save_encoder
+from beit.common.encoder_config import read_encoder_config
 from beit.common.errors import InputError
+from beit.finetune.artifact import load_classifier
 from beit.finetune.evaluate import evaluate_model
-from beit.finetune.predict import predict_to_csv
+from beit.finetune.predict import predict, predict_to_file
 from beit.tests.image_files import write_tar
 from beit.tests.unit.finetune.colours import write_images
 
 
 def rows_of(model, source, out=None):
     stdout = io.StringIO()
-    predict_to_csv(model, str(source), out=out, stdout=stdout)
+    predict_to_file(model, str(source), out=out, stdout=stdout)
     text = stdout.getvalue() if out is None else out.read_text()
     return list(csv.DictReader(io.StringIO(text)))
 
@@ -24,7 +28,7 @@ def test_predictions_agree_with_the_evaluation(finished):
     assert len(rows) == 20
     assert list(rows[0]) == ["key", "label", "probability", "label_2", "probability_2"]
     right = sum(row["key"].startswith(row["label"]) for row in rows)
-    assert right / 20 == evaluate_model(finished.run, str(finished.val)).top1
+    assert right / 20 == evaluate_model(finished.run, str(finished.val)).metrics.top1
     for row in rows:
         assert float(row["probability"]) >= float(row["probability_2"])
         assert float(row["probability"]) + float(row["probability_2"]) == pytest.approx(1, abs=1e-5)
@@ -66,3 +70,31 @@ def test_bad_source_is_one_clear_line(finished, tmp_path, source):
     with pytest.raises(InputError, match=r"does not exist|is empty"):
         rows_of(finished.run, tmp_path / source, tmp_path / "out.csv")
     assert not (tmp_path / "out.csv").exists()
+
+
+def test_a_single_image_is_a_source(finished):
+    path = next((finished.val / "red").glob("*.png"))
+    assert [row["label"] for row in rows_of(finished.run, path)] == ["red"]
+
+
+def test_features_are_what_the_head_sees(finished):
+    (batch,) = predict(finished.run / "model", str(finished.val), features=True)
+    classifier, stored = load_classifier(finished.run / "model")
+    assert len(batch[0].features) == stored.architecture.embed_dim
+    logits = classifier.head(torch.tensor([row.features for row in batch]))
+    best = [stored.class_names[class_id] for class_id in logits.argmax(1).tolist()]
+    assert best == [row.labels[0] for row in batch]
+
+
+def test_an_encoder_without_classes_gives_features_only(tmp_path, finished):
+    state, stored = read_encoder_state(finished.run / "model"), read_encoder_config(finished.run / "model")
+    kept = {name: tensor for name, tensor in state.items() if not name.startswith(("head.", "fc_norm."))}
+    save_encoder(
+        tmp_path / "encoder", kept, architecture=stored.architecture, mean=[0.5] * 3, std=[0.5] * 3, provenance={}
+    )
+    (batch,) = predict(tmp_path / "encoder", str(finished.val), features=True)
+    assert len(batch) == 20
+    assert batch[0].labels == ()
+    assert len(batch[0].features) == stored.architecture.embed_dim
+    with pytest.raises(InputError, match="without a classification head"):
+        next(predict(tmp_path / "encoder", str(finished.val)))

@@ -14,7 +14,7 @@ from beit.common.metrics import read_metrics
 from beit.finetune.artifact import starting_point
 from beit.finetune.config import DataConfig
 from beit.finetune.data import open_training_data
-from beit.finetune.evaluate import Metrics
+from beit.finetune.scores import Metrics
 from beit.finetune.train import ClassificationTask, run
 from beit.tests.unit.finetune.colours import finetune_config, write_images
 
@@ -60,7 +60,11 @@ def test_resumed_run_is_bit_equal_to_an_uninterrupted_one(tmp_path):
     config = finetune_config(
         f"data.val={val}",
         "model.drop_path=0.5",
-        "augment.color_jitter=0.4",
+        "augment.rand_augment=rand-m9-mstd0.5-inc1",
+        "augment.erase_prob=0.5",
+        "mix.prob=0.7",
+        "train.ema_decay=0.9",
+        "classifier.class_weights=balanced",
         "train.steps=6",
         "train.eval_interval_steps=3",
         "train.micro_batch_size=6",
@@ -151,3 +155,53 @@ def test_models_are_saved_when_they_are_measured(finished):
 def test_lower_layers_learn_more_slowly(finished):
     groups = task_for(finished.train, None, "layer_decay=0.5").param_groups()
     assert {group["lr_scale"] for group in groups} == {1.0, 0.5, 0.25, 0.125}
+
+
+def test_frozen_blocks_keep_the_encoders_weights(tmp_path, finished):
+    config = finetune_config("freeze_blocks=1", "train.steps=3", f"encoder={finished.run / 'model'}")
+    run(config, data=str(finished.train), run_dir=tmp_path / "run")
+    before, after = (load_file(path / "model/model.safetensors") for path in (finished.run, tmp_path / "run"))
+    same = {name for name in before if torch.equal(before[name], after[name])}
+    frozen = {name for name in before if name.startswith(("patch_embed.", "cls_token", "pos_embed", "blocks.0."))}
+    assert len(frozen) > 10
+    assert frozen <= same
+    assert not {name for name in same - frozen if name.startswith(("blocks.1.attn.qkv", "head."))}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["freeze_blocks=1"], "freeze_blocks .1. must be 0"),
+        (["freeze_blocks=3", "encoder={run}"], "exceed the 2 blocks"),
+    ],
+)
+def test_freezing_what_is_not_there_is_one_clear_line(finished, overrides, message):
+    with pytest.raises(InputError, match=message):
+        starting_point(finetune_config(*(item.format(run=finished.run / "model") for item in overrides)))
+
+
+def test_class_weights_follow_the_training_images(tmp_path):
+    train = tmp_path / "train"
+    write_images(train, ("blue",), 9)
+    write_images(train, ("red",), 3)
+    task = task_for(train, None, "classifier.class_weights=balanced")
+    torch.testing.assert_close(task.step.class_weights, torch.tensor([12 / 18, 12 / 6]))
+
+
+GOLDEN_LOSSES = [1.098638, 1.098637, 1.054575, 1.055081, 1.043694, 0.921997, 0.833199, 0.987671]
+"""Of the run below, float32 on a CPU, torch 2.13, Pillow 13, 2026-11-25. What changes them changes what users get."""
+
+
+def test_losses_of_the_whole_recipe_are_the_golden_ones(tmp_path):
+    write_images(tmp_path / "train", ("blue", "red", "green"), 8)
+    recipe = ("augment.rand_augment=rand-m9-mstd0.5-inc1", "augment.erase_prob=0.25", "mix.prob=1.0", "train.steps=8")
+    config = finetune_config(*recipe, "model.drop_path=0.1", "train.ema_decay=0.9")
+    run(config, data=str(tmp_path / "train"), run_dir=tmp_path / "run")
+    losses = [record["loss"] for record in read_metrics(tmp_path / "run/metrics.jsonl") if "loss" in record]
+    assert losses == pytest.approx(GOLDEN_LOSSES, rel=1e-3)
+
+
+def test_a_batch_larger_than_the_data_is_pointed_out(finished, caplog):
+    with caplog.at_level("WARNING", logger="beit"):
+        task_for(finished.train, None, "train.global_batch_size=40").announce()
+    assert "train.global_batch_size (40) exceeds the 36 training images" in caplog.text

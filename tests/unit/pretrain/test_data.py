@@ -33,7 +33,8 @@ def make_record(epoch=0, key="a", data=None):
 
 
 def transform(**changes):
-    settings = {"img_size": 32, "grid_size": 8, "mask": MaskConfig(), "seed": 0, "jitter_scope": "crop", "strict": True}
+    settings = {"img_size": 32, "grid_size": 8, "mask": MaskConfig(), "seed": 0, "augment": AugmentConfig()}
+    settings |= {"strict": True}
     return ViewTransform(**{**settings, **changes})
 
 
@@ -81,3 +82,52 @@ def test_a_store_of_another_decoder_needs_tolerant_replay():
     with pytest.raises(InputError, match="data.replay=tolerant"):
         check_replay("0" * 64, strict=True)
     check_replay("0" * 64, strict=False)
+
+
+def fresh(**changes):
+    return transform(is_fresh=True, token_img_size=16, **changes)
+
+
+def test_fresh_views_need_no_stored_view_and_depend_on_seed_epoch_and_sample_only():
+    def draw(seed, epoch, key):
+        record = make_record(epoch, key)
+        bare = Record(key=key, shard="s", epoch=epoch, view_index=0, image_bytes=record.image_bytes)
+        return fresh(seed=seed)(bare)["images"].tobytes()
+
+    drawn = [draw(*key) for key in [(0, 0, "a"), (0, 0, "a"), (1, 0, "a"), (0, 1, "a"), (0, 0, "b")]]
+    assert drawn[0] == drawn[1]
+    assert len(set(drawn)) == 4
+
+
+def test_the_tokenizer_sees_the_same_crop_as_the_model_with_its_own_filter():
+    record = make_record(epoch=3)
+    sample = fresh()(record)
+    assert sample.keys() == {"images", "token_views", "bool_masked_pos"}
+    image = decode_image(record.image_bytes)
+    view = draw_view(CounterRng(0, "fresh view", 3, "s/a"), image.width, image.height, AugmentConfig())
+    shown = render_view(image, view, img_size=32)
+    small = render_view(image, view, img_size=16, resample="lanczos")
+    assert np.array_equal(sample["images"], shown.transpose(2, 0, 1))
+    assert np.array_equal(sample["token_views"], small.transpose(2, 0, 1))
+
+
+def test_masks_are_the_same_with_stored_and_with_online_tokens():
+    record = make_record(epoch=2)
+    assert np.array_equal(transform()(record)["bool_masked_pos"], fresh()(record)["bool_masked_pos"])
+
+
+def test_held_out_views_stay_over_epochs():
+    first, second = (fresh(fixed_masks=True)(make_record(epoch)) for epoch in (0, 4))
+    assert np.array_equal(first["token_views"], second["token_views"])
+
+
+def test_pixels_need_no_tokens():
+    assert transform(needs_tokens=False)(make_record()).keys() == {"images", "bool_masked_pos"}
+
+
+@pytest.mark.parametrize("changes", [{}, {"is_fresh": True, "token_img_size": 16}, {"needs_tokens": False}])
+def test_a_blank_sample_has_the_shapes_and_types_of_a_real_one(changes):
+    real, blank = transform(**changes)(make_record()), transform(**changes).blank()
+    assert {name: (value.shape, value.dtype) for name, value in blank.items()} == {
+        name: (value.shape, value.dtype) for name, value in real.items()
+    }

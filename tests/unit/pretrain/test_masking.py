@@ -122,6 +122,12 @@ def test_masks_are_never_empty_and_never_exceed_the_bound(mode, grid_size):
     assert counts.max() <= max_num_masked(MaskConfig(mode=mode), grid_size) <= grid_size[0] * grid_size[1]
 
 
+def test_mode_none_masks_nothing():
+    config = MaskConfig(mode="none")
+    assert not draw_mask(CounterRng(0), GRID, config).any()
+    assert max_num_masked(config, GRID) == 0
+
+
 def test_same_key_same_mask():
     first, again, other = (draw_mask(CounterRng(0, "shard/key", epoch), GRID) for epoch in (3, 3, 4))
     assert (first == again).all()

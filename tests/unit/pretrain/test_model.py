@@ -7,7 +7,17 @@ import torch
 
 from beit.common.errors import InputError
 from beit.common.vit_config import ModelConfig, ViTConfig, build_vit_config
-from beit.pretrain.model import MaskedImageModel, MaskedPrediction, masked_positions, mim_loss
+from beit.pretrain.model import (
+    MaskedImageModel,
+    MaskedPixelModel,
+    MaskedPrediction,
+    masked_positions,
+    mim_loss,
+    patchify,
+    pixel_loss,
+    pixel_targets,
+    unpatchify,
+)
 
 SMALL = ViTConfig(img_size=16, patch_size=4, embed_dim=16, depth=2, num_heads=2, drop_path=0.0)
 
@@ -124,3 +134,62 @@ def test_impossible_models_are_refused():
     config = ViTConfig(img_size=16, patch_size=4, embed_dim=16, depth=1, num_heads=2, use_mask_token=False)
     with pytest.raises(InputError, match="mask_token"):
         build(6, config)
+
+
+def test_all_tokens_are_predicted_while_some_are_hidden():
+    model = disturb(build(16)).eval()
+    images, mask, token_ids = torch.randn(2, 3, 16, 16), masks(6, 4), torch.randint(0, 32, (2, 16))
+    result = mim_loss(model(images, mask, torch.ones_like(mask)), token_ids)
+    logits = model.predict_all(images, mask).flatten(0, 1)
+    torch.testing.assert_close(result.loss, torch.nn.functional.cross_entropy(logits, token_ids.flatten()))
+    assert result.num_predicted.item() == 32
+
+
+def test_patches_are_cut_row_by_row_and_put_back():
+    images = torch.arange(2 * 3 * 16 * 16, dtype=torch.float32).view(2, 3, 16, 16)
+    patches = patchify(images, 4)
+    assert patches.shape == (2, 16, 48)
+    # Patch 6 of a 4 x 4 grid is row 1, column 2; its value 17 is row 1, column 1, channel 2.
+    assert patches[1, 6, 17] == images[1, 2, 4 + 1, 8 + 1]
+    assert torch.equal(unpatchify(patches, 4), images)
+
+
+def test_pixel_targets_are_standardised_by_patch_if_asked():
+    images = torch.randn(2, 3, 16, 16)
+    raw = pixel_targets(images, 4, normalize_patches=False)
+    assert torch.equal(raw, patchify(images, 4))
+    targets = pixel_targets(images, 4, normalize_patches=True)
+    torch.testing.assert_close(targets.mean(-1), torch.zeros(2, 16), atol=1e-5, rtol=0)
+    torch.testing.assert_close(targets.var(-1), torch.ones(2, 16), atol=1e-4, rtol=0)
+    plain = pixel_targets(torch.full((1, 3, 16, 16), 0.3), 4, normalize_patches=True)
+    assert plain.abs().max() < 1e-3  # a patch of one colour is no division by zero
+
+
+def test_pixel_loss_is_the_mean_squared_error_of_the_masked_patches():
+    torch.manual_seed(0)
+    model = disturb(MaskedPixelModel(SMALL, num_masked=6)).eval()
+    images, mask = torch.randn(3, 3, 16, 16), masks(6, 4, 1)
+    targets = pixel_targets(images, 4, normalize_patches=True)
+    prediction = model(images, mask)
+    everything = model.predict_all(images, mask)
+    assert everything.shape == (3, 16, 48)
+    torch.testing.assert_close(prediction.logits[prediction.valid], everything[mask])
+    result = pixel_loss(prediction, targets)
+    torch.testing.assert_close(result.loss, torch.nn.functional.mse_loss(everything[mask], targets[mask]))
+    assert result.num_predicted.item() == 11
+
+
+def test_pixel_padding_gets_no_gradient():
+    mask = masks(2)
+    positions, valid = masked_positions(mask, 6)
+    predicted = torch.randn(1, 6, 48, requires_grad=True)
+    pixel_loss(MaskedPrediction(predicted, positions, valid), torch.randn(1, 16, 48)).loss.backward()
+    assert not predicted.grad[0, 2:].any()
+    assert predicted.grad[0, :2].any()
+
+
+def test_both_models_start_from_the_same_encoder():
+    torch.manual_seed(0)
+    pixels = MaskedPixelModel(SMALL, num_masked=6).state_dict()
+    for name, tensor in build().state_dict().items():
+        assert name.startswith("lm_head") or torch.equal(tensor, pixels[name]), name

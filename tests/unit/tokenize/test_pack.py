@@ -11,8 +11,17 @@ from PIL import Image
 from beit.common.errors import BadSample
 from beit.common.images import decode_image
 from beit.common.store import open_store
-from beit.tests.tiny_store import encoded_image, tokenize, write_folder, write_members
+from beit.tests.tiny_store import (
+    BlockSums,
+    encoded_image,
+    tokenize,
+    tree_bytes,
+    write_folder,
+    write_members,
+    write_tars,
+)
 from beit.tokenize.pack import shrink
+from beit.tokenize.verify import verify_store
 
 
 def members(path):
@@ -91,12 +100,12 @@ def test_only_missing_tars_are_packed_again(tmp_path, monkeypatch):
 def test_shrinking_keeps_the_aspect_and_leaves_small_images_alone():
     large = io.BytesIO()
     Image.new("RGB", (400, 200), (200, 30, 30)).save(large, "PNG")
-    image = decode_image(shrink(large.getvalue(), 50))
+    image = decode_image(shrink(large.getvalue(), 50, jpeg_quality=95))
     assert image.size == (100, 50) and np.abs(np.asarray(image)[25, 50].astype(int) - [200, 30, 30]).max() < 6
     small = encoded_image(0, "png")
-    assert shrink(small, 40) is small
+    assert shrink(small, 40, jpeg_quality=95) is small
     with pytest.raises(BadSample):
-        shrink(b"nothing", 40)
+        shrink(b"nothing", 40, jpeg_quality=95)
 
 
 def test_what_comes_with_an_image_in_a_tar_is_packed_with_it(tmp_path):
@@ -123,3 +132,72 @@ def test_what_comes_with_an_image_in_a_tar_is_packed_with_it(tmp_path):
     store = open_store(tmp_path / "store")
     assert store.info.class_names == ("cat", "dog")
     assert {sample["key"]: sample["label"] for sample in store} == {"a": 1, "b": 0}
+
+
+def write_mixed(folder):
+    """A large image turned by EXIF, a large one with alpha, and a small one."""
+    folder.mkdir()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    Image.new("RGB", (60, 40), (200, 30, 30)).save(folder / "turned.jpg", exif=exif)
+    Image.new("RGBA", (90, 30), (30, 200, 30, 128)).save(folder / "wide.png")
+    Image.new("RGB", (18, 16), (30, 30, 200)).save(folder / "small.webp")
+    return folder
+
+
+def as_source(kind, folder, images):
+    paths = sorted(images.iterdir())
+    if kind == "folder":
+        return images
+    if kind == "list":
+        (folder / "list.txt").write_text("\n".join(map(str, paths)))
+        return folder / "list.txt"
+    if kind == "parquet":
+        cells = [{"bytes": path.read_bytes(), "path": path.name} for path in paths]
+        pq.write_table(pa.table({"image": cells}), folder / "x.parquet")
+        return folder / "x.parquet"
+    return write_members(folder / "x.tar", {path.name: path.read_bytes() for path in paths})
+
+
+@pytest.mark.parametrize("kind", ["folder", "list", "parquet", "tar"])
+def test_short_side_shrinks_turns_and_never_enlarges_whatever_the_source(tmp_path, kind):
+    images = write_mixed(tmp_path / "images")
+    source = as_source(kind, tmp_path, images)
+    for name in ("store", "again"):
+        tokenize(source, tmp_path / name, short_side=20, shard_size=10)
+    assert tree_bytes(tmp_path / "store") == tree_bytes(tmp_path / "again")
+    found = members(tmp_path / "store/images/000000-files.tar")
+    images_of = {json.loads(data)["path"].rpartition("/")[2]: name for name, data in found.items() if "json" in name}
+    suffixes = {"small.webp": ".webp"}
+    packed = {path: found[name.replace(".json", suffixes.get(path, ".jpg"))] for path, name in images_of.items()}
+    assert packed["small.webp"] == (images / "small.webp").read_bytes()
+    assert Image.open(io.BytesIO(packed["turned.jpg"])).size == (20, 30)
+    assert not Image.open(io.BytesIO(packed["turned.jpg"])).getexif()
+    assert Image.open(io.BytesIO(packed["wide.png"])).size == (60, 20)
+    assert json.loads((tmp_path / "store/store.json").read_text())["packing"]["jpeg_quality"] == 95
+
+
+def test_tars_with_equal_keys_are_packed_under_keys_of_their_own(tmp_path):
+    for name, count in (("one", 3), ("two", 4)):
+        (write_tars(tmp_path / name, (count,)) / "part-0.tar").rename(tmp_path / f"{name}.tar")
+    tokenize(tmp_path / "{one,two}.tar", tmp_path / "store", short_side=20)
+    keys = sorted(sample["key"] for sample in open_store(tmp_path / "store"))
+    assert len(set(keys)) == 7 and [key for key in keys if len(key) == 4] == ["k003"]
+    assert [key[:4] for key in keys] == ["k000", "k000", "k001", "k001", "k002", "k002", "k003"]
+
+
+def test_a_store_over_the_images_of_another_references_them(tmp_path):
+    """Another K or another tokenizer: the images are there once, and keys, order and held-out images agree."""
+    tokenize(write_folder(tmp_path / "images", 10), tmp_path / "first")
+    before = tree_bytes(tmp_path / "first")
+    tokenizer = BlockSums()
+    tokenizer.fingerprint = "e" * 64
+    tokenize(tmp_path / "first/images", tmp_path / "second", views=2, seed=1, tokenizer=tokenizer)
+    first, second = open_store(tmp_path / "first"), open_store(tmp_path / "second")
+    assert not (tmp_path / "second/images").exists() and second.info.image_root == "../first/images"
+    assert [sample["key"] for sample in first] == [sample["key"] for sample in second]
+    assert all(np.array_equal(a["image"], b["image"]) for a, b in zip(first, second, strict=True))
+    assert first.info.held_out == second.info.held_out
+    assert [row.num_held_out for row in first.shards] == [row.num_held_out for row in second.shards]
+    assert (first.info.views, second.info.views) == (3, 2)
+    assert verify_store(tmp_path / "second").problems == [] and tree_bytes(tmp_path / "first") == before

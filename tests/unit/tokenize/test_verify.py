@@ -5,6 +5,7 @@ import pytest
 
 from beit.common.errors import InputError, ResumableStop
 from beit.common.files import sha256_file
+from beit.common.store import open_store
 from beit.tests.tiny_store import BlockSums, StoppedAt, encoded_image, tokenize, write_folder, write_tars
 from beit.tokenize.verify import verify_store
 
@@ -75,6 +76,17 @@ def test_a_zeroed_span_of_an_image_tar_is_found(store, tmp_path):
     overwrite(tmp_path / "images/part-0.tar", 600, bytes(200))
     (problem,) = verify_store(store).problems
     assert "shard 000000-part-0" in problem and "sha256 has changed" in problem
+
+
+def test_damage_names_the_sample_it_concerns(store, tmp_path):
+    opened = open_store(store)
+    offset, length = opened.samples(0).image_range(2)
+    overwrite(tmp_path / "images/part-0.tar", offset + length // 2, b"\x55\xaa\x55\xaa")
+    place = int(opened.samples(1).view_off[1])
+    overwrite(store / "tokens/000001-part-1.tar", place, b"\xff\xff")  # a box outside of the image
+    first, second = verify_store(store).problems
+    assert "000000-part-0" in first and "damaged samples: 'k002'" in first
+    assert "000001-part-1" in second and "damaged samples: 'k005'" in second
 
 
 def test_a_repacked_image_tar_of_equal_size_is_found(store, tmp_path):

@@ -1,0 +1,83 @@
+"""What the settings make of the objective: where tokens come from, which model learns them, what a step costs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from beit.common.store_schema import StoreInfo
+from beit.common.tokenizer import Tokenizer, load_tokenizer
+from beit.common.vit_config import ViTConfig
+from beit.pretrain.config import PretrainConfig
+from beit.pretrain.masking import max_num_masked
+from beit.pretrain.model import MaskedImageModel, MaskedPixelModel
+from beit.pretrain.step import MimStep, PixelStep
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenSource:
+    """The tokenizer behind a run's visual tokens."""
+
+    name: str
+    """Name or path it was loaded by."""
+    fingerprint: str
+    """sha256 over its weights and configuration."""
+    vocab_size: int
+    """Token ids lie in [0, vocab_size)."""
+    encoder: Tokenizer | None = None
+    """The network, where tokens are computed online; None where the store has them."""
+    token_img_size: int = 0
+    """Side in pixels of what `encoder` sees; 0 without one."""
+
+
+def token_source(config: PretrainConfig, store: StoreInfo, device: torch.device) -> TokenSource | None:
+    """Return where visual tokens come from; None where the objective needs none.
+
+    Args:
+        config: Settings.
+        store: Of the images.
+        device: Where an online tokenizer computes: the rank's own.
+    Raises:
+        InputError: the online tokenizer cannot be loaded.
+    """
+    if not config.objective.needs_tokens:
+        return None
+    if config.tokenizer.online is None:
+        assert store.tokenizer is not None
+        info = store.tokenizer
+        return TokenSource(name=info.name, fingerprint=info.fingerprint, vocab_size=info.vocab_size)
+    encoder = load_tokenizer(
+        config.tokenizer.online,
+        device=device,
+        dtype=config.tokenizer.dtype,
+        compile_encoder=config.tokenizer.compile_encoder,
+    )
+    return TokenSource(
+        name=encoder.name,
+        fingerprint=encoder.fingerprint,
+        vocab_size=encoder.vocab_size,
+        encoder=encoder,
+        token_img_size=store.grid_size * encoder.downsampling,
+    )
+
+
+def build_model(
+    config: PretrainConfig, vit: ViTConfig, tokens: TokenSource | None
+) -> MaskedImageModel | MaskedPixelModel:
+    """Build the model of the objective with its initial values."""
+    num_masked = max_num_masked(config.mask, vit.grid_size)
+    if tokens is None:
+        return MaskedPixelModel(vit, num_masked=num_masked)
+    num_predicted = vit.num_patches if config.objective.kind == "all_tokens" else num_masked
+    return MaskedImageModel(vit, vocab_size=tokens.vocab_size, num_masked=num_predicted)
+
+
+def build_step(config: PretrainConfig, tokens: TokenSource | None, *, patch_size: int) -> MimStep | PixelStep:
+    """Return what a micro-batch costs under the objective."""
+    mean, std = config.data.mean, config.data.std
+    if tokens is None:
+        normalize = config.objective.normalize_patches
+        return PixelStep(mean=mean, std=std, patch_size=patch_size, normalize_patches=normalize)
+    predict_all = config.objective.kind == "all_tokens"
+    return MimStep(mean=mean, std=std, predict_all=predict_all, tokenizer=tokens.encoder)

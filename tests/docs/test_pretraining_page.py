@@ -1,0 +1,49 @@
+"""Every `beit` command of docs/pretraining.md runs, in order, on small data under the names it uses."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from beit.common.encoder_config import read_encoder_config
+from beit.common.metrics import read_metrics
+from beit.tests.support import write_images
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = (ROOT / "docs/pretraining.md").read_text()
+pytestmark = [pytest.mark.docs, pytest.mark.timeout(1800)]
+
+LESS = "--set train.steps=2 --set train.global_batch_size=8 --set reader.num_workers=0 --set model.depth=2"
+"""Appended to the shown trainings: the same code, less of it."""
+
+
+def test_commands_run_in_order(tmp_path):
+    write_images(tmp_path / "photos", 80, size=72)
+    for name in ("train", "val"):
+        write_images(tmp_path / "labelled" / name, 16, size=72, classes=("rose", "tulip"))
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", PAGE, flags=re.DOTALL | re.MULTILINE)
+    shown = [line for language, block in blocks if not language for line in block.splitlines()]
+    commands = [line for line in shown if line.startswith("beit ")]
+    assert len(commands) == PAGE.count("\nbeit ")
+    for command in commands:
+        words = shlex.split(command)[1:]
+        words += shlex.split(LESS) if words[0] == "pretrain" else []
+        result = subprocess.run(
+            [sys.executable, "-m", "beit.cli", *words], cwd=tmp_path, capture_output=True, text=True, timeout=900
+        )
+        assert result.returncode == 0, f"{command}\n{result.stderr}"
+    assert read_encoder_config(tmp_path / "runs/online").provenance["tokenizer_online"] is True
+    assert read_encoder_config(tmp_path / "runs/probed").best_block in (0, 1)
+    named = set(re.findall(r"`((?:held_out|train|unigram|neighbour|mean)_(?:bits|acc|mse))`", PAGE))
+    records = [read_metrics(path)[-1] for path in sorted((tmp_path / "runs").glob("*/metrics.jsonl"))]
+    assert named <= {name for record in records for name in record}
+
+
+def test_every_shipped_recipe_is_on_the_page():
+    for path in (ROOT / "pretrain/recipes").glob("beit_*.toml"):
+        assert f"`{path.stem}`" in PAGE
+    for path in (ROOT / "pretrain/recipes").glob("ablation_*.toml"):
+        assert f"`{path.stem}`" in PAGE
