@@ -6,13 +6,15 @@ without labels). Both give the same records, so one order, one reader and one re
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from beit.common.sampler import Order
+from beit.common.lanes import valid_lanes
+from beit.common.sampler import Order, Rows
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,8 +59,25 @@ class Dataset(Protocol):
     def num_views(self) -> int:
         """Stored views per sample, K; 0 where there are none."""
 
+    @property
+    def default_lanes(self) -> int:
+        """Lanes of the order where `reader.lanes` is left out, as far as batch and shards allow."""
+
     def window_shards(self, wanted: int) -> int:
         """Return how many shards to mix at a time, given the configured number and what one read costs."""
+
+    def expect_shards(self, shard_ids: Sequence[int]) -> None:
+        """Take note of the shards that are read now and next, the most urgent first; none when reading ends.
+
+        Never needed for a correct result: a data set may fetch them in advance, or do nothing.
+        """
+
+    def expect_rows(self, rows: Rows) -> None:
+        """Take note of the few samples that are read next; a data set may fetch them in one go, or do nothing.
+
+        Raises:
+            InputError: as `fetch`.
+        """
 
     def sample_id(self, shard_id: int, rank: int) -> str:
         """Name a sample without reading its image."""
@@ -72,6 +91,27 @@ class Dataset(Protocol):
         """
 
 
-def build_order(dataset: Dataset, *, seed: int, window_shards: int) -> Order:
-    """Build the shuffled order over a data set."""
-    return Order(seed, dataset.shard_sizes, window_shards=dataset.window_shards(window_shards))
+def build_order(
+    dataset: Dataset, *, seed: int, window_shards: int, lanes: int | None = 1, global_batch_size: int | None = None
+) -> Order:
+    """Build the shuffled order over a data set.
+
+    Args:
+        dataset: With its shard sizes.
+        seed: Of the run.
+        window_shards: As configured.
+        lanes: As configured, or None for the data set's default; another number than 1 needs the batch size.
+        global_batch_size: Rows per step over all ranks.
+    Raises:
+        InputError: no sample, or lanes that do not fit.
+    """
+    if lanes is None:
+        valid = valid_lanes(dataset.shard_sizes, global_batch_size or 1)
+        lanes = max((count for count in valid if count <= dataset.default_lanes), default=1)
+    return Order(
+        seed,
+        dataset.shard_sizes,
+        window_shards=dataset.window_shards(window_shards),
+        lanes=lanes,
+        global_batch_size=global_batch_size,
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from beit.common.dataset import Record
 from beit.common.errors import InputError
 from beit.common.labelled_index import LabelledIndex
+from beit.common.sampler import Rows
 from beit.common.sources import ShardReader
 
 logger = logging.getLogger(__name__)
@@ -50,6 +52,11 @@ class LabelledDataset:
         """Leave open files and cached row groups behind."""
         return {**self.__dict__, "_open": OrderedDict(), "_open_bytes": 0}
 
+    @property
+    def default_lanes(self) -> int:
+        """Return 1: few labels are read by few machines."""
+        return 1
+
     def window_shards(self, wanted: int) -> int:
         """Return how many shards to mix.
 
@@ -64,6 +71,12 @@ class LabelledDataset:
             window = max(1, min(wanted, self._cache_bytes // self.index.info.shard_bytes))
         self._warn_if_sorted(window, wanted)
         return window
+
+    def expect_shards(self, shard_ids: Sequence[int]) -> None:
+        """Do nothing: readers stay open, and row groups in memory, as far as the limits allow."""
+
+    def expect_rows(self, rows: Rows) -> None:
+        """Do nothing: samples are read one by one."""
 
     def sample_id(self, shard_id: int, rank: int) -> str:
         """Return shard/key of a sample."""

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from beit.common.bad_samples import BadSampleLog
 from beit.common.errors import InputError
 from beit.common.reader_config import ReaderConfig
-from beit.common.worker_process import StatusBoard, init_worker, start_worker_server
+from beit.common.worker_process import StatusBoard, start_worker_server, worker_init
 
 _POLL_SECONDS = 5.0
 """A dead worker is noticed after this time at most; arbitrary. Torch looks for dead workers only when a wait times
@@ -134,7 +134,7 @@ class Loader:
             options = {
                 "num_workers": self._num_workers,
                 "timeout": min(_POLL_SECONDS, self._config.timeout_seconds),
-                "worker_init_fn": init_worker,
+                "worker_init_fn": worker_init(),
                 "multiprocessing_context": "forkserver",
                 "prefetch_factor": self._config.prefetch_batches,
             }
@@ -161,13 +161,19 @@ class Loader:
                 if not isinstance(error, RuntimeError):
                     # A connection broke while a tensor was being received: its worker is about to be found dead.
                     multiprocessing.connection.wait([worker.sentinel for worker in workers], _POLL_SECONDS)
-                dead = [number for number, worker in enumerate(workers) if not worker.is_alive()]
+                owner = index % self._num_workers
+                # A worker without further micro-batches ends by itself, maybe long before the others.
+                dead = [
+                    number
+                    for number, worker in enumerate(workers)
+                    if not worker.is_alive() and (worker.exitcode or number == owner)
+                ]
                 if dead:
                     raise RuntimeError(self._obituary(dead[0], workers[dead[0]])) from error
                 if "timed out" not in str(error):
                     raise
                 if time.monotonic() >= deadline:
-                    raise RuntimeError(self._hung(index % self._num_workers, workers)) from None
+                    raise RuntimeError(self._hung(owner, workers)) from None
 
     def _obituary(self, worker_id: int, worker: BaseProcess) -> str:
         code = worker.exitcode

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -116,7 +116,7 @@ def decode_samples(data: bytes, *, label: str) -> SampleTable:
 
 def encode_index(rows: list[ShardRow]) -> bytes:
     """Encode the shard table as Parquet."""
-    return _encode(pa.Table.from_pylist([asdict(row) for row in rows], schema=_INDEX_SCHEMA))
+    return _encode(index_table(rows))
 
 
 def decode_index(data: bytes, *, label: str) -> list[ShardRow]:
@@ -125,9 +125,19 @@ def decode_index(data: bytes, *, label: str) -> list[ShardRow]:
     Raises:
         InputError: not a shard table of this version.
     """
+    return [ShardRow(**row) for row in decode_index_table(data, label=label).to_pylist()]
+
+
+def index_table(rows: Iterable[ShardRow]) -> pa.Table:
+    """Return the shard table as Arrow columns."""
+    return pa.Table.from_pylist([asdict(row) for row in rows], schema=_INDEX_SCHEMA)
+
+
+def decode_index_table(data: bytes, *, label: str) -> pa.Table:
+    """Decode the shard table without making an object of every row; as `decode_index`."""
     table = _decode(data, lambda found: _INDEX_SCHEMA, label)
     _check_names(table, label)
-    return [ShardRow(**row) for row in table.to_pylist()]
+    return table
 
 
 def _sample_schema(num_crops: int) -> pa.Schema:

@@ -14,11 +14,10 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import BinaryIO
 
-import fsspec
-
 from beit.common.errors import InputError
 from beit.common.files import sha256_file
 from beit.common.locations import is_remote, open_binary
+from beit.common.remote import ByteRange, MissingFile, fetch, fetch_ranges, remote_stat
 
 _BLOCK = tarfile.BLOCKSIZE
 _MAX_OPEN_FILES = 128
@@ -39,16 +38,25 @@ def read_whole(location: str) -> bytes:
     Raises:
         InputError: it cannot be read.
     """
+    if is_remote(location):
+        return fetch(location)
     with open_binary(location) as file:
         return file.read()
 
 
 def location_exists(location: str) -> bool:
-    """Tell whether there is a file or folder."""
+    """Tell whether there is a file or folder.
+
+    Raises:
+        InputError: its server cannot be asked.
+    """
     if not is_remote(location):
         return os.path.exists(location)
-    filesystem, path = fsspec.core.url_to_fs(location)
-    return bool(filesystem.exists(path))
+    try:
+        remote_stat(location)
+    except MissingFile:
+        return False
+    return True
 
 
 class FilePool:
@@ -76,16 +84,20 @@ class FilePool:
             InputError: the file is missing or ends earlier.
         """
         if is_remote(location):
-            filesystem, path = fsspec.core.url_to_fs(location)
-            data = bytes(filesystem.cat_file(path, start=offset, end=offset + length))
+            (data,) = fetch_ranges([ByteRange(location, offset, offset + length)])
         else:
-            data = _pread(self._descriptor(location), offset, length)
+            data = pread(self._descriptor(location), offset, length)
         if len(data) != length:
             raise InputError(
                 f"{location} ends before byte {offset + length}, so it changed after it was indexed; "
                 "run beit verify on the store"
             )
         return data
+
+    def advise(self, location: str) -> None:
+        """Ask the operating system to read a local file into its memory, because it is wanted soon."""
+        if hasattr(os, "posix_fadvise"):  # not on macOS
+            os.posix_fadvise(self._descriptor(location), 0, 0, os.POSIX_FADV_WILLNEED)
 
     def close(self) -> None:
         """Close all files."""
@@ -110,7 +122,8 @@ class FilePool:
         return descriptor
 
 
-def _pread(descriptor: int, offset: int, length: int) -> bytes:
+def pread(descriptor: int, offset: int, length: int) -> bytes:
+    """Return `length` bytes from `offset` of an open file, fewer only where it ends."""
     data = os.pread(descriptor, length, offset)
     while 0 < len(data) < length:  # one call returns at most 2 GiB, and less on some network file systems
         rest = os.pread(descriptor, length - len(data), offset + len(data))

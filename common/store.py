@@ -5,7 +5,8 @@
     (<PIL.Image.Image ...>, (16, 14, 14))
 
 Here: everything that turns the files of a store into arrays and bytes. Not here: the order samples are read in
-(`sampler.py`), rendering a view (`views.py`), writing (`beit.tokenize`). Every byte is described in
+(`sampler.py`), rendering a view (`views.py`), whether files are what they were (`store_checks.py`), how remote bytes
+are fetched and kept (`remote_shards.py`), writing (`beit.tokenize`). Every byte is described in
 docs/store-format.md.
 
 K views per image, g tokens per side.
@@ -15,23 +16,26 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 from collections import OrderedDict
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from beit.common.errors import BadSample, InputError, require
 from beit.common.images import decode_image
-from beit.common.locations import is_remote, match_files, normalise, open_binary
-from beit.common.sample_table import NO_LABEL, SampleTable, decode_index, decode_samples
+from beit.common.locations import is_remote, normalise
+from beit.common.remote import ByteRange, fetch_ranges
+from beit.common.remote_shards import RemoteShards, ShardRange
+from beit.common.sample_table import NO_LABEL, SampleTable, decode_samples
+from beit.common.shard_cache import RemoteShard, ShardCache
 from beit.common.shard_io import FilePool, location_exists, read_whole, resolve_location
+from beit.common.shard_table import ShardTable
+from beit.common.store_checks import check_files
 from beit.common.store_schema import (
     INDEX_FILE,
     STORE_FILE,
@@ -42,14 +46,14 @@ from beit.common.store_schema import (
     index_digest,
 )
 from beit.common.table_checks import check_sample_table
-from beit.common.tar_walk import walk_tar
 from beit.common.views import VIEW_DTYPE
-
-logger = logging.getLogger(__name__)
 
 _CACHED_TABLES = 128
 """Sample tables kept in memory, about 150 kB each; four sampling windows of 32 shards."""
-_CHECK_THREADS = 8
+
+_LEFT_BEHIND = ("_files", "_remote", "_tables", "_max_tables", "_expected")
+
+FileKind = Literal["image", "tokens"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,22 +79,38 @@ class TokenStore:
         location: Folder or URL of the store.
         info: Its settings.
         shards: Its shard table.
+        cache: Where whole shards of a remote store are kept; None reads every sample from the server.
     """
 
-    def __init__(self, location: str, info: StoreInfo, shards: list[ShardRow]) -> None:
+    def __init__(
+        self, location: str, info: StoreInfo, shards: Iterable[ShardRow], *, cache: ShardCache | None = None
+    ) -> None:
         self.location = location
         self.info = info
-        self.shards = shards
-        self.index_sha256 = index_digest(shards, info.held_out)
+        self.shards = shards if isinstance(shards, ShardTable) else ShardTable.from_rows(shards)
+        self.index_sha256 = index_digest(self.shards, info.held_out)
         """Identity of samples and tokens; equal for copies of a store."""
         self._image_root = resolve_location(location, info.image_root)
-        self._ends = np.cumsum([row.num_samples for row in shards])
-        self._files = FilePool()
-        self._tables: OrderedDict[int, SampleTable] = OrderedDict()
+        self._ends = np.cumsum(self.shards.num_samples)
+        self.cache = cache
+        """Where whole shards of a remote store are kept, if anywhere."""
+        self._start_empty()
 
-    def __reduce__(self) -> tuple[type[TokenStore], tuple[str, StoreInfo, list[ShardRow]]]:
+    def __getstate__(self) -> dict[str, Any]:
         """Leave open files and cached tables behind."""
-        return type(self), (self.location, self.info, self.shards)
+        return {name: value for name, value in self.__dict__.items() if name not in _LEFT_BEHIND}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Begin with no file open."""
+        self.__dict__.update(state)
+        self._start_empty()
+
+    def _start_empty(self) -> None:
+        self._files = FilePool()
+        self._remote = RemoteShards(self.cache)
+        self._tables: OrderedDict[int, SampleTable] = OrderedDict()
+        self._max_tables = _CACHED_TABLES
+        self._expected: list[int] = []
 
     def __repr__(self) -> str:
         """Show where and how much."""
@@ -131,26 +151,99 @@ class TokenStore:
         """Yield every sample in store order."""
         return (self[index] for index in range(len(self)))
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether tokens or images come from a server."""
+        return is_remote(self.location) or is_remote(self._image_root)
+
+    def shard_sizes(self, *, held_out: bool) -> NDArray[np.int64]:
+        """Return the samples of every shard that are held out, or those that are not, int64 (S,)."""
+        held = self.shards.num_held_out
+        return held if held_out else self.shards.num_samples - held
+
+    def use_cache(self, cache: ShardCache) -> None:
+        """Keep whole shards of a remote store on a local disk; `expect_shards` says which."""
+        self.cache = cache
+        self._remote.close()
+        self._remote = RemoteShards(cache)
+
     def samples(self, shard_id: int) -> SampleTable:
         """Return the sample table of a shard; the last used ones stay in memory.
 
         Raises:
-            InputError: the table is missing or is not the one that was indexed.
+            InputError: the table is missing, is not the one that was indexed, or does not fit the store's settings.
         """
-        if shard_id in self._tables:
-            self._tables.move_to_end(shard_id)
-            return self._tables[shard_id]
-        row = self.shards[shard_id]
-        location = resolve_location(self.location, f"{TOKENS_DIR}/{row.stem}.samples.parquet")
-        data = read_whole(location)
-        if hashlib.sha256(data).hexdigest() != row.samples_sha256:
-            raise InputError(f"{location} is not the file that {INDEX_FILE} names; run beit tokenize again to mend it")
-        table = decode_samples(data, label=location)
-        check_sample_table(table, row, self.info, label=location)
-        self._tables[shard_id] = table
-        if len(self._tables) > _CACHED_TABLES:
-            self._tables.popitem(last=False)
-        return table
+        if shard_id not in self._tables:
+            self._keep_table(shard_id, self.read_table(shard_id))
+        self._tables.move_to_end(shard_id)
+        return self._tables[shard_id]
+
+    def read_table(self, shard_id: int) -> SampleTable:
+        """Read a sample table without keeping it; unlike everything else here, from any thread.
+
+        Raises:
+            InputError: as `samples`.
+        """
+        return self._decode_table(shard_id, read_whole(self._table_location(shard_id)))
+
+    def load_tables(self, shard_ids: Iterable[int]) -> None:
+        """Have the sample tables of several shards at hand; those of a remote store come in one go.
+
+        Raises:
+            InputError: as `samples`.
+        """
+        missing = [shard_id for shard_id in shard_ids if shard_id not in self._tables]
+        if not missing or not is_remote(self.location):
+            return
+        self._max_tables = max(self._max_tables, len(missing))
+        contents = fetch_ranges([ByteRange(self._table_location(shard_id)) for shard_id in missing])
+        for shard_id, data in zip(missing, contents, strict=True):
+            self._keep_table(shard_id, self._decode_table(shard_id, data))
+
+    def expect_shards(self, shard_ids: Sequence[int]) -> None:
+        """Take note of the shards that are read now and next, the most urgent first; the others are let go of.
+
+        With a cache, those of a remote store are fetched into it in the background. Of a local store, the operating
+        system is asked to have the token tars in memory; image tars may be larger than it.
+        """
+        if shard_ids == self._expected:
+            return
+        new = set(shard_ids) - set(self._expected)
+        self._expected = list(shard_ids)
+        self._max_tables = max(_CACHED_TABLES, len(shard_ids))
+        shards = []
+        for shard_id in shard_ids:
+            for kind, location in self._file_locations(shard_id):
+                if is_remote(location):
+                    shards.append(self._remote_shard(kind, shard_id))
+                elif kind == "tokens" and shard_id in new:
+                    self._files.advise(location)
+        self._remote.expect(shards)
+
+    def read_ahead(self, samples: Iterable[tuple[int, int, int]], *, tokens_only: bool = False) -> None:
+        """Fetch what is remote of samples that are read next, in one go.
+
+        Args:
+            samples: Shard, row and view of each.
+            tokens_only: Neither their images nor the records of their views.
+        Raises:
+            InputError: a file cannot be read.
+        """
+        ranges = []
+        for shard_id, row, view_k in samples:
+            table = self.samples(shard_id)
+            parts: list[tuple[FileKind, tuple[int, int]]] = []
+            if not tokens_only:
+                parts.append(("image", table.image_range(row, view_k)))
+            if self.info.views:
+                places = self._view_ranges(table, row, view_k)
+                parts += [("tokens", place) for place in (places[:1] if tokens_only else places)]
+            ranges += [
+                ShardRange(self._remote_shard(kind, shard_id), *place)
+                for kind, place in parts
+                if is_remote(self._location(kind, shard_id))
+            ]
+        self._remote.read_ahead(ranges)
 
     def image_location(self, shard_id: int) -> str:
         """Return path or URL of a shard's image tar."""
@@ -162,8 +255,7 @@ class TokenStore:
 
     def read_image(self, shard_id: int, row: int, view_k: int = 0) -> bytes:
         """Return the encoded image of a sample: in a materialised store the crop of view `view_k`."""
-        offset, length = self.samples(shard_id).image_range(row, view_k)
-        return self._files.read(self.image_location(shard_id), offset, length)
+        return self._read("image", shard_id, *self.samples(shard_id).image_range(row, view_k))
 
     def read_token_ids(self, shard_id: int, row: int, view_k: int | None = None) -> NDArray[np.uint16]:
         """Return the token ids of all views, (K, g, g), or of one, (g, g); only the bytes asked for are read.
@@ -213,36 +305,58 @@ class TokenStore:
             label=_label(table, row),
         )
 
-    def check_images(self) -> None:
-        """Check that every image tar is the one that was tokenised: its size, and its headers where it was touched.
+    def _location(self, kind: FileKind, shard_id: int) -> str:
+        return self.image_location(shard_id) if kind == "image" else self.token_location(shard_id)
 
-        Raises:
-            InputError: a tar is missing or has changed; names it.
-        """
-        with ThreadPoolExecutor(_CHECK_THREADS) as pool:
-            for _ in pool.map(self._check_image_tar, range(len(self.shards))):
-                pass
+    def _file_locations(self, shard_id: int) -> list[tuple[FileKind, str]]:
+        kinds: tuple[FileKind, ...] = ("tokens", "image") if self.info.views else ("image",)
+        return [(kind, self._location(kind, shard_id)) for kind in kinds]
+
+    def _table_location(self, shard_id: int) -> str:
+        return resolve_location(self.location, f"{TOKENS_DIR}/{self.shards[shard_id].stem}.samples.parquet")
+
+    def _remote_shard(self, kind: FileKind, shard_id: int) -> RemoteShard:
+        row, url = self.shards[shard_id], self._location(kind, shard_id)
+        if kind == "tokens":
+            return RemoteShard(url, row.token_bytes, row.token_sha256)
+        return RemoteShard(url, row.image_bytes, row.image_sha256, row.image_header_sha256)
+
+    def _read(self, kind: FileKind, shard_id: int, offset: int, length: int) -> bytes:
+        location = self._location(kind, shard_id)
+        if not is_remote(location):
+            return self._files.read(location, offset, length)
+        return self._remote.read([ShardRange(self._remote_shard(kind, shard_id), offset, length)])[0]
 
     def _read_member(self, shard_id: int, offset: int, length: int, view_k: int | None) -> bytes:
         if not self.info.views:
             return b""
         if view_k is not None:
-            length //= self.info.views
-            offset += view_k * length
-        return self._files.read(self.token_location(shard_id), offset, length)
+            offset, length = self._of_one_view(offset, length, view_k)
+        return self._read("tokens", shard_id, offset, length)
 
-    def _check_image_tar(self, shard_id: int) -> None:
-        row, location = self.shards[shard_id], self.image_location(shard_id)
-        found = match_files(location)[0]
-        changed = f"{location} changed after it was tokenised"
-        way_out = "restore it, or tokenise it into a new store"
-        require(found.size == row.image_bytes, f"{changed} ({row.image_bytes} bytes then, {found.size} now); {way_out}")
-        if row.image_stamp in ("", found.version):
-            return
-        logger.info("%s was touched after it was tokenised; checking its headers", location)
-        with open_binary(location) as file:
-            digest = walk_tar(file, label=location).header_sha256
-        require(digest == row.image_header_sha256, f"{changed} (other members, same size); {way_out}")
+    def _of_one_view(self, offset: int, length: int, view_k: int) -> tuple[int, int]:
+        length //= self.info.views
+        return offset + view_k * length, length
+
+    def _view_ranges(self, table: SampleTable, row: int, view_k: int) -> list[tuple[int, int]]:
+        """Return where tokens and record of one view lie."""
+        return [
+            self._of_one_view(int(table.tok_off[row]), int(table.tok_len[row]), view_k),
+            self._of_one_view(int(table.view_off[row]), int(table.view_len[row]), view_k),
+        ]
+
+    def _keep_table(self, shard_id: int, table: SampleTable) -> None:
+        self._tables[shard_id] = table
+        while len(self._tables) > self._max_tables:
+            self._tables.popitem(last=False)
+
+    def _decode_table(self, shard_id: int, data: bytes) -> SampleTable:
+        row, location = self.shards[shard_id], self._table_location(shard_id)
+        if hashlib.sha256(data).hexdigest() != row.samples_sha256:
+            raise InputError(f"{location} is not the file that {INDEX_FILE} names; run beit tokenize again to mend it")
+        table = decode_samples(data, label=location)
+        check_sample_table(table, row, self.info, label=location)
+        return table
 
 
 def open_store(path: str | Path, *, check_images: bool = True) -> TokenStore:
@@ -250,22 +364,23 @@ def open_store(path: str | Path, *, check_images: bool = True) -> TokenStore:
 
     Args:
         path: Folder or URL.
-        check_images: Also check that the image tars are there and unchanged, by size and time. Loader workers, which
-            receive a checked store, do not come here.
+        check_images: Also check that image and token tars are there and unchanged, by size and time. Loader workers,
+            which receive a checked store, do not come here.
     Returns:
         The store; nothing but settings and shard table is read yet.
     Raises:
         InputError: not a store, a store of another format version, an unfinished one, or image tars that changed.
     """
     # Links are resolved first: image_root is relative to where the store really lies.
-    location = str(path) if is_remote(str(path)) else os.path.realpath(normalise(str(path)))
+    location = normalise(str(path))
+    location = location if is_remote(location) else os.path.realpath(location)
     info = read_store_info(location)
     require(
         info.held_out.threshold is not None and location_exists(resolve_location(location, INDEX_FILE)),
         f"{path} is unfinished: it has no {INDEX_FILE}; run beit tokenize again to finish it",
     )
     index_location = resolve_location(location, INDEX_FILE)
-    shards = decode_index(read_whole(index_location), label=index_location)
+    shards = ShardTable.decode(read_whole(index_location), label=index_location)
     require(
         len(shards) == info.source.num_shards,
         f"{index_location} has {len(shards)} shards, {STORE_FILE} says {info.source.num_shards}; "
@@ -273,7 +388,7 @@ def open_store(path: str | Path, *, check_images: bool = True) -> TokenStore:
     )
     store = TokenStore(location, info, shards)
     if check_images:
-        store.check_images()
+        check_files(store)
     return store
 
 

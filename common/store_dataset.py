@@ -6,15 +6,17 @@ Opening stores and reading their bytes is `beit.common.store`.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from beit.common.dataset import Record
 from beit.common.errors import InputError, require
-from beit.common.sampler import view_index
+from beit.common.sampler import Rows, view_index
 from beit.common.store import TokenStore
 
+_REMOTE_LANES = 8
 _CACHED_SHARDS = 128
 """Row lists kept in memory, 8 kB each; four sampling windows of 32 shards."""
 
@@ -37,9 +39,8 @@ class StoreDataset:
         self._seed = seed
         self._held_out = held_out
         self._rows: OrderedDict[int, NDArray[np.int64]] = OrderedDict()
-        held = np.array([row.num_held_out for row in store.shards], dtype=np.int64)
-        usable = np.array([row.num_samples for row in store.shards], dtype=np.int64)
-        self.shard_sizes = held if held_out else usable - held
+        self._max_shards = _CACHED_SHARDS
+        self.shard_sizes = store.shard_sizes(held_out=held_out)
         kind = "held-out" if held_out else "training"
         require(
             bool(self.shard_sizes.sum()),
@@ -51,9 +52,38 @@ class StoreDataset:
         samples = int(self.shard_sizes.sum())
         return f"StoreDataset({self.store.location!r}, samples={samples}, held_out={self._held_out})"
 
+    @property
+    def default_lanes(self) -> int:
+        """Return 8 for remote stores: up to as many machines then read, and cache, different shards."""
+        return _REMOTE_LANES if self.store.is_remote else 1
+
     def window_shards(self, wanted: int) -> int:
         """Return `wanted`: samples are read at their offsets, so a window costs open files only."""
         return wanted
+
+    def expect_shards(self, shard_ids: Sequence[int]) -> None:
+        """Have the store fetch, or keep at hand, the shards that are read now and next."""
+        self._max_shards = max(_CACHED_SHARDS, len(shard_ids))
+        self.store.expect_shards(shard_ids)
+
+    def expect_rows(self, rows: Rows) -> None:
+        """Fetch what is remote of these samples in one go."""
+        if not self.store.is_remote:
+            return
+        self.store.load_tables(np.unique(rows.shard_ids).tolist())
+        places = zip(rows.epochs.tolist(), rows.shard_ids.tolist(), rows.ranks.tolist(), strict=True)
+        self.store.read_ahead([self._place(shard_id, rank, epoch) for epoch, shard_id, rank in places])
+
+    def expect_token_ids(self, places: Iterable[tuple[int, int]], views: int) -> None:
+        """Fetch what is remote of the tokens of the first `views` views of some samples, (shard, rank), in one go."""
+        if not self.store.is_remote:
+            return
+        rows = [(shard_id, rank) for shard_id, rank in places]
+        self.store.load_tables(sorted({shard_id for shard_id, _ in rows}))
+        self.store.read_ahead(
+            ((shard_id, self._row(shard_id, rank), view_k) for shard_id, rank in rows for view_k in range(views)),
+            tokens_only=True,
+        )
 
     def sample_id(self, shard_id: int, rank: int) -> str:
         """Return stem/key of a sample."""
@@ -67,14 +97,11 @@ class StoreDataset:
             BadSample: its tokens are damaged.
             InputError: a file of the shard is missing or became shorter.
         """
-        row = self._row(shard_id, rank)
-        stem = self.store.shards[shard_id].stem
-        key = self.store.samples(shard_id).key[row]
-        shown = view_index(self._seed, epoch, stem, key, self.num_views)
+        _, row, shown = self._place(shard_id, rank, epoch)
         stored = self.store.read_record(shard_id, row, shown if self.num_views else 0)
         return Record(
-            key=key,
-            shard=stem,
+            key=stored.key,
+            shard=self.store.shards[shard_id].stem,
             epoch=epoch,
             view_index=shown,
             image_bytes=stored.image_bytes,
@@ -82,6 +109,12 @@ class StoreDataset:
             view=stored.view,
             token_ids=stored.token_ids,
         )
+
+    def _place(self, shard_id: int, rank: int, epoch: int) -> tuple[int, int, int]:
+        """Return shard, row of its sample table, and the view that the sample shows in this epoch."""
+        row = self._row(shard_id, rank)
+        stem, key = self.store.shards[shard_id].stem, self.store.samples(shard_id).key[row]
+        return shard_id, row, view_index(self._seed, epoch, stem, key, self.num_views)
 
     def token_ids(self, shard_id: int, rank: int, view_k: int = 0) -> NDArray[np.uint16]:
         """Read the visual token ids of one view of a sample, (grid_size, grid_size), and nothing of its image.
@@ -96,7 +129,7 @@ class StoreDataset:
         """Translate a rank among the samples of this purpose to a row of the shard's sample table."""
         if shard_id not in self._rows:
             self._rows[shard_id] = self._select(shard_id)
-            if len(self._rows) > _CACHED_SHARDS:
+            if len(self._rows) > self._max_shards:
                 self._rows.popitem(last=False)
         return int(self._rows[shard_id][rank])
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -419,18 +420,28 @@ def read_document(schema: type[Schema], path: Path) -> Schema:
 
 def canonical_sha256(value: Any) -> str:
     """Return the sha256 of `value` as compact JSON with sorted keys."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
 
 
-def index_digest(rows: list[ShardRow], held_out: HeldOut) -> str:
+def canonical_json(value: Any) -> str:
+    """Return `value` as compact JSON with sorted keys."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def index_digest(rows: Iterable[ShardRow], held_out: HeldOut) -> str:
     """Return the identity of a store's content, which a training run records and insists on.
 
     It covers every sample and token through the hashes of the shards, and which samples are held out. File times and
     the Parquet encoding do not enter: a store that was copied or whose index was rebuilt stays the same store.
     """
-    content = [{name: value for name, value in asdict(row).items() if name != "image_stamp"} for row in rows]
-    return canonical_sha256({"shards": content, "held_out_threshold": held_out.threshold})
+    # Row by row what canonical_sha256 of {"held_out_threshold": ..., "shards": [...]} would be: there may be 100 000.
+    hasher = hashlib.sha256(f'{{"held_out_threshold":{json.dumps(held_out.threshold)},"shards":['.encode())
+    names = sorted(field.name for field in fields(ShardRow) if field.name != "image_stamp")
+    for number, row in enumerate(rows):
+        content = canonical_json({name: getattr(row, name) for name in names})
+        hasher.update(f"{',' if number else ''}{content}".encode())
+    hasher.update(b"]}")
+    return hasher.hexdigest()
 
 
 def held_out_hash(key: str) -> int:

@@ -6,6 +6,7 @@ training of every stage goes through here.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -14,8 +15,10 @@ from beit.common.dataset import Dataset, Record, build_order
 from beit.common.distributed import World
 from beit.common.reader import build_loader
 from beit.common.reader_config import ReaderConfig
-from beit.common.sampler import BatchPlan, DataState, check_resume
+from beit.common.sampler import BatchPlan, DataState, Order, check_resume
 from beit.common.train_config import CheckpointConfig, OptimizerConfig, TrainConfig, plan_training
+
+logger = logging.getLogger(__name__)
 
 
 class TrainingData:
@@ -45,18 +48,37 @@ class TrainingData:
         world: World,
     ) -> None:
         self.dataset, self.transform = dataset, transform
-        self._reader, self._world = reader, world
-        order = build_order(dataset, seed=train.seed, window_shards=reader.window_shards)
+        self._reader, self._world, self._seed = reader, world, train.seed
         self.plan = plan_training(
-            train, optimizer, checkpoint, num_samples=order.num_samples, world_size=world.world_size
+            train,
+            optimizer,
+            checkpoint,
+            num_samples=int(dataset.shard_sizes.sum()),
+            world_size=world.world_size,
         )
-        self._batches = BatchPlan(
+        self._batches = self._cut(reader.lanes)
+
+    @property
+    def order(self) -> Order:
+        """The order the samples come in."""
+        return self._batches.order
+
+    def _cut(self, lanes: int | None) -> BatchPlan:
+        """Build the order and this rank's share of it; None stands for the data set's number of lanes."""
+        order = build_order(
+            self.dataset,
+            seed=self._seed,
+            window_shards=self._reader.window_shards,
+            lanes=lanes,
+            global_batch_size=self.plan.global_batch_size,
+        )
+        return BatchPlan(
             order=order,
             global_batch_size=self.plan.global_batch_size,
             micro_batch_size=self.plan.micro_batch_size,
             grad_accum_steps=self.plan.grad_accum_steps,
-            world_size=world.world_size,
-            rank=world.rank,
+            world_size=self._world.world_size,
+            rank=self._world.rank,
         )
 
     def micro_batches(self, start_step: int) -> Iterator[Batch]:
@@ -79,10 +101,19 @@ class TrainingData:
     def check_resume(self, saved: Mapping[str, Any]) -> None:
         """Refuse to continue on other data than those of `saved`, an earlier `state`.
 
+        Where `reader.lanes` is left out, the saved order's lanes are taken: a store may have moved to or from a server.
+
         Raises:
             InputError: they differ; every difference is named.
         """
-        check_resume(DataState.from_json(dict(saved)), self._state(0))
+        state = DataState.from_json(dict(saved))
+        mine = self._state(0)
+        same = (state.global_batch_size, state.index_sha256) == (mine.global_batch_size, mine.index_sha256)
+        if self._reader.lanes is None and same and state.lanes != mine.lanes:
+            if self._world.is_main:
+                logger.info("the order keeps its lanes: %d, as the run began", state.lanes)
+            self._batches = self._cut(state.lanes)
+        check_resume(state, self._state(0))
 
     def _state(self, step: int) -> DataState:
         return self._batches.state(

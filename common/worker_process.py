@@ -12,6 +12,8 @@ import multiprocessing
 import os
 import signal
 import threading
+from collections.abc import Callable
+from functools import partial
 from multiprocessing import forkserver
 
 import torch
@@ -43,8 +45,17 @@ def start_worker_server() -> None:
     forkserver.ensure_running()
 
 
-def init_worker(worker_id: int) -> None:
-    """Prepare a new worker process.
+def worker_init() -> Callable[[int], None]:
+    """Return what prepares a new worker, to be called in it with its number.
+
+    The worker gets the present environment variables: those of the fork server are as old as the server, and
+    credentials and addresses of object stores may have been set since.
+    """
+    return partial(_init_worker, environment=dict(os.environ))
+
+
+def _init_worker(worker_id: int, *, environment: dict[str, str]) -> None:
+    """Prepare this process to be a worker.
 
     Signals: a stop request goes to the whole process group, but it is the training process that decides when to
     stop, and it still needs the batches under way. A worker ends when its iterator is closed or the training is gone.
@@ -52,6 +63,7 @@ def init_worker(worker_id: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # SLURM sends it to every process of a job
+    os.environ.update(environment)
     torch.set_num_threads(1)
     # Torch makes workers watch their parent, but that is the fork server, which in turn lives as long as any worker
     # does:

@@ -22,6 +22,7 @@ from beit.common.encoder_config import CONFIG_FILE, EncoderConfig, read_encoder_
 from beit.common.errors import InputError
 from beit.common.labelled_dataset import LabelledDataset
 from beit.common.param_groups import layer_decay_groups
+from beit.common.reader_config import SPEED_KEYS
 from beit.common.run_dir import open_run
 from beit.common.signals import stop_on_signals
 from beit.common.task import FitSettings
@@ -42,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 BEST, LAST = "model", "last"
 """Folders in the run directory: the model that did best on the validation images, and the newest."""
-FREE_KEYS = ("reader.num_workers", "reader.prefetch_batches", "reader.timeout_seconds", "evaluation.micro_batch_size")
+FREE_KEYS = (*SPEED_KEYS, "evaluation.micro_batch_size")
 """Settings a resumed run may change, beside those of the loop: they decide speed, not what is learned."""
 
 

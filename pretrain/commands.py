@@ -12,11 +12,11 @@ RECIPES = Path(__file__).parent / "recipes"
 
 
 @click.command("pretrain")
-@click.argument("store", type=click.Path(path_type=Path))
+@click.argument("store")
 @click.argument("run", type=click.Path(path_type=Path))
 @long_command_options
 def pretrain_command(
-    store: Path,
+    store: str,
     run: Path,
     recipe: str | None,
     overrides: tuple[str, ...],
@@ -25,6 +25,9 @@ def pretrain_command(
     resume: str,
 ) -> None:
     """Pre-train a ViT to predict the visual tokens of masked patches, from the token store STORE into RUN.
+
+    STORE is a folder or a URL (https://, s3://); the shards of a remote store are kept on this machine's disk as they
+    are needed (reader.cache_dir, reader.cache_bytes).
 
     With --gpus or --hostfile the ranks are started through DeepSpeed's launcher; under a launcher nothing is launched
     again. Run the same command again to go on after an interruption.
@@ -57,9 +60,9 @@ def pretrain_command(
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), required=True, metavar="F.png", help="Picture to write.")
 @click.option("--rows", type=click.IntRange(1, 64), default=8, show_default=True, help="Images to draw.")
-@click.option("--store", type=click.Path(path_type=Path), help="The token store, if it has moved.")
+@click.option("--store", metavar="STORE", help="The token store, if it has moved.")
 @click.option("--tokenizer", metavar="NAME|PATH", help="What decodes the tokens, if the store's has moved or is code.")
-def show_reconstruction_command(run: Path, out: Path, rows: int, store: Path | None, tokenizer: str | None) -> None:
+def show_reconstruction_command(run: Path, out: Path, rows: int, store: str | None, tokenizer: str | None) -> None:
     """Draw held-out images as the model of RUN completes them: image, mask, predicted and original tokens, decoded.
 
     \b

@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 MAX_ONLINE_BASELINE_VIEWS = 2_000
 """Each costs a forward pass of the tokenizer."""
+_READ_AHEAD = 128
+"""Views whose tokens come in one go from a remote store."""
 _EVALUATION_WORKERS = 2
 """A short pass does not repay starting many."""
 
@@ -105,7 +107,11 @@ class HeldOut:
         sample, training = EvenSample(self.train, count), replace(self.transform, fixed_masks=False)
         views = min(self.train.num_views, count // len(sample))
         token_ids, masks = self._no_tokens()
-        for shard_id, rank in sample.places()[self.world.rank :: self.world.world_size].tolist():
+        places = sample.places()[self.world.rank :: self.world.world_size].tolist()
+        step = max(1, _READ_AHEAD // max(1, views))
+        for number, (shard_id, rank) in enumerate(places):
+            if number % step == 0:
+                self.train.expect_token_ids(places[number : number + step], views)
             sample_id = self.train.sample_id(shard_id, rank)
             try:
                 token_ids += [self.train.token_ids(shard_id, rank, k).reshape(1, -1) for k in range(views)]

@@ -30,7 +30,7 @@ TITLES = ("image", "masked", "predicted tokens", "original tokens")
 PIXEL_TITLES = ("image", "masked", "predicted pixels")
 
 
-def reconstruction_sheet(run: Path, *, store: Path | None, tokenizer: str | None, num_images: int) -> Image.Image:
+def reconstruction_sheet(run: Path, *, store: str | Path | None, tokenizer: str | None, num_images: int) -> Image.Image:
     """Draw held-out images as the model of a run completes them.
 
     The third column shows visible patches as they are and masked ones as predicted: tokens decoded, or, where the model

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
 from beit.common.dataset import Dataset, Record
+from beit.common.sampler import Rows
 
 
 class EvenSample:
@@ -32,6 +36,19 @@ class EvenSample:
     def __len__(self) -> int:
         """Return how many there are."""
         return int(self._starts[-1])
+
+    @property
+    def default_lanes(self) -> int:
+        """Return what the whole data set does."""
+        return self.dataset.default_lanes
+
+    def expect_shards(self, shard_ids: Sequence[int]) -> None:
+        """Pass on to the whole data set."""
+        self.dataset.expect_shards(shard_ids)
+
+    def expect_rows(self, rows: Rows) -> None:
+        """Pass on to the whole data set, as its rows."""
+        self.dataset.expect_rows(replace(rows, ranks=self._ranks[self._starts[rows.shard_ids] + rows.ranks]))
 
     def window_shards(self, wanted: int) -> int:
         """Return what the whole data set does."""

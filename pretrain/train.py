@@ -21,11 +21,16 @@ from beit.common.best import Goal
 from beit.common.distributed import World, init_distributed
 from beit.common.encoder import save_encoder
 from beit.common.errors import InputError, require
+from beit.common.files import default_cache_dir
+from beit.common.locations import is_remote
 from beit.common.metrics import read_metrics
 from beit.common.param_groups import weight_decay_groups
+from beit.common.reader_config import SPEED_KEYS, ReaderConfig
 from beit.common.run_dir import open_run
+from beit.common.shard_cache import ShardCache
 from beit.common.signals import stop_on_signals
 from beit.common.store import TokenStore, open_store
+from beit.common.store_checks import check_files, check_vocabulary
 from beit.common.store_dataset import StoreDataset
 from beit.common.task import FitSettings
 from beit.common.trainer import fit
@@ -40,22 +45,27 @@ from beit.pretrain.verdict import verdict
 
 logger = logging.getLogger(__name__)
 
-FREE_KEYS = ("reader.num_workers", "reader.prefetch_batches", "reader.timeout_seconds", "held_out.", "probe.")
+FREE_KEYS = (*SPEED_KEYS, "held_out.", "probe.")
 """Settings a resumed run may change, beside those of the loop: they decide speed and reporting, not what is learned."""
 
 
 @stop_on_signals()
-def run(config: PretrainConfig, *, store: Path, run_dir: Path, resume: str = "auto") -> None:
-    """Pre-train on `store` and write everything to `run_dir`; on every rank.
+def run(config: PretrainConfig, *, store: str | Path, run_dir: Path, resume: str = "auto") -> None:
+    """Pre-train on `store`, a folder or URL, and write everything to `run_dir`; on every rank.
 
     Raises:
         InputError: bad input.
         ResumableStop: a signal asked to stop; a checkpoint was committed.
     """
-    token_store = open_store(store)
+    is_url = is_remote(str(store))
+    token_store = open_store(store, check_images=not is_url)
     check_store(token_store, config)
+    if token_store.is_remote and config.reader.cache_bytes:
+        token_store.use_cache(shard_cache(config.reader))
     probe = open_probe_data(config.probe)
     world = init_distributed(timeout_seconds=config.train.collective_timeout_seconds)
+    if is_url:  # once for all ranks: it is a request or two per shard
+        world.run_on_main(lambda: check_files(token_store))
     torch.manual_seed(config.train.seed)
     task = PretrainTask(config, token_store, world, probe=probe)
     directory = open_run(run_dir, config, world=world, resume=resume, free_keys=FREE_KEYS)
@@ -95,6 +105,17 @@ def check_store(store: TokenStore, config: PretrainConfig) -> None:
     )
     if views:
         check_replay(store.info.canary, strict=config.data.replay == "strict")
+        check_vocabulary(store)
+
+
+def shard_cache(config: ReaderConfig) -> ShardCache:
+    """Return the folder that keeps the shards of remote stores on this machine.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    folder = Path(config.cache_dir).expanduser() if config.cache_dir else default_cache_dir() / "shards"
+    return ShardCache(folder, config.cache_bytes)
 
 
 def vit_config(config: PretrainConfig, store: TokenStore) -> ViTConfig:
@@ -161,6 +182,12 @@ class PretrainTask:
         )
         seen = f"{views} views per image, each seen {epochs / views:.1f} times" if views else "a fresh view every time"
         logger.info("%d steps of %d images = %.1f epochs; %s", plan.total_steps, plan.global_batch_size, epochs, seen)
+        order = self.data.order
+        if self.store.is_remote:
+            logger.info(
+                "remote store %s; shards are kept in %s", self.store.location, self.store.cache or "memory only"
+            )
+        logger.info("order: windows of %d shards, %d lanes, seed %d", order.window_shards, order.lanes, order.seed)
 
     def goal(self) -> Goal | None:
         """Return what evaluations are judged by; the newest encoder is written, unless the run may stop early."""

@@ -21,10 +21,18 @@ class FakeDataset:
         self.shard_sizes = np.array(sizes, dtype=np.int64)
         self.num_views = num_views
         self.index_sha256 = "fake"
+        self.default_lanes = 1
         self.bad = frozenset(bad)
+        self.expected = []
 
     def window_shards(self, wanted):
         return wanted
+
+    def expect_shards(self, shard_ids):
+        self.expected.append(("shards", list(shard_ids)))
+
+    def expect_rows(self, rows):
+        self.expected.append(("rows", rows.positions.tolist()))
 
     def sample_id(self, shard_id, rank):
         return f"{shard_id:03d}/k{rank}"
@@ -48,6 +56,11 @@ def to_pixels(record):
     return {"images": np.broadcast_to(pixels[:, None, None], (2, 2, 2)), "pids": os.getpid(), "parents": os.getppid()}
 
 
+def to_variable(record):
+    """An environment variable of the process that reads."""
+    return {"variable": int(os.environ["BEIT_TEST_VARIABLE"])}
+
+
 def to_pixels_and_label(record):
     """A decoded image, (height, width, 3) uint8."""
     return {"images": np.asarray(decode_image(record.image_bytes)), "labels": record.label}
@@ -56,14 +69,15 @@ def to_pixels_and_label(record):
 class AtSample:
     """Do something in the worker when it meets one sample."""
 
-    def __init__(self, sample_id, action):
+    def __init__(self, sample_id, action, then=to_pixels):
         self.sample_id = sample_id
         self.action = action
+        self.then = then
 
     def __call__(self, record):
         if record.sample_id == self.sample_id:
             self.action()
-        return to_pixels(record)
+        return self.then(record)
 
 
 def die():
@@ -72,6 +86,10 @@ def die():
 
 def hang():
     time.sleep(3600)
+
+
+def dawdle():
+    time.sleep(2)
 
 
 def raise_value_error():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from unittest import mock
@@ -33,6 +34,9 @@ def serve_s3(files: dict[str, bytes], *, bucket: str = "data") -> Iterator[str]:
     try:
         with mock.patch.dict(os.environ, variables):
             s3fs.S3FileSystem.clear_instance_cache()
+            # All servers of a process share their buckets: those of an earlier test would still be there.
+            reset = urllib.request.Request(f"http://{host}:{port}/moto-api/reset", method="POST")
+            urllib.request.urlopen(reset).close()
             client = boto3.client("s3")
             client.create_bucket(Bucket=bucket)
             for name, data in files.items():

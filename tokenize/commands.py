@@ -90,13 +90,15 @@ def tokenize_command(
 
 
 @click.command("verify")
-@click.argument("store", type=click.Path(path_type=Path))
+@click.argument("store")
 @click.option("--audit", type=click.IntRange(min=0), default=0, metavar="N", help="Re-tokenise N random views.")
 @click.option(
     "--tokenizer", metavar="NAME|PATH", help="What the audit tokenises with, if the store's has moved or is code."
 )
-def verify_command(store: Path, audit: int, tokenizer: str | None) -> None:
+def verify_command(store: str, audit: int, tokenizer: str | None) -> None:
     """Check manifests, sizes, hashes, counts and the index of STORE; exit 1 when anything is wrong.
+
+    STORE is a folder or a URL; all of a remote store is read, one shard at a time.
 
     \b
     Example:

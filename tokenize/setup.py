@@ -51,7 +51,7 @@ def check_store_folder(store: Path, *, resume: str = "auto") -> None:
 
 
 def require_local(store: Path) -> None:
-    """Refuse a URL as the place of a store that is written or verified.
+    """Refuse a URL as the place of a store that is written.
 
     Raises:
         InputError: it is one.
@@ -59,7 +59,7 @@ def require_local(store: Path) -> None:
     url = _URL.match(str(store))  # one slash is what a path leaves of two
     require(
         url is None,
-        f"store ({store}) is a URL, and stores are written and verified on a file system: tokenise into a local folder "
+        f"store ({store}) is a URL, and stores are written on a file system: tokenise into a local folder "
         "and copy it, index.parquet last; beit pretrain reads it from there",
     )
 

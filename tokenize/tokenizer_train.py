@@ -24,6 +24,7 @@ from beit.common.best import Goal
 from beit.common.config import config_to_dict
 from beit.common.distributed import World, init_distributed
 from beit.common.errors import InputError
+from beit.common.reader_config import SPEED_KEYS
 from beit.common.rng import CounterRng, stable_hash64
 from beit.common.run_dir import open_run
 from beit.common.signals import stop_on_signals
@@ -46,7 +47,7 @@ from beit.tokenize.tokenizer_step import (
 
 logger = logging.getLogger(__name__)
 
-FREE_KEYS = ("reader.num_workers", "reader.prefetch_batches", "reader.timeout_seconds")
+FREE_KEYS = SPEED_KEYS
 """Settings a resumed run may change, beside those of the loop."""
 _FEATURES_PER_WORD = 16
 """Features that the codebook is first fitted to; with fewer, k-means would memorise them."""

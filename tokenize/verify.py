@@ -6,6 +6,8 @@ table, token ids against the vocabulary. Comparing tokens with a new tokenisatio
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,9 +18,11 @@ import numpy as np
 from beit.common.errors import BadSample, InputError, require
 from beit.common.files import sha256_file
 from beit.common.images import decode_image
-from beit.common.locations import is_remote, match_files, open_binary
+from beit.common.locations import is_remote, match_files, normalise, open_binary
 from beit.common.progress import Progress
+from beit.common.remote import remote_stat
 from beit.common.sample_table import SampleTable, decode_index
+from beit.common.shard_io import location_exists, read_whole, resolve_location
 from beit.common.store import TokenStore, read_store_info
 from beit.common.store_schema import (
     IMAGES_DIR,
@@ -41,8 +45,10 @@ from beit.tokenize.audit import AuditResult, audit_store
 from beit.tokenize.crops import crop_suffix
 from beit.tokenize.encode import ViewEncoder
 from beit.tokenize.index import index_row
-from beit.tokenize.setup import require_local
 from beit.tokenize.shard import check_file
+from beit.tokenize.verify_files import list_names, local_file, local_shard
+
+logger = logging.getLogger(__name__)
 
 _SUFFIXES = (".manifest.json", ".samples.parquet", ".tar")
 _PROBLEMS_SHOWN, _KEYS_SHOWN = 20, 5
@@ -73,11 +79,11 @@ class VerifyReport:
         return "\n".join([*lines, f"{len(self.problems)} problems:", *shown, *([f"  and {more} more"] if more else [])])
 
 
-def verify_store(store: Path, *, audit: int = 0, tokenizer: ViewEncoder | str | None = None) -> VerifyReport:
+def verify_store(store: str | Path, *, audit: int = 0, tokenizer: ViewEncoder | str | None = None) -> VerifyReport:
     """Check every shard of a store, finished or not.
 
     Args:
-        store: Folder of the store.
+        store: Folder or URL of the store.
         audit: Random views to tokenise again; only done if nothing else is wrong.
         tokenizer: For the audit, instead of the one the store names: a name or path, or the tokenizer itself.
     Returns:
@@ -85,12 +91,12 @@ def verify_store(store: Path, *, audit: int = 0, tokenizer: ViewEncoder | str | 
     Raises:
         InputError: this is not a store, or the audit cannot be done.
     """
-    require_local(store)
-    location = str(store.resolve())
+    location = normalise(str(store))
+    location = location if is_remote(location) else os.path.realpath(location)
     info = read_store_info(location)
-    rows, problems = _read_index(store, info)
-    stems = [row.stem for row in rows] if rows else _stems_with_manifest(store)
-    problems += [f"{name} does not belong to the store; remove it" for name in _strays(store, set(stems))]
+    rows, problems = _read_index(location, info)
+    stems = [row.stem for row in rows] if rows else _stems_with_manifest(location)
+    problems += [f"{name} does not belong to the store; remove it" for name in _strays(location, set(stems))]
     num_samples = 0
     with Progress(len(stems), unit="shards", description="verify") as progress:
         for number, stem in enumerate(stems):
@@ -106,12 +112,12 @@ def verify_store(store: Path, *, audit: int = 0, tokenizer: ViewEncoder | str | 
     return VerifyReport(problems=problems, num_shards=len(stems), num_samples=num_samples, audit=result)
 
 
-def _read_index(store: Path, info: StoreInfo) -> tuple[list[ShardRow], list[str]]:
-    path = store / INDEX_FILE
-    if not path.exists() or info.held_out.threshold is None:
+def _read_index(location: str, info: StoreInfo) -> tuple[list[ShardRow], list[str]]:
+    path = resolve_location(location, INDEX_FILE)
+    if not location_exists(path) or info.held_out.threshold is None:
         return [], [f"the store is unfinished: it has no {INDEX_FILE}; run beit tokenize again to finish it"]
     try:
-        rows = decode_index(path.read_bytes(), label=str(path))
+        rows = decode_index(read_whole(path), label=path)
     except InputError as error:
         return [], [str(error)]
     if len(rows) != info.source.num_shards:
@@ -119,22 +125,33 @@ def _read_index(store: Path, info: StoreInfo) -> tuple[list[ShardRow], list[str]
     return rows, []
 
 
-def _stems_with_manifest(store: Path) -> list[str]:
+def _stems_with_manifest(location: str) -> list[str]:
     suffix = _SUFFIXES[0]
-    return sorted(path.name.removesuffix(suffix) for path in (store / TOKENS_DIR).glob(f"*{suffix}"))
+    return [name.removesuffix(suffix) for name in list_names(location, TOKENS_DIR) if name.endswith(suffix)]
 
 
-def _strays(store: Path, stems: set[str]) -> Iterator[str]:
-    """Yield files of no known shard, and what killed processes left."""
-    for folder in (store / TOKENS_DIR, store / IMAGES_DIR):
-        for path in sorted(folder.glob("*")):
-            stem = next((path.name.removesuffix(suffix) for suffix in _SUFFIXES if path.name.endswith(suffix)), None)
+def _strays(location: str, stems: set[str]) -> Iterator[str]:
+    """Yield files of no known shard, and what killed processes left; of a server that lists no folders, none."""
+    for folder in (TOKENS_DIR, IMAGES_DIR):
+        try:
+            names = list_names(location, folder)
+        except InputError as error:
+            logger.info("not looking for files that do not belong to the store: %s", error)
+            continue
+        for name in names:
+            stem = next((name.removesuffix(suffix) for suffix in _SUFFIXES if name.endswith(suffix)), None)
             if stem not in stems:
-                yield f"{folder.name}/{path.name}"
+                yield f"{folder}/{name}"
 
 
 def _verify_shard(location: str, info: StoreInfo, stem: str, row: ShardRow | None) -> int:
     """Check one shard and return its number of samples; the first thing that is wrong is raised."""
+    info = replace(info, image_root=resolve_location(location, info.image_root))
+    with local_shard(location, stem) as folder:
+        return _verify_local_shard(folder, info, stem, row)
+
+
+def _verify_local_shard(location: str, info: StoreInfo, stem: str, row: ShardRow | None) -> int:
     folder = Path(location) / TOKENS_DIR
     manifest = read_document(ShardManifest, manifest_path(folder, stem))
     require(manifest.settings_sha256 == info.settings_sha256(), "its manifest belongs to other settings")
@@ -193,13 +210,14 @@ def _is_sound(view: TokenStore, row: int) -> bool:
 
 
 def _verify_images(location: str, expected: ImageFile, table: SampleTable) -> None:
-    size = match_files(location)[0].size
+    size = remote_stat(location).size if is_remote(location) else match_files(location)[0].size
     require(size == expected.size, f"{location} has {size} bytes, {expected.size} when it was tokenised")
-    with open_binary(location) as file:
-        index = walk_tar(file, label=location)
+    with local_file(location) as path:
+        with path.open("rb") as file:
+            index = walk_tar(file, label=location)
+        is_damaged = expected.sha256 and sha256_file(path) != expected.sha256
     require(index.header_sha256 == expected.header_sha256, f"{location} holds other members than when it was tokenised")
-    if expected.sha256 and not is_remote(location):
-        require(sha256_file(Path(location)) == expected.sha256, f"{location} is damaged: its sha256 has changed")
+    require(not is_damaged, f"{location} is damaged: its sha256 has changed")
     members = {member.offset: member for member in index.members}
     num_crops = table.img_off.shape[1] if table.img_off.ndim == 2 else 0
     for row, key in enumerate(table.key):

@@ -61,6 +61,37 @@ def test_batches_hold_what_the_order_says():
     assert list(itertools.chain(*(batch["sample_ids"] for batch in batches))) == expected
 
 
+def test_the_data_set_hears_what_comes_and_when_it_ends():
+    dataset = FakeDataset(SIZES)
+    rows = plan_of(dataset).order.rows(0, 16)
+    list(read(dataset, num_steps=2))
+    announced = [position for kind, positions in dataset.expected if kind == "rows" for position in positions]
+    assert announced == list(range(16))
+    near = [shards for kind, shards in dataset.expected if kind == "shards"]
+    assert set(rows.shard_ids[:8].tolist()) <= set(near[0])
+    assert dataset.expected[0][0] == "shards" and dataset.expected[-1] == ("shards", [])
+
+
+def test_an_evaluation_announces_rows_but_no_shards():
+    dataset = FakeDataset(SIZES)
+    list(sequential_loader(dataset, transform=to_pixels, micro_batch_size=4, config=ReaderConfig(num_workers=0)))
+    assert {kind for kind, _ in dataset.expected} == {"rows"}
+
+
+def test_many_rows_are_announced_in_parts():
+    dataset = FakeDataset([300])
+    list(read(dataset, num_steps=1, batch=200, micro=200))
+    assert [len(rows) for kind, rows in dataset.expected if kind == "rows"] == [64, 64, 64, 8]
+
+
+def test_workers_see_the_environment_of_the_moment(monkeypatch):
+    """Not that of the fork server, which an earlier training may have started."""
+    list(read(FakeDataset(SIZES), num_workers=1, num_steps=1))
+    monkeypatch.setenv("BEIT_TEST_VARIABLE", "42")
+    batches = list(read(FakeDataset(SIZES), num_workers=1, num_steps=1, transform=fake_dataset.to_variable))
+    assert {int(value) for batch in batches for value in batch["variable"]} == {42}
+
+
 def test_pixels_are_stacked_uint8_tensors_that_belong_to_the_ids():
     for batch in read(FakeDataset(SIZES)):
         assert batch["images"].dtype == torch.uint8
@@ -169,6 +200,15 @@ def test_hung_worker_is_named_and_gone(monkeypatch):
     while os.path.exists(f"/proc/{pid}") and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not os.path.exists(f"/proc/{pid}")
+
+
+def test_a_worker_that_has_finished_is_not_taken_for_dead_while_another_is_slow(monkeypatch):
+    monkeypatch.setattr("beit.common.loader._POLL_SECONDS", 0.2)
+    dataset = FakeDataset(SIZES)
+    rows = plan_of(dataset).order.rows(6, 2)  # the last micro-batch of four, owed by worker 1
+    victim = dataset.sample_id(int(rows.shard_ids[0]), int(rows.ranks[0]))
+    loader = read(dataset, num_steps=1, transform=AtSample(victim, fake_dataset.dawdle), num_workers=2)
+    assert len(list(loader)) == 4
 
 
 def test_workers_survive_the_signals_of_their_group():

@@ -50,6 +50,10 @@ class FakeStore:
     def __len__(self):
         return sum(SIZES)
 
+    def shard_sizes(self, *, held_out):
+        held = np.array([row.num_held_out for row in self.shards])
+        return held if held_out else np.array(SIZES) - held
+
     def samples(self, shard_id):
         return self.tables[shard_id]
 
