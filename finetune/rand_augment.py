@@ -91,7 +91,8 @@ def rand_augment(image: Image.Image, policy: RandAugmentPolicy, rng: CounterRng,
     Returns:
         RGB image of the same size.
     Source: RandAugment (Cubuk et al. 2019) as timm has it, `timm/data/auto_augment.py`; every operation gives the
-        pixels of timm 1.0.31. Differs: random numbers; posterizing to no bit, which recent Pillow refuses in timm, is black.
+        pixels of timm 1.0.31. Differs: random numbers; posterizing to no bit, which recent Pillow refuses in timm, is
+        black.
     """
     for _ in range(policy.num_layers):
         operation = OPERATIONS[rng.integers(0, len(OPERATIONS) - 1)]
