@@ -110,7 +110,7 @@ class StoreReader:
             grid_size=info.grid_size,
             mask=MaskConfig(),
             seed=0,
-            jitter_scope=info.augment.jitter_scope,
+            augment=info.augment,
             strict=True,
         )
         self._places = [(shard, rank) for shard, size in enumerate(self._dataset.shard_sizes) for rank in range(size)]

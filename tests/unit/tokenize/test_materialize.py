@@ -60,7 +60,7 @@ def test_tokens_and_checks_are_those_of_the_decoded_crops(store):
 def test_training_reads_the_crop_of_the_view_and_nothing_else(store, monkeypatch):
     opened = open_store(store)
     dataset = StoreDataset(opened, seed=5)
-    transform = ViewTransform(img_size=16, grid_size=4, mask=MaskConfig(), seed=5, jitter_scope="crop", strict=True)
+    transform = ViewTransform(img_size=16, grid_size=4, mask=MaskConfig(), seed=5, augment=AugmentConfig(), strict=True)
     samples = [opened[index] for index in range(len(opened))]
     by_name = {(sample["key"]): sample for sample in samples}
     seen = set()
