@@ -187,7 +187,7 @@ class PretrainTask:
             logger.info(
                 "remote store %s; shards are kept in %s", self.store.location, self.store.cache or "memory only"
             )
-        logger.info("order: windows of %d shards, %d lanes, seed %d", order.window_shards, order.lanes, order.seed)
+        logger.info("order: windows of %d shards, lanes: %d, seed %d", order.window_shards, order.lanes, order.seed)
 
     def goal(self) -> Goal | None:
         """Return what evaluations are judged by; the newest encoder is written, unless the run may stop early."""
