@@ -22,7 +22,7 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps DALL-E
 	@touch $@
 
-demo: setup ## The whole chain on generated images, under five minutes on two cores
+demo: setup ## The whole chain on generated images, minutes on two cores
 	$(BIN)/beit demo $(DEMO)
 
 lint: setup ## Format check and lint
