@@ -43,6 +43,9 @@ VIEW_DTYPE = np.dtype(
 JitterScope = Literal["crop", "image"]
 Resample = Literal["bicubic", "lanczos", "bilinear"]
 
+TOKEN_RESAMPLE: Resample = "lanczos"
+"""Filter of the tokenizer's view; BEiT's second_interpolation."""
+
 _RESAMPLE = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,

@@ -86,7 +86,8 @@ def predict_to_file(
         source: Images, with or without labels.
         out: .csv, .parquet or .jsonl file, complete or absent.
         stdout: CSV goes here where `out` is None.
-        features: Add the features that the head sees; of an encoder, the mean of the patches after the last block.
+        features: Add the features that the head sees; of an encoder, the mean of the patches after
+            the block that its run's probe found best, or after the last.
     Raises:
         InputError: bad input, or no image at all can be read.
     """
@@ -126,10 +127,11 @@ def load_predictor(model: str | Path, *, features: bool) -> Predictor:
     stored = read_encoder_config(model)
     if stored.task == "pretrain" and features:
         encoder = load_encoder(model)
+        block = encoder.config.depth - 1 if stored.best_block is None else stored.best_block
         return Predictor(
             stored=stored,
             model=encoder,
-            represent=lambda images: pool_features(encoder.forward_features(images)),
+            represent=lambda images: pool_features(encoder.forward_intermediates(images, [block])[0]),
             classify=None,
             with_features=True,
         )

@@ -18,7 +18,7 @@ from beit.common.dataset import Record
 from beit.common.errors import BadSample, InputError
 from beit.common.images import decode_image
 from beit.common.rng import CounterRng
-from beit.common.views import AugmentConfig, compute_canary, draw_view, mean_luma, render_view
+from beit.common.views import TOKEN_RESAMPLE, AugmentConfig, compute_canary, draw_view, mean_luma, render_view
 from beit.pretrain.masking import MaskConfig, draw_mask
 
 LUMA_TOLERANCE = 3
@@ -112,7 +112,7 @@ class ViewTransform:
                 image,
                 view,
                 img_size=self.token_img_size,
-                resample="lanczos",
+                resample=TOKEN_RESAMPLE,
                 jitter_scope=self.augment.jitter_scope,
             )
             sample["token_views"] = _channels_first(pixels)

@@ -11,6 +11,7 @@ from 0.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import NamedTuple
 
 import torch
@@ -46,7 +47,7 @@ class MimLoss(NamedTuple):
     """Scalar int64, detached: predicted patches."""
 
 
-class _PatchPredictor(VisionTransformer):
+class _PatchPredictor(VisionTransformer, ABC):
     """The encoder with a final norm and a linear head on some of its patches.
 
     Args:
@@ -74,9 +75,9 @@ class _PatchPredictor(VisionTransformer):
         nn.init.zeros_(head.bias)
         return head
 
+    @abstractmethod
     def head(self, hidden: Tensor) -> Tensor:
         """Map normalised patches (..., D) to predictions."""
-        raise NotImplementedError
 
     def forward(  # type: ignore[override]
         self, images: Tensor, bool_masked_pos: Tensor, predicted_pos: Tensor | None = None

@@ -21,18 +21,15 @@ from beit.common.rng import CounterRng
 from beit.common.source_types import SampleRef, ShardReader
 from beit.common.store_schema import StoreInfo
 from beit.common.views import (
+    TOKEN_RESAMPLE,
     VIEW_DTYPE,
     AugmentConfig,
     JitterScope,
-    Resample,
     crop_crc,
     draw_view,
     mean_luma,
     render_view,
 )
-
-TOKEN_RESAMPLE: Resample = "lanczos"
-"""Filter of the tokenizer's view; BEiT's second_interpolation."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from beit.common.labelled_index_build import build_index
 from beit.common.rng import CounterRng
 from beit.common.store_schema import HeldOut, held_out_count, held_out_hash
 from beit.common.synthetic import SCENE_VERSION, paint_all, render_scene
-from beit.common.views import AugmentConfig, draw_view, render_view
+from beit.common.views import TOKEN_RESAMPLE, AugmentConfig, draw_view, render_view
 from beit.tokenize.tokenizer_config import TokenizerDataConfig
 
 logger = logging.getLogger(__name__)
@@ -70,12 +70,11 @@ class CropTransform:
         """
         image = decode_image(record.image_bytes)
         view = draw_view(rng, image.width, image.height, self.augment)
-        # Lanczos, as for the views that `beit tokenize` shows to the tokenizer.
         return render_view(
             image,
             view,
             img_size=self.data.view_size,
-            resample="lanczos",
+            resample=TOKEN_RESAMPLE,
             jitter_scope=self.augment.jitter_scope,
         )
 

@@ -1,13 +1,13 @@
 """Every `beit` command shown in the README runs, in order, on small data under the names it uses."""
 
 import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from beit.tests.docs.run_commands import run_commands, shown_commands
 from beit.tests.support import write_images
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -19,11 +19,6 @@ LESS = {
     "pretrain": "--set train.steps=2 --set train.global_batch_size=8 --set reader.num_workers=1 --set model.depth=2",
     "finetune": "--set train.steps=2 --set train.global_batch_size=8 --set reader.num_workers=1",
 }
-
-
-def shown_commands(text):
-    for block in re.findall(r"```\n(.*?)```", text, flags=re.DOTALL):
-        yield from (line for line in block.splitlines() if line.startswith("beit "))
 
 
 def test_readme_shows_the_two_make_commands_and_they_exist():
@@ -40,13 +35,7 @@ def test_readme_commands_run_in_order(tmp_path):
         write_images(tmp_path / "labelled" / name, 16, size=64, classes=("rose", "tulip"))
     commands = list(shown_commands((ROOT / "README.md").read_text()))
     assert len(commands) >= 6
-    for command in commands:
-        words = shlex.split(command)[1:]
-        words += shlex.split(LESS.get(words[0], ""))
-        result = subprocess.run(
-            [sys.executable, "-m", "beit.cli", *words], cwd=tmp_path, capture_output=True, text=True, timeout=900
-        )
-        assert result.returncode == 0, f"{command}\n{result.stderr}"
+    run_commands(commands, tmp_path, lambda words: LESS.get(words[0], ""))
     assert (tmp_path / "labels.csv").read_text().count("\n") == 4
     assert (tmp_path / "reconstruction.png").stat().st_size > 1000
 

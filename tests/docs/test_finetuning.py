@@ -2,9 +2,6 @@
 
 import json
 import re
-import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,12 +13,12 @@ from beit.common.vit import VisionTransformer
 from beit.common.vit_config import ViTConfig
 from beit.finetune.commands import RECIPES
 from beit.finetune.config import FinetuneConfig
-from beit.tests.docs.test_documented_commands import shown_commands
+from beit.tests.docs.run_commands import run_commands, shown_commands
 from beit.tests.support import write_images
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docs" / "finetuning.md").read_text()
-LESS = "train.steps=2 train.global_batch_size=4 optimizer.warmup_epochs=0 reader.num_workers=0"
+LESS = "--set train.steps=2 --set train.global_batch_size=4 --set optimizer.warmup_epochs=0 --set reader.num_workers=0"
 
 
 def write_encoder(folder):
@@ -45,14 +42,7 @@ def test_commands_run_in_order(tmp_path):
         (tmp_path / "scenes" / f"{name}.csv").write_text("\n".join(lines) + "\n")
     commands = list(shown_commands(TEXT))
     assert len(commands) >= 8
-    for command in commands:
-        words = shlex.split(command)[1:]
-        if words[:2] == ["finetune", "classification"]:
-            words += [word for setting in LESS.split() for word in ("--set", setting)]
-        result = subprocess.run(
-            [sys.executable, "-m", "beit.cli", *words], cwd=tmp_path, capture_output=True, text=True, timeout=600
-        )
-        assert result.returncode == 0, f"{command}\n{result.stderr}"
+    run_commands(commands, tmp_path, lambda words: LESS if words[:2] == ["finetune", "classification"] else "")
     for file in ("test.html", "labels.csv", "labels.parquet"):
         assert (tmp_path / file).stat().st_size > 100
     assert json.loads((tmp_path / "test.json").read_text())["num_images"] == 12

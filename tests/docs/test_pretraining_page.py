@@ -1,15 +1,13 @@
 """Every `beit` command of docs/pretraining.md runs, in order, on small data under the names it uses."""
 
 import re
-import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from beit.common.encoder_config import read_encoder_config
 from beit.common.metrics import read_metrics
+from beit.tests.docs.run_commands import run_commands, shown_commands
 from beit.tests.support import write_images
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,17 +22,9 @@ def test_commands_run_in_order(tmp_path):
     write_images(tmp_path / "photos", 80, size=72)
     for name in ("train", "val"):
         write_images(tmp_path / "labelled" / name, 16, size=72, classes=("rose", "tulip"))
-    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", PAGE, flags=re.DOTALL | re.MULTILINE)
-    shown = [line for language, block in blocks if not language for line in block.splitlines()]
-    commands = [line for line in shown if line.startswith("beit ")]
+    commands = list(shown_commands(PAGE))
     assert len(commands) == PAGE.count("\nbeit ")
-    for command in commands:
-        words = shlex.split(command)[1:]
-        words += shlex.split(LESS) if words[0] == "pretrain" else []
-        result = subprocess.run(
-            [sys.executable, "-m", "beit.cli", *words], cwd=tmp_path, capture_output=True, text=True, timeout=900
-        )
-        assert result.returncode == 0, f"{command}\n{result.stderr}"
+    run_commands(commands, tmp_path, lambda words: LESS if words[0] == "pretrain" else "")
     assert read_encoder_config(tmp_path / "runs/online").provenance["tokenizer_online"] is True
     assert read_encoder_config(tmp_path / "runs/probed").best_block in (0, 1)
     named = set(re.findall(r"`((?:held_out|train|unigram|neighbour|mean)_(?:bits|acc|mse))`", PAGE))

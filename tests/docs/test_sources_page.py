@@ -2,7 +2,6 @@
 
 import os
 import re
-import shlex
 import subprocess
 import sys
 import tarfile
@@ -14,7 +13,7 @@ import pytest
 
 from beit.common.images import IMAGE_SUFFIXES
 from beit.common.store import open_store
-from beit.tests.docs.test_documented_commands import shown_commands
+from beit.tests.docs.run_commands import run_commands, shown_commands
 from beit.tests.file_server import FileServer, serve
 from beit.tests.s3_server import serve_s3
 from beit.tests.support import write_images
@@ -56,16 +55,11 @@ def test_commands_run_in_order(tmp_path):
     assert len(commands) == len(IMAGES)
     server = FileServer({f"/{name}": data for name, data in files.items()})
     with serve(server), serve_s3(files, bucket="my-bucket"):
-        for command in commands:
-            command = command.replace("https://data.example.org", server.url)
-            words = [*shlex.split(command)[1:], *shlex.split(LESS)]
-            result = subprocess.run(
-                [sys.executable, "-m", "beit.cli", *words], cwd=tmp_path, capture_output=True, text=True, timeout=600
-            )
-            assert result.returncode == 0, f"{command}\n{result.stderr}"
+        local = [command.replace("https://data.example.org", server.url) for command in commands]
+        printed = run_commands(local, tmp_path, lambda words: LESS)
         found = {store.name: len(open_store(store)) for store in (tmp_path / "stores").iterdir()}
     assert found == IMAGES
-    assert "1 truncated" in result.stdout
+    assert "1 truncated" in printed
 
 
 @pytest.mark.parametrize(

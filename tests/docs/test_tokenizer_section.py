@@ -1,15 +1,12 @@
 """Every command on training and judging a tokenizer runs, in order, on small data under the names it uses."""
 
 import re
-import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from beit.common.tokenizer import load_tokenizer
-from beit.tests.docs.test_documented_commands import shown_commands
+from beit.tests.docs.run_commands import run_commands, shown_commands
 from beit.tests.support import write_images
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -18,8 +15,9 @@ pytestmark = [pytest.mark.docs, pytest.mark.timeout(1800)]
 
 # Appended to the shown commands: the same code, less of it.
 LESS = (
-    "model.vocab_size=16 model.width=16 model.num_blocks=1 data.crop_size=16 data.num_eval_images=4 train.steps=4 "
-    "train.global_batch_size=4 optimizer.warmup_steps=0 reader.num_workers=1"
+    "--set model.vocab_size=16 --set model.width=16 --set model.num_blocks=1 --set data.crop_size=16 "
+    "--set data.num_eval_images=4 --set train.steps=4 --set train.global_batch_size=4 --set optimizer.warmup_steps=0 "
+    "--set reader.num_workers=1"
 )
 
 
@@ -36,14 +34,7 @@ def test_commands_run_in_order(tmp_path):
         write_images(tmp_path / name, 10, size=64)
     commands = [*shown_commands(TRAIN), *shown_commands(REPORT)]
     assert len(commands) >= 9
-    for command in commands:
-        words = shlex.split(command)[1:]
-        if words[:2] == ["tokenizer", "train"]:
-            words += [word for setting in LESS.split() for word in ("--set", setting)]
-        result = subprocess.run(
-            [sys.executable, "-m", "beit.cli", *words], cwd=tmp_path, capture_output=True, text=True, timeout=600
-        )
-        assert result.returncode == 0, f"{command}\n{result.stderr}"
+    run_commands(commands, tmp_path, lambda words: LESS if words[:2] == ["tokenizer", "train"] else "")
     for page in ("report.html", "report.json", "compare.html"):
         assert (tmp_path / page).is_file()
     for folder in (tmp_path / "tokenizers").iterdir():

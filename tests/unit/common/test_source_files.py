@@ -2,6 +2,7 @@ import pickle
 from collections import Counter
 from pathlib import Path
 
+import fsspec
 import pytest
 
 from beit.common.errors import BadSample, InputError
@@ -152,7 +153,6 @@ def test_file_that_vanishes_is_a_bad_sample(tmp_path: Path) -> None:
 
 
 def test_remote_folder() -> None:
-    fsspec = pytest.importorskip("fsspec")
     fsspec.filesystem("memory").pipe({"/pics/cat/1.jpg": b"1", "/pics/dog/2.jpg": b"22", "/pics/dog/list.md": b""})
     source = open_source("memory://pics")
     assert source.class_names == ["cat", "dog"]

@@ -3,14 +3,14 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from beit.common.errors import BadSample, InputError
 from beit.common.sources import open_source
-
-pa = pytest.importorskip("pyarrow")
-pq = pytest.importorskip("pyarrow.parquet")
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
@@ -145,7 +145,6 @@ def test_mixed_splits_are_pointed_out(tmp_path: Path, caplog: pytest.LogCaptureF
 
 
 def test_remote_parquet(tmp_path: Path) -> None:
-    fsspec = pytest.importorskip("fsspec")
     path = huggingface(tmp_path / "x.parquet")
     fsspec.filesystem("memory").pipe("/tables/x.parquet", path.read_bytes())
     source = open_source("memory://tables/x.parquet")

@@ -4,6 +4,7 @@ import pickle
 import tarfile
 from pathlib import Path
 
+import fsspec
 import pytest
 from PIL import Image
 
@@ -119,7 +120,6 @@ def test_tar_that_shrinks_while_it_is_read_gives_a_bad_sample(tmp_path: Path) ->
 
 
 def test_remote_tars(tmp_path: Path) -> None:
-    fsspec = pytest.importorskip("fsspec")
     file_system = fsspec.filesystem("memory")
     for number in range(2):
         path = write_tar(tmp_path / f"{number}.tar", {"a.jpg": jpeg(number), "a.cls": b"5"})

@@ -4,6 +4,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
+import webdataset
 
 from beit.common.errors import InputError
 from beit.common.tar_walk import TarIndex, group_samples, split_name, walk_tar
@@ -189,7 +190,6 @@ def test_grouping_keeps_order_and_refuses_repeated_keys() -> None:
 
 
 def test_grouping_agrees_with_webdataset(tmp_path: Path) -> None:
-    webdataset = pytest.importorskip("webdataset")
     members = samples(3) | {"sub.dir/a.b.jpg": b"1", "sub.dir/a.cls": b"2", ".hid.jpg": b"", "__m__": b"", "plain": b""}
     path = tmp_path / "x.tar"
     path.write_bytes(make_tar(members))

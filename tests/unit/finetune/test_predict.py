@@ -86,6 +86,27 @@ def test_features_are_what_the_head_sees(finished):
     assert best == [row.labels[0] for row in batch]
 
 
+def test_features_of_an_encoder_are_those_of_its_best_block(tmp_path, finished):
+    state, stored = read_encoder_state(finished.run / "model"), read_encoder_config(finished.run / "model")
+    kept = {name: tensor for name, tensor in state.items() if not name.startswith(("head.", "fc_norm."))}
+    last = stored.architecture.depth - 1
+    found = {}
+    for best_block in (None, 0, last):
+        folder = tmp_path / f"encoder-{best_block}"
+        save_encoder(
+            folder,
+            kept,
+            architecture=stored.architecture,
+            mean=[0.5] * 3,
+            std=[0.5] * 3,
+            provenance={},
+            best_block=best_block,
+        )
+        (batch,) = predict(folder, str(finished.val), features=True)
+        found[best_block] = [row.features for row in batch]
+    assert found[None] == found[last] != found[0]
+
+
 def test_an_encoder_without_classes_gives_features_only(tmp_path, finished):
     state, stored = read_encoder_state(finished.run / "model"), read_encoder_config(finished.run / "model")
     kept = {name: tensor for name, tensor in state.items() if not name.startswith(("head.", "fc_norm."))}
