@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from beit.common.progress import format_rate
 from beit.tokenize.encode import Stopwatch
 
 
@@ -85,15 +86,18 @@ class TokenizeSummary:
             ("shards", f"{self.num_shards} ({self.num_shards_kept} were finished before)"),
             ("images", f"{self.num_samples} usable, {self.num_held_out} of them held out"),
             ("views", self._views_text()),
-            ("token files", f"{self.token_bytes / 1e6:.1f} MB"),
+            (
+                "token files",
+                f"{self.token_bytes / 1e6:.1f} MB" if self.token_bytes >= 1e6 else f"{self.token_bytes / 1e3:.0f} kB",
+            ),
         ]
         if self.skipped:
             reasons = ", ".join(f"{count} {reason}" for reason, count in self.skipped.most_common())
             rows.insert(3, ("skipped", f"{self.skipped.total()} images: {reasons}"))
         if self.num_images_done:
             views_per_second = self.images_per_second * self.views
-            rate = f"{self.images_per_second:.1f} images/s" + (
-                f", {views_per_second:.1f} views/s" if self.views else ""
+            rate = f"{format_rate(self.images_per_second)} images/s" + (
+                f", {format_rate(views_per_second)} views/s" if self.views else ""
             )
             rows += [("rate", rate), ("limited by", self.limit)]
         return "\n".join(f"{name:<12}{value}" for name, value in rows)

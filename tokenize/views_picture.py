@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import colorsys
 import logging
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -39,7 +40,7 @@ VIEW_COLOURS = (
 
 _CELL_PX, _IMAGE_PX, _GAP_PX, _FRAME_PX, _MARGIN_PX = 176, 432, 14, 5, 24
 _TAG_PX = 22
-_HEAD_PX, _CAPTION_PX, _FOOT_PX = 76, 40, 62
+_HEAD_PX, _CAPTION_PX, _LINE_PX = 76, 40, 20
 _PAPER, _INK, _FAINT, _UNKNOWN = (255, 255, 255), (33, 37, 41), (110, 117, 125), (222, 226, 230)
 _GOLDEN_ANGLE = 0.381966
 
@@ -123,7 +124,9 @@ def views_sheet(store: TokenStore, decoder: Tokenizer | None, *, num_images: int
     num_rows = 3 if decoder else 2
     block = num_rows * (_CELL_PX + _GAP_PX) + _CAPTION_PX
     width = 2 * _MARGIN_PX + _IMAGE_PX + len(shown[0].views) * (_CELL_PX + _GAP_PX)
-    sheet = Image.new("RGB", (width, _HEAD_PX + count * (block + _GAP_PX) + _FOOT_PX), _PAPER)
+    foot = _foot_lines(width, decoder is not None)
+    foot_top = _HEAD_PX + count * (block + _GAP_PX) + 6
+    sheet = Image.new("RGB", (width, foot_top + len(foot) * _LINE_PX + _MARGIN_PX), _PAPER)
     draw = ImageDraw.Draw(sheet)
     _draw_head(draw, store)
     for row, image in enumerate(shown):
@@ -132,7 +135,8 @@ def views_sheet(store: TokenStore, decoder: Tokenizer | None, *, num_images: int
         for column, view in enumerate(image.views):
             left = _MARGIN_PX + _IMAGE_PX + _GAP_PX + column * (_CELL_PX + _GAP_PX)
             _draw_view(sheet, view, left, top)
-    _draw_foot(draw, sheet, decoder is not None)
+    for line, text in enumerate(foot):
+        draw.text((_MARGIN_PX, foot_top + line * _LINE_PX), text, fill=_FAINT, font=_font(14))
     return sheet
 
 
@@ -289,15 +293,16 @@ def _settings(record: np.void) -> tuple[str, str]:
     return box, "  ".join(f"{name} {factor / FACTOR_ONE:.2f}" for name, factor in zip("bcs", factors, strict=True))
 
 
-def _draw_foot(draw: ImageDraw.ImageDraw, sheet: Image.Image, has_decoded: bool) -> None:
-    lines = [
+def _foot_lines(width: int, has_decoded: bool) -> list[str]:
+    """Return the legend, wrapped to a sheet of `width` px."""
+    legend = (
         "Frames and boxes of one colour and number belong together. First row: what the network sees, rendered as in "
-        "training; b, c, s are factors of brightness, contrast and saturation.",
-        "Second row: visual tokens, one colour per word of the vocabulary."
-        + (" Third row: what the tokenizer paints from these tokens." if has_decoded else ""),
-    ]
-    for line, text in enumerate(lines):
-        draw.text((_MARGIN_PX, sheet.height - _FOOT_PX + 6 + 20 * line), text, fill=_FAINT, font=_font(14))
+        "training; b, c, s are factors of brightness, contrast and saturation. Second row: visual tokens, one colour "
+        "per word of the vocabulary."
+        + (" Third row: what the tokenizer paints from these tokens." if has_decoded else "")
+    )
+    per_letter = _font(14).getlength(legend) / len(legend)
+    return textwrap.wrap(legend, int(0.95 * (width - 2 * _MARGIN_PX) / per_letter))  # 0.95: lines of wide letters
 
 
 def _shorten(text: str, length: int) -> str:
