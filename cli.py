@@ -44,6 +44,8 @@ SHOW = {
         "beit.tokenize.commands", "show_views_command", "Images of a store with their crops, views and tokens."
     ),
     "tokens": Entry("beit.tokenize.commands", "show_tokens_command", "What the visual words of a store look like."),
+    "masks": Entry("beit.pretrain.commands", "show_masks_command", "What a run hides, and how often each patch."),
+    "batch": Entry("beit.pretrain.commands", "show_batch_command", "The samples of any step of a run, built again."),
     "reconstruction": Entry(
         "beit.pretrain.commands", "show_reconstruction_command", "Image, mask, predicted and original tokens, decoded."
     ),
