@@ -38,12 +38,16 @@ from beit.common.locks import exclusive_lock
 from beit.common.run_dir import environment
 from beit.common.signals import StopFlag, stop_on_signals
 from beit.finetune.commands import RECIPES
+from beit.finetune.compare_runs import RunRecord, read_runs
 from beit.finetune.config import FinetuneConfig
 
 ALL = "all"
 STARTS = ("pre-trained", "random")
-MEASURES = {"finetune": ("fine-tuned",), "probe": ("linear probe", "k-NN")}
-"""What each kind of run measures."""
+MEASURES = {
+    "finetune": {"fine-tuned": "classification"},
+    "probe": {"linear probe": "linear-probe", "k-NN": "knn"},
+}
+"""What each kind of run measures, and what `beit compare` calls that."""
 EVALUATIONS = 4
 """In the course of a run; arbitrary."""
 RESULT_FILE = "few_labels.json"
@@ -275,32 +279,34 @@ def ensure(comparison: Comparison, row: Row, start: str, seed: int, *, encoder_s
     write_json(file, {"identity": identity, "seconds": time.monotonic() - started})
 
 
-def score(folder: Path, measure: str) -> dict[str, Any]:
-    """Return top-1 and what else was measured."""
-    file = {"fine-tuned": "evaluation.json", "linear probe": "linear-probe.json", "k-NN": "knn.json"}[measure]
-    names = ("top1", "top5", "loss", "macro_f1", "calibration_error", "best_block", "best_k", "num_images")
-    return {name: value for name, value in read_json(folder / file).items() if name in names}
+def finished_runs(comparison: Comparison, row: Row, start: str, measure: str, seeds: Sequence[int]) -> list[RunRecord]:
+    """Return what the finished runs of one start measured, seed by seed."""
+    folders = [comparison.run_folder(row, start, seed) for seed in seeds]
+    records = [record for folder in folders if (folder / RESULT_FILE).exists() for record in read_runs(folder)]
+    return [record for record in records if record.task == MEASURES[row.kind][measure]]
 
 
 def summarize(comparison: Comparison, row: Row, measure: str, *, seeds: Sequence[int]) -> dict[str, Any]:
     """Return one line of the table as plain values; unfinished runs are missing in it."""
-    found: dict[str, dict[int, dict[str, Any]]] = {start: {} for start in STARTS}
-    for start in STARTS:
-        for seed in seeds:
-            folder = comparison.run_folder(row, start, seed)
-            if (folder / RESULT_FILE).exists():
-                found[start][seed] = score(folder, measure)
-    first, second = (found[start] for start in STARTS)
-    differences = [first[seed]["top1"] - second[seed]["top1"] for seed in seeds if seed in first and seed in second]
+    ours, random = (finished_runs(comparison, row, start, measure, seeds) for start in STARTS)
+    pairs = [(one.metrics["top1"], other.metrics["top1"]) for one in ours for other in random if one.seed == other.seed]
     return {
         "labels": row.num_labels,
         "measure": measure,
         "epochs": row.epochs if row.kind == "finetune" else None,
         "wanted_seeds": len(seeds),
-        "runs": {start: [{"seed": seed, **scores} for seed, scores in found[start].items()] for start in STARTS},
-        "top1": {start: interval([scores["top1"] for scores in found[start].values()]) for start in STARTS},
-        "difference": interval(differences),
-        "wins": sum(difference > 0 for difference in differences),
+        "runs": {
+            start: [
+                {"seed": list(run.seed), **run.metrics, "device_seconds": run.budget.device_seconds} for run in runs
+            ]
+            for start, runs in zip(STARTS, (ours, random), strict=True)
+        },
+        "top1": {
+            start: interval([run.metrics["top1"] for run in runs])
+            for start, runs in zip(STARTS, (ours, random), strict=True)
+        },
+        "difference": interval([one - other for one, other in pairs]),
+        "wins": sum(one > other for one, other in pairs),
     }
 
 
