@@ -13,14 +13,14 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from beit import __version__
 from beit.common.checkpoint import Checkpoint, find_checkpoint, resolve_checkpoint
-from beit.common.config import config_to_dict, config_to_toml
+from beit.common.config import config_to_dict, config_to_toml, flatten
 from beit.common.distributed import World
 from beit.common.errors import InputError
 from beit.common.files import read_json, write_atomic, write_json
@@ -102,10 +102,10 @@ def _find(path: Path, resume: str) -> Checkpoint | None:
 
 def _require_same(config_file: Path, config: Any, free_keys: Sequence[str]) -> None:
     try:
-        saved = _flatten(tomllib.loads(config_file.read_text(encoding="utf-8")))
+        saved = flatten(tomllib.loads(config_file.read_text(encoding="utf-8")))
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{config_file} is not valid TOML ({error}); restore it or name a new directory") from None
-    current = _flatten(config_to_dict(config))
+    current = flatten(config_to_dict(config))
     names = sorted(name for name in saved.keys() | current.keys() if saved.get(name) != current.get(name))
     bound = [
         name for name in names if not any(name == key or key[-1] == "." and name.startswith(key) for key in free_keys)
@@ -116,13 +116,6 @@ def _require_same(config_file: Path, config: Any, free_keys: Sequence[str]) -> N
             f"{config_file.parent} holds a run with other settings ({listed}); use the same, name a new directory, or "
             f"continue on purpose with --resume {config_file.parent}"
         )
-
-
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
-    return flat
 
 
 def _record_environment(file: Path, world: World, checkpoint: Checkpoint | None) -> None:
