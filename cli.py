@@ -49,6 +49,7 @@ SHOW = {
     "reconstruction": Entry(
         "beit.pretrain.commands", "show_reconstruction_command", "Image, mask, predicted and original tokens, decoded."
     ),
+    "attention": Entry("beit.finetune.commands", "show_attention_command", "Where the heads of an encoder look."),
 }
 
 

@@ -74,7 +74,14 @@ def bar_chart(
     return axes.image
 
 
-def dot_chart(values: NDArray[np.floating], *, title: str, x_name: str, size_px: tuple[int, int]) -> Image.Image:
+def dot_chart(
+    values: NDArray[np.floating],
+    *,
+    title: str,
+    x_name: str,
+    size_px: tuple[int, int],
+    reference: tuple[float, str] | None = None,
+) -> Image.Image:
     """Draw groups of values as dots, and their means as a line.
 
     Args:
@@ -82,13 +89,20 @@ def dot_chart(values: NDArray[np.floating], *, title: str, x_name: str, size_px:
         title: Above.
         x_name: Below.
         size_px: Width and height.
+        reference: A value to compare with, and what it is; a grey line.
 
     Returns:
         RGB image.
     """
     count = len(values)
-    axes = _Axes(size_px, x_range=(-0.5, count - 0.5), y_max=1.05 * float(values.max()))
+    largest = max(float(values.max()), reference[0] if reference else 0.0)
+    axes = _Axes(size_px, x_range=(-0.5, count - 0.5), y_max=1.1 * largest)
     axes.label(title=title, x_name=x_name, x_ticks=_some(range(count), 24))
+    if reference:
+        height = axes.y(reference[0])
+        axes.draw.line((_LEFT_PX, height, size_px[0] - _RIGHT_PX, height), fill=FAINT, width=1)
+        place = (size_px[0] - _RIGHT_PX, height - 3)
+        axes.draw.text(place, reference[1], fill=FAINT, font=font(_TEXT_PX), anchor="rd")
     for number, group in enumerate(values.tolist()):
         for value in group:
             _dot(axes, number, value, radius=4, colour=_DOT)
