@@ -24,9 +24,9 @@ class TrainConfig:
     """Samples per optimizer step over all ranks; part of the data order, so it is fixed for a run."""
     micro_batch_size: int | None = None
     """Samples per forward pass of one rank; left out, its whole share. Smaller needs less memory for the same step."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """bf16: torch.autocast over fp32 weights; weights, moments and the residual stream stay fp32. auto: bf16 where the
-    device has it in hardware, else fp32."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """bf16, fp16: torch.autocast over fp32 weights; weights, moments and the residual stream stay fp32. fp16 adds a
+    dynamic loss scale; it is for GPUs without bf16. auto: bf16 where the device has it in hardware, else fp32."""
     seed: int = 0
     """Of initialisation, data order, masks and drop path."""
     log_interval_steps: int = 50

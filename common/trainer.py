@@ -158,7 +158,7 @@ class Trainer:
         if isinstance(self._task, OverwritesWeights):
             for parameter, rows in self._task.overwritten_rows():
                 self._average.restart_rows(parameter, rows)
-        self._unread.append((self._step, HostFlag(self._engine.skipped_flag()), sample_ids))
+        self._unread.append((self._step, HostFlag(self._engine.verdict()), sample_ids))
         # On a GPU the newest flag is left for the next step, so that the host never waits for the device.
         self._read_flags(leave=1 if self._world.device.type == "cuda" else 0)
 
@@ -179,8 +179,9 @@ class Trainer:
         """Count the skipped among all but the newest `leave` steps."""
         while len(self._unread) > leave:
             step, flag, sample_ids = self._unread.pop(0)
-            if flag.is_set():
-                self._guard.note(step, self._world.gather(sample_ids))
+            verdict = flag.value()
+            if verdict:
+                self._guard.note(step, self._world.gather(sample_ids), is_overflow=verdict == 2)
 
     def _stop_if_asked(self, stop: StopFlag) -> None:
         """Save and leave when any rank was asked to stop."""
