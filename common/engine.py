@@ -203,6 +203,11 @@ class Engine:
         """Return how many updates the optimizer has applied, by its own count."""
         return max((float(state["step"]) for state in self.optimizer.state.values()), default=0.0)
 
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shape of every tensor of the model's state dict, whole where it is partitioned."""
+        state = self.model.state_dict(keep_vars=True)
+        return {name: tuple(getattr(value, "ds_shape", value.shape)) for name, value in state.items()}
+
     def close(self) -> None:
         """Release hooks and buffers, so that another engine can follow in the same process."""
         self._engine.destroy()

@@ -102,13 +102,32 @@ class CheckpointConfig:
 
     interval_steps: int | None = None
     """Optimizer steps between two checkpoints; left out, once per epoch. The end of a run is always saved."""
+    every_minutes: float | None = None
+    """Save also when this long has passed since the last save; left out, by steps only."""
     keep: int = 2
     """Committed checkpoints to keep; at least two, so that a damaged one has a predecessor."""
+    keep_every_steps: int | None = None
+    """Keep for good, besides, the first checkpoint at or after every multiple of so many steps; left out, none."""
 
     def __post_init__(self) -> None:
         """Check every range."""
         _require_positive("checkpoint.interval_steps", self.interval_steps)
         require(self.keep >= 2, f"checkpoint.keep ({self.keep}) must be at least 2")
+        _require_positive("checkpoint.keep_every_steps", self.keep_every_steps)
+        minutes = self.every_minutes
+        require(minutes is None or minutes > 0, f"checkpoint.every_minutes ({minutes}) must be above 0")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunConfig:
+    """What belongs to a run as a whole."""
+
+    sync_to: str | None = None
+    """Folder or URL, such as "s3://bucket/runs/name", that every committed checkpoint is copied to in the background,
+    with metrics and artifacts; on a machine without the run, --resume auto fetches it from there."""
+    allow_data_change: bool = False
+    """Continue although the data are not those of the checkpoint: another index, or another number of views. The order
+    is then that of the new data, from the same position on."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
