@@ -72,7 +72,7 @@ def run(config: PretrainConfig, *, store: str | Path, run_dir: Path, resume: str
         world.run_on_main(lambda: check_files(token_store))
     torch.manual_seed(config.train.seed)
     task = PretrainTask(config, token_store, world, probe=probe)
-    directory = open_run(run_dir, config, world=world, resume=resume, free_keys=FREE_KEYS)
+    directory = open_run(run_dir, config, world=world, resume=resume, free_keys=FREE_KEYS, sync_to=config.run.sync_to)
     world.run_on_main(lambda: record_data(run_dir, token_store, task.data.state(0)))
     task.earlier += read_metrics(run_dir / "metrics.jsonl") if world.is_main else []
     task.announce()
@@ -81,6 +81,7 @@ def run(config: PretrainConfig, *, store: str | Path, run_dir: Path, resume: str
         optimizer=config.optimizer,
         checkpoint=config.checkpoint,
         deepspeed=config.deepspeed,
+        run=config.run,
         goal=task.goal(),
     )
     result = fit(task, settings=settings, run=directory, world=world)
