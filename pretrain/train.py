@@ -38,6 +38,7 @@ from beit.common.tokenizer import Tokenizer
 from beit.common.trainer import fit
 from beit.common.training_data import TrainingData
 from beit.common.vit_config import Normalization, ViTConfig, build_vit_config
+from beit.common.wandb_log import require_wandb
 from beit.pretrain.config import PretrainConfig
 from beit.pretrain.data import ViewTransform, build_transform, check_replay
 from beit.pretrain.held_out import HeldOut
@@ -67,6 +68,7 @@ def run(config: PretrainConfig, *, store: str | Path, run_dir: Path, resume: str
     if token_store.is_remote and config.reader.cache_bytes:
         token_store.use_cache(shard_cache(config.reader))
     probe = open_probe_data(config.probe)
+    require_wandb(config.run.wandb)
     world = init_distributed(timeout_seconds=config.train.collective_timeout_seconds)
     if is_url:  # once for all ranks: it is a request or two per shard
         world.run_on_main(lambda: check_files(token_store))
