@@ -151,8 +151,8 @@ def attention_sheet(
         heading=f"Attention of block {block}",
         facts=f"{config.name}, {config.depth} blocks of {config.num_heads} heads, counted from 0; {len(names)} images",
         legend="Bright is much attention from the framed patch, relative to the brightest place of the same map; "
-        "attention to CLS is left out. The chart says how far heads look: a light dot per head, the mean of the heads as "
-        "a line. A head below the grey line looks closer than one that attends to all patches alike.",
+        "attention to CLS is left out. The chart says how far heads look: a light dot per head, the mean of the heads "
+        "as a line. A head below the grey line looks closer than one that attends to all patches alike.",
     )
     return AttentionPicture(picture, distances, block)
 
