@@ -42,16 +42,20 @@ class NonFiniteGuard:
         """Continue from a checkpoint."""
         self.total, self._recent = state["total"], list(state["recent"])
 
-    def note(self, step: int, sample_ids: list[list[str]]) -> None:
+    def note(self, step: int, sample_ids: list[list[str]], *, is_overflow: bool = False) -> None:
         """Record that `step` was skipped.
 
         Args:
             step: Counted from 0.
             sample_ids: Of the batch, per rank.
+            is_overflow: Its gradients left the range of float16, and the loss scale was lowered: part of finding that
+                scale, so counted, but neither recorded nor limited.
         Raises:
             Diverged: beyond a limit.
         """
         self.total += 1
+        if is_overflow:
+            return
         self._recent = [earlier for earlier in self._recent if earlier > step - WINDOW_STEPS] + [step]
         if self._path is not None:
             logger.warning("step %d was skipped: its loss or gradients are not finite (%d so far)", step, self.total)

@@ -7,7 +7,7 @@ from typing import Literal
 
 from beit.common.errors import InputError, require
 from beit.common.reader_config import ReaderConfig
-from beit.common.train_config import CheckpointConfig, DeepSpeedConfig, OptimizerConfig, TrainConfig
+from beit.common.train_config import CheckpointConfig, DeepSpeedConfig, OptimizerConfig, RunConfig, TrainConfig
 from beit.common.vit_config import ModelConfig
 from beit.finetune.augment import TrainAugmentConfig
 
@@ -217,6 +217,8 @@ class FinetuneConfig:
     """Saving."""
     deepspeed: DeepSpeedConfig = field(default_factory=DeepSpeedConfig)
     """Partitioning."""
+    run: RunConfig = field(default_factory=RunConfig)
+    """Its copy."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """Measuring."""
     probe: ProbeConfig = field(default_factory=ProbeConfig)

@@ -62,13 +62,14 @@ def run(config: FinetuneConfig, *, data: str, run_dir: Path, resume: str = "auto
     world = init_distributed(timeout_seconds=config.train.collective_timeout_seconds)
     torch.manual_seed(config.train.seed)
     task = ClassificationTask(config, images, start, world)
-    directory = open_run(run_dir, config, world=world, resume=resume, free_keys=FREE_KEYS)
+    directory = open_run(run_dir, config, world=world, resume=resume, free_keys=FREE_KEYS, sync_to=config.run.sync_to)
     task.announce()
     settings = FitSettings(
         train=config.train,
         optimizer=config.optimizer,
         checkpoint=config.checkpoint,
         deepspeed=config.deepspeed,
+        run=config.run,
         # The best model is chosen among the saved ones by `save_artifacts`, which keeps the newest beside it.
         goal=None
         if images.val is None

@@ -10,7 +10,7 @@ from typing import Literal
 
 from beit.common.errors import require
 from beit.common.reader_config import ReaderConfig
-from beit.common.train_config import CheckpointConfig, DeepSpeedConfig, OptimizerConfig, TrainConfig
+from beit.common.train_config import CheckpointConfig, DeepSpeedConfig, OptimizerConfig, RunConfig, TrainConfig
 from beit.common.vit_config import ModelConfig
 from beit.pretrain.masking import MaskConfig
 
@@ -139,6 +139,8 @@ class PretrainConfig:
     """Saving."""
     deepspeed: DeepSpeedConfig = field(default_factory=DeepSpeedConfig)
     """Partitioning."""
+    run: RunConfig = field(default_factory=RunConfig)
+    """Its copy."""
     held_out: HeldOutConfig = field(default_factory=HeldOutConfig)
     """Evaluation."""
     probe: ProbeConfig = field(default_factory=ProbeConfig)

@@ -68,7 +68,7 @@ def run(config: PretrainConfig, *, store: str | Path, run_dir: Path, resume: str
         world.run_on_main(lambda: check_files(token_store))
     torch.manual_seed(config.train.seed)
     task = PretrainTask(config, token_store, world, probe=probe)
-    directory = open_run(run_dir, config, world=world, resume=resume, free_keys=FREE_KEYS)
+    directory = open_run(run_dir, config, world=world, resume=resume, free_keys=FREE_KEYS, sync_to=config.run.sync_to)
     task.earlier += read_metrics(run_dir / "metrics.jsonl") if world.is_main else []
     task.announce()
     settings = FitSettings(
@@ -76,6 +76,7 @@ def run(config: PretrainConfig, *, store: str | Path, run_dir: Path, resume: str
         optimizer=config.optimizer,
         checkpoint=config.checkpoint,
         deepspeed=config.deepspeed,
+        run=config.run,
         goal=task.goal(),
     )
     result = fit(task, settings=settings, run=directory, world=world)
@@ -213,6 +214,7 @@ class PretrainTask:
             strict=self.config.data.replay == "strict",
             fixed_masks=fixed_masks,
             is_fresh=info.views == 0,
+            store_seed=info.seed,
             token_img_size=self.tokens.token_img_size if self.tokens else 0,
             needs_tokens=self.config.objective.needs_tokens,
         )

@@ -31,6 +31,7 @@ from beit.common.train_config import (
     CheckpointConfig,
     DeepSpeedConfig,
     OptimizerConfig,
+    RunConfig,
     TrainConfig,
     TrainingPlan,
     plan_training,
@@ -46,6 +47,7 @@ class ToyConfig:
     optimizer: OptimizerConfig = OptimizerConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     deepspeed: DeepSpeedConfig = DeepSpeedConfig()
+    run: RunConfig = RunConfig()
     gpus: int = 0
     num_samples: int = 40
     bad_steps: tuple[int, ...] = ()
@@ -101,7 +103,7 @@ class ToyData:
     def state(self, step: int) -> dict[str, Any]:
         return {"samples_consumed": step * self.plan.global_batch_size, "num_samples": self.config.num_samples}
 
-    def check_resume(self, saved: Mapping[str, Any]) -> None:
+    def check_resume(self, saved: Mapping[str, Any], *, allow_data_change: bool) -> None:
         if saved["num_samples"] != self.config.num_samples:
             raise InputError(f"num_samples was {saved['num_samples']}, is {self.config.num_samples}")
 
@@ -180,7 +182,8 @@ def toy_config(*overrides: str) -> ToyConfig:
 def train_toy(run_path: Path, config: ToyConfig, *, resume: str = "auto") -> tuple[FitResult, ToyTask]:
     with stop_on_signals():
         world = init_distributed(timeout_seconds=config.train.collective_timeout_seconds)
-        run = open_run(run_path, config, world=world, resume=resume, free_keys=MISBEHAVIOUR)
+        free_keys, sync_to = MISBEHAVIOUR, config.run.sync_to
+        run = open_run(run_path, config, world=world, resume=resume, free_keys=free_keys, sync_to=sync_to)
         plan = plan_training(
             config.train,
             config.optimizer,
@@ -194,6 +197,7 @@ def train_toy(run_path: Path, config: ToyConfig, *, resume: str = "auto") -> tup
             optimizer=config.optimizer,
             checkpoint=config.checkpoint,
             deepspeed=config.deepspeed,
+            run=config.run,
             goal=Goal(metric="val_loss", is_higher_better=False, keep_best=config.keep_best),
         )
         return fit(task, settings=settings, run=run, world=world), task

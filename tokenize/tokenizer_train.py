@@ -76,13 +76,14 @@ def train_tokenizer(config: TokenizerTrainConfig, source: str, out_dir: Path, *,
         lambda: split_images(open_images(source, img_size=size, cache_bytes=cache), config.data, cache_bytes=cache)
     )
     task = TokenizerTask(config, source, images, world)
-    run = open_run(out_dir, config, world=world, resume=resume, free_keys=FREE_KEYS)
+    run = open_run(out_dir, config, world=world, resume=resume, free_keys=FREE_KEYS, sync_to=config.run.sync_to)
     task.announce()
     settings = FitSettings(
         train=config.train,
         optimizer=config.optimizer,
         checkpoint=config.checkpoint,
         deepspeed=config.deepspeed,
+        run=config.run,
         goal=Goal(metric="eval_psnr", is_higher_better=True, keep_best=True),
     )
     best = fit(task, settings=settings, run=run, world=world).best
