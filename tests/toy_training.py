@@ -23,7 +23,8 @@ from beit.common.best import Goal
 from beit.common.config import load_config
 from beit.common.distributed import World, init_distributed
 from beit.common.errors import InputError, ResumableStop
-from beit.common.launch import launch_ranks, record_exit, under_launcher
+from beit.common.launch import launch_ranks, under_launcher
+from beit.common.rank_reports import capture_output, record_exit
 from beit.common.run_dir import open_run
 from beit.common.signals import stop_on_signals
 from beit.common.task import FitResult, FitSettings
@@ -60,6 +61,9 @@ class ToyConfig:
     """Step at which rank 1 stops answering."""
     kill_at: int = -1
     """Step at which rank 1 kills itself."""
+    signal_in_save: int = -1
+    """Step whose save is interrupted by SIGUSR1, on rank 0."""
+    hidden: int = 16
     input_error: str = ""
     """Raised where the data are opened, on every rank."""
     step_seconds: float = 0.0
@@ -72,11 +76,11 @@ class ToyConfig:
 class ToyModel(nn.Module):
     """Two layers with dropout, a buffer, and one parameter that is frozen."""
 
-    def __init__(self) -> None:
+    def __init__(self, hidden: int = 16) -> None:
         super().__init__()
-        self.first = nn.Linear(WIDTH, 16)
+        self.first = nn.Linear(WIDTH, hidden)
         self.drop = nn.Dropout(0.2)
-        self.second = nn.Linear(16, WIDTH)
+        self.second = nn.Linear(hidden, WIDTH)
         self.frozen = nn.Parameter(torch.ones(WIDTH), requires_grad=False)
         self.register_buffer("calls", torch.zeros(()))
 
@@ -122,7 +126,7 @@ class ToyTask:
         self.config, self.world = config, world
         self.data = ToyData(config, plan, world)
         torch.manual_seed(config.train.seed)
-        self.model = ToyModel()
+        self.model = ToyModel(config.hidden)
         self.evaluated: list[int] = []
         self.lrs: list[float] = []
 
@@ -156,11 +160,13 @@ class ToyTask:
     def save_artifacts(
         self, state: dict[str, torch.Tensor], directory: Path, step: int, metrics: Mapping[str, float]
     ) -> None:
+        if step == self.config.signal_in_save:
+            os.kill(os.getpid(), signal.SIGUSR1)
         (directory / "encoder").mkdir(exist_ok=True)
         save_file(state, directory / "encoder" / "model.safetensors")
 
 
-MISBEHAVIOUR = ("bad_steps", "bad_rank", "gpus", "stop_at", "stop_rank", "kill_at", "hang_at")
+MISBEHAVIOUR = ("bad_steps", "bad_rank", "gpus", "stop_at", "stop_rank", "kill_at", "hang_at", "signal_in_save")
 
 TOY = (
     "train.steps=8",
@@ -204,6 +210,7 @@ def train_toy(run_path: Path, config: ToyConfig, *, resume: str = "auto") -> tup
 
 
 def main() -> int:
+    capture_output()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     run_path, *overrides = sys.argv[1:]
     config = toy_config(*overrides)
@@ -218,7 +225,8 @@ def main() -> int:
         code, message = 75, str(stop)
     except Exception as error:
         code, message = 1, f"{type(error).__name__}: {error}"
-    if record_exit(code, message) and message:
+    message = record_exit(code, message)
+    if message:
         sys.stderr.write(f"beit: {message}\n")
     return code
 
