@@ -39,6 +39,7 @@ from beit.common.train_config import (
 )
 from beit.common.trainer import fit
 
+MODULE = "beit.tests.toy_training"
 WIDTH = 6
 
 
@@ -50,6 +51,9 @@ class ToyConfig:
     deepspeed: DeepSpeedConfig = DeepSpeedConfig()
     run: RunConfig = RunConfig()
     gpus: int = 0
+    hostfile: str = ""
+    show_variables: tuple[str, ...] = ()
+    """Environment variables that every rank prints."""
     num_samples: int = 40
     bad_steps: tuple[int, ...] = ()
     bad_rank: int = 0
@@ -116,6 +120,7 @@ class ToyData:
         if step == self.config.stop_at and self.world.rank == self.config.stop_rank:
             os.kill(os.getpid(), signal.SIGTERM)
         if step == self.config.kill_at and self.world.rank == 1:
+            print("a last word", flush=True)
             os.kill(os.getpid(), signal.SIGKILL)
         if step == self.config.hang_at and self.world.rank == 1:
             os.kill(os.getpid(), signal.SIGSTOP)
@@ -166,7 +171,18 @@ class ToyTask:
         save_file(state, directory / "encoder" / "model.safetensors")
 
 
-MISBEHAVIOUR = ("bad_steps", "bad_rank", "gpus", "stop_at", "stop_rank", "kill_at", "hang_at", "signal_in_save")
+MISBEHAVIOUR = (
+    "bad_steps",
+    "bad_rank",
+    "gpus",
+    "hostfile",
+    "show_variables",
+    "stop_at",
+    "stop_rank",
+    "kill_at",
+    "hang_at",
+    "signal_in_save",
+)
 
 TOY = (
     "train.steps=8",
@@ -214,8 +230,10 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     run_path, *overrides = sys.argv[1:]
     config = toy_config(*overrides)
-    if config.gpus and not under_launcher():
-        return launch_ranks(gpus=config.gpus, module="beit.tests.toy_training")
+    if (config.gpus or config.hostfile) and not under_launcher():
+        return launch_ranks(gpus=config.gpus or None, hostfile=config.hostfile or None, module=MODULE)
+    for name in config.show_variables:
+        print(f"{name}={os.environ.get(name)!r}", flush=True)
     try:
         train_toy(Path(run_path), config)
         code, message = 0, ""
