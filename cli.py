@@ -85,6 +85,7 @@ COMMANDS: dict[str, Entry | Section] = {
     "finetune": Entry("beit.finetune.commands", "finetune_command", "Fine-tune an encoder on labelled images."),
     "evaluate": Entry("beit.finetune.commands", "evaluate_command", "Measure a fine-tuned model on labelled images."),
     "predict": Entry("beit.finetune.commands", "predict_command", "Label new images with a fine-tuned model."),
+    "compare": Entry("beit.finetune.commands", "compare_command", "One table over runs: metric, interval, budget."),
     "show": Section(SHOW, "Draw what a stage made."),
     "demo": Entry("beit.demo", "demo_command", "The whole chain on generated images, in minutes."),
 }

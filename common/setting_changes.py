@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import logging
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from beit.common.config import config_to_dict
+from beit.common.config import config_to_dict, flatten
 from beit.common.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -56,10 +56,10 @@ def find_changes(config_file: Path, config: Any) -> list[Change]:
         InputError: the file is not TOML.
     """
     try:
-        saved = _flatten(tomllib.loads(config_file.read_text(encoding="utf-8")))
+        saved = flatten(tomllib.loads(config_file.read_text(encoding="utf-8")))
     except ValueError as error:
         raise InputError(f"{config_file} is not valid TOML ({error}); restore it or name a new directory") from None
-    current = _flatten(config_to_dict(config))
+    current = flatten(config_to_dict(config))
     names = sorted(name for name in saved.keys() | current.keys() if saved.get(name) != current.get(name))
     return [Change(name=name, before=saved.get(name), now=current.get(name)) for name in names]
 
@@ -97,10 +97,3 @@ def _matches(name: str, keys: Sequence[str]) -> bool:
 
 def _listed(changes: Sequence[Change]) -> str:
     return "; ".join(map(str, changes))
-
-
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
-    return flat

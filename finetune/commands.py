@@ -1,6 +1,6 @@
-"""The commands `beit finetune`, `beit evaluate` and `beit predict`.
+"""The commands `beit finetune`, `beit evaluate`, `beit predict` and `beit compare`.
 
-What they do is in `train.py`, `evaluate.py` and `predict.py`.
+What they do is in `train.py`, `evaluate.py`, `predict.py` and `compare.py`.
 """
 
 from __future__ import annotations
@@ -134,3 +134,33 @@ def predict_command(model: Path, source: str, out: Path | None, features: bool) 
         predict_to_file(model, source, out=out, stdout=sys.stdout, features=features)
     except BrokenPipeError:  # the reader, such as `head`, has seen enough; Python would complain again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@click.command("compare")
+@click.argument("runs", metavar="RUN RUN ...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--metric", metavar="NAME", help="Compare by this one, such as top5, loss or macro_f1.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="F.json|F.csv|F.md|F.html",
+    help="Write the comparison here, too; the ending says the format.",
+)
+def compare_command(runs: tuple[Path, ...], metric: str | None, out: Path | None) -> None:
+    """Put runs into one table: those that differ only by their seeds are one row, with a 95 % interval.
+
+    RUN is a directory of beit finetune (classification, linear-probe, knn) or of beit pretrain. Every row shows the
+    work it took, and the settings in which it differs from the others. RUN/evaluation.json, if beit evaluate has
+    written it, counts instead of what the run measured on its validation images.
+
+    \b
+    Example:
+      beit compare runs/ours-seed0 runs/ours-seed1 runs/dino-seed0 runs/dino-seed1 --out comparison.html
+    """
+    from beit.finetune.compare import compare_runs
+    from beit.finetune.compare_report import as_text, check_comparison_output, write_comparison
+
+    check_comparison_output(out)
+    comparison = compare_runs(runs, metric=metric)
+    click.echo(as_text(comparison))
+    if out is not None:
+        write_comparison(comparison, out)

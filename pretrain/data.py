@@ -18,7 +18,15 @@ from beit.common.dataset import Record
 from beit.common.errors import BadSample, InputError
 from beit.common.images import decode_image
 from beit.common.rng import CounterRng
-from beit.common.views import TOKEN_RESAMPLE, AugmentConfig, compute_canary, draw_view, mean_luma, render_view
+from beit.common.views import (
+    TOKEN_RESAMPLE,
+    AugmentConfig,
+    compute_canary,
+    draw_stored_view,
+    draw_view,
+    mean_luma,
+    render_view,
+)
 from beit.pretrain.masking import MaskConfig, draw_mask
 
 LUMA_TOLERANCE = 3
@@ -36,10 +44,12 @@ class ViewTransform:
         seed: Of the run; with the sample it keys the mask and a fresh view.
         augment: What the store's views were drawn from, and fresh ones are.
         strict: Compare each crop's checksum; else the coarse luma.
-        fixed_masks: Give a sample the same mask, and the same fresh view, in every epoch, for held-out evaluation.
+        fixed_masks: Give a sample the same mask in every epoch, and instead of fresh views the one that a store with
+            views would hold first, for held-out evaluation.
         is_fresh: Draw a view per epoch instead of replaying a stored one.
         token_img_size: Side in pixels of what an online tokenizer sees; 0 where there is none.
         needs_tokens: Whether the stored tokens are part of the sample.
+        store_seed: Of the store; decides on its views.
     """
 
     img_size: int
@@ -52,6 +62,7 @@ class ViewTransform:
     is_fresh: bool = False
     token_img_size: int = 0
     needs_tokens: bool = True
+    store_seed: int = 0
 
     def __call__(self, record: Record) -> dict[str, NDArray[np.generic]]:
         """Render the view and draw the mask.
@@ -103,8 +114,7 @@ class ViewTransform:
         return sample
 
     def _fresh(self, image: Image.Image, record: Record) -> dict[str, NDArray[np.generic]]:
-        rng = CounterRng(self.seed, "fresh view", self._when(record.epoch), record.sample_id)
-        view = draw_view(rng, image.width, image.height, self.augment)
+        view = self._draw(record, image.width, image.height)
         sample: dict[str, NDArray[np.generic]] = {"images": _channels_first(self._render(image, view))}
         if self.token_img_size:
             # Both from the same crop, the tokenizer's with its own filter, as `beit tokenize` renders it.
@@ -117,6 +127,13 @@ class ViewTransform:
             )
             sample["token_views"] = _channels_first(pixels)
         return sample
+
+    def _draw(self, record: Record, width: int, height: int) -> np.void:
+        if self.fixed_masks:
+            return draw_stored_view(self.store_seed, record.key, 0, width=width, height=height, augment=self.augment)
+        return draw_view(
+            CounterRng(self.seed, "fresh view", record.epoch, record.sample_id), width, height, self.augment
+        )
 
     def _render(self, image: Image.Image, view: np.void, *, check_crop: bool = False) -> NDArray[np.uint8]:
         return render_view(

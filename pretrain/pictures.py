@@ -118,6 +118,7 @@ def _samples(
         strict=False,
         fixed_masks=True,
         is_fresh=info.views == 0,
+        store_seed=info.seed,
         token_img_size=tokens.token_img_size if tokens else 0,
         needs_tokens=tokens is not None,
     )

@@ -214,6 +214,7 @@ class PretrainTask:
             strict=self.config.data.replay == "strict",
             fixed_masks=fixed_masks,
             is_fresh=info.views == 0,
+            store_seed=info.seed,
             token_img_size=self.tokens.token_img_size if self.tokens else 0,
             needs_tokens=self.config.objective.needs_tokens,
         )

@@ -82,6 +82,8 @@ WRONG = {
     "evaluate flat labelled": "not an encoder",
     "predict missing flat": "missing",
     "predict labelled flat": "not an encoder",
+    "compare missing": "missing is not a run",
+    "compare labelled": "labelled is not a run",
     "show reconstruction missing --out out.png": "missing",
     "show views missing --out out.png": "missing",
     "show tokens missing --out out.png": "missing",
