@@ -114,12 +114,16 @@ def beit() -> None:
 
 def main() -> None:
     """Run `beit`; exit 0 done, 2 wrong usage or input, 75 stopped and resumable, else 1."""
+    if _rank() is not None:
+        from beit.common.rank_reports import capture_output
+
+        capture_output()
     _set_up_logging()
     code, message = _run()
     if _rank() is not None:
-        from beit.common.launch import record_exit  # only ranks pay for the import
+        from beit.common.rank_reports import record_exit  # only ranks pay for the import
 
-        message = message if record_exit(code, message) else ""
+        message = record_exit(code, message)
     if message:
         click.echo(f"beit: {message}", err=True)
     sys.exit(code)
