@@ -95,7 +95,7 @@ def tokenize(source, store, *, rank=0, world_size=1, tokenizer=None, **changes):
     return run_tokenize(
         tiny_config(**changes),
         str(source),
-        Path(store),
+        str(store),
         rank=rank,
         world_size=world_size,
         tokenizer=tokenizer or BlockSums(),

@@ -225,7 +225,7 @@ def test_missing_credentials_are_one_line(tmp_path, monkeypatch):
 
 
 def test_a_missing_package_is_named(monkeypatch):
-    def not_installed(url):
+    def not_installed(url, **options):
         raise ImportError("Install s3fs to access S3")
 
     monkeypatch.setattr(fsspec.core, "url_to_fs", not_installed)
