@@ -92,17 +92,23 @@ def one_clear_line(location: str, doing: Doing = "read") -> Iterator[None]:
         yield
     except InputError:
         raise
+    except RemoteError as error:  # names a URL already
+        raise InputError(str(error)) from None
     except Exception as error:
         raise InputError(f"{location} {explain(error, doing)}") from None
 
 
-def retry(location: str, action: Callable[[], Result], doing: Doing = "read") -> Result:
+def retry(
+    location: str, action: Callable[[], Result], doing: Doing = "read", *, is_first_contact: bool = False
+) -> Result:
     """Return what `action` returns, after several attempts if need be.
 
     Args:
         location: URL that is read or written, for messages.
         action: Reads or writes; may be called again after any failure.
         doing: Which of the two.
+        is_first_contact: Whether a user just named this place: then a server that cannot be reached at all is more
+            likely a wrong address than one that restarts, and ends it at once.
     Raises:
         RemoteError: it failed for good, or too often.
         InputError: as raised by `action`.
@@ -113,7 +119,8 @@ def retry(location: str, action: Callable[[], Result], doing: Doing = "read") ->
         except InputError:
             raise
         except Exception as error:
-            if pause is None or _is_permanent(error):
+            is_hopeless = _is_permanent(error) or (is_first_contact and _is_unreachable(error))
+            if pause is None or is_hopeless:
                 raise RemoteError(location, explain(error, doing), is_missing=_is_missing(error)) from None
             logger.warning("%s %s; trying again in %g s", location, explain(error, doing), pause)
             time.sleep(pause)
@@ -188,7 +195,7 @@ def explain(error: BaseException, doing: Doing = "read") -> str:
     """Return what happened, in words that follow the name of a URL."""
     origin = _origin(error)
     status = getattr(origin, "status", None)
-    if _s3_code(error) == "NoSuchBucket":
+    if _is_bucket_missing(error):
         return "names a bucket that does not exist"
     if _is_missing(error):
         return "does not exist"
@@ -202,19 +209,18 @@ def explain(error: BaseException, doing: Doing = "read") -> str:
         return f"may not be {doing} ({answer}); check the credentials"
     if status is not None:
         return f"cannot be {doing}: the server answers {status} {getattr(origin, 'message', '')}".rstrip()
-    if "onnect" in type(origin).__name__:
+    if _is_unreachable(error):
         return f"cannot be reached ({_one_line(origin)}); check address and network"
     return f"cannot be {doing} ({_one_line(origin)})"
 
 
-def _s3_code(error: BaseException) -> str | None:
-    """Return the code of an answer of S3, which s3fs keeps as the cause of the exceptions it raises."""
-    for one in (error, error.__cause__):
-        response = getattr(one, "response", None)
-        if isinstance(response, dict):
-            code = response.get("Error", {}).get("Code")
-            return str(code) if code else None
-    return None
+def _is_bucket_missing(error: BaseException) -> bool:
+    # s3fs turns the code into this type, and keeps the server's words only.
+    return isinstance(error, FileNotFoundError) and "bucket does not exist" in str(error)
+
+
+def _is_unreachable(error: BaseException) -> bool:
+    return "onnect" in type(_origin(error)).__name__
 
 
 def _origin(error: BaseException) -> BaseException:
@@ -226,7 +232,8 @@ def _origin(error: BaseException) -> BaseException:
 
 def _is_missing(error: BaseException) -> bool:
     origin = _origin(error)
-    return isinstance(origin, FileNotFoundError) or getattr(origin, "status", None) == 404
+    is_file = isinstance(origin, FileNotFoundError) or getattr(origin, "status", None) == 404
+    return is_file and not _is_bucket_missing(origin)
 
 
 def _is_permanent(error: Exception) -> bool:
@@ -234,7 +241,8 @@ def _is_permanent(error: Exception) -> bool:
     status = getattr(origin, "status", None)
     if isinstance(status, int):
         return 400 <= status < 500 and status not in _TRANSIENT_STATUSES
-    return _is_missing(error) or isinstance(origin, _PERMANENT) or "redential" in type(origin).__name__
+    is_missing = isinstance(origin, FileNotFoundError)
+    return is_missing or isinstance(origin, _PERMANENT) or "redential" in type(origin).__name__
 
 
 def _one_line(error: BaseException) -> str:

@@ -6,6 +6,7 @@ that names the URL. Reading ranges, and many files at once, is `remote.py`.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -58,12 +59,13 @@ def create_object(url: str, data: bytes) -> bool:
     def create() -> bool:
         try:
             file_system.pipe_file(inner, data, mode="create")
+        except FileNotFoundError:
+            raise  # no bucket
         except Exception as refused:
             # Or done by an attempt whose answer was lost; servers say that a file is there in several ways.
-            try:
+            with suppress(Exception):
                 return bytes(file_system.cat_file(inner)) == data
-            except Exception:
-                raise refused from None
+            raise refused
         return True
 
     return retry(url, create, "written")
@@ -110,9 +112,12 @@ def stat_object(url: str) -> dict[str, Any] | None:
     return None if info.get("type") == "directory" else info
 
 
-def list_objects(url: str) -> dict[str, dict[str, Any]]:
+def list_objects(url: str, *, is_first_contact: bool = False) -> dict[str, dict[str, Any]]:
     """Return what lies directly in a remote folder now, by name; nothing if there is no such folder.
 
+    Args:
+        url: Of the folder.
+        is_first_contact: As of `retry`.
     Raises:
         RemoteError: it cannot be listed.
     """
@@ -123,7 +128,7 @@ def list_objects(url: str) -> dict[str, dict[str, Any]]:
         return list(file_system.ls(inner, detail=True))
 
     try:
-        found = retry(url, ask)
+        found = retry(url, ask, is_first_contact=is_first_contact)
     except RemoteError as error:
         if error.is_missing:
             return {}

@@ -75,8 +75,9 @@ class ObjectFiles:
             f"store ({self.location}) is a web address, which cannot be written; name a folder or an object store",
         )
         with one_clear_line(self.location, "written"):
+            names = list(list_objects(self.location, is_first_contact=True))
             self._try_to_write()
-            return list(list_objects(self.location))
+            return names
 
     def label(self, name: str) -> str:
         """Return the URL of a file."""

@@ -108,9 +108,16 @@ def _store_of(source: Source) -> StoreInfo | None:
     """
     folder, _, name = source.root.rpartition("/")
     document = join(folder, STORE_FILE)
-    if source.kind != "tar" or name != IMAGES_DIR or not location_exists(document):
+    if source.kind != "tar" or name != IMAGES_DIR:
         return None
-    info = decode_document(StoreInfo, document, read_whole(document))
+    try:
+        if not location_exists(document):
+            return None
+        data = read_whole(document)
+    except InputError as error:  # a server that lets nobody see more than the images
+        logger.info("not looking whether the images are those of a store: %s", error)
+        return None
+    info = decode_document(StoreInfo, document, data)
     return info if info.packing is not None else None
 
 
