@@ -15,7 +15,8 @@ import numpy as np
 from beit.common.bad_samples import BadSampleLog, BadSampleReport
 from beit.common.errors import InputError, require
 from beit.common.files import sha256_file
-from beit.common.locations import is_remote, match_files
+from beit.common.locations import FileInfo, is_remote, match_files, remote_info
+from beit.common.remote_objects import stat_object
 from beit.common.source_tar import TarShard
 from beit.common.source_types import SampleRef, ShardReader
 from beit.common.store_schema import (
@@ -109,7 +110,7 @@ class ShardTokenizer:
         if job.is_packed and job.copy_sha256:
             is_same = job.copy_sha256 == job.image_sha256
             require(is_same, f"{job.tar.location} is damaged: its sha256 is not that of its manifest; {_PACK_AGAIN}")
-        before = match_files(job.tar.location)[0]
+        before = _stat(job.tar.location)
         refs: Sequence[SampleRef]
         refs, index = job.tar.scan()
         skipped = list(job.skipped)
@@ -122,7 +123,7 @@ class ShardTokenizer:
             for encoded in self._encode(usable):
                 writer.add(encoded.image.ref, encoded.token_ids, encoded.image.views)
                 progress.add(images=1)
-            after = match_files(job.tar.location)[0]
+            after = _stat(job.tar.location)
             require(before == after, f"{before.path} changed while it was tokenised; run beit tokenize again")
             image = ImageFile(
                 name=job.image_file,
@@ -213,8 +214,23 @@ def find_finished(files: StoreFiles, job: ShardJob, info: StoreInfo) -> ShardMan
     return manifest
 
 
+def _stat(location: str) -> FileInfo:
+    """Return size and version of an image tar that was found before; a server that is away for a moment is waited for.
+
+    Raises:
+        InputError: it is gone.
+        RemoteError: its server stays away.
+    """
+    if not is_remote(location):
+        return match_files(location)[0]
+    info = stat_object(location)
+    if info is None:
+        raise InputError(f"{location} does not exist any more")
+    return remote_info(location, info)
+
+
 def _check_image(job: ShardJob, expected: ImageFile) -> None:
-    found = match_files(job.tar.location)[0]
+    found = _stat(job.tar.location)
     require(found.size == expected.size, f"{found.path} has {found.size} bytes, its manifest says {expected.size}")
     if expected.stamp and expected.stamp == found.version:
         return

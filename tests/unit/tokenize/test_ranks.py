@@ -110,19 +110,18 @@ def test_a_rank_of_torchrun_that_is_killed_costs_its_shard_only(tmp_path, place)
 def test_a_slurm_task_does_the_shards_of_a_lost_one(tmp_path):
     expected = clean_store(tmp_path)
     slurm = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_TASKS_PER_NODE": "2", "SLURM_STEP_NODELIST": "node[1-2]"}
-    codes, outputs = [], []
-    for rank, fault in ((1, {"BEIT_FAULT": "sample:2"}), (0, {})):
-        process = subprocess.run(
+    tasks = [
+        subprocess.Popen(
             [sys.executable, "-m", "beit.cli", *command(tmp_path)],
             env=os.environ | slurm | {"SLURM_PROCID": str(rank), "OMP_NUM_THREADS": "1"} | fault,
-            capture_output=True,
+            stdout=subprocess.PIPE,
             text=True,
-            timeout=300,
         )
-        codes.append(process.returncode)
-        outputs.append(process.stdout)
-    assert codes == [-signal.SIGKILL, 0]
-    assert "20 usable" in outputs[1]
+        for rank, fault in enumerate(({}, {"BEIT_FAULT": "sample:2"}))
+    ]
+    outputs = [task.communicate(timeout=300)[0] for task in tasks]
+    assert [task.returncode for task in tasks] == [0, -signal.SIGKILL]
+    assert "20 usable" in outputs[0]
     assert tree_bytes(tmp_path / "store") == expected
 
 
