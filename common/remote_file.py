@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeVar
 import fsspec
 
 from beit.common.errors import InputError
+from beit.common.url_queries import with_query
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ def file_system_of(url: str) -> tuple[Any, str]:
     """
     scheme = url.split("://", 1)[0].rsplit("::", 1)[-1]
     try:
-        file_system, inner = fsspec.core.url_to_fs(url, **_options(url))
+        file_system, inner = fsspec.core.url_to_fs(with_query(url), **_options(url))
         return file_system, inner
     except ImportError as error:
         extra = _EXTRAS.get(scheme)

@@ -26,6 +26,7 @@ from beit.common.source_tar import TarShard
 from beit.common.source_types import SampleRef, Source
 from beit.common.sources import open_source
 from beit.common.store_schema import IMAGES_DIR, STORE_FILE, Packing, SourceInfo, StoreInfo
+from beit.common.url_queries import query_of
 from beit.tokenize.config import TokenizeConfig
 from beit.tokenize.store_files import decode_document
 
@@ -132,6 +133,11 @@ def _plan_reference(source: Source, store: str) -> StorePlan:
     shards = []
     for number, shard in enumerate(source.shards):
         assert isinstance(shard, TarShard)
+        if query_of(shard.location):
+            raise InputError(
+                f"{shard.location} was given with a query, such as a signature that expires, so a store cannot refer "
+                "to it; copy it to a disk or a bucket, or have its images packed with --short-side or --materialize"
+            )
         name = shard.location.removeprefix(source.root).lstrip("/")
         hasher.update(f"{name}\0{shard.size}\0".encode())
         stem = f"{number:06d}-{_UNSAFE_IN_STEM.sub('_', shard.name)}"
