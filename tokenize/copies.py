@@ -130,7 +130,7 @@ class TarCopies:
         return future.result()
 
     def _fetch(self, location: str) -> TarCopy:
-        with open_binary(location) as remote:  # also finds out whether its server has byte ranges
+        with open_binary(location, insist=True) as remote:  # also finds out whether its server has byte ranges
             size = remote.seek(0, os.SEEK_END)
         file = cast(BinaryIO, tempfile.TemporaryFile(dir=self._folder))
         try:
