@@ -81,7 +81,7 @@ class TarCopies:
             InputError: the tar is missing, or its server has no byte ranges.
             OSError: it cannot be read, or there is no room for it.
         """
-        if not is_remote(job.tar.location):
+        if not isinstance(job.tar, TarShard) or not is_remote(job.tar.location):
             yield job
             return
         with self._copy(job.tar.location) as copy:

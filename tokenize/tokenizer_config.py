@@ -8,7 +8,7 @@ from typing import Literal
 from beit.common.dvae_config import DiscreteVAEConfig
 from beit.common.errors import require
 from beit.common.reader_config import ReaderConfig
-from beit.common.train_config import CheckpointConfig, DeepSpeedConfig, OptimizerConfig, TrainConfig
+from beit.common.train_config import CheckpointConfig, DeepSpeedConfig, OptimizerConfig, RunConfig, TrainConfig
 from beit.common.views import AugmentConfig
 
 
@@ -161,6 +161,8 @@ class TokenizerTrainConfig:
     """Saving."""
     deepspeed: TokenizerDeepSpeedConfig = field(default_factory=TokenizerDeepSpeedConfig)
     """A DeepSpeed JSON of one's own; no partitioning."""
+    run: RunConfig = field(default_factory=RunConfig)
+    """Its copy."""
 
     def __post_init__(self) -> None:
         """Check what two sections must agree on."""
