@@ -164,7 +164,11 @@ class ObjectFiles:
         return None if info is None else f"{_time(info)} {info.get('ETag')}"
 
     def is_newest(self, name: str, others: Sequence[str]) -> bool:
-        """Tell whether a file is younger than all of the others; of one second, as some storages count, none is."""
+        """Tell whether a file is not older than any of the others, as far as is known.
+
+        Many storages count in seconds. That a shard was tokenised again in the second in which the index was written is
+        not seen then; its bytes are the same, unless the settings allow mixed executions.
+        """
         folder = {other.rsplit("/", 1)[0] for other in others}
         info = stat_object(self.label(name))
         written = _time(info or {})
@@ -172,7 +176,7 @@ class ObjectFiles:
             return False
         listed = list_objects(self.label(folder.pop()))
         times = [_time(listed.get(other.rsplit("/", 1)[-1], {})) for other in others]
-        return all(time is not None and time < written for time in times)
+        return all(time is not None and time <= written for time in times)
 
     def leases(self) -> ObjectLeases:
         """Return what the leases of this store are kept in."""
