@@ -33,6 +33,7 @@ from beit.common.files import write_json
 from beit.common.labelled_dataset import LabelledDataset
 from beit.common.labelled_index_build import build_index
 from beit.common.metrics import read_metrics
+from beit.common.signals import LAUNCHER_PID_VARIABLE
 
 HELD_OUT_SHARE = 1 / 6
 """Of the images; many, because the table compares what is measured on them."""
@@ -260,6 +261,7 @@ def run_beit(words: list[str], *, threads: int) -> int:
     """Run one `beit` command, printed first, and return its exit code; SIGTERM is passed on, so that it saves."""
     click.echo(f"$ beit {shlex.join(words)}")
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    environment[LAUNCHER_PID_VARIABLE] = str(os.getpid())  # killed, the script takes the command with it
     process = subprocess.Popen([sys.executable, "-m", "beit.cli", *words], env=environment)
     # Ctrl-C reaches the command through the terminal; here it must not end the script before the command has saved.
     previous = {
