@@ -1,6 +1,6 @@
-"""The commands `beit finetune`, `beit evaluate`, `beit predict` and `beit compare`.
+"""The commands `beit finetune`, `beit evaluate`, `beit predict`, `beit compare` and `beit import`.
 
-What they do is in `train.py`, `evaluate.py`, `predict.py` and `compare.py`.
+What they do is in `train.py`, `probe_run.py`, `evaluate.py`, `predict.py`, `compare.py` and `import_model.py`.
 """
 
 from __future__ import annotations
@@ -207,3 +207,30 @@ def show_attention_command(
     if listing is not None:
         write_json(listing, {"block": picture.block, "mean_distance_px": picture.distances.round(4).tolist()})
     click.echo(f"wrote {out}" + (f" and {listing}" if listing else ""))
+
+
+@click.command("import")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("encoder", type=click.Path(path_type=Path))
+@click.option("--num-heads", type=click.IntRange(min=1), metavar="N", help="Attention heads, if the file cannot tell.")
+@click.option(
+    "--normalization",
+    type=click.Choice(["imagenet", "inception"]),
+    help="How the model's pixels were normalised, if the file cannot tell; inception is mean and std 0.5.",
+)
+def import_command(file: Path, encoder: Path, num_heads: int | None, normalization: Any) -> None:
+    """Turn the weights of somebody else into the folder ENCODER, for --encoder and beit predict --features.
+
+    FILE is an official BEiT .pth; weights of DINO, MAE, DeiT or a ViT of timm (.pth, .bin, .safetensors), or a training
+    checkpoint of theirs; or a Hugging Face folder of a BEiT, ViT (DINO's too), ViTMAE or DeiT. Nothing in it is
+    executed. Every tensor must be known and of the right shape. A head of classes or visual words is kept.
+
+    \b
+    Example:
+      beit import beit_base_patch16_224_pt22k.pth encoders/beit-base
+    """
+    from beit.finetune.import_model import ImportHints, import_encoder
+
+    imported = import_encoder(file, encoder, ImportHints(num_heads=num_heads, normalization=normalization))
+    click.echo(imported.summary)
+    click.echo(f"encoder: {encoder}")
