@@ -166,6 +166,49 @@ def compare_command(runs: tuple[Path, ...], metric: str | None, out: Path | None
         write_comparison(comparison, out)
 
 
+@click.command("attention")
+@click.argument("encoder", type=click.Path(path_type=Path), metavar="ENCODER|RUN")
+@click.argument("images")
+@click.option("--out", type=click.Path(path_type=Path), required=True, metavar="F.png", help="Picture to write.")
+@click.option("--rows", type=click.IntRange(1, 32), default=4, show_default=True, help="Images to draw.")
+@click.option(
+    "--block", type=click.IntRange(0), metavar="N", help="From 0; by default the one a probe liked, or the last."
+)
+@click.option(
+    "--query",
+    "queries",
+    multiple=True,
+    metavar="ROW,COLUMN|cls",
+    help="Whose attention, patches counted from 0; may be repeated. By default the middle.",
+)
+@click.option("--json", "listing", type=click.Path(path_type=Path), metavar="F.json", help="Also write the distances.")
+def show_attention_command(
+    encoder: Path,
+    images: str,
+    out: Path,
+    rows: int,
+    block: int | None,
+    queries: tuple[str, ...],
+    listing: Path | None,
+) -> None:
+    """Draw where the heads of an encoder look in IMAGES, and how far the heads of all its blocks do.
+
+    \b
+    Examples:
+      beit show attention runs/pretrain/encoder photos/ --out attention.png
+      beit show attention runs/pretrain photos/ --block 0 --query 2,3 --query cls --out attention.png
+    """
+    from beit.common.files import write_json
+    from beit.common.pictures import save_png
+    from beit.finetune.attention import attention_sheet
+
+    picture = attention_sheet(encoder, images, num_images=rows, block=block, queries=queries)
+    save_png(picture.image, out)
+    if listing is not None:
+        write_json(listing, {"block": picture.block, "mean_distance_px": picture.distances.round(4).tolist()})
+    click.echo(f"wrote {out}" + (f" and {listing}" if listing else ""))
+
+
 @click.command("import")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.argument("encoder", type=click.Path(path_type=Path))

@@ -20,8 +20,9 @@ import torch
 from beit.common.config import config_from_dict
 from beit.common.distributed import World, init_distributed
 from beit.common.engine import Engine, EngineSettings
-from beit.common.launch import launch_ranks, record_exit, under_launcher
+from beit.common.launch import launch_ranks, under_launcher
 from beit.common.portable_state import gather_state, scatter_state
+from beit.common.rank_reports import capture_output, record_exit
 from beit.common.store import TokenStore, open_store
 from beit.common.train_config import DeepSpeedConfig
 from beit.pretrain.config import PretrainConfig
@@ -155,6 +156,7 @@ def train_plainly(store: TokenStore, precision: str, accumulation: int) -> list[
 def main() -> int:
     if not under_launcher():
         return launch_ranks(gpus=WORLD_SIZE, module="beit.tests.zero_parity")
+    capture_output()
     store, out = open_store(sys.argv[1]), Path(sys.argv[2])
     world = init_distributed()
     found = {repr(case): train(store, world, case) for case in CASES}
