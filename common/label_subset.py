@@ -65,7 +65,7 @@ def repetitions(labels: Int64Array, seed: int) -> Int64Array:
     """
     classes, members = np.unique(labels, return_inverse=True)
     counts = np.bincount(members)
-    times = (counts.max() // counts)[members].astype(np.int64)
+    times: Int64Array = (counts.max() // counts)[members].astype(np.int64)
     by_class = np.split(np.argsort(members, kind="stable"), np.cumsum(counts)[:-1])
     for label, samples, count in zip(classes, by_class, counts, strict=True):
         rest = int(counts.max() % count)

@@ -61,7 +61,8 @@ class Rows:
     def slice(self, begin: int, end: int) -> Rows:
         """Return rows `begin` to `end`."""
         columns = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Rows(**{name: None if column is None else column[begin:end] for name, column in columns.items()})
+        part: dict[str, Any] = {name: None if column is None else column[begin:end] for name, column in columns.items()}
+        return Rows(**part)
 
 
 class _Run(NamedTuple):
