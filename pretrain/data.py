@@ -8,7 +8,7 @@ record comes when is `beit.common.sampler`; reading it is `beit.common.reader`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,7 +68,7 @@ class ViewTransform:
     store_seed: int = 0
     store_token_img_size: int = 0
 
-    def __call__(self, record: Record) -> dict[str, NDArray[np.generic]]:
+    def __call__(self, record: Record) -> dict[str, NDArray[Any]]:
         """Render the view and draw the mask.
 
         Returns:
@@ -84,11 +84,11 @@ class ViewTransform:
         sample["bool_masked_pos"] = self.draw_mask(record.sample_id, record.epoch).reshape(-1)
         return sample
 
-    def blank(self) -> dict[str, NDArray[np.generic]]:
+    def blank(self) -> dict[str, NDArray[Any]]:
         """Return a sample of zeros, nothing masked, in the shapes and types of a real one."""
         num_patches = self.grid_size**2
         shown = np.zeros((3, self.img_size, self.img_size), dtype=np.uint8)
-        sample: dict[str, NDArray[np.generic]] = {"images": shown, "bool_masked_pos": np.zeros(num_patches, np.bool_)}
+        sample: dict[str, NDArray[Any]] = {"images": shown, "bool_masked_pos": np.zeros(num_patches, np.bool_)}
         if self.token_img_size:
             sample["token_views"] = np.zeros((3, self.token_img_size, self.token_img_size), dtype=np.uint8)
         elif self.needs_tokens:
@@ -122,20 +122,20 @@ class ViewTransform:
     def _when(self, epoch: int) -> int | Literal["held-out"]:
         return "held-out" if self.fixed_masks else epoch
 
-    def _stored(self, image: Image.Image, record: Record) -> dict[str, NDArray[np.generic]]:
+    def _stored(self, image: Image.Image, record: Record) -> dict[str, NDArray[Any]]:
         if record.view is None or record.token_ids is None:
             raise ValueError(f"{record.sample_id} carries no view and tokens; the store was made with --views 0")
         pixels = self._render(image, record.view, check_crop=self.strict)
         if not self.strict:
             self._check_luma(image, record.view, pixels)
-        sample: dict[str, NDArray[np.generic]] = {"images": _channels_first(pixels)}
+        sample: dict[str, NDArray[Any]] = {"images": _channels_first(pixels)}
         if self.needs_tokens:
             sample["token_ids"] = record.token_ids.astype(np.int64).reshape(-1)
         return sample
 
-    def _fresh(self, image: Image.Image, record: Record) -> dict[str, NDArray[np.generic]]:
+    def _fresh(self, image: Image.Image, record: Record) -> dict[str, NDArray[Any]]:
         view = self.view_of(record, image.width, image.height)
-        sample: dict[str, NDArray[np.generic]] = {"images": _channels_first(self._render(image, view))}
+        sample: dict[str, NDArray[Any]] = {"images": _channels_first(self._render(image, view))}
         if self.token_img_size:
             # Both from the same crop, the tokenizer's with its own filter, as `beit tokenize` renders it.
             pixels = render_view(
@@ -202,7 +202,7 @@ def build_transform(
     )
 
 
-def _channels_first(pixels: NDArray[np.uint8]) -> NDArray[np.generic]:
+def _channels_first(pixels: NDArray[np.uint8]) -> NDArray[Any]:
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 

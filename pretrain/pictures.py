@@ -6,7 +6,7 @@ The same sheet is drawn from a finished run (`reconstruction_sheet`) and at ever
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -108,6 +108,7 @@ class Reconstruction:
         pictures = self.images.permute(0, 2, 3, 1).numpy()
         masks = self.masks.view(-1, side, side).numpy()
         columns = [pictures, np.stack([mask_patches(*pair) for pair in zip(pictures, masks, strict=True)])]
+        titles: Sequence[str]
         titles, legend = PIXEL_TITLES, f"{_LEGEND}."
         if self.token_ids is None:
             columns.append(self._complete_pixels(predicted))
