@@ -44,9 +44,12 @@ SHOW = {
         "beit.tokenize.commands", "show_views_command", "Images of a store with their crops, views and tokens."
     ),
     "tokens": Entry("beit.tokenize.commands", "show_tokens_command", "What the visual words of a store look like."),
+    "masks": Entry("beit.pretrain.commands", "show_masks_command", "What a run hides, and how often each patch."),
+    "batch": Entry("beit.pretrain.commands", "show_batch_command", "The samples of any step of a run, built again."),
     "reconstruction": Entry(
         "beit.pretrain.commands", "show_reconstruction_command", "Image, mask, predicted and original tokens, decoded."
     ),
+    "attention": Entry("beit.finetune.commands", "show_attention_command", "Where the heads of an encoder look."),
 }
 
 
@@ -86,6 +89,9 @@ COMMANDS: dict[str, Entry | Section] = {
     "evaluate": Entry("beit.finetune.commands", "evaluate_command", "Measure a fine-tuned model on labelled images."),
     "predict": Entry("beit.finetune.commands", "predict_command", "Label new images with a fine-tuned model."),
     "compare": Entry("beit.finetune.commands", "compare_command", "One table over runs: metric, interval, budget."),
+    "import": Entry(
+        "beit.finetune.commands", "import_command", "Weights of BEiT, DINO, MAE, DeiT, timm, Hugging Face."
+    ),
     "show": Section(SHOW, "Draw what a stage made."),
     "demo": Entry("beit.demo", "demo_command", "The whole chain on generated images, in minutes."),
 }

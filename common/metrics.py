@@ -47,6 +47,32 @@ class NoMetrics:
         """Do nothing."""
 
 
+class Several:
+    """Hands everything on to several writers.
+
+    Args:
+        writers: In this order.
+    """
+
+    def __init__(self, *writers: MetricsWriter) -> None:
+        self._writers = writers
+
+    def write(self, record: Mapping[str, float]) -> None:
+        """Hand on the record."""
+        for writer in self._writers:
+            writer.write(record)
+
+    def picture(self, name: str, image: Image, step: int) -> None:
+        """Hand on the picture."""
+        for writer in self._writers:
+            writer.picture(name, image, step)
+
+    def close(self) -> None:
+        """Close all."""
+        for writer in self._writers:
+            writer.close()
+
+
 class MetricsLog:
     """Writes metrics.jsonl and tensorboard/ of a run.
 
@@ -107,6 +133,24 @@ def _add_scalars(board: Any, record: Mapping[str, float]) -> None:
     for name, value in record.items():
         if name != "step":
             board.add_scalar(name, value, int(record["step"]))
+
+
+def open_metrics(run: Path, step: int, *, wandb_project: str | None) -> MetricsWriter:
+    """Open everything that records of a run go to, on the one rank that writes.
+
+    Args:
+        run: The run directory.
+        step: Where the run goes on; records of later steps are removed.
+        wandb_project: W&B project, if any.
+    Raises:
+        InputError: W&B does not start.
+    """
+    log = MetricsLog(run, step)
+    if wandb_project is None:
+        return log
+    from beit.common.wandb_log import WandbLog
+
+    return Several(log, WandbLog(run, wandb_project))
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -125,6 +125,8 @@ class RunConfig:
     sync_to: str | None = None
     """Folder or URL, such as "s3://bucket/runs/name", that every committed checkpoint is copied to in the background,
     with metrics and artifacts; on a machine without the run, --resume auto fetches it from there."""
+    wandb: str | None = None
+    """Weights & Biases project that metrics and pictures go to as well; left out, none. Needs the extra `wandb`."""
     allow_data_change: bool = False
     """Continue although the data are not those of the checkpoint: another index, or another number of views. The order
     is then that of the new data, from the same position on."""

@@ -21,7 +21,7 @@ from beit.common.distributed import World
 from beit.common.ema import WeightAverage
 from beit.common.engine import Engine, EngineSettings
 from beit.common.errors import ResumableStop, require
-from beit.common.metrics import MetricsLog, MetricsWriter, NoMetrics
+from beit.common.metrics import MetricsWriter, NoMetrics, open_metrics
 from beit.common.nonfinite import NonFiniteGuard
 from beit.common.portable_state import gather_weights_in_use
 from beit.common.progress import Progress
@@ -95,8 +95,7 @@ class Trainer:
         """Restore, then step to the end."""
         total = self._plan.total_steps
         self._restore()
-        if self._world.is_main:
-            self._metrics = MetricsLog(self._run.path, self._step)
+        self._world.run_on_main(self._open_metrics)
         if self._step < total and not self._best.is_exhausted:
             self._start_data()
         self._world.shorten_timeouts()
@@ -115,6 +114,10 @@ class Trainer:
                 "same command to copy it"
             )
         return FitResult(step=self._step, nonfinite_steps=self._guard.total, metrics=self._evaluation, best=self._best)
+
+    def _open_metrics(self) -> None:
+        project = self._settings.run.wandb
+        self._metrics = open_metrics(self._run.path, self._step, wandb_project=project)
 
     def close(self) -> None:
         """Close files, end the data workers and release the engine."""

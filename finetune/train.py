@@ -29,6 +29,7 @@ from beit.common.task import FitSettings
 from beit.common.train_config import CheckpointConfig
 from beit.common.trainer import fit
 from beit.common.training_data import TrainingData
+from beit.common.wandb_log import require_wandb
 from beit.finetune.artifact import StartingPoint, build_classifier, freeze_blocks, starting_point
 from beit.finetune.augment import TrainTransform
 from beit.finetune.config import FinetuneConfig
@@ -59,6 +60,7 @@ def run(config: FinetuneConfig, *, data: str, run_dir: Path, resume: str = "auto
         raise InputError(f"{run_dir} holds a linear probe or k-NN; name another directory for classification")
     start = starting_point(config)
     images = open_training_data(data, config.data, multi_label=config.classifier.multi_label)
+    require_wandb(config.run.wandb)
     world = init_distributed(timeout_seconds=config.train.collective_timeout_seconds)
     torch.manual_seed(config.train.seed)
     task = ClassificationTask(config, images, start, world)

@@ -82,12 +82,16 @@ class HeldOutConfig:
     baseline_views: int = 20_000
     """Stored views of training images whose tokens give the unigram and the neighbour line; several of each image where
     there are fewer images. Tokens computed online cost a forward pass of the tokenizer each, so 2 000 at most are."""
+    pictures: int = 6
+    """Held-out images that every evaluation draws as the model completes them, into RUN/reconstruction.png and
+    TensorBoard, if the tokenizer is on this machine and can decode; 0 draws none."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
         for name in ("micro_batch_size", "max_images", "baseline_views"):
             value = getattr(self, name)
             require(value >= 1, f"held_out.{name} ({value}) must be at least 1")
+        require(0 <= self.pictures <= 64, f"held_out.pictures ({self.pictures}) must be in [0, 64]")
         require(self.train_images >= 0, f"held_out.train_images ({self.train_images}) must not be negative")
 
 
