@@ -41,7 +41,7 @@ SCENE_VERSION = 1
 """Raised with every change to the pictures `render_scene` paints; part of the names of cached ones."""
 
 _BACKGROUND_ZOOM = 4
-"""Backgrounds of demo images are painted this much smaller, as if out of focus: the figure is what there is to learn."""
+"""Demo backgrounds are painted this much smaller, as if out of focus: the figure is what there is to learn."""
 _SMALLEST_SCENE_PX = 9
 """Room for three of the narrowest stripes."""
 _VIEWS_OF_SCENE = 8
