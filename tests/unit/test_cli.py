@@ -8,6 +8,7 @@ import click
 import pytest
 
 from beit import cli
+from beit.common.errors import RunFailed
 from beit.tests.support import write_images, write_store, write_tokenizer
 
 
@@ -152,3 +153,21 @@ def test_help_answers_in_half_a_second():
         return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
     assert min(measure() for _ in range(5)) < 0.5
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (RunFailed("checkpoint at step 3 failed"), "beit: checkpoint at step 3 failed\n"),
+        (RuntimeError("[/x/gloo/transport/tcp/pair.cc:1] closed"), "beit: another rank is gone or does not answer"),
+        (ZeroDivisionError("a bug"), "Traceback (most recent call last)"),
+    ],
+)
+def test_what_is_no_bug_fails_without_a_trace(monkeypatch, capsys, error, line):
+    def fail(**options):
+        raise error
+
+    monkeypatch.setattr(cli.beit, "main", fail)
+    with pytest.raises(SystemExit, match="1"):
+        cli.main()
+    assert capsys.readouterr().err.startswith(line)
