@@ -19,8 +19,9 @@ from beit.common.batches import BatchStream, HostFlag
 from beit.common.best import BestSoFar
 from beit.common.distributed import World
 from beit.common.ema import WeightAverage
-from beit.common.engine import Engine, EngineSettings
-from beit.common.errors import ResumableStop, require
+from beit.common.engine import Engine
+from beit.common.engine_settings import EngineSettings
+from beit.common.errors import ResumableStop, RunFailed, require
 from beit.common.metrics import MetricsWriter, NoMetrics, open_metrics
 from beit.common.nonfinite import NonFiniteGuard
 from beit.common.portable_state import gather_weights_in_use
@@ -109,7 +110,7 @@ class Trainer:
                 progress.update(1, **self._between_steps())
         failure = self._saver.finish()
         if failure is not None:
-            raise RuntimeError(
+            raise RunFailed(
                 f"the run is complete in {self._run.path}, but not copied to {self._run.sync_to} ({failure}); run the "
                 "same command to copy it"
             )
