@@ -34,7 +34,7 @@ RHYTHM = (
     "train.eval_interval_steps",
     "train.early_stop_evals",
 )
-FREE_KEYS = (*RHYTHM, "train.collective_timeout_seconds", "checkpoint.", "deepspeed.")
+FREE_KEYS = (*RHYTHM, "train.collective_timeout_seconds", "checkpoint.", "deepspeed.", "speed.", "profile.")
 """Settings that may differ when a run is resumed: they change speed and rhythm, not what is learned."""
 _SECRETS = (
     (re.compile(r"://[^/@\s]+@"), "://***@"),

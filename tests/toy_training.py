@@ -26,6 +26,7 @@ from beit.common.errors import InputError, ResumableStop
 from beit.common.launch import launch_ranks, record_exit, under_launcher
 from beit.common.run_dir import open_run
 from beit.common.signals import stop_on_signals
+from beit.common.speed_config import ProfileConfig
 from beit.common.task import FitResult, FitSettings
 from beit.common.train_config import (
     CheckpointConfig,
@@ -46,6 +47,7 @@ class ToyConfig:
     optimizer: OptimizerConfig = OptimizerConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     deepspeed: DeepSpeedConfig = DeepSpeedConfig()
+    profile: ProfileConfig = ProfileConfig()
     gpus: int = 0
     num_samples: int = 40
     bad_steps: tuple[int, ...] = ()
@@ -194,6 +196,7 @@ def train_toy(run_path: Path, config: ToyConfig, *, resume: str = "auto") -> tup
             optimizer=config.optimizer,
             checkpoint=config.checkpoint,
             deepspeed=config.deepspeed,
+            profile=config.profile,
             goal=Goal(metric="val_loss", is_higher_better=False, keep_best=config.keep_best),
         )
         return fit(task, settings=settings, run=run, world=world), task

@@ -83,6 +83,7 @@ def train_tokenizer(config: TokenizerTrainConfig, source: str, out_dir: Path, *,
         optimizer=config.optimizer,
         checkpoint=config.checkpoint,
         deepspeed=config.deepspeed,
+        profile=config.profile,
         goal=Goal(metric="eval_psnr", is_higher_better=True, keep_best=True),
     )
     best = fit(task, settings=settings, run=run, world=world).best
