@@ -87,8 +87,8 @@ class Trainer:
         window = settings.profile.window
         require(
             not window or window[0] < self._plan.total_steps,
-            f"profile.steps ({settings.profile.steps}) begin after the run's {self._plan.total_steps} steps; name earlier "
-            "ones",
+            f"profile.steps ({settings.profile.steps}) begin after the run's {self._plan.total_steps} steps; name "
+            "earlier ones",
         )
         self._profile = ProfileWindow(window, run.path / "profile", world)
         self._average = WeightAverage(self._engine, settings.train.ema_decay)
