@@ -44,9 +44,12 @@ SHOW = {
         "beit.tokenize.commands", "show_views_command", "Images of a store with their crops, views and tokens."
     ),
     "tokens": Entry("beit.tokenize.commands", "show_tokens_command", "What the visual words of a store look like."),
+    "masks": Entry("beit.pretrain.commands", "show_masks_command", "What a run hides, and how often each patch."),
+    "batch": Entry("beit.pretrain.commands", "show_batch_command", "The samples of any step of a run, built again."),
     "reconstruction": Entry(
         "beit.pretrain.commands", "show_reconstruction_command", "Image, mask, predicted and original tokens, decoded."
     ),
+    "attention": Entry("beit.finetune.commands", "show_attention_command", "Where the heads of an encoder look."),
 }
 
 
@@ -85,6 +88,10 @@ COMMANDS: dict[str, Entry | Section] = {
     "finetune": Entry("beit.finetune.commands", "finetune_command", "Fine-tune an encoder on labelled images."),
     "evaluate": Entry("beit.finetune.commands", "evaluate_command", "Measure a fine-tuned model on labelled images."),
     "predict": Entry("beit.finetune.commands", "predict_command", "Label new images with a fine-tuned model."),
+    "compare": Entry("beit.finetune.commands", "compare_command", "One table over runs: metric, interval, budget."),
+    "import": Entry(
+        "beit.finetune.commands", "import_command", "Weights of BEiT, DINO, MAE, DeiT, timm, Hugging Face."
+    ),
     "show": Section(SHOW, "Draw what a stage made."),
     "demo": Entry("beit.demo", "demo_command", "The whole chain on generated images, in minutes."),
 }
@@ -107,12 +114,16 @@ def beit() -> None:
 
 def main() -> None:
     """Run `beit`; exit 0 done, 2 wrong usage or input, 75 stopped and resumable, else 1."""
+    if _rank() is not None:
+        from beit.common.rank_reports import capture_output
+
+        capture_output()
     _set_up_logging()
     code, message = _run()
     if _rank() is not None:
-        from beit.common.launch import record_exit  # only ranks pay for the import
+        from beit.common.rank_reports import record_exit  # only ranks pay for the import
 
-        message = message if record_exit(code, message) else ""
+        message = record_exit(code, message)
     if message:
         click.echo(f"beit: {message}", err=True)
     sys.exit(code)

@@ -1,87 +1,356 @@
-"""Does pre-training help when labels are few? The whole chain on a labelled data set, ending in one table.
+"""Does pre-training help when labels are few? An encoder against random weights, on some of the labels of a data set.
 
-    python benchmarks/few_labels.py --train cifar10/train.parquet --val cifar10/test.parquet --out runs/few_labels
+    python benchmarks/few_labels.py --train cifar10/train.parquet --val cifar10/test.parquet \
+        --encoder runs/tiny/encoder --out runs/few_labels > table.md
 
-Tokenizes, pre-trains, then fine-tunes the pre-trained encoder and the same network from random weights with the same
-recipe, labels and steps. Each step is a `beit` command that goes on where it stopped, so the script may be killed and
-run again.
+Each row takes so many labels, fine-tunes both with the same recipe, and measures the frozen features of both. Every
+seed draws other labels, the same for both, so that their difference is that of pairs. In the end a run is measured on
+all validation images, with the weights of its last step: nothing is chosen on them.
+
+Every run is a `beit` command with a folder of its own. The script may be stopped or killed at any time: started
+again, it keeps what is finished and goes on with what is not. Rows that `--rows` leaves out are shown as far as
+they are there.
 """
 
 from __future__ import annotations
 
-import json
+import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 
-HEADER = "| labels | start from | top-1 | top-5 |\n| ---: | --- | ---: | ---: |"
+from beit.common.config import load_config
+from beit.common.encoder_config import WEIGHTS_FILE, find_encoder
+from beit.common.errors import InputError, ResumableStop
+from beit.common.files import read_json, sha256_file, write_json
+from beit.common.intervals import Interval, mean_interval
+from beit.common.labelled_index_build import build_index
+from beit.common.locks import exclusive_lock
+from beit.common.run_dir import environment
+from beit.common.signals import StopFlag, stop_on_signals
+from beit.finetune.commands import RECIPES
+from beit.finetune.compare_runs import RunRecord, read_runs
+from beit.finetune.config import FinetuneConfig
+
+ALL = "all"
+STARTS = ("pre-trained", "random")
+MEASURES = {
+    "finetune": {"fine-tuned": "classification"},
+    "probe": {"linear probe": "linear-probe", "k-NN": "knn"},
+}
+"""What each kind of run measures, and what `beit compare` calls that."""
+EVALUATIONS = 4
+"""In the course of a run; arbitrary."""
+RESULT_FILE = "few_labels.json"
+"""In the folder of a finished run."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """One number of labels and one kind of run."""
+
+    kind: str
+    """finetune or probe."""
+    labels: str
+    """Number of labels, or all."""
+    num_labels: int
+    """The same as a number."""
+    epochs: float
+    """Passes of the fine-tuning."""
+
+    @property
+    def name(self) -> str:
+        """As `--rows` spells it."""
+        return f"{self.kind}-{self.labels}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Comparison:
+    """What is compared, on what."""
+
+    train: str
+    """Labelled images."""
+    val: str
+    """To measure on."""
+    out: Path
+    """Where the runs are."""
+    encoder: str
+    """The pre-trained one."""
+    recipe: str
+    """Of the fine-tuning."""
+    settings: tuple[str, ...]
+    """Changes to it, KEY=VALUE."""
+    random_settings: tuple[str, ...]
+    """Changes for random weights only."""
+    val_images: int | None
+    """To measure on in the course of a run."""
+
+    def run_folder(self, row: Row, start: str, seed: int) -> Path:
+        """Return where a run is."""
+        return self.out / f"{row.name}-{start}-seed{seed}"
+
+    def options(self, row: Row, start: str, seed: int) -> list[str]:
+        """Return the options of the `beit finetune` command of a run."""
+        chosen = [*self.settings, *(self.random_settings if start == "random" else ()), f"train.seed={seed}"]
+        if row.labels != ALL:
+            chosen += [f"data.num_labels={row.num_labels}", f"data.subset_seed={seed}"]
+        if row.kind == "finetune":
+            base = load_config(FinetuneConfig, recipe=self.recipe, overrides=chosen, recipe_dir=RECIPES)
+            steps = int(row.epochs * row.num_labels) // base.train.global_batch_size
+            chosen += [f"train.epochs={row.epochs:g}", f"train.eval_interval_steps={max(1, steps // EVALUATIONS)}"]
+            chosen += [] if self.val_images is None else [f"data.num_val_images={self.val_images}"]
+        encoder = self.encoder if start == "pre-trained" else "random"
+        return ["--encoder", encoder, "--val", self.val, "--recipe", self.recipe, *sets(chosen)]
 
 
 @click.command()
-@click.option("--train", required=True, help="Labelled images; pre-training uses all of them without labels.")
+@click.option("--train", required=True, help="Labelled images to take the labels from.")
 @click.option("--val", required=True, help="Labelled images to measure on.")
+@click.option("--encoder", required=True, help="The pre-trained encoder, or its run directory.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the runs and table.json.")
 @click.option(
-    "--out", type=click.Path(path_type=Path), required=True, help="Folder for the store, the runs and the table."
+    "--labels",
+    default="500:40,5000:8,all:2",
+    show_default=True,
+    metavar="N:EPOCHS,...",
+    help="Numbers of labels, and for how many passes over them is fine-tuned.",
 )
-@click.option("--labels", default="500,5000", show_default=True, help="Numbers of labels to fine-tune on.")
-@click.option("--seeds", default="0", show_default=True, help="Seeds of the fine-tuning runs.")
-@click.option("--views", default=4, show_default=True, help="Views per image.")
-@click.option("--img-size", default=32, show_default=True, help="Side of the image in pixels.")
-@click.option("--patch-size", default=4, show_default=True, help="Side of a patch in pixels.")
-@click.option("--pretrain-recipe", default="beit_tiny_patch4_32", show_default=True)
-@click.option("--finetune-recipe", default="cifar10_tiny", show_default=True)
-@click.option("--pretrain-set", multiple=True, metavar="KEY=VALUE", help="Changes to the pre-training recipe.")
-@click.option("--finetune-set", multiple=True, metavar="KEY=VALUE", help="Changes to the fine-tuning recipe.")
-def main(
-    train: str,
-    val: str,
-    out: Path,
-    labels: str,
-    seeds: str,
-    views: int,
-    img_size: int,
-    patch_size: int,
-    pretrain_recipe: str,
-    finetune_recipe: str,
-    pretrain_set: tuple[str, ...],
-    finetune_set: tuple[str, ...],
-) -> None:
-    """Run every stage and write table.md and table.json to the output folder."""
-    size = ["--img-size", str(img_size), "--patch-size", str(patch_size)]
-    seconds = {
-        "tokenize": beit("tokenize", train, out / "store", "--tokenizer", "mini", "--views", str(views), *size),
-        "pretrain": beit("pretrain", out / "store", out / "pretrain", "--recipe", pretrain_recipe, *sets(pretrain_set)),
-    }
+@click.option(
+    "--rows", default=None, help="What to run, such as finetune-500,probe-500. [default: all but those of all labels]"
+)
+@click.option("--seeds", default="0,1,2,3,4", show_default=True, help="Seeds; rows of all labels take the first.")
+@click.option("--recipe", default="cifar10_tiny", show_default=True, help="Of the fine-tuning.")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Changes to the recipe.")
+@click.option("--random-set", "random_settings", multiple=True, metavar="KEY=VALUE", help="Only for random weights.")
+@click.option("--val-images", default=2000, show_default=True, help="Measured on while training; 0 takes all.")
+@click.option("--threads", default=1, show_default=True, help="Processor threads of a run.")
+def main(labels: str, rows: str | None, seeds: str, threads: int, val_images: int, **paths: Any) -> None:
+    """Run what is missing; write the table to the terminal as Markdown and to OUT/table.json."""
+    comparison = Comparison(val_images=val_images or None, **paths)
+    comparison.out.mkdir(parents=True, exist_ok=True)
+    known = parse_rows(labels, total=len(build_index(comparison.train)))
+    chosen = choose_rows(known, rows)
+    encoder_sha256 = sha256_file(find_encoder(comparison.encoder) / WEIGHTS_FILE)
+    numbers = parse_seeds(seeds)
+    with claim(comparison.out) as lock, stop_on_signals() as stop:
+        runner = Runner(stop=stop, lock=lock, threads=threads)
+        for seed in numbers:
+            for row in (row for row in chosen if seed in seeds_of(row, numbers)):
+                for start in STARTS:
+                    ensure(comparison, row, start, seed, encoder_sha256=encoder_sha256, runner=runner)
+    found = [
+        summarize(comparison, row, measure, seeds=seeds_of(row, numbers))
+        for row in known
+        for measure in MEASURES[row.kind]
+    ]
+    settings = {**paths, "out": str(comparison.out), "val_images": val_images, "threads": threads}
+    document = {"settings": settings, "encoder_sha256": encoder_sha256, "environment": environment(), "rows": found}
+    write_json(comparison.out / "table.json", document)
+    click.echo(markdown(found, total=len(build_index(comparison.train))))
+
+
+def parse_rows(labels: str, *, total: int) -> list[Row]:
+    """Return the rows of `--labels`.
+
+    Args:
+        labels: N:EPOCHS, separated by commas.
+        total: Labelled images there are.
+    """
     rows = []
-    for num_labels in map(int, labels.split(",")):
-        for name, encoder in (("random weights", "random"), ("pre-trained", str(out / "pretrain/encoder"))):
-            scores = []
-            for seed in map(int, seeds.split(",")):
-                run = out / f"finetune-{num_labels}-{name.split()[0]}-{seed}"
-                chosen = sets([*finetune_set, f"data.num_labels={num_labels}", f"train.seed={seed}"])
-                options = ["--encoder", encoder, "--val", val, "--recipe", finetune_recipe, *chosen]
-                seconds[run.name] = beit("finetune", "classification", train, run, *options)
-                beit("evaluate", run / "model", val, "--out", run / "evaluation.json")
-                scores.append(json.loads((run / "evaluation.json").read_text()))
-            rows.append({"labels": num_labels, "start": name, "scores": scores})
-    (out / "table.json").write_text(json.dumps({"rows": rows, "seconds": seconds}, indent=2) + "\n")
-    table = "\n".join([HEADER, *map(table_row, rows)]) + "\n"
-    (out / "table.md").write_text(table)
-    click.echo(table)
+    for part in labels.split(","):
+        number, _, epochs = part.partition(":")
+        if not epochs or not (number == ALL or number.isdigit()):
+            raise InputError(f"--labels {part!r} must be NUMBER:EPOCHS, such as 500:40, or {ALL}:EPOCHS")
+        count = total if number == ALL else int(number)
+        rows += [Row(kind=kind, labels=number, num_labels=count, epochs=float(epochs)) for kind in MEASURES]
+    return rows
 
 
-def beit(*arguments: str | Path) -> float:
-    """Run one `beit` command, printed first; return its seconds."""
-    words = [str(word) for word in arguments]
-    click.echo(f"$ beit {shlex.join(words)}")
+def parse_seeds(seeds: str) -> list[int]:
+    """Return the numbers of `--seeds`."""
+    parts = seeds.split(",")
+    if not all(part.strip().isdigit() for part in parts):
+        raise InputError(f"--seeds {seeds!r} must be numbers, separated by commas, such as 0,1,2")
+    return [int(part) for part in parts]
+
+
+def choose_rows(known: Sequence[Row], names: str | None) -> list[Row]:
+    """Return the rows to run; by default all but those of all labels."""
+    if names is None:
+        return [row for row in known if row.labels != ALL]
+    by_name = {row.name: row for row in known}
+    for name in names.split(","):
+        if name not in by_name:
+            raise InputError(f"--rows {name!r} must be among {', '.join(by_name)}")
+    return [by_name[name] for name in names.split(",")]
+
+
+def seeds_of(row: Row, seeds: Sequence[int]) -> Sequence[int]:
+    """Return the seeds of a row: of all labels there is only one subset, and its runs are long."""
+    return seeds[:1] if row.labels == ALL else seeds
+
+
+@contextmanager
+def claim(out: Path) -> Iterator[int]:
+    """Hold the folder against a second script; runs inherit the lock, so that one that outlives its script keeps it."""
+    with ExitStack() as stack:
+        try:
+            lock = stack.enter_context(exclusive_lock(out / "lock", wait=False))
+        except BlockingIOError:
+            raise InputError(f"another few_labels.py, or a run that one left behind, is at work in {out}") from None
+        yield lock
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Runner:
+    """Starts `beit` commands and hands on a request to stop."""
+
+    stop: StopFlag
+    """Set by signals."""
+    lock: int
+    """Descriptor that the commands inherit."""
+    threads: int
+    """Of each command."""
+
+    def beit(self, *arguments: str | Path) -> None:
+        """Run one `beit` command, shown first; what it prints goes to standard error.
+
+        Raises:
+            ResumableStop: it was stopped.
+            InputError: it failed; its own message was shown.
+        """
+        words = [str(word) for word in arguments]
+        click.echo(f"$ beit {shlex.join(words)}", err=True)
+        number = str(self.threads)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "beit.cli", *words],
+            stdout=sys.stderr.fileno(),
+            env={**os.environ, "OMP_NUM_THREADS": number, "MKL_NUM_THREADS": number},
+            pass_fds=[self.lock],
+            start_new_session=True,  # Ctrl-C reaches it once, through us
+        )
+        is_told = False
+        while process.poll() is None:
+            if self.stop.is_set() and not is_told:
+                process.send_signal(signal.SIGTERM)
+                is_told = True
+            try:
+                process.wait(timeout=0.5)
+            except subprocess.TimeoutExpired:
+                continue
+        if self.stop.is_set() or process.returncode == 75:
+            raise ResumableStop("stopped; start the same command again to go on")
+        if process.returncode:
+            raise InputError(f"beit {words[0]} failed with exit code {process.returncode}; see its message above")
+
+
+def ensure(comparison: Comparison, row: Row, start: str, seed: int, *, encoder_sha256: str, runner: Runner) -> None:
+    """Do a run, or the rest of it, unless it is finished.
+
+    Raises:
+        InputError: the finished one had other settings, or another encoder.
+    """
+    folder, options = comparison.run_folder(row, start, seed), comparison.options(row, start, seed)
+    identity = {"train": comparison.train, "options": options}
+    identity |= {"encoder_sha256": encoder_sha256} if start == "pre-trained" else {}
+    file = folder / RESULT_FILE
+    if file.exists():
+        if read_json(file)["identity"] != identity:
+            raise InputError(
+                f"{folder} was made with other settings or another encoder; name another --out, or remove it"
+            )
+        return
     started = time.monotonic()
-    subprocess.run([sys.executable, "-m", "beit.cli", *words], check=True)
-    return time.monotonic() - started
+    if row.kind == "finetune":
+        runner.beit("finetune", "classification", comparison.train, folder, *options)
+        runner.beit("evaluate", folder / "last", comparison.val, "--out", folder / "evaluation.json")
+    else:
+        runner.beit("finetune", "linear-probe", comparison.train, folder, *options)
+        runner.beit("finetune", "knn", comparison.train, folder, *options)
+    write_json(file, {"identity": identity, "seconds": time.monotonic() - started})
+
+
+def finished_runs(comparison: Comparison, row: Row, start: str, measure: str, seeds: Sequence[int]) -> list[RunRecord]:
+    """Return what the finished runs of one start measured, seed by seed."""
+    folders = [comparison.run_folder(row, start, seed) for seed in seeds]
+    records = [record for folder in folders if (folder / RESULT_FILE).exists() for record in read_runs(folder)]
+    return [record for record in records if record.task == MEASURES[row.kind][measure]]
+
+
+def summarize(comparison: Comparison, row: Row, measure: str, *, seeds: Sequence[int]) -> dict[str, Any]:
+    """Return one line of the table as plain values; unfinished runs are missing in it."""
+    ours, random = (finished_runs(comparison, row, start, measure, seeds) for start in STARTS)
+    pairs = [(one.metrics["top1"], other.metrics["top1"]) for one in ours for other in random if one.seed == other.seed]
+    return {
+        "labels": row.num_labels,
+        "measure": measure,
+        "epochs": row.epochs if row.kind == "finetune" else None,
+        "wanted_seeds": len(seeds),
+        "runs": {
+            start: [
+                {"seed": list(run.seed), **run.metrics, "device_seconds": run.budget.device_seconds} for run in runs
+            ]
+            for start, runs in zip(STARTS, (ours, random), strict=True)
+        },
+        "top1": {
+            start: interval([run.metrics["top1"] for run in runs])
+            for start, runs in zip(STARTS, (ours, random), strict=True)
+        },
+        "difference": interval([one - other for one, other in pairs]),
+        "wins": sum(one > other for one, other in pairs),
+    }
+
+
+def interval(values: Sequence[float]) -> dict[str, Any] | None:
+    """Return mean and 95 % interval as plain values; None without a value."""
+    if not values:
+        return None
+    found: Interval = mean_interval(values)
+    return {"mean": found.mean, "half_width": found.half_width, "num_values": found.num_values}
+
+
+def markdown(rows: Sequence[Mapping[str, Any]], *, total: int) -> str:
+    """Return the table for reading."""
+    lines = [
+        "| labels | measured | pre-trained, top-1 | random weights, top-1 | difference in points | seeds | wins |",
+        "| ---: | --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for row in rows:
+        passes = "" if row["epochs"] is None else f", {row['epochs']:g} epochs"
+        counts = [len(row["runs"][start]) for start in STARTS]
+        pairs = row["difference"]["num_values"] if row["difference"] else 0
+        done = str(pairs) if min(counts) == row["wanted_seeds"] else f"{pairs} of {row['wanted_seeds']}"
+        cells = [
+            f"{row['labels']} ({100 * row['labels'] / total:.3g} %)",
+            row["measure"] + passes,
+            *(cell(row["top1"][start], " %") for start in STARTS),
+            cell(row["difference"], "", signed=True),
+            done,
+            f"{row['wins']} of {pairs}" if pairs else "",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    note = (
+        "Mean over the seeds and its 95 % interval (Student's t); every seed draws other labels, the same for both "
+        "starts, and the difference is that of these pairs."
+    )
+    return "\n".join([*lines, "", note])
+
+
+def cell(value: Mapping[str, Any] | None, unit: str, *, signed: bool = False) -> str:
+    """Format a mean with its interval."""
+    if value is None:
+        return "not run"
+    mean = f"{100 * value['mean']:+.1f}" if signed else f"{100 * value['mean']:.1f}"
+    return mean + ("" if value["half_width"] is None else f" ± {100 * value['half_width']:.1f}") + unit
 
 
 def sets(settings: Sequence[str]) -> list[str]:
@@ -89,15 +358,12 @@ def sets(settings: Sequence[str]) -> list[str]:
     return [word for setting in settings for word in ("--set", setting)]
 
 
-def table_row(row: dict) -> str:
-    """Format mean scores over seeds, with their range where there are several."""
-    cells = []
-    for metric in ("top1", "top5"):
-        values = [100 * score[metric] for score in row["scores"]]
-        spread = f" ({min(values):.1f} to {max(values):.1f})" if len(values) > 1 else ""
-        cells.append(f"{sum(values) / len(values):.1f} %{spread}")
-    return f"| {row['labels']} | {row['start']} | {cells[0]} | {cells[1]} |"
-
-
 if __name__ == "__main__":
-    main()
+    try:
+        main(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (InputError, ResumableStop) as error:
+        click.echo(f"few_labels.py: {error}", err=True)
+        sys.exit(2 if isinstance(error, InputError) else 75)

@@ -86,8 +86,12 @@ class HostFlag:
             self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._event.record(torch.cuda.current_stream(scalar.device))
 
-    def is_set(self) -> bool:
-        """Return whether the scalar is nonzero."""
+    def value(self) -> float:
+        """Return the scalar."""
         if self._event is not None:
             self._event.synchronize()
-        return bool(self._value)
+        return float(self._value)
+
+    def is_set(self) -> bool:
+        """Return whether the scalar is nonzero."""
+        return bool(self.value())

@@ -8,6 +8,7 @@ is `portable_state.py`; when to save is `trainer.py`.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
@@ -22,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from beit.common.errors import InputError
+from beit.common.faults import fault_point
 from beit.common.files import fsync_directory, read_json, sha256_file, write_atomic, write_json
 from beit.common.portable_state import PortableState
 
@@ -32,6 +34,8 @@ FORMAT_VERSION = 1
 COMMIT = "COMMIT.json"
 _TAG = re.compile(r"step_(\d+)")
 _ASIDE = "rejected_"
+_ROOM = 1.2
+"""Free space to begin a checkpoint with, relative to its size; the rest is for what else is written meanwhile."""
 
 RngStates = Mapping[str, torch.Tensor]
 """`rank0/cpu`, `rank0/cuda`, ...: generator states, uint8."""
@@ -71,6 +75,7 @@ def save_checkpoint(
     rng: RngStates,
     record: Mapping[str, Any],
     keep: int,
+    keep_every: int | None = None,
     best: Mapping[str, torch.Tensor] | None = None,
 ) -> Path:
     """Write and commit one checkpoint, then delete all but the newest `keep`.
@@ -82,6 +87,7 @@ def save_checkpoint(
         rng: Generator states of all ranks.
         record: JSON-able rest: data position, counters, versions.
         keep: Committed checkpoints to leave.
+        keep_every: Leave also the first one at or after every so many steps.
         best: Weights of the best evaluation so far, if the run keeps them.
     Returns:
         The committed directory.
@@ -91,21 +97,24 @@ def save_checkpoint(
     target = root / f"step_{step}"
     temporary = target.with_name(target.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
+    contents = {"model": state.model, "optimizer": state.optimizer, "rng": dict(rng)}
+    contents |= {} if best is None else {"best": dict(best)}
     try:
         temporary.mkdir(parents=True)
-        contents = {"model": state.model, "optimizer": state.optimizer, "rng": dict(rng)}
-        contents |= {} if best is None else {"best": dict(best)}
+        _require_room(temporary, contents)
         files = [_write_tensors(temporary / f"{name}.safetensors", tensors) for name, tensors in contents.items()]
         header = {"format": FORMAT, "format_version": FORMAT_VERSION, "step": step, "files": files}
         write_json(temporary / COMMIT, header | {"record": record})
+        fault_point("commit")
         _set_aside(target)  # a damaged predecessor of the same number
         os.replace(temporary, target)
         fsync_directory(root)
+        fault_point("committed")
         write_atomic(root / "latest", f"{target.name}\n".encode())
     except OSError:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    _prune(root, keep)
+    _prune(root, keep, keep_every)
     return target
 
 
@@ -170,6 +179,27 @@ def set_later_aside(root: Path, step: int) -> None:
             _set_aside(path)
 
 
+def committed_steps(root: Path) -> set[int]:
+    """Return the steps of the checkpoints that have a commit record; whether they are intact is not looked at."""
+    return {number for number, path in _tags(root) if (path / COMMIT).is_file()}
+
+
+def step_of(name: str) -> int | None:
+    """Return the step of a file of a checkpoint, from its path relative to the run; None for any other file."""
+    parts = name.split("/")
+    match = _TAG.fullmatch(parts[1]) if len(parts) == 3 and parts[0] == "checkpoints" else None
+    return int(match[1]) if match else None
+
+
+def _require_room(directory: Path, contents: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
+    """Fail before a long write that cannot succeed."""
+    needed = sum(tensor.nbytes for tensors in contents.values() for tensor in tensors.values())
+    free = shutil.disk_usage(directory).free
+    if free < _ROOM * needed:
+        reason = f"{os.strerror(errno.ENOSPC)}: a checkpoint of {needed / 1e6:.0f} MB needs {_ROOM} times that"
+        raise OSError(errno.ENOSPC, f"{reason}, {free / 1e6:.0f} MB are free", str(directory.parent))
+
+
 def _write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
     try:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
@@ -203,7 +233,16 @@ def _set_aside(path: Path) -> None:
         path.rename(aside)
 
 
-def _prune(root: Path, keep: int) -> None:
-    obsolete = [path for _, path in _tags(root)[:-keep]] + list(root.glob(f"{_ASIDE}*")) + list(root.glob("*.tmp"))
+def _prune(root: Path, keep: int, keep_every: int | None) -> None:
+    tags = _tags(root)
+    milestones: dict[int, int] = {}
+    for step, _ in tags:
+        milestones.setdefault(step // (keep_every or step + 1), step)  # without milestones, all are number 0
+    spared = {step for number, step in milestones.items() if number > 0}
+    obsolete = (
+        [path for step, path in tags[:-keep] if step not in spared]
+        + list(root.glob(f"{_ASIDE}*"))
+        + list(root.glob("*.tmp"))
+    )
     for path in obsolete:
         shutil.rmtree(path, ignore_errors=True)

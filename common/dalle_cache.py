@@ -68,6 +68,14 @@ def prepare_dalle(*, need_decoder: bool = False) -> Path:
     return folder
 
 
+def has_decoder() -> bool:
+    """Tell whether the decoder is on this machine, without asking any other."""
+    folder = dalle_folder()
+    is_converted = (folder / CONFIG_FILE).is_file() and "decoder" in recorded_sources(folder)
+    has_encoder = (folder / CONFIG_FILE).is_file() or find_part(folder, "encoder") is not None
+    return is_converted or (has_encoder and find_part(folder, "decoder") is not None)
+
+
 def _is_complete(folder: Path, need_decoder: bool) -> bool:
     if not (folder / CONFIG_FILE).is_file():
         return False

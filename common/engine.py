@@ -21,6 +21,7 @@ from torch import nn
 
 from beit.common.distributed import World
 from beit.common.errors import InputError
+from beit.common.loss_scale import LossScale
 from beit.common.optimizer import FiniteAdamW
 from beit.common.precision import choose_precision
 from beit.common.train_config import DeepSpeedConfig, OptimizerConfig, TrainingPlan
@@ -70,7 +71,7 @@ class EngineSettings:
     """AdamW and clipping."""
     deepspeed: DeepSpeedConfig
     """ZeRO stage and the user's JSON."""
-    precision: Literal["auto", "fp32", "bf16"]
+    precision: Literal["auto", "fp32", "bf16", "fp16"]
     """Of the forward pass, as in the settings."""
     plan: TrainingPlan
     """Batch shares."""
@@ -114,7 +115,12 @@ class Engine:
         )
         self._base_weight_decay = [group["weight_decay"] for group in self.optimizer.param_groups]
         self._engine = _initialize(LossModule(model, loss_function, self.autocast), self.optimizer, config, world)
-        self._deepspeed_skipped = False
+        if self.zero_stage == 0 and world.world_size == 1:
+            # Alone, there is nobody to exchange gradients with; DeepSpeed would copy all of them to a buffer and back.
+            self._engine.enable_backward_allreduce = False
+        self.loss_scale = LossScale(world.device) if self.precision == "fp16" else None
+        """Only in float16."""
+        self._skipped = self._excused = torch.zeros((), device=world.device)
         self.averages: dict[torch.Tensor, torch.Tensor] = {}
         """Running average (`ema.py`) of each tensor this rank's optimizer updates; empty where none is kept."""
         self.average_updates = torch.zeros((), device=world.device)
@@ -130,10 +136,11 @@ class Engine:
         return self._engine.optimizer
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """Return the context of forward passes: bf16 matrix products over fp32 weights, or nothing."""
-        if self.precision == "bf16":
-            return torch.autocast(self.world.device.type, dtype=torch.bfloat16)
-        return nullcontext()
+        """Return the context of forward passes: matrix products of half precision over fp32 weights, or nothing."""
+        if self.precision == "fp32":
+            return nullcontext()
+        dtype = torch.bfloat16 if self.precision == "bf16" else torch.float16
+        return torch.autocast(self.world.device.type, dtype=dtype)
 
     def set_schedule(self, *, lr: float, weight_decay_factor: float) -> None:
         """Set the next step's learning rate (times each group's `lr_scale`) and scale the groups' weight decay."""
@@ -149,7 +156,7 @@ class Engine:
             The detached loss and metrics, on the device.
         """
         loss, metrics = self._engine(batch, step)
-        self._engine.backward(loss)
+        self._engine.backward(self._scaled(loss))
         self.optimizer.bad_loss = torch.maximum(self.optimizer.bad_loss, (~torch.isfinite(loss.detach())).float())
         if not self._engine.is_gradient_accumulation_boundary():
             self._engine.step()  # only counts the micro-batch
@@ -160,14 +167,35 @@ class Engine:
         skipped_before = self._engine.skipped_steps
         self.optimizer.found_inf = torch.zeros_like(self.optimizer.bad_loss)
         self._engine.step()
-        self._deepspeed_skipped = self._engine.skipped_steps > skipped_before
-        self.optimizer.bad_loss = torch.zeros_like(self.optimizer.bad_loss)
+        self._skipped, bad_loss = self.optimizer.found_inf, self.optimizer.bad_loss
+        if self._engine.skipped_steps > skipped_before:
+            # ZeRO 1 to 3 refuse a non-finite norm, on all ranks, before they reach the optimizer.
+            self._skipped = torch.ones_like(self._skipped)
+            if self.loss_scale is not None and self.world.world_size > 1:
+                torch.distributed.all_reduce(bad_loss, op=torch.distributed.ReduceOp.MAX)
+        if self.loss_scale is not None:
+            self._excused = self.loss_scale.update(self._skipped, bad_loss)
+        self.optimizer.bad_loss = torch.zeros_like(bad_loss)
 
     def skipped_flag(self) -> torch.Tensor:
         """Return a float scalar on the device, 1 when the last step was skipped; the same on every rank."""
-        if self._deepspeed_skipped:  # ZeRO 1 to 3 refuse a non-finite norm before they reach the optimizer
-            return torch.ones_like(self.optimizer.found_inf)
-        return self.optimizer.found_inf
+        return self._skipped
+
+    def verdict(self) -> torch.Tensor:
+        """Return a float scalar on the device: 0 the last step was applied, 1 skipped, 2 skipped to lower the scale."""
+        return self._skipped + self._excused
+
+    def _scaled(self, loss: torch.Tensor) -> torch.Tensor:
+        """Hand the loss scale to whoever is to take it out of the gradients again."""
+        if self.loss_scale is None:
+            return loss
+        scale = self.loss_scale.scale
+        if self.zero_stage == 0:
+            self.optimizer.loss_scale = scale
+            return loss * scale
+        zero = self.zero_optimizer  # scales and unscales itself; its setter compares, which waits for the device
+        zero.custom_loss_scaler, zero.external_loss_scale = True, scale
+        return loss
 
     def grad_norm(self) -> float:
         """Return the global L2 norm before clipping of the last step; waits for the device."""
@@ -177,6 +205,11 @@ class Engine:
     def applied_steps(self) -> float:
         """Return how many updates the optimizer has applied, by its own count."""
         return max((float(state["step"]) for state in self.optimizer.state.values()), default=0.0)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shape of every tensor of the model's state dict, whole where it is partitioned."""
+        state = self.model.state_dict(keep_vars=True)
+        return {name: tuple(getattr(value, "ds_shape", value.shape)) for name, value in state.items()}
 
     def close(self) -> None:
         """Release hooks and buffers, so that another engine can follow in the same process."""

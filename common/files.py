@@ -106,8 +106,20 @@ def read_json(path: Path) -> Any:
         InputError: the file is missing or not JSON.
     """
     try:
-        return json.loads(path.read_bytes())
+        return parse_json(path.read_bytes(), label=str(path))
     except FileNotFoundError:
         raise InputError(f"{path} does not exist") from None
+
+
+def parse_json(data: bytes, *, label: str) -> Any:
+    """Decode JSON; `label` is named in errors.
+
+    Raises:
+        InputError: it is not JSON.
+    """
+    try:
+        return json.loads(data)
     except (ValueError, RecursionError) as error:  # also of text that is not UTF-8, and of numbers with 5000 digits
-        raise InputError(f"{path} is not valid JSON ({error}); restore the file or remove what it belongs to") from None
+        raise InputError(
+            f"{label} is not valid JSON ({error}); restore the file or remove what it belongs to"
+        ) from None

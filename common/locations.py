@@ -68,20 +68,24 @@ def relative_to(root: str, path: str) -> str:
     return urllib.parse.unquote(relative) if root.startswith(_WEB_SCHEMES) else relative
 
 
-def open_binary(path: str, *, read_ahead: bool = True) -> BinaryIO:
+def open_binary(path: str, *, read_ahead: bool = True, insist: bool = False) -> BinaryIO:
     """Open a file for reading, seekable; local files are unbuffered.
 
     Args:
         path: Normalised path or URL.
         read_ahead: Of a remote file, fetch more than is asked for, because what follows is wanted next.
+        insist: Try again where a server does not answer, because the file was found before.
     Raises:
         InputError: the file cannot be opened, or the server cannot serve byte ranges.
+        RemoteError: it cannot be had although we insisted.
     """
     if not is_remote(path):
         try:
             return cast(BinaryIO, open(path, "rb", buffering=0))
         except OSError as error:
             raise InputError(f"{path} cannot be opened ({error.strerror or error})") from None
+    if insist:
+        return cast(BinaryIO, retry(path, lambda: _open_remote(path, read_ahead)))
     with one_clear_line(path):
         return cast(BinaryIO, _open_remote(path, read_ahead))
 

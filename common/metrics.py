@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,6 +14,8 @@ from PIL.Image import Image
 
 from beit.common.files import write_atomic
 from beit.common.pictures import save_png
+
+logger = logging.getLogger(__name__)
 
 
 class MetricsWriter(Protocol):
@@ -44,8 +47,36 @@ class NoMetrics:
         """Do nothing."""
 
 
+class Several:
+    """Hands everything on to several writers.
+
+    Args:
+        writers: In this order.
+    """
+
+    def __init__(self, *writers: MetricsWriter) -> None:
+        self._writers = writers
+
+    def write(self, record: Mapping[str, float]) -> None:
+        """Hand on the record."""
+        for writer in self._writers:
+            writer.write(record)
+
+    def picture(self, name: str, image: Image, step: int) -> None:
+        """Hand on the picture."""
+        for writer in self._writers:
+            writer.picture(name, image, step)
+
+    def close(self) -> None:
+        """Close all."""
+        for writer in self._writers:
+            writer.close()
+
+
 class MetricsLog:
     """Writes metrics.jsonl and tensorboard/ of a run.
+
+    A disk that is full costs records, and is said once, but no training: what must not be lost is in the checkpoints.
 
     Args:
         run: The run directory.
@@ -58,26 +89,68 @@ class MetricsLog:
         self._run, self._path = run, run / "metrics.jsonl"
         truncate_metrics(self._path, step)
         self._file = self._path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+        self._board: SummaryWriter | None = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+        self._has_warned = False
 
     def write(self, record: Mapping[str, float]) -> None:
         """Append one record; values that are not finite become null, which JSON has, unlike NaN."""
         clean = {name: value if math.isfinite(value) else None for name, value in record.items()}
-        self._file.write(json.dumps(clean) + "\n")
-        self._file.flush()
-        for name, value in record.items():
-            if name != "step":
-                self._board.add_scalar(name, value, int(record["step"]))
+        self._survive(lambda: self._append(json.dumps(clean) + "\n"))
+        self._show(lambda board: _add_scalars(board, record))
 
     def picture(self, name: str, image: Image, step: int) -> None:
         """Write RUN/NAME.png, replacing an earlier one, and show the picture in TensorBoard."""
         save_png(image, self._run / f"{name}.png")
-        self._board.add_image(name, np.asarray(image), step, dataformats="HWC")
+        self._show(lambda board: board.add_image(name, np.asarray(image), step, dataformats="HWC"))
 
     def close(self) -> None:
         """Flush and close both."""
-        self._file.close()
-        self._board.close()
+        self._survive(self._file.close)
+        self._show(lambda board: board.close())
+
+    def _append(self, line: str) -> None:
+        # What could not be written stays in the file's buffer, and is tried again with the next record.
+        self._file.write(line)
+        self._file.flush()
+
+    def _show(self, action: Callable[[Any], None]) -> None:
+        """Do something to TensorBoard's files; after an error they are given up, as its writer gives up then."""
+        if self._board is not None and not self._survive(lambda: action(self._board)):
+            self._board = None
+
+    def _survive(self, action: Callable[[], None]) -> bool:
+        try:
+            action()
+        except OSError as error:
+            if not self._has_warned:
+                logger.warning("metrics are not written any more (%s); training goes on", error)
+            self._has_warned = True
+            return False
+        return True
+
+
+def _add_scalars(board: Any, record: Mapping[str, float]) -> None:
+    for name, value in record.items():
+        if name != "step":
+            board.add_scalar(name, value, int(record["step"]))
+
+
+def open_metrics(run: Path, step: int, *, wandb_project: str | None) -> MetricsWriter:
+    """Open everything that records of a run go to, on the one rank that writes.
+
+    Args:
+        run: The run directory.
+        step: Where the run goes on; records of later steps are removed.
+        wandb_project: W&B project, if any.
+    Raises:
+        InputError: W&B does not start.
+    """
+    log = MetricsLog(run, step)
+    if wandb_project is None:
+        return log
+    from beit.common.wandb_log import WandbLog
+
+    return Several(log, WandbLog(run, wandb_project))
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

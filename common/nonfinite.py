@@ -42,21 +42,35 @@ class NonFiniteGuard:
         """Continue from a checkpoint."""
         self.total, self._recent = state["total"], list(state["recent"])
 
-    def note(self, step: int, sample_ids: list[list[str]]) -> None:
+    def note(self, step: int, sample_ids: list[list[str]], *, is_overflow: bool = False) -> None:
         """Record that `step` was skipped.
 
         Args:
             step: Counted from 0.
             sample_ids: Of the batch, per rank.
+            is_overflow: Its gradients left the range of float16, and the loss scale was lowered: part of finding that
+                scale, so counted, but neither recorded nor limited.
         Raises:
             Diverged: beyond a limit.
         """
         self.total += 1
+        if is_overflow:
+            return
         self._recent = [earlier for earlier in self._recent if earlier > step - WINDOW_STEPS] + [step]
         if self._path is not None:
             logger.warning("step %d was skipped: its loss or gradients are not finite (%d so far)", step, self.total)
+            self._record(step, sample_ids)
+        self._require_within_limits(step)
+
+    def _record(self, step: int, sample_ids: list[list[str]]) -> None:
+        assert self._path is not None
+        try:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step, "sample_ids": sample_ids}) + "\n")
+        except OSError as error:  # a full disk; not worth a training
+            logger.warning("the samples of step %d were not recorded (%s)", step, error)
+
+    def _require_within_limits(self, step: int) -> None:
         last = self._recent[-MAX_IN_A_ROW - 1 :]
         in_a_row = len(last) > MAX_IN_A_ROW and last[-1] - last[0] == MAX_IN_A_ROW
         if in_a_row or len(self._recent) > MAX_IN_WINDOW:

@@ -35,17 +35,25 @@ class FiniteAdamW(torch.optim.AdamW):
         """Float scalar, set by the engine: 1 when a loss of this step was not finite."""
         self.grad_norm = torch.zeros((), device=device)
         """Float scalar: L2 norm before clipping of the gradients this rank stepped with."""
+        self.loss_scale: torch.Tensor | None = None
+        """Float scalar that the gradients still carry; None where they are as they should be."""
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """Apply one update, or nothing at all on all ranks."""
-        params = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        params = [p for group in self.param_groups for p in group["params"] if p.requires_grad]
+        for parameter in params:
+            if parameter.grad is None:  # not used in this step, for which DeepSpeed's reduction would put zeros, too
+                parameter.grad = torch.zeros_like(parameter)
         gradients = [p.grad for p in params]
+        if self.loss_scale is not None:
+            torch._foreach_div_(gradients, self.loss_scale)
         self.grad_norm = torch.nn.utils.get_total_norm(gradients).to(self.bad_loss.device)
         bad = torch.maximum(self.bad_loss, (~torch.isfinite(self.grad_norm)).float())
+        verdicts = torch.stack([bad, self.bad_loss])
         if dist.is_initialized() and dist.get_world_size() > 1:
-            dist.all_reduce(bad, op=dist.ReduceOp.MAX)
-        self.found_inf = bad
+            dist.all_reduce(verdicts, op=dist.ReduceOp.MAX)
+        self.found_inf, self.bad_loss = verdicts.unbind()
         if self.clip_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(params, self.clip_norm, self.grad_norm)
         super().step()

@@ -15,7 +15,7 @@ from torch import nn
 from beit.common.engine import AVERAGE, Engine, gathered, hp_tensor, set_hp_tensor
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-_AVERAGE_UPDATES = "ema_updates"
+_AVERAGE_UPDATES, _LOSS_SCALE = "ema_updates", "loss_scale"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,7 +26,7 @@ class PortableState:
     """The model's state dict: parameters (float32) and buffers."""
     optimizer: dict[str, torch.Tensor]
     """`exp_avg/NAME` and `exp_avg_sq/NAME` shaped as parameter NAME, `step/NAME` scalar; absent before an update.
-    Where weights are averaged (`ema.py`), `ema/NAME`, too, and the scalar `ema_updates`."""
+    Where weights are averaged (`ema.py`), `ema/NAME`, too, and the scalar `ema_updates`; in float16 `loss_scale`."""
 
     def weights_in_use(self) -> dict[str, torch.Tensor]:
         """Return the model's state dict as it is measured and given away: averages where there are any."""
@@ -54,10 +54,12 @@ def gather_state(engine: Engine) -> PortableState | None:
         if keep:
             model[name] = _to_cpu(value)
             optimizer |= {f"{kind}/{name}": _to_cpu(state) for kind, state in states.items()}
-    if engine.averages:
-        optimizer[_AVERAGE_UPDATES] = _to_cpu(engine.average_updates)
     if not keep:
         return None
+    if engine.averages:
+        optimizer[_AVERAGE_UPDATES] = _to_cpu(engine.average_updates)
+    if engine.loss_scale is not None:
+        optimizer[_LOSS_SCALE] = _to_cpu(engine.loss_scale.state())
     buffers = {name: _to_cpu(value) for name, value in engine.model.state_dict().items() if name not in parameters}
     return PortableState(model=model | buffers, optimizer=optimizer)
 
@@ -100,6 +102,9 @@ def scatter_state(
     updates = read_optimizer(_AVERAGE_UPDATES)
     if updates is not None:
         engine.average_updates.copy_(updates)
+    loss_scale = read_optimizer(_LOSS_SCALE)
+    if loss_scale is not None and engine.loss_scale is not None:
+        engine.loss_scale.restore(loss_scale)
     with torch.no_grad():
         for name, buffer in engine.model.state_dict().items():
             if name not in parameters:

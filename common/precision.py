@@ -16,7 +16,7 @@ from beit.common.distributed import World
 
 logger = logging.getLogger(__name__)
 
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "bf16", "fp16"]
 
 _CPU_FEATURES = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
 """Names under which torch reports native bfloat16 products on x86 and Arm."""
@@ -33,7 +33,7 @@ def has_native_bf16(device: torch.device) -> bool:
     return any(capabilities.get(name, False) for name in _CPU_FEATURES)
 
 
-def choose_precision(setting: Literal["auto", "fp32", "bf16"], world: World) -> Precision:
+def choose_precision(setting: Literal["auto", "fp32", "bf16", "fp16"], world: World) -> Precision:
     """Return the arithmetic to train in, the same on every rank.
 
     Args:
@@ -46,6 +46,8 @@ def choose_precision(setting: Literal["auto", "fp32", "bf16"], world: World) -> 
             "train.precision is bf16, which this %s only emulates, many times slower than fp32; use auto or fp32",
             "processor" if world.device.type == "cpu" else world.device.type,
         )
+    if setting == "fp16" and world.device.type == "cpu" and world.is_main:
+        logger.warning("train.precision is fp16, which is for GPUs; on a CPU it is many times slower than fp32")
     if setting == "auto":
         return "fp32" if lacking else "bf16"
     return setting

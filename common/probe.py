@@ -45,7 +45,7 @@ class Features(NamedTuple):
     """Frozen features of labelled images, on the CPU."""
 
     blocks: Tensor
-    """(L, n, F) float32: one vector per block and image, of the residual stream after the block, without a norm."""
+    """(L, n, F) float32: one vector per block and image, of the features after the block."""
     labels: Tensor
     """(n,) int64."""
 
@@ -123,7 +123,7 @@ def extract_features(
     with torch.no_grad():
         for batch in batches:
             images = normalize_images(batch["images"].to(device), normalization.mean, normalization.std)
-            with _recorded(model.blocks, pooling) as outputs:
+            with _recorded(model, pooling) as outputs:
                 (forward or model.forward_features)(images)
             pooled.append(torch.stack(outputs).cpu())  # (L, B, F)
             labels.append(batch["labels"].cpu())
@@ -134,14 +134,14 @@ def extract_features(
 
 
 @contextmanager
-def _recorded(blocks: nn.ModuleList, pooling: FeaturePooling) -> Iterator[list[Tensor]]:
+def _recorded(model: VisionTransformer, pooling: FeaturePooling) -> Iterator[list[Tensor]]:
     """Collect the pooled output of every block, in the order they run; the sequences themselves are not kept."""
     outputs: list[Tensor] = []
 
     def record(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
-        outputs.append(pool_features(output, pooling))
+        outputs.append(pool_features(model.finish(output), pooling))
 
-    handles = [block.register_forward_hook(record) for block in blocks]
+    handles = [block.register_forward_hook(record) for block in model.blocks]
     try:
         yield outputs
     finally:

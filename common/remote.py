@@ -101,9 +101,12 @@ def fetch_pieces(url: str, size: int) -> Iterator[bytes]:
         yield b"".join(fetch_ranges([ByteRange(url, start, min(start + PIECE_BYTES, end)) for start in starts]))
 
 
-def remote_stat(url: str) -> FileInfo:
+def remote_stat(url: str, *, is_first_contact: bool = False) -> FileInfo:
     """Return size and version of a remote file, as they are now.
 
+    Args:
+        url: Of the file.
+        is_first_contact: As of `remote_file.retry`.
     Raises:
         MissingFile: there is none.
         InputError: the server cannot be asked.
@@ -114,12 +117,12 @@ def remote_stat(url: str) -> FileInfo:
         file_system.invalidate_cache(inner)  # a listing of this process may be hours old
         return remote_info(url, file_system.info(inner, **_timeout(file_system, 0)))
 
-    return _insist(url, ask)
+    return _insist(url, ask, is_first_contact=is_first_contact)
 
 
-def _insist(url: str, ask: Callable[[], Result]) -> Result:
+def _insist(url: str, ask: Callable[[], Result], *, is_first_contact: bool = False) -> Result:
     try:
-        return retry(url, ask)
+        return retry(url, ask, is_first_contact=is_first_contact)
     except RemoteError as error:
         raise (MissingFile if error.is_missing else InputError)(str(error)) from None
 

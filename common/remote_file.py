@@ -1,4 +1,4 @@
-"""Remote reads that survive a bad network: retries with back-off, and every failure in one line with the URL.
+"""Remote files on a bad network: retries with back-off, and every failure in one line with the URL.
 
 fsspec passes on whatever the client library of a scheme raises (aiohttp, botocore, ...), so errors are told apart by
 what they carry, not by their classes. Not here: which paths are remote, listing and matching (`locations.py`).
@@ -8,29 +8,38 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import fsspec
 
 from beit.common.errors import InputError
+from beit.common.url_queries import with_query
 
 logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
+Doing = Literal["read", "written"]
+"""What is being done to a remote file, for messages."""
+
 _PAUSES_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0)
 """Before each further attempt. Arbitrary; rides out the restart of a server, not an outage."""
 
 _EXTRAS = {"http": "http", "https": "http", "s3": "s3", "s3a": "s3"}
+_S3_SCHEMES = ("s3", "s3a")
+_S3_OPTIONS = {"config_kwargs": {"retries": {"max_attempts": 1}}}
+"""botocore would try five times by itself, 20 s for an address that refuses connections, before `retry` hears of it."""
+_S3_OWN_RETRIES = ("AWS_MAX_ATTEMPTS", "AWS_RETRY_MODE")
 _TRANSIENT_STATUSES = (408, 425, 429)  # of the 4xx; all 5xx are
 _PERMANENT = (PermissionError, IsADirectoryError, NotADirectoryError, ValueError, TypeError, NotImplementedError)
 
 
 class RemoteError(OSError):
-    """A remote file could not be read, although it was tried several times. The message names the URL.
+    """A remote file could not be read or written, although it was tried several times. The message names the URL.
 
     Args:
         location: The URL.
@@ -51,7 +60,7 @@ def file_system_of(url: str) -> tuple[Any, str]:
     """
     scheme = url.split("://", 1)[0].rsplit("::", 1)[-1]
     try:
-        file_system, inner = fsspec.core.url_to_fs(url)
+        file_system, inner = fsspec.core.url_to_fs(with_query(url), **_options(url))
         return file_system, inner
     except ImportError as error:
         extra = _EXTRAS.get(scheme)
@@ -63,8 +72,16 @@ def file_system_of(url: str) -> tuple[Any, str]:
         raise InputError(f"{url} {explain(error)}") from None
 
 
+def _options(url: str) -> dict[str, Any]:
+    """Return our settings of the file systems of a URL, unless the user has their own."""
+    if any(name in os.environ for name in _S3_OWN_RETRIES):
+        return {}
+    found = (scheme for scheme in _S3_SCHEMES if f"{scheme}://" in url)
+    return {scheme: _S3_OPTIONS for scheme in found if "config_kwargs" not in fsspec.config.conf.get(scheme, {})}
+
+
 @contextmanager
-def one_clear_line(location: str) -> Iterator[None]:
+def one_clear_line(location: str, doing: Doing = "read") -> Iterator[None]:
     """Turn whatever goes wrong inside the block into an `InputError` that names the URL.
 
     For looking at what a user named; reading what was found before is for `retry`.
@@ -76,16 +93,23 @@ def one_clear_line(location: str) -> Iterator[None]:
         yield
     except InputError:
         raise
+    except RemoteError as error:  # names a URL already
+        raise InputError(str(error)) from None
     except Exception as error:
-        raise InputError(f"{location} {explain(error)}") from None
+        raise InputError(f"{location} {explain(error, doing)}") from None
 
 
-def retry(location: str, action: Callable[[], Result]) -> Result:
+def retry(
+    location: str, action: Callable[[], Result], doing: Doing = "read", *, is_first_contact: bool = False
+) -> Result:
     """Return what `action` returns, after several attempts if need be.
 
     Args:
-        location: URL that is read, for messages.
-        action: Reads; may be called again after any failure.
+        location: URL that is read or written, for messages.
+        action: Reads or writes; may be called again after any failure.
+        doing: Which of the two.
+        is_first_contact: Whether a user just named this place: then a server that cannot be reached at all is more
+            likely a wrong address than one that restarts, and ends it at once.
     Raises:
         RemoteError: it failed for good, or too often.
         InputError: as raised by `action`.
@@ -96,9 +120,10 @@ def retry(location: str, action: Callable[[], Result]) -> Result:
         except InputError:
             raise
         except Exception as error:
-            if pause is None or _is_permanent(error):
-                raise RemoteError(location, explain(error), is_missing=_is_missing(error)) from None
-            logger.warning("%s %s; trying again in %g s", location, explain(error), pause)
+            is_hopeless = _is_permanent(error) or (is_first_contact and _is_unreachable(error))
+            if pause is None or is_hopeless:
+                raise RemoteError(location, explain(error, doing), is_missing=_is_missing(error)) from None
+            logger.warning("%s %s; trying again in %g s", location, explain(error, doing), pause)
             time.sleep(pause)
     raise AssertionError("the last attempt returns or raises")
 
@@ -167,10 +192,12 @@ class RemoteFile(io.BufferedIOBase):
         return data
 
 
-def explain(error: BaseException) -> str:
+def explain(error: BaseException, doing: Doing = "read") -> str:
     """Return what happened, in words that follow the name of a URL."""
     origin = _origin(error)
     status = getattr(origin, "status", None)
+    if _is_bucket_missing(error):
+        return "names a bucket that does not exist"
     if _is_missing(error):
         return "does not exist"
     if "redential" in type(origin).__name__:
@@ -180,22 +207,34 @@ def explain(error: BaseException) -> str:
         )
     if status in (401, 403) or isinstance(origin, PermissionError):
         answer = f"{status} {getattr(origin, 'message', '')}" if status else _one_line(origin)
-        return f"may not be read ({answer}); check the credentials"
+        return f"may not be {doing} ({answer}); check the credentials"
     if status is not None:
-        return f"cannot be read: the server answers {status} {getattr(origin, 'message', '')}".rstrip()
-    if "onnect" in type(origin).__name__:
+        return f"cannot be {doing}: the server answers {status} {getattr(origin, 'message', '')}".rstrip()
+    if _is_unreachable(error):
         return f"cannot be reached ({_one_line(origin)}); check address and network"
-    return f"cannot be read ({_one_line(origin)})"
+    return f"cannot be {doing} ({_one_line(origin)})"
+
+
+def _is_bucket_missing(error: BaseException) -> bool:
+    # s3fs turns the code into this type, and keeps the server's words only.
+    return isinstance(error, FileNotFoundError) and "bucket does not exist" in str(error)
+
+
+def _is_unreachable(error: BaseException) -> bool:
+    return "onnect" in type(_origin(error)).__name__
 
 
 def _origin(error: BaseException) -> BaseException:
     # fsspec reports every failure to measure a web address as "not found", caused by the real one.
-    return error.__cause__ if isinstance(error, FileNotFoundError) and error.__cause__ is not None else error
+    cause = error.__cause__
+    is_real = isinstance(cause, LookupError) or hasattr(cause, "response")  # of a dictionary's key, or as S3 says it
+    return error if cause is None or is_real or not isinstance(error, FileNotFoundError) else cause
 
 
 def _is_missing(error: BaseException) -> bool:
     origin = _origin(error)
-    return isinstance(origin, FileNotFoundError) or getattr(origin, "status", None) == 404
+    is_file = isinstance(origin, FileNotFoundError) or getattr(origin, "status", None) == 404
+    return is_file and not _is_bucket_missing(origin)
 
 
 def _is_permanent(error: Exception) -> bool:
@@ -203,7 +242,8 @@ def _is_permanent(error: Exception) -> bool:
     status = getattr(origin, "status", None)
     if isinstance(status, int):
         return 400 <= status < 500 and status not in _TRANSIENT_STATUSES
-    return _is_missing(error) or isinstance(origin, _PERMANENT) or "redential" in type(origin).__name__
+    is_missing = isinstance(origin, FileNotFoundError)
+    return is_missing or isinstance(origin, _PERMANENT) or "redential" in type(origin).__name__
 
 
 def _one_line(error: BaseException) -> str:

@@ -9,33 +9,27 @@ import importlib.metadata
 import logging
 import platform
 import re
+import secrets
 import subprocess
 import sys
 import time
-import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from beit import __version__
-from beit.common.checkpoint import Checkpoint, find_checkpoint, resolve_checkpoint
-from beit.common.config import config_to_dict, config_to_toml
+from beit.common.checkpoint import COMMIT, Checkpoint, find_checkpoint, resolve_checkpoint
+from beit.common.config import config_to_toml
 from beit.common.distributed import World
 from beit.common.errors import InputError
 from beit.common.files import read_json, write_atomic, write_json
+from beit.common.run_mirror import CONFIG, ENVIRONMENT, RUN_ID, RunMirror
+from beit.common.setting_changes import Change, check_changes, find_changes
 
 logger = logging.getLogger(__name__)
 
 PACKAGES = ("torch", "deepspeed", "numpy", "pillow", "webdataset", "pyarrow", "safetensors")
-RHYTHM = (
-    "train.micro_batch_size",
-    "train.log_interval_steps",
-    "train.eval_interval_steps",
-    "train.early_stop_evals",
-)
-FREE_KEYS = (*RHYTHM, "train.collective_timeout_seconds", "checkpoint.", "deepspeed.", "speed.", "profile.")
-"""Settings that may differ when a run is resumed: they change speed and rhythm, not what is learned."""
 _SECRETS = (
     (re.compile(r"://[^/@\s]+@"), "://***@"),
     (re.compile(r"(?i)((?:token|secret|password|passwd|api_?key|access_key|signature)[^=\s]*=)[^&\s]+"), r"\1***"),
@@ -50,6 +44,8 @@ class RunDirectory:
     """The directory."""
     checkpoint: Checkpoint | None
     """Where to continue; None for a start from zero."""
+    sync_to: str | None = None
+    """Where the run is copied to (`run_mirror.py`)."""
 
     @property
     def checkpoints(self) -> Path:
@@ -57,7 +53,15 @@ class RunDirectory:
         return self.path / "checkpoints"
 
 
-def open_run(path: Path, config: Any, *, world: World, resume: str, free_keys: Sequence[str] = ()) -> RunDirectory:
+def open_run(
+    path: Path,
+    config: Any,
+    *,
+    world: World,
+    resume: str,
+    free_keys: Sequence[str] = (),
+    sync_to: str | None = None,
+) -> RunDirectory:
     """Create the directory of a new run, or find where an existing one goes on; the same answer on every rank.
 
     Args:
@@ -67,27 +71,80 @@ def open_run(path: Path, config: Any, *, world: World, resume: str, free_keys: S
         resume: "auto": continue if there is something to continue. "never": only a new or empty directory.
             Else the path of a checkpoint or run to continue from, also with other settings.
         free_keys: Further settings that may differ in "auto": names, or prefixes ending in a dot.
+        sync_to: Folder or URL of the run's copy; "auto" fetches what it has more than the directory.
     Raises:
-        InputError: the directory is not a run, has other settings, or its checkpoints are all damaged.
+        InputError: the directory is not a run, has other settings, its checkpoints are all damaged, or not every
+            machine sees them.
     """
-    return world.run_on_main(lambda: _open(path, config, world, resume, (*FREE_KEYS, *free_keys)))
+    run = world.run_on_main(lambda: _open(path, config, world, resume, free_keys, sync_to))
+    _make_visible(run, world)
+    return run
 
 
-def _open(path: Path, config: Any, world: World, resume: str, free_keys: Sequence[str]) -> RunDirectory:
+def _open(
+    path: Path, config: Any, world: World, resume: str, free_keys: Sequence[str], sync_to: str | None
+) -> RunDirectory:
     if path.exists() and not path.is_dir():
         raise InputError(f"{path} is a file; name a new directory for the run")
     is_empty = not path.exists() or next(path.iterdir(), None) is None
-    if not is_empty and not (path / "config.toml").is_file():
+    if not is_empty and not (path / CONFIG).is_file():
         raise InputError(f"{path} is not empty and not a run (no config.toml); name a new or empty directory")
     if not is_empty and resume == "never":
         raise InputError(f"{path} already holds a run, and --resume never forbids to continue it; name a new directory")
+    copy = None if sync_to is None else RunMirror(sync_to)
+    if copy is not None:
+        _meet_copy(copy, path, resume)
     checkpoint = _find(path, resume)
-    if not is_empty and resume == "auto":
-        _require_same(path / "config.toml", config, free_keys)
+    changes = _changes(path, config, resume, checkpoint, free_keys)
     path.mkdir(parents=True, exist_ok=True)
-    write_atomic(path / "config.toml", config_to_toml(config).encode())
-    _record_environment(path / "environment.json", world, checkpoint)
-    return RunDirectory(path=path, checkpoint=checkpoint)
+    write_atomic(path / CONFIG, config_to_toml(config).encode())
+    _record_environment(path / ENVIRONMENT, world, checkpoint, changes)
+    if copy is not None:
+        copy.announce(path)
+    return RunDirectory(path=path, checkpoint=checkpoint, sync_to=sync_to)
+
+
+def _meet_copy(copy: RunMirror, path: Path, resume: str) -> None:
+    """Fetch what the copy has more than the directory, where the run is to go on as far as it got."""
+    if resume == "auto":
+        copy.fetch(path)
+    elif resume == "never" and copy.newest_step() >= 0:
+        raise InputError(f"run.sync_to ({copy.url}) already holds a run, and --resume never forbids to continue it")
+    else:
+        copy.require_free(path)
+
+
+def _changes(
+    path: Path, config: Any, resume: str, checkpoint: Checkpoint | None, free_keys: Sequence[str]
+) -> list[Change]:
+    """Compare with the settings of the run that is continued, and refuse what must not change."""
+    source = path if resume == "auto" or checkpoint is None else checkpoint.path.resolve().parent.parent
+    if not (source / CONFIG).is_file():
+        return []
+    changes = find_changes(source / CONFIG, config)
+    check_changes(changes, source, is_on_purpose=resume != "auto", free_keys=free_keys)
+    return changes
+
+
+def _make_visible(run: RunDirectory, world: World) -> None:
+    """See to it that every machine has the checkpoint, whose files every rank reads.
+
+    Raises:
+        InputError: some machine does not, and there is no copy to fetch it from.
+    """
+    checkpoint = run.checkpoint
+    if checkpoint is None or world.world_size == 1:
+        return
+    is_here = (checkpoint.path / COMMIT).is_file()
+    if run.sync_to is not None and not is_here and world.local_rank == 0:
+        RunMirror(run.sync_to).fetch(run.path, step=checkpoint.step)
+    world.gather(None)  # the other ranks of that machine wait here
+    blind = [rank for rank, sees in enumerate(world.gather((checkpoint.path / COMMIT).is_file())) if not sees]
+    if blind:
+        raise InputError(
+            f"{checkpoint.path} is not visible to rank {', '.join(map(str, blind))}; put the run on a file system that "
+            "all machines share, or set run.sync_to"
+        )
 
 
 def _find(path: Path, resume: str) -> Checkpoint | None:
@@ -100,39 +157,16 @@ def _find(path: Path, resume: str) -> Checkpoint | None:
     return resolve_checkpoint(Path(resume))
 
 
-def _require_same(config_file: Path, config: Any, free_keys: Sequence[str]) -> None:
-    try:
-        saved = _flatten(tomllib.loads(config_file.read_text(encoding="utf-8")))
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{config_file} is not valid TOML ({error}); restore it or name a new directory") from None
-    current = _flatten(config_to_dict(config))
-    names = sorted(name for name in saved.keys() | current.keys() if saved.get(name) != current.get(name))
-    bound = [
-        name for name in names if not any(name == key or key[-1] == "." and name.startswith(key) for key in free_keys)
-    ]
-    if bound:
-        listed = "; ".join(f"{name} was {saved.get(name)}, is {current.get(name)}" for name in bound)
-        raise InputError(
-            f"{config_file.parent} holds a run with other settings ({listed}); use the same, name a new directory, or "
-            f"continue on purpose with --resume {config_file.parent}"
-        )
-
-
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
-    return flat
-
-
-def _record_environment(file: Path, world: World, checkpoint: Checkpoint | None) -> None:
-    starts = read_json(file)["starts"] if file.exists() else []
+def _record_environment(file: Path, world: World, checkpoint: Checkpoint | None, changes: Sequence[Change]) -> None:
+    earlier = read_json(file) if file.exists() else {}
     start = environment() | {
         "world_size": world.world_size,
         "device": str(world.device.type),
         "resumed_from": str(checkpoint.path) if checkpoint else None,
+        "changed": {change.name: [change.before, change.now] for change in changes},
     }
-    write_json(file, {"starts": [*starts, start]})
+    run_id = earlier.get(RUN_ID) or secrets.token_hex(8)
+    write_json(file, {RUN_ID: run_id, "starts": [*earlier.get("starts", []), start]})
 
 
 def environment() -> dict[str, Any]:

@@ -14,6 +14,7 @@ N samples of one epoch, B global batch size, C lanes, W ranks, K stored views pe
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
@@ -26,11 +27,15 @@ from beit.common.errors import InputError, require
 from beit.common.lanes import Lane, check_lanes, cut_lanes
 from beit.common.rng import CounterRng, stable_hash64
 
+logger = logging.getLogger(__name__)
+
 Int64Array = NDArray[np.int64]
 
 STATE_VERSION = 1
 _CACHED_WINDOWS = 2  # Per lane: a batch touches one window, or two where it crosses a border.
 _CACHED_EPOCHS = 2
+_DATA_FIELDS = {"views", "index_sha256", "lanes"}
+"""Fields of `DataState` that say what is read, not how a position is counted."""
 _CACHES = ("_lanes", "_near", "_epochs", "_windows")
 
 
@@ -408,12 +413,13 @@ class DataState:
         return self.samples_consumed // self.global_batch_size
 
 
-def check_resume(saved: DataState, current: DataState) -> None:
+def check_resume(saved: DataState, current: DataState, *, allow_data_change: bool = False) -> None:
     """Refuse to continue another data order than the saved one.
 
     Args:
         saved: From the checkpoint.
         current: What the run would use now; its `samples_consumed` is not looked at.
+        allow_data_change: Take other data, as long as the position means the same in them.
     Raises:
         InputError: something differs; every difference is named with both values.
     """
@@ -422,4 +428,11 @@ def check_resume(saved: DataState, current: DataState) -> None:
     if not different:
         return
     listed = "; ".join(f"{name} was {getattr(saved, name)}, is {getattr(current, name)}" for name in different)
-    raise InputError(f"the data differ from those of the checkpoint ({listed}); restore them or start a new run")
+    if set(different) <= _DATA_FIELDS:
+        if allow_data_change:
+            logger.info("the data differ from those of the checkpoint (%s); going on with the new ones", listed)
+            return
+        way_out = "restore them, go on with the new ones with --set run.allow_data_change=true, or start a new run"
+    else:
+        way_out = "restore them or start a new run"
+    raise InputError(f"the data differ from those of the checkpoint ({listed}); {way_out}")

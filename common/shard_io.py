@@ -44,16 +44,19 @@ def read_whole(location: str) -> bytes:
         return file.read()
 
 
-def location_exists(location: str) -> bool:
+def location_exists(location: str, *, is_first_contact: bool = False) -> bool:
     """Tell whether there is a file or folder.
 
+    Args:
+        location: Path or URL.
+        is_first_contact: As of `remote_file.retry`.
     Raises:
         InputError: its server cannot be asked.
     """
     if not is_remote(location):
         return os.path.exists(location)
     try:
-        remote_stat(location)
+        remote_stat(location, is_first_contact=is_first_contact)
     except MissingFile:
         return False
     return True

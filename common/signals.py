@@ -67,7 +67,7 @@ def stop_on_signals() -> Iterator[StopFlag]:
         return
     launcher = os.environ.get(LAUNCHER_PID_VARIABLE)
     if launcher or os.environ.get("WORLD_SIZE", "1") != "1":
-        _die_with_parent()
+        die_with_parent()
         _active = StopFlag(parent=os.getppid(), launcher=int(launcher) if launcher else None)
     else:
         _active = StopFlag()
@@ -82,8 +82,8 @@ def stop_on_signals() -> Iterator[StopFlag]:
         _active = None
 
 
-def _die_with_parent() -> None:
-    """Ask the kernel to send this rank SIGTERM when the process that started it dies (Linux only).
+def die_with_parent() -> None:
+    """Ask the kernel to send this process SIGTERM when the process that started it dies (Linux only).
 
     DeepSpeed's launcher leaves its ranks running when it is killed; nothing else would stop them.
     """

@@ -15,6 +15,7 @@ from pathlib import Path
 from beit.common.errors import InputError
 from beit.common.locations import (
     FileInfo,
+    expand_braces,
     is_folder,
     is_remote,
     join,
@@ -34,6 +35,7 @@ from beit.common.source_files import (
 )
 from beit.common.source_tar import open_tars
 from beit.common.source_types import SampleRef, ShardReader, Source, SourceKind, SourceShard, escape_name, packed_key
+from beit.common.url_queries import remember_query, split_query
 
 __all__ = [
     "SampleRef",
@@ -58,7 +60,7 @@ def open_source(spec: str | Path, *, file_order: FileOrder = "path", files_per_s
     Args:
         spec: A folder (images at any depth, or tars, or Parquet files), a `.tar` or `.parquet` path or URL, a pattern
             with wildcards or braces over such files or over images, a `.txt` list of image paths, or a `.csv` table
-            with the columns path and label.
+            with the columns path and label. The query of a web address, such as a signature, is no part of any name.
         file_order: For loose files only: "path" keeps their order, "hashed" mixes them into shards that are alike.
         files_per_shard: For loose files only: how many make one shard.
     Returns:
@@ -69,7 +71,11 @@ def open_source(spec: str | Path, *, file_order: FileOrder = "path", files_per_s
     text = os.fspath(spec)
     if not text:
         raise InputError("source ('') must be a folder, a file, a pattern or a URL")
+    text, query = split_query(text)
     path = normalise(text)
+    if query:
+        for url in expand_braces(path):
+            remember_query(url, query)
     lower = path.lower()
     if lower.endswith((".txt", ".csv")):
         listing = text_listing(path) if lower.endswith(".txt") else csv_listing(path)

@@ -399,7 +399,7 @@ def read_store_info(location: str) -> StoreInfo:
         InputError: there is none, or it is malformed or of another version.
     """
     path = resolve_location(location, STORE_FILE)
-    if not location_exists(path):
+    if not location_exists(path, is_first_contact=True):
         raise InputError(f"{location} is not a token store: it has no {STORE_FILE}; make one with beit tokenize")
     try:
         document = json.loads(read_whole(path))

@@ -1,5 +1,7 @@
 """A token store as the reader sees it: its training samples, or those it holds out, each under one stored view.
 
+Training samples change views from epoch to epoch; what is held out is always seen under its first one.
+
 Opening stores and reading their bytes is `beit.common.store`.
 """
 
@@ -114,6 +116,8 @@ class StoreDataset:
         """Return shard, row of its sample table, and the view that the sample shows in this epoch."""
         row = self._row(shard_id, rank)
         stem, key = self.store.shards[shard_id].stem, self.store.samples(shard_id).key[row]
+        if self._held_out:  # always the first, so that runs on different numbers of views measure the same thing
+            return shard_id, row, 0
         return shard_id, row, view_index(self._seed, epoch, stem, key, self.num_views)
 
     def token_ids(self, shard_id: int, rank: int, view_k: int = 0) -> NDArray[np.uint16]:

@@ -466,4 +466,9 @@ def _flatten(value: Any, prefix: str = "") -> dict[str, str]:
 
 def manifest_path(folder: Path, stem: str) -> Path:
     """Return the manifest of a shard in tokens/ or images/."""
-    return folder / f"{stem}.manifest.json"
+    return folder / manifest_name(stem)
+
+
+def manifest_name(stem: str) -> str:
+    """Return the file name of the manifest of a shard."""
+    return f"{stem}.manifest.json"

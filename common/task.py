@@ -14,7 +14,14 @@ from torch import nn
 from beit.common.batches import Batch
 from beit.common.best import BestSoFar, Goal
 from beit.common.speed_config import ProfileConfig, SpeedConfig
-from beit.common.train_config import CheckpointConfig, DeepSpeedConfig, OptimizerConfig, TrainConfig, TrainingPlan
+from beit.common.train_config import (
+    CheckpointConfig,
+    DeepSpeedConfig,
+    OptimizerConfig,
+    RunConfig,
+    TrainConfig,
+    TrainingPlan,
+)
 
 
 class TaskData(Protocol):
@@ -36,8 +43,11 @@ class TaskData(Protocol):
         """Return the JSON-able position and identity of the data after `step` completed steps."""
         ...
 
-    def check_resume(self, saved: Mapping[str, Any]) -> None:
-        """Raise InputError when `saved`, an earlier `state`, does not belong to the present data."""
+    def check_resume(self, saved: Mapping[str, Any], *, allow_data_change: bool) -> None:
+        """Raise InputError when `saved`, an earlier `state`, does not belong to the present data.
+
+        With `allow_data_change` other data of the same batch and seed are taken and said.
+        """
         ...
 
 
@@ -130,6 +140,8 @@ class FitSettings:
     """What to keep."""
     deepspeed: DeepSpeedConfig
     """ZeRO stage."""
+    run: RunConfig = RunConfig()
+    """Where copies go."""
     goal: Goal | None = None
     """What evaluations are judged by; None where nothing is measured."""
     speed: SpeedConfig = SpeedConfig()

@@ -24,9 +24,9 @@ class TrainConfig:
     """Samples per optimizer step over all ranks; part of the data order, so it is fixed for a run."""
     micro_batch_size: int | None = None
     """Samples per forward pass of one rank; left out, its whole share. Smaller needs less memory for the same step."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """bf16: torch.autocast over fp32 weights; weights, moments and the residual stream stay fp32. auto: bf16 where the
-    device has it in hardware, else fp32."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """bf16, fp16: torch.autocast over fp32 weights; weights, moments and the residual stream stay fp32. fp16 adds a
+    dynamic loss scale; it is for GPUs without bf16. auto: bf16 where the device has it in hardware, else fp32."""
     seed: int = 0
     """Of initialisation, data order, masks and drop path."""
     log_interval_steps: int = 50
@@ -102,13 +102,34 @@ class CheckpointConfig:
 
     interval_steps: int | None = None
     """Optimizer steps between two checkpoints; left out, once per epoch. The end of a run is always saved."""
+    every_minutes: float | None = None
+    """Save also when this long has passed since the last save; left out, by steps only."""
     keep: int = 2
     """Committed checkpoints to keep; at least two, so that a damaged one has a predecessor."""
+    keep_every_steps: int | None = None
+    """Keep for good, besides, the first checkpoint at or after every multiple of so many steps; left out, none."""
 
     def __post_init__(self) -> None:
         """Check every range."""
         _require_positive("checkpoint.interval_steps", self.interval_steps)
         require(self.keep >= 2, f"checkpoint.keep ({self.keep}) must be at least 2")
+        _require_positive("checkpoint.keep_every_steps", self.keep_every_steps)
+        minutes = self.every_minutes
+        require(minutes is None or minutes > 0, f"checkpoint.every_minutes ({minutes}) must be above 0")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunConfig:
+    """What belongs to a run as a whole."""
+
+    sync_to: str | None = None
+    """Folder or URL, such as "s3://bucket/runs/name", that every committed checkpoint is copied to in the background,
+    with metrics and artifacts; on a machine without the run, --resume auto fetches it from there."""
+    wandb: str | None = None
+    """Weights & Biases project that metrics and pictures go to as well; left out, none. Needs the extra `wandb`."""
+    allow_data_change: bool = False
+    """Continue although the data are not those of the checkpoint: another index, or another number of views. The order
+    is then that of the new data, from the same position on."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -22,7 +22,7 @@ from beit.common.distributed import World
 from beit.common.ema import WeightAverage
 from beit.common.engine import Engine, EngineSettings
 from beit.common.errors import ResumableStop, require
-from beit.common.metrics import MetricsLog, MetricsWriter, NoMetrics
+from beit.common.metrics import MetricsWriter, NoMetrics, open_metrics
 from beit.common.model_speed import apply_speed
 from beit.common.nonfinite import NonFiniteGuard
 from beit.common.portable_state import gather_weights_in_use
@@ -92,8 +92,7 @@ class Trainer:
         )
         self._profile = ProfileWindow(window, run.path / "profile", world)
         self._average = WeightAverage(self._engine, settings.train.ema_decay)
-        keep = settings.checkpoint.keep
-        self._saver = Saver(task, engine=self._engine, run=run, world=world, keep=keep)
+        self._saver = Saver(task, engine=self._engine, run=run, world=world, settings=settings)
         self._guard = NonFiniteGuard(run.path / "nonfinite.jsonl" if world.is_main else None)
         self._step = 0
         self._evaluation: dict[str, float] = {}
@@ -108,8 +107,7 @@ class Trainer:
         """Restore, then step to the end."""
         total = self._plan.total_steps
         self._restore()
-        if self._world.is_main:
-            self._metrics = MetricsLog(self._run.path, self._step)
+        self._world.run_on_main(self._open_metrics)
         if self._step < total and not self._best.is_exhausted:
             self._start_data()
         self._world.shorten_timeouts()
@@ -117,12 +115,22 @@ class Trainer:
             total, unit="steps", description="training", initial=self._step, enabled=self._world.is_main
         ) as progress:
             while self._step < total and not self._best.is_exhausted:
-                self._stop_if_asked(stop)
+                self._heed(stop)
                 self._profile.before(self._step)
                 self._train_step()
                 self._step += 1
                 progress.update(1, **self._between_steps())
+        failure = self._saver.finish()
+        if failure is not None:
+            raise RuntimeError(
+                f"the run is complete in {self._run.path}, but not copied to {self._run.sync_to} ({failure}); run the "
+                "same command to copy it"
+            )
         return FitResult(step=self._step, nonfinite_steps=self._guard.total, metrics=self._evaluation, best=self._best)
+
+    def _open_metrics(self) -> None:
+        project = self._settings.run.wandb
+        self._metrics = open_metrics(self._run.path, self._step, wandb_project=project)
 
     def close(self) -> None:
         """Close files, end the data workers and release the engine."""
@@ -134,6 +142,7 @@ class Trainer:
     def _restore(self) -> None:
         """Continue from the run's checkpoint, if it has one."""
         checkpoint = self._saver.restore()
+        self._saver.copy_what_is_missing()
         if checkpoint is not None:
             self._step = checkpoint.step
             self._guard.restore(checkpoint.record["nonfinite"])
@@ -172,7 +181,7 @@ class Trainer:
         if isinstance(self._task, OverwritesWeights):
             for parameter, rows in self._task.overwritten_rows():
                 self._average.restart_rows(parameter, rows)
-        self._unread.append((self._step, HostFlag(self._engine.skipped_flag()), sample_ids))
+        self._unread.append((self._step, HostFlag(self._engine.verdict()), sample_ids))
         # On a GPU the newest flag is left for the next step, so that the host never waits for the device.
         self._read_flags(leave=1 if self._world.device.type == "cuda" else 0)
 
@@ -193,20 +202,28 @@ class Trainer:
         """Count the skipped among all but the newest `leave` steps."""
         while len(self._unread) > leave:
             step, flag, sample_ids = self._unread.pop(0)
-            if flag.is_set():
-                self._guard.note(step, self._world.gather(sample_ids))
+            verdict = flag.value()
+            if verdict:
+                self._guard.note(step, self._world.gather(sample_ids), is_overflow=verdict == 2)
 
-    def _stop_if_asked(self, stop: StopFlag) -> None:
-        """Save and leave when any rank was asked to stop."""
-        if not self._world.max_of([float(stop.is_set())])[0]:
+    def _heed(self, stop: StopFlag) -> None:
+        """Save when it is time to, and leave when any rank was asked to stop."""
+        is_stop, is_due = self._world.max_of([float(stop.is_set()), float(self._saver.is_due())])
+        if not (is_stop or is_due):
             return
         self._read_flags(leave=0)
         if self._saver.saved_step != self._step:
-            self._save(required=True)
+            self._save(required=bool(is_stop))
+        if is_stop:
+            self._leave(stop)
+
+    def _leave(self, stop: StopFlag) -> None:
+        """End the run; everything is saved."""
         reason = next(reason for reason in self._world.gather(stop.reason) if reason)
-        raise ResumableStop(
-            f"stopped at step {self._step} of {self._plan.total_steps} ({reason}), saved; run the same command to go on"
-        )
+        failure = self._saver.finish()
+        saved = "saved" if failure is None else f"saved, but not copied to {self._run.sync_to} ({failure})"
+        where = f"step {self._step} of {self._plan.total_steps}"
+        raise ResumableStop(f"stopped at {where} ({reason}), {saved}; run the same command to go on")
 
     def _between_steps(self) -> dict[str, float]:
         """Log, evaluate and save where the step number says so; returns the fields to show."""

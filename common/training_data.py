@@ -98,8 +98,8 @@ class TrainingData:
         """Describe the position in the data after `step` completed steps, and the identity of the data."""
         return self._state(step).to_json()
 
-    def check_resume(self, saved: Mapping[str, Any]) -> None:
-        """Refuse to continue on other data than those of `saved`, an earlier `state`.
+    def check_resume(self, saved: Mapping[str, Any], *, allow_data_change: bool = False) -> None:
+        """Refuse to continue on other data than those of `saved`, an earlier `state`, unless told to.
 
         Where `reader.lanes` is left out, the saved order's lanes are taken: a store may have moved to or from a server.
 
@@ -113,7 +113,7 @@ class TrainingData:
             if self._world.is_main:
                 logger.info("the order keeps its lanes: %d, as the run began", state.lanes)
             self._batches = self._cut(state.lanes)
-        check_resume(state, self._state(0))
+        check_resume(state, self._state(0), allow_data_change=allow_data_change)
 
     def _state(self, step: int) -> DataState:
         return self._batches.state(

@@ -119,6 +119,24 @@ def draw_view(rng: CounterRng, width: int, height: int, augment: AugmentConfig) 
     return view
 
 
+def draw_stored_view(
+    store_seed: int, key: str, view_k: int, *, width: int, height: int, augment: AugmentConfig
+) -> np.void:
+    """Draw view k of an image as a store of this seed holds it: views do not depend on how many there are.
+
+    Args:
+        store_seed: Of the store.
+        key: Of the sample.
+        view_k: In [0, K).
+        width: Image width in px, after EXIF orientation.
+        height: Image height in px.
+        augment: The distribution.
+    Returns:
+        One `VIEW_DTYPE` record; `crc_crop` and `luma`, which need pixels, are 0.
+    """
+    return draw_view(CounterRng(store_seed, "view", key, view_k), width, height, augment)
+
+
 def _draw_factor(rng: CounterRng, strength: float) -> int:
     # Drawn even when unused, so that switching one jitter off leaves the others as they were.
     return int(rng.uniform(1.0 - strength, 1.0 + strength) * FACTOR_ONE + 0.5)

@@ -143,9 +143,9 @@ class Block(nn.Module):
     def __init__(self, config: ViTConfig, drop_path: float) -> None:
         super().__init__()
         self.drop_path = drop_path
-        self.norm1 = nn.LayerNorm(config.embed_dim, eps=LAYER_NORM_EPS)
+        self.norm1 = nn.LayerNorm(config.embed_dim, eps=config.layer_norm_eps)
         self.attn = Attention(config)
-        self.norm2 = nn.LayerNorm(config.embed_dim, eps=LAYER_NORM_EPS)
+        self.norm2 = nn.LayerNorm(config.embed_dim, eps=config.layer_norm_eps)
         self.mlp = Mlp(config.embed_dim, config.mlp_dim)
         scaled = config.init_values > 0
         self.gamma_1 = nn.Parameter(torch.full((config.embed_dim,), config.init_values)) if scaled else None
@@ -176,7 +176,7 @@ class Block(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """BEiT's encoder, without head and without final norm.
+    """The encoder, without head; with a final norm only where the encoder has one of its own (`config.final_norm`).
 
     Args:
         config: Shape, position mode and initialisation rule.
@@ -208,6 +208,8 @@ class VisionTransformer(nn.Module):
         self.build_index()
         last = max(1, config.depth - 1)
         self.blocks = nn.ModuleList(Block(config, config.drop_path * i / last) for i in range(config.depth))
+        if config.final_norm:
+            self.norm: nn.Module | None = nn.LayerNorm(dim, eps=config.layer_norm_eps)
         init_vit(self, config)
 
     def build_index(self, device: str | torch.device | None = None) -> None:
@@ -257,12 +259,12 @@ class VisionTransformer(nn.Module):
             bool_masked_pos: (B, N) bool, True = masked; None masks nothing.
 
         Returns:
-            (B, S, D) float32: the residual stream after the last block, CLS first, no final norm.
+            (B, S, D) float32: the residual stream after the last block, CLS first, through `finish`.
         """
         hidden = self.embed(images, bool_masked_pos)
         for block, bias in zip(self.blocks, self.attention_biases(), strict=True):
             hidden = self._run(block, hidden, bias)
-        return hidden
+        return self.finish(hidden)
 
     def forward_positions(self, images: Tensor, bool_masked_pos: Tensor | None, positions: Tensor) -> Tensor:
         """Encode images, and finish only some positions: the last block skips what nobody will look at.
@@ -279,7 +281,7 @@ class VisionTransformer(nn.Module):
         biases = self.attention_biases()
         for block, bias in zip(self.blocks[:-1], biases[:-1], strict=True):
             hidden = self._run(block, hidden, bias)
-        return self._run(self.blocks[-1], hidden, biases[-1], positions)
+        return self.finish(self._run(self.blocks[-1], hidden, biases[-1], positions))
 
     def _run(self, block: nn.Module, *arguments: Any) -> Tensor:
         if self.recompute_blocks and torch.is_grad_enabled():
@@ -288,8 +290,12 @@ class VisionTransformer(nn.Module):
             hidden = block(*arguments)
         return hidden
 
+    def finish(self, hidden: Tensor) -> Tensor:
+        """Turn the residual stream (B, S, D) after a block into features: by the encoder's own last norm, if any."""
+        return self.norm(hidden) if self.config.final_norm and self.norm is not None else hidden
+
     def forward_intermediates(self, images: Tensor, block_indices: Sequence[int]) -> list[Tensor]:
-        """Return the residual stream (B, S, D) after each of the 0-based blocks asked for, in ascending order."""
+        """Return the features (B, S, D) after each of the 0-based blocks asked for, ascending; see `finish`."""
         wanted = set(block_indices)
         if not wanted <= set(range(len(self.blocks))):
             raise ValueError(f"block_indices ({sorted(wanted)}) must be in [0, {len(self.blocks) - 1}]")
@@ -298,7 +304,7 @@ class VisionTransformer(nn.Module):
         for i, (block, bias) in enumerate(zip(self.blocks, self.attention_biases(), strict=True)):
             hidden = block(hidden, bias)
             if i in wanted:
-                outputs.append(hidden)
+                outputs.append(self.finish(hidden))
         return outputs
 
     def attention_weights(self, images: Tensor, block_index: int = -1) -> Tensor:

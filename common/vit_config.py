@@ -80,6 +80,11 @@ class ViTConfig:
     """Whether the model owns the embedding that replaces masked patches."""
     init: InitRule = "pretrain"
     """Which of the two published weight initialisations applies."""
+    final_norm: bool = False
+    """Whether features pass a last norm that belongs to the encoder, as in DINO, MAE and supervised ViTs; the last norm
+    of a BEiT belongs to its heads."""
+    layer_norm_eps: float = 1e-6
+    """Added to the variance in every LayerNorm."""
 
     def __post_init__(self) -> None:
         """Check ranges and divisibility."""
@@ -96,6 +101,7 @@ class ViTConfig:
         )
         require(self.mlp_ratio > 0, f"model.mlp_ratio ({self.mlp_ratio}) must be above 0")
         require(self.init_values >= 0, f"model.init_values ({self.init_values}) must not be negative; 0 turns it off")
+        require(self.layer_norm_eps > 0, f"layer_norm_eps ({self.layer_norm_eps}) must be above 0")
         require(0 <= self.drop_path < 1, f"model.drop_path ({self.drop_path}) must be in [0, 1)")
         for name, choices in (("pos_bias", ("none", "shared", "per_block")), ("init", ("pretrain", "finetune"))):
             value = getattr(self, name)

@@ -144,6 +144,7 @@ def _encoder_architecture(stored: ViTConfig, config: FinetuneConfig) -> ViTConfi
         drop_path=config.model.drop_path,
         use_mask_token=False,
         init="finetune",
+        final_norm=False,  # with CLS the head's own norm starts from it; the mean of the patches gets a fresh one
     )
     return _with_own_tables(shape)
 

@@ -1,6 +1,6 @@
-"""The commands `beit finetune`, `beit evaluate` and `beit predict`.
+"""The commands `beit finetune`, `beit evaluate`, `beit predict`, `beit compare` and `beit import`.
 
-What they do is in `train.py`, `evaluate.py` and `predict.py`.
+What they do is in `train.py`, `probe_run.py`, `evaluate.py`, `predict.py`, `compare.py` and `import_model.py`.
 """
 
 from __future__ import annotations
@@ -137,3 +137,103 @@ def predict_command(model: Path, source: str, out: Path | None, features: bool) 
         predict_to_file(model, source, out=out, stdout=sys.stdout, features=features)
     except BrokenPipeError:  # the reader, such as `head`, has seen enough; Python would complain again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@click.command("compare")
+@click.argument("runs", metavar="RUN RUN ...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--metric", metavar="NAME", help="Compare by this one, such as top5, loss or macro_f1.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="F.json|F.csv|F.md|F.html",
+    help="Write the comparison here, too; the ending says the format.",
+)
+def compare_command(runs: tuple[Path, ...], metric: str | None, out: Path | None) -> None:
+    """Put runs into one table: those that differ only by their seeds are one row, with a 95 % interval.
+
+    RUN is a directory of beit finetune (classification, linear-probe, knn) or of beit pretrain. Every row shows the
+    work it took, and the settings in which it differs from the others. RUN/evaluation.json, if beit evaluate has
+    written it, counts instead of what the run measured on its validation images.
+
+    \b
+    Example:
+      beit compare runs/ours-seed0 runs/ours-seed1 runs/dino-seed0 runs/dino-seed1 --out comparison.html
+    """
+    from beit.finetune.compare import compare_runs
+    from beit.finetune.compare_report import as_text, check_comparison_output, write_comparison
+
+    check_comparison_output(out)
+    comparison = compare_runs(runs, metric=metric)
+    click.echo(as_text(comparison))
+    if out is not None:
+        write_comparison(comparison, out)
+
+
+@click.command("attention")
+@click.argument("encoder", type=click.Path(path_type=Path), metavar="ENCODER|RUN")
+@click.argument("images")
+@click.option("--out", type=click.Path(path_type=Path), required=True, metavar="F.png", help="Picture to write.")
+@click.option("--rows", type=click.IntRange(1, 32), default=4, show_default=True, help="Images to draw.")
+@click.option(
+    "--block", type=click.IntRange(0), metavar="N", help="From 0; by default the one a probe liked, or the last."
+)
+@click.option(
+    "--query",
+    "queries",
+    multiple=True,
+    metavar="ROW,COLUMN|cls",
+    help="Whose attention, patches counted from 0; may be repeated. By default the middle.",
+)
+@click.option("--json", "listing", type=click.Path(path_type=Path), metavar="F.json", help="Also write the distances.")
+def show_attention_command(
+    encoder: Path,
+    images: str,
+    out: Path,
+    rows: int,
+    block: int | None,
+    queries: tuple[str, ...],
+    listing: Path | None,
+) -> None:
+    """Draw where the heads of an encoder look in IMAGES, and how far the heads of all its blocks do.
+
+    \b
+    Examples:
+      beit show attention runs/pretrain/encoder photos/ --out attention.png
+      beit show attention runs/pretrain photos/ --block 0 --query 2,3 --query cls --out attention.png
+    """
+    from beit.common.files import write_json
+    from beit.common.pictures import save_png
+    from beit.finetune.attention import attention_sheet
+
+    picture = attention_sheet(encoder, images, num_images=rows, block=block, queries=queries)
+    save_png(picture.image, out)
+    if listing is not None:
+        write_json(listing, {"block": picture.block, "mean_distance_px": picture.distances.round(4).tolist()})
+    click.echo(f"wrote {out}" + (f" and {listing}" if listing else ""))
+
+
+@click.command("import")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("encoder", type=click.Path(path_type=Path))
+@click.option("--num-heads", type=click.IntRange(min=1), metavar="N", help="Attention heads, if the file cannot tell.")
+@click.option(
+    "--normalization",
+    type=click.Choice(["imagenet", "inception"]),
+    help="How the model's pixels were normalised, if the file cannot tell; inception is mean and std 0.5.",
+)
+def import_command(file: Path, encoder: Path, num_heads: int | None, normalization: Any) -> None:
+    """Turn the weights of somebody else into the folder ENCODER, for --encoder and beit predict --features.
+
+    FILE is an official BEiT .pth; weights of DINO, MAE, DeiT or a ViT of timm (.pth, .bin, .safetensors), or a training
+    checkpoint of theirs; or a Hugging Face folder of a BEiT, ViT (DINO's too), ViTMAE or DeiT. Nothing in it is
+    executed. Every tensor must be known and of the right shape. A head of classes or visual words is kept.
+
+    \b
+    Example:
+      beit import beit_base_patch16_224_pt22k.pth encoders/beit-base
+    """
+    from beit.finetune.import_model import ImportHints, import_encoder
+
+    imported = import_encoder(file, encoder, ImportHints(num_heads=num_heads, normalization=normalization))
+    click.echo(imported.summary)
+    click.echo(f"encoder: {encoder}")

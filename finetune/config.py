@@ -8,7 +8,7 @@ from typing import Literal
 from beit.common.errors import InputError, require
 from beit.common.reader_config import ReaderConfig
 from beit.common.speed_config import ProfileConfig, SpeedConfig
-from beit.common.train_config import CheckpointConfig, DeepSpeedConfig, OptimizerConfig, TrainConfig
+from beit.common.train_config import CheckpointConfig, DeepSpeedConfig, OptimizerConfig, RunConfig, TrainConfig
 from beit.common.vit_config import ModelConfig
 from beit.finetune.augment import TrainAugmentConfig
 
@@ -96,6 +96,8 @@ class DataConfig:
 
     val: str | None = None
     """Labelled images to evaluate on, matched to the training classes by name; left out, nothing is evaluated."""
+    num_val_images: int | None = None
+    """Measure on this many of them only, with the class proportions of all, always the same; left out, on all."""
     num_labels: int | None = None
     """Train on this many images only, with the class proportions of all; left out, on all."""
     label_fraction: float | None = None
@@ -105,6 +107,8 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
+        num_val = self.num_val_images
+        require(num_val is None or num_val >= 1, f"data.num_val_images ({num_val}) must be at least 1")
         count, fraction = self.num_labels, self.label_fraction
         require(count is None or count >= 1, f"data.num_labels ({count}) must be at least 1")
         require(fraction is None or 0 < fraction <= 1, f"data.label_fraction ({fraction}) must lie in (0, 1]")
@@ -218,6 +222,8 @@ class FinetuneConfig:
     """Time and memory of a step."""
     profile: ProfileConfig = field(default_factory=ProfileConfig)
     """Steps to record."""
+    run: RunConfig = field(default_factory=RunConfig)
+    """Its copy."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """Measuring."""
     probe: ProbeConfig = field(default_factory=ProbeConfig)

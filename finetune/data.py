@@ -55,7 +55,9 @@ def open_training_data(data: str, settings: DataConfig, *, multi_label: bool = F
     if settings.num_labels is not None or settings.label_fraction is not None:
         train = _subset(train, settings)
     val = None if settings.val is None else open_evaluation_data(settings.val, class_names, multi_label=multi_label)
-    return LabelledData(train=train, val=val, class_names=class_names, is_multi_label=multi_label)
+    return LabelledData(
+        train=train, val=_part_to_measure_on(val, settings), class_names=class_names, is_multi_label=multi_label
+    )
 
 
 def open_evaluation_data(data: str, class_names: Sequence[str], *, multi_label: bool = False) -> LabelledIndex:
@@ -154,6 +156,19 @@ def _require_two_classes(index: LabelledIndex, class_names: Sequence[str]) -> No
         f"{index.info.root} holds one class only ({class_names[used[0]]}); classification needs two or more, each in a "
         "sub-folder of its own or with a label of its own",
     )
+
+
+def _part_to_measure_on(val: LabelledIndex | None, settings: DataConfig) -> LabelledIndex | None:
+    if settings.num_val_images is None:
+        return val
+    if val is None:
+        raise InputError(f"data.num_val_images ({settings.num_val_images}) needs validation images; give --val")
+    if settings.num_val_images > len(val):
+        raise InputError(
+            f"data.num_val_images ({settings.num_val_images}) must not exceed the {len(val)} images of "
+            f"{val.info.root}; leave it out to use all"
+        )
+    return val.subset(num_labels=settings.num_val_images)
 
 
 def _subset(index: LabelledIndex, settings: DataConfig) -> LabelledIndex:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from beit.common.errors import require
 from beit.common.probe import pool_features
-from beit.common.vit import LAYER_NORM_EPS, VisionTransformer
+from beit.common.vit import VisionTransformer
 from beit.common.vit_config import ViTConfig
 from beit.common.vit_init import init_head
 
@@ -47,10 +47,15 @@ class ImageClassifier(VisionTransformer):
         super().__init__(config)
         self.num_classes = num_classes
         self.pooling = pooling
-        norm = nn.LayerNorm(config.embed_dim, eps=LAYER_NORM_EPS)
+        require(
+            not (config.final_norm and pooling == "mean"),
+            "a classifier on the mean of the patches has its own norm, so architecture.final_norm must be false",
+        )
+        norm = nn.LayerNorm(config.embed_dim, eps=config.layer_norm_eps)
         # The two places of the norm have two names in the released checkpoints.
         self.fc_norm = norm if pooling == "mean" else None
-        self.norm = norm if pooling == "cls" else None
+        if not config.final_norm:  # else it is the encoder's, and done
+            self.norm = norm if pooling == "cls" else None
         width = config.embed_dim * (2 if pooling == "cls_mean" else 1)
         self.head = nn.Linear(width, num_classes) if num_classes else nn.Identity()
         if isinstance(self.head, nn.Linear):
@@ -62,8 +67,8 @@ class ImageClassifier(VisionTransformer):
             return pool_features(hidden, "cls_mean")
         if self.fc_norm is not None:
             return self.fc_norm(hidden[:, 1:].mean(1))  # type: ignore[no-any-return]
-        assert self.norm is not None
-        return self.norm(hidden[:, 0])  # type: ignore[no-any-return]
+        first = hidden[:, 0]
+        return first if self.config.final_norm or self.norm is None else self.norm(first)
 
     def forward(self, images: Tensor) -> Tensor:
         """Classify images.

@@ -95,6 +95,8 @@ def run_probe(task: str, config: FinetuneConfig, *, data: str, run_dir: Path, re
 def _origin(found: ProbeData, config: FinetuneConfig) -> dict[str, Any]:
     return {
         "encoder": config.encoder,
+        "data": found.images.train.info.root,
+        "validation_data": config.data.val,
         "num_classes": found.num_classes,
         "num_train_images": len(found.train.labels),
         "num_images": len(found.val.labels),

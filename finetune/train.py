@@ -30,6 +30,7 @@ from beit.common.task import FitSettings
 from beit.common.train_config import CheckpointConfig
 from beit.common.trainer import fit
 from beit.common.training_data import TrainingData
+from beit.common.wandb_log import require_wandb
 from beit.finetune.artifact import StartingPoint, build_classifier, freeze_blocks, starting_point
 from beit.finetune.augment import TrainTransform
 from beit.finetune.config import FinetuneConfig
@@ -60,10 +61,11 @@ def run(config: FinetuneConfig, *, data: str, run_dir: Path, resume: str = "auto
         raise InputError(f"{run_dir} holds a linear probe or k-NN; name another directory for classification")
     start = starting_point(config)
     images = open_training_data(data, config.data, multi_label=config.classifier.multi_label)
+    require_wandb(config.run.wandb)
     world = init_distributed(timeout_seconds=config.train.collective_timeout_seconds)
     torch.manual_seed(config.train.seed)
     task = ClassificationTask(config, images, start, world)
-    directory = open_run(run_dir, config, world=world, resume=resume, free_keys=FREE_KEYS)
+    directory = open_run(run_dir, config, world=world, resume=resume, free_keys=FREE_KEYS, sync_to=config.run.sync_to)
     task.announce()
     settings = FitSettings(
         train=config.train,
@@ -72,6 +74,7 @@ def run(config: FinetuneConfig, *, data: str, run_dir: Path, resume: str = "auto
         deepspeed=config.deepspeed,
         speed=config.speed,
         profile=config.profile,
+        run=config.run,
         # The best model is chosen among the saved ones by `save_artifacts`, which keeps the newest beside it.
         goal=None
         if images.val is None

@@ -61,6 +61,84 @@ def pretrain_command(
     run_pretraining(config, store=store, run_dir=run, resume=resume)
 
 
+@click.command("masks")
+@click.argument("target", type=str, metavar="RUN|STORE")
+@click.option("--out", type=click.Path(path_type=Path), required=True, metavar="F.png", help="Picture to write.")
+@click.option("--rows", type=click.IntRange(1, 32), default=4, show_default=True, help="Images to draw.")
+@click.option("--epochs", type=click.IntRange(1, 12), default=5, show_default=True, help="Epochs to draw each in.")
+@click.option("--store", metavar="STORE", help="The token store of RUN, if it has moved.")
+@click.option("--recipe", metavar="NAME|FILE", help="Settings for a STORE, as for beit pretrain.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a setting; may be repeated.")
+def show_masks_command(
+    target: str,
+    out: Path,
+    rows: int,
+    epochs: int,
+    store: str | None,
+    recipe: str | None,
+    overrides: tuple[str, ...],
+) -> None:
+    """Draw what a run hides: training images under the masks of their first epochs, and statistics of many masks.
+
+    For a STORE the masks are those that a run with these settings would draw.
+
+    \b
+    Examples:
+      beit show masks runs/pretrain --out masks.png
+      beit show masks store/ --set mask.mode=random --out random.png
+    """
+    from beit.common.config import load_config
+    from beit.common.errors import require
+    from beit.common.pictures import save_png
+    from beit.common.store import open_store
+    from beit.pretrain.config import PretrainConfig
+    from beit.pretrain.masks_picture import masks_sheet
+    from beit.pretrain.stored_run import open_stored_run
+
+    if (Path(target) / "config.toml").is_file():
+        require(recipe is None and not overrides, "a run has its own settings; --recipe and --set are for a STORE")
+        run = open_stored_run(Path(target), store)
+        opened, config = run.store, run.config
+    else:
+        require(store is None, "--store names the store of a RUN, and this is not a run (no config.toml)")
+        config = load_config(PretrainConfig, recipe=recipe, overrides=overrides, recipe_dir=RECIPES)
+        opened = open_store(target)
+    save_png(masks_sheet(opened, config, num_images=rows, num_epochs=epochs), out)
+    click.echo(f"wrote {out}")
+
+
+@click.command("batch")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option(
+    "--step", type=click.IntRange(0), required=True, metavar="N", help="Counted from 0, as in RUN/nonfinite.jsonl."
+)
+@click.option("--out", type=click.Path(path_type=Path), required=True, metavar="F.png", help="Picture to write.")
+@click.option(
+    "--json", "listing", type=click.Path(path_type=Path), metavar="F.json", help="Also list all samples here."
+)
+@click.option("--images", type=click.IntRange(1, 256), default=24, show_default=True, help="Samples to draw.")
+@click.option("--store", metavar="STORE", help="The token store, if it has moved.")
+def show_batch_command(run: Path, step: int, out: Path, listing: Path | None, images: int, store: str | None) -> None:
+    """Rebuild the batch of any step of RUN, over all ranks: keys, views, masks; nothing but its store is needed.
+
+    Steps whose loss was not finite are listed in RUN/nonfinite.jsonl.
+
+    \b
+    Example:
+      beit show batch runs/pretrain --step 1200 --out batch.png --json batch.json
+    """
+    from beit.common.files import write_json
+    from beit.common.pictures import save_png
+    from beit.pretrain.batch_rebuild import batch_sheet, rebuild_batch
+    from beit.pretrain.stored_run import open_stored_run
+
+    batch = rebuild_batch(open_stored_run(run, store), step, num_pictures=images)
+    save_png(batch_sheet(batch), out)
+    if listing is not None:
+        write_json(listing, batch.listing)
+    click.echo(f"wrote {out}" + (f" and {listing}" if listing else ""))
+
+
 @click.command("reconstruction")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), required=True, metavar="F.png", help="Picture to write.")

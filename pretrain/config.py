@@ -11,7 +11,7 @@ from typing import Literal
 from beit.common.errors import require
 from beit.common.reader_config import ReaderConfig
 from beit.common.speed_config import ProfileConfig, SpeedConfig
-from beit.common.train_config import CheckpointConfig, DeepSpeedConfig, OptimizerConfig, TrainConfig
+from beit.common.train_config import CheckpointConfig, DeepSpeedConfig, OptimizerConfig, RunConfig, TrainConfig
 from beit.common.vit_config import ModelConfig
 from beit.pretrain.masking import MaskConfig
 
@@ -83,12 +83,16 @@ class HeldOutConfig:
     baseline_views: int = 20_000
     """Stored views of training images whose tokens give the unigram and the neighbour line; several of each image where
     there are fewer images. Tokens computed online cost a forward pass of the tokenizer each, so 2 000 at most are."""
+    pictures: int = 6
+    """Held-out images that every evaluation draws as the model completes them, into RUN/reconstruction.png and
+    TensorBoard, if the tokenizer is on this machine and can decode; 0 draws none."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
         for name in ("micro_batch_size", "max_images", "baseline_views"):
             value = getattr(self, name)
             require(value >= 1, f"held_out.{name} ({value}) must be at least 1")
+        require(0 <= self.pictures <= 64, f"held_out.pictures ({self.pictures}) must be in [0, 64]")
         require(self.train_images >= 0, f"held_out.train_images ({self.train_images}) must not be negative")
 
 
@@ -144,6 +148,8 @@ class PretrainConfig:
     """Time and memory of a step."""
     profile: ProfileConfig = field(default_factory=ProfileConfig)
     """Steps to record."""
+    run: RunConfig = field(default_factory=RunConfig)
+    """Its copy."""
     held_out: HeldOutConfig = field(default_factory=HeldOutConfig)
     """Evaluation."""
     probe: ProbeConfig = field(default_factory=ProbeConfig)

@@ -8,7 +8,7 @@ record comes when is `beit.common.sampler`; reading it is `beit.common.reader`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,17 @@ from beit.common.dataset import Record
 from beit.common.errors import BadSample, InputError
 from beit.common.images import decode_image
 from beit.common.rng import CounterRng
-from beit.common.views import TOKEN_RESAMPLE, AugmentConfig, compute_canary, draw_view, mean_luma, render_view
+from beit.common.store_schema import StoreInfo
+from beit.common.views import (
+    TOKEN_RESAMPLE,
+    AugmentConfig,
+    compute_canary,
+    draw_stored_view,
+    draw_view,
+    mean_luma,
+    render_view,
+)
+from beit.pretrain.config import PretrainConfig
 from beit.pretrain.masking import MaskConfig, draw_mask
 
 LUMA_TOLERANCE = 3
@@ -36,10 +46,13 @@ class ViewTransform:
         seed: Of the run; with the sample it keys the mask and a fresh view.
         augment: What the store's views were drawn from, and fresh ones are.
         strict: Compare each crop's checksum; else the coarse luma.
-        fixed_masks: Give a sample the same mask, and the same fresh view, in every epoch, for held-out evaluation.
+        fixed_masks: Give a sample the same mask in every epoch, and instead of fresh views the one that a store with
+            views would hold first, for held-out evaluation.
         is_fresh: Draw a view per epoch instead of replaying a stored one.
         token_img_size: Side in pixels of what an online tokenizer sees; 0 where there is none.
         needs_tokens: Whether the stored tokens are part of the sample.
+        store_seed: Of the store; decides on its views.
+        store_token_img_size: Side in pixels of what was tokenised; 0 where it is not known.
     """
 
     img_size: int
@@ -52,8 +65,10 @@ class ViewTransform:
     is_fresh: bool = False
     token_img_size: int = 0
     needs_tokens: bool = True
+    store_seed: int = 0
+    store_token_img_size: int = 0
 
-    def __call__(self, record: Record) -> dict[str, NDArray[np.generic]]:
+    def __call__(self, record: Record) -> dict[str, NDArray[Any]]:
         """Render the view and draw the mask.
 
         Returns:
@@ -69,11 +84,11 @@ class ViewTransform:
         sample["bool_masked_pos"] = self.draw_mask(record.sample_id, record.epoch).reshape(-1)
         return sample
 
-    def blank(self) -> dict[str, NDArray[np.generic]]:
+    def blank(self) -> dict[str, NDArray[Any]]:
         """Return a sample of zeros, nothing masked, in the shapes and types of a real one."""
         num_patches = self.grid_size**2
         shown = np.zeros((3, self.img_size, self.img_size), dtype=np.uint8)
-        sample: dict[str, NDArray[np.generic]] = {"images": shown, "bool_masked_pos": np.zeros(num_patches, np.bool_)}
+        sample: dict[str, NDArray[Any]] = {"images": shown, "bool_masked_pos": np.zeros(num_patches, np.bool_)}
         if self.token_img_size:
             sample["token_views"] = np.zeros((3, self.token_img_size, self.token_img_size), dtype=np.uint8)
         elif self.needs_tokens:
@@ -88,24 +103,39 @@ class ViewTransform:
         """
         return draw_mask(CounterRng(self.seed, "mask", self._when(epoch), sample_id), (self.grid_size,) * 2, self.mask)
 
+    def view_of(self, record: Record, width: int, height: int) -> np.void:
+        """Return the view a sample is seen under: its stored one, or where there are none, the one drawn for it.
+
+        Args:
+            record: With its epoch.
+            width: Image width in px, after EXIF orientation.
+            height: Image height in px.
+        """
+        if not self.is_fresh:
+            assert record.view is not None
+            return record.view
+        if self.fixed_masks:
+            return draw_stored_view(self.store_seed, record.key, 0, width=width, height=height, augment=self.augment)
+        rng = CounterRng(self.seed, "fresh view", record.epoch, record.sample_id)
+        return draw_view(rng, width, height, self.augment)
+
     def _when(self, epoch: int) -> int | Literal["held-out"]:
         return "held-out" if self.fixed_masks else epoch
 
-    def _stored(self, image: Image.Image, record: Record) -> dict[str, NDArray[np.generic]]:
+    def _stored(self, image: Image.Image, record: Record) -> dict[str, NDArray[Any]]:
         if record.view is None or record.token_ids is None:
             raise ValueError(f"{record.sample_id} carries no view and tokens; the store was made with --views 0")
         pixels = self._render(image, record.view, check_crop=self.strict)
         if not self.strict:
-            _check_luma(record.view, pixels)
-        sample: dict[str, NDArray[np.generic]] = {"images": _channels_first(pixels)}
+            self._check_luma(image, record.view, pixels)
+        sample: dict[str, NDArray[Any]] = {"images": _channels_first(pixels)}
         if self.needs_tokens:
             sample["token_ids"] = record.token_ids.astype(np.int64).reshape(-1)
         return sample
 
-    def _fresh(self, image: Image.Image, record: Record) -> dict[str, NDArray[np.generic]]:
-        rng = CounterRng(self.seed, "fresh view", self._when(record.epoch), record.sample_id)
-        view = draw_view(rng, image.width, image.height, self.augment)
-        sample: dict[str, NDArray[np.generic]] = {"images": _channels_first(self._render(image, view))}
+    def _fresh(self, image: Image.Image, record: Record) -> dict[str, NDArray[Any]]:
+        view = self.view_of(record, image.width, image.height)
+        sample: dict[str, NDArray[Any]] = {"images": _channels_first(self._render(image, view))}
         if self.token_img_size:
             # Both from the same crop, the tokenizer's with its own filter, as `beit tokenize` renders it.
             pixels = render_view(
@@ -118,20 +148,66 @@ class ViewTransform:
             sample["token_views"] = _channels_first(pixels)
         return sample
 
+    def _check_luma(self, image: Image.Image, view: np.void, pixels: NDArray[np.uint8]) -> None:
+        difference = _luma_difference(view, pixels)
+        if difference > LUMA_TOLERANCE and self.store_token_img_size:
+            # Fine stripes of small images come out differently at another size; what was tokenised tells for sure.
+            tokenised = render_view(
+                image,
+                view,
+                img_size=self.store_token_img_size,
+                resample=TOKEN_RESAMPLE,
+                jitter_scope=self.augment.jitter_scope,
+            )
+            difference = _luma_difference(view, tokenised)
+        if difference > LUMA_TOLERANCE:
+            raise BadSample("luma-mismatch", f"the view differs from the tokenised one by {difference} grey levels")
+
     def _render(self, image: Image.Image, view: np.void, *, check_crop: bool = False) -> NDArray[np.uint8]:
         return render_view(
             image, view, img_size=self.img_size, jitter_scope=self.augment.jitter_scope, check_crop=check_crop
         )
 
 
-def _channels_first(pixels: NDArray[np.uint8]) -> NDArray[np.generic]:
+def build_transform(
+    config: PretrainConfig,
+    info: StoreInfo,
+    *,
+    token_img_size: int = 0,
+    fixed_masks: bool = False,
+    strict: bool | None = None,
+) -> ViewTransform:
+    """Return what turns the records of a store into the samples of a run.
+
+    Args:
+        config: Settings.
+        info: Of the store.
+        token_img_size: Side in pixels of what an online tokenizer sees; 0 where there is none.
+        fixed_masks: See `ViewTransform`.
+        strict: Overrules `data.replay`, for pictures, which may be drawn on another machine.
+    """
+    return ViewTransform(
+        img_size=info.img_size,
+        grid_size=info.grid_size,
+        mask=config.mask,
+        seed=config.train.seed,
+        augment=info.augment,
+        strict=config.data.replay == "strict" if strict is None else strict,
+        fixed_masks=fixed_masks,
+        is_fresh=info.views == 0,
+        token_img_size=token_img_size,
+        needs_tokens=config.objective.needs_tokens,
+        store_seed=info.seed,
+        store_token_img_size=info.token_img_size if info.views else 0,
+    )
+
+
+def _channels_first(pixels: NDArray[np.uint8]) -> NDArray[Any]:
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
-def _check_luma(view: np.void, pixels: NDArray[np.uint8]) -> None:
-    difference = np.abs(mean_luma(pixels).astype(np.int64) - view["luma"].astype(np.int64)).max()
-    if difference > LUMA_TOLERANCE:
-        raise BadSample("luma-mismatch", f"the view differs from the tokenised one by {difference} grey levels")
+def _luma_difference(view: np.void, pixels: NDArray[np.uint8]) -> int:
+    return int(np.abs(mean_luma(pixels).astype(np.int64) - view["luma"].astype(np.int64)).max())
 
 
 def check_replay(store_canary: str, *, strict: bool) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
 from beit.common.batches import Batch
@@ -34,14 +35,18 @@ from beit.common.store import TokenStore, open_store
 from beit.common.store_checks import check_files, check_vocabulary
 from beit.common.store_dataset import StoreDataset
 from beit.common.task import FitSettings
+from beit.common.tokenizer import Tokenizer
 from beit.common.trainer import fit
 from beit.common.training_data import TrainingData
 from beit.common.vit_config import Normalization, ViTConfig, build_vit_config
+from beit.common.wandb_log import require_wandb
 from beit.pretrain.config import PretrainConfig
-from beit.pretrain.data import ViewTransform, check_replay
+from beit.pretrain.data import ViewTransform, build_transform, check_replay
 from beit.pretrain.held_out import HeldOut
 from beit.pretrain.objective import TokenSource, build_model, build_step, token_source
+from beit.pretrain.pictures import Reconstruction, build_reconstruction, find_decoder
 from beit.pretrain.probe import BEST_BLOCK, ProbeData, describe, open_probe_data, probe_metrics
+from beit.pretrain.stored_run import record_data
 from beit.pretrain.verdict import verdict
 
 logger = logging.getLogger(__name__)
@@ -64,12 +69,14 @@ def run(config: PretrainConfig, *, store: str | Path, run_dir: Path, resume: str
     if token_store.is_remote and config.reader.cache_bytes:
         token_store.use_cache(shard_cache(config.reader))
     probe = open_probe_data(config.probe)
+    require_wandb(config.run.wandb)
     world = init_distributed(timeout_seconds=config.train.collective_timeout_seconds)
     if is_url:  # once for all ranks: it is a request or two per shard
         world.run_on_main(lambda: check_files(token_store))
     torch.manual_seed(config.train.seed)
     task = PretrainTask(config, token_store, world, probe=probe)
-    directory = open_run(run_dir, config, world=world, resume=resume, free_keys=FREE_KEYS)
+    directory = open_run(run_dir, config, world=world, resume=resume, free_keys=FREE_KEYS, sync_to=config.run.sync_to)
+    world.run_on_main(lambda: record_data(run_dir, token_store, task.data.state(0)))
     task.earlier += read_metrics(run_dir / "metrics.jsonl") if world.is_main else []
     task.announce()
     settings = FitSettings(
@@ -79,6 +86,7 @@ def run(config: PretrainConfig, *, store: str | Path, run_dir: Path, resume: str
         deepspeed=config.deepspeed,
         speed=config.speed,
         profile=config.profile,
+        run=config.run,
         goal=task.goal(),
     )
     result = fit(task, settings=settings, run=directory, world=world)
@@ -212,19 +220,8 @@ class PretrainTask:
 
     def transform(self, *, fixed_masks: bool = False) -> ViewTransform:
         """Return what turns a record into a sample."""
-        info = self.store.info
-        return ViewTransform(
-            img_size=info.img_size,
-            grid_size=info.grid_size,
-            mask=self.config.mask,
-            seed=self.config.train.seed,
-            augment=info.augment,
-            strict=self.config.data.replay == "strict",
-            fixed_masks=fixed_masks,
-            is_fresh=info.views == 0,
-            token_img_size=self.tokens.token_img_size if self.tokens else 0,
-            needs_tokens=self.config.objective.needs_tokens,
-        )
+        token_img_size = self.tokens.token_img_size if self.tokens else 0
+        return build_transform(self.config, self.store.info, token_img_size=token_img_size, fixed_masks=fixed_masks)
 
     def forward(self, model: torch.nn.Module, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Return loss and metrics of one micro-batch."""
@@ -249,6 +246,37 @@ class PretrainTask:
             metrics |= probed
         self.earlier.append({"step": step, **metrics})
         return metrics
+
+    def pictures(self, model: torch.nn.Module, step: int) -> dict[str, Image]:
+        """Draw a few held-out images as the model completes them, if their words can be painted."""
+        if not self.config.held_out.pictures or not self.held_out_images.shard_sizes.sum():
+            return {}
+        needs_decoder = self.config.objective.needs_tokens
+        if needs_decoder and not self.world.run_on_main(lambda: self._decoder is not None):
+            return {}
+        predicted = self._reconstruction.predict(model, self.world.device)  # by all ranks: ZeRO 3 needs them
+        if not self.world.is_main:
+            return {}
+        decode = self._decoder.decode if needs_decoder and self._decoder else None
+        facts = f"step {step} of {self.data.plan.total_steps}; {self.config.mask.mode} masks"
+        return {
+            "reconstruction": self._reconstruction.draw(
+                predicted, decode, heading="Masked images, completed", facts=facts
+            )
+        }
+
+    @cached_property
+    def _reconstruction(self) -> Reconstruction:
+        return build_reconstruction(self.store, self.config, self.tokens, num_images=self.config.held_out.pictures)
+
+    @cached_property
+    def _decoder(self) -> Tokenizer | None:
+        """What paints words; used on rank 0 only."""
+        assert self.tokens is not None
+        if self.tokens.encoder is not None:
+            return self.tokens.encoder if self.tokens.encoder.can_decode else None
+        assert self.store.info.tokenizer is not None
+        return find_decoder(self.store.info.tokenizer, self.world.device)
 
     def before(self, step: int) -> list[dict[str, Any]]:
         """Return the evaluations of this run before `step`, oldest first."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 TREND_BITS = 0.02
@@ -17,6 +18,12 @@ def verdict(metrics: Mapping[str, float], earlier: Sequence[Mapping[str, float]]
         metrics: Of this evaluation, as `PretrainTask.evaluate` returns them.
         earlier: Records of the same run before it, each with its `step`; those without an evaluation do not count.
     """
+    loss = metrics.get("held_out_bits", metrics.get("held_out_mse", math.nan))
+    if not math.isfinite(loss):
+        return (
+            f"held-out loss is {loss}: diverged; go back to a checkpoint before it, with a lower learning rate or "
+            "stronger clipping"
+        )
     return "; ".join([_state(metrics), *_trend(metrics, earlier)])
 
 

@@ -26,6 +26,8 @@ class FileServer:
     is_chunked: bool = False
     """Whether the length is kept secret."""
     content_type: str = "application/octet-stream"
+    signature: str = ""
+    """Query that every GET must have; then nothing else is answered, as with a presigned URL."""
     breaks: list[int] = field(default_factory=list)
     """Bytes after which the next answers break off, one entry per answer."""
     statuses: list[int] = field(default_factory=list)
@@ -84,12 +86,17 @@ def answer(server: FileServer, request: BaseHTTPRequestHandler) -> None:
         server.requests.append(dict(request.headers))
         server.paths.append(request.path)
     request.close_connection = True
-    content = server.files.get(urllib.parse.unquote(request.path))
-    listing = list_links(server, urllib.parse.unquote(request.path)) if content is None else None
+    path, _, query = request.path.partition("?")
+    content = server.files.get(urllib.parse.unquote(path))
+    listing = list_links(server, urllib.parse.unquote(path)) if content is None else None
     content = content if listing is None else listing
     status = server.statuses.pop(0) if server.statuses and is_get else 200 if content is not None else 404
     if status == 200 and content is not None and server.has_ranges and starts_behind(content, request):
         status = 416
+    # Clients may escape it differently, as servers of signed addresses know.
+    is_signed = is_get and urllib.parse.unquote(query) == urllib.parse.unquote(server.signature)
+    if server.signature and not is_signed:
+        status = 403
     if status != 200 or content is None:
         request.send_response(status)
         request.send_header("Content-Length", "0")

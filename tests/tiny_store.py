@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import tarfile
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from PIL import Image
 
 from beit.common.errors import ResumableStop
+from beit.common.faults import set_trap
 from beit.common.rng import CounterRng
 from beit.tokenize.config import TokenizeConfig
 from beit.tokenize.run import run_tokenize
@@ -95,11 +97,18 @@ def tokenize(source, store, *, rank=0, world_size=1, tokenizer=None, **changes):
     return run_tokenize(
         tiny_config(**changes),
         str(source),
-        Path(store),
+        str(store),
         rank=rank,
         world_size=world_size,
         tokenizer=tokenizer or BlockSums(),
     )
+
+
+def tokenize_trapped(variables, trap, source, store, place):
+    """As the rank and world size `place`, with environment variables and a trap of `beit.common.faults`."""
+    os.environ.update(variables)
+    set_trap(trap)
+    tokenize(source, store, rank=place[0], world_size=place[1])
 
 
 def tree_bytes(store):

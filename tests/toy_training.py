@@ -23,7 +23,8 @@ from beit.common.best import Goal
 from beit.common.config import load_config
 from beit.common.distributed import World, init_distributed
 from beit.common.errors import InputError, ResumableStop
-from beit.common.launch import launch_ranks, record_exit, under_launcher
+from beit.common.launch import launch_ranks, under_launcher
+from beit.common.rank_reports import capture_output, record_exit
 from beit.common.run_dir import open_run
 from beit.common.signals import stop_on_signals
 from beit.common.speed_config import ProfileConfig
@@ -32,12 +33,14 @@ from beit.common.train_config import (
     CheckpointConfig,
     DeepSpeedConfig,
     OptimizerConfig,
+    RunConfig,
     TrainConfig,
     TrainingPlan,
     plan_training,
 )
 from beit.common.trainer import fit
 
+MODULE = "beit.tests.toy_training"
 WIDTH = 6
 
 
@@ -48,7 +51,11 @@ class ToyConfig:
     checkpoint: CheckpointConfig = CheckpointConfig()
     deepspeed: DeepSpeedConfig = DeepSpeedConfig()
     profile: ProfileConfig = ProfileConfig()
+    run: RunConfig = RunConfig()
     gpus: int = 0
+    hostfile: str = ""
+    show_variables: tuple[str, ...] = ()
+    """Environment variables that every rank prints."""
     num_samples: int = 40
     bad_steps: tuple[int, ...] = ()
     bad_rank: int = 0
@@ -60,6 +67,9 @@ class ToyConfig:
     """Step at which rank 1 stops answering."""
     kill_at: int = -1
     """Step at which rank 1 kills itself."""
+    signal_in_save: int = -1
+    """Step whose save is interrupted by SIGUSR1, on rank 0."""
+    hidden: int = 16
     input_error: str = ""
     """Raised where the data are opened, on every rank."""
     step_seconds: float = 0.0
@@ -72,11 +82,11 @@ class ToyConfig:
 class ToyModel(nn.Module):
     """Two layers with dropout, a buffer, and one parameter that is frozen."""
 
-    def __init__(self) -> None:
+    def __init__(self, hidden: int = 16) -> None:
         super().__init__()
-        self.first = nn.Linear(WIDTH, 16)
+        self.first = nn.Linear(WIDTH, hidden)
         self.drop = nn.Dropout(0.2)
-        self.second = nn.Linear(16, WIDTH)
+        self.second = nn.Linear(hidden, WIDTH)
         self.frozen = nn.Parameter(torch.ones(WIDTH), requires_grad=False)
         self.register_buffer("calls", torch.zeros(()))
 
@@ -103,7 +113,7 @@ class ToyData:
     def state(self, step: int) -> dict[str, Any]:
         return {"samples_consumed": step * self.plan.global_batch_size, "num_samples": self.config.num_samples}
 
-    def check_resume(self, saved: Mapping[str, Any]) -> None:
+    def check_resume(self, saved: Mapping[str, Any], *, allow_data_change: bool) -> None:
         if saved["num_samples"] != self.config.num_samples:
             raise InputError(f"num_samples was {saved['num_samples']}, is {self.config.num_samples}")
 
@@ -112,6 +122,7 @@ class ToyData:
         if step == self.config.stop_at and self.world.rank == self.config.stop_rank:
             os.kill(os.getpid(), signal.SIGTERM)
         if step == self.config.kill_at and self.world.rank == 1:
+            print("a last word", flush=True)
             os.kill(os.getpid(), signal.SIGKILL)
         if step == self.config.hang_at and self.world.rank == 1:
             os.kill(os.getpid(), signal.SIGSTOP)
@@ -122,7 +133,7 @@ class ToyTask:
         self.config, self.world = config, world
         self.data = ToyData(config, plan, world)
         torch.manual_seed(config.train.seed)
-        self.model = ToyModel()
+        self.model = ToyModel(config.hidden)
         self.evaluated: list[int] = []
         self.lrs: list[float] = []
 
@@ -156,11 +167,24 @@ class ToyTask:
     def save_artifacts(
         self, state: dict[str, torch.Tensor], directory: Path, step: int, metrics: Mapping[str, float]
     ) -> None:
+        if step == self.config.signal_in_save:
+            os.kill(os.getpid(), signal.SIGUSR1)
         (directory / "encoder").mkdir(exist_ok=True)
         save_file(state, directory / "encoder" / "model.safetensors")
 
 
-MISBEHAVIOUR = ("bad_steps", "bad_rank", "gpus", "stop_at", "stop_rank", "kill_at", "hang_at")
+MISBEHAVIOUR = (
+    "bad_steps",
+    "bad_rank",
+    "gpus",
+    "hostfile",
+    "show_variables",
+    "stop_at",
+    "stop_rank",
+    "kill_at",
+    "hang_at",
+    "signal_in_save",
+)
 
 TOY = (
     "train.steps=8",
@@ -182,7 +206,8 @@ def toy_config(*overrides: str) -> ToyConfig:
 def train_toy(run_path: Path, config: ToyConfig, *, resume: str = "auto") -> tuple[FitResult, ToyTask]:
     with stop_on_signals():
         world = init_distributed(timeout_seconds=config.train.collective_timeout_seconds)
-        run = open_run(run_path, config, world=world, resume=resume, free_keys=MISBEHAVIOUR)
+        free_keys, sync_to = MISBEHAVIOUR, config.run.sync_to
+        run = open_run(run_path, config, world=world, resume=resume, free_keys=free_keys, sync_to=sync_to)
         plan = plan_training(
             config.train,
             config.optimizer,
@@ -197,17 +222,21 @@ def train_toy(run_path: Path, config: ToyConfig, *, resume: str = "auto") -> tup
             checkpoint=config.checkpoint,
             deepspeed=config.deepspeed,
             profile=config.profile,
+            run=config.run,
             goal=Goal(metric="val_loss", is_higher_better=False, keep_best=config.keep_best),
         )
         return fit(task, settings=settings, run=run, world=world), task
 
 
 def main() -> int:
+    capture_output()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     run_path, *overrides = sys.argv[1:]
     config = toy_config(*overrides)
-    if config.gpus and not under_launcher():
-        return launch_ranks(gpus=config.gpus, module="beit.tests.toy_training")
+    if (config.gpus or config.hostfile) and not under_launcher():
+        return launch_ranks(gpus=config.gpus or None, hostfile=config.hostfile or None, module=MODULE)
+    for name in config.show_variables:
+        print(f"{name}={os.environ.get(name)!r}", flush=True)
     try:
         train_toy(Path(run_path), config)
         code, message = 0, ""
@@ -217,7 +246,8 @@ def main() -> int:
         code, message = 75, str(stop)
     except Exception as error:
         code, message = 1, f"{type(error).__name__}: {error}"
-    if record_exit(code, message) and message:
+    message = record_exit(code, message)
+    if message:
         sys.stderr.write(f"beit: {message}\n")
     return code
 

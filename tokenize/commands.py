@@ -23,7 +23,7 @@ def _dedicated(**options: Any) -> list[str]:
 
 @click.command("tokenize")
 @click.argument("source")
-@click.argument("store", type=click.Path(path_type=Path))
+@click.argument("store")
 @click.option(
     "--tokenizer",
     metavar="NAME|PATH",
@@ -46,7 +46,7 @@ def _dedicated(**options: Any) -> list[str]:
 @long_command_options
 def tokenize_command(
     source: str,
-    store: Path,
+    store: str,
     recipe: str | None,
     overrides: tuple[str, ...],
     gpus: int | None,
@@ -57,8 +57,8 @@ def tokenize_command(
     """Cut K views from every image of SOURCE, turn them into visual tokens and write them to STORE.
 
     SOURCE is a folder of images (any depth), WebDataset tars (path, glob or brace range), Parquet files with an image
-    column, or a text list; local or remote (docs/sources.md). Run the same command again to go on after an
-    interruption: finished shards are kept.
+    column, or a text list; local or remote (docs/sources.md). STORE is a folder or the URL of an object store. Run the
+    same command again to go on after an interruption: finished shards are kept.
 
     \b
     Example:
@@ -257,12 +257,12 @@ def _report(
 
 
 @click.command("views")
-@click.argument("store", type=click.Path(path_type=Path))
+@click.argument("store")
 @click.option("--out", type=click.Path(path_type=Path), required=True, metavar="F.png", help="Picture to write.")
 @click.option("--rows", type=click.IntRange(1, 64), default=4, show_default=True, help="Images to draw.")
 @click.option("--views", type=click.IntRange(1, 16), default=6, show_default=True, help="Views of each, at most.")
 @click.option("--tokenizer", metavar="NAME|PATH", help="What decodes the tokens, if the store's has moved or is code.")
-def show_views_command(store: Path, out: Path, rows: int, views: int, tokenizer: str | None) -> None:
+def show_views_command(store: str, out: Path, rows: int, views: int, tokenizer: str | None) -> None:
     """Draw images of STORE with their crop boxes; beside them the views, their visual tokens, and these decoded.
 
     The views are rendered as in training, so this is what the network will see. Tokens are decoded where the tokenizer
@@ -282,12 +282,12 @@ def show_views_command(store: Path, out: Path, rows: int, views: int, tokenizer:
 
 
 @click.command("tokens")
-@click.argument("store", type=click.Path(path_type=Path))
+@click.argument("store")
 @click.option("--out", type=click.Path(path_type=Path), required=True, metavar="F.png", help="Picture to write.")
 @click.option("--words", type=click.IntRange(1, 200), default=16, show_default=True, help="Visual words to draw.")
 @click.option("--examples", type=click.IntRange(1, 32), default=10, show_default=True, help="Patches of each, at most.")
 @click.option("--images", type=click.IntRange(min=1), default=200, show_default=True, help="Images to look at.")
-def show_tokens_command(store: Path, out: Path, words: int, examples: int, images: int) -> None:
+def show_tokens_command(store: str, out: Path, words: int, examples: int, images: int) -> None:
     """Draw what the commonest visual words of STORE look like: patches that carry them, and how common they are.
 
     \b

@@ -81,7 +81,7 @@ class TarCopies:
             InputError: the tar is missing, or its server has no byte ranges.
             OSError: it cannot be read, or there is no room for it.
         """
-        if not is_remote(job.tar.location):
+        if not isinstance(job.tar, TarShard) or not is_remote(job.tar.location):
             yield job
             return
         with self._copy(job.tar.location) as copy:
@@ -130,7 +130,7 @@ class TarCopies:
         return future.result()
 
     def _fetch(self, location: str) -> TarCopy:
-        with open_binary(location) as remote:  # also finds out whether its server has byte ranges
+        with open_binary(location, insist=True) as remote:  # also finds out whether its server has byte ranges
             size = remote.seek(0, os.SEEK_END)
         file = cast(BinaryIO, tempfile.TemporaryFile(dir=self._folder))
         try:

@@ -16,8 +16,8 @@ import io
 import json
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -107,6 +107,8 @@ class CropTar:
 
     location: str
     num_views: int
+    copy: BinaryIO | None = field(default=None, compare=False, repr=False)
+    """As of a `TarShard`."""
 
     def refs(self) -> list[CropsRef]:
         """List the samples.
@@ -122,15 +124,14 @@ class CropTar:
         Raises:
             InputError: the tar is damaged, or a crop is missing.
         """
-        with open_binary(self.location) as file:
-            index = walk_tar(file, label=self.location)
-            reader = TarReader(file, self.location)
+        with self.open() as reader:
+            index = walk_tar(reader.file, label=self.location)
             samples = group_samples(index.members, label=self.location)
             return [self._ref(key, sample, reader) for key, sample in samples.items()], index
 
     def open(self) -> AbstractContextManager[TarReader]:
         """Open the tar for reading crops."""
-        return TarShard("", self.location).open()
+        return TarShard("", self.location, copy=self.copy).open()
 
     def origin(self, key: str) -> tuple[tuple[int, int], np.ndarray[Any, np.dtype[np.void]]]:
         """Return what the crops of a sample were cut from: width and height of the image, and the drawn views (K,).

@@ -6,14 +6,12 @@ import hashlib
 import logging
 from collections import Counter
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from beit.common.bad_samples import BadSampleLog
 from beit.common.errors import InputError, require
-from beit.common.files import write_atomic, write_json
 from beit.common.sample_table import SampleTable, decode_index, decode_samples, encode_index
 from beit.common.store_schema import (
     INDEX_FILE,
@@ -23,13 +21,15 @@ from beit.common.store_schema import (
     ShardRow,
     StoreInfo,
     held_out_count,
-    manifest_path,
-    read_document,
-    to_json,
+    manifest_name,
 )
 from beit.tokenize.leases import Leases
+from beit.tokenize.store_files import StoreFiles, decode_document, read_document, read_present, write_document
 
 logger = logging.getLogger(__name__)
+
+_TABLES_AT_ONCE = 128
+"""Sample tables in memory while the index is built, about 150 kB each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,17 +41,8 @@ class FinishedStore:
     """Images without tokens, by reason."""
 
 
-def index_stamp(store: Path) -> tuple[int, int] | None:
-    """Return what tells this index.parquet from one that replaces it; None if there is none."""
-    try:
-        status = (store / INDEX_FILE).stat()
-    except FileNotFoundError:
-        return None
-    return status.st_ino, status.st_mtime_ns
-
-
 def finish_store(
-    store: Path, stems: list[str], leases: Leases, *, budget: float, stamp_before: tuple[int, int] | None = None
+    files: StoreFiles, stems: list[str], leases: Leases, *, budget: float, stamp_before: str | None = None
 ) -> FinishedStore | None:
     """Write the held-out threshold and the shard table, once every shard is committed.
 
@@ -59,45 +50,41 @@ def finish_store(
     others were still running is good for them, too.
 
     Args:
-        store: Folder of the store.
+        files: Of the store.
         stems: All shards, in order.
         leases: Of this process.
         budget: Share of unusable images that is tolerated.
-        stamp_before: `index_stamp` when this process began; an older index is written anew.
+        stamp_before: Stamp of the index when this process began; an older index is written anew.
     Returns:
         What the store holds, or None while shards are missing.
     Raises:
         InputError: no image was usable, or too few were, or a manifest does not belong here.
     """
     with leases.step("store"):
-        info = read_document(StoreInfo, store / STORE_FILE)
-        folder = store / TOKENS_DIR
-        if not all(manifest_path(folder, stem).exists() for stem in stems):
+        info = read_document(StoreInfo, files, STORE_FILE)
+        if not files.sizes(TOKENS_DIR).keys() >= {manifest_name(stem) for stem in stems}:
             return None
-        if index_stamp(store) not in (None, stamp_before) and _is_newest(store, stems):
-            rows = decode_index((store / INDEX_FILE).read_bytes(), label=str(store / INDEX_FILE))
+        names = [f"{TOKENS_DIR}/{manifest_name(stem)}" for stem in stems]
+        if files.stamp(INDEX_FILE) not in (None, stamp_before) and files.is_newest(INDEX_FILE, names):
+            rows = decode_index(read_present(files, INDEX_FILE), label=files.label(INDEX_FILE))
             with_skipped = [row.stem for row in rows if row.num_skipped]
-            return FinishedStore(rows, _count_skipped(_read_manifests(folder, with_skipped)))
-        manifests = _read_manifests(folder, stems)
-        _check_manifests(store, info, manifests, budget)
-        hashes = [_load_samples(folder, manifest).key_hash for manifest in manifests]
+            return FinishedStore(rows, _count_skipped(_read_manifests(files, with_skipped)))
+        manifests = _read_manifests(files, stems)
+        _check_manifests(files, info, manifests, budget)
+        hashes = _load_key_hashes(files, manifests)
         threshold = held_out_threshold(hashes, info)
         info = replace(info, held_out=replace(info.held_out, threshold=threshold))
         rows = [index_row(manifest, keys, threshold) for manifest, keys in zip(manifests, hashes, strict=True)]
-        write_json(store / STORE_FILE, to_json(info))
-        write_atomic(store / INDEX_FILE, encode_index(rows))
+        write_document(files, STORE_FILE, info)
+        files.write(INDEX_FILE, encode_index(rows))
         leases.sweep()
     return FinishedStore(rows, _count_skipped(manifests))
 
 
-def _is_newest(store: Path, stems: list[str]) -> bool:
-    """Tell whether the shard table is younger than all manifests, by the times of one file system."""
-    written = (store / INDEX_FILE).stat().st_mtime_ns
-    return all(manifest_path(store / TOKENS_DIR, stem).stat().st_mtime_ns <= written for stem in stems)
-
-
-def _read_manifests(folder: Path, stems: list[str]) -> list[ShardManifest]:
-    return [read_document(ShardManifest, manifest_path(folder, stem)) for stem in stems]
+def _read_manifests(files: StoreFiles, stems: list[str]) -> list[ShardManifest]:
+    names = [f"{TOKENS_DIR}/{manifest_name(stem)}" for stem in stems]
+    contents = files.read_all(names)
+    return [decode_document(ShardManifest, files.label(name), data) for name, data in zip(names, contents, strict=True)]
 
 
 def _count_skipped(manifests: list[ShardManifest]) -> Counter[str]:
@@ -116,7 +103,7 @@ def held_out_threshold(hashes: list[NDArray[np.uint64]], info: StoreInfo) -> int
     return int(np.partition(everything, count)[count])
 
 
-def _check_manifests(store: Path, info: StoreInfo, manifests: list[ShardManifest], budget: float) -> None:
+def _check_manifests(files: StoreFiles, info: StoreInfo, manifests: list[ShardManifest], budget: float) -> None:
     settings = info.settings_sha256()
     num_skipped = sum(len(manifest.skipped) for manifest in manifests)
     num_images = num_skipped + sum(manifest.num_samples for manifest in manifests)
@@ -128,17 +115,27 @@ def _check_manifests(store: Path, info: StoreInfo, manifests: list[ShardManifest
     )
     for manifest in manifests:
         if manifest.settings_sha256 != settings:
-            raise InputError(f"shard {manifest.stem} of {store} was written with other settings; tokenise anew")
+            raise InputError(
+                f"shard {manifest.stem} of {files.location} was written with other settings; tokenise anew"
+            )
 
 
-def _load_samples(folder: Path, manifest: ShardManifest) -> SampleTable:
-    path = folder / manifest.samples.name
-    data = path.read_bytes()
+def _load_key_hashes(files: StoreFiles, manifests: list[ShardManifest]) -> list[NDArray[np.uint64]]:
+    hashes = []
+    for start in range(0, len(manifests), _TABLES_AT_ONCE):
+        some = manifests[start : start + _TABLES_AT_ONCE]
+        names = [f"{TOKENS_DIR}/{manifest.samples.name}" for manifest in some]
+        for manifest, name, data in zip(some, names, files.read_all(names), strict=True):
+            hashes.append(_decode_samples(manifest, files.label(name), data).key_hash)
+    return hashes
+
+
+def _decode_samples(manifest: ShardManifest, label: str, data: bytes) -> SampleTable:
     require(
         hashlib.sha256(data).hexdigest() == manifest.samples.sha256,
-        f"{path} is damaged; run beit tokenize again to mend it",
+        f"{label} is damaged; run beit tokenize again to mend it",
     )
-    return decode_samples(data, label=str(path))
+    return decode_samples(data, label=label)
 
 
 def index_row(manifest: ShardManifest, key_hash: NDArray[np.uint64], threshold: int) -> ShardRow:

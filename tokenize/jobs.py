@@ -4,41 +4,46 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
+import os
 import time
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 
 from beit.common.bad_samples import BadSampleLog, BadSampleReport
 from beit.common.errors import InputError
 from beit.common.locations import is_remote
 from beit.common.shard_io import resolve_location
 from beit.common.source_tar import TarShard
-from beit.common.store_schema import TOKENS_DIR, ShardManifest, StoreInfo, manifest_path
+from beit.common.store_schema import TOKENS_DIR, ImageShardManifest, ShardManifest, StoreInfo, manifest_name
 from beit.tokenize.copies import TarCopies
 from beit.tokenize.crops import CropTar
 from beit.tokenize.leases import LeaseLost, Leases
-from beit.tokenize.pack import packed_manifest
+from beit.tokenize.pack import packed_manifests
 from beit.tokenize.plan import PlannedShard, StorePlan
 from beit.tokenize.shard import ShardJob, ShardTokenizer, find_finished
 from beit.tokenize.shard_progress import TokenizeProgress
+from beit.tokenize.store_files import StoreFiles
 from beit.tokenize.summary import RankReport
 
 logger = logging.getLogger(__name__)
 
 _USUAL_TAR_IMAGES = 1000
 """Assumed of a remote tar, which is not walked in advance; only decides how early too many bad images stop a run."""
+_LISTING_SECONDS = 30.0
+"""How old a listing of the committed shards may be. Arbitrary; the listing of a large object store takes seconds."""
 
 
-def list_jobs(plan: StorePlan, store: Path, info: StoreInfo) -> list[ShardJob]:
+def list_jobs(plan: StorePlan, files: StoreFiles, info: StoreInfo) -> list[ShardJob]:
     """Return all shards of a store, in order. Images that had to be packed are packed by now.
 
     Raises:
         InputError: a packed tar is not there.
     """
-    root = resolve_location(str(store.resolve()), info.image_root)
+    root = image_folder(files, info)
     if plan.packing is None:
-        class_names = info.class_names
+        # Not those of the store: labels that are numbers stay numbers, whether or not their names are known.
+        class_names = tuple(plan.source.class_names) if plan.source.class_names is not None else None
         return [
             ShardJob(
                 stem=shard.stem,
@@ -47,11 +52,17 @@ def list_jobs(plan: StorePlan, store: Path, info: StoreInfo) -> list[ShardJob]:
             )
             for shard in plan.shards
         ]
-    return [_packed_job(store, root, shard, info) for shard in plan.shards]
+    found = packed_manifests(plan, files, info)
+    return [_packed_job(root, shard, info, packed) for shard, packed in zip(plan.shards, found, strict=True)]
 
 
-def _packed_job(store: Path, root: str, shard: PlannedShard, info: StoreInfo) -> ShardJob:
-    packed = packed_manifest(store, shard.stem, info)
+def image_folder(files: StoreFiles, info: StoreInfo) -> str:
+    """Return path or URL of the folder of the image tars; links are resolved, since it may be relative to them."""
+    location = files.location if is_remote(files.location) else os.path.realpath(files.location)
+    return resolve_location(location, info.image_root)
+
+
+def _packed_job(root: str, shard: PlannedShard, info: StoreInfo, packed: ImageShardManifest | None) -> ShardJob:
     location = resolve_location(root, shard.image_file)
     # Labels inside are numbers.
     tar = CropTar(location, info.views) if info.is_materialized else TarShard(shard.stem, location)
@@ -62,6 +73,7 @@ def _packed_job(store: Path, root: str, shard: PlannedShard, info: StoreInfo) ->
         tar=tar,
         image_file=shard.image_file,
         image_sha256=packed.image.sha256,
+        num_images=packed.num_samples,
         skipped=packed.skipped,
     )
 
@@ -74,27 +86,33 @@ class RankJobs:
 
     Args:
         jobs: All shards of the store.
+        files: Of the store.
         leases: Of this process on the store.
         rank: Of this process.
         world_size: Number of ranks.
     """
 
-    def __init__(self, jobs: list[ShardJob], leases: Leases, *, rank: int, world_size: int) -> None:
+    def __init__(self, jobs: list[ShardJob], files: StoreFiles, leases: Leases, *, rank: int, world_size: int) -> None:
         self._rank = rank
-        self._leases = leases
+        self._files, self._leases = files, leases
+        self._committed = _CommittedShards(files)
         self._share = len(jobs) / max(1, len(jobs[rank::world_size]))
         self._mine = jobs[rank::world_size]
         # Backwards, so that a rank that helps meets the owner, who goes forwards, as late as possible.
         self._others = [job for number, job in enumerate(jobs) if number % world_size != rank][::-1]
 
-    def run(self, shard_tokenizer: ShardTokenizer, store: Path, info: StoreInfo, *, budget: float) -> RankReport:
+    def run(self, shard_tokenizer: ShardTokenizer, info: StoreInfo, *, budget: float) -> RankReport:
         """Tokenise the unfinished shards of this rank, then help with the others; return when all are committed.
 
         Raises:
             InputError: a tar is damaged, or too many images are unusable.
             ResumableStop: somebody asked for it.
         """
-        finished = {job.stem: manifest for job in self._mine if (manifest := find_finished(store, job, info))}
+        finished = {
+            job.stem: manifest
+            for job in self._mine
+            if self._committed.has(job) and (manifest := find_finished(self._files, job, info))
+        }
         todo = [job for job in self._mine if job.stem not in finished]
         if finished:
             logger.info("%d of %d shards are finished already", len(finished), len(self._mine))
@@ -112,8 +130,8 @@ class RankJobs:
         own = {job.stem for job in todo}
         following = {job.stem: after for job, after in itertools.pairwise(todo)}
         started, num_images, num_shards = time.perf_counter(), 0, 0
-        with progress, TarCopies(store, shard_tokenizer.raise_if_stopped) as copies:
-            for job in self._claim(store, info, todo, own):
+        with progress, TarCopies(self._files.scratch, shard_tokenizer.raise_if_stopped) as copies:
+            for job in self._claim(info, todo, own):
                 if job.stem not in own:
                     progress.grow(_count_images(job) or _USUAL_TAR_IMAGES)
                 before_commit = partial(self._leases.require_held, job.stem)
@@ -135,7 +153,7 @@ class RankJobs:
             watch=shard_tokenizer.watch,
         )
 
-    def _claim(self, store: Path, info: StoreInfo, todo: list[ShardJob], own: set[str]) -> Iterator[ShardJob]:
+    def _claim(self, info: StoreInfo, todo: list[ShardJob], own: set[str]) -> Iterator[ShardJob]:
         """Yield unfinished shards, one after the other and each under its lease, until every shard is committed."""
         unchecked = set(own)
         left = [*todo, *self._others]
@@ -143,28 +161,33 @@ class RankJobs:
             held_by_others = []
             for job in left:
                 # Whether the files of a shard are as its manifest says is checked by the rank whose share it is.
-                if job.stem not in unchecked and _is_committed(store, job):
+                if job.stem not in unchecked and self._committed.has(job):
                     continue
                 if not self._leases.claim(job.stem):
                     unchecked.discard(job.stem)  # what another process is at work on, that one answers for
                     held_by_others.append(job)
                     continue
                 try:
-                    if find_finished(store, job, info) is None:
+                    if not self._is_done(job, info, is_unchecked=job.stem in unchecked):
                         yield job
                 finally:
                     self._leases.release(job.stem)
-                if not _is_committed(store, job):  # this process stood still meanwhile and lost its lease
+                if not self._committed.has_now(job):  # this process stood still meanwhile and lost its lease
                     held_by_others.append(job)
             left = held_by_others
             if left:
-                self._wait_for_change(store, left)
+                self._wait_for_change(left)
 
-    def _wait_for_change(self, store: Path, jobs: list[ShardJob]) -> None:
+    def _is_done(self, job: ShardJob, info: StoreInfo, *, is_unchecked: bool) -> bool:
+        if is_unchecked:
+            return find_finished(self._files, job, info) is not None
+        return self._committed.has_now(job)
+
+    def _wait_for_change(self, jobs: list[ShardJob]) -> None:
         """Wait until one of the shards that other processes are at work on is committed, or free again."""
 
         def has_changed() -> bool:
-            return any(_is_committed(store, job) or self._leases.is_free(job.stem) for job in jobs)
+            return any(self._committed.has_now(job) or self._leases.is_free(job.stem) for job in jobs)
 
         self._leases.wait_for(has_changed, [job.stem for job in jobs])
 
@@ -181,8 +204,31 @@ class RankJobs:
 
 def _count_images(job: ShardJob) -> int | None:
     """Walk a tar before anything expensive starts, to find a damaged one; a remote one is not read twice."""
+    if job.num_images is not None:
+        return job.num_images + len(job.skipped)
     return None if is_remote(job.tar.location) else len(job.tar.refs()) + len(job.skipped)
 
 
-def _is_committed(store: Path, job: ShardJob) -> bool:
-    return manifest_path(store / TOKENS_DIR, job.stem).exists()
+class _CommittedShards:
+    """Which shards have a manifest, without asking for each of them.
+
+    Args:
+        files: Of the store.
+    """
+
+    def __init__(self, files: StoreFiles) -> None:
+        self._files = files
+        self._listed: set[str] = set()
+        self._listed_at = -math.inf
+
+    def has(self, job: ShardJob) -> bool:
+        """Tell whether a shard is committed, as far as a recent listing shows."""
+        name = manifest_name(job.stem)
+        if name not in self._listed and time.monotonic() - self._listed_at > _LISTING_SECONDS:
+            self._listed = set(self._files.sizes(TOKENS_DIR))
+            self._listed_at = time.monotonic()
+        return name in self._listed
+
+    def has_now(self, job: ShardJob) -> bool:
+        """Tell whether a shard is committed at this moment."""
+        return self._files.exists(f"{TOKENS_DIR}/{manifest_name(job.stem)}")

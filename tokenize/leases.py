@@ -6,7 +6,8 @@ minute of the observer's own clock, so clocks need not agree. Advisory locks (fl
 missing, or mean nothing between machines, on some network file systems.
 
 Leases save work; correctness does not hang on them. If a process that was suspended loses its lease and wakes up again,
-two processes write one shard: under different temporary names, with equal bytes, each renamed as a whole.
+two processes write one shard: under different temporary names, with equal bytes, each renamed, or put into an object
+store, as a whole. The same holds for stores behind URLs that cannot create a file exclusively.
 """
 
 from __future__ import annotations
@@ -28,11 +29,12 @@ from typing import Self
 import psutil  # type: ignore[import-untyped]  # comes with deepspeed
 
 from beit.common.config import config_from_dict
+from beit.common.remote_file import RemoteError
 from beit.common.signals import is_alive
+from beit.tokenize.lease_files import LeaseFiles
 
 logger = logging.getLogger(__name__)
 
-LEASE_PREFIX = ".lease."
 BEAT_SECONDS = 5.0
 """Between two signs of life. Arbitrary; a few small writes per minute and process cost a file server nothing."""
 EXPIRY_SECONDS = 60.0
@@ -83,7 +85,7 @@ class Leases:
     """The leases of one process on one store; as a context manager, kept alive inside and given back at its end.
 
     Args:
-        store: Folder of the store; exists.
+        files: What the leases are kept in; its folder exists.
         raise_if_stopped: Called while waiting; raises if somebody asked to stop.
         beat_seconds: Between two signs of life.
         expiry_seconds: After which a lease without one may be taken.
@@ -91,13 +93,13 @@ class Leases:
 
     def __init__(
         self,
-        store: Path,
+        files: LeaseFiles,
         raise_if_stopped: Callable[[], None] = lambda: None,
         *,
         beat_seconds: float = BEAT_SECONDS,
         expiry_seconds: float = EXPIRY_SECONDS,
     ) -> None:
-        self._store = store
+        self._files = files
         self._raise_if_stopped = raise_if_stopped
         self._beat_seconds, self._expiry_seconds = beat_seconds, expiry_seconds
         self._held: dict[str, Holder] = {}
@@ -123,7 +125,10 @@ class Leases:
     def claim(self, name: str) -> bool:
         """Take the lease of a shard or step, unless a live process holds it; return whether it is held now."""
         holder = _this_process()
-        if not self._create(name, holder) and not (self._remove_if_dead(name) and self._create(name, holder)):
+        content = holder.encode()
+        if not self._files.create(name, content) and not (
+            self._remove_if_dead(name) and self._files.create(name, content)
+        ):
             return False
         self._seen.pop(name, None)
         with self._lock:
@@ -132,15 +137,20 @@ class Leases:
 
     def is_free(self, name: str) -> bool:
         """Tell whether no live process holds a lease."""
-        content = _read(self._path(name))
+        content = self._files.read(name)
         return content is None or self._is_dead(name, content)
 
     def release(self, name: str) -> None:
         """Give a lease back, if it is held."""
         with self._lock:
             holder = self._held.pop(name, None)
-            if holder is not None and _nonce(_read(self._path(name))) == holder.nonce:
-                self._path(name).unlink(missing_ok=True)
+            if holder is None:
+                return
+            try:
+                if _nonce(self._files.read(name)) == holder.nonce:
+                    self._files.remove(name)
+            except RemoteError as error:  # what the run came to is more important
+                logger.warning("the lease of %s stays behind until it expires: %s", name, error)
 
     def require_held(self, name: str) -> None:
         """Check that a lease is still this process's, before something is committed under it.
@@ -149,7 +159,7 @@ class Leases:
             LeaseLost: it is another's.
         """
         holder = self._held[name]
-        if _nonce(_read(self._path(name))) != holder.nonce:
+        if _nonce(self._files.read(name)) != holder.nonce:
             raise LeaseLost(f"{name} was taken over by another process while this one stood still")
 
     @contextmanager
@@ -174,50 +184,21 @@ class Leases:
 
     def sweep(self) -> None:
         """Remove what killed processes left, once all shards are committed and no lease on them means anything."""
-        for path in self._store.glob(f"{LEASE_PREFIX}*"):
-            if path.name.removeprefix(LEASE_PREFIX) not in self._held:
-                path.unlink(missing_ok=True)
-
-    def _path(self, name: str) -> Path:
-        return self._store / f"{LEASE_PREFIX}{name}"
-
-    def _create(self, name: str, holder: Holder) -> bool:
-        try:
-            descriptor = os.open(self._path(name), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-        except FileExistsError:
-            return False
-        try:
-            os.write(descriptor, holder.encode())
-        except OSError as error:  # a full disk
-            error.filename = str(self._path(name))
-            self._path(name).unlink(missing_ok=True)
-            raise
-        finally:
-            os.close(descriptor)
-        return True
+        for name in self._files.names():
+            if name not in self._held:
+                self._files.remove(name)
 
     def _remove_if_dead(self, name: str) -> bool:
         """Remove a lease whose holder is gone; False if it is not, or if another process was faster."""
-        path = self._path(name)
-        content = _read(path)
+        content = self._files.read(name)
         if content is None:
             return True  # given back this moment
         if not self._is_dead(name, content):
             return False
-        # Renamed first: of several processes that judge the same lease, one gets it.
-        taken = path.with_name(f"{path.name}.dead.{secrets.token_hex(8)}")
-        try:
-            os.rename(path, taken)
-        except FileNotFoundError:
-            return False
-        is_judged = _nonce(_read(taken)) == _nonce(content)
-        if not is_judged:  # between judging and renaming, another process replaced the dead lease by its own
-            with suppress(OSError):
-                os.link(taken, path)
-        taken.unlink(missing_ok=True)
-        if is_judged:
+        is_taken = self._files.take(name, lambda found: _nonce(found) == _nonce(content))
+        if is_taken:
             logger.info("taking over %s from %s, which is gone", name, _who(content))
-        return is_judged
+        return is_taken
 
     def _is_dead(self, name: str, content: bytes) -> bool:
         holder = _decode(content)
@@ -234,26 +215,15 @@ class Leases:
                 for name, holder in self._held.items():
                     self._held[name] = replace(holder, beat=holder.beat + 1)
                     with suppress(OSError):  # a file server that is away for a moment; the next beat may reach it
-                        _overwrite(self._path(name), self._held[name])
+                        self._files.update(name, self._held[name].encode(), _is_of(holder.nonce))
 
     def _describe(self, name: str) -> str:
-        content = _read(self._path(name))
+        content = self._files.read(name)
         return f"{name} ({_who(content)})" if content is not None else name
 
 
-def _overwrite(path: Path, holder: Holder) -> None:
-    """Give a sign of life, unless the lease is another's by now."""
-    with path.open("r+b", buffering=0) as file:
-        if _nonce(file.read(_FILE_BYTES)) == holder.nonce:
-            file.seek(0)
-            file.write(holder.encode())
-
-
-def _read(path: Path) -> bytes | None:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        return None
+def _is_of(nonce: str) -> Callable[[bytes | None], bool]:
+    return lambda content: _nonce(content) == nonce
 
 
 def _decode(content: bytes | None) -> Holder | None:

@@ -12,6 +12,7 @@ import json
 import logging
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -20,8 +21,8 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from beit.common.errors import BadSample, InputError
-from beit.common.files import atomic_file, write_json
 from beit.common.images import decode_image
+from beit.common.locations import is_remote
 from beit.common.progress import Progress
 from beit.common.shard_io import TarAppender
 from beit.common.source_types import SampleRef
@@ -31,9 +32,7 @@ from beit.common.store_schema import (
     ImageShardManifest,
     SkippedSample,
     StoreInfo,
-    manifest_path,
-    read_document,
-    to_json,
+    manifest_name,
 )
 from beit.common.tar_walk import walk_tar
 from beit.tokenize.crops import crop_suffix, cut_crops
@@ -41,11 +40,12 @@ from beit.tokenize.parallel import Workers
 from beit.tokenize.plan import StorePlan
 from beit.tokenize.prepare import ViewMaker
 from beit.tokenize.spool import LooseFiles, PackingReader, Spool
-from beit.tokenize.writer import remove_temporaries
+from beit.tokenize.store_files import StoreFiles, read_document, write_document
 
 logger = logging.getLogger(__name__)
 
 _SPOOL = ".spool"
+_CHECK_THREADS = 16  # a tar is a few reads, or one request; arbitrary
 _MAGIC_SUFFIXES = ((b"\xff\xd8\xff", "jpg"), (b"\x89PNG", "png"), (b"RIFF", "webp"))
 
 
@@ -57,12 +57,12 @@ class PackedImage(NamedTuple):
     """Content by what follows the key in the name, or why there is none."""
 
 
-def pack_images(plan: StorePlan, store: Path, info: StoreInfo, workers: Workers) -> None:
+def pack_images(plan: StorePlan, files: StoreFiles, info: StoreInfo, workers: Workers) -> None:
     """Write every image tar of the store that is not there yet, each committed by its manifest.
 
     Args:
         plan: With a catalogue.
-        store: Folder of the store.
+        files: Of the store.
         info: Its settings.
         workers: Read, and shrink, in parallel.
     Raises:
@@ -70,17 +70,17 @@ def pack_images(plan: StorePlan, store: Path, info: StoreInfo, workers: Workers)
         ResumableStop: somebody asked to stop.
         OSError: the disk is full or failing.
     """
-    catalogue, folder = plan.catalogue, store / IMAGES_DIR
+    catalogue, spool_folder = plan.catalogue, files.scratch / _SPOOL
     assert catalogue is not None
-    folder.mkdir(exist_ok=True)
-    shutil.rmtree(folder / _SPOOL, ignore_errors=True)  # of an interrupted run
-    groups = [number for number, shard in enumerate(plan.shards) if packed_manifest(store, shard.stem, info) is None]
+    files.make_folder(IMAGES_DIR)
+    shutil.rmtree(spool_folder, ignore_errors=True)  # of an interrupted run
+    groups = [number for number, found in enumerate(packed_manifests(plan, files, info)) if found is None]
     if not groups:
         return
     spool = None
     try:
         if plan.source.kind != "files":
-            spool = Spool(folder / _SPOOL, catalogue, groups)
+            spool = Spool(spool_folder, catalogue, groups)
             spool.fill(plan.source.shards, workers)
         with Progress(sum(len(catalogue.groups[group]) for group in groups), unit="images", description="pack") as bar:
             for group in groups:
@@ -88,29 +88,36 @@ def pack_images(plan: StorePlan, store: Path, info: StoreInfo, workers: Workers)
                 with opened as reader:
                     pack = partial(_pack_image, catalogue.refs, reader, info)
                     images = workers.map(pack, catalogue.groups[group].tolist())
-                    _write_tar(folder, plan.shards[group].stem, images, info, bar)
+                    _write_tar(files, plan.shards[group].stem, images, info, bar)
     finally:
         if spool:
             spool.remove()
 
 
-def packed_manifest(store: Path, stem: str, info: StoreInfo) -> ImageShardManifest | None:
-    """Return the manifest of a packed tar, or None if the tar has to be written (again).
+def packed_manifests(plan: StorePlan, files: StoreFiles, info: StoreInfo) -> list[ImageShardManifest | None]:
+    """Return the manifest of every packed tar, or None for a tar that has to be written (again).
 
-    Size and headers are checked; the full hash is left to `beit verify`.
+    Sizes are checked, and headers where that does not mean to read a remote tar; the full hash is compared when a
+    remote tar is tokenised, and by `beit verify`.
     """
-    folder = store / IMAGES_DIR
-    path = manifest_path(folder, stem)
-    if not path.exists():
+    sizes = files.sizes(IMAGES_DIR)
+    with ThreadPoolExecutor(_CHECK_THREADS) as pool:
+        return list(pool.map(lambda shard: _packed_manifest(files, shard.stem, info, sizes), plan.shards))
+
+
+def _packed_manifest(files: StoreFiles, stem: str, info: StoreInfo, sizes: dict[str, int]) -> ImageShardManifest | None:
+    name = f"{IMAGES_DIR}/{manifest_name(stem)}"
+    if manifest_name(stem) not in sizes:
         return None
     try:
-        manifest = read_document(ImageShardManifest, path)
+        manifest = read_document(ImageShardManifest, files, name)
         if manifest.settings_sha256 != info.settings_sha256():
-            raise InputError(f"{path} belongs to other settings")
-        tar = folder / manifest.image.name
-        if tar.stat().st_size != manifest.image.size or header_digest(tar) != manifest.image.header_sha256:
+            raise InputError(f"{files.label(name)} belongs to other settings")
+        tar, expected = files.label(f"{IMAGES_DIR}/{manifest.image.name}"), manifest.image
+        is_same = sizes.get(expected.name) == expected.size
+        if not is_same or (not is_remote(tar) and header_digest(Path(tar)) != expected.header_sha256):
             raise InputError(f"{tar} is not the file that its manifest describes")
-    except (InputError, OSError) as error:
+    except InputError as error:
         logger.warning("packing %s again: %s", stem, error)
         return None
     return manifest
@@ -168,14 +175,16 @@ def _members(ref: SampleRef, data: bytes, info: StoreInfo) -> dict[str, bytes]:
     return {_suffix(data): data, "json": _metadata(ref, {})}
 
 
-def _write_tar(folder: Path, stem: str, images: Iterator[PackedImage], info: StoreInfo, progress: Progress) -> None:
+def _write_tar(
+    files: StoreFiles, stem: str, images: Iterator[PackedImage], info: StoreInfo, progress: Progress
+) -> None:
     """Write one image tar and then its manifest."""
-    manifest_path(folder, stem).unlink(missing_ok=True)
-    remove_temporaries(folder, f"{stem}.")
+    files.remove(f"{IMAGES_DIR}/{manifest_name(stem)}")
+    files.remove_temporaries(IMAGES_DIR, f"{stem}.")
     skipped: list[SkippedSample] = []
     num_samples = 0
-    path = folder / f"{stem}.tar"
-    with atomic_file(path) as file:
+    name = f"{stem}.tar"
+    with files.new_file(f"{IMAGES_DIR}/{name}") as file:
         tar = TarAppender(file)
         for ref, members in images:
             progress.update(1)
@@ -186,14 +195,15 @@ def _write_tar(folder: Path, stem: str, images: Iterator[PackedImage], info: Sto
                 tar.add(f"{ref.key}.{suffix}", data)
             num_samples += 1
         sha256, size = tar.finish(), tar.size
+        header_sha256 = header_digest(Path(file.name))
     manifest = ImageShardManifest(
         stem=stem,
         settings_sha256=info.settings_sha256(),
-        image=ImageFile(name=path.name, size=size, header_sha256=header_digest(path), sha256=sha256),
+        image=ImageFile(name=name, size=size, header_sha256=header_sha256, sha256=sha256),
         num_samples=num_samples,
         skipped=tuple(skipped),
     )
-    write_json(manifest_path(folder, stem), to_json(manifest))
+    write_document(files, f"{IMAGES_DIR}/{manifest_name(stem)}", manifest)
 
 
 def _suffix(data: bytes) -> str:

@@ -8,6 +8,7 @@ if the source is sorted by class, and cut into shards.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import re
 from collections import Counter
@@ -18,13 +19,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from beit.common.errors import InputError
-from beit.common.locations import is_remote
+from beit.common.locations import is_remote, join
 from beit.common.rng import stable_hash64
+from beit.common.shard_io import location_exists, read_whole
 from beit.common.source_tar import TarShard
 from beit.common.source_types import SampleRef, Source
 from beit.common.sources import open_source
-from beit.common.store_schema import IMAGES_DIR, STORE_FILE, Packing, SourceInfo, StoreInfo, read_document
+from beit.common.store_schema import IMAGES_DIR, STORE_FILE, Packing, SourceInfo, StoreInfo
+from beit.common.url_queries import query_of
 from beit.tokenize.config import TokenizeConfig
+from beit.tokenize.store_files import decode_document
+
+logger = logging.getLogger(__name__)
 
 _UNSAFE_IN_STEM = re.compile(r"[^A-Za-z0-9._-]+")
 _CROP_BYTES_PER_PIXEL = 0.4
@@ -67,56 +73,92 @@ class StorePlan:
     packing: Packing | None
     catalogue: Catalogue | None
     """None when existing tars are referenced."""
+    class_names: tuple[str, ...] | None
+    """Names of the labels, where they are known."""
 
 
-def plan_store(config: TokenizeConfig, spec: str, store: Path) -> StorePlan:
+def plan_store(config: TokenizeConfig, spec: str, store: str) -> StorePlan:
     """List a source and decide on the shards.
 
     Args:
         config: Packing settings and seed.
         spec: The source, as the user gave it.
-        store: Folder of the store, which image paths are made relative to.
+        store: Folder of the store, which image paths are made relative to, or URL.
     Raises:
         InputError: the source is missing, empty or damaged, or the store lies inside it.
     """
     source = open_source(spec)
-    _refuse_crops(source)
-    is_listed_by_name = spec.lower().endswith((".txt", ".csv"))  # the store cannot become part of the source
-    if (
-        source.kind == "files"
-        and not is_listed_by_name
-        and not is_remote(source.root)
-        and store.resolve().is_relative_to(Path(source.root).resolve())
-    ):
-        raise InputError(f"store ({store}) must not lie inside the source ({source.root}); choose another folder")
-    if source.kind == "tar" and config.stored_quality is None:
-        return _plan_reference(source, store)
-    return _plan_packing(source, config)
-
-
-def _refuse_crops(source: Source) -> None:
-    """Say what is the matter where the images of a materialised store are given, whose tars hold no images."""
-    document = Path(source.root).parent / STORE_FILE
-    if is_remote(source.root) or Path(source.root).name != IMAGES_DIR or not document.is_file():
-        return
-    if read_document(StoreInfo, document).is_materialized:
+    origin = _store_of(source)
+    if origin is not None and origin.is_materialized:
         raise InputError(
             f"{source.root} holds the crops of a materialised store, not images; tokenize the images it was made from"
         )
+    is_listed_by_name = spec.lower().endswith((".txt", ".csv"))  # the store cannot become part of the source
+    if source.kind == "files" and not is_listed_by_name and _is_inside(store, source.root):
+        raise InputError(f"store ({store}) must not lie inside the source ({source.root}); choose another folder")
+    is_referenced = source.kind == "tar" and config.stored_quality is None
+    plan = _plan_reference(source, store) if is_referenced else _plan_packing(source, config)
+    names = source.class_names or (origin.class_names if origin is not None else None)
+    return replace(plan, class_names=tuple(names) if names is not None else None)
 
 
-def _plan_reference(source: Source, store: Path) -> StorePlan:
+def _store_of(source: Source) -> StoreInfo | None:
+    """Return the settings of the store that packed the images of a source; None for images of any other kind.
+
+    Its tars hold the number of each label, and only its store.json the names.
+    """
+    folder, _, name = source.root.rpartition("/")
+    document = join(folder, STORE_FILE)
+    if source.kind != "tar" or name != IMAGES_DIR:
+        return None
+    try:
+        if not location_exists(document):
+            return None
+        data = read_whole(document)
+    except InputError as error:  # a server that lets nobody see more than the images
+        logger.info("not looking whether the images are those of a store: %s", error)
+        return None
+    info = decode_document(StoreInfo, document, data)
+    return info if info.packing is not None else None
+
+
+def _is_inside(store: str, root: str) -> bool:
+    if is_remote(store) or is_remote(root):
+        return f"{store}/".startswith(f"{root}/")
+    return Path(store).resolve().is_relative_to(Path(root).resolve())
+
+
+def _plan_reference(source: Source, store: str) -> StorePlan:
     hasher = hashlib.sha256()
     shards = []
     for number, shard in enumerate(source.shards):
         assert isinstance(shard, TarShard)
+        if query_of(shard.location):
+            raise InputError(
+                f"{shard.location} was given with a query, such as a signature that expires, so a store cannot refer "
+                "to it; copy it to a disk or a bucket, or have its images packed with --short-side or --materialize"
+            )
         name = shard.location.removeprefix(source.root).lstrip("/")
         hasher.update(f"{name}\0{shard.size}\0".encode())
         stem = f"{number:06d}-{_UNSAFE_IN_STEM.sub('_', shard.name)}"
         shards.append(PlannedShard(stem=stem, image_file=name))
-    root = source.root if is_remote(source.root) else os.path.relpath(os.path.realpath(source.root), store.resolve())
     info = SourceInfo(kind=source.kind, num_shards=len(shards), digest=hasher.hexdigest())
-    return StorePlan(source, info, image_root=root, shards=shards, packing=None, catalogue=None)
+    root = _image_root(source.root, store)
+    return StorePlan(source, info, image_root=root, shards=shards, packing=None, catalogue=None, class_names=None)
+
+
+def _image_root(root: str, store: str) -> str:
+    """Return the folder of referenced tars as store.json holds it: relative where both are folders, else in full."""
+    if is_remote(root):
+        return root
+    if is_remote(store):
+        logger.warning(
+            "the images stay in %s, and %s refers to them there: training finds them only where this folder is",
+            root,
+            store,
+        )
+        return os.path.realpath(root)
+    return os.path.relpath(os.path.realpath(root), Path(store).resolve())
 
 
 def _plan_packing(source: Source, config: TokenizeConfig) -> StorePlan:
@@ -144,7 +186,9 @@ def _plan_packing(source: Source, config: TokenizeConfig) -> StorePlan:
         jpeg_quality=config.stored_quality,
     )
     info = SourceInfo(kind=source.kind, num_shards=len(shards), num_images=len(refs), digest=hasher.hexdigest())
-    return StorePlan(source, info, image_root=IMAGES_DIR, shards=shards, packing=packing, catalogue=catalogue)
+    return StorePlan(
+        source, info, image_root=IMAGES_DIR, shards=shards, packing=packing, catalogue=catalogue, class_names=None
+    )
 
 
 def _with_unique_keys(refs: list[SampleRef], scopes: list[str]) -> list[SampleRef]:

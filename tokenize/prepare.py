@@ -17,7 +17,6 @@ from PIL import Image
 
 from beit.common.errors import BadSample
 from beit.common.images import decode_image
-from beit.common.rng import CounterRng
 from beit.common.source_types import SampleRef, ShardReader
 from beit.common.store_schema import StoreInfo
 from beit.common.views import (
@@ -26,7 +25,7 @@ from beit.common.views import (
     AugmentConfig,
     JitterScope,
     crop_crc,
-    draw_view,
+    draw_stored_view,
     mean_luma,
     render_view,
 )
@@ -74,7 +73,7 @@ class ViewMaker:
 
     def draw(self, key: str, view_k: int, image: Image.Image) -> np.void:
         """Draw view k of an image; `crc_crop` and `luma` are 0."""
-        return draw_view(CounterRng(self.seed, "view", key, view_k), image.width, image.height, self.augment)
+        return draw_stored_view(self.seed, key, view_k, width=image.width, height=image.height, augment=self.augment)
 
     def prepare(self, ref: SampleRef, reader: ShardReader) -> PreparedImage | RejectedImage:
         """Read and decode an image and make all its views. An unusable image is returned, not raised: it is counted."""

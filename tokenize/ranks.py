@@ -34,7 +34,7 @@ class Outcome:
     summary: TokenizeSummary | None = None
 
 
-def run_ranks(config: TokenizeConfig, source: str, store: Path, count: int) -> TokenizeSummary:
+def run_ranks(config: TokenizeConfig, source: str, store: str | Path, count: int) -> TokenizeSummary:
     """Tokenise with `count` processes and wait for all of them.
 
     Raises:
@@ -67,7 +67,7 @@ def run_ranks(config: TokenizeConfig, source: str, store: Path, count: int) -> T
 
 
 def _rank_main(
-    config: TokenizeConfig, source: str, store: Path, rank: int, world_size: int, sender: Connection
+    config: TokenizeConfig, source: str, store: str | Path, rank: int, world_size: int, sender: Connection
 ) -> None:
     # As a launcher would: the rank then ends when its parent does, and shares the cores with the others.
     places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size}

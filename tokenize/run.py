@@ -1,7 +1,7 @@
 """`beit tokenize`: from a source of images to a finished token store, in one process or as one rank of several.
 
 Ranks need no contact with each other: rank r of W takes the shards r, r + W, ..., then those that the others have not
-come to; what is done once is done by whoever comes first. All of it is claimed through lease files in the store, so
+come to; what is done once is done by whoever comes first. All of it is claimed through leases in the store, so
 that any number of processes, of any rank, may be at work on one store. A rank that is lost leaves the others finishing,
 its shards included; the same command, run again, completes what is left.
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 from beit.common.errors import require
 from beit.common.launcher_env import launcher_environment, under_launcher
 from beit.common.signals import stop_on_signals
-from beit.common.store_schema import IMAGES_DIR, Execution, StoreInfo, TokenizerInfo, manifest_path
+from beit.common.store_schema import IMAGES_DIR, INDEX_FILE, Execution, StoreInfo, TokenizerInfo, manifest_name
 from beit.tokenize.config import TokenizeConfig
 from beit.tokenize.encode import ViewEncoder
 from beit.tokenize.execution import (
@@ -25,26 +25,27 @@ from beit.tokenize.execution import (
     library_versions,
     torch_threads,
 )
-from beit.tokenize.index import FinishedStore, finish_store, index_stamp
+from beit.tokenize.index import FinishedStore, finish_store
 from beit.tokenize.jobs import RankJobs, list_jobs
 from beit.tokenize.leases import Leases
-from beit.tokenize.pack import pack_images, packed_manifest
+from beit.tokenize.pack import pack_images, packed_manifests
 from beit.tokenize.parallel import Workers, available_cores
 from beit.tokenize.plan import StorePlan, plan_store
-from beit.tokenize.setup import begin_or_continue, build_info, check_store_folder, recorded_threads
+from beit.tokenize.setup import begin_or_continue, build_info, check_place, recorded_threads
 from beit.tokenize.shard import ShardTokenizer
+from beit.tokenize.store_files import StoreFiles, open_store_files
 from beit.tokenize.summary import RankReport, TokenizeSummary
 
 
 def tokenize_with_ranks(
-    config: TokenizeConfig, source: str, store: Path, *, ranks: int | None = None, resume: str = "auto"
+    config: TokenizeConfig, source: str, store: str | Path, *, ranks: int | None = None, resume: str = "auto"
 ) -> TokenizeSummary:
     """Tokenise in this process, as the rank a launcher made of it, or with `ranks` processes on this machine.
 
     Args:
         config: All settings.
         source: Images, in any form `open_source` knows.
-        store: Folder to write.
+        store: Folder to write, or URL.
         ranks: Processes to start; ignored under a launcher.
         resume: "auto" continues a store, "never" refuses to.
     Raises:
@@ -56,7 +57,8 @@ def tokenize_with_ranks(
         variables = launcher_environment(os.environ)
         rank, world_size, local_rank = (int(variables[name] or 0) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
         return run_tokenize(config, source, store, rank=rank, world_size=world_size, local_rank=local_rank)
-    check_store_folder(store, resume=resume)
+    with open_store_files(store) as files:
+        check_place(files, resume=resume)
     if ranks is None or ranks == 1:
         return run_tokenize(config, source, store)
     from beit.tokenize.ranks import run_ranks
@@ -67,7 +69,7 @@ def tokenize_with_ranks(
 def run_tokenize(
     config: TokenizeConfig,
     source: str,
-    store: Path,
+    store: str | Path,
     *,
     rank: int = 0,
     world_size: int = 1,
@@ -79,7 +81,7 @@ def run_tokenize(
     Args:
         config: All settings.
         source: Images, in any form `open_source` knows.
-        store: Folder to write; an unfinished store of the same settings is continued.
+        store: Folder to write, or URL; an unfinished store of the same settings is continued.
         rank: Of this process.
         world_size: Number of ranks.
         local_rank: Decides on the GPU.
@@ -89,51 +91,68 @@ def run_tokenize(
     Raises:
         InputError: bad source, settings or store; too many unusable images.
         ResumableStop: a signal asked to stop.
-        OSError: the disk is full or failing.
+        OSError: the disk is full or failing, or a server stays away.
     """
-    check_store_folder(store)
-    stamp_before = index_stamp(store)
-    plan = plan_store(config, source, store)
-    threads = config.threads or recorded_threads(store) or available_cores()
-    rank_setup = _set_up_tokenizer(config, local_rank, threads, tokenizer)
+    with open_store_files(store) as files:
+        check_place(files)
+        place = _Place(rank, world_size, local_rank)
+        return _run(config, source, files, place, tokenizer)
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Which of the ranks this process is."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+
+
+def _run(
+    config: TokenizeConfig, source: str, files: StoreFiles, place: _Place, tokenizer: ViewEncoder | None
+) -> TokenizeSummary:
+    stamp_before = files.stamp(INDEX_FILE)
+    plan = plan_store(config, source, files.location)
+    threads = config.threads or recorded_threads(files) or available_cores()
+    rank_setup = _set_up_tokenizer(config, place.local_rank, threads, tokenizer)
     wanted = build_info(config, plan, rank_setup.info, rank_setup.execution)
-    store.mkdir(parents=True, exist_ok=True)
+    files.make_folder("")
     with (
         stop_on_signals() as stop,
         Workers(count_workers(config), stop) as workers,
-        Leases(store, workers.raise_if_stopped) as leases,
+        Leases(files.leases(), workers.raise_if_stopped) as leases,
         torch_threads(threads),
     ):
-        info = begin_or_continue(store, wanted, leases, allow_mixed=config.allow_mixed)
+        info = begin_or_continue(files, wanted, leases, allow_mixed=config.allow_mixed)
         if plan.catalogue is not None:
             # One process packs while the others on this machine wait, so their cores are free.
             with Workers(config.workers or available_cores(), stop) as packers:
-                _pack(plan, store, info, packers, leases)
-        jobs = list_jobs(plan, store, info)
+                _pack(plan, files, info, packers, leases)
+        jobs = list_jobs(plan, files, info)
         del plan  # its list of all images may be large
         shard_tokenizer = ShardTokenizer(
-            store,
+            files,
             info,
             tokenizer=rank_setup.tokenizer,
             execution=rank_setup.execution,
             versions=library_versions(),
             workers=workers,
         )
-        rank_jobs = RankJobs(jobs, leases, rank=rank, world_size=world_size)
-        report = rank_jobs.run(shard_tokenizer, store, info, budget=config.budget)
+        rank_jobs = RankJobs(jobs, files, leases, rank=place.rank, world_size=place.world_size)
+        report = rank_jobs.run(shard_tokenizer, info, budget=config.budget)
         stems = [job.stem for job in jobs]
-        finished = finish_store(store, stems, leases, budget=config.budget, stamp_before=stamp_before)
-    return _summarise(config, store, finished, report)
+        finished = finish_store(files, stems, leases, budget=config.budget, stamp_before=stamp_before)
+    return _summarise(config, files.location, finished, report)
 
 
-def _pack(plan: StorePlan, store: Path, info: StoreInfo, workers: Workers, leases: Leases) -> None:
+def _pack(plan: StorePlan, files: StoreFiles, info: StoreInfo, workers: Workers, leases: Leases) -> None:
     """Let one process pack what is not packed; the others wait for it, and then check what is there side by side."""
 
     def is_packed() -> bool:
-        return all(packed_manifest(store, shard.stem, info) is not None for shard in plan.shards)
+        return None not in packed_manifests(plan, files, info)
 
     def is_listed() -> bool:
-        return all(manifest_path(store / IMAGES_DIR, shard.stem).exists() for shard in plan.shards)
+        return files.sizes(IMAGES_DIR).keys() >= {manifest_name(shard.stem) for shard in plan.shards}
 
     if is_packed():
         return
@@ -141,11 +160,11 @@ def _pack(plan: StorePlan, store: Path, info: StoreInfo, workers: Workers, lease
     if is_listed() and is_packed():
         return
     with leases.step("pack"):
-        pack_images(plan, store, info, workers)
+        pack_images(plan, files, info, workers)
 
 
 def _summarise(
-    config: TokenizeConfig, store: Path, finished: FinishedStore | None, report: RankReport
+    config: TokenizeConfig, store: str, finished: FinishedStore | None, report: RankReport
 ) -> TokenizeSummary:
     if finished is None:
         return TokenizeSummary(store=store, is_complete=False, views=config.views, reports=(report,))

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import logging
-import re
 from dataclasses import asdict, replace
-from pathlib import Path
 
 from beit.common.errors import InputError, require
-from beit.common.files import write_json
 from beit.common.store_schema import (
     INDEX_FILE,
     STORE_FILE,
@@ -16,58 +13,37 @@ from beit.common.store_schema import (
     Execution,
     StoreInfo,
     TokenizerInfo,
-    read_document,
-    to_json,
 )
 from beit.common.views import compute_canary
 from beit.tokenize.config import TokenizeConfig
 from beit.tokenize.execution import library_versions
-from beit.tokenize.leases import LEASE_PREFIX, Leases
+from beit.tokenize.lease_files import LEASE_PREFIX
+from beit.tokenize.leases import Leases
 from beit.tokenize.plan import StorePlan
-from beit.tokenize.writer import remove_temporaries
+from beit.tokenize.store_files import StoreFiles, read_document, write_document
 
 logger = logging.getLogger(__name__)
 
-_URL = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)
 
-
-def check_store_folder(store: Path, *, resume: str = "auto") -> None:
-    """Refuse a folder that cannot become, or go on as, a store; called before anything is written.
+def check_place(files: StoreFiles, *, resume: str = "auto") -> None:
+    """Refuse a place that cannot become, or go on as, a store; called before anything is written.
 
     Raises:
-        InputError: it is a file, it holds something else, or `resume` forbids to continue it.
+        InputError: it is a file, it holds something else, it cannot be written, or `resume` forbids to continue it.
     """
     require(resume in ("auto", "never"), f"--resume ({resume}) must be auto or never for tokenize")
-    require_local(store)
-    require(not store.exists() or store.is_dir(), f"store ({store}) is a file; name a folder")
-    if not store.exists():
-        return
-    ours = (LEASE_PREFIX, f"{STORE_FILE}.tmp.")  # all that a run leaves that was killed at its very start
-    content = [path.name for path in store.iterdir() if not path.name.startswith(ours)]
-    if (store / STORE_FILE).exists():
+    entries, store = files.entries(), files.location
+    if STORE_FILE in entries:
         require(resume == "auto", f"store ({store}) exists; --resume never starts a new one: name another folder")
         return
-    require(not content, f"store ({store}) is not empty and not a token store; name another folder")
+    ours = (LEASE_PREFIX, f"{STORE_FILE}.tmp.")  # all that a run leaves that was killed at its very start
+    foreign = [name for name in entries if not name.startswith(ours)]
+    require(not foreign, f"store ({store}) is not empty and not a token store; name another folder")
 
 
-def require_local(store: Path) -> None:
-    """Refuse a URL as the place of a store that is written.
-
-    Raises:
-        InputError: it is one.
-    """
-    url = _URL.match(str(store))  # one slash is what a path leaves of two
-    require(
-        url is None,
-        f"store ({store}) is a URL, and stores are written on a file system: tokenise into a local folder "
-        "and copy it, index.parquet last; beit pretrain reads it from there",
-    )
-
-
-def recorded_threads(store: Path) -> int:
+def recorded_threads(files: StoreFiles) -> int:
     """Return the thread count a store was begun with; 0 if it is new."""
-    path = store / STORE_FILE
-    return read_document(StoreInfo, path).execution.threads if path.exists() else 0
+    return read_document(StoreInfo, files, STORE_FILE).execution.threads if files.exists(STORE_FILE) else 0
 
 
 def build_info(
@@ -84,7 +60,7 @@ def build_info(
         augment=config.augment,
         source=plan.source_info,
         packing=plan.packing,
-        class_names=tuple(plan.source.class_names) if plan.source.class_names is not None else None,
+        class_names=plan.class_names,
         held_out=config.held_out,
         canary=compute_canary(),
         image_root=plan.image_root,
@@ -93,33 +69,31 @@ def build_info(
     )
 
 
-def begin_or_continue(store: Path, wanted: StoreInfo, leases: Leases, *, allow_mixed: bool) -> StoreInfo:
+def begin_or_continue(files: StoreFiles, wanted: StoreInfo, leases: Leases, *, allow_mixed: bool) -> StoreInfo:
     """Write store.json, or check that an existing one agrees, and return what holds for the store.
 
     Raises:
         InputError: a setting differs; names it with both values.
     """
-    path = store / STORE_FILE
+    store = files.location
     with leases.step("store"):
-        remove_temporaries(store, STORE_FILE, INDEX_FILE)
-        if not path.exists():
-            write_json(path, to_json(wanted))
-            (store / TOKENS_DIR).mkdir(exist_ok=True)
-            return wanted
-        existing = read_document(StoreInfo, path)
+        files.remove_temporaries("", STORE_FILE, INDEX_FILE)
+        if not files.exists(STORE_FILE):
+            write_document(files, STORE_FILE, wanted)
+        files.make_folder(TOKENS_DIR)
+        existing = read_document(StoreInfo, files, STORE_FILE)
         _require_same(store, existing.settings(), wanted.settings())
         merged = replace(existing, image_root=wanted.image_root)
         if existing.execution != wanted.execution:
             if not allow_mixed:
                 _refuse_execution(store, existing.execution, wanted.execution)
             merged = replace(merged, mixed_execution=True)
-        (store / TOKENS_DIR).mkdir(exist_ok=True)
         if merged != existing:
-            write_json(path, to_json(merged))
+            write_document(files, STORE_FILE, merged)
     return merged
 
 
-def _require_same(store: Path, existing: dict[str, str], wanted: dict[str, str]) -> None:
+def _require_same(store: str, existing: dict[str, str], wanted: dict[str, str]) -> None:
     for name in sorted(existing.keys() | wanted.keys()):
         old, new = existing.get(name, "none"), wanted.get(name, "none")
         if old == new:
@@ -136,7 +110,7 @@ def _require_same(store: Path, existing: dict[str, str], wanted: dict[str, str])
         )
 
 
-def _refuse_execution(store: Path, existing: Execution, wanted: Execution) -> None:
+def _refuse_execution(store: str, existing: Execution, wanted: Execution) -> None:
     old, new = asdict(existing), asdict(wanted)
     name = next(name for name in old if old[name] != new[name])
     raise InputError(

@@ -15,31 +15,32 @@ import numpy as np
 from beit.common.bad_samples import BadSampleLog, BadSampleReport
 from beit.common.errors import InputError, require
 from beit.common.files import sha256_file
-from beit.common.locations import is_remote, match_files
+from beit.common.locations import FileInfo, is_remote, match_files, remote_info
+from beit.common.remote_objects import stat_object
 from beit.common.source_tar import TarShard
 from beit.common.source_types import SampleRef, ShardReader
 from beit.common.store_schema import (
     TOKENS_DIR,
     Execution,
-    FileInfo,
     ImageFile,
     ShardManifest,
     SkippedSample,
     StoreInfo,
-    manifest_path,
-    read_document,
+    manifest_name,
 )
 from beit.tokenize.crops import CropTar, prepare_crops
 from beit.tokenize.encode import EncodedImage, Stopwatch, ViewEncoder, encode_images
 from beit.tokenize.parallel import Workers
 from beit.tokenize.prepare import PreparedImage, RejectedImage, ViewMaker
 from beit.tokenize.shard_progress import TokenizeProgress
+from beit.tokenize.store_files import StoreFiles, read_document
 from beit.tokenize.writer import TokenShardWriter
 
 logger = logging.getLogger(__name__)
 
 _BYTES_AHEAD = 256 << 20
 """Rendered views that may wait for the tokenizer; arbitrary, small beside one GPU worker's memory."""
+_PACK_AGAIN = "remove it, and run beit tokenize again"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,6 +53,8 @@ class ShardJob:
     """Image tar below the image root."""
     image_sha256: str = ""
     """Known for tars we packed."""
+    num_images: int | None = None
+    """The same."""
     copy_sha256: str = ""
     """Hash of the local copy of a remote tar, see `TarShard.copy`."""
     skipped: tuple[SkippedSample, ...] = ()
@@ -67,7 +70,7 @@ class ShardTokenizer:
     """Tokenises shards, one after the other, with one tokenizer and one pool of decoding threads.
 
     Args:
-        store: Folder of the store.
+        files: Of the store.
         info: Its settings.
         tokenizer: None when the store gets no tokens.
         execution: Fingerprint of this rank, for the manifests.
@@ -77,7 +80,7 @@ class ShardTokenizer:
 
     def __init__(
         self,
-        store: Path,
+        files: StoreFiles,
         info: StoreInfo,
         *,
         tokenizer: ViewEncoder | None,
@@ -85,7 +88,7 @@ class ShardTokenizer:
         versions: tuple[str, ...],
         workers: Workers,
     ) -> None:
-        self._store, self._info = store, info
+        self._files, self._info = files, info
         self._tokenizer, self._execution, self._versions = tokenizer, execution, versions
         self._workers = workers
         self.watch = Stopwatch()
@@ -104,20 +107,23 @@ class ShardTokenizer:
             InputError: the image tar is damaged or changes meanwhile, or too many images are unusable.
             ResumableStop: somebody asked for it; the shard is given up.
         """
-        before = match_files(job.tar.location)[0]
+        if job.is_packed and job.copy_sha256:
+            is_same = job.copy_sha256 == job.image_sha256
+            require(is_same, f"{job.tar.location} is damaged: its sha256 is not that of its manifest; {_PACK_AGAIN}")
+        before = _stat(job.tar.location)
         refs: Sequence[SampleRef]
         refs, index = job.tar.scan()
         skipped = list(job.skipped)
         bad_samples.add(_reports(job.stem, skipped))
         progress.add(skipped=len(skipped))
         full_hash = self._start_hash(job)
-        with TokenShardWriter(self._store, job.stem, self._info) as writer, job.tar.open() as reader:
+        with TokenShardWriter(self._files, job.stem, self._info) as writer, job.tar.open() as reader:
             results = self._workers.map(self._prepare(reader), refs, ahead=self._images_ahead())
             usable = _sort_out(results, job.stem, skipped, bad_samples, progress)
             for encoded in self._encode(usable):
                 writer.add(encoded.image.ref, encoded.token_ids, encoded.image.views)
                 progress.add(images=1)
-            after = match_files(job.tar.location)[0]
+            after = _stat(job.tar.location)
             require(before == after, f"{before.path} changed while it was tokenised; run beit tokenize again")
             image = ImageFile(
                 name=job.image_file,
@@ -187,21 +193,20 @@ def _reports(stem: str, skipped: Iterable[SkippedSample]) -> list[BadSampleRepor
     return [BadSampleReport(f"{stem}/{sample.key}", sample.reason, "found when packing") for sample in skipped]
 
 
-def find_finished(store: Path, job: ShardJob, info: StoreInfo) -> ShardManifest | None:
+def find_finished(files: StoreFiles, job: ShardJob, info: StoreInfo) -> ShardManifest | None:
     """Return the manifest of a shard that needs no work: every file is what the manifest says, by hash.
 
     The image tar is checked by size, and by its headers unless its time is unchanged.
     """
-    folder = store / TOKENS_DIR
-    path = manifest_path(folder, job.stem)
-    if not path.exists():
+    name = f"{TOKENS_DIR}/{manifest_name(job.stem)}"
+    if not files.exists(name):
         return None
     try:
-        manifest = read_document(ShardManifest, path)
-        require(manifest.settings_sha256 == info.settings_sha256(), f"{path} belongs to other settings")
-        check_file(folder, manifest.samples)
+        manifest = read_document(ShardManifest, files, name)
+        require(manifest.settings_sha256 == info.settings_sha256(), f"{files.label(name)} belongs to other settings")
+        files.check(TOKENS_DIR, manifest.samples)
         if manifest.tokens is not None:
-            check_file(folder, manifest.tokens)
+            files.check(TOKENS_DIR, manifest.tokens)
         _check_image(job, manifest.image)
     except InputError as error:
         logger.warning("shard %s is done again: %s", job.stem, error)
@@ -209,23 +214,29 @@ def find_finished(store: Path, job: ShardJob, info: StoreInfo) -> ShardManifest 
     return manifest
 
 
-def check_file(folder: Path, expected: FileInfo) -> None:
-    """Check a committed file by size and hash.
+def _stat(location: str) -> FileInfo:
+    """Return size and version of an image tar that was found before; a server that is away for a moment is waited for.
 
     Raises:
-        InputError: it is missing or differs; names it.
+        InputError: it is gone.
+        RemoteError: its server stays away.
     """
-    path = folder / expected.name
-    require(path.is_file(), f"{path} is missing")
-    size = path.stat().st_size
-    require(size == expected.size, f"{path} has {size} bytes, its manifest says {expected.size}")
-    require(sha256_file(path) == expected.sha256, f"{path} is damaged: its sha256 is not that of its manifest")
+    if not is_remote(location):
+        return match_files(location)[0]
+    info = stat_object(location)
+    if info is None:
+        raise InputError(f"{location} does not exist any more")
+    return remote_info(location, info)
 
 
 def _check_image(job: ShardJob, expected: ImageFile) -> None:
-    found = match_files(job.tar.location)[0]
+    found = _stat(job.tar.location)
     require(found.size == expected.size, f"{found.path} has {found.size} bytes, its manifest says {expected.size}")
     if expected.stamp and expected.stamp == found.version:
+        return
+    if job.is_packed and is_remote(job.tar.location):
+        # All of a remote tar would have to be read; what was packed has a hash, and a manifest that says so.
+        require(expected.sha256 == job.image_sha256, f"{found.path} was packed anew")
         return
     _, index = job.tar.scan()
     require(index.header_sha256 == expected.header_sha256, f"{found.path} holds other members than it did")

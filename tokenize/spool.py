@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import chain, repeat
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -174,7 +174,8 @@ class Spool:
         """Read images in the order of their container and append each to the spool file of its group."""
         by_group: dict[int, list[_Item]] = defaultdict(list)
         count = num_bytes = 0
-        for position, members in zip_longest(positions, side, fillvalue={}):
+        nothing: dict[str, TarMember] = {}
+        for position, members in zip(positions, chain(side, repeat(nothing)), strict=False):
             if position not in self._group_of:
                 continue
             item = _Item(position, read_image(reader, self._catalogue.refs[position]), _read_side(reader, members))

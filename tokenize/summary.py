@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from beit.common.progress import format_rate
 from beit.tokenize.encode import Stopwatch
@@ -30,8 +29,8 @@ class RankReport:
 class TokenizeSummary:
     """What a store holds, and what this run did for it."""
 
-    store: Path
-    """Folder of the store."""
+    store: str
+    """Folder or URL of the store."""
     is_complete: bool
     """False if another run takes the store apart again, because it found a damaged shard."""
     views: int
@@ -82,7 +81,7 @@ class TokenizeSummary:
         if not self.is_complete:
             return f"{self.store}: another run does a damaged shard again and finishes the store"
         rows = [
-            ("store", str(self.store)),
+            ("store", self.store),
             ("shards", f"{self.num_shards} ({self.num_shards_kept} were finished before)"),
             ("images", f"{self.num_samples} usable, {self.num_held_out} of them held out"),
             ("views", self._views_text()),

@@ -9,7 +9,7 @@ from beit.common.dvae_config import DiscreteVAEConfig
 from beit.common.errors import require
 from beit.common.reader_config import ReaderConfig
 from beit.common.speed_config import ProfileConfig
-from beit.common.train_config import CheckpointConfig, DeepSpeedConfig, OptimizerConfig, TrainConfig
+from beit.common.train_config import CheckpointConfig, DeepSpeedConfig, OptimizerConfig, RunConfig, TrainConfig
 from beit.common.views import AugmentConfig
 
 
@@ -164,6 +164,8 @@ class TokenizerTrainConfig:
     """A DeepSpeed JSON of one's own; no partitioning."""
     profile: ProfileConfig = field(default_factory=ProfileConfig)
     """Steps to record."""
+    run: RunConfig = field(default_factory=RunConfig)
+    """Its copy."""
 
     def __post_init__(self) -> None:
         """Check what two sections must agree on."""

@@ -32,6 +32,7 @@ from beit.common.task import FitSettings
 from beit.common.tokenizer_dir import save_tokenizer
 from beit.common.trainer import fit
 from beit.common.training_data import TrainingData
+from beit.common.wandb_log import require_wandb
 from beit.tokenize.tokenizer_card import tokenizer_card
 from beit.tokenize.tokenizer_codebook import fit_codebook, revive_words
 from beit.tokenize.tokenizer_config import TokenizerTrainConfig
@@ -69,6 +70,7 @@ def train_tokenizer(config: TokenizerTrainConfig, source: str, out_dir: Path, *,
         InputError: bad input.
         ResumableStop: a signal asked to stop; a checkpoint was committed.
     """
+    require_wandb(config.run.wandb)
     world = init_distributed(timeout_seconds=config.train.collective_timeout_seconds)
     torch.manual_seed(config.train.seed)
     size, cache = config.data.view_size, config.reader.parquet_cache_bytes
@@ -76,7 +78,7 @@ def train_tokenizer(config: TokenizerTrainConfig, source: str, out_dir: Path, *,
         lambda: split_images(open_images(source, img_size=size, cache_bytes=cache), config.data, cache_bytes=cache)
     )
     task = TokenizerTask(config, source, images, world)
-    run = open_run(out_dir, config, world=world, resume=resume, free_keys=FREE_KEYS)
+    run = open_run(out_dir, config, world=world, resume=resume, free_keys=FREE_KEYS, sync_to=config.run.sync_to)
     task.announce()
     settings = FitSettings(
         train=config.train,
@@ -84,6 +86,7 @@ def train_tokenizer(config: TokenizerTrainConfig, source: str, out_dir: Path, *,
         checkpoint=config.checkpoint,
         deepspeed=config.deepspeed,
         profile=config.profile,
+        run=config.run,
         goal=Goal(metric="eval_psnr", is_higher_better=True, keep_best=True),
     )
     best = fit(task, settings=settings, run=run, world=world).best

@@ -45,7 +45,7 @@ from beit.tokenize.audit import AuditResult, audit_store
 from beit.tokenize.crops import crop_suffix
 from beit.tokenize.encode import ViewEncoder
 from beit.tokenize.index import index_row
-from beit.tokenize.shard import check_file
+from beit.tokenize.store_files import check_file
 from beit.tokenize.verify_files import list_names, local_file, local_shard
 
 logger = logging.getLogger(__name__)

@@ -1,8 +1,8 @@
 """Writing one token shard: the token tar, the sample table, and the manifest that commits both.
 
-Every file is written under a temporary name, read back, made durable and renamed; the manifest comes last. So a shard
-without a manifest is unfinished and a shard with one is complete, whenever the process was killed. The bytes depend on
-the samples alone. The layout is described in docs/store-format.md.
+Every file appears under its name when it is whole (`store_files.py`); the manifest comes last. So a shard without a
+manifest is unfinished and a shard with one is complete, whenever the process was killed. The bytes depend on the
+samples alone. The layout is described in docs/store-format.md.
 
 K views per image, g tokens per side.
 """
@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import io
 from contextlib import ExitStack
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -20,7 +19,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from beit.common.faults import fault_point
-from beit.common.files import atomic_file, write_atomic, write_json
 from beit.common.sample_table import encode_samples
 from beit.common.shard_io import TarAppender
 from beit.common.source_types import SampleRef
@@ -35,23 +33,23 @@ from beit.common.store_schema import (
     SkippedSample,
     StoreInfo,
     held_out_hash,
-    manifest_path,
-    to_json,
+    manifest_name,
 )
 from beit.tokenize.crops import CropsRef
+from beit.tokenize.store_files import StoreFiles, write_document
 
 
 class TokenShardWriter:
     """Collects the samples of one shard and commits them; as a context manager left before that, it leaves nothing.
 
     Args:
-        store: Folder of the store.
+        files: Of the store.
         stem: Name of the shard.
         info: Settings of the store; with views = 0 there is no token tar.
     """
 
-    def __init__(self, store: Path, stem: str, info: StoreInfo) -> None:
-        self._folder = store / TOKENS_DIR
+    def __init__(self, files: StoreFiles, stem: str, info: StoreInfo) -> None:
+        self._files = files
         self._stem = stem
         self._info = info
         self._rows: list[dict[str, Any]] = []
@@ -60,10 +58,10 @@ class TokenShardWriter:
 
     def __enter__(self) -> Self:
         """Remove what an interrupted run left of this shard, and its manifest: from here on it is unfinished."""
-        manifest_path(self._folder, self._stem).unlink(missing_ok=True)
-        remove_temporaries(self._folder, f"{self._stem}.")
+        self._files.remove(f"{TOKENS_DIR}/{manifest_name(self._stem)}")
+        self._files.remove_temporaries(TOKENS_DIR, f"{self._stem}.")
         if self._info.views:
-            file = self._stack.enter_context(atomic_file(self._folder / f"{self._stem}.tar"))
+            file = self._stack.enter_context(self._files.new_file(f"{TOKENS_DIR}/{self._stem}.tar"))
             self._tar = TarAppender(file)
         return self
 
@@ -120,13 +118,13 @@ class TokenShardWriter:
             execution=execution,
             versions=versions,
         )
-        write_json(manifest_path(self._folder, self._stem), to_json(manifest))
+        write_document(self._files, f"{TOKENS_DIR}/{manifest_name(self._stem)}", manifest)
         return manifest
 
     def _write_samples(self) -> FileInfo:
         name = f"{self._stem}.samples.parquet"
         data = encode_samples(self._rows, num_crops=self._info.views if self._info.is_materialized else 0)
-        write_atomic(self._folder / name, data)
+        self._files.write(f"{TOKENS_DIR}/{name}", data)
         return FileInfo(name=name, sha256=hashlib.sha256(data).hexdigest(), size=len(data))
 
     def _add_array(self, name: str, array: NDArray[Any]) -> tuple[int, int]:
@@ -144,10 +142,3 @@ def _image_columns(ref: SampleRef) -> dict[str, Any]:
     if isinstance(ref, CropsRef):
         return {"img_off": [crop.offset for crop in ref.crops], "img_len": [crop.length for crop in ref.crops]}
     return {"img_off": ref.offset, "img_len": ref.length}
-
-
-def remove_temporaries(folder: Path, *names: str) -> None:
-    """Remove what killed processes left of files whose names start so; nobody else may be writing them."""
-    for path in folder.glob("*.tmp.*"):
-        if path.name.startswith(names):
-            path.unlink(missing_ok=True)

@@ -14,6 +14,7 @@ from beit.common.vit_config import ViTConfig
 from beit.finetune.commands import RECIPES
 from beit.finetune.config import FinetuneConfig
 from beit.tests.docs.run_commands import run_commands, shown_commands
+from beit.tests.foreign_weights import timm_vit
 from beit.tests.support import write_images
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,6 +33,7 @@ def write_encoder(folder):
 @pytest.mark.timeout(1800)
 def test_commands_run_in_order(tmp_path):
     write_encoder(tmp_path / "runs/pretrain/encoder")
+    torch.save(timm_vit(dim=64), tmp_path / "dino_vitbase16_pretrain.pth")
     write_images(tmp_path / "new-photos", 3, size=40)
     for name in ("train", "val", "test"):
         write_images(tmp_path / "labelled" / name, 12, size=40, classes=("rose", "tulip"))
@@ -54,7 +56,7 @@ def test_commands_run_in_order(tmp_path):
 def test_settings_it_names_exist():
     known = config_to_dict(FinetuneConfig())
     optional = {"train.ema_decay", "train.early_stop_evals", "train.micro_batch_size", "image.img_size"}
-    optional |= {"data.num_labels", "data.label_fraction"}
+    optional |= {"data.num_labels", "data.label_fraction", "data.num_val_images"}
     named = set(re.findall(r"`((?:augment|mix|classifier|model|train|data|probe|image)\.[a-z_0-9]+)", TEXT))
     assert len(named) > 15
     for setting in named - optional:

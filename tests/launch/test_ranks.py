@@ -13,7 +13,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from beit.common.checkpoint import committed_steps
 from beit.common.metrics import read_metrics
+from beit.tests.stand_in_pdsh import install
 
 pytestmark = [pytest.mark.launch, pytest.mark.timeout(900)]
 
@@ -21,9 +23,9 @@ MODULE = "beit.tests.toy_training"
 LONG = ("train.steps=400", "step_seconds=0.2", "checkpoint.interval_steps=1000")
 
 
-def start(run: Path, *overrides: str) -> subprocess.Popen[str]:
+def start(run: Path, *overrides: str, fault: str = "") -> subprocess.Popen[str]:
     command = [sys.executable, "-m", MODULE, str(run), "gpus=2", *overrides]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "BEIT_FAULT": fault}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
 
 
@@ -84,31 +86,15 @@ def test_two_ranks_resume_bit_for_bit(tmp_path: Path, zero_stage: int) -> None:
         assert files[0].read_bytes() == files[1].read_bytes(), name
 
 
-def test_trains_without_compiler_and_ninja(tmp_path: Path) -> None:
-    """DeepSpeed would build a communication operator at its first start."""
-    command = [sys.executable, "-m", MODULE, str(tmp_path / "run"), "deepspeed.zero_stage=2"]
-    environment = {"PATH": str(tmp_path), "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
-    code, output = finish(process)
-    assert code == 0, output
-    assert not (tmp_path / ".cache/torch_extensions").exists()
-
-
 def test_bad_input_is_one_line_and_code_2(tmp_path: Path) -> None:
     code, output = finish(start(tmp_path / "run", "input_error='store is missing'"))
     assert code == 2
     assert output.strip() == "beit: store is missing"
 
 
-def test_nonfinite_gradient_on_one_rank_is_skipped_by_both(tmp_path: Path) -> None:
-    code, output = finish(start(tmp_path, "bad_steps=[2]", "bad_rank=1", "deepspeed.zero_stage=1"))
-    assert code == 0, output
-    assert read_metrics(tmp_path / "metrics.jsonl")[-2]["nonfinite_steps"] == 1
-
-
 @pytest.mark.fault
 @pytest.mark.parametrize("target", ["command", "launch.py", "one rank", "group"])
-def test_sigterm_saves_and_exits_75(tmp_path: Path, target: str) -> None:
+def test_stop_signal_saves_and_exits_75(tmp_path: Path, target: str) -> None:
     process = start(tmp_path, *LONG)
     wait_for_step(tmp_path, 2)
     started = time.monotonic()
@@ -119,7 +105,8 @@ def test_sigterm_saves_and_exits_75(tmp_path: Path, target: str) -> None:
     elif target == "one rank":
         ranks_of(tmp_path)[1].terminate()
     else:
-        os.killpg(os.getpgid(ranks_of(tmp_path)[0].pid), signal.SIGTERM)
+        # As SLURM does before the end of a job's time: to every process of it, the launcher included.
+        os.killpg(os.getpgid(ranks_of(tmp_path)[0].pid), signal.SIGUSR1)
     code, output = finish(process)
     assert code == 75, output
     assert time.monotonic() - started < 120  # 25 s is the promise, on a machine that does nothing else
@@ -153,14 +140,27 @@ def test_ranks_do_not_outlive_a_killed_launcher(tmp_path: Path, target: str) -> 
 
 
 @pytest.mark.fault
-def test_killed_rank_ends_the_run_and_the_last_checkpoint_continues_it(tmp_path: Path) -> None:
-    code, output = finish(start(tmp_path, "kill_at=5"))
+def test_kills_cost_the_steps_since_the_last_commit_only(tmp_path: Path) -> None:
+    """Rank 0 dies before and after the commit of a checkpoint, rank 1 in a step; then nobody does."""
+    stage = "deepspeed.zero_stage=1"
+    assert finish(start(tmp_path / "whole", stage))[0] == 0
+    for fault, saved in (("commit:1", None), ("committed:1", 3)):
+        code, output = finish(start(tmp_path / "cut", stage, fault=fault))
+        assert code == 1, output
+        assert "beit: rank 0 ended without a word" in output
+        assert not processes_of(tmp_path)
+        assert max(committed_steps(tmp_path / "cut/checkpoints"), default=None) == saved
+    code, output = finish(start(tmp_path / "cut", stage, "kill_at=7"))
     assert code == 1, output
-    assert "rank 1 ended without a word" in output
-    assert not processes_of(tmp_path)
-    code, output = finish(start(tmp_path))
-    assert code == 0, output
     assert "continuing at step 3" in output
+    assert "beit: last lines of rank 1:\n  a last word\n" in output
+    assert output.rstrip().rpartition("\n")[2].startswith("beit: rank 1 ended without a word (killed")
+    code, output = finish(start(tmp_path / "cut", stage))
+    assert code == 0, output
+    assert "continuing at step 6" in output
+    for name in ("model", "optimizer", "rng"):
+        files = [tmp_path / run / f"checkpoints/step_8/{name}.safetensors" for run in ("whole", "cut")]
+        assert files[0].read_bytes() == files[1].read_bytes(), name
 
 
 @pytest.mark.fault
@@ -168,3 +168,55 @@ def test_hung_rank_ends_the_run(tmp_path: Path) -> None:
     code, output = finish(start(tmp_path, "hang_at=5", "train.collective_timeout_seconds=15"))
     assert code == 1, output
     assert not processes_of(tmp_path)
+
+
+class TestTwoMachines:
+    """Two machines behind a stand-in for pdsh, one rank on each."""
+
+    @staticmethod
+    def start(folder: Path, *overrides: str) -> subprocess.Popen[str]:
+        hosts = folder / "hosts"
+        hosts.write_text("node-a slots=1\nnode-b slots=1\n")
+        variables = {
+            "PATH": install(folder / "bin"),
+            "MASTER_ADDR": "127.0.0.1",
+            "OMP_NUM_THREADS": "1",
+            "AWS_SECRET_ACCESS_KEY": "s $HOME 'q\" 100%h",
+        }
+        shown = "show_variables=['AWS_SECRET_ACCESS_KEY','OMP_NUM_THREADS','PYTHONSAFEPATH']"
+        command = [sys.executable, "-m", MODULE, str(folder / "run"), f"hostfile={hosts}", shown, *overrides]
+        environment = os.environ | variables
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+
+    @pytest.mark.fault
+    def test_variables_signals_and_exit_codes_travel(self, tmp_path: Path) -> None:
+        process = self.start(tmp_path, *LONG)
+        wait_for_step(tmp_path / "run", 2)
+        process.terminate()
+        code, output = finish(process)
+        assert code == 75, output
+        for node in ("node-a", "node-b"):
+            secret = "s $HOME 'q\" 100%h"
+            assert f"AWS_SECRET_ACCESS_KEY={secret!r}" in [
+                line.partition(": ")[2].removeprefix("[rank 1] ")
+                for line in output.splitlines()
+                if line.startswith(node)
+            ]
+        assert "OMP_NUM_THREADS='1'" in output and "stopped at step" in output
+        assert not processes_of(tmp_path / "run")
+        stopped_at = last_checkpoint(tmp_path / "run")
+        assert stopped_at >= 2
+        code, output = finish(self.start(tmp_path, *LONG, "train.steps=400", f"kill_at={stopped_at + 1}"))
+        assert code == 1, output
+        assert f"continuing at step {stopped_at}" in output
+        assert "node-b: beit: rank 1 ended without a word (killed by SIGKILL" in output
+        assert not processes_of(tmp_path / "run")
+
+    @pytest.mark.fault
+    def test_ranks_do_not_outlive_a_killed_command(self, tmp_path: Path) -> None:
+        process = self.start(tmp_path, *LONG)
+        wait_for_step(tmp_path / "run", 2)
+        process.kill()
+        process.communicate(timeout=60)
+        wait_for(lambda: not processes_of(tmp_path / "run"), seconds=90)
+        assert 2 <= last_checkpoint(tmp_path / "run") < 400

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from beit.common import checkpoint
 from beit.common.checkpoint import (
+    committed_steps,
     find_checkpoint,
     open_checkpoint,
     resolve_checkpoint,
@@ -23,12 +26,13 @@ from beit.common.errors import InputError
 from beit.common.portable_state import PortableState
 
 
-def save(root: Path, step: int, *, keep: int = 2) -> Path:
+def save(root: Path, step: int, *, keep: int = 2, keep_every: int | None = None) -> Path:
     state = PortableState(
         model={"weight": torch.full((3, 2), float(step))}, optimizer={"step/weight": torch.tensor(float(step))}
     )
     rng = {"rank0/cpu": torch.arange(4, dtype=torch.uint8)}
-    return save_checkpoint(root, step=step, state=state, rng=rng, record={"data": {"at": step}}, keep=keep)
+    record = {"data": {"at": step}}
+    return save_checkpoint(root, step=step, state=state, rng=rng, record=record, keep=keep, keep_every=keep_every)
 
 
 def truncate(path: Path) -> None:
@@ -77,6 +81,47 @@ def test_numbers_are_compared_as_numbers_and_the_last_two_are_kept(tmp_path: Pat
     found = find_checkpoint(tmp_path)
     assert found is not None and found.step == 10
     assert (tmp_path / "latest").read_text() == "step_10\n"
+
+
+def test_milestones_are_kept_besides(tmp_path: Path) -> None:
+    for step in (3, 9, 12, 18, 21, 33, 38, 40, 44):  # saved by the clock, so seldom at a multiple
+        save(tmp_path, step, keep_every=10)
+    assert sorted(committed_steps(tmp_path)) == [12, 21, 33, 40, 44]
+
+
+def test_a_save_that_cannot_fit_is_not_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path, 1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=30))
+    with pytest.raises(OSError, match="needs 1.2 times that"):
+        save(tmp_path, 2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step_1"]
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "COMMIT.json", "latest"])
+def test_a_file_system_that_takes_no_more_leaves_the_old_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Not a stand-in for the error but the error: no file of this process may grow from here on."""
+    save(tmp_path, 1)
+    patched = {"model.safetensors": "_write_tensors", "COMMIT.json": "write_json", "latest": "write_atomic"}[name]
+    real, limits = getattr(checkpoint, patched), resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def write(path: Path, *args: object) -> object:
+        if Path(path).name == name:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (4, limits[1]))
+        return real(path, *args)
+
+    monkeypatch.setattr(checkpoint, patched, write)
+    try:
+        with pytest.raises(OSError):
+            save(tmp_path, 2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    found = find_checkpoint(tmp_path)
+    assert found is not None and found.step == (2 if name == "latest" else 1)  # it was committed by then
+    assert open_checkpoint(tmp_path / "step_1").step == 1
+    assert not [path for path in tmp_path.rglob("*") if ".tmp" in path.name]
+    assert (tmp_path / "latest").read_text() == "step_1\n"
 
 
 @pytest.mark.parametrize("damage", [truncate, flip_bit, delete_file, delete_commit, cut_commit])

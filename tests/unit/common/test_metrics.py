@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import resource
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 from beit.common.metrics import MetricsLog, read_metrics, truncate_metrics
@@ -39,3 +41,21 @@ def test_resume_removes_lost_work_and_a_cut_line(tmp_path: Path) -> None:
 def test_missing_file_has_no_records(tmp_path: Path) -> None:
     truncate_metrics(tmp_path / "metrics.jsonl", 3)
     assert read_metrics(tmp_path / "metrics.jsonl") == []
+
+
+def test_a_file_that_takes_no_more_costs_records_and_no_training(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = MetricsLog(tmp_path, 0)
+    log.write({"step": 1, "loss": 1.0})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / "metrics.jsonl").stat().st_size + 3, limits[1]))
+    try:
+        for step in range(2, 5):
+            log.write({"step": step, "loss": 1.0})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    log.write({"step": 5, "loss": 1.0})
+    log.close()
+    assert [record["step"] for record in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4, 5]
+    assert caplog.text.count("metrics are not written any more") == 1

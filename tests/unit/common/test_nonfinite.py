@@ -43,3 +43,11 @@ def test_memory_survives_a_resume() -> None:
     assert resumed.total == 3
     with pytest.raises(Diverged):
         resumed.note(4, [])
+
+
+def test_overflows_that_lower_the_loss_scale_are_counted_but_not_limited(tmp_path: Path) -> None:
+    guard = NonFiniteGuard(tmp_path / "n.jsonl")
+    for step in range(20):
+        guard.note(step, [["a"]], is_overflow=True)
+    assert guard.total == 20
+    assert not (tmp_path / "n.jsonl").exists()

@@ -13,6 +13,7 @@ from beit.common.config import load_config
 from beit.common.distributed import World
 from beit.common.errors import InputError
 from beit.common.run_dir import RunDirectory, open_run, redact
+from beit.common.setting_changes import check_changes, find_changes
 from beit.common.train_config import TrainConfig
 
 
@@ -57,6 +58,22 @@ def test_settings_of_rhythm_may_change(tmp_path: Path) -> None:
     open_it(tmp_path, Settings())
     open_it(tmp_path, Settings(train=TrainConfig(log_interval_steps=7)))
     open_it(tmp_path, Settings(train=TrainConfig(log_interval_steps=7), depth=4), free_keys=("depth",))
+
+
+def test_what_a_change_needs_depends_on_the_setting(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    open_it(tmp_path, Settings())
+    open_it(tmp_path, Settings(train=TrainConfig(log_interval_steps=7)))
+    assert "settings changed since: train.log_interval_steps was 50, is 7" in caplog.text
+    with pytest.raises(InputError, match="depth was 2, is 3.*continue on purpose with --resume"):
+        open_it(tmp_path, Settings(depth=3))
+    seed = Settings(train=TrainConfig(seed=1))
+    with pytest.raises(InputError, match="checkpoints depend on .train.seed was 0, is 1.; use the same, or start"):
+        open_it(tmp_path, seed)
+    with pytest.raises(InputError, match="checkpoints depend on"):  # nor on purpose
+        check_changes(find_changes(tmp_path / "config.toml", seed), tmp_path, is_on_purpose=True, free_keys=())
+    starts = json.loads((tmp_path / "environment.json").read_text())["starts"]
+    assert [start["changed"] for start in starts] == [{}, {"train.log_interval_steps": [50, 7]}]
 
 
 def test_foreign_directory_is_refused(tmp_path: Path) -> None:

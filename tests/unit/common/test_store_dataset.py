@@ -110,6 +110,12 @@ def test_store_without_views_has_a_view_per_epoch():
     assert {record.view_index for record in records(dataset, 5)} == {5}
 
 
+def test_held_out_samples_are_always_seen_under_their_first_view():
+    for seed, views in ((0, 4), (3, 1), (3, 16)):
+        held_out = StoreDataset(FakeStore(views=views), seed=seed, held_out=True)
+        assert {held_out.fetch(2, 0, epoch).view_index for epoch in range(5)} == {0}
+
+
 def test_store_without_such_samples_is_refused():
     store = FakeStore(threshold=0)
     with pytest.raises(InputError, match=r"store has no held-out samples \(36 in all\)"):

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from beit.common import saver
+from beit.common.checkpoint import committed_steps
 from beit.common.errors import InputError, ResumableStop
 from beit.common.metrics import read_metrics
 from beit.common.nonfinite import Diverged
@@ -43,6 +44,57 @@ def test_resumed_run_is_bit_equal_to_an_uninterrupted_one(tmp_path: Path, zero_s
     assert_same_tensors(
         load_file(tmp_path / "whole/encoder/model.safetensors"), load_file(tmp_path / "cut/encoder/model.safetensors")
     )
+
+
+def test_three_stops_leave_the_trajectory_as_it_is(tmp_path: Path) -> None:
+    keep_all = ("checkpoint.interval_steps=1", "checkpoint.keep=9", "train.ema_decay=0.9")
+    train_toy(tmp_path / "whole", toy_config(*keep_all))
+    for stop in (1, 4, 5):
+        with pytest.raises(ResumableStop):
+            train_toy(tmp_path / "cut", toy_config(*keep_all, f"stop_at={stop}"))
+    train_toy(tmp_path / "cut", toy_config(*keep_all))
+    for step in range(1, 9):
+        assert_same_tensors(tensors_of(tmp_path / "whole", step), tensors_of(tmp_path / "cut", step))
+
+
+def test_a_signal_during_a_save_is_heeded_after_it(tmp_path: Path) -> None:
+    with pytest.raises(ResumableStop, match="stopped at step 3 of 8 .SIGUSR1., saved"):
+        train_toy(tmp_path, toy_config("signal_in_save=3"))
+    train_toy(tmp_path, toy_config())
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["latest", "step_6", "step_8"]
+
+
+def test_saves_come_by_the_clock_too(tmp_path: Path) -> None:
+    rhythm = ("checkpoint.every_minutes=1e-9", "checkpoint.interval_steps=100", "checkpoint.keep=9")
+    train_toy(tmp_path, toy_config(*rhythm))
+    assert committed_steps(tmp_path / "checkpoints") == {*range(9)}
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "missing", "uncommitted"])
+def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(
+    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    train_toy(tmp_path, toy_config())
+    whole, newest = tensors_of(tmp_path, 8), tmp_path / "checkpoints/step_8"
+    file = newest / ("COMMIT.json" if damage == "uncommitted" else "optimizer.safetensors")
+    content = file.read_bytes()
+    file.unlink()
+    if damage == "cut":
+        file.write_bytes(content[:-1])
+    elif damage == "flipped":
+        file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    (tmp_path / "checkpoints/latest").write_text("")
+    train_toy(tmp_path, toy_config())
+    assert f"checkpoint rejected: {newest}" in caplog.text
+    assert_same_tensors(tensors_of(tmp_path, 8), whole)
+
+
+def test_a_model_of_another_shape_is_refused(tmp_path: Path) -> None:
+    train_toy(tmp_path / "run", toy_config())
+    for zero_stage in (0, 3):
+        config = toy_config(f"deepspeed.zero_stage={zero_stage}", "hidden=17")
+        with pytest.raises(InputError, match=r"3 tensors differ, such as first.bias \(\(16,\) there, \(17,\) here\)"):
+            train_toy(tmp_path / "other", config, resume=str(tmp_path / "run"))
 
 
 def test_checkpoint_moves_between_zero_stages(tmp_path: Path) -> None:
@@ -167,8 +219,9 @@ def test_lone_process_does_not_look_like_a_rank_to_its_children(tmp_path: Path) 
     assert not {"RANK", "WORLD_SIZE", "MASTER_PORT"} & os.environ.keys()
 
 
-def test_bf16_trains_fp32_weights(tmp_path: Path) -> None:
-    train_toy(tmp_path, toy_config("train.precision=bf16"))
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_trains_fp32_weights(tmp_path: Path, precision: str) -> None:
+    train_toy(tmp_path, toy_config(f"train.precision={precision}"))
     state = load_file(tmp_path / "encoder/model.safetensors")
     assert {value.dtype for value in state.values()} == {torch.float32}
 

@@ -45,6 +45,17 @@ def test_another_subset_seed_keeps_other_images(tmp_path):
     assert chosen[0] != chosen[1]
 
 
+def test_some_of_the_validation_images_are_the_same_every_time(tmp_path):
+    folder = str(write_folder(tmp_path / "d", {"a": 20, "b": 20}))
+    first, second = (open_training_data(folder, DataConfig(val=folder, num_val_images=8)).val for _ in range(2))
+    assert np.bincount(first.labels).tolist() == [4, 4]
+    assert [first.ref_at(place).path for place in range(8)] == [second.ref_at(place).path for place in range(8)]
+    with pytest.raises(InputError, match=r"data.num_val_images \(41\) must not exceed the 40 images"):
+        open_training_data(folder, DataConfig(val=folder, num_val_images=41))
+    with pytest.raises(InputError, match="give --val"):
+        open_training_data(folder, DataConfig(num_val_images=4))
+
+
 def test_validation_classes_are_matched_by_name(tmp_path):
     train = write_folder(tmp_path / "train", {"ant": 2, "bee": 2, "cat": 2})
     val = write_folder(tmp_path / "val", {"cat": 1, "bee": 2})

@@ -8,7 +8,7 @@ from beit.common.dataset import Record
 from beit.common.errors import BadSample, InputError
 from beit.common.images import decode_image
 from beit.common.rng import CounterRng
-from beit.common.views import AugmentConfig, crop_crc, draw_view, mean_luma, render_view
+from beit.common.views import AugmentConfig, crop_crc, draw_stored_view, draw_view, mean_luma, render_view
 from beit.pretrain.data import ViewTransform, check_replay
 from beit.pretrain.masking import MaskConfig
 
@@ -97,6 +97,17 @@ def test_fresh_views_need_no_stored_view_and_depend_on_seed_epoch_and_sample_onl
     drawn = [draw(*key) for key in [(0, 0, "a"), (0, 0, "a"), (1, 0, "a"), (0, 1, "a"), (0, 0, "b")]]
     assert drawn[0] == drawn[1]
     assert len(set(drawn)) == 4
+
+
+def test_held_out_images_without_stored_views_are_seen_as_a_store_would_show_them_first():
+    record = make_record(epoch=3)
+    image = decode_image(record.image_bytes)
+    first = draw_stored_view(7, "a", 0, width=image.width, height=image.height, augment=AugmentConfig())
+    shown = render_view(image, first, img_size=32)
+    for epoch, seed in ((3, 0), (4, 1)):
+        bare = Record(key="a", shard="s", epoch=epoch, view_index=0, image_bytes=record.image_bytes)
+        sample = fresh(fixed_masks=True, store_seed=7, seed=seed)(bare)
+        assert np.array_equal(sample["images"], shown.transpose(2, 0, 1))
 
 
 def test_the_tokenizer_sees_the_same_crop_as_the_model_with_its_own_filter():

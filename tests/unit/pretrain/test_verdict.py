@@ -1,3 +1,5 @@
+import pytest
+
 from beit.pretrain.verdict import verdict
 
 TOKENS = {
@@ -45,6 +47,14 @@ def test_small_changes_and_improvements_are_no_trend():
     earlier = [{**TOKENS, "step": 100, "held_out_bits": 2.99, "train_bits": 3.0}]
     assert "rises" not in verdict(TOKENS, earlier)
     assert "rises" not in verdict(TOKENS, [{**TOKENS, "step": 100, "held_out_bits": 3.2}])
+
+
+@pytest.mark.parametrize(
+    "metrics", [{**TOKENS, "held_out_bits": float("nan")}, {**PIXELS, "held_out_mse": float("inf")}]
+)
+def test_a_loss_that_is_no_number_is_not_called_learning(metrics):
+    assert "diverged" in verdict(metrics)
+    assert "learning;" not in verdict(metrics)
 
 
 def test_pixels_are_read_against_predicting_the_mean():

@@ -29,7 +29,7 @@ from beit.tests.tiny_store import (
     write_members,
     write_tars,
 )
-from beit.tokenize.shard import check_file
+from beit.tokenize.store_files import check_file
 from beit.tokenize.verify import verify_store
 
 pytestmark = [pytest.mark.fault, pytest.mark.timeout(300)]

@@ -13,7 +13,7 @@ def sorted_by_class(tmp_path, count=30):
 
 
 def test_packing_mixes_classes_and_gives_every_image_one_place(tmp_path):
-    plan = plan_store(tiny_config(shard_size=20), str(sorted_by_class(tmp_path)), tmp_path / "store")
+    plan = plan_store(tiny_config(shard_size=20), str(sorted_by_class(tmp_path)), str(tmp_path / "store"))
     groups = plan.catalogue.groups
     assert [len(group) for group in groups] == [20, 20, 20]
     assert sorted(np.concatenate(groups)) == list(range(60))
@@ -24,30 +24,30 @@ def test_packing_mixes_classes_and_gives_every_image_one_place(tmp_path):
 
 def test_packing_order_depends_on_the_seed_alone(tmp_path):
     source = str(sorted_by_class(tmp_path, 10))
-    plans = [plan_store(tiny_config(seed=seed), source, tmp_path / "store") for seed in (0, 0, 1)]
+    plans = [plan_store(tiny_config(seed=seed), source, str(tmp_path / "store")) for seed in (0, 0, 1)]
     orders = [np.concatenate(plan.catalogue.groups).tolist() for plan in plans]
     assert orders[0] == orders[1] != orders[2]
 
 
 def test_keep_order_keeps_the_order(tmp_path):
-    plan = plan_store(tiny_config(keep_order=True), str(sorted_by_class(tmp_path, 5)), tmp_path / "store")
+    plan = plan_store(tiny_config(keep_order=True), str(sorted_by_class(tmp_path, 5)), str(tmp_path / "store"))
     assert np.concatenate(plan.catalogue.groups).tolist() == list(range(10))
 
 
 def test_shards_are_alike_in_size_and_bounded_in_bytes(tmp_path):
     source = write_folder(tmp_path / "images", 21)
-    plan = plan_store(tiny_config(shard_size=20), str(source), tmp_path / "store")
+    plan = plan_store(tiny_config(shard_size=20), str(source), str(tmp_path / "store"))
     assert [len(group) for group in plan.catalogue.groups] == [11, 10]
     most = len(encoded_image(0, "png")) * 4
-    plan = plan_store(tiny_config(shard_size=20, shard_bytes=most), str(source), tmp_path / "store")
+    plan = plan_store(tiny_config(shard_size=20, shard_bytes=most), str(source), str(tmp_path / "store"))
     lengths = [[plan.catalogue.refs[position].length for position in group] for group in plan.catalogue.groups]
     assert all(sum(group) <= most for group in lengths) and sum(map(len, lengths)) == 21
-    plan = plan_store(tiny_config(shard_bytes=1), str(source), tmp_path / "store")
+    plan = plan_store(tiny_config(shard_bytes=1), str(source), str(tmp_path / "store"))
     assert len(plan.shards) == 21  # an image larger than the limit gets a tar of its own
 
 
 def test_tars_are_referenced_relative_to_the_store(tmp_path):
-    plan = plan_store(tiny_config(), str(write_tars(tmp_path / "images")), tmp_path / "stores/one")
+    plan = plan_store(tiny_config(), str(write_tars(tmp_path / "images")), str(tmp_path / "stores/one"))
     assert plan.catalogue is None and plan.packing is None
     assert plan.image_root == "../../images"
     assert [shard.image_file for shard in plan.shards] == ["part-0.tar", "part-1.tar"]
@@ -57,25 +57,25 @@ def test_tars_are_referenced_relative_to_the_store(tmp_path):
 def test_tars_below_other_folders_keep_their_path(tmp_path):
     for name in "ab":
         write_tars(tmp_path / "images" / name, (1,))
-    plan = plan_store(tiny_config(), str(tmp_path / "images"), tmp_path / "store")
+    plan = plan_store(tiny_config(), str(tmp_path / "images"), str(tmp_path / "store"))
     assert [shard.image_file for shard in plan.shards] == ["a/part-0.tar", "b/part-0.tar"]
 
 
 def test_a_store_beside_the_tars_of_its_source_is_fine(tmp_path):
     source = write_tars(tmp_path / "images", (2,))
-    assert plan_store(tiny_config(), str(source / "*.tar"), source / "store").image_root == ".."
+    assert plan_store(tiny_config(), str(source / "*.tar"), str(source / "store")).image_root == ".."
 
 
 def test_the_digest_follows_names_and_sizes_not_times(tmp_path):
     source = write_folder(tmp_path / "images", 3)
-    digests = [plan_store(tiny_config(), str(source), tmp_path / "store").source_info.digest]
+    digests = [plan_store(tiny_config(), str(source), str(tmp_path / "store")).source_info.digest]
     (source / "000.png").touch()
-    digests.append(plan_store(tiny_config(), str(source), tmp_path / "store").source_info.digest)
+    digests.append(plan_store(tiny_config(), str(source), str(tmp_path / "store")).source_info.digest)
     (source / "000.png").rename(source / "zzz.png")
-    digests.append(plan_store(tiny_config(), str(source), tmp_path / "store").source_info.digest)
+    digests.append(plan_store(tiny_config(), str(source), str(tmp_path / "store")).source_info.digest)
     assert digests[0] == digests[1] != digests[2]
 
 
 def test_a_missing_source_is_bad_input(tmp_path):
     with pytest.raises(InputError):
-        plan_store(tiny_config(), str(tmp_path / "nothing"), tmp_path / "store")
+        plan_store(tiny_config(), str(tmp_path / "nothing"), str(tmp_path / "store"))

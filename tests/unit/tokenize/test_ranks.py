@@ -3,11 +3,14 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 
+import fsspec
 import psutil
 import pytest
 
 from beit.common.errors import InputError
+from beit.tests.s3_server import serve_s3
 from beit.tests.support import write_images, write_tokenizer
 from beit.tests.tiny_store import tiny_config, tree_bytes
 from beit.tokenize.run import run_tokenize, tokenize_with_ranks
@@ -68,22 +71,57 @@ def test_launchers_start_ranks_that_share_one_store(tmp_path, launcher):
     assert tree_bytes(tmp_path / "store") == expected
 
 
+KILLED_RANK = """
+import os
+import sys
+from beit.common.faults import set_trap
+if __name__ == "__main__":
+    if os.environ["RANK"] == "1":
+        set_trap("sample:2")
+    from beit.cli import main
+    main()
+"""
+
+
+@pytest.mark.parametrize("place", ["folder", "bucket"])
+def test_a_rank_of_torchrun_that_is_killed_costs_its_shard_only(tmp_path, place):
+    """torchrun ends the other ranks then, which stop as on any signal; the same command completes the store."""
+    expected, script = clean_store(tmp_path), tmp_path / "killed_rank.py"
+    script.write_text(KILLED_RANK)
+    with serve_s3({}) if place == "bucket" else nullcontext() as bucket:
+        store = f"{bucket}/store" if bucket else str(tmp_path / "store")
+        arguments = [store if argument.endswith("/store") else argument for argument in command(tmp_path)]
+        for module, is_killed in (([script], True), (["-m", "beit.cli"], False)):
+            process = subprocess.run(
+                [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", *map(str, module), *arguments],
+                env=os.environ | {"OMP_NUM_THREADS": "1", "BEIT_CACHE": str(tmp_path / "cache")},
+                capture_output=True,
+                text=True,
+                timeout=300,
+            )
+            assert (process.returncode != 0) is is_killed, process.stderr
+        if bucket:
+            fsspec.filesystem("s3").get(store.removeprefix("s3://"), str(tmp_path / "store"), recursive=True)
+    assert "20 usable" in process.stdout
+    assert tree_bytes(tmp_path / "store") == expected
+    assert not list(tmp_path.glob("cache/spool/*"))
+
+
 def test_a_slurm_task_does_the_shards_of_a_lost_one(tmp_path):
     expected = clean_store(tmp_path)
     slurm = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_TASKS_PER_NODE": "2", "SLURM_STEP_NODELIST": "node[1-2]"}
-    codes, outputs = [], []
-    for rank, fault in ((1, {"BEIT_FAULT": "sample:2"}), (0, {})):
-        process = subprocess.run(
+    tasks = [
+        subprocess.Popen(
             [sys.executable, "-m", "beit.cli", *command(tmp_path)],
             env=os.environ | slurm | {"SLURM_PROCID": str(rank), "OMP_NUM_THREADS": "1"} | fault,
-            capture_output=True,
+            stdout=subprocess.PIPE,
             text=True,
-            timeout=300,
         )
-        codes.append(process.returncode)
-        outputs.append(process.stdout)
-    assert codes == [-signal.SIGKILL, 0]
-    assert "20 usable" in outputs[1]
+        for rank, fault in enumerate(({}, {"BEIT_FAULT": "sample:2"}))
+    ]
+    outputs = [task.communicate(timeout=300)[0] for task in tasks]
+    assert [task.returncode for task in tasks] == [0, -signal.SIGKILL]
+    assert "20 usable" in outputs[0]
     assert tree_bytes(tmp_path / "store") == expected
 
 

@@ -203,6 +203,34 @@ def refusal(spec, store):
     return message
 
 
+SIGNATURE = "X-Amz-Credential=AKIA%2F2026%2Fus-east-1&X-Amz-Signature=0a%2Fb"
+
+
+def test_presigned_addresses_are_read_and_their_signature_is_kept_nowhere(tmp_path, tars, monkeypatch):
+    monkeypatch.setenv("BEIT_URL_QUERIES", "{}")
+    cells = [{"bytes": encoded_image(number, "png"), "path": f"{number}.png"} for number in range(9)]
+    pq.write_table(pa.table({"image": cells}), tmp_path / "a b.parquet")
+    files = served(tars) | {"/a b.parquet": (tmp_path / "a b.parquet").read_bytes()}
+    with serve(FileServer(files)) as server:
+        for name, changes in (("a%20b.parquet", {}), ("part-{0..1}.tar", {"short_side": 32})):
+            store = tmp_path / name
+            for kept, signature in ((0, SIGNATURE), (3, SIGNATURE.replace("0a", "1c"))):  # signed anew
+                server.signature = signature
+                summary = tokenize(f"{server.url}/{name}?{signature}", store, **changes)
+                assert summary.num_shards_kept == kept and summary.num_shards == 3
+            assert b"Signature" not in b"".join(tree_bytes(store).values())
+
+
+def test_a_store_does_not_refer_to_a_presigned_tar(tmp_path, tars, monkeypatch):
+    monkeypatch.setenv("BEIT_URL_QUERIES", "{}")
+    with serve(FileServer(served(tars), signature=SIGNATURE)) as server:
+        url = f"{server.url}/part-0.tar?{SIGNATURE}"
+        with pytest.raises(InputError, match="part-0.tar was given with a query, .* --short-side or --materialize"):
+            tokenize(url, tmp_path / "store")
+        with pytest.raises(InputError, match="part-0.tar may not be read|part-0.tar cannot be read"):
+            tokenize(url.replace("0a", "zz"), tmp_path / "store", short_side=32)
+
+
 def test_buckets_without_the_file_are_one_line(tmp_path):
     with serve_s3({"x.tar": b"x"}) as bucket:
         for root in (bucket, "s3://no-such-bucket"):
@@ -225,7 +253,7 @@ def test_missing_credentials_are_one_line(tmp_path, monkeypatch):
 
 
 def test_a_missing_package_is_named(monkeypatch):
-    def not_installed(url):
+    def not_installed(url, **options):
         raise ImportError("Install s3fs to access S3")
 
     monkeypatch.setattr(fsspec.core, "url_to_fs", not_installed)

@@ -194,7 +194,7 @@ def test_a_parquet_source(tmp_path):
         number = int(sample["key"].split("-")[0])
         assert sample["label"] == number % 4
         assert np.array_equal(sample["image"], decode_image(encoded_image(number, "png")))
-    assert not (tmp_path / "store/images/.spool").exists()
+    assert not (tmp_path / "store/.spool").exists()
     assert {row.num_samples for row in store.shards} <= {3, 4}
 
 

@@ -77,7 +77,7 @@ def test_grey_is_measured_against_luma(images: torch.Tensor) -> None:
     grey = seen_pixels(model, images)
     measured = reconstruction_metrics(model, images, micro_batch_size=2)
     assert measured == reconstruction_metrics(model, grey, micro_batch_size=2)
-    assert reconstruction_sheet(model, images).size == (8 * 168 + 8, 30 + 168)
+    assert reconstruction_sheet(model, images).size == (8 * (160 + 12) - 12 + 48, 26 + 160 + 48)
 
 
 def test_hard_phase_shows_the_decoder_single_words_but_still_trains_the_encoder(

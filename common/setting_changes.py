@@ -1,0 +1,107 @@
+"""Which settings a run may change when it goes on: freely, on purpose, or never.
+
+Free are those that change speed, rhythm and reporting, but not what is learned. Never changed are those that the
+checkpoint's data position or the shape of its tensors depend on. All others need --resume PATH instead of "auto".
+"""
+
+from __future__ import annotations
+
+import logging
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from beit.common.config import config_to_dict, flatten
+from beit.common.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+RHYTHM = (
+    "train.micro_batch_size",
+    "train.log_interval_steps",
+    "train.eval_interval_steps",
+    "train.early_stop_evals",
+)
+FREE_KEYS = (
+    *RHYTHM,
+    "train.collective_timeout_seconds",
+    "checkpoint.",
+    "deepspeed.",
+    "run.",
+    "speed.",
+    "profile.",
+)
+"""Names, or prefixes that end in a dot."""
+FIXED_KEYS = ("model.", "train.seed", "train.global_batch_size", "reader.window_shards")
+_NOT_FIXED = ("model.drop_path",)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Change:
+    """One setting that differs from the saved run's."""
+
+    name: str
+    """Section and key."""
+    before: Any
+    """In the saved run; None where it was left out."""
+    now: Any
+    """In the present settings."""
+
+    def __str__(self) -> str:
+        """Say what changed."""
+        return f"{self.name} was {self.before}, is {self.now}"
+
+
+def find_changes(config_file: Path, config: Any) -> list[Change]:
+    """Compare the settings of a saved run with the present ones.
+
+    Args:
+        config_file: The saved run's config.toml.
+        config: The present settings, a dataclass.
+    Raises:
+        InputError: the file is not TOML.
+    """
+    try:
+        saved = flatten(tomllib.loads(config_file.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise InputError(f"{config_file} is not valid TOML ({error}); restore it or name a new directory") from None
+    current = flatten(config_to_dict(config))
+    names = sorted(name for name in saved.keys() | current.keys() if saved.get(name) != current.get(name))
+    return [Change(name=name, before=saved.get(name), now=current.get(name)) for name in names]
+
+
+def check_changes(changes: Sequence[Change], run: Path, *, is_on_purpose: bool, free_keys: Sequence[str]) -> None:
+    """Print the changes that are allowed and refuse the others.
+
+    Args:
+        changes: From `find_changes`.
+        run: The saved run, for messages.
+        is_on_purpose: Whether the user named what to continue from.
+        free_keys: What the stage allows beside `FREE_KEYS`.
+    Raises:
+        InputError: a setting differs that may not; every such setting is named with both values.
+    """
+    fixed = [change for change in changes if _matches(change.name, FIXED_KEYS) and change.name not in _NOT_FIXED]
+    bound = [change for change in changes if not _matches(change.name, (*FREE_KEYS, *free_keys))]
+    if fixed:
+        raise InputError(
+            f"{run} holds a run with other settings that its checkpoints depend on ({_listed(fixed)}); use the same, "
+            "or start a new run in a new directory"
+        )
+    if bound and not is_on_purpose:
+        raise InputError(
+            f"{run} holds a run with other settings ({_listed(bound)}); use the same, name a new directory, or "
+            f"continue on purpose with --resume {run}"
+        )
+    if changes:
+        logger.info("settings changed since: %s", _listed(changes))
+
+
+def _matches(name: str, keys: Sequence[str]) -> bool:
+    return any(name == key or (key[-1] == "." and name.startswith(key)) for key in keys)
+
+
+def _listed(changes: Sequence[Change]) -> str:
+    return "; ".join(map(str, changes))

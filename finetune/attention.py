@@ -1,0 +1,223 @@
+"""Where an encoder looks: attention maps of chosen patches, how far each head reaches, and both as a picture.
+
+B images, H heads, L blocks, N patches, S = 1 + N positions with CLS first.
+
+Source: mean attention distance as in ViT (A. Dosovitskiy et al., 2021), appendix D.7. Differs: attention to CLS, which
+has no place, is left out, and the rest is scaled to sum to 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from beit.common.charts import dot_chart
+from beit.common.encoder import load_encoder
+from beit.common.encoder_config import read_encoder_config
+from beit.common.errors import BadSample, InputError, require
+from beit.common.images import decode_image
+from beit.common.labelled_dataset import LabelledDataset
+from beit.common.labelled_index_build import build_index
+from beit.common.normalization import normalize_images
+from beit.common.pictures import enlarged, heat_colours, picture_table, sheet
+from beit.common.vit import VisionTransformer
+from beit.finetune.augment import default_crop_pct, resize_and_center_crop
+from beit.finetune.data import image_name
+
+_MARK, _MARK_RIM = (0, 255, 255), (0, 0, 0)
+_HEAT_SHARE = 0.7
+"""Of a map's colours; the rest is the image in grey."""
+_MANY_HEADS, _LARGE_CELL_PX, _SMALL_CELL_PX = 6, 136, 100
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """Whose attention is shown: a patch, or CLS."""
+
+    place: tuple[int, int] | None
+    """Row and column of the patch, from 0; None is CLS."""
+
+    @classmethod
+    def parse(cls, text: str, grid_size: tuple[int, int]) -> Query:
+        """Read "ROW,COLUMN" or "cls".
+
+        Raises:
+            InputError: it is neither, or outside the grid.
+        """
+        if text.lower() == "cls":
+            return cls(None)
+        numbers = text.split(",")
+        if len(numbers) != 2 or not all(number.strip().isdecimal() for number in numbers):
+            raise InputError(f"--query ({text}) must be ROW,COLUMN of a patch, counted from 0, or cls")
+        place = (int(numbers[0]), int(numbers[1]))
+        require(
+            place[0] < grid_size[0] and place[1] < grid_size[1],
+            f"--query ({text}) is outside the encoder's grid of {grid_size[0]} x {grid_size[1]} patches",
+        )
+        return cls(place)
+
+    def position(self, grid_size: tuple[int, int]) -> int:
+        """Return its position in the sequence, CLS being 0."""
+        return 0 if self.place is None else 1 + self.place[0] * grid_size[1] + self.place[1]
+
+    def __str__(self) -> str:
+        """Return what `parse` reads."""
+        return "cls" if self.place is None else f"{self.place[0]},{self.place[1]}"
+
+
+def attention_distances(model: VisionTransformer, images: Tensor) -> NDArray[np.float64]:
+    """Measure how far every head looks.
+
+    Args:
+        model: In eval mode.
+        images: (B, 3, img_size, img_size), normalised.
+
+    Returns:
+        (L, H): mean distance in pixels between a patch and what it attends to, over patches and images.
+    """
+    config = model.config
+    distances = patch_distances(config.grid_size).to(images.device) * config.patch_size
+    rows = []
+    for block in range(config.depth):
+        weights = model.attention_weights(images, block)[:, :, 1:, 1:]  # (B, H, N, N)
+        weights = weights / weights.sum(-1, keepdim=True)
+        rows.append((weights * distances).sum(-1).mean((0, 2)).cpu())
+    return torch.stack(rows).double().numpy()
+
+
+def patch_distances(grid_size: tuple[int, int]) -> Tensor:
+    """Return the distance between the centres of any two patches, in patches, (N, N) float32."""
+    rows, columns = torch.meshgrid(*(torch.arange(side) for side in grid_size), indexing="ij")
+    places = torch.stack([rows.flatten(), columns.flatten()], dim=1).float()
+    return torch.cdist(places, places, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionPicture:
+    """What `attention_sheet` found and drew."""
+
+    image: Image.Image
+    distances: NDArray[np.float64]
+    """(L, H), in pixels."""
+    block: int
+    """Whose maps are shown."""
+
+
+def attention_sheet(
+    encoder: Path, source: str, *, num_images: int, block: int | None, queries: Sequence[str]
+) -> AttentionPicture:
+    """Draw, for some images and patches, where every head of a block looks, and how far the heads of all blocks do.
+
+    Args:
+        encoder: An encoder, a fine-tuned model, or a run.
+        source: Images, in any form `beit predict` takes.
+        num_images: At most this many, spread over the source.
+        block: Counted from 0; None takes the one that a probe found best, or else the last.
+        queries: "ROW,COLUMN" or "cls"; none takes the patch in the middle.
+
+    Raises:
+        InputError: bad input.
+    """
+    stored, model = read_encoder_config(encoder), load_encoder(encoder)
+    config = model.config
+    if block is None:
+        block = config.depth - 1 if stored.best_block is None else stored.best_block
+    require(0 <= block < config.depth, f"--block ({block}) must be in [0, {config.depth - 1}]")
+    middle = f"{config.grid_size[0] // 2},{config.grid_size[1] // 2}"
+    asked = [Query.parse(text, config.grid_size) for text in queries or [middle]]
+    names, pixels = _read(source, config.img_size, num_images)
+    images = normalize_images(torch.from_numpy(pixels).permute(0, 3, 1, 2), *stored.normalization)
+    with torch.inference_mode():
+        weights = model.attention_weights(images, block)
+        distances = attention_distances(model, images)
+    table = _maps(names, pixels, weights, asked, config.grid_size)
+    uniform = float(patch_distances(config.grid_size).mean()) * config.patch_size
+    chart = dot_chart(
+        distances,
+        title="mean attention distance in pixels",
+        x_name="block",
+        size_px=(min(table.width, 900), 280),
+        reference=(uniform, "everywhere alike"),
+    )
+    picture = sheet(
+        [table, chart],
+        heading=f"Attention of block {block}",
+        facts=f"{config.name}, {config.depth} blocks of {config.num_heads} heads, counted from 0; {len(names)} images",
+        legend="Bright is much attention from the framed patch, relative to the brightest place of the same map; "
+        "attention to CLS is left out. The chart says how far heads look: a light dot per head, the mean of the heads "
+        "as a line. A head below the grey line looks closer than one that attends to all patches alike.",
+    )
+    return AttentionPicture(picture, distances, block)
+
+
+def _read(source: str, img_size: int, num_images: int) -> tuple[list[str], NDArray[np.uint8]]:
+    """Read images spread over a source, as `beit predict` shows them to a model."""
+    index = build_index(source)
+    dataset, names, pictures = LabelledDataset(index), [], []
+    count = min(num_images, len(index))
+    starts = np.concatenate([[0], np.cumsum(dataset.shard_sizes)])
+    problem = ""
+    for number in range(count):
+        position = number * len(index) // count
+        shard_id = int(np.searchsorted(starts, position, side="right")) - 1
+        try:
+            record = dataset.fetch(shard_id, position - int(starts[shard_id]), 0)
+            image = decode_image(record.image_bytes)
+        except BadSample as error:
+            problem = f"{image_name(index, position)}: {error}"
+            continue
+        names.append(image_name(index, position))
+        pictures.append(resize_and_center_crop(image, img_size, crop_pct=default_crop_pct(img_size)))
+    require(bool(pictures), f"none of {count} images of {source} can be read ({problem})")
+    return names, np.stack(pictures)
+
+
+def _maps(
+    names: Sequence[str],
+    pixels: NDArray[np.uint8],
+    weights: Tensor,
+    queries: Sequence[Query],
+    grid_size: tuple[int, int],
+) -> Image.Image:
+    """Lay out image, mean map and one map per head, a row for each image and query."""
+    num_heads = weights.shape[1]
+    cell_px = _LARGE_CELL_PX if num_heads <= _MANY_HEADS else _SMALL_CELL_PX
+    rows, captions = [], []
+    for i, name in enumerate(names):
+        for query in queries:
+            row = weights[i, :, query.position(grid_size), 1:].view(num_heads, *grid_size).numpy()  # (H, rows, columns)
+            shown = [_framed(enlarged(pixels[i], cell_px), query, grid_size)]
+            shown += [_overlaid(pixels[i], values, query, cell_px) for values in (row.mean(0), *row)]
+            rows.append(shown)
+            label = name.rpartition("/")[2]
+            label = label if len(label) <= cell_px // 8 else f"...{label[3 - cell_px // 8 :]}"
+            about = "CLS" if query.place is None else f"patch {query}"
+            captions.append([label, about, *[""] * num_heads])
+    titles = ["image", "mean", *(f"head {head}" for head in range(num_heads))]
+    return picture_table(rows, titles=titles, captions=captions, cell_px=cell_px)
+
+
+def _overlaid(pixels: NDArray[np.uint8], values: NDArray[np.float32], query: Query, side_px: int) -> NDArray[np.uint8]:
+    grey = np.asarray(enlarged(pixels, side_px).convert("L"))[..., None].astype(np.float64)
+    heat = np.asarray(enlarged(heat_colours(values / max(float(values.max()), 1e-12)), side_px)).astype(np.float64)
+    mixed = np.round(_HEAT_SHARE * heat + (1 - _HEAT_SHARE) * grey).astype(np.uint8)
+    return _framed(Image.fromarray(mixed), query, values.shape)
+
+
+def _framed(image: Image.Image, query: Query, grid_size: tuple[int, ...]) -> NDArray[np.uint8]:
+    """Frame the query's patch; nothing for CLS."""
+    if query.place is not None:
+        draw = ImageDraw.Draw(image)
+        height, width = image.height / grid_size[0], image.width / grid_size[1]
+        top, left = round(query.place[0] * height), round(query.place[1] * width)
+        box = (left, top, round(left + width) - 1, round(top + height) - 1)
+        draw.rectangle((box[0] - 1, box[1] - 1, box[2] + 1, box[3] + 1), outline=_MARK_RIM)
+        draw.rectangle(box, outline=_MARK, width=2)
+    return np.asarray(image)

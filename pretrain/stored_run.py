@@ -1,0 +1,90 @@
+"""A run directory of `beit pretrain`, opened to look at: its settings, its store, and the order of its data.
+
+Nothing here needs the machine, the number of ranks or the checkpoints of the run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from beit.common.config import load_config
+from beit.common.encoder_config import read_encoder_config
+from beit.common.errors import InputError
+from beit.common.files import read_json, write_json
+from beit.common.locations import is_remote
+from beit.common.store import TokenStore, open_store
+from beit.pretrain.config import PretrainConfig
+
+DATA_FILE = "data.json"
+"""In the run directory: which store, and in which order."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRun:
+    """A run to look at."""
+
+    path: Path
+    """Run directory."""
+    config: PretrainConfig
+    """Its settings."""
+    store: TokenStore
+    """What it trains on."""
+    data: dict[str, Any]
+    """What `record_data` wrote; empty in runs of before."""
+
+
+def record_data(run: Path, store: TokenStore, state: dict[str, Any]) -> None:
+    """Write down what a run trains on, so that its batches can be rebuilt even if it never reaches a checkpoint.
+
+    Args:
+        run: Run directory.
+        store: Opened.
+        state: Of the data at step 0, from `TrainingData.state`.
+    """
+    location = store.location if is_remote(store.location) else str(Path(store.location).resolve())
+    earlier = read_json(run / DATA_FILE) if (run / DATA_FILE).is_file() else {}
+    # A resumed run keeps its order, and its lanes, wherever its store lies by now.
+    order = earlier if earlier.get("store_sha256") == store.index_sha256 else state
+    write_json(run / DATA_FILE, {**order, "store": location, "store_sha256": store.index_sha256})
+
+
+def open_stored_run(run: Path, store: str | None) -> StoredRun:
+    """Open a run.
+
+    Args:
+        run: Run directory of `beit pretrain`.
+        store: Where the token store is now; None takes what the run says.
+    Raises:
+        InputError: this is no such run, or its store cannot be found, or it is another one.
+    """
+    if not (run / "config.toml").is_file():
+        raise InputError(f"{run} is not a run of beit pretrain (no config.toml); name the folder given as RUN")
+    config = load_config(PretrainConfig, recipe=run / "config.toml", overrides=(), recipe_dir=run)
+    data: dict[str, Any] = read_json(run / DATA_FILE) if (run / DATA_FILE).is_file() else _from_encoder(run)
+    location = store or data.get("store")
+    if location is None:
+        raise InputError(f"{run} does not say which store it was trained on; name it with --store")
+    try:
+        opened = open_store(location, check_images=not is_remote(str(location)))
+    except InputError as error:
+        if store is not None:
+            raise
+        raise InputError(
+            f"the store of this run cannot be opened ({error}); if it has moved, name it with --store"
+        ) from None
+    if data.get("store_sha256", opened.index_sha256) != opened.index_sha256:
+        raise InputError(
+            f"{opened.location} is not the store of {run} (index {opened.index_sha256[:12]} instead of "
+            f"{data['store_sha256'][:12]}); name that one with --store"
+        )
+    return StoredRun(run, config, opened, data)
+
+
+def _from_encoder(run: Path) -> dict[str, Any]:
+    """Return the store of a run that has no data.json, from its encoder."""
+    if not (run / "encoder").is_dir():
+        return {}
+    origin = read_encoder_config(run / "encoder").provenance
+    return {name: origin[name] for name in ("store", "store_sha256") if name in origin}

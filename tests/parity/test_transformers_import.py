@@ -1,0 +1,107 @@
+"""Models of Hugging Face transformers, saved as they save themselves and imported: the same features and logits.
+
+Random weights, float32 on the CPU; eps as in each config. Tolerance 1e-5: the order of summing differs.
+"""
+
+import pytest
+import torch
+
+from beit.common.encoder import load_encoder
+from beit.common.errors import InputError
+from beit.finetune.artifact import load_classifier
+from beit.finetune.import_model import ImportHints, import_encoder
+
+transformers = pytest.importorskip("transformers", minversion="5.0", reason="transformers is the reference here")
+pytestmark = pytest.mark.reference
+
+SHAPE = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 192}
+SHAPE |= {"image_size": 32, "patch_size": 8}
+TOLERANCE = 1e-5
+
+
+def build(kind, config_kind, **settings):
+    torch.manual_seed(0)
+    model = getattr(transformers, kind)(getattr(transformers, config_kind)(**SHAPE, **settings)).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.add_(torch.randn_like(parameter) * (0.2 if "position" in name or "token" in name else 0.05))
+    return model
+
+
+def imported(model, tmp_path):
+    model.save_pretrained(tmp_path / "hf")
+    return import_encoder(tmp_path / "hf", tmp_path / "encoder", ImportHints())
+
+
+def images():
+    return torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize(
+    ("kind", "config_kind", "settings"),
+    [
+        ("ViTModel", "ViTConfig", {}),
+        ("ViTModel", "ViTConfig", {"layer_norm_eps": 1e-3, "qkv_bias": False}),
+        ("ViTMAEModel", "ViTMAEConfig", {"mask_ratio": 0.0}),
+        ("BeitModel", "BeitConfig", {"use_shared_relative_position_bias": True, "use_mask_token": True}),
+        ("BeitModel", "BeitConfig", {"use_relative_position_bias": True}),
+        ("BeitModel", "BeitConfig", {"use_absolute_position_embeddings": True, "layer_scale_init_value": 0.0}),
+    ],
+)
+def test_features_of_an_imported_model_are_its_own(tmp_path, kind, config_kind, settings):
+    model = build(kind, config_kind, **settings)
+    config = imported(model, tmp_path).config
+    encoder = load_encoder(tmp_path / "encoder")
+    with torch.no_grad():
+        # MAE shuffles the patches; in this order they stay where they are.
+        order = {"noise": torch.arange(16.0).expand(2, -1)} if kind == "ViTMAEModel" else {}
+        theirs = model(images(), **order).last_hidden_state
+        ours = encoder.forward_features(images())
+    assert (ours - theirs).abs().max() < TOLERANCE
+    assert config.architecture.final_norm == (kind != "BeitModel")
+    assert config.architecture.layer_norm_eps == model.config.layer_norm_eps
+
+
+@pytest.mark.parametrize(
+    ("kind", "config_kind", "settings", "pooling"),
+    [
+        ("ViTForImageClassification", "ViTConfig", {}, "cls"),
+        ("BeitForImageClassification", "BeitConfig", {"use_relative_position_bias": True}, "mean"),
+    ],
+)
+def test_logits_of_an_imported_classifier_are_its_own(tmp_path, kind, config_kind, settings, pooling):
+    names = {0: "crane", 1: "crane", 2: "cat"}
+    model = build(kind, config_kind, id2label=names, label2id={"crane": 1, "cat": 2}, **settings)
+    imported(model, tmp_path)
+    classifier, stored = load_classifier(tmp_path / "encoder")
+    with torch.no_grad():
+        assert (classifier(images()) - model(images()).logits).abs().max() < TOLERANCE
+    assert (stored.pooling, stored.class_names) == (pooling, ("crane (0)", "crane (1)", "cat"))
+
+
+def test_names_of_live_modules_are_known_too(tmp_path):
+    model = build("ViTModel", "ViTConfig")
+    torch.save(model.state_dict(), tmp_path / "live.pth")
+    import_encoder(tmp_path / "live.pth", tmp_path / "encoder", ImportHints(num_heads=4))
+    with torch.no_grad():
+        ours = load_encoder(tmp_path / "encoder").forward_features(images())
+        # A bare file says nothing of eps, and 1e-6 is what ours has then.
+        assert (ours - model(images()).last_hidden_state).abs().max() < 1e-3
+
+
+def test_masked_image_modelling_keeps_its_head(tmp_path):
+    model = build("BeitForMaskedImageModeling", "BeitConfig", vocab_size=20, use_shared_relative_position_bias=True)
+    config = imported(model, tmp_path).config
+    assert (config.task, config.vocab_size) == ("pretrain", 20)
+
+
+def test_a_training_model_of_mae_leaves_its_decoder(tmp_path):
+    decoder = {"decoder_hidden_size": 16, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2}
+    model = build("ViTMAEForPreTraining", "ViTMAEConfig", decoder_intermediate_size=32, **decoder)
+    config = imported(model, tmp_path).config
+    assert config.provenance["family"] == "MAE" and any("decoder" in name for name in config.provenance["left_out"])
+
+
+def test_a_distilled_deit_is_refused_in_one_line(tmp_path):
+    with pytest.raises(InputError, match="distillation_token': a second class token"):
+        imported(build("DeiTModel", "DeiTConfig"), tmp_path)
