@@ -230,15 +230,15 @@ def test_a_storage_without_exclusive_creation_is_told_of_and_right(tmp_path, mem
     assert objects(memory) == tree_bytes(tmp_path / "local")
 
 
-def run_together(source, store, *traps):
-    """Tokenise in one process for each trap, as ranks that start at once, and return their exit codes."""
+def run_together(source, store, traps, *, world_size=1):
+    """Tokenise in one process for each trap, by rank, all started at once, and return their exit codes."""
     names = ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION", "BEIT_CACHE")
     variables = {name: os.environ[name] for name in names}
     context = get_context("forkserver")  # a fork of this process would inherit the threads of fsspec
     context.set_forkserver_preload(["beit.tests.tiny_store", "s3fs"])
     processes = [
-        context.Process(target=tokenize_trapped, args=(variables, trap, source, store, (rank, len(traps))))
-        for rank, trap in enumerate(traps)
+        context.Process(target=tokenize_trapped, args=(variables, trap, source, store, (rank, world_size)))
+        for rank, trap in traps.items()
     ]
     for process in processes:
         process.start()
@@ -254,7 +254,7 @@ def test_kills_lose_and_repeat_nothing(tmp_path, bucket):
     expected = tree_bytes(tmp_path / "local")
     for number, trap in enumerate(("rename:1", "renamed:1", "renamed:4", "renamed:8", "rename:10", "sample:7")):
         store = f"{bucket}/{number}"
-        assert run_together(source, store, trap) == [-signal.SIGKILL]
+        assert run_together(source, store, {0: trap}) == [-signal.SIGKILL]
         present = objects(store)
         for name in present:
             if name.endswith(".manifest.json"):
@@ -272,7 +272,9 @@ def test_kills_lose_and_repeat_nothing(tmp_path, bucket):
 def test_ranks_of_one_bucket_share_the_work_of_a_killed_one(tmp_path, bucket):
     source = write_folder(tmp_path / "images", 20)
     tokenize(source, tmp_path / "local")
-    assert run_together(source, bucket, "", "sample:6", "") == [0, -signal.SIGKILL, 0]
+    # Alone at first, so that the others cannot do its shards before it gets there.
+    assert run_together(source, bucket, {1: "sample:6"}, world_size=3) == [-signal.SIGKILL]
+    assert run_together(source, bucket, {0: "", 2: ""}, world_size=3) == [0, 0]
     assert objects(bucket) == tree_bytes(tmp_path / "local")
     assert tokenize(source, bucket).num_shards_kept == 5
 

@@ -74,10 +74,17 @@ def test_launchers_start_ranks_that_share_one_store(tmp_path, launcher):
 KILLED_RANK = """
 import os
 import sys
+import time
+import fsspec
 from beit.common.faults import set_trap
 if __name__ == "__main__":
     if os.environ["RANK"] == "1":
         set_trap("sample:2")
+    else:  # the other begins a shard before this one can do it
+        files, store = fsspec.core.url_to_fs(sys.argv[3])
+        while not files.exists(store + "/.lease.000001-files"):
+            files.invalidate_cache()
+            time.sleep(0.05)
     from beit.cli import main
     main()
 """
@@ -110,18 +117,22 @@ def test_a_rank_of_torchrun_that_is_killed_costs_its_shard_only(tmp_path, place)
 def test_a_slurm_task_does_the_shards_of_a_lost_one(tmp_path):
     expected = clean_store(tmp_path)
     slurm = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_TASKS_PER_NODE": "2", "SLURM_STEP_NODELIST": "node[1-2]"}
-    tasks = [
-        subprocess.Popen(
-            [sys.executable, "-m", "beit.cli", *command(tmp_path)],
-            env=os.environ | slurm | {"SLURM_PROCID": str(rank), "OMP_NUM_THREADS": "1"} | fault,
-            stdout=subprocess.PIPE,
-            text=True,
+    tasks = []
+    for rank, fault in ((1, {"BEIT_FAULT": "sample:2"}), (0, {})):
+        tasks.append(
+            subprocess.Popen(
+                [sys.executable, "-m", "beit.cli", *command(tmp_path)],
+                env=os.environ | slurm | {"SLURM_PROCID": str(rank), "OMP_NUM_THREADS": "1"} | fault,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
         )
-        for rank, fault in enumerate(({}, {"BEIT_FAULT": "sample:2"}))
-    ]
+        # The other begins only when this one is at a shard, which it could do otherwise.
+        while tasks[0].poll() is None and not (tmp_path / "store/.lease.000001-files").exists():
+            time.sleep(0.02)
     outputs = [task.communicate(timeout=300)[0] for task in tasks]
-    assert [task.returncode for task in tasks] == [0, -signal.SIGKILL]
-    assert "20 usable" in outputs[0]
+    assert [task.returncode for task in tasks] == [-signal.SIGKILL, 0]
+    assert "20 usable" in outputs[1]
     assert tree_bytes(tmp_path / "store") == expected
 
 
