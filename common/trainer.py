@@ -124,6 +124,7 @@ class Trainer:
         """Close files, end the data workers and release the engine."""
         self._stream.close()
         self._metrics.close()
+        self._saver.close()
         self._engine.close()
 
     def _restore(self) -> None:
