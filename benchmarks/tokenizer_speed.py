@@ -16,8 +16,8 @@ import click
 import numpy as np
 import torch
 
-from beit.common.dalle import DalleModel
-from beit.common.tokenizer import Tokenizer, load_tokenizer
+from beit.benchmarks.stores import random_dalle
+from beit.common.tokenizer import load_tokenizer
 
 
 @click.command()
@@ -63,15 +63,6 @@ def main(name: str, view_size: int, views: int, dalle_views: int, rounds: int, d
     click.echo(
         f"{name} is {mine / dalle:.1f} times as fast ({dtype}, {view_size} px, {device}, {result['threads']} threads)"
     )
-
-
-def random_dalle(device: torch.device, dtype: str) -> Tokenizer:
-    """Build DALL-E's encoder as `load_tokenizer` would, without its weights."""
-    model = DalleModel(with_decoder=False)
-    torch.nn.Module.to(model, device=device, memory_format=torch.channels_last)
-    model.eval().requires_grad_(False)
-    model.use_dtype(getattr(torch, dtype))
-    return Tokenizer(model, name="dall-e", fingerprint="0" * 64, can_decode=False, device=device, dtype=dtype)
 
 
 if __name__ == "__main__":

@@ -23,34 +23,20 @@ from pathlib import Path
 import click
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
 
+from beit.benchmarks.stores import NoTokenizer, make_store, write_scenes
 from beit.common.rng import CounterRng
-from beit.common.store import TokenStore, open_store
+from beit.common.store import TokenStore
 from beit.common.store_dataset import StoreDataset
-from beit.common.synthetic import render_scene
 from beit.pretrain.data import ViewTransform
 from beit.pretrain.masking import MaskConfig, draw_mask
-from beit.tokenize.config import TokenizeConfig
-from beit.tokenize.run import run_tokenize
 
 REFERENCE = "reference pipeline"
 PATCH_SIZE = 16
 _TURN = 20
 """Images in a row; with fewer, a contestant would profit from what the one before it left in the processor's cache."""
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
-class NoTokenizer:
-    """All tokens 0: the speed of reading does not depend on them."""
-
-    vocab_size, downsampling, fingerprint = 8192, 8, "0" * 64
-
-    def encode(self, images: NDArray[np.uint8]) -> torch.Tensor:
-        """Return token ids (B, g, g) for pixels (B, s, s, 3)."""
-        side = images.shape[1] // self.downsampling
-        return torch.zeros((len(images), side, side), dtype=torch.int64)
 
 
 @click.command()
@@ -76,16 +62,17 @@ def main(
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         images = source or write_scenes(Path(folder) / "scenes", num_images)
-        plain = make_store(images, Path(folder) / "plain", views=views, img_size=img_size)
-        small = make_store(images, Path(folder) / "small", views=views, img_size=img_size, short_side=short_side)
+        shape = {"views": views, "img_size": img_size, "patch_size": PATCH_SIZE}
+        plain = make_store(images, Path(folder) / "plain", **shape)
+        small = make_store(images, Path(folder) / "small", **shape, short_side=short_side)
         contestants = {
             REFERENCE: ReferencePipeline(plain, img_size),
             "token store": StoreReader(plain),
             f"short side {short_side}": StoreReader(small),
         }
         for quality in map(int, qualities.split(",")):
-            settings = {"views": views, "img_size": img_size, "materialize": True, "jpeg_quality": quality}
-            store = make_store(images, Path(folder) / f"crops-{quality}", **settings)
+            settings = {"materialize": True, "jpeg_quality": quality}
+            store = make_store(images, Path(folder) / f"crops-{quality}", **shape, **settings)
             contestants[f"materialised, quality {quality}"] = StoreReader(store)
         rates = measure(contestants, rounds)
     ratios = {name: round(rate / rates[REFERENCE], 2) for name, rate in rates.items()}
@@ -195,22 +182,6 @@ def measure(contestants: dict[str, Callable[[int], None]], rounds: int) -> dict[
                 contestant(index)
                 seconds[name][index] = min(seconds[name][index], time.process_time() - started)
     return {name: round(count / sum(values), 1) for name, values in seconds.items()}
-
-
-def make_store(source: str, folder: Path, **settings: object) -> TokenStore:
-    """Tokenise `source` with a tokenizer that costs nothing, and open the store."""
-    config = TokenizeConfig(patch_size=PATCH_SIZE, threads=1, **settings)
-    run_tokenize(config, source, folder, tokenizer=NoTokenizer())
-    return open_store(folder)
-
-
-def write_scenes(folder: Path, count: int) -> str:
-    """Write generated 500 x 375 px photographs, about 110 kB each as in ImageNet, and return the folder."""
-    folder.mkdir()
-    for number in range(count):
-        pixels = render_scene(CounterRng(number, "views_speed"), 500)[:375]
-        Image.fromarray(pixels).save(folder / f"{number:05d}.jpg", quality=95)
-    return str(folder)
 
 
 if __name__ == "__main__":

@@ -92,6 +92,9 @@ class Engine:
                 raise
             reason = " ".join(str(error).partition("[type=")[0].split())
             raise InputError(f"deepspeed.config ({settings.deepspeed.config}) is refused: {reason}") from None
+        if self.zero_stage == 0 and world.world_size == 1:
+            # Alone, there is nobody to exchange gradients with; DeepSpeed would copy all of them to a buffer and back.
+            self._engine.enable_backward_allreduce = False
         self.loss_scale = LossScale(world.device) if self.precision == "fp16" else None
         """Only in float16."""
         self._skipped = self._excused = torch.zeros((), device=world.device)

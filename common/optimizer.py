@@ -41,7 +41,10 @@ class FiniteAdamW(torch.optim.AdamW):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """Apply one update, or nothing at all on all ranks."""
-        params = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        params = [p for group in self.param_groups for p in group["params"] if p.requires_grad]
+        for parameter in params:
+            if parameter.grad is None:  # not used in this step, for which DeepSpeed's reduction would put zeros, too
+                parameter.grad = torch.zeros_like(parameter)
         gradients = [p.grad for p in params]
         if self.loss_scale is not None:
             torch._foreach_div_(gradients, self.loss_scale)

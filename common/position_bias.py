@@ -4,7 +4,8 @@ Here: which table row each (query, key) pair reads, the module that owns one tab
 a table to another resolution. Not here: where tables sit in the model (`common/vit.py`), and which tensors of a file
 get resized (`common/encoder_adapt.py`).
 
-Legend: h, w = patch grid; N = h * w patches; H = heads; R = rows of the table. CLS is position 0 of the sequence.
+Legend: h, w = patch grid; N = h * w patches; S = 1 + N; H = heads; R = rows of the table; B = batch, K = queries per
+image. CLS is position 0 of the sequence.
 """
 
 from __future__ import annotations
@@ -99,6 +100,23 @@ def gather_bias(table: Tensor, index: Tensor) -> Tensor:
     # in every block. The view handed out has the true length.
     length = index.shape[1]
     return nn.functional.pad(bias, (0, -length % 16))[..., :length]
+
+
+def bias_rows(bias: Tensor, positions: Tensor) -> Tensor:
+    """Take the rows of some queries, which differ from image to image.
+
+    Args:
+        bias: (1, H, S, S), from `gather_bias`.
+        positions: (B, K) int64 in [0, S).
+
+    Returns:
+        (B, H, K, S), the bias's dtype.
+    """
+    _, heads, length, _ = bias.shape
+    # As an embedding look-up, again, the backward is one dense scatter.
+    by_query = bias[0].transpose(0, 1).reshape(length, heads * length)
+    rows = nn.functional.embedding(positions, by_query)  # (B, K, H S)
+    return rows.view(*positions.shape, heads, length).transpose(1, 2)
 
 
 def resize_table(table: Tensor, source_grid: tuple[int, int], target_grid: tuple[int, int]) -> Tensor:

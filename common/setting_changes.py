@@ -24,7 +24,15 @@ RHYTHM = (
     "train.eval_interval_steps",
     "train.early_stop_evals",
 )
-FREE_KEYS = (*RHYTHM, "train.collective_timeout_seconds", "checkpoint.", "deepspeed.", "run.")
+FREE_KEYS = (
+    *RHYTHM,
+    "train.collective_timeout_seconds",
+    "checkpoint.",
+    "deepspeed.",
+    "run.",
+    "speed.",
+    "profile.",
+)
 """Names, or prefixes that end in a dot."""
 FIXED_KEYS = ("model.", "train.seed", "train.global_batch_size", "reader.window_shards")
 _NOT_FIXED = ("model.drop_path",)

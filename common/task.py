@@ -13,6 +13,7 @@ from torch import nn
 
 from beit.common.batches import Batch
 from beit.common.best import BestSoFar, Goal
+from beit.common.speed_config import ProfileConfig, SpeedConfig
 from beit.common.train_config import (
     CheckpointConfig,
     DeepSpeedConfig,
@@ -110,6 +111,15 @@ class DrawsPictures(Protocol):
 
 
 @runtime_checkable
+class CountsFlops(Protocol):
+    """A task that knows how much arithmetic a sample costs, so that the use of the device can be told."""
+
+    def flops_per_sample(self) -> int:
+        """Return multiplications and additions of one sample's forward and backward pass (`beit.common.flops`)."""
+        ...
+
+
+@runtime_checkable
 class OverwritesWeights(Protocol):
     """A task that overwrites rows of weights itself, in `forward`; every rank the same, and at ZeRO 0 only."""
 
@@ -134,6 +144,10 @@ class FitSettings:
     """Where copies go."""
     goal: Goal | None = None
     """What evaluations are judged by; None where nothing is measured."""
+    speed: SpeedConfig = SpeedConfig()
+    """How the model is run."""
+    profile: ProfileConfig = ProfileConfig()
+    """Steps to record."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -17,20 +17,23 @@ from torch import nn
 
 from beit.common.batches import BatchStream, HostFlag
 from beit.common.best import BestSoFar
+from beit.common.device_use import peak_flops, peak_memory_bytes
 from beit.common.distributed import World
 from beit.common.ema import WeightAverage
 from beit.common.engine import Engine
 from beit.common.engine_settings import EngineSettings
 from beit.common.errors import ResumableStop, RunFailed, require
 from beit.common.metrics import MetricsWriter, NoMetrics, open_metrics
+from beit.common.model_speed import apply_speed
 from beit.common.nonfinite import NonFiniteGuard
 from beit.common.portable_state import gather_weights_in_use
+from beit.common.profiling import ProfileWindow
 from beit.common.progress import Progress
 from beit.common.run_dir import RunDirectory
 from beit.common.saver import Saver
 from beit.common.schedule import cosine_schedule
 from beit.common.signals import StopFlag, stop_on_signals
-from beit.common.task import DrawsPictures, FitResult, FitSettings, OverwritesWeights, Task
+from beit.common.task import CountsFlops, DrawsPictures, FitResult, FitSettings, OverwritesWeights, Task
 
 __all__ = ["FitResult", "FitSettings", "Task", "fit"]
 
@@ -80,6 +83,15 @@ class Trainer:
             f"deepspeed.zero_stage ({self._engine.zero_stage}) must be 0 here: this training overwrites weights "
             "itself, which partitions held elsewhere would not notice",
         )
+        apply_speed(task.model, settings.speed, device=world.device, zero_stage=self._engine.zero_stage)
+        self._peak_flops = peak_flops(world.device, self._engine.precision, settings.speed.peak_tflops)
+        window = settings.profile.window
+        require(
+            not window or window[0] < self._plan.total_steps,
+            f"profile.steps ({settings.profile.steps}) begin after the run's {self._plan.total_steps} steps; name "
+            "earlier ones",
+        )
+        self._profile = ProfileWindow(window, run.path / "profile", world)
         self._average = WeightAverage(self._engine, settings.train.ema_decay)
         self._saver = Saver(task, engine=self._engine, run=run, world=world, settings=settings)
         self._guard = NonFiniteGuard(run.path / "nonfinite.jsonl" if world.is_main else None)
@@ -105,6 +117,7 @@ class Trainer:
         ) as progress:
             while self._step < total and not self._best.is_exhausted:
                 self._heed(stop)
+                self._profile.before(self._step)
                 self._train_step()
                 self._step += 1
                 progress.update(1, **self._between_steps())
@@ -122,6 +135,7 @@ class Trainer:
 
     def close(self) -> None:
         """Close files, end the data workers and release the engine."""
+        self._profile.close()
         self._stream.close()
         self._metrics.close()
         self._saver.close()
@@ -254,13 +268,22 @@ class Trainer:
             **dict(zip(["loss", *names], means, strict=True)),
             "lr": self._lr,
             "grad_norm": self._engine.grad_norm(),
-            "images_per_second": round(steps * self._plan.global_batch_size / seconds, 2),
+            **self._use_of_device(steps * self._plan.global_batch_size / seconds),
             "data_wait": round(wait_share, 4),
             "nonfinite_steps": self._guard.total,
         }
         self._metrics.write(record)
         self._reset_clock()
-        return {name: record[name] for name in ("loss", *names, "lr")}
+        return {name: record[name] for name in ("loss", *names, "lr", "images_per_second", "data_wait")}
+
+    def _use_of_device(self, images_per_second: float) -> dict[str, float]:
+        """Return throughput, the share of the devices' arithmetic that it is, and the memory it takes on any rank."""
+        use = {"images_per_second": round(images_per_second, 2)}
+        if self._peak_flops is not None and isinstance(self._task, CountsFlops):
+            flops_per_rank = images_per_second * self._task.flops_per_sample() / self._world.world_size
+            use["mfu"] = round(flops_per_rank / self._peak_flops, 4)
+        (peak_bytes,) = self._world.max_of([float(peak_memory_bytes(self._world.device))])
+        return {**use, "peak_memory_bytes": int(peak_bytes)}
 
     def _evaluate(self) -> None:
         """Run the task's evaluation without touching the training's random numbers."""

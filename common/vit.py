@@ -4,8 +4,8 @@ Here: patch embedding, blocks, and the backbone. Not here: its shape (`common/vi
 (`common/vit_init.py`), position tables (`common/position_bias.py`), heads (`pretrain/model.py`, `finetune/model.py`),
 weights on disk (`common/encoder.py`).
 
-Legend: B = batch, N = patches, S = 1 + N sequence with CLS first, D = embed_dim, H = heads, E = D / H. Masks are True
-where a patch is masked and do not cover CLS.
+Legend: B = batch, N = patches, S = 1 + N sequence with CLS first, D = embed_dim, H = heads, E = D / H, K = positions
+that are asked for, Q = positions that ask: S or K. Masks are True where a patch is masked and do not cover CLS.
 """
 
 from __future__ import annotations
@@ -15,8 +15,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from beit.common.position_bias import RelativePositionBias, gather_bias, num_table_rows, relative_position_index
+from beit.common.position_bias import (
+    RelativePositionBias,
+    bias_rows,
+    gather_bias,
+    num_table_rows,
+    relative_position_index,
+)
 from beit.common.vit_config import Normalization, ViTConfig
 from beit.common.vit_init import init_vit
 
@@ -54,41 +61,62 @@ class Attention(nn.Module):
         )
         self.proj = nn.Linear(dim, dim)
 
-    def project(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Map hidden (B, S, D) to queries, keys and values, each (B, H, S, E)."""
+    def project(self, hidden: Tensor, positions: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Map hidden (B, S, D) to queries (B, H, Q, E), keys and values, each (B, H, S, E).
+
+        Queries are those of `positions`, (B, K) int64 in [0, S), or of all; keys and values are always everybody's.
+        """
         bias = None
         if self.q_bias is not None and self.v_bias is not None:
             bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        qkv = nn.functional.linear(hidden, self.qkv.weight, bias)  # (B, S, 3D)
-        batch, length, _ = qkv.shape
-        heads = qkv.view(batch, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)  # (3, B, H, S, E)
-        if hidden.device.type == "cpu":
-            heads = heads.contiguous()  # one copy here saves one per product and direction
-        query, key, value = heads.unbind(0)
+        if positions is None:
+            query, key, value = self._heads(nn.functional.linear(hidden, self.qkv.weight, bias), 3)
+            return query, key, value
+        sizes = [hidden.shape[-1], 2 * hidden.shape[-1]]
+        query_weight, other_weight = torch.split(self.qkv.weight, sizes)
+        query_bias, other_bias = (None, None) if bias is None else torch.split(bias, sizes)
+        (query,) = self._heads(nn.functional.linear(take_positions(hidden, positions), query_weight, query_bias), 1)
+        key, value = self._heads(nn.functional.linear(hidden, other_weight, other_bias), 2)
         return query, key, value
 
-    def forward(self, hidden: Tensor, bias: Tensor | None) -> Tensor:
+    def _heads(self, projected: Tensor, parts: int) -> Sequence[Tensor]:
+        """Cut (B, S or K, parts * D) into `parts` of (B, H, S or K, E)."""
+        batch, length, _ = projected.shape
+        heads = projected.view(batch, length, parts, self.num_heads, -1).permute(2, 0, 3, 1, 4)  # (parts, B, H, S, E)
+        if projected.device.type == "cpu":
+            heads = heads.contiguous()  # one copy here saves one per product and direction
+        return heads.unbind(0)
+
+    def forward(self, hidden: Tensor, bias: Tensor | None, positions: Tensor | None = None) -> Tensor:
         """Attend over the sequence.
 
         Args:
             hidden: (B, S, D), normalised.
             bias: (1, H, S, S) in the compute dtype, added to the scaled logits, or None.
+            positions: (B, K) int64 in [0, S): who asks; None lets all ask.
 
         Returns:
-            (B, S, D).
+            (B, Q, D).
         """
-        query, key, value = self.project(hidden)
+        query, key, value = self.project(hidden, positions)
+        if bias is not None and positions is not None:
+            bias = bias_rows(bias, positions)  # (B, H, K, S)
         attend = _attend_on_cpu if hidden.device.type == "cpu" else nn.functional.scaled_dot_product_attention
-        mixed = attend(query, key, value, bias)  # (B, H, S, E)
+        mixed = attend(query, key, value, bias)  # (B, H, Q, E)
         return self.proj(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
 
 def _attend_on_cpu(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
     # The CPU's fused kernel has no gradient for the bias. What it falls back to trains some 10 % slower than the steps
     # written out (bf16, 65 and 197 positions); without gradients the two are equally fast.
-    logits = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)  # (B, H, S, S)
+    logits = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)  # (B, H, Q, S)
     mixed: Tensor = (logits if bias is None else logits + bias).softmax(-1) @ value
     return mixed
+
+
+def take_positions(hidden: Tensor, positions: Tensor) -> Tensor:
+    """Take some positions, (B, K) int64 in [0, S), out of a sequence (B, S, D); returns (B, K, D)."""
+    return hidden.gather(1, positions[..., None].expand(-1, -1, hidden.shape[-1]))
 
 
 class Mlp(nn.Module):
@@ -127,9 +155,15 @@ class Block(nn.Module):
         """Show the stochastic depth rate."""
         return f"drop_path={self.drop_path:.4g}"
 
-    def forward(self, hidden: Tensor, bias: Tensor | None) -> Tensor:
-        """Map the residual stream (B, S, D) to itself; see `Attention.forward` for the bias."""
-        hidden = self._add(hidden, self.attn(self.norm1(hidden), bias), self.gamma_1)
+    def forward(self, hidden: Tensor, bias: Tensor | None, positions: Tensor | None = None) -> Tensor:
+        """Map the residual stream (B, S, D) to itself, or to what it becomes at some positions, (B, K, D).
+
+        See `Attention.forward` for the arguments.
+        """
+        attended = self.attn(self.norm1(hidden), bias, positions)
+        if positions is not None:
+            hidden = take_positions(hidden, positions)
+        hidden = self._add(hidden, attended, self.gamma_1)
         return self._add(hidden, self.mlp(self.norm2(hidden)), self.gamma_2)
 
     def _add(self, hidden: Tensor, branch: Tensor, gamma: Tensor | None) -> Tensor:
@@ -151,9 +185,12 @@ class VisionTransformer(nn.Module):
         config: The shape it was built with.
         normalization: How input pixels are normalised, where the weights come from a file; else None.
         provenance: Where the weights come from, as the file says.
+        recompute_blocks: Whether training forgets what happens inside blocks and computes it again in the backward pass
+            (activation checkpointing): less memory, about a third more work, the same gradients bit for bit.
     """
 
     normalization: Normalization | None = None
+    recompute_blocks: bool = False
     relative_position_index: Tensor
 
     def __init__(self, config: ViTConfig) -> None:
@@ -226,8 +263,32 @@ class VisionTransformer(nn.Module):
         """
         hidden = self.embed(images, bool_masked_pos)
         for block, bias in zip(self.blocks, self.attention_biases(), strict=True):
-            hidden = block(hidden, bias)
+            hidden = self._run(block, hidden, bias)
         return self.finish(hidden)
+
+    def forward_positions(self, images: Tensor, bool_masked_pos: Tensor | None, positions: Tensor) -> Tensor:
+        """Encode images, and finish only some positions: the last block skips what nobody will look at.
+
+        Args:
+            images: (B, 3, img_size, img_size) float, normalised.
+            bool_masked_pos: (B, N) bool, True = masked; None masks nothing.
+            positions: (B, K) int64 in [0, S); 0 is CLS, the patches follow.
+
+        Returns:
+            (B, K, D) float32: what `forward_features` says there.
+        """
+        hidden = self.embed(images, bool_masked_pos)
+        biases = self.attention_biases()
+        for block, bias in zip(self.blocks[:-1], biases[:-1], strict=True):
+            hidden = self._run(block, hidden, bias)
+        return self.finish(self._run(self.blocks[-1], hidden, biases[-1], positions))
+
+    def _run(self, block: nn.Module, *arguments: Any) -> Tensor:
+        if self.recompute_blocks and torch.is_grad_enabled():
+            hidden: Tensor = checkpoint(block, *arguments, use_reentrant=False)
+        else:
+            hidden = block(*arguments)
+        return hidden
 
     def finish(self, hidden: Tensor) -> Tensor:
         """Turn the residual stream (B, S, D) after a block into features: by the encoder's own last norm, if any."""

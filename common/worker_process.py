@@ -16,8 +16,6 @@ from collections.abc import Callable
 from functools import partial
 from multiprocessing import forkserver
 
-import torch
-
 _PRELOAD = [
     "beit.common.worker_server",  # first: it makes the server, and so its children, deaf to SIGTERM
     "torch.utils.data",
@@ -39,7 +37,8 @@ _SLOT_BYTES = 512
 def start_worker_server() -> None:
     """Start the fork server, if it does not run yet.
 
-    It returns at once, while the server imports what workers need; called early, those seconds pass beside other work.
+    It returns at once, while the server imports what workers need. A command that will have workers calls it before its
+    own imports, so that the same seconds serve both.
     """
     multiprocessing.get_context("forkserver").set_forkserver_preload(_PRELOAD)
     forkserver.ensure_running()
@@ -64,6 +63,8 @@ def _init_worker(worker_id: int, *, environment: dict[str, str]) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # SLURM sends it to every process of a job
     os.environ.update(environment)
+    import torch  # here, so that a command may start the server before it imports torch itself
+
     torch.set_num_threads(1)
     # Torch makes workers watch their parent, but that is the fork server, which in turn lives as long as any worker
     # does:

@@ -56,6 +56,7 @@ def finetune_command(
     from beit.common.config import load_config
     from beit.common.errors import InputError
     from beit.common.launch import launch_ranks, under_launcher
+    from beit.common.worker_process import start_worker_server
     from beit.finetune.config import FinetuneConfig
 
     if task not in TASKS:
@@ -72,6 +73,8 @@ def finetune_command(
         return
     if (gpus or hostfile) and not under_launcher():
         raise click.exceptions.Exit(launch_ranks(gpus=gpus, hostfile=hostfile))
+    if config.reader.num_workers:
+        start_worker_server()
     from beit.finetune.train import run as run_finetuning
 
     run_finetuning(config, data=data, run_dir=run, resume=resume)

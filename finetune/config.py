@@ -7,6 +7,7 @@ from typing import Literal
 
 from beit.common.errors import InputError, require
 from beit.common.reader_config import ReaderConfig
+from beit.common.speed_config import ProfileConfig, SpeedConfig
 from beit.common.train_config import CheckpointConfig, DeepSpeedConfig, OptimizerConfig, RunConfig, TrainConfig
 from beit.common.vit_config import ModelConfig
 from beit.finetune.augment import TrainAugmentConfig
@@ -220,6 +221,10 @@ class FinetuneConfig:
     """Saving."""
     deepspeed: DeepSpeedConfig = field(default_factory=DeepSpeedConfig)
     """Partitioning."""
+    speed: SpeedConfig = field(default_factory=SpeedConfig)
+    """Time and memory of a step."""
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
+    """Steps to record."""
     run: RunConfig = field(default_factory=RunConfig)
     """Its copy."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)

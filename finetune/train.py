@@ -20,6 +20,7 @@ from beit.common.distributed import World, init_distributed
 from beit.common.encoder import save_model
 from beit.common.encoder_config import CONFIG_FILE, EncoderConfig, read_encoder_config
 from beit.common.errors import InputError
+from beit.common.flops import training_flops
 from beit.common.labelled_dataset import LabelledDataset
 from beit.common.param_groups import layer_decay_groups
 from beit.common.reader_config import SPEED_KEYS
@@ -71,6 +72,8 @@ def run(config: FinetuneConfig, *, data: str, run_dir: Path, resume: str = "auto
         optimizer=config.optimizer,
         checkpoint=config.checkpoint,
         deepspeed=config.deepspeed,
+        speed=config.speed,
+        profile=config.profile,
         run=config.run,
         # The best model is chosen among the saved ones by `save_artifacts`, which keeps the newest beside it.
         goal=None
@@ -186,6 +189,11 @@ class ClassificationTask:
             )
         if val is None:
             logger.info("no --val: nothing is measured, and the model is that of the last step")
+
+    def flops_per_sample(self) -> int:
+        """Return the arithmetic of one image."""
+        frozen, classes = self.config.freeze_blocks, len(self.images.class_names)
+        return training_flops(self.start.architecture, head_rows=1, head_outputs=classes, frozen_blocks=frozen)
 
     def param_groups(self) -> list[dict[str, Any]]:
         """Decay matrices, spare vectors, and let lower layers learn more slowly (BEiT's grouping)."""

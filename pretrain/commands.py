@@ -39,18 +39,23 @@ def pretrain_command(
     from beit.common.config import load_config
     from beit.common.errors import require
     from beit.common.launch import launch_ranks, under_launcher
-    from beit.common.tokenizer_plugin import is_import_name
+    from beit.common.worker_process import start_worker_server
     from beit.pretrain.config import PretrainConfig
 
     config = load_config(PretrainConfig, recipe=recipe, overrides=overrides, recipe_dir=RECIPES)
     online = config.tokenizer.online
-    require(
-        online is None or not is_import_name(online) or any(word.startswith("tokenizer.online=") for word in overrides),
-        f"the recipe names tokenizer {online}, which is code; if you trust it, name it yourself: --set "
-        f"tokenizer.online={online}",
-    )
+    if online is not None and not any(word.startswith("tokenizer.online=") for word in overrides):
+        from beit.common.tokenizer_plugin import is_import_name  # imports torch
+
+        require(
+            not is_import_name(online),
+            f"the recipe names tokenizer {online}, which is code; if you trust it, name it yourself: --set "
+            f"tokenizer.online={online}",
+        )
     if (gpus or hostfile) and not under_launcher():
         raise click.exceptions.Exit(launch_ranks(gpus=gpus, hostfile=hostfile))
+    if config.reader.num_workers:
+        start_worker_server()
     from beit.pretrain.train import run as run_pretraining
 
     run_pretraining(config, store=store, run_dir=run, resume=resume)

@@ -10,6 +10,7 @@ from typing import Literal
 
 from beit.common.errors import require
 from beit.common.reader_config import ReaderConfig
+from beit.common.speed_config import ProfileConfig, SpeedConfig
 from beit.common.train_config import CheckpointConfig, DeepSpeedConfig, OptimizerConfig, RunConfig, TrainConfig
 from beit.common.vit_config import ModelConfig
 from beit.pretrain.masking import MaskConfig
@@ -143,6 +144,10 @@ class PretrainConfig:
     """Saving."""
     deepspeed: DeepSpeedConfig = field(default_factory=DeepSpeedConfig)
     """Partitioning."""
+    speed: SpeedConfig = field(default_factory=SpeedConfig)
+    """Time and memory of a step."""
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
+    """Steps to record."""
     run: RunConfig = field(default_factory=RunConfig)
     """Its copy."""
     held_out: HeldOutConfig = field(default_factory=HeldOutConfig)

@@ -93,17 +93,21 @@ class _PatchPredictor(VisionTransformer, ABC):
         Returns:
             Predictions with a static shape: K positions per image whatever the masks cover.
         """
-        hidden = self.forward_features(images, bool_masked_pos)  # (B, 1+N, D)
         wanted = bool_masked_pos if predicted_pos is None else predicted_pos
         positions, valid = masked_positions(wanted, self.num_predicted)
-        # Gather first: norm and head then cost K positions instead of N.
-        index = (positions + 1)[..., None].expand(-1, -1, hidden.shape[-1])  # + 1 skips CLS
-        return MaskedPrediction(self.head(self.norm(hidden.gather(1, index))), positions, valid)
+        # What nobody predicts from is left out as early as possible: most of the last block, the norm and the head then
+        # cost K positions instead of N.
+        hidden = self.forward_positions(images, bool_masked_pos, positions + 1)  # (B, K, D); + 1 skips CLS
+        return MaskedPrediction(self._predict(hidden), positions, valid)
 
     def predict_all(self, images: Tensor, bool_masked_pos: Tensor) -> Tensor:
         """Return predictions (B, N, V or P) for every patch, masked or not; for pictures and evaluation."""
         hidden = self.forward_features(images, bool_masked_pos)
-        return self.head(self.norm(hidden[:, 1:]))
+        return self._predict(hidden[:, 1:])
+
+    def _predict(self, hidden: Tensor) -> Tensor:
+        assert self.norm is not None  # this class made it
+        return self.head(self.norm(hidden))
 
 
 class MaskedImageModel(_PatchPredictor):

@@ -23,6 +23,7 @@ from beit.common.distributed import World, init_distributed
 from beit.common.encoder import save_encoder
 from beit.common.errors import InputError, require
 from beit.common.files import default_cache_dir
+from beit.common.flops import training_flops
 from beit.common.locations import is_remote
 from beit.common.metrics import read_metrics
 from beit.common.param_groups import weight_decay_groups
@@ -83,6 +84,8 @@ def run(config: PretrainConfig, *, store: str | Path, run_dir: Path, resume: str
         optimizer=config.optimizer,
         checkpoint=config.checkpoint,
         deepspeed=config.deepspeed,
+        speed=config.speed,
+        profile=config.profile,
         run=config.run,
         goal=task.goal(),
     )
@@ -204,6 +207,12 @@ class PretrainTask:
         keep_best = self.config.train.early_stop_evals is not None
         metric = "held_out_bits" if self.config.objective.needs_tokens else "held_out_mse"
         return Goal(metric=metric, is_higher_better=False, keep_best=keep_best)
+
+    def flops_per_sample(self) -> int:
+        """Return the arithmetic of one image; a tokenizer that runs online is not part of it."""
+        rows = self.model.num_predicted
+        outputs = self.tokens.vocab_size if self.tokens else self.vit.in_chans * self.vit.patch_size**2
+        return training_flops(self.vit, head_rows=rows, head_outputs=outputs, last_rows=rows)
 
     def param_groups(self) -> list[dict[str, Any]]:
         """Decay matrices, spare vectors (BEiT's grouping)."""

@@ -27,6 +27,7 @@ from beit.common.launch import launch_ranks, under_launcher
 from beit.common.rank_reports import capture_output, record_exit
 from beit.common.run_dir import open_run
 from beit.common.signals import stop_on_signals
+from beit.common.speed_config import ProfileConfig
 from beit.common.task import FitResult, FitSettings
 from beit.common.train_config import (
     CheckpointConfig,
@@ -49,6 +50,7 @@ class ToyConfig:
     optimizer: OptimizerConfig = OptimizerConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     deepspeed: DeepSpeedConfig = DeepSpeedConfig()
+    profile: ProfileConfig = ProfileConfig()
     run: RunConfig = RunConfig()
     gpus: int = 0
     hostfile: str = ""
@@ -219,6 +221,7 @@ def train_toy(run_path: Path, config: ToyConfig, *, resume: str = "auto") -> tup
             optimizer=config.optimizer,
             checkpoint=config.checkpoint,
             deepspeed=config.deepspeed,
+            profile=config.profile,
             run=config.run,
             goal=Goal(metric="val_loss", is_higher_better=False, keep_best=config.keep_best),
         )

@@ -141,11 +141,14 @@ def tokenizer_train_command(
     """
     from beit.common.config import load_config
     from beit.common.launch import launch_ranks, under_launcher
+    from beit.common.worker_process import start_worker_server
     from beit.tokenize.tokenizer_config import TokenizerTrainConfig
 
     config = load_config(TokenizerTrainConfig, recipe=recipe, overrides=overrides, recipe_dir=RECIPES)
     if (gpus or hostfile) and not under_launcher():
         raise click.exceptions.Exit(launch_ranks(gpus=gpus, hostfile=hostfile))
+    if config.reader.num_workers:
+        start_worker_server()
     from beit.tokenize.tokenizer_train import train_tokenizer
 
     train_tokenizer(config, source, out, resume=resume)

@@ -8,6 +8,7 @@ from typing import Literal
 from beit.common.dvae_config import DiscreteVAEConfig
 from beit.common.errors import require
 from beit.common.reader_config import ReaderConfig
+from beit.common.speed_config import ProfileConfig
 from beit.common.train_config import CheckpointConfig, DeepSpeedConfig, OptimizerConfig, RunConfig, TrainConfig
 from beit.common.views import AugmentConfig
 
@@ -161,6 +162,8 @@ class TokenizerTrainConfig:
     """Saving."""
     deepspeed: TokenizerDeepSpeedConfig = field(default_factory=TokenizerDeepSpeedConfig)
     """A DeepSpeed JSON of one's own; no partitioning."""
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
+    """Steps to record."""
     run: RunConfig = field(default_factory=RunConfig)
     """Its copy."""
 

@@ -85,6 +85,7 @@ def train_tokenizer(config: TokenizerTrainConfig, source: str, out_dir: Path, *,
         optimizer=config.optimizer,
         checkpoint=config.checkpoint,
         deepspeed=config.deepspeed,
+        profile=config.profile,
         run=config.run,
         goal=Goal(metric="eval_psnr", is_higher_better=True, keep_best=True),
     )

@@ -24,7 +24,13 @@ def test_commands_run_in_order(tmp_path):
         write_images(tmp_path / "labelled" / name, 16, size=72, classes=("rose", "tulip"))
     commands = list(shown_commands(PAGE))
     assert len(commands) == PAGE.count("\nbeit ")
-    run_commands(commands, tmp_path, lambda words: LESS if words[0] == "pretrain" else "")
+
+    def shorten(words):
+        earlier = " --set profile.steps=1:2" if "runs/profiled" in words else ""
+        return LESS + earlier if words[0] == "pretrain" else ""
+
+    run_commands(commands, tmp_path, shorten)
+    assert [file.name for file in (tmp_path / "runs/profiled/profile").iterdir()] == ["steps_1-1_rank0.trace.json.gz"]
     assert read_encoder_config(tmp_path / "runs/online").provenance["tokenizer_online"] is True
     assert read_encoder_config(tmp_path / "runs/probed").best_block in (0, 1)
     named = set(re.findall(r"`((?:held_out|train|unigram|neighbour|mean)_(?:bits|acc|mse))`", PAGE))

@@ -1,6 +1,7 @@
 """The masked image model: static gather, the loss, and what must hold at initialisation."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -57,6 +58,29 @@ def test_logits_are_those_of_all_patches_at_the_masked_ones():
     everything = model.predict_all(images, mask)
     assert everything.shape == (3, 16, 32)
     torch.testing.assert_close(prediction.logits[prediction.valid], everything[mask])
+
+
+@pytest.mark.parametrize("pos_bias", ["shared", "per_block", "none"])
+def test_leaving_out_positions_nobody_predicts_from_changes_no_gradient(pos_bias):
+    """The last block finishes the masked positions only; here it is compared with finishing all of them."""
+    config = replace(SMALL, depth=3, pos_bias=pos_bias, drop_path=0.5)
+    model = disturb(build(config=config)).double()
+    images, mask, token_ids = torch.randn(3, 3, 16, 16).double(), masks(6, 4, 1), torch.randint(0, 32, (3, 16))
+    results = []
+    for everywhere in (False, True):
+        torch.manual_seed(5)  # of drop path
+        model.zero_grad()
+        if everywhere:
+            hidden = model.forward_features(images, mask)[:, 1:]
+            positions, valid = masked_positions(mask, 6)
+            taken = hidden.gather(1, positions[..., None].expand(-1, -1, config.embed_dim))
+            prediction = MaskedPrediction(model.head(model.norm(taken)), positions, valid)
+        else:
+            prediction = model(images, mask)
+        loss = mim_loss(prediction, token_ids).loss
+        loss.backward()
+        results.append([loss.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)])
+    torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-7)  # the loss itself is float32
 
 
 def test_loss_is_the_mean_over_all_masked_patches_of_the_batch():

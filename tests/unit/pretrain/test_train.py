@@ -33,6 +33,30 @@ def make_config(**sections):
     return config_from_dict(PretrainConfig, merged)
 
 
+@pytest.mark.parametrize("zero_stage", [0, 3])
+def test_activation_checkpointing_changes_no_weight(store, tmp_path, zero_stage):
+    for name, on in (("plain", False), ("recomputed", True)):
+        config = make_config(
+            speed={"activation_checkpointing": on}, deepspeed={"zero_stage": zero_stage}, held_out={"train_images": 0}
+        )
+        run(config, store=store.location, run_dir=tmp_path / name)
+    plain, recomputed = (read_encoder_state(tmp_path / name) for name in ("plain", "recomputed"))
+    assert not [name for name, tensor in plain.items() if not torch.equal(tensor, recomputed[name])]
+
+
+def test_records_say_how_well_the_device_is_used(store, tmp_path):
+    config = make_config(speed={"peak_tflops": 0.001})
+    run(config, store=store.location, run_dir=tmp_path / "run")
+    records = [record for record in read_metrics(tmp_path / "run/metrics.jsonl") if "loss" in record]
+    world = World(rank=0, local_rank=0, world_size=1, device=torch.device("cpu"))
+    flops = PretrainTask(config, store, world).flops_per_sample()
+    assert len(records) == 6
+    for record in records:
+        assert record["mfu"] == pytest.approx(record["images_per_second"] * flops / 1e9, abs=1e-3)
+        assert 0 <= record["data_wait"] <= 1
+        assert record["peak_memory_bytes"] > 50e6  # torch alone takes more
+
+
 def consumed(store, *, world_size, micro_batch_size, num_workers=0, num_steps=6):
     """Return what each step consumes over all ranks: sample, view, mask and tokens per row, in order."""
     steps = [[] for _ in range(num_steps)]

@@ -1,0 +1,44 @@
+"""The benchmarks of whole stages run, and state the ratios that docs/results.md quotes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+pytestmark = [pytest.mark.docs, pytest.mark.timeout(900)]
+
+
+def run_benchmark(script, *options):
+    command = [sys.executable, ROOT / "benchmarks" / script, *options, "--json"]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, timeout=800).stdout)
+
+
+def test_pretrain_speed_compares_loop_step_reader_dalle_and_hugging_face():
+    shape = ["--recipe", "demo", "--img-size", "16", "--patch-size", "4", "--images", "8", "--image-side", "32"]
+    small = ["model.embed_dim=32", "model.depth=2", "train.global_batch_size=2", "reader.num_workers=1"]
+    settings = [word for setting in small for word in ("--set", setting)]
+    result = run_benchmark("pretrain_speed.py", *shape, *settings, "--steps", "1", "--rounds", "1")
+    rates, ratios = result["images_per_second"], result["ratios"]
+    assert set(rates) == {"bare step", "reader alone", "whole loop", "DALL-E online", "Hugging Face"}
+    # With one round, the median of the ratios is the ratio of the rates.
+    assert ratios["whole loop / bare step"] == pytest.approx(rates["whole loop"] / rates["bare step"], rel=0.01)
+    least = min(rates["bare step"], rates["reader alone"])
+    assert ratios["whole loop / min(bare step, reader alone)"] == pytest.approx(rates["whole loop"] / least, rel=0.01)
+    for other in ("DALL-E online", "Hugging Face"):
+        assert ratios[f"bare step / {other}"] == pytest.approx(rates["bare step"] / rates[other], rel=0.01)
+    assert 0 < result["mfu_of_matrix_product"]["bare step"] < 1
+    assert result["peak_memory_gb"] > 0.1
+
+
+@pytest.mark.parametrize("tokenizer", ["mini", "dall-e-random"])
+def test_tokenize_stage_names_its_limit(tokenizer):
+    shape = ["--img-size", "16", "--patch-size", "8", "--images", "4", "--image-side", "48", "--views", "1"]
+    result = run_benchmark("tokenize_stage.py", "--tokenizer", tokenizer, *shape, "--batch", "2", "--rounds", "1")
+    rates = result["views_per_second"]
+    parts = {name: rates[name] for name in ("bare forward", "supply")}
+    assert result["limit"] == min(parts, key=parts.get)
+    assert result["stage_to_least"] == pytest.approx(rates["whole stage"] / min(parts.values()), rel=0.02)
+    assert result["stage_to_shared_cores"] > result["stage_to_least"]
