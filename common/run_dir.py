@@ -24,6 +24,7 @@ from beit.common.config import config_to_toml
 from beit.common.distributed import World
 from beit.common.errors import InputError
 from beit.common.files import read_json, write_atomic, write_json
+from beit.common.locations import is_remote
 from beit.common.run_mirror import CONFIG, ENVIRONMENT, RUN_ID, RunMirror
 from beit.common.setting_changes import Change, check_changes, find_changes
 
@@ -93,6 +94,8 @@ def _open(
         raise InputError(f"{path} already holds a run, and --resume never forbids to continue it; name a new directory")
     copy = None if sync_to is None else RunMirror(sync_to)
     if copy is not None:
+        if not is_remote(copy.url) and path.resolve() in (Path(copy.url).resolve(), *Path(copy.url).resolve().parents):
+            raise InputError(f"run.sync_to ({copy.url}) must not be in the run itself ({path}); name another place")
         _meet_copy(copy, path, resume)
     checkpoint = _find(path, resume)
     changes = _changes(path, config, resume, checkpoint, free_keys)

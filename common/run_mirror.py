@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 CHECKPOINTS, CONFIG, ENVIRONMENT, RUN_ID = "checkpoints", "config.toml", "environment.json", "run_id"
 _OUTBOX = ".outgoing"
-_LEFT_OUT = ("tensorboard", "wandb", CHECKPOINTS)
+_LEFT_OUT = ("tensorboard", "wandb", "profile", CHECKPOINTS)
 _GROWING = ".jsonl"
 """Ending of files that are appended to; all others are replaced, so that a link to them is a snapshot."""
 

@@ -26,6 +26,7 @@ from beit.common.task import FitSettings, Task
 logger = logging.getLogger(__name__)
 
 _PATIENCE_SECONDS = 2.0  # between two looks at a copy under way; arbitrary
+_LAST_WAIT_SECONDS = 20.0
 MAX_FAILED_SAVES = 2
 """In a row; one may be a passing lack of space, a second would risk losing everything since the last good one."""
 
@@ -119,6 +120,11 @@ class Saver:
             pass
         failure: str | None = self._world.broadcast(None if self._mirror is None else self._mirror.failure)
         return failure
+
+    def close(self) -> None:
+        """After a failure, give the copy under way a moment; a launcher kills the last ranks after half a minute."""
+        if self._mirror is not None and not self._mirror.wait(_LAST_WAIT_SECONDS):
+            logger.warning("the newest checkpoint may not have reached %s", self._mirror.url)
 
     def copy_what_is_missing(self) -> None:
         """Copy the restored checkpoint, if an earlier process could not."""

@@ -138,6 +138,7 @@ class Trainer:
         self._profile.close()
         self._stream.close()
         self._metrics.close()
+        self._saver.close()
         self._engine.close()
 
     def _restore(self) -> None:

@@ -83,6 +83,8 @@ def test_a_place_that_holds_something_else_or_cannot_be_written_is_refused(tmp_p
     (tmp_path / "photos/cat.jpg").write_bytes(b"cat")
     with pytest.raises(InputError, match="not empty and not a copy of a run"):
         train_toy(tmp_path / "run", toy_config(f"run.sync_to={tmp_path}/photos"))
+    with pytest.raises(InputError, match="must not be in the run itself"):
+        train_toy(tmp_path / "run", toy_config(f"run.sync_to={tmp_path}/run/copy"))
     with pytest.raises(InputError, match="cannot be written"):
         train_toy(tmp_path / "run", toy_config(f"run.sync_to={tmp_path}/photos/cat.jpg/run"))
 
