@@ -9,9 +9,11 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Mapping
+from types import FrameType
 from typing import Any, NamedTuple
 
 import click
@@ -119,6 +121,7 @@ def main() -> None:
 
         capture_output()
     _set_up_logging()
+    signal.signal(signal.SIGTERM, _interrupt)
     code, message = _run()
     if _rank() is not None:
         from beit.common.rank_reports import record_exit  # only ranks pay for the import
@@ -149,6 +152,16 @@ def _run() -> tuple[int, str]:
         # A rank's line is shown by the command that launched it, which cannot show its trace.
         return EXIT_FAILED, f"{type(error).__name__}: {error}" if _rank() is not None else ""
     return result if isinstance(result, int) else 0, ""
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    """Stop as Ctrl-C does, so that workers, shared memory and half-written files are cleaned up.
+
+    Trainings and tokenisation put their own handlers in place, which save first. A second SIGTERM is not heard:
+    launchers send several, and the first has been obeyed.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def _rank() -> int | None:

@@ -19,7 +19,7 @@ from beit.common.errors import InputError
 
 UNLABELLED, LABELLED, VALIDATION = 2600, 500, 500
 """Images without labels, with labels, and for validation: few labels is where pre-training pays."""
-IMG_SIZE_PX, PATCH_SIZE_PX = 32, 4
+IMG_SIZE_PX, PATCH_SIZE_PX = 24, 4
 MARKER = "demo.json"
 
 

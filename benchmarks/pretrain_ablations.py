@@ -33,6 +33,8 @@ from beit.common.files import write_json
 from beit.common.labelled_dataset import LabelledDataset
 from beit.common.labelled_index_build import build_index
 from beit.common.metrics import read_metrics
+from beit.common.signals import LAUNCHER_PID_VARIABLE
+from beit.pretrain.verdict import TREND_BITS
 
 HELD_OUT_SHARE = 1 / 6
 """Of the images; many, because the table compares what is measured on them."""
@@ -260,6 +262,7 @@ def run_beit(words: list[str], *, threads: int) -> int:
     """Run one `beit` command, printed first, and return its exit code; SIGTERM is passed on, so that it saves."""
     click.echo(f"$ beit {shlex.join(words)}")
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    environment[LAUNCHER_PID_VARIABLE] = str(os.getpid())  # killed, the script takes the command with it
     process = subprocess.Popen([sys.executable, "-m", "beit.cli", *words], env=environment)
     # Ctrl-C reaches the command through the terminal; here it must not end the script before the command has saved.
     previous = {
@@ -285,7 +288,12 @@ def results_of(bench: Bench, name: str) -> dict[str, Any]:
     results: dict[str, Any] = {"row": name, "title": ROWS[name].title}
     if bench.is_finished(f"{name}/pretrain"):
         records = read_metrics(bench.out / name / "pretrain/metrics.jsonl")
-        results["evaluation"] = [record for record in records if "held_out_images" in record][-1]
+        evaluations = [record for record in records if "held_out_images" in record]
+        results["evaluation"], loss = evaluations[-1], "held_out_bits"
+        results["epochs"] = max(record["epoch"] for record in records if "epoch" in record)
+        if loss in evaluations[-1]:
+            best = min(evaluations, key=lambda record: record[loss])
+            results["best"] = {"step": best["step"], "bits": best[loss]}
     scores = []
     for seed in bench.seeds:
         step = f"{name}/labels-{bench.num_labels}-seed-{seed}"
@@ -301,9 +309,9 @@ def write_table(bench: Bench) -> str:
     rows = {name: results_of(bench, name) for name in ROWS}
     lines = rows["blockwise"].get("evaluation", {})
     header = [
-        "| row | held-out bits per token (training images) | below unigram | below neighbour "
+        "| row | each view seen | held-out bits per token (training images) | below unigram | below neighbour "
         f"| masked accuracy (chance) | top-1 with {bench.num_labels} labels | linear probe | k-NN |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     table = "\n".join([*header, *(table_row(row, lines) for row in rows.values())]) + "\n"
     (bench.out / "table.md").write_text(table)
@@ -315,12 +323,14 @@ def table_row(row: dict[str, Any], baseline: dict[str, float]) -> str:
     """Format one row. Rows that predict the words of the baseline are read against its lines, fitted to most views."""
     found, name = row.get("evaluation"), row["row"]
     cells = [NOT_RUN if ROWS[name].is_pretrained else "-"] * 4
-    probed = cells[:2]
+    probed, reuse = cells[:2], cells[0]
     if found and "held_out_bits" in found:
         own = not baseline or ROWS[name].settings
         unigram, neighbour = (float((found if own else baseline)[f"{line}_bits"]) for line in ("unigram", "neighbour"))
         bits = found["held_out_bits"]
         cells = [f"{bits:.2f} ({found['train_bits']:.2f})", f"{unigram - bits:.2f}", f"{neighbour - bits:.2f}"]
+        if row["best"]["bits"] < bits - TREND_BITS:
+            cells[0] += f", was {row['best']['bits']:.2f} at step {row['best']['step']}"
         cells.append(f"{found['held_out_acc']:.1%} ({found['unigram_acc']:.1%})")
     elif found:
         share = found["held_out_mse"] / found["mean_mse"]
@@ -331,8 +341,10 @@ def table_row(row: dict[str, Any], baseline: dict[str, float]) -> str:
             "-",
         ]
     if found:
+        views = ROWS[name].views
+        reuse = f"{row['epochs'] / views:.1f} times" if views else "once"
         probed = [f"{found['probe_linear_acc']:.1%}", f"{found['probe_knn_acc']:.1%}"]
-    return "| " + " | ".join([f"`{name}`: {row['title']}", *cells[:4], accuracy(row["top1"]), *probed]) + " |"
+    return "| " + " | ".join([f"`{name}`: {row['title']}", reuse, *cells, accuracy(row["top1"]), *probed]) + " |"
 
 
 def accuracy(scores: list[float]) -> str:

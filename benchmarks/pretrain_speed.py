@@ -1,7 +1,7 @@
 """How fast is pre-training, beside a bare step, the reader alone, the same step with DALL-E online, and Hugging Face?
 
     python benchmarks/pretrain_speed.py --recipe demo --img-size 32 --patch-size 4 --steps 10
-    python benchmarks/pretrain_speed.py --img-size 224 --patch-size 16 --set train.global_batch_size=4 --set reader.num_workers=1 --steps 2
+    python benchmarks/pretrain_speed.py --set train.global_batch_size=4 --set reader.num_workers=1 --steps 2 --rounds 3
 
 All in one run, in turns of some steps each, with one recipe's model, batch, precision and reader:
 

@@ -29,6 +29,8 @@ class Record:
     """Epoch it is read for; with the sample id it keys all random numbers of the transform."""
     view_index: int
     """Stored view to show; the epoch itself where no views are stored."""
+    repeat: int = 0
+    """Which of several views that the sample shows in this epoch; keys random numbers beside the epoch."""
     image_bytes: bytes
     """Encoded image."""
     label: int | None = None

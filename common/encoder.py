@@ -131,8 +131,9 @@ def load_encoder(
         drop_path: Stochastic depth rate, for training it further.
 
     Returns:
-        The model in eval mode on the CPU, without head and final norm, with `config` (its shape), `normalization`
-        (mean and std of its input pixels in [0, 1]) and `provenance`.
+        The model in eval mode on the CPU, without head, and with a final norm only where the encoder has one of its own
+        (`config.final_norm`). It has `config` (its shape), `normalization` (mean and std of its input pixels in [0, 1])
+        and `provenance`.
 
     Raises:
         InputError: no encoder there, it is damaged, or it cannot be adapted as asked.

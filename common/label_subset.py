@@ -1,4 +1,4 @@
-"""Drawing a few labelled samples with the class proportions of the whole, the same ones every time."""
+"""Choosing labelled samples by class, the same ones every time: a few in proportion, or all in equal numbers."""
 
 from __future__ import annotations
 
@@ -52,3 +52,22 @@ def draw_subset(labels: Int64Array, total: int, seed: int) -> Int64Array:
         for label, samples, count in zip(classes, by_class, counts, strict=True)
     ]
     return np.asarray(np.sort(np.concatenate(chosen)), dtype=np.int64)
+
+
+def repetitions(labels: Int64Array, seed: int) -> Int64Array:
+    """Return how often to list each sample so that all classes are as frequent as the largest one.
+
+    Args:
+        labels: Class id of every sample, int64 (N,).
+        seed: Chooses the samples that are listed once more, where a class does not fit a whole number of times.
+    Returns:
+        int64 (N,), at least 1 each.
+    """
+    classes, members = np.unique(labels, return_inverse=True)
+    counts = np.bincount(members)
+    times: Int64Array = (counts.max() // counts)[members].astype(np.int64)
+    by_class = np.split(np.argsort(members, kind="stable"), np.cumsum(counts)[:-1])
+    for label, samples, count in zip(classes, by_class, counts, strict=True):
+        rest = int(counts.max() % count)
+        times[samples[CounterRng(seed, "balance", int(label)).permutation(len(samples))[:rest]]] += 1
+    return times

@@ -95,6 +95,7 @@ class LabelledDataset:
             shard=self.index.info.shard_names[shard_id],
             epoch=epoch,
             view_index=epoch,
+            repeat=self.index.repeat(shard_id, rank),
             image_bytes=self._reader(shard_id).read(ref),
             label=ref.label,
         )

@@ -20,12 +20,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from beit.common.errors import InputError, require
-from beit.common.label_subset import draw_subset
+from beit.common.label_subset import draw_subset, repetitions
 from beit.common.sources import SampleRef, SourceShard
 
 Int64Array = NDArray[np.int64]
 
-INDEX_VERSION = 1
+INDEX_VERSION = 2
 """Of index.json and the table; raised when an older reader would misread them."""
 
 NO_LABEL = -1
@@ -206,6 +206,25 @@ class LabelledIndex:
         if num_labels == len(self):
             return self
         return self._keep(draw_subset(self.labels, num_labels, seed), f"subset {num_labels} {seed}")
+
+    def balanced(self, *, seed: int) -> LabelledIndex:
+        """Return an index that lists the samples of rare classes repeatedly, so that all classes are equally frequent.
+
+        The largest class is listed once. Of another, every sample is listed as often as fits, and some, chosen by
+        `seed`, once more. `repeat` tells the listings of a sample apart.
+
+        Args:
+            seed: Another seed lists other samples once more.
+        """
+        times = repetitions(self.labels, seed)
+        return self._keep(np.repeat(np.arange(len(self), dtype=np.int64), times), f"balanced {seed}")
+
+    def repeat(self, shard_id: int, rank: int) -> int:
+        """Return how often the sample was listed before, in its shard; 0 unless the index is `balanced`."""
+        if self._rows is None:
+            return 0
+        position = int(self._offsets[shard_id]) + rank
+        return position - int(np.searchsorted(self._rows, self._rows[position]))
 
     def keys(self) -> Iterator[str]:
         """Yield the key of every sample in use, in index order."""

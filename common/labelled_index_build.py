@@ -1,6 +1,6 @@
 """Building the table of a DATA: listed once, sample by sample, and kept in a cache folder.
 
-    <cache>/indexes/v1/<digest>/samples.arrow   one record batch per shard: key, offset, length, label, path
+    <cache>/indexes/v2/<digest>/samples.arrow   one record batch per shard: key, offset, length, label, path
                                 index.json      shards and identity; written last, so that it commits the table
 
 The digest covers names, sizes and times of all files, so data that changed are listed again. An index costs about 100

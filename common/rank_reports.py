@@ -127,14 +127,14 @@ def judge(reports: Path, ranks: range, *, asked_to_stop: bool, launcher_code: in
         _log_messages([report for report in found if report.code == EXIT_BAD_INPUT])
         return EXIT_BAD_INPUT
     if silent and asked_to_stop and codes <= {EXIT_RESUMABLE}:
-        _log_messages(found)
+        _log_messages(found[:1])
         return EXIT_RESUMABLE  # stopped before they could listen; nothing was begun that is not saved
     failed = sorted((report for report in found if report.code not in (EXIT_DONE, EXIT_RESUMABLE)), key=_time)
     if failed or silent:
         _log_messages(failed[::-1])
         _log_cause(reports, silent, failed, launcher_code)
         return EXIT_FAILED
-    _log_messages(found)
+    _log_messages([report for report in found if report.rank == 0])  # on all machines together, once
     return max(codes, default=EXIT_DONE)
 
 

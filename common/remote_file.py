@@ -120,7 +120,7 @@ def retry(
         except InputError:
             raise
         except Exception as error:
-            is_hopeless = _is_permanent(error) or (is_first_contact and _is_unreachable(error))
+            is_hopeless = _is_permanent(error) or (is_first_contact and _finds_nobody(error))
             if pause is None or is_hopeless:
                 raise RemoteError(location, explain(error, doing), is_missing=_is_missing(error)) from None
             logger.warning("%s %s; trying again in %g s", location, explain(error, doing), pause)
@@ -210,7 +210,7 @@ def explain(error: BaseException, doing: Doing = "read") -> str:
         return f"may not be {doing} ({answer}); check the credentials"
     if status is not None:
         return f"cannot be {doing}: the server answers {status} {getattr(origin, 'message', '')}".rstrip()
-    if _is_unreachable(error):
+    if "onnect" in type(origin).__name__:
         return f"cannot be reached ({_one_line(origin)}); check address and network"
     return f"cannot be {doing} ({_one_line(origin)})"
 
@@ -220,8 +220,10 @@ def _is_bucket_missing(error: BaseException) -> bool:
     return isinstance(error, FileNotFoundError) and "bucket does not exist" in str(error)
 
 
-def _is_unreachable(error: BaseException) -> bool:
-    return "onnect" in type(_origin(error)).__name__
+def _finds_nobody(error: BaseException) -> bool:
+    """Tell whether no server was found at the address; one that broke off is there."""
+    name = type(_origin(error)).__name__
+    return any(part in name for part in ("ConnectionRefused", "ClientConnector", "EndpointConnection"))
 
 
 def _origin(error: BaseException) -> BaseException:

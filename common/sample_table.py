@@ -188,7 +188,9 @@ def _encode(table: pa.Table) -> bytes:
 def _decode(data: bytes, schema_for: Callable[[pa.Schema], pa.Schema], label: str) -> pa.Table:
     """Read a table and check it against the schema that `schema_for` names, given the one that is in the file."""
     try:
-        table = pq.read_table(io.BytesIO(data), use_threads=False)
+        # In this thread alone: `read_table` reads in threads of Arrow's own, which may still hold a Python object when
+        # the interpreter ends, and abort it.
+        table = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
         names = table.schema.names
     # The bytes are in memory: an OSError is pyarrow's word for a damaged footer, a ValueError for names not in UTF-8.
     except (pa.ArrowException, OSError, ValueError) as error:

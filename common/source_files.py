@@ -25,7 +25,7 @@ FileOrder = Literal["path", "hashed"]
 _MAX_LIST_BYTES = 1 << 30
 _PATH_COLUMNS = ("path", "file", "filename", "file_name", "image")
 _SEGMENTATION_FOLDERS = ("images", "annotations")
-_LABEL_COLUMNS = ("label", "class", "target")
+_LABEL_COLUMNS = ("label", "labels", "class", "target")
 
 
 @dataclass(frozen=True, slots=True)

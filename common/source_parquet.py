@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -109,8 +109,11 @@ class ParquetShard:
         table = _read_row_group(self.file, self.row_group, columns)
         paths = _image_paths(table, layout) if layout.has_path else [None] * self.num_rows
         labels = table[layout.label_column].to_pylist() if layout.label_column else [None] * self.num_rows
+        ids = {name: class_id for class_id, name in enumerate(layout.class_names or ())}
         return [
-            SampleRef(self._key(row, path), row, 0, self._class_id(row, label), path or f"row {self.first_row + row}")
+            SampleRef(
+                self._key(row, path), row, 0, self._class_id(row, label, ids), path or f"row {self.first_row + row}"
+            )
             for row, (path, label) in enumerate(zip(paths, labels, strict=True))
         ]
 
@@ -155,12 +158,13 @@ class ParquetShard:
             return packed_key(path, scope=self.scope)
         return f"{escape_name(self.scope.removesuffix('.parquet'))}-{self.first_row + row:08d}"
 
-    def _class_id(self, row: int, label: Any) -> int | None:
+    def _class_id(self, row: int, value: Any, ids: Mapping[str, int]) -> int | None:
         names = self.layout.class_names
+        label = self.layout.label_of(value, f"{self.location} row {self.first_row + row}")
         if label is None or (isinstance(label, int) and label < 0):
             return None  # Hugging Face marks unlabelled test rows with -1
         if self.layout.label_is_text:
-            return names.index(label) if names is not None else None
+            return ids[label] if names is not None else None
         if names is not None and label >= len(names):
             raise InputError(
                 f"{self.location} row {self.first_row + row} has label {label}, but {len(names)} class names; "
@@ -295,5 +299,6 @@ def _number_text_labels(files: Sequence[FileInfo], layouts: list[ParquetLayout])
     for file, layout in zip(files, layouts, strict=True):
         if layout.label_is_text and layout.label_column is not None:
             column = _read_column(file, layout.label_column)[layout.label_column]
-            names.update(name for name in pc.unique(column).to_pylist() if name is not None)
+            found = column.to_pylist() if layout.label_is_list else pc.unique(column).to_pylist()
+            names.update(name for value in found if (name := layout.label_of(value, file.path)) is not None)
     return [replace(layout, class_names=tuple(sorted(names))) for layout in layouts]

@@ -18,7 +18,7 @@ from beit.common.images import IMAGE_SUFFIXES, MAX_IMAGE_BYTES
 from beit.common.locations import FileInfo, is_remote, open_binary
 from beit.common.remote_file import RemoteFile
 from beit.common.source_files import is_image_path
-from beit.common.source_types import SampleRef, Source, SourceKind, SourceShard, listing_digest
+from beit.common.source_types import SampleRef, Source, SourceKind, SourceShard, joined_label, listing_digest
 from beit.common.tar_walk import TarIndex, TarMember, group_samples, iter_members, split_name, walk_tar
 
 logger = logging.getLogger(__name__)
@@ -257,6 +257,8 @@ def _read_label(member: TarMember, reader: TarReader) -> int | str | None:
         return None
     try:
         value = parse(reader.read_range(member.offset, member.size))
+        if isinstance(value, list):
+            return joined_label(value, f"{reader.label}: {member.name}")
     except (UnicodeDecodeError, ValueError, RecursionError):
         # Foreign metadata need not concern us: a sample with unreadable metadata is a sample without a label.
         logger.warning("%s: %s is not readable as a label", reader.label, member.name)
@@ -271,7 +273,7 @@ def _read_label(member: TarMember, reader: TarReader) -> int | str | None:
 
 def _json_label(data: bytes) -> object:
     content = json.loads(data)
-    return content.get("label") if isinstance(content, dict) else None
+    return content.get("label", content.get("labels")) if isinstance(content, dict) else None
 
 
 _LABEL_PARSERS: dict[str, Callable[[bytes], object]] = {"cls": bytes.decode, "json": _json_label}

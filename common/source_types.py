@@ -13,7 +13,11 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from beit.common.errors import require
 from beit.common.locations import FileInfo
+
+LABEL_SEPARATOR = "|"
+"""Between the classes of an image that has several: to the data layer they are one label, such as `beach|sunset`."""
 
 SourceKind = Literal["tar", "parquet", "files"]
 
@@ -126,3 +130,23 @@ def listing_digest(root: str, files: Iterable[FileInfo], *, labels: Iterable[str
     for label in labels:
         hasher.update(f"\0{label}".encode())
     return hasher.hexdigest()
+
+
+def joined_label(names: Iterable[object], origin: str) -> str | None:
+    """Return the one label that stands for several classes, whatever their order; None for none.
+
+    Args:
+        names: Class names, or numbers that then serve as names.
+        origin: Where they stand, for messages.
+    Raises:
+        InputError: an entry is neither text nor a number, is empty, or contains the separator.
+    """
+    texts = set()
+    for name in names:
+        text = str(name).strip() if isinstance(name, str | int) and not isinstance(name, bool) else ""
+        require(
+            text != "" and LABEL_SEPARATOR not in text,
+            f"{origin} lists the class {name!r}; classes must be names without {LABEL_SEPARATOR!r}, or numbers",
+        )
+        texts.add(text)
+    return LABEL_SEPARATOR.join(sorted(texts)) or None

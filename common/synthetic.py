@@ -40,6 +40,10 @@ _OPPONENT_SPREAD = np.array([0.36, 0.12, 0.055], dtype=np.float32)
 SCENE_VERSION = 1
 """Raised with every change to the pictures `render_scene` paints; part of the names of cached ones."""
 
+_BACKGROUND_ZOOM = 4
+"""Demo backgrounds are painted this much smaller, as if out of focus: the figure is what there is to learn."""
+_SMALLEST_SCENE_PX = 9
+"""Room for three of the narrowest stripes."""
 _VIEWS_OF_SCENE = 8
 """Demo images on one background: the turns and mirrorings of a square."""
 
@@ -281,7 +285,10 @@ def write_demo_images(folder: Path, num_images: int, *, img_size: int = 96, seed
 
 def _write_demo_group(folder: Path, img_size: int, seed: int, num_images: int, group: int) -> list[Path]:
     """Write the images that share a background, turned and mirrored: painting it takes most of the time."""
-    scene = render_scene(CounterRng(seed, "demo background", group), img_size)
+    small = render_scene(
+        CounterRng(seed, "demo background", group), max(_SMALLEST_SCENE_PX, img_size // _BACKGROUND_ZOOM)
+    )
+    scene = np.asarray(Image.fromarray(small).resize((img_size, img_size), Image.Resampling.BICUBIC))
     paths = []
     for number in range(group * _VIEWS_OF_SCENE, min(num_images, (group + 1) * _VIEWS_OF_SCENE)):
         view = np.rot90(scene, number % 4)

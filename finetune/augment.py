@@ -1,9 +1,9 @@
 """The pixels of a labelled image: random views in training, resize and centre crop otherwise.
 
-All randomness of a training view is keyed by (seed, epoch, sample): the same sample gets the same view however the run
-is spread over ranks and workers, and after any restart. Drawing and rendering are `beit.common.views`, the code that
-pre-training replays; RandAugment is `rand_augment.py`. Normalisation, the noise of random erasing and mixing happen on
-the device (`step.py`). The order of samples is `beit.common.sampler`.
+All randomness of a training view is keyed by (seed, epoch, sample, repeat): the same sample gets the same view however
+the run is spread over ranks and workers, and after any restart. Drawing and rendering are `beit.common.views`, the code
+that pre-training replays; RandAugment is `rand_augment.py`. Normalisation, the noise of random erasing and mixing
+happen on the device (`step.py`). The order of samples is `beit.common.sampler`.
 """
 
 from __future__ import annotations
@@ -49,12 +49,16 @@ class TrainAugmentConfig:
     """RandAugment as timm spells it: strength m (0 to 10), its spread mstd, operations per image n; or "none"."""
     erase_prob: float = 0.25
     """Probability of replacing a random rectangle by noise."""
+    repeats: int = 1
+    """Repeated augmentation: views of an image in a step, each drawn anew; a step then has that many times fewer
+    images. 3 in DeiT."""
     interpolation: Resample = "bicubic"
     """Filter of the resize, antialiased."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
         require(0 <= self.color_jitter <= 1, f"augment.color_jitter ({self.color_jitter}) must lie in [0, 1]")
+        require(self.repeats >= 1, f"augment.repeats ({self.repeats}) must be at least 1")
         require(0 <= self.erase_prob <= 1, f"augment.erase_prob ({self.erase_prob}) must lie in [0, 1]")
         require(
             parse_policy(self.rand_augment) is None or not self.color_jitter,
@@ -102,7 +106,7 @@ class TrainTransform:
         Source: BEiT `get_started_for_image_classification.md` and timm's order of transforms. Differs: nothing.
         """
         image = decode_image(record.image_bytes)
-        rng = CounterRng(self.seed, "augment", record.epoch, record.sample_id)
+        rng = self._rng("augment", record)
         view = draw_view(rng, image.width, image.height, self.augment.views())
         pixels = render_view(image, view, img_size=self.img_size, resample=self.augment.interpolation)
         label = NO_LABEL if record.label is None else record.label
@@ -112,8 +116,7 @@ class TrainTransform:
         }
         if self.augment.erase_prob:
             # Streams of their own, so that switching one change off leaves the others as they were.
-            erasing = CounterRng(self.seed, "erase", record.epoch, record.sample_id)
-            sample["erase_boxes"] = draw_erase_box(erasing, self.img_size, self.augment.erase_prob)
+            sample["erase_boxes"] = draw_erase_box(self._rng("erase", record), self.img_size, self.augment.erase_prob)
         return sample
 
     def _rand_augment(self, pixels: NDArray[np.uint8], record: Record) -> NDArray[np.uint8]:
@@ -123,8 +126,13 @@ class TrainTransform:
         fill = tuple(min(255, round(255 * channel)) for channel in self.fill)
         is_bilinear = self.augment.interpolation == "bilinear"  # affine changes know no lanczos
         canvas = Canvas(fill, Image.Resampling.BILINEAR if is_bilinear else Image.Resampling.BICUBIC)
-        rng = CounterRng(self.seed, "rand augment", record.epoch, record.sample_id)
+        rng = self._rng("rand augment", record)
         return np.asarray(rand_augment(Image.fromarray(pixels), policy, rng, canvas))
+
+    def _rng(self, purpose: str, record: Record) -> CounterRng:
+        # The first view draws as views did before samples could repeat.
+        more = (record.repeat,) if record.repeat else ()
+        return CounterRng(self.seed, purpose, record.epoch, record.sample_id, *more)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -104,6 +104,9 @@ class DataConfig:
     """Train on this share of the images only, with the class proportions of all; left out, on all."""
     subset_seed: int = 0
     """Chooses the images of such a subset; apart from train.seed, so that runs can share a subset."""
+    balanced: bool = False
+    """Show images of rare classes more often, in views of their own, so that all classes come equally often. An epoch
+    then has as many images of every class as the largest has."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -238,6 +241,20 @@ class FinetuneConfig:
             not self.mix.is_on or (total if micro is None else micro) % 2 == 0,
             f"train.{'global' if micro is None else 'micro'}_batch_size ({total if micro is None else micro}) must be "
             "even, since mixup and cutmix pair images; or switch them off with mix.prob=0",
+        )
+        repeats = self.augment.repeats
+        require(
+            total % repeats == 0,
+            f"train.global_batch_size ({total}) must be a multiple of augment.repeats ({repeats})",
+        )
+        require(
+            not (self.data.balanced and self.classifier.multi_label),
+            "data.balanced must be false with classifier.multi_label: images are of several classes at once",
+        )
+        require(
+            not (self.data.balanced and self.classifier.class_weights != "none"),
+            f"data.balanced and classifier.class_weights ({self.classifier.class_weights}) both make up for rare "
+            "classes; set one of them to false or none",
         )
         if self.encoder is not None and not self.encoder:
             raise InputError('--encoder must name a folder, or be "random"')

@@ -15,10 +15,9 @@ from numpy.typing import NDArray
 from beit.common.errors import InputError, require
 from beit.common.labelled_index import LabelledIndex
 from beit.common.labelled_index_build import build_index
+from beit.common.source_types import LABEL_SEPARATOR
 from beit.finetune.config import DataConfig
 
-SEPARATOR = "|"
-"""Between the classes of one image, in multi-label data."""
 _NAMES_IN_MESSAGE = 5
 
 
@@ -122,7 +121,7 @@ def label_table(index: LabelledIndex, class_names: Sequence[str]) -> NDArray[np.
 
 
 def _combinations(index: LabelledIndex) -> list[list[str]]:
-    return [[part.strip() for part in name.split(SEPARATOR) if part.strip()] for name in _class_names(index)]
+    return [[part.strip() for part in name.split(LABEL_SEPARATOR) if part.strip()] for name in _class_names(index)]
 
 
 def _joined_class_names(index: LabelledIndex) -> tuple[str, ...]:

@@ -140,7 +140,7 @@ def _names_in(file: Path) -> list[str]:
 
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
-    return lines[0][:120] if lines else type(error).__name__
+    return lines[0].split(". ")[0][:120] if lines else type(error).__name__
 
 
 def _weights_in(loaded: Any, file: Path) -> tuple[dict[str, Tensor], str | None]:

@@ -106,8 +106,10 @@ class ClassificationTask:
 
     def __post_init__(self) -> None:
         """Build model and order; identical on every rank."""
-        config = self.config
-        self.dataset = LabelledDataset(self.images.train, cache_bytes=config.reader.parquet_cache_bytes)
+        config, shown = self.config, self.images.train
+        if config.data.balanced:
+            shown = shown.balanced(seed=config.train.seed)
+        self.dataset = LabelledDataset(shown, cache_bytes=config.reader.parquet_cache_bytes)
         self.data = TrainingData(
             self.dataset,
             TrainTransform(
@@ -121,6 +123,7 @@ class ClassificationTask:
             checkpoint=self._checkpoint(),
             reader=config.reader,
             world=self.world,
+            repeats=config.augment.repeats,
         )
         self.step = self._objective()
         self.model = build_classifier(config, self.start, self.images.class_names)
@@ -169,6 +172,8 @@ class ClassificationTask:
             len(self.images.train),
             0 if val is None else len(val),
         )
+        if self.config.data.balanced:
+            logger.info("balanced: an epoch shows %d images, as many of every class", len(self.dataset.index))
         logger.info(
             "%d steps of %d images = %.1f epochs",
             plan.total_steps,

@@ -164,7 +164,11 @@ class ObjectFiles:
         return None if info is None else f"{_time(info)} {info.get('ETag')}"
 
     def is_newest(self, name: str, others: Sequence[str]) -> bool:
-        """Tell whether a file is younger than all of the others; of one second, as some storages count, none is."""
+        """Tell whether a file is not older than any of the others, as far as is known.
+
+        Many storages count in seconds. That a shard was tokenised again in the second in which the index was written is
+        not seen then; its bytes are the same, unless the settings allow mixed executions.
+        """
         folder = {other.rsplit("/", 1)[0] for other in others}
         info = stat_object(self.label(name))
         written = _time(info or {})
@@ -172,20 +176,19 @@ class ObjectFiles:
             return False
         listed = list_objects(self.label(folder.pop()))
         times = [_time(listed.get(other.rsplit("/", 1)[-1], {})) for other in others]
-        return all(time is not None and time < written for time in times)
+        return all(time is not None and time <= written for time in times)
 
     def leases(self) -> ObjectLeases:
         """Return what the leases of this store are kept in."""
         return ObjectLeases(self.location)
 
     def _try_to_write(self) -> None:
+        """Create, fail to create again, and remove a small object: all that leases ask for."""
         url = self.label(f"{LEASE_PREFIX}probe.{secrets.token_hex(8)}")
-        try:
-            create_object(url, b"beit")
-            is_safe = is_exclusive(url)
-        finally:
-            with suppress(OSError):
-                remove_object(url)
+        create_object(url, b"beit")
+        # Asked twice, since a run that ends at this moment may have swept it.
+        is_safe = is_exclusive(url) or is_exclusive(url)
+        remove_object(url)
         if not is_safe:
             logger.warning(
                 "%s does not refuse to create what is there already, so that two processes may do the same shard; the "

@@ -152,3 +152,33 @@ def test_help_answers_in_half_a_second():
         return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
     assert min(measure() for _ in range(5)) < 0.5
+
+
+WAITING = """
+import sys, time, click
+from beit import cli
+
+@click.command()
+def wait():
+    print("ready", flush=True)
+    try:
+        time.sleep(100)
+    finally:
+        print("cleaned up", flush=True)
+
+cli.COMMANDS["wait"] = cli.Entry("__main__", "wait", "")
+sys.argv = ["beit", "wait"]
+cli.main()
+"""
+
+
+def test_sigterm_ends_any_command_in_order():
+    """Killed at once, a command would leave semaphores, workers and half-written files to others."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", WAITING], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "ready\n"
+    process.terminate()
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (75, "cleaned up\n")
+    assert err.strip() == "beit: interrupted; run the same command again to go on"

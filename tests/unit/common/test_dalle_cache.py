@@ -10,7 +10,7 @@ import torch
 
 from beit.common import dalle_cache, download
 from beit.common.dalle import DalleDecoder, DalleEncoder
-from beit.common.dalle_cache import MIRRORS_VARIABLE, prepare_dalle
+from beit.common.dalle_cache import MIRRORS_VARIABLE, has_decoder, prepare_dalle
 from beit.common.errors import InputError
 from beit.common.files import sha256_file
 from beit.common.tokenizer import load_tokenizer
@@ -143,6 +143,18 @@ def test_a_decoder_that_cannot_be_had_does_not_stop_tokenizing(
             load_tokenizer("dall-e", need_decoder=True)
         server.files["/decoder.pkl"] = (published / "decoder.pkl").read_bytes()
         assert load_tokenizer("dall-e", need_decoder=True).can_decode
+
+
+def test_whether_there_is_a_decoder_is_known_without_any_network(folder: Path, published: Path) -> None:
+    assert not has_decoder()
+    put(published, folder, "decoder.pkl")
+    assert not has_decoder()  # of no use alone: the encoder would have to be downloaded
+    put(published, folder, "encoder.pkl")
+    assert has_decoder()
+    load_tokenizer("dall-e")
+    for part in ("encoder", "decoder"):
+        (folder / f"{part}.pkl").unlink()
+    assert has_decoder()
 
 
 def test_a_damaged_decoder_does_not_stop_tokenizing(folder: Path, published: Path) -> None:

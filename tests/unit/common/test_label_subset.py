@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from beit.common.label_subset import apportion, draw_subset
+from beit.common.label_subset import apportion, draw_subset, repetitions
 
 
 @pytest.mark.parametrize("counts", [[5000] * 10, [1, 1, 1000], [7, 0, 13, 100], [3], [10, 20, 30, 1]])
@@ -41,3 +41,12 @@ def test_larger_subsets_contain_smaller_ones():
 def test_unlabelled_samples_are_one_more_class():
     chosen = draw_subset(np.array([-1] * 50 + [0] * 50), 10, seed=0)
     assert (chosen < 50).sum() == 5
+
+
+def test_repetitions_make_classes_equally_frequent_and_list_all():
+    labels = np.repeat([0, 1, 2, 3], [10, 3, 10, 1])
+    times = repetitions(labels, seed=0)
+    assert np.bincount(labels, weights=times).tolist() == [10, 10, 10, 10]
+    assert sorted(times[labels == 1]) == [3, 3, 4] and set(times[labels == 0]) == {1}
+    assert (times == repetitions(labels, seed=0)).all()
+    assert any((times != repetitions(labels, seed=seed)).any() for seed in range(1, 6))

@@ -1,5 +1,6 @@
 import io
 
+import fsspec
 import pytest
 
 from beit.common import remote_file
@@ -17,6 +18,14 @@ class Answer(Exception):
 
 class NoCredentialsError(Exception):
     pass
+
+
+class Answered(Exception):
+    """As botocore keeps an answer."""
+
+    def __init__(self, response):
+        super().__init__(str(response))
+        self.response = response
 
 
 class Flaky:
@@ -67,6 +76,41 @@ def test_what_will_not_pass_is_not_tried_again(pauses, error, is_missing):
     with pytest.raises(RemoteError, match=r"^s3://b/x ") as caught:
         retry("s3://b/x", action)
     assert action.calls == 1 and not pauses and caught.value.is_missing == is_missing
+
+
+class EndpointConnectionError(Exception):
+    """As botocore calls it."""
+
+
+@pytest.mark.parametrize("error", [ConnectionRefusedError(), hidden(EndpointConnectionError("x"))])
+def test_an_address_where_nobody_is_ends_the_first_contact_at_once(pauses, error):
+    with pytest.raises(RemoteError, match=r"^s3://b/x cannot be reached"):
+        retry("s3://b/x", Flaky(error), is_first_contact=True)
+    assert not pauses and retry("s3://b/x", Flaky(error)) == "done"
+    assert retry("s3://b/x", Flaky(ConnectionResetError()), is_first_contact=True) == "done"
+
+
+def test_a_missing_bucket_is_no_missing_file(pauses):
+    error = FileNotFoundError("The specified bucket does not exist")
+    with pytest.raises(RemoteError, match=r"^s3://b/x names a bucket that does not exist$") as caught:
+        retry("s3://b/x", Flaky(error))
+    assert not caught.value.is_missing and not pauses
+
+
+def test_missing_files_of_s3_and_of_memory_are_missing(pauses):
+    for cause in (KeyError("x"), Answered({"Error": {"Code": "NoSuchKey"}})):
+        with pytest.raises(RemoteError, match=r"^s3://b/x does not exist$"):
+            retry("s3://b/x", Flaky(hidden(cause)))
+
+
+def test_s3_is_asked_less_often_unless_the_user_says_how_often(monkeypatch):
+    assert remote_file._options("simplecache::s3://b/x")["s3"]["config_kwargs"]["retries"] == {"max_attempts": 1}
+    assert remote_file._options("https://h/x") == {}
+    monkeypatch.setitem(fsspec.config.conf, "s3", {"config_kwargs": {}})
+    assert remote_file._options("s3://b/x") == {}
+    monkeypatch.delitem(fsspec.config.conf, "s3")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "9")
+    assert remote_file._options("s3://b/x") == {}
 
 
 def test_attempts_end(pauses):

@@ -184,3 +184,24 @@ def test_labels_that_are_pandas_categories(tmp_path: Path) -> None:
     source = open_source(write(tmp_path / "x.parquet", {"image": images(4), "label": labels}))
     assert source.class_names == ["cat", "dog"]
     assert [ref.label for ref in source.shards[0].refs()] == [1, 0, None, 1]
+
+
+@pytest.mark.parametrize("kind", ["text", "numbers", "class labels"])
+def test_lists_of_labels_are_one_label_in_any_order(tmp_path: Path, kind: str) -> None:
+    lists: list[Any] = [[1, 0], [0, 1, 1], [], [1], None, [0]]
+    features = None
+    if kind == "text":
+        lists = [None if row is None else [("beach", "sunset")[item] for item in row] for row in lists]
+    if kind == "class labels":
+        features = {"labels": {"feature": {"names": ["beach", "sunset"], "_type": "ClassLabel"}, "_type": "List"}}
+    source = open_source(write(tmp_path / "a.parquet", {"image": images(6), "labels": lists}, features, rows=6))
+    names = ["0", "0|1", "1"] if kind == "numbers" else ["beach", "beach|sunset", "sunset"]
+    assert source.class_names == names
+    assert [ref.label for shard in source.shards for ref in shard.refs()] == [1, 1, None, 2, None, 0]
+
+
+def test_a_list_of_labels_outside_the_names_is_refused(tmp_path: Path) -> None:
+    features = {"labels": {"feature": {"names": ["beach"], "_type": "ClassLabel"}, "_type": "List"}}
+    path = write(tmp_path / "a.parquet", {"image": images(1), "labels": [[1]]}, features, rows=1)
+    with pytest.raises(InputError, match=r"a.parquet has labels \[1\], but 1 class names"):
+        open_source(path)

@@ -144,3 +144,16 @@ def test_listing_a_remote_tar_reads_ahead_and_reading_an_image_does_not(tmp_path
             server.bytes_sent = 0
             assert [reader.read(refs[n]) for n in (20, 3, 11)] == [jpeg(n) * 40 for n in (20, 3, 11)]
             assert server.bytes_sent == sum(refs[n].length for n in (20, 3, 11))
+
+
+def test_several_classes_in_json_are_one_label_in_any_order(tmp_path: Path) -> None:
+    said = {
+        "a": '{"label": ["sunset", "beach"]}',
+        "b": '{"labels": ["beach", "sunset", "beach"]}',
+        "c": '{"label": []}',
+    }
+    said |= {"d": '{"label": ["beach"]}', "e": '{"labels": [{"box": [1, 2]}]}', "f": '{"label": ["a|b"]}'}
+    pairs = [((f"{name}.jpg", b""), (f"{name}.json", text.encode())) for name, text in said.items()]
+    source = open_source(write_tar(tmp_path / "x.tar", dict(member for pair in pairs for member in pair)))
+    assert source.class_names == ["beach", "beach|sunset"]
+    assert labels_of(source) == [1, 1, None, 0, None, None]

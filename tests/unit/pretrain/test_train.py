@@ -57,12 +57,13 @@ def test_records_say_how_well_the_device_is_used(store, tmp_path):
         assert record["peak_memory_bytes"] > 50e6  # torch alone takes more
 
 
-def consumed(store, *, world_size, micro_batch_size, num_steps=6):
+def consumed(store, *, world_size, micro_batch_size, num_workers=0, num_steps=6):
     """Return what each step consumes over all ranks: sample, view, mask and tokens per row, in order."""
     steps = [[] for _ in range(num_steps)]
     for rank in range(world_size):
         world = World(rank=rank, local_rank=rank, world_size=world_size, device=torch.device("cpu"))
-        config = make_config(train={"micro_batch_size": micro_batch_size})
+        reader = {"num_workers": num_workers}
+        config = make_config(train={"micro_batch_size": micro_batch_size}, reader=reader)
         task = PretrainTask(config, store, world)
         for index, batch in enumerate(task.data.micro_batches(0)):
             rows = zip(batch["sample_ids"], batch["view_indices"], batch["epochs"], strict=True)
@@ -81,6 +82,13 @@ def test_ranks_together_consume_exactly_what_one_rank_does(store, world_size, mi
     if world_size == 1 or micro_batch_size == 8 // world_size:
         assert together == alone
     assert [sorted(step) for step in together] == [sorted(step) for step in alone]
+
+
+@pytest.mark.parametrize(("world_size", "num_workers"), [(1, 3), (2, 1)])
+def test_workers_change_nothing(store, world_size, num_workers):
+    alone = consumed(store, world_size=1, micro_batch_size=8)
+    shared = consumed(store, world_size=world_size, micro_batch_size=2, num_workers=num_workers)
+    assert [sorted(step) for step in shared] == [sorted(step) for step in alone]
 
 
 def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(store, tmp_path):

@@ -96,6 +96,20 @@ def test_local_tars_are_referenced_where_they_are_and_the_user_is_told(tmp_path,
     assert verify_store(memory).problems == []
 
 
+def test_the_images_of_a_remote_store_keep_the_names_of_their_classes(tmp_path, memory):
+    for name in ("rose", "tulip"):
+        write_folder(tmp_path / "images" / name, 2)
+    tokenize(tmp_path / "images", memory)
+    tokenize(f"{memory}/images", tmp_path / "second", views=1)
+    assert open_store(tmp_path / "second").info.class_names == ("rose", "tulip")
+
+
+def test_a_file_url_is_a_folder(tmp_path):
+    source = write_folder(tmp_path / "images", 3)
+    tokenize(source, f"file://{tmp_path}/store")
+    assert open_store(tmp_path / "store").info.views == 3
+
+
 def flip_bit(data):
     return data[:700] + bytes([data[700] ^ 4]) + data[701:]
 
@@ -189,6 +203,16 @@ def test_a_bucket_that_is_not_there_and_a_server_that_is_not_there_are_one_line(
     fsspec.get_filesystem_class("s3").clear_instance_cache()
     with pytest.raises(InputError, match="cannot be reached .*; check address and network$"):
         tokenize(source, bucket)
+
+
+@pytest.mark.parametrize(("method", "doing"), [("pipe_file", "written"), ("rm_file", "written"), ("ls", "read")])
+def test_what_is_not_allowed_is_told_before_the_work(tmp_path, memory, monkeypatch, method, doing):
+    def refuse(*arguments, **options):
+        raise PermissionError("Access Denied")
+
+    monkeypatch.setattr(MemoryFileSystem, method, refuse)
+    with pytest.raises(InputError, match=rf"may not be {doing} \(Access Denied\); check the credentials"):
+        tokenize(tmp_path / "nothing", memory)
 
 
 def test_a_storage_without_exclusive_creation_is_told_of_and_right(tmp_path, memory, monkeypatch, caplog):

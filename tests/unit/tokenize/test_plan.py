@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from beit.common.errors import InputError
-from beit.tests.tiny_store import encoded_image, tiny_config, write_folder, write_tars
+from beit.common.store import open_store
+from beit.tests.tiny_store import encoded_image, tiny_config, tokenize, write_folder, write_tars
 from beit.tokenize.plan import plan_store
 
 
@@ -79,3 +80,15 @@ def test_the_digest_follows_names_and_sizes_not_times(tmp_path):
 def test_a_missing_source_is_bad_input(tmp_path):
     with pytest.raises(InputError):
         plan_store(tiny_config(), str(tmp_path / "nothing"), str(tmp_path / "store"))
+
+
+@pytest.mark.parametrize("changes", [{}, {"short_side": 32}])
+def test_the_images_of_a_store_keep_the_names_of_their_classes(tmp_path, changes):
+    for name in ("rose", "tulip"):
+        write_folder(tmp_path / "images" / name, 3)
+    tokenize(tmp_path / "images", tmp_path / "first")
+    tokenize(tmp_path / "first/images", tmp_path / "second", views=1, **changes)
+    first, second = (open_store(tmp_path / name) for name in ("first", "second"))
+    assert second.info.class_names == first.info.class_names == ("rose", "tulip")
+    labels = [{sample["key"]: sample["label"] for sample in store} for store in (first, second)]
+    assert labels[0] == labels[1] and set(labels[1].values()) == {0, 1}
