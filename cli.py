@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import click
 
 from beit import __version__
-from beit.common.errors import InputError, ResumableStop
+from beit.common.errors import InputError, ResumableStop, RunFailed
 
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
@@ -145,13 +145,20 @@ def _run() -> tuple[int, str]:
         return EXIT_RESUMABLE, str(stop)
     except (KeyboardInterrupt, click.Abort):
         return EXIT_RESUMABLE, "interrupted; run the same command again to go on"
-    except OSError as error:  # a full disk, a lost rank: the machine's fault, not a bug
+    except (OSError, RunFailed) as error:  # a full disk, a lost rank: the machine's fault, not a bug
         return EXIT_FAILED, str(error)
     except Exception as error:
+        if _is_lost_rank(error):
+            return EXIT_FAILED, f"another rank is gone or does not answer ({' '.join(str(error).split())[:300]})"
         traceback.print_exc()  # anything else is a bug, and a bug report needs the trace
         # A rank's line is shown by the command that launched it, which cannot show its trace.
         return EXIT_FAILED, f"{type(error).__name__}: {error}" if _rank() is not None else ""
     return result if isinstance(result, int) else 0, ""
+
+
+def _is_lost_rank(error: Exception) -> bool:
+    """Whether a collective failed, told by name and text because torch has no class for gloo's errors."""
+    return type(error).__name__ in ("DistBackendError", "DistNetworkError") or "/gloo/transport/" in str(error)
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:

@@ -101,8 +101,9 @@ def dot_chart(
     if reference:
         height = axes.y(reference[0])
         axes.draw.line((_LEFT_PX, height, size_px[0] - _RIGHT_PX, height), fill=FAINT, width=1)
-        place = (size_px[0] - _RIGHT_PX, height - 3)
-        axes.draw.text(place, reference[1], fill=FAINT, font=font(_TEXT_PX), anchor="rd")
+        # Not beside the line, where dots are.
+        name = f"grey line: {reference[1]}, {reference[0]:.3g}"
+        axes.draw.text((size_px[0] - _RIGHT_PX, 4), name, fill=FAINT, font=font(_TEXT_PX), anchor="ra")
     for number, group in enumerate(values.tolist()):
         for value in group:
             _dot(axes, number, value, radius=4, colour=_DOT)

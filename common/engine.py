@@ -6,43 +6,28 @@ DeepSpeed contributes gradient accumulation, the ZeRO partitions and communicati
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
 from beit.common.distributed import World
+from beit.common.engine_settings import EngineSettings, deepspeed_json
 from beit.common.errors import InputError
 from beit.common.loss_scale import LossScale
 from beit.common.optimizer import FiniteAdamW
 from beit.common.precision import choose_precision
-from beit.common.train_config import DeepSpeedConfig, OptimizerConfig, TrainingPlan
 
 LossFunction = Callable[[nn.Module, Mapping[str, Any], int], tuple[torch.Tensor, dict[str, torch.Tensor]]]
 """(model, micro-batch, step) -> (scalar loss, detached scalar metrics)."""
 
 AVERAGE = "ema"
 """Name of the running average beside AdamW's states `exp_avg` and `exp_avg_sq`."""
-_OWN_KEYS = {
-    "train_batch_size": "train.global_batch_size",
-    "train_micro_batch_size_per_gpu": "train.micro_batch_size",
-    "gradient_accumulation_steps": "train.micro_batch_size",
-    "gradient_clipping": "optimizer.clip_grad",
-    "optimizer": "the section [optimizer]",
-    "scheduler": "the section [optimizer]",
-    "fp16": "train.precision",
-    "bf16": "train.precision",
-    "torch_autocast": "train.precision",
-}
-"""DeepSpeed settings that have a source of their own here."""
 
 
 class LossModule(nn.Module):
@@ -61,22 +46,6 @@ class LossModule(nn.Module):
         with self._autocast():
             loss, metrics = self._loss_function(self.model, batch, step)
         return loss.float(), metrics
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EngineSettings:
-    """What an engine is built from."""
-
-    optimizer: OptimizerConfig
-    """AdamW and clipping."""
-    deepspeed: DeepSpeedConfig
-    """ZeRO stage and the user's JSON."""
-    precision: Literal["auto", "fp32", "bf16", "fp16"]
-    """Of the forward pass, as in the settings."""
-    plan: TrainingPlan
-    """Batch shares."""
-    keep_average: bool = False
-    """Whether to hold a running average of the weights (`ema.py`)."""
 
 
 class Engine:
@@ -114,7 +83,15 @@ class Engine:
             eps=adam.eps,
         )
         self._base_weight_decay = [group["weight_decay"] for group in self.optimizer.param_groups]
-        self._engine = _initialize(LossModule(model, loss_function, self.autocast), self.optimizer, config, world)
+        module = LossModule(model, loss_function, self.autocast)
+        try:
+            self._engine = _initialize(module, self.optimizer, config, world)
+        except ValueError as error:
+            # DeepSpeed checks its settings with pydantic, whose error is one; ours would be a bug.
+            if settings.deepspeed.config is None or type(error).__name__ != "ValidationError":
+                raise
+            reason = " ".join(str(error).partition("[type=")[0].split())
+            raise InputError(f"deepspeed.config ({settings.deepspeed.config}) is refused: {reason}") from None
         if self.zero_stage == 0 and world.world_size == 1:
             # Alone, there is nobody to exchange gradients with; DeepSpeed would copy all of them to a buffer and back.
             self._engine.enable_backward_allreduce = False
@@ -271,55 +248,6 @@ def gathered(engine: Engine, parameter: nn.Parameter, *, modify: bool = False) -
     from deepspeed.runtime.zero import GatheredParameters
 
     return GatheredParameters([parameter], modifier_rank=0 if modify else None)  # type: ignore[no-any-return]
-
-
-def deepspeed_json(settings: EngineSettings) -> dict[str, Any]:
-    """Generate DeepSpeed's configuration and merge the user's file over it.
-
-    Raises:
-        InputError: the file is missing, not JSON, or sets what has a source of its own.
-    """
-    plan, clip = settings.plan, settings.optimizer.clip_grad
-    generated: dict[str, Any] = {
-        "train_batch_size": plan.global_batch_size,
-        "train_micro_batch_size_per_gpu": plan.micro_batch_size,
-        "gradient_accumulation_steps": plan.grad_accum_steps,
-        "zero_optimization": {"stage": settings.deepspeed.zero_stage},
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-    }
-    user = _read_user_json(settings.deepspeed.config)
-    for key in user:
-        if key in _OWN_KEYS:
-            raise InputError(
-                f"{settings.deepspeed.config} sets {key!r}, set elsewhere; remove it and use {_OWN_KEYS[key]}"
-            )
-    merged = _merge(generated, user)
-    # Always given, because DeepSpeed 0.19 clips at 1.0 by default; at ZeRO 0 the optimizer clips.
-    merged["gradient_clipping"] = (clip or 0.0) if merged["zero_optimization"]["stage"] > 0 else 0.0
-    return merged
-
-
-def _read_user_json(path: str | None) -> dict[str, Any]:
-    if path is None:
-        return {}
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"deepspeed.config ({path}) cannot be read ({error.strerror}); check the path") from None
-    except ValueError as error:
-        raise InputError(f"deepspeed.config ({path}) is not valid JSON ({error})") from None
-    if not isinstance(content, dict):
-        raise InputError(f"deepspeed.config ({path}) must hold a JSON object")
-    return content
-
-
-def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    result = dict(base)
-    for key, value in over.items():
-        nested = isinstance(value, Mapping) and isinstance(result.get(key), dict)
-        result[key] = _merge(result[key], value) if nested else value
-    return result
 
 
 def _initialize(module: nn.Module, optimizer: FiniteAdamW, config: dict[str, Any], world: World) -> Any:

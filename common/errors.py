@@ -1,4 +1,4 @@
-"""The three exceptions that carry meaning across modules.
+"""The exceptions that carry meaning across modules.
 
 Everything else is an ordinary Python exception and reaches the user as a traceback, because it is a bug.
 """
@@ -10,6 +10,13 @@ class InputError(ValueError):
 
 class ResumableStop(Exception):
     """Work stopped on request after saving everything needed to go on. The command exits with 75."""
+
+
+class RunFailed(RuntimeError):
+    """A run that cannot go on for a reason outside the code: a full disk, a lost process, a loss that is not finite.
+
+    The message is one line and says what to do; what was saved is intact. The command exits with 1, without a trace.
+    """
 
 
 class BadSample(Exception):

@@ -19,7 +19,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from beit.common.bad_samples import BadSampleLog
-from beit.common.errors import InputError
+from beit.common.errors import InputError, RunFailed
 from beit.common.reader_config import ReaderConfig
 from beit.common.worker_process import StatusBoard, start_worker_server, worker_init
 
@@ -104,7 +104,8 @@ class Loader:
 
         Raises:
             InputError: too many bad samples, or bad input met by a worker.
-            RuntimeError: a worker failed, died or hung; the message names it and its last sample.
+            RunFailed: a worker died or hung; the message names it and its last sample.
+            RuntimeError: a worker failed.
         """
         before = set(multiprocessing.active_children())
         batches = self._start()
@@ -169,11 +170,11 @@ class Loader:
                     if not worker.is_alive() and (worker.exitcode or number == owner)
                 ]
                 if dead:
-                    raise RuntimeError(self._obituary(dead[0], workers[dead[0]])) from error
+                    raise RunFailed(self._obituary(dead[0], workers[dead[0]])) from error
                 if "timed out" not in str(error):
                     raise
                 if time.monotonic() >= deadline:
-                    raise RuntimeError(self._hung(owner, workers)) from None
+                    raise RunFailed(self._hung(owner, workers)) from None
 
     def _obituary(self, worker_id: int, worker: BaseProcess) -> str:
         code = worker.exitcode

@@ -10,6 +10,8 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from beit.common.errors import RunFailed
+
 logger = logging.getLogger(__name__)
 
 MAX_IN_A_ROW = 3
@@ -17,7 +19,7 @@ MAX_IN_WINDOW = 10
 WINDOW_STEPS = 1000
 
 
-class Diverged(RuntimeError):
+class Diverged(RunFailed):
     """Too many steps were not finite; the last checkpoint is still good."""
 
 

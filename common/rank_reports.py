@@ -132,7 +132,9 @@ def judge(reports: Path, ranks: range, *, asked_to_stop: bool, launcher_code: in
     failed = sorted((report for report in found if report.code not in (EXIT_DONE, EXIT_RESUMABLE)), key=_time)
     if failed or silent:
         _log_messages(failed[::-1])
-        _log_cause(reports, silent, failed, launcher_code)
+        is_unanimous = len(failed) == len(ranks) and len({report.message for report in failed}) == 1
+        if not is_unanimous:
+            _log_cause(reports, silent, failed, launcher_code)
         return EXIT_FAILED
     _log_messages([report for report in found if report.rank == 0])  # on all machines together, once
     return max(codes, default=EXIT_DONE)

@@ -16,7 +16,7 @@ import torch
 from beit.common.checkpoint import Checkpoint, save_checkpoint, set_later_aside
 from beit.common.distributed import World
 from beit.common.engine import Engine
-from beit.common.errors import InputError
+from beit.common.errors import InputError, RunFailed
 from beit.common.portable_state import PortableState, gather_state, scatter_state
 from beit.common.rng import stable_hash64
 from beit.common.run_dir import RunDirectory, versions
@@ -148,7 +148,7 @@ class Saver:
             best: Rank 0: weights of the evaluation in `counters["best"]`, which then make the artifacts.
             required: No further attempt will follow: fail at once.
         Raises:
-            RuntimeError: weights are not finite, or saving failed twice in a row; older checkpoints are intact.
+            RunFailed: weights are not finite, or saving failed twice in a row; older checkpoints are intact.
         """
         state = gather_state(self._engine)
         random_states = self._world.gather(self._random_state())
@@ -167,7 +167,7 @@ class Saver:
             return
         self._failed_saves += 1
         if required or self._failed_saves >= MAX_FAILED_SAVES:
-            raise RuntimeError(f"checkpoint at step {step} failed ({failure}); make room and run the same command")
+            raise RunFailed(f"checkpoint at step {step} failed ({failure}); make room and run the same command")
         if self._world.is_main:
             logger.warning("checkpoint at step %d failed (%s); training goes on", step, failure)
 
@@ -182,7 +182,7 @@ class Saver:
         """Rank 0: write everything; returns what went wrong with the disk, if anything did."""
         assert state is not None
         if not state.is_finite():
-            raise RuntimeError(f"weights at step {step} are not finite and were not saved; resume from the last save")
+            raise RunFailed(f"weights at step {step} are not finite and were not saved; resume from the last save")
         rng = {f"rank{rank}/{name}": value for rank, entry in enumerate(random_states) for name, value in entry.items()}
         try:
             # First, so that a run killed in between makes them again; after the last commit nothing would.

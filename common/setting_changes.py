@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from beit.common.config import config_to_dict, flatten
+from beit.common.config import config_from_dict, config_to_dict, flatten
 from beit.common.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -64,12 +64,20 @@ def find_changes(config_file: Path, config: Any) -> list[Change]:
         InputError: the file is not TOML.
     """
     try:
-        saved = flatten(tomllib.loads(config_file.read_text(encoding="utf-8")))
+        values = tomllib.loads(config_file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"{config_file} is not valid TOML ({error}); restore it or name a new directory") from None
-    current = flatten(config_to_dict(config))
+    saved, current = flatten(_with_defaults(values, config, config_file)), flatten(config_to_dict(config))
     names = sorted(name for name in saved.keys() | current.keys() if saved.get(name) != current.get(name))
     return [Change(name=name, before=saved.get(name), now=current.get(name)) for name in names]
+
+
+def _with_defaults(values: dict[str, Any], config: Any, config_file: Path) -> dict[str, Any]:
+    """Fill in settings that the saved run's version did not have: their defaults are what it did."""
+    try:
+        return config_to_dict(config_from_dict(type(config), values, origin=str(config_file)))
+    except InputError:  # settings that are not known any more; they will be named as changed
+        return values
 
 
 def check_changes(changes: Sequence[Change], run: Path, *, is_on_purpose: bool, free_keys: Sequence[str]) -> None:

@@ -20,8 +20,9 @@ from beit.common.best import BestSoFar
 from beit.common.device_use import peak_flops, peak_memory_bytes
 from beit.common.distributed import World
 from beit.common.ema import WeightAverage
-from beit.common.engine import Engine, EngineSettings
-from beit.common.errors import ResumableStop, require
+from beit.common.engine import Engine
+from beit.common.engine_settings import EngineSettings
+from beit.common.errors import ResumableStop, RunFailed, require
 from beit.common.metrics import MetricsWriter, NoMetrics, open_metrics
 from beit.common.model_speed import apply_speed
 from beit.common.nonfinite import NonFiniteGuard
@@ -122,7 +123,7 @@ class Trainer:
                 progress.update(1, **self._between_steps())
         failure = self._saver.finish()
         if failure is not None:
-            raise RuntimeError(
+            raise RunFailed(
                 f"the run is complete in {self._run.path}, but not copied to {self._run.sync_to} ({failure}); run the "
                 "same command to copy it"
             )

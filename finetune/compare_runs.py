@@ -30,6 +30,7 @@ _SPEED = (
     "evaluation.micro_batch_size",
     "checkpoint.",
     "deepspeed.",
+    "run.",
     "reader.num_workers",
     "reader.prefetch_batches",
     "reader.timeout_seconds",

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from beit.common.dalle_cache import has_decoder
 from beit.common.encoder import load_weights
 from beit.common.encoder_config import EncoderConfig, read_encoder_config
-from beit.common.errors import InputError
+from beit.common.errors import BadSample, InputError, require
 from beit.common.normalization import normalize_images
 from beit.common.pictures import mask_patches, picture_table, sheet
 from beit.common.store import TokenStore
@@ -147,14 +147,22 @@ def build_reconstruction(
         store: With held-out images.
         config: Settings.
         tokens: Where words come from; None where pixels are predicted.
-        num_images: At most this many.
+        num_images: At most this many; those that cannot be read are left out.
+    Raises:
+        InputError: none of them can be read.
     """
     info = store.info
     token_img_size = tokens.token_img_size if tokens else 0
     transform = build_transform(config, info, token_img_size=token_img_size, fixed_masks=True, strict=False)
     dataset = StoreDataset(store, seed=config.train.seed, held_out=True)
     places = EvenSample(dataset, num_images).places().tolist()
-    samples = [transform(dataset.fetch(shard, rank, 0)) for shard, rank in places]
+    samples, problem = [], ""
+    for shard, rank in places:
+        try:
+            samples.append(transform(dataset.fetch(shard, rank, 0)))
+        except BadSample as error:
+            problem = f"{dataset.sample_id(shard, rank)}: {error}"
+    require(bool(samples), f"none of {len(places)} held-out images of {store.location} can be drawn ({problem})")
     arrays = {name: torch.from_numpy(np.stack([sample[name] for sample in samples])) for name in samples[0]}
     token_ids = arrays.get("token_ids")
     if token_img_size:

@@ -249,30 +249,37 @@ class PretrainTask:
 
     def pictures(self, model: torch.nn.Module, step: int) -> dict[str, Image]:
         """Draw a few held-out images as the model completes them, if their words can be painted."""
-        if not self.config.held_out.pictures or not self.held_out_images.shard_sizes.sum():
+        shown = self._reconstruction
+        if shown is None:
             return {}
-        needs_decoder = self.config.objective.needs_tokens
-        if needs_decoder and not self.world.run_on_main(lambda: self._decoder is not None):
-            return {}
-        predicted = self._reconstruction.predict(model, self.world.device)  # by all ranks: ZeRO 3 needs them
+        predicted = shown.predict(model, self.world.device)  # by all ranks: ZeRO 3 needs them
         if not self.world.is_main:
             return {}
-        decode = self._decoder.decode if needs_decoder and self._decoder else None
+        decode = self._decoder.decode if self._decoder else None
         facts = f"step {step} of {self.data.plan.total_steps}; {self.config.mask.mode} masks"
-        return {
-            "reconstruction": self._reconstruction.draw(
-                predicted, decode, heading="Masked images, completed", facts=facts
-            )
-        }
+        return {"reconstruction": shown.draw(predicted, decode, heading="Masked images, completed", facts=facts)}
 
     @cached_property
-    def _reconstruction(self) -> Reconstruction:
-        return build_reconstruction(self.store, self.config, self.tokens, num_images=self.config.held_out.pictures)
+    def _reconstruction(self) -> Reconstruction | None:
+        """What evaluations draw, the same on every rank; None where they draw nothing."""
+        if not self.config.held_out.pictures or not self.held_out_images.shard_sizes.sum():
+            return None
+        return self.world.run_on_main(self._find_reconstruction)
+
+    def _find_reconstruction(self) -> Reconstruction | None:
+        if self.tokens is not None and self._decoder is None:
+            return None
+        try:
+            return build_reconstruction(self.store, self.config, self.tokens, num_images=self.config.held_out.pictures)
+        except InputError as error:  # what cannot be drawn can still be trained on
+            logger.warning("evaluations draw no pictures: %s", error)
+            return None
 
     @cached_property
     def _decoder(self) -> Tokenizer | None:
-        """What paints words; used on rank 0 only."""
-        assert self.tokens is not None
+        """What paints words, on rank 0; None where there are none or nothing can."""
+        if self.tokens is None:
+            return None
         if self.tokens.encoder is not None:
             return self.tokens.encoder if self.tokens.encoder.can_decode else None
         assert self.store.info.tokenizer is not None

@@ -19,7 +19,8 @@ import torch
 
 from beit.common.config import config_from_dict
 from beit.common.distributed import World, init_distributed
-from beit.common.engine import Engine, EngineSettings
+from beit.common.engine import Engine
+from beit.common.engine_settings import EngineSettings
 from beit.common.launch import launch_ranks, under_launcher
 from beit.common.portable_state import gather_state, scatter_state
 from beit.common.rank_reports import capture_output, record_exit

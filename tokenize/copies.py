@@ -1,9 +1,8 @@
 """Remote image tars as temporary local files: each is fetched once, front to back, the next one in advance.
 
 Walking a tar, reading its labels and decoding its images in several threads would read a remote tar three times, in
-small pieces. So it is copied first, in large pieces, several at a time, to a file without a name in the store's folder,
-which is gone when it is closed or the process is killed. Needs room for two image tars per rank. Local tars are opened
-where they are.
+small pieces. So it is copied first, in large pieces, several at a time, to a file without a name, which is gone when it
+is closed or the process is killed. Needs room for two image tars per rank. Local tars are opened where they are.
 """
 
 from __future__ import annotations

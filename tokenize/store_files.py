@@ -207,7 +207,7 @@ def open_store_files(store: str | Path) -> Iterator[StoreFiles]:
     Args:
         store: Folder or URL.
     Raises:
-        InputError: a URL of an unknown scheme, or whose package is not installed.
+        InputError: a URL of an unknown scheme, whose package is not installed, or with more in it than a place.
     """
     text = os.fspath(store)
     require(_CUT_URL.match(text) is None, f"store ({text}) looks like a URL with one slash; write two")
@@ -215,6 +215,8 @@ def open_store_files(store: str | Path) -> Iterator[StoreFiles]:
         yield FolderFiles(Path(text.removeprefix("file://")))
         return
     location = normalise(text)
+    is_plain = is_remote(location) and not any(mark in location for mark in ("::", "?", "*"))
+    require(is_plain, f"store ({text}) must be a plain URL, such as s3://bucket/folder")
     file_system_of(location)
     with scratch_folder() as scratch:
         yield ObjectFiles(location, scratch)

@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.docs
+@pytest.mark.timeout(1800)
 def test_ablations_make_their_rows_and_repeat_nothing(tmp_path):
     for name, count in (("train", 90), ("val", 20)):
         write_images(tmp_path / name, count, size=32, classes=("a", "b"))
@@ -25,7 +26,7 @@ def test_ablations_make_their_rows_and_repeat_nothing(tmp_path):
     ):
         command += [option, key]
     command += ["--finetune-set", "train.steps=2", "--finetune-set", "train.global_batch_size=8"]
-    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=280)
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=1500)
     rows = {row["row"]: row for row in json.loads((tmp_path / "out/table.json").read_text())}
     stored, online = rows["views-1"]["evaluation"], rows["online"]["evaluation"]
     # The same images, views, masks and words, whether stored or computed: only training differs.
@@ -36,6 +37,6 @@ def test_ablations_make_their_rows_and_repeat_nothing(tmp_path):
     table = (tmp_path / "out/table.md").read_text().splitlines()
     assert [line for line in table if "`blockwise`" in line][0].count("not run") == 8
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.safetensors")}
-    again = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True, timeout=60)
+    again = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True, timeout=300)
     assert "$ beit" not in again.stdout
     assert {path: path.stat().st_mtime_ns for path in before} == before

@@ -8,6 +8,7 @@ import click
 import pytest
 
 from beit import cli
+from beit.common.errors import RunFailed
 from beit.tests.support import write_images, write_store, write_tokenizer
 
 
@@ -152,6 +153,24 @@ def test_help_answers_in_half_a_second():
         return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
     assert min(measure() for _ in range(5)) < 0.5
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (RunFailed("checkpoint at step 3 failed"), "checkpoint at step 3 failed"),
+        (RuntimeError("[/x/gloo/transport/tcp/pair.cc:1] closed"), "another rank is gone or does not answer ([/x/gloo"),
+        (ZeroDivisionError("a bug"), ""),
+    ],
+)
+def test_what_is_no_bug_fails_without_a_trace(monkeypatch, capsys, error, line):
+    def fail(**options):
+        raise error
+
+    monkeypatch.setattr(cli.beit, "main", fail)
+    code, message = cli._run()
+    assert code == 1 and message.startswith(line)
+    assert ("Traceback" in capsys.readouterr().err) == (not line)
 
 
 WAITING = """

@@ -74,6 +74,13 @@ def test_the_first_to_fail_is_named_last(tmp_path: Path, caplog: pytest.LogCaptu
     ]
 
 
+def test_where_all_ranks_fail_alike_none_is_blamed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for rank in range(2):
+        report(tmp_path, rank, 1, "stopped at step 7: more than 3 in a row", time=rank)
+    assert judge(tmp_path, range(2), asked_to_stop=False, launcher_code=1) == 1
+    assert caplog.messages == ["beit: stopped at step 7: more than 3 in a row"]
+
+
 def test_output_is_followed_by_whole_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     follower, file = OutputFollower(tmp_path, range(2)), output_file(tmp_path, 1)
     follower.show()

@@ -76,6 +76,16 @@ def test_what_a_change_needs_depends_on_the_setting(tmp_path: Path, caplog: pyte
     assert [start["changed"] for start in starts] == [{}, {"train.log_interval_steps": [50, 7]}]
 
 
+def test_settings_that_an_earlier_version_did_not_have_have_their_defaults(tmp_path: Path) -> None:
+    config = tmp_path / "config.toml"
+    open_it(tmp_path, Settings())
+    config.write_text(config.read_text().replace("depth = 2\n", ""))
+    open_it(tmp_path, Settings())
+    config.write_text(config.read_text().replace("depth = 2\n", "width = 4\n"))
+    with pytest.raises(InputError, match="depth was None, is 2; width was 4, is None"):
+        open_it(tmp_path, Settings())
+
+
 def test_foreign_directory_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("...")
     with pytest.raises(InputError, match="not empty and not a run"):

@@ -6,14 +6,17 @@ import shutil
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from beit.common.checkpoint import committed_steps, open_checkpoint
+from beit.common.checkpoint import Checkpoint, committed_steps, open_checkpoint
+from beit.common.distributed import World
 from beit.common.errors import InputError, ResumableStop
 from beit.common.metrics import read_metrics
+from beit.common.run_dir import RunDirectory, _make_visible
 from beit.common.run_mirror import RunMirror
 from beit.tests.s3_server import serve_s3
 from beit.tests.toy_training import toy_config, train_toy
@@ -120,3 +123,21 @@ def test_a_copy_that_fails_does_not_stop_the_training_and_the_same_command_makes
     monkeypatch.undo()
     train_toy(tmp_path / "run", config)
     assert RunMirror(f"{tmp_path}/elsewhere").newest_step() == 8
+
+
+class SecondMachine(World):
+    """Rank 1 of 2, on a machine of its own; rank 0 sees everything."""
+
+    def gather(self, value: Any) -> list[Any]:
+        return [True, value]
+
+
+def test_a_second_machine_fetches_what_the_first_goes_on_from(tmp_path: Path) -> None:
+    world = SecondMachine(rank=1, local_rank=0, world_size=2, device=torch.device("cpu"))
+    train_toy(tmp_path / "first", toy_config(f"run.sync_to={tmp_path}/elsewhere"))
+    second = tmp_path / "second"
+    checkpoint = Checkpoint(path=second / "checkpoints/step_8", step=8, record={})
+    with pytest.raises(InputError, match="step_8 is not visible to rank 1; put the run on a file system that all"):
+        _make_visible(RunDirectory(path=second, checkpoint=checkpoint), world)
+    _make_visible(RunDirectory(path=second, checkpoint=checkpoint, sync_to=f"{tmp_path}/elsewhere"), world)
+    assert same(weights(second), weights(tmp_path / "first"))

@@ -14,6 +14,7 @@ from beit.common.errors import InputError
 from beit.common.vit_config import ViTConfig
 from beit.finetune.artifact import load_classifier
 from beit.finetune.import_model import NORMALIZATIONS, ImportHints, import_encoder
+from beit.finetune.model import ImageClassifier
 from beit.finetune.predict import predict
 from beit.finetune.probe_run import run_probe
 from beit.finetune.train import run
@@ -114,6 +115,28 @@ def test_an_official_beit_keeps_its_head_of_visual_words(tmp_path):
     with torch.no_grad():
         ours, theirs = load_encoder(folder).forward_features(some_images()), model.forward_features(some_images())
     assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_a_finetuned_beit_of_the_release_or_of_timm_predicts_as_before(tmp_path, pooling):
+    shape = ViTConfig(
+        img_size=32,
+        patch_size=8,
+        embed_dim=DIM,
+        depth=DEPTH,
+        num_heads=HEADS,
+        pos_bias="per_block",
+        use_mask_token=False,
+        init="finetune",
+    )
+    model = ImageClassifier(shape, num_classes=5, pooling=pooling, head_init_scale=1.0).eval()
+    buffers = {f"blocks.{i}.attn.relative_position_index": torch.zeros(17, 17, dtype=torch.int64) for i in range(DEPTH)}
+    folder = imported(tmp_path, {"module": {**model.state_dict(), **buffers}}, hints=ImportHints())
+    found, stored = load_classifier(folder)
+    assert (stored.pooling, stored.class_names, stored.vocab_size) == (pooling, tuple("01234"), None)
+    with torch.no_grad():
+        assert torch.equal(found(some_images()), model(some_images()))
+    assert load_encoder(folder, img_size=48).config.num_patches == 36
 
 
 def refused(state_or_path, tmp_path, message, hints=HINTS):

@@ -68,19 +68,29 @@ def test_resumed_run_is_bit_equal_to_an_uninterrupted_one(tmp_path):
         "train.steps=6",
         "train.eval_interval_steps=3",
         "train.micro_batch_size=6",
+        f"run.sync_to={tmp_path}/copy",
     )
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    whole, cut, copy = tmp_path / "whole", tmp_path / "cut", tmp_path / "copy"
     run(config, data=str(train), run_dir=whole)
     shutil.copytree(whole, cut)
     for lost in ("checkpoints/step_6", "model", "last"):
         shutil.rmtree(cut / lost)
+        shutil.rmtree(copy / lost)
     run(config, data=str(train), run_dir=cut)
+    assert_same_run(whole, cut)
+    shutil.rmtree(copy / "checkpoints/step_6")
+    run(config, data=str(train), run_dir=tmp_path / "elsewhere")
+    assert_same_run(whole, tmp_path / "elsewhere")
+
+
+def assert_same_run(whole, other):
     for file in (
         "checkpoints/step_6/model.safetensors",
         "checkpoints/step_6/optimizer.safetensors",
         "last/model.safetensors",
+        "model/model.safetensors",
     ):
-        left, right = load_file(whole / file), load_file(cut / file)
+        left, right = load_file(whole / file), load_file(other / file)
         assert left.keys() == right.keys()
         assert not [name for name in left if not torch.equal(left[name], right[name])]
 

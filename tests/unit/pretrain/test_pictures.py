@@ -13,12 +13,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from beit.cli import beit
 from beit.common.config import config_from_dict, config_to_toml
 from beit.common.distributed import World
-from beit.common.errors import InputError
+from beit.common.errors import BadSample, InputError
 from beit.common.images import decode_image
 from beit.common.store import open_store
+from beit.common.store_dataset import StoreDataset
 from beit.pretrain.batch_rebuild import VIEW_FIELDS, batch_sheet, rebuild_batch
 from beit.pretrain.config import PretrainConfig
-from beit.pretrain.pictures import reconstruction_sheet
+from beit.pretrain.pictures import build_reconstruction, reconstruction_sheet
+from beit.pretrain.sample import EvenSample
 from beit.pretrain.stored_run import open_stored_run, record_data
 from beit.pretrain.train import PretrainTask, run
 from beit.tests.support import write_images, write_store, write_tokenizer
@@ -174,6 +176,28 @@ def test_no_picture_is_drawn_without_a_tokenizer_or_if_none_is_wanted(store, tmp
     run(make_config(train={"steps": 1}), store=moved, run_dir=tmp_path / "a")
     run(make_config(train={"steps": 1}, held_out={"pictures": 0}), store=store.location, run_dir=tmp_path / "b")
     assert not list(tmp_path.glob("*/reconstruction.png"))
+
+
+def test_images_that_cannot_be_read_cost_pictures_and_not_the_run(store, tmp_path, monkeypatch):
+    fetch = StoreDataset.fetch
+    unreadable = set()
+
+    def damaged(self, shard_id, rank, epoch):
+        if self.sample_id(shard_id, rank) in unreadable:
+            raise BadSample("truncated", "cut")
+        return fetch(self, shard_id, rank, epoch)
+
+    monkeypatch.setattr(StoreDataset, "fetch", damaged)
+    config = make_config(train={"steps": 1}, reader={"bad_sample_budget": 0.5})
+    held_out = StoreDataset(store, seed=0, held_out=True)
+    places = EvenSample(held_out, 3).places().tolist()
+    unreadable.add(held_out.sample_id(*places[0]))
+    assert len(build_reconstruction(store, config, None, num_images=3).images) == 2
+    unreadable |= {held_out.sample_id(*place) for place in places}
+    with pytest.raises(InputError, match="none of 3 held-out images of .* can be drawn"):
+        build_reconstruction(store, config, None, num_images=3)
+    run(config, store=store.location, run_dir=tmp_path / "run")
+    assert not (tmp_path / "run/reconstruction.png").exists()
 
 
 def test_masks_are_drawn_of_a_run_and_of_a_store(store, bare_store, tmp_path):

@@ -9,9 +9,11 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from beit.common.errors import InputError
+from beit.common.locks import exclusive_lock
 from beit.common.store import open_store
 from beit.tests.s3_server import serve_s3
 from beit.tests.tiny_store import BlockSums, StoppedAt, tokenize, tokenize_trapped, tree_bytes, write_folder, write_tars
+from beit.tokenize.object_store import scratch_folder
 from beit.tokenize.run import tokenize_with_ranks
 from beit.tokenize.verify import verify_store
 
@@ -187,6 +189,9 @@ def test_other_settings_and_other_content_are_refused(tmp_path, memory):
         ("https://host/store", "is a web address, which cannot be written"),
         ("s3:/bucket/store", "looks like a URL with one slash"),
         ("nothing://bucket/store", "check the scheme"),
+        ("memory://", "must be a plain URL"),
+        ("s3://bucket/store?versionId=1", "must be a plain URL"),
+        ("simplecache::memory://bucket/store", "must be a plain URL"),
     ],
 )
 def test_a_url_that_cannot_be_written_is_one_line(tmp_path, store, message):
@@ -270,3 +275,18 @@ def test_ranks_of_one_bucket_share_the_work_of_a_killed_one(tmp_path, bucket):
     assert run_together(source, bucket, "", "sample:6", "") == [0, -signal.SIGKILL, 0]
     assert objects(bucket) == tree_bytes(tmp_path / "local")
     assert tokenize(source, bucket).num_shards_kept == 5
+
+
+def test_what_killed_processes_left_on_the_disk_is_removed_and_the_work_of_living_ones_is_not(cache):
+    spool = cache / "spool"
+    for name in ("dead", "alive"):
+        (spool / name).mkdir(parents=True)
+        (spool / name / "half.tar").write_bytes(b"x")
+        (spool / f"{name}.lock").touch()
+    with exclusive_lock(spool / "alive.lock"):
+        with scratch_folder() as folder:
+            assert folder.is_dir() and sorted(path.name for path in spool.glob("*.lock"))[0] == "alive.lock"
+            assert (spool / "alive/half.tar").exists() and not (spool / "dead").exists()
+        assert sorted(path.name for path in spool.iterdir()) == ["alive", "alive.lock"]
+    with scratch_folder():
+        assert not (spool / "alive").exists()

@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
-from beit.common.engine import EngineSettings, deepspeed_json
-from beit.common.errors import InputError
+from beit.common.engine_settings import EngineSettings, deepspeed_json
+from beit.common.errors import InputError, ResumableStop
 from beit.common.train_config import CheckpointConfig, DeepSpeedConfig, OptimizerConfig, TrainConfig, plan_training
+from beit.tests.toy_training import toy_config, train_toy
 
 
 def settings(**deepspeed: Any) -> EngineSettings:
@@ -50,6 +53,9 @@ def test_user_json_is_merged_over(tmp_path: Path) -> None:
         ('{"fp16": {"enabled": true}}', "'fp16'.*use train.precision"),
         ("{", "is not valid JSON"),
         ("[1]", "must hold a JSON object"),
+        ('{"zero_optimisation": {"stage": 2}}', "'zero_optimisation'; did you mean 'zero_optimization'"),
+        ('{"zero_optimization": [2]}', "must be an object"),
+        ('{"zero_optimization": {"stage": "2"}}', "stage to '2'; it must be 0, 1, 2 or 3"),
     ],
 )
 def test_bad_user_json_is_one_clear_line(tmp_path: Path, content: str, message: str) -> None:
@@ -57,6 +63,42 @@ def test_bad_user_json_is_one_clear_line(tmp_path: Path, content: str, message: 
     file.write_text(content)
     with pytest.raises(InputError, match=message):
         deepspeed_json(settings(config=str(file)))
+
+
+def test_auto_is_left_to_us(tmp_path: Path) -> None:
+    file = tmp_path / "ds.json"
+    zero = {"stage": 2, "reduce_bucket_size": "auto"}
+    content = {"train_batch_size": "auto", "fp16": {"enabled": "auto"}, "zero_optimization": zero}
+    file.write_text(json.dumps(content))
+    config = deepspeed_json(settings(config=str(file)))
+    assert config["train_batch_size"] == 32 and "fp16" not in config
+    assert config["zero_optimization"] == {"stage": 2}
+
+
+def test_what_deepspeed_refuses_is_one_clear_line(tmp_path: Path) -> None:
+    file = tmp_path / "ds.json"
+    file.write_text('{"zero_optimization": {"stage": 2, "overlap": true}}')
+    with pytest.raises(InputError, match=r"ds.json\) is refused: .* overlap Extra inputs are not permitted$"):
+        train_toy(tmp_path / "run", toy_config(f"deepspeed.config={file}"))
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_user_json_with_offloading_trains_saves_and_resumes_alike(tmp_path: Path, stage: int) -> None:
+    file = tmp_path / "ds.json"
+    zero = {"stage": stage, "offload_optimizer": {"device": "cpu"}, "sub_group_size": 50, "reduce_bucket_size": 1000}
+    file.write_text(json.dumps({"zero_optimization": zero, "wall_clock_breakdown": False}))
+    config = (f"deepspeed.config={file}", "train.ema_decay=0.9")
+    with pytest.raises(ResumableStop):
+        train_toy(tmp_path / "run", toy_config(*config, "stop_at=3"))
+    train_toy(tmp_path / "run", toy_config(*config))
+    train_toy(tmp_path / "plain", toy_config("train.ema_decay=0.9"))
+    for name in ("model", "optimizer"):
+        found, plain = (
+            load_file(tmp_path / run / f"checkpoints/step_8/{name}.safetensors") for run in ("run", "plain")
+        )
+        assert found.keys() == plain.keys()
+        for key, value in plain.items():
+            torch.testing.assert_close(found[key], value, rtol=1e-4, atol=1e-6, msg=f"{name} {key}")
 
 
 def test_missing_user_json_is_named(tmp_path: Path) -> None:
