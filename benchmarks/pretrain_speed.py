@@ -1,8 +1,7 @@
-r"""How fast is pre-training, beside a bare step, the reader alone, the same step with DALL-E online, and Hugging Face?
+"""How fast is pre-training, beside a bare step, the reader alone, the same step with DALL-E online, and Hugging Face?
 
     python benchmarks/pretrain_speed.py --recipe demo --img-size 32 --patch-size 4 --steps 10
-    python benchmarks/pretrain_speed.py --img-size 224 --patch-size 16 --steps 2 \
-        --set train.global_batch_size=4 --set reader.num_workers=1
+    python benchmarks/pretrain_speed.py --set train.global_batch_size=4 --set reader.num_workers=1 --steps 2 --rounds 3
 
 All in one run, in turns of some steps each, with one recipe's model, batch, precision and reader:
 
@@ -140,6 +139,30 @@ class HuggingFaceStep:
         return len(images)
 
 
+class ReaderAlone:
+    """The reader of the task with nobody computing; it begins anew where it ends."""
+
+    def __init__(self, task: PretrainTask) -> None:
+        self._task = task
+        self._batches = iter(task.data.micro_batches(0))
+
+    def next(self) -> Mapping[str, Any]:
+        """Return the next micro-batch, in host memory."""
+        batch = next(self._batches, None)
+        if batch is None:
+            self._batches = iter(self._task.data.micro_batches(0))
+            batch = next(self._batches)
+        return batch
+
+    def __call__(self) -> int:
+        """Read a micro-batch; returns the images in it."""
+        return len(self.next()["images"])
+
+    def close(self) -> None:
+        """End the workers, which this process would wait for at its exit."""
+        self._batches.close()  # type: ignore[attr-defined]
+
+
 class LoopInTurns(PretrainTask):
     """The task of `beit pretrain`, whose steps stop now and then to let the others have their turns.
 
@@ -237,9 +260,7 @@ def measure(
     task = LoopInTurns(config, store, world)
     precision = choose_precision(config.train.precision, world)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    turns = Turns({**contestants(task, steps, without), MATMUL: matrix_product(world.device, dtype)}, world.device)
-    turns.round(is_warm_up=True)
-    task.take_turns(turns, steps=steps, settle=settle, rounds=rounds)
+    reader = ReaderAlone(task)
     settings = FitSettings(
         train=config.train,
         optimizer=config.optimizer,
@@ -247,17 +268,23 @@ def measure(
         deepspeed=config.deepspeed,
         speed=config.speed,
     )
-    fit(task, settings=settings, run=open_run(run_dir, config, world=world, resume="never"), world=world)
+    try:
+        turn_takers = {**contestants(task, reader, steps, without), MATMUL: matrix_product(world.device, dtype)}
+        turns = Turns(turn_takers, world.device)
+        turns.round(is_warm_up=True)
+        task.take_turns(turns, steps=steps, settle=settle, rounds=rounds)
+        fit(task, settings=settings, run=open_run(run_dir, config, world=world, resume="never"), world=world)
+    finally:
+        reader.close()
     return figures(task, turns, precision)
 
 
-def contestants(task: LoopInTurns, steps: int, without: Sequence[str]) -> dict[str, Any]:
+def contestants(task: LoopInTurns, reader: ReaderAlone, steps: int, without: Sequence[str]) -> dict[str, Any]:
     """Return what takes turns with the loop; each does the steps of a turn and returns the images in them."""
-    batches = iter(task.data.micro_batches(0))
     device = task.world.device
-    batch = {name: value.to(device) for name, value in next(batches).items() if isinstance(value, Tensor)}
+    batch = {name: value.to(device) for name, value in reader.next().items() if isinstance(value, Tensor)}
     bare = BareStep(task, batch)
-    single: dict[str, Any] = {BARE: bare, READER: lambda: len(next(batches)["images"])}
+    single: dict[str, Any] = {BARE: bare, READER: reader}
     if ONLINE not in without:
         single[ONLINE] = OnlineStep(bare, task)
     if HUGGING_FACE not in without:
