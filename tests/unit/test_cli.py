@@ -1,5 +1,6 @@
 """Every command with wrong input: one line that says what to do, exit code 2, nothing half-written."""
 
+import re
 import resource
 import subprocess
 import sys
@@ -130,7 +131,7 @@ def test_every_command_explains_itself_with_an_example():
     assert len(found) >= 9
     for name, command in found.items():
         assert f"beit {name} " in (command.help or ""), name
-        assert command.help.count("Example:") == 1, name
+        assert len(re.findall(r"\bExamples?:", command.help)) == 1, name
         for parameter in command.params:
             if isinstance(parameter, click.Option):
                 assert parameter.help, f"{name} {parameter.name}"
@@ -179,8 +180,8 @@ from beit import cli
 
 @click.command()
 def wait():
-    print("ready", flush=True)
     try:
+        print("ready", flush=True)
         time.sleep(100)
     finally:
         print("cleaned up", flush=True)
