@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from beit.common.errors import InputError
+
+_POLL_SECONDS = 0.2
 
 
 @contextmanager
@@ -27,3 +32,38 @@ def exclusive_lock(path: Path, *, wait: bool = True) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def sole_use(folder: Path, *, patience_seconds: float = 10.0) -> Iterator[None]:
+    """Keep other processes that ask the same out of a folder, inside the block.
+
+    The folder itself is locked, nothing is written into it. Some network file systems know no locks; there, nobody is
+    kept out.
+
+    Args:
+        folder: Exists.
+        patience_seconds: How long to wait for another holder, which may be about to end.
+    Raises:
+        InputError: another process holds it.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        deadline = time.monotonic() + patience_seconds
+        while not _try_lock(descriptor):
+            if time.monotonic() >= deadline:
+                raise InputError(f"another process is at work in {folder}; wait for its end, or name another directory")
+            time.sleep(_POLL_SECONDS)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # no locks there
+        return True
+    return True

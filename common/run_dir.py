@@ -25,6 +25,7 @@ from beit.common.distributed import World
 from beit.common.errors import InputError
 from beit.common.files import read_json, write_atomic, write_json
 from beit.common.locations import is_remote
+from beit.common.locks import sole_use
 from beit.common.run_mirror import CONFIG, ENVIRONMENT, RUN_ID, RunMirror
 from beit.common.setting_changes import Change, check_changes, find_changes
 
@@ -74,8 +75,8 @@ def open_run(
         free_keys: Further settings that may differ in "auto": names, or prefixes ending in a dot.
         sync_to: Folder or URL of the run's copy; "auto" fetches what it has more than the directory.
     Raises:
-        InputError: the directory is not a run, has other settings, its checkpoints are all damaged, or not every
-            machine sees them.
+        InputError: the directory is not a run, has other settings, another process trains in it, its checkpoints are
+            all damaged, or not every machine sees them.
     """
     run = world.run_on_main(lambda: _open(path, config, world, resume, free_keys, sync_to))
     _make_visible(run, world)
@@ -100,8 +101,9 @@ def _open(
     checkpoint = _find(path, resume)
     changes = _changes(path, config, resume, checkpoint, free_keys)
     path.mkdir(parents=True, exist_ok=True)
-    write_atomic(path / CONFIG, config_to_toml(config).encode())
-    _record_environment(path / ENVIRONMENT, world, checkpoint, changes)
+    with sole_use(path):  # a training that is under way goes by what is written here
+        write_atomic(path / CONFIG, config_to_toml(config).encode())
+        _record_environment(path / ENVIRONMENT, world, checkpoint, changes)
     if copy is not None:
         copy.announce(path)
     return RunDirectory(path=path, checkpoint=checkpoint, sync_to=sync_to)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import ExitStack
 
 import torch
 from torch import nn
@@ -23,6 +24,7 @@ from beit.common.ema import WeightAverage
 from beit.common.engine import Engine
 from beit.common.engine_settings import EngineSettings
 from beit.common.errors import ResumableStop, RunFailed, require
+from beit.common.locks import sole_use
 from beit.common.metrics import MetricsWriter, NoMetrics, open_metrics
 from beit.common.model_speed import apply_speed
 from beit.common.nonfinite import NonFiniteGuard
@@ -49,12 +51,13 @@ def fit(task: Task, *, settings: FitSettings, run: RunDirectory, world: World) -
         run: Open run directory.
         world: The ranks; all of them call this.
     Raises:
-        InputError: the checkpoint does not belong to the data, the settings ask for what this task cannot do, or bad
-            input met on the way.
+        InputError: the checkpoint does not belong to the data, the settings ask for what this task cannot do, another
+            process trains in the run's directory, or bad input met on the way.
         ResumableStop: asked to stop; everything is saved.
         Diverged: too many steps were not finite.
     """
-    with stop_on_signals() as stop:
+    with ExitStack() as locks, stop_on_signals() as stop:
+        world.run_on_main(lambda: locks.enter_context(sole_use(run.path)))
         trainer = Trainer(task, settings=settings, run=run, world=world)
         try:
             return trainer.run(stop)
