@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from beit.common.bad_samples import BadSampleLog
 from beit.common.errors import InputError, RunFailed
 from beit.common.reader_config import ReaderConfig
+from beit.common.remote_file import RemoteError
 from beit.common.worker_process import StatusBoard, start_worker_server, worker_init
 
 _POLL_SECONDS = 5.0
@@ -34,7 +35,8 @@ Item = TypeVar("Item")
 class WorkerFailure:
     """An exception on its way from a worker to the training process."""
 
-    is_input_error: bool
+    kind: type[Exception]
+    """`InputError`, `RunFailed` for a server that is away, or `RuntimeError` for all else."""
     summary: str
     trace: str
     sample_id: str
@@ -43,17 +45,25 @@ class WorkerFailure:
     def capture(cls, error: Exception, sample_id: str) -> WorkerFailure:
         """Keep of `error` what can be sent."""
         trace = "".join(traceback.format_exception(error))
-        return cls(isinstance(error, InputError), str(error), trace, sample_id)
+        kind = (
+            InputError
+            if isinstance(error, InputError)
+            else RunFailed
+            if isinstance(error, RemoteError)
+            else RuntimeError
+        )
+        return cls(kind, str(error), trace, sample_id)
 
     def reraise(self, worker_id: int) -> None:
         """Raise what the worker raised.
 
         Raises:
             InputError: the worker met bad input; the message is the worker's.
+            RunFailed: a server is away; the message is the worker's.
             RuntimeError: anything else.
         """
-        if self.is_input_error:
-            raise InputError(self.summary)
+        if self.kind is not RuntimeError:
+            raise self.kind(self.summary)
         raise RuntimeError(f"data worker {worker_id} failed at sample {self.sample_id}; in the worker:\n{self.trace}")
 
 

@@ -53,7 +53,8 @@ def fetch(url: str) -> bytes:
 
     Raises:
         MissingFile: there is none.
-        InputError: it cannot be had.
+        InputError: it may not be read.
+        RemoteError: the server is away.
     """
     return fetch_ranges([ByteRange(url)])[0]
 
@@ -63,7 +64,8 @@ def fetch_ranges(ranges: Sequence[ByteRange]) -> list[bytes]:
 
     Raises:
         MissingFile: one of the files does not exist.
-        InputError: one of them cannot be had, or its server does not serve ranges.
+        InputError: one of them may not be read, or its server does not serve ranges.
+        RemoteError: a server is away.
     """
     found: list[bytes] = []
     for wanted, answer in zip(ranges, _ask(ranges), strict=True):
@@ -79,7 +81,8 @@ def copy_file(url: str, file: IO[bytes]) -> None:
 
     Raises:
         MissingFile: there is none.
-        InputError: it cannot be had.
+        InputError: it may not be read.
+        RemoteError: the server is away.
         OSError: it cannot be written.
     """
     size = remote_stat(url).size
@@ -92,7 +95,8 @@ def fetch_pieces(url: str, size: int) -> Iterator[bytes]:
     """Yield a remote file of known size in pieces of some megabytes; together they are shorter where the file is.
 
     Raises:
-        InputError: it cannot be had.
+        InputError: it may not be read.
+        RemoteError: the server is away.
     """
     step = PIECE_BYTES * _PIECES_AT_ONCE
     for begin in range(0, size, step):
@@ -109,7 +113,8 @@ def remote_stat(url: str, *, is_first_contact: bool = False) -> FileInfo:
         is_first_contact: As of `remote_file.retry`.
     Raises:
         MissingFile: there is none.
-        InputError: the server cannot be asked.
+        InputError: it may not be read.
+        RemoteError: the server is away.
     """
     file_system, inner = file_system_of(url)
 
@@ -124,6 +129,8 @@ def _insist(url: str, ask: Callable[[], Result], *, is_first_contact: bool = Fal
     try:
         return retry(url, ask, is_first_contact=is_first_contact)
     except RemoteError as error:
+        if not error.is_final:
+            raise
         raise (MissingFile if error.is_missing else InputError)(str(error)) from None
 
 

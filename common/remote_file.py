@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from typing import Any, Literal, TypeVar
 
 import fsspec
@@ -45,11 +46,12 @@ class RemoteError(OSError):
         location: The URL.
         reason: What went wrong.
         is_missing: The server answered, and says that there is no such file.
+        is_final: Asking again would not help; False where a server is away, which another day it may not be.
     """
 
-    def __init__(self, location: str, reason: str, *, is_missing: bool = False) -> None:
+    def __init__(self, location: str, reason: str, *, is_missing: bool = False, is_final: bool = False) -> None:
         super().__init__(f"{location} {reason}")
-        self.is_missing = is_missing
+        self.is_missing, self.is_final = is_missing, is_final
 
 
 def file_system_of(url: str) -> tuple[Any, str]:
@@ -77,7 +79,10 @@ def _options(url: str) -> dict[str, Any]:
     if any(name in os.environ for name in _S3_OWN_RETRIES):
         return {}
     found = (scheme for scheme in _S3_SCHEMES if f"{scheme}://" in url)
-    return {scheme: _S3_OPTIONS for scheme in found if "config_kwargs" not in fsspec.config.conf.get(scheme, {})}
+    # Copies, because botocore writes into them.
+    return {
+        scheme: deepcopy(_S3_OPTIONS) for scheme in found if "config_kwargs" not in fsspec.config.conf.get(scheme, {})
+    }
 
 
 @contextmanager
@@ -122,7 +127,8 @@ def retry(
         except Exception as error:
             is_hopeless = _is_permanent(error) or (is_first_contact and _finds_nobody(error))
             if pause is None or is_hopeless:
-                raise RemoteError(location, explain(error, doing), is_missing=_is_missing(error)) from None
+                reason = explain(error, doing)
+                raise RemoteError(location, reason, is_missing=_is_missing(error), is_final=is_hopeless) from None
             logger.warning("%s %s; trying again in %g s", location, explain(error, doing), pause)
             time.sleep(pause)
     raise AssertionError("the last attempt returns or raises")

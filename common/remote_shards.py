@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from beit.common.errors import InputError
 from beit.common.remote import ByteRange, fetch_ranges
+from beit.common.remote_file import RemoteError
 from beit.common.shard_cache import DamagedShard, Fill, RemoteShard, ShardCache
 from beit.common.shard_io import pread
 
@@ -171,7 +172,7 @@ class _CacheFiller:
                 outcome = self._cache.fill(shard, keep=self._keep)
             except DamagedShard as error:
                 self._damaged[shard] = error
-            except InputError as error:
+            except (InputError, RemoteError) as error:
                 logger.warning("%s; its samples are read one by one", error)
             except OSError as error:
                 logger.warning(

@@ -9,6 +9,7 @@ import numpy as np
 from beit.common.dataset import Record
 from beit.common.errors import BadSample, InputError
 from beit.common.images import decode_image
+from beit.common.remote_file import RemoteError
 from beit.common.sampler import view_index
 
 SEED = 3
@@ -86,6 +87,10 @@ def die():
 
 def hang():
     time.sleep(3600)
+
+
+def lose_server():
+    raise RemoteError("https://h/002.tar", "cannot be reached")
 
 
 def dawdle():

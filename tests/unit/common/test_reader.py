@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from beit.common.dataset import build_order
-from beit.common.errors import InputError
+from beit.common.errors import InputError, RunFailed
 from beit.common.reader import SampleInfo, build_loader, collate, sequential_loader
 from beit.common.reader_config import ReaderConfig
+from beit.common.remote_file import RemoteError
 from beit.common.sampler import BatchPlan
 from beit.tests import fake_dataset
 from beit.tests.fake_dataset import AtSample, FakeDataset, to_pixels
@@ -171,6 +172,13 @@ def test_input_error_of_a_worker_keeps_its_one_line():
     transform = AtSample("002/k4", fake_dataset.raise_input_error)
     with pytest.raises(InputError, match="^shard 000 is gone; put it back$"):
         list(read(FakeDataset(SIZES), transform=transform, num_workers=2))
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_server_that_went_away_is_no_wrong_input(num_workers):
+    transform = AtSample("002/k4", fake_dataset.lose_server)
+    with pytest.raises((RunFailed, RemoteError), match="^https://h/002.tar cannot be reached$"):
+        list(read(FakeDataset(SIZES), transform=transform, num_workers=num_workers))
 
 
 def test_error_of_a_worker_names_worker_and_sample():

@@ -5,6 +5,7 @@ import pytest
 
 from beit.common.errors import InputError
 from beit.common.remote import ByteRange, MissingFile, fetch, fetch_ranges, remote_stat
+from beit.common.remote_file import RemoteError
 from beit.tests.file_server import FileServer, serve
 from beit.tests.s3_server import serve_s3
 
@@ -52,7 +53,7 @@ def test_a_server_that_falls_silent_is_asked_again(server, monkeypatch):
 
 def test_a_lasting_failure_is_one_line_with_the_url_after_a_bounded_number_of_attempts(server):
     server.statuses = [503] * 100
-    with pytest.raises(InputError, match=rf"^{server.url}/a.tar cannot be read: the server answers 503") as caught:
+    with pytest.raises(RemoteError, match=rf"^{server.url}/a.tar cannot be read: the server answers 503") as caught:
         fetch(f"{server.url}/a.tar")
     assert "\n" not in str(caught.value)
     assert len(server.ranges) == 5
@@ -70,8 +71,10 @@ def test_a_missing_file_is_told_apart_from_a_missing_server(server):
         fetch(f"{server.url}/c.tar")
     with pytest.raises(MissingFile):
         remote_stat(f"{server.url}/c.tar")
-    with pytest.raises(InputError, match="cannot be reached") as caught:
+    with pytest.raises(RemoteError, match="cannot be reached"):
         remote_stat("http://127.0.0.1:1/a.tar")
+    with pytest.raises(InputError, match="cannot be reached") as caught:
+        remote_stat("http://127.0.0.1:1/a.tar", is_first_contact=True)
     assert not isinstance(caught.value, MissingFile)
 
 

@@ -104,6 +104,9 @@ def test_missing_files_of_s3_and_of_memory_are_missing(pauses):
 
 
 def test_s3_is_asked_less_often_unless_the_user_says_how_often(monkeypatch):
+    for name in ("AWS_MAX_ATTEMPTS", "AWS_RETRY_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delitem(fsspec.config.conf, "s3", raising=False)  # what tests with a server of their own leave
     assert remote_file._options("simplecache::s3://b/x")["s3"]["config_kwargs"]["retries"] == {"max_attempts": 1}
     assert remote_file._options("https://h/x") == {}
     monkeypatch.setitem(fsspec.config.conf, "s3", {"config_kwargs": {}})

@@ -7,6 +7,7 @@ import time
 import pytest
 
 from beit.common.errors import InputError
+from beit.common.remote_file import RemoteError
 from beit.common.remote_shards import RemoteShards, ShardRange
 from beit.common.shard_cache import DamagedShard, RemoteShard, ShardCache
 from beit.tests.file_server import FileServer, serve
@@ -115,7 +116,7 @@ def test_a_server_that_goes_away_is_named(shards, tmp_path, monkeypatch):
         reads = RemoteShards(ShardCache(tmp_path, 10 * SIZE))
         assert reads.read([ShardRange(shard, 0, 1)]) == [b"\0"]
     reads.expect([shard])
-    with pytest.raises(InputError, match=rf"^{server.url}/0.tar cannot be reached"):
+    with pytest.raises(RemoteError, match=rf"^{server.url}/0.tar cannot be reached"):
         reads.read([ShardRange(shard, 1, 1)])
 
 
