@@ -12,10 +12,11 @@ from click.testing import CliRunner
 from beit.common.config import config_from_dict
 from beit.common.dataset import build_order
 from beit.common.distributed import World
-from beit.common.errors import InputError
+from beit.common.errors import InputError, RunFailed
 from beit.common.metrics import read_metrics
 from beit.common.reader import build_loader
 from beit.common.reader_config import ReaderConfig
+from beit.common.remote_file import RemoteError
 from beit.common.sampler import BatchPlan
 from beit.common.shard_cache import ShardCache
 from beit.common.store import open_store
@@ -153,7 +154,7 @@ def test_a_server_that_goes_away_ends_the_run_with_its_url(made, num_workers, mo
         batches = task.data.micro_batches(0)
         next(batches)
     with pytest.raises(
-        InputError, match=rf"^{server.url}/store/.* cannot be reached .*check address and network"
+        (RemoteError, RunFailed), match=rf"^{server.url}/store/.* cannot be reached .*check address and network"
     ) as caught:
         list(batches)
     assert "\n" not in str(caught.value)
