@@ -161,7 +161,8 @@ class RunMirror:
             for name in (CONFIG, ENVIRONMENT):
                 self._put(run / name, name)
         except (OSError, ValueError, NotImplementedError) as error:
-            raise InputError(f"run.sync_to ({self.url}) cannot be written ({error}); check the credentials") from None
+            reason = " ".join(str(error).split())
+            raise InputError(f"run.sync_to ({self.url}) cannot be written ({reason}); check the credentials") from None
 
     def offer(self, run: Path, step: int) -> None:
         """Copy the checkpoint of `step` and what belongs to it, in the background; an older one not begun is dropped.

@@ -50,3 +50,11 @@ def write_store(folder: Path, *, images: int = 60, views: int = 3, shard_size: i
     )
     run_tokenize(config, str(source), folder / "store")
     return open_store(folder / "store")
+
+
+def write_bare_store(folder: Path, *, images: int = 60) -> TokenStore:
+    """Index the images of `write_store`, without tokens."""
+    source = write_images(folder / "images", images)
+    config = TokenizeConfig(views=0, img_size=16, patch_size=4, shard_size=16, threads=1, workers=1)
+    run_tokenize(config, str(source), folder / "bare")
+    return open_store(folder / "bare")

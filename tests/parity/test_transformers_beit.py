@@ -8,13 +8,13 @@ import re
 
 import pytest
 import torch
+import transformers
 
 from beit.common.encoder_adapt import adapt_state
 from beit.common.vit_config import ViTConfig
 from beit.finetune.model import ImageClassifier
 from beit.pretrain.model import MaskedImageModel, mim_loss
 
-transformers = pytest.importorskip("transformers", minversion="5.0", reason="transformers is the reference here")
 pytestmark = pytest.mark.reference
 
 SHAPE = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads": 4}

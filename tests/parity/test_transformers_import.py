@@ -5,13 +5,13 @@ Random weights, float32 on the CPU; eps as in each config. Tolerance 1e-5: the o
 
 import pytest
 import torch
+import transformers
 
 from beit.common.encoder import load_encoder
 from beit.common.errors import InputError
 from beit.finetune.artifact import load_classifier
 from beit.finetune.import_model import ImportHints, import_encoder
 
-transformers = pytest.importorskip("transformers", minversion="5.0", reason="transformers is the reference here")
 pytestmark = pytest.mark.reference
 
 SHAPE = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 192}

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy import interpolate
 
 from beit.common.errors import InputError
 from beit.common.position_bias import (
@@ -68,7 +69,6 @@ def test_spacing_of_a_smaller_grid_is_the_lower_limit():
 
 @pytest.mark.parametrize("target", [7, 24, 28, 32, 40])
 def test_resize_is_the_released_spline(target):
-    interpolate = pytest.importorskip("scipy.interpolate", reason="scipy is the reference for the spline")
     table = random_table((14, 14))
     resized = resize_table(table, (14, 14), (target, target))
     ratio = geometric_spacing(27, 2 * target - 1)

@@ -17,9 +17,7 @@ from beit.common.tokenizer_dir import save_tokenizer
 from beit.pretrain.config import PretrainConfig
 from beit.pretrain.pictures import reconstruction_sheet
 from beit.pretrain.train import PretrainTask, run
-from beit.tests.support import VOCAB_SIZE, write_images, write_store, write_tokenizer
-from beit.tokenize.config import TokenizeConfig
-from beit.tokenize.run import run_tokenize
+from beit.tests.support import VOCAB_SIZE, write_bare_store, write_images, write_store, write_tokenizer
 
 WORLD = World(rank=0, local_rank=0, world_size=1, device=torch.device("cpu"))
 SETTINGS = {
@@ -44,11 +42,7 @@ def store(folder):
 @pytest.fixture(scope="module")
 def bare_store(folder):
     """The same images without tokens."""
-    from beit.common.store import open_store
-
-    config = TokenizeConfig(views=0, img_size=16, patch_size=4, shard_size=16, threads=1, workers=1)
-    run_tokenize(config, str(write_images(folder / "images", 60)), folder / "bare")
-    return open_store(folder / "bare")
+    return write_bare_store(folder)
 
 
 def make_config(**sections):

@@ -15,7 +15,6 @@ from beit.common.config import config_from_dict, config_to_toml
 from beit.common.distributed import World
 from beit.common.errors import BadSample, InputError
 from beit.common.images import decode_image
-from beit.common.store import open_store
 from beit.common.store_dataset import StoreDataset
 from beit.pretrain.batch_rebuild import VIEW_FIELDS, batch_sheet, rebuild_batch
 from beit.pretrain.config import PretrainConfig
@@ -23,9 +22,7 @@ from beit.pretrain.pictures import build_reconstruction, reconstruction_sheet
 from beit.pretrain.sample import EvenSample
 from beit.pretrain.stored_run import open_stored_run, record_data
 from beit.pretrain.train import PretrainTask, run
-from beit.tests.support import write_images, write_store, write_tokenizer
-from beit.tokenize.config import TokenizeConfig
-from beit.tokenize.run import run_tokenize
+from beit.tests.support import write_bare_store, write_store, write_tokenizer
 
 SETTINGS = {
     "model": {"size": "tiny", "embed_dim": 16, "depth": 2, "num_heads": 2, "drop_path": 0.0},
@@ -48,9 +45,7 @@ def store(folder):
 
 @pytest.fixture(scope="module")
 def bare_store(folder):
-    config = TokenizeConfig(views=0, img_size=16, patch_size=4, shard_size=16, threads=1, workers=1)
-    run_tokenize(config, str(write_images(folder / "images", 60)), folder / "bare")
-    return open_store(folder / "bare")
+    return write_bare_store(folder)
 
 
 def make_config(**sections):
