@@ -142,7 +142,7 @@ class LabelledDataset:
             logger.warning(
                 "%s is sorted by class, and only %d of %d shards%s are mixed at a time: batches will hold few classes; "
                 "raise reader.window_shards, or shuffle the data",
-                self.index.info.root,
+                self.index.name,
                 window,
                 num_shards,
                 reason,

@@ -66,12 +66,20 @@ class LabelledIndex:
         info: What index.json says.
         shards: Containers to read from, in the order of the record batches; their own lists of samples are not needed.
         class_names: Name of each class id, or None where classes are numbers.
+        name: What the user calls the data, for messages; by default their folder.
     """
 
     def __init__(
-        self, table: Path, info: IndexInfo, *, shards: Sequence[SourceShard], class_names: Sequence[str] | None
+        self,
+        table: Path,
+        info: IndexInfo,
+        *,
+        shards: Sequence[SourceShard],
+        class_names: Sequence[str] | None,
+        name: str = "",
     ) -> None:
         self.info = info
+        self.name = name or info.root
         self.shards = list(shards)
         self.class_names = list(class_names) if class_names is not None else None
         self.index_sha256 = info.sha256
@@ -84,7 +92,7 @@ class LabelledIndex:
 
     def __repr__(self) -> str:
         """Show where and how much."""
-        return f"LabelledIndex({self.info.root!r}, kind={self.info.kind}, samples={len(self)})"
+        return f"LabelledIndex({self.name!r}, kind={self.info.kind}, samples={len(self)})"
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave behind what can be had again from the table."""
@@ -172,12 +180,12 @@ class LabelledIndex:
             return
         if len(missing) == len(self):
             raise InputError(
-                f"no labels found in {self.info.root}; sort the images into one sub-folder per class, or give a CSV "
+                f"no labels found in {self.name}; sort the images into one sub-folder per class, or give a CSV "
                 "with path and label, tars with .cls members, or Parquet with a label column"
             )
         first = ", ".join(self.ref_at(int(position)).path for position in missing[:_NAMES_IN_MESSAGE])
         raise InputError(
-            f"{len(missing)} of {len(self)} samples in {self.info.root} have no label (first: {first}); "
+            f"{len(missing)} of {len(self)} samples in {self.name} have no label (first: {first}); "
             "label them or leave them out"
         )
 
@@ -201,7 +209,7 @@ class LabelledIndex:
         assert num_labels is not None
         require(
             1 <= num_labels <= len(self),
-            f"num_labels ({num_labels}) must be in [1, {len(self)}], the number of samples in {self.info.root}",
+            f"num_labels ({num_labels}) must be in [1, {len(self)}], the number of samples in {self.name}",
         )
         if num_labels == len(self):
             return self
@@ -261,14 +269,14 @@ class LabelledIndex:
         own = self.class_names if self.class_names is not None else list(class_names)
         if self.class_names is None and len(counts) > len(class_names):
             raise InputError(
-                f"{self.info.root} has class id {len(counts) - 1}, but there are {len(class_names)} classes; "
+                f"{self.name} has class id {len(counts) - 1}, but there are {len(class_names)} classes; "
                 "give data with the classes of the model"
             )
         known = {name: class_id for class_id, name in enumerate(class_names)}
         unknown = [name for class_id, name in enumerate(own) if name not in known and counts[class_id]]
         if unknown:
             raise InputError(
-                f"{self.info.root} has classes that the model does not know "
+                f"{self.name} has classes that the model does not know "
                 f"({', '.join(unknown[:_NAMES_IN_MESSAGE])}); "
                 f"it knows {', '.join(list(class_names)[:_NAMES_IN_MESSAGE])}, ..."
             )

@@ -72,7 +72,7 @@ def build_index(spec: str | Path, cache_dir: Path | None = None) -> LabelledInde
         len(info.shard_names) == len(source.shards), f"{folder} is not an index of {source.root}; delete that folder"
     )
     shards = [_without_list(shard) for shard in source.shards]
-    return LabelledIndex(folder / "samples.arrow", info, shards=shards, class_names=source.class_names)
+    return LabelledIndex(folder / "samples.arrow", info, shards=shards, class_names=source.class_names, name=str(spec))
 
 
 def _without_list(shard: SourceShard) -> SourceShard:

@@ -16,7 +16,7 @@ from beit.common.encoder import load_weights
 from beit.common.encoder_config import EncoderConfig, read_encoder_config
 from beit.common.errors import InputError, require
 from beit.common.param_groups import layer_id
-from beit.common.vit_config import ModelConfig, Normalization, ViTConfig, build_vit_config
+from beit.common.vit_config import ModelConfig, Normalization, PosBias, ViTConfig, build_vit_config
 from beit.finetune.config import RANDOM_ENCODER, FinetuneConfig
 from beit.finetune.model import FRESH_PREFIXES, POOLINGS, ImageClassifier, Pooling
 
@@ -145,8 +145,20 @@ def _encoder_architecture(stored: ViTConfig, config: FinetuneConfig) -> ViTConfi
         use_mask_token=False,
         init="finetune",
         final_norm=False,  # with CLS the head's own norm starts from it; the mean of the patches gets a fresh one
+        pos_bias=_pos_bias(stored, config),
     )
     return _with_own_tables(shape)
+
+
+def _pos_bias(stored: ViTConfig, config: FinetuneConfig) -> PosBias:
+    """Return the encoder's position mode, or per_block where that is asked for: new tables start at zero."""
+    wanted = config.model.pos_bias
+    if wanted == "none" and stored.pos_bias != "none":
+        raise InputError(
+            f"model.pos_bias (none) would drop the position tables of the encoder {config.encoder} "
+            f"({stored.pos_bias}); leave it out"
+        )
+    return "per_block" if wanted == "per_block" else stored.pos_bias
 
 
 def _require_named_shape(stored: ViTConfig, config: FinetuneConfig) -> None:

@@ -111,7 +111,7 @@ def label_table(index: LabelledIndex, class_names: Sequence[str]) -> NDArray[np.
     unknown = sorted({name for names in combinations for name in names} - set(class_names))
     if unknown:
         raise InputError(
-            f"{index.info.root} has classes that the model does not know ({', '.join(unknown[:_NAMES_IN_MESSAGE])}); "
+            f"{index.name} has classes that the model does not know ({', '.join(unknown[:_NAMES_IN_MESSAGE])}); "
             f"it knows {', '.join(list(class_names)[:_NAMES_IN_MESSAGE])}, ..."
         )
     table = np.zeros((len(combinations) + 1, len(class_names)), np.bool_)
@@ -152,7 +152,7 @@ def _require_two_classes(index: LabelledIndex, class_names: Sequence[str]) -> No
     used = np.flatnonzero(index.class_counts())
     require(
         len(used) >= 2,
-        f"{index.info.root} holds one class only ({class_names[used[0]]}); classification needs two or more, each in a "
+        f"{index.name} holds one class only ({class_names[used[0]]}); classification needs two or more, each in a "
         "sub-folder of its own or with a label of its own",
     )
 
@@ -165,7 +165,7 @@ def _part_to_measure_on(val: LabelledIndex | None, settings: DataConfig) -> Labe
     if settings.num_val_images > len(val):
         raise InputError(
             f"data.num_val_images ({settings.num_val_images}) must not exceed the {len(val)} images of "
-            f"{val.info.root}; leave it out to use all"
+            f"{val.name}; leave it out to use all"
         )
     return val.subset(num_labels=settings.num_val_images)
 
@@ -179,6 +179,6 @@ def _subset(index: LabelledIndex, settings: DataConfig) -> LabelledIndex:
     if not num_classes <= num_labels <= len(index):
         raise InputError(
             f"data.num_labels ({num_labels}) must be between the {num_classes} classes and the {len(index)} labelled "
-            f"images of {index.info.root}"
+            f"images of {index.name}"
         )
     return index.subset(num_labels=num_labels, seed=settings.subset_seed)

@@ -85,7 +85,7 @@ def frozen_features(
         logger.info("%s: %d images, kept from an earlier run", file, len(kept.labels))
         return kept
     loader = evaluation_loader(index, encoder.describe(), world=world, settings=config.evaluation, reader=config.reader)
-    batches = with_progress(loader, index, world=world, description=f"features of {index.info.root}")
+    batches = with_progress(loader, index, world=world, description=f"features of {index.name}")
     try:
         features = extract_features(
             encoder.model.to(world.device),
@@ -95,7 +95,7 @@ def frozen_features(
             pooling="cls_mean",
         )
     except ValueError as error:
-        raise InputError(f"{index.info.root} has no image that can be read ({error})") from None
+        raise InputError(f"{index.name} has no image that can be read ({error})") from None
     file.parent.mkdir(exist_ok=True)
     with atomic_file(file) as out:
         out.write(save(features._asdict(), metadata={"identity": identity}))

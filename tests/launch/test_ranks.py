@@ -164,6 +164,38 @@ def test_kills_cost_the_steps_since_the_last_commit_only(tmp_path: Path) -> None
 
 
 @pytest.mark.fault
+@pytest.mark.parametrize("target", ["ranks", "everybody"])
+def test_all_ranks_killed_at_once_cost_the_steps_since_the_last_commit(tmp_path: Path, target: str) -> None:
+    slow = "step_seconds=0.5"
+    assert finish(start(tmp_path / "whole", slow))[0] == 0
+    process = start(tmp_path / "cut", slow)
+    wait_for(lambda: committed_steps(tmp_path / "cut/checkpoints"))
+    if target == "everybody":  # the machine went down: nobody is left to say a word
+        process.kill()
+    for victim in processes_of(tmp_path / "cut") if target == "everybody" else ranks_of(tmp_path / "cut"):
+        victim.kill()
+    code, output = finish(process)
+    assert code == (1 if target == "ranks" else -signal.SIGKILL), output
+    assert target == "everybody" or "ended without a word (killed" in output
+    assert not processes_of(tmp_path / "cut")
+    code, output = finish(start(tmp_path / "cut", slow))
+    assert code == 0, output
+    assert "continuing at step " in output
+    for name in ("model", "optimizer", "rng"):
+        files = [tmp_path / run / f"checkpoints/step_8/{name}.safetensors" for run in ("whole", "cut")]
+        assert files[0].read_bytes() == files[1].read_bytes(), name
+
+
+@pytest.mark.fault
+def test_stop_signal_during_a_save_stops_both_ranks_behind_it(tmp_path: Path) -> None:
+    code, output = finish(start(tmp_path, "signal_in_save=3"))
+    assert code == 75, output
+    assert output.count("stopped at step ") == 1
+    assert last_checkpoint(tmp_path) >= 3
+    assert not processes_of(tmp_path)
+
+
+@pytest.mark.fault
 def test_hung_rank_ends_the_run(tmp_path: Path) -> None:
     code, output = finish(start(tmp_path, "hang_at=5", "train.collective_timeout_seconds=15"))
     assert code == 1, output

@@ -9,6 +9,7 @@ from beit.common.encoder import save_encoder, save_model
 from beit.common.errors import InputError
 from beit.common.vit_config import ModelConfig, build_vit_config
 from beit.finetune.artifact import build_classifier, load_classifier, starting_point
+from beit.finetune.model import ImageClassifier
 from beit.pretrain.model import MaskedImageModel
 from beit.tests.unit.finetune.colours import finetune_config
 
@@ -70,12 +71,29 @@ def test_other_resolution_resizes_the_tables(encoder):
     assert classifier(torch.randn(1, 3, 32, 32)).shape == (1, 2)
 
 
+def test_position_tables_that_an_encoder_lacks_start_at_zero(tmp_path):
+    shape = replace(SHAPE, pos_bias="none", use_abs_pos_emb=True, use_mask_token=False)
+    model = ImageClassifier(shape, num_classes=2)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    normalization = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+    save_encoder(tmp_path / "e", model.state_dict(), architecture=shape, **normalization, vocab_size=7, provenance={})
+    images, features = torch.randn(2, 3, 16, 16), []
+    for overrides in ((), ("model.pos_bias=per_block",)):
+        config, start = pretrained(tmp_path / "e", *overrides)
+        classifier = build_classifier(config, start, ("a", "b")).eval()
+        features.append(classifier.forward_features(images))
+    assert len([name for name in classifier.state_dict() if name.endswith("relative_position_bias_table")]) == 2
+    torch.testing.assert_close(*features)
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
         (["image.img_size=18"], r"img_size \(18\) must be a multiple of patch_size \(4\)"),
         (["image.patch_size=8"], r"patch_size \(8\) must be 4"),
         (["encoder=nowhere"], "nowhere is not an encoder"),
+        (["model.pos_bias=none"], r"model.pos_bias \(none\) would drop the position tables .*leave it out"),
     ],
 )
 def test_unusable_start_is_one_clear_line(encoder, overrides, message):
