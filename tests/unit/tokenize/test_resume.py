@@ -2,6 +2,8 @@ import os
 import signal
 from multiprocessing import get_context
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from beit.common.errors import InputError, ResumableStop
@@ -216,7 +218,7 @@ def test_a_full_disk_names_the_file_and_leaves_finished_shards(tmp_path):
     assert tokenize(source, tmp_path / "store").num_shards_kept == 1
 
 
-def tokenize_with_file_limit(source, store):
+def tokenize_with_file_limit(source, store, full_at="000001-part-1.tar"):
     import resource
 
     resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
@@ -224,7 +226,20 @@ def tokenize_with_file_limit(source, store):
     try:
         tokenize(source, store)
     except OSError as error:
-        os._exit(error.errno if "000001-part-1.tar" in str(error.filename) else 1)
+        os._exit(error.errno if full_at in str(error.filename) else 1)
+
+
+def test_a_full_disk_under_the_spool_names_its_file_and_leaves_nothing_of_it(tmp_path):
+    images = [{"bytes": encoded_image(number, "png", (120, 120)), "path": f"{number}.png"} for number in range(9)]
+    source, store = tmp_path / "images.parquet", tmp_path / "store"
+    pq.write_table(pa.table({"image": images}), source)
+    process = get_context("fork").Process(target=tokenize_with_file_limit, args=(source, store, "store/.spool/"))
+    process.start()
+    process.join()
+    assert process.exitcode == 27  # EFBIG, raised with the name of the file
+    assert [path.name for path in store.rglob("*") if path.is_file()] == ["store.json"]
+    tokenize(source, store)
+    assert len(open_store(store)) == 9
 
 
 class KilledAt(BlockSums):
