@@ -104,6 +104,13 @@ class Stage:
 @click.option(
     "--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto", show_default=True
 )
+@click.option(
+    "--worker-processes",
+    type=click.Choice(["auto", "on", "off"]),
+    default="auto",
+    show_default=True,
+    help="Whether views are made in processes instead of threads.",
+)
 @click.option("--rounds", default=5, show_default=True, help="Turns of each, after one to warm up.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 def main(
@@ -116,12 +123,19 @@ def main(
     patch_size: int,
     batch: int,
     dtype: Any,
+    worker_processes: Any,
     rounds: int,
     as_json: bool,
 ) -> None:
     """Time stage, forward pass and supply in turns and print views per second, ratios and the limit."""
     config = TokenizeConfig(
-        tokenizer=tokenizer, views=views, img_size=img_size, patch_size=patch_size, micro_batch_size=batch, dtype=dtype
+        tokenizer=tokenizer,
+        views=views,
+        img_size=img_size,
+        patch_size=patch_size,
+        micro_batch_size=batch,
+        dtype=dtype,
+        worker_processes=worker_processes,
     )
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

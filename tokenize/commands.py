@@ -42,7 +42,12 @@ def _dedicated(**options: Any) -> list[str]:
     default=None,
     help="Store the K crops instead of the images: training then only decodes them.",
 )
-@click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Threads that decode and crop.")
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Threads, or beside a GPU processes, that decode and crop.",
+)
 @long_command_options
 def tokenize_command(
     source: str,

@@ -66,7 +66,10 @@ class TokenizeConfig:
     threads: int = 0
     """CPU threads inside one torch operation; 0 takes what the store was begun with, at first all cores."""
     workers: int = 0
-    """Threads that decode and crop; 0 starts one per core. Does not change the result."""
+    """Threads, or processes, that decode and crop; 0 starts one per core. Does not change the result."""
+    worker_processes: Literal["auto", "on", "off"] = "auto"
+    """Whether workers are processes, which threads of one interpreter cannot keep up with beside a GPU; auto starts
+    them there. Does not change the result."""
 
     bad_sample_budget: float = 0.001
     """Share of unusable images that is tolerated; at least one is, unless the budget is 0."""

@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image
 
-from beit.common.errors import BadSample, InputError
+from beit.common.errors import InputError
 from beit.common.images import MAX_SIDE_PX, decode_image
 from beit.common.jitter import FACTOR_ONE
 from beit.common.locations import open_binary
@@ -31,7 +31,7 @@ from beit.common.source_types import SampleRef, ShardReader
 from beit.common.store_schema import StoreInfo
 from beit.common.tar_walk import TarIndex, TarMember, group_samples, walk_tar
 from beit.common.views import VIEW_DTYPE, render_view
-from beit.tokenize.prepare import PreparedImage, RejectedImage, ViewMaker, empty_image
+from beit.tokenize.prepare import PreparedImage, ViewMaker, empty_image
 
 _DRAWN_FIELDS = ("left", "top", "w", "h", "flip", "jitter_order", "bright", "contrast", "sat")
 
@@ -90,15 +90,36 @@ class CropsRef(SampleRef):
     """Where each view lies."""
 
 
-def prepare_crops(ref: CropsRef, reader: ShardReader, *, info: StoreInfo) -> PreparedImage | RejectedImage:
-    """Decode the crops of a sample and render each for the tokenizer. An unusable sample is returned: it is counted."""
-    prepared, whole = empty_image(ref, info.views, info.token_img_size), whole_view(info.img_size)
-    try:
-        for k, crop in enumerate(ref.crops):
-            prepared.fill(k, decode_image(reader.read(crop)), whole, info.augment.jitter_scope)
-    except BadSample as error:
-        return RejectedImage(ref, error)
-    return prepared
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CropMaker:
+    """Renders the crops of a sample for the tokenizer: the `ImageMaker` of materialised stores."""
+
+    img_size: int
+    token_img_size: int
+
+    @classmethod
+    def of_store(cls, info: StoreInfo) -> CropMaker:
+        """Return the maker of the views of a materialised store."""
+        return cls(img_size=info.img_size, token_img_size=info.token_img_size)
+
+    def read(self, ref: CropsRef, reader: ShardReader) -> list[bytes]:
+        """Return the encoded crops.
+
+        Raises:
+            BadSample: one is missing, cut or too large.
+        """
+        return [reader.read(crop) for crop in ref.crops]
+
+    def make(self, ref: CropsRef, data: list[bytes]) -> PreparedImage:
+        """Decode the crops and render each.
+
+        Raises:
+            BadSample: one cannot be decoded.
+        """
+        prepared, whole = empty_image(ref, len(data), self.token_img_size), whole_view(self.img_size)
+        for k, crop in enumerate(data):
+            prepared.fill(k, decode_image(crop), whole, jitter_scope="crop")  # nothing is left to jitter
+        return prepared
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ K views per image, s side of the view the tokenizer sees in pixels.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,6 +57,24 @@ class RejectedImage:
     error: BadSample
 
 
+class ImageMaker(Protocol):
+    """Makes the views of a sample, in two parts: one needs the open container, the other a processor."""
+
+    def read(self, ref: Any, reader: ShardReader) -> Any:
+        """Return what is stored of the sample.
+
+        Raises:
+            BadSample: it is missing, cut or too large.
+        """
+
+    def make(self, ref: Any, data: Any) -> PreparedImage:
+        """Decode what was read and render its views.
+
+        Raises:
+            BadSample: it cannot be decoded.
+        """
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ViewMaker:
     """Draws and renders the views of an image; a pure function of settings, key and image bytes."""
@@ -75,15 +93,21 @@ class ViewMaker:
         """Draw view k of an image; `crc_crop` and `luma` are 0."""
         return draw_stored_view(self.seed, key, view_k, width=image.width, height=image.height, augment=self.augment)
 
-    def prepare(self, ref: SampleRef, reader: ShardReader) -> PreparedImage | RejectedImage:
-        """Read and decode an image and make all its views. An unusable image is returned, not raised: it is counted."""
-        try:
-            image = decode_image(reader.read(ref))
-            return self._make_views(ref, image)
-        except BadSample as error:
-            return RejectedImage(ref, error)
+    def read(self, ref: SampleRef, reader: ShardReader) -> bytes:
+        """Return the encoded image.
 
-    def _make_views(self, ref: SampleRef, image: Image.Image) -> PreparedImage:
+        Raises:
+            BadSample: it is missing, cut or too large.
+        """
+        return reader.read(ref)
+
+    def make(self, ref: SampleRef, data: bytes) -> PreparedImage:
+        """Decode an image and make all its views.
+
+        Raises:
+            BadSample: it cannot be decoded.
+        """
+        image = decode_image(data)
         prepared = empty_image(ref, self.num_views, self.token_img_size)
         for k in range(self.num_views):
             prepared.fill(k, image, self.draw(ref.key, k, image), self.augment.jitter_scope)

@@ -9,6 +9,7 @@ its shards included; the same command, run again, completes what is left.
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from beit.common.launcher_env import launcher_environment, under_launcher
 from beit.common.signals import stop_on_signals
 from beit.common.store_schema import IMAGES_DIR, INDEX_FILE, Execution, StoreInfo, TokenizerInfo, manifest_name
 from beit.tokenize.config import TokenizeConfig
+from beit.tokenize.crops import CropMaker
+from beit.tokenize.decoders import DecodeProcesses
 from beit.tokenize.encode import ViewEncoder
 from beit.tokenize.execution import (
     choose_device,
@@ -31,6 +34,7 @@ from beit.tokenize.leases import Leases
 from beit.tokenize.pack import pack_images, packed_manifests
 from beit.tokenize.parallel import Workers, available_cores
 from beit.tokenize.plan import StorePlan, plan_store
+from beit.tokenize.prepare import ImageMaker, ViewMaker
 from beit.tokenize.setup import begin_or_continue, build_info, check_place, recorded_threads
 from beit.tokenize.shard import ShardTokenizer
 from beit.tokenize.store_files import StoreFiles, open_store_files
@@ -119,6 +123,7 @@ def _run(
     files.make_folder("")
     with (
         stop_on_signals() as stop,
+        ExitStack() as after_workers,
         Workers(count_workers(config), stop) as workers,
         Leases(files.leases(), workers.raise_if_stopped) as leases,
         torch_threads(threads),
@@ -130,13 +135,19 @@ def _run(
                 _pack(plan, files, info, packers, leases)
         jobs = list_jobs(plan, files, info)
         del plan  # its list of all images may be large
+        maker: ImageMaker = CropMaker.of_store(info) if info.is_materialized else ViewMaker.of_store(info)
+        is_on_gpu = rank_setup.execution.device == "cuda"
+        use_processes = config.worker_processes == "on" or (config.worker_processes == "auto" and is_on_gpu)
+        decoders = after_workers.enter_context(DecodeProcesses(maker)) if use_processes else None
         shard_tokenizer = ShardTokenizer(
             files,
             info,
             tokenizer=rank_setup.tokenizer,
             execution=rank_setup.execution,
             versions=library_versions(),
+            maker=maker,
             workers=workers,
+            decoders=decoders,
         )
         rank_jobs = RankJobs(jobs, files, leases, rank=place.rank, world_size=place.world_size)
         report = rank_jobs.run(shard_tokenizer, info, budget=config.budget)

@@ -8,12 +8,11 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from beit.common.bad_samples import BadSampleLog, BadSampleReport
-from beit.common.errors import InputError, require
+from beit.common.errors import BadSample, InputError, require
 from beit.common.files import sha256_file
 from beit.common.locations import FileInfo, is_remote, match_files, remote_info
 from beit.common.remote_objects import stat_object
@@ -28,10 +27,11 @@ from beit.common.store_schema import (
     StoreInfo,
     manifest_name,
 )
-from beit.tokenize.crops import CropTar, prepare_crops
+from beit.tokenize.crops import CropTar
+from beit.tokenize.decoders import DecodeProcesses
 from beit.tokenize.encode import EncodedImage, Stopwatch, ViewEncoder, encode_images
 from beit.tokenize.parallel import Workers
-from beit.tokenize.prepare import PreparedImage, RejectedImage, ViewMaker
+from beit.tokenize.prepare import ImageMaker, PreparedImage, RejectedImage
 from beit.tokenize.shard_progress import TokenizeProgress
 from beit.tokenize.store_files import StoreFiles, read_document
 from beit.tokenize.writer import TokenShardWriter
@@ -75,7 +75,9 @@ class ShardTokenizer:
         tokenizer: None when the store gets no tokens.
         execution: Fingerprint of this rank, for the manifests.
         versions: Library versions, for the manifests.
-        workers: Decode and crop.
+        maker: Makes the views of an image.
+        workers: Threads that read, and decode and crop where there are no processes for that.
+        decoders: Processes that decode and crop.
     """
 
     def __init__(
@@ -86,11 +88,14 @@ class ShardTokenizer:
         tokenizer: ViewEncoder | None,
         execution: Execution,
         versions: tuple[str, ...],
+        maker: ImageMaker,
         workers: Workers,
+        decoders: DecodeProcesses | None = None,
     ) -> None:
         self._files, self._info = files, info
         self._tokenizer, self._execution, self._versions = tokenizer, execution, versions
-        self._workers = workers
+        self._maker, self._workers = maker, workers
+        self._make = maker.make if decoders is None else decoders.make
         self.watch = Stopwatch()
 
     def run(
@@ -118,7 +123,7 @@ class ShardTokenizer:
         progress.add(skipped=len(skipped))
         full_hash = self._start_hash(job)
         with TokenShardWriter(self._files, job.stem, self._info) as writer, job.tar.open() as reader:
-            results = self._workers.map(self._prepare(reader), refs, ahead=self._images_ahead())
+            results = self._workers.map(partial(self._prepare, reader=reader), refs, ahead=self._images_ahead())
             usable = _sort_out(results, job.stem, skipped, bad_samples, progress)
             for encoded in self._encode(usable):
                 writer.add(encoded.image.ref, encoded.token_ids, encoded.image.views)
@@ -158,11 +163,12 @@ class ShardTokenizer:
         for image in images:
             yield EncodedImage(image, none)
 
-    def _prepare(self, reader: ShardReader) -> Callable[[Any], PreparedImage | RejectedImage]:
-        """Return what makes the views of a sample, given its reference."""
-        if self._info.is_materialized:
-            return partial(prepare_crops, reader=reader, info=self._info)
-        return partial(ViewMaker.of_store(self._info).prepare, reader=reader)
+    def _prepare(self, ref: SampleRef, *, reader: ShardReader) -> PreparedImage | RejectedImage:
+        """Make the views of a sample. One that cannot be used is returned, not raised: it is counted."""
+        try:
+            return self._make(ref, self._maker.read(ref, reader))
+        except BadSample as error:
+            return RejectedImage(ref, error)
 
     def _images_ahead(self) -> int:
         """Return how many images to prepare in advance: enough for two batches, bounded in memory."""

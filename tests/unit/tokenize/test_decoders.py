@@ -1,0 +1,107 @@
+"""Views made in processes: the same store as with threads, and what happens when somebody dies."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+
+import numpy as np
+import psutil
+import pytest
+
+from beit.common.errors import BadSample, RunFailed
+from beit.common.source_types import SampleRef
+from beit.common.views import AugmentConfig
+from beit.tests.support import write_images, write_tokenizer
+from beit.tests.tiny_store import encoded_image, tokenize, tree_bytes, write_folder
+from beit.tokenize.decoders import DecodeProcesses
+from beit.tokenize.parallel import Workers
+from beit.tokenize.prepare import ViewMaker
+
+MAKER = ViewMaker(seed=3, num_views=2, token_img_size=16, augment=AugmentConfig())
+
+
+def ref(number):
+    return SampleRef(f"k{number}", 0, 1, None, f"images/{number}.jpg")
+
+
+@pytest.mark.parametrize("changes", [{}, {"materialize": True}], ids=["images", "crops"])
+def test_a_store_is_the_same_bytes_and_damaged_images_are_counted(tmp_path, changes):
+    source = write_folder(tmp_path / "images", 9)
+    (source / "damaged.jpg").write_bytes(encoded_image(1)[:200])
+    summaries = [
+        tokenize(source, tmp_path / processes, worker_processes=processes, **changes) for processes in ("off", "on")
+    ]
+    assert tree_bytes(tmp_path / "on") == tree_bytes(tmp_path / "off")
+    assert [len(summary.skipped) for summary in summaries] == [1, 1]
+
+
+def test_each_thread_has_a_process_and_order_is_kept():
+    images = [encoded_image(number) for number in range(20)]
+    with DecodeProcesses(MAKER) as decoders, Workers(3) as workers:
+        made = list(workers.map(lambda number: decoders.make(ref(number), images[number]), range(20)))
+        children = {child.pid for child in psutil.Process().children(recursive=True)}
+        assert len(decoders._processes) <= 3 and {one._process.pid for one in decoders._processes} <= children
+    for number, result in enumerate(made):
+        expected = MAKER.make(ref(number), images[number])
+        assert result.ref == expected.ref
+        np.testing.assert_array_equal(result.views, expected.views)
+        np.testing.assert_array_equal(result.token_views, expected.token_views)
+    assert not any(one._process.is_alive() for one in decoders._processes)
+
+
+def test_errors_come_back_as_what_they_are():
+    with DecodeProcesses(MAKER) as decoders:
+        with pytest.raises(BadSample) as caught:
+            decoders.make(ref(1), encoded_image(1)[:200])
+        assert caught.value.reason == "truncated"
+        with pytest.raises(RuntimeError, match=r"data worker 0 failed at sample images/2\.jpg"):
+            decoders.make(ref(2), 7)
+        assert decoders.make(ref(3), encoded_image(3)).ref == ref(3)
+
+
+def test_a_killed_process_is_one_clear_line():
+    with DecodeProcesses(MAKER) as decoders:
+        decoders.make(ref(1), encoded_image(1))
+        os.kill(decoders._processes[0]._process.pid, signal.SIGKILL)
+        with pytest.raises(RunFailed, match=r"decoding process 0 is gone \(exit code -9; .*\) at images/2\.jpg; "):
+            decoders.make(ref(2), encoded_image(2))
+
+
+def command(source, store, tokenizer):
+    words = ["tokenize", source, store, "--tokenizer", tokenizer, "--views", 20, "--img-size", 16, "--patch-size", 4]
+    words += ["--workers", 2, "--set", "worker_processes=on", "--set", "threads=1", "--set", "shard_size=10"]
+    return [sys.executable, "-m", "beit.cli", *map(str, words)]
+
+
+@pytest.mark.launch
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL], ids=lambda signum: signum.name)
+def test_no_process_outlives_the_command_and_a_rerun_completes(tmp_path, signum):
+    source, store = write_images(tmp_path / "images", 200), tmp_path / "store"
+    start = partial(
+        subprocess.Popen,
+        command(source, store, write_tokenizer(tmp_path / "tokenizer")),
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+    )
+    process = start()
+    while not list(store.glob("tokens/*.manifest.json")):  # the test's time limit ends this if the command hangs
+        time.sleep(0.02)
+    family = psutil.Process(process.pid).children(recursive=True)
+    assert len(family) >= 2
+    if signum == signal.SIGTERM:
+        os.killpg(process.pid, signum)  # as a scheduler does: to the decoding processes, too
+    else:
+        process.kill()
+    _, errors = process.communicate()
+    assert process.returncode == (75 if signum == signal.SIGTERM else -signum), errors
+    _, alive = psutil.wait_procs(family, timeout=30)
+    assert not alive
+    process = start()
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
