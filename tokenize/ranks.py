@@ -15,7 +15,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Literal
 
-from beit.common.errors import InputError, ResumableStop
+from beit.common.errors import InputError, ResumableStop, RunFailed
 from beit.common.signals import stop_on_signals
 from beit.tokenize.config import TokenizeConfig
 from beit.tokenize.summary import TokenizeSummary
@@ -82,7 +82,7 @@ def _rank_main(
         outcome = Outcome("bad input", str(error))
     except ResumableStop as error:
         outcome = Outcome("stopped", str(error))
-    except OSError as error:  # a full or failing disk: no bug, so no trace
+    except (OSError, RunFailed) as error:  # a full disk, a lost process: no bug, so no trace
         outcome = Outcome("failed", str(error))
     sender.send(outcome)
     sender.close()
