@@ -46,7 +46,7 @@ def _dedicated(**options: Any) -> list[str]:
     "--workers",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Threads, or beside a GPU processes, that decode and crop.",
+    help="Threads, above four processes, that decode and crop.",
 )
 @long_command_options
 def tokenize_command(

@@ -68,8 +68,8 @@ class TokenizeConfig:
     workers: int = 0
     """Threads, or processes, that decode and crop; 0 starts one per core. Does not change the result."""
     worker_processes: Literal["auto", "on", "off"] = "auto"
-    """Whether workers are processes, which threads of one interpreter cannot keep up with beside a GPU; auto starts
-    them there. Does not change the result."""
+    """Whether workers are processes; auto starts processes where there are more workers than one interpreter can
+    make use of as threads. Does not change the result."""
 
     bad_sample_budget: float = 0.001
     """Share of unusable images that is tolerated; at least one is, unless the budget is 0."""

@@ -11,7 +11,7 @@ import io
 import json
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import partial
@@ -39,6 +39,7 @@ from beit.tokenize.crops import crop_suffix, cut_crops
 from beit.tokenize.parallel import Workers
 from beit.tokenize.plan import StorePlan
 from beit.tokenize.prepare import ViewMaker
+from beit.tokenize.processes import Processes
 from beit.tokenize.spool import LooseFiles, PackingReader, Spool
 from beit.tokenize.store_files import StoreFiles, read_document, write_document
 
@@ -57,7 +58,13 @@ class PackedImage(NamedTuple):
     """Content by what follows the key in the name, or why there is none."""
 
 
-def pack_images(plan: StorePlan, files: StoreFiles, info: StoreInfo, workers: Workers) -> None:
+def pack_images(
+    plan: StorePlan,
+    files: StoreFiles,
+    info: StoreInfo,
+    workers: Workers,
+    processes: Processes[dict[str, bytes]] | None = None,
+) -> None:
     """Write every image tar of the store that is not there yet, each committed by its manifest.
 
     Args:
@@ -65,6 +72,7 @@ def pack_images(plan: StorePlan, files: StoreFiles, info: StoreInfo, workers: Wo
         files: Of the store.
         info: Its settings.
         workers: Read, and shrink, in parallel.
+        processes: Of `members_of`, where the workers only read.
     Raises:
         InputError: the source is damaged.
         ResumableStop: somebody asked to stop.
@@ -77,6 +85,7 @@ def pack_images(plan: StorePlan, files: StoreFiles, info: StoreInfo, workers: Wo
     groups = [number for number, found in enumerate(packed_manifests(plan, files, info)) if found is None]
     if not groups:
         return
+    make = partial(members_of, info=info) if processes is None else processes.call
     spool = None
     try:
         if plan.source.kind != "files":
@@ -86,7 +95,7 @@ def pack_images(plan: StorePlan, files: StoreFiles, info: StoreInfo, workers: Wo
             for group in groups:
                 opened = spool.reading(group) if spool else nullcontext(LooseFiles(plan.source.root, catalogue))
                 with opened as reader:
-                    pack = partial(_pack_image, catalogue.refs, reader, info)
+                    pack = partial(_pack_image, catalogue.refs, reader, make)
                     images = workers.map(pack, catalogue.groups[group].tolist())
                     _write_tar(files, plan.shards[group].stem, images, info, bar)
     finally:
@@ -151,18 +160,24 @@ def shrink(data: bytes, short_side: int, *, jpeg_quality: int) -> bytes:
     return buffer.getvalue()
 
 
-def _pack_image(refs: list[SampleRef], reader: PackingReader, info: StoreInfo, position: int) -> PackedImage:
+def _pack_image(
+    refs: list[SampleRef], reader: PackingReader, make: Callable[[SampleRef, bytes], dict[str, bytes]], position: int
+) -> PackedImage:
     ref, data = refs[position], reader.image(position)
     if isinstance(data, BadSample):
         return PackedImage(ref, data)
     try:
-        return PackedImage(ref, _members(ref, data, info) | reader.side_members(position))
+        return PackedImage(ref, make(ref, data) | reader.side_members(position))
     except BadSample as error:
         return PackedImage(ref, error)
 
 
-def _members(ref: SampleRef, data: bytes, info: StoreInfo) -> dict[str, bytes]:
-    """Return the members that stand for one image."""
+def members_of(ref: SampleRef, data: bytes, info: StoreInfo) -> dict[str, bytes]:
+    """Return the members that stand for one image, by what follows the key in their names.
+
+    Raises:
+        BadSample: the image cannot be decoded.
+    """
     packing = info.packing
     assert packing is not None
     quality = packing.jpeg_quality or 0  # given wherever something is encoded

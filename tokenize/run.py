@@ -9,17 +9,17 @@ its shards included; the same command, run again, completes what is left.
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from beit.common.errors import require
 from beit.common.launcher_env import launcher_environment, under_launcher
-from beit.common.signals import stop_on_signals
+from beit.common.signals import StopFlag, stop_on_signals
 from beit.common.store_schema import IMAGES_DIR, INDEX_FILE, Execution, StoreInfo, TokenizerInfo, manifest_name
 from beit.tokenize.config import TokenizeConfig
 from beit.tokenize.crops import CropMaker
-from beit.tokenize.decoders import DecodeProcesses
 from beit.tokenize.encode import ViewEncoder
 from beit.tokenize.execution import (
     choose_device,
@@ -31,10 +31,11 @@ from beit.tokenize.execution import (
 from beit.tokenize.index import FinishedStore, finish_store
 from beit.tokenize.jobs import RankJobs, list_jobs
 from beit.tokenize.leases import Leases
-from beit.tokenize.pack import pack_images, packed_manifests
+from beit.tokenize.pack import members_of, pack_images, packed_manifests
 from beit.tokenize.parallel import Workers, available_cores
 from beit.tokenize.plan import StorePlan, plan_store
 from beit.tokenize.prepare import ImageMaker, ViewMaker
+from beit.tokenize.processes import Processes, worker_processes
 from beit.tokenize.setup import begin_or_continue, build_info, check_place, recorded_threads
 from beit.tokenize.shard import ShardTokenizer
 from beit.tokenize.store_files import StoreFiles, open_store_files
@@ -130,15 +131,12 @@ def _run(
     ):
         info = begin_or_continue(files, wanted, leases, allow_mixed=config.allow_mixed)
         if plan.catalogue is not None:
-            # One process packs while the others on this machine wait, so their cores are free.
-            with Workers(config.workers or available_cores(), stop) as packers:
-                _pack(plan, files, info, packers, leases)
+            # One rank packs while the others on this machine wait, so their cores are free.
+            _pack(plan, files, info, config, stop, leases)
         jobs = list_jobs(plan, files, info)
         del plan  # its list of all images may be large
         maker: ImageMaker = CropMaker.of_store(info) if info.is_materialized else ViewMaker.of_store(info)
-        is_on_gpu = rank_setup.execution.device == "cuda"
-        use_processes = config.worker_processes == "on" or (config.worker_processes == "auto" and is_on_gpu)
-        decoders = after_workers.enter_context(DecodeProcesses(maker)) if use_processes else None
+        processes = after_workers.enter_context(worker_processes(maker.make, config, workers.count))
         shard_tokenizer = ShardTokenizer(
             files,
             info,
@@ -147,7 +145,7 @@ def _run(
             versions=library_versions(),
             maker=maker,
             workers=workers,
-            decoders=decoders,
+            processes=processes,
         )
         rank_jobs = RankJobs(jobs, files, leases, rank=place.rank, world_size=place.world_size)
         report = rank_jobs.run(shard_tokenizer, info, budget=config.budget)
@@ -156,7 +154,9 @@ def _run(
     return _summarise(config, files.location, finished, report)
 
 
-def _pack(plan: StorePlan, files: StoreFiles, info: StoreInfo, workers: Workers, leases: Leases) -> None:
+def _pack(
+    plan: StorePlan, files: StoreFiles, info: StoreInfo, config: TokenizeConfig, stop: StopFlag, leases: Leases
+) -> None:
     """Let one process pack what is not packed; the others wait for it, and then check what is there side by side."""
 
     def is_packed() -> bool:
@@ -170,8 +170,12 @@ def _pack(plan: StorePlan, files: StoreFiles, info: StoreInfo, workers: Workers,
     leases.wait_for(lambda: is_listed() or leases.is_free("pack"), ["pack"])
     if is_listed() and is_packed():
         return
-    with leases.step("pack"):
-        pack_images(plan, files, info, workers)
+    num_workers = config.workers or available_cores()
+    making: AbstractContextManager[Processes[dict[str, bytes]] | None] = nullcontext()
+    if config.stored_quality is not None:  # images that are stored as they come are only read
+        making = worker_processes(partial(members_of, info=info), config, num_workers)
+    with making as processes, Workers(num_workers, stop) as workers, leases.step("pack"):
+        pack_images(plan, files, info, workers, processes)
 
 
 def _summarise(

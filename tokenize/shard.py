@@ -28,10 +28,10 @@ from beit.common.store_schema import (
     manifest_name,
 )
 from beit.tokenize.crops import CropTar
-from beit.tokenize.decoders import DecodeProcesses
 from beit.tokenize.encode import EncodedImage, Stopwatch, ViewEncoder, encode_images
 from beit.tokenize.parallel import Workers
 from beit.tokenize.prepare import ImageMaker, PreparedImage, RejectedImage
+from beit.tokenize.processes import Processes
 from beit.tokenize.shard_progress import TokenizeProgress
 from beit.tokenize.store_files import StoreFiles, read_document
 from beit.tokenize.writer import TokenShardWriter
@@ -76,8 +76,8 @@ class ShardTokenizer:
         execution: Fingerprint of this rank, for the manifests.
         versions: Library versions, for the manifests.
         maker: Makes the views of an image.
-        workers: Threads that read, and decode and crop where there are no processes for that.
-        decoders: Processes that decode and crop.
+        workers: Threads that read, and make the views where there are no processes for that.
+        processes: Make the views.
     """
 
     def __init__(
@@ -90,12 +90,12 @@ class ShardTokenizer:
         versions: tuple[str, ...],
         maker: ImageMaker,
         workers: Workers,
-        decoders: DecodeProcesses | None = None,
+        processes: Processes[PreparedImage] | None = None,
     ) -> None:
         self._files, self._info = files, info
         self._tokenizer, self._execution, self._versions = tokenizer, execution, versions
         self._maker, self._workers = maker, workers
-        self._make = maker.make if decoders is None else decoders.make
+        self._make = maker.make if processes is None else processes.call
         self.watch = Stopwatch()
 
     def run(

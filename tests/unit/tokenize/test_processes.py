@@ -1,4 +1,4 @@
-"""Views made in processes: the same store as with threads, and what happens when somebody dies."""
+"""Images worked on in processes: the same store as with threads, and what happens when somebody dies."""
 
 import os
 import signal
@@ -15,10 +15,10 @@ from beit.common.errors import BadSample, RunFailed
 from beit.common.source_types import SampleRef
 from beit.common.views import AugmentConfig
 from beit.tests.support import write_images, write_tokenizer
-from beit.tests.tiny_store import encoded_image, tokenize, tree_bytes, write_folder
-from beit.tokenize.decoders import DecodeProcesses
+from beit.tests.tiny_store import encoded_image, tiny_config, tokenize, tree_bytes, write_folder
 from beit.tokenize.parallel import Workers
 from beit.tokenize.prepare import ViewMaker
+from beit.tokenize.processes import Processes, worker_processes
 
 MAKER = ViewMaker(seed=3, num_views=2, token_img_size=16, augment=AugmentConfig())
 
@@ -27,47 +27,53 @@ def ref(number):
     return SampleRef(f"k{number}", 0, 1, None, f"images/{number}.jpg")
 
 
-@pytest.mark.parametrize("changes", [{}, {"materialize": True}], ids=["images", "crops"])
+@pytest.mark.parametrize("changes", [{}, {"short_side": 32}, {"materialize": True}], ids=["images", "shrunk", "crops"])
 def test_a_store_is_the_same_bytes_and_damaged_images_are_counted(tmp_path, changes):
     source = write_folder(tmp_path / "images", 9)
     (source / "damaged.jpg").write_bytes(encoded_image(1)[:200])
-    summaries = [
-        tokenize(source, tmp_path / processes, worker_processes=processes, **changes) for processes in ("off", "on")
-    ]
+    summaries = [tokenize(source, tmp_path / choice, worker_processes=choice, **changes) for choice in ("off", "on")]
     assert tree_bytes(tmp_path / "on") == tree_bytes(tmp_path / "off")
     assert [len(summary.skipped) for summary in summaries] == [1, 1]
 
 
-def test_each_thread_has_a_process_and_order_is_kept():
+def test_threads_share_no_more_processes_than_there_are_cores_and_order_is_kept():
     images = [encoded_image(number) for number in range(20)]
-    with DecodeProcesses(MAKER) as decoders, Workers(3) as workers:
-        made = list(workers.map(lambda number: decoders.make(ref(number), images[number]), range(20)))
-        children = {child.pid for child in psutil.Process().children(recursive=True)}
-        assert len(decoders._processes) <= 3 and {one._process.pid for one in decoders._processes} <= children
+    with Processes(MAKER.make, 2) as processes, Workers(5) as workers:
+        made = list(workers.map(lambda number: processes.call(ref(number), images[number]), range(20)))
+        assert 1 <= len(processes._processes) <= 2
     for number, result in enumerate(made):
         expected = MAKER.make(ref(number), images[number])
         assert result.ref == expected.ref
         np.testing.assert_array_equal(result.views, expected.views)
         np.testing.assert_array_equal(result.token_views, expected.token_views)
-    assert not any(one._process.is_alive() for one in decoders._processes)
+    assert not any(one._process.is_alive() for one in processes._processes)
+
+
+@pytest.mark.parametrize(
+    ("choice", "num_workers", "expected"), [("auto", 4, False), ("auto", 5, True), ("on", 1, True), ("off", 64, False)]
+)
+def test_auto_takes_processes_where_threads_would_stand_in_each_others_way(choice, num_workers, expected):
+    config = tiny_config(worker_processes=choice)
+    with worker_processes(MAKER.make, config, num_workers) as processes:
+        assert (processes is not None) == expected
 
 
 def test_errors_come_back_as_what_they_are():
-    with DecodeProcesses(MAKER) as decoders:
+    with Processes(MAKER.make, 2) as processes:
         with pytest.raises(BadSample) as caught:
-            decoders.make(ref(1), encoded_image(1)[:200])
+            processes.call(ref(1), encoded_image(1)[:200])
         assert caught.value.reason == "truncated"
         with pytest.raises(RuntimeError, match=r"data worker 0 failed at sample images/2\.jpg"):
-            decoders.make(ref(2), 7)
-        assert decoders.make(ref(3), encoded_image(3)).ref == ref(3)
+            processes.call(ref(2), 7)
+        assert processes.call(ref(3), encoded_image(3)).ref == ref(3)
 
 
 def test_a_killed_process_is_one_clear_line():
-    with DecodeProcesses(MAKER) as decoders:
-        decoders.make(ref(1), encoded_image(1))
-        os.kill(decoders._processes[0]._process.pid, signal.SIGKILL)
-        with pytest.raises(RunFailed, match=r"decoding process 0 is gone \(exit code -9; .*\) at images/2\.jpg; "):
-            decoders.make(ref(2), encoded_image(2))
+    with Processes(MAKER.make, 2) as processes:
+        processes.call(ref(1), encoded_image(1))
+        os.kill(processes._processes[0]._process.pid, signal.SIGKILL)
+        with pytest.raises(RunFailed, match=r"worker process 0 is gone \(exit code -9; .*\) at images/2\.jpg; "):
+            processes.call(ref(2), encoded_image(2))
 
 
 def command(source, store, tokenizer):
