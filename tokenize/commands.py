@@ -69,6 +69,9 @@ def tokenize_command(
     Example:
       beit tokenize photos/ store/ --tokenizer mini --views 8
     """
+    from beit.tokenize.parallel import let_torch_sleep
+
+    let_torch_sleep()
     from beit.common.config import load_config
     from beit.common.errors import require
     from beit.common.launcher_env import launcher_environment
