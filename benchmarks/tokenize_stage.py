@@ -1,7 +1,7 @@
 """Does `beit tokenize` keep its tokenizer busy? The whole stage beside its parts, and which of them is the limit.
 
     OMP_WAIT_POLICY=passive python benchmarks/tokenize_stage.py --tokenizer mini
-    OMP_WAIT_POLICY=passive python benchmarks/tokenize_stage.py --tokenizer dall-e-random --images 16 --views 2
+    OMP_WAIT_POLICY=passive python benchmarks/tokenize_stage.py --tokenizer dall-e-random --images 32 --views 2
 
 `beit tokenize` sets that variable itself, so that torch's threads leave their cores to the workers while they wait.
 
