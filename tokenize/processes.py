@@ -38,10 +38,9 @@ def worker_processes(
     function: Callable[[Any, Any], Result], config: TokenizeConfig, num_workers: int
 ) -> AbstractContextManager[Processes[Result] | None]:
     """Return what gives the processes that the workers are to use, or None if threads do."""
-    is_auto = config.worker_processes == "auto"
-    if num_workers > _MOST_THREADS if is_auto else config.worker_processes == "on":
-        return Processes(function, num_workers)
-    return nullcontext()
+    choice = config.worker_processes
+    is_wanted = choice == "on" or (choice == "auto" and num_workers > _MOST_THREADS)
+    return Processes(function, num_workers) if is_wanted else nullcontext()
 
 
 class Processes(Generic[Result]):
