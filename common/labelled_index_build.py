@@ -27,6 +27,7 @@ from beit.common.locks import exclusive_lock
 from beit.common.progress import Progress
 from beit.common.source_files import FilesShard
 from beit.common.sources import SampleRef, Source, SourceShard, open_source
+from beit.common.url_queries import split_query
 
 _SCHEMA = pa.schema(
     [
@@ -72,7 +73,8 @@ def build_index(spec: str | Path, cache_dir: Path | None = None) -> LabelledInde
         len(info.shard_names) == len(source.shards), f"{folder} is not an index of {source.root}; delete that folder"
     )
     shards = [_without_list(shard) for shard in source.shards]
-    return LabelledIndex(folder / "samples.arrow", info, shards=shards, class_names=source.class_names, name=str(spec))
+    name, _ = split_query(str(spec))  # a signature must not stand in messages
+    return LabelledIndex(folder / "samples.arrow", info, shards=shards, class_names=source.class_names, name=name)
 
 
 def _without_list(shard: SourceShard) -> SourceShard:

@@ -71,6 +71,13 @@ def last_checkpoint(run: Path) -> int:
     return int((run / "checkpoints/latest").read_text().removeprefix("step_"))
 
 
+def assert_same_end(folder: Path, *more: str) -> None:
+    """The last checkpoints of the runs `whole` and `cut` are the same bytes."""
+    for name in ("model", "optimizer", "rng", *more):
+        files = [folder / run / f"checkpoints/step_8/{name}.safetensors" for run in ("whole", "cut")]
+        assert files[0].read_bytes() == files[1].read_bytes(), name
+
+
 @pytest.mark.parametrize("zero_stage", [0, 2, 3])
 def test_two_ranks_resume_bit_for_bit(tmp_path: Path, zero_stage: int) -> None:
     settings = (f"deepspeed.zero_stage={zero_stage}", "train.ema_decay=0.9", "train.eval_interval_steps=2")
@@ -81,9 +88,7 @@ def test_two_ranks_resume_bit_for_bit(tmp_path: Path, zero_stage: int) -> None:
     assert output.count("stopped at step 5 of 8") == 1
     code, output = finish(start(tmp_path / "cut", *settings))
     assert code == 0, output
-    for name in ("model", "optimizer", "rng", "best"):
-        files = [tmp_path / run / f"checkpoints/step_8/{name}.safetensors" for run in ("whole", "cut")]
-        assert files[0].read_bytes() == files[1].read_bytes(), name
+    assert_same_end(tmp_path, "best")
 
 
 def test_bad_input_is_one_line_and_code_2(tmp_path: Path) -> None:
@@ -158,9 +163,7 @@ def test_kills_cost_the_steps_since_the_last_commit_only(tmp_path: Path) -> None
     code, output = finish(start(tmp_path / "cut", stage))
     assert code == 0, output
     assert "continuing at step 6" in output
-    for name in ("model", "optimizer", "rng"):
-        files = [tmp_path / run / f"checkpoints/step_8/{name}.safetensors" for run in ("whole", "cut")]
-        assert files[0].read_bytes() == files[1].read_bytes(), name
+    assert_same_end(tmp_path)
 
 
 @pytest.mark.fault
@@ -181,9 +184,7 @@ def test_all_ranks_killed_at_once_cost_the_steps_since_the_last_commit(tmp_path:
     code, output = finish(start(tmp_path / "cut", slow))
     assert code == 0, output
     assert "continuing at step " in output
-    for name in ("model", "optimizer", "rng"):
-        files = [tmp_path / run / f"checkpoints/step_8/{name}.safetensors" for run in ("whole", "cut")]
-        assert files[0].read_bytes() == files[1].read_bytes(), name
+    assert_same_end(tmp_path)
 
 
 @pytest.mark.fault
