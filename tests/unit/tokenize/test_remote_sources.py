@@ -10,6 +10,7 @@ import pytest
 
 from beit.common import remote_file
 from beit.common.errors import InputError
+from beit.common.labelled_index_build import build_index
 from beit.common.remote_file import RemoteError
 from beit.common.store import open_store
 from beit.tests.file_server import FileServer, serve
@@ -219,6 +220,18 @@ def test_presigned_addresses_are_read_and_their_signature_is_kept_nowhere(tmp_pa
                 summary = tokenize(f"{server.url}/{name}?{signature}", store, **changes)
                 assert summary.num_shards_kept == kept and summary.num_shards == 3
             assert b"Signature" not in b"".join(tree_bytes(store).values())
+
+
+def test_messages_about_labelled_data_leave_the_signature_out(tmp_path, monkeypatch):
+    monkeypatch.setenv("BEIT_URL_QUERIES", "{}")
+    cells = [{"bytes": encoded_image(number, "png"), "path": f"{number}.png"} for number in range(3)]
+    pq.write_table(pa.table({"image": cells}), tmp_path / "a.parquet")
+    files = {"/a.parquet": (tmp_path / "a.parquet").read_bytes()}
+    with serve(FileServer(files, signature=SIGNATURE)) as server:
+        index = build_index(f"{server.url}/a.parquet?{SIGNATURE}", tmp_path / "cache")
+        with pytest.raises(InputError, match=r"no labels found in \S*a\.parquet; ") as caught:
+            index.require_labels()
+    assert "Signature" not in str(caught.value) + repr(index)
 
 
 def test_a_store_does_not_refer_to_a_presigned_tar(tmp_path, tars, monkeypatch):
