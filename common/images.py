@@ -1,7 +1,8 @@
 """Image bytes to RGB pixels, with every way this can fail turned into one countable `BadSample`.
 
-Here: the only decoder of the package, so that tokenisation, training and evaluation see the same pixels. Not here:
-where the bytes come from (`sources.py`, `store.py`) and what is cut from the pixels (`views.py`).
+Here: the only decoder of the package, so that tokenisation, training and evaluation see the same pixels, and a quicker
+one for those who can prove that they got them. Not here: where the bytes come from (`sources.py`, `store.py`) and what
+is cut from the pixels (`views.py`).
 """
 
 from __future__ import annotations
@@ -10,10 +11,16 @@ import io
 import warnings
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from beit.common.errors import BadSample
 from beit.common.jpeg_filler import has_filler
+
+try:
+    import simplejpeg
+except ImportError:  # built for fewer platforms than the rest; everything works without, slower
+    simplejpeg = None
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 """File endings and tar suffixes that mean "an image", in order of preference where a sample has several."""
@@ -21,11 +28,17 @@ IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 MAX_IMAGE_BYTES = 256 << 20
 """Largest encoded image that is read into memory. Arbitrary; a 64-megapixel 16-bit PNG stays below it."""
 
+MAX_PIXELS = 64_000_000
+"""Largest width x height that is decoded by default."""
+
 MAX_SIDE_PX = 65535
 """View records hold box coordinates as unsigned 16-bit integers."""
 
 _FORMATS = ("JPEG", "PNG", "WEBP")
 _JPEG_FORMATS = ("JPEG", "MPO")
+_JPEG_START = b"\xff\xd8\xff"
+_EXIF_START = b"Exif\0\0"
+_APP_BYTES = 1 << 16
 _EXIF_ORIENTATION = 0x0112
 _TRANSPOSE_OF_ORIENTATION = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -43,7 +56,7 @@ warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
-def decode_image(data: bytes, *, apply_exif: bool = True, max_pixels: int = 64_000_000) -> Image.Image:
+def decode_image(data: bytes, *, apply_exif: bool = True, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decode a JPEG, PNG or WebP image to 8-bit RGB; of an animation, its first frame.
 
     16-bit grey is scaled to 8 bit, transparency is dropped. The size is checked before any pixel is decoded. Data that
@@ -63,6 +76,36 @@ def decode_image(data: bytes, *, apply_exif: bool = True, max_pixels: int = 64_0
     if len(data) > MAX_IMAGE_BYTES:
         raise BadSample("too-large", f"{len(data)} bytes, at most {MAX_IMAGE_BYTES}")
     return _decode(data, apply_exif, max_pixels)
+
+
+def decode_jpeg_unchecked(data: bytes, *, width: int, height: int) -> NDArray[np.uint8] | None:
+    """Decode a JPEG of a known size faster than `decode_image`, for callers that compare the pixels with a checksum.
+
+    The same libjpeg-turbo arithmetic, so the same pixels in all ordinary cases, straight into an array: three times as
+    quick for a small image, 1.2 times for a photograph. What is wrong with an image is not said.
+
+    Args:
+        data: The encoded image.
+        width: Smallest width in px that is of use; narrower images are not decoded.
+        height: Smallest height in px that is of use.
+    Returns:
+        Pixels (H, W, 3) uint8, writable; None where `decode_image` has to be asked: no JPEG, one to be turned, one
+        that is damaged, too small or larger than that function accepts by default.
+    """
+    if simplejpeg is None or not data.startswith(_JPEG_START):
+        return None
+    try:
+        image_height, image_width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        if image_width < width or image_height < height or image_width * image_height > MAX_PIXELS:
+            return None
+        if colours not in ("YCbCr", "RGB", "Gray"):  # ink has no one colour: decoders convert it differently
+            return None
+        if data.find(_EXIF_START, 0, _APP_BYTES) >= 0 and _transpose_of(Image.open(io.BytesIO(data))) is not None:
+            return None
+        pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, "RGB")
+    except (ValueError, OSError):
+        return None
+    return pixels
 
 
 def _decode(data: bytes, apply_exif: bool, max_pixels: int) -> Image.Image:
@@ -95,14 +138,18 @@ def _check_size(image: Image.Image, max_pixels: int) -> None:
 
 
 def _upright(image: Image.Image) -> Image.Image:
+    transpose = _transpose_of(image)
+    return image if transpose is None else image.transpose(transpose)
+
+
+def _transpose_of(image: Image.Image) -> Image.Transpose | None:
     try:
         orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
     except Exception:
         # A broken EXIF block says nothing about the pixels, and cameras write many: the image stays as stored,
         # everywhere.
         orientation = 1
-    transpose = _TRANSPOSE_OF_ORIENTATION.get(orientation) if isinstance(orientation, int) else None
-    return image if transpose is None else image.transpose(transpose)
+    return _TRANSPOSE_OF_ORIENTATION.get(orientation) if isinstance(orientation, int) else None
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -27,6 +27,7 @@ from beit.common.views import (
     draw_view,
     mean_luma,
     render_view,
+    replay_view,
 )
 from beit.pretrain.config import PretrainConfig
 from beit.pretrain.masking import MaskConfig, draw_mask
@@ -79,8 +80,7 @@ class ViewTransform:
         Raises:
             BadSample: the image does not decode, or its pixels are not those that were tokenised.
         """
-        image = decode_image(record.image_bytes)
-        sample = self._fresh(image, record) if self.is_fresh else self._stored(image, record)
+        sample = self._fresh(record) if self.is_fresh else self._stored(record)
         sample["bool_masked_pos"] = self.draw_mask(record.sample_id, record.epoch).reshape(-1)
         return sample
 
@@ -122,29 +122,30 @@ class ViewTransform:
     def _when(self, epoch: int) -> int | Literal["held-out"]:
         return "held-out" if self.fixed_masks else epoch
 
-    def _stored(self, image: Image.Image, record: Record) -> dict[str, NDArray[Any]]:
+    def _stored(self, record: Record) -> dict[str, NDArray[Any]]:
         if record.view is None or record.token_ids is None:
             raise ValueError(f"{record.sample_id} carries no view and tokens; the store was made with --views 0")
-        pixels = self._render(image, record.view, check_crop=self.strict)
-        if not self.strict:
+        scope = self.augment.jitter_scope
+        if self.strict:
+            pixels = replay_view(record.image_bytes, record.view, img_size=self.img_size, jitter_scope=scope)
+        else:
+            image = decode_image(record.image_bytes)
+            pixels = render_view(image, record.view, img_size=self.img_size, jitter_scope=scope)
             self._check_luma(image, record.view, pixels)
         sample: dict[str, NDArray[Any]] = {"images": _channels_first(pixels)}
         if self.needs_tokens:
             sample["token_ids"] = record.token_ids.astype(np.int64).reshape(-1)
         return sample
 
-    def _fresh(self, image: Image.Image, record: Record) -> dict[str, NDArray[Any]]:
+    def _fresh(self, record: Record) -> dict[str, NDArray[Any]]:
+        image = decode_image(record.image_bytes)
         view = self.view_of(record, image.width, image.height)
-        sample: dict[str, NDArray[Any]] = {"images": _channels_first(self._render(image, view))}
+        scope = self.augment.jitter_scope
+        pixels = render_view(image, view, img_size=self.img_size, jitter_scope=scope)
+        sample: dict[str, NDArray[Any]] = {"images": _channels_first(pixels)}
         if self.token_img_size:
             # Both from the same crop, the tokenizer's with its own filter, as `beit tokenize` renders it.
-            pixels = render_view(
-                image,
-                view,
-                img_size=self.token_img_size,
-                resample=TOKEN_RESAMPLE,
-                jitter_scope=self.augment.jitter_scope,
-            )
+            pixels = render_view(image, view, img_size=self.token_img_size, resample=TOKEN_RESAMPLE, jitter_scope=scope)
             sample["token_views"] = _channels_first(pixels)
         return sample
 
@@ -162,11 +163,6 @@ class ViewTransform:
             difference = _luma_difference(view, tokenised)
         if difference > LUMA_TOLERANCE:
             raise BadSample("luma-mismatch", f"the view differs from the tokenised one by {difference} grey levels")
-
-    def _render(self, image: Image.Image, view: np.void, *, check_crop: bool = False) -> NDArray[np.uint8]:
-        return render_view(
-            image, view, img_size=self.img_size, jitter_scope=self.augment.jitter_scope, check_crop=check_crop
-        )
 
 
 def build_transform(
