@@ -7,6 +7,7 @@ float32, so what Pillow computes in floating point has one exact answer.
 from __future__ import annotations
 
 import itertools
+import operator
 
 from PIL import Image
 
@@ -60,6 +61,6 @@ def _apply(image: Image.Image, name: str, factor: int, mean_grey: int) -> Image.
 
 def _mean_grey(image: Image.Image) -> int:
     histogram = image.convert("L").histogram()
-    total = sum(value * count for value, count in enumerate(histogram))
+    total = sum(map(operator.mul, range(256), histogram))
     num_pixels = image.width * image.height
     return (2 * total + num_pixels) // (2 * num_pixels)  # rounded half up, as ImageEnhance.Contrast does
