@@ -29,11 +29,14 @@ from beit.benchmarks.stores import NoTokenizer, make_store, write_scenes
 from beit.common.rng import CounterRng
 from beit.common.store import TokenStore
 from beit.common.store_dataset import StoreDataset
+from beit.common.views import Resample
+from beit.pretrain.config import DataConfig
 from beit.pretrain.data import ViewTransform
 from beit.pretrain.masking import MaskConfig, draw_mask
 
 REFERENCE = "reference pipeline"
 PATCH_SIZE = 16
+INTERPOLATION: Resample = DataConfig().interpolation
 _TURN = 20
 """Images in a row; with fewer, a contestant would profit from what the one before it left in the processor's cache."""
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -68,6 +71,7 @@ def main(
         contestants = {
             REFERENCE: ReferencePipeline(plain, img_size),
             "token store": StoreReader(plain),
+            "resized by Pillow": StoreReader(plain, "bicubic"),
             f"short side {short_side}": StoreReader(small),
         }
         for quality in map(int, qualities.split(",")):
@@ -89,7 +93,7 @@ def main(
 class StoreReader:
     """What a worker of the training reader does, for every training sample of a store."""
 
-    def __init__(self, store: TokenStore) -> None:
+    def __init__(self, store: TokenStore, interpolation: Resample = INTERPOLATION) -> None:
         info = store.info
         self._dataset = StoreDataset(store, seed=0)
         self._transform = ViewTransform(
@@ -99,6 +103,7 @@ class StoreReader:
             seed=0,
             augment=info.augment,
             strict=True,
+            interpolation=interpolation,
         )
         self._places = [(shard, rank) for shard, size in enumerate(self._dataset.shard_sizes) for rank in range(size)]
         self.bytes_per_image = statistics.mean(

@@ -61,6 +61,6 @@ def _apply(image: Image.Image, name: str, factor: int, mean_grey: int) -> Image.
 
 def _mean_grey(image: Image.Image) -> int:
     histogram = image.convert("L").histogram()
-    total = sum(map(operator.mul, range(256), histogram))
+    total: int = sum(map(operator.mul, range(256), histogram))
     num_pixels = image.width * image.height
     return (2 * total + num_pixels) // (2 * num_pixels)  # rounded half up, as ImageEnhance.Contrast does

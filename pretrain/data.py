@@ -22,6 +22,7 @@ from beit.common.store_schema import StoreInfo
 from beit.common.views import (
     TOKEN_RESAMPLE,
     AugmentConfig,
+    Resample,
     compute_canary,
     draw_stored_view,
     draw_view,
@@ -54,6 +55,7 @@ class ViewTransform:
         needs_tokens: Whether the stored tokens are part of the sample.
         store_seed: Of the store; decides on its views.
         store_token_img_size: Side in pixels of what was tokenised; 0 where it is not known.
+        interpolation: Filter of the ViT's view.
     """
 
     img_size: int
@@ -68,6 +70,7 @@ class ViewTransform:
     needs_tokens: bool = True
     store_seed: int = 0
     store_token_img_size: int = 0
+    interpolation: Resample = "bicubic"
 
     def __call__(self, record: Record) -> dict[str, NDArray[Any]]:
         """Render the view and draw the mask.
@@ -125,12 +128,11 @@ class ViewTransform:
     def _stored(self, record: Record) -> dict[str, NDArray[Any]]:
         if record.view is None or record.token_ids is None:
             raise ValueError(f"{record.sample_id} carries no view and tokens; the store was made with --views 0")
-        scope = self.augment.jitter_scope
         if self.strict:
-            pixels = replay_view(record.image_bytes, record.view, img_size=self.img_size, jitter_scope=scope)
+            pixels = replay_view(record.image_bytes, record.view, **self._rendering)
         else:
             image = decode_image(record.image_bytes)
-            pixels = render_view(image, record.view, img_size=self.img_size, jitter_scope=scope)
+            pixels = render_view(image, record.view, **self._rendering)
             self._check_luma(image, record.view, pixels)
         sample: dict[str, NDArray[Any]] = {"images": _channels_first(pixels)}
         if self.needs_tokens:
@@ -140,14 +142,18 @@ class ViewTransform:
     def _fresh(self, record: Record) -> dict[str, NDArray[Any]]:
         image = decode_image(record.image_bytes)
         view = self.view_of(record, image.width, image.height)
-        scope = self.augment.jitter_scope
-        pixels = render_view(image, view, img_size=self.img_size, jitter_scope=scope)
+        pixels = render_view(image, view, **self._rendering)
         sample: dict[str, NDArray[Any]] = {"images": _channels_first(pixels)}
         if self.token_img_size:
             # Both from the same crop, the tokenizer's with its own filter, as `beit tokenize` renders it.
-            pixels = render_view(image, view, img_size=self.token_img_size, resample=TOKEN_RESAMPLE, jitter_scope=scope)
-            sample["token_views"] = _channels_first(pixels)
+            token_rendering = self._rendering | {"img_size": self.token_img_size, "resample": TOKEN_RESAMPLE}
+            sample["token_views"] = _channels_first(render_view(image, view, **token_rendering))
         return sample
+
+    @property
+    def _rendering(self) -> dict[str, Any]:
+        scope = self.augment.jitter_scope
+        return {"img_size": self.img_size, "resample": self.interpolation, "jitter_scope": scope}
 
     def _check_luma(self, image: Image.Image, view: np.void, pixels: NDArray[np.uint8]) -> None:
         difference = _luma_difference(view, pixels)
@@ -193,6 +199,7 @@ def build_transform(
         is_fresh=info.views == 0,
         token_img_size=token_img_size,
         needs_tokens=config.objective.needs_tokens,
+        interpolation=config.data.interpolation,
         store_seed=info.seed,
         store_token_img_size=info.token_img_size if info.views else 0,
     )

@@ -74,14 +74,16 @@ def refuse_pillow(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     return lambda: monkeypatch.setattr(views, "decode_image", refuse)
 
 
+@pytest.mark.parametrize("resample", ["bicubic", "bicubic-torch"])
 @pytest.mark.parametrize("scope", ["crop", "image"])
 @pytest.mark.parametrize("name", IMAGES)
-def test_the_pixels_are_those_of_render_view(name: str, scope: views.JitterScope) -> None:
+def test_the_pixels_are_those_of_render_view(name: str, scope: views.JitterScope, resample: views.Resample) -> None:
     data = IMAGES[name]
+    how = {"img_size": 48, "resample": resample, "jitter_scope": scope}
     for number in range(6):
         view = stored_view(data, number)
-        expected = render_view(decode_image(data), view, img_size=48, jitter_scope=scope, check_crop=True)
-        pixels = replay_view(data, view, img_size=48, jitter_scope=scope)
+        expected = render_view(decode_image(data), view, check_crop=True, **how)
+        pixels = replay_view(data, view, **how)
         assert np.array_equal(pixels, expected) and pixels.flags.writeable and pixels.dtype == np.uint8
 
 

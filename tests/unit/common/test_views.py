@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from beit.common.errors import BadSample, InputError
@@ -179,6 +180,36 @@ def test_crop_crc_is_over_the_source_pixels_and_can_be_checked_while_rendering()
     other.putpixel((30, 30), (0, 0, 0))
     with pytest.raises(BadSample, match="crc-mismatch"):
         render_view(other, view, check_crop=True)
+
+
+@pytest.mark.parametrize("side", [8, 48, 224])
+@pytest.mark.parametrize("box", [(0, 0, 90, 70), (3, 5, 31, 60), (89, 69, 1, 1), (10, 0, 1, 70), (0, 9, 48, 48)])
+def test_torch_resizes_as_near_to_exact_arithmetic_as_pillow(box: tuple[int, int, int, int], side: int) -> None:
+    """BEiT's `bicubic` is Pillow's; torch rounds its weights differently, but is no further from the real numbers."""
+    image = noise(90, 70)
+    view = make_view(**dict(zip(("left", "top", "w", "h"), box, strict=True)))
+    crop = np.asarray(image)[box[1] : box[1] + box[3], box[0] : box[0] + box[2]].transpose(2, 0, 1)
+    exact = torch.nn.functional.interpolate(
+        torch.tensor(crop, dtype=torch.float64)[None], (side, side), mode="bicubic", antialias=True
+    )
+    exact = exact[0].clamp(0, 255).permute(1, 2, 0).numpy()
+    pillow = render_view(image, view, img_size=side, resample="bicubic")
+    ours = render_view(image, view, img_size=side, resample="bicubic-torch")
+    assert ours.flags.writeable and ours.shape == (side, side, 3)
+    assert np.abs(ours - exact).mean() <= np.abs(pillow - exact).mean() + 0.05
+    assert np.abs(ours - exact).max() <= np.abs(pillow - exact).max() + 0.5
+
+
+def test_torch_resizes_alike_with_any_number_of_threads() -> None:
+    image, view, threads = noise(600, 500), make_view(w=600, h=500), torch.get_num_threads()
+    rendered = []
+    try:
+        for number in (1, 3):
+            torch.set_num_threads(number)
+            rendered.append(render_view(image, view, resample="bicubic-torch"))
+    finally:
+        torch.set_num_threads(threads)
+    assert np.array_equal(*rendered)
 
 
 @pytest.mark.parametrize("size", [(4, 4), (112, 112), (10, 7)])

@@ -7,6 +7,7 @@ import tomllib
 import pytest
 
 from beit.common.config import config_from_dict, config_to_toml, load_config
+from beit.common.errors import InputError
 from beit.common.vit_config import build_vit_config
 from beit.pretrain.commands import RECIPES
 from beit.pretrain.config import PretrainConfig
@@ -104,3 +105,8 @@ def test_code_named_by_a_recipe_is_not_imported(tmp_path):
     result = CliRunner().invoke(pretrain_command, [str(tmp_path), str(tmp_path / "run"), "--recipe", str(recipe)])
     assert isinstance(result.exception, InputError)
     assert "--set tokenizer.online=some_module:Words" in str(result.exception)
+
+
+def test_an_unknown_interpolation_is_one_line():
+    with pytest.raises(InputError, match=r"data\.interpolation.*lanczos.*bicubic-torch"):
+        load("beit_tiny_patch4_32", "data.interpolation=lanczos")

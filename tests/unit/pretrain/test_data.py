@@ -48,6 +48,20 @@ def test_a_sample_has_pixels_tokens_and_a_mask():
     assert 0 < sample["bool_masked_pos"].sum() <= 24
 
 
+@pytest.mark.parametrize("changes", [{}, {"strict": False}, {"is_fresh": True, "fixed_masks": True}])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bicubic-torch"])
+def test_only_the_view_of_the_model_follows_the_interpolation(interpolation, changes):
+    record = make_record()
+    chosen = transform(interpolation=interpolation, token_img_size=64, **changes)
+    view = chosen.view_of(record, 100, 80)
+    image, sample = decode_image(record.image_bytes), chosen(record)
+    expected = render_view(image, view, img_size=32, resample=interpolation)
+    assert np.array_equal(sample["images"], expected.transpose(2, 0, 1))
+    if chosen.is_fresh:
+        expected = render_view(image, view, img_size=64, resample="lanczos")
+        assert np.array_equal(sample["token_views"], expected.transpose(2, 0, 1))
+
+
 def test_masks_depend_on_seed_epoch_and_sample_only():
     masks = [
         transform(seed=seed)(make_record(epoch, key))["bool_masked_pos"].tobytes()
