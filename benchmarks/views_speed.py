@@ -36,7 +36,6 @@ from beit.pretrain.masking import MaskConfig, draw_mask
 
 REFERENCE = "reference pipeline"
 PATCH_SIZE = 16
-INTERPOLATION: Resample = DataConfig().interpolation
 _TURN = 20
 """Images in a row; with fewer, a contestant would profit from what the one before it left in the processor's cache."""
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -93,7 +92,7 @@ def main(
 class StoreReader:
     """What a worker of the training reader does, for every training sample of a store."""
 
-    def __init__(self, store: TokenStore, interpolation: Resample = INTERPOLATION) -> None:
+    def __init__(self, store: TokenStore, resample: Resample | None = None) -> None:
         info = store.info
         self._dataset = StoreDataset(store, seed=0)
         self._transform = ViewTransform(
@@ -103,7 +102,7 @@ class StoreReader:
             seed=0,
             augment=info.augment,
             strict=True,
-            interpolation=interpolation,
+            resample=resample or DataConfig().resample(info.img_size),
         )
         self._places = [(shard, rank) for shard, size in enumerate(self._dataset.shard_sizes) for rank in range(size)]
         self.bytes_per_image = statistics.mean(

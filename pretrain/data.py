@@ -55,7 +55,7 @@ class ViewTransform:
         needs_tokens: Whether the stored tokens are part of the sample.
         store_seed: Of the store; decides on its views.
         store_token_img_size: Side in pixels of what was tokenised; 0 where it is not known.
-        interpolation: Filter of the ViT's view.
+        resample: Filter of the ViT's view.
     """
 
     img_size: int
@@ -70,7 +70,7 @@ class ViewTransform:
     needs_tokens: bool = True
     store_seed: int = 0
     store_token_img_size: int = 0
-    interpolation: Resample = "bicubic"
+    resample: Resample = "bicubic"
 
     def __call__(self, record: Record) -> dict[str, NDArray[Any]]:
         """Render the view and draw the mask.
@@ -153,7 +153,7 @@ class ViewTransform:
     @property
     def _rendering(self) -> dict[str, Any]:
         scope = self.augment.jitter_scope
-        return {"img_size": self.img_size, "resample": self.interpolation, "jitter_scope": scope}
+        return {"img_size": self.img_size, "resample": self.resample, "jitter_scope": scope}
 
     def _check_luma(self, image: Image.Image, view: np.void, pixels: NDArray[np.uint8]) -> None:
         difference = _luma_difference(view, pixels)
@@ -199,7 +199,7 @@ def build_transform(
         is_fresh=info.views == 0,
         token_img_size=token_img_size,
         needs_tokens=config.objective.needs_tokens,
-        interpolation=config.data.interpolation,
+        resample=config.data.resample(info.img_size),
         store_seed=info.seed,
         store_token_img_size=info.token_img_size if info.views else 0,
     )

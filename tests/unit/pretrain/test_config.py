@@ -108,5 +108,18 @@ def test_code_named_by_a_recipe_is_not_imported(tmp_path):
 
 
 def test_an_unknown_interpolation_is_one_line():
-    with pytest.raises(InputError, match=r"data\.interpolation.*lanczos.*bicubic-torch"):
+    with pytest.raises(InputError, match=r"data\.interpolation.*lanczos.*auto, bicubic, bicubic-torch"):
         load("beit_tiny_patch4_32", "data.interpolation=lanczos")
+
+
+@pytest.mark.parametrize(
+    ("settings", "small", "large"),
+    [
+        ((), "bicubic", "bicubic-torch"),
+        (("data.interpolation=bicubic",), "bicubic", "bicubic"),
+        (("data.interpolation=bicubic-torch",), "bicubic-torch", "bicubic-torch"),
+    ],
+)  # fmt: skip
+def test_torch_resizes_the_views_that_it_resizes_faster(settings, small, large):
+    data = load("beit_tiny_patch4_32", *settings).data
+    assert [data.resample(size) for size in (32, 64, 96, 224)] == [small, small, large, large]

@@ -49,13 +49,13 @@ def test_a_sample_has_pixels_tokens_and_a_mask():
 
 
 @pytest.mark.parametrize("changes", [{}, {"strict": False}, {"is_fresh": True, "fixed_masks": True}])
-@pytest.mark.parametrize("interpolation", ["bicubic", "bicubic-torch"])
-def test_only_the_view_of_the_model_follows_the_interpolation(interpolation, changes):
+@pytest.mark.parametrize("resample", ["bicubic", "bicubic-torch"])
+def test_only_the_view_of_the_model_follows_the_filter(resample, changes):
     record = make_record()
-    chosen = transform(interpolation=interpolation, token_img_size=64, **changes)
+    chosen = transform(resample=resample, token_img_size=64, **changes)
     view = chosen.view_of(record, 100, 80)
     image, sample = decode_image(record.image_bytes), chosen(record)
-    expected = render_view(image, view, img_size=32, resample=interpolation)
+    expected = render_view(image, view, img_size=32, resample=resample)
     assert np.array_equal(sample["images"], expected.transpose(2, 0, 1))
     if chosen.is_fresh:
         expected = render_view(image, view, img_size=64, resample="lanczos")
