@@ -16,7 +16,6 @@ from beit.common.views import Resample
 from beit.common.vit_config import ModelConfig
 from beit.pretrain.masking import MaskConfig
 
-
 _TORCH_RESIZE_PX = 96
 """Where torch's resize overtakes Pillow's; measured on one core with AVX2, whatever the size of the crop."""
 

@@ -108,7 +108,7 @@ def test_code_named_by_a_recipe_is_not_imported(tmp_path):
 
 
 def test_an_unknown_interpolation_is_one_line():
-    with pytest.raises(InputError, match=r"data\.interpolation.*lanczos.*auto, bicubic, bicubic-torch"):
+    with pytest.raises(InputError, match=r"data\.interpolation.*lanczos.*'auto', 'bicubic', 'bicubic-torch'"):
         load("beit_tiny_patch4_32", "data.interpolation=lanczos")
 
 
