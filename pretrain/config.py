@@ -36,11 +36,6 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        names = ("auto", "bicubic", "bicubic-torch")
-        require(
-            self.interpolation in names,
-            f"data.interpolation ({self.interpolation!r}) must be one of {', '.join(names)}",
-        )
         require(all(value > 0 for value in self.std), f"data.std {self.std} must be above 0")
 
     def resample(self, img_size: int) -> Resample:
