@@ -33,10 +33,12 @@ import tomli_w
 from beit.common.config import config_to_dict, load_config
 from beit.common.errors import BadSample, InputError
 from beit.common.images import decode_image
+from beit.common.jitter import FACTOR_ONE
 from beit.common.sample_table import decode_index, decode_samples, encode_index
 from beit.common.sources import open_source
 from beit.common.store import open_store
 from beit.common.store_schema import ImageShardManifest, ShardManifest, read_document
+from beit.common.views import VIEW_DTYPE, crop_crc, render_view, replay_view
 from beit.finetune.config import FinetuneConfig
 from beit.pretrain.config import PretrainConfig
 from beit.tests.fuzz.mutations import (
@@ -199,7 +201,27 @@ def fuzz_tars(folder):
 
 def fuzz_images(folder):
     seeds = [encoded_image(number, suffix) for number in range(3) for suffix in ("jpg", "png", "webp")]
-    return lambda rng: decode_image(mutate_bytes(rng.choice(seeds), rng))
+    replayed = {data: replay_of(data) for data in seeds}
+
+    def run(rng):
+        seed = rng.choice(seeds)
+        data, (view, expected) = mutate_bytes(seed, rng), replayed[seed]
+        try:
+            assert np.array_equal(replay_view(data, view, img_size=32), expected), "shown with other pixels"
+        except BadSample:
+            pass  # and now why, unless only the crop was damaged
+        decode_image(data)
+
+    return run
+
+
+def replay_of(data):
+    """The view that begins two pixels inside an image, and what it shows."""
+    image, view = decode_image(data), np.zeros(1, VIEW_DTYPE)[0]
+    view["left"], view["top"], view["w"], view["h"] = 2, 2, image.width - 4, image.height - 4
+    view["bright"] = view["contrast"] = view["sat"] = FACTOR_ONE
+    view["crc_crop"] = crop_crc(image, view)
+    return view, render_view(image, view, img_size=32)
 
 
 class StoreFuzz:
