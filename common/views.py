@@ -240,14 +240,14 @@ def replay_view(
         )
     if _is_shown_as_it_is(pixels, view, img_size):
         return pixels
-    if resample == "bicubic-torch":
+    if resample == "bicubic-torch" and pixels.shape[:2] != (img_size, img_size):
         pixels = _resize_with_torch(pixels, img_size)
     return _finish(Image.fromarray(pixels), view, img_size, resample)
 
 
 def _proved_crop(data: bytes, view: np.void) -> NDArray[np.uint8] | None:
     left, top, width, height = (int(view[name]) for name in ("left", "top", "w", "h"))
-    pixels = decode_jpeg_unchecked(data, width=left + width, height=top + height)
+    pixels = decode_jpeg_unchecked(data, width=left + width, height=top + height) if width and height else None
     if pixels is None:
         return None
     pixels = np.ascontiguousarray(pixels[top : top + height, left : left + width])

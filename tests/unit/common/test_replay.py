@@ -162,6 +162,23 @@ def test_errors_are_those_of_render_view(data: bytes, reason: str) -> None:
     assert caught.value.reason == reason
 
 
+@pytest.mark.parametrize("side", ["w", "h"])
+def test_a_box_without_pixels_does_not_fit(side: str) -> None:
+    view = whole(IMAGES["4:2:0"])
+    view[side] = view["crc_crop"] = 0
+    with pytest.raises(BadSample, match="view-mismatch"):
+        replay_view(IMAGES["4:2:0"], view)
+
+
+@pytest.mark.parametrize("resample", ["bicubic", "bicubic-torch"])
+def test_a_crop_of_the_right_size_is_only_coloured(resample: views.Resample) -> None:
+    view = whole(encoded(photo(64, 64)))
+    view["sat"] = 9000
+    how = {"img_size": 64, "resample": resample}
+    image = decode_image(encoded(photo(64, 64)))
+    assert np.array_equal(replay_view(encoded(photo(64, 64)), view, **how), render_view(image, view, **how))
+
+
 def test_a_bomb_is_refused_before_its_pixels_are_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     data = IMAGES["4:2:0"]
     monkeypatch.setattr(images, "MAX_PIXELS", 90 * 70 - 1)
