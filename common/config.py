@@ -12,6 +12,7 @@ import tomllib
 import types
 import typing
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -123,12 +124,12 @@ def _apply_override(schema: type, values: dict[str, Any], override: str) -> None
     *sections, last = name.strip().split(".")
     target, expected = values, schema
     for section in sections:
-        field_types = typing.get_type_hints(expected)
+        field_types = _field_types(expected)
         if section not in field_types or not dataclasses.is_dataclass(field_types[section]):
             raise InputError(_unknown_key(name, _Where(schema, "--set")))
         expected = field_types[section]
         target = target.setdefault(section, {})
-    target[last] = _parse_value(text.strip(), typing.get_type_hints(expected).get(last))
+    target[last] = _parse_value(text.strip(), _field_types(expected).get(last))
 
 
 def _parse_value(text: str, expected: Any) -> Any:
@@ -148,8 +149,14 @@ class _Where:
     origin: str
 
 
+@cache
+def _field_types(schema: Any) -> dict[str, Any]:
+    # Annotations are compiled each time they are asked for, and a store is read with a schema for every shard.
+    return typing.get_type_hints(schema)
+
+
 def _build(schema: Any, values: Mapping[str, Any], *, prefix: str, where: _Where) -> Any:
-    field_types = typing.get_type_hints(schema)
+    field_types = _field_types(schema)
     names = [field.name for field in dataclasses.fields(schema)]
     arguments: dict[str, Any] = {}
     for key, value in values.items():
@@ -207,7 +214,7 @@ def _convert_tuple(expected: Any, value: Any, *, name: str, where: _Where) -> tu
 
 def _all_keys(schema: Any, prefix: str = "") -> list[str]:
     keys: list[str] = []
-    for name, kind in typing.get_type_hints(schema).items():
+    for name, kind in _field_types(schema).items():
         keys += _all_keys(kind, f"{prefix}{name}.") if dataclasses.is_dataclass(kind) else [prefix + name]
     return keys
 
