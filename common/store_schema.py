@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -395,11 +396,14 @@ def from_json(schema: type[Schema], path: Path | str, document: Any) -> Schema:
         raise InputError(f"{path} is incomplete ({error}); run beit tokenize again") from None
 
 
+_UNFIT = re.compile("[\x00-\x1f\ud800-\udfff]")
+
+
 def _refuse_control_characters(value: Any, path: Path | str) -> None:
     """Check all texts of a document, since names in it become paths and lines of a terminal."""
     if isinstance(value, str):
-        is_fit = not any(character < " " or "\ud800" <= character <= "\udfff" for character in value)
-        require(is_fit, f"{path} holds a text with control characters or not in UTF-8 ({value[:80]!a})")
+        if _UNFIT.search(value):
+            raise InputError(f"{path} holds a text with control characters or not in UTF-8 ({value[:80]!a})")
     elif isinstance(value, dict):
         for name, entry in value.items():
             _refuse_control_characters(name, path)
