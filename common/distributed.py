@@ -18,6 +18,7 @@ import torch.distributed as dist
 
 from beit.common.errors import InputError
 from beit.common.launcher_env import launcher_environment
+from beit.common.malloc import keep_freed_memory
 
 logger = logging.getLogger(__name__)
 
@@ -150,6 +151,7 @@ def init_distributed(*, timeout_seconds: float = 300.0) -> World:
 
 def _device(local_rank: int) -> torch.device:
     if not torch.cuda.is_available():
+        keep_freed_memory()
         return torch.device("cpu")
     if local_rank >= torch.cuda.device_count():
         raise InputError(

@@ -23,6 +23,7 @@ from beit.common.labelled_dataset import LabelledDataset
 from beit.common.labelled_index import LabelledIndex
 from beit.common.launch import under_launcher
 from beit.common.loader import Loader
+from beit.common.malloc import keep_freed_memory
 from beit.common.progress import Progress
 from beit.common.reader import sequential_loader
 from beit.common.reader_config import ReaderConfig
@@ -176,6 +177,8 @@ def default_reader(world: World, *, bad_sample_budget: float = 0.001) -> ReaderC
 def single_rank() -> World:
     """Return a world of this process alone, on a GPU if there is one."""
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    if device.type == "cpu":
+        keep_freed_memory()
     return World(rank=0, local_rank=0, world_size=1, device=device)
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from beit.common.errors import require
 from beit.common.launcher_env import launcher_environment, under_launcher
+from beit.common.malloc import keep_freed_memory
 from beit.common.signals import StopFlag, stop_on_signals
 from beit.common.store_schema import IMAGES_DIR, INDEX_FILE, Execution, StoreInfo, TokenizerInfo, manifest_name
 from beit.tokenize.config import TokenizeConfig
@@ -209,6 +210,8 @@ def _set_up_tokenizer(config: TokenizeConfig, local_rank: int, threads: int, giv
     if not config.views:
         return _RankSetup(None, None, Execution())
     device = choose_device(config, local_rank)
+    if device == "cpu":
+        keep_freed_memory()
     from beit.common.tokenizer import choose_dtype, load_tokenizer
 
     dtype = choose_dtype(config.dtype, device)
