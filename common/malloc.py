@@ -16,8 +16,8 @@ _OF_THE_USER = ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD")
 def keep_freed_memory() -> bool:
     """Have the C library reuse what was freed instead of returning it; to be called before computing on a CPU.
 
-    It was 37 % of the time of DALL-E's first layers, 2 to 7 % of a small training step (docs/results.md). Cost: the
-    process keeps the most it ever needed.
+    The kernel took 37 % of the time of DALL-E's first layers, 2 to 7 % of a small training step (docs/results.md).
+    Cost: the process keeps the most it ever needed.
 
     Returns:
         Whether it does so now. Not where the C library is not glibc, or where the user's environment has a say in
