@@ -19,6 +19,7 @@ def test_views_speed_compares_stores_with_the_reference_pipeline():
     assert list(rates) == [
         "reference pipeline",
         "token store",
+        "resized by Pillow",
         "short side 64",
         "materialised, quality 90",
         "materialised, quality 95",
