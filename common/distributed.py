@@ -130,6 +130,8 @@ def init_distributed(*, timeout_seconds: float = 300.0) -> World:
     # DeepSpeed insists on this one. The others are not set: a lone process must not pass for a rank to what it starts.
     os.environ["LOCAL_RANK"] = str(local_rank)
     device = _device(local_rank)
+    if device.type == "cpu":
+        keep_freed_memory()
     if device.type == "cpu" and world_size > 1 and "OMP_NUM_THREADS" not in os.environ:
         # Ranks share the cores; each taking all of them makes all of them slow.
         local_size = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", world_size)))
@@ -151,7 +153,6 @@ def init_distributed(*, timeout_seconds: float = 300.0) -> World:
 
 def _device(local_rank: int) -> torch.device:
     if not torch.cuda.is_available():
-        keep_freed_memory()
         return torch.device("cpu")
     if local_rank >= torch.cuda.device_count():
         raise InputError(

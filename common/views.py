@@ -42,7 +42,7 @@ VIEW_DTYPE = np.dtype(
 
 JitterScope = Literal["crop", "image"]
 Resample = Literal["bicubic", "lanczos", "bilinear", "bicubic-torch"]
-"""Antialiased filters. Pillow's, but for "bicubic-torch": four times as fast, as near to exact arithmetic, and other
+"""Antialiased filters. Pillow's, but for "bicubic-torch": faster from 96 px on, as near to exact arithmetic, and other
 processors than x86 may round it differently."""
 
 TOKEN_RESAMPLE: Resample = "lanczos"
@@ -176,7 +176,7 @@ def render_view(
     jitter_scope: JitterScope = "crop",
     check_crop: bool = False,
 ) -> NDArray[np.uint8]:
-    """Render a view: crop, resize, colour jitter, flip. The result is exact for one build of Pillow.
+    """Render a view: crop, resize, colour jitter, flip. With Pillow's filters the result is exact for one build of it.
 
     The token view is the same call with the tokenizer's input size and `resample="lanczos"`: both sizes are resized
     from the same crop, neither from the other.

@@ -32,7 +32,7 @@ class DataConfig:
     """strict: every crop's checksum must match; tolerant: its 4 x 4 luma within 3 levels, for another Pillow build."""
     interpolation: Literal["auto", "bicubic", "bicubic-torch"] = "auto"
     """Antialiased filter from the crop to `img_size`. bicubic: Pillow's, the same pixels on every kind of processor;
-    bicubic-torch: two to four times as fast at 224 px, slower at 32 px; auto: that one for views from 96 px on."""
+    bicubic-torch: 1.5 to 5 times as fast at 224 px, slower at 32 px; auto: that one for views from 96 px on."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
