@@ -72,7 +72,8 @@ class Engine:
     ) -> None:
         self.model, self.world = model.to(world.device), world
         self.precision = choose_precision(settings.precision, world)
-        config = deepspeed_json(settings)
+        num_trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        config = deepspeed_json(settings, num_trained=num_trained)
         self.zero_stage: int = config["zero_optimization"]["stage"]
         adam = settings.optimizer
         self.optimizer = FiniteAdamW(

@@ -36,6 +36,8 @@ _KEYS = (
     *_OWN_KEYS,
 )
 """DeepSpeed's usual settings, to find misspelt ones by."""
+_LARGEST_BUCKET = 500_000_000
+"""Gradients that ZeRO reduces at a time, in elements: DeepSpeed's default."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,8 +56,12 @@ class EngineSettings:
     """Whether to hold a running average of the weights (`ema.py`)."""
 
 
-def deepspeed_json(settings: EngineSettings) -> dict[str, Any]:
+def deepspeed_json(settings: EngineSettings, *, num_trained: int) -> dict[str, Any]:
     """Generate DeepSpeed's configuration and merge the user's file over it.
+
+    Args:
+        settings: Batches, precision, optimizer, ZeRO.
+        num_trained: Elements of all trained parameters; no bucket of gradients needs more.
 
     Raises:
         InputError: the file is missing, not JSON, or sets what has a source of its own.
@@ -65,7 +71,11 @@ def deepspeed_json(settings: EngineSettings) -> dict[str, Any]:
         "train_batch_size": plan.global_batch_size,
         "train_micro_batch_size_per_gpu": plan.micro_batch_size,
         "gradient_accumulation_steps": plan.grad_accum_steps,
-        "zero_optimization": {"stage": settings.deepspeed.zero_stage},
+        "zero_optimization": {
+            "stage": settings.deepspeed.zero_stage,
+            # ZeRO allocates the whole bucket at every step, 2 GB by default, however small the model is.
+            "reduce_bucket_size": max(1, min(num_trained, _LARGEST_BUCKET)),
+        },
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
     }

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from beit.common.errors import InputError, require
-from beit.common.store_schema import FORMAT_VERSION, ShardRow, is_below
+from beit.common.store_schema import FORMAT_VERSION, MAX_COUNT, ShardRow, is_below
 
 _SAMPLE_SCHEMA = pa.schema(
     [
@@ -40,8 +40,6 @@ _INDEX_SCHEMA = pa.schema(
     [pa.field(field.name, _INDEX_TYPES[str(field.type)], nullable=False) for field in fields(ShardRow)]
 )
 _CONTROL_CHARACTERS = "[\\x00-\\x1f\\x7f]"
-_MAX_COUNT = 1 << 50
-"""No shard has more samples or bytes; arbitrary, and far from where sums of 64 bits overflow."""
 _STEM = re.compile(r"[0-9]{6,}-[A-Za-z0-9._-]{1,200}")
 _VERSION_KEY = b"beit.format_version"
 
@@ -227,7 +225,7 @@ def _check_columns(table: pa.Table, label: str) -> None:
             require(not is_bad, f"{label} has control characters in column {name}; run beit tokenize again")
         elif name.startswith("num_") or name.endswith("_bytes"):
             limits = pc.min_max(column).as_py()
-            fits = limits["min"] is None or (limits["min"] >= 0 and limits["max"] <= _MAX_COUNT)
+            fits = limits["min"] is None or (limits["min"] >= 0 and limits["max"] <= MAX_COUNT)
             require(fits, f"{label} has {name} from {limits['min']} to {limits['max']}; run beit tokenize again")
 
 

@@ -35,6 +35,8 @@ TOKENS_DIR = "tokens"
 TOKENS_SUFFIX = "tokens.npy"
 VIEWS_SUFFIX = "views.npy"
 
+MAX_COUNT = 1 << 50
+"""No shard has more samples or bytes; arbitrary, and far from where sums of 64 bits overflow."""
 MAX_PATH = 1024
 """Characters of the path of an image tar below its root; arbitrary, file systems end at 4096 bytes."""
 MAX_HELD_OUT_SHARE = 0.2
@@ -237,7 +239,7 @@ class FileInfo:
     def __post_init__(self) -> None:
         """Check the name and the size."""
         require("/" not in self.name and self.name not in ("", ".", ".."), f"{self.name!r} must be a plain file name")
-        require(self.size >= 0, f"size ({self.size}) must not be negative")
+        _require_count("size", self.size)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -258,7 +260,7 @@ class ImageFile:
     def __post_init__(self) -> None:
         """Check the name and the size."""
         require(is_below(self.name), f"{self.name!r} must be a path below the image root")
-        require(self.size >= 0, f"size ({self.size}) must not be negative")
+        _require_count("size", self.size)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -308,6 +310,10 @@ class ShardManifest:
     versions: tuple[str, ...] = ()
     """Library versions of the run that wrote this shard."""
 
+    def __post_init__(self) -> None:
+        """Check the number of samples."""
+        _require_count("num_samples", self.num_samples)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageShardManifest:
@@ -327,6 +333,10 @@ class ImageShardManifest:
     """Images in the tar."""
     skipped: tuple[SkippedSample, ...] = ()
     """Source images that could not be packed."""
+
+    def __post_init__(self) -> None:
+        """Check the number of images."""
+        _require_count("num_samples", self.num_samples)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -359,6 +369,10 @@ class ShardRow:
     """Hash of the sample table."""
     image_stamp: str
     """Modification time or ETag of the image tar; empty for tars inside the store."""
+
+
+def _require_count(name: str, value: int) -> None:
+    require(0 <= value <= MAX_COUNT, f"{name} ({value}) must lie between 0 and {MAX_COUNT}")
 
 
 def is_below(name: str) -> bool:

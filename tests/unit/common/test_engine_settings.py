@@ -23,8 +23,12 @@ def settings(**deepspeed: Any) -> EngineSettings:
     return EngineSettings(optimizer=optimizer, deepspeed=DeepSpeedConfig(**deepspeed), precision="fp32", plan=plan)
 
 
+def generated(of: EngineSettings, *, num_trained: int = 1000) -> dict[str, Any]:
+    return deepspeed_json(of, num_trained=num_trained)
+
+
 def test_batch_sizes_come_from_the_plan() -> None:
-    config = deepspeed_json(settings())
+    config = generated(settings())
     assert config["train_batch_size"] == 32
     assert config["train_micro_batch_size_per_gpu"] == 4
     assert config["gradient_accumulation_steps"] == 4
@@ -33,14 +37,14 @@ def test_batch_sizes_come_from_the_plan() -> None:
 
 @pytest.mark.parametrize(("stage", "clip"), [(0, 0.0), (1, 3.0), (2, 3.0), (3, 3.0)])
 def test_deepspeed_clips_only_what_the_optimizer_cannot(stage: int, clip: float) -> None:
-    assert deepspeed_json(settings(zero_stage=stage))["gradient_clipping"] == clip
+    assert generated(settings(zero_stage=stage))["gradient_clipping"] == clip
 
 
 def test_user_json_is_merged_over(tmp_path: Path) -> None:
     file = tmp_path / "ds.json"
     file.write_text(json.dumps({"zero_optimization": {"stage": 2, "overlap_comm": True}, "wall_clock_breakdown": True}))
-    config = deepspeed_json(settings(zero_stage=1, config=str(file)))
-    assert config["zero_optimization"] == {"stage": 2, "overlap_comm": True}
+    config = generated(settings(zero_stage=1, config=str(file)))
+    assert config["zero_optimization"] == {"stage": 2, "overlap_comm": True, "reduce_bucket_size": 1000}
     assert config["wall_clock_breakdown"] is True
     assert config["train_batch_size"] == 32
 
@@ -62,7 +66,7 @@ def test_bad_user_json_is_one_clear_line(tmp_path: Path, content: str, message: 
     file = tmp_path / "ds.json"
     file.write_text(content)
     with pytest.raises(InputError, match=message):
-        deepspeed_json(settings(config=str(file)))
+        generated(settings(config=str(file)))
 
 
 def test_auto_is_left_to_us(tmp_path: Path) -> None:
@@ -70,9 +74,22 @@ def test_auto_is_left_to_us(tmp_path: Path) -> None:
     zero = {"stage": 2, "reduce_bucket_size": "auto"}
     content = {"train_batch_size": "auto", "fp16": {"enabled": "auto"}, "zero_optimization": zero}
     file.write_text(json.dumps(content))
-    config = deepspeed_json(settings(config=str(file)))
+    config = generated(settings(config=str(file)))
     assert config["train_batch_size"] == 32 and "fp16" not in config
-    assert config["zero_optimization"] == {"stage": 2}
+    assert config["zero_optimization"] == {"stage": 2, "reduce_bucket_size": 1000}
+
+
+@pytest.mark.parametrize(("num_trained", "bucket"), [(0, 1), (86_000_000, 86_000_000), (10**9, 500_000_000)])
+def test_a_bucket_of_gradients_is_no_larger_than_the_model(num_trained: int, bucket: int) -> None:
+    zero = generated(settings(zero_stage=2), num_trained=num_trained)["zero_optimization"]
+    assert zero["reduce_bucket_size"] == bucket
+
+
+def test_who_names_a_bucket_size_gets_it(tmp_path: Path) -> None:
+    file = tmp_path / "ds.json"
+    file.write_text('{"zero_optimization": {"reduce_bucket_size": 5000}}')
+    zero = generated(settings(zero_stage=2, config=str(file)))["zero_optimization"]
+    assert zero == {"stage": 2, "reduce_bucket_size": 5000}
 
 
 def test_what_deepspeed_refuses_is_one_clear_line(tmp_path: Path) -> None:
@@ -103,4 +120,4 @@ def test_user_json_with_offloading_trains_saves_and_resumes_alike(tmp_path: Path
 
 def test_missing_user_json_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be read .No such file"):
-        deepspeed_json(settings(config=str(tmp_path / "none.json")))
+        generated(settings(config=str(tmp_path / "none.json")))

@@ -84,6 +84,16 @@ def test_a_document_of_another_kind_version_or_with_fields_missing_is_refused():
         from_json(StoreInfo, "f.json", [])
 
 
+@pytest.mark.parametrize("number", [-1, 1 << 51, 1 << 64, 10**400])
+@pytest.mark.parametrize("place", ["num_samples", "image", "tokens", "samples"])
+def test_a_number_that_no_shard_has_is_refused(place, number):
+    document = to_json(MANIFEST)
+    document[place] = number if place == "num_samples" else document[place] | {"size": number}
+    name = "num_samples" if place == "num_samples" else "size"
+    with pytest.raises(InputError, match=rf"^f.json: .*{name} .{number}. must lie between 0 and"):
+        from_json(ShardManifest, "f.json", document)
+
+
 @pytest.mark.parametrize(
     "change",
     [
