@@ -137,6 +137,7 @@ class ParquetShard:
             for batch in parquet.iter_batches(
                 _STREAM_ROWS, row_groups=[self.row_group], columns=[self._image_leaf], use_threads=False
             ):
+                batch.validate(full=True)
                 yield ParquetReader(self._images(batch), self._label, first_row=first_row)
                 first_row += batch.num_rows
 
@@ -262,7 +263,7 @@ def _opened(file: FileInfo, metadata: pq.FileMetaData | None, *, buffer_bytes: i
             yield parquet
     except RemoteError:
         raise
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last: names of columns not in UTF-8
         first_line = str(error).partition("\n")[0]
         raise InputError(f"{file.path} is not readable as Parquet ({first_line}); copy or make it again") from None
 
@@ -276,12 +277,18 @@ def _read_metadata(file: FileInfo) -> pq.FileMetaData:
 
 def _read_row_group(file: FileInfo, row_group: int, columns: list[str]) -> pa.Table:
     with _opened(file, _read_metadata(file)) as parquet:
-        return parquet.read_row_group(row_group, columns=columns, use_threads=False)
+        return _validated(parquet.read_row_group(row_group, columns=columns, use_threads=False))
 
 
 def _read_column(file: FileInfo, column: str) -> pa.Table:
     with _opened(file, _read_metadata(file)) as parquet:
-        return parquet.read(columns=[column], use_threads=False)
+        return _validated(parquet.read(columns=[column], use_threads=False))
+
+
+def _validated(table: pa.Table) -> pa.Table:
+    """Return the table if its offsets and texts are sound, which would otherwise come out where they are used."""
+    table.validate(full=True)
+    return table
 
 
 def _paths_identify_rows(file: FileInfo, column: str) -> bool:

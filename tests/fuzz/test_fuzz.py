@@ -376,11 +376,16 @@ def _without_null(value):
 def fuzz_sources(folder):
     images = write_folder(folder / "images", 3)
     rows = [{"bytes": path.read_bytes(), "path": path.name} for path in sorted(images.iterdir())]
-    buffer = io.BytesIO()
+    buffer, plain = io.BytesIO(), io.BytesIO()
     pq.write_table(pa.table({"image": rows, "label": [0, 1, 2]}), buffer, row_group_size=2)
+    # Here damage reaches the values themselves, and texts are made into names.
+    pq.write_table(
+        pa.table({"image": rows, "label": ["cat", "dog", "cat"]}), plain, compression="none", row_group_size=2
+    )
     names = [f"images/{path.name}" for path in sorted(images.iterdir())]
     seeds = {
         "a.parquet": buffer.getvalue(),
+        "plain.parquet": plain.getvalue(),
         "a.csv": ("path,label\n" + "".join(f"{name},{n}\n" for n, name in enumerate(names))).encode(),
         "a.txt": "\n".join(names).encode(),
     }

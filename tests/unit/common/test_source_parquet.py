@@ -127,6 +127,30 @@ def test_damaged_pages_name_the_file(tmp_path: Path) -> None:
         reader.read(source.shards[0].refs()[0])
 
 
+def not_utf8(count: int) -> Any:
+    texts = pa.array([b"a\xe5\xff", *[b"b%d" % number for number in range(1, count)]], pa.binary())
+    return pa.Array.from_buffers(pa.string(), count, texts.buffers())
+
+
+def test_texts_that_are_not_utf8_name_the_file(tmp_path: Path) -> None:
+    data = pa.array([b"1", b"2"], pa.binary())
+    columns = {
+        "path": {"image": pa.StructArray.from_arrays([data, not_utf8(2)], ["bytes", "path"])},
+        "label": {"image": images(2), "label": not_utf8(2)},
+    }
+    for name, values in columns.items():
+        path = write(tmp_path / f"{name}.parquet", values)
+        with pytest.raises(InputError, match=rf"{name}\.parquet is not readable as Parquet .*UTF8"):
+            open_source(path)
+
+
+def test_names_of_columns_that_are_not_utf8_name_the_file(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.parquet", {"image": images(2), "note": [1, 2]})
+    path.write_bytes(path.read_bytes().replace(b"note", b"n\xe5te"))
+    with pytest.raises(InputError, match=r"x\.parquet is not readable as Parquet .*utf-8"):
+        open_source(path)
+
+
 def test_label_out_of_range_and_disagreeing_files_are_refused(tmp_path: Path) -> None:
     features = {"label": {"_type": "ClassLabel", "names": ["a"]}}
     path = write(tmp_path / "x.parquet", {"image": images(2), "label": [0, 1]}, features)
