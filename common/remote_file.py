@@ -69,7 +69,7 @@ def file_system_of(url: str) -> tuple[Any, str]:
         way_out = f"pip install 'beit[{extra}]'" if extra else _one_line(error)
         raise InputError(f"{url} needs a package that is not installed: {way_out}") from None
     except ValueError as error:
-        raise InputError(f"{url} cannot be opened ({_one_line(error)}); check the scheme") from None
+        raise InputError(f"{url} cannot be opened ({_one_line(error)}); check the scheme and the credentials") from None
     except Exception as error:
         raise InputError(f"{url} {explain(error)}") from None
 
@@ -205,7 +205,7 @@ def explain(error: BaseException, doing: Doing = "read") -> str:
     if _is_bucket_missing(error):
         return "names a bucket that does not exist"
     if _is_missing(error):
-        return "does not exist"
+        return "does not exist" if doing == "read" else "cannot be written: its bucket or folder does not exist"
     if "redential" in type(origin).__name__:
         return (
             f"needs credentials ({_one_line(origin)}); set those of its storage, or for s3:// a public bucket: "

@@ -141,6 +141,10 @@ def test_explanations(error, text):
     assert str(caught.value) == f"https://h/x {text}"
 
 
+def test_what_cannot_be_written_for_want_of_a_bucket_says_so():
+    assert explain(FileNotFoundError("x"), "written") == "cannot be written: its bucket or folder does not exist"
+
+
 def test_a_remote_file_reads_anywhere_and_repeats_short_answers(pauses):
     class Short(io.BytesIO):
         def read(self, size=-1):
