@@ -294,8 +294,10 @@ def _resize_with_torch(pixels: NDArray[np.uint8], side: int) -> NDArray[np.uint8
     import torch  # here, because those who only draw and tokenise views need not wait for it
 
     batch = torch.from_numpy(pixels).permute(2, 0, 1)[None]
-    resized = torch.nn.functional.interpolate(batch, (side, side), mode="bicubic", antialias=True)
-    return resized[0].permute(1, 2, 0).contiguous().numpy()
+    resized = torch.empty((1, 3, side, side), dtype=torch.uint8, memory_format=torch.channels_last)
+    # What `interpolate(batch, (side, side), mode="bicubic", antialias=True)` calls, which cannot be told the layout.
+    torch.ops.aten._upsample_bicubic2d_aa.out(batch, [side, side], False, None, None, out=resized)
+    return resized[0].permute(1, 2, 0).numpy()
 
 
 def _crop(image: Image.Image, view: np.void) -> Image.Image:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from beit.common import images, views
@@ -129,7 +130,7 @@ def test_a_quick_decoder_with_other_pixels_is_not_believed(monkeypatch: pytest.M
     data = IMAGES["4:2:0"]
     view = stored_view(data)
     expected = render_view(decode_image(data), view, check_crop=True)
-    other = decode_jpeg_unchecked(data, width=1, height=1) ^ 1
+    other = decode_jpeg_unchecked(data, width=90, height=70) ^ 1
     monkeypatch.setattr(views, "decode_jpeg_unchecked", lambda *_, **__: other)
     assert np.array_equal(replay_view(data, view), expected)
 
@@ -177,6 +178,35 @@ def test_a_crop_of_the_right_size_is_only_coloured(resample: views.Resample) -> 
     how = {"img_size": 64, "resample": resample}
     image = decode_image(encoded(photo(64, 64)))
     assert np.array_equal(replay_view(encoded(photo(64, 64)), view, **how), render_view(image, view, **how))
+
+
+@pytest.mark.parametrize("name", sorted(QUICKLY))
+@pytest.mark.parametrize("height", [1, 15, 16, 17, 40, 69, 70])
+def test_rows_below_the_wanted_ones_are_left_out(name: str, height: int) -> None:
+    pixels, whole_image = decode_jpeg_unchecked(IMAGES[name], width=1, height=height), decode_image(IMAGES[name])
+    assert np.array_equal(pixels[:height], np.asarray(whole_image)[:height])
+    cut = whole_image.height if name == "progressive" else -(-height // 16) * 16 + 16
+    assert len(pixels) == min(whole_image.height, cut)
+
+
+def test_rows_are_left_out_only_where_all_colours_come_in_one_scan() -> None:
+    data = IMAGES["4:4:4"]
+    at = data.index(b"\xff\xda") + 4
+    assert data[at] == 3
+    assert len(images._cut_jpeg(data, 16)) == len(data) and images._cut_jpeg(data, 16) != data
+    other = data[:at] + b"\x01" + data[at + 1 :]
+    assert images._cut_jpeg(other, 16) == other
+    for length in range(at + 1):  # headers that end early
+        assert images._cut_jpeg(data[:length], 16) == data[:length]
+
+
+def test_resizing_by_torch_is_what_its_public_function_does() -> None:
+    for height, width, side in [(300, 400, 224), (50, 40, 96), (97, 224, 112)]:
+        pixels = np.asarray(photo(width, height))
+        batch = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None]
+        expected = torch.nn.functional.interpolate(batch, (side, side), mode="bicubic", antialias=True)
+        found = views._resize_with_torch(pixels, side)
+        assert np.array_equal(found, expected[0].permute(1, 2, 0).numpy()) and found.flags.c_contiguous
 
 
 def test_a_bomb_is_refused_before_its_pixels_are_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
