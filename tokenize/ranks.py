@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -84,7 +85,8 @@ def _rank_main(
         outcome = Outcome("stopped", str(error))
     except (OSError, RunFailed) as error:  # a full disk, a lost process: no bug, so no trace
         outcome = Outcome("failed", str(error))
-    sender.send(outcome)
+    with suppress(BrokenPipeError):  # the command was killed: nobody is left to hear of it
+        sender.send(outcome)
     sender.close()
 
 

@@ -215,3 +215,4 @@ def test_ranks_end_with_the_command(tmp_path):
     while any(map(is_alive, pids)):
         assert time.monotonic() < deadline
         time.sleep(0.05)
+    assert "Traceback" not in process.communicate(timeout=60)[0]
