@@ -41,7 +41,8 @@ test: lint types ## Lint, types, unit and parity tests, one end-to-end run
 	$(BIN)/python -m pytest -m 'not (fault or launch or docs or slow or gpu)'
 
 test-all: setup ## What make test leaves out: faults, launches, documented commands
-	$(BIN)/python -m pytest -m '(fault or launch or docs or slow) and not gpu'
+	@# Two at a time, since most of them wait for processes they started; one thread each, or torch's would wait for each other.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m '(fault or launch or docs or slow) and not gpu'
 
 fuzz: setup ## 100 000 damaged files, of every kind that is read (BEIT_FUZZ_CASES and BEIT_FUZZ_SEED change that)
 	BEIT_FUZZ_CASES=$${BEIT_FUZZ_CASES:-100000} $(BIN)/python -m pytest -m slow tests/fuzz
