@@ -325,7 +325,8 @@ def markdown(rows: Sequence[Mapping[str, Any]], *, total: int) -> str:
         "| ---: | --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for row in rows:
-        passes = "" if row["epochs"] is None else f", {row['epochs']:g} epochs"
+        epochs = row["epochs"]
+        passes = "" if epochs is None else f", {epochs:g} epoch{'' if epochs == 1 else 's'}"
         counts = [len(row["runs"][start]) for start in STARTS]
         pairs = row["difference"]["num_values"] if row["difference"] else 0
         done = str(pairs) if min(counts) == row["wanted_seeds"] else f"{pairs} of {row['wanted_seeds']}"
