@@ -52,10 +52,10 @@ def test_few_labels_makes_its_table_and_repeats_nothing(tmp_path, command):
     subprocess.run([*command, "--rows", "probe-20", "--seeds", "0"], **run)
     table = table_of(subprocess.run([*command, "--rows", "finetune-20"], **run).stdout)
     assert [row[:2] for row in table] == [
-        ["20 (25 %)", "fine-tuned, 1 epochs"],
+        ["20 (25 %)", "fine-tuned, 1 epoch"],
         ["20 (25 %)", "linear probe"],
         ["20 (25 %)", "k-NN"],
-        ["80 (100 %)", "fine-tuned, 1 epochs"],
+        ["80 (100 %)", "fine-tuned, 1 epoch"],
         ["80 (100 %)", "linear probe"],
         ["80 (100 %)", "k-NN"],
     ]
