@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from beit.common.cores import cores_per_rank
 from beit.common.errors import InputError
 from beit.common.launcher_env import launcher_environment
 from beit.common.malloc import keep_freed_memory
@@ -134,8 +135,7 @@ def init_distributed(*, timeout_seconds: float = 300.0) -> World:
         keep_freed_memory()
     if device.type == "cpu" and world_size > 1 and "OMP_NUM_THREADS" not in os.environ:
         # Ranks share the cores; each taking all of them makes all of them slow.
-        local_size = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", world_size)))
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_size))
+        torch.set_num_threads(cores_per_rank(world_size))
     if not dist.is_initialized():
         # Given here, not to DeepSpeed, which would ask mpi4py where no launcher set the variables.
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"

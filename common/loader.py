@@ -10,6 +10,7 @@ import multiprocessing.connection
 import signal
 import time
 import traceback
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
@@ -27,6 +28,9 @@ from beit.common.worker_process import StatusBoard, start_worker_server, worker_
 _POLL_SECONDS = 5.0
 """A dead worker is noticed after this time at most; arbitrary. Torch looks for dead workers only when a wait times
 out."""
+
+# More workers than cores are a setting like any other, and `data_wait` says what they are worth.
+warnings.filterwarnings("ignore", message="This DataLoader will create", category=UserWarning)
 
 Item = TypeVar("Item")
 

@@ -11,7 +11,6 @@ D. L. Ruderman, W. Bialek, "Statistics of Natural Images", PRL 1994 (1/f amplitu
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
@@ -25,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
+from beit.common.cores import available_cores
 from beit.common.errors import require
 from beit.common.progress import Progress
 from beit.common.rng import CounterRng
@@ -312,7 +312,7 @@ def paint_all(paint: Callable[[int], Result], count: int, *, unit: str = "images
         if count < _WORTH_PROCESSES:
             results: Iterable[Result] = map(paint, range(count))
         else:
-            pool = stack.enter_context(ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")))
+            pool = stack.enter_context(ProcessPoolExecutor(available_cores(), mp_context=get_context("spawn")))
             results = pool.map(paint, range(count), chunksize=16)
         painted = []
         for result in results:

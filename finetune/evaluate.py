@@ -6,7 +6,6 @@ The numbers are `scores.py`, table and JSON `report.py`, the page `report_page.p
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from beit.common.cores import cores_per_rank
 from beit.common.distributed import World, init_distributed
 from beit.common.encoder_config import EncoderConfig
 from beit.common.errors import InputError
@@ -170,8 +170,8 @@ def _crop_pct(stored: EncoderConfig, settings: EvaluationConfig) -> float:
 
 def default_reader(world: World, *, bad_sample_budget: float = 0.001) -> ReaderConfig:
     """Return the reader of commands without settings: one worker per core of this rank, within reason."""
-    cores = (os.cpu_count() or 1) // world.world_size
-    return ReaderConfig(num_workers=min(MAX_WORKERS, cores), bad_sample_budget=bad_sample_budget)
+    num_workers = min(MAX_WORKERS, cores_per_rank(world.world_size))
+    return ReaderConfig(num_workers=num_workers, bad_sample_budget=bad_sample_budget)
 
 
 def single_rank() -> World:

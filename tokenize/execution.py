@@ -11,11 +11,11 @@ import pyarrow
 import torch
 
 from beit import __version__
+from beit.common.cores import available_cores
 from beit.common.errors import InputError
 from beit.common.store_schema import Execution
 from beit.common.views import replay_versions
 from beit.tokenize.config import TokenizeConfig
-from beit.tokenize.parallel import available_cores
 
 
 def choose_device(config: TokenizeConfig, local_rank: int) -> str:

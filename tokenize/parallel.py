@@ -17,11 +17,6 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def available_cores() -> int:
-    """Return the number of CPU cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def let_torch_sleep() -> None:
     """Have torch's threads sleep where they wait for each other, instead of spinning on cores that workers could use.
 

@@ -19,11 +19,11 @@ from queue import Empty, LifoQueue
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
+from beit.common.cores import available_cores
 from beit.common.errors import BadSample, RunFailed
 from beit.common.loader import WorkerFailure
 from beit.common.worker_process import start_worker_server
 from beit.tokenize.config import TokenizeConfig
-from beit.tokenize.parallel import available_cores
 
 Result = TypeVar("Result")
 

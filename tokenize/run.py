@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from beit.common.cores import available_cores
 from beit.common.errors import require
 from beit.common.launcher_env import launcher_environment, under_launcher
 from beit.common.malloc import keep_freed_memory
@@ -33,7 +34,7 @@ from beit.tokenize.index import FinishedStore, finish_store
 from beit.tokenize.jobs import RankJobs, list_jobs
 from beit.tokenize.leases import Leases
 from beit.tokenize.pack import members_of, pack_images, packed_manifests
-from beit.tokenize.parallel import Workers, available_cores
+from beit.tokenize.parallel import Workers
 from beit.tokenize.plan import StorePlan, plan_store
 from beit.tokenize.prepare import ImageMaker, ViewMaker
 from beit.tokenize.processes import Processes, worker_processes

@@ -228,6 +228,19 @@ def test_workers_survive_the_signals_of_their_group():
     assert Path(f"/proc/{server}/cmdline").read_bytes(), "the fork server died of the signal"
 
 
+CROWD = """
+import os
+from torch.utils.data import DataLoader
+import beit.common.loader
+DataLoader([0], num_workers=os.cpu_count() + 1)
+"""
+
+
+def test_more_workers_than_cores_are_no_reason_for_a_warning():
+    result = subprocess.run([sys.executable, "-c", CROWD], check=True, capture_output=True, text=True, timeout=120)
+    assert result.stderr == ""
+
+
 ORPHANS = """
 from beit.common.reader import build_loader
 from beit.common.reader_config import ReaderConfig
