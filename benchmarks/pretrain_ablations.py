@@ -156,7 +156,7 @@ class CommandError(Exception):
 @click.option(
     "--images", default=6000, show_default=True, help="Of --train, without and with labels; a sixth held out."
 )
-@click.option("--steps", default=1600, show_default=True, help="Steps of every pre-training, of 128 images.")
+@click.option("--steps", default=3200, show_default=True, help="Steps of every pre-training, of 32 images.")
 @click.option("--labels", default=500, show_default=True, help="Labels to fine-tune on.")
 @click.option("--seeds", default="0,1,2", show_default=True, help="Seeds of the fine-tunings and their labels.")
 @click.option("--tokenizer", default="mini", show_default=True)
@@ -202,8 +202,7 @@ def bench_of(options: dict[str, Any]) -> Bench:
     steps, out = options["steps"], options["out"]
     pretrain = (
         f"train.steps={steps}",
-        "train.global_batch_size=128",
-        "train.micro_batch_size=64",
+        "train.global_batch_size=32",
         f"optimizer.warmup_steps={steps // 16}",
         f"train.eval_interval_steps={max(1, steps // 4)}",
         f"checkpoint.interval_steps={max(1, steps // 16)}",
