@@ -122,7 +122,7 @@ def init_distributed(*, timeout_seconds: float = 300.0) -> World:
     Args:
         timeout_seconds: How long a collective may wait after `World.shorten_timeouts`.
     Raises:
-        InputError: the launcher's variables contradict each other or the machine.
+        InputError: the launcher's variables contradict each other or the machine, or their port is taken.
     """
     environment = launcher_environment(os.environ)
     rank, world_size = int(environment["RANK"]), int(environment["WORLD_SIZE"])
@@ -139,13 +139,23 @@ def init_distributed(*, timeout_seconds: float = 300.0) -> World:
     if not dist.is_initialized():
         # Given here, not to DeepSpeed, which would ask mpi4py where no launcher set the variables.
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(
-            backend,
-            init_method=f"tcp://{environment['MASTER_ADDR']}:{environment['MASTER_PORT']}",
-            rank=rank,
-            world_size=world_size,
-            timeout=timedelta(seconds=INIT_TIMEOUT_SECONDS),
-        )
+        address, port = environment["MASTER_ADDR"], environment["MASTER_PORT"]
+        try:
+            dist.init_process_group(
+                backend,
+                init_method=f"tcp://{address}:{port}" if world_size > 1 else None,
+                store=dist.HashStore() if world_size == 1 else None,  # type: ignore[attr-defined]
+                rank=rank,
+                world_size=world_size,
+                timeout=timedelta(seconds=INIT_TIMEOUT_SECONDS),
+            )
+        except dist.DistNetworkError as error:
+            if "EADDRINUSE" not in str(error):
+                raise
+            raise InputError(
+                f"port {port} of {address}, where the ranks are to meet, is taken by another program; choose another "
+                "(environment variable MASTER_PORT, or --master_port of the deepspeed and torchrun launchers)"
+            ) from None
     return World(
         rank=rank, local_rank=local_rank, world_size=world_size, device=device, timeout_seconds=timeout_seconds
     )

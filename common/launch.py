@@ -31,9 +31,11 @@ class Cluster:
     devices: dict[str, list[int | str]]
     """Devices to use by machine, in the order of the ranks; without GPUs, one number per rank."""
     address: str
-    """Where rank 0 listens."""
+    """Where the ranks meet."""
     port: int
     """And at which port."""
+    is_served: bool = False
+    """Somebody listens there already; otherwise rank 0 will."""
 
     def ranks_of(self, machine: str) -> range:
         """Return the ranks of one machine."""
@@ -68,7 +70,11 @@ def launch_ranks(
 
         return launch_cluster(hostfile, gpus=gpus, module=module, arguments=arguments)
     devices = _local_devices(gpus or 1)
-    cluster = Cluster(devices={"localhost": devices}, address="127.0.0.1", port=launcher_env.free_port())
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+    # Served from here: between finding a free port for rank 0 and its listening, another program could take it.
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    cluster = Cluster(devices={"localhost": devices}, address="127.0.0.1", port=store.port, is_served=True)
     return launch_machine(cluster, "localhost", module=module, arguments=arguments)
 
 
@@ -95,6 +101,7 @@ def launch_machine(
             "PYTHONSAFEPATH": "1",
             REPORTS_VARIABLE: reports,
             LAUNCHER_PID_VARIABLE: str(os.getpid()),
+            launcher_env.SERVED_VARIABLE: str(cluster.is_served),
             **({} if _visible_gpus() else {"DS_ACCELERATOR": "cpu"}),
         }
         follower = OutputFollower(Path(reports), ranks)

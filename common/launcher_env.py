@@ -8,6 +8,9 @@ from collections.abc import Mapping
 
 from beit.common.errors import InputError
 
+SERVED_VARIABLE = "TORCHELASTIC_USE_AGENT_STORE"
+"""PyTorch's own: True where the launcher listens at MASTER_PORT, so that rank 0 does not."""
+
 
 def under_launcher(variables: Mapping[str, str]) -> bool:
     """True when some launcher started this process as one of its ranks."""
@@ -18,7 +21,7 @@ def launcher_environment(variables: Mapping[str, str]) -> dict[str, str]:
     """Return RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT from a launcher's variables.
 
     torchrun, deepspeed and Kubernetes operators set them; under SLURM's srun they are derived; otherwise this process
-    is the only rank, on a free port.
+    is the only rank and meets nobody.
 
     Raises:
         InputError: a rank is not below the world size, or a variable is not a number.
@@ -30,8 +33,7 @@ def launcher_environment(variables: Mapping[str, str]) -> dict[str, str]:
     elif under_slurm(variables):
         names = _slurm_environment(variables)
     else:
-        port = str(free_port())
-        names = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        names = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     for name in ("RANK", "WORLD_SIZE", "MASTER_PORT"):
         if not names[name].isdigit():
             raise InputError(f"environment variable {name} ({names[name]!r}) must be a number; check the launcher")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -95,6 +96,26 @@ def test_bad_input_is_one_line_and_code_2(tmp_path: Path) -> None:
     code, output = finish(start(tmp_path / "run", "input_error='store is missing'"))
     assert code == 2
     assert output.strip() == "beit: store is missing"
+
+
+def test_the_command_itself_listens_where_its_ranks_meet(tmp_path: Path) -> None:
+    """A port that is only found free for rank 0 could be taken by another program before it listens."""
+    code, output = finish(start(tmp_path / "run", "show_variables=['TORCHELASTIC_USE_AGENT_STORE']", "train.steps=3"))
+    assert code == 0, output
+    assert "TORCHELASTIC_USE_AGENT_STORE='True'" in output
+
+
+def test_port_of_another_launcher_that_is_taken_is_one_line_and_code_2(tmp_path: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("", 0))
+        other.listen()
+        port = str(other.getsockname()[1])
+        variables = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+        command = [sys.executable, "-m", MODULE, str(tmp_path / "run")]
+        done = subprocess.run(command, env=os.environ | variables, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2, done.stderr
+    assert f"beit: port {port} of localhost, where the ranks are to meet, is taken by another program" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.fault

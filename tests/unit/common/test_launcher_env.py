@@ -8,11 +8,10 @@ from beit.common.errors import InputError
 from beit.common.launcher_env import launcher_environment, under_launcher
 
 
-def test_no_launcher_is_one_rank_on_a_free_port() -> None:
+def test_no_launcher_is_one_rank() -> None:
     assert not under_launcher({})
     names = launcher_environment({})
     assert (names["RANK"], names["WORLD_SIZE"], names["LOCAL_RANK"]) == ("0", "1", "0")
-    assert int(names["MASTER_PORT"]) > 1024
 
 
 def test_variables_of_a_launcher_are_taken_as_they_are() -> None:
