@@ -51,6 +51,7 @@ SHOW = {
     "reconstruction": Entry(
         "beit.pretrain.commands", "show_reconstruction_command", "Image, mask, predicted and original tokens, decoded."
     ),
+    "learning": Entry("beit.pretrain.commands", "show_learning_command", "How runs learned, one beside the other."),
     "attention": Entry("beit.finetune.commands", "show_attention_command", "Where the heads of an encoder look."),
 }
 

@@ -1,9 +1,10 @@
-"""Two small charts in the style of the sheets of `pictures.py`: bars over whole numbers, and dots around a line."""
+"""Small charts in the style of the sheets of `pictures.py`: bars over whole numbers, dots around a line, lines."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,37 +16,59 @@ _LEFT_PX, _RIGHT_PX, _TOP_PX, _BOTTOM_PX = 56, 12, 30, 44
 _GRID = (228, 231, 235)
 _DOT = (120, 170, 210)
 _TITLE_TEXT_PX, _TEXT_PX = 15, 13
+_GRID_PX = 60
+"""Smallest distance of grid lines, about."""
+_SLOPE_ZOOM = 3
+"""Slanted lines are drawn this much larger and shrunk, which smooths them."""
 
 
 class _Axes:
-    """Paper with a title, two scales, and the way from values to pixels."""
+    """Paper with a title, two scales, and the way from values to pixels; drawn `zoom` times as large as it will be."""
 
-    def __init__(self, size_px: tuple[int, int], *, x_range: tuple[float, float], y_max: float) -> None:
-        self.image = Image.new("RGB", size_px, PAPER)
+    def __init__(
+        self,
+        size_px: tuple[int, int],
+        *,
+        x_range: tuple[float, float],
+        y_range: tuple[float, float],
+        zoom: int = 1,
+    ) -> None:
+        self._size_px, self.zoom = size_px, zoom
+        self.image = Image.new("RGB", (size_px[0] * zoom, size_px[1] * zoom), PAPER)
         self.draw = ImageDraw.Draw(self.image)
-        self._x_range, self._y_max = x_range, y_max or 1.0
-        self.bottom = size_px[1] - _BOTTOM_PX
+        self._x_range, self._y_range = x_range, y_range
+        self.left, self.right = _LEFT_PX * zoom, (size_px[0] - _RIGHT_PX) * zoom
+        self.top, self.bottom = _TOP_PX * zoom, (size_px[1] - _BOTTOM_PX) * zoom
 
     def x(self, value: float) -> float:
         low, high = self._x_range
-        return _LEFT_PX + (value - low) / (high - low) * (self.image.width - _LEFT_PX - _RIGHT_PX)
+        return self.left + (value - low) / (high - low) * (self.right - self.left)
 
     def y(self, value: float) -> float:
-        return self.bottom - value / self._y_max * (self.bottom - _TOP_PX)
+        low, high = self._y_range
+        return self.bottom - (value - low) / (high - low) * (self.bottom - self.top)
 
-    def label(self, *, title: str, x_name: str, x_ticks: Sequence[int], percent: bool = False) -> None:
+    def text(self, place: tuple[float, float], text: str, *, anchor: str, is_title: bool = False) -> None:
+        """Write at a place of the paper."""
+        face = font((_TITLE_TEXT_PX if is_title else _TEXT_PX) * self.zoom)
+        self.draw.text(place, text, fill=INK if is_title else FAINT, font=face, anchor=anchor)
+
+    def label(self, *, title: str, x_name: str, x_ticks: Sequence[float], percent: bool = False) -> None:
         """Write title and scales, with a grid line per tick of the upright one."""
-        draw = self.draw
-        draw.text((0, 2), title, fill=INK, font=font(_TITLE_TEXT_PX))
-        for tick in _ticks(self._y_max):
+        zoom = self.zoom
+        self.text((0, 2 * zoom), title, anchor="la", is_title=True)
+        for tick in _ticks(*self._y_range, most=self._size_px[1] // _GRID_PX):
             height = self.y(tick)
-            draw.line((_LEFT_PX, height, self.image.width - _RIGHT_PX, height), fill=_GRID)
-            text = f"{100 * tick:.3g} %" if percent else f"{tick:g}"
-            draw.text((_LEFT_PX - 8, height), text, fill=FAINT, font=font(_TEXT_PX), anchor="rm")
+            self.draw.line((self.left, height, self.right, height), fill=_GRID, width=zoom)
+            self.text((self.left - 8 * zoom, height), f"{100 * tick:.3g} %" if percent else f"{tick:.6g}", anchor="rm")
         for tick in x_ticks:
-            draw.text((self.x(tick), self.bottom + 6), f"{tick}", fill=FAINT, font=font(_TEXT_PX), anchor="ma")
-        centre = (_LEFT_PX + self.image.width - _RIGHT_PX) / 2
-        draw.text((centre, self.image.height - 18), x_name, fill=FAINT, font=font(_TEXT_PX), anchor="ma")
+            self.text((self.x(tick), self.bottom + 6 * zoom), f"{tick:g}", anchor="ma")
+        self.text(((self.left + self.right) / 2, self.image.height - 18 * zoom), x_name, anchor="ma")
+
+    def finished(self) -> Image.Image:
+        """Return the picture in the size that was asked for, with the line at the bottom."""
+        self.draw.line((self.left, self.bottom, self.right, self.bottom), fill=FAINT, width=self.zoom)
+        return self.image if self.zoom == 1 else self.image.resize(self._size_px, Image.Resampling.BOX)
 
 
 def bar_chart(
@@ -64,14 +87,13 @@ def bar_chart(
         RGB image.
     """
     last = first + len(shares) - 1
-    axes = _Axes(size_px, x_range=(first - 0.5, last + 0.5), y_max=float(shares.max()))
+    axes = _Axes(size_px, x_range=(first - 0.5, last + 0.5), y_range=(0.0, float(shares.max()) or 1.0))
     axes.label(title=title, x_name=x_name, x_ticks=_some(range(first, last + 1), 8), percent=True)
     for number, share in zip(range(first, last + 1), shares.tolist(), strict=True):
         if share:
             left, right = axes.x(number - 0.4), max(axes.x(number - 0.4), axes.x(number + 0.4))
             axes.draw.rectangle((left, axes.y(share), right, axes.bottom), fill=HIGHLIGHT)
-    axes.draw.line((_LEFT_PX, axes.bottom, size_px[0] - _RIGHT_PX, axes.bottom), fill=FAINT)
-    return axes.image
+    return axes.finished()
 
 
 def dot_chart(
@@ -96,14 +118,14 @@ def dot_chart(
     """
     count = len(values)
     largest = max(float(values.max()), reference[0] if reference else 0.0)
-    axes = _Axes(size_px, x_range=(-0.5, count - 0.5), y_max=1.1 * largest)
+    axes = _Axes(size_px, x_range=(-0.5, count - 0.5), y_range=(0.0, 1.1 * largest or 1.0))
     axes.label(title=title, x_name=x_name, x_ticks=_some(range(count), 24))
     if reference:
         height = axes.y(reference[0])
         axes.draw.line((_LEFT_PX, height, size_px[0] - _RIGHT_PX, height), fill=FAINT, width=1)
         # Not beside the line, where dots are.
         name = f"grey line: {reference[1]}, {reference[0]:.3g}"
-        axes.draw.text((size_px[0] - _RIGHT_PX, 4), name, fill=FAINT, font=font(_TEXT_PX), anchor="ra")
+        axes.text((size_px[0] - _RIGHT_PX, 4), name, anchor="ra")
     for number, group in enumerate(values.tolist()):
         for value in group:
             _dot(axes, number, value, radius=4, colour=_DOT)
@@ -112,22 +134,114 @@ def dot_chart(
     axes.draw.line(points, fill=HIGHLIGHT, width=2)
     for number, mean in enumerate(means):
         _dot(axes, number, mean, radius=5, colour=HIGHLIGHT)
-    axes.draw.line((_LEFT_PX, axes.bottom, size_px[0] - _RIGHT_PX, axes.bottom), fill=FAINT)
-    return axes.image
+    return axes.finished()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Line:
+    """One line of a `line_chart`."""
+
+    name: str
+    """For the key."""
+    points: Sequence[tuple[float, float]]
+    """(x, y) from left to right, at least one."""
+    colour: tuple[int, int, int] = HIGHLIGHT
+    """RGB."""
+    is_faint: bool = False
+    """Drawn thin and pale, and without dots: what only accompanies another line."""
+
+
+def line_chart(
+    lines: Sequence[Line],
+    *,
+    title: str,
+    x_name: str,
+    size_px: tuple[int, int],
+    references: Sequence[tuple[float, str]] = (),
+    percent: bool = False,
+) -> Image.Image:
+    """Draw how values develop; what the lines are is told by `line_key`.
+
+    Args:
+        lines: At least one. The upright scale spans what they and the references need, and need not start at 0.
+        title: Above.
+        x_name: Below.
+        size_px: Width and height.
+        references: Values to compare with, and what they are; grey lines.
+        percent: Write values times 100.
+
+    Returns:
+        RGB image.
+    """
+    xs = [x for line in lines for x, _ in line.points]
+    ys = [y for line in lines for _, y in line.points] + [value for value, _ in references]
+    low, high = min(ys), max(ys)
+    margin = 0.06 * (high - low) or 0.05 * abs(high) or 1.0
+    left = 0.0 if min(xs) >= 0 else min(xs)
+    axes = _Axes(
+        size_px,
+        x_range=(left, max(xs) if max(xs) > left else left + 1),
+        y_range=(max(0.0, low - margin) if low >= 0 else low - margin, high + margin),
+        zoom=_SLOPE_ZOOM,
+    )
+    axes.label(title=title, x_name=x_name, x_ticks=_ticks(left, max(xs)) if max(xs) > left else [left], percent=percent)
+    for value, name in references:
+        height = axes.y(value)
+        axes.draw.line((axes.left, height, axes.right, height), fill=FAINT, width=axes.zoom)
+        axes.text((axes.right, height - 2 * axes.zoom), name, anchor="rd")
+    for line in sorted(lines, key=lambda line: not line.is_faint):
+        _draw_line(axes, line)
+    return axes.finished()
+
+
+def _draw_line(axes: _Axes, line: Line) -> None:
+    places = [(axes.x(x), axes.y(y)) for x, y in line.points]
+    colour, thickness = _stroke(line)
+    axes.draw.line(places, fill=colour, width=thickness * axes.zoom, joint="curve")
+    if len(places) == 1 or not line.is_faint:
+        for x, y in line.points:
+            _dot(axes, x, y, radius=3, colour=colour)
+
+
+def line_key(lines: Sequence[Line], *, width_px: int) -> Image.Image:
+    """Draw what the lines of charts are, in rows of at most `width_px`; RGB without margins."""
+    zoom, face, stroke_px, gap_px, row_px = _SLOPE_ZOOM, font(_TEXT_PX * _SLOPE_ZOOM), 24, 6, 20
+    places, left, row = [], 0.0, 0
+    for line in lines:
+        width = stroke_px + gap_px + face.getlength(line.name) / zoom + 3 * gap_px
+        if left and left + width > width_px:
+            left, row = 0.0, row + 1
+        places.append((left * zoom, (row + 0.5) * row_px * zoom))
+        left += width
+    size = (width_px, (row + 1) * row_px)
+    image = Image.new("RGB", (size[0] * zoom, size[1] * zoom), PAPER)
+    draw = ImageDraw.Draw(image)
+    for line, (x, y) in zip(lines, places, strict=True):
+        colour, thickness = _stroke(line)
+        draw.line((x, y, x + stroke_px * zoom, y), fill=colour, width=thickness * zoom)
+        draw.text((x + (stroke_px + gap_px) * zoom, y), line.name, fill=INK, font=face, anchor="lm")
+    return image.resize(size, Image.Resampling.BOX)
+
+
+def _stroke(line: Line) -> tuple[tuple[int, int, int], int]:
+    """Return colour and thickness in pixels."""
+    red, green, blue = line.colour
+    return ((red + 255) // 2, (green + 255) // 2, (blue + 255) // 2) if line.is_faint else line.colour, 2
 
 
 def _dot(axes: _Axes, x: float, y: float, *, radius: int, colour: tuple[int, int, int]) -> None:
     centre = (axes.x(x), axes.y(y))
+    radius *= axes.zoom
     box = (centre[0] - radius, centre[1] - radius, centre[0] + radius, centre[1] + radius)
     axes.draw.ellipse(box, fill=colour, outline=PAPER)
 
 
-def _ticks(largest: float) -> list[float]:
-    """Return round numbers from 0 up to `largest`, about four."""
-    rough = largest / 4
+def _ticks(low: float, high: float, *, most: int = 8) -> list[float]:
+    """Return round numbers between two, at most about `most`."""
+    rough = (high - low) / max(1, most)
     scale = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * scale for factor in (1, 2, 2.5, 5, 10) if factor * scale >= rough)
-    return [number * step for number in range(int(largest / step + 1e-9) + 1)]
+    return [number * step for number in range(math.ceil(low / step - 1e-9), int(high / step + 1e-9) + 1)]
 
 
 def _some(numbers: Sequence[int], most: int) -> list[int]:

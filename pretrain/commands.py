@@ -157,3 +157,23 @@ def show_reconstruction_command(run: Path, out: Path, rows: int, store: str | No
 
     save_png(reconstruction_sheet(run, store=store, tokenizer=tokenizer, num_images=rows), out)
     click.echo(f"wrote {out}")
+
+
+@click.command("learning")
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN...")
+@click.option("--out", type=click.Path(path_type=Path), required=True, metavar="F.png", help="Picture to write.")
+def show_learning_command(runs: tuple[Path, ...], out: Path) -> None:
+    """Draw how RUNs learned: what their evaluations measured, run beside run, with the lines they must beat.
+
+    Any training will do, of a tokenizer, an encoder or a classifier, also one that is still at work.
+
+    \b
+    Examples:
+      beit show learning runs/pretrain --out learning.png
+      beit show learning runs/batch-32 runs/batch-256 --out compared.png
+    """
+    from beit.common.learning_curves import learning_sheet
+    from beit.common.pictures import save_png
+
+    save_png(learning_sheet(runs), out)
+    click.echo(f"wrote {out}")

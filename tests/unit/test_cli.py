@@ -91,6 +91,7 @@ WRONG = {
     "compare missing": "missing is not a run",
     "compare labelled": "labelled is not a run",
     "show reconstruction missing --out out.png": "missing",
+    "show learning missing --out out.png": "missing is not the directory of a training run",
     "show views missing --out out.png": "missing",
     "show tokens missing --out out.png": "missing",
     "tokenize flat out --views 0 --materialize": "views is 0",
