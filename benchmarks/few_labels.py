@@ -14,6 +14,7 @@ they are there.
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
 import signal
@@ -27,7 +28,9 @@ from pathlib import Path
 from typing import Any
 
 import click
+from PIL import Image
 
+from beit.common.charts import Line, line_chart, line_key
 from beit.common.config import load_config
 from beit.common.encoder_config import WEIGHTS_FILE, find_encoder
 from beit.common.errors import InputError, ResumableStop
@@ -35,6 +38,7 @@ from beit.common.files import read_json, sha256_file, write_json
 from beit.common.intervals import Interval, mean_interval
 from beit.common.labelled_index_build import build_index
 from beit.common.locks import exclusive_lock
+from beit.common.pictures import HIGHLIGHT, beside, save_png, sheet
 from beit.common.run_dir import environment
 from beit.common.signals import StopFlag, stop_on_signals
 from beit.finetune.commands import RECIPES
@@ -48,6 +52,10 @@ MEASURES = {
     "probe": {"linear probe": "linear-probe", "k-NN": "knn"},
 }
 """What each kind of run measures, and what `beit compare` calls that."""
+NAMES = {"pre-trained": "pre-trained without labels", "random": "random weights"}
+"""Of the starts, in the picture."""
+ORANGE = (213, 94, 0)
+CHART_PX = (380, 300)
 EVALUATIONS = 4
 """In the course of a run; arbitrary."""
 RESULT_FILE = "few_labels.json"
@@ -116,7 +124,9 @@ class Comparison:
 @click.option("--train", required=True, help="Labelled images to take the labels from.")
 @click.option("--val", required=True, help="Labelled images to measure on.")
 @click.option("--encoder", required=True, help="The pre-trained encoder, or its run directory.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the runs and table.json.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), required=True, help="Folder for runs, table.json and table.png."
+)
 @click.option(
     "--labels",
     default="500:40,5000:8,all:2",
@@ -134,7 +144,7 @@ class Comparison:
 @click.option("--val-images", default=2000, show_default=True, help="Measured on while training; 0 takes all.")
 @click.option("--threads", default=1, show_default=True, help="Processor threads of a run.")
 def main(labels: str, rows: str | None, seeds: str, threads: int, val_images: int, **paths: Any) -> None:
-    """Run what is missing; write the table to the terminal as Markdown and to OUT/table.json."""
+    """Run what is missing; write the table to the terminal as Markdown, to OUT/table.json, and as a picture."""
     comparison = Comparison(val_images=val_images or None, **paths)
     comparison.out.mkdir(parents=True, exist_ok=True)
     known = parse_rows(labels, total=len(build_index(comparison.train)))
@@ -155,6 +165,8 @@ def main(labels: str, rows: str | None, seeds: str, threads: int, val_images: in
     settings = {**paths, "out": str(comparison.out), "val_images": val_images, "threads": threads}
     document = {"settings": settings, "encoder_sha256": encoder_sha256, "environment": environment(), "rows": found}
     write_json(comparison.out / "table.json", document)
+    if any(None not in row["top1"].values() for row in found):
+        save_png(picture(found), comparison.out / "table.png")
     click.echo(markdown(found, total=len(build_index(comparison.train))))
 
 
@@ -344,6 +356,29 @@ def markdown(rows: Sequence[Mapping[str, Any]], *, total: int) -> str:
         "starts, and the difference is that of these pairs."
     )
     return "\n".join([*lines, "", note])
+
+
+def picture(rows: Sequence[Mapping[str, Any]]) -> Image.Image:
+    """Draw the means of the table over the number of labels, one chart per measure; unfinished rows are left out."""
+    means = [mean["mean"] for row in rows for mean in row["top1"].values() if mean is not None]
+    y_range = (max(0.0, min(means) - 0.03), max(means) + 0.03)  # one for all, so that the charts compare
+    charts, keys = [], []
+    for measure in (measure for kind in MEASURES.values() for measure in kind):
+        finished = [row for row in rows if row["measure"] == measure and None not in row["top1"].values()]
+        lines = [
+            Line(
+                name=NAMES[start],
+                points=[(math.log10(row["labels"]), row["top1"][start]["mean"]) for row in finished],
+                colour=colour,
+            )
+            for start, colour in zip(STARTS, (HIGHLIGHT, ORANGE), strict=True)
+        ]
+        if finished:
+            ticks = {math.log10(row["labels"]): f"{row['labels']}" for row in finished}
+            named = {"title": f"{measure}, top-1", "x_name": "labels", "x_ticks": ticks}
+            charts.append(line_chart(lines, size_px=CHART_PX, y_range=y_range, percent=True, **named))
+            keys = lines
+    return sheet([line_key(keys, width_px=2 * CHART_PX[0]), beside(charts)], heading="What pre-training is worth")
 
 
 def cell(value: Mapping[str, Any] | None, unit: str, *, signed: bool = False) -> str:

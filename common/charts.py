@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,7 +53,7 @@ class _Axes:
         face = font((_TITLE_TEXT_PX if is_title else _TEXT_PX) * self.zoom)
         self.draw.text(place, text, fill=INK if is_title else FAINT, font=face, anchor=anchor)
 
-    def label(self, *, title: str, x_name: str, x_ticks: Sequence[float], percent: bool = False) -> None:
+    def label(self, *, title: str, x_name: str, x_ticks: Mapping[float, str], percent: bool = False) -> None:
         """Write title and scales, with a grid line per tick of the upright one."""
         zoom = self.zoom
         self.text((0, 2 * zoom), title, anchor="la", is_title=True)
@@ -61,8 +61,8 @@ class _Axes:
             height = self.y(tick)
             self.draw.line((self.left, height, self.right, height), fill=_GRID, width=zoom)
             self.text((self.left - 8 * zoom, height), f"{100 * tick:.3g} %" if percent else f"{tick:.6g}", anchor="rm")
-        for tick in x_ticks:
-            self.text((self.x(tick), self.bottom + 6 * zoom), f"{tick:g}", anchor="ma")
+        for tick, text in x_ticks.items():
+            self.text((self.x(tick), self.bottom + 6 * zoom), text, anchor="ma")
         self.text(((self.left + self.right) / 2, self.image.height - 18 * zoom), x_name, anchor="ma")
 
     def finished(self) -> Image.Image:
@@ -88,7 +88,7 @@ def bar_chart(
     """
     last = first + len(shares) - 1
     axes = _Axes(size_px, x_range=(first - 0.5, last + 0.5), y_range=(0.0, float(shares.max()) or 1.0))
-    axes.label(title=title, x_name=x_name, x_ticks=_some(range(first, last + 1), 8), percent=True)
+    axes.label(title=title, x_name=x_name, x_ticks=_as_text(_some(range(first, last + 1), 8)), percent=True)
     for number, share in zip(range(first, last + 1), shares.tolist(), strict=True):
         if share:
             left, right = axes.x(number - 0.4), max(axes.x(number - 0.4), axes.x(number + 0.4))
@@ -119,7 +119,7 @@ def dot_chart(
     count = len(values)
     largest = max(float(values.max()), reference[0] if reference else 0.0)
     axes = _Axes(size_px, x_range=(-0.5, count - 0.5), y_range=(0.0, 1.1 * largest or 1.0))
-    axes.label(title=title, x_name=x_name, x_ticks=_some(range(count), 24))
+    axes.label(title=title, x_name=x_name, x_ticks=_as_text(_some(range(count), 24)))
     if reference:
         height = axes.y(reference[0])
         axes.draw.line((_LEFT_PX, height, size_px[0] - _RIGHT_PX, height), fill=FAINT, width=1)
@@ -158,16 +158,20 @@ def line_chart(
     x_name: str,
     size_px: tuple[int, int],
     references: Sequence[tuple[float, str]] = (),
+    x_ticks: Mapping[float, str] | None = None,
+    y_range: tuple[float, float] | None = None,
     percent: bool = False,
 ) -> Image.Image:
     """Draw how values develop; what the lines are is told by `line_key`.
 
     Args:
-        lines: At least one. The upright scale spans what they and the references need, and need not start at 0.
+        lines: At least one.
         title: Above.
         x_name: Below.
         size_px: Width and height.
         references: Values to compare with, and what they are; grey lines.
+        x_ticks: Places of the level scale and what to write there; by default round numbers from 0.
+        y_range: Ends of the upright scale; by default what lines and references need, which need not begin at 0.
         percent: Write values times 100.
 
     Returns:
@@ -177,14 +181,21 @@ def line_chart(
     ys = [y for line in lines for _, y in line.points] + [value for value, _ in references]
     low, high = min(ys), max(ys)
     margin = 0.06 * (high - low) or 0.05 * abs(high) or 1.0
-    left = 0.0 if min(xs) >= 0 else min(xs)
+    left, right = min(xs), max(xs)
+    if x_ticks is None:
+        left = min(0.0, left)
+    else:  # the texts at both ends need room
+        left, right = left - 0.08 * (right - left), right + 0.08 * (right - left)
+    if left == right:
+        left, right = left - 0.5, right + 0.5
     axes = _Axes(
         size_px,
-        x_range=(left, max(xs) if max(xs) > left else left + 1),
-        y_range=(max(0.0, low - margin) if low >= 0 else low - margin, high + margin),
+        x_range=(left, right),
+        y_range=y_range or (max(0.0, low - margin) if low >= 0 else low - margin, high + margin),
         zoom=_SLOPE_ZOOM,
     )
-    axes.label(title=title, x_name=x_name, x_ticks=_ticks(left, max(xs)) if max(xs) > left else [left], percent=percent)
+    ticks = _as_text(_ticks(left, right)) if x_ticks is None else x_ticks
+    axes.label(title=title, x_name=x_name, x_ticks=ticks, percent=percent)
     for value, name in references:
         height = axes.y(value)
         axes.draw.line((axes.left, height, axes.right, height), fill=FAINT, width=axes.zoom)
@@ -242,6 +253,10 @@ def _ticks(low: float, high: float, *, most: int = 8) -> list[float]:
     scale = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * scale for factor in (1, 2, 2.5, 5, 10) if factor * scale >= rough)
     return [number * step for number in range(math.ceil(low / step - 1e-9), int(high / step + 1e-9) + 1)]
+
+
+def _as_text(numbers: Iterable[float]) -> dict[float, str]:
+    return {number: f"{number:g}" for number in numbers}
 
 
 def _some(numbers: Sequence[int], most: int) -> list[int]:

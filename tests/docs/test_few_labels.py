@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from beit.common.encoder import save_encoder
 from beit.common.vit_config import ViTConfig
@@ -65,6 +66,8 @@ def test_few_labels_makes_its_table_and_repeats_nothing(tmp_path, command):
     rows = json.loads((tmp_path / "out/table.json").read_text())["rows"]
     assert [len(rows[0]["runs"][start]) for start in ("pre-trained", "random")] == [2, 2]
     assert {scores["num_images"] for scores in rows[0]["runs"]["random"]} == {20}
+    with Image.open(tmp_path / "out/table.png") as drawn:
+        assert drawn.width > 3 * 380  # fine-tuned, linear probe and k-NN beside each other
     means = [rows[0]["top1"][start]["mean"] for start in ("pre-trained", "random")]
     assert rows[0]["difference"]["mean"] == pytest.approx(means[0] - means[1])
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*/model.safetensors")}
