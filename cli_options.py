@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -44,6 +45,25 @@ def resume_option(command: Command) -> Command:
         metavar="auto|never|PATH",
         help="Continue from the newest good checkpoint, start anew, or continue from one checkpoint.",
     )(command)
+
+
+def picture_option(command: Command) -> Command:
+    """Add --out, the picture that a command draws; a folder is refused before it is drawn."""
+    return click.option(
+        "--out",
+        type=click.Path(path_type=Path),
+        required=True,
+        callback=_refuse_folder,
+        metavar="F.png",
+        help="Picture to write.",
+    )(command)
+
+
+def _refuse_folder(context: click.Context, parameter: click.Parameter, value: Path) -> Path:
+    from beit.common.errors import require
+
+    require(not value.is_dir(), f"--out {value} is a folder; name a file")
+    return value
 
 
 def long_command_options(command: Command) -> Command:

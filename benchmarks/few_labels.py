@@ -30,7 +30,7 @@ from typing import Any
 import click
 from PIL import Image
 
-from beit.common.charts import Line, line_chart, line_key
+from beit.common.charts import LINE_COLOURS, Line, line_chart, line_key
 from beit.common.config import load_config
 from beit.common.encoder_config import WEIGHTS_FILE, find_encoder
 from beit.common.errors import InputError, ResumableStop
@@ -38,7 +38,7 @@ from beit.common.files import read_json, sha256_file, write_json
 from beit.common.intervals import Interval, mean_interval
 from beit.common.labelled_index_build import build_index
 from beit.common.locks import exclusive_lock
-from beit.common.pictures import HIGHLIGHT, beside, save_png, sheet
+from beit.common.pictures import beside, save_png, sheet
 from beit.common.run_dir import environment
 from beit.common.signals import StopFlag, stop_on_signals
 from beit.finetune.commands import RECIPES
@@ -54,7 +54,6 @@ MEASURES = {
 """What each kind of run measures, and what `beit compare` calls that."""
 NAMES = {"pre-trained": "pre-trained without labels", "random": "random weights"}
 """Of the starts, in the picture."""
-ORANGE = (213, 94, 0)
 CHART_PX = (380, 300)
 EVALUATIONS = 4
 """In the course of a run; arbitrary."""
@@ -371,7 +370,7 @@ def picture(rows: Sequence[Mapping[str, Any]]) -> Image.Image:
                 points=[(math.log10(row["labels"]), row["top1"][start]["mean"]) for row in finished],
                 colour=colour,
             )
-            for start, colour in zip(STARTS, (HIGHLIGHT, ORANGE), strict=True)
+            for start, colour in zip(STARTS, LINE_COLOURS, strict=False)
         ]
         if finished:
             ticks = {math.log10(row["labels"]): f"{row['labels']}" for row in finished}

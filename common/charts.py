@@ -16,6 +16,9 @@ _LEFT_PX, _RIGHT_PX, _TOP_PX, _BOTTOM_PX = 56, 12, 30, 44
 _GRID = (228, 231, 235)
 _DOT = (120, 170, 210)
 _TITLE_TEXT_PX, _TEXT_PX = 15, 13
+_STROKE_PX = 2
+LINE_COLOURS = (HIGHLIGHT, (213, 94, 0), (0, 158, 115), (204, 121, 167), (230, 159, 0), (86, 180, 233))
+"""For lines beside each other; Okabe and Ito's."""
 _GRID_PX = 60
 """Smallest distance of grid lines, about."""
 _SLOPE_ZOOM = 3
@@ -148,7 +151,7 @@ class Line:
     colour: tuple[int, int, int] = HIGHLIGHT
     """RGB."""
     is_faint: bool = False
-    """Drawn thin and pale, and without dots: what only accompanies another line."""
+    """Drawn pale and without dots: what only accompanies another line."""
 
 
 def line_chart(
@@ -207,8 +210,8 @@ def line_chart(
 
 def _draw_line(axes: _Axes, line: Line) -> None:
     places = [(axes.x(x), axes.y(y)) for x, y in line.points]
-    colour, thickness = _stroke(line)
-    axes.draw.line(places, fill=colour, width=thickness * axes.zoom, joint="curve")
+    colour = _shade(line)
+    axes.draw.line(places, fill=colour, width=_STROKE_PX * axes.zoom, joint="curve")
     if len(places) == 1 or not line.is_faint:
         for x, y in line.points:
             _dot(axes, x, y, radius=3, colour=colour)
@@ -216,10 +219,10 @@ def _draw_line(axes: _Axes, line: Line) -> None:
 
 def line_key(lines: Sequence[Line], *, width_px: int) -> Image.Image:
     """Draw what the lines of charts are, in rows of at most `width_px`; RGB without margins."""
-    zoom, face, stroke_px, gap_px, row_px = _SLOPE_ZOOM, font(_TEXT_PX * _SLOPE_ZOOM), 24, 6, 20
+    zoom, face, length_px, gap_px, row_px = _SLOPE_ZOOM, font(_TEXT_PX * _SLOPE_ZOOM), 24, 6, 20
     places, left, row = [], 0.0, 0
     for line in lines:
-        width = stroke_px + gap_px + face.getlength(line.name) / zoom + 3 * gap_px
+        width = length_px + gap_px + face.getlength(line.name) / zoom + 3 * gap_px
         if left and left + width > width_px:
             left, row = 0.0, row + 1
         places.append((left * zoom, (row + 0.5) * row_px * zoom))
@@ -228,16 +231,14 @@ def line_key(lines: Sequence[Line], *, width_px: int) -> Image.Image:
     image = Image.new("RGB", (size[0] * zoom, size[1] * zoom), PAPER)
     draw = ImageDraw.Draw(image)
     for line, (x, y) in zip(lines, places, strict=True):
-        colour, thickness = _stroke(line)
-        draw.line((x, y, x + stroke_px * zoom, y), fill=colour, width=thickness * zoom)
-        draw.text((x + (stroke_px + gap_px) * zoom, y), line.name, fill=INK, font=face, anchor="lm")
+        draw.line((x, y, x + length_px * zoom, y), fill=_shade(line), width=_STROKE_PX * zoom)
+        draw.text((x + (length_px + gap_px) * zoom, y), line.name, fill=INK, font=face, anchor="lm")
     return image.resize(size, Image.Resampling.BOX)
 
 
-def _stroke(line: Line) -> tuple[tuple[int, int, int], int]:
-    """Return colour and thickness in pixels."""
+def _shade(line: Line) -> tuple[int, int, int]:
     red, green, blue = line.colour
-    return ((red + 255) // 2, (green + 255) // 2, (blue + 255) // 2) if line.is_faint else line.colour, 2
+    return ((red + 255) // 2, (green + 255) // 2, (blue + 255) // 2) if line.is_faint else line.colour
 
 
 def _dot(axes: _Axes, x: float, y: float, *, radius: int, colour: tuple[int, int, int]) -> None:

@@ -13,13 +13,11 @@ from typing import Any
 
 from PIL import Image
 
-from beit.common.charts import Line, line_chart, line_key
+from beit.common.charts import LINE_COLOURS, Line, line_chart, line_key
 from beit.common.errors import InputError, require
 from beit.common.metrics import read_metrics
-from beit.common.pictures import HIGHLIGHT, beside, sheet
+from beit.common.pictures import beside, sheet
 
-COLOURS = (HIGHLIGHT, (213, 94, 0), (0, 158, 115), (204, 121, 167), (230, 159, 0), (86, 180, 233))
-"""One per run; Okabe and Ito's."""
 _CHART_PX = (560, 360)
 _SAME = 1e-6
 """Relative difference below which two runs have the same zero line."""
@@ -36,7 +34,7 @@ class _Panel:
     main: str
     """Metric drawn as a line with dots."""
     faint: str = ""
-    """Metric drawn thin beside it."""
+    """Metric drawn pale beside it."""
     references: tuple[tuple[str, str], ...] = ()
     """Metrics that do not change in the course of a run, and their names."""
     relative_to: str = ""
@@ -63,8 +61,19 @@ class _Kind:
     """How to read it."""
 
 
+def _classification(name: str, main: str, measure: str) -> _Kind:
+    return _Kind(
+        name=name,
+        panels=(
+            _Panel(title=f"{measure} on validation images", main=main, percent=True),
+            _Panel(title="loss on validation images, nats", main="val_loss"),
+        ),
+        legend="All validation images that were set aside for the course of the run, each once.",
+    )
+
+
 _PROBE = _Panel(
-    title="frozen features: linear probe, and thin, k-NN",
+    title="frozen features: linear probe, and pale, k-NN",
     main="probe_linear_acc",
     faint="probe_knn_acc",
     references=(("probe_chance", "commonest class"),),
@@ -91,7 +100,7 @@ _KINDS = (
             ),
             _PROBE,
         ),
-        legend="Lines with dots: images held out from training, under fixed masks; thin: training images, under the "
+        legend="Lines with dots: images held out from training, under fixed masks; pale: training images, under the "
         "same. Grey: what is known without looking at the image (unigram: how frequent tokens are), and from the "
         "nearest visible patch alone (neighbour). Below both is learning; held-out that rises while training falls is "
         "memorising.",
@@ -108,25 +117,11 @@ _KINDS = (
             ),
             _PROBE,
         ),
-        legend="Lines with dots: images held out from training, under fixed masks; thin: training images. 100 % is "
+        legend="Lines with dots: images held out from training, under fixed masks; pale: training images. 100 % is "
         "what always predicting the mean gives.",
     ),
-    _Kind(
-        name="Classification",
-        panels=(
-            _Panel(title="top-1 on validation images", main="val_top1", percent=True),
-            _Panel(title="loss on validation images, nats", main="val_loss"),
-        ),
-        legend="All validation images that were set aside for the course of the run, each once.",
-    ),
-    _Kind(
-        name="Classification, several labels per image",
-        panels=(
-            _Panel(title="mean average precision on validation images", main="val_map", percent=True),
-            _Panel(title="loss on validation images, nats", main="val_loss"),
-        ),
-        legend="All validation images that were set aside for the course of the run, each once.",
-    ),
+    _classification("Classification", "val_top1", "top-1"),
+    _classification("Classification, several labels per image", "val_map", "mean average precision"),
     _Kind(
         name="Training of a tokenizer",
         panels=(
@@ -139,7 +134,7 @@ _KINDS = (
             ),
             _Panel(title="words in use, held-out images", main="eval_words_used"),
         ),
-        legend="Lines with dots: held-out images; thin: the batches of training.",
+        legend="Lines with dots: held-out images; pale: the batches of training.",
     ),
 )
 
@@ -165,6 +160,11 @@ class _Run:
         """Return (step, value) of all records that have it."""
         return [(record["step"], record[metric]) for record in self.records if record.get(metric) is not None]
 
+    def drawn(self, panel: _Panel, metric: str) -> list[tuple[int, float]]:
+        """Return (step, value) as a panel shows them."""
+        divisor = (self.last(panel.relative_to) or 1.0) if panel.relative_to else 1.0
+        return [(step, value / divisor) for step, value in self.values(metric)]
+
     def last(self, metric: str) -> float | None:
         """Return the newest value; None without one."""
         values = self.values(metric)
@@ -183,11 +183,14 @@ def learning_sheet(runs: Sequence[Path]) -> Image.Image:
     Raises:
         InputError: not a run, nothing was measured in it yet, or runs of different stages.
     """
-    require(len(runs) <= len(COLOURS), f"{len(runs)} runs are too many for one picture; name at most {len(COLOURS)}")
+    require(
+        len(runs) <= len(LINE_COLOURS),
+        f"{len(runs)} runs are too many for one picture; name at most {len(LINE_COLOURS)}",
+    )
     require(len(set(runs)) == len(runs), "the same run is named twice; name each once")
     opened = [
         _Run(name=name, records=_records(path), colour=colour)
-        for path, name, colour in zip(runs, _short_names(runs), COLOURS, strict=False)
+        for path, name, colour in zip(runs, _short_names(runs), LINE_COLOURS, strict=False)
     ]
     kinds = [_kind_of(run, path) for run, path in zip(opened, runs, strict=True)]
     for kind, path in zip(kinds, runs, strict=True):
@@ -253,8 +256,7 @@ def _chart(panel: _Panel, runs: Sequence[_Run]) -> Image.Image:
     for run in runs:
         for metric, is_faint in ((panel.main, False), (panel.faint, True)):
             scale = (run.epochs_per_step or 1.0) if by_epoch else 1.0
-            divisor = (run.last(panel.relative_to) or 1.0) if panel.relative_to else 1.0
-            points = [(step * scale, value / divisor) for step, value in run.values(metric)]
+            points = [(step * scale, value) for step, value in run.drawn(panel, metric)]
             if points:
                 lines.append(Line(name=run.name, points=points, colour=run.colour, is_faint=is_faint))
     references = [
@@ -274,7 +276,5 @@ def _chart(panel: _Panel, runs: Sequence[_Run]) -> Image.Image:
 
 def _facts(run: _Run, panel: _Panel) -> str:
     """Say what the last evaluation measured."""
-    step, value = run.values(panel.main)[-1]
-    if panel.relative_to:
-        value /= run.last(panel.relative_to) or 1.0
+    step, value = run.drawn(panel, panel.main)[-1]
     return f"{run.name}: {panel.shown(value)} at step {step}"

@@ -154,13 +154,15 @@ def open_metrics(run: Path, step: int, *, wandb_project: str | None) -> MetricsW
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return all complete records of a metrics.jsonl; a line cut short by a crash is left out."""
+    """Return all complete records of a metrics.jsonl; a line cut short by a crash, or damaged, is left out."""
     records = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
         try:
-            records.append(json.loads(line))
+            record = json.loads(line)
         except json.JSONDecodeError:
             continue
+        if isinstance(record, dict) and "step" in record:
+            records.append(record)
     return records
 
 

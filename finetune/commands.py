@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from beit.cli_options import launch_options, long_command_options
+from beit.cli_options import launch_options, long_command_options, picture_option
 
 RECIPES = Path(__file__).parent / "recipes"
 TASKS = ("classification", "linear-probe", "knn")
@@ -172,7 +172,7 @@ def compare_command(runs: tuple[Path, ...], metric: str | None, out: Path | None
 @click.command("attention")
 @click.argument("encoder", type=click.Path(path_type=Path), metavar="ENCODER|RUN")
 @click.argument("images")
-@click.option("--out", type=click.Path(path_type=Path), required=True, metavar="F.png", help="Picture to write.")
+@picture_option
 @click.option("--rows", type=click.IntRange(1, 32), default=4, show_default=True, help="Images to draw.")
 @click.option(
     "--block", type=click.IntRange(0), metavar="N", help="From 0; by default the one a probe liked, or the last."

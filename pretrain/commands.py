@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from beit.cli_options import long_command_options
+from beit.cli_options import long_command_options, picture_option
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -63,7 +63,7 @@ def pretrain_command(
 
 @click.command("masks")
 @click.argument("target", type=str, metavar="RUN|STORE")
-@click.option("--out", type=click.Path(path_type=Path), required=True, metavar="F.png", help="Picture to write.")
+@picture_option
 @click.option("--rows", type=click.IntRange(1, 32), default=4, show_default=True, help="Images to draw.")
 @click.option("--epochs", type=click.IntRange(1, 12), default=5, show_default=True, help="Epochs to draw each in.")
 @click.option("--store", metavar="STORE", help="The token store of RUN, if it has moved.")
@@ -112,7 +112,7 @@ def show_masks_command(
 @click.option(
     "--step", type=click.IntRange(0), required=True, metavar="N", help="Counted from 0, as in RUN/nonfinite.jsonl."
 )
-@click.option("--out", type=click.Path(path_type=Path), required=True, metavar="F.png", help="Picture to write.")
+@picture_option
 @click.option(
     "--json", "listing", type=click.Path(path_type=Path), metavar="F.json", help="Also list all samples here."
 )
@@ -141,7 +141,7 @@ def show_batch_command(run: Path, step: int, out: Path, listing: Path | None, im
 
 @click.command("reconstruction")
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), required=True, metavar="F.png", help="Picture to write.")
+@picture_option
 @click.option("--rows", type=click.IntRange(1, 64), default=8, show_default=True, help="Images to draw.")
 @click.option("--store", metavar="STORE", help="The token store, if it has moved.")
 @click.option("--tokenizer", metavar="NAME|PATH", help="What decodes the tokens, if the store's has moved or is code.")
@@ -161,7 +161,7 @@ def show_reconstruction_command(run: Path, out: Path, rows: int, store: str | No
 
 @click.command("learning")
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN...")
-@click.option("--out", type=click.Path(path_type=Path), required=True, metavar="F.png", help="Picture to write.")
+@picture_option
 def show_learning_command(runs: tuple[Path, ...], out: Path) -> None:
     """Draw how RUNs learned: what their evaluations measured, run beside run, with the lines they must beat.
 

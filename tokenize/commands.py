@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from beit.cli_options import Command, long_command_options
+from beit.cli_options import Command, long_command_options, picture_option
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -266,7 +266,7 @@ def _report(
 
 @click.command("views")
 @click.argument("store")
-@click.option("--out", type=click.Path(path_type=Path), required=True, metavar="F.png", help="Picture to write.")
+@picture_option
 @click.option("--rows", type=click.IntRange(1, 64), default=4, show_default=True, help="Images to draw.")
 @click.option("--views", type=click.IntRange(1, 16), default=6, show_default=True, help="Views of each, at most.")
 @click.option("--tokenizer", metavar="NAME|PATH", help="What decodes the tokens, if the store's has moved or is code.")
@@ -291,7 +291,7 @@ def show_views_command(store: str, out: Path, rows: int, views: int, tokenizer: 
 
 @click.command("tokens")
 @click.argument("store")
-@click.option("--out", type=click.Path(path_type=Path), required=True, metavar="F.png", help="Picture to write.")
+@picture_option
 @click.option("--words", type=click.IntRange(1, 200), default=16, show_default=True, help="Visual words to draw.")
 @click.option("--examples", type=click.IntRange(1, 32), default=10, show_default=True, help="Patches of each, at most.")
 @click.option("--images", type=click.IntRange(min=1), default=200, show_default=True, help="Images to look at.")

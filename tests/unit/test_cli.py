@@ -92,6 +92,7 @@ WRONG = {
     "compare labelled": "labelled is not a run",
     "show reconstruction missing --out out.png": "missing",
     "show learning missing --out out.png": "missing is not the directory of a training run",
+    "show learning missing --out labelled": "--out labelled is a folder; name a file",
     "show views missing --out out.png": "missing",
     "show tokens missing --out out.png": "missing",
     "tokenize flat out --views 0 --materialize": "views is 0",

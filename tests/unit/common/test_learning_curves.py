@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from beit.common.charts import Line, line_chart, line_key
+from beit.common.charts import LINE_COLOURS, Line, line_chart, line_key
 from beit.common.errors import InputError
-from beit.common.learning_curves import COLOURS, learning_sheet
+from beit.common.learning_curves import learning_sheet
 from beit.common.pictures import HIGHLIGHT
 
 TOKENS = {"unigram_bits": 9.0, "neighbour_bits": 8.5, "unigram_acc": 0.01}
@@ -66,19 +66,20 @@ def test_faint_lines_are_paler() -> None:
 
 
 def test_key_breaks_into_rows() -> None:
-    lines = [Line(name=f"a run with a long name {number}", points=(), colour=COLOURS[number]) for number in range(4)]
+    colours = LINE_COLOURS[:4]
+    lines = [Line(name=f"a run with a long name {number}", points=(), colour=colours[number]) for number in range(4)]
     wide, narrow = (line_key(lines, width_px=width) for width in (2000, 500))
     assert (wide.width, narrow.width) == (2000, 500)
     assert narrow.height == 2 * wide.height
-    for colour in COLOURS[:4]:
+    for colour in colours:
         assert len(places_of(np.asarray(narrow), colour))
 
 
 def test_two_runs_are_drawn_in_two_colours(tmp_path: Path) -> None:
     runs = [pretraining(tmp_path / name, bits=bits) for name, bits in (("one", [9.0, 8.2]), ("two", [8.8, 7.9]))]
     pixels = np.asarray(learning_sheet(runs))
-    assert all(len(places_of(pixels, colour)) > 50 for colour in COLOURS[:2])
-    assert not len(places_of(pixels, COLOURS[2]))
+    assert all(len(places_of(pixels, colour)) > 50 for colour in LINE_COLOURS[:2])
+    assert not len(places_of(pixels, LINE_COLOURS[2]))
 
 
 def test_other_words_change_the_scale_and_the_same_words_do_not(
@@ -136,6 +137,11 @@ def test_what_cannot_be_drawn_is_one_clear_line(tmp_path: Path) -> None:
         learning_sheet([young])
     with pytest.raises(InputError, match=r"classifier \(classification\) and .*run \(pre-training on visual tokens\)"):
         learning_sheet([run, classifier])
+    damaged = tmp_path / "damaged"
+    damaged.mkdir()
+    (damaged / "metrics.jsonl").write_bytes(b'\x8c\xff\n[1]\n{"held_out_bits": 3.0}\n')
+    with pytest.raises(InputError, match=r"damaged has no evaluation yet"):
+        learning_sheet([damaged])
     with pytest.raises(InputError, match=r"named twice"):
         learning_sheet([run, run])
     with pytest.raises(InputError, match=r"7 runs are too many"):
