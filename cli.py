@@ -118,14 +118,14 @@ def beit() -> None:
 def main() -> None:
     """Run `beit`; exit 0 done, 2 wrong usage or input, 75 stopped and resumable, else 1."""
     if _rank() is not None:
-        from beit.common.rank_reports import capture_output
+        from beit.common.processes.rank_reports import capture_output
 
         capture_output()
     _set_up_logging()
     signal.signal(signal.SIGTERM, _interrupt)
     code, message = _run()
     if _rank() is not None:
-        from beit.common.rank_reports import record_exit  # only ranks pay for the import
+        from beit.common.processes.rank_reports import record_exit  # only ranks pay for the import
 
         message = record_exit(code, message)
     if message:

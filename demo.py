@@ -82,7 +82,7 @@ def _claim(folder: Path, seed: int) -> None:
 
 
 def _generate(folder: Path, seed: int) -> None:
-    from beit.common.synthetic import write_demo_images
+    from beit.tokenize.synthetic import write_demo_images
 
     for part, (name, count) in enumerate(
         (("unlabelled", UNLABELLED), ("labelled", LABELLED), ("validation", VALIDATION))

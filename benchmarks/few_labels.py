@@ -30,19 +30,19 @@ from typing import Any
 import click
 from PIL import Image
 
-from beit.common.charts import LINE_COLOURS, Line, line_chart, line_key
 from beit.common.config import load_config
-from beit.common.encoder_config import WEIGHTS_FILE, find_encoder
 from beit.common.errors import InputError, ResumableStop
-from beit.common.files import read_json, sha256_file, write_json
-from beit.common.intervals import Interval, mean_interval
-from beit.common.labelled_index_build import build_index
-from beit.common.locks import exclusive_lock
-from beit.common.pictures import beside, save_png, sheet
-from beit.common.run_dir import environment
-from beit.common.signals import StopFlag, stop_on_signals
+from beit.common.pages.charts import LINE_COLOURS, Line, line_chart, line_key
+from beit.common.pages.pictures import beside, save_png, sheet
+from beit.common.processes.signals import StopFlag, stop_on_signals
+from beit.common.runs.run_dir import environment
+from beit.common.sources.index_build import build_index
+from beit.common.storage.files import read_json, sha256_file, write_json
+from beit.common.storage.locks import exclusive_lock
+from beit.common.vit.description import WEIGHTS_FILE, find_encoder
 from beit.finetune.commands import RECIPES
-from beit.finetune.compare_runs import RunRecord, read_runs
+from beit.finetune.compare.intervals import Interval, mean_interval
+from beit.finetune.compare.runs import RunRecord, read_runs
 from beit.finetune.config import FinetuneConfig
 
 ALL = "all"

@@ -29,12 +29,12 @@ from typing import Any
 
 import click
 
-from beit.common.files import write_json
-from beit.common.labelled_dataset import LabelledDataset
-from beit.common.labelled_index_build import build_index
-from beit.common.metrics import read_metrics
-from beit.common.signals import LAUNCHER_PID_VARIABLE
-from beit.pretrain.verdict import TREND_BITS
+from beit.common.processes.signals import LAUNCHER_PID_VARIABLE
+from beit.common.reading.labelled_dataset import LabelledDataset
+from beit.common.runs.metrics import read_metrics
+from beit.common.sources.index_build import build_index
+from beit.common.storage.files import write_json
+from beit.pretrain.signal.verdict import TREND_BITS
 
 HELD_OUT_SHARE = 1 / 6
 """Of the images; many, because the table compares what is measured on them."""

@@ -33,14 +33,14 @@ from torch import Tensor
 from beit.benchmarks.stores import make_store, random_dalle, write_scenes
 from beit.benchmarks.turns import Turns, matrix_product, wait_for
 from beit.common.config import load_config
-from beit.common.distributed import init_distributed
-from beit.common.model_speed import apply_speed
-from beit.common.normalization import normalize_images
-from beit.common.precision import choose_precision
-from beit.common.run_dir import open_run
-from beit.common.store import TokenStore
-from beit.common.task import FitSettings
-from beit.common.trainer import fit
+from beit.common.processes.distributed import init_distributed
+from beit.common.runs.run_dir import open_run
+from beit.common.shards.token_store import TokenStore
+from beit.common.training.precision import choose_precision
+from beit.common.training.speed import apply_speed
+from beit.common.training.task import FitSettings
+from beit.common.training.trainer import fit
+from beit.common.vit.normalization import normalize_images
 from beit.pretrain.commands import RECIPES
 from beit.pretrain.config import PretrainConfig
 from beit.pretrain.objective import build_model, build_step

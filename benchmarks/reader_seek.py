@@ -26,17 +26,13 @@ import numpy as np
 import psutil
 from PIL import Image
 
-from beit.common.dataset import Record, build_order
-from beit.common.files import write_json
 from beit.common.images import decode_image
-from beit.common.reader import build_loader
-from beit.common.reader_config import ReaderConfig
+from beit.common.reading.batch_plan import BatchPlan
+from beit.common.reading.config import ReaderConfig
+from beit.common.reading.dataset import Record, build_order
+from beit.common.reading.reader import build_loader
 from beit.common.rng import CounterRng
-from beit.common.sample_table import encode_index, encode_samples
-from beit.common.sampler import BatchPlan
-from beit.common.store import open_store
-from beit.common.store_dataset import StoreDataset
-from beit.common.store_schema import (
+from beit.common.shards.schema import (
     INDEX_FILE,
     STORE_FILE,
     TOKENS_DIR,
@@ -46,9 +42,13 @@ from beit.common.store_schema import (
     StoreInfo,
     TokenizerInfo,
     held_out_hash,
-    to_json,
 )
+from beit.common.shards.tables import encode_index, encode_samples
+from beit.common.storage.documents import to_json
+from beit.common.storage.files import write_json
+from beit.common.store import open_store
 from beit.common.views import VIEW_DTYPE
+from beit.pretrain.store_dataset import StoreDataset
 
 VIEWS, GRID_SIZE = 2, 14
 TOKENS_BYTES, VIEW_BYTES = VIEWS * GRID_SIZE**2 * 2, VIEWS * VIEW_DTYPE.itemsize

@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from beit.common.rng import CounterRng
-from beit.common.store import TokenStore, open_store
-from beit.common.synthetic import render_scene
+from beit.common.shards.token_store import TokenStore
+from beit.common.store import open_store
 from beit.common.tokenizer import Tokenizer
 from beit.tokenize.config import TokenizeConfig
 from beit.tokenize.run import run_tokenize
+from beit.tokenize.synthetic import render_scene
 
 
 class NoTokenizer:
@@ -46,7 +47,7 @@ def write_scenes(folder: Path, count: int, *, side: int = 500) -> str:
 
 def random_dalle(device: torch.device, dtype: str) -> Tokenizer:
     """Build DALL-E's encoder as `load_tokenizer` would, without its weights: the arithmetic is the same."""
-    from beit.common.dalle import DalleModel
+    from beit.common.tokenizers.dalle import DalleModel
 
     model = DalleModel(with_decoder=False)
     torch.nn.Module.to(model, device=device, memory_format=torch.channels_last)

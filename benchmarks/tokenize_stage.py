@@ -32,7 +32,7 @@ import torch
 
 from beit.benchmarks.stores import NoTokenizer, random_dalle, write_scenes
 from beit.benchmarks.turns import wait_for
-from beit.common.cores import available_cores
+from beit.common.processes.cores import available_cores
 from beit.common.tokenizer import choose_dtype, load_tokenizer
 from beit.tokenize.config import TokenizeConfig
 from beit.tokenize.execution import choose_device, torch_threads

@@ -27,12 +27,12 @@ from PIL import Image, ImageEnhance
 
 from beit.benchmarks.stores import NoTokenizer, make_store, write_scenes
 from beit.common.rng import CounterRng
-from beit.common.store import TokenStore
-from beit.common.store_dataset import StoreDataset
+from beit.common.shards.token_store import TokenStore
 from beit.common.views import Resample
 from beit.pretrain.config import DataConfig
 from beit.pretrain.data import ViewTransform
 from beit.pretrain.masking import MaskConfig, draw_mask
+from beit.pretrain.store_dataset import StoreDataset
 
 REFERENCE = "reference pipeline"
 PATCH_SIZE = 16

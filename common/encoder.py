@@ -1,7 +1,7 @@
 """The encoder on disk: a folder with `model.safetensors` and `config.json` that needs nothing but this module to load.
 
-Here: writing and loading. Not here: the description itself (`common/encoder_config.py`), fitting weights to another
-resolution or position mode (`common/encoder_adapt.py`), training checkpoints (`common/checkpoint.py`).
+Here: writing and loading. Not here: the description itself (`common/vit/description.py`), fitting weights to another
+resolution or position mode (`common/vit/adapt.py`), training checkpoints (`common/runs/checkpoint.py`).
 
 The weights keep the official BEiT names and every tensor of the model they come from, head included; whoever loads them
 takes what it has parameters for. Format: docs/encoder-format.md.
@@ -21,8 +21,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from beit.common.encoder_adapt import adapt_state
-from beit.common.encoder_config import (
+from beit.common.errors import InputError, require
+from beit.common.storage.files import fsync_directory, read_json, write_json
+from beit.common.vit.adapt import adapt_state
+from beit.common.vit.config import Normalization, PosBias, ViTConfig
+from beit.common.vit.description import (
     CONFIG_FILE,
     WEIGHTS_FILE,
     EncoderConfig,
@@ -31,10 +34,7 @@ from beit.common.encoder_config import (
     find_encoder,
     read_encoder_config,
 )
-from beit.common.errors import InputError, require
-from beit.common.files import fsync_directory, read_json, write_json
-from beit.common.vit import VisionTransformer
-from beit.common.vit_config import Normalization, PosBias, ViTConfig
+from beit.common.vit.vit import VisionTransformer
 
 logger = logging.getLogger(__name__)
 

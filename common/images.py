@@ -1,13 +1,14 @@
 """Image bytes to RGB pixels, with every way this can fail turned into one countable `BadSample`.
 
 Here: the only decoder of the package, so that tokenisation, training and evaluation see the same pixels, and a quicker
-one for those who can prove that they got them. Not here: where the bytes come from (`sources.py`, `store.py`) and what
-is cut from the pixels (`views.py`).
+one for those who can prove that they got them. Not here: where the bytes come from (`common/sources/opening.py`,
+`store.py`) and what is cut from the pixels (`views.py`).
 """
 
 from __future__ import annotations
 
 import io
+import re
 import warnings
 
 import numpy as np
@@ -15,35 +16,57 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from beit.common.errors import BadSample
-from beit.common.jpeg_filler import has_filler
 
 try:
     import simplejpeg
 except ImportError:  # built for fewer platforms than the rest; everything works without, slower
     simplejpeg = None
 
+
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 """File endings and tar suffixes that mean "an image", in order of preference where a sample has several."""
+
 
 MAX_IMAGE_BYTES = 256 << 20
 """Largest encoded image that is read into memory. Arbitrary; a 64-megapixel 16-bit PNG stays below it."""
 
+
 MAX_PIXELS = 64_000_000
 """Largest width x height that is decoded by default."""
+
 
 MAX_SIDE_PX = 65535
 """View records hold box coordinates as unsigned 16-bit integers."""
 
+
 _FORMATS = ("JPEG", "PNG", "WEBP")
+
+
 _JPEG_FORMATS = ("JPEG", "MPO")
+
+
 _JPEG_START = b"\xff\xd8\xff"
+
+
 _JPEG_MARKER, _JPEG_SCAN = 0xFF, 0xDA
+
+
 _SEQUENTIAL_FRAMES = (0xC0, 0xC1)
+
+
 _JPEG_BLOCK_ROWS = 16
 """Pixel rows that usual JPEGs encode together; a multiple of it is always right, if not least."""
+
+
 _EXIF_START = b"Exif\0\0"
+
+
 _APP_BYTES = 1 << 16
+
+
 _EXIF_ORIENTATION = 0x0112
+
+
 _TRANSPOSE_OF_ORIENTATION = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -54,10 +77,32 @@ _TRANSPOSE_OF_ORIENTATION = {
     8: Image.Transpose.ROTATE_90,
 }
 
+
 # Pillow warns about odd EXIF blocks and palettes, once per image; what matters raises or is checked below. The filters
 # are set once, for the whole process: `warnings.catch_warnings` swaps global state, and images are decoded in threads.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+
+
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+
+_EXTRA = bytes((37 * number + 11) % 251 for number in range(256))
+"""Entropy-coded nonsense, without the byte 0xFF that begins a marker."""
+
+
+_FILLER = (127, 128)  # a block without data is 128 in every channel; CMYK comes inverted
+
+
+_SOS, _DRI, _EOI = 0xDA, 0xDD, 0xD9
+
+
+_WITHOUT_LENGTH = (0x01, *range(0xD0, 0xD9))
+
+
+_SCAN_END = re.compile(rb"\xff+[^\x00\xff]", re.DOTALL)
+
+
+_SCAN_END_WITH_RESTARTS = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]", re.DOTALL)
 
 
 def decode_image(data: bytes, *, apply_exif: bool = True, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -189,3 +234,44 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         samples = np.asarray(image).astype(np.int64)
         image = Image.fromarray(((samples.clip(0, 65535) + 128) // 257).astype(np.uint8))
     return image.convert("RGB")
+
+
+def has_filler(data: bytes, image: Image.Image) -> bool:
+    """Tell whether the end of a decoded JPEG is grey filler instead of what was photographed.
+
+    Costs a second decoding only where the last pixel has exactly the colour of filler.
+
+    Args:
+        data: The encoded image.
+        image: What it decodes to, loaded, in the mode of the file.
+    """
+    last = image.getpixel((image.width - 1, image.height - 1))
+    channels = last if isinstance(last, tuple) else (last,)
+    if not all(value in _FILLER for value in channels):
+        return False
+    with Image.open(io.BytesIO(lengthen_scans(data)), formats=("JPEG",)) as longer:
+        return longer.tobytes() != image.tobytes()
+
+
+def lengthen_scans(data: bytes) -> bytes:
+    """Return a JPEG with nonsense behind the data of every scan, which a decoder of complete scans ignores."""
+    pieces, written, position, has_restarts = [], 0, 2, False
+    while position + 4 <= len(data):
+        marker = data[position + 1]
+        if data[position] != 0xFF or marker in (0x00, 0xFF):
+            position += 1
+            continue
+        if marker == _EOI:
+            break
+        if marker in _WITHOUT_LENGTH:
+            position += 2
+            continue
+        if marker == _DRI:
+            has_restarts = any(data[position + 4 : position + 6])
+        position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+        if marker == _SOS:
+            end = (_SCAN_END_WITH_RESTARTS if has_restarts else _SCAN_END).search(data, position)
+            position = end.start() if end else len(data)
+            pieces += [data[written:position], _EXTRA]
+            written = position
+    return b"".join([*pieces, data[written:]])

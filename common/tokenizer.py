@@ -4,8 +4,9 @@
     token_ids = tokenizer.encode(images)     # uint8 pixels to visual words
     pictures = tokenizer.decode(token_ids)   # and back
 
-The networks are `beit.common.dvae` (compact, trained here) and `beit.common.dalle` (BEiT's). Cutting many images into
-batches is the caller's business; a convolution's last bits depend on the batch size, so stores fix it.
+The networks are `beit.common.tokenizers.dvae` (compact, trained here) and `beit.common.tokenizers.dalle` (BEiT's).
+Cutting many images into batches is the caller's business; a convolution's last bits depend on the batch size, so stores
+fix it.
 """
 
 from __future__ import annotations
@@ -23,20 +24,29 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from beit.common.dalle_cache import prepare_dalle
 from beit.common.errors import InputError, require
-from beit.common.tokenizer_dir import load_model
-from beit.common.tokenizer_plugin import installed_names, is_import_name, load_plugin
+from beit.common.shards.schema import TokenizerInfo
+from beit.common.tokenizers.dalle_cache import prepare_dalle
+from beit.common.tokenizers.directory import load_model
+from beit.common.tokenizers.plugin import installed_names, is_import_name, load_plugin
 
 logger = logging.getLogger(__name__)
 
+
 BUNDLED_DIR = Path(__file__).parent / "tokenizers"
 """Tokenizers that come with the package, one folder each."""
+
+
 DALLE = "dall-e"
 """Name of BEiT's own tokenizer."""
 
+
 DType = Literal["float32", "bfloat16", "float16"]
+
+
 DTypeSetting = Literal["auto", "float32", "bfloat16", "float16"]
+
+
 CompileMode = Literal["auto", "on", "off"]
 
 
@@ -297,3 +307,43 @@ def _find(name: str, need_decoder: bool) -> Path | None:
     bundled = sorted(folder.name for folder in BUNDLED_DIR.iterdir() if folder.is_dir())
     known = ", ".join([*bundled, DALLE, *installed_names()])
     raise InputError(f"tokenizer {name!r} is neither a path nor one of {known}; train one with: beit tokenizer train")
+
+
+def load_store_tokenizer(
+    info: TokenizerInfo,
+    *,
+    given: str | None = None,
+    device: str | torch.device = "cpu",
+    dtype: DTypeSetting = "auto",
+    compile_encoder: CompileMode = "auto",
+    need_decoder: bool = False,
+) -> Tokenizer:
+    """Load the tokenizer of a store, and make sure that it is that one.
+
+    A name out of a file never decides which code runs: a `module:Class` is imported only if the user gave it.
+
+    Args:
+        info: From the store.
+        given: What the user names instead, because the tokenizer has moved or is code; None takes the store's name.
+        device: Where to compute.
+        dtype: Of the forward pass.
+        compile_encoder: See `load_tokenizer`.
+        need_decoder: Whether `decode` must work.
+    Raises:
+        InputError: it cannot be loaded, is another one, or is code that the user has not named.
+    """
+    name = given or info.name
+    if given is None and is_import_name(name) and not Path(name).exists():
+        raise InputError(
+            f"the store was made with tokenizer {name}, which is code; if you trust it, name it yourself: "
+            f"--tokenizer {name}"
+        )
+    tokenizer = load_tokenizer(
+        name, device=device, dtype=dtype, compile_encoder=compile_encoder, need_decoder=need_decoder
+    )
+    if tokenizer.fingerprint != info.fingerprint:
+        raise InputError(
+            f"tokenizer {name} (fingerprint {tokenizer.fingerprint[:12]}) is not the one the store was made with "
+            f"({info.fingerprint[:12]}); restore that one, or name it with --tokenizer"
+        )
+    return tokenizer

@@ -1,6 +1,6 @@
 """The fine-tuned model on disk, an encoder folder with a head and class names; and what a new one starts from.
 
-The folder itself is `beit.common.encoder`'s; the module in memory is `model.py`.
+The folder itself is `beit.common.encoder`'s; the module in memory is `finetune/classification/model.py`.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import cast
 import torch
 
 from beit.common.encoder import load_weights
-from beit.common.encoder_config import EncoderConfig, read_encoder_config
 from beit.common.errors import InputError, require
-from beit.common.param_groups import layer_id
-from beit.common.vit_config import ModelConfig, Normalization, PosBias, ViTConfig, build_vit_config
+from beit.common.vit.config import ModelConfig, Normalization, PosBias, ViTConfig, build_vit_config
+from beit.common.vit.description import EncoderConfig, read_encoder_config
+from beit.common.vit.param_groups import layer_id
+from beit.finetune.classification.model import FRESH_PREFIXES, POOLINGS, ImageClassifier, Pooling
 from beit.finetune.config import RANDOM_ENCODER, FinetuneConfig
-from beit.finetune.model import FRESH_PREFIXES, POOLINGS, ImageClassifier, Pooling
 
 DEFAULT_IMG_SIZE, DEFAULT_PATCH_SIZE = 224, 16
 """Of random weights where the settings name none; the paper's."""

@@ -18,17 +18,17 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from beit.common.charts import dot_chart
 from beit.common.encoder import load_encoder
-from beit.common.encoder_config import read_encoder_config
 from beit.common.errors import BadSample, InputError, require
 from beit.common.images import decode_image
-from beit.common.labelled_dataset import LabelledDataset
-from beit.common.labelled_index_build import build_index
-from beit.common.normalization import normalize_images
-from beit.common.pictures import enlarged, heat_colours, picture_table, sheet
-from beit.common.vit import VisionTransformer
-from beit.finetune.augment import default_crop_pct, resize_and_center_crop
+from beit.common.pages.charts import dot_chart
+from beit.common.pages.pictures import enlarged, heat_colours, picture_table, sheet
+from beit.common.reading.labelled_dataset import LabelledDataset
+from beit.common.sources.index_build import build_index
+from beit.common.vit.description import read_encoder_config
+from beit.common.vit.normalization import normalize_images
+from beit.common.vit.vit import VisionTransformer
+from beit.finetune.augment.augment import default_crop_pct, resize_and_center_crop
 from beit.finetune.data import image_name
 
 _MARK, _MARK_RIM = (0, 255, 255), (0, 0, 0)

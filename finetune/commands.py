@@ -1,6 +1,7 @@
 """The commands `beit finetune`, `beit evaluate`, `beit predict`, `beit compare` and `beit import`.
 
-What they do is in `train.py`, `probe_run.py`, `evaluate.py`, `predict.py`, `compare.py` and `import_model.py`.
+What they do is in `train.py`, `finetune/probe/run.py`, `finetune/evaluation/evaluate.py`,
+`finetune/prediction/predict.py`, `finetune/compare/compare.py` and `finetune/weights/import_model.py`.
 """
 
 from __future__ import annotations
@@ -55,8 +56,8 @@ def finetune_command(
     """
     from beit.common.config import load_config
     from beit.common.errors import InputError
-    from beit.common.launch import launch_ranks, under_launcher
-    from beit.common.worker_process import start_worker_server
+    from beit.common.processes.launch import launch_ranks, under_launcher
+    from beit.common.processes.worker_process import start_worker_server
     from beit.finetune.config import FinetuneConfig
 
     if task not in TASKS:
@@ -67,7 +68,7 @@ def finetune_command(
     if task in PROBES:
         if gpus or hostfile or under_launcher():
             raise InputError(f"{task} runs in one process, on a GPU if there is one; leave --gpus and --hostfile out")
-        from beit.finetune.probe_run import run_probe
+        from beit.finetune.probe.run import run_probe
 
         click.echo(run_probe(task, config, data=data, run_dir=run, resume=resume))
         return
@@ -99,11 +100,11 @@ def evaluate_command(
     Example:
       beit evaluate runs/flowers/model flowers/test --out test.json --html test.html
     """
-    from beit.common.launch import launch_ranks, under_launcher
+    from beit.common.processes.launch import launch_ranks, under_launcher
 
     if (gpus or hostfile) and not under_launcher():
         raise click.exceptions.Exit(launch_ranks(gpus=gpus, hostfile=hostfile))
-    from beit.finetune.evaluate import evaluate_model
+    from beit.finetune.evaluation.evaluate import evaluate_model
 
     report = evaluate_model(model, data, out=out, html=html)
     if os.environ.get("RANK", "0") == "0":
@@ -131,7 +132,7 @@ def predict_command(model: Path, source: str, out: Path | None, features: bool) 
     Example:
       beit predict runs/flowers/model new-photos/ --out labels.csv
     """
-    from beit.finetune.predict import predict_to_file
+    from beit.finetune.prediction.predict import predict_to_file
 
     try:
         predict_to_file(model, source, out=out, stdout=sys.stdout, features=features)
@@ -159,8 +160,8 @@ def compare_command(runs: tuple[Path, ...], metric: str | None, out: Path | None
     Example:
       beit compare runs/ours-seed0 runs/ours-seed1 runs/dino-seed0 runs/dino-seed1 --out comparison.html
     """
-    from beit.finetune.compare import compare_runs
-    from beit.finetune.compare_report import as_text, check_comparison_output, write_comparison
+    from beit.finetune.compare.compare import compare_runs
+    from beit.finetune.compare.report import as_text, check_comparison_output, write_comparison
 
     check_comparison_output(out)
     comparison = compare_runs(runs, metric=metric)
@@ -201,8 +202,8 @@ def show_attention_command(
       beit show attention runs/pretrain/encoder photos/ --out attention.png
       beit show attention runs/pretrain photos/ --block 0 --query 2,3 --query cls --out attention.png
     """
-    from beit.common.files import write_json
-    from beit.common.pictures import save_png
+    from beit.common.pages.pictures import save_png
+    from beit.common.storage.files import write_json
     from beit.finetune.attention import attention_sheet
 
     picture = attention_sheet(encoder, images, num_images=rows, block=block, queries=queries)
@@ -232,7 +233,7 @@ def import_command(file: Path, encoder: Path, num_heads: int | None, normalizati
     Example:
       beit import beit_base_patch16_224_pt22k.pth encoders/beit-base
     """
-    from beit.finetune.import_model import ImportHints, import_encoder
+    from beit.finetune.weights.import_model import ImportHints, import_encoder
 
     imported = import_encoder(file, encoder, ImportHints(num_heads=num_heads, normalization=normalization))
     click.echo(imported.summary)

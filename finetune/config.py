@@ -6,11 +6,18 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from beit.common.errors import InputError, require
-from beit.common.reader_config import ReaderConfig
-from beit.common.speed_config import ProfileConfig, SpeedConfig
-from beit.common.train_config import CheckpointConfig, DeepSpeedConfig, OptimizerConfig, RunConfig, TrainConfig
-from beit.common.vit_config import ModelConfig
-from beit.finetune.augment import TrainAugmentConfig
+from beit.common.reading.config import ReaderConfig
+from beit.common.training.config import (
+    CheckpointConfig,
+    DeepSpeedConfig,
+    OptimizerConfig,
+    ProfileConfig,
+    RunConfig,
+    SpeedConfig,
+    TrainConfig,
+)
+from beit.common.vit.config import ModelConfig
+from beit.finetune.augment.settings import MixConfig, TrainAugmentConfig
 
 RANDOM_ENCODER = "random"
 
@@ -60,34 +67,6 @@ class ClassifierConfig:
         require(self.head_init_scale > 0, f"classifier.head_init_scale ({self.head_init_scale}) must be above 0")
         smoothing = self.label_smoothing
         require(0 <= smoothing < 1, f"classifier.label_smoothing ({smoothing}) must lie in [0, 1)")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class MixConfig:
-    """Mixup and cutmix: how training images are blended in pairs."""
-
-    mixup_alpha: float = 0.8
-    """Mixup draws the share of the first image from Beta(alpha, alpha); 0 leaves mixup out."""
-    cutmix_alpha: float = 1.0
-    """Cutmix draws the share of the area likewise; 0 leaves cutmix out."""
-    prob: float = 1.0
-    """Probability that a step mixes at all."""
-    switch_prob: float = 0.5
-    """Probability of cutmix where both are on."""
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        for name in ("mixup_alpha", "cutmix_alpha"):
-            value = getattr(self, name)
-            require(0 <= value <= 4, f"mix.{name} ({value}) must lie in [0, 4]; 0 switches it off")
-        for name in ("prob", "switch_prob"):
-            value = getattr(self, name)
-            require(0 <= value <= 1, f"mix.{name} ({value}) must lie in [0, 1]")
-
-    @property
-    def is_on(self) -> bool:
-        """Whether anything is mixed."""
-        return self.prob > 0 and (self.mixup_alpha > 0 or self.cutmix_alpha > 0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

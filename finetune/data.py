@@ -1,7 +1,7 @@
 """Which labelled images a run trains and evaluates on, checked before anything is built.
 
-What happens to their pixels is `augment.py`. Listing them is `beit.common.labelled_index_build`, their order
-`beit.common.sampler`, reading them `beit.common.reader`.
+What happens to their pixels is `finetune/augment/augment.py`. Listing them is `beit.common.sources.index_build`, their
+order `beit.common.reading.order`, reading them `beit.common.reading.reader`.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from beit.common.errors import InputError, require
-from beit.common.labelled_index import LabelledIndex
-from beit.common.labelled_index_build import build_index
-from beit.common.source_types import LABEL_SEPARATOR
+from beit.common.sources.index import LabelledIndex
+from beit.common.sources.index_build import build_index
+from beit.common.sources.types import LABEL_SEPARATOR
 from beit.finetune.config import DataConfig
 
 _NAMES_IN_MESSAGE = 5

@@ -1,6 +1,6 @@
 """`beit finetune classification`: from labelled images, settings and an encoder to a run directory with a model in it.
 
-The loop, checkpoints and resume are `beit.common.trainer`; here is what is particular to classification.
+The loop, checkpoints and resume are `beit.common.training.trainer`; here is what is particular to classification.
 """
 
 from __future__ import annotations
@@ -14,32 +14,32 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from beit.common.batches import Batch
-from beit.common.best import Goal
-from beit.common.distributed import World, init_distributed
 from beit.common.encoder import save_model
-from beit.common.encoder_config import CONFIG_FILE, EncoderConfig, read_encoder_config
 from beit.common.errors import InputError
-from beit.common.flops import training_flops
-from beit.common.labelled_dataset import LabelledDataset
-from beit.common.param_groups import layer_decay_groups
-from beit.common.reader_config import SPEED_KEYS
-from beit.common.run_dir import open_run
-from beit.common.signals import stop_on_signals
-from beit.common.task import FitSettings
-from beit.common.train_config import CheckpointConfig
-from beit.common.trainer import fit
-from beit.common.training_data import TrainingData
-from beit.common.wandb_log import require_wandb
+from beit.common.processes.distributed import World, init_distributed
+from beit.common.processes.signals import stop_on_signals
+from beit.common.reading.config import SPEED_KEYS
+from beit.common.reading.labelled_dataset import LabelledDataset
+from beit.common.runs.run_dir import open_run
+from beit.common.runs.wandb_log import require_wandb
+from beit.common.training.batches import Batch
+from beit.common.training.config import CheckpointConfig
+from beit.common.training.data import TrainingData
+from beit.common.training.judge import Goal
+from beit.common.training.task import FitSettings
+from beit.common.training.trainer import fit
+from beit.common.vit.description import CONFIG_FILE, EncoderConfig, read_encoder_config
+from beit.common.vit.flops import training_flops
+from beit.common.vit.param_groups import layer_decay_groups
 from beit.finetune.artifact import StartingPoint, build_classifier, freeze_blocks, starting_point
-from beit.finetune.augment import TrainTransform
+from beit.finetune.augment.augment import TrainTransform
+from beit.finetune.classification.step import ClassificationStep, balanced_weights
 from beit.finetune.config import FinetuneConfig
 from beit.finetune.data import LabelledData, open_training_data
-from beit.finetune.evaluate import evaluation_loader, measure
-from beit.finetune.outcomes import OutcomeLog
-from beit.finetune.probe_features import FEATURES
-from beit.finetune.scores import Metrics, MultiLabelMetrics
-from beit.finetune.step import ClassificationStep, balanced_weights
+from beit.finetune.evaluation.evaluate import evaluation_loader, measure
+from beit.finetune.evaluation.outcomes import OutcomeLog
+from beit.finetune.evaluation.scores import Metrics, MultiLabelMetrics
+from beit.finetune.probe.features import FEATURES
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ def run(config: FinetuneConfig, *, data: str, run_dir: Path, resume: str = "auto
 
 @dataclass
 class ClassificationTask:
-    """Classification of one labelled data set, as the training loop wants it (`beit.common.task.Task`).
+    """Classification of one labelled data set, as the training loop wants it (`beit.common.training.task.Task`).
 
     Args:
         config: Settings.

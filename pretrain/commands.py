@@ -38,14 +38,14 @@ def pretrain_command(
     """
     from beit.common.config import load_config
     from beit.common.errors import require
-    from beit.common.launch import launch_ranks, under_launcher
-    from beit.common.worker_process import start_worker_server
+    from beit.common.processes.launch import launch_ranks, under_launcher
+    from beit.common.processes.worker_process import start_worker_server
     from beit.pretrain.config import PretrainConfig
 
     config = load_config(PretrainConfig, recipe=recipe, overrides=overrides, recipe_dir=RECIPES)
     online = config.tokenizer.online
     if online is not None and not any(word.startswith("tokenizer.online=") for word in overrides):
-        from beit.common.tokenizer_plugin import is_import_name  # imports torch
+        from beit.common.tokenizers.plugin import is_import_name  # imports torch
 
         require(
             not is_import_name(online),
@@ -89,10 +89,10 @@ def show_masks_command(
     """
     from beit.common.config import load_config
     from beit.common.errors import require
-    from beit.common.pictures import save_png
+    from beit.common.pages.pictures import save_png
     from beit.common.store import open_store
     from beit.pretrain.config import PretrainConfig
-    from beit.pretrain.masks_picture import masks_sheet
+    from beit.pretrain.pictures.masks import masks_sheet
     from beit.pretrain.stored_run import open_stored_run
 
     if (Path(target) / "config.toml").is_file():
@@ -127,9 +127,9 @@ def show_batch_command(run: Path, step: int, out: Path, listing: Path | None, im
     Example:
       beit show batch runs/pretrain --step 1200 --out batch.png --json batch.json
     """
-    from beit.common.files import write_json
-    from beit.common.pictures import save_png
-    from beit.pretrain.batch_rebuild import batch_sheet, rebuild_batch
+    from beit.common.pages.pictures import save_png
+    from beit.common.storage.files import write_json
+    from beit.pretrain.pictures.batch import batch_sheet, rebuild_batch
     from beit.pretrain.stored_run import open_stored_run
 
     batch = rebuild_batch(open_stored_run(run, store), step, num_pictures=images)
@@ -152,8 +152,8 @@ def show_reconstruction_command(run: Path, out: Path, rows: int, store: str | No
     Example:
       beit show reconstruction runs/pretrain --out reconstruction.png
     """
-    from beit.common.pictures import save_png
-    from beit.pretrain.pictures import reconstruction_sheet
+    from beit.common.pages.pictures import save_png
+    from beit.pretrain.pictures.reconstruction import reconstruction_sheet
 
     save_png(reconstruction_sheet(run, store=store, tokenizer=tokenizer, num_images=rows), out)
     click.echo(f"wrote {out}")
@@ -172,8 +172,8 @@ def show_learning_command(runs: tuple[Path, ...], out: Path) -> None:
       beit show learning runs/pretrain --out learning.png
       beit show learning runs/batch-32 runs/batch-256 --out compared.png
     """
-    from beit.common.learning_curves import learning_sheet
-    from beit.common.pictures import save_png
+    from beit.common.pages.pictures import save_png
+    from beit.common.runs.learning_curves import learning_sheet
 
     save_png(learning_sheet(runs), out)
     click.echo(f"wrote {out}")

@@ -9,11 +9,18 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from beit.common.errors import require
-from beit.common.reader_config import ReaderConfig
-from beit.common.speed_config import ProfileConfig, SpeedConfig
-from beit.common.train_config import CheckpointConfig, DeepSpeedConfig, OptimizerConfig, RunConfig, TrainConfig
+from beit.common.reading.config import ReaderConfig
+from beit.common.training.config import (
+    CheckpointConfig,
+    DeepSpeedConfig,
+    OptimizerConfig,
+    ProfileConfig,
+    RunConfig,
+    SpeedConfig,
+    TrainConfig,
+)
 from beit.common.views import Resample
-from beit.common.vit_config import ModelConfig
+from beit.common.vit.config import ModelConfig
 from beit.pretrain.masking import MaskConfig
 
 _TORCH_RESIZE_PX = 96

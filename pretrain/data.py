@@ -2,7 +2,7 @@
 
 The view is replayed as it was tokenised, or, where the store has none (--views 0), drawn here. Pixels leave as uint8;
 scaling and normalisation are one fused step on the device (`step.py`), and so is a tokenizer that runs online. Which
-record comes when is `beit.common.sampler`; reading it is `beit.common.reader`.
+record comes when is `beit.common.reading.order`; reading it is `beit.common.reading.reader`.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from beit.common.dataset import Record
 from beit.common.errors import BadSample, InputError
 from beit.common.images import decode_image
+from beit.common.reading.dataset import Record
 from beit.common.rng import CounterRng
-from beit.common.store_schema import StoreInfo
+from beit.common.shards.schema import StoreInfo
 from beit.common.views import (
     TOKEN_RESAMPLE,
     AugmentConfig,

@@ -1,8 +1,8 @@
 """Which patches of an image are masked.
 
 Here: the released blockwise algorithm, the paper's Algorithm 1, uniform masking, none at all, and how their counts
-scale with the patch grid. Not here: what the model does with a mask (`common/vit.py`, `pretrain/model.py`) and which
-key a sample's mask is drawn under (`pretrain/data.py`).
+scale with the patch grid. Not here: what the model does with a mask (`common/vit/vit.py`, `pretrain/model.py`) and
+which key a sample's mask is drawn under (`pretrain/data.py`).
 
 A mask is held as one integer while it is drawn, bit y * width + x for patch (y, x): counting what a block adds is then
 one operation, and a mask takes less than 0.1 ms.

@@ -1,7 +1,7 @@
 """Masked image modelling: the encoder, its head on the predicted positions, and the losses.
 
 Here: `MaskedImageModel` with `mim_loss` for visual tokens, `MaskedPixelModel` with `pixel_loss` for the pixels of
-patches. Not here: the encoder (`common/vit.py`), how masks are drawn (`pretrain/masking.py`), the training step
+patches. Not here: the encoder (`common/vit/vit.py`), how masks are drawn (`pretrain/masking.py`), the training step
 (`pretrain/step.py`).
 
 Legend: B = batch, N = patches, K = positions predicted per image, D = embed_dim, V = vocab_size, P = pixel values of a
@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from beit.common.errors import require
-from beit.common.vit import LAYER_NORM_EPS, VisionTransformer
-from beit.common.vit_config import ViTConfig
-from beit.common.vit_init import trunc_normal
+from beit.common.vit.config import ViTConfig
+from beit.common.vit.init import trunc_normal
+from beit.common.vit.vit import LAYER_NORM_EPS, VisionTransformer
 
 IGNORE_INDEX = -100
 

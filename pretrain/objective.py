@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
-from beit.common.store_schema import StoreInfo
+from beit.common.shards.schema import StoreInfo
 from beit.common.tokenizer import Tokenizer, load_tokenizer
-from beit.common.vit_config import ViTConfig
+from beit.common.vit.config import ViTConfig
 from beit.pretrain.config import PretrainConfig
 from beit.pretrain.masking import max_num_masked
 from beit.pretrain.model import MaskedImageModel, MaskedPixelModel

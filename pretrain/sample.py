@@ -8,12 +8,12 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from beit.common.dataset import Dataset, Record
-from beit.common.sampler import Rows
+from beit.common.reading.dataset import Dataset, Record
+from beit.common.reading.order import Rows
 
 
 class EvenSample:
-    """At most `count` samples of a data set, the same ones for any number of ranks (a `beit.common.dataset.Dataset`).
+    """At most `count` samples of a data set, the same ones for any number of ranks: a `Dataset`.
 
     Args:
         dataset: To choose from.

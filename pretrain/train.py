@@ -1,6 +1,7 @@
 """`beit pretrain`: from a token store and settings to a run directory with an encoder in it.
 
-The loop, checkpoints and resume are `beit.common.trainer`; here is what is particular to masked image modelling.
+The loop, checkpoints and resume are `beit.common.training.trainer`; here is what is particular to masked image
+modelling.
 """
 
 from __future__ import annotations
@@ -17,37 +18,38 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from beit.common.batches import Batch
-from beit.common.best import Goal
-from beit.common.distributed import World, init_distributed
 from beit.common.encoder import save_encoder
 from beit.common.errors import InputError, require
-from beit.common.files import default_cache_dir
-from beit.common.flops import training_flops
-from beit.common.locations import is_remote
-from beit.common.metrics import read_metrics
-from beit.common.param_groups import weight_decay_groups
-from beit.common.reader_config import SPEED_KEYS, ReaderConfig
-from beit.common.run_dir import open_run
-from beit.common.shard_cache import ShardCache
-from beit.common.signals import stop_on_signals
-from beit.common.store import TokenStore, open_store
-from beit.common.store_checks import check_files, check_vocabulary
-from beit.common.store_dataset import StoreDataset
-from beit.common.task import FitSettings
+from beit.common.processes.distributed import World, init_distributed
+from beit.common.processes.signals import stop_on_signals
+from beit.common.reading.config import SPEED_KEYS, ReaderConfig
+from beit.common.runs.metrics import read_metrics
+from beit.common.runs.run_dir import open_run
+from beit.common.runs.wandb_log import require_wandb
+from beit.common.shards.cache import ShardCache
+from beit.common.shards.checks import check_files, check_vocabulary
+from beit.common.shards.token_store import TokenStore
+from beit.common.storage.files import default_cache_dir
+from beit.common.storage.locations import is_remote
+from beit.common.store import open_store
 from beit.common.tokenizer import Tokenizer
-from beit.common.trainer import fit
-from beit.common.training_data import TrainingData
-from beit.common.vit_config import Normalization, ViTConfig, build_vit_config
-from beit.common.wandb_log import require_wandb
+from beit.common.training.batches import Batch
+from beit.common.training.data import TrainingData
+from beit.common.training.judge import Goal
+from beit.common.training.task import FitSettings
+from beit.common.training.trainer import fit
+from beit.common.vit.config import Normalization, ViTConfig, build_vit_config
+from beit.common.vit.flops import training_flops
+from beit.common.vit.param_groups import weight_decay_groups
 from beit.pretrain.config import PretrainConfig
 from beit.pretrain.data import ViewTransform, build_transform, check_replay
-from beit.pretrain.held_out import HeldOut
 from beit.pretrain.objective import TokenSource, build_model, build_step, token_source
-from beit.pretrain.pictures import Reconstruction, build_reconstruction, find_decoder
-from beit.pretrain.probe import BEST_BLOCK, ProbeData, describe, open_probe_data, probe_metrics
+from beit.pretrain.pictures.reconstruction import Reconstruction, build_reconstruction, find_decoder
+from beit.pretrain.signal.held_out import HeldOut
+from beit.pretrain.signal.probe import BEST_BLOCK, ProbeData, describe, open_probe_data, probe_metrics
+from beit.pretrain.signal.verdict import verdict
+from beit.pretrain.store_dataset import StoreDataset
 from beit.pretrain.stored_run import record_data
-from beit.pretrain.verdict import verdict
 
 logger = logging.getLogger(__name__)
 
@@ -136,7 +138,7 @@ def vit_config(config: PretrainConfig, store: TokenStore) -> ViTConfig:
 
 @dataclass
 class PretrainTask:
-    """Masked image modelling on one token store, as the training loop wants it (`beit.common.trainer.Task`).
+    """Masked image modelling on one token store, as the training loop wants it (`beit.common.training.trainer.Task`).
 
     Args:
         config: Settings.

@@ -10,8 +10,8 @@ from types import ModuleType
 import pytest
 import torch
 
-from beit.common import dalle
-from beit.common.dalle import DalleDecoder, DalleEncoder
+from beit.common.tokenizers import dalle
+from beit.common.tokenizers.dalle import DalleDecoder, DalleEncoder
 
 # In milliseconds instead of seconds; all that the names, kernels and levels depend on stays.
 SMALL = {"HIDDEN_WIDTH": 8, "DECODER_INPUT_WIDTH": 4, "VOCAB_SIZE": 32}

@@ -6,11 +6,11 @@ import time
 
 import numpy as np
 
-from beit.common.dataset import Record
 from beit.common.errors import BadSample, InputError
 from beit.common.images import decode_image
-from beit.common.remote_file import RemoteError
-from beit.common.sampler import view_index
+from beit.common.reading.dataset import Record
+from beit.common.reading.order import view_index
+from beit.common.storage.remote_file import RemoteError
 
 SEED = 3
 

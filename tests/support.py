@@ -6,11 +6,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from beit.common.dvae import DiscreteVAE
-from beit.common.dvae_config import DiscreteVAEConfig
 from beit.common.rng import CounterRng
-from beit.common.store import TokenStore, open_store
-from beit.common.tokenizer_dir import save_tokenizer
+from beit.common.shards.token_store import TokenStore
+from beit.common.store import open_store
+from beit.common.tokenizers.directory import save_tokenizer
+from beit.common.tokenizers.dvae import DiscreteVAE
+from beit.common.tokenizers.dvae_config import DiscreteVAEConfig
 from beit.tokenize.config import TokenizeConfig
 from beit.tokenize.run import run_tokenize
 

@@ -16,7 +16,7 @@ STANDARD_MODULES = set(sys.stdlib_module_names)
 
 # Packages that only some modules may import: each can be replaced in one place, and start-up stays fast.
 RESTRICTED = {
-    "deepspeed": {"common/engine.py"},
+    "deepspeed": {"common/training/engine.py"},
     "click": {
         "cli.py",
         "cli_options.py",

@@ -19,26 +19,26 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from beit.common.best import Goal
 from beit.common.config import load_config
-from beit.common.distributed import World, init_distributed
 from beit.common.errors import InputError, ResumableStop
-from beit.common.launch import launch_ranks, under_launcher
-from beit.common.rank_reports import capture_output, record_exit
-from beit.common.run_dir import open_run
-from beit.common.signals import stop_on_signals
-from beit.common.speed_config import ProfileConfig
-from beit.common.task import FitResult, FitSettings
-from beit.common.train_config import (
+from beit.common.processes.distributed import World, init_distributed
+from beit.common.processes.launch import launch_ranks, under_launcher
+from beit.common.processes.rank_reports import capture_output, record_exit
+from beit.common.processes.signals import stop_on_signals
+from beit.common.runs.run_dir import open_run
+from beit.common.training.config import (
     CheckpointConfig,
     DeepSpeedConfig,
     OptimizerConfig,
+    ProfileConfig,
     RunConfig,
     TrainConfig,
     TrainingPlan,
     plan_training,
 )
-from beit.common.trainer import fit
+from beit.common.training.judge import Goal
+from beit.common.training.task import FitResult, FitSettings
+from beit.common.training.trainer import fit
 
 MODULE = "beit.tests.toy_training"
 WIDTH = 6

@@ -18,14 +18,15 @@ from typing import Any
 import torch
 
 from beit.common.config import config_from_dict
-from beit.common.distributed import World, init_distributed
-from beit.common.engine import Engine
-from beit.common.engine_settings import EngineSettings
-from beit.common.launch import launch_ranks, under_launcher
-from beit.common.portable_state import gather_state, scatter_state
-from beit.common.rank_reports import capture_output, record_exit
-from beit.common.store import TokenStore, open_store
-from beit.common.train_config import DeepSpeedConfig
+from beit.common.processes.distributed import World, init_distributed
+from beit.common.processes.launch import launch_ranks, under_launcher
+from beit.common.processes.rank_reports import capture_output, record_exit
+from beit.common.shards.token_store import TokenStore
+from beit.common.store import open_store
+from beit.common.training.config import DeepSpeedConfig
+from beit.common.training.engine import Engine
+from beit.common.training.engine_settings import EngineSettings
+from beit.common.training.portable_state import gather_state, scatter_state
 from beit.pretrain.config import PretrainConfig
 from beit.pretrain.train import PretrainTask
 

@@ -1,6 +1,7 @@
 """The commands `beit tokenize`, `beit verify` and `beit tokenizer`.
 
-What they do is in `run.py`, `verify.py`, `tokenizer_train.py`, `tokenizer_convert.py` and `run.py`.
+What they do is in `run.py`, `tokenize/checking/verify.py`, `tokenize/tokenizer_training/train.py`,
+`tokenize/tokenizer_training/convert.py` and `run.py`.
 """
 
 from __future__ import annotations
@@ -74,10 +75,10 @@ def tokenize_command(
     let_torch_sleep()
     from beit.common.config import load_config
     from beit.common.errors import require
-    from beit.common.launcher_env import launcher_environment
-    from beit.common.tokenizer_plugin import is_import_name
+    from beit.common.processes.launcher_env import launcher_environment
+    from beit.common.tokenizers.plugin import is_import_name
     from beit.tokenize.config import TokenizeConfig
-    from beit.tokenize.run import tokenize_with_ranks
+    from beit.tokenize.ranks import tokenize_with_ranks
 
     require(
         hostfile is None,
@@ -112,7 +113,7 @@ def verify_command(store: str, audit: int, tokenizer: str | None) -> None:
     Example:
       beit verify store/
     """
-    from beit.tokenize.verify import verify_store
+    from beit.tokenize.checking.verify import verify_store
 
     report = verify_store(store, audit=audit, tokenizer=tokenizer)
     click.echo(report.as_text())
@@ -148,16 +149,16 @@ def tokenizer_train_command(
       beit tokenizer train photos/ tokenizers/mine --recipe tokenizer_mini
     """
     from beit.common.config import load_config
-    from beit.common.launch import launch_ranks, under_launcher
-    from beit.common.worker_process import start_worker_server
-    from beit.tokenize.tokenizer_config import TokenizerTrainConfig
+    from beit.common.processes.launch import launch_ranks, under_launcher
+    from beit.common.processes.worker_process import start_worker_server
+    from beit.tokenize.tokenizer_training.config import TokenizerTrainConfig
 
     config = load_config(TokenizerTrainConfig, recipe=recipe, overrides=overrides, recipe_dir=RECIPES)
     if (gpus or hostfile) and not under_launcher():
         raise click.exceptions.Exit(launch_ranks(gpus=gpus, hostfile=hostfile))
     if config.reader.num_workers:
         start_worker_server()
-    from beit.tokenize.tokenizer_train import train_tokenizer
+    from beit.tokenize.tokenizer_training.train import train_tokenizer
 
     train_tokenizer(config, source, out, resume=resume)
 
@@ -176,7 +177,7 @@ def tokenizer_convert_command(file: Path, out: Path) -> None:
       beit tokenizer convert downloads/encoder.pkl tokenizers/dall-e
       beit tokenize photos/ store/ --tokenizer tokenizers/dall-e
     """
-    from beit.tokenize.tokenizer_convert import convert_dalle
+    from beit.tokenize.tokenizer_training.convert import convert_dalle
 
     click.echo(convert_dalle(file, out))
 
@@ -280,9 +281,9 @@ def show_views_command(store: str, out: Path, rows: int, views: int, tokenizer: 
     Example:
       beit show views store/ --out views.png
     """
-    from beit.common.pictures import save_png
+    from beit.common.pages.pictures import save_png
     from beit.common.store import open_store
-    from beit.tokenize.views_picture import load_decoder, views_sheet
+    from beit.tokenize.pictures.views import load_decoder, views_sheet
 
     opened = open_store(store)
     save_png(views_sheet(opened, load_decoder(opened, tokenizer), num_images=rows, num_views=views), out)
@@ -302,9 +303,9 @@ def show_tokens_command(store: str, out: Path, words: int, examples: int, images
     Example:
       beit show tokens store/ --out tokens.png
     """
-    from beit.common.pictures import save_png
+    from beit.common.pages.pictures import save_png
     from beit.common.store import open_store
-    from beit.tokenize.words_picture import words_sheet
+    from beit.tokenize.pictures.words import words_sheet
 
     save_png(words_sheet(open_store(store), num_words=words, num_examples=examples, num_samples=images), out)
     click.echo(f"wrote {out}")

@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from beit.common.errors import require
-from beit.common.geometry import Geometry
-from beit.common.store_schema import HeldOut
+from beit.common.shards.schema import Geometry, HeldOut
 from beit.common.views import AugmentConfig
 
 MAX_VIEWS = 4096

@@ -11,9 +11,9 @@ import pyarrow
 import torch
 
 from beit import __version__
-from beit.common.cores import available_cores
 from beit.common.errors import InputError
-from beit.common.store_schema import Execution
+from beit.common.processes.cores import available_cores
+from beit.common.shards.schema import Execution
 from beit.common.views import replay_versions
 from beit.tokenize.config import TokenizeConfig
 

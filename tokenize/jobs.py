@@ -10,20 +10,20 @@ import time
 from collections.abc import Iterator
 from functools import partial
 
-from beit.common.bad_samples import BadSampleLog, BadSampleReport
 from beit.common.errors import InputError
-from beit.common.locations import is_remote
-from beit.common.shard_io import resolve_location
-from beit.common.source_tar import TarShard
-from beit.common.store_schema import TOKENS_DIR, ImageShardManifest, ShardManifest, StoreInfo, manifest_name
-from beit.tokenize.copies import TarCopies
-from beit.tokenize.crops import CropTar
-from beit.tokenize.leases import LeaseLost, Leases
-from beit.tokenize.pack import packed_manifests
+from beit.common.reading.bad_samples import BadSampleLog, BadSampleReport
+from beit.common.shards.schema import TOKENS_DIR, ImageShardManifest, ShardManifest, StoreInfo, manifest_name
+from beit.common.sources.tars import TarShard
+from beit.common.storage.locations import is_remote
+from beit.common.storage.place import resolve_location
+from beit.tokenize.packing.pack import packed_manifests
 from beit.tokenize.plan import PlannedShard, StorePlan
-from beit.tokenize.shard import ShardJob, ShardTokenizer, find_finished
-from beit.tokenize.shard_progress import TokenizeProgress
-from beit.tokenize.store_files import StoreFiles
+from beit.tokenize.shards.copies import TarCopies
+from beit.tokenize.shards.crops import CropTar
+from beit.tokenize.shards.progress import TokenizeProgress
+from beit.tokenize.shards.shard import ShardJob, ShardTokenizer, find_finished
+from beit.tokenize.store.documents import StoreFiles
+from beit.tokenize.store.leases import LeaseLost, Leases
 from beit.tokenize.summary import RankReport
 
 logger = logging.getLogger(__name__)

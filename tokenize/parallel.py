@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from beit.common.errors import ResumableStop
-from beit.common.signals import StopFlag
+from beit.common.processes.signals import StopFlag
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

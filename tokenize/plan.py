@@ -19,16 +19,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from beit.common.errors import InputError
-from beit.common.locations import is_remote, join
 from beit.common.rng import stable_hash64
-from beit.common.shard_io import location_exists, read_whole
-from beit.common.source_tar import TarShard
-from beit.common.source_types import SampleRef, Source
-from beit.common.sources import open_source
-from beit.common.store_schema import IMAGES_DIR, STORE_FILE, Packing, SourceInfo, StoreInfo
-from beit.common.url_queries import query_of
+from beit.common.shards.schema import IMAGES_DIR, STORE_FILE, Packing, SourceInfo, StoreInfo
+from beit.common.sources.opening import open_source
+from beit.common.sources.tars import TarShard
+from beit.common.sources.types import SampleRef, Source
+from beit.common.storage.locations import is_remote, join
+from beit.common.storage.place import location_exists, read_whole
+from beit.common.storage.remote_file import query_of
 from beit.tokenize.config import TokenizeConfig
-from beit.tokenize.store_files import decode_document
+from beit.tokenize.store.documents import decode_document
 
 logger = logging.getLogger(__name__)
 

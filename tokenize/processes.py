@@ -19,10 +19,10 @@ from queue import Empty, LifoQueue
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
-from beit.common.cores import available_cores
 from beit.common.errors import BadSample, RunFailed
-from beit.common.loader import WorkerFailure
-from beit.common.worker_process import start_worker_server
+from beit.common.processes.cores import available_cores
+from beit.common.processes.worker_process import start_worker_server
+from beit.common.reading.loader import WorkerFailure
 from beit.tokenize.config import TokenizeConfig
 
 Result = TypeVar("Result")

@@ -16,12 +16,17 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Literal
 
-from beit.common.errors import InputError, ResumableStop, RunFailed
-from beit.common.signals import stop_on_signals
+from beit.common.errors import InputError, ResumableStop, RunFailed, require
+from beit.common.processes.launcher_env import launcher_environment, under_launcher
+from beit.common.processes.signals import stop_on_signals
 from beit.tokenize.config import TokenizeConfig
+from beit.tokenize.run import run_tokenize
+from beit.tokenize.setup import check_place
+from beit.tokenize.store.documents import open_store_files
 from beit.tokenize.summary import TokenizeSummary
 
 logger = logging.getLogger(__name__)
+
 
 _POLL_SECONDS = 0.5
 
@@ -123,3 +128,32 @@ def _raise_failures(outcomes: list[Outcome]) -> None:
     stopped = next((outcome for outcome in outcomes if outcome.kind == "stopped"), None)
     if stopped is not None:
         raise ResumableStop(stopped.message)
+
+
+def tokenize_with_ranks(
+    config: TokenizeConfig, source: str, store: str | Path, *, ranks: int | None = None, resume: str = "auto"
+) -> TokenizeSummary:
+    """Tokenise in this process, as the rank a launcher made of it, or with `ranks` processes on this machine.
+
+    Args:
+        config: All settings.
+        source: Images, in any form `open_source` knows.
+        store: Folder to write, or URL.
+        ranks: Processes to start; ignored under a launcher.
+        resume: "auto" continues a store, "never" refuses to.
+    Raises:
+        InputError: bad source, settings or store.
+        ResumableStop: a signal asked to stop.
+    """
+    if under_launcher(os.environ):
+        require(resume == "auto", "--resume never has no meaning under a launcher: name a new folder for the store")
+        variables = launcher_environment(os.environ)
+        rank, world_size, local_rank = (int(variables[name] or 0) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+        return run_tokenize(config, source, store, rank=rank, world_size=world_size, local_rank=local_rank)
+    with open_store_files(store) as files:
+        check_place(files, resume=resume)
+    if ranks is None or ranks == 1:
+        return run_tokenize(config, source, store)
+    from beit.tokenize.ranks import run_ranks
+
+    return run_ranks(config, source, store, ranks)

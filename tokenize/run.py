@@ -8,21 +8,16 @@ its shards included; the same command, run again, completes what is left.
 
 from __future__ import annotations
 
-import os
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from beit.common.cores import available_cores
 from beit.common.errors import require
-from beit.common.launcher_env import launcher_environment, under_launcher
-from beit.common.malloc import keep_freed_memory
-from beit.common.signals import StopFlag, stop_on_signals
-from beit.common.store_schema import IMAGES_DIR, INDEX_FILE, Execution, StoreInfo, TokenizerInfo, manifest_name
+from beit.common.processes.cores import available_cores, keep_freed_memory
+from beit.common.processes.signals import StopFlag, stop_on_signals
+from beit.common.shards.schema import IMAGES_DIR, INDEX_FILE, Execution, StoreInfo, TokenizerInfo, manifest_name
 from beit.tokenize.config import TokenizeConfig
-from beit.tokenize.crops import CropMaker
-from beit.tokenize.encode import ViewEncoder
 from beit.tokenize.execution import (
     choose_device,
     count_workers,
@@ -30,47 +25,20 @@ from beit.tokenize.execution import (
     library_versions,
     torch_threads,
 )
-from beit.tokenize.index import FinishedStore, finish_store
 from beit.tokenize.jobs import RankJobs, list_jobs
-from beit.tokenize.leases import Leases
-from beit.tokenize.pack import members_of, pack_images, packed_manifests
+from beit.tokenize.packing.pack import members_of, pack_images, packed_manifests
 from beit.tokenize.parallel import Workers
 from beit.tokenize.plan import StorePlan, plan_store
-from beit.tokenize.prepare import ImageMaker, ViewMaker
 from beit.tokenize.processes import Processes, worker_processes
 from beit.tokenize.setup import begin_or_continue, build_info, check_place, recorded_threads
-from beit.tokenize.shard import ShardTokenizer
-from beit.tokenize.store_files import StoreFiles, open_store_files
+from beit.tokenize.shards.crops import CropMaker
+from beit.tokenize.shards.encode import ViewEncoder
+from beit.tokenize.shards.index import FinishedStore, finish_store
+from beit.tokenize.shards.prepare import ImageMaker, ViewMaker
+from beit.tokenize.shards.shard import ShardTokenizer
+from beit.tokenize.store.documents import StoreFiles, open_store_files
+from beit.tokenize.store.leases import Leases
 from beit.tokenize.summary import RankReport, TokenizeSummary
-
-
-def tokenize_with_ranks(
-    config: TokenizeConfig, source: str, store: str | Path, *, ranks: int | None = None, resume: str = "auto"
-) -> TokenizeSummary:
-    """Tokenise in this process, as the rank a launcher made of it, or with `ranks` processes on this machine.
-
-    Args:
-        config: All settings.
-        source: Images, in any form `open_source` knows.
-        store: Folder to write, or URL.
-        ranks: Processes to start; ignored under a launcher.
-        resume: "auto" continues a store, "never" refuses to.
-    Raises:
-        InputError: bad source, settings or store.
-        ResumableStop: a signal asked to stop.
-    """
-    if under_launcher(os.environ):
-        require(resume == "auto", "--resume never has no meaning under a launcher: name a new folder for the store")
-        variables = launcher_environment(os.environ)
-        rank, world_size, local_rank = (int(variables[name] or 0) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-        return run_tokenize(config, source, store, rank=rank, world_size=world_size, local_rank=local_rank)
-    with open_store_files(store) as files:
-        check_place(files, resume=resume)
-    if ranks is None or ranks == 1:
-        return run_tokenize(config, source, store)
-    from beit.tokenize.ranks import run_ranks
-
-    return run_ranks(config, source, store, ranks)
 
 
 def run_tokenize(

@@ -6,21 +6,14 @@ import logging
 from dataclasses import asdict, replace
 
 from beit.common.errors import InputError, require
-from beit.common.store_schema import (
-    INDEX_FILE,
-    STORE_FILE,
-    TOKENS_DIR,
-    Execution,
-    StoreInfo,
-    TokenizerInfo,
-)
+from beit.common.shards.schema import INDEX_FILE, STORE_FILE, TOKENS_DIR, Execution, StoreInfo, TokenizerInfo
 from beit.common.views import compute_canary
 from beit.tokenize.config import TokenizeConfig
 from beit.tokenize.execution import library_versions
-from beit.tokenize.lease_files import LEASE_PREFIX
-from beit.tokenize.leases import Leases
 from beit.tokenize.plan import StorePlan
-from beit.tokenize.store_files import StoreFiles, read_document, write_document
+from beit.tokenize.store.documents import StoreFiles, read_document, write_document
+from beit.tokenize.store.lease_files import LEASE_PREFIX
+from beit.tokenize.store.leases import Leases
 
 logger = logging.getLogger(__name__)
 

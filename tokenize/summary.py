@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from beit.common.progress import format_rate
-from beit.tokenize.encode import Stopwatch
+from beit.tokenize.shards.encode import Stopwatch
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from beit.common.encoder import save_encoder
-from beit.common.vit_config import ViTConfig
+from beit.common.vit.config import ViTConfig
 from beit.pretrain.model import MaskedImageModel
 from beit.tests.support import write_images
 

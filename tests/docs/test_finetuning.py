@@ -9,8 +9,8 @@ import torch
 
 from beit.common.config import config_to_dict
 from beit.common.encoder import save_encoder
-from beit.common.vit import VisionTransformer
-from beit.common.vit_config import ViTConfig
+from beit.common.vit.config import ViTConfig
+from beit.common.vit.vit import VisionTransformer
 from beit.finetune.commands import RECIPES
 from beit.finetune.config import FinetuneConfig
 from beit.tests.docs.run_commands import run_commands, shown_commands

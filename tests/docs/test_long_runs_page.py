@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from beit.common.cluster import forwarded_variables, read_hostfile
 from beit.common.config import _all_keys
+from beit.common.processes.cluster import forwarded_variables, read_hostfile
 from beit.pretrain.config import PretrainConfig
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from beit.common.encoder_config import read_encoder_config
-from beit.common.metrics import read_metrics
+from beit.common.runs.metrics import read_metrics
+from beit.common.vit.description import read_encoder_config
 from beit.tests.docs.run_commands import run_commands, shown_commands
 from beit.tests.support import write_images
 

@@ -72,7 +72,7 @@ def test_the_ways_to_name_another_s3_server_work(tmp_path, variables):
         url = os.environ["AWS_ENDPOINT_URL"]
         env = {name: value for name, value in os.environ.items() if name != "AWS_ENDPOINT_URL"}
         env |= {name: value.replace("URL", url) for name, value in variables.items()}
-        code = f"from beit.common.locations import list_folder; print(list_folder('{bucket}/a')[0].path)"
+        code = f"from beit.common.storage.locations import list_folder; print(list_folder('{bucket}/a')[0].path)"
         result = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120)
     assert result.stdout == "x.txt\n", result.stderr
 
@@ -80,7 +80,7 @@ def test_the_ways_to_name_another_s3_server_work(tmp_path, variables):
 def test_headers_of_web_requests_are_taken_from_the_environment():
     (setting,) = re.findall(r"FSSPEC_HTTP='(\{\"headers.*?\}\})'", TEXT)
     with serve(FileServer({"/x.txt": b"x"})) as server:
-        code = f"from beit.common.locations import read_file; read_file('{server.url}/x.txt', max_bytes=9)"
+        code = f"from beit.common.storage.locations import read_file; read_file('{server.url}/x.txt', max_bytes=9)"
         env = os.environ | {"FSSPEC_HTTP": setting}
         subprocess.run([sys.executable, "-c", code], env=env, check=True, timeout=120)
         assert [headers["Authorization"] for headers in server.requests] == ["Bearer ..."]

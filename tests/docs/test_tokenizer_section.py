@@ -44,7 +44,7 @@ def test_commands_run_in_order(tmp_path):
 
 def test_settings_it_names_exist():
     from beit.common.config import config_to_dict
-    from beit.tokenize.tokenizer_config import TokenizerTrainConfig
+    from beit.tokenize.tokenizer_training.config import TokenizerTrainConfig
 
     known = config_to_dict(TokenizerTrainConfig())
     optional = {"train.ema_decay", "train.early_stop_evals"}

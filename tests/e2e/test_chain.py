@@ -9,7 +9,7 @@ from PIL import Image
 
 from beit import cli
 from beit.common.encoder import load_encoder
-from beit.common.metrics import read_metrics
+from beit.common.runs.metrics import read_metrics
 from beit.common.store import open_store
 from beit.tests.support import write_images, write_tokenizer
 

@@ -34,10 +34,11 @@ from beit.common.config import config_to_dict, load_config
 from beit.common.errors import BadSample, InputError
 from beit.common.images import decode_image
 from beit.common.jitter import FACTOR_ONE
-from beit.common.sample_table import decode_index, decode_samples, encode_index
-from beit.common.sources import open_source
+from beit.common.shards.schema import ImageShardManifest, ShardManifest
+from beit.common.shards.tables import decode_index, decode_samples, encode_index
+from beit.common.sources.opening import open_source
+from beit.common.storage.documents import read_document
 from beit.common.store import open_store
-from beit.common.store_schema import ImageShardManifest, ShardManifest, read_document
 from beit.common.views import VIEW_DTYPE, crop_crc, render_view, replay_view
 from beit.finetune.config import FinetuneConfig
 from beit.pretrain.config import PretrainConfig
@@ -51,9 +52,9 @@ from beit.tests.fuzz.mutations import (
     tar_of,
 )
 from beit.tests.tiny_store import encoded_image, tokenize, write_folder
+from beit.tokenize.checking.verify import verify_store
 from beit.tokenize.config import TokenizeConfig
-from beit.tokenize.tokenizer_config import TokenizerTrainConfig
-from beit.tokenize.verify import verify_store
+from beit.tokenize.tokenizer_training.config import TokenizerTrainConfig
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(0)]  # each case has a time limit of its own
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from beit.common.dalle import DalleDecoder, DalleEncoder
+from beit.common.tokenizers.dalle import DalleDecoder, DalleEncoder
 from beit.tests.dall_e_files import use_small_network, write_pickle
 from beit.tests.file_server import FileServer, serve
 from beit.tests.support import write_images

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from beit.common.metrics import read_metrics
+from beit.common.runs.metrics import read_metrics
 from beit.tests.support import write_images, write_tokenizer
 
 pytestmark = [pytest.mark.launch, pytest.mark.timeout(900)]

@@ -14,8 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from beit.common.checkpoint import committed_steps
-from beit.common.metrics import read_metrics
+from beit.common.runs.checkpoint import committed_steps
+from beit.common.runs.metrics import read_metrics
 from beit.tests.stand_in_pdsh import install
 
 pytestmark = [pytest.mark.launch, pytest.mark.timeout(900)]

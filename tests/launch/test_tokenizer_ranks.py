@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from beit.common.metrics import read_metrics
+from beit.common.runs.metrics import read_metrics
 from beit.common.tokenizer import load_tokenizer
 from beit.tests.support import write_images
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from beit.common.store import TokenStore
+from beit.common.shards.token_store import TokenStore
 from beit.tests.support import write_store
 from beit.tests.zero_parity import BAD_STEP, CASES, STEPS, train_plainly
 

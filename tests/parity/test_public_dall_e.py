@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from beit.common.dalle import DalleDecoder, DalleEncoder, map_pixels, unmap_pixels
-from beit.common.dalle_files import read_part
 from beit.common.errors import InputError
 from beit.common.tokenizer import CompileMode, DTypeSetting, load_tokenizer
+from beit.common.tokenizers.dalle import DalleDecoder, DalleEncoder, map_pixels, unmap_pixels
+from beit.common.tokenizers.dalle_files import read_part
 from beit.tests.dall_e_files import dall_e_package, public_module, use_small_network, write_pickle
 
 pytestmark = pytest.mark.reference
@@ -32,8 +32,8 @@ def pixels_of(*shape: int) -> torch.Tensor:
 @pytest.mark.parametrize("width", [64, 128])
 def test_encoder_and_decoder_compute_what_the_public_ones_do(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
     use_small_network(monkeypatch)
-    monkeypatch.setattr("beit.common.dalle.HIDDEN_WIDTH", width)
-    monkeypatch.setattr("beit.common.dalle.VOCAB_SIZE", 512)
+    monkeypatch.setattr("beit.common.tokenizers.dalle.HIDDEN_WIDTH", width)
+    monkeypatch.setattr("beit.common.tokenizers.dalle.VOCAB_SIZE", 512)
     encoder, decoder = DalleEncoder(), DalleDecoder()
     images = pixels_of(3, 3, 64, 48).float() / 255
     with dall_e_package() as package, torch.no_grad():
@@ -92,7 +92,7 @@ def test_words_of_a_gpu_agree_with_those_of_the_cpu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: DTypeSetting, mode: CompileMode, share: float
 ) -> None:
     use_small_network(monkeypatch)
-    monkeypatch.setattr("beit.common.dalle.HIDDEN_WIDTH", 64)
+    monkeypatch.setattr("beit.common.tokenizers.dalle.HIDDEN_WIDTH", 64)
     write_pickle(DalleEncoder(), tmp_path / "encoder.pkl")
     images = pixels_of(32, 3, 112, 112)
     expected = load_tokenizer(tmp_path).encode(images)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from beit.finetune.rand_augment import OPERATIONS, Canvas
+from beit.finetune.augment.rand_augment import OPERATIONS, Canvas
 from beit.tests.golden.make_rand_augment import FILL, golden_image, kept
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "rand_augment.json").read_text())

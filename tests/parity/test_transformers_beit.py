@@ -10,9 +10,9 @@ import pytest
 import torch
 import transformers
 
-from beit.common.encoder_adapt import adapt_state
-from beit.common.vit_config import ViTConfig
-from beit.finetune.model import ImageClassifier
+from beit.common.vit.adapt import adapt_state
+from beit.common.vit.config import ViTConfig
+from beit.finetune.classification.model import ImageClassifier
 from beit.pretrain.model import MaskedImageModel, mim_loss
 
 pytestmark = pytest.mark.reference

@@ -10,7 +10,7 @@ import transformers
 from beit.common.encoder import load_encoder
 from beit.common.errors import InputError
 from beit.finetune.artifact import load_classifier
-from beit.finetune.import_model import ImportHints, import_encoder
+from beit.finetune.weights.import_model import ImportHints, import_encoder
 
 pytestmark = pytest.mark.reference
 

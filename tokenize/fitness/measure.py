@@ -1,6 +1,6 @@
 """Measuring one tokenizer on a sample of views: everything a fitness report says, before it is judged or drawn.
 
-The parts: `tokens.py` and `context.py` (ids alone), `image_quality.py` (pixels),
+The parts: `tokens.py` and `tokens.py` (ids alone), `image_quality.py` (pixels),
 `stability.py`, `speed.py`. Verdicts are `verdicts.py`.
 """
 

@@ -1,17 +1,16 @@
-"""The page of a fitness report: one HTML file that needs nothing but itself (`beit.common.html_page`)."""
+"""The page of a fitness report: one HTML file that needs nothing but itself (`beit.common.pages.html_page`)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from beit import __version__
-from beit.common.html_page import attribute, data_uri, document, text
+from beit.common.pages.html_page import attribute, data_uri, document, text
 from beit.tokenize.fitness.figures import LINE_COLOURS, MAP_COLOURS, map_pixels, map_range, usage_curve
 from beit.tokenize.fitness.report import FitnessReport
 from beit.tokenize.fitness.rows import Row, shown_rows
-from beit.tokenize.fitness.rules import LEVEL_NAMES, Level
 from beit.tokenize.fitness.sheet import SheetRow
-from beit.tokenize.fitness.verdicts import Verdict
+from beit.tokenize.fitness.verdicts import LEVEL_NAMES, Level, Verdict
 
 _NAMES_SHOWN = 100
 

@@ -12,12 +12,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from beit import __version__
-from beit.common.bad_samples import BadSampleReport
+from beit.common.reading.bad_samples import BadSampleReport
 from beit.tokenize.fitness.measure import Fitness
 from beit.tokenize.fitness.rows import text_table
-from beit.tokenize.fitness.rules import LEVEL_NAMES
 from beit.tokenize.fitness.sheet import SheetRow
-from beit.tokenize.fitness.verdicts import Verdict
+from beit.tokenize.fitness.verdicts import LEVEL_NAMES, Verdict
 
 FORMAT, FORMAT_VERSION = "beit-tokenizer-report", 1
 _BAD_SAMPLES_LISTED = 100

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from beit.tokenize.fitness.measure import Fitness
-from beit.tokenize.fitness.rules import percent
 from beit.tokenize.fitness.stability import SHIFTS_PX
+from beit.tokenize.fitness.verdicts import percent
 
 ABSENT = "-"
 """What a row shows for a tokenizer without that number."""

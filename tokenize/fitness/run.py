@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from beit.common.errors import InputError, require
-from beit.common.files import check_output, write_atomic, write_json
+from beit.common.storage.files import check_output, write_atomic, write_json
 from beit.common.tokenizer import Tokenizer, load_tokenizer
 from beit.tokenize.config import TokenizeConfig
 from beit.tokenize.execution import choose_device
@@ -21,7 +21,7 @@ from beit.tokenize.fitness.report import FitnessReport, ReportSettings
 from beit.tokenize.fitness.sheet import reconstruction_sheet
 from beit.tokenize.fitness.verdicts import judge, judge_images
 from beit.tokenize.fitness.views import ViewSample
-from beit.tokenize.tokenizer_data import open_images
+from beit.tokenize.images import open_images
 
 MIN_GRID_SIZE = 4
 """Tokens per side: fewer leave no inner ones, and no room to shift."""

@@ -13,16 +13,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from beit.common.bad_samples import BadSampleLog, BadSampleReport
-from beit.common.cores import available_cores
-from beit.common.dataset import Record
 from beit.common.errors import BadSample, InputError, require
 from beit.common.images import decode_image
-from beit.common.labelled_dataset import LabelledDataset
+from beit.common.processes.cores import available_cores
+from beit.common.reading.bad_samples import BadSampleLog, BadSampleReport
+from beit.common.reading.dataset import Record
+from beit.common.reading.labelled_dataset import LabelledDataset
 from beit.common.rng import CounterRng
 from beit.common.views import AugmentConfig, draw_view
 from beit.tokenize.parallel import Workers
-from beit.tokenize.prepare import render_token_view
+from beit.tokenize.shards.prepare import render_token_view
 
 MIN_VIEWS = 2
 """The context model is fitted on one half of the views and measured on the other."""

@@ -8,11 +8,11 @@ from safetensors.torch import load_file, save_file
 
 from beit.common import encoder as encoder_module
 from beit.common.encoder import load_encoder, load_weights, read_encoder_state, save_encoder, save_model
-from beit.common.encoder_config import EncoderConfig, read_encoder_config
 from beit.common.errors import InputError
-from beit.common.vit import VisionTransformer
-from beit.common.vit_config import Normalization, ViTConfig
-from beit.finetune.model import FRESH_PREFIXES, ImageClassifier
+from beit.common.vit.config import Normalization, ViTConfig
+from beit.common.vit.description import EncoderConfig, read_encoder_config
+from beit.common.vit.vit import VisionTransformer
+from beit.finetune.classification.model import FRESH_PREFIXES, ImageClassifier
 from beit.pretrain.model import MaskedImageModel
 
 CONFIG = ViTConfig(img_size=16, patch_size=4, embed_dim=16, depth=2, num_heads=2)

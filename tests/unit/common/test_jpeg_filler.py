@@ -5,8 +5,7 @@ import pytest
 from PIL import Image
 
 from beit.common.errors import BadSample
-from beit.common.images import decode_image
-from beit.common.jpeg_filler import lengthen_scans
+from beit.common.images import decode_image, lengthen_scans
 
 KINDS = [{}, {"progressive": True}, {"subsampling": 0}, {"restart_marker_blocks": 3}]
 

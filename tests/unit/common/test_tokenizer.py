@@ -8,15 +8,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from beit.common.dalle import DalleDecoder, DalleEncoder, DalleModel
-from beit.common.dvae import DiscreteVAE
-from beit.common.dvae_config import DiscreteVAEConfig
 from beit.common.errors import InputError
 from beit.common.rng import CounterRng
-from beit.common.synthetic import render_scene
 from beit.common.tokenizer import BUNDLED_DIR, choose_compile, choose_dtype, load_tokenizer
-from beit.common.tokenizer_dir import dalle_fingerprint, fingerprint, save_tokenizer
+from beit.common.tokenizers.dalle import DalleDecoder, DalleEncoder, DalleModel
+from beit.common.tokenizers.directory import dalle_fingerprint, fingerprint, save_tokenizer
+from beit.common.tokenizers.dvae import DiscreteVAE
+from beit.common.tokenizers.dvae_config import DiscreteVAEConfig
 from beit.tests.dall_e_files import use_small_network, write_pickle
+from beit.tokenize.synthetic import render_scene
 
 CONFIG = DiscreteVAEConfig(vocab_size=32, width=16, num_blocks=1, code_dim=8)
 

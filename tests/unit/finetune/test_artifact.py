@@ -7,9 +7,9 @@ import torch
 
 from beit.common.encoder import save_encoder, save_model
 from beit.common.errors import InputError
-from beit.common.vit_config import ModelConfig, build_vit_config
+from beit.common.vit.config import ModelConfig, build_vit_config
 from beit.finetune.artifact import build_classifier, load_classifier, starting_point
-from beit.finetune.model import ImageClassifier
+from beit.finetune.classification.model import ImageClassifier
 from beit.pretrain.model import MaskedImageModel
 from beit.tests.unit.finetune.colours import finetune_config
 

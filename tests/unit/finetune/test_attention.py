@@ -11,8 +11,8 @@ from PIL import Image
 from beit.cli import beit
 from beit.common.encoder import save_encoder
 from beit.common.errors import InputError
-from beit.common.vit import VisionTransformer
-from beit.common.vit_config import ViTConfig
+from beit.common.vit.config import ViTConfig
+from beit.common.vit.vit import VisionTransformer
 from beit.finetune.attention import Query, attention_distances, patch_distances
 from beit.tests.support import write_images
 

@@ -9,15 +9,15 @@ import torch
 from safetensors.torch import save_file
 
 from beit.common.encoder import load_encoder, read_encoder_state
-from beit.common.encoder_config import read_encoder_config
 from beit.common.errors import InputError
-from beit.common.vit_config import ViTConfig
+from beit.common.vit.config import ViTConfig
+from beit.common.vit.description import read_encoder_config
 from beit.finetune.artifact import load_classifier
-from beit.finetune.import_model import NORMALIZATIONS, ImportHints, import_encoder
-from beit.finetune.model import ImageClassifier
-from beit.finetune.predict import predict
-from beit.finetune.probe_run import run_probe
+from beit.finetune.classification.model import ImageClassifier
+from beit.finetune.prediction.predict import predict
+from beit.finetune.probe.run import run_probe
 from beit.finetune.train import run
+from beit.finetune.weights.import_model import NORMALIZATIONS, ImportHints, import_encoder
 from beit.pretrain.model import MaskedImageModel
 from beit.tests.foreign_weights import DEPTH, DIM, HEADS, PATCH, SIDE, dino_training, mae_training, timm_vit
 from beit.tests.unit.finetune.colours import finetune_config

@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from beit.common.encoder_config import read_encoder_config
 from beit.common.errors import InputError
-from beit.common.metrics import read_metrics
-from beit.finetune.evaluate import evaluate_model
-from beit.finetune.predict import predict
+from beit.common.runs.metrics import read_metrics
+from beit.common.vit.description import read_encoder_config
+from beit.finetune.evaluation.evaluate import evaluate_model
+from beit.finetune.prediction.predict import predict
 from beit.finetune.train import run
 from beit.tests.unit.finetune.colours import finetune_config, write_images
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from beit.common.metrics import read_metrics
+from beit.common.runs.metrics import read_metrics
 from beit.tests.unit.finetune.colours import TINY, write_images
 
 pytestmark = [pytest.mark.launch, pytest.mark.timeout(900)]

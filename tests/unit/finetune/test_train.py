@@ -7,14 +7,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from beit.common.distributed import World
-from beit.common.encoder_config import read_encoder_config
 from beit.common.errors import InputError
-from beit.common.metrics import read_metrics
+from beit.common.processes.distributed import World
+from beit.common.runs.metrics import read_metrics
+from beit.common.vit.description import read_encoder_config
 from beit.finetune.artifact import starting_point
 from beit.finetune.config import DataConfig
 from beit.finetune.data import open_training_data
-from beit.finetune.scores import Metrics
+from beit.finetune.evaluation.scores import Metrics
 from beit.finetune.train import ClassificationTask, run
 from beit.tests.unit.finetune.colours import finetune_config, write_images
 

@@ -8,7 +8,7 @@ import pytest
 
 from beit.common.config import config_from_dict, config_to_toml, load_config
 from beit.common.errors import InputError
-from beit.common.vit_config import build_vit_config
+from beit.common.vit.config import build_vit_config
 from beit.pretrain.commands import RECIPES
 from beit.pretrain.config import PretrainConfig
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from beit.common.errors import InputError
-from beit.common.vit_config import ModelConfig, ViTConfig, build_vit_config
+from beit.common.vit.config import ModelConfig, ViTConfig, build_vit_config
 from beit.pretrain.model import (
     MaskedImageModel,
     MaskedPixelModel,

@@ -6,16 +6,16 @@ import torch
 from safetensors.torch import load_file
 
 from beit.common.config import config_from_dict
-from beit.common.distributed import World
-from beit.common.dvae_config import DiscreteVAEConfig
 from beit.common.encoder import load_encoder, read_encoder_state
-from beit.common.encoder_config import read_encoder_config
 from beit.common.errors import InputError
-from beit.common.metrics import read_metrics
+from beit.common.processes.distributed import World
+from beit.common.runs.metrics import read_metrics
 from beit.common.tokenizer import load_tokenizer
-from beit.common.tokenizer_dir import save_tokenizer
+from beit.common.tokenizers.directory import save_tokenizer
+from beit.common.tokenizers.dvae_config import DiscreteVAEConfig
+from beit.common.vit.description import read_encoder_config
 from beit.pretrain.config import PretrainConfig
-from beit.pretrain.pictures import reconstruction_sheet
+from beit.pretrain.pictures.reconstruction import reconstruction_sheet
 from beit.pretrain.train import PretrainTask, run
 from beit.tests.support import VOCAB_SIZE, write_bare_store, write_images, write_store, write_tokenizer
 

@@ -10,17 +10,17 @@ import torch
 from click.testing import CliRunner
 
 from beit.common.config import config_from_dict
-from beit.common.dataset import build_order
-from beit.common.distributed import World
 from beit.common.errors import InputError, RunFailed
-from beit.common.metrics import read_metrics
-from beit.common.reader import build_loader
-from beit.common.reader_config import ReaderConfig
-from beit.common.remote_file import RemoteError
-from beit.common.sampler import BatchPlan
-from beit.common.shard_cache import ShardCache
+from beit.common.processes.distributed import World
+from beit.common.reading.batch_plan import BatchPlan
+from beit.common.reading.config import ReaderConfig
+from beit.common.reading.dataset import build_order
+from beit.common.reading.reader import build_loader
+from beit.common.runs.metrics import read_metrics
+from beit.common.shards.cache import ShardCache
+from beit.common.shards.checks import check_image_tars
+from beit.common.storage.remote_file import RemoteError
 from beit.common.store import open_store
-from beit.common.store_checks import check_image_tars
 from beit.pretrain.commands import pretrain_command
 from beit.pretrain.config import PretrainConfig
 from beit.pretrain.train import PretrainTask, check_store
@@ -132,7 +132,7 @@ def test_beit_pretrain_takes_a_url_and_gives_the_same_numbers(made, tmp_path, mo
 
 
 def test_a_server_that_fails_now_and_then_changes_nothing(made, tmp_path, monkeypatch):
-    monkeypatch.setattr("beit.common.remote_file._PAUSES_SECONDS", (0.0,) * 5)
+    monkeypatch.setattr("beit.common.storage.remote_file._PAUSES_SECONDS", (0.0,) * 5)
     expected = rows_of(task_of(open_store(made / "store"), lanes=2).data.micro_batches(0))
     with serve(web_server(made)) as server:
         store = open_store(f"{server.url}/store")
@@ -148,7 +148,7 @@ def test_a_server_that_fails_now_and_then_changes_nothing(made, tmp_path, monkey
 @pytest.mark.fault
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_server_that_goes_away_ends_the_run_with_its_url(made, num_workers, monkeypatch):
-    monkeypatch.setattr("beit.common.remote_file._PAUSES_SECONDS", (0.0,))
+    monkeypatch.setattr("beit.common.storage.remote_file._PAUSES_SECONDS", (0.0,))
     with serve(web_server(made)) as server:
         task = task_of(open_store(f"{server.url}/store"), num_workers=num_workers)
         batches = task.data.micro_batches(0)

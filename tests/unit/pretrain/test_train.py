@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from beit.common.config import config_from_dict
-from beit.common.distributed import World
 from beit.common.encoder import load_encoder, read_encoder_config, read_encoder_state
 from beit.common.errors import InputError, ResumableStop
-from beit.common.metrics import read_metrics
+from beit.common.processes.distributed import World
+from beit.common.runs.metrics import read_metrics
 from beit.pretrain.config import PretrainConfig
 from beit.pretrain.train import PretrainTask, run
 from beit.tests.support import VOCAB_SIZE, write_store

@@ -16,9 +16,10 @@ import pytest
 
 from beit.common.errors import InputError
 from beit.common.faults import set_trap
+from beit.common.shards.schema import ShardManifest
+from beit.common.storage.documents import read_document
+from beit.common.storage.tar_walk import walk_tar
 from beit.common.store import open_store
-from beit.common.store_schema import ShardManifest, read_document
-from beit.common.tar_walk import walk_tar
 from beit.tests.support import write_images, write_tokenizer
 from beit.tests.tiny_store import (
     BlockSums,
@@ -29,8 +30,8 @@ from beit.tests.tiny_store import (
     write_members,
     write_tars,
 )
-from beit.tokenize.store_files import check_file
-from beit.tokenize.verify import verify_store
+from beit.tokenize.checking.verify import verify_store
+from beit.tokenize.store.documents import check_file
 
 pytestmark = [pytest.mark.fault, pytest.mark.timeout(300)]
 

@@ -136,7 +136,7 @@ def names_by_key(store, kind):
     """Source name of every key, usable or not."""
     if kind == "tar":
         return {name.replace(".", "-"): name for name in EVERYTHING}
-    from beit.common.source_types import packed_key
+    from beit.common.sources.types import packed_key
 
     scope = "x.parquet" if kind == "parquet" else ""
     return {packed_key(name, scope=scope): name for name in [*EVERYTHING, "gone.jpg"]}

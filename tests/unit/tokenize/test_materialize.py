@@ -13,13 +13,13 @@ from beit.common.errors import BadSample, InputError
 from beit.common.images import decode_image
 from beit.common.rng import CounterRng
 from beit.common.store import open_store
-from beit.common.store_dataset import StoreDataset
 from beit.common.views import AugmentConfig, crop_crc, draw_view, mean_luma, render_view
 from beit.pretrain.data import ViewTransform
 from beit.pretrain.masking import MaskConfig
+from beit.pretrain.store_dataset import StoreDataset
 from beit.tests.tiny_store import BlockSums, tokenize, tree_bytes, write_folder, write_tars
+from beit.tokenize.checking.verify import verify_store
 from beit.tokenize.config import TokenizeConfig
-from beit.tokenize.verify import verify_store
 
 
 @pytest.fixture
@@ -139,7 +139,7 @@ def test_crops_are_no_source_of_images(tmp_path, store):
 
 
 def test_a_lost_crop_is_named(store):
-    from beit.tokenize.crops import CropTar
+    from beit.tokenize.shards.crops import CropTar
 
     with pytest.raises(InputError, match=r"has no crop .*\.3\.jpg"):
         CropTar(str(store / "images/000000-files.tar"), 4).scan()

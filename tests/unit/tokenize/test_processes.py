@@ -12,13 +12,13 @@ import psutil
 import pytest
 
 from beit.common.errors import BadSample, RunFailed
-from beit.common.source_types import SampleRef
+from beit.common.sources.types import SampleRef
 from beit.common.views import AugmentConfig
 from beit.tests.support import write_images, write_tokenizer
 from beit.tests.tiny_store import encoded_image, tiny_config, tokenize, tree_bytes, write_folder
 from beit.tokenize.parallel import Workers
-from beit.tokenize.prepare import ViewMaker
 from beit.tokenize.processes import Processes, worker_processes
+from beit.tokenize.shards.prepare import ViewMaker
 
 MAKER = ViewMaker(seed=3, num_views=2, token_img_size=16, augment=AugmentConfig())
 

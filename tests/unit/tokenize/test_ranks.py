@@ -13,8 +13,9 @@ from beit.common.errors import InputError
 from beit.tests.s3_server import serve_s3
 from beit.tests.support import write_images, write_tokenizer
 from beit.tests.tiny_store import tiny_config, tree_bytes
-from beit.tokenize.run import run_tokenize, tokenize_with_ranks
-from beit.tokenize.verify import verify_store
+from beit.tokenize.checking.verify import verify_store
+from beit.tokenize.ranks import tokenize_with_ranks
+from beit.tokenize.run import run_tokenize
 
 pytestmark = pytest.mark.launch
 

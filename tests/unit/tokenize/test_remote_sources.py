@@ -8,10 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from beit.common import remote_file
 from beit.common.errors import InputError
-from beit.common.labelled_index_build import build_index
-from beit.common.remote_file import RemoteError
+from beit.common.sources.index_build import build_index
+from beit.common.storage import remote_file
+from beit.common.storage.remote_file import RemoteError
 from beit.common.store import open_store
 from beit.tests.file_server import FileServer, serve
 from beit.tests.s3_server import serve_s3
@@ -157,7 +157,9 @@ def test_a_tar_that_changes_while_it_is_fetched_is_not_used(tmp_path, tars, monk
         def change(*arguments):
             server.etag = '"v2"'
 
-        monkeypatch.setattr("beit.tokenize.shard.encode_images", lambda images, *rest, **named: iter(change() or ()))
+        monkeypatch.setattr(
+            "beit.tokenize.shards.shard.encode_images", lambda images, *rest, **named: iter(change() or ())
+        )
         with pytest.raises(InputError, match=r"part-0\.tar changed while it was tokenised"):
             tokenize(f"{server.url}/part-0.tar", tmp_path / "store")
 

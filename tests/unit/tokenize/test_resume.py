@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from beit.common.errors import InputError, ResumableStop
-from beit.common.source_files import FilesReader
+from beit.common.sources.loose_files import FilesReader
 from beit.common.store import open_store
 from beit.common.views import AugmentConfig
 from beit.tests.tiny_store import (
@@ -19,10 +19,10 @@ from beit.tests.tiny_store import (
     write_folder,
     write_tars,
 )
-from beit.tokenize.index import finish_store
-from beit.tokenize.leases import Leases
-from beit.tokenize.run import tokenize_with_ranks
-from beit.tokenize.store_files import FolderFiles
+from beit.tokenize.ranks import tokenize_with_ranks
+from beit.tokenize.shards.index import finish_store
+from beit.tokenize.store.documents import FolderFiles
+from beit.tokenize.store.leases import Leases
 
 
 def test_a_rerun_does_nothing(tmp_path):
@@ -341,7 +341,7 @@ def test_a_rank_takes_the_index_that_another_wrote_while_it_ran(tmp_path, monkey
     def read_again(*arguments):
         raise AssertionError("all sample tables are read")
 
-    monkeypatch.setattr("beit.tokenize.index._load_key_hashes", read_again)
+    monkeypatch.setattr("beit.tokenize.shards.index._load_key_hashes", read_again)
     files = FolderFiles(store)
     with Leases(files.leases()) as leases:
         finished = finish_store(files, stems, leases, budget=0.5, stamp_before=None)

@@ -24,8 +24,8 @@ from beit.tests.tiny_store import (
     write_members,
     write_tars,
 )
+from beit.tokenize.checking.verify import verify_store
 from beit.tokenize.run import run_tokenize
-from beit.tokenize.verify import verify_store
 
 
 def test_tokens_are_those_of_the_stored_views(tmp_path):

@@ -7,8 +7,8 @@ from beit.common.errors import InputError
 from beit.tests.file_server import serve
 from beit.tests.served_folder import SCHEMES, serve_folder, web_server
 from beit.tests.tiny_store import BlockSums, tokenize, write_folder, write_tars
+from beit.tokenize.checking.verify import verify_store
 from beit.tokenize.commands import verify_command
-from beit.tokenize.verify import verify_store
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@ import math
 
 import numpy as np
 
-from beit.tokenize.fitness.context import discounted, measure_context
+from beit.tokenize.fitness.tokens import discounted, measure_context
 
 
 def test_probabilities_sum_to_one_whatever_was_seen() -> None:

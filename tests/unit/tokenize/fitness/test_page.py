@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from beit.common.bad_samples import BadSampleReport
+from beit.common.reading.bad_samples import BadSampleReport
 from beit.tests.fitness_examples import example_report, good_fitness
 from beit.tokenize.fitness.figures import CURVE_POINTS, even_curve, map_pixels, map_range
 from beit.tokenize.fitness.page import page

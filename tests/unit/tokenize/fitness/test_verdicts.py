@@ -5,9 +5,8 @@ import pytest
 
 from beit.tests.fitness_examples import good_fitness
 from beit.tokenize.fitness.measure import Fitness
-from beit.tokenize.fitness.rules import RULES, percent
 from beit.tokenize.fitness.tokens import word_usage
-from beit.tokenize.fitness.verdicts import Verdict, judge, judge_images
+from beit.tokenize.fitness.verdicts import RULES, Verdict, judge, judge_images, percent
 
 
 def verdict(fitness: Fitness, key: str) -> Verdict:

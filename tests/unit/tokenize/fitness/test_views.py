@@ -6,7 +6,7 @@ import pytest
 from beit.common.errors import InputError
 from beit.tests.support import write_images
 from beit.tokenize.fitness.views import ViewSample, draw_positions
-from beit.tokenize.tokenizer_data import open_images
+from beit.tokenize.images import open_images
 
 
 @pytest.fixture

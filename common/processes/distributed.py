@@ -1,0 +1,173 @@
+"""Ranks: who this process is, and the few collectives the trainings need on plain numbers and objects.
+
+Control values (stop flags, metrics, objects) travel over gloo between host memories, so that they never wait for the
+device. Gradients and parameters are DeepSpeed's business (`common/training/engine.py`). How ranks are started is
+`launch.py`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from beit.common.errors import InputError
+from beit.common.processes.cores import cores_per_rank, keep_freed_memory
+from beit.common.processes.launcher_env import launcher_environment
+
+logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+INIT_TIMEOUT_SECONDS = 600.0
+"""Until training starts; see `World.shorten_timeouts`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class World:
+    """The ranks of this run and this process's place among them."""
+
+    rank: int
+    """Of this process, over all machines."""
+    local_rank: int
+    """Of this process on its machine."""
+    world_size: int
+    """Number of ranks."""
+    device: torch.device
+    """Where this rank computes."""
+    timeout_seconds: float = 300.0
+    """How long a collective may wait once training runs."""
+
+    @property
+    def is_main(self) -> bool:
+        """True on the one rank that writes files and logs."""
+        return self.rank == 0
+
+    def shorten_timeouts(self) -> None:
+        """Let collectives of every group, DeepSpeed's too, fail after `timeout_seconds`; call when training starts.
+
+        Before that ranks may start, or open their data, minutes apart; afterwards a silent rank is a dead one.
+        """
+        if self.world_size > 1:
+            for group in dist.distributed_c10d._world.pg_map:
+                dist.distributed_c10d._set_pg_timeout(timedelta(seconds=self.timeout_seconds), group)
+
+    def max_of(self, values: Sequence[float]) -> list[float]:
+        """Return the element-wise maximum over all ranks."""
+        return self._reduce(values, dist.ReduceOp.MAX)
+
+    def sum_of(self, values: Sequence[float]) -> list[float]:
+        """Return the element-wise sum over all ranks, in float64."""
+        return self._reduce(values, dist.ReduceOp.SUM)
+
+    def mean_of(self, values: Sequence[float]) -> list[float]:
+        """Return the element-wise mean over all ranks, in float64."""
+        return [value / self.world_size for value in self.sum_of(values)]
+
+    def _reduce(self, values: Sequence[float], operation: Any) -> list[float]:
+        if self.world_size == 1:
+            return list(values)
+        tensor = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(tensor, op=operation)
+        return [float(value) for value in tensor.tolist()]
+
+    def broadcast(self, value: Any) -> Any:
+        """Return rank 0's `value` (any picklable object) on every rank."""
+        if self.world_size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+        return box[0]
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return the values of all ranks in rank order, on every rank."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
+
+    def run_on_main(self, work: Callable[[], Result]) -> Result:
+        """Run `work` on rank 0 only and return its result everywhere; its exception, too, is raised everywhere.
+
+        Without the second half, a failure of rank 0 would leave the other ranks waiting for it.
+        """
+        if self.world_size == 1:
+            return work()
+        result: Any = None
+        failure: Exception | None = None
+        if self.is_main:
+            try:
+                result = work()
+            except Exception as error:
+                failure = error
+        shared: tuple[Exception | None, Result] = self.broadcast((failure, result))
+        shared_failure, shared_result = shared
+        if failure is not None:
+            raise failure
+        if shared_failure is not None:
+            raise shared_failure
+        return shared_result
+
+
+def init_distributed(*, timeout_seconds: float = 300.0) -> World:
+    """Join the ranks that a launcher started, or be the only rank; idempotent.
+
+    Args:
+        timeout_seconds: How long a collective may wait after `World.shorten_timeouts`.
+    Raises:
+        InputError: the launcher's variables contradict each other or the machine, or their port is taken.
+    """
+    environment = launcher_environment(os.environ)
+    rank, world_size = int(environment["RANK"]), int(environment["WORLD_SIZE"])
+    # Some launchers number ranks only globally.
+    local_rank = int(environment["LOCAL_RANK"] or rank % max(1, torch.cuda.device_count()))
+    # DeepSpeed insists on this one. The others are not set: a lone process must not pass for a rank to what it starts.
+    os.environ["LOCAL_RANK"] = str(local_rank)
+    device = _device(local_rank)
+    if device.type == "cpu":
+        keep_freed_memory()
+    if device.type == "cpu" and world_size > 1 and "OMP_NUM_THREADS" not in os.environ:
+        # Ranks share the cores; each taking all of them makes all of them slow.
+        torch.set_num_threads(cores_per_rank(world_size))
+    if not dist.is_initialized():
+        # Given here, not to DeepSpeed, which would ask mpi4py where no launcher set the variables.
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        address, port = environment["MASTER_ADDR"], environment["MASTER_PORT"]
+        try:
+            dist.init_process_group(
+                backend,
+                init_method=f"tcp://{address}:{port}" if world_size > 1 else None,
+                store=dist.HashStore() if world_size == 1 else None,  # type: ignore[attr-defined]
+                rank=rank,
+                world_size=world_size,
+                timeout=timedelta(seconds=INIT_TIMEOUT_SECONDS),
+            )
+        except dist.DistNetworkError as error:
+            if "EADDRINUSE" not in str(error):
+                raise
+            raise InputError(
+                f"port {port} of {address}, where the ranks are to meet, is taken by another program; choose another "
+                "(environment variable MASTER_PORT, or --master_port of the deepspeed and torchrun launchers)"
+            ) from None
+    return World(
+        rank=rank, local_rank=local_rank, world_size=world_size, device=device, timeout_seconds=timeout_seconds
+    )
+
+
+def _device(local_rank: int) -> torch.device:
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    if local_rank >= torch.cuda.device_count():
+        raise InputError(
+            f"local rank {local_rank} has no GPU of its own ({torch.cuda.device_count()} visible); "
+            "start at most one rank per GPU"
+        )
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)

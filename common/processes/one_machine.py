@@ -1,0 +1,98 @@
+"""Ranks on this machine, through the launcher of DeepSpeed.
+
+Not here: several machines (`cluster.py`) and which of the two a command needs (`launch.py`).
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from beit.common.processes import launcher_env
+from beit.common.processes.rank_group import RankGroup
+from beit.common.processes.rank_reports import REPORTS_VARIABLE, OutputFollower, judge
+from beit.common.processes.signals import LAUNCHER_PID_VARIABLE
+
+_LAUNCHER_OPTIONS = ("--log_level", "critical", "--no_local_rank", "--module")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cluster:
+    """The machines of a run, as DeepSpeed's launcher wants to know them."""
+
+    devices: dict[str, list[int | str]]
+    """Devices to use by machine, in the order of the ranks; without GPUs, one number per rank."""
+    address: str
+    """Where the ranks meet."""
+    port: int
+    """And at which port."""
+    is_served: bool = False
+    """Somebody listens there already; otherwise rank 0 will."""
+
+    def ranks_of(self, machine: str) -> range:
+        """Return the ranks of one machine."""
+        names = list(self.devices)
+        first = sum(len(self.devices[name]) for name in names[: names.index(machine)])
+        return range(first, first + len(self.devices[machine]))
+
+
+def launch_machine(
+    cluster: Cluster,
+    machine: str,
+    *,
+    module: str,
+    arguments: Sequence[str],
+    is_orphaned: Callable[[], bool] = lambda: False,
+) -> int:
+    """Run the ranks of this machine and return the worst of their exit codes.
+
+    Args:
+        cluster: All machines.
+        machine: The name of this one among them.
+        module: What to run.
+        arguments: Of the command.
+        is_orphaned: See `RankGroup`.
+    """
+    ranks = cluster.ranks_of(machine)
+    with tempfile.TemporaryDirectory(prefix="beit-ranks-") as reports:
+        variables = {
+            "PYTHONSAFEPATH": "1",
+            REPORTS_VARIABLE: reports,
+            LAUNCHER_PID_VARIABLE: str(os.getpid()),
+            launcher_env.SERVED_VARIABLE: str(cluster.is_served),
+            **({} if _visible_gpus() else {"DS_ACCELERATOR": "cpu"}),
+        }
+        follower = OutputFollower(Path(reports), ranks)
+        group = RankGroup(module, follow=follower.show, is_orphaned=is_orphaned)
+        code = group.run([*_launcher(cluster, machine), module, *arguments], dict(os.environ) | variables)
+        follower.show(is_end=True)
+        return judge(Path(reports), ranks, asked_to_stop=group.asked_to_stop, launcher_code=code)
+
+
+def _visible_gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def _launcher(cluster: Cluster, machine: str) -> list[str]:
+    """Return DeepSpeed's launcher for one machine, up to the module; it starts one rank per listed device.
+
+    Called without the `deepspeed` runner in front, which would ignore CUDA_VISIBLE_DEVICES here, take seconds more, and
+    report success when this part is killed. As a module: the script need not be on PATH.
+    """
+    world = base64.urlsafe_b64encode(json.dumps(cluster.devices).encode()).decode()
+    return [
+        *(sys.executable, "-u", "-m", "deepspeed.launcher.launch"),
+        f"--world_info={world}",
+        f"--node_rank={list(cluster.devices).index(machine)}",
+        f"--master_addr={cluster.address}",
+        f"--master_port={cluster.port}",
+        *_LAUNCHER_OPTIONS,
+    ]

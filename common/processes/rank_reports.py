@@ -1,0 +1,194 @@
+"""How the ranks of one machine tell the command that launched them how they ended, and what it makes of that.
+
+Each rank writes its exit code and last message to a file in a directory of the launching command; all but the first
+also write their output there, so that the terminal shows one rank's progress and the others' lines with their number.
+A rank that was killed leaves no report, but its last lines.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from beit.common.storage.files import write_json
+
+logger = logging.getLogger(__name__)
+
+EXIT_DONE, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_RESUMABLE = 0, 1, 2, 75
+REPORTS_VARIABLE = "BEIT_RANK_REPORTS"
+"""Directory in which each rank started by `launch.py` leaves its report."""
+LAST_LINES = 20
+"""Shown of a rank that failed; a traceback of usual depth fits."""
+_TAIL_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Report:
+    """How one rank ended."""
+
+    rank: int
+    code: int
+    message: str
+    time: float
+    """In seconds since the epoch; the first to fail is the one to look at."""
+
+
+def capture_output() -> None:
+    """Send the output of this process to its file, if it is a rank other than the first of such a launch.
+
+    On the level of descriptors, so that libraries, data workers and the interpreter's last words are in it.
+    """
+    reports = _directory()
+    if reports is None or os.environ["RANK"] == "0":
+        return
+    sys.stdout.flush()
+    sys.stderr.flush()
+    descriptor = os.open(output_file(reports, int(os.environ["RANK"])), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.close(descriptor)
+
+
+def record_exit(code: int, message: str = "") -> str:
+    """Tell the launching command how this rank ended; call it last, with the line an error would print.
+
+    Returns:
+        The line this process should print itself: none when the launching command will. Without one, a rank other
+        than the first prints failures only, under its number.
+    """
+    rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))
+    reports = _directory()
+    if reports is not None:
+        write_json(reports / f"{rank}.json", {"code": code, "message": message, "time": time.time()})
+        return ""
+    if rank == "0" or not message:
+        return message
+    return f"rank {rank}: {message}" if code in (EXIT_FAILED, EXIT_BAD_INPUT) else ""
+
+
+def output_file(reports: Path, rank: int) -> Path:
+    """Return the file that the output of a rank goes to."""
+    return reports / f"{rank}.log"
+
+
+def _directory() -> Path | None:
+    name = os.environ.get(REPORTS_VARIABLE)
+    return Path(name) if name and "RANK" in os.environ and Path(name).is_dir() else None
+
+
+class OutputFollower:
+    """Shows what ranks other than the first write, line by line and with their number, on standard error.
+
+    Args:
+        reports: Directory of the reports.
+        ranks: All ranks of this machine.
+    """
+
+    def __init__(self, reports: Path, ranks: Iterable[int]) -> None:
+        self._files = {rank: output_file(reports, rank) for rank in ranks}
+        self._offsets = dict.fromkeys(self._files, 0)
+
+    def show(self, *, is_end: bool = False) -> None:
+        """Show the whole lines since the last call; at the end also one that was cut short."""
+        for rank, path in self._files.items():
+            if not path.exists():
+                continue
+            with path.open("rb") as file:
+                file.seek(self._offsets[rank])
+                data = file.read()
+            whole = len(data) if is_end else data.rfind(b"\n") + 1
+            self._offsets[rank] += whole
+            for line in data[:whole].decode(errors="replace").splitlines():
+                sys.stderr.write(f"[rank {rank}] {line}\n")
+        sys.stderr.flush()
+
+
+def judge(reports: Path, ranks: range, *, asked_to_stop: bool, launcher_code: int) -> int:
+    """Turn the ranks' reports into one exit code, the worst of them, and log what they had to say, the cause last.
+
+    Args:
+        reports: Directory of the reports.
+        ranks: Those of this machine.
+        asked_to_stop: Whether somebody did; ranks that had not yet begun then just vanish.
+        launcher_code: Exit code of DeepSpeed's launcher, which tells the signal a rank died of.
+    """
+    found = [report for rank in ranks if (report := _read_report(reports / f"{rank}.json", rank))]
+    silent = [rank for rank in ranks if rank not in {report.rank for report in found}]
+    codes = {report.code for report in found}
+    # Bad input met by one rank ends the others with errors of their own, which say nothing.
+    if EXIT_BAD_INPUT in codes:
+        _log_messages([report for report in found if report.code == EXIT_BAD_INPUT])
+        return EXIT_BAD_INPUT
+    if silent and asked_to_stop and codes <= {EXIT_RESUMABLE}:
+        _log_messages(found[:1])
+        return EXIT_RESUMABLE  # stopped before they could listen; nothing was begun that is not saved
+    failed = sorted((report for report in found if report.code not in (EXIT_DONE, EXIT_RESUMABLE)), key=_time)
+    if failed or silent:
+        _log_messages(failed[::-1])
+        is_unanimous = len(failed) == len(ranks) and len({report.message for report in failed}) == 1
+        if not is_unanimous:
+            _log_cause(reports, silent, failed, launcher_code)
+        return EXIT_FAILED
+    _log_messages([report for report in found if report.rank == 0])  # on all machines together, once
+    return max(codes, default=EXIT_DONE)
+
+
+def _log_cause(reports: Path, silent: list[int], failed: list[Report], launcher_code: int) -> None:
+    """Name the ranks that died without a word, or else the first that failed, with their last lines."""
+    for rank in silent or [failed[0].rank]:
+        lines = last_lines(output_file(reports, rank))
+        if lines:
+            logger.error("beit: last lines of rank %d:\n%s", rank, "\n".join(f"  {line}" for line in lines))
+    if silent:
+        names = ", ".join(map(str, silent))
+        logger.error("beit: rank %s ended without a word (%s)", names, _cause(launcher_code, len(silent)))
+    else:
+        logger.error("beit: rank %d failed first", failed[0].rank)
+
+
+def _cause(launcher_code: int, num_silent: int) -> str:
+    # The launcher leaves with the negative code of the rank it saw end first, as far as an exit code can hold it.
+    signum = 256 - launcher_code
+    if num_silent == 1 and signum in set(signal.Signals):
+        name = signal.Signals(signum).name
+        return f"killed by {name}" + (", by somebody or for lack of memory" if name == "SIGKILL" else "")
+    return "killed, or out of memory"
+
+
+def last_lines(path: Path) -> list[str]:
+    """Return the last lines of a rank's output; none where it has no file, as the first rank."""
+    if not path.exists():
+        return []
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - _TAIL_BYTES))
+        return file.read().decode(errors="replace").splitlines()[-LAST_LINES:]
+
+
+def _log_messages(reports: list[Report]) -> None:
+    """Log each message once; with the rank where not all ranks say the same."""
+    messages: dict[str, list[int]] = {}
+    for report in reports:
+        if report.message:
+            messages.setdefault(report.message, []).append(report.rank)
+    for message, ranks in messages.items():
+        whose = "" if 0 in ranks else f"rank {', '.join(map(str, ranks))}: "
+        logger.error("beit: %s%s", whose, message)
+
+
+def _time(report: Report) -> float:
+    return report.time
+
+
+def _read_report(file: Path, rank: int) -> Report | None:
+    if not file.exists():
+        return None
+    content = json.loads(file.read_bytes())
+    return Report(rank=rank, code=content["code"], message=content["message"], time=content["time"])

@@ -1,0 +1,103 @@
+"""What reader workers need before their first sample: a server to fork them from, signal rules, and a status board.
+
+Workers start through a fork server: the training process has threads, GPU contexts and asynchronous file systems,
+none of which survive a plain fork, and a fresh interpreter per worker would import torch anew each time. The server
+imports once.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable
+from functools import partial
+from multiprocessing import forkserver
+
+_PRELOAD = [
+    "beit.common.processes.worker_server",  # first: it makes the server, and so its children, deaf to SIGTERM
+    "torch.utils.data",
+    "webdataset",
+    "PIL.Image",
+    "PIL.JpegImagePlugin",
+    "PIL.PngImagePlugin",
+    "PIL.WebPImagePlugin",
+    "pyarrow.parquet",
+    "fsspec",
+    "beit.common.views",
+    "beit.common.reading.reader",
+    "beit.pretrain.store_dataset",
+    "beit.common.reading.labelled_dataset",
+]
+_SLOT_BYTES = 512
+
+
+def start_worker_server() -> None:
+    """Start the fork server, if it does not run yet.
+
+    It returns at once, while the server imports what workers need. A command that will have workers calls it before its
+    own imports, so that the same seconds serve both.
+    """
+    multiprocessing.get_context("forkserver").set_forkserver_preload(_PRELOAD)
+    forkserver.ensure_running()
+
+
+def worker_init() -> Callable[[int], None]:
+    """Return what prepares a new worker, to be called in it with its number.
+
+    The worker gets the present environment variables: those of the fork server are as old as the server, and
+    credentials and addresses of object stores may have been set since.
+    """
+    return partial(_init_worker, environment=dict(os.environ))
+
+
+def _init_worker(worker_id: int, *, environment: dict[str, str]) -> None:
+    """Prepare this process to be a worker.
+
+    Signals: a stop request goes to the whole process group, but it is the training process that decides when to
+    stop, and it still needs the batches under way. A worker ends when its iterator is closed or the training is gone.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # SLURM sends it to every process of a job
+    os.environ.update(environment)
+    import torch  # here, so that a command may start the server before it imports torch itself
+
+    torch.set_num_threads(1)
+    # Torch makes workers watch their parent, but that is the fork server, which in turn lives as long as any worker
+    # does:
+    # without this thread they would outlive a training that was killed.
+    threading.Thread(target=_end_with_training, daemon=True).start()
+
+
+def _end_with_training() -> None:
+    training = multiprocessing.parent_process()
+    if training is not None:
+        training.join()
+        os._exit(1)
+
+
+class StatusBoard:
+    """Shared memory in which each worker leaves the id of the sample it is at; readable after the worker's death.
+
+    Args:
+        num_workers: Slots to make.
+    """
+
+    def __init__(self, num_workers: int) -> None:
+        self._slots = multiprocessing.get_context("forkserver").RawArray(ctypes.c_ubyte, num_workers * _SLOT_BYTES)
+
+    def note(self, worker_id: int, sample_id: str) -> None:
+        """Record that `worker_id` starts on `sample_id`."""
+        text = sample_id.encode()[:_SLOT_BYTES]
+        begin = worker_id * _SLOT_BYTES
+        # Through a byte view: assigning to a slice of a ctypes array converts element by element.
+        memoryview(self._slots).cast("B")[begin : begin + _SLOT_BYTES] = text.ljust(_SLOT_BYTES, b"\0")
+
+    def read(self, worker_id: int) -> str:
+        """Return what `worker_id` was last at, or "none"."""
+        begin = worker_id * _SLOT_BYTES
+        text = bytes(memoryview(self._slots).cast("B")[begin : begin + _SLOT_BYTES])
+        return text.rstrip(b"\0").decode(errors="replace") or "none"

@@ -1,0 +1,219 @@
+"""How a global batch is split over ranks and micro-batches, and what a resume must agree on.
+
+Not here: the order of samples (`order.py`).
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+
+from beit.common.errors import InputError, require
+from beit.common.reading.order import Order, Rows
+
+logger = logging.getLogger(__name__)
+
+
+STATE_VERSION = 1
+
+
+_DATA_FIELDS = {"views", "index_sha256", "lanes"}
+"""Fields of `DataState` that say what is read, not how a position is counted."""
+
+
+def valid_world_sizes(global_batch_size: int, micro_batch_size: int) -> list[int]:
+    """List the numbers of ranks that can share the global batch; none if the micro-batch does not divide it."""
+    if global_batch_size % micro_batch_size:
+        return []
+    pieces = global_batch_size // micro_batch_size
+    return [count for count in range(1, pieces + 1) if pieces % count == 0]
+
+
+def grad_accum_steps_for(global_batch_size: int, micro_batch_size: int, world_size: int) -> int:
+    """Derive the micro-batches per rank and step from B = micro_batch_size x grad_accum_steps x world_size.
+
+    Raises:
+        InputError: B cannot be cut that way; the message lists the world sizes that can.
+    """
+    if global_batch_size % (micro_batch_size * world_size) == 0:
+        return global_batch_size // (micro_batch_size * world_size)
+    valid = valid_world_sizes(global_batch_size, micro_batch_size)
+    if not valid:
+        raise InputError(
+            f"micro_batch_size ({micro_batch_size}) must divide global_batch_size ({global_batch_size}); "
+            "lower one of them"
+        )
+    raise InputError(
+        f"global_batch_size ({global_batch_size}) cannot be cut into micro-batches of {micro_batch_size} on "
+        f"{world_size} ranks; start one of {', '.join(map(str, valid))} ranks or change micro_batch_size"
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BatchPlan:
+    """Which rows of the order one rank reads, micro-batch by micro-batch."""
+
+    order: Order
+    """Of the whole data set; the same on every rank."""
+    global_batch_size: int
+    """Rows per optimizer step over all ranks, B."""
+    micro_batch_size: int
+    """Rows per forward pass of one rank."""
+    grad_accum_steps: int
+    """Micro-batches per rank and step."""
+    world_size: int = 1
+    """Ranks, W."""
+    rank: int = 0
+    """Of this process, in [0, W)."""
+    repeats: int = 1
+    """Views that each sample of a step shows, R. Row i of a step then shows view i // (B / R) of sample i % (B / R), so
+    that neighbours, which mixup pairs, are different samples."""
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that do not multiply to the global batch."""
+        require(
+            self.repeats >= 1 and self.global_batch_size % self.repeats == 0,
+            f"global_batch_size ({self.global_batch_size}) must be a multiple of repeats ({self.repeats})",
+        )
+        require(0 <= self.rank < self.world_size, f"rank ({self.rank}) must be in [0, {self.world_size})")
+        require(self.micro_batch_size >= 1, f"micro_batch_size ({self.micro_batch_size}) must be at least 1")
+        needed = grad_accum_steps_for(self.global_batch_size, self.micro_batch_size, self.world_size)
+        require(
+            needed == self.grad_accum_steps,
+            f"global_batch_size ({self.global_batch_size}) must equal micro_batch_size ({self.micro_batch_size}) x "
+            f"grad_accum_steps ({self.grad_accum_steps}) x ranks ({self.world_size}); set grad_accum_steps to {needed}",
+        )
+        assert self.order.lanes in (1, self._samples_per_step / self.order.lane_rows), (
+            "the order has another batch size"
+        )
+
+    def micro_batch(self, index: int) -> Rows:
+        """Return the rows of this rank's micro-batch `index`, counted from the start of the run.
+
+        Micro-batch `a` of step `s` has index s * grad_accum_steps + a. A rank's rows of a step are contiguous, so
+        the slices of all ranks, in rank order, are the batch that a single process would read.
+        """
+        step, micro_step = divmod(index, self.grad_accum_steps)
+        begin = self._begin(step) + micro_step * self.micro_batch_size
+        if self.repeats == 1:
+            return self.order.rows(begin, self.micro_batch_size)
+        return self._repeated(step, begin - step * self.global_batch_size)
+
+    def _repeated(self, step: int, first: int) -> Rows:
+        """Return a micro-batch that begins with row `first` of a step whose samples show several views."""
+        per_step, pieces, row, end = self._samples_per_step, [], first, first + self.micro_batch_size
+        while row < end:
+            repeat, place = divmod(row, per_step)
+            count = min(end - row, per_step - place)
+            piece = self.order.rows(step * per_step + place, count)
+            pieces.append(replace(piece, repeats=np.full(count, repeat, np.int64)))
+            row += count
+        columns = {
+            field.name: np.concatenate([getattr(piece, field.name) for piece in pieces]) for field in fields(Rows)
+        }
+        positions = step * self.global_batch_size + np.arange(first, end, dtype=np.int64)
+        return Rows(**columns | {"positions": positions})
+
+    def shards_near(self, index: int) -> list[int]:
+        """List the shards that this rank reads around micro-batch `index`, those needed first at the front."""
+        step = index // self.grad_accum_steps
+        if self.repeats > 1:
+            return self.order.shards_near(step * self._samples_per_step, self._samples_per_step)
+        return self.order.shards_near(self._begin(step), self.global_batch_size // self.world_size)
+
+    @property
+    def _samples_per_step(self) -> int:
+        return self.global_batch_size // self.repeats
+
+    def _begin(self, step: int) -> int:
+        return step * self.global_batch_size + self.rank * (self.global_batch_size // self.world_size)
+
+    def state(self, *, steps_completed: int, num_views: int, index_sha256: str) -> DataState:
+        """Describe the position after `steps_completed` optimizer steps.
+
+        Steps completed, not batches fetched: prefetching must not move the position.
+        """
+        return DataState(
+            seed=self.order.seed,
+            samples_consumed=steps_completed * self.global_batch_size,
+            global_batch_size=self.global_batch_size,
+            window_shards=self.order.window_shards,
+            lanes=self.order.lanes,
+            views=num_views,
+            index_sha256=index_sha256,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataState:
+    """All a checkpoint has to keep to continue the data order exactly."""
+
+    version: int = STATE_VERSION
+    """Of this record."""
+    seed: int
+    """Of the order."""
+    samples_consumed: int
+    """Rows of completed optimizer steps, over all ranks."""
+    global_batch_size: int
+    """B."""
+    window_shards: int
+    """Shards mixed with each other."""
+    lanes: int = 1
+    """Independent parts of the shard list, each feeding its own rows of a batch."""
+    views: int
+    """K, or 0 where no view is stored."""
+    index_sha256: str
+    """Identity of the data: of the shard table, or of the cached index and its subset."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record as plain integers and strings."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    @classmethod
+    def from_json(cls, mapping: dict[str, Any]) -> DataState:
+        """Rebuild the record.
+
+        Raises:
+            InputError: the version or the fields are not ours.
+        """
+        version = mapping.get("version")
+        require(
+            version == STATE_VERSION,
+            f"data state version ({version}) must be {STATE_VERSION}; use the beit that wrote it",
+        )
+        names = {field.name for field in fields(cls)}
+        require(set(mapping) == names, f"data state has fields {sorted(mapping)}, needs {sorted(names)}; it is damaged")
+        return cls(**mapping)
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps completed."""
+        return self.samples_consumed // self.global_batch_size
+
+
+def check_resume(saved: DataState, current: DataState, *, allow_data_change: bool = False) -> None:
+    """Refuse to continue another data order than the saved one.
+
+    Args:
+        saved: From the checkpoint.
+        current: What the run would use now; its `samples_consumed` is not looked at.
+        allow_data_change: Take other data, as long as the position means the same in them.
+    Raises:
+        InputError: something differs; every difference is named with both values.
+    """
+    names = [field.name for field in fields(DataState) if field.name not in ("samples_consumed", "version")]
+    different = [name for name in names if getattr(saved, name) != getattr(current, name)]
+    if not different:
+        return
+    listed = "; ".join(f"{name} was {getattr(saved, name)}, is {getattr(current, name)}" for name in different)
+    if set(different) <= _DATA_FIELDS:
+        if allow_data_change:
+            logger.info("the data differ from those of the checkpoint (%s); going on with the new ones", listed)
+            return
+        way_out = "restore them, go on with the new ones with --set run.allow_data_change=true, or start a new run"
+    else:
+        way_out = "restore them or start a new run"
+    raise InputError(f"the data differ from those of the checkpoint ({listed}); {way_out}")

@@ -1,0 +1,286 @@
+"""Checkpoints on disk: complete and committed, or absent; portable over ranks and ZeRO stages; no pickle.
+
+`checkpoints/step_N/` holds model.safetensors, optimizer.safetensors, rng.safetensors, where the best weights are kept
+best.safetensors, and COMMIT.json, which lists size and sha256 of the others. It is written under `step_N.tmp` and
+renamed when COMMIT.json is durable, so a killed save leaves nothing that looks like a checkpoint. What the tensors are
+is `common/training/portable_state.py`; when to save is `common/training/trainer.py`.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+
+from beit.common.errors import InputError
+from beit.common.faults import fault_point
+from beit.common.storage.files import fsync_directory, read_json, sha256_file, write_atomic, write_json
+
+logger = logging.getLogger(__name__)
+
+
+FORMAT = "beit-checkpoint"
+
+
+FORMAT_VERSION = 1
+
+
+COMMIT = "COMMIT.json"
+
+
+_TAG = re.compile(r"step_(\d+)")
+
+
+_ASIDE = "rejected_"
+
+
+_ROOM = 1.2
+"""Free space to begin a checkpoint with, relative to its size; the rest is for what else is written meanwhile."""
+
+
+RngStates = Mapping[str, torch.Tensor]
+"""`rank0/cpu`, `rank0/cuda`, ...: generator states, uint8."""
+
+
+AVERAGE = "ema"
+"""Name of the running average beside AdamW's states `exp_avg` and `exp_avg_sq`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Checkpoint:
+    """A committed checkpoint whose files were verified."""
+
+    path: Path
+    """Its directory."""
+    step: int
+    """Optimizer steps completed."""
+    record: dict[str, Any]
+    """What the trainer stored beside the tensors."""
+
+    def reader(self, name: str) -> Any:
+        """Open `model` or `optimizer` for reading tensor by tensor; a context manager."""
+        return safe_open(self.path / f"{name}.safetensors", framework="pt")
+
+    def best_weights(self) -> dict[str, torch.Tensor] | None:
+        """Return the weights of the best evaluation so far; None where the run keeps none, or had none yet."""
+        file = self.path / "best.safetensors"
+        return load_file(file) if file.is_file() else None
+
+    def rng_states(self) -> dict[str, torch.Tensor]:
+        """Return the generator states of all ranks."""
+        states: dict[str, torch.Tensor] = load_file(self.path / "rng.safetensors")
+        return states
+
+
+def save_checkpoint(
+    root: Path,
+    *,
+    step: int,
+    state: PortableState,
+    rng: RngStates,
+    record: Mapping[str, Any],
+    keep: int,
+    keep_every: int | None = None,
+    best: Mapping[str, torch.Tensor] | None = None,
+) -> Path:
+    """Write and commit one checkpoint, then delete all but the newest `keep`.
+
+    Args:
+        root: The run's `checkpoints` directory.
+        step: Optimizer steps completed; names the checkpoint.
+        state: Weights and moments.
+        rng: Generator states of all ranks.
+        record: JSON-able rest: data position, counters, versions.
+        keep: Committed checkpoints to leave.
+        keep_every: Leave also the first one at or after every so many steps.
+        best: Weights of the best evaluation so far, if the run keeps them.
+    Returns:
+        The committed directory.
+    Raises:
+        OSError: it could not be written; nothing of it is left, and older checkpoints are untouched.
+    """
+    target = root / f"step_{step}"
+    temporary = target.with_name(target.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    contents = {"model": state.model, "optimizer": state.optimizer, "rng": dict(rng)}
+    contents |= {} if best is None else {"best": dict(best)}
+    try:
+        temporary.mkdir(parents=True)
+        _require_room(temporary, contents)
+        files = [_write_tensors(temporary / f"{name}.safetensors", tensors) for name, tensors in contents.items()]
+        header = {"format": FORMAT, "format_version": FORMAT_VERSION, "step": step, "files": files}
+        write_json(temporary / COMMIT, header | {"record": record})
+        fault_point("commit")
+        _set_aside(target)  # a damaged predecessor of the same number
+        os.replace(temporary, target)
+        fsync_directory(root)
+        fault_point("committed")
+        write_atomic(root / "latest", f"{target.name}\n".encode())
+    except OSError:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    _prune(root, keep, keep_every)
+    return target
+
+
+def find_checkpoint(root: Path) -> Checkpoint | None:
+    """Return the newest checkpoint that verifies; None when there never was one.
+
+    Raises:
+        InputError: there are checkpoints, and none verifies: starting from zero would silently throw the run away.
+    """
+    tags = _tags(root)
+    for _, path in reversed(tags):
+        try:
+            return open_checkpoint(path)
+        except InputError as error:
+            logger.warning("checkpoint rejected: %s", error)
+    if tags:
+        raise InputError(
+            f"{root} holds {len(tags)} checkpoints, none of them intact; restore one or delete it to start anew"
+        )
+    return None
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Verify one checkpoint: its commit record, and size and sha256 of every file.
+
+    Raises:
+        InputError: it is not committed, of another format version, or damaged; names the file.
+    """
+    if not (path / COMMIT).is_file():
+        raise InputError(f"{path} has no {COMMIT}; it was never completed or is not a checkpoint")
+    header = read_json(path / COMMIT)
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        raise InputError(f"{path / COMMIT} is not a checkpoint record; restore it or use another checkpoint")
+    if header["format_version"] != FORMAT_VERSION:
+        found = header["format_version"]
+        raise InputError(
+            f"{path} has format version {found}, this beit reads {FORMAT_VERSION}; use the beit that wrote it"
+        )
+    for entry in header["files"]:
+        _verify_file(path / entry["name"], size=entry["size"], sha256=entry["sha256"])
+    return Checkpoint(path=path, step=header["step"], record=header["record"])
+
+
+def resolve_checkpoint(path: Path) -> Checkpoint:
+    """Open the checkpoint a user named: its directory, a `checkpoints` directory, or a run (newest of these).
+
+    Raises:
+        InputError: there is none, or it does not verify.
+    """
+    if (path / COMMIT).exists() or _TAG.fullmatch(path.name):
+        return open_checkpoint(path)
+    checkpoint = find_checkpoint(path / "checkpoints" if (path / "checkpoints").is_dir() else path)
+    if checkpoint is None:
+        raise InputError(f"--resume {path} holds no checkpoint; name a run, or one of its checkpoints/step_N")
+    return checkpoint
+
+
+def set_later_aside(root: Path, step: int) -> None:
+    """Rename checkpoints beyond `step`, which a run resumed there leaves behind, so that no later resume picks them."""
+    for number, path in _tags(root):
+        if number > step:
+            _set_aside(path)
+
+
+def committed_steps(root: Path) -> set[int]:
+    """Return the steps of the checkpoints that have a commit record; whether they are intact is not looked at."""
+    return {number for number, path in _tags(root) if (path / COMMIT).is_file()}
+
+
+def step_of(name: str) -> int | None:
+    """Return the step of a file of a checkpoint, from its path relative to the run; None for any other file."""
+    parts = name.split("/")
+    match = _TAG.fullmatch(parts[1]) if len(parts) == 3 and parts[0] == "checkpoints" else None
+    return int(match[1]) if match else None
+
+
+def _require_room(directory: Path, contents: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
+    """Fail before a long write that cannot succeed."""
+    needed = sum(tensor.nbytes for tensors in contents.values() for tensor in tensors.values())
+    free = shutil.disk_usage(directory).free
+    if free < _ROOM * needed:
+        reason = f"{os.strerror(errno.ENOSPC)}: a checkpoint of {needed / 1e6:.0f} MB needs {_ROOM} times that"
+        raise OSError(errno.ENOSPC, f"{reason}, {free / 1e6:.0f} MB are free", str(directory.parent))
+
+
+def _write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+    except SafetensorError as error:  # a full disk comes out as this
+        raise OSError(f"{path} could not be written: {error}") from error
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    return {"name": path.name, "size": path.stat().st_size, "sha256": sha256_file(path)}
+
+
+def _verify_file(path: Path, *, size: int, sha256: str) -> None:
+    if not path.is_file():
+        raise InputError(f"{path} is missing")
+    if path.stat().st_size != size:
+        raise InputError(f"{path} has {path.stat().st_size} bytes instead of {size}")
+    if sha256_file(path) != sha256:
+        raise InputError(f"{path} is damaged: its sha256 is not the recorded one")
+
+
+def _tags(root: Path) -> list[tuple[int, Path]]:
+    if not root.is_dir():
+        return []
+    matches = [(_TAG.fullmatch(path.name), path) for path in root.iterdir() if path.is_dir()]
+    return sorted((int(match[1]), path) for match, path in matches if match)
+
+
+def _set_aside(path: Path) -> None:
+    if path.exists():
+        aside = path.with_name(_ASIDE + path.name)
+        shutil.rmtree(aside, ignore_errors=True)
+        path.rename(aside)
+
+
+def _prune(root: Path, keep: int, keep_every: int | None) -> None:
+    tags = _tags(root)
+    milestones: dict[int, int] = {}
+    for step, _ in tags:
+        milestones.setdefault(step // (keep_every or step + 1), step)  # without milestones, all are number 0
+    spared = {step for number, step in milestones.items() if number > 0}
+    obsolete = (
+        [path for step, path in tags[:-keep] if step not in spared]
+        + list(root.glob(f"{_ASIDE}*"))
+        + list(root.glob("*.tmp"))
+    )
+    for path in obsolete:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PortableState:
+    """Everything the optimizer and the model know, as CPU tensors."""
+
+    model: dict[str, torch.Tensor]
+    """The model's state dict: parameters (float32) and buffers."""
+    optimizer: dict[str, torch.Tensor]
+    """`exp_avg/NAME` and `exp_avg_sq/NAME` shaped as parameter NAME, `step/NAME` scalar; absent before an update.
+    Where weights are averaged (`common/training/ema.py`), `ema/NAME`, too, and the scalar `ema_updates`; in float16
+    `loss_scale`."""
+
+    def weights_in_use(self) -> dict[str, torch.Tensor]:
+        """Return the model's state dict as it is measured and given away: averages where there are any."""
+        prefix = f"{AVERAGE}/"
+        averages = {key.removeprefix(prefix): value for key, value in self.optimizer.items() if key.startswith(prefix)}
+        return self.model | averages
+
+    def is_finite(self) -> bool:
+        """True when no weight and no moment is NaN or infinite."""
+        tensors = [*self.model.values(), *self.optimizer.values()]
+        return all(bool(torch.isfinite(tensor).all()) for tensor in tensors if tensor.is_floating_point())

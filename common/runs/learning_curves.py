@@ -1,0 +1,280 @@
+"""How runs learned, as a picture: what each evaluation measured, run beside run, from metrics.jsonl alone.
+
+What is drawn follows from what was measured, so that trainings of every stage can be drawn, also while they run.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from beit.common.errors import InputError, require
+from beit.common.pages.charts import LINE_COLOURS, Line, line_chart, line_key
+from beit.common.pages.pictures import beside, sheet
+from beit.common.runs.metrics import read_metrics
+
+_CHART_PX = (560, 360)
+_SAME = 1e-6
+"""Relative difference below which two runs have the same zero line."""
+
+Record = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Panel:
+    """One chart: a measure, what accompanies it, and what it is compared with."""
+
+    title: str
+    """Above it."""
+    main: str
+    """Metric drawn as a line with dots."""
+    faint: str = ""
+    """Metric drawn pale beside it."""
+    references: tuple[tuple[str, str], ...] = ()
+    """Metrics that do not change in the course of a run, and their names."""
+    relative_to: str = ""
+    """Metric by which all values are divided."""
+    percent: bool = False
+    """Whether values are shares."""
+    unit: str = ""
+    """Of values that are none."""
+
+    def shown(self, value: float) -> str:
+        """Write a value with its unit."""
+        return f"{100 * value:.1f} %" if self.percent else f"{value:.2f} {self.unit}".rstrip()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Kind:
+    """A kind of training, known by what it measures."""
+
+    name: str
+    """Heading."""
+    panels: tuple[_Panel, ...]
+    """Those whose measure was taken are drawn; the first tells the kind."""
+    legend: str
+    """How to read it."""
+
+
+def _classification(name: str, main: str, measure: str) -> _Kind:
+    return _Kind(
+        name=name,
+        panels=(
+            _Panel(title=f"{measure} on validation images", main=main, percent=True),
+            _Panel(title="loss on validation images, nats", main="val_loss"),
+        ),
+        legend="All validation images that were set aside for the course of the run, each once.",
+    )
+
+
+_PROBE = _Panel(
+    title="frozen features: linear probe, and pale, k-NN",
+    main="probe_linear_acc",
+    faint="probe_knn_acc",
+    references=(("probe_chance", "commonest class"),),
+    percent=True,
+)
+_BITS = _Panel(
+    title="bits per masked token",
+    main="held_out_bits",
+    faint="train_bits",
+    references=(("unigram_bits", "unigram"), ("neighbour_bits", "neighbour")),
+    unit="bits",
+)
+_KINDS = (
+    _Kind(
+        name="Pre-training on visual tokens",
+        panels=(
+            _BITS,
+            _Panel(
+                title="masked tokens right",
+                main="held_out_acc",
+                faint="train_acc",
+                references=(("unigram_acc", "chance"),),
+                percent=True,
+            ),
+            _PROBE,
+        ),
+        legend="Lines with dots: images held out from training, under fixed masks; pale: training images, under the "
+        "same. Grey: what is known without looking at the image (unigram: how frequent tokens are), and from the "
+        "nearest visible patch alone (neighbour). Below both is learning; held-out that rises while training falls is "
+        "memorising.",
+    ),
+    _Kind(
+        name="Pre-training on pixels",
+        panels=(
+            _Panel(
+                title="squared error, as a share of predicting the mean",
+                main="held_out_mse",
+                faint="train_mse",
+                relative_to="mean_mse",
+                percent=True,
+            ),
+            _PROBE,
+        ),
+        legend="Lines with dots: images held out from training, under fixed masks; pale: training images. 100 % is "
+        "what always predicting the mean gives.",
+    ),
+    _classification("Classification", "val_top1", "top-1"),
+    _classification("Classification, several labels per image", "val_map", "mean average precision"),
+    _Kind(
+        name="Training of a tokenizer",
+        panels=(
+            _Panel(
+                title="reconstruction (PSNR), dB",
+                main="eval_psnr",
+                faint="psnr",
+                references=(("eval_block_mean_psnr", "mean colour of each square"),),
+                unit="dB",
+            ),
+            _Panel(title="words in use, held-out images", main="eval_words_used"),
+        ),
+        legend="Lines with dots: held-out images; pale: the batches of training.",
+    ),
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Run:
+    """What one run measured."""
+
+    name: str
+    """As short as it can be told from the others."""
+    records: Sequence[Record]
+    """In the order of the steps."""
+    colour: tuple[int, int, int]
+    """Of its lines."""
+
+    @property
+    def epochs_per_step(self) -> float | None:
+        """Passes over the images per step; None before the first log entry."""
+        ratios = [record["epoch"] / record["step"] for record in self.records if record.get("epoch")]
+        return ratios[-1] if ratios else None
+
+    def values(self, metric: str) -> list[tuple[int, float]]:
+        """Return (step, value) of all records that have it."""
+        return [(record["step"], record[metric]) for record in self.records if record.get(metric) is not None]
+
+    def drawn(self, panel: _Panel, metric: str) -> list[tuple[int, float]]:
+        """Return (step, value) as a panel shows them."""
+        divisor = (self.last(panel.relative_to) or 1.0) if panel.relative_to else 1.0
+        return [(step, value / divisor) for step, value in self.values(metric)]
+
+    def last(self, metric: str) -> float | None:
+        """Return the newest value; None without one."""
+        values = self.values(metric)
+        return values[-1][1] if values else None
+
+
+def learning_sheet(runs: Sequence[Path]) -> Image.Image:
+    """Draw how runs of one stage learned.
+
+    Args:
+        runs: Run directories, at most six; they may still be at work.
+
+    Returns:
+        RGB image.
+
+    Raises:
+        InputError: not a run, nothing was measured in it yet, or runs of different stages.
+    """
+    require(
+        len(runs) <= len(LINE_COLOURS),
+        f"{len(runs)} runs are too many for one picture; name at most {len(LINE_COLOURS)}",
+    )
+    require(len(set(runs)) == len(runs), "the same run is named twice; name each once")
+    opened = [
+        _Run(name=name, records=_records(path), colour=colour)
+        for path, name, colour in zip(runs, _short_names(runs), LINE_COLOURS, strict=False)
+    ]
+    kinds = [_kind_of(run, path) for run, path in zip(opened, runs, strict=True)]
+    for kind, path in zip(kinds, runs, strict=True):
+        require(
+            kind is kinds[0],
+            f"{path} ({kind.name.lower()}) and {runs[0]} ({kinds[0].name.lower()}) measure different things; draw them "
+            "into pictures of their own",
+        )
+    panels = [_comparable(panel, opened) for panel in kinds[0].panels if any(run.values(panel.main) for run in opened)]
+    charts = [_chart(panel, opened) for panel in panels]
+    rows = [beside(charts[start : start + 2]) for start in range(0, len(charts), 2)]
+    names = [Line(name=run.name, points=(), colour=run.colour) for run in opened]
+    return sheet(
+        [*([line_key(names, width_px=rows[0].width)] if len(opened) > 1 else []), *rows],
+        heading=kinds[0].name,
+        facts="; ".join(_facts(run, panels[0]) for run in opened),
+        legend=kinds[0].legend,
+    )
+
+
+def _records(path: Path) -> list[dict[str, Any]]:
+    require((path / "metrics.jsonl").is_file(), f"{path} is not the directory of a training run (no metrics.jsonl)")
+    return read_metrics(path / "metrics.jsonl")
+
+
+def _short_names(runs: Sequence[Path]) -> list[str]:
+    """Leave out the folders all runs have in common."""
+    if len(runs) == 1:
+        return [runs[0].resolve().name]
+    absolute = [run.resolve() for run in runs]
+    shared = Path(os.path.commonpath([str(path.parent) for path in absolute]))
+    return [str(path.relative_to(shared)) for path in absolute]
+
+
+def _kind_of(run: _Run, path: Path) -> _Kind:
+    for kind in _KINDS:
+        if run.values(kind.panels[0].main):
+            return kind
+    raise InputError(f"{path} has no evaluation yet, or none that is drawn; let it run on to its first one")
+
+
+def _comparable(panel: _Panel, runs: Sequence[_Run]) -> _Panel:
+    """Make of bits what runs with other words can be compared by."""
+    if panel is not _BITS or all(_is_shared(name, runs) for name, _ in panel.references):
+        return panel
+    return _Panel(
+        title="bits per masked token, as a share of unigram",
+        main=panel.main,
+        faint=panel.faint,
+        relative_to="unigram_bits",
+        percent=True,
+    )
+
+
+def _is_shared(metric: str, runs: Sequence[_Run]) -> bool:
+    values = [value for run in runs if (value := run.last(metric)) is not None]
+    return not values or max(values) - min(values) <= _SAME * abs(max(values))
+
+
+def _chart(panel: _Panel, runs: Sequence[_Run]) -> Image.Image:
+    by_epoch = all(run.epochs_per_step for run in runs)
+    lines = []
+    for run in runs:
+        for metric, is_faint in ((panel.main, False), (panel.faint, True)):
+            scale = (run.epochs_per_step or 1.0) if by_epoch else 1.0
+            points = [(step * scale, value) for step, value in run.drawn(panel, metric)]
+            if points:
+                lines.append(Line(name=run.name, points=points, colour=run.colour, is_faint=is_faint))
+    references = [
+        (value, f"{name} {panel.shown(value)}")
+        for metric, name in panel.references
+        if _is_shared(metric, runs) and (value := runs[0].last(metric)) is not None
+    ]
+    return line_chart(
+        lines,
+        title=panel.title,
+        x_name="passes over the images" if by_epoch else "steps",
+        size_px=_CHART_PX,
+        references=references,
+        percent=panel.percent,
+    )
+
+
+def _facts(run: _Run, panel: _Panel) -> str:
+    """Say what the last evaluation measured."""
+    step, value = run.drawn(panel, panel.main)[-1]
+    return f"{run.name}: {panel.shown(value)} at step {step}"

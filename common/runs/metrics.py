@@ -1,0 +1,174 @@
+"""Metrics on disk: one JSON object per line in metrics.jsonl, the same numbers and pictures for TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from PIL.Image import Image
+
+from beit.common.pages.pictures import save_png
+from beit.common.storage.files import write_atomic
+
+logger = logging.getLogger(__name__)
+
+
+class MetricsWriter(Protocol):
+    """Where the loop sends its records."""
+
+    def write(self, record: Mapping[str, float]) -> None:
+        """Take one record; it has a `step`."""
+        ...
+
+    def picture(self, name: str, image: Image, step: int) -> None:
+        """Take one RGB picture of what the model does at `step`."""
+        ...
+
+    def close(self) -> None:
+        """Finish."""
+        ...
+
+
+class NoMetrics:
+    """For ranks that write nothing."""
+
+    def write(self, record: Mapping[str, float]) -> None:
+        """Drop the record."""
+
+    def picture(self, name: str, image: Image, step: int) -> None:
+        """Drop the picture."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+class Several:
+    """Hands everything on to several writers.
+
+    Args:
+        writers: In this order.
+    """
+
+    def __init__(self, *writers: MetricsWriter) -> None:
+        self._writers = writers
+
+    def write(self, record: Mapping[str, float]) -> None:
+        """Hand on the record."""
+        for writer in self._writers:
+            writer.write(record)
+
+    def picture(self, name: str, image: Image, step: int) -> None:
+        """Hand on the picture."""
+        for writer in self._writers:
+            writer.picture(name, image, step)
+
+    def close(self) -> None:
+        """Close all."""
+        for writer in self._writers:
+            writer.close()
+
+
+class MetricsLog:
+    """Writes metrics.jsonl and tensorboard/ of a run.
+
+    A disk that is full costs records, and is said once, but no training: what must not be lost is in the checkpoints.
+
+    Args:
+        run: The run directory.
+        step: Records of later steps, from work that was lost, are removed first.
+    """
+
+    def __init__(self, run: Path, step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # half a second of imports only training needs
+
+        self._run, self._path = run, run / "metrics.jsonl"
+        truncate_metrics(self._path, step)
+        self._file = self._path.open("a", encoding="utf-8")
+        self._board: SummaryWriter | None = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+        self._has_warned = False
+
+    def write(self, record: Mapping[str, float]) -> None:
+        """Append one record; values that are not finite become null, which JSON has, unlike NaN."""
+        clean = {name: value if math.isfinite(value) else None for name, value in record.items()}
+        self._survive(lambda: self._append(json.dumps(clean) + "\n"))
+        self._show(lambda board: _add_scalars(board, record))
+
+    def picture(self, name: str, image: Image, step: int) -> None:
+        """Write RUN/NAME.png, replacing an earlier one, and show the picture in TensorBoard."""
+        save_png(image, self._run / f"{name}.png")
+        self._show(lambda board: board.add_image(name, np.asarray(image), step, dataformats="HWC"))
+
+    def close(self) -> None:
+        """Flush and close both."""
+        self._survive(self._file.close)
+        self._show(lambda board: board.close())
+
+    def _append(self, line: str) -> None:
+        # What could not be written stays in the file's buffer, and is tried again with the next record.
+        self._file.write(line)
+        self._file.flush()
+
+    def _show(self, action: Callable[[Any], None]) -> None:
+        """Do something to TensorBoard's files; after an error they are given up, as its writer gives up then."""
+        if self._board is not None and not self._survive(lambda: action(self._board)):
+            self._board = None
+
+    def _survive(self, action: Callable[[], None]) -> bool:
+        try:
+            action()
+        except OSError as error:
+            if not self._has_warned:
+                logger.warning("metrics are not written any more (%s); training goes on", error)
+            self._has_warned = True
+            return False
+        return True
+
+
+def _add_scalars(board: Any, record: Mapping[str, float]) -> None:
+    for name, value in record.items():
+        if name != "step":
+            board.add_scalar(name, value, int(record["step"]))
+
+
+def open_metrics(run: Path, step: int, *, wandb_project: str | None) -> MetricsWriter:
+    """Open everything that records of a run go to, on the one rank that writes.
+
+    Args:
+        run: The run directory.
+        step: Where the run goes on; records of later steps are removed.
+        wandb_project: W&B project, if any.
+    Raises:
+        InputError: W&B does not start.
+    """
+    log = MetricsLog(run, step)
+    if wandb_project is None:
+        return log
+    from beit.common.runs.wandb_log import WandbLog
+
+    return Several(log, WandbLog(run, wandb_project))
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Return all complete records of a metrics.jsonl; a line cut short by a crash, or damaged, is left out."""
+    records = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(record, dict) and "step" in record:
+            records.append(record)
+    return records
+
+
+def truncate_metrics(path: Path, step: int) -> None:
+    """Remove records after `step`, so that a resumed run has one record per step."""
+    if not path.exists():
+        return
+    kept = [record for record in read_metrics(path) if record["step"] <= step]
+    write_atomic(path, "".join(json.dumps(record) + "\n" for record in kept).encode())

@@ -1,0 +1,277 @@
+"""A copy of a run at another place, kept up to date in the background, so that a machine that vanishes loses nothing.
+
+What is copied, to any folder or URL that fsspec can write: committed checkpoints, each with its COMMIT.json last, and
+before that settings, metrics and artifacts. Not TensorBoard's files, which metrics.jsonl can replace. Checkpoints that
+the run no longer keeps are removed from the copy, too.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+from beit.common.errors import InputError, require
+from beit.common.runs.checkpoint import COMMIT, committed_steps, open_checkpoint, step_of
+from beit.common.runs.layout import CHECKPOINTS, CONFIG, ENVIRONMENT, RUN_ID
+from beit.common.storage.files import atomic_file, read_json
+from beit.common.storage.locations import is_remote, join, list_folder, normalise
+from beit.common.storage.ranges import copy_file
+from beit.common.storage.remote_file import file_system_of, retry
+
+logger = logging.getLogger(__name__)
+
+
+_OUTBOX = ".outgoing"
+
+
+_LEFT_OUT = ("tensorboard", "wandb", "profile", CHECKPOINTS)
+
+
+_GROWING = ".jsonl"
+"""Ending of files that are appended to; all others are replaced, so that a link to them is a snapshot."""
+
+
+class RunMirror:
+    """The copy of one run.
+
+    Args:
+        url: Folder or URL of the copy; nothing else may be in there.
+    Raises:
+        InputError: the scheme is unknown or its package is not installed.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = normalise(url)
+        if is_remote(self.url):
+            file_system_of(self.url)
+        self._lock = threading.Condition()
+        self._pending: Path | None = None
+        self._is_busy = False
+        self._thread: threading.Thread | None = None
+        self._sent: dict[str, tuple[int, int]] = {}
+        self.failure: str | None = None
+        """What went wrong with the newest copy; None while all is well."""
+
+    def __repr__(self) -> str:
+        """Show the place."""
+        return f"RunMirror({self.url!r})"
+
+    # Reading
+
+    def fetch(self, run: Path, *, step: int | None = None) -> None:
+        """Bring `run` up to date where the copy is further than it; does nothing where it is not.
+
+        Args:
+            run: The run directory; may be missing or empty.
+            step: Only this checkpoint will do; None takes the newest that is whole.
+        Raises:
+            InputError: the copy is of another run, holds something else, cannot be read, or is damaged.
+            OSError: the files cannot be written.
+        """
+        names = self._names()
+        self._require_own(run, names)
+        have = max(committed_steps(run / CHECKPOINTS), default=-1)
+        newer = [found for found in _steps(names) if found > have and step in (None, found)]
+        if not newer:
+            return
+        logger.info("%s is further than %s; copying it", self.url, run)
+        others = [name for name in names if not name.startswith(f"{CHECKPOINTS}/")]
+        for name in sorted(others, key=lambda name: name not in (CONFIG, ENVIRONMENT)):
+            self._get(name, run / name)
+        for found in sorted(newer, reverse=True):
+            if self._fetch_checkpoint(run / CHECKPOINTS, found, names):
+                return
+        if have < 0:
+            raise InputError(f"{self.url} holds {len(newer)} checkpoints, none of them intact; start anew elsewhere")
+
+    def newest_step(self) -> int:
+        """Return the step of the newest committed checkpoint of the copy; -1 for none."""
+        return max(_steps(self._names()), default=-1)
+
+    def require_free(self, run: Path) -> None:
+        """Refuse a place that holds another run, or anything else than a run.
+
+        Raises:
+            InputError: it does.
+        """
+        self._require_own(run, self._names())
+
+    def _require_own(self, run: Path, names: list[str]) -> None:
+        if not names:
+            return
+        require(
+            CONFIG in names and ENVIRONMENT in names,
+            f"run.sync_to ({self.url}) is not empty and not a copy of a run; name a new or empty place",
+        )
+        if not (run / ENVIRONMENT).is_file():
+            return
+        other = run / f"{ENVIRONMENT}.tmp.{secrets.token_hex(4)}"
+        try:
+            self._get(ENVIRONMENT, other)
+            is_own = read_json(other).get(RUN_ID) == read_json(run / ENVIRONMENT).get(RUN_ID)
+        finally:
+            other.unlink(missing_ok=True)
+        require(is_own, f"run.sync_to ({self.url}) is the copy of another run than {run}; name a new or empty place")
+
+    def _fetch_checkpoint(self, root: Path, step: int, names: list[str]) -> bool:
+        """Copy one checkpoint under a temporary name, verify and rename it; tell whether it was whole."""
+        target = root / f"step_{step}"
+        temporary = target.with_name(f"{target.name}.tmp")
+        shutil.rmtree(temporary, ignore_errors=True)
+        prefix = f"{CHECKPOINTS}/{target.name}/"
+        for name in names:
+            if name.startswith(prefix):
+                self._get(name, temporary / name.removeprefix(prefix))
+        try:
+            open_checkpoint(temporary)
+        except InputError as error:
+            logger.warning("checkpoint of %s rejected: %s", self.url, error)
+            shutil.rmtree(temporary, ignore_errors=True)
+            return False
+        shutil.rmtree(target, ignore_errors=True)
+        os.replace(temporary, target)
+        return True
+
+    def _names(self) -> list[str]:
+        """List the copy's files, relative to it."""
+        if not is_remote(self.url):
+            return [file.path for file in list_folder(self.url)] if os.path.isdir(self.url) else []
+        file_system_of(self.url)[0].invalidate_cache()
+        return [file.path for file in list_folder(self.url)]
+
+    def _get(self, name: str, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        source = join(self.url, name)
+        with atomic_file(path) as file:
+            if is_remote(source):
+                copy_file(source, file)
+            else:
+                with open(source, "rb") as original:
+                    shutil.copyfileobj(original, file)
+
+    # Writing
+
+    def announce(self, run: Path) -> None:
+        """Write the run's settings and identity, so that a place that cannot be written is found before training.
+
+        Raises:
+            InputError: it cannot be written.
+        """
+        try:
+            for name in (CONFIG, ENVIRONMENT):
+                self._put(run / name, name)
+        except (OSError, ValueError, NotImplementedError) as error:
+            reason = " ".join(str(error).split())
+            raise InputError(f"run.sync_to ({self.url}) cannot be written ({reason}); check the credentials") from None
+
+    def offer(self, run: Path, step: int) -> None:
+        """Copy the checkpoint of `step` and what belongs to it, in the background; an older one not begun is dropped.
+
+        Raises:
+            OSError: there is no room for the links to what is to be copied.
+        """
+        outgoing = run / _OUTBOX / f"step_{step}"
+        if self._thread is None:
+            shutil.rmtree(run / _OUTBOX, ignore_errors=True)  # of a killed process
+        for name in _files_of(run, step):
+            _snapshot(run / name, outgoing / name)
+        with self._lock:
+            if self._pending is not None:
+                shutil.rmtree(self._pending, ignore_errors=True)
+            self._pending, self.failure = outgoing, None
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="run-mirror", daemon=True)
+                self._thread.start()
+            self._lock.notify_all()
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for the copies under way, at most this long; tell whether there are none left."""
+        with self._lock:
+            return self._lock.wait_for(lambda: self._pending is None and not self._is_busy, seconds)
+
+    def _work(self) -> None:
+        while True:
+            with self._lock:
+                self._is_busy = False
+                self._lock.notify_all()
+                self._lock.wait_for(lambda: self._pending is not None)
+                outgoing, self._pending, self._is_busy = self._pending, None, True
+            assert outgoing is not None
+            failure = None
+            try:
+                self._send(outgoing)
+            except Exception as error:  # whatever it is, the training itself is well
+                failure = " ".join(str(error).split()) or type(error).__name__
+                logger.warning("the run was not copied to %s (%s); tried again after the next save", self.url, failure)
+            shutil.rmtree(outgoing, ignore_errors=True)
+            with self._lock:
+                self.failure = failure
+
+    def _send(self, outgoing: Path) -> None:
+        """Copy a snapshot: first what is replaced, then the checkpoint, its commit record last; then tidy up."""
+        names = [path.relative_to(outgoing).as_posix() for path in outgoing.rglob("*") if path.is_file()]
+        for name in sorted(names, key=lambda name: (name.startswith(CHECKPOINTS), name.endswith(COMMIT), name)):
+            status = (outgoing / name).stat()
+            mark = (status.st_size, status.st_mtime_ns)
+            if self._sent.get(name) != mark:
+                self._put(outgoing / name, name)
+                self._sent[name] = mark
+        kept = {step_of(name) for name in names} | committed_steps(outgoing.parent.parent / CHECKPOINTS)
+        obsolete = [name for name in self._names() if step_of(name) is not None and step_of(name) not in kept]
+        for name in sorted(obsolete, key=lambda name: not name.endswith(COMMIT)):
+            self._remove(name)
+            self._sent.pop(name, None)
+
+    def _put(self, path: Path, name: str) -> None:
+        target = join(self.url, name)
+        if not is_remote(target):
+            Path(target).parent.mkdir(parents=True, exist_ok=True)
+            with path.open("rb") as source, atomic_file(Path(target)) as file:
+                shutil.copyfileobj(source, file)
+            return
+        file_system, inner = file_system_of(target)
+        retry(target, lambda: file_system.put_file(str(path), inner))
+
+    def _remove(self, name: str) -> None:
+        target = join(self.url, name)
+        if is_remote(target):
+            file_system, inner = file_system_of(target)
+            retry(target, lambda: file_system.rm_file(inner))
+            return
+        Path(target).unlink(missing_ok=True)
+        if not any(Path(target).parent.iterdir()):
+            Path(target).parent.rmdir()
+
+
+def _steps(names: list[str]) -> list[int]:
+    """Return the steps of the committed checkpoints among relative file names."""
+    steps = (step_of(name) for name in names if name.endswith(f"/{COMMIT}"))
+    return [step for step in steps if step is not None]
+
+
+def _files_of(run: Path, step: int) -> Iterator[str]:
+    """Yield the relative names of what belongs to a checkpoint: its own files, and all others of the run."""
+    for path in sorted((run / CHECKPOINTS / f"step_{step}").iterdir()):
+        yield path.relative_to(run).as_posix()
+    for top in sorted(run.iterdir()):
+        if top.name.startswith(".") or top.name in _LEFT_OUT:
+            continue
+        for path in [top] if top.is_file() else sorted(top.rglob("*")):
+            if path.is_file() and ".tmp." not in path.name:
+                yield path.relative_to(run).as_posix()
+
+
+def _snapshot(path: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix != _GROWING:
+        try:
+            os.link(path, target)
+            return
+        except OSError:
+            pass  # a file system without links: copy
+    shutil.copy2(path, target)

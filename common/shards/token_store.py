@@ -1,0 +1,344 @@
+"""A token store in memory: samples by position, with their views, grids and image bytes.
+
+Not here: opening one (`common/store.py`), checking what was found (`checks.py`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from beit.common.errors import BadSample, InputError
+from beit.common.images import decode_image
+from beit.common.shards.ahead import RemoteShards, ShardRange
+from beit.common.shards.cache import RemoteShard, ShardCache
+from beit.common.shards.schema import INDEX_FILE, TOKENS_DIR, ShardRow, StoreInfo, index_digest
+from beit.common.shards.tables import NO_LABEL, SampleTable, ShardTable, check_sample_table, decode_samples
+from beit.common.storage.file_pool import FilePool
+from beit.common.storage.locations import is_remote
+from beit.common.storage.place import read_whole, resolve_location
+from beit.common.storage.ranges import ByteRange, fetch_ranges
+from beit.common.views import VIEW_DTYPE
+
+_CACHED_TABLES = 128
+"""Sample tables kept in memory, about 150 kB each; four sampling windows of 32 shards."""
+
+
+_LEFT_BEHIND = ("_files", "_remote", "_tables", "_max_tables", "_expected")
+
+
+FileKind = Literal["image", "tokens"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoreRecord:
+    """One sample under one view, as stored."""
+
+    key: str
+    """Unique in its shard."""
+    image_bytes: bytes
+    """Encoded image; in a materialised store, the crop of this view."""
+    token_ids: NDArray[np.uint16] | None
+    """Visual token ids (g, g) of the view; None when the store has no tokens."""
+    view: np.void | None
+    """`VIEW_DTYPE` record; None when the store has no tokens."""
+    label: int | None
+    """Class id, if known."""
+
+
+class TokenStore:
+    """A finished token store. Sized, iterable and indexable; pickles small, so workers may hold it.
+
+    Args:
+        location: Folder or URL of the store.
+        info: Its settings.
+        shards: Its shard table.
+        cache: Where whole shards of a remote store are kept; None reads every sample from the server.
+    """
+
+    def __init__(
+        self, location: str, info: StoreInfo, shards: Iterable[ShardRow], *, cache: ShardCache | None = None
+    ) -> None:
+        self.location = location
+        self.info = info
+        self.shards = shards if isinstance(shards, ShardTable) else ShardTable.from_rows(shards)
+        self.index_sha256 = index_digest(self.shards, info.held_out)
+        """Identity of samples and tokens; equal for copies of a store."""
+        self._image_root = resolve_location(location, info.image_root)
+        self._ends = np.cumsum(self.shards.num_samples)
+        self.cache = cache
+        """Where whole shards of a remote store are kept, if anywhere."""
+        self._start_empty()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave open files and cached tables behind."""
+        return {name: value for name, value in self.__dict__.items() if name not in _LEFT_BEHIND}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Begin with no file open."""
+        self.__dict__.update(state)
+        self._start_empty()
+
+    def _start_empty(self) -> None:
+        self._files = FilePool()
+        self._remote = RemoteShards(self.cache)
+        self._tables: OrderedDict[int, SampleTable] = OrderedDict()
+        self._max_tables = _CACHED_TABLES
+        self._expected: list[int] = []
+
+    def __repr__(self) -> str:
+        """Show where and how much."""
+        return f"TokenStore({self.location!r}, samples={len(self)}, shards={len(self.shards)}, views={self.info.views})"
+
+    def __len__(self) -> int:
+        """Return the number of usable samples, held-out ones included."""
+        return int(self._ends[-1])
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Return sample `index` in store order.
+
+        Returns:
+            key (str), image (PIL, RGB), token_ids (K, g, g) uint16, views (K,) of `VIEW_DTYPE`, label (int or None). A
+            materialised store has no image; there `image` is the crop of view 0, and `crops` (list) those of all views.
+        Raises:
+            IndexError: there is no such sample.
+            BadSample: the image or its tokens are damaged.
+        """
+        position = index + len(self) if index < 0 else index
+        if not 0 <= position < len(self):
+            raise IndexError(f"index {index} in a store of {len(self)} samples")
+        shard_id = int(np.searchsorted(self._ends, position, side="right"))
+        row = position - int(self._ends[shard_id]) + self.shards[shard_id].num_samples
+        table = self.samples(shard_id)
+        views = range(self.info.views if self.info.is_materialized else 1)
+        images = [decode_image(self.read_image(shard_id, row, view_k)) for view_k in views]
+        sample = {
+            "key": table.key[row],
+            "image": images[0],
+            "token_ids": self.read_token_ids(shard_id, row),
+            "views": self.read_views(shard_id, row),
+            "label": _label(table, row),
+        }
+        return sample | ({"crops": images} if self.info.is_materialized else {})
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Yield every sample in store order."""
+        return (self[index] for index in range(len(self)))
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether tokens or images come from a server."""
+        return is_remote(self.location) or is_remote(self._image_root)
+
+    def shard_sizes(self, *, held_out: bool) -> NDArray[np.int64]:
+        """Return the samples of every shard that are held out, or those that are not, int64 (S,)."""
+        held = self.shards.num_held_out
+        return held if held_out else self.shards.num_samples - held
+
+    def use_cache(self, cache: ShardCache) -> None:
+        """Keep whole shards of a remote store on a local disk; `expect_shards` says which."""
+        self.cache = cache
+        self._remote.close()
+        self._remote = RemoteShards(cache)
+
+    def samples(self, shard_id: int) -> SampleTable:
+        """Return the sample table of a shard; the last used ones stay in memory.
+
+        Raises:
+            InputError: the table is missing, is not the one that was indexed, or does not fit the store's settings.
+        """
+        if shard_id not in self._tables:
+            self._keep_table(shard_id, self.read_table(shard_id))
+        self._tables.move_to_end(shard_id)
+        return self._tables[shard_id]
+
+    def read_table(self, shard_id: int) -> SampleTable:
+        """Read a sample table without keeping it; unlike everything else here, from any thread.
+
+        Raises:
+            InputError: as `samples`.
+        """
+        return self._decode_table(shard_id, read_whole(self._table_location(shard_id)))
+
+    def load_tables(self, shard_ids: Iterable[int]) -> None:
+        """Have the sample tables of several shards at hand; those of a remote store come in one go.
+
+        Raises:
+            InputError: as `samples`.
+        """
+        missing = [shard_id for shard_id in shard_ids if shard_id not in self._tables]
+        if not missing or not is_remote(self.location):
+            return
+        self._max_tables = max(self._max_tables, len(missing))
+        contents = fetch_ranges([ByteRange(self._table_location(shard_id)) for shard_id in missing])
+        for shard_id, data in zip(missing, contents, strict=True):
+            self._keep_table(shard_id, self._decode_table(shard_id, data))
+
+    def expect_shards(self, shard_ids: Sequence[int]) -> None:
+        """Take note of the shards that are read now and next, the most urgent first; the others are let go of.
+
+        With a cache, those of a remote store are fetched into it in the background. Of a local store, the operating
+        system is asked to have the token tars in memory; image tars may be larger than it.
+        """
+        if shard_ids == self._expected:
+            return
+        new = set(shard_ids) - set(self._expected)
+        self._expected = list(shard_ids)
+        self._max_tables = max(_CACHED_TABLES, len(shard_ids))
+        shards = []
+        for shard_id in shard_ids:
+            for kind, location in self._file_locations(shard_id):
+                if is_remote(location):
+                    shards.append(self._remote_shard(kind, shard_id))
+                elif kind == "tokens" and shard_id in new:
+                    self._files.advise(location)
+        self._remote.expect(shards)
+
+    def read_ahead(self, samples: Iterable[tuple[int, int, int]], *, tokens_only: bool = False) -> None:
+        """Fetch what is remote of samples that are read next, in one go.
+
+        Args:
+            samples: Shard, row and view of each.
+            tokens_only: Neither their images nor the records of their views.
+        Raises:
+            InputError: a file cannot be read.
+        """
+        ranges = []
+        for shard_id, row, view_k in samples:
+            table = self.samples(shard_id)
+            parts: list[tuple[FileKind, tuple[int, int]]] = []
+            if not tokens_only:
+                parts.append(("image", table.image_range(row, view_k)))
+            if self.info.views:
+                places = self._view_ranges(table, row, view_k)
+                parts += [("tokens", place) for place in (places[:1] if tokens_only else places)]
+            ranges += [
+                ShardRange(self._remote_shard(kind, shard_id), *place)
+                for kind, place in parts
+                if is_remote(self._location(kind, shard_id))
+            ]
+        self._remote.read_ahead(ranges)
+
+    def image_location(self, shard_id: int) -> str:
+        """Return path or URL of a shard's image tar."""
+        return resolve_location(self._image_root, self.shards[shard_id].image_file)
+
+    def token_location(self, shard_id: int) -> str:
+        """Return path or URL of a shard's token tar."""
+        return resolve_location(self.location, f"{TOKENS_DIR}/{self.shards[shard_id].token_file}")
+
+    def read_image(self, shard_id: int, row: int, view_k: int = 0) -> bytes:
+        """Return the encoded image of a sample: in a materialised store the crop of view `view_k`."""
+        return self._read("image", shard_id, *self.samples(shard_id).image_range(row, view_k))
+
+    def read_token_ids(self, shard_id: int, row: int, view_k: int | None = None) -> NDArray[np.uint16]:
+        """Return the token ids of all views, (K, g, g), or of one, (g, g); only the bytes asked for are read.
+
+        Raises:
+            BadSample: an id lies outside the vocabulary (reason "token-ids").
+        """
+        table, grid_size = self.samples(shard_id), self.info.grid_size
+        data = self._read_member(shard_id, int(table.tok_off[row]), int(table.tok_len[row]), view_k)
+        token_ids = np.frombuffer(data, dtype="<u2").astype(np.uint16).reshape(-1, grid_size, grid_size)
+        vocab_size = self.info.tokenizer.vocab_size if self.info.tokenizer else 0
+        if token_ids.size and int(token_ids.max()) >= vocab_size:
+            raise BadSample(
+                "token-ids",
+                f"{self.token_location(shard_id)}: {table.key[row]!r} has token id {int(token_ids.max())}, "
+                f"the vocabulary has {vocab_size}",
+            )
+        return token_ids if view_k is None else token_ids[0]
+
+    def read_views(self, shard_id: int, row: int) -> np.ndarray[Any, np.dtype[np.void]]:
+        """Return the views of a sample, (K,) of `VIEW_DTYPE`."""
+        table = self.samples(shard_id)
+        data = self._read_member(shard_id, int(table.view_off[row]), int(table.view_len[row]), None)
+        return np.frombuffer(data, dtype=VIEW_DTYPE).copy()
+
+    def read_record(self, shard_id: int, row: int, view_k: int) -> StoreRecord:
+        """Read one sample under one view.
+
+        Args:
+            shard_id: Row of the shard table.
+            row: Row of the shard's sample table.
+            view_k: Which of the K views; ignored when the store has none.
+        Raises:
+            BadSample: the tokens are damaged.
+            InputError: a file is missing or shorter than it was.
+        """
+        table, token_ids, view = self.samples(shard_id), None, None
+        if self.info.views:
+            token_ids = self.read_token_ids(shard_id, row, view_k)
+            data = self._read_member(shard_id, int(table.view_off[row]), int(table.view_len[row]), view_k)
+            view = np.frombuffer(data, dtype=VIEW_DTYPE)[0]
+        return StoreRecord(
+            key=table.key[row],
+            image_bytes=self.read_image(shard_id, row, view_k),
+            token_ids=token_ids,
+            view=view,
+            label=_label(table, row),
+        )
+
+    def _location(self, kind: FileKind, shard_id: int) -> str:
+        return self.image_location(shard_id) if kind == "image" else self.token_location(shard_id)
+
+    def _file_locations(self, shard_id: int) -> list[tuple[FileKind, str]]:
+        kinds: tuple[FileKind, ...] = ("tokens", "image") if self.info.views else ("image",)
+        return [(kind, self._location(kind, shard_id)) for kind in kinds]
+
+    def _table_location(self, shard_id: int) -> str:
+        return resolve_location(self.location, f"{TOKENS_DIR}/{self.shards[shard_id].stem}.samples.parquet")
+
+    def _remote_shard(self, kind: FileKind, shard_id: int) -> RemoteShard:
+        row, url = self.shards[shard_id], self._location(kind, shard_id)
+        if kind == "tokens":
+            return RemoteShard(url, row.token_bytes, row.token_sha256)
+        return RemoteShard(url, row.image_bytes, row.image_sha256, row.image_header_sha256)
+
+    def _read(self, kind: FileKind, shard_id: int, offset: int, length: int) -> bytes:
+        location = self._location(kind, shard_id)
+        if not is_remote(location):
+            return self._files.read(location, offset, length)
+        return self._remote.read([ShardRange(self._remote_shard(kind, shard_id), offset, length)])[0]
+
+    def _read_member(self, shard_id: int, offset: int, length: int, view_k: int | None) -> bytes:
+        if not self.info.views:
+            return b""
+        if view_k is not None:
+            offset, length = self._of_one_view(offset, length, view_k)
+        return self._read("tokens", shard_id, offset, length)
+
+    def _of_one_view(self, offset: int, length: int, view_k: int) -> tuple[int, int]:
+        length //= self.info.views
+        return offset + view_k * length, length
+
+    def _view_ranges(self, table: SampleTable, row: int, view_k: int) -> list[tuple[int, int]]:
+        """Return where tokens and record of one view lie."""
+        return [
+            self._of_one_view(int(table.tok_off[row]), int(table.tok_len[row]), view_k),
+            self._of_one_view(int(table.view_off[row]), int(table.view_len[row]), view_k),
+        ]
+
+    def _keep_table(self, shard_id: int, table: SampleTable) -> None:
+        self._tables[shard_id] = table
+        while len(self._tables) > self._max_tables:
+            self._tables.popitem(last=False)
+
+    def _decode_table(self, shard_id: int, data: bytes) -> SampleTable:
+        row, location = self.shards[shard_id], self._table_location(shard_id)
+        if hashlib.sha256(data).hexdigest() != row.samples_sha256:
+            raise InputError(f"{location} is not the file that {INDEX_FILE} names; run beit tokenize again to mend it")
+        table = decode_samples(data, label=location)
+        check_sample_table(table, row, self.info, label=location)
+        return table
+
+
+def _label(table: SampleTable, row: int) -> int | None:
+    label = int(table.label[row])
+    return None if label == NO_LABEL else label

@@ -1,0 +1,371 @@
+"""The table behind labelled data: where each sample of a DATA lies, and its class.
+
+Here: the table as training and evaluation use it, whole or as a subset. Building it is
+`beit.common.sources.index_build`, reading the images is `beit.common.reading.labelled_dataset`.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from beit.common.errors import InputError, require
+from beit.common.rng import CounterRng
+from beit.common.sources.opening import SampleRef, SourceShard
+
+Int64Array = NDArray[np.int64]
+
+
+INDEX_VERSION = 2
+"""Of index.json and the table; raised when an older reader would misread them."""
+
+
+NO_LABEL = -1
+"""Stands for an absent label."""
+
+
+_NAMES_IN_MESSAGE = 5
+
+
+_MAPPED_SHARDS = 2048
+
+
+_REMADE = ("_batches", "_mapped", "labels")  # had again from the table, in whichever process needs them
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class IndexInfo:
+    """index.json: what the table of samples does not say itself."""
+
+    format: str = "beit-labelled-index"
+    """Always "beit-labelled-index"."""
+    format_version: int = INDEX_VERSION
+    """`INDEX_VERSION`."""
+    root: str
+    """Folder or URL of the data."""
+    kind: str
+    """Kind of container: "files", "tar" or "parquet"."""
+    shard_names: tuple[str, ...]
+    """First part of the sample ids, unique."""
+    shard_sizes: tuple[int, ...]
+    """Samples per shard."""
+    shard_bytes: int
+    """Memory that reading one sample of a shard takes, at most, as far as measured; 0 where samples are read singly."""
+    sha256: str
+    """Over all keys, offsets, lengths and labels: equal for a copy of the data elsewhere."""
+
+
+class LabelledIndex:
+    """The samples in use of one DATA. Pickles to a path and the rows in use; the table itself is memory-mapped.
+
+    Args:
+        table: samples.arrow, one record batch per shard.
+        info: What index.json says.
+        shards: Containers to read from, in the order of the record batches; their own lists of samples are not needed.
+        class_names: Name of each class id, or None where classes are numbers.
+        name: What the user calls the data, for messages; by default their folder.
+    """
+
+    def __init__(
+        self,
+        table: Path,
+        info: IndexInfo,
+        *,
+        shards: Sequence[SourceShard],
+        class_names: Sequence[str] | None,
+        name: str = "",
+    ) -> None:
+        self.info = info
+        self.name = name or info.root
+        self.shards = list(shards)
+        self.class_names = list(class_names) if class_names is not None else None
+        self.index_sha256 = info.sha256
+        """Identity of the samples in use, their numbering and their classes."""
+        self._table = table
+        self._starts = np.concatenate([[0], np.cumsum(info.shard_sizes)]).astype(np.int64)
+        self._rows: Int64Array | None = None  # of the whole table, ascending; None is all of them
+        self._offsets = self._starts  # of each shard among the rows in use
+        self._class_ids: Int64Array | None = None  # new id of each id in the table
+
+    def __repr__(self) -> str:
+        """Show where and how much."""
+        return f"LabelledIndex({self.name!r}, kind={self.info.kind}, samples={len(self)})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave behind what can be had again from the table."""
+        return {name: value for name, value in self.__dict__.items() if name not in _REMADE}
+
+    def __len__(self) -> int:
+        """Return the number of samples in use."""
+        return int(self._offsets[-1])
+
+    @property
+    def shard_sizes(self) -> Int64Array:
+        """Samples in use per shard, int64 (S,)."""
+        return np.diff(self._offsets)
+
+    @property
+    def num_classes(self) -> int:
+        """Classes that the names list, or else one more than the largest class id; 0 without labels."""
+        if self.class_names is not None:
+            return len(self.class_names)
+        return int(self.labels.max(initial=NO_LABEL)) + 1
+
+    @property
+    def has_labels(self) -> bool:
+        """Tell whether any sample in use has a label."""
+        return bool((self.labels != NO_LABEL).any())
+
+    @cached_property
+    def labels(self) -> Int64Array:
+        """Class id of every sample in use, in index order, int64 (N,); -1 where there is none."""
+        columns = [self._batches.get_batch(shard)["label"].to_numpy() for shard in range(len(self.shards))]
+        labels = np.concatenate(columns).astype(np.int64)
+        labels = labels if self._rows is None else labels[self._rows]
+        if self._class_ids is None:
+            return labels
+        return np.where(labels == NO_LABEL, NO_LABEL, self._class_ids[labels])
+
+    @cached_property
+    def _batches(self) -> pa.RecordBatchFileReader:
+        return pa.ipc.open_file(pa.memory_map(str(self._table)))
+
+    def _columns(self, shard_id: int) -> list[pa.Array]:
+        # Kept because finding a batch in the file costs more than reading a row of it. The data stay on the disk.
+        if shard_id not in self._mapped:
+            if len(self._mapped) >= _MAPPED_SHARDS:
+                self._mapped.clear()
+            self._mapped[shard_id] = self._batches.get_batch(shard_id).columns
+        return self._mapped[shard_id]
+
+    @cached_property
+    def _mapped(self) -> dict[int, list[pa.Array]]:
+        return {}
+
+    def class_counts(self) -> Int64Array:
+        """Count the samples in use of every class, int64 (num_classes,)."""
+        return np.bincount(self.labels[self.labels != NO_LABEL], minlength=self.num_classes).astype(np.int64)
+
+    def ref(self, shard_id: int, rank: int) -> SampleRef:
+        """Return where a sample lies.
+
+        Args:
+            shard_id: Index into `shards`.
+            rank: Index among the shard's samples in use.
+        """
+        row = rank
+        if self._rows is not None:
+            row = int(self._rows[self._offsets[shard_id] + rank] - self._starts[shard_id])
+        key, offset, length, label, path = (column[row].as_py() for column in self._columns(shard_id))
+        if label != NO_LABEL and self._class_ids is not None:
+            label = int(self._class_ids[label])
+        return SampleRef(key, offset, length, None if label == NO_LABEL else label, path)
+
+    def ref_at(self, position: int) -> SampleRef:
+        """Return where the sample at a position in index order lies, as counted by `sequential_loader`."""
+        shard_id = int(np.searchsorted(self._offsets, position, side="right")) - 1
+        return self.ref(shard_id, position - int(self._offsets[shard_id]))
+
+    def require_labels(self) -> None:
+        """Insist that every sample in use has a label.
+
+        Raises:
+            InputError: some or all have none.
+        """
+        missing = np.flatnonzero(self.labels == NO_LABEL)
+        if not len(missing):
+            return
+        if len(missing) == len(self):
+            raise InputError(
+                f"no labels found in {self.name}; sort the images into one sub-folder per class, or give a CSV "
+                "with path and label, tars with .cls members, or Parquet with a label column"
+            )
+        first = ", ".join(self.ref_at(int(position)).path for position in missing[:_NAMES_IN_MESSAGE])
+        raise InputError(
+            f"{len(missing)} of {len(self)} samples in {self.name} have no label (first: {first}); "
+            "label them or leave them out"
+        )
+
+    def subset(self, *, num_labels: int | None = None, fraction: float | None = None, seed: int = 0) -> LabelledIndex:
+        """Return an index of some of the samples, with the class proportions of all.
+
+        Args:
+            num_labels: Samples to keep; excludes `fraction`.
+            fraction: Share of the samples to keep.
+            seed: Another seed keeps others. Which ones are kept depends on nothing else but the data.
+        Raises:
+            InputError: both or none are given, or they are out of range.
+        """
+        require(
+            (num_labels is None) != (fraction is None),
+            f"give either num_labels ({num_labels}) or fraction ({fraction}), not both or none",
+        )
+        if fraction is not None:
+            require(0 < fraction <= 1, f"fraction ({fraction}) must be in (0, 1]")
+            num_labels = max(1, round(fraction * len(self)))
+        assert num_labels is not None
+        require(
+            1 <= num_labels <= len(self),
+            f"num_labels ({num_labels}) must be in [1, {len(self)}], the number of samples in {self.name}",
+        )
+        if num_labels == len(self):
+            return self
+        return self._keep(draw_subset(self.labels, num_labels, seed), f"subset {num_labels} {seed}")
+
+    def balanced(self, *, seed: int) -> LabelledIndex:
+        """Return an index that lists the samples of rare classes repeatedly, so that all classes are equally frequent.
+
+        The largest class is listed once. Of another, every sample is listed as often as fits, and some, chosen by
+        `seed`, once more. `repeat` tells the listings of a sample apart.
+
+        Args:
+            seed: Another seed lists other samples once more.
+        """
+        times = repetitions(self.labels, seed)
+        return self._keep(np.repeat(np.arange(len(self), dtype=np.int64), times), f"balanced {seed}")
+
+    def repeat(self, shard_id: int, rank: int) -> int:
+        """Return how often the sample was listed before, in its shard; 0 unless the index is `balanced`."""
+        if self._rows is None:
+            return 0
+        position = int(self._offsets[shard_id]) + rank
+        return position - int(np.searchsorted(self._rows, self._rows[position]))
+
+    def keys(self) -> Iterator[str]:
+        """Yield the key of every sample in use, in index order."""
+        for shard_id, (start, end) in enumerate(itertools.pairwise(self._offsets)):
+            keys = self._columns(shard_id)[0]
+            if self._rows is not None:
+                keys = keys.take(pa.array(self._rows[start:end] - self._starts[shard_id]))
+            yield from keys.to_pylist()
+
+    def split(self, is_chosen: NDArray[np.bool_], *, change: str) -> tuple[LabelledIndex, LabelledIndex]:
+        """Divide the samples in use into two indexes.
+
+        Args:
+            is_chosen: Bool (N,), in index order.
+            change: What the choice depends on; part of the identity of both.
+        Returns:
+            The chosen samples, and the others.
+        """
+        return (
+            self._keep(np.flatnonzero(is_chosen), f"{change}: chosen"),
+            self._keep(np.flatnonzero(~is_chosen), f"{change}: others"),
+        )
+
+    def with_class_names(self, class_names: Sequence[str]) -> LabelledIndex:
+        """Return an index whose class ids follow `class_names`, such as those of a trained model.
+
+        Validation data sorted into folders may lack a class that training data have, and would number the rest
+        differently. Data with numbers for classes are taken to count in the order of `class_names`.
+
+        Raises:
+            InputError: a sample is of a class that is not among `class_names`.
+        """
+        counts = self.class_counts()
+        own = self.class_names if self.class_names is not None else list(class_names)
+        if self.class_names is None and len(counts) > len(class_names):
+            raise InputError(
+                f"{self.name} has class id {len(counts) - 1}, but there are {len(class_names)} classes; "
+                "give data with the classes of the model"
+            )
+        known = {name: class_id for class_id, name in enumerate(class_names)}
+        unknown = [name for class_id, name in enumerate(own) if name not in known and counts[class_id]]
+        if unknown:
+            raise InputError(
+                f"{self.name} has classes that the model does not know "
+                f"({', '.join(unknown[:_NAMES_IN_MESSAGE])}); "
+                f"it knows {', '.join(list(class_names)[:_NAMES_IN_MESSAGE])}, ..."
+            )
+        if self.class_names == list(class_names):
+            return self
+        other = self._copy(f"classes {list(class_names)}")
+        new_ids = np.array([known.get(name, NO_LABEL) for name in own], dtype=np.int64)
+        other._class_ids = new_ids if self._class_ids is None else new_ids[self._class_ids]
+        other.class_names = list(class_names)
+        return other
+
+    def _keep(self, chosen: Int64Array, change: str) -> LabelledIndex:
+        """Return an index of the samples at `chosen`, ascending positions among those in use."""
+        other = self._copy(change)
+        other._rows = chosen if self._rows is None else self._rows[chosen]
+        other._offsets = np.searchsorted(other._rows, self._starts).astype(np.int64)
+        return other
+
+    def _copy(self, change: str) -> LabelledIndex:
+        other = copy.copy(self)
+        other.index_sha256 = hashlib.sha256(f"{self.index_sha256} {change}".encode()).hexdigest()
+        return other
+
+
+def apportion(class_counts: Int64Array, total: int) -> Int64Array:
+    """Divide `total` samples among classes in proportion to their counts.
+
+    Largest remainders; every class that has samples gets one as long as `total` covers all such classes.
+
+    Args:
+        class_counts: Samples there are, int64 (C,).
+        total: Samples wanted, at most the sum of `class_counts`.
+    Returns:
+        Samples per class, int64 (C,), summing to `total`.
+    """
+    exact = class_counts * (total / class_counts.sum())
+    present = class_counts > 0
+    least: Int64Array = present.astype(np.int64) * int(total >= np.count_nonzero(present))
+    counts: Int64Array = np.maximum(np.floor(exact).astype(np.int64), least)
+    while (missing := total - int(counts.sum())) != 0:
+        open_classes = counts < class_counts if missing > 0 else counts > least
+        gap = np.where(open_classes, (exact - counts) * np.sign(missing), -np.inf)
+        counts[int(np.argmax(gap))] += np.sign(missing)
+    return counts
+
+
+def draw_subset(labels: Int64Array, total: int, seed: int) -> Int64Array:
+    """Choose `total` samples, balanced by label; samples without a label count as one more class.
+
+    A larger subset of the same seed contains a smaller one, up to the rounding of `apportion`.
+
+    Args:
+        labels: Class id of every sample, int64 (N,).
+        total: Samples wanted, in [0, N].
+        seed: Another seed chooses other samples.
+    Returns:
+        Indices of the chosen samples, ascending, int64 (total,).
+    """
+    classes, members = np.unique(labels, return_inverse=True)
+    counts = apportion(np.bincount(members, minlength=len(classes)).astype(np.int64), total)
+    by_class = np.split(np.argsort(members, kind="stable"), np.cumsum(np.bincount(members))[:-1])
+    chosen = [
+        samples[CounterRng(seed, "label subset", int(label)).permutation(len(samples))[:count]]
+        for label, samples, count in zip(classes, by_class, counts, strict=True)
+    ]
+    return np.asarray(np.sort(np.concatenate(chosen)), dtype=np.int64)
+
+
+def repetitions(labels: Int64Array, seed: int) -> Int64Array:
+    """Return how often to list each sample so that all classes are as frequent as the largest one.
+
+    Args:
+        labels: Class id of every sample, int64 (N,).
+        seed: Chooses the samples that are listed once more, where a class does not fit a whole number of times.
+    Returns:
+        int64 (N,), at least 1 each.
+    """
+    classes, members = np.unique(labels, return_inverse=True)
+    counts = np.bincount(members)
+    times: Int64Array = (counts.max() // counts)[members].astype(np.int64)
+    by_class = np.split(np.argsort(members, kind="stable"), np.cumsum(counts)[:-1])
+    for label, samples, count in zip(classes, by_class, counts, strict=True):
+        rest = int(counts.max() % count)
+        times[samples[CounterRng(seed, "balance", int(label)).permutation(len(samples))[:rest]]] += 1
+    return times

@@ -1,0 +1,153 @@
+"""Open whatever a user calls their images: a folder, tars, Parquet files, a text list or a CSV table, local or remote.
+
+Here: which kind a path or URL is. The kinds are in `loose_files.py`, `tars.py` and `parquet.py`; what
+they have in common is in `types.py`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from beit.common.errors import InputError
+from beit.common.sources.loose_files import (
+    FileOrder,
+    csv_listing,
+    folder_listing,
+    is_image_path,
+    open_files,
+    text_listing,
+)
+from beit.common.sources.tars import open_tars
+from beit.common.sources.types import SampleRef, ShardReader, Source, SourceKind, SourceShard, escape_name, packed_key
+from beit.common.storage.locations import (
+    FileInfo,
+    expand_braces,
+    is_folder,
+    is_remote,
+    join,
+    list_folder,
+    match_files,
+    measure_files,
+    normalise,
+    relative_to,
+)
+from beit.common.storage.remote_file import remember_query, split_query
+
+__all__ = [
+    "SampleRef",
+    "ShardReader",
+    "Source",
+    "SourceKind",
+    "SourceShard",
+    "escape_name",
+    "open_source",
+    "packed_key",
+]
+
+logger = logging.getLogger(__name__)
+
+_COMPRESSED_TAR = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+_SPLIT_NAMES = ("train", "val", "valid", "validation", "test")
+
+
+def open_source(spec: str | Path, *, file_order: FileOrder = "path", files_per_shard: int = 1000) -> Source:
+    """Open a source of images.
+
+    Args:
+        spec: A folder (images at any depth, or tars, or Parquet files), a `.tar` or `.parquet` path or URL, a pattern
+            with wildcards or braces over such files or over images, a `.txt` list of image paths, or a `.csv` table
+            with the columns path and label. The query of a web address, such as a signature, is no part of any name.
+        file_order: For loose files only: "path" keeps their order, "hashed" mixes them into shards that are alike.
+        files_per_shard: For loose files only: how many make one shard.
+    Returns:
+        The shards and class names; images are read later, shard by shard.
+    Raises:
+        InputError: nothing is there, nothing usable is there, or it is damaged.
+    """
+    text = os.fspath(spec)
+    if not text:
+        raise InputError("source ('') must be a folder, a file, a pattern or a URL")
+    text, query = split_query(text)
+    path = normalise(text)
+    if query:
+        for url in expand_braces(path):
+            remember_query(url, query)
+    lower = path.lower()
+    if lower.endswith((".txt", ".csv")):
+        listing = text_listing(path) if lower.endswith(".txt") else csv_listing(path)
+        return open_files(listing, order=file_order, files_per_shard=files_per_shard)
+    # A remote name is judged by its ending: asking a web server whether it is a folder would download the file.
+    is_listed = is_folder(path) if not is_remote(path) else not _is_usable(path) and is_folder(path)
+    if is_listed:
+        root, files = path, list_folder(path)
+    else:
+        matched = match_files(text)
+        root = _common_folder(matched)
+        files = [replace(file, path=relative_to(root, file.path)) for file in matched]
+    return _open_listing(root, files, is_pattern=not is_listed, order=file_order, files_per_shard=files_per_shard)
+
+
+def _open_listing(
+    root: str, files: Sequence[FileInfo], *, is_pattern: bool, order: FileOrder, files_per_shard: int
+) -> Source:
+    tars = [file for file in files if file.path.lower().endswith(".tar")]
+    tables = [file for file in files if file.path.lower().endswith(".parquet")]
+    num_images = sum(is_image_path(file.path) for file in files)
+    _refuse_unusable(root, files, [len(tars), len(tables), num_images], is_pattern=is_pattern)
+    if tars:
+        return open_tars(_located(root, tars), root)
+    if tables:
+        from beit.common.sources.parquet import open_parquet_files  # the other kinds work without loading pyarrow
+
+        _warn_of_splits(root, tables)
+        return open_parquet_files(_located(root, tables), root)
+    return open_files(folder_listing(root, files), order=order, files_per_shard=files_per_shard)
+
+
+def _located(root: str, files: Sequence[FileInfo]) -> list[FileInfo]:
+    """Give containers their full paths, and their sizes where the listing of a web server does not tell them."""
+    located = (replace(file, path=join(root, file.path)) for file in files)
+    return measure_files({file.path: file for file in located})
+
+
+def _refuse_unusable(root: str, files: Sequence[FileInfo], counts: list[int], *, is_pattern: bool) -> None:
+    num_tars, num_tables, num_images = counts
+    if any(file.path == "store.json" for file in files):
+        raise InputError(f"{root} is a token store, not a source of images; give the images it was made from")
+    if not files:
+        raise InputError(f"{root} is empty; a source needs images, tars or Parquet files")
+    if sum(count > 0 for count in counts) > 1:
+        raise InputError(
+            f"{root} mixes {num_images} images, {num_tars} tars and {num_tables} Parquet files; "
+            "say which with a pattern, such as '*.tar'"
+        )
+    if not any(counts) and any(file.path.lower().endswith(_COMPRESSED_TAR) for file in files):
+        raise InputError(f"{root} holds compressed tars, which cannot be read at offsets; unpack them to .tar first")
+    if is_pattern and sum(counts) < len(files):
+        odd = next(file.path for file in files if not _is_usable(file.path))
+        raise InputError(
+            f"{join(root, odd)} is no image, tar, Parquet, text or CSV file by its name; rename or leave it out"
+        )
+
+
+def _is_usable(path: str) -> bool:
+    return path.lower().endswith((".tar", ".parquet")) or is_image_path(path)
+
+
+def _common_folder(files: Sequence[FileInfo]) -> str:
+    folders = [file.path.rsplit("/", 1)[0] for file in files]
+    common = folders[0]
+    while not all(folder == common or folder.startswith(f"{common}/") for folder in folders):
+        common = common.rsplit("/", 1)[0]
+    return common or "/"
+
+
+def _warn_of_splits(root: str, tables: Sequence[FileInfo]) -> None:
+    stems = {file.path.rsplit("/", 1)[-1].split(".")[0].split("-")[0] for file in tables}
+    splits = sorted(stems & set(_SPLIT_NAMES))
+    if len(splits) > 1:
+        logger.warning("%s mixes the splits %s; give one as a pattern, such as '%s*.parquet'", root, splits, splits[0])

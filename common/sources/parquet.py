@@ -1,0 +1,311 @@
+"""Parquet files as a source of images: one shard per row group, the Hugging Face `image` feature or a binary column.
+
+Which columns hold images and labels is decided in `parquet_layout.py`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, TypeVar
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from beit.common.errors import BadSample, InputError
+from beit.common.images import MAX_IMAGE_BYTES
+from beit.common.sources.parquet_layout import ParquetLayout, read_layout
+from beit.common.sources.types import (
+    SampleRef,
+    Source,
+    SourceKind,
+    SourceShard,
+    escape_name,
+    listing_digest,
+    packed_key,
+)
+from beit.common.storage.locations import FileInfo, is_remote, open_binary, relative_to
+from beit.common.storage.remote_file import RemoteError
+
+Result = TypeVar("Result")
+
+_STREAM_ROWS = 16  # an image has at most 256 MB, mostly 0.1
+_STREAM_BUFFER_BYTES = 8 << 20
+_FOOTER_THREADS = 16  # a footer is two small requests; arbitrary
+
+
+class ParquetReader:
+    """Rows of one row group in memory.
+
+    Args:
+        images: Encoded images.
+        label: What to call the row group.
+        first_row: Row in the row group that `images` begins with.
+    """
+
+    def __init__(self, images: pa.ChunkedArray | pa.Array, label: str, *, first_row: int = 0) -> None:
+        self._images = images
+        self._label = label
+        self._first_row = first_row
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self._images)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory held by the images."""
+        return int(self._images.nbytes)
+
+    def read(self, ref: SampleRef) -> bytes:
+        """Return the image bytes of one row.
+
+        Raises:
+            BadSample: the cell is null, or larger than any image may be.
+        """
+        value = self._images[ref.offset - self._first_row]
+        if not value.is_valid:
+            raise BadSample("empty", f"{self._label} row {ref.offset} has no image bytes")
+        data: bytes = value.as_py()
+        if len(data) > MAX_IMAGE_BYTES:
+            raise BadSample("too-large", f"{len(data)} bytes, at most {MAX_IMAGE_BYTES}")
+        return data
+
+
+@dataclass(frozen=True, slots=True)
+class ParquetShard:
+    """One row group of one Parquet file."""
+
+    name: str
+    location: str
+    row_group: int
+    file: FileInfo
+    layout: ParquetLayout
+    first_row: int
+    """Rows in the row groups before this one."""
+    num_rows: int
+    """Rows in this one."""
+    scope: str
+    """Name that keeps the keys of this file apart from those of the source's other files."""
+    keys_from_path: bool
+    """Keys are made from the path column, because it is complete and has no repetition."""
+
+    kind: ClassVar[SourceKind] = "parquet"
+
+    def refs(self) -> list[SampleRef]:
+        """List the rows in order.
+
+        Raises:
+            InputError: the file is damaged, or a label is not one of the class names.
+        """
+        layout = self.layout
+        columns = [f"{layout.image_column}.path"] if layout.has_path else []
+        columns += [layout.label_column] if layout.label_column else []
+        table = _read_row_group(self.file, self.row_group, columns)
+        paths = _image_paths(table, layout) if layout.has_path else [None] * self.num_rows
+        labels = table[layout.label_column].to_pylist() if layout.label_column else [None] * self.num_rows
+        ids = {name: class_id for class_id, name in enumerate(layout.class_names or ())}
+        return [
+            SampleRef(
+                self._key(row, path), row, 0, self._class_id(row, label, ids), path or f"row {self.first_row + row}"
+            )
+            for row, (path, label) in enumerate(zip(paths, labels, strict=True))
+        ]
+
+    @contextmanager
+    def open(self) -> Iterator[ParquetReader]:
+        """Load the images of the row group."""
+        table = _read_row_group(self.file, self.row_group, [self._image_leaf])
+        yield ParquetReader(self._images(table), self._label)
+
+    def stream(self) -> Iterator[ParquetReader]:
+        """Load the images of the row group a few at a time, front to back: a row group may be larger than memory.
+
+        Pages are decoded whole. They are 1 MB by the format's advice, but pyarrow writes up to 1024 rows to one.
+
+
+        Raises:
+            InputError: the file is damaged.
+        """
+        with _opened(self.file, _read_metadata(self.file), buffer_bytes=_STREAM_BUFFER_BYTES) as parquet:
+            first_row = 0
+            for batch in parquet.iter_batches(
+                _STREAM_ROWS, row_groups=[self.row_group], columns=[self._image_leaf], use_threads=False
+            ):
+                batch.validate(full=True)
+                yield ParquetReader(self._images(batch), self._label, first_row=first_row)
+                first_row += batch.num_rows
+
+    @property
+    def _label(self) -> str:
+        return f"{self.location} row group {self.row_group}"
+
+    @property
+    def _image_leaf(self) -> str:
+        column = self.layout.image_column
+        return f"{column}.bytes" if self.layout.is_struct else column
+
+    def _images(self, rows: pa.Table | pa.RecordBatch) -> pa.ChunkedArray | pa.Array:
+        column = rows[self.layout.image_column]
+        return pc.struct_field(column, "bytes") if self.layout.is_struct else column
+
+    def _key(self, row: int, path: str | None) -> str:
+        if self.keys_from_path and path is not None:
+            return packed_key(path, scope=self.scope)
+        return f"{escape_name(self.scope.removesuffix('.parquet'))}-{self.first_row + row:08d}"
+
+    def _class_id(self, row: int, value: Any, ids: Mapping[str, int]) -> int | None:
+        names = self.layout.class_names
+        label = self.layout.label_of(value, f"{self.location} row {self.first_row + row}")
+        if label is None or (isinstance(label, int) and label < 0):
+            return None  # Hugging Face marks unlabelled test rows with -1
+        if self.layout.label_is_text:
+            return ids[label] if names is not None else None
+        if names is not None and label >= len(names):
+            raise InputError(
+                f"{self.location} row {self.first_row + row} has label {label}, but {len(names)} class names; "
+                "repair the file"
+            )
+        return int(label)
+
+
+def open_parquet_files(files: Sequence[FileInfo], root: str) -> Source:
+    """Return a source over the row groups of Parquet files.
+
+    Raises:
+        InputError: a file is not readable as Parquet, has no image column, or disagrees with the first on labels.
+    """
+    footers = _read_all(_describe, files)
+    layouts = [layout for layout, _ in footers]
+    if any(layout.label_is_text for layout in layouts):
+        layouts = _number_text_labels(files, layouts)
+    for file, layout in zip(files, layouts, strict=True):
+        if _labelling(layout) != _labelling(layouts[0]):
+            raise InputError(f"{file.path} and {files[0].path} differ in their labels; give files of one data set")
+    names = [file.path.rsplit("/", 1)[-1] for file in files]
+    repeated = {name for name, count in Counter(names).items() if count > 1}
+    have_path = [file for file, layout in zip(files, layouts, strict=True) if layout.has_path]
+    columns = [f"{layout.image_column}.path" for layout in layouts if layout.has_path]
+    identified = dict(zip(have_path, _read_all(_paths_identify_rows, have_path, columns), strict=True))
+    shards: list[SourceShard] = []
+    for file, name, (_, row_counts), layout in zip(files, names, footers, layouts, strict=True):
+        # The file name alone keeps keys independent of where the files lie and of which of them are given.
+        scope = relative_to(root, file.path) if name in repeated else name
+        shards += _row_group_shards(file, layout, row_counts, scope, keys_from_path=identified.get(file, False))
+    if not shards:
+        raise InputError(f"{root} holds no rows")
+    class_names = layouts[0].class_names
+    return Source(
+        kind="parquet",
+        root=root,
+        shards=shards,
+        class_names=list(class_names) if class_names is not None else None,
+        digest=listing_digest(root, files),
+    )
+
+
+def _labelling(layout: ParquetLayout) -> tuple[object, ...]:
+    return layout.label_column, layout.label_is_text, layout.class_names
+
+
+def _read_all(read: Callable[..., Result], files: Sequence[FileInfo], *more: Sequence[Any]) -> list[Result]:
+    """Return `read(file, ...)` of each file; remote ones are read at the same time."""
+    if not files or not is_remote(files[0].path):
+        return list(map(read, files, *more))
+    with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
+        return list(pool.map(read, files, *more))
+
+
+def _describe(file: FileInfo) -> tuple[ParquetLayout, list[int]]:
+    """Return the layout of a file and the number of rows in each of its row groups."""
+    metadata = _read_metadata(file)
+    layout = read_layout(metadata.schema.to_arrow_schema(), label=file.path)
+    return layout, [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
+
+
+def _row_group_shards(
+    file: FileInfo, layout: ParquetLayout, row_counts: list[int], scope: str, *, keys_from_path: bool
+) -> Iterator[ParquetShard]:
+    stem = file.path.rsplit("/", 1)[-1].removesuffix(".parquet")
+    first_row = 0
+    for row_group, num_rows in enumerate(row_counts):
+        yield ParquetShard(
+            name=f"{stem}-rg{row_group:05d}",
+            location=file.path,
+            row_group=row_group,
+            file=file,
+            layout=layout,
+            first_row=first_row,
+            num_rows=num_rows,
+            scope=scope,
+            keys_from_path=keys_from_path,
+        )
+        first_row += num_rows
+
+
+@contextmanager
+def _opened(file: FileInfo, metadata: pq.FileMetaData | None, *, buffer_bytes: int = 0) -> Iterator[pq.ParquetFile]:
+    """Open for one read: a shared handle would not be safe between threads.
+
+    Each column chunk is read in one go, or in pieces of `buffer_bytes`; of a remote file, that many requests.
+    """
+    handle = open_binary(file.path, read_ahead=False) if is_remote(file.path) else nullcontext(file.path)
+    try:
+        with (
+            handle as opened,
+            pq.ParquetFile(opened, metadata=metadata, buffer_size=buffer_bytes, pre_buffer=not buffer_bytes) as parquet,
+        ):
+            yield parquet
+    except RemoteError:
+        raise
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last: names of columns not in UTF-8
+        first_line = str(error).partition("\n")[0]
+        raise InputError(f"{file.path} is not readable as Parquet ({first_line}); copy or make it again") from None
+
+
+@functools.lru_cache(maxsize=8)
+def _read_metadata(file: FileInfo) -> pq.FileMetaData:
+    # Cached because neighbouring row groups are read from the same file, and a footer can be large.
+    with _opened(file, None) as parquet:
+        return parquet.metadata
+
+
+def _read_row_group(file: FileInfo, row_group: int, columns: list[str]) -> pa.Table:
+    with _opened(file, _read_metadata(file)) as parquet:
+        return _validated(parquet.read_row_group(row_group, columns=columns, use_threads=False))
+
+
+def _read_column(file: FileInfo, column: str) -> pa.Table:
+    with _opened(file, _read_metadata(file)) as parquet:
+        return _validated(parquet.read(columns=[column], use_threads=False))
+
+
+def _validated(table: pa.Table) -> pa.Table:
+    """Return the table if its offsets and texts are sound, which would otherwise come out where they are used."""
+    table.validate(full=True)
+    return table
+
+
+def _paths_identify_rows(file: FileInfo, column: str) -> bool:
+    paths = pc.struct_field(_read_column(file, column)[column.rpartition(".")[0]], "path")
+    return paths.null_count == 0 and int(pc.count_distinct(paths).as_py()) == len(paths)
+
+
+def _image_paths(table: pa.Table, layout: ParquetLayout) -> list[str | None]:
+    paths: list[str | None] = pc.struct_field(table[layout.image_column], "path").to_pylist()
+    return paths
+
+
+def _number_text_labels(files: Sequence[FileInfo], layouts: list[ParquetLayout]) -> list[ParquetLayout]:
+    names: set[str] = set()
+    for file, layout in zip(files, layouts, strict=True):
+        if layout.label_is_text and layout.label_column is not None:
+            column = _read_column(file, layout.label_column)[layout.label_column]
+            found = column.to_pylist() if layout.label_is_list else pc.unique(column).to_pylist()
+            names.update(name for value in found if (name := layout.label_of(value, file.path)) is not None)
+    return [replace(layout, class_names=tuple(sorted(names))) for layout in layouts]

@@ -1,0 +1,280 @@
+"""Tar shards as a source of images: samples grouped as webdataset groups them, images read at their offsets."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import BinaryIO, ClassVar
+
+from beit.common.errors import BadSample, InputError
+from beit.common.images import IMAGE_SUFFIXES, MAX_IMAGE_BYTES
+from beit.common.sources.loose_files import is_image_path
+from beit.common.sources.types import SampleRef, Source, SourceKind, SourceShard, joined_label, listing_digest
+from beit.common.storage.locations import FileInfo, is_remote, open_binary
+from beit.common.storage.remote_file import RemoteFile
+from beit.common.storage.tar_walk import TarIndex, TarMember, group_samples, iter_members, split_name, walk_tar
+
+logger = logging.getLogger(__name__)
+
+_MAX_LABEL_BYTES = 1 << 20
+_MEMBERS_TO_PEEK = 64
+"""Members of the first tar that are searched for a label, to learn whether labels are names. Arbitrary."""
+
+_SUFFIXES_IN_MESSAGE = 5
+_WALK_THREADS = 8  # of remote tars; arbitrary
+_NUMBER = re.compile(r"-?[0-9]{1,18}")
+_MAX_LABEL = 1 << 62
+
+
+class TarReader:
+    """An open tar; reads are independent of each other and may come from several threads."""
+
+    nbytes: ClassVar[int] = 0
+
+    def __init__(self, file: BinaryIO, label: str) -> None:
+        self.file = file
+        self.label = label
+        self._descriptor = None if isinstance(file, RemoteFile) else file.fileno()
+        self._lock = threading.Lock()
+
+    def read(self, ref: SampleRef) -> bytes:
+        """Return the image bytes of one sample.
+
+        Raises:
+            BadSample: the image is larger than any image may be, or the tar became shorter.
+        """
+        if ref.length > MAX_IMAGE_BYTES:
+            raise BadSample("too-large", f"{ref.length} bytes, at most {MAX_IMAGE_BYTES}")
+        data = self.read_range(ref.offset, ref.length)
+        if len(data) != ref.length:
+            raise BadSample("truncated", f"{self.label} became shorter: {len(data)} of {ref.length} bytes")
+        return data
+
+    def read_range(self, offset: int, length: int) -> bytes:
+        """Return up to `length` bytes from `offset`."""
+        if self._descriptor is not None:
+            return os.pread(self._descriptor, length, offset)
+        with self._lock:
+            self.file.seek(offset)
+            return self.file.read(length)
+
+
+@dataclass(frozen=True, slots=True)
+class TarShard:
+    """One image tar."""
+
+    name: str
+    location: str
+    class_names: tuple[str, ...] | None = None
+    """Sorted names that text labels are numbered by."""
+    size: int = 0
+    """Bytes of the tar when it was listed; 0 where that is not known."""
+    copy: BinaryIO | None = field(default=None, compare=False, repr=False)
+    """The same tar as an open local file, in the process that made one; it is read instead, and stays open."""
+
+    kind: ClassVar[SourceKind] = "tar"
+    row_group: ClassVar[int] = 0
+
+    def refs(self) -> list[SampleRef]:
+        """List the samples that have an image.
+
+        Raises:
+            InputError: the tar is truncated, damaged, holds unusable names or no images.
+        """
+        return self.scan()[0]
+
+    def scan(self) -> tuple[list[SampleRef], TarIndex]:
+        """Walk the tar once, front to back, and return its samples together with the walk's result.
+
+        Raises:
+            InputError: as for `refs`.
+        """
+        with self.open(read_ahead=True) as reader:
+            index, samples, labels = _walk_samples(reader)
+        refs = [
+            SampleRef(key, image.offset, image.size, self._class_id(key, _label_of(sample, labels)), image.name)
+            for key, sample in samples.items()
+            if (image := _image_member(sample)) is not None
+        ]
+        if samples and not refs:
+            raise InputError(f"{self.location} holds no images: {_what_it_holds(samples)}")
+        if len(refs) < len(samples):
+            self._report_left_out(samples)
+        return refs, index
+
+    def side_members(self) -> list[dict[str, TarMember]]:
+        """List what comes with each image, by suffix: captions, labels, metadata; in the order of `refs`.
+
+        Raises:
+            InputError: as for `refs`.
+        """
+        with self.open(read_ahead=True) as reader:
+            samples = group_samples(walk_tar(reader.file, label=self.location).members, label=self.location)
+        found = ((sample, _image_member(sample)) for sample in samples.values())
+        return [
+            {suffix: member for suffix, member in sample.items() if member is not image}
+            for sample, image in found
+            if image is not None
+        ]
+
+    @contextmanager
+    def open(self, *, read_ahead: bool = False) -> Iterator[TarReader]:
+        """Open the tar for reading images.
+
+        Args:
+            read_ahead: Of a remote tar, fetch more than is asked for, because all of it is read front to back.
+        """
+        if self.copy is not None:
+            yield TarReader(self.copy, self.location)
+            return
+        with open_binary(self.location, read_ahead=read_ahead) as file:
+            yield TarReader(file, self.location)
+
+    def _report_left_out(self, samples: dict[str, dict[str, TarMember]]) -> None:
+        left_out = [sample for sample in samples.values() if _image_member(sample) is None]
+        dotted = [member.name for sample in left_out for member in sample.values() if is_image_path(member.name)]
+        if dotted:
+            logger.warning(
+                "%s: %d images left out, such as %s: dots in a name begin its suffix, and the suffix must be that of "
+                "an image; rename them",
+                self.location,
+                len(dotted),
+                dotted[0],
+            )
+        logger.info("%s: %d samples without an image left out", self.location, len(left_out))
+
+    def _class_id(self, key: str, label: int | str | None) -> int | None:
+        if isinstance(label, str):
+            if self.class_names is None or label not in self.class_names:
+                raise self._mixed_labels(key, label)
+            return self.class_names.index(label)
+        if label is not None and self.class_names is not None:
+            raise self._mixed_labels(key, label)
+        return label if label is None or label >= 0 else None
+
+    def _mixed_labels(self, key: str, label: int | str) -> InputError:
+        expected = "numbers or nothing" if self.class_names is None else "class names"
+        return InputError(
+            f"{self.location} labels sample {key!r} with {label!r}, while the first tar has {expected}; "
+            "use one kind of label in all tars"
+        )
+
+
+def open_tars(files: list[FileInfo], root: str) -> Source:
+    """Return a source over image tars.
+
+    Where labels are class names, every tar is walked once to number them; numbers are taken as they are.
+
+    Raises:
+        InputError: a tar is damaged, as far as it was read.
+    """
+    shards = [TarShard(name=_stem(file.path), location=file.path, size=file.size) for file in files]
+    class_names = None
+    if isinstance(_first_label(shards[0].location), str):
+        class_names = tuple(sorted(_all_label_names([shard.location for shard in shards])))
+        shards = [replace(shard, class_names=class_names) for shard in shards]
+    typed: list[SourceShard] = list(shards)
+    return Source(
+        kind="tar",
+        root=root,
+        shards=typed,
+        class_names=list(class_names) if class_names is not None else None,
+        digest=listing_digest(root, files),
+    )
+
+
+def _stem(path: str) -> str:
+    return path.rsplit("/", 1)[-1].removesuffix(".tar")
+
+
+def _image_member(sample: dict[str, TarMember]) -> TarMember | None:
+    return next((sample[suffix] for suffix in IMAGE_SUFFIXES if suffix in sample), None)
+
+
+def _what_it_holds(samples: dict[str, dict[str, TarMember]]) -> str:
+    suffixes = sorted({suffix for sample in samples.values() for suffix in sample})
+    found = ", ".join(suffixes[:_SUFFIXES_IN_MESSAGE])
+    text = f"its members end in {found}, images must end in {', '.join(IMAGE_SUFFIXES)}"
+    if any(is_image_path(suffix) for suffix in suffixes):
+        text += "; the suffix is all behind the first dot, so image names must have no other dot: rename them"
+    return text
+
+
+def _first_label(location: str) -> int | str | None:
+    with open_binary(location) as file:
+        reader = TarReader(file, location)
+        for count, member in enumerate(iter_members(file, label=location)):
+            label = _read_label(member, reader)
+            if label is not None or count >= _MEMBERS_TO_PEEK:
+                return label
+    return None
+
+
+def _all_label_names(locations: list[str]) -> set[str]:
+    if not is_remote(locations[0]):
+        return set().union(*map(_label_names, locations))
+    logger.info("reading %d remote tars once for the names of their classes; numbers would not need it", len(locations))
+    with ThreadPoolExecutor(_WALK_THREADS) as pool:
+        return set().union(*pool.map(_label_names, locations))
+
+
+def _label_names(location: str) -> set[str]:
+    with open_binary(location) as file:
+        _, samples, labels = _walk_samples(TarReader(file, location))
+    found = (_label_of(sample, labels) for sample in samples.values() if _image_member(sample))
+    return {label for label in found if isinstance(label, str)}
+
+
+def _walk_samples(reader: TarReader) -> tuple[TarIndex, dict[str, dict[str, TarMember]], dict[int, int | str]]:
+    """Walk a tar; return its members, its samples, and by offset what its label members say."""
+    labels: dict[int, int | str] = {}
+
+    def note_label(member: TarMember) -> None:
+        label = _read_label(member, reader)
+        if label is not None:
+            labels[member.offset] = label
+
+    index = walk_tar(reader.file, label=reader.label, on_member=note_label)
+    return index, group_samples(index.members, label=reader.label), labels
+
+
+def _label_of(sample: dict[str, TarMember], labels: dict[int, int | str]) -> int | str | None:
+    offsets = (sample[suffix].offset for suffix in _LABEL_PARSERS if suffix in sample)
+    return next((labels[offset] for offset in offsets if offset in labels), None)
+
+
+def _read_label(member: TarMember, reader: TarReader) -> int | str | None:
+    parts = split_name(member.name)
+    parse = _LABEL_PARSERS.get(parts[1]) if parts else None
+    if parse is None or member.size > _MAX_LABEL_BYTES:
+        return None
+    try:
+        value = parse(reader.read_range(member.offset, member.size))
+        if isinstance(value, list):
+            return joined_label(value, f"{reader.label}: {member.name}")
+    except (UnicodeDecodeError, ValueError, RecursionError):
+        # Foreign metadata need not concern us: a sample with unreadable metadata is a sample without a label.
+        logger.warning("%s: %s is not readable as a label", reader.label, member.name)
+        return None
+    if isinstance(value, str) and value.strip():
+        text = value.strip()
+        return int(text) if _NUMBER.fullmatch(text) else text
+    if not isinstance(value, int) or isinstance(value, bool) or abs(value) > _MAX_LABEL:
+        return None
+    return value
+
+
+def _json_label(data: bytes) -> object:
+    content = json.loads(data)
+    return content.get("label", content.get("labels")) if isinstance(content, dict) else None
+
+
+_LABEL_PARSERS: dict[str, Callable[[bytes], object]] = {"cls": bytes.decode, "json": _json_label}
+"""Suffixes of members that may hold the label, in order of preference."""

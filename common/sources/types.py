@@ -1,0 +1,152 @@
+"""What every kind of image source offers: shards, and a reference to each sample in them.
+
+The kinds themselves are in `tars.py`, `parquet.py` and `loose_files.py`; `opening.py` opens them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import urllib.parse
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from beit.common.errors import require
+from beit.common.storage.locations import FileInfo
+
+LABEL_SEPARATOR = "|"
+"""Between the classes of an image that has several: to the data layer they are one label, such as `beach|sunset`."""
+
+SourceKind = Literal["tar", "parquet", "files"]
+
+_MAX_BASE_NAME_CHARS = 80
+"""Longest readable part of a packed key: with folder and suffix it then fits the 100 bytes of a plain tar header."""
+
+
+@dataclass(frozen=True, slots=True)
+class SampleRef:
+    """Where one sample lies in its shard."""
+
+    key: str
+    """Name of the sample, unique in its shard; safe as a tar member name and free of dots after the last slash."""
+    offset: int
+    """Byte offset of the image in a tar; row in the row group of a Parquet file; 0 for a file of its own."""
+    length: int
+    """Image bytes; 0 where the container does not tell without reading (Parquet)."""
+    label: int | None
+    """Class id, or None where the source has no label for this sample."""
+    path: str
+    """The original name: tar member, path column, or path relative to the source's root."""
+
+
+class ShardReader(Protocol):
+    """An open shard."""
+
+    @property
+    def nbytes(self) -> int:
+        """Memory held while the reader is open, in bytes."""
+
+    def read(self, ref: SampleRef) -> bytes:
+        """Return the encoded image as stored.
+
+        Raises:
+            BadSample: the image is missing, cut or too large.
+        """
+
+
+class SourceShard(Protocol):
+    """A part of a source that is listed and read in one go: a tar, a row group, or a run of files. Can be pickled."""
+
+    @property
+    def name(self) -> str:
+        """Stem for files derived from this shard; shards of one source may share it."""
+
+    @property
+    def kind(self) -> SourceKind:
+        """Kind of container."""
+
+    @property
+    def location(self) -> str:
+        """Absolute path or URL of the tar or Parquet file, or of the folder that file paths are relative to."""
+
+    @property
+    def row_group(self) -> int:
+        """Row group of a Parquet file, else 0."""
+
+    def refs(self) -> list[SampleRef]:
+        """List the samples in order.
+
+        Raises:
+            InputError: the container is damaged or holds no images.
+        """
+
+    def open(self) -> AbstractContextManager[ShardReader]:
+        """Open the shard for reading images."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """All shards of one source."""
+
+    kind: SourceKind
+    root: str
+    """Folder or URL below which everything of this source lies."""
+    shards: list[SourceShard]
+    class_names: list[str] | None
+    """Name of each class id, or None where the source has no labels or only numbers."""
+    digest: str
+    """Hash of the root and of every file's name, size, version and label: equal while nothing changed."""
+
+
+def packed_key(path: str, *, scope: str = "") -> str:
+    """Return the key of an image that did not come from a tar: its escaped base name and a short hash of its path.
+
+    The base name keeps keys readable; the hash keeps apart files of the same name in different folders.
+
+    Args:
+        path: Path relative to the root of the source, with slashes.
+        scope: Container that `path` is a name in, where there is one.
+    Returns:
+        ASCII letters, digits, `_`, `-`, `~` and `%XX`; no dots and no slashes.
+    """
+    base = os.path.splitext(path.rsplit("/", 1)[-1])[0]
+    digest = hashlib.blake2b(f"{scope}\0{path}".encode(), digest_size=5).hexdigest()
+    return f"{escape_name(base)}-{digest}"
+
+
+def escape_name(name: str) -> str:
+    """Percent-escape a name so that webdataset takes all of it as a key: no dot, no slash, ASCII only."""
+    escaped = urllib.parse.quote(name, safe="").replace(".", "%2E")
+    return escaped[:_MAX_BASE_NAME_CHARS]
+
+
+def listing_digest(root: str, files: Iterable[FileInfo], *, labels: Iterable[str] = ()) -> str:
+    """Hash a listing, see `Source.digest`."""
+    hasher = hashlib.sha256(f"beit source listing 1\0{root}\0".encode())
+    for file in files:
+        hasher.update(f"{file.path}\0{file.size}\0{file.version}\0".encode("utf-8", "surrogateescape"))
+    for label in labels:
+        hasher.update(f"\0{label}".encode())
+    return hasher.hexdigest()
+
+
+def joined_label(names: Iterable[object], origin: str) -> str | None:
+    """Return the one label that stands for several classes, whatever their order; None for none.
+
+    Args:
+        names: Class names, or numbers that then serve as names.
+        origin: Where they stand, for messages.
+    Raises:
+        InputError: an entry is neither text nor a number, is empty, or contains the separator.
+    """
+    texts = set()
+    for name in names:
+        text = str(name).strip() if isinstance(name, str | int) and not isinstance(name, bool) else ""
+        require(
+            text != "" and LABEL_SEPARATOR not in text,
+            f"{origin} lists the class {name!r}; classes must be names without {LABEL_SEPARATOR!r}, or numbers",
+        )
+        texts.add(text)
+    return LABEL_SEPARATOR.join(sorted(texts)) or None

@@ -1,0 +1,165 @@
+"""The tokenizer called "dall-e": fetched once from its public address, converted once, then read from the cache folder.
+
+    $BEIT_CACHE/dall-e/encoder.pkl, decoder.pkl     as published, downloaded or copied there by hand
+                       config.json, ...safetensors  what is used: the format of `beit.common.tokenizers.directory`
+
+With the files there, no network is touched. The pickles may be removed once they are converted; while they are there,
+they must stay what they were.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from beit.common.errors import InputError, require
+from beit.common.storage.download import DownloadError, download
+from beit.common.storage.files import default_cache_dir
+from beit.common.storage.locks import exclusive_lock
+from beit.common.tokenizers.dalle_files import Part, find_part, read_part
+from beit.common.tokenizers.directory import (
+    CONFIG_FILE,
+    add_dalle_decoder,
+    describe_source,
+    recorded_sources,
+    save_dalle,
+)
+
+logger = logging.getLogger(__name__)
+
+OFFICIAL_URL = "https://cdn.openai.com/dall-e"
+"""Folder of encoder.pkl (215 MB) and decoder.pkl (175 MB)."""
+MIRRORS_VARIABLE = "BEIT_DALLE_MIRRORS"
+"""Environment variable: further http(s) folders with the two files, separated by spaces, tried in order."""
+
+
+def dalle_folder() -> Path:
+    """Return where the name "dall-e" is looked up: $BEIT_CACHE/dall-e, or ~/.cache/beit/dall-e."""
+    return default_cache_dir() / "dall-e"
+
+
+def prepare_dalle(*, need_decoder: bool = False) -> Path:
+    """Return the folder of DALL-E's tokenizer, after fetching and converting what is missing.
+
+    Several processes may call this at once; one works, the others wait for it.
+
+    Args:
+        need_decoder: Whether it is worth a download, and an error if it cannot be had. Without it, the decoder comes
+            with the first download of the encoder, if it can.
+    Raises:
+        InputError: a file cannot be fetched, is not what it should be, or has changed; or the folder cannot be written.
+    """
+    folder = dalle_folder()
+    if not _is_complete(folder, need_decoder):
+        if folder.is_dir() and not os.access(folder, os.W_OK) and find_part(folder, "encoder"):
+            return folder  # of an administrator, say: the bare files serve too
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with exclusive_lock(folder / ".lock"):
+                _complete(folder, need_decoder)
+        except OSError as error:
+            raise InputError(
+                f"cannot keep the DALL-E tokenizer in {folder} ({error}); point BEIT_CACHE at a folder with 800 MB of "
+                "space"
+            ) from None
+    _check_sources(folder)
+    return folder
+
+
+def has_decoder() -> bool:
+    """Tell whether the decoder is on this machine, without asking any other."""
+    folder = dalle_folder()
+    is_converted = (folder / CONFIG_FILE).is_file() and "decoder" in recorded_sources(folder)
+    has_encoder = (folder / CONFIG_FILE).is_file() or find_part(folder, "encoder") is not None
+    return is_converted or (has_encoder and find_part(folder, "decoder") is not None)
+
+
+def _is_complete(folder: Path, need_decoder: bool) -> bool:
+    if not (folder / CONFIG_FILE).is_file():
+        return False
+    return "decoder" in recorded_sources(folder) or not (need_decoder or find_part(folder, "decoder"))
+
+
+def _complete(folder: Path, need_decoder: bool) -> None:
+    """Do what is missing; called under the lock."""
+    is_new = False
+    if not (folder / CONFIG_FILE).is_file():
+        is_new = find_part(folder, "encoder") is None
+        url = _download(folder, "encoder") if is_new else ""
+        file = _present(folder, "encoder")
+        source = describe_source(file, url=url)
+        save_dalle(folder, read_part(file, "encoder")[1], source)
+        logger.info("DALL-E's encoder (sha256 %s) is ready in %s", source.sha256, folder)
+    if "decoder" in recorded_sources(folder):
+        return
+    try:
+        url = ""
+        if find_part(folder, "decoder") is None:
+            if not (is_new or need_decoder):
+                return
+            url = _download(folder, "decoder")
+        file = _present(folder, "decoder")
+        source = describe_source(file, url=url)
+        add_dalle_decoder(folder, read_part(file, "decoder")[1], source)
+        logger.info("DALL-E's decoder (sha256 %s) is ready in %s", source.sha256, folder)
+    except (InputError, OSError) as error:
+        if need_decoder:
+            raise
+        logger.warning("tokens need no decoder, so this goes on without: %s", error)
+
+
+def _download(folder: Path, part: Part) -> str:
+    """Fetch one pickle into `folder`, and return where it came from.
+
+    Raises:
+        InputError: it cannot be had.
+    """
+    name = f"{part}.pkl"
+    urls = [f"{base}/{name}" for base in (OFFICIAL_URL, *_mirrors())]
+    logger.info("DALL-E's %s is not in %s: downloading %s", part, folder, urls[0])
+    try:
+        return download(urls, folder / name, check=lambda file: _require_part(file, part))
+    except DownloadError as error:
+        what = "tokenizer" if part == "encoder" else "decoder, which pictures need,"
+        instead = ", or use --tokenizer mini, which comes with beit" if part == "encoder" else ""
+        raise InputError(
+            f"DALL-E's {what} is not in {folder} and cannot be downloaded ({error}); put {name} there by hand (from "
+            f"{OFFICIAL_URL}/{name}), name a mirror in {MIRRORS_VARIABLE}{instead}"
+        ) from None
+
+
+def _require_part(file: Path, part: Part) -> None:
+    read_part(file, part)
+
+
+def _mirrors() -> list[str]:
+    mirrors = [url.rstrip("/") for url in os.environ.get(MIRRORS_VARIABLE, "").split()]
+    for url in mirrors:
+        require(
+            urlsplit(url).scheme in ("http", "https") and bool(urlsplit(url).netloc),
+            f"{MIRRORS_VARIABLE} ({url}) must list http or https addresses of folders, separated by spaces",
+        )
+    return mirrors
+
+
+def _present(folder: Path, part: Part) -> Path:
+    file = find_part(folder, part)
+    assert file is not None, "was found or downloaded just before, under the lock"
+    return file
+
+
+def _check_sources(folder: Path) -> None:
+    """Refuse source files that are no longer those the tokenizer was converted from.
+
+    Raises:
+        InputError: a file was replaced; using what was made of the old one would surprise whoever replaced it.
+    """
+    for source in recorded_sources(folder).values():
+        file = folder / source.name
+        if file.is_file() and (now := describe_source(file)).sha256 != source.sha256:
+            raise InputError(
+                f"{file} (sha256 {now.sha256[:12]}) is not the file the tokenizer there was converted from "
+                f"({source.sha256[:12]}); put that one back, or remove {folder / CONFIG_FILE} to convert this one"
+            )

@@ -1,0 +1,134 @@
+"""Reading DALL-E's dVAE from files: the published pickles, or the same tensors as safetensors.
+
+A part is the encoder or the decoder. The network is `beit.common.tokenizers.dalle`, reading pickles without running
+them `beit.common.tokenizers.safe_pickle`, the files of the name "dall-e" `beit.common.tokenizers.dalle_cache`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from beit.common.errors import InputError, require
+from beit.common.storage.tensor_check import check_tensors
+from beit.common.tokenizers.dalle import DalleDecoder, DalleEncoder, DalleModel
+from beit.common.tokenizers.safe_pickle import read_module_tensors
+
+logger = logging.getLogger(__name__)
+
+Part = Literal["encoder", "decoder"]
+PARTS: tuple[Part, ...] = ("encoder", "decoder")
+SUFFIXES = (".safetensors", ".pkl")
+
+_CLASS_NAMES = (
+    "dall_e.encoder.Encoder",
+    "dall_e.encoder.EncoderBlock",
+    "dall_e.decoder.Decoder",
+    "dall_e.decoder.DecoderBlock",
+    "dall_e.utils.Conv2d",
+    "torch.nn.modules.container.Sequential",
+    "torch.nn.modules.activation.ReLU",
+    "torch.nn.modules.linear.Identity",
+    "torch.nn.modules.pooling.MaxPool2d",
+    "torch.nn.modules.upsampling.Upsample",
+)
+"""Every class that the published modules consist of."""
+
+
+def load_dalle(path: Path, *, need_decoder: bool = False) -> DalleModel:
+    """Read DALL-E's dVAE from its bare files.
+
+    Args:
+        path: Folder with encoder.pkl or encoder.safetensors and perhaps the decoder, or the encoder's file itself,
+            beside which the decoder is looked for.
+        need_decoder: Whether a decoder that cannot be read is an error. Tokens do not need it.
+    Raises:
+        InputError: no encoder there, or a file is not what it should be.
+    """
+    encoder_file = find_part(path, "encoder") if path.is_dir() else path
+    if encoder_file is None or encoder_file.suffix not in SUFFIXES:
+        raise InputError(
+            f"{path} is no tokenizer: it must be a directory made by beit tokenizer train or convert (with "
+            "config.json), or hold DALL-E's encoder.pkl or encoder.safetensors"
+        )
+    _, encoder = read_part(encoder_file, "encoder")
+    decoder = None
+    decoder_file = find_part(encoder_file.parent, "decoder")
+    if decoder_file is not None:
+        try:
+            _, decoder = read_part(decoder_file, "decoder")
+        except InputError as error:
+            if need_decoder:
+                raise
+            logger.warning("no decoder, so no pictures from these tokens: %s", error)
+    return build_dalle(encoder, decoder)
+
+
+def build_dalle(encoder: Mapping[str, Tensor], decoder: Mapping[str, Tensor] | None) -> DalleModel:
+    """Build the network around tensors that `read_part` has checked."""
+    with torch.device("meta"):  # 97 million random numbers would take longer than reading the file
+        model = DalleModel(with_decoder=decoder is not None)
+    model.encoder.load_state_dict(_as_float32(encoder), assign=True)
+    if model.decoder is not None and decoder is not None:
+        model.decoder.load_state_dict(_as_float32(decoder), assign=True)
+    return model.requires_grad_(False)
+
+
+def find_part(folder: Path, part: Part) -> Path | None:
+    """Return the file in `folder` that by its name holds the encoder or the decoder; None if there is none."""
+    candidates = [folder / f"{part}{suffix}" for suffix in SUFFIXES]
+    return next((candidate for candidate in candidates if candidate.is_file()), None)
+
+
+def read_part(file: Path, part: Part | None = None) -> tuple[Part, dict[str, Tensor]]:
+    """Read one file and check that it holds exactly the tensors of one part of the network.
+
+    Args:
+        file: safetensors if its name says so, else a pickled module.
+        part: What it must be; None to find out.
+    Returns:
+        The part, and its tensors under their published names.
+    Raises:
+        InputError: the file is missing, damaged, or of another network or part.
+    """
+    require(file.is_file(), f"{file} does not exist")
+    tensors = _read(file)
+    found = next((name for name in PARTS if tensors.keys() == _expected(name).keys()), None)
+    wanted = part or found or "encoder"
+    if found not in (None, wanted):
+        raise InputError(f"{file} holds DALL-E's {found}, not its {wanted}; give the {wanted}'s file")
+    check_tensors(tensors, _expected(wanted), file)
+    return wanted, tensors
+
+
+def read_safetensors(file: Path) -> dict[str, Tensor]:
+    """Read all tensors of a safetensors file.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    try:
+        tensors: dict[str, Tensor] = load_file(file)
+    except Exception as error:  # safetensors raises its own type for damage, without a public common base
+        raise InputError(f"{file} is not a readable safetensors file ({error}); fetch or copy it again") from None
+    return tensors
+
+
+def _read(file: Path) -> dict[str, Tensor]:
+    return read_safetensors(file) if file.suffix == ".safetensors" else read_module_tensors(file, _CLASS_NAMES)
+
+
+def _expected(part: Part) -> dict[str, Tensor]:
+    with torch.device("meta"):
+        network = DalleEncoder() if part == "encoder" else DalleDecoder()
+    return dict(network.state_dict())
+
+
+def _as_float32(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().float().contiguous() for name, tensor in tensors.items()}

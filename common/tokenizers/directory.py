@@ -1,0 +1,237 @@
+"""The directory a tokenizer is kept in, whichever network it is.
+
+    config.json           format, architecture, fingerprint, where it came from; written last
+    model.safetensors     what words depend on: a trained dVAE as a whole, or DALL-E's encoder
+    decoder.safetensors   DALL-E's decoder, if there is one; only pictures need it
+
+The fingerprint covers the settings and the weights that decide words, and is checked whenever they are read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save
+from torch import Tensor
+
+from beit.common.config import config_from_dict, config_to_dict
+from beit.common.errors import InputError, require
+from beit.common.storage.files import read_json, sha256_file, write_atomic, write_json
+from beit.common.storage.tensor_check import check_tensors
+from beit.common.tokenizers.dalle import DalleModel
+from beit.common.tokenizers.dalle_files import Part, build_dalle, load_dalle, read_part, read_safetensors
+from beit.common.tokenizers.dvae import DiscreteVAE
+from beit.common.tokenizers.dvae_config import DiscreteVAEConfig
+
+FORMAT, FORMAT_VERSION = "beit-tokenizer", 1
+CONFIG_FILE, WEIGHTS_FILE, DECODER_FILE = "config.json", "model.safetensors", "decoder.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A network as it was read: float32, on the CPU."""
+
+    model: DiscreteVAE | DalleModel
+    fingerprint: str
+    """Of settings and weights; equal however the same weights are stored."""
+    can_decode: bool
+    """Whether `ids_to_pixels` works."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SourceFile:
+    """A file that was converted."""
+
+    name: str
+    """Without its folder."""
+    size: int
+    """Bytes."""
+    sha256: str
+    """Hex, of the whole file."""
+    url: str = ""
+    """Where it was downloaded from; empty if it was copied by hand."""
+
+
+def describe_source(file: Path, *, url: str = "") -> SourceFile:
+    """Measure and hash a file before it is converted."""
+    return SourceFile(name=file.name, size=file.stat().st_size, sha256=sha256_file(file), url=url)
+
+
+def load_model(path: Path, *, need_decoder: bool = False) -> LoadedModel:
+    """Read a tokenizer directory, or DALL-E's bare files.
+
+    Args:
+        path: Directory with config.json, folder with DALL-E's files, or the file of its encoder.
+        need_decoder: Whether a decoder that is there but damaged is an error, in bare files.
+    Raises:
+        InputError: there is no tokenizer, or it is damaged.
+    """
+    if not (path / CONFIG_FILE).is_file():
+        model = load_dalle(path, need_decoder=need_decoder)
+        return LoadedModel(model, dalle_fingerprint(model.encoder.state_dict()), model.decoder is not None)
+    settings = read_settings(path)
+    return _load_dvae(path, settings) if settings["architecture"] == "dvae" else _load_dalle(path, settings)
+
+
+def read_settings(directory: Path) -> dict[str, Any]:
+    """Read config.json of a tokenizer directory.
+
+    Raises:
+        InputError: it is of something else, or of a newer beit.
+    """
+    settings = read_json(directory / CONFIG_FILE)
+    if not isinstance(settings, dict) or settings.get("format") != FORMAT:
+        raise InputError(
+            f"{directory}/{CONFIG_FILE} does not describe a tokenizer; give a directory made by beit tokenizer"
+        )
+    require(
+        settings.get("format_version") == FORMAT_VERSION,
+        f"{directory} has format_version {settings.get('format_version')}, this beit reads {FORMAT_VERSION}; update "
+        "beit",
+    )
+    require(
+        settings.get("architecture") in ("dvae", "dall-e"),
+        f"{directory} has architecture {settings.get('architecture')!r}, this beit knows 'dvae' and 'dall-e'; update "
+        "beit",
+    )
+    return settings
+
+
+def save_tokenizer(
+    directory: Path, state: Mapping[str, Tensor], config: DiscreteVAEConfig, *, training: Mapping[str, Any]
+) -> str:
+    """Write a trained dVAE as a tokenizer directory, and return its fingerprint.
+
+    Args:
+        directory: Created if missing; model.safetensors and config.json in it are replaced.
+        state: `DiscreteVAE.state_dict()`.
+        config: Shape of the network.
+        training: Where it came from; goes to config.json as it is.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    tensors = _as_saved(state)
+    digest = fingerprint(_dvae_settings(config), tensors)
+    write_atomic(directory / WEIGHTS_FILE, save(tensors))
+    details = {"model": config_to_dict(config), "training": dict(training)}
+    _write_settings(directory, "dvae", {"fingerprint": digest, **details})
+    return digest
+
+
+def save_dalle(directory: Path, encoder: Mapping[str, Tensor], source: SourceFile) -> str:
+    """Write DALL-E's encoder as a tokenizer directory without a decoder, and return its fingerprint.
+
+    Args:
+        directory: Exists; model.safetensors and config.json in it are replaced.
+        encoder: From `beit.common.tokenizers.dalle_files.read_part`.
+        source: Where the tensors come from.
+    """
+    tensors = _as_saved(encoder)
+    digest = dalle_fingerprint(tensors)
+    write_atomic(directory / WEIGHTS_FILE, save(tensors))
+    _write_settings(directory, "dall-e", {"fingerprint": digest, "sources": {"encoder": dataclasses.asdict(source)}})
+    return digest
+
+
+def add_dalle_decoder(directory: Path, decoder: Mapping[str, Tensor], source: SourceFile) -> None:
+    """Give a directory of `save_dalle` its decoder.
+
+    Args:
+        directory: As `save_dalle` wrote it.
+        decoder: From `beit.common.tokenizers.dalle_files.read_part`.
+        source: Where the tensors come from.
+    """
+    settings = read_settings(directory)
+    tensors = _as_saved(decoder)
+    write_atomic(directory / DECODER_FILE, save(tensors))
+    settings["decoder_fingerprint"] = _decoder_fingerprint(tensors)
+    settings["sources"]["decoder"] = dataclasses.asdict(source)
+    write_json(directory / CONFIG_FILE, settings)
+
+
+def recorded_sources(directory: Path) -> dict[Part, SourceFile]:
+    """Return which files a directory of DALL-E's tokenizer was converted from.
+
+    Raises:
+        InputError: config.json is damaged.
+    """
+    sources = read_settings(directory).get("sources", {})
+    origin = f"{directory}/{CONFIG_FILE}: sources"
+    return {part: config_from_dict(SourceFile, source, origin=origin) for part, source in sources.items()}
+
+
+def fingerprint(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """Return the hex sha256 over settings and float32 tensors, whatever file they came from."""
+    hasher = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for name in sorted(tensors):
+        data = tensors[name].detach().float().cpu().contiguous().numpy()
+        hasher.update(f"\n{name} {data.shape}\n".encode())
+        hasher.update(data.astype("<f4", copy=False).tobytes())
+    return hasher.hexdigest()
+
+
+def dalle_fingerprint(encoder: Mapping[str, Tensor]) -> str:
+    """Return the fingerprint of DALL-E's tokenizer: of its encoder, since the decoder may be absent."""
+    return fingerprint({"architecture": "dall-e"}, {f"encoder.{name}": tensor for name, tensor in encoder.items()})
+
+
+def _decoder_fingerprint(decoder: Mapping[str, Tensor]) -> str:
+    return fingerprint({"architecture": "dall-e"}, {f"decoder.{name}": tensor for name, tensor in decoder.items()})
+
+
+def _load_dvae(path: Path, settings: Mapping[str, Any]) -> LoadedModel:
+    config = config_from_dict(DiscreteVAEConfig, settings.get("model", {}), origin=f"{path}/{CONFIG_FILE}")
+    tensors = _read_weights(path, WEIGHTS_FILE)
+    model = DiscreteVAE(config)
+    check_tensors(tensors, model.state_dict(), path / WEIGHTS_FILE)
+    digest = fingerprint(_dvae_settings(config), tensors)
+    _require_stated(path, WEIGHTS_FILE, digest, settings.get("fingerprint"))
+    model.load_state_dict(tensors)
+    return LoadedModel(model, digest, True)
+
+
+def _load_dalle(path: Path, settings: Mapping[str, Any]) -> LoadedModel:
+    _require_present(path, WEIGHTS_FILE)
+    _, encoder = read_part(path / WEIGHTS_FILE, "encoder")
+    digest = dalle_fingerprint(encoder)
+    _require_stated(path, WEIGHTS_FILE, digest, settings.get("fingerprint"))
+    decoder = None
+    if "decoder_fingerprint" in settings:
+        _require_present(path, DECODER_FILE)
+        _, decoder = read_part(path / DECODER_FILE, "decoder")
+        _require_stated(path, DECODER_FILE, _decoder_fingerprint(decoder), settings["decoder_fingerprint"])
+    return LoadedModel(build_dalle(encoder, decoder), digest, decoder is not None)
+
+
+def _read_weights(path: Path, name: str) -> dict[str, Tensor]:
+    _require_present(path, name)
+    return read_safetensors(path / name)
+
+
+def _require_present(path: Path, name: str) -> None:
+    require((path / name).is_file(), f"{path} has no {name}; the tokenizer is incomplete, copy it again")
+
+
+def _require_stated(path: Path, name: str, digest: str, stated: object) -> None:
+    require(
+        stated == digest,
+        f"{path}: {name} and {CONFIG_FILE} do not belong together (fingerprint differs); copy it again",
+    )
+
+
+def _dvae_settings(config: DiscreteVAEConfig) -> dict[str, Any]:
+    return {"architecture": "dvae", **config.identity()}
+
+
+def _as_saved(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().float().cpu().contiguous() for name, tensor in state.items()}
+
+
+def _write_settings(directory: Path, architecture: str, details: Mapping[str, Any]) -> None:
+    settings = {"format": FORMAT, "format_version": FORMAT_VERSION, "architecture": architecture, **details}
+    write_json(directory / CONFIG_FILE, settings)

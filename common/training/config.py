@@ -1,0 +1,257 @@
+"""Settings of the training loop and the numbers derived from them; torch-free, so that mistakes are reported at once.
+
+Stages put these sections into their own config. What depends on the model or the data is in `<stage>/config.py`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from beit.common.errors import require
+from beit.common.reading.batch_plan import grad_accum_steps_for
+
+_WINDOW = re.compile(r"(\d+):(\d+)")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """Length, batch and rhythm of a run."""
+
+    epochs: float = 800.0
+    """Passes over the training samples; ignored when `steps` is given."""
+    steps: int | None = None
+    """Optimizer steps of the whole run."""
+    global_batch_size: int = 2048
+    """Samples per optimizer step over all ranks; part of the data order, so it is fixed for a run."""
+    micro_batch_size: int | None = None
+    """Samples per forward pass of one rank; left out, its whole share. Smaller needs less memory for the same step."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """bf16, fp16: torch.autocast over fp32 weights; weights, moments and the residual stream stay fp32. fp16 adds a
+    dynamic loss scale; it is for GPUs without bf16. auto: bf16 where the device has it in hardware, else fp32."""
+    seed: int = 0
+    """Of initialisation, data order, masks and drop path."""
+    log_interval_steps: int = 50
+    """Optimizer steps between two records in metrics.jsonl; reading a metric waits for the device."""
+    eval_interval_steps: int | None = None
+    """Optimizer steps between two evaluations; left out, once per epoch."""
+    ema_decay: float | None = None
+    """Share per step that a running average of the weights keeps of itself, such as 0.999; what is measured and written
+    for use is then the average. Left out, no average. The first steps keep less: min(ema_decay, (1 + t) / (10 + t))."""
+    early_stop_evals: int | None = None
+    """End the run when this many evaluations in a row have not improved on the best; left out, run to the end."""
+    collective_timeout_seconds: float = 300.0
+    """How long a rank waits for the others before the run fails; must exceed the time to write one checkpoint."""
+
+    def __post_init__(self) -> None:
+        """Check every range."""
+        require(self.epochs > 0, f"train.epochs ({self.epochs}) must be above 0")
+        require(self.steps is None or self.steps >= 1, f"train.steps ({self.steps}) must be at least 1")
+        _require_positive("train.global_batch_size", self.global_batch_size)
+        _require_positive("train.micro_batch_size", self.micro_batch_size)
+        _require_positive("train.log_interval_steps", self.log_interval_steps)
+        _require_positive("train.eval_interval_steps", self.eval_interval_steps)
+        decay = self.ema_decay
+        require(decay is None or 0 < decay < 1, f"train.ema_decay ({decay}) must be in (0, 1); use none for no average")
+        _require_positive("train.early_stop_evals", self.early_stop_evals)
+        timeout = self.collective_timeout_seconds
+        require(timeout >= 1, f"train.collective_timeout_seconds ({timeout}) must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptimizerConfig:
+    """AdamW with linear warmup and a cosine; the defaults are BEiT's pre-training setting."""
+
+    lr: float = 1.5e-3
+    """Peak learning rate, used as it is: never scaled with the batch."""
+    min_lr: float = 1e-5
+    """Learning rate the cosine ends at."""
+    warmup_epochs: float = 10.0
+    """Length of the linear warmup; ignored when `warmup_steps` is given."""
+    warmup_steps: int | None = None
+    """Length of the linear warmup in optimizer steps."""
+    weight_decay: float = 0.05
+    """Decoupled weight decay of matrices; biases and norms have none."""
+    final_weight_decay: float | None = None
+    """Weight decay at the end of a cosine of its own; left out, it stays constant."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's decay rates of the two moments."""
+    eps: float = 1e-8
+    """AdamW's denominator offset."""
+    clip_grad: float | None = 3.0
+    """Largest global L2 norm of the gradient; left out, no clipping."""
+
+    def __post_init__(self) -> None:
+        """Check every range."""
+        require(self.lr > 0, f"optimizer.lr ({self.lr}) must be above 0")
+        require(
+            0 <= self.min_lr <= self.lr, f"optimizer.min_lr ({self.min_lr}) must be in [0, optimizer.lr = {self.lr}]"
+        )
+        require(self.warmup_epochs >= 0, f"optimizer.warmup_epochs ({self.warmup_epochs}) must not be negative")
+        require((self.warmup_steps or 0) >= 0, f"optimizer.warmup_steps ({self.warmup_steps}) must not be negative")
+        require(self.weight_decay >= 0, f"optimizer.weight_decay ({self.weight_decay}) must not be negative")
+        final = self.final_weight_decay
+        require(final is None or final >= 0, f"optimizer.final_weight_decay ({final}) must not be negative")
+        require(all(0 <= beta < 1 for beta in self.betas), f"optimizer.betas {self.betas} must be in [0, 1)")
+        require(self.eps > 0, f"optimizer.eps ({self.eps}) must be above 0")
+        clip = self.clip_grad
+        require(clip is None or clip > 0, f"optimizer.clip_grad ({clip}) must be above 0; use none for no clipping")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckpointConfig:
+    """When to save and how much to keep."""
+
+    interval_steps: int | None = None
+    """Optimizer steps between two checkpoints; left out, once per epoch. The end of a run is always saved."""
+    every_minutes: float | None = None
+    """Save also when this long has passed since the last save; left out, by steps only."""
+    keep: int = 2
+    """Committed checkpoints to keep; at least two, so that a damaged one has a predecessor."""
+    keep_every_steps: int | None = None
+    """Keep for good, besides, the first checkpoint at or after every multiple of so many steps; left out, none."""
+
+    def __post_init__(self) -> None:
+        """Check every range."""
+        _require_positive("checkpoint.interval_steps", self.interval_steps)
+        require(self.keep >= 2, f"checkpoint.keep ({self.keep}) must be at least 2")
+        _require_positive("checkpoint.keep_every_steps", self.keep_every_steps)
+        minutes = self.every_minutes
+        require(minutes is None or minutes > 0, f"checkpoint.every_minutes ({minutes}) must be above 0")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunConfig:
+    """What belongs to a run as a whole."""
+
+    sync_to: str | None = None
+    """Folder or URL, such as "s3://bucket/runs/name", that every committed checkpoint is copied to in the background,
+    with metrics and artifacts; on a machine without the run, --resume auto fetches it from there."""
+    wandb: str | None = None
+    """Weights & Biases project that metrics and pictures go to as well; left out, none. Needs the extra `wandb`."""
+    allow_data_change: bool = False
+    """Continue although the data are not those of the checkpoint: another index, or another number of views. The order
+    is then that of the new data, from the same position on."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DeepSpeedConfig:
+    """What is passed on to DeepSpeed."""
+
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    """0 replicates; 1, 2, 3 partition optimizer states, gradients, weights over the ranks."""
+    config: str | None = None
+    """Path of a DeepSpeed JSON that is merged over the generated one."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingPlan:
+    """Numbers derived once from the settings, the data and the world."""
+
+    total_steps: int
+    """Optimizer steps of the whole run."""
+    warmup_steps: int
+    """Of these, in the warmup."""
+    steps_per_epoch: float
+    """Training samples / global batch size; not rounded, because batches straddle epochs."""
+    global_batch_size: int
+    """Samples per optimizer step."""
+    micro_batch_size: int
+    """Samples per forward pass of one rank."""
+    grad_accum_steps: int
+    """Micro-batches per rank and optimizer step."""
+    eval_interval_steps: int
+    """Optimizer steps between two evaluations."""
+    save_interval_steps: int
+    """Optimizer steps between two checkpoints."""
+
+
+def plan_training(
+    train: TrainConfig, optimizer: OptimizerConfig, checkpoint: CheckpointConfig, *, num_samples: int, world_size: int
+) -> TrainingPlan:
+    """Derive step counts and batch shares.
+
+    Args:
+        train: Length and batch.
+        optimizer: Warmup.
+        checkpoint: Saving interval.
+        num_samples: Training samples of one epoch.
+        world_size: Ranks.
+    Raises:
+        InputError: the global batch cannot be shared among the ranks, or the warmup is longer than the run.
+    """
+    batch = train.global_batch_size
+    micro_batch_size = train.micro_batch_size or max(1, batch // world_size)
+    steps_per_epoch = num_samples / batch
+    total_steps = train.steps or max(1, round(train.epochs * num_samples) // batch)
+    # Given in epochs, the warmup of a long recipe must still end when somebody tries a few steps of it.
+    warmup_steps = min(round(optimizer.warmup_epochs * steps_per_epoch), total_steps // 2)
+    if optimizer.warmup_steps is not None:
+        warmup_steps = optimizer.warmup_steps
+    require(
+        warmup_steps <= total_steps,
+        f"optimizer.warmup_steps ({warmup_steps}) must not exceed the {total_steps} steps of the run; lower it",
+    )
+    per_epoch = max(1, round(steps_per_epoch))
+    return TrainingPlan(
+        total_steps=total_steps,
+        warmup_steps=warmup_steps,
+        steps_per_epoch=steps_per_epoch,
+        global_batch_size=batch,
+        micro_batch_size=micro_batch_size,
+        grad_accum_steps=grad_accum_steps_for(batch, micro_batch_size, world_size),
+        eval_interval_steps=train.eval_interval_steps or per_epoch,
+        save_interval_steps=checkpoint.interval_steps or per_epoch,
+    )
+
+
+def _require_positive(name: str, value: int | None) -> None:
+    require(value is None or value >= 1, f"{name} ({value}) must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SpeedConfig:
+    """The `[speed]` section: time and memory of a step of a vision transformer."""
+
+    compile: bool = False
+    """Put the model through torch.compile. The first step then takes a minute or more, and a C++ compiler must be
+    installed; on a GPU a C compiler and triton. Not with ZeRO 3."""
+    activation_checkpointing: bool = False
+    """Keep only what enters each block, and compute the rest again in the backward pass: a model of many blocks or a
+    large micro-batch then fits, for about a third more time. Gradients are the same, bit for bit."""
+    peak_tflops: float | None = None
+    """What a rank's device can do at most, in 10^12 multiplications and additions per second in the precision of the
+    run; `mfu` in metrics.jsonl is relative to it. Left out, the data sheet's value of common GPUs, else no mfu."""
+
+    def __post_init__(self) -> None:
+        """Check the range."""
+        peak = self.peak_tflops
+        require(peak is None or peak > 0, f"speed.peak_tflops ({peak}) must be above 0")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProfileConfig:
+    """The `[profile]` section: a look at where the time of a few steps goes."""
+
+    steps: str | None = None
+    """Steps to record, as FIRST:END, counted from 0 and without END, such as 10:13. Each rank leaves a trace for
+    Perfetto or chrome://tracing in RUN/profile, on a GPU also a snapshot of its memory. Left out, nothing is recorded.
+    """
+
+    def __post_init__(self) -> None:
+        """Check the form."""
+        if self.steps is not None:
+            match = _WINDOW.fullmatch(self.steps)
+            require(
+                match is not None and int(match[1]) < int(match[2]),
+                f"profile.steps ({self.steps}) must be FIRST:END with FIRST < END, such as 10:13",
+            )
+
+    @property
+    def window(self) -> range:
+        """The steps to record; empty where there are none."""
+        if self.steps is None:
+            return range(0)
+        first, end = self.steps.split(":")
+        return range(int(first), int(end))

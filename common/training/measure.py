@@ -1,0 +1,117 @@
+"""Recording a few training steps: a trace of what ran when, and on a GPU a snapshot of its memory."""
+
+from __future__ import annotations
+
+import logging
+import resource
+import sys
+from pathlib import Path
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from beit.common.processes.distributed import World
+from beit.common.training.precision import Precision
+
+logger = logging.getLogger(__name__)
+
+
+_MAX_MEMORY_EVENTS = 200_000
+"""Allocations and releases kept for the snapshot; arbitrary, some steps of a large model."""
+
+
+_PEAK_TFLOPS: dict[str, dict[str, float]] = {
+    # Dense, from the data sheets; float32 without TF32, which no training here switches on. The first name that is part
+    # of the device's name counts.
+    "B200": {"half": 2250.0, "fp32": 75.0},
+    "H200": {"half": 989.0, "fp32": 67.0},
+    "H100 PCIe": {"half": 756.0, "fp32": 51.0},
+    "H100 NVL": {"half": 835.0, "fp32": 60.0},
+    "H100": {"half": 989.0, "fp32": 67.0},
+    "A100": {"half": 312.0, "fp32": 19.5},
+    "A10G": {"half": 70.0, "fp32": 35.0},
+    "L40S": {"half": 362.0, "fp32": 91.6},
+    "L4": {"half": 121.0, "fp32": 30.3},
+    "RTX 4090": {"half": 165.2, "fp32": 82.6},
+    "RTX 3090": {"half": 71.0, "fp32": 35.6},
+}
+
+
+class ProfileWindow:
+    """Records the steps of a window, on every rank; does nothing outside of it.
+
+    Args:
+        steps: To record.
+        folder: Gets steps_FIRST-LAST_rankR.trace.json.gz and, on a GPU, .memory.pickle (pytorch.org/memory_viz).
+        world: Says which rank this is.
+    """
+
+    def __init__(self, steps: range, folder: Path, world: World) -> None:
+        self._steps, self._folder, self._world = steps, folder, world
+        self._profile: profile | None = None
+        self._first = self._last = 0
+
+    def before(self, step: int) -> None:
+        """Start or end the recording, as the step about to be done lies inside the window or not."""
+        if self._profile is None and step in self._steps:
+            self._start(step)
+        elif self._profile is not None and step not in self._steps:
+            self.close()
+        self._last = step
+
+    def close(self) -> None:
+        """End the recording and write what there is."""
+        if self._profile is None:
+            return
+        recorded, self._profile = self._profile, None
+        if self._world.device.type == "cuda":
+            torch.cuda.synchronize(self._world.device)
+        recorded.stop()
+        self._folder.mkdir(exist_ok=True)
+        stem = self._folder / f"steps_{self._first}-{self._last}_rank{self._world.rank}"
+        recorded.export_chrome_trace(f"{stem}.trace.json.gz")
+        if self._world.device.type == "cuda":
+            torch.cuda.memory._dump_snapshot(f"{stem}.memory.pickle")  # type: ignore[no-untyped-call]
+            torch.cuda.memory._record_memory_history(enabled=None)  # type: ignore[no-untyped-call]
+        if self._world.is_main:
+            logger.info("profile of steps %d to %d: %s", self._first, self._last, self._folder)
+
+    def _start(self, step: int) -> None:
+        self._first = step
+        activities = [ProfilerActivity.CPU]
+        if self._world.device.type == "cuda":
+            activities.append(ProfilerActivity.CUDA)
+            torch.cuda.memory._record_memory_history(max_entries=_MAX_MEMORY_EVENTS)  # type: ignore[no-untyped-call]
+        self._profile = profile(activities=activities, record_shapes=True, profile_memory=True)
+        self._profile.start()
+
+
+def peak_flops(device: torch.device, precision: Precision, given_tflops: float | None) -> float | None:
+    """Return the most operations per second the device can do in `precision`; None where nobody knows.
+
+    Args:
+        device: Where the training runs.
+        precision: Of its matrix products.
+        given_tflops: As set by the user, who knows best.
+    """
+    if given_tflops is not None:
+        return given_tflops * 1e12
+    if device.type != "cuda":
+        return None
+    return known_peak_flops(torch.cuda.get_device_name(device), precision)
+
+
+def known_peak_flops(name: str, precision: Precision) -> float | None:
+    """Return the data sheet's operations per second of a GPU by its name, such as "NVIDIA H100 80GB HBM3"."""
+    for part, peaks in _PEAK_TFLOPS.items():
+        if part in name:
+            return peaks["fp32" if precision == "fp32" else "half"] * 1e12
+    return None
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Return the most memory in use at once since the start: tensors on a GPU, else the whole process."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

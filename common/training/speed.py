@@ -1,0 +1,52 @@
+"""Ways to run a given vision transformer: compiled, or with activations computed twice instead of kept."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+
+import torch
+from torch import nn
+
+from beit.common.errors import require
+from beit.common.training.config import SpeedConfig
+from beit.common.vit.vit import VisionTransformer
+
+
+def missing_compiler(device: torch.device) -> str | None:
+    """Return what `torch.compile` lacks on this machine for `device`, in words; None if it lacks nothing."""
+    names = ("cc", "gcc", "clang") if device.type == "cuda" else ("g++", "clang++")
+    variable = "CC" if device.type == "cuda" else "CXX"
+    lacking = [] if os.environ.get(variable) or any(map(shutil.which, names)) else ["a C compiler"]
+    if device.type == "cuda" and importlib.util.find_spec("triton") is None:
+        lacking.append("triton")
+    return " and ".join(lacking) or None
+
+
+def apply_speed(model: nn.Module, config: SpeedConfig, *, device: torch.device, zero_stage: int) -> None:
+    """Make `model` run as the settings say; its parameters and their names stay as they are.
+
+    Args:
+        model: A vision transformer with whatever head, not yet wrapped.
+        config: The settings.
+        device: Where it runs.
+        zero_stage: Of the training.
+    Raises:
+        InputError: compilation is asked for and cannot be had.
+    """
+    if config.activation_checkpointing:
+        for module in model.modules():
+            if isinstance(module, VisionTransformer):
+                module.recompute_blocks = True
+    if config.compile:
+        require(
+            zero_stage < 3,
+            "speed.compile has no use with deepspeed.zero_stage = 3, whose hooks put the weights together between the "
+            "layers; leave one out",
+        )
+        lacking = missing_compiler(device)
+        require(
+            lacking is None, f"speed.compile needs {lacking} on this machine; install it or leave speed.compile out"
+        )
+        model.compile()  # in place: no wrapper, so no other names in the state dict

@@ -1,0 +1,165 @@
+"""What a training brings to the shared loop (`trainer.py`), what it is told, and what it gets back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from PIL.Image import Image
+from torch import nn
+
+from beit.common.training.batches import Batch
+from beit.common.training.config import (
+    CheckpointConfig,
+    DeepSpeedConfig,
+    OptimizerConfig,
+    ProfileConfig,
+    RunConfig,
+    SpeedConfig,
+    TrainConfig,
+    TrainingPlan,
+)
+from beit.common.training.judge import BestSoFar, Goal
+
+
+class TaskData(Protocol):
+    """What a training reads; `beit.common.training.data.TrainingData` for every data set."""
+
+    @property
+    def plan(self) -> TrainingPlan:
+        """Steps and batch shares, from `plan_training`."""
+        ...
+
+    def micro_batches(self, start_step: int) -> Iterator[Batch]:
+        """Yield this rank's micro-batches from `start_step` to the end of the run, `grad_accum_steps` per step.
+
+        `sample_ids` (list[str]), where a batch has them, are recorded when a step turns out not finite.
+        """
+        ...
+
+    def state(self, step: int) -> dict[str, Any]:
+        """Return the JSON-able position and identity of the data after `step` completed steps."""
+        ...
+
+    def check_resume(self, saved: Mapping[str, Any], *, allow_data_change: bool) -> None:
+        """Raise InputError when `saved`, an earlier `state`, does not belong to the present data.
+
+        With `allow_data_change` other data of the same batch and seed are taken and said.
+        """
+        ...
+
+
+class Task(Protocol):
+    """What one kind of training brings to the loop; everything else is the same for all."""
+
+    @property
+    def model(self) -> nn.Module:
+        """The module to train, initialised identically on every rank."""
+        ...
+
+    @property
+    def data(self) -> TaskData:
+        """The samples to train on, in the order of this run."""
+        ...
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Return parameter groups: `params`, `weight_decay`, `lr_scale` (1.0 = the schedule's own rate)."""
+        ...
+
+    def forward(self, model: nn.Module, batch: Batch, step: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Return the loss (scalar, mean over the micro-batch) and detached scalar metrics, without any device sync.
+
+        Called inside autocast when the precision is bf16; the tensors of `batch` are on the device.
+        """
+        ...
+
+    def evaluate(self, model: nn.Module, step: int) -> dict[str, float]:
+        """Return held-out metrics, the same numbers on every rank; empty when there is nothing to evaluate.
+
+        Called on all ranks, model in eval mode, without gradients, inside autocast. Under ZeRO 3 every rank must run
+        the same number of forward passes.
+        """
+        ...
+
+    def save_artifacts(
+        self, state: dict[str, torch.Tensor], directory: Path, step: int, metrics: Mapping[str, float]
+    ) -> None:
+        """Rank 0, before each checkpoint is committed: write `directory`/encoder and the like.
+
+        Args:
+            state: The model's full state dict, float32, on the CPU; averaged where `train.ema_decay` is set, and of the
+                best evaluation where the goal says so.
+            directory: The run directory.
+            step: Steps completed when these were the weights.
+            metrics: Of the latest evaluation, or of the best one; empty before the first.
+        """
+        ...
+
+
+@runtime_checkable
+class DrawsPictures(Protocol):
+    """A task that also has something to show."""
+
+    def pictures(self, model: nn.Module, step: int) -> Mapping[str, Image]:
+        """Return pictures by name, for RUN/NAME.png and TensorBoard; what ranks other than 0 return is not used.
+
+        Called right after `evaluate` and like it.
+        """
+        ...
+
+
+@runtime_checkable
+class CountsFlops(Protocol):
+    """A task that knows how much arithmetic a sample costs, so that the use of the device can be told."""
+
+    def flops_per_sample(self) -> int:
+        """Return multiplications and additions of one sample's forward and backward pass (`beit.common.vit.flops`)."""
+        ...
+
+
+@runtime_checkable
+class OverwritesWeights(Protocol):
+    """A task that overwrites rows of weights itself, in `forward`; every rank the same, and at ZeRO 0 only."""
+
+    def overwritten_rows(self) -> list[tuple[nn.Parameter, torch.Tensor]]:
+        """Return, and forget, what was overwritten since the last call: a parameter (M, ...) and a bool mask (M,)."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FitSettings:
+    """The sections of a stage's config that the loop reads."""
+
+    train: TrainConfig
+    """Rhythm and precision."""
+    optimizer: OptimizerConfig
+    """AdamW and schedule."""
+    checkpoint: CheckpointConfig
+    """What to keep."""
+    deepspeed: DeepSpeedConfig
+    """ZeRO stage."""
+    run: RunConfig = RunConfig()
+    """Where copies go."""
+    goal: Goal | None = None
+    """What evaluations are judged by; None where nothing is measured."""
+    speed: SpeedConfig = SpeedConfig()
+    """How the model is run."""
+    profile: ProfileConfig = ProfileConfig()
+    """Steps to record."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FitResult:
+    """How a training ended."""
+
+    step: int
+    """Steps attempted, skipped ones included."""
+    nonfinite_steps: int
+    """Of these, skipped."""
+    metrics: dict[str, float]
+    """Of the last evaluation."""
+    best: BestSoFar
+    """The best evaluation."""

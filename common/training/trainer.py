@@ -1,0 +1,371 @@
+"""The training loop shared by every training: steps, schedule, evaluation, checkpoints, orderly stops.
+
+What differs between trainings is a `Task` (`task.py`). DeepSpeed is behind `engine.py`, saving and restoring is
+`saver.py`, records are `common/runs/metrics.py`, and what a non-finite step means is `judge.py`.
+
+`step` counts attempted optimizer steps and is the position in the data; a step skipped because it was not finite moves
+the data on but not the schedule.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from contextlib import ExitStack
+
+import torch
+from torch import nn
+
+from beit.common.errors import ResumableStop, RunFailed, require
+from beit.common.processes.distributed import World
+from beit.common.processes.signals import StopFlag, stop_on_signals
+from beit.common.progress import Progress
+from beit.common.runs.metrics import MetricsWriter, NoMetrics, open_metrics
+from beit.common.runs.run_dir import RunDirectory
+from beit.common.storage.locks import sole_use
+from beit.common.training.batches import BatchStream, HostFlag
+from beit.common.training.ema import WeightAverage
+from beit.common.training.engine import Engine
+from beit.common.training.engine_settings import EngineSettings
+from beit.common.training.judge import BestSoFar, NonFiniteGuard
+from beit.common.training.measure import ProfileWindow, peak_flops, peak_memory_bytes
+from beit.common.training.portable_state import gather_weights_in_use
+from beit.common.training.saver import Saver
+from beit.common.training.speed import apply_speed
+from beit.common.training.task import CountsFlops, DrawsPictures, FitResult, FitSettings, OverwritesWeights, Task
+
+__all__ = ["FitResult", "FitSettings", "Task", "fit"]
+
+
+logger = logging.getLogger(__name__)
+
+
+def fit(task: Task, *, settings: FitSettings, run: RunDirectory, world: World) -> FitResult:
+    """Train to the end of the plan, from the run's checkpoint if it has one.
+
+    Args:
+        task: Model, data and loss.
+        settings: Everything the loop needs to know.
+        run: Open run directory.
+        world: The ranks; all of them call this.
+    Raises:
+        InputError: the checkpoint does not belong to the data, the settings ask for what this task cannot do, another
+            process trains in the run's directory, or bad input met on the way.
+        ResumableStop: asked to stop; everything is saved.
+        Diverged: too many steps were not finite.
+    """
+    with ExitStack() as locks, stop_on_signals() as stop:
+        world.run_on_main(lambda: locks.enter_context(sole_use(run.path)))
+        trainer = Trainer(task, settings=settings, run=run, world=world)
+        try:
+            return trainer.run(stop)
+        finally:
+            trainer.close()
+
+
+class Trainer:
+    """The state of one training: counters, engine, data stream and the files it writes. Use `fit`."""
+
+    def __init__(self, task: Task, *, settings: FitSettings, run: RunDirectory, world: World) -> None:
+        self._task, self._settings, self._run, self._world = task, settings, run, world
+        self._plan = task.data.plan
+        self._best = BestSoFar(goal=settings.goal, patience=settings.train.early_stop_evals)
+        self._best_weights: dict[str, torch.Tensor] | None = None
+        engine_settings = EngineSettings(
+            optimizer=settings.optimizer,
+            deepspeed=settings.deepspeed,
+            precision=settings.train.precision,
+            plan=self._plan,
+            keep_average=settings.train.ema_decay is not None,
+        )
+        self._engine = Engine(task.model, task.forward, task.param_groups(), settings=engine_settings, world=world)
+        require(
+            self._engine.zero_stage == 0 or not isinstance(task, OverwritesWeights),
+            f"deepspeed.zero_stage ({self._engine.zero_stage}) must be 0 here: this training overwrites weights "
+            "itself, which partitions held elsewhere would not notice",
+        )
+        apply_speed(task.model, settings.speed, device=world.device, zero_stage=self._engine.zero_stage)
+        self._peak_flops = peak_flops(world.device, self._engine.precision, settings.speed.peak_tflops)
+        window = settings.profile.window
+        require(
+            not window or window[0] < self._plan.total_steps,
+            f"profile.steps ({settings.profile.steps}) begin after the run's {self._plan.total_steps} steps; name "
+            "earlier ones",
+        )
+        self._profile = ProfileWindow(window, run.path / "profile", world)
+        self._average = WeightAverage(self._engine, settings.train.ema_decay)
+        self._saver = Saver(task, engine=self._engine, run=run, world=world, settings=settings)
+        self._guard = NonFiniteGuard(run.path / "nonfinite.jsonl" if world.is_main else None)
+        self._step = 0
+        self._evaluation: dict[str, float] = {}
+        self._unread: list[tuple[int, HostFlag, list[str]]] = []
+        self._losses: list[tuple[torch.Tensor, dict[str, torch.Tensor]]] = []
+        self._lr = 0.0
+        self._logged_at, self._logged_step = time.monotonic(), 0
+        self._metrics: MetricsWriter = NoMetrics()
+        self._stream = BatchStream(iter(()), world.device)
+
+    def run(self, stop: StopFlag) -> FitResult:
+        """Restore, then step to the end."""
+        total = self._plan.total_steps
+        self._restore()
+        self._world.run_on_main(self._open_metrics)
+        if self._step < total and not self._best.is_exhausted:
+            self._start_data()
+        self._world.shorten_timeouts()
+        with Progress(
+            total, unit="steps", description="training", initial=self._step, enabled=self._world.is_main
+        ) as progress:
+            while self._step < total and not self._best.is_exhausted:
+                self._heed(stop)
+                self._profile.before(self._step)
+                self._train_step()
+                self._step += 1
+                progress.update(1, **self._between_steps())
+        failure = self._saver.finish()
+        if failure is not None:
+            raise RunFailed(
+                f"the run is complete in {self._run.path}, but not copied to {self._run.sync_to} ({failure}); run the "
+                "same command to copy it"
+            )
+        return FitResult(step=self._step, nonfinite_steps=self._guard.total, metrics=self._evaluation, best=self._best)
+
+    def _open_metrics(self) -> None:
+        project = self._settings.run.wandb
+        self._metrics = open_metrics(self._run.path, self._step, wandb_project=project)
+
+    def close(self) -> None:
+        """Close files, end the data workers and release the engine."""
+        self._profile.close()
+        self._stream.close()
+        self._metrics.close()
+        self._saver.close()
+        self._engine.close()
+
+    def _restore(self) -> None:
+        """Continue from the run's checkpoint, if it has one."""
+        checkpoint = self._saver.restore()
+        self._saver.copy_what_is_missing()
+        if checkpoint is not None:
+            self._step = checkpoint.step
+            self._guard.restore(checkpoint.record["nonfinite"])
+            self._evaluation = dict(checkpoint.record["evaluation"])
+            if "best" in checkpoint.record:
+                self._best.restore(checkpoint.record["best"])
+            goal = self._settings.goal
+            if self._world.is_main and goal is not None and goal.keep_best:
+                self._best_weights = checkpoint.best_weights()
+
+    def _start_data(self) -> None:
+        """Open the data stream and put the random generators where this step needs them."""
+        self._stream = BatchStream(iter(self._task.data.micro_batches(self._step)), self._world.device)
+        self._stream.start()
+        # Last, because starting loader workers draws from the generators.
+        self._saver.restore_random_state(seed=self._settings.train.seed, step=self._step)
+        self._engine.model.train()
+        self._reset_clock()
+
+    def _train_step(self) -> None:
+        """Forward and backward over the step's micro-batches, then one update."""
+        position = self._step - self._guard.total
+        optimizer = self._settings.optimizer
+        self._lr = self._scheduled(position, peak=optimizer.lr, final=optimizer.min_lr, with_warmup=True)
+        self._engine.set_schedule(lr=self._lr, weight_decay_factor=self._weight_decay_factor(position))
+        self._losses.clear()
+        sample_ids: list[str] = []
+        for _ in range(self._plan.grad_accum_steps):
+            batch = self._stream.next()
+            sample_ids += batch.get("sample_ids", [])
+            self._losses.append(self._engine.forward_backward(batch, self._step))
+            if self._step + 1 < self._plan.total_steps:
+                self._stream.preload()
+        self._engine.step()
+        self._average.update()
+        if isinstance(self._task, OverwritesWeights):
+            for parameter, rows in self._task.overwritten_rows():
+                self._average.restart_rows(parameter, rows)
+        self._unread.append((self._step, HostFlag(self._engine.verdict()), sample_ids))
+        # On a GPU the newest flag is left for the next step, so that the host never waits for the device.
+        self._read_flags(leave=1 if self._world.device.type == "cuda" else 0)
+
+    def _scheduled(self, position: int, *, peak: float, final: float, with_warmup: bool) -> float:
+        warmup_steps = self._plan.warmup_steps if with_warmup else 0
+        return cosine_schedule(
+            position, total_steps=self._plan.total_steps, warmup_steps=warmup_steps, peak=peak, final=final
+        )
+
+    def _weight_decay_factor(self, position: int) -> float:
+        """Return the scheduled weight decay relative to the configured one."""
+        base, final = self._settings.optimizer.weight_decay, self._settings.optimizer.final_weight_decay
+        if final is None or base == 0:
+            return 1.0
+        return self._scheduled(position, peak=base, final=final, with_warmup=False) / base
+
+    def _read_flags(self, *, leave: int) -> None:
+        """Count the skipped among all but the newest `leave` steps."""
+        while len(self._unread) > leave:
+            step, flag, sample_ids = self._unread.pop(0)
+            verdict = flag.value()
+            if verdict:
+                self._guard.note(step, self._world.gather(sample_ids), is_overflow=verdict == 2)
+
+    def _heed(self, stop: StopFlag) -> None:
+        """Save when it is time to, and leave when any rank was asked to stop."""
+        is_stop, is_due = self._world.max_of([float(stop.is_set()), float(self._saver.is_due())])
+        if not (is_stop or is_due):
+            return
+        self._read_flags(leave=0)
+        if self._saver.saved_step != self._step:
+            self._save(required=bool(is_stop))
+        if is_stop:
+            self._leave(stop)
+
+    def _leave(self, stop: StopFlag) -> None:
+        """End the run; everything is saved."""
+        reason = next(reason for reason in self._world.gather(stop.reason) if reason)
+        failure = self._saver.finish()
+        saved = "saved" if failure is None else f"saved, but not copied to {self._run.sync_to} ({failure})"
+        where = f"step {self._step} of {self._plan.total_steps}"
+        raise ResumableStop(f"stopped at {where} ({reason}), {saved}; run the same command to go on")
+
+    def _between_steps(self) -> dict[str, float]:
+        """Log, evaluate and save where the step number says so; returns the fields to show."""
+        is_last = self._step == self._plan.total_steps
+        is_eval = is_last or self._is_eval_due()
+        is_save = is_last or self._step % self._plan.save_interval_steps == 0
+        is_log = is_last or self._step % self._settings.train.log_interval_steps == 0
+        shown: dict[str, float] = {}
+        if is_log or is_eval or is_save:
+            self._read_flags(leave=0)
+        if is_log:
+            shown = self._log()
+        if is_eval:
+            self._evaluate()
+        is_last = is_last or self._best.is_exhausted
+        if is_save or is_last:
+            self._save(required=is_last)
+        return shown
+
+    def _is_eval_due(self) -> bool:
+        """Whether an interval ends here; one that ends just before the run does is left to the evaluation there.
+
+        Epochs seldom divide into whole steps, so the last one often ends a step or two before the run.
+        """
+        interval = self._plan.eval_interval_steps
+        return self._step % interval == 0 and 10 * (self._plan.total_steps - self._step) >= interval
+
+    def _log(self) -> dict[str, float]:
+        """Write one record of the step just done: mean over micro-batches and ranks."""
+        names = sorted(self._losses[0][1])
+        columns = [torch.stack([loss.float() for loss, _ in self._losses])]
+        columns += [torch.stack([metrics[name].float() for _, metrics in self._losses]) for name in names]
+        values = torch.stack(columns).mean(dim=1).tolist()  # waits for the device
+        now, waited = time.monotonic(), self._stream.wait_seconds
+        seconds, steps = max(now - self._logged_at, 1e-9), self._step - self._logged_step
+        *means, wait_share = self._world.mean_of([*values, waited / seconds])
+        record: dict[str, float] = {
+            "step": self._step,
+            "epoch": round(self._step / self._plan.steps_per_epoch, 4),
+            **dict(zip(["loss", *names], means, strict=True)),
+            "lr": self._lr,
+            "grad_norm": self._engine.grad_norm(),
+            **self._use_of_device(steps * self._plan.global_batch_size / seconds),
+            "data_wait": round(wait_share, 4),
+            "nonfinite_steps": self._guard.total,
+        }
+        self._metrics.write(record)
+        self._reset_clock()
+        return {name: record[name] for name in ("loss", *names, "lr", "images_per_second", "data_wait")}
+
+    def _use_of_device(self, images_per_second: float) -> dict[str, float]:
+        """Return throughput, the share of the devices' arithmetic that it is, and the memory it takes on any rank."""
+        use = {"images_per_second": round(images_per_second, 2)}
+        if self._peak_flops is not None and isinstance(self._task, CountsFlops):
+            flops_per_rank = images_per_second * self._task.flops_per_sample() / self._world.world_size
+            use["mfu"] = round(flops_per_rank / self._peak_flops, 4)
+        (peak_bytes,) = self._world.max_of([float(peak_memory_bytes(self._world.device))])
+        return {**use, "peak_memory_bytes": int(peak_bytes)}
+
+    def _evaluate(self) -> None:
+        """Run the task's evaluation without touching the training's random numbers."""
+        model = self._engine.model
+        model.eval()
+        device = self._world.device
+        generators = torch.random.fork_rng([device] if device.type == "cuda" else [])
+        with self._average.averaged_weights(), generators, torch.no_grad(), self._engine.autocast():
+            self._evaluation = self._task.evaluate(model, self._step)
+            self._draw(model)
+        model.train()
+        if self._evaluation:
+            self._metrics.write({"step": self._step, **self._evaluation})
+        self._judge()
+        self._reset_clock()
+
+    def _draw(self, model: nn.Module) -> None:
+        """Let the task draw, if it can."""
+        if not isinstance(self._task, DrawsPictures):
+            return
+        for name, image in self._task.pictures(model, self._step).items():
+            try:
+                self._metrics.picture(name, image, self._step)
+            except OSError as error:  # not worth a training: what must not be lost is in the checkpoints
+                logger.warning("picture %s at step %d was not written (%s)", name, self._step, error)
+
+    def _judge(self) -> None:
+        """Compare the evaluation with the best one, and keep the weights if they are to be kept."""
+        goal = self._settings.goal
+        is_best = self._best.note(self._step, self._evaluation)
+        if is_best and goal is not None and goal.keep_best:
+            self._best_weights = gather_weights_in_use(self._engine)
+        if goal is not None and self._best.is_exhausted and self._world.is_main:
+            logger.info(
+                "stopped early at step %d: %s has not improved in %d evaluations; the best is %.4f of step %d",
+                self._step,
+                goal.metric,
+                self._best.evals_since,
+                self._best.value,
+                self._best.step,
+            )
+
+    def _save(self, *, required: bool) -> None:
+        """Commit a checkpoint and the task's artifacts; a full disk is survived once, unless `required`."""
+        counters = {"nonfinite": self._guard.state(), "evaluation": self._evaluation, "best": self._best.state()}
+        self._saver.save(self._step, counters=counters, required=required, best=self._best_weights)
+        self._reset_clock()
+
+    def _reset_clock(self) -> None:
+        """Start a new interval, so that the rate leaves out evaluation and saving."""
+        self._logged_at, self._logged_step = time.monotonic(), self._step
+        self._stream.wait_seconds = 0.0
+
+
+def cosine_schedule(step: int, *, total_steps: int, warmup_steps: int, peak: float, final: float) -> float:
+    """Evaluate linear warmup from 0 followed by half a cosine down towards `final`.
+
+    Both ends of the warmup are included, so step 0 has the value 0 exactly, and the peak stands twice: at the last
+    warmup step and at the first cosine step. The last step stays one cosine step short of `final`.
+
+    Args:
+        step: Optimizer step, from 0; past the end the value of the last step holds.
+        total_steps: Steps of the run, warmup included.
+        warmup_steps: Steps of the warmup; 0 starts at the peak.
+        peak: Value at the end of the warmup.
+        final: Value the cosine approaches.
+
+    Returns:
+        The value at this step.
+
+    Raises:
+        InputError: warmup_steps is outside [0, total_steps].
+    Source: the released BEiT code. Differs: a warmup given in steps alone works, and steps past the end are defined.
+    """
+    require(
+        0 <= warmup_steps <= total_steps,
+        f"warmup_steps ({warmup_steps}) must be in [0, total_steps ({total_steps})]; shorten the warmup",
+    )
+    step = min(step, total_steps - 1)
+    if step < warmup_steps:
+        return peak * step / max(1, warmup_steps - 1)
+    progress = (step - warmup_steps) / (total_steps - warmup_steps)
+    return final + 0.5 * (peak - final) * (1 + math.cos(math.pi * progress))

@@ -1,0 +1,82 @@
+"""Weights of one architecture for another resolution or position mode; files are `common/encoder.py`'s."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from beit.common.errors import require
+from beit.common.vit.config import ViTConfig
+from beit.common.vit.position_bias import TABLE_KEY, num_table_rows, resize_table
+
+SHARED_TABLE = f"rel_pos_bias.{TABLE_KEY}"
+
+
+def adapt_state(state: Mapping[str, Tensor], source: ViTConfig, target: ViTConfig) -> dict[str, Tensor]:
+    """Rewrite a state dict for another resolution and position mode of the same architecture.
+
+    A shared position table is copied to every block, which leaves the function computed unchanged; where the source has
+    none, tables start at zero, likewise. Position tables and embeddings are resized to the target's patch grid.
+
+    Args:
+        state: Official names; not modified.
+        source: Shape it belongs to.
+        target: Shape wanted.
+
+    Returns:
+        The new state dict; unchanged tensors are the same objects.
+
+    Raises:
+        InputError: the two differ in width, depth, heads, patch size or absolute positions, or the source's position
+            tables have no place in the target.
+    """
+    _check_adaptable(source, target)
+    adapted = {name: tensor for name, tensor in state.items() if not name.endswith("relative_position_index")}
+    block_tables = [f"blocks.{i}.attn.{TABLE_KEY}" for i in range(target.depth)]
+    if source.pos_bias == "shared" and target.pos_bias == "per_block":
+        table = adapted.pop(SHARED_TABLE)
+        adapted |= {name: table.clone() for name in block_tables}
+    elif source.pos_bias == "none" and target.pos_bias != "none":
+        names = block_tables if target.pos_bias == "per_block" else [SHARED_TABLE]
+        rows = num_table_rows(source.grid_size)
+        adapted |= {name: torch.zeros(rows, target.num_heads) for name in names}
+    for name, tensor in adapted.items():
+        if name.endswith(TABLE_KEY):
+            adapted[name] = resize_table(tensor, source.grid_size, target.grid_size)
+        elif name == "pos_embed":
+            adapted[name] = resize_pos_embed(tensor, source.grid_size, target.grid_size)
+    return adapted
+
+
+def resize_pos_embed(pos_embed: Tensor, source_grid: tuple[int, int], target_grid: tuple[int, int]) -> Tensor:
+    """Resize an absolute position embedding (1, 1 + N, D) to another grid: CLS kept, patches bicubic.
+
+    Source: the released BEiT fine-tuning code. Differs: rectangles work.
+    """
+    if source_grid == target_grid:
+        return pos_embed
+    patches = pos_embed[:, 1:].reshape(1, *source_grid, -1).permute(0, 3, 1, 2)  # (1, D, h, w)
+    patches = nn.functional.interpolate(patches.float(), size=target_grid, mode="bicubic", align_corners=False)
+    return torch.cat([pos_embed[:, :1], patches.flatten(2).transpose(1, 2).to(pos_embed.dtype)], dim=1)
+
+
+def _check_adaptable(source: ViTConfig, target: ViTConfig) -> None:
+    for name in (
+        "patch_size",
+        "in_chans",
+        "embed_dim",
+        "depth",
+        "num_heads",
+        "mlp_ratio",
+        "qkv_bias",
+        "use_abs_pos_emb",
+    ):
+        stored, wanted = getattr(source, name), getattr(target, name)
+        require(stored == wanted, f"the encoder has {name} {stored}, the model wants {wanted}; they must be equal")
+    require(
+        source.pos_bias in ("none", target.pos_bias) or (source.pos_bias, target.pos_bias) == ("shared", "per_block"),
+        f"the encoder has pos_bias {source.pos_bias!r}, which cannot become {target.pos_bias!r}; "
+        f"set model.pos_bias to {source.pos_bias!r}",
+    )

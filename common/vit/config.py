@@ -1,0 +1,203 @@
+"""Shape of the vision transformer, without torch.
+
+Here: `ViTConfig` (everything that decides which parameters exist and what a forward computes), the named sizes, and
+`ModelConfig`, the recipe section that picks one. Not here: the modules (`common/vit/vit.py`), their initial values
+(`common/vit/init.py`), and the heads (`pretrain/model.py`, `finetune/classification/model.py`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from beit.common.errors import require
+
+PosBias = Literal["none", "shared", "per_block"]
+InitRule = Literal["pretrain", "finetune"]
+
+
+class Normalization(NamedTuple):
+    """How pixels scaled to [0, 1] become network input: subtract mean, divide by std, per channel."""
+
+    mean: tuple[float, ...]
+    """Subtracted."""
+    std: tuple[float, ...]
+    """Divides the centred pixels."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ViTShape:
+    """Width, depth and layer scale of one named size."""
+
+    embed_dim: int
+    """Channels of the residual stream."""
+    depth: int
+    """Number of transformer blocks."""
+    num_heads: int
+    """Attention heads per block."""
+    init_values: float
+    """Initial value of the layer scale."""
+
+
+# base and large are the published models; small is DeiT's width at base depth; tiny is sized for a laptop CPU.
+VIT_SIZES: dict[str, ViTShape] = {
+    "tiny": ViTShape(embed_dim=192, depth=6, num_heads=3, init_values=0.1),
+    "small": ViTShape(embed_dim=384, depth=12, num_heads=6, init_values=0.1),
+    "base": ViTShape(embed_dim=768, depth=12, num_heads=12, init_values=0.1),
+    "large": ViTShape(embed_dim=1024, depth=24, num_heads=16, init_values=1e-5),
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ViTConfig:
+    """One vision transformer; the defaults are the paper's base model as it is pre-trained."""
+
+    img_size: int = 224
+    """Side of the square input image, in pixels."""
+    patch_size: int = 16
+    """Side of one patch, in pixels; also the stride of the patch convolution."""
+    in_chans: int = 3
+    """Colour channels of the input."""
+    embed_dim: int = 768
+    """Channels of the residual stream, D."""
+    depth: int = 12
+    """Number of transformer blocks."""
+    num_heads: int = 12
+    """Attention heads; must divide embed_dim."""
+    mlp_ratio: float = 4.0
+    """Hidden width of the MLP divided by embed_dim."""
+    qkv_bias: bool = True
+    """Whether queries and values carry a bias (a key bias would cancel in the softmax, so there is none)."""
+    init_values: float = 0.1
+    """Initial layer scale (gamma_1, gamma_2); 0 builds the blocks without it."""
+    drop_path: float = 0.1
+    """Stochastic depth rate of the last block; block i gets i / (depth - 1) of it."""
+    use_abs_pos_emb: bool = False
+    """Whether a learned absolute position embedding is added to the sequence."""
+    pos_bias: PosBias = "shared"
+    """Relative position bias: one table for all blocks (pre-training), one per block (fine-tuning), or none."""
+    use_mask_token: bool = True
+    """Whether the model owns the embedding that replaces masked patches."""
+    init: InitRule = "pretrain"
+    """Which of the two published weight initialisations applies."""
+    final_norm: bool = False
+    """Whether features pass a last norm that belongs to the encoder, as in DINO, MAE and supervised ViTs; the last norm
+    of a BEiT belongs to its heads."""
+    layer_norm_eps: float = 1e-6
+    """Added to the variance in every LayerNorm."""
+
+    def __post_init__(self) -> None:
+        """Check ranges and divisibility."""
+        for name in ("img_size", "patch_size", "in_chans", "embed_dim", "depth", "num_heads"):
+            value = getattr(self, name)
+            require(value >= 1, f"model.{name} ({value}) must be at least 1")
+        require(
+            self.img_size % self.patch_size == 0,
+            f"img_size ({self.img_size}) must be a multiple of patch_size ({self.patch_size}); change one of them",
+        )
+        require(
+            self.embed_dim % self.num_heads == 0,
+            f"model.embed_dim ({self.embed_dim}) must be a multiple of model.num_heads ({self.num_heads})",
+        )
+        require(self.mlp_ratio > 0, f"model.mlp_ratio ({self.mlp_ratio}) must be above 0")
+        require(self.init_values >= 0, f"model.init_values ({self.init_values}) must not be negative; 0 turns it off")
+        require(self.layer_norm_eps > 0, f"layer_norm_eps ({self.layer_norm_eps}) must be above 0")
+        require(0 <= self.drop_path < 1, f"model.drop_path ({self.drop_path}) must be in [0, 1)")
+        for name, choices in (("pos_bias", ("none", "shared", "per_block")), ("init", ("pretrain", "finetune"))):
+            value = getattr(self, name)
+            require(value in choices, f"model.{name} ({value!r}) must be one of {', '.join(choices)}")
+
+    @property
+    def grid_size(self) -> tuple[int, int]:
+        """Patches per side (height, width)."""
+        side = self.img_size // self.patch_size
+        return side, side
+
+    @property
+    def num_patches(self) -> int:
+        """Patches per image, N; the sequence is one longer (CLS first)."""
+        return self.grid_size[0] * self.grid_size[1]
+
+    @property
+    def head_dim(self) -> int:
+        """Channels per attention head."""
+        return self.embed_dim // self.num_heads
+
+    @property
+    def mlp_dim(self) -> int:
+        """Hidden width of the MLP."""
+        return int(self.embed_dim * self.mlp_ratio)
+
+    @property
+    def name(self) -> str:
+        """Conventional model name, e.g. beit_base_patch16_224; the shape replaces the size where none matches."""
+        shape = (self.embed_dim, self.depth, self.num_heads)
+        known = {(size.embed_dim, size.depth, size.num_heads): name for name, size in VIT_SIZES.items()}
+        size = known.get(shape, f"{self.embed_dim}x{self.depth}x{self.num_heads}")
+        return f"beit_{size}_patch{self.patch_size}_{self.img_size}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig:
+    """The `[model]` section of a recipe: a named size and what may differ from it."""
+
+    size: Literal["tiny", "small", "base", "large"] = "base"
+    """Named shape; every field below that is left unset takes its value from here."""
+    embed_dim: int | None = None
+    """Channels of the residual stream."""
+    depth: int | None = None
+    """Number of transformer blocks."""
+    num_heads: int | None = None
+    """Attention heads; must divide embed_dim."""
+    mlp_ratio: float = 4.0
+    """Hidden width of the MLP divided by embed_dim."""
+    init_values: float | None = None
+    """Initial layer scale; 0 builds the blocks without it."""
+    drop_path: float = 0.1
+    """Stochastic depth rate of the last block."""
+    use_abs_pos_emb: bool = False
+    """Whether a learned absolute position embedding is added."""
+    pos_bias: PosBias = "shared"
+    """Relative position bias: shared by all blocks, per_block, or none."""
+
+    def __post_init__(self) -> None:
+        """Check the name; the rest is checked once the size is resolved."""
+        require(self.size in VIT_SIZES, f"model.size ({self.size!r}) must be one of {', '.join(VIT_SIZES)}")
+
+
+def build_vit_config(
+    model: ModelConfig,
+    *,
+    img_size: int,
+    patch_size: int,
+    use_mask_token: bool = True,
+    init: InitRule = "pretrain",
+) -> ViTConfig:
+    """Resolve a recipe's `[model]` section into the full shape.
+
+    Args:
+        model: Named size and explicit overrides.
+        img_size: Side of the input image, in pixels.
+        patch_size: Side of one patch, in pixels.
+        use_mask_token: True for pre-training.
+        init: Initialisation rule of the stage.
+    Returns:
+        The validated shape.
+    Raises:
+        InputError: A value, or a combination of values, is outside its range.
+    """
+    shape = VIT_SIZES[model.size]
+    return ViTConfig(
+        img_size=img_size,
+        patch_size=patch_size,
+        embed_dim=shape.embed_dim if model.embed_dim is None else model.embed_dim,
+        depth=shape.depth if model.depth is None else model.depth,
+        num_heads=shape.num_heads if model.num_heads is None else model.num_heads,
+        mlp_ratio=model.mlp_ratio,
+        init_values=shape.init_values if model.init_values is None else model.init_values,
+        drop_path=model.drop_path,
+        use_abs_pos_emb=model.use_abs_pos_emb,
+        pos_bias=model.pos_bias,
+        use_mask_token=use_mask_token,
+        init=init,
+    )

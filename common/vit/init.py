@@ -1,0 +1,103 @@
+"""Initial values of the vision transformer: the two published rules.
+
+Here: what every tensor starts from. Not here: which tensors exist (`common/vit/vit.py`) and loading weights over them
+(`common/encoder.py`).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from beit.common.vit.config import InitRule, ViTConfig
+
+INIT_STD = 0.02
+_NO_CUT = 6.0
+"""Cut of the fine-tuning rule in standard deviations; the released code cuts at 100 of them, which is no cut, except
+that its sampler then turns one draw in 2^24 into a weight of -2.0 (100 standard deviations)."""
+
+
+def trunc_normal(tensor: Tensor, rule: InitRule) -> None:
+    """Fill a weight in place with a truncated normal, mean 0, standard deviation 0.02 before the cut.
+
+    Args:
+        tensor: Weight, any shape.
+        rule: "pretrain" cuts at one standard deviation (0.0108 remain), "finetune" practically nowhere.
+
+    Source: the released BEiT code; the cut of pre-training is deliberate (microsoft/unilm issue 914).
+    """
+    with torch.no_grad():
+        if rule == "finetune":
+            tensor.normal_(std=INIT_STD).clamp_(-_NO_CUT * INIT_STD, _NO_CUT * INIT_STD)
+            return
+        # Inverse of the cumulative distribution between -1 and 1; the sampler of torch.nn.init needs ten times as long.
+        reach = math.erf(1 / math.sqrt(2))
+        tensor.uniform_(-reach, reach).erfinv_().mul_(math.sqrt(2) * INIT_STD).clamp_(-INIT_STD, INIT_STD)
+
+
+def init_vit(model: nn.Module, config: ViTConfig) -> None:
+    """Give every parameter a vision transformer has at this point its initial value, in place; heads add their own.
+
+    Args:
+        model: With official parameter names.
+        config: Its shape; `config.init` picks the rule.
+
+    Source: the released BEiT code. Pre-training draws the patch convolution like every Linear; fine-tuning leaves it at
+        the default of the convolution. Position tables, q and v biases start at zero, so at first all masked patches of
+        an image have equal logits.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            trunc_normal(module.weight, config.init)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm):
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Conv2d):
+            _init_patch_conv(module, config.init)
+    for name, parameter in model.named_parameters():
+        leaf = name.rpartition(".")[2]
+        if leaf in ("cls_token", "mask_token", "pos_embed"):
+            trunc_normal(parameter, config.init)
+        elif leaf in ("q_bias", "v_bias", "relative_position_bias_table"):
+            nn.init.zeros_(parameter)
+        elif leaf in ("gamma_1", "gamma_2"):
+            nn.init.constant_(parameter, config.init_values)
+    _rescale_by_depth(model)
+
+
+def init_head(head: nn.Linear, scale: float) -> None:
+    """Initialise a classification head in place: small, so that fine-tuning starts near uniform predictions.
+
+    Args:
+        head: The classifier.
+        scale: Factor on weight and bias after the fine-tuning rule; 0.001 in the released code.
+    """
+    trunc_normal(head.weight, "finetune")
+    with torch.no_grad():
+        head.weight.mul_(scale)
+        nn.init.zeros_(head.bias)
+
+
+def _init_patch_conv(conv: nn.Conv2d, rule: InitRule) -> None:
+    if rule == "pretrain":
+        trunc_normal(conv.weight, rule)
+        if conv.bias is not None:
+            nn.init.zeros_(conv.bias)
+        return
+    nn.init.kaiming_uniform_(conv.weight, a=math.sqrt(5))
+    if conv.bias is not None:
+        bound = 1 / math.sqrt(conv.weight[0].numel())
+        nn.init.uniform_(conv.bias, -bound, bound)
+
+
+def _rescale_by_depth(model: nn.Module) -> None:
+    # Both branches of block l add to a stream that l blocks share: divide what they write by sqrt(2 l), l from 1.
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parts = name.split(".")
+            if parts[0] == "blocks" and name.endswith(("attn.proj.weight", "mlp.fc2.weight")):
+                parameter.div_(math.sqrt(2 * (int(parts[1]) + 1)))

@@ -1,0 +1,335 @@
+"""The vision transformer of BEiT: patches to hidden states, with the parameter names of the released checkpoints.
+
+Here: patch embedding, blocks, and the backbone. Not here: its shape (`common/vit/config.py`), initial values
+(`common/vit/init.py`), position tables (`common/vit/position_bias.py`), heads (`pretrain/model.py`,
+`finetune/classification/model.py`), weights on disk (`common/encoder.py`).
+
+Legend: B = batch, N = patches, S = 1 + N sequence with CLS first, D = embed_dim, H = heads, E = D / H, K = positions
+that are asked for, Q = positions that ask: S or K. Masks are True where a patch is masked and do not cover CLS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from beit.common.vit.config import Normalization, ViTConfig
+from beit.common.vit.init import init_vit
+from beit.common.vit.position_bias import (
+    RelativePositionBias,
+    bias_rows,
+    gather_bias,
+    num_table_rows,
+    relative_position_index,
+)
+
+LAYER_NORM_EPS = 1e-6
+
+
+class PatchEmbed(nn.Module):
+    """Project non-overlapping patches to D channels."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        side = config.patch_size
+        self.proj = nn.Conv2d(config.in_chans, config.embed_dim, kernel_size=side, stride=side)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images (B, 3, h, w) to patches (B, N, D), row-major."""
+        return self.proj(images).flatten(2).transpose(1, 2)  # type: ignore[no-any-return]
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with an additive bias; owns a position table in per-block mode."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        dim = config.embed_dim
+        self.num_heads = config.num_heads
+        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+        # Stored apart, as in the released checkpoints, because the keys have none.
+        self.q_bias = nn.Parameter(torch.zeros(dim)) if config.qkv_bias else None
+        self.v_bias = nn.Parameter(torch.zeros(dim)) if config.qkv_bias else None
+        self.relative_position_bias_table = (
+            nn.Parameter(torch.zeros(num_table_rows(config.grid_size), config.num_heads))
+            if config.pos_bias == "per_block"
+            else None
+        )
+        self.proj = nn.Linear(dim, dim)
+
+    def project(self, hidden: Tensor, positions: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Map hidden (B, S, D) to queries (B, H, Q, E), keys and values, each (B, H, S, E).
+
+        Queries are those of `positions`, (B, K) int64 in [0, S), or of all; keys and values are always everybody's.
+        """
+        bias = None
+        if self.q_bias is not None and self.v_bias is not None:
+            bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
+        if positions is None:
+            query, key, value = self._heads(nn.functional.linear(hidden, self.qkv.weight, bias), 3)
+            return query, key, value
+        sizes = [hidden.shape[-1], 2 * hidden.shape[-1]]
+        query_weight, other_weight = torch.split(self.qkv.weight, sizes)
+        query_bias, other_bias = (None, None) if bias is None else torch.split(bias, sizes)
+        (query,) = self._heads(nn.functional.linear(take_positions(hidden, positions), query_weight, query_bias), 1)
+        key, value = self._heads(nn.functional.linear(hidden, other_weight, other_bias), 2)
+        return query, key, value
+
+    def _heads(self, projected: Tensor, parts: int) -> Sequence[Tensor]:
+        """Cut (B, S or K, parts * D) into `parts` of (B, H, S or K, E)."""
+        batch, length, _ = projected.shape
+        heads = projected.view(batch, length, parts, self.num_heads, -1).permute(2, 0, 3, 1, 4)  # (parts, B, H, S, E)
+        if projected.device.type == "cpu":
+            heads = heads.contiguous()  # one copy here saves one per product and direction
+        return heads.unbind(0)
+
+    def forward(self, hidden: Tensor, bias: Tensor | None, positions: Tensor | None = None) -> Tensor:
+        """Attend over the sequence.
+
+        Args:
+            hidden: (B, S, D), normalised.
+            bias: (1, H, S, S) in the compute dtype, added to the scaled logits, or None.
+            positions: (B, K) int64 in [0, S): who asks; None lets all ask.
+
+        Returns:
+            (B, Q, D).
+        """
+        query, key, value = self.project(hidden, positions)
+        if bias is not None and positions is not None:
+            bias = bias_rows(bias, positions)  # (B, H, K, S)
+        attend = _attend_on_cpu if hidden.device.type == "cpu" else nn.functional.scaled_dot_product_attention
+        mixed = attend(query, key, value, bias)  # (B, H, Q, E)
+        return self.proj(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+
+def _attend_on_cpu(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
+    # The CPU's fused kernel has no gradient for the bias. What it falls back to trains some 10 % slower than the steps
+    # written out (bf16, 65 and 197 positions); without gradients the two are equally fast.
+    logits = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)  # (B, H, Q, S)
+    mixed: Tensor = (logits if bias is None else logits + bias).softmax(-1) @ value
+    return mixed
+
+
+def take_positions(hidden: Tensor, positions: Tensor) -> Tensor:
+    """Take some positions, (B, K) int64 in [0, S), out of a sequence (B, S, D); returns (B, K, D)."""
+    return hidden.gather(1, positions[..., None].expand(-1, -1, hidden.shape[-1]))
+
+
+class Mlp(nn.Module):
+    """Two linear layers with the exact (erf) GELU between them."""
+
+    def __init__(self, dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.fc2 = nn.Linear(hidden_dim, dim)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Map (B, S, D) to (B, S, D)."""
+        return self.fc2(nn.functional.gelu(self.fc1(hidden)))  # type: ignore[no-any-return]
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block with layer scale and stochastic depth.
+
+    Args:
+        config: Shape of the model.
+        drop_path: Chance that a sample skips a branch while training.
+    """
+
+    def __init__(self, config: ViTConfig, drop_path: float) -> None:
+        super().__init__()
+        self.drop_path = drop_path
+        self.norm1 = nn.LayerNorm(config.embed_dim, eps=config.layer_norm_eps)
+        self.attn = Attention(config)
+        self.norm2 = nn.LayerNorm(config.embed_dim, eps=config.layer_norm_eps)
+        self.mlp = Mlp(config.embed_dim, config.mlp_dim)
+        scaled = config.init_values > 0
+        self.gamma_1 = nn.Parameter(torch.full((config.embed_dim,), config.init_values)) if scaled else None
+        self.gamma_2 = nn.Parameter(torch.full((config.embed_dim,), config.init_values)) if scaled else None
+
+    def extra_repr(self) -> str:
+        """Show the stochastic depth rate."""
+        return f"drop_path={self.drop_path:.4g}"
+
+    def forward(self, hidden: Tensor, bias: Tensor | None, positions: Tensor | None = None) -> Tensor:
+        """Map the residual stream (B, S, D) to itself, or to what it becomes at some positions, (B, K, D).
+
+        See `Attention.forward` for the arguments.
+        """
+        attended = self.attn(self.norm1(hidden), bias, positions)
+        if positions is not None:
+            hidden = take_positions(hidden, positions)
+        hidden = self._add(hidden, attended, self.gamma_1)
+        return self._add(hidden, self.mlp(self.norm2(hidden)), self.gamma_2)
+
+    def _add(self, hidden: Tensor, branch: Tensor, gamma: Tensor | None) -> Tensor:
+        # Layer scale and stochastic depth act as one factor per sample and channel: a single pass over the stream.
+        if self.training and self.drop_path > 0:
+            keep = 1 - self.drop_path
+            kept = hidden.new_empty(len(hidden), 1, 1).bernoulli_(keep).div_(keep)
+            return torch.addcmul(hidden, branch, kept if gamma is None else kept * gamma)
+        return hidden + branch if gamma is None else torch.addcmul(hidden, branch, gamma)
+
+
+class VisionTransformer(nn.Module):
+    """The encoder, without head; with a final norm only where the encoder has one of its own (`config.final_norm`).
+
+    Args:
+        config: Shape, position mode and initialisation rule.
+
+    Attributes:
+        config: The shape it was built with.
+        normalization: How input pixels are normalised, where the weights come from a file; else None.
+        provenance: Where the weights come from, as the file says.
+        recompute_blocks: Whether training forgets what happens inside blocks and computes it again in the backward pass
+            (activation checkpointing): less memory, about a third more work, the same gradients bit for bit.
+    """
+
+    normalization: Normalization | None = None
+    recompute_blocks: bool = False
+    relative_position_index: Tensor
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.provenance: dict[str, Any] = {}
+        dim, length = config.embed_dim, 1 + config.num_patches
+        self.patch_embed = PatchEmbed(config)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, dim)) if config.use_mask_token else None
+        self.pos_embed = nn.Parameter(torch.zeros(1, length, dim)) if config.use_abs_pos_emb else None
+        self.rel_pos_bias = (
+            RelativePositionBias(config.grid_size, config.num_heads) if config.pos_bias == "shared" else None
+        )
+        self.build_index()
+        last = max(1, config.depth - 1)
+        self.blocks = nn.ModuleList(Block(config, config.drop_path * i / last) for i in range(config.depth))
+        if config.final_norm:
+            self.norm: nn.Module | None = nn.LayerNorm(dim, eps=config.layer_norm_eps)
+        init_vit(self, config)
+
+    def build_index(self, device: str | torch.device | None = None) -> None:
+        """Fill the buffer that says which table row each pair of positions reads; it is not part of the state dict."""
+        index = None if self.config.pos_bias == "none" else relative_position_index(self.config.grid_size, device)
+        self.register_buffer("relative_position_index", index, persistent=False)
+
+    def embed(self, images: Tensor, bool_masked_pos: Tensor | None = None) -> Tensor:
+        """Turn images into the sequence that enters the first block.
+
+        Args:
+            images: (B, 3, img_size, img_size) float, normalised.
+            bool_masked_pos: (B, N) bool, True = replaced by the mask token; None masks nothing.
+
+        Returns:
+            (B, S, D), at least float32: the residual stream keeps that precision under bf16 autocast, because a branch
+            scaled by an initial 1e-5 would round to nothing in bf16.
+
+        Raises:
+            ValueError: images have another size than the model, or a mask comes without a mask token.
+        """
+        side = self.config.img_size
+        if images.shape[-2:] != (side, side):
+            raise ValueError(f"images ({tuple(images.shape)}) must be {side}x{side} pixels, the model's img_size")
+        dtype = torch.promote_types(self.cls_token.dtype, torch.float32)
+        patches = self.patch_embed(images).to(dtype)  # (B, N, D)
+        if bool_masked_pos is not None:
+            if self.mask_token is None:
+                raise ValueError("bool_masked_pos was given to a model without a mask token")
+            patches = torch.where(bool_masked_pos[..., None], self.mask_token.to(dtype), patches)
+        cls_token = self.cls_token.to(dtype).expand(len(patches), -1, -1)
+        hidden = torch.cat([cls_token, patches], dim=1)  # (B, S, D)
+        return hidden if self.pos_embed is None else hidden + self.pos_embed
+
+    def attention_biases(self) -> list[Tensor | None]:
+        """Build the additive bias of every block: (1, H, S, S) in the compute dtype, the same tensor where shared."""
+        dtype = self._compute_dtype()
+        if self.rel_pos_bias is not None:
+            return [self.rel_pos_bias(self.relative_position_index).to(dtype)] * len(self.blocks)
+        return [self._own_bias(block, dtype) for block in self.blocks]
+
+    def forward_features(self, images: Tensor, bool_masked_pos: Tensor | None = None) -> Tensor:
+        """Encode images.
+
+        Args:
+            images: (B, 3, img_size, img_size) float, normalised as the encoder's `normalization` says.
+            bool_masked_pos: (B, N) bool, True = masked; None masks nothing.
+
+        Returns:
+            (B, S, D) float32: the residual stream after the last block, CLS first, through `finish`.
+        """
+        hidden = self.embed(images, bool_masked_pos)
+        for block, bias in zip(self.blocks, self.attention_biases(), strict=True):
+            hidden = self._run(block, hidden, bias)
+        return self.finish(hidden)
+
+    def forward_positions(self, images: Tensor, bool_masked_pos: Tensor | None, positions: Tensor) -> Tensor:
+        """Encode images, and finish only some positions: the last block skips what nobody will look at.
+
+        Args:
+            images: (B, 3, img_size, img_size) float, normalised.
+            bool_masked_pos: (B, N) bool, True = masked; None masks nothing.
+            positions: (B, K) int64 in [0, S); 0 is CLS, the patches follow.
+
+        Returns:
+            (B, K, D) float32: what `forward_features` says there.
+        """
+        hidden = self.embed(images, bool_masked_pos)
+        biases = self.attention_biases()
+        for block, bias in zip(self.blocks[:-1], biases[:-1], strict=True):
+            hidden = self._run(block, hidden, bias)
+        return self.finish(self._run(self.blocks[-1], hidden, biases[-1], positions))
+
+    def _run(self, block: nn.Module, *arguments: Any) -> Tensor:
+        if self.recompute_blocks and torch.is_grad_enabled():
+            hidden: Tensor = checkpoint(block, *arguments, use_reentrant=False)
+        else:
+            hidden = block(*arguments)
+        return hidden
+
+    def finish(self, hidden: Tensor) -> Tensor:
+        """Turn the residual stream (B, S, D) after a block into features: by the encoder's own last norm, if any."""
+        return self.norm(hidden) if self.config.final_norm and self.norm is not None else hidden
+
+    def forward_intermediates(self, images: Tensor, block_indices: Sequence[int]) -> list[Tensor]:
+        """Return the features (B, S, D) after each of the 0-based blocks asked for, ascending; see `finish`."""
+        wanted = set(block_indices)
+        if not wanted <= set(range(len(self.blocks))):
+            raise ValueError(f"block_indices ({sorted(wanted)}) must be in [0, {len(self.blocks) - 1}]")
+        hidden = self.embed(images)
+        outputs = []
+        for i, (block, bias) in enumerate(zip(self.blocks, self.attention_biases(), strict=True)):
+            hidden = block(hidden, bias)
+            if i in wanted:
+                outputs.append(self.finish(hidden))
+        return outputs
+
+    def attention_weights(self, images: Tensor, block_index: int = -1) -> Tensor:
+        """Return the attention probabilities (B, H, S, S) float32 of one block; rows are queries and sum to 1."""
+        index = range(len(self.blocks))[block_index]
+        biases = self.attention_biases()
+        hidden = self.embed(images)
+        for block, bias in zip(self.blocks[:index], biases[:index], strict=True):
+            hidden = block(hidden, bias)
+        last: Any = self.blocks[index]
+        query, key, _ = last.attn.project(last.norm1(hidden))
+        logits: Tensor = (query @ key.transpose(-2, -1)).float() * query.shape[-1] ** -0.5
+        own_bias = biases[index]
+        return (logits if own_bias is None else logits + own_bias).softmax(-1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Same as `forward_features` without a mask; the heads override this."""
+        return self.forward_features(images)
+
+    def _own_bias(self, block: Any, dtype: torch.dtype) -> Tensor | None:
+        table = block.attn.relative_position_bias_table
+        return None if table is None else gather_bias(table, self.relative_position_index).to(dtype)
+
+    def _compute_dtype(self) -> torch.dtype:
+        device_type = self.cls_token.device.type
+        if torch.is_autocast_enabled(device_type):
+            return torch.get_autocast_dtype(device_type)
+        return self.cls_token.dtype

@@ -1,0 +1,1 @@
+"""What happens to training images beyond crop and flip: RandAugment, erasing, mixing."""

@@ -1,0 +1,157 @@
+"""The pixels of a labelled image: random views in training, resize and centre crop otherwise.
+
+All randomness of a training view is keyed by (seed, epoch, sample, repeat): the same sample gets the same view however
+the run is spread over ranks and workers, and after any restart. Drawing and rendering are `beit.common.views`, the code
+that pre-training replays; RandAugment is `rand_augment.py`. Normalisation, the noise of random erasing and mixing
+happen on the device (`finetune/classification/step.py`). The order of samples is `beit.common.reading.order`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from beit.common.images import decode_image
+from beit.common.reading.dataset import Record
+from beit.common.rng import CounterRng
+from beit.common.views import draw_view, render_view
+from beit.finetune.augment.erase_box import draw_erase_box
+from beit.finetune.augment.rand_augment import Canvas, parse_policy, rand_augment
+from beit.finetune.augment.settings import TrainAugmentConfig
+
+TINY_IMG_SIZE_PX = 64
+"""Up to here images are evaluated whole: data sets of such sizes show objects that fill the frame."""
+
+
+LARGE_IMG_SIZE_PX = 384
+"""From here on images are evaluated whole."""
+
+
+NO_LABEL = -1
+"""Stands for an absent label."""
+
+
+MAX_ASPECT = 4
+"""Aspect ratio above which the middle is cut out before the resize."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainTransform:
+    """Turn a record into one augmented training sample. Instances are sent to the reader's workers.
+
+    Args:
+        img_size: Side of the model's input in pixels.
+        augment: What views are drawn from.
+        seed: Of the run.
+        fill: RGB, in [0, 1], of what rotations bring into view; the mean of the normalisation.
+    """
+
+    img_size: int
+    augment: TrainAugmentConfig
+    seed: int
+    fill: tuple[float, ...] = (0.5, 0.5, 0.5)
+
+    def __call__(self, record: Record) -> dict[str, NDArray[np.generic]]:
+        """Draw and render the view that this sample shows in its epoch.
+
+        Returns:
+            images: (3, img_size, img_size) uint8. labels: () int64, the class id, -1 where there is none. erase_boxes
+            (6,) int64, see `beit.finetune.augment.erase_box`, unless augment.erase_prob is 0.
+        Raises:
+            BadSample: the image does not decode.
+        Source: BEiT `get_started_for_image_classification.md` and timm's order of transforms. Differs: nothing.
+        """
+        image = decode_image(record.image_bytes)
+        rng = self._rng("augment", record)
+        view = draw_view(rng, image.width, image.height, self.augment.views())
+        pixels = render_view(image, view, img_size=self.img_size, resample=self.augment.interpolation)
+        label = NO_LABEL if record.label is None else record.label
+        sample: dict[str, NDArray[np.generic]] = {
+            "images": _channels_first(self._rand_augment(pixels, record)),
+            "labels": np.asarray(label, np.int64),
+        }
+        if self.augment.erase_prob:
+            # Streams of their own, so that switching one change off leaves the others as they were.
+            sample["erase_boxes"] = draw_erase_box(self._rng("erase", record), self.img_size, self.augment.erase_prob)
+        return sample
+
+    def _rand_augment(self, pixels: NDArray[np.uint8], record: Record) -> NDArray[np.uint8]:
+        policy = parse_policy(self.augment.rand_augment)
+        if policy is None:
+            return pixels
+        fill = tuple(min(255, round(255 * channel)) for channel in self.fill)
+        is_bilinear = self.augment.interpolation == "bilinear"  # affine changes know no lanczos
+        canvas = Canvas(fill, Image.Resampling.BILINEAR if is_bilinear else Image.Resampling.BICUBIC)
+        rng = self._rng("rand augment", record)
+        return np.asarray(rand_augment(Image.fromarray(pixels), policy, rng, canvas))
+
+    def _rng(self, purpose: str, record: Record) -> CounterRng:
+        # The first view draws as views did before samples could repeat.
+        more = (record.repeat,) if record.repeat else ()
+        return CounterRng(self.seed, purpose, record.epoch, record.sample_id, *more)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvalTransform:
+    """Turn a record into one sample of evaluation or prediction, without randomness.
+
+    Args:
+        img_size: Side of the model's input in pixels.
+        crop_pct: Share of the resized image's short side that is kept.
+    """
+
+    img_size: int
+    crop_pct: float
+
+    def __call__(self, record: Record) -> dict[str, NDArray[np.generic]]:
+        """Resize and crop.
+
+        Returns:
+            images: (3, img_size, img_size) uint8. labels: () int64, the class id, -1 where there is none.
+        Raises:
+            BadSample: the image does not decode.
+        """
+        pixels = resize_and_center_crop(decode_image(record.image_bytes), self.img_size, crop_pct=self.crop_pct)
+        label = NO_LABEL if record.label is None else record.label
+        return {"images": _channels_first(pixels), "labels": np.asarray(label, np.int64)}
+
+
+def default_crop_pct(img_size: int) -> float:
+    """Return the share of the resized short side that evaluation keeps: 0.875 from 65 to 383 px, else 1.
+
+    Source: BEiT `beit/datasets.py`. Differs: up to 64 px everything is kept.
+    """
+    return 0.875 if TINY_IMG_SIZE_PX < img_size < LARGE_IMG_SIZE_PX else 1.0
+
+
+def resize_and_center_crop(image: Image.Image, img_size: int, *, crop_pct: float) -> NDArray[np.uint8]:
+    """Resize the short side to img_size / crop_pct (bicubic, antialiased) and cut the central square.
+
+    Args:
+        image: RGB.
+        img_size: Side of the result in pixels.
+        crop_pct: In (0, 1].
+    Returns:
+        (img_size, img_size, 3) uint8.
+    Source: BEiT `beit/datasets.py`, with torchvision's rounding. Differs: images longer than 4:1 are first cut to their
+        middle, whose pixels are all that the result can show, because resizing 1 x 60 000 px would need gigabytes.
+    """
+    short = min(image.size)
+    if max(image.size) > MAX_ASPECT * short:
+        image = _center_crop(image, min(image.width, MAX_ASPECT * short), min(image.height, MAX_ASPECT * short))
+    target = int(img_size / crop_pct)
+    width, height = (int(target * side / short) for side in image.size)
+    resized = image.resize((width, height), Image.Resampling.BICUBIC)
+    return np.asarray(_center_crop(resized, img_size, img_size)).copy()
+
+
+def _center_crop(image: Image.Image, width: int, height: int) -> Image.Image:
+    left, top = round((image.width - width) / 2), round((image.height - height) / 2)
+    return image.crop((left, top, left + width, top + height))
+
+
+def _channels_first(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))

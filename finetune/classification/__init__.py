@@ -1,0 +1,1 @@
+"""Image classification: the model and its training step."""

@@ -1,0 +1,1 @@
+"""One table over fine-tuned runs: metric, seeds, interval, budget."""

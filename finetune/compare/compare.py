@@ -1,0 +1,180 @@
+"""`beit compare`: runs that differ only by their seeds become one row, with mean, interval and budget.
+
+Reading a run is `runs.py`, how a comparison is written down is `report.py`.
+"""
+
+from __future__ import annotations
+
+import math
+import string
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from beit.common.errors import InputError
+from beit.finetune.compare.intervals import Interval, mean_interval
+from beit.finetune.compare.runs import RunRecord, read_runs
+
+_LOWER_IS_BETTER = ("loss", "bits", "mse", "error")
+"""Last words of the names of metrics where less is better."""
+_BUDGET_TOLERANCE = 0.01
+"""Budgets that differ by less count as equal: epochs of other data sizes round to other steps; arbitrary."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Group:
+    """Repetitions of one experiment: runs that differ by their seeds only."""
+
+    label: str
+    """A, B, ... in the order in which the user named the first run of each."""
+    task: str
+    """As of its runs."""
+    metric: str
+    """What is compared."""
+    runs: list[RunRecord]
+    """One or more."""
+    differing: dict[str, Any]
+    """Settings in which groups of the same task differ; None where a setting is off or unknown."""
+    interval: Interval
+    """Of the metric over the runs."""
+    difference: Interval | None = None
+    """To the first group of the same task and metric, over the seeds that both have; None for that group itself."""
+
+    @property
+    def values(self) -> list[float]:
+        """The metric of every run."""
+        return [run.metrics[self.metric] for run in self.runs]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Comparison:
+    """All rows of one table, and what has to be known to read it."""
+
+    groups: list[Group]
+    """In the order in which the user named them."""
+    notes: list[str] = field(default_factory=list)
+    """One line each."""
+
+
+def is_lower_better(metric: str) -> bool:
+    """Tell whether less of a metric is better, from the last word of its name."""
+    return metric.split("/")[0].rpartition("_")[2] in _LOWER_IS_BETTER
+
+
+def compare_runs(paths: Sequence[Path], *, metric: str | None = None) -> Comparison:
+    """Read runs and put those together that differ only by their seeds.
+
+    Args:
+        paths: Run directories; two or more results in all.
+        metric: Name of a metric that all runs have; left out, each task's main one.
+    Raises:
+        InputError: a path is no run or is given twice, a metric is missing, or there is nothing to compare.
+    """
+    known = [path.resolve() for path in paths]
+    for path, resolved in zip(paths, known, strict=True):
+        if known.count(resolved) > 1:
+            raise InputError(f"{path} is given twice")
+    found = [record for path in paths for record in read_runs(path)]
+    done = [record for record in found if not record.missing_steps]
+    notes = [
+        f"left out, because it is not finished: {record.path} ({record.missing_steps} steps to go)"
+        for record in found
+        if record.missing_steps
+    ]
+    if not done:
+        raise InputError(f"no run is finished: {'; '.join(notes)}")
+    groups = _with_differences(_group(done, metric))
+    return Comparison(groups=groups, notes=[*notes, *_notes(groups)])
+
+
+def paired_difference(first: Sequence[RunRecord], second: Sequence[RunRecord], metric: str) -> Interval | None:
+    """Return the mean of second minus first over the seeds that both have; None without such a seed."""
+    values = {run.seed: run.metrics[metric] for run in first}
+    differences = [run.metrics[metric] - values[run.seed] for run in second if run.seed in values]
+    return mean_interval(differences) if differences else None
+
+
+def _group(records: Sequence[RunRecord], metric: str | None) -> list[Group]:
+    members: dict[tuple[Any, ...], list[RunRecord]] = {}
+    for record in records:
+        name = metric or record.main_metric
+        if name not in record.metrics:
+            raise InputError(f"{record.path} has no metric {name!r}; it has {', '.join(sorted(record.metrics))}")
+        identity = (record.task, name, *sorted((key, repr(value)) for key, value in record.settings.items()))
+        members.setdefault(identity, []).append(record)
+    return [
+        Group(
+            label=_letters(number),
+            task=runs[0].task,
+            metric=identity[1],
+            runs=runs,
+            differing=_differing(runs[0], [other[0] for other in members.values() if other[0].task == runs[0].task]),
+            interval=mean_interval([run.metrics[identity[1]] for run in runs]),
+        )
+        for number, (identity, runs) in enumerate(members.items())
+    ]
+
+
+def _differing(run: RunRecord, others: Sequence[RunRecord]) -> dict[str, Any]:
+    names = sorted({name for other in others for name in other.settings})
+    return {
+        name: run.settings.get(name) for name in names if len({repr(other.settings.get(name)) for other in others}) > 1
+    }
+
+
+def _with_differences(groups: Sequence[Group]) -> list[Group]:
+    """Compare every group with the first of its task."""
+    result = []
+    for group in groups:
+        first = next(other for other in groups if (other.task, other.metric) == (group.task, group.metric))
+        is_first = first.label == group.label
+        difference = None if is_first else paired_difference(first.runs, group.runs, group.metric)
+        result.append(replace(group, difference=difference))
+    return result
+
+
+def _notes(groups: Sequence[Group]) -> list[str]:
+    """Say what was measured on, and what makes a comparison unfair or an interval too narrow, in a line each."""
+    notes = []
+    for task in dict.fromkeys(group.task for group in groups):
+        of_task = [group for group in groups if group.task == task]
+        runs = [run for group in of_task for run in group.runs]
+        images = [run.budget.images for run in runs]
+        if max(images) - min(images) > _BUDGET_TOLERANCE * max(images):
+            notes.append(f"{task}: budgets differ, {min(images):,} to {max(images):,} images seen")
+        places = list(dict.fromkeys(run.measured_on for run in runs))
+        if len(places) > 1:
+            notes.append(f"{task}: measured on different images, which no interval covers: {'; '.join(places)}")
+        else:
+            notes.append(f"{task}: measured on {places[0]}")
+    for group in groups:
+        seeds = [run.seed for run in group.runs]
+        if len(set(seeds)) < len(seeds):
+            notes.append(f"{group.label}: several runs of one seed; its interval is too narrow")
+    return notes
+
+
+def _letters(number: int) -> str:
+    """Name rows A, B, ..., Z, AA, AB, ..."""
+    letters = string.ascii_uppercase
+    prefix = _letters(number // len(letters) - 1) if number >= len(letters) else ""
+    return prefix + letters[number % len(letters)]
+
+
+def is_share(metric: str) -> bool:
+    """Tell whether a metric lies in [0, 1] and is shown in percent."""
+    first = metric.split("/")[0]
+    return first in ("top1", "top5", "map", "macro_f1", "calibration_error") or first.rpartition("_")[2] == "acc"
+
+
+def best_labels(groups: Sequence[Group]) -> set[str]:
+    """Return the labels of the best mean of every task and metric that has several groups."""
+    best = set()
+    for key in {(group.task, group.metric) for group in groups}:
+        rivals = [group for group in groups if (group.task, group.metric) == key]
+        sign = -1 if is_lower_better(key[1]) else 1
+        finite = [group for group in rivals if math.isfinite(group.interval.mean)]
+        if len(rivals) > 1 and finite:
+            best.add(max(finite, key=lambda group, sign=sign: sign * group.interval.mean).label)  # type: ignore[misc]
+    return best

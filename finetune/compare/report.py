@@ -1,0 +1,205 @@
+"""How a comparison of runs is written down: for the terminal, as Markdown, CSV, JSON and a self-contained page."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from beit import __version__
+from beit.common.errors import InputError
+from beit.common.pages.html_page import document, text
+from beit.common.storage.files import check_output, json_bytes, write_atomic
+from beit.finetune.compare.compare import Comparison, Group, best_labels, is_share
+from beit.finetune.compare.intervals import Interval
+
+FORMAT, FORMAT_VERSION = "beit-comparison", 1
+LEGEND = (
+    "+-: 95 % interval of the mean over seeds (Student's t). Differences are to the first row of a task, over pairs "
+    "with the same seeds. *: the best. Device time is that of training in one run, over all its ranks."
+)
+TITLES = ("", "task", "metric", "mean", "difference", "seeds", "steps", "images", "device time")
+_NUMBERS = ("mean", "difference", "seeds", "steps", "images", "device time")
+
+
+def check_comparison_output(out: Path | None) -> None:
+    """Refuse, before anything is read, an output file of an unknown format or in a place that cannot be written to.
+
+    Raises:
+        InputError: as said.
+    """
+    check_output(out)
+    if out is not None and out.suffix not in _FORMATS:
+        raise InputError(f"--out {out} must end in {', '.join(_FORMATS)}, which says the format")
+
+
+def write_comparison(comparison: Comparison, out: Path) -> None:
+    """Write the comparison in the format that the ending of `out` says."""
+    write_atomic(out, _FORMATS[out.suffix](comparison))
+
+
+def as_text(comparison: Comparison) -> str:
+    """Return the table, the settings in which its rows differ, and the notes, for a terminal."""
+    rows = [TITLES, *(row_cells(group, comparison.groups) for group in comparison.groups)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [
+            cell.rjust(width) if title in _NUMBERS else cell.ljust(width)
+            for cell, width, title in zip(row, widths, TITLES, strict=True)
+        ]
+        lines.append("  ".join(cells).rstrip())
+    lines += ["", *(f"{group.label}  {settings_text(group)}" for group in comparison.groups), "", LEGEND]
+    return "\n".join([*lines, "", *comparison.notes])
+
+
+def row_cells(group: Group, groups: Sequence[Group]) -> list[str]:
+    """Return one row of the table, under `TITLES`; the best mean is starred."""
+    budgets = [run.budget for run in group.runs]
+    seconds = [budget.device_seconds for budget in budgets if budget.device_seconds is not None]
+    steps = [budget.steps for budget in budgets if budget.steps is not None]
+    star = "*" if group.label in best_labels(groups) else " "
+    return [
+        group.label,
+        group.task,
+        group.metric,
+        interval_text(group.interval, group.metric) + star,
+        "" if group.difference is None else interval_text(group.difference, group.metric, signed=True),
+        str(len({run.seed for run in group.runs})),
+        _span(steps),
+        _span([budget.images for budget in budgets]),
+        duration(sum(seconds) / len(seconds)) if seconds else "",
+    ]
+
+
+def interval_text(interval: Interval, metric: str, *, signed: bool = False) -> str:
+    """Format a mean and its interval; shares in percent, their differences in points."""
+    scale, digits = (100, 2) if is_share(metric) else (1, 4)
+    mean = f"{scale * interval.mean:{'+' if signed else ''}.{digits}f}"
+    half = "" if interval.half_width is None else f" +- {scale * interval.half_width:.{digits}f}"
+    return mean + half + (" %" if is_share(metric) and not signed else "")
+
+
+def duration(seconds: float) -> str:
+    """Format the training time of a mean run."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
+
+
+def settings_text(group: Group) -> str:
+    """Name the settings in which a group differs from the others, and its runs where there are none."""
+    shown = [f"{name}={_plain(value)}" for name, value in group.differing.items()]
+    return ", ".join(shown) or ", ".join(run.path for run in group.runs)
+
+
+def _plain(value: Any) -> str:
+    return "none" if value is None else str(value)
+
+
+def _span(values: Sequence[int]) -> str:
+    if not values:
+        return ""
+    return f"{min(values):,}" if min(values) == max(values) else f"{min(values):,}-{max(values):,}"
+
+
+def as_markdown(comparison: Comparison) -> bytes:
+    """Return a table for a page of results."""
+    titles = [*TITLES, "settings"]
+    lines = [f"| {' | '.join(titles)} |"]
+    lines.append(f"|{'|'.join(' ---: ' if title in _NUMBERS else ' --- ' for title in titles)}|")
+    for group in comparison.groups:
+        cells = [*row_cells(group, comparison.groups), settings_text(group)]
+        lines.append(f"| {' | '.join(_escaped(cell) for cell in cells)} |")
+    return "\n".join([*lines, "", _escaped(LEGEND), "", *(f"- {_escaped(n)}" for n in comparison.notes), ""]).encode()
+
+
+def _escaped(cell: str) -> str:
+    return cell.strip().replace("+-", "±").replace("|", "\\|").replace("*", "\\*")
+
+
+def as_csv(comparison: Comparison) -> bytes:
+    """Return one line per group, plain numbers, and one column per setting that differs."""
+    names = list(dict.fromkeys(name for group in comparison.groups for name in group.differing))
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    documents = [_group_document(group) for group in comparison.groups]
+    columns = [name for name in documents[0] if name not in ("settings", "runs")]
+    writer.writerow([*columns, *names, "runs"])
+    for group, values in zip(comparison.groups, documents, strict=True):
+        settings = [values["settings"].get(name, "") for name in names]
+        writer.writerow([*(values[name] for name in columns), *settings, " ".join(run.path for run in group.runs)])
+    return file.getvalue().encode()
+
+
+def as_json(comparison: Comparison) -> bytes:
+    """Return everything, each run's own numbers included."""
+    return json_bytes(
+        {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "beit_version": __version__,
+            "groups": [_group_document(group) for group in comparison.groups],
+            "notes": comparison.notes,
+        }
+    )
+
+
+def _group_document(group: Group) -> dict[str, Any]:
+    seconds = [run.budget.device_seconds for run in group.runs if run.budget.device_seconds is not None]
+    difference = group.difference
+    return {
+        "label": group.label,
+        "task": group.task,
+        "metric": group.metric,
+        "mean": group.interval.mean,
+        "half_width": group.interval.half_width,
+        "num_runs": len(group.runs),
+        "difference": None if difference is None else difference.mean,
+        "difference_half_width": None if difference is None else difference.half_width,
+        "num_pairs": None if difference is None else difference.num_values,
+        "steps": max((run.budget.steps or 0 for run in group.runs), default=0) or None,
+        "images": max(run.budget.images for run in group.runs),
+        "mean_device_seconds": sum(seconds) / len(seconds) if seconds else None,
+        "settings": group.differing,
+        "runs": [
+            {"path": run.path, "seed": list(run.seed), "measured_on": run.measured_on, "metrics": run.metrics}
+            for run in group.runs
+        ],
+    }
+
+
+def as_html(comparison: Comparison) -> bytes:
+    """Return a self-contained page."""
+    head = "".join(_cell("th", title, is_number=title in _NUMBERS) for title in TITLES)
+    body = "".join(
+        "<tr>"
+        + "".join(
+            _cell("td", cell, is_number=title in _NUMBERS)
+            for title, cell in zip(TITLES, row_cells(group, comparison.groups), strict=True)
+        )
+        + "</tr>"
+        for group in comparison.groups
+    )
+    settings = "".join(
+        f"<tr><th>{text(group.label)}</th><td>{text(settings_text(group))}</td></tr>" for group in comparison.groups
+    )
+    notes = "".join(f"<p>{text(note)}</p>" for note in comparison.notes)
+    num_runs = sum(len(group.runs) for group in comparison.groups)
+    parts = [
+        f'<p class="eyebrow">beit {text(__version__)}</p><h1>Comparison of {num_runs} runs</h1>',
+        f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>',
+        f'<p class="soft">{text(LEGEND.replace("+-", "±"))}</p>{notes}',
+        f'<h2>What differs</h2><div class="scroll"><table><tbody>{settings}</tbody></table></div>',
+    ]
+    return document(f"Comparison of {num_runs} runs", parts).encode()
+
+
+def _cell(element: str, value: str, *, is_number: bool) -> str:
+    kind = ' class="number"' if is_number else ""
+    return f"<{element}{kind}>{text(value.replace('+-', '±'))}</{element}>"
+
+
+_FORMATS = {".json": as_json, ".csv": as_csv, ".md": as_markdown, ".html": as_html}

@@ -1,0 +1,216 @@
+"""What `beit compare` knows of a run, read from its files: what was measured, under which settings, for how much work.
+
+A directory holds one run, or a linear probe and k-NN on the same features, which are two. Grouping runs and comparing
+them is `compare.py`.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from beit.common.config import flatten
+from beit.common.errors import InputError
+from beit.common.runs.metrics import read_metrics
+from beit.common.storage.files import read_json
+from beit.common.vit.description import read_encoder_config
+
+EVALUATION_FILE = "evaluation.json"
+"""What `beit evaluate MODEL DATA --out RUN/evaluation.json` leaves; it goes before what the run measured itself."""
+PROBES = ("linear-probe", "knn")
+SEEDS = ("train.seed", "data.subset_seed")
+"""Settings that tell the repetitions of one experiment apart."""
+_SPEED = (
+    "train.micro_batch_size",
+    "train.log_interval_steps",
+    "train.collective_timeout_seconds",
+    "evaluation.micro_batch_size",
+    "checkpoint.",
+    "deepspeed.",
+    "run.",
+    "reader.num_workers",
+    "reader.prefetch_batches",
+    "reader.timeout_seconds",
+    "reader.cache_dir",
+    "reader.cache_bytes",
+)
+"""Settings that change how fast a run is, not what comes out; a name, or a prefix ending in a dot."""
+_OF_FROZEN_FEATURES = ("encoder", "image.", "model.", "data.", "evaluation.crop_pct", "probe.")
+"""Settings that decide a probe."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Budget:
+    """The work that a run took."""
+
+    steps: int | None
+    """Optimizer steps; None for probes, which are fitted."""
+    images: int
+    """Images seen in training, repetitions counted; for probes, those fitted on."""
+    device_seconds: float | None
+    """Seconds of training times ranks, evaluation and saving left out; None where nothing recorded it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunRecord:
+    """One run."""
+
+    path: str
+    """As the user named it."""
+    task: str
+    """classification, linear-probe, knn or pretrain."""
+    settings: dict[str, Any]
+    """What decided it, seeds and speed left out: flat names such as optimizer.lr, and data, the images or the store."""
+    seed: tuple[int, ...]
+    """Of training and of the label subset."""
+    metrics: dict[str, float]
+    """What was measured."""
+    main_metric: str
+    """The one that counts unless another is asked for."""
+    measured_on: str
+    """Images it was measured on."""
+    budget: Budget
+    """The work."""
+    missing_steps: int = 0
+    """Steps that are left to do."""
+
+
+def read_runs(path: Path) -> list[RunRecord]:
+    """Read the run in a directory, or both probes of it.
+
+    Raises:
+        InputError: it is no run, is of a kind that cannot be compared, or has measured nothing yet.
+    """
+    if not (path / "config.toml").is_file():
+        raise InputError(f"{path} is not a run directory (no config.toml); name the RUN of beit finetune or pretrain")
+    try:
+        settings = flatten(tomllib.loads((path / "config.toml").read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise InputError(f"{path / 'config.toml'} is not valid TOML ({error}); restore it") from None
+    probes = [_read_probe(path, task, settings) for task in PROBES if (path / f"{task}.json").is_file()]
+    if probes:
+        return probes
+    if (path / "last").is_dir():
+        return [_read_classification(path, settings)]
+    if (path / "encoder").is_dir():
+        return [_read_pretraining(path, settings)]
+    raise InputError(f"{path} has no result yet, or is no run of beit finetune or beit pretrain; let it get further")
+
+
+def _read_probe(path: Path, task: str, settings: Mapping[str, Any]) -> RunRecord:
+    result = read_json(path / f"{task}.json")
+    chosen = {name: value for name, value in settings.items() if _matches(name, _OF_FROZEN_FEATURES)}
+    measured_on = _images(result.get("validation_data") or settings.get("data.val"), result["num_images"])
+    return RunRecord(
+        path=str(path),
+        task=task,
+        settings=_deciding(chosen) | {"data": result.get("data")},
+        seed=_seed(settings),
+        metrics=_numbers(result),
+        main_metric="top1",
+        measured_on=measured_on,
+        budget=Budget(steps=None, images=int(result["num_train_images"]), device_seconds=None),
+    )
+
+
+def _read_classification(path: Path, settings: Mapping[str, Any]) -> RunRecord:
+    """Read a run by `beit evaluate`'s numbers if they are there, else by those of the model it kept."""
+    last = read_encoder_config(path / "last").provenance
+    if (path / EVALUATION_FILE).is_file():
+        metrics = read_json(path / EVALUATION_FILE)
+        measured_on = _images(metrics.get("data"), metrics["num_images"])
+    else:
+        best = read_encoder_config(path / "model").provenance
+        metrics = best["metrics"]
+        if not metrics:
+            raise InputError(
+                f"{path} measured nothing; run beit evaluate {path}/model DATA --out {path / EVALUATION_FILE}"
+            )
+        measured_on = f"{_images(best.get('validation_data'), metrics['num_images'])}, the best evaluation"
+    main = "map" if "map" in metrics else "top1"
+    return RunRecord(
+        path=str(path),
+        task="classification",
+        settings=_deciding(settings) | {"data": last.get("data"), "images with labels": last.get("num_labels")},
+        seed=_seed(settings),
+        metrics=_numbers(metrics),
+        main_metric=main,
+        measured_on=measured_on,
+        budget=_training_budget(path, settings, last["step"]),
+        missing_steps=_missing_steps(path, settings, last, metric=f"val_{main}", is_higher_better=True),
+    )
+
+
+def _read_pretraining(path: Path, settings: Mapping[str, Any]) -> RunRecord:
+    provenance = read_encoder_config(path / "encoder").provenance
+    metrics = provenance.get("metrics") or {}
+    main = next((name for name in ("held_out_bits", "held_out_mse") if name in metrics), None)
+    if main is None:
+        raise InputError(f"{path} measured nothing on held-out images; there is nothing to compare it by")
+    return RunRecord(
+        path=str(path),
+        task="pretrain",
+        settings=_deciding(settings) | {"data": provenance.get("store")},
+        seed=_seed(settings),
+        metrics=_numbers(metrics),
+        main_metric=main,
+        measured_on=f"{metrics.get('held_out_images', 0):.0f} held-out images of {provenance.get('store')}",
+        budget=_training_budget(path, settings, provenance["step"]),
+        missing_steps=_missing_steps(path, settings, provenance, metric=main, is_higher_better=False),
+    )
+
+
+def _images(data: Any, count: Any) -> str:
+    return f"{int(count)} images of {data}"
+
+
+def _seed(settings: Mapping[str, Any]) -> tuple[int, ...]:
+    return tuple(int(settings.get(name, 0)) for name in SEEDS)
+
+
+def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    return {
+        name: float(value)
+        for name, value in values.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
+
+
+def _deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name not in SEEDS and not _matches(name, _SPEED)}
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(name == pattern or (pattern[-1] == "." and name.startswith(pattern)) for pattern in patterns)
+
+
+def _training_budget(path: Path, settings: Mapping[str, Any], step: int) -> Budget:
+    """Count work from the records of the loop; those of lost work were removed when the run was resumed."""
+    batch = int(settings["train.global_batch_size"])
+    seconds, logged = 0.0, 0
+    for record in read_metrics(path / "metrics.jsonl"):
+        if record.get("images_per_second"):
+            seconds += (record["step"] - logged) * batch / record["images_per_second"]
+            logged = record["step"]
+    # What was done before the first record, or between the last one and the end, went as fast as the rest.
+    seconds = seconds * step / logged if logged else 0.0
+    starts = read_json(path / "environment.json")["starts"] if (path / "environment.json").is_file() else []
+    ranks = starts[-1]["world_size"] if starts else 1
+    return Budget(steps=step, images=step * batch, device_seconds=seconds * ranks or None)
+
+
+def _missing_steps(
+    path: Path, settings: Mapping[str, Any], provenance: Mapping[str, Any], *, metric: str, is_higher_better: bool
+) -> int:
+    """Return the steps left, none if the run ended early on purpose."""
+    missing = int(provenance["total_steps"]) - int(provenance["step"])
+    patience = settings.get("train.early_stop_evals")
+    if missing <= 0 or not isinstance(patience, int):
+        return max(missing, 0)
+    values = [record[metric] for record in read_metrics(path / "metrics.jsonl") if record.get(metric) is not None]
+    best = (max if is_higher_better else min)(values, default=None)
+    since = len(values) - 1 - values.index(best) if best is not None else 0
+    return 0 if since >= patience else missing

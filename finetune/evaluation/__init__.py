@@ -1,0 +1,1 @@
+"""What a fine-tuned model can do: scores, mistakes, reports."""

@@ -1,0 +1,191 @@
+"""`beit evaluate`, and the evaluation inside a training: what a classifier says about every image, once.
+
+Ranks take contiguous parts and exchange what they saw, so the result is exact for any number of ranks and batch sizes.
+The numbers are `scores.py`, table and JSON `report.py`, the page `page.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from beit.common.errors import InputError
+from beit.common.processes.cores import cores_per_rank, keep_freed_memory
+from beit.common.processes.distributed import World, init_distributed
+from beit.common.processes.launch import under_launcher
+from beit.common.progress import Progress
+from beit.common.reading.config import ReaderConfig
+from beit.common.reading.labelled_dataset import LabelledDataset
+from beit.common.reading.loader import Loader
+from beit.common.reading.reader import sequential_loader
+from beit.common.sources.index import LabelledIndex
+from beit.common.storage.files import check_output, write_atomic, write_json
+from beit.common.vit.description import EncoderConfig
+from beit.finetune.artifact import load_classifier
+from beit.finetune.augment.augment import EvalTransform, default_crop_pct
+from beit.finetune.classification.step import class_logits
+from beit.finetune.config import EvaluationConfig
+from beit.finetune.data import label_table, open_evaluation_data
+from beit.finetune.evaluation.mistakes import mistake_pictures
+from beit.finetune.evaluation.outcomes import OutcomeLog, Outcomes
+from beit.finetune.evaluation.page import evaluation_page
+from beit.finetune.evaluation.report import EvaluationReport, build_report
+from beit.finetune.evaluation.scores import Metrics, MultiLabelMetrics, compute_metrics
+
+MIN_IMAGES_PER_WORKER = 1000
+"""Starting a data worker takes seconds, in which the main process decodes about this many small images."""
+MAX_WORKERS = 8
+"""More than feed a model; arbitrary."""
+
+
+def evaluate_model(
+    model: str | Path, data: str, *, out: Path | None = None, html: Path | None = None
+) -> EvaluationReport:
+    """Measure the classifier in the folder `model` on the labelled images of `data`.
+
+    Under a launcher every rank measures its part, and rank 0 writes.
+
+    Args:
+        model: Folder that `beit finetune` wrote, or its run directory.
+        data: Labelled images; classes are matched to the model's by name.
+        out: JSON file to write.
+        html: Page to write.
+    Raises:
+        InputError: bad input.
+    """
+    check_output(out)
+    check_output(html, option="--html")
+    classifier, stored = load_classifier(model)
+    assert stored.class_names is not None
+    index = open_evaluation_data(data, stored.class_names, multi_label=stored.multi_label)
+    world = init_distributed() if under_launcher() else single_rank()
+    loader = evaluation_loader(index, stored, world=world, settings=EvaluationConfig(), reader=default_reader(world))
+    classifier.to(world.device)
+    table = label_table(index, stored.class_names) if stored.multi_label else None
+    with torch.inference_mode():
+        batches = with_progress(loader, index, world=world, description="evaluating")
+        outcomes = observe(
+            classifier, batches, stored, num_batches=len(loader), world=world, log=OutcomeLog(label_table=table)
+        )
+    if outcomes is None:
+        raise InputError(f"{data} has no image that can be read")
+    report = build_report(outcomes, index, class_names=stored.class_names, model=str(model), data=data)
+    if world.is_main:
+        if out is not None:
+            write_json(out, report.as_json())
+        if html is not None:
+            img_size, crop_pct = stored.architecture.img_size, _crop_pct(stored, EvaluationConfig())
+            pictures = mistake_pictures(report.mistakes, index, img_size=img_size, crop_pct=crop_pct)
+            write_atomic(html, evaluation_page(report, pictures).encode())
+    return report
+
+
+def measure(
+    model: nn.Module,
+    batches: Iterable[Mapping[str, Any]],
+    stored: EncoderConfig,
+    *,
+    num_batches: int,
+    world: World,
+    log: OutcomeLog | None = None,
+) -> Metrics | MultiLabelMetrics | None:
+    """Return the main numbers of what `observe` records, or None when no rank had an image."""
+    outcomes = observe(model, batches, stored, num_batches=num_batches, world=world, log=log or OutcomeLog())
+    return None if outcomes is None else compute_metrics(outcomes)
+
+
+def observe(
+    model: nn.Module,
+    batches: Iterable[Mapping[str, Any]],
+    stored: EncoderConfig,
+    *,
+    num_batches: int,
+    world: World,
+    log: OutcomeLog,
+) -> Outcomes | None:
+    """Record what a classifier says about every image.
+
+    Args:
+        model: In eval mode, on the device of `world`.
+        batches: This rank's part of the images, each once: images (B, 3, H, W) uint8, labels (B,) int64, positions.
+        stored: Input size and normalisation of the model.
+        num_batches: How many `batches` there are, at most.
+        world: The ranks; all return the same record.
+        log: Empty.
+    Returns:
+        The record, or None when no rank had an image.
+    """
+    mean, std = stored.normalization
+    done = 0
+    for batch in batches:
+        images, labels = (batch[name].to(world.device, non_blocking=True) for name in ("images", "labels"))
+        log.add(batch["positions"], class_logits(model, images, mean=mean, std=std), labels)
+        done += 1
+    # Ranks differ by one batch at times, and partitioned weights (ZeRO 3) are gathered by all ranks or by none.
+    side = stored.architecture.img_size
+    filler = torch.zeros(1, 3, side, side, dtype=torch.uint8, device=world.device)
+    for _ in range(done, int(world.max_of([num_batches])[0]) if world.world_size > 1 else 0):
+        class_logits(model, filler, mean=mean, std=std)
+    return log.collect(world)
+
+
+def evaluation_loader(
+    index: LabelledIndex,
+    stored: EncoderConfig,
+    *,
+    world: World,
+    settings: EvaluationConfig,
+    reader: ReaderConfig,
+) -> Loader:
+    """Build the loader of this rank's part of `index`, every image once, resized and cropped as the model wants.
+
+    Args:
+        index: Labelled or not.
+        stored: Input size of the model.
+        world: The ranks.
+        settings: Batch and crop.
+        reader: Workers and budget; few images are read by fewer workers, or by none.
+    """
+    num_workers = min(reader.num_workers, len(index) // world.world_size // MIN_IMAGES_PER_WORKER)
+    return sequential_loader(
+        LabelledDataset(index, cache_bytes=reader.parquet_cache_bytes),
+        transform=EvalTransform(img_size=stored.architecture.img_size, crop_pct=_crop_pct(stored, settings)),
+        micro_batch_size=settings.micro_batch_size,
+        rank=world.rank,
+        world_size=world.world_size,
+        config=replace(reader, num_workers=num_workers),
+        pin_memory=world.device.type == "cuda",
+    )
+
+
+def _crop_pct(stored: EncoderConfig, settings: EvaluationConfig) -> float:
+    return default_crop_pct(stored.architecture.img_size) if settings.crop_pct is None else settings.crop_pct
+
+
+def default_reader(world: World, *, bad_sample_budget: float = 0.001) -> ReaderConfig:
+    """Return the reader of commands without settings: one worker per core of this rank, within reason."""
+    num_workers = min(MAX_WORKERS, cores_per_rank(world.world_size))
+    return ReaderConfig(num_workers=num_workers, bad_sample_budget=bad_sample_budget)
+
+
+def single_rank() -> World:
+    """Return a world of this process alone, on a GPU if there is one."""
+    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    if device.type == "cpu":
+        keep_freed_memory()
+    return World(rank=0, local_rank=0, world_size=1, device=device)
+
+
+def with_progress(
+    batches: Iterable[Mapping[str, Any]], index: LabelledIndex, *, world: World, description: str
+) -> Iterable[Mapping[str, Any]]:
+    """Yield the batches and show how many images of all ranks are done."""
+    with Progress(len(index), unit="images", description=description, enabled=world.is_main) as progress:
+        for batch in batches:
+            yield batch
+            progress.update(len(batch["keys"]) * world.world_size)

@@ -1,0 +1,189 @@
+"""An evaluation as a whole: numbers, classes, confusions and mistakes, and how they read as a table and as JSON.
+
+The page is `page.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from beit.common.sources.index import LabelledIndex
+from beit.finetune.evaluation.mistakes import Mistake, confident_mistakes
+from beit.finetune.evaluation.outcomes import Outcomes
+from beit.finetune.evaluation.scores import (
+    ClassScore,
+    Metrics,
+    MultiLabelMetrics,
+    calibration_error,
+    class_scores,
+    compute_metrics,
+    confusion_matrix,
+    macro_f1,
+)
+
+CLASSES_IN_TABLE = 30
+"""Up to here every class has a row on the terminal, above it only the worst; arbitrary."""
+_WORST_IN_TABLE = 10
+CLASSES_IN_MATRIX = 200
+"""Up to here the whole confusion matrix is in the JSON; arbitrary."""
+CONFUSED_PAIRS = 20
+_NAME_WIDTH = 32
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ConfusedPair:
+    """A class and what it is taken for."""
+
+    truth: str
+    """Name of the class."""
+    predicted: str
+    """Name of the other class."""
+    num_images: int
+    """How often."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluationReport:
+    """One model on one set of labelled images."""
+
+    model: str
+    """As the user named it."""
+    data: str
+    """As the user named it."""
+    class_names: tuple[str, ...]
+    """C classes, in the order of the logits."""
+    metrics: Metrics | MultiLabelMetrics
+    """The main numbers."""
+    macro_f1: float
+    """Mean F1 over the classes that occur."""
+    calibration_error: float
+    """Expected calibration error, in [0, 1]."""
+    classes: list[ClassScore]
+    """One per class."""
+    confusion: NDArray[np.int64] | None
+    """(C, C) images by true (row) and predicted class; None with several labels per image."""
+    mistakes: list[Mistake]
+    """The most confident ones, the most confident first."""
+
+    def confused_pairs(self) -> list[ConfusedPair]:
+        """Return the most frequent confusions, the most frequent first."""
+        if self.confusion is None:
+            return []
+        others = self.confusion - np.diag(np.diag(self.confusion))
+        places = np.argsort(-others, axis=None, kind="stable")[:CONFUSED_PAIRS]
+        rows, columns = np.unravel_index(places, others.shape)
+        return [
+            ConfusedPair(
+                truth=self.class_names[row], predicted=self.class_names[column], num_images=int(others[row, column])
+            )
+            for row, column in zip(rows, columns, strict=True)
+            if others[row, column]
+        ]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return everything as plain values; what is not defined is null."""
+        is_listed = self.confusion is not None and len(self.class_names) <= CLASSES_IN_MATRIX
+        per_class = [
+            {"name": name, **{key: _defined(value) for key, value in asdict(score).items()}}
+            for name, score in zip(self.class_names, self.classes, strict=True)
+        ]
+        return {
+            **self.metrics.as_dict(),
+            "macro_f1": self.macro_f1,
+            "calibration_error": self.calibration_error,
+            "model": self.model,
+            "data": self.data,
+            "per_class": per_class,
+            "confusion": self.confusion.tolist() if is_listed and self.confusion is not None else None,
+            "confused_pairs": [asdict(pair) for pair in self.confused_pairs()],
+            "mistakes": [asdict(mistake) for mistake in self.mistakes],
+        }
+
+    def headline(self) -> list[tuple[str, str]]:
+        """Return the main numbers, named and formatted."""
+        if isinstance(self.metrics, Metrics):
+            first = [("top-1", _percent(self.metrics.top1)), ("top-5", _percent(self.metrics.top5))]
+        else:
+            first = [("mAP", _percent(self.metrics.map))]
+        return [
+            *first,
+            ("macro-F1", _percent(self.macro_f1)),
+            ("calibration error", _percent(self.calibration_error)),
+            ("loss", f"{self.metrics.loss:.4f}"),
+            ("images", str(self.metrics.num_images)),
+        ]
+
+    def as_table(self) -> str:
+        """Return the main numbers and those of the classes for reading."""
+        headline = self.headline()
+        widths = [max(len(name), len(value), 8) for name, value in headline]
+        lines = [
+            " ".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
+            for cells in zip(*headline, strict=True)
+        ]
+        return "\n".join([*lines, "", *self._class_lines()])
+
+    def _class_lines(self) -> list[str]:
+        rows = class_rows(self)
+        title = "class"
+        if len(rows) > CLASSES_IN_TABLE:
+            rows = sorted(rows, key=_badness)[:_WORST_IN_TABLE]
+            title = f"worst {len(rows)} classes of {len(self.class_names)}"
+        width = min(_NAME_WIDTH, max(len(title), *(len(name) for name, _ in rows)))
+        lines = [f"{title:<{width}} {'images':>8} {'accuracy':>9} {'precision':>9} {'F1':>8}"]
+        for name, score in rows:
+            numbers = (score.accuracy, score.precision, score.f1)
+            cells = " ".join(f"{_percent(value):>{size}}" for value, size in zip(numbers, (9, 9, 8), strict=True))
+            lines.append(f"{name[:width]:<{width}} {score.num_images:>8} {cells}")
+        return lines
+
+
+def class_rows(report: EvaluationReport) -> list[tuple[str, ClassScore]]:
+    """Return name and numbers of every class, in the order of the logits."""
+    return list(zip(report.class_names, report.classes, strict=True))
+
+
+def build_report(
+    outcomes: Outcomes, index: LabelledIndex, *, class_names: Sequence[str], model: str, data: str
+) -> EvaluationReport:
+    """Compute all that is reported of an evaluation.
+
+    Args:
+        outcomes: What the model said.
+        index: The images, for the names of those that went wrong.
+        class_names: C classes.
+        model: As the user named it.
+        data: As the user named it.
+    """
+    classes = class_scores(outcomes, len(class_names))
+    return EvaluationReport(
+        model=model,
+        data=data,
+        class_names=tuple(class_names),
+        metrics=compute_metrics(outcomes),
+        macro_f1=macro_f1(classes),
+        calibration_error=calibration_error(outcomes),
+        classes=classes,
+        confusion=None if outcomes.is_multi_label else confusion_matrix(outcomes, len(class_names)),
+        mistakes=confident_mistakes(outcomes, index, class_names),
+    )
+
+
+def _badness(row: tuple[str, ClassScore]) -> tuple[float, float]:
+    """Sort classes without images last."""
+    score = row[1]
+    return (2.0 if math.isnan(score.accuracy) else score.accuracy), score.f1
+
+
+def _defined(value: float) -> float | None:
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _percent(share: float) -> str:
+    return "-" if math.isnan(share) else f"{100 * share:.2f}%"

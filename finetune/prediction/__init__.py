@@ -1,0 +1,1 @@
+"""Labels for new images, and the files they are written to."""

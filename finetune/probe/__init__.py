@@ -1,0 +1,1 @@
+"""Encoders judged without fine-tuning: linear probe and nearest neighbours on stored features."""

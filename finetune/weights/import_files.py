@@ -1,0 +1,164 @@
+"""Reading weights that somebody else wrote: tensors and JSON only, nothing in a file is executed.
+
+FILE.pth, .pt, .bin         torch.load with weights_only=True; a training checkpoint's weights are found in it
+FILE.safetensors
+FOLDER                      of Hugging Face or timm: config.json beside model.safetensors or pytorch_model.bin
+"""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from beit.common.errors import InputError
+from beit.common.storage.files import read_json, sha256_file
+
+_CONTAINERS = ("model", "module", "teacher", "state_dict")
+"""Keys under which training checkpoints keep the weights, in the order in which they are looked for: of DINO's two
+networks the teacher is the one that is used."""
+_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+_INDEXES = tuple(f"{name}.index.json" for name in _WEIGHTS)
+"""Of weights in several files."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ForeignWeights:
+    """What was read."""
+
+    tensors: dict[str, Tensor]
+    """On the CPU, under the names of the file."""
+    sha256: dict[str, str]
+    """Of every weight file, by name."""
+    container: str | None = None
+    """Key of the checkpoint under which the weights were; None where they were the whole file."""
+    config: dict[str, Any] = field(default_factory=dict)
+    """config.json of a folder; else empty."""
+    preprocessor: dict[str, Any] = field(default_factory=dict)
+    """preprocessor_config.json of a folder; else empty."""
+
+
+def read_foreign(path: Path) -> ForeignWeights:
+    """Read a weight file, or a folder of Hugging Face or timm.
+
+    Raises:
+        InputError: there is nothing that can be read, or a file is damaged or holds more than tensors and plain values.
+    """
+    if path.is_dir():
+        return _read_folder(path)
+    if not path.is_file():
+        raise InputError(f"{path} does not exist; give a weight file, or the folder of a Hugging Face model")
+    tensors, container = _read_file(path)
+    return ForeignWeights(tensors=tensors, sha256={path.name: sha256_file(path)}, container=container)
+
+
+def _read_folder(path: Path) -> ForeignWeights:
+    files = _weight_files(path)
+    tensors: dict[str, Tensor] = {}
+    container = None
+    for file in files:
+        found, container = _read_file(file)
+        tensors |= found
+    return ForeignWeights(
+        tensors=tensors,
+        sha256={file.name: sha256_file(file) for file in files},
+        container=container,
+        config=_read_object(path / "config.json"),
+        preprocessor=_read_object(path / "preprocessor_config.json"),
+    )
+
+
+def _weight_files(path: Path) -> list[Path]:
+    for name in _WEIGHTS:
+        if (path / name).is_file():
+            return [path / name]
+    for name in _INDEXES:
+        if (path / name).is_file():
+            listed = _read_object(path / name).get("weight_map")
+            names = sorted({str(part) for part in listed.values()}) if isinstance(listed, Mapping) else []
+            if not names or any(Path(part).name != part for part in names):
+                raise InputError(f"{path / name} does not list weight files of its own folder; fetch the folder again")
+            return [path / part for part in names]
+    raise InputError(f"{path} has none of {', '.join(_WEIGHTS)}; give a weight file, or a Hugging Face or timm folder")
+
+
+def _read_object(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        return {}
+    value = read_json(file)
+    if not isinstance(value, dict):
+        raise InputError(f"{file} must hold a JSON object; fetch it again")
+    return value
+
+
+def _read_file(file: Path) -> tuple[dict[str, Tensor], str | None]:
+    if file.suffix == ".safetensors":
+        try:
+            return load_file(file), None
+        except (SafetensorError, FileNotFoundError) as error:
+            raise InputError(f"{file} is not a safetensors file that can be read ({error}); fetch it again") from None
+    return _weights_in(_load_pickle(file), file)
+
+
+def _load_pickle(file: Path) -> Any:
+    """Read what torch.save wrote, plain containers and tensors only, and the arguments that training scripts add."""
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of other pickle protocols; what cannot be read is refused
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        # The message of a refused load is a page that begins with how to load it unsafely.
+        unknown = _names_in(file)
+        if unknown:
+            raise InputError(
+                f"{file} names {', '.join(unknown)}: it holds more than tensors, and nothing in it is executed; "
+                "give a file with a state dict"
+            ) from None
+        raise InputError(f"{file} is not a file that torch wrote ({_first_line(error)}); fetch it again") from None
+    # The unpickler reports damage with whatever exception the bytes happen to provoke.
+    except Exception as error:
+        raise InputError(f"{file} cannot be read ({_first_line(error)}); fetch it again") from None
+
+
+def _names_in(file: Path) -> list[str]:
+    """Return the names of code that a file would like to have, beyond what plain tensors need."""
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(file))
+    except Exception:  # not a zip file, or not a pickle: the caller says that it cannot be read
+        return []
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].split(". ")[0][:120] if lines else type(error).__name__
+
+
+def _weights_in(loaded: Any, file: Path) -> tuple[dict[str, Tensor], str | None]:
+    """Find the state dict in a checkpoint."""
+    if not isinstance(loaded, Mapping):
+        raise InputError(f"{file} holds a {type(loaded).__name__}, not a state dict; give a file with one")
+    for name in _CONTAINERS:
+        inner = loaded.get(name)
+        if isinstance(inner, Mapping) and any(isinstance(value, Tensor) for value in inner.values()):
+            return _only_tensors(inner, file), name
+    return _only_tensors(loaded, file), None
+
+
+def _only_tensors(values: Mapping[Any, Any], file: Path) -> dict[str, Tensor]:
+    for name, value in values.items():
+        if not isinstance(value, Tensor):
+            raise InputError(
+                f"{file} has {name!r} of type {type(value).__name__} among its tensors, and no state dict under "
+                f"{', '.join(_CONTAINERS)}; give a file with one"
+            )
+    return {str(name): value for name, value in values.items()}

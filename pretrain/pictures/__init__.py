@@ -1,0 +1,1 @@
+"""Pictures of pre-training: masks, batches, reconstructions."""

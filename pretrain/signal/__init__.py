@@ -1,0 +1,1 @@
+"""Whether pre-training learns: held-out measures, baselines, verdict, probe."""

@@ -1,0 +1,49 @@
+"""A process counts the cores it may use, and a rank its share of them."""
+
+import os
+
+import pytest
+
+from beit.common.processes.cores import available_cores, cores_per_rank
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """Return a function that makes this a machine of so many cores, of which this process may use some."""
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    monkeypatch.delenv("LOCAL_SIZE", raising=False)
+
+    def make(cores: int, *, allowed: int):
+        monkeypatch.setattr(os, "cpu_count", lambda: cores)
+        monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(allowed)), raising=False)
+
+    return make
+
+
+def test_a_process_counts_the_cores_it_is_bound_to(machine):
+    machine(64, allowed=4)
+    assert available_cores() == 4
+    assert cores_per_rank(1) == 4
+
+
+def test_without_affinity_it_is_the_machine(machine, monkeypatch):
+    machine(8, allowed=2)
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert available_cores() == 8
+
+
+@pytest.mark.parametrize(
+    ("allowed", "world_size", "local", "expected"),
+    [
+        (16, 4, {}, 4),  # not bound: an equal share
+        (4, 4, {}, 4),  # each rank bound to its own
+        (16, 8, {"LOCAL_WORLD_SIZE": "2"}, 8),  # the others are on other machines
+        (16, 8, {"LOCAL_SIZE": "4"}, 4),  # as DeepSpeed's launcher calls it
+        (16, 64, {}, 1),
+    ],
+)
+def test_ranks_share_the_cores_of_their_machine(machine, monkeypatch, allowed, world_size, local, expected):
+    machine(16, allowed=allowed)
+    for name, value in local.items():
+        monkeypatch.setenv(name, value)
+    assert cores_per_rank(world_size) == expected

@@ -1,0 +1,220 @@
+"""Checkpoints are committed or absent, damage is found and the previous one used."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from beit.common.errors import InputError
+from beit.common.runs import checkpoint
+from beit.common.runs.checkpoint import (
+    PortableState,
+    committed_steps,
+    find_checkpoint,
+    open_checkpoint,
+    resolve_checkpoint,
+    save_checkpoint,
+    set_later_aside,
+)
+
+
+def save(root: Path, step: int, *, keep: int = 2, keep_every: int | None = None) -> Path:
+    state = PortableState(
+        model={"weight": torch.full((3, 2), float(step))}, optimizer={"step/weight": torch.tensor(float(step))}
+    )
+    rng = {"rank0/cpu": torch.arange(4, dtype=torch.uint8)}
+    record = {"data": {"at": step}}
+    return save_checkpoint(root, step=step, state=state, rng=rng, record=record, keep=keep, keep_every=keep_every)
+
+
+def truncate(path: Path) -> None:
+    file = path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-4])
+
+
+def flip_bit(path: Path) -> None:
+    file = path / "optimizer.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(bytes(content))
+
+
+def delete_file(path: Path) -> None:
+    (path / "rng.safetensors").unlink()
+
+
+def delete_commit(path: Path) -> None:
+    (path / "COMMIT.json").unlink()
+
+
+def cut_commit(path: Path) -> None:
+    (path / "COMMIT.json").write_text('{"format": "beit-che')
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    save(tmp_path, 5)
+    found = find_checkpoint(tmp_path)
+    assert found is not None and found.step == 5 and found.record == {"data": {"at": 5}}
+    with found.reader("model") as reader:
+        assert torch.equal(reader.get_tensor("weight"), torch.full((3, 2), 5.0))
+    assert torch.equal(found.rng_states()["rank0/cpu"], torch.arange(4, dtype=torch.uint8))
+
+
+def test_empty_directory_is_a_start_from_zero(tmp_path: Path) -> None:
+    assert find_checkpoint(tmp_path / "none") is None
+    (tmp_path / "step_3.tmp").mkdir()  # a killed save
+    assert find_checkpoint(tmp_path) is None
+
+
+def test_numbers_are_compared_as_numbers_and_the_last_two_are_kept(tmp_path: Path) -> None:
+    for step in (8, 9, 10):
+        save(tmp_path, step)
+    assert sorted(path.name for path in tmp_path.glob("step_*")) == ["step_10", "step_9"]
+    found = find_checkpoint(tmp_path)
+    assert found is not None and found.step == 10
+    assert (tmp_path / "latest").read_text() == "step_10\n"
+
+
+def test_milestones_are_kept_besides(tmp_path: Path) -> None:
+    for step in (3, 9, 12, 18, 21, 33, 38, 40, 44):  # saved by the clock, so seldom at a multiple
+        save(tmp_path, step, keep_every=10)
+    assert sorted(committed_steps(tmp_path)) == [12, 21, 33, 40, 44]
+
+
+def test_a_save_that_cannot_fit_is_not_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path, 1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=30))
+    with pytest.raises(OSError, match="needs 1.2 times that"):
+        save(tmp_path, 2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step_1"]
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "COMMIT.json", "latest"])
+def test_a_file_system_that_takes_no_more_leaves_the_old_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Not a stand-in for the error but the error: no file of this process may grow from here on."""
+    save(tmp_path, 1)
+    patched = {"model.safetensors": "_write_tensors", "COMMIT.json": "write_json", "latest": "write_atomic"}[name]
+    real, limits = getattr(checkpoint, patched), resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def write(path: Path, *args: object) -> object:
+        if Path(path).name == name:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (4, limits[1]))
+        return real(path, *args)
+
+    monkeypatch.setattr(checkpoint, patched, write)
+    try:
+        with pytest.raises(OSError):
+            save(tmp_path, 2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    found = find_checkpoint(tmp_path)
+    assert found is not None and found.step == (2 if name == "latest" else 1)  # it was committed by then
+    assert open_checkpoint(tmp_path / "step_1").step == 1
+    assert not [path for path in tmp_path.rglob("*") if ".tmp" in path.name]
+    assert (tmp_path / "latest").read_text() == "step_1\n"
+
+
+@pytest.mark.parametrize("damage", [truncate, flip_bit, delete_file, delete_commit, cut_commit])
+def test_damage_falls_back_to_the_previous_checkpoint(
+    tmp_path: Path, damage: Callable[[Path], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    save(tmp_path, 1)
+    damage(save(tmp_path, 2))
+    found = find_checkpoint(tmp_path)
+    assert found is not None and found.step == 1
+    assert str(tmp_path / "step_2") in caplog.text
+    with pytest.raises(InputError, match="step_2"):
+        open_checkpoint(tmp_path / "step_2")
+
+
+def test_empty_latest_does_not_matter(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    (tmp_path / "latest").write_text("")
+    found = find_checkpoint(tmp_path)
+    assert found is not None and found.step == 1
+
+
+def test_only_damaged_checkpoints_refuse_to_start_from_zero(tmp_path: Path) -> None:
+    truncate(save(tmp_path, 1))
+    flip_bit(save(tmp_path, 2))
+    with pytest.raises(InputError, match="2 checkpoints, none of them intact"):
+        find_checkpoint(tmp_path)
+
+
+def test_damaged_checkpoint_is_replaced_when_its_step_comes_again(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    truncate(save(tmp_path, 2))
+    save(tmp_path, 2)
+    assert open_checkpoint(tmp_path / "step_2").step == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step_1", "step_2"]
+
+
+def test_other_format_version_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "FORMAT_VERSION", 99)
+    save(tmp_path, 1)
+    monkeypatch.undo()
+    with pytest.raises(InputError, match="format version 99, this beit reads 1"):
+        open_checkpoint(tmp_path / "step_1")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "COMMIT.json", "latest"])
+def test_full_disk_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    save(tmp_path, 1)
+
+    def fail(path: Path, *args: object, **kwargs: object) -> None:
+        if Path(path).name == name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        original[id(patched)](path, *args, **kwargs)
+
+    original: dict[int, Callable[..., object]] = {}
+    patched = (
+        "_write_tensors" if name == "model.safetensors" else "write_json" if name == "COMMIT.json" else "write_atomic"
+    )
+    original[id(patched)] = getattr(checkpoint, patched)
+    monkeypatch.setattr(checkpoint, patched, fail)
+    with pytest.raises(OSError, match="No space left"):
+        save(tmp_path, 2)
+    monkeypatch.undo()
+    assert not list(tmp_path.glob("*.tmp"))
+    assert open_checkpoint(tmp_path / "step_1").step == 1
+
+
+def test_safetensors_failure_counts_as_a_disk_failure(tmp_path: Path) -> None:
+    shutil.rmtree(tmp_path)
+    tmp_path.write_text("a file where the directory should be")
+    with pytest.raises(OSError):
+        save(tmp_path, 1)
+
+
+def test_resume_path_may_be_run_checkpoints_or_one_checkpoint(tmp_path: Path) -> None:
+    save(tmp_path / "checkpoints", 1)
+    save(tmp_path / "checkpoints", 2)
+    assert resolve_checkpoint(tmp_path).step == 2
+    assert resolve_checkpoint(tmp_path / "checkpoints").step == 2
+    assert resolve_checkpoint(tmp_path / "checkpoints" / "step_1").step == 1
+    with pytest.raises(InputError, match="holds no checkpoint"):
+        resolve_checkpoint(tmp_path / "checkpoints" / "nothing")
+
+
+def test_later_checkpoints_are_not_found_after_going_back(tmp_path: Path) -> None:
+    for step in (1, 2):
+        save(tmp_path, step)
+    set_later_aside(tmp_path, 1)
+    found = find_checkpoint(tmp_path)
+    assert found is not None and found.step == 1
+
+
+def test_state_knows_nonfinite_weights() -> None:
+    good = PortableState(model={"w": torch.ones(2), "n": torch.tensor(1)}, optimizer={})
+    assert good.is_finite()
+    assert not PortableState(model={"w": torch.tensor([1.0, float("inf")])}, optimizer={}).is_finite()

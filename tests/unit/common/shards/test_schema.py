@@ -1,0 +1,165 @@
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from beit.common.errors import InputError
+from beit.common.shards.schema import (
+    Execution,
+    FileInfo,
+    HeldOut,
+    ImageFile,
+    ShardManifest,
+    ShardRow,
+    SkippedSample,
+    SourceInfo,
+    StoreInfo,
+    TokenizerInfo,
+    held_out_count,
+    held_out_hash,
+    index_digest,
+)
+from beit.common.storage.documents import from_json, read_document, to_json
+from beit.common.storage.files import write_json
+
+INFO = StoreInfo(
+    tokenizer=TokenizerInfo(name="mini", fingerprint="ab", vocab_size=1024, downsampling=8),
+    views=4,
+    img_size=224,
+    patch_size=16,
+    grid_size=14,
+    seed=0,
+    source=SourceInfo(kind="tar", num_shards=2, digest="cd"),
+    class_names=("cat", "dog"),
+    canary="ef",
+    image_root="../images",
+)
+MANIFEST = ShardManifest(
+    stem="000000-x",
+    settings_sha256="1",
+    image=ImageFile(name="x.tar", size=10, header_sha256="2"),
+    tokens=FileInfo(name="000000-x.tar", size=5, sha256="3"),
+    samples=FileInfo(name="000000-x.samples.parquet", size=5, sha256="4"),
+    num_samples=3,
+    skipped=(SkippedSample(key="größe", reason="truncated"),),
+    views=4,
+    grid_size=14,
+    canary="ef",
+)
+ROW = ShardRow(
+    stem="000000-x",
+    image_file="x.tar",
+    token_file="000000-x.tar",
+    num_samples=3,
+    num_skipped=1,
+    num_held_out=1,
+    image_bytes=10,
+    token_bytes=5,
+    image_sha256="",
+    image_header_sha256="2",
+    token_sha256="3",
+    samples_sha256="4",
+    image_stamp="123",
+)
+
+
+@pytest.mark.parametrize("document", [INFO, replace(INFO, tokenizer=None, views=0, class_names=None), MANIFEST])
+def test_documents_survive_json(tmp_path, document):
+    write_json(tmp_path / "x.json", to_json(document))
+    assert read_document(type(document), tmp_path / "x.json") == document
+
+
+def test_a_document_of_another_kind_version_or_with_fields_missing_is_refused():
+    document = to_json(INFO)
+    with pytest.raises(InputError, match="f.json is not a beit-token-shard file"):
+        from_json(ShardManifest, "f.json", document)
+    with pytest.raises(InputError, match="format_version 9"):
+        from_json(StoreInfo, "f.json", document | {"format_version": 9})
+    with pytest.raises(InputError, match="incomplete.*canary"):
+        from_json(StoreInfo, "f.json", {name: value for name, value in document.items() if name != "canary"})
+    with pytest.raises(InputError, match="is not a beit-token-store file"):
+        from_json(StoreInfo, "f.json", [])
+
+
+@pytest.mark.parametrize("number", [-1, 1 << 51, 1 << 64, 10**400])
+@pytest.mark.parametrize("place", ["num_samples", "image", "tokens", "samples"])
+def test_a_number_that_no_shard_has_is_refused(place, number):
+    document = to_json(MANIFEST)
+    document[place] = number if place == "num_samples" else document[place] | {"size": number}
+    name = "num_samples" if place == "num_samples" else "size"
+    with pytest.raises(InputError, match=rf"^f.json: .*{name} .{number}. must lie between 0 and"):
+        from_json(ShardManifest, "f.json", document)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"image_root": "/elsewhere"},
+        {"execution": Execution(threads=9)},
+        {"mixed_execution": True},
+        {"versions": ("torch 3",)},
+        {"held_out": HeldOut(threshold=5)},
+        {"tokenizer": replace(INFO.tokenizer, name="/path/to/mini")},
+    ],
+)
+def test_what_may_change_does_not_change_the_settings(change):
+    assert replace(INFO, **change).settings_sha256() == INFO.settings_sha256()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"views": 5},
+        {"tokenizer": replace(INFO.tokenizer, fingerprint="xx")},
+        {"tokenizer": None, "views": 0},
+        {"class_names": ("cat",)},
+        {"held_out": HeldOut(minimum=3)},
+        {"canary": "other"},
+    ],
+)
+def test_what_must_not_change_changes_the_settings(change):
+    assert replace(INFO, **change).settings_sha256() != INFO.settings_sha256()
+
+
+def test_the_index_digest_is_about_content():
+    digest = index_digest([ROW], HeldOut(threshold=1))
+    assert digest == index_digest([replace(ROW, image_stamp="456")], HeldOut(threshold=1))
+    assert digest != index_digest([replace(ROW, token_sha256="5")], HeldOut(threshold=1))
+    assert digest != index_digest([ROW], HeldOut(threshold=2))
+
+
+@pytest.mark.parametrize(
+    ("num_samples", "count"),
+    [
+        (1, 0),
+        (4, 0),
+        (5, 1),
+        (60, 12),
+        (319, 63),
+        (320, 64),
+        (1000, 64),
+        (6400, 64),
+        (10_000, 100),
+        (1_281_167, 12_811),
+    ],
+)
+def test_one_percent_at_least_64_at_most_a_fifth_are_held_out(num_samples, count):
+    assert held_out_count(num_samples, HeldOut()) == count
+
+
+def test_nothing_is_held_out_on_request():
+    assert held_out_count(1000, HeldOut(fraction=0.0, minimum=0)) == 0
+    with pytest.raises(InputError, match="held_out.fraction"):
+        HeldOut(fraction=0.5)
+
+
+def test_held_out_hashes_are_spread_and_fixed():
+    hashes = [held_out_hash(f"key{number}") for number in range(2000)]
+    assert sum(value < 2**62 for value in hashes) == pytest.approx(500, abs=80)
+    assert held_out_hash("key0") == 6621536385485070597
+
+
+def test_the_schema_loads_without_torch():
+    code = "import sys, beit.common.shards.schema, beit.common.shards.tables; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,250 @@
+import multiprocessing
+import os
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+
+from beit.common.errors import InputError
+from beit.common.sources.index import INDEX_VERSION
+from beit.common.sources.index_build import build_index
+from beit.tests.image_files import png, write_folder, write_parquet, write_tar
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write_folder(tmp_path / "data", {"cat": 6, "dog": 3, "eel": 3})
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return tmp_path / "cache"
+
+
+def all_refs(index):
+    return [index.ref_at(position) for position in range(len(index))]
+
+
+def test_folder_labels_come_from_its_sub_folders(folder, cache):
+    index = build_index(folder, cache)
+    assert index.class_names == ["cat", "dog", "eel"]
+    assert index.class_counts().tolist() == [6, 3, 3]
+    assert [ref.path.split("/")[0] for ref in all_refs(index)] == [index.class_names[label] for label in index.labels]
+
+
+def test_split_divides_the_samples_and_their_labels(folder, cache):
+    index = build_index(folder, cache)
+    is_chosen = np.arange(len(index)) % 3 == 0
+    chosen, others = index.split(is_chosen, change="every third")
+    keys = list(index.keys())
+    assert keys == [ref.key for ref in all_refs(index)]
+    assert list(chosen.keys()) == keys[::3] == [ref.key for ref in all_refs(chosen)]
+    assert set(others.keys()) == set(keys) - set(chosen.keys())
+    assert chosen.labels.tolist() == index.labels[is_chosen].tolist()
+    assert len({index.index_sha256, chosen.index_sha256, others.index_sha256}) == 3
+    assert list(pickle.loads(pickle.dumps(others)).keys()) == list(others.keys())
+    assert len(others.split(np.ones(len(others), dtype=bool), change="all")[1]) == 0
+
+
+def test_tar_labels_come_from_cls_members(tmp_path, cache):
+    index = build_index(write_tar(tmp_path / "a.tar", [1, 0, 2]), cache)
+    assert index.labels.tolist() == [1, 0, 2]
+    assert index.num_classes == 3
+    assert all(ref.offset > 0 and ref.length > 0 for ref in all_refs(index))
+
+
+def test_parquet_shards_are_row_groups(tmp_path, cache):
+    index = build_index(write_parquet(tmp_path / "a.parquet", [0, 1] * 5, 4), cache)
+    assert index.shard_sizes.tolist() == [4, 4, 2]
+    assert [ref.offset for ref in all_refs(index)] == [0, 1, 2, 3, 0, 1, 2, 3, 0, 1]
+    assert index.info.shard_bytes > 0
+
+
+def test_csv_labels_come_from_its_column(folder, cache):
+    table = folder / "few.csv"
+    table.write_text("path,label\ncat/0.png,tabby\neel/2.png,moray\n")
+    index = build_index(table, cache)
+    assert index.class_names == ["moray", "tabby"]
+    assert index.labels.tolist() == [1, 0]
+
+
+def test_second_opening_reads_the_cache(folder, cache, monkeypatch):
+    first = build_index(folder, cache)
+    monkeypatch.setattr("beit.common.sources.index_build._write", None)
+    again = build_index(folder, cache)
+    assert all_refs(again) == all_refs(first)
+    assert again.index_sha256 == first.index_sha256
+
+
+def test_changed_data_are_listed_again(folder, cache):
+    first = build_index(folder, cache)
+    (folder / "dog" / "9.png").write_bytes(png(9))
+    again = build_index(folder, cache)
+    assert len(again) == len(first) + 1
+    assert again.index_sha256 != first.index_sha256
+
+
+def test_touched_data_are_listed_again_but_stay_the_same_data(folder, cache):
+    first = build_index(folder, cache)
+    os.utime(folder / "dog" / "0.png", ns=(1, 1))
+    assert build_index(folder, cache).index_sha256 == first.index_sha256
+    assert len(list((cache / "indexes" / f"v{INDEX_VERSION}").iterdir())) == 2
+
+
+def test_a_copy_elsewhere_is_the_same_data(folder, cache, tmp_path):
+    first = build_index(folder, cache)
+    moved = shutil.copytree(folder, tmp_path / "copy")
+    assert build_index(moved, cache).index_sha256 == first.index_sha256
+
+
+def test_relabelled_data_are_other_data(tmp_path, cache):
+    names = [write_tar(tmp_path / "a.tar", [0, 1]), write_tar(tmp_path / "b.tar", [1, 0])]
+    hashes = set()
+    for name in names:
+        shutil.copy(name, tmp_path / "same.tar")
+        hashes.add(build_index(tmp_path / "same.tar", cache).index_sha256)
+    assert len(hashes) == 2
+
+
+def test_interrupted_listing_leaves_no_index(folder, cache, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("beit.common.sources.index_build.write_json", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            build_index(folder, cache)
+    assert len(build_index(folder, cache)) == 12
+
+
+def test_cache_folder_follows_the_environment(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("BEIT_CACHE", str(tmp_path / "elsewhere"))
+    build_index(folder)
+    assert list((tmp_path / "elsewhere" / "indexes" / f"v{INDEX_VERSION}").glob("*/index.json"))
+
+
+def test_unusable_cache_folder_is_an_input_error(folder, tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(InputError, match="cannot keep an index in .*BEIT_CACHE"):
+        build_index(folder, tmp_path / "file")
+
+
+def test_processes_that_index_at_once_agree(folder, cache):
+    with multiprocessing.get_context("fork").Pool(3) as pool:
+        found = pool.starmap(build_index, [(folder, cache)] * 3)
+    assert len({index.index_sha256 for index in found}) == 1
+
+
+def test_shards_of_one_name_get_different_ids(tmp_path, cache):
+    for part in ("one", "two"):
+        (tmp_path / "tars" / part).mkdir(parents=True)
+        write_tar(tmp_path / "tars" / part / "a.tar", [0, 1])
+    index = build_index(tmp_path / "tars", cache)
+    assert index.info.shard_names == ("000000-a", "000001-a")
+
+
+def test_pickled_index_holds_no_table(folder, cache):
+    index = build_index(folder, cache)
+    assert index.labels.size
+    data = pickle.dumps(index)
+    assert len(data) < 2000
+    assert all_refs(pickle.loads(data)) == all_refs(index)
+
+
+def test_missing_labels_are_named(tmp_path, cache):
+    unlabelled = build_index(write_tar(tmp_path / "a.tar", [None, None]), cache)
+    assert not unlabelled.has_labels
+    assert unlabelled.num_classes == 0
+    with pytest.raises(InputError, match=r"no labels found in \S*a\.tar; .*sub-folder per class"):
+        unlabelled.require_labels()
+    partly = build_index(write_tar(tmp_path / "b.tar", [0, None, 1]), cache)
+    with pytest.raises(InputError, match=r"1 of 3 samples in .* have no label \(first: 0001.png\)"):
+        partly.require_labels()
+
+
+def test_fully_labelled_data_pass(folder, cache):
+    build_index(folder, cache).require_labels()
+
+
+@pytest.mark.parametrize("options", [{"num_labels": 4}, {"fraction": 1 / 3}])
+def test_subset_keeps_the_proportions(folder, cache, options):
+    index = build_index(folder, cache)
+    subset = index.subset(**options, seed=1)
+    assert len(subset) == 4
+    assert subset.class_counts().tolist() == [2, 1, 1]
+    assert subset.class_names == index.class_names
+    whole = all_refs(index)
+    assert all(ref in whole for ref in all_refs(subset))
+
+
+def test_subset_over_several_shards_finds_its_rows(tmp_path, cache):
+    index = build_index(write_parquet(tmp_path / "a.parquet", [0, 1] * 10, 3), cache)
+    subset = index.subset(num_labels=7)
+    assert subset.shard_sizes.sum() == 7
+    refs = [subset.ref(shard, rank) for shard, size in enumerate(subset.shard_sizes) for rank in range(size)]
+    assert refs == all_refs(subset)
+    assert [ref.label for ref in refs] == subset.labels.tolist()
+    whole = [int(ref.path.removesuffix(".png")) for ref in all_refs(index)]
+    assert [int(ref.path.removesuffix(".png")) for ref in refs] == [whole[row] for row in subset._rows]
+
+
+def test_subset_is_part_of_the_identity(folder, cache):
+    index = build_index(folder, cache)
+    hashes = [
+        index.index_sha256,
+        *(index.subset(num_labels=count, seed=seed).index_sha256 for count, seed in ((4, 0), (4, 1), (5, 0))),
+    ]
+    assert len(set(hashes)) == 4
+    assert index.subset(fraction=1 / 3, seed=1).index_sha256 == hashes[2]
+    assert index.subset(num_labels=12).index_sha256 == index.index_sha256
+
+
+def test_subset_of_a_subset(folder, cache):
+    outer = build_index(folder, cache).subset(num_labels=8)
+    inner = outer.subset(num_labels=4)
+    assert inner.class_counts().tolist() == [2, 1, 1]
+    assert all(ref in all_refs(outer) for ref in all_refs(inner))
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({}, "either num_labels"),
+        ({"num_labels": 3, "fraction": 0.5}, "either num_labels"),
+        ({"num_labels": 13}, r"num_labels \(13\) must be in \[1, 12\]"),
+        ({"num_labels": 0}, r"num_labels \(0\)"),
+        ({"fraction": 0.0}, r"fraction \(0.0\)"),
+        ({"fraction": 1.5}, r"fraction \(1.5\)"),
+    ],
+)
+def test_impossible_subsets_are_refused(folder, cache, options, match):
+    with pytest.raises(InputError, match=match):
+        build_index(folder, cache).subset(**options)
+
+
+def test_class_ids_follow_the_names_of_the_model(tmp_path, cache):
+    index = build_index(write_folder(tmp_path / "val", {"dog": 2, "eel": 1}), cache)
+    mapped = index.with_class_names(["cat", "dog", "eel"])
+    assert index.labels.tolist() == [0, 0, 1]
+    assert mapped.labels.tolist() == [1, 1, 2]
+    assert [ref.label for ref in all_refs(mapped)] == [1, 1, 2]
+    assert mapped.class_counts().tolist() == [0, 2, 1]
+    assert mapped.index_sha256 != index.index_sha256
+    again = mapped.subset(num_labels=2).with_class_names(["eel", "dog"])
+    assert again.labels.tolist() == [1, 0]
+    assert mapped.with_class_names(["cat", "dog", "eel"]) is mapped
+
+
+def test_unknown_classes_are_named(folder, cache):
+    with pytest.raises(InputError, match=r"classes that the model does not know \(cat\)"):
+        build_index(folder, cache).with_class_names(["dog", "eel"])
+
+
+def test_numbers_count_in_the_order_of_the_names(tmp_path, cache):
+    index = build_index(write_tar(tmp_path / "a.tar", [2, 0]), cache)
+    assert index.with_class_names(["a", "b", "c"]).labels.tolist() == [2, 0]
+    assert index.with_class_names(["a", "b", "c"]).class_names == ["a", "b", "c"]
+    with pytest.raises(InputError, match="class id 2, but there are 2 classes"):
+        index.with_class_names(["a", "b"])
+
+
+def test_labels_are_int64(folder, cache):
+    assert build_index(folder, cache).labels.dtype == np.int64

@@ -1,0 +1,44 @@
+import logging
+
+import pytest
+import torch
+
+from beit.common.processes.distributed import World
+from beit.common.training import precision
+from beit.common.training.precision import choose_precision, has_native_bf16
+
+CPU = torch.device("cpu")
+WORLD = World(rank=0, local_rank=0, world_size=1, device=CPU)
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "expected"),
+    [({"avx512_bf16": True}, True), ({"bf16": True}, True), ({"avx2": True, "avx512_bf16": False}, False), ({}, False)],
+)
+def test_a_processor_has_bf16_only_if_it_reports_it(monkeypatch, capabilities, expected):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    assert has_native_bf16(CPU) is expected
+
+
+@pytest.mark.parametrize(("native", "expected"), [(True, "bf16"), (False, "fp32")])
+def test_auto_takes_bf16_only_in_hardware(monkeypatch, native, expected):
+    monkeypatch.setattr(precision, "has_native_bf16", lambda device: native)
+    assert choose_precision("auto", WORLD) == expected
+
+
+def test_a_choice_is_kept_and_an_emulated_one_warned_of(monkeypatch, caplog):
+    monkeypatch.setattr(precision, "has_native_bf16", lambda device: False)
+    with caplog.at_level(logging.WARNING):
+        assert choose_precision("fp32", WORLD) == "fp32"
+        assert not caplog.records
+        assert choose_precision("bf16", WORLD) == "bf16"
+    assert "slower than fp32" in caplog.text
+
+
+def test_the_rank_without_bf16_decides_for_all(monkeypatch):
+    class Two(World):
+        def max_of(self, values):
+            return [1.0]
+
+    monkeypatch.setattr(precision, "has_native_bf16", lambda device: True)
+    assert choose_precision("auto", Two(rank=0, local_rank=0, world_size=2, device=CPU)) == "fp32"

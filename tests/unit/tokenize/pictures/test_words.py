@@ -1,0 +1,40 @@
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from beit.common.errors import InputError
+from beit.common.store import open_store
+from beit.tests.tiny_store import tokenize, write_folder
+from beit.tokenize.commands import show_tokens_command
+from beit.tokenize.pictures.views import token_colours
+from beit.tokenize.pictures.words import Patch, _cut, words_sheet
+
+
+def test_the_commonest_words_come_first_one_row_each(tmp_path):
+    tokenize(write_folder(tmp_path / "images", 8), tmp_path / "store", views=1)
+    store = open_store(tmp_path / "store")
+    words, counts = np.unique([sample["token_ids"] for sample in store], return_counts=True)
+    commonest = words[np.argsort(-counts, kind="stable")]
+    sheet = np.asarray(words_sheet(store, num_words=5, num_examples=4, num_samples=8))
+    more = words_sheet(store, num_words=6, num_examples=4, num_samples=8)
+    assert more.height - len(sheet) == 78
+    for row, colour in enumerate(token_colours(commonest[:5])):
+        assert tuple(sheet[84 + 78 * row + 40, 60]) == tuple(colour)
+
+
+def test_a_patch_stands_in_the_middle_of_its_cell():
+    pixels = np.zeros((16, 16, 3), np.uint8)
+    pixels[4:8, 8:12] = 200
+    cell = np.asarray(_cut(pixels, Patch(0, 1, 2), 4))
+    assert cell[36, 36].tolist() == [200] * 3 and cell[5, 5].tolist() == [0] * 3
+
+
+def test_the_command_writes_a_picture_and_refuses_a_store_without_tokens(tmp_path):
+    source = write_folder(tmp_path / "images", 3)
+    tokenize(source, tmp_path / "store", materialize=True)
+    tokenize(source, tmp_path / "plain", views=0)
+    result = CliRunner().invoke(show_tokens_command, [str(tmp_path / "store"), "--out", str(tmp_path / "x.png")])
+    assert result.exit_code == 0 and Image.open(tmp_path / "x.png").format == "PNG"
+    with pytest.raises(InputError, match="holds no tokens"):
+        words_sheet(open_store(tmp_path / "plain"), num_words=1, num_examples=1, num_samples=1)

@@ -1,0 +1,224 @@
+"""Putting the images of a folder, list or Parquet file into tars of the store.
+
+Image bytes are stored as they came, or shrunk to a short side and re-encoded, or replaced by the crops of their views
+(`tokenize/shards/crops.py`). Which image goes where is decided in `tokenize/plan.py`; how containers are read in
+another order than theirs is in `spool.py`.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from PIL import Image
+
+from beit.common.errors import BadSample, InputError
+from beit.common.images import decode_image
+from beit.common.progress import Progress
+from beit.common.shards.schema import IMAGES_DIR, ImageFile, ImageShardManifest, SkippedSample, StoreInfo, manifest_name
+from beit.common.sources.types import SampleRef
+from beit.common.storage.locations import is_remote
+from beit.common.storage.tar_walk import walk_tar
+from beit.common.storage.tar_writer import TarAppender
+from beit.tokenize.packing.spool import LooseFiles, PackingReader, Spool
+from beit.tokenize.parallel import Workers
+from beit.tokenize.plan import StorePlan
+from beit.tokenize.processes import Processes
+from beit.tokenize.shards.crops import crop_suffix, cut_crops
+from beit.tokenize.shards.prepare import ViewMaker
+from beit.tokenize.store.documents import StoreFiles, read_document, write_document
+
+logger = logging.getLogger(__name__)
+
+_SPOOL = ".spool"
+_CHECK_THREADS = 16  # a tar is a few reads, or one request; arbitrary
+_MAGIC_SUFFIXES = ((b"\xff\xd8\xff", "jpg"), (b"\x89PNG", "png"), (b"RIFF", "webp"))
+
+
+class PackedImage(NamedTuple):
+    """One image ready to be written."""
+
+    ref: SampleRef
+    members: dict[str, bytes] | BadSample
+    """Content by what follows the key in the name, or why there is none."""
+
+
+def pack_images(
+    plan: StorePlan,
+    files: StoreFiles,
+    info: StoreInfo,
+    workers: Workers,
+    processes: Processes[dict[str, bytes]] | None = None,
+) -> None:
+    """Write every image tar of the store that is not there yet, each committed by its manifest.
+
+    Args:
+        plan: With a catalogue.
+        files: Of the store.
+        info: Its settings.
+        workers: Read, and shrink, in parallel.
+        processes: Of `members_of`, where the workers only read.
+    Raises:
+        InputError: the source is damaged.
+        ResumableStop: somebody asked to stop.
+        OSError: the disk is full or failing.
+    """
+    catalogue, spool_folder = plan.catalogue, files.scratch / _SPOOL
+    assert catalogue is not None
+    files.make_folder(IMAGES_DIR)
+    shutil.rmtree(spool_folder, ignore_errors=True)  # of an interrupted run
+    groups = [number for number, found in enumerate(packed_manifests(plan, files, info)) if found is None]
+    if not groups:
+        return
+    make = partial(members_of, info=info) if processes is None else processes.call
+    spool = None
+    try:
+        if plan.source.kind != "files":
+            spool = Spool(spool_folder, catalogue, groups)
+            spool.fill(plan.source.shards, workers)
+        with Progress(sum(len(catalogue.groups[group]) for group in groups), unit="images", description="pack") as bar:
+            for group in groups:
+                opened = spool.reading(group) if spool else nullcontext(LooseFiles(plan.source.root, catalogue))
+                with opened as reader:
+                    pack = partial(_pack_image, catalogue.refs, reader, make)
+                    images = workers.map(pack, catalogue.groups[group].tolist())
+                    _write_tar(files, plan.shards[group].stem, images, info, bar)
+    finally:
+        if spool:
+            spool.remove()
+
+
+def packed_manifests(plan: StorePlan, files: StoreFiles, info: StoreInfo) -> list[ImageShardManifest | None]:
+    """Return the manifest of every packed tar, or None for a tar that has to be written (again).
+
+    Sizes are checked, and headers where that does not mean to read a remote tar; the full hash is compared when a
+    remote tar is tokenised, and by `beit verify`.
+    """
+    sizes = files.sizes(IMAGES_DIR)
+    with ThreadPoolExecutor(_CHECK_THREADS) as pool:
+        return list(pool.map(lambda shard: _packed_manifest(files, shard.stem, info, sizes), plan.shards))
+
+
+def _packed_manifest(files: StoreFiles, stem: str, info: StoreInfo, sizes: dict[str, int]) -> ImageShardManifest | None:
+    name = f"{IMAGES_DIR}/{manifest_name(stem)}"
+    if manifest_name(stem) not in sizes:
+        return None
+    try:
+        manifest = read_document(ImageShardManifest, files, name)
+        if manifest.settings_sha256 != info.settings_sha256():
+            raise InputError(f"{files.label(name)} belongs to other settings")
+        tar, expected = files.label(f"{IMAGES_DIR}/{manifest.image.name}"), manifest.image
+        is_same = sizes.get(expected.name) == expected.size
+        if not is_same or (not is_remote(tar) and header_digest(Path(tar)) != expected.header_sha256):
+            raise InputError(f"{tar} is not the file that its manifest describes")
+    except InputError as error:
+        logger.warning("packing %s again: %s", stem, error)
+        return None
+    return manifest
+
+
+def header_digest(path: Path) -> str:
+    """Return the digest over the header blocks of a local tar.
+
+    Raises:
+        InputError: the tar is damaged.
+    """
+    with path.open("rb") as file:
+        return walk_tar(file, label=str(path)).header_sha256
+
+
+def shrink(data: bytes, short_side: int, *, jpeg_quality: int) -> bytes:
+    """Return the image with its short side reduced to `short_side` px as a JPEG, or as it is if it is not larger.
+
+    The pixels are turned as EXIF asks, so the result carries no EXIF.
+
+    Raises:
+        BadSample: the image cannot be decoded.
+    """
+    image = decode_image(data)
+    scale = short_side / min(image.size)
+    if scale >= 1:
+        return data
+    size = (max(short_side, round(image.width * scale)), max(short_side, round(image.height * scale)))
+    buffer = io.BytesIO()
+    image.resize(size, Image.Resampling.LANCZOS).save(buffer, "JPEG", quality=jpeg_quality)
+    return buffer.getvalue()
+
+
+def _pack_image(
+    refs: list[SampleRef], reader: PackingReader, make: Callable[[SampleRef, bytes], dict[str, bytes]], position: int
+) -> PackedImage:
+    ref, data = refs[position], reader.image(position)
+    if isinstance(data, BadSample):
+        return PackedImage(ref, data)
+    try:
+        return PackedImage(ref, make(ref, data) | reader.side_members(position))
+    except BadSample as error:
+        return PackedImage(ref, error)
+
+
+def members_of(ref: SampleRef, data: bytes, info: StoreInfo) -> dict[str, bytes]:
+    """Return the members that stand for one image, by what follows the key in their names.
+
+    Raises:
+        BadSample: the image cannot be decoded.
+    """
+    packing = info.packing
+    assert packing is not None
+    quality = packing.jpeg_quality or 0  # given wherever something is encoded
+    if packing.materialize:
+        crops = cut_crops(data, ref.key, ViewMaker.of_store(info), img_size=info.img_size, jpeg_quality=quality)
+        images = {crop_suffix(k): encoded for k, encoded in enumerate(crops.encoded)}
+        return images | {"json": _metadata(ref, crops.origin)}
+    if packing.short_side:
+        data = shrink(data, packing.short_side, jpeg_quality=quality)
+    return {_suffix(data): data, "json": _metadata(ref, {})}
+
+
+def _write_tar(
+    files: StoreFiles, stem: str, images: Iterator[PackedImage], info: StoreInfo, progress: Progress
+) -> None:
+    """Write one image tar and then its manifest."""
+    files.remove(f"{IMAGES_DIR}/{manifest_name(stem)}")
+    files.remove_temporaries(IMAGES_DIR, f"{stem}.")
+    skipped: list[SkippedSample] = []
+    num_samples = 0
+    name = f"{stem}.tar"
+    with files.new_file(f"{IMAGES_DIR}/{name}") as file:
+        tar = TarAppender(file)
+        for ref, members in images:
+            progress.update(1)
+            if isinstance(members, BadSample):
+                skipped.append(SkippedSample(key=ref.key, reason=members.reason))
+                continue
+            for suffix, data in members.items():
+                tar.add(f"{ref.key}.{suffix}", data)
+            num_samples += 1
+        sha256, size = tar.finish(), tar.size
+        header_sha256 = header_digest(Path(file.name))
+    manifest = ImageShardManifest(
+        stem=stem,
+        settings_sha256=info.settings_sha256(),
+        image=ImageFile(name=name, size=size, header_sha256=header_sha256, sha256=sha256),
+        num_samples=num_samples,
+        skipped=tuple(skipped),
+    )
+    write_document(files, f"{IMAGES_DIR}/{manifest_name(stem)}", manifest)
+
+
+def _suffix(data: bytes) -> str:
+    # What decodes as none of these is packed all the same and counted as unusable when it is tokenised.
+    return next((suffix for magic, suffix in _MAGIC_SUFFIXES if data.startswith(magic)), "jpg")
+
+
+def _metadata(ref: SampleRef, origin: dict[str, Any]) -> bytes:
+    metadata = {"path": ref.path} | ({"label": ref.label} if ref.label is not None else {}) | origin
+    return json.dumps(metadata, sort_keys=True, ensure_ascii=False).encode()

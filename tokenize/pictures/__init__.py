@@ -1,0 +1,1 @@
+"""Pictures of a store: views and visual words."""

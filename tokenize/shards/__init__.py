@@ -1,0 +1,1 @@
+"""One shard, from images to a committed token tar."""

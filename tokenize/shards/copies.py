@@ -1,0 +1,168 @@
+"""Remote image tars as temporary local files: each is fetched once, front to back, the next one in advance.
+
+Walking a tar, reading its labels and decoding its images in several threads would read a remote tar three times, in
+small pieces. So it is copied first, in large pieces, several at a time, to a file without a name, which is gone when it
+is closed or the process is killed. Needs room for two image tars per rank. Local tars are opened where they are.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import tempfile
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, NamedTuple, Self, cast
+
+from beit.common.errors import InputError
+from beit.common.sources.tars import TarShard
+from beit.common.storage.locations import is_remote, open_binary, read_range
+from beit.tokenize.shards.shard import ShardJob
+
+_PIECE_BYTES = 8 << 20
+_PIECES_AT_ONCE = 4
+"""One connection to an object store seldom gives more than 100 MB/s. Arbitrary; 32 MB in memory per tar."""
+_POLL_SECONDS = 0.5
+
+
+class TarCopy(NamedTuple):
+    """A remote tar at hand."""
+
+    file: BinaryIO
+    """Local, without a name."""
+    sha256: str
+    """Hash of all its bytes."""
+
+
+class TarCopies:
+    """Fetches the remote image tars of jobs.
+
+    Args:
+        folder: For the temporary files; has room for two tars.
+        check_stop: Called while waiting; raises to give up.
+    """
+
+    def __init__(self, folder: Path, check_stop: Callable[[], None]) -> None:
+        self._folder = folder
+        self._check_stop = check_stop
+        self._pieces = ThreadPoolExecutor(_PIECES_AT_ONCE, thread_name_prefix="beit-fetch")
+        self._fetchers = ThreadPoolExecutor(2, thread_name_prefix="beit-copy")
+        self._fetched: dict[str, Future[TarCopy]] = {}
+        self._is_closed = False
+
+    def __enter__(self) -> Self:
+        """Return the copies."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Give up what is being fetched."""
+        self._is_closed = True
+        self._fetchers.shutdown(cancel_futures=True)
+        self._pieces.shutdown(cancel_futures=True)
+        self._forget()
+
+    @contextmanager
+    def at_hand(self, job: ShardJob, following: ShardJob | None = None) -> Iterator[ShardJob]:
+        """Give the job with its image tar at hand, waiting until all of it is here; a local tar is where it is.
+
+        Args:
+            job: The shard to do now.
+            following: The one that is likely next; its tar is fetched meanwhile.
+        Raises:
+            InputError: the tar is missing, or its server has no byte ranges.
+            OSError: it cannot be read, or there is no room for it.
+        """
+        if not isinstance(job.tar, TarShard) or not is_remote(job.tar.location):
+            yield job
+            return
+        with self._copy(job.tar.location) as copy:
+            self._forget()  # what was fetched in advance and then done by another rank
+            if following is not None and is_remote(following.tar.location):
+                self._begin(following.tar.location)
+            yield replace(job, tar=replace(job.tar, copy=copy.file), copy_sha256=copy.sha256)
+
+    @contextmanager
+    def shard_at_hand(self, tar: TarShard) -> Iterator[TarShard]:
+        """Give a tar of a source as `at_hand` gives that of a job.
+
+        Raises:
+            InputError, OSError: as there.
+        """
+        if not is_remote(tar.location):
+            yield tar
+            return
+        with self._copy(tar.location) as copy:
+            yield replace(tar, copy=copy.file)
+
+    @contextmanager
+    def _copy(self, location: str) -> Iterator[TarCopy]:
+        self._begin(location)
+        copy = self._wait_for(location)
+        with copy.file:
+            yield copy
+
+    def _begin(self, location: str) -> None:
+        if location not in self._fetched:
+            self._fetched[location] = self._fetchers.submit(self._fetch, location)
+
+    def _forget(self) -> None:
+        """Close what has been fetched, now or when it is."""
+        while self._fetched:
+            _, future = self._fetched.popitem()
+            if not future.cancel():
+                future.add_done_callback(_close)
+
+    def _wait_for(self, location: str) -> TarCopy:
+        future = self._fetched[location]
+        while not future.done():
+            self._check_stop()
+            wait([future], timeout=_POLL_SECONDS)
+        del self._fetched[location]
+        return future.result()
+
+    def _fetch(self, location: str) -> TarCopy:
+        with open_binary(location, insist=True) as remote:  # also finds out whether its server has byte ranges
+            size = remote.seek(0, os.SEEK_END)
+        file = cast(BinaryIO, tempfile.TemporaryFile(dir=self._folder))
+        try:
+            hasher = hashlib.sha256()
+            for piece in self._in_order(location, size):
+                hasher.update(piece)
+                file.write(piece)
+            file.flush()
+        except BaseException as error:
+            file.close()
+            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                error.filename = str(self._folder)  # "no space left" alone does not tell where
+            raise
+        return TarCopy(file, hasher.hexdigest())
+
+    def _in_order(self, location: str, size: int) -> Iterator[bytes]:
+        pending: deque[Future[bytes]] = deque()
+        starts = iter(range(0, size, _PIECE_BYTES))
+        try:
+            while True:
+                while len(pending) < _PIECES_AT_ONCE and (start := next(starts, None)) is not None:
+                    end = min(start + _PIECE_BYTES, size)
+                    pending.append(self._pieces.submit(read_range, location, start, end))
+                if not pending:
+                    return
+                if self._is_closed:
+                    raise InputError(f"{location} is not wanted any more")  # nobody sees it: the run is ending
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()
+
+
+def _close(future: Future[TarCopy]) -> None:
+    if future.exception() is None:
+        future.result().file.close()

@@ -1,0 +1,158 @@
+"""Finishing a store: which samples are held out, and the shard table, both built from the manifests."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections import Counter
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from beit.common.errors import InputError, require
+from beit.common.reading.bad_samples import BadSampleLog
+from beit.common.shards.schema import (
+    INDEX_FILE,
+    STORE_FILE,
+    TOKENS_DIR,
+    ShardManifest,
+    ShardRow,
+    StoreInfo,
+    held_out_count,
+    manifest_name,
+)
+from beit.common.shards.tables import SampleTable, decode_index, decode_samples, encode_index
+from beit.tokenize.store.documents import StoreFiles, decode_document, read_document, read_present, write_document
+from beit.tokenize.store.leases import Leases
+
+logger = logging.getLogger(__name__)
+
+_TABLES_AT_ONCE = 128
+"""Sample tables in memory while the index is built, about 150 kB each."""
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedStore:
+    """The content of a finished store."""
+
+    rows: list[ShardRow]
+    skipped: Counter[str]
+    """Images without tokens, by reason."""
+
+
+def finish_store(
+    files: StoreFiles, stems: list[str], leases: Leases, *, budget: float, stamp_before: str | None = None
+) -> FinishedStore | None:
+    """Write the held-out threshold and the shard table, once every shard is committed.
+
+    Every rank calls this at its end. The first one reads all manifests and sample tables; what it wrote while the
+    others were still running is good for them, too.
+
+    Args:
+        files: Of the store.
+        stems: All shards, in order.
+        leases: Of this process.
+        budget: Share of unusable images that is tolerated.
+        stamp_before: Stamp of the index when this process began; an older index is written anew.
+    Returns:
+        What the store holds, or None while shards are missing.
+    Raises:
+        InputError: no image was usable, or too few were, or a manifest does not belong here.
+    """
+    with leases.step("store"):
+        info = read_document(StoreInfo, files, STORE_FILE)
+        if not files.sizes(TOKENS_DIR).keys() >= {manifest_name(stem) for stem in stems}:
+            return None
+        names = [f"{TOKENS_DIR}/{manifest_name(stem)}" for stem in stems]
+        if files.stamp(INDEX_FILE) not in (None, stamp_before) and files.is_newest(INDEX_FILE, names):
+            rows = decode_index(read_present(files, INDEX_FILE), label=files.label(INDEX_FILE))
+            with_skipped = [row.stem for row in rows if row.num_skipped]
+            return FinishedStore(rows, _count_skipped(_read_manifests(files, with_skipped)))
+        manifests = _read_manifests(files, stems)
+        _check_manifests(files, info, manifests, budget)
+        hashes = _load_key_hashes(files, manifests)
+        threshold = held_out_threshold(hashes, info)
+        info = replace(info, held_out=replace(info.held_out, threshold=threshold))
+        rows = [index_row(manifest, keys, threshold) for manifest, keys in zip(manifests, hashes, strict=True)]
+        write_document(files, STORE_FILE, info)
+        files.write(INDEX_FILE, encode_index(rows))
+        leases.sweep()
+    return FinishedStore(rows, _count_skipped(manifests))
+
+
+def _read_manifests(files: StoreFiles, stems: list[str]) -> list[ShardManifest]:
+    names = [f"{TOKENS_DIR}/{manifest_name(stem)}" for stem in stems]
+    contents = files.read_all(names)
+    return [decode_document(ShardManifest, files.label(name), data) for name, data in zip(names, contents, strict=True)]
+
+
+def _count_skipped(manifests: list[ShardManifest]) -> Counter[str]:
+    return Counter(sample.reason for manifest in manifests for sample in manifest.skipped)
+
+
+def held_out_threshold(hashes: list[NDArray[np.uint64]], info: StoreInfo) -> int:
+    """Return the threshold below which exactly the wanted number of key hashes lies.
+
+    Raises:
+        InputError: there is no sample at all.
+    """
+    everything = np.concatenate(hashes)
+    require(len(everything) > 0, "no image of the source is usable; see the warnings above")
+    count = held_out_count(len(everything), info.held_out)
+    return int(np.partition(everything, count)[count])
+
+
+def _check_manifests(files: StoreFiles, info: StoreInfo, manifests: list[ShardManifest], budget: float) -> None:
+    settings = info.settings_sha256()
+    num_skipped = sum(len(manifest.skipped) for manifest in manifests)
+    num_images = num_skipped + sum(manifest.num_samples for manifest in manifests)
+    allowed = BadSampleLog(num_images, budget).allowed
+    require(
+        num_skipped <= allowed,
+        f"{num_skipped} of {num_images} images cannot be used, but bad_sample_budget ({budget:g}) allows {allowed}; "
+        "repair or remove them, or raise the budget",
+    )
+    for manifest in manifests:
+        if manifest.settings_sha256 != settings:
+            raise InputError(
+                f"shard {manifest.stem} of {files.location} was written with other settings; tokenise anew"
+            )
+
+
+def _load_key_hashes(files: StoreFiles, manifests: list[ShardManifest]) -> list[NDArray[np.uint64]]:
+    hashes = []
+    for start in range(0, len(manifests), _TABLES_AT_ONCE):
+        some = manifests[start : start + _TABLES_AT_ONCE]
+        names = [f"{TOKENS_DIR}/{manifest.samples.name}" for manifest in some]
+        for manifest, name, data in zip(some, names, files.read_all(names), strict=True):
+            hashes.append(_decode_samples(manifest, files.label(name), data).key_hash)
+    return hashes
+
+
+def _decode_samples(manifest: ShardManifest, label: str, data: bytes) -> SampleTable:
+    require(
+        hashlib.sha256(data).hexdigest() == manifest.samples.sha256,
+        f"{label} is damaged; run beit tokenize again to mend it",
+    )
+    return decode_samples(data, label=label)
+
+
+def index_row(manifest: ShardManifest, key_hash: NDArray[np.uint64], threshold: int) -> ShardRow:
+    """Return the row of one shard in the shard table."""
+    tokens = manifest.tokens
+    return ShardRow(
+        stem=manifest.stem,
+        image_file=manifest.image.name,
+        token_file=tokens.name if tokens else "",
+        num_samples=manifest.num_samples,
+        num_skipped=len(manifest.skipped),
+        num_held_out=int((key_hash < np.uint64(threshold)).sum()),
+        image_bytes=manifest.image.size,
+        token_bytes=tokens.size if tokens else 0,
+        image_sha256=manifest.image.sha256,
+        image_header_sha256=manifest.image.header_sha256,
+        token_sha256=tokens.sha256 if tokens else "",
+        samples_sha256=manifest.samples.sha256,
+        image_stamp=manifest.image.stamp,
+    )

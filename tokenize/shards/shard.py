@@ -1,0 +1,248 @@
+"""Tokenising one shard: image tar in, token tar, sample table and manifest out; or finding that all that is there."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from beit.common.errors import BadSample, InputError, require
+from beit.common.reading.bad_samples import BadSampleLog, BadSampleReport
+from beit.common.shards.schema import (
+    TOKENS_DIR,
+    Execution,
+    ImageFile,
+    ShardManifest,
+    SkippedSample,
+    StoreInfo,
+    manifest_name,
+)
+from beit.common.sources.tars import TarShard
+from beit.common.sources.types import SampleRef, ShardReader
+from beit.common.storage.files import sha256_file
+from beit.common.storage.locations import FileInfo, is_remote, match_files, remote_info
+from beit.common.storage.objects import stat_object
+from beit.tokenize.parallel import Workers
+from beit.tokenize.processes import Processes
+from beit.tokenize.shards.crops import CropTar
+from beit.tokenize.shards.encode import EncodedImage, Stopwatch, ViewEncoder, encode_images
+from beit.tokenize.shards.prepare import ImageMaker, PreparedImage, RejectedImage
+from beit.tokenize.shards.progress import TokenizeProgress
+from beit.tokenize.shards.writer import TokenShardWriter
+from beit.tokenize.store.documents import StoreFiles, read_document
+
+logger = logging.getLogger(__name__)
+
+_BYTES_AHEAD = 256 << 20
+"""Rendered views that may wait for the tokenizer; arbitrary, small beside one GPU worker's memory."""
+_PACK_AGAIN = "remove it, and run beit tokenize again"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardJob:
+    """One shard to tokenise."""
+
+    stem: str
+    tar: TarShard | CropTar
+    image_file: str
+    """Image tar below the image root."""
+    image_sha256: str = ""
+    """Known for tars we packed."""
+    num_images: int | None = None
+    """The same."""
+    copy_sha256: str = ""
+    """Hash of the local copy of a remote tar, see `TarShard.copy`."""
+    skipped: tuple[SkippedSample, ...] = ()
+    """Images that could not even be packed."""
+
+    @property
+    def is_packed(self) -> bool:
+        """True if the image tar is part of the store."""
+        return bool(self.image_sha256)
+
+
+class ShardTokenizer:
+    """Tokenises shards, one after the other, with one tokenizer and one pool of decoding threads.
+
+    Args:
+        files: Of the store.
+        info: Its settings.
+        tokenizer: None when the store gets no tokens.
+        execution: Fingerprint of this rank, for the manifests.
+        versions: Library versions, for the manifests.
+        maker: Makes the views of an image.
+        workers: Threads that read, and make the views where there are no processes for that.
+        processes: Make the views.
+    """
+
+    def __init__(
+        self,
+        files: StoreFiles,
+        info: StoreInfo,
+        *,
+        tokenizer: ViewEncoder | None,
+        execution: Execution,
+        versions: tuple[str, ...],
+        maker: ImageMaker,
+        workers: Workers,
+        processes: Processes[PreparedImage] | None = None,
+    ) -> None:
+        self._files, self._info = files, info
+        self._tokenizer, self._execution, self._versions = tokenizer, execution, versions
+        self._maker, self._workers = maker, workers
+        self._make = maker.make if processes is None else processes.call
+        self.watch = Stopwatch()
+
+    def run(
+        self, job: ShardJob, *, progress: TokenizeProgress, bad_samples: BadSampleLog, before_commit: Callable[[], None]
+    ) -> ShardManifest:
+        """Tokenise one shard and commit it.
+
+        Args:
+            job: What to do.
+            progress: Told of every image.
+            bad_samples: Told of every unusable one.
+            before_commit: Called when all is ready; raises if the shard is not to be committed after all.
+        Raises:
+            InputError: the image tar is damaged or changes meanwhile, or too many images are unusable.
+            ResumableStop: somebody asked for it; the shard is given up.
+        """
+        if job.is_packed and job.copy_sha256:
+            is_same = job.copy_sha256 == job.image_sha256
+            require(is_same, f"{job.tar.location} is damaged: its sha256 is not that of its manifest; {_PACK_AGAIN}")
+        before = _stat(job.tar.location)
+        refs: Sequence[SampleRef]
+        refs, index = job.tar.scan()
+        skipped = list(job.skipped)
+        bad_samples.add(_reports(job.stem, skipped))
+        progress.add(skipped=len(skipped))
+        full_hash = self._start_hash(job)
+        with TokenShardWriter(self._files, job.stem, self._info) as writer, job.tar.open() as reader:
+            results = self._workers.map(partial(self._prepare, reader=reader), refs, ahead=self._images_ahead())
+            usable = _sort_out(results, job.stem, skipped, bad_samples, progress)
+            for encoded in self._encode(usable):
+                writer.add(encoded.image.ref, encoded.token_ids, encoded.image.views)
+                progress.add(images=1)
+            after = _stat(job.tar.location)
+            require(before == after, f"{before.path} changed while it was tokenised; run beit tokenize again")
+            image = ImageFile(
+                name=job.image_file,
+                size=before.size,
+                header_sha256=index.header_sha256,
+                sha256=job.image_sha256 or job.copy_sha256 or (full_hash.result() if full_hash else ""),
+                stamp="" if job.is_packed else before.version,
+            )
+            before_commit()
+            return writer.commit(image=image, skipped=skipped, execution=self._execution, versions=self._versions)
+
+    def raise_if_stopped(self) -> None:
+        """End the work if somebody asked for it.
+
+        Raises:
+            ResumableStop: somebody did.
+        """
+        self._workers.raise_if_stopped()
+
+    def _start_hash(self, job: ShardJob) -> Future[str] | None:
+        # Of a remote tar, the copy was hashed on its way.
+        if job.is_packed or is_remote(job.tar.location):
+            return None
+        return self._workers.submit(sha256_file, Path(job.tar.location))
+
+    def _encode(self, images: Iterable[PreparedImage]) -> Iterator[EncodedImage]:
+        if self._tokenizer is not None:
+            size = self._execution.micro_batch_size
+            yield from encode_images(images, self._tokenizer, micro_batch_size=size, watch=self.watch)
+            return
+        none = np.empty((0, self._info.grid_size, self._info.grid_size), dtype=np.uint16)
+        for image in images:
+            yield EncodedImage(image, none)
+
+    def _prepare(self, ref: SampleRef, *, reader: ShardReader) -> PreparedImage | RejectedImage:
+        """Make the views of a sample. One that cannot be used is returned, not raised: it is counted."""
+        try:
+            return self._make(ref, self._maker.read(ref, reader))
+        except BadSample as error:
+            return RejectedImage(ref, error)
+
+    def _images_ahead(self) -> int:
+        """Return how many images to prepare in advance: enough for two batches, bounded in memory."""
+        views = max(1, self._info.views)
+        view_bytes = max(1, self._info.token_img_size) ** 2 * 3
+        wanted = 4 * self._workers.count + -(-2 * self._execution.micro_batch_size // views)
+        return max(self._workers.count + 1, min(wanted, _BYTES_AHEAD // (views * view_bytes)))
+
+
+def _sort_out(
+    results: Iterable[PreparedImage | RejectedImage],
+    stem: str,
+    skipped: list[SkippedSample],
+    bad_samples: BadSampleLog,
+    progress: TokenizeProgress,
+) -> Iterator[PreparedImage]:
+    """Yield the usable images and note the others."""
+    for result in results:
+        if isinstance(result, PreparedImage):
+            yield result
+            continue
+        skipped.append(SkippedSample(key=result.ref.key, reason=result.error.reason))
+        progress.add(skipped=1)
+        bad_samples.add([BadSampleReport(f"{stem}/{result.ref.key}", result.error.reason, result.error.detail)])
+
+
+def _reports(stem: str, skipped: Iterable[SkippedSample]) -> list[BadSampleReport]:
+    return [BadSampleReport(f"{stem}/{sample.key}", sample.reason, "found when packing") for sample in skipped]
+
+
+def find_finished(files: StoreFiles, job: ShardJob, info: StoreInfo) -> ShardManifest | None:
+    """Return the manifest of a shard that needs no work: every file is what the manifest says, by hash.
+
+    The image tar is checked by size, and by its headers unless its time is unchanged.
+    """
+    name = f"{TOKENS_DIR}/{manifest_name(job.stem)}"
+    if not files.exists(name):
+        return None
+    try:
+        manifest = read_document(ShardManifest, files, name)
+        require(manifest.settings_sha256 == info.settings_sha256(), f"{files.label(name)} belongs to other settings")
+        files.check(TOKENS_DIR, manifest.samples)
+        if manifest.tokens is not None:
+            files.check(TOKENS_DIR, manifest.tokens)
+        _check_image(job, manifest.image)
+    except InputError as error:
+        logger.warning("shard %s is done again: %s", job.stem, error)
+        return None
+    return manifest
+
+
+def _stat(location: str) -> FileInfo:
+    """Return size and version of an image tar that was found before; a server that is away for a moment is waited for.
+
+    Raises:
+        InputError: it is gone.
+        RemoteError: its server stays away.
+    """
+    if not is_remote(location):
+        return match_files(location)[0]
+    info = stat_object(location)
+    if info is None:
+        raise InputError(f"{location} does not exist any more")
+    return remote_info(location, info)
+
+
+def _check_image(job: ShardJob, expected: ImageFile) -> None:
+    found = _stat(job.tar.location)
+    require(found.size == expected.size, f"{found.path} has {found.size} bytes, its manifest says {expected.size}")
+    if expected.stamp and expected.stamp == found.version:
+        return
+    if job.is_packed and is_remote(job.tar.location):
+        # All of a remote tar would have to be read; what was packed has a hash, and a manifest that says so.
+        require(expected.sha256 == job.image_sha256, f"{found.path} was packed anew")
+        return
+    _, index = job.tar.scan()
+    require(index.header_sha256 == expected.header_sha256, f"{found.path} holds other members than it did")

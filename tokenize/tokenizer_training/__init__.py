@@ -1,0 +1,1 @@
+"""Training a tokenizer, converting one, and the report on one."""

@@ -1,0 +1,93 @@
+"""`beit tokenizer convert`: DALL-E's published files to a tokenizer directory, without running them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from torch import Tensor
+
+from beit.common.errors import InputError, require
+from beit.common.storage.files import fsync_directory
+from beit.common.tokenizers.dalle_files import find_part, read_part
+from beit.common.tokenizers.directory import (
+    CONFIG_FILE,
+    add_dalle_decoder,
+    describe_source,
+    read_settings,
+    recorded_sources,
+    save_dalle,
+)
+
+
+def convert_dalle(file: Path, out: Path) -> str:
+    """Write the tokenizer directory `out`, or add a decoder to one, and say what was done.
+
+    Args:
+        file: DALL-E's encoder, beside which the decoder is looked for; or a folder with it; or a decoder.
+        out: New or empty; for a decoder, a directory that an encoder was converted to.
+    Returns:
+        Lines for the user.
+    Raises:
+        InputError: a file is missing or not what it should be, or `out` cannot take it. Nothing is left behind.
+        OSError: `out` cannot be written.
+    """
+    if file.is_dir():
+        found = find_part(file, "encoder")
+        if found is None:
+            raise InputError(f"{file} holds neither encoder.pkl nor encoder.safetensors; name the file to convert")
+        file = found
+    require(file.is_file(), f"{file} does not exist; name DALL-E's encoder.pkl, or the folder it lies in")
+    part, tensors = read_part(file)
+    source = describe_source(file)
+    if part == "decoder":
+        _require_room_for_decoder(file, out)
+        add_dalle_decoder(out, tensors, source)
+        return f"added the decoder ({_count(tensors)} parameters, from {file}, sha256 {source.sha256}) to {out}"
+    require(
+        not out.exists() or (out.is_dir() and not any(out.iterdir())), f"{out} exists and is not empty; name another"
+    )
+    decoder_file = find_part(file.parent, "decoder")
+    decoder = None if decoder_file is None else read_part(decoder_file, "decoder")[1]
+    lines = [f"encoder      {_count(tensors)} parameters, from {file} (sha256 {source.sha256})"]
+    with _directory(out) as temporary:
+        fingerprint = save_dalle(temporary, tensors, source)
+        if decoder is not None and decoder_file is not None:
+            decoder_source = describe_source(decoder_file)
+            add_dalle_decoder(temporary, decoder, decoder_source)
+            lines.append(
+                f"decoder      {_count(decoder)} parameters, from {decoder_file} (sha256 {decoder_source.sha256})"
+            )
+        else:
+            lines.append("decoder      none beside it; only pictures need one, convert it to the same place later")
+    lines.append(f"fingerprint  {fingerprint}")
+    lines.append(f"use it with  beit tokenize SOURCE STORE --tokenizer {out}")
+    return "\n".join(lines)
+
+
+def _count(tensors: Mapping[str, Tensor]) -> str:
+    return f"{sum(tensor.numel() for tensor in tensors.values()):,}"
+
+
+def _require_room_for_decoder(file: Path, out: Path) -> None:
+    is_ours = (out / CONFIG_FILE).is_file() and read_settings(out)["architecture"] == "dall-e"
+    require(is_ours, f"{file} is DALL-E's decoder, which only pictures need; convert its encoder to {out} first")
+    require("decoder" not in recorded_sources(out), f"{out} has a decoder already; name another")
+
+
+@contextmanager
+def _directory(out: Path) -> Iterator[Path]:
+    """Yield a folder that becomes `out`, which is missing or empty, only if the block succeeds."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f".{out.name}.tmp.{os.getpid()}")
+    temporary.mkdir()
+    try:
+        yield temporary
+        os.rename(temporary, out)  # replaces an empty folder, refuses any other
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    fsync_directory(out.parent)

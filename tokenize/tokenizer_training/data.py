@@ -1,0 +1,125 @@
+"""From SOURCE to pieces of images for tokenizer training, and the source `synthetic:N`, which needs no pictures."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from beit.common.errors import BadSample, require
+from beit.common.images import decode_image
+from beit.common.reading.dataset import Dataset, Record
+from beit.common.reading.labelled_dataset import LabelledDataset
+from beit.common.rng import CounterRng
+from beit.common.shards.schema import HeldOut, held_out_count, held_out_hash
+from beit.common.views import TOKEN_RESAMPLE, AugmentConfig, draw_view, render_view
+from beit.tokenize.tokenizer_training.config import TokenizerDataConfig
+
+logger = logging.getLogger(__name__)
+
+
+MIN_IMAGES = 5
+"""One in five is the most that is held out for the sake of `data.num_eval_images`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CropTransform:
+    """Turn a record into pieces of one random view of its image. Instances are sent to the reader's workers.
+
+    Args:
+        data: Sizes.
+        augment: Distribution of the views.
+        seed: Of the run; with epoch and sample it keys view and pieces.
+    """
+
+    data: TokenizerDataConfig
+    augment: AugmentConfig
+    seed: int
+
+    def __call__(self, record: Record) -> dict[str, NDArray[np.uint8]]:
+        """Render a view and cut it.
+
+        Returns:
+            images: (crops_per_image, 3, crop_size, crop_size) uint8.
+        Raises:
+            BadSample: the image does not decode.
+        """
+        rng = CounterRng(self.seed, "tokenizer-training", record.epoch, record.sample_id)
+        view = self.render(record, rng)
+        size, last = self.data.crop_size, self.data.view_size - self.data.crop_size
+        corners = [(rng.integers(0, last), rng.integers(0, last)) for _ in range(self.data.crops_per_image)]
+        pieces = [view[top : top + size, left : left + size] for top, left in corners]
+        return {"images": np.ascontiguousarray(np.stack(pieces).transpose(0, 3, 1, 2))}
+
+    def render(self, record: Record, rng: CounterRng) -> NDArray[np.uint8]:
+        """Render one random view, (view_size, view_size, 3) uint8.
+
+        Raises:
+            BadSample: the image does not decode.
+        """
+        image = decode_image(record.image_bytes)
+        view = draw_view(rng, image.width, image.height, self.augment)
+        return render_view(
+            image,
+            view,
+            img_size=self.data.view_size,
+            resample=TOKEN_RESAMPLE,
+            jitter_scope=self.augment.jitter_scope,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Images:
+    """What a tokenizer is trained on and what it is measured on; no image is in both."""
+
+    train: LabelledDataset
+    """Training images."""
+    held_out: LabelledDataset
+    """All others."""
+
+
+def split_images(images: LabelledDataset, data: TokenizerDataConfig, *, cache_bytes: int) -> Images:
+    """Hold some images out, the same ones on every machine and in every run.
+
+    As in a token store, those with the smallest hashes of their keys; so an image that is held out stays so when
+    others join it, unless it leaves the share.
+
+    Args:
+        images: All of a source.
+        data: Share, and number of images to measure on.
+        cache_bytes: Memory for Parquet row groups.
+    Raises:
+        InputError: there are too few images to hold any out.
+    """
+    index = images.index
+    require(
+        len(index) >= MIN_IMAGES,
+        f"{index.info.root} holds {len(index)} images, too few to train a tokenizer on some and measure it on others; "
+        f"give at least {MIN_IMAGES}, better thousands",
+    )
+    count = held_out_count(len(index), HeldOut(fraction=data.held_out, minimum=data.num_eval_images))
+    hashes = np.fromiter(map(held_out_hash, index.keys()), np.uint64, len(index))
+    is_held_out = np.zeros(len(index), dtype=bool)
+    is_held_out[np.argsort(hashes, kind="stable")[:count]] = True
+    chosen, others = index.split(is_held_out, change=f"held out {count}")
+    return Images(
+        train=LabelledDataset(others, cache_bytes=cache_bytes),
+        held_out=LabelledDataset(chosen, cache_bytes=cache_bytes),
+    )
+
+
+def read_samples(
+    dataset: Dataset, rows: Sequence[int], use: Callable[[Record], NDArray[np.uint8]]
+) -> Iterator[NDArray[np.uint8]]:
+    """Yield what `use` makes of the samples at some positions of a data set; unreadable ones are passed over."""
+    ends = np.cumsum(dataset.shard_sizes)
+    for row in rows:
+        shard = int(np.searchsorted(ends, row, side="right"))
+        rank = row - int(ends[shard - 1] if shard else 0)
+        try:
+            yield use(dataset.fetch(shard, rank, 0))
+        except BadSample as error:
+            logger.warning("%s passed over (%s)", dataset.sample_id(shard, rank), error)

@@ -1,0 +1,131 @@
+"""How well a discrete VAE in training keeps pictures, and how much of its vocabulary it uses; numbers and pictures.
+
+The thorough measurement of a finished tokenizer is `beit tokenizer report` (`fitness/`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL.Image import Image
+from torch import Tensor
+
+from beit.common.pages.pictures import contact_sheet
+from beit.common.storage.files import write_atomic
+from beit.common.tokenizers.dvae import DiscreteVAE, luma
+from beit.tokenize.fitness.image_quality import block_means, image_psnr
+from beit.tokenize.fitness.tokens import perplexity
+from beit.tokenize.tokenizer_training.config import TokenizerTrainConfig
+
+_PAIRS_PER_ROW = 4
+
+
+_GREY = "It sees the luma of colour images, and decodes to grey."
+
+
+_LICENCE = "(yours to fill in: of these weights, and of the images they were trained on)"
+
+
+def reconstruction_metrics(model: DiscreteVAE, images: Tensor, *, micro_batch_size: int) -> dict[str, float]:
+    """Encode and decode images, without gradients.
+
+    Args:
+        model: On the device of the images.
+        images: uint8 (B, 3, H, W); B at least 1. A grey network is compared with their luma: colour it never saw.
+        micro_batch_size: Images at a time.
+    Returns:
+        psnr and block_mean_psnr (dB, means over images; the latter of the trivial code that keeps each token's mean
+        colour), words_used (different words that occur), perplexity (words that, used equally, would be as diverse).
+    """
+    psnr, baseline, counts = [], [], torch.zeros(model.vocab_size, dtype=torch.int64)
+    with torch.no_grad():
+        for chunk in torch.split(images, micro_batch_size):
+            chunk = seen_pixels(model, chunk)
+            token_ids = model.pixels_to_ids(chunk)
+            counts += torch.bincount(token_ids.flatten(), minlength=model.vocab_size).cpu()
+            psnr.append(image_psnr(model.ids_to_pixels(token_ids), chunk))
+            baseline.append(image_psnr(block_means(chunk, model.downsampling), chunk))
+    return {
+        "psnr": float(torch.cat(psnr).mean()),
+        "block_mean_psnr": float(torch.cat(baseline).mean()),
+        "words_used": float((counts > 0).sum()),
+        "perplexity": perplexity(counts.numpy()),
+    }
+
+
+def reconstruction_sheet(model: DiscreteVAE, images: Tensor) -> Image:
+    """Draw images beside what becomes of them as words, several pairs per row.
+
+    Args:
+        model: On the device of the images.
+        images: uint8 (B, 3, H, W); B at least 1.
+    """
+    originals = seen_pixels(model, images)
+    with torch.no_grad():
+        decoded = model.ids_to_pixels(model.pixels_to_ids(originals))
+    stacked = torch.stack([originals, decoded], dim=1).flatten(0, 1)  # original, reconstruction, original, ...
+    pictures = list(stacked.permute(0, 2, 3, 1).cpu().numpy())
+    columns = 2 * min(_PAIRS_PER_ROW, len(images))
+    rows = [pictures[start : start + columns] for start in range(0, len(pictures), columns)]
+    return contact_sheet(rows, titles=("original", "reconstruction") * (columns // 2))
+
+
+def seen_pixels(model: DiscreteVAE, images: Tensor) -> Tensor:
+    """Return what is left of uint8 images (B, 3, H, W) for the model: all, or their luma in three equal channels."""
+    return luma(images).expand(-1, 3, -1, -1) if model.config.channels == 1 else images
+
+
+def tokenizer_card(file: Path, config: TokenizerTrainConfig, training: Mapping[str, Any], *, fingerprint: str) -> None:
+    """Write the card.
+
+    Args:
+        file: The README.md to write.
+        config: Settings of the training.
+        training: As in the tokenizer's config.json: source, step, total_steps, metrics.
+        fingerprint: Of the tokenizer.
+    """
+    model, data, metrics = config.model, config.data, training["metrics"]
+    lines = [
+        "# Image tokenizer",
+        "",
+        f"A discrete VAE: each {model.downsampling} x {model.downsampling} px square of an image becomes one of "
+        f"{model.vocab_size} visual words. Fingerprint `{fingerprint}`.",
+        *([_GREY] if model.channels == 1 else []),
+        "",
+        "    from beit.common.tokenizer import load_tokenizer",
+        f'    token_ids = load_tokenizer("{file.parent}").encode(images)',
+        "",
+        f"- Network: width {model.width}, {model.num_blocks} residual blocks each way, code vectors of "
+        f"{model.code_dim}; trained by {model.reconstruction}.",
+        f"- Training: `beit tokenizer train {training['source']} {file.parent.name}`, {time.strftime('%Y-%m-%d')}, "
+        f"step {training['step']} of {training['total_steps']}, {_average(config)}; all settings: `config.toml`.",
+        f"- Data: {training['num_train_images']} images of `{training['source']}`, in views of {data.view_size} px, "
+        f"{data.crops_per_image} pieces of {data.crop_size} px of each; {training['num_held_out_images']} further "
+        "images were held out.",
+        f"- Licence: {_LICENCE}",
+    ]
+    if metrics:
+        lines += [
+            "",
+            "## Measured",
+            "",
+            f"On {metrics['eval_images']:.0f} of the held-out images, one view of each; `reconstruction.png` shows "
+            "some, as the latest evaluation saw them:",
+            "",
+            "| what | value |",
+            "| --- | --- |",
+            f"| reconstruction | {metrics['eval_psnr']:.2f} dB |",
+            f"| mean colour of each square, for comparison | {metrics['eval_block_mean_psnr']:.2f} dB |",
+            f"| different words used | {metrics['eval_words_used']:.0f} of {model.vocab_size} |",
+            f"| perplexity of the words | {metrics['eval_perplexity']:.0f} |",
+        ]
+    write_atomic(file, ("\n".join(lines) + "\n").encode())
+
+
+def _average(config: TokenizerTrainConfig) -> str:
+    decay = config.train.ema_decay
+    return "the weights as they were then" if decay is None else f"weights averaged with decay {decay}"
