@@ -1,8 +1,13 @@
 """Image bytes to RGB pixels, with every way this can fail turned into one countable `BadSample`.
 
 Here: the only decoder of the package, so that tokenisation, training and evaluation see the same pixels, and a quicker
-one for those who can prove that they got them. Not here: where the bytes come from (`common/sources/opening.py`,
-`store.py`) and what is cut from the pixels (`views.py`).
+one for those who can prove that they got them. Not here: where the bytes come from (`common/sources/`, `store.py`) and
+what is cut from the pixels (`views.py`).
+
+JPEGs whose pixel data end early although the file is closed properly are found here, too: a download that broke off and
+was "repaired", or one flipped bit that looks like a marker. libjpeg then fills the rest of the picture with mid grey
+and says so only in a warning that Pillow does not pass on. Neither length nor structure of the file tells. What tells
+is that a decoder that ran out of data uses more if there is more, and one that did not ignores it.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""Image tokenizers by name or path: `load_tokenizer`, and the directory a trained one is kept in.
+"""Image tokenizers by name or path: `load_tokenizer`, and the one that a store was made with, loaded again.
 
     tokenizer = load_tokenizer("mini")
     token_ids = tokenizer.encode(images)     # uint8 pixels to visual words
     pictures = tokenizer.decode(token_ids)   # and back
 
-The networks are `beit.common.tokenizers.dvae` (compact, trained here) and `beit.common.tokenizers.dalle` (BEiT's).
-Cutting many images into batches is the caller's business; a convolution's last bits depend on the batch size, so stores
-fix it.
+The networks are `common/tokenizers/dvae.py` (compact, trained here) and `common/tokenizers/dalle.py` (BEiT's), the
+directory a trained one is kept in is `common/tokenizers/directory.py`. Cutting many images into batches is the caller's
+business; a convolution's last bits depend on the batch size, so stores fix it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """What the files of a token store say: settings, shard manifests and the shard table, as dataclasses.
 
-Here: the schemas, their JSON form, the names inside a store and the rule that holds samples out. Not here: Parquet
-files (`tables.py`), reading a store (`common/store.py`), writing one (`beit.tokenize`). Every field is explained in
-docs/store-format.md.
+Here: the schemas, the names inside a store, the rule that holds samples out, and the one rule of geometry, img_size /
+patch_size = grid_size = token_img_size / downsampling. Not here: their JSON form (`common/storage/documents.py`),
+Parquet files (`tables.py`), reading a store (`common/store.py`), writing one (the tokenize stage). Every field is
+explained in docs/store-format.md.
 """
 
 from __future__ import annotations

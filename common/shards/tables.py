@@ -2,6 +2,13 @@
 
 Both are written with fixed settings, so that equal content gives equal bytes for one version of pyarrow. Their columns
 are explained in docs/store-format.md.
+
+The shard table is kept as columns, and a row is made an object only where one is asked for: a store of 100 million
+images has 100 000 shards, whose rows would take a hundred megabytes as Python objects in every process of a training.
+
+Whether the numbers in a sample table can be true is checked before anything is read, or made, by them. Hashes find
+damage; they do not find a table that was made wrong on purpose, and a reader must answer that one with a line, too, not
+with a crash or a gigabyte of memory.
 """
 
 from __future__ import annotations

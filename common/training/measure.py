@@ -1,4 +1,7 @@
-"""Recording a few training steps: a trace of what ran when, and on a GPU a snapshot of its memory."""
+"""What a training costs its device: the most it could compute, the memory taken, and a record of a few steps.
+
+The record is a trace of what ran when, and on a GPU a snapshot of its memory.
+"""
 
 from __future__ import annotations
 

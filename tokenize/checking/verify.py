@@ -2,6 +2,9 @@
 
 A shard is checked from the cheap to the thorough: files and sizes, hashes, the members of both tars against the sample
 table, token ids against the vocabulary. Comparing tokens with a new tokenisation is `audit.py`.
+
+The files of a local store are read as they are. A remote one is checked shard by shard, each in a temporary folder laid
+out like a store, so that the checks are the same and no more than one shard takes disk.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""How well a discrete VAE in training keeps pictures, and how much of its vocabulary it uses; numbers and pictures.
+"""What a trained tokenizer is and how good: the README beside it, and numbers and pictures of its evaluations.
 
-The thorough measurement of a finished tokenizer is `beit tokenizer report` (`fitness/`).
+Measured are how well it keeps pictures and how much of its vocabulary it uses. The thorough measurement of a finished
+tokenizer is `beit tokenizer report` (`tokenize/fitness/`).
 """
 
 from __future__ import annotations
