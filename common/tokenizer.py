@@ -31,22 +31,12 @@ from beit.common.tokenizers.directory import load_model
 from beit.common.tokenizers.plugin import installed_names, is_import_name, load_plugin
 
 logger = logging.getLogger(__name__)
-
-
 BUNDLED_DIR = Path(__file__).parent / "tokenizers"
 """Tokenizers that come with the package, one folder each."""
-
-
 DALLE = "dall-e"
 """Name of BEiT's own tokenizer."""
-
-
 DType = Literal["float32", "bfloat16", "float16"]
-
-
 DTypeSetting = Literal["auto", "float32", "bfloat16", "float16"]
-
-
 CompileMode = Literal["auto", "on", "off"]
 
 

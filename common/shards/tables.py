@@ -43,35 +43,18 @@ _SAMPLE_SCHEMA = pa.schema(
         pa.field("label", pa.int64()),
     ]
 )
-
-
 _IMAGE_COLUMNS = ("img_off", "img_len")
-
-
 _INDEX_TYPES = {"str": pa.string(), "int": pa.int64()}
-
 
 _INDEX_SCHEMA = pa.schema(
     [pa.field(field.name, _INDEX_TYPES[str(field.type)], nullable=False) for field in fields(ShardRow)]
 )
-
-
 _CONTROL_CHARACTERS = "[\\x00-\\x1f\\x7f]"
-
-
 _STEM = re.compile(r"[0-9]{6,}-[A-Za-z0-9._-]{1,200}")
-
-
 _VERSION_KEY = b"beit.format_version"
-
-
 NO_LABEL = -1
 """Stands for an absent label in the arrays; the Parquet file has a null."""
-
-
 _KEPT_ROWS = 1024
-
-
 _ROWS_AT_ONCE = 1024
 
 

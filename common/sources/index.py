@@ -25,22 +25,12 @@ from beit.common.rng import CounterRng
 from beit.common.sources.opening import SampleRef, SourceShard
 
 Int64Array = NDArray[np.int64]
-
-
 INDEX_VERSION = 2
 """Of index.json and the table; raised when an older reader would misread them."""
-
-
 NO_LABEL = -1
 """Stands for an absent label."""
-
-
 _NAMES_IN_MESSAGE = 5
-
-
 _MAPPED_SHARDS = 2048
-
-
 _REMADE = ("_batches", "_mapped", "labels")  # had again from the table, in whichever process needs them
 
 

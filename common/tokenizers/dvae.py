@@ -38,16 +38,10 @@ from beit.common.tokenizers.dvae_config import DiscreteVAEConfig
 
 STEM_STRIDE = 4
 """Pixels per position after the first convolution; patches this small still hold edges well."""
-
-
 INITIAL_LOGIT_SCALE = 20.0
 """Cosines times this are the first logits; training raises it as words become distinct."""
-
-
 _LUMA_WEIGHTS = (19595, 38470, 7471)
 """Of red, green and blue in units of 1/2**16."""
-
-
 MIN_LOG_SCALE = -5.0
 """Of b: half a grey level at middle grey, 0.4/255 of a mapped pixel, is e**-5.07 in logits. Below that a network would
 be paid without bound for pixels that it gets exactly right, flat areas above all."""

@@ -17,14 +17,8 @@ from typing import Any
 from beit.common.errors import InputError, RunFailed
 
 logger = logging.getLogger(__name__)
-
-
 MAX_IN_A_ROW = 3
-
-
 MAX_IN_WINDOW = 10
-
-
 WINDOW_STEPS = 1000
 
 

@@ -17,11 +17,8 @@ from beit.common.processes.distributed import World
 from beit.common.training.precision import Precision
 
 logger = logging.getLogger(__name__)
-
-
 _MAX_MEMORY_EVENTS = 200_000
 """Allocations and releases kept for the snapshot; arbitrary, some steps of a large model."""
-
 
 _PEAK_TFLOPS: dict[str, dict[str, float]] = {
     # Dense, from the data sheets; float32 without TF32, which no training here switches on. The first name that is part

@@ -20,8 +20,6 @@ import torch
 import torch.distributed as dist
 
 INITIAL_SCALE, GROWTH_INTERVAL = 2.0**16, 2000
-
-
 MIN_SCALE, MAX_SCALE = 1.0, 2.0**24
 
 

@@ -36,8 +36,6 @@ from beit.common.training.speed import apply_speed
 from beit.common.training.task import CountsFlops, DrawsPictures, FitResult, FitSettings, OverwritesWeights, Task
 
 __all__ = ["FitResult", "FitSettings", "Task", "fit"]
-
-
 logger = logging.getLogger(__name__)
 
 

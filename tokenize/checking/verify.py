@@ -53,11 +53,7 @@ from beit.tokenize.shards.index import index_row
 from beit.tokenize.store.documents import check_file
 
 logger = logging.getLogger(__name__)
-
-
 _SUFFIXES = (".manifest.json", ".samples.parquet", ".tar")
-
-
 _PROBLEMS_SHOWN, _KEYS_SHOWN = 20, 5
 
 

@@ -21,8 +21,6 @@ from beit.common.tokenizers.discounting import DiscountedCounts, Float64Array, I
 MAX_KEPT_TOKENS = 4_000_000
 """Tokens kept for the entropy map and the context model, 8 MB; beyond, every second, third, ... view is. Arbitrary, far
 more than both need to settle."""
-
-
 CURVE_POINTS = 201
 """Points of the usage curve; arbitrary, finer than a page shows."""
 

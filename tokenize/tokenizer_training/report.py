@@ -23,11 +23,7 @@ from beit.tokenize.fitness.tokens import perplexity
 from beit.tokenize.tokenizer_training.config import TokenizerTrainConfig
 
 _PAIRS_PER_ROW = 4
-
-
 _GREY = "It sees the luma of colour images, and decodes to grey."
-
-
 _LICENCE = "(yours to fill in: of these weights, and of the images they were trained on)"
 
 
