@@ -26,6 +26,8 @@ Config = TypeVar("Config")
 
 NONE = "none"
 """How a recipe or an override says that an optional setting is off."""
+RETIRED = {"augment.repeats": 1}
+"""Settings that are gone, with the value that asked for what is done now; files of older runs may still state it."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -190,11 +192,11 @@ def config_to_toml(config: Any) -> str:
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested settings under flat names, such as optimizer.lr."""
+    """Return nested settings under flat names, such as optimizer.lr; retired ones are left out."""
     flat: dict[str, Any] = {}
     for name, value in values.items():
         flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
-    return flat
+    return {name: value for name, value in flat.items() if (name, value) not in RETIRED.items()}
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -247,6 +249,8 @@ def _build(schema: Any, values: Mapping[str, Any], *, prefix: str, where: _Where
     names = [field.name for field in dataclasses.fields(schema)]
     arguments: dict[str, Any] = {}
     for key, value in values.items():
+        if (prefix + key, value) in RETIRED.items():
+            continue
         if key not in names:
             raise InputError(_unknown_key(prefix + key, where))
         arguments[key] = _convert(field_types[key], value, name=prefix + key, where=where)

@@ -197,11 +197,6 @@ class FinetuneConfig:
             f"train.{'global' if micro is None else 'micro'}_batch_size ({total if micro is None else micro}) must be "
             "even, since mixup and cutmix pair images; or switch them off with mix.prob=0",
         )
-        repeats = self.augment.repeats
-        require(
-            total % repeats == 0,
-            f"train.global_batch_size ({total}) must be a multiple of augment.repeats ({repeats})",
-        )
         require(
             not (self.data.balanced and self.classifier.multi_label),
             "data.balanced must be false with classifier.multi_label: images are of several classes at once",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from beit.common.config import at_least, checked, within
+from beit.common.config import checked, within
 from beit.common.errors import require
 from beit.common.views import AugmentConfig, Resample
 from beit.finetune.augment.rand_augment import OFF, parse_policy
@@ -27,9 +27,6 @@ class TrainAugmentConfig:
     """RandAugment as timm spells it: strength m (0 to 10), its spread mstd, operations per image n; or "none"."""
     erase_prob: Annotated[float, within("[0, 1]")] = 0.25
     """Probability of replacing a random rectangle by noise."""
-    repeats: Annotated[int, at_least(1)] = 1
-    """Repeated augmentation: views of an image in a step, each drawn anew; a step then has that many times fewer
-    images. 3 in DeiT."""
     interpolation: Resample = "bicubic"
     """Filter of the resize, antialiased."""
 

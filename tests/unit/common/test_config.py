@@ -10,6 +10,7 @@ from beit.common.config import (
     config_from_dict,
     config_to_dict,
     config_to_toml,
+    flatten,
     load_config,
     one_of,
     within,
@@ -152,3 +153,15 @@ def test_an_inherited_field_with_another_default_keeps_its_bounds():
 
     with pytest.raises(InputError, match=r"section.count \(0\) must be at least 1"):
         Narrower(count=0)
+
+
+def test_a_retired_setting_is_passed_over_where_it_asked_for_what_is_done_now():
+    @checked()
+    class Whole:
+        augment: Bounded = field(default_factory=Bounded)
+
+    old = {"augment": {"rate": 0.25, "repeats": 1}}
+    assert config_from_dict(Whole, old) == Whole(augment=Bounded(rate=0.25))
+    assert flatten(old) == {"augment.rate": 0.25}
+    with pytest.raises(InputError, match="unknown key 'augment.repeats'"):
+        config_from_dict(Whole, {"augment": {"repeats": 3}})
