@@ -176,10 +176,6 @@ def plan_training(
     )
 
 
-def _require_positive(name: str, value: int | None) -> None:
-    require(value is None or value >= 1, f"{name} ({value}) must be at least 1")
-
-
 @checked("speed")
 class SpeedConfig:
     """The `[speed]` section: time and memory of a step of a vision transformer."""

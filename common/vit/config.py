@@ -110,11 +110,6 @@ class ViTConfig:
         return self.grid_size[0] * self.grid_size[1]
 
     @property
-    def head_dim(self) -> int:
-        """Channels per attention head."""
-        return self.embed_dim // self.num_heads
-
-    @property
     def mlp_dim(self) -> int:
         """Hidden width of the MLP."""
         return int(self.embed_dim * self.mlp_ratio)
