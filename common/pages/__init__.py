@@ -1,4 +1,1 @@
-"""What is looked at: charts, tables of images, pages.
-
-Not here: what they show, which is the stages' own.
-"""
+"""What people look at: tables of pictures, charts, pages and tables of text; what they show is the stages' matter."""
