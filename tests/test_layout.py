@@ -25,6 +25,9 @@ RESTRICTED = {
         "pretrain/commands.py",
         "finetune/commands.py",
     },
+    "matplotlib": {"common/pages/charts.py"},
+    "jinja2": {"common/pages/html_page.py"},
+    "markupsafe": {"common/pages/html_page.py"},
     "torchvision": set(),
     "timm": set(),
     "transformers": set(),
@@ -204,6 +207,13 @@ def test_packaging_list_equals_the_tree():
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
     tree = {"beit"} | {".".join(("beit", *path.relative_to(ROOT).parts[:-1])) for path in SOURCES}
     assert set(listed) == tree
+
+
+def test_templates_are_shipped():
+    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    folders = {package for package, globs in patterns.items() if "*.html" in globs}
+    templates = [path for stage in ("common", *STAGES) for path in (ROOT / stage).rglob("*.html")]
+    assert folders == {".".join(("beit", *path.relative_to(ROOT).parts[:-1])) for path in templates}
 
 
 def test_package_data_patterns_match_files():

@@ -1,1 +1,4 @@
-"""What people look at: tables of pictures, charts, pages and tables of text; what they show is the stages' matter."""
+"""What is looked at: charts, tables of images and of text, pages.
+
+Not here: what they show, which is the stages' own.
+"""

@@ -169,7 +169,7 @@ def as_html(comparison: Comparison) -> bytes:
     from beit.common.pages.html_page import render  # jinja2 is for those who ask for a page
 
     page = render(
-        Path(__file__).with_name("compare_report.html"),
+        Path(__file__).with_name("report.html"),
         title=f"Comparison of {sum(len(group.runs) for group in comparison.groups)} runs",
         titles=TITLES,
         kinds=["number" if title in _NUMBERS else "" for title in TITLES],

@@ -1,4 +1,4 @@
-"""The page of an evaluation: one HTML file that needs nothing but itself; its template is `report_page.html`."""
+"""The page of an evaluation: one HTML file that needs nothing but itself; its template is `page.html`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def evaluation_page(report: EvaluationReport, pictures: Sequence[NDArray[np.uint
     """
     shown = [enlarged(pixels, _SHOWN_PX) for pixels in pictures]
     return render(
-        Path(__file__).with_name("report_page.html"),
+        Path(__file__).with_name("page.html"),
         title=f"Evaluation of {report.model}",
         lead=f"{report.metrics.num_images:,} images of {report.data}, {len(report.class_names):,} classes",
         report=report,
