@@ -14,8 +14,7 @@ from beit.common.errors import InputError
 from beit.common.reading.bad_samples import BadSampleLog, BadSampleReport
 from beit.common.shards.schema import TOKENS_DIR, ImageShardManifest, ShardManifest, StoreInfo, manifest_name
 from beit.common.sources.tars import TarShard
-from beit.common.storage.locations import is_remote
-from beit.common.storage.place import resolve_location
+from beit.common.storage.paths import is_remote, resolve_location
 from beit.tokenize.packing.pack import packed_manifests
 from beit.tokenize.plan import PlannedShard, StorePlan
 from beit.tokenize.shards.copies import TarCopies

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import IO, BinaryIO, cast
 
 from beit.common.errors import InputError
 from beit.common.storage.answers import FileStat, MissingFile
@@ -41,16 +42,23 @@ class LocalPlace:
         """Return what lies below under a relative name."""
         return LocalPlace(os.path.join(self.location, name))
 
-    def stat(self) -> FileStat | None:
-        """Return size and version of a file as they are now; None if there is no such file."""
+    def require_known(self) -> None:
+        """Do nothing: every path is known."""
+
+    def stat(self) -> FileStat:
+        """Return size and version of a file as they are now."""
         try:
             return _stat(self.location, os.stat(self.location))
         except (FileNotFoundError, NotADirectoryError):
-            return None
+            raise MissingFile(f"{self.location} does not exist") from None
         except OSError as error:
             raise InputError(f"{self.location} cannot be read ({error.strerror or error})") from None
         except ValueError as error:  # a zero byte, or half a surrogate pair
             raise InputError(f"{self.location!a} is no path ({error})") from None
+
+    def exists(self) -> bool:
+        """Tell whether there is a file or folder now."""
+        return os.path.exists(self.location)
 
     def is_folder(self) -> bool:
         """Tell whether this is a folder."""
@@ -103,8 +111,8 @@ class LocalPlace:
         """Open a file for reading at any position; unbuffered."""
         try:
             return cast(BinaryIO, open(self.location, "rb", buffering=0))
-        except (FileNotFoundError, NotADirectoryError) as error:
-            raise MissingFile(f"{self.location} cannot be opened ({error.strerror})") from None
+        except (FileNotFoundError, NotADirectoryError):
+            raise MissingFile(f"{self.location} does not exist") from None
         except OSError as error:
             raise InputError(f"{self.location} cannot be opened ({error.strerror or error})") from None
 
@@ -117,6 +125,12 @@ class LocalPlace:
         """Open a file that appears here, over an older one, only if the block succeeds."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         return atomic_file(self.path)
+
+    def write_file(self, file: IO[bytes]) -> None:
+        """Write the content of an open file of any size, over an older one."""
+        file.seek(0)
+        with self.new_file() as target:
+            shutil.copyfileobj(file, target)
 
     def create(self, data: bytes) -> bool:
         """Write a small file unless there is one; return whether `data` stands there now."""

@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from beit.common.errors import InputError
-from beit.common.storage.answers import FileStat, MissingFile
+from beit.common.storage.answers import FileStat
 from beit.common.storage.paths import WEB_SCHEMES, expand_braces, has_braces, is_remote, normalise
-from beit.common.storage.place import Place, place
+from beit.common.storage.place import Place, place_of
 from beit.common.storage.remote_place import threads
 
 _WILDCARD = re.compile(r"[*?\[]")
@@ -23,7 +23,7 @@ def is_folder(path: str) -> bool:
     """Tell whether a normalised path or URL is a folder that can be listed."""
     if is_remote(path) and (_WILDCARD.search(path) or has_braces(path)):
         return False
-    return place(path, is_first_contact=True).is_folder()
+    return place_of(path, is_first_contact=True).is_folder()
 
 
 def list_folder(root: str) -> list[FileStat]:
@@ -34,7 +34,7 @@ def list_folder(root: str) -> list[FileStat]:
     Raises:
         InputError: the folder cannot be listed.
     """
-    return sorted(place(root, is_first_contact=True).walk(), key=lambda file: file.path)
+    return sorted(place_of(root, is_first_contact=True).walk(), key=lambda file: file.path)
 
 
 def match_files(pattern: str) -> list[FileStat]:
@@ -69,26 +69,20 @@ def measure_files(listed: Mapping[str, FileStat | None]) -> list[FileStat]:
     """
     unknown = [path for path, stat in listed.items() if stat is None or (is_remote(path) and not stat.size)]
     map_all = threads().map if len(unknown) > 1 and is_remote(unknown[0]) else map
-    measured = dict(zip(unknown, map_all(_stat, unknown), strict=True))
-    return [
-        measured[path] if path in measured else replace(stat, path=path)
-        for path, stat in listed.items()
-        if stat or path in measured
-    ]
+    found = {path: stat for path, stat in listed.items() if stat is not None}
+    found |= zip(unknown, map_all(_stat, unknown), strict=True)
+    return [replace(found[path], path=path) for path in listed]
 
 
 def _stat(path: str) -> FileStat:
-    stat = place(path, is_first_contact=True).stat()
-    if stat is None:
-        raise MissingFile(f"{path} does not exist")
-    return stat
+    return place_of(path, is_first_contact=True).stat()
 
 
 def _match_wildcards(pattern: str) -> dict[str, FileStat | None]:
     if not is_remote(pattern):
         return {path: None for path in sorted(glob.glob(pattern, recursive=True)) if os.path.isfile(path)}
     scheme, nothing, root, *parts = pattern.split("/")
-    top = place("/".join((scheme, nothing, root)), is_first_contact=True)
+    top = place_of("/".join((scheme, nothing, root)), is_first_contact=True)
     return dict(sorted((str(found), stat) for found, stat in _match_parts(top, parts)))
 
 

@@ -16,7 +16,17 @@ from beit.common.storage.local_place import LocalPlace
 from beit.common.storage.paths import is_remote
 from beit.common.storage.remote_place import RemotePlace, threads
 
-__all__ = ["ByteRange", "FileStat", "MissingFile", "Place", "RemoteError", "copy_file", "place", "read_ranges"]
+__all__ = [
+    "ByteRange",
+    "FileStat",
+    "MissingFile",
+    "Place",
+    "RemoteError",
+    "copy_file",
+    "place_of",
+    "read_files",
+    "read_ranges",
+]
 
 Place = LocalPlace | RemotePlace
 
@@ -35,7 +45,7 @@ class ByteRange(NamedTuple):
     """Behind the last byte."""
 
 
-def place(location: str, *, is_first_contact: bool = False) -> Place:
+def place_of(location: str, *, is_first_contact: bool = False) -> Place:
     """Return the place of a normalised path or URL.
 
     Args:
@@ -63,6 +73,18 @@ def read_ranges(ranges: Sequence[ByteRange]) -> list[bytes]:
             first = ranges[number].start - request.start
             found[number] = block[first : first + ranges[number].end - ranges[number].start]
     return [found[number] for number in range(len(ranges))]
+
+
+def read_files(locations: Sequence[str]) -> list[bytes]:
+    """Return the content of several small files, remote ones read at the same time.
+
+    Raises:
+        MissingFile: one does not exist.
+        InputError: one may not be read.
+        RemoteError: a server is away.
+    """
+    map_all = threads().map if any(map(is_remote, locations)) else map
+    return list(map_all(lambda location: place_of(location).read(), locations))
 
 
 def copy_file(source: Place, file: IO[bytes]) -> None:
@@ -107,4 +129,4 @@ def _coalesce(ranges: Sequence[ByteRange]) -> Iterator[_Request]:
 
 
 def _read(request: _Request) -> bytes:
-    return place(request.location).read_range(request.start, request.end)
+    return place_of(request.location).read_range(request.start, request.end)

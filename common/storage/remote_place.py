@@ -61,12 +61,26 @@ class RemotePlace:
         """Return what lies below under a relative name."""
         return RemotePlace(join(self.location, name), is_first_contact=self._is_first_contact)
 
-    def stat(self) -> FileStat | None:
-        """Return size and version of a file as they are now; None if there is no such file."""
+    def require_known(self) -> None:
+        """See to it that the scheme is known and what serves it is installed.
+
+        Raises:
+            InputError: it is not.
+        """
+        with self._asked():
+            return
+
+    def stat(self) -> FileStat:
+        """Return size and version of a file as they are now."""
+        return self._head()
+
+    def exists(self) -> bool:
+        """Tell whether there is a file now."""
         try:
-            return self._head()
+            self._head()
         except MissingFile:
-            return None
+            return False
+        return True
 
     def is_folder(self) -> bool:
         """Tell whether something lies below."""
@@ -118,9 +132,13 @@ class RemotePlace:
         Raises:
             InputError: it changed meanwhile.
         """
-        found = self._head(at_offsets=True)
+        with self._asked() as (store, key):
+            first, found = store.begin(key, PIECE_BYTES)
+        if len(first) != min(found.size, PIECE_BYTES):
+            raise self._changed()
+        yield first
         pending: deque[Future[bytes]] = deque()
-        starts = iter(range(0, found.size, PIECE_BYTES))
+        starts = iter(range(PIECE_BYTES, found.size, PIECE_BYTES))
         try:
             while True:
                 while len(pending) < _PIECES_AHEAD and (start := next(starts, None)) is not None:
@@ -158,12 +176,25 @@ class RemotePlace:
                 yield cast(BinaryIO, file)
                 file.flush()
                 fault_point("rename")
-                self._upload(file)
+                self.write_file(cast(BinaryIO, file))
                 fault_point("renamed")
         except OSError as error:
             if error.errno is not None and error.filename is None:
                 error.filename = str(folder)  # "no space left" alone does not tell where
             raise
+
+    def write_file(self, file: IO[bytes]) -> None:
+        """Write the content of an open file of any size, over an older one, and look whether all of it arrived."""
+        size = file.seek(0, io.SEEK_END)
+        for is_last in (False, True):
+            file.seek(0)
+            with self._asked("written") as (store, key):
+                store.put(key, file)
+                found = store.head(key).size
+                if found == size:
+                    return
+                if is_last:
+                    raise OSError(f"{found} of {size} bytes arrived")
 
     def create(self, data: bytes) -> bool:
         """Write a small file unless there is one; return whether `data` stands there now.
@@ -221,18 +252,6 @@ class RemotePlace:
         if len(data) != end - start:
             raise self._changed()
         return data
-
-    def _upload(self, file: IO[bytes]) -> None:
-        size = file.seek(0, io.SEEK_END)
-        for is_last in (False, True):
-            file.seek(0)
-            with self._asked("written") as (store, key):
-                store.put(key, file)
-                found = store.head(key).size
-                if found == size:
-                    return
-                if is_last:
-                    raise OSError(f"{found} of {size} bytes arrived")
 
     def _relative(self, key: str, file: FileStat) -> FileStat:
         return replace(file, path=file.path[len(key) :].lstrip("/"))

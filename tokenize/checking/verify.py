@@ -37,9 +37,9 @@ from beit.common.shards.tables import SampleTable, decode_index
 from beit.common.shards.token_store import TokenStore
 from beit.common.storage.documents import read_document
 from beit.common.storage.files import sha256_file
-from beit.common.storage.locations import is_remote, list_folder, match_files, normalise, open_binary
-from beit.common.storage.place import location_exists, read_whole, resolve_location
-from beit.common.storage.ranges import MissingFile, copy_file, fetch, remote_stat
+from beit.common.storage.matching import list_folder, match_files
+from beit.common.storage.paths import is_remote, normalise, resolve_location
+from beit.common.storage.place import MissingFile, copy_file, place_of
 from beit.common.storage.tar_walk import TarMember, walk_tar
 from beit.common.store import read_store_info
 from beit.common.views import VIEW_DTYPE, crop_crc
@@ -121,7 +121,7 @@ def _read_index(location: str, info: StoreInfo) -> tuple[list[ShardRow], list[st
     if not location_exists(path) or info.held_out.threshold is None:
         return [], [f"the store is unfinished: it has no {INDEX_FILE}; run beit tokenize again to finish it"]
     try:
-        rows = decode_index(read_whole(path), label=path)
+        rows = decode_index(place_of(path).read(), label=path)
     except InputError as error:
         return [], [str(error)]
     if len(rows) != info.source.num_shards:
@@ -307,7 +307,7 @@ def _fetch_shard(location: str, stem: str, folder: Path) -> None:
         (folder / name).mkdir()
         path = manifest_path(folder / name, stem)
         try:
-            path.write_bytes(fetch(resolve_location(location, f"{name}/{path.name}")))
+            path.write_bytes(place_of(resolve_location(location, f"{name}/{path.name}")).read())
         except MissingFile:
             continue  # said by the check that needs it
     manifest = read_document(ShardManifest, manifest_path(folder / TOKENS_DIR, stem))

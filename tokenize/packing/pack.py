@@ -25,7 +25,7 @@ from beit.common.images import decode_image
 from beit.common.progress import Progress
 from beit.common.shards.schema import IMAGES_DIR, ImageFile, ImageShardManifest, SkippedSample, StoreInfo, manifest_name
 from beit.common.sources.types import SampleRef
-from beit.common.storage.locations import is_remote
+from beit.common.storage.paths import is_remote
 from beit.common.storage.tar_walk import walk_tar
 from beit.common.storage.tar_writer import TarAppender
 from beit.tokenize.packing.spool import LooseFiles, PackingReader, Spool

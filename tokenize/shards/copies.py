@@ -22,7 +22,7 @@ from typing import BinaryIO, NamedTuple, Self, cast
 
 from beit.common.errors import InputError
 from beit.common.sources.tars import TarShard
-from beit.common.storage.locations import is_remote, open_binary, read_range
+from beit.common.storage.paths import is_remote
 from beit.tokenize.shards.shard import ShardJob
 
 _PIECE_BYTES = 8 << 20

@@ -28,7 +28,6 @@ from beit.common.jitter import FACTOR_ONE
 from beit.common.shards.schema import StoreInfo
 from beit.common.sources.tars import TarReader, TarShard
 from beit.common.sources.types import SampleRef, ShardReader
-from beit.common.storage.locations import open_binary
 from beit.common.storage.tar_walk import TarIndex, TarMember, group_samples, walk_tar
 from beit.common.views import VIEW_DTYPE, render_view
 from beit.tokenize.shards.prepare import PreparedImage, ViewMaker, empty_image

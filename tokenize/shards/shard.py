@@ -25,8 +25,9 @@ from beit.common.shards.schema import (
 from beit.common.sources.tars import TarShard
 from beit.common.sources.types import SampleRef, ShardReader
 from beit.common.storage.files import sha256_file
-from beit.common.storage.locations import FileInfo, is_remote, match_files, remote_info
-from beit.common.storage.objects import stat_object
+from beit.common.storage.matching import match_files
+from beit.common.storage.paths import is_remote
+from beit.common.storage.place import FileStat
 from beit.tokenize.parallel import Workers
 from beit.tokenize.processes import Processes
 from beit.tokenize.shards.crops import CropTar
@@ -220,7 +221,7 @@ def find_finished(files: StoreFiles, job: ShardJob, info: StoreInfo) -> ShardMan
     return manifest
 
 
-def _stat(location: str) -> FileInfo:
+def _stat(location: str) -> FileStat:
     """Return size and version of an image tar that was found before; a server that is away for a moment is waited for.
 
     Raises:

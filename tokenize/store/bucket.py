@@ -23,19 +23,8 @@ from beit.common.errors import InputError, require
 from beit.common.faults import fault_point
 from beit.common.shards.schema import FileInfo
 from beit.common.storage.files import default_cache_dir
-from beit.common.storage.locations import join, read_range
 from beit.common.storage.locks import exclusive_lock
-from beit.common.storage.objects import (
-    create_object,
-    is_exclusive,
-    list_objects,
-    read_object,
-    remove_object,
-    stat_object,
-    upload_file,
-    write_object,
-)
-from beit.common.storage.remote_file import one_clear_line
+from beit.common.storage.paths import join
 from beit.tokenize.store.lease_files import LEASE_PREFIX, ObjectLeases
 
 logger = logging.getLogger(__name__)

@@ -18,8 +18,7 @@ from beit.common.errors import InputError, require
 from beit.common.shards.schema import FileInfo
 from beit.common.storage.documents import from_json, to_json
 from beit.common.storage.files import atomic_file, json_bytes, parse_json, sha256_file, write_atomic
-from beit.common.storage.locations import is_remote, normalise
-from beit.common.storage.remote_file import file_system_of
+from beit.common.storage.paths import is_remote, normalise
 from beit.tokenize.store.bucket import ObjectFiles, scratch_folder
 from beit.tokenize.store.lease_files import FolderLeases, LeaseFiles
 

@@ -13,8 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
-from beit.common.storage.locations import join
-from beit.common.storage.objects import create_object, list_objects, read_object, remove_object, write_object
+from beit.common.storage.paths import join
 
 LEASE_PREFIX = ".lease."
 

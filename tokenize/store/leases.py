@@ -30,7 +30,7 @@ import psutil  # type: ignore[import-untyped]  # comes with deepspeed
 
 from beit.common.config import config_from_dict
 from beit.common.processes.signals import is_alive
-from beit.common.storage.remote_file import RemoteError
+from beit.common.storage.place import RemoteError
 from beit.tokenize.store.lease_files import LeaseFiles
 
 logger = logging.getLogger(__name__)

@@ -11,16 +11,17 @@ import pytest
 from beit.common.errors import InputError
 from beit.common.sources.index_build import build_index
 from beit.common.storage import remote_file
-from beit.common.storage.remote_file import RemoteError
+from beit.common.storage.place import RemoteError
 from beit.common.store import open_store
 from beit.tests.file_server import FileServer, serve
+from beit.tests.impatience import hurry
 from beit.tests.s3_server import serve_s3
 from beit.tests.tiny_store import encoded_image, tokenize, tree_bytes, write_folder, write_members, write_tars
 
 
 @pytest.fixture
 def at_once(monkeypatch):
-    monkeypatch.setattr(remote_file, "_PAUSES_SECONDS", (0.0,) * 5)
+    hurry(monkeypatch)
 
 
 @pytest.fixture

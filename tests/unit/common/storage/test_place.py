@@ -9,7 +9,7 @@ import pytest
 from beit.common.errors import InputError
 from beit.common.storage import fsspec_store, object_store, remote_place
 from beit.common.storage.local_place import LocalPlace
-from beit.common.storage.place import ByteRange, MissingFile, RemoteError, copy_file, place, read_ranges
+from beit.common.storage.place import ByteRange, MissingFile, RemoteError, copy_file, place_of, read_ranges
 from beit.common.storage.remote_place import PIECE_BYTES
 from beit.tests.file_server import FileServer, serve
 from beit.tests.s3_server import serve_s3
@@ -34,20 +34,20 @@ def server():
 @pytest.fixture(params=["folder", "memory", "s3"])
 def root(request, tmp_path):
     if request.param == "folder":
-        yield place(str(tmp_path / "data"))
+        yield place_of(str(tmp_path / "data"))
     elif request.param == "memory":
         memory = fsspec.filesystem("memory")
         memory.store.clear()
         memory.pseudo_dirs[:] = [""]
-        yield place("memory://bucket/data")
+        yield place_of("memory://bucket/data")
     else:
         with serve_s3({}) as url:
-            yield place(f"{url}/data")
+            yield place_of(f"{url}/data")
 
 
 def test_what_is_written_is_there_and_what_is_removed_is_not(root):
     file = root / "x"
-    assert file.stat() is None and root.list() == [] and root.folders() == [] and not root.is_folder()
+    assert not file.exists() and root.list() == [] and root.folders() == [] and not root.is_folder()
     with pytest.raises(MissingFile, match=f"^{file} "):
         file.read()
     file.write(b"one")
@@ -63,14 +63,14 @@ def test_what_is_written_is_there_and_what_is_removed_is_not(root):
     assert file.stat().modified <= (root / "y").stat().modified
     file.remove()
     file.remove()
-    assert file.stat() is None
+    assert not file.exists()
 
 
 def test_a_file_that_was_given_up_does_not_appear(root):
     with pytest.raises(ZeroDivisionError), (root / "x").new_file() as file:
         file.write(b"half")
         raise ZeroDivisionError
-    assert (root / "x").stat() is None and root.list() == []
+    assert not (root / "x").exists() and root.list() == []
 
 
 def test_ranges_pieces_and_open_files_agree(root):
@@ -118,7 +118,7 @@ def test_a_file_is_created_once_and_replaced_only_if_it_is_the_one_that_was_seen
 
 def test_of_two_that_take_the_same_lease_at_the_same_moment_one_gets_it():
     with serve_s3({}) as url:
-        file = place(f"{url}/lease")
+        file = place_of(f"{url}/lease")
         for _ in range(5):
             file.write(b"dead")
             start, results = threading.Barrier(4), []
@@ -150,13 +150,13 @@ def test_neighbours_are_asked_for_in_one_request(server):
 @pytest.mark.parametrize("statuses", [[503], [500, 429], [503] * 3])
 def test_passing_failures_are_tried_again(server, statuses):
     server.statuses = list(statuses)
-    assert place(f"{server.url}/a.tar").read() == CONTENT
+    assert place_of(f"{server.url}/a.tar").read() == CONTENT
     assert len(server.ranges) == 1 + len(statuses)
 
 
 def test_a_connection_that_breaks_off_is_taken_up_where_it_broke(server):
     server.breaks = [2]
-    assert place(f"{server.url}/a.tar").read() == CONTENT
+    assert place_of(f"{server.url}/a.tar").read() == CONTENT
 
 
 def test_a_server_that_falls_silent_is_asked_again(server, monkeypatch):
@@ -170,7 +170,7 @@ def test_a_server_that_falls_silent_is_asked_again(server, monkeypatch):
 def test_a_lasting_failure_is_one_line_with_the_url_after_a_bounded_number_of_attempts(server):
     server.statuses = [503] * 100
     with pytest.raises(RemoteError, match=rf"^{server.url}/a.tar cannot be read: the server answers 503 .*$") as caught:
-        place(f"{server.url}/a.tar").read()
+        place_of(f"{server.url}/a.tar").read()
     assert "\n" not in str(caught.value)
     assert len(server.ranges) == 4
 
@@ -178,18 +178,18 @@ def test_a_lasting_failure_is_one_line_with_the_url_after_a_bounded_number_of_at
 def test_a_refusal_is_final(server):
     server.statuses = [403] * 2
     with pytest.raises(InputError, match=r"a.tar may not be read \(403 Forbidden\); check the credentials$"):
-        place(f"{server.url}/a.tar").read()
+        place_of(f"{server.url}/a.tar").read()
     assert len(server.ranges) == 1
 
 
 def test_a_missing_file_is_told_apart_from_a_missing_server(server):
     with pytest.raises(MissingFile, match="c.tar does not exist"):
-        place(f"{server.url}/c.tar").read()
-    assert place(f"{server.url}/c.tar").stat() is None
+        place_of(f"{server.url}/c.tar").read()
+    assert not place_of(f"{server.url}/c.tar").exists()
     with pytest.raises(RemoteError, match="cannot be reached .*refused.*; check address and network$"):
-        place("http://127.0.0.1:1/a.tar").stat()
+        place_of("http://127.0.0.1:1/a.tar").stat()
     with pytest.raises(InputError, match="cannot be reached") as caught:
-        place("http://127.0.0.1:1/a.tar", is_first_contact=True).stat()
+        place_of("http://127.0.0.1:1/a.tar", is_first_contact=True).stat()
     assert not isinstance(caught.value, MissingFile)
 
 
@@ -197,30 +197,30 @@ def test_a_server_without_ranges_is_refused(server):
     server.has_ranges = False
     with pytest.raises(InputError, match="a.tar cannot be read at offsets on this server"):
         read_ranges([ByteRange(f"{server.url}/a.tar", 5, 9)])
-    assert place(f"{server.url}/a.tar").stat().size == len(CONTENT)
+    assert place_of(f"{server.url}/a.tar").stat().size == len(CONTENT)
 
 
 def test_size_and_version_are_told(server):
-    found = place(f"{server.url}/a.tar").stat()
+    found = place_of(f"{server.url}/a.tar").stat()
     assert (found.size, found.version) == (len(CONTENT), '"v1"')
 
 
 def test_a_file_that_changes_while_it_is_read_is_noticed(server):
-    with place(f"{server.url}/a.tar").open(read_ahead=False) as file:
+    with place_of(f"{server.url}/a.tar").open(read_ahead=False) as file:
         file.read(3)
         server.etag = '"v2"'
         with pytest.raises(InputError, match="a.tar changed while it was read"):
             file.read(3)
-    with serve_s3({"x": b"12345"}) as bucket, place(f"{bucket}/x").open(read_ahead=False) as file:
+    with serve_s3({"x": b"12345"}) as bucket, place_of(f"{bucket}/x").open(read_ahead=False) as file:
         assert file.read(2) == b"12"
-        place(f"{bucket}/x").write(b"abcde")
+        place_of(f"{bucket}/x").write(b"abcde")
         with pytest.raises(InputError, match="x changed while it was read"):
             file.read(2)
 
 
 def test_a_bucket_that_is_not_there_is_said_so():
     with serve_s3({}), pytest.raises(InputError, match="^s3://other/x names a bucket that does not exist$"):
-        place("s3://other/x").write(b"x")
+        place_of("s3://other/x").write(b"x")
 
 
 def test_missing_credentials_are_one_line(tmp_path, monkeypatch):
@@ -233,7 +233,7 @@ def test_missing_credentials_are_one_line(tmp_path, monkeypatch):
         with pytest.raises(
             InputError, match=r"needs credentials \(Unable to locate credentials\); .*AWS_SKIP_SIGNATURE"
         ):
-            place(f"{bucket}/x").read()
+            place_of(f"{bucket}/x").read()
 
 
 def test_the_files_of_a_profile_are_read_by_boto3(tmp_path, monkeypatch):
@@ -244,19 +244,19 @@ def test_the_files_of_a_profile_are_read_by_boto3(tmp_path, monkeypatch):
         monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
         monkeypatch.setenv("AWS_PROFILE", "mine")
         remote_place.forget_stores()
-        assert place(f"{bucket}/x").read() == b"1"
+        assert place_of(f"{bucket}/x").read() == b"1"
 
 
 def test_headers_for_web_servers_come_from_the_environment(server, monkeypatch):
     monkeypatch.setenv("BEIT_HTTP_HEADERS", '{"Authorization": "Bearer x"}')
     remote_place.forget_stores()
-    place(f"{server.url}/a.tar").read()
-    place(server.url).walk()
+    place_of(f"{server.url}/a.tar").read()
+    place_of(server.url).walk()
     assert [headers["Authorization"] for headers in server.requests] == ["Bearer x"] * 2
     monkeypatch.setenv("BEIT_HTTP_HEADERS", "Bearer x")
     remote_place.forget_stores()
     with pytest.raises(InputError, match="BEIT_HTTP_HEADERS must be JSON"):
-        place(f"{server.url}/a.tar").read()
+        place_of(f"{server.url}/a.tar").read()
 
 
 def test_a_local_lease_that_was_replaced_between_judging_and_taking_is_put_back(tmp_path, monkeypatch):

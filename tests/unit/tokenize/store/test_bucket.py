@@ -11,6 +11,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from beit.common.errors import InputError
 from beit.common.storage.locks import exclusive_lock
 from beit.common.store import open_store
+from beit.tests.impatience import hurry
 from beit.tests.s3_server import serve_s3
 from beit.tests.tiny_store import BlockSums, StoppedAt, tokenize, tokenize_trapped, tree_bytes, write_folder, write_tars
 from beit.tokenize.checking.verify import verify_store
@@ -204,7 +205,7 @@ def test_a_bucket_that_is_not_there_and_a_server_that_is_not_there_are_one_line(
     with pytest.raises(InputError, match="s3://other/store.* names a bucket that does not exist"):
         tokenize(source, "s3://other/store")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    monkeypatch.setattr("beit.common.storage.remote_file._PAUSES_SECONDS", ())  # the first contact is the only one
+    hurry(monkeypatch, retries=0)  # the first contact is the only one
     fsspec.get_filesystem_class("s3").clear_instance_cache()
     with pytest.raises(InputError, match="cannot be reached .*; check address and network$"):
         tokenize(source, bucket)
