@@ -24,14 +24,8 @@ from beit.common.storage.paths import is_remote, normalise
 from beit.common.storage.place import copy_file, place_of
 
 logger = logging.getLogger(__name__)
-
-
 _OUTBOX = ".outgoing"
-
-
 _LEFT_OUT = ("tensorboard", "wandb", "profile", CHECKPOINTS)
-
-
 _GROWING = ".jsonl"
 """Ending of files that are appended to; all others are replaced, so that a link to them is a snapshot."""
 
