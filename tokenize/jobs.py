@@ -224,10 +224,10 @@ class _CommittedShards:
         """Tell whether a shard is committed, as far as a recent listing shows."""
         name = manifest_name(job.stem)
         if name not in self._listed and time.monotonic() - self._listed_at > _LISTING_SECONDS:
-            self._listed = set(self._files.sizes(TOKENS_DIR))
+            self._listed = {file.path for file in (self._files / TOKENS_DIR).files()}
             self._listed_at = time.monotonic()
         return name in self._listed
 
     def has_now(self, job: ShardJob) -> bool:
         """Tell whether a shard is committed at this moment."""
-        return self._files.exists(f"{TOKENS_DIR}/{manifest_name(job.stem)}")
+        return (self._files / f"{TOKENS_DIR}/{manifest_name(job.stem)}").exists()

@@ -111,7 +111,7 @@ def _store_of(source: Source) -> StoreInfo | None:
     if source.kind != "tar" or name != IMAGES_DIR:
         return None
     try:
-        if not location_exists(document):
+        if not place_of(document).exists():
             return None
         data = place_of(document).read()
     except InputError as error:  # a server that lets nobody see more than the images

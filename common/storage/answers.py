@@ -7,6 +7,7 @@ told apart by what they carry: a type, a status, a few words.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,6 +15,8 @@ from beit.common.errors import InputError
 
 Doing = Literal["read", "written"]
 """What is being done to a remote file, for messages."""
+Judge = Callable[[bytes], bool]
+"""Tells from the content of a small file whether it is the one that is meant."""
 
 _STATUS = re.compile(r"status code: (\d{3})(?: ([^:<\n]*))?")
 _MESSAGE = re.compile(r"<Message>(.*?)</Message>", re.DOTALL)
@@ -36,8 +39,8 @@ class FileStat:
     """Length in bytes; 0 where the place does not tell."""
     version: str
     """Modification time in ns, or the ETag; empty where the place does not tell."""
-    modified: float | None = None
-    """Modification time in seconds since 1970; None where the place does not tell."""
+    modified_ns: int | None = None
+    """Modification time in ns since 1970, as exact as the place knows it; None where it does not tell."""
 
 
 class RemoteError(OSError):
@@ -76,8 +79,8 @@ def explain(error: BaseException, doing: Doing = "read") -> str:
         return "cannot be read at offsets on this server; copy it to a disk first"
     if _lacks_credentials(error):
         return (
-            "needs credentials (Unable to locate credentials); set those of its storage, or for a public bucket of s3:// "
-            "AWS_SKIP_SIGNATURE=true, of gs:// GOOGLE_SKIP_SIGNATURE=true"
+            "needs credentials (Unable to locate credentials); set those of its storage, or for a public bucket "
+            "AWS_SKIP_SIGNATURE=true (gs://: GOOGLE_SKIP_SIGNATURE=true)"
         )
     if status in (401, 403) or isinstance(error, PermissionError):
         return (

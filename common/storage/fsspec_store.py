@@ -1,7 +1,7 @@
 """Schemes that obstore does not know (hf://, sftp://, memory://, chains such as simplecache::), through fsspec.
 
-fsspec and the package of the scheme are the user's to install. Fewer promises than an object store gives: creation looks
-before it writes where the package knows no better, and nothing is pinned while it is read.
+fsspec and the package of the scheme are the user's to install. Fewer promises than an object store gives: creation
+looks before it writes where the package knows no better, and nothing is pinned while it is read.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class FsspecStore:
             raise FileNotFoundError(key)
         return _stat(info)
 
-    def list(self, folder: str) -> tuple[list[FileStat], list[str]]:
+    def level(self, folder: str) -> tuple[list[FileStat], list[str]]:
         """Return the files and the names of the folders that lie directly in a folder."""
         try:
             found = self._try(lambda: list(self._fresh(folder).ls(folder, detail=True)))
@@ -134,6 +134,5 @@ def _stat(info: dict[str, Any]) -> FileStat:
     modified = next((info[field] for field in _TIME_FIELDS if info.get(field) is not None), None)
     if isinstance(modified, datetime):
         modified = modified.timestamp()
-    return FileStat(
-        info["name"], int(info.get("size") or 0), version, modified if isinstance(modified, float) else None
-    )
+    modified_ns = int(modified * 1e9) if isinstance(modified, float) else None
+    return FileStat(info["name"], int(info.get("size") or 0), version, modified_ns)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, BinaryIO, cast
 
 from beit.common.errors import InputError
-from beit.common.storage.answers import FileStat, MissingFile
+from beit.common.storage.answers import FileStat, Judge, MissingFile
 from beit.common.storage.files import atomic_file, write_atomic
 
 _PIECE_BYTES = 8 << 20
@@ -64,7 +64,7 @@ class LocalPlace:
         """Tell whether this is a folder."""
         return os.path.isdir(self.location)
 
-    def list(self) -> list[FileStat]:
+    def files(self) -> list[FileStat]:
         """Return the files that lie directly in a folder, by name; none where there is no folder."""
         found = []
         with suppress(FileNotFoundError), os.scandir(self.location) as entries:
@@ -79,6 +79,10 @@ class LocalPlace:
         with suppress(FileNotFoundError), os.scandir(self.location) as entries:
             return sorted(entry.name for entry in entries if entry.is_dir())
         return []
+
+    def names(self) -> list[str]:
+        """Return the names that lie directly in a folder."""
+        return sorted(os.listdir(self.location)) if os.path.isdir(self.location) else []
 
     def walk(self) -> list[FileStat]:
         """Return every file below, at any depth, by relative path; hidden ones are left out.
@@ -134,6 +138,7 @@ class LocalPlace:
 
     def create(self, data: bytes) -> bool:
         """Write a small file unless there is one; return whether `data` stands there now."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
             descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         except FileExistsError:
@@ -148,32 +153,38 @@ class LocalPlace:
             os.close(descriptor)
         return True
 
-    def replace(self, data: bytes, old: bytes) -> bool:
-        """Write a small file over another of the same length if that one is still `old`; return whether it was.
+    def replace(self, data: bytes, is_old: Judge) -> bool:
+        """Write a small file over another of equal length if `is_old` says that it is the one; return whether it was.
 
         In place: the file is never absent, so that nobody else can create it meanwhile.
         """
         with suppress(FileNotFoundError), self.path.open("r+b", buffering=0) as file:
-            if file.read() == old:
+            if is_old(file.read()):
                 file.seek(0)
                 file.write(data)
                 return True
         return False
 
-    def take(self, data: bytes, old: bytes) -> bool:
-        """Write a small file over another if that one is still `old`; of several processes that do so, one is told True."""
+    def take(self, data: bytes, is_old: Judge) -> bool:
+        """Write a small file over another if `is_old` says that it is the one; of several processes, one gets True."""
         # Renamed first: of several processes that judge the same file, one gets it.
         taken = self.path.with_name(f"{self.path.name}.dead.{secrets.token_hex(8)}")
         try:
             os.rename(self.path, taken)
         except FileNotFoundError:
             return False
-        is_taken = taken.read_bytes() == old
+        is_taken = is_old(taken.read_bytes())
         if not is_taken:  # between judging and renaming, another process replaced it by its own
             with suppress(OSError):
                 os.link(taken, self.path)
         taken.unlink(missing_ok=True)
         return is_taken and self.create(data)
+
+    def remove_temporaries(self, *starts: str) -> None:
+        """Remove what killed processes left of files of this folder whose names start so; nobody is writing them."""
+        for path in self.path.glob("*.tmp.*"):
+            if path.name.startswith(starts):
+                path.unlink(missing_ok=True)
 
     def remove(self) -> None:
         """Remove a file, if it is there."""
@@ -181,7 +192,7 @@ class LocalPlace:
 
 
 def _stat(path: str, status: os.stat_result) -> FileStat:
-    return FileStat(path, status.st_size, str(status.st_mtime_ns), status.st_mtime_ns / 1e9)
+    return FileStat(path, status.st_size, str(status.st_mtime_ns), status.st_mtime_ns)
 
 
 def _walk(folder: str, prefix: str, ancestors: frozenset[tuple[int, int]]) -> Iterator[FileStat]:

@@ -100,4 +100,4 @@ def _match_parts(folder: Place, parts: list[str]) -> Iterator[tuple[Place, FileS
         for found in names:
             yield from _match_parts(folder / found, rest)
     else:
-        yield from ((folder / file.path, file) for file in folder.list() if fnmatch.fnmatchcase(file.path, name))
+        yield from ((folder / file.path, file) for file in folder.files() if fnmatch.fnmatchcase(file.path, name))

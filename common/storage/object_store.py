@@ -1,8 +1,8 @@
 """Object stores and web servers, through obstore: S3, Google's storage, Azure, HTTP.
 
 Here: how each is opened, from the environment variables that its users know, and the few calls that `RemotePlace` is
-made of. Retries, back-off, connections and uploads in parts are obstore's. What obstore lacks is by hand: the links that
-a web server makes of a folder, the region of a bucket, the files under ~/.aws.
+made of. Retries, back-off, connections and uploads in parts are obstore's. What obstore lacks is by hand: the links
+that a web server makes of a folder, the region of a bucket, the files under ~/.aws.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ class ObjectStore:
                 raise
             return FileStat(key, 0, "") if is_unknown else _stat(key, self._store.head(key))
 
-    def list(self, folder: str) -> tuple[list[FileStat], list[str]]:
+    def level(self, folder: str) -> tuple[list[FileStat], list[str]]:
         """Return the files and the names of the folders that lie directly in a folder."""
         if self._is_web:
             return self._linked(folder)
@@ -253,14 +253,14 @@ def _open_s3(bucket: str, options: dict[str, Any]) -> Any:
     has_endpoint = any(os.environ.get(name) for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT"))
     is_public = os.environ.get("AWS_SKIP_SIGNATURE", "").lower() in ("1", "true", "yes")
     if not is_public and not os.environ.get("AWS_ACCESS_KEY_ID"):
-        options |= _of_profile(has_endpoint)
+        options |= _of_profile(bucket, has_endpoint=has_endpoint)
     if not has_endpoint and "endpoint" not in options and (region := _region_of(bucket)):
         options["region"] = region
     return S3Store(bucket, **options)
 
 
-def _of_profile(has_endpoint: bool) -> dict[str, Any]:
-    """Return credentials, region and endpoint of ~/.aws, of single sign-on or of a machine's role, as boto3 finds them."""
+def _of_profile(bucket: str, *, has_endpoint: bool) -> dict[str, Any]:
+    """Return credentials and endpoint of ~/.aws, of single sign-on or of a machine's role, as boto3 finds them."""
     try:
         import boto3
         from obstore.auth.boto3 import Boto3CredentialProvider
@@ -268,7 +268,7 @@ def _of_profile(has_endpoint: bool) -> dict[str, Any]:
         files = (os.environ.get("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials"), "~/.aws/config")
         if "AWS_PROFILE" in os.environ or any(Path(file).expanduser().is_file() for file in files):
             raise InputError(
-                "the credentials under ~/.aws are read by boto3, which is not installed: pip install 'beit[s3]', or set "
+                f"s3://{bucket} needs boto3 to read the credentials under ~/.aws: pip install 'beit[s3]', or set "
                 "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
             ) from None
         return {}  # obstore knows the roles of machines and containers
@@ -296,10 +296,11 @@ def _region_of(bucket: str) -> str | None:
         headers = error.headers
     except OSError:
         return None
-    return headers.get("x-amz-bucket-region")
+    region: str | None = headers.get("x-amz-bucket-region")
+    return region
 
 
 def _stat(key: str, meta: Any) -> FileStat:
-    modified = meta["last_modified"].timestamp()
-    time = "" if modified == _EPOCH_SECONDS else meta["last_modified"].isoformat()
-    return FileStat(key, int(meta["size"]), meta["e_tag"] or time, modified)
+    seconds = meta["last_modified"].timestamp()
+    time = "" if seconds == _EPOCH_SECONDS else meta["last_modified"].isoformat()
+    return FileStat(key, int(meta["size"]), meta["e_tag"] or time, int(seconds * 1e9) if time else None)

@@ -1,9 +1,9 @@
 """A place is a file or folder, local or remote, by its path or URL; both kinds have the same calls.
 
-`stat`, `list`, `walk`, `read`, `read_range`, `pieces` and `open` look; `write`, `new_file`, `create`, `replace`, `take`
-and `remove` change. What is written appears under its name when it is whole. A file that is not there raises
-`MissingFile`, a server that stays away `RemoteError`; both name path or URL. A place is a name only: cheap to make, and
-nothing is open. Not here: what a user's pattern matches (`matching.py`), keeping files open (`file_pool.py`).
+`stat`, `files`, `walk`, `read`, `read_range`, `pieces` and `open` look; `write`, `new_file`, `create`, `replace`,
+`take` and `remove` change. What is written appears under its name when it is whole. A file that is not there raises
+`MissingFile`, a server that stays away `RemoteError`; both name path or URL. A place is a name only: cheap to make,
+and nothing is open. Not here: what a user's pattern matches (`matching.py`), keeping files open (`file_pool.py`).
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from typing import IO, BinaryIO, cast
 from beit.common.errors import InputError
 from beit.common.faults import fault_point
 from beit.common.storage import fsspec_store, object_store
-from beit.common.storage.answers import Doing, FileStat, MissingFile, failure
+from beit.common.storage.answers import Doing, FileStat, Judge, MissingFile, failure
 from beit.common.storage.files import default_cache_dir
 from beit.common.storage.paths import join, query_of
 
@@ -39,8 +39,8 @@ class RemotePlace:
 
     Args:
         location: The URL.
-        is_first_contact: Whether a user just named it, so that a server that cannot be reached is a wrong address rather
-            than one that restarts, and ends it soon, as a bad input.
+        is_first_contact: Whether a user just named it, so that a server that cannot be reached is a wrong address
+            rather than one that restarts, and ends it soon, as a bad input.
     """
 
     __slots__ = ("_is_first_contact", "location")
@@ -85,18 +85,25 @@ class RemotePlace:
     def is_folder(self) -> bool:
         """Tell whether something lies below."""
         with self._asked() as (store, key):
-            return any(store.list(key))
+            return any(store.level(key))
 
-    def list(self) -> list[FileStat]:
+    def files(self) -> list[FileStat]:
         """Return the files that lie directly in a folder, by name; none where there is no folder."""
         with self._asked() as (store, key):
-            files = [self._relative(key, file) for file in store.list(key)[0]]
+            files = [self._relative(key, file) for file in store.level(key)[0]]
         return sorted(files, key=lambda file: file.path)
 
     def folders(self) -> list[str]:
         """Return the names of the folders that lie directly in a folder."""
         with self._asked() as (store, key):
-            return sorted(folder.rstrip("/").rsplit("/", 1)[-1] for folder in store.list(key)[1])
+            return sorted(folder.rstrip("/").rsplit("/", 1)[-1] for folder in store.level(key)[1])
+
+    def names(self) -> list[str]:
+        """Return the names that lie directly in a folder."""
+        with self._asked() as (store, key):
+            files, folders = store.level(key)
+        paths = [file.path for file in files] + folders
+        return sorted(path.rstrip("/").rsplit("/", 1)[-1] for path in paths)
 
     def walk(self) -> list[FileStat]:
         """Return every file below, at any depth, by relative path; hidden ones are left out."""
@@ -199,8 +206,8 @@ class RemotePlace:
     def create(self, data: bytes) -> bool:
         """Write a small file unless there is one; return whether `data` stands there now.
 
-        Object stores decide in one step, by a conditional request, so of several processes one succeeds. Where a storage
-        has no such request, several may: two that look at the same moment both see nothing.
+        Object stores decide in one step, by a conditional request, so of several processes one succeeds. Where a
+        storage has no such request, several may: two that look at the same moment both see nothing.
         """
         with self._asked("written") as (store, key):
             try:
@@ -214,8 +221,8 @@ class RemotePlace:
                 return True
         return is_done or self._content() == data
 
-    def replace(self, data: bytes, old: bytes) -> bool:
-        """Write a small file over another if that one is still `old`; return whether `data` stands there now.
+    def replace(self, data: bytes, is_old: Judge) -> bool:
+        """Write a small file over another if `is_old` says that it is the one; return whether `data` stands there now.
 
         Object stores decide in one step; elsewhere, what came between the look and the writing is lost.
         """
@@ -224,13 +231,16 @@ class RemotePlace:
                 found, stat = store.get(key)
             except FileNotFoundError:
                 return False
-            if found != old:
+            if not is_old(found):
                 return False
             is_done = store.put(key, data, e_tag=stat.version)
         return is_done or self._content() == data
 
     take = replace
-    """The same: of several processes that replace the same content, one is told True."""
+    """The same: of several processes that judge the same content, one is told True."""
+
+    def remove_temporaries(self, *starts: str) -> None:
+        """Do nothing: there are none behind a URL."""
 
     def remove(self) -> None:
         """Remove a file, if it is there."""

@@ -133,7 +133,7 @@ def test_beit_pretrain_takes_a_url_and_gives_the_same_numbers(made, tmp_path, mo
 
 
 def test_a_server_that_fails_now_and_then_changes_nothing(made, tmp_path, monkeypatch):
-    monkeypatch.setattr("beit.common.storage.remote_file._PAUSES_SECONDS", (0.0,) * 5)
+    hurry(monkeypatch)
     expected = rows_of(task_of(open_store(made / "store"), lanes=2).data.micro_batches(0))
     with serve(web_server(made)) as server:
         store = open_store(f"{server.url}/store")
