@@ -51,6 +51,10 @@ class MissingFile(InputError):
     """The place answers, and has no such file."""
 
 
+class NoOffsets(InputError):
+    """A web server serves this file as a whole only."""
+
+
 def failure(location: str, error: BaseException, doing: Doing = "read", *, is_first_contact: bool = False) -> Exception:
     """Return what to raise in place of an error of a client library.
 
@@ -65,6 +69,8 @@ def failure(location: str, error: BaseException, doing: Doing = "read", *, is_fi
     text = f"{location} {explain(error, doing)}"
     if is_missing(error):
         return MissingFile(text) if doing == "read" else InputError(text)
+    if any(mark in str(error) for mark in _NO_OFFSETS):
+        return NoOffsets(text)
     return InputError(text) if is_first_contact or is_permanent(error) else RemoteError(text)
 
 

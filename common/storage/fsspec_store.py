@@ -60,9 +60,9 @@ class FsspecStore:
         data = self._try(lambda: bytes(self._files.cat_file(key, start=start, end=end)))
         return data, FileStat(key, len(data), "")
 
-    def begin(self, key: str, length: int) -> tuple[bytes, FileStat]:
-        """Return the first `length` bytes of a file, or all of a shorter one, with its size and version."""
-        return self.get(key, 0, length)[0], self.head(key)
+    def begin(self, key: str, start: int, end: int) -> tuple[bytes, FileStat]:
+        """Return bytes as `get` does, with size and version of the whole file."""
+        return self.get(key, start, end)[0], self.head(key)
 
     def head(self, key: str, *, at_offsets: bool = False) -> FileStat:
         """Return size and version of a file."""

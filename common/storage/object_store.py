@@ -108,9 +108,9 @@ class ObjectStore:
                 return data[:limit], FileStat(key, len(data), "")
             raise
 
-    def begin(self, key: str, length: int) -> tuple[bytes, FileStat]:
-        """Return the first `length` bytes of a file, or all of a shorter one, with its size and version."""
-        return self.get(key, 0, length)
+    def begin(self, key: str, start: int, end: int) -> tuple[bytes, FileStat]:
+        """Return bytes as `get` does, with size and version of the whole file."""
+        return self.get(key, start, end)
 
     def head(self, key: str, *, at_offsets: bool = False) -> FileStat:
         """Return size and version of a file.

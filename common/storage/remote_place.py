@@ -133,24 +133,26 @@ class RemotePlace:
             raise self._changed()
         return data
 
-    def pieces(self) -> Iterator[bytes]:
+    def pieces(self, start: int = 0) -> Iterator[bytes]:
         """Yield the content of a file of any size, some megabytes each time, several fetched at once.
 
+        Args:
+            start: First byte that is wanted.
         Raises:
             InputError: it changed meanwhile.
         """
         with self._asked() as (store, key):
-            first, found = store.begin(key, PIECE_BYTES)
-        if len(first) != min(found.size, PIECE_BYTES):
+            first, found = store.begin(key, start, start + PIECE_BYTES)
+        if len(first) != min(max(0, found.size - start), PIECE_BYTES):
             raise self._changed()
         yield first
         pending: deque[Future[bytes]] = deque()
-        starts = iter(range(PIECE_BYTES, found.size, PIECE_BYTES))
+        starts = iter(range(start + PIECE_BYTES, found.size, PIECE_BYTES))
         try:
             while True:
-                while len(pending) < _PIECES_AHEAD and (start := next(starts, None)) is not None:
-                    end = min(start + PIECE_BYTES, found.size)
-                    pending.append(threads().submit(self._read_all, start, end, found.version))
+                while len(pending) < _PIECES_AHEAD and (begin := next(starts, None)) is not None:
+                    end = min(begin + PIECE_BYTES, found.size)
+                    pending.append(threads().submit(self._read_all, begin, end, found.version))
                 if not pending:
                     return
                 yield pending.popleft().result()

@@ -3,7 +3,7 @@
 import pytest
 
 from beit.common.errors import InputError
-from beit.common.storage.answers import MissingFile, RemoteError, explain, failure
+from beit.common.storage.answers import MissingFile, NoOffsets, RemoteError, explain, failure
 
 SECRET = "X-Amz-Signature=0a1b"
 
@@ -70,7 +70,7 @@ STATUS = " - Server returned non-2xx status code: "
         ),
         (
             Exception("Content-Length Header missing from response"),
-            InputError,
+            NoOffsets,
             "cannot be read at offsets on this server; copy it to a disk first",
         ),
         (RuntimeError("two\n lines"), RemoteError, "cannot be read (two lines)"),
