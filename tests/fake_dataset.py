@@ -90,7 +90,7 @@ def hang():
 
 
 def lose_server():
-    raise RemoteError("https://h/002.tar", "cannot be reached")
+    raise RemoteError("https://h/002.tar cannot be reached")
 
 
 def dawdle():

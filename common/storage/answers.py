@@ -21,6 +21,7 @@ Judge = Callable[[bytes], bool]
 _STATUS = re.compile(r"status code: (\d{3})(?: ([^:<\n]*))?")
 _MESSAGE = re.compile(r"<Message>(.*?)</Message>", re.DOTALL)
 _QUOTED = re.compile(r'"((?:[^"\\]|\\.)+)"')
+_URL = re.compile(r"\w+://([^\s/?]*)\S*")
 _URL_QUERY = re.compile(r"(\w+://[^\s?]*)\?\S*")
 _NO_SUCH_BUCKET = ("NoSuchBucket", "bucket does not exist", "ContainerNotFound")
 _NO_CREDENTIALS = ("169.254.169.254", "metadata.google.internal", "redential", "token file")
@@ -76,7 +77,7 @@ def failure(location: str, error: BaseException, doing: Doing = "read", *, is_fi
 
 def explain(error: BaseException, doing: Doing = "read") -> str:
     """Return what happened, in words that follow the name of a URL."""
-    text, status, reason = str(error), *_status(error)
+    text, status, reason = str(error), *status_of(error)
     if any(mark in text for mark in _NO_SUCH_BUCKET):
         return "names a bucket that does not exist"
     if is_missing(error):
@@ -105,13 +106,13 @@ def explain(error: BaseException, doing: Doing = "read") -> str:
 
 def is_missing(error: BaseException) -> bool:
     """Tell whether the place answered that there is no such file."""
-    is_file = isinstance(error, FileNotFoundError) or _status(error)[0] == 404
+    is_file = isinstance(error, FileNotFoundError) or status_of(error)[0] == 404
     return is_file and not any(mark in str(error) for mark in _NO_SUCH_BUCKET)
 
 
 def is_permanent(error: BaseException) -> bool:
     """Tell whether asking again would give the same answer."""
-    status = _status(error)[0]
+    status = status_of(error)[0]
     if status is not None:
         return 300 <= status < 500 and status not in _TRANSIENT_STATUSES
     text = str(error)
@@ -128,8 +129,8 @@ def one_line(error: BaseException) -> str:
     return _URL_QUERY.sub(r"\1", " ".join(text.split())) or type(error).__name__
 
 
-def _status(error: BaseException) -> tuple[int | None, str]:
-    """Return the status of the server's answer and what stands beside it."""
+def status_of(error: BaseException) -> tuple[int | None, str]:
+    """Return the status of the server's answer and what stands beside it; None where there was no answer."""
     status = getattr(error, "status", None) or getattr(error, "code", None)
     if isinstance(status, int):
         return status, str(getattr(error, "message", None) or getattr(error, "reason", None) or "")
@@ -143,7 +144,7 @@ def _status(error: BaseException) -> tuple[int | None, str]:
 
 def _lacks_credentials(error: BaseException) -> bool:
     # An answer of the storage itself may speak of credentials, too: those were found, and are the wrong ones.
-    text = str(error).split("\n", 1)[0].split("status code:")[0]
+    text = _URL.sub(r"\1", str(error).split("\n", 1)[0].split("status code:")[0])
     is_told = any(mark in text for mark in _NO_CREDENTIALS) and "lacked valid authentication" not in text
     return is_told or "redential" in type(error).__name__
 

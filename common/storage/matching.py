@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from beit.common.errors import InputError
-from beit.common.storage.answers import FileStat
+from beit.common.storage.answers import FileStat, MissingFile
 from beit.common.storage.paths import WEB_SCHEMES, expand_braces, has_braces, is_remote, normalise
 from beit.common.storage.place import Place, place_of
 from beit.common.storage.remote_place import threads
@@ -83,7 +83,13 @@ def _match_wildcards(pattern: str) -> dict[str, FileStat | None]:
         return {path: None for path in sorted(glob.glob(pattern, recursive=True)) if os.path.isfile(path)}
     scheme, nothing, root, *parts = pattern.split("/")
     top = place_of("/".join((scheme, nothing, root)), is_first_contact=True)
-    return dict(sorted((str(found), stat) for found, stat in _match_parts(top, parts)))
+    try:
+        return dict(sorted((str(found), stat) for found, stat in _match_parts(top, parts)))
+    except MissingFile:  # as web servers say it of a folder
+        return {}
+    except InputError as error:
+        # It names the folder at which it happened, which the user did not.
+        raise InputError(f"{pattern} {str(error).partition(' ')[2]}") from None
 
 
 def _match_parts(folder: Place, parts: list[str]) -> Iterator[tuple[Place, FileStat]]:

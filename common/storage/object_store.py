@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from beit.common.errors import InputError
-from beit.common.storage.answers import FileStat
+from beit.common.storage.answers import FileStat, status_of
 
 if TYPE_CHECKING:
     from obstore.store import RetryConfig
@@ -39,6 +39,7 @@ _LONGEST = timedelta(minutes=5)
 _LINK = re.compile(r"""<a\s+(?:[^>]*?\s+)?href=["']([^"'?#]+)["']""", re.IGNORECASE)
 _EPOCH_SECONDS = 0.0  # obstore's time of what has none
 _CHUNK_BYTES = 1 << 20
+_OUT_OF_RANGE = 416
 
 
 def retries(count: int, first_seconds: float, longest_seconds: float) -> RetryConfig:
@@ -101,7 +102,7 @@ class ObjectStore:
                     break
             return bytes(parts[:limit]), stat
         except Exception as error:
-            if start is not None and "416" in str(error):
+            if start is not None and status_of(error)[0] == _OUT_OF_RANGE:
                 return b"", FileStat(key, 0, "")
             if start is None and self._is_web and "Content-Length Header missing" in str(error):
                 data = self._page(key)

@@ -166,7 +166,11 @@ class RemotePlace:
         Args:
             read_ahead: Fetch more than is asked for, because what follows is wanted next.
         """
-        return cast(BinaryIO, RemoteFile(self, self._head(at_offsets=True), read_ahead=read_ahead))
+        if not read_ahead:
+            return cast(BinaryIO, RemoteFile(self, self._head(at_offsets=True)))
+        with self._asked() as (store, key):
+            begin, found = store.begin(key, 0, _READ_AHEAD_BYTES)
+        return cast(BinaryIO, RemoteFile(self, found, begin=begin, read_ahead=_READ_AHEAD_BYTES))
 
     def write(self, data: bytes) -> None:
         """Write a small file as a whole, over an older one."""
@@ -288,14 +292,14 @@ class RemoteFile(io.BufferedIOBase):
     Args:
         place: Where it is.
         stat: Of it.
-        read_ahead: Whether to fetch more than is asked for.
+        begin: Its first bytes.
+        read_ahead: Bytes to fetch at least, when something is asked for.
     """
 
-    def __init__(self, place: RemotePlace, stat: FileStat, *, read_ahead: bool) -> None:
-        self._place, self._stat = place, stat
-        self._ahead_bytes = _READ_AHEAD_BYTES if read_ahead else 0
+    def __init__(self, place: RemotePlace, stat: FileStat, *, begin: bytes = b"", read_ahead: int = 0) -> None:
+        self._place, self._stat, self._read_ahead = place, stat, read_ahead
         self._position = 0
-        self._buffer, self._buffer_start = b"", 0
+        self._buffer, self._buffer_start = begin, 0
 
     def __repr__(self) -> str:
         """Show the URL."""
@@ -331,7 +335,7 @@ class RemoteFile(io.BufferedIOBase):
             return b""
         begin = self._position - self._buffer_start
         if begin < 0 or begin + wanted > len(self._buffer):
-            end = min(self._position + max(wanted, self._ahead_bytes), self._stat.size)
+            end = min(self._position + max(wanted, self._read_ahead), self._stat.size)
             self._buffer = self._place._read_all(self._position, end, self._stat.version)
             self._buffer_start, begin = self._position, 0
         self._position += wanted

@@ -5,7 +5,7 @@ import pytest
 from beit.common.errors import InputError
 from beit.common.storage.answers import MissingFile, NoOffsets, RemoteError, explain, failure
 
-SECRET = "X-Amz-Signature=0a1b"
+SECRET = "X-Amz-Credential=me&X-Amz-Signature=0a1b"
 
 
 class Answer(Exception):
