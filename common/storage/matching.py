@@ -14,7 +14,7 @@ from beit.common.errors import InputError
 from beit.common.storage.answers import FileStat, MissingFile
 from beit.common.storage.paths import WEB_SCHEMES, expand_braces, has_braces, is_remote, normalise
 from beit.common.storage.place import Place, place_of
-from beit.common.storage.remote_place import threads
+from beit.common.storage.threads import threads
 
 _WILDCARD = re.compile(r"[*?\[]")
 
