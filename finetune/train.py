@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +21,19 @@ from beit.common.processes.distributed import World, init_distributed
 from beit.common.processes.signals import stop_on_signals
 from beit.common.reading.config import SPEED_KEYS
 from beit.common.reading.labelled_dataset import LabelledDataset
-from beit.common.runs.run_dir import open_run
 from beit.common.runs.wandb_log import require_wandb
 from beit.common.training.batches import Batch
 from beit.common.training.config import CheckpointConfig
 from beit.common.training.data import TrainingData
 from beit.common.training.judge import Goal
 from beit.common.training.task import FitSettings
-from beit.common.training.trainer import fit
+from beit.common.training.trainer import fit, start_run
 from beit.common.vit.description import CONFIG_FILE, EncoderConfig, read_encoder_config
 from beit.common.vit.flops import training_flops
 from beit.common.vit.param_groups import layer_decay_groups
 from beit.finetune.artifact import StartingPoint, build_classifier, freeze_blocks, starting_point
 from beit.finetune.augment.augment import TrainTransform
+from beit.finetune.classification.model import ImageClassifier
 from beit.finetune.classification.step import ClassificationStep, balanced_weights
 from beit.finetune.config import FinetuneConfig
 from beit.finetune.data import LabelledData, open_training_data
@@ -65,7 +66,7 @@ def run(config: FinetuneConfig, *, data: str, run_dir: Path, resume: str = "auto
     world = init_distributed(timeout_seconds=config.train.collective_timeout_seconds)
     torch.manual_seed(config.train.seed)
     task = ClassificationTask(config, images, start, world)
-    directory = open_run(run_dir, config, world=world, resume=resume, free_keys=FREE_KEYS, sync_to=config.run.sync_to)
+    directory = start_run(task, config, path=run_dir, resume=resume, world=world, free_keys=FREE_KEYS)
     task.announce()
     settings = FitSettings(
         train=config.train,
@@ -105,7 +106,7 @@ class ClassificationTask:
     world: World
 
     def __post_init__(self) -> None:
-        """Build model and order; identical on every rank."""
+        """Build the order; identical on every rank."""
         config, shown = self.config, self.images.train
         if config.data.balanced:
             shown = shown.balanced(seed=config.train.seed)
@@ -126,8 +127,6 @@ class ClassificationTask:
             repeats=config.augment.repeats,
         )
         self.step = self._objective()
-        self.model = build_classifier(config, self.start, self.images.class_names)
-        freeze_blocks(self.model, config.freeze_blocks)
         self.description = EncoderConfig(
             architecture=self.start.architecture,
             normalization=self.start.normalization,
@@ -138,6 +137,13 @@ class ClassificationTask:
         )
         self.measured: tuple[int, Metrics | MultiLabelMetrics] | None = None
         """Step and result of the latest evaluation in this process."""
+
+    @cached_property
+    def model(self) -> ImageClassifier:
+        """The encoder with a head for the classes of the data."""
+        model = build_classifier(self.config, self.start, self.images.class_names)
+        freeze_blocks(model, self.config.freeze_blocks)
+        return model
 
     def _objective(self) -> ClassificationStep:
         mean, std = self.start.normalization

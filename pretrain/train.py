@@ -24,7 +24,6 @@ from beit.common.processes.distributed import World, init_distributed
 from beit.common.processes.signals import stop_on_signals
 from beit.common.reading.config import SPEED_KEYS, ReaderConfig
 from beit.common.runs.metrics import read_metrics
-from beit.common.runs.run_dir import open_run
 from beit.common.runs.wandb_log import require_wandb
 from beit.common.shards.cache import ShardCache
 from beit.common.shards.checks import check_files, check_vocabulary
@@ -37,12 +36,13 @@ from beit.common.training.batches import Batch
 from beit.common.training.data import TrainingData
 from beit.common.training.judge import Goal
 from beit.common.training.task import FitSettings
-from beit.common.training.trainer import fit
+from beit.common.training.trainer import fit, start_run
 from beit.common.vit.config import Normalization, ViTConfig, build_vit_config
 from beit.common.vit.flops import training_flops
 from beit.common.vit.param_groups import weight_decay_groups
 from beit.pretrain.config import PretrainConfig
 from beit.pretrain.data import ViewTransform, build_transform, check_replay
+from beit.pretrain.model import MaskedImageModel, MaskedPixelModel
 from beit.pretrain.objective import TokenSource, build_model, build_step, token_source
 from beit.pretrain.pictures.reconstruction import Reconstruction, build_reconstruction, find_decoder
 from beit.pretrain.signal.held_out import HeldOut
@@ -77,7 +77,7 @@ def run(config: PretrainConfig, *, store: str | Path, run_dir: Path, resume: str
         world.run_on_main(lambda: check_files(token_store))
     torch.manual_seed(config.train.seed)
     task = PretrainTask(config, token_store, world, probe=probe)
-    directory = open_run(run_dir, config, world=world, resume=resume, free_keys=FREE_KEYS, sync_to=config.run.sync_to)
+    directory = start_run(task, config, path=run_dir, resume=resume, world=world, free_keys=FREE_KEYS)
     world.run_on_main(lambda: record_data(run_dir, token_store, task.data.state(0)))
     task.earlier += read_metrics(run_dir / "metrics.jsonl") if world.is_main else []
     task.announce()
@@ -155,7 +155,7 @@ class PretrainTask:
     """Records of metrics.jsonl, on rank 0: what an evaluation is compared with."""
 
     def __post_init__(self) -> None:
-        """Build model and order; identical on every rank."""
+        """Build the order; identical on every rank."""
         config = self.config
         self.dataset = StoreDataset(self.store, seed=config.train.seed)
         self.held_out_images = StoreDataset(self.store, seed=config.train.seed, held_out=True)
@@ -175,7 +175,11 @@ class PretrainTask:
             world=self.world,
         )
         self.step = build_step(config, self.tokens, patch_size=self.vit.patch_size)
-        self.model = build_model(config, self.vit, self.tokens)
+
+    @cached_property
+    def model(self) -> MaskedImageModel | MaskedPixelModel:
+        """The vision transformer and what predicts from it."""
+        return build_model(self.config, self.vit, self.tokens)
 
     def announce(self) -> None:
         """Say what is about to happen, once."""

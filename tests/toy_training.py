@@ -25,7 +25,6 @@ from beit.common.processes.distributed import World, init_distributed
 from beit.common.processes.launch import launch_ranks, under_launcher
 from beit.common.processes.rank_reports import capture_output, record_exit
 from beit.common.processes.signals import stop_on_signals
-from beit.common.runs.run_dir import open_run
 from beit.common.training.config import (
     CheckpointConfig,
     DeepSpeedConfig,
@@ -38,7 +37,7 @@ from beit.common.training.config import (
 )
 from beit.common.training.judge import Goal
 from beit.common.training.task import FitResult, FitSettings
-from beit.common.training.trainer import fit
+from beit.common.training.trainer import fit, start_run
 
 MODULE = "beit.tests.toy_training"
 WIDTH = 6
@@ -206,8 +205,6 @@ def toy_config(*overrides: str) -> ToyConfig:
 def train_toy(run_path: Path, config: ToyConfig, *, resume: str = "auto") -> tuple[FitResult, ToyTask]:
     with stop_on_signals():
         world = init_distributed(timeout_seconds=config.train.collective_timeout_seconds)
-        free_keys, sync_to = MISBEHAVIOUR, config.run.sync_to
-        run = open_run(run_path, config, world=world, resume=resume, free_keys=free_keys, sync_to=sync_to)
         plan = plan_training(
             config.train,
             config.optimizer,
@@ -216,6 +213,7 @@ def train_toy(run_path: Path, config: ToyConfig, *, resume: str = "auto") -> tup
             world_size=world.world_size,
         )
         task = ToyTask(config, plan, world)
+        run = start_run(task, config, path=run_path, resume=resume, world=world, free_keys=MISBEHAVIOUR)
         settings = FitSettings(
             train=config.train,
             optimizer=config.optimizer,

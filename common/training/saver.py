@@ -55,13 +55,11 @@ class Saver:
         """Load the run's checkpoint into the engine and return it; None when the run starts from zero.
 
         Raises:
-            InputError: it belongs to other data, or to a model of another shape.
+            InputError: it belongs to a model of another shape.
         """
         checkpoint = self._run.checkpoint
         if checkpoint is None:
             return None
-        allow = self._settings.run.allow_data_change
-        self._task.data.check_resume(checkpoint.record["data"], allow_data_change=allow)
         with checkpoint.reader("model") as model, checkpoint.reader("optimizer") as optimizer:
             self._check_shapes(checkpoint, {name: tuple(model.get_slice(name).get_shape()) for name in model.keys()})
             known = set(optimizer.keys())

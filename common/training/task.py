@@ -57,7 +57,10 @@ class Task(Protocol):
 
     @property
     def model(self) -> nn.Module:
-        """The module to train, initialised identically on every rank."""
+        """The module to train, initialised identically on every rank; built when it is first asked for.
+
+        Until then a run whose data are not its own can still be refused for nothing.
+        """
         ...
 
     @property

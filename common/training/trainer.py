@@ -12,7 +12,10 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,7 +25,7 @@ from beit.common.processes.distributed import World
 from beit.common.processes.signals import StopFlag, stop_on_signals
 from beit.common.progress import Progress
 from beit.common.runs.metrics import MetricsWriter, NoMetrics, open_metrics
-from beit.common.runs.run_dir import RunDirectory
+from beit.common.runs.run_dir import RunDirectory, begin_run, open_run
 from beit.common.storage.locks import sole_use
 from beit.common.training.batches import BatchStream, HostFlag
 from beit.common.training.ema import WeightAverage
@@ -35,10 +38,34 @@ from beit.common.training.saver import Saver
 from beit.common.training.speed import apply_speed
 from beit.common.training.task import CountsFlops, DrawsPictures, FitResult, FitSettings, OverwritesWeights, Task
 
-__all__ = ["FitResult", "FitSettings", "Task", "fit"]
+__all__ = ["FitResult", "FitSettings", "Task", "fit", "start_run"]
 
 
 logger = logging.getLogger(__name__)
+
+
+def start_run(
+    task: Task, config: Any, *, path: Path, resume: str, world: World, free_keys: Sequence[str] = ()
+) -> RunDirectory:
+    """Open the directory of a run; nothing in it is rewritten before the data are known to be those of the run.
+
+    Args:
+        task: Its model is built here, if it was not yet, between that check and the first thing written.
+        config: All settings, with a section `run`.
+        path: The run directory.
+        resume: See `open_run`.
+        world: The ranks; all of them call this.
+        free_keys: See `open_run`.
+    Raises:
+        InputError: the checkpoint does not belong to the data, or what `open_run` and `begin_run` refuse.
+    """
+    run = open_run(path, config, world=world, resume=resume, free_keys=free_keys, sync_to=config.run.sync_to)
+    if run.checkpoint is not None:
+        data = run.checkpoint.record["data"]
+        task.data.check_resume(data, allow_data_change=config.run.allow_data_change)
+    _ = task.model
+    begin_run(run, config, world=world)
+    return run
 
 
 def fit(task: Task, *, settings: FitSettings, run: RunDirectory, world: World) -> FitResult:
@@ -50,8 +77,8 @@ def fit(task: Task, *, settings: FitSettings, run: RunDirectory, world: World) -
         run: Open run directory.
         world: The ranks; all of them call this.
     Raises:
-        InputError: the checkpoint does not belong to the data, the settings ask for what this task cannot do, another
-            process trains in the run's directory, or bad input met on the way.
+        InputError: the settings ask for what this task cannot do, another process trains in the run's directory, or bad
+            input met on the way.
         ResumableStop: asked to stop; everything is saved.
         Diverged: too many steps were not finite.
     """

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from beit.common.encoder import save_model
 from beit.common.errors import require
-from beit.common.runs.run_dir import open_run
+from beit.common.runs.run_dir import begin_run, open_run
 from beit.common.storage.files import write_json
 from beit.common.vit.description import EncoderConfig
 from beit.common.vit.features import Features, LinearProbe, fit_linear, knn_predict
@@ -80,7 +80,9 @@ def run_probe(task: str, config: FinetuneConfig, *, data: str, run_dir: Path, re
     assert images.val is not None
     world = single_rank()
     encoder = FrozenEncoder(config, start)
-    directory = open_run(run_dir, config, world=world, resume=resume, free_keys=FREE_KEYS).path
+    run = open_run(run_dir, config, world=world, resume=resume, free_keys=FREE_KEYS)
+    begin_run(run, config, world=world)
+    directory = run.path
     train, val = (
         frozen_features(encoder, index, directory / FEATURES / f"{name}.safetensors", config=config, world=world)
         for name, index in (("train", images.train), ("val", images.val))

@@ -26,14 +26,13 @@ from beit.common.processes.distributed import World, init_distributed
 from beit.common.processes.signals import stop_on_signals
 from beit.common.reading.config import SPEED_KEYS
 from beit.common.rng import CounterRng, stable_hash64
-from beit.common.runs.run_dir import open_run
 from beit.common.runs.wandb_log import require_wandb
 from beit.common.tokenizers.directory import save_tokenizer
 from beit.common.training.batches import Batch
 from beit.common.training.data import TrainingData
 from beit.common.training.judge import Goal
 from beit.common.training.task import FitSettings
-from beit.common.training.trainer import fit
+from beit.common.training.trainer import fit, start_run
 from beit.tokenize.images import open_images
 from beit.tokenize.tokenizer_training.codebook import fit_codebook, revive_words
 from beit.tokenize.tokenizer_training.config import TokenizerTrainConfig
@@ -79,7 +78,7 @@ def train_tokenizer(config: TokenizerTrainConfig, source: str, out_dir: Path, *,
         lambda: split_images(open_images(source, img_size=size, cache_bytes=cache), config.data, cache_bytes=cache)
     )
     task = TokenizerTask(config, source, images, world)
-    run = open_run(out_dir, config, world=world, resume=resume, free_keys=FREE_KEYS, sync_to=config.run.sync_to)
+    run = start_run(task, config, path=out_dir, resume=resume, world=world, free_keys=FREE_KEYS)
     task.announce()
     settings = FitSettings(
         train=config.train,
@@ -113,7 +112,7 @@ class TokenizerTask:
     world: World
 
     def __post_init__(self) -> None:
-        """Build model and order; identical on every rank."""
+        """Build the order; identical on every rank."""
         config = self.config
         self.transform = CropTransform(data=config.data, augment=config.augment, seed=config.train.seed)
         self.data = TrainingData(
@@ -125,9 +124,13 @@ class TokenizerTask:
             reader=config.reader,
             world=self.world,
         )
-        self.model = TokenizerModel(config.model)
         self._kept_step = -1  # whose upkeep of the codebook is done
         self._moved_words: Tensor | None = None
+
+    @cached_property
+    def model(self) -> TokenizerModel:
+        """The discrete VAE, with the use of its words."""
+        return TokenizerModel(self.config.model)
 
     def announce(self) -> None:
         """Say what is about to happen."""

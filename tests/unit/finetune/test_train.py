@@ -16,6 +16,7 @@ from beit.finetune.config import DataConfig
 from beit.finetune.data import open_training_data
 from beit.finetune.evaluation.scores import Metrics
 from beit.finetune.train import ClassificationTask, run
+from beit.tests.support import files_of
 from beit.tests.unit.finetune.colours import finetune_config, write_images
 
 ALONE = World(rank=0, local_rank=0, world_size=1, device=torch.device("cpu"))
@@ -99,8 +100,10 @@ def test_other_data_are_refused_on_resume(tmp_path, finished):
     other = write_images(tmp_path / "other", ("blue", "red"), 3)
     config = finetune_config(f"data.val={finished.val}", "train.steps=20", "train.eval_interval_steps=5")
     shutil.copytree(finished.run, tmp_path / "run")
+    before = files_of(tmp_path / "run")
     with pytest.raises(InputError, match="index_sha256"):
         run(config, data=str(other), run_dir=tmp_path / "run")
+    assert files_of(tmp_path / "run") == before
 
 
 def test_bad_input_leaves_no_run_directory(tmp_path):
