@@ -19,7 +19,6 @@ from beit.common.encoder import save_model
 from beit.common.errors import InputError
 from beit.common.processes.distributed import World, init_distributed
 from beit.common.processes.signals import stop_on_signals
-from beit.common.reading.config import SPEED_KEYS
 from beit.common.reading.labelled_dataset import LabelledDataset
 from beit.common.runs.wandb_log import require_wandb
 from beit.common.training.batches import Batch
@@ -46,8 +45,6 @@ logger = logging.getLogger(__name__)
 
 BEST, LAST = "model", "last"
 """Folders in the run directory: the model that did best on the validation images, and the newest."""
-FREE_KEYS = (*SPEED_KEYS, "evaluation.micro_batch_size")
-"""Settings a resumed run may change, beside those of the loop: they decide speed, not what is learned."""
 
 
 @stop_on_signals()
@@ -66,7 +63,7 @@ def run(config: FinetuneConfig, *, data: str, run_dir: Path, resume: str = "auto
     world = init_distributed(timeout_seconds=config.train.collective_timeout_seconds)
     torch.manual_seed(config.train.seed)
     task = ClassificationTask(config, images, start, world)
-    directory = start_run(task, config, path=run_dir, resume=resume, world=world, free_keys=FREE_KEYS)
+    directory = start_run(task, config, path=run_dir, resume=resume, world=world)
     task.announce()
     settings = FitSettings(
         train=config.train,

@@ -22,7 +22,7 @@ from beit.common.encoder import save_encoder
 from beit.common.errors import InputError, require
 from beit.common.processes.distributed import World, init_distributed
 from beit.common.processes.signals import stop_on_signals
-from beit.common.reading.config import SPEED_KEYS, ReaderConfig
+from beit.common.reading.config import ReaderConfig
 from beit.common.runs.metrics import read_metrics
 from beit.common.runs.wandb_log import require_wandb
 from beit.common.shards.cache import ShardCache
@@ -53,9 +53,6 @@ from beit.pretrain.stored_run import record_data
 
 logger = logging.getLogger(__name__)
 
-FREE_KEYS = (*SPEED_KEYS, "held_out.", "probe.")
-"""Settings a resumed run may change, beside those of the loop: they decide speed and reporting, not what is learned."""
-
 
 @stop_on_signals()
 def run(config: PretrainConfig, *, store: str | Path, run_dir: Path, resume: str = "auto") -> None:
@@ -77,7 +74,7 @@ def run(config: PretrainConfig, *, store: str | Path, run_dir: Path, resume: str
         world.run_on_main(lambda: check_files(token_store))
     torch.manual_seed(config.train.seed)
     task = PretrainTask(config, token_store, world, probe=probe)
-    directory = start_run(task, config, path=run_dir, resume=resume, world=world, free_keys=FREE_KEYS)
+    directory = start_run(task, config, path=run_dir, resume=resume, world=world)
     world.run_on_main(lambda: record_data(run_dir, token_store, task.data.state(0)))
     task.earlier += read_metrics(run_dir / "metrics.jsonl") if world.is_main else []
     task.announce()

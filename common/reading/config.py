@@ -6,15 +6,6 @@ from dataclasses import dataclass
 
 from beit.common.errors import require
 
-SPEED_KEYS = (
-    "reader.num_workers",
-    "reader.prefetch_batches",
-    "reader.timeout_seconds",
-    "reader.cache_dir",
-    "reader.cache_bytes",
-)
-"""Settings that a resumed run may change: they decide how fast samples come, not which."""
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReaderConfig:

@@ -7,13 +7,14 @@ them is `compare.py`.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from beit.common.config import flatten
 from beit.common.errors import InputError
+from beit.common.runs.changes import SPEED_KEYS, matches
 from beit.common.runs.metrics import read_metrics
 from beit.common.storage.files import read_json
 from beit.common.vit.description import read_encoder_config
@@ -23,23 +24,8 @@ EVALUATION_FILE = "evaluation.json"
 PROBES = ("linear-probe", "knn")
 SEEDS = ("train.seed", "data.subset_seed")
 """Settings that tell the repetitions of one experiment apart."""
-_SPEED = (
-    "train.micro_batch_size",
-    "train.log_interval_steps",
-    "train.collective_timeout_seconds",
-    "evaluation.micro_batch_size",
-    "checkpoint.",
-    "deepspeed.",
-    "run.",
-    "reader.num_workers",
-    "reader.prefetch_batches",
-    "reader.timeout_seconds",
-    "reader.cache_dir",
-    "reader.cache_bytes",
-)
-"""Settings that change how fast a run is, not what comes out; a name, or a prefix ending in a dot."""
 _OF_FROZEN_FEATURES = ("encoder", "image.", "model.", "data.", "evaluation.crop_pct", "probe.")
-"""Settings that decide a probe."""
+"""Settings that decide a probe, `probe.` too, which decides no training."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,12 +88,14 @@ def read_runs(path: Path) -> list[RunRecord]:
 
 def _read_probe(path: Path, task: str, settings: Mapping[str, Any]) -> RunRecord:
     result = read_json(path / f"{task}.json")
-    chosen = {name: value for name, value in settings.items() if _matches(name, _OF_FROZEN_FEATURES)}
+    chosen = {
+        name: value for name, value in settings.items() if matches(name, _OF_FROZEN_FEATURES) and name not in SEEDS
+    }
     measured_on = _images(result.get("validation_data") or settings.get("data.val"), result["num_images"])
     return RunRecord(
         path=str(path),
         task=task,
-        settings=_deciding(chosen) | {"data": result.get("data")},
+        settings=chosen | {"data": result.get("data")},
         seed=_seed(settings),
         metrics=_numbers(result),
         main_metric="top1",
@@ -180,11 +168,8 @@ def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in settings.items() if name not in SEEDS and not _matches(name, _SPEED)}
-
-
-def _matches(name: str, patterns: Sequence[str]) -> bool:
-    return any(name == pattern or (pattern[-1] == "." and name.startswith(pattern)) for pattern in patterns)
+    """Leave out seeds and what changes speed only."""
+    return {name: value for name, value in settings.items() if not matches(name, (*SEEDS, *SPEED_KEYS))}
 
 
 def _training_budget(path: Path, settings: Mapping[str, Any], step: int) -> Budget:

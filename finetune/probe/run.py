@@ -30,8 +30,8 @@ from beit.finetune.probe.features import FEATURES, FrozenEncoder, frozen_feature
 
 logger = logging.getLogger(__name__)
 
-FREE_KEYS = ("probe.", "reader.num_workers", "reader.prefetch_batches", "evaluation.micro_batch_size", "train.", "mix.")
-"""Settings that another start on the same features may change."""
+_UNUSED = ("train.", "mix.")
+"""Settings of a training, of which there is none here; another start on the same features may change them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,7 +80,7 @@ def run_probe(task: str, config: FinetuneConfig, *, data: str, run_dir: Path, re
     assert images.val is not None
     world = single_rank()
     encoder = FrozenEncoder(config, start)
-    run = open_run(run_dir, config, world=world, resume=resume, free_keys=FREE_KEYS)
+    run = open_run(run_dir, config, world=world, resume=resume, free_keys=_UNUSED)
     begin_run(run, config, world=world)
     directory = run.path
     train, val = (

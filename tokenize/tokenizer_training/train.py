@@ -24,7 +24,6 @@ from beit.common.config import config_to_dict
 from beit.common.errors import InputError
 from beit.common.processes.distributed import World, init_distributed
 from beit.common.processes.signals import stop_on_signals
-from beit.common.reading.config import SPEED_KEYS
 from beit.common.rng import CounterRng, stable_hash64
 from beit.common.runs.wandb_log import require_wandb
 from beit.common.tokenizers.directory import save_tokenizer
@@ -48,8 +47,6 @@ from beit.tokenize.tokenizer_training.step import (
 
 logger = logging.getLogger(__name__)
 
-FREE_KEYS = SPEED_KEYS
-"""Settings a resumed run may change, beside those of the loop."""
 _FEATURES_PER_WORD = 16
 """Features that the codebook is first fitted to; with fewer, k-means would memorise them."""
 _EVAL_MICRO_BATCH_SIZE = 32
@@ -78,7 +75,7 @@ def train_tokenizer(config: TokenizerTrainConfig, source: str, out_dir: Path, *,
         lambda: split_images(open_images(source, img_size=size, cache_bytes=cache), config.data, cache_bytes=cache)
     )
     task = TokenizerTask(config, source, images, world)
-    run = start_run(task, config, path=out_dir, resume=resume, world=world, free_keys=FREE_KEYS)
+    run = start_run(task, config, path=out_dir, resume=resume, world=world)
     task.announce()
     settings = FitSettings(
         train=config.train,
