@@ -17,16 +17,14 @@ from torch import Tensor
 
 from beit.common.encoder import save_model
 from beit.common.errors import InputError
-from beit.common.processes.distributed import World, init_distributed
+from beit.common.processes.distributed import World
 from beit.common.processes.signals import stop_on_signals
 from beit.common.reading.labelled_dataset import LabelledDataset
-from beit.common.runs.wandb_log import require_wandb
 from beit.common.training.batches import Batch
 from beit.common.training.config import CheckpointConfig
 from beit.common.training.data import TrainingData
 from beit.common.training.judge import Goal
-from beit.common.training.task import FitSettings
-from beit.common.training.trainer import fit, start_run
+from beit.common.training.trainer import train
 from beit.common.vit.description import CONFIG_FILE, EncoderConfig, read_encoder_config
 from beit.common.vit.flops import training_flops
 from beit.common.vit.param_groups import layer_decay_groups
@@ -59,27 +57,10 @@ def run(config: FinetuneConfig, *, data: str, run_dir: Path, resume: str = "auto
         raise InputError(f"{run_dir} holds a linear probe or k-NN; name another directory for classification")
     start = starting_point(config)
     images = open_training_data(data, config.data, multi_label=config.classifier.multi_label)
-    require_wandb(config.run.wandb)
-    world = init_distributed(timeout_seconds=config.train.collective_timeout_seconds)
-    torch.manual_seed(config.train.seed)
-    task = ClassificationTask(config, images, start, world)
-    directory = start_run(task, config, path=run_dir, resume=resume, world=world)
-    task.announce()
-    settings = FitSettings(
-        train=config.train,
-        optimizer=config.optimizer,
-        checkpoint=config.checkpoint,
-        deepspeed=config.deepspeed,
-        speed=config.speed,
-        profile=config.profile,
-        run=config.run,
-        # The best model is chosen among the saved ones by `save_artifacts`, which keeps the newest beside it.
-        goal=None
-        if images.val is None
-        else Goal(metric=f"val_{_main(images)}", is_higher_better=True, keep_best=False),
+    task, _ = train(
+        config, lambda world: ClassificationTask(config, images, start, world), run_dir=run_dir, resume=resume
     )
-    fit(task, settings=settings, run=directory, world=world)
-    if world.is_main:
+    if task.world.is_main:
         best = read_encoder_config(run_dir / BEST).provenance
         main = _main(images)
         score = f", {main} {100 * best['metrics'][main]:.2f} % at step {best['step']}" if best["metrics"] else ""
@@ -163,7 +144,15 @@ class ClassificationTask:
             return checkpoint
         return replace(checkpoint, interval_steps=self.config.train.eval_interval_steps)
 
-    def announce(self) -> None:
+    @property
+    def goal(self) -> Goal | None:
+        """What evaluations are judged by."""
+        if self.images.val is None:
+            return None
+        # The best model is chosen among the saved ones by `save_artifacts`, which keeps the newest beside it.
+        return Goal(metric=f"val_{_main(self.images)}", is_higher_better=True, keep_best=False)
+
+    def begin(self, run: Path) -> None:
         """Say what is about to happen."""
         plan, val = self.data.plan, self.images.val
         logger.info(

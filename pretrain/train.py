@@ -20,11 +20,10 @@ from torch import Tensor
 
 from beit.common.encoder import save_encoder
 from beit.common.errors import InputError, require
-from beit.common.processes.distributed import World, init_distributed
+from beit.common.processes.distributed import World
 from beit.common.processes.signals import stop_on_signals
 from beit.common.reading.config import ReaderConfig
 from beit.common.runs.metrics import read_metrics
-from beit.common.runs.wandb_log import require_wandb
 from beit.common.shards.cache import ShardCache
 from beit.common.shards.checks import check_files, check_vocabulary
 from beit.common.shards.token_store import TokenStore
@@ -35,8 +34,7 @@ from beit.common.tokenizer import Tokenizer
 from beit.common.training.batches import Batch
 from beit.common.training.data import TrainingData
 from beit.common.training.judge import Goal
-from beit.common.training.task import FitSettings
-from beit.common.training.trainer import fit, start_run
+from beit.common.training.trainer import train
 from beit.common.vit.config import Normalization, ViTConfig, build_vit_config
 from beit.common.vit.flops import training_flops
 from beit.common.vit.param_groups import weight_decay_groups
@@ -68,28 +66,14 @@ def run(config: PretrainConfig, *, store: str | Path, run_dir: Path, resume: str
     if token_store.is_remote and config.reader.cache_bytes:
         token_store.use_cache(shard_cache(config.reader))
     probe = open_probe_data(config.probe)
-    require_wandb(config.run.wandb)
-    world = init_distributed(timeout_seconds=config.train.collective_timeout_seconds)
-    if is_url:  # once for all ranks: it is a request or two per shard
-        world.run_on_main(lambda: check_files(token_store))
-    torch.manual_seed(config.train.seed)
-    task = PretrainTask(config, token_store, world, probe=probe)
-    directory = start_run(task, config, path=run_dir, resume=resume, world=world)
-    world.run_on_main(lambda: record_data(run_dir, token_store, task.data.state(0)))
-    task.earlier += read_metrics(run_dir / "metrics.jsonl") if world.is_main else []
-    task.announce()
-    settings = FitSettings(
-        train=config.train,
-        optimizer=config.optimizer,
-        checkpoint=config.checkpoint,
-        deepspeed=config.deepspeed,
-        speed=config.speed,
-        profile=config.profile,
-        run=config.run,
-        goal=task.goal(),
-    )
-    result = fit(task, settings=settings, run=directory, world=world)
-    if world.is_main:
+
+    def build(world: World) -> PretrainTask:
+        if is_url:  # once for all ranks: it is a request or two per shard
+            world.run_on_main(lambda: check_files(token_store))
+        return PretrainTask(config, token_store, world, probe=probe)
+
+    task, result = train(config, build, run_dir=run_dir, resume=resume)
+    if task.world.is_main:
         if result.metrics:
             logger.info("verdict: %s", verdict(result.metrics, task.before(result.step)))
         logger.info("encoder: %s", run_dir / "encoder")
@@ -178,10 +162,12 @@ class PretrainTask:
         """The vision transformer and what predicts from it."""
         return build_model(self.config, self.vit, self.tokens)
 
-    def announce(self) -> None:
-        """Say what is about to happen, once."""
+    def begin(self, run: Path) -> None:
+        """Write down what the run trains on, find what it measured before, and say what is about to happen."""
+        self.world.run_on_main(lambda: record_data(run, self.store, self.data.state(0)))
         if not self.world.is_main:
             return
+        self.earlier += read_metrics(run / "metrics.jsonl")
         plan, views = self.data.plan, self.store.info.views
         epochs = plan.total_steps / plan.steps_per_epoch
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
@@ -203,8 +189,9 @@ class PretrainTask:
             )
         logger.info("order: windows of %d shards, lanes: %d, seed %d", order.window_shards, order.lanes, order.seed)
 
+    @property
     def goal(self) -> Goal | None:
-        """Return what evaluations are judged by; the newest encoder is written, unless the run may stop early."""
+        """What evaluations are judged by; the newest encoder is written, unless the run may stop early."""
         if not self.held_out_images.shard_sizes.sum():
             return None
         keep_best = self.config.train.early_stop_evals is not None

@@ -21,23 +21,23 @@ from torch import nn
 
 from beit.common.config import load_config
 from beit.common.errors import InputError, ResumableStop
-from beit.common.processes.distributed import World, init_distributed
+from beit.common.processes.distributed import World
 from beit.common.processes.launch import launch_ranks, under_launcher
 from beit.common.processes.rank_reports import capture_output, record_exit
-from beit.common.processes.signals import stop_on_signals
 from beit.common.training.config import (
     CheckpointConfig,
     DeepSpeedConfig,
     OptimizerConfig,
     ProfileConfig,
     RunConfig,
+    SpeedConfig,
     TrainConfig,
     TrainingPlan,
     plan_training,
 )
 from beit.common.training.judge import Goal
-from beit.common.training.task import FitResult, FitSettings
-from beit.common.training.trainer import fit, start_run
+from beit.common.training.task import FitResult
+from beit.common.training.trainer import train
 
 MODULE = "beit.tests.toy_training"
 WIDTH = 6
@@ -49,6 +49,7 @@ class ToyConfig:
     optimizer: OptimizerConfig = OptimizerConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     deepspeed: DeepSpeedConfig = DeepSpeedConfig()
+    speed: SpeedConfig = SpeedConfig()
     profile: ProfileConfig = ProfileConfig()
     run: RunConfig = RunConfig()
     gpus: int = 0
@@ -136,6 +137,13 @@ class ToyTask:
         self.evaluated: list[int] = []
         self.lrs: list[float] = []
 
+    @property
+    def goal(self) -> Goal:
+        return Goal(metric="val_loss", is_higher_better=False, keep_best=self.config.keep_best)
+
+    def begin(self, run: Path) -> None:
+        pass
+
     def param_groups(self) -> list[dict[str, Any]]:
         trained = [p for p in self.model.parameters() if p.requires_grad]
         matrices = [p for p in trained if p.ndim > 1]
@@ -203,8 +211,7 @@ def toy_config(*overrides: str) -> ToyConfig:
 
 
 def train_toy(run_path: Path, config: ToyConfig, *, resume: str = "auto") -> tuple[FitResult, ToyTask]:
-    with stop_on_signals():
-        world = init_distributed(timeout_seconds=config.train.collective_timeout_seconds)
+    def build(world: World) -> ToyTask:
         plan = plan_training(
             config.train,
             config.optimizer,
@@ -212,18 +219,10 @@ def train_toy(run_path: Path, config: ToyConfig, *, resume: str = "auto") -> tup
             num_samples=config.num_samples,
             world_size=world.world_size,
         )
-        task = ToyTask(config, plan, world)
-        run = start_run(task, config, path=run_path, resume=resume, world=world, free_keys=MISBEHAVIOUR)
-        settings = FitSettings(
-            train=config.train,
-            optimizer=config.optimizer,
-            checkpoint=config.checkpoint,
-            deepspeed=config.deepspeed,
-            profile=config.profile,
-            run=config.run,
-            goal=Goal(metric="val_loss", is_higher_better=False, keep_best=config.keep_best),
-        )
-        return fit(task, settings=settings, run=run, world=world), task
+        return ToyTask(config, plan, world)
+
+    task, result = train(config, build, run_dir=run_path, resume=resume, free_keys=MISBEHAVIOUR)
+    return result, task
 
 
 def main() -> int:

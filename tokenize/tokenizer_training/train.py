@@ -22,16 +22,13 @@ from torch import Tensor, nn
 
 from beit.common.config import config_to_dict
 from beit.common.errors import InputError
-from beit.common.processes.distributed import World, init_distributed
-from beit.common.processes.signals import stop_on_signals
+from beit.common.processes.distributed import World
 from beit.common.rng import CounterRng, stable_hash64
-from beit.common.runs.wandb_log import require_wandb
 from beit.common.tokenizers.directory import save_tokenizer
 from beit.common.training.batches import Batch
 from beit.common.training.data import TrainingData
 from beit.common.training.judge import Goal
-from beit.common.training.task import FitSettings
-from beit.common.training.trainer import fit, start_run
+from beit.common.training.trainer import train
 from beit.tokenize.images import open_images
 from beit.tokenize.tokenizer_training.codebook import fit_codebook, revive_words
 from beit.tokenize.tokenizer_training.config import TokenizerTrainConfig
@@ -53,7 +50,6 @@ _EVAL_MICRO_BATCH_SIZE = 32
 _SHEET_IMAGES = 16
 
 
-@stop_on_signals()
 def train_tokenizer(config: TokenizerTrainConfig, source: str, out_dir: Path, *, resume: str = "auto") -> None:
     """Train a discrete VAE on the images of `source` and write it to `out_dir`; on every rank.
 
@@ -67,27 +63,17 @@ def train_tokenizer(config: TokenizerTrainConfig, source: str, out_dir: Path, *,
         InputError: bad input.
         ResumableStop: a signal asked to stop; a checkpoint was committed.
     """
-    require_wandb(config.run.wandb)
-    world = init_distributed(timeout_seconds=config.train.collective_timeout_seconds)
-    torch.manual_seed(config.train.seed)
     size, cache = config.data.view_size, config.reader.parquet_cache_bytes
-    images = world.run_on_main(
-        lambda: split_images(open_images(source, img_size=size, cache_bytes=cache), config.data, cache_bytes=cache)
-    )
-    task = TokenizerTask(config, source, images, world)
-    run = start_run(task, config, path=out_dir, resume=resume, world=world)
-    task.announce()
-    settings = FitSettings(
-        train=config.train,
-        optimizer=config.optimizer,
-        checkpoint=config.checkpoint,
-        deepspeed=config.deepspeed,
-        profile=config.profile,
-        run=config.run,
-        goal=Goal(metric="eval_psnr", is_higher_better=True, keep_best=True),
-    )
-    best = fit(task, settings=settings, run=run, world=world).best
-    if world.is_main:
+
+    def build(world: World) -> TokenizerTask:
+        images = world.run_on_main(
+            lambda: split_images(open_images(source, img_size=size, cache_bytes=cache), config.data, cache_bytes=cache)
+        )
+        return TokenizerTask(config, source, images, world)
+
+    task, result = train(config, build, run_dir=out_dir, resume=resume)
+    if task.world.is_main:
+        best = result.best
         score = "" if best.value is None else f", {best.value:.2f} dB on held-out images, of step {best.step}"
         logger.info("tokenizer: %s%s", out_dir, score)
 
@@ -129,7 +115,12 @@ class TokenizerTask:
         """The discrete VAE, with the use of its words."""
         return TokenizerModel(self.config.model)
 
-    def announce(self) -> None:
+    @property
+    def goal(self) -> Goal:
+        """What evaluations are judged by."""
+        return Goal(metric="eval_psnr", is_higher_better=True, keep_best=True)
+
+    def begin(self, run: Path) -> None:
         """Say what is about to happen."""
         plan, shape = self.data.plan, self.config.model
         logger.info(

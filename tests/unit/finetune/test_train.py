@@ -262,7 +262,7 @@ def test_losses_of_the_whole_recipe_are_the_golden_ones(tmp_path):
     assert losses == pytest.approx(GOLDEN_LOSSES, rel=1e-3)
 
 
-def test_a_batch_larger_than_the_data_is_pointed_out(finished, caplog):
+def test_a_batch_larger_than_the_data_is_pointed_out(finished, tmp_path, caplog):
     with caplog.at_level("WARNING", logger="beit"):
-        task_for(finished.train, None, "train.global_batch_size=40").announce()
+        task_for(finished.train, None, "train.global_batch_size=40").begin(tmp_path)
     assert "train.global_batch_size (40) exceeds the 36 training images" in caplog.text
