@@ -22,7 +22,8 @@ from torch import nn
 from beit.common.config import load_config
 from beit.common.errors import InputError, ResumableStop
 from beit.common.processes.distributed import World
-from beit.common.processes.launch import launch_ranks, under_launcher
+from beit.common.processes.launch import launch_ranks
+from beit.common.processes.launcher_env import under_launcher
 from beit.common.processes.rank_reports import capture_output, record_exit
 from beit.common.training.config import (
     CheckpointConfig,

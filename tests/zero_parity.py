@@ -19,7 +19,8 @@ import torch
 
 from beit.common.config import config_from_dict
 from beit.common.processes.distributed import World, init_distributed
-from beit.common.processes.launch import launch_ranks, under_launcher
+from beit.common.processes.launch import launch_ranks
+from beit.common.processes.launcher_env import under_launcher
 from beit.common.processes.rank_reports import capture_output, record_exit
 from beit.common.shards.token_store import TokenStore
 from beit.common.store import open_store

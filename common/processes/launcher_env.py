@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 from collections.abc import Mapping
@@ -12,8 +13,8 @@ SERVED_VARIABLE = "TORCHELASTIC_USE_AGENT_STORE"
 """PyTorch's own: True where the launcher listens at MASTER_PORT, so that rank 0 does not."""
 
 
-def under_launcher(variables: Mapping[str, str]) -> bool:
-    """True when some launcher started this process as one of its ranks."""
+def under_launcher(variables: Mapping[str, str] = os.environ) -> bool:
+    """True when some launcher started this process as one of its ranks, so that nothing is to be launched again."""
     return ("RANK" in variables and "WORLD_SIZE" in variables) or under_slurm(variables)
 
 
