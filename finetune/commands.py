@@ -14,10 +14,10 @@ from typing import Any
 import click
 
 from beit.cli_options import LongOptions, launch_options, long_command_options, picture_option, start_ranks
+from beit.common.runs.layout import PROBES
 
 RECIPES = Path(__file__).parent / "recipes"
-TASKS = ("classification", "linear-probe", "knn")
-PROBES = TASKS[1:]
+TASKS = ("classification", *PROBES)
 
 
 @click.command("finetune")

@@ -20,6 +20,7 @@ from beit.common.errors import InputError
 from beit.common.processes.distributed import World
 from beit.common.processes.signals import stop_on_signals
 from beit.common.reading.labelled_dataset import LabelledDataset
+from beit.common.runs.layout import FEATURES, LAST, MODEL
 from beit.common.training.batches import Batch
 from beit.common.training.config import CheckpointConfig
 from beit.common.training.data import TrainingData
@@ -37,12 +38,8 @@ from beit.finetune.data import LabelledData, open_training_data
 from beit.finetune.evaluation.evaluate import evaluation_loader, measure
 from beit.finetune.evaluation.outcomes import OutcomeLog
 from beit.finetune.evaluation.scores import Metrics, MultiLabelMetrics
-from beit.finetune.probe.features import FEATURES
 
 logger = logging.getLogger(__name__)
-
-BEST, LAST = "model", "last"
-"""Folders in the run directory: the model that did best on the validation images, and the newest."""
 
 
 @stop_on_signals()
@@ -61,10 +58,10 @@ def run(config: FinetuneConfig, *, data: str, run_dir: Path, resume: str = "auto
         config, lambda world: ClassificationTask(config, images, start, world), run_dir=run_dir, resume=resume
     )
     if task.world.is_main:
-        best = read_encoder_config(run_dir / BEST).provenance
+        best = read_encoder_config(run_dir / MODEL).provenance
         main = _main(images)
         score = f", {main} {100 * best['metrics'][main]:.2f} % at step {best['step']}" if best["metrics"] else ""
-        logger.info("model: %s%s", run_dir / BEST, score)
+        logger.info("model: %s%s", run_dir / MODEL, score)
 
 
 @dataclass
@@ -224,8 +221,8 @@ class ClassificationTask:
         result = self.measured[1] if self.measured is not None and self.measured[0] == step else None
         description = replace(self.description, provenance=self._provenance(step, result))
         save_model(directory / LAST, state, description)
-        if self.images.val is None or (result is not None and _is_better(result, directory / BEST)):
-            save_model(directory / BEST, state, description)
+        if self.images.val is None or (result is not None and _is_better(result, directory / MODEL)):
+            save_model(directory / MODEL, state, description)
 
     def _provenance(self, step: int, result: Metrics | MultiLabelMetrics | None) -> dict[str, Any]:
         train = self.images.train

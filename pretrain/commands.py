@@ -67,12 +67,13 @@ def show_masks_command(
     from beit.common.config import load_config
     from beit.common.errors import require
     from beit.common.pages.pictures import save_png
+    from beit.common.runs.layout import CONFIG
     from beit.common.store import open_store
     from beit.pretrain.config import PretrainConfig
     from beit.pretrain.pictures.masks import masks_sheet
     from beit.pretrain.stored_run import open_stored_run
 
-    if (Path(target) / "config.toml").is_file():
+    if (Path(target) / CONFIG).is_file():
         require(recipe is None and not overrides, "a run has its own settings; --recipe and --set are for a STORE")
         run = open_stored_run(Path(target), store)
         opened, config = run.store, run.config

@@ -23,6 +23,7 @@ from beit.common.errors import InputError, require
 from beit.common.processes.distributed import World
 from beit.common.processes.signals import stop_on_signals
 from beit.common.reading.config import ReaderConfig
+from beit.common.runs.layout import ENCODER, METRICS
 from beit.common.runs.metrics import read_metrics
 from beit.common.shards.cache import ShardCache
 from beit.common.shards.checks import check_files, check_vocabulary
@@ -76,7 +77,7 @@ def run(config: PretrainConfig, *, store: str | Path, run_dir: Path, resume: str
     if task.world.is_main:
         if result.metrics:
             logger.info("verdict: %s", verdict(result.metrics, task.before(result.step)))
-        logger.info("encoder: %s", run_dir / "encoder")
+        logger.info("encoder: %s", run_dir / ENCODER)
 
 
 def check_store(store: TokenStore, config: PretrainConfig) -> None:
@@ -167,7 +168,7 @@ class PretrainTask:
         self.world.run_on_main(lambda: record_data(run, self.store, self.data.state(0)))
         if not self.world.is_main:
             return
-        self.earlier += read_metrics(run / "metrics.jsonl")
+        self.earlier += read_metrics(run / METRICS)
         plan, views = self.data.plan, self.store.info.views
         epochs = plan.total_steps / plan.steps_per_epoch
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
@@ -298,7 +299,7 @@ class PretrainTask:
         """Write `directory`/encoder: every tensor of the model, under the official names."""
         best = metrics.get(BEST_BLOCK)
         save_encoder(
-            directory / "encoder",
+            directory / ENCODER,
             state,
             architecture=self.vit,
             mean=self.config.data.mean,

@@ -24,12 +24,12 @@ from safetensors.torch import load_file, save_file
 
 from beit.common.errors import InputError
 from beit.common.faults import fault_point
+from beit.common.runs.layout import CHECKPOINTS, COMMIT, LATEST
 from beit.common.storage.files import fsync_directory, read_json, sha256_file, write_atomic, write_json
 
 logger = logging.getLogger(__name__)
 FORMAT = "beit-checkpoint"
 FORMAT_VERSION = 1
-COMMIT = "COMMIT.json"
 _TAG = re.compile(r"step_(\d+)")
 _ASIDE = "rejected_"
 _ROOM = 1.2
@@ -109,7 +109,7 @@ def save_checkpoint(
         os.replace(temporary, target)
         fsync_directory(root)
         fault_point("committed")
-        write_atomic(root / "latest", f"{target.name}\n".encode())
+        write_atomic(root / LATEST, f"{target.name}\n".encode())
     except OSError:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -165,7 +165,7 @@ def resolve_checkpoint(path: Path) -> Checkpoint:
     """
     if (path / COMMIT).exists() or _TAG.fullmatch(path.name):
         return open_checkpoint(path)
-    checkpoint = find_checkpoint(path / "checkpoints" if (path / "checkpoints").is_dir() else path)
+    checkpoint = find_checkpoint(path / CHECKPOINTS if (path / CHECKPOINTS).is_dir() else path)
     if checkpoint is None:
         raise InputError(f"--resume {path} holds no checkpoint; name a run, or one of its checkpoints/step_N")
     return checkpoint
@@ -186,7 +186,7 @@ def committed_steps(root: Path) -> set[int]:
 def step_of(name: str) -> int | None:
     """Return the step of a file of a checkpoint, from its path relative to the run; None for any other file."""
     parts = name.split("/")
-    match = _TAG.fullmatch(parts[1]) if len(parts) == 3 and parts[0] == "checkpoints" else None
+    match = _TAG.fullmatch(parts[1]) if len(parts) == 3 and parts[0] == CHECKPOINTS else None
     return int(match[1]) if match else None
 
 

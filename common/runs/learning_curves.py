@@ -16,6 +16,7 @@ from PIL import Image
 from beit.common.errors import InputError, require
 from beit.common.pages.charts import LINE_COLOURS, Line, line_chart, line_key
 from beit.common.pages.pictures import beside, sheet
+from beit.common.runs.layout import METRICS
 from beit.common.runs.metrics import read_metrics
 
 _CHART_PX = (560, 360)
@@ -212,8 +213,8 @@ def learning_sheet(runs: Sequence[Path]) -> Image.Image:
 
 
 def _records(path: Path) -> list[dict[str, Any]]:
-    require((path / "metrics.jsonl").is_file(), f"{path} is not the directory of a training run (no metrics.jsonl)")
-    return read_metrics(path / "metrics.jsonl")
+    require((path / METRICS).is_file(), f"{path} is not the directory of a training run (no metrics.jsonl)")
+    return read_metrics(path / METRICS)
 
 
 def _short_names(runs: Sequence[Path]) -> list[str]:

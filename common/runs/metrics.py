@@ -13,6 +13,7 @@ import numpy as np
 from PIL.Image import Image
 
 from beit.common.pages.pictures import save_png
+from beit.common.runs.layout import METRICS, TENSORBOARD
 from beit.common.storage.files import write_atomic
 
 logger = logging.getLogger(__name__)
@@ -86,10 +87,10 @@ class MetricsLog:
     def __init__(self, run: Path, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter  # half a second of imports only training needs
 
-        self._run, self._path = run, run / "metrics.jsonl"
+        self._run, self._path = run, run / METRICS
         truncate_metrics(self._path, step)
         self._file = self._path.open("a", encoding="utf-8")
-        self._board: SummaryWriter | None = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+        self._board: SummaryWriter | None = SummaryWriter(str(run / TENSORBOARD), purge_step=step + 1)
         self._has_warned = False
 
     def write(self, record: Mapping[str, float]) -> None:

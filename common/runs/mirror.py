@@ -16,8 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from beit.common.errors import InputError, require
-from beit.common.runs.checkpoint import COMMIT, committed_steps, open_checkpoint, step_of
-from beit.common.runs.layout import CHECKPOINTS, CONFIG, ENVIRONMENT, RUN_ID
+from beit.common.runs.checkpoint import committed_steps, open_checkpoint, step_of
+from beit.common.runs.layout import CHECKPOINTS, COMMIT, CONFIG, ENVIRONMENT, PROFILE, RUN_ID, TENSORBOARD, WANDB
 from beit.common.storage.files import atomic_file, read_json
 from beit.common.storage.locations import is_remote, join, list_folder, normalise
 from beit.common.storage.ranges import copy_file
@@ -25,7 +25,7 @@ from beit.common.storage.remote_file import file_system_of, retry
 
 logger = logging.getLogger(__name__)
 _OUTBOX = ".outgoing"
-_LEFT_OUT = ("tensorboard", "wandb", "profile", CHECKPOINTS)
+_LEFT_OUT = (TENSORBOARD, WANDB, PROFILE, CHECKPOINTS)
 _GROWING = ".jsonl"
 """Ending of files that are appended to; all others are replaced, so that a link to them is a snapshot."""
 

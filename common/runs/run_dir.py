@@ -23,8 +23,8 @@ from beit.common.config import config_to_toml
 from beit.common.errors import InputError
 from beit.common.processes.distributed import World
 from beit.common.runs.changes import Change, check_changes, find_changes
-from beit.common.runs.checkpoint import COMMIT, Checkpoint, find_checkpoint, resolve_checkpoint
-from beit.common.runs.layout import CONFIG, ENVIRONMENT, RUN_ID
+from beit.common.runs.checkpoint import Checkpoint, find_checkpoint, resolve_checkpoint
+from beit.common.runs.layout import CHECKPOINTS, COMMIT, CONFIG, ENVIRONMENT, RUN_ID
 from beit.common.runs.mirror import RunMirror
 from beit.common.storage.files import read_json, write_atomic, write_json
 from beit.common.storage.locations import is_remote
@@ -55,7 +55,7 @@ class RunDirectory:
     @property
     def checkpoints(self) -> Path:
         """Directory of the checkpoints."""
-        return self.path / "checkpoints"
+        return self.path / CHECKPOINTS
 
 
 def open_run(
@@ -175,7 +175,7 @@ def _find(path: Path, resume: str) -> Checkpoint | None:
     if resume == "never":
         return None
     if resume == "auto":
-        return find_checkpoint(path / "checkpoints")
+        return find_checkpoint(path / CHECKPOINTS)
     if not Path(resume).exists():
         raise InputError(f"--resume {resume} does not exist; use auto, never, or the path of a checkpoint or run")
     return resolve_checkpoint(Path(resume))

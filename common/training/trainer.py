@@ -24,6 +24,7 @@ from beit.common.errors import ResumableStop, RunFailed, require
 from beit.common.processes.distributed import World, init_distributed
 from beit.common.processes.signals import StopFlag, stop_on_signals
 from beit.common.progress import Progress
+from beit.common.runs.layout import NONFINITE, PROFILE
 from beit.common.runs.metrics import MetricsWriter, NoMetrics, open_metrics
 from beit.common.runs.run_dir import RunDirectory, begin_run, open_run
 from beit.common.runs.wandb_log import require_wandb
@@ -40,8 +41,6 @@ from beit.common.training.speed import apply_speed
 from beit.common.training.task import CountsFlops, DrawsPictures, FitResult, OverwritesWeights, Task, TrainingConfig
 
 logger = logging.getLogger(__name__)
-
-
 SomeTask = TypeVar("SomeTask", bound=Task)
 
 
@@ -152,10 +151,10 @@ class Trainer:
             f"profile.steps ({config.profile.steps}) begin after the run's {self._plan.total_steps} steps; name "
             "earlier ones",
         )
-        self._profile = ProfileWindow(window, run.path / "profile", world)
+        self._profile = ProfileWindow(window, run.path / PROFILE, world)
         self._average = WeightAverage(self._engine, config.train.ema_decay)
         self._saver = Saver(task, engine=self._engine, run=run, world=world, config=config.checkpoint)
-        self._guard = NonFiniteGuard(run.path / "nonfinite.jsonl" if world.is_main else None)
+        self._guard = NonFiniteGuard(run.path / NONFINITE if world.is_main else None)
         self._step = 0
         self._evaluation: dict[str, float] = {}
         self._unread: list[tuple[int, HostFlag, list[str]]] = []

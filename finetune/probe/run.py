@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from beit.common.encoder import save_model
 from beit.common.errors import require
+from beit.common.runs.layout import CHECKPOINTS, FEATURES, MODEL
 from beit.common.runs.run_dir import begin_run, open_run
 from beit.common.storage.files import write_json
 from beit.common.vit.description import EncoderConfig
@@ -26,7 +27,7 @@ from beit.finetune.config import FinetuneConfig
 from beit.finetune.data import LabelledData, open_training_data
 from beit.finetune.evaluation.evaluate import single_rank
 from beit.finetune.evaluation.outcomes import TOP_K
-from beit.finetune.probe.features import FEATURES, FrozenEncoder, frozen_features
+from beit.finetune.probe.features import FrozenEncoder, frozen_features
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +73,7 @@ def run_probe(task: str, config: FinetuneConfig, *, data: str, run_dir: Path, re
         not config.classifier.multi_label, f"classifier.multi_label must be false: {task} knows one label per image"
     )
     require(
-        not (run_dir / "checkpoints").exists(),
+        not (run_dir / CHECKPOINTS).exists(),
         f"{run_dir} holds a classification run, whose model {task} would replace; name another directory",
     )
     start = starting_point(config)
@@ -115,7 +116,7 @@ def _linear_probe(found: ProbeData, config: FinetuneConfig, directory: Path) -> 
         logger.info("block %d: top-1 %.2f %%", block, 100 * rows[-1]["top1"])
     best = max(rows, key=lambda row: (row["top1"], row["block"]))
     block = int(best["block"])
-    save_probe(directory / "model", found, probes[block], block=block, metrics=best, config=config)
+    save_probe(directory / MODEL, found, probes[block], block=block, metrics=best, config=config)
     return {"best_block": block, "top1": best["top1"], "top5": best["top5"], "loss": best["loss"], "blocks": rows}
 
 
