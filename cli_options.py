@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -84,6 +83,11 @@ class LongOptions:
     resume: str
     """auto, never, or a path."""
 
+    @classmethod
+    def pop(cls, options: dict[str, Any]) -> LongOptions:
+        """Take what belongs here out of the options of a command that has others, too."""
+        return cls(**{field.name: options.pop(field.name) for field in fields(cls)})
+
     def load(self, schema: type[Config], recipes: Path, **dedicated: Any) -> Config:
         """Return the settings; `dedicated` options stand for one each, `__` for the dot in its name, None left out."""
         from beit.common.config import load_config
@@ -123,19 +127,5 @@ def start_ranks(gpus: int | None, hostfile: str | None) -> None:
 
 
 def long_command_options(command: Command) -> Command:
-    """Add what every long command takes: --recipe, --set, --gpus, --hostfile, --resume; passed as `LongOptions`."""
-
-    @functools.wraps(command)
-    def run(
-        *,
-        recipe: str | None,
-        overrides: tuple[str, ...],
-        gpus: int | None,
-        hostfile: str | None,
-        resume: str,
-        **rest: Any,
-    ) -> Any:
-        options = LongOptions(recipe=recipe, overrides=overrides, gpus=gpus, hostfile=hostfile, resume=resume)
-        return command(options=options, **rest)
-
-    return recipe_options(launch_options(resume_option(run)))  # type: ignore[return-value]
+    """Add what every long command takes, the fields of `LongOptions`: --recipe, --set, --gpus, --hostfile, --resume."""
+    return recipe_options(launch_options(resume_option(command)))

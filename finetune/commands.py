@@ -27,9 +27,7 @@ TASKS = ("classification", *PROBES)
 @click.option("--encoder", metavar="DIR|random", help="What to start from: a pre-trained encoder, or random weights.")
 @click.option("--val", metavar="DATA", help="Labelled images to measure on; the best model is kept.")
 @long_command_options
-def finetune_command(
-    task: str, data: str, run: Path, encoder: str | None, val: str | None, options: LongOptions
-) -> None:
+def finetune_command(task: str, data: str, run: Path, encoder: str | None, val: str | None, **long: Any) -> None:
     """Fine-tune an encoder on the labelled images of DATA, or measure it as it is.
 
     \b
@@ -52,6 +50,7 @@ def finetune_command(
 
     if task not in TASKS:
         raise InputError(f"TASK ({task}) must be {', '.join(TASKS[:-1])} or {TASKS[-1]}")
+    options = LongOptions(**long)
     config = options.load(FinetuneConfig, RECIPES, encoder=encoder, data__val=val)
     if task in PROBES:
         if options.gpus or options.hostfile or under_launcher():
@@ -86,10 +85,11 @@ def evaluate_command(
       beit evaluate runs/flowers/model flowers/test --out test.json --html test.html
     """
     start_ranks(gpus, hostfile)
+    from beit.common.processes.launcher_env import launched_rank
     from beit.finetune.evaluation.evaluate import evaluate_model
 
     report = evaluate_model(model, data, out=out, html=html)
-    if os.environ.get("RANK", "0") == "0":
+    if not launched_rank():  # all ranks would say the same
         click.echo(report.as_table())
 
 

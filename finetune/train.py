@@ -163,12 +163,7 @@ class ClassificationTask:
         )
         if self.config.data.balanced:
             logger.info("balanced: an epoch shows %d images, as many of every class", len(self.dataset.index))
-        logger.info(
-            "%d steps of %d images = %.1f epochs",
-            plan.total_steps,
-            plan.global_batch_size,
-            plan.total_steps / plan.steps_per_epoch,
-        )
+        logger.info("%s", plan)
         if plan.global_batch_size > len(self.images.train) and self.world.is_main:
             logger.warning(
                 "train.global_batch_size (%d) exceeds the %d training images, so that a step shows some of them more "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -15,7 +16,7 @@ RECIPES = Path(__file__).parent / "recipes"
 @click.argument("store")
 @click.argument("run", type=click.Path(path_type=Path))
 @long_command_options
-def pretrain_command(store: str, run: Path, options: LongOptions) -> None:
+def pretrain_command(store: str, run: Path, **long: Any) -> None:
     """Pre-train a ViT to predict the visual tokens of masked patches, from the token store STORE into RUN.
 
     STORE is a folder or a URL (https://, s3://); the shards of a remote store are kept on this machine's disk as they
@@ -30,6 +31,7 @@ def pretrain_command(store: str, run: Path, options: LongOptions) -> None:
     """
     from beit.pretrain.config import PretrainConfig
 
+    options = LongOptions(**long)
     config = options.load(PretrainConfig, RECIPES)
     options.refuse_code(config.tokenizer.online, "tokenizer.online", "--set tokenizer.online=")
     options.start(num_workers=config.reader.num_workers)

@@ -55,8 +55,6 @@ def open_stored_run(run: Path, store: str | None) -> StoredRun:
     Args:
         run: Run directory of `beit pretrain`.
         store: Where the token store is now; None takes what the run says.
-    Raises:
-        InputError: this is no such run, or its store cannot be found, or it is another one.
     """
     if not (run / CONFIG).is_file():
         raise InputError(f"{run} is not a run of beit pretrain (no config.toml); name the folder given as RUN")

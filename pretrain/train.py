@@ -81,12 +81,7 @@ def run(config: PretrainConfig, *, store: str | Path, run_dir: Path, resume: str
 
 
 def check_store(store: TokenStore, config: PretrainConfig) -> None:
-    """Refuse, before anything is built, a store that this run cannot use.
-
-    Raises:
-        InputError: the store has no tokens and none are made online, or the reverse; or this machine would replay its
-            views differently.
-    """
+    """Refuse, before anything is built, a store that this run cannot use."""
     online, views = config.tokenizer.online, store.info.views
     if views == 0 and online is None and config.objective.needs_tokens:
         raise InputError(
@@ -104,11 +99,7 @@ def check_store(store: TokenStore, config: PretrainConfig) -> None:
 
 
 def shard_cache(config: ReaderConfig) -> ShardCache:
-    """Return the folder that keeps the shards of remote stores on this machine.
-
-    Raises:
-        InputError: it cannot be written.
-    """
+    """Return the folder that keeps the shards of remote stores on this machine."""
     folder = Path(config.cache_dir).expanduser() if config.cache_dir else default_cache_dir() / "shards"
     return ShardCache(folder, config.cache_bytes)
 
@@ -182,7 +173,7 @@ class PretrainTask:
             self.held_out_images.shard_sizes.sum(),
         )
         seen = f"{views} views per image, each seen {epochs / views:.1f} times" if views else "a fresh view every time"
-        logger.info("%d steps of %d images = %.1f epochs; %s", plan.total_steps, plan.global_batch_size, epochs, seen)
+        logger.info("%s; %s", plan, seen)
         order = self.data.order
         if self.store.is_remote:
             logger.info(

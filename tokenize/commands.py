@@ -6,7 +6,6 @@ What they do is in `run.py`, `tokenize/checking/verify.py`, `tokenize/tokenizer_
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +44,7 @@ RECIPES = Path(__file__).parent / "recipes"
     help="Threads, above four processes, that decode and crop.",
 )
 @long_command_options
-def tokenize_command(source: str, store: str, tokenizer: str | None, options: LongOptions, **dedicated: Any) -> None:
+def tokenize_command(source: str, store: str, tokenizer: str | None, **dedicated: Any) -> None:
     """Cut K views from every image of SOURCE, turn them into visual tokens and write them to STORE.
 
     SOURCE is a folder of images (any depth), WebDataset tars (path, glob or brace range), Parquet files with an image
@@ -60,10 +59,11 @@ def tokenize_command(source: str, store: str, tokenizer: str | None, options: Lo
 
     let_torch_sleep()
     from beit.common.errors import require
-    from beit.common.processes.launcher_env import launcher_environment
+    from beit.common.processes.launcher_env import launched_rank
     from beit.tokenize.config import TokenizeConfig
     from beit.tokenize.ranks import tokenize_with_ranks
 
+    options = LongOptions.pop(dedicated)
     require(
         options.hostfile is None,
         f"--hostfile ({options.hostfile}) is not needed to tokenize: ranks do not talk to each other, so start this "
@@ -73,7 +73,7 @@ def tokenize_command(source: str, store: str, tokenizer: str | None, options: Lo
     if tokenizer is None:
         options.refuse_code(config.tokenizer, "tokenizer", "--tokenizer ")
     summary = tokenize_with_ranks(config, source, store, ranks=options.gpus, resume=options.resume)
-    if launcher_environment(os.environ)["RANK"] == "0":  # all ranks would say the same
+    if not launched_rank():  # all ranks would say the same
         click.echo(summary.as_table())
 
 
@@ -109,7 +109,7 @@ def tokenizer_group() -> None:
 @click.argument("source")
 @click.argument("out", type=click.Path(path_type=Path))
 @long_command_options
-def tokenizer_train_command(source: str, out: Path, options: LongOptions) -> None:
+def tokenizer_train_command(source: str, out: Path, **long: Any) -> None:
     """Train a dVAE on the images of SOURCE and write it to OUT, which `beit tokenize --tokenizer OUT` accepts.
 
     SOURCE is what `beit tokenize` takes, or `synthetic:N`, N images that beit generates itself. OUT/reconstruction.png
@@ -121,6 +121,7 @@ def tokenizer_train_command(source: str, out: Path, options: LongOptions) -> Non
     """
     from beit.tokenize.tokenizer_training.config import TokenizerTrainConfig
 
+    options = LongOptions(**long)
     config = options.load(TokenizerTrainConfig, RECIPES)
     options.start(num_workers=config.reader.num_workers)
     from beit.tokenize.tokenizer_training.train import train_tokenizer

@@ -26,8 +26,6 @@ def launch_ranks(
         module: What to run.
     Returns:
         The exit code of the whole: 0 done, 2 bad input, 75 stopped and resumable, else 1.
-    Raises:
-        InputError: the hostfile or pdsh is missing, or there are fewer GPUs than asked for.
     """
     arguments = [*(sys.argv[1:] if argv is None else argv)]
     if hostfile is not None:

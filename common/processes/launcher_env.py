@@ -18,14 +18,17 @@ def under_launcher(variables: Mapping[str, str] = os.environ) -> bool:
     return ("RANK" in variables and "WORLD_SIZE" in variables) or under_slurm(variables)
 
 
+def launched_rank() -> int | None:
+    """Return this process's rank under a launcher, as far as its variables tell at once; None for no launcher."""
+    rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID", ""))
+    return int(rank) if rank.isdigit() else None
+
+
 def launcher_environment(variables: Mapping[str, str]) -> dict[str, str]:
     """Return RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT from a launcher's variables.
 
     torchrun, deepspeed and Kubernetes operators set them; under SLURM's srun they are derived; otherwise this process
     is the only rank and meets nobody.
-
-    Raises:
-        InputError: a rank is not below the world size, or a variable is not a number.
     """
     if "RANK" in variables and "WORLD_SIZE" in variables:
         defaults = {"LOCAL_RANK": "", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}

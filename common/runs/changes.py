@@ -69,8 +69,6 @@ def find_changes(config_file: Path, config: Any) -> list[Change]:
     Args:
         config_file: The saved run's config.toml.
         config: The present settings, a dataclass.
-    Raises:
-        InputError: the file is not TOML.
     """
     try:
         values = tomllib.loads(config_file.read_text(encoding="utf-8"))
@@ -97,8 +95,6 @@ def check_changes(changes: Sequence[Change], run: Path, *, is_on_purpose: bool, 
         run: The saved run, for messages.
         is_on_purpose: Whether the user named what to continue from.
         free_keys: What may differ beside `FREE_KEYS`.
-    Raises:
-        InputError: a setting differs that may not; every such setting is named with both values.
     """
     fixed = [change for change in changes if matches(change.name, FIXED_KEYS) and change.name not in _NOT_FIXED]
     bound = [change for change in changes if not matches(change.name, (*FREE_KEYS, *free_keys))]

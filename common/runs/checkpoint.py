@@ -118,11 +118,7 @@ def save_checkpoint(
 
 
 def find_checkpoint(root: Path) -> Checkpoint | None:
-    """Return the newest checkpoint that verifies; None when there never was one.
-
-    Raises:
-        InputError: there are checkpoints, and none verifies: starting from zero would silently throw the run away.
-    """
+    """Return the newest checkpoint that verifies; None when there never was one."""
     tags = _tags(root)
     for _, path in reversed(tags):
         try:
@@ -137,11 +133,7 @@ def find_checkpoint(root: Path) -> Checkpoint | None:
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Verify one checkpoint: its commit record, and size and sha256 of every file.
-
-    Raises:
-        InputError: it is not committed, of another format version, or damaged; names the file.
-    """
+    """Verify one checkpoint: its commit record, and size and sha256 of every file."""
     if not (path / COMMIT).is_file():
         raise InputError(f"{path} has no {COMMIT}; it was never completed or is not a checkpoint")
     header = read_json(path / COMMIT)
@@ -158,11 +150,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 
 def resolve_checkpoint(path: Path) -> Checkpoint:
-    """Open the checkpoint a user named: its directory, a `checkpoints` directory, or a run (newest of these).
-
-    Raises:
-        InputError: there is none, or it does not verify.
-    """
+    """Open the checkpoint a user named: its directory, a `checkpoints` directory, or a run (newest of these)."""
     if (path / COMMIT).exists() or _TAG.fullmatch(path.name):
         return open_checkpoint(path)
     checkpoint = find_checkpoint(path / CHECKPOINTS if (path / CHECKPOINTS).is_dir() else path)

@@ -180,9 +180,6 @@ def learning_sheet(runs: Sequence[Path]) -> Image.Image:
 
     Returns:
         RGB image.
-
-    Raises:
-        InputError: not a run, nothing was measured in it yet, or runs of different stages.
     """
     require(
         len(runs) <= len(LINE_COLOURS),

@@ -35,8 +35,6 @@ class RunMirror:
 
     Args:
         url: Folder or URL of the copy; nothing else may be in there.
-    Raises:
-        InputError: the scheme is unknown or its package is not installed.
     """
 
     def __init__(self, url: str) -> None:
@@ -88,11 +86,7 @@ class RunMirror:
         return max(_steps(self._names()), default=-1)
 
     def require_free(self, run: Path) -> None:
-        """Refuse a place that holds another run, or anything else than a run.
-
-        Raises:
-            InputError: it does.
-        """
+        """Refuse a place that holds another run, or anything else than a run."""
         self._require_own(run, self._names())
 
     def _require_own(self, run: Path, names: list[str]) -> None:
@@ -151,11 +145,7 @@ class RunMirror:
     # Writing
 
     def announce(self, run: Path) -> None:
-        """Write the run's settings and identity, so that a place that cannot be written is found before training.
-
-        Raises:
-            InputError: it cannot be written.
-        """
+        """Write the run's settings and identity, so that a place that cannot be written is found before training."""
         try:
             for name in (CONFIG, ENVIRONMENT):
                 self._put(run / name, name)

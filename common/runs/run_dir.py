@@ -80,8 +80,6 @@ def open_run(
             Else the path of a checkpoint or run to continue from, also with other settings.
         free_keys: Further settings that may differ in "auto": names, or prefixes ending in a dot.
         sync_to: Folder or URL of the run's copy; "auto" fetches what it has more than the directory.
-    Raises:
-        InputError: the directory is not a run, has other settings, or its checkpoints are all damaged.
     """
     return world.run_on_main(lambda: _open(path, config, resume, free_keys, sync_to))
 
@@ -93,9 +91,6 @@ def begin_run(run: RunDirectory, config: Any, *, world: World) -> None:
         run: From `open_run`.
         config: All settings, a dataclass; written as config.toml.
         world: The ranks; rank 0 does the work.
-    Raises:
-        InputError: another process trains in the directory, its copy cannot be written, or not every machine sees the
-            checkpoint.
     """
     world.run_on_main(lambda: _begin(run, config, world))
     _make_visible(run, world)
@@ -151,11 +146,7 @@ def _changes(
 
 
 def _make_visible(run: RunDirectory, world: World) -> None:
-    """See to it that every machine has the checkpoint, whose files every rank reads.
-
-    Raises:
-        InputError: some machine does not, and there is no copy to fetch it from.
-    """
+    """See to it that every machine has the checkpoint, whose files every rank reads."""
     checkpoint = run.checkpoint
     if checkpoint is None or world.world_size == 1:
         return

@@ -55,11 +55,7 @@ class Saver:
         """Of the newest committed checkpoint; -1 before the first."""
 
     def restore(self) -> Checkpoint | None:
-        """Load the run's checkpoint into the engine and return it; None when the run starts from zero.
-
-        Raises:
-            InputError: it belongs to a model of another shape.
-        """
+        """Load the run's checkpoint into the engine and return it; None when the run starts from zero."""
         checkpoint = self._run.checkpoint
         if checkpoint is None:
             return None

@@ -25,17 +25,16 @@ from beit.common.processes.distributed import World, init_distributed
 from beit.common.processes.signals import StopFlag, stop_on_signals
 from beit.common.progress import Progress
 from beit.common.runs.layout import NONFINITE, PROFILE
-from beit.common.runs.metrics import MetricsWriter, NoMetrics, open_metrics
+from beit.common.runs.metrics import Metrics, open_metrics
 from beit.common.runs.run_dir import RunDirectory, begin_run, open_run
 from beit.common.runs.wandb_log import require_wandb
 from beit.common.storage.locks import sole_use
 from beit.common.training.batches import BatchStream, HostFlag
 from beit.common.training.ema import WeightAverage
 from beit.common.training.engine import Engine
-from beit.common.training.engine_settings import EngineSettings
 from beit.common.training.judge import BestSoFar, NonFiniteGuard
 from beit.common.training.measure import ProfileWindow, peak_flops, peak_memory_bytes
-from beit.common.training.portable_state import gather_weights_in_use
+from beit.common.training.portable_state import gather_state
 from beit.common.training.saver import Saver
 from beit.common.training.speed import apply_speed
 from beit.common.training.task import CountsFlops, DrawsPictures, FitResult, OverwritesWeights, Task, TrainingConfig
@@ -87,8 +86,6 @@ def start_run(
         resume: See `open_run`.
         world: The ranks; all of them call this.
         free_keys: See `open_run`.
-    Raises:
-        InputError: the checkpoint does not belong to the data, or what `open_run` and `begin_run` refuse.
     """
     run = open_run(path, config, world=world, resume=resume, free_keys=free_keys, sync_to=config.run.sync_to)
     if run.checkpoint is not None:
@@ -130,14 +127,7 @@ class Trainer:
         self._plan = task.data.plan
         self._best = BestSoFar(goal=task.goal, patience=config.train.early_stop_evals)
         self._best_weights: dict[str, torch.Tensor] | None = None
-        engine_settings = EngineSettings(
-            optimizer=config.optimizer,
-            deepspeed=config.deepspeed,
-            precision=config.train.precision,
-            plan=self._plan,
-            keep_average=config.train.ema_decay is not None,
-        )
-        self._engine = Engine(task.model, task.forward, task.param_groups(), settings=engine_settings, world=world)
+        self._engine = Engine(task, config, world=world)
         require(
             self._engine.zero_stage == 0 or not isinstance(task, OverwritesWeights),
             f"deepspeed.zero_stage ({self._engine.zero_stage}) must be 0 here: this training overwrites weights "
@@ -151,17 +141,17 @@ class Trainer:
             f"profile.steps ({config.profile.steps}) begin after the run's {self._plan.total_steps} steps; name "
             "earlier ones",
         )
-        self._profile = ProfileWindow(window, run.path / PROFILE, world)
+        self._profile = ProfileWindow(window, run.path / PROFILE, world) if window else None
         self._average = WeightAverage(self._engine, config.train.ema_decay)
         self._saver = Saver(task, engine=self._engine, run=run, world=world, config=config.checkpoint)
         self._guard = NonFiniteGuard(run.path / NONFINITE if world.is_main else None)
-        self._step = 0
+        self._step, self._end = 0, self._plan.total_steps
         self._evaluation: dict[str, float] = {}
         self._unread: list[tuple[int, HostFlag, list[str]]] = []
         self._losses: list[tuple[torch.Tensor, dict[str, torch.Tensor]]] = []
         self._lr = 0.0
         self._logged_at, self._logged_step = time.monotonic(), 0
-        self._metrics: MetricsWriter = NoMetrics()
+        self._metrics = Metrics()
         self._stream = BatchStream(iter(()), world.device)
 
     def run(self, stop: StopFlag) -> FitResult:
@@ -169,15 +159,16 @@ class Trainer:
         total = self._plan.total_steps
         self._restore()
         self._world.run_on_main(self._open_metrics)
-        if self._step < total and not self._best.is_exhausted:
+        if self._step < self._end:
             self._start_data()
         self._world.shorten_timeouts()
         with Progress(
             total, unit="steps", description="training", initial=self._step, enabled=self._world.is_main
         ) as progress:
-            while self._step < total and not self._best.is_exhausted:
+            while self._step < self._end:
                 self._heed(stop)
-                self._profile.before(self._step)
+                if self._profile is not None:
+                    self._profile.before(self._step)
                 self._train_step()
                 self._step += 1
                 progress.update(1, **self._between_steps())
@@ -195,7 +186,8 @@ class Trainer:
 
     def close(self) -> None:
         """Close files, end the data workers and release the engine."""
-        self._profile.close()
+        if self._profile is not None:
+            self._profile.close()
         self._stream.close()
         self._metrics.close()
         self._saver.close()
@@ -211,6 +203,8 @@ class Trainer:
             self._evaluation = dict(checkpoint.record["evaluation"])
             if "best" in checkpoint.record:
                 self._best.restore(checkpoint.record["best"])
+                if self._best.is_exhausted:
+                    self._end = self._step
             goal = self._task.goal
             if self._world.is_main and goal is not None and goal.keep_best:
                 self._best_weights = checkpoint.best_weights()
@@ -289,7 +283,7 @@ class Trainer:
 
     def _between_steps(self) -> dict[str, float]:
         """Log, evaluate and save where the step number says so; returns the fields to show."""
-        is_last = self._step == self._plan.total_steps
+        is_last = self._step == self._end
         is_eval = is_last or self._is_eval_due()
         is_save = is_last or self._step % self._plan.save_interval_steps == 0
         is_log = is_last or self._step % self._config.train.log_interval_steps == 0
@@ -300,7 +294,7 @@ class Trainer:
             shown = self._log()
         if is_eval:
             self._evaluate()
-        is_last = is_last or self._best.is_exhausted
+        is_last = self._step == self._end
         if is_save or is_last:
             self._save(required=is_last)
         return shown
@@ -375,8 +369,12 @@ class Trainer:
         goal = self._task.goal
         is_best = self._best.note(self._step, self._evaluation)
         if is_best and goal is not None and goal.keep_best:
-            self._best_weights = gather_weights_in_use(self._engine)
-        if goal is not None and self._best.is_exhausted and self._world.is_main:
+            state = gather_state(self._engine, with_moments=False)
+            self._best_weights = None if state is None else state.weights_in_use()
+        if goal is None or not self._best.is_exhausted:
+            return
+        self._end = self._step
+        if self._world.is_main:
             logger.info(
                 "stopped early at step %d: %s has not improved in %d evaluations; the best is %.4f of step %d",
                 self._step,
@@ -414,8 +412,6 @@ def cosine_schedule(step: int, *, total_steps: int, warmup_steps: int, peak: flo
     Returns:
         The value at this step.
 
-    Raises:
-        InputError: warmup_steps is outside [0, total_steps].
     Source: the released BEiT code. Differs: a warmup given in steps alone works, and steps past the end are defined.
     """
     require(

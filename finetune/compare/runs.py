@@ -63,11 +63,7 @@ class RunRecord:
 
 
 def read_runs(path: Path) -> list[RunRecord]:
-    """Read the run in a directory, or both probes of it.
-
-    Raises:
-        InputError: it is no run, is of a kind that cannot be compared, or has measured nothing yet.
-    """
+    """Read the run in a directory, or both probes of it."""
     if not (path / CONFIG).is_file():
         raise InputError(f"{path} is not a run directory (no config.toml); name the RUN of beit finetune or pretrain")
     try:

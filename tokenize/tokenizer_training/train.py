@@ -133,13 +133,8 @@ class TokenizerTask:
             self.images.train.shard_sizes.sum(),
             self.images.held_out.shard_sizes.sum(),
         )
-        logger.info(
-            "%d steps of %d images = %.1f epochs; words come into use at step %d",
-            plan.total_steps,
-            plan.global_batch_size,
-            plan.total_steps / plan.steps_per_epoch,
-            first_discrete_step(self.config.objective, plan.total_steps),
-        )
+        first = first_discrete_step(self.config.objective, plan.total_steps)
+        logger.info("%s; words come into use at step %d", plan, first)
 
     def param_groups(self) -> list[dict[str, Any]]:
         """Decay kernels only; let the logit scale move faster."""
