@@ -16,6 +16,7 @@ from pathlib import Path
 import click
 
 from beit.common.errors import InputError
+from beit.common.runs.layout import ENCODER, MODEL
 
 UNLABELLED, LABELLED, VALIDATION = 2600, 500, 500
 """Images without labels, with labels, and for validation: few labels is where pre-training pays."""
@@ -45,7 +46,7 @@ def demo_command(folder: Path, seed: int) -> None:
     _beit("tokenize", folder / "images/unlabelled", folder / "store", *views)
     _beit("pretrain", folder / "store", folder / "pretrain", "--recipe", "demo", "--set", f"train.seed={seed}")
     rows = {}
-    for name, encoder in (("pretrained", folder / "pretrain/encoder"), ("random", "random")):
+    for name, encoder in (("pretrained", folder / "pretrain" / ENCODER), ("random", "random")):
         labelled = [folder / "images/labelled", folder / f"finetune-{name}"]
         options = [
             "--encoder",
@@ -59,7 +60,7 @@ def demo_command(folder: Path, seed: int) -> None:
         ]
         _beit("finetune", "classification", *labelled, *options)
         out = folder / f"finetune-{name}.json"
-        _beit("evaluate", folder / f"finetune-{name}/model", folder / "images/validation", "--out", out)
+        _beit("evaluate", folder / f"finetune-{name}" / MODEL, folder / "images/validation", "--out", out)
         rows[name] = json.loads(out.read_text())
     picture = folder / "reconstruction.png"
     _beit("show", "reconstruction", folder / "pretrain", "--out", picture)

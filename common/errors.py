@@ -1,7 +1,9 @@
-"""The exceptions that carry meaning across modules.
+"""The exceptions that carry meaning across modules, and the exit codes they end a command with.
 
 Everything else is an ordinary Python exception and reaches the user as a traceback, because it is a bug.
 """
+
+EXIT_DONE, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_RESUMABLE = 0, 1, 2, 75
 
 
 class InputError(ValueError):

@@ -27,8 +27,7 @@ from beit.common.reading.dataset import spread_evenly
 from beit.common.reading.labelled_dataset import LabelledDataset
 from beit.common.sources.index_build import build_index
 from beit.common.vit.description import read_encoder_config
-from beit.common.vit.normalization import normalize_images
-from beit.common.vit.vit import VisionTransformer
+from beit.common.vit.vit import VisionTransformer, normalize_images
 from beit.finetune.augment.augment import default_crop_pct, resize_and_center_crop
 from beit.finetune.data import image_name
 

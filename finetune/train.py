@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,37 +17,29 @@ from torch import Tensor
 
 from beit.common.encoder import save_model
 from beit.common.errors import InputError
-from beit.common.processes.distributed import World, init_distributed
+from beit.common.processes.distributed import World
 from beit.common.processes.signals import stop_on_signals
-from beit.common.reading.config import SPEED_KEYS
 from beit.common.reading.labelled_dataset import LabelledDataset
-from beit.common.runs.run_dir import open_run
-from beit.common.runs.wandb_log import require_wandb
+from beit.common.runs.layout import FEATURES, LAST, MODEL
 from beit.common.training.batches import Batch
 from beit.common.training.config import CheckpointConfig
 from beit.common.training.data import TrainingData
 from beit.common.training.judge import Goal
-from beit.common.training.task import FitSettings
-from beit.common.training.trainer import fit
+from beit.common.training.trainer import train
 from beit.common.vit.description import CONFIG_FILE, EncoderConfig, read_encoder_config
 from beit.common.vit.flops import training_flops
 from beit.common.vit.param_groups import layer_decay_groups
 from beit.finetune.artifact import StartingPoint, build_classifier, freeze_blocks, starting_point
 from beit.finetune.augment.augment import TrainTransform
+from beit.finetune.classification.model import ImageClassifier
 from beit.finetune.classification.step import ClassificationStep, balanced_weights
 from beit.finetune.config import FinetuneConfig
 from beit.finetune.data import LabelledData, open_training_data
 from beit.finetune.evaluation.evaluate import evaluation_loader, measure
 from beit.finetune.evaluation.outcomes import OutcomeLog
 from beit.finetune.evaluation.scores import Metrics, MultiLabelMetrics
-from beit.finetune.probe.features import FEATURES
 
 logger = logging.getLogger(__name__)
-
-BEST, LAST = "model", "last"
-"""Folders in the run directory: the model that did best on the validation images, and the newest."""
-FREE_KEYS = (*SPEED_KEYS, "evaluation.micro_batch_size")
-"""Settings a resumed run may change, beside those of the loop: they decide speed, not what is learned."""
 
 
 @stop_on_signals()
@@ -61,31 +54,14 @@ def run(config: FinetuneConfig, *, data: str, run_dir: Path, resume: str = "auto
         raise InputError(f"{run_dir} holds a linear probe or k-NN; name another directory for classification")
     start = starting_point(config)
     images = open_training_data(data, config.data, multi_label=config.classifier.multi_label)
-    require_wandb(config.run.wandb)
-    world = init_distributed(timeout_seconds=config.train.collective_timeout_seconds)
-    torch.manual_seed(config.train.seed)
-    task = ClassificationTask(config, images, start, world)
-    directory = open_run(run_dir, config, world=world, resume=resume, free_keys=FREE_KEYS, sync_to=config.run.sync_to)
-    task.announce()
-    settings = FitSettings(
-        train=config.train,
-        optimizer=config.optimizer,
-        checkpoint=config.checkpoint,
-        deepspeed=config.deepspeed,
-        speed=config.speed,
-        profile=config.profile,
-        run=config.run,
-        # The best model is chosen among the saved ones by `save_artifacts`, which keeps the newest beside it.
-        goal=None
-        if images.val is None
-        else Goal(metric=f"val_{_main(images)}", is_higher_better=True, keep_best=False),
+    task, _ = train(
+        config, lambda world: ClassificationTask(config, images, start, world), run_dir=run_dir, resume=resume
     )
-    fit(task, settings=settings, run=directory, world=world)
-    if world.is_main:
-        best = read_encoder_config(run_dir / BEST).provenance
+    if task.world.is_main:
+        best = read_encoder_config(run_dir / MODEL).provenance
         main = _main(images)
         score = f", {main} {100 * best['metrics'][main]:.2f} % at step {best['step']}" if best["metrics"] else ""
-        logger.info("model: %s%s", run_dir / BEST, score)
+        logger.info("model: %s%s", run_dir / MODEL, score)
 
 
 @dataclass
@@ -105,7 +81,7 @@ class ClassificationTask:
     world: World
 
     def __post_init__(self) -> None:
-        """Build model and order; identical on every rank."""
+        """Build the order; identical on every rank."""
         config, shown = self.config, self.images.train
         if config.data.balanced:
             shown = shown.balanced(seed=config.train.seed)
@@ -125,8 +101,6 @@ class ClassificationTask:
             world=self.world,
         )
         self.step = self._objective()
-        self.model = build_classifier(config, self.start, self.images.class_names)
-        freeze_blocks(self.model, config.freeze_blocks)
         self.description = EncoderConfig(
             architecture=self.start.architecture,
             normalization=self.start.normalization,
@@ -137,6 +111,13 @@ class ClassificationTask:
         )
         self.measured: tuple[int, Metrics | MultiLabelMetrics] | None = None
         """Step and result of the latest evaluation in this process."""
+
+    @cached_property
+    def model(self) -> ImageClassifier:
+        """The encoder with a head for the classes of the data."""
+        model = build_classifier(self.config, self.start, self.images.class_names)
+        freeze_blocks(model, self.config.freeze_blocks)
+        return model
 
     def _objective(self) -> ClassificationStep:
         mean, std = self.start.normalization
@@ -159,7 +140,15 @@ class ClassificationTask:
             return checkpoint
         return replace(checkpoint, interval_steps=self.config.train.eval_interval_steps)
 
-    def announce(self) -> None:
+    @property
+    def goal(self) -> Goal | None:
+        """What evaluations are judged by."""
+        if self.images.val is None:
+            return None
+        # The best model is chosen among the saved ones by `save_artifacts`, which keeps the newest beside it.
+        return Goal(metric=f"val_{_main(self.images)}", is_higher_better=True, keep_best=False)
+
+    def begin(self, run: Path) -> None:
         """Say what is about to happen."""
         plan, val = self.data.plan, self.images.val
         logger.info(
@@ -173,12 +162,7 @@ class ClassificationTask:
         )
         if self.config.data.balanced:
             logger.info("balanced: an epoch shows %d images, as many of every class", len(self.dataset.index))
-        logger.info(
-            "%d steps of %d images = %.1f epochs",
-            plan.total_steps,
-            plan.global_batch_size,
-            plan.total_steps / plan.steps_per_epoch,
-        )
+        logger.info("%s", plan)
         if plan.global_batch_size > len(self.images.train) and self.world.is_main:
             logger.warning(
                 "train.global_batch_size (%d) exceeds the %d training images, so that a step shows some of them more "
@@ -231,8 +215,8 @@ class ClassificationTask:
         result = self.measured[1] if self.measured is not None and self.measured[0] == step else None
         description = replace(self.description, provenance=self._provenance(step, result))
         save_model(directory / LAST, state, description)
-        if self.images.val is None or (result is not None and _is_better(result, directory / BEST)):
-            save_model(directory / BEST, state, description)
+        if self.images.val is None or (result is not None and _is_better(result, directory / MODEL)):
+            save_model(directory / MODEL, state, description)
 
     def _provenance(self, step: int, result: Metrics | MultiLabelMetrics | None) -> dict[str, Any]:
         train = self.images.train

@@ -38,8 +38,6 @@ def token_source(config: PretrainConfig, store: StoreInfo, device: torch.device)
         config: Settings.
         store: Of the images.
         device: Where an online tokenizer computes: the rank's own.
-    Raises:
-        InputError: the online tokenizer cannot be loaded.
     """
     if not config.objective.needs_tokens:
         return None

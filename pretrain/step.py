@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from beit.common.vit.normalization import normalize_images
+from beit.common.vit.vit import normalize_images
 from beit.pretrain.model import MimLoss, PixelLoss, mim_loss, pixel_loss, pixel_targets
 
 

@@ -18,6 +18,11 @@ from beit.tokenize.run import run_tokenize
 VOCAB_SIZE = 16
 
 
+def files_of(folder: Path) -> dict[str, bytes]:
+    """Return the contents of all files below a folder, by relative path."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def write_images(folder: Path, count: int, *, size: int = 24, classes: tuple[str, ...] = ()) -> Path:
     """Write blurred noise as PNG, in class sub-folders if classes are given: redder for each further class."""
     for i in range(count):

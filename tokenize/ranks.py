@@ -143,7 +143,7 @@ def tokenize_with_ranks(
         InputError: bad source, settings or store.
         ResumableStop: a signal asked to stop.
     """
-    if under_launcher(os.environ):
+    if under_launcher():
         require(resume == "auto", "--resume never has no meaning under a launcher: name a new folder for the store")
         variables = launcher_environment(os.environ)
         rank, world_size, local_rank = (int(variables[name] or 0) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))

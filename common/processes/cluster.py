@@ -22,17 +22,17 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Any, NamedTuple
 
 import psutil  # type: ignore[import-untyped]  # comes with deepspeed
 
-from beit.common.errors import InputError
+from beit.common.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAILED, EXIT_RESUMABLE, InputError
 from beit.common.processes import launcher_env
 from beit.common.processes.one_machine import Cluster, launch_machine
 from beit.common.processes.rank_group import arguments_of
-from beit.common.processes.rank_reports import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAILED, EXIT_RESUMABLE, REPORTS_VARIABLE
+from beit.common.processes.rank_reports import REPORTS_VARIABLE
 from beit.common.processes.signals import LAUNCHER_PID_VARIABLE, STOP_SIGNALS, die_with_parent
 
 FORWARDED = (
@@ -57,8 +57,6 @@ def launch_cluster(hostfile: str, *, gpus: int | None, module: str, arguments: S
         gpus: Ranks per machine; by default its slots.
         module: What to run.
         arguments: Of the command.
-    Raises:
-        InputError: hostfile or pdsh are missing or wrong, or it is not clear where the machines should meet.
     """
     slots = read_hostfile(Path(hostfile))
     if shutil.which("pdsh") is None:
@@ -78,11 +76,7 @@ def launch_cluster(hostfile: str, *, gpus: int | None, module: str, arguments: S
 
 
 def read_hostfile(path: Path) -> dict[str, int]:
-    """Return the slots of each machine of a hostfile in DeepSpeed's format, in its order.
-
-    Raises:
-        InputError: the file is missing, empty, or has a line that is none.
-    """
+    """Return the slots of each machine of a hostfile in DeepSpeed's format, in its order."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError:
@@ -122,24 +116,18 @@ def forwarded_variables(variables: Mapping[str, str]) -> dict[str, str]:
     return found
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Order:
-    """What a machine is told to do."""
+class _Order(NamedTuple):
+    """What a machine is told to do: to run its ranks of a `Cluster`; the name of the run is unique, to find it by."""
 
     run: str
-    """Unique; by it the processes of this run are found on a machine."""
-    cluster: dict[str, object]
-    """Fields of `Cluster`."""
+    cluster: dict[str, Any]
     module: str
-    """What the ranks run."""
     arguments: list[str]
-    """Of the command."""
 
     def command(self, variables: Mapping[str, str]) -> str:
         """Return the shell command that carries it out; the shell is replaced, so that nobody sees the variables."""
-        fields = {"run": self.run, "cluster": self.cluster, "module": self.module, "arguments": self.arguments}
         exports = [f"export {name}={shlex.quote(value)};" for name, value in variables.items()]
-        return f"{_escape(' '.join(exports))} {_remote('serve', json.dumps(fields))} %h"
+        return f"{_escape(' '.join(exports))} {_remote('serve', json.dumps(self._asdict()))} %h"
 
 
 class _Pdsh:
@@ -213,15 +201,13 @@ def _port() -> int:
 
 def _serve(order: str, machine: str) -> int:
     """Run this machine's ranks; the connection that asked for it must stay."""
-    fields = json.loads(order)
+    _, cluster, module, arguments = _Order(**json.loads(order))
     parent = os.getppid()
-    code = launch_machine(
-        Cluster(**fields["cluster"]),
-        machine,
-        module=fields["module"],
-        arguments=fields["arguments"],
-        is_orphaned=lambda: os.getppid() != parent,
-    )
+
+    def is_orphaned() -> bool:
+        return os.getppid() != parent
+
+    code = launch_machine(Cluster(**cluster), machine, module=module, arguments=arguments, is_orphaned=is_orphaned)
     return _SEVERITY.get(code, _SEVERITY[EXIT_FAILED])
 
 

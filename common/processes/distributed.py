@@ -121,8 +121,6 @@ def init_distributed(*, timeout_seconds: float = 300.0) -> World:
 
     Args:
         timeout_seconds: How long a collective may wait after `World.shorten_timeouts`.
-    Raises:
-        InputError: the launcher's variables contradict each other or the machine, or their port is taken.
     """
     environment = launcher_environment(os.environ)
     rank, world_size = int(environment["RANK"]), int(environment["WORLD_SIZE"])

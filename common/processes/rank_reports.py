@@ -15,13 +15,15 @@ import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 
+from beit.common.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAILED, EXIT_RESUMABLE
+from beit.common.processes.launcher_env import launched_rank
 from beit.common.storage.files import write_json
 
 logger = logging.getLogger(__name__)
 
-EXIT_DONE, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_RESUMABLE = 0, 1, 2, 75
 REPORTS_VARIABLE = "BEIT_RANK_REPORTS"
 """Directory in which each rank started by `launch.py` leaves its report."""
 LAST_LINES = 20
@@ -63,12 +65,12 @@ def record_exit(code: int, message: str = "") -> str:
         The line this process should print itself: none when the launching command will. Without one, a rank other
         than the first prints failures only, under its number.
     """
-    rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))
+    rank = launched_rank() or 0
     reports = _directory()
     if reports is not None:
         write_json(reports / f"{rank}.json", {"code": code, "message": message, "time": time.time()})
         return ""
-    if rank == "0" or not message:
+    if not rank or not message:
         return message
     return f"rank {rank}: {message}" if code in (EXIT_FAILED, EXIT_BAD_INPUT) else ""
 
@@ -129,7 +131,9 @@ def judge(reports: Path, ranks: range, *, asked_to_stop: bool, launcher_code: in
     if silent and asked_to_stop and codes <= {EXIT_RESUMABLE}:
         _log_messages(found[:1])
         return EXIT_RESUMABLE  # stopped before they could listen; nothing was begun that is not saved
-    failed = sorted((report for report in found if report.code not in (EXIT_DONE, EXIT_RESUMABLE)), key=_time)
+    failed = sorted(
+        (report for report in found if report.code not in (EXIT_DONE, EXIT_RESUMABLE)), key=attrgetter("time")
+    )
     if failed or silent:
         _log_messages(failed[::-1])
         is_unanimous = len(failed) == len(ranks) and len({report.message for report in failed}) == 1
@@ -181,10 +185,6 @@ def _log_messages(reports: list[Report]) -> None:
     for message, ranks in messages.items():
         whose = "" if 0 in ranks else f"rank {', '.join(map(str, ranks))}: "
         logger.error("beit: %s%s", whose, message)
-
-
-def _time(report: Report) -> float:
-    return report.time
 
 
 def _read_report(file: Path, rank: int) -> Report | None:

@@ -24,12 +24,12 @@ from safetensors.torch import load_file, save_file
 
 from beit.common.errors import InputError
 from beit.common.faults import fault_point
+from beit.common.runs.layout import CHECKPOINTS, COMMIT, LATEST
 from beit.common.storage.files import fsync_directory, read_json, sha256_file, write_atomic, write_json
 
 logger = logging.getLogger(__name__)
 FORMAT = "beit-checkpoint"
 FORMAT_VERSION = 1
-COMMIT = "COMMIT.json"
 _TAG = re.compile(r"step_(\d+)")
 _ASIDE = "rejected_"
 _ROOM = 1.2
@@ -109,7 +109,7 @@ def save_checkpoint(
         os.replace(temporary, target)
         fsync_directory(root)
         fault_point("committed")
-        write_atomic(root / "latest", f"{target.name}\n".encode())
+        write_atomic(root / LATEST, f"{target.name}\n".encode())
     except OSError:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -118,11 +118,7 @@ def save_checkpoint(
 
 
 def find_checkpoint(root: Path) -> Checkpoint | None:
-    """Return the newest checkpoint that verifies; None when there never was one.
-
-    Raises:
-        InputError: there are checkpoints, and none verifies: starting from zero would silently throw the run away.
-    """
+    """Return the newest checkpoint that verifies; None when there never was one."""
     tags = _tags(root)
     for _, path in reversed(tags):
         try:
@@ -137,11 +133,7 @@ def find_checkpoint(root: Path) -> Checkpoint | None:
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Verify one checkpoint: its commit record, and size and sha256 of every file.
-
-    Raises:
-        InputError: it is not committed, of another format version, or damaged; names the file.
-    """
+    """Verify one checkpoint: its commit record, and size and sha256 of every file."""
     if not (path / COMMIT).is_file():
         raise InputError(f"{path} has no {COMMIT}; it was never completed or is not a checkpoint")
     header = read_json(path / COMMIT)
@@ -158,14 +150,10 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 
 def resolve_checkpoint(path: Path) -> Checkpoint:
-    """Open the checkpoint a user named: its directory, a `checkpoints` directory, or a run (newest of these).
-
-    Raises:
-        InputError: there is none, or it does not verify.
-    """
+    """Open the checkpoint a user named: its directory, a `checkpoints` directory, or a run (newest of these)."""
     if (path / COMMIT).exists() or _TAG.fullmatch(path.name):
         return open_checkpoint(path)
-    checkpoint = find_checkpoint(path / "checkpoints" if (path / "checkpoints").is_dir() else path)
+    checkpoint = find_checkpoint(path / CHECKPOINTS if (path / CHECKPOINTS).is_dir() else path)
     if checkpoint is None:
         raise InputError(f"--resume {path} holds no checkpoint; name a run, or one of its checkpoints/step_N")
     return checkpoint
@@ -186,7 +174,7 @@ def committed_steps(root: Path) -> set[int]:
 def step_of(name: str) -> int | None:
     """Return the step of a file of a checkpoint, from its path relative to the run; None for any other file."""
     parts = name.split("/")
-    match = _TAG.fullmatch(parts[1]) if len(parts) == 3 and parts[0] == "checkpoints" else None
+    match = _TAG.fullmatch(parts[1]) if len(parts) == 3 and parts[0] == CHECKPOINTS else None
     return int(match[1]) if match else None
 
 

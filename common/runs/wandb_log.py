@@ -28,8 +28,6 @@ def require_wandb(project: str | None) -> None:
 
     Args:
         project: `run.wandb`; None asks for nothing.
-    Raises:
-        InputError: `wandb` is not installed.
     """
     if project is None:
         return
@@ -49,8 +47,6 @@ class WandbLog:
     Args:
         run: The run directory; W&B keeps its files in run/wandb.
         project: W&B project.
-    Raises:
-        InputError: W&B does not start, because nobody is logged in, say.
     """
 
     def __init__(self, run: Path, project: str) -> None:

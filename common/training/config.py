@@ -136,6 +136,11 @@ class TrainingPlan:
     save_interval_steps: int
     """Optimizer steps between two checkpoints."""
 
+    def __str__(self) -> str:
+        """Say how long the run is."""
+        epochs = self.total_steps / self.steps_per_epoch
+        return f"{self.total_steps} steps of {self.global_batch_size} images = {epochs:.1f} epochs"
+
 
 def plan_training(
     train: TrainConfig, optimizer: OptimizerConfig, checkpoint: CheckpointConfig, *, num_samples: int, world_size: int

@@ -57,12 +57,24 @@ class Task(Protocol):
 
     @property
     def model(self) -> nn.Module:
-        """The module to train, initialised identically on every rank."""
+        """The module to train, initialised identically on every rank; built when it is first asked for.
+
+        Until then a run whose data are not its own can still be refused for nothing.
+        """
         ...
 
     @property
     def data(self) -> TaskData:
         """The samples to train on, in the order of this run."""
+        ...
+
+    @property
+    def goal(self) -> Goal | None:
+        """What evaluations are judged by; None where nothing is measured."""
+        ...
+
+    def begin(self, run: Path) -> None:
+        """Say what is about to happen, once the run's directory may be written to; called on every rank."""
         ...
 
     def param_groups(self) -> list[dict[str, Any]]:
@@ -129,26 +141,43 @@ class OverwritesWeights(Protocol):
         ...
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FitSettings:
-    """The sections of a stage's config that the loop reads."""
+class TrainingConfig(Protocol):
+    """The sections of a stage's settings that every training has."""
 
-    train: TrainConfig
-    """Rhythm and precision."""
-    optimizer: OptimizerConfig
-    """AdamW and schedule."""
-    checkpoint: CheckpointConfig
-    """What to keep."""
-    deepspeed: DeepSpeedConfig
-    """ZeRO stage."""
-    run: RunConfig = RunConfig()
-    """Where copies go."""
-    goal: Goal | None = None
-    """What evaluations are judged by; None where nothing is measured."""
-    speed: SpeedConfig = SpeedConfig()
-    """How the model is run."""
-    profile: ProfileConfig = ProfileConfig()
-    """Steps to record."""
+    @property
+    def train(self) -> TrainConfig:
+        """Length, batch, rhythm, precision and seed."""
+        ...
+
+    @property
+    def optimizer(self) -> OptimizerConfig:
+        """AdamW and schedule."""
+        ...
+
+    @property
+    def checkpoint(self) -> CheckpointConfig:
+        """What to keep."""
+        ...
+
+    @property
+    def deepspeed(self) -> DeepSpeedConfig:
+        """ZeRO stage."""
+        ...
+
+    @property
+    def speed(self) -> SpeedConfig:
+        """How the model is run."""
+        ...
+
+    @property
+    def profile(self) -> ProfileConfig:
+        """Steps to record."""
+        ...
+
+    @property
+    def run(self) -> RunConfig:
+        """Where copies go."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

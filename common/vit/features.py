@@ -24,8 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from beit.common.vit.config import Normalization
-from beit.common.vit.normalization import normalize_images
-from beit.common.vit.vit import VisionTransformer
+from beit.common.vit.vit import VisionTransformer, normalize_images
 
 FeaturePooling = Literal["mean", "cls", "cls_mean"]
 

@@ -1,7 +1,7 @@
 """The vision transformer of BEiT: patches to hidden states, with the parameter names of the released checkpoints.
 
-Here: patch embedding, blocks, and the backbone. Not here: its shape (`common/vit/config.py`), initial values
-(`common/vit/init.py`), position tables (`common/vit/position_bias.py`), heads (`pretrain/model.py`,
+Here: pixels as the network expects them, patch embedding, blocks, and the backbone. Not here: its shape (`config.py`),
+initial values (`init.py`), position tables (`position_bias.py`), heads (`pretrain/model.py`,
 `finetune/classification/model.py`), weights on disk (`common/encoder.py`).
 
 Legend: B = batch, N = patches, S = 1 + N sequence with CLS first, D = embed_dim, H = heads, E = D / H, K = positions
@@ -28,6 +28,23 @@ from beit.common.vit.position_bias import (
 )
 
 LAYER_NORM_EPS = 1e-6
+
+
+def normalize_images(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Scale to [0, 1], subtract `mean`, divide by `std`, per channel.
+
+    Args:
+        images: (B, 3, H, W) uint8.
+        mean: Per channel, of pixels in [0, 1].
+        std: Per channel, of pixels in [0, 1].
+
+    Returns:
+        (B, 3, H, W) float32.
+    """
+    # One multiply-add: (x / 255 - mean) / std = x * scale + shift.
+    scale = torch.tensor([1 / (255 * s) for s in std], device=images.device).view(1, -1, 1, 1)
+    shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=images.device).view(1, -1, 1, 1)
+    return torch.addcmul(shift, images.float(), scale)
 
 
 class PatchEmbed(nn.Module):

@@ -17,7 +17,7 @@ from torch import nn
 from beit.common.errors import InputError
 from beit.common.processes.cores import cores_per_rank, keep_freed_memory
 from beit.common.processes.distributed import World, init_distributed
-from beit.common.processes.launch import under_launcher
+from beit.common.processes.launcher_env import under_launcher
 from beit.common.progress import Progress
 from beit.common.reading.config import ReaderConfig
 from beit.common.reading.labelled_dataset import LabelledDataset

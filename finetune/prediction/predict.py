@@ -19,7 +19,7 @@ from beit.common.sources.index import LabelledIndex
 from beit.common.sources.index_build import build_index
 from beit.common.vit.description import EncoderConfig, read_encoder_config
 from beit.common.vit.features import pool_features
-from beit.common.vit.normalization import normalize_images
+from beit.common.vit.vit import normalize_images
 from beit.finetune.artifact import load_classifier
 from beit.finetune.config import EvaluationConfig
 from beit.finetune.data import image_name

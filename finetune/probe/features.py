@@ -32,8 +32,6 @@ from beit.finetune.evaluation.evaluate import evaluation_loader, with_progress
 logger = logging.getLogger(__name__)
 
 FORMAT = "beit-features 1"
-FEATURES = "features"
-"""Folder in the run directory."""
 _BYTES_PER_VALUE = 4
 
 

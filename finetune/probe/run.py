@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from beit.common.encoder import save_model
 from beit.common.errors import require
 from beit.common.pages.tables import aligned
-from beit.common.runs.run_dir import open_run
+from beit.common.runs.layout import CHECKPOINTS, FEATURES, MODEL
+from beit.common.runs.run_dir import begin_run, open_run
 from beit.common.storage.files import write_json
 from beit.common.vit.description import EncoderConfig
 from beit.common.vit.features import Features, LinearProbe, fit_linear, knn_predict
@@ -27,12 +28,12 @@ from beit.finetune.config import FinetuneConfig
 from beit.finetune.data import LabelledData, open_training_data
 from beit.finetune.evaluation.evaluate import single_rank
 from beit.finetune.evaluation.outcomes import TOP_K
-from beit.finetune.probe.features import FEATURES, FrozenEncoder, frozen_features
+from beit.finetune.probe.features import FrozenEncoder, frozen_features
 
 logger = logging.getLogger(__name__)
 
-FREE_KEYS = ("probe.", "reader.num_workers", "reader.prefetch_batches", "evaluation.micro_batch_size", "train.", "mix.")
-"""Settings that another start on the same features may change."""
+_UNUSED = ("train.", "mix.")
+"""Settings of a training, of which there is none here; another start on the same features may change them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,7 +74,7 @@ def run_probe(task: str, config: FinetuneConfig, *, data: str, run_dir: Path, re
         not config.classifier.multi_label, f"classifier.multi_label must be false: {task} knows one label per image"
     )
     require(
-        not (run_dir / "checkpoints").exists(),
+        not (run_dir / CHECKPOINTS).exists(),
         f"{run_dir} holds a classification run, whose model {task} would replace; name another directory",
     )
     start = starting_point(config)
@@ -81,7 +82,9 @@ def run_probe(task: str, config: FinetuneConfig, *, data: str, run_dir: Path, re
     assert images.val is not None
     world = single_rank()
     encoder = FrozenEncoder(config, start)
-    directory = open_run(run_dir, config, world=world, resume=resume, free_keys=FREE_KEYS).path
+    run = open_run(run_dir, config, world=world, resume=resume, free_keys=_UNUSED)
+    begin_run(run, config, world=world)
+    directory = run.path
     train, val = (
         frozen_features(encoder, index, directory / FEATURES / f"{name}.safetensors", config=config, world=world)
         for name, index in (("train", images.train), ("val", images.val))
@@ -114,7 +117,7 @@ def _linear_probe(found: ProbeData, config: FinetuneConfig, directory: Path) -> 
         logger.info("block %d: top-1 %.2f %%", block, 100 * rows[-1]["top1"])
     best = max(rows, key=lambda row: (row["top1"], row["block"]))
     block = int(best["block"])
-    save_probe(directory / "model", found, probes[block], block=block, metrics=best, config=config)
+    save_probe(directory / MODEL, found, probes[block], block=block, metrics=best, config=config)
     return {"best_block": block, "top1": best["top1"], "top5": best["top5"], "loss": best["loss"], "blocks": rows}
 
 

@@ -21,6 +21,7 @@ from beit.common.reading.batch_plan import BatchPlan
 from beit.common.reading.config import ReaderConfig
 from beit.common.reading.dataset import Record, build_order
 from beit.common.reading.reader import build_loader
+from beit.common.runs.layout import NONFINITE
 from beit.common.training.config import plan_training
 from beit.common.views import compute_canary
 from beit.pretrain.data import ViewTransform, build_transform
@@ -200,7 +201,7 @@ def _caption(row: dict[str, Any]) -> str:
 
 def _recorded_as_nonfinite(run: StoredRun, step: int) -> list[str] | None:
     """Return the sample ids that the run noted for a step that was not finite, in the order of the batch."""
-    path = run.path / "nonfinite.jsonl"
+    path = run.path / NONFINITE
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
         try:
             record = json.loads(line)

@@ -19,12 +19,13 @@ from torch import Tensor, nn
 from beit.common.encoder import load_weights
 from beit.common.errors import BadSample, InputError, require
 from beit.common.pages.pictures import mask_patches, picture_table, sheet
+from beit.common.runs.layout import ENCODER
 from beit.common.shards.schema import TokenizerInfo
 from beit.common.shards.token_store import TokenStore
 from beit.common.tokenizer import Tokenizer, load_store_tokenizer
 from beit.common.tokenizers.dalle_cache import has_decoder
 from beit.common.vit.description import EncoderConfig, read_encoder_config
-from beit.common.vit.normalization import normalize_images
+from beit.common.vit.vit import normalize_images
 from beit.pretrain.config import PretrainConfig
 from beit.pretrain.data import build_transform
 from beit.pretrain.model import PATCH_EPS, MaskedPrediction, patchify, unpatchify
@@ -201,12 +202,12 @@ def reconstruction_sheet(run: Path, *, store: str | None, tokenizer: str | None,
     Raises:
         InputError: a part is missing, or the tokenizer is not the run's or cannot decode.
     """
-    encoder = read_encoder_config(run / "encoder")
+    encoder = read_encoder_config(run / ENCODER)
     opened = open_stored_run(run, store)
     tokens = _tokens(encoder, tokenizer) if opened.config.objective.needs_tokens else None
     shown = build_reconstruction(opened.store, opened.config, tokens, num_images=num_images)
     model = build_model(opened.config, encoder.architecture, tokens)
-    load_weights(model, run / "encoder")
+    load_weights(model, run / ENCODER)
     with torch.inference_mode():
         predicted = shown.predict(model.eval(), torch.device("cpu"))
     decode = tokens.encoder.decode if tokens and tokens.encoder else None

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from beit.common.processes.distributed import World
-from beit.common.vit.normalization import normalize_images
+from beit.common.vit.vit import normalize_images
 from beit.pretrain.model import MaskedPrediction, masked_positions, pixel_targets
 from beit.pretrain.signal.baselines import fit_baselines
 from beit.pretrain.signal.evaluate import pixel_metrics, token_metrics
