@@ -27,31 +27,15 @@ from beit.common.faults import fault_point
 from beit.common.storage.files import fsync_directory, read_json, sha256_file, write_atomic, write_json
 
 logger = logging.getLogger(__name__)
-
-
 FORMAT = "beit-checkpoint"
-
-
 FORMAT_VERSION = 1
-
-
 COMMIT = "COMMIT.json"
-
-
 _TAG = re.compile(r"step_(\d+)")
-
-
 _ASIDE = "rejected_"
-
-
 _ROOM = 1.2
 """Free space to begin a checkpoint with, relative to its size; the rest is for what else is written meanwhile."""
-
-
 RngStates = Mapping[str, torch.Tensor]
 """`rank0/cpu`, `rank0/cuda`, ...: generator states, uint8."""
-
-
 AVERAGE = "ema"
 """Name of the running average beside AdamW's states `exp_avg` and `exp_avg_sq`."""
 

@@ -1,7 +1,8 @@
 """The table behind labelled data: where each sample of a DATA lies, and its class.
 
-Here: the table as training and evaluation use it, whole or as a subset. Building it is
-`beit.common.sources.index_build`, reading the images is `beit.common.reading.labelled_dataset`.
+Here: the table as training and evaluation use it, whole or as a subset by class, the same one every time: a few in
+proportion, or all in equal numbers. Building it is `index_build.py`, reading the images is
+`common/reading/labelled_dataset.py`.
 """
 
 from __future__ import annotations
@@ -24,22 +25,12 @@ from beit.common.rng import CounterRng
 from beit.common.sources.opening import SampleRef, SourceShard
 
 Int64Array = NDArray[np.int64]
-
-
 INDEX_VERSION = 2
 """Of index.json and the table; raised when an older reader would misread them."""
-
-
 NO_LABEL = -1
 """Stands for an absent label."""
-
-
 _NAMES_IN_MESSAGE = 5
-
-
 _MAPPED_SHARDS = 2048
-
-
 _REMADE = ("_batches", "_mapped", "labels")  # had again from the table, in whichever process needs them
 
 

@@ -17,8 +17,6 @@ from beit.common.errors import InputError
 from beit.common.storage.files import read_json
 
 FORMAT_VERSION = 1
-
-
 Schema = TypeVar("Schema")
 
 
