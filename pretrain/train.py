@@ -112,7 +112,7 @@ def vit_config(config: PretrainConfig, store: TokenStore) -> ViTConfig:
 
 @dataclass
 class PretrainTask:
-    """Masked image modelling on one token store, as the training loop wants it (`beit.common.training.trainer.Task`).
+    """Masked image modelling on one token store, as the training loop wants it (`beit.common.training.task.Task`).
 
     Args:
         config: Settings.
