@@ -288,6 +288,19 @@ def test_files_and_modules_that_are_named_exist(path):
     assert not {name for name in gone if not FOREIGN.fullmatch(name)}
 
 
+def test_what_pages_import_exists():
+    imported = {
+        f"{node.module}.{alias.name}"
+        for page in PAGES
+        for block in re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
+        for node in ast.walk(ast.parse(block))
+        if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "beit"
+        for alias in node.names
+    }
+    assert len(imported) > 10
+    assert not {name for name in imported if not is_module_or_in_one(name)}
+
+
 def test_no_module_grows_past_500_lines():
     long = {name_of(path): count for path in SOURCES if (count := len(path.read_text().splitlines())) > 500}
     assert not long
