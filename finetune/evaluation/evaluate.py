@@ -34,7 +34,6 @@ from beit.finetune.config import EvaluationConfig
 from beit.finetune.data import label_table, open_evaluation_data
 from beit.finetune.evaluation.mistakes import mistake_pictures
 from beit.finetune.evaluation.outcomes import OutcomeLog, Outcomes
-from beit.finetune.evaluation.page import evaluation_page
 from beit.finetune.evaluation.report import EvaluationReport, build_report
 from beit.finetune.evaluation.scores import Metrics, MultiLabelMetrics, compute_metrics
 
@@ -80,6 +79,8 @@ def evaluate_model(
         if out is not None:
             write_json(out, report.as_json())
         if html is not None:
+            from beit.finetune.evaluation.page import evaluation_page  # draws, which a training never does
+
             img_size, crop_pct = stored.architecture.img_size, _crop_pct(stored, EvaluationConfig())
             pictures = mistake_pictures(report.mistakes, index, img_size=img_size, crop_pct=crop_pct)
             write_atomic(html, evaluation_page(report, pictures).encode())

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+from beit.common.pages.tables import aligned
 from beit.tokenize.fitness.measure import Fitness
 from beit.tokenize.fitness.stability import SHIFTS_PX
 from beit.tokenize.fitness.verdicts import percent
@@ -260,23 +261,13 @@ def shown_rows(many: Sequence[Fitness]) -> list[Row]:
 
 def text_table(many: Sequence[Fitness], labels: Sequence[str]) -> str:
     """Lay the rows out for a terminal, one column per tokenizer; `BEST` marks the best where there are several."""
-    rows = shown_rows(many)
-    heading = [] if len(many) == 1 else [("", list(labels))]
-    lines: list[tuple[str, list[str]]] = [*heading]
+    lines = [] if len(many) == 1 else [["", *labels]]
     section = ""
-    for row in rows:
+    for row in shown_rows(many):
         if row.section != section:
             section = row.section
-            lines.append((section, []))
+            lines.append([section])
         best = row.best(many)
         cells = [row.show(one) + (BEST if index in best else "  " if best else "") for index, one in enumerate(many)]
-        lines.append((f"  {row.label}", cells))
-    name_width = max(len(name) for name, _ in lines)
-    columns = list(zip(*(cells for _, cells in lines if cells), strict=True))
-    widths = [max(map(len, column)) for column in columns]
-    return "\n".join(
-        "  ".join(
-            [name.ljust(name_width), *(cell.rjust(width) for cell, width in zip(cells, widths, strict=False))]
-        ).rstrip()
-        for name, cells in lines
-    )
+        lines.append([f"  {row.label}", *cells])
+    return aligned(lines)
