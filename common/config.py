@@ -60,10 +60,10 @@ def within(interval: str, hint: str = "") -> Bound:
     return Bound(f"lie in {interval}", lambda value: is_above(value, low) and is_below(value, high), hint)
 
 
-def one_of(choices: Iterable[Any], hint: str = "") -> Bound:
+def one_of(choices: Iterable[Any]) -> Bound:
     """Allow some values only; a `Literal` needs no bound to say so."""
     allowed = tuple(choices)
-    return Bound(f"be one of {', '.join(map(str, allowed))}", lambda value: value in allowed, hint)
+    return Bound(f"be one of {', '.join(map(str, allowed))}", lambda value: value in allowed)
 
 
 @typing.dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(dataclasses.field,))

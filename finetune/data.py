@@ -34,9 +34,9 @@ class LabelledData:
     is_multi_label: bool = False
     """Whether an image may be of several classes or none. Labels of the indexes then number combinations of them."""
 
-    def label_table(self, index: LabelledIndex) -> NDArray[np.bool_]:
-        """Return the targets of the combinations that the labels of `index` number, see `label_table`."""
-        return label_table(index, self.class_names)
+    def label_table(self, index: LabelledIndex) -> NDArray[np.bool_] | None:
+        """Return what the labels of `index` stand for, see `label_table`; None where each is a class."""
+        return label_table(index, self.class_names) if self.is_multi_label else None
 
 
 def open_training_data(data: str, settings: DataConfig, *, multi_label: bool = False) -> LabelledData:

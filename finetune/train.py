@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -122,7 +122,8 @@ class ClassificationTask:
     def _objective(self) -> ClassificationStep:
         mean, std = self.start.normalization
         classifier, train = self.config.classifier, self.images.train
-        is_balanced, is_multi_label = classifier.class_weights == "balanced", self.images.is_multi_label
+        is_balanced = classifier.class_weights == "balanced"
+        table = self.images.label_table(train)
         return ClassificationStep(
             mean=mean,
             std=std,
@@ -130,7 +131,7 @@ class ClassificationTask:
             mix=self.config.mix,
             seed=self.config.train.seed,
             class_weights=balanced_weights(train.class_counts().tolist()) if is_balanced else None,
-            label_table=torch.from_numpy(self.images.label_table(train)).float() if is_multi_label else None,
+            label_table=None if table is None else torch.from_numpy(table).float(),
         )
 
     def _checkpoint(self) -> CheckpointConfig:
@@ -199,13 +200,13 @@ class ClassificationTask:
         loader = evaluation_loader(
             val, self.description, world=self.world, settings=self.config.evaluation, reader=self.config.reader
         )
-        log = OutcomeLog(self.images.label_table(val) if self.images.is_multi_label else None)
+        log = OutcomeLog(self.images.label_table(val))
         metrics = measure(model, loader, self.description, num_batches=len(loader), world=self.world, log=log)
         if metrics is None:
             return {}
         self.measured = step, metrics
         logger.info("step %d: %s on %d images", step, metrics.describe(), metrics.num_images)
-        return {f"val_{name}": float(value) for name, value in metrics.as_dict().items()}
+        return {f"val_{name}": float(value) for name, value in asdict(metrics).items()}
 
     def save_artifacts(
         self, state: dict[str, Tensor], directory: Path, step: int, metrics: Mapping[str, float]
@@ -223,7 +224,7 @@ class ClassificationTask:
         return {
             "step": step,
             "total_steps": self.data.plan.total_steps,
-            "metrics": {} if result is None else result.as_dict(),
+            "metrics": {} if result is None else asdict(result),
             "validation_data": None if self.images.val is None else self.images.val.info.root,
             "data": train.info.root,
             "data_sha256": train.index_sha256,
@@ -244,6 +245,6 @@ def _is_better(result: Metrics | MultiLabelMetrics, best: Path) -> bool:
     if not (best / CONFIG_FILE).is_file():
         return True
     kept = read_encoder_config(best).provenance["metrics"]
-    found = result.as_dict()
+    found = asdict(result)
     main = "top1" if "top1" in found else "map"
     return (found[main], -found["loss"]) > (kept[main], -kept["loss"])

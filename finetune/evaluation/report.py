@@ -95,7 +95,7 @@ class EvaluationReport:
             for name, score in zip(self.class_names, self.classes, strict=True)
         ]
         return {
-            **self.metrics.as_dict(),
+            **asdict(self.metrics),
             "macro_f1": self.macro_f1,
             "calibration_error": self.calibration_error,
             "model": self.model,

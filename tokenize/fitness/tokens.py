@@ -11,6 +11,7 @@ V words, g x g tokens per view (any h x w works); a context is a number that sta
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -228,12 +229,13 @@ def measure_context(token_ids: NDArray[np.integer], vocab_size: int) -> ContextG
     """
     ids = np.asarray(token_ids, dtype=np.int64)
     fit, test = _Neighbourhood.of(ids[0::2]), _Neighbourhood.of(ids[1::2])
-    unigram = discounted(np.zeros_like(fit.word), fit.word, np.zeros_like(test.word), test.word, 1.0 / vocab_size)
-    left = discounted(fit.left, fit.word, test.left, test.word, unigram)
-    up = discounted(fit.up, fit.word, test.up, test.word, unigram)
-    both = discounted(
-        fit.left * vocab_size + fit.up, fit.word, test.left * vocab_size + test.up, test.word, 0.5 * (left + up)
-    )
+
+    def chances(context: Callable[[_Neighbourhood], Int64Array], backoff: Float64Array | float) -> Float64Array:
+        return DiscountedCounts.fit(context(fit), fit.word, vocab_size).probability(context(test), test.word, backoff)
+
+    unigram = chances(lambda tokens: np.zeros_like(tokens.word), 1.0 / vocab_size)
+    left, up = chances(lambda tokens: tokens.left, unigram), chances(lambda tokens: tokens.up, unigram)
+    both = chances(lambda tokens: tokens.left * vocab_size + tokens.up, 0.5 * (left + up))
     unigram_bits, context_bits = (float(-np.log2(chance).mean()) for chance in (unigram, both))
     return ContextGain(
         num_fit_tokens=len(fit.word),
@@ -255,23 +257,3 @@ class _Neighbourhood:
     @classmethod
     def of(cls, ids: Int64Array) -> _Neighbourhood:
         return cls(ids[:, 1:, 1:].ravel(), ids[:, 1:, :-1].ravel(), ids[:, :-1, 1:].ravel())
-
-
-def discounted(
-    fit_contexts: Int64Array,
-    fit_words: Int64Array,
-    contexts: Int64Array,
-    words: Int64Array,
-    backoff: Float64Array | float,
-) -> Float64Array:
-    """Estimate P(word | context) from counts, (n,); see `beit.common.tokenizers.discounting`.
-
-    Args:
-        fit_contexts: Contexts seen, (m,); products with the number of words must fit into 63 bits.
-        fit_words: The words in them, (m,).
-        contexts: Contexts asked for, (n,).
-        words: The words asked for, (n,).
-        backoff: The coarser estimate for each, (n,) or one for all.
-    """
-    num_words = int(max(fit_words.max(), words.max())) + 1
-    return DiscountedCounts.fit(fit_contexts, fit_words, num_words).probability(contexts, words, backoff)
