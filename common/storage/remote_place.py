@@ -196,7 +196,7 @@ class RemotePlace:
 
         def create(store: Store, key: str) -> bool:
             try:
-                return store.put(key, data, create=True)
+                return store.create(key, data)
             except FileNotFoundError:
                 raise  # no bucket
             except Exception:
@@ -211,15 +211,8 @@ class RemotePlace:
 
         Object stores decide in one step; elsewhere, what came between the look and the writing is lost.
         """
-
-        def swap(store: Store, key: str) -> bool:
-            try:
-                found, stat = store.get(key)
-            except FileNotFoundError:
-                return False
-            return is_old(found) and store.put(key, data, e_tag=stat.version)
-
-        return self._ask(swap, "written") or self._content() == data
+        is_done = self._ask(lambda store, key: store.swap(key, data, is_old), "written")
+        return is_done or self._content() == data
 
     take = replace
     """The same: of several processes that judge the same content, one is told True."""
