@@ -88,7 +88,7 @@ class ObjectStore:
             limit: Most bytes to return.
         """
         options: dict[str, Any] = {} if start is None else {"range": (start, end)}
-        if e_tag and not e_tag.startswith("W/"):  # a weak one never matches
+        if e_tag.startswith('"'):  # a weak one never matches, and a time is none
             options["if_match"] = e_tag
         try:
             result = self._store.get(key, options=options)
