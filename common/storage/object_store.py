@@ -57,7 +57,7 @@ def retries(count: int, first_seconds: float, longest_seconds: float) -> RetryCo
 
 PATIENT = retries(10, 0.5, 4.0)
 """About 16 seconds. Arbitrary; rides out the restart of a server, not an outage."""
-QUICK = retries(2, 0.1, 0.3)
+QUICK = retries(4, 0.1, 1.0)
 """Where a user just named a place: a server that is not there is more likely a wrong address."""
 
 
