@@ -143,7 +143,9 @@ class ObjectStore:
         if self._is_web:
             files, folders = self._linked(folder)
             return files + [file for inner in folders for file in self.walk(inner)]
-        return [_stat(meta["path"], meta) for part in self._store.list(folder or None) for meta in part]
+        return [
+            _stat(meta["path"], meta) for part in self._store.list(folder or None, chunk_size=1000) for meta in part
+        ]
 
     def put(self, key: str, data: bytes | IO[bytes]) -> None:
         """Write a file as a whole, over an older one; an open file is read from its position."""
