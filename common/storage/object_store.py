@@ -218,11 +218,7 @@ def split_url(url: str) -> tuple[str, str]:
 
 
 def web_headers() -> dict[str, str]:
-    """Return the headers that the user wants to be sent to web servers.
-
-    Raises:
-        InputError: the variable holds something else.
-    """
+    """Return the headers that the user wants to be sent to web servers."""
     text = os.environ.get(HEADERS_VARIABLE, "{}")
     try:
         return {str(name): str(value) for name, value in json.loads(text).items()}

@@ -91,8 +91,6 @@ def verify_store(store: str | Path, *, audit: int = 0, tokenizer: ViewEncoder | 
         tokenizer: For the audit, instead of the one the store names: a name or path, or the tokenizer itself.
     Returns:
         The problems found, as text.
-    Raises:
-        InputError: this is not a store, or the audit cannot be done.
     """
     location = normalise(str(store))
     location = location if is_remote(location) else os.path.realpath(location)
@@ -261,8 +259,6 @@ def _local_shard(location: str, stem: str) -> Iterator[str]:
     Args:
         location: Folder or URL of the store.
         stem: Name of the shard.
-    Raises:
-        InputError: a file cannot be fetched; or as raised in the block, with the URL in place of the temporary folder.
     """
     if not is_remote(location):
         yield location
@@ -277,11 +273,7 @@ def _local_shard(location: str, stem: str) -> Iterator[str]:
 
 @contextmanager
 def _at_hand(location: str) -> Iterator[BinaryIO]:
-    """Yield a file opened for reading; of a remote one, a copy that is gone afterwards.
-
-    Raises:
-        InputError: it cannot be fetched.
-    """
+    """Yield a file opened for reading; of a remote one, a copy that is gone afterwards."""
     place = place_of(location)
     if not is_remote(location):
         with place.open() as file:
