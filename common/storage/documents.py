@@ -26,11 +26,7 @@ def to_json(document: Any) -> dict[str, Any]:
 
 
 def from_json(schema: type[Schema], path: Path | str, document: Any) -> Schema:
-    """Build a schema instance from parsed JSON; `path` is named in errors.
-
-    Raises:
-        InputError: not this format, another version of it, or fields missing, unknown or of the wrong type.
-    """
+    """Build a schema instance from parsed JSON; `path` is named in errors."""
     expected = next(field.default for field in fields(schema) if field.name == "format")  # type: ignore[arg-type]
     if not isinstance(document, dict) or document.get("format") != expected:
         raise InputError(f"{path} is not a {expected} file")
@@ -67,11 +63,7 @@ def _refuse_control_characters(value: Any, path: Path | str) -> None:
 
 
 def read_document(schema: type[Schema], path: Path) -> Schema:
-    """Read and check a local JSON document.
-
-    Raises:
-        InputError: missing, malformed, or not of this schema and version.
-    """
+    """Read and check a local JSON document."""
     return from_json(schema, path, read_json(path))
 
 

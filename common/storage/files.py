@@ -67,8 +67,6 @@ def check_output(path: Path | None, *, option: str = "--out") -> None:
     Args:
         path: The file; None, where none is wanted, is fine.
         option: How the user named it.
-    Raises:
-        InputError: it is a folder, or its own folder does not exist or may not be written to.
     """
     if path is None:
         return
@@ -82,10 +80,15 @@ def check_output(path: Path | None, *, option: str = "--out") -> None:
 
 def sha256_file(path: Path) -> str:
     """Return the hex sha256 of the file at `path`, read in blocks."""
-    hasher = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(_HASH_BLOCK_BYTES):
-            hasher.update(block)
+        return sha256_of(file)
+
+
+def sha256_of(file: BinaryIO) -> str:
+    """Return the hex sha256 of an open file from its position on."""
+    hasher = hashlib.sha256()
+    while block := file.read(_HASH_BLOCK_BYTES):
+        hasher.update(block)
     return hasher.hexdigest()
 
 
@@ -100,11 +103,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read JSON from `path`.
-
-    Raises:
-        InputError: the file is missing or not JSON.
-    """
+    """Read JSON from `path`."""
     try:
         return parse_json(path.read_bytes(), label=str(path))
     except FileNotFoundError:
@@ -112,11 +111,7 @@ def read_json(path: Path) -> Any:
 
 
 def parse_json(data: bytes, *, label: str) -> Any:
-    """Decode JSON; `label` is named in errors.
-
-    Raises:
-        InputError: it is not JSON.
-    """
+    """Decode JSON; `label` is named in errors."""
     try:
         return json.loads(data)
     except (ValueError, RecursionError) as error:  # also of text that is not UTF-8, and of numbers with 5000 digits

@@ -13,8 +13,8 @@ from dataclasses import replace
 from beit.common.errors import InputError
 from beit.common.storage.answers import FileStat, MissingFile
 from beit.common.storage.paths import WEB_SCHEMES, expand_braces, has_braces, is_remote, normalise
-from beit.common.storage.place import Place, place_of
-from beit.common.storage.threads import threads
+from beit.common.storage.place import for_each, place_of
+from beit.common.storage.remote_place import RemotePlace
 
 _WILDCARD = re.compile(r"[*?\[]")
 
@@ -31,8 +31,6 @@ def list_folder(root: str) -> list[FileStat]:
 
     Args:
         root: Normalised path or URL.
-    Raises:
-        InputError: the folder cannot be listed.
     """
     return sorted(place_of(root, is_first_contact=True).walk(), key=lambda file: file.path)
 
@@ -44,8 +42,6 @@ def match_files(pattern: str) -> list[FileStat]:
         pattern: Such as `a/b.tar`, `a/*.tar`, `s3://bucket/train-{0000..1023}.tar` or `a/{train,val}.csv`.
     Returns:
         The files, absolute, in the order of the braces, sorted within each wildcard, without repetition.
-    Raises:
-        InputError: one of the alternatives names no file.
     """
     path = normalise(pattern)
     if not is_remote(path) and os.path.exists(path):
@@ -64,13 +60,10 @@ def measure_files(listed: Mapping[str, FileStat | None]) -> list[FileStat]:
 
     Args:
         listed: What a listing said of each path, in order; None for nothing.
-    Raises:
-        InputError: one is missing or cannot be read.
     """
     unknown = [path for path, stat in listed.items() if stat is None or (is_remote(path) and not stat.size)]
-    map_all = threads().map if len(unknown) > 1 and is_remote(unknown[0]) else map
     found = {path: stat for path, stat in listed.items() if stat is not None}
-    found |= zip(unknown, map_all(_stat, unknown), strict=True)
+    found |= zip(unknown, for_each(_stat, unknown), strict=True)
     return [replace(found[path], path=path) for path in listed]
 
 
@@ -82,7 +75,7 @@ def _match_wildcards(pattern: str) -> dict[str, FileStat | None]:
     if not is_remote(pattern):
         return {path: None for path in sorted(glob.glob(pattern, recursive=True)) if os.path.isfile(path)}
     scheme, nothing, root, *parts = pattern.split("/")
-    top = place_of("/".join((scheme, nothing, root)), is_first_contact=True)
+    top = RemotePlace("/".join((scheme, nothing, root)), is_first_contact=True)
     try:
         return dict(sorted((str(found), stat) for found, stat in _match_parts(top, parts)))
     except MissingFile:  # as web servers say it of a folder
@@ -92,7 +85,7 @@ def _match_wildcards(pattern: str) -> dict[str, FileStat | None]:
         raise InputError(f"{pattern} {str(error).partition(' ')[2]}") from None
 
 
-def _match_parts(folder: Place, parts: list[str]) -> Iterator[tuple[Place, FileStat]]:
+def _match_parts(folder: RemotePlace, parts: list[str]) -> Iterator[tuple[RemotePlace, FileStat]]:
     """Walk down a pattern, one level after the other, so that only folders that may match are listed."""
     name, rest = parts[0], parts[1:]
     if folder.location.startswith(WEB_SCHEMES):

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import IO, BinaryIO, TypeVar, cast
+from typing import IO, Any, BinaryIO, TypeVar, cast
 
 from beit.common.errors import InputError
 from beit.common.faults import fault_point
@@ -50,6 +50,8 @@ class RemotePlace:
     def __init__(self, location: str, *, is_first_contact: bool = False) -> None:
         self.location = location
         self._is_first_contact = is_first_contact
+        if not _is_known(location):
+            fsspec_store.FsspecStore(location, is_first_contact=True)  # raises if it does not know it either
 
     def __repr__(self) -> str:
         """Show the URL."""
@@ -63,22 +65,18 @@ class RemotePlace:
         """Return what lies below under a relative name."""
         return RemotePlace(join(self.location, name), is_first_contact=self._is_first_contact)
 
-    def require_known(self) -> None:
-        """See to it that the scheme is known and what serves it is installed.
+    def stat(self, *, at_offsets: bool = False) -> FileStat:
+        """Return size and version of a file as they are now.
 
-        Raises:
-            InputError: it is not.
+        Args:
+            at_offsets: Whether it is an error that it cannot be read at offsets.
         """
-        _store_of(self.location, "", True)
-
-    def stat(self) -> FileStat:
-        """Return size and version of a file as they are now."""
-        return self._head()
+        return replace(self._ask(lambda store, key: store.head(key, at_offsets=at_offsets)), path=self.location)
 
     def exists(self) -> bool:
         """Tell whether there is a file now."""
         try:
-            self._head()
+            self.stat()
         except MissingFile:
             return False
         return True
@@ -111,11 +109,7 @@ class RemotePlace:
         return self._ask(lambda store, key: store.get(key, limit=limit)[0])
 
     def read_range(self, start: int, end: int, *, e_tag: str = "") -> bytes:
-        """Return the bytes from `start` to `end`; fewer only where the file ends.
-
-        Raises:
-            InputError: another version than that of `e_tag` is there now.
-        """
+        """Return the bytes from `start` to `end`; fewer only where the file ends."""
         data, found = self._ask(lambda store, key: store.get(key, start, end, e_tag=e_tag))
         if e_tag and found.version not in ("", e_tag):
             raise self._changed()
@@ -126,8 +120,6 @@ class RemotePlace:
 
         Args:
             start: First byte that is wanted.
-        Raises:
-            InputError: it changed meanwhile.
         """
         first, found = self._ask(lambda store, key: store.begin(key, start, start + PIECE_BYTES))
         if len(first) != min(max(0, found.size - start), PIECE_BYTES):
@@ -153,10 +145,8 @@ class RemotePlace:
         Args:
             read_ahead: Fetch more than is asked for, because what follows is wanted next.
         """
-        if not read_ahead:
-            return cast(BinaryIO, RemoteFile(self, self._head(at_offsets=True)))
-        begin, found = self._ask(lambda store, key: store.begin(key, 0, _READ_AHEAD_BYTES))
-        return cast(BinaryIO, RemoteFile(self, found, begin=begin, read_ahead=_READ_AHEAD_BYTES))
+        file = RemoteFile(self, self.stat(at_offsets=True))
+        return cast(BinaryIO, io.BufferedReader(file, _READ_AHEAD_BYTES) if read_ahead else file)
 
     def write(self, data: bytes) -> None:
         """Write a small file as a whole, over an older one."""
@@ -202,7 +192,7 @@ class RemotePlace:
 
         def create(store: Store, key: str) -> bool:
             try:
-                return store.put(key, data, create=True)
+                return store.create(key, data)
             except FileNotFoundError:
                 raise  # no bucket
             except Exception:
@@ -217,15 +207,8 @@ class RemotePlace:
 
         Object stores decide in one step; elsewhere, what came between the look and the writing is lost.
         """
-
-        def swap(store: Store, key: str) -> bool:
-            try:
-                found, stat = store.get(key)
-            except FileNotFoundError:
-                return False
-            return is_old(found) and store.put(key, data, e_tag=stat.version)
-
-        return self._ask(swap, "written") or self._content() == data
+        is_done = self._ask(lambda store, key: store.swap(key, data, is_old), "written")
+        return is_done or self._content() == data
 
     take = replace
     """The same: of several processes that judge the same content, one is told True."""
@@ -242,9 +225,6 @@ class RemotePlace:
             return self.read()
         except InputError:
             return None
-
-    def _head(self, *, at_offsets: bool = False) -> FileStat:
-        return replace(self._ask(lambda store, key: store.head(key, at_offsets=at_offsets)), path=self.location)
 
     def _read_all(self, start: int, end: int, e_tag: str) -> bytes:
         data = self.read_range(start, end, e_tag=e_tag)
@@ -269,20 +249,16 @@ class RemotePlace:
             raise failure(self.location, error, doing, is_first_contact=self._is_first_contact) from None
 
 
-class RemoteFile(io.BufferedIOBase):
-    """A remote file, read at any position, always of the same version.
+class RemoteFile(io.RawIOBase):
+    """A remote file, read at any position, always of the same version. Each read is a request.
 
     Args:
         place: Where it is.
         stat: Of it.
-        begin: Its first bytes.
-        read_ahead: Bytes to fetch at least, when something is asked for.
     """
 
-    def __init__(self, place: RemotePlace, stat: FileStat, *, begin: bytes = b"", read_ahead: int = 0) -> None:
-        self._place, self._stat, self._read_ahead = place, stat, read_ahead
-        self._position = 0
-        self._buffer, self._buffer_start = begin, 0
+    def __init__(self, place: RemotePlace, stat: FileStat) -> None:
+        self._place, self._stat, self._position = place, stat, 0
 
     def __repr__(self) -> str:
         """Show the URL."""
@@ -296,33 +272,28 @@ class RemoteFile(io.BufferedIOBase):
         """Return True."""
         return True
 
-    def tell(self) -> int:
-        """Return the position."""
-        return self._position
-
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         """Move to a position; nothing is fetched yet."""
         start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._stat.size}[whence]
         self._position = max(0, start + offset)
         return self._position
 
-    def read(self, size: int | None = -1, /) -> bytes:
-        """Return `size` bytes, or all up to the end; fewer only there.
+    def readall(self) -> bytes:
+        """Return all up to the end, in one request."""
+        return self.read(max(0, self._stat.size - self._position)) or b""
+
+    def readinto(self, buffer: Any, /) -> int:
+        """Fill a buffer; less only where the file ends.
 
         Raises:
-            InputError, RemoteError: they cannot be had, or the file changed.
+            InputError, RemoteError: the bytes cannot be had, or the file changed.
         """
-        left = max(0, self._stat.size - self._position)
-        wanted = left if size is None or size < 0 else min(size, left)
-        if not wanted:
-            return b""
-        begin = self._position - self._buffer_start
-        if begin < 0 or begin + wanted > len(self._buffer):
-            end = min(self._position + max(wanted, self._read_ahead), self._stat.size)
-            self._buffer = self._place._read_all(self._position, end, self._stat.version)
-            self._buffer_start, begin = self._position, 0
-        self._position += wanted
-        return self._buffer[begin : begin + wanted]
+        wanted = min(len(buffer), max(0, self._stat.size - self._position))
+        if wanted:
+            end = self._position + wanted
+            buffer[:wanted] = self._place._read_all(self._position, end, self._stat.version)
+            self._position = end
+        return wanted
 
 
 def _relative(file: FileStat, folder: str) -> FileStat:
@@ -339,11 +310,15 @@ def forget_stores() -> None:
 
 
 def _store_of(location: str, query: str, is_first_contact: bool) -> tuple[Store, str]:
-    if location.split("://", 1)[0] in object_store.SCHEMES:
+    if _is_known(location):
         root, key = object_store.split_url(location)
         return _open_store(root, query, is_first_contact), key
     store = fsspec_store.FsspecStore(location, is_first_contact=is_first_contact)
     return store, store.key
+
+
+def _is_known(location: str) -> bool:
+    return location.split("://", 1)[0] in object_store.SCHEMES
 
 
 @functools.lru_cache(maxsize=256)

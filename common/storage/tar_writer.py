@@ -9,6 +9,8 @@ import hashlib
 import tarfile
 from typing import BinaryIO
 
+from beit.common.storage.files import sha256_of
+
 _BLOCK = tarfile.BLOCKSIZE
 
 
@@ -48,7 +50,8 @@ class TarAppender:
         self._write(b"\0" * (-self.size % tarfile.RECORDSIZE))
         self._file.flush()
         written = self._hasher.hexdigest()
-        if _sha256(self._file) != written:
+        self._file.seek(0)
+        if sha256_of(self._file) != written:
             raise OSError(f"{self._file.name}: read back other bytes than were written; is the disk failing?")
         return written
 
@@ -56,11 +59,3 @@ class TarAppender:
         self._file.write(data)
         self._hasher.update(data)
         self.size += len(data)
-
-
-def _sha256(file: BinaryIO) -> str:
-    file.seek(0)
-    hasher = hashlib.sha256()
-    while block := file.read(1 << 20):
-        hasher.update(block)
-    return hasher.hexdigest()

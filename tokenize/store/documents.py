@@ -60,8 +60,6 @@ def open_store_files(store: str | Path) -> Iterator[StoreFiles]:
 
     Args:
         store: Folder or URL.
-    Raises:
-        InputError: a URL of an unknown scheme, whose package is not installed, or with more in it than a place.
     """
     text = os.fspath(store)
     require(_CUT_URL.match(text) is None, f"store ({text}) looks like a URL with one slash; write two")
@@ -72,18 +70,15 @@ def open_store_files(store: str | Path) -> Iterator[StoreFiles]:
     location = normalise(text)
     is_plain = is_remote(location) and not any(mark in location for mark in ("::", "?", "*"))
     require(is_plain, f"store ({text}) must be a plain URL, such as s3://bucket/folder")
-    place_of(location).require_known()
+    place = place_of(location)
     with scratch_folder() as scratch:
-        yield StoreFiles(place_of(location), scratch)
+        yield StoreFiles(place, scratch)
 
 
 def list_entries(files: StoreFiles) -> list[str]:
     """Return the names that lie directly in a store; nothing where there is no store yet.
 
     Also finds out whether anything may be written behind a URL, before any work is done.
-
-    Raises:
-        InputError: it is a file, or it cannot be reached, read or written.
     """
     store = files.location
     if not is_remote(store):
@@ -143,20 +138,12 @@ def _sweep(root: Path) -> None:
 
 
 def read_document(schema: type[Schema], place: Place) -> Schema:
-    """Read and check a JSON document of a store.
-
-    Raises:
-        InputError: missing, malformed, or not of this schema and version.
-    """
+    """Read and check a JSON document of a store."""
     return decode_document(schema, place.location, place.read())
 
 
 def decode_document(schema: type[Schema], label: str, data: bytes) -> Schema:
-    """Check a JSON document of a store; `label` is named in errors.
-
-    Raises:
-        InputError: malformed, or not of this schema and version.
-    """
+    """Check a JSON document of a store; `label` is named in errors."""
     return from_json(schema, label, parse_json(data, label=label))
 
 
@@ -174,11 +161,7 @@ def stat_if_there(place: Place) -> FileStat | None:
 
 
 def check_file(place: Place, expected: FileInfo) -> None:
-    """Check a committed file by size and hash, which reads it.
-
-    Raises:
-        InputError: it is missing or differs; names it.
-    """
+    """Check a committed file by size and hash, which reads it."""
     found = stat_if_there(place)
     if found is None:
         raise InputError(f"{place} is missing")
