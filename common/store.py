@@ -24,8 +24,8 @@ from beit.common.shards.schema import INDEX_FILE, STORE_FILE, StoreInfo
 from beit.common.shards.tables import ShardTable
 from beit.common.shards.token_store import TokenStore
 from beit.common.storage.documents import from_json
-from beit.common.storage.locations import is_remote, normalise
-from beit.common.storage.place import location_exists, read_whole, resolve_location
+from beit.common.storage.paths import is_remote, normalise, resolve_location
+from beit.common.storage.place import place_of
 
 
 def open_store(path: str | Path, *, check_images: bool = True) -> TokenStore:
@@ -45,11 +45,11 @@ def open_store(path: str | Path, *, check_images: bool = True) -> TokenStore:
     location = location if is_remote(location) else os.path.realpath(location)
     info = read_store_info(location)
     require(
-        info.held_out.threshold is not None and location_exists(resolve_location(location, INDEX_FILE)),
+        info.held_out.threshold is not None and place_of(resolve_location(location, INDEX_FILE)).exists(),
         f"{path} is unfinished: it has no {INDEX_FILE}; run beit tokenize again to finish it",
     )
     index_location = resolve_location(location, INDEX_FILE)
-    shards = ShardTable.decode(read_whole(index_location), label=index_location)
+    shards = ShardTable.decode(place_of(index_location).read(), label=index_location)
     require(
         len(shards) == info.source.num_shards,
         f"{index_location} has {len(shards)} shards, {STORE_FILE} says {info.source.num_shards}; "
@@ -68,10 +68,10 @@ def read_store_info(location: str) -> StoreInfo:
         InputError: there is none, or it is malformed or of another version.
     """
     path = resolve_location(location, STORE_FILE)
-    if not location_exists(path, is_first_contact=True):
+    if not place_of(path, is_first_contact=True).exists():
         raise InputError(f"{location} is not a token store: it has no {STORE_FILE}; make one with beit tokenize")
     try:
-        document = json.loads(read_whole(path))
+        document = json.loads(place_of(path).read())
     except (ValueError, RecursionError) as error:  # also of text that is not UTF-8, and of numbers with 5000 digits
         raise InputError(f"{path} is not valid JSON ({error}); restore it or tokenise into a new folder") from None
     return from_json(StoreInfo, path, document)

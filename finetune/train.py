@@ -99,7 +99,6 @@ class ClassificationTask:
             checkpoint=self._checkpoint(),
             reader=config.reader,
             world=self.world,
-            repeats=config.augment.repeats,
         )
         self.step = self._objective()
         self.description = EncoderConfig(

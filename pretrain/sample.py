@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from beit.common.reading.dataset import Dataset, Record
+from beit.common.reading.dataset import Dataset, Record, spread_evenly
 from beit.common.reading.order import Rows
 
 
@@ -24,9 +24,7 @@ class EvenSample:
         self.dataset = dataset
         self.num_views, self.index_sha256 = dataset.num_views, dataset.index_sha256
         sizes = dataset.shard_sizes
-        total = int(sizes.sum())
-        # Sample i of the `count` is the one at place i total / count of the whole data set, shard after shard.
-        chosen = np.arange(total) if count >= total else np.arange(count, dtype=np.int64) * total // count
+        chosen = spread_evenly(int(sizes.sum()), count)
         starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
         shard_ids = np.searchsorted(starts, chosen, side="right") - 1
         self._ranks = chosen - starts[shard_ids]

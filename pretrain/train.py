@@ -18,7 +18,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from beit.common.encoder import save_encoder
+from beit.common.encoder import save_model
 from beit.common.errors import InputError, require
 from beit.common.processes.distributed import World
 from beit.common.processes.signals import stop_on_signals
@@ -29,7 +29,7 @@ from beit.common.shards.cache import ShardCache
 from beit.common.shards.checks import check_files, check_vocabulary
 from beit.common.shards.token_store import TokenStore
 from beit.common.storage.files import default_cache_dir
-from beit.common.storage.locations import is_remote
+from beit.common.storage.paths import is_remote
 from beit.common.store import open_store
 from beit.common.tokenizer import Tokenizer
 from beit.common.training.batches import Batch
@@ -37,6 +37,7 @@ from beit.common.training.data import TrainingData
 from beit.common.training.judge import Goal
 from beit.common.training.trainer import train
 from beit.common.vit.config import Normalization, ViTConfig, build_vit_config
+from beit.common.vit.description import EncoderConfig
 from beit.common.vit.flops import training_flops
 from beit.common.vit.param_groups import weight_decay_groups
 from beit.pretrain.config import PretrainConfig
@@ -289,12 +290,9 @@ class PretrainTask:
     ) -> None:
         """Write `directory`/encoder: every tensor of the model, under the official names."""
         best = metrics.get(BEST_BLOCK)
-        save_encoder(
-            directory / ENCODER,
-            state,
+        description = EncoderConfig(
             architecture=self.vit,
-            mean=self.config.data.mean,
-            std=self.config.data.std,
+            normalization=Normalization(self.config.data.mean, self.config.data.std),
             task="pretrain",
             vocab_size=self.tokens.vocab_size if self.tokens else None,
             best_block=None if best is None else int(best),
@@ -311,3 +309,4 @@ class PretrainTask:
                 "views": self.store.info.views,
             },
         )
+        save_model(directory / ENCODER, state, description)

@@ -36,7 +36,7 @@ from beit.tokenize.shards.encode import ViewEncoder
 from beit.tokenize.shards.index import FinishedStore, finish_store
 from beit.tokenize.shards.prepare import ImageMaker, ViewMaker
 from beit.tokenize.shards.shard import ShardTokenizer
-from beit.tokenize.store.documents import StoreFiles, open_store_files
+from beit.tokenize.store.documents import StoreFiles, open_store_files, stat_if_there
 from beit.tokenize.store.leases import Leases
 from beit.tokenize.summary import RankReport, TokenizeSummary
 
@@ -86,17 +86,16 @@ class _Place:
 def _run(
     config: TokenizeConfig, source: str, files: StoreFiles, place: _Place, tokenizer: ViewEncoder | None
 ) -> TokenizeSummary:
-    stamp_before = files.stamp(INDEX_FILE)
+    stamp_before = stat_if_there(files / INDEX_FILE)
     plan = plan_store(config, source, files.location)
     threads = config.threads or recorded_threads(files) or available_cores()
     rank_setup = _set_up_tokenizer(config, place.local_rank, threads, tokenizer)
     wanted = build_info(config, plan, rank_setup.info, rank_setup.execution)
-    files.make_folder("")
     with (
         stop_on_signals() as stop,
         ExitStack() as after_workers,
         Workers(count_workers(config), stop) as workers,
-        Leases(files.leases(), workers.raise_if_stopped) as leases,
+        Leases(files.place, workers.raise_if_stopped) as leases,
         torch_threads(threads),
     ):
         info = begin_or_continue(files, wanted, leases, allow_mixed=config.allow_mixed)
@@ -133,7 +132,9 @@ def _pack(
         return None not in packed_manifests(plan, files, info)
 
     def is_listed() -> bool:
-        return files.sizes(IMAGES_DIR).keys() >= {manifest_name(shard.stem) for shard in plan.shards}
+        return {file.path for file in (files / IMAGES_DIR).files()} >= {
+            manifest_name(shard.stem) for shard in plan.shards
+        }
 
     if is_packed():
         return

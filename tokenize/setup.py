@@ -6,14 +6,13 @@ import logging
 from dataclasses import asdict, replace
 
 from beit.common.errors import InputError, require
-from beit.common.shards.schema import INDEX_FILE, STORE_FILE, TOKENS_DIR, Execution, StoreInfo, TokenizerInfo
+from beit.common.shards.schema import INDEX_FILE, STORE_FILE, Execution, StoreInfo, TokenizerInfo
 from beit.common.views import compute_canary
 from beit.tokenize.config import TokenizeConfig
 from beit.tokenize.execution import library_versions
 from beit.tokenize.plan import StorePlan
-from beit.tokenize.store.documents import StoreFiles, read_document, write_document
-from beit.tokenize.store.lease_files import LEASE_PREFIX
-from beit.tokenize.store.leases import Leases
+from beit.tokenize.store.documents import StoreFiles, list_entries, read_document, write_document
+from beit.tokenize.store.leases import LEASE_PREFIX, Leases
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +24,7 @@ def check_place(files: StoreFiles, *, resume: str = "auto") -> None:
         InputError: it is a file, it holds something else, it cannot be written, or `resume` forbids to continue it.
     """
     require(resume in ("auto", "never"), f"--resume ({resume}) must be auto or never for tokenize")
-    entries, store = files.entries(), files.location
+    entries, store = list_entries(files), files.location
     if STORE_FILE in entries:
         require(resume == "auto", f"store ({store}) exists; --resume never starts a new one: name another folder")
         return
@@ -36,7 +35,8 @@ def check_place(files: StoreFiles, *, resume: str = "auto") -> None:
 
 def recorded_threads(files: StoreFiles) -> int:
     """Return the thread count a store was begun with; 0 if it is new."""
-    return read_document(StoreInfo, files, STORE_FILE).execution.threads if files.exists(STORE_FILE) else 0
+    place = files / STORE_FILE
+    return read_document(StoreInfo, place).execution.threads if place.exists() else 0
 
 
 def build_info(
@@ -70,11 +70,11 @@ def begin_or_continue(files: StoreFiles, wanted: StoreInfo, leases: Leases, *, a
     """
     store = files.location
     with leases.step("store"):
-        files.remove_temporaries("", STORE_FILE, INDEX_FILE)
-        if not files.exists(STORE_FILE):
-            write_document(files, STORE_FILE, wanted)
-        files.make_folder(TOKENS_DIR)
-        existing = read_document(StoreInfo, files, STORE_FILE)
+        files.place.remove_temporaries(STORE_FILE, INDEX_FILE)
+        document = files / STORE_FILE
+        if not document.exists():
+            write_document(document, wanted)
+        existing = read_document(StoreInfo, document)
         _require_same(store, existing.settings(), wanted.settings())
         merged = replace(existing, image_root=wanted.image_root)
         if existing.execution != wanted.execution:
@@ -82,7 +82,7 @@ def begin_or_continue(files: StoreFiles, wanted: StoreInfo, leases: Leases, *, a
                 _refuse_execution(store, existing.execution, wanted.execution)
             merged = replace(merged, mixed_execution=True)
         if merged != existing:
-            write_document(files, STORE_FILE, merged)
+            write_document(document, merged)
     return merged
 
 

@@ -45,6 +45,12 @@ class Record:
         return f"{self.shard}/{self.key}"
 
 
+def spread_evenly(total: int, count: int) -> NDArray[np.int64]:
+    """Return places of at most `count` of `total` samples, as far apart from each other as can be; always the same."""
+    count = min(total, count)
+    return np.arange(count, dtype=np.int64) * total // max(1, count)
+
+
 class Dataset(Protocol):
     """Random access by (shard, rank in shard). Instances are sent to workers, so they must pickle."""
 

@@ -27,8 +27,8 @@ from beit.common.runs.checkpoint import Checkpoint, find_checkpoint, resolve_che
 from beit.common.runs.layout import CHECKPOINTS, COMMIT, CONFIG, ENVIRONMENT, RUN_ID
 from beit.common.runs.mirror import RunMirror
 from beit.common.storage.files import read_json, write_atomic, write_json
-from beit.common.storage.locations import is_remote
 from beit.common.storage.locks import sole_use
+from beit.common.storage.paths import is_remote
 
 logger = logging.getLogger(__name__)
 

@@ -7,10 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import tarfile
-from pathlib import Path
 from typing import BinaryIO
-
-from beit.common.storage.files import sha256_file
 
 _BLOCK = tarfile.BLOCKSIZE
 
@@ -51,7 +48,7 @@ class TarAppender:
         self._write(b"\0" * (-self.size % tarfile.RECORDSIZE))
         self._file.flush()
         written = self._hasher.hexdigest()
-        if sha256_file(Path(self._file.name)) != written:
+        if _sha256(self._file) != written:
             raise OSError(f"{self._file.name}: read back other bytes than were written; is the disk failing?")
         return written
 
@@ -59,3 +56,11 @@ class TarAppender:
         self._file.write(data)
         self._hasher.update(data)
         self.size += len(data)
+
+
+def _sha256(file: BinaryIO) -> str:
+    file.seek(0)
+    hasher = hashlib.sha256()
+    while block := file.read(1 << 20):
+        hasher.update(block)
+    return hasher.hexdigest()

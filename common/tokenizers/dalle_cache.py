@@ -11,26 +11,26 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from beit.common.errors import InputError, require
-from beit.common.storage.download import DownloadError, download
-from beit.common.storage.files import default_cache_dir
+from beit.common.progress import Progress
+from beit.common.storage.answers import NoOffsets
+from beit.common.storage.files import default_cache_dir, fsync_directory, read_json, write_json
 from beit.common.storage.locks import exclusive_lock
+from beit.common.storage.place import RemoteError
+from beit.common.storage.remote_place import RemotePlace
 from beit.common.tokenizers.dalle_files import Part, find_part, read_part
-from beit.common.tokenizers.directory import (
-    CONFIG_FILE,
-    add_dalle_decoder,
-    describe_source,
-    recorded_sources,
-    save_dalle,
-)
+from beit.common.tokenizers.directory import CONFIG_FILE, describe_source, recorded_sources, save_dalle
 
 logger = logging.getLogger(__name__)
 
 OFFICIAL_URL = "https://cdn.openai.com/dall-e"
 """Folder of encoder.pkl (215 MB) and decoder.pkl (175 MB)."""
+_MB = 1_000_000
 MIRRORS_VARIABLE = "BEIT_DALLE_MIRRORS"
 """Environment variable: further http(s) folders with the two files, separated by spaces, tried in order."""
 
@@ -87,27 +87,25 @@ def _complete(folder: Path, need_decoder: bool) -> None:
     is_new = False
     if not (folder / CONFIG_FILE).is_file():
         is_new = find_part(folder, "encoder") is None
-        url = _download(folder, "encoder") if is_new else ""
-        file = _present(folder, "encoder")
-        source = describe_source(file, url=url)
-        save_dalle(folder, read_part(file, "encoder")[1], source)
-        logger.info("DALL-E's encoder (sha256 %s) is ready in %s", source.sha256, folder)
-    if "decoder" in recorded_sources(folder):
+        _add_part(folder, "encoder")
+    if "decoder" in recorded_sources(folder) or not (is_new or need_decoder or find_part(folder, "decoder")):
         return
     try:
-        url = ""
-        if find_part(folder, "decoder") is None:
-            if not (is_new or need_decoder):
-                return
-            url = _download(folder, "decoder")
-        file = _present(folder, "decoder")
-        source = describe_source(file, url=url)
-        add_dalle_decoder(folder, read_part(file, "decoder")[1], source)
-        logger.info("DALL-E's decoder (sha256 %s) is ready in %s", source.sha256, folder)
+        _add_part(folder, "decoder")
     except (InputError, OSError) as error:
         if need_decoder:
             raise
         logger.warning("tokens need no decoder, so this goes on without: %s", error)
+
+
+def _add_part(folder: Path, part: Part) -> None:
+    """Convert one pickle in `folder`, after fetching it where it is missing."""
+    url = _download(folder, part) if find_part(folder, part) is None else ""
+    file = find_part(folder, part)
+    assert file is not None, "was found or downloaded just before, under the lock"
+    source = describe_source(file, url=url)
+    save_dalle(folder, part, read_part(file, part)[1], source)
+    logger.info("DALL-E's %s (sha256 %s) is ready in %s", part, source.sha256, folder)
 
 
 def _download(folder: Path, part: Part) -> str:
@@ -118,20 +116,82 @@ def _download(folder: Path, part: Part) -> str:
     """
     name = f"{part}.pkl"
     urls = [f"{base}/{name}" for base in (OFFICIAL_URL, *_mirrors())]
+    unfinished = folder / f"{name}.part"
     logger.info("DALL-E's %s is not in %s: downloading %s", part, folder, urls[0])
+    reasons: list[str] = []
+    for url in urls:
+        if reasons:
+            logger.info("%s; trying %s", reasons[-1], url)
+        try:
+            _fetch(url, unfinished)
+        except (InputError, RemoteError) as error:
+            reasons.append(str(error))
+            continue
+        try:
+            _require_part(unfinished, part)
+        except InputError as error:
+            _discard(unfinished)
+            reasons.append(f"{url}: what it gave is not the file: {error}")
+            continue
+        os.replace(unfinished, folder / name)
+        fsync_directory(folder)
+        _discard(unfinished)
+        return url
+    what = "tokenizer" if part == "encoder" else "decoder, which pictures need,"
+    instead = ", or use --tokenizer mini, which comes with beit" if part == "encoder" else ""
+    raise InputError(
+        f"DALL-E's {what} is not in {folder} and cannot be downloaded ({'; '.join(reasons)}); put {name} there by hand "
+        f"(from {OFFICIAL_URL}/{name}), name a mirror in {MIRRORS_VARIABLE}{instead}"
+    )
+
+
+def _fetch(url: str, unfinished: Path) -> None:
+    """Complete a file from an address; what an earlier process left of the same version is gone on from.
+
+    Raises:
+        InputError: the address does not exist, or refuses.
+        RemoteError: the server went away.
+        OSError: the file cannot be written.
+    """
+    found = RemotePlace(url, is_first_contact=True).stat()
+    is_begun = bool(found.version) and unfinished.is_file() and _recorded(unfinished) == asdict(found)
+    with unfinished.open("r+b" if is_begun else "wb") as file:
+        write_json(_record(unfinished), asdict(found))
+        have = file.seek(0, os.SEEK_END)
+        if have < found.size or not found.size:
+            with Progress(found.size // _MB or None, unit="MB", description=f"download {unfinished.stem}") as progress:
+                for piece in _pieces(url, have):
+                    file.write(piece)
+                    have += len(piece)
+                    progress.update(len(piece) // _MB)
+        os.fsync(file.fileno())
+
+
+def _pieces(url: str, start: int) -> Iterator[bytes]:
     try:
-        return download(urls, folder / name, check=lambda file: _require_part(file, part))
-    except DownloadError as error:
-        what = "tokenizer" if part == "encoder" else "decoder, which pictures need,"
-        instead = ", or use --tokenizer mini, which comes with beit" if part == "encoder" else ""
-        raise InputError(
-            f"DALL-E's {what} is not in {folder} and cannot be downloaded ({error}); put {name} there by hand (from "
-            f"{OFFICIAL_URL}/{name}), name a mirror in {MIRRORS_VARIABLE}{instead}"
-        ) from None
+        yield from RemotePlace(url).pieces(start)
+    except NoOffsets:
+        yield RemotePlace(url).read()[start:]
 
 
 def _require_part(file: Path, part: Part) -> None:
+    with file.open("rb") as opened:
+        is_page = opened.read(100).lstrip().startswith(b"<")
+    require(not is_page, "it is a web page; a proxy or log-in page may be in between")
     read_part(file, part)
+
+
+def _record(unfinished: Path) -> Path:
+    return unfinished.with_name(f"{unfinished.name}.json")
+
+
+def _recorded(unfinished: Path) -> object:
+    return read_json(_record(unfinished)) if _record(unfinished).is_file() else None
+
+
+def _discard(unfinished: Path) -> None:
+    unfinished.unlink(missing_ok=True)
+    _record(unfinished).unlink(missing_ok=True)
 
 
 def _mirrors() -> list[str]:
@@ -142,12 +202,6 @@ def _mirrors() -> list[str]:
             f"{MIRRORS_VARIABLE} ({url}) must list http or https addresses of folders, separated by spaces",
         )
     return mirrors
-
-
-def _present(folder: Path, part: Part) -> Path:
-    file = find_part(folder, part)
-    assert file is not None, "was found or downloaded just before, under the lock"
-    return file
 
 
 def _check_sources(folder: Path) -> None:

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from PIL import Image
@@ -25,7 +24,8 @@ from beit.common.images import decode_image
 from beit.common.progress import Progress
 from beit.common.shards.schema import IMAGES_DIR, ImageFile, ImageShardManifest, SkippedSample, StoreInfo, manifest_name
 from beit.common.sources.types import SampleRef
-from beit.common.storage.locations import is_remote
+from beit.common.storage.paths import is_remote
+from beit.common.storage.place import Place
 from beit.common.storage.tar_walk import walk_tar
 from beit.common.storage.tar_writer import TarAppender
 from beit.tokenize.packing.spool import LooseFiles, PackingReader, Spool
@@ -73,7 +73,6 @@ def pack_images(
     """
     catalogue, spool_folder = plan.catalogue, files.scratch / _SPOOL
     assert catalogue is not None
-    files.make_folder(IMAGES_DIR)
     shutil.rmtree(spool_folder, ignore_errors=True)  # of an interrupted run
     groups = [number for number, found in enumerate(packed_manifests(plan, files, info)) if found is None]
     if not groups:
@@ -102,22 +101,23 @@ def packed_manifests(plan: StorePlan, files: StoreFiles, info: StoreInfo) -> lis
     Sizes are checked, and headers where that does not mean to read a remote tar; the full hash is compared when a
     remote tar is tokenised, and by `beit verify`.
     """
-    sizes = files.sizes(IMAGES_DIR)
+    sizes = {file.path: file.size for file in (files / IMAGES_DIR).files()}
     with ThreadPoolExecutor(_CHECK_THREADS) as pool:
         return list(pool.map(lambda shard: _packed_manifest(files, shard.stem, info, sizes), plan.shards))
 
 
 def _packed_manifest(files: StoreFiles, stem: str, info: StoreInfo, sizes: dict[str, int]) -> ImageShardManifest | None:
-    name = f"{IMAGES_DIR}/{manifest_name(stem)}"
+    folder = files / IMAGES_DIR
     if manifest_name(stem) not in sizes:
         return None
     try:
-        manifest = read_document(ImageShardManifest, files, name)
+        place = folder / manifest_name(stem)
+        manifest = read_document(ImageShardManifest, place)
         if manifest.settings_sha256 != info.settings_sha256():
-            raise InputError(f"{files.label(name)} belongs to other settings")
-        tar, expected = files.label(f"{IMAGES_DIR}/{manifest.image.name}"), manifest.image
+            raise InputError(f"{place} belongs to other settings")
+        tar, expected = folder / manifest.image.name, manifest.image
         is_same = sizes.get(expected.name) == expected.size
-        if not is_same or (not is_remote(tar) and header_digest(Path(tar)) != expected.header_sha256):
+        if not is_same or (not is_remote(tar.location) and _header_digest(tar) != expected.header_sha256):
             raise InputError(f"{tar} is not the file that its manifest describes")
     except InputError as error:
         logger.warning("packing %s again: %s", stem, error)
@@ -125,14 +125,9 @@ def _packed_manifest(files: StoreFiles, stem: str, info: StoreInfo, sizes: dict[
     return manifest
 
 
-def header_digest(path: Path) -> str:
-    """Return the digest over the header blocks of a local tar.
-
-    Raises:
-        InputError: the tar is damaged.
-    """
-    with path.open("rb") as file:
-        return walk_tar(file, label=str(path)).header_sha256
+def _header_digest(place: Place) -> str:
+    with place.open() as file:
+        return walk_tar(file, label=place.location).header_sha256
 
 
 def shrink(data: bytes, short_side: int, *, jpeg_quality: int) -> bytes:
@@ -187,12 +182,13 @@ def _write_tar(
     files: StoreFiles, stem: str, images: Iterator[PackedImage], info: StoreInfo, progress: Progress
 ) -> None:
     """Write one image tar and then its manifest."""
-    files.remove(f"{IMAGES_DIR}/{manifest_name(stem)}")
-    files.remove_temporaries(IMAGES_DIR, f"{stem}.")
+    folder = files / IMAGES_DIR
+    (folder / manifest_name(stem)).remove()
+    folder.remove_temporaries(f"{stem}.")
     skipped: list[SkippedSample] = []
     num_samples = 0
     name = f"{stem}.tar"
-    with files.new_file(f"{IMAGES_DIR}/{name}") as file:
+    with (folder / name).new_file() as file:
         tar = TarAppender(file)
         for ref, members in images:
             progress.update(1)
@@ -203,7 +199,7 @@ def _write_tar(
                 tar.add(f"{ref.key}.{suffix}", data)
             num_samples += 1
         sha256, size = tar.finish(), tar.size
-        header_sha256 = header_digest(Path(file.name))
+        header_sha256 = walk_tar(file, label=str(folder / name)).header_sha256
     manifest = ImageShardManifest(
         stem=stem,
         settings_sha256=info.settings_sha256(),
@@ -211,7 +207,7 @@ def _write_tar(
         num_samples=num_samples,
         skipped=tuple(skipped),
     )
-    write_document(files, f"{IMAGES_DIR}/{manifest_name(stem)}", manifest)
+    write_document(folder / manifest_name(stem), manifest)
 
 
 def _suffix(data: bytes) -> str:

@@ -49,7 +49,7 @@ class TokenShardWriter:
     """
 
     def __init__(self, files: StoreFiles, stem: str, info: StoreInfo) -> None:
-        self._files = files
+        self._folder = files / TOKENS_DIR
         self._stem = stem
         self._info = info
         self._rows: list[dict[str, Any]] = []
@@ -58,10 +58,10 @@ class TokenShardWriter:
 
     def __enter__(self) -> Self:
         """Remove what an interrupted run left of this shard, and its manifest: from here on it is unfinished."""
-        self._files.remove(f"{TOKENS_DIR}/{manifest_name(self._stem)}")
-        self._files.remove_temporaries(TOKENS_DIR, f"{self._stem}.")
+        (self._folder / manifest_name(self._stem)).remove()
+        self._folder.remove_temporaries(f"{self._stem}.")
         if self._info.views:
-            file = self._stack.enter_context(self._files.new_file(f"{TOKENS_DIR}/{self._stem}.tar"))
+            file = self._stack.enter_context((self._folder / f"{self._stem}.tar").new_file())
             self._tar = TarAppender(file)
         return self
 
@@ -118,13 +118,13 @@ class TokenShardWriter:
             execution=execution,
             versions=versions,
         )
-        write_document(self._files, f"{TOKENS_DIR}/{manifest_name(self._stem)}", manifest)
+        write_document(self._folder / manifest_name(self._stem), manifest)
         return manifest
 
     def _write_samples(self) -> FileInfo:
         name = f"{self._stem}.samples.parquet"
         data = encode_samples(self._rows, num_crops=self._info.views if self._info.is_materialized else 0)
-        self._files.write(f"{TOKENS_DIR}/{name}", data)
+        (self._folder / name).write(data)
         return FileInfo(name=name, sha256=hashlib.sha256(data).hexdigest(), size=len(data))
 
     def _add_array(self, name: str, array: NDArray[Any]) -> tuple[int, int]:
