@@ -21,9 +21,8 @@ from beit.common.processes.distributed import World
 from beit.common.processes.signals import stop_on_signals
 from beit.common.reading.labelled_dataset import LabelledDataset
 from beit.common.runs.layout import FEATURES, LAST, MODEL
-from beit.common.training.batches import Batch
 from beit.common.training.config import CheckpointConfig
-from beit.common.training.data import TrainingData
+from beit.common.training.data import Batch, TrainingData
 from beit.common.training.judge import Goal
 from beit.common.training.trainer import train
 from beit.common.vit.description import CONFIG_FILE, EncoderConfig, read_encoder_config
@@ -86,20 +85,14 @@ class ClassificationTask:
         if config.data.balanced:
             shown = shown.balanced(seed=config.train.seed)
         self.dataset = LabelledDataset(shown, cache_bytes=config.reader.parquet_cache_bytes)
-        self.data = TrainingData(
-            self.dataset,
-            TrainTransform(
-                img_size=self.start.architecture.img_size,
-                augment=config.augment,
-                seed=config.train.seed,
-                fill=self.start.normalization.mean,
-            ),
-            train=config.train,
-            optimizer=config.optimizer,
-            checkpoint=self._checkpoint(),
-            reader=config.reader,
-            world=self.world,
+        transform = TrainTransform(
+            img_size=self.start.architecture.img_size,
+            augment=config.augment,
+            seed=config.train.seed,
+            fill=self.start.normalization.mean,
         )
+        rhythm = replace(config, checkpoint=self._checkpoint())
+        self.data = TrainingData(self.dataset, transform, rhythm, world=self.world)
         self.step = self._objective()
         self.description = EncoderConfig(
             architecture=self.start.architecture,

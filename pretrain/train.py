@@ -32,8 +32,7 @@ from beit.common.storage.files import default_cache_dir
 from beit.common.storage.paths import is_remote
 from beit.common.store import open_store
 from beit.common.tokenizer import Tokenizer
-from beit.common.training.batches import Batch
-from beit.common.training.data import TrainingData
+from beit.common.training.data import Batch, TrainingData
 from beit.common.training.judge import Goal
 from beit.common.training.trainer import train
 from beit.common.vit.config import Normalization, ViTConfig, build_vit_config
@@ -139,15 +138,7 @@ class PretrainTask:
             # Words are part of the data: another tokenizer under the same name must not continue this run.
             identity = f"{self.store.index_sha256} tokens {self.tokens.fingerprint}"
             self.dataset.index_sha256 = hashlib.sha256(identity.encode()).hexdigest()
-        self.data = TrainingData(
-            self.dataset,
-            self.transform(),
-            train=config.train,
-            optimizer=config.optimizer,
-            checkpoint=config.checkpoint,
-            reader=config.reader,
-            world=self.world,
-        )
+        self.data = TrainingData(self.dataset, self.transform(), config, world=self.world)
         self.step = build_step(config, self.tokens, patch_size=self.vit.patch_size)
 
     @cached_property

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Protocol
 
 from beit.common.config import above, at_least, checked, within
 from beit.common.errors import require
 from beit.common.reading.batch_plan import grad_accum_steps_for
+from beit.common.reading.config import ReaderConfig
 
 _WINDOW = re.compile(r"(\d+):(\d+)")
 
@@ -113,6 +114,50 @@ class DeepSpeedConfig:
     """0 replicates; 1, 2, 3 partition optimizer states, gradients, weights over the ranks."""
     config: str | None = None
     """Path of a DeepSpeed JSON that is merged over the generated one."""
+
+
+class TrainingConfig(Protocol):
+    """The sections of a stage's settings that every training has."""
+
+    @property
+    def reader(self) -> ReaderConfig:
+        """Loading."""
+        ...
+
+    @property
+    def train(self) -> TrainConfig:
+        """Length, batch, rhythm, precision and seed."""
+        ...
+
+    @property
+    def optimizer(self) -> OptimizerConfig:
+        """AdamW and schedule."""
+        ...
+
+    @property
+    def checkpoint(self) -> CheckpointConfig:
+        """What to keep."""
+        ...
+
+    @property
+    def deepspeed(self) -> DeepSpeedConfig:
+        """ZeRO stage."""
+        ...
+
+    @property
+    def speed(self) -> SpeedConfig:
+        """How the model is run."""
+        ...
+
+    @property
+    def profile(self) -> ProfileConfig:
+        """Steps to record."""
+        ...
+
+    @property
+    def run(self) -> RunConfig:
+        """Where copies go."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

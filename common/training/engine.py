@@ -21,9 +21,10 @@ from torch import nn
 from beit.common.errors import InputError
 from beit.common.processes.distributed import World
 from beit.common.runs.checkpoint import AVERAGE
+from beit.common.training.config import TrainingConfig
 from beit.common.training.engine_settings import deepspeed_json
 from beit.common.training.optimizer import FiniteAdamW, LossScale
-from beit.common.training.task import Task, TrainingConfig
+from beit.common.training.task import Task
 
 logger = logging.getLogger(__name__)
 

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from beit.common.errors import InputError, require
-from beit.common.training.config import TrainingPlan
-from beit.common.training.task import TrainingConfig
+from beit.common.training.config import TrainingConfig, TrainingPlan
 
 _OWN_KEYS = {
     "train_batch_size": "train.global_batch_size",

@@ -29,7 +29,8 @@ from beit.common.runs.metrics import Metrics, open_metrics
 from beit.common.runs.run_dir import RunDirectory, begin_run, open_run
 from beit.common.runs.wandb_log import require_wandb
 from beit.common.storage.locks import sole_use
-from beit.common.training.batches import BatchStream, HostFlag
+from beit.common.training.config import TrainingConfig
+from beit.common.training.data import BatchStream, HostFlag
 from beit.common.training.ema import WeightAverage
 from beit.common.training.engine import Engine
 from beit.common.training.judge import BestSoFar, NonFiniteGuard
@@ -37,7 +38,7 @@ from beit.common.training.measure import ProfileWindow, peak_flops, peak_memory_
 from beit.common.training.portable_state import gather_state
 from beit.common.training.saver import Saver
 from beit.common.training.speed import apply_speed
-from beit.common.training.task import CountsFlops, DrawsPictures, FitResult, OverwritesWeights, Task, TrainingConfig
+from beit.common.training.task import CountsFlops, DrawsPictures, FitResult, OverwritesWeights, Task
 
 logger = logging.getLogger(__name__)
 SomeTask = TypeVar("SomeTask", bound=Task)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from beit.common.processes.distributed import World
-from beit.common.training.batches import padded
+from beit.common.training.data import padded
 from beit.pretrain.signal.baselines import TokenBaselines, neighbour_pairs
 from beit.pretrain.step import MimStep, PixelStep
 

@@ -25,7 +25,7 @@ from beit.common.reading.reader import sequential_loader
 from beit.common.rng import CounterRng, stable_hash64
 from beit.common.sources.index import LabelledIndex
 from beit.common.sources.index_build import build_index
-from beit.common.training.batches import padded
+from beit.common.training.data import padded
 from beit.common.views import AugmentConfig, draw_view, render_view
 from beit.common.vit.config import Normalization
 from beit.common.vit.features import BlockScore, Features, best_block, extract_features, probe_blocks

@@ -25,8 +25,7 @@ from beit.common.errors import InputError
 from beit.common.processes.distributed import World
 from beit.common.rng import CounterRng, stable_hash64
 from beit.common.tokenizers.directory import save_tokenizer
-from beit.common.training.batches import Batch
-from beit.common.training.data import TrainingData
+from beit.common.training.data import Batch, TrainingData
 from beit.common.training.judge import Goal
 from beit.common.training.trainer import train
 from beit.tokenize.images import open_images
@@ -98,15 +97,7 @@ class TokenizerTask:
         """Build the order; identical on every rank."""
         config = self.config
         self.transform = CropTransform(data=config.data, augment=config.augment, seed=config.train.seed)
-        self.data = TrainingData(
-            self.images.train,
-            self.transform,
-            train=config.train,
-            optimizer=config.optimizer,
-            checkpoint=config.checkpoint,
-            reader=config.reader,
-            world=self.world,
-        )
+        self.data = TrainingData(self.images.train, self.transform, config, world=self.world)
         self._kept_step = -1  # whose upkeep of the codebook is done
         self._moved_words: Tensor | None = None
 

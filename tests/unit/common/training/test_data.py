@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from beit.common.processes.distributed import World
-from beit.common.training.batches import BatchStream, HostFlag, padded
+from beit.common.training.data import BatchStream, HostFlag, padded
 
 
 def test_order_laziness_and_closing() -> None:
