@@ -25,6 +25,7 @@ from beit.common.pages.charts import dot_chart
 from beit.common.pages.pictures import enlarged, heat_colours, picture_table, sheet
 from beit.common.reading.labelled_dataset import LabelledDataset
 from beit.common.sources.index_build import build_index
+from beit.common.storage.samples import spread
 from beit.common.vit.description import read_encoder_config
 from beit.common.vit.normalization import normalize_images
 from beit.common.vit.vit import VisionTransformer
@@ -162,13 +163,10 @@ def _read(source: str, img_size: int, num_images: int) -> tuple[list[str], NDArr
     index = build_index(source)
     dataset, names, pictures = LabelledDataset(index), [], []
     count = min(num_images, len(index))
-    starts = np.concatenate([[0], np.cumsum(dataset.shard_sizes)])
     problem = ""
-    for number in range(count):
-        position = number * len(index) // count
-        shard_id = int(np.searchsorted(starts, position, side="right")) - 1
+    for position in spread(len(index), count).tolist():
         try:
-            record = dataset.fetch(shard_id, position - int(starts[shard_id]), 0)
+            record = dataset.fetch(*index.locate(position), 0)
             image = decode_image(record.image_bytes)
         except BadSample as error:
             problem = f"{image_name(index, position)}: {error}"

@@ -8,8 +8,9 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from beit.common.reading.dataset import Dataset, Record
+from beit.common.reading.dataset import Dataset
 from beit.common.reading.order import Rows
+from beit.common.storage.samples import Record, locate, shard_starts, spread
 
 
 class EvenSample:
@@ -24,14 +25,9 @@ class EvenSample:
         self.dataset = dataset
         self.num_views, self.index_sha256 = dataset.num_views, dataset.index_sha256
         sizes = dataset.shard_sizes
-        total = int(sizes.sum())
-        # Sample i of the `count` is the one at place i total / count of the whole data set, shard after shard.
-        chosen = np.arange(total) if count >= total else np.arange(count, dtype=np.int64) * total // count
-        starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-        shard_ids = np.searchsorted(starts, chosen, side="right") - 1
-        self._ranks = chosen - starts[shard_ids]
+        shard_ids, self._ranks = locate(shard_starts(sizes), spread(int(sizes.sum()), count))
         self.shard_sizes = np.bincount(shard_ids, minlength=len(sizes)).astype(np.int64)
-        self._starts = np.concatenate([[0], np.cumsum(self.shard_sizes)]).astype(np.int64)
+        self._starts = shard_starts(self.shard_sizes)
 
     def __len__(self) -> int:
         """Return how many there are."""

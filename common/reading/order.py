@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from beit.common.errors import require
 from beit.common.rng import CounterRng, stable_hash64
+from beit.common.storage.samples import locate, shard_starts
 
 Int64Array = NDArray[np.int64]
 
@@ -225,14 +226,13 @@ class Order:
         if key not in self._epochs:
             sizes = self.lane(lane).sizes
             order = self._rng("shards", epoch, lane=lane).permutation(len(sizes))
-            starts = np.concatenate([[0], np.cumsum(sizes[order])])
+            starts = shard_starts(sizes[order])
             _remember(self._epochs, key, (order, starts), _CACHED_EPOCHS * self.lanes)
         return self._epochs[key]
 
     def _window_at(self, lane: int, epoch: int, start: int) -> int:
         _, starts = self._epoch(lane, epoch)
-        # side="right" steps over shards of size zero, which start where their successor starts.
-        return (int(np.searchsorted(starts, start, side="right")) - 1) // self._lane_window
+        return locate(starts, start)[0] // self._lane_window
 
     def _locate_in_window(self, lane: int, epoch: int, start: int, count: int) -> tuple[Int64Array, Int64Array]:
         """Resolve as much of the range as lies in the window that holds place `start`."""
@@ -246,9 +246,9 @@ class Order:
             mixed = self._rng("window", epoch, window, lane=lane).permutation(end - begin)
             _remember(self._windows, key, mixed, _CACHED_WINDOWS * self.lanes)
         places = begin + self._windows[key][start - begin : start - begin + count]
-        owner = np.searchsorted(starts[first : last + 1], places, side="right") - 1
+        owner, ranks = locate(starts[first : last + 1], places)
         parts, part = order[first + owner], self.lane(lane)
-        return part.shard_ids[parts], part.first_ranks[parts] + places - starts[first + owner]
+        return part.shard_ids[parts], part.first_ranks[parts] + ranks
 
     def _rng(self, *labels: int | str, lane: int) -> CounterRng:
         # One lane draws as orders did before there were lanes.

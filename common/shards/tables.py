@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from beit.common.errors import InputError, require
 from beit.common.shards.schema import MAX_COUNT, ShardRow, StoreInfo, is_below
 from beit.common.storage.documents import FORMAT_VERSION
+from beit.common.storage.samples import NO_LABEL
 from beit.common.views import VIEW_DTYPE
 
 _SAMPLE_SCHEMA = pa.schema(
@@ -56,10 +57,6 @@ _STEM = re.compile(r"[0-9]{6,}-[A-Za-z0-9._-]{1,200}")
 
 
 _VERSION_KEY = b"beit.format_version"
-
-
-NO_LABEL = -1
-"""Stands for an absent label in the arrays; the Parquet file has a null."""
 
 
 _KEPT_ROWS = 1024

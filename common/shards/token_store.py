@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -19,11 +18,12 @@ from beit.common.images import decode_image
 from beit.common.shards.ahead import RemoteShards, ShardRange
 from beit.common.shards.cache import RemoteShard, ShardCache
 from beit.common.shards.schema import INDEX_FILE, TOKENS_DIR, ShardRow, StoreInfo, index_digest
-from beit.common.shards.tables import NO_LABEL, SampleTable, ShardTable, check_sample_table, decode_samples
+from beit.common.shards.tables import SampleTable, ShardTable, check_sample_table, decode_samples
 from beit.common.storage.file_pool import FilePool
 from beit.common.storage.locations import is_remote
 from beit.common.storage.place import read_whole, resolve_location
 from beit.common.storage.ranges import ByteRange, fetch_ranges
+from beit.common.storage.samples import NO_LABEL, Record, locate, shard_starts
 from beit.common.views import VIEW_DTYPE
 
 _CACHED_TABLES = 128
@@ -34,22 +34,6 @@ _LEFT_BEHIND = ("_files", "_remote", "_tables", "_max_tables", "_expected")
 
 
 FileKind = Literal["image", "tokens"]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StoreRecord:
-    """One sample under one view, as stored."""
-
-    key: str
-    """Unique in its shard."""
-    image_bytes: bytes
-    """Encoded image; in a materialised store, the crop of this view."""
-    token_ids: NDArray[np.uint16] | None
-    """Visual token ids (g, g) of the view; None when the store has no tokens."""
-    view: np.void | None
-    """`VIEW_DTYPE` record; None when the store has no tokens."""
-    label: int | None
-    """Class id, if known."""
 
 
 class TokenStore:
@@ -71,7 +55,7 @@ class TokenStore:
         self.index_sha256 = index_digest(self.shards, info.held_out)
         """Identity of samples and tokens; equal for copies of a store."""
         self._image_root = resolve_location(location, info.image_root)
-        self._ends = np.cumsum(self.shards.num_samples)
+        self._starts = shard_starts(self.shards.num_samples)
         self.cache = cache
         """Where whole shards of a remote store are kept, if anywhere."""
         self._start_empty()
@@ -98,7 +82,7 @@ class TokenStore:
 
     def __len__(self) -> int:
         """Return the number of usable samples, held-out ones included."""
-        return int(self._ends[-1])
+        return int(self._starts[-1])
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Return sample `index` in store order.
@@ -113,8 +97,7 @@ class TokenStore:
         position = index + len(self) if index < 0 else index
         if not 0 <= position < len(self):
             raise IndexError(f"index {index} in a store of {len(self)} samples")
-        shard_id = int(np.searchsorted(self._ends, position, side="right"))
-        row = position - int(self._ends[shard_id]) + self.shards[shard_id].num_samples
+        shard_id, row = self.locate(position)
         table = self.samples(shard_id)
         views = range(self.info.views if self.info.is_materialized else 1)
         images = [decode_image(self.read_image(shard_id, row, view_k)) for view_k in views]
@@ -130,6 +113,10 @@ class TokenStore:
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Yield every sample in store order."""
         return (self[index] for index in range(len(self)))
+
+    def locate(self, position: int) -> tuple[int, int]:
+        """Return shard and row, in the shard's sample table, of the sample at a position in store order."""
+        return locate(self._starts, position)
 
     @property
     def is_remote(self) -> bool:
@@ -261,8 +248,8 @@ class TokenStore:
         data = self._read_member(shard_id, int(table.view_off[row]), int(table.view_len[row]), None)
         return np.frombuffer(data, dtype=VIEW_DTYPE).copy()
 
-    def read_record(self, shard_id: int, row: int, view_k: int) -> StoreRecord:
-        """Read one sample under one view.
+    def read_record(self, shard_id: int, row: int, view_k: int) -> Record:
+        """Read one sample under one view, as for the epoch of that number.
 
         Args:
             shard_id: Row of the shard table.
@@ -277,8 +264,11 @@ class TokenStore:
             token_ids = self.read_token_ids(shard_id, row, view_k)
             data = self._read_member(shard_id, int(table.view_off[row]), int(table.view_len[row]), view_k)
             view = np.frombuffer(data, dtype=VIEW_DTYPE)[0]
-        return StoreRecord(
+        return Record(
             key=table.key[row],
+            shard=self.shards[shard_id].stem,
+            epoch=view_k,
+            view_index=view_k,
             image_bytes=self.read_image(shard_id, row, view_k),
             token_ids=token_ids,
             view=view,

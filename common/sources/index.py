@@ -22,16 +22,13 @@ from numpy.typing import NDArray
 from beit.common.errors import InputError, require
 from beit.common.rng import CounterRng
 from beit.common.sources.opening import SampleRef, SourceShard
+from beit.common.storage.samples import NO_LABEL, locate, shard_starts
 
 Int64Array = NDArray[np.int64]
 
 
 INDEX_VERSION = 2
 """Of index.json and the table; raised when an older reader would misread them."""
-
-
-NO_LABEL = -1
-"""Stands for an absent label."""
 
 
 _NAMES_IN_MESSAGE = 5
@@ -92,7 +89,7 @@ class LabelledIndex:
         self.index_sha256 = info.sha256
         """Identity of the samples in use, their numbering and their classes."""
         self._table = table
-        self._starts = np.concatenate([[0], np.cumsum(info.shard_sizes)]).astype(np.int64)
+        self._starts = shard_starts(info.shard_sizes)
         self._rows: Int64Array | None = None  # of the whole table, ascending; None is all of them
         self._offsets = self._starts  # of each shard among the rows in use
         self._class_ids: Int64Array | None = None  # new id of each id in the table
@@ -173,8 +170,11 @@ class LabelledIndex:
 
     def ref_at(self, position: int) -> SampleRef:
         """Return where the sample at a position in index order lies, as counted by `sequential_loader`."""
-        shard_id = int(np.searchsorted(self._offsets, position, side="right")) - 1
-        return self.ref(shard_id, position - int(self._offsets[shard_id]))
+        return self.ref(*self.locate(position))
+
+    def locate(self, position: int) -> tuple[int, int]:
+        """Return shard and rank in the shard of the sample at a position in index order."""
+        return locate(self._offsets, position)
 
     def require_labels(self) -> None:
         """Insist that every sample in use has a label.

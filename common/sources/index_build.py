@@ -21,13 +21,14 @@ import pyarrow as pa
 from beit.common.config import config_from_dict
 from beit.common.errors import InputError, require
 from beit.common.progress import Progress
-from beit.common.sources.index import INDEX_VERSION, NO_LABEL, IndexInfo, LabelledIndex
+from beit.common.sources.index import INDEX_VERSION, IndexInfo, LabelledIndex
 from beit.common.sources.loose_files import FilesShard
 from beit.common.sources.opening import SampleRef, Source, SourceShard, open_source
 from beit.common.storage.files import atomic_file, default_cache_dir, read_json, write_json
 from beit.common.storage.locations import is_remote
 from beit.common.storage.locks import exclusive_lock
 from beit.common.storage.remote_file import split_query
+from beit.common.storage.samples import NO_LABEL
 
 _SCHEMA = pa.schema(
     [

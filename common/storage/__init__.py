@@ -1,4 +1,4 @@
-"""Files and where they lie: atomic writes, locks, places local and remote, JSON documents, tars as bytes.
+"""Files and what is counted in them: atomic writes, locks, documents, tars, and samples by their numbers.
 
-Not here: what the bytes mean (`shards`, `sources`, `runs`).
+Not here: what the files of a store, a run or a source mean.
 """

@@ -118,11 +118,9 @@ def _compare(store: TokenStore, count: int, tokenizer: ViewEncoder, problems: li
 
 def _draw(store: TokenStore, count: int, problems: list[str]) -> Iterator[_View]:
     rng = CounterRng("audit", store.index_sha256)
-    ends = np.cumsum([row.num_samples for row in store.shards])
     for _ in range(count):
         position, view_k = rng.integers(0, len(store) - 1), rng.integers(0, store.info.views - 1)
-        shard_id = int(np.searchsorted(ends, position, side="right"))
-        row = position - int(ends[shard_id]) + store.shards[shard_id].num_samples
+        shard_id, row = store.locate(position)
         name = f"{store.shards[shard_id].stem}/{store.samples(shard_id).key[row]} view {view_k}"
         try:
             yield _render(store, shard_id, row, view_k)

@@ -19,6 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 from beit.common.errors import InputError, require
 from beit.common.jitter import FACTOR_ONE
 from beit.common.shards.token_store import TokenStore
+from beit.common.storage.samples import spread
 from beit.common.tokenizer import Tokenizer, load_store_tokenizer
 from beit.common.views import render_view
 from beit.tokenize.shards.crops import CropTar
@@ -115,16 +116,13 @@ def views_sheet(store: TokenStore, decoder: Tokenizer | None, *, num_images: int
         BadSample: an image or its tokens are damaged.
     """
     require(store.info.views > 0, f"{store.location} holds no tokens (views = 0), so there are no views to draw")
-    count = min(num_images, len(store))
-    shown = [
-        _load(store, decoder, position * len(store) // count, min(num_views, store.info.views))
-        for position in range(count)
-    ]
+    num_views = min(num_views, store.info.views)
+    shown = [_load(store, decoder, position, num_views) for position in spread(len(store), num_images).tolist()]
     num_rows = 3 if decoder else 2
     block = num_rows * (_CELL_PX + _GAP_PX) + _CAPTION_PX
     width = 2 * _MARGIN_PX + _IMAGE_PX + len(shown[0].views) * (_CELL_PX + _GAP_PX)
     foot = _foot_lines(width, decoder is not None)
-    foot_top = _HEAD_PX + count * (block + _GAP_PX) + 6
+    foot_top = _HEAD_PX + len(shown) * (block + _GAP_PX) + 6
     sheet = Image.new("RGB", (width, foot_top + len(foot) * _LINE_PX + _MARGIN_PX), _PAPER)
     draw = ImageDraw.Draw(sheet)
     _draw_head(draw, store)
@@ -160,7 +158,7 @@ def _load(store: TokenStore, decoder: Tokenizer | None, index: int, num_views: i
     sample, info = store[index], store.info
     if info.is_materialized:
         images = sample["crops"]
-        size, drawn = CropTar(store.image_location(_shard_of(store, index)), info.views).origin(sample["key"])
+        size, drawn = CropTar(store.image_location(store.locate(index)[0]), info.views).origin(sample["key"])
         image = _collage(size, images, drawn)
     else:
         image, drawn = sample["image"], sample["views"]
@@ -175,11 +173,6 @@ def _load(store: TokenStore, decoder: Tokenizer | None, index: int, num_views: i
     if label is not None and info.class_names is not None:
         label = info.class_names[label]
     return ShownImage(sample["key"], "" if label is None else str(label), image, info.is_materialized, views)
-
-
-def _shard_of(store: TokenStore, index: int) -> int:
-    ends = np.cumsum([row.num_samples for row in store.shards])
-    return int(np.searchsorted(ends, index, side="right"))
 
 
 def _collage(size: tuple[int, int], crops: list[Image.Image], views: np.ndarray[Any, np.dtype[np.void]]) -> Image.Image:

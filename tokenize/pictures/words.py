@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from beit.common.errors import require
 from beit.common.images import decode_image
 from beit.common.shards.token_store import TokenStore
+from beit.common.storage.samples import spread
 from beit.common.views import render_view
 from beit.tokenize.pictures.views import token_colours
 
@@ -52,7 +53,7 @@ def words_sheet(store: TokenStore, *, num_words: int, num_examples: int, num_sam
     require(
         store.info.tokenizer is not None, f"{store.location} holds no tokens (views = 0), so there are none to draw"
     )
-    views = _load(store, min(num_samples, len(store)))
+    views = _load(store, num_samples)
     words, counts = np.unique(views.token_ids, return_counts=True)
     order = np.argsort(-counts, kind="stable")[:num_words]
     width = 2 * _MARGIN_PX + _LEFT_PX + num_examples * (_CELL_PX + _GAP_PX)
@@ -71,12 +72,8 @@ def words_sheet(store: TokenStore, *, num_words: int, num_examples: int, num_sam
 
 def _load(store: TokenStore, count: int) -> DrawnViews:
     pixels, token_ids, info = [], [], store.info
-    ends = np.cumsum([row.num_samples for row in store.shards])
-    for number in range(count):
-        position = number * len(store) // count
-        shard_id = int(np.searchsorted(ends, position, side="right"))
-        row = position - int(ends[shard_id]) + store.shards[shard_id].num_samples
-        record = store.read_record(shard_id, row, number % info.views)
+    for number, position in enumerate(spread(len(store), count).tolist()):
+        record = store.read_record(*store.locate(position), number % info.views)
         assert record.view is not None and record.token_ids is not None
         image = decode_image(record.image_bytes)
         scope = info.augment.jitter_scope
