@@ -27,9 +27,8 @@ from beit.tokenize.execution import (
 )
 from beit.tokenize.jobs import RankJobs, list_jobs
 from beit.tokenize.packing.pack import members_of, pack_images, packed_manifests
-from beit.tokenize.parallel import Workers
+from beit.tokenize.parallel import Processes, Workers, worker_processes
 from beit.tokenize.plan import StorePlan, plan_store
-from beit.tokenize.processes import Processes, worker_processes
 from beit.tokenize.setup import begin_or_continue, build_info, check_place, recorded_threads
 from beit.tokenize.shards.crops import CropMaker
 from beit.tokenize.shards.encode import ViewEncoder

@@ -29,9 +29,8 @@ from beit.common.storage.locations import is_remote
 from beit.common.storage.tar_walk import walk_tar
 from beit.common.storage.tar_writer import TarAppender
 from beit.tokenize.packing.spool import LooseFiles, PackingReader, Spool
-from beit.tokenize.parallel import Workers
+from beit.tokenize.parallel import Processes, Workers
 from beit.tokenize.plan import StorePlan
-from beit.tokenize.processes import Processes
 from beit.tokenize.shards.crops import crop_suffix, cut_crops
 from beit.tokenize.shards.prepare import ViewMaker
 from beit.tokenize.store.documents import StoreFiles, read_document, write_document

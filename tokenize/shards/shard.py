@@ -27,8 +27,7 @@ from beit.common.sources.types import SampleRef, ShardReader
 from beit.common.storage.files import sha256_file
 from beit.common.storage.locations import FileInfo, is_remote, match_files, remote_info
 from beit.common.storage.objects import stat_object
-from beit.tokenize.parallel import Workers
-from beit.tokenize.processes import Processes
+from beit.tokenize.parallel import Processes, Workers
 from beit.tokenize.shards.crops import CropTar
 from beit.tokenize.shards.encode import EncodedImage, Stopwatch, ViewEncoder, encode_images
 from beit.tokenize.shards.prepare import ImageMaker, PreparedImage, RejectedImage
