@@ -7,16 +7,14 @@ import logging
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 
-from beit.common.errors import InputError
 from beit.common.reading.bad_samples import BadSampleLog, BadSampleReport
 from beit.common.shards.schema import TOKENS_DIR, ImageShardManifest, ShardManifest, StoreInfo, manifest_name
 from beit.common.sources.tars import TarShard
 from beit.common.storage.locations import is_remote
 from beit.common.storage.place import resolve_location
-from beit.tokenize.packing.pack import packed_manifests
 from beit.tokenize.plan import PlannedShard, StorePlan
 from beit.tokenize.shards.copies import TarCopies
 from beit.tokenize.shards.crops import CropTar
@@ -34,12 +32,10 @@ _LISTING_SECONDS = 30.0
 """How old a listing of the committed shards may be. Arbitrary; the listing of a large object store takes seconds."""
 
 
-def list_jobs(plan: StorePlan, files: StoreFiles, info: StoreInfo) -> list[ShardJob]:
-    """Return all shards of a store, in order. Images that had to be packed are packed by now.
-
-    Raises:
-        InputError: a packed tar is not there.
-    """
+def list_jobs(
+    plan: StorePlan, files: StoreFiles, info: StoreInfo, packed: Mapping[str, ImageShardManifest]
+) -> list[ShardJob]:
+    """Return all shards of a store, in order; `packed` has the manifests of those whose images were packed."""
     root = image_folder(files, info)
     if plan.packing is None:
         # Not those of the store: labels that are numbers stay numbers, whether or not their names are known.
@@ -52,8 +48,7 @@ def list_jobs(plan: StorePlan, files: StoreFiles, info: StoreInfo) -> list[Shard
             )
             for shard in plan.shards
         ]
-    found = packed_manifests(plan, files, info)
-    return [_packed_job(root, shard, info, packed) for shard, packed in zip(plan.shards, found, strict=True)]
+    return [_packed_job(root, shard, info, packed[shard.stem]) for shard in plan.shards]
 
 
 def image_folder(files: StoreFiles, info: StoreInfo) -> str:
@@ -62,12 +57,10 @@ def image_folder(files: StoreFiles, info: StoreInfo) -> str:
     return resolve_location(location, info.image_root)
 
 
-def _packed_job(root: str, shard: PlannedShard, info: StoreInfo, packed: ImageShardManifest | None) -> ShardJob:
+def _packed_job(root: str, shard: PlannedShard, info: StoreInfo, packed: ImageShardManifest) -> ShardJob:
     location = resolve_location(root, shard.image_file)
     # Labels inside are numbers.
     tar = CropTar(location, info.views) if info.is_materialized else TarShard(shard.stem, location)
-    if packed is None:
-        raise InputError(f"{location} changed right after it was packed; is another program writing there?")
     return ShardJob(
         stem=shard.stem,
         tar=tar,

@@ -16,7 +16,15 @@ from pathlib import Path
 from beit.common.errors import require
 from beit.common.processes.cores import available_cores, keep_freed_memory
 from beit.common.processes.signals import StopFlag, stop_on_signals
-from beit.common.shards.schema import IMAGES_DIR, INDEX_FILE, Execution, StoreInfo, TokenizerInfo, manifest_name
+from beit.common.shards.schema import (
+    IMAGES_DIR,
+    INDEX_FILE,
+    Execution,
+    ImageShardManifest,
+    StoreInfo,
+    TokenizerInfo,
+    manifest_name,
+)
 from beit.tokenize.config import TokenizeConfig
 from beit.tokenize.execution import (
     choose_device,
@@ -99,10 +107,9 @@ def _run(
         torch_threads(threads),
     ):
         info = begin_or_continue(files, wanted, leases, allow_mixed=config.allow_mixed)
-        if plan.catalogue is not None:
-            # One rank packs while the others on this machine wait, so their cores are free.
-            _pack(plan, files, info, config, stop, leases)
-        jobs = list_jobs(plan, files, info)
+        # One rank packs while the others on this machine wait, so their cores are free.
+        packed = _pack(plan, files, info, config, stop, leases) if plan.catalogue is not None else {}
+        jobs = list_jobs(plan, files, info, packed)
         del plan  # its list of all images may be large
         maker: ImageMaker = CropMaker.of_store(info) if info.is_materialized else ViewMaker.of_store(info)
         processes = after_workers.enter_context(worker_processes(maker.make, config, workers.count))
@@ -125,26 +132,24 @@ def _run(
 
 def _pack(
     plan: StorePlan, files: StoreFiles, info: StoreInfo, config: TokenizeConfig, stop: StopFlag, leases: Leases
-) -> None:
+) -> dict[str, ImageShardManifest]:
     """Let one process pack what is not packed; the others wait for it, and then check what is there side by side."""
-
-    def is_packed() -> bool:
-        return None not in packed_manifests(plan, files, info)
 
     def is_listed() -> bool:
         return files.sizes(IMAGES_DIR).keys() >= {manifest_name(shard.stem) for shard in plan.shards}
 
-    if is_packed():
-        return
-    leases.wait_for(lambda: is_listed() or leases.is_free("pack"), ["pack"])
-    if is_listed() and is_packed():
-        return
+    found = packed_manifests(plan, files, info)
+    if len(found) < len(plan.shards) and not is_listed():
+        leases.wait_for(lambda: is_listed() or leases.is_free("pack"), ["pack"])
+        found = packed_manifests(plan, files, info, found) if is_listed() else found
+    if len(found) == len(plan.shards):
+        return found
     num_workers = config.workers or available_cores()
     making: AbstractContextManager[Processes[dict[str, bytes]] | None] = nullcontext()
     if config.stored_quality is not None:  # images that are stored as they come are only read
         making = worker_processes(partial(members_of, info=info), config, num_workers)
     with making as processes, Workers(num_workers, stop) as workers, leases.step("pack"):
-        pack_images(plan, files, info, workers, processes)
+        return pack_images(plan, files, info, workers, processes, found)
 
 
 def _summarise(

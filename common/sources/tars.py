@@ -109,21 +109,6 @@ class TarShard:
             self._report_left_out(samples)
         return refs, index
 
-    def side_members(self) -> list[dict[str, TarMember]]:
-        """List what comes with each image, by suffix: captions, labels, metadata; in the order of `refs`.
-
-        Raises:
-            InputError: as for `refs`.
-        """
-        with self.open(read_ahead=True) as reader:
-            samples = group_samples(walk_tar(reader.file, label=self.location).members, label=self.location)
-        found = ((sample, _image_member(sample)) for sample in samples.values())
-        return [
-            {suffix: member for suffix, member in sample.items() if member is not image}
-            for sample, image in found
-            if image is not None
-        ]
-
     @contextmanager
     def open(self, *, read_ahead: bool = False) -> Iterator[TarReader]:
         """Open the tar for reading images.

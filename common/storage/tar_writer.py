@@ -31,6 +31,11 @@ class TarAppender:
         self.size = 0
         """Bytes written so far."""
 
+    @property
+    def path(self) -> Path:
+        """Where the tar is being written."""
+        return Path(self._file.name)
+
     def add(self, name: str, payload: bytes) -> int:
         """Append one member and return the offset of its payload."""
         info = tarfile.TarInfo(name)
@@ -51,7 +56,7 @@ class TarAppender:
         self._write(b"\0" * (-self.size % tarfile.RECORDSIZE))
         self._file.flush()
         written = self._hasher.hexdigest()
-        if sha256_file(Path(self._file.name)) != written:
+        if sha256_file(self.path) != written:
             raise OSError(f"{self._file.name}: read back other bytes than were written; is the disk failing?")
         return written
 

@@ -24,15 +24,16 @@ from beit.common.errors import BadSample, InputError
 from beit.common.images import decode_image
 from beit.common.progress import Progress
 from beit.common.shards.schema import IMAGES_DIR, ImageFile, ImageShardManifest, SkippedSample, StoreInfo, manifest_name
+from beit.common.sources.loose_files import FilesReader
 from beit.common.sources.types import SampleRef
 from beit.common.storage.locations import is_remote
 from beit.common.storage.tar_walk import walk_tar
-from beit.common.storage.tar_writer import TarAppender
-from beit.tokenize.packing.spool import LooseFiles, PackingReader, Spool
+from beit.tokenize.packing.spool import ImageData, ReadImage, Spool, read_image
 from beit.tokenize.parallel import Processes, Workers
 from beit.tokenize.plan import StorePlan
 from beit.tokenize.shards.crops import crop_suffix, cut_crops
 from beit.tokenize.shards.prepare import ViewMaker
+from beit.tokenize.shards.writer import begin_shard, shard_tar
 from beit.tokenize.store.documents import StoreFiles, read_document, write_document
 
 logger = logging.getLogger(__name__)
@@ -56,8 +57,9 @@ def pack_images(
     info: StoreInfo,
     workers: Workers,
     processes: Processes[dict[str, bytes]] | None = None,
-) -> None:
-    """Write every image tar of the store that is not there yet, each committed by its manifest.
+    found: dict[str, ImageShardManifest] | None = None,
+) -> dict[str, ImageShardManifest]:
+    """Write every image tar of the store that is not there yet, and return the manifests that commit them, by shard.
 
     Args:
         plan: With a catalogue.
@@ -65,6 +67,7 @@ def pack_images(
         info: Its settings.
         workers: Read, and shrink, in parallel.
         processes: Of `members_of`, where the workers only read.
+        found: What `packed_manifests` returned before.
     Raises:
         InputError: the source is damaged.
         ResumableStop: somebody asked to stop.
@@ -74,36 +77,50 @@ def pack_images(
     assert catalogue is not None
     files.make_folder(IMAGES_DIR)
     shutil.rmtree(spool_folder, ignore_errors=True)  # of an interrupted run
-    groups = [number for number, found in enumerate(packed_manifests(plan, files, info)) if found is None]
-    if not groups:
-        return
+    manifests = packed_manifests(plan, files, info, found)
+    groups = [group for group, shard in enumerate(plan.shards) if shard.stem not in manifests]
     make = partial(members_of, info=info) if processes is None else processes.call
-    spool = None
+    files_reader, spool = FilesReader(plan.source.root), None
+
+    def read_file(position: int) -> ImageData:
+        return read_image(files_reader, catalogue.refs[position])
+
     try:
-        if plan.source.kind != "files":
+        if groups and plan.source.kind != "files":
             spool = Spool(spool_folder, catalogue, groups)
             spool.fill(plan.source.shards, workers)
         with Progress(sum(len(catalogue.groups[group]) for group in groups), unit="images", description="pack") as bar:
             for group in groups:
-                opened = spool.reading(group) if spool else nullcontext(LooseFiles(plan.source.root, catalogue))
-                with opened as reader:
-                    pack = partial(_pack_image, catalogue.refs, reader, make)
+                with spool.reading(group) if spool else nullcontext(read_file) as read:
+                    pack = partial(_pack_image, catalogue.refs, read, make)
                     images = workers.map(pack, catalogue.groups[group].tolist())
-                    _write_tar(files, plan.shards[group].stem, images, info, bar)
+                    stem = plan.shards[group].stem
+                    manifests[stem] = _write_tar(files, stem, images, info, bar)
     finally:
         if spool:
             spool.remove()
+    return manifests
 
 
-def packed_manifests(plan: StorePlan, files: StoreFiles, info: StoreInfo) -> list[ImageShardManifest | None]:
-    """Return the manifest of every packed tar, or None for a tar that has to be written (again).
+def packed_manifests(
+    plan: StorePlan, files: StoreFiles, info: StoreInfo, found: dict[str, ImageShardManifest] | None = None
+) -> dict[str, ImageShardManifest]:
+    """Return the manifest of every packed tar, by shard; a shard that has none has to be written (again).
 
     Sizes are checked, and headers where that does not mean to read a remote tar; the full hash is compared when a
     remote tar is tokenised, and by `beit verify`.
+
+    Args:
+        plan: With a catalogue.
+        files: Of the store.
+        info: Its settings.
+        found: What this returned before; only what was missing then is looked for.
     """
-    sizes = files.sizes(IMAGES_DIR)
+    sizes, found = files.sizes(IMAGES_DIR), dict(found or {})
+    missing = [shard.stem for shard in plan.shards if shard.stem not in found]
     with ThreadPoolExecutor(_CHECK_THREADS) as pool:
-        return list(pool.map(lambda shard: _packed_manifest(files, shard.stem, info, sizes), plan.shards))
+        looked_at = pool.map(lambda stem: _packed_manifest(files, stem, info, sizes), missing)
+        return found | {stem: manifest for stem, manifest in zip(missing, looked_at, strict=True) if manifest}
 
 
 def _packed_manifest(files: StoreFiles, stem: str, info: StoreInfo, sizes: dict[str, int]) -> ImageShardManifest | None:
@@ -153,13 +170,13 @@ def shrink(data: bytes, short_side: int, *, jpeg_quality: int) -> bytes:
 
 
 def _pack_image(
-    refs: list[SampleRef], reader: PackingReader, make: Callable[[SampleRef, bytes], dict[str, bytes]], position: int
+    refs: list[SampleRef], read: ReadImage, make: Callable[[SampleRef, bytes], dict[str, bytes]], position: int
 ) -> PackedImage:
-    ref, data = refs[position], reader.image(position)
+    ref, data = refs[position], read(position)
     if isinstance(data, BadSample):
         return PackedImage(ref, data)
     try:
-        return PackedImage(ref, make(ref, data) | reader.side_members(position))
+        return PackedImage(ref, make(ref, data))
     except BadSample as error:
         return PackedImage(ref, error)
 
@@ -184,15 +201,12 @@ def members_of(ref: SampleRef, data: bytes, info: StoreInfo) -> dict[str, bytes]
 
 def _write_tar(
     files: StoreFiles, stem: str, images: Iterator[PackedImage], info: StoreInfo, progress: Progress
-) -> None:
+) -> ImageShardManifest:
     """Write one image tar and then its manifest."""
-    files.remove(f"{IMAGES_DIR}/{manifest_name(stem)}")
-    files.remove_temporaries(IMAGES_DIR, f"{stem}.")
     skipped: list[SkippedSample] = []
     num_samples = 0
-    name = f"{stem}.tar"
-    with files.new_file(f"{IMAGES_DIR}/{name}") as file:
-        tar = TarAppender(file)
+    begin_shard(files, IMAGES_DIR, stem)
+    with shard_tar(files, IMAGES_DIR, stem) as tar:
         for ref, members in images:
             progress.update(1)
             if isinstance(members, BadSample):
@@ -201,16 +215,16 @@ def _write_tar(
             for suffix, data in members.items():
                 tar.add(f"{ref.key}.{suffix}", data)
             num_samples += 1
-        sha256, size = tar.finish(), tar.size
-        header_sha256 = header_digest(Path(file.name))
+        written, header_sha256 = tar.finish(), header_digest(tar.path)
     manifest = ImageShardManifest(
         stem=stem,
         settings_sha256=info.settings_sha256(),
-        image=ImageFile(name=name, size=size, header_sha256=header_sha256, sha256=sha256),
+        image=ImageFile(name=f"{stem}.tar", size=tar.size, header_sha256=header_sha256, sha256=written),
         num_samples=num_samples,
         skipped=tuple(skipped),
     )
     write_document(files, f"{IMAGES_DIR}/{manifest_name(stem)}", manifest)
+    return manifest
 
 
 def _suffix(data: bytes) -> str:

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import io
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Any, Self
 
@@ -39,6 +40,19 @@ from beit.tokenize.shards.crops import CropsRef
 from beit.tokenize.store.documents import StoreFiles, write_document
 
 
+def begin_shard(files: StoreFiles, folder: str, stem: str) -> None:
+    """Remove what an interrupted run left of a shard, and its manifest: from here on it is unfinished."""
+    files.remove(f"{folder}/{manifest_name(stem)}")
+    files.remove_temporaries(folder, f"{stem}.")
+
+
+@contextmanager
+def shard_tar(files: StoreFiles, folder: str, stem: str) -> Iterator[TarAppender]:
+    """Open a new tar of images or tokens, which appears under its name, whole, only if the block succeeds."""
+    with files.new_file(f"{folder}/{stem}.tar") as file:
+        yield TarAppender(file)
+
+
 class TokenShardWriter:
     """Collects the samples of one shard and commits them; as a context manager left before that, it leaves nothing.
 
@@ -58,11 +72,9 @@ class TokenShardWriter:
 
     def __enter__(self) -> Self:
         """Remove what an interrupted run left of this shard, and its manifest: from here on it is unfinished."""
-        self._files.remove(f"{TOKENS_DIR}/{manifest_name(self._stem)}")
-        self._files.remove_temporaries(TOKENS_DIR, f"{self._stem}.")
+        begin_shard(self._files, TOKENS_DIR, self._stem)
         if self._info.views:
-            file = self._stack.enter_context(self._files.new_file(f"{TOKENS_DIR}/{self._stem}.tar"))
-            self._tar = TarAppender(file)
+            self._tar = self._stack.enter_context(shard_tar(self._files, TOKENS_DIR, self._stem))
         return self
 
     def __exit__(
