@@ -44,8 +44,7 @@ from beit.common.shards.schema import (
     held_out_hash,
 )
 from beit.common.shards.tables import encode_index, encode_samples
-from beit.common.storage.documents import to_json
-from beit.common.storage.files import write_json
+from beit.common.storage.documents import to_json, write_json
 from beit.common.storage.samples import Record
 from beit.common.store import open_store
 from beit.common.views import VIEW_DTYPE

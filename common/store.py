@@ -14,7 +14,6 @@ K views per image, g tokens per side.
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from beit.common.shards.checks import check_files
 from beit.common.shards.schema import INDEX_FILE, STORE_FILE, StoreInfo
 from beit.common.shards.tables import ShardTable
 from beit.common.shards.token_store import TokenStore
-from beit.common.storage.documents import from_json
+from beit.common.storage.documents import parse_document
 from beit.common.storage.locations import is_remote, normalise
 from beit.common.storage.place import location_exists, read_whole, resolve_location
 
@@ -70,8 +69,4 @@ def read_store_info(location: str) -> StoreInfo:
     path = resolve_location(location, STORE_FILE)
     if not location_exists(path, is_first_contact=True):
         raise InputError(f"{location} is not a token store: it has no {STORE_FILE}; make one with beit tokenize")
-    try:
-        document = json.loads(read_whole(path))
-    except (ValueError, RecursionError) as error:  # also of text that is not UTF-8, and of numbers with 5000 digits
-        raise InputError(f"{path} is not valid JSON ({error}); restore it or tokenise into a new folder") from None
-    return from_json(StoreInfo, path, document)
+    return parse_document(StoreInfo, read_whole(path), label=path)

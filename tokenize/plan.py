@@ -24,11 +24,11 @@ from beit.common.shards.schema import IMAGES_DIR, STORE_FILE, Packing, SourceInf
 from beit.common.sources.opening import open_source
 from beit.common.sources.tars import TarShard
 from beit.common.sources.types import SampleRef, Source
+from beit.common.storage.documents import parse_document
 from beit.common.storage.locations import is_remote, join
 from beit.common.storage.place import location_exists, read_whole
 from beit.common.storage.remote_file import query_of
 from beit.tokenize.config import TokenizeConfig
-from beit.tokenize.store.documents import decode_document
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +118,7 @@ def _store_of(source: Source) -> StoreInfo | None:
     except InputError as error:  # a server that lets nobody see more than the images
         logger.info("not looking whether the images are those of a store: %s", error)
         return None
-    info = decode_document(StoreInfo, document, data)
+    info = parse_document(StoreInfo, data, label=document)
     return info if info.packing is not None else None
 
 

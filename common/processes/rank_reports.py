@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from beit.common.storage.files import write_json
+from beit.common.storage.documents import write_json
 
 logger = logging.getLogger(__name__)
 

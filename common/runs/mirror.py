@@ -18,7 +18,8 @@ from pathlib import Path
 from beit.common.errors import InputError, require
 from beit.common.runs.checkpoint import COMMIT, committed_steps, open_checkpoint, step_of
 from beit.common.runs.layout import CHECKPOINTS, CONFIG, ENVIRONMENT, RUN_ID
-from beit.common.storage.files import atomic_file, read_json
+from beit.common.storage.documents import read_json
+from beit.common.storage.files import atomic_file
 from beit.common.storage.locations import is_remote, join, list_folder, normalise
 from beit.common.storage.ranges import copy_file
 from beit.common.storage.remote_file import file_system_of, retry

@@ -1,6 +1,6 @@
 """What the files of a token store say: settings, shard manifests and the shard table, as dataclasses.
 
-Here: the schemas, their JSON form, the names inside a store and the rule that holds samples out. Not here: Parquet
+Here: the schemas, the names inside a store and the rule that holds samples out. Not here: Parquet
 files (`tables.py`), reading a store (`common/store.py`), writing one (`beit.tokenize`). Every field is explained in
 docs/store-format.md.
 """
@@ -240,7 +240,7 @@ class StoreInfo:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class FileInfo:
+class CommittedFile:
     """One file, as it was committed."""
 
     name: str
@@ -301,9 +301,9 @@ class ShardManifest:
     """Hash of the store's settings."""
     image: ImageFile
     """The images."""
-    tokens: FileInfo | None = None
+    tokens: CommittedFile | None = None
     """The token tar; None when there are no tokens (views = 0)."""
-    samples: FileInfo
+    samples: CommittedFile
     """The sample table."""
     num_samples: int
     """Usable samples."""

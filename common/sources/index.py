@@ -22,13 +22,14 @@ from numpy.typing import NDArray
 from beit.common.errors import InputError, require
 from beit.common.rng import CounterRng
 from beit.common.sources.opening import SampleRef, SourceShard
+from beit.common.storage.documents import Format
 from beit.common.storage.samples import NO_LABEL, locate, shard_starts
 
 Int64Array = NDArray[np.int64]
 
 
-INDEX_VERSION = 2
-"""Of index.json and the table; raised when an older reader would misread them."""
+INDEX_FORMAT = Format("beit-labelled-index", 2)
+"""Of index.json; its version is also that of the table."""
 
 
 _NAMES_IN_MESSAGE = 5
@@ -44,10 +45,10 @@ _REMADE = ("_batches", "_mapped", "labels")  # had again from the table, in whic
 class IndexInfo:
     """index.json: what the table of samples does not say itself."""
 
-    format: str = "beit-labelled-index"
-    """Always "beit-labelled-index"."""
-    format_version: int = INDEX_VERSION
-    """`INDEX_VERSION`."""
+    format: str = INDEX_FORMAT.name
+    """As `INDEX_FORMAT` says."""
+    format_version: int = INDEX_FORMAT.version
+    """The same."""
     root: str
     """Folder or URL of the data."""
     kind: str

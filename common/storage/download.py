@@ -21,7 +21,8 @@ from typing import BinaryIO
 from beit import __version__
 from beit.common.errors import InputError
 from beit.common.progress import Progress
-from beit.common.storage.files import fsync_directory, read_json, write_json
+from beit.common.storage.documents import read_json, write_json
+from beit.common.storage.files import fsync_directory
 
 logger = logging.getLogger(__name__)
 

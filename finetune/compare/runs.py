@@ -15,7 +15,7 @@ from typing import Any
 from beit.common.config import flatten
 from beit.common.errors import InputError
 from beit.common.runs.metrics import read_metrics
-from beit.common.storage.files import read_json
+from beit.common.storage.documents import read_json
 from beit.common.vit.description import read_encoder_config
 
 EVALUATION_FILE = "evaluation.json"

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from beit.common.encoder import save_model
 from beit.common.errors import require
 from beit.common.runs.run_dir import open_run
-from beit.common.storage.files import write_json
+from beit.common.storage.documents import write_json
 from beit.common.vit.description import EncoderConfig
 from beit.common.vit.features import Features, LinearProbe, fit_linear, knn_predict
 from beit.finetune.artifact import starting_point

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from beit.common.errors import InputError, require
-from beit.common.storage.files import check_output, write_atomic, write_json
+from beit.common.storage.documents import write_json
+from beit.common.storage.files import check_output, write_atomic
 from beit.common.tokenizer import Tokenizer, load_tokenizer
 from beit.tokenize.config import TokenizeConfig
 from beit.tokenize.execution import choose_device

@@ -23,7 +23,8 @@ from beit.common.shards.schema import (
     manifest_name,
 )
 from beit.common.shards.tables import SampleTable, decode_index, decode_samples, encode_index
-from beit.tokenize.store.documents import StoreFiles, decode_document, read_document, read_present, write_document
+from beit.common.storage.documents import parse_document
+from beit.tokenize.store.documents import StoreFiles, read_document, read_present, write_document
 from beit.tokenize.store.leases import Leases
 
 logger = logging.getLogger(__name__)
@@ -83,8 +84,8 @@ def finish_store(
 
 def _read_manifests(files: StoreFiles, stems: list[str]) -> list[ShardManifest]:
     names = [f"{TOKENS_DIR}/{manifest_name(stem)}" for stem in stems]
-    contents = files.read_all(names)
-    return [decode_document(ShardManifest, files.label(name), data) for name, data in zip(names, contents, strict=True)]
+    found = zip(names, files.read_all(names), strict=True)
+    return [parse_document(ShardManifest, data, label=files.label(name)) for name, data in found]
 
 
 def _count_skipped(manifests: list[ShardManifest]) -> Counter[str]:

@@ -24,8 +24,8 @@ from beit.common.shards.schema import (
     TOKENS_DIR,
     TOKENS_SUFFIX,
     VIEWS_SUFFIX,
+    CommittedFile,
     Execution,
-    FileInfo,
     ImageFile,
     ShardManifest,
     SkippedSample,
@@ -110,7 +110,7 @@ class TokenShardWriter:
         """
         tokens = None
         if self._tar is not None:
-            tokens = FileInfo(name=f"{self._stem}.tar", sha256=self._tar.finish(), size=self._tar.size)
+            tokens = CommittedFile(name=f"{self._stem}.tar", sha256=self._tar.finish(), size=self._tar.size)
             self._tar = None
         self._stack.close()
         tokenizer = self._info.tokenizer
@@ -133,11 +133,11 @@ class TokenShardWriter:
         write_document(self._files, f"{TOKENS_DIR}/{manifest_name(self._stem)}", manifest)
         return manifest
 
-    def _write_samples(self) -> FileInfo:
+    def _write_samples(self) -> CommittedFile:
         name = f"{self._stem}.samples.parquet"
         data = encode_samples(self._rows, num_crops=self._info.views if self._info.is_materialized else 0)
         self._files.write(f"{TOKENS_DIR}/{name}", data)
-        return FileInfo(name=name, sha256=hashlib.sha256(data).hexdigest(), size=len(data))
+        return CommittedFile(name=name, sha256=hashlib.sha256(data).hexdigest(), size=len(data))
 
     def _add_array(self, name: str, array: NDArray[Any]) -> tuple[int, int]:
         """Append an array as an .npy member; return offset and length of its data, behind the npy header."""

@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 
 from beit.common.errors import InputError, require
 from beit.common.faults import fault_point
-from beit.common.shards.schema import FileInfo
+from beit.common.shards.schema import CommittedFile
 from beit.common.storage.files import default_cache_dir
 from beit.common.storage.locations import join, read_range
 from beit.common.storage.locks import exclusive_lock
@@ -141,7 +141,7 @@ class ObjectFiles:
     def make_folder(self, name: str) -> None:
         """Do nothing: the names of objects make folders."""
 
-    def check(self, folder: str, expected: FileInfo) -> None:
+    def check(self, folder: str, expected: CommittedFile) -> None:
         """Check a committed file by size and hash, which reads it.
 
         Raises:

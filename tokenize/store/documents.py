@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import BinaryIO, Protocol, TypeVar
 
 from beit.common.errors import InputError, require
-from beit.common.shards.schema import FileInfo
-from beit.common.storage.documents import from_json, to_json
-from beit.common.storage.files import atomic_file, json_bytes, parse_json, sha256_file, write_atomic
+from beit.common.shards.schema import CommittedFile
+from beit.common.storage.documents import json_bytes, parse_document, to_json
+from beit.common.storage.files import atomic_file, sha256_file, write_atomic
 from beit.common.storage.locations import is_remote, normalise
 from beit.common.storage.remote_file import file_system_of
 from beit.tokenize.store.bucket import ObjectFiles, scratch_folder
@@ -78,7 +78,7 @@ class StoreFiles(Protocol):
     def make_folder(self, name: str) -> None:
         """See to it that files may be written in a folder."""
 
-    def check(self, folder: str, expected: FileInfo) -> None:
+    def check(self, folder: str, expected: CommittedFile) -> None:
         """Check a committed file by size and hash.
 
         Raises:
@@ -175,7 +175,7 @@ class FolderFiles:
         """Make a folder, if it is missing."""
         (self._folder / name).mkdir(parents=True, exist_ok=True)
 
-    def check(self, folder: str, expected: FileInfo) -> None:
+    def check(self, folder: str, expected: CommittedFile) -> None:
         """Check a committed file by size and hash.
 
         Raises:
@@ -241,16 +241,7 @@ def read_document(schema: type[Schema], files: StoreFiles, name: str) -> Schema:
     Raises:
         InputError: missing, malformed, or not of this schema and version.
     """
-    return decode_document(schema, files.label(name), read_present(files, name))
-
-
-def decode_document(schema: type[Schema], label: str, data: bytes) -> Schema:
-    """Check a JSON document of a store; `label` is named in errors.
-
-    Raises:
-        InputError: malformed, or not of this schema and version.
-    """
-    return from_json(schema, label, parse_json(data, label=label))
+    return parse_document(schema, read_present(files, name), label=files.label(name))
 
 
 def write_document(files: StoreFiles, name: str, document: object) -> None:
@@ -258,7 +249,7 @@ def write_document(files: StoreFiles, name: str, document: object) -> None:
     files.write(name, json_bytes(to_json(document)))
 
 
-def check_file(folder: Path, expected: FileInfo) -> None:
+def check_file(folder: Path, expected: CommittedFile) -> None:
     """Check a committed local file by size and hash.
 
     Raises:

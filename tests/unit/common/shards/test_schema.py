@@ -6,8 +6,8 @@ import pytest
 
 from beit.common.errors import InputError
 from beit.common.shards.schema import (
+    CommittedFile,
     Execution,
-    FileInfo,
     HeldOut,
     ImageFile,
     ShardManifest,
@@ -20,8 +20,7 @@ from beit.common.shards.schema import (
     held_out_hash,
     index_digest,
 )
-from beit.common.storage.documents import from_json, read_document, to_json
-from beit.common.storage.files import write_json
+from beit.common.storage.documents import from_json, read_document, to_json, write_json
 
 INFO = StoreInfo(
     tokenizer=TokenizerInfo(name="mini", fingerprint="ab", vocab_size=1024, downsampling=8),
@@ -39,8 +38,8 @@ MANIFEST = ShardManifest(
     stem="000000-x",
     settings_sha256="1",
     image=ImageFile(name="x.tar", size=10, header_sha256="2"),
-    tokens=FileInfo(name="000000-x.tar", size=5, sha256="3"),
-    samples=FileInfo(name="000000-x.samples.parquet", size=5, sha256="4"),
+    tokens=CommittedFile(name="000000-x.tar", size=5, sha256="3"),
+    samples=CommittedFile(name="000000-x.samples.parquet", size=5, sha256="4"),
     num_samples=3,
     skipped=(SkippedSample(key="größe", reason="truncated"),),
     views=4,
