@@ -1,8 +1,13 @@
 """Image bytes to RGB pixels, with every way this can fail turned into one countable `BadSample`.
 
 Here: the only decoder of the package, so that tokenisation, training and evaluation see the same pixels, and a quicker
-one for those who can prove that they got them. Not here: where the bytes come from (`common/sources/opening.py`,
-`store.py`) and what is cut from the pixels (`views.py`).
+one for those who can prove that they got them. Not here: where the bytes come from (`common/sources/`, `store.py`) and
+what is cut from the pixels (`views.py`).
+
+JPEGs whose pixel data end early although the file is closed properly are found here, too: a download that broke off and
+was "repaired", or one flipped bit that looks like a marker. libjpeg then fills the rest of the picture with mid grey
+and says so only in a warning that Pillow does not pass on. Neither length nor structure of the file tells. What tells
+is that a decoder that ran out of data uses more if there is more, and one that did not ignores it.
 """
 
 from __future__ import annotations
@@ -25,47 +30,22 @@ except ImportError:  # built for fewer platforms than the rest; everything works
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 """File endings and tar suffixes that mean "an image", in order of preference where a sample has several."""
-
-
 MAX_IMAGE_BYTES = 256 << 20
 """Largest encoded image that is read into memory. Arbitrary; a 64-megapixel 16-bit PNG stays below it."""
-
-
 MAX_PIXELS = 64_000_000
 """Largest width x height that is decoded by default."""
-
-
 MAX_SIDE_PX = 65535
 """View records hold box coordinates as unsigned 16-bit integers."""
-
-
 _FORMATS = ("JPEG", "PNG", "WEBP")
-
-
 _JPEG_FORMATS = ("JPEG", "MPO")
-
-
 _JPEG_START = b"\xff\xd8\xff"
-
-
 _JPEG_MARKER, _JPEG_SCAN = 0xFF, 0xDA
-
-
 _SEQUENTIAL_FRAMES = (0xC0, 0xC1)
-
-
 _JPEG_BLOCK_ROWS = 16
 """Pixel rows that usual JPEGs encode together; a multiple of it is always right, if not least."""
-
-
 _EXIF_START = b"Exif\0\0"
-
-
 _APP_BYTES = 1 << 16
-
-
 _EXIF_ORIENTATION = 0x0112
-
 
 _TRANSPOSE_OF_ORIENTATION = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -88,20 +68,10 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 _EXTRA = bytes((37 * number + 11) % 251 for number in range(256))
 """Entropy-coded nonsense, without the byte 0xFF that begins a marker."""
-
-
 _FILLER = (127, 128)  # a block without data is 128 in every channel; CMYK comes inverted
-
-
 _SOS, _DRI, _EOI = 0xDA, 0xDD, 0xD9
-
-
 _WITHOUT_LENGTH = (0x01, *range(0xD0, 0xD9))
-
-
 _SCAN_END = re.compile(rb"\xff+[^\x00\xff]", re.DOTALL)
-
-
 _SCAN_END_WITH_RESTARTS = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]", re.DOTALL)
 
 

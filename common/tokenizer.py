@@ -1,12 +1,12 @@
-"""Image tokenizers by name or path: `load_tokenizer`, and the directory a trained one is kept in.
+"""Image tokenizers by name or path: `load_tokenizer`, and the one that a store was made with, loaded again.
 
     tokenizer = load_tokenizer("mini")
     token_ids = tokenizer.encode(images)     # uint8 pixels to visual words
     pictures = tokenizer.decode(token_ids)   # and back
 
-The networks are `beit.common.tokenizers.dvae` (compact, trained here) and `beit.common.tokenizers.dalle` (BEiT's).
-Cutting many images into batches is the caller's business; a convolution's last bits depend on the batch size, so stores
-fix it.
+The networks are `common/tokenizers/dvae.py` (compact, trained here) and `common/tokenizers/dalle.py` (BEiT's), the
+directory a trained one is kept in is `common/tokenizers/directory.py`. Cutting many images into batches is the caller's
+business; a convolution's last bits depend on the batch size, so stores fix it.
 """
 
 from __future__ import annotations
@@ -31,22 +31,12 @@ from beit.common.tokenizers.directory import load_model
 from beit.common.tokenizers.plugin import installed_names, is_import_name, load_plugin
 
 logger = logging.getLogger(__name__)
-
-
 BUNDLED_DIR = Path(__file__).parent / "tokenizers"
 """Tokenizers that come with the package, one folder each."""
-
-
 DALLE = "dall-e"
 """Name of BEiT's own tokenizer."""
-
-
 DType = Literal["float32", "bfloat16", "float16"]
-
-
 DTypeSetting = Literal["auto", "float32", "bfloat16", "float16"]
-
-
 CompileMode = Literal["auto", "on", "off"]
 
 

@@ -30,6 +30,32 @@ RESTRICTED = {
     "transformers": set(),
 }
 
+# The loose ground of common/: any room may import it, and it imports no room.
+GROUND = {"errors", "config", "rng", "progress", "faults", "images", "jitter", "views"}
+
+# The import table: what each room of common/, and each of the doors beside them, may import besides the loose ground.
+ROOMS = {
+    "storage": set(),
+    "sources": {"storage"},
+    "shards": {"storage"},
+    "tokenizers": {"storage"},
+    "vit": {"storage"},
+    "processes": {"storage"},
+    "pages": {"storage"},
+    "reading": {"sources", "processes", "storage"},
+    "runs": {"pages", "processes", "storage"},
+    "training": {"reading", "runs", "processes", "storage", "vit"},
+}
+DOORS = {
+    "store": {"shards", "storage"},
+    "tokenizer": {"tokenizers", "shards", "storage"},
+    "encoder": {"vit", "storage"},
+}
+# Arrows of the table that carry a single name each.
+ONE_NAME = {("training", "vit"): "VisionTransformer", ("tokenizer", "shards"): "TokenizerInfo"}
+
+MAX_LOOSE_FILES, MAX_ROOM_FILES = 11, 16
+
 
 def name_of(path):
     return path.relative_to(ROOT).as_posix()
@@ -69,7 +95,7 @@ def test_python_still_works_from_the_repository_root():
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
-def test_import_table(path):
+def test_stages_meet_in_common_only(path):
     here = path.relative_to(ROOT).parts[0] if path.parent != ROOT else "root"
     for module in imported_modules(path):
         first, _, rest = module.partition(".")
@@ -85,6 +111,77 @@ def test_import_table(path):
         if path.name == "commands.py":
             allowed.add("cli_options")
         assert target in allowed or rest == "", f"{name_of(path)} must not import beit.{rest}"
+
+
+def place_of(path):
+    """Return the room of a file, or the file itself where it lies in none: the nodes of the import table."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return "/".join(parts[:2])
+
+
+def imported_files(path):
+    """Yield each file of the package that a file imports from, and the names it takes, function bodies included."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.ImportFrom) or not node.module.startswith("beit."):
+            continue
+        for alias in node.names:
+            inside = ROOT.joinpath(*node.module.split(".")[1:], f"{alias.name}.py")
+            module = ROOT.joinpath(*node.module.split(".")[1:]).with_suffix(".py")
+            yield (inside, None) if inside.exists() else (module, alias.name)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "common").rglob("*.py")), ids=name_of)
+def test_import_table_of_common(path):
+    here = place_of(path).removeprefix("common/")
+    for target, name in imported_files(path):
+        there = place_of(target).removeprefix("common/")
+        if there in GROUND or there == here:
+            continue
+        assert here not in GROUND, f"{name_of(path)} is loose ground and must not import {name_of(target)}"
+        allowed = (ROOMS | DOORS)[here]
+        assert there in allowed, (
+            f"{name_of(path)} must not import {name_of(target)}: {here} may import {sorted(allowed)}"
+        )
+        only = ONE_NAME.get((here, there), name)
+        assert name == only, f"{name_of(path)} may import {only} of {there}, not {name}"
+
+
+def circles(arrows):
+    """Return the nodes from which a walk along the arrows can come back."""
+    nodes = set(arrows) | set().union(*arrows.values())
+    while True:
+        ends = {node for node in nodes if not arrows.get(node, set()) & nodes}
+        if not ends:
+            return nodes
+        nodes -= ends
+
+
+@pytest.mark.parametrize("level", [name_of, place_of], ids=["files", "rooms"])
+def test_no_circle(level):
+    arrows = {}
+    for path in SOURCES:
+        arrows.setdefault(level(path), set()).update(level(target) for target, _ in imported_files(path))
+    for node, targets in arrows.items():
+        targets.discard(node)
+    assert not circles(arrows)
+
+
+def test_common_has_the_rooms_of_the_table_and_few_loose_files():
+    loose = {path.stem for path in (ROOT / "common").glob("*.py")} - {"__init__"}
+    assert loose == GROUND | set(DOORS) and len(loose) <= MAX_LOOSE_FILES
+    assert {path.parent.name for path in (ROOT / "common").glob("*/__init__.py")} == set(ROOMS)
+
+
+@pytest.mark.parametrize("folder", sorted({path.parent for path in SOURCES} - {ROOT}), ids=name_of)
+def test_no_room_is_crowded(folder):
+    files = [path for path in folder.glob("*.py") if path.name != "__init__.py"]
+    assert len(files) <= MAX_ROOM_FILES, f"{name_of(folder)} has {len(files)} files; give some of them a room"
+
+
+@pytest.mark.parametrize("path", [path for path in SOURCES if path.name == "__init__.py"], ids=name_of)
+def test_packages_hold_one_docstring(path):
+    body = ast.parse(path.read_text()).body
+    assert len(body) == 1 or path.parent == ROOT and len(body) == 2, "a package says what lives there, and no more"
 
 
 @pytest.mark.parametrize("name", ["cli.py", "cli_options.py", "demo.py", *(f"{stage}/commands.py" for stage in STAGES)])

@@ -26,8 +26,6 @@ from beit.tokenize.store.documents import open_store_files
 from beit.tokenize.summary import TokenizeSummary
 
 logger = logging.getLogger(__name__)
-
-
 _POLL_SECONDS = 0.5
 
 

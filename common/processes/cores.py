@@ -1,4 +1,8 @@
-"""How many CPU cores a process may use, alone or beside the other ranks of its machine."""
+"""The CPU cores and the memory of a process: how many cores it may use, and that memory it frees stays with it.
+
+glibc returns every large block to the system when it is freed and asks for it anew a moment later; the kernel then
+fills it with zeros, page by page. On a GPU torch has a cache of its own against that, on a CPU it has none.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +10,6 @@ import ctypes
 import os
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # mallopt(3)
-
-
 _OF_THE_USER = ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD")
 
 

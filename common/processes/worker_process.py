@@ -67,8 +67,7 @@ def _init_worker(worker_id: int, *, environment: dict[str, str]) -> None:
 
     torch.set_num_threads(1)
     # Torch makes workers watch their parent, but that is the fork server, which in turn lives as long as any worker
-    # does:
-    # without this thread they would outlive a training that was killed.
+    # does: without this thread they would outlive a training that was killed.
     threading.Thread(target=_end_with_training, daemon=True).start()
 
 

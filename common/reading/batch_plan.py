@@ -15,11 +15,7 @@ from beit.common.errors import InputError, require
 from beit.common.reading.order import Order, Rows
 
 logger = logging.getLogger(__name__)
-
-
 STATE_VERSION = 1
-
-
 _DATA_FIELDS = {"views", "index_sha256", "lanes"}
 """Fields of `DataState` that say what is read, not how a position is counted."""
 

@@ -27,14 +27,8 @@ from beit.common.rng import CounterRng, stable_hash64
 from beit.common.storage.samples import locate, shard_starts
 
 Int64Array = NDArray[np.int64]
-
-
 _CACHED_WINDOWS = 2  # Per lane: a batch touches one window, or two where it crosses a border.
-
-
 _CACHED_EPOCHS = 2
-
-
 _CACHES = ("_lanes", "_near", "_epochs", "_windows")
 
 

@@ -28,28 +28,14 @@ from beit.common.storage.documents import Format, read_json, write_json
 from beit.common.storage.files import fsync_directory, sha256_file, write_atomic
 
 logger = logging.getLogger(__name__)
-
-
 FORMAT = Format("beit-checkpoint", 1)
-
-
 COMMIT = "COMMIT.json"
-
-
 _TAG = re.compile(r"step_(\d+)")
-
-
 _ASIDE = "rejected_"
-
-
 _ROOM = 1.2
 """Free space to begin a checkpoint with, relative to its size; the rest is for what else is written meanwhile."""
-
-
 RngStates = Mapping[str, torch.Tensor]
 """`rank0/cpu`, `rank0/cuda`, ...: generator states, uint8."""
-
-
 AVERAGE = "ema"
 """Name of the running average beside AdamW's states `exp_avg` and `exp_avg_sq`."""
 

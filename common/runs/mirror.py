@@ -25,14 +25,8 @@ from beit.common.storage.ranges import copy_file
 from beit.common.storage.remote_file import file_system_of, retry
 
 logger = logging.getLogger(__name__)
-
-
 _OUTBOX = ".outgoing"
-
-
 _LEFT_OUT = ("tensorboard", "wandb", "profile", CHECKPOINTS)
-
-
 _GROWING = ".jsonl"
 """Ending of files that are appended to; all others are replaced, so that a link to them is a snapshot."""
 

@@ -1,8 +1,9 @@
 """What the files of a token store say: settings, shard manifests and the shard table, as dataclasses.
 
-Here: the schemas, the names inside a store and the rule that holds samples out. Not here: Parquet
-files (`tables.py`), reading a store (`common/store.py`), writing one (`beit.tokenize`). Every field is explained in
-docs/store-format.md.
+Here: the schemas, the names inside a store, the rule that holds samples out, and the one rule of geometry, img_size /
+patch_size = grid_size = token_img_size / downsampling. Not here: JSON (`common/storage/documents.py`),
+Parquet files (`tables.py`), reading a store (`common/store.py`), writing one (the tokenize stage). Every field is
+explained in docs/store-format.md.
 """
 
 from __future__ import annotations
@@ -16,47 +17,25 @@ from typing import Any, Literal
 
 from beit.common.errors import require
 from beit.common.rng import stable_hash64
-from beit.common.storage.documents import FORMAT_VERSION, canonical_json, canonical_sha256
+from beit.common.storage.documents import canonical_json, canonical_sha256
 from beit.common.views import AugmentConfig
 
+FORMAT_VERSION = 1
 STORE_FORMAT = "beit-token-store"
-
-
 TOKEN_SHARD_FORMAT = "beit-token-shard"
-
-
 IMAGE_SHARD_FORMAT = "beit-image-shard"
-
-
 STORE_FILE = "store.json"
-
-
 INDEX_FILE = "index.parquet"
-
-
 IMAGES_DIR = "images"
-
-
 TOKENS_DIR = "tokens"
-
-
 TOKENS_SUFFIX = "tokens.npy"
-
-
 VIEWS_SUFFIX = "views.npy"
-
-
 MAX_COUNT = 1 << 50
 """No shard has more samples or bytes; arbitrary, and far from where sums of 64 bits overflow."""
-
-
 MAX_PATH = 1024
 """Characters of the path of an image tar below its root; arbitrary, file systems end at 4096 bytes."""
-
-
 MAX_HELD_OUT_SHARE = 0.2
 """No small store gives up more than this for the learning signal."""
-
 
 _LATER_SETTINGS = {
     "exif_orientation": '"applied"',

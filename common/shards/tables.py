@@ -2,6 +2,13 @@
 
 Both are written with fixed settings, so that equal content gives equal bytes for one version of pyarrow. Their columns
 are explained in docs/store-format.md.
+
+The shard table is kept as columns, and a row is made an object only where one is asked for: a store of 100 million
+images has 100 000 shards, whose rows would take a hundred megabytes as Python objects in every process of a training.
+
+Whether the numbers in a sample table can be true is checked before anything is read, or made, by them. Hashes find
+damage; they do not find a table that was made wrong on purpose, and a reader must answer that one with a line, too, not
+with a crash or a gigabyte of memory.
 """
 
 from __future__ import annotations
@@ -19,8 +26,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from beit.common.errors import InputError, require
-from beit.common.shards.schema import MAX_COUNT, ShardRow, StoreInfo, is_below
-from beit.common.storage.documents import FORMAT_VERSION
+from beit.common.shards.schema import FORMAT_VERSION, MAX_COUNT, ShardRow, StoreInfo, is_below
 from beit.common.storage.samples import NO_LABEL
 from beit.common.views import VIEW_DTYPE
 
@@ -37,31 +43,16 @@ _SAMPLE_SCHEMA = pa.schema(
         pa.field("label", pa.int64()),
     ]
 )
-
-
 _IMAGE_COLUMNS = ("img_off", "img_len")
-
-
 _INDEX_TYPES = {"str": pa.string(), "int": pa.int64()}
-
 
 _INDEX_SCHEMA = pa.schema(
     [pa.field(field.name, _INDEX_TYPES[str(field.type)], nullable=False) for field in fields(ShardRow)]
 )
-
-
 _CONTROL_CHARACTERS = "[\\x00-\\x1f\\x7f]"
-
-
 _STEM = re.compile(r"[0-9]{6,}-[A-Za-z0-9._-]{1,200}")
-
-
 _VERSION_KEY = b"beit.format_version"
-
-
 _KEPT_ROWS = 1024
-
-
 _ROWS_AT_ONCE = 1024
 
 

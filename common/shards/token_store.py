@@ -28,11 +28,7 @@ from beit.common.views import VIEW_DTYPE
 
 _CACHED_TABLES = 128
 """Sample tables kept in memory, about 150 kB each; four sampling windows of 32 shards."""
-
-
 _LEFT_BEHIND = ("_files", "_remote", "_tables", "_max_tables", "_expected")
-
-
 FileKind = Literal["image", "tokens"]
 
 

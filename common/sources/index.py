@@ -1,7 +1,8 @@
 """The table behind labelled data: where each sample of a DATA lies, and its class.
 
-Here: the table as training and evaluation use it, whole or as a subset. Building it is
-`beit.common.sources.index_build`, reading the images is `beit.common.reading.labelled_dataset`.
+Here: the table as training and evaluation use it, whole or as a subset by class, the same one every time: a few in
+proportion, or all in equal numbers. Building it is `index_build.py`, reading the images is
+`common/reading/labelled_dataset.py`.
 """
 
 from __future__ import annotations
@@ -26,18 +27,10 @@ from beit.common.storage.documents import Format
 from beit.common.storage.samples import NO_LABEL, locate, shard_starts
 
 Int64Array = NDArray[np.int64]
-
-
 INDEX_FORMAT = Format("beit-labelled-index", 2)
 """Of index.json; its version is also that of the table."""
-
-
 _NAMES_IN_MESSAGE = 5
-
-
 _MAPPED_SHARDS = 2048
-
-
 _REMADE = ("_batches", "_mapped", "labels")  # had again from the table, in whichever process needs them
 
 

@@ -1,4 +1,5 @@
-"""Files and what is counted in them: atomic writes, locks, documents, tars, and samples by their numbers.
+"""Files and where they lie: atomic writes, locks, places local and remote, JSON documents, tars as bytes.
 
-Not here: what the files of a store, a run or a source mean.
+Also the numbers of samples, which every room above counts by. Not here: what the bytes mean (`shards`, `sources`,
+`runs`).
 """

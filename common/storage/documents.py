@@ -15,16 +15,11 @@ from typing import Any, TypeVar
 
 from beit.common.config import config_from_dict
 from beit.common.errors import InputError, require
-from beit.common.storage.documents import canonical_json, canonical_sha256
 from beit.common.storage.files import write_atomic
 
 Schema = TypeVar("Schema")
 
-
 _UNFIT = re.compile("[\x00-\x1f\ud800-\udfff]")
-
-
-FORMAT_VERSION = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,7 @@
-"""Locations and what lies there."""
+"""Locations and what lies there: names seen from a folder, small files as a whole, whether there is something.
+
+Not here: which paths are remote (`locations.py`), ranges of remote files (`ranges.py`), open files (`file_pool.py`).
+"""
 
 from __future__ import annotations
 

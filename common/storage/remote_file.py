@@ -23,44 +23,20 @@ import fsspec
 from beit.common.errors import InputError
 
 logger = logging.getLogger(__name__)
-
-
 Result = TypeVar("Result")
-
-
 Doing = Literal["read", "written"]
 """What is being done to a remote file, for messages."""
-
-
 _PAUSES_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0)
 """Before each further attempt. Arbitrary; rides out the restart of a server, not an outage."""
-
-
 _EXTRAS = {"http": "http", "https": "http", "s3": "s3", "s3a": "s3"}
-
-
 _S3_SCHEMES = ("s3", "s3a")
-
-
 _S3_OPTIONS = {"config_kwargs": {"retries": {"max_attempts": 1}}}
 """botocore would try five times by itself, 20 s for an address that refuses connections, before `retry` hears of it."""
-
-
 _S3_OWN_RETRIES = ("AWS_MAX_ATTEMPTS", "AWS_RETRY_MODE")
-
-
 _TRANSIENT_STATUSES = (408, 425, 429)  # of the 4xx; all 5xx are
-
-
 _PERMANENT = (PermissionError, IsADirectoryError, NotADirectoryError, ValueError, TypeError, NotImplementedError)
-
-
 _QUERY = re.compile(r"\?[^/?=]*=")  # other question marks are wildcards
-
-
 _WEB = re.compile(r"https?://", re.IGNORECASE)
-
-
 _VARIABLE = "BEIT_URL_QUERIES"
 """JSON of address -> query; in the environment, because worker processes inherit that."""
 

@@ -1,8 +1,7 @@
 """A compact discrete VAE that a CPU can run: image patches in, visual words out, and back.
 
 Here: the network (`DiscreteVAE`) and the formulas of its objective. Not here: training
-(`beit.tokenize.tokenizer_training.step`), files and names (`beit.common.tokenizer`), the DALL-E network
-(`beit.common.tokenizers.dalle`).
+(`tokenize/tokenizer_training/step.py`), files and names (`common/tokenizer.py`), the DALL-E network (`dalle.py`).
 
 Unlike the DALL-E encoder, nearly all of the work happens at one position per token, and the logits over the vocabulary
 are scaled cosines between a short code vector and a codebook. That makes logits cheap at any vocabulary size, and
@@ -10,11 +9,20 @@ lets a word nobody uses be moved onto features that exist.
 
 A grey network sees the luma of the images and gives RGB of three equal channels, so that callers need not know.
 
+Pixels follow the logit-Laplace distribution that DALL-E's dVAE is trained by. A Laplace distribution lives on the whole
+line, pixels in an interval. Put through a sigmoid it lives on (0, 1), so no probability is spent on colours that do not
+exist; and a network that also says how uncertain it is may leave sharp edges, where a squared error is large whatever
+it does, for places where it can gain. Pixels are mapped to [0.1, 0.9] first, away from the ends of (0, 1), where the
+density is infinite.
+
+    f(x | mu, b) = 1 / (2 b x (1 - x)) * exp(-|logit(x) - mu| / b)
+
 B images, H x W pixels, h x w tokens, V vocabulary, C code_dim, K channels seen (3, or 1 for grey).
 
-Source: BEiT §2.1 and DALL-E (A. Ramesh et al., 2021) §2.1 for the discrete VAE: Gumbel-softmax relaxation, uniform
-prior. Differs: cosine logits with a codebook shared by encoder and decoder, as in later vector-quantised tokenizers,
-instead of one free logit per word.
+Source: BEiT §2.1 and DALL-E (A. Ramesh et al., "Zero-Shot Text-to-Image Generation", 2021) §2.1 for the discrete VAE:
+Gumbel-softmax relaxation, uniform prior; appendix A.3, eq. 2 for the distribution. Differs: cosine logits with a
+codebook shared by encoder and decoder, as in later vector-quantised tokenizers, instead of one free logit per word; the
+scale b has a lower bound.
 """
 
 from __future__ import annotations
@@ -30,16 +38,10 @@ from beit.common.tokenizers.dvae_config import DiscreteVAEConfig
 
 STEM_STRIDE = 4
 """Pixels per position after the first convolution; patches this small still hold edges well."""
-
-
 INITIAL_LOGIT_SCALE = 20.0
 """Cosines times this are the first logits; training raises it as words become distinct."""
-
-
 _LUMA_WEIGHTS = (19595, 38470, 7471)
 """Of red, green and blue in units of 1/2**16."""
-
-
 MIN_LOG_SCALE = -5.0
 """Of b: half a grey level at middle grey, 0.4/255 of a mapped pixel, is e**-5.07 in logits. Below that a network would
 be paid without bound for pixels that it gets exactly right, flat areas above all."""

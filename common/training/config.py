@@ -1,6 +1,7 @@
 """Settings of the training loop and the numbers derived from them; torch-free, so that mistakes are reported at once.
 
-Stages put these sections into their own config. What depends on the model or the data is in `<stage>/config.py`.
+Stages put these sections into their own config, `SpeedConfig` among them: how fast a training runs and what is measured
+of it, never what is learned. What depends on the model or the data is in `<stage>/config.py`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""The best evaluation of a run: which step it was, how long ago, and whether to give up waiting for a better one."""
+"""What is thought of a run as it goes: which evaluation was the best, and how many steps were not finite.
+
+Both may end it: an evaluation that has not improved for long, or too many steps without a finite loss. That a step that
+is not finite changes nothing is `optimizer.py`'s work; here they are counted and remembered.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +17,8 @@ from typing import Any
 from beit.common.errors import InputError, RunFailed
 
 logger = logging.getLogger(__name__)
-
-
 MAX_IN_A_ROW = 3
-
-
 MAX_IN_WINDOW = 10
-
-
 WINDOW_STEPS = 1000
 
 

@@ -1,4 +1,7 @@
-"""Recording a few training steps: a trace of what ran when, and on a GPU a snapshot of its memory."""
+"""What a training costs its device: the most it could compute, the memory taken, and a record of a few steps.
+
+The record is a trace of what ran when, and on a GPU a snapshot of its memory.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +17,8 @@ from beit.common.processes.distributed import World
 from beit.common.training.precision import Precision
 
 logger = logging.getLogger(__name__)
-
-
 _MAX_MEMORY_EVENTS = 200_000
 """Allocations and releases kept for the snapshot; arbitrary, some steps of a large model."""
-
 
 _PEAK_TFLOPS: dict[str, dict[str, float]] = {
     # Dense, from the data sheets; float32 without TF32, which no training here switches on. The first name that is part

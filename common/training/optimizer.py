@@ -2,6 +2,13 @@
 
 DeepSpeed reduces gradients during backward and clips them inside its own step, so the one place that sees what is about
 to be applied, at every ZeRO stage, is the optimizer handed to it.
+
+The loss scale of float16 training is here, too: gradients too small for its range are lifted into it, and too large
+ones seen. The scale is doubled after many good steps and halved after a step that overflowed, which is skipped.
+Everything stays on the device, so that no step waits for the host.
+
+Source: torch.amp.GradScaler's rule and constants for the loss scale. Differs: never below 1, where scaling has nothing
+left to give.
 """
 
 from __future__ import annotations
@@ -13,8 +20,6 @@ import torch
 import torch.distributed as dist
 
 INITIAL_SCALE, GROWTH_INTERVAL = 2.0**16, 2000
-
-
 MIN_SCALE, MAX_SCALE = 1.0, 2.0**24
 
 

@@ -15,8 +15,6 @@ from beit.common.runs.checkpoint import AVERAGE, PortableState
 from beit.common.training.engine import Engine, gathered, hp_tensor, set_hp_tensor
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-
-
 _AVERAGE_UPDATES, _LOSS_SCALE = "ema_updates", "loss_scale"
 
 

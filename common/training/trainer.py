@@ -4,7 +4,7 @@ What differs between trainings is a `Task` (`task.py`). DeepSpeed is behind `eng
 `saver.py`, records are `common/runs/metrics.py`, and what a non-finite step means is `judge.py`.
 
 `step` counts attempted optimizer steps and is the position in the data; a step skipped because it was not finite moves
-the data on but not the schedule.
+the data on but not the schedule of learning rate and weight decay.
 """
 
 from __future__ import annotations
@@ -36,8 +36,6 @@ from beit.common.training.speed import apply_speed
 from beit.common.training.task import CountsFlops, DrawsPictures, FitResult, FitSettings, OverwritesWeights, Task
 
 __all__ = ["FitResult", "FitSettings", "Task", "fit"]
-
-
 logger = logging.getLogger(__name__)
 
 

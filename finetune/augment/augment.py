@@ -24,12 +24,8 @@ from beit.finetune.augment.settings import TrainAugmentConfig
 
 TINY_IMG_SIZE_PX = 64
 """Up to here images are evaluated whole: data sets of such sizes show objects that fill the frame."""
-
-
 LARGE_IMG_SIZE_PX = 384
 """From here on images are evaluated whole."""
-
-
 MAX_ASPECT = 4
 """Aspect ratio above which the middle is cut out before the resize."""
 

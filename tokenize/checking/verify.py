@@ -2,6 +2,9 @@
 
 A shard is checked from the cheap to the thorough: files and sizes, hashes, the members of both tars against the sample
 table, token ids against the vocabulary. Comparing tokens with a new tokenisation is `audit.py`.
+
+The files of a local store are read as they are. A remote one is checked shard by shard, each in a temporary folder laid
+out like a store, so that the checks are the same and no more than one shard takes disk.
 """
 
 from __future__ import annotations
@@ -50,11 +53,7 @@ from beit.tokenize.shards.index import index_row
 from beit.tokenize.store.documents import check_file
 
 logger = logging.getLogger(__name__)
-
-
 _SUFFIXES = (".manifest.json", ".samples.parquet", ".tar")
-
-
 _PROBLEMS_SHOWN, _KEYS_SHOWN = 20, 5
 
 

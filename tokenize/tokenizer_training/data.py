@@ -20,8 +20,6 @@ from beit.common.views import TOKEN_RESAMPLE, AugmentConfig, draw_view, render_v
 from beit.tokenize.tokenizer_training.config import TokenizerDataConfig
 
 logger = logging.getLogger(__name__)
-
-
 MIN_IMAGES = 5
 """One in five is the most that is held out for the sake of `data.num_eval_images`."""
 

@@ -1,6 +1,7 @@
-"""How well a discrete VAE in training keeps pictures, and how much of its vocabulary it uses; numbers and pictures.
+"""What a trained tokenizer is and how good: the README beside it, and numbers and pictures of its evaluations.
 
-The thorough measurement of a finished tokenizer is `beit tokenizer report` (`fitness/`).
+Measured are how well it keeps pictures and how much of its vocabulary it uses. The thorough measurement of a finished
+tokenizer is `beit tokenizer report` (`tokenize/fitness/`).
 """
 
 from __future__ import annotations
@@ -22,11 +23,7 @@ from beit.tokenize.fitness.tokens import perplexity
 from beit.tokenize.tokenizer_training.config import TokenizerTrainConfig
 
 _PAIRS_PER_ROW = 4
-
-
 _GREY = "It sees the luma of colour images, and decodes to grey."
-
-
 _LICENCE = "(yours to fill in: of these weights, and of the images they were trained on)"
 
 

@@ -1,12 +1,10 @@
-from pathlib import Path
-
 import pytest
 
 from beit.common.config import load_config
 from beit.common.errors import InputError
+from beit.tokenize.commands import RECIPES
 from beit.tokenize.tokenizer_training.config import TokenizerTrainConfig
 
-RECIPES = Path(__file__).parents[3] / "tokenize" / "recipes"
 SHIPPED = sorted(path.stem for path in RECIPES.glob("tokenizer_*.toml"))
 
 
