@@ -18,8 +18,7 @@ from beit.common.storage.place import resolve_location
 from beit.tokenize.plan import PlannedShard, StorePlan
 from beit.tokenize.shards.copies import TarCopies
 from beit.tokenize.shards.crops import CropTar
-from beit.tokenize.shards.progress import TokenizeProgress
-from beit.tokenize.shards.shard import ShardJob, ShardTokenizer, find_finished
+from beit.tokenize.shards.shard import ShardJob, ShardTokenizer, TokenizeProgress, find_finished
 from beit.tokenize.store.documents import StoreFiles
 from beit.tokenize.store.leases import LeaseLost, Leases
 from beit.tokenize.summary import RankReport

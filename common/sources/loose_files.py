@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from beit.common.errors import BadSample, InputError
-from beit.common.images import IMAGE_SUFFIXES, MAX_IMAGE_BYTES
+from beit.common.images import IMAGE_SUFFIXES, MAX_IMAGE_BYTES, is_image_path
 from beit.common.rng import stable_hash64
 from beit.common.sources.types import SampleRef, Source, SourceKind, SourceShard, listing_digest, packed_key
 from beit.common.storage.locations import FileInfo, is_remote, join, match_files, read_file
@@ -128,11 +128,6 @@ def _number_labels(labels: Sequence[int | str | None]) -> tuple[list[str] | None
         return None, [label if isinstance(label, int) else None for label in labels]
     position = {name: class_id for class_id, name in enumerate(names)}
     return names, [position[label] if isinstance(label, str) else None for label in labels]
-
-
-def is_image_path(path: str) -> bool:
-    """Tell by its ending whether a path names an image."""
-    return os.path.splitext(path)[1].lower().lstrip(".") in IMAGE_SUFFIXES
 
 
 def folder_listing(root: str, files: Sequence[FileInfo]) -> FileList:

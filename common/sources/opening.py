@@ -13,11 +13,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from beit.common.errors import InputError
+from beit.common.images import is_image_path
 from beit.common.sources.loose_files import (
     FileOrder,
     csv_listing,
     folder_listing,
-    is_image_path,
     open_files,
     text_listing,
 )

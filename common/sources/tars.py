@@ -14,8 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import BinaryIO, ClassVar
 
 from beit.common.errors import BadSample, InputError
-from beit.common.images import IMAGE_SUFFIXES, MAX_IMAGE_BYTES
-from beit.common.sources.loose_files import is_image_path
+from beit.common.images import IMAGE_SUFFIXES, MAX_IMAGE_BYTES, is_image_path
 from beit.common.sources.types import SampleRef, Source, SourceKind, SourceShard, joined_label, listing_digest
 from beit.common.storage.locations import FileInfo, is_remote, open_binary
 from beit.common.storage.remote_file import RemoteFile

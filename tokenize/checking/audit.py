@@ -17,7 +17,7 @@ from beit.common.shards.token_store import TokenStore
 from beit.common.tokenizer import DTypeSetting, choose_dtype, load_store_tokenizer
 from beit.common.views import compute_canary, crop_crc
 from beit.tokenize.config import TokenizeConfig
-from beit.tokenize.execution import choose_device, describe_execution, torch_threads
+from beit.tokenize.setup import choose_device, describe_execution, torch_threads
 from beit.tokenize.shards.encode import ViewEncoder
 from beit.tokenize.shards.prepare import render_token_view
 

@@ -15,7 +15,6 @@ from beit.common.storage.documents import write_json
 from beit.common.storage.files import check_output, write_atomic
 from beit.common.tokenizer import Tokenizer, load_tokenizer
 from beit.tokenize.config import TokenizeConfig
-from beit.tokenize.execution import choose_device
 from beit.tokenize.fitness.measure import measure_fitness
 from beit.tokenize.fitness.page import page
 from beit.tokenize.fitness.report import FitnessReport, ReportSettings
@@ -23,6 +22,7 @@ from beit.tokenize.fitness.sheet import reconstruction_sheet
 from beit.tokenize.fitness.verdicts import judge, judge_images
 from beit.tokenize.fitness.views import ViewSample
 from beit.tokenize.images import open_images
+from beit.tokenize.setup import choose_device
 
 MIN_GRID_SIZE = 4
 """Tokens per side: fewer leave no inner ones, and no room to shift."""

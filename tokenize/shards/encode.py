@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from beit.common.errors import InputError
+from beit.common.shards.schema import Execution, TokenizerInfo
 from beit.tokenize.shards.prepare import PreparedImage
 
 
@@ -34,6 +35,18 @@ class ViewEncoder(Protocol):
 
     def encode(self, images: NDArray[np.uint8]) -> torch.Tensor:
         """Map pixels (B, s, s, 3) to token ids (B, g, g) int64, on any device."""
+
+
+@dataclass(frozen=True, slots=True)
+class RankTokenizer:
+    """The tokenizer of one rank and what manifests say of it; empty, but for versions, where a store gets no tokens."""
+
+    versions: tuple[str, ...]
+    """Of the libraries."""
+    tokenizer: ViewEncoder | None = None
+    info: TokenizerInfo | None = None
+    execution: Execution = Execution()
+    """Its fingerprint."""
 
 
 @dataclass(slots=True)

@@ -25,7 +25,6 @@ from beit.common.shards.schema import (
     TOKENS_SUFFIX,
     VIEWS_SUFFIX,
     CommittedFile,
-    Execution,
     ImageFile,
     ShardManifest,
     SkippedSample,
@@ -37,6 +36,7 @@ from beit.common.shards.tables import encode_samples
 from beit.common.sources.types import SampleRef
 from beit.common.storage.tar_writer import TarAppender
 from beit.tokenize.shards.crops import CropsRef
+from beit.tokenize.shards.encode import RankTokenizer
 from beit.tokenize.store.documents import StoreFiles, write_document
 
 
@@ -100,9 +100,7 @@ class TokenShardWriter:
         row["view_off"], row["view_len"] = self._add_array(f"{ref.key}.{VIEWS_SUFFIX}", views)
         self._rows.append(row)
 
-    def commit(
-        self, *, image: ImageFile, skipped: list[SkippedSample], execution: Execution, versions: tuple[str, ...]
-    ) -> ShardManifest:
+    def commit(self, *, image: ImageFile, skipped: list[SkippedSample], tokenizing: RankTokenizer) -> ShardManifest:
         """Give the files their final names, the manifest last, and return it.
 
         Raises:
@@ -127,8 +125,8 @@ class TokenShardWriter:
             views=self._info.views,
             grid_size=self._info.grid_size,
             canary=self._info.canary,
-            execution=execution,
-            versions=versions,
+            execution=tokenizing.execution,
+            versions=tokenizing.versions,
         )
         write_document(self._files, f"{TOKENS_DIR}/{manifest_name(self._stem)}", manifest)
         return manifest
