@@ -71,8 +71,9 @@ class LinearProbe:
     """(C,) float32."""
 
     def logits(self, features: Tensor) -> Tensor:
-        """Map features (n, F) to logits (n, C)."""
-        return nn.functional.linear(features.float(), self.weight, self.bias)
+        """Map features (n, F) to logits (n, C) float32."""
+        with _full_precision(features.device):
+            return nn.functional.linear(features.float(), self.weight, self.bias)
 
 
 def pool_features(hidden: Tensor, pooling: FeaturePooling = "mean") -> Tensor:
@@ -173,7 +174,8 @@ def knn_scores(
     Source: Z. Wu et al., "Unsupervised Feature Learning via Non-Parametric Instance Discrimination", 2018, §3.4.
         Differs: each query's weights are divided by the largest, which changes no decision and cannot overflow.
     """
-    similarity = nn.functional.normalize(queries.float(), dim=1) @ nn.functional.normalize(train.float(), dim=1).T
+    with _full_precision(queries.device):
+        similarity = nn.functional.normalize(queries.float(), dim=1) @ nn.functional.normalize(train.float(), dim=1).T
     found = similarity.topk(min(max(ks), len(train)), dim=1)  # (Q, k), nearest first
     weights = ((found.values - found.values[:, :1]) / temperature).exp()
     labels = train_labels[found.indices]
@@ -210,8 +212,8 @@ def fit_linear(features: Tensor, labels: Tensor, *, num_classes: int, l2: float 
         num_classes: C.
         l2: Weight penalty.
     """
-    # Also inside an evaluation, where gradients are off and autocast is as training wants it.
-    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(features.device.type, enabled=False):
+    # Also inside an evaluation, where gradients are off.
+    with torch.inference_mode(False), torch.enable_grad(), _full_precision(features.device):
         return _fit_linear(features.detach().float(), labels.clone(), num_classes, l2)
 
 
@@ -260,6 +262,11 @@ def probe_blocks(train: Features, test: Features, *, num_classes: int, l2: float
 def best_block(scores: Sequence[BlockScore]) -> int:
     """Return the block with the best linear accuracy; the deeper one of equals."""
     return max(scores, key=lambda score: (score.linear_acc, score.block)).block
+
+
+def _full_precision(device: torch.device) -> torch.autocast:
+    """Return what keeps a measurement in float32 inside an evaluation, whose autocast is as training wants it."""
+    return torch.autocast(device.type, enabled=False)
 
 
 def _share(hits: Tensor) -> float:

@@ -141,3 +141,16 @@ def test_every_block_is_scored_and_the_best_linear_one_found():
 
 def test_of_equally_good_blocks_the_deeper_one_is_best():
     assert best_block([BlockScore(0, 0.9, 0.5), BlockScore(1, 0.1, 0.5), BlockScore(2, 1.0, 0.4)]) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_blocks_are_scored_in_float32_under_autocast(dtype):
+    # As at an evaluation during pre-training on a device whose training is in half precision.
+    generator = torch.Generator().manual_seed(0)
+    own, other = (torch.randn(60, 8, generator=generator) for _ in range(2))
+    labels = torch.arange(60) % 3
+    expected = fit_linear(own, labels, num_classes=3).logits(other)
+    votes = knn_scores(own, labels, other, num_classes=3)
+    with torch.autocast("cpu", dtype=dtype):
+        assert torch.equal(fit_linear(own, labels, num_classes=3).logits(other), expected)
+        assert torch.equal(knn_scores(own, labels, other, num_classes=3), votes)
