@@ -22,9 +22,9 @@ from beit.common.shards.checks import check_files
 from beit.common.shards.schema import INDEX_FILE, STORE_FILE, StoreInfo
 from beit.common.shards.tables import ShardTable
 from beit.common.shards.token_store import TokenStore
-from beit.common.storage.documents import parse_document
-from beit.common.storage.locations import is_remote, normalise
-from beit.common.storage.place import location_exists, read_whole, resolve_location
+from beit.common.storage.documents import read_document
+from beit.common.storage.paths import is_remote, normalise, resolve_location
+from beit.common.storage.place import place_of
 
 
 def open_store(path: str | Path, *, check_images: bool = True) -> TokenStore:
@@ -44,11 +44,11 @@ def open_store(path: str | Path, *, check_images: bool = True) -> TokenStore:
     location = location if is_remote(location) else os.path.realpath(location)
     info = read_store_info(location)
     require(
-        info.held_out.threshold is not None and location_exists(resolve_location(location, INDEX_FILE)),
+        info.held_out.threshold is not None and place_of(resolve_location(location, INDEX_FILE)).exists(),
         f"{path} is unfinished: it has no {INDEX_FILE}; run beit tokenize again to finish it",
     )
     index_location = resolve_location(location, INDEX_FILE)
-    shards = ShardTable.decode(read_whole(index_location), label=index_location)
+    shards = ShardTable.decode(place_of(index_location).read(), label=index_location)
     require(
         len(shards) == info.source.num_shards,
         f"{index_location} has {len(shards)} shards, {STORE_FILE} says {info.source.num_shards}; "
@@ -67,6 +67,6 @@ def read_store_info(location: str) -> StoreInfo:
         InputError: there is none, or it is malformed or of another version.
     """
     path = resolve_location(location, STORE_FILE)
-    if not location_exists(path, is_first_contact=True):
+    if not place_of(path, is_first_contact=True).exists():
         raise InputError(f"{location} is not a token store: it has no {STORE_FILE}; make one with beit tokenize")
-    return parse_document(StoreInfo, read_whole(path), label=path)
+    return read_document(StoreInfo, place_of(path))

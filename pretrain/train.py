@@ -30,7 +30,7 @@ from beit.common.shards.cache import ShardCache
 from beit.common.shards.checks import check_files, check_vocabulary
 from beit.common.shards.token_store import TokenStore
 from beit.common.storage.files import default_cache_dir
-from beit.common.storage.locations import is_remote
+from beit.common.storage.paths import is_remote
 from beit.common.store import open_store
 from beit.common.tokenizer import Tokenizer
 from beit.common.training.batches import Batch

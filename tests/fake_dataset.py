@@ -9,7 +9,7 @@ import numpy as np
 from beit.common.errors import BadSample, InputError
 from beit.common.images import decode_image
 from beit.common.reading.order import view_index
-from beit.common.storage.remote_file import RemoteError
+from beit.common.storage.place import RemoteError
 from beit.common.storage.samples import Record
 
 SEED = 3
@@ -90,7 +90,7 @@ def hang():
 
 
 def lose_server():
-    raise RemoteError("https://h/002.tar", "cannot be reached")
+    raise RemoteError("https://h/002.tar cannot be reached")
 
 
 def dawdle():

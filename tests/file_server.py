@@ -83,7 +83,7 @@ def answer(server: FileServer, request: BaseHTTPRequestHandler) -> None:
     """Answer one GET or HEAD."""
     is_get = request.command == "GET"
     if is_get:
-        server.requests.append(dict(request.headers))
+        server.requests.append({name.title(): value for name, value in request.headers.items()})
         server.paths.append(request.path)
     request.close_connection = True
     path, _, query = request.path.partition("?")

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from unittest import mock
 
+from beit.common.storage.remote_place import forget_stores
+
 
 @contextmanager
 def serve_s3(files: dict[str, bytes], *, bucket: str = "data") -> Iterator[str]:
@@ -17,7 +19,6 @@ def serve_s3(files: dict[str, bytes], *, bucket: str = "data") -> Iterator[str]:
     Gives the URL of the bucket.
     """
     import boto3
-    import s3fs
     from moto.server import ThreadedMotoServer
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)  # one line for every request
@@ -33,7 +34,7 @@ def serve_s3(files: dict[str, bytes], *, bucket: str = "data") -> Iterator[str]:
     }
     try:
         with mock.patch.dict(os.environ, variables):
-            s3fs.S3FileSystem.clear_instance_cache()
+            forget_stores()
             # All servers of a process share their buckets: those of an earlier test would still be there.
             reset = urllib.request.Request(f"http://{host}:{port}/moto-api/reset", method="POST")
             urllib.request.urlopen(reset).close()
@@ -43,5 +44,5 @@ def serve_s3(files: dict[str, bytes], *, bucket: str = "data") -> Iterator[str]:
                 client.put_object(Bucket=bucket, Key=name, Body=data)
             yield f"s3://{bucket}"
     finally:
-        s3fs.S3FileSystem.clear_instance_cache()
+        forget_stores()
         server.stop()

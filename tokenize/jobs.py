@@ -13,8 +13,7 @@ from functools import partial
 from beit.common.reading.bad_samples import BadSampleLog, BadSampleReport
 from beit.common.shards.schema import TOKENS_DIR, ImageShardManifest, ShardManifest, StoreInfo, manifest_name
 from beit.common.sources.tars import TarShard
-from beit.common.storage.locations import is_remote
-from beit.common.storage.place import resolve_location
+from beit.common.storage.paths import is_remote, resolve_location
 from beit.tokenize.plan import PlannedShard, StorePlan
 from beit.tokenize.shards.copies import TarCopies
 from beit.tokenize.shards.crops import CropTar
@@ -217,10 +216,10 @@ class _CommittedShards:
         """Tell whether a shard is committed, as far as a recent listing shows."""
         name = manifest_name(job.stem)
         if name not in self._listed and time.monotonic() - self._listed_at > _LISTING_SECONDS:
-            self._listed = set(self._files.sizes(TOKENS_DIR))
+            self._listed = {file.path for file in (self._files / TOKENS_DIR).files()}
             self._listed_at = time.monotonic()
         return name in self._listed
 
     def has_now(self, job: ShardJob) -> bool:
         """Tell whether a shard is committed at this moment."""
-        return self._files.exists(f"{TOKENS_DIR}/{manifest_name(job.stem)}")
+        return (self._files / f"{TOKENS_DIR}/{manifest_name(job.stem)}").exists()

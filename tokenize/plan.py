@@ -25,9 +25,8 @@ from beit.common.sources.opening import open_source
 from beit.common.sources.tars import TarShard
 from beit.common.sources.types import SampleRef, Source
 from beit.common.storage.documents import parse_document
-from beit.common.storage.locations import is_remote, join
-from beit.common.storage.place import location_exists, read_whole
-from beit.common.storage.remote_file import query_of
+from beit.common.storage.paths import is_remote, join, query_of
+from beit.common.storage.place import place_of
 from beit.tokenize.config import TokenizeConfig
 
 logger = logging.getLogger(__name__)
@@ -112,9 +111,9 @@ def _store_of(source: Source) -> StoreInfo | None:
     if source.kind != "tar" or name != IMAGES_DIR:
         return None
     try:
-        if not location_exists(document):
+        if not place_of(document).exists():
             return None
-        data = read_whole(document)
+        data = place_of(document).read()
     except InputError as error:  # a server that lets nobody see more than the images
         logger.info("not looking whether the images are those of a store: %s", error)
         return None

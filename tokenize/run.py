@@ -41,7 +41,7 @@ from beit.tokenize.shards.encode import ViewEncoder
 from beit.tokenize.shards.index import FinishedStore, finish_store
 from beit.tokenize.shards.prepare import ImageMaker, ViewMaker
 from beit.tokenize.shards.shard import ShardTokenizer
-from beit.tokenize.store.documents import StoreFiles, open_store_files
+from beit.tokenize.store.documents import StoreFiles, open_store_files, stat_if_there
 from beit.tokenize.store.leases import Leases
 from beit.tokenize.summary import RankReport, TokenizeSummary
 
@@ -75,17 +75,16 @@ def run_tokenize(
     """
     with open_store_files(store) as files:
         check_place(files)
-        stamp_before = files.stamp(INDEX_FILE)
+        stamp_before = stat_if_there(files / INDEX_FILE)
         plan = plan_store(config, source, files.location)
         threads = config.threads or recorded_threads(files) or available_cores()
         tokenizing = set_up_tokenizer(config, local_rank, threads, tokenizer)
         wanted = build_info(config, plan, tokenizing.info, tokenizing.execution)
-        files.make_folder("")
         with (
             stop_on_signals() as stop,
             ExitStack() as after_workers,
             Workers(count_workers(config), stop) as workers,
-            Leases(files.leases(), workers.raise_if_stopped) as leases,
+            Leases(files.place, workers.raise_if_stopped) as leases,
             torch_threads(threads),
         ):
             info = begin_or_continue(files, wanted, leases, allow_mixed=config.allow_mixed)
@@ -109,7 +108,9 @@ def _pack(
     """Let one process pack what is not packed; the others wait for it, and then check what is there side by side."""
 
     def is_listed() -> bool:
-        return files.sizes(IMAGES_DIR).keys() >= {manifest_name(shard.stem) for shard in plan.shards}
+        return {file.path for file in (files / IMAGES_DIR).files()} >= {
+            manifest_name(shard.stem) for shard in plan.shards
+        }
 
     found = packed_manifests(plan, files, info)
     if len(found) < len(plan.shards) and not is_listed():

@@ -18,14 +18,14 @@ import torch
 from beit import __version__
 from beit.common.errors import InputError, require
 from beit.common.processes.cores import available_cores, keep_freed_memory
-from beit.common.shards.schema import INDEX_FILE, STORE_FILE, TOKENS_DIR, Execution, StoreInfo, TokenizerInfo
+from beit.common.shards.schema import INDEX_FILE, STORE_FILE, Execution, StoreInfo, TokenizerInfo
+from beit.common.storage.documents import read_document, write_document
 from beit.common.views import compute_canary, replay_versions
 from beit.tokenize.config import TokenizeConfig
 from beit.tokenize.plan import StorePlan
 from beit.tokenize.shards.encode import RankTokenizer, ViewEncoder
-from beit.tokenize.store.documents import StoreFiles, read_document, write_document
-from beit.tokenize.store.lease_files import LEASE_PREFIX
-from beit.tokenize.store.leases import Leases
+from beit.tokenize.store.documents import StoreFiles, list_entries
+from beit.tokenize.store.leases import LEASE_PREFIX, Leases
 
 
 def set_up_tokenizer(
@@ -129,7 +129,7 @@ def check_place(files: StoreFiles, *, resume: str = "auto") -> None:
         InputError: it is a file, it holds something else, it cannot be written, or `resume` forbids to continue it.
     """
     require(resume in ("auto", "never"), f"--resume ({resume}) must be auto or never for tokenize")
-    entries, store = files.entries(), files.location
+    entries, store = list_entries(files), files.location
     if STORE_FILE in entries:
         require(resume == "auto", f"store ({store}) exists; --resume never starts a new one: name another folder")
         return
@@ -140,7 +140,8 @@ def check_place(files: StoreFiles, *, resume: str = "auto") -> None:
 
 def recorded_threads(files: StoreFiles) -> int:
     """Return the thread count a store was begun with; 0 if it is new."""
-    return read_document(StoreInfo, files, STORE_FILE).execution.threads if files.exists(STORE_FILE) else 0
+    place = files / STORE_FILE
+    return read_document(StoreInfo, place).execution.threads if place.exists() else 0
 
 
 def build_info(
@@ -174,11 +175,11 @@ def begin_or_continue(files: StoreFiles, wanted: StoreInfo, leases: Leases, *, a
     """
     store = files.location
     with leases.step("store"):
-        files.remove_temporaries("", STORE_FILE, INDEX_FILE)
-        if not files.exists(STORE_FILE):
-            write_document(files, STORE_FILE, wanted)
-        files.make_folder(TOKENS_DIR)
-        existing = read_document(StoreInfo, files, STORE_FILE)
+        files.place.remove_temporaries(STORE_FILE, INDEX_FILE)
+        document = files / STORE_FILE
+        if not document.exists():
+            write_document(document, wanted)
+        existing = read_document(StoreInfo, document)
         _require_same(store, existing.settings(), wanted.settings())
         merged = replace(existing, image_root=wanted.image_root)
         if existing.execution != wanted.execution:
@@ -186,7 +187,7 @@ def begin_or_continue(files: StoreFiles, wanted: StoreInfo, leases: Leases, *, a
                 _refuse_execution(store, existing.execution, wanted.execution)
             merged = replace(merged, mixed_execution=True)
         if merged != existing:
-            write_document(files, STORE_FILE, merged)
+            write_document(document, merged)
     return merged
 
 

@@ -23,7 +23,7 @@ from beit.common.errors import InputError, RunFailed
 from beit.common.processes.worker_process import StatusBoard, start_worker_server, worker_init
 from beit.common.reading.bad_samples import BadSampleLog
 from beit.common.reading.config import ReaderConfig
-from beit.common.storage.remote_file import RemoteError
+from beit.common.storage.place import RemoteError
 
 _POLL_SECONDS = 5.0
 """A dead worker is noticed after this time at most; arbitrary. Torch looks for dead workers only when a wait times

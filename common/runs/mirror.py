@@ -1,6 +1,6 @@
 """A copy of a run at another place, kept up to date in the background, so that a machine that vanishes loses nothing.
 
-What is copied, to any folder or URL that fsspec can write: committed checkpoints, each with its COMMIT.json last, and
+What is copied, to any folder or URL that can be written: committed checkpoints, each with its COMMIT.json last, and
 before that settings, metrics and artifacts. Not TensorBoard's files, which metrics.jsonl can replace. Checkpoints that
 the run no longer keeps are removed from the copy, too.
 """
@@ -13,6 +13,7 @@ import secrets
 import shutil
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from beit.common.errors import InputError, require
@@ -20,9 +21,8 @@ from beit.common.runs.checkpoint import COMMIT, committed_steps, open_checkpoint
 from beit.common.runs.layout import CHECKPOINTS, CONFIG, ENVIRONMENT, RUN_ID
 from beit.common.storage.documents import read_json
 from beit.common.storage.files import atomic_file
-from beit.common.storage.locations import is_remote, join, list_folder, normalise
-from beit.common.storage.ranges import copy_file
-from beit.common.storage.remote_file import file_system_of, retry
+from beit.common.storage.paths import is_remote, normalise
+from beit.common.storage.place import copy_file, place_of
 
 logger = logging.getLogger(__name__)
 _OUTBOX = ".outgoing"
@@ -42,8 +42,8 @@ class RunMirror:
 
     def __init__(self, url: str) -> None:
         self.url = normalise(url)
-        if is_remote(self.url):
-            file_system_of(self.url)
+        self._place = place_of(self.url)
+        self._place.require_known()
         self._lock = threading.Condition()
         self._pending: Path | None = None
         self._is_busy = False
@@ -134,20 +134,12 @@ class RunMirror:
 
     def _names(self) -> list[str]:
         """List the copy's files, relative to it."""
-        if not is_remote(self.url):
-            return [file.path for file in list_folder(self.url)] if os.path.isdir(self.url) else []
-        file_system_of(self.url)[0].invalidate_cache()
-        return [file.path for file in list_folder(self.url)]
+        return sorted(file.path for file in self._place.walk()) if self._place.is_folder() else []
 
     def _get(self, name: str, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        source = join(self.url, name)
         with atomic_file(path) as file:
-            if is_remote(source):
-                copy_file(source, file)
-            else:
-                with open(source, "rb") as original:
-                    shutil.copyfileobj(original, file)
+            copy_file(self._place / name, file)
 
     # Writing
 
@@ -223,24 +215,14 @@ class RunMirror:
             self._sent.pop(name, None)
 
     def _put(self, path: Path, name: str) -> None:
-        target = join(self.url, name)
-        if not is_remote(target):
-            Path(target).parent.mkdir(parents=True, exist_ok=True)
-            with path.open("rb") as source, atomic_file(Path(target)) as file:
-                shutil.copyfileobj(source, file)
-            return
-        file_system, inner = file_system_of(target)
-        retry(target, lambda: file_system.put_file(str(path), inner))
+        with path.open("rb") as file:
+            (self._place / name).write_file(file)
 
     def _remove(self, name: str) -> None:
-        target = join(self.url, name)
-        if is_remote(target):
-            file_system, inner = file_system_of(target)
-            retry(target, lambda: file_system.rm_file(inner))
-            return
-        Path(target).unlink(missing_ok=True)
-        if not any(Path(target).parent.iterdir()):
-            Path(target).parent.rmdir()
+        (self._place / name).remove()
+        if not is_remote(self.url):
+            with suppress(OSError):  # of the last file of a folder, the folder, too
+                (Path(self.url) / name).parent.rmdir()
 
 
 def _steps(names: list[str]) -> list[int]:

@@ -28,8 +28,8 @@ from beit.common.runs.layout import CONFIG, ENVIRONMENT, RUN_ID
 from beit.common.runs.mirror import RunMirror
 from beit.common.storage.documents import read_json, write_json
 from beit.common.storage.files import write_atomic
-from beit.common.storage.locations import is_remote
 from beit.common.storage.locks import sole_use
+from beit.common.storage.paths import is_remote
 
 logger = logging.getLogger(__name__)
 

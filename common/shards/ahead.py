@@ -16,8 +16,7 @@ from typing import NamedTuple
 from beit.common.errors import InputError
 from beit.common.shards.cache import DamagedShard, Fill, RemoteShard, ShardCache
 from beit.common.storage.file_pool import pread
-from beit.common.storage.ranges import ByteRange, fetch_ranges
-from beit.common.storage.remote_file import RemoteError
+from beit.common.storage.place import ByteRange, RemoteError, read_ranges
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +115,7 @@ class RemoteShards:
             os.close(self._descriptors.pop(shard))
 
     def _fetch(self, ranges: Sequence[ShardRange]) -> list[bytes]:
-        answers = fetch_ranges([ByteRange(r.shard.url, r.offset, r.offset + r.length) for r in ranges])
+        answers = read_ranges([ByteRange(r.shard.url, r.offset, r.offset + r.length) for r in ranges])
         for wanted, data in zip(ranges, answers, strict=True):
             if len(data) != wanted.length:
                 raise InputError(

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from beit.common.errors import InputError
 from beit.common.storage.locks import exclusive_lock
-from beit.common.storage.ranges import fetch_pieces
+from beit.common.storage.place import place_of
 from beit.common.storage.tar_walk import walk_tar
 
 logger = logging.getLogger(__name__)
@@ -236,7 +236,9 @@ def _fetch_checked(shard: RemoteShard, descriptor: int) -> None:
 
 def _fetch(shard: RemoteShard, descriptor: int) -> None:
     hasher, received = hashlib.sha256(), 0
-    for data in fetch_pieces(shard.url, shard.size):
+    for data in place_of(shard.url).pieces():
+        if received + len(data) > shard.size:
+            raise DamagedShard(f"{shard.url} is longer than the {shard.size} bytes that the store's index says")
         hasher.update(data)
         _write_at(descriptor, data, received)
         received += len(data)

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from beit.common.errors import BadSample, InputError, require
-from beit.common.storage.locations import FileInfo, is_remote, match_files, open_binary
-from beit.common.storage.ranges import ByteRange, fetch_ranges, remote_stat
+from beit.common.storage.paths import is_remote
+from beit.common.storage.place import ByteRange, FileStat, place_of, read_ranges
 from beit.common.storage.tar_walk import BLOCK_BYTES, walk_tar
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def _check_image_tar(store: TokenStore, shard_id: int) -> None:
         _check_some_headers(store, shard_id)
         return
     logger.info("%s was touched after it was tokenised; checking its headers", location)
-    with open_binary(location) as file:
+    with place_of(location).open() as file:
         digest = walk_tar(file, label=location).header_sha256
     require(digest == row.image_header_sha256, f"{location} {_CHANGED} (other members, same size); {_WAY_OUT}")
 
@@ -123,7 +123,7 @@ def _check_some_headers(store: TokenStore, shard_id: int) -> None:
     location, table = store.image_location(shard_id), store.read_table(shard_id)
     rows = sorted(set(np.linspace(0, len(table) - 1, _CHECKED_HEADERS).astype(int).tolist())) if len(table) else []
     places = [table.image_range(row) for row in rows]
-    blocks = fetch_ranges([ByteRange(location, offset - BLOCK_BYTES, offset) for offset, _ in places])
+    blocks = read_ranges([ByteRange(location, offset - BLOCK_BYTES, offset) for offset, _ in places])
     for row, (_, length), block in zip(rows, places, blocks, strict=True):
         key = str(table.key[row])
         require(
@@ -142,5 +142,5 @@ def _is_header_of(block: bytes, key: str, size: int) -> bool:
     return header.size == size and (not is_plain or header.name.startswith(f"{key}."))
 
 
-def _stat(location: str) -> FileInfo:
-    return remote_stat(location) if is_remote(location) else match_files(location)[0]
+def _stat(location: str) -> FileStat:
+    return place_of(location).stat()

@@ -12,7 +12,6 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
 from typing import Any, Literal
 
 from beit.common.errors import require
@@ -408,11 +407,6 @@ def _flatten(value: Any, prefix: str = "") -> dict[str, str]:
     for name, entry in value.items():
         flat |= _flatten(entry, f"{prefix}.{name}" if prefix else name)
     return flat
-
-
-def manifest_path(folder: Path, stem: str) -> Path:
-    """Return the manifest of a shard in tokens/ or images/."""
-    return folder / manifest_name(stem)
 
 
 def manifest_name(stem: str) -> str:

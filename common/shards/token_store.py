@@ -20,9 +20,8 @@ from beit.common.shards.cache import RemoteShard, ShardCache
 from beit.common.shards.schema import INDEX_FILE, TOKENS_DIR, ShardRow, StoreInfo, index_digest
 from beit.common.shards.tables import SampleTable, ShardTable, check_sample_table, decode_samples
 from beit.common.storage.file_pool import FilePool
-from beit.common.storage.locations import is_remote
-from beit.common.storage.place import read_whole, resolve_location
-from beit.common.storage.ranges import ByteRange, fetch_ranges
+from beit.common.storage.paths import is_remote, resolve_location
+from beit.common.storage.place import place_of, read_files
 from beit.common.storage.samples import NO_LABEL, Record, locate, shard_starts
 from beit.common.views import VIEW_DTYPE
 
@@ -147,7 +146,7 @@ class TokenStore:
         Raises:
             InputError: as `samples`.
         """
-        return self._decode_table(shard_id, read_whole(self._table_location(shard_id)))
+        return self._decode_table(shard_id, place_of(self._table_location(shard_id)).read())
 
     def load_tables(self, shard_ids: Iterable[int]) -> None:
         """Have the sample tables of several shards at hand; those of a remote store come in one go.
@@ -159,7 +158,7 @@ class TokenStore:
         if not missing or not is_remote(self.location):
             return
         self._max_tables = max(self._max_tables, len(missing))
-        contents = fetch_ranges([ByteRange(self._table_location(shard_id)) for shard_id in missing])
+        contents = read_files([self._table_location(shard_id) for shard_id in missing])
         for shard_id, data in zip(missing, contents, strict=True):
             self._keep_table(shard_id, self._decode_table(shard_id, data))
 

@@ -26,9 +26,8 @@ from beit.common.sources.loose_files import FilesShard
 from beit.common.sources.opening import SampleRef, Source, SourceShard, open_source
 from beit.common.storage.documents import read_json, to_json, write_json
 from beit.common.storage.files import atomic_file, default_cache_dir
-from beit.common.storage.locations import is_remote
 from beit.common.storage.locks import exclusive_lock
-from beit.common.storage.remote_file import split_query
+from beit.common.storage.paths import is_remote, split_query
 from beit.common.storage.samples import NO_LABEL
 
 _SCHEMA = pa.schema(

@@ -15,8 +15,8 @@ from beit.common.errors import BadSample, InputError
 from beit.common.images import IMAGE_SUFFIXES, MAX_IMAGE_BYTES, is_image_path
 from beit.common.rng import stable_hash64
 from beit.common.sources.types import SampleRef, Source, SourceKind, SourceShard, listing_digest, packed_key
-from beit.common.storage.locations import FileInfo, is_remote, join, match_files, read_file
-from beit.common.storage.remote_file import RemoteError
+from beit.common.storage.paths import is_remote, join
+from beit.common.storage.place import FileStat, MissingFile, place_of
 
 logger = logging.getLogger(__name__)
 
@@ -51,14 +51,15 @@ class FilesReader:
 
         Raises:
             BadSample: the file is gone, unreadable or larger than any image may be.
-            RemoteError: the server cannot be reached: that is no fault of the image, which must not be given up.
+            InputError, RemoteError: the server refuses or is away: that is no fault of the image, which must not be
+                given up.
         """
         try:
-            data = read_file(join(self._root, ref.path), max_bytes=MAX_IMAGE_BYTES)
-        except OSError as error:
-            if isinstance(error, RemoteError) and not error.is_missing:
+            data = place_of(join(self._root, ref.path)).read(limit=MAX_IMAGE_BYTES + 1)
+        except (InputError, OSError) as error:
+            if is_remote(self._root) and not isinstance(error, MissingFile):
                 raise
-            raise BadSample("unreadable", f"{ref.path}: {error.strerror or error}") from None
+            raise BadSample("unreadable", f"{ref.path}: {error}") from None
         if len(data) > MAX_IMAGE_BYTES:
             raise BadSample("too-large", f"{ref.path} has more than {MAX_IMAGE_BYTES} bytes")
         return data
@@ -90,7 +91,7 @@ class FileList:
     """Image files and, where known, the class of each."""
 
     root: str
-    files: list[FileInfo]
+    files: list[FileStat]
     labels: list[int | str | None]
 
 
@@ -130,7 +131,7 @@ def _number_labels(labels: Sequence[int | str | None]) -> tuple[list[str] | None
     return names, [position[label] if isinstance(label, str) else None for label in labels]
 
 
-def folder_listing(root: str, files: Sequence[FileInfo]) -> FileList:
+def folder_listing(root: str, files: Sequence[FileStat]) -> FileList:
     """Pick the images of a folder; where all lie in sub-folders, the first level names their classes.
 
     Where `images/` and `annotations/` stand side by side, at any depth, the annotations are left out, and there are no
@@ -155,7 +156,7 @@ def folder_listing(root: str, files: Sequence[FileInfo]) -> FileList:
     return FileList(root, images, labels)
 
 
-def _mask_folders(images: Sequence[FileInfo]) -> tuple[str, ...]:
+def _mask_folders(images: Sequence[FileStat]) -> tuple[str, ...]:
     folders: set[str] = set()
     for image in images:
         parts = image.path.split("/")[:-1]
@@ -203,12 +204,8 @@ def csv_listing(path: str) -> FileList:
 
 
 def _read_text(path: str) -> str:
-    if is_remote(path):
-        match_files(path)  # a wrong name or address is told at once, not after several attempts
     try:
-        return read_file(path, max_bytes=_MAX_LIST_BYTES).decode("utf-8-sig")
-    except RemoteError as error:
-        raise InputError(str(error)) from None
+        return place_of(path, is_first_contact=True).read(limit=_MAX_LIST_BYTES).decode("utf-8-sig")
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror or error})") from None
     except UnicodeDecodeError as error:
@@ -233,11 +230,11 @@ def _listed_files(list_path: str, paths: list[str], labels: list[int | str | Non
     return FileList(root, files, labels)
 
 
-def _stat_listed(list_path: str, number: int, root: str, path: str) -> FileInfo:
+def _stat_listed(list_path: str, number: int, root: str, path: str) -> FileStat:
     if is_remote(root):
-        return FileInfo(path, 0, "")  # one request per line would cost more than a missing image, counted when read
+        return FileStat(path, 0, "")  # one request per line would cost more than a missing image, counted when read
     try:
         status = os.stat(join(root, path))
     except (OSError, ValueError):  # ValueError: a zero byte in the path
         raise InputError(f"{list_path} entry {number} ({path}) does not exist; paths are relative to {root}") from None
-    return FileInfo(path, status.st_size, str(status.st_mtime_ns))
+    return FileStat(path, status.st_size, str(status.st_mtime_ns))

@@ -23,19 +23,17 @@ from beit.common.sources.loose_files import (
 )
 from beit.common.sources.tars import open_tars
 from beit.common.sources.types import SampleRef, ShardReader, Source, SourceKind, SourceShard, escape_name, packed_key
-from beit.common.storage.locations import (
-    FileInfo,
+from beit.common.storage.matching import is_folder, list_folder, match_files, measure_files
+from beit.common.storage.paths import (
     expand_braces,
-    is_folder,
     is_remote,
     join,
-    list_folder,
-    match_files,
-    measure_files,
     normalise,
     relative_to,
+    remember_query,
+    split_query,
 )
-from beit.common.storage.remote_file import remember_query, split_query
+from beit.common.storage.place import FileStat
 
 __all__ = [
     "SampleRef",
@@ -92,7 +90,7 @@ def open_source(spec: str | Path, *, file_order: FileOrder = "path", files_per_s
 
 
 def _open_listing(
-    root: str, files: Sequence[FileInfo], *, is_pattern: bool, order: FileOrder, files_per_shard: int
+    root: str, files: Sequence[FileStat], *, is_pattern: bool, order: FileOrder, files_per_shard: int
 ) -> Source:
     tars = [file for file in files if file.path.lower().endswith(".tar")]
     tables = [file for file in files if file.path.lower().endswith(".parquet")]
@@ -108,13 +106,13 @@ def _open_listing(
     return open_files(folder_listing(root, files), order=order, files_per_shard=files_per_shard)
 
 
-def _located(root: str, files: Sequence[FileInfo]) -> list[FileInfo]:
+def _located(root: str, files: Sequence[FileStat]) -> list[FileStat]:
     """Give containers their full paths, and their sizes where the listing of a web server does not tell them."""
     located = (replace(file, path=join(root, file.path)) for file in files)
     return measure_files({file.path: file for file in located})
 
 
-def _refuse_unusable(root: str, files: Sequence[FileInfo], counts: list[int], *, is_pattern: bool) -> None:
+def _refuse_unusable(root: str, files: Sequence[FileStat], counts: list[int], *, is_pattern: bool) -> None:
     num_tars, num_tables, num_images = counts
     if any(file.path == "store.json" for file in files):
         raise InputError(f"{root} is a token store, not a source of images; give the images it was made from")
@@ -138,7 +136,7 @@ def _is_usable(path: str) -> bool:
     return path.lower().endswith((".tar", ".parquet")) or is_image_path(path)
 
 
-def _common_folder(files: Sequence[FileInfo]) -> str:
+def _common_folder(files: Sequence[FileStat]) -> str:
     folders = [file.path.rsplit("/", 1)[0] for file in files]
     common = folders[0]
     while not all(folder == common or folder.startswith(f"{common}/") for folder in folders):
@@ -146,7 +144,7 @@ def _common_folder(files: Sequence[FileInfo]) -> str:
     return common or "/"
 
 
-def _warn_of_splits(root: str, tables: Sequence[FileInfo]) -> None:
+def _warn_of_splits(root: str, tables: Sequence[FileStat]) -> None:
     stems = {file.path.rsplit("/", 1)[-1].split(".")[0].split("-")[0] for file in tables}
     splits = sorted(stems & set(_SPLIT_NAMES))
     if len(splits) > 1:

@@ -29,8 +29,8 @@ from beit.common.sources.types import (
     listing_digest,
     packed_key,
 )
-from beit.common.storage.locations import FileInfo, is_remote, open_binary, relative_to
-from beit.common.storage.remote_file import RemoteError
+from beit.common.storage.paths import is_remote, relative_to
+from beit.common.storage.place import FileStat, RemoteError, place_of
 
 Result = TypeVar("Result")
 
@@ -84,7 +84,7 @@ class ParquetShard:
     name: str
     location: str
     row_group: int
-    file: FileInfo
+    file: FileStat
     layout: ParquetLayout
     first_row: int
     """Rows in the row groups before this one."""
@@ -174,7 +174,7 @@ class ParquetShard:
         return int(label)
 
 
-def open_parquet_files(files: Sequence[FileInfo], root: str) -> Source:
+def open_parquet_files(files: Sequence[FileStat], root: str) -> Source:
     """Return a source over the row groups of Parquet files.
 
     Raises:
@@ -213,7 +213,7 @@ def _labelling(layout: ParquetLayout) -> tuple[object, ...]:
     return layout.label_column, layout.label_is_text, layout.class_names
 
 
-def _read_all(read: Callable[..., Result], files: Sequence[FileInfo], *more: Sequence[Any]) -> list[Result]:
+def _read_all(read: Callable[..., Result], files: Sequence[FileStat], *more: Sequence[Any]) -> list[Result]:
     """Return `read(file, ...)` of each file; remote ones are read at the same time."""
     if not files or not is_remote(files[0].path):
         return list(map(read, files, *more))
@@ -221,7 +221,7 @@ def _read_all(read: Callable[..., Result], files: Sequence[FileInfo], *more: Seq
         return list(pool.map(read, files, *more))
 
 
-def _describe(file: FileInfo) -> tuple[ParquetLayout, list[int]]:
+def _describe(file: FileStat) -> tuple[ParquetLayout, list[int]]:
     """Return the layout of a file and the number of rows in each of its row groups."""
     metadata = _read_metadata(file)
     layout = read_layout(metadata.schema.to_arrow_schema(), label=file.path)
@@ -229,7 +229,7 @@ def _describe(file: FileInfo) -> tuple[ParquetLayout, list[int]]:
 
 
 def _row_group_shards(
-    file: FileInfo, layout: ParquetLayout, row_counts: list[int], scope: str, *, keys_from_path: bool
+    file: FileStat, layout: ParquetLayout, row_counts: list[int], scope: str, *, keys_from_path: bool
 ) -> Iterator[ParquetShard]:
     stem = file.path.rsplit("/", 1)[-1].removesuffix(".parquet")
     first_row = 0
@@ -249,12 +249,12 @@ def _row_group_shards(
 
 
 @contextmanager
-def _opened(file: FileInfo, metadata: pq.FileMetaData | None, *, buffer_bytes: int = 0) -> Iterator[pq.ParquetFile]:
+def _opened(file: FileStat, metadata: pq.FileMetaData | None, *, buffer_bytes: int = 0) -> Iterator[pq.ParquetFile]:
     """Open for one read: a shared handle would not be safe between threads.
 
     Each column chunk is read in one go, or in pieces of `buffer_bytes`; of a remote file, that many requests.
     """
-    handle = open_binary(file.path, read_ahead=False) if is_remote(file.path) else nullcontext(file.path)
+    handle = place_of(file.path).open(read_ahead=False) if is_remote(file.path) else nullcontext(file.path)
     try:
         with (
             handle as opened,
@@ -269,18 +269,18 @@ def _opened(file: FileInfo, metadata: pq.FileMetaData | None, *, buffer_bytes: i
 
 
 @functools.lru_cache(maxsize=8)
-def _read_metadata(file: FileInfo) -> pq.FileMetaData:
+def _read_metadata(file: FileStat) -> pq.FileMetaData:
     # Cached because neighbouring row groups are read from the same file, and a footer can be large.
     with _opened(file, None) as parquet:
         return parquet.metadata
 
 
-def _read_row_group(file: FileInfo, row_group: int, columns: list[str]) -> pa.Table:
+def _read_row_group(file: FileStat, row_group: int, columns: list[str]) -> pa.Table:
     with _opened(file, _read_metadata(file)) as parquet:
         return _validated(parquet.read_row_group(row_group, columns=columns, use_threads=False))
 
 
-def _read_column(file: FileInfo, column: str) -> pa.Table:
+def _read_column(file: FileStat, column: str) -> pa.Table:
     with _opened(file, _read_metadata(file)) as parquet:
         return _validated(parquet.read(columns=[column], use_threads=False))
 
@@ -291,7 +291,7 @@ def _validated(table: pa.Table) -> pa.Table:
     return table
 
 
-def _paths_identify_rows(file: FileInfo, column: str) -> bool:
+def _paths_identify_rows(file: FileStat, column: str) -> bool:
     paths = pc.struct_field(_read_column(file, column)[column.rpartition(".")[0]], "path")
     return paths.null_count == 0 and int(pc.count_distinct(paths).as_py()) == len(paths)
 
@@ -301,7 +301,7 @@ def _image_paths(table: pa.Table, layout: ParquetLayout) -> list[str | None]:
     return paths
 
 
-def _number_text_labels(files: Sequence[FileInfo], layouts: list[ParquetLayout]) -> list[ParquetLayout]:
+def _number_text_labels(files: Sequence[FileStat], layouts: list[ParquetLayout]) -> list[ParquetLayout]:
     names: set[str] = set()
     for file, layout in zip(files, layouts, strict=True):
         if layout.label_is_text and layout.label_column is not None:

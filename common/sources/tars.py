@@ -16,8 +16,9 @@ from typing import BinaryIO, ClassVar
 from beit.common.errors import BadSample, InputError
 from beit.common.images import IMAGE_SUFFIXES, MAX_IMAGE_BYTES, is_image_path
 from beit.common.sources.types import SampleRef, Source, SourceKind, SourceShard, joined_label, listing_digest
-from beit.common.storage.locations import FileInfo, is_remote, open_binary
-from beit.common.storage.remote_file import RemoteFile
+from beit.common.storage.paths import is_remote
+from beit.common.storage.place import FileStat, place_of
+from beit.common.storage.remote_place import RemoteFile
 from beit.common.storage.tar_walk import TarIndex, TarMember, group_samples, iter_members, split_name, walk_tar
 
 logger = logging.getLogger(__name__)
@@ -118,7 +119,7 @@ class TarShard:
         if self.copy is not None:
             yield TarReader(self.copy, self.location)
             return
-        with open_binary(self.location, read_ahead=read_ahead) as file:
+        with place_of(self.location).open(read_ahead=read_ahead) as file:
             yield TarReader(file, self.location)
 
     def _report_left_out(self, samples: dict[str, dict[str, TarMember]]) -> None:
@@ -151,7 +152,7 @@ class TarShard:
         )
 
 
-def open_tars(files: list[FileInfo], root: str) -> Source:
+def open_tars(files: list[FileStat], root: str) -> Source:
     """Return a source over image tars.
 
     Where labels are class names, every tar is walked once to number them; numbers are taken as they are.
@@ -192,7 +193,7 @@ def _what_it_holds(samples: dict[str, dict[str, TarMember]]) -> str:
 
 
 def _first_label(location: str) -> int | str | None:
-    with open_binary(location) as file:
+    with place_of(location).open() as file:
         reader = TarReader(file, location)
         for count, member in enumerate(iter_members(file, label=location)):
             label = _read_label(member, reader)
@@ -210,7 +211,7 @@ def _all_label_names(locations: list[str]) -> set[str]:
 
 
 def _label_names(location: str) -> set[str]:
-    with open_binary(location) as file:
+    with place_of(location).open() as file:
         _, samples, labels = _walk_samples(TarReader(file, location))
     found = (_label_of(sample, labels) for sample in samples.values() if _image_member(sample))
     return {label for label in found if isinstance(label, str)}
@@ -239,8 +240,9 @@ def _read_label(member: TarMember, reader: TarReader) -> int | str | None:
     parse = _LABEL_PARSERS.get(parts[1]) if parts else None
     if parse is None or member.size > _MAX_LABEL_BYTES:
         return None
+    data = reader.read_range(member.offset, member.size)
     try:
-        value = parse(reader.read_range(member.offset, member.size))
+        value = parse(data)
         if isinstance(value, list):
             return joined_label(value, f"{reader.label}: {member.name}")
     except (UnicodeDecodeError, ValueError, RecursionError):

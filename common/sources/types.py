@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from beit.common.errors import require
-from beit.common.storage.locations import FileInfo
+from beit.common.storage.place import FileStat
 
 LABEL_SEPARATOR = "|"
 """Between the classes of an image that has several: to the data layer they are one label, such as `beach|sunset`."""
@@ -122,7 +122,7 @@ def escape_name(name: str) -> str:
     return escaped[:_MAX_BASE_NAME_CHARS]
 
 
-def listing_digest(root: str, files: Iterable[FileInfo], *, labels: Iterable[str] = ()) -> str:
+def listing_digest(root: str, files: Iterable[FileStat], *, labels: Iterable[str] = ()) -> str:
     """Hash a listing, see `Source.digest`."""
     hasher = hashlib.sha256(f"beit source listing 1\0{root}\0".encode())
     for file in files:

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from beit.common.config import config_from_dict
 from beit.common.errors import InputError, require
 from beit.common.storage.files import write_atomic
+from beit.common.storage.place import Place
 
 Schema = TypeVar("Schema")
 
@@ -123,13 +124,18 @@ def parse_document(schema: type[Schema], data: bytes, *, label: str) -> Schema:
     return from_json(schema, label, parse_json(data, label=label))
 
 
-def read_document(schema: type[Schema], path: Path) -> Schema:
-    """Read and check a local JSON document.
+def read_document(schema: type[Schema], place: Place) -> Schema:
+    """Read and check a JSON document, local or remote.
 
     Raises:
         InputError: missing, malformed, or not of this schema and version.
     """
-    return from_json(schema, path, read_json(path))
+    return parse_document(schema, place.read(), label=place.location)
+
+
+def write_document(place: Place, document: Any) -> None:
+    """Write a schema instance as a JSON document."""
+    place.write(json_bytes(to_json(document)))
 
 
 def canonical_sha256(value: Any) -> str:

@@ -9,8 +9,8 @@ import os
 from collections import OrderedDict
 
 from beit.common.errors import InputError
-from beit.common.storage.locations import is_remote
-from beit.common.storage.ranges import ByteRange, fetch_ranges
+from beit.common.storage.paths import is_remote
+from beit.common.storage.place import ByteRange, read_ranges
 
 _MAX_OPEN_FILES = 128
 """Two files for each of the 32 shards of a sampling window, twice; far below the usual limit of 1024."""
@@ -41,7 +41,7 @@ class FilePool:
             InputError: the file is missing or ends earlier.
         """
         if is_remote(location):
-            (data,) = fetch_ranges([ByteRange(location, offset, offset + length)])
+            (data,) = read_ranges([ByteRange(location, offset, offset + length)])
         else:
             data = pread(self._descriptor(location), offset, length)
         if len(data) != length:

@@ -1,50 +1,132 @@
-"""Locations and what lies there: names seen from a folder, small files as a whole, whether there is something.
+"""A place is a file or folder, local or remote, by its path or URL; both kinds have the same calls.
 
-Not here: which paths are remote (`locations.py`), ranges of remote files (`ranges.py`), open files (`file_pool.py`).
+`stat`, `files`, `walk`, `read`, `read_range`, `pieces` and `open` look; `write`, `new_file`, `create`, `replace`,
+`take` and `remove` change. What is written appears under its name when it is whole. A file that is not there raises
+`MissingFile`, a server that stays away `RemoteError`; both name path or URL. A place is a name only: cheap to make,
+and nothing is open. Not here: what a user's pattern matches (`matching.py`), keeping files open (`file_pool.py`).
 """
 
 from __future__ import annotations
 
-import os
-import posixpath
+from collections.abc import Iterator, Sequence
+from typing import IO, NamedTuple
 
-from beit.common.storage.locations import is_remote, open_binary
-from beit.common.storage.ranges import MissingFile, fetch, remote_stat
+from beit.common.storage.answers import FileStat, MissingFile, RemoteError
+from beit.common.storage.local_place import LocalPlace
+from beit.common.storage.paths import is_remote
+from beit.common.storage.remote_place import RemotePlace, threads
+
+__all__ = [
+    "ByteRange",
+    "FileStat",
+    "MissingFile",
+    "Place",
+    "RemoteError",
+    "copy_file",
+    "place_of",
+    "read_files",
+    "read_ranges",
+]
+
+Place = LocalPlace | RemotePlace
+
+_GAP_BYTES = 256 * 1024
+"""Ranges of one file that lie no further apart are asked for in one request: the bytes between cost less than another.
+At 100 MB/s and 10 ms per request, a megabyte would; more is read in vain where requests run beside each other."""
+_LONGEST_BYTES = 8 << 20
 
 
-def resolve_location(root: str, name: str) -> str:
-    """Return the location of `name` seen from the folder `root`; a URL or an absolute path stands for itself."""
-    if is_remote(name) or os.path.isabs(name):
-        return name
-    scheme, separator, path = root.rpartition("://")
-    return scheme + separator + posixpath.normpath(posixpath.join(path, name))
+class ByteRange(NamedTuple):
+    """A part of a file."""
+
+    location: str
+    start: int
+    end: int
+    """Behind the last byte."""
 
 
-def read_whole(location: str) -> bytes:
-    """Return the content of a small file.
-
-    Raises:
-        InputError: it cannot be read.
-    """
-    if is_remote(location):
-        return fetch(location)
-    with open_binary(location) as file:
-        return file.read()
-
-
-def location_exists(location: str, *, is_first_contact: bool = False) -> bool:
-    """Tell whether there is a file or folder.
+def place_of(location: str, *, is_first_contact: bool = False) -> Place:
+    """Return the place of a normalised path or URL.
 
     Args:
-        location: Path or URL.
-        is_first_contact: As of `remote_file.retry`.
-    Raises:
-        InputError: its server cannot be asked.
+        location: Nothing need be there.
+        is_first_contact: Whether a user just named it: a server that is away then ends it soon, and as a bad input.
     """
-    if not is_remote(location):
-        return os.path.exists(location)
-    try:
-        remote_stat(location, is_first_contact=is_first_contact)
-    except MissingFile:
-        return False
-    return True
+    if is_remote(location):
+        return RemotePlace(location, is_first_contact=is_first_contact)
+    return LocalPlace(location)
+
+
+def read_ranges(ranges: Sequence[ByteRange]) -> list[bytes]:
+    """Return the content of several ranges, requested together; one is shorter than asked for where its file ends.
+
+    Raises:
+        MissingFile: one of the files does not exist.
+        InputError: one of them may not be read, or its server does not serve ranges.
+        RemoteError: a server is away.
+    """
+    requests = list(_coalesce(ranges))
+    blocks = [_read(requests[0])] if len(requests) == 1 else list(threads().map(_read, requests))
+    found: dict[int, bytes] = {}
+    for request, block in zip(requests, blocks, strict=True):
+        for number in request.wanted:
+            first = ranges[number].start - request.start
+            found[number] = block[first : first + ranges[number].end - ranges[number].start]
+    return [found[number] for number in range(len(ranges))]
+
+
+def read_files(locations: Sequence[str]) -> list[bytes]:
+    """Return the content of several small files, remote ones read at the same time.
+
+    Raises:
+        MissingFile: one does not exist.
+        InputError: one may not be read.
+        RemoteError: a server is away.
+    """
+    map_all = threads().map if any(map(is_remote, locations)) else map
+    return list(map_all(lambda location: place_of(location).read(), locations))
+
+
+def copy_file(source: Place, file: IO[bytes]) -> None:
+    """Write the content of a file of any size to an open file.
+
+    Raises:
+        MissingFile: there is none.
+        InputError: it may not be read, or changed meanwhile.
+        RemoteError: its server is away.
+        OSError: it cannot be written.
+    """
+    for piece in source.pieces():
+        file.write(piece)
+    file.flush()
+
+
+class _Request(NamedTuple):
+    location: str
+    start: int
+    end: int
+    wanted: list[int]
+    """Positions of the ranges in it."""
+
+
+def _coalesce(ranges: Sequence[ByteRange]) -> Iterator[_Request]:
+    current: _Request | None = None
+    for number in sorted(range(len(ranges)), key=lambda number: ranges[number]):
+        location, start, end = ranges[number]
+        if (
+            current is not None
+            and location == current.location
+            and start - current.end <= _GAP_BYTES
+            and end - current.start <= _LONGEST_BYTES
+        ):
+            current = current._replace(end=max(end, current.end), wanted=[*current.wanted, number])
+            continue
+        if current is not None:
+            yield current
+        current = _Request(location, start, end, [number])
+    if current is not None:
+        yield current
+
+
+def _read(request: _Request) -> bytes:
+    return place_of(request.location).read_range(request.start, request.end)

@@ -7,10 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import tarfile
-from pathlib import Path
 from typing import BinaryIO
-
-from beit.common.storage.files import sha256_file
 
 _BLOCK = tarfile.BLOCKSIZE
 
@@ -26,15 +23,11 @@ class TarAppender:
     """
 
     def __init__(self, file: BinaryIO) -> None:
-        self._file = file
+        self.file = file
+        """Where the tar is being written."""
         self._hasher = hashlib.sha256()
         self.size = 0
         """Bytes written so far."""
-
-    @property
-    def path(self) -> Path:
-        """Where the tar is being written."""
-        return Path(self._file.name)
 
     def add(self, name: str, payload: bytes) -> int:
         """Append one member and return the offset of its payload."""
@@ -54,13 +47,21 @@ class TarAppender:
         """
         self._write(b"\0" * (2 * _BLOCK))
         self._write(b"\0" * (-self.size % tarfile.RECORDSIZE))
-        self._file.flush()
+        self.file.flush()
         written = self._hasher.hexdigest()
-        if sha256_file(self.path) != written:
-            raise OSError(f"{self._file.name}: read back other bytes than were written; is the disk failing?")
+        if _sha256(self.file) != written:
+            raise OSError(f"{self.file.name}: read back other bytes than were written; is the disk failing?")
         return written
 
     def _write(self, data: bytes) -> None:
-        self._file.write(data)
+        self.file.write(data)
         self._hasher.update(data)
         self.size += len(data)
+
+
+def _sha256(file: BinaryIO) -> str:
+    file.seek(0)
+    hasher = hashlib.sha256()
+    while block := file.read(1 << 20):
+        hasher.update(block)
+    return hasher.hexdigest()

@@ -11,13 +11,19 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from beit.common.errors import InputError, require
-from beit.common.storage.download import DownloadError, download
-from beit.common.storage.files import default_cache_dir
+from beit.common.progress import Progress
+from beit.common.storage.answers import NoOffsets
+from beit.common.storage.documents import read_json, write_json
+from beit.common.storage.files import default_cache_dir, fsync_directory
 from beit.common.storage.locks import exclusive_lock
+from beit.common.storage.place import RemoteError
+from beit.common.storage.remote_place import RemotePlace
 from beit.common.tokenizers.dalle_files import Part, find_part, read_part
 from beit.common.tokenizers.directory import (
     CONFIG_FILE,
@@ -31,6 +37,7 @@ logger = logging.getLogger(__name__)
 
 OFFICIAL_URL = "https://cdn.openai.com/dall-e"
 """Folder of encoder.pkl (215 MB) and decoder.pkl (175 MB)."""
+_MB = 1_000_000
 MIRRORS_VARIABLE = "BEIT_DALLE_MIRRORS"
 """Environment variable: further http(s) folders with the two files, separated by spaces, tried in order."""
 
@@ -118,20 +125,82 @@ def _download(folder: Path, part: Part) -> str:
     """
     name = f"{part}.pkl"
     urls = [f"{base}/{name}" for base in (OFFICIAL_URL, *_mirrors())]
+    unfinished = folder / f"{name}.part"
     logger.info("DALL-E's %s is not in %s: downloading %s", part, folder, urls[0])
+    reasons: list[str] = []
+    for url in urls:
+        if reasons:
+            logger.info("%s; trying %s", reasons[-1], url)
+        try:
+            _fetch(url, unfinished)
+        except (InputError, RemoteError) as error:
+            reasons.append(str(error))
+            continue
+        try:
+            _require_part(unfinished, part)
+        except InputError as error:
+            _discard(unfinished)
+            reasons.append(f"{url}: what it gave is not the file: {error}")
+            continue
+        os.replace(unfinished, folder / name)
+        fsync_directory(folder)
+        _discard(unfinished)
+        return url
+    what = "tokenizer" if part == "encoder" else "decoder, which pictures need,"
+    instead = ", or use --tokenizer mini, which comes with beit" if part == "encoder" else ""
+    raise InputError(
+        f"DALL-E's {what} is not in {folder} and cannot be downloaded ({'; '.join(reasons)}); put {name} there by hand "
+        f"(from {OFFICIAL_URL}/{name}), name a mirror in {MIRRORS_VARIABLE}{instead}"
+    )
+
+
+def _fetch(url: str, unfinished: Path) -> None:
+    """Complete a file from an address; what an earlier process left of the same version is gone on from.
+
+    Raises:
+        InputError: the address does not exist, or refuses.
+        RemoteError: the server went away.
+        OSError: the file cannot be written.
+    """
+    found = RemotePlace(url, is_first_contact=True).stat()
+    is_begun = bool(found.version) and unfinished.is_file() and _recorded(unfinished) == asdict(found)
+    with unfinished.open("r+b" if is_begun else "wb") as file:
+        write_json(_record(unfinished), asdict(found))
+        have = file.seek(0, os.SEEK_END)
+        if have < found.size or not found.size:
+            with Progress(found.size // _MB or None, unit="MB", description=f"download {unfinished.stem}") as progress:
+                for piece in _pieces(url, have):
+                    file.write(piece)
+                    have += len(piece)
+                    progress.update(len(piece) // _MB)
+        os.fsync(file.fileno())
+
+
+def _pieces(url: str, start: int) -> Iterator[bytes]:
     try:
-        return download(urls, folder / name, check=lambda file: _require_part(file, part))
-    except DownloadError as error:
-        what = "tokenizer" if part == "encoder" else "decoder, which pictures need,"
-        instead = ", or use --tokenizer mini, which comes with beit" if part == "encoder" else ""
-        raise InputError(
-            f"DALL-E's {what} is not in {folder} and cannot be downloaded ({error}); put {name} there by hand (from "
-            f"{OFFICIAL_URL}/{name}), name a mirror in {MIRRORS_VARIABLE}{instead}"
-        ) from None
+        yield from RemotePlace(url).pieces(start)
+    except NoOffsets:
+        yield RemotePlace(url).read()[start:]
 
 
 def _require_part(file: Path, part: Part) -> None:
+    with file.open("rb") as opened:
+        is_page = opened.read(100).lstrip().startswith(b"<")
+    require(not is_page, "it is a web page; a proxy or log-in page may be in between")
     read_part(file, part)
+
+
+def _record(unfinished: Path) -> Path:
+    return unfinished.with_name(f"{unfinished.name}.json")
+
+
+def _recorded(unfinished: Path) -> object:
+    return read_json(_record(unfinished)) if _record(unfinished).is_file() else None
+
+
+def _discard(unfinished: Path) -> None:
+    unfinished.unlink(missing_ok=True)
+    _record(unfinished).unlink(missing_ok=True)
 
 
 def _mirrors() -> list[str]:

@@ -64,7 +64,7 @@ def test_commands_run_in_order(tmp_path):
 
 @pytest.mark.parametrize(
     "variables",
-    [{"AWS_ENDPOINT_URL": "URL"}, {"FSSPEC_S3_ENDPOINT_URL": "URL"}, {"FSSPEC_S3": '{"endpoint_url": "URL"}'}],
+    [{"AWS_ENDPOINT_URL": "URL"}, {"AWS_ENDPOINT_URL_S3": "URL"}],
     ids=str,
 )
 def test_the_ways_to_name_another_s3_server_work(tmp_path, variables):
@@ -72,16 +72,16 @@ def test_the_ways_to_name_another_s3_server_work(tmp_path, variables):
         url = os.environ["AWS_ENDPOINT_URL"]
         env = {name: value for name, value in os.environ.items() if name != "AWS_ENDPOINT_URL"}
         env |= {name: value.replace("URL", url) for name, value in variables.items()}
-        code = f"from beit.common.storage.locations import list_folder; print(list_folder('{bucket}/a')[0].path)"
+        code = f"from beit.common.storage.matching import list_folder; print(list_folder('{bucket}/a')[0].path)"
         result = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120)
     assert result.stdout == "x.txt\n", result.stderr
 
 
 def test_headers_of_web_requests_are_taken_from_the_environment():
-    (setting,) = re.findall(r"FSSPEC_HTTP='(\{\"headers.*?\}\})'", TEXT)
+    (setting,) = re.findall(r"BEIT_HTTP_HEADERS='(\{.*?\})'", TEXT)
     with serve(FileServer({"/x.txt": b"x"})) as server:
-        code = f"from beit.common.storage.locations import read_file; read_file('{server.url}/x.txt', max_bytes=9)"
-        env = os.environ | {"FSSPEC_HTTP": setting}
+        code = f"from beit.common.storage.place import place_of; place_of('{server.url}/x.txt').read()"
+        env = os.environ | {"BEIT_HTTP_HEADERS": setting}
         subprocess.run([sys.executable, "-c", code], env=env, check=True, timeout=120)
         assert [headers["Authorization"] for headers in server.requests] == ["Bearer ..."]
 

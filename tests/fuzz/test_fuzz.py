@@ -38,6 +38,7 @@ from beit.common.shards.schema import ImageShardManifest, ShardManifest
 from beit.common.shards.tables import decode_index, decode_samples, encode_index
 from beit.common.sources.opening import open_source
 from beit.common.storage.documents import read_document
+from beit.common.storage.place import place_of
 from beit.common.store import open_store
 from beit.common.views import VIEW_DTYPE, crop_crc, render_view, replay_view
 from beit.finetune.config import FinetuneConfig
@@ -248,7 +249,9 @@ class StoreFuzz:
         """Read the damaged file itself, which hashes elsewhere keep others from."""
         name = self.path.name
         if name.endswith(".manifest.json"):
-            read_document(ImageShardManifest if self.path.parent.name == "images" else ShardManifest, self.path)
+            read_document(
+                ImageShardManifest if self.path.parent.name == "images" else ShardManifest, place_of(str(self.path))
+            )
         elif name == "index.parquet":
             decode_index(self.path.read_bytes(), label=name)
         elif name.endswith(".samples.parquet"):

@@ -34,15 +34,14 @@ from beit.common.shards.schema import (
     ShardRow,
     StoreInfo,
     held_out_hash,
-    manifest_path,
+    manifest_name,
 )
 from beit.common.shards.tables import SampleTable, decode_index
 from beit.common.shards.token_store import TokenStore
 from beit.common.storage.documents import read_document
 from beit.common.storage.files import sha256_file
-from beit.common.storage.locations import is_remote, list_folder, match_files, normalise, open_binary
-from beit.common.storage.place import location_exists, read_whole, resolve_location
-from beit.common.storage.ranges import MissingFile, copy_file, fetch, remote_stat
+from beit.common.storage.paths import is_remote, normalise, resolve_location
+from beit.common.storage.place import MissingFile, copy_file, place_of
 from beit.common.storage.tar_walk import TarMember, walk_tar
 from beit.common.store import read_store_info
 from beit.common.views import VIEW_DTYPE, crop_crc
@@ -117,10 +116,10 @@ def verify_store(store: str | Path, *, audit: int = 0, tokenizer: ViewEncoder | 
 
 def _read_index(location: str, info: StoreInfo) -> tuple[list[ShardRow], list[str]]:
     path = resolve_location(location, INDEX_FILE)
-    if not location_exists(path) or info.held_out.threshold is None:
+    if not place_of(path).exists() or info.held_out.threshold is None:
         return [], [f"the store is unfinished: it has no {INDEX_FILE}; run beit tokenize again to finish it"]
     try:
-        rows = decode_index(read_whole(path), label=path)
+        rows = decode_index(place_of(path).read(), label=path)
     except InputError as error:
         return [], [str(error)]
     if len(rows) != info.source.num_shards:
@@ -156,16 +155,16 @@ def _verify_shard(location: str, info: StoreInfo, stem: str, row: ShardRow | Non
 
 def _verify_local_shard(location: str, info: StoreInfo, stem: str, row: ShardRow | None) -> int:
     folder = Path(location) / TOKENS_DIR
-    manifest = read_document(ShardManifest, manifest_path(folder, stem))
+    manifest = read_document(ShardManifest, place_of(str(folder / manifest_name(stem))))
     require(manifest.settings_sha256 == info.settings_sha256(), "its manifest belongs to other settings")
-    check_file(folder, manifest.samples)
+    check_file(place_of(str(folder / manifest.samples.name)), manifest.samples)
     own_row = index_row(manifest, np.empty(0, np.uint64), 0)
     view = TokenStore(location, info, [own_row])
     if manifest.tokens is not None:
         with _naming_samples(view):
-            check_file(folder, manifest.tokens)
+            check_file(place_of(str(folder / manifest.tokens.name)), manifest.tokens)
     if info.packing is not None:
-        packed = read_document(ImageShardManifest, manifest_path(Path(location) / IMAGES_DIR, stem))
+        packed = read_document(ImageShardManifest, place_of(location) / f"{IMAGES_DIR}/{manifest_name(stem)}")
         require(
             packed.image == manifest.image, f"the manifests in {IMAGES_DIR} and {TOKENS_DIR} disagree on the image tar"
         )
@@ -213,7 +212,7 @@ def _is_sound(view: TokenStore, row: int) -> bool:
 
 
 def _verify_images(location: str, expected: ImageFile, table: SampleTable) -> None:
-    size = remote_stat(location).size if is_remote(location) else match_files(location)[0].size
+    size = place_of(location).stat().size
     require(size == expected.size, f"{location} has {size} bytes, {expected.size} when it was tokenised")
     with local_file(location) as path:
         with path.open("rb") as file:
@@ -234,7 +233,7 @@ def _verify_images(location: str, expected: ImageFile, table: SampleTable) -> No
 
 def _verify_token_tar(view: TokenStore, table: SampleTable) -> None:
     location, info = view.token_location(0), view.info
-    with open_binary(location) as file:
+    with place_of(location).open() as file:
         members = walk_tar(file, label=location).members
     require(len(members) == 2 * len(table), f"{location} has {len(members)} members, {2 * len(table)} expected")
     lengths = (info.views * info.grid_size**2 * 2, info.views * VIEW_DTYPE.itemsize)
@@ -285,7 +284,7 @@ def local_file(location: str) -> Iterator[Path]:
         yield Path(location)
         return
     with tempfile.NamedTemporaryFile(prefix="beit-verify-") as file:
-        copy_file(location, file)
+        copy_file(place_of(location), file)
         yield Path(file.name)
 
 
@@ -295,23 +294,20 @@ def list_names(location: str, folder: str) -> list[str]:
     Raises:
         InputError: the server lists no folders.
     """
-    place = resolve_location(location, folder)
-    if not is_remote(place):
-        return sorted(path.name for path in Path(place).glob("*"))
-    return [file.path for file in list_folder(place)]
+    return place_of(resolve_location(location, folder)).names()
 
 
 def _fetch_shard(location: str, stem: str, folder: Path) -> None:
     for name in (TOKENS_DIR, IMAGES_DIR):
         (folder / name).mkdir()
-        path = manifest_path(folder / name, stem)
+        path = folder / name / manifest_name(stem)
         try:
-            path.write_bytes(fetch(resolve_location(location, f"{name}/{path.name}")))
+            path.write_bytes(place_of(resolve_location(location, f"{name}/{path.name}")).read())
         except MissingFile:
             continue  # said by the check that needs it
-    manifest = read_document(ShardManifest, manifest_path(folder / TOKENS_DIR, stem))
+    manifest = read_document(ShardManifest, place_of(str(folder)) / f"{TOKENS_DIR}/{manifest_name(stem)}")
     for expected in (manifest.samples, manifest.tokens):
         if expected is not None:
             # Its schema lets through plain file names only, so a manifest cannot choose where something is written.
             with (folder / TOKENS_DIR / expected.name).open("wb") as file:
-                copy_file(resolve_location(location, f"{TOKENS_DIR}/{expected.name}"), file)
+                copy_file(place_of(location) / f"{TOKENS_DIR}/{expected.name}", file)

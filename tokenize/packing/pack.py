@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from PIL import Image
@@ -26,15 +25,17 @@ from beit.common.progress import Progress
 from beit.common.shards.schema import IMAGES_DIR, ImageFile, ImageShardManifest, SkippedSample, StoreInfo, manifest_name
 from beit.common.sources.loose_files import FilesReader
 from beit.common.sources.types import SampleRef
-from beit.common.storage.locations import is_remote
+from beit.common.storage.documents import read_document, write_document
+from beit.common.storage.paths import is_remote
+from beit.common.storage.place import Place
 from beit.common.storage.tar_walk import walk_tar
 from beit.tokenize.packing.spool import ImageData, ReadImage, Spool, read_image
 from beit.tokenize.parallel import Processes, Workers
 from beit.tokenize.plan import StorePlan
 from beit.tokenize.shards.crops import crop_suffix, cut_crops
 from beit.tokenize.shards.prepare import ViewMaker
-from beit.tokenize.shards.writer import begin_shard, shard_tar
-from beit.tokenize.store.documents import StoreFiles, read_document, write_document
+from beit.tokenize.shards.writer import new_shard_tar
+from beit.tokenize.store.documents import StoreFiles
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +76,6 @@ def pack_images(
     """
     catalogue, spool_folder = plan.catalogue, files.scratch / _SPOOL
     assert catalogue is not None
-    files.make_folder(IMAGES_DIR)
     shutil.rmtree(spool_folder, ignore_errors=True)  # of an interrupted run
     manifests = packed_manifests(plan, files, info, found)
     groups = [group for group, shard in enumerate(plan.shards) if shard.stem not in manifests]
@@ -116,7 +116,7 @@ def packed_manifests(
         info: Its settings.
         found: What this returned before; only what was missing then is looked for.
     """
-    sizes, found = files.sizes(IMAGES_DIR), dict(found or {})
+    sizes, found = {file.path: file.size for file in (files / IMAGES_DIR).files()}, dict(found or {})
     missing = [shard.stem for shard in plan.shards if shard.stem not in found]
     with ThreadPoolExecutor(_CHECK_THREADS) as pool:
         looked_at = pool.map(lambda stem: _packed_manifest(files, stem, info, sizes), missing)
@@ -124,16 +124,17 @@ def packed_manifests(
 
 
 def _packed_manifest(files: StoreFiles, stem: str, info: StoreInfo, sizes: dict[str, int]) -> ImageShardManifest | None:
-    name = f"{IMAGES_DIR}/{manifest_name(stem)}"
+    folder = files / IMAGES_DIR
     if manifest_name(stem) not in sizes:
         return None
     try:
-        manifest = read_document(ImageShardManifest, files, name)
+        place = folder / manifest_name(stem)
+        manifest = read_document(ImageShardManifest, place)
         if manifest.settings_sha256 != info.settings_sha256():
-            raise InputError(f"{files.label(name)} belongs to other settings")
-        tar, expected = files.label(f"{IMAGES_DIR}/{manifest.image.name}"), manifest.image
+            raise InputError(f"{place} belongs to other settings")
+        tar, expected = folder / manifest.image.name, manifest.image
         is_same = sizes.get(expected.name) == expected.size
-        if not is_same or (not is_remote(tar) and header_digest(Path(tar)) != expected.header_sha256):
+        if not is_same or (not is_remote(tar.location) and _header_digest(tar) != expected.header_sha256):
             raise InputError(f"{tar} is not the file that its manifest describes")
     except InputError as error:
         logger.warning("packing %s again: %s", stem, error)
@@ -141,14 +142,9 @@ def _packed_manifest(files: StoreFiles, stem: str, info: StoreInfo, sizes: dict[
     return manifest
 
 
-def header_digest(path: Path) -> str:
-    """Return the digest over the header blocks of a local tar.
-
-    Raises:
-        InputError: the tar is damaged.
-    """
-    with path.open("rb") as file:
-        return walk_tar(file, label=str(path)).header_sha256
+def _header_digest(place: Place) -> str:
+    with place.open() as file:
+        return walk_tar(file, label=place.location).header_sha256
 
 
 def shrink(data: bytes, short_side: int, *, jpeg_quality: int) -> bytes:
@@ -203,10 +199,10 @@ def _write_tar(
     files: StoreFiles, stem: str, images: Iterator[PackedImage], info: StoreInfo, progress: Progress
 ) -> ImageShardManifest:
     """Write one image tar and then its manifest."""
+    folder, name = files / IMAGES_DIR, f"{stem}.tar"
     skipped: list[SkippedSample] = []
     num_samples = 0
-    begin_shard(files, IMAGES_DIR, stem)
-    with shard_tar(files, IMAGES_DIR, stem) as tar:
+    with new_shard_tar(folder, stem) as tar:
         for ref, members in images:
             progress.update(1)
             if isinstance(members, BadSample):
@@ -215,15 +211,15 @@ def _write_tar(
             for suffix, data in members.items():
                 tar.add(f"{ref.key}.{suffix}", data)
             num_samples += 1
-        written, header_sha256 = tar.finish(), header_digest(tar.path)
+        sha256, header_sha256 = tar.finish(), walk_tar(tar.file, label=str(folder / name)).header_sha256
     manifest = ImageShardManifest(
         stem=stem,
         settings_sha256=info.settings_sha256(),
-        image=ImageFile(name=f"{stem}.tar", size=tar.size, header_sha256=header_sha256, sha256=written),
+        image=ImageFile(name=name, size=tar.size, header_sha256=header_sha256, sha256=sha256),
         num_samples=num_samples,
         skipped=tuple(skipped),
     )
-    write_document(files, f"{IMAGES_DIR}/{manifest_name(stem)}", manifest)
+    write_document(folder / manifest_name(stem), manifest)
     return manifest
 
 

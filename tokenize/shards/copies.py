@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import os
 import tempfile
-from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -22,12 +20,10 @@ from typing import BinaryIO, NamedTuple, Self, cast
 
 from beit.common.errors import InputError
 from beit.common.sources.tars import TarShard
-from beit.common.storage.locations import is_remote, open_binary, read_range
+from beit.common.storage.paths import is_remote
+from beit.common.storage.place import place_of
 from beit.tokenize.shards.shard import ShardJob
 
-_PIECE_BYTES = 8 << 20
-_PIECES_AT_ONCE = 4
-"""One connection to an object store seldom gives more than 100 MB/s. Arbitrary; 32 MB in memory per tar."""
 _POLL_SECONDS = 0.5
 
 
@@ -51,7 +47,6 @@ class TarCopies:
     def __init__(self, folder: Path, check_stop: Callable[[], None]) -> None:
         self._folder = folder
         self._check_stop = check_stop
-        self._pieces = ThreadPoolExecutor(_PIECES_AT_ONCE, thread_name_prefix="beit-fetch")
         self._fetchers = ThreadPoolExecutor(2, thread_name_prefix="beit-copy")
         self._fetched: dict[str, Future[TarCopy]] = {}
         self._is_closed = False
@@ -66,7 +61,6 @@ class TarCopies:
         """Give up what is being fetched."""
         self._is_closed = True
         self._fetchers.shutdown(cancel_futures=True)
-        self._pieces.shutdown(cancel_futures=True)
         self._forget()
 
     @contextmanager
@@ -129,12 +123,12 @@ class TarCopies:
         return future.result()
 
     def _fetch(self, location: str) -> TarCopy:
-        with open_binary(location, insist=True) as remote:  # also finds out whether its server has byte ranges
-            size = remote.seek(0, os.SEEK_END)
         file = cast(BinaryIO, tempfile.TemporaryFile(dir=self._folder))
         try:
             hasher = hashlib.sha256()
-            for piece in self._in_order(location, size):
+            for piece in place_of(location).pieces():
+                if self._is_closed:
+                    raise InputError(f"{location} is not wanted any more")  # nobody sees it: the run is ending
                 hasher.update(piece)
                 file.write(piece)
             file.flush()
@@ -144,23 +138,6 @@ class TarCopies:
                 error.filename = str(self._folder)  # "no space left" alone does not tell where
             raise
         return TarCopy(file, hasher.hexdigest())
-
-    def _in_order(self, location: str, size: int) -> Iterator[bytes]:
-        pending: deque[Future[bytes]] = deque()
-        starts = iter(range(0, size, _PIECE_BYTES))
-        try:
-            while True:
-                while len(pending) < _PIECES_AT_ONCE and (start := next(starts, None)) is not None:
-                    end = min(start + _PIECE_BYTES, size)
-                    pending.append(self._pieces.submit(read_range, location, start, end))
-                if not pending:
-                    return
-                if self._is_closed:
-                    raise InputError(f"{location} is not wanted any more")  # nobody sees it: the run is ending
-                yield pending.popleft().result()
-        finally:
-            for future in pending:
-                future.cancel()
 
 
 def _close(future: Future[TarCopy]) -> None:

@@ -28,7 +28,7 @@ from beit.common.jitter import FACTOR_ONE
 from beit.common.shards.schema import StoreInfo
 from beit.common.sources.tars import TarReader, TarShard
 from beit.common.sources.types import SampleRef, ShardReader
-from beit.common.storage.locations import open_binary
+from beit.common.storage.place import place_of
 from beit.common.storage.tar_walk import TarIndex, TarMember, group_samples, walk_tar
 from beit.common.views import VIEW_DTYPE, render_view
 from beit.tokenize.shards.prepare import PreparedImage, ViewMaker, empty_image
@@ -160,7 +160,7 @@ class CropTar:
         Raises:
             InputError: the tar is damaged, or does not say.
         """
-        with open_binary(self.location) as file:
+        with place_of(self.location).open() as file:
             sample = group_samples(walk_tar(file, label=self.location).members, label=self.location).get(key, {})
             content = self._json(key, sample, TarReader(file, self.location))
         views = np.zeros(self.num_views, dtype=VIEW_DTYPE)

@@ -23,8 +23,9 @@ from beit.common.shards.schema import (
     manifest_name,
 )
 from beit.common.shards.tables import SampleTable, decode_index, decode_samples, encode_index
-from beit.common.storage.documents import parse_document
-from beit.tokenize.store.documents import StoreFiles, read_document, read_present, write_document
+from beit.common.storage.documents import parse_document, read_document, write_document
+from beit.common.storage.place import FileStat, read_files
+from beit.tokenize.store.documents import StoreFiles, stat_if_there
 from beit.tokenize.store.leases import Leases
 
 logger = logging.getLogger(__name__)
@@ -43,7 +44,7 @@ class FinishedStore:
 
 
 def finish_store(
-    files: StoreFiles, stems: list[str], leases: Leases, *, budget: float, stamp_before: str | None = None
+    files: StoreFiles, stems: list[str], leases: Leases, *, budget: float, stamp_before: FileStat | None = None
 ) -> FinishedStore | None:
     """Write the held-out threshold and the shard table, once every shard is committed.
 
@@ -62,12 +63,13 @@ def finish_store(
         InputError: no image was usable, or too few were, or a manifest does not belong here.
     """
     with leases.step("store"):
-        info = read_document(StoreInfo, files, STORE_FILE)
-        if not files.sizes(TOKENS_DIR).keys() >= {manifest_name(stem) for stem in stems}:
+        info = read_document(StoreInfo, files / STORE_FILE)
+        listed = {file.path: file for file in (files / TOKENS_DIR).files()}
+        if not listed.keys() >= {manifest_name(stem) for stem in stems}:
             return None
-        names = [f"{TOKENS_DIR}/{manifest_name(stem)}" for stem in stems]
-        if files.stamp(INDEX_FILE) not in (None, stamp_before) and files.is_newest(INDEX_FILE, names):
-            rows = decode_index(read_present(files, INDEX_FILE), label=files.label(INDEX_FILE))
+        index, found = files / INDEX_FILE, stat_if_there(files / INDEX_FILE)
+        if found not in (None, stamp_before) and _is_newest(found, [listed[manifest_name(stem)] for stem in stems]):
+            rows = decode_index(index.read(), label=index.location)
             with_skipped = [row.stem for row in rows if row.num_skipped]
             return FinishedStore(rows, _count_skipped(_read_manifests(files, with_skipped)))
         manifests = _read_manifests(files, stems)
@@ -76,16 +78,26 @@ def finish_store(
         threshold = held_out_threshold(hashes, info)
         info = replace(info, held_out=replace(info.held_out, threshold=threshold))
         rows = [index_row(manifest, keys, threshold) for manifest, keys in zip(manifests, hashes, strict=True)]
-        write_document(files, STORE_FILE, info)
-        files.write(INDEX_FILE, encode_index(rows))
+        write_document(files / STORE_FILE, info)
+        index.write(encode_index(rows))
         leases.sweep()
     return FinishedStore(rows, _count_skipped(manifests))
 
 
 def _read_manifests(files: StoreFiles, stems: list[str]) -> list[ShardManifest]:
-    names = [f"{TOKENS_DIR}/{manifest_name(stem)}" for stem in stems]
-    found = zip(names, files.read_all(names), strict=True)
-    return [parse_document(ShardManifest, data, label=files.label(name)) for name, data in found]
+    paths = [str(files / f"{TOKENS_DIR}/{manifest_name(stem)}") for stem in stems]
+    contents = read_files(paths)
+    return [parse_document(ShardManifest, data, label=path) for path, data in zip(paths, contents, strict=True)]
+
+
+def _is_newest(index: FileStat, others: list[FileStat]) -> bool:
+    """Tell whether the index is not older than any of the others, as far as is known.
+
+    Many storages count in seconds. That a shard was tokenised again in the second in which the index was written is not
+    seen then; its bytes are the same, unless the settings allow mixed executions.
+    """
+    times = [other.modified_ns for other in others]
+    return index.modified_ns is not None and all(time is not None and time <= index.modified_ns for time in times)
 
 
 def _count_skipped(manifests: list[ShardManifest]) -> Counter[str]:
@@ -125,9 +137,9 @@ def _load_key_hashes(files: StoreFiles, manifests: list[ShardManifest]) -> list[
     hashes = []
     for start in range(0, len(manifests), _TABLES_AT_ONCE):
         some = manifests[start : start + _TABLES_AT_ONCE]
-        names = [f"{TOKENS_DIR}/{manifest.samples.name}" for manifest in some]
-        for manifest, name, data in zip(some, names, files.read_all(names), strict=True):
-            hashes.append(_decode_samples(manifest, files.label(name), data).key_hash)
+        paths = [str(files / f"{TOKENS_DIR}/{manifest.samples.name}") for manifest in some]
+        for manifest, path, data in zip(some, paths, read_files(paths), strict=True):
+            hashes.append(_decode_samples(manifest, path, data).key_hash)
     return hashes
 
 

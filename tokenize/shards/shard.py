@@ -27,15 +27,16 @@ from beit.common.shards.schema import (
 )
 from beit.common.sources.tars import TarShard
 from beit.common.sources.types import SampleRef, ShardReader
+from beit.common.storage.documents import read_document
 from beit.common.storage.files import sha256_file
-from beit.common.storage.locations import FileInfo, is_remote, match_files, remote_info
-from beit.common.storage.objects import stat_object
+from beit.common.storage.paths import is_remote
+from beit.common.storage.place import place_of
 from beit.tokenize.parallel import Processes, Workers
 from beit.tokenize.shards.crops import CropTar
 from beit.tokenize.shards.encode import EncodedImage, RankTokenizer, Stopwatch, encode_images
 from beit.tokenize.shards.prepare import ImageMaker, PreparedImage, RejectedImage
 from beit.tokenize.shards.writer import TokenShardWriter
-from beit.tokenize.store.documents import StoreFiles, read_document
+from beit.tokenize.store.documents import StoreFiles, check_file
 
 logger = logging.getLogger(__name__)
 
@@ -164,7 +165,7 @@ class ShardTokenizer:
         if job.is_packed and job.copy_sha256:
             is_same = job.copy_sha256 == job.image_sha256
             require(is_same, f"{job.tar.location} is damaged: its sha256 is not that of its manifest; {_PACK_AGAIN}")
-        before = _stat(job.tar.location)
+        before = place_of(job.tar.location).stat()
         refs: Sequence[SampleRef]
         refs, index = job.tar.scan()
         skipped = list(job.skipped)
@@ -177,7 +178,7 @@ class ShardTokenizer:
             for encoded in self._encode(usable):
                 writer.add(encoded.image.ref, encoded.token_ids, encoded.image.views)
                 progress.add(images=1)
-            after = _stat(job.tar.location)
+            after = place_of(job.tar.location).stat()
             require(before == after, f"{before.path} changed while it was tokenised; run beit tokenize again")
             image = ImageFile(
                 name=job.image_file,
@@ -253,15 +254,16 @@ def find_finished(files: StoreFiles, job: ShardJob, info: StoreInfo) -> ShardMan
 
     The image tar is checked by size, and by its headers unless its time is unchanged.
     """
-    name = f"{TOKENS_DIR}/{manifest_name(job.stem)}"
-    if not files.exists(name):
+    folder = files / TOKENS_DIR
+    place = folder / manifest_name(job.stem)
+    if not place.exists():
         return None
     try:
-        manifest = read_document(ShardManifest, files, name)
-        require(manifest.settings_sha256 == info.settings_sha256(), f"{files.label(name)} belongs to other settings")
-        files.check(TOKENS_DIR, manifest.samples)
+        manifest = read_document(ShardManifest, place)
+        require(manifest.settings_sha256 == info.settings_sha256(), f"{place} belongs to other settings")
+        check_file(folder / manifest.samples.name, manifest.samples)
         if manifest.tokens is not None:
-            files.check(TOKENS_DIR, manifest.tokens)
+            check_file(folder / manifest.tokens.name, manifest.tokens)
         _check_image(job, manifest.image)
     except InputError as error:
         logger.warning("shard %s is done again: %s", job.stem, error)
@@ -269,23 +271,8 @@ def find_finished(files: StoreFiles, job: ShardJob, info: StoreInfo) -> ShardMan
     return manifest
 
 
-def _stat(location: str) -> FileInfo:
-    """Return size and version of an image tar that was found before; a server that is away for a moment is waited for.
-
-    Raises:
-        InputError: it is gone.
-        RemoteError: its server stays away.
-    """
-    if not is_remote(location):
-        return match_files(location)[0]
-    info = stat_object(location)
-    if info is None:
-        raise InputError(f"{location} does not exist any more")
-    return remote_info(location, info)
-
-
 def _check_image(job: ShardJob, expected: ImageFile) -> None:
-    found = _stat(job.tar.location)
+    found = place_of(job.tar.location).stat()
     require(found.size == expected.size, f"{found.path} has {found.size} bytes, its manifest says {expected.size}")
     if expected.stamp and expected.stamp == found.version:
         return

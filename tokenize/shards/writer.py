@@ -34,22 +34,25 @@ from beit.common.shards.schema import (
 )
 from beit.common.shards.tables import encode_samples
 from beit.common.sources.types import SampleRef
+from beit.common.storage.documents import write_document
+from beit.common.storage.place import Place
 from beit.common.storage.tar_writer import TarAppender
 from beit.tokenize.shards.crops import CropsRef
 from beit.tokenize.shards.encode import RankTokenizer
-from beit.tokenize.store.documents import StoreFiles, write_document
+from beit.tokenize.store.documents import StoreFiles
 
 
-def begin_shard(files: StoreFiles, folder: str, stem: str) -> None:
+def begin_shard(folder: Place, stem: str) -> None:
     """Remove what an interrupted run left of a shard, and its manifest: from here on it is unfinished."""
-    files.remove(f"{folder}/{manifest_name(stem)}")
-    files.remove_temporaries(folder, f"{stem}.")
+    (folder / manifest_name(stem)).remove()
+    folder.remove_temporaries(f"{stem}.")
 
 
 @contextmanager
-def shard_tar(files: StoreFiles, folder: str, stem: str) -> Iterator[TarAppender]:
-    """Open a new tar of images or tokens, which appears under its name, whole, only if the block succeeds."""
-    with files.new_file(f"{folder}/{stem}.tar") as file:
+def new_shard_tar(folder: Place, stem: str) -> Iterator[TarAppender]:
+    """Begin a shard with its tar of images or tokens, which appears, whole, only if the block succeeds."""
+    begin_shard(folder, stem)
+    with (folder / f"{stem}.tar").new_file() as file:
         yield TarAppender(file)
 
 
@@ -63,7 +66,7 @@ class TokenShardWriter:
     """
 
     def __init__(self, files: StoreFiles, stem: str, info: StoreInfo) -> None:
-        self._files = files
+        self._folder = files / TOKENS_DIR
         self._stem = stem
         self._info = info
         self._rows: list[dict[str, Any]] = []
@@ -72,9 +75,10 @@ class TokenShardWriter:
 
     def __enter__(self) -> Self:
         """Remove what an interrupted run left of this shard, and its manifest: from here on it is unfinished."""
-        begin_shard(self._files, TOKENS_DIR, self._stem)
         if self._info.views:
-            self._tar = self._stack.enter_context(shard_tar(self._files, TOKENS_DIR, self._stem))
+            self._tar = self._stack.enter_context(new_shard_tar(self._folder, self._stem))
+        else:
+            begin_shard(self._folder, self._stem)
         return self
 
     def __exit__(
@@ -128,13 +132,13 @@ class TokenShardWriter:
             execution=tokenizing.execution,
             versions=tokenizing.versions,
         )
-        write_document(self._files, f"{TOKENS_DIR}/{manifest_name(self._stem)}", manifest)
+        write_document(self._folder / manifest_name(self._stem), manifest)
         return manifest
 
     def _write_samples(self) -> CommittedFile:
         name = f"{self._stem}.samples.parquet"
         data = encode_samples(self._rows, num_crops=self._info.views if self._info.is_materialized else 0)
-        self._files.write(f"{TOKENS_DIR}/{name}", data)
+        (self._folder / name).write(data)
         return CommittedFile(name=name, sha256=hashlib.sha256(data).hexdigest(), size=len(data))
 
     def _add_array(self, name: str, array: NDArray[Any]) -> tuple[int, int]:

@@ -29,11 +29,13 @@ from typing import Self
 import psutil  # type: ignore[import-untyped]  # comes with deepspeed
 
 from beit.common.config import config_from_dict
+from beit.common.errors import InputError
 from beit.common.processes.signals import is_alive
-from beit.common.storage.remote_file import RemoteError
-from beit.tokenize.store.lease_files import LeaseFiles
+from beit.common.storage.place import MissingFile, Place, RemoteError
 
 logger = logging.getLogger(__name__)
+
+LEASE_PREFIX = ".lease."
 
 BEAT_SECONDS = 5.0
 """Between two signs of life. Arbitrary; a few small writes per minute and process cost a file server nothing."""
@@ -85,7 +87,7 @@ class Leases:
     """The leases of one process on one store; as a context manager, kept alive inside and given back at its end.
 
     Args:
-        files: What the leases are kept in; its folder exists.
+        store: Where they are kept.
         raise_if_stopped: Called while waiting; raises if somebody asked to stop.
         beat_seconds: Between two signs of life.
         expiry_seconds: After which a lease without one may be taken.
@@ -93,13 +95,13 @@ class Leases:
 
     def __init__(
         self,
-        files: LeaseFiles,
+        store: Place,
         raise_if_stopped: Callable[[], None] = lambda: None,
         *,
         beat_seconds: float = BEAT_SECONDS,
         expiry_seconds: float = EXPIRY_SECONDS,
     ) -> None:
-        self._files = files
+        self._store = store
         self._raise_if_stopped = raise_if_stopped
         self._beat_seconds, self._expiry_seconds = beat_seconds, expiry_seconds
         self._held: dict[str, Holder] = {}
@@ -126,9 +128,7 @@ class Leases:
         """Take the lease of a shard or step, unless a live process holds it; return whether it is held now."""
         holder = _this_process()
         content = holder.encode()
-        if not self._files.create(name, content) and not (
-            self._remove_if_dead(name) and self._files.create(name, content)
-        ):
+        if not self._create(name, content) and not self._take_if_dead(name, content):
             return False
         self._seen.pop(name, None)
         with self._lock:
@@ -137,7 +137,7 @@ class Leases:
 
     def is_free(self, name: str) -> bool:
         """Tell whether no live process holds a lease."""
-        content = self._files.read(name)
+        content = self._read(name)
         return content is None or self._is_dead(name, content)
 
     def release(self, name: str) -> None:
@@ -147,9 +147,9 @@ class Leases:
             if holder is None:
                 return
             try:
-                if _nonce(self._files.read(name)) == holder.nonce:
-                    self._files.remove(name)
-            except RemoteError as error:  # what the run came to is more important
+                if _nonce(self._read(name)) == holder.nonce:
+                    self._lease(name).remove()
+            except (RemoteError, InputError) as error:  # what the run came to is more important
                 logger.warning("the lease of %s stays behind until it expires: %s", name, error)
 
     def require_held(self, name: str) -> None:
@@ -159,7 +159,7 @@ class Leases:
             LeaseLost: it is another's.
         """
         holder = self._held[name]
-        if _nonce(self._files.read(name)) != holder.nonce:
+        if _nonce(self._read(name)) != holder.nonce:
             raise LeaseLost(f"{name} was taken over by another process while this one stood still")
 
     @contextmanager
@@ -184,18 +184,32 @@ class Leases:
 
     def sweep(self) -> None:
         """Remove what killed processes left, once all shards are committed and no lease on them means anything."""
-        for name in self._files.names():
-            if name not in self._held:
-                self._files.remove(name)
+        for file in self._store.files():
+            name = file.path.removeprefix(LEASE_PREFIX)
+            if name != file.path and name not in self._held:
+                self._lease(name).remove()
 
-    def _remove_if_dead(self, name: str) -> bool:
-        """Remove a lease whose holder is gone; False if it is not, or if another process was faster."""
-        content = self._files.read(name)
+    def _lease(self, name: str) -> Place:
+        return self._store / f"{LEASE_PREFIX}{name}"
+
+    def _read(self, name: str) -> bytes | None:
+        try:
+            return self._lease(name).read()
+        except MissingFile:
+            return None
+
+    def _create(self, name: str, content: bytes) -> bool:
+        # A storage without conditional requests: at least what was there before is seen, and who came last.
+        return self._read(name) is None and self._lease(name).create(content) and self._read(name) == content
+
+    def _take_if_dead(self, name: str, own: bytes) -> bool:
+        """Take a lease whose holder is gone; False if it is not, or if another process was faster."""
+        content = self._read(name)
         if content is None:
-            return True  # given back this moment
+            return self._create(name, own)  # given back this moment
         if not self._is_dead(name, content):
             return False
-        is_taken = self._files.take(name, lambda found: _nonce(found) == _nonce(content))
+        is_taken = self._lease(name).take(own, _is_of(_nonce(content)))
         if is_taken:
             logger.info("taking over %s from %s, which is gone", name, _who(content))
         return is_taken
@@ -214,15 +228,17 @@ class Leases:
             with self._lock:
                 for name, holder in self._held.items():
                     self._held[name] = replace(holder, beat=holder.beat + 1)
-                    with suppress(OSError):  # a file server that is away for a moment; the next beat may reach it
-                        self._files.update(name, self._held[name].encode(), _is_of(holder.nonce))
+                    with suppress(
+                        OSError, InputError
+                    ):  # a server that is away for a moment; the next beat may reach it
+                        self._lease(name).replace(self._held[name].encode(), _is_of(holder.nonce))
 
     def _describe(self, name: str) -> str:
-        content = self._files.read(name)
+        content = self._read(name)
         return f"{name} ({_who(content)})" if content is not None else name
 
 
-def _is_of(nonce: str) -> Callable[[bytes | None], bool]:
+def _is_of(nonce: str | None) -> Callable[[bytes], bool]:
     return lambda content: _nonce(content) == nonce
 
 

@@ -19,13 +19,14 @@ from beit.common.reading.reader import build_loader
 from beit.common.runs.metrics import read_metrics
 from beit.common.shards.cache import ShardCache
 from beit.common.shards.checks import check_image_tars
-from beit.common.storage.remote_file import RemoteError
+from beit.common.storage.place import RemoteError
 from beit.common.store import open_store
 from beit.pretrain.commands import pretrain_command
 from beit.pretrain.config import PretrainConfig
 from beit.pretrain.train import PretrainTask, check_store
 from beit.tests import fake_dataset
 from beit.tests.file_server import serve
+from beit.tests.impatience import hurry
 from beit.tests.served_folder import serve_folder, web_server
 from beit.tests.support import write_store
 
@@ -132,7 +133,7 @@ def test_beit_pretrain_takes_a_url_and_gives_the_same_numbers(made, tmp_path, mo
 
 
 def test_a_server_that_fails_now_and_then_changes_nothing(made, tmp_path, monkeypatch):
-    monkeypatch.setattr("beit.common.storage.remote_file._PAUSES_SECONDS", (0.0,) * 5)
+    hurry(monkeypatch)
     expected = rows_of(task_of(open_store(made / "store"), lanes=2).data.micro_batches(0))
     with serve(web_server(made)) as server:
         store = open_store(f"{server.url}/store")
@@ -148,7 +149,7 @@ def test_a_server_that_fails_now_and_then_changes_nothing(made, tmp_path, monkey
 @pytest.mark.fault
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_server_that_goes_away_ends_the_run_with_its_url(made, num_workers, monkeypatch):
-    monkeypatch.setattr("beit.common.storage.remote_file._PAUSES_SECONDS", (0.0,))
+    hurry(monkeypatch, retries=1)
     with serve(web_server(made)) as server:
         task = task_of(open_store(f"{server.url}/store"), num_workers=num_workers)
         batches = task.data.micro_batches(0)

@@ -18,6 +18,7 @@ from beit.common.errors import InputError
 from beit.common.faults import set_trap
 from beit.common.shards.schema import ShardManifest
 from beit.common.storage.documents import read_document
+from beit.common.storage.place import place_of
 from beit.common.storage.tar_walk import walk_tar
 from beit.common.store import open_store
 from beit.tests.support import write_images, write_tokenizer
@@ -64,10 +65,12 @@ def finished_shards(store):
     for tar in store.glob("*/*.tar"):
         with tar.open("rb") as file:
             walk_tar(file, label=tar.name)
-    manifests = [read_document(ShardManifest, path) for path in (store / "tokens").glob("*.manifest.json")]
+    manifests = [
+        read_document(ShardManifest, place_of(str(path))) for path in (store / "tokens").glob("*.manifest.json")
+    ]
     for manifest in manifests:
-        check_file(store / "tokens", manifest.tokens)
-        check_file(store / "tokens", manifest.samples)
+        check_file(place_of(f"{store}/tokens/{manifest.tokens.name}"), manifest.tokens)
+        check_file(place_of(f"{store}/tokens/{manifest.samples.name}"), manifest.samples)
     return {manifest.stem for manifest in manifests}
 
 

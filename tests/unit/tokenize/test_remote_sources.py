@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 
 import fsspec
 import pyarrow as pa
@@ -10,17 +11,18 @@ import pytest
 
 from beit.common.errors import InputError
 from beit.common.sources.index_build import build_index
-from beit.common.storage import remote_file
-from beit.common.storage.remote_file import RemoteError
+from beit.common.storage.place import RemoteError, place_of
+from beit.common.storage.remote_place import forget_stores
 from beit.common.store import open_store
 from beit.tests.file_server import FileServer, serve
+from beit.tests.impatience import hurry
 from beit.tests.s3_server import serve_s3
 from beit.tests.tiny_store import encoded_image, tokenize, tree_bytes, write_folder, write_members, write_tars
 
 
 @pytest.fixture
 def at_once(monkeypatch):
-    monkeypatch.setattr(remote_file, "_PAUSES_SECONDS", (0.0,) * 5)
+    hurry(monkeypatch)
 
 
 @pytest.fixture
@@ -254,27 +256,24 @@ def test_buckets_without_the_file_are_one_line(tmp_path):
 
 
 def test_missing_credentials_are_one_line(tmp_path, monkeypatch):
-    import s3fs
-
     with serve_s3({}) as bucket:
         for variable in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
             monkeypatch.delenv(variable)
         for variable in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
             monkeypatch.setenv(variable, str(tmp_path / "none"))
-        s3fs.S3FileSystem.clear_instance_cache()
+        forget_stores()
         for name in ("x.tar", "folder", "x-*.tar", "x.txt", "x.parquet"):
             message = refusal(f"{bucket}/{name}", tmp_path / "store")
             assert "needs credentials (Unable to locate credentials)" in message
 
 
 def test_a_missing_package_is_named(monkeypatch):
-    def not_installed(url, **options):
-        raise ImportError("Install s3fs to access S3")
-
-    monkeypatch.setattr(fsspec.core, "url_to_fs", not_installed)
-    with pytest.raises(InputError, match=r"s3://b/x\.tar needs a package .*pip install 'beit\[s3\]'"):
-        remote_file.file_system_of("s3://b/x.tar")
-    with pytest.raises(InputError, match=r"simplecache::https://h/x needs .*beit\[http\]"):
-        remote_file.file_system_of("simplecache::https://h/x")
-    with pytest.raises(InputError, match="gs://b/x.tar needs a package that is not installed: Install s3fs"):
-        remote_file.file_system_of("gs://b/x.tar")
+    monkeypatch.setitem(sys.modules, "fsspec", None)
+    with pytest.raises(InputError, match=r"hf://datasets/x\.tar needs a package that is not installed .*fsspec"):
+        place_of("hf://datasets/x.tar").read()
+    monkeypatch.setitem(sys.modules, "boto3", None)
+    monkeypatch.setenv("AWS_PROFILE", "mine")
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID", raising=False)
+    forget_stores()
+    with pytest.raises(InputError, match=r"s3://b needs boto3 .* pip install 'beit\[s3\]'"):
+        place_of("s3://b/x.tar").read()

@@ -8,6 +8,7 @@ import pytest
 
 from beit.common.errors import InputError, ResumableStop
 from beit.common.sources.loose_files import FilesReader
+from beit.common.storage.place import place_of
 from beit.common.store import open_store
 from beit.common.views import AugmentConfig
 from beit.tests.tiny_store import (
@@ -21,7 +22,7 @@ from beit.tests.tiny_store import (
 )
 from beit.tokenize.ranks import tokenize_with_ranks
 from beit.tokenize.shards.index import finish_store
-from beit.tokenize.store.documents import FolderFiles
+from beit.tokenize.store.documents import StoreFiles, stat_if_there
 from beit.tokenize.store.leases import Leases
 
 
@@ -342,12 +343,12 @@ def test_a_rank_takes_the_index_that_another_wrote_while_it_ran(tmp_path, monkey
         raise AssertionError("all sample tables are read")
 
     monkeypatch.setattr("beit.tokenize.shards.index._load_key_hashes", read_again)
-    files = FolderFiles(store)
-    with Leases(files.leases()) as leases:
+    files = StoreFiles(place_of(str(store)), store)
+    with Leases(files.place) as leases:
         finished = finish_store(files, stems, leases, budget=0.5, stamp_before=None)
         assert finished.rows == rows and dict(finished.skipped) == {"unsupported": 1}
         with pytest.raises(AssertionError, match="all sample tables"):  # it was there when this process began
-            finish_store(files, stems, leases, budget=0.5, stamp_before=files.stamp("index.parquet"))
+            finish_store(files, stems, leases, budget=0.5, stamp_before=stat_if_there(files / "index.parquet"))
         os.utime(store / "tokens/000001-part-1.manifest.json")
         with pytest.raises(AssertionError, match="all sample tables"):  # a shard was written after it
             finish_store(files, stems, leases, budget=0.5, stamp_before=None)

@@ -15,7 +15,7 @@ from beit.common.reading.batch_plan import BatchPlan
 from beit.common.reading.config import ReaderConfig
 from beit.common.reading.dataset import build_order
 from beit.common.reading.reader import SampleInfo, build_loader, collate, sequential_loader
-from beit.common.storage.remote_file import RemoteError
+from beit.common.storage.place import RemoteError
 from beit.tests import fake_dataset
 from beit.tests.fake_dataset import AtSample, FakeDataset, to_pixels
 

@@ -9,15 +9,16 @@ import pytest
 from beit.common.errors import InputError
 from beit.common.shards.ahead import RemoteShards, ShardRange
 from beit.common.shards.cache import DamagedShard, RemoteShard, ShardCache
-from beit.common.storage.remote_file import RemoteError
+from beit.common.storage.place import RemoteError
 from beit.tests.file_server import FileServer, serve
+from beit.tests.impatience import hurry
 
 SIZE = 4000
 
 
 @pytest.fixture
 def server(monkeypatch):
-    monkeypatch.setattr("beit.common.storage.remote_file._PAUSES_SECONDS", (0.0, 0.0))
+    hurry(monkeypatch, retries=2)
     with serve(FileServer({f"/{number}.tar": bytes([number]) * SIZE for number in range(4)})) as server:
         yield server
 
@@ -110,7 +111,7 @@ def test_a_disk_that_cannot_be_written_costs_the_cache_not_the_run(server, shard
 
 
 def test_a_server_that_goes_away_is_named(shards, tmp_path, monkeypatch):
-    monkeypatch.setattr("beit.common.storage.remote_file._PAUSES_SECONDS", (0.0,))
+    hurry(monkeypatch, retries=1)
     with serve(FileServer({"/0.tar": bytes(SIZE)})) as server:
         shard = RemoteShard(f"{server.url}/0.tar", SIZE)
         reads = RemoteShards(ShardCache(tmp_path, 10 * SIZE))

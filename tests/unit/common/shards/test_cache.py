@@ -54,7 +54,7 @@ def test_a_shard_is_fetched_once_and_read_as_it_is(server, tmp_path):
 
 
 def test_a_shard_comes_in_pieces(server, tmp_path, monkeypatch):
-    monkeypatch.setattr("beit.common.storage.ranges.PIECE_BYTES", 512)
+    monkeypatch.setattr("beit.common.storage.remote_place.PIECE_BYTES", 512)
     server.files["/0.tar"] = os.urandom(SIZE)
     cache, shard = ShardCache(tmp_path, 10 * SIZE), shard_of(server, 0)
     assert cache.fill(shard) is Fill.DONE

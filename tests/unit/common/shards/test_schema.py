@@ -21,6 +21,7 @@ from beit.common.shards.schema import (
     index_digest,
 )
 from beit.common.storage.documents import from_json, read_document, to_json, write_json
+from beit.common.storage.place import place_of
 
 INFO = StoreInfo(
     tokenizer=TokenizerInfo(name="mini", fingerprint="ab", vocab_size=1024, downsampling=8),
@@ -66,7 +67,7 @@ ROW = ShardRow(
 @pytest.mark.parametrize("document", [INFO, replace(INFO, tokenizer=None, views=0, class_names=None), MANIFEST])
 def test_documents_survive_json(tmp_path, document):
     write_json(tmp_path / "x.json", to_json(document))
-    assert read_document(type(document), tmp_path / "x.json") == document
+    assert read_document(type(document), place_of(str(tmp_path / "x.json"))) == document
 
 
 def test_a_document_of_another_kind_version_or_with_fields_missing_is_refused():

@@ -8,7 +8,8 @@ import pytest
 from beit.common.errors import InputError
 from beit.common.storage.file_pool import FilePool
 from beit.common.storage.files import sha256_file
-from beit.common.storage.place import read_whole, resolve_location
+from beit.common.storage.paths import resolve_location
+from beit.common.storage.place import place_of
 from beit.common.storage.tar_walk import walk_tar
 from beit.common.storage.tar_writer import TarAppender
 
@@ -80,7 +81,7 @@ def test_a_range_beyond_the_end_is_an_error(tmp_path):
     with pytest.raises(InputError, match="missing"):
         FilePool().read(str(tmp_path / "missing"), 0, 1)
     with pytest.raises(InputError, match="missing"):
-        read_whole(str(tmp_path / "missing"))
+        place_of(str(tmp_path / "missing")).read()
 
 
 @pytest.mark.parametrize(

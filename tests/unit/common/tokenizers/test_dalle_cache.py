@@ -1,6 +1,8 @@
+import errno
 import json
 import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import pytest
 import torch
 
 from beit.common.errors import InputError
-from beit.common.storage import download
+from beit.common.storage import remote_place
 from beit.common.storage.files import sha256_file
 from beit.common.tokenizer import load_tokenizer
 from beit.common.tokenizers import dalle_cache
@@ -17,6 +19,7 @@ from beit.common.tokenizers.dalle import DalleDecoder, DalleEncoder
 from beit.common.tokenizers.dalle_cache import MIRRORS_VARIABLE, has_decoder, prepare_dalle
 from beit.tests.dall_e_files import use_small_network, write_pickle
 from beit.tests.file_server import FileServer, serve
+from beit.tests.impatience import hurry
 
 USED = ["config.json", "decoder.safetensors", "model.safetensors"]
 
@@ -28,7 +31,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY", MIRRORS_VARIABLE):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(dalle_cache, "OFFICIAL_URL", "http://127.0.0.1:9/dall-e")
-    monkeypatch.setattr(download, "BACK_OFF_SECONDS", ())
+    hurry(monkeypatch)
     monkeypatch.setenv("BEIT_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache" / "dall-e"
 
@@ -64,7 +67,7 @@ def test_first_use_downloads_converts_and_records(
     with serve(FileServer(files_of(published))) as server:
         monkeypatch.setattr(dalle_cache, "OFFICIAL_URL", server.url)
         tokenizer = load_tokenizer("dall-e")
-        assert len(server.requests) == 2
+        assert server.paths == [f"/{part}.pkl" for part in ("encoder", "decoder") for _ in ("look", "fetch")]
     assert names(folder) == sorted([*USED, "encoder.pkl", "decoder.pkl"])
     for part in ("encoder", "decoder"):
         assert settings(folder)["sources"][part] == {
@@ -136,7 +139,7 @@ def test_a_decoder_that_cannot_be_had_does_not_stop_tokenizing(
         monkeypatch.setattr(dalle_cache, "OFFICIAL_URL", server.url)
         with caplog.at_level(logging.WARNING, logger="beit"):
             assert not load_tokenizer("dall-e").can_decode
-        assert "goes on without" in caplog.text and "HTTP 404" in caplog.text
+        assert "goes on without" in caplog.text and "decoder.pkl does not exist" in caplog.text
         count = len(server.requests)
         load_tokenizer("dall-e")
         assert len(server.requests) == count  # not asked for again, unless somebody wants pictures
@@ -233,3 +236,96 @@ def test_tensors_survive_the_conversion_bit_for_bit(folder: Path, published: Pat
     converted, bare = load_model(prepare_dalle()).model.state_dict(), load_model(published).model.state_dict()
     assert converted.keys() == bare.keys()
     assert all(torch.equal(converted[name], bare[name]) for name in bare)
+
+
+@pytest.fixture
+def small_pieces(monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr(remote_place, "PIECE_BYTES", 1000)
+    return 1000
+
+
+def begin(server: FileServer, folder: Path, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Leave what a process leaves that is stopped on its way; return how much that is."""
+    folder.mkdir(parents=True)
+    real = dalle_cache._pieces
+
+    def stop(url: str, start: int) -> Iterator[bytes]:
+        for piece in real(url, start):
+            yield piece
+            if start + len(piece) >= 1000:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(dalle_cache, "OFFICIAL_URL", server.url)
+    with monkeypatch.context() as patch:
+        patch.setattr(dalle_cache, "_pieces", stop)
+        with pytest.raises(KeyboardInterrupt):
+            prepare_dalle()
+    assert not (folder / "encoder.pkl").exists()
+    return (folder / "encoder.pkl.part").stat().st_size
+
+
+def test_what_an_earlier_process_left_is_gone_on_from(
+    folder: Path, published: Path, small_pieces: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serve(FileServer(files_of(published))) as server:
+        have = begin(server, folder, monkeypatch)
+        sent = server.bytes_sent
+        load_tokenizer("dall-e")
+        size = sum(map(len, server.files.values()))
+        assert 0 < have < size and server.bytes_sent - sent < size - have + 100
+    assert (folder / "encoder.pkl").read_bytes() == (published / "encoder.pkl").read_bytes()
+    assert names(folder) == sorted([*USED, "encoder.pkl", "decoder.pkl"])
+
+
+@pytest.mark.parametrize("etag", ['"v2"', None])
+def test_another_version_or_a_server_that_names_none_starts_anew(
+    folder: Path, published: Path, small_pieces: int, monkeypatch: pytest.MonkeyPatch, etag: str | None
+) -> None:
+    with serve(FileServer(files_of(published), etag=etag if etag is None else '"v1"')) as server:
+        begin(server, folder, monkeypatch)
+        server.etag = etag
+        (folder / "encoder.pkl.part").write_bytes(b"of the old version")
+        load_tokenizer("dall-e")
+    assert (folder / "encoder.pkl").read_bytes() == (published / "encoder.pkl").read_bytes()
+
+
+@pytest.mark.parametrize("kind", [{"has_ranges": False}, {"is_chunked": True}])
+def test_a_server_without_ranges_or_lengths_will_do(
+    folder: Path, published: Path, kind: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serve(FileServer(files_of(published), **kind)) as server:
+        monkeypatch.setattr(dalle_cache, "OFFICIAL_URL", server.url)
+        load_tokenizer("dall-e")
+    assert (folder / "encoder.pkl").read_bytes() == (published / "encoder.pkl").read_bytes()
+
+
+def test_a_web_page_in_place_of_the_file_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serve(FileServer({"/encoder.pkl": b"<html>log in</html>"}, content_type="text/html")) as server:
+        monkeypatch.setattr(dalle_cache, "OFFICIAL_URL", server.url)
+        with pytest.raises(
+            InputError, match="what it gave is not the file: it is a web page; a proxy or log-in page may be in between"
+        ):
+            load_tokenizer("dall-e")
+
+
+def test_a_full_disk_is_not_mistaken_for_the_network(
+    folder: Path, published: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fsync(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with serve(FileServer(files_of(published))) as server:
+        monkeypatch.setattr(dalle_cache, "OFFICIAL_URL", server.url)
+        monkeypatch.setattr(dalle_cache.os, "fsync", fsync)
+        with pytest.raises(InputError, match="cannot keep the DALL-E tokenizer in .*No space left on device"):
+            load_tokenizer("dall-e")
+
+
+def test_the_proxy_of_the_environment_is_used(folder: Path, published: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A proxy is asked for whole addresses.
+    files = {f"http://example.invalid{name}": data for name, data in files_of(published).items()}
+    with serve(FileServer(files)) as server:
+        monkeypatch.setattr(dalle_cache, "OFFICIAL_URL", "http://example.invalid")
+        monkeypatch.setenv("http_proxy", server.url)
+        load_tokenizer("dall-e")
+    assert settings(folder)["sources"]["encoder"]["url"] == "http://example.invalid/encoder.pkl"

@@ -2,6 +2,7 @@ import io
 import json
 import tarfile
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +12,7 @@ from PIL import Image
 
 from beit.common.errors import BadSample
 from beit.common.images import decode_image
+from beit.common.storage.local_place import LocalPlace
 from beit.common.store import open_store
 from beit.tests.tiny_store import (
     BlockSums,
@@ -23,7 +25,6 @@ from beit.tests.tiny_store import (
 )
 from beit.tokenize.checking.verify import verify_store
 from beit.tokenize.packing.pack import shrink
-from beit.tokenize.store.documents import FolderFiles
 
 
 def members(path):
@@ -133,19 +134,19 @@ def test_labels_of_tars_that_are_packed_again_become_numbers_and_what_else_came_
 
 
 def test_the_manifest_of_a_packed_tar_is_read_once_and_not_at_all_in_the_run_that_wrote_it(tmp_path, monkeypatch):
-    reads, read = Counter(), FolderFiles.read
+    reads, read = Counter(), LocalPlace.read
 
-    def counted(self, name):
-        reads.update([name])
-        return read(self, name)
+    def counted(self, **options):
+        reads.update([Path(self.location).relative_to(tmp_path).as_posix()])
+        return read(self, **options)
 
-    monkeypatch.setattr(FolderFiles, "read", counted)
+    monkeypatch.setattr(LocalPlace, "read", counted)
     source = write_folder(tmp_path / "images", 9)
     for expected in (0, 1):
         reads.clear()
         tokenize(source, tmp_path / "store", shard_size=3)
         manifests = sorted((tmp_path / "store/images").glob("*.manifest.json"))
-        assert [reads[f"images/{path.name}"] for path in manifests] == [expected] * 3
+        assert [reads[f"store/images/{path.name}"] for path in manifests] == [expected] * 3
 
 
 def write_mixed(folder):

@@ -8,6 +8,7 @@ import pytest
 
 from beit.common.errors import ResumableStop
 from beit.common.sources.tars import TarShard
+from beit.common.storage import remote_place
 from beit.tests.file_server import FileServer, serve
 from beit.tests.tiny_store import encoded_image, write_members
 from beit.tokenize.shards import copies
@@ -42,7 +43,7 @@ def test_a_local_tar_is_used_where_it_is(tmp_path, folder, content):
 
 
 def test_a_copy_has_the_bytes_the_hash_and_no_name(folder, content, monkeypatch):
-    monkeypatch.setattr(copies, "_PIECE_BYTES", 1000)
+    monkeypatch.setattr(remote_place, "PIECE_BYTES", 1000)
     with serve(FileServer({"/x.tar": content})) as server, TarCopies(folder, never) as tars:
         with tars.at_hand(job(f"{server.url}/x.tar")) as at_hand:
             assert os.pread(at_hand.tar.copy.fileno(), len(content) + 1, 0) == content

@@ -10,12 +10,15 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from beit.common.errors import InputError
 from beit.common.storage.locks import exclusive_lock
+from beit.common.storage.place import place_of
+from beit.common.storage.remote_place import forget_stores
 from beit.common.store import open_store
+from beit.tests.impatience import hurry
 from beit.tests.s3_server import serve_s3
 from beit.tests.tiny_store import BlockSums, StoppedAt, tokenize, tokenize_trapped, tree_bytes, write_folder, write_tars
 from beit.tokenize.checking.verify import verify_store
 from beit.tokenize.ranks import tokenize_with_ranks
-from beit.tokenize.store.bucket import scratch_folder
+from beit.tokenize.store.documents import scratch_folder
 
 
 @pytest.fixture(autouse=True)
@@ -42,9 +45,9 @@ def bucket():
 
 def objects(url):
     """Every object of a store."""
-    file_system, inner = fsspec.core.url_to_fs(url)
-    file_system.invalidate_cache()
-    return {path[len(inner) :].lstrip("/"): file_system.cat_file(path) for path in sorted(file_system.find(inner))}
+    store = place_of(url)
+    found = [*store.walk(), *store.files()]  # hidden ones, too
+    return {name: (store / name).read() for name in sorted({file.path for file in found})}
 
 
 def make_source(tmp_path, kind):
@@ -204,8 +207,8 @@ def test_a_bucket_that_is_not_there_and_a_server_that_is_not_there_are_one_line(
     with pytest.raises(InputError, match="s3://other/store.* names a bucket that does not exist"):
         tokenize(source, "s3://other/store")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    monkeypatch.setattr("beit.common.storage.remote_file._PAUSES_SECONDS", ())  # the first contact is the only one
-    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    hurry(monkeypatch, retries=0)  # the first contact is the only one
+    forget_stores()
     with pytest.raises(InputError, match="cannot be reached .*; check address and network$"):
         tokenize(source, bucket)
 
@@ -234,8 +237,8 @@ def run_together(source, store, traps, *, world_size=1):
     """Tokenise in one process for each trap, by rank, all started at once, and return their exit codes."""
     names = ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION", "BEIT_CACHE")
     variables = {name: os.environ[name] for name in names}
-    context = get_context("forkserver")  # a fork of this process would inherit the threads of fsspec
-    context.set_forkserver_preload(["beit.tests.tiny_store", "s3fs"])
+    context = get_context("forkserver")  # a fork of this process would inherit the threads of obstore
+    context.set_forkserver_preload(["beit.tests.tiny_store"])
     processes = [
         context.Process(target=tokenize_trapped, args=(variables, trap, source, store, (rank, world_size)))
         for rank, trap in traps.items()

@@ -8,7 +8,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from beit.common.errors import ResumableStop
-from beit.tokenize.store.lease_files import FolderLeases, ObjectLeases
+from beit.common.storage.place import place_of
 from beit.tokenize.store.leases import LeaseLost, Leases
 
 
@@ -16,8 +16,7 @@ class Place:
     """What leases are kept in, and a look at it from outside."""
 
     def __init__(self, url):
-        is_folder = "://" not in str(url)
-        self.files = FolderLeases(url) if is_folder else ObjectLeases(url)
+        self.files = place_of(str(url))
         self.file_system, self.root = fsspec.core.url_to_fs(str(url))
         self.file_system.makedirs(self.root, exist_ok=True)
 
@@ -47,7 +46,7 @@ def place(request, tmp_path):
 
 
 def die_holding(store, name):
-    with Leases(FolderLeases(store)) as leases:
+    with Leases(place_of(str(store))) as leases:
         assert leases.claim(name)
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -67,7 +66,7 @@ def test_the_lease_of_a_killed_process_is_taken_at_once(tmp_path, caplog):
     process.start()
     process.join()
     assert (tmp_path / ".lease.a").exists()
-    with Leases(FolderLeases(tmp_path)) as leases:
+    with Leases(place_of(str(tmp_path))) as leases:
         assert leases.claim("a")
         leases.require_held("a")
     assert f"taking over a from process {process.pid}" in caplog.text
@@ -144,7 +143,7 @@ def test_a_lease_retmp_pathd_between_judging_and_taking_is_put_back(tmp_path, mo
 
 def test_a_lease_behind_a_url_that_was_replaced_meanwhile_is_left_alone(place):
     place.held_elsewhere("a", nonce="faster")
-    assert not place.files.take("a", lambda content: b"slower" in content)
+    assert not (place.files / ".lease.a").take(b"own", lambda content: b"slower" in content)
     assert b"faster" in place.read("a")
 
 
@@ -152,10 +151,10 @@ def test_a_storage_that_overwrites_what_is_there_still_shows_who_came_last(monke
     place = Place("memory://bucket/careless")
     careless = MemoryFileSystem.pipe_file
     monkeypatch.setattr(MemoryFileSystem, "pipe_file", lambda *arguments, mode="": careless(*arguments))
-    with Leases(place.files) as first, Leases(ObjectLeases("memory://bucket/careless")) as second:
+    with Leases(place.files) as first, Leases(place_of("memory://bucket/careless")) as second:
         assert first.claim("a") and not second.claim("a")  # looked before it wrote
-        read, looks = second._files.read, []
-        second._files.read = lambda name: read(name) if looks else looks.append(name)
+        read, looks = second._read, []
+        second._read = lambda name: read(name) if looks else looks.append(name)
         assert second.claim("a")  # looked at the same moment
         with pytest.raises(LeaseLost):
             first.require_held("a")

@@ -5,16 +5,9 @@ import fsspec
 import pytest
 
 from beit.common.errors import InputError
-from beit.common.storage.locations import (
-    expand_braces,
-    is_remote,
-    join,
-    list_folder,
-    match_files,
-    normalise,
-    open_binary,
-    read_file,
-)
+from beit.common.storage.matching import list_folder, match_files
+from beit.common.storage.place import place_of
+from beit.tests.s3_server import serve_s3
 
 
 @pytest.fixture
@@ -29,26 +22,6 @@ def memory() -> str:
 def put(path: str, data: bytes = b"x") -> None:
     with fsspec.open(path, "wb") as file:
         file.write(data)
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [("a-{08..11}.tar", ["a-08.tar", "a-09.tar", "a-10.tar", "a-11.tar"]),
-     ("{x,y}/{0..1}", ["x/0", "x/1", "y/0", "y/1"]),
-     ("plain", ["plain"]), ("a{b}c", ["a{b}c"]), ("{2..0}", ["2", "1", "0"]), ("p{,q}", ["p", "pq"])],
-)  # fmt: skip
-def test_braces(text: str, expected: list[str]) -> None:
-    assert expand_braces(text) == expected
-
-
-def test_remote_local_and_file_urls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", "/home/me")
-    assert is_remote("s3://b/x") and not is_remote("/x") and not is_remote("file:///x")
-    assert normalise("a/../b") == str(tmp_path / "b")
-    assert normalise("file:///x/y") == "/x/y" and normalise("~/x") == "/home/me/x"
-    assert normalise("s3://b/x/") == "s3://b/x"
-    assert join("s3://b/x", "y") == "s3://b/x/y" and join("/a", "b/c") == "/a/b/c" and join("/a", "/b") == "/b"
 
 
 def test_match_files_keeps_brace_order_and_reports_what_is_missing(tmp_path: Path) -> None:
@@ -90,17 +63,33 @@ def test_remote_files_list_match_and_open(memory: str) -> None:
         found = match_files(f"{memory}/{pattern}")
         assert [file.path.rsplit("/", 1)[1] for file in found] == ["train-0.tar", "train-1.tar"]
         assert found[0].size == 11
-        with open_binary(found[1].path) as file:
+        with place_of(found[1].path).open() as file:
             assert file.read() == b"train-1.tar"
-    assert read_file(f"{memory}/sub/x.jpg", max_bytes=3) == b"sub/"
     with pytest.raises(InputError, match="does not exist"):
         match_files(f"{memory}/train-2.tar")
 
 
 def test_missing_file_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="check the scheme"):
-        open_binary("nosuch://x/y")
-    with pytest.raises(InputError, match="cannot be opened"):
-        open_binary(str(tmp_path / "none"))
+        place_of("nosuch://x/y").open()
+    with pytest.raises(InputError, match="none does not exist"):
+        place_of(str(tmp_path / "none")).open()
     with pytest.raises(InputError, match="cannot be listed"):
         list_folder(str(tmp_path / "none"))
+
+
+def test_wildcards_are_looked_for_level_by_level_in_a_bucket() -> None:
+    names = ["run/train-0000.tar", "run/train-0001.tar", "run/old/train-0000.tar", "run/val/x.tar", "other/train-9.tar"]
+    with serve_s3({name: b"x" for name in names}) as bucket:
+
+        def matched(pattern: str) -> list[str]:
+            return [file.path.removeprefix(f"{bucket}/") for file in match_files(f"{bucket}/{pattern}")]
+
+        assert matched("run/train-*.tar") == names[:2]
+        assert matched("*/train-*.tar") == [names[4], *names[:2]]
+        assert matched("run/**/*.tar") == [names[2], *names[:2], names[3]]
+        assert matched("run/{old,val}/*.tar") == names[2:4]
+        assert matched("run/train-{0000..0001}.tar") == names[:2]
+        for pattern in ("run/train", "run/train-2*.tar", "nothing/*.tar"):
+            with pytest.raises(InputError, match=f"^{bucket}/.*(does not exist|matches no file)"):
+                matched(pattern)

@@ -1,0 +1,138 @@
+"""Schemes that obstore does not know (hf://, sftp://, memory://, chains such as simplecache::), through fsspec.
+
+fsspec and the package of the scheme are the user's to install. Fewer promises than an object store gives: creation
+looks before it writes where the package knows no better, and nothing is pinned while it is read.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from datetime import datetime
+from typing import IO, Any, TypeVar
+
+from beit.common.errors import InputError
+from beit.common.storage.answers import FileStat, is_permanent, one_line
+
+Result = TypeVar("Result")
+
+PAUSES_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0)
+"""Before each further attempt. Arbitrary; rides out the restart of a server, not an outage."""
+_VERSION_FIELDS = ("ETag", "etag", "mtime", "LastModified", "Last-Modified", "last_modified", "updated", "created")
+_TIME_FIELDS = ("LastModified", "mtime", "updated", "last_modified", "created")
+
+
+class FsspecStore:
+    """One fsspec file system, with the calls of `ObjectStore`; keys are its own paths.
+
+    Args:
+        url: Of something in it.
+        is_first_contact: Whether to give up at once.
+    Raises:
+        InputError: the scheme is unknown, its settings are wrong, or a package is not installed.
+    """
+
+    def __init__(self, url: str, *, is_first_contact: bool) -> None:
+        self._pauses = () if is_first_contact else PAUSES_SECONDS
+        try:
+            import fsspec
+
+            found: tuple[Any, str] = fsspec.core.url_to_fs(url)  # one object for each file system
+        except ImportError as error:
+            raise InputError(
+                f"{url} needs a package that is not installed ({one_line(error)}); pip install it"
+            ) from None
+        except ValueError as error:
+            raise InputError(
+                f"{url} cannot be opened ({one_line(error)}); check the scheme and the credentials"
+            ) from None
+        self._files = found[0]
+        self.key = found[1]
+        """Path of what `url` names."""
+
+    def get(
+        self, key: str, start: int | None = None, end: int | None = None, *, e_tag: str = "", limit: int | None = None
+    ) -> tuple[bytes, FileStat]:
+        """Return the bytes from `start` to `end`, or all; fewer where the file ends. Versions are not known."""
+        if limit is not None:
+            start, end = 0, limit
+        data = self._try(lambda: bytes(self._files.cat_file(key, start=start, end=end)))
+        return data, FileStat(key, len(data), "")
+
+    def begin(self, key: str, start: int, end: int) -> tuple[bytes, FileStat]:
+        """Return bytes as `get` does, with size and version of the whole file."""
+        return self.get(key, start, end)[0], self.head(key)
+
+    def head(self, key: str, *, at_offsets: bool = False) -> FileStat:
+        """Return size and version of a file."""
+        info = self._try(lambda: self._fresh(key).info(key))
+        if info.get("type") == "directory":
+            raise FileNotFoundError(key)
+        return _stat(info)
+
+    def level(self, folder: str) -> tuple[list[FileStat], list[str]]:
+        """Return the files and the names of the folders that lie directly in a folder."""
+        try:
+            found = self._try(lambda: list(self._fresh(folder).ls(folder, detail=True)))
+        except FileNotFoundError:
+            return [], []
+        # Some programs mark a folder by an empty object of its name.
+        found = [info for info in found if info["name"].strip("/") != folder.strip("/")]
+        folders = [info["name"] for info in found if info.get("type") == "directory"]
+        return [_stat(info) for info in found if info.get("type") != "directory"], folders
+
+    def walk(self, folder: str) -> list[FileStat]:
+        """Return all files below a folder."""
+        found = self._try(lambda: self._fresh(folder).find(folder, detail=True))
+        return [_stat(info | {"name": name}) for name, info in found.items()]
+
+    def put(self, key: str, data: bytes | IO[bytes], *, create: bool = False, e_tag: str = "") -> bool:
+        """Write a file as a whole; tell whether it was done."""
+        if isinstance(data, bytes):
+            options = {"mode": "create"} if create else {}
+            try:
+                self._try(lambda: self._files.pipe_file(key, data, **options))
+            except FileExistsError:
+                return False
+            return True
+
+        def upload() -> None:
+            data.seek(0)
+            with self._files.open(key, "wb") as target:
+                shutil.copyfileobj(data, target)
+
+        self._try(upload)
+        return True
+
+    def delete(self, key: str) -> None:
+        """Remove a file, if it is there."""
+        try:
+            self._try(lambda: self._files.rm_file(key))
+        except FileNotFoundError:
+            return
+        finally:
+            self._fresh(key)
+
+    def _fresh(self, path: str) -> Any:
+        self._files.invalidate_cache(path)  # a listing of this process may be hours old
+        return self._files
+
+    def _try(self, action: Callable[[], Result]) -> Result:
+        for pause in self._pauses:
+            try:
+                return action()
+            except Exception as error:
+                if isinstance(error, FileExistsError) or is_permanent(error):
+                    raise
+                time.sleep(pause)
+        return action()
+
+
+def _stat(info: dict[str, Any]) -> FileStat:
+    version = next((str(info[field]) for field in _VERSION_FIELDS if info.get(field)), "")
+    modified = next((info[field] for field in _TIME_FIELDS if info.get(field) is not None), None)
+    if isinstance(modified, datetime):
+        modified = modified.timestamp()
+    modified_ns = int(modified * 1e9) if isinstance(modified, float) else None
+    return FileStat(info["name"], int(info.get("size") or 0), version, modified_ns)
