@@ -8,6 +8,8 @@ import math
 import os
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 
 from beit.common.reading.bad_samples import BadSampleLog, BadSampleReport
@@ -119,17 +121,22 @@ class RankJobs:
             enabled=self._rank == 0 and bool(todo),
         )
         own = {job.stem for job in todo}
-        following = {job.stem: after for job, after in itertools.pairwise(todo)}
+        following = {job.stem: after.tar for job, after in itertools.pairwise(todo)}
         started, num_images, num_shards = time.perf_counter(), 0, 0
-        with progress, TarCopies(self._files.scratch, shard_tokenizer.raise_if_stopped) as copies:
+        is_local = not any(is_remote(job.tar.location) for job in [*todo, *self._others])
+        copying = nullcontext() if is_local else TarCopies(self._files.scratch, shard_tokenizer.raise_if_stopped)
+        with progress, copying as copies:
             for job in self._claim(info, todo, own):
                 if job.stem not in own:
                     progress.grow(_count_images(job) or _USUAL_TAR_IMAGES)
                 before_commit = partial(self._leases.require_held, job.stem)
                 try:
-                    with copies.at_hand(job, following.get(job.stem)) as job_at_hand:
+                    with copies.at_hand(job.tar, following.get(job.stem)) if copies else nullcontext(job.tar) as tar:
                         manifest = shard_tokenizer.run(
-                            job_at_hand, progress=progress, bad_samples=bad_samples, before_commit=before_commit
+                            replace(job, tar=tar),
+                            progress=progress,
+                            bad_samples=bad_samples,
+                            before_commit=before_commit,
                         )
                 except LeaseLost as error:
                     logger.warning("shard %s; leaving it to that one", error)

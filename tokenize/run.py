@@ -37,9 +37,8 @@ from beit.tokenize.setup import (
     torch_threads,
 )
 from beit.tokenize.shards.crops import CropMaker
-from beit.tokenize.shards.encode import ViewEncoder
+from beit.tokenize.shards.encode import ImageMaker, ViewEncoder, ViewMaker
 from beit.tokenize.shards.index import FinishedStore, finish_store
-from beit.tokenize.shards.prepare import ImageMaker, ViewMaker
 from beit.tokenize.shards.shard import ShardTokenizer
 from beit.tokenize.store.documents import StoreFiles, open_store_files, stat_if_there
 from beit.tokenize.store.leases import Leases

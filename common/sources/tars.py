@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import BinaryIO, ClassVar
+from typing import BinaryIO, ClassVar, NamedTuple
 
 from beit.common.errors import BadSample, InputError
 from beit.common.images import IMAGE_SUFFIXES, MAX_IMAGE_BYTES, is_image_path
@@ -66,6 +66,15 @@ class TarReader:
             return self.file.read(length)
 
 
+class TarCopy(NamedTuple):
+    """The bytes of a remote tar on this machine."""
+
+    file: BinaryIO
+    """Open, without a name; whoever made it closes it."""
+    sha256: str
+    """Hash of all its bytes."""
+
+
 @dataclass(frozen=True, slots=True)
 class TarShard:
     """One image tar."""
@@ -76,8 +85,8 @@ class TarShard:
     """Sorted names that text labels are numbered by."""
     size: int = 0
     """Bytes of the tar when it was listed; 0 where that is not known."""
-    copy: BinaryIO | None = field(default=None, compare=False, repr=False)
-    """The same tar as an open local file, in the process that made one; it is read instead, and stays open."""
+    copy: TarCopy | None = field(default=None, compare=False, repr=False)
+    """Of a remote tar, in the process that made one; it is read instead."""
 
     kind: ClassVar[SourceKind] = "tar"
     row_group: ClassVar[int] = 0
@@ -117,7 +126,7 @@ class TarShard:
             read_ahead: Of a remote tar, fetch more than is asked for, because all of it is read front to back.
         """
         if self.copy is not None:
-            yield TarReader(self.copy, self.location)
+            yield TarReader(self.copy.file, self.location)
             return
         with place_of(self.location).open(read_ahead=read_ahead) as file:
             yield TarReader(file, self.location)

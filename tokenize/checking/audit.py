@@ -18,8 +18,7 @@ from beit.common.tokenizer import DTypeSetting, choose_dtype, load_store_tokeniz
 from beit.common.views import compute_canary, crop_crc
 from beit.tokenize.config import TokenizeConfig
 from beit.tokenize.setup import choose_device, describe_execution, torch_threads
-from beit.tokenize.shards.encode import ViewEncoder
-from beit.tokenize.shards.prepare import render_token_view
+from beit.tokenize.shards.encode import ViewEncoder, render_token_view
 
 MIN_AGREEMENT = 0.9
 """Alarm below this. Other devices and number formats keep 95 % and more of the tokens (BEiT's tokenizer, float32

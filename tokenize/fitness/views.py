@@ -22,7 +22,7 @@ from beit.common.rng import CounterRng
 from beit.common.storage.samples import Record
 from beit.common.views import AugmentConfig, draw_view
 from beit.tokenize.parallel import Workers
-from beit.tokenize.shards.prepare import render_token_view
+from beit.tokenize.shards.encode import render_token_view
 
 MIN_VIEWS = 2
 """The context model is fitted on one half of the views and measured on the other."""

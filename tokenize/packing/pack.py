@@ -29,11 +29,11 @@ from beit.common.storage.documents import read_document, write_document
 from beit.common.storage.paths import is_remote
 from beit.common.storage.place import Place
 from beit.common.storage.tar_walk import walk_tar
-from beit.tokenize.packing.spool import ImageData, ReadImage, Spool, read_image
+from beit.tokenize.packing.spool import ReadImage, Spool
 from beit.tokenize.parallel import Processes, Workers
 from beit.tokenize.plan import StorePlan
 from beit.tokenize.shards.crops import crop_suffix, cut_crops
-from beit.tokenize.shards.prepare import ViewMaker
+from beit.tokenize.shards.encode import ViewMaker
 from beit.tokenize.shards.writer import new_shard_tar
 from beit.tokenize.store.documents import StoreFiles
 
@@ -82,8 +82,8 @@ def pack_images(
     make = partial(members_of, info=info) if processes is None else processes.call
     files_reader, spool = FilesReader(plan.source.root), None
 
-    def read_file(position: int) -> ImageData:
-        return read_image(files_reader, catalogue.refs[position])
+    def read_file(position: int) -> bytes:
+        return files_reader.read(catalogue.refs[position])
 
     try:
         if groups and plan.source.kind != "files":
@@ -168,11 +168,9 @@ def shrink(data: bytes, short_side: int, *, jpeg_quality: int) -> bytes:
 def _pack_image(
     refs: list[SampleRef], read: ReadImage, make: Callable[[SampleRef, bytes], dict[str, bytes]], position: int
 ) -> PackedImage:
-    ref, data = refs[position], read(position)
-    if isinstance(data, BadSample):
-        return PackedImage(ref, data)
+    ref = refs[position]
     try:
-        return PackedImage(ref, make(ref, data))
+        return PackedImage(ref, make(ref, read(position)))
     except BadSample as error:
         return PackedImage(ref, error)
 

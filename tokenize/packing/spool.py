@@ -17,7 +17,7 @@ from beit.common.errors import BadSample
 from beit.common.progress import Progress
 from beit.common.sources.parquet import ParquetShard
 from beit.common.sources.tars import TarShard
-from beit.common.sources.types import SampleRef, ShardReader, SourceShard
+from beit.common.sources.types import ShardReader, SourceShard
 from beit.tokenize.parallel import Workers
 from beit.tokenize.plan import Catalogue
 from beit.tokenize.shards.copies import TarCopies
@@ -25,8 +25,8 @@ from beit.tokenize.shards.copies import TarCopies
 ImageData = bytes | BadSample
 """An encoded image, or why there is none."""
 
-ReadImage = Callable[[int], ImageData]
-"""Reads what is to be packed, by position in the catalogue; may be called from several threads."""
+ReadImage = Callable[[int], bytes]
+"""Reads what is to be packed, by position in the catalogue, or raises `BadSample`; several threads may call it."""
 
 Entry = tuple[int, int] | BadSample
 """Offset and length in a spool file, or why there is no image."""
@@ -76,9 +76,11 @@ class Spool:
         path, entries = self._path(group), self._entries.pop(group, {})
         descriptor = os.open(path, os.O_RDONLY | os.O_CREAT)  # there is none if no image of the group had bytes
 
-        def read(position: int) -> ImageData:
+        def read(position: int) -> bytes:
             entry = entries[position]
-            return entry if isinstance(entry, BadSample) else os.pread(descriptor, entry[1], entry[0])
+            if isinstance(entry, BadSample):
+                raise entry
+            return os.pread(descriptor, entry[1], entry[0])
 
         try:
             yield read
@@ -100,7 +102,11 @@ class Spool:
         for position in positions:
             if position not in self._group_of:
                 continue
-            image = read_image(reader, self._catalogue.refs[position])
+            image: ImageData
+            try:
+                image = reader.read(self._catalogue.refs[position])
+            except BadSample as error:
+                image = error
             by_group[self._group_of[position]].append((position, image))
             count += 1
             num_bytes += len(image) if isinstance(image, bytes) else 0
@@ -132,13 +138,5 @@ def _in_pieces(shard: SourceShard, count: int, copies: TarCopies) -> Iterator[tu
             first += len(rows)
         return
     assert isinstance(shard, TarShard)
-    with copies.shard_at_hand(shard) as tar, tar.open() as reader:
+    with copies.at_hand(shard) as tar, tar.open() as reader:
         yield reader, range(count)
-
-
-def read_image(reader: ShardReader, ref: SampleRef) -> ImageData:
-    """Read one image; an unusable one is returned, not raised, because it is counted later."""
-    try:
-        return reader.read(ref)
-    except BadSample as error:
-        return error

@@ -17,7 +17,7 @@ import json
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -26,12 +26,12 @@ from beit.common.errors import InputError
 from beit.common.images import MAX_SIDE_PX, decode_image
 from beit.common.jitter import FACTOR_ONE
 from beit.common.shards.schema import StoreInfo
-from beit.common.sources.tars import TarReader, TarShard
+from beit.common.sources.tars import TarCopy, TarReader, TarShard
 from beit.common.sources.types import SampleRef, ShardReader
 from beit.common.storage.place import place_of
 from beit.common.storage.tar_walk import TarIndex, TarMember, group_samples, walk_tar
 from beit.common.views import VIEW_DTYPE, render_view
-from beit.tokenize.shards.prepare import PreparedImage, ViewMaker, empty_image
+from beit.tokenize.shards.encode import PreparedImage, ViewMaker, empty_image
 
 _DRAWN_FIELDS = ("left", "top", "w", "h", "flip", "jitter_order", "bright", "contrast", "sat")
 
@@ -128,7 +128,7 @@ class CropTar:
 
     location: str
     num_views: int
-    copy: BinaryIO | None = field(default=None, compare=False, repr=False)
+    copy: TarCopy | None = field(default=None, compare=False, repr=False)
     """As of a `TarShard`."""
 
     def refs(self) -> list[CropsRef]:

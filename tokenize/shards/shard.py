@@ -33,8 +33,15 @@ from beit.common.storage.paths import is_remote
 from beit.common.storage.place import place_of
 from beit.tokenize.parallel import Processes, Workers
 from beit.tokenize.shards.crops import CropTar
-from beit.tokenize.shards.encode import EncodedImage, RankTokenizer, Stopwatch, encode_images
-from beit.tokenize.shards.prepare import ImageMaker, PreparedImage, RejectedImage
+from beit.tokenize.shards.encode import (
+    EncodedImage,
+    ImageMaker,
+    PreparedImage,
+    RankTokenizer,
+    RejectedImage,
+    Stopwatch,
+    encode_images,
+)
 from beit.tokenize.shards.writer import TokenShardWriter
 from beit.tokenize.store.documents import StoreFiles, check_file
 
@@ -57,8 +64,6 @@ class ShardJob:
     """Known for tars we packed."""
     num_images: int | None = None
     """The same."""
-    copy_sha256: str = ""
-    """Hash of the local copy of a remote tar, see `TarShard.copy`."""
     skipped: tuple[SkippedSample, ...] = ()
     """Images that could not even be packed."""
 
@@ -162,8 +167,9 @@ class ShardTokenizer:
             InputError: the image tar is damaged or changes meanwhile, or too many images are unusable.
             ResumableStop: somebody asked for it; the shard is given up.
         """
-        if job.is_packed and job.copy_sha256:
-            is_same = job.copy_sha256 == job.image_sha256
+        copy = job.tar.copy
+        if job.is_packed and copy is not None:
+            is_same = copy.sha256 == job.image_sha256
             require(is_same, f"{job.tar.location} is damaged: its sha256 is not that of its manifest; {_PACK_AGAIN}")
         before = place_of(job.tar.location).stat()
         refs: Sequence[SampleRef]
@@ -184,7 +190,7 @@ class ShardTokenizer:
                 name=job.image_file,
                 size=before.size,
                 header_sha256=index.header_sha256,
-                sha256=job.image_sha256 or job.copy_sha256 or (full_hash.result() if full_hash else ""),
+                sha256=job.image_sha256 or (copy.sha256 if copy else full_hash.result() if full_hash else ""),
                 stamp="" if job.is_packed else before.version,
             )
             before_commit()

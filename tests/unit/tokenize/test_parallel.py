@@ -19,7 +19,7 @@ from beit.common.views import AugmentConfig
 from beit.tests.support import write_images, write_tokenizer
 from beit.tests.tiny_store import encoded_image, tiny_config, tokenize, tree_bytes, write_folder
 from beit.tokenize.parallel import Processes, Workers, worker_processes
-from beit.tokenize.shards.prepare import ViewMaker
+from beit.tokenize.shards.encode import ViewMaker
 
 MAKER = ViewMaker(seed=3, num_views=2, token_img_size=16, augment=AugmentConfig())
 
