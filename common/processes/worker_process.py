@@ -1,6 +1,6 @@
 """What reader workers need before their first sample: a server to fork them from, signal rules, and a status board.
 
-Workers start through a fork server: the training process has threads, GPU contexts and asynchronous file systems,
+Workers start through a fork server: the training process has threads, GPU contexts and connections to servers,
 none of which survive a plain fork, and a fresh interpreter per worker would import torch anew each time. The server
 imports once.
 """
@@ -25,7 +25,6 @@ _PRELOAD = [
     "PIL.PngImagePlugin",
     "PIL.WebPImagePlugin",
     "pyarrow.parquet",
-    "fsspec",
     "beit.common.views",
     "beit.common.reading.reader",
     "beit.pretrain.store_dataset",

@@ -43,7 +43,6 @@ class RunMirror:
     def __init__(self, url: str) -> None:
         self.url = normalise(url)
         self._place = place_of(self.url)
-        self._place.require_known()
         self._lock = threading.Condition()
         self._pending: Path | None = None
         self._is_busy = False

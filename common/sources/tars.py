@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -18,7 +19,6 @@ from beit.common.images import IMAGE_SUFFIXES, MAX_IMAGE_BYTES, is_image_path
 from beit.common.sources.types import SampleRef, Source, SourceKind, SourceShard, joined_label, listing_digest
 from beit.common.storage.paths import is_remote
 from beit.common.storage.place import FileStat, place_of
-from beit.common.storage.remote_place import RemoteFile
 from beit.common.storage.tar_walk import TarIndex, TarMember, group_samples, iter_members, split_name, walk_tar
 
 logger = logging.getLogger(__name__)
@@ -41,7 +41,10 @@ class TarReader:
     def __init__(self, file: BinaryIO, label: str) -> None:
         self.file = file
         self.label = label
-        self._descriptor = None if isinstance(file, RemoteFile) else file.fileno()
+        try:
+            self._descriptor: int | None = file.fileno()
+        except io.UnsupportedOperation:  # a remote file
+            self._descriptor = None
         self._lock = threading.Lock()
 
     def read(self, ref: SampleRef) -> bytes:

@@ -78,6 +78,8 @@ def failure(location: str, error: BaseException, doing: Doing = "read", *, is_fi
 def explain(error: BaseException, doing: Doing = "read") -> str:
     """Return what happened, in words that follow the name of a URL."""
     text, status, reason = str(error), *status_of(error)
+    if type(error).__name__ == "PreconditionError":
+        return "changed while it was read; run the command again"
     if any(mark in text for mark in _NO_SUCH_BUCKET):
         return "names a bucket that does not exist"
     if is_missing(error):

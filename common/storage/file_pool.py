@@ -1,4 +1,4 @@
-"""Positioned reads from many local and remote files.
+"""Positioned reads from many files of this machine.
 
 Not here: what lies at the positions.
 """
@@ -9,8 +9,6 @@ import os
 from collections import OrderedDict
 
 from beit.common.errors import InputError
-from beit.common.storage.paths import is_remote
-from beit.common.storage.place import ByteRange, read_ranges
 
 _MAX_OPEN_FILES = 128
 """Two files for each of the 32 shards of a sampling window, twice; far below the usual limit of 1024."""
@@ -40,10 +38,7 @@ class FilePool:
         Raises:
             InputError: the file is missing or ends earlier.
         """
-        if is_remote(location):
-            (data,) = read_ranges([ByteRange(location, offset, offset + length)])
-        else:
-            data = pread(self._descriptor(location), offset, length)
+        data = pread(self._descriptor(location), offset, length)
         if len(data) != length:
             raise InputError(
                 f"{location} ends before byte {offset + length}, so it changed after it was indexed; "

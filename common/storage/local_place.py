@@ -42,9 +42,6 @@ class LocalPlace:
         """Return what lies below under a relative name."""
         return LocalPlace(os.path.join(self.location, name))
 
-    def require_known(self) -> None:
-        """Do nothing: every path is known."""
-
     def stat(self) -> FileStat:
         """Return size and version of a file as they are now."""
         try:
@@ -73,12 +70,6 @@ class LocalPlace:
                     if entry.is_file():
                         found.append(_stat(entry.name, entry.stat()))
         return sorted(found, key=lambda file: file.path)
-
-    def folders(self) -> list[str]:
-        """Return the names of the folders that lie directly in a folder."""
-        with suppress(FileNotFoundError), os.scandir(self.location) as entries:
-            return sorted(entry.name for entry in entries if entry.is_dir())
-        return []
 
     def names(self) -> list[str]:
         """Return the names that lie directly in a folder."""

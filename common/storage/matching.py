@@ -13,8 +13,9 @@ from dataclasses import replace
 from beit.common.errors import InputError
 from beit.common.storage.answers import FileStat, MissingFile
 from beit.common.storage.paths import WEB_SCHEMES, expand_braces, has_braces, is_remote, normalise
-from beit.common.storage.place import Place, place_of
-from beit.common.storage.remote_place import threads
+from beit.common.storage.place import place_of
+from beit.common.storage.remote_place import RemotePlace
+from beit.common.storage.threads import threads
 
 _WILDCARD = re.compile(r"[*?\[]")
 
@@ -82,7 +83,7 @@ def _match_wildcards(pattern: str) -> dict[str, FileStat | None]:
     if not is_remote(pattern):
         return {path: None for path in sorted(glob.glob(pattern, recursive=True)) if os.path.isfile(path)}
     scheme, nothing, root, *parts = pattern.split("/")
-    top = place_of("/".join((scheme, nothing, root)), is_first_contact=True)
+    top = RemotePlace("/".join((scheme, nothing, root)), is_first_contact=True)
     try:
         return dict(sorted((str(found), stat) for found, stat in _match_parts(top, parts)))
     except MissingFile:  # as web servers say it of a folder
@@ -92,7 +93,7 @@ def _match_wildcards(pattern: str) -> dict[str, FileStat | None]:
         raise InputError(f"{pattern} {str(error).partition(' ')[2]}") from None
 
 
-def _match_parts(folder: Place, parts: list[str]) -> Iterator[tuple[Place, FileStat]]:
+def _match_parts(folder: RemotePlace, parts: list[str]) -> Iterator[tuple[RemotePlace, FileStat]]:
     """Walk down a pattern, one level after the other, so that only folders that may match are listed."""
     name, rest = parts[0], parts[1:]
     if folder.location.startswith(WEB_SCHEMES):

@@ -14,7 +14,8 @@ from typing import IO, NamedTuple
 from beit.common.storage.answers import FileStat, MissingFile, RemoteError
 from beit.common.storage.local_place import LocalPlace
 from beit.common.storage.paths import is_remote
-from beit.common.storage.remote_place import RemotePlace, threads
+from beit.common.storage.remote_place import RemotePlace
+from beit.common.storage.threads import threads
 
 __all__ = [
     "ByteRange",

@@ -10,26 +10,28 @@ from __future__ import annotations
 import functools
 import io
 import tempfile
+import threading
 from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import IO, BinaryIO, cast
+from typing import IO, Any, BinaryIO, TypeVar, cast
 
 from beit.common.errors import InputError
 from beit.common.faults import fault_point
 from beit.common.storage import fsspec_store, object_store
-from beit.common.storage.answers import Doing, FileStat, Judge, MissingFile, failure
+from beit.common.storage.answers import Doing, FileStat, Judge, MissingFile, RemoteError, failure
 from beit.common.storage.files import default_cache_dir
 from beit.common.storage.paths import join, query_of
+from beit.common.storage.threads import threads
 
 PIECE_BYTES = 8 << 20
 _PIECES_AHEAD = 4
 """One connection to an object store brings 50 to 100 MB/s; a few beside each other fill a usual network card."""
 _READ_AHEAD_BYTES = 4 << 20
-_THREADS = 32
-"""Requests at once; nearly all of their time is waiting."""
+
+Result = TypeVar("Result")
 
 Store = object_store.ObjectStore | fsspec_store.FsspecStore
 
@@ -41,6 +43,8 @@ class RemotePlace:
         location: The URL.
         is_first_contact: Whether a user just named it, so that a server that cannot be reached is a wrong address
             rather than one that restarts, and ends it soon, as a bad input.
+    Raises:
+        InputError: the scheme is unknown, or what serves it is not installed.
     """
 
     __slots__ = ("_is_first_contact", "location")
@@ -48,6 +52,8 @@ class RemotePlace:
     def __init__(self, location: str, *, is_first_contact: bool = False) -> None:
         self.location = location
         self._is_first_contact = is_first_contact
+        if not _is_known(location):
+            fsspec_store.FsspecStore(location, is_first_contact=True)  # raises if it does not know it either
 
     def __repr__(self) -> str:
         """Show the URL."""
@@ -60,15 +66,6 @@ class RemotePlace:
     def __truediv__(self, name: str) -> RemotePlace:
         """Return what lies below under a relative name."""
         return RemotePlace(join(self.location, name), is_first_contact=self._is_first_contact)
-
-    def require_known(self) -> None:
-        """See to it that the scheme is known and what serves it is installed.
-
-        Raises:
-            InputError: it is not.
-        """
-        with self._asked():
-            return
 
     def stat(self) -> FileStat:
         """Return size and version of a file as they are now."""
@@ -84,37 +81,30 @@ class RemotePlace:
 
     def is_folder(self) -> bool:
         """Tell whether something lies below."""
-        with self._asked() as (store, key):
-            return any(store.level(key))
+        return any(self._ask(lambda store, key: store.level(key)))
 
     def files(self) -> list[FileStat]:
         """Return the files that lie directly in a folder, by name; none where there is no folder."""
-        with self._asked() as (store, key):
-            files = [self._relative(key, file) for file in store.level(key)[0]]
+        files = self._ask(lambda store, key: [_relative(file, key) for file in store.level(key)[0]])
         return sorted(files, key=lambda file: file.path)
 
     def folders(self) -> list[str]:
         """Return the names of the folders that lie directly in a folder."""
-        with self._asked() as (store, key):
-            return sorted(folder.rstrip("/").rsplit("/", 1)[-1] for folder in store.level(key)[1])
+        return sorted(_base_name(folder) for folder in self._ask(lambda store, key: store.level(key)[1]))
 
     def names(self) -> list[str]:
         """Return the names that lie directly in a folder."""
-        with self._asked() as (store, key):
-            files, folders = store.level(key)
-        paths = [file.path for file in files] + folders
-        return sorted(path.rstrip("/").rsplit("/", 1)[-1] for path in paths)
+        files, folders = self._ask(lambda store, key: store.level(key))
+        return sorted(map(_base_name, [*(file.path for file in files), *folders]))
 
     def walk(self) -> list[FileStat]:
         """Return every file below, at any depth, by relative path; hidden ones are left out."""
-        with self._asked() as (store, key):
-            files = [self._relative(key, file) for file in store.walk(key)]
+        files = self._ask(lambda store, key: [_relative(file, key) for file in store.walk(key)])
         return [file for file in files if not any(part.startswith(".") for part in file.path.split("/"))]
 
     def read(self, *, limit: int | None = None) -> bytes:
         """Return the content of a file, or its first `limit` bytes."""
-        with self._asked() as (store, key):
-            return store.get(key, limit=limit)[0]
+        return self._ask(lambda store, key: store.get(key, limit=limit)[0])
 
     def read_range(self, start: int, end: int, *, e_tag: str = "") -> bytes:
         """Return the bytes from `start` to `end`; fewer only where the file ends.
@@ -122,13 +112,7 @@ class RemotePlace:
         Raises:
             InputError: another version than that of `e_tag` is there now.
         """
-        with self._asked() as (store, key):
-            try:
-                data, found = store.get(key, start, end, e_tag=e_tag)
-            except Exception as error:
-                if type(error).__name__ != "PreconditionError":
-                    raise
-                raise self._changed() from None
+        data, found = self._ask(lambda store, key: store.get(key, start, end, e_tag=e_tag))
         if e_tag and found.version not in ("", e_tag):
             raise self._changed()
         return data
@@ -141,8 +125,7 @@ class RemotePlace:
         Raises:
             InputError: it changed meanwhile.
         """
-        with self._asked() as (store, key):
-            first, found = store.begin(key, start, start + PIECE_BYTES)
+        first, found = self._ask(lambda store, key: store.begin(key, start, start + PIECE_BYTES))
         if len(first) != min(max(0, found.size - start), PIECE_BYTES):
             raise self._changed()
         yield first
@@ -166,17 +149,13 @@ class RemotePlace:
         Args:
             read_ahead: Fetch more than is asked for, because what follows is wanted next.
         """
-        if not read_ahead:
-            return cast(BinaryIO, RemoteFile(self, self._head(at_offsets=True)))
-        with self._asked() as (store, key):
-            begin, found = store.begin(key, 0, _READ_AHEAD_BYTES)
-        return cast(BinaryIO, RemoteFile(self, found, begin=begin, read_ahead=_READ_AHEAD_BYTES))
+        file = RemoteFile(self, self._head(at_offsets=True))
+        return cast(BinaryIO, io.BufferedReader(file, _READ_AHEAD_BYTES) if read_ahead else file)
 
     def write(self, data: bytes) -> None:
         """Write a small file as a whole, over an older one."""
         fault_point("rename")
-        with self._asked("written") as (store, key):
-            store.put(key, data)
+        self._ask(lambda store, key: store.put(key, data), "written")
         fault_point("renamed")
 
     @contextmanager
@@ -199,15 +178,14 @@ class RemotePlace:
     def write_file(self, file: IO[bytes]) -> None:
         """Write the content of an open file of any size, over an older one, and look whether all of it arrived."""
         size = file.seek(0, io.SEEK_END)
-        for is_last in (False, True):
+
+        def upload(store: Store, key: str) -> int:
             file.seek(0)
-            with self._asked("written") as (store, key):
-                store.put(key, file)
-                found = store.head(key).size
-                if found == size:
-                    return
-                if is_last:
-                    raise OSError(f"{found} of {size} bytes arrived")
+            store.put(key, file)
+            return store.head(key).size
+
+        if self._ask(upload, "written") != size and (found := self._ask(upload, "written")) != size:
+            raise RemoteError(f"{self.location} cannot be written ({found} of {size} bytes arrived)")
 
     def create(self, data: bytes) -> bool:
         """Write a small file unless there is one; return whether `data` stands there now.
@@ -215,32 +193,33 @@ class RemotePlace:
         Object stores decide in one step, by a conditional request, so of several processes one succeeds. Where a
         storage has no such request, several may: two that look at the same moment both see nothing.
         """
-        with self._asked("written") as (store, key):
+
+        def create(store: Store, key: str) -> bool:
             try:
-                is_done = store.put(key, data, create=True)
+                return store.put(key, data, create=True)
             except FileNotFoundError:
                 raise  # no bucket
             except Exception:
-                # Or done by an attempt whose answer was lost.
-                if self._content() != data:
+                if self._content() != data:  # else done by an attempt whose answer was lost
                     raise
                 return True
-        return is_done or self._content() == data
+
+        return self._ask(create, "written") or self._content() == data
 
     def replace(self, data: bytes, is_old: Judge) -> bool:
         """Write a small file over another if `is_old` says that it is the one; return whether `data` stands there now.
 
         Object stores decide in one step; elsewhere, what came between the look and the writing is lost.
         """
-        with self._asked("written") as (store, key):
+
+        def swap(store: Store, key: str) -> bool:
             try:
                 found, stat = store.get(key)
             except FileNotFoundError:
                 return False
-            if not is_old(found):
-                return False
-            is_done = store.put(key, data, e_tag=stat.version)
-        return is_done or self._content() == data
+            return is_old(found) and store.put(key, data, e_tag=stat.version)
+
+        return self._ask(swap, "written") or self._content() == data
 
     take = replace
     """The same: of several processes that judge the same content, one is told True."""
@@ -250,8 +229,7 @@ class RemotePlace:
 
     def remove(self) -> None:
         """Remove a file, if it is there."""
-        with self._asked("written") as (store, key):
-            store.delete(key)
+        self._ask(lambda store, key: store.delete(key), "written")
 
     def _content(self) -> bytes | None:
         try:
@@ -260,8 +238,7 @@ class RemotePlace:
             return None
 
     def _head(self, *, at_offsets: bool = False) -> FileStat:
-        with self._asked() as (store, key):
-            return replace(store.head(key, at_offsets=at_offsets), path=self.location)
+        return replace(self._ask(lambda store, key: store.head(key, at_offsets=at_offsets)), path=self.location)
 
     def _read_all(self, start: int, end: int, e_tag: str) -> bytes:
         data = self.read_range(start, end, e_tag=e_tag)
@@ -269,37 +246,33 @@ class RemotePlace:
             raise self._changed()
         return data
 
-    def _relative(self, key: str, file: FileStat) -> FileStat:
-        return replace(file, path=file.path[len(key) :].lstrip("/"))
-
     def _changed(self) -> InputError:
         return InputError(f"{self.location} changed while it was read; run the command again")
 
-    @contextmanager
-    def _asked(self, doing: Doing = "read") -> Iterator[tuple[Store, str]]:
-        """Give the store and the key; turn whatever goes wrong into one line that names the URL."""
+    def _ask(self, action: Callable[[Store, str], Result], doing: Doing = "read") -> Result:
+        """Return what `action` makes of the store and the key; whatever goes wrong becomes one line with the URL."""
         try:
-            yield _store_of(self.location, query_of(self.location), self._is_first_contact)
+            store, key = _store_of(self.location, query_of(self.location), self._is_first_contact)
+            if threading.current_thread() is threading.main_thread():
+                # A request cannot be interrupted; waiting for another thread can, so that Ctrl-C is heard.
+                return threads().submit(action, store, key).result()
+            return action(store, key)
         except InputError:
             raise
         except Exception as error:
             raise failure(self.location, error, doing, is_first_contact=self._is_first_contact) from None
 
 
-class RemoteFile(io.BufferedIOBase):
-    """A remote file, read at any position, always of the same version.
+class RemoteFile(io.RawIOBase):
+    """A remote file, read at any position, always of the same version. Each read is a request.
 
     Args:
         place: Where it is.
         stat: Of it.
-        begin: Its first bytes.
-        read_ahead: Bytes to fetch at least, when something is asked for.
     """
 
-    def __init__(self, place: RemotePlace, stat: FileStat, *, begin: bytes = b"", read_ahead: int = 0) -> None:
-        self._place, self._stat, self._read_ahead = place, stat, read_ahead
-        self._position = 0
-        self._buffer, self._buffer_start = begin, 0
+    def __init__(self, place: RemotePlace, stat: FileStat) -> None:
+        self._place, self._stat, self._position = place, stat, 0
 
     def __repr__(self) -> str:
         """Show the URL."""
@@ -313,39 +286,36 @@ class RemoteFile(io.BufferedIOBase):
         """Return True."""
         return True
 
-    def tell(self) -> int:
-        """Return the position."""
-        return self._position
-
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         """Move to a position; nothing is fetched yet."""
         start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._stat.size}[whence]
         self._position = max(0, start + offset)
         return self._position
 
-    def read(self, size: int | None = -1, /) -> bytes:
-        """Return `size` bytes, or all up to the end; fewer only there.
+    def readall(self) -> bytes:
+        """Return all up to the end, in one request."""
+        return self.read(max(0, self._stat.size - self._position)) or b""
+
+    def readinto(self, buffer: Any, /) -> int:
+        """Fill a buffer; less only where the file ends.
 
         Raises:
-            InputError, RemoteError: they cannot be had, or the file changed.
+            InputError, RemoteError: the bytes cannot be had, or the file changed.
         """
-        left = max(0, self._stat.size - self._position)
-        wanted = left if size is None or size < 0 else min(size, left)
-        if not wanted:
-            return b""
-        begin = self._position - self._buffer_start
-        if begin < 0 or begin + wanted > len(self._buffer):
-            end = min(self._position + max(wanted, self._read_ahead), self._stat.size)
-            self._buffer = self._place._read_all(self._position, end, self._stat.version)
-            self._buffer_start, begin = self._position, 0
-        self._position += wanted
-        return self._buffer[begin : begin + wanted]
+        wanted = min(len(buffer), max(0, self._stat.size - self._position))
+        if wanted:
+            end = self._position + wanted
+            buffer[:wanted] = self._place._read_all(self._position, end, self._stat.version)
+            self._position = end
+        return wanted
 
 
-@functools.cache
-def threads() -> ThreadPoolExecutor:
-    """Return the threads of this process that wait for servers."""
-    return ThreadPoolExecutor(_THREADS, thread_name_prefix="beit-remote")
+def _relative(file: FileStat, folder: str) -> FileStat:
+    return replace(file, path=file.path[len(folder) :].lstrip("/"))
+
+
+def _base_name(path: str) -> str:
+    return path.rstrip("/").rsplit("/", 1)[-1]
 
 
 def forget_stores() -> None:
@@ -354,11 +324,15 @@ def forget_stores() -> None:
 
 
 def _store_of(location: str, query: str, is_first_contact: bool) -> tuple[Store, str]:
-    if location.split("://", 1)[0] in object_store.SCHEMES:
+    if _is_known(location):
         root, key = object_store.split_url(location)
         return _open_store(root, query, is_first_contact), key
     store = fsspec_store.FsspecStore(location, is_first_contact=is_first_contact)
     return store, store.key
+
+
+def _is_known(location: str) -> bool:
+    return location.split("://", 1)[0] in object_store.SCHEMES
 
 
 @functools.lru_cache(maxsize=256)

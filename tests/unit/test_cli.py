@@ -141,7 +141,9 @@ def test_every_command_explains_itself_with_an_example():
 
 def test_help_imports_nothing_heavy():
     code = "import sys; sys.argv = ['beit', '--help']; from beit import cli\ntry: cli.main()\nexcept SystemExit: pass\n"
-    code += "print([name for name in ('torch', 'deepspeed', 'pyarrow', 'numpy', 'PIL') if name in sys.modules])"
+    code += (
+        "print([name for name in ('torch', 'deepspeed', 'pyarrow', 'numpy', 'PIL', 'obstore') if name in sys.modules])"
+    )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.splitlines()[-1] == "[]"
 

@@ -69,9 +69,9 @@ def open_store_files(store: str | Path) -> Iterator[StoreFiles]:
     location = normalise(text)
     is_plain = is_remote(location) and not any(mark in location for mark in ("::", "?", "*"))
     require(is_plain, f"store ({text}) must be a plain URL, such as s3://bucket/folder")
-    place_of(location).require_known()
+    place = place_of(location)
     with scratch_folder() as scratch:
-        yield StoreFiles(place_of(location), scratch)
+        yield StoreFiles(place, scratch)
 
 
 def list_entries(files: StoreFiles) -> list[str]:

@@ -5,7 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from beit.common.storage.paths import expand_braces, is_remote, join, normalise, query_of, remember_query, split_query
+from beit.common.storage.paths import (
+    expand_braces,
+    is_remote,
+    join,
+    normalise,
+    query_of,
+    remember_query,
+    resolve_location,
+    split_query,
+)
 
 
 @pytest.mark.parametrize(
@@ -51,3 +60,18 @@ def test_remote_local_and_file_urls(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert normalise("file:///x/y") == "/x/y" and normalise("~/x") == "/home/me/x"
     assert normalise("s3://b/x/") == "s3://b/x"
     assert join("s3://b/x", "y") == "s3://b/x/y" and join("/a", "b/c") == "/a/b/c" and join("/a", "/b") == "/b"
+
+
+@pytest.mark.parametrize(
+    ("root", "name", "expected"),
+    [
+        ("/data/store", "images", "/data/store/images"),
+        ("/data/store", "../photos", "/data/photos"),
+        ("/data/store", "/other", "/other"),
+        ("s3://bucket/store", "../photos/a.tar", "s3://bucket/photos/a.tar"),
+        ("s3://bucket/store", "tokens/a.tar", "s3://bucket/store/tokens/a.tar"),
+        ("/data/store", "s3://bucket/photos", "s3://bucket/photos"),
+    ],
+)
+def test_locations_are_resolved_like_paths(root, name, expected):
+    assert resolve_location(root, name) == expected

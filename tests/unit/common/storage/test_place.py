@@ -47,7 +47,7 @@ def root(request, tmp_path):
 
 def test_what_is_written_is_there_and_what_is_removed_is_not(root):
     file = root / "x"
-    assert not file.exists() and root.files() == [] and root.folders() == [] and not root.is_folder()
+    assert not file.exists() and root.files() == root.names() == [] and not root.is_folder()
     with pytest.raises(MissingFile, match=f"^{file} "):
         file.read()
     file.write(b"one")
@@ -59,7 +59,7 @@ def test_what_is_written_is_there_and_what_is_removed_is_not(root):
     assert file.read() == b"two" and file.read(limit=2) == b"tw" and file.stat().size == 3
     assert [(found.path, found.size) for found in root.files()] == [(".hidden", 1), ("x", 3), ("y", 5)]
     assert sorted(found.path for found in root.walk()) == ["deep/z 1%.txt", "x", "y"]
-    assert root.folders() == ["deep"] and root.is_folder()
+    assert root.names() == [".hidden", "deep", "x", "y"] and root.is_folder()
     assert file.stat().modified_ns <= (root / "y").stat().modified_ns
     file.remove()
     file.remove()
