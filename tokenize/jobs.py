@@ -166,7 +166,8 @@ class RankJobs:
                     held_by_others.append(job)
                     continue
                 try:
-                    if not self._is_done(job, info, is_unchecked=job.stem in unchecked):
+                    is_unchecked = job.stem in unchecked
+                    if not (find_finished(self._files, job, info) if is_unchecked else self._committed.has_now(job)):
                         yield job
                 finally:
                     self._leases.release(job.stem)
@@ -174,20 +175,11 @@ class RankJobs:
                     held_by_others.append(job)
             left = held_by_others
             if left:
-                self._wait_for_change(left)
+                self._leases.wait_for(partial(self._any_has_changed, left), [job.stem for job in left])
 
-    def _is_done(self, job: ShardJob, info: StoreInfo, *, is_unchecked: bool) -> bool:
-        if is_unchecked:
-            return find_finished(self._files, job, info) is not None
-        return self._committed.has_now(job)
-
-    def _wait_for_change(self, jobs: list[ShardJob]) -> None:
-        """Wait until one of the shards that other processes are at work on is committed, or free again."""
-
-        def has_changed() -> bool:
-            return any(self._committed.has_now(job) or self._leases.is_free(job.stem) for job in jobs)
-
-        self._leases.wait_for(has_changed, [job.stem for job in jobs])
+    def _any_has_changed(self, jobs: list[ShardJob]) -> bool:
+        """Tell whether one of the shards that other processes are at work on is committed, or free again."""
+        return any(self._committed.has_now(job) or self._leases.is_free(job.stem) for job in jobs)
 
     def _start_log(self, known: int, budget: float, finished: dict[str, ShardManifest]) -> BadSampleLog:
         # The budget is a share of the whole store; this rank's shards tell its size well enough to stop early. The

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from beit.common.errors import InputError
 from beit.common.shards.cache import DamagedShard, Fill, RemoteShard, ShardCache
-from beit.common.storage.file_pool import pread
+from beit.common.shards.file_pool import pread
 from beit.common.storage.place import ByteRange, RemoteError, read_ranges
 
 logger = logging.getLogger(__name__)

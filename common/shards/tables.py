@@ -126,22 +126,13 @@ def encode_index(rows: list[ShardRow]) -> bytes:
     return _encode(index_table(rows))
 
 
-def decode_index(data: bytes, *, label: str) -> list[ShardRow]:
-    """Decode the shard table; `label` names the file in errors.
-
-    Raises:
-        InputError: not a shard table of this version.
-    """
-    return [ShardRow(**row) for row in decode_index_table(data, label=label).to_pylist()]
-
-
 def index_table(rows: Iterable[ShardRow]) -> pa.Table:
     """Return the shard table as Arrow columns."""
     return pa.Table.from_pylist([asdict(row) for row in rows], schema=_INDEX_SCHEMA)
 
 
 def decode_index_table(data: bytes, *, label: str) -> pa.Table:
-    """Decode the shard table without making an object of every row; as `decode_index`."""
+    """Decode the shard table without making an object of every row; as `ShardTable.decode`."""
     table = _decode(data, lambda found: _INDEX_SCHEMA, label)
     _check_names(table, label)
     return table

@@ -36,7 +36,7 @@ from beit.common.shards.schema import (
     held_out_hash,
     manifest_name,
 )
-from beit.common.shards.tables import SampleTable, decode_index
+from beit.common.shards.tables import SampleTable, ShardTable
 from beit.common.shards.token_store import TokenStore
 from beit.common.storage.documents import read_document
 from beit.common.storage.files import sha256_file
@@ -119,7 +119,7 @@ def _read_index(location: str, info: StoreInfo) -> tuple[list[ShardRow], list[st
     if not place_of(path).exists() or info.held_out.threshold is None:
         return [], [f"the store is unfinished: it has no {INDEX_FILE}; run beit tokenize again to finish it"]
     try:
-        rows = decode_index(place_of(path).read(), label=path)
+        rows = list(ShardTable.decode(place_of(path).read(), label=path))
     except InputError as error:
         return [], [str(error)]
     if len(rows) != info.source.num_shards:

@@ -34,7 +34,7 @@ from beit.tokenize.parallel import Processes, Workers
 from beit.tokenize.plan import StorePlan
 from beit.tokenize.shards.crops import crop_suffix, cut_crops
 from beit.tokenize.shards.encode import ViewMaker
-from beit.tokenize.shards.writer import new_shard_tar
+from beit.tokenize.shards.writer import begin_shard, new_shard_tar
 from beit.tokenize.store.documents import StoreFiles
 
 logger = logging.getLogger(__name__)
@@ -200,6 +200,7 @@ def _write_tar(
     folder, name = files / IMAGES_DIR, f"{stem}.tar"
     skipped: list[SkippedSample] = []
     num_samples = 0
+    begin_shard(folder, stem)
     with new_shard_tar(folder, stem) as tar:
         for ref, members in images:
             progress.update(1)

@@ -22,7 +22,7 @@ from beit.common.shards.schema import (
     held_out_count,
     manifest_name,
 )
-from beit.common.shards.tables import SampleTable, decode_index, decode_samples, encode_index
+from beit.common.shards.tables import SampleTable, ShardTable, decode_samples, encode_index
 from beit.common.storage.documents import parse_document, read_document, write_document
 from beit.common.storage.place import FileStat, read_files
 from beit.tokenize.store.documents import StoreFiles, stat_if_there
@@ -69,7 +69,7 @@ def finish_store(
             return None
         index, found = files / INDEX_FILE, stat_if_there(files / INDEX_FILE)
         if found not in (None, stamp_before) and _is_newest(found, [listed[manifest_name(stem)] for stem in stems]):
-            rows = decode_index(index.read(), label=index.location)
+            rows = list(ShardTable.decode(index.read(), label=index.location))
             with_skipped = [row.stem for row in rows if row.num_skipped]
             return FinishedStore(rows, _count_skipped(_read_manifests(files, with_skipped)))
         manifests = _read_manifests(files, stems)

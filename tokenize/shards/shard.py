@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from beit.common.progress import Progress
 from beit.common.reading.bad_samples import BadSampleLog, BadSampleReport
 from beit.common.shards.schema import (
     TOKENS_DIR,
+    CommittedFile,
     ImageFile,
     ShardManifest,
     SkippedSample,
@@ -42,7 +44,7 @@ from beit.tokenize.shards.encode import (
     Stopwatch,
     encode_images,
 )
-from beit.tokenize.shards.writer import TokenShardWriter
+from beit.tokenize.shards.writer import SampleWriter, begin_shard, commit_shard, new_shard_tar
 from beit.tokenize.store.documents import StoreFiles, check_file
 
 logger = logging.getLogger(__name__)
@@ -178,7 +180,13 @@ class ShardTokenizer:
         bad_samples.add(_reports(job.stem, skipped))
         progress.add(skipped=len(skipped))
         full_hash = self._start_hash(job)
-        with TokenShardWriter(self._files, job.stem, self._info) as writer, job.tar.open() as reader:
+        folder, tokens = self._files / TOKENS_DIR, None
+        begin_shard(folder, job.stem)
+        with (
+            new_shard_tar(folder, job.stem) if self._info.views else nullcontext() as tar,
+            job.tar.open() as reader,
+        ):
+            writer = SampleWriter(tar)
             results = self._workers.map(partial(self._prepare, reader=reader), refs, ahead=self._images_ahead())
             usable = _sort_out(results, job.stem, skipped, bad_samples, progress)
             for encoded in self._encode(usable):
@@ -194,7 +202,18 @@ class ShardTokenizer:
                 stamp="" if job.is_packed else before.version,
             )
             before_commit()
-            return writer.commit(image=image, skipped=skipped, tokenizing=self._tokenizing)
+            if tar is not None:
+                tokens = CommittedFile(name=f"{job.stem}.tar", sha256=tar.finish(), size=tar.size)
+        return commit_shard(
+            folder,
+            job.stem,
+            self._info,
+            writer.rows,
+            image=image,
+            tokens=tokens,
+            skipped=skipped,
+            tokenizing=self._tokenizing,
+        )
 
     def raise_if_stopped(self) -> None:
         """End the work if somebody asked for it.
