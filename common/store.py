@@ -36,8 +36,6 @@ def open_store(path: str | Path, *, check_images: bool = True) -> TokenStore:
             which receive a checked store, do not come here.
     Returns:
         The store; nothing but settings and shard table is read yet.
-    Raises:
-        InputError: not a store, a store of another format version, an unfinished one, or image tars that changed.
     """
     # Links are resolved first: image_root is relative to where the store really lies.
     location = normalise(str(path))
@@ -61,11 +59,7 @@ def open_store(path: str | Path, *, check_images: bool = True) -> TokenStore:
 
 
 def read_store_info(location: str) -> StoreInfo:
-    """Read store.json of a finished or unfinished store.
-
-    Raises:
-        InputError: there is none, or it is malformed or of another version.
-    """
+    """Read store.json of a finished or unfinished store."""
     path = resolve_location(location, STORE_FILE)
     if not place_of(path, is_first_contact=True).exists():
         raise InputError(f"{location} is not a token store: it has no {STORE_FILE}; make one with beit tokenize")

@@ -83,8 +83,6 @@ def plan_store(config: TokenizeConfig, spec: str, store: str) -> StorePlan:
         config: Packing settings and seed.
         spec: The source, as the user gave it.
         store: Folder of the store, which image paths are made relative to, or URL.
-    Raises:
-        InputError: the source is missing, empty or damaged, or the store lies inside it.
     """
     source = open_source(spec)
     origin = _store_of(source)

@@ -31,11 +31,7 @@ from beit.tokenize.store.leases import LEASE_PREFIX, Leases
 def set_up_tokenizer(
     config: TokenizeConfig, local_rank: int, threads: int, given: ViewEncoder | None = None
 ) -> RankTokenizer:
-    """Load the tokenizer that the settings name, or take the given one, on the device of this rank.
-
-    Raises:
-        InputError: there is no such tokenizer or device, or its ids do not fit a store.
-    """
+    """Load the tokenizer that the settings name, or take the given one, on the device of this rank."""
     if not config.views:
         return RankTokenizer(versions=library_versions())
     device = choose_device(config, local_rank)
@@ -63,11 +59,7 @@ def set_up_tokenizer(
 
 
 def choose_device(config: TokenizeConfig, local_rank: int) -> str:
-    """Return the torch device of this rank: "cpu" or "cuda:N".
-
-    Raises:
-        InputError: a GPU is asked for and there is none.
-    """
+    """Return the torch device of this rank: "cpu" or "cuda:N"."""
     num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if config.device == "cuda" and not num_gpus:
         raise InputError('device ("cuda") needs a GPU, and torch sees none; use device="cpu" or a CUDA build of torch')
@@ -123,11 +115,7 @@ def torch_threads(count: int) -> Iterator[None]:
 
 
 def check_place(files: StoreFiles, *, resume: str = "auto") -> None:
-    """Refuse a place that cannot become, or go on as, a store; called before anything is written.
-
-    Raises:
-        InputError: it is a file, it holds something else, it cannot be written, or `resume` forbids to continue it.
-    """
+    """Refuse a place that cannot become, or go on as, a store; called before anything is written."""
     require(resume in ("auto", "never"), f"--resume ({resume}) must be auto or never for tokenize")
     entries, store = list_entries(files), files.location
     if STORE_FILE in entries:
@@ -168,11 +156,7 @@ def build_info(
 
 
 def begin_or_continue(files: StoreFiles, wanted: StoreInfo, leases: Leases, *, allow_mixed: bool) -> StoreInfo:
-    """Write store.json, or check that an existing one agrees, and return what holds for the store.
-
-    Raises:
-        InputError: a setting differs; names it with both values.
-    """
+    """Write store.json, or check that an existing one agrees, and return what holds for the store."""
     store = files.location
     with leases.step("store"):
         files.place.remove_temporaries(STORE_FILE, INDEX_FILE)

@@ -45,11 +45,7 @@ class Dataset(Protocol):
         """
 
     def expect_rows(self, rows: Rows) -> None:
-        """Take note of the few samples that are read next; a data set may fetch them in one go, or do nothing.
-
-        Raises:
-            InputError: as `fetch`.
-        """
+        """Take note of the few samples that are read next; a data set may fetch them in one go, or do nothing."""
 
     def sample_id(self, shard_id: int, rank: int) -> str:
         """Name a sample without reading its image."""
@@ -74,8 +70,6 @@ def build_order(
         window_shards: As configured.
         lanes: As configured, or None for the data set's default; another number than 1 needs the batch size.
         global_batch_size: Rows per step over all ranks.
-    Raises:
-        InputError: no sample, or lanes that do not fit.
     """
     if lanes is None:
         valid = valid_lanes(dataset.shard_sizes, global_batch_size or 1)

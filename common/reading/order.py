@@ -81,8 +81,6 @@ class Order:
         window_shards: Shards that are mixed with each other, over all lanes.
         lanes: C, parts of the samples that feed their own rows of a batch.
         global_batch_size: B; matters with several lanes only.
-    Raises:
-        InputError: there is no sample at all, or the lanes do not divide the batch or exceed the shards.
     """
 
     def __init__(
@@ -307,11 +305,7 @@ def cut_lanes(seed: int, shard_sizes: Int64Array, lanes: int) -> list[Lane]:
 
 
 def check_lanes(lanes: int, shard_sizes: Int64Array, global_batch_size: int) -> None:
-    """Refuse a number of lanes that does not divide the batch, or leaves a lane without a shard.
-
-    Raises:
-        InputError: names the numbers that fit.
-    """
+    """Refuse a number of lanes that does not divide the batch, or leaves a lane without a shard."""
     num_shards = int((shard_sizes > 0).sum())
     require(
         1 <= lanes <= num_shards and global_batch_size % lanes == 0,

@@ -33,11 +33,7 @@ class FilePool:
         return type(self), (self._max_open,)
 
     def read(self, location: str, offset: int, length: int) -> bytes:
-        """Return exactly `length` bytes from `offset`.
-
-        Raises:
-            InputError: the file is missing or ends earlier.
-        """
+        """Return exactly `length` bytes from `offset`."""
         data = pread(self._descriptor(location), offset, length)
         if len(data) != length:
             raise InputError(

@@ -423,9 +423,6 @@ class Geometry:
         patch_size: Side of a patch in pixels.
         downsampling: Pixels per token and side of the tokenizer's view; 8 for DALL-E's dVAE.
 
-    Raises:
-        InputError: patch_size does not divide img_size, or a side is not positive.
-
     Source: BEiT §2.1 and §2.2; 224 / 16 = 14 = 112 / 8.
     """
 

@@ -105,11 +105,7 @@ def encode_samples(rows: list[dict[str, Any]], *, num_crops: int = 0) -> bytes:
 
 
 def decode_samples(data: bytes, *, label: str) -> SampleTable:
-    """Decode a sample table; `label` names the file in errors.
-
-    Raises:
-        InputError: not a sample table of this version.
-    """
+    """Decode a sample table; `label` names the file in errors."""
     table = _decode(data, lambda found: _sample_schema(_count_crops(found)), label)
     labels = table["label"].fill_null(NO_LABEL)
     try:
@@ -252,11 +248,7 @@ class ShardTable(Sequence[ShardRow]):
 
     @classmethod
     def decode(cls, data: bytes, *, label: str) -> ShardTable:
-        """Decode index.parquet; `label` names it in errors.
-
-        Raises:
-            InputError: not a shard table of this version.
-        """
+        """Decode index.parquet; `label` names it in errors."""
         return cls(decode_index_table(data, label=label))
 
     def __repr__(self) -> str:
@@ -310,11 +302,7 @@ class ShardTable(Sequence[ShardRow]):
 
 
 def check_sample_table(table: SampleTable, row: ShardRow, info: StoreInfo, *, label: str) -> None:
-    """Check that a sample table has as many samples as the shard table says, and that all lie inside their tars.
-
-    Raises:
-        InputError: it does not; names what is wrong.
-    """
+    """Check that a sample table has as many samples as the shard table says, and that all lie inside their tars."""
     require(len(table) == row.num_samples, f"{label} has {len(table)} samples, the shard table says {row.num_samples}")
     shape = (len(table), info.views) if info.is_materialized else (len(table),)
     require(

@@ -131,30 +131,18 @@ class TokenStore:
         self._remote = RemoteShards(cache)
 
     def samples(self, shard_id: int) -> SampleTable:
-        """Return the sample table of a shard; the last used ones stay in memory.
-
-        Raises:
-            InputError: the table is missing, is not the one that was indexed, or does not fit the store's settings.
-        """
+        """Return the sample table of a shard; the last used ones stay in memory."""
         if shard_id not in self._tables:
             self._keep_table(shard_id, self.read_table(shard_id))
         self._tables.move_to_end(shard_id)
         return self._tables[shard_id]
 
     def read_table(self, shard_id: int) -> SampleTable:
-        """Read a sample table without keeping it; unlike everything else here, from any thread.
-
-        Raises:
-            InputError: as `samples`.
-        """
+        """Read a sample table without keeping it; unlike everything else here, from any thread."""
         return self._decode_table(shard_id, place_of(self._table_location(shard_id)).read())
 
     def load_tables(self, shard_ids: Iterable[int]) -> None:
-        """Have the sample tables of several shards at hand; those of a remote store come in one go.
-
-        Raises:
-            InputError: as `samples`.
-        """
+        """Have the sample tables of several shards at hand; those of a remote store come in one go."""
         missing = [shard_id for shard_id in shard_ids if shard_id not in self._tables]
         if not missing or not is_remote(self.location):
             return
@@ -191,8 +179,6 @@ class TokenStore:
         Args:
             samples: Shard, row and view of each.
             tokens_only: Neither their images nor the records of their views.
-        Raises:
-            InputError: a file cannot be read.
         """
         parts: tuple[Part, ...] = ("token_ids",) if tokens_only else ("image", "token_ids", "views")
         if not self.info.views:

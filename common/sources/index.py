@@ -171,11 +171,7 @@ class LabelledIndex:
         return locate(self._offsets, position)
 
     def require_labels(self) -> None:
-        """Insist that every sample in use has a label.
-
-        Raises:
-            InputError: some or all have none.
-        """
+        """Insist that every sample in use has a label."""
         missing = np.flatnonzero(self.labels == NO_LABEL)
         if not len(missing):
             return
@@ -197,8 +193,6 @@ class LabelledIndex:
             num_labels: Samples to keep; excludes `fraction`.
             fraction: Share of the samples to keep.
             seed: Another seed keeps others. Which ones are kept depends on nothing else but the data.
-        Raises:
-            InputError: both or none are given, or they are out of range.
         """
         require(
             (num_labels is None) != (fraction is None),
@@ -262,9 +256,6 @@ class LabelledIndex:
 
         Validation data sorted into folders may lack a class that training data have, and would number the rest
         differently. Data with numbers for classes are taken to count in the order of `class_names`.
-
-        Raises:
-            InputError: a sample is of a class that is not among `class_names`.
         """
         counts = self.class_counts()
         own = self.class_names if self.class_names is not None else list(class_names)

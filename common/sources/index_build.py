@@ -53,8 +53,6 @@ def build_index(spec: str | Path, cache_dir: Path | None = None) -> LabelledInde
     Args:
         spec: Folder, tars, Parquet files, text list or CSV, as `beit.common.sources.opening.open_source` takes them.
         cache_dir: Where indexes are kept; by default below `default_cache_dir()`.
-    Raises:
-        InputError: the data are missing, empty or damaged, or the cache folder cannot be written.
     """
     source = open_source(spec)
     root = default_cache_dir() if cache_dir is None else cache_dir

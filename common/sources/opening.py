@@ -63,8 +63,6 @@ def open_source(spec: str | Path, *, file_order: FileOrder = "path", files_per_s
         files_per_shard: For loose files only: how many make one shard.
     Returns:
         The shards and class names; images are read later, shard by shard.
-    Raises:
-        InputError: nothing is there, nothing usable is there, or it is damaged.
     """
     text = os.fspath(spec)
     if not text:

@@ -95,19 +95,11 @@ class TarShard:
     row_group: ClassVar[int] = 0
 
     def refs(self) -> list[SampleRef]:
-        """List the samples that have an image.
-
-        Raises:
-            InputError: the tar is truncated, damaged, holds unusable names or no images.
-        """
+        """List the samples that have an image."""
         return self.scan()[0]
 
     def scan(self) -> tuple[list[SampleRef], TarIndex]:
-        """Walk the tar once, front to back, and return its samples together with the walk's result.
-
-        Raises:
-            InputError: as for `refs`.
-        """
+        """Walk the tar once, front to back, and return its samples together with the walk's result."""
         with self.open(read_ahead=True) as reader:
             index, samples, labels = _walk_samples(reader)
         refs = [
@@ -168,9 +160,6 @@ def open_tars(files: list[FileStat], root: str) -> Source:
     """Return a source over image tars.
 
     Where labels are class names, every tar is walked once to number them; numbers are taken as they are.
-
-    Raises:
-        InputError: a tar is damaged, as far as it was read.
     """
     shards = [TarShard(name=_stem(file.path), location=file.path, size=file.size) for file in files]
     class_names = None

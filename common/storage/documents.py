@@ -37,11 +37,7 @@ class Format:
         return {"format": self.name, "format_version": self.version}
 
     def check(self, document: Any, path: Path | str) -> dict[str, Any]:
-        """Return the document if it is one of this format and version; `path` is named in errors.
-
-        Raises:
-            InputError: it is another one; says which.
-        """
+        """Return the document if it is one of this format and version; `path` is named in errors."""
         if not isinstance(document, dict) or document.get("format") != self.name:
             raise InputError(f"{path} is not a {self.name} file")
         version = document.get("format_version")
@@ -64,11 +60,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read JSON from `path`.
-
-    Raises:
-        InputError: the file is missing or not JSON.
-    """
+    """Read JSON from `path`."""
     try:
         return parse_json(path.read_bytes(), label=str(path))
     except FileNotFoundError:
@@ -76,11 +68,7 @@ def read_json(path: Path) -> Any:
 
 
 def parse_json(data: bytes, *, label: str) -> Any:
-    """Decode JSON; `label` is named in errors.
-
-    Raises:
-        InputError: it is not JSON.
-    """
+    """Decode JSON; `label` is named in errors."""
     try:
         return json.loads(data)
     except (ValueError, RecursionError) as error:  # also of text that is not UTF-8, and of numbers with 5000 digits
@@ -101,8 +89,6 @@ def from_json(schema: type[Schema], path: Path | str, document: Any) -> Schema:
         schema: A dataclass whose fields `format` and `format_version` have the values that are expected as defaults.
         path: Of the document, or a URL.
         document: Parsed.
-    Raises:
-        InputError: not this format, another version of it, or fields missing, unknown or of the wrong type.
     """
     defaults: dict[str, Any] = {field.name: field.default for field in fields(schema)}  # type: ignore[arg-type]
     Format(defaults["format"], defaults["format_version"]).check(document, path)
@@ -116,20 +102,12 @@ def from_json(schema: type[Schema], path: Path | str, document: Any) -> Schema:
 
 
 def parse_document(schema: type[Schema], data: bytes, *, label: str) -> Schema:
-    """Decode and check a JSON document; `label` is named in errors.
-
-    Raises:
-        InputError: malformed, or not of this schema and version.
-    """
+    """Decode and check a JSON document; `label` is named in errors."""
     return from_json(schema, label, parse_json(data, label=label))
 
 
 def read_document(schema: type[Schema], place: Place) -> Schema:
-    """Read and check a JSON document, local or remote.
-
-    Raises:
-        InputError: missing, malformed, or not of this schema and version.
-    """
+    """Read and check a JSON document, local or remote."""
     return parse_document(schema, place.read(), label=place.location)
 
 

@@ -71,8 +71,6 @@ def walk_tar(file: BinaryIO, *, label: str, on_member: Callable[[TarMember], obj
         on_member: Called with every member when the walk is there, where reading it is cheapest.
     Returns:
         Members in file order with payload offsets and sizes.
-    Raises:
-        InputError: the tar is truncated, damaged, compressed, sparse, or has a name that must not be used.
     """
     hasher = hashlib.sha256()
     members = []
@@ -92,8 +90,6 @@ def iter_members(
         file: Seekable binary file.
         label: What to call the file in errors.
         on_block: Called with every header block and extended header read.
-    Raises:
-        InputError: as for `walk_tar`.
     """
     reader = _BlockReader(file, label, on_block or (lambda block: None))
     position = 0
@@ -262,8 +258,6 @@ def group_samples(members: list[TarMember], *, label: str) -> dict[str, dict[str
 
     Returns:
         For each key, in file order, its members by suffix.
-    Raises:
-        InputError: a key comes back later in the tar, or has the same suffix twice: one of the two would be lost.
     """
     samples: dict[str, dict[str, TarMember]] = {}
     previous: str | None = None

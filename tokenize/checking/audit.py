@@ -59,8 +59,6 @@ def audit_store(store: TokenStore, *, count: int, tokenizer: ViewEncoder | str |
         store: Complete.
         count: Views.
         tokenizer: Instead of the one that the store names: a name or path, or the tokenizer itself.
-    Raises:
-        InputError: the store has no tokens, or its tokenizer cannot be loaded.
     """
     info = store.info
     if info.tokenizer is None:

@@ -90,8 +90,6 @@ def verify_store(store: str | Path, *, audit: int = 0, tokenizer: ViewEncoder | 
         tokenizer: For the audit, instead of the one the store names: a name or path, or the tokenizer itself.
     Returns:
         The problems found, as text.
-    Raises:
-        InputError: this is not a store, or the audit cannot be done.
     """
     location = normalise(str(store))
     location = location if is_remote(location) else os.path.realpath(location)
@@ -259,8 +257,6 @@ def local_shard(location: str, stem: str) -> Iterator[str]:
     Args:
         location: Folder or URL of the store.
         stem: Name of the shard.
-    Raises:
-        InputError: a file cannot be fetched; or as raised in the block, with the URL in place of the temporary folder.
     """
     if not is_remote(location):
         yield location
@@ -275,11 +271,7 @@ def local_shard(location: str, stem: str) -> Iterator[str]:
 
 @contextmanager
 def local_file(location: str) -> Iterator[Path]:
-    """Yield the path of a file; of a remote one, of a copy that is gone afterwards.
-
-    Raises:
-        InputError: it cannot be fetched.
-    """
+    """Yield the path of a file; of a remote one, of a copy that is gone afterwards."""
     if not is_remote(location):
         yield Path(location)
         return
@@ -289,11 +281,7 @@ def local_file(location: str) -> Iterator[Path]:
 
 
 def list_names(location: str, folder: str) -> list[str]:
-    """List the files in tokens/ or images/, sorted; none where there is no such folder.
-
-    Raises:
-        InputError: the server lists no folders.
-    """
+    """List the files in tokens/ or images/, sorted; none where there is no such folder."""
     return place_of(resolve_location(location, folder)).names()
 
 

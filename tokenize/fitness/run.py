@@ -42,8 +42,6 @@ def report_tokenizers(
         settings: How many images, how large, which.
         out: JSON file to write.
         html: Page to write.
-    Raises:
-        InputError: bad input, before anything is measured; or too few images can be read.
     """
     check_output(out, option="--out")
     check_output(html, option="--html")
@@ -85,11 +83,7 @@ def report_tokenizers(
 
 
 def check_view_size(tokenizers: Sequence[Tokenizer], view_size: int) -> None:
-    """Insist on a size of views that all tokenizers can cut into tokens.
-
-    Raises:
-        InputError: it does not divide by the downsampling of one of them, or is too small.
-    """
+    """Insist on a size of views that all tokenizers can cut into tokens."""
     factors = [tokenizer.downsampling for tokenizer in tokenizers]
     common = math.lcm(*factors)
     least = max(MIN_GRID_SIZE * max(factors), MIN_VIEW_PX)

@@ -48,8 +48,6 @@ class ViewSample:
         num_images: Images to draw; all if there are fewer.
         view_size: Side of a view in px.
         seed: Another seed draws other images and other views.
-    Raises:
-        InputError: the source has fewer than `MIN_VIEWS` images.
     """
 
     def __init__(self, dataset: LabelledDataset, *, num_images: int, view_size: int, seed: int) -> None:
@@ -85,11 +83,7 @@ class ViewSample:
         return self._dataset.sample_id(*self._dataset.index.locate(position))
 
     def batches(self, size: int) -> Iterator[ViewBatch]:
-        """Yield all usable views, `size` at a time; images that are not usable are logged once and passed over.
-
-        Raises:
-            InputError: a container cannot be read, or fewer than `MIN_VIEWS` images are usable.
-        """
+        """Yield all usable views, `size` at a time; images that are not usable are logged once and passed over."""
         pending: list[tuple[int, NDArray[np.uint8]]] = []
         count = 0
         with Workers(available_cores()) as workers:

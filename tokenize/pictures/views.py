@@ -85,8 +85,6 @@ def load_decoder(store: TokenStore, name: str | None) -> Tokenizer | None:
     Args:
         store: Opened.
         name: What the user names instead; then it must be the right one.
-    Raises:
-        InputError: the store has no tokens, or the named tokenizer is not its own.
     """
     info = store.info.tokenizer
     if info is None:

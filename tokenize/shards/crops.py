@@ -132,19 +132,11 @@ class CropTar:
     """As of a `TarShard`."""
 
     def refs(self) -> list[CropsRef]:
-        """List the samples.
-
-        Raises:
-            InputError: as for `scan`.
-        """
+        """List the samples."""
         return self.scan()[0]
 
     def scan(self) -> tuple[list[CropsRef], TarIndex]:
-        """Walk the tar once and return its samples together with the walk's result.
-
-        Raises:
-            InputError: the tar is damaged, or a crop is missing.
-        """
+        """Walk the tar once and return its samples together with the walk's result."""
         with self.open() as reader:
             index = walk_tar(reader.file, label=self.location)
             samples = group_samples(index.members, label=self.location)
@@ -155,11 +147,7 @@ class CropTar:
         return TarShard("", self.location, copy=self.copy).open()
 
     def origin(self, key: str) -> tuple[tuple[int, int], np.ndarray[Any, np.dtype[np.void]]]:
-        """Return what the crops of a sample were cut from: width and height of the image, and the drawn views (K,).
-
-        Raises:
-            InputError: the tar is damaged, or does not say.
-        """
+        """Return what the crops of a sample were cut from: width and height of the image, and the drawn views (K,)."""
         with place_of(self.location).open() as file:
             sample = group_samples(walk_tar(file, label=self.location).members, label=self.location).get(key, {})
             content = self._json(key, sample, TarReader(file, self.location))

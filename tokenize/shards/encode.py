@@ -183,9 +183,6 @@ def encode_images(
     """Yield every image with its token ids, in order.
 
     The result of a batch is fetched after the next one was handed over, so that a GPU does not wait for this loop.
-
-    Raises:
-        InputError: the tokenizer, perhaps of somebody else, returned an id outside its vocabulary.
     """
     waiting: deque[PreparedImage] = deque()
     batches = _batches(images, waiting, micro_batch_size, watch)

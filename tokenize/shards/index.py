@@ -59,8 +59,6 @@ def finish_store(
         stamp_before: Stamp of the index when this process began; an older index is written anew.
     Returns:
         What the store holds, or None while shards are missing.
-    Raises:
-        InputError: no image was usable, or too few were, or a manifest does not belong here.
     """
     with leases.step("store"):
         info = read_document(StoreInfo, files / STORE_FILE)
@@ -105,11 +103,7 @@ def _count_skipped(manifests: list[ShardManifest]) -> Counter[str]:
 
 
 def held_out_threshold(hashes: list[NDArray[np.uint64]], info: StoreInfo) -> int:
-    """Return the threshold below which exactly the wanted number of key hashes lies.
-
-    Raises:
-        InputError: there is no sample at all.
-    """
+    """Return the threshold below which exactly the wanted number of key hashes lies."""
     everything = np.concatenate(hashes)
     require(len(everything) > 0, "no image of the source is usable; see the warnings above")
     count = held_out_count(len(everything), info.held_out)

@@ -57,8 +57,6 @@ def open_store_files(store: str | Path) -> Iterator[StoreFiles]:
 
     Args:
         store: Folder or URL.
-    Raises:
-        InputError: a URL of an unknown scheme, whose package is not installed, or with more in it than a place.
     """
     text = os.fspath(store)
     require(_CUT_URL.match(text) is None, f"store ({text}) looks like a URL with one slash; write two")
@@ -78,9 +76,6 @@ def list_entries(files: StoreFiles) -> list[str]:
     """Return the names that lie directly in a store; nothing where there is no store yet.
 
     Also finds out whether anything may be written behind a URL, before any work is done.
-
-    Raises:
-        InputError: it is a file, or it cannot be reached, read or written.
     """
     store = files.location
     if not is_remote(store):
@@ -148,11 +143,7 @@ def stat_if_there(place: Place) -> FileStat | None:
 
 
 def check_file(place: Place, expected: CommittedFile) -> None:
-    """Check a committed file by size and hash, which reads it.
-
-    Raises:
-        InputError: it is missing or differs; names it.
-    """
+    """Check a committed file by size and hash, which reads it."""
     found = stat_if_there(place)
     if found is None:
         raise InputError(f"{place} is missing")

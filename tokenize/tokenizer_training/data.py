@@ -90,8 +90,6 @@ def split_images(images: LabelledDataset, data: TokenizerDataConfig, *, cache_by
         images: All of a source.
         data: Share, and number of images to measure on.
         cache_bytes: Memory for Parquet row groups.
-    Raises:
-        InputError: there are too few images to hold any out.
     """
     index = images.index
     require(
