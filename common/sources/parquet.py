@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -30,13 +29,10 @@ from beit.common.sources.types import (
     packed_key,
 )
 from beit.common.storage.paths import is_remote, relative_to
-from beit.common.storage.place import FileStat, RemoteError, place_of
-
-Result = TypeVar("Result")
+from beit.common.storage.place import FileStat, RemoteError, for_each, place_of
 
 _STREAM_ROWS = 16  # an image has at most 256 MB, mostly 0.1
 _STREAM_BUFFER_BYTES = 8 << 20
-_FOOTER_THREADS = 16  # a footer is two small requests; arbitrary
 
 
 class ParquetReader:
@@ -169,7 +165,8 @@ class ParquetShard:
 
 def open_parquet_files(files: Sequence[FileStat], root: str) -> Source:
     """Return a source over the row groups of Parquet files."""
-    footers = _read_all(_describe, files)
+    listed = {file.path: file for file in files}
+    footers = for_each(lambda path: _describe(listed[path]), list(listed))
     layouts = [layout for layout, _ in footers]
     if any(layout.label_is_text for layout in layouts):
         layouts = _number_text_labels(files, layouts)
@@ -178,14 +175,16 @@ def open_parquet_files(files: Sequence[FileStat], root: str) -> Source:
             raise InputError(f"{file.path} and {files[0].path} differ in their labels; give files of one data set")
     names = [file.path.rsplit("/", 1)[-1] for file in files]
     repeated = {name for name, count in Counter(names).items() if count > 1}
-    have_path = [file for file, layout in zip(files, layouts, strict=True) if layout.has_path]
-    columns = [f"{layout.image_column}.path" for layout in layouts if layout.has_path]
-    identified = dict(zip(have_path, _read_all(_paths_identify_rows, have_path, columns), strict=True))
+    columns = {
+        file.path: f"{layout.image_column}.path" for file, layout in zip(files, layouts, strict=True) if layout.has_path
+    }
+    unique = for_each(lambda path: _paths_identify_rows(listed[path], columns[path]), list(columns))
+    identified = dict(zip(columns, unique, strict=True))
     shards: list[SourceShard] = []
     for file, name, (_, row_counts), layout in zip(files, names, footers, layouts, strict=True):
         # The file name alone keeps keys independent of where the files lie and of which of them are given.
         scope = relative_to(root, file.path) if name in repeated else name
-        shards += _row_group_shards(file, layout, row_counts, scope, keys_from_path=identified.get(file, False))
+        shards += _row_group_shards(file, layout, row_counts, scope, keys_from_path=identified.get(file.path, False))
     if not shards:
         raise InputError(f"{root} holds no rows")
     class_names = layouts[0].class_names
@@ -200,14 +199,6 @@ def open_parquet_files(files: Sequence[FileStat], root: str) -> Source:
 
 def _labelling(layout: ParquetLayout) -> tuple[object, ...]:
     return layout.label_column, layout.label_is_text, layout.class_names
-
-
-def _read_all(read: Callable[..., Result], files: Sequence[FileStat], *more: Sequence[Any]) -> list[Result]:
-    """Return `read(file, ...)` of each file; remote ones are read at the same time."""
-    if not files or not is_remote(files[0].path):
-        return list(map(read, files, *more))
-    with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
-        return list(pool.map(read, files, *more))
 
 
 def _describe(file: FileStat) -> tuple[ParquetLayout, list[int]]:

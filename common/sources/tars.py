@@ -9,7 +9,6 @@ import os
 import re
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import BinaryIO, ClassVar, NamedTuple
@@ -18,7 +17,7 @@ from beit.common.errors import BadSample, InputError
 from beit.common.images import IMAGE_SUFFIXES, MAX_IMAGE_BYTES, is_image_path
 from beit.common.sources.types import SampleRef, Source, SourceKind, SourceShard, joined_label, listing_digest
 from beit.common.storage.paths import is_remote
-from beit.common.storage.place import FileStat, place_of
+from beit.common.storage.place import FileStat, for_each, place_of
 from beit.common.storage.tar_walk import TarIndex, TarMember, group_samples, iter_members, split_name, walk_tar
 
 logger = logging.getLogger(__name__)
@@ -28,7 +27,6 @@ _MEMBERS_TO_PEEK = 64
 """Members of the first tar that are searched for a label, to learn whether labels are names. Arbitrary."""
 
 _SUFFIXES_IN_MESSAGE = 5
-_WALK_THREADS = 8  # of remote tars; arbitrary
 _NUMBER = re.compile(r"-?[0-9]{1,18}")
 _MAX_LABEL = 1 << 62
 
@@ -204,11 +202,9 @@ def _first_label(location: str) -> int | str | None:
 
 
 def _all_label_names(locations: list[str]) -> set[str]:
-    if not is_remote(locations[0]):
-        return set().union(*map(_label_names, locations))
-    logger.info("reading %d remote tars once for the names of their classes; numbers would not need it", len(locations))
-    with ThreadPoolExecutor(_WALK_THREADS) as pool:
-        return set().union(*pool.map(_label_names, locations))
+    if is_remote(locations[0]):
+        logger.info("reading %d remote tars for the names of their classes; numbers would not need it", len(locations))
+    return set().union(*for_each(_label_names, locations))
 
 
 def _label_names(location: str) -> set[str]:

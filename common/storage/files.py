@@ -81,8 +81,13 @@ def check_output(path: Path | None, *, option: str = "--out") -> None:
 
 def sha256_file(path: Path) -> str:
     """Return the hex sha256 of the file at `path`, read in blocks."""
-    hasher = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(_HASH_BLOCK_BYTES):
-            hasher.update(block)
+        return sha256_of(file)
+
+
+def sha256_of(file: BinaryIO) -> str:
+    """Return the hex sha256 of an open file from its position on."""
+    hasher = hashlib.sha256()
+    while block := file.read(_HASH_BLOCK_BYTES):
+        hasher.update(block)
     return hasher.hexdigest()

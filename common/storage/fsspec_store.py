@@ -6,6 +6,7 @@ looks before it writes where the package knows no better, and nothing is pinned 
 
 from __future__ import annotations
 
+import io
 import shutil
 import time
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from datetime import datetime
 from typing import IO, Any, TypeVar
 
 from beit.common.errors import InputError
-from beit.common.storage.answers import FileStat, is_permanent, one_line
+from beit.common.storage.answers import FileStat, Judge, is_permanent, one_line
 
 Result = TypeVar("Result")
 
@@ -87,23 +88,32 @@ class FsspecStore:
         found = self._try(lambda: self._fresh(folder).find(folder, detail=True))
         return [_stat(info | {"name": name}) for name, info in found.items()]
 
-    def put(self, key: str, data: bytes | IO[bytes], *, create: bool = False, e_tag: str = "") -> bool:
-        """Write a file as a whole; tell whether it was done."""
-        if isinstance(data, bytes):
-            options = {"mode": "create"} if create else {}
-            try:
-                self._try(lambda: self._files.pipe_file(key, data, **options))
-            except FileExistsError:
-                return False
-            return True
+    def put(self, key: str, data: bytes | IO[bytes]) -> None:
+        """Write a file as a whole, over an older one."""
+        self._try(lambda: self._upload(key, io.BytesIO(data) if isinstance(data, bytes) else data))
 
-        def upload() -> None:
-            data.seek(0)
-            with self._files.open(key, "wb") as target:
-                shutil.copyfileobj(data, target)
-
-        self._try(upload)
+    def create(self, key: str, data: bytes) -> bool:
+        """Write a small file unless there is one; return whether it was done."""
+        try:
+            self._try(lambda: self._files.pipe_file(key, data, mode="create"))
+        except FileExistsError:
+            return False
         return True
+
+    def swap(self, key: str, data: bytes, is_old: Judge) -> bool:
+        """Write a small file over another if `is_old` says that it is the one; return whether it was done."""
+        try:
+            is_same = is_old(self.get(key)[0])
+        except FileNotFoundError:
+            return False
+        if is_same:
+            self.put(key, data)
+        return is_same
+
+    def _upload(self, key: str, source: IO[bytes]) -> None:
+        source.seek(0)
+        with self._files.open(key, "wb") as target:
+            shutil.copyfileobj(source, target)
 
     def delete(self, key: str) -> None:
         """Remove a file, if it is there."""

@@ -13,9 +13,8 @@ from dataclasses import replace
 from beit.common.errors import InputError
 from beit.common.storage.answers import FileStat, MissingFile
 from beit.common.storage.paths import WEB_SCHEMES, expand_braces, has_braces, is_remote, normalise
-from beit.common.storage.place import place_of
+from beit.common.storage.place import for_each, place_of
 from beit.common.storage.remote_place import RemotePlace
-from beit.common.storage.threads import threads
 
 _WILDCARD = re.compile(r"[*?\[]")
 
@@ -69,9 +68,8 @@ def measure_files(listed: Mapping[str, FileStat | None]) -> list[FileStat]:
         InputError: one is missing or cannot be read.
     """
     unknown = [path for path, stat in listed.items() if stat is None or (is_remote(path) and not stat.size)]
-    map_all = threads().map if len(unknown) > 1 and is_remote(unknown[0]) else map
     found = {path: stat for path, stat in listed.items() if stat is not None}
-    found |= zip(unknown, map_all(_stat, unknown), strict=True)
+    found |= zip(unknown, for_each(_stat, unknown), strict=True)
     return [replace(found[path], path=path) for path in listed]
 
 

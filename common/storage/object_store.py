@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from beit.common.errors import InputError
-from beit.common.storage.answers import FileStat, status_of
+from beit.common.storage.answers import FileStat, Judge, status_of
 
 if TYPE_CHECKING:
     from obstore.store import RetryConfig
@@ -88,7 +88,7 @@ class ObjectStore:
             limit: Most bytes to return.
         """
         options: dict[str, Any] = {} if start is None else {"range": (start, end)}
-        if e_tag and not e_tag.startswith("W/"):  # a weak one never matches
+        if e_tag.startswith('"'):  # a weak one never matches, and a time is none
             options["if_match"] = e_tag
         try:
             result = self._store.get(key, options=options)
@@ -145,20 +145,27 @@ class ObjectStore:
             return files + [file for inner in folders for file in self.walk(inner)]
         return [_stat(meta["path"], meta) for part in self._store.list(folder or None) for meta in part]
 
-    def put(self, key: str, data: bytes | IO[bytes], *, create: bool = False, e_tag: str = "") -> bool:
-        """Write a file as a whole.
+    def put(self, key: str, data: bytes | IO[bytes]) -> None:
+        """Write a file as a whole, over an older one; an open file is read from its position."""
+        self._store.put(key, data)
 
-        Args:
-            key: Name in the store.
-            data: Content; a file is read from its position.
-            create: Only where there is none.
-            e_tag: Only over this version.
-        Returns:
-            False if the condition was not fulfilled.
-        """
+    def create(self, key: str, data: bytes) -> bool:
+        """Write a small file unless there is one; return whether it was done."""
+        return self._put_if(key, data, "create")
+
+    def swap(self, key: str, data: bytes, is_old: Judge) -> bool:
+        """Write a small file over another if `is_old` says that it is the one; return whether it was done."""
+        try:
+            found = self._store.get(key)
+        except FileNotFoundError:
+            return False
+        # Google's storage goes by the version, the others by the ETag.
+        mode = {name: value for name in ("e_tag", "version") if (value := found.meta[name])}
+        return is_old(bytes(found.bytes())) and self._put_if(key, data, mode)
+
+    def _put_if(self, key: str, data: bytes, mode: Any) -> bool:
         from obstore.exceptions import AlreadyExistsError, PreconditionError
 
-        mode: Any = "create" if create else {"e_tag": e_tag} if e_tag else "overwrite"
         try:
             self._store.put(key, data, mode=mode)
         except (AlreadyExistsError, PreconditionError):

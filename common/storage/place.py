@@ -9,8 +9,8 @@ and nothing is open. Not here: what a user's pattern matches (`matching.py`), ke
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import IO, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import IO, NamedTuple, TypeVar
 
 from beit.common.storage.answers import FileStat, MissingFile, RemoteError
 from beit.common.storage.local_place import LocalPlace
@@ -25,12 +25,15 @@ __all__ = [
     "Place",
     "RemoteError",
     "copy_file",
+    "for_each",
     "place_of",
     "read_files",
     "read_ranges",
 ]
 
 Place = LocalPlace | RemotePlace
+
+Result = TypeVar("Result")
 
 _GAP_BYTES = 256 * 1024
 """Ranges of one file that lie no further apart are asked for in one request: the bytes between cost less than another.
@@ -77,6 +80,13 @@ def read_ranges(ranges: Sequence[ByteRange]) -> list[bytes]:
     return [found[number] for number in range(len(ranges))]
 
 
+def for_each(function: Callable[[str], Result], locations: Sequence[str]) -> list[Result]:
+    """Return what a function makes of each path or URL; it is called for remote ones at the same time."""
+    if len(locations) > 1 and is_remote(locations[0]):
+        return threads().map(function, locations)
+    return list(map(function, locations))
+
+
 def read_files(locations: Sequence[str]) -> list[bytes]:
     """Return the content of several small files, remote ones read at the same time.
 
@@ -85,8 +95,7 @@ def read_files(locations: Sequence[str]) -> list[bytes]:
         InputError: one may not be read.
         RemoteError: a server is away.
     """
-    map_all = threads().map if any(map(is_remote, locations)) else map
-    return list(map_all(lambda location: place_of(location).read(), locations))
+    return for_each(lambda location: place_of(location).read(), locations)
 
 
 def copy_file(source: Place, file: IO[bytes]) -> None:

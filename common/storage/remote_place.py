@@ -67,14 +67,18 @@ class RemotePlace:
         """Return what lies below under a relative name."""
         return RemotePlace(join(self.location, name), is_first_contact=self._is_first_contact)
 
-    def stat(self) -> FileStat:
-        """Return size and version of a file as they are now."""
-        return self._head()
+    def stat(self, *, at_offsets: bool = False) -> FileStat:
+        """Return size and version of a file as they are now.
+
+        Args:
+            at_offsets: Whether it is an error that it cannot be read at offsets.
+        """
+        return replace(self._ask(lambda store, key: store.head(key, at_offsets=at_offsets)), path=self.location)
 
     def exists(self) -> bool:
         """Tell whether there is a file now."""
         try:
-            self._head()
+            self.stat()
         except MissingFile:
             return False
         return True
@@ -149,7 +153,7 @@ class RemotePlace:
         Args:
             read_ahead: Fetch more than is asked for, because what follows is wanted next.
         """
-        file = RemoteFile(self, self._head(at_offsets=True))
+        file = RemoteFile(self, self.stat(at_offsets=True))
         return cast(BinaryIO, io.BufferedReader(file, _READ_AHEAD_BYTES) if read_ahead else file)
 
     def write(self, data: bytes) -> None:
@@ -196,7 +200,7 @@ class RemotePlace:
 
         def create(store: Store, key: str) -> bool:
             try:
-                return store.put(key, data, create=True)
+                return store.create(key, data)
             except FileNotFoundError:
                 raise  # no bucket
             except Exception:
@@ -211,15 +215,8 @@ class RemotePlace:
 
         Object stores decide in one step; elsewhere, what came between the look and the writing is lost.
         """
-
-        def swap(store: Store, key: str) -> bool:
-            try:
-                found, stat = store.get(key)
-            except FileNotFoundError:
-                return False
-            return is_old(found) and store.put(key, data, e_tag=stat.version)
-
-        return self._ask(swap, "written") or self._content() == data
+        is_done = self._ask(lambda store, key: store.swap(key, data, is_old), "written")
+        return is_done or self._content() == data
 
     take = replace
     """The same: of several processes that judge the same content, one is told True."""
@@ -236,9 +233,6 @@ class RemotePlace:
             return self.read()
         except InputError:
             return None
-
-    def _head(self, *, at_offsets: bool = False) -> FileStat:
-        return replace(self._ask(lambda store, key: store.head(key, at_offsets=at_offsets)), path=self.location)
 
     def _read_all(self, start: int, end: int, e_tag: str) -> bytes:
         data = self.read_range(start, end, e_tag=e_tag)

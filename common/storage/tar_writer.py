@@ -9,6 +9,8 @@ import hashlib
 import tarfile
 from typing import BinaryIO
 
+from beit.common.storage.files import sha256_of
+
 _BLOCK = tarfile.BLOCKSIZE
 
 
@@ -49,7 +51,8 @@ class TarAppender:
         self._write(b"\0" * (-self.size % tarfile.RECORDSIZE))
         self.file.flush()
         written = self._hasher.hexdigest()
-        if _sha256(self.file) != written:
+        self.file.seek(0)
+        if sha256_of(self.file) != written:
             raise OSError(f"{self.file.name}: read back other bytes than were written; is the disk failing?")
         return written
 
@@ -57,11 +60,3 @@ class TarAppender:
         self.file.write(data)
         self._hasher.update(data)
         self.size += len(data)
-
-
-def _sha256(file: BinaryIO) -> str:
-    file.seek(0)
-    hasher = hashlib.sha256()
-    while block := file.read(1 << 20):
-        hasher.update(block)
-    return hasher.hexdigest()

@@ -11,7 +11,7 @@ import errno
 import hashlib
 import tempfile
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +22,7 @@ from beit.common.errors import InputError
 from beit.common.sources.tars import TarCopy, TarShard
 from beit.common.storage.paths import is_remote
 from beit.common.storage.place import place_of
+from beit.common.storage.threads import threads
 from beit.tokenize.shards.crops import CropTar
 
 Tar = TypeVar("Tar", bound=TarShard | CropTar)
@@ -40,7 +41,6 @@ class TarCopies:
     def __init__(self, folder: Path, check_stop: Callable[[], None]) -> None:
         self._folder = folder
         self._check_stop = check_stop
-        self._fetchers = ThreadPoolExecutor(2, thread_name_prefix="beit-copy")
         self._fetched: dict[str, Future[TarCopy]] = {}
         self._is_closed = False
 
@@ -53,7 +53,6 @@ class TarCopies:
     ) -> None:
         """Give up what is being fetched."""
         self._is_closed = True
-        self._fetchers.shutdown(cancel_futures=True)
         self._forget()
 
     @contextmanager
@@ -80,7 +79,7 @@ class TarCopies:
 
     def _begin(self, location: str) -> None:
         if location not in self._fetched:
-            self._fetched[location] = self._fetchers.submit(self._fetch, location)
+            self._fetched[location] = threads().submit(self._fetch, location)
 
     def _forget(self) -> None:
         """Close what has been fetched, now or when it is."""
