@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from beit.common.errors import InputError, require
 from beit.common.rng import CounterRng
-from beit.common.sources.opening import SampleRef, SourceShard
+from beit.common.sources.types import SampleRef, SourceShard
 from beit.common.storage.documents import Format
 from beit.common.storage.samples import NO_LABEL, locate, shard_starts
 

@@ -23,7 +23,8 @@ from beit.common.errors import InputError, require
 from beit.common.progress import Progress
 from beit.common.sources.index import INDEX_FORMAT, IndexInfo, LabelledIndex
 from beit.common.sources.loose_files import FilesShard
-from beit.common.sources.opening import SampleRef, Source, SourceShard, open_source
+from beit.common.sources.opening import open_source
+from beit.common.sources.types import SampleRef, Source, SourceShard
 from beit.common.storage.documents import read_json, to_json, write_json
 from beit.common.storage.files import atomic_file, default_cache_dir
 from beit.common.storage.locks import exclusive_lock

@@ -22,7 +22,7 @@ from beit.common.sources.loose_files import (
     text_listing,
 )
 from beit.common.sources.tars import open_tars
-from beit.common.sources.types import SampleRef, ShardReader, Source, SourceKind, SourceShard, escape_name, packed_key
+from beit.common.sources.types import Source
 from beit.common.storage.matching import is_folder, list_folder, match_files, measure_files
 from beit.common.storage.paths import (
     expand_braces,
@@ -34,17 +34,6 @@ from beit.common.storage.paths import (
     split_query,
 )
 from beit.common.storage.place import FileStat
-
-__all__ = [
-    "SampleRef",
-    "ShardReader",
-    "Source",
-    "SourceKind",
-    "SourceShard",
-    "escape_name",
-    "open_source",
-    "packed_key",
-]
 
 logger = logging.getLogger(__name__)
 
