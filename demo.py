@@ -101,9 +101,8 @@ def _beit(*arguments: str | Path) -> None:
 
 
 def _table(rows: dict[str, dict[str, float]]) -> str:
-    lines = [
-        f"\n{LABELLED} labelled images, {VALIDATION} to test on, 10 classes (chance 10 %):",
-        f"{'start from':<14}{'top-1':>8}{'top-5':>8}",
-    ]
-    lines += [f"{name:<14}{100 * row['top1']:>7.1f}%{100 * row['top5']:>7.1f}%" for name, row in rows.items()]
-    return "\n".join(lines)
+    from beit.common.pages.tables import aligned
+
+    title = f"\n{LABELLED} labelled images, {VALIDATION} to test on, 10 classes (chance 10 %):\n"
+    shown = [[name, *(f"{100 * row[metric]:.1f}%" for metric in ("top1", "top5"))] for name, row in rows.items()]
+    return title + aligned([["start from", "top-1", "top-5"], *shown])

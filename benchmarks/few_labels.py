@@ -32,8 +32,8 @@ from PIL import Image
 
 from beit.common.config import load_config
 from beit.common.errors import InputError, ResumableStop
-from beit.common.pages.charts import LINE_COLOURS, Line, line_chart, line_key
-from beit.common.pages.pictures import beside, save_png, sheet
+from beit.common.pages.charts import Line, LineChart, line_charts
+from beit.common.pages.pictures import PALETTE, save_png, sheet
 from beit.common.processes.signals import StopFlag, stop_on_signals
 from beit.common.runs.run_dir import environment
 from beit.common.sources.index_build import build_index
@@ -362,7 +362,7 @@ def picture(rows: Sequence[Mapping[str, Any]]) -> Image.Image:
     """Draw the means of the table over the number of labels, one chart per measure; unfinished rows are left out."""
     means = [mean["mean"] for row in rows for mean in row["top1"].values() if mean is not None]
     y_range = (max(0.0, min(means) - 0.03), max(means) + 0.03)  # one for all, so that the charts compare
-    charts, keys = [], []
+    charts = []
     for measure in (measure for kind in MEASURES.values() for measure in kind):
         finished = [row for row in rows if row["measure"] == measure and None not in row["top1"].values()]
         lines = [
@@ -371,14 +371,14 @@ def picture(rows: Sequence[Mapping[str, Any]]) -> Image.Image:
                 points=[(math.log10(row["labels"]), row["top1"][start]["mean"]) for row in finished],
                 colour=colour,
             )
-            for start, colour in zip(STARTS, LINE_COLOURS, strict=False)
+            for start, colour in zip(STARTS, PALETTE, strict=False)
         ]
         if finished:
             ticks = {math.log10(row["labels"]): f"{row['labels']}" for row in finished}
             named = {"title": f"{measure}, top-1", "x_name": "labels", "x_ticks": ticks}
-            charts.append(line_chart(lines, size_px=CHART_PX, y_range=y_range, percent=True, **named))
-            keys = lines
-    return sheet([line_key(keys, width_px=2 * CHART_PX[0]), beside(charts)], heading="What pre-training is worth")
+            charts.append(LineChart(lines=lines, y_range=y_range, percent=True, **named))
+    drawn = line_charts(charts, chart_px=CHART_PX, columns=len(charts), key=True)
+    return sheet([drawn], heading="What pre-training is worth")
 
 
 def cell(value: Mapping[str, Any] | None, unit: str, *, signed: bool = False) -> str:

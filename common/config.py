@@ -1,17 +1,19 @@
 """Settings: frozen dataclasses are the schema, recipes are TOML files, `--set section.key=value` has the last word.
 
-Precedence: defaults < recipe < overrides. Unknown keys are errors that name the nearest valid one. This module imports
-no torch, so that a wrong setting is reported at once.
+Precedence: defaults < recipe < overrides. Unknown keys are errors that name the nearest valid one. What one setting
+may be stands in its annotation, as in `Annotated[int, at_least(1)]`, and `checked` sees to it; what several must agree
+on is checked by their class. This module imports no torch, so that a wrong setting is reported at once.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import operator
 import tomllib
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,6 +26,93 @@ Config = TypeVar("Config")
 
 NONE = "none"
 """How a recipe or an override says that an optional setting is off."""
+RETIRED = {"augment.repeats": 1}
+"""Settings that are gone, with the value that asked for what is done now; files of older runs may still state it."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Bound:
+    """What a setting may be; stands in the annotation of its field. None always passes, of a tuple every entry must."""
+
+    rule: str
+    """As it reads after "must"."""
+    holds: Callable[[Any], bool]
+    """Tells whether one value, or one entry, keeps the rule; not a number never does."""
+    hint: str = ""
+    """What else the message says: why, or the way out."""
+
+
+def at_least(low: float, hint: str = "") -> Bound:
+    """Allow `low` and what is above."""
+    return Bound(f"be at least {low}" if low else "not be negative", lambda value: value >= low, hint)
+
+
+def above(low: float, hint: str = "") -> Bound:
+    """Allow what is above `low`."""
+    return Bound(f"be above {low}", lambda value: value > low, hint)
+
+
+def within(interval: str, hint: str = "") -> Bound:
+    """Allow an interval in the usual notation: "(0, 1]" is above 0 and at most 1."""
+    low, high = map(float, interval[1:-1].split(","))
+    is_above = operator.gt if interval[0] == "(" else operator.ge
+    is_below = operator.lt if interval[-1] == ")" else operator.le
+    return Bound(f"lie in {interval}", lambda value: is_above(value, low) and is_below(value, high), hint)
+
+
+def one_of(choices: Iterable[Any], hint: str = "") -> Bound:
+    """Allow some values only; a `Literal` needs no bound to say so."""
+    allowed = tuple(choices)
+    return Bound(f"be one of {', '.join(map(str, allowed))}", lambda value: value in allowed, hint)
+
+
+@typing.dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(dataclasses.field,))
+def checked(section: str = "") -> Callable[[type[Config]], type[Config]]:
+    """Make a frozen dataclass that raises an `InputError` if a field is outside its bounds, however it was built.
+
+    Its own `__post_init__`, where it has one, comes after that and checks what several fields must agree on.
+
+    Args:
+        section: Where users find the settings, for messages: "train" for train.epochs.
+    """
+
+    def decorate(cls: type[Config]) -> type[Config]:
+        check_rest: Callable[[Config], None] | None = getattr(cls, "__post_init__", None)
+
+        def check(self: Config) -> None:
+            _check_bounds(self, f"{section}." if section else "")
+            if check_rest is not None:
+                check_rest(self)
+
+        cls.__post_init__ = check  # type: ignore[attr-defined]
+        return dataclasses.dataclass(frozen=True, kw_only=True, slots=True)(cls)
+
+    return decorate
+
+
+def _check_bounds(config: Any, prefix: str) -> None:
+    for name, bound in _bounds(config.__class__):
+        value = getattr(config, name)
+        entries = value if isinstance(value, tuple) else (value,)
+        if value is not None and not all(map(bound.holds, entries)):
+            shown = value if isinstance(value, tuple) else f"({value!r})"
+            raise InputError(f"{prefix}{name} {shown} must {bound.rule}" + (f"; {bound.hint}" if bound.hint else ""))
+
+
+@cache
+def _bounds(schema: Any) -> list[tuple[str, Bound]]:
+    """List the bounds of a dataclass by field, those of its `Literal` fields included.
+
+    A class that gives an inherited field another default keeps the bounds that the field had there.
+    """
+    bounds: list[tuple[str, Bound]] = []
+    for base in schema.__mro__[-2::-1]:
+        hints = typing.get_type_hints(base, include_extras=True)
+        for name in base.__annotations__:
+            bounds += [(name, bound) for bound in getattr(hints[name], "__metadata__", ()) if isinstance(bound, Bound)]
+            if typing.get_origin(hints[name]) is typing.Literal:
+                bounds.append((name, one_of(typing.get_args(hints[name]))))
+    return bounds
 
 
 def load_config(
@@ -103,11 +192,11 @@ def config_to_toml(config: Any) -> str:
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested settings under flat names, such as optimizer.lr."""
+    """Return nested settings under flat names, such as optimizer.lr; retired ones are left out."""
     flat: dict[str, Any] = {}
     for name, value in values.items():
         flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
-    return flat
+    return {name: value for name, value in flat.items() if (name, value) not in RETIRED.items()}
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -160,6 +249,8 @@ def _build(schema: Any, values: Mapping[str, Any], *, prefix: str, where: _Where
     names = [field.name for field in dataclasses.fields(schema)]
     arguments: dict[str, Any] = {}
     for key, value in values.items():
+        if (prefix + key, value) in RETIRED.items():
+            continue
         if key not in names:
             raise InputError(_unknown_key(prefix + key, where))
         arguments[key] = _convert(field_types[key], value, name=prefix + key, where=where)

@@ -14,7 +14,6 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -25,7 +24,7 @@ from beit.common.errors import InputError, require
 from beit.common.storage.documents import read_json, write_json
 from beit.common.storage.files import fsync_directory
 from beit.common.vit.adapt import adapt_state
-from beit.common.vit.config import Normalization, PosBias, ViTConfig
+from beit.common.vit.config import PosBias
 from beit.common.vit.description import (
     CONFIG_FILE,
     WEIGHTS_FILE,
@@ -38,42 +37,6 @@ from beit.common.vit.description import (
 from beit.common.vit.vit import VisionTransformer
 
 logger = logging.getLogger(__name__)
-
-
-def save_encoder(
-    directory: Path,
-    state: Mapping[str, Tensor],
-    *,
-    architecture: ViTConfig,
-    mean: Sequence[float],
-    std: Sequence[float],
-    task: Literal["pretrain"] = "pretrain",
-    vocab_size: int | None = None,
-    best_block: int | None = None,
-    provenance: Mapping[str, Any],
-) -> None:
-    """Write a pre-trained encoder with all its tensors; see `save_model`.
-
-    Args:
-        directory: Created where missing; an older encoder in it is replaced.
-        state: Full state dict of a `MaskedImageModel`.
-        architecture: Its shape.
-        mean: Normalisation of the pixels in [0, 1], per channel.
-        std: Normalisation of the pixels in [0, 1], per channel.
-        task: Recorded as it is.
-        vocab_size: Rows of the head; None where it does not predict visual tokens.
-        best_block: Block whose features classified best in a probe, from 0; None where none was made.
-        provenance: JSON-able; recorded as it is.
-    """
-    config = EncoderConfig(
-        architecture=architecture,
-        normalization=Normalization(tuple(mean), tuple(std)),
-        task=task,
-        vocab_size=vocab_size,
-        best_block=best_block,
-        provenance=dict(provenance),
-    )
-    save_model(directory, state, config)
 
 
 def save_model(directory: Path, state: Mapping[str, Tensor], config: EncoderConfig) -> None:

@@ -10,14 +10,14 @@ from __future__ import annotations
 import hashlib
 import math
 import zlib
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, features
 
+from beit.common.config import above, at_least, checked, within
 from beit.common.errors import BadSample, require
 from beit.common.images import MAX_SIDE_PX, decode_image, decode_jpeg_unchecked
 from beit.common.jitter import FACTOR_ONE, JITTER_ORDERS, MAX_FACTOR, jitter_image
@@ -58,41 +58,31 @@ _LUMA_CELLS = 4
 _CANARY_PATH = Path(__file__).with_name("canary.jpg")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@checked("augment")
 class AugmentConfig:
     """Distribution that views are drawn from. The defaults are those of BEiT's pre-training."""
 
-    scale: tuple[float, float] = (0.08, 1.0)
+    scale: Annotated[tuple[float, float], within("(0, 1]")] = (0.08, 1.0)
     """Smallest and largest crop area, as a fraction of the image area."""
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    ratio: Annotated[tuple[float, float], above(0)] = (3 / 4, 4 / 3)
     """Smallest and largest crop aspect ratio, width / height."""
-    min_crop_px: int = 1
+    min_crop_px: Annotated[int, at_least(1)] = 1
     """Smallest crop side drawn, in source pixels; smaller draws are tried again."""
-    flip: float = 0.5
+    flip: Annotated[float, within("[0, 1]")] = 0.5
     """Probability of a horizontal flip."""
-    brightness: float = 0.4
+    brightness: Annotated[float, within("[0, 1]")] = 0.4
     """Brightness factors are drawn from 1 +- this; 0 leaves brightness alone."""
-    contrast: float = 0.4
+    contrast: Annotated[float, within("[0, 1]")] = 0.4
     """Contrast factors are drawn from 1 +- this; 0 leaves contrast alone."""
-    saturation: float = 0.4
+    saturation: Annotated[float, within("[0, 1]")] = 0.4
     """Saturation factors are drawn from 1 +- this; 0 leaves saturation alone."""
     jitter_scope: JitterScope = "crop"
     """Whose mean grey the contrast uses: the crop's (fast) or the whole image's (the paper's order, slower)."""
 
     def __post_init__(self) -> None:
-        """Check the ranges."""
-        low, high = self.scale
-        require(0 < low <= high <= 1, f"augment.scale ({low}, {high}) must satisfy 0 < low <= high <= 1")
-        low, high = self.ratio
-        require(0 < low <= high, f"augment.ratio ({low}, {high}) must satisfy 0 < low <= high")
-        require(self.min_crop_px >= 1, f"augment.min_crop_px ({self.min_crop_px}) must be at least 1")
-        for name in ("flip", "brightness", "contrast", "saturation"):
-            value = getattr(self, name)
-            require(0 <= value <= 1, f"augment.{name} ({value}) must lie in [0, 1]")
-        require(
-            self.jitter_scope in ("crop", "image"),
-            f'augment.jitter_scope ({self.jitter_scope!r}) must be "crop" or "image"',
-        )
+        """Check the order of the ends."""
+        for name, (low, high) in (("scale", self.scale), ("ratio", self.ratio)):
+            require(low <= high, f"augment.{name} ({low}, {high}) must satisfy low <= high")
 
 
 def draw_view(rng: CounterRng, width: int, height: int, augment: AugmentConfig) -> np.void:

@@ -22,10 +22,10 @@ from beit.common.encoder import load_encoder
 from beit.common.errors import BadSample, InputError, require
 from beit.common.images import decode_image
 from beit.common.pages.charts import dot_chart
-from beit.common.pages.pictures import enlarged, heat_colours, picture_table, sheet
+from beit.common.pages.pictures import enlarged, heat_colours, picture_table, sheet, shortened
 from beit.common.reading.labelled_dataset import LabelledDataset
 from beit.common.sources.index_build import build_index
-from beit.common.storage.samples import spread
+from beit.common.storage.samples import spread_evenly
 from beit.common.vit.description import read_encoder_config
 from beit.common.vit.normalization import normalize_images
 from beit.common.vit.vit import VisionTransformer
@@ -162,9 +162,8 @@ def _read(source: str, img_size: int, num_images: int) -> tuple[list[str], NDArr
     """Read images spread over a source, as `beit predict` shows them to a model."""
     index = build_index(source)
     dataset, names, pictures = LabelledDataset(index), [], []
-    count = min(num_images, len(index))
     problem = ""
-    for position in spread(len(index), count).tolist():
+    for position in spread_evenly(len(index), num_images).tolist():
         try:
             record = dataset.fetch(*index.locate(position), 0)
             image = decode_image(record.image_bytes)
@@ -173,7 +172,7 @@ def _read(source: str, img_size: int, num_images: int) -> tuple[list[str], NDArr
             continue
         names.append(image_name(index, position))
         pictures.append(resize_and_center_crop(image, img_size, crop_pct=default_crop_pct(img_size)))
-    require(bool(pictures), f"none of {count} images of {source} can be read ({problem})")
+    require(bool(pictures), f"none of {min(num_images, len(index))} images of {source} can be read ({problem})")
     return names, np.stack(pictures)
 
 
@@ -194,9 +193,8 @@ def _maps(
             shown = [_framed(enlarged(pixels[i], cell_px), query, grid_size)]
             shown += [_overlaid(pixels[i], values, query, cell_px) for values in (row.mean(0), *row)]
             rows.append(shown)
-            label = name.rpartition("/")[2]
-            label = label if len(label) <= cell_px // 8 else f"...{label[3 - cell_px // 8 :]}"
             about = "CLS" if query.place is None else f"patch {query}"
+            label = shortened(name.rpartition("/")[2], cell_px // 8, keep_end=True)
             captions.append([label, about, *[""] * num_heads])
     titles = ["image", "mean", *(f"head {head}" for head in range(num_heads))]
     return picture_table(rows, titles=titles, captions=captions, cell_px=cell_px)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
+from beit.common.config import above, at_least, checked, within
 from beit.common.errors import InputError, require
 from beit.common.reading.config import ReaderConfig
 from beit.common.training.config import (
@@ -22,36 +23,29 @@ from beit.finetune.augment.settings import MixConfig, TrainAugmentConfig
 RANDOM_ENCODER = "random"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@checked("image")
 class ImageConfig:
     """Geometry and scaling of the model's input. An encoder brings its own; most of this serves random weights."""
 
-    img_size: int | None = None
+    img_size: Annotated[int | None, at_least(1)] = None
     """Side of the input in pixels; left out, the encoder's, or 224 for random weights. Position tables are resized."""
-    patch_size: int | None = None
+    patch_size: Annotated[int | None, at_least(1)] = None
     """Side of a patch in pixels, for random weights; left out, 16. An encoder brings its own."""
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     """Subtracted from pixels scaled to [0, 1], for random weights. An encoder brings its own."""
-    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: Annotated[tuple[float, float, float], above(0)] = (0.5, 0.5, 0.5)
     """Divides the centred pixels, for random weights. An encoder brings its own."""
 
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        for name in ("img_size", "patch_size"):
-            value = getattr(self, name)
-            require(value is None or value >= 1, f"image.{name} ({value}) must be at least 1")
-        require(all(value > 0 for value in self.std), f"image.std {self.std} must be above 0")
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
+@checked("classifier")
 class ClassifierConfig:
     """The head and its loss."""
 
     pooling: Literal["mean", "cls"] = "mean"
     """What the head sees: the mean of the patches, or CLS."""
-    head_init_scale: float = 0.001
+    head_init_scale: Annotated[float, above(0)] = 0.001
     """Factor on the head's initial weights."""
-    label_smoothing: float = 0.1
+    label_smoothing: Annotated[float, within("[0, 1)")] = 0.1
     """Share of the target spread evenly over all classes."""
     class_weights: Literal["none", "balanced"] = "none"
     """"balanced" weighs every class as if all were equally frequent: by the mean class size over its own."""
@@ -59,27 +53,24 @@ class ClassifierConfig:
     """Whether an image may be of several classes, joined by `|` in its label, or of none; trained with BCE."""
 
     def __post_init__(self) -> None:
-        """Check the ranges."""
+        """Check what excludes each other."""
         require(
             not (self.multi_label and self.class_weights != "none"),
             f"classifier.class_weights ({self.class_weights}) must be none with classifier.multi_label",
         )
-        require(self.head_init_scale > 0, f"classifier.head_init_scale ({self.head_init_scale}) must be above 0")
-        smoothing = self.label_smoothing
-        require(0 <= smoothing < 1, f"classifier.label_smoothing ({smoothing}) must lie in [0, 1)")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@checked("data")
 class DataConfig:
     """Which labelled images are used."""
 
     val: str | None = None
     """Labelled images to evaluate on, matched to the training classes by name; left out, nothing is evaluated."""
-    num_val_images: int | None = None
+    num_val_images: Annotated[int | None, at_least(1)] = None
     """Measure on this many of them only, with the class proportions of all, always the same; left out, on all."""
-    num_labels: int | None = None
+    num_labels: Annotated[int | None, at_least(1)] = None
     """Train on this many images only, with the class proportions of all; left out, on all."""
-    label_fraction: float | None = None
+    label_fraction: Annotated[float | None, within("(0, 1]")] = None
     """Train on this share of the images only, with the class proportions of all; left out, on all."""
     subset_seed: int = 0
     """Chooses the images of such a subset; apart from train.seed, so that runs can share a subset."""
@@ -88,55 +79,42 @@ class DataConfig:
     then has as many images of every class as the largest has."""
 
     def __post_init__(self) -> None:
-        """Check the ranges."""
-        num_val = self.num_val_images
-        require(num_val is None or num_val >= 1, f"data.num_val_images ({num_val}) must be at least 1")
+        """Check what excludes each other."""
         count, fraction = self.num_labels, self.label_fraction
-        require(count is None or count >= 1, f"data.num_labels ({count}) must be at least 1")
-        require(fraction is None or 0 < fraction <= 1, f"data.label_fraction ({fraction}) must lie in (0, 1]")
         require(
             count is None or fraction is None,
             f"data.num_labels ({count}) and data.label_fraction ({fraction}) exclude each other; give one of them",
         )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@checked("evaluation")
 class EvaluationConfig:
     """How images are evaluated."""
 
-    micro_batch_size: int = 128
+    micro_batch_size: Annotated[int, at_least(1)] = 128
     """Images per forward pass of one rank."""
-    crop_pct: float | None = None
+    crop_pct: Annotated[float | None, within("(0, 1]")] = None
     """Share of the resized short side that is kept; left out, 0.875 from 65 to 383 px and 1 otherwise."""
 
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        size, share = self.micro_batch_size, self.crop_pct
-        require(size >= 1, f"evaluation.micro_batch_size ({size}) must be at least 1")
-        require(share is None or 0 < share <= 1, f"evaluation.crop_pct ({share}) must lie in (0, 1]")
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
+@checked("probe")
 class ProbeConfig:
     """Measuring frozen features, by the tasks linear-probe and knn."""
 
-    l2: float = 1e-3
+    l2: Annotated[float, at_least(0)] = 1e-3
     """Weight penalty of the linear classifiers, on standardised features."""
-    ks: tuple[int, ...] = (1, 5, 10, 20, 50, 100, 200)
+    ks: Annotated[tuple[int, ...], at_least(1)] = (1, 5, 10, 20, 50, 100, 200)
     """Numbers of neighbours to try."""
-    temperature: float = 0.07
+    temperature: Annotated[float, above(0)] = 0.07
     """Neighbours weigh exp(cosine similarity / this)."""
     knn_pooling: Literal["mean", "cls", "cls_mean"] = "mean"
     """What neighbours are compared by: the mean of the patches, CLS, or both. Linear classifiers see both."""
-    max_feature_gib: float = 8.0
+    max_feature_gib: Annotated[float, above(0)] = 8.0
     """Refuse image sets whose features would take more memory than this."""
 
     def __post_init__(self) -> None:
-        """Check the ranges."""
-        require(self.l2 >= 0, f"probe.l2 ({self.l2}) must not be negative")
-        require(len(self.ks) > 0 and min(self.ks) >= 1, f"probe.ks {list(self.ks)} must be numbers of at least 1")
-        require(self.temperature > 0, f"probe.temperature ({self.temperature}) must be above 0")
-        require(self.max_feature_gib > 0, f"probe.max_feature_gib ({self.max_feature_gib}) must be above 0")
+        """Check that there is something to measure."""
+        require(len(self.ks) > 0, "probe.ks [] must be numbers of at least 1")
 
 
 # The two below inherit the fields to change defaults only: a recipe that sets one key of a section gets the others
@@ -167,15 +145,15 @@ class FinetuneOptimizerConfig(OptimizerConfig):
     """Largest global L2 norm of the gradient; left out, no clipping."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@checked()
 class FinetuneConfig:
     """Everything that decides a fine-tuning run, apart from the training images."""
 
     encoder: str | None = None
     """Folder of a pre-trained encoder, or "random" for random weights."""
-    layer_decay: float = 0.65
+    layer_decay: Annotated[float, within("(0, 1]")] = 0.65
     """Factor on the learning rate from one layer to the layer below it; 1 trains all layers alike."""
-    freeze_blocks: int = 0
+    freeze_blocks: Annotated[int, at_least(0)] = 0
     """Keep the embeddings and this many lowest blocks as the encoder has them; 0 trains all."""
     image: ImageConfig = field(default_factory=ImageConfig)
     """Input."""
@@ -212,19 +190,12 @@ class FinetuneConfig:
     """Linear probe and k-NN."""
 
     def __post_init__(self) -> None:
-        """Check the ranges."""
-        require(0 < self.layer_decay <= 1, f"layer_decay ({self.layer_decay}) must lie in (0, 1]")
-        require(self.freeze_blocks >= 0, f"freeze_blocks ({self.freeze_blocks}) must not be negative")
+        """Check what several sections must agree on."""
         micro, total = self.train.micro_batch_size, self.train.global_batch_size
         require(
             not self.mix.is_on or (total if micro is None else micro) % 2 == 0,
             f"train.{'global' if micro is None else 'micro'}_batch_size ({total if micro is None else micro}) must be "
             "even, since mixup and cutmix pair images; or switch them off with mix.prob=0",
-        )
-        repeats = self.augment.repeats
-        require(
-            total % repeats == 0,
-            f"train.global_batch_size ({total}) must be a multiple of augment.repeats ({repeats})",
         )
         require(
             not (self.data.balanced and self.classifier.multi_label),

@@ -123,7 +123,6 @@ class ClassificationTask:
             checkpoint=self._checkpoint(),
             reader=config.reader,
             world=self.world,
-            repeats=config.augment.repeats,
         )
         self.step = self._objective()
         self.model = build_classifier(config, self.start, self.images.class_names)

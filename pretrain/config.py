@@ -6,8 +6,9 @@ Image size, patch size, vocabulary and the number of views are not settings: the
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
+from beit.common.config import above, at_least, checked, within
 from beit.common.errors import require
 from beit.common.reading.config import ReaderConfig
 from beit.common.training.config import (
@@ -27,23 +28,19 @@ _TORCH_RESIZE_PX = 96
 """Where torch's resize overtakes Pillow's; measured on one core with AVX2, whatever the size of the crop."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@checked("data")
 class DataConfig:
     """What is done to the pixels of a view, and how its replay is checked."""
 
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """Subtracted from pixels scaled to [0, 1]. ImageNet's, as in BEiT's ImageNet-1k recipe."""
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    std: Annotated[tuple[float, float, float], above(0)] = (0.229, 0.224, 0.225)
     """Divides the centred pixels."""
     replay: Literal["strict", "tolerant"] = "strict"
     """strict: every crop's checksum must match; tolerant: its 4 x 4 luma within 3 levels, for another Pillow build."""
     interpolation: Literal["auto", "bicubic", "bicubic-torch"] = "auto"
     """Antialiased filter from the crop to `img_size`. bicubic: Pillow's, the same pixels on every kind of processor;
     bicubic-torch: 1.5 to 5 times as fast at 224 px, slower at 32 px; auto: that one for views from 96 px on."""
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        require(all(value > 0 for value in self.std), f"data.std {self.std} must be above 0")
 
     def resample(self, img_size: int) -> Resample:
         """Return the filter for views of this size in px."""
@@ -56,7 +53,7 @@ ObjectiveKind = Literal["masked_tokens", "all_tokens", "masked_pixels"]
 """What the model learns to predict."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@checked("objective")
 class ObjectiveConfig:
     """What is predicted. The rows of the paper's ablation are these settings with those of `mask`."""
 
@@ -66,11 +63,6 @@ class ObjectiveConfig:
     normalize_patches: bool = True
     """For masked_pixels: standardise each patch's pixels by its own mean and deviation, as MAE does; false regresses
     pixels normalised by `data.mean` and `data.std` only."""
-
-    def __post_init__(self) -> None:
-        """Check the name."""
-        kinds = ("masked_tokens", "all_tokens", "masked_pixels")
-        require(self.kind in kinds, f"objective.kind ({self.kind!r}) must be one of {', '.join(kinds)}")
 
     @property
     def needs_tokens(self) -> bool:
@@ -90,33 +82,25 @@ class OnlineTokenizerConfig:
     """Whether its encoder goes through torch.compile: auto compiles on a GPU."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@checked("held_out")
 class HeldOutConfig:
     """The learning signal on images that are never trained on."""
 
-    micro_batch_size: int = 64
+    micro_batch_size: Annotated[int, at_least(1)] = 64
     """Images per forward pass of one rank."""
-    max_images: int = 10_000
+    max_images: Annotated[int, at_least(1)] = 10_000
     """At most this many of the store's held-out images, spread evenly over its shards."""
-    train_images: int = 1_000
+    train_images: Annotated[int, at_least(0)] = 1_000
     """Training images that are measured in the same way beside them; 0 measures none."""
-    baseline_views: int = 20_000
+    baseline_views: Annotated[int, at_least(1)] = 20_000
     """Stored views of training images whose tokens give the unigram and the neighbour line; several of each image where
     there are fewer images. Tokens computed online cost a forward pass of the tokenizer each, so 2 000 at most are."""
-    pictures: int = 6
+    pictures: Annotated[int, within("[0, 64]")] = 6
     """Held-out images that every evaluation draws as the model completes them, into RUN/reconstruction.png and
     TensorBoard, if the tokenizer is on this machine and can decode; 0 draws none."""
 
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        for name in ("micro_batch_size", "max_images", "baseline_views"):
-            value = getattr(self, name)
-            require(value >= 1, f"held_out.{name} ({value}) must be at least 1")
-        require(0 <= self.pictures <= 64, f"held_out.pictures ({self.pictures}) must be in [0, 64]")
-        require(self.train_images >= 0, f"held_out.train_images ({self.train_images}) must not be negative")
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
+@checked("probe")
 class ProbeConfig:
     """k-NN and a linear classifier on every block's features of a few labelled images, at every evaluation."""
 
@@ -124,16 +108,13 @@ class ProbeConfig:
     """Labelled images, in any form `beit finetune` takes; left out, nothing is probed."""
     test: str | None = None
     """Labelled images to measure on; left out, half of `data`, chosen by a hash of their keys."""
-    max_images: int = 2_000
+    max_images: Annotated[int, at_least(1)] = 2_000
     """At most this many images of each, with the class proportions of all."""
-    micro_batch_size: int = 64
+    micro_batch_size: Annotated[int, at_least(1)] = 64
     """Images per forward pass of one rank."""
 
     def __post_init__(self) -> None:
-        """Check the ranges."""
-        for name in ("max_images", "micro_batch_size"):
-            value = getattr(self, name)
-            require(value >= 1, f"probe.{name} ({value}) must be at least 1")
+        """Check what needs each other."""
         require(
             self.test is None or self.data is not None,
             f"probe.test ({self.test}) needs probe.data, the images to fit on",

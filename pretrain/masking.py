@@ -11,13 +11,13 @@ one operation, and a mask takes less than 0.1 ms.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from beit.common.config import at_least, checked, within
 from beit.common.errors import require
 from beit.common.rng import CounterRng
 
@@ -28,32 +28,23 @@ _ALGORITHM1_RATIO = 0.4
 _ALGORITHM1_ASPECT = 0.3
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@checked("mask")
 class MaskConfig:
     """How masks are drawn; the defaults are the released code's, scaled to the grid."""
 
     mode: MaskMode = "blockwise"
     """blockwise: the released code; algorithm1: the paper's listing; random: uniformly random patches; none: nothing is
     masked, for the objective all_tokens only."""
-    num_masked: int = 0
+    num_masked: Annotated[int, at_least(0, "0 scales it")] = 0
     """Most patches masked per image; 0 means 75/196 of the grid. Not used by algorithm1."""
-    min_block: int = 0
+    min_block: Annotated[int, at_least(0, "0 scales it")] = 0
     """Least target area of a block, in patches; 0 means 16/196 of the grid."""
     exact: bool = False
     """Whether a blockwise mask that falls short is grown to num_masked; the released code leaves it short."""
-    min_aspect: float = 0.3
+    min_aspect: Annotated[float, within("(0, 1]")] = 0.3
     """Least height / width of a block; the largest is its inverse."""
-    max_attempts: int = 10
+    max_attempts: Annotated[int, at_least(1)] = 10
     """Tries to place a block before a blockwise mask is left as it is."""
-
-    def __post_init__(self) -> None:
-        """Check the ranges that do not depend on the grid."""
-        modes = ("blockwise", "algorithm1", "random", "none")
-        require(self.mode in modes, f"mask.mode ({self.mode!r}) must be one of {', '.join(modes)}")
-        require(self.num_masked >= 0, f"mask.num_masked ({self.num_masked}) must not be negative; 0 scales it")
-        require(self.min_block >= 0, f"mask.min_block ({self.min_block}) must not be negative; 0 scales it")
-        require(0 < self.min_aspect <= 1, f"mask.min_aspect ({self.min_aspect}) must be in (0, 1]")
-        require(self.max_attempts >= 1, f"mask.max_attempts ({self.max_attempts}) must be at least 1")
 
 
 def target_num_masked(config: MaskConfig, grid_size: tuple[int, int]) -> int:

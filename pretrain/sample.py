@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from beit.common.reading.dataset import Dataset
 from beit.common.reading.order import Rows
-from beit.common.storage.samples import Record, locate, shard_starts, spread
+from beit.common.storage.samples import Record, locate, shard_starts, spread_evenly
 
 
 class EvenSample:
@@ -25,7 +25,7 @@ class EvenSample:
         self.dataset = dataset
         self.num_views, self.index_sha256 = dataset.num_views, dataset.index_sha256
         sizes = dataset.shard_sizes
-        shard_ids, self._ranks = locate(shard_starts(sizes), spread(int(sizes.sum()), count))
+        shard_ids, self._ranks = locate(shard_starts(sizes), spread_evenly(int(sizes.sum()), count))
         self.shard_sizes = np.bincount(shard_ids, minlength=len(sizes)).astype(np.int64)
         self._starts = shard_starts(self.shard_sizes)
 

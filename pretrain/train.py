@@ -18,7 +18,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from beit.common.encoder import save_encoder
+from beit.common.encoder import save_model
 from beit.common.errors import InputError, require
 from beit.common.processes.distributed import World, init_distributed
 from beit.common.processes.signals import stop_on_signals
@@ -39,6 +39,7 @@ from beit.common.training.judge import Goal
 from beit.common.training.task import FitSettings
 from beit.common.training.trainer import fit
 from beit.common.vit.config import Normalization, ViTConfig, build_vit_config
+from beit.common.vit.description import EncoderConfig
 from beit.common.vit.flops import training_flops
 from beit.common.vit.param_groups import weight_decay_groups
 from beit.pretrain.config import PretrainConfig
@@ -309,12 +310,9 @@ class PretrainTask:
     ) -> None:
         """Write `directory`/encoder: every tensor of the model, under the official names."""
         best = metrics.get(BEST_BLOCK)
-        save_encoder(
-            directory / "encoder",
-            state,
+        description = EncoderConfig(
             architecture=self.vit,
-            mean=self.config.data.mean,
-            std=self.config.data.std,
+            normalization=Normalization(self.config.data.mean, self.config.data.std),
             task="pretrain",
             vocab_size=self.tokens.vocab_size if self.tokens else None,
             best_block=None if best is None else int(best),
@@ -331,3 +329,4 @@ class PretrainTask:
                 "views": self.store.info.views,
             },
         )
+        save_model(directory / "encoder", state, description)

@@ -25,6 +25,9 @@ RESTRICTED = {
         "pretrain/commands.py",
         "finetune/commands.py",
     },
+    "matplotlib": {"common/pages/charts.py"},
+    "jinja2": {"common/pages/html_page.py"},
+    "markupsafe": {"common/pages/html_page.py"},
     "torchvision": set(),
     "timm": set(),
     "transformers": set(),
@@ -190,10 +193,27 @@ def test_command_modules_import_no_torch_at_the_top(name):
     assert not heavy & {module.split(".")[0] for module in imported_modules(ROOT / name, top_level_only=True)}
 
 
+@pytest.mark.parametrize(
+    "module", ["cli", "demo", *(f"{stage}.commands" for stage in STAGES), "pretrain.train", "finetune.train"]
+)
+def test_nothing_is_imported_for_pictures_before_one_is_drawn(module):
+    code = f"import sys, beit.{module}; print(*{{'matplotlib', 'jinja2'}} & set(sys.modules))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    # torch itself brings jinja2 where it compiles.
+    assert not set(out.split()) - ({"jinja2"} if module.endswith("train") else set())
+
+
 def test_packaging_list_equals_the_tree():
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
     tree = {"beit"} | {".".join(("beit", *path.relative_to(ROOT).parts[:-1])) for path in SOURCES}
     assert set(listed) == tree
+
+
+def test_templates_are_shipped():
+    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    folders = {package for package, globs in patterns.items() if "*.html" in globs}
+    templates = [path for stage in ("common", *STAGES) for path in (ROOT / stage).rglob("*.html")]
+    assert folders == {".".join(("beit", *path.relative_to(ROOT).parts[:-1])) for path in templates}
 
 
 def test_package_data_patterns_match_files():

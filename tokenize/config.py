@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import field
+from typing import Annotated, Literal
 
+from beit.common.config import at_least, checked, within
 from beit.common.errors import require
 from beit.common.shards.schema import Geometry, HeldOut
 from beit.common.views import AugmentConfig
@@ -22,13 +23,13 @@ CROP_JPEG_QUALITY = 90
 """Seen as it is, never enlarged; about 16 kB at 224 px, a seventh faster to decode than at 95 (docs/results.md)."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@checked()
 class TokenizeConfig:
     """How images become a token store."""
 
     tokenizer: str = "dall-e"
     """Name of a tokenizer ("dall-e", "mini", an installed one), a path to one, or module:Class, which is run."""
-    views: int = 16
+    views: Annotated[int, within(f"[0, {MAX_VIEWS}]")] = 16
     """Views per image, K; a training run of E epochs uses each E / K times. 0 packs and indexes only."""
     img_size: int = 224
     """Side in pixels of the view the ViT will see."""
@@ -41,20 +42,20 @@ class TokenizeConfig:
     held_out: HeldOut = field(default_factory=HeldOut)
     """Samples that pre-training leaves out, to measure on."""
 
-    short_side: int = 0
+    short_side: Annotated[int, at_least(0)] = 0
     """Shrink larger images to this short side in pixels while packing them; 0 keeps every image as it is."""
     materialize: bool = False
     """Store the K crops of an image, at img_size, instead of the image: less work per training view, more disk."""
-    jpeg_quality: int = 0
+    jpeg_quality: Annotated[int, within(f"[0, {MAX_JPEG_QUALITY}]")] = 0
     """Of shrunk images and of materialised crops, 1 to 95 (Pillow's scale); 0 takes 95 and 90."""
-    shard_size: int = 1000
+    shard_size: Annotated[int, at_least(1)] = 1000
     """Most images per packed tar."""
-    shard_bytes: int = 1 << 30
+    shard_bytes: Annotated[int, at_least(1)] = 1 << 30
     """Most image bytes per packed tar."""
     keep_order: bool = False
     """Pack in the order of the source instead of a mixed one; bad for training if the source is sorted by class."""
 
-    micro_batch_size: int = 32
+    micro_batch_size: Annotated[int, at_least(1)] = 32
     """Views per forward pass of the tokenizer."""
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     """Number format of the forward pass; auto is float16 on a GPU, as in BEiT, and float32 on the CPU."""
@@ -62,15 +63,15 @@ class TokenizeConfig:
     """Whether the forward pass goes through torch.compile; auto does on a GPU."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the tokenizer runs; auto takes a GPU if there is one."""
-    threads: int = 0
+    threads: Annotated[int, at_least(0)] = 0
     """CPU threads inside one torch operation; 0 takes what the store was begun with, at first all cores."""
-    workers: int = 0
+    workers: Annotated[int, at_least(0)] = 0
     """Threads, or processes, that decode and crop; 0 starts one per core. Does not change the result."""
     worker_processes: Literal["auto", "on", "off"] = "auto"
     """Whether workers are processes; auto starts processes where there are more workers than one interpreter can
     make use of as threads. Does not change the result."""
 
-    bad_sample_budget: float = 0.001
+    bad_sample_budget: Annotated[float, within("[0, 1)")] = 0.001
     """Share of unusable images that is tolerated; at least one is, unless the budget is 0."""
     strict: bool = False
     """Stop at the first unusable image."""
@@ -78,16 +79,8 @@ class TokenizeConfig:
     """Continue a store on another device, number format, batch size or torch version; the store records it."""
 
     def __post_init__(self) -> None:
-        """Check the ranges."""
+        """Check what several settings must agree on."""
         Geometry(self.img_size, self.patch_size)
-        require(0 <= self.views <= MAX_VIEWS, f"views ({self.views}) must lie in [0, {MAX_VIEWS}]")
-        for name in ("shard_size", "shard_bytes", "micro_batch_size"):
-            value = getattr(self, name)
-            require(value >= 1, f"{name} ({value}) must be at least 1")
-        for name in ("short_side", "threads", "workers"):
-            value = getattr(self, name)
-            require(value >= 0, f"{name} ({value}) must not be negative")
-        require(0 <= self.jpeg_quality <= MAX_JPEG_QUALITY, f"jpeg_quality ({self.jpeg_quality}) must lie in [0, 95]")
         require(
             not self.materialize or self.views >= 1, "materialize stores the crops of views, but views is 0; raise it"
         )
@@ -101,8 +94,6 @@ class TokenizeConfig:
             f"jpeg_quality ({self.jpeg_quality}) is for images that are encoded again; it needs short_side or "
             "materialize",
         )
-        budget = self.bad_sample_budget
-        require(0 <= budget < 1, f"bad_sample_budget ({budget}) must lie in [0, 1)")
 
     @property
     def stored_quality(self) -> int | None:

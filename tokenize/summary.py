@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
+from beit.common.pages.tables import aligned
 from beit.common.progress import format_rate
 from beit.tokenize.shards.encode import Stopwatch
 
@@ -99,7 +100,7 @@ class TokenizeSummary:
                 f", {format_rate(views_per_second)} views/s" if self.views else ""
             )
             rows += [("rate", rate), ("limited by", self.limit)]
-        return "\n".join(f"{name:<12}{value}" for name, value in rows)
+        return aligned(rows, align="<")
 
     def _views_text(self) -> str:
         if not self.views:

@@ -1,77 +1,225 @@
-"""Small charts in the style of the sheets of `pictures.py`: bars over whole numbers, dots around a line, lines."""
+"""Charts, by matplotlib, in the colours of the sheets of `pictures.py`: lines, bars, dots, a table of shares.
+
+They are pictures, and lines also SVG that stands in a page and follows its light and dark colours. Only what draws
+imports this module, and only when it draws: matplotlib takes half a second.
+"""
 
 from __future__ import annotations
 
+import io
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from html import escape
 
+import matplotlib.style
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
+from matplotlib.textpath import TextPath
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image
 
-from beit.common.pages.pictures import FAINT, HIGHLIGHT, INK, PAPER, font
+from beit.common.pages.pictures import FAINT, HIGHLIGHT, INK, PALETTE, PAPER, shortened
 
-_LEFT_PX, _RIGHT_PX, _TOP_PX, _BOTTOM_PX = 56, 12, 30, 44
-_GRID = (228, 231, 235)
+Colour = tuple[int, int, int]
+GRID, DEEP = (228, 231, 235), (31, 111, 120)
 _DOT = (120, 170, 210)
-_TITLE_TEXT_PX, _TEXT_PX = 15, 13
-_STROKE_PX = 2
-LINE_COLOURS = (HIGHLIGHT, (213, 94, 0), (0, 158, 115), (204, 121, 167), (230, 159, 0), (86, 180, 233))
-"""For lines beside each other; Okabe and Ito's."""
-_GRID_PX = 60
-"""Smallest distance of grid lines, about."""
-_SLOPE_ZOOM = 3
-"""Slanted lines are drawn this much larger and shrunk, which smooths them."""
+_TEXT_PX, _TITLE_PX, _KEY_LINE_PX = 13, 15, 20
+_MOST_DOTS = 60
+_TICK_STEPS = (1, 2, 2.5, 5, 10)
+_TABLE_PX = 640
+"""Side of a table of shares, about; arbitrary."""
+_LABELLED_CELLS, _COUNTED_CELLS, _NAME_LETTERS = 40, 20, 18
+"""Up to so many rows a table of shares has names, and numbers in its cells; more would not be readable."""
 
 
-class _Axes:
-    """Paper with a title, two scales, and the way from values to pixels; drawn `zoom` times as large as it will be."""
+def _hex(colour: Colour) -> str:
+    return "#{:02x}{:02x}{:02x}".format(*colour)
 
-    def __init__(
-        self,
-        size_px: tuple[int, int],
-        *,
-        x_range: tuple[float, float],
-        y_range: tuple[float, float],
-        zoom: int = 1,
-    ) -> None:
-        self._size_px, self.zoom = size_px, zoom
-        self.image = Image.new("RGB", (size_px[0] * zoom, size_px[1] * zoom), PAPER)
-        self.draw = ImageDraw.Draw(self.image)
-        self._x_range, self._y_range = x_range, y_range
-        self.left, self.right = _LEFT_PX * zoom, (size_px[0] - _RIGHT_PX) * zoom
-        self.top, self.bottom = _TOP_PX * zoom, (size_px[1] - _BOTTOM_PX) * zoom
 
-    def x(self, value: float) -> float:
-        low, high = self._x_range
-        return self.left + (value - low) / (high - low) * (self.right - self.left)
+_STYLE = {
+    "figure.dpi": 72,  # one point is one pixel
+    "figure.constrained_layout.use": True,
+    "figure.constrained_layout.w_pad": 0.06,
+    "figure.constrained_layout.h_pad": 0.08,
+    "figure.constrained_layout.wspace": 0.06,
+    "text.hinting": "none",  # letters where they belong, rather than on whole pixels
+    "font.family": "DejaVu Sans",  # comes with matplotlib, so that charts are the same everywhere
+    "font.size": _TEXT_PX,
+    "axes.titlesize": _TITLE_PX,
+    "axes.titlelocation": "left",
+    "axes.titlepad": 10,
+    "axes.titlecolor": _hex(INK),
+    "axes.labelcolor": _hex(FAINT),
+    "axes.labelsize": _TEXT_PX,
+    "axes.edgecolor": _hex(FAINT),
+    "axes.spines.left": False,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "grid.color": _hex(GRID),
+    "grid.linewidth": 1,
+    "lines.linewidth": 2,
+    "lines.solid_capstyle": "round",
+    "legend.frameon": False,
+    "legend.borderpad": 0,
+    "legend.borderaxespad": 0,
+    "legend.labelcolor": _hex(INK),
+    "svg.fonttype": "none",
+    "svg.hashsalt": "beit",
+} | {
+    f"{axis}tick.{name}": value
+    for axis in "xy"
+    for name, value in {"labelcolor": _hex(FAINT), "labelsize": _TEXT_PX, "major.size": 0, "major.pad": 6}.items()
+}
 
-    def y(self, value: float) -> float:
-        low, high = self._y_range
-        return self.bottom - (value - low) / (high - low) * (self.bottom - self.top)
+_PAGE_COLOURS = {INK: "ink", FAINT: "soft", GRID: "rule"} | {
+    colour: f"line{number}" for number, colour in enumerate(PALETTE)
+}
+"""What colours are called in `page.css`, where each has a light and a dark one."""
 
-    def text(self, place: tuple[float, float], text: str, *, anchor: str, is_title: bool = False) -> None:
-        """Write at a place of the paper."""
-        face = font((_TITLE_TEXT_PX if is_title else _TEXT_PX) * self.zoom)
-        self.draw.text(place, text, fill=INK if is_title else FAINT, font=face, anchor=anchor)
 
-    def label(self, *, title: str, x_name: str, x_ticks: Mapping[float, str], percent: bool = False) -> None:
-        """Write title and scales, with a grid line per tick of the upright one."""
-        zoom = self.zoom
-        self.text((0, 2 * zoom), title, anchor="la", is_title=True)
-        for tick in _ticks(*self._y_range, most=self._size_px[1] // _GRID_PX):
-            height = self.y(tick)
-            self.draw.line((self.left, height, self.right, height), fill=_GRID, width=zoom)
-            self.text((self.left - 8 * zoom, height), f"{100 * tick:.3g} %" if percent else f"{tick:.6g}", anchor="rm")
-        for tick, text in x_ticks.items():
-            self.text((self.x(tick), self.bottom + 6 * zoom), text, anchor="ma")
-        self.text(((self.left + self.right) / 2, self.image.height - 18 * zoom), x_name, anchor="ma")
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Line:
+    """One line of a chart."""
 
-    def finished(self) -> Image.Image:
-        """Return the picture in the size that was asked for, with the line at the bottom."""
-        self.draw.line((self.left, self.bottom, self.right, self.bottom), fill=FAINT, width=self.zoom)
-        return self.image if self.zoom == 1 else self.image.resize(self._size_px, Image.Resampling.BOX)
+    name: str
+    """For the key."""
+    points: Sequence[tuple[float, float]]
+    """(x, y) from left to right, at least one."""
+    colour: Colour = HIGHLIGHT
+    """RGB."""
+    is_faint: bool = False
+    """Drawn pale and without dots: what only accompanies another line."""
+
+    @property
+    def has_dots(self) -> bool:
+        """Whether its points are marked; many would hide the line."""
+        return len(self.points) == 1 or not self.is_faint and len(self.points) <= _MOST_DOTS
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LineChart:
+    """Lines over a common scale."""
+
+    lines: Sequence[Line]
+    """At least one."""
+    title: str = ""
+    """Above."""
+    x_name: str
+    """Below."""
+    references: Sequence[tuple[float, str]] = ()
+    """Values to compare with, and what they are; grey lines."""
+    x_ticks: Mapping[float, str] | None = None
+    """Places of the level scale and what to write there; by default round numbers from 0."""
+    y_ticks: Mapping[float, str] | None = None
+    """The same of the upright scale."""
+    y_range: tuple[float, float] | None = None
+    """Ends of the upright scale; by default what lines and references need, which need not begin at 0."""
+    percent: bool = False
+    """Write values times 100."""
+
+
+def line_charts(charts: Sequence[LineChart], *, chart_px: tuple[int, int], columns: int, key: bool) -> Image.Image:
+    """Draw how values develop, in several charts.
+
+    Args:
+        charts: Row after row.
+        chart_px: Width and height of each.
+        columns: Charts in a row, at most.
+        key: Say at the top what the lines are, those that are not faint.
+
+    Returns:
+        RGB image.
+    """
+    columns = min(columns, len(charts))
+    rows = -(-len(charts) // columns)
+    width_px, height_px = columns * chart_px[0], rows * chart_px[1]
+    names = {line.name: line.colour for chart in charts for line in chart.lines if not line.is_faint} if key else {}
+    if names:
+        key_columns = max(1, min(len(names), int(width_px / (max(map(_text_px, names)) + 60))))
+        height_px += _KEY_LINE_PX * (1 - (-len(names) // key_columns))
+    with _figure((width_px, height_px)) as figure:
+        if names:
+            handles = [Line2D([], [], color=_hex(colour), label=name) for name, colour in names.items()]
+            figure.legend(handles=handles, loc="outside upper left", ncols=key_columns)
+        for number, chart in enumerate(charts):
+            _draw_lines(figure.add_subplot(rows, columns, number + 1), chart)
+        return _image(figure)
+
+
+def line_svg(chart: LineChart, *, size_px: tuple[int, int], description: str) -> str:
+    """Draw one chart as an SVG element in the colours of the style of pages; its lines have no dots."""
+    with _figure(size_px) as figure:
+        _draw_lines(figure.add_subplot(), chart, dots=False)
+        file = io.StringIO()
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+    svg = file.getvalue()
+    head = f'<svg class="chart" viewBox="0 0 {size_px[0]} {size_px[1]}" role="img" aria-label="{escape(description)}">'
+    svg = re.sub("^.*?<svg.*?>", lambda _: head, svg, count=1, flags=re.DOTALL)
+    for number, line in enumerate(chart.lines):
+        svg = svg.replace(f'<g id="series{number}">', f"<g><title>{escape(line.name)}</title>")
+    # A page may hold several elements, whose ids must not meet, and is to refer to nothing.
+    svg = re.sub('<metadata>.*?</metadata>|<defs>.*?</defs>| id="[^"]*"| clip-path="[^"]*"', "", svg, flags=re.DOTALL)
+    for colour, name in _PAGE_COLOURS.items():
+        svg = svg.replace(_hex(colour), f"var(--{name})")
+    return svg
+
+
+def _draw_lines(axes: Axes, chart: LineChart, *, dots: bool = True) -> None:
+    for number, line in enumerate(chart.lines):
+        axes.plot(
+            *zip(*line.points, strict=True),
+            color=_hex(line.colour),
+            alpha=0.5 if line.is_faint else 1.0,
+            zorder=2.1 if line.is_faint else 2.2,
+            clip_on=False,
+            marker="o" if dots and line.has_dots else "",
+            markersize=7,
+            markeredgecolor=_hex(PAPER),
+            gid=f"series{number}",
+        )
+    for value, name in chart.references:
+        axes.axhline(value, color=_hex(FAINT), linewidth=1)
+        # The names of two lines that lie close together stand on either side of them.
+        is_top = value == max(chart.references)[0]
+        axes.annotate(
+            name,
+            (1, value),
+            (0, 3 if is_top else -3),
+            xycoords=("axes fraction", "data"),
+            textcoords="offset points",
+            horizontalalignment="right",
+            verticalalignment="bottom" if is_top else "top",
+            color=_hex(FAINT),
+            path_effects=[withStroke(linewidth=3, foreground=_hex(PAPER))],
+        )
+    _set_ranges(axes, chart)
+    _label(axes, title=chart.title, x_name=chart.x_name, percent=chart.percent)
+    if chart.x_ticks is not None:
+        axes.set_xticks(list(chart.x_ticks), list(chart.x_ticks.values()))
+    if chart.y_ticks is not None:
+        axes.set_yticks(list(chart.y_ticks), list(chart.y_ticks.values()))
+
+
+def _set_ranges(axes: Axes, chart: LineChart) -> None:
+    xs = [x for line in chart.lines for x, _ in line.points]
+    ys = [y for line in chart.lines for _, y in line.points] + [value for value, _ in chart.references]
+    left, right = min(xs) if chart.x_ticks else min(0.0, *xs), max(xs)
+    margin = 0.04 * (right - left) or 0.5
+    axes.set_xlim(left - margin if chart.x_ticks or left == right else left, right + margin)
+    margin = 0.08 * (max(ys) - min(ys)) or 0.05 * abs(max(ys)) or 1.0
+    lowest = min(ys) - margin
+    axes.set_ylim(chart.y_range or (max(0.0, lowest) if min(ys) >= 0 else lowest, max(ys) + margin))
 
 
 def bar_chart(
@@ -89,14 +237,12 @@ def bar_chart(
     Returns:
         RGB image.
     """
-    last = first + len(shares) - 1
-    axes = _Axes(size_px, x_range=(first - 0.5, last + 0.5), y_range=(0.0, float(shares.max()) or 1.0))
-    axes.label(title=title, x_name=x_name, x_ticks=_as_text(_some(range(first, last + 1), 8)), percent=True)
-    for number, share in zip(range(first, last + 1), shares.tolist(), strict=True):
-        if share:
-            left, right = axes.x(number - 0.4), max(axes.x(number - 0.4), axes.x(number + 0.4))
-            axes.draw.rectangle((left, axes.y(share), right, axes.bottom), fill=HIGHLIGHT)
-    return axes.finished()
+    with _figure(size_px) as figure:
+        axes = figure.add_subplot()
+        axes.bar(np.arange(first, first + len(shares)), shares, color=_hex(HIGHLIGHT))
+        axes.margins(x=0.01)
+        _label(axes, title=title, x_name=x_name, percent=True)
+        return _image(figure)
 
 
 def dot_chart(
@@ -105,7 +251,7 @@ def dot_chart(
     title: str,
     x_name: str,
     size_px: tuple[int, int],
-    reference: tuple[float, str] | None = None,
+    reference: tuple[float, str],
 ) -> Image.Image:
     """Draw groups of values as dots, and their means as a line.
 
@@ -119,147 +265,85 @@ def dot_chart(
     Returns:
         RGB image.
     """
-    count = len(values)
-    largest = max(float(values.max()), reference[0] if reference else 0.0)
-    axes = _Axes(size_px, x_range=(-0.5, count - 0.5), y_range=(0.0, 1.1 * largest or 1.0))
-    axes.label(title=title, x_name=x_name, x_ticks=_as_text(_some(range(count), 24)))
-    if reference:
-        height = axes.y(reference[0])
-        axes.draw.line((_LEFT_PX, height, size_px[0] - _RIGHT_PX, height), fill=FAINT, width=1)
-        # Not beside the line, where dots are.
+    groups = np.arange(len(values))
+    with _figure(size_px) as figure:
+        axes = figure.add_subplot()
+        axes.plot(groups, values, "o", color=_hex(_DOT), markersize=8, markeredgecolor=_hex(PAPER))
+        means = values.mean(axis=1)
+        axes.plot(groups, means, "o-", color=_hex(HIGHLIGHT), markersize=10, markeredgecolor=_hex(PAPER))
+        axes.axhline(reference[0], color=_hex(FAINT), linewidth=1, zorder=1)
+        # Its name is not beside the line, where dots are.
         name = f"grey line: {reference[1]}, {reference[0]:.3g}"
-        axes.text((size_px[0] - _RIGHT_PX, 4), name, anchor="ra")
-    for number, group in enumerate(values.tolist()):
-        for value in group:
-            _dot(axes, number, value, radius=4, colour=_DOT)
-    means = values.mean(axis=1).tolist()
-    points = [(axes.x(number), axes.y(mean)) for number, mean in enumerate(means)]
-    axes.draw.line(points, fill=HIGHLIGHT, width=2)
-    for number, mean in enumerate(means):
-        _dot(axes, number, mean, radius=5, colour=HIGHLIGHT)
-    return axes.finished()
+        axes.set_title(name, loc="right", fontsize=_TEXT_PX, color=_hex(FAINT))
+        axes.set_xlim(-0.5, len(values) - 0.5)
+        axes.set_ylim(0, 1.1 * max(float(values.max()), reference[0]) or 1.0)
+        _label(axes, title=title, x_name=x_name)
+        return _image(figure)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Line:
-    """One line of a `line_chart`."""
+def share_table(counts: NDArray[np.int64], names: Sequence[str]) -> Image.Image:
+    """Draw a square table of counts, the darker, the larger their share of the row.
 
-    name: str
-    """For the key."""
-    points: Sequence[tuple[float, float]]
-    """(x, y) from left to right, at least one."""
-    colour: tuple[int, int, int] = HIGHLIGHT
-    """RGB."""
-    is_faint: bool = False
-    """Drawn pale and without dots: what only accompanies another line."""
-
-
-def line_chart(
-    lines: Sequence[Line],
-    *,
-    title: str,
-    x_name: str,
-    size_px: tuple[int, int],
-    references: Sequence[tuple[float, str]] = (),
-    x_ticks: Mapping[float, str] | None = None,
-    y_range: tuple[float, float] | None = None,
-    percent: bool = False,
-) -> Image.Image:
-    """Draw how values develop; what the lines are is told by `line_key`.
+    Few rows get names, and very few also their counts.
 
     Args:
-        lines: At least one.
-        title: Above.
-        x_name: Below.
-        size_px: Width and height.
-        references: Values to compare with, and what they are; grey lines.
-        x_ticks: Places of the level scale and what to write there; by default round numbers from 0.
-        y_range: Ends of the upright scale; by default what lines and references need, which need not begin at 0.
-        percent: Write values times 100.
+        counts: (C, C).
+        names: C names of rows and columns.
 
     Returns:
-        RGB image.
+        RGB image, square.
     """
-    xs = [x for line in lines for x, _ in line.points]
-    ys = [y for line in lines for _, y in line.points] + [value for value, _ in references]
-    low, high = min(ys), max(ys)
-    margin = 0.06 * (high - low) or 0.05 * abs(high) or 1.0
-    left, right = min(xs), max(xs)
-    if x_ticks is None:
-        left = min(0.0, left)
-    else:  # the texts at both ends need room
-        left, right = left - 0.08 * (right - left), right + 0.08 * (right - left)
-    if left == right:
-        left, right = left - 0.5, right + 0.5
-    axes = _Axes(
-        size_px,
-        x_range=(left, right),
-        y_range=y_range or (max(0.0, low - margin) if low >= 0 else low - margin, high + margin),
-        zoom=_SLOPE_ZOOM,
-    )
-    ticks = _as_text(_ticks(left, right)) if x_ticks is None else x_ticks
-    axes.label(title=title, x_name=x_name, x_ticks=ticks, percent=percent)
-    for value, name in references:
-        height = axes.y(value)
-        axes.draw.line((axes.left, height, axes.right, height), fill=FAINT, width=axes.zoom)
-        axes.text((axes.right, height - 2 * axes.zoom), name, anchor="rd")
-    for line in sorted(lines, key=lambda line: not line.is_faint):
-        _draw_line(axes, line)
-    return axes.finished()
+    side = len(names)
+    cell_px = min(40, max(2, _TABLE_PX // side))
+    text_px = min(_TEXT_PX - 1, cell_px)
+    names = [shortened(name, _NAME_LETTERS) for name in names] if side <= _LABELLED_CELLS else []
+    margin_px = math.ceil(max((_text_px(name) for name in names), default=0)) + 10 * bool(names)
+    whole_px = margin_px + side * cell_px + 1
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)  # (C, C)
+    with _figure((whole_px, whole_px)) as figure:
+        figure.set_layout_engine("none")
+        start, extent = margin_px / whole_px, side * cell_px / whole_px
+        axes = figure.add_axes((start, 1 - start - extent, extent, extent))
+        colours = LinearSegmentedColormap.from_list("shares", [_hex(PAPER), _hex(DEEP)])
+        axes.imshow(shares, cmap=colours, vmin=0, vmax=1, interpolation="nearest")
+        axes.grid(False)
+        axes.spines[:].set_visible(True)
+        axes.spines[:].set_color(_hex(GRID))
+        axes.tick_params(
+            bottom=False, top=True, labelbottom=False, labeltop=True, labelcolor=_hex(INK), labelsize=text_px
+        )
+        axes.set_xticks(range(len(names)), names, rotation=90)
+        axes.set_yticks(range(len(names)), names)
+        for row, column in zip(*np.nonzero(counts), strict=True) if side <= _COUNTED_CELLS else ():
+            ink = PAPER if shares[row, column] > 0.5 else INK
+            text = str(counts[row, column])
+            size = min(text_px, 1.3 * cell_px / len(text))
+            axes.text(column, row, text, color=_hex(ink), size=size, ha="center", va="center_baseline")
+        return _image(figure)
 
 
-def _draw_line(axes: _Axes, line: Line) -> None:
-    places = [(axes.x(x), axes.y(y)) for x, y in line.points]
-    colour = _shade(line)
-    axes.draw.line(places, fill=colour, width=_STROKE_PX * axes.zoom, joint="curve")
-    if len(places) == 1 or not line.is_faint:
-        for x, y in line.points:
-            _dot(axes, x, y, radius=3, colour=colour)
+def _label(axes: Axes, *, title: str, x_name: str, percent: bool = False) -> None:
+    axes.set_title(title)
+    axes.set_xlabel(x_name)
+    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=_TICK_STEPS))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_major_locator(MaxNLocator(6, steps=_TICK_STEPS))
+    axes.yaxis.set_major_formatter((lambda value, _: f"{100 * value:.3g} %") if percent else "{x:.6g}")
 
 
-def line_key(lines: Sequence[Line], *, width_px: int) -> Image.Image:
-    """Draw what the lines of charts are, in rows of at most `width_px`; RGB without margins."""
-    zoom, face, length_px, gap_px, row_px = _SLOPE_ZOOM, font(_TEXT_PX * _SLOPE_ZOOM), 24, 6, 20
-    places, left, row = [], 0.0, 0
-    for line in lines:
-        width = length_px + gap_px + face.getlength(line.name) / zoom + 3 * gap_px
-        if left and left + width > width_px:
-            left, row = 0.0, row + 1
-        places.append((left * zoom, (row + 0.5) * row_px * zoom))
-        left += width
-    size = (width_px, (row + 1) * row_px)
-    image = Image.new("RGB", (size[0] * zoom, size[1] * zoom), PAPER)
-    draw = ImageDraw.Draw(image)
-    for line, (x, y) in zip(lines, places, strict=True):
-        draw.line((x, y, x + length_px * zoom, y), fill=_shade(line), width=_STROKE_PX * zoom)
-        draw.text((x + (length_px + gap_px) * zoom, y), line.name, fill=INK, font=face, anchor="lm")
-    return image.resize(size, Image.Resampling.BOX)
+@contextmanager
+def _figure(size_px: tuple[int, int]) -> Iterator[Figure]:
+    """Give a figure in our style, whatever the user's matplotlibrc says; it is to be drawn inside the context."""
+    with matplotlib.style.context(_STYLE, after_reset=True):
+        # A tenth of a pixel more, because the canvas rounds down.
+        yield Figure(figsize=((size_px[0] + 0.1) / 72, (size_px[1] + 0.1) / 72))
 
 
-def _shade(line: Line) -> tuple[int, int, int]:
-    red, green, blue = line.colour
-    return ((red + 255) // 2, (green + 255) // 2, (blue + 255) // 2) if line.is_faint else line.colour
+def _image(figure: Figure) -> Image.Image:
+    file = io.BytesIO()
+    figure.savefig(file, format="png", pil_kwargs={"compress_level": 0})
+    return Image.open(file).convert("RGB")
 
 
-def _dot(axes: _Axes, x: float, y: float, *, radius: int, colour: tuple[int, int, int]) -> None:
-    centre = (axes.x(x), axes.y(y))
-    radius *= axes.zoom
-    box = (centre[0] - radius, centre[1] - radius, centre[0] + radius, centre[1] + radius)
-    axes.draw.ellipse(box, fill=colour, outline=PAPER)
-
-
-def _ticks(low: float, high: float, *, most: int = 8) -> list[float]:
-    """Return round numbers between two, at most about `most`."""
-    rough = (high - low) / max(1, most)
-    scale = 10.0 ** math.floor(math.log10(rough))
-    step = next(factor * scale for factor in (1, 2, 2.5, 5, 10) if factor * scale >= rough)
-    return [number * step for number in range(math.ceil(low / step - 1e-9), int(high / step + 1e-9) + 1)]
-
-
-def _as_text(numbers: Iterable[float]) -> dict[float, str]:
-    return {number: f"{number:g}" for number in numbers}
-
-
-def _some(numbers: Sequence[int], most: int) -> list[int]:
-    """Return evenly spaced numbers, at most about `most`."""
-    return list(numbers[:: max(1, -(-len(numbers) // most))])
+def _text_px(text: str) -> float:
+    return float(TextPath((0, 0), text, size=_TEXT_PX).get_extents().width) if text.strip() else 0.0

@@ -1,57 +1,58 @@
-"""Self-contained HTML pages: escaping, the document around the parts, and pictures inside it.
+"""Self-contained HTML pages from templates: the frame around them, escaping, and pictures inside them.
 
-Everything that comes from outside (names, paths, sentences that quote them) passes through `text` or `attribute`. The
-browser is told to load nothing and run nothing. The looks are `page.css`, one style for all reports.
+Every page extends `base.html`, which tells the browser to load nothing and run nothing, and has `page.css` for its
+looks. What a template shows is escaped, because names, paths and sentences come from outside.
 """
 
 from __future__ import annotations
 
 import base64
-import io
 import re
-from collections.abc import Iterable
-from html import escape
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
 from numpy.typing import NDArray
 from PIL import Image
 
-_STYLE_FILE = Path(__file__).with_name("page.css")
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+from beit import __version__
+from beit.common.pages.pictures import png_bytes
+
 _CODE = re.compile("`([^`<>]+)`")
 
 
-def attribute(value: object) -> str:
-    """Escape text for a quoted attribute, and keep percent signs with their numbers."""
-    return escape(str(value), quote=True).replace(" %", "\u00a0%")
-
-
-def text(value: object) -> str:
-    """Escape text for the content of an element; what stands between backticks is set as code."""
-    return _CODE.sub(r"<code>\1</code>", attribute(value))
-
-
-def document(title: str, parts: Iterable[str]) -> str:
-    """Return a whole page.
+def render(template: Path, **values: Any) -> str:
+    """Fill in the template of a page.
 
     Args:
-        title: Plain text.
-        parts: HTML, already escaped; empty ones are left out.
+        template: Its file. Beside jinja's own it may use the filters `prose` and `data_uri`, and `version`.
+        values: What it shows.
     """
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
-        f"<title>{text(title)}</title>\n<style>\n{_STYLE_FILE.read_text(encoding='utf-8')}</style>\n</head>\n<body>\n"
-        + "\n".join(part for part in parts if part)
-        + "\n</body>\n</html>\n"
+    environment = Environment(
+        loader=FileSystemLoader([template.parent, Path(__file__).parent]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_unbroken,
     )
+    environment.filters |= {"prose": prose, "data_uri": data_uri}
+    return environment.get_template(template.name).render(version=__version__, **values)
+
+
+def prose(value: str) -> Markup:
+    """Escape a text; what stands between backticks is set as code."""
+    return Markup(_CODE.sub(r"<code>\1</code>", str(escape(value))))
 
 
 def data_uri(pixels: NDArray[np.uint8] | Image.Image) -> str:
     """Encode an image, or uint8 (H, W, 3), as a PNG data URI."""
     image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    return "data:image/png;base64," + base64.b64encode(png_bytes(image)).decode("ascii")
+
+
+def _unbroken(value: object) -> object:
+    """Keep percent signs with their numbers."""
+    return value.replace(" %", "\u00a0%") if isinstance(value, str) else value

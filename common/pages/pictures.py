@@ -6,6 +6,7 @@ Charts are `charts.py`.
 from __future__ import annotations
 
 import io
+import math
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,8 +18,20 @@ from PIL import Image, ImageDraw, ImageFont
 from beit.common.storage.files import write_atomic
 
 PAPER, INK, FAINT = (255, 255, 255), (33, 37, 41), (110, 117, 125)
-HIGHLIGHT = (0, 114, 178)
-"""Okabe and Ito's blue, which colour-blind readers can tell from the rest."""
+PALETTE = (
+    (0, 114, 178),
+    (213, 94, 0),
+    (0, 158, 115),
+    (204, 121, 167),
+    (230, 159, 0),
+    (86, 180, 233),
+    (120, 94, 240),
+    (165, 150, 20),
+)
+"""For what is told apart by its colour: Okabe and Ito's, which colour-blind readers can tell apart, and two more."""
+HIGHLIGHT = PALETTE[0]
+HEAT = ((10, 8, 40), (80, 18, 110), (165, 45, 95), (229, 92, 48), (251, 165, 36), (252, 255, 164))
+"""From little to much: dark, red, bright yellow."""
 
 _MARGIN_PX, _GAP_PX = 24, 12
 _TITLE_PX, _TITLE_TEXT_PX = 26, 15
@@ -29,26 +42,11 @@ _DPI = 144
 """Sheets are drawn for screens of twice the old 72 dots per inch; a text editor then shows them at a readable size."""
 
 
-def contact_sheet(
-    rows: Sequence[Sequence[NDArray[np.uint8]]], *, titles: Sequence[str], cell_px: int = 160
-) -> Image.Image:
-    """Lay out pictures in a table with one title per column, on paper of their own.
-
-    Args:
-        rows: See `picture_table`.
-        titles: One per column.
-        cell_px: Side of each square cell in pixels.
-
-    Returns:
-        RGB image.
-    """
-    return sheet([picture_table(rows, titles=titles, cell_px=cell_px)])
-
-
 def picture_table(
     rows: Sequence[Sequence[NDArray[np.uint8] | None]],
     *,
     titles: Sequence[str] = (),
+    labels: Sequence[str] = (),
     captions: Sequence[Sequence[str]] = (),
     cell_px: int = 160,
 ) -> Image.Image:
@@ -58,30 +56,37 @@ def picture_table(
         rows: Pictures, each (height, width, 3) uint8, or None for an empty cell; all rows are equally long. Small ones
             are enlarged pixel by pixel, so that what was seen by the model stays visible as it is.
         titles: One per column; left out, there are none.
-        captions: One per cell, of one or more lines; left out, there are none.
+        labels: One per row, of one or more lines, on its left; left out, there are none.
+        captions: One per cell, of one or more lines, below it; left out, there are none.
         cell_px: Side of each square cell in pixels.
 
     Returns:
         RGB image without margins.
     """
-    num_columns = len(rows[0])
-    lines = max((caption.count("\n") + 1 for row in captions for caption in row if caption), default=0)
-    caption_px = lines * _CAPTION_LINE_PX + (4 if lines else 0)
-    top, step = (_TITLE_PX if titles else 0), cell_px + caption_px + _GAP_PX
-    table = Image.new("RGB", (num_columns * (cell_px + _GAP_PX) - _GAP_PX, top + len(rows) * step - _GAP_PX), PAPER)
+    below_px = [max(map(_caption_px, row)) for row in captions] or [0] * len(rows)
+    tops = np.cumsum([_TITLE_PX if titles else 0, *(cell_px + px + _GAP_PX for px in below_px)]).tolist()
+    lines = [line for label in labels for line in label.split("\n")]
+    left = math.ceil(max(map(font(_TITLE_TEXT_PX).getlength, lines))) + _GAP_PX if lines else 0
+    lefts = [left + column * (cell_px + _GAP_PX) for column in range(len(rows[0]))]
+    table = Image.new("RGB", (lefts[-1] + cell_px, tops[-1] - _GAP_PX), PAPER)
     draw = ImageDraw.Draw(table)
-    for column, title in enumerate(titles):
-        centre = column * (cell_px + _GAP_PX) + cell_px // 2
-        draw.text((centre, _TITLE_PX // 2 - 2), title, fill=INK, font=font(_TITLE_TEXT_PX), anchor="mm")
-    for row, pictures in enumerate(rows):
-        for column, pixels in enumerate(pictures):
-            place = (column * (cell_px + _GAP_PX), top + row * step)
+    for title, left in zip(titles, lefts, strict=False):
+        centre = (left + cell_px // 2, _TITLE_PX // 2 - 2)
+        draw.text(centre, title, fill=INK, font=font(_TITLE_TEXT_PX), anchor="mm")
+    for label, top in zip(labels, tops, strict=False):
+        draw.text((0, top + cell_px // 2), label, fill=INK, font=font(_TITLE_TEXT_PX), anchor="lm", spacing=4)
+    for row, (pictures, top) in enumerate(zip(rows, tops, strict=False)):
+        for column, (pixels, left) in enumerate(zip(pictures, lefts, strict=True)):
             if pixels is not None:
-                table.paste(enlarged(pixels, cell_px), place)
+                table.paste(enlarged(pixels, cell_px), (left, top))
             if captions:
-                below = (place[0], place[1] + cell_px + 4)
+                below = (left, top + cell_px + 4)
                 draw.text(below, captions[row][column], fill=FAINT, font=font(_CAPTION_TEXT_PX), spacing=4)
     return table
+
+
+def _caption_px(caption: str) -> int:
+    return (caption.count("\n") + 1) * _CAPTION_LINE_PX + 4 if caption else 0
 
 
 def sheet(bodies: Sequence[Image.Image], *, heading: str = "", facts: str = "", legend: str = "") -> Image.Image:
@@ -139,6 +144,13 @@ def wrap(text: str, width_px: int, text_px: int = _NOTE_TEXT_PX) -> list[str]:
     return textwrap.wrap(text, max(10, int(0.95 * width_px / per_letter)))  # 0.95: lines of wide letters
 
 
+def shortened(text: str, most: int, *, keep_end: bool = False) -> str:
+    """Cut a text to at most `most` letters; of names, the end tells more than the folders before it."""
+    if len(text) <= most:
+        return text
+    return f"...{text[3 - most :]}" if keep_end else f"{text[: most - 3]}..."
+
+
 def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     """Return Pillow's own typeface, `size` pixels high; it is the same on every machine."""
     return ImageFont.load_default(size)
@@ -168,30 +180,33 @@ def mask_patches(
     return np.where(cells[..., None], veiled, pixels)
 
 
-def heat_colours(values: NDArray[np.floating]) -> NDArray[np.uint8]:
-    """Colour numbers from dark (0) over red to bright yellow (1); brightness alone says the order too.
+def heat_colours(values: NDArray[np.floating], colours: Sequence[tuple[int, int, int]] = HEAT) -> NDArray[np.uint8]:
+    """Colour numbers.
 
     Args:
         values: In [0, 1], any shape; what lies outside is clipped.
+        colours: From those of 0 to those of 1, ordered by brightness, which then says the order too.
 
     Returns:
         uint8 RGB, one more axis.
     """
-    places, stops = np.linspace(0, 1, len(_HEAT)), np.array(_HEAT, np.float64)
+    places, stops = np.linspace(0, 1, len(colours)), np.array(colours, np.float64)
     clipped = np.clip(values, 0, 1)
     channels = [np.interp(clipped, places, stops[:, channel]) for channel in range(3)]
     return np.stack(channels, axis=-1).round().astype(np.uint8)
 
 
-_HEAT = ((10, 8, 40), (80, 18, 110), (165, 45, 95), (229, 92, 48), (251, 165, 36), (252, 255, 164))
+def png_bytes(image: Image.Image) -> bytes:
+    """Return `image` as a PNG file."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", optimize=True, dpi=(_DPI, _DPI))
+    return buffer.getvalue()
 
 
 def save_png(image: Image.Image, path: Path) -> None:
     """Write `image` to `path` as PNG, atomically, making the folder if needed."""
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG", optimize=True, dpi=(_DPI, _DPI))
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, buffer.getvalue())
+    write_atomic(path, png_bytes(image))
 
 
 def enlarged(pixels: NDArray[np.uint8], side_px: int) -> Image.Image:

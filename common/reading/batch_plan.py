@@ -6,10 +6,8 @@ Not here: the order of samples (`order.py`).
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
-
-import numpy as np
 
 from beit.common.errors import InputError, require
 from beit.common.reading.order import Order, Rows
@@ -60,16 +58,9 @@ class BatchPlan:
     """Ranks, W."""
     rank: int = 0
     """Of this process, in [0, W)."""
-    repeats: int = 1
-    """Views that each sample of a step shows, R. Row i of a step then shows view i // (B / R) of sample i % (B / R), so
-    that neighbours, which mixup pairs, are different samples."""
 
     def __post_init__(self) -> None:
         """Refuse sizes that do not multiply to the global batch."""
-        require(
-            self.repeats >= 1 and self.global_batch_size % self.repeats == 0,
-            f"global_batch_size ({self.global_batch_size}) must be a multiple of repeats ({self.repeats})",
-        )
         require(0 <= self.rank < self.world_size, f"rank ({self.rank}) must be in [0, {self.world_size})")
         require(self.micro_batch_size >= 1, f"micro_batch_size ({self.micro_batch_size}) must be at least 1")
         needed = grad_accum_steps_for(self.global_batch_size, self.micro_batch_size, self.world_size)
@@ -78,7 +69,7 @@ class BatchPlan:
             f"global_batch_size ({self.global_batch_size}) must equal micro_batch_size ({self.micro_batch_size}) x "
             f"grad_accum_steps ({self.grad_accum_steps}) x ranks ({self.world_size}); set grad_accum_steps to {needed}",
         )
-        assert self.order.lanes in (1, self._samples_per_step / self.order.lane_rows), (
+        assert self.order.lanes in (1, self.global_batch_size / self.order.lane_rows), (
             "the order has another batch size"
         )
 
@@ -89,36 +80,12 @@ class BatchPlan:
         the slices of all ranks, in rank order, are the batch that a single process would read.
         """
         step, micro_step = divmod(index, self.grad_accum_steps)
-        begin = self._begin(step) + micro_step * self.micro_batch_size
-        if self.repeats == 1:
-            return self.order.rows(begin, self.micro_batch_size)
-        return self._repeated(step, begin - step * self.global_batch_size)
-
-    def _repeated(self, step: int, first: int) -> Rows:
-        """Return a micro-batch that begins with row `first` of a step whose samples show several views."""
-        per_step, pieces, row, end = self._samples_per_step, [], first, first + self.micro_batch_size
-        while row < end:
-            repeat, place = divmod(row, per_step)
-            count = min(end - row, per_step - place)
-            piece = self.order.rows(step * per_step + place, count)
-            pieces.append(replace(piece, repeats=np.full(count, repeat, np.int64)))
-            row += count
-        columns = {
-            field.name: np.concatenate([getattr(piece, field.name) for piece in pieces]) for field in fields(Rows)
-        }
-        positions = step * self.global_batch_size + np.arange(first, end, dtype=np.int64)
-        return Rows(**columns | {"positions": positions})
+        return self.order.rows(self._begin(step) + micro_step * self.micro_batch_size, self.micro_batch_size)
 
     def shards_near(self, index: int) -> list[int]:
         """List the shards that this rank reads around micro-batch `index`, those needed first at the front."""
         step = index // self.grad_accum_steps
-        if self.repeats > 1:
-            return self.order.shards_near(step * self._samples_per_step, self._samples_per_step)
         return self.order.shards_near(self._begin(step), self.global_batch_size // self.world_size)
-
-    @property
-    def _samples_per_step(self) -> int:
-        return self.global_batch_size // self.repeats
 
     def _begin(self, step: int) -> int:
         return step * self.global_batch_size + self.rank * (self.global_batch_size // self.world_size)

@@ -44,8 +44,6 @@ class Rows:
     """Index into the shard table."""
     ranks: Int64Array
     """Index among the usable samples of that shard."""
-    repeats: Int64Array | None = None
-    """Which of several views of the sample in this step; None where each sample shows one."""
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -53,9 +51,7 @@ class Rows:
 
     def slice(self, begin: int, end: int) -> Rows:
         """Return rows `begin` to `end`."""
-        columns = {field.name: getattr(self, field.name) for field in fields(self)}
-        part: dict[str, Any] = {name: None if column is None else column[begin:end] for name, column in columns.items()}
-        return Rows(**part)
+        return Rows(**{field.name: getattr(self, field.name)[begin:end] for field in fields(self)})
 
 
 class _Run(NamedTuple):

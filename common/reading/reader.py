@@ -12,7 +12,6 @@ Samples travel as uint8 pixels; normalisation happens on the device.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -38,8 +37,6 @@ Transform = Callable[[Record], Mapping[str, Any]]
 
 Batch = dict[str, Any]
 
-_REPEAT_BITS = 32
-"""Below these bits a data set counts how often it lists a sample, above them the step counts its views."""
 _ROWS_AHEAD = 64
 """Samples that a data set may fetch in one go: enough to hide a server's delay, 7 MB of photos."""
 
@@ -51,7 +48,6 @@ class Row(NamedTuple):
     epoch: int
     shard_id: int
     rank: int
-    repeat: int
 
 
 class SampleInfo(NamedTuple):
@@ -175,8 +171,7 @@ class _RowSource:
         for begin in range(0, len(rows), _ROWS_AHEAD):
             some = rows.slice(begin, begin + _ROWS_AHEAD)
             self.dataset.expect_rows(some)
-            repeats = np.zeros_like(some.ranks) if some.repeats is None else some.repeats
-            columns = (some.positions, some.epochs, some.shard_ids, some.ranks, repeats)
+            columns = (some.positions, some.epochs, some.shard_ids, some.ranks)
             yield from map(Row, *(column.tolist() for column in columns))
 
 
@@ -218,8 +213,6 @@ def _load_rows(
             note(sample_id)
             try:
                 record = dataset.fetch(row.shard_id, rank, row.epoch)
-                if row.repeat:  # apart from repetitions of the data set's own
-                    record = dataclasses.replace(record, repeat=record.repeat + (row.repeat << _REPEAT_BITS))
                 values = transform(record)
             except BadSample as error:
                 bad.append(BadSampleReport(sample_id, error.reason, error.detail))

@@ -14,11 +14,11 @@ from typing import Any
 from PIL import Image
 
 from beit.common.errors import InputError, require
-from beit.common.pages.charts import LINE_COLOURS, Line, line_chart, line_key
-from beit.common.pages.pictures import beside, sheet
+from beit.common.pages.charts import Line, LineChart, line_charts
+from beit.common.pages.pictures import PALETTE, sheet
 from beit.common.runs.metrics import read_metrics
 
-_CHART_PX = (560, 360)
+_CHART_PX, _MOST_RUNS = (560, 360), 6
 _SAME = 1e-6
 """Relative difference below which two runs have the same zero line."""
 
@@ -183,14 +183,11 @@ def learning_sheet(runs: Sequence[Path]) -> Image.Image:
     Raises:
         InputError: not a run, nothing was measured in it yet, or runs of different stages.
     """
-    require(
-        len(runs) <= len(LINE_COLOURS),
-        f"{len(runs)} runs are too many for one picture; name at most {len(LINE_COLOURS)}",
-    )
+    require(len(runs) <= _MOST_RUNS, f"{len(runs)} runs are too many for one picture; name at most {_MOST_RUNS}")
     require(len(set(runs)) == len(runs), "the same run is named twice; name each once")
     opened = [
         _Run(name=name, records=_records(path), colour=colour)
-        for path, name, colour in zip(runs, _short_names(runs), LINE_COLOURS, strict=False)
+        for path, name, colour in zip(runs, _short_names(runs), PALETTE, strict=False)
     ]
     kinds = [_kind_of(run, path) for run, path in zip(opened, runs, strict=True)]
     for kind, path in zip(kinds, runs, strict=True):
@@ -201,10 +198,8 @@ def learning_sheet(runs: Sequence[Path]) -> Image.Image:
         )
     panels = [_comparable(panel, opened) for panel in kinds[0].panels if any(run.values(panel.main) for run in opened)]
     charts = [_chart(panel, opened) for panel in panels]
-    rows = [beside(charts[start : start + 2]) for start in range(0, len(charts), 2)]
-    names = [Line(name=run.name, points=(), colour=run.colour) for run in opened]
     return sheet(
-        [*([line_key(names, width_px=rows[0].width)] if len(opened) > 1 else []), *rows],
+        [line_charts(charts, chart_px=_CHART_PX, columns=2, key=len(opened) > 1)],
         heading=kinds[0].name,
         facts="; ".join(_facts(run, panels[0]) for run in opened),
         legend=kinds[0].legend,
@@ -250,7 +245,7 @@ def _is_shared(metric: str, runs: Sequence[_Run]) -> bool:
     return not values or max(values) - min(values) <= _SAME * abs(max(values))
 
 
-def _chart(panel: _Panel, runs: Sequence[_Run]) -> Image.Image:
+def _chart(panel: _Panel, runs: Sequence[_Run]) -> LineChart:
     by_epoch = all(run.epochs_per_step for run in runs)
     lines = []
     for run in runs:
@@ -264,11 +259,10 @@ def _chart(panel: _Panel, runs: Sequence[_Run]) -> Image.Image:
         for metric, name in panel.references
         if _is_shared(metric, runs) and (value := runs[0].last(metric)) is not None
     ]
-    return line_chart(
-        lines,
+    return LineChart(
+        lines=lines,
         title=panel.title,
         x_name="passes over the images" if by_epoch else "steps",
-        size_px=_CHART_PX,
         references=references,
         percent=panel.percent,
     )

@@ -12,8 +12,9 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from beit.common.config import Bound, at_least, checked, within
 from beit.common.errors import require
 from beit.common.rng import stable_hash64
 from beit.common.storage.documents import canonical_json, canonical_sha256
@@ -31,6 +32,8 @@ TOKENS_SUFFIX = "tokens.npy"
 VIEWS_SUFFIX = "views.npy"
 MAX_COUNT = 1 << 50
 """No shard has more samples or bytes; arbitrary, and far from where sums of 64 bits overflow."""
+Count = Annotated[int, Bound(f"lie between 0 and {MAX_COUNT}", lambda number: 0 <= number <= MAX_COUNT)]
+"""Of samples, or bytes."""
 MAX_PATH = 1024
 """Characters of the path of an image tar below its root; arbitrary, file systems end at 4096 bytes."""
 MAX_HELD_OUT_SHARE = 0.2
@@ -44,7 +47,7 @@ _LATER_SETTINGS = {
 """Settings that came after the first stores, with what those did; left out of the hash there, so that it stays."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@checked("tokenizer")
 class TokenizerInfo:
     """The tokenizer whose vocabulary the token ids index."""
 
@@ -52,15 +55,10 @@ class TokenizerInfo:
     """Name or path it was loaded by."""
     fingerprint: str
     """sha256 over its weights and configuration."""
-    vocab_size: int
+    vocab_size: Annotated[int, within("[1, 65536]")]
     """Token ids lie in [0, vocab_size)."""
-    downsampling: int
+    downsampling: Annotated[int, within("[1, 64]")]
     """Pixels per visual token and side of the view it sees."""
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        require(1 <= self.vocab_size <= 1 << 16, f"tokenizer.vocab_size ({self.vocab_size}) must lie in [1, 65536]")
-        require(1 <= self.downsampling <= 64, f"tokenizer.downsampling ({self.downsampling}) must lie in [1, 64]")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,13 +99,13 @@ class Packing:
     """Of what was encoded again, on Pillow's scale to 95; None where images were stored as they came."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@checked("source")
 class SourceInfo:
     """What the store was made from."""
 
     kind: str
     """What holds the images: "tar", "parquet" or "files"."""
-    num_shards: int
+    num_shards: Annotated[int, at_least(1)]
     """Shards of the store."""
     num_images: int | None = None
     """Images found; unknown beforehand for tars that are referenced in place."""
@@ -115,27 +113,19 @@ class SourceInfo:
     """sha256 over names and sizes of the source, in order."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@checked("held_out")
 class HeldOut:
     """The share of samples that pre-training never trains on, chosen by a hash of the key."""
 
-    fraction: float = 0.01
+    fraction: Annotated[float, within(f"[0, {MAX_HELD_OUT_SHARE}]")] = 0.01
     """Share of all samples."""
-    minimum: int = 64
+    minimum: Annotated[int, at_least(0)] = 64
     """At least this many, as far as 20 % of the samples allow."""
-    threshold: int | None = None
+    threshold: Annotated[int | None, within(f"[0, {1 << 64})")] = None
     """A sample is held out if the hash of its key is smaller; fixed when the index is built."""
 
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        limit = MAX_HELD_OUT_SHARE
-        require(0 <= self.fraction <= limit, f"held_out.fraction ({self.fraction}) must lie in [0, {limit}]")
-        require(self.minimum >= 0, f"held_out.minimum ({self.minimum}) must not be negative")
-        fits = self.threshold is None or 0 <= self.threshold < 1 << 64
-        require(fits, f"held_out.threshold ({self.threshold}) must fit 64 bits")
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
+@checked()
 class StoreInfo:
     """store.json: the settings every shard of a store shares."""
 
@@ -145,9 +135,9 @@ class StoreInfo:
     """Raised by one when an older reader would misread the store."""
     tokenizer: TokenizerInfo | None = None
     """None when there are no tokens (views = 0)."""
-    views: int
+    views: Annotated[int, within("[0, 65536]")]
     """K, views per image."""
-    img_size: int
+    img_size: Annotated[int, within("[1, 65536)")]
     """Side in pixels of the view the ViT is meant to see."""
     patch_size: int
     """Side in pixels of one patch."""
@@ -179,13 +169,10 @@ class StoreInfo:
     """Library versions of the first run."""
 
     def __post_init__(self) -> None:
-        """Check the ranges, so that no reader allocates, or divides, by a number that cannot be."""
-        require(0 <= self.views <= 1 << 16, f"views ({self.views}) must lie in [0, 65536]")
+        """Check what must fit together, so that no reader allocates, or divides, by a number that cannot be."""
         Geometry(self.img_size, self.patch_size)
-        require(self.img_size < 1 << 16, f"img_size ({self.img_size}) must be below 65536")
         expected = self.img_size // self.patch_size
         require(self.grid_size == expected, f"grid_size ({self.grid_size}) must be img_size / patch_size, {expected}")
-        require(self.source.num_shards >= 1, f"source.num_shards ({self.source.num_shards}) must be at least 1")
         require(
             (self.tokenizer is not None) == (self.views > 0),
             f"a store with views ({self.views}) {'needs' if self.views else 'has no'} tokenizer",
@@ -217,30 +204,29 @@ class StoreInfo:
         return canonical_sha256(self.settings())
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@checked()
 class CommittedFile:
     """One file, as it was committed."""
 
     name: str
     """Name within its folder."""
-    size: int
+    size: Count
     """Size in bytes."""
     sha256: str
     """Hash of the content."""
 
     def __post_init__(self) -> None:
-        """Check the name and the size."""
+        """Check the name."""
         require("/" not in self.name and self.name not in ("", ".", ".."), f"{self.name!r} must be a plain file name")
-        _require_count("size", self.size)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@checked()
 class ImageFile:
     """The image tar of a shard, as it was when it was tokenised."""
 
     name: str
     """Path below the store's image root."""
-    size: int
+    size: Count
     """Size in bytes."""
     header_sha256: str
     """Hash over all header blocks: finds a repacked tar without reading the images."""
@@ -250,9 +236,8 @@ class ImageFile:
     """Modification time in ns, or ETag; empty for tars inside the store."""
 
     def __post_init__(self) -> None:
-        """Check the name and the size."""
+        """Check the name."""
         require(is_below(self.name), f"{self.name!r} must be a path below the image root")
-        _require_count("size", self.size)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -265,7 +250,7 @@ class SkippedSample:
     """Why it could not be used."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@checked()
 class ShardManifest:
     """<stem>.manifest.json beside a token tar: written last, so that it commits the shard."""
 
@@ -283,7 +268,7 @@ class ShardManifest:
     """The token tar; None when there are no tokens (views = 0)."""
     samples: CommittedFile
     """The sample table."""
-    num_samples: int
+    num_samples: Count
     """Usable samples."""
     skipped: tuple[SkippedSample, ...] = ()
     """Images without tokens; together with the usable ones, every image of the shard."""
@@ -302,12 +287,8 @@ class ShardManifest:
     versions: tuple[str, ...] = ()
     """Library versions of the run that wrote this shard."""
 
-    def __post_init__(self) -> None:
-        """Check the number of samples."""
-        _require_count("num_samples", self.num_samples)
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
+@checked()
 class ImageShardManifest:
     """<stem>.manifest.json beside an image tar that was packed by us: written last, so that it commits the tar."""
 
@@ -321,14 +302,10 @@ class ImageShardManifest:
     """Hash of the store's settings."""
     image: ImageFile
     """The tar."""
-    num_samples: int
+    num_samples: Count
     """Images in the tar."""
     skipped: tuple[SkippedSample, ...] = ()
     """Source images that could not be packed."""
-
-    def __post_init__(self) -> None:
-        """Check the number of images."""
-        _require_count("num_samples", self.num_samples)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -361,10 +338,6 @@ class ShardRow:
     """Hash of the sample table."""
     image_stamp: str
     """Modification time or ETag of the image tar; empty for tars inside the store."""
-
-
-def _require_count(name: str, value: int) -> None:
-    require(0 <= value <= MAX_COUNT, f"{name} ({value}) must lie between 0 and {MAX_COUNT}")
 
 
 def is_below(name: str) -> bool:

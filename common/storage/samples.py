@@ -70,7 +70,7 @@ def locate(starts: NDArray[np.int64], positions: int | NDArray[np.int64]) -> tup
     return (int(shard_ids), int(rows)) if np.ndim(positions) == 0 else (shard_ids, rows)
 
 
-def spread(total: int, count: int) -> NDArray[np.int64]:
+def spread_evenly(total: int, count: int) -> NDArray[np.int64]:
     """Return `count` positions spread evenly over `total`, int64, ascending; all of them if there are no more.
 
     Number i of them is the one at i total / count, rounded down.

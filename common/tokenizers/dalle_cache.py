@@ -25,13 +25,7 @@ from beit.common.storage.locks import exclusive_lock
 from beit.common.storage.place import RemoteError
 from beit.common.storage.remote_place import RemotePlace
 from beit.common.tokenizers.dalle_files import Part, find_part, read_part
-from beit.common.tokenizers.directory import (
-    CONFIG_FILE,
-    add_dalle_decoder,
-    describe_source,
-    recorded_sources,
-    save_dalle,
-)
+from beit.common.tokenizers.directory import CONFIG_FILE, describe_source, recorded_sources, save_dalle
 
 logger = logging.getLogger(__name__)
 
@@ -94,27 +88,25 @@ def _complete(folder: Path, need_decoder: bool) -> None:
     is_new = False
     if not (folder / CONFIG_FILE).is_file():
         is_new = find_part(folder, "encoder") is None
-        url = _download(folder, "encoder") if is_new else ""
-        file = _present(folder, "encoder")
-        source = describe_source(file, url=url)
-        save_dalle(folder, read_part(file, "encoder")[1], source)
-        logger.info("DALL-E's encoder (sha256 %s) is ready in %s", source.sha256, folder)
-    if "decoder" in recorded_sources(folder):
+        _add_part(folder, "encoder")
+    if "decoder" in recorded_sources(folder) or not (is_new or need_decoder or find_part(folder, "decoder")):
         return
     try:
-        url = ""
-        if find_part(folder, "decoder") is None:
-            if not (is_new or need_decoder):
-                return
-            url = _download(folder, "decoder")
-        file = _present(folder, "decoder")
-        source = describe_source(file, url=url)
-        add_dalle_decoder(folder, read_part(file, "decoder")[1], source)
-        logger.info("DALL-E's decoder (sha256 %s) is ready in %s", source.sha256, folder)
+        _add_part(folder, "decoder")
     except (InputError, OSError) as error:
         if need_decoder:
             raise
         logger.warning("tokens need no decoder, so this goes on without: %s", error)
+
+
+def _add_part(folder: Path, part: Part) -> None:
+    """Convert one pickle in `folder`, after fetching it where it is missing."""
+    url = _download(folder, part) if find_part(folder, part) is None else ""
+    file = find_part(folder, part)
+    assert file is not None, "was found or downloaded just before, under the lock"
+    source = describe_source(file, url=url)
+    save_dalle(folder, part, read_part(file, part)[1], source)
+    logger.info("DALL-E's %s (sha256 %s) is ready in %s", part, source.sha256, folder)
 
 
 def _download(folder: Path, part: Part) -> str:
@@ -211,12 +203,6 @@ def _mirrors() -> list[str]:
             f"{MIRRORS_VARIABLE} ({url}) must list http or https addresses of folders, separated by spaces",
         )
     return mirrors
-
-
-def _present(folder: Path, part: Part) -> Path:
-    file = find_part(folder, part)
-    assert file is not None, "was found or downloaded just before, under the lock"
-    return file
 
 
 def _check_sources(folder: Path) -> None:

@@ -41,15 +41,13 @@ _CLASS_NAMES = (
 """Every class that the published modules consist of."""
 
 
-def load_dalle(path: Path, *, need_decoder: bool = False) -> DalleModel:
-    """Read DALL-E's dVAE from its bare files.
+def find_parts(path: Path) -> tuple[Path, Path | None]:
+    """Find DALL-E's bare files: the encoder's, and the decoder's where it lies beside it.
 
     Args:
-        path: Folder with encoder.pkl or encoder.safetensors and perhaps the decoder, or the encoder's file itself,
-            beside which the decoder is looked for.
-        need_decoder: Whether a decoder that cannot be read is an error. Tokens do not need it.
+        path: Folder with encoder.pkl or encoder.safetensors and perhaps the decoder, or the encoder's file itself.
     Raises:
-        InputError: no encoder there, or a file is not what it should be.
+        InputError: no encoder there.
     """
     encoder_file = find_part(path, "encoder") if path.is_dir() else path
     if encoder_file is None or encoder_file.suffix not in SUFFIXES:
@@ -57,9 +55,21 @@ def load_dalle(path: Path, *, need_decoder: bool = False) -> DalleModel:
             f"{path} is no tokenizer: it must be a directory made by beit tokenizer train or convert (with "
             "config.json), or hold DALL-E's encoder.pkl or encoder.safetensors"
         )
+    return encoder_file, find_part(encoder_file.parent, "decoder")
+
+
+def load_dalle(encoder_file: Path, decoder_file: Path | None, *, need_decoder: bool = False) -> DalleModel:
+    """Read DALL-E's dVAE, whatever folder its files lie in.
+
+    Args:
+        encoder_file: See `read_part`.
+        decoder_file: None where there is none.
+        need_decoder: Whether a decoder that cannot be read is an error. Tokens do not need it.
+    Raises:
+        InputError: a file is not what it should be.
+    """
     _, encoder = read_part(encoder_file, "encoder")
     decoder = None
-    decoder_file = find_part(encoder_file.parent, "decoder")
     if decoder_file is not None:
         try:
             _, decoder = read_part(decoder_file, "decoder")
@@ -67,11 +77,6 @@ def load_dalle(path: Path, *, need_decoder: bool = False) -> DalleModel:
             if need_decoder:
                 raise
             logger.warning("no decoder, so no pictures from these tokens: %s", error)
-    return build_dalle(encoder, decoder)
-
-
-def build_dalle(encoder: Mapping[str, Tensor], decoder: Mapping[str, Tensor] | None) -> DalleModel:
-    """Build the network around tensors that `read_part` has checked."""
     with torch.device("meta"):  # 97 million random numbers would take longer than reading the file
         model = DalleModel(with_decoder=decoder is not None)
     model.encoder.load_state_dict(_as_float32(encoder), assign=True)

@@ -26,7 +26,7 @@ from beit.common.storage.documents import Format, read_json, write_json
 from beit.common.storage.files import sha256_file, write_atomic
 from beit.common.storage.tensor_check import check_tensors
 from beit.common.tokenizers.dalle import DalleModel
-from beit.common.tokenizers.dalle_files import Part, build_dalle, load_dalle, read_part, read_safetensors
+from beit.common.tokenizers.dalle_files import Part, find_parts, load_dalle, read_safetensors
 from beit.common.tokenizers.dvae import DiscreteVAE
 from beit.common.tokenizers.dvae_config import DiscreteVAEConfig
 
@@ -73,11 +73,22 @@ def load_model(path: Path, *, need_decoder: bool = False) -> LoadedModel:
     Raises:
         InputError: there is no tokenizer, or it is damaged.
     """
-    if not (path / CONFIG_FILE).is_file():
-        model = load_dalle(path, need_decoder=need_decoder)
-        return LoadedModel(model, dalle_fingerprint(model.encoder.state_dict()), model.decoder is not None)
-    settings = read_settings(path)
-    return _load_dvae(path, settings) if settings["architecture"] == "dvae" else _load_dalle(path, settings)
+    settings = read_settings(path) if (path / CONFIG_FILE).is_file() else None
+    if settings is not None and settings["architecture"] == "dvae":
+        return _load_dvae(path, settings)
+    if settings is None:
+        encoder_file, decoder_file = find_parts(path)
+    else:
+        encoder_file = _present(path, WEIGHTS_FILE)
+        decoder_file = _present(path, DECODER_FILE) if "decoder_fingerprint" in settings else None
+    model = load_dalle(encoder_file, decoder_file, need_decoder=need_decoder or settings is not None)
+    digest = dalle_fingerprint("encoder", model.encoder.state_dict())
+    if settings is not None:
+        _require_stated(path, WEIGHTS_FILE, digest, settings.get("fingerprint"))
+        if model.decoder is not None:
+            decoder_digest = dalle_fingerprint("decoder", model.decoder.state_dict())
+            _require_stated(path, DECODER_FILE, decoder_digest, settings["decoder_fingerprint"])
+    return LoadedModel(model, digest, model.decoder is not None)
 
 
 def read_settings(directory: Path) -> dict[str, Any]:
@@ -115,35 +126,28 @@ def save_tokenizer(
     return digest
 
 
-def save_dalle(directory: Path, encoder: Mapping[str, Tensor], source: SourceFile) -> str:
-    """Write DALL-E's encoder as a tokenizer directory without a decoder, and return its fingerprint.
+def save_dalle(directory: Path, part: Part, tensors: Mapping[str, Tensor], source: SourceFile) -> str:
+    """Write DALL-E's encoder as a tokenizer directory, or add the decoder to one; returns the part's fingerprint.
 
     Args:
-        directory: Exists; model.safetensors and config.json in it are replaced.
-        encoder: From `beit.common.tokenizers.dalle_files.read_part`.
+        directory: Exists; what it has of this part is replaced. For the decoder, one that the encoder was written to.
+        part: Which of the two.
+        tensors: From `beit.common.tokenizers.dalle_files.read_part`.
         source: Where the tensors come from.
     """
-    tensors = _as_saved(encoder)
-    digest = dalle_fingerprint(tensors)
-    write_atomic(directory / WEIGHTS_FILE, save(tensors))
-    _write_settings(directory, "dall-e", {"fingerprint": digest, "sources": {"encoder": dataclasses.asdict(source)}})
-    return digest
-
-
-def add_dalle_decoder(directory: Path, decoder: Mapping[str, Tensor], source: SourceFile) -> None:
-    """Give a directory of `save_dalle` its decoder.
-
-    Args:
-        directory: As `save_dalle` wrote it.
-        decoder: From `beit.common.tokenizers.dalle_files.read_part`.
-        source: Where the tensors come from.
-    """
+    saved = _as_saved(tensors)
+    digest = dalle_fingerprint(part, saved)
+    if part == "encoder":
+        write_atomic(directory / WEIGHTS_FILE, save(saved))
+        details = {"fingerprint": digest, "sources": {"encoder": dataclasses.asdict(source)}}
+        _write_settings(directory, "dall-e", details)
+        return digest
     settings = read_settings(directory)
-    tensors = _as_saved(decoder)
-    write_atomic(directory / DECODER_FILE, save(tensors))
-    settings["decoder_fingerprint"] = _decoder_fingerprint(tensors)
+    write_atomic(directory / DECODER_FILE, save(saved))
+    settings["decoder_fingerprint"] = digest
     settings["sources"]["decoder"] = dataclasses.asdict(source)
     write_json(directory / CONFIG_FILE, settings)
+    return digest
 
 
 def recorded_sources(directory: Path) -> dict[Part, SourceFile]:
@@ -167,18 +171,14 @@ def fingerprint(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> s
     return hasher.hexdigest()
 
 
-def dalle_fingerprint(encoder: Mapping[str, Tensor]) -> str:
-    """Return the fingerprint of DALL-E's tokenizer: of its encoder, since the decoder may be absent."""
-    return fingerprint({"architecture": "dall-e"}, {f"encoder.{name}": tensor for name, tensor in encoder.items()})
-
-
-def _decoder_fingerprint(decoder: Mapping[str, Tensor]) -> str:
-    return fingerprint({"architecture": "dall-e"}, {f"decoder.{name}": tensor for name, tensor in decoder.items()})
+def dalle_fingerprint(part: Part, tensors: Mapping[str, Tensor]) -> str:
+    """Return the fingerprint of a part; the tokenizer's is that of its encoder, since the decoder may be absent."""
+    return fingerprint({"architecture": "dall-e"}, {f"{part}.{name}": tensor for name, tensor in tensors.items()})
 
 
 def _load_dvae(path: Path, settings: Mapping[str, Any]) -> LoadedModel:
     config = config_from_dict(DiscreteVAEConfig, settings.get("model", {}), origin=f"{path}/{CONFIG_FILE}")
-    tensors = _read_weights(path, WEIGHTS_FILE)
+    tensors = read_safetensors(_present(path, WEIGHTS_FILE))
     model = DiscreteVAE(config)
     check_tensors(tensors, model.state_dict(), path / WEIGHTS_FILE)
     digest = fingerprint(_dvae_settings(config), tensors)
@@ -187,26 +187,9 @@ def _load_dvae(path: Path, settings: Mapping[str, Any]) -> LoadedModel:
     return LoadedModel(model, digest, True)
 
 
-def _load_dalle(path: Path, settings: Mapping[str, Any]) -> LoadedModel:
-    _require_present(path, WEIGHTS_FILE)
-    _, encoder = read_part(path / WEIGHTS_FILE, "encoder")
-    digest = dalle_fingerprint(encoder)
-    _require_stated(path, WEIGHTS_FILE, digest, settings.get("fingerprint"))
-    decoder = None
-    if "decoder_fingerprint" in settings:
-        _require_present(path, DECODER_FILE)
-        _, decoder = read_part(path / DECODER_FILE, "decoder")
-        _require_stated(path, DECODER_FILE, _decoder_fingerprint(decoder), settings["decoder_fingerprint"])
-    return LoadedModel(build_dalle(encoder, decoder), digest, decoder is not None)
-
-
-def _read_weights(path: Path, name: str) -> dict[str, Tensor]:
-    _require_present(path, name)
-    return read_safetensors(path / name)
-
-
-def _require_present(path: Path, name: str) -> None:
+def _present(path: Path, name: str) -> Path:
     require((path / name).is_file(), f"{path} has no {name}; the tokenizer is incomplete, copy it again")
+    return path / name
 
 
 def _require_stated(path: Path, name: str, digest: str, stated: object) -> None:

@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from beit.common.config import at_least, checked, one_of, within
 from beit.common.errors import require
 
-SUPPORTED_DOWNSAMPLING = (4, 8, 16)
 _LATER_FIELDS = ("channels", "reconstruction")
 """Fields that format version 1 gained after its first tokenizers were made."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@checked()
 class DiscreteVAEConfig:
     """Shape of a compact dVAE; together with the weights it is the whole tokenizer."""
 
-    vocab_size: int = 8192
+    vocab_size: Annotated[int, within("[2, 65536]", "token stores hold uint16")] = 8192
     """Number of visual words. 8192 as in BEiT; at most 65536, because stores hold uint16."""
-    downsampling: int = 8
+    downsampling: Annotated[int, one_of((4, 8, 16))] = 8
     """Pixels per token along each side: 4, 8 or 16."""
     width: int = 128
     """Channels of the residual stream at one position per token."""
-    num_blocks: int = 4
+    num_blocks: Annotated[int, at_least(1)] = 4
     """Residual blocks in the encoder, and again in the decoder."""
-    code_dim: int = 32
+    code_dim: Annotated[int, at_least(2, "unit vectors of one number cannot differ")] = 32
     """Length of a code vector. Short vectors keep most of the vocabulary in use."""
     channels: Literal[1, 3] = 3
     """What the network sees: 3 for colour, 1 for the luma of the image, for images that are grey anyway. A tokenizer
@@ -35,22 +34,11 @@ class DiscreteVAEConfig:
     logit-Laplace distribution and its likelihood."""
 
     def __post_init__(self) -> None:
-        """Check every field."""
-        require(
-            2 <= self.vocab_size <= 65536,
-            f"vocab_size ({self.vocab_size}) must be 2 to 65536, because token stores hold uint16; choose one inside",
-        )
-        require(
-            self.downsampling in SUPPORTED_DOWNSAMPLING,
-            f"downsampling ({self.downsampling}) must be one of {SUPPORTED_DOWNSAMPLING}",
-        )
+        """Check that the width can be halved."""
         require(
             self.width >= 8 and self.width % 2 == 0,
             f"width ({self.width}) must be an even number, at least 8; blocks halve it",
         )
-        require(self.num_blocks >= 1, f"num_blocks ({self.num_blocks}) must be at least 1")
-        require(self.channels in (1, 3), f"channels ({self.channels}) must be 3 for colour or 1 for grey")
-        require(self.code_dim >= 2, f"code_dim ({self.code_dim}) must be at least 2, or unit vectors cannot differ")
 
     @property
     def head_channels(self) -> int:

@@ -1,12 +1,14 @@
-"""The stream of micro-batches as the training loop sees it: on the device, one ahead, with the time spent waiting."""
+"""Streams of micro-batches: a training's, on the device, one ahead, with the time spent waiting; an evaluation's."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
+
+from beit.common.processes.distributed import World
 
 Batch = Mapping[str, Any]
 """One micro-batch: tensors beside lists of keys and the like."""
@@ -74,6 +76,29 @@ class BatchStream:
         if not isinstance(value, torch.Tensor):
             return value
         return value.pin_memory().to(self._device, non_blocking=True)
+
+
+def padded(
+    batches: Iterable[Mapping[str, Any]], num_batches: int, blank: Mapping[str, torch.Tensor], world: World
+) -> Iterator[dict[str, Any]]:
+    """Yield the batches that hold a sample, marked `is_real`, and then blank ones until all ranks have had as many.
+
+    Ranks differ by one batch at times, and partitioned weights (ZeRO 3) are gathered by all ranks or by none.
+
+    Args:
+        batches: Of this rank.
+        num_batches: How many there are, at most.
+        blank: A batch of one sample, as long as it can be computed.
+        world: The ranks; all of them iterate.
+    """
+    wanted = int(world.max_of([num_batches])[0])
+    done = 0
+    for batch in batches:
+        if "images" in batch:  # else all of its samples were bad
+            yield {**batch, "is_real": True}
+            done += 1
+    for _ in range(done, wanted if world.world_size > 1 else 0):
+        yield {**blank, "is_real": False}
 
 
 class HostFlag:

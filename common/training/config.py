@@ -8,118 +8,87 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
+from beit.common.config import above, at_least, checked, within
 from beit.common.errors import require
 from beit.common.reading.batch_plan import grad_accum_steps_for
 
 _WINDOW = re.compile(r"(\d+):(\d+)")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@checked("train")
 class TrainConfig:
     """Length, batch and rhythm of a run."""
 
-    epochs: float = 800.0
+    epochs: Annotated[float, above(0)] = 800.0
     """Passes over the training samples; ignored when `steps` is given."""
-    steps: int | None = None
+    steps: Annotated[int | None, at_least(1)] = None
     """Optimizer steps of the whole run."""
-    global_batch_size: int = 2048
+    global_batch_size: Annotated[int, at_least(1)] = 2048
     """Samples per optimizer step over all ranks; part of the data order, so it is fixed for a run."""
-    micro_batch_size: int | None = None
+    micro_batch_size: Annotated[int | None, at_least(1)] = None
     """Samples per forward pass of one rank; left out, its whole share. Smaller needs less memory for the same step."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """bf16, fp16: torch.autocast over fp32 weights; weights, moments and the residual stream stay fp32. fp16 adds a
     dynamic loss scale; it is for GPUs without bf16. auto: bf16 where the device has it in hardware, else fp32."""
     seed: int = 0
     """Of initialisation, data order, masks and drop path."""
-    log_interval_steps: int = 50
+    log_interval_steps: Annotated[int, at_least(1)] = 50
     """Optimizer steps between two records in metrics.jsonl; reading a metric waits for the device."""
-    eval_interval_steps: int | None = None
+    eval_interval_steps: Annotated[int | None, at_least(1)] = None
     """Optimizer steps between two evaluations; left out, once per epoch."""
-    ema_decay: float | None = None
+    ema_decay: Annotated[float | None, within("(0, 1)", "use none for no average")] = None
     """Share per step that a running average of the weights keeps of itself, such as 0.999; what is measured and written
     for use is then the average. Left out, no average. The first steps keep less: min(ema_decay, (1 + t) / (10 + t))."""
-    early_stop_evals: int | None = None
+    early_stop_evals: Annotated[int | None, at_least(1)] = None
     """End the run when this many evaluations in a row have not improved on the best; left out, run to the end."""
-    collective_timeout_seconds: float = 300.0
+    collective_timeout_seconds: Annotated[float, at_least(1)] = 300.0
     """How long a rank waits for the others before the run fails; must exceed the time to write one checkpoint."""
 
-    def __post_init__(self) -> None:
-        """Check every range."""
-        require(self.epochs > 0, f"train.epochs ({self.epochs}) must be above 0")
-        require(self.steps is None or self.steps >= 1, f"train.steps ({self.steps}) must be at least 1")
-        _require_positive("train.global_batch_size", self.global_batch_size)
-        _require_positive("train.micro_batch_size", self.micro_batch_size)
-        _require_positive("train.log_interval_steps", self.log_interval_steps)
-        _require_positive("train.eval_interval_steps", self.eval_interval_steps)
-        decay = self.ema_decay
-        require(decay is None or 0 < decay < 1, f"train.ema_decay ({decay}) must be in (0, 1); use none for no average")
-        _require_positive("train.early_stop_evals", self.early_stop_evals)
-        timeout = self.collective_timeout_seconds
-        require(timeout >= 1, f"train.collective_timeout_seconds ({timeout}) must be at least 1")
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
+@checked("optimizer")
 class OptimizerConfig:
     """AdamW with linear warmup and a cosine; the defaults are BEiT's pre-training setting."""
 
-    lr: float = 1.5e-3
+    lr: Annotated[float, above(0)] = 1.5e-3
     """Peak learning rate, used as it is: never scaled with the batch."""
     min_lr: float = 1e-5
     """Learning rate the cosine ends at."""
-    warmup_epochs: float = 10.0
+    warmup_epochs: Annotated[float, at_least(0)] = 10.0
     """Length of the linear warmup; ignored when `warmup_steps` is given."""
-    warmup_steps: int | None = None
+    warmup_steps: Annotated[int | None, at_least(0)] = None
     """Length of the linear warmup in optimizer steps."""
-    weight_decay: float = 0.05
+    weight_decay: Annotated[float, at_least(0)] = 0.05
     """Decoupled weight decay of matrices; biases and norms have none."""
-    final_weight_decay: float | None = None
+    final_weight_decay: Annotated[float | None, at_least(0)] = None
     """Weight decay at the end of a cosine of its own; left out, it stays constant."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: Annotated[tuple[float, float], within("[0, 1)")] = (0.9, 0.999)
     """AdamW's decay rates of the two moments."""
-    eps: float = 1e-8
+    eps: Annotated[float, above(0)] = 1e-8
     """AdamW's denominator offset."""
-    clip_grad: float | None = 3.0
+    clip_grad: Annotated[float | None, above(0, "use none for no clipping")] = 3.0
     """Largest global L2 norm of the gradient; left out, no clipping."""
 
     def __post_init__(self) -> None:
-        """Check every range."""
-        require(self.lr > 0, f"optimizer.lr ({self.lr}) must be above 0")
+        """Check the two ends of the cosine."""
         require(
             0 <= self.min_lr <= self.lr, f"optimizer.min_lr ({self.min_lr}) must be in [0, optimizer.lr = {self.lr}]"
         )
-        require(self.warmup_epochs >= 0, f"optimizer.warmup_epochs ({self.warmup_epochs}) must not be negative")
-        require((self.warmup_steps or 0) >= 0, f"optimizer.warmup_steps ({self.warmup_steps}) must not be negative")
-        require(self.weight_decay >= 0, f"optimizer.weight_decay ({self.weight_decay}) must not be negative")
-        final = self.final_weight_decay
-        require(final is None or final >= 0, f"optimizer.final_weight_decay ({final}) must not be negative")
-        require(all(0 <= beta < 1 for beta in self.betas), f"optimizer.betas {self.betas} must be in [0, 1)")
-        require(self.eps > 0, f"optimizer.eps ({self.eps}) must be above 0")
-        clip = self.clip_grad
-        require(clip is None or clip > 0, f"optimizer.clip_grad ({clip}) must be above 0; use none for no clipping")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@checked("checkpoint")
 class CheckpointConfig:
     """When to save and how much to keep."""
 
-    interval_steps: int | None = None
+    interval_steps: Annotated[int | None, at_least(1)] = None
     """Optimizer steps between two checkpoints; left out, once per epoch. The end of a run is always saved."""
-    every_minutes: float | None = None
+    every_minutes: Annotated[float | None, above(0)] = None
     """Save also when this long has passed since the last save; left out, by steps only."""
-    keep: int = 2
+    keep: Annotated[int, at_least(2)] = 2
     """Committed checkpoints to keep; at least two, so that a damaged one has a predecessor."""
-    keep_every_steps: int | None = None
+    keep_every_steps: Annotated[int | None, at_least(1)] = None
     """Keep for good, besides, the first checkpoint at or after every multiple of so many steps; left out, none."""
-
-    def __post_init__(self) -> None:
-        """Check every range."""
-        _require_positive("checkpoint.interval_steps", self.interval_steps)
-        require(self.keep >= 2, f"checkpoint.keep ({self.keep}) must be at least 2")
-        _require_positive("checkpoint.keep_every_steps", self.keep_every_steps)
-        minutes = self.every_minutes
-        require(minutes is None or minutes > 0, f"checkpoint.every_minutes ({minutes}) must be above 0")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -207,11 +176,7 @@ def plan_training(
     )
 
 
-def _require_positive(name: str, value: int | None) -> None:
-    require(value is None or value >= 1, f"{name} ({value}) must be at least 1")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
+@checked("speed")
 class SpeedConfig:
     """The `[speed]` section: time and memory of a step of a vision transformer."""
 
@@ -221,14 +186,9 @@ class SpeedConfig:
     activation_checkpointing: bool = False
     """Keep only what enters each block, and compute the rest again in the backward pass: a model of many blocks or a
     large micro-batch then fits, for about a third more time. Gradients are the same, bit for bit."""
-    peak_tflops: float | None = None
+    peak_tflops: Annotated[float | None, above(0)] = None
     """What a rank's device can do at most, in 10^12 multiplications and additions per second in the precision of the
     run; `mfu` in metrics.jsonl is relative to it. Left out, the data sheet's value of common GPUs, else no mfu."""
-
-    def __post_init__(self) -> None:
-        """Check the range."""
-        peak = self.peak_tflops
-        require(peak is None or peak > 0, f"speed.peak_tflops ({peak}) must be above 0")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -6,7 +6,6 @@ Puts together the order (`common/reading/order.py`), the arithmetic of steps (`c
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -35,9 +34,8 @@ class TrainingData:
         checkpoint: Saving interval.
         reader: Loading.
         world: The ranks.
-        repeats: Views that each sample of a step shows; an epoch of the plan stays as many rows as there are samples.
     Raises:
-        InputError: no sample, or a global batch that the ranks or the repeats cannot share.
+        InputError: no sample, or a global batch that the ranks cannot share.
     """
 
     def __init__(
@@ -50,9 +48,8 @@ class TrainingData:
         checkpoint: CheckpointConfig,
         reader: ReaderConfig,
         world: World,
-        repeats: int = 1,
     ) -> None:
-        self.dataset, self.transform, self._repeats = dataset, transform, repeats
+        self.dataset, self.transform = dataset, transform
         self._reader, self._world, self._seed = reader, world, train.seed
         self.plan = plan_training(
             train,
@@ -75,7 +72,7 @@ class TrainingData:
             seed=self._seed,
             window_shards=self._reader.window_shards,
             lanes=lanes,
-            global_batch_size=self.plan.global_batch_size // self._repeats,
+            global_batch_size=self.plan.global_batch_size,
         )
         return BatchPlan(
             order=order,
@@ -84,7 +81,6 @@ class TrainingData:
             grad_accum_steps=self.plan.grad_accum_steps,
             world_size=self._world.world_size,
             rank=self._world.rank,
-            repeats=self._repeats,
         )
 
     def micro_batches(self, start_step: int) -> Iterator[Batch]:
@@ -122,7 +118,6 @@ class TrainingData:
         check_resume(state, self._state(0), allow_data_change=allow_data_change)
 
     def _state(self, step: int) -> DataState:
-        identity = self.dataset.index_sha256
-        if self._repeats > 1:
-            identity = hashlib.sha256(f"{identity} repeats {self._repeats}".encode()).hexdigest()
-        return self._batches.state(steps_completed=step, num_views=self.dataset.num_views, index_sha256=identity)
+        return self._batches.state(
+            steps_completed=step, num_views=self.dataset.num_views, index_sha256=self.dataset.index_sha256
+        )

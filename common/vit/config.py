@@ -8,8 +8,9 @@ Here: `ViTConfig` (everything that decides which parameters exist and what a for
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
+from beit.common.config import above, at_least, checked, within
 from beit.common.errors import require
 
 PosBias = Literal["none", "shared", "per_block"]
@@ -48,29 +49,29 @@ VIT_SIZES: dict[str, ViTShape] = {
 }
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@checked("model")
 class ViTConfig:
     """One vision transformer; the defaults are the paper's base model as it is pre-trained."""
 
-    img_size: int = 224
+    img_size: Annotated[int, at_least(1)] = 224
     """Side of the square input image, in pixels."""
-    patch_size: int = 16
+    patch_size: Annotated[int, at_least(1)] = 16
     """Side of one patch, in pixels; also the stride of the patch convolution."""
-    in_chans: int = 3
+    in_chans: Annotated[int, at_least(1)] = 3
     """Colour channels of the input."""
-    embed_dim: int = 768
+    embed_dim: Annotated[int, at_least(1)] = 768
     """Channels of the residual stream, D."""
-    depth: int = 12
+    depth: Annotated[int, at_least(1)] = 12
     """Number of transformer blocks."""
-    num_heads: int = 12
+    num_heads: Annotated[int, at_least(1)] = 12
     """Attention heads; must divide embed_dim."""
-    mlp_ratio: float = 4.0
+    mlp_ratio: Annotated[float, above(0)] = 4.0
     """Hidden width of the MLP divided by embed_dim."""
     qkv_bias: bool = True
     """Whether queries and values carry a bias (a key bias would cancel in the softmax, so there is none)."""
-    init_values: float = 0.1
+    init_values: Annotated[float, at_least(0, "0 turns it off")] = 0.1
     """Initial layer scale (gamma_1, gamma_2); 0 builds the blocks without it."""
-    drop_path: float = 0.1
+    drop_path: Annotated[float, within("[0, 1)")] = 0.1
     """Stochastic depth rate of the last block; block i gets i / (depth - 1) of it."""
     use_abs_pos_emb: bool = False
     """Whether a learned absolute position embedding is added to the sequence."""
@@ -83,14 +84,11 @@ class ViTConfig:
     final_norm: bool = False
     """Whether features pass a last norm that belongs to the encoder, as in DINO, MAE and supervised ViTs; the last norm
     of a BEiT belongs to its heads."""
-    layer_norm_eps: float = 1e-6
+    layer_norm_eps: Annotated[float, above(0)] = 1e-6
     """Added to the variance in every LayerNorm."""
 
     def __post_init__(self) -> None:
-        """Check ranges and divisibility."""
-        for name in ("img_size", "patch_size", "in_chans", "embed_dim", "depth", "num_heads"):
-            value = getattr(self, name)
-            require(value >= 1, f"model.{name} ({value}) must be at least 1")
+        """Check divisibility."""
         require(
             self.img_size % self.patch_size == 0,
             f"img_size ({self.img_size}) must be a multiple of patch_size ({self.patch_size}); change one of them",
@@ -99,13 +97,6 @@ class ViTConfig:
             self.embed_dim % self.num_heads == 0,
             f"model.embed_dim ({self.embed_dim}) must be a multiple of model.num_heads ({self.num_heads})",
         )
-        require(self.mlp_ratio > 0, f"model.mlp_ratio ({self.mlp_ratio}) must be above 0")
-        require(self.init_values >= 0, f"model.init_values ({self.init_values}) must not be negative; 0 turns it off")
-        require(self.layer_norm_eps > 0, f"layer_norm_eps ({self.layer_norm_eps}) must be above 0")
-        require(0 <= self.drop_path < 1, f"model.drop_path ({self.drop_path}) must be in [0, 1)")
-        for name, choices in (("pos_bias", ("none", "shared", "per_block")), ("init", ("pretrain", "finetune"))):
-            value = getattr(self, name)
-            require(value in choices, f"model.{name} ({value!r}) must be one of {', '.join(choices)}")
 
     @property
     def grid_size(self) -> tuple[int, int]:
@@ -117,11 +108,6 @@ class ViTConfig:
     def num_patches(self) -> int:
         """Patches per image, N; the sequence is one longer (CLS first)."""
         return self.grid_size[0] * self.grid_size[1]
-
-    @property
-    def head_dim(self) -> int:
-        """Channels per attention head."""
-        return self.embed_dim // self.num_heads
 
     @property
     def mlp_dim(self) -> int:
@@ -137,7 +123,7 @@ class ViTConfig:
         return f"beit_{size}_patch{self.patch_size}_{self.img_size}"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@checked("model")
 class ModelConfig:
     """The `[model]` section of a recipe: a named size and what may differ from it."""
 
@@ -159,10 +145,6 @@ class ModelConfig:
     """Whether a learned absolute position embedding is added."""
     pos_bias: PosBias = "shared"
     """Relative position bias: shared by all blocks, per_block, or none."""
-
-    def __post_init__(self) -> None:
-        """Check the name; the rest is checked once the size is resolved."""
-        require(self.size in VIT_SIZES, f"model.size ({self.size!r}) must be one of {', '.join(VIT_SIZES)}")
 
 
 def build_vit_config(

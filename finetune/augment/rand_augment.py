@@ -94,8 +94,9 @@ def rand_augment(image: Image.Image, policy: RandAugmentPolicy, rng: CounterRng,
         pixels of timm 1.0.31. Differs: random numbers; posterizing to no bit, which recent Pillow refuses in timm, is
         black.
     """
+    operations = tuple(OPERATIONS.values())
     for _ in range(policy.num_layers):
-        operation = OPERATIONS[rng.integers(0, len(OPERATIONS) - 1)]
+        operation = operations[rng.integers(0, len(operations) - 1)]
         is_applied = rng.uniform() < _PROBABILITY
         level = min(max(policy.magnitude + policy.magnitude_std * _normal(rng), 0.0), MAX_LEVEL)
         sign = 1.0 if rng.uniform() < 0.5 else -1.0
@@ -109,113 +110,56 @@ def _normal(rng: CounterRng) -> float:
     return radius * math.cos(2.0 * math.pi * rng.uniform())
 
 
-# Below, `share` is the strength divided by 10 and `sign` is 1 or -1; operations without a direction ignore it.
+Operation = Callable[[Image.Image, float, float, Canvas], Image.Image]
+"""Of an image, the strength divided by 10, a sign of 1 or -1, and the canvas; not all look at the last two."""
 
 
-def auto_contrast(image: Image.Image, share: float, sign: float, canvas: Canvas) -> Image.Image:
-    """Stretch every channel to the full range."""
-    return ImageOps.autocontrast(image)
-
-
-def equalize(image: Image.Image, share: float, sign: float, canvas: Canvas) -> Image.Image:
-    """Equalise the histogram of every channel."""
-    return ImageOps.equalize(image)
-
-
-def invert(image: Image.Image, share: float, sign: float, canvas: Canvas) -> Image.Image:
-    """Turn every value into 255 minus it."""
-    return ImageOps.invert(image)
-
-
-def rotate(image: Image.Image, share: float, sign: float, canvas: Canvas) -> Image.Image:
-    """Rotate by up to 30 degrees."""
-    return image.rotate(sign * share * _MAX_DEGREES, resample=canvas.resample, fillcolor=canvas.fill)
-
-
-def posterize(image: Image.Image, share: float, sign: float, canvas: Canvas) -> Image.Image:
+def _posterize(image: Image.Image, share: float, sign: float, canvas: Canvas) -> Image.Image:
     """Keep only the 4 highest bits, down to none at full strength."""
     kept = 4 - int(share * 4)
     mask = 0xFF & ~(0xFF >> kept)
     return image.point([value & mask for value in range(256)] * 3)  # ImageOps.posterize refuses to keep no bit
 
 
-def solarize(image: Image.Image, share: float, sign: float, canvas: Canvas) -> Image.Image:
-    """Invert what is at least as bright as a threshold, from 256 down to 0."""
-    return ImageOps.solarize(image, 256 - int(share * 256))
-
-
-def solarize_add(image: Image.Image, share: float, sign: float, canvas: Canvas) -> Image.Image:
+def _solarize_add(image: Image.Image, share: float, sign: float, canvas: Canvas) -> Image.Image:
     """Brighten what is darker than 128 by up to 110."""
     added = int(share * _MAX_ADD)
     return image.point([min(255, value + added) if value < 128 else value for value in range(256)] * 3)
 
 
-def color(image: Image.Image, share: float, sign: float, canvas: Canvas) -> Image.Image:
-    """Change the saturation."""
-    return ImageEnhance.Color(image).enhance(_factor(share, sign))
+def _enhanced(kind: Callable[[Image.Image], ImageEnhance._Enhance]) -> Operation:
+    """Return what takes from a property or adds to it; a factor of 1 changes nothing."""
+    return lambda image, share, sign, canvas: kind(image).enhance(max(0.1, 1.0 + sign * share * _MAX_ENHANCE))
 
 
-def contrast(image: Image.Image, share: float, sign: float, canvas: Canvas) -> Image.Image:
-    """Change the contrast."""
-    return ImageEnhance.Contrast(image).enhance(_factor(share, sign))
+def _moved(matrix: Callable[[float, Image.Image], tuple[float, ...]]) -> Operation:
+    """Return what moves pixels by an affine matrix, which depends on the signed share and the image's size."""
+    return lambda image, share, sign, canvas: image.transform(
+        image.size,
+        Image.Transform.AFFINE,
+        matrix(sign * share, image),
+        resample=canvas.resample,
+        fillcolor=canvas.fill,
+    )
 
 
-def brightness(image: Image.Image, share: float, sign: float, canvas: Canvas) -> Image.Image:
-    """Change the brightness."""
-    return ImageEnhance.Brightness(image).enhance(_factor(share, sign))
-
-
-def sharpness(image: Image.Image, share: float, sign: float, canvas: Canvas) -> Image.Image:
-    """Blur or sharpen."""
-    return ImageEnhance.Sharpness(image).enhance(_factor(share, sign))
-
-
-def shear_x(image: Image.Image, share: float, sign: float, canvas: Canvas) -> Image.Image:
-    """Shear along the rows by up to 0.3."""
-    return _affine(image, (1, sign * share * _MAX_SHEAR, 0, 0, 1, 0), canvas)
-
-
-def shear_y(image: Image.Image, share: float, sign: float, canvas: Canvas) -> Image.Image:
-    """Shear along the columns by up to 0.3."""
-    return _affine(image, (1, 0, 0, sign * share * _MAX_SHEAR, 1, 0), canvas)
-
-
-def translate_x(image: Image.Image, share: float, sign: float, canvas: Canvas) -> Image.Image:
-    """Shift sideways by up to 0.45 of the width."""
-    return _affine(image, (1, 0, sign * share * _MAX_SHIFT * image.width, 0, 1, 0), canvas)
-
-
-def translate_y(image: Image.Image, share: float, sign: float, canvas: Canvas) -> Image.Image:
-    """Shift up or down by up to 0.45 of the height."""
-    return _affine(image, (1, 0, 0, 0, 1, sign * share * _MAX_SHIFT * image.height), canvas)
-
-
-def _factor(share: float, sign: float) -> float:
-    """Return an enhancement factor: 1 changes nothing, and both directions grow with the strength."""
-    return max(0.1, 1.0 + sign * share * _MAX_ENHANCE)
-
-
-def _affine(image: Image.Image, matrix: tuple[float, ...], canvas: Canvas) -> Image.Image:
-    return image.transform(image.size, Image.Transform.AFFINE, matrix, resample=canvas.resample, fillcolor=canvas.fill)
-
-
-Operation = Callable[[Image.Image, float, float, Canvas], Image.Image]
-
-OPERATIONS: tuple[Operation, ...] = (
-    auto_contrast,
-    equalize,
-    invert,
-    rotate,
-    posterize,
-    solarize,
-    solarize_add,
-    color,
-    contrast,
-    brightness,
-    sharpness,
-    shear_x,
-    shear_y,
-    translate_x,
-    translate_y,
-)
+OPERATIONS: dict[str, Operation] = {
+    "auto_contrast": lambda image, share, sign, canvas: ImageOps.autocontrast(image),
+    "equalize": lambda image, share, sign, canvas: ImageOps.equalize(image),
+    "invert": lambda image, share, sign, canvas: ImageOps.invert(image),
+    "rotate": lambda image, share, sign, canvas: image.rotate(
+        sign * share * _MAX_DEGREES, resample=canvas.resample, fillcolor=canvas.fill
+    ),
+    "posterize": _posterize,
+    "solarize": lambda image, share, sign, canvas: ImageOps.solarize(image, 256 - int(share * 256)),
+    "solarize_add": _solarize_add,
+    "color": _enhanced(ImageEnhance.Color),
+    "contrast": _enhanced(ImageEnhance.Contrast),
+    "brightness": _enhanced(ImageEnhance.Brightness),
+    "sharpness": _enhanced(ImageEnhance.Sharpness),
+    "shear_x": _moved(lambda share, image: (1, share * _MAX_SHEAR, 0, 0, 1, 0)),
+    "shear_y": _moved(lambda share, image: (1, 0, 0, share * _MAX_SHEAR, 1, 0)),
+    "translate_x": _moved(lambda share, image: (1, 0, share * _MAX_SHIFT * image.width, 0, 1, 0)),
+    "translate_y": _moved(lambda share, image: (1, 0, 0, 0, 1, share * _MAX_SHIFT * image.height)),
+}
 """What is drawn from, all alike; timm's list and order of operations that grow with the strength."""

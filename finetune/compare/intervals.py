@@ -24,11 +24,6 @@ class Interval:
     num_values: int
     """How many values."""
 
-    @property
-    def excludes_zero(self) -> bool:
-        """Whether the whole interval lies on one side of 0."""
-        return self.half_width is not None and abs(self.mean) > self.half_width
-
 
 def mean_interval(values: Sequence[float]) -> Interval:
     """Return the mean of `values` and its 95 % confidence interval, assuming they are normally distributed.

@@ -10,7 +10,7 @@ from typing import Any
 
 from beit import __version__
 from beit.common.errors import InputError
-from beit.common.pages.html_page import document, text
+from beit.common.pages.tables import aligned
 from beit.common.storage.documents import Format, json_bytes
 from beit.common.storage.files import check_output, write_atomic
 from beit.finetune.compare.compare import Comparison, Group, best_labels, is_share
@@ -44,16 +44,9 @@ def write_comparison(comparison: Comparison, out: Path) -> None:
 def as_text(comparison: Comparison) -> str:
     """Return the table, the settings in which its rows differ, and the notes, for a terminal."""
     rows = [TITLES, *(row_cells(group, comparison.groups) for group in comparison.groups)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        cells = [
-            cell.rjust(width) if title in _NUMBERS else cell.ljust(width)
-            for cell, width, title in zip(row, widths, TITLES, strict=True)
-        ]
-        lines.append("  ".join(cells).rstrip())
-    lines += ["", *(f"{group.label}  {settings_text(group)}" for group in comparison.groups), "", LEGEND]
-    return "\n".join([*lines, "", *comparison.notes])
+    table = aligned(rows, align="".join(">" if title in _NUMBERS else "<" for title in TITLES))
+    settings = (f"{group.label}  {settings_text(group)}" for group in comparison.groups)
+    return "\n".join([table, "", *settings, "", LEGEND, "", *comparison.notes])
 
 
 def row_cells(group: Group, groups: Sequence[Group]) -> list[str]:
@@ -173,33 +166,19 @@ def _group_document(group: Group) -> dict[str, Any]:
 
 def as_html(comparison: Comparison) -> bytes:
     """Return a self-contained page."""
-    head = "".join(_cell("th", title, is_number=title in _NUMBERS) for title in TITLES)
-    body = "".join(
-        "<tr>"
-        + "".join(
-            _cell("td", cell, is_number=title in _NUMBERS)
-            for title, cell in zip(TITLES, row_cells(group, comparison.groups), strict=True)
-        )
-        + "</tr>"
-        for group in comparison.groups
-    )
-    settings = "".join(
-        f"<tr><th>{text(group.label)}</th><td>{text(settings_text(group))}</td></tr>" for group in comparison.groups
-    )
-    notes = "".join(f"<p>{text(note)}</p>" for note in comparison.notes)
-    num_runs = sum(len(group.runs) for group in comparison.groups)
-    parts = [
-        f'<p class="eyebrow">beit {text(__version__)}</p><h1>Comparison of {num_runs} runs</h1>',
-        f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>',
-        f'<p class="soft">{text(LEGEND.replace("+-", "±"))}</p>{notes}',
-        f'<h2>What differs</h2><div class="scroll"><table><tbody>{settings}</tbody></table></div>',
-    ]
-    return document(f"Comparison of {num_runs} runs", parts).encode()
+    from beit.common.pages.html_page import render  # jinja2 is for those who ask for a page
 
-
-def _cell(element: str, value: str, *, is_number: bool) -> str:
-    kind = ' class="number"' if is_number else ""
-    return f"<{element}{kind}>{text(value.replace('+-', '±'))}</{element}>"
+    page = render(
+        Path(__file__).with_name("report.html"),
+        title=f"Comparison of {sum(len(group.runs) for group in comparison.groups)} runs",
+        titles=TITLES,
+        kinds=["number" if title in _NUMBERS else "" for title in TITLES],
+        rows=[row_cells(group, comparison.groups) for group in comparison.groups],
+        legend=LEGEND,
+        notes=comparison.notes,
+        differing=[(group.label, settings_text(group)) for group in comparison.groups],
+    )
+    return page.encode()
 
 
 _FORMATS = {".json": as_json, ".csv": as_csv, ".md": as_markdown, ".html": as_html}

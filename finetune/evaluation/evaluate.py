@@ -26,6 +26,7 @@ from beit.common.reading.reader import sequential_loader
 from beit.common.sources.index import LabelledIndex
 from beit.common.storage.documents import write_json
 from beit.common.storage.files import check_output, write_atomic
+from beit.common.training.batches import padded
 from beit.common.vit.description import EncoderConfig
 from beit.finetune.artifact import load_classifier
 from beit.finetune.augment.augment import EvalTransform, default_crop_pct
@@ -34,7 +35,6 @@ from beit.finetune.config import EvaluationConfig
 from beit.finetune.data import label_table, open_evaluation_data
 from beit.finetune.evaluation.mistakes import mistake_pictures
 from beit.finetune.evaluation.outcomes import OutcomeLog, Outcomes
-from beit.finetune.evaluation.page import evaluation_page
 from beit.finetune.evaluation.report import EvaluationReport, build_report
 from beit.finetune.evaluation.scores import Metrics, MultiLabelMetrics, compute_metrics
 
@@ -80,6 +80,8 @@ def evaluate_model(
         if out is not None:
             write_json(out, report.as_json())
         if html is not None:
+            from beit.finetune.evaluation.page import evaluation_page  # draws, which a training never does
+
             img_size, crop_pct = stored.architecture.img_size, _crop_pct(stored, EvaluationConfig())
             pictures = mistake_pictures(report.mistakes, index, img_size=img_size, crop_pct=crop_pct)
             write_atomic(html, evaluation_page(report, pictures).encode())
@@ -122,16 +124,13 @@ def observe(
         The record, or None when no rank had an image.
     """
     mean, std = stored.normalization
-    done = 0
-    for batch in batches:
-        images, labels = (batch[name].to(world.device, non_blocking=True) for name in ("images", "labels"))
-        log.add(batch["positions"], class_logits(model, images, mean=mean, std=std), labels)
-        done += 1
-    # Ranks differ by one batch at times, and partitioned weights (ZeRO 3) are gathered by all ranks or by none.
     side = stored.architecture.img_size
-    filler = torch.zeros(1, 3, side, side, dtype=torch.uint8, device=world.device)
-    for _ in range(done, int(world.max_of([num_batches])[0]) if world.world_size > 1 else 0):
-        class_logits(model, filler, mean=mean, std=std)
+    blank = {"images": torch.zeros(1, 3, side, side, dtype=torch.uint8), "labels": torch.zeros(1, dtype=torch.int64)}
+    for batch in padded(batches, num_batches, blank, world):
+        images, labels = (batch[name].to(world.device, non_blocking=True) for name in ("images", "labels"))
+        logits = class_logits(model, images, mean=mean, std=std)
+        if batch["is_real"]:
+            log.add(batch["positions"], logits, labels)
     return log.collect(world)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from beit.common.pages.tables import aligned
 from beit.common.sources.index import LabelledIndex
 from beit.finetune.evaluation.mistakes import Mistake, confident_mistakes
 from beit.finetune.evaluation.outcomes import Outcomes
@@ -121,27 +122,19 @@ class EvaluationReport:
 
     def as_table(self) -> str:
         """Return the main numbers and those of the classes for reading."""
-        headline = self.headline()
-        widths = [max(len(name), len(value), 8) for name, value in headline]
-        lines = [
-            " ".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
-            for cells in zip(*headline, strict=True)
-        ]
-        return "\n".join([*lines, "", *self._class_lines()])
+        return f"{aligned(list(zip(*self.headline(), strict=True)), align='>')}\n\n{self._class_table()}"
 
-    def _class_lines(self) -> list[str]:
+    def _class_table(self) -> str:
         rows = class_rows(self)
         title = "class"
         if len(rows) > CLASSES_IN_TABLE:
             rows = sorted(rows, key=_badness)[:_WORST_IN_TABLE]
             title = f"worst {len(rows)} classes of {len(self.class_names)}"
-        width = min(_NAME_WIDTH, max(len(title), *(len(name) for name, _ in rows)))
-        lines = [f"{title:<{width}} {'images':>8} {'accuracy':>9} {'precision':>9} {'F1':>8}"]
-        for name, score in rows:
-            numbers = (score.accuracy, score.precision, score.f1)
-            cells = " ".join(f"{_percent(value):>{size}}" for value, size in zip(numbers, (9, 9, 8), strict=True))
-            lines.append(f"{name[:width]:<{width}} {score.num_images:>8} {cells}")
-        return lines
+        cells = [
+            [name[:_NAME_WIDTH], str(score.num_images), *map(_percent, (score.accuracy, score.precision, score.f1))]
+            for name, score in rows
+        ]
+        return aligned([[title, "images", "accuracy", "precision", "F1"], *cells])
 
 
 def class_rows(report: EvaluationReport) -> list[tuple[str, ClassScore]]:

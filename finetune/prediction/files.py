@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, TextIO
@@ -16,8 +16,6 @@ import pyarrow.parquet as pq
 
 from beit.common.errors import InputError
 from beit.common.storage.files import atomic_file, check_output
-
-FeatureRow = Sequence[float]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,27 +95,14 @@ def _write_json_lines(batches: Batches, file: BinaryIO) -> None:
 
 
 def _write_parquet(batches: Batches, file: BinaryIO) -> None:
-    with _parquet_writer(file) as write:
+    with ExitStack() as stack:
+        writer: pq.ParquetWriter | None = None
         for batch in batches:
-            write([_fields(prediction) for prediction in batch])
-
-
-@contextmanager
-def _parquet_writer(file: BinaryIO) -> Iterator[Callable[[list[dict[str, object]]], None]]:
-    writer: pq.ParquetWriter | None = None
-
-    def write(rows: list[dict[str, object]]) -> None:
-        nonlocal writer
-        schema = pa.schema([field for field in _SCHEMA if field.name in rows[0]])
-        if writer is None:
-            writer = pq.ParquetWriter(file, schema)
-        writer.write_table(pa.Table.from_pylist(rows, schema=schema))
-
-    try:
-        yield write
-    finally:
-        if writer is not None:
-            writer.close()
+            rows = [_fields(prediction) for prediction in batch]
+            if writer is None:
+                schema = pa.schema([field for field in _SCHEMA if field.name in rows[0]])
+                writer = stack.enter_context(pq.ParquetWriter(file, schema))
+            writer.write_table(pa.Table.from_pylist(rows, schema=writer.schema))
 
 
 def _fields(prediction: Prediction) -> dict[str, object]:

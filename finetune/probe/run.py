@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from beit.common.encoder import save_model
 from beit.common.errors import require
+from beit.common.pages.tables import aligned
 from beit.common.runs.run_dir import open_run
 from beit.common.storage.documents import write_json
 from beit.common.vit.description import EncoderConfig
@@ -191,22 +192,24 @@ def _part(features: Tensor, pooling: str) -> Tensor:
 
 def linear_table(result: Mapping[str, Any]) -> str:
     """Return the linear probe's result for reading."""
-    lines = [f"{'block':>5} {'top-1':>8} {'top-5':>8} {'loss':>8}"]
-    for row in result["blocks"]:
-        mark = "  best" if row["block"] == result["best_block"] else ""
-        lines.append(f"{row['block']:>5} {_percent(row['top1'])} {_percent(row['top5'])} {row['loss']:>8.4f}{mark}")
-    return "\n".join(lines)
+    cells = [[_percent(row["top1"]), _percent(row["top5"]), f"{row['loss']:.4f}"] for row in result["blocks"]]
+    return _table(["top-1", "top-5", "loss"], cells, result, mark="best")
 
 
 def knn_table(result: Mapping[str, Any]) -> str:
     """Return the result of k-NN for reading: one row per block, one column per k."""
     ks = list(result["blocks"][0]["top1"])
-    lines = [f"{'block':>5}" + "".join(f" {f'k={k}':>8}" for k in ks)]
-    for row in result["blocks"]:
-        mark = f"  best, k={result['best_k']}" if row["block"] == result["best_block"] else ""
-        lines.append(f"{row['block']:>5}" + "".join(f" {_percent(row['top1'][k])}" for k in ks) + mark)
-    return "\n".join(lines)
+    cells = [[_percent(row["top1"][k]) for k in ks] for row in result["blocks"]]
+    return _table([f"k={k}" for k in ks], cells, result, mark=f"best, k={result['best_k']}")
+
+
+def _table(titles: list[str], cells: list[list[str]], result: Mapping[str, Any], *, mark: str) -> str:
+    """Lay out one row per block, with a mark behind the best one."""
+    blocks = [row["block"] for row in result["blocks"]]
+    marks = [mark if block == result["best_block"] else "" for block in blocks]
+    rows = [[str(block), *shown, note] for block, shown, note in zip(blocks, cells, marks, strict=True)]
+    return aligned([["block", *titles], *rows], align=">" * (1 + len(titles)) + "<")
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:>7.2f}%"
+    return f"{100 * share:.2f}%"

@@ -16,7 +16,7 @@ from PIL import Image
 
 from beit.common.errors import InputError, require
 from beit.common.images import decode_image
-from beit.common.pages.pictures import HIGHLIGHT, mask_patches, picture_table, sheet
+from beit.common.pages.pictures import HIGHLIGHT, mask_patches, picture_table, sheet, shortened
 from beit.common.reading.batch_plan import BatchPlan
 from beit.common.reading.config import ReaderConfig
 from beit.common.reading.dataset import build_order
@@ -195,8 +195,7 @@ def _row(batch: dict[str, Any], i: int, *, number: int, mask: NDArray[np.bool_])
 
 
 def _caption(row: dict[str, Any]) -> str:
-    key = row["key"].rpartition("/")[2]
-    key = key if len(key) <= _KEY_LETTERS else f"...{key[3 - _KEY_LETTERS :]}"
+    key = shortened(row["key"].rpartition("/")[2], _KEY_LETTERS, keep_end=True)
     return f"{key}\nview {row['view_index']}, epoch {row['epoch']}"
 
 

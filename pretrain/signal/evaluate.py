@@ -7,13 +7,14 @@ read against are `baselines.py`.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from beit.common.processes.distributed import World
+from beit.common.training.batches import padded
 from beit.pretrain.signal.baselines import TokenBaselines, neighbour_pairs
 from beit.pretrain.step import MimStep, PixelStep
 
@@ -115,29 +116,6 @@ def pixel_metrics(
         return {}
     mean, square = torch.tensor(moments, dtype=torch.float64).view(2, num_values) / patches
     return {"mse": loss / patches, "mean_mse": (square - mean.square()).mean().item(), "images": images_seen}
-
-
-def padded(
-    batches: Iterable[Mapping[str, Any]], num_batches: int, blank: Mapping[str, Tensor], world: World
-) -> Iterator[dict[str, Any]]:
-    """Yield the batches that hold a sample, marked `is_real`, and then blank ones until all ranks have had as many.
-
-    Ranks differ by one batch at times, and partitioned weights (ZeRO 3) are gathered by all ranks or by none.
-
-    Args:
-        batches: Of this rank.
-        num_batches: How many there are, at most.
-        blank: A batch of one sample, as long as it can be computed.
-        world: The ranks; all of them iterate.
-    """
-    wanted = int(world.max_of([num_batches])[0])
-    done = 0
-    for batch in batches:
-        if "images" in batch:  # else all of its samples were bad
-            yield {**batch, "is_real": True}
-            done += 1
-    for _ in range(done, wanted if world.world_size > 1 else 0):
-        yield {**blank, "is_real": False}
 
 
 def _moved(batch: Mapping[str, Any], world: World) -> dict[str, Tensor]:

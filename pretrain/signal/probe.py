@@ -25,12 +25,12 @@ from beit.common.rng import CounterRng, stable_hash64
 from beit.common.sources.index import LabelledIndex
 from beit.common.sources.index_build import build_index
 from beit.common.storage.samples import Record
+from beit.common.training.batches import padded
 from beit.common.views import AugmentConfig, draw_view, render_view
 from beit.common.vit.config import Normalization
 from beit.common.vit.features import BlockScore, Features, best_block, extract_features, probe_blocks
 from beit.common.vit.vit import VisionTransformer
 from beit.pretrain.config import ProbeConfig
-from beit.pretrain.signal.evaluate import padded
 
 logger = logging.getLogger(__name__)
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from beit.common.encoder import save_encoder
 from beit.common.vit.config import ViTConfig
 from beit.pretrain.model import MaskedImageModel
+from beit.tests.encoders import save_encoder
 from beit.tests.support import write_images
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from beit.common.config import config_to_dict
-from beit.common.encoder import save_encoder
 from beit.common.vit.config import ViTConfig
 from beit.common.vit.vit import VisionTransformer
 from beit.finetune.commands import RECIPES
 from beit.finetune.config import FinetuneConfig
 from beit.tests.docs.run_commands import run_commands, shown_commands
+from beit.tests.encoders import save_encoder
 from beit.tests.foreign_weights import timm_vit
 from beit.tests.support import write_images
 

@@ -1,25 +1,23 @@
-"""Pictures of a fitness report, ready to stand in a page: inline SVG, and pixels."""
+"""Pictures of a fitness report: how often words are used, as SVG, and entropy by place."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from html import escape
 
 import numpy as np
 from numpy.typing import NDArray
 
+from beit.common.pages.charts import Line, LineChart, line_svg
+from beit.common.pages.pictures import FAINT, PALETTE, heat_colours
 from beit.tokenize.fitness.tokens import CURVE_POINTS, WordUsage
 
 MAP_COLOURS = ((25, 38, 66), (34, 87, 122), (56, 143, 135), (152, 190, 133), (244, 224, 163))
 """From low to high; ordered by lightness, so that it also reads in grey."""
-LINE_COLOURS = 6
-"""Colours of lines in the style sheet; more tokenizers share them in turn."""
 MIN_MAP_RANGE_BITS = 1.0
 """The colours span at least this much, else chance would look like structure; arbitrary."""
 
-_WIDTH, _HEIGHT = 640, 320
-_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 12, 14, 44
+_SIZE_PX = (640, 320)
 _FLOOR = 2.0**-6
 """Lowest frequency drawn, in fair shares; words below it, and unused ones, lie on this line."""
 _POISSON_LIMIT = 1000.0
@@ -34,31 +32,33 @@ def map_range(grids: Sequence[Sequence[Sequence[float]]]) -> tuple[float, float]
 
 def map_pixels(grid: Sequence[Sequence[float]], low: float, high: float) -> NDArray[np.uint8]:
     """Colour a grid of bits, one pixel per value, (h, w, 3) uint8."""
-    place = (np.asarray(grid, dtype=np.float64) - low) / (high - low)
-    stops = np.linspace(0.0, 1.0, len(MAP_COLOURS))
-    channels = [np.interp(place, stops, [colour[channel] for colour in MAP_COLOURS]) for channel in range(3)]
-    return np.asarray(np.stack(channels, axis=-1).round(), dtype=np.uint8)
+    return heat_colours((np.asarray(grid, dtype=np.float64) - low) / (high - low), MAP_COLOURS)
 
 
 def usage_curve(usages: Sequence[WordUsage], vocab_sizes: Sequence[int], labels: Sequence[str]) -> str:
     """Draw how often each word occurs, from the most to the least frequent, as an SVG element.
 
-    One line per tokenizer, coloured by the classes line0, line1, ...; for a single one also the line that chance would
-    give equally likely words, and what it lies between shows how uneven they really are.
+    One line per tokenizer; for a single one also the pale line that chance would give equally likely words, and what it
+    lies between shows how uneven they really are.
     """
-    top = max(4.0, 2.0 ** math.ceil(math.log2(max(max(usage.curve) for usage in usages))))
-    parts = [_axes(top)]
+    lines = [
+        Line(name=label, points=_points(usage.curve), colour=PALETTE[number % len(PALETTE)])
+        for number, (usage, label) in enumerate(zip(usages, labels, strict=True))
+    ]
     if len(usages) == 1:
-        even = even_curve(usages[0].num_tokens / vocab_sizes[0])
-        parts.append(f'<polyline class="even" points="{_points(even, top)}"/>')
-    for number, (usage, label) in enumerate(zip(usages, labels, strict=True)):
-        points = _points(usage.curve, top)
-        name = f"<title>{escape(label)}</title>"
-        parts.append(f'<polyline class="line line{number % LINE_COLOURS}" points="{points}">{name}</polyline>')
-    return (
-        f'<svg class="curve" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" '
-        f'aria-label="Frequency of words from the most to the least frequent">{"".join(parts)}</svg>'
+        even = _points(even_curve(usages[0].num_tokens / vocab_sizes[0]))
+        lines.insert(0, Line(name="equally frequent words", points=even, colour=FAINT, is_faint=True))
+    floor = int(math.log2(_FLOOR))
+    top = max(2, math.ceil(math.log2(max(max(usage.curve) for usage in usages))))
+    chart = LineChart(
+        lines=lines,
+        x_name="words, from the most to the least frequent",
+        references=[(0.0, "")],
+        x_ticks={share: f"{share:.0%}".replace("%", " %") for share in (0.0, 0.25, 0.5, 0.75, 1.0)},
+        y_ticks={power: f"{2**power}" if power >= 0 else f"1/{2**-power}" for power in range(floor, top + 1, 2)},
+        y_range=(floor, top),
     )
+    return line_svg(chart, size_px=_SIZE_PX, description="Frequency of words from the most to the least frequent")
 
 
 def even_curve(tokens_per_word: float) -> list[float]:
@@ -76,33 +76,7 @@ def even_curve(tokens_per_word: float) -> list[float]:
     return [float(value) for value in counts[places] / tokens_per_word]
 
 
-def _points(curve: Sequence[float], top: float) -> str:
-    xs = np.linspace(_LEFT, _WIDTH - _RIGHT, len(curve))
-    return " ".join(f"{x:.1f},{_y(value, top):.1f}" for x, value in zip(xs, curve, strict=True))
-
-
-def _y(value: float, top: float) -> float:
-    low, high = math.log2(_FLOOR), math.log2(top)
-    share = (math.log2(max(value, _FLOOR)) - low) / (high - low)
-    return _HEIGHT - _BOTTOM - share * (_HEIGHT - _BOTTOM - _TOP)
-
-
-def _axes(top: float) -> str:
-    parts = []
-    exponent = int(math.log2(_FLOOR))
-    while exponent <= math.log2(top):
-        y = _y(2.0**exponent, top)
-        name = f"{2**exponent}" if exponent >= 0 else f"1/{2**-exponent}"
-        kind = "fair" if exponent == 0 else "grid"
-        parts.append(f'<line class="{kind}" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{name}</text>')
-        exponent += 2
-    for quarter in range(5):
-        x = _LEFT + quarter / 4 * (_WIDTH - _LEFT - _RIGHT)
-        anchor = "end" if quarter == 4 else ("start" if quarter == 0 else "middle")
-        parts.append(f'<text x="{x:.1f}" y="{_HEIGHT - _BOTTOM + 18}" text-anchor="{anchor}">{25 * quarter} %</text>')
-    middle = (_LEFT + _WIDTH - _RIGHT) / 2
-    parts.append(
-        f'<text x="{middle}" y="{_HEIGHT - 6}" text-anchor="middle">words, from the most to the least frequent</text>'
-    )
-    return "".join(parts)
+def _points(curve: Sequence[float]) -> list[tuple[float, float]]:
+    """Place a curve over the share of the words, in powers of two."""
+    shares = np.linspace(0.0, 1.0, len(curve)).tolist()
+    return [(share, math.log2(max(value, _FLOOR))) for share, value in zip(shares, curve, strict=True)]

@@ -7,41 +7,37 @@ from __future__ import annotations
 
 import colorsys
 import logging
-import textwrap
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
-from beit.common.errors import InputError, require
+from beit.common.errors import InputError
 from beit.common.jitter import FACTOR_ONE
+from beit.common.pages.pictures import (
+    FAINT,
+    INK,
+    PALETTE,
+    PAPER,
+    beside,
+    enlarged,
+    font,
+    picture_table,
+    sheet,
+    shortened,
+)
 from beit.common.shards.token_store import TokenStore
-from beit.common.storage.samples import spread
+from beit.common.storage.samples import spread_evenly
 from beit.common.tokenizer import Tokenizer, load_store_tokenizer
 from beit.common.views import render_view
 from beit.tokenize.shards.crops import CropTar
 
 logger = logging.getLogger(__name__)
 
-VIEW_COLOURS = (
-    (230, 159, 0),
-    (0, 114, 178),
-    (0, 158, 115),
-    (213, 94, 0),
-    (204, 121, 167),
-    (86, 180, 233),
-    (165, 150, 20),
-    (120, 94, 240),
-)
-"""Of boxes and frames: Okabe and Ito's palette, which colour-blind readers can tell apart; later views start again."""
-
-_CELL_PX, _IMAGE_PX, _GAP_PX, _FRAME_PX, _MARGIN_PX = 176, 432, 14, 5, 24
-_TAG_PX = 22
-_HEAD_PX, _CAPTION_PX, _LINE_PX = 76, 40, 20
-_PAPER, _INK, _FAINT, _UNKNOWN = (255, 255, 255), (33, 37, 41), (110, 117, 125), (222, 226, 230)
+_CELL_PX, _IMAGE_PX, _FRAME_PX, _TAG_PX, _TEXT_LINE_PX = 176, 432, 5, 22, 20
+_UNKNOWN = (222, 226, 230)
 _GOLDEN_ANGLE = 0.381966
 
 
@@ -62,8 +58,8 @@ class ShownView:
 
     @property
     def colour(self) -> tuple[int, int, int]:
-        """Return the colour of its box and frame."""
-        return VIEW_COLOURS[self.number % len(VIEW_COLOURS)]
+        """Return the colour of its box and frame; later views start again."""
+        return PALETTE[self.number % len(PALETTE)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,26 +109,24 @@ def views_sheet(store: TokenStore, decoder: Tokenizer | None, *, num_images: int
         InputError: the store has no tokens.
         BadSample: an image or its tokens are damaged.
     """
-    require(store.info.views > 0, f"{store.location} holds no tokens (views = 0), so there are no views to draw")
-    num_views = min(num_views, store.info.views)
-    shown = [_load(store, decoder, position, num_views) for position in spread(len(store), num_images).tolist()]
-    num_rows = 3 if decoder else 2
-    block = num_rows * (_CELL_PX + _GAP_PX) + _CAPTION_PX
-    width = 2 * _MARGIN_PX + _IMAGE_PX + len(shown[0].views) * (_CELL_PX + _GAP_PX)
-    foot = _foot_lines(width, decoder is not None)
-    foot_top = _HEAD_PX + len(shown) * (block + _GAP_PX) + 6
-    sheet = Image.new("RGB", (width, foot_top + len(foot) * _LINE_PX + _MARGIN_PX), _PAPER)
-    draw = ImageDraw.Draw(sheet)
-    _draw_head(draw, store)
-    for row, image in enumerate(shown):
-        top = _HEAD_PX + row * (block + _GAP_PX)
-        _draw_image(sheet, image, top, block - _CAPTION_PX - _GAP_PX)
-        for column, view in enumerate(image.views):
-            left = _MARGIN_PX + _IMAGE_PX + _GAP_PX + column * (_CELL_PX + _GAP_PX)
-            _draw_view(sheet, view, left, top)
-    for line, text in enumerate(foot):
-        draw.text((_MARGIN_PX, foot_top + line * _LINE_PX), text, fill=_FAINT, font=_font(14))
-    return sheet
+    info, name = store.info, store.location.rstrip("/").rpartition("/")[2]
+    if info.tokenizer is None:
+        raise InputError(f"{store.location} holds no tokens (views = 0), so there are no views to draw")
+    shown = [
+        _load(store, decoder, position, min(num_views, info.views))
+        for position in spread_evenly(len(store), num_images).tolist()
+    ]
+    kind = "materialised crops" if info.is_materialized else "crops of the images"
+    return sheet(
+        [_block(image) for image in shown],
+        heading=f"Views and visual tokens of {name}",
+        facts=f"{len(store)} images, {info.views} views each ({kind}), {info.img_size} px; {info.grid_size} x "
+        f"{info.grid_size} tokens out of {info.tokenizer.vocab_size} by {info.tokenizer.name}",
+        legend="Frames and boxes of one colour and number belong together. First row: what the network sees, rendered "
+        "as in training; b, c, s are factors of brightness, contrast and saturation. Second row: visual tokens, one "
+        "colour per word of the vocabulary."
+        + (" Third row: what the tokenizer paints from these tokens." if decoder else ""),
+    )
 
 
 def token_colours(token_ids: NDArray[np.integer]) -> NDArray[np.uint8]:
@@ -189,32 +183,45 @@ def _render(store: TokenStore, image: Image.Image, record: np.void) -> NDArray[n
     return render_view(image, record, img_size=info.img_size, jitter_scope=info.augment.jitter_scope, check_crop=True)
 
 
-def _draw_head(draw: ImageDraw.ImageDraw, store: TokenStore) -> None:
-    info = store.info
-    assert info.tokenizer is not None
-    name = store.location.rstrip("/").rpartition("/")[2]
-    draw.text((_MARGIN_PX, 18), f"Views and visual tokens of {name}", fill=_INK, font=_font(24))
-    kind = "materialised crops" if info.is_materialized else "crops of the images"
-    facts = (
-        f"{len(store)} images, {info.views} views each ({kind}), {info.img_size} px; {info.grid_size} x "
-        f"{info.grid_size} tokens out of {info.tokenizer.vocab_size} by {info.tokenizer.name}"
-    )
-    draw.text((_MARGIN_PX, 48), facts, fill=_FAINT, font=_font(15))
+def _block(shown: ShownImage) -> Image.Image:
+    """Draw an image with its boxes and, beside it, its views: pixels, tokens and, where there is a decoder, these."""
+    rows = [
+        [_framed(view.pixels, view, is_tagged=True) for view in shown.views],
+        [_framed(token_colours(view.token_ids), view) for view in shown.views],
+        [_framed(view.decoded, view) for view in shown.views if view.decoded is not None],
+    ]
+    rows = [row for row in rows if row]
+    captions = [[""] * len(shown.views)] * (len(rows) - 1) + [[_settings(view.record) for view in shown.views]]
+    table = picture_table(rows, captions=captions, cell_px=_CELL_PX)
+    return beside([_with_boxes(shown, table.height), table])
 
 
-def _draw_image(sheet: Image.Image, shown: ShownImage, top: int, height: int) -> None:
+def _framed(pixels: NDArray[np.uint8], view: ShownView, *, is_tagged: bool = False) -> NDArray[np.uint8]:
+    """Bring a picture to the size of a cell, with a frame in the view's colour and, if it is tagged, its number."""
+    cell = Image.new("RGB", (_CELL_PX, _CELL_PX), view.colour)
+    cell.paste(enlarged(pixels, _CELL_PX - 2 * _FRAME_PX), (_FRAME_PX, _FRAME_PX))
+    if is_tagged:
+        _draw_number(ImageDraw.Draw(cell), view, 0, 0)
+    return np.asarray(cell)
+
+
+def _with_boxes(shown: ShownImage, height: int) -> Image.Image:
     """Draw the image with its boxes, and its name below."""
-    draw, origin = ImageDraw.Draw(sheet), (_MARGIN_PX, top)
-    scale = min(_IMAGE_PX / shown.image.width, height / shown.image.height)
+    paper = Image.new("RGB", (_IMAGE_PX, height), PAPER)
+    draw = ImageDraw.Draw(paper)
+    scale = min(_IMAGE_PX / shown.image.width, (height - 2 * _TEXT_LINE_PX) / shown.image.height)
     size = (max(1, round(shown.image.width * scale)), max(1, round(shown.image.height * scale)))
     resample = Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST
-    sheet.paste(shown.image.resize(size, resample), origin)
-    for view in shown.views:
-        _draw_box(draw, view, origin, scale)
-    _draw_tags(draw, shown.views, origin, scale)
-    caption_top = top + size[1] + 8
-    draw.text((_MARGIN_PX, caption_top), _shorten(shown.name, 46), fill=_INK, font=_font(15))
-    draw.text((_MARGIN_PX, caption_top + 20), _describe(shown), fill=_FAINT, font=_font(13))
+    paper.paste(shown.image.resize(size, resample), (0, 0))
+    boxes = [_box(view, scale) for view in shown.views]
+    for view, box in zip(shown.views, boxes, strict=True):
+        draw.rectangle(box, outline=PAPER, width=_FRAME_PX)  # a light rim keeps the colour apart from the picture
+        inner = (box[0] + 1, box[1] + 1, box[2] - 1, box[3] - 1)
+        draw.rectangle(inner, outline=view.colour, width=_FRAME_PX - 2)
+    _draw_tags(draw, shown.views, boxes)
+    draw.text((0, size[1] + 6), shortened(shown.name, 46, keep_end=True), fill=INK, font=font(15))
+    draw.text((0, size[1] + 4 + _TEXT_LINE_PX), _describe(shown), fill=FAINT, font=font(13))
+    return paper
 
 
 def _describe(shown: ShownImage) -> str:
@@ -223,81 +230,31 @@ def _describe(shown: ShownImage) -> str:
     return size + (f", label {shown.label}" if shown.label else "")
 
 
-def _box(view: ShownView, origin: tuple[int, int], scale: float) -> tuple[float, float, float, float]:
+def _box(view: ShownView, scale: float) -> tuple[int, int, int, int]:
     left, top, width, height = (int(view.record[name]) for name in ("left", "top", "w", "h"))
-    corners = (left, top, left + width, top + height)
-    scaled = [round(value * scale) + origin[axis % 2] for axis, value in enumerate(corners)]
+    scaled = [round(corner * scale) for corner in (left, top, left + width, top + height)]
     return scaled[0], scaled[1], max(scaled[0] + 1, scaled[2] - 1), max(scaled[1] + 1, scaled[3] - 1)
 
 
-def _draw_box(draw: ImageDraw.ImageDraw, view: ShownView, origin: tuple[int, int], scale: float) -> None:
-    box = _box(view, origin, scale)
-    draw.rectangle(box, outline=_PAPER, width=_FRAME_PX)  # a light rim keeps the colour apart from the picture
-    draw.rectangle((box[0] + 1, box[1] + 1, box[2] - 1, box[3] - 1), outline=view.colour, width=_FRAME_PX - 2)
-
-
-def _draw_tags(draw: ImageDraw.ImageDraw, views: list[ShownView], origin: tuple[int, int], scale: float) -> None:
+def _draw_tags(draw: ImageDraw.ImageDraw, views: list[ShownView], boxes: list[tuple[int, int, int, int]]) -> None:
     """Write each view's number onto the upper edge of its box, where no other number stands."""
-    taken: list[tuple[float, float]] = []
-    for view in views:
-        left, top, right, _ = _box(view, origin, scale)
-        places = [(x, top) for x in range(round(left), max(round(left) + 1, round(right) - _TAG_PX), 3)]
+    taken: list[tuple[int, int]] = []
+    for view, (left, top, right, _) in zip(views, boxes, strict=True):
+        places = [(x, top) for x in range(left, max(left + 1, right - _TAG_PX), 3)]
         free = ((x, y) for x, y in places if all(abs(x - a) > _TAG_PX or abs(y - b) > _TAG_PX for a, b in taken))
         x, y = next(free, places[0])
         taken.append((x, y))
         _draw_number(draw, view, x, y)
 
 
-def _draw_number(draw: ImageDraw.ImageDraw, view: ShownView, left: float, top: float) -> None:
+def _draw_number(draw: ImageDraw.ImageDraw, view: ShownView, left: int, top: int) -> None:
     draw.rectangle((left, top, left + _TAG_PX, top + _TAG_PX), fill=view.colour)
     centre = (left + _TAG_PX // 2, top + _TAG_PX // 2)
-    draw.text(centre, str(view.number), fill=_PAPER, font=_font(15), anchor="mm")
+    draw.text(centre, str(view.number), fill=PAPER, font=font(15), anchor="mm")
 
 
-def _draw_view(sheet: Image.Image, view: ShownView, left: int, top: int) -> None:
-    """Draw one column: pixels, tokens and decoded tokens, framed in the view's colour."""
-    draw = ImageDraw.Draw(sheet)
-    for row, pixels in enumerate(_pictures(view)):
-        y = top + row * (_CELL_PX + _GAP_PX)
-        inner = _CELL_PX - 2 * _FRAME_PX
-        draw.rectangle((left, y, left + _CELL_PX - 1, y + _CELL_PX - 1), fill=view.colour)
-        resample = Image.Resampling.LANCZOS if pixels.shape[0] > inner else Image.Resampling.NEAREST
-        sheet.paste(Image.fromarray(pixels).resize((inner, inner), resample), (left + _FRAME_PX, y + _FRAME_PX))
-        if row == 0:
-            _draw_number(draw, view, left, y)
-    below = top + len(list(_pictures(view))) * (_CELL_PX + _GAP_PX) - _GAP_PX + 6
-    for line, text in enumerate(_settings(view.record)):
-        draw.text((left, below + 16 * line), text, fill=_FAINT, font=_font(12))
-
-
-def _pictures(view: ShownView) -> Iterator[NDArray[np.uint8]]:
-    yield view.pixels
-    yield token_colours(view.token_ids)
-    if view.decoded is not None:
-        yield view.decoded
-
-
-def _settings(record: np.void) -> tuple[str, str]:
+def _settings(record: np.void) -> str:
     box = f"{record['w']} x {record['h']} px" + (", mirrored" if record["flip"] else "")
     factors = [int(record[name]) for name in ("bright", "contrast", "sat")]
-    return box, "  ".join(f"{name} {factor / FACTOR_ONE:.2f}" for name, factor in zip("bcs", factors, strict=True))
-
-
-def _foot_lines(width: int, has_decoded: bool) -> list[str]:
-    """Return the legend, wrapped to a sheet of `width` px."""
-    legend = (
-        "Frames and boxes of one colour and number belong together. First row: what the network sees, rendered as in "
-        "training; b, c, s are factors of brightness, contrast and saturation. Second row: visual tokens, one colour "
-        "per word of the vocabulary."
-        + (" Third row: what the tokenizer paints from these tokens." if has_decoded else "")
-    )
-    per_letter = _font(14).getlength(legend) / len(legend)
-    return textwrap.wrap(legend, int(0.95 * (width - 2 * _MARGIN_PX) / per_letter))  # 0.95: lines of wide letters
-
-
-def _shorten(text: str, length: int) -> str:
-    return text if len(text) <= length else f"{text[: length - 3]}..."
-
-
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size)
+    shown = "  ".join(f"{name} {factor / FACTOR_ONE:.2f}" for name, factor in zip("bcs", factors, strict=True))
+    return f"{box}\n{shown}"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
+from beit.common.config import above, at_least, checked, within
 from beit.common.errors import require
 from beit.common.reading.config import ReaderConfig
 from beit.common.tokenizers.dvae_config import DiscreteVAEConfig
@@ -19,70 +20,55 @@ from beit.common.training.config import (
 from beit.common.views import AugmentConfig
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@checked("data")
 class TokenizerDataConfig:
     """From an image to what the network sees."""
 
     view_size: int = 128
     """Side in px to which a random view of the image is rendered; near the side of the views that will be tokenised."""
-    crop_size: int = 64
+    crop_size: Annotated[int, at_least(1)] = 64
     """Side in px of the pieces cut from a view for training; a multiple of model.downsampling. Small trains faster."""
-    crops_per_image: int = 4
+    crops_per_image: Annotated[int, at_least(1)] = 4
     """Pieces cut from each view; more spare decoding, fewer mix more images into a batch."""
-    held_out: float = 0.02
+    held_out: Annotated[float, within("(0, 0.2]")] = 0.02
     """Share of the images, chosen by a hash of their keys, that is never trained on."""
-    num_eval_images: int = 64
+    num_eval_images: Annotated[int, at_least(1)] = 64
     """Held-out images, one view each, that reconstruction and use of the vocabulary are measured on. Where the share
     holds fewer, more images are held out, up to a fifth of all."""
 
     def __post_init__(self) -> None:
-        """Check the ranges."""
+        """Check that pieces fit into views."""
         require(
-            1 <= self.crop_size <= self.view_size,
+            self.crop_size <= self.view_size,
             f"data.crop_size ({self.crop_size}) must be in [1, data.view_size = {self.view_size}]",
         )
-        require(self.crops_per_image >= 1, f"data.crops_per_image ({self.crops_per_image}) must be at least 1")
-        require(0 < self.held_out <= 0.2, f"data.held_out ({self.held_out}) must be above 0 and at most 0.2")
-        require(self.num_eval_images >= 1, f"data.num_eval_images ({self.num_eval_images}) must be at least 1")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@checked("objective")
 class ObjectiveConfig:
     """Reconstruction, the discrete bottleneck, and what keeps the words in use. Fractions are of the whole run."""
 
-    autoencoder_fraction: float = 0.1
+    autoencoder_fraction: Annotated[float, within("[0, 1]")] = 0.1
     """Share of the run without the bottleneck; the codebook is then fitted to the features found by it."""
-    temperature: tuple[float, float] = (1.0, 0.1)
+    temperature: Annotated[tuple[float, float], above(0)] = (1.0, 0.1)
     """Gumbel-softmax temperature when the bottleneck comes in, and from `anneal_fraction` on; geometric in between."""
-    anneal_fraction: float = 0.8
+    anneal_fraction: Annotated[float, within("[0, 1]")] = 0.8
     """Share of the run at which the temperature reaches its final value."""
-    hard_fraction: float = 0.6
+    hard_fraction: Annotated[float, within("[0, 1]")] = 0.6
     """Share of the run after which the decoder sees single words (straight-through gradients), as it will in use."""
-    kl_weight: float = 1e-4
+    kl_weight: Annotated[float, at_least(0)] = 1e-4
     """Of the KL divergence of each position's distribution from the uniform one, in nats, against a squared error of
     pixels in [-1, 1]. It holds back how certain the encoder becomes."""
-    kl_ramp_fraction: float = 0.2
+    kl_ramp_fraction: Annotated[float, within("[0, 1]")] = 0.2
     """Share of the run over which kl_weight and usage_weight rise from 0."""
-    usage_weight: float = 1e-2
+    usage_weight: Annotated[float, at_least(0)] = 1e-2
     """Of the KL divergence of the batch's mean distribution from the uniform one: what prevents collapse."""
-    revive_interval_steps: int = 50
+    revive_interval_steps: Annotated[int, at_least(1)] = 50
     """Optimizer steps between two searches for unused words; each is moved onto a badly represented feature."""
-    revive_threshold: float = 0.05
+    revive_threshold: Annotated[float, at_least(0)] = 0.05
     """A word counts as unused below this share of its fair use, 1 / vocab_size."""
-    revive_fraction: float = 0.9
+    revive_fraction: Annotated[float, within("[0, 1]")] = 0.9
     """Share of the run after which words are left in peace, to settle."""
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        for name in ("autoencoder_fraction", "anneal_fraction", "hard_fraction", "kl_ramp_fraction", "revive_fraction"):
-            value = getattr(self, name)
-            require(0 <= value <= 1, f"objective.{name} ({value}) must be in [0, 1]")
-        require(min(self.temperature) > 0, f"objective.temperature {self.temperature} must be above 0")
-        for name in ("kl_weight", "usage_weight", "revive_threshold"):
-            value = getattr(self, name)
-            require(value >= 0, f"objective.{name} ({value}) must not be negative")
-        interval = self.revive_interval_steps
-        require(interval >= 1, f"objective.revive_interval_steps ({interval}) must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -13,14 +13,7 @@ from torch import Tensor
 from beit.common.errors import InputError, require
 from beit.common.storage.files import fsync_directory
 from beit.common.tokenizers.dalle_files import find_part, read_part
-from beit.common.tokenizers.directory import (
-    CONFIG_FILE,
-    add_dalle_decoder,
-    describe_source,
-    read_settings,
-    recorded_sources,
-    save_dalle,
-)
+from beit.common.tokenizers.directory import CONFIG_FILE, describe_source, read_settings, recorded_sources, save_dalle
 
 
 def convert_dalle(file: Path, out: Path) -> str:
@@ -45,7 +38,7 @@ def convert_dalle(file: Path, out: Path) -> str:
     source = describe_source(file)
     if part == "decoder":
         _require_room_for_decoder(file, out)
-        add_dalle_decoder(out, tensors, source)
+        save_dalle(out, part, tensors, source)
         return f"added the decoder ({_count(tensors)} parameters, from {file}, sha256 {source.sha256}) to {out}"
     require(
         not out.exists() or (out.is_dir() and not any(out.iterdir())), f"{out} exists and is not empty; name another"
@@ -54,10 +47,10 @@ def convert_dalle(file: Path, out: Path) -> str:
     decoder = None if decoder_file is None else read_part(decoder_file, "decoder")[1]
     lines = [f"encoder      {_count(tensors)} parameters, from {file} (sha256 {source.sha256})"]
     with _directory(out) as temporary:
-        fingerprint = save_dalle(temporary, tensors, source)
+        fingerprint = save_dalle(temporary, part, tensors, source)
         if decoder is not None and decoder_file is not None:
             decoder_source = describe_source(decoder_file)
-            add_dalle_decoder(temporary, decoder, decoder_source)
+            save_dalle(temporary, "decoder", decoder, decoder_source)
             lines.append(
                 f"decoder      {_count(decoder)} parameters, from {decoder_file} (sha256 {decoder_source.sha256})"
             )

@@ -15,7 +15,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from beit.common.pages.pictures import contact_sheet
+from beit.common.pages.pictures import picture_table, sheet
 from beit.common.storage.files import write_atomic
 from beit.common.tokenizers.dvae import DiscreteVAE, luma
 from beit.tokenize.fitness.image_quality import block_means, image_psnr
@@ -68,7 +68,7 @@ def reconstruction_sheet(model: DiscreteVAE, images: Tensor) -> Image:
     pictures = list(stacked.permute(0, 2, 3, 1).cpu().numpy())
     columns = 2 * min(_PAIRS_PER_ROW, len(images))
     rows = [pictures[start : start + columns] for start in range(0, len(pictures), columns)]
-    return contact_sheet(rows, titles=("original", "reconstruction") * (columns // 2))
+    return sheet([picture_table(rows, titles=("original", "reconstruction") * (columns // 2))])
 
 
 def seen_pixels(model: DiscreteVAE, images: Tensor) -> Tensor:

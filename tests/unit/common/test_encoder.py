@@ -7,13 +7,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from beit.common import encoder as encoder_module
-from beit.common.encoder import load_encoder, load_weights, read_encoder_state, save_encoder, save_model
+from beit.common.encoder import load_encoder, load_weights, read_encoder_state, save_model
 from beit.common.errors import InputError
 from beit.common.vit.config import Normalization, ViTConfig
 from beit.common.vit.description import EncoderConfig, read_encoder_config
 from beit.common.vit.vit import VisionTransformer
 from beit.finetune.classification.model import FRESH_PREFIXES, ImageClassifier
 from beit.pretrain.model import MaskedImageModel
+from beit.tests.encoders import save_encoder
 
 CONFIG = ViTConfig(img_size=16, patch_size=4, embed_dim=16, depth=2, num_heads=2)
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)

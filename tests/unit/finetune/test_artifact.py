@@ -5,12 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from beit.common.encoder import save_encoder, save_model
+from beit.common.encoder import save_model
 from beit.common.errors import InputError
 from beit.common.vit.config import ModelConfig, build_vit_config
 from beit.finetune.artifact import build_classifier, load_classifier, starting_point
 from beit.finetune.classification.model import ImageClassifier
 from beit.pretrain.model import MaskedImageModel
+from beit.tests.encoders import save_encoder
 from beit.tests.unit.finetune.colours import finetune_config
 
 SHAPE = build_vit_config(ModelConfig(embed_dim=24, depth=2, num_heads=2, drop_path=0.0), img_size=16, patch_size=4)

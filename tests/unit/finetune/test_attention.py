@@ -9,11 +9,11 @@ from click.testing import CliRunner
 from PIL import Image
 
 from beit.cli import beit
-from beit.common.encoder import save_encoder
 from beit.common.errors import InputError
 from beit.common.vit.config import ViTConfig
 from beit.common.vit.vit import VisionTransformer
 from beit.finetune.attention import Query, attention_distances, patch_distances
+from beit.tests.encoders import save_encoder
 from beit.tests.support import write_images
 
 CONFIG = ViTConfig(img_size=16, patch_size=4, embed_dim=12, depth=3, num_heads=2)
@@ -33,7 +33,6 @@ def folder(model, tmp_path):
         architecture=CONFIG,
         mean=(0.5, 0.5, 0.5),
         std=(0.5, 0.5, 0.5),
-        task="pretrain",
         best_block=1,
         provenance={},
     )

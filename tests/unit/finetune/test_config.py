@@ -116,11 +116,10 @@ def test_two_ways_to_choose_a_subset_exclude_each_other():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (("augment.repeats=3", "train.global_batch_size=32"), r"\(32\) must be a multiple of augment.repeats \(3\)"),
         (("data.balanced=true", "classifier.multi_label=true"), "data.balanced must be false"),
         (("data.balanced=true", "classifier.class_weights=balanced"), "both make up for rare classes"),
     ],
 )
-def test_balance_and_repeats_that_do_not_fit_are_one_clear_line(settings, message):
+def test_balance_that_does_not_fit_is_one_clear_line(settings, message):
     with pytest.raises(InputError, match=message):
         load(*settings)

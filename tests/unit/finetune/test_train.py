@@ -132,11 +132,9 @@ def test_ranks_share_the_batch_of_one_rank(finished):
 
 
 BALANCED = ("data.balanced=true", "optimizer.warmup_steps=0")
-REPEATED = ("augment.repeats=3", "optimizer.warmup_steps=0")
 
 
-@pytest.mark.parametrize("settings", [BALANCED, REPEATED, (*BALANCED, *REPEATED)])
-def test_balanced_and_repeated_views_do_not_depend_on_ranks(tmp_path, settings):
+def test_balanced_views_do_not_depend_on_ranks(tmp_path):
     write_images(tmp_path / "train", ("blue",), 8)
     write_images(tmp_path / "train", ("red",), 3)
 
@@ -145,7 +143,7 @@ def test_balanced_and_repeated_views_do_not_depend_on_ranks(tmp_path, settings):
         for rank in range(world_size):
             world = World(rank=rank, local_rank=rank, world_size=world_size, device=torch.device("cpu"))
             micro = f"train.micro_batch_size={12 // world_size // accum}"
-            task = task_for(tmp_path / "train", None, "train.steps=3", micro, *settings, world=world)
+            task = task_for(tmp_path / "train", None, "train.steps=3", micro, *BALANCED, world=world)
             ranks.append(list(task.data.micro_batches(0)))
         return torch.cat(
             [ranks[r][s * accum + a]["images"] for s in range(3) for r in range(world_size) for a in range(accum)]
@@ -155,15 +153,6 @@ def test_balanced_and_repeated_views_do_not_depend_on_ranks(tmp_path, settings):
     assert torch.equal(alone, pixels(3))
     assert torch.equal(alone, pixels(2, accum=2))
     assert len({image.numpy().tobytes() for image in alone}) == len(alone), "a view was shown twice"
-
-
-def test_repeated_augmentation_shows_each_image_of_a_step_several_times(finished):
-    task = task_for(finished.train, None, "train.steps=6", *REPEATED)
-    steps = [batch["sample_ids"] for batch in task.data.micro_batches(0)]
-    for ids in steps:
-        assert ids == ids[:4] * 3 and len(set(ids)) == 4
-    assert len({name for ids in steps for name in ids}) == 24, "an epoch passes all images once"
-    assert task.data.plan.steps_per_epoch == 3, "an epoch of the plan stays as many rows as there are images"
 
 
 def test_balanced_epochs_show_all_images_and_every_class_alike(tmp_path):

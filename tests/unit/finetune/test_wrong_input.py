@@ -2,11 +2,11 @@
 
 import pytest
 
-from beit.common.encoder import save_encoder
 from beit.common.errors import InputError
 from beit.common.vit.config import ViTConfig
 from beit.common.vit.vit import VisionTransformer
 from beit.finetune.train import run
+from beit.tests.encoders import save_encoder
 from beit.tests.image_files import write_parquet
 from beit.tests.unit.finetune.colours import finetune_config, write_images
 

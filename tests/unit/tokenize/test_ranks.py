@@ -144,7 +144,7 @@ import sys
 from pathlib import Path
 from beit.common.errors import ResumableStop
 from beit.tests.tiny_store import tiny_config
-from beit.tokenize.run import tokenize_with_ranks
+from beit.tokenize.ranks import tokenize_with_ranks
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
     settings = tiny_config(tokenizer=str(folder / "tokenizer"), views=200)

@@ -2,30 +2,46 @@
 
 import base64
 import io
+from pathlib import Path
 
 import numpy as np
+import pytest
+from jinja2 import UndefinedError
 from PIL import Image
 
-from beit.common.pages.html_page import attribute, data_uri, document, text
+from beit.common.pages.html_page import data_uri, prose, render
 
 EVIL = "<script>alert(1)</script>\"'&"
 
 
-def test_text_and_attributes_are_escaped() -> None:
-    for escaped in (text(EVIL), attribute(EVIL)):
-        assert not set(escaped) & set("<>\"'")
-    assert text("run `beit verify`") == "run <code>beit verify</code>"
-    assert "<b>" not in text("`<b>`")
-    assert attribute("5 %") == "5\u00a0%"
+def filled(folder: Path, body: str, **values: object) -> str:
+    template = folder / "page.html"
+    template.write_text(f'{{% extends "base.html" %}}{{% block body %}}{body}{{% endblock %}}')
+    return render(template, **values)
 
 
-def test_document_holds_its_parts_and_forbids_everything_else() -> None:
-    page = document(EVIL, ["<p>one</p>", "", "<p>two</p>"])
+def test_text_and_attributes_are_escaped(tmp_path: Path) -> None:
+    page = filled(tmp_path, '[[<p title="{{ value }}">{{ value | prose }}]]', title="", value=EVIL)
+    shown = page.split("[[")[1].split("]]")[0]
+    assert shown.count("<") == 1 and shown.count('"') == 2 and "'" not in shown
+    assert prose("run `beit verify`") == "run <code>beit verify</code>"
+    assert "<b>" not in prose("`<b>`")
+    assert "5\u00a0%, <code>beit</code>" in filled(tmp_path, "{{ value | prose }}", title="", value="5 %, `beit`")
+
+
+def test_a_page_has_its_frame_and_forbids_everything_else(tmp_path: Path) -> None:
+    page = filled(tmp_path, "<p>one</p>", title=EVIL)
     assert page.startswith("<!DOCTYPE html>")
-    assert "<p>one</p>\n<p>two</p>" in page
+    assert "<p>one</p>" in page
     assert "<script" not in page
     assert "default-src 'none'" in page
     assert "url(" not in page
+    assert "prefers-color-scheme: dark" in page  # the style is inside
+
+
+def test_a_value_that_is_missing_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(UndefinedError):
+        filled(tmp_path, "{{ nothing }}", title="")
 
 
 def test_pictures_survive() -> None:

@@ -131,40 +131,6 @@ def test_ranks_and_micro_batches_concatenate_to_the_single_process_batch(sizes, 
                 assert steps_of(order, batch, steps, micro=micro, world_size=world_size) == single
 
 
-@pytest.mark.parametrize("repeats", [2, 3])
-def test_repeats_show_the_samples_of_a_smaller_batch_whoever_reads_them(repeats):
-    order = Order(2, np.array([5, 9, 3]), window_shards=2)
-    plan = plan_for(order, 24)
-
-    def step_rows(step, micro, world_size):
-        rows = []
-        for rank in range(world_size):
-            part = dataclasses.replace(
-                plan,
-                micro_batch_size=micro,
-                grad_accum_steps=24 // micro // world_size,
-                world_size=world_size,
-                rank=rank,
-                repeats=repeats,
-            )
-            rows += [part.micro_batch(step * part.grad_accum_steps + i) for i in range(part.grad_accum_steps)]
-        return [
-            row for part in rows for row in zip(part.positions, part.repeats, part.shard_ids, part.ranks, strict=True)
-        ]
-
-    for step in range(4):
-        alone = step_rows(step, 24, 1)
-        assert [row[0] for row in alone] == list(range(24 * step, 24 * step + 24))
-        assert [row[1] for row in alone] == [view for view in range(repeats) for _ in range(24 // repeats)]
-        samples = [row[2:] for row in alone]
-        expected = order.rows(step * 24 // repeats, 24 // repeats)
-        assert samples == list(zip(expected.shard_ids, expected.ranks, strict=True)) * repeats
-        for micro, world_size in ((4, 2), (6, 4), (1, 8)):
-            assert step_rows(step, micro, world_size) == alone
-    with pytest.raises(InputError, match=r"global_batch_size \(24\) must be a multiple of repeats \(5\)"):
-        dataclasses.replace(plan, repeats=5)
-
-
 def test_batch_larger_than_the_data_holds_each_epoch_whole():
     order = Order(0, np.array([3, 2]))
     rows = plan_for(order, 12).micro_batch(0)

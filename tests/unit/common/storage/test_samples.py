@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from beit.common.storage.samples import locate, shard_starts, spread
+from beit.common.storage.samples import locate, shard_starts, spread_evenly
 
 
 @pytest.mark.parametrize("sizes", [[3], [0, 2, 0, 0, 5, 0], [1, 1, 1], [4, 0, 7, 2]])
@@ -25,6 +25,6 @@ def test_a_part_of_the_starts_counts_shards_from_its_first():
 
 @pytest.mark.parametrize(("total", "count"), [(10, 3), (7, 7), (3, 8), (5, 0), (0, 4)])
 def test_spread_takes_as_many_as_there_are_evenly(total, count):
-    chosen = spread(total, count).tolist()
+    chosen = spread_evenly(total, count).tolist()
     assert len(chosen) == len(set(chosen)) == min(total, count)
     assert chosen == [number * total // len(chosen) for number in range(len(chosen))]

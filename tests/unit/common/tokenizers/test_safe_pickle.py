@@ -10,7 +10,7 @@ from torch import nn
 
 from beit.common.errors import InputError
 from beit.common.tokenizers.dalle import DalleDecoder, DalleEncoder
-from beit.common.tokenizers.dalle_files import load_dalle
+from beit.common.tokenizers.dalle_files import find_parts, load_dalle
 from beit.common.tokenizers.safe_pickle import read_module_tensors
 from beit.tests.dall_e_files import use_small_network, write_pickle
 
@@ -43,7 +43,7 @@ def test_pickled_modules_load_bit_equal_without_their_package(tmp_path: Path, zi
     write_pickle(encoder, tmp_path / "encoder.pkl", zip_format=zip_format)
     write_pickle(decoder, tmp_path / "decoder.pkl", zip_format=zip_format)
     assert zipfile.is_zipfile(tmp_path / "encoder.pkl") == zip_format
-    loaded = load_dalle(tmp_path)
+    loaded = load_dalle(*find_parts(tmp_path))
     assert equal_states(loaded.encoder, encoder)
     assert loaded.decoder is not None and equal_states(loaded.decoder, decoder)
     assert not any(name.partition(".")[0] == "dall_e" for name in sys.modules)
@@ -55,7 +55,7 @@ def test_hostile_attribute_is_refused_and_not_run(tmp_path: Path, zip_format: bo
     canary = tmp_path / "canary"
     write_pickle(DalleEncoder(), tmp_path / "encoder.pkl", zip_format=zip_format, extra=Hostile(canary))
     with pytest.raises(InputError, match="system"):
-        load_dalle(tmp_path)
+        load_dalle(*find_parts(tmp_path))
     assert not canary.exists()
 
 
@@ -64,7 +64,7 @@ def test_hostile_file_is_refused_and_not_run(tmp_path: Path, zip_format: bool) -
     canary = tmp_path / "canary"
     torch.save(Hostile(canary), tmp_path / "encoder.pkl", _use_new_zipfile_serialization=zip_format)
     with pytest.raises(InputError, match="system"):
-        load_dalle(tmp_path / "encoder.pkl")
+        load_dalle(*find_parts(tmp_path / "encoder.pkl"))
     assert not canary.exists()
 
 
@@ -72,7 +72,7 @@ def test_plain_pickle_is_refused_and_not_run(tmp_path: Path) -> None:
     canary = tmp_path / "canary"
     (tmp_path / "encoder.pkl").write_bytes(pickle.dumps(Hostile(canary)))
     with pytest.raises(InputError, match="not written by torch"):
-        load_dalle(tmp_path)
+        load_dalle(*find_parts(tmp_path))
     assert not canary.exists()
 
 
@@ -82,7 +82,7 @@ def test_damage_gives_one_clear_line(tmp_path: Path, zip_format: bool) -> None:
     write_pickle(DalleEncoder(), path, zip_format=zip_format)
     path.write_bytes(path.read_bytes()[:2000])
     with pytest.raises(InputError, match=r"encoder\.pkl"):
-        load_dalle(tmp_path)
+        load_dalle(*find_parts(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -98,33 +98,33 @@ def test_damage_gives_one_clear_line(tmp_path: Path, zip_format: bool) -> None:
 def test_what_downloads_leave_instead_of_the_file_is_named(tmp_path: Path, content: bytes, said: str) -> None:
     (tmp_path / "encoder.pkl").write_bytes(content)
     with pytest.raises(InputError, match=rf"encoder\.pkl {said}.*; fetch it again"):
-        load_dalle(tmp_path)
+        load_dalle(*find_parts(tmp_path))
 
 
 @FORMATS
 def test_state_dict_of_something_else_is_refused(tmp_path: Path, zip_format: bool) -> None:
     torch.save({"a": torch.ones(3)}, tmp_path / "encoder.pkl", _use_new_zipfile_serialization=zip_format)
     with pytest.raises(InputError, match="holds a dict, not a pickled module"):
-        load_dalle(tmp_path)
+        load_dalle(*find_parts(tmp_path))
 
 
 @FORMATS
 def test_module_of_something_else_is_refused(tmp_path: Path, zip_format: bool) -> None:
     torch.save(nn.Sequential(nn.Linear(2, 2)), tmp_path / "encoder.pkl", _use_new_zipfile_serialization=zip_format)
     with pytest.raises(InputError, match=r"names torch\.nn\.modules\.linear\.Linear"):
-        load_dalle(tmp_path)
+        load_dalle(*find_parts(tmp_path))
 
 
 def test_state_dict_instead_of_module_is_refused(tmp_path: Path) -> None:
     torch.save(DalleEncoder().state_dict(), tmp_path / "encoder.pkl")
     with pytest.raises(InputError, match="not a pickled module"):
-        load_dalle(tmp_path)
+        load_dalle(*find_parts(tmp_path))
 
 
 def test_decoder_in_place_of_encoder_is_refused(tmp_path: Path) -> None:
     write_pickle(DalleDecoder(), tmp_path / "encoder.pkl", zip_format=True)
     with pytest.raises(InputError, match="holds DALL-E's decoder, not its encoder"):
-        load_dalle(tmp_path)
+        load_dalle(*find_parts(tmp_path))
 
 
 @FORMATS
@@ -134,7 +134,7 @@ def test_values_that_are_not_finite_are_refused(tmp_path: Path, zip_format: bool
     encoder.blocks.get_parameter("input.b")[0] = value
     write_pickle(encoder, tmp_path / "encoder.pkl", zip_format=zip_format)
     with pytest.raises(InputError, match=r"blocks\.input\.b holds values that are not finite"):
-        load_dalle(tmp_path)
+        load_dalle(*find_parts(tmp_path))
 
 
 def test_module_inside_itself_is_refused(tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from beit.common.training.batches import BatchStream, HostFlag
+from beit.common.processes.distributed import World
+from beit.common.training.batches import BatchStream, HostFlag, padded
 
 
 def test_order_laziness_and_closing() -> None:
@@ -37,3 +38,14 @@ def test_order_laziness_and_closing() -> None:
 def test_flag() -> None:
     assert HostFlag(torch.ones(())).is_set()
     assert not HostFlag(torch.zeros(())).is_set()
+
+
+def test_blank_batches_fill_up_for_ranks_that_have_more() -> None:
+    class Two(World):
+        def max_of(self, values: object) -> list[float]:
+            return [3.0]
+
+    world = Two(rank=0, local_rank=0, world_size=2, device=torch.device("cpu"))
+    given = [{"images": torch.zeros(2)}, {"bad_samples": ["one"]}, {"images": torch.zeros(1)}]
+    filled = list(padded(given, len(given), {"images": torch.zeros(1)}, world))
+    assert [batch["is_real"] for batch in filled] == [True, True, False]

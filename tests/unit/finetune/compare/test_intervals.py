@@ -22,9 +22,7 @@ def test_the_interval_of_a_mean_is_the_published_one():
 
 def test_one_value_has_no_interval_and_equal_values_a_narrow_one():
     assert mean_interval([0.5]).half_width is None
-    assert not mean_interval([0.5]).excludes_zero
     assert mean_interval([0.5, 0.5]).half_width == 0
-    assert mean_interval([0.01, 0.02, 0.03]).excludes_zero is False
     assert math.isclose(mean_interval([1.0, 1.0, 1.3]).mean, 1.1)
     with pytest.raises(ValueError):
         mean_interval([])

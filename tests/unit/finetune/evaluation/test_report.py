@@ -12,7 +12,7 @@ from beit.finetune.data import open_evaluation_data
 from beit.finetune.evaluation.evaluate import evaluate_model
 from beit.finetune.evaluation.mistakes import MAX_MISTAKES, mistake_pictures
 from beit.finetune.evaluation.outcomes import OutcomeLog
-from beit.finetune.evaluation.page import confusion_picture, evaluation_page
+from beit.finetune.evaluation.page import evaluation_page
 from beit.finetune.evaluation.report import build_report
 from beit.tests.unit.finetune.colours import write_images
 
@@ -94,16 +94,6 @@ def test_page_needs_nothing_else_and_runs_nothing(tmp_path):
 def test_page_without_a_mistake_says_so(tmp_path):
     report, _ = report_for(tmp_path, ("a", "b"), wrong=0)
     assert "There is no mistake" in evaluation_page(report, [])
-
-
-@pytest.mark.parametrize("num_classes", [2, 20, 41, 1000])
-def test_confusion_picture_of_any_number_of_classes(num_classes):
-    matrix = np.eye(num_classes, dtype=np.int64) * 3
-    picture = confusion_picture(matrix, [f"a rather long name {place}" for place in range(num_classes)])
-    assert picture.mode == "RGB"
-    assert picture.width == picture.height < 2200
-    dark = np.asarray(picture)[-3, -3]
-    assert dark.tolist() == [31, 111, 120]  # the last diagonal cell
 
 
 def test_command_writes_json_and_page(finished, tmp_path):

@@ -6,12 +6,13 @@ import io
 import pytest
 import torch
 
-from beit.common.encoder import read_encoder_state, save_encoder
+from beit.common.encoder import read_encoder_state
 from beit.common.errors import InputError
 from beit.common.vit.description import read_encoder_config
 from beit.finetune.artifact import load_classifier
 from beit.finetune.evaluation.evaluate import evaluate_model
 from beit.finetune.prediction.predict import predict, predict_to_file
+from beit.tests.encoders import save_encoder
 from beit.tests.image_files import write_tar
 from beit.tests.unit.finetune.colours import write_images
 

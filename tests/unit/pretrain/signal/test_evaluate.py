@@ -8,7 +8,7 @@ from beit.common.processes.distributed import World
 from beit.common.vit.normalization import normalize_images
 from beit.pretrain.model import MaskedPrediction, masked_positions, pixel_targets
 from beit.pretrain.signal.baselines import fit_baselines
-from beit.pretrain.signal.evaluate import padded, pixel_metrics, token_metrics
+from beit.pretrain.signal.evaluate import pixel_metrics, token_metrics
 from beit.pretrain.step import MimStep, PixelStep
 
 WORLD = World(rank=0, local_rank=0, world_size=1, device=torch.device("cpu"))
@@ -76,17 +76,6 @@ def test_all_tokens_are_measured_where_nothing_is_masked():
 def test_no_images_give_no_metrics():
     assert measure([]) == {}
     assert measure([{"keys": [], "bad_samples": ["one"]}]) == {}
-
-
-def test_blank_batches_fill_up_for_ranks_that_have_more():
-    class Two(World):
-        def max_of(self, values):
-            return [3.0]
-
-    world = Two(rank=0, local_rank=0, world_size=2, device=torch.device("cpu"))
-    given = [*batches()]
-    filled = list(padded(given, len(given), {"images": torch.zeros(1)}, world))
-    assert [batch["is_real"] for batch in filled] == [True, True, False]
 
 
 def test_pixel_metrics_compare_with_the_variance_of_the_target():

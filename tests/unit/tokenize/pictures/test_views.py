@@ -4,6 +4,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from beit.common.errors import InputError
+from beit.common.pages.pictures import PALETTE
 from beit.common.store import open_store
 from beit.tests.tiny_store import tokenize, write_folder
 from beit.tokenize.commands import show_views_command
@@ -34,15 +35,16 @@ def test_a_sheet_has_a_block_per_image_and_a_column_per_view(store):
     more_images = views_sheet(store, None, num_images=3, num_views=2)
     more_views = views_sheet(store, None, num_images=2, num_views=9)  # there are 3
     decoded = views_sheet(store, Painter(), num_images=2, num_views=2)
-    assert more_images.width == two.width and more_views.height == two.height
+    assert more_images.width == two.width
+    assert 0 <= two.height - more_views.height < 50  # a wider sheet has fewer lines of text
     assert more_images.height - two.height > 300 and 100 < more_views.width - two.width < 300
     assert decoded.height > two.height and decoded.width == two.width
 
 
 def test_views_and_tokens_are_drawn_in_the_colour_of_their_box(store):
     sheet = views_sheet(store, None, num_images=1, num_views=2)
-    assert has_colour(sheet, (230, 159, 0)) and has_colour(sheet, (0, 114, 178))
-    assert not has_colour(sheet, (0, 158, 115))  # that of a third view
+    assert has_colour(sheet, PALETTE[0]) and has_colour(sheet, PALETTE[1])
+    assert not has_colour(sheet, PALETTE[2])  # that of a third view
     for colour in token_colours(store[0]["token_ids"][0].reshape(-1)[:4]):
         assert has_colour(sheet, tuple(colour))
 

@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ from beit.common.errors import InputError
 from beit.common.storage.files import sha256_file
 from beit.common.tokenizer import load_tokenizer
 from beit.common.tokenizers.dalle import DalleDecoder, DalleEncoder
+from beit.common.tokenizers.dalle_files import Part
+from beit.common.tokenizers.directory import save_dalle
 from beit.tests.dall_e_files import use_small_network, write_pickle
 from beit.tests.support import write_images
 from beit.tokenize.tokenizer_training.convert import convert_dalle
@@ -93,10 +96,12 @@ def test_a_wrong_file_leaves_nothing(published: Path, tmp_path: Path, name: str)
 def test_an_error_while_writing_leaves_nothing(
     published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*arguments: object) -> None:
-        raise OSError(28, "No space left on device")
+    def full_after_the_encoder(directory: Path, part: Part, *arguments: Any) -> str:
+        if part == "decoder":
+            raise OSError(28, "No space left on device")
+        return save_dalle(directory, part, *arguments)
 
-    monkeypatch.setattr("beit.tokenize.tokenizer_training.convert.add_dalle_decoder", full)
+    monkeypatch.setattr("beit.tokenize.tokenizer_training.convert.save_dalle", full_after_the_encoder)
     with pytest.raises(OSError, match="No space"):
         convert_dalle(published / "encoder.pkl", tmp_path / "out")
     assert names(tmp_path) == ["published"]

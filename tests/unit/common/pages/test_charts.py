@@ -1,0 +1,105 @@
+"""Charts: where things are drawn, in which colours, and that the same values give the same bytes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from beit.common.pages.charts import DEEP, Line, LineChart, bar_chart, dot_chart, line_charts, line_svg, share_table
+from beit.common.pages.pictures import HIGHLIGHT, PALETTE
+
+SIZE_PX = (560, 360)
+
+
+def places_of(pixels: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
+    """(n, 2) rows and columns of the pixels of one colour, edges that were smoothed aside."""
+    return np.argwhere(np.abs(pixels.astype(int) - colour).sum(axis=-1) < 40)
+
+
+def drawn(*lines: Line, key: bool = False, columns: int = 1, width_px: int = SIZE_PX[0], **named: object) -> np.ndarray:
+    chart = LineChart(lines=lines, x_name="", **named)  # type: ignore[arg-type]
+    return np.asarray(line_charts([chart], chart_px=(width_px, SIZE_PX[1]), columns=columns, key=key))
+
+
+def test_a_line_goes_where_its_values_are() -> None:
+    pixels = drawn(Line(name="", points=[(0, 9.0), (4, 7.0)]), references=[(8.0, "half")])
+    assert pixels.shape == (360, 560, 3)
+    places = places_of(pixels, HIGHLIGHT)
+    first, last = places[places[:, 1].argmin()], places[places[:, 1].argmax()]
+    assert first[0] < 60 and last[0] > 280  # from the top left to the bottom right
+    # The reference lies between the two ends, over the whole width.
+    middle = round((first[0] + last[0]) / 2)
+    row = pixels[middle - 2 : middle + 3, 60:540].astype(int).sum(axis=-1)
+    assert (row.min(axis=0) < 600).all()
+
+
+@pytest.mark.parametrize("values", [[(0.0, 3.0)], [(5.0, 2.0), (10.0, 2.0)], [(0.0, 0.0)], [(-2.0, -1.0), (3.0, 1.0)]])
+def test_single_equal_and_negative_values_are_drawn(values: list[tuple[float, float]]) -> None:
+    assert len(places_of(drawn(Line(name="", points=values)), HIGHLIGHT)) > 5
+
+
+def test_faint_lines_are_paler() -> None:
+    pixels = drawn(Line(name="", points=[(0, 1.0), (1, 2.0)], is_faint=True))
+    assert not len(places_of(pixels, HIGHLIGHT))
+    assert len(places_of(pixels, (127, 184, 216))) > 5
+
+
+def test_key_breaks_into_rows_and_names_every_line_once() -> None:
+    lines = [
+        Line(name=f"a run with a long name {number}", points=[(0, 1.0)], colour=PALETTE[number]) for number in range(4)
+    ]
+    plain, wide, narrow = (drawn(*lines, key=key, width_px=px) for key, px in ((False, 500), (True, 2000), (True, 500)))
+    assert (wide.shape[1], narrow.shape[1]) == (2000, 500)
+    assert narrow.shape[0] > wide.shape[0] > plain.shape[0]
+    above = narrow[: narrow.shape[0] - plain.shape[0]]
+    assert all(len(places_of(above, line.colour)) for line in lines)
+
+
+def test_charts_stand_in_rows_of_equal_size() -> None:
+    chart = LineChart(lines=[Line(name="", points=[(0, 1.0), (1, 2.0)])], x_name="steps")
+    for count, size in ((1, (200, 150)), (2, (400, 150)), (3, (400, 300))):
+        assert line_charts([chart] * count, chart_px=(200, 150), columns=2, key=False).size == size
+
+
+def test_bars_are_as_high_as_their_shares() -> None:
+    picture = bar_chart(np.array([0.25, 0.0, 0.5]), first=7, title="t", x_name="x", size_px=(300, 200))
+    heights = (np.asarray(picture) == HIGHLIGHT).all(-1).sum(0)
+    full = sorted({int(height) for height in heights if height > 5})
+    assert picture.size == (300, 200) and full[-1] == pytest.approx(2 * full[0], abs=4)
+
+
+def test_dots_have_their_mean_and_a_reference() -> None:
+    values = np.array([[1.0, 3.0], [2.0, 6.0]])
+    picture = dot_chart(values, title="t", x_name="x", size_px=(300, 200), reference=(5.0, "alike"))
+    assert picture.size == (300, 200) and len(places_of(np.asarray(picture), HIGHLIGHT)) > 20
+
+
+@pytest.mark.parametrize("num_classes", [2, 20, 41, 1000])
+def test_share_table_of_any_number_of_classes(num_classes: int) -> None:
+    counts = np.eye(num_classes, dtype=np.int64) * 3
+    picture = share_table(counts, [f"a rather long name {place}" for place in range(num_classes)])
+    assert picture.mode == "RGB"
+    assert picture.width == picture.height < 2200
+    assert np.asarray(picture)[-3, -3].tolist() == list(DEEP)  # the last cell of the diagonal
+
+
+def test_svg_refers_to_nothing_follows_the_page_and_is_always_the_same() -> None:
+    lines = [Line(name="<b>", points=[(0, 1.0), (1, 2.0)], colour=PALETTE[1])]
+    chart = LineChart(lines=lines, x_name="words", y_ticks={1.0: "one", 2.0: "two"})
+    svg = line_svg(chart, size_px=SIZE_PX, description='"all"')
+    assert svg == line_svg(chart, size_px=SIZE_PX, description='"all"')
+    assert svg.startswith('<svg class="chart" viewBox="0 0 560 360" role="img" aria-label="&quot;all&quot;">')
+    assert "var(--line1)" in svg and "<title>&lt;b&gt;</title>" in svg and "words</text>" in svg
+    for part in ("href", "url(", "http", " id=", "<style"):
+        assert part not in svg
+
+
+def test_the_users_own_settings_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    import matplotlib
+
+    line = Line(name="", points=[(0, 1.0), (1, 2.0)])
+    before = drawn(line)
+    with matplotlib.rc_context({"lines.linewidth": 9, "axes.facecolor": "black", "font.size": 30}):
+        assert np.array_equal(before, drawn(line))
+    assert Image.fromarray(before).size == SIZE_PX
