@@ -21,7 +21,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from beit.common.errors import InputError, require
-from beit.common.storage.files import fsync_directory, read_json, write_json
+from beit.common.storage.documents import read_json, write_json
+from beit.common.storage.files import fsync_directory
 from beit.common.vit.adapt import adapt_state
 from beit.common.vit.config import PosBias
 from beit.common.vit.description import (

@@ -13,6 +13,7 @@ is that a decoder that ran out of data uses more if there is more, and one that 
 from __future__ import annotations
 
 import io
+import os
 import re
 import warnings
 
@@ -73,6 +74,11 @@ _SOS, _DRI, _EOI = 0xDA, 0xDD, 0xD9
 _WITHOUT_LENGTH = (0x01, *range(0xD0, 0xD9))
 _SCAN_END = re.compile(rb"\xff+[^\x00\xff]", re.DOTALL)
 _SCAN_END_WITH_RESTARTS = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]", re.DOTALL)
+
+
+def is_image_path(path: str) -> bool:
+    """Tell by its ending whether a path names an image."""
+    return os.path.splitext(path)[1].lower().lstrip(".") in IMAGE_SUFFIXES
 
 
 def decode_image(data: bytes, *, apply_exif: bool = True, max_pixels: int = MAX_PIXELS) -> Image.Image:

@@ -23,9 +23,9 @@ from beit.common.errors import BadSample, InputError, require
 from beit.common.images import decode_image
 from beit.common.pages.charts import dot_chart
 from beit.common.pages.pictures import enlarged, heat_colours, picture_table, sheet, shortened
-from beit.common.reading.dataset import spread_evenly
 from beit.common.reading.labelled_dataset import LabelledDataset
 from beit.common.sources.index_build import build_index
+from beit.common.storage.samples import spread_evenly
 from beit.common.vit.description import read_encoder_config
 from beit.common.vit.vit import VisionTransformer, normalize_images
 from beit.finetune.augment.augment import default_crop_pct, resize_and_center_crop
@@ -161,12 +161,10 @@ def _read(source: str, img_size: int, num_images: int) -> tuple[list[str], NDArr
     """Read images spread over a source, as `beit predict` shows them to a model."""
     index = build_index(source)
     dataset, names, pictures = LabelledDataset(index), [], []
-    starts = np.concatenate([[0], np.cumsum(dataset.shard_sizes)])
     problem = ""
     for position in spread_evenly(len(index), num_images).tolist():
-        shard_id = int(np.searchsorted(starts, position, side="right")) - 1
         try:
-            record = dataset.fetch(shard_id, position - int(starts[shard_id]), 0)
+            record = dataset.fetch(*index.locate(position), 0)
             image = decode_image(record.image_bytes)
         except BadSample as error:
             problem = f"{image_name(index, position)}: {error}"

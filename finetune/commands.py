@@ -185,7 +185,7 @@ def show_attention_command(
       beit show attention runs/pretrain photos/ --block 0 --query 2,3 --query cls --out attention.png
     """
     from beit.common.pages.pictures import save_png
-    from beit.common.storage.files import write_json
+    from beit.common.storage.documents import write_json
     from beit.finetune.attention import attention_sheet
 
     picture = attention_sheet(encoder, images, num_images=rows, block=block, queries=queries)

@@ -80,18 +80,11 @@ def open_evaluation_data(data: str, class_names: Sequence[str], *, multi_label: 
     return index.with_class_names(class_names)
 
 
-def locate(index: LabelledIndex, position: int) -> tuple[int, int]:
-    """Return shard and rank in the shard of the sample at a position in index order."""
-    offsets = np.cumsum(index.shard_sizes)
-    shard_id = int(np.searchsorted(offsets, position, side="right"))
-    return shard_id, position - int(offsets[shard_id] - index.shard_sizes[shard_id])
-
-
 def image_name(index: LabelledIndex, position: int) -> str:
     """Name an image as its user knows it: by path, or inside containers, where paths may repeat, by shard and key."""
     if index.info.kind == "files":
         return index.ref_at(position).path
-    shard_id, rank = locate(index, position)
+    shard_id, rank = index.locate(position)
     return f"{index.info.shard_names[shard_id]}/{index.ref(shard_id, rank).key}"
 
 

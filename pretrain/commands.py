@@ -108,7 +108,7 @@ def show_batch_command(run: Path, step: int, out: Path, listing: Path | None, im
       beit show batch runs/pretrain --step 1200 --out batch.png --json batch.json
     """
     from beit.common.pages.pictures import save_png
-    from beit.common.storage.files import write_json
+    from beit.common.storage.documents import write_json
     from beit.pretrain.pictures.batch import batch_sheet, rebuild_batch
     from beit.pretrain.stored_run import open_stored_run
 

@@ -16,9 +16,9 @@ from PIL import Image
 
 from beit.common.errors import BadSample, InputError
 from beit.common.images import decode_image
-from beit.common.reading.dataset import Record
 from beit.common.rng import CounterRng
 from beit.common.shards.schema import StoreInfo
+from beit.common.storage.samples import Record
 from beit.common.views import (
     TOKEN_RESAMPLE,
     AugmentConfig,

@@ -13,7 +13,7 @@ from beit.common.config import load_config
 from beit.common.errors import InputError
 from beit.common.runs.layout import CONFIG, DATA, ENCODER
 from beit.common.shards.token_store import TokenStore
-from beit.common.storage.files import read_json, write_json
+from beit.common.storage.documents import read_json, write_json
 from beit.common.storage.paths import is_remote
 from beit.common.store import open_store
 from beit.common.vit.description import read_encoder_config

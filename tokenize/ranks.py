@@ -77,8 +77,6 @@ def _rank_main(
     places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size}
     os.environ.update({name: str(value) for name, value in places.items()})
     _log_as_rank(rank)
-    from beit.tokenize.run import run_tokenize
-
     try:
         summary = run_tokenize(config, source, store, rank=rank, world_size=world_size, local_rank=rank)
         outcome = Outcome("done", summary=summary)

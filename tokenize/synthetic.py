@@ -270,8 +270,6 @@ def write_demo_images(folder: Path, num_images: int, *, img_size: int = 96, seed
         num_images: Over all ten classes.
         img_size: Side in px.
         seed: Another seed gives other images, a test set for instance.
-    Raises:
-        InputError: num_images or img_size is too small.
     """
     require(num_images >= 1, f"num_images ({num_images}) must be at least 1")
     require(img_size >= 16, f"img_size ({img_size}) must be at least 16 px, or the shapes cannot be told apart")

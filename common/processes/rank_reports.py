@@ -20,7 +20,7 @@ from pathlib import Path
 
 from beit.common.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAILED, EXIT_RESUMABLE
 from beit.common.processes.launcher_env import launched_rank
-from beit.common.storage.files import write_json
+from beit.common.storage.documents import write_json
 
 logger = logging.getLogger(__name__)
 

@@ -25,11 +25,11 @@ from safetensors.torch import load_file, save_file
 from beit.common.errors import InputError
 from beit.common.faults import fault_point
 from beit.common.runs.layout import CHECKPOINTS, COMMIT, LATEST
-from beit.common.storage.files import fsync_directory, read_json, sha256_file, write_atomic, write_json
+from beit.common.storage.documents import Format, read_json, write_json
+from beit.common.storage.files import fsync_directory, sha256_file, write_atomic
 
 logger = logging.getLogger(__name__)
-FORMAT = "beit-checkpoint"
-FORMAT_VERSION = 1
+FORMAT = Format("beit-checkpoint", 1)
 _TAG = re.compile(r"step_(\d+)")
 _ASIDE = "rejected_"
 _ROOM = 1.2
@@ -102,7 +102,7 @@ def save_checkpoint(
         temporary.mkdir(parents=True)
         _require_room(temporary, contents)
         files = [_write_tensors(temporary / f"{name}.safetensors", tensors) for name, tensors in contents.items()]
-        header = {"format": FORMAT, "format_version": FORMAT_VERSION, "step": step, "files": files}
+        header = {**FORMAT.header(), "step": step, "files": files}
         write_json(temporary / COMMIT, header | {"record": record})
         fault_point("commit")
         _set_aside(target)  # a damaged predecessor of the same number
@@ -136,14 +136,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     """Verify one checkpoint: its commit record, and size and sha256 of every file."""
     if not (path / COMMIT).is_file():
         raise InputError(f"{path} has no {COMMIT}; it was never completed or is not a checkpoint")
-    header = read_json(path / COMMIT)
-    if not isinstance(header, dict) or header.get("format") != FORMAT:
-        raise InputError(f"{path / COMMIT} is not a checkpoint record; restore it or use another checkpoint")
-    if header["format_version"] != FORMAT_VERSION:
-        found = header["format_version"]
-        raise InputError(
-            f"{path} has format version {found}, this beit reads {FORMAT_VERSION}; use the beit that wrote it"
-        )
+    header = FORMAT.check(read_json(path / COMMIT), path / COMMIT)
     for entry in header["files"]:
         _verify_file(path / entry["name"], size=entry["size"], sha256=entry["sha256"])
     return Checkpoint(path=path, step=header["step"], record=header["record"])

@@ -19,7 +19,8 @@ from pathlib import Path
 from beit.common.errors import InputError, require
 from beit.common.runs.checkpoint import committed_steps, open_checkpoint, step_of
 from beit.common.runs.layout import CHECKPOINTS, COMMIT, CONFIG, ENVIRONMENT, PROFILE, RUN_ID, TENSORBOARD, WANDB
-from beit.common.storage.files import atomic_file, read_json
+from beit.common.storage.documents import read_json
+from beit.common.storage.files import atomic_file
 from beit.common.storage.paths import is_remote, normalise
 from beit.common.storage.place import copy_file, place_of
 

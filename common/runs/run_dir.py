@@ -26,7 +26,8 @@ from beit.common.runs.changes import Change, check_changes, find_changes
 from beit.common.runs.checkpoint import Checkpoint, find_checkpoint, resolve_checkpoint
 from beit.common.runs.layout import CHECKPOINTS, COMMIT, CONFIG, ENVIRONMENT, RUN_ID
 from beit.common.runs.mirror import RunMirror
-from beit.common.storage.files import read_json, write_atomic, write_json
+from beit.common.storage.documents import read_json, write_json
+from beit.common.storage.files import write_atomic
 from beit.common.storage.locks import sole_use
 from beit.common.storage.paths import is_remote
 

@@ -18,7 +18,7 @@ from PIL.Image import Image
 
 from beit.common.errors import InputError
 from beit.common.runs.layout import CONFIG, ENVIRONMENT, RUN_ID
-from beit.common.storage.files import read_json
+from beit.common.storage.documents import read_json
 
 logger = logging.getLogger(__name__)
 

@@ -19,7 +19,8 @@ from urllib.parse import urlsplit
 from beit.common.errors import InputError, require
 from beit.common.progress import Progress
 from beit.common.storage.answers import NoOffsets
-from beit.common.storage.files import default_cache_dir, fsync_directory, read_json, write_json
+from beit.common.storage.documents import read_json, write_json
+from beit.common.storage.files import default_cache_dir, fsync_directory
 from beit.common.storage.locks import exclusive_lock
 from beit.common.storage.place import RemoteError
 from beit.common.storage.remote_place import RemotePlace

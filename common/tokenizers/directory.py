@@ -21,15 +21,16 @@ from safetensors.torch import save
 from torch import Tensor
 
 from beit.common.config import config_from_dict, config_to_dict
-from beit.common.errors import InputError, require
-from beit.common.storage.files import read_json, sha256_file, write_atomic, write_json
+from beit.common.errors import require
+from beit.common.storage.documents import Format, read_json, write_json
+from beit.common.storage.files import sha256_file, write_atomic
 from beit.common.storage.tensor_check import check_tensors
 from beit.common.tokenizers.dalle import DalleModel
 from beit.common.tokenizers.dalle_files import Part, find_parts, load_dalle, read_safetensors
 from beit.common.tokenizers.dvae import DiscreteVAE
 from beit.common.tokenizers.dvae_config import DiscreteVAEConfig
 
-FORMAT, FORMAT_VERSION = "beit-tokenizer", 1
+FORMAT = Format("beit-tokenizer", 1)
 CONFIG_FILE, WEIGHTS_FILE, DECODER_FILE = "config.json", "model.safetensors", "decoder.safetensors"
 
 
@@ -96,16 +97,7 @@ def read_settings(directory: Path) -> dict[str, Any]:
     Raises:
         InputError: it is of something else, or of a newer beit.
     """
-    settings = read_json(directory / CONFIG_FILE)
-    if not isinstance(settings, dict) or settings.get("format") != FORMAT:
-        raise InputError(
-            f"{directory}/{CONFIG_FILE} does not describe a tokenizer; give a directory made by beit tokenizer"
-        )
-    require(
-        settings.get("format_version") == FORMAT_VERSION,
-        f"{directory} has format_version {settings.get('format_version')}, this beit reads {FORMAT_VERSION}; update "
-        "beit",
-    )
+    settings = FORMAT.check(read_json(directory / CONFIG_FILE), directory / CONFIG_FILE)
     require(
         settings.get("architecture") in ("dvae", "dall-e"),
         f"{directory} has architecture {settings.get('architecture')!r}, this beit knows 'dvae' and 'dall-e'; update "
@@ -216,5 +208,5 @@ def _as_saved(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _write_settings(directory: Path, architecture: str, details: Mapping[str, Any]) -> None:
-    settings = {"format": FORMAT, "format_version": FORMAT_VERSION, "architecture": architecture, **details}
+    settings = {**FORMAT.header(), "architecture": architecture, **details}
     write_json(directory / CONFIG_FILE, settings)

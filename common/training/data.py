@@ -16,9 +16,10 @@ import torch
 
 from beit.common.processes.distributed import World
 from beit.common.reading.batch_plan import BatchPlan, DataState, check_resume
-from beit.common.reading.dataset import Dataset, Record, build_order
+from beit.common.reading.dataset import Dataset, build_order
 from beit.common.reading.order import Order
 from beit.common.reading.reader import build_loader
+from beit.common.storage.samples import Record
 from beit.common.training.config import TrainingConfig, plan_training
 
 logger = logging.getLogger(__name__)

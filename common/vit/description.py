@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from beit.common.config import config_from_dict, config_to_dict
-from beit.common.errors import InputError, require
-from beit.common.storage.files import read_json
+from beit.common.errors import InputError
+from beit.common.storage.documents import Format, read_json
 from beit.common.vit.config import Normalization, ViTConfig
 
-FORMAT, FORMAT_VERSION = "beit-encoder", 1
+FORMAT = Format("beit-encoder", 1)
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
 
 
@@ -76,8 +76,7 @@ def encoder_config_to_json(config: EncoderConfig) -> dict[str, Any]:
     described = config_to_dict(replace(config, provenance={}))
     normalization = {"mean": list(config.normalization.mean), "std": list(config.normalization.std)}
     return {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
+        **FORMAT.header(),
         **described,
         "normalization": normalization,
         "provenance": config.provenance,
@@ -90,11 +89,7 @@ def encoder_config_from_json(value: Any, *, origin: str) -> EncoderConfig:
     Raises:
         InputError: another format or version, or a malformed description; names `origin`.
     """
-    require(isinstance(value, dict) and value.get("format") == FORMAT, f"{origin} does not describe a {FORMAT}")
-    version = value.get("format_version")
-    require(
-        version == FORMAT_VERSION, f"{origin} has format_version {version}; this version of beit reads {FORMAT_VERSION}"
-    )
+    FORMAT.check(value, origin)
     try:
         normalization = value["normalization"]
         class_names = value.get("class_names")

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from beit.common.images import decode_image
-from beit.common.reading.dataset import Record
 from beit.common.rng import CounterRng
+from beit.common.storage.samples import NO_LABEL, Record
 from beit.common.views import draw_view, render_view
 from beit.finetune.augment.erase_box import draw_erase_box
 from beit.finetune.augment.rand_augment import Canvas, parse_policy, rand_augment
@@ -26,8 +26,6 @@ TINY_IMG_SIZE_PX = 64
 """Up to here images are evaluated whole: data sets of such sizes show objects that fill the frame."""
 LARGE_IMG_SIZE_PX = 384
 """From here on images are evaluated whole."""
-NO_LABEL = -1
-"""Stands for an absent label."""
 MAX_ASPECT = 4
 """Aspect ratio above which the middle is cut out before the resize."""
 

@@ -11,11 +11,12 @@ from typing import Any
 from beit import __version__
 from beit.common.errors import InputError
 from beit.common.pages.tables import aligned
-from beit.common.storage.files import check_output, json_bytes, write_atomic
+from beit.common.storage.documents import Format, json_bytes
+from beit.common.storage.files import check_output, write_atomic
 from beit.finetune.compare.compare import Comparison, Group, best_labels, is_share
 from beit.finetune.compare.intervals import Interval
 
-FORMAT, FORMAT_VERSION = "beit-comparison", 1
+FORMAT = Format("beit-comparison", 1)
 LEGEND = (
     "+-: 95 % interval of the mean over seeds (Student's t). Differences are to the first row of a task, over pairs "
     "with the same seeds. *: the best. Device time is that of training in one run, over all its ranks."
@@ -131,8 +132,7 @@ def as_json(comparison: Comparison) -> bytes:
     """Return everything, each run's own numbers included."""
     return json_bytes(
         {
-            "format": FORMAT,
-            "format_version": FORMAT_VERSION,
+            **FORMAT.header(),
             "beit_version": __version__,
             "groups": [_group_document(group) for group in comparison.groups],
             "notes": comparison.notes,

@@ -17,7 +17,7 @@ from beit.common.errors import InputError
 from beit.common.runs.changes import SPEED_KEYS, matches
 from beit.common.runs.layout import CONFIG, ENCODER, ENVIRONMENT, EVALUATION, LAST, METRICS, MODEL, PROBES
 from beit.common.runs.metrics import read_metrics
-from beit.common.storage.files import read_json
+from beit.common.storage.documents import read_json
 from beit.common.vit.description import read_encoder_config
 
 SEEDS = ("train.seed", "data.subset_seed")

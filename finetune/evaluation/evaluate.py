@@ -24,7 +24,8 @@ from beit.common.reading.labelled_dataset import LabelledDataset
 from beit.common.reading.loader import Loader
 from beit.common.reading.reader import sequential_loader
 from beit.common.sources.index import LabelledIndex
-from beit.common.storage.files import check_output, write_atomic, write_json
+from beit.common.storage.documents import write_json
+from beit.common.storage.files import check_output, write_atomic
 from beit.common.training.data import padded
 from beit.common.vit.description import EncoderConfig
 from beit.finetune.artifact import load_classifier

@@ -20,7 +20,7 @@ from beit.common.errors import require
 from beit.common.pages.tables import aligned
 from beit.common.runs.layout import CHECKPOINTS, FEATURES, MODEL
 from beit.common.runs.run_dir import begin_run, open_run
-from beit.common.storage.files import write_json
+from beit.common.storage.documents import write_json
 from beit.common.vit.description import EncoderConfig
 from beit.common.vit.features import Features, LinearProbe, fit_linear, knn_predict
 from beit.finetune.artifact import starting_point

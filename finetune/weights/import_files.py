@@ -21,7 +21,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from beit.common.errors import InputError
-from beit.common.storage.files import read_json, sha256_file
+from beit.common.storage.documents import read_json
+from beit.common.storage.files import sha256_file
 
 _CONTAINERS = ("model", "module", "teacher", "state_dict")
 """Keys under which training checkpoints keep the weights, in the order in which they are looked for: of DINO's two

@@ -19,9 +19,10 @@ from beit.common.images import decode_image
 from beit.common.pages.pictures import HIGHLIGHT, mask_patches, picture_table, sheet, shortened
 from beit.common.reading.batch_plan import BatchPlan
 from beit.common.reading.config import ReaderConfig
-from beit.common.reading.dataset import Record, build_order
+from beit.common.reading.dataset import build_order
 from beit.common.reading.reader import build_loader
 from beit.common.runs.layout import NONFINITE
+from beit.common.storage.samples import Record
 from beit.common.training.config import plan_training
 from beit.common.views import compute_canary
 from beit.pretrain.data import ViewTransform, build_transform

@@ -19,12 +19,12 @@ from beit.common.errors import require
 from beit.common.images import decode_image
 from beit.common.processes.distributed import World
 from beit.common.reading.config import ReaderConfig
-from beit.common.reading.dataset import Record
 from beit.common.reading.labelled_dataset import LabelledDataset
 from beit.common.reading.reader import sequential_loader
 from beit.common.rng import CounterRng, stable_hash64
 from beit.common.sources.index import LabelledIndex
 from beit.common.sources.index_build import build_index
+from beit.common.storage.samples import Record
 from beit.common.training.data import padded
 from beit.common.views import AugmentConfig, draw_view, render_view
 from beit.common.vit.config import Normalization

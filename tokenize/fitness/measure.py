@@ -112,8 +112,6 @@ def measure_fitness(tokenizer: Tokenizer, sample: ViewSample, *, view_size: int,
         sample: The views.
         view_size: Side of the views in px, divisible by the tokenizer's downsampling.
         device: "cpu" or "cuda:N".
-    Raises:
-        InputError: too few images can be read.
     """
     by_dtype = other_dtypes(tokenizer, device)
     grid_size = view_size // tokenizer.downsampling

@@ -13,12 +13,13 @@ from typing import Any
 
 from beit import __version__
 from beit.common.reading.bad_samples import BadSampleReport
+from beit.common.storage.documents import Format
 from beit.tokenize.fitness.measure import Fitness
 from beit.tokenize.fitness.rows import text_table
 from beit.tokenize.fitness.sheet import SheetRow
 from beit.tokenize.fitness.verdicts import LEVEL_NAMES, Verdict
 
-FORMAT, FORMAT_VERSION = "beit-tokenizer-report", 1
+FORMAT = Format("beit-tokenizer-report", 1)
 _BAD_SAMPLES_LISTED = 100
 _TEXT_WIDTH = 110
 _LEVEL_WIDTH = 14
@@ -101,8 +102,7 @@ class FitnessReport:
         """Return the document of `--out`; its keys are described in docs/tokenizers.md."""
         counts = Counter(report.reason for report in self.bad_samples)
         return {
-            "format": FORMAT,
-            "format_version": FORMAT_VERSION,
+            **FORMAT.header(),
             "beit_version": __version__,
             "settings": asdict(self.settings),
             "images": {

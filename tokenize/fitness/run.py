@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from beit.common.errors import InputError, require
-from beit.common.storage.files import check_output, write_atomic, write_json
+from beit.common.storage.documents import write_json
+from beit.common.storage.files import check_output, write_atomic
 from beit.common.tokenizer import Tokenizer, load_tokenizer
 from beit.tokenize.config import TokenizeConfig
-from beit.tokenize.execution import choose_device
 from beit.tokenize.fitness.measure import measure_fitness
 from beit.tokenize.fitness.page import page
 from beit.tokenize.fitness.report import FitnessReport, ReportSettings
@@ -22,6 +22,7 @@ from beit.tokenize.fitness.sheet import reconstruction_sheet
 from beit.tokenize.fitness.verdicts import judge, judge_images
 from beit.tokenize.fitness.views import ViewSample
 from beit.tokenize.images import open_images
+from beit.tokenize.setup import choose_device
 
 MIN_GRID_SIZE = 4
 """Tokens per side: fewer leave no inner ones, and no room to shift."""
@@ -41,8 +42,6 @@ def report_tokenizers(
         settings: How many images, how large, which.
         out: JSON file to write.
         html: Page to write.
-    Raises:
-        InputError: bad input, before anything is measured; or too few images can be read.
     """
     check_output(out, option="--out")
     check_output(html, option="--html")
@@ -84,11 +83,7 @@ def report_tokenizers(
 
 
 def check_view_size(tokenizers: Sequence[Tokenizer], view_size: int) -> None:
-    """Insist on a size of views that all tokenizers can cut into tokens.
-
-    Raises:
-        InputError: it does not divide by the downsampling of one of them, or is too small.
-    """
+    """Insist on a size of views that all tokenizers can cut into tokens."""
     factors = [tokenizer.downsampling for tokenizer in tokenizers]
     common = math.lcm(*factors)
     least = max(MIN_GRID_SIZE * max(factors), MIN_VIEW_PX)

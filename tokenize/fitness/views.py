@@ -17,12 +17,12 @@ from beit.common.errors import BadSample, InputError, require
 from beit.common.images import decode_image
 from beit.common.processes.cores import available_cores
 from beit.common.reading.bad_samples import BadSampleLog, BadSampleReport
-from beit.common.reading.dataset import Record
 from beit.common.reading.labelled_dataset import LabelledDataset
 from beit.common.rng import CounterRng
+from beit.common.storage.samples import Record
 from beit.common.views import AugmentConfig, draw_view
 from beit.tokenize.parallel import Workers
-from beit.tokenize.shards.prepare import render_token_view
+from beit.tokenize.shards.encode import render_token_view
 
 MIN_VIEWS = 2
 """The context model is fitted on one half of the views and measured on the other."""
@@ -48,8 +48,6 @@ class ViewSample:
         num_images: Images to draw; all if there are fewer.
         view_size: Side of a view in px.
         seed: Another seed draws other images and other views.
-    Raises:
-        InputError: the source has fewer than `MIN_VIEWS` images.
     """
 
     def __init__(self, dataset: LabelledDataset, *, num_images: int, view_size: int, seed: int) -> None:
@@ -60,7 +58,6 @@ class ViewSample:
             "give more images",
         )
         self._dataset, self._view_size, self._seed = dataset, view_size, seed
-        self._starts = np.concatenate([[0], np.cumsum(dataset.shard_sizes)])
         self._positions = draw_positions(self.num_in_source, num_images, seed)
         self._bad: dict[int, BadSampleReport] = {}
         self._log = BadSampleLog(len(self._positions), _ALL_BUT_ONE)
@@ -83,14 +80,10 @@ class ViewSample:
         """Name an image as its user knows it: by path, or inside containers by shard and key."""
         if self._dataset.index.info.kind == "files":
             return str(self._dataset.index.ref_at(position).path)
-        return self._dataset.sample_id(*self._place(position))
+        return self._dataset.sample_id(*self._dataset.index.locate(position))
 
     def batches(self, size: int) -> Iterator[ViewBatch]:
-        """Yield all usable views, `size` at a time; images that are not usable are logged once and passed over.
-
-        Raises:
-            InputError: a container cannot be read, or fewer than `MIN_VIEWS` images are usable.
-        """
+        """Yield all usable views, `size` at a time; images that are not usable are logged once and passed over."""
         pending: list[tuple[int, NDArray[np.uint8]]] = []
         count = 0
         with Workers(available_cores()) as workers:
@@ -139,11 +132,7 @@ class ViewSample:
             return position, self._report(position, error)
 
     def _fetch(self, position: int) -> Record:
-        return self._dataset.fetch(*self._place(position), 0)
-
-    def _place(self, position: int) -> tuple[int, int]:
-        shard_id = int(np.searchsorted(self._starts, position, side="right")) - 1
-        return shard_id, position - int(self._starts[shard_id])
+        return self._dataset.fetch(*self._dataset.index.locate(position), 0)
 
     def _render(self, record: Record) -> NDArray[np.uint8]:
         augment = AugmentConfig()

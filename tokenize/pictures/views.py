@@ -28,8 +28,8 @@ from beit.common.pages.pictures import (
     sheet,
     shortened,
 )
-from beit.common.reading.dataset import spread_evenly
 from beit.common.shards.token_store import TokenStore
+from beit.common.storage.samples import spread_evenly
 from beit.common.tokenizer import Tokenizer, load_store_tokenizer
 from beit.common.views import render_view
 from beit.tokenize.shards.crops import CropTar
@@ -81,8 +81,6 @@ def load_decoder(store: TokenStore, name: str | None) -> Tokenizer | None:
     Args:
         store: Opened.
         name: What the user names instead; then it must be the right one.
-    Raises:
-        InputError: the store has no tokens, or the named tokenizer is not its own.
     """
     info = store.info.tokenizer
     if info is None:
@@ -152,7 +150,7 @@ def _load(store: TokenStore, decoder: Tokenizer | None, index: int, num_views: i
     sample, info = store[index], store.info
     if info.is_materialized:
         images = sample["crops"]
-        size, drawn = CropTar(store.image_location(_shard_of(store, index)), info.views).origin(sample["key"])
+        size, drawn = CropTar(store.image_location(store.locate(index)[0]), info.views).origin(sample["key"])
         image = _collage(size, images, drawn)
     else:
         image, drawn = sample["image"], sample["views"]
@@ -167,11 +165,6 @@ def _load(store: TokenStore, decoder: Tokenizer | None, index: int, num_views: i
     if label is not None and info.class_names is not None:
         label = info.class_names[label]
     return ShownImage(sample["key"], "" if label is None else str(label), image, info.is_materialized, views)
-
-
-def _shard_of(store: TokenStore, index: int) -> int:
-    ends = np.cumsum([row.num_samples for row in store.shards])
-    return int(np.searchsorted(ends, index, side="right"))
 
 
 def _collage(size: tuple[int, int], crops: list[Image.Image], views: np.ndarray[Any, np.dtype[np.void]]) -> Image.Image:

@@ -11,8 +11,8 @@ from PIL import Image, ImageDraw
 from beit.common.errors import InputError
 from beit.common.images import decode_image
 from beit.common.pages.pictures import picture_table, sheet
-from beit.common.reading.dataset import spread_evenly
 from beit.common.shards.token_store import TokenStore
+from beit.common.storage.samples import spread_evenly
 from beit.common.views import render_view
 from beit.tokenize.pictures.views import token_colours
 
@@ -74,11 +74,8 @@ def words_sheet(store: TokenStore, *, num_words: int, num_examples: int, num_sam
 
 def _load(store: TokenStore, count: int) -> DrawnViews:
     pixels, token_ids, info = [], [], store.info
-    ends = np.cumsum([row.num_samples for row in store.shards])
     for number, position in enumerate(spread_evenly(len(store), count).tolist()):
-        shard_id = int(np.searchsorted(ends, position, side="right"))
-        row = position - int(ends[shard_id]) + store.shards[shard_id].num_samples
-        record = store.read_record(shard_id, row, number % info.views)
+        record = store.read_record(*store.locate(position), number % info.views)
         assert record.view is not None and record.token_ids is not None
         image = decode_image(record.image_bytes)
         scope = info.augment.jitter_scope

@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 
 from beit.common.errors import BadSample, require
 from beit.common.images import decode_image
-from beit.common.reading.dataset import Dataset, Record
+from beit.common.reading.dataset import Dataset
 from beit.common.reading.labelled_dataset import LabelledDataset
 from beit.common.rng import CounterRng
 from beit.common.shards.schema import HeldOut, held_out_count, held_out_hash
+from beit.common.storage.samples import Record, locate, shard_starts
 from beit.common.views import TOKEN_RESAMPLE, AugmentConfig, draw_view, render_view
 from beit.tokenize.tokenizer_training.config import TokenizerDataConfig
 
@@ -89,8 +90,6 @@ def split_images(images: LabelledDataset, data: TokenizerDataConfig, *, cache_by
         images: All of a source.
         data: Share, and number of images to measure on.
         cache_bytes: Memory for Parquet row groups.
-    Raises:
-        InputError: there are too few images to hold any out.
     """
     index = images.index
     require(
@@ -113,10 +112,9 @@ def read_samples(
     dataset: Dataset, rows: Sequence[int], use: Callable[[Record], NDArray[np.uint8]]
 ) -> Iterator[NDArray[np.uint8]]:
     """Yield what `use` makes of the samples at some positions of a data set; unreadable ones are passed over."""
-    ends = np.cumsum(dataset.shard_sizes)
+    starts = shard_starts(dataset.shard_sizes)
     for row in rows:
-        shard = int(np.searchsorted(ends, row, side="right"))
-        rank = row - int(ends[shard - 1] if shard else 0)
+        shard, rank = locate(starts, row)
         try:
             yield use(dataset.fetch(shard, rank, 0))
         except BadSample as error:

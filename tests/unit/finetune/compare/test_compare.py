@@ -7,7 +7,7 @@ import pytest
 import scipy.stats
 
 from beit.common.errors import InputError
-from beit.common.storage.files import write_json
+from beit.common.storage.documents import write_json
 from beit.finetune.compare.compare import best_labels, compare_runs, is_lower_better
 from beit.finetune.compare.report import as_text, check_comparison_output, write_comparison
 from beit.finetune.compare.runs import read_runs

@@ -4,7 +4,7 @@ import pickle
 import pytest
 
 from beit.common.errors import InputError
-from beit.common.storage.file_pool import FilePool
+from beit.common.shards.file_pool import FilePool
 from beit.common.storage.place import place_of
 
 

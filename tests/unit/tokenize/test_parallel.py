@@ -1,6 +1,8 @@
 """Images worked on in processes: the same store as with threads, and what happens when somebody dies."""
 
+import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,9 +18,8 @@ from beit.common.sources.types import SampleRef
 from beit.common.views import AugmentConfig
 from beit.tests.support import write_images, write_tokenizer
 from beit.tests.tiny_store import encoded_image, tiny_config, tokenize, tree_bytes, write_folder
-from beit.tokenize.parallel import Workers
-from beit.tokenize.processes import Processes, worker_processes
-from beit.tokenize.shards.prepare import ViewMaker
+from beit.tokenize.parallel import Processes, Workers, worker_processes
+from beit.tokenize.shards.encode import ViewMaker
 
 MAKER = ViewMaker(seed=3, num_views=2, token_img_size=16, augment=AugmentConfig())
 
@@ -40,13 +41,14 @@ def test_threads_share_no_more_processes_than_there_are_cores_and_order_is_kept(
     images = [encoded_image(number) for number in range(20)]
     with Processes(MAKER.make, 2) as processes, Workers(5) as workers:
         made = list(workers.map(lambda number: processes.call(ref(number), images[number]), range(20)))
-        assert 1 <= len(processes._processes) <= 2
+        family = multiprocessing.active_children()
+        assert 1 <= len(family) <= 2
     for number, result in enumerate(made):
         expected = MAKER.make(ref(number), images[number])
         assert result.ref == expected.ref
         np.testing.assert_array_equal(result.views, expected.views)
         np.testing.assert_array_equal(result.token_views, expected.token_views)
-    assert not any(one._process.is_alive() for one in processes._processes)
+    assert not any(process.is_alive() for process in family)
 
 
 @pytest.mark.parametrize(
@@ -63,17 +65,31 @@ def test_errors_come_back_as_what_they_are():
         with pytest.raises(BadSample) as caught:
             processes.call(ref(1), encoded_image(1)[:200])
         assert caught.value.reason == "truncated"
-        with pytest.raises(RuntimeError, match=r"data worker 0 failed at sample images/2\.jpg"):
+        with pytest.raises(TypeError) as failed:
             processes.call(ref(2), 7)
+        assert "images/2.jpg" in failed.value.__notes__[0]
         assert processes.call(ref(3), encoded_image(3)).ref == ref(3)
 
 
-def test_a_killed_process_is_one_clear_line():
-    with Processes(MAKER.make, 2) as processes:
-        processes.call(ref(1), encoded_image(1))
-        os.kill(processes._processes[0]._process.pid, signal.SIGKILL)
-        with pytest.raises(RunFailed, match=r"worker process 0 is gone \(exit code -9; .*\) at images/2\.jpg; "):
-            processes.call(ref(2), encoded_image(2))
+def wait_and_return(ref, seconds):
+    time.sleep(seconds)
+    return ref.path
+
+
+def test_a_killed_process_is_one_clear_line_and_the_others_end_with_it():
+    started = time.monotonic()
+    with pytest.raises(RunFailed) as caught, Processes(wait_and_return, 2) as processes, Workers(2) as workers:
+        # Slow ones, so that a second process starts and is at work when the first is killed.
+        results = workers.map(lambda number: processes.call(ref(number), 0.5 if number < 2 else 600), range(4))
+        assert [next(results), next(results)] == ["images/0.jpg", "images/1.jpg"]
+        family = multiprocessing.active_children()
+        os.kill(family[0].pid, signal.SIGKILL)
+        list(results)
+    assert re.fullmatch(
+        r"a worker process is gone \(killed, .*\) at images/2\.jpg or an image near it; finished .*", str(caught.value)
+    )
+    assert not any(process.is_alive() for process in family)
+    assert time.monotonic() - started < 60
 
 
 def command(source, store, tokenizer):
