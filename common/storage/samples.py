@@ -1,7 +1,7 @@
 """What a sample is to every part of the system: its record, its number among others, the label that stands for none.
 
 A data set numbers its samples shard after shard; `locate` turns such a position into a shard and a row of it. Not here:
-the order in which a training reads them (`sampler.py`).
+the order in which a training reads them (`common/reading/order.py`).
 
 S shards.
 """
@@ -31,8 +31,6 @@ class Record:
     """Epoch it is read for; with the sample id it keys all random numbers of the transform."""
     view_index: int
     """Stored view to show; the epoch itself where no views are stored."""
-    repeat: int = 0
-    """Which of several views that the sample shows in this epoch; keys random numbers beside the epoch."""
     image_bytes: bytes
     """Encoded image; in a materialised store, the crop of this view."""
     label: int | None = None
