@@ -12,6 +12,8 @@ from beit.common.vit.config import ViTConfig
 from beit.common.vit.position_bias import TABLE_KEY, num_table_rows, resize_table
 
 SHARED_TABLE = f"rel_pos_bias.{TABLE_KEY}"
+_SHAPE = ("patch_size", "in_chans", "embed_dim", "depth", "num_heads", "mlp_ratio", "qkv_bias", "use_abs_pos_emb")
+"""What the two must agree in."""
 
 
 def adapt_state(state: Mapping[str, Tensor], source: ViTConfig, target: ViTConfig) -> dict[str, Tensor]:
@@ -63,16 +65,7 @@ def resize_pos_embed(pos_embed: Tensor, source_grid: tuple[int, int], target_gri
 
 
 def _check_adaptable(source: ViTConfig, target: ViTConfig) -> None:
-    for name in (
-        "patch_size",
-        "in_chans",
-        "embed_dim",
-        "depth",
-        "num_heads",
-        "mlp_ratio",
-        "qkv_bias",
-        "use_abs_pos_emb",
-    ):
+    for name in _SHAPE:
         stored, wanted = getattr(source, name), getattr(target, name)
         require(stored == wanted, f"the encoder has {name} {stored}, the model wants {wanted}; they must be equal")
     require(

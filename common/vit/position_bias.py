@@ -22,9 +22,6 @@ NUM_CLS_ROWS = 3
 
 TABLE_KEY = "relative_position_bias_table"
 
-_SPACING_LOW, _SPACING_HIGH, _SPACING_WIDTH = 1.01, 1.5, 1e-6
-"""Bracket and final width of the bisection for the geometric spacing, as in the published checkpoints' loader."""
-
 
 def num_table_rows(grid_size: tuple[int, int]) -> int:
     """Return R: one row per offset between two patches of the grid, and three for pairs with CLS."""
@@ -59,12 +56,7 @@ def relative_position_index(grid_size: tuple[int, int], device: str | torch.devi
 
 
 class RelativePositionBias(nn.Module):
-    """The learned table of one block, or of all blocks.
-
-    Args:
-        grid_size: Patches per side (height, width).
-        num_heads: Columns of the table, H.
-    """
+    """The learned table that all blocks share."""
 
     relative_position_bias_table: nn.Parameter
 
@@ -155,20 +147,16 @@ def resize_table(table: Tensor, source_grid: tuple[int, int], target_grid: tuple
 
 
 def geometric_spacing(source_len: int, target_len: int) -> float:
-    """Find the ratio q whose geometric steps stretch the source offsets over the target range.
-
-    Args:
-        source_len: Offsets along one axis of the source table, odd.
-        target_len: Offsets along the same axis of the target table, odd.
+    """Find the ratio q whose geometric steps stretch the source offsets of one axis over the target's, both odd.
 
     Returns:
         q in [1.01, 1.5]: the last midpoint of a bisection for 1 + q + ... + q^(n-1) = target_len // 2 with n =
         source_len // 2. Shrinking ends at the lower limit, as in the released code.
     """
     steps, reach = source_len // 2, target_len // 2
-    low, high = _SPACING_LOW, _SPACING_HIGH
-    ratio = low
-    while high - low > _SPACING_WIDTH:
+    low = ratio = 1.01  # bracket and final width as in the published checkpoints' loader
+    high = 1.5
+    while high - low > 1e-6:
         ratio = (low + high) / 2
         if (1 - ratio**steps) / (1 - ratio) > reach:
             high = ratio
@@ -179,11 +167,7 @@ def geometric_spacing(source_len: int, target_len: int) -> float:
 
 @lru_cache(maxsize=32)
 def spline_matrix(source_len: int, target_len: int) -> Tensor:
-    """Build the matrix that resamples one axis of a table.
-
-    Args:
-        source_len: Offsets along the axis of the source, odd.
-        target_len: Offsets along the axis of the target, odd.
+    """Build the matrix that resamples one axis of a table; the numbers of offsets along it are odd.
 
     Returns:
         (target_len, source_len) float64: the not-a-knot cubic spline through the geometrically spaced source points,
