@@ -25,7 +25,7 @@ from beit.common.errors import InputError, require
 from beit.common.storage.files import read_json, sha256_file, write_atomic, write_json
 from beit.common.storage.tensor_check import check_tensors
 from beit.common.tokenizers.dalle import DalleModel
-from beit.common.tokenizers.dalle_files import Part, find_parts, load_dalle, read_safetensors
+from beit.common.tokenizers.dalle_files import Part, as_float32, find_parts, load_dalle, read_safetensors
 from beit.common.tokenizers.dvae import DiscreteVAE
 from beit.common.tokenizers.dvae_config import DiscreteVAEConfig
 
@@ -126,11 +126,11 @@ def save_tokenizer(
         training: Where it came from; goes to config.json as it is.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    tensors = _as_saved(state)
+    tensors = as_float32(state)
     digest = fingerprint(_dvae_settings(config), tensors)
     write_atomic(directory / WEIGHTS_FILE, save(tensors))
     details = {"model": config_to_dict(config), "training": dict(training)}
-    _write_settings(directory, "dvae", {"fingerprint": digest, **details})
+    _write_settings(directory, "dvae", digest, details)
     return digest
 
 
@@ -143,12 +143,11 @@ def save_dalle(directory: Path, part: Part, tensors: Mapping[str, Tensor], sourc
         tensors: From `beit.common.tokenizers.dalle_files.read_part`.
         source: Where the tensors come from.
     """
-    saved = _as_saved(tensors)
+    saved = as_float32(tensors)
     digest = dalle_fingerprint(part, saved)
     if part == "encoder":
         write_atomic(directory / WEIGHTS_FILE, save(saved))
-        details = {"fingerprint": digest, "sources": {"encoder": dataclasses.asdict(source)}}
-        _write_settings(directory, "dall-e", details)
+        _write_settings(directory, "dall-e", digest, {"sources": {"encoder": dataclasses.asdict(source)}})
         return digest
     settings = read_settings(directory)
     write_atomic(directory / DECODER_FILE, save(saved))
@@ -211,10 +210,6 @@ def _dvae_settings(config: DiscreteVAEConfig) -> dict[str, Any]:
     return {"architecture": "dvae", **config.identity()}
 
 
-def _as_saved(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().float().cpu().contiguous() for name, tensor in state.items()}
-
-
-def _write_settings(directory: Path, architecture: str, details: Mapping[str, Any]) -> None:
-    settings = {"format": FORMAT, "format_version": FORMAT_VERSION, "architecture": architecture, **details}
-    write_json(directory / CONFIG_FILE, settings)
+def _write_settings(directory: Path, architecture: str, digest: str, details: Mapping[str, Any]) -> None:
+    head = {"format": FORMAT, "format_version": FORMAT_VERSION, "architecture": architecture, "fingerprint": digest}
+    write_json(directory / CONFIG_FILE, {**head, **details})

@@ -66,15 +66,11 @@ class ResidualBlock(nn.Module):
 
 
 class DiscreteVAE(nn.Module):
-    """Encoder to code vectors, shared codebook, decoder to pixels.
-
-    Args:
-        config: Shape of the network.
-    """
+    """Encoder to code vectors, shared codebook, decoder to pixels."""
 
     def __init__(self, config: DiscreteVAEConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.vocab_size, self.downsampling = config, config.vocab_size, config.downsampling
         self.dtype = torch.float32
         width, half = config.width, config.width // 2
         shuffle = config.downsampling // STEM_STRIDE
@@ -97,17 +93,7 @@ class DiscreteVAE(nn.Module):
 
     def extra_repr(self) -> str:
         """Show the settings that decide compatibility."""
-        return f"vocab_size={self.config.vocab_size}, downsampling={self.config.downsampling}"
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of words."""
-        return self.config.vocab_size
-
-    @property
-    def downsampling(self) -> int:
-        """Pixels per token and side."""
-        return self.config.downsampling
+        return f"vocab_size={self.vocab_size}, downsampling={self.downsampling}"
 
     def see(self, pixels: Tensor) -> Tensor:
         """Map uint8 RGB (B, 3, H, W) to what the network works on, float32 (B, K, H, W) in [-1, 1]."""
@@ -213,10 +199,8 @@ def gumbel_softmax(logits: Tensor, *, temperature: float, generator: torch.Gener
 def kl_to_uniform(logits: Tensor) -> Tensor:
     """Mean over positions of KL(softmax(logits) || uniform), in nats: 0 when undecided, log V when certain.
 
-    Args:
-        logits: Float (..., V).
-    Returns:
-        Scalar.
+    Takes float (..., V), returns a scalar.
+
     Source: BEiT §2.1, uniform prior. Differs: a mean over positions, so that its weight does not depend on batch or
     image size; log-softmax instead of a logarithm of probabilities with an added constant.
     """
@@ -228,12 +212,7 @@ def usage_kl(logits: Tensor) -> Tensor:
     """KL(mean over positions of softmax(logits) || uniform), in nats: 0 when the batch uses all words equally.
 
     This is the part of `kl_to_uniform` that collapse shows up in; the rest is the information a token carries, which a
-    tokenizer should keep. The two are weighted separately for that reason.
-
-    Args:
-        logits: Float (..., V).
-    Returns:
-        Scalar.
+    tokenizer should keep. The two are weighted separately for that reason. Takes float (..., V), returns a scalar.
     """
     mean_probability = F.softmax(logits, dim=-1).flatten(0, -2).mean(dim=0)
     entropy = -(mean_probability * mean_probability.clamp_min(1e-12).log()).sum()

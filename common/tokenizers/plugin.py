@@ -14,7 +14,7 @@ import re
 import sys
 from collections.abc import Callable
 from importlib.metadata import entry_points
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -73,12 +73,8 @@ class PluginModel:
         self._require(callable(self._encode), "encode must be a method")
         self._decode: Callable[[Tensor], Any] | None = getattr(plugin, "decode", None)
         self._require(self._decode is None or callable(self._decode), "decode must be a method, or absent")
+        self.can_decode = self._decode is not None
         self._is_first = True
-
-    @property
-    def can_decode(self) -> bool:
-        """Whether it offers the optional method."""
-        return self._decode is not None
 
     def pixels_to_ids(self, pixels: Tensor) -> Tensor:
         """Map uint8 (B, 3, H, W) to int64 (B, h, w).
@@ -128,15 +124,11 @@ class PluginModel:
 
     def _tensor(self, method: str, result: Any) -> Tensor:
         if isinstance(result, np.ndarray):
-            # torch has few operations on NumPy's unsigned words.
-            return torch.from_numpy(
-                result.astype(np.int64) if result.dtype.kind == "u" and method == "encode" else result
-            )
-        self._require(
-            isinstance(result, Tensor), f"{method} returned a {type(result).__name__}, must be a tensor or an array"
-        )
-        tensor: Tensor = result
-        return tensor
+            is_unsigned = method == "encode" and result.dtype.kind == "u"  # torch has few operations on such words
+            return torch.from_numpy(result.astype(np.int64) if is_unsigned else result)
+        is_tensor = isinstance(result, Tensor)
+        self._require(is_tensor, f"{method} returned a {type(result).__name__}, must be a tensor or an array")
+        return cast(Tensor, result)
 
     def _attribute(self, plugin: Any, attribute: str) -> Any:
         if not hasattr(plugin, attribute):
