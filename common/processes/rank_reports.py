@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 
 from beit.common.storage.files import write_json
@@ -129,7 +130,7 @@ def judge(reports: Path, ranks: range, *, asked_to_stop: bool, launcher_code: in
     if silent and asked_to_stop and codes <= {EXIT_RESUMABLE}:
         _log_messages(found[:1])
         return EXIT_RESUMABLE  # stopped before they could listen; nothing was begun that is not saved
-    failed = sorted((report for report in found if report.code not in (EXIT_DONE, EXIT_RESUMABLE)), key=_time)
+    failed = sorted((r for r in found if r.code not in (EXIT_DONE, EXIT_RESUMABLE)), key=attrgetter("time"))
     if failed or silent:
         _log_messages(failed[::-1])
         is_unanimous = len(failed) == len(ranks) and len({report.message for report in failed}) == 1
@@ -183,12 +184,5 @@ def _log_messages(reports: list[Report]) -> None:
         logger.error("beit: %s%s", whose, message)
 
 
-def _time(report: Report) -> float:
-    return report.time
-
-
 def _read_report(file: Path, rank: int) -> Report | None:
-    if not file.exists():
-        return None
-    content = json.loads(file.read_bytes())
-    return Report(rank=rank, code=content["code"], message=content["message"], time=content["time"])
+    return Report(rank=rank, **json.loads(file.read_bytes())) if file.exists() else None
