@@ -16,8 +16,9 @@ from beit.common.encoder import load_weights
 from beit.common.errors import InputError, require
 from beit.common.vit.config import ModelConfig, Normalization, PosBias, ViTConfig, build_vit_config
 from beit.common.vit.description import EncoderConfig, read_encoder_config
+from beit.common.vit.features import FeaturePooling
 from beit.common.vit.param_groups import layer_id
-from beit.finetune.classification.model import FRESH_PREFIXES, POOLINGS, ImageClassifier, Pooling
+from beit.finetune.classification.model import FRESH_PREFIXES, POOLINGS, ImageClassifier
 from beit.finetune.config import RANDOM_ENCODER, FinetuneConfig
 
 DEFAULT_IMG_SIZE, DEFAULT_PATCH_SIZE = 224, 16
@@ -37,12 +38,8 @@ class StartingPoint:
 
 
 def load_classifier(path: str | Path) -> tuple[ImageClassifier, EncoderConfig]:
-    """Load a fine-tuned classifier for use.
+    """Load a fine-tuned classifier, or that of a run directory, for use: in eval mode on the CPU, and its description.
 
-    Args:
-        path: Folder that `beit finetune classification` wrote, or its run directory.
-    Returns:
-        The model in eval mode on the CPU, and its description.
     Raises:
         InputError: there is no such model, it has no classification head, or it is damaged.
     """
@@ -50,10 +47,9 @@ def load_classifier(path: str | Path) -> tuple[ImageClassifier, EncoderConfig]:
     if stored.task != "classification" or stored.class_names is None:
         raise InputError(f"{path} is an encoder without a classification head; fine-tune it first, with beit finetune")
     require(stored.pooling in POOLINGS, f"{path} has pooling {stored.pooling!r}; it must be {' or '.join(POOLINGS)}")
+    pooling = cast(FeaturePooling, stored.pooling)
     with torch.device("meta"):  # initial values would cost seconds and be thrown away
-        model = ImageClassifier(
-            stored.architecture, num_classes=len(stored.class_names), pooling=cast(Pooling, stored.pooling)
-        )
+        model = ImageClassifier(stored.architecture, num_classes=len(stored.class_names), pooling=pooling)
     model.build_index("cpu")
     load_weights(model, path)
     return model.eval(), stored
@@ -73,11 +69,15 @@ def starting_point(config: FinetuneConfig) -> StartingPoint:
             f"freeze_blocks ({config.freeze_blocks}) must be 0 with --encoder {RANDOM_ENCODER}: random blocks left as "
             "they are would not learn; give an encoder",
         )
-        return StartingPoint(
-            architecture=_random_architecture(config),
-            normalization=Normalization(config.image.mean, config.image.std),
-            encoder=None,
+        shape = build_vit_config(
+            config.model,
+            img_size=config.image.img_size or DEFAULT_IMG_SIZE,
+            patch_size=config.image.patch_size or DEFAULT_PATCH_SIZE,
+            use_mask_token=False,
+            init="finetune",
         )
+        normalization = Normalization(config.image.mean, config.image.std)
+        return StartingPoint(architecture=_with_own_tables(shape), normalization=normalization, encoder=None)
     stored = read_encoder_config(config.encoder)
     architecture = _encoder_architecture(stored.architecture, config)
     require(
@@ -92,10 +92,6 @@ def build_classifier(config: FinetuneConfig, start: StartingPoint, class_names: 
 
     A head is kept only where the encoder was fine-tuned on the same classes.
 
-    Args:
-        config: Settings.
-        start: What `starting_point` decided.
-        class_names: Of the data.
     Raises:
         InputError: the weights are damaged or do not fit.
     """
@@ -117,17 +113,6 @@ def freeze_blocks(model: ImageClassifier, num_blocks: int) -> None:
     if num_blocks:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(layer_id(name, model.config.depth) > num_blocks)
-
-
-def _random_architecture(config: FinetuneConfig) -> ViTConfig:
-    shape = build_vit_config(
-        config.model,
-        img_size=config.image.img_size or DEFAULT_IMG_SIZE,
-        patch_size=config.image.patch_size or DEFAULT_PATCH_SIZE,
-        use_mask_token=False,
-        init="finetune",
-    )
-    return _with_own_tables(shape)
 
 
 def _encoder_architecture(stored: ViTConfig, config: FinetuneConfig) -> ViTConfig:

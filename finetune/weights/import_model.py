@@ -64,12 +64,8 @@ class ImportHints:
 
 
 def import_encoder(source: Path, directory: Path, hints: ImportHints) -> Imported:
-    """Convert weights and write them, and load them again.
+    """Convert a weight file or folder into an encoder in a new or empty folder, and load that again.
 
-    Args:
-        source: Weight file or folder.
-        directory: New or empty folder for the encoder.
-        hints: What the user says about them.
     Raises:
         InputError: the weights cannot be read, are of another kind of model, or the folder is in use.
     """
@@ -105,13 +101,8 @@ def import_encoder(source: Path, directory: Path, hints: ImportHints) -> Importe
 
 
 def infer_architecture(named: NamedTensors, config: Mapping[str, Any], hints: ImportHints, *, origin: str) -> ViTConfig:
-    """Derive the shape of the model from its tensors.
+    """Derive the shape of the model from its tensors, Hugging Face's config.json, if any, and what the user says.
 
-    Args:
-        named: Under official names.
-        config: config.json of Hugging Face; may be empty.
-        hints: What the user says.
-        origin: For messages.
     Raises:
         InputError: a tensor that any encoder has is missing, or the grid is not square.
     """
@@ -243,8 +234,7 @@ def _normalization(named: NamedTensors, foreign: ForeignWeights, hints: ImportHi
     if mean is not None and std is not None and _is_triple(mean) and _is_triple(std):
         return Normalization(tuple(map(float, mean)), tuple(map(float, std))), "from the folder"
     usual = "inception" if named.family == "BEiT" and "pos_embed" not in named.tensors else "imagenet"
-    said = f"{usual}, the usual one of such weights; --normalization changes it"
-    return NORMALIZATIONS[usual], said
+    return NORMALIZATIONS[usual], f"{usual}, the usual one of such weights; --normalization changes it"
 
 
 def _is_triple(values: Any) -> bool:
