@@ -77,7 +77,9 @@ def starting_point(config: FinetuneConfig) -> StartingPoint:
             init="finetune",
         )
         normalization = Normalization(config.image.mean, config.image.std)
-        return StartingPoint(architecture=_with_own_tables(shape), normalization=normalization, encoder=None)
+        own_tables: PosBias = "none" if shape.pos_bias == "none" else "per_block"
+        shape = replace(shape, pos_bias=own_tables)
+        return StartingPoint(architecture=shape, normalization=normalization, encoder=None)
     stored = read_encoder_config(config.encoder)
     architecture = _encoder_architecture(stored.architecture, config)
     require(
@@ -123,27 +125,22 @@ def _encoder_architecture(stored: ViTConfig, config: FinetuneConfig) -> ViTConfi
             "leave it out or pre-train another encoder"
         )
     _require_named_shape(stored, config)
-    shape = replace(
+    pos_bias = config.model.pos_bias
+    if pos_bias == "none" and stored.pos_bias != "none":
+        raise InputError(
+            f"model.pos_bias (none) would drop the position tables of the encoder {config.encoder} "
+            f"({stored.pos_bias}); leave it out"
+        )
+    return replace(
         stored,
         img_size=config.image.img_size or stored.img_size,
         drop_path=config.model.drop_path,
         use_mask_token=False,
         init="finetune",
         final_norm=False,  # with CLS the head's own norm starts from it; the mean of the patches gets a fresh one
-        pos_bias=_pos_bias(stored, config),
+        # Every block has a table of its own, new ones from zero; none where the encoder has none and none is asked for.
+        pos_bias="none" if stored.pos_bias == "none" and pos_bias != "per_block" else "per_block",
     )
-    return _with_own_tables(shape)
-
-
-def _pos_bias(stored: ViTConfig, config: FinetuneConfig) -> PosBias:
-    """Return the encoder's position mode, or per_block where that is asked for: new tables start at zero."""
-    wanted = config.model.pos_bias
-    if wanted == "none" and stored.pos_bias != "none":
-        raise InputError(
-            f"model.pos_bias (none) would drop the position tables of the encoder {config.encoder} "
-            f"({stored.pos_bias}); leave it out"
-        )
-    return "per_block" if wanted == "per_block" else stored.pos_bias
 
 
 def _require_named_shape(stored: ViTConfig, config: FinetuneConfig) -> None:
@@ -158,8 +155,3 @@ def _require_named_shape(stored: ViTConfig, config: FinetuneConfig) -> None:
             f"the settings are for a model of {text[0]} (section model), but the encoder {config.encoder} has "
             f"{text[1]}; take another recipe, or another encoder"
         )
-
-
-def _with_own_tables(shape: ViTConfig) -> ViTConfig:
-    """Give every block a position table of its own, unless the model has none at all."""
-    return shape if shape.pos_bias == "none" else replace(shape, pos_bias="per_block")

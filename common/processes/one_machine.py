@@ -50,15 +50,7 @@ def launch_machine(
     arguments: Sequence[str],
     is_orphaned: Callable[[], bool] = lambda: False,
 ) -> int:
-    """Run the ranks of this machine and return the worst of their exit codes.
-
-    Args:
-        cluster: All machines.
-        machine: The name of this one among them.
-        module: What to run.
-        arguments: Of the command.
-        is_orphaned: See `RankGroup`.
-    """
+    """Run a module as the ranks of this machine and return the worst of their exit codes; see also `RankGroup`."""
     ranks = cluster.ranks_of(machine)
     with tempfile.TemporaryDirectory(prefix="beit-ranks-") as reports:
         variables = {

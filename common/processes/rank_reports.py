@@ -85,12 +85,7 @@ def _directory() -> Path | None:
 
 
 class OutputFollower:
-    """Shows what ranks other than the first write, line by line and with their number, on standard error.
-
-    Args:
-        reports: Directory of the reports.
-        ranks: All ranks of this machine.
-    """
+    """Shows what ranks of this machine write to `reports`, line by line and with their number, on standard error."""
 
     def __init__(self, reports: Path, ranks: Iterable[int]) -> None:
         self._files = {rank: output_file(reports, rank) for rank in ranks}
@@ -114,11 +109,8 @@ class OutputFollower:
 def judge(reports: Path, ranks: range, *, asked_to_stop: bool, launcher_code: int) -> int:
     """Turn the ranks' reports into one exit code, the worst of them, and log what they had to say, the cause last.
 
-    Args:
-        reports: Directory of the reports.
-        ranks: Those of this machine.
-        asked_to_stop: Whether somebody did; ranks that had not yet begun then just vanish.
-        launcher_code: Exit code of DeepSpeed's launcher, which tells the signal a rank died of.
+    Ranks that are asked to stop before they begin just vanish. The exit code of DeepSpeed's launcher tells the signal a
+    rank died of.
     """
     found = [report for rank in ranks if (report := _read_report(reports / f"{rank}.json", rank))]
     silent = [rank for rank in ranks if rank not in {report.rank for report in found}]

@@ -26,9 +26,8 @@ _PR_SET_PDEATHSIG = 1
 class StopFlag:
     """Whether somebody asked this process to stop.
 
-    Args:
-        parent: Process id whose disappearance is such a request too; None for a run that may outlive its shell.
-        launcher: The same for the command that started all ranks of this machine.
+    The disappearance of a process is such a request too: of the parent, None for a run that may outlive its shell, and
+    of the command that started all ranks of this machine.
     """
 
     def __init__(self, *, parent: int | None = None, launcher: int | None = None) -> None:

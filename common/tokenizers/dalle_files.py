@@ -42,10 +42,8 @@ _CLASS_NAMES = (
 
 
 def find_parts(path: Path) -> tuple[Path, Path | None]:
-    """Find DALL-E's bare files: the encoder's, and the decoder's where it lies beside it.
+    """Find DALL-E's bare files by their folder or the encoder's file: that, and the decoder's where it lies beside it.
 
-    Args:
-        path: Folder with encoder.pkl or encoder.safetensors and perhaps the decoder, or the encoder's file itself.
     Raises:
         InputError: no encoder there.
     """
@@ -61,10 +59,8 @@ def find_parts(path: Path) -> tuple[Path, Path | None]:
 def load_dalle(encoder_file: Path, decoder_file: Path | None, *, need_decoder: bool = False) -> DalleModel:
     """Read DALL-E's dVAE, whatever folder its files lie in.
 
-    Args:
-        encoder_file: See `read_part`.
-        decoder_file: None where there is none.
-        need_decoder: Whether a decoder that cannot be read is an error. Tokens do not need it.
+    A decoder that cannot be read is an error with `need_decoder` only: tokens do not need it.
+
     Raises:
         InputError: a file is not what it should be.
     """

@@ -117,13 +117,9 @@ def read_settings(directory: Path) -> dict[str, Any]:
 def save_tokenizer(
     directory: Path, state: Mapping[str, Tensor], config: DiscreteVAEConfig, *, training: Mapping[str, Any]
 ) -> str:
-    """Write a trained dVAE as a tokenizer directory, and return its fingerprint.
+    """Write a trained dVAE as a tokenizer directory, new or to be replaced, and return its fingerprint.
 
-    Args:
-        directory: Created if missing; model.safetensors and config.json in it are replaced.
-        state: `DiscreteVAE.state_dict()`.
-        config: Shape of the network.
-        training: Where it came from; goes to config.json as it is.
+    `training`, where it came from, goes to config.json as it is.
     """
     directory.mkdir(parents=True, exist_ok=True)
     tensors = as_float32(state)
@@ -137,11 +133,7 @@ def save_tokenizer(
 def save_dalle(directory: Path, part: Part, tensors: Mapping[str, Tensor], source: SourceFile) -> str:
     """Write DALL-E's encoder as a tokenizer directory, or add the decoder to one; returns the part's fingerprint.
 
-    Args:
-        directory: Exists; what it has of this part is replaced. For the decoder, one that the encoder was written to.
-        part: Which of the two.
-        tensors: From `beit.common.tokenizers.dalle_files.read_part`.
-        source: Where the tensors come from.
+    The directory exists, for the decoder with the encoder in it; what it has of this part is replaced.
     """
     saved = as_float32(tensors)
     digest = dalle_fingerprint(part, saved)

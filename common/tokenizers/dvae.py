@@ -100,13 +100,7 @@ class DiscreteVAE(nn.Module):
         return scale_pixels(luma(pixels) if self.config.channels == 1 else pixels)
 
     def encode_features(self, images: Tensor) -> Tensor:
-        """Map images to unit code vectors.
-
-        Args:
-            images: Float (B, K, H, W) in [-1, 1]; H and W divisible by `downsampling`.
-        Returns:
-            Float (B, C, h, w), length 1 along C.
-        """
+        """Map images, float (B, K, H, W) in [-1, 1], to code vectors, float (B, C, h, w) of length 1 along C."""
         hidden = self.merge(F.relu(self.patch_embed(images)))  # (B, width, H/8, W/8), finer for downsampling 4
         if self.merge_again is not None:
             hidden = self.merge_again(F.relu(hidden))
@@ -118,25 +112,16 @@ class DiscreteVAE(nn.Module):
         return F.normalize(self.codebook.float(), dim=1)
 
     def logits(self, features: Tensor) -> Tensor:
-        """Score every word at every position, channels last, in float32 also under autocast.
-
-        Args:
-            features: Float (B, C, h, w) from `encode_features`.
-        Returns:
-            Float32 (B, h, w, V).
-        """
+        """Score every word at every position of `encode_features`, float32 (B, h, w, V) also under autocast."""
         # bfloat16 rounds a cosine to 1/256; times a scale of 100, that is noise of nearly half a nat.
         with torch.autocast(features.device.type, enabled=False):
             return self.log_scale.exp() * (features.float().permute(0, 2, 3, 1) @ self.unit_codebook().t())
 
     def decode_features(self, code: Tensor) -> Tensor:
-        """Map code vectors, or mixtures of them, to what the decoder says of every pixel.
+        """Map code vectors (B, C, h, w), or mixtures of them, to what the decoder says of every pixel.
 
-        Args:
-            code: Float (B, C, h, w).
-        Returns:
-            Float32 (B, head_channels, H, W): pixels, meant for [-1, 1], or locations and log-scales of
-            `beit.common.tokenizers.dvae`. `expected_images` makes images of both.
+        That is float32 (B, head_channels, H, W): pixels, meant for [-1, 1], or locations and log-scales.
+        `expected_images` makes images of both.
         """
         hidden = F.relu(self.decoder_blocks(self.from_code(code)))
         hidden = F.relu(self.unshuffle(self.split(hidden)))  # (B, width / 2, H / 4, W / 4)

@@ -52,10 +52,8 @@ class TokenizerPlugin(Protocol):
 class PluginModel:
     """A plugin, checked, in the form of the networks of this package.
 
-    Args:
-        plugin: What the class or function returned.
-        name: What it was asked for by, for messages.
-        device: Where its input is put and its output expected.
+    `name` is what it was asked for by, for messages; on `device` are its input and its output.
+
     Raises:
         InputError: it lacks something, or offers it in the wrong form.
     """
@@ -161,10 +159,8 @@ def installed_names() -> list[str]:
 def load_plugin(name: str, *, device: torch.device, dtype: str) -> PluginModel:
     """Import and make a tokenizer of somebody else, which runs its code.
 
-    Args:
-        name: Of an installed one, or `module:Class`; modules are looked for in the current folder too, last.
-        device: Passed to it.
-        dtype: Passed to it.
+    Modules of a `module:Class` are looked for in the current folder too, last.
+
     Raises:
         InputError: it cannot be imported or called, or does not offer what `TokenizerPlugin` says.
     """

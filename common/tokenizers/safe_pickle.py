@@ -54,14 +54,11 @@ class InertModule:
 
 
 def read_module_tensors(path: Path, class_names: Collection[str]) -> dict[str, Tensor]:
-    """Read the tensors of a pickled module, under their state-dict names.
+    """Read the tensors of a pickled module, in either of torch's formats, detached, under their state-dict names.
 
-    Args:
-        path: A file written by `torch.save(module, path)`, in either of torch's formats.
-        class_names: Full names of the classes the file may mention, such as "torch.nn.modules.container.Sequential".
-            None of them is imported.
-    Returns:
-        Detached tensors on the CPU.
+    `class_names` are the full names of the classes the file may mention, such as
+    "torch.nn.modules.container.Sequential". None of them is imported.
+
     Raises:
         InputError: the file is damaged, is no pickled module, or names anything else.
     """

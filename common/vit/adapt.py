@@ -22,14 +22,8 @@ def adapt_state(state: Mapping[str, Tensor], source: ViTConfig, target: ViTConfi
     A shared position table is copied to every block, which leaves the function computed unchanged; where the source has
     none, tables start at zero, likewise. Position tables and embeddings are resized to the target's patch grid.
 
-    Args:
-        state: Official names; not modified.
-        source: Shape it belongs to.
-        target: Shape wanted.
-
     Returns:
-        The new state dict; unchanged tensors are the same objects.
-
+        The new state dict, under official names; unchanged tensors are the same objects.
     Raises:
         InputError: the two differ in width, depth, heads, patch size or absolute positions, or the source's position
             tables have no place in the target.

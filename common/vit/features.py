@@ -201,13 +201,7 @@ def fit_linear(features: Tensor, labels: Tensor, *, num_classes: int, l2: float 
 
     Minimises mean cross-entropy + l2 / 2 x ||W||^2, where W acts on features standardised per channel (mean 0, standard
     deviation 1 over the training images; a constant channel becomes 0). Biases are free. The problem is convex, so
-    there is no seed and no learning rate to choose.
-
-    Args:
-        features: (n, F).
-        labels: (n,) int64 in [0, C).
-        num_classes: C.
-        l2: Weight penalty.
+    there is no seed and no learning rate to choose. Features are (n, F), labels (n,) int64 in [0, C).
     """
     # Also inside an evaluation, where gradients are off.
     with torch.inference_mode(False), torch.enable_grad(), _full_precision(features.device):

@@ -22,9 +22,7 @@ that its sampler then turns one draw in 2^24 into a weight of -2.0 (100 standard
 def trunc_normal(tensor: Tensor, rule: InitRule) -> None:
     """Fill a weight in place with a truncated normal, mean 0, standard deviation 0.02 before the cut.
 
-    Args:
-        tensor: Weight, any shape.
-        rule: "pretrain" cuts at one standard deviation (0.0108 remain), "finetune" practically nowhere.
+    "pretrain" cuts at one standard deviation (0.0108 remain), "finetune" practically nowhere.
 
     Source: the released BEiT code; the cut of pre-training is deliberate (microsoft/unilm issue 914).
     """

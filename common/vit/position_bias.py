@@ -30,11 +30,7 @@ def num_table_rows(grid_size: tuple[int, int]) -> int:
 
 
 def relative_position_index(grid_size: tuple[int, int], device: str | torch.device | None = None) -> Tensor:
-    """Build the table row that each (query, key) pair of the sequence reads.
-
-    Args:
-        grid_size: Patches per side (height, width).
-        device: Where the index goes; None means torch's default device.
+    """Build the table row that each (query, key) pair of the sequence over a grid (height, width) reads.
 
     Returns:
         (1 + N, 1 + N) int32 in [0, R); row = query, column = key, patches row-major after CLS.
@@ -75,11 +71,7 @@ class RelativePositionBias(nn.Module):
 
 
 def gather_bias(table: Tensor, index: Tensor) -> Tensor:
-    """Spread a table over all (query, key) pairs.
-
-    Args:
-        table: (R, H), any float dtype.
-        index: (1 + N, 1 + N) integer, from `relative_position_index`.
+    """Spread a table (R, H) over all (query, key) pairs, by the index of `relative_position_index`.
 
     Returns:
         (1, H, 1 + N, 1 + N), the table's dtype, last dimension contiguous; add it to the scaled attention logits.
@@ -95,15 +87,7 @@ def gather_bias(table: Tensor, index: Tensor) -> Tensor:
 
 
 def bias_rows(bias: Tensor, positions: Tensor) -> Tensor:
-    """Take the rows of some queries, which differ from image to image.
-
-    Args:
-        bias: (1, H, S, S), from `gather_bias`.
-        positions: (B, K) int64 in [0, S).
-
-    Returns:
-        (B, H, K, S), the bias's dtype.
-    """
+    """Take the rows (B, H, K, S) of some queries, (B, K) int64 in [0, S), out of the bias (1, H, S, S)."""
     _, heads, length, _ = bias.shape
     # As an embedding look-up, again, the backward is one dense scatter.
     by_query = bias[0].transpose(0, 1).reshape(length, heads * length)
@@ -117,14 +101,10 @@ def resize_table(table: Tensor, source_grid: tuple[int, int], target_grid: tuple
     Offsets near zero matter most and are learned best, so the source points are spread geometrically, dense in the
     middle, such that they cover the target range; a bicubic spline then reads the target offsets.
 
-    Args:
-        table: (R_source, H) float.
-        source_grid: Patches per side (height, width) the table was learned on.
-        target_grid: Patches per side (height, width) wanted.
+    Takes (R_source, H) float and both grids, patches (height, width).
 
     Returns:
         (R_target, H), dtype of the input; the three CLS rows are copied. The input itself where the grids are equal.
-
     Raises:
         InputError: table does not have the rows that source_grid implies.
     Source: the released BEiT fine-tuning code. Differs: each axis has its own spacing, so rectangles work; the spline,
