@@ -81,7 +81,7 @@ class AugmentConfig:
 
 
 def draw_view(rng: CounterRng, width: int, height: int, augment: AugmentConfig) -> np.void:
-    """Draw one view of an image of width x height px, after EXIF orientation: crop box, flip and colour jitter.
+    """Draw one view of an image (in px, after EXIF orientation): crop box, flip and colour jitter, all as integers.
 
     Returns:
         One `VIEW_DTYPE` record; `crc_crop` and `luma`, which need pixels, are 0.
@@ -276,6 +276,7 @@ def crop_crc(image: Image.Image, view: np.void) -> int:
 
     Raises:
         BadSample: the box does not fit the image (reason "view-mismatch").
+        ValueError: the image is not RGB.
     """
     return zlib.crc32(_crop(image, view).tobytes())
 

@@ -7,9 +7,6 @@ from collections.abc import Mapping
 
 from beit.common.errors import InputError
 
-SERVED_VARIABLE = "TORCHELASTIC_USE_AGENT_STORE"
-"""PyTorch's own: True where the launcher listens at MASTER_PORT, so that rank 0 does not."""
-
 
 def under_launcher(variables: Mapping[str, str]) -> bool:
     """True when some launcher started this process as one of its ranks."""

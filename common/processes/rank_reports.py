@@ -85,7 +85,7 @@ def _directory() -> Path | None:
 
 
 class OutputFollower:
-    """Shows what ranks of this machine write to `reports`, line by line and with their number, on standard error."""
+    """Shows what ranks other than the first write, line by line and with their number, on standard error."""
 
     def __init__(self, reports: Path, ranks: Iterable[int]) -> None:
         self._files = {rank: output_file(reports, rank) for rank in ranks}

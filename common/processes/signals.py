@@ -26,8 +26,8 @@ _PR_SET_PDEATHSIG = 1
 class StopFlag:
     """Whether somebody asked this process to stop.
 
-    The disappearance of a process is such a request too: of the parent, None for a run that may outlive its shell, and
-    of the command that started all ranks of this machine.
+    That the process `parent` is gone is such a request too, or `launcher`, the command that started all ranks of this
+    machine; None for a run that may outlive its shell.
     """
 
     def __init__(self, *, parent: int | None = None, launcher: int | None = None) -> None:

@@ -230,12 +230,12 @@ def _fit_linear(features: Tensor, labels: Tensor, num_classes: int, l2: float) -
     return LinearProbe(folded, bias.detach() - folded @ mean)
 
 
-def probe_blocks(train: Features, test: Features, *, num_classes: int, l2: float = LINEAR_L2) -> list[BlockScore]:
+def probe_blocks(train: Features, test: Features, *, num_classes: int) -> list[BlockScore]:
     """Measure how k-NN and a linear classifier (`fit_linear`), both given `train`, do on every block of `test`."""
     scores = []
     for block, (own, other) in enumerate(zip(train.blocks, test.blocks, strict=True)):
         voted = knn_predict(own, train.labels, other, num_classes=num_classes)[0]
-        classified = fit_linear(own, train.labels, num_classes=num_classes, l2=l2).logits(other).argmax(1)
+        classified = fit_linear(own, train.labels, num_classes=num_classes).logits(other).argmax(1)
         scores.append(BlockScore(block, _share(voted == test.labels), _share(classified == test.labels)))
     return scores
 
