@@ -12,17 +12,13 @@ from torch import nn
 from beit.common.errors import require
 
 
-def is_decayed(name: str, num_dims: int, *, decay_tables: bool = True) -> bool:
+def is_decayed(name: str, num_dims: int) -> bool:
     """Tell by its official name and its dimensions whether a parameter is weight-decayed.
 
-    Vectors (norms, layer scale, q and v bias), biases, `cls_token` and `pos_embed` are not. `decay_tables` says whether
-    the mask token and the relative position tables are, as in the released code, where they are decayed only because
-    its name list leaves them out.
+    Vectors (norms, layer scale, q and v bias), biases, `cls_token` and `pos_embed` are not. The mask token and the
+    relative position tables are, as in the released code, though only because its name list leaves them out.
     """
-    leaf = name.rpartition(".")[2]
-    if num_dims == 1 or leaf in ("bias", "cls_token", "pos_embed"):
-        return False
-    return decay_tables or leaf not in ("mask_token", "relative_position_bias_table")
+    return num_dims != 1 and name.rpartition(".")[2] not in ("bias", "cls_token", "pos_embed")
 
 
 def layer_id(name: str, depth: int) -> int:
@@ -40,7 +36,7 @@ def layer_id(name: str, depth: int) -> int:
 
 
 def param_groups(
-    model: nn.Module, *, weight_decay: float, layer_decay: float = 1.0, depth: int = 0, decay_tables: bool = True
+    model: nn.Module, *, weight_decay: float, layer_decay: float = 1.0, depth: int = 0
 ) -> list[dict[str, Any]]:
     """Split the trainable parameters by layer and decay; lower layers learn more slowly.
 
@@ -50,7 +46,6 @@ def param_groups(
         layer_decay: Factor from one layer to the layer below it, in (0, 1]; the head has 1, the embeddings
             layer_decay^(depth + 1). With 1 there are two groups only, both at the schedule's own rate.
         depth: Number of transformer blocks, for a layer_decay below 1.
-        decay_tables: See `is_decayed`.
 
     Returns:
         Groups in the order of the layers, decayed before not decayed.
@@ -65,7 +60,7 @@ def param_groups(
         if not parameter.requires_grad:
             continue
         layer = layer_id(name, depth) if layer_decay < 1 else depth + 1
-        key = layer, not is_decayed(name, parameter.ndim, decay_tables=decay_tables)
+        key = layer, not is_decayed(name, parameter.ndim)
         groups.setdefault(key, []).append(parameter)
     return [
         {

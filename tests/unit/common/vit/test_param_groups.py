@@ -44,12 +44,6 @@ def test_pretraining_decays_exactly_the_released_tensors(pretrain_model):
     assert decayed["lr_scale"] == spared["lr_scale"] == 1.0
 
 
-def test_tables_and_mask_token_can_be_spared(pretrain_model):
-    decayed, spared = param_groups(pretrain_model, weight_decay=0.05, decay_tables=False)
-    assert {"mask_token", "rel_pos_bias.relative_position_bias_table"} <= names_of(pretrain_model, spared)
-    assert (len(decayed["params"]), len(spared["params"])) == (50, 139)
-
-
 def test_finetuning_has_28_groups_with_the_released_multipliers(classifier):
     groups = param_groups(classifier, weight_decay=0.05, layer_decay=0.65, depth=12)
     assert len(groups) == 28
