@@ -101,16 +101,11 @@ def read_settings(directory: Path) -> dict[str, Any]:
         raise InputError(
             f"{directory}/{CONFIG_FILE} does not describe a tokenizer; give a directory made by beit tokenizer"
         )
-    require(
-        settings.get("format_version") == FORMAT_VERSION,
-        f"{directory} has format_version {settings.get('format_version')}, this beit reads {FORMAT_VERSION}; update "
-        "beit",
-    )
-    require(
-        settings.get("architecture") in ("dvae", "dall-e"),
-        f"{directory} has architecture {settings.get('architecture')!r}, this beit knows 'dvae' and 'dall-e'; update "
-        "beit",
-    )
+    version, kind = settings.get("format_version"), settings.get("architecture")
+    if version != FORMAT_VERSION:
+        raise InputError(f"{directory} has format_version {version}, this beit reads {FORMAT_VERSION}; update beit")
+    if kind not in ("dvae", "dall-e"):
+        raise InputError(f"{directory} has architecture {kind!r}, this beit knows 'dvae' and 'dall-e'; update beit")
     return settings
 
 

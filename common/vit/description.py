@@ -68,9 +68,8 @@ def read_encoder_config(path: str | Path) -> EncoderConfig:
     value, origin = read_json(file), str(file)
     require(isinstance(value, dict) and value.get("format") == FORMAT, f"{origin} does not describe a {FORMAT}")
     version = value.get("format_version")
-    require(
-        version == FORMAT_VERSION, f"{origin} has format_version {version}; this version of beit reads {FORMAT_VERSION}"
-    )
+    if version != FORMAT_VERSION:
+        raise InputError(f"{origin} has format_version {version}; this version of beit reads {FORMAT_VERSION}")
     try:
         normalization = value["normalization"]
         class_names = value.get("class_names")

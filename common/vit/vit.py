@@ -243,10 +243,10 @@ class VisionTransformer(nn.Module):
         """Build the additive bias of every block: (1, H, S, S) in the compute dtype, the same tensor where shared."""
         kind = self.cls_token.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.cls_token.dtype
-        index, blocks = self.relative_position_index, cast(Iterable[Block], self.blocks)
+        index = self.relative_position_index
         if self.rel_pos_bias is not None:
             return [self.rel_pos_bias(index).to(dtype)] * len(self.blocks)
-        tables = [block.attn.relative_position_bias_table for block in blocks]
+        tables = [block.attn.relative_position_bias_table for block in cast(Iterable[Block], self.blocks)]
         return [None if table is None else gather_bias(table, index).to(dtype) for table in tables]
 
     def forward_features(

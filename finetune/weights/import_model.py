@@ -6,7 +6,6 @@ which is then checked tensor by tensor, the head that stays, and where everythin
 
 from __future__ import annotations
 
-import logging
 import math
 import re
 from collections.abc import Mapping
@@ -25,8 +24,6 @@ from beit.common.vit.description import EncoderConfig
 from beit.common.vit.vit import VisionTransformer
 from beit.finetune.weights.import_files import ForeignWeights, read_foreign
 from beit.finetune.weights.import_names import NamedTensors, official_names
-
-logger = logging.getLogger(__name__)
 
 NORMALIZATIONS = {
     "imagenet": Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
