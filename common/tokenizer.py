@@ -43,13 +43,10 @@ CompileMode = Literal["auto", "on", "off"]
 class TokenizerModel(Protocol):
     """What a network must offer to be a tokenizer."""
 
-    @property
-    def vocab_size(self) -> int:
-        """Number of words."""
-
-    @property
-    def downsampling(self) -> int:
-        """Pixels per token and side."""
+    vocab_size: int
+    """Number of words."""
+    downsampling: int
+    """Pixels per token and side."""
 
     def pixels_to_ids(self, pixels: Tensor) -> Tensor:
         """Map uint8 (B, 3, H, W) to int64 (B, h, w)."""
@@ -176,10 +173,8 @@ def choose_dtype(setting: DTypeSetting, device: str | torch.device) -> DType:
     on_cpu = torch.device(device).type == "cpu"
     if setting == "auto":
         return "float32" if on_cpu else "float16"
-    require(
-        setting in ("float32", "bfloat16", "float16"),
-        f"dtype ({setting}) must be auto, float32, bfloat16 or float16",
-    )
+    if setting not in ("float32", "bfloat16", "float16"):
+        raise InputError(f"dtype ({setting}) must be auto, float32, bfloat16 or float16")
     require(
         setting != "float16" or not on_cpu,
         "dtype (float16) is about 30 times slower than float32 on a CPU; use auto, float32 or bfloat16",

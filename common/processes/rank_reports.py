@@ -112,7 +112,8 @@ def judge(reports: Path, ranks: range, *, asked_to_stop: bool, launcher_code: in
     Ranks that are asked to stop before they begin just vanish. The exit code of DeepSpeed's launcher tells the signal a
     rank died of.
     """
-    found = [report for rank in ranks if (report := _read_report(reports / f"{rank}.json", rank))]
+    files = {rank: reports / f"{rank}.json" for rank in ranks}
+    found = [Report(rank=rank, **json.loads(file.read_bytes())) for rank, file in files.items() if file.exists()]
     silent = [rank for rank in ranks if rank not in {report.rank for report in found}]
     codes = {report.code for report in found}
     # Bad input met by one rank ends the others with errors of their own, which say nothing.
@@ -174,7 +175,3 @@ def _log_messages(reports: list[Report]) -> None:
     for message, ranks in messages.items():
         whose = "" if 0 in ranks else f"rank {', '.join(map(str, ranks))}: "
         logger.error("beit: %s%s", whose, message)
-
-
-def _read_report(file: Path, rank: int) -> Report | None:
-    return Report(rank=rank, **json.loads(file.read_bytes())) if file.exists() else None
