@@ -215,8 +215,8 @@ def import_command(file: Path, encoder: Path, num_heads: int | None, normalizati
     Example:
       beit import beit_base_patch16_224_pt22k.pth encoders/beit-base
     """
-    from beit.finetune.weights.import_model import ImportHints, import_encoder
+    from beit.finetune.weights.import_model import import_encoder
 
-    imported = import_encoder(file, encoder, ImportHints(num_heads=num_heads, normalization=normalization))
+    imported = import_encoder(file, encoder, num_heads=num_heads, normalization=normalization)
     click.echo(imported.summary)
     click.echo(f"encoder: {encoder}")

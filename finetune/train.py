@@ -27,7 +27,7 @@ from beit.common.training.judge import Goal
 from beit.common.training.trainer import train
 from beit.common.vit.description import CONFIG_FILE, EncoderConfig, read_encoder_config
 from beit.common.vit.flops import training_flops
-from beit.common.vit.param_groups import layer_decay_groups
+from beit.common.vit.param_groups import param_groups
 from beit.finetune.artifact import StartingPoint, build_classifier, freeze_blocks, starting_point
 from beit.finetune.augment.augment import TrainTransform
 from beit.finetune.classification.model import ImageClassifier
@@ -174,7 +174,7 @@ class ClassificationTask:
 
     def param_groups(self) -> list[dict[str, Any]]:
         """Decay matrices, spare vectors, and let lower layers learn more slowly (BEiT's grouping)."""
-        return layer_decay_groups(
+        return param_groups(
             self.model,
             weight_decay=self.config.optimizer.weight_decay,
             layer_decay=self.config.layer_decay,

@@ -97,7 +97,7 @@ class _PatchPredictor(VisionTransformer, ABC):
         positions, valid = masked_positions(wanted, self.num_predicted)
         # What nobody predicts from is left out as early as possible: most of the last block, the norm and the head then
         # cost K positions instead of N.
-        hidden = self.forward_positions(images, bool_masked_pos, positions + 1)  # (B, K, D); + 1 skips CLS
+        hidden = self.forward_features(images, bool_masked_pos, positions + 1)  # (B, K, D); + 1 skips CLS
         return MaskedPrediction(self._predict(hidden), positions, valid)
 
     def predict_all(self, images: Tensor, bool_masked_pos: Tensor) -> Tensor:

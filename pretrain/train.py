@@ -38,7 +38,7 @@ from beit.common.training.trainer import train
 from beit.common.vit.config import Normalization, ViTConfig, build_vit_config
 from beit.common.vit.description import EncoderConfig
 from beit.common.vit.flops import training_flops
-from beit.common.vit.param_groups import layer_decay_groups
+from beit.common.vit.param_groups import param_groups
 from beit.pretrain.config import PretrainConfig
 from beit.pretrain.data import ViewTransform, build_transform, check_replay
 from beit.pretrain.model import MaskedImageModel, MaskedPixelModel
@@ -190,7 +190,7 @@ class PretrainTask:
 
     def param_groups(self) -> list[dict[str, Any]]:
         """Decay matrices, spare vectors (BEiT's grouping)."""
-        return layer_decay_groups(self.model, weight_decay=self.config.optimizer.weight_decay)
+        return param_groups(self.model, weight_decay=self.config.optimizer.weight_decay)
 
     def transform(self, *, fixed_masks: bool = False) -> ViewTransform:
         """Return what turns a record into a sample."""

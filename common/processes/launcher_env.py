@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 from collections.abc import Mapping
 
 from beit.common.errors import InputError
-
-SERVED_VARIABLE = "TORCHELASTIC_USE_AGENT_STORE"
-"""PyTorch's own: True where the launcher listens at MASTER_PORT, so that rank 0 does not."""
 
 
 def under_launcher(variables: Mapping[str, str] = os.environ) -> bool:
@@ -31,9 +27,8 @@ def launcher_environment(variables: Mapping[str, str]) -> dict[str, str]:
     is the only rank and meets nobody.
     """
     if "RANK" in variables and "WORLD_SIZE" in variables:
-        defaults = {"LOCAL_RANK": "", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
-        names = {name: variables.get(name, default) for name, default in defaults.items()}
-        names |= {name: variables[name] for name in ("RANK", "WORLD_SIZE")}
+        names = {"LOCAL_RANK": "", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+        names |= {name: variables[name] for name in ("RANK", "WORLD_SIZE", *names) if name in variables}
     elif under_slurm(variables):
         names = _slurm_environment(variables)
     else:
@@ -49,13 +44,6 @@ def launcher_environment(variables: Mapping[str, str]) -> dict[str, str]:
 def under_slurm(variables: Mapping[str, str]) -> bool:
     """True for a task of an srun step; a batch script's own shell has no step task count."""
     return "SLURM_PROCID" in variables and "SLURM_STEP_NUM_TASKS" in variables
-
-
-def free_port() -> int:
-    """Return a TCP port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _slurm_environment(variables: Mapping[str, str]) -> dict[str, str]:

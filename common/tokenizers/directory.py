@@ -21,12 +21,12 @@ from safetensors.torch import save
 from torch import Tensor
 
 from beit.common.config import config_from_dict, config_to_dict
-from beit.common.errors import require
+from beit.common.errors import InputError, require
 from beit.common.storage.documents import Format, read_json, write_json
 from beit.common.storage.files import sha256_file, write_atomic
 from beit.common.storage.tensor_check import check_tensors
 from beit.common.tokenizers.dalle import DalleModel
-from beit.common.tokenizers.dalle_files import Part, find_parts, load_dalle, read_safetensors
+from beit.common.tokenizers.dalle_files import Part, as_float32, find_parts, load_dalle, read_safetensors
 from beit.common.tokenizers.dvae import DiscreteVAE
 from beit.common.tokenizers.dvae_config import DiscreteVAEConfig
 
@@ -98,49 +98,38 @@ def read_settings(directory: Path) -> dict[str, Any]:
         InputError: it is of something else, or of a newer beit.
     """
     settings = FORMAT.check(read_json(directory / CONFIG_FILE), directory / CONFIG_FILE)
-    require(
-        settings.get("architecture") in ("dvae", "dall-e"),
-        f"{directory} has architecture {settings.get('architecture')!r}, this beit knows 'dvae' and 'dall-e'; update "
-        "beit",
-    )
+    kind = settings.get("architecture")
+    if kind not in ("dvae", "dall-e"):
+        raise InputError(f"{directory} has architecture {kind!r}, this beit knows 'dvae' and 'dall-e'; update beit")
     return settings
 
 
 def save_tokenizer(
     directory: Path, state: Mapping[str, Tensor], config: DiscreteVAEConfig, *, training: Mapping[str, Any]
 ) -> str:
-    """Write a trained dVAE as a tokenizer directory, and return its fingerprint.
+    """Write a trained dVAE as a tokenizer directory, new or to be replaced, and return its fingerprint.
 
-    Args:
-        directory: Created if missing; model.safetensors and config.json in it are replaced.
-        state: `DiscreteVAE.state_dict()`.
-        config: Shape of the network.
-        training: Where it came from; goes to config.json as it is.
+    `training`, where it came from, goes to config.json as it is.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    tensors = _as_saved(state)
+    tensors = as_float32(state)
     digest = fingerprint(_dvae_settings(config), tensors)
     write_atomic(directory / WEIGHTS_FILE, save(tensors))
     details = {"model": config_to_dict(config), "training": dict(training)}
-    _write_settings(directory, "dvae", {"fingerprint": digest, **details})
+    _write_settings(directory, "dvae", digest, details)
     return digest
 
 
 def save_dalle(directory: Path, part: Part, tensors: Mapping[str, Tensor], source: SourceFile) -> str:
     """Write DALL-E's encoder as a tokenizer directory, or add the decoder to one; returns the part's fingerprint.
 
-    Args:
-        directory: Exists; what it has of this part is replaced. For the decoder, one that the encoder was written to.
-        part: Which of the two.
-        tensors: From `beit.common.tokenizers.dalle_files.read_part`.
-        source: Where the tensors come from.
+    The directory exists, for the decoder with the encoder in it; what it has of this part is replaced.
     """
-    saved = _as_saved(tensors)
+    saved = as_float32(tensors)
     digest = dalle_fingerprint(part, saved)
     if part == "encoder":
         write_atomic(directory / WEIGHTS_FILE, save(saved))
-        details = {"fingerprint": digest, "sources": {"encoder": dataclasses.asdict(source)}}
-        _write_settings(directory, "dall-e", details)
+        _write_settings(directory, "dall-e", digest, {"sources": {"encoder": dataclasses.asdict(source)}})
         return digest
     settings = read_settings(directory)
     write_atomic(directory / DECODER_FILE, save(saved))
@@ -203,10 +192,6 @@ def _dvae_settings(config: DiscreteVAEConfig) -> dict[str, Any]:
     return {"architecture": "dvae", **config.identity()}
 
 
-def _as_saved(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().float().cpu().contiguous() for name, tensor in state.items()}
-
-
-def _write_settings(directory: Path, architecture: str, details: Mapping[str, Any]) -> None:
-    settings = {**FORMAT.header(), "architecture": architecture, **details}
-    write_json(directory / CONFIG_FILE, settings)
+def _write_settings(directory: Path, architecture: str, digest: str, details: Mapping[str, Any]) -> None:
+    head = {**FORMAT.header(), "architecture": architecture, "fingerprint": digest}
+    write_json(directory / CONFIG_FILE, {**head, **details})

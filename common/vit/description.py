@@ -59,37 +59,13 @@ def find_encoder(path: str | Path) -> Path:
 
 
 def read_encoder_config(path: str | Path) -> EncoderConfig:
-    """Read the description of an encoder.
-
-    Args:
-        path: Folder of an encoder, or a run directory with an `encoder` or a `model` folder in it.
+    """Read the description of an encoder, or of the one in a run directory, as `encoder` or `model`.
 
     Raises:
-        InputError: no encoder there, another format, or a malformed description.
+        InputError: no encoder there, another format or version, or a malformed description; names the file.
     """
-    directory = find_encoder(path)
-    return encoder_config_from_json(read_json(directory / CONFIG_FILE), origin=str(directory / CONFIG_FILE))
-
-
-def encoder_config_to_json(config: EncoderConfig) -> dict[str, Any]:
-    """Return what `config.json` holds."""
-    described = config_to_dict(replace(config, provenance={}))
-    normalization = {"mean": list(config.normalization.mean), "std": list(config.normalization.std)}
-    return {
-        **FORMAT.header(),
-        **described,
-        "normalization": normalization,
-        "provenance": config.provenance,
-    }
-
-
-def encoder_config_from_json(value: Any, *, origin: str) -> EncoderConfig:
-    """Rebuild the description from what `config.json` holds.
-
-    Raises:
-        InputError: another format or version, or a malformed description; names `origin`.
-    """
-    FORMAT.check(value, origin)
+    file = find_encoder(path) / CONFIG_FILE
+    value, origin = FORMAT.check(read_json(file), file), str(file)
     try:
         normalization = value["normalization"]
         class_names = value.get("class_names")
@@ -106,3 +82,13 @@ def encoder_config_from_json(value: Any, *, origin: str) -> EncoderConfig:
         )
     except (KeyError, TypeError) as error:
         raise InputError(f"{origin} is malformed ({error!r}); write the encoder again") from None
+
+
+def encoder_config_to_json(config: EncoderConfig) -> dict[str, Any]:
+    """Return what `config.json` holds."""
+    return {
+        **FORMAT.header(),
+        **config_to_dict(replace(config, provenance={})),
+        "normalization": {"mean": list(config.normalization.mean), "std": list(config.normalization.std)},
+        "provenance": config.provenance,
+    }

@@ -9,32 +9,21 @@ from typing import Any
 
 from torch import nn
 
-_NEVER_DECAYED = ("cls_token", "pos_embed")
-
 
 def is_decayed(name: str, num_dims: int) -> bool:
-    """Tell whether a parameter is weight-decayed.
+    """Tell by its official name and its dimensions whether a parameter is weight-decayed.
 
     Vectors (norms, layer scale, q and v bias), biases, `cls_token` and `pos_embed` are not. The mask token and the
-    relative position tables are, as in the released code, though there only because its name list leaves them out.
-
-    Args:
-        name: Official parameter name.
-        num_dims: Dimensions of the parameter.
+    relative position tables are, as in the released code, though only because its name list leaves them out.
     """
-    leaf = name.rpartition(".")[2]
-    return num_dims > 1 and leaf != "bias" and leaf not in _NEVER_DECAYED
+    return num_dims != 1 and name.rpartition(".")[2] not in ("bias", "cls_token", "pos_embed")
 
 
 def layer_id(name: str, depth: int) -> int:
-    """Number the layer a parameter belongs to, from the image upwards.
+    """Number the layer a parameter of a model of `depth` blocks belongs to, by its official name.
 
-    Args:
-        name: Official parameter name.
-        depth: Number of transformer blocks, L.
-
-    Returns:
-        0 for the embeddings, i + 1 for block i (0-based), L + 1 for all else: head, last norm, a shared position table.
+    Returns 0 for the embeddings, i + 1 for block i (0-based), depth + 1 for all else: head, last norm, a shared
+    position table.
     """
     first, _, rest = name.partition(".")
     if first in ("cls_token", "mask_token", "pos_embed", "patch_embed"):
@@ -44,7 +33,7 @@ def layer_id(name: str, depth: int) -> int:
     return depth + 1
 
 
-def layer_decay_groups(
+def param_groups(
     model: nn.Module, *, weight_decay: float, layer_decay: float = 1.0, depth: int = 0
 ) -> list[dict[str, Any]]:
     """Split the trainable parameters by layer and decay; lower layers learn more slowly.
@@ -53,8 +42,8 @@ def layer_decay_groups(
         model: With official parameter names.
         weight_decay: Of the decayed parameters.
         layer_decay: Factor from one layer to the layer below it, in (0, 1]; the head has 1, the embeddings
-            layer_decay^(depth + 1). With 1 there are two groups only, at the schedule's own rate.
-        depth: Number of transformer blocks; not needed with a layer_decay of 1.
+            layer_decay^(depth + 1). With 1 there are two groups only, both at the schedule's own rate.
+        depth: Number of transformer blocks, for a layer_decay below 1.
 
     Returns:
         Groups in the order of the layers, decayed before not decayed.

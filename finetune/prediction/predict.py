@@ -55,8 +55,7 @@ class Predictor:
     def __call__(self, images: Tensor, keys: Sequence[str]) -> list[Prediction]:
         """Return one prediction for each of images (B, 3, img_size, img_size) uint8."""
         features = self.represent(normalize_images(images, *self.stored.normalization)).float()
-        listed = features.tolist() if self.with_features else [None] * len(keys)
-        given = [None if row is None else tuple(row) for row in listed]
+        given = [tuple(row) for row in features.tolist()] if self.with_features else [None] * len(keys)
         if self.classify is None:
             return [Prediction(key=key, features=row) for key, row in zip(keys, given, strict=True)]
         names = self.stored.class_names or ()

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from beit.common.vit.config import ViTConfig
-from beit.common.vit.param_groups import is_decayed, layer_decay_groups
+from beit.common.vit.param_groups import is_decayed, param_groups
 from beit.finetune.classification.model import ImageClassifier
 from beit.pretrain.model import MaskedImageModel
 
@@ -33,7 +33,7 @@ def names_of(model, group):
 
 
 def test_pretraining_decays_exactly_the_released_tensors(pretrain_model):
-    decayed, spared = layer_decay_groups(pretrain_model, weight_decay=0.05)
+    decayed, spared = param_groups(pretrain_model, weight_decay=0.05)
     wanted = {"patch_embed.proj.weight", "lm_head.weight", "mask_token", "rel_pos_bias.relative_position_bias_table"}
     for i in range(12):
         wanted |= {f"blocks.{i}.{leaf}.weight" for leaf in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")}
@@ -44,7 +44,7 @@ def test_pretraining_decays_exactly_the_released_tensors(pretrain_model):
 
 
 def test_finetuning_has_28_groups_with_the_released_multipliers(classifier):
-    groups = layer_decay_groups(classifier, weight_decay=0.05, layer_decay=0.65, depth=12)
+    groups = param_groups(classifier, weight_decay=0.05, layer_decay=0.65, depth=12)
     assert len(groups) == 28
     assert [group["lr_scale"] for group in groups[::2]] == pytest.approx(MULTIPLIERS, rel=1e-4)
     assert [group["lr_scale"] for group in groups[1::2]] == pytest.approx(MULTIPLIERS, rel=1e-4)
@@ -57,7 +57,7 @@ def test_finetuning_has_28_groups_with_the_released_multipliers(classifier):
 
 
 def test_every_trainable_parameter_is_in_exactly_one_group(classifier):
-    groups = layer_decay_groups(classifier, weight_decay=0.05, layer_decay=0.65, depth=12)
+    groups = param_groups(classifier, weight_decay=0.05, layer_decay=0.65, depth=12)
     members = [id(parameter) for group in groups for parameter in group["params"]]
     assert sorted(members) == sorted(id(parameter) for parameter in classifier.parameters())
 
@@ -66,12 +66,12 @@ def test_frozen_parameters_are_left_out():
     model = ImageClassifier(ViTConfig(img_size=32, embed_dim=8, depth=1, num_heads=2), num_classes=2)
     model.requires_grad_(False)
     model.head.requires_grad_(True)
-    groups = layer_decay_groups(model, weight_decay=0.1)
+    groups = param_groups(model, weight_decay=0.1)
     assert [len(group["params"]) for group in groups] == [1, 1]
 
 
 def test_layer_decay_of_one_keeps_two_groups(classifier):
-    assert len(layer_decay_groups(classifier, weight_decay=0.05, layer_decay=1.0, depth=12)) == 2
+    assert len(param_groups(classifier, weight_decay=0.05, layer_decay=1.0, depth=12)) == 2
 
 
 def test_biases_are_spared_whatever_their_shape():
