@@ -31,6 +31,8 @@ class Record:
     """Epoch it is read for; with the sample id it keys all random numbers of the transform."""
     view_index: int
     """Stored view to show; the epoch itself where no views are stored."""
+    repeat: int = 0
+    """Which of several times that the sample comes in this epoch (balanced classes); keys random numbers beside it."""
     image_bytes: bytes
     """Encoded image; in a materialised store, the crop of this view."""
     label: int | None = None

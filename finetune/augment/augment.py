@@ -1,6 +1,6 @@
 """The pixels of a labelled image: random views in training, resize and centre crop otherwise.
 
-All randomness of a training view is keyed by (seed, epoch, sample): the same sample gets the same view however
+All randomness of a training view is keyed by (seed, epoch, sample, repeat): the same sample gets the same view however
 the run is spread over ranks and workers, and after any restart. Drawing and rendering are `beit.common.views`, the code
 that pre-training replays; RandAugment is `rand_augment.py`. Normalisation, the noise of random erasing and mixing
 happen on the device (`finetune/classification/step.py`). The order of samples is `beit.common.reading.order`.
@@ -79,7 +79,9 @@ class TrainTransform:
         return np.asarray(rand_augment(Image.fromarray(pixels), policy, rng, canvas))
 
     def _rng(self, purpose: str, record: Record) -> CounterRng:
-        return CounterRng(self.seed, purpose, record.epoch, record.sample_id)
+        # The first view draws as views did before samples could repeat.
+        more = (record.repeat,) if record.repeat else ()
+        return CounterRng(self.seed, purpose, record.epoch, record.sample_id, *more)
 
 
 def draw_erase_box(rng: CounterRng, img_size: int, probability: float) -> NDArray[np.int64]:

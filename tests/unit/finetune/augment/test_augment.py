@@ -1,5 +1,6 @@
 """Pixels of labelled images: keyed by seed, epoch and sample; evaluation as the published resize and crop."""
 
+import dataclasses
 import io
 
 import numpy as np
@@ -35,6 +36,7 @@ def test_training_view_is_a_function_of_seed_epoch_and_sample_only():
         train_transform(seed=1)(record()),
         train_transform()(record(epoch=1)),
         train_transform()(record(key="b")),
+        train_transform()(dataclasses.replace(record(), repeat=1)),
     ):
         assert not np.array_equal(images, other["images"])
 
