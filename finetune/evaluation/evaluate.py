@@ -134,12 +134,7 @@ def observe(
 
 
 def evaluation_loader(
-    index: LabelledIndex,
-    stored: EncoderConfig,
-    *,
-    world: World,
-    settings: EvaluationConfig,
-    reader: ReaderConfig,
+    index: LabelledIndex, stored: EncoderConfig, *, world: World, settings: EvaluationConfig, reader: ReaderConfig
 ) -> Loader:
     """Build the loader of this rank's part of `index`, every image once, resized and cropped as the model wants.
 

@@ -92,10 +92,7 @@ def rebuild_batch(run: StoredRun, step: int, *, num_pictures: int) -> RebuiltBat
     batches = build_loader(
         dataset,
         BatchPlan(
-            order=order,
-            global_batch_size=batch_size,
-            micro_batch_size=micro,
-            grad_accum_steps=batch_size // micro,
+            order=order, global_batch_size=batch_size, micro_batch_size=micro, grad_accum_steps=batch_size // micro
         ),
         start_step=step,
         num_steps=1,

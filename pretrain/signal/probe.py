@@ -59,10 +59,7 @@ class ProbeTransform:
         image = decode_image(record.image_bytes)
         view = draw_view(CounterRng(0), image.width, image.height, _WHOLE)
         pixels = render_view(image, view, img_size=self.img_size)
-        return {
-            "images": np.ascontiguousarray(pixels.transpose(2, 0, 1)),
-            "labels": np.asarray(record.label, np.int64),
-        }
+        return {"images": np.ascontiguousarray(pixels.transpose(2, 0, 1)), "labels": np.asarray(record.label, np.int64)}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -184,11 +181,7 @@ def _joined(parts: list[Features]) -> Features:
 
 def _as_metrics(scores: list[BlockScore]) -> dict[str, float]:
     best = scores[best_block(scores)]
-    metrics = {
-        "probe_linear_acc": best.linear_acc,
-        "probe_knn_acc": best.knn_acc,
-        BEST_BLOCK: float(best.block),
-    }
+    metrics = {"probe_linear_acc": best.linear_acc, "probe_knn_acc": best.knn_acc, BEST_BLOCK: float(best.block)}
     for score in scores:
         metrics[f"probe_linear/{score.block}"] = score.linear_acc
         metrics[f"probe_knn/{score.block}"] = score.knn_acc

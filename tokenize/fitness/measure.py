@@ -1,7 +1,6 @@
 """Measuring one tokenizer on a sample of views: everything a fitness report says, before it is judged or drawn.
 
-The parts: `tokens.py` and `tokens.py` (ids alone), `image_quality.py` (pixels),
-`stability.py`, `speed.py`. Verdicts are `verdicts.py`.
+The parts: `tokens.py` (ids alone), `image_quality.py` (pixels), `stability.py`, `speed.py`. Verdicts are `verdicts.py`.
 """
 
 from __future__ import annotations
@@ -40,11 +39,6 @@ class TokenizerFacts:
     """Pixels per token and side."""
     can_decode: bool
     """Whether it can paint words."""
-
-    @property
-    def short_fingerprint(self) -> str:
-        """Enough of it to tell tokenizers apart."""
-        return self.fingerprint[:12]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,7 +109,10 @@ def measure_fitness(tokenizer: Tokenizer, sample: ViewSample, *, view_size: int,
     Raises:
         InputError: too few images can be read.
     """
-    by_dtype = other_dtypes(tokenizer, device)
+    dtypes: tuple[DType, ...] = ("bfloat16",) if device == "cpu" else ("bfloat16", "float16")  # as `beit tokenize` has
+    by_dtype: dict[str, Tokenizer] = {
+        dtype: load_tokenizer(tokenizer.name, device=device, dtype=dtype) for dtype in dtypes
+    }
     grid_size = view_size // tokenizer.downsampling
     tally = TokenTally(tokenizer.vocab_size, num_views=len(sample), tokens_per_view=grid_size**2)
     stability = StabilityTally(tokenizer, by_dtype, max_views=STABILITY_VIEWS)
@@ -134,7 +131,13 @@ def measure_fitness(tokenizer: Tokenizer, sample: ViewSample, *, view_size: int,
         progress.update(len(sample) - len(positions))  # those passed over
     assert first is not None  # `batches` insists on some views
     fitness = Fitness(
-        tokenizer=facts_of(tokenizer),
+        tokenizer=TokenizerFacts(
+            name=tokenizer.name,
+            fingerprint=tokenizer.fingerprint,
+            vocab_size=tokenizer.vocab_size,
+            downsampling=tokenizer.downsampling,
+            can_decode=tokenizer.can_decode,
+        ),
         num_views=len(positions),
         grid_size=grid_size,
         tokens=tally.statistics(),
@@ -145,29 +148,8 @@ def measure_fitness(tokenizer: Tokenizer, sample: ViewSample, *, view_size: int,
     return Measurement(fitness, positions, pixels.psnr)
 
 
-def facts_of(tokenizer: Tokenizer) -> TokenizerFacts:
-    """Describe a tokenizer."""
-    return TokenizerFacts(
-        name=tokenizer.name,
-        fingerprint=tokenizer.fingerprint,
-        vocab_size=tokenizer.vocab_size,
-        downsampling=tokenizer.downsampling,
-        can_decode=tokenizer.can_decode,
-    )
-
-
-def other_dtypes(tokenizer: Tokenizer, device: str) -> dict[str, Tokenizer]:
-    """Load a tokenizer once more for every number format `beit tokenize` offers on a device, beside float32."""
-    dtypes: tuple[DType, ...] = ("bfloat16",) if device == "cpu" else ("bfloat16", "float16")
-    return {dtype: load_tokenizer(tokenizer.name, device=device, dtype=dtype) for dtype in dtypes}
-
-
 class PixelTally:
-    """Adds up reconstructions batch by batch; does nothing for a tokenizer without a decoder.
-
-    Args:
-        tokenizer: Decodes.
-    """
+    """Adds up reconstructions batch by batch; does nothing for a tokenizer without a decoder."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer

@@ -47,10 +47,6 @@ def reconstruction_sheet(
 ) -> list[SheetRow]:
     """Choose views by their mean PSNR over the tokenizers that can decode, and render them again.
 
-    Args:
-        tokenizers: As measured.
-        measurements: Of each, on the same views.
-        sample: The views.
     Returns:
         Up to `PICTURES_PER_GROUP` rows for each of `GROUPS`, no view twice; nothing if no tokenizer can decode.
     """

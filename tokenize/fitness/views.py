@@ -91,20 +91,22 @@ class ViewSample:
         Raises:
             InputError: a container cannot be read, or fewer than `MIN_VIEWS` images are usable.
         """
-        pending: list[tuple[int, NDArray[np.uint8]]] = []
+        pixels: list[NDArray[np.uint8]] = []
+        positions: list[int] = []
         count = 0
         with Workers(available_cores()) as workers:
             for position, view in workers.map(self._render_or_report, self._records()):
                 if isinstance(view, BadSampleReport):
                     self._pass_over(position, view)
                     continue
-                pending.append((position, view))
+                pixels.append(view)
+                positions.append(position)
                 count += 1
-                if len(pending) == size:
-                    yield _batch(pending)
-                    pending = []
-        if pending:
-            yield _batch(pending)
+                if len(pixels) == size:
+                    yield ViewBatch(pixels=np.stack(pixels), positions=positions)
+                    pixels, positions = [], []
+        if pixels:
+            yield ViewBatch(pixels=np.stack(pixels), positions=positions)
         if count < MIN_VIEWS:
             reasons = ", ".join(f"{number} {reason}" for reason, number in self.bad_counts.most_common())
             raise InputError(
@@ -159,10 +161,6 @@ class ViewSample:
         if position not in self._bad:
             self._bad[position] = report
             self._log.add([report])
-
-
-def _batch(views: list[tuple[int, NDArray[np.uint8]]]) -> ViewBatch:
-    return ViewBatch(pixels=np.stack([pixels for _, pixels in views]), positions=[position for position, _ in views])
 
 
 def draw_positions(total: int, count: int, seed: int) -> list[int]:

@@ -61,11 +61,7 @@ class CropTransform:
         image = decode_image(record.image_bytes)
         view = draw_view(rng, image.width, image.height, self.augment)
         return render_view(
-            image,
-            view,
-            img_size=self.data.view_size,
-            resample=TOKEN_RESAMPLE,
-            jitter_scope=self.augment.jitter_scope,
+            image, view, img_size=self.data.view_size, resample=TOKEN_RESAMPLE, jitter_scope=self.augment.jitter_scope
         )
 
 
