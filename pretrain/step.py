@@ -4,21 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from beit.common.tokenizer import Tokenizer
 from beit.common.vit.normalization import normalize_images
 from beit.pretrain.model import MimLoss, PixelLoss, mim_loss, pixel_loss, pixel_targets
-
-
-class OnlineTokenizer(Protocol):
-    """What is needed of a tokenizer that runs in the step; `beit.common.tokenizer.Tokenizer` has it."""
-
-    def encode(self, images: Any) -> Tensor:
-        """Map pixels (B, 3, s, s) uint8 to token ids (B, g, g) int64."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,7 +28,7 @@ class MimStep:
     mean: Sequence[float]
     std: Sequence[float]
     predict_all: bool = False
-    tokenizer: OnlineTokenizer | None = None
+    tokenizer: Tokenizer | None = None
 
     def forward(self, model: nn.Module, batch: Mapping[str, Any], *, predict_all: bool = False) -> MimLoss:
         """Predict tokens and compare.

@@ -67,11 +67,6 @@ class Reconstruction:
     token_ids: Tensor | None
     """(B, N) int64, the original words; None where pixels are predicted."""
 
-    @property
-    def is_predicted(self) -> Tensor:
-        """Which patches a prediction replaces, (B, N) bool: the masked ones, or all where none is."""
-        return self.masks if bool(self.masks.any()) else torch.ones_like(self.masks)
-
     def predict(self, model: nn.Module, device: torch.device) -> Tensor:
         """Return the words (B, N) or pixel values (B, N, P) of all patches on the CPU, predicted ones replaced.
 
@@ -81,7 +76,8 @@ class Reconstruction:
         """
         images, masks = self.images.to(device), self.masks.to(device)
         normalized = normalize_images(images, self.config.data.mean, self.config.data.std)
-        prediction: MaskedPrediction = model(normalized, masks, self.is_predicted.to(device))
+        wanted = masks if bool(masks.any()) else torch.ones_like(masks)  # all where none is masked
+        prediction: MaskedPrediction = model(normalized, masks, wanted)
         positions, valid = prediction.positions.cpu(), prediction.valid.cpu()
         if self.token_ids is None:
             values = prediction.logits.float().cpu()
@@ -229,10 +225,4 @@ def _tokens(encoder: EncoderConfig, given: str | None) -> TokenSource:
     network = load_store_tokenizer(info, given=given, need_decoder=True)
     grid_height, _ = encoder.architecture.grid_size
     is_online = origin.get("tokenizer_online", False)
-    return TokenSource(
-        name=network.name,
-        fingerprint=network.fingerprint,
-        vocab_size=network.vocab_size,
-        encoder=network,
-        token_img_size=grid_height * network.downsampling if is_online else 0,
-    )
+    return TokenSource.of(network, grid_height * network.downsampling if is_online else 0)

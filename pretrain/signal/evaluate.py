@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from beit.common.processes.distributed import World
-from beit.common.training.batches import padded
 from beit.pretrain.signal.baselines import TokenBaselines, neighbour_pairs
 from beit.pretrain.step import MimStep, PixelStep
 
@@ -26,20 +25,16 @@ def token_metrics(
     step: MimStep,
     baselines: TokenBaselines,
     grid_size: tuple[int, int],
-    num_batches: int,
-    blank: Mapping[str, Tensor],
     world: World,
 ) -> dict[str, float]:
     """Measure the prediction of masked tokens, whatever training predicts; of all tokens where nothing is masked.
 
     Args:
         model: The `MaskedImageModel` in eval mode.
-        batches: This rank's share of the samples, each once, with fixed masks.
+        batches: This rank's share of the samples, each once, with fixed masks, from `padded`.
         step: The objective.
         baselines: Both lines; without a neighbour line, nothing is masked.
         grid_size: Patches per side.
-        num_batches: How many `batches` there are, at most; see `padded`.
-        blank: See `padded`.
         world: The ranks.
 
     Returns:
@@ -50,7 +45,7 @@ def token_metrics(
     # Kept on the device until the end: one wait per evaluation instead of one per batch.
     sums = torch.zeros(4, dtype=torch.float64, device=world.device)
     unigram = neighbour = commonest = 0.0
-    for batch in padded(batches, num_batches, blank, world):
+    for batch in batches:
         moved = _moved(batch, world)
         moved["token_ids"] = step.token_ids(moved)
         result = MimStep(mean=step.mean, std=step.std).forward(model, moved, predict_all=everything)
@@ -77,22 +72,14 @@ def token_metrics(
 
 
 def pixel_metrics(
-    model: nn.Module,
-    batches: Iterable[Mapping[str, Any]],
-    *,
-    step: PixelStep,
-    num_batches: int,
-    blank: Mapping[str, Tensor],
-    world: World,
+    model: nn.Module, batches: Iterable[Mapping[str, Any]], *, step: PixelStep, world: World
 ) -> dict[str, float]:
     """Measure the regression of masked patches.
 
     Args:
         model: The `MaskedPixelModel` in eval mode.
-        batches: This rank's share of the samples, each once, with fixed masks.
+        batches: As in `token_metrics`.
         step: The objective.
-        num_batches: How many `batches` there are, at most; see `padded`.
-        blank: See `padded`.
         world: The ranks.
 
     Returns:
@@ -100,7 +87,7 @@ def pixel_metrics(
         when no rank had a sample.
     """
     sums: Tensor | None = None  # of squared errors, patches, images, targets (P,), their squares (P,)
-    for batch in padded(batches, num_batches, blank, world):
+    for batch in batches:
         result = step.forward(model, _moved(batch, world))
         if not batch["is_real"]:
             continue

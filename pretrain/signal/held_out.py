@@ -12,12 +12,13 @@ from functools import cached_property
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from beit.common.errors import BadSample
 from beit.common.processes.distributed import World
 from beit.common.reading.loader import Loader
 from beit.common.reading.reader import sequential_loader
+from beit.common.training.batches import padded
 from beit.pretrain.config import PretrainConfig
 from beit.pretrain.data import ViewTransform
 from beit.pretrain.sample import EvenSample
@@ -32,6 +33,8 @@ MAX_ONLINE_BASELINE_VIEWS = 2_000
 """Each costs a forward pass of the tokenizer."""
 _READ_AHEAD = 128
 """Views whose tokens come in one go from a remote store."""
+_MEASURED = ("bits", "acc", "mse", "images")
+"""Names of `evaluate.py` that get `held_out_` in front; the others say what they are."""
 _EVALUATION_WORKERS = 2
 """A short pass does not repay starting many."""
 
@@ -68,26 +71,20 @@ class HeldOut:
         """
         settings = self.config.held_out
         found = self._metrics(model, EvenSample(self.held_out, settings.max_images))
-        metrics = {_HELD_OUT_NAMES.get(name, name): value for name, value in found.items()}
+        metrics = {f"held_out_{name}" if name in _MEASURED else name: value for name, value in found.items()}
         if metrics and settings.train_images:
             beside = self._metrics(model, EvenSample(self.train, settings.train_images))
             metrics |= {f"train_{name}": beside[name] for name in ("bits", "acc", "mse") if name in beside}
         return metrics
 
     def _metrics(self, model: nn.Module, sample: EvenSample) -> dict[str, float]:
-        loader, blank = self._loader(sample), self._blank()
+        loader, world = self._loader(sample), self.world
+        blank = {name: torch.from_numpy(value)[None] for name, value in self.transform.blank().items()}
+        batches = padded(loader, len(loader), blank, world)
         if isinstance(self.step, PixelStep):
-            return pixel_metrics(model, loader, step=self.step, num_batches=len(loader), blank=blank, world=self.world)
-        return token_metrics(
-            model,
-            loader,
-            step=self.step,
-            baselines=self.baselines,
-            grid_size=(self.transform.grid_size,) * 2,
-            num_batches=len(loader),
-            blank=blank,
-            world=self.world,
-        )
+            return pixel_metrics(model, batches, step=self.step, world=world)
+        grid_size = (self.transform.grid_size,) * 2
+        return token_metrics(model, batches, step=self.step, baselines=self.baselines, grid_size=grid_size, world=world)
 
     @cached_property
     def baselines(self) -> TokenBaselines:
@@ -146,10 +143,3 @@ class HeldOut:
             world_size=self.world.world_size,
             config=replace(reader, num_workers=min(reader.num_workers, _EVALUATION_WORKERS)),
         )
-
-    def _blank(self) -> dict[str, Tensor]:
-        return {name: torch.from_numpy(value)[None] for name, value in self.transform.blank().items()}
-
-
-_HELD_OUT_NAMES = {"bits": "held_out_bits", "acc": "held_out_acc", "mse": "held_out_mse", "images": "held_out_images"}
-"""The other names say what they are."""

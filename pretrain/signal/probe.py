@@ -124,11 +124,10 @@ def probe_metrics(
         probe_knn_acc and probe_linear_acc of the best block (the one with the best linear accuracy), `BEST_BLOCK`, and
         probe_knn/I and probe_linear/I for every block I, and probe_chance, of always answering the commonest class.
     """
-    gathered = []
-    for index in (data.train, data.test):
-        own = _features(model, index, config=config, normalization=normalization, reader=reader, world=world)
-        gathered.append(_joined(world.gather(own)))
-    train, test = gathered
+    train, test = (
+        _features(model, index, config=config, normalization=normalization, reader=reader, world=world)
+        for index in (data.train, data.test)
+    )
     scores = world.run_on_main(lambda: probe_blocks(train, test, num_classes=data.num_classes))
     commonest = int(torch.bincount(train.labels).argmax())
     return _as_metrics(scores) | {"probe_chance": (test.labels == commonest).double().mean().item()}
@@ -151,7 +150,7 @@ def _features(
     reader: ReaderConfig,
     world: World,
 ) -> Features:
-    """Return the features of this rank's part."""
+    """Return the features of all images; every rank computes its part."""
     vit: VisionTransformer = model
     side, num_patches = vit.config.img_size, vit.config.num_patches
     loader = sequential_loader(
@@ -170,10 +169,7 @@ def _features(
     batches: Iterable[dict[str, Any]] = padded(loader, len(loader), blank, world)
     features = extract_features(vit, batches, device=world.device, normalization=normalization, forward=forward)
     real = features.labels >= 0
-    return Features(features.blocks[:, real], features.labels[real])
-
-
-def _joined(parts: list[Features]) -> Features:
+    parts = world.gather(Features(features.blocks[:, real], features.labels[real]))
     whole = Features(torch.cat([part.blocks for part in parts], dim=1), torch.cat([part.labels for part in parts]))
     require(len(whole.labels) > 0, "no image of the probe can be read; check probe.data and probe.test")
     return whole
