@@ -42,9 +42,10 @@ class Group:
     """To the first group of the same task and metric, over the seeds that both have; None for that group itself."""
 
     @property
-    def values(self) -> list[float]:
-        """The metric of every run."""
-        return [run.metrics[self.metric] for run in self.runs]
+    def device_seconds(self) -> float | None:
+        """Mean over its runs, as of `Budget`; None where nothing recorded it."""
+        seconds = [run.budget.device_seconds for run in self.runs if run.budget.device_seconds is not None]
+        return sum(seconds) / len(seconds) if seconds else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -81,7 +81,8 @@ def evaluate_model(
         if html is not None:
             from beit.finetune.evaluation.page import evaluation_page  # draws, which a training never does
 
-            img_size, crop_pct = stored.architecture.img_size, _crop_pct(stored, EvaluationConfig())
+            img_size = stored.architecture.img_size
+            crop_pct = crop_pct_of(EvaluationConfig(), img_size)
             pictures = mistake_pictures(report.mistakes, index, img_size=img_size, crop_pct=crop_pct)
             write_atomic(html, evaluation_page(report, pictures).encode())
     return report
@@ -146,9 +147,10 @@ def evaluation_loader(
         reader: Workers and budget; few images are read by fewer workers, or by none.
     """
     num_workers = min(reader.num_workers, len(index) // world.world_size // MIN_IMAGES_PER_WORKER)
+    img_size = stored.architecture.img_size
     return sequential_loader(
         LabelledDataset(index, cache_bytes=reader.parquet_cache_bytes),
-        transform=EvalTransform(img_size=stored.architecture.img_size, crop_pct=_crop_pct(stored, settings)),
+        transform=EvalTransform(img_size=img_size, crop_pct=crop_pct_of(settings, img_size)),
         micro_batch_size=settings.micro_batch_size,
         rank=world.rank,
         world_size=world.world_size,
@@ -157,8 +159,9 @@ def evaluation_loader(
     )
 
 
-def _crop_pct(stored: EncoderConfig, settings: EvaluationConfig) -> float:
-    return default_crop_pct(stored.architecture.img_size) if settings.crop_pct is None else settings.crop_pct
+def crop_pct_of(settings: EvaluationConfig, img_size: int) -> float:
+    """Return the share of an image that is seen: as set, or what suits views of this size in px."""
+    return default_crop_pct(img_size) if settings.crop_pct is None else settings.crop_pct
 
 
 def default_reader(world: World, *, bad_sample_budget: float = 0.001) -> ReaderConfig:
