@@ -167,14 +167,9 @@ def build_transform(
     fixed_masks: bool = False,
     strict: bool | None = None,
 ) -> ViewTransform:
-    """Return what turns the records of a store into the samples of a run.
+    """Return what turns the records of a store into the samples of a run, see `ViewTransform`.
 
-    Args:
-        config: Settings.
-        info: Of the store.
-        token_img_size: Side in pixels of what an online tokenizer sees; 0 where there is none.
-        fixed_masks: See `ViewTransform`.
-        strict: Overrules `data.replay`, for pictures, which may be drawn on another machine.
+    `strict` overrules `data.replay`, for pictures, which may be drawn on another machine.
     """
     return ViewTransform(
         img_size=info.img_size,

@@ -48,15 +48,7 @@ class MimLoss(NamedTuple):
 
 
 class _PatchPredictor(VisionTransformer, ABC):
-    """The encoder with a final norm and a linear head on some of its patches.
-
-    Args:
-        config: Shape; must have a mask token.
-        num_predicted: K.
-
-    Raises:
-        InputError: config has no mask token, or num_predicted is outside [1, N].
-    """
+    """The encoder with a final norm and a linear head on K of its patches."""
 
     def __init__(self, config: ViTConfig, *, num_predicted: int) -> None:
         require(config.use_mask_token, "model.use_mask_token (False) must be True for pre-training")
@@ -135,12 +127,7 @@ class MaskedImageModel(_PatchPredictor):
 class MaskedPixelModel(_PatchPredictor):
     """The encoder with a final norm and a linear map to the pixels of a patch, the paper's ablation without tokens.
 
-    Args:
-        config: Shape; must have a mask token.
-        num_masked: K, as in `MaskedImageModel`.
-
-    Raises:
-        InputError: config has no mask token, or num_masked is outside [1, N].
+    Shape and K (`num_masked`) are those of `MaskedImageModel`.
     """
 
     def __init__(self, config: ViTConfig, *, num_masked: int) -> None:

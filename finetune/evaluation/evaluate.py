@@ -139,12 +139,7 @@ def evaluation_loader(
 ) -> Loader:
     """Build the loader of this rank's part of `index`, every image once, resized and cropped as the model wants.
 
-    Args:
-        index: Labelled or not.
-        stored: Input size of the model.
-        world: The ranks.
-        settings: Batch and crop.
-        reader: Workers and budget; few images are read by fewer workers, or by none.
+    The images need no labels. Few are read by fewer workers than `reader` says, or by none.
     """
     num_workers = min(reader.num_workers, len(index) // world.world_size // MIN_IMAGES_PER_WORKER)
     img_size = stored.architecture.img_size

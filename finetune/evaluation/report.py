@@ -145,15 +145,7 @@ def class_rows(report: EvaluationReport) -> list[tuple[str, ClassScore]]:
 def build_report(
     outcomes: Outcomes, index: LabelledIndex, *, class_names: Sequence[str], model: str, data: str
 ) -> EvaluationReport:
-    """Compute all that is reported of an evaluation.
-
-    Args:
-        outcomes: What the model said.
-        index: The images, for the names of those that went wrong.
-        class_names: C classes.
-        model: As the user named it.
-        data: As the user named it.
-    """
+    """Compute all that is reported of an evaluation; the index has the names of images that went wrong."""
     classes = class_scores(outcomes, len(class_names))
     return EvaluationReport(
         model=model,

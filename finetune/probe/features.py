@@ -36,12 +36,7 @@ FEATURES = "features"
 
 
 class FrozenEncoder:
-    """An encoder whose features are measured.
-
-    Args:
-        config: Settings; they name the encoder and the size of its input.
-        start: Shape and normalisation, from `starting_point`.
-    """
+    """An encoder whose features are measured, on the CPU; its shape and normalisation are those of `starting_point`."""
 
     def __init__(self, config: FinetuneConfig, start: StartingPoint) -> None:
         assert config.encoder is not None
@@ -61,12 +56,8 @@ def frozen_features(
 ) -> Features:
     """Return the features of all images of `index` that can be read, CLS beside the mean of the patches.
 
-    Args:
-        encoder: On the CPU; moved to the device of `world` if it is needed.
-        index: Labelled images.
-        file: Where the features are kept.
-        config: Crop, batch and reader.
-        world: Of one rank.
+    They are kept in `file`. The encoder is moved to the device of `world`, which is one rank, if it is needed.
+
     Raises:
         InputError: they would not fit into `probe.max_feature_gib`, or no image can be read.
     """

@@ -88,16 +88,9 @@ class Reconstruction:
         return self.token_ids.scatter(1, positions, torch.where(valid, words, self.token_ids.gather(1, positions)))
 
     def draw(self, predicted: Tensor, decode: Decode | None, *, heading: str, facts: str) -> Image.Image:
-        """Draw the sheet.
+        """Draw what `predict` returned, RGB, with the columns of `TITLES`, or of `PIXEL_TITLES`.
 
-        Args:
-            predicted: From `predict`.
-            decode: Paints words; needed where words are predicted.
-            heading: First line.
-            facts: Below it.
-
-        Returns:
-            RGB image with the columns of `TITLES`, or of `PIXEL_TITLES`.
+        `decode` paints words, and is needed where words are predicted; `facts` stand below the heading.
         """
         side = round(self.masks.shape[1] ** 0.5)
         pictures = self.images.permute(0, 2, 3, 1).numpy()
@@ -136,13 +129,10 @@ class Reconstruction:
 def build_reconstruction(
     store: TokenStore, config: PretrainConfig, tokens: TokenSource | None, *, num_images: int
 ) -> Reconstruction:
-    """Choose held-out images, spread over the store, with the masks they are measured under.
+    """Choose at most `num_images` held-out images, spread over the store, with the masks they are measured under.
 
-    Args:
-        store: With held-out images.
-        config: Settings.
-        tokens: Where words come from; None where pixels are predicted.
-        num_images: At most this many; those that cannot be read are left out.
+    Images that cannot be read are left out. Without `tokens`, pixels are predicted.
+
     Raises:
         InputError: none of them can be read.
     """
@@ -186,13 +176,9 @@ def find_decoder(info: TokenizerInfo, device: torch.device) -> Tokenizer | None:
 
 
 def reconstruction_sheet(run: Path, *, store: str | None, tokenizer: str | None, num_images: int) -> Image.Image:
-    """Draw held-out images as the model of a run completes them; see `Reconstruction`.
+    """Draw held-out images as the model of a run directory completes them, one per row; see `Reconstruction`.
 
-    Args:
-        run: Run directory of `beit pretrain`.
-        store: The token store, where it is no longer where the run found it.
-        tokenizer: What decodes the tokens, where it is not the one the run names.
-        num_images: Rows of the sheet.
+    `store` and `tokenizer` are where they are now, if that is no longer what the run names.
 
     Raises:
         InputError: a part is missing, or the tokenizer is not the run's or cannot decode.

@@ -42,13 +42,10 @@ _WHOLE = AugmentConfig(scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=0.0, brightness=
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ProbeTransform:
-    """Turn a record into one image of the probe: its central square, resized.
-
-    Args:
-        img_size: Side of the model's input in pixels.
-    """
+    """Turn a record into one image of the probe: its central square, resized."""
 
     img_size: int
+    """Side of the model's input in pixels."""
 
     def __call__(self, record: Record) -> dict[str, NDArray[np.generic]]:
         """Return images (3, img_size, img_size) uint8 and labels () int64.
@@ -110,15 +107,9 @@ def probe_metrics(
     reader: ReaderConfig,
     world: World,
 ) -> dict[str, float]:
-    """Probe every block of a model in training.
+    """Probe every block of a pre-training model in eval mode, whose own call runs all blocks, also under ZeRO 3.
 
-    Args:
-        model: A pre-training model in eval mode; its own call runs all blocks, also under ZeRO 3.
-        data: Labelled images.
-        config: Settings.
-        normalization: Of the pixels.
-        reader: Loading; few images are read without workers.
-        world: The ranks; each computes the features of its part, rank 0 classifies, all return the same numbers.
+    Each rank computes the features of its part, rank 0 classifies, all return the same numbers.
 
     Returns:
         probe_knn_acc and probe_linear_acc of the best block (the one with the best linear accuracy), `BEST_BLOCK`, and

@@ -213,14 +213,7 @@ def _channels_first(views: NDArray[np.uint8]) -> torch.Tensor:
 def measure_speed(
     tokenizer: Tokenizer, by_dtype: Mapping[str, Tokenizer], views: NDArray[np.uint8], *, device: str
 ) -> Speed:
-    """Time one batch.
-
-    Args:
-        tokenizer: In float32.
-        by_dtype: The same in other number formats.
-        views: uint8 (B, S, S, 3).
-        device: Where the tokenizers are: "cpu" or "cuda:N".
-    """
+    """Time one batch of views, uint8 (B, S, S, 3), on the tokenizers' device: in float32 and in other number formats."""
     on_gpu = device != "cpu"
     wait = torch.cuda.synchronize if on_gpu else lambda: None  # on a CPU, work is finished when it returns
     encode = {

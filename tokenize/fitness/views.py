@@ -7,8 +7,9 @@ the pictures whose tokens pre-training will see. Nothing is kept but positions, 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,8 @@ from beit.common.views import AugmentConfig, draw_view
 from beit.tokenize.parallel import Workers
 from beit.tokenize.shards.prepare import render_token_view
 
+Item = TypeVar("Item")
+Made = TypeVar("Made")
 MIN_VIEWS = 2
 """The context model is fitted on one half of the views and measured on the other."""
 _ALL_BUT_ONE = 1.0 - 1e-9
@@ -97,7 +100,8 @@ class ViewSample:
         with Workers(available_cores()) as workers:
             for position, view in workers.map(self._render_or_report, self._records()):
                 if isinstance(view, BadSampleReport):
-                    self._pass_over(position, view)
+                    self._log.add([view])
+                    self._bad[position] = view
                     continue
                 pixels.append(view)
                 positions.append(position)
@@ -121,13 +125,7 @@ class ViewSample:
     def _records(self) -> Iterator[tuple[int, Record | BadSampleReport]]:
         """Read in the calling thread: open containers are not shared. Threads decode."""
         for position in self._positions:
-            if position in self._bad:
-                yield position, self._bad[position]
-                continue
-            try:
-                yield position, self._fetch(position)
-            except BadSample as error:
-                yield position, self._report(position, error)
+            yield position, self._bad.get(position) or self._attempt(position, self._fetch, position)
 
     def _render_or_report(
         self, item: tuple[int, Record | BadSampleReport]
@@ -135,10 +133,13 @@ class ViewSample:
         position, record = item
         if isinstance(record, BadSampleReport):
             return position, record
+        return position, self._attempt(position, self._render, record)
+
+    def _attempt(self, position: int, work: Callable[[Item], Made], item: Item) -> Made | BadSampleReport:
         try:
-            return position, self._render(record)
+            return work(item)
         except BadSample as error:
-            return position, self._report(position, error)
+            return BadSampleReport(self.name(position), error.reason, error.detail)
 
     def _fetch(self, position: int) -> Record:
         return self._dataset.fetch(*self._place(position), 0)
@@ -153,14 +154,6 @@ class ViewSample:
         rng = CounterRng(self._seed, "tokenizer report view", record.sample_id)
         view = draw_view(rng, image.width, image.height, augment)
         return render_token_view(image, view, self._view_size, augment.jitter_scope)
-
-    def _report(self, position: int, error: BadSample) -> BadSampleReport:
-        return BadSampleReport(self.name(position), error.reason, error.detail)
-
-    def _pass_over(self, position: int, report: BadSampleReport) -> None:
-        if position not in self._bad:
-            self._bad[position] = report
-            self._log.add([report])
 
 
 def draw_positions(total: int, count: int, seed: int) -> list[int]:

@@ -78,9 +78,8 @@ class ShownImage:
 def load_decoder(store: TokenStore, name: str | None) -> Tokenizer | None:
     """Load the tokenizer of a store, or return None, and say why, if it cannot be had or cannot decode.
 
-    Args:
-        store: Opened.
-        name: What the user names instead; then it must be the right one.
+    One that the user names must be the right one.
+
     Raises:
         InputError: the store has no tokens, or the named tokenizer is not its own.
     """
@@ -98,15 +97,10 @@ def load_decoder(store: TokenStore, name: str | None) -> Tokenizer | None:
 
 
 def views_sheet(store: TokenStore, decoder: Tokenizer | None, *, num_images: int, num_views: int) -> Image.Image:
-    """Draw samples spread evenly over a store, each with its first views.
+    """Draw samples spread evenly over a store, RGB, each with its first views, `num_views` at most.
 
-    Args:
-        store: With tokens.
-        decoder: Its tokenizer; None leaves the row of decoded tokens out.
-        num_images: Samples to draw.
-        num_views: Views of each, at most.
-    Returns:
-        RGB image.
+    Without a decoder, the row of decoded tokens is left out.
+
     Raises:
         InputError: the store has no tokens.
         BadSample: an image or its tokens are damaged.
@@ -134,10 +128,8 @@ def views_sheet(store: TokenStore, decoder: Tokenizer | None, *, num_images: int
 def token_colours(token_ids: NDArray[np.integer]) -> NDArray[np.uint8]:
     """Give every visual word a colour of its own, far from those of its neighbours in the vocabulary.
 
-    Args:
-        token_ids: Any shape.
     Returns:
-        uint8 RGB, one more axis.
+        uint8 RGB, one more axis than `token_ids`, which may have any shape.
     """
     words, places = np.unique(token_ids, return_inverse=True)
     colours = [

@@ -18,15 +18,10 @@ _CELL_PX, _MARK = 72, (255, 255, 255)
 
 
 def words_sheet(store: TokenStore, *, num_words: int, num_examples: int, num_samples: int) -> Image.Image:
-    """Draw the commonest visual words among samples spread evenly over a store, one row each.
+    """Draw the commonest visual words among samples spread evenly over a store, one row each, RGB.
 
-    Args:
-        store: With tokens.
-        num_words: Rows.
-        num_examples: Patches of each word, each from another sample.
-        num_samples: Samples to look at, one view of each.
-    Returns:
-        RGB image.
+    Of each sample one view is looked at; the examples of a word come from different samples.
+
     Raises:
         InputError: the store has no tokens.
         BadSample: an image or its tokens are damaged.
