@@ -290,10 +290,7 @@ def _write_demo_group(folder: Path, img_size: int, seed: int, num_images: int, g
 def paint_all(paint: Callable[[int], Result], count: int, *, unit: str = "images") -> list[Result]:
     """Call `paint(number)` for 0 to count - 1 on all cores, with a progress bar, and return the results in order.
 
-    Args:
-        paint: Picklable; what it does depends on the number only.
-        count: How often.
-        unit: What one call paints, in the plural.
+    `paint` is picklable, and what it does depends on the number only; `unit` is what a call paints, in the plural.
     """
     with Progress(count, unit=unit, description="generating") as progress, ExitStack() as stack:
         if count < _WORTH_PROCESSES:

@@ -46,15 +46,11 @@ MAX_WORKERS = 8
 def evaluate_model(
     model: str | Path, data: str, *, out: Path | None = None, html: Path | None = None
 ) -> EvaluationReport:
-    """Measure the classifier in the folder `model` on the labelled images of `data`.
+    """Measure a classifier on the labelled images of `data`; write a JSON file and a page where asked.
 
+    `model` is the folder that `beit finetune` wrote, or its run directory; classes are matched to the model's by name.
     Under a launcher every rank measures its part, and rank 0 writes.
 
-    Args:
-        model: Folder that `beit finetune` wrote, or its run directory.
-        data: Labelled images; classes are matched to the model's by name.
-        out: JSON file to write.
-        html: Page to write.
     Raises:
         InputError: bad input.
     """

@@ -62,12 +62,8 @@ class ListedTransform:
 
 
 def rebuild_batch(run: StoredRun, step: int, *, num_pictures: int) -> RebuiltBatch:
-    """Build the batch of a step again.
+    """Build the batch of a step, counted from 0, again; the pixels of its first `num_pictures` samples are kept.
 
-    Args:
-        run: Opened.
-        step: Counted from 0, as in nonfinite.jsonl.
-        num_pictures: Samples whose pixels are kept, from the first row on.
     Raises:
         InputError: the run has no such step.
     """

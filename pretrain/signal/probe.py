@@ -28,7 +28,7 @@ from beit.common.sources.index_build import build_index
 from beit.common.training.batches import padded
 from beit.common.views import AugmentConfig, draw_view, render_view
 from beit.common.vit.config import Normalization
-from beit.common.vit.features import BlockScore, Features, best_block, extract_features, probe_blocks
+from beit.common.vit.features import Features, best_block, extract_features, probe_blocks
 from beit.common.vit.vit import VisionTransformer
 from beit.pretrain.config import ProbeConfig
 
@@ -120,8 +120,12 @@ def probe_metrics(
         for index in (data.train, data.test)
     )
     scores = world.run_on_main(lambda: probe_blocks(train, test, num_classes=data.num_classes))
+    best = scores[best_block(scores)]
+    metrics = {"probe_linear_acc": best.linear_acc, "probe_knn_acc": best.knn_acc, BEST_BLOCK: float(best.block)}
+    for score in scores:
+        metrics |= {f"probe_linear/{score.block}": score.linear_acc, f"probe_knn/{score.block}": score.knn_acc}
     commonest = int(torch.bincount(train.labels).argmax())
-    return _as_metrics(scores) | {"probe_chance": (test.labels == commonest).double().mean().item()}
+    return metrics | {"probe_chance": (test.labels == commonest).double().mean().item()}
 
 
 def describe(metrics: Mapping[str, float]) -> str:
@@ -164,12 +168,3 @@ def _features(
     whole = Features(torch.cat([part.blocks for part in parts], dim=1), torch.cat([part.labels for part in parts]))
     require(len(whole.labels) > 0, "no image of the probe can be read; check probe.data and probe.test")
     return whole
-
-
-def _as_metrics(scores: list[BlockScore]) -> dict[str, float]:
-    best = scores[best_block(scores)]
-    metrics = {"probe_linear_acc": best.linear_acc, "probe_knn_acc": best.knn_acc, BEST_BLOCK: float(best.block)}
-    for score in scores:
-        metrics[f"probe_linear/{score.block}"] = score.linear_acc
-        metrics[f"probe_knn/{score.block}"] = score.knn_acc
-    return metrics

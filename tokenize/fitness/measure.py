@@ -213,7 +213,7 @@ def _channels_first(views: NDArray[np.uint8]) -> torch.Tensor:
 def measure_speed(
     tokenizer: Tokenizer, by_dtype: Mapping[str, Tokenizer], views: NDArray[np.uint8], *, device: str
 ) -> Speed:
-    """Time one batch of views, uint8 (B, S, S, 3), on the tokenizers' device: in float32 and in other number formats."""
+    """Time one batch of views, uint8 (B, S, S, 3), on the tokenizers' device, in float32 and other number formats."""
     on_gpu = device != "cpu"
     wait = torch.cuda.synchronize if on_gpu else lambda: None  # on a CPU, work is finished when it returns
     encode = {

@@ -33,14 +33,11 @@ MIN_VIEW_PX = 16
 def report_tokenizers(
     names: Sequence[str], source: str, settings: ReportSettings, *, out: Path | None = None, html: Path | None = None
 ) -> FitnessReport:
-    """Measure tokenizers on the same views of a source's images.
+    """Measure one or more tokenizers on the same views of a source's images; write a JSON file and a page where asked.
 
-    Args:
-        names: What `beit.common.tokenizer.load_tokenizer` takes, one or more.
-        source: What `beit tokenize` takes, or "synthetic:N".
-        settings: How many images, how large, which.
-        out: JSON file to write.
-        html: Page to write.
+    Tokenizers are named as for `beit.common.tokenizer.load_tokenizer`, the source as for `beit tokenize`, or
+    "synthetic:N".
+
     Raises:
         InputError: bad input, before anything is measured; or too few images can be read.
     """

@@ -50,12 +50,9 @@ class Stability:
 
 
 class StabilityTally:
-    """Adds up comparisons batch by batch.
+    """Adds up comparisons, batch by batch, of a tokenizer in float32 with itself, and with it in other number formats.
 
-    Args:
-        tokenizer: In float32.
-        by_dtype: The same tokenizer in other number formats.
-        max_views: Views to compare; more are left out, since each costs as much as seven encodings.
+    Of views, `max_views` are compared and more left out, since each costs as much as seven encodings.
     """
 
     def __init__(self, tokenizer: Tokenizer, by_dtype: Mapping[str, Tokenizer], *, max_views: int) -> None:

@@ -93,13 +93,7 @@ class TokenStatistics:
 
 
 class TokenTally:
-    """Adds up token ids view by view.
-
-    Args:
-        vocab_size: V.
-        num_views: Views that will come, at most.
-        tokens_per_view: Of each.
-    """
+    """Adds up token ids view by view, of at most `num_views`."""
 
     def __init__(self, vocab_size: int, *, num_views: int, tokens_per_view: int) -> None:
         self._vocab_size = vocab_size

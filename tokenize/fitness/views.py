@@ -125,7 +125,8 @@ class ViewSample:
     def _records(self) -> Iterator[tuple[int, Record | BadSampleReport]]:
         """Read in the calling thread: open containers are not shared. Threads decode."""
         for position in self._positions:
-            yield position, self._bad.get(position) or self._attempt(position, self._fetch, position)
+            known = position in self._bad
+            yield position, self._bad[position] if known else self._attempt(position, self._fetch, position)
 
     def _render_or_report(
         self, item: tuple[int, Record | BadSampleReport]

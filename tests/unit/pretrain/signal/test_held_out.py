@@ -9,7 +9,7 @@ from beit.common.training.batches import padded
 from beit.common.vit.normalization import normalize_images
 from beit.pretrain.model import MaskedPrediction, masked_positions, pixel_targets
 from beit.pretrain.signal.baselines import fit_baselines
-from beit.pretrain.signal.evaluate import pixel_metrics, token_metrics
+from beit.pretrain.signal.held_out import pixel_metrics, token_metrics
 from beit.pretrain.step import MimStep, PixelStep
 
 WORLD = World(rank=0, local_rank=0, world_size=1, device=torch.device("cpu"))
