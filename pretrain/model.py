@@ -90,16 +90,8 @@ class _PatchPredictor(VisionTransformer, ABC):
         # What nobody predicts from is left out as early as possible: most of the last block, the norm and the head then
         # cost K positions instead of N.
         hidden = self.forward_positions(images, bool_masked_pos, positions + 1)  # (B, K, D); + 1 skips CLS
-        return MaskedPrediction(self._predict(hidden), positions, valid)
-
-    def predict_all(self, images: Tensor, bool_masked_pos: Tensor) -> Tensor:
-        """Return predictions (B, N, V or P) for every patch, masked or not; for pictures and evaluation."""
-        hidden = self.forward_features(images, bool_masked_pos)
-        return self._predict(hidden[:, 1:])
-
-    def _predict(self, hidden: Tensor) -> Tensor:
         assert self.norm is not None  # this class made it
-        return self.head(self.norm(hidden))
+        return MaskedPrediction(self.head(self.norm(hidden)), positions, valid)
 
 
 class MaskedImageModel(_PatchPredictor):

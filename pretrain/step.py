@@ -21,7 +21,7 @@ class MimStep:
     Args:
         mean: Normalisation of the pixels.
         std: Normalisation of the pixels.
-        predict_all: Whether training predicts the tokens of all patches, not only of the masked ones.
+        predict_all: Whether to predict the tokens of all patches, not only of the masked ones.
         tokenizer: What makes tokens of a batch's `token_views`; None where the batch has its tokens.
     """
 
@@ -30,17 +30,16 @@ class MimStep:
     predict_all: bool = False
     tokenizer: Tokenizer | None = None
 
-    def forward(self, model: nn.Module, batch: Mapping[str, Any], *, predict_all: bool = False) -> MimLoss:
+    def forward(self, model: nn.Module, batch: Mapping[str, Any]) -> MimLoss:
         """Predict tokens and compare.
 
         Args:
             model: A `MaskedImageModel`, possibly wrapped.
             batch: images (B, 3, img_size, img_size) uint8, bool_masked_pos (B, N) bool (True = masked), and token_ids
                 (B, N) int64 or token_views (B, 3, s, s) uint8; all on the model's device.
-            predict_all: Predict all patches instead of the masked ones.
         """
         images, mask = normalize_images(batch["images"], self.mean, self.std), batch["bool_masked_pos"]
-        predicted = torch.ones_like(mask) if predict_all else mask
+        predicted = torch.ones_like(mask) if self.predict_all else mask
         return mim_loss(model(images, mask, predicted), self.token_ids(batch))
 
     def token_ids(self, batch: Mapping[str, Any]) -> Tensor:
@@ -55,7 +54,7 @@ class MimStep:
 
     def __call__(self, model: nn.Module, batch: Mapping[str, Any], step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss of a micro-batch (scalar) and its accuracy (detached), for the training loop."""
-        result = self.forward(model, batch, predict_all=self.predict_all)
+        result = self.forward(model, batch)
         return result.loss, {"mim_acc": result.num_correct / result.num_predicted.clamp(min=1)}
 
 

@@ -165,7 +165,7 @@ def token_metrics(
     for batch in batches:
         moved = _moved(batch, world)
         moved["token_ids"] = step.token_ids(moved)
-        result = MimStep(mean=step.mean, std=step.std).forward(model, moved, predict_all=everything)
+        result = MimStep(mean=step.mean, std=step.std, predict_all=everything).forward(model, moved)
         if not batch["is_real"]:
             continue
         images = torch.tensor(len(moved["images"]))
