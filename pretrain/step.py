@@ -16,19 +16,14 @@ from beit.pretrain.model import MimLoss, PixelLoss, mim_loss, pixel_loss, pixel_
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MimStep:
-    """Visual tokens as the objective.
-
-    Args:
-        mean: Normalisation of the pixels.
-        std: Normalisation of the pixels.
-        predict_all: Whether to predict the tokens of all patches, not only of the masked ones.
-        tokenizer: What makes tokens of a batch's `token_views`; None where the batch has its tokens.
-    """
+    """Visual tokens as the objective, predicted from pixels normalised by mean and std."""
 
     mean: Sequence[float]
     std: Sequence[float]
     predict_all: bool = False
+    """Whether to predict the tokens of all patches, not only of the masked ones."""
     tokenizer: Tokenizer | None = None
+    """What makes tokens of a batch's `token_views`; None where the batch has its tokens."""
 
     def forward(self, model: nn.Module, batch: Mapping[str, Any]) -> MimLoss:
         """Predict tokens and compare.
@@ -60,19 +55,14 @@ class MimStep:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PixelStep:
-    """The pixels of masked patches as the objective.
-
-    Args:
-        mean: Normalisation of the pixels.
-        std: Normalisation of the pixels.
-        patch_size: Side of a patch in pixels.
-        normalize_patches: Standardise each patch by itself; see `pixel_targets`.
-    """
+    """The pixels of masked patches as the objective, normalised by mean and std."""
 
     mean: Sequence[float]
     std: Sequence[float]
     patch_size: int
+    """Side of a patch in pixels."""
     normalize_patches: bool
+    """Standardise each patch by itself; see `pixel_targets`."""
 
     def forward(self, model: nn.Module, batch: Mapping[str, Any]) -> PixelLoss:
         """Predict the masked patches and compare.

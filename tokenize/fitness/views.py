@@ -44,13 +44,10 @@ class ViewBatch:
 
 
 class ViewSample:
-    """A sample of a source's images, each seen through one view.
+    """A sample of at most `num_images` of a source's images, each seen through one view of `view_size` px.
 
-    Args:
-        dataset: All images.
-        num_images: Images to draw; all if there are fewer.
-        view_size: Side of a view in px.
-        seed: Another seed draws other images and other views.
+    Another seed draws other images and other views.
+
     Raises:
         InputError: the source has fewer than `MIN_VIEWS` images.
     """

@@ -219,14 +219,11 @@ def _with_boxes(shown: ShownImage, height: int) -> Image.Image:
         draw.rectangle(inner, outline=view.colour, width=_FRAME_PX - 2)
     _draw_tags(draw, shown.views, boxes)
     draw.text((0, size[1] + 6), shortened(shown.name, 46, keep_end=True), fill=INK, font=font(15))
-    draw.text((0, size[1] + 4 + _TEXT_LINE_PX), _describe(shown), fill=FAINT, font=font(13))
+    about = f"{shown.image.width} x {shown.image.height} px"
+    about += ", put together from the crops that are stored" if shown.is_collage else ""
+    about += f", label {shown.label}" if shown.label else ""
+    draw.text((0, size[1] + 4 + _TEXT_LINE_PX), about, fill=FAINT, font=font(13))
     return paper
-
-
-def _describe(shown: ShownImage) -> str:
-    size = f"{shown.image.width} x {shown.image.height} px"
-    size += ", put together from the crops that are stored" if shown.is_collage else ""
-    return size + (f", label {shown.label}" if shown.label else "")
 
 
 def _box(view: ShownView, scale: float) -> tuple[int, int, int, int]:

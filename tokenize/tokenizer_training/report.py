@@ -69,7 +69,8 @@ def seen_pixels(model: DiscreteVAE, images: Tensor) -> Tensor:
 
 def tokenizer_card(file: Path, config: TokenizerTrainConfig, training: Mapping[str, Any], *, fingerprint: str) -> None:
     """Write the card; `training` is what the tokenizer's config.json says: source, step, total_steps, metrics."""
-    model, data, metrics = config.model, config.data, training["metrics"]
+    model, data, metrics, decay = config.model, config.data, training["metrics"], config.train.ema_decay
+    average = "the weights as they were then" if decay is None else f"weights averaged with decay {decay}"
     lines = [
         "# Image tokenizer",
         "",
@@ -83,7 +84,7 @@ def tokenizer_card(file: Path, config: TokenizerTrainConfig, training: Mapping[s
         f"- Network: width {model.width}, {model.num_blocks} residual blocks each way, code vectors of "
         f"{model.code_dim}; trained by {model.reconstruction}.",
         f"- Training: `beit tokenizer train {training['source']} {file.parent.name}`, {time.strftime('%Y-%m-%d')}, "
-        f"step {training['step']} of {training['total_steps']}, {_average(config)}; all settings: `config.toml`.",
+        f"step {training['step']} of {training['total_steps']}, {average}; all settings: `config.toml`.",
         f"- Data: {training['num_train_images']} images of `{training['source']}`, in views of {data.view_size} px, "
         f"{data.crops_per_image} pieces of {data.crop_size} px of each; {training['num_held_out_images']} further "
         "images were held out.",
@@ -105,8 +106,3 @@ def tokenizer_card(file: Path, config: TokenizerTrainConfig, training: Mapping[s
             f"| perplexity of the words | {metrics['eval_perplexity']:.0f} |",
         ]
     write_atomic(file, ("\n".join(lines) + "\n").encode())
-
-
-def _average(config: TokenizerTrainConfig) -> str:
-    decay = config.train.ema_decay
-    return "the weights as they were then" if decay is None else f"weights averaged with decay {decay}"
