@@ -50,7 +50,7 @@ def open_training_data(data: str, settings: DataConfig, *, multi_label: bool = F
         InputError: images or labels are missing, there is one class only, or validation has classes of its own.
     """
     train = build_index(data)
-    class_names = _joined_class_names(train) if multi_label else _single_class_names(train)
+    class_names = _trained_classes(train, multi_label=multi_label)
     if settings.num_labels is not None or settings.label_fraction is not None:
         train = _subset(train, settings)
     val = None if settings.val is None else open_evaluation_data(settings.val, class_names, multi_label=multi_label)
@@ -117,37 +117,28 @@ def _combinations(index: LabelledIndex) -> list[list[str]]:
     return [[part.strip() for part in name.split(LABEL_SEPARATOR) if part.strip()] for name in _class_names(index)]
 
 
-def _joined_class_names(index: LabelledIndex) -> tuple[str, ...]:
-    """Return the classes of multi-label data, sorted."""
-    _require_any_label(index)
-    return tuple(sorted({name for names in _combinations(index) for name in names}))
-
-
 def _require_any_label(index: LabelledIndex) -> None:
     if not index.has_labels:
         index.require_labels()
 
 
-def _single_class_names(index: LabelledIndex) -> tuple[str, ...]:
+def _trained_classes(index: LabelledIndex, *, multi_label: bool) -> tuple[str, ...]:
+    if multi_label:
+        _require_any_label(index)
+        return tuple(sorted({name for names in _combinations(index) for name in names}))
     index.require_labels()
     class_names = _class_names(index)
-    _require_two_classes(index, class_names)
-    return class_names
-
-
-def _class_names(index: LabelledIndex) -> tuple[str, ...]:
-    if index.class_names is not None:
-        return tuple(index.class_names)
-    return tuple(str(class_id) for class_id in range(index.num_classes))
-
-
-def _require_two_classes(index: LabelledIndex, class_names: Sequence[str]) -> None:
     used = np.flatnonzero(index.class_counts())
     require(
         len(used) >= 2,
         f"{index.name} holds one class only ({class_names[used[0]]}); classification needs two or more, each in a "
         "sub-folder of its own or with a label of its own",
     )
+    return class_names
+
+
+def _class_names(index: LabelledIndex) -> tuple[str, ...]:
+    return tuple(index.class_names or map(str, range(index.num_classes)))
 
 
 def _part_to_measure_on(val: LabelledIndex | None, settings: DataConfig) -> LabelledIndex | None:

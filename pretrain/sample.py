@@ -14,12 +14,7 @@ from beit.common.storage.samples import Record, locate, shard_starts, spread_eve
 
 
 class EvenSample:
-    """At most `count` samples of a data set, the same ones for any number of ranks: a `Dataset`.
-
-    Args:
-        dataset: To choose from.
-        count: Samples wanted.
-    """
+    """At most `count` samples of a data set, the same ones for any number of ranks: a `Dataset`."""
 
     def __init__(self, dataset: Dataset, count: int) -> None:
         self.dataset = dataset

@@ -37,10 +37,7 @@ class StoredRun:
 def record_data(run: Path, store: TokenStore, state: dict[str, Any]) -> None:
     """Write down what a run trains on, so that its batches can be rebuilt even if it never reaches a checkpoint.
 
-    Args:
-        run: Run directory.
-        store: Opened.
-        state: Of the data at step 0, from `TrainingData.state`.
+    `state` is that of the data at step 0, from `TrainingData.state`.
     """
     location = store.location if is_remote(store.location) else str(Path(store.location).resolve())
     earlier = read_json(run / DATA) if (run / DATA).is_file() else {}

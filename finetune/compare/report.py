@@ -52,7 +52,6 @@ def as_text(comparison: Comparison) -> str:
 def row_cells(group: Group, groups: Sequence[Group]) -> list[str]:
     """Return one row of the table, under `TITLES`; the best mean is starred."""
     budgets = [run.budget for run in group.runs]
-    seconds = [budget.device_seconds for budget in budgets if budget.device_seconds is not None]
     steps = [budget.steps for budget in budgets if budget.steps is not None]
     star = "*" if group.label in best_labels(groups) else " "
     return [
@@ -64,7 +63,7 @@ def row_cells(group: Group, groups: Sequence[Group]) -> list[str]:
         str(len({run.seed for run in group.runs})),
         _span(steps),
         _span([budget.images for budget in budgets]),
-        duration(sum(seconds) / len(seconds)) if seconds else "",
+        "" if group.device_seconds is None else duration(group.device_seconds),
     ]
 
 
@@ -85,12 +84,8 @@ def duration(seconds: float) -> str:
 
 def settings_text(group: Group) -> str:
     """Name the settings in which a group differs from the others, and its runs where there are none."""
-    shown = [f"{name}={_plain(value)}" for name, value in group.differing.items()]
+    shown = [f"{name}={'none' if value is None else value}" for name, value in group.differing.items()]
     return ", ".join(shown) or ", ".join(run.path for run in group.runs)
-
-
-def _plain(value: Any) -> str:
-    return "none" if value is None else str(value)
 
 
 def _span(values: Sequence[int]) -> str:
@@ -141,7 +136,6 @@ def as_json(comparison: Comparison) -> bytes:
 
 
 def _group_document(group: Group) -> dict[str, Any]:
-    seconds = [run.budget.device_seconds for run in group.runs if run.budget.device_seconds is not None]
     difference = group.difference
     return {
         "label": group.label,
@@ -155,7 +149,7 @@ def _group_document(group: Group) -> dict[str, Any]:
         "num_pairs": None if difference is None else difference.num_values,
         "steps": max((run.budget.steps or 0 for run in group.runs), default=0) or None,
         "images": max(run.budget.images for run in group.runs),
-        "mean_device_seconds": sum(seconds) / len(seconds) if seconds else None,
+        "mean_device_seconds": group.device_seconds,
         "settings": group.differing,
         "runs": [
             {"path": run.path, "seed": list(run.seed), "measured_on": run.measured_on, "metrics": run.metrics}

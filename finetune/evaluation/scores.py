@@ -88,12 +88,7 @@ def compute_metrics(outcomes: Outcomes) -> Metrics | MultiLabelMetrics:
 
 
 def class_scores(outcomes: Outcomes, num_classes: int = 0) -> list[ClassScore]:
-    """Return the numbers of every class.
-
-    Args:
-        outcomes: The record.
-        num_classes: C; not needed with several labels per image.
-    """
+    """Return the numbers of every class; `num_classes` is not needed with several labels per image."""
     if outcomes.is_multi_label:
         targets, predicted = outcomes.targets, outcomes.probabilities >= THRESHOLD
         right, said, there = ((a & b).sum(0) for a, b in ((targets, predicted), (predicted,) * 2, (targets,) * 2))

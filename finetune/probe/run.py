@@ -58,14 +58,8 @@ class ProbeData:
 def run_probe(task: str, config: FinetuneConfig, *, data: str, run_dir: Path, resume: str = "auto") -> str:
     """Measure an encoder's frozen features and write RUN/linear-probe.json or RUN/knn.json; returns the table.
 
-    Both tasks may share a run directory, and then share the features kept in it.
+    Both tasks ("linear-probe" and "knn") may share a run directory, and then share the features kept in it.
 
-    Args:
-        task: "linear-probe" or "knn".
-        config: Settings.
-        data: Labelled images.
-        run_dir: Where to write.
-        resume: As of every run.
     Raises:
         InputError: bad input.
     """
@@ -91,20 +85,17 @@ def run_probe(task: str, config: FinetuneConfig, *, data: str, run_dir: Path, re
     )
     found = ProbeData(encoder=encoder, images=images, train=train, val=val)
     result = _linear_probe(found, config, directory) if task == "linear-probe" else _knn(found, config)
-    result = {"task": task, **_origin(found, config), **result}
-    write_json(directory / f"{task}.json", result)
-    return linear_table(result) if task == "linear-probe" else knn_table(result)
-
-
-def _origin(found: ProbeData, config: FinetuneConfig) -> dict[str, Any]:
-    return {
+    origin = {
         "encoder": config.encoder,
-        "data": found.images.train.info.root,
+        "data": images.train.info.root,
         "validation_data": config.data.val,
         "num_classes": found.num_classes,
-        "num_train_images": len(found.train.labels),
-        "num_images": len(found.val.labels),
+        "num_train_images": len(train.labels),
+        "num_images": len(val.labels),
     }
+    result = {"task": task, **origin, **result}
+    write_json(directory / f"{task}.json", result)
+    return linear_table(result) if task == "linear-probe" else knn_table(result)
 
 
 def _linear_probe(found: ProbeData, config: FinetuneConfig, directory: Path) -> dict[str, Any]:

@@ -86,7 +86,7 @@ class FitnessReport:
         lines = [_wrap(self.describe(), indent=""), ""]
         if len(self.fitness) == 1:
             facts = self.fitness[0].tokenizer
-            lines = [f"tokenizer {facts.name}, fingerprint {facts.short_fingerprint}", *lines]
+            lines = [f"tokenizer {facts.name}, fingerprint {facts.fingerprint[:12]}", *lines]
         lines += [text_table(self.fitness, self.labels), ""]
         lines += _verdict_lines([self.images_verdict]) if self.images_verdict.level != "good" else []
         for label, verdicts in zip(self.labels, self.verdicts, strict=True):
@@ -100,7 +100,6 @@ class FitnessReport:
 
     def as_json(self) -> dict[str, Any]:
         """Return the document of `--out`; its keys are described in docs/tokenizers.md."""
-        counts = Counter(report.reason for report in self.bad_samples)
         return {
             **FORMAT.header(),
             "beit_version": __version__,
@@ -112,7 +111,7 @@ class FitnessReport:
                 "measured": self.num_measured,
                 "unusable": {
                     "count": len(self.bad_samples),
-                    "by_reason": dict(counts),
+                    "by_reason": dict(Counter(report.reason for report in self.bad_samples)),
                     "first": [report._asdict() for report in self.bad_samples[:_BAD_SAMPLES_LISTED]],
                 },
                 "verdict": asdict(self.images_verdict),

@@ -28,10 +28,7 @@ MIN_IMAGES = 5
 class CropTransform:
     """Turn a record into pieces of one random view of its image. Instances are sent to the reader's workers.
 
-    Args:
-        data: Sizes.
-        augment: Distribution of the views.
-        seed: Of the run; with epoch and sample it keys view and pieces.
+    View and pieces are keyed by the run's seed, epoch and sample.
     """
 
     data: TokenizerDataConfig
@@ -62,11 +59,7 @@ class CropTransform:
         image = decode_image(record.image_bytes)
         view = draw_view(rng, image.width, image.height, self.augment)
         return render_view(
-            image,
-            view,
-            img_size=self.data.view_size,
-            resample=TOKEN_RESAMPLE,
-            jitter_scope=self.augment.jitter_scope,
+            image, view, img_size=self.data.view_size, resample=TOKEN_RESAMPLE, jitter_scope=self.augment.jitter_scope
         )
 
 
@@ -84,12 +77,8 @@ def split_images(images: LabelledDataset, data: TokenizerDataConfig, *, cache_by
     """Hold some images out, the same ones on every machine and in every run.
 
     As in a token store, those with the smallest hashes of their keys; so an image that is held out stays so when
-    others join it, unless it leaves the share.
+    others join it, unless it leaves the share. `cache_bytes` is memory for Parquet row groups.
 
-    Args:
-        images: All of a source.
-        data: Share, and number of images to measure on.
-        cache_bytes: Memory for Parquet row groups.
     """
     index = images.index
     require(

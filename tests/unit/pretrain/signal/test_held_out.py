@@ -5,10 +5,11 @@ import pytest
 import torch
 
 from beit.common.processes.distributed import World
+from beit.common.training.data import padded
 from beit.common.vit.vit import normalize_images
 from beit.pretrain.model import MaskedPrediction, masked_positions, pixel_targets
 from beit.pretrain.signal.baselines import fit_baselines
-from beit.pretrain.signal.evaluate import pixel_metrics, token_metrics
+from beit.pretrain.signal.held_out import pixel_metrics, token_metrics
 from beit.pretrain.step import MimStep, PixelStep
 
 WORLD = World(rank=0, local_rank=0, world_size=1, device=torch.device("cpu"))
@@ -41,16 +42,8 @@ def measure(given=None, baselines=None, masks=MASKS):
         np.array(IDS)[:, 0], np.array(masks, bool)[:, 0], grid_size=(2, 2), vocab_size=2
     )
     given = list(batches()) if given is None else given
-    return token_metrics(
-        AlwaysSure(),
-        given,
-        step=STEP,
-        baselines=baselines,
-        grid_size=(2, 2),
-        num_batches=len(given),
-        blank={},
-        world=WORLD,
-    )
+    given = padded(given, len(given), {}, WORLD)
+    return token_metrics(AlwaysSure(), given, step=STEP, baselines=baselines, grid_size=(2, 2), world=WORLD)
 
 
 def test_token_metrics_are_means_over_masked_tokens():
@@ -91,7 +84,7 @@ def test_pixel_metrics_compare_with_the_variance_of_the_target():
     given = [
         {"images": images[part], "bool_masked_pos": masks[part], "keys": ["k"]} for part in (slice(0, 4), slice(4, 6))
     ]
-    metrics = pixel_metrics(zero, given, step=step, num_batches=2, blank={}, world=WORLD)
+    metrics = pixel_metrics(zero, padded(given, 2, {}, WORLD), step=step, world=WORLD)
     targets = pixel_targets(normalize_images(images, step.mean, step.std), 2, normalize_patches=False)[masks]
     assert metrics["mse"] == pytest.approx(targets.square().mean().item(), rel=1e-5)
     assert metrics["mean_mse"] == pytest.approx(targets.var(0, correction=0).mean().item(), rel=1e-5)
