@@ -30,8 +30,6 @@ class FsspecStore:
     Args:
         url: Of something in it.
         is_first_contact: Whether to give up at once.
-    Raises:
-        InputError: the scheme is unknown, its settings are wrong, or a package is not installed.
     """
 
     def __init__(self, url: str, *, is_first_contact: bool) -> None:

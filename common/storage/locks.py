@@ -44,8 +44,6 @@ def sole_use(folder: Path, *, patience_seconds: float = 10.0) -> Iterator[None]:
     Args:
         folder: Exists.
         patience_seconds: How long to wait for another holder, which may be about to end.
-    Raises:
-        InputError: another process holds it.
     """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

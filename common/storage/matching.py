@@ -31,8 +31,6 @@ def list_folder(root: str) -> list[FileStat]:
 
     Args:
         root: Normalised path or URL.
-    Raises:
-        InputError: the folder cannot be listed.
     """
     return sorted(place_of(root, is_first_contact=True).walk(), key=lambda file: file.path)
 
@@ -44,8 +42,6 @@ def match_files(pattern: str) -> list[FileStat]:
         pattern: Such as `a/b.tar`, `a/*.tar`, `s3://bucket/train-{0000..1023}.tar` or `a/{train,val}.csv`.
     Returns:
         The files, absolute, in the order of the braces, sorted within each wildcard, without repetition.
-    Raises:
-        InputError: one of the alternatives names no file.
     """
     path = normalise(pattern)
     if not is_remote(path) and os.path.exists(path):
@@ -64,8 +60,6 @@ def measure_files(listed: Mapping[str, FileStat | None]) -> list[FileStat]:
 
     Args:
         listed: What a listing said of each path, in order; None for nothing.
-    Raises:
-        InputError: one is missing or cannot be read.
     """
     unknown = [path for path, stat in listed.items() if stat is None or (is_remote(path) and not stat.size)]
     found = {path: stat for path, stat in listed.items() if stat is not None}

@@ -57,7 +57,7 @@ def retries(count: int, first_seconds: float, longest_seconds: float) -> RetryCo
 
 PATIENT = retries(10, 0.5, 4.0)
 """About 16 seconds. Arbitrary; rides out the restart of a server, not an outage."""
-QUICK = retries(2, 0.1, 0.3)
+QUICK = retries(4, 0.1, 1.0)
 """Where a user just named a place: a server that is not there is more likely a wrong address."""
 
 
@@ -143,7 +143,9 @@ class ObjectStore:
         if self._is_web:
             files, folders = self._linked(folder)
             return files + [file for inner in folders for file in self.walk(inner)]
-        return [_stat(meta["path"], meta) for part in self._store.list(folder or None) for meta in part]
+        return [
+            _stat(meta["path"], meta) for part in self._store.list(folder or None, chunk_size=1000) for meta in part
+        ]
 
     def put(self, key: str, data: bytes | IO[bytes]) -> None:
         """Write a file as a whole, over an older one; an open file is read from its position."""
@@ -216,11 +218,7 @@ def split_url(url: str) -> tuple[str, str]:
 
 
 def web_headers() -> dict[str, str]:
-    """Return the headers that the user wants to be sent to web servers.
-
-    Raises:
-        InputError: the variable holds something else.
-    """
+    """Return the headers that the user wants to be sent to web servers."""
     text = os.environ.get(HEADERS_VARIABLE, "{}")
     try:
         return {str(name): str(value) for name, value in json.loads(text).items()}

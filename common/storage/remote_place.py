@@ -43,8 +43,6 @@ class RemotePlace:
         location: The URL.
         is_first_contact: Whether a user just named it, so that a server that cannot be reached is a wrong address
             rather than one that restarts, and ends it soon, as a bad input.
-    Raises:
-        InputError: the scheme is unknown, or what serves it is not installed.
     """
 
     __slots__ = ("_is_first_contact", "location")
@@ -111,11 +109,7 @@ class RemotePlace:
         return self._ask(lambda store, key: store.get(key, limit=limit)[0])
 
     def read_range(self, start: int, end: int, *, e_tag: str = "") -> bytes:
-        """Return the bytes from `start` to `end`; fewer only where the file ends.
-
-        Raises:
-            InputError: another version than that of `e_tag` is there now.
-        """
+        """Return the bytes from `start` to `end`; fewer only where the file ends."""
         data, found = self._ask(lambda store, key: store.get(key, start, end, e_tag=e_tag))
         if e_tag and found.version not in ("", e_tag):
             raise self._changed()
@@ -126,8 +120,6 @@ class RemotePlace:
 
         Args:
             start: First byte that is wanted.
-        Raises:
-            InputError: it changed meanwhile.
         """
         first, found = self._ask(lambda store, key: store.begin(key, start, start + PIECE_BYTES))
         if len(first) != min(max(0, found.size - start), PIECE_BYTES):

@@ -20,8 +20,6 @@ def check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor],
         tensors: As read.
         expected: The network's own state dict; only names and shapes count.
         origin: Where the tensors came from, for the message.
-    Raises:
-        InputError: the first difference found.
     """
     missing, extra = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
     if missing or extra:

@@ -49,8 +49,6 @@ def prepare_dalle(*, need_decoder: bool = False) -> Path:
     Args:
         need_decoder: Whether it is worth a download, and an error if it cannot be had. Without it, the decoder comes
             with the first download of the encoder, if it can.
-    Raises:
-        InputError: a file cannot be fetched, is not what it should be, or has changed; or the folder cannot be written.
     """
     folder = dalle_folder()
     if not _is_complete(folder, need_decoder):
@@ -110,11 +108,7 @@ def _add_part(folder: Path, part: Part) -> None:
 
 
 def _download(folder: Path, part: Part) -> str:
-    """Fetch one pickle into `folder`, and return where it came from.
-
-    Raises:
-        InputError: it cannot be had.
-    """
+    """Fetch one pickle into `folder`, and return where it came from."""
     name = f"{part}.pkl"
     urls = [f"{base}/{name}" for base in (OFFICIAL_URL, *_mirrors())]
     unfinished = folder / f"{name}.part"
@@ -206,11 +200,7 @@ def _mirrors() -> list[str]:
 
 
 def _check_sources(folder: Path) -> None:
-    """Refuse source files that are no longer those the tokenizer was converted from.
-
-    Raises:
-        InputError: a file was replaced; using what was made of the old one would surprise whoever replaced it.
-    """
+    """Refuse source files that are no longer those the tokenizer was converted from."""
     for source in recorded_sources(folder).values():
         file = folder / source.name
         if file.is_file() and (now := describe_source(file)).sha256 != source.sha256:

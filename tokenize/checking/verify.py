@@ -13,9 +13,10 @@ import logging
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import BinaryIO, cast
 
 import numpy as np
 
@@ -39,9 +40,9 @@ from beit.common.shards.schema import (
 from beit.common.shards.tables import SampleTable, ShardTable
 from beit.common.shards.token_store import TokenStore
 from beit.common.storage.documents import read_document
-from beit.common.storage.files import sha256_file
+from beit.common.storage.files import sha256_of
 from beit.common.storage.paths import is_remote, normalise, resolve_location
-from beit.common.storage.place import MissingFile, copy_file, place_of
+from beit.common.storage.place import MissingFile, Place, copy_file, place_of
 from beit.common.storage.tar_walk import TarMember, walk_tar
 from beit.common.store import read_store_info
 from beit.common.views import VIEW_DTYPE, crop_crc
@@ -127,14 +128,15 @@ def _read_index(location: str, info: StoreInfo) -> tuple[list[ShardRow], list[st
 
 def _stems_with_manifest(location: str) -> list[str]:
     suffix = _SUFFIXES[0]
-    return [name.removesuffix(suffix) for name in list_names(location, TOKENS_DIR) if name.endswith(suffix)]
+    names = (place_of(location) / TOKENS_DIR).names()
+    return [name.removesuffix(suffix) for name in names if name.endswith(suffix)]
 
 
 def _strays(location: str, stems: set[str]) -> Iterator[str]:
     """Yield files of no known shard, and what killed processes left; of a server that lists no folders, none."""
     for folder in (TOKENS_DIR, IMAGES_DIR):
         try:
-            names = list_names(location, folder)
+            names = (place_of(location) / folder).names()
         except InputError as error:
             logger.info("not looking for files that do not belong to the store: %s", error)
             continue
@@ -147,7 +149,7 @@ def _strays(location: str, stems: set[str]) -> Iterator[str]:
 def _verify_shard(location: str, info: StoreInfo, stem: str, row: ShardRow | None) -> int:
     """Check one shard and return its number of samples; the first thing that is wrong is raised."""
     info = replace(info, image_root=resolve_location(location, info.image_root))
-    with local_shard(location, stem) as folder:
+    with _local_shard(location, stem) as folder:
         return _verify_local_shard(folder, info, stem, row)
 
 
@@ -212,10 +214,10 @@ def _is_sound(view: TokenStore, row: int) -> bool:
 def _verify_images(location: str, expected: ImageFile, table: SampleTable) -> None:
     size = place_of(location).stat().size
     require(size == expected.size, f"{location} has {size} bytes, {expected.size} when it was tokenised")
-    with local_file(location) as path:
-        with path.open("rb") as file:
-            index = walk_tar(file, label=location)
-        is_damaged = expected.sha256 and sha256_file(path) != expected.sha256
+    with _at_hand(location) as file:
+        index = walk_tar(file, label=location)
+        file.seek(0)
+        is_damaged = expected.sha256 and sha256_of(file) != expected.sha256
     require(index.header_sha256 == expected.header_sha256, f"{location} holds other members than when it was tokenised")
     require(not is_damaged, f"{location} is damaged: its sha256 has changed")
     members = {member.offset: member for member in index.members}
@@ -251,7 +253,7 @@ def _require_array(member: TarMember, name: str, place: tuple[int, int], length:
 
 
 @contextmanager
-def local_shard(location: str, stem: str) -> Iterator[str]:
+def _local_shard(location: str, stem: str) -> Iterator[str]:
     """Yield a folder in which tokens/ and images/ hold the files of one shard, image tars apart.
 
     Args:
@@ -263,39 +265,34 @@ def local_shard(location: str, stem: str) -> Iterator[str]:
         return
     with tempfile.TemporaryDirectory(prefix="beit-verify-") as folder:
         try:
-            _fetch_shard(location, stem, Path(folder))
+            _fetch_shard(place_of(location), stem, Path(folder))
             yield folder
         except (InputError, BadSample) as error:
             raise InputError(str(error).replace(folder, location)) from None
 
 
 @contextmanager
-def local_file(location: str) -> Iterator[Path]:
-    """Yield the path of a file; of a remote one, of a copy that is gone afterwards."""
+def _at_hand(location: str) -> Iterator[BinaryIO]:
+    """Yield a file opened for reading; of a remote one, a copy that is gone afterwards."""
+    place = place_of(location)
     if not is_remote(location):
-        yield Path(location)
+        with place.open() as file:
+            yield file
         return
-    with tempfile.NamedTemporaryFile(prefix="beit-verify-") as file:
-        copy_file(place_of(location), file)
-        yield Path(file.name)
+    with tempfile.TemporaryFile(prefix="beit-verify-") as copy:
+        copy_file(place, copy)
+        yield cast(BinaryIO, copy)
 
 
-def list_names(location: str, folder: str) -> list[str]:
-    """List the files in tokens/ or images/, sorted; none where there is no such folder."""
-    return place_of(resolve_location(location, folder)).names()
-
-
-def _fetch_shard(location: str, stem: str, folder: Path) -> None:
+def _fetch_shard(store: Place, stem: str, folder: Path) -> None:
     for name in (TOKENS_DIR, IMAGES_DIR):
         (folder / name).mkdir()
         path = folder / name / manifest_name(stem)
-        try:
-            path.write_bytes(place_of(resolve_location(location, f"{name}/{path.name}")).read())
-        except MissingFile:
-            continue  # said by the check that needs it
+        with suppress(MissingFile):  # said by the check that needs it
+            path.write_bytes((store / f"{name}/{path.name}").read())
     manifest = read_document(ShardManifest, place_of(str(folder)) / f"{TOKENS_DIR}/{manifest_name(stem)}")
     for expected in (manifest.samples, manifest.tokens):
         if expected is not None:
             # Its schema lets through plain file names only, so a manifest cannot choose where something is written.
             with (folder / TOKENS_DIR / expected.name).open("wb") as file:
-                copy_file(place_of(location) / f"{TOKENS_DIR}/{expected.name}", file)
+                copy_file(store / f"{TOKENS_DIR}/{expected.name}", file)

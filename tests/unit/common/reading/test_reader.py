@@ -244,7 +244,7 @@ def test_more_workers_than_cores_are_no_reason_for_a_warning():
 ORPHANS = """
 from beit.common.reading.reader import build_loader
 from beit.common.reading.config import ReaderConfig
-from beit.common.reading.order import BatchPlan
+from beit.common.reading.batch_plan import BatchPlan
 from beit.common.reading.dataset import build_order
 from beit.tests.fake_dataset import FakeDataset, to_pixels
 if __name__ == "__main__":
