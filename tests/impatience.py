@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from beit.common.storage import fsspec_store, object_store
+from beit.common.storage import object_store
 from beit.common.storage.remote_place import forget_stores
 
 
 def hurry(monkeypatch: pytest.MonkeyPatch, *, retries: int = 5) -> None:
     """Try as often as asked, without the pauses."""
     monkeypatch.setattr(object_store, "PATIENT", object_store.retries(retries, 0.001, 0.002))
-    monkeypatch.setattr(fsspec_store, "PAUSES_SECONDS", (0.0,) * retries)
     forget_stores()

@@ -68,11 +68,11 @@ def failure(location: str, error: BaseException, doing: Doing = "read", *, is_fi
         `MissingFile`; `InputError` where asking again would not help; else `RemoteError`.
     """
     text = f"{location} {explain(error, doing)}"
-    if is_missing(error):
+    if _is_missing(error):
         return MissingFile(text) if doing == "read" else InputError(text)
     if any(mark in str(error) for mark in _NO_OFFSETS):
         return NoOffsets(text)
-    return InputError(text) if is_first_contact or is_permanent(error) else RemoteError(text)
+    return InputError(text) if is_first_contact or _is_permanent(error) else RemoteError(text)
 
 
 def explain(error: BaseException, doing: Doing = "read") -> str:
@@ -82,7 +82,7 @@ def explain(error: BaseException, doing: Doing = "read") -> str:
         return "changed while it was read; run the command again"
     if any(mark in text for mark in _NO_SUCH_BUCKET):
         return "names a bucket that does not exist"
-    if is_missing(error):
+    if _is_missing(error):
         return "does not exist" if doing == "read" else "cannot be written: its bucket or folder does not exist"
     if any(mark in text for mark in _NO_OFFSETS):
         return "cannot be read at offsets on this server; copy it to a disk first"
@@ -106,23 +106,19 @@ def explain(error: BaseException, doing: Doing = "read") -> str:
     return f"cannot be {doing} ({one_line(error)})"
 
 
-def is_missing(error: BaseException) -> bool:
+def _is_missing(error: BaseException) -> bool:
     """Tell whether the place answered that there is no such file."""
     is_file = isinstance(error, FileNotFoundError) or status_of(error)[0] == 404
     return is_file and not any(mark in str(error) for mark in _NO_SUCH_BUCKET)
 
 
-def is_permanent(error: BaseException) -> bool:
+def _is_permanent(error: BaseException) -> bool:
     """Tell whether asking again would give the same answer."""
     status = status_of(error)[0]
     if status is not None:
         return 300 <= status < 500 and status not in _TRANSIENT_STATUSES
-    text = str(error)
-    return (
-        isinstance(error, (FileNotFoundError, *_PERMANENT))
-        or any(mark in text for mark in (*_NO_OFFSETS, *_NO_SUCH_BUCKET))
-        or _lacks_credentials(error)
-    )
+    is_known = isinstance(error, _PERMANENT) or any(mark in str(error) for mark in _NO_SUCH_BUCKET)
+    return is_known or _lacks_credentials(error)
 
 
 def one_line(error: BaseException) -> str:
@@ -153,5 +149,4 @@ def _lacks_credentials(error: BaseException) -> bool:
 
 def _finds_nobody(error: BaseException) -> bool:
     """Tell whether no server was found at the address; one that broke off is there."""
-    is_refused = isinstance(error, ConnectionRefusedError) or "kind: Connect" in str(error)
-    return is_refused or any(part in type(error).__name__ for part in ("ClientConnector", "EndpointConnection"))
+    return isinstance(error, ConnectionRefusedError) or "kind: Connect" in str(error)

@@ -1,25 +1,20 @@
 """Schemes that obstore does not know (hf://, sftp://, memory://, chains such as simplecache::), through fsspec.
 
 fsspec and the package of the scheme are the user's to install. Fewer promises than an object store gives: creation
-looks before it writes where the package knows no better, and nothing is pinned while it is read.
+looks before it writes where the package knows no better, nothing is pinned while it is read, and what fails is tried
+again only if the package does so.
 """
 
 from __future__ import annotations
 
 import io
 import shutil
-import time
-from collections.abc import Callable
 from datetime import datetime
-from typing import IO, Any, TypeVar
+from typing import IO, Any
 
 from beit.common.errors import InputError
-from beit.common.storage.answers import FileStat, Judge, is_permanent, one_line
+from beit.common.storage.answers import FileStat, Judge, one_line
 
-Result = TypeVar("Result")
-
-PAUSES_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0)
-"""Before each further attempt. Arbitrary; rides out the restart of a server, not an outage."""
 _VERSION_FIELDS = ("ETag", "etag", "mtime", "LastModified", "Last-Modified", "last_modified", "updated", "created")
 _TIME_FIELDS = ("LastModified", "mtime", "updated", "last_modified", "created")
 
@@ -29,11 +24,9 @@ class FsspecStore:
 
     Args:
         url: Of something in it.
-        is_first_contact: Whether to give up at once.
     """
 
-    def __init__(self, url: str, *, is_first_contact: bool) -> None:
-        self._pauses = () if is_first_contact else PAUSES_SECONDS
+    def __init__(self, url: str) -> None:
         try:
             import fsspec
 
@@ -56,7 +49,7 @@ class FsspecStore:
         """Return the bytes from `start` to `end`, or all; fewer where the file ends. Versions are not known."""
         if limit is not None:
             start, end = 0, limit
-        data = self._try(lambda: bytes(self._files.cat_file(key, start=start, end=end)))
+        data = bytes(self._files.cat_file(key, start=start, end=end))
         return data, FileStat(key, len(data), "")
 
     def begin(self, key: str, start: int, end: int) -> tuple[bytes, FileStat]:
@@ -65,7 +58,7 @@ class FsspecStore:
 
     def head(self, key: str, *, at_offsets: bool = False) -> FileStat:
         """Return size and version of a file."""
-        info = self._try(lambda: self._fresh(key).info(key))
+        info = self._fresh(key).info(key)
         if info.get("type") == "directory":
             raise FileNotFoundError(key)
         return _stat(info)
@@ -73,7 +66,7 @@ class FsspecStore:
     def level(self, folder: str) -> tuple[list[FileStat], list[str]]:
         """Return the files and the names of the folders that lie directly in a folder."""
         try:
-            found = self._try(lambda: list(self._fresh(folder).ls(folder, detail=True)))
+            found = list(self._fresh(folder).ls(folder, detail=True))
         except FileNotFoundError:
             return [], []
         # Some programs mark a folder by an empty object of its name.
@@ -83,17 +76,17 @@ class FsspecStore:
 
     def walk(self, folder: str) -> list[FileStat]:
         """Return all files below a folder."""
-        found = self._try(lambda: self._fresh(folder).find(folder, detail=True))
+        found = self._fresh(folder).find(folder, detail=True)
         return [_stat(info | {"name": name}) for name, info in found.items()]
 
     def put(self, key: str, data: bytes | IO[bytes]) -> None:
         """Write a file as a whole, over an older one."""
-        self._try(lambda: self._upload(key, io.BytesIO(data) if isinstance(data, bytes) else data))
+        self._upload(key, io.BytesIO(data) if isinstance(data, bytes) else data)
 
     def create(self, key: str, data: bytes) -> bool:
         """Write a small file unless there is one; return whether it was done."""
         try:
-            self._try(lambda: self._files.pipe_file(key, data, mode="create"))
+            self._files.pipe_file(key, data, mode="create")
         except FileExistsError:
             return False
         return True
@@ -116,7 +109,7 @@ class FsspecStore:
     def delete(self, key: str) -> None:
         """Remove a file, if it is there."""
         try:
-            self._try(lambda: self._files.rm_file(key))
+            self._files.rm_file(key)
         except FileNotFoundError:
             return
         finally:
@@ -125,16 +118,6 @@ class FsspecStore:
     def _fresh(self, path: str) -> Any:
         self._files.invalidate_cache(path)  # a listing of this process may be hours old
         return self._files
-
-    def _try(self, action: Callable[[], Result]) -> Result:
-        for pause in self._pauses:
-            try:
-                return action()
-            except Exception as error:
-                if isinstance(error, FileExistsError) or is_permanent(error):
-                    raise
-                time.sleep(pause)
-        return action()
 
 
 def _stat(info: dict[str, Any]) -> FileStat:

@@ -51,7 +51,7 @@ class RemotePlace:
         self.location = location
         self._is_first_contact = is_first_contact
         if not _is_known(location):
-            fsspec_store.FsspecStore(location, is_first_contact=True)  # raises if it does not know it either
+            fsspec_store.FsspecStore(location)  # raises if it does not know it either
 
     def __repr__(self) -> str:
         """Show the URL."""
@@ -313,7 +313,7 @@ def _store_of(location: str, query: str, is_first_contact: bool) -> tuple[Store,
     if _is_known(location):
         root, key = object_store.split_url(location)
         return _open_store(root, query, is_first_contact), key
-    store = fsspec_store.FsspecStore(location, is_first_contact=is_first_contact)
+    store = fsspec_store.FsspecStore(location)
     return store, store.key
 
 

@@ -7,11 +7,12 @@ import fsspec
 import pytest
 
 from beit.common.errors import InputError
-from beit.common.storage import fsspec_store, object_store, remote_place
+from beit.common.storage import object_store, remote_place
 from beit.common.storage.local_place import LocalPlace
 from beit.common.storage.place import ByteRange, MissingFile, RemoteError, copy_file, place_of, read_ranges
 from beit.common.storage.remote_place import PIECE_BYTES
 from beit.tests.file_server import FileServer, serve
+from beit.tests.impatience import hurry
 from beit.tests.s3_server import serve_s3
 
 CONTENT = bytes(range(256)) * 40
@@ -19,10 +20,7 @@ CONTENT = bytes(range(256)) * 40
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
-    """Try as often as ever, without the pauses."""
-    monkeypatch.setattr(object_store, "PATIENT", object_store.retries(3, 0.001, 0.002))
-    monkeypatch.setattr(fsspec_store, "PAUSES_SECONDS", (0.0,) * 2)
-    remote_place.forget_stores()
+    hurry(monkeypatch, retries=3)
 
 
 @pytest.fixture
