@@ -63,11 +63,7 @@ def save_model(directory: Path, state: Mapping[str, Tensor], config: EncoderConf
 
 
 def read_encoder_state(path: str | Path) -> dict[str, Tensor]:
-    """Read all tensors of an encoder, on the CPU.
-
-    Raises:
-        InputError: no encoder there, or its weights are missing or damaged.
-    """
+    """Read all tensors of an encoder, on the CPU."""
     weights_path = find_encoder(path) / WEIGHTS_FILE
     try:
         state: dict[str, Tensor] = load_file(weights_path)
@@ -91,9 +87,6 @@ def load_encoder(
         The model in eval mode on the CPU, without head, and with a final norm only where the encoder has one of its own
         (`config.final_norm`). It has `config` (its shape), `normalization` (mean and std of its input pixels in [0, 1])
         and `provenance`.
-
-    Raises:
-        InputError: no encoder there, it is damaged, or it cannot be adapted as asked.
     """
     stored = read_encoder_config(path)
     config = replace(
@@ -124,9 +117,6 @@ def load_weights(
 
     Returns:
         Names of the parameters that kept their initial values.
-
-    Raises:
-        InputError: no encoder there, it is damaged, or it lacks or mismatches any other parameter.
     """
     stored = read_encoder_config(path)
     state = adapt_state(read_encoder_state(path), stored.architecture, model.config)

@@ -40,10 +40,6 @@ class BadSample(Exception):
 
 
 def require(condition: bool, message: str) -> None:
-    """Raise an `InputError` with `message` unless `condition` holds.
-
-    Raises:
-        InputError: condition is false.
-    """
+    """Raise an `InputError` with `message` unless `condition` holds."""
     if not condition:
         raise InputError(message)

@@ -167,8 +167,6 @@ def choose_dtype(setting: DTypeSetting, device: str | torch.device) -> DType:
         setting: "auto" is float32 on the CPU and float16 on a GPU: BEiT's own choice there, and closer to float32 than
             bfloat16 (docs/decisions.md).
         device: Where to compute.
-    Raises:
-        InputError: unknown, or float16 on the CPU, where convolutions in it are about 30 times slower than in float32.
     """
     on_cpu = torch.device(device).type == "cpu"
     if setting == "auto":
@@ -188,8 +186,6 @@ def choose_compile(setting: CompileMode, device: str | torch.device) -> bool:
     Args:
         setting: "auto" compiles on a GPU, if what `torch.compile` needs there is installed.
         device: Where to compute.
-    Raises:
-        InputError: unknown setting.
     """
     require(setting in ("auto", "on", "off"), f"compile_encoder ({setting}) must be auto, on or off")
     if setting != "auto":
@@ -222,9 +218,6 @@ def load_tokenizer(
         compile_encoder: Whether `encode` goes through `torch.compile`; see `choose_compile`. The first batch of a
             shape then takes a minute.
         need_decoder: Whether `decode` must work.
-    Raises:
-        InputError: nothing by that name, or its files are damaged or of another kind; or `need_decoder` and there is
-            none.
     """
     place, name = torch.device(device), str(name_or_path)
     dtype = choose_dtype(dtype, place)
@@ -285,9 +278,6 @@ def load_store_tokenizer(
 
     A name out of a file never decides which code runs: a `module:Class` is imported only if the user gave it. `given`
     is what the user names instead, because the tokenizer has moved or is code. For the rest see `load_tokenizer`.
-
-    Raises:
-        InputError: it cannot be loaded, is another one, or is code that the user has not named.
     """
     name = given or info.name
     if given is None and is_import_name(name) and not Path(name).exists():

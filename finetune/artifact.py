@@ -38,11 +38,7 @@ class StartingPoint:
 
 
 def load_classifier(path: str | Path) -> tuple[ImageClassifier, EncoderConfig]:
-    """Load a fine-tuned classifier, or that of a run directory, for use: in eval mode on the CPU, and its description.
-
-    Raises:
-        InputError: there is no such model, it has no classification head, or it is damaged.
-    """
+    """Load a fine-tuned classifier, or that of a run directory, for use: in eval mode on the CPU, and its description."""
     stored = read_encoder_config(path)
     if stored.task != "classification" or stored.class_names is None:
         raise InputError(f"{path} is an encoder without a classification head; fine-tune it first, with beit finetune")
@@ -56,11 +52,7 @@ def load_classifier(path: str | Path) -> tuple[ImageClassifier, EncoderConfig]:
 
 
 def starting_point(config: FinetuneConfig) -> StartingPoint:
-    """Decide shape and normalisation before anything is built: the encoder's, or for random weights the settings'.
-
-    Raises:
-        InputError: no encoder was named or none is there, or the patches do not tile the input.
-    """
+    """Decide shape and normalisation before anything is built: the encoder's, or for random weights the settings'."""
     if not config.encoder:
         raise InputError(f"--encoder is missing; give the folder of an encoder, or --encoder {RANDOM_ENCODER}")
     if config.encoder == RANDOM_ENCODER:
@@ -93,9 +85,6 @@ def build_classifier(config: FinetuneConfig, start: StartingPoint, class_names: 
     """Build the model to train, with the encoder's weights if there is one; the head starts anew.
 
     A head is kept only where the encoder was fine-tuned on the same classes.
-
-    Raises:
-        InputError: the weights are damaged or do not fit.
     """
     model = ImageClassifier(
         start.architecture,

@@ -38,11 +38,7 @@ _MANY_HEADS, _LARGE_CELL_PX, _SMALL_CELL_PX = 6, 136, 100
 
 
 def parse_query(text: str, grid_size: tuple[int, int]) -> int:
-    """Read whose attention is shown, "ROW,COLUMN" of a patch or "cls"; returns its position in the sequence.
-
-    Raises:
-        InputError: it is neither, or outside the grid.
-    """
+    """Read whose attention is shown, "ROW,COLUMN" of a patch or "cls"; returns its position in the sequence."""
     if text.lower() == "cls":
         return 0
     numbers = text.split(",")
@@ -100,9 +96,6 @@ def attention_sheet(
         num_images: At most this many, spread over the source.
         block: Counted from 0; None takes the one that a probe found best, or else the last.
         queries: "ROW,COLUMN" or "cls"; none takes the patch in the middle.
-
-    Raises:
-        InputError: bad input.
     """
     stored, model = read_encoder_config(encoder), load_encoder(encoder)
     config = model.config

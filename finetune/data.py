@@ -46,8 +46,6 @@ def open_training_data(data: str, settings: DataConfig, *, multi_label: bool = F
         data: Labelled images: folder with a sub-folder per class, tars, Parquet, CSV.
         settings: Subset and validation images.
         multi_label: Read `a|b` as the two classes a and b, and a missing label as none of the classes.
-    Raises:
-        InputError: images or labels are missing, there is one class only, or validation has classes of its own.
     """
     train = build_index(data)
     class_names = _trained_classes(train, multi_label=multi_label)
@@ -68,8 +66,6 @@ def open_evaluation_data(data: str, class_names: Sequence[str], *, multi_label: 
         data: As in `open_training_data`.
         class_names: Of the model.
         multi_label: See `open_training_data`; labels then stay numbers of combinations, for `label_table`.
-    Raises:
-        InputError: images or labels are missing, or there is a class that `class_names` lacks.
     """
     index = build_index(data)
     if multi_label:
@@ -96,8 +92,6 @@ def label_table(index: LabelledIndex, class_names: Sequence[str]) -> NDArray[np.
         class_names: C classes.
     Returns:
         bool (K + 1, C): for each combination its classes; the last row, which the absent label -1 finds, has none.
-    Raises:
-        InputError: a combination has a class that `class_names` lacks.
     """
     combinations = _combinations(index)
     position = {name: class_id for class_id, name in enumerate(class_names)}

@@ -197,11 +197,7 @@ def _luma_difference(view: np.void, pixels: NDArray[np.uint8]) -> int:
 
 
 def check_replay(store_canary: str, *, strict: bool) -> None:
-    """Refuse strict replay on a machine whose decoder or resampler differs from the one that tokenised.
-
-    Raises:
-        InputError: the canary hashes differ and replay is strict.
-    """
+    """Refuse strict replay on a machine whose decoder or resampler differs from the one that tokenised."""
     if strict and compute_canary() != store_canary:
         raise InputError(
             "this machine's Pillow or libjpeg renders images differently from the one that wrote the store; install "

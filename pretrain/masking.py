@@ -48,20 +48,12 @@ class MaskConfig:
 
 
 def target_num_masked(config: MaskConfig, grid_size: tuple[int, int]) -> int:
-    """Return the most patches a blockwise or random mask covers: 75 at 14x14, never 0.
-
-    Raises:
-        InputError: config.num_masked exceeds the grid.
-    """
+    """Return the most patches a blockwise or random mask covers: 75 at 14x14, never 0."""
     return _patches("num_masked", config.num_masked, _PAPER_MASKED, grid_size, way_out="lower it")
 
 
 def target_min_block(config: MaskConfig, grid_size: tuple[int, int]) -> int:
-    """Return the least target area of a block in patches: 16 at 14x14, never 0.
-
-    Raises:
-        InputError: config.min_block exceeds the grid.
-    """
+    """Return the least target area of a block in patches: 16 at 14x14, never 0."""
     return _patches("min_block", config.min_block, _PAPER_MIN_BLOCK, grid_size, way_out="lower it or raise img_size")
 
 
@@ -106,8 +98,6 @@ def draw_mask(
     Returns:
         Bool array (height, width), True = masked; at least one patch, at most `max_num_masked`. Mode none: all False.
 
-    Raises:
-        InputError: a count of the config exceeds the grid.
     Source: BEiT §2.3, Alg. 1, and the released code. Differs: where not a single block fits (grids of a few patches),
         neighbouring patches are masked instead, because an image without masked patches teaches nothing.
     """

@@ -101,9 +101,6 @@ class MaskedImageModel(_PatchPredictor):
         config: Shape; must have a mask token.
         vocab_size: Visual tokens the tokenizer knows, V.
         num_masked: K: positions predicted per image, at least what any mask covers; see `masking.max_num_masked`.
-
-    Raises:
-        InputError: config has no mask token, or num_masked is outside [1, N].
     """
 
     def __init__(self, config: ViTConfig, *, vocab_size: int, num_masked: int) -> None:

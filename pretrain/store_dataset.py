@@ -31,8 +31,6 @@ class StoreDataset:
         store: Opened and checked; workers receive a copy.
         seed: Of the run; decides which view a sample shows first.
         held_out: True for the samples kept from training, False for all others.
-    Raises:
-        InputError: there is no such sample.
     """
 
     def __init__(self, store: TokenStore, *, seed: int, held_out: bool = False) -> None:

@@ -66,8 +66,6 @@ def check_output(path: Path | None, *, option: str = "--out") -> None:
     Args:
         path: The file; None, where none is wanted, is fine.
         option: How the user named it.
-    Raises:
-        InputError: it is a folder, or its own folder does not exist or may not be written to.
     """
     if path is None:
         return

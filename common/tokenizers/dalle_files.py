@@ -42,11 +42,7 @@ _CLASS_NAMES = (
 
 
 def find_parts(path: Path) -> tuple[Path, Path | None]:
-    """Find DALL-E's bare files by their folder or the encoder's file: that, and the decoder's where it lies beside it.
-
-    Raises:
-        InputError: no encoder there.
-    """
+    """Find DALL-E's bare files by their folder or the encoder's file: that, and the decoder's where it lies beside it."""
     encoder_file = find_part(path, "encoder") if path.is_dir() else path
     if encoder_file is None or encoder_file.suffix not in SUFFIXES:
         raise InputError(
@@ -60,9 +56,6 @@ def load_dalle(encoder_file: Path, decoder_file: Path | None, *, need_decoder: b
     """Read DALL-E's dVAE, whatever folder its files lie in.
 
     A decoder that cannot be read is an error with `need_decoder` only: tokens do not need it.
-
-    Raises:
-        InputError: a file is not what it should be.
     """
     _, encoder = read_part(encoder_file, "encoder")
     decoder = None
@@ -95,8 +88,6 @@ def read_part(file: Path, part: Part | None = None) -> tuple[Part, dict[str, Ten
         part: What it must be; None to find out.
     Returns:
         The part, and its tensors under their published names.
-    Raises:
-        InputError: the file is missing, damaged, or of another network or part.
     """
     require(file.is_file(), f"{file} does not exist")
     is_pickle = file.suffix != ".safetensors"
@@ -110,11 +101,7 @@ def read_part(file: Path, part: Part | None = None) -> tuple[Part, dict[str, Ten
 
 
 def read_safetensors(file: Path) -> dict[str, Tensor]:
-    """Read all tensors of a safetensors file.
-
-    Raises:
-        InputError: it is damaged.
-    """
+    """Read all tensors of a safetensors file."""
     try:
         return dict(load_file(file))
     except Exception as error:  # safetensors raises its own type for damage, without a public common base

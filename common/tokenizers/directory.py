@@ -70,8 +70,6 @@ def load_model(path: Path, *, need_decoder: bool = False) -> LoadedModel:
     Args:
         path: Directory with config.json, folder with DALL-E's files, or the file of its encoder.
         need_decoder: Whether a decoder that is there but damaged is an error, in bare files.
-    Raises:
-        InputError: there is no tokenizer, or it is damaged.
     """
     settings = read_settings(path) if (path / CONFIG_FILE).is_file() else None
     if settings is not None and settings["architecture"] == "dvae":
@@ -92,11 +90,7 @@ def load_model(path: Path, *, need_decoder: bool = False) -> LoadedModel:
 
 
 def read_settings(directory: Path) -> dict[str, Any]:
-    """Read config.json of a tokenizer directory.
-
-    Raises:
-        InputError: it is of something else, or of a newer beit.
-    """
+    """Read config.json of a tokenizer directory."""
     settings = FORMAT.check(read_json(directory / CONFIG_FILE), directory / CONFIG_FILE)
     kind = settings.get("architecture")
     if kind not in ("dvae", "dall-e"):
@@ -140,11 +134,7 @@ def save_dalle(directory: Path, part: Part, tensors: Mapping[str, Tensor], sourc
 
 
 def recorded_sources(directory: Path) -> dict[Part, SourceFile]:
-    """Return which files a directory of DALL-E's tokenizer was converted from.
-
-    Raises:
-        InputError: config.json is damaged.
-    """
+    """Return which files a directory of DALL-E's tokenizer was converted from."""
     sources = read_settings(directory).get("sources", {})
     origin = f"{directory}/{CONFIG_FILE}: sources"
     return {part: config_from_dict(SourceFile, source, origin=origin) for part, source in sources.items()}

@@ -53,9 +53,6 @@ class PluginModel:
     """A plugin, checked, in the form of the networks of this package.
 
     `name` is what it was asked for by, for messages; on `device` are its input and its output.
-
-    Raises:
-        InputError: it lacks something, or offers it in the wrong form.
     """
 
     def __init__(self, plugin: Any, *, name: str, device: torch.device) -> None:
@@ -75,11 +72,7 @@ class PluginModel:
         self._is_first = True
 
     def pixels_to_ids(self, pixels: Tensor) -> Tensor:
-        """Map uint8 (B, 3, H, W) to int64 (B, h, w).
-
-        Raises:
-            InputError: what the plugin returned has another shape or dtype, or ids outside the vocabulary.
-        """
+        """Map uint8 (B, 3, H, W) to int64 (B, h, w)."""
         batch, _, height, width = pixels.shape
         expected = (batch, height // self.downsampling, width // self.downsampling)
         result = self._tensor("encode", self._encode(pixels))
@@ -105,11 +98,7 @@ class PluginModel:
         return token_ids
 
     def ids_to_pixels(self, token_ids: Tensor) -> Tensor:
-        """Map int64 (B, h, w) to uint8 (B, 3, H, W).
-
-        Raises:
-            InputError: what the plugin returned has another shape or dtype.
-        """
+        """Map int64 (B, h, w) to uint8 (B, 3, H, W)."""
         assert self._decode is not None, "callers ask `Tokenizer.can_decode` first"
         pixels = self._tensor("decode", self._decode(token_ids))
         batch, height, width = token_ids.shape
@@ -160,9 +149,6 @@ def load_plugin(name: str, *, device: torch.device, dtype: str) -> PluginModel:
     """Import and make a tokenizer of somebody else, which runs its code.
 
     Modules of a `module:Class` are looked for in the current folder too, last.
-
-    Raises:
-        InputError: it cannot be imported or called, or does not offer what `TokenizerPlugin` says.
     """
     factory = _import(name)
     require(callable(factory), f"tokenizer {name} is a {type(factory).__name__}, must be a class or a function")

@@ -58,9 +58,6 @@ def read_module_tensors(path: Path, class_names: Collection[str]) -> dict[str, T
 
     `class_names` are the full names of the classes the file may mention, such as
     "torch.nn.modules.container.Sequential". None of them is imported.
-
-    Raises:
-        InputError: the file is damaged, is no pickled module, or names anything else.
     """
     try:
         module = _read_zip(path, class_names) if zipfile.is_zipfile(path) else _read_legacy(path, class_names)

@@ -198,8 +198,6 @@ def plan_training(
         checkpoint: Saving interval.
         num_samples: Training samples of one epoch.
         world_size: Ranks.
-    Raises:
-        InputError: the global batch cannot be shared among the ranks, or the warmup is longer than the run.
     """
     batch = train.global_batch_size
     micro_batch_size = train.micro_batch_size or max(1, batch // world_size)

@@ -101,9 +101,6 @@ class TrainingData:
         """Refuse to continue on other data than those of `saved`, an earlier `state`, unless told to.
 
         Where `reader.lanes` is left out, the saved order's lanes are taken: a store may have moved to or from a server.
-
-        Raises:
-            InputError: they differ; every difference is named.
         """
         state = DataState.from_json(dict(saved))
         mine = self._state(0)

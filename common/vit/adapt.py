@@ -24,9 +24,6 @@ def adapt_state(state: Mapping[str, Tensor], source: ViTConfig, target: ViTConfi
 
     Returns:
         The new state dict, under official names; unchanged tensors are the same objects.
-    Raises:
-        InputError: the two differ in width, depth, heads, patch size or absolute positions, or the source's position
-            tables have no place in the target.
     """
     _check_adaptable(source, target)
     adapted = {name: tensor for name, tensor in state.items() if not name.endswith("relative_position_index")}

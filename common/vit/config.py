@@ -150,11 +150,7 @@ def build_vit_config(
     use_mask_token: bool = True,
     init: InitRule = "pretrain",
 ) -> ViTConfig:
-    """Resolve a recipe's `[model]` section into the full shape; sizes in pixels.
-
-    Raises:
-        InputError: A value, or a combination of values, is outside its range.
-    """
+    """Resolve a recipe's `[model]` section into the full shape; sizes in pixels."""
     given = {name: value for name, value in asdict(model).items() if name != "size" and value is not None}
     shape = VIT_SIZES[model.size]._asdict() | given
     return ViTConfig(img_size=img_size, patch_size=patch_size, use_mask_token=use_mask_token, init=init, **shape)

@@ -44,11 +44,7 @@ class EncoderConfig:
 
 
 def find_encoder(path: str | Path) -> Path:
-    """Return the folder of an encoder given by itself or by the run directory around it.
-
-    Raises:
-        InputError: there is none, or it was cut off while being written.
-    """
+    """Return the folder of an encoder given by itself or by the run directory around it."""
     given = Path(path)
     for directory in (given, given / "model", given / "encoder"):
         if (directory / CONFIG_FILE).is_file():
@@ -59,11 +55,7 @@ def find_encoder(path: str | Path) -> Path:
 
 
 def read_encoder_config(path: str | Path) -> EncoderConfig:
-    """Read the description of an encoder, or of the one in a run directory, as `encoder` or `model`.
-
-    Raises:
-        InputError: no encoder there, another format or version, or a malformed description; names the file.
-    """
+    """Read the description of an encoder, or of the one in a run directory, as `encoder` or `model`."""
     file = find_encoder(path) / CONFIG_FILE
     value, origin = FORMAT.check(read_json(file), file), str(file)
     try:

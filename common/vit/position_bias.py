@@ -105,8 +105,6 @@ def resize_table(table: Tensor, source_grid: tuple[int, int], target_grid: tuple
 
     Returns:
         (R_target, H), dtype of the input; the three CLS rows are copied. The input itself where the grids are equal.
-    Raises:
-        InputError: table does not have the rows that source_grid implies.
     Source: the released BEiT fine-tuning code. Differs: each axis has its own spacing, so rectangles work; the spline,
         there SciPy's interp2d (removed), is evaluated here as an equivalent matrix in float64.
     """

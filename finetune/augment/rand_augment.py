@@ -55,9 +55,6 @@ def parse_policy(text: str) -> RandAugmentPolicy | None:
 
     It is "rand" and then, in any order, m (strength), n (operations per image, 2 if left out), mstd (spread of the
     strength, 0 if left out) and inc1, joined by dashes.
-
-    Raises:
-        InputError: it reads otherwise, or a number is out of range.
     """
     if text == OFF:
         return None

@@ -32,9 +32,6 @@ class ImageClassifier(VisionTransformer):
         pooling: "mean" averages the patches and then normalises; "cls" normalises and takes CLS; "cls_mean" puts CLS
             and the mean of the patches side by side and normalises neither, as linear probes do.
         head_init_scale: Factor on the head's initial weights.
-
-    Raises:
-        InputError: num_classes is negative, or pooling has no such value.
     """
 
     def __init__(

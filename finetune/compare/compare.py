@@ -67,9 +67,6 @@ def compare_runs(paths: Sequence[Path], *, metric: str | None = None) -> Compari
     """Read run directories and put those together that differ only by their seeds.
 
     They are compared by a metric that all runs have; left out, by each task's main one.
-
-    Raises:
-        InputError: a path is no run or is given twice, a metric is missing, or there is nothing to compare.
     """
     known = [path.resolve() for path in paths]
     for path, resolved in zip(paths, known, strict=True):

@@ -26,11 +26,7 @@ _NUMBERS = ("mean", "difference", "seeds", "steps", "images", "device time")
 
 
 def check_comparison_output(out: Path | None) -> None:
-    """Refuse, before anything is read, an output file of an unknown format or in a place that cannot be written to.
-
-    Raises:
-        InputError: as said.
-    """
+    """Refuse, before anything is read, an output file of an unknown format or in a place that cannot be written to."""
     check_output(out)
     if out is not None and out.suffix not in _FORMATS:
         raise InputError(f"--out {out} must end in {', '.join(_FORMATS)}, which says the format")

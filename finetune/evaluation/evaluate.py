@@ -51,9 +51,6 @@ def evaluate_model(
 
     `model` is the folder that `beit finetune` wrote, or its run directory; classes are matched to the model's by name.
     Under a launcher every rank measures its part, and rank 0 writes.
-
-    Raises:
-        InputError: bad input.
     """
     check_output(out)
     check_output(html, option="--html")

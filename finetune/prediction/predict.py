@@ -87,8 +87,6 @@ def predict_to_file(
         stdout: CSV goes here where `out` is None.
         features: Add the features that the head sees; of an encoder, the mean of the patches after
             the block that its run's probe found best, or after the last.
-    Raises:
-        InputError: bad input, or no image at all can be read.
     """
     check_prediction_file(out)
     batches = predict(model, source, features=features)
@@ -99,11 +97,7 @@ def predict_to_file(
 
 
 def predict(model: str | Path, source: str, *, features: bool = False) -> Iterator[list[Prediction]]:
-    """Yield the predictions for all images of `source` that can be read, batch by batch, in the order of the source.
-
-    Raises:
-        InputError: bad input, or no image at all can be read.
-    """
+    """Yield the predictions for all images of `source` that can be read, batch by batch, in the order of the source."""
     predictor = load_predictor(model, features=features)
     index, world = build_index(source), single_rank()
     reader = default_reader(world, bad_sample_budget=_ALL_BUT_ONE)
@@ -118,11 +112,7 @@ def predict(model: str | Path, source: str, *, features: bool = False) -> Iterat
 
 
 def load_predictor(model: str | Path, *, features: bool) -> Predictor:
-    """Load a classifier, or, where only features are wanted, an encoder without a head.
-
-    Raises:
-        InputError: there is no such model, it is damaged, or it has no classes and no features are wanted.
-    """
+    """Load a classifier, or, where only features are wanted, an encoder without a head."""
     stored = read_encoder_config(model)
     if stored.task == "pretrain" and features:
         encoder = load_encoder(model)

@@ -55,9 +55,6 @@ def frozen_features(
     """Return the features of all images of `index` that can be read, CLS beside the mean of the patches.
 
     They are kept in `file`. The encoder is moved to the device of `world`, which is one rank, if it is needed.
-
-    Raises:
-        InputError: they would not fit into `probe.max_feature_gib`, or no image can be read.
     """
     _require_memory(encoder, index, config.probe.max_feature_gib)
     identity = _identity(encoder, index, config)

@@ -59,9 +59,6 @@ def run_probe(task: str, config: FinetuneConfig, *, data: str, run_dir: Path, re
     """Measure an encoder's frozen features and write RUN/linear-probe.json or RUN/knn.json; returns the table.
 
     Both tasks ("linear-probe" and "knn") may share a run directory, and then share the features kept in it.
-
-    Raises:
-        InputError: bad input.
     """
     require(config.data.val is not None, f"--val is missing; {task} measures on images of its own")
     require(

@@ -47,11 +47,7 @@ class ForeignWeights:
 
 
 def read_foreign(path: Path) -> ForeignWeights:
-    """Read a weight file, or a folder of Hugging Face or timm.
-
-    Raises:
-        InputError: there is nothing that can be read, or a file is damaged or holds more than tensors and plain values.
-    """
+    """Read a weight file, or a folder of Hugging Face or timm."""
     if not path.exists():
         raise InputError(f"{path} does not exist; give a weight file, or the folder of a Hugging Face model")
     files = _weight_files(path) if path.is_dir() else [path]

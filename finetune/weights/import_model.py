@@ -60,9 +60,6 @@ def import_encoder(
 
     Where neither the user nor the file tells, the usual is taken: a head per 64 channels, the pixels' normalisation of
     such models.
-
-    Raises:
-        InputError: the weights cannot be read, are of another kind of model, or the folder is in use.
     """
     if directory.exists() and (not directory.is_dir() or next(directory.iterdir(), None) is not None):
         raise InputError(f"{directory} is not an empty folder; name a new one for the encoder")
@@ -98,11 +95,7 @@ def import_encoder(
 def infer_architecture(
     named: NamedTensors, config: Mapping[str, Any], num_heads: int | None, *, origin: str
 ) -> ViTConfig:
-    """Derive the shape of the model from its tensors, Hugging Face's config.json, if any, and what the user says.
-
-    Raises:
-        InputError: a tensor that any encoder has is missing, or the grid is not square.
-    """
+    """Derive the shape of the model from its tensors, Hugging Face's config.json, if any, and what the user says."""
     tensors = named.tensors
     for name in ("cls_token", "patch_embed.proj.weight", "blocks.0.mlp.fc1.weight", "blocks.0.norm1.weight"):
         require(name in tensors, f"{origin} lacks the tensor {name!r} of every encoder; it is of another kind of model")

@@ -79,9 +79,6 @@ def official_names(tensors: Mapping[str, Tensor], origin: str) -> NamedTensors:
 
     Separate queries, keys and values become one; a key bias, which shifts all logits of a query alike and so cancels in
     the softmax, is left out.
-
-    Raises:
-        InputError: a name is not known; the first one is named.
     """
     plain = _without_wrappers(tensors)
     is_mae = any(name.startswith("decoder") for name in plain)

@@ -64,11 +64,7 @@ class ListedTransform:
 
 
 def rebuild_batch(run: StoredRun, step: int, *, num_pictures: int) -> RebuiltBatch:
-    """Build the batch of a step, counted from 0, again; the pixels of its first `num_pictures` samples are kept.
-
-    Raises:
-        InputError: the run has no such step.
-    """
+    """Build the batch of a step, counted from 0, again; the pixels of its first `num_pictures` samples are kept."""
     config, store = run.config, run.store
     dataset = StoreDataset(store, seed=config.train.seed)
     num_samples = int(dataset.shard_sizes.sum())

@@ -133,9 +133,6 @@ def build_reconstruction(
     """Choose at most `num_images` held-out images, spread over the store, with the masks they are measured under.
 
     Images that cannot be read are left out. Without `tokens`, pixels are predicted.
-
-    Raises:
-        InputError: none of them can be read.
     """
     info = store.info
     token_img_size = tokens.token_img_size if tokens else 0
@@ -180,9 +177,6 @@ def reconstruction_sheet(run: Path, *, store: str | None, tokenizer: str | None,
     """Draw held-out images as the model of a run directory completes them, one per row; see `Reconstruction`.
 
     `store` and `tokenizer` are where they are now, if that is no longer what the run names.
-
-    Raises:
-        InputError: a part is missing, or the tokenizer is not the run's or cannot decode.
     """
     encoder = read_encoder_config(run / ENCODER)
     opened = open_stored_run(run, store)

@@ -72,11 +72,7 @@ class ProbeData:
 
 
 def open_probe_data(config: ProbeConfig) -> ProbeData | None:
-    """Open the labelled images of a probe; None where the settings name none.
-
-    Raises:
-        InputError: images or labels are missing, there is one class only, or the test images have classes of their own.
-    """
+    """Open the labelled images of a probe; None where the settings name none."""
     if config.data is None:
         return None
     index = build_index(config.data)
