@@ -38,7 +38,7 @@ class StartingPoint:
 
 
 def load_classifier(path: str | Path) -> tuple[ImageClassifier, EncoderConfig]:
-    """Load a fine-tuned classifier, or that of a run directory, for use: in eval mode on the CPU, and its description."""
+    """Load a fine-tuned classifier, or a run's, for use, in eval mode on the CPU, and its description."""
     stored = read_encoder_config(path)
     if stored.task != "classification" or stored.class_names is None:
         raise InputError(f"{path} is an encoder without a classification head; fine-tune it first, with beit finetune")

@@ -169,13 +169,7 @@ def compare_command(runs: tuple[Path, ...], metric: str | None, out: Path | None
 )
 @click.option("--json", "listing", type=click.Path(path_type=Path), metavar="F.json", help="Also write the distances.")
 def show_attention_command(
-    encoder: Path,
-    images: str,
-    out: Path,
-    rows: int,
-    block: int | None,
-    queries: tuple[str, ...],
-    listing: Path | None,
+    encoder: Path, images: str, out: Path, rows: int, block: int | None, queries: tuple[str, ...], listing: Path | None
 ) -> None:
     """Draw where the heads of an encoder look in IMAGES, and how far the heads of all its blocks do.
 

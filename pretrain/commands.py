@@ -49,13 +49,7 @@ def pretrain_command(store: str, run: Path, **long: Any) -> None:
 @click.option("--recipe", metavar="NAME|FILE", help="Settings for a STORE, as for beit pretrain.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a setting; may be repeated.")
 def show_masks_command(
-    target: str,
-    out: Path,
-    rows: int,
-    epochs: int,
-    store: str | None,
-    recipe: str | None,
-    overrides: tuple[str, ...],
+    target: str, out: Path, rows: int, epochs: int, store: str | None, recipe: str | None, overrides: tuple[str, ...]
 ) -> None:
     """Draw what a run hides: training images under the masks of their first epochs, and statistics of many masks.
 

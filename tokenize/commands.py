@@ -38,10 +38,7 @@ RECIPES = Path(__file__).parent / "recipes"
     help="Store the K crops instead of the images: training then only decodes them.",
 )
 @click.option(
-    "--workers",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Threads, above four processes, that decode and crop.",
+    "--workers", type=click.IntRange(min=1), metavar="N", help="Threads, above four processes, that decode and crop."
 )
 @long_command_options
 def tokenize_command(source: str, store: str, tokenizer: str | None, **dedicated: Any) -> None:

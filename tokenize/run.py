@@ -15,13 +15,7 @@ from pathlib import Path
 
 from beit.common.processes.cores import available_cores
 from beit.common.processes.signals import StopFlag, stop_on_signals
-from beit.common.shards.schema import (
-    IMAGES_DIR,
-    INDEX_FILE,
-    ImageShardManifest,
-    StoreInfo,
-    manifest_name,
-)
+from beit.common.shards.schema import IMAGES_DIR, INDEX_FILE, ImageShardManifest, StoreInfo, manifest_name
 from beit.tokenize.config import TokenizeConfig
 from beit.tokenize.jobs import RankJobs, list_jobs
 from beit.tokenize.packing.pack import members_of, pack_images, packed_manifests

@@ -248,12 +248,7 @@ def bar_chart(
 
 
 def dot_chart(
-    values: NDArray[np.floating],
-    *,
-    title: str,
-    x_name: str,
-    size_px: tuple[int, int],
-    reference: tuple[float, str],
+    values: NDArray[np.floating], *, title: str, x_name: str, size_px: tuple[int, int], reference: tuple[float, str]
 ) -> Image.Image:
     """Draw groups of values as dots, and their means as a line.
 

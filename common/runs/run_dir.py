@@ -60,13 +60,7 @@ class RunDirectory:
 
 
 def open_run(
-    path: Path,
-    config: Any,
-    *,
-    world: World,
-    resume: str,
-    free_keys: Sequence[str] = (),
-    sync_to: str | None = None,
+    path: Path, config: Any, *, world: World, resume: str, free_keys: Sequence[str] = (), sync_to: str | None = None
 ) -> RunDirectory:
     """Find where an existing run goes on, or a place for a new one; the same answer on every rank.
 

@@ -39,11 +39,7 @@ MAX_PATH = 1024
 MAX_HELD_OUT_SHARE = 0.2
 """No small store gives up more than this for the learning signal."""
 
-_LATER_SETTINGS = {
-    "exif_orientation": '"applied"',
-    "packing.materialize": "false",
-    "packing.jpeg_quality": "null",
-}
+_LATER_SETTINGS = {"exif_orientation": '"applied"', "packing.materialize": "false", "packing.jpeg_quality": "null"}
 """Settings that came after the first stores, with what those did; left out of the hash there, so that it stays."""
 
 

@@ -14,13 +14,7 @@ from pathlib import Path
 
 from beit.common.errors import InputError
 from beit.common.images import is_image_path
-from beit.common.sources.loose_files import (
-    FileOrder,
-    csv_listing,
-    folder_listing,
-    open_files,
-    text_listing,
-)
+from beit.common.sources.loose_files import FileOrder, csv_listing, folder_listing, open_files, text_listing
 from beit.common.sources.tars import open_tars
 from beit.common.sources.types import Source
 from beit.common.storage.matching import is_folder, list_folder, match_files, measure_files

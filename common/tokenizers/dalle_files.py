@@ -42,7 +42,7 @@ _CLASS_NAMES = (
 
 
 def find_parts(path: Path) -> tuple[Path, Path | None]:
-    """Find DALL-E's bare files by their folder or the encoder's file: that, and the decoder's where it lies beside it."""
+    """Find DALL-E's bare files by their folder or the encoder's file: that, and the decoder's if it lies beside."""
     encoder_file = find_part(path, "encoder") if path.is_dir() else path
     if encoder_file is None or encoder_file.suffix not in SUFFIXES:
         raise InputError(

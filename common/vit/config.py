@@ -143,12 +143,7 @@ class ModelConfig:
 
 
 def build_vit_config(
-    model: ModelConfig,
-    *,
-    img_size: int,
-    patch_size: int,
-    use_mask_token: bool = True,
-    init: InitRule = "pretrain",
+    model: ModelConfig, *, img_size: int, patch_size: int, use_mask_token: bool = True, init: InitRule = "pretrain"
 ) -> ViTConfig:
     """Resolve a recipe's `[model]` section into the full shape; sizes in pixels."""
     given = {name: value for name, value in asdict(model).items() if name != "size" and value is not None}

@@ -73,11 +73,7 @@ def audit_store(store: TokenStore, *, count: int, tokenizer: ViewEncoder | str |
     now = describe_execution(config, device=device, dtype=dtype, is_compiled=is_compiled, threads=then.threads)
     if tokenizer is None or isinstance(tokenizer, str):
         tokenizer = load_store_tokenizer(
-            info.tokenizer,
-            given=tokenizer,
-            device=device,
-            dtype=dtype,
-            compile_encoder="on" if is_compiled else "off",
+            info.tokenizer, given=tokenizer, device=device, dtype=dtype, compile_encoder="on" if is_compiled else "off"
         )
     else:
         _require_same_tokenizer(info.tokenizer, tokenizer)

@@ -182,10 +182,7 @@ class ShardTokenizer:
         full_hash = self._start_hash(job)
         folder, tokens = self._files / TOKENS_DIR, None
         begin_shard(folder, job.stem)
-        with (
-            new_shard_tar(folder, job.stem) if self._info.views else nullcontext() as tar,
-            job.tar.open() as reader,
-        ):
+        with new_shard_tar(folder, job.stem) if self._info.views else nullcontext() as tar, job.tar.open() as reader:
             writer = SampleWriter(tar)
             results = self._workers.map(partial(self._prepare, reader=reader), refs, ahead=self._images_ahead())
             usable = _sort_out(results, job.stem, skipped, bad_samples, progress)
