@@ -130,7 +130,8 @@ class Loader:
                 batch = self._wait(batches, workers, index)
                 if isinstance(batch, WorkerFailure):
                     batch.reraise(index % self._num_workers)
-                self.bad_samples.add(batch["bad_samples"])
+                if batch["bad_samples"]:
+                    self.bad_samples.add(batch["bad_samples"])
                 # Empty only in an evaluation, where bad samples are left out.
                 if batch["keys"]:
                     yield batch

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -129,7 +130,7 @@ def _assemble(
     pipeline = wds.DataPipeline(
         source,
         partial(load, board=board),
-        wds.batched(micro_batch_size, collation_fn=collate),
+        partial(_cut, size=micro_batch_size),
         partial(_report_failures, board=board),
     )
     num_samples = int(load.keywords["dataset"].shard_sizes.sum())
@@ -237,6 +238,13 @@ def _hopeless(bad: list[BadSampleReport]) -> str:
         f"none of the {len(bad)} samples of shard {shard} can be used (first: {first.sample_id}, {first.reason}: "
         f"{first.detail}); restore the shard or leave it out"
     )
+
+
+def _cut(samples: Iterable[dict[str, Any]], *, size: int) -> Iterator[Batch]:
+    """Third stage: micro-batches. `wds.batched` would read the first sample of the next before it hands one on."""
+    rest = iter(samples)
+    while some := list(islice(rest, size)):
+        yield collate(some)
 
 
 def collate(samples: list[dict[str, Any]]) -> Batch:

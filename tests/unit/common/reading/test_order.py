@@ -8,7 +8,7 @@ import pytest
 
 from beit.common.errors import InputError
 from beit.common.reading.batch_plan import BatchPlan, DataState, check_resume, grad_accum_steps_for, valid_world_sizes
-from beit.common.reading.order import Order, view_index
+from beit.common.reading.order import Order
 
 SIZES = {
     "even": [20] * 5,
@@ -66,11 +66,9 @@ def test_order_is_frozen():
     """A run resumed under a later version must see the same order: these numbers may never change."""
     order = Order(7, np.array([3, 1, 4, 2]), window_shards=2)
     assert ids(*order.locate(0, 0, 10)) == FROZEN_ORDER
-    assert [view_index(7, epoch, "000000-a", "key", 4) for epoch in range(5)] == FROZEN_VIEWS
 
 
 FROZEN_ORDER = [(2, 2), (0, 0), (2, 1), (0, 2), (2, 0), (2, 3), (0, 1), (3, 1), (1, 0), (3, 0)]
-FROZEN_VIEWS = [1, 2, 3, 0, 1]
 
 
 def test_order_depends_on_seed_and_epoch():
@@ -160,17 +158,6 @@ def test_every_tail_is_the_same_in_a_fresh_process():
         *steps_of(order, 8, range(7, 12), micro=1, world_size=8),
     ]
     assert chain == whole
-
-
-def test_every_view_comes_once_in_k_epochs():
-    for key in ("a", "b", "c"):
-        assert sorted(view_index(0, epoch, "s", key, 6) for epoch in range(4, 10)) == list(range(6))
-    starts = {view_index(0, 0, "s", str(key), 6) for key in range(50)}
-    assert starts == set(range(6))
-
-
-def test_without_stored_views_each_epoch_is_its_own():
-    assert [view_index(0, epoch, "s", "a", 0) for epoch in (0, 1, 9)] == [0, 1, 9]
 
 
 def test_valid_world_sizes_are_listed():
