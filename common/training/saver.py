@@ -32,15 +32,7 @@ MAX_FAILED_SAVES = 2
 
 
 class Saver:
-    """Writes and reads the checkpoints of one run; every rank calls every method.
-
-    Args:
-        task: Knows its data position and its artifacts.
-        engine: Holds weights and moments.
-        run: Where to write.
-        world: The ranks.
-        config: What to keep.
-    """
+    """Writes and reads the checkpoints of one run; every rank calls every method."""
 
     def __init__(
         self, task: Task, *, engine: Engine, run: RunDirectory, world: World, config: CheckpointConfig

@@ -54,12 +54,8 @@ def train(
 ) -> tuple[SomeTask, FitResult]:
     """Do a training, from joining the ranks to its end; every stage's trainings begin here.
 
-    Args:
-        config: All settings, written as config.toml.
-        build_task: Opens the data, after the ranks have joined and the seed is set.
-        run_dir: The run directory.
-        resume: See `open_run`.
-        free_keys: See `open_run`.
+    `build_task` opens the data, after the ranks have joined and the seed is set. For the others see `open_run`.
+
     Raises:
         InputError: bad input, and what `start_run` and `fit` refuse.
         ResumableStop: asked to stop; everything is saved.
@@ -78,15 +74,9 @@ def train(
 def start_run(
     task: Task, config: TrainingConfig, *, path: Path, resume: str, world: World, free_keys: Sequence[str] = ()
 ) -> RunDirectory:
-    """Open the directory of a run; nothing in it is rewritten before the data are known to be those of the run.
+    """Open the directory of a run, see `open_run`, and build the model; all ranks call this.
 
-    Args:
-        task: Its model is built here, if it was not yet, between that check and the first thing written.
-        config: All settings.
-        path: The run directory.
-        resume: See `open_run`.
-        world: The ranks; all of them call this.
-        free_keys: See `open_run`.
+    Nothing in it is rewritten before the data are known to be those of the run, and the model can be built.
     """
     run = open_run(path, config, world=world, resume=resume, free_keys=free_keys, sync_to=config.run.sync_to)
     if run.checkpoint is not None:
@@ -98,13 +88,8 @@ def start_run(
 
 
 def fit(task: Task, config: TrainingConfig, *, run: RunDirectory, world: World) -> FitResult:
-    """Train to the end of the plan, from the run's checkpoint if it has one.
+    """Train to the end of the plan, from the run's checkpoint if it has one; all ranks call this.
 
-    Args:
-        task: Model, data and loss.
-        config: Settings.
-        run: Open run directory.
-        world: The ranks; all of them call this.
     Raises:
         InputError: the settings ask for what this task cannot do, another process trains in the run's directory, or bad
             input met on the way.
