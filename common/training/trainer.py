@@ -148,10 +148,12 @@ class Trainer:
         self._restore()
         self._world.run_on_main(self._open_metrics)
         is_main = self._world.is_main
-        with Progress(total, unit="steps", description="training", initial=self._step, enabled=is_main) as progress:
-            if self._step < self._end:
-                self._start_data()
-            self._world.shorten_timeouts()
+        progress = Progress(total, unit="steps", description="training", initial=self._step, enabled=is_main)
+        if self._step < self._end:
+            self._start_data()
+        self._world.shorten_timeouts()
+        with ExitStack() as at_the_end:
+            at_the_end.push(progress)  # only now: data that cannot be opened are an error without a line of progress
             while self._step < self._end:
                 self._heed(stop)
                 if self._profile is not None:
