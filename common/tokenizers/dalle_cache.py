@@ -199,7 +199,7 @@ def _mirrors() -> list[str]:
 
 
 def _check_sources(folder: Path) -> None:
-    """Refuse source files that are no longer those the tokenizer was converted from."""
+    """Refuse replaced source files; using what was made of the old ones would surprise whoever replaced them."""
     for source in recorded_sources(folder).values():
         file = folder / source.name
         if file.is_file() and (now := describe_source(file)).sha256 != source.sha256:
