@@ -16,7 +16,7 @@ from collections.abc import Callable
 from functools import partial
 from multiprocessing import forkserver
 
-_PRELOAD = [
+PRELOADED = [
     "beit.common.processes.worker_server",  # first: it makes the server, and so its children, deaf to SIGTERM
     "torch.utils.data",
     "webdataset",
@@ -27,9 +27,10 @@ _PRELOAD = [
     "pyarrow.parquet",
     "beit.common.views",
     "beit.common.reading.reader",
-    "beit.pretrain.store_dataset",
+    "beit.common.shards.token_store",
     "beit.common.reading.labelled_dataset",
 ]
+"""Imported once by the server for all workers, which come from it with all of this; a name that is wrong is passed over."""
 _SLOT_BYTES = 512
 
 
@@ -39,7 +40,7 @@ def start_worker_server() -> None:
     It returns at once, while the server imports what workers need. A command that will have workers calls it before its
     own imports, so that the same seconds serve both.
     """
-    multiprocessing.get_context("forkserver").set_forkserver_preload(_PRELOAD)
+    multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOADED)
     forkserver.ensure_running()
 
 
