@@ -30,7 +30,7 @@ PRELOADED = [
     "beit.common.shards.token_store",
     "beit.common.reading.labelled_dataset",
 ]
-"""Imported once by the server for all workers, which come from it with all of this; a name that is wrong is passed over."""
+"""Imported once by the server for all workers, which come from it with all of this; a wrong name is passed over."""
 _SLOT_BYTES = 512
 
 
