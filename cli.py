@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import logging
-import os
 import signal
 import sys
 import traceback
@@ -19,11 +18,8 @@ from typing import Any, NamedTuple
 import click
 
 from beit import __version__
-from beit.common.errors import InputError, ResumableStop, RunFailed
-
-EXIT_FAILED = 1
-EXIT_BAD_INPUT = 2
-EXIT_RESUMABLE = 75
+from beit.common.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_RESUMABLE, InputError, ResumableStop, RunFailed
+from beit.common.processes.launcher_env import launched_rank
 
 
 class Entry(NamedTuple):
@@ -117,14 +113,14 @@ def beit() -> None:
 
 def main() -> None:
     """Run `beit`; exit 0 done, 2 wrong usage or input, 75 stopped and resumable, else 1."""
-    if _rank() is not None:
+    if launched_rank() is not None:
         from beit.common.processes.rank_reports import capture_output
 
         capture_output()
     _set_up_logging()
     signal.signal(signal.SIGTERM, _interrupt)
     code, message = _run()
-    if _rank() is not None:
+    if launched_rank() is not None:
         from beit.common.processes.rank_reports import record_exit  # only ranks pay for the import
 
         message = record_exit(code, message)
@@ -153,7 +149,7 @@ def _run() -> tuple[int, str]:
             return EXIT_FAILED, f"another rank is gone or does not answer ({' '.join(str(error).split())[:300]})"
         traceback.print_exc()  # anything else is a bug, and a bug report needs the trace
         # A rank's line is shown by the command that launched it, which cannot show its trace.
-        return EXIT_FAILED, f"{type(error).__name__}: {error}" if _rank() is not None else ""
+        return EXIT_FAILED, f"{type(error).__name__}: {error}" if launched_rank() is not None else ""
     return result if isinstance(result, int) else 0, ""
 
 
@@ -172,17 +168,11 @@ def _interrupt(signum: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _rank() -> int | None:
-    """Return this process's rank under a launcher, else None."""
-    rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID", ""))
-    return int(rank) if rank.isdigit() else None
-
-
 def _set_up_logging() -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     # What all ranks would say, the first one says.
-    handler.addFilter(lambda record: record.levelno >= logging.WARNING or not _rank())
+    handler.addFilter(lambda record: record.levelno >= logging.WARNING or not launched_rank())
     root = logging.getLogger("beit")
     root.addHandler(handler)
     root.setLevel(logging.INFO)

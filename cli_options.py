@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
+Config = TypeVar("Config")
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -66,6 +68,64 @@ def _refuse_folder(context: click.Context, parameter: click.Parameter, value: Pa
     return value
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LongOptions:
+    """What every long command takes, and what all of them make of it."""
+
+    recipe: str | None
+    """Name or file."""
+    overrides: tuple[str, ...]
+    """Settings as SECTION.KEY=VALUE."""
+    gpus: int | None
+    """Ranks to start here."""
+    hostfile: str | None
+    """Machines to start them on."""
+    resume: str
+    """auto, never, or a path."""
+
+    @classmethod
+    def pop(cls, options: dict[str, Any]) -> LongOptions:
+        """Take what belongs here out of the options of a command that has others, too."""
+        return cls(**{field.name: options.pop(field.name) for field in fields(cls)})
+
+    def load(self, schema: type[Config], recipes: Path, **dedicated: Any) -> Config:
+        """Return the settings; `dedicated` options stand for one each, `__` for the dot in its name, None left out."""
+        from beit.common.config import load_config
+
+        given = [f"{name.replace('__', '.')}={value}" for name, value in dedicated.items() if value is not None]
+        return load_config(schema, recipe=self.recipe, overrides=[*given, *self.overrides], recipe_dir=recipes)
+
+    def refuse_code(self, tokenizer: str | None, setting: str, option: str) -> None:
+        """Refuse to run the code of a tokenizer whose `setting` a recipe made; by `option` users name it themselves."""
+        if tokenizer is None or any(word.startswith(f"{setting}=") for word in self.overrides):
+            return
+        from beit.common.errors import require
+        from beit.common.tokenizers.plugin import is_import_name  # imports torch
+
+        require(
+            not is_import_name(tokenizer),
+            f"the recipe names tokenizer {tokenizer}, which is code; if you trust it, name it yourself: "
+            f"{option}{tokenizer}",
+        )
+
+    def start(self, *, num_workers: int) -> None:
+        """Start ranks as asked for and leave; in a rank, have its workers' server ready by the time it is imported."""
+        start_ranks(self.gpus, self.hostfile)
+        if num_workers:
+            from beit.common.processes.worker_process import start_worker_server
+
+            start_worker_server()
+
+
+def start_ranks(gpus: int | None, hostfile: str | None) -> None:
+    """Run this command as ranks, if that was asked for, and leave with their exit code; in a rank, go on."""
+    from beit.common.processes.launch import launch_ranks
+    from beit.common.processes.launcher_env import under_launcher
+
+    if (gpus or hostfile) and not under_launcher():
+        raise click.exceptions.Exit(launch_ranks(gpus=gpus, hostfile=hostfile))
+
+
 def long_command_options(command: Command) -> Command:
-    """Add what every long command takes: --recipe, --set, --gpus, --hostfile, --resume."""
+    """Add what every long command takes, the fields of `LongOptions`: --recipe, --set, --gpus, --hostfile, --resume."""
     return recipe_options(launch_options(resume_option(command)))

@@ -16,6 +16,7 @@ from pathlib import Path
 import click
 
 from beit.common.errors import InputError
+from beit.common.runs.layout import ENCODER, MODEL
 
 UNLABELLED, LABELLED, VALIDATION = 2600, 500, 500
 """Images without labels, with labels, and for validation: few labels is where pre-training pays."""
@@ -42,24 +43,16 @@ def demo_command(folder: Path, seed: int) -> None:
     size = ["--img-size", str(IMG_SIZE_PX), "--patch-size", str(PATCH_SIZE_PX)]
     crops = ["--set", "augment.scale=[0.4,1.0]"]  # small images of one thing each: a tenth of one shows too little
     views = ["--tokenizer", "mini", "--views", "4", *crops, *size]
+    recipe = ["--recipe", "demo", "--set", f"train.seed={seed}"]
     _beit("tokenize", folder / "images/unlabelled", folder / "store", *views)
-    _beit("pretrain", folder / "store", folder / "pretrain", "--recipe", "demo", "--set", f"train.seed={seed}")
+    _beit("pretrain", folder / "store", folder / "pretrain", *recipe)
     rows = {}
-    for name, encoder in (("pretrained", folder / "pretrain/encoder"), ("random", "random")):
+    for name, encoder in (("pretrained", folder / "pretrain" / ENCODER), ("random", "random")):
         labelled = [folder / "images/labelled", folder / f"finetune-{name}"]
-        options = [
-            "--encoder",
-            encoder,
-            "--val",
-            folder / "images/validation",
-            "--recipe",
-            "demo",
-            "--set",
-            f"train.seed={seed}",
-        ]
-        _beit("finetune", "classification", *labelled, *options)
+        options = ["--encoder", encoder, "--val", folder / "images/validation"]
+        _beit("finetune", "classification", *labelled, *options, *recipe)
         out = folder / f"finetune-{name}.json"
-        _beit("evaluate", folder / f"finetune-{name}/model", folder / "images/validation", "--out", out)
+        _beit("evaluate", folder / f"finetune-{name}" / MODEL, folder / "images/validation", "--out", out)
         rows[name] = json.loads(out.read_text())
     picture = folder / "reconstruction.png"
     _beit("show", "reconstruction", folder / "pretrain", "--out", picture)
@@ -84,9 +77,8 @@ def _claim(folder: Path, seed: int) -> None:
 def _generate(folder: Path, seed: int) -> None:
     from beit.tokenize.synthetic import write_demo_images
 
-    for part, (name, count) in enumerate(
-        (("unlabelled", UNLABELLED), ("labelled", LABELLED), ("validation", VALIDATION))
-    ):
+    parts = {"unlabelled": UNLABELLED, "labelled": LABELLED, "validation": VALIDATION}
+    for part, (name, count) in enumerate(parts.items()):
         # Another seed for each part, far from the next user seed, so that no image stands in two of them.
         write_demo_images(folder / name, num_images=count, img_size=IMG_SIZE_PX * 3 // 2, seed=seed * 1000 + part)
 

@@ -37,7 +37,8 @@ from beit.common.pages.pictures import PALETTE, save_png, sheet
 from beit.common.processes.signals import StopFlag, stop_on_signals
 from beit.common.runs.run_dir import environment
 from beit.common.sources.index_build import build_index
-from beit.common.storage.files import read_json, sha256_file, write_json
+from beit.common.storage.documents import read_json, write_json
+from beit.common.storage.files import sha256_file
 from beit.common.storage.locks import exclusive_lock
 from beit.common.vit.description import WEIGHTS_FILE, find_encoder
 from beit.finetune.commands import RECIPES

@@ -33,7 +33,7 @@ from beit.common.processes.signals import LAUNCHER_PID_VARIABLE
 from beit.common.reading.labelled_dataset import LabelledDataset
 from beit.common.runs.metrics import read_metrics
 from beit.common.sources.index_build import build_index
-from beit.common.storage.files import write_json
+from beit.common.storage.documents import write_json
 from beit.pretrain.signal.verdict import TREND_BITS
 
 HELD_OUT_SHARE = 1 / 6

@@ -34,13 +34,11 @@ from beit.benchmarks.stores import make_store, random_dalle, write_scenes
 from beit.benchmarks.turns import Turns, matrix_product, wait_for
 from beit.common.config import load_config
 from beit.common.processes.distributed import init_distributed
-from beit.common.runs.run_dir import open_run
 from beit.common.shards.token_store import TokenStore
-from beit.common.training.precision import choose_precision
+from beit.common.training.engine import choose_precision
 from beit.common.training.speed import apply_speed
-from beit.common.training.task import FitSettings
-from beit.common.training.trainer import fit
-from beit.common.vit.normalization import normalize_images
+from beit.common.training.trainer import fit, start_run
+from beit.common.vit.vit import normalize_images
 from beit.pretrain.commands import RECIPES
 from beit.pretrain.config import PretrainConfig
 from beit.pretrain.objective import build_model, build_step
@@ -261,19 +259,13 @@ def measure(
     precision = choose_precision(config.train.precision, world)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     reader = ReaderAlone(task)
-    settings = FitSettings(
-        train=config.train,
-        optimizer=config.optimizer,
-        checkpoint=config.checkpoint,
-        deepspeed=config.deepspeed,
-        speed=config.speed,
-    )
     try:
         turn_takers = {**contestants(task, reader, steps, without), MATMUL: matrix_product(world.device, dtype)}
         turns = Turns(turn_takers, world.device)
         turns.round(is_warm_up=True)
         task.take_turns(turns, steps=steps, settle=settle, rounds=rounds)
-        fit(task, settings=settings, run=open_run(run_dir, config, world=world, resume="never"), world=world)
+        run = start_run(task, config, path=run_dir, resume="never", world=world)
+        fit(task, config, run=run, world=world)
     finally:
         reader.close()
     return figures(task, turns, precision)

@@ -29,7 +29,7 @@ from PIL import Image
 from beit.common.images import decode_image
 from beit.common.reading.batch_plan import BatchPlan
 from beit.common.reading.config import ReaderConfig
-from beit.common.reading.dataset import Record, build_order
+from beit.common.reading.dataset import build_order
 from beit.common.reading.reader import build_loader
 from beit.common.rng import CounterRng
 from beit.common.shards.schema import (
@@ -44,8 +44,8 @@ from beit.common.shards.schema import (
     held_out_hash,
 )
 from beit.common.shards.tables import encode_index, encode_samples
-from beit.common.storage.documents import to_json
-from beit.common.storage.files import write_json
+from beit.common.storage.documents import to_json, write_json
+from beit.common.storage.samples import Record
 from beit.common.store import open_store
 from beit.common.views import VIEW_DTYPE
 from beit.pretrain.store_dataset import StoreDataset

@@ -35,8 +35,8 @@ from beit.benchmarks.turns import wait_for
 from beit.common.processes.cores import available_cores
 from beit.common.tokenizer import choose_dtype, load_tokenizer
 from beit.tokenize.config import TokenizeConfig
-from beit.tokenize.execution import choose_device, torch_threads
 from beit.tokenize.run import run_tokenize
+from beit.tokenize.setup import choose_device, torch_threads
 from beit.tokenize.summary import TokenizeSummary
 
 STAGE, FORWARD, SUPPLY, SHARED = "whole stage", "bare forward", "supply", "both on the same cores"

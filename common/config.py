@@ -60,10 +60,10 @@ def within(interval: str, hint: str = "") -> Bound:
     return Bound(f"lie in {interval}", lambda value: is_above(value, low) and is_below(value, high), hint)
 
 
-def one_of(choices: Iterable[Any], hint: str = "") -> Bound:
+def one_of(choices: Iterable[Any]) -> Bound:
     """Allow some values only; a `Literal` needs no bound to say so."""
     allowed = tuple(choices)
-    return Bound(f"be one of {', '.join(map(str, allowed))}", lambda value: value in allowed, hint)
+    return Bound(f"be one of {', '.join(map(str, allowed))}", lambda value: value in allowed)
 
 
 @typing.dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(dataclasses.field,))
@@ -125,9 +125,6 @@ def load_config(
         recipe: Name of a shipped recipe in `recipe_dir`, a path to a TOML file, or None.
         overrides: Items of the form "section.key=value"; the value is read as TOML, as a plain string where that fails.
         recipe_dir: Folder of the shipped recipes.
-
-    Raises:
-        InputError: unknown recipe or key, malformed TOML or override, a value of the wrong type or out of range.
     """
     values: dict[str, Any] = {}
     origin = "defaults"
@@ -143,11 +140,7 @@ def load_config(
 
 
 def find_recipe(recipe: str | Path, recipe_dir: Path) -> Path:
-    """Return the file of a recipe given by shipped name or by path.
-
-    Raises:
-        InputError: neither exists; names the shipped ones.
-    """
+    """Return the file of a recipe given by shipped name or by path."""
     shipped = recipe_dir / f"{recipe}.toml"
     if shipped.is_file():
         return shipped
@@ -159,11 +152,7 @@ def find_recipe(recipe: str | Path, recipe_dir: Path) -> Path:
 
 
 def config_from_dict(schema: type[Config], values: Mapping[str, Any], *, origin: str = "config") -> Config:
-    """Build a `schema` instance from nested mappings; keys left out keep their defaults.
-
-    Raises:
-        InputError: unknown key, wrong type, or a range check of the schema fails.
-    """
+    """Build a `schema` instance from nested mappings; keys left out keep their defaults."""
     return typing.cast(Config, _build(schema, values, prefix="", where=_Where(schema, origin)))
 
 

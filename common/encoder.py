@@ -21,14 +21,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from beit.common.errors import InputError, require
-from beit.common.storage.files import fsync_directory, read_json, write_json
+from beit.common.storage.documents import write_json
+from beit.common.storage.files import fsync_directory
 from beit.common.vit.adapt import adapt_state
 from beit.common.vit.config import PosBias
 from beit.common.vit.description import (
     CONFIG_FILE,
     WEIGHTS_FILE,
     EncoderConfig,
-    encoder_config_from_json,
     encoder_config_to_json,
     find_encoder,
     read_encoder_config,
@@ -39,29 +39,23 @@ logger = logging.getLogger(__name__)
 
 
 def save_model(directory: Path, state: Mapping[str, Tensor], config: EncoderConfig) -> None:
-    """Write weights and their description, each file complete or absent.
+    """Write a full state dict, on any device, and its description, each file complete or absent.
 
     A reader at any moment, and a crash at any moment, finds the old pair, the new pair, the new weights with the old
     description of an equal architecture, or, where the architecture changes, an incomplete folder that says so.
-
-    Args:
-        directory: Created where missing.
-        state: Full state dict; tensors on any device.
-        config: Its description.
     """
     directory.mkdir(parents=True, exist_ok=True)
     config_path = directory / CONFIG_FILE
-    if config_path.exists() and _differs(config_path, config):
+    if config_path.exists() and _differs(directory, config):
         config_path.unlink()
         fsync_directory(directory)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    weights_path = directory / WEIGHTS_FILE
     temporary = directory / f"{WEIGHTS_FILE}.tmp.{os.getpid()}"
     try:
         save_file(tensors, temporary, metadata={"format": "pt"})
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        os.replace(temporary, weights_path)
+        os.replace(temporary, directory / WEIGHTS_FILE)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -69,11 +63,7 @@ def save_model(directory: Path, state: Mapping[str, Tensor], config: EncoderConf
 
 
 def read_encoder_state(path: str | Path) -> dict[str, Tensor]:
-    """Read all tensors of an encoder, on the CPU.
-
-    Raises:
-        InputError: no encoder there, or its weights are missing or damaged.
-    """
+    """Read all tensors of an encoder, on the CPU."""
     weights_path = find_encoder(path) / WEIGHTS_FILE
     try:
         state: dict[str, Tensor] = load_file(weights_path)
@@ -97,9 +87,6 @@ def load_encoder(
         The model in eval mode on the CPU, without head, and with a final norm only where the encoder has one of its own
         (`config.final_norm`). It has `config` (its shape), `normalization` (mean and std of its input pixels in [0, 1])
         and `provenance`.
-
-    Raises:
-        InputError: no encoder there, it is damaged, or it cannot be adapted as asked.
     """
     stored = read_encoder_config(path)
     config = replace(
@@ -130,9 +117,6 @@ def load_weights(
 
     Returns:
         Names of the parameters that kept their initial values.
-
-    Raises:
-        InputError: no encoder there, it is damaged, or it lacks or mismatches any other parameter.
     """
     stored = read_encoder_config(path)
     state = adapt_state(read_encoder_state(path), stored.architecture, model.config)
@@ -157,10 +141,8 @@ def load_weights(
     return kept
 
 
-def _differs(config_path: Path, config: EncoderConfig) -> bool:
+def _differs(directory: Path, config: EncoderConfig) -> bool:
     try:
-        return replace(
-            encoder_config_from_json(read_json(config_path), origin=str(config_path)), provenance={}
-        ) != replace(config, provenance={})
+        return replace(read_encoder_config(directory), provenance={}) != replace(config, provenance={})
     except InputError:
         return True  # it described nothing

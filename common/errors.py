@@ -1,7 +1,9 @@
-"""The exceptions that carry meaning across modules.
+"""The exceptions that carry meaning across modules, and the exit codes they end a command with.
 
 Everything else is an ordinary Python exception and reaches the user as a traceback, because it is a bug.
 """
+
+EXIT_DONE, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_RESUMABLE = 0, 1, 2, 75
 
 
 class InputError(ValueError):
@@ -38,10 +40,6 @@ class BadSample(Exception):
 
 
 def require(condition: bool, message: str) -> None:
-    """Raise an `InputError` with `message` unless `condition` holds.
-
-    Raises:
-        InputError: condition is false.
-    """
+    """Raise an `InputError` with `message` unless `condition` holds."""
     if not condition:
         raise InputError(message)

@@ -13,6 +13,7 @@ is that a decoder that ran out of data uses more if there is more, and one that 
 from __future__ import annotations
 
 import io
+import os
 import re
 import warnings
 
@@ -37,9 +38,7 @@ MAX_PIXELS = 64_000_000
 MAX_SIDE_PX = 65535
 """View records hold box coordinates as unsigned 16-bit integers."""
 _FORMATS = ("JPEG", "PNG", "WEBP")
-_JPEG_FORMATS = ("JPEG", "MPO")
 _JPEG_START = b"\xff\xd8\xff"
-_JPEG_MARKER, _JPEG_SCAN = 0xFF, 0xDA
 _SEQUENTIAL_FRAMES = (0xC0, 0xC1)
 _JPEG_BLOCK_ROWS = 16
 """Pixel rows that usual JPEGs encode together; a multiple of it is always right, if not least."""
@@ -61,8 +60,6 @@ _TRANSPOSE_OF_ORIENTATION = {
 # Pillow warns about odd EXIF blocks and palettes, once per image; what matters raises or is checked below. The filters
 # are set once, for the whole process: `warnings.catch_warnings` swaps global state, and images are decoded in threads.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
-
-
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
@@ -73,6 +70,11 @@ _SOS, _DRI, _EOI = 0xDA, 0xDD, 0xD9
 _WITHOUT_LENGTH = (0x01, *range(0xD0, 0xD9))
 _SCAN_END = re.compile(rb"\xff+[^\x00\xff]", re.DOTALL)
 _SCAN_END_WITH_RESTARTS = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]", re.DOTALL)
+
+
+def is_image_path(path: str) -> bool:
+    """Tell by its ending whether a path names an image."""
+    return os.path.splitext(path)[1].lower().lstrip(".") in IMAGE_SUFFIXES
 
 
 def decode_image(data: bytes, *, apply_exif: bool = True, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -94,7 +96,29 @@ def decode_image(data: bytes, *, apply_exif: bool = True, max_pixels: int = MAX_
         raise BadSample("empty", "no bytes")
     if len(data) > MAX_IMAGE_BYTES:
         raise BadSample("too-large", f"{len(data)} bytes, at most {MAX_IMAGE_BYTES}")
-    return _decode(data, apply_exif, max_pixels)
+    try:
+        image: Image.Image = Image.open(io.BytesIO(data), formats=_FORMATS)
+        width, height = image.size
+        if width * height > max_pixels:
+            raise BadSample("bomb", f"{width} x {height} px, at most {max_pixels} pixels")
+        if max(width, height) > MAX_SIDE_PX:
+            raise BadSample("too-large", f"{width} x {height} px, at most {MAX_SIDE_PX} px per side")
+        image.load()
+        if image.format in ("JPEG", "MPO") and has_filler(data, image):
+            raise BadSample("truncated", "the pixel data end early; the rest would be grey")
+        if apply_exif and (transpose := _transpose_of(image)) is not None:
+            image = image.transpose(transpose)
+        return _to_rgb(image)
+    except (BadSample, MemoryError):
+        raise
+    except UnidentifiedImageError:
+        raise BadSample("unsupported", f"not a JPEG, PNG or WebP image (starts with {data[:8]!r})") from None
+    except Image.DecompressionBombError as error:
+        raise BadSample("bomb", str(error)) from None
+    except Exception as error:
+        # Decoders answer damaged data with a dozen exception types (OSError, SyntaxError, ValueError, ...).
+        reason = "truncated" if "truncated" in str(error).lower() else "decode-error"
+        raise BadSample(reason, f"{type(error).__name__}: {error}") from error
 
 
 def decode_jpeg_unchecked(data: bytes, *, width: int, height: int) -> NDArray[np.uint8] | None:
@@ -136,14 +160,14 @@ def _cut_jpeg(data: bytes, height: int) -> bytes:
     """
     place = len(_JPEG_START) - 1
     height_at = num_colours = 0
-    while place + 4 <= len(data) and data[place] == _JPEG_MARKER:
+    while place + 4 <= len(data) and data[place] == 0xFF:
         marker = data[place + 1]
         if marker in _SEQUENTIAL_FRAMES and place + 10 <= len(data):
             height_at, num_colours = place + 5, data[place + 9]
-        elif marker == _JPEG_SCAN:
+        elif marker == _SOS:
             break
         place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
-    if not height_at or place + 5 > len(data) or data[place + 1] != _JPEG_SCAN or data[place + 4] != num_colours:
+    if not height_at or place + 5 > len(data) or data[place + 1] != _SOS or data[place + 4] != num_colours:
         return data
     # A row of blocks more, because smoothing between rows of colour looks at its neighbours.
     rows = -(-height // _JPEG_BLOCK_ROWS) * _JPEG_BLOCK_ROWS + _JPEG_BLOCK_ROWS
@@ -152,46 +176,10 @@ def _cut_jpeg(data: bytes, height: int) -> bytes:
     return b"".join((data[:height_at], rows.to_bytes(2, "big"), data[height_at + 2 :]))
 
 
-def _decode(data: bytes, apply_exif: bool, max_pixels: int) -> Image.Image:
-    try:
-        image: Image.Image = Image.open(io.BytesIO(data), formats=_FORMATS)
-        _check_size(image, max_pixels)
-        image.load()
-        if image.format in _JPEG_FORMATS and has_filler(data, image):
-            raise BadSample("truncated", "the pixel data end early; the rest would be grey")
-        return _to_rgb(_upright(image) if apply_exif else image)
-    except (BadSample, MemoryError):
-        raise
-    except UnidentifiedImageError:
-        raise BadSample("unsupported", f"not a JPEG, PNG or WebP image (starts with {data[:8]!r})") from None
-    except Image.DecompressionBombError as error:
-        raise BadSample("bomb", str(error)) from None
-    except Exception as error:
-        # Decoders answer damaged data with a dozen exception types (OSError, SyntaxError, ValueError, struct.error,
-        # ...).
-        reason = "truncated" if "truncated" in str(error).lower() else "decode-error"
-        raise BadSample(reason, f"{type(error).__name__}: {error}") from error
-
-
-def _check_size(image: Image.Image, max_pixels: int) -> None:
-    width, height = image.size
-    if width * height > max_pixels:
-        raise BadSample("bomb", f"{width} x {height} px, at most {max_pixels} pixels")
-    if max(width, height) > MAX_SIDE_PX:
-        raise BadSample("too-large", f"{width} x {height} px, at most {MAX_SIDE_PX} px per side")
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    transpose = _transpose_of(image)
-    return image if transpose is None else image.transpose(transpose)
-
-
 def _transpose_of(image: Image.Image) -> Image.Transpose | None:
     try:
         orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
-    except Exception:
-        # A broken EXIF block says nothing about the pixels, and cameras write many: the image stays as stored,
-        # everywhere.
+    except Exception:  # a broken EXIF block, and cameras write many, says nothing about the pixels
         orientation = 1
     return _TRANSPOSE_OF_ORIENTATION.get(orientation) if isinstance(orientation, int) else None
 
@@ -207,13 +195,9 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def has_filler(data: bytes, image: Image.Image) -> bool:
-    """Tell whether the end of a decoded JPEG is grey filler instead of what was photographed.
+    """Tell whether the end of a JPEG, decoded in the mode of the file, is grey filler instead of what was photographed.
 
     Costs a second decoding only where the last pixel has exactly the colour of filler.
-
-    Args:
-        data: The encoded image.
-        image: What it decodes to, loaded, in the mode of the file.
     """
     last = image.getpixel((image.width - 1, image.height - 1))
     channels = last if isinstance(last, tuple) else (last,)

@@ -11,10 +11,8 @@ import operator
 
 from PIL import Image
 
-FACTOR_BITS = 14
-FACTOR_ONE = 1 << FACTOR_BITS
+FACTOR_ONE = 1 << 14
 """The fixed-point factor that changes nothing."""
-
 MAX_FACTOR = 2 * FACTOR_ONE
 
 JITTER_ORDERS: tuple[tuple[str, ...], ...] = tuple(itertools.permutations(("bright", "contrast", "sat")))
@@ -54,8 +52,7 @@ def _apply(image: Image.Image, name: str, factor: int, mean_grey: int) -> Image.
         luma = image.convert("L")
         plain = Image.merge("RGB", (luma, luma, luma))
     else:
-        grey = mean_grey if name == "contrast" else 0
-        plain = Image.new("RGB", image.size, (grey, grey, grey))
+        plain = Image.new("RGB", image.size, (mean_grey,) * 3)
     return Image.blend(plain, image, factor / FACTOR_ONE)
 
 

@@ -14,7 +14,6 @@ K views per image, g tokens per side.
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from beit.common.shards.checks import check_files
 from beit.common.shards.schema import INDEX_FILE, STORE_FILE, StoreInfo
 from beit.common.shards.tables import ShardTable
 from beit.common.shards.token_store import TokenStore
-from beit.common.storage.documents import from_json
+from beit.common.storage.documents import read_document
 from beit.common.storage.paths import is_remote, normalise, resolve_location
 from beit.common.storage.place import place_of
 
@@ -37,8 +36,6 @@ def open_store(path: str | Path, *, check_images: bool = True) -> TokenStore:
             which receive a checked store, do not come here.
     Returns:
         The store; nothing but settings and shard table is read yet.
-    Raises:
-        InputError: not a store, a store of another format version, an unfinished one, or image tars that changed.
     """
     # Links are resolved first: image_root is relative to where the store really lies.
     location = normalise(str(path))
@@ -62,16 +59,8 @@ def open_store(path: str | Path, *, check_images: bool = True) -> TokenStore:
 
 
 def read_store_info(location: str) -> StoreInfo:
-    """Read store.json of a finished or unfinished store.
-
-    Raises:
-        InputError: there is none, or it is malformed or of another version.
-    """
+    """Read store.json of a finished or unfinished store."""
     path = resolve_location(location, STORE_FILE)
     if not place_of(path, is_first_contact=True).exists():
         raise InputError(f"{location} is not a token store: it has no {STORE_FILE}; make one with beit tokenize")
-    try:
-        document = json.loads(place_of(path).read())
-    except (ValueError, RecursionError) as error:  # also of text that is not UTF-8, and of numbers with 5000 digits
-        raise InputError(f"{path} is not valid JSON ({error}); restore it or tokenise into a new folder") from None
-    return from_json(StoreInfo, path, document)
+    return read_document(StoreInfo, place_of(path))

@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from beit.common.errors import InputError, require
 from beit.common.shards.schema import TokenizerInfo
 from beit.common.tokenizers.dalle_cache import prepare_dalle
-from beit.common.tokenizers.directory import load_model
-from beit.common.tokenizers.plugin import installed_names, is_import_name, load_plugin
+from beit.common.tokenizers.directory import LoadedModel, load_model
+from beit.common.tokenizers.plugin import PluginModel, installed_names, is_import_name, load_plugin
 
 logger = logging.getLogger(__name__)
 BUNDLED_DIR = Path(__file__).parent / "tokenizers"
@@ -43,13 +43,10 @@ CompileMode = Literal["auto", "on", "off"]
 class TokenizerModel(Protocol):
     """What a network must offer to be a tokenizer."""
 
-    @property
-    def vocab_size(self) -> int:
-        """Number of words."""
-
-    @property
-    def downsampling(self) -> int:
-        """Pixels per token and side."""
+    vocab_size: int
+    """Number of words."""
+    downsampling: int
+    """Pixels per token and side."""
 
     def pixels_to_ids(self, pixels: Tensor) -> Tensor:
         """Map uint8 (B, 3, H, W) to int64 (B, h, w)."""
@@ -82,16 +79,11 @@ class Tokenizer:
         dtype: DType = "float32",
         is_compiled: bool = False,
     ) -> None:
-        self._model = model
-        self._device = device
+        self._model, self._device = model, device
         self._pixels_to_ids = torch.compile(model.pixels_to_ids) if is_compiled else model.pixels_to_ids
-        self.dtype = dtype
-        self.is_compiled = is_compiled
-        self.name = name
-        self.fingerprint = fingerprint
-        self.can_decode = can_decode
-        self.vocab_size = model.vocab_size
-        self.downsampling = model.downsampling
+        self.dtype, self.is_compiled = dtype, is_compiled
+        self.name, self.fingerprint, self.can_decode = name, fingerprint, can_decode
+        self.vocab_size, self.downsampling = model.vocab_size, model.downsampling
 
     def __repr__(self) -> str:
         """Show what decides compatibility."""
@@ -141,11 +133,7 @@ class Tokenizer:
         return np.ascontiguousarray(self._model.ids_to_pixels(ids).permute(0, 2, 3, 1).cpu().numpy())
 
     def require_decoder(self) -> None:
-        """Check that `decode` works.
-
-        Raises:
-            InputError: this tokenizer has no decoder.
-        """
+        """Raise an `InputError` where this tokenizer has no decoder."""
         require(
             self.can_decode,
             f"tokenizer {self.name} has no decoder, so its tokens cannot be drawn; DALL-E's is decoder.pkl, beside its "
@@ -179,16 +167,12 @@ def choose_dtype(setting: DTypeSetting, device: str | torch.device) -> DType:
         setting: "auto" is float32 on the CPU and float16 on a GPU: BEiT's own choice there, and closer to float32 than
             bfloat16 (docs/decisions.md).
         device: Where to compute.
-    Raises:
-        InputError: unknown, or float16 on the CPU, where convolutions in it are about 30 times slower than in float32.
     """
     on_cpu = torch.device(device).type == "cpu"
     if setting == "auto":
         return "float32" if on_cpu else "float16"
-    require(
-        setting in ("float32", "bfloat16", "float16"),
-        f"dtype ({setting}) must be auto, float32, bfloat16 or float16",
-    )
+    if setting not in ("float32", "bfloat16", "float16"):
+        raise InputError(f"dtype ({setting}) must be auto, float32, bfloat16 or float16")
     require(
         setting != "float16" or not on_cpu,
         "dtype (float16) is about 30 times slower than float32 on a CPU; use auto, float32 or bfloat16",
@@ -202,8 +186,6 @@ def choose_compile(setting: CompileMode, device: str | torch.device) -> bool:
     Args:
         setting: "auto" compiles on a GPU, if what `torch.compile` needs there is installed.
         device: Where to compute.
-    Raises:
-        InputError: unknown setting.
     """
     require(setting in ("auto", "on", "off"), f"compile_encoder ({setting}) must be auto, on or off")
     if setting != "auto":
@@ -236,49 +218,33 @@ def load_tokenizer(
         compile_encoder: Whether `encode` goes through `torch.compile`; see `choose_compile`. The first batch of a
             shape then takes a minute.
         need_decoder: Whether `decode` must work.
-    Raises:
-        InputError: nothing by that name, or its files are damaged or of another kind; or `need_decoder` and there is
-            none.
     """
     place, name = torch.device(device), str(name_or_path)
     dtype = choose_dtype(dtype, place)
     is_compiled = choose_compile(compile_encoder, place)
     path = _find(name, need_decoder)
-    tokenizer = (
-        _load_plugin(name, place, dtype)
-        if path is None
-        else _load_network(name, path, place, dtype, is_compiled, need_decoder)
-    )
-    if need_decoder:
-        tokenizer.require_decoder()
-    return tokenizer
-
-
-def _load_network(
-    name: str, path: Path, device: torch.device, dtype: DType, is_compiled: bool, need_decoder: bool
-) -> Tokenizer:
-    loaded = load_model(path, need_decoder=need_decoder)
-    model = loaded.model
-    # Convolutions are fastest in this layout, on the CPU and, in half precision, on a GPU.
-    nn.Module.to(model, device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    model.eval().requires_grad_(False)
-    model.use_dtype(getattr(torch, dtype))
-    return Tokenizer(
+    loaded: LoadedModel | PluginModel
+    model: TokenizerModel
+    if path is None:
+        loaded = model = load_plugin(name, device=place, dtype=dtype)
+    else:
+        loaded = load_model(path, need_decoder=need_decoder)
+        model = loaded.model.eval().requires_grad_(False)
+        # Convolutions are fastest in this layout, on the CPU and, in half precision, on a GPU.
+        nn.Module.to(loaded.model, device=place, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        loaded.model.use_dtype(getattr(torch, dtype))
+    tokenizer = Tokenizer(
         model,
         name=name,
         fingerprint=loaded.fingerprint,
         can_decode=loaded.can_decode,
-        device=device,
+        device=place,
         dtype=dtype,
-        is_compiled=is_compiled,
+        is_compiled=is_compiled and path is not None,
     )
-
-
-def _load_plugin(name: str, device: torch.device, dtype: DType) -> Tokenizer:
-    model = load_plugin(name, device=device, dtype=dtype)
-    return Tokenizer(
-        model, name=name, fingerprint=model.fingerprint, can_decode=model.can_decode, device=device, dtype=dtype
-    )
+    if need_decoder:
+        tokenizer.require_decoder()
+    return tokenizer
 
 
 def _find(name: str, need_decoder: bool) -> Path | None:
@@ -310,17 +276,8 @@ def load_store_tokenizer(
 ) -> Tokenizer:
     """Load the tokenizer of a store, and make sure that it is that one.
 
-    A name out of a file never decides which code runs: a `module:Class` is imported only if the user gave it.
-
-    Args:
-        info: From the store.
-        given: What the user names instead, because the tokenizer has moved or is code; None takes the store's name.
-        device: Where to compute.
-        dtype: Of the forward pass.
-        compile_encoder: See `load_tokenizer`.
-        need_decoder: Whether `decode` must work.
-    Raises:
-        InputError: it cannot be loaded, is another one, or is code that the user has not named.
+    A name out of a file never decides which code runs: a `module:Class` is imported only if the user gave it. `given`
+    is what the user names instead, because the tokenizer has moved or is code. For the rest see `load_tokenizer`.
     """
     name = given or info.name
     if given is None and is_import_name(name) and not Path(name).exists():

@@ -48,11 +48,6 @@ processors than x86 may round it differently."""
 TOKEN_RESAMPLE: Resample = "lanczos"
 """Filter of the tokenizer's view; BEiT's second_interpolation."""
 
-_RESAMPLE = {
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-    "bilinear": Image.Resampling.BILINEAR,
-}
 _CROP_ATTEMPTS = 10  # torchvision's RandomResizedCrop, which BEiT follows
 _LUMA_CELLS = 4
 _CANARY_PATH = Path(__file__).with_name("canary.jpg")
@@ -86,13 +81,8 @@ class AugmentConfig:
 
 
 def draw_view(rng: CounterRng, width: int, height: int, augment: AugmentConfig) -> np.void:
-    """Draw one view of an image: crop box, flip and colour jitter, all as integers.
+    """Draw one view of an image (in px, after EXIF orientation): crop box, flip and colour jitter, all as integers.
 
-    Args:
-        rng: Owns all randomness; same state, same view.
-        width: Image width in px, after EXIF orientation.
-        height: Image height in px.
-        augment: The distribution.
     Returns:
         One `VIEW_DTYPE` record; `crc_crop` and `luma`, which need pixels, are 0.
     Raises:
@@ -105,7 +95,8 @@ def draw_view(rng: CounterRng, width: int, height: int, augment: AugmentConfig) 
     flip = rng.uniform() < augment.flip
     order = rng.integers(0, len(JITTER_ORDERS) - 1)
     strengths = (augment.brightness, augment.contrast, augment.saturation)
-    bright, contrast, sat = (_draw_factor(rng, strength) for strength in strengths)
+    # Drawn even when unused, so that switching one jitter off leaves the others as they were.
+    bright, contrast, sat = (int(rng.uniform(1.0 - s, 1.0 + s) * FACTOR_ONE + 0.5) for s in strengths)
     record = (left, top, crop_width, crop_height, flip, order, bright, contrast, sat, 0, np.zeros(16, np.uint8))
     view: np.void = np.array([record], dtype=VIEW_DTYPE)[0]
     return view
@@ -114,24 +105,11 @@ def draw_view(rng: CounterRng, width: int, height: int, augment: AugmentConfig) 
 def draw_stored_view(
     store_seed: int, key: str, view_k: int, *, width: int, height: int, augment: AugmentConfig
 ) -> np.void:
-    """Draw view k of an image as a store of this seed holds it: views do not depend on how many there are.
+    """Draw view k of a sample as a store of this seed holds it; see `draw_view`.
 
-    Args:
-        store_seed: Of the store.
-        key: Of the sample.
-        view_k: In [0, K).
-        width: Image width in px, after EXIF orientation.
-        height: Image height in px.
-        augment: The distribution.
-    Returns:
-        One `VIEW_DTYPE` record; `crc_crop` and `luma`, which need pixels, are 0.
+    Views do not depend on how many there are.
     """
     return draw_view(CounterRng(store_seed, "view", key, view_k), width, height, augment)
-
-
-def _draw_factor(rng: CounterRng, strength: float) -> int:
-    # Drawn even when unused, so that switching one jitter off leaves the others as they were.
-    return int(rng.uniform(1.0 - strength, 1.0 + strength) * FACTOR_ONE + 0.5)
 
 
 def _draw_box(rng: CounterRng, width: int, height: int, augment: AugmentConfig) -> tuple[int, int, int, int]:
@@ -189,11 +167,12 @@ def render_view(
         since it is nine times cheaper there; the flip comes last, which mirrors the box and nothing else.
     """
     crop = _crop(image, view)
-    pixels = np.array(crop) if check_crop else None
-    if pixels is not None and zlib.crc32(pixels.data) != view["crc_crop"]:
-        raise BadSample("crc-mismatch", "the cropped pixels are not those that were tokenised")
-    if pixels is not None and _is_shown_as_it_is(pixels, view, img_size):
-        return pixels
+    if check_crop:
+        pixels = np.array(crop)
+        if zlib.crc32(pixels.data) != view["crc_crop"]:
+            raise BadSample("crc-mismatch", "the cropped pixels are not those that were tokenised")
+        if _is_shown_as_it_is(pixels, view, img_size):
+            return pixels
     return _finish(crop, view, img_size, resample, mean_from=image if jitter_scope == "image" else None)
 
 
@@ -209,24 +188,13 @@ def replay_view(
 
     What `render_view(decode_image(data), view, check_crop=True)` returns and raises, sooner. The checksum proves the
     pixels of the crop whoever decoded them, so the quicker decoder goes first, and Pillow where that does not do.
-
-    Args:
-        data: The encoded image.
-        view: One `VIEW_DTYPE` record with its checksum.
-        img_size: Side of the result in px.
-        resample: See `render_view`.
-        jitter_scope: See `render_view`.
-    Returns:
-        Pixels (img_size, img_size, 3) uint8, writable.
-    Raises:
-        BadSample: the image does not decode, the record does not fit it, or its pixels are not those of the record.
     """
     needs_whole_image = jitter_scope == "image" and not _is_jitter_neutral(view)
     pixels = None if needs_whole_image else _proved_crop(data, view)
     if pixels is None:
-        image = decode_image(data)
+        whole = decode_image(data)
         return render_view(
-            image, view, img_size=img_size, resample=resample, jitter_scope=jitter_scope, check_crop=True
+            whole, view, img_size=img_size, resample=resample, jitter_scope=jitter_scope, check_crop=True
         )
     if _is_shown_as_it_is(pixels, view, img_size):
         return pixels
@@ -277,7 +245,7 @@ def _resize(image: Image.Image, size: tuple[int, int], resample: Resample) -> Im
         return image
     if resample == "bicubic-torch":
         return Image.fromarray(_resize_with_torch(np.array(image), size[0]))
-    return image.resize(size, _RESAMPLE[resample])
+    return image.resize(size, Image.Resampling[resample.upper()])
 
 
 def _resize_with_torch(pixels: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
@@ -299,9 +267,8 @@ def _crop(image: Image.Image, view: np.void) -> Image.Image:
         raise BadSample(
             "view-mismatch", f"box {width}x{height}+{left}+{top} in an image of {image.width}x{image.height}"
         )
-    if (width, height) == image.size:
-        return image  # nothing below writes into it
-    return image.crop((left, top, left + width, top + height))
+    box = (left, top, left + width, top + height)
+    return image if (width, height) == image.size else image.crop(box)  # nobody writes into it
 
 
 def crop_crc(image: Image.Image, view: np.void) -> int:
@@ -317,10 +284,7 @@ def crop_crc(image: Image.Image, view: np.void) -> int:
 def mean_luma(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Return the mean luma of a 4 x 4 raster over a rendered view: the coarse check that survives another Pillow build.
 
-    Args:
-        pixels: (height, width, 3) uint8, both sides at least 4 px.
-    Returns:
-        (16,) uint8, row by row.
+    Takes (height, width, 3) uint8, both sides at least 4 px, returns (16,) uint8, row by row.
     """
     height, width = pixels.shape[:2]
     rows = np.arange(_LUMA_CELLS + 1) * height // _LUMA_CELLS

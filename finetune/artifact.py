@@ -16,8 +16,9 @@ from beit.common.encoder import load_weights
 from beit.common.errors import InputError, require
 from beit.common.vit.config import ModelConfig, Normalization, PosBias, ViTConfig, build_vit_config
 from beit.common.vit.description import EncoderConfig, read_encoder_config
+from beit.common.vit.features import FeaturePooling
 from beit.common.vit.param_groups import layer_id
-from beit.finetune.classification.model import FRESH_PREFIXES, POOLINGS, ImageClassifier, Pooling
+from beit.finetune.classification.model import FRESH_PREFIXES, POOLINGS, ImageClassifier
 from beit.finetune.config import RANDOM_ENCODER, FinetuneConfig
 
 DEFAULT_IMG_SIZE, DEFAULT_PATCH_SIZE = 224, 16
@@ -37,34 +38,21 @@ class StartingPoint:
 
 
 def load_classifier(path: str | Path) -> tuple[ImageClassifier, EncoderConfig]:
-    """Load a fine-tuned classifier for use.
-
-    Args:
-        path: Folder that `beit finetune classification` wrote, or its run directory.
-    Returns:
-        The model in eval mode on the CPU, and its description.
-    Raises:
-        InputError: there is no such model, it has no classification head, or it is damaged.
-    """
+    """Load a fine-tuned classifier, or a run's, for use, in eval mode on the CPU, and its description."""
     stored = read_encoder_config(path)
     if stored.task != "classification" or stored.class_names is None:
         raise InputError(f"{path} is an encoder without a classification head; fine-tune it first, with beit finetune")
     require(stored.pooling in POOLINGS, f"{path} has pooling {stored.pooling!r}; it must be {' or '.join(POOLINGS)}")
+    pooling = cast(FeaturePooling, stored.pooling)
     with torch.device("meta"):  # initial values would cost seconds and be thrown away
-        model = ImageClassifier(
-            stored.architecture, num_classes=len(stored.class_names), pooling=cast(Pooling, stored.pooling)
-        )
+        model = ImageClassifier(stored.architecture, num_classes=len(stored.class_names), pooling=pooling)
     model.build_index("cpu")
     load_weights(model, path)
     return model.eval(), stored
 
 
 def starting_point(config: FinetuneConfig) -> StartingPoint:
-    """Decide shape and normalisation before anything is built: the encoder's, or for random weights the settings'.
-
-    Raises:
-        InputError: no encoder was named or none is there, or the patches do not tile the input.
-    """
+    """Decide shape and normalisation before anything is built: the encoder's, or for random weights the settings'."""
     if not config.encoder:
         raise InputError(f"--encoder is missing; give the folder of an encoder, or --encoder {RANDOM_ENCODER}")
     if config.encoder == RANDOM_ENCODER:
@@ -73,11 +61,17 @@ def starting_point(config: FinetuneConfig) -> StartingPoint:
             f"freeze_blocks ({config.freeze_blocks}) must be 0 with --encoder {RANDOM_ENCODER}: random blocks left as "
             "they are would not learn; give an encoder",
         )
-        return StartingPoint(
-            architecture=_random_architecture(config),
-            normalization=Normalization(config.image.mean, config.image.std),
-            encoder=None,
+        shape = build_vit_config(
+            config.model,
+            img_size=config.image.img_size or DEFAULT_IMG_SIZE,
+            patch_size=config.image.patch_size or DEFAULT_PATCH_SIZE,
+            use_mask_token=False,
+            init="finetune",
         )
+        normalization = Normalization(config.image.mean, config.image.std)
+        own_tables: PosBias = "none" if shape.pos_bias == "none" else "per_block"
+        shape = replace(shape, pos_bias=own_tables)
+        return StartingPoint(architecture=shape, normalization=normalization, encoder=None)
     stored = read_encoder_config(config.encoder)
     architecture = _encoder_architecture(stored.architecture, config)
     require(
@@ -91,13 +85,6 @@ def build_classifier(config: FinetuneConfig, start: StartingPoint, class_names: 
     """Build the model to train, with the encoder's weights if there is one; the head starts anew.
 
     A head is kept only where the encoder was fine-tuned on the same classes.
-
-    Args:
-        config: Settings.
-        start: What `starting_point` decided.
-        class_names: Of the data.
-    Raises:
-        InputError: the weights are damaged or do not fit.
     """
     model = ImageClassifier(
         start.architecture,
@@ -119,17 +106,6 @@ def freeze_blocks(model: ImageClassifier, num_blocks: int) -> None:
             parameter.requires_grad_(layer_id(name, model.config.depth) > num_blocks)
 
 
-def _random_architecture(config: FinetuneConfig) -> ViTConfig:
-    shape = build_vit_config(
-        config.model,
-        img_size=config.image.img_size or DEFAULT_IMG_SIZE,
-        patch_size=config.image.patch_size or DEFAULT_PATCH_SIZE,
-        use_mask_token=False,
-        init="finetune",
-    )
-    return _with_own_tables(shape)
-
-
 def _encoder_architecture(stored: ViTConfig, config: FinetuneConfig) -> ViTConfig:
     wanted = config.image.patch_size
     if wanted is not None and wanted != stored.patch_size:
@@ -138,27 +114,22 @@ def _encoder_architecture(stored: ViTConfig, config: FinetuneConfig) -> ViTConfi
             "leave it out or pre-train another encoder"
         )
     _require_named_shape(stored, config)
-    shape = replace(
+    pos_bias = config.model.pos_bias
+    if pos_bias == "none" and stored.pos_bias != "none":
+        raise InputError(
+            f"model.pos_bias (none) would drop the position tables of the encoder {config.encoder} "
+            f"({stored.pos_bias}); leave it out"
+        )
+    return replace(
         stored,
         img_size=config.image.img_size or stored.img_size,
         drop_path=config.model.drop_path,
         use_mask_token=False,
         init="finetune",
         final_norm=False,  # with CLS the head's own norm starts from it; the mean of the patches gets a fresh one
-        pos_bias=_pos_bias(stored, config),
+        # Every block has a table of its own, new ones from zero; none where the encoder has none and none is asked for.
+        pos_bias="none" if stored.pos_bias == "none" and pos_bias != "per_block" else "per_block",
     )
-    return _with_own_tables(shape)
-
-
-def _pos_bias(stored: ViTConfig, config: FinetuneConfig) -> PosBias:
-    """Return the encoder's position mode, or per_block where that is asked for: new tables start at zero."""
-    wanted = config.model.pos_bias
-    if wanted == "none" and stored.pos_bias != "none":
-        raise InputError(
-            f"model.pos_bias (none) would drop the position tables of the encoder {config.encoder} "
-            f"({stored.pos_bias}); leave it out"
-        )
-    return "per_block" if wanted == "per_block" else stored.pos_bias
 
 
 def _require_named_shape(stored: ViTConfig, config: FinetuneConfig) -> None:
@@ -173,8 +144,3 @@ def _require_named_shape(stored: ViTConfig, config: FinetuneConfig) -> None:
             f"the settings are for a model of {text[0]} (section model), but the encoder {config.encoder} has "
             f"{text[1]}; take another recipe, or another encoder"
         )
-
-
-def _with_own_tables(shape: ViTConfig) -> ViTConfig:
-    """Give every block a position table of its own, unless the model has none at all."""
-    return shape if shape.pos_bias == "none" else replace(shape, pos_bias="per_block")

@@ -9,8 +9,8 @@ has no place, is left out, and the rest is scaled to sum to 1.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,12 +23,11 @@ from beit.common.errors import BadSample, InputError, require
 from beit.common.images import decode_image
 from beit.common.pages.charts import dot_chart
 from beit.common.pages.pictures import enlarged, heat_colours, picture_table, sheet, shortened
-from beit.common.reading.dataset import spread_evenly
 from beit.common.reading.labelled_dataset import LabelledDataset
 from beit.common.sources.index_build import build_index
+from beit.common.storage.samples import spread_evenly
 from beit.common.vit.description import read_encoder_config
-from beit.common.vit.normalization import normalize_images
-from beit.common.vit.vit import VisionTransformer
+from beit.common.vit.vit import VisionTransformer, normalize_images
 from beit.finetune.augment.augment import default_crop_pct, resize_and_center_crop
 from beit.finetune.data import image_name
 
@@ -38,47 +37,23 @@ _HEAT_SHARE = 0.7
 _MANY_HEADS, _LARGE_CELL_PX, _SMALL_CELL_PX = 6, 136, 100
 
 
-@dataclass(frozen=True, slots=True)
-class Query:
-    """Whose attention is shown: a patch, or CLS."""
-
-    place: tuple[int, int] | None
-    """Row and column of the patch, from 0; None is CLS."""
-
-    @classmethod
-    def parse(cls, text: str, grid_size: tuple[int, int]) -> Query:
-        """Read "ROW,COLUMN" or "cls".
-
-        Raises:
-            InputError: it is neither, or outside the grid.
-        """
-        if text.lower() == "cls":
-            return cls(None)
-        numbers = text.split(",")
-        if len(numbers) != 2 or not all(number.strip().isdecimal() for number in numbers):
-            raise InputError(f"--query ({text}) must be ROW,COLUMN of a patch, counted from 0, or cls")
-        place = (int(numbers[0]), int(numbers[1]))
-        require(
-            place[0] < grid_size[0] and place[1] < grid_size[1],
-            f"--query ({text}) is outside the encoder's grid of {grid_size[0]} x {grid_size[1]} patches",
-        )
-        return cls(place)
-
-    def position(self, grid_size: tuple[int, int]) -> int:
-        """Return its position in the sequence, CLS being 0."""
-        return 0 if self.place is None else 1 + self.place[0] * grid_size[1] + self.place[1]
-
-    def __str__(self) -> str:
-        """Return what `parse` reads."""
-        return "cls" if self.place is None else f"{self.place[0]},{self.place[1]}"
+def parse_query(text: str, grid_size: tuple[int, int]) -> int:
+    """Read whose attention is shown, "ROW,COLUMN" of a patch or "cls"; returns its position in the sequence."""
+    if text.lower() == "cls":
+        return 0
+    numbers = text.split(",")
+    if len(numbers) != 2 or not all(number.strip().isdecimal() for number in numbers):
+        raise InputError(f"--query ({text}) must be ROW,COLUMN of a patch, counted from 0, or cls")
+    row, column = map(int, numbers)
+    require(
+        row < grid_size[0] and column < grid_size[1],
+        f"--query ({text}) is outside the encoder's grid of {grid_size[0]} x {grid_size[1]} patches",
+    )
+    return 1 + row * grid_size[1] + column
 
 
 def attention_distances(model: VisionTransformer, images: Tensor) -> NDArray[np.float64]:
-    """Measure how far every head looks.
-
-    Args:
-        model: In eval mode.
-        images: (B, 3, img_size, img_size), normalised.
+    """Measure how far every head looks at normalised images (B, 3, img_size, img_size).
 
     Returns:
         (L, H): mean distance in pixels between a patch and what it attends to, over patches and images.
@@ -100,8 +75,7 @@ def patch_distances(grid_size: tuple[int, int]) -> Tensor:
     return torch.cdist(places, places, compute_mode="donot_use_mm_for_euclid_dist")
 
 
-@dataclass(frozen=True, slots=True)
-class AttentionPicture:
+class AttentionPicture(NamedTuple):
     """What `attention_sheet` found and drew."""
 
     image: Image.Image
@@ -122,9 +96,6 @@ def attention_sheet(
         num_images: At most this many, spread over the source.
         block: Counted from 0; None takes the one that a probe found best, or else the last.
         queries: "ROW,COLUMN" or "cls"; none takes the patch in the middle.
-
-    Raises:
-        InputError: bad input.
     """
     stored, model = read_encoder_config(encoder), load_encoder(encoder)
     config = model.config
@@ -132,7 +103,7 @@ def attention_sheet(
         block = config.depth - 1 if stored.best_block is None else stored.best_block
     require(0 <= block < config.depth, f"--block ({block}) must be in [0, {config.depth - 1}]")
     middle = f"{config.grid_size[0] // 2},{config.grid_size[1] // 2}"
-    asked = [Query.parse(text, config.grid_size) for text in queries or [middle]]
+    asked = [parse_query(text, config.grid_size) for text in queries or [middle]]
     names, pixels = _read(source, config.img_size, num_images)
     images = normalize_images(torch.from_numpy(pixels).permute(0, 3, 1, 2), *stored.normalization)
     with torch.inference_mode():
@@ -162,12 +133,10 @@ def _read(source: str, img_size: int, num_images: int) -> tuple[list[str], NDArr
     """Read images spread over a source, as `beit predict` shows them to a model."""
     index = build_index(source)
     dataset, names, pictures = LabelledDataset(index), [], []
-    starts = np.concatenate([[0], np.cumsum(dataset.shard_sizes)])
     problem = ""
     for position in spread_evenly(len(index), num_images).tolist():
-        shard_id = int(np.searchsorted(starts, position, side="right")) - 1
         try:
-            record = dataset.fetch(shard_id, position - int(starts[shard_id]), 0)
+            record = dataset.fetch(*index.locate(position), 0)
             image = decode_image(record.image_bytes)
         except BadSample as error:
             problem = f"{image_name(index, position)}: {error}"
@@ -179,11 +148,7 @@ def _read(source: str, img_size: int, num_images: int) -> tuple[list[str], NDArr
 
 
 def _maps(
-    names: Sequence[str],
-    pixels: NDArray[np.uint8],
-    weights: Tensor,
-    queries: Sequence[Query],
-    grid_size: tuple[int, int],
+    names: Sequence[str], pixels: NDArray[np.uint8], weights: Tensor, queries: Sequence[int], grid_size: tuple[int, int]
 ) -> Image.Image:
     """Lay out image, mean map and one map per head, a row for each image and query."""
     num_heads = weights.shape[1]
@@ -191,30 +156,32 @@ def _maps(
     rows, captions = [], []
     for i, name in enumerate(names):
         for query in queries:
-            row = weights[i, :, query.position(grid_size), 1:].view(num_heads, *grid_size).numpy()  # (H, rows, columns)
-            shown = [_framed(enlarged(pixels[i], cell_px), query, grid_size)]
-            shown += [_overlaid(pixels[i], values, query, cell_px) for values in (row.mean(0), *row)]
-            rows.append(shown)
-            about = "CLS" if query.place is None else f"patch {query}"
+            place = divmod(query - 1, grid_size[1]) if query else None
+            row = weights[i, :, query, 1:].view(num_heads, *grid_size).numpy()  # (H, rows, columns)
+            shown = [_framed(enlarged(pixels[i], cell_px), place, grid_size)]
+            rows.append([*shown, *(_overlaid(pixels[i], values, place, cell_px) for values in (row.mean(0), *row))])
+            about = "CLS" if place is None else f"patch {place[0]},{place[1]}"
             label = shortened(name.rpartition("/")[2], cell_px // 8, keep_end=True)
             captions.append([label, about, *[""] * num_heads])
     titles = ["image", "mean", *(f"head {head}" for head in range(num_heads))]
     return picture_table(rows, titles=titles, captions=captions, cell_px=cell_px)
 
 
-def _overlaid(pixels: NDArray[np.uint8], values: NDArray[np.float32], query: Query, side_px: int) -> NDArray[np.uint8]:
+def _overlaid(
+    pixels: NDArray[np.uint8], values: NDArray[np.float32], place: tuple[int, int] | None, side_px: int
+) -> NDArray[np.uint8]:
     grey = np.asarray(enlarged(pixels, side_px).convert("L"))[..., None].astype(np.float64)
     heat = np.asarray(enlarged(heat_colours(values / max(float(values.max()), 1e-12)), side_px)).astype(np.float64)
     mixed = np.round(_HEAT_SHARE * heat + (1 - _HEAT_SHARE) * grey).astype(np.uint8)
-    return _framed(Image.fromarray(mixed), query, values.shape)
+    return _framed(Image.fromarray(mixed), place, values.shape)
 
 
-def _framed(image: Image.Image, query: Query, grid_size: tuple[int, ...]) -> NDArray[np.uint8]:
-    """Frame the query's patch; nothing for CLS."""
-    if query.place is not None:
+def _framed(image: Image.Image, place: tuple[int, int] | None, grid_size: tuple[int, ...]) -> NDArray[np.uint8]:
+    """Frame the patch at (row, column); nothing for CLS."""
+    if place is not None:
         draw = ImageDraw.Draw(image)
         height, width = image.height / grid_size[0], image.width / grid_size[1]
-        top, left = round(query.place[0] * height), round(query.place[1] * width)
+        top, left = round(place[0] * height), round(place[1] * width)
         box = (left, top, round(left + width) - 1, round(top + height) - 1)
         draw.rectangle((box[0] - 1, box[1] - 1, box[2] + 1, box[3] + 1), outline=_MARK_RIM)
         draw.rectangle(box, outline=_MARK, width=2)

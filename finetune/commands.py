@@ -13,11 +13,11 @@ from typing import Any
 
 import click
 
-from beit.cli_options import launch_options, long_command_options, picture_option
+from beit.cli_options import LongOptions, launch_options, long_command_options, picture_option, start_ranks
+from beit.common.runs.layout import PROBES
 
 RECIPES = Path(__file__).parent / "recipes"
-TASKS = ("classification", "linear-probe", "knn")
-PROBES = TASKS[1:]
+TASKS = ("classification", *PROBES)
 
 
 @click.command("finetune")
@@ -27,17 +27,7 @@ PROBES = TASKS[1:]
 @click.option("--encoder", metavar="DIR|random", help="What to start from: a pre-trained encoder, or random weights.")
 @click.option("--val", metavar="DATA", help="Labelled images to measure on; the best model is kept.")
 @long_command_options
-def finetune_command(
-    task: str,
-    data: str,
-    run: Path,
-    recipe: str | None,
-    overrides: tuple[str, ...],
-    gpus: int | None,
-    hostfile: str | None,
-    resume: str,
-    **dedicated: Any,
-) -> None:
+def finetune_command(task: str, data: str, run: Path, encoder: str | None, val: str | None, **long: Any) -> None:
     """Fine-tune an encoder on the labelled images of DATA, or measure it as it is.
 
     \b
@@ -54,31 +44,25 @@ def finetune_command(
       beit finetune classification flowers/train runs/flowers --encoder runs/pretrain/encoder --val flowers/val
       beit finetune linear-probe flowers/train runs/probe --encoder runs/pretrain/encoder --val flowers/val
     """
-    from beit.common.config import load_config
     from beit.common.errors import InputError
-    from beit.common.processes.launch import launch_ranks, under_launcher
-    from beit.common.processes.worker_process import start_worker_server
+    from beit.common.processes.launcher_env import under_launcher
     from beit.finetune.config import FinetuneConfig
 
     if task not in TASKS:
         raise InputError(f"TASK ({task}) must be {', '.join(TASKS[:-1])} or {TASKS[-1]}")
-    names = {"encoder": "encoder", "val": "data.val"}
-    settings = [f"{names[option]}={value}" for option, value in dedicated.items() if value is not None]
-    config = load_config(FinetuneConfig, recipe=recipe, overrides=[*settings, *overrides], recipe_dir=RECIPES)
+    options = LongOptions(**long)
+    config = options.load(FinetuneConfig, RECIPES, encoder=encoder, data__val=val)
     if task in PROBES:
-        if gpus or hostfile or under_launcher():
+        if options.gpus or options.hostfile or under_launcher():
             raise InputError(f"{task} runs in one process, on a GPU if there is one; leave --gpus and --hostfile out")
         from beit.finetune.probe.run import run_probe
 
-        click.echo(run_probe(task, config, data=data, run_dir=run, resume=resume))
+        click.echo(run_probe(task, config, data=data, run_dir=run, resume=options.resume))
         return
-    if (gpus or hostfile) and not under_launcher():
-        raise click.exceptions.Exit(launch_ranks(gpus=gpus, hostfile=hostfile))
-    if config.reader.num_workers:
-        start_worker_server()
+    options.start(num_workers=config.reader.num_workers)
     from beit.finetune.train import run as run_finetuning
 
-    run_finetuning(config, data=data, run_dir=run, resume=resume)
+    run_finetuning(config, data=data, run_dir=run, resume=options.resume)
 
 
 @click.command("evaluate")
@@ -100,14 +84,12 @@ def evaluate_command(
     Example:
       beit evaluate runs/flowers/model flowers/test --out test.json --html test.html
     """
-    from beit.common.processes.launch import launch_ranks, under_launcher
-
-    if (gpus or hostfile) and not under_launcher():
-        raise click.exceptions.Exit(launch_ranks(gpus=gpus, hostfile=hostfile))
+    start_ranks(gpus, hostfile)
+    from beit.common.processes.launcher_env import launched_rank
     from beit.finetune.evaluation.evaluate import evaluate_model
 
     report = evaluate_model(model, data, out=out, html=html)
-    if os.environ.get("RANK", "0") == "0":
+    if not launched_rank():  # all ranks would say the same
         click.echo(report.as_table())
 
 
@@ -187,13 +169,7 @@ def compare_command(runs: tuple[Path, ...], metric: str | None, out: Path | None
 )
 @click.option("--json", "listing", type=click.Path(path_type=Path), metavar="F.json", help="Also write the distances.")
 def show_attention_command(
-    encoder: Path,
-    images: str,
-    out: Path,
-    rows: int,
-    block: int | None,
-    queries: tuple[str, ...],
-    listing: Path | None,
+    encoder: Path, images: str, out: Path, rows: int, block: int | None, queries: tuple[str, ...], listing: Path | None
 ) -> None:
     """Draw where the heads of an encoder look in IMAGES, and how far the heads of all its blocks do.
 
@@ -203,7 +179,7 @@ def show_attention_command(
       beit show attention runs/pretrain photos/ --block 0 --query 2,3 --query cls --out attention.png
     """
     from beit.common.pages.pictures import save_png
-    from beit.common.storage.files import write_json
+    from beit.common.storage.documents import write_json
     from beit.finetune.attention import attention_sheet
 
     picture = attention_sheet(encoder, images, num_images=rows, block=block, queries=queries)
@@ -233,8 +209,8 @@ def import_command(file: Path, encoder: Path, num_heads: int | None, normalizati
     Example:
       beit import beit_base_patch16_224_pt22k.pth encoders/beit-base
     """
-    from beit.finetune.weights.import_model import ImportHints, import_encoder
+    from beit.finetune.weights.import_model import import_encoder
 
-    imported = import_encoder(file, encoder, ImportHints(num_heads=num_heads, normalization=normalization))
+    imported = import_encoder(file, encoder, num_heads=num_heads, normalization=normalization)
     click.echo(imported.summary)
     click.echo(f"encoder: {encoder}")

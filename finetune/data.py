@@ -34,9 +34,9 @@ class LabelledData:
     is_multi_label: bool = False
     """Whether an image may be of several classes or none. Labels of the indexes then number combinations of them."""
 
-    def label_table(self, index: LabelledIndex) -> NDArray[np.bool_]:
-        """Return the targets of the combinations that the labels of `index` number, see `label_table`."""
-        return label_table(index, self.class_names)
+    def label_table(self, index: LabelledIndex) -> NDArray[np.bool_] | None:
+        """Return what the labels of `index` stand for, see `label_table`; None where each is a class."""
+        return label_table(index, self.class_names) if self.is_multi_label else None
 
 
 def open_training_data(data: str, settings: DataConfig, *, multi_label: bool = False) -> LabelledData:
@@ -46,11 +46,9 @@ def open_training_data(data: str, settings: DataConfig, *, multi_label: bool = F
         data: Labelled images: folder with a sub-folder per class, tars, Parquet, CSV.
         settings: Subset and validation images.
         multi_label: Read `a|b` as the two classes a and b, and a missing label as none of the classes.
-    Raises:
-        InputError: images or labels are missing, there is one class only, or validation has classes of its own.
     """
     train = build_index(data)
-    class_names = _joined_class_names(train) if multi_label else _single_class_names(train)
+    class_names = _trained_classes(train, multi_label=multi_label)
     if settings.num_labels is not None or settings.label_fraction is not None:
         train = _subset(train, settings)
     val = None if settings.val is None else open_evaluation_data(settings.val, class_names, multi_label=multi_label)
@@ -68,8 +66,6 @@ def open_evaluation_data(data: str, class_names: Sequence[str], *, multi_label: 
         data: As in `open_training_data`.
         class_names: Of the model.
         multi_label: See `open_training_data`; labels then stay numbers of combinations, for `label_table`.
-    Raises:
-        InputError: images or labels are missing, or there is a class that `class_names` lacks.
     """
     index = build_index(data)
     if multi_label:
@@ -80,18 +76,11 @@ def open_evaluation_data(data: str, class_names: Sequence[str], *, multi_label: 
     return index.with_class_names(class_names)
 
 
-def locate(index: LabelledIndex, position: int) -> tuple[int, int]:
-    """Return shard and rank in the shard of the sample at a position in index order."""
-    offsets = np.cumsum(index.shard_sizes)
-    shard_id = int(np.searchsorted(offsets, position, side="right"))
-    return shard_id, position - int(offsets[shard_id] - index.shard_sizes[shard_id])
-
-
 def image_name(index: LabelledIndex, position: int) -> str:
     """Name an image as its user knows it: by path, or inside containers, where paths may repeat, by shard and key."""
     if index.info.kind == "files":
         return index.ref_at(position).path
-    shard_id, rank = locate(index, position)
+    shard_id, rank = index.locate(position)
     return f"{index.info.shard_names[shard_id]}/{index.ref(shard_id, rank).key}"
 
 
@@ -103,8 +92,6 @@ def label_table(index: LabelledIndex, class_names: Sequence[str]) -> NDArray[np.
         class_names: C classes.
     Returns:
         bool (K + 1, C): for each combination its classes; the last row, which the absent label -1 finds, has none.
-    Raises:
-        InputError: a combination has a class that `class_names` lacks.
     """
     combinations = _combinations(index)
     position = {name: class_id for class_id, name in enumerate(class_names)}
@@ -124,37 +111,28 @@ def _combinations(index: LabelledIndex) -> list[list[str]]:
     return [[part.strip() for part in name.split(LABEL_SEPARATOR) if part.strip()] for name in _class_names(index)]
 
 
-def _joined_class_names(index: LabelledIndex) -> tuple[str, ...]:
-    """Return the classes of multi-label data, sorted."""
-    _require_any_label(index)
-    return tuple(sorted({name for names in _combinations(index) for name in names}))
-
-
 def _require_any_label(index: LabelledIndex) -> None:
     if not index.has_labels:
         index.require_labels()
 
 
-def _single_class_names(index: LabelledIndex) -> tuple[str, ...]:
+def _trained_classes(index: LabelledIndex, *, multi_label: bool) -> tuple[str, ...]:
+    if multi_label:
+        _require_any_label(index)
+        return tuple(sorted({name for names in _combinations(index) for name in names}))
     index.require_labels()
     class_names = _class_names(index)
-    _require_two_classes(index, class_names)
-    return class_names
-
-
-def _class_names(index: LabelledIndex) -> tuple[str, ...]:
-    if index.class_names is not None:
-        return tuple(index.class_names)
-    return tuple(str(class_id) for class_id in range(index.num_classes))
-
-
-def _require_two_classes(index: LabelledIndex, class_names: Sequence[str]) -> None:
     used = np.flatnonzero(index.class_counts())
     require(
         len(used) >= 2,
         f"{index.name} holds one class only ({class_names[used[0]]}); classification needs two or more, each in a "
         "sub-folder of its own or with a label of its own",
     )
+    return class_names
+
+
+def _class_names(index: LabelledIndex) -> tuple[str, ...]:
+    return tuple(index.class_names or map(str, range(index.num_classes)))
 
 
 def _part_to_measure_on(val: LabelledIndex | None, settings: DataConfig) -> LabelledIndex | None:

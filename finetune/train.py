@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,37 +17,28 @@ from torch import Tensor
 
 from beit.common.encoder import save_model
 from beit.common.errors import InputError
-from beit.common.processes.distributed import World, init_distributed
+from beit.common.processes.distributed import World
 from beit.common.processes.signals import stop_on_signals
-from beit.common.reading.config import SPEED_KEYS
 from beit.common.reading.labelled_dataset import LabelledDataset
-from beit.common.runs.run_dir import open_run
-from beit.common.runs.wandb_log import require_wandb
-from beit.common.training.batches import Batch
+from beit.common.runs.layout import FEATURES, LAST, MODEL
 from beit.common.training.config import CheckpointConfig
-from beit.common.training.data import TrainingData
+from beit.common.training.data import Batch, TrainingData
 from beit.common.training.judge import Goal
-from beit.common.training.task import FitSettings
-from beit.common.training.trainer import fit
+from beit.common.training.trainer import train
 from beit.common.vit.description import CONFIG_FILE, EncoderConfig, read_encoder_config
 from beit.common.vit.flops import training_flops
-from beit.common.vit.param_groups import layer_decay_groups
+from beit.common.vit.param_groups import param_groups
 from beit.finetune.artifact import StartingPoint, build_classifier, freeze_blocks, starting_point
 from beit.finetune.augment.augment import TrainTransform
+from beit.finetune.classification.model import ImageClassifier
 from beit.finetune.classification.step import ClassificationStep, balanced_weights
 from beit.finetune.config import FinetuneConfig
 from beit.finetune.data import LabelledData, open_training_data
 from beit.finetune.evaluation.evaluate import evaluation_loader, measure
 from beit.finetune.evaluation.outcomes import OutcomeLog
 from beit.finetune.evaluation.scores import Metrics, MultiLabelMetrics
-from beit.finetune.probe.features import FEATURES
 
 logger = logging.getLogger(__name__)
-
-BEST, LAST = "model", "last"
-"""Folders in the run directory: the model that did best on the validation images, and the newest."""
-FREE_KEYS = (*SPEED_KEYS, "evaluation.micro_batch_size")
-"""Settings a resumed run may change, beside those of the loop: they decide speed, not what is learned."""
 
 
 @stop_on_signals()
@@ -61,31 +53,14 @@ def run(config: FinetuneConfig, *, data: str, run_dir: Path, resume: str = "auto
         raise InputError(f"{run_dir} holds a linear probe or k-NN; name another directory for classification")
     start = starting_point(config)
     images = open_training_data(data, config.data, multi_label=config.classifier.multi_label)
-    require_wandb(config.run.wandb)
-    world = init_distributed(timeout_seconds=config.train.collective_timeout_seconds)
-    torch.manual_seed(config.train.seed)
-    task = ClassificationTask(config, images, start, world)
-    directory = open_run(run_dir, config, world=world, resume=resume, free_keys=FREE_KEYS, sync_to=config.run.sync_to)
-    task.announce()
-    settings = FitSettings(
-        train=config.train,
-        optimizer=config.optimizer,
-        checkpoint=config.checkpoint,
-        deepspeed=config.deepspeed,
-        speed=config.speed,
-        profile=config.profile,
-        run=config.run,
-        # The best model is chosen among the saved ones by `save_artifacts`, which keeps the newest beside it.
-        goal=None
-        if images.val is None
-        else Goal(metric=f"val_{_main(images)}", is_higher_better=True, keep_best=False),
+    task, _ = train(
+        config, lambda world: ClassificationTask(config, images, start, world), run_dir=run_dir, resume=resume
     )
-    fit(task, settings=settings, run=directory, world=world)
-    if world.is_main:
-        best = read_encoder_config(run_dir / BEST).provenance
+    if task.world.is_main:
+        best = read_encoder_config(run_dir / MODEL).provenance
         main = _main(images)
         score = f", {main} {100 * best['metrics'][main]:.2f} % at step {best['step']}" if best["metrics"] else ""
-        logger.info("model: %s%s", run_dir / BEST, score)
+        logger.info("model: %s%s", run_dir / MODEL, score)
 
 
 @dataclass
@@ -105,28 +80,20 @@ class ClassificationTask:
     world: World
 
     def __post_init__(self) -> None:
-        """Build model and order; identical on every rank."""
+        """Build the order; identical on every rank."""
         config, shown = self.config, self.images.train
         if config.data.balanced:
             shown = shown.balanced(seed=config.train.seed)
         self.dataset = LabelledDataset(shown, cache_bytes=config.reader.parquet_cache_bytes)
-        self.data = TrainingData(
-            self.dataset,
-            TrainTransform(
-                img_size=self.start.architecture.img_size,
-                augment=config.augment,
-                seed=config.train.seed,
-                fill=self.start.normalization.mean,
-            ),
-            train=config.train,
-            optimizer=config.optimizer,
-            checkpoint=self._checkpoint(),
-            reader=config.reader,
-            world=self.world,
+        transform = TrainTransform(
+            img_size=self.start.architecture.img_size,
+            augment=config.augment,
+            seed=config.train.seed,
+            fill=self.start.normalization.mean,
         )
+        rhythm = replace(config, checkpoint=self._checkpoint())
+        self.data = TrainingData(self.dataset, transform, rhythm, world=self.world)
         self.step = self._objective()
-        self.model = build_classifier(config, self.start, self.images.class_names)
-        freeze_blocks(self.model, config.freeze_blocks)
         self.description = EncoderConfig(
             architecture=self.start.architecture,
             normalization=self.start.normalization,
@@ -138,10 +105,18 @@ class ClassificationTask:
         self.measured: tuple[int, Metrics | MultiLabelMetrics] | None = None
         """Step and result of the latest evaluation in this process."""
 
+    @cached_property
+    def model(self) -> ImageClassifier:
+        """The encoder with a head for the classes of the data."""
+        model = build_classifier(self.config, self.start, self.images.class_names)
+        freeze_blocks(model, self.config.freeze_blocks)
+        return model
+
     def _objective(self) -> ClassificationStep:
         mean, std = self.start.normalization
         classifier, train = self.config.classifier, self.images.train
-        is_balanced, is_multi_label = classifier.class_weights == "balanced", self.images.is_multi_label
+        is_balanced = classifier.class_weights == "balanced"
+        table = self.images.label_table(train)
         return ClassificationStep(
             mean=mean,
             std=std,
@@ -149,7 +124,7 @@ class ClassificationTask:
             mix=self.config.mix,
             seed=self.config.train.seed,
             class_weights=balanced_weights(train.class_counts().tolist()) if is_balanced else None,
-            label_table=torch.from_numpy(self.images.label_table(train)).float() if is_multi_label else None,
+            label_table=None if table is None else torch.from_numpy(table).float(),
         )
 
     def _checkpoint(self) -> CheckpointConfig:
@@ -159,7 +134,15 @@ class ClassificationTask:
             return checkpoint
         return replace(checkpoint, interval_steps=self.config.train.eval_interval_steps)
 
-    def announce(self) -> None:
+    @property
+    def goal(self) -> Goal | None:
+        """What evaluations are judged by."""
+        if self.images.val is None:
+            return None
+        # The best model is chosen among the saved ones by `save_artifacts`, which keeps the newest beside it.
+        return Goal(metric=f"val_{_main(self.images)}", is_higher_better=True, keep_best=False)
+
+    def begin(self, run: Path) -> None:
         """Say what is about to happen."""
         plan, val = self.data.plan, self.images.val
         logger.info(
@@ -173,12 +156,7 @@ class ClassificationTask:
         )
         if self.config.data.balanced:
             logger.info("balanced: an epoch shows %d images, as many of every class", len(self.dataset.index))
-        logger.info(
-            "%d steps of %d images = %.1f epochs",
-            plan.total_steps,
-            plan.global_batch_size,
-            plan.total_steps / plan.steps_per_epoch,
-        )
+        logger.info("%s", plan)
         if plan.global_batch_size > len(self.images.train) and self.world.is_main:
             logger.warning(
                 "train.global_batch_size (%d) exceeds the %d training images, so that a step shows some of them more "
@@ -196,7 +174,7 @@ class ClassificationTask:
 
     def param_groups(self) -> list[dict[str, Any]]:
         """Decay matrices, spare vectors, and let lower layers learn more slowly (BEiT's grouping)."""
-        return layer_decay_groups(
+        return param_groups(
             self.model,
             weight_decay=self.config.optimizer.weight_decay,
             layer_decay=self.config.layer_decay,
@@ -215,13 +193,13 @@ class ClassificationTask:
         loader = evaluation_loader(
             val, self.description, world=self.world, settings=self.config.evaluation, reader=self.config.reader
         )
-        log = OutcomeLog(self.images.label_table(val) if self.images.is_multi_label else None)
+        log = OutcomeLog(self.images.label_table(val))
         metrics = measure(model, loader, self.description, num_batches=len(loader), world=self.world, log=log)
         if metrics is None:
             return {}
         self.measured = step, metrics
         logger.info("step %d: %s on %d images", step, metrics.describe(), metrics.num_images)
-        return {f"val_{name}": float(value) for name, value in metrics.as_dict().items()}
+        return {f"val_{name}": float(value) for name, value in asdict(metrics).items()}
 
     def save_artifacts(
         self, state: dict[str, Tensor], directory: Path, step: int, metrics: Mapping[str, float]
@@ -231,15 +209,15 @@ class ClassificationTask:
         result = self.measured[1] if self.measured is not None and self.measured[0] == step else None
         description = replace(self.description, provenance=self._provenance(step, result))
         save_model(directory / LAST, state, description)
-        if self.images.val is None or (result is not None and _is_better(result, directory / BEST)):
-            save_model(directory / BEST, state, description)
+        if self.images.val is None or (result is not None and _is_better(result, directory / MODEL)):
+            save_model(directory / MODEL, state, description)
 
     def _provenance(self, step: int, result: Metrics | MultiLabelMetrics | None) -> dict[str, Any]:
         train = self.images.train
         return {
             "step": step,
             "total_steps": self.data.plan.total_steps,
-            "metrics": {} if result is None else result.as_dict(),
+            "metrics": {} if result is None else asdict(result),
             "validation_data": None if self.images.val is None else self.images.val.info.root,
             "data": train.info.root,
             "data_sha256": train.index_sha256,
@@ -260,6 +238,6 @@ def _is_better(result: Metrics | MultiLabelMetrics, best: Path) -> bool:
     if not (best / CONFIG_FILE).is_file():
         return True
     kept = read_encoder_config(best).provenance["metrics"]
-    found = result.as_dict()
+    found = asdict(result)
     main = "top1" if "top1" in found else "map"
     return (found[main], -found["loss"]) > (kept[main], -kept["loss"])

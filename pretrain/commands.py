@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from beit.cli_options import long_command_options, picture_option
+from beit.cli_options import LongOptions, long_command_options, picture_option
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -15,15 +16,7 @@ RECIPES = Path(__file__).parent / "recipes"
 @click.argument("store")
 @click.argument("run", type=click.Path(path_type=Path))
 @long_command_options
-def pretrain_command(
-    store: str,
-    run: Path,
-    recipe: str | None,
-    overrides: tuple[str, ...],
-    gpus: int | None,
-    hostfile: str | None,
-    resume: str,
-) -> None:
+def pretrain_command(store: str, run: Path, **long: Any) -> None:
     """Pre-train a ViT to predict the visual tokens of masked patches, from the token store STORE into RUN.
 
     STORE is a folder or a URL (https://, s3://); the shards of a remote store are kept on this machine's disk as they
@@ -36,29 +29,15 @@ def pretrain_command(
     Example:
       beit pretrain store/ runs/pretrain --recipe beit_tiny_patch4_32 --gpus 2
     """
-    from beit.common.config import load_config
-    from beit.common.errors import require
-    from beit.common.processes.launch import launch_ranks, under_launcher
-    from beit.common.processes.worker_process import start_worker_server
     from beit.pretrain.config import PretrainConfig
 
-    config = load_config(PretrainConfig, recipe=recipe, overrides=overrides, recipe_dir=RECIPES)
-    online = config.tokenizer.online
-    if online is not None and not any(word.startswith("tokenizer.online=") for word in overrides):
-        from beit.common.tokenizers.plugin import is_import_name  # imports torch
-
-        require(
-            not is_import_name(online),
-            f"the recipe names tokenizer {online}, which is code; if you trust it, name it yourself: --set "
-            f"tokenizer.online={online}",
-        )
-    if (gpus or hostfile) and not under_launcher():
-        raise click.exceptions.Exit(launch_ranks(gpus=gpus, hostfile=hostfile))
-    if config.reader.num_workers:
-        start_worker_server()
+    options = LongOptions(**long)
+    config = options.load(PretrainConfig, RECIPES)
+    options.refuse_code(config.tokenizer.online, "tokenizer.online", "--set tokenizer.online=")
+    options.start(num_workers=config.reader.num_workers)
     from beit.pretrain.train import run as run_pretraining
 
-    run_pretraining(config, store=store, run_dir=run, resume=resume)
+    run_pretraining(config, store=store, run_dir=run, resume=options.resume)
 
 
 @click.command("masks")
@@ -70,13 +49,7 @@ def pretrain_command(
 @click.option("--recipe", metavar="NAME|FILE", help="Settings for a STORE, as for beit pretrain.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a setting; may be repeated.")
 def show_masks_command(
-    target: str,
-    out: Path,
-    rows: int,
-    epochs: int,
-    store: str | None,
-    recipe: str | None,
-    overrides: tuple[str, ...],
+    target: str, out: Path, rows: int, epochs: int, store: str | None, recipe: str | None, overrides: tuple[str, ...]
 ) -> None:
     """Draw what a run hides: training images under the masks of their first epochs, and statistics of many masks.
 
@@ -90,12 +63,13 @@ def show_masks_command(
     from beit.common.config import load_config
     from beit.common.errors import require
     from beit.common.pages.pictures import save_png
+    from beit.common.runs.layout import CONFIG
     from beit.common.store import open_store
     from beit.pretrain.config import PretrainConfig
     from beit.pretrain.pictures.masks import masks_sheet
     from beit.pretrain.stored_run import open_stored_run
 
-    if (Path(target) / "config.toml").is_file():
+    if (Path(target) / CONFIG).is_file():
         require(recipe is None and not overrides, "a run has its own settings; --recipe and --set are for a STORE")
         run = open_stored_run(Path(target), store)
         opened, config = run.store, run.config
@@ -128,7 +102,7 @@ def show_batch_command(run: Path, step: int, out: Path, listing: Path | None, im
       beit show batch runs/pretrain --step 1200 --out batch.png --json batch.json
     """
     from beit.common.pages.pictures import save_png
-    from beit.common.storage.files import write_json
+    from beit.common.storage.documents import write_json
     from beit.pretrain.pictures.batch import batch_sheet, rebuild_batch
     from beit.pretrain.stored_run import open_stored_run
 

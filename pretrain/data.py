@@ -8,7 +8,7 @@ record comes when is `beit.common.reading.order`; reading it is `beit.common.rea
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +16,9 @@ from PIL import Image
 
 from beit.common.errors import BadSample, InputError
 from beit.common.images import decode_image
-from beit.common.reading.dataset import Record
 from beit.common.rng import CounterRng
 from beit.common.shards.schema import StoreInfo
+from beit.common.storage.samples import Record
 from beit.common.views import (
     TOKEN_RESAMPLE,
     AugmentConfig,
@@ -104,15 +104,13 @@ class ViewTransform:
         Keyed by (seed, epoch, sample), never by rank or worker: the same sample gets the same mask however the run is
         spread over machines, and whether its tokens are stored or computed online.
         """
-        return draw_mask(CounterRng(self.seed, "mask", self._when(epoch), sample_id), (self.grid_size,) * 2, self.mask)
+        rng = CounterRng(self.seed, "mask", "held-out" if self.fixed_masks else epoch, sample_id)
+        return draw_mask(rng, (self.grid_size,) * 2, self.mask)
 
     def view_of(self, record: Record, width: int, height: int) -> np.void:
         """Return the view a sample is seen under: its stored one, or where there are none, the one drawn for it.
 
-        Args:
-            record: With its epoch.
-            width: Image width in px, after EXIF orientation.
-            height: Image height in px.
+        Width and height are those of the image in px, after EXIF orientation.
         """
         if not self.is_fresh:
             assert record.view is not None
@@ -121,9 +119,6 @@ class ViewTransform:
             return draw_stored_view(self.store_seed, record.key, 0, width=width, height=height, augment=self.augment)
         rng = CounterRng(self.seed, "fresh view", record.epoch, record.sample_id)
         return draw_view(rng, width, height, self.augment)
-
-    def _when(self, epoch: int) -> int | Literal["held-out"]:
-        return "held-out" if self.fixed_masks else epoch
 
     def _stored(self, record: Record) -> dict[str, NDArray[Any]]:
         if record.view is None or record.token_ids is None:
@@ -142,31 +137,24 @@ class ViewTransform:
     def _fresh(self, record: Record) -> dict[str, NDArray[Any]]:
         image = decode_image(record.image_bytes)
         view = self.view_of(record, image.width, image.height)
-        pixels = render_view(image, view, **self._rendering)
-        sample: dict[str, NDArray[Any]] = {"images": _channels_first(pixels)}
-        if self.token_img_size:
-            # Both from the same crop, the tokenizer's with its own filter, as `beit tokenize` renders it.
-            token_rendering = self._rendering | {"img_size": self.token_img_size, "resample": TOKEN_RESAMPLE}
-            sample["token_views"] = _channels_first(render_view(image, view, **token_rendering))
+        sample = {"images": _channels_first(render_view(image, view, **self._rendering))}
+        if self.token_img_size:  # from the same crop
+            sample["token_views"] = _channels_first(self._as_tokenised(image, view, self.token_img_size))
         return sample
 
     @property
     def _rendering(self) -> dict[str, Any]:
-        scope = self.augment.jitter_scope
-        return {"img_size": self.img_size, "resample": self.resample, "jitter_scope": scope}
+        return {"img_size": self.img_size, "resample": self.resample, "jitter_scope": self.augment.jitter_scope}
+
+    def _as_tokenised(self, image: Image.Image, view: np.void, img_size: int) -> NDArray[np.uint8]:
+        """Render what a tokenizer sees, with its own filter, as `beit tokenize` does."""
+        return render_view(image, view, **(self._rendering | {"img_size": img_size, "resample": TOKEN_RESAMPLE}))
 
     def _check_luma(self, image: Image.Image, view: np.void, pixels: NDArray[np.uint8]) -> None:
         difference = _luma_difference(view, pixels)
         if difference > LUMA_TOLERANCE and self.store_token_img_size:
             # Fine stripes of small images come out differently at another size; what was tokenised tells for sure.
-            tokenised = render_view(
-                image,
-                view,
-                img_size=self.store_token_img_size,
-                resample=TOKEN_RESAMPLE,
-                jitter_scope=self.augment.jitter_scope,
-            )
-            difference = _luma_difference(view, tokenised)
+            difference = _luma_difference(view, self._as_tokenised(image, view, self.store_token_img_size))
         if difference > LUMA_TOLERANCE:
             raise BadSample("luma-mismatch", f"the view differs from the tokenised one by {difference} grey levels")
 
@@ -179,14 +167,9 @@ def build_transform(
     fixed_masks: bool = False,
     strict: bool | None = None,
 ) -> ViewTransform:
-    """Return what turns the records of a store into the samples of a run.
+    """Return what turns the records of a store into the samples of a run, see `ViewTransform`.
 
-    Args:
-        config: Settings.
-        info: Of the store.
-        token_img_size: Side in pixels of what an online tokenizer sees; 0 where there is none.
-        fixed_masks: See `ViewTransform`.
-        strict: Overrules `data.replay`, for pictures, which may be drawn on another machine.
+    `strict` overrules `data.replay`, for pictures, which may be drawn on another machine.
     """
     return ViewTransform(
         img_size=info.img_size,
@@ -214,11 +197,7 @@ def _luma_difference(view: np.void, pixels: NDArray[np.uint8]) -> int:
 
 
 def check_replay(store_canary: str, *, strict: bool) -> None:
-    """Refuse strict replay on a machine whose decoder or resampler differs from the one that tokenised.
-
-    Raises:
-        InputError: the canary hashes differ and replay is strict.
-    """
+    """Refuse strict replay on a machine whose decoder or resampler differs from the one that tokenised."""
     if strict and compute_canary() != store_canary:
         raise InputError(
             "this machine's Pillow or libjpeg renders images differently from the one that wrote the store; install "

@@ -48,31 +48,21 @@ class MaskConfig:
 
 
 def target_num_masked(config: MaskConfig, grid_size: tuple[int, int]) -> int:
-    """Return the most patches a blockwise or random mask covers: 75 at 14x14, never 0.
-
-    Raises:
-        InputError: config.num_masked exceeds the grid.
-    """
-    num_patches = grid_size[0] * grid_size[1]
-    require(
-        config.num_masked <= num_patches,
-        f"mask.num_masked ({config.num_masked}) must not exceed num_patches ({num_patches}); lower it",
-    )
-    return config.num_masked or max(1, round(_PAPER_MASKED * num_patches / _PAPER_PATCHES))
+    """Return the most patches a blockwise or random mask covers: 75 at 14x14, never 0."""
+    return _patches("num_masked", config.num_masked, _PAPER_MASKED, grid_size, way_out="lower it")
 
 
 def target_min_block(config: MaskConfig, grid_size: tuple[int, int]) -> int:
-    """Return the least target area of a block in patches: 16 at 14x14, never 0.
+    """Return the least target area of a block in patches: 16 at 14x14, never 0."""
+    return _patches("min_block", config.min_block, _PAPER_MIN_BLOCK, grid_size, way_out="lower it or raise img_size")
 
-    Raises:
-        InputError: config.min_block exceeds the grid.
-    """
+
+def _patches(name: str, configured: int, of_paper: int, grid_size: tuple[int, int], *, way_out: str) -> int:
     num_patches = grid_size[0] * grid_size[1]
     require(
-        config.min_block <= num_patches,
-        f"mask.min_block ({config.min_block}) must not exceed num_patches ({num_patches}); lower it or raise img_size",
+        configured <= num_patches, f"mask.{name} ({configured}) must not exceed num_patches ({num_patches}); {way_out}"
     )
-    return config.min_block or max(1, round(_PAPER_MIN_BLOCK * num_patches / _PAPER_PATCHES))
+    return configured or max(1, round(of_paper * num_patches / _PAPER_PATCHES))
 
 
 def max_num_masked(config: MaskConfig, grid_size: tuple[int, int]) -> int:
@@ -107,8 +97,6 @@ def draw_mask(
     Returns:
         Bool array (height, width), True = masked; at least one patch, at most `max_num_masked`. Mode none: all False.
 
-    Raises:
-        InputError: a count of the config exceeds the grid.
     Source: BEiT §2.3, Alg. 1, and the released code. Differs: where not a single block fits (grids of a few patches),
         neighbouring patches are masked instead, because an image without masked patches teaches nothing.
     """
@@ -131,13 +119,12 @@ def draw_mask(
 
 def _blockwise(rng: CounterRng, grid_size: tuple[int, int], config: MaskConfig) -> int:
     num_masked, min_block = target_num_masked(config, grid_size), target_min_block(config, grid_size)
-    bits = count = 0
-    while count < num_masked:
-        block = _find_block(rng, grid_size, config, bits=bits, min_block=min_block, room=num_masked - count)
+    bits = 0
+    while room := num_masked - bits.bit_count():
+        block = _find_block(rng, grid_size, config, bits=bits, min_block=min_block, room=room)
         if not block:
             break
         bits |= block
-        count = bits.bit_count()
     return bits
 
 

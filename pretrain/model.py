@@ -48,15 +48,7 @@ class MimLoss(NamedTuple):
 
 
 class _PatchPredictor(VisionTransformer, ABC):
-    """The encoder with a final norm and a linear head on some of its patches.
-
-    Args:
-        config: Shape; must have a mask token.
-        num_predicted: K.
-
-    Raises:
-        InputError: config has no mask token, or num_predicted is outside [1, N].
-    """
+    """The encoder with a final norm and a linear head on K of its patches."""
 
     def __init__(self, config: ViTConfig, *, num_predicted: int) -> None:
         require(config.use_mask_token, "model.use_mask_token (False) must be True for pre-training")
@@ -97,17 +89,9 @@ class _PatchPredictor(VisionTransformer, ABC):
         positions, valid = masked_positions(wanted, self.num_predicted)
         # What nobody predicts from is left out as early as possible: most of the last block, the norm and the head then
         # cost K positions instead of N.
-        hidden = self.forward_positions(images, bool_masked_pos, positions + 1)  # (B, K, D); + 1 skips CLS
-        return MaskedPrediction(self._predict(hidden), positions, valid)
-
-    def predict_all(self, images: Tensor, bool_masked_pos: Tensor) -> Tensor:
-        """Return predictions (B, N, V or P) for every patch, masked or not; for pictures and evaluation."""
-        hidden = self.forward_features(images, bool_masked_pos)
-        return self._predict(hidden[:, 1:])
-
-    def _predict(self, hidden: Tensor) -> Tensor:
+        hidden = self.forward_features(images, bool_masked_pos, positions + 1)  # (B, K, D); + 1 skips CLS
         assert self.norm is not None  # this class made it
-        return self.head(self.norm(hidden))
+        return MaskedPrediction(self.head(self.norm(hidden)), positions, valid)
 
 
 class MaskedImageModel(_PatchPredictor):
@@ -117,9 +101,6 @@ class MaskedImageModel(_PatchPredictor):
         config: Shape; must have a mask token.
         vocab_size: Visual tokens the tokenizer knows, V.
         num_masked: K: positions predicted per image, at least what any mask covers; see `masking.max_num_masked`.
-
-    Raises:
-        InputError: config has no mask token, or num_masked is outside [1, N].
     """
 
     def __init__(self, config: ViTConfig, *, vocab_size: int, num_masked: int) -> None:
@@ -135,12 +116,7 @@ class MaskedImageModel(_PatchPredictor):
 class MaskedPixelModel(_PatchPredictor):
     """The encoder with a final norm and a linear map to the pixels of a patch, the paper's ablation without tokens.
 
-    Args:
-        config: Shape; must have a mask token.
-        num_masked: K, as in `MaskedImageModel`.
-
-    Raises:
-        InputError: config has no mask token, or num_masked is outside [1, N].
+    Shape and K (`num_masked`) are those of `MaskedImageModel`.
     """
 
     def __init__(self, config: ViTConfig, *, num_masked: int) -> None:

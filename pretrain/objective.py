@@ -15,7 +15,7 @@ from beit.pretrain.model import MaskedImageModel, MaskedPixelModel
 from beit.pretrain.step import MimStep, PixelStep
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class TokenSource:
     """The tokenizer behind a run's visual tokens."""
 
@@ -30,6 +30,12 @@ class TokenSource:
     token_img_size: int = 0
     """Side in pixels of what `encoder` sees; 0 without one."""
 
+    @classmethod
+    def of(cls, encoder: Tokenizer, token_img_size: int) -> TokenSource:
+        """Return the source that a network is."""
+        name, fingerprint, vocab_size = encoder.name, encoder.fingerprint, encoder.vocab_size
+        return cls(name, fingerprint, vocab_size, encoder, token_img_size)
+
 
 def token_source(config: PretrainConfig, store: StoreInfo, device: torch.device) -> TokenSource | None:
     """Return where visual tokens come from; None where the objective needs none.
@@ -38,8 +44,6 @@ def token_source(config: PretrainConfig, store: StoreInfo, device: torch.device)
         config: Settings.
         store: Of the images.
         device: Where an online tokenizer computes: the rank's own.
-    Raises:
-        InputError: the online tokenizer cannot be loaded.
     """
     if not config.objective.needs_tokens:
         return None
@@ -53,13 +57,7 @@ def token_source(config: PretrainConfig, store: StoreInfo, device: torch.device)
         dtype=config.tokenizer.dtype,
         compile_encoder=config.tokenizer.compile_encoder,
     )
-    return TokenSource(
-        name=encoder.name,
-        fingerprint=encoder.fingerprint,
-        vocab_size=encoder.vocab_size,
-        encoder=encoder,
-        token_img_size=store.grid_size * encoder.downsampling,
-    )
+    return TokenSource.of(encoder, store.grid_size * encoder.downsampling)
 
 
 def build_model(

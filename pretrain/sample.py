@@ -8,28 +8,21 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from beit.common.reading.dataset import Dataset, Record, spread_evenly
+from beit.common.reading.dataset import Dataset
 from beit.common.reading.order import Rows
+from beit.common.storage.samples import Record, locate, shard_starts, spread_evenly
 
 
 class EvenSample:
-    """At most `count` samples of a data set, the same ones for any number of ranks: a `Dataset`.
-
-    Args:
-        dataset: To choose from.
-        count: Samples wanted.
-    """
+    """At most `count` samples of a data set, the same ones for any number of ranks: a `Dataset`."""
 
     def __init__(self, dataset: Dataset, count: int) -> None:
         self.dataset = dataset
         self.num_views, self.index_sha256 = dataset.num_views, dataset.index_sha256
         sizes = dataset.shard_sizes
-        chosen = spread_evenly(int(sizes.sum()), count)
-        starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-        shard_ids = np.searchsorted(starts, chosen, side="right") - 1
-        self._ranks = chosen - starts[shard_ids]
+        shard_ids, self._ranks = locate(shard_starts(sizes), spread_evenly(int(sizes.sum()), count))
         self.shard_sizes = np.bincount(shard_ids, minlength=len(sizes)).astype(np.int64)
-        self._starts = np.concatenate([[0], np.cumsum(self.shard_sizes)]).astype(np.int64)
+        self._starts = shard_starts(self.shard_sizes)
 
     def __len__(self) -> int:
         """Return how many there are."""

@@ -4,50 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from beit.common.vit.normalization import normalize_images
+from beit.common.tokenizer import Tokenizer
+from beit.common.vit.vit import normalize_images
 from beit.pretrain.model import MimLoss, PixelLoss, mim_loss, pixel_loss, pixel_targets
-
-
-class OnlineTokenizer(Protocol):
-    """What is needed of a tokenizer that runs in the step; `beit.common.tokenizer.Tokenizer` has it."""
-
-    def encode(self, images: Any) -> Tensor:
-        """Map pixels (B, 3, s, s) uint8 to token ids (B, g, g) int64."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MimStep:
-    """Visual tokens as the objective.
-
-    Args:
-        mean: Normalisation of the pixels.
-        std: Normalisation of the pixels.
-        predict_all: Whether training predicts the tokens of all patches, not only of the masked ones.
-        tokenizer: What makes tokens of a batch's `token_views`; None where the batch has its tokens.
-    """
+    """Visual tokens as the objective, predicted from pixels normalised by mean and std."""
 
     mean: Sequence[float]
     std: Sequence[float]
     predict_all: bool = False
-    tokenizer: OnlineTokenizer | None = None
+    """Whether to predict the tokens of all patches, not only of the masked ones."""
+    tokenizer: Tokenizer | None = None
+    """What makes tokens of a batch's `token_views`; None where the batch has its tokens."""
 
-    def forward(self, model: nn.Module, batch: Mapping[str, Any], *, predict_all: bool = False) -> MimLoss:
+    def forward(self, model: nn.Module, batch: Mapping[str, Any]) -> MimLoss:
         """Predict tokens and compare.
 
         Args:
             model: A `MaskedImageModel`, possibly wrapped.
             batch: images (B, 3, img_size, img_size) uint8, bool_masked_pos (B, N) bool (True = masked), and token_ids
                 (B, N) int64 or token_views (B, 3, s, s) uint8; all on the model's device.
-            predict_all: Predict all patches instead of the masked ones.
         """
         images, mask = normalize_images(batch["images"], self.mean, self.std), batch["bool_masked_pos"]
-        predicted = torch.ones_like(mask) if predict_all else mask
+        predicted = torch.ones_like(mask) if self.predict_all else mask
         return mim_loss(model(images, mask, predicted), self.token_ids(batch))
 
     def token_ids(self, batch: Mapping[str, Any]) -> Tensor:
@@ -62,25 +49,20 @@ class MimStep:
 
     def __call__(self, model: nn.Module, batch: Mapping[str, Any], step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss of a micro-batch (scalar) and its accuracy (detached), for the training loop."""
-        result = self.forward(model, batch, predict_all=self.predict_all)
+        result = self.forward(model, batch)
         return result.loss, {"mim_acc": result.num_correct / result.num_predicted.clamp(min=1)}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PixelStep:
-    """The pixels of masked patches as the objective.
-
-    Args:
-        mean: Normalisation of the pixels.
-        std: Normalisation of the pixels.
-        patch_size: Side of a patch in pixels.
-        normalize_patches: Standardise each patch by itself; see `pixel_targets`.
-    """
+    """The pixels of masked patches as the objective, normalised by mean and std."""
 
     mean: Sequence[float]
     std: Sequence[float]
     patch_size: int
+    """Side of a patch in pixels."""
     normalize_patches: bool
+    """Standardise each patch by itself; see `pixel_targets`."""
 
     def forward(self, model: nn.Module, batch: Mapping[str, Any]) -> PixelLoss:
         """Predict the masked patches and compare.

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from beit.common.errors import InputError, require
-from beit.common.reading.dataset import Record
 from beit.common.reading.order import Rows, view_index
 from beit.common.shards.token_store import TokenStore
+from beit.common.storage.samples import Record
 
 _REMOTE_LANES = 8
 _CACHED_SHARDS = 128
@@ -30,8 +31,6 @@ class StoreDataset:
         store: Opened and checked; workers receive a copy.
         seed: Of the run; decides which view a sample shows first.
         held_out: True for the samples kept from training, False for all others.
-    Raises:
-        InputError: there is no such sample.
     """
 
     def __init__(self, store: TokenStore, *, seed: int, held_out: bool = False) -> None:
@@ -101,16 +100,7 @@ class StoreDataset:
         """
         _, row, shown = self._place(shard_id, rank, epoch)
         stored = self.store.read_record(shard_id, row, shown if self.num_views else 0)
-        return Record(
-            key=stored.key,
-            shard=self.store.shards[shard_id].stem,
-            epoch=epoch,
-            view_index=shown,
-            image_bytes=stored.image_bytes,
-            label=stored.label,
-            view=stored.view,
-            token_ids=stored.token_ids,
-        )
+        return replace(stored, epoch=epoch, view_index=shown)
 
     def _place(self, shard_id: int, rank: int, epoch: int) -> tuple[int, int, int]:
         """Return shard, row of its sample table, and the view that the sample shows in this epoch."""

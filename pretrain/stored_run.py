@@ -11,15 +11,13 @@ from typing import Any
 
 from beit.common.config import load_config
 from beit.common.errors import InputError
+from beit.common.runs.layout import CONFIG, DATA, ENCODER
 from beit.common.shards.token_store import TokenStore
-from beit.common.storage.files import read_json, write_json
+from beit.common.storage.documents import read_json, write_json
 from beit.common.storage.paths import is_remote
 from beit.common.store import open_store
 from beit.common.vit.description import read_encoder_config
 from beit.pretrain.config import PretrainConfig
-
-DATA_FILE = "data.json"
-"""In the run directory: which store, and in which order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,16 +37,13 @@ class StoredRun:
 def record_data(run: Path, store: TokenStore, state: dict[str, Any]) -> None:
     """Write down what a run trains on, so that its batches can be rebuilt even if it never reaches a checkpoint.
 
-    Args:
-        run: Run directory.
-        store: Opened.
-        state: Of the data at step 0, from `TrainingData.state`.
+    `state` is that of the data at step 0, from `TrainingData.state`.
     """
     location = store.location if is_remote(store.location) else str(Path(store.location).resolve())
-    earlier = read_json(run / DATA_FILE) if (run / DATA_FILE).is_file() else {}
+    earlier = read_json(run / DATA) if (run / DATA).is_file() else {}
     # A resumed run keeps its order, and its lanes, wherever its store lies by now.
     order = earlier if earlier.get("store_sha256") == store.index_sha256 else state
-    write_json(run / DATA_FILE, {**order, "store": location, "store_sha256": store.index_sha256})
+    write_json(run / DATA, {**order, "store": location, "store_sha256": store.index_sha256})
 
 
 def open_stored_run(run: Path, store: str | None) -> StoredRun:
@@ -57,13 +52,11 @@ def open_stored_run(run: Path, store: str | None) -> StoredRun:
     Args:
         run: Run directory of `beit pretrain`.
         store: Where the token store is now; None takes what the run says.
-    Raises:
-        InputError: this is no such run, or its store cannot be found, or it is another one.
     """
-    if not (run / "config.toml").is_file():
+    if not (run / CONFIG).is_file():
         raise InputError(f"{run} is not a run of beit pretrain (no config.toml); name the folder given as RUN")
-    config = load_config(PretrainConfig, recipe=run / "config.toml", overrides=(), recipe_dir=run)
-    data: dict[str, Any] = read_json(run / DATA_FILE) if (run / DATA_FILE).is_file() else _from_encoder(run)
+    config = load_config(PretrainConfig, recipe=run / CONFIG, overrides=(), recipe_dir=run)
+    data: dict[str, Any] = read_json(run / DATA) if (run / DATA).is_file() else _from_encoder(run)
     location = store or data.get("store")
     if location is None:
         raise InputError(f"{run} does not say which store it was trained on; name it with --store")
@@ -85,7 +78,7 @@ def open_stored_run(run: Path, store: str | None) -> StoredRun:
 
 def _from_encoder(run: Path) -> dict[str, Any]:
     """Return the store of a run that has no data.json, from its encoder."""
-    if not (run / "encoder").is_dir():
+    if not (run / ENCODER).is_dir():
         return {}
-    origin = read_encoder_config(run / "encoder").provenance
+    origin = read_encoder_config(run / ENCODER).provenance
     return {name: origin[name] for name in ("store", "store_sha256") if name in origin}

@@ -20,12 +20,11 @@ from torch import Tensor
 
 from beit.common.encoder import save_model
 from beit.common.errors import InputError, require
-from beit.common.processes.distributed import World, init_distributed
+from beit.common.processes.distributed import World
 from beit.common.processes.signals import stop_on_signals
-from beit.common.reading.config import SPEED_KEYS, ReaderConfig
+from beit.common.reading.config import ReaderConfig
+from beit.common.runs.layout import ENCODER, METRICS
 from beit.common.runs.metrics import read_metrics
-from beit.common.runs.run_dir import open_run
-from beit.common.runs.wandb_log import require_wandb
 from beit.common.shards.cache import ShardCache
 from beit.common.shards.checks import check_files, check_vocabulary
 from beit.common.shards.token_store import TokenStore
@@ -33,17 +32,16 @@ from beit.common.storage.files import default_cache_dir
 from beit.common.storage.paths import is_remote
 from beit.common.store import open_store
 from beit.common.tokenizer import Tokenizer
-from beit.common.training.batches import Batch
-from beit.common.training.data import TrainingData
+from beit.common.training.data import Batch, TrainingData
 from beit.common.training.judge import Goal
-from beit.common.training.task import FitSettings
-from beit.common.training.trainer import fit
+from beit.common.training.trainer import train
 from beit.common.vit.config import Normalization, ViTConfig, build_vit_config
 from beit.common.vit.description import EncoderConfig
 from beit.common.vit.flops import training_flops
-from beit.common.vit.param_groups import weight_decay_groups
+from beit.common.vit.param_groups import param_groups
 from beit.pretrain.config import PretrainConfig
 from beit.pretrain.data import ViewTransform, build_transform, check_replay
+from beit.pretrain.model import MaskedImageModel, MaskedPixelModel
 from beit.pretrain.objective import TokenSource, build_model, build_step, token_source
 from beit.pretrain.pictures.reconstruction import Reconstruction, build_reconstruction, find_decoder
 from beit.pretrain.signal.held_out import HeldOut
@@ -53,9 +51,6 @@ from beit.pretrain.store_dataset import StoreDataset
 from beit.pretrain.stored_run import record_data
 
 logger = logging.getLogger(__name__)
-
-FREE_KEYS = (*SPEED_KEYS, "held_out.", "probe.")
-"""Settings a resumed run may change, beside those of the loop: they decide speed and reporting, not what is learned."""
 
 
 @stop_on_signals()
@@ -72,40 +67,21 @@ def run(config: PretrainConfig, *, store: str | Path, run_dir: Path, resume: str
     if token_store.is_remote and config.reader.cache_bytes:
         token_store.use_cache(shard_cache(config.reader))
     probe = open_probe_data(config.probe)
-    require_wandb(config.run.wandb)
-    world = init_distributed(timeout_seconds=config.train.collective_timeout_seconds)
-    if is_url:  # once for all ranks: it is a request or two per shard
-        world.run_on_main(lambda: check_files(token_store))
-    torch.manual_seed(config.train.seed)
-    task = PretrainTask(config, token_store, world, probe=probe)
-    directory = open_run(run_dir, config, world=world, resume=resume, free_keys=FREE_KEYS, sync_to=config.run.sync_to)
-    world.run_on_main(lambda: record_data(run_dir, token_store, task.data.state(0)))
-    task.earlier += read_metrics(run_dir / "metrics.jsonl") if world.is_main else []
-    task.announce()
-    settings = FitSettings(
-        train=config.train,
-        optimizer=config.optimizer,
-        checkpoint=config.checkpoint,
-        deepspeed=config.deepspeed,
-        speed=config.speed,
-        profile=config.profile,
-        run=config.run,
-        goal=task.goal(),
-    )
-    result = fit(task, settings=settings, run=directory, world=world)
-    if world.is_main:
+
+    def build(world: World) -> PretrainTask:
+        if is_url:  # once for all ranks: it is a request or two per shard
+            world.run_on_main(lambda: check_files(token_store))
+        return PretrainTask(config, token_store, world, probe=probe)
+
+    task, result = train(config, build, run_dir=run_dir, resume=resume)
+    if task.world.is_main:
         if result.metrics:
             logger.info("verdict: %s", verdict(result.metrics, task.before(result.step)))
-        logger.info("encoder: %s", run_dir / "encoder")
+        logger.info("encoder: %s", run_dir / ENCODER)
 
 
 def check_store(store: TokenStore, config: PretrainConfig) -> None:
-    """Refuse, before anything is built, a store that this run cannot use.
-
-    Raises:
-        InputError: the store has no tokens and none are made online, or the reverse; or this machine would replay its
-            views differently.
-    """
+    """Refuse, before anything is built, a store that this run cannot use."""
     online, views = config.tokenizer.online, store.info.views
     if views == 0 and online is None and config.objective.needs_tokens:
         raise InputError(
@@ -123,11 +99,7 @@ def check_store(store: TokenStore, config: PretrainConfig) -> None:
 
 
 def shard_cache(config: ReaderConfig) -> ShardCache:
-    """Return the folder that keeps the shards of remote stores on this machine.
-
-    Raises:
-        InputError: it cannot be written.
-    """
+    """Return the folder that keeps the shards of remote stores on this machine."""
     folder = Path(config.cache_dir).expanduser() if config.cache_dir else default_cache_dir() / "shards"
     return ShardCache(folder, config.cache_bytes)
 
@@ -139,7 +111,7 @@ def vit_config(config: PretrainConfig, store: TokenStore) -> ViTConfig:
 
 @dataclass
 class PretrainTask:
-    """Masked image modelling on one token store, as the training loop wants it (`beit.common.training.trainer.Task`).
+    """Masked image modelling on one token store, as the training loop wants it (`beit.common.training.task.Task`).
 
     Args:
         config: Settings.
@@ -156,7 +128,7 @@ class PretrainTask:
     """Records of metrics.jsonl, on rank 0: what an evaluation is compared with."""
 
     def __post_init__(self) -> None:
-        """Build model and order; identical on every rank."""
+        """Build the order; identical on every rank."""
         config = self.config
         self.dataset = StoreDataset(self.store, seed=config.train.seed)
         self.held_out_images = StoreDataset(self.store, seed=config.train.seed, held_out=True)
@@ -166,22 +138,20 @@ class PretrainTask:
             # Words are part of the data: another tokenizer under the same name must not continue this run.
             identity = f"{self.store.index_sha256} tokens {self.tokens.fingerprint}"
             self.dataset.index_sha256 = hashlib.sha256(identity.encode()).hexdigest()
-        self.data = TrainingData(
-            self.dataset,
-            self.transform(),
-            train=config.train,
-            optimizer=config.optimizer,
-            checkpoint=config.checkpoint,
-            reader=config.reader,
-            world=self.world,
-        )
+        self.data = TrainingData(self.dataset, self.transform(), config, world=self.world)
         self.step = build_step(config, self.tokens, patch_size=self.vit.patch_size)
-        self.model = build_model(config, self.vit, self.tokens)
 
-    def announce(self) -> None:
-        """Say what is about to happen, once."""
+    @cached_property
+    def model(self) -> MaskedImageModel | MaskedPixelModel:
+        """The vision transformer and what predicts from it."""
+        return build_model(self.config, self.vit, self.tokens)
+
+    def begin(self, run: Path) -> None:
+        """Write down what the run trains on, find what it measured before, and say what is about to happen."""
+        self.world.run_on_main(lambda: record_data(run, self.store, self.data.state(0)))
         if not self.world.is_main:
             return
+        self.earlier += read_metrics(run / METRICS)
         plan, views = self.data.plan, self.store.info.views
         epochs = plan.total_steps / plan.steps_per_epoch
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
@@ -195,7 +165,7 @@ class PretrainTask:
             self.held_out_images.shard_sizes.sum(),
         )
         seen = f"{views} views per image, each seen {epochs / views:.1f} times" if views else "a fresh view every time"
-        logger.info("%d steps of %d images = %.1f epochs; %s", plan.total_steps, plan.global_batch_size, epochs, seen)
+        logger.info("%s; %s", plan, seen)
         order = self.data.order
         if self.store.is_remote:
             logger.info(
@@ -203,8 +173,9 @@ class PretrainTask:
             )
         logger.info("order: windows of %d shards, lanes: %d, seed %d", order.window_shards, order.lanes, order.seed)
 
+    @property
     def goal(self) -> Goal | None:
-        """Return what evaluations are judged by; the newest encoder is written, unless the run may stop early."""
+        """What evaluations are judged by; the newest encoder is written, unless the run may stop early."""
         if not self.held_out_images.shard_sizes.sum():
             return None
         keep_best = self.config.train.early_stop_evals is not None
@@ -219,7 +190,7 @@ class PretrainTask:
 
     def param_groups(self) -> list[dict[str, Any]]:
         """Decay matrices, spare vectors (BEiT's grouping)."""
-        return weight_decay_groups(self.model, weight_decay=self.config.optimizer.weight_decay)
+        return param_groups(self.model, weight_decay=self.config.optimizer.weight_decay)
 
     def transform(self, *, fixed_masks: bool = False) -> ViewTransform:
         """Return what turns a record into a sample."""
@@ -329,4 +300,4 @@ class PretrainTask:
                 "views": self.store.info.views,
             },
         )
-        save_model(directory / "encoder", state, description)
+        save_model(directory / ENCODER, state, description)

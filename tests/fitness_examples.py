@@ -5,10 +5,9 @@ from dataclasses import replace
 import numpy as np
 
 from beit.common.reading.bad_samples import BadSampleReport
-from beit.tokenize.fitness.measure import Fitness, Reconstruction, TokenizerFacts
+from beit.tokenize.fitness.measure import Fitness, Reconstruction, Speed, TokenizerFacts
 from beit.tokenize.fitness.report import FitnessReport, ReportSettings
 from beit.tokenize.fitness.sheet import Picture, SheetRow
-from beit.tokenize.fitness.speed import Speed
 from beit.tokenize.fitness.stability import ShiftStability, Stability
 from beit.tokenize.fitness.tokens import ContextGain, NeighbourCopies, PositionEntropy, TokenStatistics, word_usage
 from beit.tokenize.fitness.verdicts import judge, judge_images

@@ -1,10 +1,11 @@
-"""Small data for tests: images, a tokenizer with random weights, a token store."""
+"""Small data for tests: images, a tokenizer with random weights, a token store; what a model says of all patches."""
 
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from beit.common.rng import CounterRng
 from beit.common.shards.token_store import TokenStore
@@ -12,10 +13,22 @@ from beit.common.store import open_store
 from beit.common.tokenizers.directory import save_tokenizer
 from beit.common.tokenizers.dvae import DiscreteVAE
 from beit.common.tokenizers.dvae_config import DiscreteVAEConfig
+from beit.pretrain.model import MaskedImageModel, MaskedPixelModel
 from beit.tokenize.config import TokenizeConfig
 from beit.tokenize.run import run_tokenize
 
 VOCAB_SIZE = 16
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """Return the contents of all files below a folder, by relative path."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def predict_all(model: MaskedImageModel | MaskedPixelModel, images: Tensor, bool_masked_pos: Tensor) -> Tensor:
+    """Return the predictions (B, N, V or P) of a pre-training model for every patch, masked or not."""
+    hidden = model.forward_features(images, bool_masked_pos)
+    return model.head(model.norm(hidden[:, 1:]))
 
 
 def write_images(folder: Path, count: int, *, size: int = 24, classes: tuple[str, ...] = ()) -> Path:

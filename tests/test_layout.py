@@ -149,6 +149,22 @@ def test_import_table_of_common(path):
         assert name == only, f"{name_of(path)} may import {only} of {there}, not {name}"
 
 
+def test_the_documented_import_table_is_this_one():
+    section = re.search(r"## Import table\n(.*?)\n## ", (ROOT / "docs/architecture.md").read_text(), re.DOTALL)[1]
+    rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| ")][2:]
+    documented = {start: set(ends.split(", ")) - {"nothing"} for start, ends in rows}
+    only = {arrow: f"{arrow[1]} (only `{name}`)" for arrow, name in ONE_NAME.items()}
+    table = {start: {only.get((start, end), end) for end in ends} for start, ends in (ROOMS | DOORS).items()}
+    assert documented == table
+    ground = re.search(r"^Loose ground.*$", section, re.MULTILINE)[0]
+    assert set(re.findall(r"`(\w+)`", ground)) == GROUND
+
+
+def test_the_picture_of_the_rooms_is_what_its_script_draws():
+    drawn = subprocess.run([sys.executable, ROOT / "docs/make_rooms.py"], capture_output=True, text=True, check=True)
+    assert (ROOT / "docs/rooms.svg").read_text() == drawn.stdout, "python docs/make_rooms.py > docs/rooms.svg"
+
+
 def circles(arrows):
     """Return the nodes from which a walk along the arrows can come back."""
     nodes = set(arrows) | set().union(*arrows.values())
@@ -196,8 +212,8 @@ def test_command_modules_import_no_torch_at_the_top(name):
 @pytest.mark.parametrize(
     "module", ["cli", "demo", *(f"{stage}.commands" for stage in STAGES), "pretrain.train", "finetune.train"]
 )
-def test_nothing_is_imported_for_pictures_before_one_is_drawn(module):
-    code = f"import sys, beit.{module}; print(*{{'matplotlib', 'jinja2'}} & set(sys.modules))"
+def test_what_only_some_runs_need_is_not_imported_at_the_start(module):
+    code = f"import sys, beit.{module}; print(*{{'matplotlib', 'jinja2', 'obstore'}} & set(sys.modules))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     # torch itself brings jinja2 where it compiles.
     assert not set(out.split()) - ({"jinja2"} if module.endswith("train") else set())
@@ -226,6 +242,63 @@ def test_package_data_patterns_match_files():
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
 def test_every_module_says_what_it_holds(path):
     assert ast.get_docstring(ast.parse(path.read_text())), f"{name_of(path)} has no docstring"
+
+
+# Files and modules of other projects, and of examples.
+FOREIGN = re.compile(r"beit/(?:datasets|transforms)\.py|timm/.*|models_mae\.py|brightness\.py|beit\.tokenizers")
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def words_about_code(path):
+    """Return a page, or what stands in the strings and comments of a source."""
+    text = path.read_text()
+    if path.suffix == ".md":
+        return text
+    strings = [node.value for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Constant)]
+    comments = [line.split("# ", 1)[1] for line in text.splitlines() if "# " in line]
+    return "\n".join([*(string for string in strings if isinstance(string, str)), *comments])
+
+
+def is_in_the_tree(name, path):
+    """Whether a file is there: beside the one that names it, above it, from the root on, or in every stage."""
+    folders = [folder for folder in path.parents if folder.is_relative_to(ROOT)]
+    return any((folder / name).is_file() for folder in folders) or all((ROOT / at / name).is_file() for at in STAGES)
+
+
+def is_module_or_in_one(name):
+    """Whether a dotted name that starts with beit is a package, a module, or something that a module defines."""
+    folder, *rest = ROOT, *name.split(".")[1:]
+    while rest and (folder / rest[0]).is_dir():
+        folder = folder / rest.pop(0)
+    if not rest:
+        return True
+    module = folder / f"{rest.pop(0)}.py"
+    return module.is_file() and (
+        not rest or re.search(rf"^(?:def |class |){rest[0]}\b", module.read_text(), re.MULTILINE)
+    )
+
+
+@pytest.mark.parametrize("path", [*SOURCES, *PAGES], ids=name_of)
+def test_files_and_modules_that_are_named_exist(path):
+    words = words_about_code(path)
+    files = set(re.findall(r"(?<![\w/.:-])\w[\w/-]*\.py\b(?!\.?\w)", words))
+    modules = set(re.findall(r"(?<![\w/.-])beit(?:\.\w+)+", words))
+    gone = {name for name in files if not is_in_the_tree(name, path)}
+    gone |= {name for name in modules if not name.endswith(".py") and not is_module_or_in_one(name)}
+    assert not {name for name in gone if not FOREIGN.fullmatch(name)}
+
+
+def test_what_pages_import_exists():
+    imported = {
+        f"{node.module}.{alias.name}"
+        for page in PAGES
+        for block in re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
+        for node in ast.walk(ast.parse(block))
+        if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "beit"
+        for alias in node.names
+    }
+    assert len(imported) > 10
+    assert not {name for name in imported if not is_module_or_in_one(name)}
 
 
 def test_no_module_grows_past_500_lines():

@@ -21,24 +21,24 @@ from torch import nn
 
 from beit.common.config import load_config
 from beit.common.errors import InputError, ResumableStop
-from beit.common.processes.distributed import World, init_distributed
-from beit.common.processes.launch import launch_ranks, under_launcher
+from beit.common.processes.distributed import World
+from beit.common.processes.launch import launch_ranks
+from beit.common.processes.launcher_env import under_launcher
 from beit.common.processes.rank_reports import capture_output, record_exit
-from beit.common.processes.signals import stop_on_signals
-from beit.common.runs.run_dir import open_run
 from beit.common.training.config import (
     CheckpointConfig,
     DeepSpeedConfig,
     OptimizerConfig,
     ProfileConfig,
     RunConfig,
+    SpeedConfig,
     TrainConfig,
     TrainingPlan,
     plan_training,
 )
 from beit.common.training.judge import Goal
-from beit.common.training.task import FitResult, FitSettings
-from beit.common.training.trainer import fit
+from beit.common.training.task import FitResult
+from beit.common.training.trainer import train
 
 MODULE = "beit.tests.toy_training"
 WIDTH = 6
@@ -50,6 +50,7 @@ class ToyConfig:
     optimizer: OptimizerConfig = OptimizerConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     deepspeed: DeepSpeedConfig = DeepSpeedConfig()
+    speed: SpeedConfig = SpeedConfig()
     profile: ProfileConfig = ProfileConfig()
     run: RunConfig = RunConfig()
     gpus: int = 0
@@ -137,6 +138,13 @@ class ToyTask:
         self.evaluated: list[int] = []
         self.lrs: list[float] = []
 
+    @property
+    def goal(self) -> Goal:
+        return Goal(metric="val_loss", is_higher_better=False, keep_best=self.config.keep_best)
+
+    def begin(self, run: Path) -> None:
+        pass
+
     def param_groups(self) -> list[dict[str, Any]]:
         trained = [p for p in self.model.parameters() if p.requires_grad]
         matrices = [p for p in trained if p.ndim > 1]
@@ -204,10 +212,7 @@ def toy_config(*overrides: str) -> ToyConfig:
 
 
 def train_toy(run_path: Path, config: ToyConfig, *, resume: str = "auto") -> tuple[FitResult, ToyTask]:
-    with stop_on_signals():
-        world = init_distributed(timeout_seconds=config.train.collective_timeout_seconds)
-        free_keys, sync_to = MISBEHAVIOUR, config.run.sync_to
-        run = open_run(run_path, config, world=world, resume=resume, free_keys=free_keys, sync_to=sync_to)
+    def build(world: World) -> ToyTask:
         plan = plan_training(
             config.train,
             config.optimizer,
@@ -215,17 +220,10 @@ def train_toy(run_path: Path, config: ToyConfig, *, resume: str = "auto") -> tup
             num_samples=config.num_samples,
             world_size=world.world_size,
         )
-        task = ToyTask(config, plan, world)
-        settings = FitSettings(
-            train=config.train,
-            optimizer=config.optimizer,
-            checkpoint=config.checkpoint,
-            deepspeed=config.deepspeed,
-            profile=config.profile,
-            run=config.run,
-            goal=Goal(metric="val_loss", is_higher_better=False, keep_best=config.keep_best),
-        )
-        return fit(task, settings=settings, run=run, world=world), task
+        return ToyTask(config, plan, world)
+
+    task, result = train(config, build, run_dir=run_path, resume=resume, free_keys=MISBEHAVIOUR)
+    return result, task
 
 
 def main() -> int:

@@ -12,6 +12,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,13 @@ import torch
 
 from beit.common.config import config_from_dict
 from beit.common.processes.distributed import World, init_distributed
-from beit.common.processes.launch import launch_ranks, under_launcher
+from beit.common.processes.launch import launch_ranks
+from beit.common.processes.launcher_env import under_launcher
 from beit.common.processes.rank_reports import capture_output, record_exit
 from beit.common.shards.token_store import TokenStore
 from beit.common.store import open_store
 from beit.common.training.config import DeepSpeedConfig
 from beit.common.training.engine import Engine
-from beit.common.training.engine_settings import EngineSettings
 from beit.common.training.portable_state import gather_state, scatter_state
 from beit.pretrain.config import PretrainConfig
 from beit.pretrain.train import PretrainTask
@@ -117,13 +118,7 @@ def moved(store: TokenStore, world: World, case: tuple[int, str, int], state: An
 
 
 def build(task: PretrainTask, stage: int, world: World) -> Engine:
-    settings = EngineSettings(
-        optimizer=task.config.optimizer,
-        deepspeed=DeepSpeedConfig(zero_stage=stage),
-        precision=task.config.train.precision,
-        plan=task.data.plan,
-    )
-    return Engine(task.model, task.forward, task.param_groups(), settings=settings, world=world)
+    return Engine(task, replace(task.config, deepspeed=DeepSpeedConfig(zero_stage=stage)), world=world)
 
 
 @functools.cache

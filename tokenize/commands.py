@@ -6,20 +6,14 @@ What they do is in `run.py`, `tokenize/checking/verify.py`, `tokenize/tokenizer_
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import click
 
-from beit.cli_options import Command, long_command_options, picture_option
+from beit.cli_options import Command, LongOptions, long_command_options, picture_option
 
 RECIPES = Path(__file__).parent / "recipes"
-
-
-def _dedicated(**options: Any) -> list[str]:
-    """Turn the dedicated options that were given into the overrides they stand for."""
-    return [f"{name}={value}" for name, value in options.items() if value is not None]
 
 
 @click.command("tokenize")
@@ -44,22 +38,10 @@ def _dedicated(**options: Any) -> list[str]:
     help="Store the K crops instead of the images: training then only decodes them.",
 )
 @click.option(
-    "--workers",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Threads, above four processes, that decode and crop.",
+    "--workers", type=click.IntRange(min=1), metavar="N", help="Threads, above four processes, that decode and crop."
 )
 @long_command_options
-def tokenize_command(
-    source: str,
-    store: str,
-    recipe: str | None,
-    overrides: tuple[str, ...],
-    gpus: int | None,
-    hostfile: str | None,
-    resume: str,
-    **dedicated: Any,
-) -> None:
+def tokenize_command(source: str, store: str, tokenizer: str | None, **dedicated: Any) -> None:
     """Cut K views from every image of SOURCE, turn them into visual tokens and write them to STORE.
 
     SOURCE is a folder of images (any depth), WebDataset tars (path, glob or brace range), Parquet files with an image
@@ -73,28 +55,22 @@ def tokenize_command(
     from beit.tokenize.parallel import let_torch_sleep
 
     let_torch_sleep()
-    from beit.common.config import load_config
     from beit.common.errors import require
-    from beit.common.processes.launcher_env import launcher_environment
-    from beit.common.tokenizers.plugin import is_import_name
+    from beit.common.processes.launcher_env import launched_rank
     from beit.tokenize.config import TokenizeConfig
     from beit.tokenize.ranks import tokenize_with_ranks
 
+    options = LongOptions.pop(dedicated)
     require(
-        hostfile is None,
-        f"--hostfile ({hostfile}) is not needed to tokenize: ranks do not talk to each other, so start this command on "
-        "every machine with RANK and WORLD_SIZE set, by any launcher",
+        options.hostfile is None,
+        f"--hostfile ({options.hostfile}) is not needed to tokenize: ranks do not talk to each other, so start this "
+        "command on every machine with RANK and WORLD_SIZE set, by any launcher",
     )
-
-    settings = [*_dedicated(**dedicated), *overrides]
-    config = load_config(TokenizeConfig, recipe=recipe, overrides=settings, recipe_dir=RECIPES)
-    require(
-        not is_import_name(config.tokenizer) or any(setting.startswith("tokenizer=") for setting in settings),
-        f"the recipe names tokenizer {config.tokenizer}, which is code; if you trust it, name it yourself: --tokenizer "
-        f"{config.tokenizer}",
-    )
-    summary = tokenize_with_ranks(config, source, store, ranks=gpus, resume=resume)
-    if launcher_environment(os.environ)["RANK"] == "0":  # all ranks would say the same
+    config = options.load(TokenizeConfig, RECIPES, tokenizer=tokenizer, **dedicated)
+    if tokenizer is None:
+        options.refuse_code(config.tokenizer, "tokenizer", "--tokenizer ")
+    summary = tokenize_with_ranks(config, source, store, ranks=options.gpus, resume=options.resume)
+    if not launched_rank():  # all ranks would say the same
         click.echo(summary.as_table())
 
 
@@ -130,15 +106,7 @@ def tokenizer_group() -> None:
 @click.argument("source")
 @click.argument("out", type=click.Path(path_type=Path))
 @long_command_options
-def tokenizer_train_command(
-    source: str,
-    out: Path,
-    recipe: str | None,
-    overrides: tuple[str, ...],
-    gpus: int | None,
-    hostfile: str | None,
-    resume: str,
-) -> None:
+def tokenizer_train_command(source: str, out: Path, **long: Any) -> None:
     """Train a dVAE on the images of SOURCE and write it to OUT, which `beit tokenize --tokenizer OUT` accepts.
 
     SOURCE is what `beit tokenize` takes, or `synthetic:N`, N images that beit generates itself. OUT/reconstruction.png
@@ -148,19 +116,14 @@ def tokenizer_train_command(
     Example:
       beit tokenizer train photos/ tokenizers/mine --recipe tokenizer_mini
     """
-    from beit.common.config import load_config
-    from beit.common.processes.launch import launch_ranks, under_launcher
-    from beit.common.processes.worker_process import start_worker_server
     from beit.tokenize.tokenizer_training.config import TokenizerTrainConfig
 
-    config = load_config(TokenizerTrainConfig, recipe=recipe, overrides=overrides, recipe_dir=RECIPES)
-    if (gpus or hostfile) and not under_launcher():
-        raise click.exceptions.Exit(launch_ranks(gpus=gpus, hostfile=hostfile))
-    if config.reader.num_workers:
-        start_worker_server()
+    options = LongOptions(**long)
+    config = options.load(TokenizerTrainConfig, RECIPES)
+    options.start(num_workers=config.reader.num_workers)
     from beit.tokenize.tokenizer_training.train import train_tokenizer
 
-    train_tokenizer(config, source, out, resume=resume)
+    train_tokenizer(config, source, out, resume=options.resume)
 
 
 @tokenizer_group.command("convert")

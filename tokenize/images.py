@@ -26,8 +26,6 @@ def open_images(source: str, *, img_size: int, cache_bytes: int) -> LabelledData
         source: What `beit.common.sources.opening.open_source` takes, or "synthetic:N" for N generated images.
         img_size: Side of generated images in px.
         cache_bytes: Memory for Parquet row groups.
-    Raises:
-        InputError: no such source, no images in it, or N is not a positive number.
     """
     spec = generate_scenes(source, img_size=img_size) if source.startswith(SYNTHETIC_PREFIX) else source
     return LabelledDataset(build_index(spec), cache_bytes=cache_bytes)
@@ -37,9 +35,6 @@ def generate_scenes(source: str, *, img_size: int) -> str:
     """Write the images of "synthetic:N" to the cache folder, unless they are there, and return their folder.
 
     The folder is named after everything the images depend on, and appears only when complete.
-
-    Raises:
-        InputError: N is not a positive number.
     """
     count = source.removeprefix(SYNTHETIC_PREFIX)
     if not (count.isascii() and count.isdigit() and int(count) > 0):

@@ -7,20 +7,19 @@ import logging
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 
-from beit.common.errors import InputError
 from beit.common.reading.bad_samples import BadSampleLog, BadSampleReport
 from beit.common.shards.schema import TOKENS_DIR, ImageShardManifest, ShardManifest, StoreInfo, manifest_name
 from beit.common.sources.tars import TarShard
 from beit.common.storage.paths import is_remote, resolve_location
-from beit.tokenize.packing.pack import packed_manifests
 from beit.tokenize.plan import PlannedShard, StorePlan
 from beit.tokenize.shards.copies import TarCopies
 from beit.tokenize.shards.crops import CropTar
-from beit.tokenize.shards.progress import TokenizeProgress
-from beit.tokenize.shards.shard import ShardJob, ShardTokenizer, find_finished
+from beit.tokenize.shards.shard import ShardJob, ShardTokenizer, TokenizeProgress, find_finished
 from beit.tokenize.store.documents import StoreFiles
 from beit.tokenize.store.leases import LeaseLost, Leases
 from beit.tokenize.summary import RankReport
@@ -33,12 +32,10 @@ _LISTING_SECONDS = 30.0
 """How old a listing of the committed shards may be. Arbitrary; the listing of a large object store takes seconds."""
 
 
-def list_jobs(plan: StorePlan, files: StoreFiles, info: StoreInfo) -> list[ShardJob]:
-    """Return all shards of a store, in order. Images that had to be packed are packed by now.
-
-    Raises:
-        InputError: a packed tar is not there.
-    """
+def list_jobs(
+    plan: StorePlan, files: StoreFiles, info: StoreInfo, packed: Mapping[str, ImageShardManifest]
+) -> list[ShardJob]:
+    """Return all shards of a store, in order; `packed` has the manifests of those whose images were packed."""
     root = image_folder(files, info)
     if plan.packing is None:
         # Not those of the store: labels that are numbers stay numbers, whether or not their names are known.
@@ -51,8 +48,7 @@ def list_jobs(plan: StorePlan, files: StoreFiles, info: StoreInfo) -> list[Shard
             )
             for shard in plan.shards
         ]
-    found = packed_manifests(plan, files, info)
-    return [_packed_job(root, shard, info, packed) for shard, packed in zip(plan.shards, found, strict=True)]
+    return [_packed_job(root, shard, info, packed[shard.stem]) for shard in plan.shards]
 
 
 def image_folder(files: StoreFiles, info: StoreInfo) -> str:
@@ -61,12 +57,10 @@ def image_folder(files: StoreFiles, info: StoreInfo) -> str:
     return resolve_location(location, info.image_root)
 
 
-def _packed_job(root: str, shard: PlannedShard, info: StoreInfo, packed: ImageShardManifest | None) -> ShardJob:
+def _packed_job(root: str, shard: PlannedShard, info: StoreInfo, packed: ImageShardManifest) -> ShardJob:
     location = resolve_location(root, shard.image_file)
     # Labels inside are numbers.
     tar = CropTar(location, info.views) if info.is_materialized else TarShard(shard.stem, location)
-    if packed is None:
-        raise InputError(f"{location} changed right after it was packed; is another program writing there?")
     return ShardJob(
         stem=shard.stem,
         tar=tar,
@@ -127,17 +121,22 @@ class RankJobs:
             enabled=self._rank == 0 and bool(todo),
         )
         own = {job.stem for job in todo}
-        following = {job.stem: after for job, after in itertools.pairwise(todo)}
+        following = {job.stem: after.tar for job, after in itertools.pairwise(todo)}
         started, num_images, num_shards = time.perf_counter(), 0, 0
-        with progress, TarCopies(self._files.scratch, shard_tokenizer.raise_if_stopped) as copies:
+        is_local = not any(is_remote(job.tar.location) for job in [*todo, *self._others])
+        copying = nullcontext() if is_local else TarCopies(self._files.scratch, shard_tokenizer.raise_if_stopped)
+        with progress, copying as copies:
             for job in self._claim(info, todo, own):
                 if job.stem not in own:
                     progress.grow(_count_images(job) or _USUAL_TAR_IMAGES)
                 before_commit = partial(self._leases.require_held, job.stem)
                 try:
-                    with copies.at_hand(job, following.get(job.stem)) as job_at_hand:
+                    with copies.at_hand(job.tar, following.get(job.stem)) if copies else nullcontext(job.tar) as tar:
                         manifest = shard_tokenizer.run(
-                            job_at_hand, progress=progress, bad_samples=bad_samples, before_commit=before_commit
+                            replace(job, tar=tar),
+                            progress=progress,
+                            bad_samples=bad_samples,
+                            before_commit=before_commit,
                         )
                 except LeaseLost as error:
                     logger.warning("shard %s; leaving it to that one", error)
@@ -167,7 +166,8 @@ class RankJobs:
                     held_by_others.append(job)
                     continue
                 try:
-                    if not self._is_done(job, info, is_unchecked=job.stem in unchecked):
+                    is_unchecked = job.stem in unchecked
+                    if not (find_finished(self._files, job, info) if is_unchecked else self._committed.has_now(job)):
                         yield job
                 finally:
                     self._leases.release(job.stem)
@@ -175,20 +175,11 @@ class RankJobs:
                     held_by_others.append(job)
             left = held_by_others
             if left:
-                self._wait_for_change(left)
+                self._leases.wait_for(partial(self._any_has_changed, left), [job.stem for job in left])
 
-    def _is_done(self, job: ShardJob, info: StoreInfo, *, is_unchecked: bool) -> bool:
-        if is_unchecked:
-            return find_finished(self._files, job, info) is not None
-        return self._committed.has_now(job)
-
-    def _wait_for_change(self, jobs: list[ShardJob]) -> None:
-        """Wait until one of the shards that other processes are at work on is committed, or free again."""
-
-        def has_changed() -> bool:
-            return any(self._committed.has_now(job) or self._leases.is_free(job.stem) for job in jobs)
-
-        self._leases.wait_for(has_changed, [job.stem for job in jobs])
+    def _any_has_changed(self, jobs: list[ShardJob]) -> bool:
+        """Tell whether one of the shards that other processes are at work on is committed, or free again."""
+        return any(self._committed.has_now(job) or self._leases.is_free(job.stem) for job in jobs)
 
     def _start_log(self, known: int, budget: float, finished: dict[str, ShardManifest]) -> BadSampleLog:
         # The budget is a share of the whole store; this rank's shards tell its size well enough to stop early. The

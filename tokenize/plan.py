@@ -24,10 +24,10 @@ from beit.common.shards.schema import IMAGES_DIR, STORE_FILE, Packing, SourceInf
 from beit.common.sources.opening import open_source
 from beit.common.sources.tars import TarShard
 from beit.common.sources.types import SampleRef, Source
+from beit.common.storage.documents import parse_document
 from beit.common.storage.paths import is_remote, join, query_of
 from beit.common.storage.place import place_of
 from beit.tokenize.config import TokenizeConfig
-from beit.tokenize.store.documents import decode_document
 
 logger = logging.getLogger(__name__)
 
@@ -83,8 +83,6 @@ def plan_store(config: TokenizeConfig, spec: str, store: str) -> StorePlan:
         config: Packing settings and seed.
         spec: The source, as the user gave it.
         store: Folder of the store, which image paths are made relative to, or URL.
-    Raises:
-        InputError: the source is missing, empty or damaged, or the store lies inside it.
     """
     source = open_source(spec)
     origin = _store_of(source)
@@ -117,7 +115,7 @@ def _store_of(source: Source) -> StoreInfo | None:
     except InputError as error:  # a server that lets nobody see more than the images
         logger.info("not looking whether the images are those of a store: %s", error)
         return None
-    info = decode_document(StoreInfo, document, data)
+    info = parse_document(StoreInfo, data, label=document)
     return info if info.packing is not None else None
 
 

@@ -77,8 +77,6 @@ def _rank_main(
     places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size}
     os.environ.update({name: str(value) for name, value in places.items()})
     _log_as_rank(rank)
-    from beit.tokenize.run import run_tokenize
-
     try:
         summary = run_tokenize(config, source, store, rank=rank, world_size=world_size, local_rank=rank)
         outcome = Outcome("done", summary=summary)
@@ -143,7 +141,7 @@ def tokenize_with_ranks(
         InputError: bad source, settings or store.
         ResumableStop: a signal asked to stop.
     """
-    if under_launcher(os.environ):
+    if under_launcher():
         require(resume == "auto", "--resume never has no meaning under a launcher: name a new folder for the store")
         variables = launcher_environment(os.environ)
         rank, world_size, local_rank = (int(variables[name] or 0) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))

@@ -1,28 +1,121 @@
-"""Beginning or continuing a store: its settings are written first and must not change afterwards."""
+"""What a run begins with: the tokenizer, where and how it runs, and the store, whose settings are written first.
+
+The way the tokenizer runs has a fingerprint, which makes tokens comparable bit for bit. Settings must not change once
+they are written.
+"""
 
 from __future__ import annotations
 
-import logging
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 
+import pyarrow
+import torch
+
+from beit import __version__
 from beit.common.errors import InputError, require
+from beit.common.processes.cores import available_cores, keep_freed_memory
 from beit.common.shards.schema import INDEX_FILE, STORE_FILE, Execution, StoreInfo, TokenizerInfo
-from beit.common.views import compute_canary
+from beit.common.storage.documents import read_document, write_document
+from beit.common.views import compute_canary, replay_versions
 from beit.tokenize.config import TokenizeConfig
-from beit.tokenize.execution import library_versions
 from beit.tokenize.plan import StorePlan
-from beit.tokenize.store.documents import StoreFiles, list_entries, read_document, write_document
+from beit.tokenize.shards.encode import RankTokenizer, ViewEncoder
+from beit.tokenize.store.documents import StoreFiles, list_entries
 from beit.tokenize.store.leases import LEASE_PREFIX, Leases
 
-logger = logging.getLogger(__name__)
+
+def set_up_tokenizer(
+    config: TokenizeConfig, local_rank: int, threads: int, given: ViewEncoder | None = None
+) -> RankTokenizer:
+    """Load the tokenizer that the settings name, or take the given one, on the device of this rank."""
+    if not config.views:
+        return RankTokenizer(versions=library_versions())
+    device = choose_device(config, local_rank)
+    if device == "cpu":
+        keep_freed_memory()
+    from beit.common.tokenizer import choose_dtype, load_tokenizer
+
+    dtype = choose_dtype(config.dtype, device)
+    tokenizer, is_compiled = given, False
+    if tokenizer is None:
+        loaded = load_tokenizer(config.tokenizer, device=device, dtype=dtype, compile_encoder=config.compile_encoder)
+        tokenizer, is_compiled = loaded, loaded.is_compiled
+    require(
+        tokenizer.vocab_size <= 1 << 16,
+        f"tokenizer ({config.tokenizer}) has a vocabulary of {tokenizer.vocab_size}; a store holds 16-bit ids",
+    )
+    info = TokenizerInfo(
+        name=config.tokenizer,
+        fingerprint=tokenizer.fingerprint,
+        vocab_size=tokenizer.vocab_size,
+        downsampling=tokenizer.downsampling,
+    )
+    execution = describe_execution(config, device=device, dtype=dtype, is_compiled=is_compiled, threads=threads)
+    return RankTokenizer(library_versions(), tokenizer, info, execution)
+
+
+def choose_device(config: TokenizeConfig, local_rank: int) -> str:
+    """Return the torch device of this rank: "cpu" or "cuda:N"."""
+    num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if config.device == "cuda" and not num_gpus:
+        raise InputError('device ("cuda") needs a GPU, and torch sees none; use device="cpu" or a CUDA build of torch')
+    if config.device == "cpu" or not num_gpus:
+        return "cpu"
+    return f"cuda:{local_rank % num_gpus}"
+
+
+def describe_execution(
+    config: TokenizeConfig, *, device: str, dtype: str, is_compiled: bool, threads: int
+) -> Execution:
+    """Return the fingerprint of this rank."""
+    if device == "cpu":
+        capability = torch.backends.cpu.get_cpu_capability()
+    else:
+        capability = "sm_{}{}".format(*torch.cuda.get_device_capability(device))
+    return Execution(
+        device=device.partition(":")[0],
+        capability=capability,
+        dtype=dtype,
+        is_compiled=is_compiled,
+        micro_batch_size=config.micro_batch_size,
+        threads=threads,
+        torch_version=str(torch.__version__),
+    )
+
+
+def library_versions() -> tuple[str, ...]:
+    """Return "name version" of everything that shapes the bytes of a store."""
+    versions = replay_versions() | {"beit": __version__, "pyarrow": pyarrow.__version__, "torch": torch.__version__}
+    return tuple(f"{name} {version}" for name, version in sorted(versions.items()))
+
+
+def count_workers(config: TokenizeConfig) -> int:
+    """Return the number of decoding threads of this rank: its share of the cores unless given."""
+    # As torchrun, DeepSpeed's launcher and SLURM say how many ranks this machine has; SLURM's list begins as "4(x3),2".
+    names = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "SLURM_STEP_TASKS_PER_NODE")
+    given = next((os.environ[name] for name in names if os.environ.get(name)), "1")
+    match = re.match(r"[1-9][0-9]*", given)
+    ranks_here = int(match.group()) if match else 1
+    return config.workers or max(1, available_cores() // ranks_here)
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Run torch operations with `count` threads, and as before afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def check_place(files: StoreFiles, *, resume: str = "auto") -> None:
-    """Refuse a place that cannot become, or go on as, a store; called before anything is written.
-
-    Raises:
-        InputError: it is a file, it holds something else, it cannot be written, or `resume` forbids to continue it.
-    """
+    """Refuse a place that cannot become, or go on as, a store; called before anything is written."""
     require(resume in ("auto", "never"), f"--resume ({resume}) must be auto or never for tokenize")
     entries, store = list_entries(files), files.location
     if STORE_FILE in entries:
@@ -63,11 +156,7 @@ def build_info(
 
 
 def begin_or_continue(files: StoreFiles, wanted: StoreInfo, leases: Leases, *, allow_mixed: bool) -> StoreInfo:
-    """Write store.json, or check that an existing one agrees, and return what holds for the store.
-
-    Raises:
-        InputError: a setting differs; names it with both values.
-    """
+    """Write store.json, or check that an existing one agrees, and return what holds for the store."""
     store = files.location
     with leases.step("store"):
         files.place.remove_temporaries(STORE_FILE, INDEX_FILE)

@@ -14,7 +14,6 @@ import math
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -49,9 +48,6 @@ _VIEWS_OF_SCENE = 8
 
 _WORTH_PROCESSES = 200
 """Pictures; fewer are painted before the processes have started."""
-
-DEMO_SHAPES = ("disc", "cross")
-DEMO_TEXTURES = ("stripes", "checks", "dots", "rings", "zigzags")
 
 
 def _generator(rng: CounterRng) -> np.random.Generator:
@@ -209,27 +205,20 @@ def render_scene(rng: CounterRng, img_size: int) -> NDArray[np.uint8]:
     return _to_bytes(image.astype(np.float32))
 
 
-@dataclass(frozen=True, slots=True)
-class _Frame:
-    """Coordinates of a demo figure, turning with it: from its centre in units of its radius, or as phases."""
-
-    x: FloatImage
-    y: FloatImage
-
-
-_SHAPE_TESTS: dict[str, Callable[[_Frame], NDArray[np.bool_]]] = {
-    "disc": lambda f: f.x**2 + f.y**2 < 0.8,
-    "cross": lambda f: (np.minimum(np.abs(f.x), np.abs(f.y)) < 0.36) & (np.maximum(np.abs(f.x), np.abs(f.y)) < 0.95),
+_SHAPE_TESTS: dict[str, Callable[[FloatImage, FloatImage], NDArray[np.bool_]]] = {
+    "disc": lambda x, y: x**2 + y**2 < 0.8,
+    "cross": lambda x, y: (np.minimum(np.abs(x), np.abs(y)) < 0.36) & (np.maximum(np.abs(x), np.abs(y)) < 0.95),
 }
-
-_TEXTURE_TESTS: dict[str, Callable[[_Frame], NDArray[np.bool_]]] = {
-    "stripes": lambda p: np.sin(p.x) > 0,
-    "checks": lambda p: np.sin(p.x) * np.sin(p.y) > 0,
-    "dots": lambda p: np.cos(p.x) + np.cos(p.y) > 0.7,
-    "rings": lambda p: np.sin(np.hypot(p.x, p.y)) > 0,
-    "zigzags": lambda p: np.sin(p.x + 1.2 * np.abs(np.mod(p.y, 2 * math.pi) - math.pi)) > 0,
+"""What lies inside a figure, at coordinates that turn with it: from its centre, in units of its radius."""
+_TEXTURE_TESTS: dict[str, Callable[[FloatImage, FloatImage], NDArray[np.bool_]]] = {
+    "stripes": lambda x, y: np.sin(x) > 0,
+    "checks": lambda x, y: np.sin(x) * np.sin(y) > 0,
+    "dots": lambda x, y: np.cos(x) + np.cos(y) > 0.7,
+    "rings": lambda x, y: np.sin(np.hypot(x, y)) > 0,
+    "zigzags": lambda x, y: np.sin(x + 1.2 * np.abs(np.mod(y, 2 * math.pi) - math.pi)) > 0,
 }
 """Where a texture is bright, at phases in radians: one turn is one period."""
+DEMO_SHAPES, DEMO_TEXTURES = tuple(_SHAPE_TESTS), tuple(_TEXTURE_TESTS)
 
 
 def demo_image(rng: CounterRng, label: int, background: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -247,13 +236,11 @@ def demo_image(rng: CounterRng, label: int, background: NDArray[np.uint8]) -> ND
     angle = generator.uniform(-0.5, 0.5)
     rows, columns = np.mgrid[0:img_size, 0:img_size].astype(np.float32)
     dx, dy = (columns - centre[0]) / radius, (rows - centre[1]) / radius
-    frame = _Frame(
-        x=(dx * math.cos(angle) + dy * math.sin(angle)).astype(np.float32),
-        y=(dy * math.cos(angle) - dx * math.sin(angle)).astype(np.float32),
-    )
-    inside = _SHAPE_TESTS[shape](frame)[..., None]
+    x = (dx * math.cos(angle) + dy * math.sin(angle)).astype(np.float32)
+    y = (dy * math.cos(angle) - dx * math.sin(angle)).astype(np.float32)
+    inside = _SHAPE_TESTS[shape](x, y)[..., None]
     turns_per_unit = 2 * math.pi / generator.uniform(0.4, 0.6)
-    ink = _TEXTURE_TESTS[texture](_Frame(x=frame.x * turns_per_unit, y=frame.y * turns_per_unit))
+    ink = _TEXTURE_TESTS[texture](x * turns_per_unit, y * turns_per_unit)
     dark, bright = np.sort(natural_palette(generator, 2), axis=0)
     dark, bright = dark * 0.5, 1.0 - (1.0 - bright) * 0.5
     figure = np.where(ink[..., None], bright, dark)
@@ -270,8 +257,6 @@ def write_demo_images(folder: Path, num_images: int, *, img_size: int = 96, seed
         num_images: Over all ten classes.
         img_size: Side in px.
         seed: Another seed gives other images, a test set for instance.
-    Raises:
-        InputError: num_images or img_size is too small.
     """
     require(num_images >= 1, f"num_images ({num_images}) must be at least 1")
     require(img_size >= 16, f"img_size ({img_size}) must be at least 16 px, or the shapes cannot be told apart")
@@ -303,10 +288,7 @@ def _write_demo_group(folder: Path, img_size: int, seed: int, num_images: int, g
 def paint_all(paint: Callable[[int], Result], count: int, *, unit: str = "images") -> list[Result]:
     """Call `paint(number)` for 0 to count - 1 on all cores, with a progress bar, and return the results in order.
 
-    Args:
-        paint: Picklable; what it does depends on the number only.
-        count: How often.
-        unit: What one call paints, in the plural.
+    `paint` is picklable, and what it does depends on the number only; `unit` is what a call paints, in the plural.
     """
     with Progress(count, unit=unit, description="generating") as progress, ExitStack() as stack:
         if count < _WORTH_PROCESSES:

@@ -50,6 +50,7 @@ _STYLE = {
     "figure.constrained_layout.w_pad": 0.06,
     "figure.constrained_layout.h_pad": 0.08,
     "figure.constrained_layout.wspace": 0.06,
+    "figure.constrained_layout.hspace": 0.04,
     "text.hinting": "none",  # letters where they belong, rather than on whole pixels
     "font.family": "DejaVu Sans",  # comes with matplotlib, so that charts are the same everywhere
     "font.size": _TEXT_PX,
@@ -59,6 +60,7 @@ _STYLE = {
     "axes.titlecolor": _hex(INK),
     "axes.labelcolor": _hex(FAINT),
     "axes.labelsize": _TEXT_PX,
+    "axes.labelpad": 9,  # room for the larger letters of a page on a phone
     "axes.edgecolor": _hex(FAINT),
     "axes.spines.left": False,
     "axes.spines.right": False,
@@ -72,7 +74,7 @@ _STYLE = {
     "lines.solid_capstyle": "round",
     "legend.frameon": False,
     "legend.borderpad": 0,
-    "legend.borderaxespad": 0,
+    "legend.borderaxespad": 0.3,
     "legend.labelcolor": _hex(INK),
     "svg.fonttype": "none",
     "svg.hashsalt": "beit",
@@ -246,12 +248,7 @@ def bar_chart(
 
 
 def dot_chart(
-    values: NDArray[np.floating],
-    *,
-    title: str,
-    x_name: str,
-    size_px: tuple[int, int],
-    reference: tuple[float, str],
+    values: NDArray[np.floating], *, title: str, x_name: str, size_px: tuple[int, int], reference: tuple[float, str]
 ) -> Image.Image:
     """Draw groups of values as dots, and their means as a line.
 

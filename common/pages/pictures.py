@@ -102,7 +102,7 @@ def sheet(bodies: Sequence[Image.Image], *, heading: str = "", facts: str = "", 
         RGB image.
     """
     width = max(body.width for body in bodies)
-    fact_lines, legend_lines = wrap(facts, width), wrap(legend, width)
+    fact_lines, legend_lines = _wrapped(facts, width), _wrapped(legend, width)
     head = (_HEADING_PX if heading else 0) + len(fact_lines) * _NOTE_LINE_PX + (_GAP_PX if heading or facts else 0)
     body_px = sum(body.height + 2 * _GAP_PX for body in bodies) - 2 * _GAP_PX
     foot = len(legend_lines) * _NOTE_LINE_PX + (_GAP_PX if legend else 0)
@@ -136,11 +136,11 @@ def beside(bodies: Sequence[Image.Image]) -> Image.Image:
     return row
 
 
-def wrap(text: str, width_px: int, text_px: int = _NOTE_TEXT_PX) -> list[str]:
+def _wrapped(text: str, width_px: int) -> list[str]:
     """Break a text into lines of at most about `width_px`; none for an empty text."""
     if not text:
         return []
-    per_letter = font(text_px).getlength(text) / len(text)
+    per_letter = font(_NOTE_TEXT_PX).getlength(text) / len(text)
     return textwrap.wrap(text, max(10, int(0.95 * width_px / per_letter)))  # 0.95: lines of wide letters
 
 

@@ -16,24 +16,22 @@ import re
 import secrets
 import shlex
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import psutil  # type: ignore[import-untyped]  # comes with deepspeed
 
-from beit.common.errors import InputError
-from beit.common.processes import launcher_env
+from beit.common.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAILED, EXIT_RESUMABLE, InputError
 from beit.common.processes.one_machine import Cluster, launch_machine
 from beit.common.processes.rank_group import arguments_of
-from beit.common.processes.rank_reports import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAILED, EXIT_RESUMABLE, REPORTS_VARIABLE
-from beit.common.processes.signals import LAUNCHER_PID_VARIABLE, STOP_SIGNALS, die_with_parent
+from beit.common.processes.rank_reports import REPORTS_VARIABLE
+from beit.common.processes.signals import LAUNCHER_PID_VARIABLE, die_with_parent, stop_signals_go_to
 
 FORWARDED = (
     *("BEIT_", "HF_", "AWS_", "FSSPEC_", "GOOGLE_", "AZURE_", "WANDB_", "MLFLOW_"),
@@ -50,39 +48,26 @@ _MODULE = "beit.common.processes.cluster"
 
 
 def launch_cluster(hostfile: str, *, gpus: int | None, module: str, arguments: Sequence[str]) -> int:
-    """Run a command on all machines of a hostfile and return the worst exit code.
-
-    Args:
-        hostfile: Path.
-        gpus: Ranks per machine; by default its slots.
-        module: What to run.
-        arguments: Of the command.
-    Raises:
-        InputError: hostfile or pdsh are missing or wrong, or it is not clear where the machines should meet.
-    """
+    """Run a module on all machines of a hostfile and return the worst exit code; `gpus` ranks each, or its slots."""
     slots = read_hostfile(Path(hostfile))
     if shutil.which("pdsh") is None:
         raise InputError("--hostfile needs pdsh to reach other machines; install it or use your cluster's launcher")
     for machine, number in slots.items():
         if gpus is not None and gpus > number:
             raise InputError(f"--gpus {gpus} is more than the {number} slots of {machine} in {hostfile}; lower it")
-    machines = {_bare(machine): [*range(gpus or number)] for machine, number in slots.items()}
-    order = _Order(
-        run=secrets.token_hex(8),
-        cluster={"devices": machines, "address": _meeting_place(next(iter(machines))), "port": _port()},
-        module=module,
-        arguments=[*arguments],
-    )
-    code = _Pdsh(list(slots)).run(order)
+    machines = {machine.rpartition("@")[2]: [*range(gpus or number)] for machine, number in slots.items()}
+    order = {
+        "run": secrets.token_hex(8),
+        "cluster": {"devices": machines, "address": _meeting_place(next(iter(machines))), "port": _port()},
+        "module": module,
+        "arguments": [*arguments],
+    }
+    code = _run_everywhere(list(slots), order)
     return {severity: code for code, severity in _SEVERITY.items()}.get(code, EXIT_FAILED)
 
 
 def read_hostfile(path: Path) -> dict[str, int]:
-    """Return the slots of each machine of a hostfile in DeepSpeed's format, in its order.
-
-    Raises:
-        InputError: the file is missing, empty, or has a line that is none.
-    """
+    """Return the slots of each machine of a hostfile in DeepSpeed's format, in its order."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError:
@@ -102,16 +87,9 @@ def read_hostfile(path: Path) -> dict[str, int]:
 
 
 def forwarded_variables(variables: Mapping[str, str]) -> dict[str, str]:
-    """Return what the ranks on other machines need of an environment, and what `.deepspeed_env` files add.
-
-    Args:
-        variables: Of the launching command.
-    """
-    found = {
-        name: value
-        for name, value in variables.items()
-        if name.startswith(FORWARDED) and name not in _NOT_FORWARDED and "\n" not in value
-    }
+    """Return what the ranks on other machines need of an environment, and what `.deepspeed_env` files add."""
+    shared = {name for name in variables if name.startswith(FORWARDED) and name not in _NOT_FORWARDED}
+    found = {name: value for name, value in variables.items() if name in shared and "\n" not in value}
     name = variables.get("DS_ENV_FILE", ".deepspeed_env")
     for folder in (Path.home(), Path.cwd()):
         file = folder / name
@@ -122,60 +100,26 @@ def forwarded_variables(variables: Mapping[str, str]) -> dict[str, str]:
     return found
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Order:
-    """What a machine is told to do."""
+def _run_everywhere(machines: Sequence[str], order: Mapping[str, Any]) -> int:
+    """Have an order (see `_serve`) carried out by pdsh, pass stop signals on, and return the largest exit code."""
+    call = ["pdsh", "-S", "-f", _FAN_OUT, "-w", ",".join(machines)]
+    environment = {"PDSH_RCMD_TYPE": "ssh", **os.environ}
 
-    run: str
-    """Unique; by it the processes of this run are found on a machine."""
-    cluster: dict[str, object]
-    """Fields of `Cluster`."""
-    module: str
-    """What the ranks run."""
-    arguments: list[str]
-    """Of the command."""
-
-    def command(self, variables: Mapping[str, str]) -> str:
-        """Return the shell command that carries it out; the shell is replaced, so that nobody sees the variables."""
-        fields = {"run": self.run, "cluster": self.cluster, "module": self.module, "arguments": self.arguments}
-        exports = [f"export {name}={shlex.quote(value)};" for name, value in variables.items()]
-        return f"{_escape(' '.join(exports))} {_remote('serve', json.dumps(fields))} %h"
-
-
-class _Pdsh:
-    """pdsh and through it the same command on all machines.
-
-    Args:
-        machines: As in the hostfile.
-    """
-
-    def __init__(self, machines: list[str]) -> None:
-        self._call = ["pdsh", "-S", "-f", _FAN_OUT, "-w", ",".join(machines)]
-        self._environment = {"PDSH_RCMD_TYPE": "ssh", **os.environ}
-        self._order: _Order | None = None
-
-    def run(self, order: _Order) -> int:
-        """Carry out an order everywhere, pass stop signals on, and return the largest exit code."""
-        self._order = order
-        previous = {signum: signal.signal(signum, self._forward) for signum in STOP_SIGNALS}
-        try:
-            # When this process is killed, so are the connections, and the machines see that.
-            process = subprocess.Popen(
-                [*self._call, order.command(forwarded_variables(os.environ))],
-                env=self._environment,
-                start_new_session=True,
-                preexec_fn=die_with_parent,
-            )
-            return process.wait()
-        finally:
-            for signum, handler in previous.items():
-                signal.signal(signum, handler)
-
-    def _forward(self, signum: int, frame: FrameType | None) -> None:
+    def forward(signum: int, frame: FrameType | None) -> None:
         # pdsh itself would only drop the connections.
-        assert self._order is not None
-        stop = _remote("signal", self._order.run, str(signum))
-        subprocess.Popen([*self._call, stop], env=self._environment, start_new_session=True)
+        stop = _remote("signal", order["run"], str(signum))
+        subprocess.Popen([*call, stop], env=environment, start_new_session=True)
+
+    with stop_signals_go_to(forward):
+        command = [*call, _command(order, forwarded_variables(os.environ))]
+        # When this process is killed, so are the connections, and the machines see that.
+        return subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=die_with_parent).wait()
+
+
+def _command(order: Mapping[str, Any], variables: Mapping[str, str]) -> str:
+    """Return the shell command for an order; the shell is replaced, so that nobody sees the variables."""
+    exports = [f"export {name}={shlex.quote(value)};" for name, value in variables.items()]
+    return f"{_escape(' '.join(exports))} {_remote('serve', json.dumps(order))} %h"
 
 
 def _remote(*words: str) -> str:
@@ -188,14 +132,9 @@ def _escape(text: str) -> str:
     return text.replace("%", "%%")  # pdsh replaces %h and the like
 
 
-def _bare(machine: str) -> str:
-    return machine.rpartition("@")[2]
-
-
 def _meeting_place(first: str) -> str:
     """Return where rank 0 listens: on the first machine, under a name that is known on the others, too."""
-    given = os.environ.get("MASTER_ADDR")
-    if given:
+    if given := os.environ.get("MASTER_ADDR"):
         return given
     try:
         socket.getaddrinfo(first, None)
@@ -208,13 +147,20 @@ def _meeting_place(first: str) -> str:
 
 def _port() -> int:
     given = os.environ.get("MASTER_PORT", "")
-    return int(given) if given.isdigit() else launcher_env.free_port()
+    if given.isdigit():
+        return int(given)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))  # free a moment ago
+        return int(probe.getsockname()[1])
 
 
 def _serve(order: str, machine: str) -> int:
-    """Run this machine's ranks; the connection that asked for it must stay."""
-    fields = json.loads(order)
-    parent = os.getppid()
+    """Run this machine's ranks; the connection that asked for it must stay.
+
+    An order holds "run" (unique: by it the processes of a run are found on a machine), "cluster" (fields of `Cluster`),
+    "module" and "arguments" (what the ranks run).
+    """
+    fields, parent = json.loads(order), os.getppid()
     code = launch_machine(
         Cluster(**fields["cluster"]),
         machine,

@@ -7,7 +7,6 @@ device. Gradients and parameters are DeepSpeed's business (`common/training/engi
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,8 +19,6 @@ import torch.distributed as dist
 from beit.common.errors import InputError
 from beit.common.processes.cores import cores_per_rank, keep_freed_memory
 from beit.common.processes.launcher_env import launcher_environment
-
-logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
@@ -100,30 +97,21 @@ class World:
         """
         if self.world_size == 1:
             return work()
-        result: Any = None
-        failure: Exception | None = None
+        outcome: Any = None
         if self.is_main:
             try:
-                result = work()
+                outcome = None, work()
             except Exception as error:
-                failure = error
-        shared: tuple[Exception | None, Result] = self.broadcast((failure, result))
-        shared_failure, shared_result = shared
+                outcome = error, None
+        shared: tuple[Exception | None, Result] = self.broadcast(outcome)
+        failure, result = shared
         if failure is not None:
             raise failure
-        if shared_failure is not None:
-            raise shared_failure
-        return shared_result
+        return result
 
 
 def init_distributed(*, timeout_seconds: float = 300.0) -> World:
-    """Join the ranks that a launcher started, or be the only rank; idempotent.
-
-    Args:
-        timeout_seconds: How long a collective may wait after `World.shorten_timeouts`.
-    Raises:
-        InputError: the launcher's variables contradict each other or the machine, or their port is taken.
-    """
+    """Join the ranks that a launcher started, or be the only rank; idempotent. For the timeout see `World`."""
     environment = launcher_environment(os.environ)
     rank, world_size = int(environment["RANK"]), int(environment["WORLD_SIZE"])
     # Some launchers number ranks only globally.
@@ -133,9 +121,9 @@ def init_distributed(*, timeout_seconds: float = 300.0) -> World:
     device = _device(local_rank)
     if device.type == "cpu":
         keep_freed_memory()
-    if device.type == "cpu" and world_size > 1 and "OMP_NUM_THREADS" not in os.environ:
-        # Ranks share the cores; each taking all of them makes all of them slow.
-        torch.set_num_threads(cores_per_rank(world_size))
+        if world_size > 1 and "OMP_NUM_THREADS" not in os.environ:
+            # Ranks share the cores; each taking all of them makes all of them slow.
+            torch.set_num_threads(cores_per_rank(world_size))
     if not dist.is_initialized():
         # Given here, not to DeepSpeed, which would ask mpi4py where no launcher set the variables.
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"

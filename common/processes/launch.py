@@ -11,13 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from beit.common.errors import InputError
-from beit.common.processes import launcher_env
 from beit.common.processes.one_machine import Cluster, _visible_gpus, launch_machine
-
-
-def under_launcher() -> bool:
-    """True when some launcher started this process as one of its ranks, so that nothing is to be launched again."""
-    return launcher_env.under_launcher(os.environ)
 
 
 def launch_ranks(
@@ -32,8 +26,6 @@ def launch_ranks(
         module: What to run.
     Returns:
         The exit code of the whole: 0 done, 2 bad input, 75 stopped and resumable, else 1.
-    Raises:
-        InputError: the hostfile or pdsh is missing, or there are fewer GPUs than asked for.
     """
     arguments = [*(sys.argv[1:] if argv is None else argv)]
     if hostfile is not None:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import re
-import socket
 from collections.abc import Mapping
 
 from beit.common.errors import InputError
 
-SERVED_VARIABLE = "TORCHELASTIC_USE_AGENT_STORE"
-"""PyTorch's own: True where the launcher listens at MASTER_PORT, so that rank 0 does not."""
 
-
-def under_launcher(variables: Mapping[str, str]) -> bool:
-    """True when some launcher started this process as one of its ranks."""
+def under_launcher(variables: Mapping[str, str] = os.environ) -> bool:
+    """True when some launcher started this process as one of its ranks, so that nothing is to be launched again."""
     return ("RANK" in variables and "WORLD_SIZE" in variables) or under_slurm(variables)
+
+
+def launched_rank() -> int | None:
+    """Return this process's rank under a launcher, as far as its variables tell at once; None for no launcher."""
+    rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID", ""))
+    return int(rank) if rank.isdigit() else None
 
 
 def launcher_environment(variables: Mapping[str, str]) -> dict[str, str]:
@@ -22,14 +25,10 @@ def launcher_environment(variables: Mapping[str, str]) -> dict[str, str]:
 
     torchrun, deepspeed and Kubernetes operators set them; under SLURM's srun they are derived; otherwise this process
     is the only rank and meets nobody.
-
-    Raises:
-        InputError: a rank is not below the world size, or a variable is not a number.
     """
     if "RANK" in variables and "WORLD_SIZE" in variables:
-        defaults = {"LOCAL_RANK": "", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
-        names = {name: variables.get(name, default) for name, default in defaults.items()}
-        names |= {name: variables[name] for name in ("RANK", "WORLD_SIZE")}
+        names = {"LOCAL_RANK": "", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+        names |= {name: variables[name] for name in ("RANK", "WORLD_SIZE", *names) if name in variables}
     elif under_slurm(variables):
         names = _slurm_environment(variables)
     else:
@@ -45,13 +44,6 @@ def launcher_environment(variables: Mapping[str, str]) -> dict[str, str]:
 def under_slurm(variables: Mapping[str, str]) -> bool:
     """True for a task of an srun step; a batch script's own shell has no step task count."""
     return "SLURM_PROCID" in variables and "SLURM_STEP_NUM_TASKS" in variables
-
-
-def free_port() -> int:
-    """Return a TCP port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _slurm_environment(variables: Mapping[str, str]) -> dict[str, str]:

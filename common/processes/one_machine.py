@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from beit.common.processes import launcher_env
 from beit.common.processes.rank_group import RankGroup
 from beit.common.processes.rank_reports import REPORTS_VARIABLE, OutputFollower, judge
 from beit.common.processes.signals import LAUNCHER_PID_VARIABLE
@@ -33,7 +32,7 @@ class Cluster:
     port: int
     """And at which port."""
     is_served: bool = False
-    """Somebody listens there already; otherwise rank 0 will."""
+    """Somebody listens there already, of which torch has a variable of its own; otherwise rank 0 will."""
 
     def ranks_of(self, machine: str) -> range:
         """Return the ranks of one machine."""
@@ -50,22 +49,14 @@ def launch_machine(
     arguments: Sequence[str],
     is_orphaned: Callable[[], bool] = lambda: False,
 ) -> int:
-    """Run the ranks of this machine and return the worst of their exit codes.
-
-    Args:
-        cluster: All machines.
-        machine: The name of this one among them.
-        module: What to run.
-        arguments: Of the command.
-        is_orphaned: See `RankGroup`.
-    """
+    """Run a module as the ranks of this machine and return the worst of their exit codes; see also `RankGroup`."""
     ranks = cluster.ranks_of(machine)
     with tempfile.TemporaryDirectory(prefix="beit-ranks-") as reports:
         variables = {
             "PYTHONSAFEPATH": "1",
             REPORTS_VARIABLE: reports,
             LAUNCHER_PID_VARIABLE: str(os.getpid()),
-            launcher_env.SERVED_VARIABLE: str(cluster.is_served),
+            "TORCHELASTIC_USE_AGENT_STORE": str(cluster.is_served),
             **({} if _visible_gpus() else {"DS_ACCELERATOR": "cpu"}),
         }
         follower = OutputFollower(Path(reports), ranks)

@@ -12,12 +12,12 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from types import FrameType
 
 import psutil  # type: ignore[import-untyped]  # comes with deepspeed
 
-from beit.common.processes.signals import STOP_SIGNALS
+from beit.common.processes.signals import stop_signals_go_to
 
 logger = logging.getLogger(__name__)
 
@@ -44,8 +44,8 @@ class RankGroup:
 
     def run(self, command: list[str], environment: dict[str, str]) -> int:
         """Start the launcher, pass stop signals on to the ranks, and return its code when all of them have ended."""
-        previous = {signum: signal.signal(signum, self._forward) for signum in STOP_SIGNALS}
-        try:
+        with stop_signals_go_to(self._forward), ExitStack() as at_the_end:
+            at_the_end.callback(lambda: self._signal(self._members(), signal.SIGKILL))
             # A session of its own, so that Ctrl-C in a terminal reaches the ranks once, through this process.
             process = subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=_spare_launcher)
             self._group = process.pid
@@ -54,10 +54,6 @@ class RankGroup:
             code = self._watch(process)
             self._wait_for_end()
             return code
-        finally:
-            self._signal(self._members(), signal.SIGKILL)
-            for signum, handler in previous.items():
-                signal.signal(signum, handler)
 
     def _watch(self, process: subprocess.Popen[bytes]) -> int:
         while True:
@@ -83,9 +79,8 @@ class RankGroup:
         self._signal(self._ranks() or self._members(), signum)
 
     def _members(self) -> list[psutil.Process]:
-        if self._group is None:
-            return []
-        return [process for process in psutil.process_iter() if _group_of(process) == self._group]
+        everybody = [] if self._group is None else psutil.process_iter()
+        return [process for process in everybody if _group_of(process) == self._group]
 
     def _ranks(self) -> list[psutil.Process]:
         return [process for process in self._members() if arguments_of(process)[2:4] == ["-m", self._module]]

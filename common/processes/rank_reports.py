@@ -15,13 +15,15 @@ import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 
-from beit.common.storage.files import write_json
+from beit.common.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAILED, EXIT_RESUMABLE
+from beit.common.processes.launcher_env import launched_rank
+from beit.common.storage.documents import write_json
 
 logger = logging.getLogger(__name__)
 
-EXIT_DONE, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_RESUMABLE = 0, 1, 2, 75
 REPORTS_VARIABLE = "BEIT_RANK_REPORTS"
 """Directory in which each rank started by `launch.py` leaves its report."""
 LAST_LINES = 20
@@ -63,12 +65,12 @@ def record_exit(code: int, message: str = "") -> str:
         The line this process should print itself: none when the launching command will. Without one, a rank other
         than the first prints failures only, under its number.
     """
-    rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))
+    rank = launched_rank() or 0
     reports = _directory()
     if reports is not None:
         write_json(reports / f"{rank}.json", {"code": code, "message": message, "time": time.time()})
         return ""
-    if rank == "0" or not message:
+    if not rank or not message:
         return message
     return f"rank {rank}: {message}" if code in (EXIT_FAILED, EXIT_BAD_INPUT) else ""
 
@@ -84,12 +86,7 @@ def _directory() -> Path | None:
 
 
 class OutputFollower:
-    """Shows what ranks other than the first write, line by line and with their number, on standard error.
-
-    Args:
-        reports: Directory of the reports.
-        ranks: All ranks of this machine.
-    """
+    """Shows what ranks other than the first write, line by line and with their number, on standard error."""
 
     def __init__(self, reports: Path, ranks: Iterable[int]) -> None:
         self._files = {rank: output_file(reports, rank) for rank in ranks}
@@ -113,13 +110,11 @@ class OutputFollower:
 def judge(reports: Path, ranks: range, *, asked_to_stop: bool, launcher_code: int) -> int:
     """Turn the ranks' reports into one exit code, the worst of them, and log what they had to say, the cause last.
 
-    Args:
-        reports: Directory of the reports.
-        ranks: Those of this machine.
-        asked_to_stop: Whether somebody did; ranks that had not yet begun then just vanish.
-        launcher_code: Exit code of DeepSpeed's launcher, which tells the signal a rank died of.
+    Ranks that are asked to stop before they begin just vanish. The exit code of DeepSpeed's launcher tells the signal a
+    rank died of.
     """
-    found = [report for rank in ranks if (report := _read_report(reports / f"{rank}.json", rank))]
+    files = {rank: reports / f"{rank}.json" for rank in ranks}
+    found = [Report(rank=rank, **json.loads(file.read_bytes())) for rank, file in files.items() if file.exists()]
     silent = [rank for rank in ranks if rank not in {report.rank for report in found}]
     codes = {report.code for report in found}
     # Bad input met by one rank ends the others with errors of their own, which say nothing.
@@ -129,7 +124,7 @@ def judge(reports: Path, ranks: range, *, asked_to_stop: bool, launcher_code: in
     if silent and asked_to_stop and codes <= {EXIT_RESUMABLE}:
         _log_messages(found[:1])
         return EXIT_RESUMABLE  # stopped before they could listen; nothing was begun that is not saved
-    failed = sorted((report for report in found if report.code not in (EXIT_DONE, EXIT_RESUMABLE)), key=_time)
+    failed = sorted((r for r in found if r.code not in (EXIT_DONE, EXIT_RESUMABLE)), key=attrgetter("time"))
     if failed or silent:
         _log_messages(failed[::-1])
         is_unanimous = len(failed) == len(ranks) and len({report.message for report in failed}) == 1
@@ -181,14 +176,3 @@ def _log_messages(reports: list[Report]) -> None:
     for message, ranks in messages.items():
         whose = "" if 0 in ranks else f"rank {', '.join(map(str, ranks))}: "
         logger.error("beit: %s%s", whose, message)
-
-
-def _time(report: Report) -> float:
-    return report.time
-
-
-def _read_report(file: Path, rank: int) -> Report | None:
-    if not file.exists():
-        return None
-    content = json.loads(file.read_bytes())
-    return Report(rank=rank, code=content["code"], message=content["message"], time=content["time"])

@@ -11,8 +11,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from types import FrameType
 
 import psutil  # type: ignore[import-untyped]  # comes with deepspeed
@@ -26,9 +26,8 @@ _PR_SET_PDEATHSIG = 1
 class StopFlag:
     """Whether somebody asked this process to stop.
 
-    Args:
-        parent: Process id whose disappearance is such a request too; None for a run that may outlive its shell.
-        launcher: The same for the command that started all ranks of this machine.
+    That the process `parent` is gone is such a request too, or `launcher`, the command that started all ranks of this
+    machine; None for a run that may outlive its shell.
     """
 
     def __init__(self, *, parent: int | None = None, launcher: int | None = None) -> None:
@@ -71,15 +70,23 @@ def stop_on_signals() -> Iterator[StopFlag]:
         _active = StopFlag(parent=os.getppid(), launcher=int(launcher) if launcher else None)
     else:
         _active = StopFlag()
-    previous = {}
-    if threading.current_thread() is threading.main_thread():
-        previous = {signum: signal.signal(signum, _active.handle) for signum in STOP_SIGNALS}
+    is_main_thread = threading.current_thread() is threading.main_thread()
     try:
-        yield _active
+        with stop_signals_go_to(_active.handle) if is_main_thread else nullcontext():
+            yield _active
     finally:
-        for signum, handler in previous.items():
-            signal.signal(signum, handler)
         _active = None
+
+
+@contextmanager
+def stop_signals_go_to(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Have `handler` called for stop signals for the duration of the block; of the main thread only."""
+    previous = {signum: signal.signal(signum, handler) for signum in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for signum, before in previous.items():
+            signal.signal(signum, before)
 
 
 def die_with_parent() -> None:

@@ -57,11 +57,7 @@ class BadSampleLog:
         return Counter(self._seen.values())
 
     def add(self, reports: Iterable[BadSampleReport]) -> None:
-        """Count what a batch reports and log each sample at its first appearance.
-
-        Raises:
-            InputError: the budget is spent.
-        """
+        """Count what a batch reports and log each sample at its first appearance."""
         for report in reports:
             if report.sample_id in self._seen:
                 continue

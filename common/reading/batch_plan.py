@@ -27,11 +27,7 @@ def valid_world_sizes(global_batch_size: int, micro_batch_size: int) -> list[int
 
 
 def grad_accum_steps_for(global_batch_size: int, micro_batch_size: int, world_size: int) -> int:
-    """Derive the micro-batches per rank and step from B = micro_batch_size x grad_accum_steps x world_size.
-
-    Raises:
-        InputError: B cannot be cut that way; the message lists the world sizes that can.
-    """
+    """Derive the micro-batches per rank and step from B = micro_batch_size x grad_accum_steps x world_size."""
     if global_batch_size % (micro_batch_size * world_size) == 0:
         return global_batch_size // (micro_batch_size * world_size)
     valid = valid_world_sizes(global_batch_size, micro_batch_size)
@@ -137,11 +133,7 @@ class DataState:
 
     @classmethod
     def from_json(cls, mapping: dict[str, Any]) -> DataState:
-        """Rebuild the record.
-
-        Raises:
-            InputError: the version or the fields are not ours.
-        """
+        """Rebuild the record."""
         version = mapping.get("version")
         require(
             version == STATE_VERSION,
@@ -164,8 +156,6 @@ def check_resume(saved: DataState, current: DataState, *, allow_data_change: boo
         saved: From the checkpoint.
         current: What the run would use now; its `samples_consumed` is not looked at.
         allow_data_change: Take other data, as long as the position means the same in them.
-    Raises:
-        InputError: something differs; every difference is named with both values.
     """
     names = [field.name for field in fields(DataState) if field.name not in ("samples_consumed", "version")]
     different = [name for name in names if getattr(saved, name) != getattr(current, name)]

@@ -6,15 +6,6 @@ from typing import Annotated
 
 from beit.common.config import above, at_least, checked, within
 
-SPEED_KEYS = (
-    "reader.num_workers",
-    "reader.prefetch_batches",
-    "reader.timeout_seconds",
-    "reader.cache_dir",
-    "reader.cache_bytes",
-)
-"""Settings that a resumed run may change: they decide how fast samples come, not which."""
-
 
 @checked("reader")
 class ReaderConfig:

@@ -7,48 +7,13 @@ with or without labels). Both give the same records, so one order, one reader an
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from beit.common.reading.order import Order, Rows, valid_lanes
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Record:
-    """One sample as stored: nothing decoded, nothing augmented."""
-
-    key: str
-    """Unique in its shard."""
-    shard: str
-    """Stem of the shard."""
-    epoch: int
-    """Epoch it is read for; with the sample id it keys all random numbers of the transform."""
-    view_index: int
-    """Stored view to show; the epoch itself where no views are stored."""
-    repeat: int = 0
-    """Which of several views that the sample shows in this epoch; keys random numbers beside the epoch."""
-    image_bytes: bytes
-    """Encoded image."""
-    label: int | None = None
-    """Class id, if known."""
-    view: np.void | None = None
-    """Crop, flip and jitter of the stored view (`beit.common.views.VIEW_DTYPE`)."""
-    token_ids: NDArray[np.uint16] | None = None
-    """Visual token ids of that view, uint16 (grid_size, grid_size)."""
-
-    @property
-    def sample_id(self) -> str:
-        """Name of the sample, unique in the data set and equal on every rank."""
-        return f"{self.shard}/{self.key}"
-
-
-def spread_evenly(total: int, count: int) -> NDArray[np.int64]:
-    """Return places of at most `count` of `total` samples, as far apart from each other as can be; always the same."""
-    count = min(total, count)
-    return np.arange(count, dtype=np.int64) * total // max(1, count)
+from beit.common.storage.samples import Record
 
 
 class Dataset(Protocol):
@@ -80,11 +45,7 @@ class Dataset(Protocol):
         """
 
     def expect_rows(self, rows: Rows) -> None:
-        """Take note of the few samples that are read next; a data set may fetch them in one go, or do nothing.
-
-        Raises:
-            InputError: as `fetch`.
-        """
+        """Take note of the few samples that are read next; a data set may fetch them in one go, or do nothing."""
 
     def sample_id(self, shard_id: int, rank: int) -> str:
         """Name a sample without reading its image."""
@@ -109,8 +70,6 @@ def build_order(
         window_shards: As configured.
         lanes: As configured, or None for the data set's default; another number than 1 needs the batch size.
         global_batch_size: Rows per step over all ranks.
-    Raises:
-        InputError: no sample, or lanes that do not fit.
     """
     if lanes is None:
         valid = valid_lanes(dataset.shard_sizes, global_batch_size or 1)

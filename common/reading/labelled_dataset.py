@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from beit.common.errors import InputError
-from beit.common.reading.dataset import Record
 from beit.common.reading.order import Rows
 from beit.common.sources.index import LabelledIndex
-from beit.common.sources.opening import ShardReader
+from beit.common.sources.types import ShardReader
+from beit.common.storage.samples import Record
 
 logger = logging.getLogger(__name__)
 

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from beit.common.errors import require
 from beit.common.rng import CounterRng, stable_hash64
+from beit.common.storage.samples import locate, shard_starts
 
 Int64Array = NDArray[np.int64]
 _CACHED_WINDOWS = 2  # Per lane: a batch touches one window, or two where it crosses a border.
@@ -76,8 +77,6 @@ class Order:
         window_shards: Shards that are mixed with each other, over all lanes.
         lanes: C, parts of the samples that feed their own rows of a batch.
         global_batch_size: B; matters with several lanes only.
-    Raises:
-        InputError: there is no sample at all, or the lanes do not divide the batch or exceed the shards.
     """
 
     def __init__(
@@ -215,14 +214,13 @@ class Order:
         if key not in self._epochs:
             sizes = self.lane(lane).sizes
             order = self._rng("shards", epoch, lane=lane).permutation(len(sizes))
-            starts = np.concatenate([[0], np.cumsum(sizes[order])])
+            starts = shard_starts(sizes[order])
             _remember(self._epochs, key, (order, starts), _CACHED_EPOCHS * self.lanes)
         return self._epochs[key]
 
     def _window_at(self, lane: int, epoch: int, start: int) -> int:
         _, starts = self._epoch(lane, epoch)
-        # side="right" steps over shards of size zero, which start where their successor starts.
-        return (int(np.searchsorted(starts, start, side="right")) - 1) // self._lane_window
+        return locate(starts, start)[0] // self._lane_window
 
     def _locate_in_window(self, lane: int, epoch: int, start: int, count: int) -> tuple[Int64Array, Int64Array]:
         """Resolve as much of the range as lies in the window that holds place `start`."""
@@ -236,9 +234,9 @@ class Order:
             mixed = self._rng("window", epoch, window, lane=lane).permutation(end - begin)
             _remember(self._windows, key, mixed, _CACHED_WINDOWS * self.lanes)
         places = begin + self._windows[key][start - begin : start - begin + count]
-        owner = np.searchsorted(starts[first : last + 1], places, side="right") - 1
+        owner, ranks = locate(starts[first : last + 1], places)
         parts, part = order[first + owner], self.lane(lane)
-        return part.shard_ids[parts], part.first_ranks[parts] + places - starts[first + owner]
+        return part.shard_ids[parts], part.first_ranks[parts] + ranks
 
     def _rng(self, *labels: int | str, lane: int) -> CounterRng:
         # One lane draws as orders did before there were lanes.
@@ -303,11 +301,7 @@ def cut_lanes(seed: int, shard_sizes: Int64Array, lanes: int) -> list[Lane]:
 
 
 def check_lanes(lanes: int, shard_sizes: Int64Array, global_batch_size: int) -> None:
-    """Refuse a number of lanes that does not divide the batch, or leaves a lane without a shard.
-
-    Raises:
-        InputError: names the numbers that fit.
-    """
+    """Refuse a number of lanes that does not divide the batch, or leaves a lane without a shard."""
     num_shards = int((shard_sizes > 0).sum())
     require(
         1 <= lanes <= num_shards and global_batch_size % lanes == 0,

@@ -27,9 +27,10 @@ from beit.common.processes.worker_process import StatusBoard
 from beit.common.reading.bad_samples import BadSampleReport
 from beit.common.reading.batch_plan import BatchPlan
 from beit.common.reading.config import ReaderConfig
-from beit.common.reading.dataset import Dataset, Record
+from beit.common.reading.dataset import Dataset
 from beit.common.reading.loader import Loader, WorkerFailure
 from beit.common.reading.order import Rows
+from beit.common.storage.samples import Record, locate, shard_starts
 
 Transform = Callable[[Record], Mapping[str, Any]]
 """Record to named arrays or numbers, equal in shape and dtype for all records. Raises `BadSample` where it cannot."""
@@ -178,7 +179,7 @@ class _SequentialRows:
     """The samples of one rank in index order, cut into micro-batches."""
 
     def __init__(self, shard_sizes: np.ndarray[Any, Any], micro_batch_size: int, rank: int, world_size: int) -> None:
-        self._starts = np.concatenate([[0], np.cumsum(shard_sizes)]).astype(np.int64)
+        self._starts = shard_starts(shard_sizes)
         num_samples = int(self._starts[-1])
         self._begin = rank * num_samples // world_size
         self._end = (rank + 1) * num_samples // world_size
@@ -190,8 +191,7 @@ class _SequentialRows:
     def micro_batch(self, index: int) -> Rows:
         begin = self._begin + index * self._micro_batch_size
         positions = np.arange(begin, min(begin + self._micro_batch_size, self._end), dtype=np.int64)
-        shard_ids = np.searchsorted(self._starts, positions, side="right") - 1
-        ranks = positions - self._starts[shard_ids]
+        shard_ids, ranks = locate(self._starts, positions)
         return Rows(positions=positions, epochs=np.zeros_like(positions), shard_ids=shard_ids, ranks=ranks)
 
 

@@ -1,7 +1,8 @@
 """Which settings a run may change when it goes on: freely, on purpose, or never.
 
-Free are those that change speed, rhythm and reporting, but not what is learned. Never changed are those that the
-checkpoint's data position or the shape of its tensors depend on. All others need --resume PATH instead of "auto".
+Free are those that change speed, rhythm and reporting, but not what is learned; `beit compare` looks past them, too.
+Never changed are those that the checkpoint's data position or the shape of its tensors depend on. All others need
+--resume PATH instead of "auto".
 """
 
 from __future__ import annotations
@@ -18,22 +19,30 @@ from beit.common.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-RHYTHM = (
+SPEED_KEYS = (
     "train.micro_batch_size",
     "train.log_interval_steps",
     "train.eval_interval_steps",
-    "train.early_stop_evals",
-)
-FREE_KEYS = (
-    *RHYTHM,
     "train.collective_timeout_seconds",
     "checkpoint.",
     "deepspeed.",
     "run.",
     "speed.",
     "profile.",
+    "reader.num_workers",
+    "reader.prefetch_batches",
+    "reader.timeout_seconds",
+    "reader.parquet_cache_bytes",
+    "reader.cache_dir",
+    "reader.cache_bytes",
+    "evaluation.micro_batch_size",
+    "held_out.",
+    "probe.",
 )
-"""Names, or prefixes that end in a dot."""
+"""Settings of all trainings that decide speed, rhythm and reporting, but not what is learned: names, or prefixes that
+end in a dot. No other list of them exists."""
+FREE_KEYS = (*SPEED_KEYS, "train.early_stop_evals")
+"""What a run may change when it goes on: these, and when it gives up."""
 FIXED_KEYS = ("model.", "train.seed", "train.global_batch_size", "reader.window_shards")
 _NOT_FIXED = ("model.drop_path",)
 
@@ -60,8 +69,6 @@ def find_changes(config_file: Path, config: Any) -> list[Change]:
     Args:
         config_file: The saved run's config.toml.
         config: The present settings, a dataclass.
-    Raises:
-        InputError: the file is not TOML.
     """
     try:
         values = tomllib.loads(config_file.read_text(encoding="utf-8"))
@@ -87,12 +94,10 @@ def check_changes(changes: Sequence[Change], run: Path, *, is_on_purpose: bool, 
         changes: From `find_changes`.
         run: The saved run, for messages.
         is_on_purpose: Whether the user named what to continue from.
-        free_keys: What the stage allows beside `FREE_KEYS`.
-    Raises:
-        InputError: a setting differs that may not; every such setting is named with both values.
+        free_keys: What may differ beside `FREE_KEYS`.
     """
-    fixed = [change for change in changes if _matches(change.name, FIXED_KEYS) and change.name not in _NOT_FIXED]
-    bound = [change for change in changes if not _matches(change.name, (*FREE_KEYS, *free_keys))]
+    fixed = [change for change in changes if matches(change.name, FIXED_KEYS) and change.name not in _NOT_FIXED]
+    bound = [change for change in changes if not matches(change.name, (*FREE_KEYS, *free_keys))]
     if fixed:
         raise InputError(
             f"{run} holds a run with other settings that its checkpoints depend on ({_listed(fixed)}); use the same, "
@@ -107,7 +112,8 @@ def check_changes(changes: Sequence[Change], run: Path, *, is_on_purpose: bool, 
         logger.info("settings changed since: %s", _listed(changes))
 
 
-def _matches(name: str, keys: Sequence[str]) -> bool:
+def matches(name: str, keys: Sequence[str]) -> bool:
+    """Tell whether a setting is one of `keys`, or begins with one that ends in a dot."""
     return any(name == key or (key[-1] == "." and name.startswith(key)) for key in keys)
 
 

@@ -24,12 +24,12 @@ from safetensors.torch import load_file, save_file
 
 from beit.common.errors import InputError
 from beit.common.faults import fault_point
-from beit.common.storage.files import fsync_directory, read_json, sha256_file, write_atomic, write_json
+from beit.common.runs.layout import CHECKPOINTS, COMMIT, LATEST
+from beit.common.storage.documents import Format, read_json, write_json
+from beit.common.storage.files import fsync_directory, sha256_file, write_atomic
 
 logger = logging.getLogger(__name__)
-FORMAT = "beit-checkpoint"
-FORMAT_VERSION = 1
-COMMIT = "COMMIT.json"
+FORMAT = Format("beit-checkpoint", 1)
 _TAG = re.compile(r"step_(\d+)")
 _ASIDE = "rejected_"
 _ROOM = 1.2
@@ -102,14 +102,14 @@ def save_checkpoint(
         temporary.mkdir(parents=True)
         _require_room(temporary, contents)
         files = [_write_tensors(temporary / f"{name}.safetensors", tensors) for name, tensors in contents.items()]
-        header = {"format": FORMAT, "format_version": FORMAT_VERSION, "step": step, "files": files}
+        header = {**FORMAT.header(), "step": step, "files": files}
         write_json(temporary / COMMIT, header | {"record": record})
         fault_point("commit")
         _set_aside(target)  # a damaged predecessor of the same number
         os.replace(temporary, target)
         fsync_directory(root)
         fault_point("committed")
-        write_atomic(root / "latest", f"{target.name}\n".encode())
+        write_atomic(root / LATEST, f"{target.name}\n".encode())
     except OSError:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -118,11 +118,7 @@ def save_checkpoint(
 
 
 def find_checkpoint(root: Path) -> Checkpoint | None:
-    """Return the newest checkpoint that verifies; None when there never was one.
-
-    Raises:
-        InputError: there are checkpoints, and none verifies: starting from zero would silently throw the run away.
-    """
+    """Return the newest checkpoint that verifies; None when there never was one."""
     tags = _tags(root)
     for _, path in reversed(tags):
         try:
@@ -137,35 +133,20 @@ def find_checkpoint(root: Path) -> Checkpoint | None:
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Verify one checkpoint: its commit record, and size and sha256 of every file.
-
-    Raises:
-        InputError: it is not committed, of another format version, or damaged; names the file.
-    """
+    """Verify one checkpoint: its commit record, and size and sha256 of every file."""
     if not (path / COMMIT).is_file():
         raise InputError(f"{path} has no {COMMIT}; it was never completed or is not a checkpoint")
-    header = read_json(path / COMMIT)
-    if not isinstance(header, dict) or header.get("format") != FORMAT:
-        raise InputError(f"{path / COMMIT} is not a checkpoint record; restore it or use another checkpoint")
-    if header["format_version"] != FORMAT_VERSION:
-        found = header["format_version"]
-        raise InputError(
-            f"{path} has format version {found}, this beit reads {FORMAT_VERSION}; use the beit that wrote it"
-        )
+    header = FORMAT.check(read_json(path / COMMIT), path / COMMIT)
     for entry in header["files"]:
         _verify_file(path / entry["name"], size=entry["size"], sha256=entry["sha256"])
     return Checkpoint(path=path, step=header["step"], record=header["record"])
 
 
 def resolve_checkpoint(path: Path) -> Checkpoint:
-    """Open the checkpoint a user named: its directory, a `checkpoints` directory, or a run (newest of these).
-
-    Raises:
-        InputError: there is none, or it does not verify.
-    """
+    """Open the checkpoint a user named: its directory, a `checkpoints` directory, or a run (newest of these)."""
     if (path / COMMIT).exists() or _TAG.fullmatch(path.name):
         return open_checkpoint(path)
-    checkpoint = find_checkpoint(path / "checkpoints" if (path / "checkpoints").is_dir() else path)
+    checkpoint = find_checkpoint(path / CHECKPOINTS if (path / CHECKPOINTS).is_dir() else path)
     if checkpoint is None:
         raise InputError(f"--resume {path} holds no checkpoint; name a run, or one of its checkpoints/step_N")
     return checkpoint
@@ -186,7 +167,7 @@ def committed_steps(root: Path) -> set[int]:
 def step_of(name: str) -> int | None:
     """Return the step of a file of a checkpoint, from its path relative to the run; None for any other file."""
     parts = name.split("/")
-    match = _TAG.fullmatch(parts[1]) if len(parts) == 3 and parts[0] == "checkpoints" else None
+    match = _TAG.fullmatch(parts[1]) if len(parts) == 3 and parts[0] == CHECKPOINTS else None
     return int(match[1]) if match else None
 
 

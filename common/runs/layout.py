@@ -1,5 +1,19 @@
-"""The names of the files of a run, once."""
+"""The names of the files of a run, once; torch-free. What is in them is said by the modules that write them."""
 
 from __future__ import annotations
 
-CHECKPOINTS, CONFIG, ENVIRONMENT, RUN_ID = "checkpoints", "config.toml", "environment.json", "run_id"
+CONFIG, ENVIRONMENT, RUN_ID = "config.toml", "environment.json", "run_id"
+"""All settings; where and by which code the run was started, each time, with its identity under the key `run_id`."""
+METRICS, NONFINITE, TENSORBOARD, WANDB, PROFILE = "metrics.jsonl", "nonfinite.jsonl", "tensorboard", "wandb", "profile"
+"""Records of the loop; skipped steps and their samples; folders of what is shown elsewhere, and of recorded steps."""
+CHECKPOINTS, COMMIT, LATEST = "checkpoints", "COMMIT.json", "latest"
+"""Folder of the checkpoints; in each the record that it is complete; beside them the name of the newest."""
+ENCODER, MODEL, LAST = "encoder", "model", "last"
+"""Folders of the pre-trained encoder, of the best fine-tuned model, and of the newest. `find_encoder` knows the first
+two, too, which may not look into this room."""
+DATA = "data.json"
+"""Which token store a pre-training reads, and in which order."""
+FEATURES, PROBES = "features", ("linear-probe", "knn")
+"""Folder of frozen features, and the tasks that leave NAME.json of what they measured on them."""
+EVALUATION = "evaluation.json"
+"""What `beit evaluate MODEL DATA --out RUN/evaluation.json` leaves; it goes before what the run measured itself."""

@@ -16,6 +16,7 @@ from PIL import Image
 from beit.common.errors import InputError, require
 from beit.common.pages.charts import Line, LineChart, line_charts
 from beit.common.pages.pictures import PALETTE, sheet
+from beit.common.runs.layout import METRICS
 from beit.common.runs.metrics import read_metrics
 
 _CHART_PX, _MOST_RUNS = (560, 360), 6
@@ -179,9 +180,6 @@ def learning_sheet(runs: Sequence[Path]) -> Image.Image:
 
     Returns:
         RGB image.
-
-    Raises:
-        InputError: not a run, nothing was measured in it yet, or runs of different stages.
     """
     require(len(runs) <= _MOST_RUNS, f"{len(runs)} runs are too many for one picture; name at most {_MOST_RUNS}")
     require(len(set(runs)) == len(runs), "the same run is named twice; name each once")
@@ -207,8 +205,8 @@ def learning_sheet(runs: Sequence[Path]) -> Image.Image:
 
 
 def _records(path: Path) -> list[dict[str, Any]]:
-    require((path / "metrics.jsonl").is_file(), f"{path} is not the directory of a training run (no metrics.jsonl)")
-    return read_metrics(path / "metrics.jsonl")
+    require((path / METRICS).is_file(), f"{path} is not the directory of a training run (no metrics.jsonl)")
+    return read_metrics(path / METRICS)
 
 
 def _short_names(runs: Sequence[Path]) -> list[str]:

@@ -13,13 +13,14 @@ import numpy as np
 from PIL.Image import Image
 
 from beit.common.pages.pictures import save_png
+from beit.common.runs.layout import METRICS, TENSORBOARD
 from beit.common.storage.files import write_atomic
 
 logger = logging.getLogger(__name__)
 
 
 class MetricsWriter(Protocol):
-    """Where the loop sends its records."""
+    """One place that records go to."""
 
     def write(self, record: Mapping[str, float]) -> None:
         """Take one record; it has a `step`."""
@@ -34,21 +35,8 @@ class MetricsWriter(Protocol):
         ...
 
 
-class NoMetrics:
-    """For ranks that write nothing."""
-
-    def write(self, record: Mapping[str, float]) -> None:
-        """Drop the record."""
-
-    def picture(self, name: str, image: Image, step: int) -> None:
-        """Drop the picture."""
-
-    def close(self) -> None:
-        """Do nothing."""
-
-
-class Several:
-    """Hands everything on to several writers.
+class Metrics:
+    """Hands records and pictures on to all writers of a run; on ranks that write nothing there is none.
 
     Args:
         writers: In this order.
@@ -86,10 +74,10 @@ class MetricsLog:
     def __init__(self, run: Path, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter  # half a second of imports only training needs
 
-        self._run, self._path = run, run / "metrics.jsonl"
+        self._run, self._path = run, run / METRICS
         truncate_metrics(self._path, step)
         self._file = self._path.open("a", encoding="utf-8")
-        self._board: SummaryWriter | None = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+        self._board: SummaryWriter | None = SummaryWriter(str(run / TENSORBOARD), purge_step=step + 1)
         self._has_warned = False
 
     def write(self, record: Mapping[str, float]) -> None:
@@ -135,22 +123,20 @@ def _add_scalars(board: Any, record: Mapping[str, float]) -> None:
             board.add_scalar(name, value, int(record["step"]))
 
 
-def open_metrics(run: Path, step: int, *, wandb_project: str | None) -> MetricsWriter:
+def open_metrics(run: Path, step: int, *, wandb_project: str | None) -> Metrics:
     """Open everything that records of a run go to, on the one rank that writes.
 
     Args:
         run: The run directory.
         step: Where the run goes on; records of later steps are removed.
         wandb_project: W&B project, if any.
-    Raises:
-        InputError: W&B does not start.
     """
     log = MetricsLog(run, step)
     if wandb_project is None:
-        return log
+        return Metrics(log)
     from beit.common.runs.wandb_log import WandbLog
 
-    return Several(log, WandbLog(run, wandb_project))
+    return Metrics(log, WandbLog(run, wandb_project))
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

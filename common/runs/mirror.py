@@ -17,15 +17,16 @@ from contextlib import suppress
 from pathlib import Path
 
 from beit.common.errors import InputError, require
-from beit.common.runs.checkpoint import COMMIT, committed_steps, open_checkpoint, step_of
-from beit.common.runs.layout import CHECKPOINTS, CONFIG, ENVIRONMENT, RUN_ID
-from beit.common.storage.files import atomic_file, read_json
+from beit.common.runs.checkpoint import committed_steps, open_checkpoint, step_of
+from beit.common.runs.layout import CHECKPOINTS, COMMIT, CONFIG, ENVIRONMENT, PROFILE, RUN_ID, TENSORBOARD, WANDB
+from beit.common.storage.documents import read_json
+from beit.common.storage.files import atomic_file
 from beit.common.storage.paths import is_remote, normalise
 from beit.common.storage.place import copy_file, place_of
 
 logger = logging.getLogger(__name__)
 _OUTBOX = ".outgoing"
-_LEFT_OUT = ("tensorboard", "wandb", "profile", CHECKPOINTS)
+_LEFT_OUT = (TENSORBOARD, WANDB, PROFILE, CHECKPOINTS)
 _GROWING = ".jsonl"
 """Ending of files that are appended to; all others are replaced, so that a link to them is a snapshot."""
 
@@ -35,8 +36,6 @@ class RunMirror:
 
     Args:
         url: Folder or URL of the copy; nothing else may be in there.
-    Raises:
-        InputError: the scheme is unknown or its package is not installed.
     """
 
     def __init__(self, url: str) -> None:
@@ -87,11 +86,7 @@ class RunMirror:
         return max(_steps(self._names()), default=-1)
 
     def require_free(self, run: Path) -> None:
-        """Refuse a place that holds another run, or anything else than a run.
-
-        Raises:
-            InputError: it does.
-        """
+        """Refuse a place that holds another run, or anything else than a run."""
         self._require_own(run, self._names())
 
     def _require_own(self, run: Path, names: list[str]) -> None:
@@ -142,11 +137,7 @@ class RunMirror:
     # Writing
 
     def announce(self, run: Path) -> None:
-        """Write the run's settings and identity, so that a place that cannot be written is found before training.
-
-        Raises:
-            InputError: it cannot be written.
-        """
+        """Write the run's settings and identity, so that a place that cannot be written is found before training."""
         try:
             for name in (CONFIG, ENVIRONMENT):
                 self._put(run / name, name)

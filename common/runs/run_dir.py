@@ -23,10 +23,11 @@ from beit.common.config import config_to_toml
 from beit.common.errors import InputError
 from beit.common.processes.distributed import World
 from beit.common.runs.changes import Change, check_changes, find_changes
-from beit.common.runs.checkpoint import COMMIT, Checkpoint, find_checkpoint, resolve_checkpoint
-from beit.common.runs.layout import CONFIG, ENVIRONMENT, RUN_ID
+from beit.common.runs.checkpoint import Checkpoint, find_checkpoint, resolve_checkpoint
+from beit.common.runs.layout import CHECKPOINTS, COMMIT, CONFIG, ENVIRONMENT, RUN_ID
 from beit.common.runs.mirror import RunMirror
-from beit.common.storage.files import read_json, write_atomic, write_json
+from beit.common.storage.documents import read_json, write_json
+from beit.common.storage.files import write_atomic
 from beit.common.storage.locks import sole_use
 from beit.common.storage.paths import is_remote
 
@@ -49,44 +50,48 @@ class RunDirectory:
     """Where to continue; None for a start from zero."""
     sync_to: str | None = None
     """Where the run is copied to (`mirror.py`)."""
+    changes: tuple[Change, ...] = ()
+    """Settings that are not those of the run that is continued."""
 
     @property
     def checkpoints(self) -> Path:
         """Directory of the checkpoints."""
-        return self.path / "checkpoints"
+        return self.path / CHECKPOINTS
 
 
 def open_run(
-    path: Path,
-    config: Any,
-    *,
-    world: World,
-    resume: str,
-    free_keys: Sequence[str] = (),
-    sync_to: str | None = None,
+    path: Path, config: Any, *, world: World, resume: str, free_keys: Sequence[str] = (), sync_to: str | None = None
 ) -> RunDirectory:
-    """Create the directory of a new run, or find where an existing one goes on; the same answer on every rank.
+    """Find where an existing run goes on, or a place for a new one; the same answer on every rank.
+
+    Nothing in the directory is rewritten yet (`begin_run` does that), so that a run that may not go on is left as it
+    was. Only what a copy has more is fetched.
 
     Args:
         path: The run directory.
-        config: All settings, a dataclass; written as config.toml.
+        config: All settings, a dataclass.
         world: The ranks; rank 0 does the work.
         resume: "auto": continue if there is something to continue. "never": only a new or empty directory.
             Else the path of a checkpoint or run to continue from, also with other settings.
         free_keys: Further settings that may differ in "auto": names, or prefixes ending in a dot.
         sync_to: Folder or URL of the run's copy; "auto" fetches what it has more than the directory.
-    Raises:
-        InputError: the directory is not a run, has other settings, another process trains in it, its checkpoints are
-            all damaged, or not every machine sees them.
     """
-    run = world.run_on_main(lambda: _open(path, config, world, resume, free_keys, sync_to))
+    return world.run_on_main(lambda: _open(path, config, resume, free_keys, sync_to))
+
+
+def begin_run(run: RunDirectory, config: Any, *, world: World) -> None:
+    """Create the directory of a run and write settings and environment, once nothing speaks against the run any more.
+
+    Args:
+        run: From `open_run`.
+        config: All settings, a dataclass; written as config.toml.
+        world: The ranks; rank 0 does the work.
+    """
+    world.run_on_main(lambda: _begin(run, config, world))
     _make_visible(run, world)
-    return run
 
 
-def _open(
-    path: Path, config: Any, world: World, resume: str, free_keys: Sequence[str], sync_to: str | None
-) -> RunDirectory:
+def _open(path: Path, config: Any, resume: str, free_keys: Sequence[str], sync_to: str | None) -> RunDirectory:
     if path.exists() and not path.is_dir():
         raise InputError(f"{path} is a file; name a new directory for the run")
     is_empty = not path.exists() or next(path.iterdir(), None) is None
@@ -101,13 +106,16 @@ def _open(
         _meet_copy(copy, path, resume)
     checkpoint = _find(path, resume)
     changes = _changes(path, config, resume, checkpoint, free_keys)
-    path.mkdir(parents=True, exist_ok=True)
-    with sole_use(path):  # a training that is under way goes by what is written here
-        write_atomic(path / CONFIG, config_to_toml(config).encode())
-        _record_environment(path / ENVIRONMENT, world, checkpoint, changes)
-    if copy is not None:
-        copy.announce(path)
-    return RunDirectory(path=path, checkpoint=checkpoint, sync_to=sync_to)
+    return RunDirectory(path=path, checkpoint=checkpoint, sync_to=sync_to, changes=tuple(changes))
+
+
+def _begin(run: RunDirectory, config: Any, world: World) -> None:
+    run.path.mkdir(parents=True, exist_ok=True)
+    with sole_use(run.path):  # a training that is under way goes by what is written here
+        write_atomic(run.path / CONFIG, config_to_toml(config).encode())
+        _record_environment(run, world)
+    if run.sync_to is not None:
+        RunMirror(run.sync_to).announce(run.path)
 
 
 def _meet_copy(copy: RunMirror, path: Path, resume: str) -> None:
@@ -133,11 +141,7 @@ def _changes(
 
 
 def _make_visible(run: RunDirectory, world: World) -> None:
-    """See to it that every machine has the checkpoint, whose files every rank reads.
-
-    Raises:
-        InputError: some machine does not, and there is no copy to fetch it from.
-    """
+    """See to it that every machine has the checkpoint, whose files every rank reads."""
     checkpoint = run.checkpoint
     if checkpoint is None or world.world_size == 1:
         return
@@ -157,19 +161,20 @@ def _find(path: Path, resume: str) -> Checkpoint | None:
     if resume == "never":
         return None
     if resume == "auto":
-        return find_checkpoint(path / "checkpoints")
+        return find_checkpoint(path / CHECKPOINTS)
     if not Path(resume).exists():
         raise InputError(f"--resume {resume} does not exist; use auto, never, or the path of a checkpoint or run")
     return resolve_checkpoint(Path(resume))
 
 
-def _record_environment(file: Path, world: World, checkpoint: Checkpoint | None, changes: Sequence[Change]) -> None:
+def _record_environment(run: RunDirectory, world: World) -> None:
+    file = run.path / ENVIRONMENT
     earlier = read_json(file) if file.exists() else {}
     start = environment() | {
         "world_size": world.world_size,
         "device": str(world.device.type),
-        "resumed_from": str(checkpoint.path) if checkpoint else None,
-        "changed": {change.name: [change.before, change.now] for change in changes},
+        "resumed_from": str(run.checkpoint.path) if run.checkpoint else None,
+        "changed": {change.name: [change.before, change.now] for change in run.changes},
     }
     run_id = earlier.get(RUN_ID) or secrets.token_hex(8)
     write_json(file, {RUN_ID: run_id, "starts": [*earlier.get("starts", []), start]})

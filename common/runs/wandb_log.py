@@ -18,7 +18,7 @@ from PIL.Image import Image
 
 from beit.common.errors import InputError
 from beit.common.runs.layout import CONFIG, ENVIRONMENT, RUN_ID
-from beit.common.storage.files import read_json
+from beit.common.storage.documents import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -28,8 +28,6 @@ def require_wandb(project: str | None) -> None:
 
     Args:
         project: `run.wandb`; None asks for nothing.
-    Raises:
-        InputError: `wandb` is not installed.
     """
     if project is None:
         return
@@ -49,8 +47,6 @@ class WandbLog:
     Args:
         run: The run directory; W&B keeps its files in run/wandb.
         project: W&B project.
-    Raises:
-        InputError: W&B does not start, because nobody is logged in, say.
     """
 
     def __init__(self, run: Path, project: str) -> None:

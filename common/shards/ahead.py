@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from beit.common.errors import InputError
 from beit.common.shards.cache import DamagedShard, Fill, RemoteShard, ShardCache
-from beit.common.storage.file_pool import pread
+from beit.common.shards.file_pool import pread
 from beit.common.storage.place import ByteRange, RemoteError, read_ranges
 
 logger = logging.getLogger(__name__)
@@ -64,11 +64,7 @@ class RemoteShards:
         return [found[wanted] for wanted in ranges]
 
     def read_ahead(self, ranges: Iterable[ShardRange]) -> None:
-        """Fetch what is not in the cache now, in one go, for reads that follow; replaces what was fetched before.
-
-        Raises:
-            InputError: as `read`.
-        """
+        """Fetch what is not in the cache now, in one go, for reads that follow; replaces what was fetched before."""
         missing = [wanted for wanted in dict.fromkeys(ranges) if self._descriptor(wanted.shard) is None]
         self._ahead = dict(zip(missing, self._fetch(missing), strict=True))
 

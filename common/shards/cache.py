@@ -73,8 +73,6 @@ class ShardCache:
     Args:
         folder: Made if missing.
         limit_bytes: Most it may hold.
-    Raises:
-        InputError: the folder cannot be written.
     """
 
     def __init__(self, folder: Path, limit_bytes: int) -> None:

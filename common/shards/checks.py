@@ -35,11 +35,7 @@ _WAY_OUT = "restore it, or tokenise it into a new store"
 
 
 def check_files(store: TokenStore) -> None:
-    """Check that image and token tars are there and are those of the index.
-
-    Raises:
-        InputError: as `check_token_tars` and `check_image_tars`.
-    """
+    """Check that image and token tars are there and are those of the index."""
     check_token_tars(store)
     check_image_tars(store)
 
@@ -48,29 +44,18 @@ def check_image_tars(store: TokenStore) -> None:
     """Check that every image tar is the one that was tokenised: its size, and its headers where it was touched.
 
     Of a remote tar that was touched, or copied, a few headers are looked at instead of all.
-
-    Raises:
-        InputError: a tar is missing or has changed; names it.
     """
     _for_every_shard(store, _check_image_tar)
 
 
 def check_token_tars(store: TokenStore) -> None:
-    """Check that every token tar is there and has its size.
-
-    Raises:
-        InputError: one is missing or has another size; names it.
-    """
+    """Check that every token tar is there and has its size."""
     if store.info.views:
         _for_every_shard(store, _check_token_tar)
 
 
 def check_vocabulary(store: TokenStore) -> None:
-    """Check the tokens of a few samples, spread over the shards, against the vocabulary that store.json states.
-
-    Raises:
-        InputError: one lies outside; names it and both numbers.
-    """
+    """Check the tokens of a few samples, spread over the shards, against the vocabulary that store.json states."""
     num_shards = len(store.shards)
     chosen = sorted(set(np.linspace(0, num_shards - 1, min(num_shards, _CHECKED_SHARDS)).astype(int).tolist()))
     store.load_tables(chosen)

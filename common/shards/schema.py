@@ -1,7 +1,7 @@
 """What the files of a token store say: settings, shard manifests and the shard table, as dataclasses.
 
 Here: the schemas, the names inside a store, the rule that holds samples out, and the one rule of geometry, img_size /
-patch_size = grid_size = token_img_size / downsampling. Not here: their JSON form (`common/storage/documents.py`),
+patch_size = grid_size = token_img_size / downsampling. Not here: JSON (`common/storage/documents.py`),
 Parquet files (`tables.py`), reading a store (`common/store.py`), writing one (the tokenize stage). Every field is
 explained in docs/store-format.md.
 """
@@ -12,15 +12,15 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from beit.common.config import Bound, at_least, checked, within
 from beit.common.errors import require
 from beit.common.rng import stable_hash64
-from beit.common.storage.documents import FORMAT_VERSION, canonical_json, canonical_sha256
+from beit.common.storage.documents import canonical_json, canonical_sha256
 from beit.common.views import AugmentConfig
 
+FORMAT_VERSION = 1
 STORE_FORMAT = "beit-token-store"
 TOKEN_SHARD_FORMAT = "beit-token-shard"
 IMAGE_SHARD_FORMAT = "beit-image-shard"
@@ -39,11 +39,7 @@ MAX_PATH = 1024
 MAX_HELD_OUT_SHARE = 0.2
 """No small store gives up more than this for the learning signal."""
 
-_LATER_SETTINGS = {
-    "exif_orientation": '"applied"',
-    "packing.materialize": "false",
-    "packing.jpeg_quality": "null",
-}
+_LATER_SETTINGS = {"exif_orientation": '"applied"', "packing.materialize": "false", "packing.jpeg_quality": "null"}
 """Settings that came after the first stores, with what those did; left out of the hash there, so that it stays."""
 
 
@@ -205,7 +201,7 @@ class StoreInfo:
 
 
 @checked()
-class FileInfo:
+class CommittedFile:
     """One file, as it was committed."""
 
     name: str
@@ -264,9 +260,9 @@ class ShardManifest:
     """Hash of the store's settings."""
     image: ImageFile
     """The images."""
-    tokens: FileInfo | None = None
+    tokens: CommittedFile | None = None
     """The token tar; None when there are no tokens (views = 0)."""
-    samples: FileInfo
+    samples: CommittedFile
     """The sample table."""
     num_samples: Count
     """Usable samples."""
@@ -382,11 +378,6 @@ def _flatten(value: Any, prefix: str = "") -> dict[str, str]:
     return flat
 
 
-def manifest_path(folder: Path, stem: str) -> Path:
-    """Return the manifest of a shard in tokens/ or images/."""
-    return folder / manifest_name(stem)
-
-
 def manifest_name(stem: str) -> str:
     """Return the file name of the manifest of a shard."""
     return f"{stem}.manifest.json"
@@ -400,9 +391,6 @@ class Geometry:
         img_size: Side of the ViT's view in pixels.
         patch_size: Side of a patch in pixels.
         downsampling: Pixels per token and side of the tokenizer's view; 8 for DALL-E's dVAE.
-
-    Raises:
-        InputError: patch_size does not divide img_size, or a side is not positive.
 
     Source: BEiT §2.1 and §2.2; 224 / 16 = 14 = 112 / 8.
     """

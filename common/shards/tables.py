@@ -26,8 +26,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from beit.common.errors import InputError, require
-from beit.common.shards.schema import MAX_COUNT, ShardRow, StoreInfo, is_below
-from beit.common.storage.documents import FORMAT_VERSION
+from beit.common.shards.schema import FORMAT_VERSION, MAX_COUNT, ShardRow, StoreInfo, is_below
+from beit.common.storage.samples import NO_LABEL
 from beit.common.views import VIEW_DTYPE
 
 _SAMPLE_SCHEMA = pa.schema(
@@ -52,8 +52,6 @@ _INDEX_SCHEMA = pa.schema(
 _CONTROL_CHARACTERS = "[\\x00-\\x1f\\x7f]"
 _STEM = re.compile(r"[0-9]{6,}-[A-Za-z0-9._-]{1,200}")
 _VERSION_KEY = b"beit.format_version"
-NO_LABEL = -1
-"""Stands for an absent label in the arrays; the Parquet file has a null."""
 _KEPT_ROWS = 1024
 _ROWS_AT_ONCE = 1024
 
@@ -107,11 +105,7 @@ def encode_samples(rows: list[dict[str, Any]], *, num_crops: int = 0) -> bytes:
 
 
 def decode_samples(data: bytes, *, label: str) -> SampleTable:
-    """Decode a sample table; `label` names the file in errors.
-
-    Raises:
-        InputError: not a sample table of this version.
-    """
+    """Decode a sample table; `label` names the file in errors."""
     table = _decode(data, lambda found: _sample_schema(_count_crops(found)), label)
     labels = table["label"].fill_null(NO_LABEL)
     try:
@@ -128,22 +122,13 @@ def encode_index(rows: list[ShardRow]) -> bytes:
     return _encode(index_table(rows))
 
 
-def decode_index(data: bytes, *, label: str) -> list[ShardRow]:
-    """Decode the shard table; `label` names the file in errors.
-
-    Raises:
-        InputError: not a shard table of this version.
-    """
-    return [ShardRow(**row) for row in decode_index_table(data, label=label).to_pylist()]
-
-
 def index_table(rows: Iterable[ShardRow]) -> pa.Table:
     """Return the shard table as Arrow columns."""
     return pa.Table.from_pylist([asdict(row) for row in rows], schema=_INDEX_SCHEMA)
 
 
 def decode_index_table(data: bytes, *, label: str) -> pa.Table:
-    """Decode the shard table without making an object of every row; as `decode_index`."""
+    """Decode the shard table without making an object of every row; as `ShardTable.decode`."""
     table = _decode(data, lambda found: _INDEX_SCHEMA, label)
     _check_names(table, label)
     return table
@@ -263,11 +248,7 @@ class ShardTable(Sequence[ShardRow]):
 
     @classmethod
     def decode(cls, data: bytes, *, label: str) -> ShardTable:
-        """Decode index.parquet; `label` names it in errors.
-
-        Raises:
-            InputError: not a shard table of this version.
-        """
+        """Decode index.parquet; `label` names it in errors."""
         return cls(decode_index_table(data, label=label))
 
     def __repr__(self) -> str:
@@ -321,11 +302,7 @@ class ShardTable(Sequence[ShardRow]):
 
 
 def check_sample_table(table: SampleTable, row: ShardRow, info: StoreInfo, *, label: str) -> None:
-    """Check that a sample table has as many samples as the shard table says, and that all lie inside their tars.
-
-    Raises:
-        InputError: it does not; names what is wrong.
-    """
+    """Check that a sample table has as many samples as the shard table says, and that all lie inside their tars."""
     require(len(table) == row.num_samples, f"{label} has {len(table)} samples, the shard table says {row.num_samples}")
     shape = (len(table), info.views) if info.is_materialized else (len(table),)
     require(

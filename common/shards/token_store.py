@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -18,33 +17,19 @@ from beit.common.errors import BadSample, InputError
 from beit.common.images import decode_image
 from beit.common.shards.ahead import RemoteShards, ShardRange
 from beit.common.shards.cache import RemoteShard, ShardCache
+from beit.common.shards.file_pool import FilePool
 from beit.common.shards.schema import INDEX_FILE, TOKENS_DIR, ShardRow, StoreInfo, index_digest
-from beit.common.shards.tables import NO_LABEL, SampleTable, ShardTable, check_sample_table, decode_samples
-from beit.common.storage.file_pool import FilePool
+from beit.common.shards.tables import SampleTable, ShardTable, check_sample_table, decode_samples
 from beit.common.storage.paths import is_remote, resolve_location
 from beit.common.storage.place import place_of, read_files
+from beit.common.storage.samples import NO_LABEL, Record, locate, shard_starts
 from beit.common.views import VIEW_DTYPE
 
 _CACHED_TABLES = 128
 """Sample tables kept in memory, about 150 kB each; four sampling windows of 32 shards."""
 _LEFT_BEHIND = ("_files", "_remote", "_tables", "_max_tables", "_expected")
-FileKind = Literal["image", "tokens"]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StoreRecord:
-    """One sample under one view, as stored."""
-
-    key: str
-    """Unique in its shard."""
-    image_bytes: bytes
-    """Encoded image; in a materialised store, the crop of this view."""
-    token_ids: NDArray[np.uint16] | None
-    """Visual token ids (g, g) of the view; None when the store has no tokens."""
-    view: np.void | None
-    """`VIEW_DTYPE` record; None when the store has no tokens."""
-    label: int | None
-    """Class id, if known."""
+Part = Literal["image", "token_ids", "views"]
+"""Of a sample; an image lies in the image tar, the others in the token tar."""
 
 
 class TokenStore:
@@ -66,7 +51,7 @@ class TokenStore:
         self.index_sha256 = index_digest(self.shards, info.held_out)
         """Identity of samples and tokens; equal for copies of a store."""
         self._image_root = resolve_location(location, info.image_root)
-        self._ends = np.cumsum(self.shards.num_samples)
+        self._starts = shard_starts(self.shards.num_samples)
         self.cache = cache
         """Where whole shards of a remote store are kept, if anywhere."""
         self._start_empty()
@@ -93,7 +78,7 @@ class TokenStore:
 
     def __len__(self) -> int:
         """Return the number of usable samples, held-out ones included."""
-        return int(self._ends[-1])
+        return int(self._starts[-1])
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Return sample `index` in store order.
@@ -108,8 +93,7 @@ class TokenStore:
         position = index + len(self) if index < 0 else index
         if not 0 <= position < len(self):
             raise IndexError(f"index {index} in a store of {len(self)} samples")
-        shard_id = int(np.searchsorted(self._ends, position, side="right"))
-        row = position - int(self._ends[shard_id]) + self.shards[shard_id].num_samples
+        shard_id, row = self.locate(position)
         table = self.samples(shard_id)
         views = range(self.info.views if self.info.is_materialized else 1)
         images = [decode_image(self.read_image(shard_id, row, view_k)) for view_k in views]
@@ -125,6 +109,10 @@ class TokenStore:
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Yield every sample in store order."""
         return (self[index] for index in range(len(self)))
+
+    def locate(self, position: int) -> tuple[int, int]:
+        """Return shard and row, in the shard's sample table, of the sample at a position in store order."""
+        return locate(self._starts, position)
 
     @property
     def is_remote(self) -> bool:
@@ -143,30 +131,18 @@ class TokenStore:
         self._remote = RemoteShards(cache)
 
     def samples(self, shard_id: int) -> SampleTable:
-        """Return the sample table of a shard; the last used ones stay in memory.
-
-        Raises:
-            InputError: the table is missing, is not the one that was indexed, or does not fit the store's settings.
-        """
+        """Return the sample table of a shard; the last used ones stay in memory."""
         if shard_id not in self._tables:
             self._keep_table(shard_id, self.read_table(shard_id))
         self._tables.move_to_end(shard_id)
         return self._tables[shard_id]
 
     def read_table(self, shard_id: int) -> SampleTable:
-        """Read a sample table without keeping it; unlike everything else here, from any thread.
-
-        Raises:
-            InputError: as `samples`.
-        """
+        """Read a sample table without keeping it; unlike everything else here, from any thread."""
         return self._decode_table(shard_id, place_of(self._table_location(shard_id)).read())
 
     def load_tables(self, shard_ids: Iterable[int]) -> None:
-        """Have the sample tables of several shards at hand; those of a remote store come in one go.
-
-        Raises:
-            InputError: as `samples`.
-        """
+        """Have the sample tables of several shards at hand; those of a remote store come in one go."""
         missing = [shard_id for shard_id in shard_ids if shard_id not in self._tables]
         if not missing or not is_remote(self.location):
             return
@@ -187,11 +163,13 @@ class TokenStore:
         self._expected = list(shard_ids)
         self._max_tables = max(_CACHED_TABLES, len(shard_ids))
         shards = []
+        parts: tuple[Part, ...] = ("token_ids", "image") if self.info.views else ("image",)
         for shard_id in shard_ids:
-            for kind, location in self._file_locations(shard_id):
+            for part in parts:
+                location = self._location(part, shard_id)
                 if is_remote(location):
-                    shards.append(self._remote_shard(kind, shard_id))
-                elif kind == "tokens" and shard_id in new:
+                    shards.append(self._remote_shard(part, shard_id))
+                elif part == "token_ids" and shard_id in new:
                     self._files.advise(location)
         self._remote.expect(shards)
 
@@ -201,24 +179,18 @@ class TokenStore:
         Args:
             samples: Shard, row and view of each.
             tokens_only: Neither their images nor the records of their views.
-        Raises:
-            InputError: a file cannot be read.
         """
-        ranges = []
-        for shard_id, row, view_k in samples:
-            table = self.samples(shard_id)
-            parts: list[tuple[FileKind, tuple[int, int]]] = []
-            if not tokens_only:
-                parts.append(("image", table.image_range(row, view_k)))
-            if self.info.views:
-                places = self._view_ranges(table, row, view_k)
-                parts += [("tokens", place) for place in (places[:1] if tokens_only else places)]
-            ranges += [
-                ShardRange(self._remote_shard(kind, shard_id), *place)
-                for kind, place in parts
-                if is_remote(self._location(kind, shard_id))
+        parts: tuple[Part, ...] = ("token_ids",) if tokens_only else ("image", "token_ids", "views")
+        if not self.info.views:
+            parts = parts[:0] if tokens_only else parts[:1]
+        self._remote.read_ahead(
+            [
+                ShardRange(self._remote_shard(part, shard_id), *self._range(part, shard_id, row, view_k))
+                for shard_id, row, view_k in samples
+                for part in parts
+                if is_remote(self._location(part, shard_id))
             ]
-        self._remote.read_ahead(ranges)
+        )
 
     def image_location(self, shard_id: int) -> str:
         """Return path or URL of a shard's image tar."""
@@ -230,7 +202,7 @@ class TokenStore:
 
     def read_image(self, shard_id: int, row: int, view_k: int = 0) -> bytes:
         """Return the encoded image of a sample: in a materialised store the crop of view `view_k`."""
-        return self._read("image", shard_id, *self.samples(shard_id).image_range(row, view_k))
+        return self._read("image", shard_id, row, view_k)
 
     def read_token_ids(self, shard_id: int, row: int, view_k: int | None = None) -> NDArray[np.uint16]:
         """Return the token ids of all views, (K, g, g), or of one, (g, g); only the bytes asked for are read.
@@ -239,7 +211,7 @@ class TokenStore:
             BadSample: an id lies outside the vocabulary (reason "token-ids").
         """
         table, grid_size = self.samples(shard_id), self.info.grid_size
-        data = self._read_member(shard_id, int(table.tok_off[row]), int(table.tok_len[row]), view_k)
+        data = self._read("token_ids", shard_id, row, view_k)
         token_ids = np.frombuffer(data, dtype="<u2").astype(np.uint16).reshape(-1, grid_size, grid_size)
         vocab_size = self.info.tokenizer.vocab_size if self.info.tokenizer else 0
         if token_ids.size and int(token_ids.max()) >= vocab_size:
@@ -252,12 +224,10 @@ class TokenStore:
 
     def read_views(self, shard_id: int, row: int) -> np.ndarray[Any, np.dtype[np.void]]:
         """Return the views of a sample, (K,) of `VIEW_DTYPE`."""
-        table = self.samples(shard_id)
-        data = self._read_member(shard_id, int(table.view_off[row]), int(table.view_len[row]), None)
-        return np.frombuffer(data, dtype=VIEW_DTYPE).copy()
+        return np.frombuffer(self._read("views", shard_id, row, None), dtype=VIEW_DTYPE).copy()
 
-    def read_record(self, shard_id: int, row: int, view_k: int) -> StoreRecord:
-        """Read one sample under one view.
+    def read_record(self, shard_id: int, row: int, view_k: int) -> Record:
+        """Read one sample under one view, as for the epoch of that number.
 
         Args:
             shard_id: Row of the shard table.
@@ -270,55 +240,49 @@ class TokenStore:
         table, token_ids, view = self.samples(shard_id), None, None
         if self.info.views:
             token_ids = self.read_token_ids(shard_id, row, view_k)
-            data = self._read_member(shard_id, int(table.view_off[row]), int(table.view_len[row]), view_k)
-            view = np.frombuffer(data, dtype=VIEW_DTYPE)[0]
-        return StoreRecord(
+            view = np.frombuffer(self._read("views", shard_id, row, view_k), dtype=VIEW_DTYPE)[0]
+        return Record(
             key=table.key[row],
+            shard=self.shards[shard_id].stem,
+            epoch=view_k,
+            view_index=view_k,
             image_bytes=self.read_image(shard_id, row, view_k),
             token_ids=token_ids,
             view=view,
             label=_label(table, row),
         )
 
-    def _location(self, kind: FileKind, shard_id: int) -> str:
-        return self.image_location(shard_id) if kind == "image" else self.token_location(shard_id)
-
-    def _file_locations(self, shard_id: int) -> list[tuple[FileKind, str]]:
-        kinds: tuple[FileKind, ...] = ("tokens", "image") if self.info.views else ("image",)
-        return [(kind, self._location(kind, shard_id)) for kind in kinds]
+    def _location(self, part: Part, shard_id: int) -> str:
+        return self.image_location(shard_id) if part == "image" else self.token_location(shard_id)
 
     def _table_location(self, shard_id: int) -> str:
         return resolve_location(self.location, f"{TOKENS_DIR}/{self.shards[shard_id].stem}.samples.parquet")
 
-    def _remote_shard(self, kind: FileKind, shard_id: int) -> RemoteShard:
-        row, url = self.shards[shard_id], self._location(kind, shard_id)
-        if kind == "tokens":
-            return RemoteShard(url, row.token_bytes, row.token_sha256)
-        return RemoteShard(url, row.image_bytes, row.image_sha256, row.image_header_sha256)
+    def _remote_shard(self, part: Part, shard_id: int) -> RemoteShard:
+        row, url = self.shards[shard_id], self._location(part, shard_id)
+        if part == "image":
+            return RemoteShard(url, row.image_bytes, row.image_sha256, row.image_header_sha256)
+        return RemoteShard(url, row.token_bytes, row.token_sha256)
 
-    def _read(self, kind: FileKind, shard_id: int, offset: int, length: int) -> bytes:
-        location = self._location(kind, shard_id)
-        if not is_remote(location):
-            return self._files.read(location, offset, length)
-        return self._remote.read([ShardRange(self._remote_shard(kind, shard_id), offset, length)])[0]
-
-    def _read_member(self, shard_id: int, offset: int, length: int, view_k: int | None) -> bytes:
-        if not self.info.views:
-            return b""
-        if view_k is not None:
-            offset, length = self._of_one_view(offset, length, view_k)
-        return self._read("tokens", shard_id, offset, length)
-
-    def _of_one_view(self, offset: int, length: int, view_k: int) -> tuple[int, int]:
+    def _range(self, part: Part, shard_id: int, row: int, view_k: int | None) -> tuple[int, int]:
+        """Return offset and length in the tar of what a sample has for one of the K views, or for all of them."""
+        table = self.samples(shard_id)
+        if part == "image":
+            return table.image_range(row, view_k or 0)
+        offsets, lengths = (table.tok_off, table.tok_len) if part == "token_ids" else (table.view_off, table.view_len)
+        offset, length = int(offsets[row]), int(lengths[row])
+        if view_k is None:
+            return offset, length
         length //= self.info.views
         return offset + view_k * length, length
 
-    def _view_ranges(self, table: SampleTable, row: int, view_k: int) -> list[tuple[int, int]]:
-        """Return where tokens and record of one view lie."""
-        return [
-            self._of_one_view(int(table.tok_off[row]), int(table.tok_len[row]), view_k),
-            self._of_one_view(int(table.view_off[row]), int(table.view_len[row]), view_k),
-        ]
+    def _read(self, part: Part, shard_id: int, row: int, view_k: int | None) -> bytes:
+        if part != "image" and not self.info.views:
+            return b""
+        location, (offset, length) = self._location(part, shard_id), self._range(part, shard_id, row, view_k)
+        if not is_remote(location):
+            return self._files.read(location, offset, length)
+        return self._remote.read([ShardRange(self._remote_shard(part, shard_id), offset, length)])[0]
 
     def _keep_table(self, shard_id: int, table: SampleTable) -> None:
         self._tables[shard_id] = table

@@ -22,13 +22,13 @@ from numpy.typing import NDArray
 
 from beit.common.errors import InputError, require
 from beit.common.rng import CounterRng
-from beit.common.sources.opening import SampleRef, SourceShard
+from beit.common.sources.types import SampleRef, SourceShard
+from beit.common.storage.documents import Format
+from beit.common.storage.samples import NO_LABEL, locate, shard_starts
 
 Int64Array = NDArray[np.int64]
-INDEX_VERSION = 2
-"""Of index.json and the table; raised when an older reader would misread them."""
-NO_LABEL = -1
-"""Stands for an absent label."""
+INDEX_FORMAT = Format("beit-labelled-index", 2)
+"""Of index.json; its version is also that of the table."""
 _NAMES_IN_MESSAGE = 5
 _MAPPED_SHARDS = 2048
 _REMADE = ("_batches", "_mapped", "labels")  # had again from the table, in whichever process needs them
@@ -38,10 +38,10 @@ _REMADE = ("_batches", "_mapped", "labels")  # had again from the table, in whic
 class IndexInfo:
     """index.json: what the table of samples does not say itself."""
 
-    format: str = "beit-labelled-index"
-    """Always "beit-labelled-index"."""
-    format_version: int = INDEX_VERSION
-    """`INDEX_VERSION`."""
+    format: str = INDEX_FORMAT.name
+    """As `INDEX_FORMAT` says."""
+    format_version: int = INDEX_FORMAT.version
+    """The same."""
     root: str
     """Folder or URL of the data."""
     kind: str
@@ -83,7 +83,7 @@ class LabelledIndex:
         self.index_sha256 = info.sha256
         """Identity of the samples in use, their numbering and their classes."""
         self._table = table
-        self._starts = np.concatenate([[0], np.cumsum(info.shard_sizes)]).astype(np.int64)
+        self._starts = shard_starts(info.shard_sizes)
         self._rows: Int64Array | None = None  # of the whole table, ascending; None is all of them
         self._offsets = self._starts  # of each shard among the rows in use
         self._class_ids: Int64Array | None = None  # new id of each id in the table
@@ -164,15 +164,14 @@ class LabelledIndex:
 
     def ref_at(self, position: int) -> SampleRef:
         """Return where the sample at a position in index order lies, as counted by `sequential_loader`."""
-        shard_id = int(np.searchsorted(self._offsets, position, side="right")) - 1
-        return self.ref(shard_id, position - int(self._offsets[shard_id]))
+        return self.ref(*self.locate(position))
+
+    def locate(self, position: int) -> tuple[int, int]:
+        """Return shard and rank in the shard of the sample at a position in index order."""
+        return locate(self._offsets, position)
 
     def require_labels(self) -> None:
-        """Insist that every sample in use has a label.
-
-        Raises:
-            InputError: some or all have none.
-        """
+        """Insist that every sample in use has a label."""
         missing = np.flatnonzero(self.labels == NO_LABEL)
         if not len(missing):
             return
@@ -194,8 +193,6 @@ class LabelledIndex:
             num_labels: Samples to keep; excludes `fraction`.
             fraction: Share of the samples to keep.
             seed: Another seed keeps others. Which ones are kept depends on nothing else but the data.
-        Raises:
-            InputError: both or none are given, or they are out of range.
         """
         require(
             (num_labels is None) != (fraction is None),
@@ -259,9 +256,6 @@ class LabelledIndex:
 
         Validation data sorted into folders may lack a class that training data have, and would number the rest
         differently. Data with numbers for classes are taken to count in the order of `class_names`.
-
-        Raises:
-            InputError: a sample is of a class that is not among `class_names`.
         """
         counts = self.class_counts()
         own = self.class_names if self.class_names is not None else list(class_names)

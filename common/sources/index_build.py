@@ -13,7 +13,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -21,12 +21,15 @@ import pyarrow as pa
 from beit.common.config import config_from_dict
 from beit.common.errors import InputError, require
 from beit.common.progress import Progress
-from beit.common.sources.index import INDEX_VERSION, NO_LABEL, IndexInfo, LabelledIndex
+from beit.common.sources.index import INDEX_FORMAT, IndexInfo, LabelledIndex
 from beit.common.sources.loose_files import FilesShard
-from beit.common.sources.opening import SampleRef, Source, SourceShard, open_source
-from beit.common.storage.files import atomic_file, default_cache_dir, read_json, write_json
+from beit.common.sources.opening import open_source
+from beit.common.sources.types import SampleRef, Source, SourceShard
+from beit.common.storage.documents import read_json, to_json, write_json
+from beit.common.storage.files import atomic_file, default_cache_dir
 from beit.common.storage.locks import exclusive_lock
 from beit.common.storage.paths import is_remote, split_query
+from beit.common.storage.samples import NO_LABEL
 
 _SCHEMA = pa.schema(
     [
@@ -51,12 +54,10 @@ def build_index(spec: str | Path, cache_dir: Path | None = None) -> LabelledInde
     Args:
         spec: Folder, tars, Parquet files, text list or CSV, as `beit.common.sources.opening.open_source` takes them.
         cache_dir: Where indexes are kept; by default below `default_cache_dir()`.
-    Raises:
-        InputError: the data are missing, empty or damaged, or the cache folder cannot be written.
     """
     source = open_source(spec)
     root = default_cache_dir() if cache_dir is None else cache_dir
-    folder = root / "indexes" / f"v{INDEX_VERSION}" / source.digest
+    folder = root / "indexes" / f"v{INDEX_FORMAT.version}" / source.digest
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with exclusive_lock(folder / "lock"):
@@ -66,7 +67,7 @@ def build_index(spec: str | Path, cache_dir: Path | None = None) -> LabelledInde
         raise InputError(
             f"cannot keep an index in {folder} ({error}); point BEIT_CACHE at a folder with space"
         ) from None
-    document = read_json(folder / "index.json")
+    document = INDEX_FORMAT.check(read_json(folder / "index.json"), folder / "index.json")
     info = config_from_dict(IndexInfo, document, origin=str(folder / "index.json"))
     require(
         len(info.shard_names) == len(source.shards), f"{folder} is not an index of {source.root}; delete that folder"
@@ -100,7 +101,7 @@ def _write(folder: Path, source: Source) -> None:
         shard_bytes=_measure(source),
         sha256=hasher.hexdigest(),
     )
-    write_json(folder / "index.json", asdict(info))
+    write_json(folder / "index.json", to_json(info))
 
 
 def _list_all(source: Source) -> Iterator[list[SampleRef]]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from beit.common.errors import BadSample, InputError
-from beit.common.images import IMAGE_SUFFIXES, MAX_IMAGE_BYTES
+from beit.common.images import IMAGE_SUFFIXES, MAX_IMAGE_BYTES, is_image_path
 from beit.common.rng import stable_hash64
 from beit.common.sources.types import SampleRef, Source, SourceKind, SourceShard, listing_digest, packed_key
 from beit.common.storage.paths import is_remote, join
@@ -103,8 +103,6 @@ def open_files(listing: FileList, *, order: FileOrder, files_per_shard: int) -> 
         order: "path" keeps the order of the listing; "hashed" mixes it, the same way every time, so that each shard is
             a fair sample even of a folder that is sorted by class.
         files_per_shard: Files in each shard but the last.
-    Raises:
-        InputError: a file name is not UTF-8.
     """
     class_names, class_ids = _number_labels(listing.labels)
     for file in listing.files:
@@ -131,19 +129,11 @@ def _number_labels(labels: Sequence[int | str | None]) -> tuple[list[str] | None
     return names, [position[label] if isinstance(label, str) else None for label in labels]
 
 
-def is_image_path(path: str) -> bool:
-    """Tell by its ending whether a path names an image."""
-    return os.path.splitext(path)[1].lower().lstrip(".") in IMAGE_SUFFIXES
-
-
 def folder_listing(root: str, files: Sequence[FileStat]) -> FileList:
     """Pick the images of a folder; where all lie in sub-folders, the first level names their classes.
 
     Where `images/` and `annotations/` stand side by side, at any depth, the annotations are left out, and there are no
     classes: that is a segmentation set, and masks are no pictures.
-
-    Raises:
-        InputError: there is no image.
     """
     images = [file for file in files if is_image_path(file.path)]
     mask_folders = _mask_folders(images)
@@ -174,22 +164,14 @@ def _mask_folders(images: Sequence[FileStat]) -> tuple[str, ...]:
 
 
 def text_listing(path: str) -> FileList:
-    """Read a text list: one image path per line, relative to the list's folder or absolute; `#` starts a comment.
-
-    Raises:
-        InputError: a line is a URL, names no image, or a listed file is missing.
-    """
+    """Read a text list: one image path per line, relative to the list's folder or absolute; `#` starts a comment."""
     lines = (line.strip() for line in _read_text(path).splitlines())
     paths = [line for line in lines if line and not line.startswith("#")]
     return _listed_files(path, paths, [None] * len(paths))
 
 
 def csv_listing(path: str) -> FileList:
-    """Read a CSV table with a `path` column and, if there are labels, a `label` column of numbers or class names.
-
-    Raises:
-        InputError: a column is missing, or a path as in `text_listing` is unusable.
-    """
+    """Read a CSV table with a `path` column and, if there are labels, a `label` column of numbers or class names."""
     try:
         reader = csv.DictReader(io.StringIO(_read_text(path)))
         columns, rows = reader.fieldnames or [], list(reader)

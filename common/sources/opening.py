@@ -13,16 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from beit.common.errors import InputError
-from beit.common.sources.loose_files import (
-    FileOrder,
-    csv_listing,
-    folder_listing,
-    is_image_path,
-    open_files,
-    text_listing,
-)
+from beit.common.images import is_image_path
+from beit.common.sources.loose_files import FileOrder, csv_listing, folder_listing, open_files, text_listing
 from beit.common.sources.tars import open_tars
-from beit.common.sources.types import SampleRef, ShardReader, Source, SourceKind, SourceShard, escape_name, packed_key
+from beit.common.sources.types import Source
 from beit.common.storage.matching import is_folder, list_folder, match_files, measure_files
 from beit.common.storage.paths import (
     expand_braces,
@@ -34,17 +28,6 @@ from beit.common.storage.paths import (
     split_query,
 )
 from beit.common.storage.place import FileStat
-
-__all__ = [
-    "SampleRef",
-    "ShardReader",
-    "Source",
-    "SourceKind",
-    "SourceShard",
-    "escape_name",
-    "open_source",
-    "packed_key",
-]
 
 logger = logging.getLogger(__name__)
 
@@ -63,8 +46,6 @@ def open_source(spec: str | Path, *, file_order: FileOrder = "path", files_per_s
         files_per_shard: For loose files only: how many make one shard.
     Returns:
         The shards and class names; images are read later, shard by shard.
-    Raises:
-        InputError: nothing is there, nothing usable is there, or it is damaged.
     """
     text = os.fspath(spec)
     if not text:

@@ -94,11 +94,7 @@ class ParquetShard:
     kind: ClassVar[SourceKind] = "parquet"
 
     def refs(self) -> list[SampleRef]:
-        """List the rows in order.
-
-        Raises:
-            InputError: the file is damaged, or a label is not one of the class names.
-        """
+        """List the rows in order."""
         layout = self.layout
         columns = [f"{layout.image_column}.path"] if layout.has_path else []
         columns += [layout.label_column] if layout.label_column else []
@@ -124,9 +120,6 @@ class ParquetShard:
 
         Pages are decoded whole. They are 1 MB by the format's advice, but pyarrow writes up to 1024 rows to one.
 
-
-        Raises:
-            InputError: the file is damaged.
         """
         with _opened(self.file, _read_metadata(self.file), buffer_bytes=_STREAM_BUFFER_BYTES) as parquet:
             first_row = 0
@@ -171,11 +164,7 @@ class ParquetShard:
 
 
 def open_parquet_files(files: Sequence[FileStat], root: str) -> Source:
-    """Return a source over the row groups of Parquet files.
-
-    Raises:
-        InputError: a file is not readable as Parquet, has no image column, or disagrees with the first on labels.
-    """
+    """Return a source over the row groups of Parquet files."""
     listed = {file.path: file for file in files}
     footers = for_each(lambda path: _describe(listed[path]), list(listed))
     layouts = [layout for layout, _ in footers]

@@ -42,11 +42,7 @@ class ParquetLayout:
     """Names of the numbers in such lists, where known."""
 
     def label_of(self, value: Any, origin: str) -> Any:
-        """Return the label in a cell: a number, a text, or None.
-
-        Raises:
-            InputError: a list holds what cannot be a class; names `origin`.
-        """
+        """Return the label in a cell: a number, a text, or None."""
         if not self.label_is_list or value is None:
             return value
         names = self.listed_names
@@ -61,8 +57,6 @@ def read_layout(schema: pa.Schema, *, label: str) -> ParquetLayout:
     Args:
         schema: The file's Arrow schema.
         label: What to call the file in errors, its path or URL.
-    Raises:
-        InputError: no column, or more than one, can hold the images.
     """
     features = _huggingface_features(schema)
     image_column = _find_image_column(label, schema, features)

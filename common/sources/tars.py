@@ -11,11 +11,10 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import BinaryIO, ClassVar
+from typing import BinaryIO, ClassVar, NamedTuple
 
 from beit.common.errors import BadSample, InputError
-from beit.common.images import IMAGE_SUFFIXES, MAX_IMAGE_BYTES
-from beit.common.sources.loose_files import is_image_path
+from beit.common.images import IMAGE_SUFFIXES, MAX_IMAGE_BYTES, is_image_path
 from beit.common.sources.types import SampleRef, Source, SourceKind, SourceShard, joined_label, listing_digest
 from beit.common.storage.paths import is_remote
 from beit.common.storage.place import FileStat, for_each, place_of
@@ -68,6 +67,15 @@ class TarReader:
             return self.file.read(length)
 
 
+class TarCopy(NamedTuple):
+    """The bytes of a remote tar on this machine."""
+
+    file: BinaryIO
+    """Open, without a name; whoever made it closes it."""
+    sha256: str
+    """Hash of all its bytes."""
+
+
 @dataclass(frozen=True, slots=True)
 class TarShard:
     """One image tar."""
@@ -78,26 +86,18 @@ class TarShard:
     """Sorted names that text labels are numbered by."""
     size: int = 0
     """Bytes of the tar when it was listed; 0 where that is not known."""
-    copy: BinaryIO | None = field(default=None, compare=False, repr=False)
-    """The same tar as an open local file, in the process that made one; it is read instead, and stays open."""
+    copy: TarCopy | None = field(default=None, compare=False, repr=False)
+    """Of a remote tar, in the process that made one; it is read instead."""
 
     kind: ClassVar[SourceKind] = "tar"
     row_group: ClassVar[int] = 0
 
     def refs(self) -> list[SampleRef]:
-        """List the samples that have an image.
-
-        Raises:
-            InputError: the tar is truncated, damaged, holds unusable names or no images.
-        """
+        """List the samples that have an image."""
         return self.scan()[0]
 
     def scan(self) -> tuple[list[SampleRef], TarIndex]:
-        """Walk the tar once, front to back, and return its samples together with the walk's result.
-
-        Raises:
-            InputError: as for `refs`.
-        """
+        """Walk the tar once, front to back, and return its samples together with the walk's result."""
         with self.open(read_ahead=True) as reader:
             index, samples, labels = _walk_samples(reader)
         refs = [
@@ -111,21 +111,6 @@ class TarShard:
             self._report_left_out(samples)
         return refs, index
 
-    def side_members(self) -> list[dict[str, TarMember]]:
-        """List what comes with each image, by suffix: captions, labels, metadata; in the order of `refs`.
-
-        Raises:
-            InputError: as for `refs`.
-        """
-        with self.open(read_ahead=True) as reader:
-            samples = group_samples(walk_tar(reader.file, label=self.location).members, label=self.location)
-        found = ((sample, _image_member(sample)) for sample in samples.values())
-        return [
-            {suffix: member for suffix, member in sample.items() if member is not image}
-            for sample, image in found
-            if image is not None
-        ]
-
     @contextmanager
     def open(self, *, read_ahead: bool = False) -> Iterator[TarReader]:
         """Open the tar for reading images.
@@ -134,7 +119,7 @@ class TarShard:
             read_ahead: Of a remote tar, fetch more than is asked for, because all of it is read front to back.
         """
         if self.copy is not None:
-            yield TarReader(self.copy, self.location)
+            yield TarReader(self.copy.file, self.location)
             return
         with place_of(self.location).open(read_ahead=read_ahead) as file:
             yield TarReader(file, self.location)
@@ -173,9 +158,6 @@ def open_tars(files: list[FileStat], root: str) -> Source:
     """Return a source over image tars.
 
     Where labels are class names, every tar is walked once to number them; numbers are taken as they are.
-
-    Raises:
-        InputError: a tar is damaged, as far as it was read.
     """
     shards = [TarShard(name=_stem(file.path), location=file.path, size=file.size) for file in files]
     class_names = None

@@ -76,11 +76,7 @@ class SourceShard(Protocol):
         """Row group of a Parquet file, else 0."""
 
     def refs(self) -> list[SampleRef]:
-        """List the samples in order.
-
-        Raises:
-            InputError: the container is damaged or holds no images.
-        """
+        """List the samples in order."""
 
     def open(self) -> AbstractContextManager[ShardReader]:
         """Open the shard for reading images."""
@@ -138,8 +134,6 @@ def joined_label(names: Iterable[object], origin: str) -> str | None:
     Args:
         names: Class names, or numbers that then serve as names.
         origin: Where they stand, for messages.
-    Raises:
-        InputError: an entry is neither text nor a number, is empty, or contains the separator.
     """
     texts = set()
     for name in names:

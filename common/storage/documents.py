@@ -1,6 +1,7 @@
-"""JSON documents: schema instances to JSON and back, with format and version.
+"""JSON documents: read with one clear error, written in one form, checked for what they are and in which version.
 
-Not here: which documents there are (`common/shards/schema.py` and others).
+Here: plain JSON in files, documents whose first fields are `format` and `format_version`, and dataclasses as documents.
+Not here: what a document says; its schema stands where the thing is that it describes.
 """
 
 from __future__ import annotations
@@ -8,16 +9,72 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 from beit.common.config import config_from_dict
-from beit.common.errors import InputError
-from beit.common.storage.files import read_json
+from beit.common.errors import InputError, require
+from beit.common.storage.files import write_atomic
+from beit.common.storage.place import Place
 
-FORMAT_VERSION = 1
 Schema = TypeVar("Schema")
+
+_UNFIT = re.compile("[\x00-\x1f\ud800-\udfff]")
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """A kind of document, as its first two fields say it."""
+
+    name: str
+    """`format`, such as "beit-encoder"."""
+    version: int
+    """`format_version`; raised by one when an older reader would misread the document."""
+
+    def header(self) -> dict[str, Any]:
+        """Return the two fields."""
+        return {"format": self.name, "format_version": self.version}
+
+    def check(self, document: Any, path: Path | str) -> dict[str, Any]:
+        """Return the document if it is one of this format and version; `path` is named in errors."""
+        if not isinstance(document, dict) or document.get("format") != self.name:
+            raise InputError(f"{path} is not a {self.name} file")
+        version = document.get("format_version")
+        require(
+            version == self.version,
+            f"{path} has format_version {version}, this beit reads version {self.version}; use the beit that wrote it, "
+            "or make it again",
+        )
+        return document
+
+
+def json_bytes(value: Any) -> bytes:
+    """Encode `value` as indented JSON with sorted keys, so that equal values give equal bytes."""
+    return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as JSON, atomically."""
+    write_atomic(path, json_bytes(value))
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON from `path`."""
+    try:
+        return parse_json(path.read_bytes(), label=str(path))
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist") from None
+
+
+def parse_json(data: bytes, *, label: str) -> Any:
+    """Decode JSON; `label` is named in errors."""
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:  # also of text that is not UTF-8, and of numbers with 5000 digits
+        raise InputError(
+            f"{label} is not valid JSON ({error}); restore the file or remove what it belongs to"
+        ) from None
 
 
 def to_json(document: Any) -> dict[str, Any]:
@@ -26,16 +83,15 @@ def to_json(document: Any) -> dict[str, Any]:
 
 
 def from_json(schema: type[Schema], path: Path | str, document: Any) -> Schema:
-    """Build a schema instance from parsed JSON; `path` is named in errors."""
-    expected = next(field.default for field in fields(schema) if field.name == "format")  # type: ignore[arg-type]
-    if not isinstance(document, dict) or document.get("format") != expected:
-        raise InputError(f"{path} is not a {expected} file")
-    version = document.get("format_version")
-    if version != FORMAT_VERSION:
-        raise InputError(
-            f"{path} has format_version {version}, this beit reads version {FORMAT_VERSION}; "
-            "use the beit that wrote it, or write the store again"
-        )
+    """Build a schema instance from parsed JSON; `path` is named in errors.
+
+    Args:
+        schema: A dataclass whose fields `format` and `format_version` have the values that are expected as defaults.
+        path: Of the document, or a URL.
+        document: Parsed.
+    """
+    defaults: dict[str, Any] = {field.name: field.default for field in fields(schema)}  # type: ignore[arg-type]
+    Format(defaults["format"], defaults["format_version"]).check(document, path)
     _refuse_control_characters(document, path)
     try:
         return config_from_dict(schema, document, origin=str(path))
@@ -45,7 +101,29 @@ def from_json(schema: type[Schema], path: Path | str, document: Any) -> Schema:
         raise InputError(f"{path} is incomplete ({error}); run beit tokenize again") from None
 
 
-_UNFIT = re.compile("[\x00-\x1f\ud800-\udfff]")
+def parse_document(schema: type[Schema], data: bytes, *, label: str) -> Schema:
+    """Decode and check a JSON document; `label` is named in errors."""
+    return from_json(schema, label, parse_json(data, label=label))
+
+
+def read_document(schema: type[Schema], place: Place) -> Schema:
+    """Read and check a JSON document, local or remote."""
+    return parse_document(schema, place.read(), label=place.location)
+
+
+def write_document(place: Place, document: Any) -> None:
+    """Write a schema instance as a JSON document."""
+    place.write(json_bytes(to_json(document)))
+
+
+def canonical_sha256(value: Any) -> str:
+    """Return the sha256 of `value` as compact JSON with sorted keys."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def canonical_json(value: Any) -> str:
+    """Return `value` as compact JSON with sorted keys."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
 def _refuse_control_characters(value: Any, path: Path | str) -> None:
@@ -60,18 +138,3 @@ def _refuse_control_characters(value: Any, path: Path | str) -> None:
     elif isinstance(value, list):
         for entry in value:
             _refuse_control_characters(entry, path)
-
-
-def read_document(schema: type[Schema], path: Path) -> Schema:
-    """Read and check a local JSON document."""
-    return from_json(schema, path, read_json(path))
-
-
-def canonical_sha256(value: Any) -> str:
-    """Return the sha256 of `value` as compact JSON with sorted keys."""
-    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
-
-
-def canonical_json(value: Any) -> str:
-    """Return `value` as compact JSON with sorted keys."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)

@@ -1,15 +1,14 @@
-"""Files that are either complete or absent: atomic writes, hashes, and JSON with one clear error."""
+"""Files that are either complete or absent: atomic writes and hashes. JSON is `storage/documents.py`'s."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from beit.common.errors import InputError
 from beit.common.faults import fault_point
@@ -90,31 +89,3 @@ def sha256_of(file: BinaryIO) -> str:
     while block := file.read(_HASH_BLOCK_BYTES):
         hasher.update(block)
     return hasher.hexdigest()
-
-
-def json_bytes(value: Any) -> bytes:
-    """Encode `value` as indented JSON with sorted keys, so that equal values give equal bytes."""
-    return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write `value` as JSON, atomically."""
-    write_atomic(path, json_bytes(value))
-
-
-def read_json(path: Path) -> Any:
-    """Read JSON from `path`."""
-    try:
-        return parse_json(path.read_bytes(), label=str(path))
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist") from None
-
-
-def parse_json(data: bytes, *, label: str) -> Any:
-    """Decode JSON; `label` is named in errors."""
-    try:
-        return json.loads(data)
-    except (ValueError, RecursionError) as error:  # also of text that is not UTF-8, and of numbers with 5000 digits
-        raise InputError(
-            f"{label} is not valid JSON ({error}); restore the file or remove what it belongs to"
-        ) from None

@@ -231,11 +231,7 @@ def _open(root: str, query: str, retry_config: RetryConfig) -> Any:
 
     options: dict[str, Any] = {
         # Where the address says so.
-        "client_options": {
-            "allow_http": True,
-            "timeout": _LONGEST,
-            "read_timeout": timedelta(seconds=SILENCE_SECONDS),
-        },
+        "client_options": {"allow_http": True, "timeout": _LONGEST, "read_timeout": timedelta(seconds=SILENCE_SECONDS)},
         "retry_config": retry_config,
     }
     scheme, _, name = root.partition("://")

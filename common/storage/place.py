@@ -3,7 +3,8 @@
 `stat`, `files`, `walk`, `read`, `read_range`, `pieces` and `open` look; `write`, `new_file`, `create`, `replace`,
 `take` and `remove` change. What is written appears under its name when it is whole. A file that is not there raises
 `MissingFile`, a server that stays away `RemoteError`; both name path or URL. A place is a name only: cheap to make,
-and nothing is open. Not here: what a user's pattern matches (`matching.py`), keeping files open (`file_pool.py`).
+and nothing is open. Not here: what a user's pattern matches (`matching.py`), keeping files open
+(`common/shards/file_pool.py`).
 """
 
 from __future__ import annotations

@@ -25,7 +25,8 @@ class TarAppender:
     """
 
     def __init__(self, file: BinaryIO) -> None:
-        self._file = file
+        self.file = file
+        """Where the tar is being written."""
         self._hasher = hashlib.sha256()
         self.size = 0
         """Bytes written so far."""
@@ -48,14 +49,14 @@ class TarAppender:
         """
         self._write(b"\0" * (2 * _BLOCK))
         self._write(b"\0" * (-self.size % tarfile.RECORDSIZE))
-        self._file.flush()
+        self.file.flush()
         written = self._hasher.hexdigest()
-        self._file.seek(0)
-        if sha256_of(self._file) != written:
-            raise OSError(f"{self._file.name}: read back other bytes than were written; is the disk failing?")
+        self.file.seek(0)
+        if sha256_of(self.file) != written:
+            raise OSError(f"{self.file.name}: read back other bytes than were written; is the disk failing?")
         return written
 
     def _write(self, data: bytes) -> None:
-        self._file.write(data)
+        self.file.write(data)
         self._hasher.update(data)
         self.size += len(data)

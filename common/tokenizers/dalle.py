@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 VOCAB_SIZE = 8192
-DOWNSAMPLING = 8
 NUM_GROUPS = 4
 BLOCKS_PER_GROUP = 2
 HIDDEN_WIDTH = 256
@@ -44,11 +44,6 @@ class SameConv2d(nn.Module):
     """Convolution that keeps height and width (odd kernel, zero padding), with parameters named `w` and `b`.
 
     Computes in the dtype of its weight, so that a network can mix dtypes layer by layer.
-
-    Args:
-        in_channels: Channels in.
-        out_channels: Channels out.
-        kernel_size: Odd.
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int) -> None:
@@ -70,13 +65,7 @@ class SameConv2d(nn.Module):
 
 
 class DalleBlock(nn.Module):
-    """Identity path plus a scaled bottleneck of four convolutions, each after a ReLU.
-
-    Args:
-        in_channels: Channels in.
-        out_channels: Channels out; the bottleneck has a quarter.
-        kernel_sizes: Of the four convolutions.
-    """
+    """Identity path plus a scaled bottleneck of four convolutions, a quarter as wide, each after a ReLU."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel_sizes: tuple[int, int, int, int]) -> None:
         super().__init__()
@@ -95,20 +84,26 @@ class DalleBlock(nn.Module):
         return torch.add(self.id_path(hidden), self.res_path(hidden), alpha=POST_GAIN)
 
 
-ENCODER_KERNELS = (3, 3, 3, 1)
-DECODER_KERNELS = (1, 3, 3, 3)
-
-
-def _group(
-    in_channels: int, out_channels: int, kernel_sizes: tuple[int, int, int, int], resize: tuple[str, nn.Module] | None
+def _network(
+    first: SameConv2d,
+    widths: list[int],
+    kernel_sizes: tuple[int, int, int, int],
+    resize: tuple[str, Callable[[], nn.Module]],
+    num_outputs: int,
 ) -> nn.Sequential:
-    layers: OrderedDict[str, nn.Module] = OrderedDict()
-    for number in range(1, BLOCKS_PER_GROUP + 1):
-        width = in_channels if number == 1 else out_channels
-        layers[f"block_{number}"] = DalleBlock(width, out_channels, kernel_sizes)
-    if resize is not None:
-        layers[resize[0]] = resize[1]
-    return nn.Sequential(layers)
+    """Put together the first layer, groups of blocks with a change of size between them, and the output layer."""
+    blocks: OrderedDict[str, nn.Module] = OrderedDict(input=first)
+    width = len(first.b)
+    for number, out_width in enumerate(widths, start=1):
+        layers: OrderedDict[str, nn.Module] = OrderedDict()
+        for place in range(1, BLOCKS_PER_GROUP + 1):
+            layers[f"block_{place}"] = DalleBlock(width, out_width, kernel_sizes)
+            width = out_width
+        if number < len(widths):
+            layers[resize[0]] = resize[1]()
+        blocks[f"group_{number}"] = nn.Sequential(layers)
+    blocks["output"] = nn.Sequential(OrderedDict(relu=nn.ReLU(), conv=SameConv2d(width, num_outputs, 1)))
+    return nn.Sequential(blocks)
 
 
 class DalleEncoder(nn.Module):
@@ -116,25 +111,14 @@ class DalleEncoder(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        blocks: OrderedDict[str, nn.Module] = OrderedDict(input=SameConv2d(3, HIDDEN_WIDTH, 7))
-        width = HIDDEN_WIDTH
-        for number in range(1, NUM_GROUPS + 1):
-            out_width = HIDDEN_WIDTH * 2 ** (number - 1)
-            pool = ("pool", nn.MaxPool2d(2)) if number < NUM_GROUPS else None
-            blocks[f"group_{number}"] = _group(width, out_width, ENCODER_KERNELS, pool)
-            width = out_width
-        blocks["output"] = nn.Sequential(OrderedDict(relu=nn.ReLU(), conv=SameConv2d(width, VOCAB_SIZE, 1)))
-        self.blocks = nn.Sequential(blocks)
+        pool = ("pool", lambda: nn.MaxPool2d(2))
+        widths = [HIDDEN_WIDTH * 2**number for number in range(NUM_GROUPS)]
+        self.blocks = _network(SameConv2d(3, HIDDEN_WIDTH, 7), widths, (3, 3, 3, 1), pool, VOCAB_SIZE)
 
     def forward(self, images: Tensor) -> Tensor:
         """Map pixels from `map_pixels`, float (B, 3, H, W), to logits, float32 (B, V, h, w)."""
         logits: Tensor = self.blocks(images)
         return logits
-
-    def use_body_dtype(self, dtype: torch.dtype) -> None:
-        """Compute in `dtype`, except for the last layer, which stays float32: ties among words are decided there."""
-        self.blocks.to(dtype)
-        self.blocks.get_submodule("output").to(torch.float32)
 
 
 class DalleDecoder(nn.Module):
@@ -142,16 +126,10 @@ class DalleDecoder(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        blocks: OrderedDict[str, nn.Module] = OrderedDict(input=SameConv2d(VOCAB_SIZE, DECODER_INPUT_WIDTH, 1))
-        width = DECODER_INPUT_WIDTH
-        for number in range(1, NUM_GROUPS + 1):
-            out_width = HIDDEN_WIDTH * 2 ** (NUM_GROUPS - number)
-            enlarge = ("upsample", nn.Upsample(scale_factor=2, mode="nearest")) if number < NUM_GROUPS else None
-            blocks[f"group_{number}"] = _group(width, out_width, DECODER_KERNELS, enlarge)
-            width = out_width
-        # Location and log-scale of a logit-Laplace distribution per colour channel.
-        blocks["output"] = nn.Sequential(OrderedDict(relu=nn.ReLU(), conv=SameConv2d(width, 6, 1)))
-        self.blocks = nn.Sequential(blocks)
+        enlarge = ("upsample", lambda: nn.Upsample(scale_factor=2, mode="nearest"))
+        widths = [HIDDEN_WIDTH * 2**number for number in reversed(range(NUM_GROUPS))]
+        # Out come location and log-scale of a logit-Laplace distribution per colour channel.
+        self.blocks = _network(SameConv2d(VOCAB_SIZE, DECODER_INPUT_WIDTH, 1), widths, (1, 3, 3, 3), enlarge, 6)
 
     def forward(self, token_ids: Tensor) -> Tensor:
         """Map words, int64 (B, h, w), to logit-Laplace statistics, float32 (B, 6, H, W)."""
@@ -163,14 +141,10 @@ class DalleDecoder(nn.Module):
 
 
 class DalleModel(nn.Module):
-    """Encoder and, if its weights are at hand, decoder, between bytes and words.
-
-    Args:
-        with_decoder: Whether to build the decoder.
-    """
+    """Encoder and, if its weights are at hand, decoder, between bytes and words."""
 
     vocab_size = VOCAB_SIZE
-    downsampling = DOWNSAMPLING
+    downsampling = 2 ** (NUM_GROUPS - 1)
 
     def __init__(self, *, with_decoder: bool) -> None:
         super().__init__()
@@ -179,8 +153,7 @@ class DalleModel(nn.Module):
 
     def pixels_to_ids(self, pixels: Tensor) -> Tensor:
         """Map uint8 (B, 3, H, W) to the best word per position, int64 (B, h, w)."""
-        logits = self.encoder(map_pixels(pixels.float() / 255.0))
-        token_ids: Tensor = logits.argmax(dim=1)
+        token_ids: Tensor = self.encoder(map_pixels(pixels.float() / 255.0)).argmax(dim=1)
         return token_ids
 
     def ids_to_pixels(self, token_ids: Tensor) -> Tensor:
@@ -190,5 +163,6 @@ class DalleModel(nn.Module):
         return (unmap_pixels(torch.sigmoid(location)) * 255.0).round().to(torch.uint8)
 
     def use_dtype(self, dtype: torch.dtype) -> None:
-        """Compute tokens in `dtype`; the decoder stays float32."""
-        self.encoder.use_body_dtype(dtype)
+        """Compute tokens in `dtype`, except for the last layer, where ties are decided; the decoder stays float32."""
+        self.encoder.blocks.to(dtype)
+        self.encoder.blocks.get_submodule("output").to(torch.float32)

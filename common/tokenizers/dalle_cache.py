@@ -19,7 +19,8 @@ from urllib.parse import urlsplit
 from beit.common.errors import InputError, require
 from beit.common.progress import Progress
 from beit.common.storage.answers import NoOffsets
-from beit.common.storage.files import default_cache_dir, fsync_directory, read_json, write_json
+from beit.common.storage.documents import read_json, write_json
+from beit.common.storage.files import default_cache_dir, fsync_directory
 from beit.common.storage.locks import exclusive_lock
 from beit.common.storage.place import RemoteError
 from beit.common.storage.remote_place import RemotePlace
@@ -50,7 +51,7 @@ def prepare_dalle(*, need_decoder: bool = False) -> Path:
             with the first download of the encoder, if it can.
     """
     folder = dalle_folder()
-    if not _is_complete(folder, need_decoder):
+    if _missing_parts(folder, need_decoder):
         if folder.is_dir() and not os.access(folder, os.W_OK) and find_part(folder, "encoder"):
             return folder  # of an administrator, say: the bare files serve too
         try:
@@ -69,31 +70,31 @@ def prepare_dalle(*, need_decoder: bool = False) -> Path:
 def has_decoder() -> bool:
     """Tell whether the decoder is on this machine, without asking any other."""
     folder = dalle_folder()
-    is_converted = (folder / CONFIG_FILE).is_file() and "decoder" in recorded_sources(folder)
-    has_encoder = (folder / CONFIG_FILE).is_file() or find_part(folder, "encoder") is not None
-    return is_converted or (has_encoder and find_part(folder, "decoder") is not None)
+    is_converted = (folder / CONFIG_FILE).is_file()
+    if is_converted and "decoder" in recorded_sources(folder):
+        return True
+    return bool((is_converted or find_part(folder, "encoder")) and find_part(folder, "decoder"))
 
 
-def _is_complete(folder: Path, need_decoder: bool) -> bool:
-    if not (folder / CONFIG_FILE).is_file():
-        return False
-    return "decoder" in recorded_sources(folder) or not (need_decoder or find_part(folder, "decoder"))
+def _missing_parts(folder: Path, need_decoder: bool) -> list[Part]:
+    """Say what is to be converted: the decoder if it is asked for, lies there, or the encoder is downloaded anyway."""
+    is_converted = (folder / CONFIG_FILE).is_file()
+    if is_converted and "decoder" in recorded_sources(folder):
+        return []
+    is_new = not is_converted and find_part(folder, "encoder") is None
+    missing: list[Part] = [] if is_converted else ["encoder"]
+    return [*missing, "decoder"] if is_new or need_decoder or find_part(folder, "decoder") else missing
 
 
 def _complete(folder: Path, need_decoder: bool) -> None:
     """Do what is missing; called under the lock."""
-    is_new = False
-    if not (folder / CONFIG_FILE).is_file():
-        is_new = find_part(folder, "encoder") is None
-        _add_part(folder, "encoder")
-    if "decoder" in recorded_sources(folder) or not (is_new or need_decoder or find_part(folder, "decoder")):
-        return
-    try:
-        _add_part(folder, "decoder")
-    except (InputError, OSError) as error:
-        if need_decoder:
-            raise
-        logger.warning("tokens need no decoder, so this goes on without: %s", error)
+    for part in _missing_parts(folder, need_decoder):
+        try:
+            _add_part(folder, part)
+        except (InputError, OSError) as error:
+            if need_decoder or part == "encoder":
+                raise
+            logger.warning("tokens need no decoder, so this goes on without: %s", error)
 
 
 def _add_part(folder: Path, part: Part) -> None:
@@ -140,17 +141,12 @@ def _download(folder: Path, part: Part) -> str:
 
 
 def _fetch(url: str, unfinished: Path) -> None:
-    """Complete a file from an address; what an earlier process left of the same version is gone on from.
-
-    Raises:
-        InputError: the address does not exist, or refuses.
-        RemoteError: the server went away.
-        OSError: the file cannot be written.
-    """
-    found = RemotePlace(url, is_first_contact=True).stat()
-    is_begun = bool(found.version) and unfinished.is_file() and _recorded(unfinished) == asdict(found)
+    """Complete a file from an address; what an earlier process left of the same version is gone on from."""
+    found, record = RemotePlace(url, is_first_contact=True).stat(), _record(unfinished)
+    recorded = read_json(record) if record.is_file() else None
+    is_begun = bool(found.version) and unfinished.is_file() and recorded == asdict(found)
     with unfinished.open("r+b" if is_begun else "wb") as file:
-        write_json(_record(unfinished), asdict(found))
+        write_json(record, asdict(found))
         have = file.seek(0, os.SEEK_END)
         if have < found.size or not found.size:
             with Progress(found.size // _MB or None, unit="MB", description=f"download {unfinished.stem}") as progress:
@@ -177,10 +173,6 @@ def _require_part(file: Path, part: Part) -> None:
 
 def _record(unfinished: Path) -> Path:
     return unfinished.with_name(f"{unfinished.name}.json")
-
-
-def _recorded(unfinished: Path) -> object:
-    return read_json(_record(unfinished)) if _record(unfinished).is_file() else None
 
 
 def _discard(unfinished: Path) -> None:

@@ -42,13 +42,7 @@ _CLASS_NAMES = (
 
 
 def find_parts(path: Path) -> tuple[Path, Path | None]:
-    """Find DALL-E's bare files: the encoder's, and the decoder's where it lies beside it.
-
-    Args:
-        path: Folder with encoder.pkl or encoder.safetensors and perhaps the decoder, or the encoder's file itself.
-    Raises:
-        InputError: no encoder there.
-    """
+    """Find DALL-E's bare files by their folder or the encoder's file: that, and the decoder's if it lies beside."""
     encoder_file = find_part(path, "encoder") if path.is_dir() else path
     if encoder_file is None or encoder_file.suffix not in SUFFIXES:
         raise InputError(
@@ -61,12 +55,7 @@ def find_parts(path: Path) -> tuple[Path, Path | None]:
 def load_dalle(encoder_file: Path, decoder_file: Path | None, *, need_decoder: bool = False) -> DalleModel:
     """Read DALL-E's dVAE, whatever folder its files lie in.
 
-    Args:
-        encoder_file: See `read_part`.
-        decoder_file: None where there is none.
-        need_decoder: Whether a decoder that cannot be read is an error. Tokens do not need it.
-    Raises:
-        InputError: a file is not what it should be.
+    A decoder that cannot be read is an error with `need_decoder` only: tokens do not need it.
     """
     _, encoder = read_part(encoder_file, "encoder")
     decoder = None
@@ -79,9 +68,9 @@ def load_dalle(encoder_file: Path, decoder_file: Path | None, *, need_decoder: b
             logger.warning("no decoder, so no pictures from these tokens: %s", error)
     with torch.device("meta"):  # 97 million random numbers would take longer than reading the file
         model = DalleModel(with_decoder=decoder is not None)
-    model.encoder.load_state_dict(_as_float32(encoder), assign=True)
+    model.encoder.load_state_dict(as_float32(encoder), assign=True)
     if model.decoder is not None and decoder is not None:
-        model.decoder.load_state_dict(_as_float32(decoder), assign=True)
+        model.decoder.load_state_dict(as_float32(decoder), assign=True)
     return model.requires_grad_(False)
 
 
@@ -99,11 +88,10 @@ def read_part(file: Path, part: Part | None = None) -> tuple[Part, dict[str, Ten
         part: What it must be; None to find out.
     Returns:
         The part, and its tensors under their published names.
-    Raises:
-        InputError: the file is missing, damaged, or of another network or part.
     """
     require(file.is_file(), f"{file} does not exist")
-    tensors = _read(file)
+    is_pickle = file.suffix != ".safetensors"
+    tensors = read_module_tensors(file, _CLASS_NAMES) if is_pickle else read_safetensors(file)
     found = next((name for name in PARTS if tensors.keys() == _expected(name).keys()), None)
     wanted = part or found or "encoder"
     if found not in (None, wanted):
@@ -113,20 +101,11 @@ def read_part(file: Path, part: Part | None = None) -> tuple[Part, dict[str, Ten
 
 
 def read_safetensors(file: Path) -> dict[str, Tensor]:
-    """Read all tensors of a safetensors file.
-
-    Raises:
-        InputError: it is damaged.
-    """
+    """Read all tensors of a safetensors file."""
     try:
-        tensors: dict[str, Tensor] = load_file(file)
+        return dict(load_file(file))
     except Exception as error:  # safetensors raises its own type for damage, without a public common base
         raise InputError(f"{file} is not a readable safetensors file ({error}); fetch or copy it again") from None
-    return tensors
-
-
-def _read(file: Path) -> dict[str, Tensor]:
-    return read_safetensors(file) if file.suffix == ".safetensors" else read_module_tensors(file, _CLASS_NAMES)
 
 
 def _expected(part: Part) -> dict[str, Tensor]:
@@ -135,5 +114,6 @@ def _expected(part: Part) -> dict[str, Tensor]:
     return dict(network.state_dict())
 
 
-def _as_float32(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().float().contiguous() for name, tensor in tensors.items()}
+def as_float32(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors as they are kept: float32, contiguous, on the CPU."""
+    return {name: tensor.detach().float().cpu().contiguous() for name, tensor in tensors.items()}

@@ -22,14 +22,15 @@ from torch import Tensor
 
 from beit.common.config import config_from_dict, config_to_dict
 from beit.common.errors import InputError, require
-from beit.common.storage.files import read_json, sha256_file, write_atomic, write_json
+from beit.common.storage.documents import Format, read_json, write_json
+from beit.common.storage.files import sha256_file, write_atomic
 from beit.common.storage.tensor_check import check_tensors
 from beit.common.tokenizers.dalle import DalleModel
-from beit.common.tokenizers.dalle_files import Part, find_parts, load_dalle, read_safetensors
+from beit.common.tokenizers.dalle_files import Part, as_float32, find_parts, load_dalle, read_safetensors
 from beit.common.tokenizers.dvae import DiscreteVAE
 from beit.common.tokenizers.dvae_config import DiscreteVAEConfig
 
-FORMAT, FORMAT_VERSION = "beit-tokenizer", 1
+FORMAT = Format("beit-tokenizer", 1)
 CONFIG_FILE, WEIGHTS_FILE, DECODER_FILE = "config.json", "model.safetensors", "decoder.safetensors"
 
 
@@ -69,8 +70,6 @@ def load_model(path: Path, *, need_decoder: bool = False) -> LoadedModel:
     Args:
         path: Directory with config.json, folder with DALL-E's files, or the file of its encoder.
         need_decoder: Whether a decoder that is there but damaged is an error, in bare files.
-    Raises:
-        InputError: there is no tokenizer, or it is damaged.
     """
     settings = read_settings(path) if (path / CONFIG_FILE).is_file() else None
     if settings is not None and settings["architecture"] == "dvae":
@@ -91,64 +90,40 @@ def load_model(path: Path, *, need_decoder: bool = False) -> LoadedModel:
 
 
 def read_settings(directory: Path) -> dict[str, Any]:
-    """Read config.json of a tokenizer directory.
-
-    Raises:
-        InputError: it is of something else, or of a newer beit.
-    """
-    settings = read_json(directory / CONFIG_FILE)
-    if not isinstance(settings, dict) or settings.get("format") != FORMAT:
-        raise InputError(
-            f"{directory}/{CONFIG_FILE} does not describe a tokenizer; give a directory made by beit tokenizer"
-        )
-    require(
-        settings.get("format_version") == FORMAT_VERSION,
-        f"{directory} has format_version {settings.get('format_version')}, this beit reads {FORMAT_VERSION}; update "
-        "beit",
-    )
-    require(
-        settings.get("architecture") in ("dvae", "dall-e"),
-        f"{directory} has architecture {settings.get('architecture')!r}, this beit knows 'dvae' and 'dall-e'; update "
-        "beit",
-    )
+    """Read config.json of a tokenizer directory."""
+    settings = FORMAT.check(read_json(directory / CONFIG_FILE), directory / CONFIG_FILE)
+    kind = settings.get("architecture")
+    if kind not in ("dvae", "dall-e"):
+        raise InputError(f"{directory} has architecture {kind!r}, this beit knows 'dvae' and 'dall-e'; update beit")
     return settings
 
 
 def save_tokenizer(
     directory: Path, state: Mapping[str, Tensor], config: DiscreteVAEConfig, *, training: Mapping[str, Any]
 ) -> str:
-    """Write a trained dVAE as a tokenizer directory, and return its fingerprint.
+    """Write a trained dVAE as a tokenizer directory, new or to be replaced, and return its fingerprint.
 
-    Args:
-        directory: Created if missing; model.safetensors and config.json in it are replaced.
-        state: `DiscreteVAE.state_dict()`.
-        config: Shape of the network.
-        training: Where it came from; goes to config.json as it is.
+    `training`, where it came from, goes to config.json as it is.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    tensors = _as_saved(state)
+    tensors = as_float32(state)
     digest = fingerprint(_dvae_settings(config), tensors)
     write_atomic(directory / WEIGHTS_FILE, save(tensors))
     details = {"model": config_to_dict(config), "training": dict(training)}
-    _write_settings(directory, "dvae", {"fingerprint": digest, **details})
+    _write_settings(directory, "dvae", digest, details)
     return digest
 
 
 def save_dalle(directory: Path, part: Part, tensors: Mapping[str, Tensor], source: SourceFile) -> str:
     """Write DALL-E's encoder as a tokenizer directory, or add the decoder to one; returns the part's fingerprint.
 
-    Args:
-        directory: Exists; what it has of this part is replaced. For the decoder, one that the encoder was written to.
-        part: Which of the two.
-        tensors: From `beit.common.tokenizers.dalle_files.read_part`.
-        source: Where the tensors come from.
+    The directory exists, for the decoder with the encoder in it; what it has of this part is replaced.
     """
-    saved = _as_saved(tensors)
+    saved = as_float32(tensors)
     digest = dalle_fingerprint(part, saved)
     if part == "encoder":
         write_atomic(directory / WEIGHTS_FILE, save(saved))
-        details = {"fingerprint": digest, "sources": {"encoder": dataclasses.asdict(source)}}
-        _write_settings(directory, "dall-e", details)
+        _write_settings(directory, "dall-e", digest, {"sources": {"encoder": dataclasses.asdict(source)}})
         return digest
     settings = read_settings(directory)
     write_atomic(directory / DECODER_FILE, save(saved))
@@ -159,11 +134,7 @@ def save_dalle(directory: Path, part: Part, tensors: Mapping[str, Tensor], sourc
 
 
 def recorded_sources(directory: Path) -> dict[Part, SourceFile]:
-    """Return which files a directory of DALL-E's tokenizer was converted from.
-
-    Raises:
-        InputError: config.json is damaged.
-    """
+    """Return which files a directory of DALL-E's tokenizer was converted from."""
     sources = read_settings(directory).get("sources", {})
     origin = f"{directory}/{CONFIG_FILE}: sources"
     return {part: config_from_dict(SourceFile, source, origin=origin) for part, source in sources.items()}
@@ -211,10 +182,6 @@ def _dvae_settings(config: DiscreteVAEConfig) -> dict[str, Any]:
     return {"architecture": "dvae", **config.identity()}
 
 
-def _as_saved(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().float().cpu().contiguous() for name, tensor in state.items()}
-
-
-def _write_settings(directory: Path, architecture: str, details: Mapping[str, Any]) -> None:
-    settings = {"format": FORMAT, "format_version": FORMAT_VERSION, "architecture": architecture, **details}
-    write_json(directory / CONFIG_FILE, settings)
+def _write_settings(directory: Path, architecture: str, digest: str, details: Mapping[str, Any]) -> None:
+    head = {**FORMAT.header(), "architecture": architecture, "fingerprint": digest}
+    write_json(directory / CONFIG_FILE, {**head, **details})

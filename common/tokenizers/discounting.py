@@ -44,13 +44,7 @@ class DiscountedCounts:
 
     @classmethod
     def fit(cls, contexts: Int64Array, words: Int64Array, num_words: int) -> DiscountedCounts:
-        """Count.
-
-        Args:
-            contexts: Contexts seen, (m,); products with `num_words` must fit into 63 bits.
-            words: The words in them, (m,).
-            num_words: Words there are.
-        """
+        """Count the contexts seen and the words in them, (m,) each; contexts x num_words must fit into 63 bits."""
         pairs, pair_counts = np.unique(contexts * num_words + words, return_counts=True)
         seen, first, num_types = np.unique(pairs // num_words, return_index=True, return_counts=True)
         totals = np.add.reduceat(pair_counts, first) if len(pairs) else pair_counts
@@ -66,15 +60,7 @@ class DiscountedCounts:
         )
 
     def probability(self, contexts: Int64Array, words: Int64Array, backoff: Float64Array | float) -> Float64Array:
-        """Estimate P(word | context).
-
-        Args:
-            contexts: Contexts asked for, (n,).
-            words: The words asked for, (n,).
-            backoff: The coarser estimate for each, (n,) or one for all.
-        Returns:
-            Probabilities (n,).
-        """
+        """Estimate P(word | context), (n,), given the coarser estimate `backoff` for each, (n,) or one for all."""
         count = _look_up(self.pairs, self.pair_counts, contexts * self.num_words + words)
         total = _look_up(self.contexts, self.totals, contexts)
         types = _look_up(self.contexts, self.num_types, contexts)

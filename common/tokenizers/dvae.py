@@ -66,15 +66,11 @@ class ResidualBlock(nn.Module):
 
 
 class DiscreteVAE(nn.Module):
-    """Encoder to code vectors, shared codebook, decoder to pixels.
-
-    Args:
-        config: Shape of the network.
-    """
+    """Encoder to code vectors, shared codebook, decoder to pixels."""
 
     def __init__(self, config: DiscreteVAEConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.vocab_size, self.downsampling = config, config.vocab_size, config.downsampling
         self.dtype = torch.float32
         width, half = config.width, config.width // 2
         shuffle = config.downsampling // STEM_STRIDE
@@ -97,30 +93,14 @@ class DiscreteVAE(nn.Module):
 
     def extra_repr(self) -> str:
         """Show the settings that decide compatibility."""
-        return f"vocab_size={self.config.vocab_size}, downsampling={self.config.downsampling}"
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of words."""
-        return self.config.vocab_size
-
-    @property
-    def downsampling(self) -> int:
-        """Pixels per token and side."""
-        return self.config.downsampling
+        return f"vocab_size={self.vocab_size}, downsampling={self.downsampling}"
 
     def see(self, pixels: Tensor) -> Tensor:
         """Map uint8 RGB (B, 3, H, W) to what the network works on, float32 (B, K, H, W) in [-1, 1]."""
         return scale_pixels(luma(pixels) if self.config.channels == 1 else pixels)
 
     def encode_features(self, images: Tensor) -> Tensor:
-        """Map images to unit code vectors.
-
-        Args:
-            images: Float (B, K, H, W) in [-1, 1]; H and W divisible by `downsampling`.
-        Returns:
-            Float (B, C, h, w), length 1 along C.
-        """
+        """Map images, float (B, K, H, W) in [-1, 1], to code vectors, float (B, C, h, w) of length 1 along C."""
         hidden = self.merge(F.relu(self.patch_embed(images)))  # (B, width, H/8, W/8), finer for downsampling 4
         if self.merge_again is not None:
             hidden = self.merge_again(F.relu(hidden))
@@ -132,25 +112,16 @@ class DiscreteVAE(nn.Module):
         return F.normalize(self.codebook.float(), dim=1)
 
     def logits(self, features: Tensor) -> Tensor:
-        """Score every word at every position, channels last, in float32 also under autocast.
-
-        Args:
-            features: Float (B, C, h, w) from `encode_features`.
-        Returns:
-            Float32 (B, h, w, V).
-        """
+        """Score every word at every position of `encode_features`, float32 (B, h, w, V) also under autocast."""
         # bfloat16 rounds a cosine to 1/256; times a scale of 100, that is noise of nearly half a nat.
         with torch.autocast(features.device.type, enabled=False):
             return self.log_scale.exp() * (features.float().permute(0, 2, 3, 1) @ self.unit_codebook().t())
 
     def decode_features(self, code: Tensor) -> Tensor:
-        """Map code vectors, or mixtures of them, to what the decoder says of every pixel.
+        """Map code vectors (B, C, h, w), or mixtures of them, to what the decoder says of every pixel.
 
-        Args:
-            code: Float (B, C, h, w).
-        Returns:
-            Float32 (B, head_channels, H, W): pixels, meant for [-1, 1], or locations and log-scales of
-            `beit.common.tokenizers.dvae`. `expected_images` makes images of both.
+        That is float32 (B, head_channels, H, W): pixels, meant for [-1, 1], or locations and log-scales.
+        `expected_images` makes images of both.
         """
         hidden = F.relu(self.decoder_blocks(self.from_code(code)))
         hidden = F.relu(self.unshuffle(self.split(hidden)))  # (B, width / 2, H / 4, W / 4)
@@ -213,10 +184,8 @@ def gumbel_softmax(logits: Tensor, *, temperature: float, generator: torch.Gener
 def kl_to_uniform(logits: Tensor) -> Tensor:
     """Mean over positions of KL(softmax(logits) || uniform), in nats: 0 when undecided, log V when certain.
 
-    Args:
-        logits: Float (..., V).
-    Returns:
-        Scalar.
+    Takes float (..., V), returns a scalar.
+
     Source: BEiT §2.1, uniform prior. Differs: a mean over positions, so that its weight does not depend on batch or
     image size; log-softmax instead of a logarithm of probabilities with an added constant.
     """
@@ -228,12 +197,7 @@ def usage_kl(logits: Tensor) -> Tensor:
     """KL(mean over positions of softmax(logits) || uniform), in nats: 0 when the batch uses all words equally.
 
     This is the part of `kl_to_uniform` that collapse shows up in; the rest is the information a token carries, which a
-    tokenizer should keep. The two are weighted separately for that reason.
-
-    Args:
-        logits: Float (..., V).
-    Returns:
-        Scalar.
+    tokenizer should keep. The two are weighted separately for that reason. Takes float (..., V), returns a scalar.
     """
     mean_probability = F.softmax(logits, dim=-1).flatten(0, -2).mean(dim=0)
     entropy = -(mean_probability * mean_probability.clamp_min(1e-12).log()).sum()

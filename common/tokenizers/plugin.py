@@ -14,7 +14,7 @@ import re
 import sys
 from collections.abc import Callable
 from importlib.metadata import entry_points
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -52,12 +52,7 @@ class TokenizerPlugin(Protocol):
 class PluginModel:
     """A plugin, checked, in the form of the networks of this package.
 
-    Args:
-        plugin: What the class or function returned.
-        name: What it was asked for by, for messages.
-        device: Where its input is put and its output expected.
-    Raises:
-        InputError: it lacks something, or offers it in the wrong form.
+    `name` is what it was asked for by, for messages; on `device` are its input and its output.
     """
 
     def __init__(self, plugin: Any, *, name: str, device: torch.device) -> None:
@@ -73,19 +68,11 @@ class PluginModel:
         self._require(callable(self._encode), "encode must be a method")
         self._decode: Callable[[Tensor], Any] | None = getattr(plugin, "decode", None)
         self._require(self._decode is None or callable(self._decode), "decode must be a method, or absent")
+        self.can_decode = self._decode is not None
         self._is_first = True
 
-    @property
-    def can_decode(self) -> bool:
-        """Whether it offers the optional method."""
-        return self._decode is not None
-
     def pixels_to_ids(self, pixels: Tensor) -> Tensor:
-        """Map uint8 (B, 3, H, W) to int64 (B, h, w).
-
-        Raises:
-            InputError: what the plugin returned has another shape or dtype, or ids outside the vocabulary.
-        """
+        """Map uint8 (B, 3, H, W) to int64 (B, h, w)."""
         batch, _, height, width = pixels.shape
         expected = (batch, height // self.downsampling, width // self.downsampling)
         result = self._tensor("encode", self._encode(pixels))
@@ -111,11 +98,7 @@ class PluginModel:
         return token_ids
 
     def ids_to_pixels(self, token_ids: Tensor) -> Tensor:
-        """Map int64 (B, h, w) to uint8 (B, 3, H, W).
-
-        Raises:
-            InputError: what the plugin returned has another shape or dtype.
-        """
+        """Map int64 (B, h, w) to uint8 (B, 3, H, W)."""
         assert self._decode is not None, "callers ask `Tokenizer.can_decode` first"
         pixels = self._tensor("decode", self._decode(token_ids))
         batch, height, width = token_ids.shape
@@ -128,15 +111,11 @@ class PluginModel:
 
     def _tensor(self, method: str, result: Any) -> Tensor:
         if isinstance(result, np.ndarray):
-            # torch has few operations on NumPy's unsigned words.
-            return torch.from_numpy(
-                result.astype(np.int64) if result.dtype.kind == "u" and method == "encode" else result
-            )
-        self._require(
-            isinstance(result, Tensor), f"{method} returned a {type(result).__name__}, must be a tensor or an array"
-        )
-        tensor: Tensor = result
-        return tensor
+            is_unsigned = method == "encode" and result.dtype.kind == "u"  # torch has few operations on such words
+            return torch.from_numpy(result.astype(np.int64) if is_unsigned else result)
+        is_tensor = isinstance(result, Tensor)
+        self._require(is_tensor, f"{method} returned a {type(result).__name__}, must be a tensor or an array")
+        return cast(Tensor, result)
 
     def _attribute(self, plugin: Any, attribute: str) -> Any:
         if not hasattr(plugin, attribute):
@@ -169,12 +148,7 @@ def installed_names() -> list[str]:
 def load_plugin(name: str, *, device: torch.device, dtype: str) -> PluginModel:
     """Import and make a tokenizer of somebody else, which runs its code.
 
-    Args:
-        name: Of an installed one, or `module:Class`; modules are looked for in the current folder too, last.
-        device: Passed to it.
-        dtype: Passed to it.
-    Raises:
-        InputError: it cannot be imported or called, or does not offer what `TokenizerPlugin` says.
+    Modules of a `module:Class` are looked for in the current folder too, last.
     """
     factory = _import(name)
     require(callable(factory), f"tokenizer {name} is a {type(factory).__name__}, must be a class or a function")

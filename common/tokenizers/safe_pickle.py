@@ -36,12 +36,8 @@ _LEGACY_HARMLESS: dict[tuple[str, str], Any] = {
     ("__builtin__", "set"): set,
 }
 """Constructors of plain data; the same ones torch admits by itself in its zip format."""
-
-
 _MAX_DEPTH = 64
 """Modules inside modules; the DALL-E dVAE has five levels."""
-
-
 _TEXT_BYTES = 200
 """Enough to tell a page or a log from a pickle."""
 
@@ -58,16 +54,10 @@ class InertModule:
 
 
 def read_module_tensors(path: Path, class_names: Collection[str]) -> dict[str, Tensor]:
-    """Read the tensors of a pickled module, under their state-dict names.
+    """Read the tensors of a pickled module, in either of torch's formats, detached, under their state-dict names.
 
-    Args:
-        path: A file written by `torch.save(module, path)`, in either of torch's formats.
-        class_names: Full names of the classes the file may mention, such as "torch.nn.modules.container.Sequential".
-            None of them is imported.
-    Returns:
-        Detached tensors on the CPU.
-    Raises:
-        InputError: the file is damaged, is no pickled module, or names anything else.
+    `class_names` are the full names of the classes the file may mention, such as
+    "torch.nn.modules.container.Sequential". None of them is imported.
     """
     try:
         module = _read_zip(path, class_names) if zipfile.is_zipfile(path) else _read_legacy(path, class_names)
@@ -147,18 +137,13 @@ def _collect(module: InertModule, prefix: str, tensors: dict[str, Tensor], *, an
     """Add the tensors of `module` and its children, as `state_dict` would."""
     if id(module) in ancestors or len(ancestors) > _MAX_DEPTH:
         raise InputError("the pickled module contains itself, or is nested beyond reason; give the published file")
-    attributes = module.__dict__
-    for group in ("_parameters", "_buffers"):
-        for name, value in _mapping(attributes, group).items():
-            if isinstance(value, Tensor):
-                tensors[prefix + str(name)] = value.detach()
-    for name, child in _mapping(attributes, "_modules").items():
-        if isinstance(child, InertModule):
-            _collect(child, f"{prefix}{name}.", tensors, ancestors=(*ancestors, id(module)))
-
-
-def _mapping(attributes: Mapping[str, Any], name: str) -> Mapping[Any, Any]:
-    value = attributes.get(name, {})
-    if not isinstance(value, Mapping):
-        raise InputError(f"the pickled module is malformed ({name} is a {type(value).__name__}); fetch the file again")
-    return value
+    for group in ("_parameters", "_buffers", "_modules"):
+        values = module.__dict__.get(group, {})
+        if not isinstance(values, Mapping):
+            kind = type(values).__name__
+            raise InputError(f"the pickled module is malformed ({group} is a {kind}); fetch the file again")
+        for name, value in values.items():
+            if isinstance(value, Tensor) and group != "_modules":
+                tensors[f"{prefix}{name}"] = value.detach()
+            elif isinstance(value, InertModule) and group == "_modules":
+                _collect(value, f"{prefix}{name}.", tensors, ancestors=(*ancestors, id(module)))

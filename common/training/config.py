@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Protocol
 
 from beit.common.config import above, at_least, checked, within
 from beit.common.errors import require
 from beit.common.reading.batch_plan import grad_accum_steps_for
+from beit.common.reading.config import ReaderConfig
 
 _WINDOW = re.compile(r"(\d+):(\d+)")
 
@@ -115,6 +116,50 @@ class DeepSpeedConfig:
     """Path of a DeepSpeed JSON that is merged over the generated one."""
 
 
+class TrainingConfig(Protocol):
+    """The sections of a stage's settings that every training has."""
+
+    @property
+    def reader(self) -> ReaderConfig:
+        """Loading."""
+        ...
+
+    @property
+    def train(self) -> TrainConfig:
+        """Length, batch, rhythm, precision and seed."""
+        ...
+
+    @property
+    def optimizer(self) -> OptimizerConfig:
+        """AdamW and schedule."""
+        ...
+
+    @property
+    def checkpoint(self) -> CheckpointConfig:
+        """What to keep."""
+        ...
+
+    @property
+    def deepspeed(self) -> DeepSpeedConfig:
+        """ZeRO stage."""
+        ...
+
+    @property
+    def speed(self) -> SpeedConfig:
+        """How the model is run."""
+        ...
+
+    @property
+    def profile(self) -> ProfileConfig:
+        """Steps to record."""
+        ...
+
+    @property
+    def run(self) -> RunConfig:
+        """Where copies go."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingPlan:
     """Numbers derived once from the settings, the data and the world."""
@@ -136,6 +181,11 @@ class TrainingPlan:
     save_interval_steps: int
     """Optimizer steps between two checkpoints."""
 
+    def __str__(self) -> str:
+        """Say how long the run is."""
+        epochs = self.total_steps / self.steps_per_epoch
+        return f"{self.total_steps} steps of {self.global_batch_size} images = {epochs:.1f} epochs"
+
 
 def plan_training(
     train: TrainConfig, optimizer: OptimizerConfig, checkpoint: CheckpointConfig, *, num_samples: int, world_size: int
@@ -148,8 +198,6 @@ def plan_training(
         checkpoint: Saving interval.
         num_samples: Training samples of one epoch.
         world_size: Ranks.
-    Raises:
-        InputError: the global batch cannot be shared among the ranks, or the warmup is longer than the run.
     """
     batch = train.global_batch_size
     micro_batch_size = train.micro_batch_size or max(1, batch // world_size)

@@ -1,7 +1,9 @@
 """DeepSpeed behind a small interface: build, forward and backward, step. The only module that imports it.
 
 The optimizer is ours (`optimizer.py`), the schedule is set from outside, checkpoints are ours (`portable_state.py`);
-DeepSpeed contributes gradient accumulation, the ZeRO partitions and communication.
+DeepSpeed contributes gradient accumulation, the ZeRO partitions and communication. Where the settings leave the
+arithmetic open it is bfloat16 on hardware that has it, else float32: a CPU without them emulates bfloat16 products, 40
+times slower than float32 ones, measured on an AVX2 machine (docs/results.md).
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import os
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -19,12 +21,17 @@ from torch import nn
 from beit.common.errors import InputError
 from beit.common.processes.distributed import World
 from beit.common.runs.checkpoint import AVERAGE
-from beit.common.training.engine_settings import EngineSettings, deepspeed_json
+from beit.common.training.config import TrainingConfig
+from beit.common.training.engine_settings import deepspeed_json
 from beit.common.training.optimizer import FiniteAdamW, LossScale
-from beit.common.training.precision import choose_precision
+from beit.common.training.task import Task
 
-LossFunction = Callable[[nn.Module, Mapping[str, Any], int], tuple[torch.Tensor, dict[str, torch.Tensor]]]
-"""(model, micro-batch, step) -> (scalar loss, detached scalar metrics)."""
+logger = logging.getLogger(__name__)
+
+Precision = Literal["fp32", "bf16", "fp16"]
+
+_CPU_FEATURES = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
+"""Names under which torch reports native bfloat16 products on x86 and Arm."""
 
 
 class LossModule(nn.Module):
@@ -33,15 +40,15 @@ class LossModule(nn.Module):
     Autocast is entered here because the engine's forward switches off one that was entered outside.
     """
 
-    def __init__(self, model: nn.Module, loss_function: LossFunction, autocast: Callable[[], Any]) -> None:
+    def __init__(self, task: Task, autocast: Callable[[], Any]) -> None:
         super().__init__()
-        self.model = model
-        self._loss_function, self._autocast = loss_function, autocast
+        self.model = task.model
+        self._task, self._autocast = task, autocast
 
     def forward(self, batch: Mapping[str, Any], step: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Return the loss (float32 scalar) and detached metrics of one micro-batch."""
         with self._autocast():
-            loss, metrics = self._loss_function(self.model, batch, step)
+            loss, metrics = self._task.forward(self.model, batch, step)
         return loss.float(), metrics
 
 
@@ -49,47 +56,35 @@ class Engine:
     """A model under training.
 
     Args:
-        model: Initialised identically on all ranks; moved to the device.
-        loss_function: What one micro-batch costs.
-        param_groups: Dicts of `params`, `weight_decay` and `lr_scale`.
-        settings: Precision, optimizer, ZeRO.
+        task: Its model, initialised identically on all ranks, is moved to the device.
+        config: Precision, optimizer, ZeRO.
         world: The ranks; `init_distributed` has run.
-    Raises:
-        InputError: the user's DeepSpeed JSON is missing, malformed or sets what has a source of its own.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        loss_function: LossFunction,
-        param_groups: list[dict[str, Any]],
-        *,
-        settings: EngineSettings,
-        world: World,
-    ) -> None:
+    def __init__(self, task: Task, config: TrainingConfig, *, world: World) -> None:
+        model, adam = task.model, config.optimizer
         self.model, self.world = model.to(world.device), world
-        self.precision = choose_precision(settings.precision, world)
+        self.precision = choose_precision(config.train.precision, world)
         num_trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-        config = deepspeed_json(settings, num_trained=num_trained)
-        self.zero_stage: int = config["zero_optimization"]["stage"]
-        adam = settings.optimizer
+        settings = deepspeed_json(config, task.data.plan, num_trained=num_trained)
+        self.zero_stage: int = settings["zero_optimization"]["stage"]
         self.optimizer = FiniteAdamW(
-            [group for group in param_groups if group["params"]],
+            [group for group in task.param_groups() if group["params"]],
             clip_norm=adam.clip_grad if self.zero_stage == 0 else None,
             lr=adam.lr,
             betas=adam.betas,
             eps=adam.eps,
         )
         self._base_weight_decay = [group["weight_decay"] for group in self.optimizer.param_groups]
-        module = LossModule(model, loss_function, self.autocast)
+        module = LossModule(task, self.autocast)
         try:
-            self._engine = _initialize(module, self.optimizer, config, world)
+            self._engine = _initialize(module, self.optimizer, settings, world)
         except ValueError as error:
             # DeepSpeed checks its settings with pydantic, whose error is one; ours would be a bug.
-            if settings.deepspeed.config is None or type(error).__name__ != "ValidationError":
+            if config.deepspeed.config is None or type(error).__name__ != "ValidationError":
                 raise
             reason = " ".join(str(error).partition("[type=")[0].split())
-            raise InputError(f"deepspeed.config ({settings.deepspeed.config}) is refused: {reason}") from None
+            raise InputError(f"deepspeed.config ({config.deepspeed.config}) is refused: {reason}") from None
         if self.zero_stage == 0 and world.world_size == 1:
             # Alone, there is nobody to exchange gradients with; DeepSpeed would copy all of them to a buffer and back.
             self._engine.enable_backward_allreduce = False
@@ -100,7 +95,7 @@ class Engine:
         """Running average (`ema.py`) of each tensor this rank's optimizer updates; empty where none is kept."""
         self.average_updates = torch.zeros((), device=world.device)
         """Float scalar: updates that went into the averages."""
-        if settings.keep_average:
+        if config.train.ema_decay is not None:
             self._create_averages()
         if self.zero_stage > 0:
             self._create_moments()
@@ -218,6 +213,37 @@ class Engine:
                 self.optimizer.state[flat][AVERAGE] = self.averages[flat]
         if self.zero_stage < 3:
             self.zero_optimizer._lazy_init_hp_params_optimizer_state()
+
+
+def has_native_bf16(device: torch.device) -> bool:
+    """Say whether matrix products in bfloat16 run in hardware on `device`."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type != "cpu":
+        return False
+    # Not in every torch that pyproject.toml allows.
+    capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return any(capabilities.get(name, False) for name in _CPU_FEATURES)
+
+
+def choose_precision(setting: Literal["auto", "fp32", "bf16", "fp16"], world: World) -> Precision:
+    """Return the arithmetic to train in, the same on every rank.
+
+    Args:
+        setting: "auto" takes bf16 where all ranks have it in hardware.
+        world: The ranks; all of them call this.
+    """
+    lacking = bool(world.max_of([float(not has_native_bf16(world.device))])[0])
+    if setting == "bf16" and lacking and world.is_main:
+        logger.warning(
+            "train.precision is bf16, which this %s only emulates, many times slower than fp32; use auto or fp32",
+            "processor" if world.device.type == "cpu" else world.device.type,
+        )
+    if setting == "fp16" and world.device.type == "cpu" and world.is_main:
+        logger.warning("train.precision is fp16, which is for GPUs; on a CPU it is many times slower than fp32")
+    if setting == "auto":
+        return "fp32" if lacking else "bf16"
+    return setting
 
 
 def hp_tensor(parameter: nn.Parameter, kind: str | None) -> torch.Tensor:

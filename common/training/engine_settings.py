@@ -1,4 +1,4 @@
-"""What an engine is built from, and the DeepSpeed configuration that follows: generated, the user's merged over it.
+"""The DeepSpeed configuration that follows from the settings: generated, the user's merged over it.
 
 One source for every number: batch sizes, precision and optimizer come from beit's settings, and a user's JSON that sets
 them is refused. The engine itself is `engine.py`.
@@ -9,12 +9,11 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from beit.common.errors import InputError, require
-from beit.common.training.config import DeepSpeedConfig, OptimizerConfig, TrainingPlan
+from beit.common.training.config import TrainingConfig, TrainingPlan
 
 _OWN_KEYS = {
     "train_batch_size": "train.global_batch_size",
@@ -40,46 +39,28 @@ _LARGEST_BUCKET = 500_000_000
 """Gradients that ZeRO reduces at a time, in elements: DeepSpeed's default."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EngineSettings:
-    """What an engine is built from."""
-
-    optimizer: OptimizerConfig
-    """AdamW and clipping."""
-    deepspeed: DeepSpeedConfig
-    """ZeRO stage and the user's JSON."""
-    precision: Literal["auto", "fp32", "bf16", "fp16"]
-    """Of the forward pass, as in the settings."""
-    plan: TrainingPlan
-    """Batch shares."""
-    keep_average: bool = False
-    """Whether to hold a running average of the weights (`ema.py`)."""
-
-
-def deepspeed_json(settings: EngineSettings, *, num_trained: int) -> dict[str, Any]:
+def deepspeed_json(config: TrainingConfig, plan: TrainingPlan, *, num_trained: int) -> dict[str, Any]:
     """Generate DeepSpeed's configuration and merge the user's file over it.
 
     Args:
-        settings: Batches, precision, optimizer, ZeRO.
+        config: Clipping, ZeRO stage and the user's JSON.
+        plan: Batch shares.
         num_trained: Elements of all trained parameters; no bucket of gradients needs more.
-
-    Raises:
-        InputError: the file is missing, not JSON, or sets what has a source of its own.
     """
-    plan, clip = settings.plan, settings.optimizer.clip_grad
+    clip = config.optimizer.clip_grad
     generated: dict[str, Any] = {
         "train_batch_size": plan.global_batch_size,
         "train_micro_batch_size_per_gpu": plan.micro_batch_size,
         "gradient_accumulation_steps": plan.grad_accum_steps,
         "zero_optimization": {
-            "stage": settings.deepspeed.zero_stage,
+            "stage": config.deepspeed.zero_stage,
             # ZeRO allocates the whole bucket at every step, 2 GB by default, however small the model is.
             "reduce_bucket_size": max(1, min(num_trained, _LARGEST_BUCKET)),
         },
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
     }
-    file = settings.deepspeed.config
+    file = config.deepspeed.config
     user = _without_auto(_read_user_json(file))
     _check_user_keys(file, user)
     merged = _merge(generated, user)

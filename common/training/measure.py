@@ -14,7 +14,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from beit.common.processes.distributed import World
-from beit.common.training.precision import Precision
+from beit.common.training.engine import Precision
 
 logger = logging.getLogger(__name__)
 _MAX_MEMORY_EVENTS = 200_000

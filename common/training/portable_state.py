@@ -18,8 +18,13 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 _AVERAGE_UPDATES, _LOSS_SCALE = "ema_updates", "loss_scale"
 
 
-def gather_state(engine: Engine) -> PortableState | None:
-    """Collect the full state on rank 0; the other ranks take part and get None."""
+def gather_state(engine: Engine, *, with_moments: bool = True) -> PortableState | None:
+    """Collect the full state on rank 0; the other ranks take part and get None.
+
+    Args:
+        engine: Whose.
+        with_moments: Whether AdamW's moments are wanted, or only the weights and their averages.
+    """
     keep = engine.world.is_main
     if engine.zero_stage == 0 and not keep:  # every rank holds everything
         return None
@@ -28,7 +33,8 @@ def gather_state(engine: Engine) -> PortableState | None:
     parameters = dict(engine.model.named_parameters())
     for name, parameter in parameters.items():
         value = _full_parameter(engine, parameter)
-        states = _full_moments(engine, parameter) | _full_average(engine, parameter)
+        states = _full_moments(engine, parameter) if with_moments else {}
+        states |= _full_average(engine, parameter)
         if keep:
             model[name] = _to_cpu(value)
             optimizer |= {f"{kind}/{name}": _to_cpu(state) for kind, state in states.items()}
@@ -40,23 +46,6 @@ def gather_state(engine: Engine) -> PortableState | None:
         optimizer[_LOSS_SCALE] = _to_cpu(engine.loss_scale.state())
     buffers = {name: _to_cpu(value) for name, value in engine.model.state_dict().items() if name not in parameters}
     return PortableState(model=model | buffers, optimizer=optimizer)
-
-
-def gather_weights_in_use(engine: Engine) -> dict[str, torch.Tensor] | None:
-    """Collect `PortableState.weights_in_use` alone on rank 0; the other ranks take part and get None."""
-    keep = engine.world.is_main
-    if engine.zero_stage == 0 and not keep:
-        return None
-    weights: dict[str, torch.Tensor] = {}
-    for name, value in engine.model.named_parameters():
-        full = _full_average(engine, value).get(AVERAGE)
-        full = _full_parameter(engine, value) if full is None else full
-        if keep:
-            weights[name] = _to_cpu(full)
-    if not keep:
-        return None
-    names = engine.model.state_dict()
-    return weights | {name: _to_cpu(value) for name, value in names.items() if name not in weights}
 
 
 def scatter_state(

@@ -19,9 +19,10 @@ from beit.common.rng import stable_hash64
 from beit.common.runs.checkpoint import Checkpoint, PortableState, save_checkpoint, set_later_aside
 from beit.common.runs.mirror import RunMirror
 from beit.common.runs.run_dir import RunDirectory, versions
+from beit.common.training.config import CheckpointConfig
 from beit.common.training.engine import Engine
 from beit.common.training.portable_state import gather_state, scatter_state
-from beit.common.training.task import FitSettings, Task
+from beit.common.training.task import Task
 
 logger = logging.getLogger(__name__)
 
@@ -39,11 +40,13 @@ class Saver:
         engine: Holds weights and moments.
         run: Where to write.
         world: The ranks.
-        settings: What to keep, how often to save, where to copy to.
+        config: What to keep, and how often to save.
     """
 
-    def __init__(self, task: Task, *, engine: Engine, run: RunDirectory, world: World, settings: FitSettings) -> None:
-        self._task, self._engine, self._run, self._world, self._settings = task, engine, run, world, settings
+    def __init__(
+        self, task: Task, *, engine: Engine, run: RunDirectory, world: World, config: CheckpointConfig
+    ) -> None:
+        self._task, self._engine, self._run, self._world, self._config = task, engine, run, world, config
         self._failed_saves = 0
         self._tried_at = time.monotonic()
         is_copied = run.sync_to is not None and world.is_main
@@ -52,16 +55,10 @@ class Saver:
         """Of the newest committed checkpoint; -1 before the first."""
 
     def restore(self) -> Checkpoint | None:
-        """Load the run's checkpoint into the engine and return it; None when the run starts from zero.
-
-        Raises:
-            InputError: it belongs to other data, or to a model of another shape.
-        """
+        """Load the run's checkpoint into the engine and return it; None when the run starts from zero."""
         checkpoint = self._run.checkpoint
         if checkpoint is None:
             return None
-        allow = self._settings.run.allow_data_change
-        self._task.data.check_resume(checkpoint.record["data"], allow_data_change=allow)
         with checkpoint.reader("model") as model, checkpoint.reader("optimizer") as optimizer:
             self._check_shapes(checkpoint, {name: tuple(model.get_slice(name).get_shape()) for name in model.keys()})
             known = set(optimizer.keys())
@@ -106,7 +103,7 @@ class Saver:
 
     def is_due(self) -> bool:
         """Whether it is time for a save by the clock; rank 0 decides, the others say no."""
-        minutes = self._settings.checkpoint.every_minutes
+        minutes = self._config.every_minutes
         return self._world.is_main and minutes is not None and time.monotonic() - self._tried_at >= 60 * minutes
 
     def finish(self) -> str | None:
@@ -203,8 +200,8 @@ class Saver:
                 state=state,
                 rng=rng,
                 record=record,
-                keep=self._settings.checkpoint.keep,
-                keep_every=self._settings.checkpoint.keep_every_steps,
+                keep=self._config.keep,
+                keep_every=self._config.keep_every_steps,
                 best=best,
             )
         except OSError as error:

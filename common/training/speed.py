@@ -32,8 +32,6 @@ def apply_speed(model: nn.Module, config: SpeedConfig, *, device: torch.device, 
         config: The settings.
         device: Where it runs.
         zero_stage: Of the training.
-    Raises:
-        InputError: compilation is asked for and cannot be had.
     """
     if config.activation_checkpointing:
         for module in model.modules():

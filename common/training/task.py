@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -11,45 +11,8 @@ import torch
 from PIL.Image import Image
 from torch import nn
 
-from beit.common.training.batches import Batch
-from beit.common.training.config import (
-    CheckpointConfig,
-    DeepSpeedConfig,
-    OptimizerConfig,
-    ProfileConfig,
-    RunConfig,
-    SpeedConfig,
-    TrainConfig,
-    TrainingPlan,
-)
+from beit.common.training.data import Batch, TrainingData
 from beit.common.training.judge import BestSoFar, Goal
-
-
-class TaskData(Protocol):
-    """What a training reads; `beit.common.training.data.TrainingData` for every data set."""
-
-    @property
-    def plan(self) -> TrainingPlan:
-        """Steps and batch shares, from `plan_training`."""
-        ...
-
-    def micro_batches(self, start_step: int) -> Iterator[Batch]:
-        """Yield this rank's micro-batches from `start_step` to the end of the run, `grad_accum_steps` per step.
-
-        `sample_ids` (list[str]), where a batch has them, are recorded when a step turns out not finite.
-        """
-        ...
-
-    def state(self, step: int) -> dict[str, Any]:
-        """Return the JSON-able position and identity of the data after `step` completed steps."""
-        ...
-
-    def check_resume(self, saved: Mapping[str, Any], *, allow_data_change: bool) -> None:
-        """Raise InputError when `saved`, an earlier `state`, does not belong to the present data.
-
-        With `allow_data_change` other data of the same batch and seed are taken and said.
-        """
-        ...
 
 
 class Task(Protocol):
@@ -57,12 +20,24 @@ class Task(Protocol):
 
     @property
     def model(self) -> nn.Module:
-        """The module to train, initialised identically on every rank."""
+        """The module to train, initialised identically on every rank; built when it is first asked for.
+
+        Until then a run whose data are not its own can still be refused for nothing.
+        """
         ...
 
     @property
-    def data(self) -> TaskData:
+    def data(self) -> TrainingData:
         """The samples to train on, in the order of this run."""
+        ...
+
+    @property
+    def goal(self) -> Goal | None:
+        """What evaluations are judged by; None where nothing is measured."""
+        ...
+
+    def begin(self, run: Path) -> None:
+        """Say what is about to happen, once the run's directory may be written to; called on every rank."""
         ...
 
     def param_groups(self) -> list[dict[str, Any]]:
@@ -127,28 +102,6 @@ class OverwritesWeights(Protocol):
     def overwritten_rows(self) -> list[tuple[nn.Parameter, torch.Tensor]]:
         """Return, and forget, what was overwritten since the last call: a parameter (M, ...) and a bool mask (M,)."""
         ...
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FitSettings:
-    """The sections of a stage's config that the loop reads."""
-
-    train: TrainConfig
-    """Rhythm and precision."""
-    optimizer: OptimizerConfig
-    """AdamW and schedule."""
-    checkpoint: CheckpointConfig
-    """What to keep."""
-    deepspeed: DeepSpeedConfig
-    """ZeRO stage."""
-    run: RunConfig = RunConfig()
-    """Where copies go."""
-    goal: Goal | None = None
-    """What evaluations are judged by; None where nothing is measured."""
-    speed: SpeedConfig = SpeedConfig()
-    """How the model is run."""
-    profile: ProfileConfig = ProfileConfig()
-    """Steps to record."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,4 +1,4 @@
-"""The training loop shared by every training: steps, schedule, evaluation, checkpoints, orderly stops.
+"""What every training shares: how it begins, and its loop of steps, evaluations, checkpoints and orderly stops.
 
 What differs between trainings is a `Task` (`task.py`). DeepSpeed is behind `engine.py`, saving and restoring is
 `saver.py`, records are `common/runs/metrics.py`, and what a non-finite step means is `judge.py`.
@@ -12,50 +12,108 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import nn
 
 from beit.common.errors import ResumableStop, RunFailed, require
-from beit.common.processes.distributed import World
+from beit.common.processes.distributed import World, init_distributed
 from beit.common.processes.signals import StopFlag, stop_on_signals
 from beit.common.progress import Progress
-from beit.common.runs.metrics import MetricsWriter, NoMetrics, open_metrics
-from beit.common.runs.run_dir import RunDirectory
+from beit.common.runs.layout import NONFINITE, PROFILE
+from beit.common.runs.metrics import Metrics, open_metrics
+from beit.common.runs.run_dir import RunDirectory, begin_run, open_run
+from beit.common.runs.wandb_log import require_wandb
 from beit.common.storage.locks import sole_use
-from beit.common.training.batches import BatchStream, HostFlag
+from beit.common.training.config import TrainingConfig
+from beit.common.training.data import BatchStream, HostFlag
 from beit.common.training.ema import WeightAverage
 from beit.common.training.engine import Engine
-from beit.common.training.engine_settings import EngineSettings
 from beit.common.training.judge import BestSoFar, NonFiniteGuard
 from beit.common.training.measure import ProfileWindow, peak_flops, peak_memory_bytes
-from beit.common.training.portable_state import gather_weights_in_use
+from beit.common.training.portable_state import gather_state
 from beit.common.training.saver import Saver
 from beit.common.training.speed import apply_speed
-from beit.common.training.task import CountsFlops, DrawsPictures, FitResult, FitSettings, OverwritesWeights, Task
+from beit.common.training.task import CountsFlops, DrawsPictures, FitResult, OverwritesWeights, Task
 
-__all__ = ["FitResult", "FitSettings", "Task", "fit"]
 logger = logging.getLogger(__name__)
+SomeTask = TypeVar("SomeTask", bound=Task)
 
 
-def fit(task: Task, *, settings: FitSettings, run: RunDirectory, world: World) -> FitResult:
+def train(
+    config: TrainingConfig,
+    build_task: Callable[[World], SomeTask],
+    *,
+    run_dir: Path,
+    resume: str,
+    free_keys: Sequence[str] = (),
+) -> tuple[SomeTask, FitResult]:
+    """Do a training, from joining the ranks to its end; every stage's trainings begin here.
+
+    Args:
+        config: All settings, written as config.toml.
+        build_task: Opens the data, after the ranks have joined and the seed is set.
+        run_dir: The run directory.
+        resume: See `open_run`.
+        free_keys: See `open_run`.
+    Raises:
+        InputError: bad input, and what `start_run` and `fit` refuse.
+        ResumableStop: asked to stop; everything is saved.
+        Diverged: too many steps were not finite.
+    """
+    with stop_on_signals():
+        require_wandb(config.run.wandb)
+        world = init_distributed(timeout_seconds=config.train.collective_timeout_seconds)
+        torch.manual_seed(config.train.seed)
+        task = build_task(world)
+        run = start_run(task, config, path=run_dir, resume=resume, world=world, free_keys=free_keys)
+        task.begin(run_dir)
+        return task, fit(task, config, run=run, world=world)
+
+
+def start_run(
+    task: Task, config: TrainingConfig, *, path: Path, resume: str, world: World, free_keys: Sequence[str] = ()
+) -> RunDirectory:
+    """Open the directory of a run; nothing in it is rewritten before the data are known to be those of the run.
+
+    Args:
+        task: Its model is built here, if it was not yet, between that check and the first thing written.
+        config: All settings.
+        path: The run directory.
+        resume: See `open_run`.
+        world: The ranks; all of them call this.
+        free_keys: See `open_run`.
+    """
+    run = open_run(path, config, world=world, resume=resume, free_keys=free_keys, sync_to=config.run.sync_to)
+    if run.checkpoint is not None:
+        data = run.checkpoint.record["data"]
+        task.data.check_resume(data, allow_data_change=config.run.allow_data_change)
+    _ = task.model
+    begin_run(run, config, world=world)
+    return run
+
+
+def fit(task: Task, config: TrainingConfig, *, run: RunDirectory, world: World) -> FitResult:
     """Train to the end of the plan, from the run's checkpoint if it has one.
 
     Args:
         task: Model, data and loss.
-        settings: Everything the loop needs to know.
+        config: Settings.
         run: Open run directory.
         world: The ranks; all of them call this.
     Raises:
-        InputError: the checkpoint does not belong to the data, the settings ask for what this task cannot do, another
-            process trains in the run's directory, or bad input met on the way.
+        InputError: the settings ask for what this task cannot do, another process trains in the run's directory, or bad
+            input met on the way.
         ResumableStop: asked to stop; everything is saved.
         Diverged: too many steps were not finite.
     """
     with ExitStack() as locks, stop_on_signals() as stop:
         world.run_on_main(lambda: locks.enter_context(sole_use(run.path)))
-        trainer = Trainer(task, settings=settings, run=run, world=world)
+        trainer = Trainer(task, config, run=run, world=world)
         try:
             return trainer.run(stop)
         finally:
@@ -65,43 +123,36 @@ def fit(task: Task, *, settings: FitSettings, run: RunDirectory, world: World) -
 class Trainer:
     """The state of one training: counters, engine, data stream and the files it writes. Use `fit`."""
 
-    def __init__(self, task: Task, *, settings: FitSettings, run: RunDirectory, world: World) -> None:
-        self._task, self._settings, self._run, self._world = task, settings, run, world
+    def __init__(self, task: Task, config: TrainingConfig, *, run: RunDirectory, world: World) -> None:
+        self._task, self._config, self._run, self._world = task, config, run, world
         self._plan = task.data.plan
-        self._best = BestSoFar(goal=settings.goal, patience=settings.train.early_stop_evals)
+        self._best = BestSoFar(goal=task.goal, patience=config.train.early_stop_evals)
         self._best_weights: dict[str, torch.Tensor] | None = None
-        engine_settings = EngineSettings(
-            optimizer=settings.optimizer,
-            deepspeed=settings.deepspeed,
-            precision=settings.train.precision,
-            plan=self._plan,
-            keep_average=settings.train.ema_decay is not None,
-        )
-        self._engine = Engine(task.model, task.forward, task.param_groups(), settings=engine_settings, world=world)
+        self._engine = Engine(task, config, world=world)
         require(
             self._engine.zero_stage == 0 or not isinstance(task, OverwritesWeights),
             f"deepspeed.zero_stage ({self._engine.zero_stage}) must be 0 here: this training overwrites weights "
             "itself, which partitions held elsewhere would not notice",
         )
-        apply_speed(task.model, settings.speed, device=world.device, zero_stage=self._engine.zero_stage)
-        self._peak_flops = peak_flops(world.device, self._engine.precision, settings.speed.peak_tflops)
-        window = settings.profile.window
+        apply_speed(task.model, config.speed, device=world.device, zero_stage=self._engine.zero_stage)
+        self._peak_flops = peak_flops(world.device, self._engine.precision, config.speed.peak_tflops)
+        window = config.profile.window
         require(
             not window or window[0] < self._plan.total_steps,
-            f"profile.steps ({settings.profile.steps}) begin after the run's {self._plan.total_steps} steps; name "
+            f"profile.steps ({config.profile.steps}) begin after the run's {self._plan.total_steps} steps; name "
             "earlier ones",
         )
-        self._profile = ProfileWindow(window, run.path / "profile", world)
-        self._average = WeightAverage(self._engine, settings.train.ema_decay)
-        self._saver = Saver(task, engine=self._engine, run=run, world=world, settings=settings)
-        self._guard = NonFiniteGuard(run.path / "nonfinite.jsonl" if world.is_main else None)
-        self._step = 0
+        self._profile = ProfileWindow(window, run.path / PROFILE, world) if window else None
+        self._average = WeightAverage(self._engine, config.train.ema_decay)
+        self._saver = Saver(task, engine=self._engine, run=run, world=world, config=config.checkpoint)
+        self._guard = NonFiniteGuard(run.path / NONFINITE if world.is_main else None)
+        self._step, self._end = 0, self._plan.total_steps
         self._evaluation: dict[str, float] = {}
         self._unread: list[tuple[int, HostFlag, list[str]]] = []
         self._losses: list[tuple[torch.Tensor, dict[str, torch.Tensor]]] = []
         self._lr = 0.0
         self._logged_at, self._logged_step = time.monotonic(), 0
-        self._metrics: MetricsWriter = NoMetrics()
+        self._metrics = Metrics()
         self._stream = BatchStream(iter(()), world.device)
 
     def run(self, stop: StopFlag) -> FitResult:
@@ -109,15 +160,16 @@ class Trainer:
         total = self._plan.total_steps
         self._restore()
         self._world.run_on_main(self._open_metrics)
-        if self._step < total and not self._best.is_exhausted:
+        if self._step < self._end:
             self._start_data()
         self._world.shorten_timeouts()
         with Progress(
             total, unit="steps", description="training", initial=self._step, enabled=self._world.is_main
         ) as progress:
-            while self._step < total and not self._best.is_exhausted:
+            while self._step < self._end:
                 self._heed(stop)
-                self._profile.before(self._step)
+                if self._profile is not None:
+                    self._profile.before(self._step)
                 self._train_step()
                 self._step += 1
                 progress.update(1, **self._between_steps())
@@ -130,12 +182,13 @@ class Trainer:
         return FitResult(step=self._step, nonfinite_steps=self._guard.total, metrics=self._evaluation, best=self._best)
 
     def _open_metrics(self) -> None:
-        project = self._settings.run.wandb
+        project = self._config.run.wandb
         self._metrics = open_metrics(self._run.path, self._step, wandb_project=project)
 
     def close(self) -> None:
         """Close files, end the data workers and release the engine."""
-        self._profile.close()
+        if self._profile is not None:
+            self._profile.close()
         self._stream.close()
         self._metrics.close()
         self._saver.close()
@@ -151,7 +204,9 @@ class Trainer:
             self._evaluation = dict(checkpoint.record["evaluation"])
             if "best" in checkpoint.record:
                 self._best.restore(checkpoint.record["best"])
-            goal = self._settings.goal
+                if self._best.is_exhausted:
+                    self._end = self._step
+            goal = self._task.goal
             if self._world.is_main and goal is not None and goal.keep_best:
                 self._best_weights = checkpoint.best_weights()
 
@@ -160,14 +215,14 @@ class Trainer:
         self._stream = BatchStream(iter(self._task.data.micro_batches(self._step)), self._world.device)
         self._stream.start()
         # Last, because starting loader workers draws from the generators.
-        self._saver.restore_random_state(seed=self._settings.train.seed, step=self._step)
+        self._saver.restore_random_state(seed=self._config.train.seed, step=self._step)
         self._engine.model.train()
         self._reset_clock()
 
     def _train_step(self) -> None:
         """Forward and backward over the step's micro-batches, then one update."""
         position = self._step - self._guard.total
-        optimizer = self._settings.optimizer
+        optimizer = self._config.optimizer
         self._lr = self._scheduled(position, peak=optimizer.lr, final=optimizer.min_lr, with_warmup=True)
         self._engine.set_schedule(lr=self._lr, weight_decay_factor=self._weight_decay_factor(position))
         self._losses.clear()
@@ -195,7 +250,7 @@ class Trainer:
 
     def _weight_decay_factor(self, position: int) -> float:
         """Return the scheduled weight decay relative to the configured one."""
-        base, final = self._settings.optimizer.weight_decay, self._settings.optimizer.final_weight_decay
+        base, final = self._config.optimizer.weight_decay, self._config.optimizer.final_weight_decay
         if final is None or base == 0:
             return 1.0
         return self._scheduled(position, peak=base, final=final, with_warmup=False) / base
@@ -229,10 +284,10 @@ class Trainer:
 
     def _between_steps(self) -> dict[str, float]:
         """Log, evaluate and save where the step number says so; returns the fields to show."""
-        is_last = self._step == self._plan.total_steps
+        is_last = self._step == self._end
         is_eval = is_last or self._is_eval_due()
         is_save = is_last or self._step % self._plan.save_interval_steps == 0
-        is_log = is_last or self._step % self._settings.train.log_interval_steps == 0
+        is_log = is_last or self._step % self._config.train.log_interval_steps == 0
         shown: dict[str, float] = {}
         if is_log or is_eval or is_save:
             self._read_flags(leave=0)
@@ -240,7 +295,7 @@ class Trainer:
             shown = self._log()
         if is_eval:
             self._evaluate()
-        is_last = is_last or self._best.is_exhausted
+        is_last = self._step == self._end
         if is_save or is_last:
             self._save(required=is_last)
         return shown
@@ -312,11 +367,15 @@ class Trainer:
 
     def _judge(self) -> None:
         """Compare the evaluation with the best one, and keep the weights if they are to be kept."""
-        goal = self._settings.goal
+        goal = self._task.goal
         is_best = self._best.note(self._step, self._evaluation)
         if is_best and goal is not None and goal.keep_best:
-            self._best_weights = gather_weights_in_use(self._engine)
-        if goal is not None and self._best.is_exhausted and self._world.is_main:
+            state = gather_state(self._engine, with_moments=False)
+            self._best_weights = None if state is None else state.weights_in_use()
+        if goal is None or not self._best.is_exhausted:
+            return
+        self._end = self._step
+        if self._world.is_main:
             logger.info(
                 "stopped early at step %d: %s has not improved in %d evaluations; the best is %.4f of step %d",
                 self._step,
@@ -354,8 +413,6 @@ def cosine_schedule(step: int, *, total_steps: int, warmup_steps: int, peak: flo
     Returns:
         The value at this step.
 
-    Raises:
-        InputError: warmup_steps is outside [0, total_steps].
     Source: the released BEiT code. Differs: a warmup given in steps alone works, and steps past the end are defined.
     """
     require(

@@ -12,6 +12,8 @@ from beit.common.vit.config import ViTConfig
 from beit.common.vit.position_bias import TABLE_KEY, num_table_rows, resize_table
 
 SHARED_TABLE = f"rel_pos_bias.{TABLE_KEY}"
+_SHAPE = ("patch_size", "in_chans", "embed_dim", "depth", "num_heads", "mlp_ratio", "qkv_bias", "use_abs_pos_emb")
+"""What the two must agree in."""
 
 
 def adapt_state(state: Mapping[str, Tensor], source: ViTConfig, target: ViTConfig) -> dict[str, Tensor]:
@@ -20,17 +22,8 @@ def adapt_state(state: Mapping[str, Tensor], source: ViTConfig, target: ViTConfi
     A shared position table is copied to every block, which leaves the function computed unchanged; where the source has
     none, tables start at zero, likewise. Position tables and embeddings are resized to the target's patch grid.
 
-    Args:
-        state: Official names; not modified.
-        source: Shape it belongs to.
-        target: Shape wanted.
-
     Returns:
-        The new state dict; unchanged tensors are the same objects.
-
-    Raises:
-        InputError: the two differ in width, depth, heads, patch size or absolute positions, or the source's position
-            tables have no place in the target.
+        The new state dict, under official names; unchanged tensors are the same objects.
     """
     _check_adaptable(source, target)
     adapted = {name: tensor for name, tensor in state.items() if not name.endswith("relative_position_index")}
@@ -63,16 +56,7 @@ def resize_pos_embed(pos_embed: Tensor, source_grid: tuple[int, int], target_gri
 
 
 def _check_adaptable(source: ViTConfig, target: ViTConfig) -> None:
-    for name in (
-        "patch_size",
-        "in_chans",
-        "embed_dim",
-        "depth",
-        "num_heads",
-        "mlp_ratio",
-        "qkv_bias",
-        "use_abs_pos_emb",
-    ):
+    for name in _SHAPE:
         stored, wanted = getattr(source, name), getattr(target, name)
         require(stored == wanted, f"the encoder has {name} {stored}, the model wants {wanted}; they must be equal")
     require(

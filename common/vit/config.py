@@ -7,7 +7,7 @@ Here: `ViTConfig` (everything that decides which parameters exist and what a for
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict
 from typing import Annotated, Literal, NamedTuple
 
 from beit.common.config import above, at_least, checked, within
@@ -26,18 +26,13 @@ class Normalization(NamedTuple):
     """Divides the centred pixels."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ViTShape:
-    """Width, depth and layer scale of one named size."""
+class ViTShape(NamedTuple):
+    """What one named size sets of `ViTConfig`."""
 
     embed_dim: int
-    """Channels of the residual stream."""
     depth: int
-    """Number of transformer blocks."""
     num_heads: int
-    """Attention heads per block."""
     init_values: float
-    """Initial value of the layer scale."""
 
 
 # base and large are the published models; small is DeiT's width at base depth; tiny is sized for a laptop CPU.
@@ -117,9 +112,9 @@ class ViTConfig:
     @property
     def name(self) -> str:
         """Conventional model name, e.g. beit_base_patch16_224; the shape replaces the size where none matches."""
+        known = {size[:3]: name for name, size in VIT_SIZES.items()}
         shape = (self.embed_dim, self.depth, self.num_heads)
-        known = {(size.embed_dim, size.depth, size.num_heads): name for name, size in VIT_SIZES.items()}
-        size = known.get(shape, f"{self.embed_dim}x{self.depth}x{self.num_heads}")
+        size = known.get(shape, "x".join(map(str, shape)))
         return f"beit_{size}_patch{self.patch_size}_{self.img_size}"
 
 
@@ -148,38 +143,9 @@ class ModelConfig:
 
 
 def build_vit_config(
-    model: ModelConfig,
-    *,
-    img_size: int,
-    patch_size: int,
-    use_mask_token: bool = True,
-    init: InitRule = "pretrain",
+    model: ModelConfig, *, img_size: int, patch_size: int, use_mask_token: bool = True, init: InitRule = "pretrain"
 ) -> ViTConfig:
-    """Resolve a recipe's `[model]` section into the full shape.
-
-    Args:
-        model: Named size and explicit overrides.
-        img_size: Side of the input image, in pixels.
-        patch_size: Side of one patch, in pixels.
-        use_mask_token: True for pre-training.
-        init: Initialisation rule of the stage.
-    Returns:
-        The validated shape.
-    Raises:
-        InputError: A value, or a combination of values, is outside its range.
-    """
-    shape = VIT_SIZES[model.size]
-    return ViTConfig(
-        img_size=img_size,
-        patch_size=patch_size,
-        embed_dim=shape.embed_dim if model.embed_dim is None else model.embed_dim,
-        depth=shape.depth if model.depth is None else model.depth,
-        num_heads=shape.num_heads if model.num_heads is None else model.num_heads,
-        mlp_ratio=model.mlp_ratio,
-        init_values=shape.init_values if model.init_values is None else model.init_values,
-        drop_path=model.drop_path,
-        use_abs_pos_emb=model.use_abs_pos_emb,
-        pos_bias=model.pos_bias,
-        use_mask_token=use_mask_token,
-        init=init,
-    )
+    """Resolve a recipe's `[model]` section into the full shape; sizes in pixels."""
+    given = {name: value for name, value in asdict(model).items() if name != "size" and value is not None}
+    shape = VIT_SIZES[model.size]._asdict() | given
+    return ViTConfig(img_size=img_size, patch_size=patch_size, use_mask_token=use_mask_token, init=init, **shape)

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from beit.common.config import config_from_dict, config_to_dict
-from beit.common.errors import InputError, require
-from beit.common.storage.files import read_json
+from beit.common.errors import InputError
+from beit.common.storage.documents import Format, read_json
 from beit.common.vit.config import Normalization, ViTConfig
 
-FORMAT, FORMAT_VERSION = "beit-encoder", 1
+FORMAT = Format("beit-encoder", 1)
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
 
 
@@ -44,11 +44,7 @@ class EncoderConfig:
 
 
 def find_encoder(path: str | Path) -> Path:
-    """Return the folder of an encoder given by itself or by the run directory around it.
-
-    Raises:
-        InputError: there is none, or it was cut off while being written.
-    """
+    """Return the folder of an encoder given by itself or by the run directory around it."""
     given = Path(path)
     for directory in (given, given / "model", given / "encoder"):
         if (directory / CONFIG_FILE).is_file():
@@ -59,42 +55,9 @@ def find_encoder(path: str | Path) -> Path:
 
 
 def read_encoder_config(path: str | Path) -> EncoderConfig:
-    """Read the description of an encoder.
-
-    Args:
-        path: Folder of an encoder, or a run directory with an `encoder` or a `model` folder in it.
-
-    Raises:
-        InputError: no encoder there, another format, or a malformed description.
-    """
-    directory = find_encoder(path)
-    return encoder_config_from_json(read_json(directory / CONFIG_FILE), origin=str(directory / CONFIG_FILE))
-
-
-def encoder_config_to_json(config: EncoderConfig) -> dict[str, Any]:
-    """Return what `config.json` holds."""
-    described = config_to_dict(replace(config, provenance={}))
-    normalization = {"mean": list(config.normalization.mean), "std": list(config.normalization.std)}
-    return {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
-        **described,
-        "normalization": normalization,
-        "provenance": config.provenance,
-    }
-
-
-def encoder_config_from_json(value: Any, *, origin: str) -> EncoderConfig:
-    """Rebuild the description from what `config.json` holds.
-
-    Raises:
-        InputError: another format or version, or a malformed description; names `origin`.
-    """
-    require(isinstance(value, dict) and value.get("format") == FORMAT, f"{origin} does not describe a {FORMAT}")
-    version = value.get("format_version")
-    require(
-        version == FORMAT_VERSION, f"{origin} has format_version {version}; this version of beit reads {FORMAT_VERSION}"
-    )
+    """Read the description of an encoder, or of the one in a run directory, as `encoder` or `model`."""
+    file = find_encoder(path) / CONFIG_FILE
+    value, origin = FORMAT.check(read_json(file), file), str(file)
     try:
         normalization = value["normalization"]
         class_names = value.get("class_names")
@@ -111,3 +74,13 @@ def encoder_config_from_json(value: Any, *, origin: str) -> EncoderConfig:
         )
     except (KeyError, TypeError) as error:
         raise InputError(f"{origin} is malformed ({error!r}); write the encoder again") from None
+
+
+def encoder_config_to_json(config: EncoderConfig) -> dict[str, Any]:
+    """Return what `config.json` holds."""
+    return {
+        **FORMAT.header(),
+        **config_to_dict(replace(config, provenance={})),
+        "normalization": {"mean": list(config.normalization.mean), "std": list(config.normalization.std)},
+        "provenance": config.provenance,
+    }

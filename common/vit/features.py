@@ -24,8 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from beit.common.vit.config import Normalization
-from beit.common.vit.normalization import normalize_images
-from beit.common.vit.vit import VisionTransformer
+from beit.common.vit.vit import VisionTransformer, normalize_images
 
 FeaturePooling = Literal["mean", "cls", "cls_mean"]
 
@@ -35,7 +34,6 @@ KNN_NEIGHBOURS = 20
 """Neighbours that vote; DINO's best on ImageNet-1k."""
 LINEAR_L2 = 1e-3
 """Weight penalty on standardised features. From 1e-4 to 1e-2 accuracies differ by about a point; arbitrary within."""
-_LINEAR_STEPS = 100
 _CHUNK = 1024
 """Queries compared at a time: 1024 x 50 000 similarities are 200 MB."""
 _STD_FLOOR = 1e-6
@@ -79,10 +77,8 @@ class LinearProbe:
 def pool_features(hidden: Tensor, pooling: FeaturePooling = "mean") -> Tensor:
     """Reduce a residual stream (B, S, D) to one vector per image (B, F), float32.
 
-    Args:
-        hidden: After a block, CLS first.
-        pooling: "mean" averages the patches; "cls" takes CLS; "cls_mean" puts both side by side (F = 2 D), as the
-            released linear evaluation does.
+    "mean" averages the patches; "cls" takes CLS; "cls_mean" puts both side by side (F = 2 D), as the released linear
+    evaluation does.
     """
     hidden = hidden.float()
     if pooling == "cls":
@@ -204,13 +200,7 @@ def fit_linear(features: Tensor, labels: Tensor, *, num_classes: int, l2: float 
 
     Minimises mean cross-entropy + l2 / 2 x ||W||^2, where W acts on features standardised per channel (mean 0, standard
     deviation 1 over the training images; a constant channel becomes 0). Biases are free. The problem is convex, so
-    there is no seed and no learning rate to choose.
-
-    Args:
-        features: (n, F).
-        labels: (n,) int64 in [0, C).
-        num_classes: C.
-        l2: Weight penalty.
+    there is no seed and no learning rate to choose. Features are (n, F), labels (n,) int64 in [0, C).
     """
     # Also inside an evaluation, where gradients are off.
     with torch.inference_mode(False), torch.enable_grad(), _full_precision(features.device):
@@ -224,7 +214,7 @@ def _fit_linear(features: Tensor, labels: Tensor, num_classes: int, l2: float) -
     weight = torch.zeros(num_classes, features.shape[1], device=features.device, requires_grad=True)
     bias = torch.zeros(num_classes, device=features.device, requires_grad=True)
     solver = torch.optim.LBFGS(
-        [weight, bias], max_iter=_LINEAR_STEPS, tolerance_grad=1e-5, history_size=10, line_search_fn="strong_wolfe"
+        [weight, bias], max_iter=100, tolerance_grad=1e-5, history_size=10, line_search_fn="strong_wolfe"
     )
 
     def cost() -> Tensor:
@@ -239,22 +229,12 @@ def _fit_linear(features: Tensor, labels: Tensor, num_classes: int, l2: float) -
     return LinearProbe(folded, bias.detach() - folded @ mean)
 
 
-def probe_blocks(train: Features, test: Features, *, num_classes: int, l2: float = LINEAR_L2) -> list[BlockScore]:
-    """Measure k-NN and a linear classifier on the features of every block.
-
-    Args:
-        train: To vote and to fit with.
-        test: To measure on; the same blocks.
-        num_classes: C.
-        l2: See `fit_linear`.
-
-    Returns:
-        One score per block, in order.
-    """
+def probe_blocks(train: Features, test: Features, *, num_classes: int) -> list[BlockScore]:
+    """Measure how k-NN and a linear classifier (`fit_linear`), both given `train`, do on every block of `test`."""
     scores = []
     for block, (own, other) in enumerate(zip(train.blocks, test.blocks, strict=True)):
         voted = knn_predict(own, train.labels, other, num_classes=num_classes)[0]
-        classified = fit_linear(own, train.labels, num_classes=num_classes, l2=l2).logits(other).argmax(1)
+        classified = fit_linear(own, train.labels, num_classes=num_classes).logits(other).argmax(1)
         scores.append(BlockScore(block, _share(voted == test.labels), _share(classified == test.labels)))
     return scores
 

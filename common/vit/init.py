@@ -22,9 +22,7 @@ that its sampler then turns one draw in 2^24 into a weight of -2.0 (100 standard
 def trunc_normal(tensor: Tensor, rule: InitRule) -> None:
     """Fill a weight in place with a truncated normal, mean 0, standard deviation 0.02 before the cut.
 
-    Args:
-        tensor: Weight, any shape.
-        rule: "pretrain" cuts at one standard deviation (0.0108 remain), "finetune" practically nowhere.
+    "pretrain" cuts at one standard deviation (0.0108 remain), "finetune" practically nowhere.
 
     Source: the released BEiT code; the cut of pre-training is deliberate (microsoft/unilm issue 914).
     """
@@ -40,24 +38,17 @@ def trunc_normal(tensor: Tensor, rule: InitRule) -> None:
 def init_vit(model: nn.Module, config: ViTConfig) -> None:
     """Give every parameter a vision transformer has at this point its initial value, in place; heads add their own.
 
-    Args:
-        model: With official parameter names.
-        config: Its shape; `config.init` picks the rule.
-
     Source: the released BEiT code. Pre-training draws the patch convolution like every Linear; fine-tuning leaves it at
         the default of the convolution. Position tables, q and v biases start at zero, so at first all masked patches of
         an image have equal logits.
     """
     for module in model.modules():
-        if isinstance(module, nn.Linear):
+        if isinstance(module, nn.LayerNorm) or (isinstance(module, nn.Conv2d) and config.init == "finetune"):
+            module.reset_parameters()
+        elif isinstance(module, nn.Linear | nn.Conv2d):
             trunc_normal(module.weight, config.init)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.LayerNorm):
-            nn.init.ones_(module.weight)
-            nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.Conv2d):
-            _init_patch_conv(module, config.init)
     for name, parameter in model.named_parameters():
         leaf = name.rpartition(".")[2]
         if leaf in ("cls_token", "mask_token", "pos_embed"):
@@ -66,38 +57,18 @@ def init_vit(model: nn.Module, config: ViTConfig) -> None:
             nn.init.zeros_(parameter)
         elif leaf in ("gamma_1", "gamma_2"):
             nn.init.constant_(parameter, config.init_values)
-    _rescale_by_depth(model)
+        elif name.startswith("blocks.") and name.endswith(("attn.proj.weight", "mlp.fc2.weight")):
+            # Both branches of block l add to a stream that l blocks share: what they write is divided by sqrt(2 l).
+            with torch.no_grad():
+                parameter.div_(math.sqrt(2 * (int(name.split(".")[1]) + 1)))
 
 
 def init_head(head: nn.Linear, scale: float) -> None:
     """Initialise a classification head in place: small, so that fine-tuning starts near uniform predictions.
 
-    Args:
-        head: The classifier.
-        scale: Factor on weight and bias after the fine-tuning rule; 0.001 in the released code.
+    `scale` multiplies the weight after the fine-tuning rule; 0.001 in the released code.
     """
     trunc_normal(head.weight, "finetune")
     with torch.no_grad():
         head.weight.mul_(scale)
         nn.init.zeros_(head.bias)
-
-
-def _init_patch_conv(conv: nn.Conv2d, rule: InitRule) -> None:
-    if rule == "pretrain":
-        trunc_normal(conv.weight, rule)
-        if conv.bias is not None:
-            nn.init.zeros_(conv.bias)
-        return
-    nn.init.kaiming_uniform_(conv.weight, a=math.sqrt(5))
-    if conv.bias is not None:
-        bound = 1 / math.sqrt(conv.weight[0].numel())
-        nn.init.uniform_(conv.bias, -bound, bound)
-
-
-def _rescale_by_depth(model: nn.Module) -> None:
-    # Both branches of block l add to a stream that l blocks share: divide what they write by sqrt(2 l), l from 1.
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parts = name.split(".")
-            if parts[0] == "blocks" and name.endswith(("attn.proj.weight", "mlp.fc2.weight")):
-                parameter.div_(math.sqrt(2 * (int(parts[1]) + 1)))

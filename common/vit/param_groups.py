@@ -5,43 +5,25 @@ A group is a dict with `params`, `weight_decay` and `lr_scale`; the training loo
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
 
-from beit.common.errors import require
 
-_NEVER_DECAYED = ("cls_token", "pos_embed")
-_UNDECIDED = ("mask_token", "relative_position_bias_table")
+def is_decayed(name: str, num_dims: int) -> bool:
+    """Tell by its official name and its dimensions whether a parameter is weight-decayed.
 
-
-def is_decayed(name: str, num_dims: int, *, decay_tables: bool = True) -> bool:
-    """Tell whether a parameter is weight-decayed.
-
-    Vectors (norms, layer scale, q and v bias), biases, `cls_token` and `pos_embed` are not.
-
-    Args:
-        name: Official parameter name.
-        num_dims: Dimensions of the parameter.
-        decay_tables: Whether the mask token and the relative position tables are, as in the released code, where they
-            are decayed only because its name list leaves them out.
+    Vectors (norms, layer scale, q and v bias), biases, `cls_token` and `pos_embed` are not. The mask token and the
+    relative position tables are, as in the released code, though only because its name list leaves them out.
     """
-    leaf = name.rpartition(".")[2]
-    if num_dims == 1 or leaf == "bias" or leaf in _NEVER_DECAYED:
-        return False
-    return decay_tables or leaf not in _UNDECIDED
+    return num_dims != 1 and name.rpartition(".")[2] not in ("bias", "cls_token", "pos_embed")
 
 
 def layer_id(name: str, depth: int) -> int:
-    """Number the layer a parameter belongs to, from the image upwards.
+    """Number the layer a parameter of a model of `depth` blocks belongs to, by its official name.
 
-    Args:
-        name: Official parameter name.
-        depth: Number of transformer blocks, L.
-
-    Returns:
-        0 for the embeddings, i + 1 for block i (0-based), L + 1 for all else: head, last norm, a shared position table.
+    Returns 0 for the embeddings, i + 1 for block i (0-based), depth + 1 for all else: head, last norm, a shared
+    position table.
     """
     first, _, rest = name.partition(".")
     if first in ("cls_token", "mask_token", "pos_embed", "patch_embed"):
@@ -51,19 +33,8 @@ def layer_id(name: str, depth: int) -> int:
     return depth + 1
 
 
-def weight_decay_groups(model: nn.Module, *, weight_decay: float, decay_tables: bool = True) -> list[dict[str, Any]]:
-    """Split the trainable parameters into decayed and not decayed, all at the schedule's own rate.
-
-    Args:
-        model: With official parameter names.
-        weight_decay: Of the decayed group.
-        decay_tables: See `is_decayed`.
-    """
-    return layer_decay_groups(model, weight_decay=weight_decay, layer_decay=1.0, depth=0, decay_tables=decay_tables)
-
-
-def layer_decay_groups(
-    model: nn.Module, *, weight_decay: float, layer_decay: float, depth: int, decay_tables: bool = True
+def param_groups(
+    model: nn.Module, *, weight_decay: float, layer_decay: float = 1.0, depth: int = 0
 ) -> list[dict[str, Any]]:
     """Split the trainable parameters by layer and decay; lower layers learn more slowly.
 
@@ -71,22 +42,20 @@ def layer_decay_groups(
         model: With official parameter names.
         weight_decay: Of the decayed parameters.
         layer_decay: Factor from one layer to the layer below it, in (0, 1]; the head has 1, the embeddings
-            layer_decay^(depth + 1). With 1 there are two groups only.
-        depth: Number of transformer blocks.
-        decay_tables: See `is_decayed`.
+            layer_decay^(depth + 1). With 1 there are two groups only, both at the schedule's own rate.
+        depth: Number of transformer blocks, for a layer_decay below 1.
 
     Returns:
         Groups in the order of the layers, decayed before not decayed.
 
-    Raises:
-        InputError: layer_decay is outside (0, 1].
     Source: the released BEiT fine-tuning code. Differs: nothing.
     """
-    require(0 < layer_decay <= 1, f"layer_decay ({layer_decay}) must be in (0, 1]")
     groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
-    for name, parameter in _trainable(model):
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         layer = layer_id(name, depth) if layer_decay < 1 else depth + 1
-        key = layer, not is_decayed(name, parameter.ndim, decay_tables=decay_tables)
+        key = layer, not is_decayed(name, parameter.ndim)
         groups.setdefault(key, []).append(parameter)
     return [
         {
@@ -96,7 +65,3 @@ def layer_decay_groups(
         }
         for layer, spared in sorted(groups)
     ]
-
-
-def _trainable(model: nn.Module) -> Iterable[tuple[str, nn.Parameter]]:
-    return ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)

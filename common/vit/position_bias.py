@@ -22,9 +22,6 @@ NUM_CLS_ROWS = 3
 
 TABLE_KEY = "relative_position_bias_table"
 
-_SPACING_LOW, _SPACING_HIGH, _SPACING_WIDTH = 1.01, 1.5, 1e-6
-"""Bracket and final width of the bisection for the geometric spacing, as in the published checkpoints' loader."""
-
 
 def num_table_rows(grid_size: tuple[int, int]) -> int:
     """Return R: one row per offset between two patches of the grid, and three for pairs with CLS."""
@@ -33,11 +30,7 @@ def num_table_rows(grid_size: tuple[int, int]) -> int:
 
 
 def relative_position_index(grid_size: tuple[int, int], device: str | torch.device | None = None) -> Tensor:
-    """Build the table row that each (query, key) pair of the sequence reads.
-
-    Args:
-        grid_size: Patches per side (height, width).
-        device: Where the index goes; None means torch's default device.
+    """Build the table row that each (query, key) pair of the sequence over a grid (height, width) reads.
 
     Returns:
         (1 + N, 1 + N) int32 in [0, R); row = query, column = key, patches row-major after CLS.
@@ -59,12 +52,7 @@ def relative_position_index(grid_size: tuple[int, int], device: str | torch.devi
 
 
 class RelativePositionBias(nn.Module):
-    """The learned table of one block, or of all blocks.
-
-    Args:
-        grid_size: Patches per side (height, width).
-        num_heads: Columns of the table, H.
-    """
+    """The learned table that all blocks share."""
 
     relative_position_bias_table: nn.Parameter
 
@@ -83,11 +71,7 @@ class RelativePositionBias(nn.Module):
 
 
 def gather_bias(table: Tensor, index: Tensor) -> Tensor:
-    """Spread a table over all (query, key) pairs.
-
-    Args:
-        table: (R, H), any float dtype.
-        index: (1 + N, 1 + N) integer, from `relative_position_index`.
+    """Spread a table (R, H) over all (query, key) pairs, by the index of `relative_position_index`.
 
     Returns:
         (1, H, 1 + N, 1 + N), the table's dtype, last dimension contiguous; add it to the scaled attention logits.
@@ -103,15 +87,7 @@ def gather_bias(table: Tensor, index: Tensor) -> Tensor:
 
 
 def bias_rows(bias: Tensor, positions: Tensor) -> Tensor:
-    """Take the rows of some queries, which differ from image to image.
-
-    Args:
-        bias: (1, H, S, S), from `gather_bias`.
-        positions: (B, K) int64 in [0, S).
-
-    Returns:
-        (B, H, K, S), the bias's dtype.
-    """
+    """Take the rows (B, H, K, S) of some queries, (B, K) int64 in [0, S), out of the bias (1, H, S, S)."""
     _, heads, length, _ = bias.shape
     # As an embedding look-up, again, the backward is one dense scatter.
     by_query = bias[0].transpose(0, 1).reshape(length, heads * length)
@@ -125,16 +101,10 @@ def resize_table(table: Tensor, source_grid: tuple[int, int], target_grid: tuple
     Offsets near zero matter most and are learned best, so the source points are spread geometrically, dense in the
     middle, such that they cover the target range; a bicubic spline then reads the target offsets.
 
-    Args:
-        table: (R_source, H) float.
-        source_grid: Patches per side (height, width) the table was learned on.
-        target_grid: Patches per side (height, width) wanted.
+    Takes (R_source, H) float and both grids, patches (height, width).
 
     Returns:
         (R_target, H), dtype of the input; the three CLS rows are copied. The input itself where the grids are equal.
-
-    Raises:
-        InputError: table does not have the rows that source_grid implies.
     Source: the released BEiT fine-tuning code. Differs: each axis has its own spacing, so rectangles work; the spline,
         there SciPy's interp2d (removed), is evaluated here as an equivalent matrix in float64.
     """
@@ -155,20 +125,16 @@ def resize_table(table: Tensor, source_grid: tuple[int, int], target_grid: tuple
 
 
 def geometric_spacing(source_len: int, target_len: int) -> float:
-    """Find the ratio q whose geometric steps stretch the source offsets over the target range.
-
-    Args:
-        source_len: Offsets along one axis of the source table, odd.
-        target_len: Offsets along the same axis of the target table, odd.
+    """Find the ratio q whose geometric steps stretch the source offsets of one axis over the target's, both odd.
 
     Returns:
         q in [1.01, 1.5]: the last midpoint of a bisection for 1 + q + ... + q^(n-1) = target_len // 2 with n =
         source_len // 2. Shrinking ends at the lower limit, as in the released code.
     """
     steps, reach = source_len // 2, target_len // 2
-    low, high = _SPACING_LOW, _SPACING_HIGH
-    ratio = low
-    while high - low > _SPACING_WIDTH:
+    low = ratio = 1.01  # bracket and final width as in the published checkpoints' loader
+    high = 1.5
+    while high - low > 1e-6:
         ratio = (low + high) / 2
         if (1 - ratio**steps) / (1 - ratio) > reach:
             high = ratio
@@ -179,11 +145,7 @@ def geometric_spacing(source_len: int, target_len: int) -> float:
 
 @lru_cache(maxsize=32)
 def spline_matrix(source_len: int, target_len: int) -> Tensor:
-    """Build the matrix that resamples one axis of a table.
-
-    Args:
-        source_len: Offsets along the axis of the source, odd.
-        target_len: Offsets along the axis of the target, odd.
+    """Build the matrix that resamples one axis of a table; the numbers of offsets along it are odd.
 
     Returns:
         (target_len, source_len) float64: the not-a-knot cubic spline through the geometrically spaced source points,

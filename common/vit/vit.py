@@ -1,7 +1,7 @@
 """The vision transformer of BEiT: patches to hidden states, with the parameter names of the released checkpoints.
 
-Here: patch embedding, blocks, and the backbone. Not here: its shape (`common/vit/config.py`), initial values
-(`common/vit/init.py`), position tables (`common/vit/position_bias.py`), heads (`pretrain/model.py`,
+Here: pixels as the network expects them, patch embedding, blocks, and the backbone. Not here: its shape (`config.py`),
+initial values (`init.py`), position tables (`position_bias.py`), heads (`pretrain/model.py`,
 `finetune/classification/model.py`), weights on disk (`common/encoder.py`).
 
 Legend: B = batch, N = patches, S = 1 + N sequence with CLS first, D = embed_dim, H = heads, E = D / H, K = positions
@@ -10,8 +10,8 @@ that are asked for, Q = positions that ask: S or K. Masks are True where a patch
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,23 @@ from beit.common.vit.position_bias import (
 )
 
 LAYER_NORM_EPS = 1e-6
+
+
+def normalize_images(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Scale to [0, 1], subtract `mean`, divide by `std`, per channel.
+
+    Args:
+        images: (B, 3, H, W) uint8.
+        mean: Per channel, of pixels in [0, 1].
+        std: Per channel, of pixels in [0, 1].
+
+    Returns:
+        (B, 3, H, W) float32.
+    """
+    # One multiply-add: (x / 255 - mean) / std = x * scale + shift.
+    scale = torch.tensor([1 / (255 * s) for s in std], device=images.device).view(1, -1, 1, 1)
+    shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=images.device).view(1, -1, 1, 1)
+    return torch.addcmul(shift, images.float(), scale)
 
 
 class PatchEmbed(nn.Module):
@@ -135,9 +152,7 @@ class Mlp(nn.Module):
 class Block(nn.Module):
     """Pre-norm transformer block with layer scale and stochastic depth.
 
-    Args:
-        config: Shape of the model.
-        drop_path: Chance that a sample skips a branch while training.
+    `drop_path` is the chance that a sample skips a branch while training.
     """
 
     def __init__(self, config: ViTConfig, drop_path: float) -> None:
@@ -178,11 +193,8 @@ class Block(nn.Module):
 class VisionTransformer(nn.Module):
     """The encoder, without head; with a final norm only where the encoder has one of its own (`config.final_norm`).
 
-    Args:
-        config: Shape, position mode and initialisation rule.
-
     Attributes:
-        config: The shape it was built with.
+        config: The shape, position mode and initialisation rule it was built with.
         normalization: How input pixels are normalised, where the weights come from a file; else None.
         provenance: Where the weights come from, as the file says.
         recompute_blocks: Whether training forgets what happens inside blocks and computes it again in the backward pass
@@ -246,49 +258,36 @@ class VisionTransformer(nn.Module):
 
     def attention_biases(self) -> list[Tensor | None]:
         """Build the additive bias of every block: (1, H, S, S) in the compute dtype, the same tensor where shared."""
-        dtype = self._compute_dtype()
+        kind = self.cls_token.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.cls_token.dtype
+        index = self.relative_position_index
         if self.rel_pos_bias is not None:
-            return [self.rel_pos_bias(self.relative_position_index).to(dtype)] * len(self.blocks)
-        return [self._own_bias(block, dtype) for block in self.blocks]
+            return [self.rel_pos_bias(index).to(dtype)] * len(self.blocks)
+        tables = [block.attn.relative_position_bias_table for block in cast(Iterable[Block], self.blocks)]
+        return [None if table is None else gather_bias(table, index).to(dtype) for table in tables]
 
-    def forward_features(self, images: Tensor, bool_masked_pos: Tensor | None = None) -> Tensor:
+    def forward_features(
+        self, images: Tensor, bool_masked_pos: Tensor | None = None, positions: Tensor | None = None
+    ) -> Tensor:
         """Encode images.
 
         Args:
             images: (B, 3, img_size, img_size) float, normalised as the encoder's `normalization` says.
             bool_masked_pos: (B, N) bool, True = masked; None masks nothing.
+            positions: (B, K) int64 in [0, S), 0 is CLS, the patches follow: the last block skips the others, which
+                nobody will look at. None finishes all.
 
         Returns:
-            (B, S, D) float32: the residual stream after the last block, CLS first, through `finish`.
+            (B, S, D) or (B, K, D) float32: the residual stream after the last block, CLS first, through `finish`.
         """
         hidden = self.embed(images, bool_masked_pos)
-        for block, bias in zip(self.blocks, self.attention_biases(), strict=True):
-            hidden = self._run(block, hidden, bias)
+        for i, (block, bias) in enumerate(zip(self.blocks, self.attention_biases(), strict=True), start=1):
+            arguments = (hidden, bias, positions if i == len(self.blocks) else None)
+            if self.recompute_blocks and torch.is_grad_enabled():
+                hidden = checkpoint(block, *arguments, use_reentrant=False)
+            else:
+                hidden = block(*arguments)
         return self.finish(hidden)
-
-    def forward_positions(self, images: Tensor, bool_masked_pos: Tensor | None, positions: Tensor) -> Tensor:
-        """Encode images, and finish only some positions: the last block skips what nobody will look at.
-
-        Args:
-            images: (B, 3, img_size, img_size) float, normalised.
-            bool_masked_pos: (B, N) bool, True = masked; None masks nothing.
-            positions: (B, K) int64 in [0, S); 0 is CLS, the patches follow.
-
-        Returns:
-            (B, K, D) float32: what `forward_features` says there.
-        """
-        hidden = self.embed(images, bool_masked_pos)
-        biases = self.attention_biases()
-        for block, bias in zip(self.blocks[:-1], biases[:-1], strict=True):
-            hidden = self._run(block, hidden, bias)
-        return self.finish(self._run(self.blocks[-1], hidden, biases[-1], positions))
-
-    def _run(self, block: nn.Module, *arguments: Any) -> Tensor:
-        if self.recompute_blocks and torch.is_grad_enabled():
-            hidden: Tensor = checkpoint(block, *arguments, use_reentrant=False)
-        else:
-            hidden = block(*arguments)
-        return hidden
 
     def finish(self, hidden: Tensor) -> Tensor:
         """Turn the residual stream (B, S, D) after a block into features: by the encoder's own last norm, if any."""
@@ -307,29 +306,16 @@ class VisionTransformer(nn.Module):
                 outputs.append(self.finish(hidden))
         return outputs
 
-    def attention_weights(self, images: Tensor, block_index: int = -1) -> Tensor:
+    def attention_weights(self, images: Tensor, block_index: int) -> Tensor:
         """Return the attention probabilities (B, H, S, S) float32 of one block; rows are queries and sum to 1."""
-        index = range(len(self.blocks))[block_index]
-        biases = self.attention_biases()
-        hidden = self.embed(images)
-        for block, bias in zip(self.blocks[:index], biases[:index], strict=True):
+        hidden, biases = self.embed(images), self.attention_biases()
+        for block, bias in zip(self.blocks[:block_index], biases, strict=False):
             hidden = block(hidden, bias)
-        last: Any = self.blocks[index]
+        last, bias = cast(Block, self.blocks[block_index]), biases[block_index]
         query, key, _ = last.attn.project(last.norm1(hidden))
         logits: Tensor = (query @ key.transpose(-2, -1)).float() * query.shape[-1] ** -0.5
-        own_bias = biases[index]
-        return (logits if own_bias is None else logits + own_bias).softmax(-1)
+        return (logits if bias is None else logits + bias).softmax(-1)
 
     def forward(self, images: Tensor) -> Tensor:
         """Same as `forward_features` without a mask; the heads override this."""
         return self.forward_features(images)
-
-    def _own_bias(self, block: Any, dtype: torch.dtype) -> Tensor | None:
-        table = block.attn.relative_position_bias_table
-        return None if table is None else gather_bias(table, self.relative_position_index).to(dtype)
-
-    def _compute_dtype(self) -> torch.dtype:
-        device_type = self.cls_token.device.type
-        if torch.is_autocast_enabled(device_type):
-            return torch.get_autocast_dtype(device_type)
-        return self.cls_token.dtype

@@ -8,6 +8,7 @@ happen on the device (`finetune/classification/step.py`). The order of samples i
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,10 +16,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from beit.common.images import decode_image
-from beit.common.reading.dataset import Record
 from beit.common.rng import CounterRng
+from beit.common.storage.samples import Record
 from beit.common.views import draw_view, render_view
-from beit.finetune.augment.erase_box import draw_erase_box
 from beit.finetune.augment.rand_augment import Canvas, parse_policy, rand_augment
 from beit.finetune.augment.settings import TrainAugmentConfig
 
@@ -26,10 +26,10 @@ TINY_IMG_SIZE_PX = 64
 """Up to here images are evaluated whole: data sets of such sizes show objects that fill the frame."""
 LARGE_IMG_SIZE_PX = 384
 """From here on images are evaluated whole."""
-NO_LABEL = -1
-"""Stands for an absent label."""
 MAX_ASPECT = 4
 """Aspect ratio above which the middle is cut out before the resize."""
+_ERASE_ATTEMPTS, _ERASE_AREA = 10, (0.02, 1 / 3)
+_ERASE_LOG_ASPECT = (math.log(0.3), math.log(1 / 0.3))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,7 +53,7 @@ class TrainTransform:
 
         Returns:
             images: (3, img_size, img_size) uint8. labels: () int64, the class id, -1 where there is none. erase_boxes
-            (6,) int64, see `beit.finetune.augment.erase_box`, unless augment.erase_prob is 0.
+            (6,) int64, see `draw_erase_box`, unless augment.erase_prob is 0.
         Raises:
             BadSample: the image does not decode.
         Source: BEiT `get_started_for_image_classification.md` and timm's order of transforms. Differs: nothing.
@@ -62,11 +62,7 @@ class TrainTransform:
         rng = self._rng("augment", record)
         view = draw_view(rng, image.width, image.height, self.augment.views())
         pixels = render_view(image, view, img_size=self.img_size, resample=self.augment.interpolation)
-        label = NO_LABEL if record.label is None else record.label
-        sample: dict[str, NDArray[np.generic]] = {
-            "images": _channels_first(self._rand_augment(pixels, record)),
-            "labels": np.asarray(label, np.int64),
-        }
+        sample = _sample(self._rand_augment(pixels, record), record)
         if self.augment.erase_prob:
             # Streams of their own, so that switching one change off leaves the others as they were.
             sample["erase_boxes"] = draw_erase_box(self._rng("erase", record), self.img_size, self.augment.erase_prob)
@@ -86,6 +82,26 @@ class TrainTransform:
         # The first view draws as views did before samples could repeat.
         more = (record.repeat,) if record.repeat else ()
         return CounterRng(self.seed, purpose, record.epoch, record.sample_id, *more)
+
+
+def draw_erase_box(rng: CounterRng, img_size: int, probability: float) -> NDArray[np.int64]:
+    """Draw what is erased of one image.
+
+    Returns:
+        (6,) int64: top, left, height and width in pixels, and two 32-bit keys of the noise; zeros erase nothing.
+    Source: Random Erasing (Zhong et al. 2017) as in `timm/data/random_erasing.py`, count 1. Differs: nothing.
+    """
+    if rng.uniform() >= probability:
+        return np.zeros(6, np.int64)
+    for _ in range(_ERASE_ATTEMPTS):
+        area = rng.uniform(*_ERASE_AREA) * img_size**2
+        aspect = math.exp(rng.uniform(*_ERASE_LOG_ASPECT))
+        height, width = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < height < img_size and 0 < width < img_size:
+            top, left = rng.integers(0, img_size - height), rng.integers(0, img_size - width)
+            keys = (rng.integers(0, 0xFFFFFFFF), rng.integers(0, 0xFFFFFFFF))
+            return np.array([top, left, height, width, *keys], np.int64)
+    return np.zeros(6, np.int64)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,8 +125,7 @@ class EvalTransform:
             BadSample: the image does not decode.
         """
         pixels = resize_and_center_crop(decode_image(record.image_bytes), self.img_size, crop_pct=self.crop_pct)
-        label = NO_LABEL if record.label is None else record.label
-        return {"images": _channels_first(pixels), "labels": np.asarray(label, np.int64)}
+        return _sample(pixels, record)
 
 
 def default_crop_pct(img_size: int) -> float:
@@ -122,14 +137,10 @@ def default_crop_pct(img_size: int) -> float:
 
 
 def resize_and_center_crop(image: Image.Image, img_size: int, *, crop_pct: float) -> NDArray[np.uint8]:
-    """Resize the short side to img_size / crop_pct (bicubic, antialiased) and cut the central square.
+    """Resize the short side to img_size / crop_pct pixels (bicubic, antialiased) and cut the central square.
 
-    Args:
-        image: RGB.
-        img_size: Side of the result in pixels.
-        crop_pct: In (0, 1].
-    Returns:
-        (img_size, img_size, 3) uint8.
+    Takes an RGB image and a crop_pct in (0, 1], returns (img_size, img_size, 3) uint8.
+
     Source: BEiT `beit/datasets.py`, with torchvision's rounding. Differs: images longer than 4:1 are first cut to their
         middle, whose pixels are all that the result can show, because resizing 1 x 60 000 px would need gigabytes.
     """
@@ -147,5 +158,6 @@ def _center_crop(image: Image.Image, width: int, height: int) -> Image.Image:
     return image.crop((left, top, left + width, top + height))
 
 
-def _channels_first(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+def _sample(pixels: NDArray[np.uint8], record: Record) -> dict[str, NDArray[np.generic]]:
+    label = -1 if record.label is None else record.label
+    return {"images": np.ascontiguousarray(pixels.transpose(2, 0, 1)), "labels": np.asarray(label, np.int64)}

@@ -1,6 +1,6 @@
 """Random erasing: a rectangle of a training image is replaced by noise.
 
-The rectangle is drawn with the view, in a data worker (`erase_box.py`); the noise is made on the device, after
+The rectangle is drawn with the view, in a data worker (`augment.py`); the noise is made on the device, after
 normalisation, because its values lie outside what uint8 pixels can hold. It is a pure function of a key, so it is the
 same on every rank and after every restart.
 
@@ -22,7 +22,7 @@ def erase(images: Tensor, boxes: Tensor) -> Tensor:
 
     Args:
         images: (B, 3, H, W) float, normalised.
-        boxes: (B, 6) int64 from `beit.finetune.augment.erase_box.draw_erase_box`.
+        boxes: (B, 6) int64 from `beit.finetune.augment.augment.draw_erase_box`.
     Returns:
         A new tensor like `images`.
     """
@@ -36,13 +36,9 @@ def erase(images: Tensor, boxes: Tensor) -> Tensor:
 
 
 def keyed_normal(keys: Tensor, shape: torch.Size) -> Tensor:
-    """Return standard normal numbers that depend on nothing but the keys and their place.
+    """Return standard normal numbers, (B, *shape) float32, that depend on nothing but keys and place.
 
-    Args:
-        keys: (B, 2) int64 below 2**32.
-        shape: Of one image.
-    Returns:
-        (B, *shape) float32.
+    Keys are (B, 2) int64 below 2**32.
     """
     place = torch.arange(shape.numel(), device=keys.device)
     first = _hash(place + _hash(keys[:, :1]) & _MASK)  # (B, shape.numel())

@@ -29,15 +29,10 @@ class Mix:
 
 
 def draw_mix(config: MixConfig, *, seed: int, step: int, img_size: int) -> Mix | None:
-    """Draw how the images of a step are mixed.
+    """Draw how the images of an optimizer step are mixed, of `img_size` pixels a side; None where it mixes nothing.
 
-    Args:
-        config: Strengths and probabilities.
-        seed: Of the run.
-        step: Optimizer step; all its micro-batches on all ranks share the draw.
-        img_size: Side of the images in pixels.
-    Returns:
-        The draw, or None where this step mixes nothing.
+    All micro-batches of a step, on all ranks, share the draw.
+
     Source: `timm/data/mixup.py`, mode batch, with its corrected lambda. Differs: random numbers.
     """
     rng = CounterRng(seed, "mix", step)
@@ -48,8 +43,7 @@ def draw_mix(config: MixConfig, *, seed: int, step: int, img_size: int) -> Mix |
         is_cutmix = config.cutmix_alpha > 0
     if not is_cutmix:
         return Mix(beta(rng, config.mixup_alpha), None)
-    box = _draw_box(rng, beta(rng, config.cutmix_alpha), img_size)
-    top, bottom, left, right = box
+    top, bottom, left, right = box = _draw_box(rng, beta(rng, config.cutmix_alpha), img_size)
     return Mix(1.0 - (bottom - top) * (right - left) / img_size**2, box)
 
 

@@ -51,15 +51,10 @@ class RandAugmentPolicy:
 
 
 def parse_policy(text: str) -> RandAugmentPolicy | None:
-    """Read a policy string, timm's spelling.
+    """Read a policy string, timm's spelling; None for "none".
 
-    Args:
-        text: "rand" and then, in any order, m (strength), n (operations per image, 2 if left out), mstd (spread of the
-            strength, 0 if left out) and inc1, joined by dashes; or "none".
-    Returns:
-        The policy; None for "none".
-    Raises:
-        InputError: it reads otherwise, or a number is out of range.
+    It is "rand" and then, in any order, m (strength), n (operations per image, 2 if left out), mstd (spread of the
+    strength, 0 if left out) and inc1, joined by dashes.
     """
     if text == OFF:
         return None
@@ -81,15 +76,8 @@ def parse_policy(text: str) -> RandAugmentPolicy | None:
 
 
 def rand_augment(image: Image.Image, policy: RandAugmentPolicy, rng: CounterRng, canvas: Canvas) -> Image.Image:
-    """Apply randomly drawn operations.
+    """Apply randomly drawn operations to an RGB image; its size stays. `rng` owns all randomness.
 
-    Args:
-        image: RGB.
-        policy: Strength and number of the operations.
-        rng: Owns all randomness; same state, same result.
-        canvas: Of geometric operations.
-    Returns:
-        RGB image of the same size.
     Source: RandAugment (Cubuk et al. 2019) as timm has it, `timm/data/auto_augment.py`; every operation gives the
         pixels of timm 1.0.31. Differs: random numbers; posterizing to no bit, which recent Pillow refuses in timm, is
         black.
@@ -134,12 +122,9 @@ def _enhanced(kind: Callable[[Image.Image], ImageEnhance._Enhance]) -> Operation
 
 def _moved(matrix: Callable[[float, Image.Image], tuple[float, ...]]) -> Operation:
     """Return what moves pixels by an affine matrix, which depends on the signed share and the image's size."""
+    affine = Image.Transform.AFFINE
     return lambda image, share, sign, canvas: image.transform(
-        image.size,
-        Image.Transform.AFFINE,
-        matrix(sign * share, image),
-        resample=canvas.resample,
-        fillcolor=canvas.fill,
+        image.size, affine, matrix(sign * share, image), resample=canvas.resample, fillcolor=canvas.fill
     )
 
 

@@ -40,11 +40,7 @@ class TrainAugmentConfig:
         self.views()
 
     def views(self) -> AugmentConfig:
-        """Return the settings in the form that draws views.
-
-        Raises:
-            InputError: a value is out of range.
-        """
+        """Return the settings in the form that draws views, checked."""
         jitter = self.color_jitter
         return AugmentConfig(
             scale=self.scale, ratio=self.ratio, flip=self.flip, brightness=jitter, contrast=jitter, saturation=jitter

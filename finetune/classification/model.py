@@ -8,19 +8,17 @@ Legend: B = batch, N = patches, D = embed_dim, C = classes. CLS is position 0 of
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import get_args
 
 from torch import Tensor, nn
 
 from beit.common.errors import require
 from beit.common.vit.config import ViTConfig
-from beit.common.vit.features import pool_features
+from beit.common.vit.features import FeaturePooling, pool_features
 from beit.common.vit.init import init_head
 from beit.common.vit.vit import VisionTransformer
 
-Pooling = Literal["mean", "cls", "cls_mean"]
-POOLINGS = ("mean", "cls", "cls_mean")
-
+POOLINGS: tuple[FeaturePooling, ...] = get_args(FeaturePooling)
 FRESH_PREFIXES = ("fc_norm.", "norm.", "head.")
 """Parameters that start anew where an encoder has nothing under their name, for `beit.common.encoder.load_weights`."""
 
@@ -34,19 +32,15 @@ class ImageClassifier(VisionTransformer):
         pooling: "mean" averages the patches and then normalises; "cls" normalises and takes CLS; "cls_mean" puts CLS
             and the mean of the patches side by side and normalises neither, as linear probes do.
         head_init_scale: Factor on the head's initial weights.
-
-    Raises:
-        InputError: num_classes is negative, or pooling has no such value.
     """
 
     def __init__(
-        self, config: ViTConfig, *, num_classes: int, pooling: Pooling = "mean", head_init_scale: float = 0.001
+        self, config: ViTConfig, *, num_classes: int, pooling: FeaturePooling = "mean", head_init_scale: float = 0.001
     ) -> None:
         require(num_classes >= 0, f"num_classes ({num_classes}) must not be negative")
         require(pooling in POOLINGS, f"classifier.pooling ({pooling!r}) must be one of {', '.join(POOLINGS)}")
         super().__init__(config)
-        self.num_classes = num_classes
-        self.pooling = pooling
+        self.num_classes, self.pooling = num_classes, pooling
         require(
             not (config.final_norm and pooling == "mean"),
             "a classifier on the mean of the patches has its own norm, so architecture.final_norm must be false",
@@ -71,12 +65,5 @@ class ImageClassifier(VisionTransformer):
         return first if self.config.final_norm or self.norm is None else self.norm(first)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Classify images.
-
-        Args:
-            images: (B, 3, img_size, img_size) float, normalised.
-
-        Returns:
-            Logits (B, C), or the pooled representation without a head.
-        """
+        """Map normalised images to logits (B, C), or to the pooled representation without a head."""
         return self.head(self.pool(self.forward_features(images)))  # type: ignore[no-any-return]

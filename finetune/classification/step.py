@@ -12,12 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from beit.common.vit.normalization import normalize_images
+from beit.common.vit.vit import normalize_images
 from beit.finetune.augment.erasing import erase
 from beit.finetune.augment.mixing import draw_mix, mix_images, mix_targets
 from beit.finetune.augment.settings import MixConfig
-
-NO_MIX = MixConfig(prob=0.0)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -38,7 +36,7 @@ class ClassificationStep:
     mean: Sequence[float]
     std: Sequence[float]
     label_smoothing: float
-    mix: MixConfig = NO_MIX
+    mix: MixConfig = MixConfig(prob=0.0)
     seed: int = 0
     class_weights: Tensor | None = None
     label_table: Tensor | None = None
@@ -64,11 +62,9 @@ class ClassificationStep:
         logits = model(images).float()
         if mix is None and self.class_weights is None and self.label_table is None:
             loss = nn.functional.cross_entropy(logits, batch["labels"], label_smoothing=self.label_smoothing)
-            accuracy = (logits.detach().argmax(1) == batch["labels"]).float().mean()
-            return loss, {"train_top1": accuracy}
+            return loss, {"train_top1": (logits.detach().argmax(1) == batch["labels"]).float().mean()}
         targets = self._targets(batch["labels"], logits.shape[1])
-        targets = targets if mix is None else mix_targets(targets, mix)
-        return self._loss(logits, targets)
+        return self._loss(logits, targets if mix is None else mix_targets(targets, mix))
 
     def _targets(self, labels: Tensor, num_classes: int) -> Tensor:
         """Return the smoothed targets (B, C) float32."""
@@ -98,12 +94,9 @@ def class_logits(model: nn.Module, images: Tensor, *, mean: Sequence[float], std
 
 
 def balanced_weights(class_counts: Sequence[int]) -> Tensor:
-    """Weigh classes as if all were equally frequent, so that the mean weight over the images is 1.
+    """Weigh classes, (C,) float32, as if all were equally frequent, so that the mean weight over the images is 1.
 
-    Args:
-        class_counts: Images per class; classes without any get the weight 0.
-    Returns:
-        (C,) float32.
+    Takes the images per class; classes without any get the weight 0.
     """
     counts = torch.tensor(class_counts, dtype=torch.float64)
     weights = counts.sum() / ((counts > 0).sum() * counts)

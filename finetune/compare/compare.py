@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import string
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +42,10 @@ class Group:
     """To the first group of the same task and metric, over the seeds that both have; None for that group itself."""
 
     @property
-    def values(self) -> list[float]:
-        """The metric of every run."""
-        return [run.metrics[self.metric] for run in self.runs]
+    def device_seconds(self) -> float | None:
+        """Mean over its runs, as of `Budget`; None where nothing recorded it."""
+        seconds = [run.budget.device_seconds for run in self.runs if run.budget.device_seconds is not None]
+        return sum(seconds) / len(seconds) if seconds else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,13 +64,9 @@ def is_lower_better(metric: str) -> bool:
 
 
 def compare_runs(paths: Sequence[Path], *, metric: str | None = None) -> Comparison:
-    """Read runs and put those together that differ only by their seeds.
+    """Read run directories and put those together that differ only by their seeds.
 
-    Args:
-        paths: Run directories; two or more results in all.
-        metric: Name of a metric that all runs have; left out, each task's main one.
-    Raises:
-        InputError: a path is no run or is given twice, a metric is missing, or there is nothing to compare.
+    They are compared by a metric that all runs have; left out, by each task's main one.
     """
     known = [path.resolve() for path in paths]
     for path, resolved in zip(paths, known, strict=True):
@@ -84,7 +81,7 @@ def compare_runs(paths: Sequence[Path], *, metric: str | None = None) -> Compari
     ]
     if not done:
         raise InputError(f"no run is finished: {'; '.join(notes)}")
-    groups = _with_differences(_group(done, metric))
+    groups = _group(done, metric)
     return Comparison(groups=groups, notes=[*notes, *_notes(groups)])
 
 
@@ -103,17 +100,20 @@ def _group(records: Sequence[RunRecord], metric: str | None) -> list[Group]:
             raise InputError(f"{record.path} has no metric {name!r}; it has {', '.join(sorted(record.metrics))}")
         identity = (record.task, name, *sorted((key, repr(value)) for key, value in record.settings.items()))
         members.setdefault(identity, []).append(record)
-    return [
-        Group(
-            label=_letters(number),
-            task=runs[0].task,
-            metric=identity[1],
+    groups: list[Group] = []
+    for (task, name, *_), runs in members.items():
+        first = next((group.runs for group in groups if (group.task, group.metric) == (task, name)), None)
+        group = Group(
+            label=_letters(len(groups)),
+            task=task,
+            metric=name,
             runs=runs,
-            differing=_differing(runs[0], [other[0] for other in members.values() if other[0].task == runs[0].task]),
-            interval=mean_interval([run.metrics[identity[1]] for run in runs]),
+            differing=_differing(runs[0], [other[0] for other in members.values() if other[0].task == task]),
+            interval=mean_interval([run.metrics[name] for run in runs]),
+            difference=None if first is None else paired_difference(first, runs, name),
         )
-        for number, (identity, runs) in enumerate(members.items())
-    ]
+        groups.append(group)
+    return groups
 
 
 def _differing(run: RunRecord, others: Sequence[RunRecord]) -> dict[str, Any]:
@@ -121,17 +121,6 @@ def _differing(run: RunRecord, others: Sequence[RunRecord]) -> dict[str, Any]:
     return {
         name: run.settings.get(name) for name in names if len({repr(other.settings.get(name)) for other in others}) > 1
     }
-
-
-def _with_differences(groups: Sequence[Group]) -> list[Group]:
-    """Compare every group with the first of its task."""
-    result = []
-    for group in groups:
-        first = next(other for other in groups if (other.task, other.metric) == (group.task, group.metric))
-        is_first = first.label == group.label
-        difference = None if is_first else paired_difference(first.runs, group.runs, group.metric)
-        result.append(replace(group, difference=difference))
-    return result
 
 
 def _notes(groups: Sequence[Group]) -> list[str]:

@@ -42,12 +42,7 @@ def mean_interval(values: Sequence[float]) -> Interval:
 
 
 def t_quantile(probability: float, degrees: int) -> float:
-    """Return the quantile of Student's t distribution.
-
-    Args:
-        probability: In (0.5, 1).
-        degrees: Of freedom, 1 or more.
-    """
+    """Return the quantile of Student's t distribution, for a probability in (0.5, 1) and 1 or more degrees."""
     low, high = 0.0, 1.0
     while _t_cdf(high, degrees) < probability:
         high *= 2

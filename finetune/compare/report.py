@@ -11,11 +11,12 @@ from typing import Any
 from beit import __version__
 from beit.common.errors import InputError
 from beit.common.pages.tables import aligned
-from beit.common.storage.files import check_output, json_bytes, write_atomic
+from beit.common.storage.documents import Format, json_bytes
+from beit.common.storage.files import check_output, write_atomic
 from beit.finetune.compare.compare import Comparison, Group, best_labels, is_share
 from beit.finetune.compare.intervals import Interval
 
-FORMAT, FORMAT_VERSION = "beit-comparison", 1
+FORMAT = Format("beit-comparison", 1)
 LEGEND = (
     "+-: 95 % interval of the mean over seeds (Student's t). Differences are to the first row of a task, over pairs "
     "with the same seeds. *: the best. Device time is that of training in one run, over all its ranks."
@@ -25,11 +26,7 @@ _NUMBERS = ("mean", "difference", "seeds", "steps", "images", "device time")
 
 
 def check_comparison_output(out: Path | None) -> None:
-    """Refuse, before anything is read, an output file of an unknown format or in a place that cannot be written to.
-
-    Raises:
-        InputError: as said.
-    """
+    """Refuse, before anything is read, an output file of an unknown format or in a place that cannot be written to."""
     check_output(out)
     if out is not None and out.suffix not in _FORMATS:
         raise InputError(f"--out {out} must end in {', '.join(_FORMATS)}, which says the format")
@@ -51,7 +48,6 @@ def as_text(comparison: Comparison) -> str:
 def row_cells(group: Group, groups: Sequence[Group]) -> list[str]:
     """Return one row of the table, under `TITLES`; the best mean is starred."""
     budgets = [run.budget for run in group.runs]
-    seconds = [budget.device_seconds for budget in budgets if budget.device_seconds is not None]
     steps = [budget.steps for budget in budgets if budget.steps is not None]
     star = "*" if group.label in best_labels(groups) else " "
     return [
@@ -63,7 +59,7 @@ def row_cells(group: Group, groups: Sequence[Group]) -> list[str]:
         str(len({run.seed for run in group.runs})),
         _span(steps),
         _span([budget.images for budget in budgets]),
-        duration(sum(seconds) / len(seconds)) if seconds else "",
+        "" if group.device_seconds is None else duration(group.device_seconds),
     ]
 
 
@@ -84,12 +80,8 @@ def duration(seconds: float) -> str:
 
 def settings_text(group: Group) -> str:
     """Name the settings in which a group differs from the others, and its runs where there are none."""
-    shown = [f"{name}={_plain(value)}" for name, value in group.differing.items()]
+    shown = [f"{name}={'none' if value is None else value}" for name, value in group.differing.items()]
     return ", ".join(shown) or ", ".join(run.path for run in group.runs)
-
-
-def _plain(value: Any) -> str:
-    return "none" if value is None else str(value)
 
 
 def _span(values: Sequence[int]) -> str:
@@ -131,8 +123,7 @@ def as_json(comparison: Comparison) -> bytes:
     """Return everything, each run's own numbers included."""
     return json_bytes(
         {
-            "format": FORMAT,
-            "format_version": FORMAT_VERSION,
+            **FORMAT.header(),
             "beit_version": __version__,
             "groups": [_group_document(group) for group in comparison.groups],
             "notes": comparison.notes,
@@ -141,7 +132,6 @@ def as_json(comparison: Comparison) -> bytes:
 
 
 def _group_document(group: Group) -> dict[str, Any]:
-    seconds = [run.budget.device_seconds for run in group.runs if run.budget.device_seconds is not None]
     difference = group.difference
     return {
         "label": group.label,
@@ -155,7 +145,7 @@ def _group_document(group: Group) -> dict[str, Any]:
         "num_pairs": None if difference is None else difference.num_values,
         "steps": max((run.budget.steps or 0 for run in group.runs), default=0) or None,
         "images": max(run.budget.images for run in group.runs),
-        "mean_device_seconds": sum(seconds) / len(seconds) if seconds else None,
+        "mean_device_seconds": group.device_seconds,
         "settings": group.differing,
         "runs": [
             {"path": run.path, "seed": list(run.seed), "measured_on": run.measured_on, "metrics": run.metrics}

@@ -7,39 +7,23 @@ them is `compare.py`.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from beit.common.config import flatten
 from beit.common.errors import InputError
+from beit.common.runs.changes import SPEED_KEYS, matches
+from beit.common.runs.layout import CONFIG, ENCODER, ENVIRONMENT, EVALUATION, LAST, METRICS, MODEL, PROBES
 from beit.common.runs.metrics import read_metrics
-from beit.common.storage.files import read_json
+from beit.common.storage.documents import read_json
 from beit.common.vit.description import read_encoder_config
 
-EVALUATION_FILE = "evaluation.json"
-"""What `beit evaluate MODEL DATA --out RUN/evaluation.json` leaves; it goes before what the run measured itself."""
-PROBES = ("linear-probe", "knn")
 SEEDS = ("train.seed", "data.subset_seed")
 """Settings that tell the repetitions of one experiment apart."""
-_SPEED = (
-    "train.micro_batch_size",
-    "train.log_interval_steps",
-    "train.collective_timeout_seconds",
-    "evaluation.micro_batch_size",
-    "checkpoint.",
-    "deepspeed.",
-    "run.",
-    "reader.num_workers",
-    "reader.prefetch_batches",
-    "reader.timeout_seconds",
-    "reader.cache_dir",
-    "reader.cache_bytes",
-)
-"""Settings that change how fast a run is, not what comes out; a name, or a prefix ending in a dot."""
 _OF_FROZEN_FEATURES = ("encoder", "image.", "model.", "data.", "evaluation.crop_pct", "probe.")
-"""Settings that decide a probe."""
+"""Settings that decide a probe, `probe.` too, which decides no training."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,35 +63,33 @@ class RunRecord:
 
 
 def read_runs(path: Path) -> list[RunRecord]:
-    """Read the run in a directory, or both probes of it.
-
-    Raises:
-        InputError: it is no run, is of a kind that cannot be compared, or has measured nothing yet.
-    """
-    if not (path / "config.toml").is_file():
+    """Read the run in a directory, or both probes of it."""
+    if not (path / CONFIG).is_file():
         raise InputError(f"{path} is not a run directory (no config.toml); name the RUN of beit finetune or pretrain")
     try:
-        settings = flatten(tomllib.loads((path / "config.toml").read_text(encoding="utf-8")))
+        settings = flatten(tomllib.loads((path / CONFIG).read_text(encoding="utf-8")))
     except ValueError as error:
-        raise InputError(f"{path / 'config.toml'} is not valid TOML ({error}); restore it") from None
+        raise InputError(f"{path / CONFIG} is not valid TOML ({error}); restore it") from None
     probes = [_read_probe(path, task, settings) for task in PROBES if (path / f"{task}.json").is_file()]
     if probes:
         return probes
-    if (path / "last").is_dir():
+    if (path / LAST).is_dir():
         return [_read_classification(path, settings)]
-    if (path / "encoder").is_dir():
+    if (path / ENCODER).is_dir():
         return [_read_pretraining(path, settings)]
     raise InputError(f"{path} has no result yet, or is no run of beit finetune or beit pretrain; let it get further")
 
 
 def _read_probe(path: Path, task: str, settings: Mapping[str, Any]) -> RunRecord:
     result = read_json(path / f"{task}.json")
-    chosen = {name: value for name, value in settings.items() if _matches(name, _OF_FROZEN_FEATURES)}
+    chosen = {
+        name: value for name, value in settings.items() if matches(name, _OF_FROZEN_FEATURES) and name not in SEEDS
+    }
     measured_on = _images(result.get("validation_data") or settings.get("data.val"), result["num_images"])
     return RunRecord(
         path=str(path),
         task=task,
-        settings=_deciding(chosen) | {"data": result.get("data")},
+        settings=chosen | {"data": result.get("data")},
         seed=_seed(settings),
         metrics=_numbers(result),
         main_metric="top1",
@@ -118,17 +100,15 @@ def _read_probe(path: Path, task: str, settings: Mapping[str, Any]) -> RunRecord
 
 def _read_classification(path: Path, settings: Mapping[str, Any]) -> RunRecord:
     """Read a run by `beit evaluate`'s numbers if they are there, else by those of the model it kept."""
-    last = read_encoder_config(path / "last").provenance
-    if (path / EVALUATION_FILE).is_file():
-        metrics = read_json(path / EVALUATION_FILE)
+    last = read_encoder_config(path / LAST).provenance
+    if (path / EVALUATION).is_file():
+        metrics = read_json(path / EVALUATION)
         measured_on = _images(metrics.get("data"), metrics["num_images"])
     else:
-        best = read_encoder_config(path / "model").provenance
+        best = read_encoder_config(path / MODEL).provenance
         metrics = best["metrics"]
         if not metrics:
-            raise InputError(
-                f"{path} measured nothing; run beit evaluate {path}/model DATA --out {path / EVALUATION_FILE}"
-            )
+            raise InputError(f"{path} measured nothing; run beit evaluate {path}/model DATA --out {path / EVALUATION}")
         measured_on = f"{_images(best.get('validation_data'), metrics['num_images'])}, the best evaluation"
     main = "map" if "map" in metrics else "top1"
     return RunRecord(
@@ -145,7 +125,7 @@ def _read_classification(path: Path, settings: Mapping[str, Any]) -> RunRecord:
 
 
 def _read_pretraining(path: Path, settings: Mapping[str, Any]) -> RunRecord:
-    provenance = read_encoder_config(path / "encoder").provenance
+    provenance = read_encoder_config(path / ENCODER).provenance
     metrics = provenance.get("metrics") or {}
     main = next((name for name in ("held_out_bits", "held_out_mse") if name in metrics), None)
     if main is None:
@@ -180,24 +160,21 @@ def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in settings.items() if name not in SEEDS and not _matches(name, _SPEED)}
-
-
-def _matches(name: str, patterns: Sequence[str]) -> bool:
-    return any(name == pattern or (pattern[-1] == "." and name.startswith(pattern)) for pattern in patterns)
+    """Leave out seeds and what changes speed only."""
+    return {name: value for name, value in settings.items() if not matches(name, (*SEEDS, *SPEED_KEYS))}
 
 
 def _training_budget(path: Path, settings: Mapping[str, Any], step: int) -> Budget:
     """Count work from the records of the loop; those of lost work were removed when the run was resumed."""
     batch = int(settings["train.global_batch_size"])
     seconds, logged = 0.0, 0
-    for record in read_metrics(path / "metrics.jsonl"):
+    for record in read_metrics(path / METRICS):
         if record.get("images_per_second"):
             seconds += (record["step"] - logged) * batch / record["images_per_second"]
             logged = record["step"]
     # What was done before the first record, or between the last one and the end, went as fast as the rest.
     seconds = seconds * step / logged if logged else 0.0
-    starts = read_json(path / "environment.json")["starts"] if (path / "environment.json").is_file() else []
+    starts = read_json(path / ENVIRONMENT)["starts"] if (path / ENVIRONMENT).is_file() else []
     ranks = starts[-1]["world_size"] if starts else 1
     return Budget(steps=step, images=step * batch, device_seconds=seconds * ranks or None)
 
@@ -210,7 +187,7 @@ def _missing_steps(
     patience = settings.get("train.early_stop_evals")
     if missing <= 0 or not isinstance(patience, int):
         return max(missing, 0)
-    values = [record[metric] for record in read_metrics(path / "metrics.jsonl") if record.get(metric) is not None]
+    values = [record[metric] for record in read_metrics(path / METRICS) if record.get(metric) is not None]
     best = (max if is_higher_better else min)(values, default=None)
     since = len(values) - 1 - values.index(best) if best is not None else 0
     return 0 if since >= patience else missing

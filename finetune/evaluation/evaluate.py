@@ -17,15 +17,16 @@ from torch import nn
 from beit.common.errors import InputError
 from beit.common.processes.cores import cores_per_rank, keep_freed_memory
 from beit.common.processes.distributed import World, init_distributed
-from beit.common.processes.launch import under_launcher
+from beit.common.processes.launcher_env import under_launcher
 from beit.common.progress import Progress
 from beit.common.reading.config import ReaderConfig
 from beit.common.reading.labelled_dataset import LabelledDataset
 from beit.common.reading.loader import Loader
 from beit.common.reading.reader import sequential_loader
 from beit.common.sources.index import LabelledIndex
-from beit.common.storage.files import check_output, write_atomic, write_json
-from beit.common.training.batches import padded
+from beit.common.storage.documents import write_json
+from beit.common.storage.files import check_output, write_atomic
+from beit.common.training.data import padded
 from beit.common.vit.description import EncoderConfig
 from beit.finetune.artifact import load_classifier
 from beit.finetune.augment.augment import EvalTransform, default_crop_pct
@@ -46,17 +47,10 @@ MAX_WORKERS = 8
 def evaluate_model(
     model: str | Path, data: str, *, out: Path | None = None, html: Path | None = None
 ) -> EvaluationReport:
-    """Measure the classifier in the folder `model` on the labelled images of `data`.
+    """Measure a classifier on the labelled images of `data`; write a JSON file and a page where asked.
 
+    `model` is the folder that `beit finetune` wrote, or its run directory; classes are matched to the model's by name.
     Under a launcher every rank measures its part, and rank 0 writes.
-
-    Args:
-        model: Folder that `beit finetune` wrote, or its run directory.
-        data: Labelled images; classes are matched to the model's by name.
-        out: JSON file to write.
-        html: Page to write.
-    Raises:
-        InputError: bad input.
     """
     check_output(out)
     check_output(html, option="--html")
@@ -81,7 +75,8 @@ def evaluate_model(
         if html is not None:
             from beit.finetune.evaluation.page import evaluation_page  # draws, which a training never does
 
-            img_size, crop_pct = stored.architecture.img_size, _crop_pct(stored, EvaluationConfig())
+            img_size = stored.architecture.img_size
+            crop_pct = crop_pct_of(EvaluationConfig(), img_size)
             pictures = mistake_pictures(report.mistakes, index, img_size=img_size, crop_pct=crop_pct)
             write_atomic(html, evaluation_page(report, pictures).encode())
     return report
@@ -134,26 +129,17 @@ def observe(
 
 
 def evaluation_loader(
-    index: LabelledIndex,
-    stored: EncoderConfig,
-    *,
-    world: World,
-    settings: EvaluationConfig,
-    reader: ReaderConfig,
+    index: LabelledIndex, stored: EncoderConfig, *, world: World, settings: EvaluationConfig, reader: ReaderConfig
 ) -> Loader:
     """Build the loader of this rank's part of `index`, every image once, resized and cropped as the model wants.
 
-    Args:
-        index: Labelled or not.
-        stored: Input size of the model.
-        world: The ranks.
-        settings: Batch and crop.
-        reader: Workers and budget; few images are read by fewer workers, or by none.
+    The images need no labels. Few are read by fewer workers than `reader` says, or by none.
     """
     num_workers = min(reader.num_workers, len(index) // world.world_size // MIN_IMAGES_PER_WORKER)
+    img_size = stored.architecture.img_size
     return sequential_loader(
         LabelledDataset(index, cache_bytes=reader.parquet_cache_bytes),
-        transform=EvalTransform(img_size=stored.architecture.img_size, crop_pct=_crop_pct(stored, settings)),
+        transform=EvalTransform(img_size=img_size, crop_pct=crop_pct_of(settings, img_size)),
         micro_batch_size=settings.micro_batch_size,
         rank=world.rank,
         world_size=world.world_size,
@@ -162,8 +148,9 @@ def evaluation_loader(
     )
 
 
-def _crop_pct(stored: EncoderConfig, settings: EvaluationConfig) -> float:
-    return default_crop_pct(stored.architecture.img_size) if settings.crop_pct is None else settings.crop_pct
+def crop_pct_of(settings: EvaluationConfig, img_size: int) -> float:
+    """Return the share of an image that is seen: as set, or what suits views of this size in px."""
+    return default_crop_pct(img_size) if settings.crop_pct is None else settings.crop_pct
 
 
 def default_reader(world: World, *, bad_sample_budget: float = 0.001) -> ReaderConfig:

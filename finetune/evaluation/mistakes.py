@@ -13,7 +13,7 @@ from beit.common.images import decode_image
 from beit.common.reading.labelled_dataset import LabelledDataset
 from beit.common.sources.index import LabelledIndex
 from beit.finetune.augment.augment import resize_and_center_crop
-from beit.finetune.data import image_name, locate
+from beit.finetune.data import image_name
 from beit.finetune.evaluation.outcomes import Outcomes
 
 MAX_MISTAKES = 24
@@ -60,9 +60,8 @@ def mistake_pictures(
     dataset = LabelledDataset(index)
     pictures = []
     for mistake in mistakes:
-        shard_id, rank = locate(index, mistake.position)
         try:
-            image = decode_image(dataset.fetch(shard_id, rank, 0).image_bytes)
+            image = decode_image(dataset.fetch(*index.locate(mistake.position), 0).image_bytes)
             pictures.append(resize_and_center_crop(image, img_size, crop_pct=crop_pct))
         except BadSample:
             pictures.append(np.full((img_size, img_size, 3), 128, np.uint8))

@@ -66,23 +66,21 @@ class OutcomeLog:
     def add(self, positions: Sequence[int], logits: Tensor, labels: Tensor) -> None:
         """Take the logits (B, C) float32 and labels (B,) int64 of the images at `positions`."""
         self._positions += positions
-        if self._table is not None:
+        scores = logits.log_softmax(1) if self._table is None else logits.sigmoid()
+        top = scores.topk(min(TOP_K, logits.shape[1]), dim=1)
+        row = {"top_classes": top.indices, "top_probabilities": top.values, "labels": labels}
+        if self._table is None:
+            none = logits.new_empty(len(logits), 0)
+            row |= {"top_probabilities": top.values.exp(), "targets": none.bool(), "probabilities": none}
+            losses = nn.functional.nll_loss(scores, labels, reduction="none")
+        else:
             self._table = self._table.to(logits.device)
-            self._rows.append(_multi_label_rows(logits, labels, self._table[labels]))
-            return
-        log_p = logits.log_softmax(1)
-        top = log_p.topk(min(TOP_K, logits.shape[1]), dim=1)
-        none = logits.new_empty(len(logits), 0)
-        self._rows.append(
-            {
-                "losses": nn.functional.nll_loss(log_p, labels, reduction="none").double(),
-                "top_classes": top.indices,
-                "top_probabilities": top.values.exp(),
-                "labels": labels,
-                "targets": none.bool(),
-                "probabilities": none,
-            }
-        )
+            targets = self._table[labels]
+            row |= {"targets": targets, "probabilities": scores}
+            losses = nn.functional.binary_cross_entropy_with_logits(
+                logits, targets.to(logits.dtype), reduction="none"
+            ).mean(1)
+        self._rows.append(row | {"losses": losses.double()})
 
     def collect(self, world: World) -> Outcomes | None:
         """Return the record of all ranks, on every rank, or None when no rank had an image."""
@@ -95,17 +93,3 @@ class OutcomeLog:
         whole = {field.name: np.concatenate([part[field.name] for part in parts]) for field in fields(Outcomes)}
         order = np.argsort(whole["positions"], kind="stable")
         return Outcomes(**{name: values[order] for name, values in whole.items()})
-
-
-def _multi_label_rows(logits: Tensor, labels: Tensor, targets: Tensor) -> dict[str, Tensor]:
-    losses = nn.functional.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype), reduction="none")
-    probabilities = logits.sigmoid()
-    top = probabilities.topk(min(TOP_K, logits.shape[1]), dim=1)
-    return {
-        "losses": losses.mean(1).double(),
-        "top_classes": top.indices,
-        "top_probabilities": top.values,
-        "labels": labels,
-        "targets": targets,
-        "probabilities": probabilities,
-    }

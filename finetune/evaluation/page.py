@@ -17,12 +17,7 @@ _SHOWN_PX = 112
 
 
 def evaluation_page(report: EvaluationReport, pictures: Sequence[NDArray[np.uint8]]) -> str:
-    """Return the whole page.
-
-    Args:
-        report: The evaluation.
-        pictures: Of `report.mistakes`, uint8 (H, W, 3) each.
-    """
+    """Return the whole page, with pictures of `report.mistakes`, uint8 (H, W, 3) each."""
     shown = [enlarged(pixels, _SHOWN_PX) for pixels in pictures]
     return render(
         Path(__file__).with_name("page.html"),

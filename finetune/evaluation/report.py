@@ -89,19 +89,19 @@ class EvaluationReport:
 
     def as_json(self) -> dict[str, Any]:
         """Return everything as plain values; what is not defined is null."""
-        is_listed = self.confusion is not None and len(self.class_names) <= CLASSES_IN_MATRIX
+        confusion = self.confusion if len(self.class_names) <= CLASSES_IN_MATRIX else None
         per_class = [
             {"name": name, **{key: _defined(value) for key, value in asdict(score).items()}}
             for name, score in zip(self.class_names, self.classes, strict=True)
         ]
         return {
-            **self.metrics.as_dict(),
+            **asdict(self.metrics),
             "macro_f1": self.macro_f1,
             "calibration_error": self.calibration_error,
             "model": self.model,
             "data": self.data,
             "per_class": per_class,
-            "confusion": self.confusion.tolist() if is_listed and self.confusion is not None else None,
+            "confusion": None if confusion is None else confusion.tolist(),
             "confused_pairs": [asdict(pair) for pair in self.confused_pairs()],
             "mistakes": [asdict(mistake) for mistake in self.mistakes],
         }
@@ -145,15 +145,7 @@ def class_rows(report: EvaluationReport) -> list[tuple[str, ClassScore]]:
 def build_report(
     outcomes: Outcomes, index: LabelledIndex, *, class_names: Sequence[str], model: str, data: str
 ) -> EvaluationReport:
-    """Compute all that is reported of an evaluation.
-
-    Args:
-        outcomes: What the model said.
-        index: The images, for the names of those that went wrong.
-        class_names: C classes.
-        model: As the user named it.
-        data: As the user named it.
-    """
+    """Compute all that is reported of an evaluation; the index has the names of images that went wrong."""
     classes = class_scores(outcomes, len(class_names))
     return EvaluationReport(
         model=model,

@@ -5,7 +5,7 @@ Legend: n = images, C = classes.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -32,10 +32,6 @@ class Metrics:
     num_images: int
     """Images measured."""
 
-    def as_dict(self) -> dict[str, float]:
-        """Return the numbers by name."""
-        return asdict(self)
-
     def describe(self) -> str:
         """Return the numbers in one line."""
         return f"top-1 {100 * self.top1:.2f} %, top-5 {100 * self.top5:.2f} %, loss {self.loss:.4f}"
@@ -53,10 +49,6 @@ class MultiLabelMetrics:
     """Mean binary cross-entropy over images and classes, in nats."""
     num_images: int
     """Images measured."""
-
-    def as_dict(self) -> dict[str, float]:
-        """Return the numbers by name."""
-        return asdict(self)
 
     def describe(self) -> str:
         """Return the numbers in one line."""
@@ -96,12 +88,7 @@ def compute_metrics(outcomes: Outcomes) -> Metrics | MultiLabelMetrics:
 
 
 def class_scores(outcomes: Outcomes, num_classes: int = 0) -> list[ClassScore]:
-    """Return the numbers of every class.
-
-    Args:
-        outcomes: The record.
-        num_classes: C; not needed with several labels per image.
-    """
+    """Return the numbers of every class; `num_classes` is not needed with several labels per image."""
     if outcomes.is_multi_label:
         targets, predicted = outcomes.targets, outcomes.probabilities >= THRESHOLD
         right, said, there = ((a & b).sum(0) for a, b in ((targets, predicted), (predicted,) * 2, (targets,) * 2))

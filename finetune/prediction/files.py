@@ -38,11 +38,7 @@ Batches = Iterable[Sequence[Prediction]]
 
 
 def check_prediction_file(path: Path | None) -> None:
-    """Refuse a file that cannot be written, or whose ending says no format, before the work is done.
-
-    Raises:
-        InputError: so it is.
-    """
+    """Refuse a file that cannot be written, or whose ending says no format, before the work is done."""
     check_output(path)
     if path is not None and path.suffix.lower() not in _WRITERS:
         raise InputError(f"--out {path} must end in {', '.join(_WRITERS)}, which says the format")

@@ -19,7 +19,7 @@ from beit.common.sources.index import LabelledIndex
 from beit.common.sources.index_build import build_index
 from beit.common.vit.description import EncoderConfig, read_encoder_config
 from beit.common.vit.features import pool_features
-from beit.common.vit.normalization import normalize_images
+from beit.common.vit.vit import normalize_images
 from beit.finetune.artifact import load_classifier
 from beit.finetune.config import EvaluationConfig
 from beit.finetune.data import image_name
@@ -55,8 +55,7 @@ class Predictor:
     def __call__(self, images: Tensor, keys: Sequence[str]) -> list[Prediction]:
         """Return one prediction for each of images (B, 3, img_size, img_size) uint8."""
         features = self.represent(normalize_images(images, *self.stored.normalization)).float()
-        listed = features.tolist() if self.with_features else [None] * len(keys)
-        given = [None if row is None else tuple(row) for row in listed]
+        given = [tuple(row) for row in features.tolist()] if self.with_features else [None] * len(keys)
         if self.classify is None:
             return [Prediction(key=key, features=row) for key, row in zip(keys, given, strict=True)]
         names = self.stored.class_names or ()
@@ -88,8 +87,6 @@ def predict_to_file(
         stdout: CSV goes here where `out` is None.
         features: Add the features that the head sees; of an encoder, the mean of the patches after
             the block that its run's probe found best, or after the last.
-    Raises:
-        InputError: bad input, or no image at all can be read.
     """
     check_prediction_file(out)
     batches = predict(model, source, features=features)
@@ -100,11 +97,7 @@ def predict_to_file(
 
 
 def predict(model: str | Path, source: str, *, features: bool = False) -> Iterator[list[Prediction]]:
-    """Yield the predictions for all images of `source` that can be read, batch by batch, in the order of the source.
-
-    Raises:
-        InputError: bad input, or no image at all can be read.
-    """
+    """Yield the predictions for all images of `source` that can be read, batch by batch, in the order of the source."""
     predictor = load_predictor(model, features=features)
     index, world = build_index(source), single_rank()
     reader = default_reader(world, bad_sample_budget=_ALL_BUT_ONE)
@@ -119,11 +112,7 @@ def predict(model: str | Path, source: str, *, features: bool = False) -> Iterat
 
 
 def load_predictor(model: str | Path, *, features: bool) -> Predictor:
-    """Load a classifier, or, where only features are wanted, an encoder without a head.
-
-    Raises:
-        InputError: there is no such model, it is damaged, or it has no classes and no features are wanted.
-    """
+    """Load a classifier, or, where only features are wanted, an encoder without a head."""
     stored = read_encoder_config(model)
     if stored.task == "pretrain" and features:
         encoder = load_encoder(model)

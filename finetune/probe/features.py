@@ -25,25 +25,16 @@ from beit.common.vit.description import WEIGHTS_FILE, EncoderConfig, find_encode
 from beit.common.vit.features import Features, extract_features
 from beit.common.vit.vit import VisionTransformer
 from beit.finetune.artifact import StartingPoint
-from beit.finetune.augment.augment import default_crop_pct
 from beit.finetune.config import RANDOM_ENCODER, FinetuneConfig
-from beit.finetune.evaluation.evaluate import evaluation_loader, with_progress
+from beit.finetune.evaluation.evaluate import crop_pct_of, evaluation_loader, with_progress
 
 logger = logging.getLogger(__name__)
 
 FORMAT = "beit-features 1"
-FEATURES = "features"
-"""Folder in the run directory."""
-_BYTES_PER_VALUE = 4
 
 
 class FrozenEncoder:
-    """An encoder whose features are measured.
-
-    Args:
-        config: Settings; they name the encoder and the size of its input.
-        start: Shape and normalisation, from `starting_point`.
-    """
+    """An encoder whose features are measured, on the CPU; its shape and normalisation are those of `starting_point`."""
 
     def __init__(self, config: FinetuneConfig, start: StartingPoint) -> None:
         assert config.encoder is not None
@@ -57,26 +48,13 @@ class FrozenEncoder:
         # As it was pre-trained, shared position table included, and not as fine-tuning would reshape it.
         self.model = load_encoder(config.encoder, img_size=start.architecture.img_size)
 
-    def describe(self) -> EncoderConfig:
-        """Return the description that the evaluation's loader goes by."""
-        return EncoderConfig(
-            architecture=self.model.config, normalization=self.normalization, task="classification", pooling="cls_mean"
-        )
-
 
 def frozen_features(
     encoder: FrozenEncoder, index: LabelledIndex, file: Path, *, config: FinetuneConfig, world: World
 ) -> Features:
     """Return the features of all images of `index` that can be read, CLS beside the mean of the patches.
 
-    Args:
-        encoder: On the CPU; moved to the device of `world` if it is needed.
-        index: Labelled images.
-        file: Where the features are kept.
-        config: Crop, batch and reader.
-        world: Of one rank.
-    Raises:
-        InputError: they would not fit into `probe.max_feature_gib`, or no image can be read.
+    They are kept in `file`. The encoder is moved to the device of `world`, which is one rank, if it is needed.
     """
     _require_memory(encoder, index, config.probe.max_feature_gib)
     identity = _identity(encoder, index, config)
@@ -84,7 +62,13 @@ def frozen_features(
     if kept is not None:
         logger.info("%s: %d images, kept from an earlier run", file, len(kept.labels))
         return kept
-    loader = evaluation_loader(index, encoder.describe(), world=world, settings=config.evaluation, reader=config.reader)
+    wanted = EncoderConfig(
+        architecture=encoder.model.config,
+        normalization=encoder.normalization,
+        task="classification",
+        pooling="cls_mean",
+    )
+    loader = evaluation_loader(index, wanted, world=world, settings=config.evaluation, reader=config.reader)
     batches = with_progress(loader, index, world=world, description=f"features of {index.name}")
     try:
         features = extract_features(
@@ -105,7 +89,7 @@ def frozen_features(
 def _identity(encoder: FrozenEncoder, index: LabelledIndex, config: FinetuneConfig) -> str:
     """Hash everything that decides the features."""
     img_size = encoder.model.config.img_size
-    crop_pct = default_crop_pct(img_size) if config.evaluation.crop_pct is None else config.evaluation.crop_pct
+    crop_pct = crop_pct_of(config.evaluation, img_size)
     parts = [FORMAT, encoder.fingerprint, index.index_sha256, img_size, crop_pct, encoder.normalization]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -125,7 +109,7 @@ def _read(file: Path, identity: str) -> Features | None:
 
 def _require_memory(encoder: FrozenEncoder, index: LabelledIndex, max_gib: float) -> None:
     shape = encoder.model.config
-    gib = len(index) * shape.depth * 2 * shape.embed_dim * _BYTES_PER_VALUE / 2**30
+    gib = len(index) * shape.depth * 2 * shape.embed_dim * 4 / 2**30  # float32
     if gib > max_gib:
         raise InputError(
             f"the features of {len(index)} images from {shape.depth} blocks take {gib:.1f} GiB, above "

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from beit.common.encoder import save_model
 from beit.common.errors import require
 from beit.common.pages.tables import aligned
-from beit.common.runs.run_dir import open_run
-from beit.common.storage.files import write_json
+from beit.common.runs.layout import CHECKPOINTS, FEATURES, MODEL
+from beit.common.runs.run_dir import begin_run, open_run
+from beit.common.storage.documents import write_json
 from beit.common.vit.description import EncoderConfig
 from beit.common.vit.features import Features, LinearProbe, fit_linear, knn_predict
 from beit.finetune.artifact import starting_point
@@ -27,12 +28,12 @@ from beit.finetune.config import FinetuneConfig
 from beit.finetune.data import LabelledData, open_training_data
 from beit.finetune.evaluation.evaluate import single_rank
 from beit.finetune.evaluation.outcomes import TOP_K
-from beit.finetune.probe.features import FEATURES, FrozenEncoder, frozen_features
+from beit.finetune.probe.features import FrozenEncoder, frozen_features
 
 logger = logging.getLogger(__name__)
 
-FREE_KEYS = ("probe.", "reader.num_workers", "reader.prefetch_batches", "evaluation.micro_batch_size", "train.", "mix.")
-"""Settings that another start on the same features may change."""
+_UNUSED = ("train.", "mix.")
+"""Settings of a training, of which there is none here; another start on the same features may change them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,23 +58,14 @@ class ProbeData:
 def run_probe(task: str, config: FinetuneConfig, *, data: str, run_dir: Path, resume: str = "auto") -> str:
     """Measure an encoder's frozen features and write RUN/linear-probe.json or RUN/knn.json; returns the table.
 
-    Both tasks may share a run directory, and then share the features kept in it.
-
-    Args:
-        task: "linear-probe" or "knn".
-        config: Settings.
-        data: Labelled images.
-        run_dir: Where to write.
-        resume: As of every run.
-    Raises:
-        InputError: bad input.
+    Both tasks ("linear-probe" and "knn") may share a run directory, and then share the features kept in it.
     """
     require(config.data.val is not None, f"--val is missing; {task} measures on images of its own")
     require(
         not config.classifier.multi_label, f"classifier.multi_label must be false: {task} knows one label per image"
     )
     require(
-        not (run_dir / "checkpoints").exists(),
+        not (run_dir / CHECKPOINTS).exists(),
         f"{run_dir} holds a classification run, whose model {task} would replace; name another directory",
     )
     start = starting_point(config)
@@ -81,27 +73,26 @@ def run_probe(task: str, config: FinetuneConfig, *, data: str, run_dir: Path, re
     assert images.val is not None
     world = single_rank()
     encoder = FrozenEncoder(config, start)
-    directory = open_run(run_dir, config, world=world, resume=resume, free_keys=FREE_KEYS).path
+    run = open_run(run_dir, config, world=world, resume=resume, free_keys=_UNUSED)
+    begin_run(run, config, world=world)
+    directory = run.path
     train, val = (
         frozen_features(encoder, index, directory / FEATURES / f"{name}.safetensors", config=config, world=world)
         for name, index in (("train", images.train), ("val", images.val))
     )
     found = ProbeData(encoder=encoder, images=images, train=train, val=val)
     result = _linear_probe(found, config, directory) if task == "linear-probe" else _knn(found, config)
-    result = {"task": task, **_origin(found, config), **result}
-    write_json(directory / f"{task}.json", result)
-    return linear_table(result) if task == "linear-probe" else knn_table(result)
-
-
-def _origin(found: ProbeData, config: FinetuneConfig) -> dict[str, Any]:
-    return {
+    origin = {
         "encoder": config.encoder,
-        "data": found.images.train.info.root,
+        "data": images.train.info.root,
         "validation_data": config.data.val,
         "num_classes": found.num_classes,
-        "num_train_images": len(found.train.labels),
-        "num_images": len(found.val.labels),
+        "num_train_images": len(train.labels),
+        "num_images": len(val.labels),
     }
+    result = {"task": task, **origin, **result}
+    write_json(directory / f"{task}.json", result)
+    return linear_table(result) if task == "linear-probe" else knn_table(result)
 
 
 def _linear_probe(found: ProbeData, config: FinetuneConfig, directory: Path) -> dict[str, Any]:
@@ -114,7 +105,7 @@ def _linear_probe(found: ProbeData, config: FinetuneConfig, directory: Path) -> 
         logger.info("block %d: top-1 %.2f %%", block, 100 * rows[-1]["top1"])
     best = max(rows, key=lambda row: (row["top1"], row["block"]))
     block = int(best["block"])
-    save_probe(directory / "model", found, probes[block], block=block, metrics=best, config=config)
+    save_probe(directory / MODEL, found, probes[block], block=block, metrics=best, config=config)
     return {"best_block": block, "top1": best["top1"], "top5": best["top5"], "loss": best["loss"], "blocks": rows}
 
 

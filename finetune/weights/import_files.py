@@ -11,7 +11,7 @@ import argparse
 import pickle
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from beit.common.errors import InputError
-from beit.common.storage.files import read_json, sha256_file
+from beit.common.storage.documents import read_json
+from beit.common.storage.files import sha256_file
 
 _CONTAINERS = ("model", "module", "teacher", "state_dict")
 """Keys under which training checkpoints keep the weights, in the order in which they are looked for: of DINO's two
 networks the teacher is the one that is used."""
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-_INDEXES = tuple(f"{name}.index.json" for name in _WEIGHTS)
-"""Of weights in several files."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,30 +38,19 @@ class ForeignWeights:
     """On the CPU, under the names of the file."""
     sha256: dict[str, str]
     """Of every weight file, by name."""
-    container: str | None = None
+    container: str | None
     """Key of the checkpoint under which the weights were; None where they were the whole file."""
-    config: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any]
     """config.json of a folder; else empty."""
-    preprocessor: dict[str, Any] = field(default_factory=dict)
+    preprocessor: dict[str, Any]
     """preprocessor_config.json of a folder; else empty."""
 
 
 def read_foreign(path: Path) -> ForeignWeights:
-    """Read a weight file, or a folder of Hugging Face or timm.
-
-    Raises:
-        InputError: there is nothing that can be read, or a file is damaged or holds more than tensors and plain values.
-    """
-    if path.is_dir():
-        return _read_folder(path)
-    if not path.is_file():
+    """Read a weight file, or a folder of Hugging Face or timm."""
+    if not path.exists():
         raise InputError(f"{path} does not exist; give a weight file, or the folder of a Hugging Face model")
-    tensors, container = _read_file(path)
-    return ForeignWeights(tensors=tensors, sha256={path.name: sha256_file(path)}, container=container)
-
-
-def _read_folder(path: Path) -> ForeignWeights:
-    files = _weight_files(path)
+    files = _weight_files(path) if path.is_dir() else [path]
     tensors: dict[str, Tensor] = {}
     container = None
     for file in files:
@@ -81,12 +69,12 @@ def _weight_files(path: Path) -> list[Path]:
     for name in _WEIGHTS:
         if (path / name).is_file():
             return [path / name]
-    for name in _INDEXES:
-        if (path / name).is_file():
-            listed = _read_object(path / name).get("weight_map")
+    for index in (path / f"{name}.index.json" for name in _WEIGHTS):  # of weights in several files
+        if index.is_file():
+            listed = _read_object(index).get("weight_map")
             names = sorted({str(part) for part in listed.values()}) if isinstance(listed, Mapping) else []
             if not names or any(Path(part).name != part for part in names):
-                raise InputError(f"{path / name} does not list weight files of its own folder; fetch the folder again")
+                raise InputError(f"{index} does not list weight files of its own folder; fetch the folder again")
             return [path / part for part in names]
     raise InputError(f"{path} has none of {', '.join(_WEIGHTS)}; give a weight file, or a Hugging Face or timm folder")
 

@@ -6,11 +6,9 @@ which is then checked tensor by tensor, the head that stays, and where everythin
 
 from __future__ import annotations
 
-import logging
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -26,8 +24,6 @@ from beit.common.vit.description import EncoderConfig
 from beit.common.vit.vit import VisionTransformer
 from beit.finetune.weights.import_files import ForeignWeights, read_foreign
 from beit.finetune.weights.import_names import NamedTensors, official_names
-
-logger = logging.getLogger(__name__)
 
 NORMALIZATIONS = {
     "imagenet": Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
@@ -53,25 +49,17 @@ class Imported(NamedTuple):
     """What was found, for the user."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ImportHints:
-    """What tensors cannot tell; where the file does not either, the usual is taken and said."""
+def import_encoder(
+    source: Path,
+    directory: Path,
+    *,
+    num_heads: int | None = None,
+    normalization: Literal["imagenet", "inception"] | None = None,
+) -> Imported:
+    """Convert a weight file or folder into an encoder in a new or empty folder, and load that again.
 
-    num_heads: int | None = None
-    """Attention heads; left out, from the file's config or position tables, else one per 64 channels."""
-    normalization: Literal["imagenet", "inception"] | None = None
-    """Of the pixels; left out, from the file's config, else the usual one of its family."""
-
-
-def import_encoder(source: Path, directory: Path, hints: ImportHints) -> Imported:
-    """Convert weights and write them, and load them again.
-
-    Args:
-        source: Weight file or folder.
-        directory: New or empty folder for the encoder.
-        hints: What the user says about them.
-    Raises:
-        InputError: the weights cannot be read, are of another kind of model, or the folder is in use.
+    Where neither the user nor the file tells, the usual is taken: a head per 64 channels, the pixels' normalisation of
+    such models.
     """
     if directory.exists() and (not directory.is_dir() or next(directory.iterdir(), None) is not None):
         raise InputError(f"{directory} is not an empty folder; name a new one for the encoder")
@@ -79,13 +67,13 @@ def import_encoder(source: Path, directory: Path, hints: ImportHints) -> Importe
     _require_kind(foreign.config, source)
     named = official_names(foreign.tensors, str(source))
     tensors = named.tensors
-    architecture = infer_architecture(named, foreign.config, hints, origin=str(source))
+    architecture = infer_architecture(named, foreign.config, num_heads, origin=str(source))
     _check(tensors, architecture, source)
-    normalization, said = _normalization(named, foreign, hints)
+    found, said = _normalization(named, foreign, normalization)
     class_names, pooling = _head(tensors, foreign.config)
     config = EncoderConfig(
         architecture=architecture,
-        normalization=normalization,
+        normalization=found,
         task="pretrain" if class_names is None else "classification",
         vocab_size=len(tensors["lm_head.weight"]) if "lm_head.weight" in tensors else None,
         class_names=class_names,
@@ -104,17 +92,10 @@ def import_encoder(source: Path, directory: Path, hints: ImportHints) -> Importe
     return Imported(config, _summary(config, named, foreign, said))
 
 
-def infer_architecture(named: NamedTensors, config: Mapping[str, Any], hints: ImportHints, *, origin: str) -> ViTConfig:
-    """Derive the shape of the model from its tensors.
-
-    Args:
-        named: Under official names.
-        config: config.json of Hugging Face; may be empty.
-        hints: What the user says.
-        origin: For messages.
-    Raises:
-        InputError: a tensor that any encoder has is missing, or the grid is not square.
-    """
+def infer_architecture(
+    named: NamedTensors, config: Mapping[str, Any], num_heads: int | None, *, origin: str
+) -> ViTConfig:
+    """Derive the shape of the model from its tensors, Hugging Face's config.json, if any, and what the user says."""
     tensors = named.tensors
     for name in ("cls_token", "patch_embed.proj.weight", "blocks.0.mlp.fc1.weight", "blocks.0.norm1.weight"):
         require(name in tensors, f"{origin} lacks the tensor {name!r} of every encoder; it is of another kind of model")
@@ -136,7 +117,7 @@ def infer_architecture(named: NamedTensors, config: Mapping[str, Any], hints: Im
         in_chans=in_chans,
         embed_dim=embed_dim,
         depth=depth,
-        num_heads=_num_heads(embed_dim, table, config, hints, origin),
+        num_heads=num_heads or _num_heads(embed_dim, table, config, origin),
         mlp_ratio=len(tensors["blocks.0.mlp.fc1.weight"]) / embed_dim,
         qkv_bias="blocks.0.attn.q_bias" in tensors,
         init_values=0.0 if gamma is None else config.get("layer_scale_init_value") or _LAYER_SCALE,
@@ -186,9 +167,7 @@ def _grid_side(
     return int(img_size // patch_size)
 
 
-def _num_heads(embed_dim: int, table: Tensor | None, config: Mapping[str, Any], hints: ImportHints, origin: str) -> int:
-    if hints.num_heads is not None:
-        return hints.num_heads
+def _num_heads(embed_dim: int, table: Tensor | None, config: Mapping[str, Any], origin: str) -> int:
     if table is not None:
         return int(table.shape[1])
     if isinstance(listed := config.get("num_attention_heads"), int):
@@ -232,10 +211,10 @@ def _head(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> tuple[tup
     return unique, "mean" if "fc_norm.weight" in tensors else "cls"
 
 
-def _normalization(named: NamedTensors, foreign: ForeignWeights, hints: ImportHints) -> tuple[Normalization, str]:
+def _normalization(named: NamedTensors, foreign: ForeignWeights, given: str | None) -> tuple[Normalization, str]:
     """Return how pixels are normalised, and where that is from."""
-    if hints.normalization is not None:
-        return NORMALIZATIONS[hints.normalization], f"{hints.normalization}, as given"
+    if given is not None:
+        return NORMALIZATIONS[given], f"{given}, as given"
     mean, std = foreign.preprocessor.get("image_mean"), foreign.preprocessor.get("image_std")
     cfg = foreign.config.get("pretrained_cfg")
     if mean is None and isinstance(cfg, Mapping):
@@ -243,8 +222,7 @@ def _normalization(named: NamedTensors, foreign: ForeignWeights, hints: ImportHi
     if mean is not None and std is not None and _is_triple(mean) and _is_triple(std):
         return Normalization(tuple(map(float, mean)), tuple(map(float, std))), "from the folder"
     usual = "inception" if named.family == "BEiT" and "pos_embed" not in named.tensors else "imagenet"
-    said = f"{usual}, the usual one of such weights; --normalization changes it"
-    return NORMALIZATIONS[usual], said
+    return NORMALIZATIONS[usual], f"{usual}, the usual one of such weights; --normalization changes it"
 
 
 def _is_triple(values: Any) -> bool:

@@ -75,16 +75,10 @@ class NamedTensors:
 
 
 def official_names(tensors: Mapping[str, Tensor], origin: str) -> NamedTensors:
-    """Rename all tensors.
+    """Rename all tensors; `origin` is named in messages.
 
     Separate queries, keys and values become one; a key bias, which shifts all logits of a query alike and so cancels in
     the softmax, is left out.
-
-    Args:
-        tensors: As read.
-        origin: Where they were read, for messages.
-    Raises:
-        InputError: a name is not known; the first one is named.
     """
     plain = _without_wrappers(tensors)
     is_mae = any(name.startswith("decoder") for name in plain)
@@ -101,18 +95,15 @@ def official_names(tensors: Mapping[str, Tensor], origin: str) -> NamedTensors:
         require(name not in renamed, f"{origin} has two tensors for {name}, the second is {given!r}; it is no encoder")
         renamed[name] = tensor.detach()
     has_own_biases = any(name.endswith(("q_bias", "bias_table")) or name.startswith("lm_head") for name in renamed)
-    has_keys_without_bias = any(name.endswith("attn.query.bias") for name in renamed) and not any(
-        name.endswith("attn.key.bias") for name in renamed
+    has_query_bias, has_key_bias = (
+        any(name.endswith(f"attn.{part}.bias") for name in renamed) for part in ("query", "key")
     )
-    family: Family = "MAE" if is_mae else "BEiT" if has_own_biases or has_keys_without_bias else "ViT"
-    joined = _split_bias(_join_projections(renamed, origin))
-    return NamedTensors(
-        tensors={name: _plain(tensor) for name, tensor in joined.items()}, family=family, left_out=left_out
-    )
-
-
-def _plain(tensor: Tensor) -> Tensor:
-    return tensor.float().contiguous() if tensor.is_floating_point() else tensor
+    family: Family = "MAE" if is_mae else "BEiT" if has_own_biases or (has_query_bias and not has_key_bias) else "ViT"
+    plain = _split_bias(_join_projections(renamed, origin))
+    plain = {
+        name: tensor.float().contiguous() if tensor.is_floating_point() else tensor for name, tensor in plain.items()
+    }
+    return NamedTensors(tensors=plain, family=family, left_out=left_out)
 
 
 def _without_wrappers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

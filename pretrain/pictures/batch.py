@@ -6,7 +6,6 @@ but its settings and its store.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,8 +18,11 @@ from beit.common.images import decode_image
 from beit.common.pages.pictures import HIGHLIGHT, mask_patches, picture_table, sheet, shortened
 from beit.common.reading.batch_plan import BatchPlan
 from beit.common.reading.config import ReaderConfig
-from beit.common.reading.dataset import Record, build_order
+from beit.common.reading.dataset import build_order
 from beit.common.reading.reader import build_loader
+from beit.common.runs.layout import NONFINITE
+from beit.common.runs.metrics import read_metrics
+from beit.common.storage.samples import Record
 from beit.common.training.config import plan_training
 from beit.common.views import compute_canary
 from beit.pretrain.data import ViewTransform, build_transform
@@ -62,15 +64,7 @@ class ListedTransform:
 
 
 def rebuild_batch(run: StoredRun, step: int, *, num_pictures: int) -> RebuiltBatch:
-    """Build the batch of a step again.
-
-    Args:
-        run: Opened.
-        step: Counted from 0, as in nonfinite.jsonl.
-        num_pictures: Samples whose pixels are kept, from the first row on.
-    Raises:
-        InputError: the run has no such step.
-    """
+    """Build the batch of a step, counted from 0, again; the pixels of its first `num_pictures` samples are kept."""
     config, store = run.config, run.store
     dataset = StoreDataset(store, seed=config.train.seed)
     num_samples = int(dataset.shard_sizes.sum())
@@ -92,10 +86,7 @@ def rebuild_batch(run: StoredRun, step: int, *, num_pictures: int) -> RebuiltBat
     batches = build_loader(
         dataset,
         BatchPlan(
-            order=order,
-            global_batch_size=batch_size,
-            micro_batch_size=micro,
-            grad_accum_steps=batch_size // micro,
+            order=order, global_batch_size=batch_size, micro_batch_size=micro, grad_accum_steps=batch_size // micro
         ),
         start_step=step,
         num_steps=1,
@@ -107,9 +98,7 @@ def rebuild_batch(run: StoredRun, step: int, *, num_pictures: int) -> RebuiltBat
     pictures: list[NDArray[np.uint8]] = []
     masks: list[NDArray[np.bool_]] = []
     for batch in batches:
-        bad += [
-            {"sample_id": one.sample_id, "reason": one.reason, "detail": one.detail} for one in batch["bad_samples"]
-        ]
+        bad += [one._asdict() for one in batch["bad_samples"]]
         for i in range(len(batch["keys"])):
             mask = batch["bool_masked_pos"][i].numpy()
             rows.append(_row(batch, i, number=len(rows), mask=mask))
@@ -138,25 +127,18 @@ def rebuild_batch(run: StoredRun, step: int, *, num_pictures: int) -> RebuiltBat
 
 
 def batch_sheet(batch: RebuiltBatch) -> Image.Image:
-    """Draw the first samples of a batch, masked patches covered.
-
-    Returns:
-        RGB image.
-    """
+    """Draw the first samples of a batch, masked patches covered; RGB."""
     listing, count = batch.listing, len(batch.pictures)
     cells: list[NDArray[np.uint8] | None] = [
         mask_patches(pixels, mask, colour=HIGHLIGHT, opacity=VEIL)
         for pixels, mask in zip(batch.pictures, batch.masks, strict=True)
     ]
     captions = [_caption(row) for row in listing["rows"][:count]]
-    blanks = -count % min(_COLUMNS, count)
     width = min(_COLUMNS, count)
+    blanks = -count % width
     cells, captions = cells + [None] * blanks, captions + [""] * blanks
-    table = picture_table(
-        [cells[i : i + width] for i in range(0, len(cells), width)],
-        captions=[captions[i : i + width] for i in range(0, len(cells), width)],
-        cell_px=_CELL_PX,
-    )
+    rows = [slice(start, start + width) for start in range(0, len(cells), width)]
+    table = picture_table([cells[row] for row in rows], captions=[captions[row] for row in rows], cell_px=_CELL_PX)
     size = listing["global_batch_size"]
     shown = f"all {size} samples" if count == size else f"the first {count} of {size} samples"
     wrong = "; its loss or gradients were not finite" if listing["is_nonfinite"] else ""
@@ -200,12 +182,7 @@ def _caption(row: dict[str, Any]) -> str:
 
 def _recorded_as_nonfinite(run: StoredRun, step: int) -> list[str] | None:
     """Return the sample ids that the run noted for a step that was not finite, in the order of the batch."""
-    path = run.path / "nonfinite.jsonl"
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:  # cut short by a crash
-            continue
+    for record in read_metrics(run.path / NONFINITE):
         if record["step"] == step:
             return [sample_id for rank in record["sample_ids"] for sample_id in rank]
     return None

@@ -28,14 +28,8 @@ _CELL_PX = 136
 def masks_sheet(store: TokenStore, config: PretrainConfig, *, num_images: int, num_epochs: int) -> Image.Image:
     """Draw training images under the views and masks of their first epochs, and statistics of many masks below.
 
-    Args:
-        store: Any token store; also one without tokens.
-        config: Settings of a run; those of `mask`, and the seed, decide.
-        num_images: Rows.
-        num_epochs: Columns.
-
-    Returns:
-        RGB image.
+    One row per image, one column per epoch, RGB. Any token store will do, also one without tokens; of the settings,
+    those of `mask` and the seed decide.
     """
     # No tokens are drawn, so none are needed.
     transform = replace(build_transform(config, store.info, strict=False), needs_tokens=False)

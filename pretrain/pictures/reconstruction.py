@@ -19,12 +19,13 @@ from torch import Tensor, nn
 from beit.common.encoder import load_weights
 from beit.common.errors import BadSample, InputError, require
 from beit.common.pages.pictures import mask_patches, picture_table, sheet
+from beit.common.runs.layout import ENCODER
 from beit.common.shards.schema import TokenizerInfo
 from beit.common.shards.token_store import TokenStore
 from beit.common.tokenizer import Tokenizer, load_store_tokenizer
 from beit.common.tokenizers.dalle_cache import has_decoder
 from beit.common.vit.description import EncoderConfig, read_encoder_config
-from beit.common.vit.normalization import normalize_images
+from beit.common.vit.vit import normalize_images
 from beit.pretrain.config import PretrainConfig
 from beit.pretrain.data import build_transform
 from beit.pretrain.model import PATCH_EPS, MaskedPrediction, patchify, unpatchify
@@ -67,11 +68,6 @@ class Reconstruction:
     token_ids: Tensor | None
     """(B, N) int64, the original words; None where pixels are predicted."""
 
-    @property
-    def is_predicted(self) -> Tensor:
-        """Which patches a prediction replaces, (B, N) bool: the masked ones, or all where none is."""
-        return self.masks if bool(self.masks.any()) else torch.ones_like(self.masks)
-
     def predict(self, model: nn.Module, device: torch.device) -> Tensor:
         """Return the words (B, N) or pixel values (B, N, P) of all patches on the CPU, predicted ones replaced.
 
@@ -81,7 +77,8 @@ class Reconstruction:
         """
         images, masks = self.images.to(device), self.masks.to(device)
         normalized = normalize_images(images, self.config.data.mean, self.config.data.std)
-        prediction: MaskedPrediction = model(normalized, masks, self.is_predicted.to(device))
+        wanted = masks if bool(masks.any()) else torch.ones_like(masks)  # all where none is masked
+        prediction: MaskedPrediction = model(normalized, masks, wanted)
         positions, valid = prediction.positions.cpu(), prediction.valid.cpu()
         if self.token_ids is None:
             values = prediction.logits.float().cpu()
@@ -92,16 +89,9 @@ class Reconstruction:
         return self.token_ids.scatter(1, positions, torch.where(valid, words, self.token_ids.gather(1, positions)))
 
     def draw(self, predicted: Tensor, decode: Decode | None, *, heading: str, facts: str) -> Image.Image:
-        """Draw the sheet.
+        """Draw what `predict` returned, RGB, with the columns of `TITLES`, or of `PIXEL_TITLES`.
 
-        Args:
-            predicted: From `predict`.
-            decode: Paints words; needed where words are predicted.
-            heading: First line.
-            facts: Below it.
-
-        Returns:
-            RGB image with the columns of `TITLES`, or of `PIXEL_TITLES`.
+        `decode` paints words, and is needed where words are predicted; `facts` stand below the heading.
         """
         side = round(self.masks.shape[1] ** 0.5)
         pictures = self.images.permute(0, 2, 3, 1).numpy()
@@ -140,15 +130,9 @@ class Reconstruction:
 def build_reconstruction(
     store: TokenStore, config: PretrainConfig, tokens: TokenSource | None, *, num_images: int
 ) -> Reconstruction:
-    """Choose held-out images, spread over the store, with the masks they are measured under.
+    """Choose at most `num_images` held-out images, spread over the store, with the masks they are measured under.
 
-    Args:
-        store: With held-out images.
-        config: Settings.
-        tokens: Where words come from; None where pixels are predicted.
-        num_images: At most this many; those that cannot be read are left out.
-    Raises:
-        InputError: none of them can be read.
+    Images that cannot be read are left out. Without `tokens`, pixels are predicted.
     """
     info = store.info
     token_img_size = tokens.token_img_size if tokens else 0
@@ -190,23 +174,16 @@ def find_decoder(info: TokenizerInfo, device: torch.device) -> Tokenizer | None:
 
 
 def reconstruction_sheet(run: Path, *, store: str | None, tokenizer: str | None, num_images: int) -> Image.Image:
-    """Draw held-out images as the model of a run completes them; see `Reconstruction`.
+    """Draw held-out images as the model of a run directory completes them, one per row; see `Reconstruction`.
 
-    Args:
-        run: Run directory of `beit pretrain`.
-        store: The token store, where it is no longer where the run found it.
-        tokenizer: What decodes the tokens, where it is not the one the run names.
-        num_images: Rows of the sheet.
-
-    Raises:
-        InputError: a part is missing, or the tokenizer is not the run's or cannot decode.
+    `store` and `tokenizer` are where they are now, if that is no longer what the run names.
     """
-    encoder = read_encoder_config(run / "encoder")
+    encoder = read_encoder_config(run / ENCODER)
     opened = open_stored_run(run, store)
     tokens = _tokens(encoder, tokenizer) if opened.config.objective.needs_tokens else None
     shown = build_reconstruction(opened.store, opened.config, tokens, num_images=num_images)
     model = build_model(opened.config, encoder.architecture, tokens)
-    load_weights(model, run / "encoder")
+    load_weights(model, run / ENCODER)
     with torch.inference_mode():
         predicted = shown.predict(model.eval(), torch.device("cpu"))
     decode = tokens.encoder.decode if tokens and tokens.encoder else None
@@ -229,10 +206,4 @@ def _tokens(encoder: EncoderConfig, given: str | None) -> TokenSource:
     network = load_store_tokenizer(info, given=given, need_decoder=True)
     grid_height, _ = encoder.architecture.grid_size
     is_online = origin.get("tokenizer_online", False)
-    return TokenSource(
-        name=network.name,
-        fingerprint=network.fingerprint,
-        vocab_size=network.vocab_size,
-        encoder=network,
-        token_img_size=grid_height * network.downsampling if is_online else 0,
-    )
+    return TokenSource.of(network, grid_height * network.downsampling if is_online else 0)

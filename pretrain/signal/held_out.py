@@ -1,13 +1,17 @@
-"""The learning signal of a run: which images are measured, against which lines, and under which names.
+"""Is it learning? The objective on images that are never trained on, and on training images beside them.
 
-How a batch is measured is `evaluate.py`, what the lines are is `baselines.py`, what the numbers mean is `verdict.py`.
+Here: which images are measured, how a batch is, and under which names. Sums are exchanged, so all ranks return the same
+numbers. What they mean, in words, is `verdict.py`; the lines they are read against are `baselines.py`.
 """
 
 from __future__ import annotations
 
 import logging
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,11 +22,11 @@ from beit.common.errors import BadSample
 from beit.common.processes.distributed import World
 from beit.common.reading.loader import Loader
 from beit.common.reading.reader import sequential_loader
+from beit.common.training.data import padded
 from beit.pretrain.config import PretrainConfig
 from beit.pretrain.data import ViewTransform
 from beit.pretrain.sample import EvenSample
-from beit.pretrain.signal.baselines import MAX_PAIRS, TokenBaselines, fit_baselines
-from beit.pretrain.signal.evaluate import pixel_metrics, token_metrics
+from beit.pretrain.signal.baselines import MAX_PAIRS, TokenBaselines, fit_baselines, neighbour_pairs
 from beit.pretrain.step import MimStep, PixelStep
 from beit.pretrain.store_dataset import StoreDataset
 
@@ -32,30 +36,24 @@ MAX_ONLINE_BASELINE_VIEWS = 2_000
 """Each costs a forward pass of the tokenizer."""
 _READ_AHEAD = 128
 """Views whose tokens come in one go from a remote store."""
+_MEASURED = ("bits", "acc", "mse", "images")
+"""Metrics that get `held_out_` in front; the others say what they are."""
 _EVALUATION_WORKERS = 2
 """A short pass does not repay starting many."""
 
 
 @dataclass
 class HeldOut:
-    """Measures the objective on held-out and on training images.
-
-    Args:
-        config: Settings.
-        step: The objective.
-        transform: With fixed masks.
-        train: Training images.
-        held_out: Images that are never trained on.
-        vocab_size: V; 0 for pixels.
-        world: The ranks; all of them call `measure`.
-    """
+    """Measures the objective on images that are never trained on, and on training images; all ranks call `measure`."""
 
     config: PretrainConfig
     step: MimStep | PixelStep
     transform: ViewTransform
+    """With fixed masks."""
     train: StoreDataset
     held_out: StoreDataset
     vocab_size: int
+    """V; 0 for pixels."""
     world: World
 
     def measure(self, model: nn.Module) -> dict[str, float]:
@@ -68,26 +66,20 @@ class HeldOut:
         """
         settings = self.config.held_out
         found = self._metrics(model, EvenSample(self.held_out, settings.max_images))
-        metrics = {_HELD_OUT_NAMES.get(name, name): value for name, value in found.items()}
+        metrics = {f"held_out_{name}" if name in _MEASURED else name: value for name, value in found.items()}
         if metrics and settings.train_images:
             beside = self._metrics(model, EvenSample(self.train, settings.train_images))
             metrics |= {f"train_{name}": beside[name] for name in ("bits", "acc", "mse") if name in beside}
         return metrics
 
     def _metrics(self, model: nn.Module, sample: EvenSample) -> dict[str, float]:
-        loader, blank = self._loader(sample), self._blank()
+        loader, world = self._loader(sample), self.world
+        blank = {name: torch.from_numpy(value)[None] for name, value in self.transform.blank().items()}
+        batches = padded(loader, len(loader), blank, world)
         if isinstance(self.step, PixelStep):
-            return pixel_metrics(model, loader, step=self.step, num_batches=len(loader), blank=blank, world=self.world)
-        return token_metrics(
-            model,
-            loader,
-            step=self.step,
-            baselines=self.baselines,
-            grid_size=(self.transform.grid_size,) * 2,
-            num_batches=len(loader),
-            blank=blank,
-            world=self.world,
-        )
+            return pixel_metrics(model, batches, step=self.step, world=world)
+        grid_size = (self.transform.grid_size,) * 2
+        return token_metrics(model, batches, step=self.step, baselines=self.baselines, grid_size=grid_size, world=world)
 
     @cached_property
     def baselines(self) -> TokenBaselines:
@@ -147,9 +139,82 @@ class HeldOut:
             config=replace(reader, num_workers=min(reader.num_workers, _EVALUATION_WORKERS)),
         )
 
-    def _blank(self) -> dict[str, Tensor]:
-        return {name: torch.from_numpy(value)[None] for name, value in self.transform.blank().items()}
+
+def token_metrics(
+    model: nn.Module,
+    batches: Iterable[Mapping[str, Any]],
+    *,
+    step: MimStep,
+    baselines: TokenBaselines,
+    grid_size: tuple[int, int],
+    world: World,
+) -> dict[str, float]:
+    """Measure the prediction of masked tokens, whatever training predicts; of all tokens where nothing is masked.
+
+    The model is in eval mode. `batches`, from `padded`, are this rank's share of the samples, each once, with fixed
+    masks. Where the baselines have no neighbour line, nothing is masked.
+
+    Returns:
+        bits, unigram_bits and neighbour_bits (cross-entropy per token), acc and its chance level unigram_acc (always
+        the commonest token), images; empty when no rank had a sample. Without masks there is no neighbour_bits.
+    """
+    everything = baselines.neighbours is None
+    # Kept on the device until the end: one wait per evaluation instead of one per batch.
+    sums = torch.zeros(4, dtype=torch.float64, device=world.device)
+    unigram = neighbour = commonest = 0.0
+    for batch in batches:
+        moved = _moved(batch, world)
+        moved["token_ids"] = step.token_ids(moved)
+        result = MimStep(mean=step.mean, std=step.std, predict_all=everything).forward(model, moved)
+        if not batch["is_real"]:
+            continue
+        images = torch.tensor(len(moved["images"]))
+        row = [result.loss.double() * result.num_predicted, result.num_correct, result.num_predicted, images]
+        sums += torch.stack([value.double().to(world.device) for value in row])
+        ids, masks = moved["token_ids"].cpu().numpy(), moved["bool_masked_pos"].cpu().numpy()
+        words = ids.reshape(-1) if everything else ids[masks]
+        unigram += baselines.unigram_nats(words)
+        commonest += float((words == baselines.commonest).sum())
+        if not everything:
+            neighbour += baselines.neighbour_nats(*neighbour_pairs(ids, masks, grid_size))
+    loss, correct, tokens, images_seen, *lines = world.sum_of([*sums.tolist(), unigram, commonest, neighbour])
+    if not tokens:
+        return {}
+    unigram, commonest, neighbour = lines
+    bit = tokens * math.log(2)
+    metrics = {"bits": loss / bit, "acc": correct / tokens, "unigram_bits": unigram / bit}
+    if not everything:
+        metrics["neighbour_bits"] = neighbour / bit
+    return metrics | {"unigram_acc": commonest / tokens, "images": images_seen}
 
 
-_HELD_OUT_NAMES = {"bits": "held_out_bits", "acc": "held_out_acc", "mse": "held_out_mse", "images": "held_out_images"}
-"""The other names say what they are."""
+def pixel_metrics(
+    model: nn.Module, batches: Iterable[Mapping[str, Any]], *, step: PixelStep, world: World
+) -> dict[str, float]:
+    """Measure the regression of masked patches; model and batches are as in `token_metrics`.
+
+    Returns:
+        mse, mean_mse (of predicting each value's mean over these patches: the variance of the target) and images; empty
+        when no rank had a sample.
+    """
+    sums: Tensor | None = None  # of squared errors, patches, images, targets (P,), their squares (P,)
+    for batch in batches:
+        result = step.forward(model, _moved(batch, world))
+        if not batch["is_real"]:
+            continue
+        targets = torch.where(result.valid[..., None], result.targets, 0.0).double().flatten(0, 1)  # (B K, P)
+        images = torch.tensor([len(batch["images"])], dtype=torch.float64, device=world.device)
+        head = torch.stack([result.loss.double() * result.num_predicted, result.num_predicted.double()])
+        row = torch.cat([head, images, targets.sum(0), targets.square().sum(0)])
+        sums = row if sums is None else sums + row
+    num_values = 3 * step.patch_size**2
+    own = [0.0] * (3 + 2 * num_values) if sums is None else sums.tolist()
+    loss, patches, images_seen, *moments = world.sum_of(own)
+    if not patches:
+        return {}
+    mean, square = torch.tensor(moments, dtype=torch.float64).view(2, num_values) / patches
+    return {"mse": loss / patches, "mean_mse": (square - mean.square()).mean().item(), "images": images_seen}
+
+
+def _moved(batch: Mapping[str, Any], world: World) -> dict[str, Tensor]:
+    return {name: value.to(world.device) for name, value in batch.items() if isinstance(value, Tensor)}

@@ -19,16 +19,16 @@ from beit.common.errors import require
 from beit.common.images import decode_image
 from beit.common.processes.distributed import World
 from beit.common.reading.config import ReaderConfig
-from beit.common.reading.dataset import Record
 from beit.common.reading.labelled_dataset import LabelledDataset
 from beit.common.reading.reader import sequential_loader
 from beit.common.rng import CounterRng, stable_hash64
 from beit.common.sources.index import LabelledIndex
 from beit.common.sources.index_build import build_index
-from beit.common.training.batches import padded
+from beit.common.storage.samples import Record
+from beit.common.training.data import padded
 from beit.common.views import AugmentConfig, draw_view, render_view
 from beit.common.vit.config import Normalization
-from beit.common.vit.features import BlockScore, Features, best_block, extract_features, probe_blocks
+from beit.common.vit.features import Features, best_block, extract_features, probe_blocks
 from beit.common.vit.vit import VisionTransformer
 from beit.pretrain.config import ProbeConfig
 
@@ -42,13 +42,10 @@ _WHOLE = AugmentConfig(scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=0.0, brightness=
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ProbeTransform:
-    """Turn a record into one image of the probe: its central square, resized.
-
-    Args:
-        img_size: Side of the model's input in pixels.
-    """
+    """Turn a record into one image of the probe: its central square, resized."""
 
     img_size: int
+    """Side of the model's input in pixels."""
 
     def __call__(self, record: Record) -> dict[str, NDArray[np.generic]]:
         """Return images (3, img_size, img_size) uint8 and labels () int64.
@@ -59,10 +56,7 @@ class ProbeTransform:
         image = decode_image(record.image_bytes)
         view = draw_view(CounterRng(0), image.width, image.height, _WHOLE)
         pixels = render_view(image, view, img_size=self.img_size)
-        return {
-            "images": np.ascontiguousarray(pixels.transpose(2, 0, 1)),
-            "labels": np.asarray(record.label, np.int64),
-        }
+        return {"images": np.ascontiguousarray(pixels.transpose(2, 0, 1)), "labels": np.asarray(record.label, np.int64)}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,11 +72,7 @@ class ProbeData:
 
 
 def open_probe_data(config: ProbeConfig) -> ProbeData | None:
-    """Open the labelled images of a probe; None where the settings name none.
-
-    Raises:
-        InputError: images or labels are missing, there is one class only, or the test images have classes of their own.
-    """
+    """Open the labelled images of a probe; None where the settings name none."""
     if config.data is None:
         return None
     index = build_index(config.data)
@@ -113,28 +103,25 @@ def probe_metrics(
     reader: ReaderConfig,
     world: World,
 ) -> dict[str, float]:
-    """Probe every block of a model in training.
+    """Probe every block of a pre-training model in eval mode, whose own call runs all blocks, also under ZeRO 3.
 
-    Args:
-        model: A pre-training model in eval mode; its own call runs all blocks, also under ZeRO 3.
-        data: Labelled images.
-        config: Settings.
-        normalization: Of the pixels.
-        reader: Loading; few images are read without workers.
-        world: The ranks; each computes the features of its part, rank 0 classifies, all return the same numbers.
+    Each rank computes the features of its part, rank 0 classifies, all return the same numbers.
 
     Returns:
         probe_knn_acc and probe_linear_acc of the best block (the one with the best linear accuracy), `BEST_BLOCK`, and
         probe_knn/I and probe_linear/I for every block I, and probe_chance, of always answering the commonest class.
     """
-    gathered = []
-    for index in (data.train, data.test):
-        own = _features(model, index, config=config, normalization=normalization, reader=reader, world=world)
-        gathered.append(_joined(world.gather(own)))
-    train, test = gathered
+    train, test = (
+        _features(model, index, config=config, normalization=normalization, reader=reader, world=world)
+        for index in (data.train, data.test)
+    )
     scores = world.run_on_main(lambda: probe_blocks(train, test, num_classes=data.num_classes))
+    best = scores[best_block(scores)]
+    metrics = {"probe_linear_acc": best.linear_acc, "probe_knn_acc": best.knn_acc, BEST_BLOCK: float(best.block)}
+    for score in scores:
+        metrics |= {f"probe_linear/{score.block}": score.linear_acc, f"probe_knn/{score.block}": score.knn_acc}
     commonest = int(torch.bincount(train.labels).argmax())
-    return _as_metrics(scores) | {"probe_chance": (test.labels == commonest).double().mean().item()}
+    return metrics | {"probe_chance": (test.labels == commonest).double().mean().item()}
 
 
 def describe(metrics: Mapping[str, float]) -> str:
@@ -154,7 +141,7 @@ def _features(
     reader: ReaderConfig,
     world: World,
 ) -> Features:
-    """Return the features of this rank's part."""
+    """Return the features of all images; every rank computes its part."""
     vit: VisionTransformer = model
     side, num_patches = vit.config.img_size, vit.config.num_patches
     loader = sequential_loader(
@@ -173,23 +160,7 @@ def _features(
     batches: Iterable[dict[str, Any]] = padded(loader, len(loader), blank, world)
     features = extract_features(vit, batches, device=world.device, normalization=normalization, forward=forward)
     real = features.labels >= 0
-    return Features(features.blocks[:, real], features.labels[real])
-
-
-def _joined(parts: list[Features]) -> Features:
+    parts = world.gather(Features(features.blocks[:, real], features.labels[real]))
     whole = Features(torch.cat([part.blocks for part in parts], dim=1), torch.cat([part.labels for part in parts]))
     require(len(whole.labels) > 0, "no image of the probe can be read; check probe.data and probe.test")
     return whole
-
-
-def _as_metrics(scores: list[BlockScore]) -> dict[str, float]:
-    best = scores[best_block(scores)]
-    metrics = {
-        "probe_linear_acc": best.linear_acc,
-        "probe_knn_acc": best.knn_acc,
-        BEST_BLOCK: float(best.block),
-    }
-    for score in scores:
-        metrics[f"probe_linear/{score.block}"] = score.linear_acc
-        metrics[f"probe_knn/{score.block}"] = score.knn_acc
-    return metrics

@@ -1,4 +1,4 @@
-"""What the learning signal means, in one plain line: from the numbers of `evaluate.py` and of earlier evaluations."""
+"""What the learning signal means, in one plain line: from the numbers of `held_out.py` and of earlier evaluations."""
 
 from __future__ import annotations
 

@@ -35,9 +35,10 @@ from beit.common.errors import BadSample, InputError
 from beit.common.images import decode_image
 from beit.common.jitter import FACTOR_ONE
 from beit.common.shards.schema import ImageShardManifest, ShardManifest
-from beit.common.shards.tables import decode_index, decode_samples, encode_index
+from beit.common.shards.tables import ShardTable, decode_samples, encode_index
 from beit.common.sources.opening import open_source
 from beit.common.storage.documents import read_document
+from beit.common.storage.place import place_of
 from beit.common.store import open_store
 from beit.common.views import VIEW_DTYPE, crop_crc, render_view, replay_view
 from beit.finetune.config import FinetuneConfig
@@ -248,9 +249,11 @@ class StoreFuzz:
         """Read the damaged file itself, which hashes elsewhere keep others from."""
         name = self.path.name
         if name.endswith(".manifest.json"):
-            read_document(ImageShardManifest if self.path.parent.name == "images" else ShardManifest, self.path)
+            read_document(
+                ImageShardManifest if self.path.parent.name == "images" else ShardManifest, place_of(str(self.path))
+            )
         elif name == "index.parquet":
-            decode_index(self.path.read_bytes(), label=name)
+            list(ShardTable.decode(self.path.read_bytes(), label=name))
         elif name.endswith(".samples.parquet"):
             decode_samples(self.path.read_bytes(), label=name)
 
@@ -306,7 +309,7 @@ class ForgedFuzz(StoreFuzz):
         document = json.loads(self.manifest.read_bytes())
         document["samples"] |= {"sha256": digest, "size": size}
         self.manifest.write_text(json.dumps(document))
-        first, *others = decode_index(self.index.read_bytes(), label="index")
+        first, *others = list(ShardTable.decode(self.index.read_bytes(), label="index"))
         self.index.write_bytes(encode_index([replace(first, samples_sha256=digest), *others]))
 
 

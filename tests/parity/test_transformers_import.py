@@ -10,7 +10,7 @@ import transformers
 from beit.common.encoder import load_encoder
 from beit.common.errors import InputError
 from beit.finetune.artifact import load_classifier
-from beit.finetune.weights.import_model import ImportHints, import_encoder
+from beit.finetune.weights.import_model import import_encoder
 
 pytestmark = pytest.mark.reference
 
@@ -30,7 +30,7 @@ def build(kind, config_kind, **settings):
 
 def imported(model, tmp_path):
     model.save_pretrained(tmp_path / "hf")
-    return import_encoder(tmp_path / "hf", tmp_path / "encoder", ImportHints())
+    return import_encoder(tmp_path / "hf", tmp_path / "encoder")
 
 
 def images():
@@ -82,7 +82,7 @@ def test_logits_of_an_imported_classifier_are_its_own(tmp_path, kind, config_kin
 def test_names_of_live_modules_are_known_too(tmp_path):
     model = build("ViTModel", "ViTConfig")
     torch.save(model.state_dict(), tmp_path / "live.pth")
-    import_encoder(tmp_path / "live.pth", tmp_path / "encoder", ImportHints(num_heads=4))
+    import_encoder(tmp_path / "live.pth", tmp_path / "encoder", num_heads=4)
     with torch.no_grad():
         ours = load_encoder(tmp_path / "encoder").forward_features(images())
         # A bare file says nothing of eps, and 1e-6 is what ours has then.

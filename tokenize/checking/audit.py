@@ -17,9 +17,8 @@ from beit.common.shards.token_store import TokenStore
 from beit.common.tokenizer import DTypeSetting, choose_dtype, load_store_tokenizer
 from beit.common.views import compute_canary, crop_crc
 from beit.tokenize.config import TokenizeConfig
-from beit.tokenize.execution import choose_device, describe_execution, torch_threads
-from beit.tokenize.shards.encode import ViewEncoder
-from beit.tokenize.shards.prepare import render_token_view
+from beit.tokenize.setup import choose_device, describe_execution, torch_threads
+from beit.tokenize.shards.encode import ViewEncoder, render_token_view
 
 MIN_AGREEMENT = 0.9
 """Alarm below this. Other devices and number formats keep 95 % and more of the tokens (BEiT's tokenizer, float32
@@ -60,8 +59,6 @@ def audit_store(store: TokenStore, *, count: int, tokenizer: ViewEncoder | str |
         store: Complete.
         count: Views.
         tokenizer: Instead of the one that the store names: a name or path, or the tokenizer itself.
-    Raises:
-        InputError: the store has no tokens, or its tokenizer cannot be loaded.
     """
     info = store.info
     if info.tokenizer is None:
@@ -76,11 +73,7 @@ def audit_store(store: TokenStore, *, count: int, tokenizer: ViewEncoder | str |
     now = describe_execution(config, device=device, dtype=dtype, is_compiled=is_compiled, threads=then.threads)
     if tokenizer is None or isinstance(tokenizer, str):
         tokenizer = load_store_tokenizer(
-            info.tokenizer,
-            given=tokenizer,
-            device=device,
-            dtype=dtype,
-            compile_encoder="on" if is_compiled else "off",
+            info.tokenizer, given=tokenizer, device=device, dtype=dtype, compile_encoder="on" if is_compiled else "off"
         )
     else:
         _require_same_tokenizer(info.tokenizer, tokenizer)
@@ -118,11 +111,9 @@ def _compare(store: TokenStore, count: int, tokenizer: ViewEncoder, problems: li
 
 def _draw(store: TokenStore, count: int, problems: list[str]) -> Iterator[_View]:
     rng = CounterRng("audit", store.index_sha256)
-    ends = np.cumsum([row.num_samples for row in store.shards])
     for _ in range(count):
         position, view_k = rng.integers(0, len(store) - 1), rng.integers(0, store.info.views - 1)
-        shard_id = int(np.searchsorted(ends, position, side="right"))
-        row = position - int(ends[shard_id]) + store.shards[shard_id].num_samples
+        shard_id, row = store.locate(position)
         name = f"{store.shards[shard_id].stem}/{store.samples(shard_id).key[row]} view {view_k}"
         try:
             yield _render(store, shard_id, row, view_k)

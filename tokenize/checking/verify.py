@@ -35,9 +35,9 @@ from beit.common.shards.schema import (
     ShardRow,
     StoreInfo,
     held_out_hash,
-    manifest_path,
+    manifest_name,
 )
-from beit.common.shards.tables import SampleTable, decode_index
+from beit.common.shards.tables import SampleTable, ShardTable
 from beit.common.shards.token_store import TokenStore
 from beit.common.storage.documents import read_document
 from beit.common.storage.files import sha256_of
@@ -118,7 +118,7 @@ def _read_index(location: str, info: StoreInfo) -> tuple[list[ShardRow], list[st
     if not place_of(path).exists() or info.held_out.threshold is None:
         return [], [f"the store is unfinished: it has no {INDEX_FILE}; run beit tokenize again to finish it"]
     try:
-        rows = decode_index(place_of(path).read(), label=path)
+        rows = list(ShardTable.decode(place_of(path).read(), label=path))
     except InputError as error:
         return [], [str(error)]
     if len(rows) != info.source.num_shards:
@@ -155,7 +155,7 @@ def _verify_shard(location: str, info: StoreInfo, stem: str, row: ShardRow | Non
 
 def _verify_local_shard(location: str, info: StoreInfo, stem: str, row: ShardRow | None) -> int:
     folder = Path(location) / TOKENS_DIR
-    manifest = read_document(ShardManifest, manifest_path(folder, stem))
+    manifest = read_document(ShardManifest, place_of(str(folder / manifest_name(stem))))
     require(manifest.settings_sha256 == info.settings_sha256(), "its manifest belongs to other settings")
     check_file(place_of(str(folder / manifest.samples.name)), manifest.samples)
     own_row = index_row(manifest, np.empty(0, np.uint64), 0)
@@ -164,7 +164,7 @@ def _verify_local_shard(location: str, info: StoreInfo, stem: str, row: ShardRow
         with _naming_samples(view):
             check_file(place_of(str(folder / manifest.tokens.name)), manifest.tokens)
     if info.packing is not None:
-        packed = read_document(ImageShardManifest, manifest_path(Path(location) / IMAGES_DIR, stem))
+        packed = read_document(ImageShardManifest, place_of(location) / f"{IMAGES_DIR}/{manifest_name(stem)}")
         require(
             packed.image == manifest.image, f"the manifests in {IMAGES_DIR} and {TOKENS_DIR} disagree on the image tar"
         )
@@ -287,10 +287,10 @@ def _at_hand(location: str) -> Iterator[BinaryIO]:
 def _fetch_shard(store: Place, stem: str, folder: Path) -> None:
     for name in (TOKENS_DIR, IMAGES_DIR):
         (folder / name).mkdir()
-        path = manifest_path(folder / name, stem)
+        path = f"{name}/{manifest_name(stem)}"
         with suppress(MissingFile):  # said by the check that needs it
-            path.write_bytes((store / f"{name}/{path.name}").read())
-    manifest = read_document(ShardManifest, manifest_path(folder / TOKENS_DIR, stem))
+            (folder / path).write_bytes((store / path).read())
+    manifest = read_document(ShardManifest, place_of(str(folder)) / f"{TOKENS_DIR}/{manifest_name(stem)}")
     for expected in (manifest.samples, manifest.tokens):
         if expected is not None:
             # Its schema lets through plain file names only, so a manifest cannot choose where something is written.

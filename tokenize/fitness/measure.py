@@ -1,11 +1,14 @@
 """Measuring one tokenizer on a sample of views: everything a fitness report says, before it is judged or drawn.
 
-The parts: `tokens.py` and `tokens.py` (ids alone), `image_quality.py` (pixels),
-`stability.py`, `speed.py`. Verdicts are `verdicts.py`.
+Here are the whole, reconstructions and speed (warm-up, then the median of repeats). The other parts: `tokens.py` (ids
+alone), `image_quality.py` (pixels), `stability.py`. Verdicts are `verdicts.py`.
 """
 
 from __future__ import annotations
 
+import statistics
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +18,6 @@ from numpy.typing import NDArray
 from beit.common.progress import Progress
 from beit.common.tokenizer import DType, Tokenizer, load_tokenizer
 from beit.tokenize.fitness.image_quality import block_means, image_psnr, image_ssim
-from beit.tokenize.fitness.speed import Speed, measure_speed
 from beit.tokenize.fitness.stability import Stability, StabilityTally
 from beit.tokenize.fitness.tokens import TokenStatistics, TokenTally
 from beit.tokenize.fitness.views import ViewSample
@@ -24,6 +26,9 @@ MICRO_BATCH_SIZE = 32
 """Views per forward pass, as in `beit tokenize`."""
 STABILITY_VIEWS = 64
 """Views that are encoded once more for every change; some ten thousand tokens, a standard error near one percent."""
+_BUDGET_SECONDS = 10.0
+"""Per timing; a slow tokenizer is repeated less often. Arbitrary."""
+_MIN_REPEATS, _MAX_REPEATS = 3, 9
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,11 +45,6 @@ class TokenizerFacts:
     """Pixels per token and side."""
     can_decode: bool
     """Whether it can paint words."""
-
-    @property
-    def short_fingerprint(self) -> str:
-        """Enough of it to tell tokenizers apart."""
-        return self.fingerprint[:12]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,6 +66,22 @@ class Reconstruction:
     def psnr_gain(self) -> float:
         """How far it is above the mean colours, dB."""
         return self.psnr - self.block_mean_psnr
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Speed:
+    """Views per second, pixels in memory to ids on the device and back; decoding files and cropping not included."""
+
+    device: str
+    """Where it ran."""
+    threads: int
+    """CPU threads of torch."""
+    micro_batch_size: int
+    """Views per forward pass."""
+    encode_views_per_second: dict[str, float]
+    """By number format."""
+    decode_views_per_second: float | None
+    """In float32; None without a decoder."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,10 +128,11 @@ def measure_fitness(tokenizer: Tokenizer, sample: ViewSample, *, view_size: int,
         sample: The views.
         view_size: Side of the views in px, divisible by the tokenizer's downsampling.
         device: "cpu" or "cuda:N".
-    Raises:
-        InputError: too few images can be read.
     """
-    by_dtype = other_dtypes(tokenizer, device)
+    dtypes: tuple[DType, ...] = ("bfloat16",) if device == "cpu" else ("bfloat16", "float16")  # as `beit tokenize` has
+    by_dtype: dict[str, Tokenizer] = {
+        dtype: load_tokenizer(tokenizer.name, device=device, dtype=dtype) for dtype in dtypes
+    }
     grid_size = view_size // tokenizer.downsampling
     tally = TokenTally(tokenizer.vocab_size, num_views=len(sample), tokens_per_view=grid_size**2)
     stability = StabilityTally(tokenizer, by_dtype, max_views=STABILITY_VIEWS)
@@ -134,7 +151,13 @@ def measure_fitness(tokenizer: Tokenizer, sample: ViewSample, *, view_size: int,
         progress.update(len(sample) - len(positions))  # those passed over
     assert first is not None  # `batches` insists on some views
     fitness = Fitness(
-        tokenizer=facts_of(tokenizer),
+        tokenizer=TokenizerFacts(
+            name=tokenizer.name,
+            fingerprint=tokenizer.fingerprint,
+            vocab_size=tokenizer.vocab_size,
+            downsampling=tokenizer.downsampling,
+            can_decode=tokenizer.can_decode,
+        ),
         num_views=len(positions),
         grid_size=grid_size,
         tokens=tally.statistics(),
@@ -145,29 +168,8 @@ def measure_fitness(tokenizer: Tokenizer, sample: ViewSample, *, view_size: int,
     return Measurement(fitness, positions, pixels.psnr)
 
 
-def facts_of(tokenizer: Tokenizer) -> TokenizerFacts:
-    """Describe a tokenizer."""
-    return TokenizerFacts(
-        name=tokenizer.name,
-        fingerprint=tokenizer.fingerprint,
-        vocab_size=tokenizer.vocab_size,
-        downsampling=tokenizer.downsampling,
-        can_decode=tokenizer.can_decode,
-    )
-
-
-def other_dtypes(tokenizer: Tokenizer, device: str) -> dict[str, Tokenizer]:
-    """Load a tokenizer once more for every number format `beit tokenize` offers on a device, beside float32."""
-    dtypes: tuple[DType, ...] = ("bfloat16",) if device == "cpu" else ("bfloat16", "float16")
-    return {dtype: load_tokenizer(tokenizer.name, device=device, dtype=dtype) for dtype in dtypes}
-
-
 class PixelTally:
-    """Adds up reconstructions batch by batch; does nothing for a tokenizer without a decoder.
-
-    Args:
-        tokenizer: Decodes.
-    """
+    """Adds up reconstructions batch by batch; does nothing for a tokenizer without a decoder."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -204,3 +206,40 @@ class PixelTally:
 
 def _channels_first(views: NDArray[np.uint8]) -> torch.Tensor:
     return torch.from_numpy(views).permute(0, 3, 1, 2)
+
+
+def measure_speed(
+    tokenizer: Tokenizer, by_dtype: Mapping[str, Tokenizer], views: NDArray[np.uint8], *, device: str
+) -> Speed:
+    """Time one batch of views, uint8 (B, S, S, 3), on the tokenizers' device, in float32 and other number formats."""
+    on_gpu = device != "cpu"
+    wait = torch.cuda.synchronize if on_gpu else lambda: None  # on a CPU, work is finished when it returns
+    encode = {
+        dtype: len(views) / _median_seconds(lambda one=one: one.encode(views), wait)  # type: ignore[misc]
+        for dtype, one in {"float32": tokenizer, **by_dtype}.items()
+    }
+    decode = None
+    if tokenizer.can_decode:
+        token_ids = tokenizer.encode(views)
+        decode = len(views) / _median_seconds(lambda: tokenizer.decode(token_ids), wait)
+    return Speed(
+        device=torch.cuda.get_device_name(device) if on_gpu else f"CPU ({torch.backends.cpu.get_cpu_capability()})",
+        threads=torch.get_num_threads(),
+        micro_batch_size=len(views),
+        encode_views_per_second=encode,
+        decode_views_per_second=decode,
+    )
+
+
+def _median_seconds(work: Callable[[], object], wait: Callable[[], object]) -> float:
+    seconds = _seconds(work, wait)  # warm-up: kernels are chosen and memory is taken once
+    repeats = max(_MIN_REPEATS, min(_MAX_REPEATS, int(_BUDGET_SECONDS / seconds)))
+    return statistics.median(_seconds(work, wait) for _ in range(repeats))
+
+
+def _seconds(work: Callable[[], object], wait: Callable[[], object]) -> float:
+    wait()
+    started = time.perf_counter()
+    work()
+    wait()
+    return time.perf_counter() - started

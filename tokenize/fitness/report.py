@@ -13,12 +13,13 @@ from typing import Any
 
 from beit import __version__
 from beit.common.reading.bad_samples import BadSampleReport
+from beit.common.storage.documents import Format
 from beit.tokenize.fitness.measure import Fitness
 from beit.tokenize.fitness.rows import text_table
 from beit.tokenize.fitness.sheet import SheetRow
 from beit.tokenize.fitness.verdicts import LEVEL_NAMES, Verdict
 
-FORMAT, FORMAT_VERSION = "beit-tokenizer-report", 1
+FORMAT = Format("beit-tokenizer-report", 1)
 _BAD_SAMPLES_LISTED = 100
 _TEXT_WIDTH = 110
 _LEVEL_WIDTH = 14
@@ -85,7 +86,7 @@ class FitnessReport:
         lines = [_wrap(self.describe(), indent=""), ""]
         if len(self.fitness) == 1:
             facts = self.fitness[0].tokenizer
-            lines = [f"tokenizer {facts.name}, fingerprint {facts.short_fingerprint}", *lines]
+            lines = [f"tokenizer {facts.name}, fingerprint {facts.fingerprint[:12]}", *lines]
         lines += [text_table(self.fitness, self.labels), ""]
         lines += _verdict_lines([self.images_verdict]) if self.images_verdict.level != "good" else []
         for label, verdicts in zip(self.labels, self.verdicts, strict=True):
@@ -99,10 +100,8 @@ class FitnessReport:
 
     def as_json(self) -> dict[str, Any]:
         """Return the document of `--out`; its keys are described in docs/tokenizers.md."""
-        counts = Counter(report.reason for report in self.bad_samples)
         return {
-            "format": FORMAT,
-            "format_version": FORMAT_VERSION,
+            **FORMAT.header(),
             "beit_version": __version__,
             "settings": asdict(self.settings),
             "images": {
@@ -112,7 +111,7 @@ class FitnessReport:
                 "measured": self.num_measured,
                 "unusable": {
                     "count": len(self.bad_samples),
-                    "by_reason": dict(counts),
+                    "by_reason": dict(Counter(report.reason for report in self.bad_samples)),
                     "first": [report._asdict() for report in self.bad_samples[:_BAD_SAMPLES_LISTED]],
                 },
                 "verdict": asdict(self.images_verdict),

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import groupby
 
 from beit.common.pages.tables import aligned
 from beit.tokenize.fitness.measure import Fitness
@@ -24,8 +25,6 @@ BEST = " *"
 class Row:
     """One number of every tokenizer."""
 
-    label: str
-    """Name."""
     value: Callable[[Fitness], float | None]
     """The number, for ranking; None where a tokenizer has none."""
     text: Callable[[Fitness, float], str]
@@ -36,6 +35,8 @@ class Row:
     """Whether more is better; else neither is."""
     section: str = ""
     """Heading it stands under."""
+    label: str = ""
+    """Name."""
 
     def show(self, fitness: Fitness) -> str:
         """Return the cell of one tokenizer."""
@@ -74,16 +75,19 @@ def _of_bits(fitness: Fitness, value: float) -> str:
     return f"{value:.2f} bits ({percent(value / bits)})" if bits else f"{value:.2f} bits"
 
 
-def _shifted(shift_px: int | None) -> Callable[[Fitness], float | None]:
-    """Return what finds the share of words that stay at a shift under the grid; None is a shift by one token."""
+def _shifted(shift_px: int) -> Callable[[Fitness], float | None]:
+    """Return what finds the share of words that stay at a shift under the grid."""
 
     def find(fitness: Fitness) -> float | None:
-        wanted = shift_px or fitness.tokenizer.downsampling
-        shares = {shift.shift_px: shift for shift in fitness.stability.shifts}
-        found = shares.get(wanted)
-        return None if found is None or (shift_px is not None and found.is_whole_tokens) else found.equal_share
+        shares = {found.shift_px: found.equal_share for found in fitness.stability.shifts if not found.is_whole_tokens}
+        return shares.get(shift_px)
 
     return find
+
+
+def _shifted_by_token(fitness: Fitness) -> float | None:
+    shares = {found.shift_px: found.equal_share for found in fitness.stability.shifts}
+    return shares.get(fitness.tokenizer.downsampling)
 
 
 def _pixels(name: str) -> Callable[[Fitness], float | None]:
@@ -91,167 +95,127 @@ def _pixels(name: str) -> Callable[[Fitness], float | None]:
 
 
 _COUNT, _BITS, _DECIBEL, _SIMILARITY = _as("{:,.0f}"), _as("{:.2f} bits"), _as("{:.2f} dB"), _as("{:.3f}")
+_merit = partial(Row, is_merit=True)
 _SECTIONS = {
-    "Words": (
-        Row("vocabulary", lambda f: f.tokenizer.vocab_size, _COUNT, "Words the tokenizer has; BEiT's has 8192."),
-        Row(
-            "pixels per token",
+    "Words": {
+        "vocabulary": Row(lambda f: f.tokenizer.vocab_size, _COUNT, "Words the tokenizer has; BEiT's has 8192."),
+        "pixels per token": Row(
             lambda f: f.tokenizer.downsampling,
             _as("{0:.0f} x {0:.0f}"),
             "The square of the view that one token stands for.",
         ),
-        Row(
-            "words used",
-            lambda f: f.tokens.words.words_used,
-            _of_vocabulary,
-            "Different words among the tokens of all views.",
+        "words used": Row(
+            lambda f: f.tokens.words.words_used, _of_vocabulary, "Different words among the tokens of all views."
         ),
-        Row(
-            "expected if even",
+        "expected if even": Row(
             lambda f: f.tokens.words.expected_words_used,
             _COUNT,
             "Different words that equally frequent words would show in so few tokens; judge the row above by it.",
         ),
-        Row(
-            "new word next",
+        "new word next": Row(
             lambda f: f.tokens.words.unseen_probability,
             _share,
             "Chance that one more token is a word not seen so far (Good-Turing); near 0, unused words are dead.",
         ),
-        Row(
-            "perplexity",
+        "perplexity": Row(
             lambda f: f.tokens.words.perplexity,
             _of_vocabulary,
             "Number of equally frequent words that would be as diverse; in brackets, as a share of the vocabulary.",
         ),
-        Row(
-            "entropy of a token",
+        "entropy of a token": Row(
             lambda f: f.tokens.words.entropy_bits,
             lambda f, value: f"{value:.2f} of {f.tokens.words.max_entropy_bits:.2f} bits",
             "Information per token if nothing else is known, against the most the vocabulary could carry.",
         ),
-        Row(
-            "bits per pixel",
+        "bits per pixel": Row(
             lambda f: f.bits_per_pixel,
             _as("{:.3f}"),
             "The same per pixel: the budget that reconstructions are bought with. Compare dB at equal budgets.",
         ),
-    ),
-    "Context": (
-        Row(
-            "equal to the left",
-            lambda f: f.tokens.neighbours.left_share,
-            _share,
-            "Tokens that repeat the word on their left.",
+    },
+    "Context": {
+        "equal to the left": Row(
+            lambda f: f.tokens.neighbours.left_share, _share, "Tokens that repeat the word on their left."
         ),
-        Row("equal to the upper", lambda f: f.tokens.neighbours.up_share, _share, "Tokens that repeat the word above."),
-        Row(
-            "equal by chance",
-            lambda f: f.tokens.neighbours.chance,
-            _share,
-            "Equal pairs among tokens drawn at random.",
+        "equal to the upper": Row(lambda f: f.tokens.neighbours.up_share, _share, "Tokens that repeat the word above."),
+        "equal by chance": Row(
+            lambda f: f.tokens.neighbours.chance, _share, "Equal pairs among tokens drawn at random."
         ),
-        Row(
-            "bits without context",
+        "bits without context": Row(
             lambda f: f.tokens.context.unigram_bits,
             _BITS,
             "Bits per token from the frequency of words alone, on images the frequencies were not counted on.",
         ),
-        Row(
-            "bits with context",
+        "bits with context": Row(
             lambda f: f.tokens.context.context_bits,
             _BITS,
             "The same when the words to the left and above are known, by a small smoothed model.",
         ),
-        Row(
-            "told by neighbours",
+        "told by neighbours": Row(
             lambda f: f.tokens.context.gain_bits,
             _of_bits,
             "The difference. Near 0, masked prediction has nothing to go by; near all, it can copy. More images raise "
             "it, because the model knows more pairs of words.",
         ),
-    ),
-    "Pixels": (
-        Row(
-            "PSNR",
-            _pixels("psnr"),
-            _DECIBEL,
-            "Closeness of the views painted from their tokens, mean over views.",
-            is_merit=True,
-        ),
-        Row(
-            "PSNR, mean colours",
+    },
+    "Pixels": {
+        "PSNR": _merit(_pixels("psnr"), _DECIBEL, "Closeness of the views painted from their tokens, mean over views."),
+        "PSNR, mean colours": Row(
             _pixels("block_mean_psnr"),
             _DECIBEL,
             "Of the views with every token's square replaced by its mean colour: what needs no learning.",
         ),
-        Row("PSNR gained", _pixels("psnr_gain"), _as("{:+.2f} dB"), "The difference.", is_merit=True),
-        Row(
-            "SSIM",
+        "PSNR gained": _merit(_pixels("psnr_gain"), _as("{:+.2f} dB"), "The difference."),
+        "SSIM": _merit(
             _pixels("ssim"),
             _SIMILARITY,
             "Structural similarity of luma, 1 for equal pictures; follows edges and texture rather than error.",
-            is_merit=True,
         ),
-        Row("SSIM, mean colours", _pixels("block_mean_ssim"), _SIMILARITY, "Of the mean colours."),
-    ),
-    "Stability": (
-        *(
-            Row(
-                f"shift {shift} px",
-                _shifted(shift),
-                _share,
-                f"Tokens that stay when the view moves by {shift} px under the grid.",
-                is_merit=True,
+        "SSIM, mean colours": Row(_pixels("block_mean_ssim"), _SIMILARITY, "Of the mean colours."),
+    },
+    "Stability": {
+        **{
+            f"shift {shift} px": _merit(
+                _shifted(shift), _share, f"Tokens that stay when the view moves by {shift} px under the grid."
             )
             for shift in SHIFTS_PX
-        ),
-        Row(
-            "shift one token",
-            _shifted(None),
+        },
+        "shift one token": _merit(
+            _shifted_by_token,
             _share,
             "Tokens that move along when the view moves by a whole token; what is missing is the edge's doing.",
-            is_merit=True,
         ),
-        Row(
-            "JPEG",
+        "JPEG": _merit(
             lambda f: f.stability.jpeg_equal_share,
             _share,
             "Tokens that stay when the view is saved as JPEG of quality 90.",
-            is_merit=True,
         ),
-        *(
-            Row(
-                dtype,
+        **{
+            dtype: _merit(
                 partial(lambda dtype, f: f.stability.dtype_equal_shares.get(dtype), dtype),
                 _share,
                 f"Tokens that {dtype} and float32 agree on.",
-                is_merit=True,
             )
             for dtype in ("bfloat16", "float16")
-        ),
-    ),
-    "Speed": (
-        *(
-            Row(
-                f"encode, {dtype}",
+        },
+    },
+    "Speed": {
+        **{
+            f"encode, {dtype}": _merit(
                 partial(lambda dtype, f: f.speed.encode_views_per_second.get(dtype), dtype),
                 _rate,
                 f"Views per second from pixels in memory to tokens, computed in {dtype}.",
-                is_merit=True,
             )
             for dtype in ("float32", "bfloat16", "float16")
+        },
+        "decode, float32": _merit(
+            lambda f: f.speed.decode_views_per_second, _rate, "Views per second from tokens to pixels."
         ),
-        Row(
-            "decode, float32",
-            lambda f: f.speed.decode_views_per_second,
-            _rate,
-            "Views per second from tokens to pixels.",
-            is_merit=True,
-        ),
-    ),
+    },
 }
-ROWS = tuple(replace(row, section=section) for section, rows in _SECTIONS.items() for row in rows)
+ROWS = tuple(
+    replace(row, section=section, label=label) for section, rows in _SECTIONS.items() for label, row in rows.items()
+)
 
 
 def shown_rows(many: Sequence[Fitness]) -> list[Row]:
@@ -262,12 +226,10 @@ def shown_rows(many: Sequence[Fitness]) -> list[Row]:
 def text_table(many: Sequence[Fitness], labels: Sequence[str]) -> str:
     """Lay the rows out for a terminal, one column per tokenizer; `BEST` marks the best where there are several."""
     lines = [] if len(many) == 1 else [["", *labels]]
-    section = ""
-    for row in shown_rows(many):
-        if row.section != section:
-            section = row.section
-            lines.append([section])
-        best = row.best(many)
-        cells = [row.show(one) + (BEST if index in best else "  " if best else "") for index, one in enumerate(many)]
-        lines.append([f"  {row.label}", *cells])
+    for section, rows in groupby(shown_rows(many), key=lambda row: row.section):
+        lines.append([section])
+        for row in rows:
+            best = row.best(many)
+            marks = [BEST if index in best else "  " if best else "" for index in range(len(many))]
+            lines.append([f"  {row.label}", *(row.show(one) + mark for one, mark in zip(many, marks, strict=True))])
     return aligned(lines)

@@ -8,13 +8,14 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 from beit.common.errors import InputError, require
-from beit.common.storage.files import check_output, write_atomic, write_json
+from beit.common.storage.documents import write_json
+from beit.common.storage.files import check_output, write_atomic
 from beit.common.tokenizer import Tokenizer, load_tokenizer
 from beit.tokenize.config import TokenizeConfig
-from beit.tokenize.execution import choose_device
 from beit.tokenize.fitness.measure import measure_fitness
 from beit.tokenize.fitness.page import page
 from beit.tokenize.fitness.report import FitnessReport, ReportSettings
@@ -22,27 +23,22 @@ from beit.tokenize.fitness.sheet import reconstruction_sheet
 from beit.tokenize.fitness.verdicts import judge, judge_images
 from beit.tokenize.fitness.views import ViewSample
 from beit.tokenize.images import open_images
+from beit.tokenize.setup import choose_device
 
 MIN_GRID_SIZE = 4
 """Tokens per side: fewer leave no inner ones, and no room to shift."""
 MIN_VIEW_PX = 16
 """Smallest side of a view: SSIM needs 11 px, generated images 16."""
-_CACHE_BYTES = 512 * 2**20
 
 
 def report_tokenizers(
     names: Sequence[str], source: str, settings: ReportSettings, *, out: Path | None = None, html: Path | None = None
 ) -> FitnessReport:
-    """Measure tokenizers on the same views of a source's images.
+    """Measure one or more tokenizers on the same views of a source's images; write a JSON file and a page where asked.
 
-    Args:
-        names: What `beit.common.tokenizer.load_tokenizer` takes, one or more.
-        source: What `beit tokenize` takes, or "synthetic:N".
-        settings: How many images, how large, which.
-        out: JSON file to write.
-        html: Page to write.
-    Raises:
-        InputError: bad input, before anything is measured; or too few images can be read.
+    Tokenizers are named as for `beit.common.tokenizer.load_tokenizer`, the source as for `beit tokenize`, or
+    "synthetic:N".
+
     """
     check_output(out, option="--out")
     check_output(html, option="--html")
@@ -55,15 +51,12 @@ def report_tokenizers(
     device = choose_device(TokenizeConfig(), 0)
     tokenizers = [load_tokenizer(name, device=device) for name in names]
     check_view_size(tokenizers, settings.view_size)
-    dataset = open_images(source, img_size=settings.view_size, cache_bytes=_CACHE_BYTES)
-    try:
+    with closing(open_images(source, img_size=settings.view_size, cache_bytes=512 * 2**20)) as dataset:
         sample = ViewSample(dataset, num_images=settings.num_images, view_size=settings.view_size, seed=settings.seed)
         measurements = [
             measure_fitness(tokenizer, sample, view_size=settings.view_size, device=device) for tokenizer in tokenizers
         ]
         sheet = reconstruction_sheet(tokenizers, measurements, sample)
-    finally:
-        dataset.close()
     report = FitnessReport(
         source=source,
         num_in_source=sample.num_in_source,
@@ -84,11 +77,7 @@ def report_tokenizers(
 
 
 def check_view_size(tokenizers: Sequence[Tokenizer], view_size: int) -> None:
-    """Insist on a size of views that all tokenizers can cut into tokens.
-
-    Raises:
-        InputError: it does not divide by the downsampling of one of them, or is too small.
-    """
+    """Insist on a size of views that all tokenizers can cut into tokens."""
     factors = [tokenizer.downsampling for tokenizer in tokenizers]
     common = math.lcm(*factors)
     least = max(MIN_GRID_SIZE * max(factors), MIN_VIEW_PX)

@@ -47,22 +47,17 @@ def reconstruction_sheet(
 ) -> list[SheetRow]:
     """Choose views by their mean PSNR over the tokenizers that can decode, and render them again.
 
-    Args:
-        tokenizers: As measured.
-        measurements: Of each, on the same views.
-        sample: The views.
     Returns:
         Up to `PICTURES_PER_GROUP` rows for each of `GROUPS`, no view twice; nothing if no tokenizer can decode.
     """
     decoders = [index for index, found in enumerate(measurements) if found.psnr]
     if not decoders:
         return []
-    chosen = choose(np.mean([measurements[index].psnr for index in decoders], axis=0))
-    order = [place for group in GROUPS for place in chosen[group]]
+    psnr = np.mean([measurements[index].psnr for index in decoders], axis=0)
+    chosen = [(group, place) for group, places in choose(psnr).items() for place in places]
     positions = measurements[0].positions
-    views = sample.views_at([positions[place] for place in order])
+    views = sample.views_at([positions[place] for _, place in chosen])
     decoded = {index: tokenizers[index].decode(tokenizers[index].encode(views)) for index in decoders}
-    groups = [group for group in GROUPS for _ in chosen[group]]
     return [
         SheetRow(
             group=group,
@@ -73,13 +68,13 @@ def reconstruction_sheet(
                 for index in decoders
             ],
         )
-        for row, (group, place) in enumerate(zip(groups, order, strict=True))
+        for row, (group, place) in enumerate(chosen)
     ]
 
 
 def choose(psnr: NDArray[np.float64]) -> dict[str, list[int]]:
     """Return the places of the best (best first), median and worst (worst first) values; ties go to the earlier one."""
-    falling = [int(place) for place in np.argsort(-psnr, kind="stable")]
+    falling = np.argsort(-psnr, kind="stable").tolist()
     size = min(PICTURES_PER_GROUP, max(1, len(falling) // len(GROUPS)))
     best, worst = falling[:size], falling[::-1][:size]
     rest = [place for place in falling if place not in best and place not in worst]

@@ -7,6 +7,7 @@ they cannot be predicted. S side of a view in px, g tokens per side.
 from __future__ import annotations
 
 import io
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -49,18 +50,14 @@ class Stability:
 
 
 class StabilityTally:
-    """Adds up comparisons batch by batch.
+    """Adds up comparisons, batch by batch, of a tokenizer in float32 with itself, and with it in other number formats.
 
-    Args:
-        tokenizer: In float32.
-        by_dtype: The same tokenizer in other number formats.
-        max_views: Views to compare; more are left out, since each costs as much as seven encodings.
+    Of views, `max_views` are compared and more left out, since each costs as much as seven encodings.
     """
 
     def __init__(self, tokenizer: Tokenizer, by_dtype: Mapping[str, Tokenizer], *, max_views: int) -> None:
         self._tokenizer, self._by_dtype, self._left = tokenizer, by_dtype, max_views
-        self._equal: dict[str, int] = {}
-        self._compared: dict[str, int] = {}
+        self._equal, self._compared = Counter[str](), Counter[str]()
         self._num_views = 0
 
     def add(self, views: NDArray[np.uint8], token_ids: NDArray[np.integer]) -> None:
@@ -104,8 +101,8 @@ class StabilityTally:
         return np.asarray(self._tokenizer.encode(views).cpu().numpy())
 
     def _count(self, name: str, first: NDArray[np.integer], second: NDArray[np.integer]) -> None:
-        self._equal[name] = self._equal.get(name, 0) + int((first == second).sum())
-        self._compared[name] = self._compared.get(name, 0) + first.size
+        self._equal[name] += int((first == second).sum())
+        self._compared[name] += first.size
 
 
 def shifts_of(downsampling: int) -> list[int]:
@@ -115,10 +112,7 @@ def shifts_of(downsampling: int) -> list[int]:
 
 def through_jpeg(views: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Write views (B, S, S, 3) as JPEG and read them again."""
-    return np.stack([_through_jpeg(view) for view in views])
-
-
-def _through_jpeg(view: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    buffer = io.BytesIO()
-    Image.fromarray(view).save(buffer, format="JPEG", quality=JPEG_QUALITY)
-    return np.asarray(Image.open(buffer))
+    files = [io.BytesIO() for _ in views]
+    for view, file in zip(views, files, strict=True):
+        Image.fromarray(view).save(file, format="JPEG", quality=JPEG_QUALITY)
+    return np.stack([np.asarray(Image.open(file)) for file in files])

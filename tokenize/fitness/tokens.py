@@ -93,13 +93,7 @@ class TokenStatistics:
 
 
 class TokenTally:
-    """Adds up token ids view by view.
-
-    Args:
-        vocab_size: V.
-        num_views: Views that will come, at most.
-        tokens_per_view: Of each.
-    """
+    """Adds up token ids view by view, of at most `num_views`."""
 
     def __init__(self, vocab_size: int, *, num_views: int, tokens_per_view: int) -> None:
         self._vocab_size = vocab_size
@@ -165,7 +159,7 @@ def word_usage(counts: NDArray[np.int64]) -> WordUsage:
         entropy_bits=bits,
         max_entropy_bits=math.log2(vocab_size),
         perplexity=2.0**bits,
-        curve=[float(value) for value in falling[ranks]],
+        curve=falling[ranks].tolist(),
     )
 
 
@@ -197,7 +191,7 @@ def position_entropy(token_ids: NDArray[np.integer], vocab_size: int) -> Positio
     return PositionEntropy(
         num_views=num_views,
         ceiling_bits=math.log2(min(vocab_size, num_views)),
-        bits=[[float(value) for value in row] for row in grid],
+        bits=grid.tolist(),
         border_bits=float(grid[~inner].mean()),
         inner_bits=float(grid[inner].mean()),
     )
@@ -227,51 +221,25 @@ def measure_context(token_ids: NDArray[np.integer], vocab_size: int) -> ContextG
         vocab_size: V, at most 65536.
     """
     ids = np.asarray(token_ids, dtype=np.int64)
-    fit, test = _Neighbourhood.of(ids[0::2]), _Neighbourhood.of(ids[1::2])
-    unigram = discounted(np.zeros_like(fit.word), fit.word, np.zeros_like(test.word), test.word, 1.0 / vocab_size)
-    left = discounted(fit.left, fit.word, test.left, test.word, unigram)
-    up = discounted(fit.up, fit.word, test.up, test.word, unigram)
-    both = discounted(
-        fit.left * vocab_size + fit.up, fit.word, test.left * vocab_size + test.up, test.word, 0.5 * (left + up)
-    )
+    fit_words, fit_left, fit_up = _neighbourhoods(ids[0::2])
+    words, left, up = _neighbourhoods(ids[1::2])
+
+    def chances(fit_contexts: Int64Array, contexts: Int64Array, backoff: Float64Array | float) -> Float64Array:
+        return DiscountedCounts.fit(fit_contexts, fit_words, vocab_size).probability(contexts, words, backoff)
+
+    unigram = chances(np.zeros_like(fit_words), np.zeros_like(words), 1.0 / vocab_size)
+    by_left, by_up = chances(fit_left, left, unigram), chances(fit_up, up, unigram)
+    both = chances(fit_left * vocab_size + fit_up, left * vocab_size + up, 0.5 * (by_left + by_up))
     unigram_bits, context_bits = (float(-np.log2(chance).mean()) for chance in (unigram, both))
     return ContextGain(
-        num_fit_tokens=len(fit.word),
-        num_test_tokens=len(test.word),
+        num_fit_tokens=len(fit_words),
+        num_test_tokens=len(words),
         unigram_bits=unigram_bits,
         context_bits=context_bits,
         gain_bits=unigram_bits - context_bits,
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Neighbourhood:
-    """Tokens with a left and an upper neighbour, and these, each (n,)."""
-
-    word: Int64Array
-    left: Int64Array
-    up: Int64Array
-
-    @classmethod
-    def of(cls, ids: Int64Array) -> _Neighbourhood:
-        return cls(ids[:, 1:, 1:].ravel(), ids[:, 1:, :-1].ravel(), ids[:, :-1, 1:].ravel())
-
-
-def discounted(
-    fit_contexts: Int64Array,
-    fit_words: Int64Array,
-    contexts: Int64Array,
-    words: Int64Array,
-    backoff: Float64Array | float,
-) -> Float64Array:
-    """Estimate P(word | context) from counts, (n,); see `beit.common.tokenizers.discounting`.
-
-    Args:
-        fit_contexts: Contexts seen, (m,); products with the number of words must fit into 63 bits.
-        fit_words: The words in them, (m,).
-        contexts: Contexts asked for, (n,).
-        words: The words asked for, (n,).
-        backoff: The coarser estimate for each, (n,) or one for all.
-    """
-    num_words = int(max(fit_words.max(), words.max())) + 1
-    return DiscountedCounts.fit(fit_contexts, fit_words, num_words).probability(contexts, words, backoff)
+def _neighbourhoods(ids: Int64Array) -> tuple[Int64Array, Int64Array, Int64Array]:
+    """Return the tokens that have a left and an upper neighbour, and these, each (n,)."""
+    return ids[:, 1:, 1:].ravel(), ids[:, 1:, :-1].ravel(), ids[:, :-1, 1:].ravel()

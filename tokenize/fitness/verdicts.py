@@ -8,6 +8,7 @@ twice. A verdict is a reason to look, not a proof.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -47,43 +48,30 @@ class Verdict:
 
 def judge(fitness: Fitness) -> list[Verdict]:
     """Return the verdicts on a tokenizer in the order of the report."""
-    verdicts = [_usage(fitness), _balance(fitness), _border(fitness), _copies(fitness), _context(fitness)]
-    if fitness.reconstruction is not None:
-        verdicts.append(_reconstruction(fitness))
-    verdicts += [_shift(fitness), _whole_shift(fitness), _jpeg(fitness), _precision(fitness)]
-    return verdicts
+    return [_usage(fitness), *_word_verdicts(fitness), _context(fitness), *_picture_verdicts(fitness)]
 
 
 def judge_images(num_bad: int, num_drawn: int) -> Verdict:
     """Return the verdict on the images themselves."""
-    budget = TokenizeConfig().bad_sample_budget
     share = num_bad / num_drawn
     level: Level = "good" if not num_bad else ("look" if share <= 0.1 else "bad")
-    some = num_bad > 0
-    return Verdict(
-        key="images",
-        title="Images",
-        level=level,
-        text=f"{num_bad} of {num_drawn} images drawn ({percent(share)}) cannot be read" if some else "all can be read",
-        advice=f"repair or remove them: `beit tokenize` stops when more than {percent(budget)} of all images are "
-        "unusable (bad_sample_budget)"
-        if some
-        else "",
-        rule="good if every image drawn can be read, bad above 10 % (arbitrary)",
-    )
+    text, advice = "all can be read", ""
+    if num_bad:
+        text = f"{num_bad} of {num_drawn} images drawn ({percent(share)}) cannot be read"
+        advice = (
+            f"repair or remove them: `beit tokenize` stops when more than {percent(TokenizeConfig().bad_sample_budget)}"
+            " of all images are unusable (bad_sample_budget)"
+        )
+    rule = "good if every image drawn can be read, bad above 10 % (arbitrary)"
+    return Verdict(key="images", title="Images", level=level, text=text, advice=advice, rule=rule)
 
 
-def _verdict(key: str, value: float, text: str, advice: str, *, level: Level | None = None) -> Verdict:
+def _verdict(key: str, value: float, text: str, *, advice: str = "", level: Level | None = None) -> Verdict:
+    """Apply a rule; `advice` and `level` overrule its own."""
     rule = RULES[key]
-    found = rule.level(value) if level is None else level
-    return Verdict(
-        key=key,
-        title=rule.title,
-        level=found,
-        text=text,
-        advice="" if found == "good" else advice,
-        rule=rule.as_text(),
-    )
+    level = level or rule.level(value)
+    advice = "" if level == "good" else advice or rule.advice
+    return Verdict(key=key, title=rule.title, level=level, text=text, advice=advice, rule=rule.as_text())
 
 
 def _usage(fitness: Fitness) -> Verdict:
@@ -91,60 +79,36 @@ def _usage(fitness: Fitness) -> Verdict:
     unused = vocab_size - words.words_used
     text = (
         f"{percent(unused / vocab_size)} of the vocabulary ({unused:,} of {vocab_size:,} words) never occurs in "
-        f"{words.num_tokens:,} tokens"
+        f"{words.num_tokens:,} tokens; the chance that one more token is a new word is "
+        f"{percent(words.unseen_probability)}"
     )
-    text += f"; the chance that one more token is a new word is {percent(words.unseen_probability)}"
     if not unused:
         text = f"all {vocab_size:,} words occur in {words.num_tokens:,} tokens"
     share = words.words_used / words.expected_words_used
     if words.unseen_probability > MAX_NEW_WORD_PROBABILITY and RULES["usage"].level(share) != "good":
         text += ", so more images would show more words"
         advice = f"measure more images before judging (--images {2 * fitness.num_views} or more)"
-        return _verdict("usage", share, text, advice, level="look")
-    advice = (
-        "words that never occur teach nothing and cost a row of the prediction head each: train with a smaller "
-        "model.vocab_size, on images like these, or with a larger objective.usage_weight"
-    )
-    return _verdict("usage", share, text, advice)
+        return _verdict("usage", share, text, advice=advice, level="look")
+    return _verdict("usage", share, text)
 
 
-def _balance(fitness: Fitness) -> Verdict:
-    words, vocab_size = fitness.tokens.words, fitness.tokenizer.vocab_size
-    share = words.perplexity / vocab_size
+def _word_verdicts(fitness: Fitness) -> Iterator[Verdict]:
+    words = fitness.tokens.words
+    share = words.perplexity / fitness.tokenizer.vocab_size
     text = (
         f"the tokens are as diverse as {words.perplexity:,.0f} equally frequent words ({percent(share)} of the "
         f"vocabulary); the commonest word makes up {percent(words.commonest_share)}"
     )
-    advice = (
-        "a few words cover most of the pictures, so pre-training can score by guessing them: train on images like "
-        "these, or raise objective.usage_weight"
-    )
-    return _verdict("balance", share, text, advice)
-
-
-def _border(fitness: Fitness) -> Verdict:
-    positions = fitness.tokens.positions
-    difference = positions.border_bits - positions.inner_bits
+    yield _verdict("balance", share, text)
+    difference = fitness.tokens.positions.border_bits - fitness.tokens.positions.inner_bits
     side = "less" if difference < 0 else "more"
-    text = f"border tokens carry {abs(difference):.2f} bits {side} than inner ones"
-    advice = (
-        "the tokenizer sees the edge of the picture rather than its content there: look at the map; padding, frames or "
-        "black bars in the images are the usual causes"
-    )
-    return _verdict("border", abs(difference), text, advice)
-
-
-def _copies(fitness: Fitness) -> Verdict:
-    neighbours = fitness.tokens.neighbours
+    yield _verdict("border", abs(difference), f"border tokens carry {abs(difference):.2f} bits {side} than inner ones")
+    pairs = fitness.tokens.neighbours
     text = (
-        f"{percent(neighbours.left_share)} of the tokens repeat their left neighbour and "
-        f"{percent(neighbours.up_share)} the upper one, where chance gives {percent(neighbours.chance)}"
+        f"{percent(pairs.left_share)} of the tokens repeat their left neighbour and {percent(pairs.up_share)} the "
+        f"upper one, where chance gives {percent(pairs.chance)}"
     )
-    advice = (
-        "large plain areas, or words too coarse for these images: pre-training will be rewarded for copying; mask "
-        "larger blocks, use larger tokens, or a larger vocabulary"
-    )
-    return _verdict("copies", max(neighbours.left_share, neighbours.up_share), text, advice)
+    yield _verdict("copies", max(pairs.left_share, pairs.up_share), text)
 
 
 def _context(fitness: Fitness) -> Verdict:
@@ -179,66 +143,32 @@ def _context(fitness: Fitness) -> Verdict:
     return Verdict(key="context", title="Context", level=level, text=text, advice=advice, rule=rule)
 
 
-def _reconstruction(fitness: Fitness) -> Verdict:
-    found = fitness.reconstruction
-    assert found is not None
-    gain = found.psnr_gain
-    text = (
-        f"reconstructs {abs(gain):.1f} dB {'better' if gain >= 0 else 'worse'} than the mean colour of each square "
-        f"({found.psnr:.1f} against {found.block_mean_psnr:.1f} dB; SSIM {found.ssim:.2f} against "
-        f"{found.block_mean_ssim:.2f})"
-    )
-    advice = (
-        "the words carry little more than colour here: train longer, with more words, or on images like these; look at "
-        "the worst pictures below"
-    )
-    return _verdict("reconstruction", gain, text, advice)
-
-
-def _shift(fitness: Fitness) -> Verdict:
-    share = {shift.shift_px: shift.equal_share for shift in fitness.stability.shifts}[1]
-    text = f"a shift of one pixel changes {percent(1.0 - share)} of the tokens"
-    advice = (
-        "what a token is depends on where the grid happens to lie, and pre-training cannot predict that: prefer a "
-        "tokenizer with a higher share here, or larger tokens"
-    )
-    return _verdict("shift", share, text, advice)
-
-
-def _whole_shift(fitness: Fitness) -> Verdict:
-    factor = fitness.tokenizer.downsampling
-    share = {shift.shift_px: shift.equal_share for shift in fitness.stability.shifts}[factor]
-    text = f"shifted by one whole token ({factor} px), {percent(share)} of the tokens move along unchanged"
-    advice = (
-        "the rest depends on how far the picture's edge is away: the tokenizer looks far, or pads badly; larger views "
-        "have less edge"
-    )
-    return _verdict("whole_shift", share, text, advice)
-
-
-def _jpeg(fitness: Fitness) -> Verdict:
-    share = fitness.stability.jpeg_equal_share
-    text = f"mild JPEG compression changes {percent(1.0 - share)} of the tokens"
-    advice = "words hang on detail that nobody sees: expect noisy targets from images that were saved more than once"
-    return _verdict("jpeg", share, text, advice)
-
-
-def _precision(fitness: Fitness) -> Verdict:
-    shares = fitness.stability.dtype_equal_shares
-    worst = min(shares, key=lambda dtype: shares[dtype])
-    text = "the same word as in float32 for " + ", ".join(
-        f"{percent(share)} of the tokens in {dtype}" for dtype, share in shares.items()
-    )
+def _picture_verdicts(fitness: Fitness) -> Iterator[Verdict]:
+    if (found := fitness.reconstruction) is not None:
+        text = (
+            f"reconstructs {abs(found.psnr_gain):.1f} dB {'better' if found.psnr_gain >= 0 else 'worse'} than the mean "
+            f"colour of each square ({found.psnr:.1f} against {found.block_mean_psnr:.1f} dB; SSIM {found.ssim:.2f} "
+            f"against {found.block_mean_ssim:.2f})"
+        )
+        yield _verdict("reconstruction", found.psnr_gain, text)
+    factor, stability = fitness.tokenizer.downsampling, fitness.stability
+    shares = {shift.shift_px: shift.equal_share for shift in stability.shifts}
+    yield _verdict("shift", shares[1], f"a shift of one pixel changes {percent(1.0 - shares[1])} of the tokens")
+    text = f"shifted by one whole token ({factor} px), {percent(shares[factor])} of the tokens move along unchanged"
+    yield _verdict("whole_shift", shares[factor], text)
+    text = f"mild JPEG compression changes {percent(1.0 - stability.jpeg_equal_share)} of the tokens"
+    yield _verdict("jpeg", stability.jpeg_equal_share, text)
+    kept = stability.dtype_equal_shares
+    worst = min(kept, key=lambda dtype: kept[dtype])
+    text = ", ".join(f"{percent(share)} of the tokens in {dtype}" for dtype, share in kept.items())
     advice = f'tokenize in float32 (--set dtype="float32"), not in {worst}'
-    return _verdict("precision", shares[worst], text, advice)
+    yield _verdict("precision", kept[worst], f"the same word as in float32 for {text}", advice=advice)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rule:
     """Two thresholds for one number. Where `good` is above `bad`, more is better."""
 
-    key: str
-    """Name in the JSON."""
     title: str
     """Name on the page."""
     good: float
@@ -247,10 +177,12 @@ class Rule:
     """From here on something is wrong; between the two, somebody should look."""
     what: str
     """The number, in words; completes "good if ..."."""
-    unit: str = ""
-    """"%", "dB" or "bits"."""
+    unit: str = "%"
+    """"%", "dB" or "bits"; shares are written in percent."""
     origin: str
     """Where the thresholds come from."""
+    advice: str = ""
+    """What to do where it is not good, unless the finding itself tells."""
 
     def level(self, value: float) -> Level:
         """Judge a number."""
@@ -262,11 +194,10 @@ class Rule:
     def as_text(self) -> str:
         """Spell the rule out."""
         scale = 100.0 if self.unit == "%" else 1.0
-        unit = f" {self.unit}" if self.unit else ""
         more = self.good > self.bad
         return (
-            f"good if {self.what} is at {'least' if more else 'most'} {scale * self.good:g}{unit}, bad "
-            f"{'below' if more else 'above'} {scale * self.bad:g}{unit}; {self.origin}"
+            f"good if {self.what} is at {'least' if more else 'most'} {scale * self.good:g} {self.unit}, bad "
+            f"{'below' if more else 'above'} {scale * self.bad:g} {self.unit}; {self.origin}"
         )
 
 
@@ -283,88 +214,85 @@ def percent(share: float) -> str:
 
 
 RULES = {
-    rule.key: rule
-    for rule in (
-        Rule(
-            key="usage",
-            title="Use of the vocabulary",
-            good=0.9,
-            bad=0.6,
-            unit="%",
-            what="the share of words used, of those that evenly used words would show in as many tokens,",
-            origin="arbitrary; measured: 99.5 % for mini",
-        ),
-        Rule(
-            key="balance",
-            title="Balance of the words",
-            good=0.5,
-            bad=0.2,
-            unit="%",
-            what="the perplexity, as a share of the vocabulary,",
-            origin="arbitrary; measured: 82 % for mini",
-        ),
-        Rule(
-            key="border",
-            title="Border of the picture",
-            good=0.5,
-            bad=1.5,
-            unit="bits",
-            what="the difference in entropy between border and inner tokens",
-            origin="arbitrary; measured: 0.19 bits for mini",
-        ),
-        Rule(
-            key="copies",
-            title="Copies of neighbours",
-            good=0.25,
-            bad=0.5,
-            unit="%",
-            what="the share of tokens that repeat a neighbour",
-            origin="arbitrary; measured: 8 % for mini",
-        ),
-        Rule(
-            key="reconstruction",
-            title="Reconstruction",
-            good=1.0,
-            bad=0.0,
-            unit="dB",
-            what="the distance to the mean colour of each square",
-            origin="0 dB needs no learning (but 24 bits per token); 1 dB is arbitrary; measured: 2.3 dB for mini",
-        ),
-        Rule(
-            key="shift",
-            title="Shift by one pixel",
-            good=0.4,
-            bad=0.15,
-            unit="%",
-            what="the share of tokens that stay",
-            origin="arbitrary; measured: 45 % for mini",
-        ),
-        Rule(
-            key="whole_shift",
-            title="Shift by one token",
-            good=0.75,
-            bad=0.5,
-            unit="%",
-            what="the share of tokens that move along",
-            origin="arbitrary; measured: 81 % for mini",
-        ),
-        Rule(
-            key="jpeg",
-            title="JPEG re-encoding",
-            good=0.75,
-            bad=0.5,
-            unit="%",
-            what="the share of tokens that stay",
-            origin="arbitrary; measured: 87 % for mini",
-        ),
-        Rule(
-            key="precision",
-            title="Number formats",
-            good=0.95,
-            bad=0.9,
-            unit="%",
-            what="the share of tokens that stay",
-            origin="`beit verify --audit` alarms below 90 %; measured: 98 % for mini in bfloat16",
-        ),
-    )
+    "usage": Rule(
+        title="Use of the vocabulary",
+        good=0.9,
+        bad=0.6,
+        what="the share of words used, of those that evenly used words would show in as many tokens,",
+        origin="arbitrary; measured: 99.5 % for mini",
+        advice="words that never occur teach nothing and cost a row of the prediction head each: train with a smaller "
+        "model.vocab_size, on images like these, or with a larger objective.usage_weight",
+    ),
+    "balance": Rule(
+        title="Balance of the words",
+        good=0.5,
+        bad=0.2,
+        what="the perplexity, as a share of the vocabulary,",
+        origin="arbitrary; measured: 82 % for mini",
+        advice="a few words cover most of the pictures, so pre-training can score by guessing them: train on images "
+        "like these, or raise objective.usage_weight",
+    ),
+    "border": Rule(
+        title="Border of the picture",
+        good=0.5,
+        bad=1.5,
+        unit="bits",
+        what="the difference in entropy between border and inner tokens",
+        origin="arbitrary; measured: 0.19 bits for mini",
+        advice="the tokenizer sees the edge of the picture rather than its content there: look at the map; padding, "
+        "frames or black bars in the images are the usual causes",
+    ),
+    "copies": Rule(
+        title="Copies of neighbours",
+        good=0.25,
+        bad=0.5,
+        what="the share of tokens that repeat a neighbour",
+        origin="arbitrary; measured: 8 % for mini",
+        advice="large plain areas, or words too coarse for these images: pre-training will be rewarded for copying; "
+        "mask larger blocks, use larger tokens, or a larger vocabulary",
+    ),
+    "reconstruction": Rule(
+        title="Reconstruction",
+        good=1.0,
+        bad=0.0,
+        unit="dB",
+        what="the distance to the mean colour of each square",
+        origin="0 dB needs no learning (but 24 bits per token); 1 dB is arbitrary; measured: 2.3 dB for mini",
+        advice="the words carry little more than colour here: train longer, with more words, or on images like these; "
+        "look at the worst pictures below",
+    ),
+    "shift": Rule(
+        title="Shift by one pixel",
+        good=0.4,
+        bad=0.15,
+        what="the share of tokens that stay",
+        origin="arbitrary; measured: 45 % for mini",
+        advice="what a token is depends on where the grid happens to lie, and pre-training cannot predict that: prefer "
+        "a tokenizer with a higher share here, or larger tokens",
+    ),
+    "whole_shift": Rule(
+        title="Shift by one token",
+        good=0.75,
+        bad=0.5,
+        what="the share of tokens that move along",
+        origin="arbitrary; measured: 81 % for mini",
+        advice="the rest depends on how far the picture's edge is away: the tokenizer looks far, or pads badly; larger "
+        "views have less edge",
+    ),
+    "jpeg": Rule(
+        title="JPEG re-encoding",
+        good=0.75,
+        bad=0.5,
+        what="the share of tokens that stay",
+        origin="arbitrary; measured: 87 % for mini",
+        advice="words hang on detail that nobody sees: expect noisy targets from images that were saved more than once",
+    ),
+    "precision": Rule(
+        title="Number formats",
+        good=0.95,
+        bad=0.9,
+        what="the share of tokens that stay",
+        origin="`beit verify --audit` alarms below 90 %; measured: 98 % for mini in bfloat16",
+    ),
 }
+"""By their names in the JSON."""

@@ -7,8 +7,9 @@ the pictures whose tokens pre-training will see. Nothing is kept but positions, 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,13 +18,15 @@ from beit.common.errors import BadSample, InputError, require
 from beit.common.images import decode_image
 from beit.common.processes.cores import available_cores
 from beit.common.reading.bad_samples import BadSampleLog, BadSampleReport
-from beit.common.reading.dataset import Record
 from beit.common.reading.labelled_dataset import LabelledDataset
 from beit.common.rng import CounterRng
+from beit.common.storage.samples import Record
 from beit.common.views import AugmentConfig, draw_view
 from beit.tokenize.parallel import Workers
-from beit.tokenize.shards.prepare import render_token_view
+from beit.tokenize.shards.encode import render_token_view
 
+Item = TypeVar("Item")
+Made = TypeVar("Made")
 MIN_VIEWS = 2
 """The context model is fitted on one half of the views and measured on the other."""
 _ALL_BUT_ONE = 1.0 - 1e-9
@@ -41,15 +44,10 @@ class ViewBatch:
 
 
 class ViewSample:
-    """A sample of a source's images, each seen through one view.
+    """A sample of at most `num_images` of a source's images, each seen through one view of `view_size` px.
 
-    Args:
-        dataset: All images.
-        num_images: Images to draw; all if there are fewer.
-        view_size: Side of a view in px.
-        seed: Another seed draws other images and other views.
-    Raises:
-        InputError: the source has fewer than `MIN_VIEWS` images.
+    Another seed draws other images and other views.
+
     """
 
     def __init__(self, dataset: LabelledDataset, *, num_images: int, view_size: int, seed: int) -> None:
@@ -60,7 +58,6 @@ class ViewSample:
             "give more images",
         )
         self._dataset, self._view_size, self._seed = dataset, view_size, seed
-        self._starts = np.concatenate([[0], np.cumsum(dataset.shard_sizes)])
         self._positions = draw_positions(self.num_in_source, num_images, seed)
         self._bad: dict[int, BadSampleReport] = {}
         self._log = BadSampleLog(len(self._positions), _ALL_BUT_ONE)
@@ -83,28 +80,27 @@ class ViewSample:
         """Name an image as its user knows it: by path, or inside containers by shard and key."""
         if self._dataset.index.info.kind == "files":
             return str(self._dataset.index.ref_at(position).path)
-        return self._dataset.sample_id(*self._place(position))
+        return self._dataset.sample_id(*self._dataset.index.locate(position))
 
     def batches(self, size: int) -> Iterator[ViewBatch]:
-        """Yield all usable views, `size` at a time; images that are not usable are logged once and passed over.
-
-        Raises:
-            InputError: a container cannot be read, or fewer than `MIN_VIEWS` images are usable.
-        """
-        pending: list[tuple[int, NDArray[np.uint8]]] = []
+        """Yield all usable views, `size` at a time; images that are not usable are logged once and passed over."""
+        pixels: list[NDArray[np.uint8]] = []
+        positions: list[int] = []
         count = 0
         with Workers(available_cores()) as workers:
             for position, view in workers.map(self._render_or_report, self._records()):
                 if isinstance(view, BadSampleReport):
-                    self._pass_over(position, view)
+                    self._log.add([view])
+                    self._bad[position] = view
                     continue
-                pending.append((position, view))
+                pixels.append(view)
+                positions.append(position)
                 count += 1
-                if len(pending) == size:
-                    yield _batch(pending)
-                    pending = []
-        if pending:
-            yield _batch(pending)
+                if len(pixels) == size:
+                    yield ViewBatch(pixels=np.stack(pixels), positions=positions)
+                    pixels, positions = [], []
+        if pixels:
+            yield ViewBatch(pixels=np.stack(pixels), positions=positions)
         if count < MIN_VIEWS:
             reasons = ", ".join(f"{number} {reason}" for reason, number in self.bad_counts.most_common())
             raise InputError(
@@ -119,13 +115,8 @@ class ViewSample:
     def _records(self) -> Iterator[tuple[int, Record | BadSampleReport]]:
         """Read in the calling thread: open containers are not shared. Threads decode."""
         for position in self._positions:
-            if position in self._bad:
-                yield position, self._bad[position]
-                continue
-            try:
-                yield position, self._fetch(position)
-            except BadSample as error:
-                yield position, self._report(position, error)
+            known = position in self._bad
+            yield position, self._bad[position] if known else self._attempt(position, self._fetch, position)
 
     def _render_or_report(
         self, item: tuple[int, Record | BadSampleReport]
@@ -133,17 +124,16 @@ class ViewSample:
         position, record = item
         if isinstance(record, BadSampleReport):
             return position, record
+        return position, self._attempt(position, self._render, record)
+
+    def _attempt(self, position: int, work: Callable[[Item], Made], item: Item) -> Made | BadSampleReport:
         try:
-            return position, self._render(record)
+            return work(item)
         except BadSample as error:
-            return position, self._report(position, error)
+            return BadSampleReport(self.name(position), error.reason, error.detail)
 
     def _fetch(self, position: int) -> Record:
-        return self._dataset.fetch(*self._place(position), 0)
-
-    def _place(self, position: int) -> tuple[int, int]:
-        shard_id = int(np.searchsorted(self._starts, position, side="right")) - 1
-        return shard_id, position - int(self._starts[shard_id])
+        return self._dataset.fetch(*self._dataset.index.locate(position), 0)
 
     def _render(self, record: Record) -> NDArray[np.uint8]:
         augment = AugmentConfig()
@@ -151,18 +141,6 @@ class ViewSample:
         rng = CounterRng(self._seed, "tokenizer report view", record.sample_id)
         view = draw_view(rng, image.width, image.height, augment)
         return render_token_view(image, view, self._view_size, augment.jitter_scope)
-
-    def _report(self, position: int, error: BadSample) -> BadSampleReport:
-        return BadSampleReport(self.name(position), error.reason, error.detail)
-
-    def _pass_over(self, position: int, report: BadSampleReport) -> None:
-        if position not in self._bad:
-            self._bad[position] = report
-            self._log.add([report])
-
-
-def _batch(views: list[tuple[int, NDArray[np.uint8]]]) -> ViewBatch:
-    return ViewBatch(pixels=np.stack([pixels for _, pixels in views]), positions=[position for position, _ in views])
 
 
 def draw_positions(total: int, count: int, seed: int) -> list[int]:

@@ -23,18 +23,19 @@ from beit.common.errors import BadSample, InputError
 from beit.common.images import decode_image
 from beit.common.progress import Progress
 from beit.common.shards.schema import IMAGES_DIR, ImageFile, ImageShardManifest, SkippedSample, StoreInfo, manifest_name
+from beit.common.sources.loose_files import FilesReader
 from beit.common.sources.types import SampleRef
+from beit.common.storage.documents import read_document, write_document
 from beit.common.storage.paths import is_remote
 from beit.common.storage.place import Place
 from beit.common.storage.tar_walk import walk_tar
-from beit.common.storage.tar_writer import TarAppender
-from beit.tokenize.packing.spool import LooseFiles, PackingReader, Spool
-from beit.tokenize.parallel import Workers
+from beit.tokenize.packing.spool import ReadImage, Spool
+from beit.tokenize.parallel import Processes, Workers
 from beit.tokenize.plan import StorePlan
-from beit.tokenize.processes import Processes
 from beit.tokenize.shards.crops import crop_suffix, cut_crops
-from beit.tokenize.shards.prepare import ViewMaker
-from beit.tokenize.store.documents import StoreFiles, read_document, write_document
+from beit.tokenize.shards.encode import ViewMaker
+from beit.tokenize.shards.writer import begin_shard, new_shard_tar
+from beit.tokenize.store.documents import StoreFiles
 
 logger = logging.getLogger(__name__)
 
@@ -57,8 +58,9 @@ def pack_images(
     info: StoreInfo,
     workers: Workers,
     processes: Processes[dict[str, bytes]] | None = None,
-) -> None:
-    """Write every image tar of the store that is not there yet, each committed by its manifest.
+    found: dict[str, ImageShardManifest] | None = None,
+) -> dict[str, ImageShardManifest]:
+    """Write every image tar of the store that is not there yet, and return the manifests that commit them, by shard.
 
     Args:
         plan: With a catalogue.
@@ -66,6 +68,7 @@ def pack_images(
         info: Its settings.
         workers: Read, and shrink, in parallel.
         processes: Of `members_of`, where the workers only read.
+        found: What `packed_manifests` returned before.
     Raises:
         InputError: the source is damaged.
         ResumableStop: somebody asked to stop.
@@ -74,36 +77,50 @@ def pack_images(
     catalogue, spool_folder = plan.catalogue, files.scratch / _SPOOL
     assert catalogue is not None
     shutil.rmtree(spool_folder, ignore_errors=True)  # of an interrupted run
-    groups = [number for number, found in enumerate(packed_manifests(plan, files, info)) if found is None]
-    if not groups:
-        return
+    manifests = packed_manifests(plan, files, info, found)
+    groups = [group for group, shard in enumerate(plan.shards) if shard.stem not in manifests]
     make = partial(members_of, info=info) if processes is None else processes.call
-    spool = None
+    files_reader, spool = FilesReader(plan.source.root), None
+
+    def read_file(position: int) -> bytes:
+        return files_reader.read(catalogue.refs[position])
+
     try:
-        if plan.source.kind != "files":
+        if groups and plan.source.kind != "files":
             spool = Spool(spool_folder, catalogue, groups)
             spool.fill(plan.source.shards, workers)
         with Progress(sum(len(catalogue.groups[group]) for group in groups), unit="images", description="pack") as bar:
             for group in groups:
-                opened = spool.reading(group) if spool else nullcontext(LooseFiles(plan.source.root, catalogue))
-                with opened as reader:
-                    pack = partial(_pack_image, catalogue.refs, reader, make)
+                with spool.reading(group) if spool else nullcontext(read_file) as read:
+                    pack = partial(_pack_image, catalogue.refs, read, make)
                     images = workers.map(pack, catalogue.groups[group].tolist())
-                    _write_tar(files, plan.shards[group].stem, images, info, bar)
+                    stem = plan.shards[group].stem
+                    manifests[stem] = _write_tar(files, stem, images, info, bar)
     finally:
         if spool:
             spool.remove()
+    return manifests
 
 
-def packed_manifests(plan: StorePlan, files: StoreFiles, info: StoreInfo) -> list[ImageShardManifest | None]:
-    """Return the manifest of every packed tar, or None for a tar that has to be written (again).
+def packed_manifests(
+    plan: StorePlan, files: StoreFiles, info: StoreInfo, found: dict[str, ImageShardManifest] | None = None
+) -> dict[str, ImageShardManifest]:
+    """Return the manifest of every packed tar, by shard; a shard that has none has to be written (again).
 
     Sizes are checked, and headers where that does not mean to read a remote tar; the full hash is compared when a
     remote tar is tokenised, and by `beit verify`.
+
+    Args:
+        plan: With a catalogue.
+        files: Of the store.
+        info: Its settings.
+        found: What this returned before; only what was missing then is looked for.
     """
-    sizes = {file.path: file.size for file in (files / IMAGES_DIR).files()}
+    sizes, found = {file.path: file.size for file in (files / IMAGES_DIR).files()}, dict(found or {})
+    missing = [shard.stem for shard in plan.shards if shard.stem not in found]
     with ThreadPoolExecutor(_CHECK_THREADS) as pool:
-        return list(pool.map(lambda shard: _packed_manifest(files, shard.stem, info, sizes), plan.shards))
+        looked_at = pool.map(lambda stem: _packed_manifest(files, stem, info, sizes), missing)
+        return found | {stem: manifest for stem, manifest in zip(missing, looked_at, strict=True) if manifest}
 
 
 def _packed_manifest(files: StoreFiles, stem: str, info: StoreInfo, sizes: dict[str, int]) -> ImageShardManifest | None:
@@ -149,13 +166,11 @@ def shrink(data: bytes, short_side: int, *, jpeg_quality: int) -> bytes:
 
 
 def _pack_image(
-    refs: list[SampleRef], reader: PackingReader, make: Callable[[SampleRef, bytes], dict[str, bytes]], position: int
+    refs: list[SampleRef], read: ReadImage, make: Callable[[SampleRef, bytes], dict[str, bytes]], position: int
 ) -> PackedImage:
-    ref, data = refs[position], reader.image(position)
-    if isinstance(data, BadSample):
-        return PackedImage(ref, data)
+    ref = refs[position]
     try:
-        return PackedImage(ref, make(ref, data) | reader.side_members(position))
+        return PackedImage(ref, make(ref, read(position)))
     except BadSample as error:
         return PackedImage(ref, error)
 
@@ -180,16 +195,13 @@ def members_of(ref: SampleRef, data: bytes, info: StoreInfo) -> dict[str, bytes]
 
 def _write_tar(
     files: StoreFiles, stem: str, images: Iterator[PackedImage], info: StoreInfo, progress: Progress
-) -> None:
+) -> ImageShardManifest:
     """Write one image tar and then its manifest."""
-    folder = files / IMAGES_DIR
-    (folder / manifest_name(stem)).remove()
-    folder.remove_temporaries(f"{stem}.")
+    folder, name = files / IMAGES_DIR, f"{stem}.tar"
     skipped: list[SkippedSample] = []
     num_samples = 0
-    name = f"{stem}.tar"
-    with (folder / name).new_file() as file:
-        tar = TarAppender(file)
+    begin_shard(folder, stem)
+    with new_shard_tar(folder, stem) as tar:
         for ref, members in images:
             progress.update(1)
             if isinstance(members, BadSample):
@@ -198,16 +210,16 @@ def _write_tar(
             for suffix, data in members.items():
                 tar.add(f"{ref.key}.{suffix}", data)
             num_samples += 1
-        sha256, size = tar.finish(), tar.size
-        header_sha256 = walk_tar(file, label=str(folder / name)).header_sha256
+        sha256, header_sha256 = tar.finish(), walk_tar(tar.file, label=str(folder / name)).header_sha256
     manifest = ImageShardManifest(
         stem=stem,
         settings_sha256=info.settings_sha256(),
-        image=ImageFile(name=name, size=size, header_sha256=header_sha256, sha256=sha256),
+        image=ImageFile(name=name, size=tar.size, header_sha256=header_sha256, sha256=sha256),
         num_samples=num_samples,
         skipped=tuple(skipped),
     )
     write_document(folder / manifest_name(stem), manifest)
+    return manifest
 
 
 def _suffix(data: bytes) -> str:

@@ -28,8 +28,8 @@ from beit.common.pages.pictures import (
     sheet,
     shortened,
 )
-from beit.common.reading.dataset import spread_evenly
 from beit.common.shards.token_store import TokenStore
+from beit.common.storage.samples import spread_evenly
 from beit.common.tokenizer import Tokenizer, load_store_tokenizer
 from beit.common.views import render_view
 from beit.tokenize.shards.crops import CropTar
@@ -78,11 +78,7 @@ class ShownImage:
 def load_decoder(store: TokenStore, name: str | None) -> Tokenizer | None:
     """Load the tokenizer of a store, or return None, and say why, if it cannot be had or cannot decode.
 
-    Args:
-        store: Opened.
-        name: What the user names instead; then it must be the right one.
-    Raises:
-        InputError: the store has no tokens, or the named tokenizer is not its own.
+    One that the user names must be the right one.
     """
     info = store.info.tokenizer
     if info is None:
@@ -98,15 +94,10 @@ def load_decoder(store: TokenStore, name: str | None) -> Tokenizer | None:
 
 
 def views_sheet(store: TokenStore, decoder: Tokenizer | None, *, num_images: int, num_views: int) -> Image.Image:
-    """Draw samples spread evenly over a store, each with its first views.
+    """Draw samples spread evenly over a store, RGB, each with its first views, `num_views` at most.
 
-    Args:
-        store: With tokens.
-        decoder: Its tokenizer; None leaves the row of decoded tokens out.
-        num_images: Samples to draw.
-        num_views: Views of each, at most.
-    Returns:
-        RGB image.
+    Without a decoder, the row of decoded tokens is left out.
+
     Raises:
         InputError: the store has no tokens.
         BadSample: an image or its tokens are damaged.
@@ -134,10 +125,8 @@ def views_sheet(store: TokenStore, decoder: Tokenizer | None, *, num_images: int
 def token_colours(token_ids: NDArray[np.integer]) -> NDArray[np.uint8]:
     """Give every visual word a colour of its own, far from those of its neighbours in the vocabulary.
 
-    Args:
-        token_ids: Any shape.
     Returns:
-        uint8 RGB, one more axis.
+        uint8 RGB, one more axis than `token_ids`, which may have any shape.
     """
     words, places = np.unique(token_ids, return_inverse=True)
     colours = [
@@ -152,7 +141,7 @@ def _load(store: TokenStore, decoder: Tokenizer | None, index: int, num_views: i
     sample, info = store[index], store.info
     if info.is_materialized:
         images = sample["crops"]
-        size, drawn = CropTar(store.image_location(_shard_of(store, index)), info.views).origin(sample["key"])
+        size, drawn = CropTar(store.image_location(store.locate(index)[0]), info.views).origin(sample["key"])
         image = _collage(size, images, drawn)
     else:
         image, drawn = sample["image"], sample["views"]
@@ -167,11 +156,6 @@ def _load(store: TokenStore, decoder: Tokenizer | None, index: int, num_views: i
     if label is not None and info.class_names is not None:
         label = info.class_names[label]
     return ShownImage(sample["key"], "" if label is None else str(label), image, info.is_materialized, views)
-
-
-def _shard_of(store: TokenStore, index: int) -> int:
-    ends = np.cumsum([row.num_samples for row in store.shards])
-    return int(np.searchsorted(ends, index, side="right"))
 
 
 def _collage(size: tuple[int, int], crops: list[Image.Image], views: np.ndarray[Any, np.dtype[np.void]]) -> Image.Image:
@@ -227,14 +211,11 @@ def _with_boxes(shown: ShownImage, height: int) -> Image.Image:
         draw.rectangle(inner, outline=view.colour, width=_FRAME_PX - 2)
     _draw_tags(draw, shown.views, boxes)
     draw.text((0, size[1] + 6), shortened(shown.name, 46, keep_end=True), fill=INK, font=font(15))
-    draw.text((0, size[1] + 4 + _TEXT_LINE_PX), _describe(shown), fill=FAINT, font=font(13))
+    about = f"{shown.image.width} x {shown.image.height} px"
+    about += ", put together from the crops that are stored" if shown.is_collage else ""
+    about += f", label {shown.label}" if shown.label else ""
+    draw.text((0, size[1] + 4 + _TEXT_LINE_PX), about, fill=FAINT, font=font(13))
     return paper
-
-
-def _describe(shown: ShownImage) -> str:
-    size = f"{shown.image.width} x {shown.image.height} px"
-    size += ", put together from the crops that are stored" if shown.is_collage else ""
-    return size + (f", label {shown.label}" if shown.label else "")
 
 
 def _box(view: ShownView, scale: float) -> tuple[int, int, int, int]:

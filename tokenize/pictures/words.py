@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
@@ -11,41 +9,19 @@ from PIL import Image, ImageDraw
 from beit.common.errors import InputError
 from beit.common.images import decode_image
 from beit.common.pages.pictures import picture_table, sheet
-from beit.common.reading.dataset import spread_evenly
 from beit.common.shards.token_store import TokenStore
+from beit.common.storage.samples import spread_evenly
 from beit.common.views import render_view
 from beit.tokenize.pictures.views import token_colours
 
 _CELL_PX, _MARK = 72, (255, 255, 255)
 
 
-class Patch(NamedTuple):
-    """Where a word stands."""
-
-    sample: int
-    row: int
-    column: int
-
-
-class DrawnViews(NamedTuple):
-    """One view of each of some samples."""
-
-    pixels: list[NDArray[np.uint8]]
-    """(img_size, img_size, 3) each."""
-    token_ids: NDArray[np.int64]
-    """(samples, g, g)."""
-
-
 def words_sheet(store: TokenStore, *, num_words: int, num_examples: int, num_samples: int) -> Image.Image:
-    """Draw the commonest visual words among samples spread evenly over a store, one row each.
+    """Draw the commonest visual words among samples spread evenly over a store, one row each, RGB.
 
-    Args:
-        store: With tokens.
-        num_words: Rows.
-        num_examples: Patches of each word, each from another sample.
-        num_samples: Samples to look at, one view of each.
-    Returns:
-        RGB image.
+    Of each sample one view is looked at; the examples of a word come from different samples.
+
     Raises:
         InputError: the store has no tokens.
         BadSample: an image or its tokens are damaged.
@@ -53,53 +29,44 @@ def words_sheet(store: TokenStore, *, num_words: int, num_examples: int, num_sam
     info, name = store.info, store.location.rstrip("/").rpartition("/")[2]
     if info.tokenizer is None:
         raise InputError(f"{store.location} holds no tokens (views = 0), so there are none to draw")
-    views = _load(store, num_samples)
-    words, counts = np.unique(views.token_ids, return_counts=True)
+    pixels, token_ids = _load(store, num_samples)
+    words, counts = np.unique(token_ids, return_counts=True)
     rows: list[list[NDArray[np.uint8] | None]] = []
     labels = []
     for rank in np.argsort(-counts, kind="stable")[:num_words].tolist():
-        patches = _examples(views, int(words[rank]), num_examples)
-        cells = [_cut(views.pixels[patch.sample], patch, store.info.patch_size) for patch in patches]
+        places = np.argwhere(token_ids == words[rank])
+        firsts = places[np.unique(places[:, 0], return_index=True)[1]][:num_examples].tolist()  # one of each sample
+        cells = [_cut(pixels[sample], row, column, info.patch_size) for sample, row, column in firsts]
         rows.append([token_colours(words[rank].reshape(1, 1)), *cells, *[None] * (num_examples - len(cells))])
-        labels.append(f"word {words[rank]}\n{counts[rank] / views.token_ids.size:.2%}")
+        labels.append(f"word {words[rank]}\n{counts[rank] / token_ids.size:.2%}")
     return sheet(
         [picture_table(rows, labels=labels, cell_px=_CELL_PX)],
         heading=f"Commonest visual words of {name}",
         facts=f"{len(words)} of the {info.tokenizer.vocab_size} words of {info.tokenizer.name} stand in "
-        f"{len(views.pixels)} views of {info.grid_size} x {info.grid_size} tokens",
+        f"{len(pixels)} views of {info.grid_size} x {info.grid_size} tokens",
         legend="Share of all tokens; framed patches that carry the word, each from another image, with what is around "
         "them.",
     )
 
 
-def _load(store: TokenStore, count: int) -> DrawnViews:
+def _load(store: TokenStore, count: int) -> tuple[list[NDArray[np.uint8]], NDArray[np.int64]]:
+    """Return one view of each of some samples: pixels (img_size, img_size, 3), and tokens (samples, g, g)."""
     pixels, token_ids, info = [], [], store.info
-    ends = np.cumsum([row.num_samples for row in store.shards])
     for number, position in enumerate(spread_evenly(len(store), count).tolist()):
-        shard_id = int(np.searchsorted(ends, position, side="right"))
-        row = position - int(ends[shard_id]) + store.shards[shard_id].num_samples
-        record = store.read_record(shard_id, row, number % info.views)
+        record = store.read_record(*store.locate(position), number % info.views)
         assert record.view is not None and record.token_ids is not None
         image = decode_image(record.image_bytes)
         scope = info.augment.jitter_scope
         pixels.append(render_view(image, record.view, img_size=info.img_size, jitter_scope=scope, check_crop=True))
         token_ids.append(record.token_ids.astype(np.int64))
-    return DrawnViews(pixels, np.stack(token_ids))
+    return pixels, np.stack(token_ids)
 
 
-def _examples(views: DrawnViews, word: int, count: int) -> list[Patch]:
-    """Return places of a word, the first of each sample."""
-    found: dict[int, Patch] = {}
-    for sample, row, column in np.argwhere(views.token_ids == word).tolist():
-        found.setdefault(sample, Patch(sample, row, column))
-    return list(found.values())[:count]
-
-
-def _cut(pixels: NDArray[np.uint8], patch: Patch, patch_size: int) -> NDArray[np.uint8]:
+def _cut(pixels: NDArray[np.uint8], row: int, column: int, patch_size: int) -> NDArray[np.uint8]:
     """Cut a patch with half a patch of its surroundings, and frame it."""
     margin = patch_size // 2
     padded = np.pad(pixels, ((margin, margin), (margin, margin), (0, 0)), mode="edge")
-    top, left, side = patch.row * patch_size, patch.column * patch_size, patch_size + 2 * margin
+    top, left, side = row * patch_size, column * patch_size, patch_size + 2 * margin
     cell = Image.fromarray(padded[top : top + side, left : left + side])
     cell = cell.resize((_CELL_PX, _CELL_PX), Image.Resampling.NEAREST)
     inner = round(_CELL_PX * margin / side)

@@ -16,29 +16,22 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, NamedTuple, Self, cast
+from typing import BinaryIO, Self, TypeVar, cast
 
 from beit.common.errors import InputError
-from beit.common.sources.tars import TarShard
+from beit.common.sources.tars import TarCopy, TarShard
 from beit.common.storage.paths import is_remote
 from beit.common.storage.place import place_of
 from beit.common.storage.threads import threads
-from beit.tokenize.shards.shard import ShardJob
+from beit.tokenize.shards.crops import CropTar
+
+Tar = TypeVar("Tar", bound=TarShard | CropTar)
 
 _POLL_SECONDS = 0.5
 
 
-class TarCopy(NamedTuple):
-    """A remote tar at hand."""
-
-    file: BinaryIO
-    """Local, without a name."""
-    sha256: str
-    """Hash of all its bytes."""
-
-
 class TarCopies:
-    """Fetches the remote image tars of jobs.
+    """Fetches remote image tars.
 
     Args:
         folder: For the temporary files; has room for two tars.
@@ -63,44 +56,26 @@ class TarCopies:
         self._forget()
 
     @contextmanager
-    def at_hand(self, job: ShardJob, following: ShardJob | None = None) -> Iterator[ShardJob]:
-        """Give the job with its image tar at hand, waiting until all of it is here; a local tar is where it is.
+    def at_hand(self, tar: Tar, following: TarShard | CropTar | None = None) -> Iterator[Tar]:
+        """Give a tar with its copy at hand, waiting until all of it is here; a local one is where it is.
 
         Args:
-            job: The shard to do now.
-            following: The one that is likely next; its tar is fetched meanwhile.
+            tar: To read now.
+            following: The one that is likely next, which is fetched meanwhile.
         Raises:
             InputError: the tar is missing, or its server has no byte ranges.
             OSError: it cannot be read, or there is no room for it.
         """
-        if not isinstance(job.tar, TarShard) or not is_remote(job.tar.location):
-            yield job
-            return
-        with self._copy(job.tar.location) as copy:
-            self._forget()  # what was fetched in advance and then done by another rank
-            if following is not None and is_remote(following.tar.location):
-                self._begin(following.tar.location)
-            yield replace(job, tar=replace(job.tar, copy=copy.file), copy_sha256=copy.sha256)
-
-    @contextmanager
-    def shard_at_hand(self, tar: TarShard) -> Iterator[TarShard]:
-        """Give a tar of a source as `at_hand` gives that of a job.
-
-        Raises:
-            InputError, OSError: as there.
-        """
         if not is_remote(tar.location):
             yield tar
             return
-        with self._copy(tar.location) as copy:
-            yield replace(tar, copy=copy.file)
-
-    @contextmanager
-    def _copy(self, location: str) -> Iterator[TarCopy]:
-        self._begin(location)
-        copy = self._wait_for(location)
+        self._begin(tar.location)
+        copy = self._wait_for(tar.location)
         with copy.file:
-            yield copy
+            self._forget()  # what was fetched in advance and then done by another rank
+            if following is not None and is_remote(following.location):
+                self._begin(following.location)
+            yield replace(tar, copy=copy)
 
     def _begin(self, location: str) -> None:
         if location not in self._fetched:

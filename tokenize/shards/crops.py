@@ -17,7 +17,7 @@ import json
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -26,12 +26,12 @@ from beit.common.errors import InputError
 from beit.common.images import MAX_SIDE_PX, decode_image
 from beit.common.jitter import FACTOR_ONE
 from beit.common.shards.schema import StoreInfo
-from beit.common.sources.tars import TarReader, TarShard
+from beit.common.sources.tars import TarCopy, TarReader, TarShard
 from beit.common.sources.types import SampleRef, ShardReader
 from beit.common.storage.place import place_of
 from beit.common.storage.tar_walk import TarIndex, TarMember, group_samples, walk_tar
 from beit.common.views import VIEW_DTYPE, render_view
-from beit.tokenize.shards.prepare import PreparedImage, ViewMaker, empty_image
+from beit.tokenize.shards.encode import PreparedImage, ViewMaker, empty_image
 
 _DRAWN_FIELDS = ("left", "top", "w", "h", "flip", "jitter_order", "bright", "contrast", "sat")
 
@@ -128,23 +128,15 @@ class CropTar:
 
     location: str
     num_views: int
-    copy: BinaryIO | None = field(default=None, compare=False, repr=False)
+    copy: TarCopy | None = field(default=None, compare=False, repr=False)
     """As of a `TarShard`."""
 
     def refs(self) -> list[CropsRef]:
-        """List the samples.
-
-        Raises:
-            InputError: as for `scan`.
-        """
+        """List the samples."""
         return self.scan()[0]
 
     def scan(self) -> tuple[list[CropsRef], TarIndex]:
-        """Walk the tar once and return its samples together with the walk's result.
-
-        Raises:
-            InputError: the tar is damaged, or a crop is missing.
-        """
+        """Walk the tar once and return its samples together with the walk's result."""
         with self.open() as reader:
             index = walk_tar(reader.file, label=self.location)
             samples = group_samples(index.members, label=self.location)
@@ -155,11 +147,7 @@ class CropTar:
         return TarShard("", self.location, copy=self.copy).open()
 
     def origin(self, key: str) -> tuple[tuple[int, int], np.ndarray[Any, np.dtype[np.void]]]:
-        """Return what the crops of a sample were cut from: width and height of the image, and the drawn views (K,).
-
-        Raises:
-            InputError: the tar is damaged, or does not say.
-        """
+        """Return what the crops of a sample were cut from: width and height of the image, and the drawn views (K,)."""
         with place_of(self.location).open() as file:
             sample = group_samples(walk_tar(file, label=self.location).members, label=self.location).get(key, {})
             content = self._json(key, sample, TarReader(file, self.location))

@@ -22,9 +22,10 @@ from beit.common.shards.schema import (
     held_out_count,
     manifest_name,
 )
-from beit.common.shards.tables import SampleTable, decode_index, decode_samples, encode_index
+from beit.common.shards.tables import SampleTable, ShardTable, decode_samples, encode_index
+from beit.common.storage.documents import parse_document, read_document, write_document
 from beit.common.storage.place import FileStat, read_files
-from beit.tokenize.store.documents import StoreFiles, decode_document, read_document, stat_if_there, write_document
+from beit.tokenize.store.documents import StoreFiles, stat_if_there
 from beit.tokenize.store.leases import Leases
 
 logger = logging.getLogger(__name__)
@@ -58,8 +59,6 @@ def finish_store(
         stamp_before: Stamp of the index when this process began; an older index is written anew.
     Returns:
         What the store holds, or None while shards are missing.
-    Raises:
-        InputError: no image was usable, or too few were, or a manifest does not belong here.
     """
     with leases.step("store"):
         info = read_document(StoreInfo, files / STORE_FILE)
@@ -68,7 +67,7 @@ def finish_store(
             return None
         index, found = files / INDEX_FILE, stat_if_there(files / INDEX_FILE)
         if found not in (None, stamp_before) and _is_newest(found, [listed[manifest_name(stem)] for stem in stems]):
-            rows = decode_index(index.read(), label=index.location)
+            rows = list(ShardTable.decode(index.read(), label=index.location))
             with_skipped = [row.stem for row in rows if row.num_skipped]
             return FinishedStore(rows, _count_skipped(_read_manifests(files, with_skipped)))
         manifests = _read_manifests(files, stems)
@@ -86,7 +85,7 @@ def finish_store(
 def _read_manifests(files: StoreFiles, stems: list[str]) -> list[ShardManifest]:
     paths = [str(files / f"{TOKENS_DIR}/{manifest_name(stem)}") for stem in stems]
     contents = read_files(paths)
-    return [decode_document(ShardManifest, path, data) for path, data in zip(paths, contents, strict=True)]
+    return [parse_document(ShardManifest, data, label=path) for path, data in zip(paths, contents, strict=True)]
 
 
 def _is_newest(index: FileStat, others: list[FileStat]) -> bool:
@@ -104,11 +103,7 @@ def _count_skipped(manifests: list[ShardManifest]) -> Counter[str]:
 
 
 def held_out_threshold(hashes: list[NDArray[np.uint64]], info: StoreInfo) -> int:
-    """Return the threshold below which exactly the wanted number of key hashes lies.
-
-    Raises:
-        InputError: there is no sample at all.
-    """
+    """Return the threshold below which exactly the wanted number of key hashes lies."""
     everything = np.concatenate(hashes)
     require(len(everything) > 0, "no image of the source is usable; see the warnings above")
     count = held_out_count(len(everything), info.held_out)

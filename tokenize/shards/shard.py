@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 import numpy as np
 
 from beit.common.errors import BadSample, InputError, require
+from beit.common.progress import Progress
 from beit.common.reading.bad_samples import BadSampleLog, BadSampleReport
 from beit.common.shards.schema import (
     TOKENS_DIR,
-    Execution,
+    CommittedFile,
     ImageFile,
     ShardManifest,
     SkippedSample,
@@ -24,17 +29,23 @@ from beit.common.shards.schema import (
 )
 from beit.common.sources.tars import TarShard
 from beit.common.sources.types import SampleRef, ShardReader
+from beit.common.storage.documents import read_document
 from beit.common.storage.files import sha256_file
 from beit.common.storage.paths import is_remote
 from beit.common.storage.place import place_of
-from beit.tokenize.parallel import Workers
-from beit.tokenize.processes import Processes
+from beit.tokenize.parallel import Processes, Workers
 from beit.tokenize.shards.crops import CropTar
-from beit.tokenize.shards.encode import EncodedImage, Stopwatch, ViewEncoder, encode_images
-from beit.tokenize.shards.prepare import ImageMaker, PreparedImage, RejectedImage
-from beit.tokenize.shards.progress import TokenizeProgress
-from beit.tokenize.shards.writer import TokenShardWriter
-from beit.tokenize.store.documents import StoreFiles, check_file, read_document
+from beit.tokenize.shards.encode import (
+    EncodedImage,
+    ImageMaker,
+    PreparedImage,
+    RankTokenizer,
+    RejectedImage,
+    Stopwatch,
+    encode_images,
+)
+from beit.tokenize.shards.writer import SampleWriter, begin_shard, commit_shard, new_shard_tar
+from beit.tokenize.store.documents import StoreFiles, check_file
 
 logger = logging.getLogger(__name__)
 
@@ -55,8 +66,6 @@ class ShardJob:
     """Known for tars we packed."""
     num_images: int | None = None
     """The same."""
-    copy_sha256: str = ""
-    """Hash of the local copy of a remote tar, see `TarShard.copy`."""
     skipped: tuple[SkippedSample, ...] = ()
     """Images that could not even be packed."""
 
@@ -66,15 +75,65 @@ class ShardJob:
         return bool(self.image_sha256)
 
 
+class TokenizeProgress:
+    """Counts images and shows views.
+
+    Args:
+        total_images: Images of the work that is known; None when unknown.
+        views: K, views per image; with 0, images are shown instead.
+        images_done: By earlier runs, skipped ones included.
+        skipped: Of those.
+        enabled: False on every rank but the first.
+    """
+
+    def __init__(
+        self, total_images: int | None, *, views: int, images_done: int = 0, skipped: int = 0, enabled: bool = True
+    ) -> None:
+        self._factor = max(1, views)
+        self._shows_views = views > 0
+        self._images, self._skipped = 0, skipped
+        self._started = time.monotonic()
+        self._progress = Progress(
+            None if total_images is None else total_images * self._factor,
+            unit="views" if views else "images",
+            description="tokenize",
+            initial=images_done * self._factor,
+            enabled=enabled,
+        )
+
+    def __enter__(self) -> Self:
+        """Start counting."""
+        self._progress.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the bar, or write the last line."""
+        self._progress.__exit__(kind, value, trace)
+
+    def add(self, *, images: int = 0, skipped: int = 0) -> None:
+        """Note finished and skipped images."""
+        self._images += images
+        self._skipped += skipped
+        fields: dict[str, str | int | float] = {}
+        if self._shows_views:
+            fields["images/s"] = f"{self._images / max(time.monotonic() - self._started, 1e-9):.1f}"
+        fields["skipped"] = self._skipped
+        self._progress.update((images + skipped) * self._factor, **fields)
+
+    def grow(self, images: int) -> None:
+        """Note that there are `images` more to do than was known."""
+        self._progress.grow(images * self._factor)
+
+
 class ShardTokenizer:
     """Tokenises shards, one after the other, with one tokenizer and one pool of decoding threads.
 
     Args:
         files: Of the store.
         info: Its settings.
-        tokenizer: None when the store gets no tokens.
-        execution: Fingerprint of this rank, for the manifests.
-        versions: Library versions, for the manifests.
+        tokenizing: The tokenizer, none when the store gets no tokens, and its fingerprint for the manifests.
         maker: Makes the views of an image.
         workers: Threads that read, and make the views where there are no processes for that.
         processes: Make the views.
@@ -84,16 +143,14 @@ class ShardTokenizer:
         self,
         files: StoreFiles,
         info: StoreInfo,
+        tokenizing: RankTokenizer,
         *,
-        tokenizer: ViewEncoder | None,
-        execution: Execution,
-        versions: tuple[str, ...],
         maker: ImageMaker,
         workers: Workers,
         processes: Processes[PreparedImage] | None = None,
     ) -> None:
         self._files, self._info = files, info
-        self._tokenizer, self._execution, self._versions = tokenizer, execution, versions
+        self._tokenizing = tokenizing
         self._maker, self._workers = maker, workers
         self._make = maker.make if processes is None else processes.call
         self.watch = Stopwatch()
@@ -112,8 +169,9 @@ class ShardTokenizer:
             InputError: the image tar is damaged or changes meanwhile, or too many images are unusable.
             ResumableStop: somebody asked for it; the shard is given up.
         """
-        if job.is_packed and job.copy_sha256:
-            is_same = job.copy_sha256 == job.image_sha256
+        copy = job.tar.copy
+        if job.is_packed and copy is not None:
+            is_same = copy.sha256 == job.image_sha256
             require(is_same, f"{job.tar.location} is damaged: its sha256 is not that of its manifest; {_PACK_AGAIN}")
         before = place_of(job.tar.location).stat()
         refs: Sequence[SampleRef]
@@ -122,7 +180,10 @@ class ShardTokenizer:
         bad_samples.add(_reports(job.stem, skipped))
         progress.add(skipped=len(skipped))
         full_hash = self._start_hash(job)
-        with TokenShardWriter(self._files, job.stem, self._info) as writer, job.tar.open() as reader:
+        folder, tokens = self._files / TOKENS_DIR, None
+        begin_shard(folder, job.stem)
+        with new_shard_tar(folder, job.stem) if self._info.views else nullcontext() as tar, job.tar.open() as reader:
+            writer = SampleWriter(tar)
             results = self._workers.map(partial(self._prepare, reader=reader), refs, ahead=self._images_ahead())
             usable = _sort_out(results, job.stem, skipped, bad_samples, progress)
             for encoded in self._encode(usable):
@@ -134,11 +195,22 @@ class ShardTokenizer:
                 name=job.image_file,
                 size=before.size,
                 header_sha256=index.header_sha256,
-                sha256=job.image_sha256 or job.copy_sha256 or (full_hash.result() if full_hash else ""),
+                sha256=job.image_sha256 or (copy.sha256 if copy else full_hash.result() if full_hash else ""),
                 stamp="" if job.is_packed else before.version,
             )
             before_commit()
-            return writer.commit(image=image, skipped=skipped, execution=self._execution, versions=self._versions)
+            if tar is not None:
+                tokens = CommittedFile(name=f"{job.stem}.tar", sha256=tar.finish(), size=tar.size)
+        return commit_shard(
+            folder,
+            job.stem,
+            self._info,
+            writer.rows,
+            image=image,
+            tokens=tokens,
+            skipped=skipped,
+            tokenizing=self._tokenizing,
+        )
 
     def raise_if_stopped(self) -> None:
         """End the work if somebody asked for it.
@@ -155,9 +227,9 @@ class ShardTokenizer:
         return self._workers.submit(sha256_file, Path(job.tar.location))
 
     def _encode(self, images: Iterable[PreparedImage]) -> Iterator[EncodedImage]:
-        if self._tokenizer is not None:
-            size = self._execution.micro_batch_size
-            yield from encode_images(images, self._tokenizer, micro_batch_size=size, watch=self.watch)
+        tokenizer, execution = self._tokenizing.tokenizer, self._tokenizing.execution
+        if tokenizer is not None:
+            yield from encode_images(images, tokenizer, micro_batch_size=execution.micro_batch_size, watch=self.watch)
             return
         none = np.empty((0, self._info.grid_size, self._info.grid_size), dtype=np.uint16)
         for image in images:
@@ -174,7 +246,7 @@ class ShardTokenizer:
         """Return how many images to prepare in advance: enough for two batches, bounded in memory."""
         views = max(1, self._info.views)
         view_bytes = max(1, self._info.token_img_size) ** 2 * 3
-        wanted = 4 * self._workers.count + -(-2 * self._execution.micro_batch_size // views)
+        wanted = 4 * self._workers.count + -(-2 * self._tokenizing.execution.micro_batch_size // views)
         return max(self._workers.count + 1, min(wanted, _BYTES_AHEAD // (views * view_bytes)))
 
 

@@ -11,20 +11,18 @@ from __future__ import annotations
 
 import hashlib
 import io
-from contextlib import ExitStack
-from types import TracebackType
-from typing import Any, Self
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from beit.common.faults import fault_point
 from beit.common.shards.schema import (
-    TOKENS_DIR,
     TOKENS_SUFFIX,
     VIEWS_SUFFIX,
-    Execution,
-    FileInfo,
+    CommittedFile,
     ImageFile,
     ShardManifest,
     SkippedSample,
@@ -34,44 +32,37 @@ from beit.common.shards.schema import (
 )
 from beit.common.shards.tables import encode_samples
 from beit.common.sources.types import SampleRef
+from beit.common.storage.documents import write_document
+from beit.common.storage.place import Place
 from beit.common.storage.tar_writer import TarAppender
 from beit.tokenize.shards.crops import CropsRef
-from beit.tokenize.store.documents import StoreFiles, write_document
+from beit.tokenize.shards.encode import RankTokenizer
 
 
-class TokenShardWriter:
-    """Collects the samples of one shard and commits them; as a context manager left before that, it leaves nothing.
+def begin_shard(folder: Place, stem: str) -> None:
+    """Remove what an interrupted run left of a shard, and its manifest: from here on it is unfinished."""
+    (folder / manifest_name(stem)).remove()
+    folder.remove_temporaries(f"{stem}.")
+
+
+@contextmanager
+def new_shard_tar(folder: Place, stem: str) -> Iterator[TarAppender]:
+    """Open the tar of a shard's images or tokens, which appears, whole, only if the block succeeds."""
+    with (folder / f"{stem}.tar").new_file() as file:
+        yield TarAppender(file)
+
+
+class SampleWriter:
+    """Writes the tokens of one shard's samples, and collects the rows of its sample table.
 
     Args:
-        files: Of the store.
-        stem: Name of the shard.
-        info: Settings of the store; with views = 0 there is no token tar.
+        tar: For the tokens; None where a store gets none.
     """
 
-    def __init__(self, files: StoreFiles, stem: str, info: StoreInfo) -> None:
-        self._folder = files / TOKENS_DIR
-        self._stem = stem
-        self._info = info
-        self._rows: list[dict[str, Any]] = []
-        self._stack = ExitStack()
-        self._tar: TarAppender | None = None
-
-    def __enter__(self) -> Self:
-        """Remove what an interrupted run left of this shard, and its manifest: from here on it is unfinished."""
-        (self._folder / manifest_name(self._stem)).remove()
-        self._folder.remove_temporaries(f"{self._stem}.")
-        if self._info.views:
-            file = self._stack.enter_context((self._folder / f"{self._stem}.tar").new_file())
-            self._tar = TarAppender(file)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Remove the temporary file if the shard was not committed."""
-        if kind is None and self._tar is not None:
-            kind, value = RuntimeError, RuntimeError("not committed")  # takes the file down the path of a failure
-        self._stack.__exit__(kind, value, trace)
+    def __init__(self, tar: TarAppender | None) -> None:
+        self._tar = tar
+        self.rows: list[dict[str, Any]] = []
+        """One per sample, as `encode_samples` takes them."""
 
     def add(self, ref: SampleRef, token_ids: NDArray[np.uint16], views: np.ndarray[Any, np.dtype[np.void]]) -> None:
         """Append one sample.
@@ -86,46 +77,7 @@ class TokenShardWriter:
         row |= _image_columns(ref)
         row["tok_off"], row["tok_len"] = self._add_array(f"{ref.key}.{TOKENS_SUFFIX}", token_ids)
         row["view_off"], row["view_len"] = self._add_array(f"{ref.key}.{VIEWS_SUFFIX}", views)
-        self._rows.append(row)
-
-    def commit(
-        self, *, image: ImageFile, skipped: list[SkippedSample], execution: Execution, versions: tuple[str, ...]
-    ) -> ShardManifest:
-        """Give the files their final names, the manifest last, and return it.
-
-        Raises:
-            OSError: the disk is full or failing; no file of the shard is left under a final name without being whole.
-        """
-        tokens = None
-        if self._tar is not None:
-            tokens = FileInfo(name=f"{self._stem}.tar", sha256=self._tar.finish(), size=self._tar.size)
-            self._tar = None
-        self._stack.close()
-        tokenizer = self._info.tokenizer
-        manifest = ShardManifest(
-            stem=self._stem,
-            settings_sha256=self._info.settings_sha256(),
-            image=image,
-            tokens=tokens,
-            samples=self._write_samples(),
-            num_samples=len(self._rows),
-            skipped=tuple(skipped),
-            tokenizer_fingerprint=tokenizer.fingerprint if tokenizer else "",
-            vocab_size=tokenizer.vocab_size if tokenizer else 0,
-            views=self._info.views,
-            grid_size=self._info.grid_size,
-            canary=self._info.canary,
-            execution=execution,
-            versions=versions,
-        )
-        write_document(self._folder / manifest_name(self._stem), manifest)
-        return manifest
-
-    def _write_samples(self) -> FileInfo:
-        name = f"{self._stem}.samples.parquet"
-        data = encode_samples(self._rows, num_crops=self._info.views if self._info.is_materialized else 0)
-        (self._folder / name).write(data)
-        return FileInfo(name=name, sha256=hashlib.sha256(data).hexdigest(), size=len(data))
+        self.rows.append(row)
 
     def _add_array(self, name: str, array: NDArray[Any]) -> tuple[int, int]:
         """Append an array as an .npy member; return offset and length of its data, behind the npy header."""
@@ -136,6 +88,41 @@ class TokenShardWriter:
         payload = buffer.getvalue()
         offset = self._tar.add(name, payload)
         return offset + len(payload) - array.nbytes, array.nbytes
+
+
+def commit_shard(
+    folder: Place,
+    stem: str,
+    info: StoreInfo,
+    rows: list[dict[str, Any]],
+    *,
+    image: ImageFile,
+    tokens: CommittedFile | None,
+    skipped: list[SkippedSample],
+    tokenizing: RankTokenizer,
+) -> ShardManifest:
+    """Write the sample table and then the manifest, which commits the shard; its tar is there already."""
+    name = f"{stem}.samples.parquet"
+    table = encode_samples(rows, num_crops=info.views if info.is_materialized else 0)
+    (folder / name).write(table)
+    manifest = ShardManifest(
+        stem=stem,
+        settings_sha256=info.settings_sha256(),
+        image=image,
+        tokens=tokens,
+        samples=CommittedFile(name=name, sha256=hashlib.sha256(table).hexdigest(), size=len(table)),
+        num_samples=len(rows),
+        skipped=tuple(skipped),
+        tokenizer_fingerprint=info.tokenizer.fingerprint if info.tokenizer else "",
+        vocab_size=info.tokenizer.vocab_size if info.tokenizer else 0,
+        views=info.views,
+        grid_size=info.grid_size,
+        canary=info.canary,
+        execution=tokenizing.execution,
+        versions=tokenizing.versions,
+    )
+    write_document(folder / manifest_name(stem), manifest)
+    return manifest
 
 
 def _image_columns(ref: SampleRef) -> dict[str, Any]:

@@ -17,12 +17,11 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from beit.common.errors import InputError, require
-from beit.common.shards.schema import FileInfo
-from beit.common.storage.documents import from_json, to_json
-from beit.common.storage.files import default_cache_dir, json_bytes, parse_json
+from beit.common.shards.schema import CommittedFile
+from beit.common.storage.files import default_cache_dir
 from beit.common.storage.locks import exclusive_lock
 from beit.common.storage.paths import WEB_SCHEMES, is_remote, normalise
 from beit.common.storage.place import FileStat, MissingFile, Place, place_of
@@ -32,8 +31,6 @@ logger = logging.getLogger(__name__)
 
 _CUT_URL = re.compile(r"[a-z][a-z0-9+.-]+:/[^/]", re.IGNORECASE)
 """What is left of a URL that was taken for a path."""
-
-Schema = TypeVar("Schema")
 
 
 class StoreFiles(NamedTuple):
@@ -137,21 +134,6 @@ def _sweep(root: Path) -> None:
             lock.unlink(missing_ok=True)
 
 
-def read_document(schema: type[Schema], place: Place) -> Schema:
-    """Read and check a JSON document of a store."""
-    return decode_document(schema, place.location, place.read())
-
-
-def decode_document(schema: type[Schema], label: str, data: bytes) -> Schema:
-    """Check a JSON document of a store; `label` is named in errors."""
-    return from_json(schema, label, parse_json(data, label=label))
-
-
-def write_document(place: Place, document: object) -> None:
-    """Write a schema instance as a JSON document of a store."""
-    place.write(json_bytes(to_json(document)))
-
-
 def stat_if_there(place: Place) -> FileStat | None:
     """Return what the storage says of a file, which tells it from one that replaces it; None if there is none."""
     try:
@@ -160,7 +142,7 @@ def stat_if_there(place: Place) -> FileStat | None:
         return None
 
 
-def check_file(place: Place, expected: FileInfo) -> None:
+def check_file(place: Place, expected: CommittedFile) -> None:
     """Check a committed file by size and hash, which reads it."""
     found = stat_if_there(place)
     if found is None:

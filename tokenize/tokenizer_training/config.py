@@ -15,6 +15,7 @@ from beit.common.training.config import (
     OptimizerConfig,
     ProfileConfig,
     RunConfig,
+    SpeedConfig,
     TrainConfig,
 )
 from beit.common.views import AugmentConfig
@@ -158,6 +159,11 @@ class TokenizerTrainConfig:
     """Steps to record."""
     run: RunConfig = field(default_factory=RunConfig)
     """Its copy."""
+
+    @property
+    def speed(self) -> SpeedConfig:
+        """Nothing to choose: its choices are for vision transformers."""
+        return SpeedConfig()
 
     def __post_init__(self) -> None:
         """Check what two sections must agree on."""

@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 
 from beit.common.errors import BadSample, require
 from beit.common.images import decode_image
-from beit.common.reading.dataset import Dataset, Record
+from beit.common.reading.dataset import Dataset
 from beit.common.reading.labelled_dataset import LabelledDataset
 from beit.common.rng import CounterRng
 from beit.common.shards.schema import HeldOut, held_out_count, held_out_hash
+from beit.common.storage.samples import Record, locate, shard_starts
 from beit.common.views import TOKEN_RESAMPLE, AugmentConfig, draw_view, render_view
 from beit.tokenize.tokenizer_training.config import TokenizerDataConfig
 
@@ -27,10 +28,7 @@ MIN_IMAGES = 5
 class CropTransform:
     """Turn a record into pieces of one random view of its image. Instances are sent to the reader's workers.
 
-    Args:
-        data: Sizes.
-        augment: Distribution of the views.
-        seed: Of the run; with epoch and sample it keys view and pieces.
+    View and pieces are keyed by the run's seed, epoch and sample.
     """
 
     data: TokenizerDataConfig
@@ -61,11 +59,7 @@ class CropTransform:
         image = decode_image(record.image_bytes)
         view = draw_view(rng, image.width, image.height, self.augment)
         return render_view(
-            image,
-            view,
-            img_size=self.data.view_size,
-            resample=TOKEN_RESAMPLE,
-            jitter_scope=self.augment.jitter_scope,
+            image, view, img_size=self.data.view_size, resample=TOKEN_RESAMPLE, jitter_scope=self.augment.jitter_scope
         )
 
 
@@ -83,14 +77,8 @@ def split_images(images: LabelledDataset, data: TokenizerDataConfig, *, cache_by
     """Hold some images out, the same ones on every machine and in every run.
 
     As in a token store, those with the smallest hashes of their keys; so an image that is held out stays so when
-    others join it, unless it leaves the share.
+    others join it, unless it leaves the share. `cache_bytes` is memory for Parquet row groups.
 
-    Args:
-        images: All of a source.
-        data: Share, and number of images to measure on.
-        cache_bytes: Memory for Parquet row groups.
-    Raises:
-        InputError: there are too few images to hold any out.
     """
     index = images.index
     require(
@@ -113,10 +101,9 @@ def read_samples(
     dataset: Dataset, rows: Sequence[int], use: Callable[[Record], NDArray[np.uint8]]
 ) -> Iterator[NDArray[np.uint8]]:
     """Yield what `use` makes of the samples at some positions of a data set; unreadable ones are passed over."""
-    ends = np.cumsum(dataset.shard_sizes)
+    starts = shard_starts(dataset.shard_sizes)
     for row in rows:
-        shard = int(np.searchsorted(ends, row, side="right"))
-        rank = row - int(ends[shard - 1] if shard else 0)
+        shard, rank = locate(starts, row)
         try:
             yield use(dataset.fetch(shard, rank, 0))
         except BadSample as error:

@@ -23,17 +23,13 @@ from beit.tokenize.fitness.tokens import perplexity
 from beit.tokenize.tokenizer_training.config import TokenizerTrainConfig
 
 _PAIRS_PER_ROW = 4
-_GREY = "It sees the luma of colour images, and decodes to grey."
-_LICENCE = "(yours to fill in: of these weights, and of the images they were trained on)"
 
 
 def reconstruction_metrics(model: DiscreteVAE, images: Tensor, *, micro_batch_size: int) -> dict[str, float]:
-    """Encode and decode images, without gradients.
+    """Encode and decode images, uint8 (B, 3, H, W), on the model's device, without gradients.
 
-    Args:
-        model: On the device of the images.
-        images: uint8 (B, 3, H, W); B at least 1. A grey network is compared with their luma: colour it never saw.
-        micro_batch_size: Images at a time.
+    A grey network is compared with their luma: colour it never saw.
+
     Returns:
         psnr and block_mean_psnr (dB, means over images; the latter of the trivial code that keeps each token's mean
         colour), words_used (different words that occur), perplexity (words that, used equally, would be as diverse).
@@ -55,12 +51,7 @@ def reconstruction_metrics(model: DiscreteVAE, images: Tensor, *, micro_batch_si
 
 
 def reconstruction_sheet(model: DiscreteVAE, images: Tensor) -> Image:
-    """Draw images beside what becomes of them as words, several pairs per row.
-
-    Args:
-        model: On the device of the images.
-        images: uint8 (B, 3, H, W); B at least 1.
-    """
+    """Draw images, uint8 (B, 3, H, W), beside what becomes of them as words, several pairs per row."""
     originals = seen_pixels(model, images)
     with torch.no_grad():
         decoded = model.ids_to_pixels(model.pixels_to_ids(originals))
@@ -77,21 +68,15 @@ def seen_pixels(model: DiscreteVAE, images: Tensor) -> Tensor:
 
 
 def tokenizer_card(file: Path, config: TokenizerTrainConfig, training: Mapping[str, Any], *, fingerprint: str) -> None:
-    """Write the card.
-
-    Args:
-        file: The README.md to write.
-        config: Settings of the training.
-        training: As in the tokenizer's config.json: source, step, total_steps, metrics.
-        fingerprint: Of the tokenizer.
-    """
-    model, data, metrics = config.model, config.data, training["metrics"]
+    """Write the card; `training` is what the tokenizer's config.json says: source, step, total_steps, metrics."""
+    model, data, metrics, decay = config.model, config.data, training["metrics"], config.train.ema_decay
+    average = "the weights as they were then" if decay is None else f"weights averaged with decay {decay}"
     lines = [
         "# Image tokenizer",
         "",
         f"A discrete VAE: each {model.downsampling} x {model.downsampling} px square of an image becomes one of "
         f"{model.vocab_size} visual words. Fingerprint `{fingerprint}`.",
-        *([_GREY] if model.channels == 1 else []),
+        *(["It sees the luma of colour images, and decodes to grey."] if model.channels == 1 else []),
         "",
         "    from beit.common.tokenizer import load_tokenizer",
         f'    token_ids = load_tokenizer("{file.parent}").encode(images)',
@@ -99,11 +84,11 @@ def tokenizer_card(file: Path, config: TokenizerTrainConfig, training: Mapping[s
         f"- Network: width {model.width}, {model.num_blocks} residual blocks each way, code vectors of "
         f"{model.code_dim}; trained by {model.reconstruction}.",
         f"- Training: `beit tokenizer train {training['source']} {file.parent.name}`, {time.strftime('%Y-%m-%d')}, "
-        f"step {training['step']} of {training['total_steps']}, {_average(config)}; all settings: `config.toml`.",
+        f"step {training['step']} of {training['total_steps']}, {average}; all settings: `config.toml`.",
         f"- Data: {training['num_train_images']} images of `{training['source']}`, in views of {data.view_size} px, "
         f"{data.crops_per_image} pieces of {data.crop_size} px of each; {training['num_held_out_images']} further "
         "images were held out.",
-        f"- Licence: {_LICENCE}",
+        "- Licence: (yours to fill in: of these weights, and of the images they were trained on)",
     ]
     if metrics:
         lines += [
@@ -121,8 +106,3 @@ def tokenizer_card(file: Path, config: TokenizerTrainConfig, training: Mapping[s
             f"| perplexity of the words | {metrics['eval_perplexity']:.0f} |",
         ]
     write_atomic(file, ("\n".join(lines) + "\n").encode())
-
-
-def _average(config: TokenizerTrainConfig) -> str:
-    decay = config.train.ema_decay
-    return "the weights as they were then" if decay is None else f"weights averaged with decay {decay}"

@@ -32,11 +32,7 @@ _FEATURE_NOISE = 0.5
 
 
 class TokenizerModel(nn.Module):
-    """The network under training and the running use of its words.
-
-    Args:
-        config: Shape of the network.
-    """
+    """The network under training and the running use of its words."""
 
     usage: Tensor
 
@@ -87,12 +83,7 @@ def phase_at(objective: ObjectiveConfig, step: int, total_steps: int) -> Phase:
 def autoencoder_loss(model: TokenizerModel, images: Tensor, generator: torch.Generator) -> Tensor:
     """Reconstruction error of a plain autoencoder whose features are disturbed as a codebook will disturb them.
 
-    Args:
-        model: Under training.
-        images: uint8 (B, 3, H, W).
-        generator: Owns the noise.
-    Returns:
-        Scalar, as of `reconstruction_loss`.
+    Of images, uint8 (B, 3, H, W); a scalar, as of `reconstruction_loss`.
     """
     pixels = _channels_last(model.vae.see(images))
     features = model.vae.encode_features(pixels)
@@ -119,14 +110,10 @@ def reconstruction_loss(vae: DiscreteVAE, statistics: Tensor, pixels: Tensor) ->
 def discrete_loss(
     model: TokenizerModel, images: Tensor, *, phase: Phase, objective: ObjectiveConfig, generator: torch.Generator
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Reconstruction through words, plus the two divergence terms.
+    """Reconstruction of images, uint8 (B, 3, H, W), through words, plus the two divergence terms.
 
-    Args:
-        model: Under training; its running use is updated.
-        images: uint8 (B, 3, H, W).
-        phase: Of this step.
-        objective: Weights.
-        generator: Owns the Gumbel noise.
+    The model's running use of words is updated; the generator owns the Gumbel noise.
+
     Returns:
         Loss (scalar) and detached scalar metrics.
     """
@@ -147,7 +134,7 @@ def discrete_loss(
         "kl": certainty.detach(),
         "usage_kl": unevenness.detach(),
         "logit_scale": model.vae.log_scale.detach().exp().squeeze(),
-        "words_used": _words_in_use(model.usage, objective.revive_threshold),
+        "words_used": (model.usage >= objective.revive_threshold / len(model.usage)).sum().float(),
     }
     return error + phase.kl_scale * penalty, metrics
 
@@ -166,7 +153,3 @@ def _channels_last(pixels: Tensor) -> Tensor:
 def _count(model: TokenizerModel, logits: Tensor) -> None:
     counts = torch.bincount(logits.argmax(dim=-1).flatten(), minlength=len(model.usage))
     model.usage.lerp_(counts / counts.sum(), 1.0 - _USAGE_DECAY)
-
-
-def _words_in_use(usage: Tensor, threshold: float) -> Tensor:
-    return (usage >= threshold / len(usage)).sum().float()

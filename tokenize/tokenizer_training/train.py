@@ -22,18 +22,12 @@ from torch import Tensor, nn
 
 from beit.common.config import config_to_dict
 from beit.common.errors import InputError
-from beit.common.processes.distributed import World, init_distributed
-from beit.common.processes.signals import stop_on_signals
-from beit.common.reading.config import SPEED_KEYS
+from beit.common.processes.distributed import World
 from beit.common.rng import CounterRng, stable_hash64
-from beit.common.runs.run_dir import open_run
-from beit.common.runs.wandb_log import require_wandb
 from beit.common.tokenizers.directory import save_tokenizer
-from beit.common.training.batches import Batch
-from beit.common.training.data import TrainingData
+from beit.common.training.data import Batch, TrainingData
 from beit.common.training.judge import Goal
-from beit.common.training.task import FitSettings
-from beit.common.training.trainer import fit
+from beit.common.training.trainer import train
 from beit.tokenize.images import open_images
 from beit.tokenize.tokenizer_training.codebook import fit_codebook, revive_words
 from beit.tokenize.tokenizer_training.config import TokenizerTrainConfig
@@ -49,15 +43,12 @@ from beit.tokenize.tokenizer_training.step import (
 
 logger = logging.getLogger(__name__)
 
-FREE_KEYS = SPEED_KEYS
-"""Settings a resumed run may change, beside those of the loop."""
 _FEATURES_PER_WORD = 16
 """Features that the codebook is first fitted to; with fewer, k-means would memorise them."""
 _EVAL_MICRO_BATCH_SIZE = 32
 _SHEET_IMAGES = 16
 
 
-@stop_on_signals()
 def train_tokenizer(config: TokenizerTrainConfig, source: str, out_dir: Path, *, resume: str = "auto") -> None:
     """Train a discrete VAE on the images of `source` and write it to `out_dir`; on every rank.
 
@@ -71,27 +62,17 @@ def train_tokenizer(config: TokenizerTrainConfig, source: str, out_dir: Path, *,
         InputError: bad input.
         ResumableStop: a signal asked to stop; a checkpoint was committed.
     """
-    require_wandb(config.run.wandb)
-    world = init_distributed(timeout_seconds=config.train.collective_timeout_seconds)
-    torch.manual_seed(config.train.seed)
     size, cache = config.data.view_size, config.reader.parquet_cache_bytes
-    images = world.run_on_main(
-        lambda: split_images(open_images(source, img_size=size, cache_bytes=cache), config.data, cache_bytes=cache)
-    )
-    task = TokenizerTask(config, source, images, world)
-    run = open_run(out_dir, config, world=world, resume=resume, free_keys=FREE_KEYS, sync_to=config.run.sync_to)
-    task.announce()
-    settings = FitSettings(
-        train=config.train,
-        optimizer=config.optimizer,
-        checkpoint=config.checkpoint,
-        deepspeed=config.deepspeed,
-        profile=config.profile,
-        run=config.run,
-        goal=Goal(metric="eval_psnr", is_higher_better=True, keep_best=True),
-    )
-    best = fit(task, settings=settings, run=run, world=world).best
-    if world.is_main:
+
+    def build(world: World) -> TokenizerTask:
+        images = world.run_on_main(
+            lambda: split_images(open_images(source, img_size=size, cache_bytes=cache), config.data, cache_bytes=cache)
+        )
+        return TokenizerTask(config, source, images, world)
+
+    task, result = train(config, build, run_dir=out_dir, resume=resume)
+    if task.world.is_main:
+        best = result.best
         score = "" if best.value is None else f", {best.value:.2f} dB on held-out images, of step {best.step}"
         logger.info("tokenizer: %s%s", out_dir, score)
 
@@ -113,23 +94,24 @@ class TokenizerTask:
     world: World
 
     def __post_init__(self) -> None:
-        """Build model and order; identical on every rank."""
+        """Build the order; identical on every rank."""
         config = self.config
         self.transform = CropTransform(data=config.data, augment=config.augment, seed=config.train.seed)
-        self.data = TrainingData(
-            self.images.train,
-            self.transform,
-            train=config.train,
-            optimizer=config.optimizer,
-            checkpoint=config.checkpoint,
-            reader=config.reader,
-            world=self.world,
-        )
-        self.model = TokenizerModel(config.model)
+        self.data = TrainingData(self.images.train, self.transform, config, world=self.world)
         self._kept_step = -1  # whose upkeep of the codebook is done
         self._moved_words: Tensor | None = None
 
-    def announce(self) -> None:
+    @cached_property
+    def model(self) -> TokenizerModel:
+        """The discrete VAE, with the use of its words."""
+        return TokenizerModel(self.config.model)
+
+    @property
+    def goal(self) -> Goal:
+        """What evaluations are judged by."""
+        return Goal(metric="eval_psnr", is_higher_better=True, keep_best=True)
+
+    def begin(self, run: Path) -> None:
         """Say what is about to happen."""
         plan, shape = self.data.plan, self.config.model
         logger.info(
@@ -142,13 +124,8 @@ class TokenizerTask:
             self.images.train.shard_sizes.sum(),
             self.images.held_out.shard_sizes.sum(),
         )
-        logger.info(
-            "%d steps of %d images = %.1f epochs; words come into use at step %d",
-            plan.total_steps,
-            plan.global_batch_size,
-            plan.total_steps / plan.steps_per_epoch,
-            first_discrete_step(self.config.objective, plan.total_steps),
-        )
+        first = first_discrete_step(self.config.objective, plan.total_steps)
+        logger.info("%s; words come into use at step %d", plan, first)
 
     def param_groups(self) -> list[dict[str, Any]]:
         """Decay kernels only; let the logit scale move faster."""

@@ -192,7 +192,7 @@ def test_no_encoder_says_so(tmp_path):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda value: value | {"format": "zip"}, "does not describe"),
+        (lambda value: value | {"format": "zip"}, "is not a beit-encoder file"),
         (lambda value: value | {"format_version": 9}, "format_version 9"),
         (lambda value: {key: value[key] for key in value if key != "architecture"}, "malformed"),
         (lambda value: value | {"architecture": value["architecture"] | {"deptj": 1}}, "deptj"),

@@ -12,7 +12,7 @@ from beit.cli import beit
 from beit.common.errors import InputError
 from beit.common.vit.config import ViTConfig
 from beit.common.vit.vit import VisionTransformer
-from beit.finetune.attention import Query, attention_distances, patch_distances
+from beit.finetune.attention import attention_distances, parse_query, patch_distances
 from beit.tests.encoders import save_encoder
 from beit.tests.support import write_images
 
@@ -100,4 +100,4 @@ def test_what_is_not_there_is_refused(folder, words, message):
 
 
 def test_queries_are_positions_behind_cls():
-    assert [Query.parse(text, (3, 4)).position((3, 4)) for text in ("cls", "0,0", "2,3")] == [0, 1, 12]
+    assert [parse_query(text, (3, 4)) for text in ("cls", "0,0", "2,3")] == [0, 1, 12]

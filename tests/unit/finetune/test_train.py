@@ -16,6 +16,7 @@ from beit.finetune.config import DataConfig
 from beit.finetune.data import open_training_data
 from beit.finetune.evaluation.scores import Metrics
 from beit.finetune.train import ClassificationTask, run
+from beit.tests.support import files_of
 from beit.tests.unit.finetune.colours import finetune_config, write_images
 
 ALONE = World(rank=0, local_rank=0, world_size=1, device=torch.device("cpu"))
@@ -99,8 +100,10 @@ def test_other_data_are_refused_on_resume(tmp_path, finished):
     other = write_images(tmp_path / "other", ("blue", "red"), 3)
     config = finetune_config(f"data.val={finished.val}", "train.steps=20", "train.eval_interval_steps=5")
     shutil.copytree(finished.run, tmp_path / "run")
+    before = files_of(tmp_path / "run")
     with pytest.raises(InputError, match="index_sha256"):
         run(config, data=str(other), run_dir=tmp_path / "run")
+    assert files_of(tmp_path / "run") == before
 
 
 def test_bad_input_leaves_no_run_directory(tmp_path):
@@ -248,7 +251,7 @@ def test_losses_of_the_whole_recipe_are_the_golden_ones(tmp_path):
     assert losses == pytest.approx(GOLDEN_LOSSES, rel=1e-3)
 
 
-def test_a_batch_larger_than_the_data_is_pointed_out(finished, caplog):
+def test_a_batch_larger_than_the_data_is_pointed_out(finished, tmp_path, caplog):
     with caplog.at_level("WARNING", logger="beit"):
-        task_for(finished.train, None, "train.global_batch_size=40").announce()
+        task_for(finished.train, None, "train.global_batch_size=40").begin(tmp_path)
     assert "train.global_batch_size (40) exceeds the 36 training images" in caplog.text

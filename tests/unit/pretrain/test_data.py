@@ -6,8 +6,8 @@ from PIL import Image
 
 from beit.common.errors import BadSample, InputError
 from beit.common.images import decode_image
-from beit.common.reading.dataset import Record
 from beit.common.rng import CounterRng
+from beit.common.storage.samples import Record
 from beit.common.views import AugmentConfig, crop_crc, draw_stored_view, draw_view, mean_luma, render_view
 from beit.pretrain.data import ViewTransform, check_replay
 from beit.pretrain.masking import MaskConfig

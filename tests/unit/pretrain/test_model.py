@@ -19,6 +19,7 @@ from beit.pretrain.model import (
     pixel_targets,
     unpatchify,
 )
+from beit.tests.support import predict_all
 
 SMALL = ViTConfig(img_size=16, patch_size=4, embed_dim=16, depth=2, num_heads=2, drop_path=0.0)
 
@@ -55,7 +56,7 @@ def test_logits_are_those_of_all_patches_at_the_masked_ones():
     images, mask = torch.randn(3, 3, 16, 16), masks(6, 4, 1)
     prediction = model(images, mask)
     assert prediction.logits.shape == (3, 6, 32)
-    everything = model.predict_all(images, mask)
+    everything = predict_all(model, images, mask)
     assert everything.shape == (3, 16, 32)
     torch.testing.assert_close(prediction.logits[prediction.valid], everything[mask])
 
@@ -87,7 +88,7 @@ def test_loss_is_the_mean_over_all_masked_patches_of_the_batch():
     model = disturb(build()).eval()
     images, mask, token_ids = torch.randn(3, 3, 16, 16), masks(6, 4, 1), torch.randint(0, 32, (3, 16))
     result = mim_loss(model(images, mask), token_ids)
-    logits, labels = model.predict_all(images, mask)[mask], token_ids[mask]
+    logits, labels = predict_all(model, images, mask)[mask], token_ids[mask]
     torch.testing.assert_close(result.loss, torch.nn.functional.cross_entropy(logits, labels))
     assert result.num_predicted.item() == 11
     assert result.num_correct.item() == (logits.argmax(1) == labels).sum().item()
@@ -164,7 +165,7 @@ def test_all_tokens_are_predicted_while_some_are_hidden():
     model = disturb(build(16)).eval()
     images, mask, token_ids = torch.randn(2, 3, 16, 16), masks(6, 4), torch.randint(0, 32, (2, 16))
     result = mim_loss(model(images, mask, torch.ones_like(mask)), token_ids)
-    logits = model.predict_all(images, mask).flatten(0, 1)
+    logits = predict_all(model, images, mask).flatten(0, 1)
     torch.testing.assert_close(result.loss, torch.nn.functional.cross_entropy(logits, token_ids.flatten()))
     assert result.num_predicted.item() == 32
 
@@ -195,7 +196,7 @@ def test_pixel_loss_is_the_mean_squared_error_of_the_masked_patches():
     images, mask = torch.randn(3, 3, 16, 16), masks(6, 4, 1)
     targets = pixel_targets(images, 4, normalize_patches=True)
     prediction = model(images, mask)
-    everything = model.predict_all(images, mask)
+    everything = predict_all(model, images, mask)
     assert everything.shape == (3, 16, 48)
     torch.testing.assert_close(prediction.logits[prediction.valid], everything[mask])
     result = pixel_loss(prediction, targets)

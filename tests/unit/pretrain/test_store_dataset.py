@@ -7,7 +7,7 @@ from beit.common.errors import InputError
 from beit.common.reading.order import view_index
 from beit.common.shards.schema import held_out_hash
 from beit.common.shards.tables import SampleTable
-from beit.common.shards.token_store import StoreRecord
+from beit.common.storage.samples import Record
 from beit.common.views import VIEW_DTYPE
 from beit.pretrain.store_dataset import StoreDataset
 
@@ -61,8 +61,11 @@ class FakeStore:
         assert 0 <= view_k < max(1, self.info.views)
         view = np.zeros(1, VIEW_DTYPE)[0]
         view["left"] = view_k
-        return StoreRecord(
+        return Record(
             key=self.tables[shard_id].key[row],
+            shard=self.shards[shard_id].stem,
+            epoch=view_k,
+            view_index=view_k,
             image_bytes=bytes([shard_id, row]),
             token_ids=np.full((2, 2), row, np.uint16),
             view=view,

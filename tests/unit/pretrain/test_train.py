@@ -1,3 +1,4 @@
+import json
 import os
 import signal
 import threading
@@ -12,7 +13,7 @@ from beit.common.processes.distributed import World
 from beit.common.runs.metrics import read_metrics
 from beit.pretrain.config import PretrainConfig
 from beit.pretrain.train import PretrainTask, run
-from beit.tests.support import VOCAB_SIZE, write_store
+from beit.tests.support import VOCAB_SIZE, files_of, write_store
 
 SETTINGS = {
     "model": {"size": "tiny", "embed_dim": 16, "depth": 2, "num_heads": 2},
@@ -152,6 +153,20 @@ def test_other_data_are_refused_on_resume(store, tmp_path):
     other = write_store(tmp_path / "other", images=61)
     with pytest.raises(InputError, match="index_sha256 was"):
         run(config, store=other.location, run_dir=tmp_path / "run")
+
+
+def test_a_run_that_is_refused_for_its_data_is_left_as_it_was_and_nothing_is_built(store, tmp_path, monkeypatch):
+    run(make_config(train={"steps": 2}), store=store.location, run_dir=tmp_path / "run")
+    before = files_of(tmp_path / "run")
+    other = write_store(tmp_path / "other", images=61)
+    monkeypatch.setattr("beit.pretrain.train.build_model", lambda *_: pytest.fail("the model was built"))
+    changed = make_config(
+        train={"steps": 2, "log_interval_steps": 2}
+    )  # free to change, and so written where it goes on
+    with pytest.raises(InputError, match="index_sha256 was"):
+        run(changed, store=other.location, run_dir=tmp_path / "run")
+    assert files_of(tmp_path / "run") == before
+    assert json.loads(before["data.json"])["store_sha256"] == store.index_sha256
 
 
 def test_a_folder_that_is_no_store_is_refused(tmp_path):

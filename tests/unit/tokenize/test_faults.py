@@ -65,7 +65,9 @@ def finished_shards(store):
     for tar in store.glob("*/*.tar"):
         with tar.open("rb") as file:
             walk_tar(file, label=tar.name)
-    manifests = [read_document(ShardManifest, path) for path in (store / "tokens").glob("*.manifest.json")]
+    manifests = [
+        read_document(ShardManifest, place_of(str(path))) for path in (store / "tokens").glob("*.manifest.json")
+    ]
     for manifest in manifests:
         check_file(place_of(f"{store}/tokens/{manifest.tokens.name}"), manifest.tokens)
         check_file(place_of(f"{store}/tokens/{manifest.samples.name}"), manifest.samples)

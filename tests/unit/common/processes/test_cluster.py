@@ -82,8 +82,8 @@ def test_variables_reach_other_machines_by_name_and_by_file(tmp_path: Path, monk
 
 def test_the_remote_shell_gets_every_word_as_it_is() -> None:
     words = ["--set", "a.b='x y'", '$HOME "q" 100%h', "ü"]
-    order = cluster._Order(run="r", cluster={}, module="m", arguments=words)
-    command = order.command({"A": "1 $x%n"})
+    order = {"run": "r", "cluster": {}, "module": "m", "arguments": words}
+    command = cluster._command(order, {"A": "1 $x%n"})
     assert command.endswith(" %h")
     plain = command.removesuffix(" %h").replace("%%", "%")
     parts = shlex.split(plain)

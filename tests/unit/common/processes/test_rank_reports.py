@@ -8,7 +8,7 @@ import pytest
 
 from beit.common.processes import rank_reports
 from beit.common.processes.rank_reports import OutputFollower, judge, output_file, record_exit
-from beit.common.storage.files import write_json
+from beit.common.storage.documents import write_json
 
 KILLED = 256 - 9
 """How DeepSpeed's launcher exits after a rank was killed."""

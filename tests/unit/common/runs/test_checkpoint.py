@@ -24,6 +24,7 @@ from beit.common.runs.checkpoint import (
     save_checkpoint,
     set_later_aside,
 )
+from beit.common.storage.documents import Format
 
 
 def save(root: Path, step: int, *, keep: int = 2, keep_every: int | None = None) -> Path:
@@ -160,10 +161,10 @@ def test_damaged_checkpoint_is_replaced_when_its_step_comes_again(tmp_path: Path
 
 
 def test_other_format_version_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint, "FORMAT_VERSION", 99)
+    monkeypatch.setattr(checkpoint, "FORMAT", Format("beit-checkpoint", 99))
     save(tmp_path, 1)
     monkeypatch.undo()
-    with pytest.raises(InputError, match="format version 99, this beit reads 1"):
+    with pytest.raises(InputError, match="format_version 99, this beit reads version 1"):
         open_checkpoint(tmp_path / "step_1")
 
 

@@ -13,7 +13,7 @@ from beit.common.config import load_config
 from beit.common.errors import InputError
 from beit.common.processes.distributed import World
 from beit.common.runs.changes import check_changes, find_changes
-from beit.common.runs.run_dir import RunDirectory, open_run, redact
+from beit.common.runs.run_dir import RunDirectory, begin_run, open_run, redact
 from beit.common.training.config import TrainConfig
 
 
@@ -28,7 +28,9 @@ WORLD = World(rank=0, local_rank=0, world_size=1, device=torch.device("cpu"))
 
 
 def open_it(path: Path, config: Settings, resume: str = "auto", free_keys: tuple[str, ...] = ()) -> RunDirectory:
-    return open_run(path, config, world=WORLD, resume=resume, free_keys=free_keys)
+    run = open_run(path, config, world=WORLD, resume=resume, free_keys=free_keys)
+    begin_run(run, config, world=WORLD)
+    return run
 
 
 def test_new_run_gets_a_recipe_and_an_environment(tmp_path: Path) -> None:

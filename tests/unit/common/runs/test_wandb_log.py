@@ -14,7 +14,7 @@ from PIL import Image
 from beit.common.errors import InputError, ResumableStop
 from beit.common.runs.metrics import open_metrics, read_metrics
 from beit.common.runs.wandb_log import WandbLog, require_wandb
-from beit.common.storage.files import read_json
+from beit.common.storage.documents import read_json
 from beit.tests.toy_training import toy_config, train_toy
 
 STAND_IN = '''

@@ -10,7 +10,7 @@ import pytest
 
 from beit.common.errors import InputError
 from beit.common.shards.cache import DamagedShard, Fill, RemoteShard, ShardCache
-from beit.common.storage.file_pool import pread
+from beit.common.shards.file_pool import pread
 from beit.common.storage.tar_walk import walk_tar
 from beit.tests.file_server import FileServer, serve
 from beit.tests.tiny_store import write_members

@@ -6,8 +6,8 @@ import pytest
 
 from beit.common.errors import InputError
 from beit.common.shards.schema import (
+    CommittedFile,
     Execution,
-    FileInfo,
     HeldOut,
     ImageFile,
     ShardManifest,
@@ -20,8 +20,8 @@ from beit.common.shards.schema import (
     held_out_hash,
     index_digest,
 )
-from beit.common.storage.documents import from_json, read_document, to_json
-from beit.common.storage.files import write_json
+from beit.common.storage.documents import from_json, read_document, to_json, write_json
+from beit.common.storage.place import place_of
 
 INFO = StoreInfo(
     tokenizer=TokenizerInfo(name="mini", fingerprint="ab", vocab_size=1024, downsampling=8),
@@ -39,8 +39,8 @@ MANIFEST = ShardManifest(
     stem="000000-x",
     settings_sha256="1",
     image=ImageFile(name="x.tar", size=10, header_sha256="2"),
-    tokens=FileInfo(name="000000-x.tar", size=5, sha256="3"),
-    samples=FileInfo(name="000000-x.samples.parquet", size=5, sha256="4"),
+    tokens=CommittedFile(name="000000-x.tar", size=5, sha256="3"),
+    samples=CommittedFile(name="000000-x.samples.parquet", size=5, sha256="4"),
     num_samples=3,
     skipped=(SkippedSample(key="größe", reason="truncated"),),
     views=4,
@@ -67,7 +67,7 @@ ROW = ShardRow(
 @pytest.mark.parametrize("document", [INFO, replace(INFO, tokenizer=None, views=0, class_names=None), MANIFEST])
 def test_documents_survive_json(tmp_path, document):
     write_json(tmp_path / "x.json", to_json(document))
-    assert read_document(type(document), tmp_path / "x.json") == document
+    assert read_document(type(document), place_of(str(tmp_path / "x.json"))) == document
 
 
 def test_a_document_of_another_kind_version_or_with_fields_missing_is_refused():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from beit.common.errors import InputError
-from beit.common.sources.index import INDEX_VERSION
+from beit.common.sources.index import INDEX_FORMAT
 from beit.common.sources.index_build import build_index
 from beit.tests.image_files import png, write_folder, write_parquet, write_tar
 
@@ -89,7 +89,7 @@ def test_touched_data_are_listed_again_but_stay_the_same_data(folder, cache):
     first = build_index(folder, cache)
     os.utime(folder / "dog" / "0.png", ns=(1, 1))
     assert build_index(folder, cache).index_sha256 == first.index_sha256
-    assert len(list((cache / "indexes" / f"v{INDEX_VERSION}").iterdir())) == 2
+    assert len(list((cache / "indexes" / f"v{INDEX_FORMAT.version}").iterdir())) == 2
 
 
 def test_a_copy_elsewhere_is_the_same_data(folder, cache, tmp_path):
@@ -118,7 +118,7 @@ def test_interrupted_listing_leaves_no_index(folder, cache, monkeypatch):
 def test_cache_folder_follows_the_environment(folder, tmp_path, monkeypatch):
     monkeypatch.setenv("BEIT_CACHE", str(tmp_path / "elsewhere"))
     build_index(folder)
-    assert list((tmp_path / "elsewhere" / "indexes" / f"v{INDEX_VERSION}").glob("*/index.json"))
+    assert list((tmp_path / "elsewhere" / "indexes" / f"v{INDEX_FORMAT.version}").glob("*/index.json"))
 
 
 def test_unusable_cache_folder_is_an_input_error(folder, tmp_path):

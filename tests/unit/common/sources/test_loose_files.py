@@ -6,7 +6,8 @@ import fsspec
 import pytest
 
 from beit.common.errors import BadSample, InputError
-from beit.common.sources.opening import Source, open_source, packed_key
+from beit.common.sources.opening import open_source
+from beit.common.sources.types import Source, packed_key
 
 
 def put(root: Path, *names: str) -> None:

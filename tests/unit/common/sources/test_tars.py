@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from beit.common.errors import BadSample, InputError
-from beit.common.sources.opening import Source, open_source
+from beit.common.sources.opening import open_source
+from beit.common.sources.types import Source
 from beit.common.storage.tar_walk import walk_tar
 from beit.tests.file_server import FileServer, serve
 

@@ -11,20 +11,19 @@ import torch
 from safetensors.torch import load_file
 
 from beit.common.errors import InputError, ResumableStop
-from beit.common.training.config import CheckpointConfig, DeepSpeedConfig, OptimizerConfig, TrainConfig, plan_training
-from beit.common.training.engine_settings import EngineSettings, deepspeed_json
-from beit.tests.toy_training import toy_config, train_toy
+from beit.common.training.config import DeepSpeedConfig, OptimizerConfig, TrainConfig, plan_training
+from beit.common.training.engine_settings import deepspeed_json
+from beit.tests.toy_training import ToyConfig, toy_config, train_toy
 
 
-def settings(**deepspeed: Any) -> EngineSettings:
-    optimizer = OptimizerConfig(clip_grad=3.0)
+def settings(**deepspeed: Any) -> ToyConfig:
     train = TrainConfig(global_batch_size=32, micro_batch_size=4, steps=2)
-    plan = plan_training(train, optimizer, CheckpointConfig(), num_samples=64, world_size=2)
-    return EngineSettings(optimizer=optimizer, deepspeed=DeepSpeedConfig(**deepspeed), precision="fp32", plan=plan)
+    return ToyConfig(train=train, optimizer=OptimizerConfig(clip_grad=3.0), deepspeed=DeepSpeedConfig(**deepspeed))
 
 
-def generated(of: EngineSettings, *, num_trained: int = 1000) -> dict[str, Any]:
-    return deepspeed_json(of, num_trained=num_trained)
+def generated(of: ToyConfig, *, num_trained: int = 1000) -> dict[str, Any]:
+    plan = plan_training(of.train, of.optimizer, of.checkpoint, num_samples=64, world_size=2)
+    return deepspeed_json(of, plan, num_trained=num_trained)
 
 
 def test_batch_sizes_come_from_the_plan() -> None:

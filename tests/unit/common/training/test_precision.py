@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from beit.common.processes.distributed import World
-from beit.common.training import precision
-from beit.common.training.precision import choose_precision, has_native_bf16
+from beit.common.training import engine
+from beit.common.training.engine import choose_precision, has_native_bf16
 
 CPU = torch.device("cpu")
 WORLD = World(rank=0, local_rank=0, world_size=1, device=CPU)
@@ -22,12 +22,12 @@ def test_a_processor_has_bf16_only_if_it_reports_it(monkeypatch, capabilities, e
 
 @pytest.mark.parametrize(("native", "expected"), [(True, "bf16"), (False, "fp32")])
 def test_auto_takes_bf16_only_in_hardware(monkeypatch, native, expected):
-    monkeypatch.setattr(precision, "has_native_bf16", lambda device: native)
+    monkeypatch.setattr(engine, "has_native_bf16", lambda device: native)
     assert choose_precision("auto", WORLD) == expected
 
 
 def test_a_choice_is_kept_and_an_emulated_one_warned_of(monkeypatch, caplog):
-    monkeypatch.setattr(precision, "has_native_bf16", lambda device: False)
+    monkeypatch.setattr(engine, "has_native_bf16", lambda device: False)
     with caplog.at_level(logging.WARNING):
         assert choose_precision("fp32", WORLD) == "fp32"
         assert not caplog.records
@@ -40,5 +40,5 @@ def test_the_rank_without_bf16_decides_for_all(monkeypatch):
         def max_of(self, values):
             return [1.0]
 
-    monkeypatch.setattr(precision, "has_native_bf16", lambda device: True)
+    monkeypatch.setattr(engine, "has_native_bf16", lambda device: True)
     assert choose_precision("auto", Two(rank=0, local_rank=0, world_size=2, device=CPU)) == "fp32"

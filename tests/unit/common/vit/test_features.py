@@ -17,8 +17,7 @@ from beit.common.vit.features import (
     pool_features,
     probe_blocks,
 )
-from beit.common.vit.normalization import normalize_images
-from beit.common.vit.vit import VisionTransformer
+from beit.common.vit.vit import VisionTransformer, normalize_images
 
 NORMALIZATION = Normalization((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
 

@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from beit.common.errors import InputError
 from beit.common.vit.config import ViTConfig
-from beit.common.vit.param_groups import is_decayed, layer_decay_groups, weight_decay_groups
+from beit.common.vit.param_groups import is_decayed, param_groups
 from beit.finetune.classification.model import ImageClassifier
 from beit.pretrain.model import MaskedImageModel
 
@@ -34,7 +33,7 @@ def names_of(model, group):
 
 
 def test_pretraining_decays_exactly_the_released_tensors(pretrain_model):
-    decayed, spared = weight_decay_groups(pretrain_model, weight_decay=0.05)
+    decayed, spared = param_groups(pretrain_model, weight_decay=0.05)
     wanted = {"patch_embed.proj.weight", "lm_head.weight", "mask_token", "rel_pos_bias.relative_position_bias_table"}
     for i in range(12):
         wanted |= {f"blocks.{i}.{leaf}.weight" for leaf in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")}
@@ -44,14 +43,8 @@ def test_pretraining_decays_exactly_the_released_tensors(pretrain_model):
     assert decayed["lr_scale"] == spared["lr_scale"] == 1.0
 
 
-def test_tables_and_mask_token_can_be_spared(pretrain_model):
-    decayed, spared = weight_decay_groups(pretrain_model, weight_decay=0.05, decay_tables=False)
-    assert {"mask_token", "rel_pos_bias.relative_position_bias_table"} <= names_of(pretrain_model, spared)
-    assert (len(decayed["params"]), len(spared["params"])) == (50, 139)
-
-
 def test_finetuning_has_28_groups_with_the_released_multipliers(classifier):
-    groups = layer_decay_groups(classifier, weight_decay=0.05, layer_decay=0.65, depth=12)
+    groups = param_groups(classifier, weight_decay=0.05, layer_decay=0.65, depth=12)
     assert len(groups) == 28
     assert [group["lr_scale"] for group in groups[::2]] == pytest.approx(MULTIPLIERS, rel=1e-4)
     assert [group["lr_scale"] for group in groups[1::2]] == pytest.approx(MULTIPLIERS, rel=1e-4)
@@ -64,7 +57,7 @@ def test_finetuning_has_28_groups_with_the_released_multipliers(classifier):
 
 
 def test_every_trainable_parameter_is_in_exactly_one_group(classifier):
-    groups = layer_decay_groups(classifier, weight_decay=0.05, layer_decay=0.65, depth=12)
+    groups = param_groups(classifier, weight_decay=0.05, layer_decay=0.65, depth=12)
     members = [id(parameter) for group in groups for parameter in group["params"]]
     assert sorted(members) == sorted(id(parameter) for parameter in classifier.parameters())
 
@@ -73,21 +66,15 @@ def test_frozen_parameters_are_left_out():
     model = ImageClassifier(ViTConfig(img_size=32, embed_dim=8, depth=1, num_heads=2), num_classes=2)
     model.requires_grad_(False)
     model.head.requires_grad_(True)
-    groups = weight_decay_groups(model, weight_decay=0.1)
+    groups = param_groups(model, weight_decay=0.1)
     assert [len(group["params"]) for group in groups] == [1, 1]
 
 
 def test_layer_decay_of_one_keeps_two_groups(classifier):
-    assert len(layer_decay_groups(classifier, weight_decay=0.05, layer_decay=1.0, depth=12)) == 2
+    assert len(param_groups(classifier, weight_decay=0.05, layer_decay=1.0, depth=12)) == 2
 
 
 def test_biases_are_spared_whatever_their_shape():
     assert not is_decayed("head.bias", 2)
     assert not is_decayed("pos_embed", 3)
     assert is_decayed("head.weight", 2)
-
-
-@pytest.mark.parametrize("layer_decay", [0.0, 1.1])
-def test_layer_decay_out_of_range_is_refused(classifier, layer_decay):
-    with pytest.raises(InputError, match=str(layer_decay)):
-        layer_decay_groups(classifier, weight_decay=0.05, layer_decay=layer_decay, depth=12)

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from beit.common.errors import BadSample
-from beit.common.reading.dataset import Record
+from beit.common.storage.samples import Record
 from beit.finetune.augment.augment import EvalTransform, TrainTransform, default_crop_pct, resize_and_center_crop
 from beit.finetune.augment.settings import TrainAugmentConfig
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from beit.common.rng import CounterRng
-from beit.finetune.augment.erase_box import draw_erase_box
+from beit.finetune.augment.augment import draw_erase_box
 from beit.finetune.augment.erasing import erase, keyed_normal
 
 SIDE = 224

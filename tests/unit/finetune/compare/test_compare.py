@@ -7,7 +7,7 @@ import pytest
 import scipy.stats
 
 from beit.common.errors import InputError
-from beit.common.storage.files import write_json
+from beit.common.storage.documents import write_json
 from beit.finetune.compare.compare import best_labels, compare_runs, is_lower_better
 from beit.finetune.compare.report import as_text, check_comparison_output, write_comparison
 from beit.finetune.compare.runs import read_runs
@@ -78,6 +78,32 @@ def test_speed_settings_do_not_tell_runs_apart_and_others_do(tmp_path):
     groups = compare_runs([first, second, third]).groups
     assert [len(group.runs) for group in groups] == [2, 1]
     assert [group.differing for group in groups] == [{"layer_decay": None}, {"layer_decay": 0.9}]
+
+
+@pytest.mark.parametrize(
+    "changed", ["eval_interval_steps = 3", "[speed]\ncompile = true", '[profile]\nsteps = "2:4"', "[probe]\nl2 = 1.0"]
+)
+def test_seeds_are_one_row_also_if_one_was_compiled_profiled_or_evaluated_at_another_rhythm(tmp_path, changed):
+    extras = ("", "", changed)
+    runs = [write_run(tmp_path / f"{seed}", top1=0.5, seed=seed, extra=extra) for seed, extra in enumerate(extras)]
+    (group,) = compare_runs(runs).groups
+    assert [run.seed for run in group.runs] == [(0, 0), (1, 0), (2, 0)]
+
+
+def test_when_a_run_gives_up_decides_it(tmp_path):
+    runs = [write_run(tmp_path / "a", top1=0.5), write_run(tmp_path / "b", top1=0.5, extra="early_stop_evals = 2")]
+    assert [group.differing for group in compare_runs(runs).groups] == [
+        {"train.early_stop_evals": None},
+        {"train.early_stop_evals": 2},
+    ]
+
+
+def test_how_features_are_probed_decides_a_probe(finished, tmp_path):
+    for name, l2 in (("a", 1e-3), ("b", 1e-2)):
+        config = finetune_config(f"data.val={finished.val}", f"probe.l2={l2}")
+        run_probe("linear-probe", config, data=str(finished.train), run_dir=tmp_path / name)
+    groups = compare_runs([tmp_path / "a", tmp_path / "b"]).groups
+    assert [group.differing for group in groups] == [{"probe.l2": 0.001}, {"probe.l2": 0.01}]
 
 
 def test_other_budgets_images_and_unfinished_runs_are_said_in_one_line_each(tmp_path):

@@ -1,7 +1,7 @@
 """Metrics are exact: every image once, for any number of ranks and any batch size."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import pytest
 import torch
@@ -95,7 +95,7 @@ def test_command_repeats_what_training_measured(finished, tmp_path):
     assert metrics.top1 == kept["top1"]
     assert metrics.loss == pytest.approx(kept["loss"], rel=1e-5)
     written = json.loads((tmp_path / "m.json").read_text())
-    assert {name: written[name] for name in ("top1", "top5", "loss", "num_images")} == metrics.as_dict()
+    assert {name: written[name] for name in ("top1", "top5", "loss", "num_images")} == asdict(metrics)
     assert written["num_images"] == 20
     assert "100.00%" in report.as_table()
 

@@ -17,20 +17,18 @@ from beit.finetune.classification.model import ImageClassifier
 from beit.finetune.prediction.predict import predict
 from beit.finetune.probe.run import run_probe
 from beit.finetune.train import run
-from beit.finetune.weights.import_model import NORMALIZATIONS, ImportHints, import_encoder
+from beit.finetune.weights.import_model import NORMALIZATIONS, import_encoder
 from beit.pretrain.model import MaskedImageModel
 from beit.tests.foreign_weights import DEPTH, DIM, HEADS, PATCH, SIDE, dino_training, mae_training, timm_vit
 from beit.tests.unit.finetune.colours import finetune_config
 
-HINTS = ImportHints(num_heads=HEADS)
 
-
-def imported(tmp_path, value, name="w.pth", hints=HINTS):
+def imported(tmp_path, value, name="w.pth", num_heads=HEADS):
     if name.endswith(".safetensors"):
         save_file(value, tmp_path / name)
     else:
         torch.save(value, tmp_path / name)
-    import_encoder(tmp_path / name, tmp_path / "encoder", hints)
+    import_encoder(tmp_path / name, tmp_path / "encoder", num_heads=num_heads)
     return tmp_path / "encoder"
 
 
@@ -104,7 +102,7 @@ def test_an_official_beit_keeps_its_head_of_visual_words(tmp_path):
     shape = ViTConfig(img_size=32, patch_size=8, embed_dim=DIM, depth=DEPTH, num_heads=HEADS)
     model = MaskedImageModel(shape, vocab_size=11, num_masked=6).eval()
     index = {"rel_pos_bias.relative_position_index": torch.zeros(17, 17, dtype=torch.int64)}
-    folder = imported(tmp_path, {"model": {**model.state_dict(), **index}}, hints=ImportHints())
+    folder = imported(tmp_path, {"model": {**model.state_dict(), **index}}, num_heads=None)
     stored = read_encoder_config(folder)
     assert (stored.task, stored.vocab_size, stored.normalization) == ("pretrain", 11, NORMALIZATIONS["inception"])
     assert stored.architecture.num_heads == HEADS and stored.architecture.pos_bias == "shared"
@@ -131,7 +129,7 @@ def test_a_finetuned_beit_of_the_release_or_of_timm_predicts_as_before(tmp_path,
     )
     model = ImageClassifier(shape, num_classes=5, pooling=pooling, head_init_scale=1.0).eval()
     buffers = {f"blocks.{i}.attn.relative_position_index": torch.zeros(17, 17, dtype=torch.int64) for i in range(DEPTH)}
-    folder = imported(tmp_path, {"module": {**model.state_dict(), **buffers}}, hints=ImportHints())
+    folder = imported(tmp_path, {"module": {**model.state_dict(), **buffers}}, num_heads=None)
     found, stored = load_classifier(folder)
     assert (stored.pooling, stored.class_names, stored.vocab_size) == (pooling, tuple("01234"), None)
     with torch.no_grad():
@@ -139,13 +137,13 @@ def test_a_finetuned_beit_of_the_release_or_of_timm_predicts_as_before(tmp_path,
     assert load_encoder(folder, img_size=48).config.num_patches == 36
 
 
-def refused(state_or_path, tmp_path, message, hints=HINTS):
+def refused(state_or_path, tmp_path, message, num_heads=HEADS):
     path = state_or_path
     if isinstance(path, dict):
         path = tmp_path / "bad.pth"
         torch.save(state_or_path, path)
     with pytest.raises(InputError, match=message) as error:
-        import_encoder(path, tmp_path / "none", hints)
+        import_encoder(path, tmp_path / "none", num_heads=num_heads)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "none").exists()
 
@@ -161,8 +159,8 @@ def test_what_is_unknown_missing_or_of_another_shape_is_refused_by_name(tmp_path
     refused(state | {"norm.bias": torch.zeros(DIM + 1)}, tmp_path, r"norm.bias has shape \(49,\), must be \(48,\)")
     refused(state | {"norm.bias": torch.full((DIM,), float("nan"))}, tmp_path, "not finite")
     refused(state | {"pos_embed": torch.zeros(1, 16, DIM)}, tmp_path, "16 positions, must be CLS and a square")
-    refused(state, tmp_path, "give --num-heads", ImportHints())
-    refused(state, tmp_path, "multiple of model.num_heads", ImportHints(num_heads=5))
+    refused(state, tmp_path, "give --num-heads", None)
+    refused(state, tmp_path, "multiple of model.num_heads", 5)
 
 
 def test_what_is_no_weight_file_is_refused_in_one_line(tmp_path):
@@ -184,7 +182,7 @@ def test_what_is_no_weight_file_is_refused_in_one_line(tmp_path):
     (tmp_path / "used/file").touch()
     torch.save(timm_vit(), tmp_path / "good.pth")
     with pytest.raises(InputError, match="not an empty folder"):
-        import_encoder(tmp_path / "good.pth", tmp_path / "used", HINTS)
+        import_encoder(tmp_path / "good.pth", tmp_path / "used", num_heads=HEADS)
 
 
 class Hostile:
@@ -212,7 +210,7 @@ def test_a_folder_says_what_tensors_cannot(tmp_path):
     save_file(timm_vit(head=2), folder / "model.safetensors")
     cfg = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
     (folder / "config.json").write_text(json.dumps({"architecture": "vit_tiny", "pretrained_cfg": cfg}))
-    import_encoder(folder, tmp_path / "encoder", HINTS)
+    import_encoder(folder, tmp_path / "encoder", num_heads=HEADS)
     assert read_encoder_config(tmp_path / "encoder").normalization.mean == (0.1, 0.2, 0.3)
     (folder / "config.json").write_text(json.dumps({"model_type": "swin"}))
     refused(folder, tmp_path, "model of type 'swin'")
@@ -224,7 +222,7 @@ def test_a_folder_says_what_tensors_cannot(tmp_path):
     index.write_text(json.dumps({"weight_map": {"cls_token": "../part.safetensors"}}))
     refused(folder, tmp_path, "weight files of its own folder")
     index.write_text(json.dumps({"weight_map": dict.fromkeys(timm_vit(head=2), "part.safetensors")}))
-    import_encoder(folder, tmp_path / "from-parts", HINTS)
+    import_encoder(folder, tmp_path / "from-parts", num_heads=HEADS)
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls"])

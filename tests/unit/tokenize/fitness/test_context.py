@@ -2,31 +2,7 @@ import math
 
 import numpy as np
 
-from beit.tokenize.fitness.tokens import discounted, measure_context
-
-
-def test_probabilities_sum_to_one_whatever_was_seen() -> None:
-    rng = np.random.default_rng(0)
-    contexts, words = rng.integers(0, 3, 40), rng.integers(0, 5, 40)
-    every_word = np.arange(7)
-    for context in (0, 1, 2, 99):  # 99 was never seen
-        chances = discounted(contexts, words, np.full(7, context), every_word, 1 / 7)
-        assert math.isclose(chances.sum(), 1.0)
-        assert (chances > 0).all()
-
-
-def test_discounts_follow_the_published_formula() -> None:
-    contexts, words = np.zeros(6, np.int64), np.array([0, 0, 0, 1, 1, 2])  # three once: n1 = 1, n2 = 1
-    discount = (1 + 1.0) / ((1 + 1.0) + 2 * (1 + 0.5))
-    chances = discounted(contexts, words, np.zeros(4, np.int64), np.arange(4), 0.25)
-    expected = [(count - discount) / 6 + discount * 3 / 6 * 0.25 for count in (3, 2, 1)] + [discount * 3 / 6 * 0.25]
-    assert np.allclose(chances, expected)
-
-
-def test_unseen_context_gives_the_coarser_estimate() -> None:
-    backoff = np.array([0.3, 0.1])
-    zeros = np.zeros(4, np.int64)
-    assert np.array_equal(discounted(zeros, zeros, np.array([5, 6]), np.array([0, 1]), backoff), backoff)
+from beit.tokenize.fitness.tokens import measure_context
 
 
 def test_independent_tokens_gain_nothing() -> None:

@@ -7,8 +7,7 @@ import pytest
 
 from beit.common.reading.bad_samples import BadSampleReport
 from beit.tests.fitness_examples import example_report, good_fitness
-from beit.tokenize.fitness.figures import CURVE_POINTS, even_curve, map_pixels, map_range
-from beit.tokenize.fitness.page import page
+from beit.tokenize.fitness.page import CURVE_POINTS, even_curve, map_pixels, map_range, page
 from beit.tokenize.fitness.rows import ROWS, text_table
 
 EVIL = "<script>alert(1)</script>\"'&`<b>`"

@@ -17,8 +17,8 @@ SETTINGS = ReportSettings(num_images=10, view_size=32, seed=0)
 @pytest.fixture(autouse=True)
 def no_repeats(monkeypatch: pytest.MonkeyPatch) -> None:
     """Times are not looked at, so they need not be taken nine times."""
-    monkeypatch.setattr("beit.tokenize.fitness.speed._MIN_REPEATS", 1)
-    monkeypatch.setattr("beit.tokenize.fitness.speed._MAX_REPEATS", 1)
+    monkeypatch.setattr("beit.tokenize.fitness.measure._MIN_REPEATS", 1)
+    monkeypatch.setattr("beit.tokenize.fitness.measure._MAX_REPEATS", 1)
 
 
 @pytest.fixture(scope="module")

@@ -33,7 +33,7 @@ def test_every_rule_is_applied_once() -> None:
     assert sorted(keys) == sorted([*RULES, "context"])
 
 
-@pytest.mark.parametrize("rule", RULES.values(), ids=lambda rule: rule.key)
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 def test_levels_change_at_the_thresholds(rule) -> None:
     step = 1e-6 if rule.good > rule.bad else -1e-6
     assert rule.level(rule.good) == "good" and rule.level(rule.good - step) == "look"

@@ -1,6 +1,8 @@
 import io
 import json
 import tarfile
+from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -10,6 +12,7 @@ from PIL import Image
 
 from beit.common.errors import BadSample
 from beit.common.images import decode_image
+from beit.common.storage.local_place import LocalPlace
 from beit.common.store import open_store
 from beit.tests.tiny_store import (
     BlockSums,
@@ -108,7 +111,7 @@ def test_shrinking_keeps_the_aspect_and_leaves_small_images_alone():
         shrink(b"nothing", 40, jpeg_quality=95)
 
 
-def test_what_comes_with_an_image_in_a_tar_is_packed_with_it(tmp_path):
+def test_labels_of_tars_that_are_packed_again_become_numbers_and_what_else_came_along_stays_behind(tmp_path):
     for number, name in enumerate(("a", "b")):
         files = {
             f"{name}.jpg": encoded_image(number),
@@ -121,17 +124,29 @@ def test_what_comes_with_an_image_in_a_tar_is_packed_with_it(tmp_path):
         write_members(tmp_path / f"{name}.tar", files)
     tokenize(tmp_path / "{a,b}.tar", tmp_path / "store", short_side=20)
     found = members(tmp_path / "store/images/000000-files.tar")
+    assert sorted(found) == ["a.jpg", "a.json", "b.jpg", "b.json"]
     for number, name in enumerate(("a", "b")):
-        assert found[f"{name}.txt"] == f"caption {name}".encode()
-        assert found[f"{name}.source.cls"] == (b"cat" if number else b"dog")
-        assert json.loads(found[f"{name}.source.json"]) == {"url": name, "label": "owl"}
-        assert found[f"{name}.source.seg.png"] == b"a mask"
         assert json.loads(found[f"{name}.json"]) == {"path": f"{name}.jpg", "label": 1 - number}
         assert decode_image(found[f"{name}.jpg"]).size == (24, 20)
-    assert len(found) == 12
     store = open_store(tmp_path / "store")
     assert store.info.class_names == ("cat", "dog")
     assert {sample["key"]: sample["label"] for sample in store} == {"a": 1, "b": 0}
+
+
+def test_the_manifest_of_a_packed_tar_is_read_once_and_not_at_all_in_the_run_that_wrote_it(tmp_path, monkeypatch):
+    reads, read = Counter(), LocalPlace.read
+
+    def counted(self, **options):
+        reads.update([Path(self.location).relative_to(tmp_path).as_posix()])
+        return read(self, **options)
+
+    monkeypatch.setattr(LocalPlace, "read", counted)
+    source = write_folder(tmp_path / "images", 9)
+    for expected in (0, 1):
+        reads.clear()
+        tokenize(source, tmp_path / "store", shard_size=3)
+        manifests = sorted((tmp_path / "store/images").glob("*.manifest.json"))
+        assert [reads[f"store/images/{path.name}"] for path in manifests] == [expected] * 3
 
 
 def write_mixed(folder):

@@ -10,7 +10,7 @@ from beit.common.store import open_store
 from beit.tests.tiny_store import tokenize, write_folder
 from beit.tokenize.commands import show_tokens_command
 from beit.tokenize.pictures.views import token_colours
-from beit.tokenize.pictures.words import Patch, _cut, words_sheet
+from beit.tokenize.pictures.words import _cut, words_sheet
 
 
 def test_the_commonest_words_come_first_one_row_each(tmp_path):
@@ -31,7 +31,7 @@ def test_the_commonest_words_come_first_one_row_each(tmp_path):
 def test_a_patch_stands_in_the_middle_of_its_cell():
     pixels = np.zeros((16, 16, 3), np.uint8)
     pixels[4:8, 8:12] = 200
-    cell = np.asarray(_cut(pixels, Patch(0, 1, 2), 4))
+    cell = np.asarray(_cut(pixels, 1, 2, 4))
     assert cell[36, 36].tolist() == [200] * 3 and cell[5, 5].tolist() == [0] * 3
 
 

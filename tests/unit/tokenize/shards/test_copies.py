@@ -13,11 +13,10 @@ from beit.tests.file_server import FileServer, serve
 from beit.tests.tiny_store import encoded_image, write_members
 from beit.tokenize.shards import copies
 from beit.tokenize.shards.copies import TarCopies
-from beit.tokenize.shards.shard import ShardJob
 
 
-def job(location):
-    return ShardJob(stem="000000-x", tar=TarShard("x", location), image_file="x.tar")
+def tar(location):
+    return TarShard("x", location)
 
 
 @pytest.fixture
@@ -37,7 +36,7 @@ def never():
 
 
 def test_a_local_tar_is_used_where_it_is(tmp_path, folder, content):
-    local = job(str(tmp_path / "x.tar"))
+    local = tar(str(tmp_path / "x.tar"))
     with TarCopies(folder, never) as tars, tars.at_hand(local) as at_hand:
         assert at_hand is local
 
@@ -45,20 +44,20 @@ def test_a_local_tar_is_used_where_it_is(tmp_path, folder, content):
 def test_a_copy_has_the_bytes_the_hash_and_no_name(folder, content, monkeypatch):
     monkeypatch.setattr(remote_place, "PIECE_BYTES", 1000)
     with serve(FileServer({"/x.tar": content})) as server, TarCopies(folder, never) as tars:
-        with tars.at_hand(job(f"{server.url}/x.tar")) as at_hand:
-            assert os.pread(at_hand.tar.copy.fileno(), len(content) + 1, 0) == content
-            assert at_hand.copy_sha256 == hashlib.sha256(content).hexdigest()
-            assert [ref.key for ref in at_hand.tar.refs()] == [str(number) for number in range(6)]
+        with tars.at_hand(tar(f"{server.url}/x.tar")) as at_hand:
+            assert os.pread(at_hand.copy.file.fileno(), len(content) + 1, 0) == content
+            assert at_hand.copy.sha256 == hashlib.sha256(content).hexdigest()
+            assert [ref.key for ref in at_hand.refs()] == [str(number) for number in range(6)]
             assert list(folder.iterdir()) == []
-        assert at_hand.tar.copy.closed
+        assert at_hand.copy.file.closed
 
 
 def test_the_following_tar_is_fetched_meanwhile(folder, content):
     with serve(FileServer({"/0.tar": content, "/1.tar": content})) as server, TarCopies(folder, never) as tars:
-        first, second = (job(f"{server.url}/{number}.tar") for number in range(2))
+        first, second = (tar(f"{server.url}/{number}.tar") for number in range(2))
         with tars.at_hand(first, second):
             with ThreadPoolExecutor(1) as pool:  # the second is there while the first is still open
-                assert pool.submit(lambda: tars._wait_for(second.tar.location).sha256).result(60)
+                assert pool.submit(lambda: tars._wait_for(second.location).sha256).result(60)
         assert server.paths[-1] == "/1.tar"
 
 
@@ -69,7 +68,7 @@ def test_a_tar_that_was_fetched_in_vain_is_let_go(folder, content, monkeypatch):
         copies.tempfile, "TemporaryFile", lambda **options: files.append(temporary_file(**options)) or files[-1]
     )
     with serve(FileServer({f"/{number}.tar": content for number in range(3)})) as server:
-        first, second, third = (job(f"{server.url}/{number}.tar") for number in range(3))
+        first, second, third = (tar(f"{server.url}/{number}.tar") for number in range(3))
         with TarCopies(folder, never) as tars:
             with tars.at_hand(first, second):
                 pass
@@ -85,7 +84,7 @@ def test_a_stop_is_heard_while_waiting(folder, content):
     server = FileServer({"/x.tar": content}, stall=threading.Event(), breaks=[0])
     with serve(server), pytest.raises(ResumableStop), TarCopies(folder, stop) as tars:
         try:
-            with tars.at_hand(job(f"{server.url}/x.tar")):
+            with tars.at_hand(tar(f"{server.url}/x.tar")):
                 pass
         finally:
             server.stall.set()
@@ -102,5 +101,5 @@ def test_a_full_disk_names_the_folder(folder, content, monkeypatch):
 
     monkeypatch.setattr(copies.tempfile, "TemporaryFile", lambda **options: Full())
     with serve(FileServer({"/x.tar": content})) as server, TarCopies(folder, never) as tars:
-        with pytest.raises(OSError, match="No space left on device.*store"), tars.at_hand(job(f"{server.url}/x.tar")):
+        with pytest.raises(OSError, match="No space left on device.*store"), tars.at_hand(tar(f"{server.url}/x.tar")):
             pass

@@ -8,8 +8,7 @@ from beit.common.sources.types import SampleRef
 from beit.common.views import VIEW_DTYPE
 from beit.tests.tiny_store import BlockSums
 from beit.tokenize.parallel import Workers, let_torch_sleep
-from beit.tokenize.shards.encode import Stopwatch, encode_images
-from beit.tokenize.shards.prepare import PreparedImage
+from beit.tokenize.shards.encode import PreparedImage, Stopwatch, encode_images
 
 
 def prepared(number, views):

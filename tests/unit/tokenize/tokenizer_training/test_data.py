@@ -7,9 +7,9 @@ from PIL import Image
 
 from beit.common.errors import InputError
 from beit.common.images import decode_image
-from beit.common.reading.dataset import Record
 from beit.common.reading.labelled_dataset import LabelledDataset
 from beit.common.rng import CounterRng
+from beit.common.storage.samples import Record
 from beit.common.views import AugmentConfig
 from beit.tests.support import write_images
 from beit.tokenize.images import generate_scenes, open_images

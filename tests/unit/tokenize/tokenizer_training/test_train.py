@@ -19,7 +19,7 @@ from beit.common.errors import InputError, ResumableStop
 from beit.common.processes.distributed import World
 from beit.common.runs.metrics import read_metrics
 from beit.common.tokenizer import load_tokenizer
-from beit.tests.support import write_images
+from beit.tests.support import files_of, write_images
 from beit.tokenize.config import TokenizeConfig
 from beit.tokenize.images import open_images
 from beit.tokenize.run import run_tokenize
@@ -206,6 +206,15 @@ def test_tokenize_accepts_what_was_trained(
     assert summary.num_samples == 12
     info = json.loads((tmp_path / "store/store.json").read_text())
     assert info["img_size"] // info["patch_size"] == grid
+
+
+def test_other_images_are_refused_before_anything_is_rewritten(source: str, tmp_path: Path) -> None:
+    train_tokenizer(settings(train={"steps": 2, "early_stop_evals": None}), source, tmp_path / "out")
+    before = files_of(tmp_path / "out")
+    other = str(write_images(tmp_path / "images", 13, size=32))
+    with pytest.raises(InputError, match="index_sha256 was"):
+        train_tokenizer(settings(train={"steps": 2, "early_stop_evals": 50}), other, tmp_path / "out")
+    assert files_of(tmp_path / "out") == before
 
 
 def test_too_few_images_are_refused_before_anything_is_written(tmp_path: Path) -> None:

@@ -1,0 +1,59 @@
+"""Tables of pictures and sheets: sizes, what stands where, and colours of numbers."""
+
+import numpy as np
+import pytest
+
+from beit.common.pages.pictures import beside, heat_colours, mask_patches, picture_table, sheet, shortened
+
+RED, GREEN = (200, 0, 0), (0, 200, 0)
+
+
+def plain(colour: tuple[int, int, int], side: int = 4) -> np.ndarray:
+    return np.full((side, side, 3), colour, np.uint8)
+
+
+def places_of(picture: object, colour: tuple[int, int, int]) -> tuple[int, int, int, int]:
+    """Top, left, bottom and right of a colour."""
+    rows, columns = np.nonzero((np.asarray(picture) == colour).all(-1))
+    return int(rows.min()), int(columns.min()), int(rows.max()) + 1, int(columns.max()) + 1
+
+
+def test_cells_stand_in_rows_and_columns_with_their_texts_around_them() -> None:
+    rows = [[plain(RED), plain(GREEN)], [None, None]]
+    bare = picture_table(rows, cell_px=40)
+    assert bare.size == (92, 92)
+    assert places_of(bare, RED) == (0, 0, 40, 40) and places_of(bare, GREEN) == (0, 52, 40, 92)
+    titled = picture_table(rows, titles=["a", "b"], labels=["one\nline", "two"], cell_px=40)
+    top, left, *_ = places_of(titled, RED)
+    assert top == 26 and left > 20 and titled.width == bare.width + left
+
+
+def test_only_rows_with_captions_make_room_for_them() -> None:
+    rows = [[plain(RED)], [plain(GREEN)]]
+    below = [
+        picture_table(rows, captions=captions, cell_px=40).height for captions in ([[""], ["x"]], [["x"], ["x\ny"]])
+    ]
+    assert [height - picture_table(rows, cell_px=40).height for height in below] == [21, 21 + 38]
+
+
+def test_a_sheet_holds_its_pictures_and_wraps_its_texts() -> None:
+    body = beside([picture_table([[plain(RED)]], cell_px=60), picture_table([[plain(GREEN)]], cell_px=30)])
+    assert body.size == (60 + 24 + 30, 60)
+    short = sheet([body, body], heading="h", facts="facts", legend="legend")
+    long = sheet([body, body], heading="h", facts="facts " * 20, legend="legend")
+    assert short.width == long.width == body.width + 48 and long.height > short.height
+    assert places_of(sheet([body]), RED) == (24, 24, 84, 84)
+
+
+def test_numbers_have_colours_by_size_and_masks_cover() -> None:
+    colours = heat_colours(np.array([-1.0, 0.0, 0.5, 1.0, 2.0])).astype(int).sum(-1)
+    assert colours[0] == colours[1] < colours[2] < colours[3] == colours[4]
+    assert heat_colours(np.array([0.5]), (RED, GREEN)).tolist() == [[100, 100, 0]]
+    covered = mask_patches(plain(RED), np.array([[True, False], [False, False]]), colour=GREEN)
+    assert covered[0, 0].tolist() == list(GREEN) and covered[3, 3].tolist() == list(RED)
+
+
+@pytest.mark.parametrize(("keep_end", "shown"), [(False, "folder/..."), (True, "...ame.png")])
+def test_long_names_are_cut(keep_end: bool, shown: str) -> None:
+    assert shortened("folder/name.png", 10, keep_end=keep_end) == shown
+    assert shortened("name", 4, keep_end=keep_end) == "name"
