@@ -195,7 +195,7 @@ def measure(
         order.rows(step * batch_size, batch_size)
         cold.append(time.perf_counter() - started)
     order = build_order(dataset, **options)
-    plan = BatchPlan(order=order, global_batch_size=batch_size, micro_batch_size=batch_size, grad_accum_steps=1)
+    plan = BatchPlan(order=order, global_batch_size=batch_size, micro_batch_size=batch_size)
     sizes, first = [], []
     for step in positions[:resumes]:
         rows = plan.micro_batch(step)
@@ -220,7 +220,6 @@ def first_batch_seconds(dataset: StoreDataset, order: Any, position: int) -> flo
         order=order,
         global_batch_size=order.lanes * order.lane_rows if order.lanes > 1 else rows,
         micro_batch_size=rows,
-        grad_accum_steps=(order.lanes * order.lane_rows if order.lanes > 1 else rows) // rows,
     )
     started = time.perf_counter()
     loader = build_loader(

@@ -65,14 +65,7 @@ def run(config: FinetuneConfig, *, data: str, run_dir: Path, resume: str = "auto
 
 @dataclass
 class ClassificationTask:
-    """Classification of one labelled data set, as the training loop wants it (`beit.common.training.task.Task`).
-
-    Args:
-        config: Settings.
-        images: Training and validation images.
-        start: Shape and weights to start from.
-        world: The ranks.
-    """
+    """Classification of one labelled data set, as the training loop wants it (`beit.common.training.task.Task`)."""
 
     config: FinetuneConfig
     images: LabelledData

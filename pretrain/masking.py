@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from beit.common.config import at_least, checked, within
-from beit.common.errors import require
+from beit.common.errors import InputError
 from beit.common.rng import CounterRng
 
 MaskMode = Literal["blockwise", "algorithm1", "random", "none"]
@@ -59,9 +59,8 @@ def target_min_block(config: MaskConfig, grid_size: tuple[int, int]) -> int:
 
 def _patches(name: str, configured: int, of_paper: int, grid_size: tuple[int, int], *, way_out: str) -> int:
     num_patches = grid_size[0] * grid_size[1]
-    require(
-        configured <= num_patches, f"mask.{name} ({configured}) must not exceed num_patches ({num_patches}); {way_out}"
-    )
+    if configured > num_patches:
+        raise InputError(f"mask.{name} ({configured}) must not exceed num_patches ({num_patches}); {way_out}")
     return configured or max(1, round(of_paper * num_patches / _PAPER_PATCHES))
 
 

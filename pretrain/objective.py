@@ -38,13 +38,7 @@ class TokenSource:
 
 
 def token_source(config: PretrainConfig, store: StoreInfo, device: torch.device) -> TokenSource | None:
-    """Return where visual tokens come from; None where the objective needs none.
-
-    Args:
-        config: Settings.
-        store: Of the images.
-        device: Where an online tokenizer computes: the rank's own.
-    """
+    """Return where visual tokens come from, an online tokenizer on `device`; None where the objective needs none."""
     if not config.objective.needs_tokens:
         return None
     if config.tokenizer.online is None:

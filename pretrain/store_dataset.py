@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from beit.common.errors import InputError, require
-from beit.common.reading.order import Rows, view_index
+from beit.common.reading.order import Rows
+from beit.common.rng import stable_hash64
 from beit.common.shards.token_store import TokenStore
 from beit.common.storage.samples import Record
 
@@ -88,8 +89,7 @@ class StoreDataset:
 
     def sample_id(self, shard_id: int, rank: int) -> str:
         """Return stem/key of a sample."""
-        row = self._row(shard_id, rank)
-        return f"{self.store.shards[shard_id].stem}/{self.store.samples(shard_id).key[row]}"
+        return "/".join(self.store.name(shard_id, self._row(shard_id, rank)))
 
     def fetch(self, shard_id: int, rank: int, epoch: int) -> Record:
         """Read one sample under the view of this epoch.
@@ -105,10 +105,9 @@ class StoreDataset:
     def _place(self, shard_id: int, rank: int, epoch: int) -> tuple[int, int, int]:
         """Return shard, row of its sample table, and the view that the sample shows in this epoch."""
         row = self._row(shard_id, rank)
-        stem, key = self.store.shards[shard_id].stem, self.store.samples(shard_id).key[row]
         if self._held_out:  # always the first, so that runs on different numbers of views measure the same thing
             return shard_id, row, 0
-        return shard_id, row, view_index(self._seed, epoch, stem, key, self.num_views)
+        return shard_id, row, view_index(self._seed, epoch, *self.store.name(shard_id, row), self.num_views)
 
     def token_ids(self, shard_id: int, rank: int, view_k: int = 0) -> NDArray[np.uint16]:
         """Read the visual token ids of one view of a sample, (grid_size, grid_size), and nothing of its image.
@@ -136,3 +135,18 @@ class StoreDataset:
                 f"index says {self.shard_sizes[shard_id]}; run beit tokenize again to mend it"
             )
         return rows
+
+
+def view_index(seed: int, epoch: int, shard: str, key: str, num_views: int) -> int:
+    """Choose the stored view that a sample shows in an epoch; all views come once in `num_views` epochs.
+
+    Args:
+        seed: Of the run.
+        epoch: Counted from 0.
+        shard: Stem of the shard; with `key` it makes the sample id.
+        key: Of the sample.
+        num_views: K. With 0, no view is stored: each epoch is a view of its own, and its number is returned.
+    """
+    if num_views == 0:
+        return epoch
+    return (epoch + stable_hash64(seed, "view", shard, key)) % num_views

@@ -47,12 +47,7 @@ def record_data(run: Path, store: TokenStore, state: dict[str, Any]) -> None:
 
 
 def open_stored_run(run: Path, store: str | None) -> StoredRun:
-    """Open a run.
-
-    Args:
-        run: Run directory of `beit pretrain`.
-        store: Where the token store is now; None takes what the run says.
-    """
+    """Open a run of `beit pretrain`; its token store is at `store` now, or where the run says."""
     if not (run / CONFIG).is_file():
         raise InputError(f"{run} is not a run of beit pretrain (no config.toml); name the folder given as RUN")
     config = load_config(PretrainConfig, recipe=run / CONFIG, overrides=(), recipe_dir=run)

@@ -111,19 +111,13 @@ def vit_config(config: PretrainConfig, store: TokenStore) -> ViTConfig:
 
 @dataclass
 class PretrainTask:
-    """Masked image modelling on one token store, as the training loop wants it (`beit.common.training.task.Task`).
-
-    Args:
-        config: Settings.
-        store: With tokens.
-        world: The ranks.
-        probe: Labelled images to probe the features on, at every evaluation.
-    """
+    """Masked image modelling on one token store, as the training loop wants it (`beit.common.training.task.Task`)."""
 
     config: PretrainConfig
     store: TokenStore
     world: World
     probe: ProbeData | None = None
+    """Labelled images to probe the features on, at every evaluation."""
     earlier: list[dict[str, Any]] = field(default_factory=list)
     """Records of metrics.jsonl, on rank 0: what an evaluation is compared with."""
 

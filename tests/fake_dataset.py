@@ -8,9 +8,9 @@ import numpy as np
 
 from beit.common.errors import BadSample, InputError
 from beit.common.images import decode_image
-from beit.common.reading.order import view_index
 from beit.common.storage.place import RemoteError
 from beit.common.storage.samples import Record
+from beit.pretrain.store_dataset import view_index
 
 SEED = 3
 

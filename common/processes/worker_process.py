@@ -16,6 +16,8 @@ from collections.abc import Callable
 from functools import partial
 from multiprocessing import forkserver
 
+from beit.common.processes.signals import STOP_SIGNALS
+
 PRELOADED = [
     "beit.common.processes.worker_server",  # first: it makes the server, and so its children, deaf to SIGTERM
     "torch.utils.data",
@@ -59,9 +61,8 @@ def _init_worker(worker_id: int, *, environment: dict[str, str]) -> None:
     Signals: a stop request goes to the whole process group, but it is the training process that decides when to
     stop, and it still needs the batches under way. A worker ends when its iterator is closed or the training is gone.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # SLURM sends it to every process of a job
+    for signum in STOP_SIGNALS:
+        signal.signal(signum, signal.SIG_IGN)
     os.environ.update(environment)
     import torch  # here, so that a command may start the server before it imports torch itself
 
@@ -79,11 +80,7 @@ def _end_with_training() -> None:
 
 
 class StatusBoard:
-    """Shared memory in which each worker leaves the id of the sample it is at; readable after the worker's death.
-
-    Args:
-        num_workers: Slots to make.
-    """
+    """Shared memory in which each worker leaves the id of the sample it is at; readable after the worker's death."""
 
     def __init__(self, num_workers: int) -> None:
         self._slots = multiprocessing.get_context("forkserver").RawArray(ctypes.c_ubyte, num_workers * _SLOT_BYTES)

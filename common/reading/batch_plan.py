@@ -52,8 +52,6 @@ class BatchPlan:
     """Rows per optimizer step over all ranks, B."""
     micro_batch_size: int
     """Rows per forward pass of one rank."""
-    grad_accum_steps: int
-    """Micro-batches per rank and step."""
     world_size: int = 1
     """Ranks, W."""
     rank: int = 0
@@ -63,15 +61,15 @@ class BatchPlan:
         """Refuse sizes that do not multiply to the global batch."""
         require(0 <= self.rank < self.world_size, f"rank ({self.rank}) must be in [0, {self.world_size})")
         require(self.micro_batch_size >= 1, f"micro_batch_size ({self.micro_batch_size}) must be at least 1")
-        needed = grad_accum_steps_for(self.global_batch_size, self.micro_batch_size, self.world_size)
-        require(
-            needed == self.grad_accum_steps,
-            f"global_batch_size ({self.global_batch_size}) must equal micro_batch_size ({self.micro_batch_size}) x "
-            f"grad_accum_steps ({self.grad_accum_steps}) x ranks ({self.world_size}); set grad_accum_steps to {needed}",
-        )
+        grad_accum_steps_for(self.global_batch_size, self.micro_batch_size, self.world_size)
         assert self.order.lanes in (1, self.global_batch_size / self.order.lane_rows), (
             "the order has another batch size"
         )
+
+    @property
+    def grad_accum_steps(self) -> int:
+        """Micro-batches per rank and step."""
+        return self.global_batch_size // (self.micro_batch_size * self.world_size)
 
     def micro_batch(self, index: int) -> Rows:
         """Return the rows of this rank's micro-batch `index`, counted from the start of the run.
@@ -127,13 +125,9 @@ class DataState:
     index_sha256: str
     """Identity of the data: of the shard table, or of the cached index and its subset."""
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the record as plain integers and strings."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
-
     @classmethod
     def from_json(cls, mapping: dict[str, Any]) -> DataState:
-        """Rebuild the record."""
+        """Rebuild the record from its fields."""
         version = mapping.get("version")
         require(
             version == STATE_VERSION,
@@ -150,12 +144,9 @@ class DataState:
 
 
 def check_resume(saved: DataState, current: DataState, *, allow_data_change: bool = False) -> None:
-    """Refuse to continue another data order than the saved one.
+    """Refuse to continue another data order than the saved one, whatever `samples_consumed` is.
 
-    Args:
-        saved: From the checkpoint.
-        current: What the run would use now; its `samples_consumed` is not looked at.
-        allow_data_change: Take other data, as long as the position means the same in them.
+    With `allow_data_change` other data are taken, as long as the position means the same in them.
     """
     names = [field.name for field in fields(DataState) if field.name not in ("samples_consumed", "version")]
     different = [name for name in names if getattr(saved, name) != getattr(current, name)]

@@ -62,14 +62,9 @@ class Dataset(Protocol):
 def build_order(
     dataset: Dataset, *, seed: int, window_shards: int, lanes: int | None = 1, global_batch_size: int | None = None
 ) -> Order:
-    """Build the shuffled order over a data set.
+    """Build the shuffled order over a data set, with its default number of lanes where `lanes` is None.
 
-    Args:
-        dataset: With its shard sizes.
-        seed: Of the run.
-        window_shards: As configured.
-        lanes: As configured, or None for the data set's default; another number than 1 needs the batch size.
-        global_batch_size: Rows per step over all ranks.
+    Another number than 1 needs the batch size.
     """
     if lanes is None:
         valid = valid_lanes(dataset.shard_sizes, global_batch_size or 1)

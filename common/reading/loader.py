@@ -12,7 +12,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
 
@@ -49,13 +49,8 @@ class WorkerFailure:
     def capture(cls, error: Exception, sample_id: str) -> WorkerFailure:
         """Keep of `error` what can be sent."""
         trace = "".join(traceback.format_exception(error))
-        kind = (
-            InputError
-            if isinstance(error, InputError)
-            else RunFailed
-            if isinstance(error, RemoteError)
-            else RuntimeError
-        )
+        kinds: dict[type[Exception], type[Exception]] = {InputError: InputError, RemoteError: RunFailed}
+        kind = next((kinds[met] for met in kinds if isinstance(error, met)), RuntimeError)
         return cls(kind, str(error), trace, sample_id)
 
     def reraise(self, worker_id: int) -> None:
@@ -71,47 +66,28 @@ class WorkerFailure:
         raise RuntimeError(f"data worker {worker_id} failed at sample {self.sample_id}; in the worker:\n{self.trace}")
 
 
+@dataclass(frozen=True, kw_only=True)
 class Loader:
-    """An iterable of micro-batches.
+    """An iterable of micro-batches. Each iteration starts its workers and ends them."""
 
-    Each iteration starts its workers and ends them; `bad_samples` counts over all iterations.
-
-    Args:
-        pipeline: Yields this worker's micro-batches, in a worker or in this process.
-        num_batches: Micro-batches in all.
-        num_workers: 0 reads in this process.
-        board: Where workers note their sample; absent without workers.
-        num_samples: Of the data set, for the bad-sample budget.
-        config: Timeout, prefetch and budget.
-        pin_memory: Put tensors into page-locked memory.
-    """
-
-    def __init__(
-        self,
-        pipeline: IterableDataset[Any],
-        *,
-        num_batches: int,
-        num_workers: int,
-        board: StatusBoard | None,
-        num_samples: int,
-        config: ReaderConfig,
-        pin_memory: bool,
-    ) -> None:
-        self._pipeline = pipeline
-        self._num_batches = num_batches
-        self._num_workers = num_workers
-        self._board = board
-        self._config = config
-        self._pin_memory = pin_memory
-        self.bad_samples = BadSampleLog(num_samples, config.bad_sample_budget)
-
-    def __repr__(self) -> str:
-        """Show the extent and the workers."""
-        return f"Loader(num_batches={self._num_batches}, num_workers={self._num_workers}, {self.bad_samples})"
+    pipeline: IterableDataset[Any] = field(repr=False)
+    """Yields this worker's micro-batches, in a worker or in this process."""
+    num_batches: int
+    """Micro-batches in all."""
+    num_workers: int
+    """0 reads in this process."""
+    board: StatusBoard | None = field(repr=False)
+    """Where workers note their sample; absent without workers."""
+    bad_samples: BadSampleLog
+    """Counts over all iterations."""
+    config: ReaderConfig = field(repr=False)
+    """Timeout and prefetch."""
+    pin_memory: bool = field(repr=False)
+    """Put tensors into page-locked memory."""
 
     def __len__(self) -> int:
         """Return the number of micro-batches."""
-        return self._num_batches
+        return self.num_batches
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Yield the micro-batches in order.
@@ -126,11 +102,12 @@ class Loader:
         workers = sorted(set(multiprocessing.active_children()) - before, key=_start_number)
         finished = False
         try:
-            for index in range(self._num_batches):
+            for index in range(self.num_batches):
                 batch = self._wait(batches, workers, index)
                 if isinstance(batch, WorkerFailure):
-                    batch.reraise(index % self._num_workers)
-                self.bad_samples.add(batch["bad_samples"])
+                    batch.reraise(index % self.num_workers)
+                if batch["bad_samples"]:
+                    self.bad_samples.add(batch["bad_samples"])
                 # Empty only in an evaluation, where bad samples are left out.
                 if batch["keys"]:
                     yield batch
@@ -144,20 +121,20 @@ class Loader:
 
     def _start(self) -> Iterator[Any]:
         options: dict[str, Any] = {}
-        if self._num_workers:
+        if self.num_workers:
             start_worker_server()
             options = {
-                "num_workers": self._num_workers,
-                "timeout": min(_POLL_SECONDS, self._config.timeout_seconds),
+                "num_workers": self.num_workers,
+                "timeout": min(_POLL_SECONDS, self.config.timeout_seconds),
                 "worker_init_fn": worker_init(),
                 "multiprocessing_context": "forkserver",
-                "prefetch_factor": self._config.prefetch_batches,
+                "prefetch_factor": self.config.prefetch_batches,
             }
         loader = DataLoader(
-            self._pipeline,
+            self.pipeline,
             batch_size=None,
             collate_fn=_as_is,
-            pin_memory=self._pin_memory,
+            pin_memory=self.pin_memory,
             # Its own, because DataLoader draws a number: an evaluation must not shift the random numbers of dropout.
             generator=torch.Generator(),
             **options,
@@ -166,17 +143,17 @@ class Loader:
 
     def _wait(self, batches: Iterator[Any], workers: list[BaseProcess], index: int) -> Any:
         """Return micro-batch `index`, waiting in short turns so that a death is seen before the full timeout."""
-        deadline = time.monotonic() + self._config.timeout_seconds
+        deadline = time.monotonic() + self.config.timeout_seconds
         while True:
             try:
                 return next(batches)
             except (RuntimeError, OSError, EOFError) as error:
-                if not self._num_workers:
+                if not self.num_workers:
                     raise
                 if not isinstance(error, RuntimeError):
                     # A connection broke while a tensor was being received: its worker is about to be found dead.
                     multiprocessing.connection.wait([worker.sentinel for worker in workers], _POLL_SECONDS)
-                owner = index % self._num_workers
+                owner = index % self.num_workers
                 # A worker without further micro-batches ends by itself, maybe long before the others.
                 dead = [
                     number
@@ -199,11 +176,11 @@ class Loader:
     def _hung(self, worker_id: int, workers: list[BaseProcess]) -> str:
         return (
             f"data worker {worker_id} (pid {workers[worker_id].pid}) sent nothing for "
-            f"{self._config.timeout_seconds:g} s (reader.timeout_seconds); last sample {self._last(worker_id)}"
+            f"{self.config.timeout_seconds:g} s (reader.timeout_seconds); last sample {self._last(worker_id)}"
         )
 
     def _last(self, worker_id: int) -> str:
-        return self._board.read(worker_id) if self._board else "none"
+        return self.board.read(worker_id) if self.board else "none"
 
 
 def _start_number(process: BaseProcess) -> int:

@@ -9,7 +9,7 @@ With C lanes, the samples are divided once into C equal parts, and lane c feeds 
 batch from its part alone. A machine whose rows lie in one lane reads that lane's shards in every epoch and no others.
 Each lane has an axis, and epochs, of its own.
 
-N samples of one epoch, B global batch size, C lanes, W ranks, K stored views per sample.
+N samples of one epoch, B global batch size, C lanes, W ranks.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from beit.common.errors import require
-from beit.common.rng import CounterRng, stable_hash64
+from beit.common.rng import CounterRng
 from beit.common.storage.samples import locate, shard_starts
 
 Int64Array = NDArray[np.int64]
@@ -247,21 +247,6 @@ def _remember(cache: OrderedDict[Any, Any], key: Any, value: Any, limit: int) ->
     cache[key] = value
     while len(cache) > limit:
         cache.popitem(last=False)
-
-
-def view_index(seed: int, epoch: int, shard: str, key: str, num_views: int) -> int:
-    """Choose the stored view that a sample shows in an epoch; all views come once in `num_views` epochs.
-
-    Args:
-        seed: Of the run.
-        epoch: Counted from 0.
-        shard: Stem of the shard; with `key` it makes the sample id.
-        key: Of the sample.
-        num_views: K. With 0, no view is stored: each epoch is a view of its own, and its number is returned.
-    """
-    if num_views == 0:
-        return epoch
-    return (epoch + stable_hash64(seed, "view", shard, key)) % num_views
 
 
 @dataclass(frozen=True, slots=True)

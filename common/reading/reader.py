@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,7 +25,7 @@ from torch.utils.data import get_worker_info
 
 from beit.common.errors import BadSample, InputError
 from beit.common.processes.worker_process import StatusBoard
-from beit.common.reading.bad_samples import BadSampleReport
+from beit.common.reading.bad_samples import BadSampleLog, BadSampleReport
 from beit.common.reading.batch_plan import BatchPlan
 from beit.common.reading.config import ReaderConfig
 from beit.common.reading.dataset import Dataset
@@ -88,8 +89,7 @@ def build_loader(
     stop = start + num_steps * plan.grad_accum_steps
     source = _RowSource(dataset, plan.micro_batch, start, stop, plan.shards_near)
     load = partial(_load_rows, dataset=dataset, transform=transform, replace=True)
-    config = config or ReaderConfig()
-    return _assemble(source, load, micro_batch_size=plan.micro_batch_size, config=config, pin_memory=pin_memory)
+    return _assemble(source, load, plan.micro_batch_size, config or ReaderConfig(), pin_memory)
 
 
 def sequential_loader(
@@ -110,17 +110,11 @@ def sequential_loader(
     rows = _SequentialRows(dataset.shard_sizes, micro_batch_size, rank, world_size)
     source = _RowSource(dataset, rows.micro_batch, 0, len(rows))
     load = partial(_load_rows, dataset=dataset, transform=transform, replace=False)
-    config = config or ReaderConfig()
-    return _assemble(source, load, micro_batch_size=micro_batch_size, config=config, pin_memory=pin_memory)
+    return _assemble(source, load, micro_batch_size, config or ReaderConfig(), pin_memory)
 
 
 def _assemble(
-    source: _RowSource,
-    load: partial[Iterator[dict[str, Any]]],
-    *,
-    micro_batch_size: int,
-    config: ReaderConfig,
-    pin_memory: bool,
+    source: _RowSource, load: partial[Iterator[dict[str, Any]]], size: int, config: ReaderConfig, pin_memory: bool
 ) -> Loader:
     num_batches = source.stop - source.start
     # A worker without a micro-batch would cost its start and bring nothing.
@@ -129,16 +123,16 @@ def _assemble(
     pipeline = wds.DataPipeline(
         source,
         partial(load, board=board),
-        wds.batched(micro_batch_size, collation_fn=collate),
+        partial(_cut, size=size),
         partial(_report_failures, board=board),
     )
-    num_samples = int(load.keywords["dataset"].shard_sizes.sum())
+    num_samples = int(source.dataset.shard_sizes.sum())
     return Loader(
-        pipeline,
+        pipeline=pipeline,
         num_batches=num_batches,
         num_workers=num_workers,
         board=board,
-        num_samples=num_samples,
+        bad_samples=BadSampleLog(num_samples, config.bad_sample_budget),
         config=config,
         pin_memory=pin_memory,
     )
@@ -237,6 +231,13 @@ def _hopeless(bad: list[BadSampleReport]) -> str:
         f"none of the {len(bad)} samples of shard {shard} can be used (first: {first.sample_id}, {first.reason}: "
         f"{first.detail}); restore the shard or leave it out"
     )
+
+
+def _cut(samples: Iterable[dict[str, Any]], *, size: int) -> Iterator[Batch]:
+    """Third stage: micro-batches. `wds.batched` would read the first sample of the next before it hands one on."""
+    rest = iter(samples)
+    while some := list(islice(rest, size)):
+        yield collate(some)
 
 
 def collate(samples: list[dict[str, Any]]) -> Batch:

@@ -64,12 +64,7 @@ class Change:
 
 
 def find_changes(config_file: Path, config: Any) -> list[Change]:
-    """Compare the settings of a saved run with the present ones.
-
-    Args:
-        config_file: The saved run's config.toml.
-        config: The present settings, a dataclass.
-    """
+    """Compare the settings in a saved run's config.toml with the present ones, a dataclass."""
     try:
         values = tomllib.loads(config_file.read_text(encoding="utf-8"))
     except ValueError as error:

@@ -22,7 +22,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from beit.common.errors import InputError
+from beit.common.errors import InputError, require
 from beit.common.faults import fault_point
 from beit.common.runs.layout import CHECKPOINTS, COMMIT, LATEST
 from beit.common.storage.documents import Format, read_json, write_json
@@ -134,11 +134,14 @@ def find_checkpoint(root: Path) -> Checkpoint | None:
 
 def open_checkpoint(path: Path) -> Checkpoint:
     """Verify one checkpoint: its commit record, and size and sha256 of every file."""
-    if not (path / COMMIT).is_file():
-        raise InputError(f"{path} has no {COMMIT}; it was never completed or is not a checkpoint")
+    require((path / COMMIT).is_file(), f"{path} has no {COMMIT}; it was never completed or is not a checkpoint")
     header = FORMAT.check(read_json(path / COMMIT), path / COMMIT)
     for entry in header["files"]:
-        _verify_file(path / entry["name"], size=entry["size"], sha256=entry["sha256"])
+        file, size = path / entry["name"], entry["size"]
+        require(file.is_file(), f"{file} is missing")
+        found = file.stat().st_size
+        require(found == size, f"{file} has {found} bytes instead of {size}")
+        require(sha256_file(file) == entry["sha256"], f"{file} is damaged: its sha256 is not the recorded one")
     return Checkpoint(path=path, step=header["step"], record=header["record"])
 
 
@@ -188,15 +191,6 @@ def _write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> dict[str, An
     with path.open("rb") as file:
         os.fsync(file.fileno())
     return {"name": path.name, "size": path.stat().st_size, "sha256": sha256_file(path)}
-
-
-def _verify_file(path: Path, *, size: int, sha256: str) -> None:
-    if not path.is_file():
-        raise InputError(f"{path} is missing")
-    if path.stat().st_size != size:
-        raise InputError(f"{path} has {path.stat().st_size} bytes instead of {size}")
-    if sha256_file(path) != sha256:
-        raise InputError(f"{path} is damaged: its sha256 is not the recorded one")
 
 
 def _tags(root: Path) -> list[tuple[int, Path]]:

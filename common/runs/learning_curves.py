@@ -173,14 +173,7 @@ class _Run:
 
 
 def learning_sheet(runs: Sequence[Path]) -> Image.Image:
-    """Draw how runs of one stage learned.
-
-    Args:
-        runs: Run directories, at most six; they may still be at work.
-
-    Returns:
-        RGB image.
-    """
+    """Draw how runs of one stage, at most six, learned; they may still be at work."""
     require(len(runs) <= _MOST_RUNS, f"{len(runs)} runs are too many for one picture; name at most {_MOST_RUNS}")
     require(len(set(runs)) == len(runs), "the same run is named twice; name each once")
     opened = [

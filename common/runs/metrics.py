@@ -24,23 +24,16 @@ class MetricsWriter(Protocol):
 
     def write(self, record: Mapping[str, float]) -> None:
         """Take one record; it has a `step`."""
-        ...
 
     def picture(self, name: str, image: Image, step: int) -> None:
         """Take one RGB picture of what the model does at `step`."""
-        ...
 
     def close(self) -> None:
         """Finish."""
-        ...
 
 
 class Metrics:
-    """Hands records and pictures on to all writers of a run; on ranks that write nothing there is none.
-
-    Args:
-        writers: In this order.
-    """
+    """Hands records and pictures on to all writers of a run; on ranks that write nothing there is none."""
 
     def __init__(self, *writers: MetricsWriter) -> None:
         self._writers = writers
@@ -124,13 +117,7 @@ def _add_scalars(board: Any, record: Mapping[str, float]) -> None:
 
 
 def open_metrics(run: Path, step: int, *, wandb_project: str | None) -> Metrics:
-    """Open everything that records of a run go to, on the one rank that writes.
-
-    Args:
-        run: The run directory.
-        step: Where the run goes on; records of later steps are removed.
-        wandb_project: W&B project, if any.
-    """
+    """Open all that records of a run go to, on the one rank that writes; those of steps after `step` are removed."""
     log = MetricsLog(run, step)
     if wandb_project is None:
         return Metrics(log)

@@ -80,13 +80,7 @@ def open_run(
 
 
 def begin_run(run: RunDirectory, config: Any, *, world: World) -> None:
-    """Create the directory of a run and write settings and environment, once nothing speaks against the run any more.
-
-    Args:
-        run: From `open_run`.
-        config: All settings, a dataclass; written as config.toml.
-        world: The ranks; rank 0 does the work.
-    """
+    """Create the directory of a run and write settings and environment, once nothing speaks against it any more."""
     world.run_on_main(lambda: _begin(run, config, world))
     _make_visible(run, world)
 

@@ -24,11 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 def require_wandb(project: str | None) -> None:
-    """Check, before anything is built, that what the settings ask for is installed.
-
-    Args:
-        project: `run.wandb`; None asks for nothing.
-    """
+    """Check, before anything is built, that what `run.wandb` asks for is installed; None asks for nothing."""
     if project is None:
         return
     found = importlib.util.find_spec("wandb")
@@ -40,13 +36,9 @@ def require_wandb(project: str | None) -> None:
 
 
 class WandbLog:
-    """A `beit.common.runs.metrics.MetricsWriter` that sends everything to W&B.
+    """A `beit.common.runs.metrics.MetricsWriter` that sends everything to W&B, which keeps its files in RUN/wandb.
 
     Failures after the start are reported once and end the sending, never the training.
-
-    Args:
-        run: The run directory; W&B keeps its files in run/wandb.
-        project: W&B project.
     """
 
     def __init__(self, run: Path, project: str) -> None:

@@ -10,17 +10,14 @@ import logging
 import tarfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from beit.common.errors import BadSample, InputError, require
+from beit.common.shards.token_store import TokenStore, image_range
 from beit.common.storage.paths import is_remote
 from beit.common.storage.place import ByteRange, FileStat, place_of, read_ranges
 from beit.common.storage.tar_walk import BLOCK_BYTES, walk_tar
-
-if TYPE_CHECKING:
-    from beit.common.shards.token_store import TokenStore
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +104,7 @@ def _check_some_headers(store: TokenStore, shard_id: int) -> None:
     """
     location, table = store.image_location(shard_id), store.read_table(shard_id)
     rows = sorted(set(np.linspace(0, len(table) - 1, _CHECKED_HEADERS).astype(int).tolist())) if len(table) else []
-    places = [table.image_range(row) for row in rows]
+    places = [image_range(table, row) for row in rows]
     blocks = read_ranges([ByteRange(location, offset - BLOCK_BYTES, offset) for offset, _ in places])
     for row, (_, length), block in zip(rows, places, blocks, strict=True):
         key = str(table.key[row])

@@ -81,12 +81,6 @@ class SampleTable:
     def __len__(self) -> int:
         return len(self.key)
 
-    def image_range(self, row: int, view_k: int = 0) -> tuple[int, int]:
-        """Return offset and length of the encoded image that a view is rendered from."""
-        if self.img_off.ndim == 1:
-            return int(self.img_off[row]), int(self.img_len[row])
-        return int(self.img_off[row, view_k]), int(self.img_len[row, view_k])
-
     def held_out(self, threshold: int | None) -> NDArray[np.bool_]:
         """Return which samples are held out, shape (num_samples,)."""
         return self.key_hash < np.uint64(threshold or 0)

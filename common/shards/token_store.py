@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,15 @@ _CACHED_TABLES = 128
 _LEFT_BEHIND = ("_files", "_remote", "_tables", "_max_tables", "_expected")
 Part = Literal["image", "token_ids", "views"]
 """Of a sample; an image lies in the image tar, the others in the token tar."""
+
+
+class _OpenShard(NamedTuple):
+    """What every read of a shard needs, found once."""
+
+    stem: str
+    table: SampleTable
+    files: dict[Part, str | RemoteShard]
+    """Path where the tar lies on this machine, else where and how it is fetched."""
 
 
 class TokenStore:
@@ -68,7 +77,7 @@ class TokenStore:
     def _start_empty(self) -> None:
         self._files = FilePool()
         self._remote = RemoteShards(self.cache)
-        self._tables: OrderedDict[int, SampleTable] = OrderedDict()
+        self._tables: OrderedDict[int, _OpenShard] = OrderedDict()
         self._max_tables = _CACHED_TABLES
         self._expected: list[int] = []
 
@@ -132,10 +141,12 @@ class TokenStore:
 
     def samples(self, shard_id: int) -> SampleTable:
         """Return the sample table of a shard; the last used ones stay in memory."""
-        if shard_id not in self._tables:
-            self._keep_table(shard_id, self.read_table(shard_id))
-        self._tables.move_to_end(shard_id)
-        return self._tables[shard_id]
+        return self._open(shard_id).table
+
+    def name(self, shard_id: int, row: int) -> tuple[str, str]:
+        """Return the stem of a sample's shard and its key, which together name it."""
+        shard = self._open(shard_id)
+        return shard.stem, shard.table.key[row]
 
     def read_table(self, shard_id: int) -> SampleTable:
         """Read a sample table without keeping it; unlike everything else here, from any thread."""
@@ -166,11 +177,11 @@ class TokenStore:
         parts: tuple[Part, ...] = ("token_ids", "image") if self.info.views else ("image",)
         for shard_id in shard_ids:
             for part in parts:
-                location = self._location(part, shard_id)
-                if is_remote(location):
-                    shards.append(self._remote_shard(part, shard_id))
+                file = self._file(part, shard_id)
+                if isinstance(file, RemoteShard):
+                    shards.append(file)
                 elif part == "token_ids" and shard_id in new:
-                    self._files.advise(location)
+                    self._files.advise(file)
         self._remote.expect(shards)
 
     def read_ahead(self, samples: Iterable[tuple[int, int, int]], *, tokens_only: bool = False) -> None:
@@ -183,14 +194,14 @@ class TokenStore:
         parts: tuple[Part, ...] = ("token_ids",) if tokens_only else ("image", "token_ids", "views")
         if not self.info.views:
             parts = parts[:0] if tokens_only else parts[:1]
-        self._remote.read_ahead(
-            [
-                ShardRange(self._remote_shard(part, shard_id), *self._range(part, shard_id, row, view_k))
-                for shard_id, row, view_k in samples
-                for part in parts
-                if is_remote(self._location(part, shard_id))
-            ]
-        )
+        ranges = []
+        for shard_id, row, view_k in samples:
+            shard = self._open(shard_id)
+            for part in parts:
+                file = shard.files[part]
+                if isinstance(file, RemoteShard):
+                    ranges.append(ShardRange(file, *self._range(part, shard.table, row, view_k)))
+        self._remote.read_ahead(ranges)
 
     def image_location(self, shard_id: int) -> str:
         """Return path or URL of a shard's image tar."""
@@ -237,38 +248,44 @@ class TokenStore:
             BadSample: the tokens are damaged.
             InputError: a file is missing or shorter than it was.
         """
-        table, token_ids, view = self.samples(shard_id), None, None
+        shard, token_ids, view = self._open(shard_id), None, None
         if self.info.views:
             token_ids = self.read_token_ids(shard_id, row, view_k)
             view = np.frombuffer(self._read("views", shard_id, row, view_k), dtype=VIEW_DTYPE)[0]
         return Record(
-            key=table.key[row],
-            shard=self.shards[shard_id].stem,
+            key=shard.table.key[row],
+            shard=shard.stem,
             epoch=view_k,
             view_index=view_k,
             image_bytes=self.read_image(shard_id, row, view_k),
             token_ids=token_ids,
             view=view,
-            label=_label(table, row),
+            label=_label(shard.table, row),
         )
 
-    def _location(self, part: Part, shard_id: int) -> str:
-        return self.image_location(shard_id) if part == "image" else self.token_location(shard_id)
+    def _open(self, shard_id: int) -> _OpenShard:
+        if shard_id not in self._tables:
+            self._keep_table(shard_id, self.read_table(shard_id))
+        self._tables.move_to_end(shard_id)
+        return self._tables[shard_id]
 
     def _table_location(self, shard_id: int) -> str:
         return resolve_location(self.location, f"{TOKENS_DIR}/{self.shards[shard_id].stem}.samples.parquet")
 
-    def _remote_shard(self, part: Part, shard_id: int) -> RemoteShard:
-        row, url = self.shards[shard_id], self._location(part, shard_id)
+    def _file(self, part: Part, shard_id: int) -> str | RemoteShard:
+        row = self.shards[shard_id]
         if part == "image":
-            return RemoteShard(url, row.image_bytes, row.image_sha256, row.image_header_sha256)
-        return RemoteShard(url, row.token_bytes, row.token_sha256)
+            location = self.image_location(shard_id)
+            remote = RemoteShard(location, row.image_bytes, row.image_sha256, row.image_header_sha256)
+        else:
+            location = self.token_location(shard_id)
+            remote = RemoteShard(location, row.token_bytes, row.token_sha256)
+        return remote if is_remote(location) else location
 
-    def _range(self, part: Part, shard_id: int, row: int, view_k: int | None) -> tuple[int, int]:
+    def _range(self, part: Part, table: SampleTable, row: int, view_k: int | None) -> tuple[int, int]:
         """Return offset and length in the tar of what a sample has for one of the K views, or for all of them."""
-        table = self.samples(shard_id)
         if part == "image":
-            return table.image_range(row, view_k or 0)
+            return image_range(table, row, view_k or 0)
         offsets, lengths = (table.tok_off, table.tok_len) if part == "token_ids" else (table.view_off, table.view_len)
         offset, length = int(offsets[row]), int(lengths[row])
         if view_k is None:
@@ -279,13 +296,16 @@ class TokenStore:
     def _read(self, part: Part, shard_id: int, row: int, view_k: int | None) -> bytes:
         if part != "image" and not self.info.views:
             return b""
-        location, (offset, length) = self._location(part, shard_id), self._range(part, shard_id, row, view_k)
-        if not is_remote(location):
-            return self._files.read(location, offset, length)
-        return self._remote.read([ShardRange(self._remote_shard(part, shard_id), offset, length)])[0]
+        shard = self._open(shard_id)
+        file, (offset, length) = shard.files[part], self._range(part, shard.table, row, view_k)
+        if isinstance(file, RemoteShard):
+            return self._remote.read([ShardRange(file, offset, length)])[0]
+        return self._files.read(file, offset, length)
 
     def _keep_table(self, shard_id: int, table: SampleTable) -> None:
-        self._tables[shard_id] = table
+        image, tokens = self._file("image", shard_id), self._file("token_ids", shard_id)
+        files: dict[Part, str | RemoteShard] = {"image": image, "token_ids": tokens, "views": tokens}
+        self._tables[shard_id] = _OpenShard(self.shards[shard_id].stem, table, files)
         while len(self._tables) > self._max_tables:
             self._tables.popitem(last=False)
 
@@ -296,6 +316,13 @@ class TokenStore:
         table = decode_samples(data, label=location)
         check_sample_table(table, row, self.info, label=location)
         return table
+
+
+def image_range(table: SampleTable, row: int, view_k: int = 0) -> tuple[int, int]:
+    """Return offset and length, in its tar, of the encoded image that a view is rendered from."""
+    if table.img_off.ndim == 1:
+        return int(table.img_off[row]), int(table.img_len[row])
+    return int(table.img_off[row, view_k]), int(table.img_len[row, view_k])
 
 
 def _label(table: SampleTable, row: int) -> int | None:

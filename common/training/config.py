@@ -122,42 +122,34 @@ class TrainingConfig(Protocol):
     @property
     def reader(self) -> ReaderConfig:
         """Loading."""
-        ...
 
     @property
     def train(self) -> TrainConfig:
         """Length, batch, rhythm, precision and seed."""
-        ...
 
     @property
     def optimizer(self) -> OptimizerConfig:
         """AdamW and schedule."""
-        ...
 
     @property
     def checkpoint(self) -> CheckpointConfig:
         """What to keep."""
-        ...
 
     @property
     def deepspeed(self) -> DeepSpeedConfig:
         """ZeRO stage."""
-        ...
 
     @property
     def speed(self) -> SpeedConfig:
         """How the model is run."""
-        ...
 
     @property
     def profile(self) -> ProfileConfig:
         """Steps to record."""
-        ...
 
     @property
     def run(self) -> RunConfig:
         """Where copies go."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -190,15 +182,7 @@ class TrainingPlan:
 def plan_training(
     train: TrainConfig, optimizer: OptimizerConfig, checkpoint: CheckpointConfig, *, num_samples: int, world_size: int
 ) -> TrainingPlan:
-    """Derive step counts and batch shares.
-
-    Args:
-        train: Length and batch.
-        optimizer: Warmup.
-        checkpoint: Saving interval.
-        num_samples: Training samples of one epoch.
-        world_size: Ranks.
-    """
+    """Derive step counts and batch shares, for `num_samples` training samples in an epoch."""
     batch = train.global_batch_size
     micro_batch_size = train.micro_batch_size or max(1, batch // world_size)
     steps_per_epoch = num_samples / batch

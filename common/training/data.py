@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -29,13 +30,9 @@ Batch = Mapping[str, Any]
 
 
 class TrainingData:
-    """One data set in the order of one run, as the training loop wants it.
+    """One data set, the same on every rank, in the order of one run, as the training loop wants it.
 
-    Args:
-        dataset: Samples to train on; the same on every rank.
-        transform: Turns a record into the arrays of one row; sent to the reader's workers.
-        config: Length, batch, seed, warmup, saving interval and loading.
-        world: The ranks.
+    `transform` turns a record into the arrays of one row; it is sent to the reader's workers.
     """
 
     def __init__(
@@ -75,7 +72,6 @@ class TrainingData:
             order=order,
             global_batch_size=self.plan.global_batch_size,
             micro_batch_size=self.plan.micro_batch_size,
-            grad_accum_steps=self.plan.grad_accum_steps,
             world_size=self._world.world_size,
             rank=self._world.rank,
         )
@@ -95,7 +91,7 @@ class TrainingData:
 
     def state(self, step: int) -> dict[str, Any]:
         """Describe the position in the data after `step` completed steps, and the identity of the data."""
-        return self._state(step).to_json()
+        return asdict(self._state(step))
 
     def check_resume(self, saved: Mapping[str, Any], *, allow_data_change: bool = False) -> None:
         """Refuse to continue on other data than those of `saved`, an earlier `state`, unless told to.
@@ -118,12 +114,7 @@ class TrainingData:
 
 
 class BatchStream:
-    """Micro-batches moved to the device.
-
-    Args:
-        batches: Micro-batches in host memory.
-        device: Where the model is.
-    """
+    """Micro-batches from host memory, moved to the device of the model."""
 
     def __init__(self, batches: Iterator[Batch], device: torch.device) -> None:
         self._batches, self._device = batches, device
@@ -219,7 +210,3 @@ class HostFlag:
         if self._event is not None:
             self._event.synchronize()
         return float(self._value)
-
-    def is_set(self) -> bool:
-        """Return whether the scalar is nonzero."""
-        return bool(self.value())

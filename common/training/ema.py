@@ -22,9 +22,7 @@ from beit.common.training.engine import Engine, gathered, hp_tensor
 class WeightAverage:
     """The running average of an engine's weights; every rank has one.
 
-    Args:
-        engine: Built with `keep_average`, or without: then nothing is averaged and nothing costs anything.
-        decay: Share of the average that is kept per update, once it is warm.
+    `decay` is the share that is kept per update, once it is warm; without, nothing is averaged and costs anything.
     """
 
     def __init__(self, engine: Engine, decay: float | None) -> None:
@@ -40,7 +38,7 @@ class WeightAverage:
         """
         if not self.is_on:
             return
-        done, applied = self._engine.average_updates, 1.0 - self._engine.skipped_flag().to(self._engine.world.device)
+        done, applied = self._engine.average_updates, 1.0 - self._engine.skipped.to(self._engine.world.device)
         # While there is little to average, a long memory would hold on to the random weights of the start.
         share = 1.0 - torch.clamp((1.0 + done) / (10.0 + done), max=self._decay)
         done += applied

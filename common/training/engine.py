@@ -53,13 +53,7 @@ class LossModule(nn.Module):
 
 
 class Engine:
-    """A model under training.
-
-    Args:
-        task: Its model, initialised identically on all ranks, is moved to the device.
-        config: Precision, optimizer, ZeRO.
-        world: The ranks; `init_distributed` has run.
-    """
+    """A model under training: the task's, initialised identically on all ranks and moved to the device."""
 
     def __init__(self, task: Task, config: TrainingConfig, *, world: World) -> None:
         model, adam = task.model, config.optimizer
@@ -90,7 +84,8 @@ class Engine:
             self._engine.enable_backward_allreduce = False
         self.loss_scale = LossScale(world.device) if self.precision == "fp16" else None
         """Only in float16."""
-        self._skipped = self._excused = torch.zeros((), device=world.device)
+        self.skipped = self._excused = torch.zeros((), device=world.device)
+        """Float scalar on the device, 1 when the last step was skipped; the same on every rank."""
         self.averages: dict[torch.Tensor, torch.Tensor] = {}
         """Running average (`ema.py`) of each tensor this rank's optimizer updates; empty where none is kept."""
         self.average_updates = torch.zeros((), device=world.device)
@@ -137,23 +132,19 @@ class Engine:
         skipped_before = self._engine.skipped_steps
         self.optimizer.found_inf = torch.zeros_like(self.optimizer.bad_loss)
         self._engine.step()
-        self._skipped, bad_loss = self.optimizer.found_inf, self.optimizer.bad_loss
+        self.skipped, bad_loss = self.optimizer.found_inf, self.optimizer.bad_loss
         if self._engine.skipped_steps > skipped_before:
             # ZeRO 1 to 3 refuse a non-finite norm, on all ranks, before they reach the optimizer.
-            self._skipped = torch.ones_like(self._skipped)
+            self.skipped = torch.ones_like(self.skipped)
             if self.loss_scale is not None and self.world.world_size > 1:
                 torch.distributed.all_reduce(bad_loss, op=torch.distributed.ReduceOp.MAX)
         if self.loss_scale is not None:
-            self._excused = self.loss_scale.update(self._skipped, bad_loss)
+            self._excused = self.loss_scale.update(self.skipped, bad_loss)
         self.optimizer.bad_loss = torch.zeros_like(bad_loss)
-
-    def skipped_flag(self) -> torch.Tensor:
-        """Return a float scalar on the device, 1 when the last step was skipped; the same on every rank."""
-        return self._skipped
 
     def verdict(self) -> torch.Tensor:
         """Return a float scalar on the device: 0 the last step was applied, 1 skipped, 2 skipped to lower the scale."""
-        return self._skipped + self._excused
+        return self.skipped + self._excused
 
     def _scaled(self, loss: torch.Tensor) -> torch.Tensor:
         """Hand the loss scale to whoever is to take it out of the gradients again."""
@@ -171,10 +162,6 @@ class Engine:
         """Return the global L2 norm before clipping of the last step; waits for the device."""
         norm = self.optimizer.grad_norm if self.zero_stage == 0 else self._engine.get_global_grad_norm()
         return float(norm)
-
-    def applied_steps(self) -> float:
-        """Return how many updates the optimizer has applied, by its own count."""
-        return max((float(state["step"]) for state in self.optimizer.state.values()), default=0.0)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the shape of every tensor of the model's state dict, whole where it is partitioned."""
@@ -227,12 +214,7 @@ def has_native_bf16(device: torch.device) -> bool:
 
 
 def choose_precision(setting: Literal["auto", "fp32", "bf16", "fp16"], world: World) -> Precision:
-    """Return the arithmetic to train in, the same on every rank.
-
-    Args:
-        setting: "auto" takes bf16 where all ranks have it in hardware.
-        world: The ranks; all of them call this.
-    """
+    """Return the arithmetic to train in, the same on every rank; "auto" takes bf16 where all have it in hardware."""
     lacking = bool(world.max_of([float(not has_native_bf16(world.device))])[0])
     if setting == "bf16" and lacking and world.is_main:
         logger.warning(

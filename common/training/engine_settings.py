@@ -40,13 +40,7 @@ _LARGEST_BUCKET = 500_000_000
 
 
 def deepspeed_json(config: TrainingConfig, plan: TrainingPlan, *, num_trained: int) -> dict[str, Any]:
-    """Generate DeepSpeed's configuration and merge the user's file over it.
-
-    Args:
-        config: Clipping, ZeRO stage and the user's JSON.
-        plan: Batch shares.
-        num_trained: Elements of all trained parameters; no bucket of gradients needs more.
-    """
+    """Generate DeepSpeed's configuration, to train so many elements, and merge the user's file over it."""
     clip = config.optimizer.clip_grad
     generated: dict[str, Any] = {
         "train_batch_size": plan.global_batch_size,

@@ -87,14 +87,8 @@ class ProfileWindow:
 
 
 def peak_flops(device: torch.device, precision: Precision, given_tflops: float | None) -> float | None:
-    """Return the most operations per second the device can do in `precision`; None where nobody knows.
-
-    Args:
-        device: Where the training runs.
-        precision: Of its matrix products.
-        given_tflops: As set by the user, who knows best.
-    """
-    if given_tflops is not None:
+    """Return the most operations per second the device can do in `precision`; None where nobody knows."""
+    if given_tflops is not None:  # the user knows best
         return given_tflops * 1e12
     if device.type != "cuda":
         return None

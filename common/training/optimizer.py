@@ -70,11 +70,7 @@ class FiniteAdamW(torch.optim.AdamW):
 
 
 class LossScale:
-    """A dynamic loss scale.
-
-    Args:
-        device: Where the model is.
-    """
+    """A dynamic loss scale, on the device of the model."""
 
     def __init__(self, device: torch.device) -> None:
         self.scale = torch.full((), INITIAL_SCALE, device=device)

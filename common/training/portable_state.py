@@ -19,12 +19,7 @@ _AVERAGE_UPDATES, _LOSS_SCALE = "ema_updates", "loss_scale"
 
 
 def gather_state(engine: Engine, *, with_moments: bool = True) -> PortableState | None:
-    """Collect the full state on rank 0; the other ranks take part and get None.
-
-    Args:
-        engine: Whose.
-        with_moments: Whether AdamW's moments are wanted, or only the weights and their averages.
-    """
+    """Collect the full state on rank 0, or only the weights and their averages; the other ranks take part, get None."""
     keep = engine.world.is_main
     if engine.zero_stage == 0 and not keep:  # every rank holds everything
         return None
@@ -94,7 +89,8 @@ def _full_moments(engine: Engine, parameter: nn.Parameter) -> dict[str, torch.Te
     if engine.zero_stage == 0:  # the plain optimizer: DeepSpeed's accessors know nothing of it
         state = engine.optimizer.state.get(parameter, {})
         return {kind: state[kind] for kind in (*MOMENTS, "step")} if state else {}
-    step = torch.tensor(engine.applied_steps())
+    # By the optimizer's own count: skipped steps are none.
+    step = torch.tensor(max((float(state["step"]) for state in engine.optimizer.state.values()), default=0.0))
     return {kind: hp_tensor(parameter, kind) for kind in MOMENTS} | {"step": step}
 
 

@@ -7,7 +7,6 @@ at which steps to save is decided by `trainer.py`.
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,22 +32,13 @@ MAX_FAILED_SAVES = 2
 
 
 class Saver:
-    """Writes and reads the checkpoints of one run; every rank calls every method.
-
-    Args:
-        task: Knows its data position and its artifacts.
-        engine: Holds weights and moments.
-        run: Where to write.
-        world: The ranks.
-        config: What to keep, and how often to save.
-    """
+    """Writes and reads the checkpoints of one run; every rank calls every method."""
 
     def __init__(
         self, task: Task, *, engine: Engine, run: RunDirectory, world: World, config: CheckpointConfig
     ) -> None:
         self._task, self._engine, self._run, self._world, self._config = task, engine, run, world, config
         self._failed_saves = 0
-        self._tried_at = time.monotonic()
         is_copied = run.sync_to is not None and world.is_main
         self._mirror = RunMirror(str(run.sync_to)) if is_copied else None
         self.saved_step = -1
@@ -100,11 +90,6 @@ class Saver:
         on_device = states.get(f"rank{self._world.rank}/cuda")
         if on_device is not None and self._world.device.type == "cuda":
             torch.cuda.set_rng_state(on_device, self._world.device)
-
-    def is_due(self) -> bool:
-        """Whether it is time for a save by the clock; rank 0 decides, the others say no."""
-        minutes = self._config.every_minutes
-        return self._world.is_main and minutes is not None and time.monotonic() - self._tried_at >= 60 * minutes
 
     def finish(self) -> str | None:
         """Wait until the run's copy is complete; returns what went wrong with it, on every rank."""
@@ -164,7 +149,6 @@ class Saver:
             "versions": versions(),
         }
         failure = self._world.run_on_main(lambda: self._write(step, state, random_states, record, best))
-        self._tried_at = time.monotonic()
         if failure is None:
             self.saved_step, self._failed_saves = step, 0
             return

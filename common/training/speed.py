@@ -25,13 +25,9 @@ def missing_compiler(device: torch.device) -> str | None:
 
 
 def apply_speed(model: nn.Module, config: SpeedConfig, *, device: torch.device, zero_stage: int) -> None:
-    """Make `model` run as the settings say; its parameters and their names stay as they are.
+    """Make a vision transformer with whatever head, not yet wrapped, run as the settings say.
 
-    Args:
-        model: A vision transformer with whatever head, not yet wrapped.
-        config: The settings.
-        device: Where it runs.
-        zero_stage: Of the training.
+    Its parameters and their names stay as they are.
     """
     if config.activation_checkpointing:
         for module in model.modules():

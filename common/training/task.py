@@ -24,32 +24,26 @@ class Task(Protocol):
 
         Until then a run whose data are not its own can still be refused for nothing.
         """
-        ...
 
     @property
     def data(self) -> TrainingData:
         """The samples to train on, in the order of this run."""
-        ...
 
     @property
     def goal(self) -> Goal | None:
         """What evaluations are judged by; None where nothing is measured."""
-        ...
 
     def begin(self, run: Path) -> None:
         """Say what is about to happen, once the run's directory may be written to; called on every rank."""
-        ...
 
     def param_groups(self) -> list[dict[str, Any]]:
         """Return parameter groups: `params`, `weight_decay`, `lr_scale` (1.0 = the schedule's own rate)."""
-        ...
 
     def forward(self, model: nn.Module, batch: Batch, step: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Return the loss (scalar, mean over the micro-batch) and detached scalar metrics, without any device sync.
 
         Called inside autocast when the precision is bf16; the tensors of `batch` are on the device.
         """
-        ...
 
     def evaluate(self, model: nn.Module, step: int) -> dict[str, float]:
         """Return held-out metrics, the same numbers on every rank; empty when there is nothing to evaluate.
@@ -57,7 +51,6 @@ class Task(Protocol):
         Called on all ranks, model in eval mode, without gradients, inside autocast. Under ZeRO 3 every rank must run
         the same number of forward passes.
         """
-        ...
 
     def save_artifacts(
         self, state: dict[str, torch.Tensor], directory: Path, step: int, metrics: Mapping[str, float]
@@ -71,7 +64,6 @@ class Task(Protocol):
             step: Steps completed when these were the weights.
             metrics: Of the latest evaluation, or of the best one; empty before the first.
         """
-        ...
 
 
 @runtime_checkable
@@ -83,7 +75,6 @@ class DrawsPictures(Protocol):
 
         Called right after `evaluate` and like it.
         """
-        ...
 
 
 @runtime_checkable
@@ -92,7 +83,6 @@ class CountsFlops(Protocol):
 
     def flops_per_sample(self) -> int:
         """Return multiplications and additions of one sample's forward and backward pass (`beit.common.vit.flops`)."""
-        ...
 
 
 @runtime_checkable
@@ -101,7 +91,6 @@ class OverwritesWeights(Protocol):
 
     def overwritten_rows(self) -> list[tuple[nn.Parameter, torch.Tensor]]:
         """Return, and forget, what was overwritten since the last call: a parameter (M, ...) and a bool mask (M,)."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -20,7 +20,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from beit.common.errors import ResumableStop, RunFailed, require
+from beit.common.errors import InputError, ResumableStop, RunFailed, require
 from beit.common.processes.distributed import World, init_distributed
 from beit.common.processes.signals import StopFlag, stop_on_signals
 from beit.common.progress import Progress
@@ -54,12 +54,8 @@ def train(
 ) -> tuple[SomeTask, FitResult]:
     """Do a training, from joining the ranks to its end; every stage's trainings begin here.
 
-    Args:
-        config: All settings, written as config.toml.
-        build_task: Opens the data, after the ranks have joined and the seed is set.
-        run_dir: The run directory.
-        resume: See `open_run`.
-        free_keys: See `open_run`.
+    `build_task` opens the data, after the ranks have joined and the seed is set. For the others see `open_run`.
+
     Raises:
         InputError: bad input, and what `start_run` and `fit` refuse.
         ResumableStop: asked to stop; everything is saved.
@@ -78,15 +74,9 @@ def train(
 def start_run(
     task: Task, config: TrainingConfig, *, path: Path, resume: str, world: World, free_keys: Sequence[str] = ()
 ) -> RunDirectory:
-    """Open the directory of a run; nothing in it is rewritten before the data are known to be those of the run.
+    """Open the directory of a run, see `open_run`, and build the model; all ranks call this.
 
-    Args:
-        task: Its model is built here, if it was not yet, between that check and the first thing written.
-        config: All settings.
-        path: The run directory.
-        resume: See `open_run`.
-        world: The ranks; all of them call this.
-        free_keys: See `open_run`.
+    Nothing in it is rewritten before the data are known to be those of the run, and the model can be built.
     """
     run = open_run(path, config, world=world, resume=resume, free_keys=free_keys, sync_to=config.run.sync_to)
     if run.checkpoint is not None:
@@ -98,13 +88,8 @@ def start_run(
 
 
 def fit(task: Task, config: TrainingConfig, *, run: RunDirectory, world: World) -> FitResult:
-    """Train to the end of the plan, from the run's checkpoint if it has one.
+    """Train to the end of the plan, from the run's checkpoint if it has one; all ranks call this.
 
-    Args:
-        task: Model, data and loss.
-        config: Settings.
-        run: Open run directory.
-        world: The ranks; all of them call this.
     Raises:
         InputError: the settings ask for what this task cannot do, another process trains in the run's directory, or bad
             input met on the way.
@@ -152,6 +137,8 @@ class Trainer:
         self._losses: list[tuple[torch.Tensor, dict[str, torch.Tensor]]] = []
         self._lr = 0.0
         self._logged_at, self._logged_step = time.monotonic(), 0
+        self._saved_at = time.monotonic()
+        """When a save was last tried; at first, when the training began."""
         self._metrics = Metrics()
         self._stream = BatchStream(iter(()), world.device)
 
@@ -160,12 +147,11 @@ class Trainer:
         total = self._plan.total_steps
         self._restore()
         self._world.run_on_main(self._open_metrics)
-        if self._step < self._end:
-            self._start_data()
-        self._world.shorten_timeouts()
-        with Progress(
-            total, unit="steps", description="training", initial=self._step, enabled=self._world.is_main
-        ) as progress:
+        is_main = self._world.is_main
+        with Progress(total, unit="steps", description="training", initial=self._step, enabled=is_main) as progress:
+            if self._step < self._end:
+                self._start_data()
+            self._world.shorten_timeouts()
             while self._step < self._end:
                 self._heed(stop)
                 if self._profile is not None:
@@ -211,11 +197,10 @@ class Trainer:
                 self._best_weights = checkpoint.best_weights()
 
     def _start_data(self) -> None:
-        """Open the data stream and put the random generators where this step needs them."""
+        """Put the random generators where this step needs them, and open the data stream, which draws nothing."""
+        self._saver.restore_random_state(seed=self._config.train.seed, step=self._step)
         self._stream = BatchStream(iter(self._task.data.micro_batches(self._step)), self._world.device)
         self._stream.start()
-        # Last, because starting loader workers draws from the generators.
-        self._saver.restore_random_state(seed=self._config.train.seed, step=self._step)
         self._engine.model.train()
         self._reset_clock()
 
@@ -265,7 +250,10 @@ class Trainer:
 
     def _heed(self, stop: StopFlag) -> None:
         """Save when it is time to, and leave when any rank was asked to stop."""
-        is_stop, is_due = self._world.max_of([float(stop.is_set()), float(self._saver.is_due())])
+        minutes = self._config.checkpoint.every_minutes
+        is_late = minutes is not None and time.monotonic() - self._saved_at >= 60 * minutes
+        # Of the clocks that of rank 0 decides.
+        is_stop, is_due = self._world.max_of([float(stop.is_set()), float(is_late and self._world.is_main)])
         if not (is_stop or is_due):
             return
         self._read_flags(leave=0)
@@ -389,6 +377,7 @@ class Trainer:
         """Commit a checkpoint and the task's artifacts; a full disk is survived once, unless `required`."""
         counters = {"nonfinite": self._guard.state(), "evaluation": self._evaluation, "best": self._best.state()}
         self._saver.save(self._step, counters=counters, required=required, best=self._best_weights)
+        self._saved_at = time.monotonic()
         self._reset_clock()
 
     def _reset_clock(self) -> None:
@@ -415,10 +404,10 @@ def cosine_schedule(step: int, *, total_steps: int, warmup_steps: int, peak: flo
 
     Source: the released BEiT code. Differs: a warmup given in steps alone works, and steps past the end are defined.
     """
-    require(
-        0 <= warmup_steps <= total_steps,
-        f"warmup_steps ({warmup_steps}) must be in [0, total_steps ({total_steps})]; shorten the warmup",
-    )
+    if not 0 <= warmup_steps <= total_steps:
+        raise InputError(
+            f"warmup_steps ({warmup_steps}) must be in [0, total_steps ({total_steps})]; shorten the warmup"
+        )
     step = min(step, total_steps - 1)
     if step < warmup_steps:
         return peak * step / max(1, warmup_steps - 1)

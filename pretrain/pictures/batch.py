@@ -7,23 +7,23 @@ but its settings and its store.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
 from beit.common.errors import InputError, require
 from beit.common.images import decode_image
 from beit.common.pages.pictures import HIGHLIGHT, mask_patches, picture_table, sheet, shortened
-from beit.common.reading.batch_plan import BatchPlan
+from beit.common.processes.distributed import World
 from beit.common.reading.config import ReaderConfig
-from beit.common.reading.dataset import build_order
-from beit.common.reading.reader import build_loader
 from beit.common.runs.layout import NONFINITE
 from beit.common.runs.metrics import read_metrics
 from beit.common.storage.samples import Record
-from beit.common.training.config import plan_training
+from beit.common.training.data import Batch, TrainingData
 from beit.common.views import compute_canary
 from beit.pretrain.data import ViewTransform, build_transform
 from beit.pretrain.pictures.masks import VEIL
@@ -66,38 +66,28 @@ class ListedTransform:
 def rebuild_batch(run: StoredRun, step: int, *, num_pictures: int) -> RebuiltBatch:
     """Build the batch of a step, counted from 0, again; the pixels of its first `num_pictures` samples are kept."""
     config, store = run.config, run.store
-    dataset = StoreDataset(store, seed=config.train.seed)
-    num_samples = int(dataset.shard_sizes.sum())
-    plan = plan_training(config.train, config.optimizer, config.checkpoint, num_samples=num_samples, world_size=1)
+    batch_size = config.train.global_batch_size
+    micro = max(size for size in range(1, min(batch_size, _MAX_MICRO_BATCH) + 1) if batch_size % size == 0)
+    lanes = run.data.get("lanes", config.reader.lanes)
+    reader = ReaderConfig(num_workers=0, window_shards=config.reader.window_shards, lanes=lanes)
+    alone = World(rank=0, local_rank=0, world_size=1, device=torch.device("cpu"))
+    data = TrainingData(
+        StoreDataset(store, seed=config.train.seed),
+        ListedTransform(_transform(run)),
+        replace(config, reader=reader, train=replace(config.train, micro_batch_size=micro)),
+        world=alone,
+    )
+    plan = data.plan
     require(
         0 <= step < plan.total_steps,
         f"--step ({step}) must be in [0, {plan.total_steps - 1}]: steps are counted from 0, and the run has "
         f"{plan.total_steps}",
     )
-    batch_size = plan.global_batch_size
-    micro = max(size for size in range(1, min(batch_size, _MAX_MICRO_BATCH) + 1) if batch_size % size == 0)
-    order = build_order(
-        dataset,
-        seed=config.train.seed,
-        window_shards=config.reader.window_shards,
-        lanes=run.data.get("lanes", config.reader.lanes),
-        global_batch_size=batch_size,
-    )
-    batches = build_loader(
-        dataset,
-        BatchPlan(
-            order=order, global_batch_size=batch_size, micro_batch_size=micro, grad_accum_steps=batch_size // micro
-        ),
-        start_step=step,
-        num_steps=1,
-        transform=ListedTransform(_transform(run)),
-        config=ReaderConfig(num_workers=0),
-    )
     rows: list[dict[str, Any]] = []
     bad: list[dict[str, str]] = []
     pictures: list[NDArray[np.uint8]] = []
     masks: list[NDArray[np.bool_]] = []
-    for batch in batches:
+    for batch in islice(data.micro_batches(step), plan.grad_accum_steps):
         bad += [one._asdict() for one in batch["bad_samples"]]
         for i in range(len(batch["keys"])):
             mask = batch["bool_masked_pos"][i].numpy()
@@ -160,7 +150,7 @@ def _transform(run: StoredRun) -> ViewTransform:
     return replace(transform, needs_tokens=transform.needs_tokens and info.views > 0)
 
 
-def _row(batch: dict[str, Any], i: int, *, number: int, mask: NDArray[np.bool_]) -> dict[str, Any]:
+def _row(batch: Batch, i: int, *, number: int, mask: NDArray[np.bool_]) -> dict[str, Any]:
     token_ids = batch.get("token_ids")
     return {
         "row": number,

@@ -38,7 +38,7 @@ from beit.common.shards.schema import (
     manifest_name,
 )
 from beit.common.shards.tables import SampleTable, ShardTable
-from beit.common.shards.token_store import TokenStore
+from beit.common.shards.token_store import TokenStore, image_range
 from beit.common.storage.documents import read_document
 from beit.common.storage.files import sha256_of
 from beit.common.storage.paths import is_remote, normalise, resolve_location
@@ -224,7 +224,7 @@ def _verify_images(location: str, expected: ImageFile, table: SampleTable) -> No
     num_crops = table.img_off.shape[1] if table.img_off.ndim == 2 else 0
     for row, key in enumerate(table.key):
         for view_k in range(num_crops or 1):
-            offset, length = table.image_range(row, view_k)
+            offset, length = image_range(table, row, view_k)
             member = members.get(offset)
             start = f"{key}.{crop_suffix(view_k)}" if num_crops else f"{key}."
             fits = member is not None and member.size == length and member.name.startswith(start)

@@ -178,7 +178,7 @@ def test_a_worker_that_dies_hangs_or_fails_is_named_as_with_a_local_store(made, 
         task = task_of(open_store(f"{server.url}/store"))
         dataset = task.dataset
         order = build_order(dataset, seed=0, window_shards=2)
-        plan = BatchPlan(order=order, global_batch_size=4, micro_batch_size=4, grad_accum_steps=1)
+        plan = BatchPlan(order=order, global_batch_size=4, micro_batch_size=4)
         rows = order.rows(0, 8)
         victim = dataset.sample_id(int(rows.shard_ids[6]), int(rows.ranks[6]))
         transform = fake_dataset.AtSample(victim, action, then=task.transform())

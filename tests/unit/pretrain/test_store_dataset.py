@@ -4,12 +4,11 @@ import numpy as np
 import pytest
 
 from beit.common.errors import InputError
-from beit.common.reading.order import view_index
 from beit.common.shards.schema import held_out_hash
 from beit.common.shards.tables import SampleTable
 from beit.common.storage.samples import Record
 from beit.common.views import VIEW_DTYPE
-from beit.pretrain.store_dataset import StoreDataset
+from beit.pretrain.store_dataset import StoreDataset, view_index
 
 SIZES = [10, 1, 25]
 THRESHOLD = 2**62  # a quarter of all hashes lie below
@@ -56,6 +55,9 @@ class FakeStore:
 
     def samples(self, shard_id):
         return self.tables[shard_id]
+
+    def name(self, shard_id, row):
+        return self.shards[shard_id].stem, self.tables[shard_id].key[row]
 
     def read_record(self, shard_id, row, view_k):
         assert 0 <= view_k < max(1, self.info.views)
@@ -130,3 +132,19 @@ def test_samples_that_contradict_the_index_are_refused():
     store.shards[2].num_held_out += 1
     with pytest.raises(InputError, match="shard 000002-x of store has .* run beit tokenize again"):
         records(StoreDataset(store, seed=0))
+
+
+def test_the_views_of_the_epochs_are_frozen():
+    """A run resumed under a later version must see the same views: these numbers may never change."""
+    assert [view_index(7, epoch, "000000-a", "key", 4) for epoch in range(5)] == [1, 2, 3, 0, 1]
+
+
+def test_every_view_comes_once_in_k_epochs():
+    for key in ("a", "b", "c"):
+        assert sorted(view_index(0, epoch, "s", key, 6) for epoch in range(4, 10)) == list(range(6))
+    starts = {view_index(0, 0, "s", str(key), 6) for key in range(50)}
+    assert starts == set(range(6))
+
+
+def test_without_stored_views_each_epoch_is_its_own():
+    assert [view_index(0, epoch, "s", "a", 0) for epoch in (0, 1, 9)] == [0, 1, 9]

@@ -12,6 +12,7 @@ from PIL import Image
 from beit.common.errors import BadSample, InputError
 from beit.common.images import decode_image
 from beit.common.rng import CounterRng
+from beit.common.shards.token_store import image_range
 from beit.common.store import open_store
 from beit.common.views import AugmentConfig, crop_crc, draw_view, mean_luma, render_view
 from beit.pretrain.data import ViewTransform
@@ -119,7 +120,7 @@ def test_tars_are_packed_anew_with_their_labels_and_bad_images_counted(tmp_path)
 
 def test_a_damaged_crop_is_found_in_its_shard_and_by_the_reader(store):
     opened = open_store(store)
-    offset, length = opened.samples(1).image_range(0, 2)
+    offset, length = image_range(opened.samples(1), 0, 2)
     tar = store / "images/000001-files.tar"
     with tar.open("r+b") as file:
         file.seek(offset + length - 20)

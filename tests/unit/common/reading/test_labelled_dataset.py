@@ -127,7 +127,7 @@ def test_training_and_evaluation_read_through_the_same_reader(tmp_path, cache, n
     labels = [n % 3 for n in range(20)]
     dataset = LabelledDataset(build_index(write_parquet(tmp_path / "a.parquet", labels, 6), cache))
     order = build_order(dataset, seed=0, window_shards=2)
-    plan = BatchPlan(order=order, global_batch_size=8, micro_batch_size=4, grad_accum_steps=2)
+    plan = BatchPlan(order=order, global_batch_size=8, micro_batch_size=4)
     config = ReaderConfig(num_workers=num_workers)
     batches = list(build_loader(dataset, plan, start_step=0, num_steps=5, transform=to_pixels_and_label, config=config))
     assert [batch["images"].shape for batch in batches] == [(4, 2, 2, 3)] * 10

@@ -31,7 +31,6 @@ def plan_of(order, world_size=1, rank=0, accum=1):
         order=order,
         global_batch_size=BATCH,
         micro_batch_size=BATCH // world_size // accum,
-        grad_accum_steps=accum,
         world_size=world_size,
         rank=rank,
     )

@@ -29,7 +29,6 @@ def plan_of(dataset, *, batch=8, micro=2, world_size=1, rank=0):
         order=order,
         global_batch_size=batch,
         micro_batch_size=micro,
-        grad_accum_steps=batch // (micro * world_size),
         world_size=world_size,
         rank=rank,
     )
@@ -250,7 +249,7 @@ from beit.tests.fake_dataset import FakeDataset, to_pixels
 if __name__ == "__main__":
     data = FakeDataset([50])
     order = build_order(data, seed=0, window_shards=1)
-    plan = BatchPlan(order=order, global_batch_size=2, micro_batch_size=2, grad_accum_steps=1)
+    plan = BatchPlan(order=order, global_batch_size=2, micro_batch_size=2)
     config = ReaderConfig(num_workers=2)
     loader = build_loader(data, plan, start_step=0, num_steps=10**6, transform=to_pixels, config=config)
     pids = set()

@@ -4,6 +4,7 @@ import os
 import pytest
 
 from beit.common.errors import InputError, ResumableStop
+from beit.common.shards.token_store import image_range
 from beit.common.storage.files import sha256_file
 from beit.common.store import open_store
 from beit.tests.tiny_store import BlockSums, StoppedAt, encoded_image, tokenize, write_folder, write_tars
@@ -80,7 +81,7 @@ def test_a_zeroed_span_of_an_image_tar_is_found(store, tmp_path):
 
 def test_damage_names_the_sample_it_concerns(store, tmp_path):
     opened = open_store(store)
-    offset, length = opened.samples(0).image_range(2)
+    offset, length = image_range(opened.samples(0), 2)
     overwrite(tmp_path / "images/part-0.tar", offset + length // 2, b"\x55\xaa\x55\xaa")
     place = int(opened.samples(1).view_off[1])
     overwrite(store / "tokens/000001-part-1.tar", place, b"\xff\xff")  # a box outside of the image
