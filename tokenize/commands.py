@@ -58,7 +58,7 @@ def tokenize_command(source: str, store: str, tokenizer: str | None, **dedicated
     from beit.common.errors import require
     from beit.common.processes.launcher_env import launched_rank
     from beit.tokenize.config import TokenizeConfig
-    from beit.tokenize.ranks import tokenize_with_ranks
+    from beit.tokenize.run import tokenize_with_ranks
 
     options = LongOptions.pop(dedicated)
     require(
