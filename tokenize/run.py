@@ -64,7 +64,6 @@ def tokenize_with_ranks(
         ranks: Processes to start; ignored under a launcher.
         resume: "auto" continues a store, "never" refuses to.
     Raises:
-        InputError: bad source, settings or store.
         ResumableStop: a signal asked to stop.
     """
     if under_launcher():
@@ -102,7 +101,6 @@ def run_tokenize(
     Returns:
         What was done; complete if every shard of the store is.
     Raises:
-        InputError: bad source, settings or store; too many unusable images.
         ResumableStop: a signal asked to stop.
         OSError: the disk is full or failing, or a server stays away.
     """
@@ -190,7 +188,6 @@ def run_ranks(config: TokenizeConfig, source: str, store: str | Path, count: int
     """Tokenise with `count` processes and wait for all of them.
 
     Raises:
-        InputError: a rank met bad input.
         ResumableStop: a signal asked to stop.
         ChildProcessError: a rank was killed or crashed; the others went on.
     """

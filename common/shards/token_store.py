@@ -235,7 +235,6 @@ class TokenStore:
             view_k: Which of the K views; ignored when the store has none.
         Raises:
             BadSample: the tokens are damaged.
-            InputError: a file is missing or shorter than it was.
         """
         table, token_ids, view = self.samples(shard_id), None, None
         if self.info.views:

@@ -44,12 +44,8 @@ class AuditResult:
         return f"audit: {self.agreement:.3%} of the tokens of {self.num_views} views agree ({how})"
 
 
-@dataclass(frozen=True, slots=True)
-class _View:
-    """One view to compare."""
-
-    pixels: NDArray[np.uint8]
-    token_ids: NDArray[np.uint16]
+_View = tuple[NDArray[np.uint8], NDArray[np.uint16]]
+"""Pixels and token ids of one view to compare."""
 
 
 def audit_store(store: TokenStore, *, count: int, tokenizer: ViewEncoder | str | None = None) -> AuditResult:
@@ -102,10 +98,10 @@ def _compare(store: TokenStore, count: int, tokenizer: ViewEncoder, problems: li
     equal: list[float] = []
     views = _draw(store, count, problems)
     while batch := list(islice(views, size)):
-        pixels = np.zeros((size, *batch[0].pixels.shape), dtype=np.uint8)
-        pixels[: len(batch)] = [view.pixels for view in batch]
+        pixels = np.zeros((size, *batch[0][0].shape), dtype=np.uint8)
+        pixels[: len(batch)] = [view for view, _ in batch]
         token_ids = tokenizer.encode(pixels)[: len(batch)].cpu().numpy()
-        equal += [float((ids == view.token_ids).mean()) for ids, view in zip(token_ids, batch, strict=True)]
+        equal += [float((now == then).mean()) for now, (_, then) in zip(token_ids, batch, strict=True)]
     return equal
 
 
@@ -128,4 +124,4 @@ def _render(store: TokenStore, shard_id: int, row: int, view_k: int) -> _View:
     if crop_crc(image, record.view) != int(record.view["crc_crop"]):
         raise BadSample("crop-mismatch", "the image's pixels are not those that were tokenised")
     scope = store.info.augment.jitter_scope
-    return _View(render_token_view(image, record.view, store.info.token_img_size, scope), record.token_ids)
+    return render_token_view(image, record.view, store.info.token_img_size, scope), record.token_ids

@@ -36,17 +36,9 @@ from beit.tokenize.shards.encode import PreparedImage, ViewMaker, empty_image
 _DRAWN_FIELDS = ("left", "top", "w", "h", "flip", "jitter_order", "bright", "contrast", "sat")
 
 
-@dataclass(frozen=True, slots=True)
-class Crops:
-    """What is stored of one image."""
-
-    encoded: list[bytes]
-    """K JPEG files."""
-    origin: dict[str, Any]
-    """Size of the image, and the view each crop shows, as plain JSON values."""
-
-
-def cut_crops(data: bytes, key: str, maker: ViewMaker, *, img_size: int, jpeg_quality: int) -> Crops:
+def cut_crops(
+    data: bytes, key: str, maker: ViewMaker, *, img_size: int, jpeg_quality: int
+) -> tuple[list[bytes], dict[str, Any]]:
     """Render and encode all views of an image.
 
     Args:
@@ -55,6 +47,8 @@ def cut_crops(data: bytes, key: str, maker: ViewMaker, *, img_size: int, jpeg_qu
         maker: Draws them.
         img_size: Side of a crop in pixels.
         jpeg_quality: Pillow's scale.
+    Returns:
+        K JPEG files; size of the image, and the view each crop shows, as plain JSON values.
     Raises:
         BadSample: the image cannot be decoded.
     """
@@ -67,7 +61,7 @@ def cut_crops(data: bytes, key: str, maker: ViewMaker, *, img_size: int, jpeg_qu
         Image.fromarray(pixels).save(buffer, "JPEG", quality=jpeg_quality)
         encoded.append(buffer.getvalue())
         drawn.append({name: int(view[name]) for name in _DRAWN_FIELDS})
-    return Crops(encoded, {"size": list(image.size), "views": drawn})
+    return encoded, {"size": list(image.size), "views": drawn}
 
 
 def whole_view(side: int) -> np.void:

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from beit.common.errors import BadSample, InputError
+from beit.common.errors import InputError
 from beit.common.images import decode_image
 from beit.common.shards.schema import Execution, StoreInfo, TokenizerInfo
 from beit.common.sources.types import SampleRef, ShardReader
@@ -53,14 +53,6 @@ class PreparedImage:
         self.views[view_k] = view
         self.views[view_k]["crc_crop"] = crop_crc(image, view)
         self.views[view_k]["luma"] = mean_luma(self.token_views[view_k])
-
-
-@dataclass(frozen=True, slots=True)
-class RejectedImage:
-    """An image that cannot be used."""
-
-    ref: SampleRef
-    error: BadSample
 
 
 class ImageMaker(Protocol):

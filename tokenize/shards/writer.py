@@ -122,7 +122,10 @@ class SampleWriter:
         """
         fault_point("sample")
         row = {"key": ref.key, "key_hash": held_out_hash(ref.key), "label": ref.label}
-        row |= _image_columns(ref)
+        if isinstance(ref, CropsRef):
+            row |= {"img_off": [crop.offset for crop in ref.crops], "img_len": [crop.length for crop in ref.crops]}
+        else:
+            row |= {"img_off": ref.offset, "img_len": ref.length}
         row["tok_off"], row["tok_len"] = self._add_array(f"{ref.key}.{TOKENS_SUFFIX}", token_ids)
         row["view_off"], row["view_len"] = self._add_array(f"{ref.key}.{VIEWS_SUFFIX}", views)
         self.rows.append(row)
@@ -171,9 +174,3 @@ def commit_shard(
     )
     write_document(folder / manifest_name(stem), manifest)
     return manifest
-
-
-def _image_columns(ref: SampleRef) -> dict[str, Any]:
-    if isinstance(ref, CropsRef):
-        return {"img_off": [crop.offset for crop in ref.crops], "img_len": [crop.length for crop in ref.crops]}
-    return {"img_off": ref.offset, "img_len": ref.length}
