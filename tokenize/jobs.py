@@ -39,11 +39,11 @@ def list_jobs(
     root = image_folder(files, info)
     if plan.packing is None:
         # Not those of the store: labels that are numbers stay numbers, whether or not their names are known.
-        class_names = tuple(plan.source.class_names) if plan.source.class_names is not None else None
+        names = plan.source.class_names
         return [
             ShardJob(
                 stem=shard.stem,
-                tar=TarShard(shard.stem, resolve_location(root, shard.image_file), class_names),
+                tar=TarShard(shard.stem, resolve_location(root, shard.image_file), names),
                 image_file=shard.image_file,
             )
             for shard in plan.shards

@@ -95,8 +95,7 @@ def plan_store(config: TokenizeConfig, spec: str, store: str) -> StorePlan:
         raise InputError(f"store ({store}) must not lie inside the source ({source.root}); choose another folder")
     is_referenced = source.kind == "tar" and config.stored_quality is None
     plan = _plan_reference(source, store) if is_referenced else _plan_packing(source, config)
-    names = source.class_names or (origin.class_names if origin is not None else None)
-    return replace(plan, class_names=tuple(names) if names is not None else None)
+    return replace(plan, class_names=source.class_names or (origin.class_names if origin is not None else None))
 
 
 def _store_of(source: Source) -> StoreInfo | None:

@@ -111,7 +111,7 @@ def run_tokenize(
         plan = plan_store(config, source, files.location)
         threads = config.threads or recorded_threads(files) or available_cores()
         tokenizing = set_up_tokenizer(config, local_rank, threads, tokenizer)
-        wanted = build_info(config, plan, tokenizing.info, tokenizing.execution)
+        wanted = build_info(config, plan, tokenizing)
         with (
             stop_on_signals() as stop,
             ExitStack() as after_workers,

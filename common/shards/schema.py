@@ -166,8 +166,7 @@ class StoreInfo:
 
     def __post_init__(self) -> None:
         """Check what must fit together, so that no reader allocates, or divides, by a number that cannot be."""
-        Geometry(self.img_size, self.patch_size)
-        expected = self.img_size // self.patch_size
+        expected = Geometry(self.img_size, self.patch_size).grid_size
         require(self.grid_size == expected, f"grid_size ({self.grid_size}) must be img_size / patch_size, {expected}")
         require(
             (self.tokenizer is not None) == (self.views > 0),

@@ -115,8 +115,8 @@ def open_files(listing: FileList) -> Source:
     return Source(kind="files", root=listing.root, shards=shards, class_names=class_names, digest=digest)
 
 
-def _number_labels(labels: Sequence[int | str | None]) -> tuple[list[str] | None, list[int | None]]:
-    names = sorted({label for label in labels if isinstance(label, str)})
+def _number_labels(labels: Sequence[int | str | None]) -> tuple[tuple[str, ...] | None, list[int | None]]:
+    names = tuple(sorted({label for label in labels if isinstance(label, str)}))
     if not names:
         return None, [label if isinstance(label, int) else None for label in labels]
     position = {name: class_id for class_id, name in enumerate(names)}

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from beit.common.errors import BadSample, InputError, require
 from beit.common.images import decode_image
 from beit.common.rng import CounterRng
-from beit.common.shards.schema import TokenizerInfo
 from beit.common.shards.token_store import TokenStore
 from beit.common.tokenizer import DTypeSetting, choose_dtype, load_store_tokenizer
 from beit.common.views import compute_canary, crop_crc
@@ -72,7 +71,11 @@ def audit_store(store: TokenStore, *, count: int, tokenizer: ViewEncoder | str |
             info.tokenizer, given=tokenizer, device=device, dtype=dtype, compile_encoder="on" if is_compiled else "off"
         )
     else:
-        _require_same_tokenizer(info.tokenizer, tokenizer)
+        require(
+            tokenizer.fingerprint == info.tokenizer.fingerprint,
+            f"tokenizer {info.tokenizer.name} (fingerprint {tokenizer.fingerprint[:12]}) is not the one the store was "
+            f"made with ({info.tokenizer.fingerprint[:12]}); restore that one",
+        )
     problems: list[str] = []
     with torch_threads(then.threads):
         equal = _compare(store, count, tokenizer, problems)
@@ -82,14 +85,6 @@ def audit_store(store: TokenStore, *, count: int, tokenizer: ViewEncoder | str |
     if problems and compute_canary() != info.canary:
         problems.append("this machine decodes or resizes differently from the one that made the store; audit it there")
     return AuditResult(num_views=len(equal), agreement=agreement, same_execution=now == then, problems=problems)
-
-
-def _require_same_tokenizer(expected: TokenizerInfo, tokenizer: ViewEncoder) -> None:
-    require(
-        tokenizer.fingerprint == expected.fingerprint,
-        f"tokenizer {expected.name} (fingerprint {tokenizer.fingerprint[:12]}) is not the one the store was made with "
-        f"({expected.fingerprint[:12]}); restore that one",
-    )
 
 
 def _compare(store: TokenStore, count: int, tokenizer: ViewEncoder, problems: list[str]) -> list[float]:

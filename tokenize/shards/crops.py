@@ -97,19 +97,11 @@ class CropMaker:
         return cls(img_size=info.img_size, token_img_size=info.token_img_size)
 
     def read(self, ref: CropsRef, reader: ShardReader) -> list[bytes]:
-        """Return the encoded crops.
-
-        Raises:
-            BadSample: one is missing, cut or too large.
-        """
+        """Return the encoded crops."""
         return [reader.read(crop) for crop in ref.crops]
 
     def make(self, ref: CropsRef, data: list[bytes]) -> PreparedImage:
-        """Decode the crops and render each.
-
-        Raises:
-            BadSample: one cannot be decoded.
-        """
+        """Decode the crops and render each."""
         prepared, whole = empty_image(ref, len(data), self.token_img_size), whole_view(self.img_size)
         for k, crop in enumerate(data):
             prepared.fill(k, decode_image(crop), whole, jitter_scope="crop")  # nothing is left to jitter

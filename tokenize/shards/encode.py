@@ -92,19 +92,11 @@ class ViewMaker:
         return draw_stored_view(self.seed, key, view_k, width=image.width, height=image.height, augment=self.augment)
 
     def read(self, ref: SampleRef, reader: ShardReader) -> bytes:
-        """Return the encoded image.
-
-        Raises:
-            BadSample: it is missing, cut or too large.
-        """
+        """Return the encoded image."""
         return reader.read(ref)
 
     def make(self, ref: SampleRef, data: bytes) -> PreparedImage:
-        """Decode an image and make all its views.
-
-        Raises:
-            BadSample: it cannot be decoded.
-        """
+        """Decode an image and make all its views."""
         image = decode_image(data)
         prepared = empty_image(ref, self.num_views, self.token_img_size)
         for k in range(self.num_views):
