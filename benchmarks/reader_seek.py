@@ -18,6 +18,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ from beit.common.shards.schema import (
     held_out_hash,
 )
 from beit.common.shards.tables import encode_index, encode_samples
-from beit.common.storage.documents import to_json, write_json
+from beit.common.storage.documents import write_json
 from beit.common.storage.samples import Record
 from beit.common.store import open_store
 from beit.common.views import VIEW_DTYPE
@@ -108,7 +109,7 @@ class SyntheticStore:
         samples_sha256 = hashlib.sha256((folder / "samples.parquet").read_bytes()).hexdigest()
         index = [self._shard(number, samples_sha256) for number in range(shards)]
         (folder / INDEX_FILE).write_bytes(encode_index(index))
-        write_json(folder / STORE_FILE, to_json(self._info()))
+        write_json(folder / STORE_FILE, asdict(self._info()))
 
     def describe(self) -> dict[str, int]:
         """Return the size of the store and of its tables on disk."""

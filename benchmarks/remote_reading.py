@@ -27,6 +27,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -152,8 +153,7 @@ def make_store(folder: Path, seed: int, *, shards: int = 32, samples: int = 1000
         held_out_hash,
     )
     from beit.common.shards.tables import encode_index, encode_samples
-    from beit.common.storage.documents import to_json
-    from beit.common.storage.files import write_json
+    from beit.common.storage.documents import write_json
     from beit.common.views import VIEW_DTYPE
 
     (folder / TOKENS_DIR).mkdir(parents=True)
@@ -206,7 +206,7 @@ def make_store(folder: Path, seed: int, *, shards: int = 32, samples: int = 1000
         image_root=".",
     )
     (folder / INDEX_FILE).write_bytes(encode_index(index))
-    write_json(folder / STORE_FILE, to_json(info))
+    write_json(folder / STORE_FILE, asdict(info))
 
 
 def make_tars(folder: Path, images: int) -> None:

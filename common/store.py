@@ -40,16 +40,15 @@ def open_store(path: str | Path, *, check_images: bool = True) -> TokenStore:
     # Links are resolved first: image_root is relative to where the store really lies.
     location = normalise(str(path))
     location = location if is_remote(location) else os.path.realpath(location)
-    info = read_store_info(location)
+    info, index = read_store_info(location), place_of(resolve_location(location, INDEX_FILE))
     require(
-        info.held_out.threshold is not None and place_of(resolve_location(location, INDEX_FILE)).exists(),
+        info.held_out.threshold is not None and index.exists(),
         f"{path} is unfinished: it has no {INDEX_FILE}; run beit tokenize again to finish it",
     )
-    index_location = resolve_location(location, INDEX_FILE)
-    shards = ShardTable.decode(place_of(index_location).read(), label=index_location)
+    shards = ShardTable.decode(index.read(), label=index.location)
     require(
         len(shards) == info.source.num_shards,
-        f"{index_location} has {len(shards)} shards, {STORE_FILE} says {info.source.num_shards}; "
+        f"{index} has {len(shards)} shards, {STORE_FILE} says {info.source.num_shards}; "
         "run beit tokenize again to mend it",
     )
     store = TokenStore(location, info, shards)

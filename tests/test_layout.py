@@ -34,7 +34,7 @@ RESTRICTED = {
 }
 
 # The loose ground of common/: any room may import it, and it imports no room.
-GROUND = {"errors", "config", "rng", "progress", "faults", "images", "jitter", "views"}
+GROUND = {"errors", "config", "rng", "progress", "images", "jitter", "views"}
 
 # The import table: what each room of common/, and each of the doors beside them, may import besides the loose ground.
 ROOMS = {

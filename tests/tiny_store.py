@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from beit.common.errors import ResumableStop
-from beit.common.faults import set_trap
 from beit.common.rng import CounterRng
+from beit.common.storage.files import set_trap
 from beit.tokenize.config import TokenizeConfig
 from beit.tokenize.run import run_tokenize
 
@@ -105,7 +105,7 @@ def tokenize(source, store, *, rank=0, world_size=1, tokenizer=None, **changes):
 
 
 def tokenize_trapped(variables, trap, source, store, place):
-    """As the rank and world size `place`, with environment variables and a trap of `beit.common.faults`."""
+    """As the rank and world size `place`, with environment variables and a trap of `beit.common.storage.files`."""
     os.environ.update(variables)
     set_trap(trap)
     tokenize(source, store, rank=place[0], world_size=place[1])

@@ -1,7 +1,7 @@
 """The commands `beit tokenize`, `beit verify` and `beit tokenizer`.
 
 What they do is in `run.py`, `tokenize/checking/verify.py`, `tokenize/tokenizer_training/train.py`,
-`tokenize/tokenizer_training/convert.py` and `run.py`.
+`tokenize/tokenizer_training/convert.py` and `tokenize/fitness/run.py`.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def tokenize_command(source: str, store: str, tokenizer: str | None, **dedicated
     from beit.common.errors import require
     from beit.common.processes.launcher_env import launched_rank
     from beit.tokenize.config import TokenizeConfig
-    from beit.tokenize.ranks import tokenize_with_ranks
+    from beit.tokenize.run import tokenize_with_ranks
 
     options = LongOptions.pop(dedicated)
     require(
@@ -172,9 +172,7 @@ def _report_options(command: Command) -> Command:
 @click.argument("tokenizer")
 @click.argument("source")
 @_report_options
-def tokenizer_report_command(
-    tokenizer: str, source: str, images: int, view_size: int, seed: int, out: Path | None, html: Path | None
-) -> None:
+def tokenizer_report_command(tokenizer: str, source: str, **options: Any) -> None:
     """Measure how fit TOKENIZER is for the images of SOURCE, and say in words what to make of it.
 
     Use of the vocabulary, predictability from neighbours, reconstruction, stability and speed, with one verdict each.
@@ -185,22 +183,14 @@ def tokenizer_report_command(
     Example:
       beit tokenizer report mini photos/ --html report.html
     """
-    _report([tokenizer], source, images=images, view_size=view_size, seed=seed, out=out, html=html)
+    _report([tokenizer], source, **options)
 
 
 @tokenizer_group.command("compare")
 @click.argument("tokenizers", nargs=-1, required=True, metavar="A B ...")
 @click.argument("source")
 @_report_options
-def tokenizer_compare_command(
-    tokenizers: tuple[str, ...],
-    source: str,
-    images: int,
-    view_size: int,
-    seed: int,
-    out: Path | None,
-    html: Path | None,
-) -> None:
+def tokenizer_compare_command(tokenizers: tuple[str, ...], source: str, **options: Any) -> None:
     """Measure tokenizers A B ... on the same views of the images of SOURCE, side by side.
 
     As `beit tokenizer report`; `*` marks the best value where one is better. The view size must suit all of them.
@@ -211,7 +201,7 @@ def tokenizer_compare_command(
     """
     if len(tokenizers) < 2:
         raise click.UsageError("compare needs two tokenizers or more, then SOURCE; for one: beit tokenizer report")
-    _report(list(tokenizers), source, images=images, view_size=view_size, seed=seed, out=out, html=html)
+    _report(list(tokenizers), source, **options)
 
 
 def _report(

@@ -106,8 +106,3 @@ class TokenizeConfig:
     def grid_size(self) -> int:
         """Patches, and visual tokens, per side."""
         return self.img_size // self.patch_size
-
-    @property
-    def budget(self) -> float:
-        """Share of unusable images that is tolerated."""
-        return 0.0 if self.strict else self.bad_sample_budget

@@ -39,11 +39,11 @@ def list_jobs(
     root = image_folder(files, info)
     if plan.packing is None:
         # Not those of the store: labels that are numbers stay numbers, whether or not their names are known.
-        class_names = tuple(plan.source.class_names) if plan.source.class_names is not None else None
+        names = plan.source.class_names
         return [
             ShardJob(
                 stem=shard.stem,
-                tar=TarShard(shard.stem, resolve_location(root, shard.image_file), class_names),
+                tar=TarShard(shard.stem, resolve_location(root, shard.image_file), names),
                 image_file=shard.image_file,
             )
             for shard in plan.shards
@@ -88,7 +88,8 @@ class RankJobs:
     def __init__(self, jobs: list[ShardJob], files: StoreFiles, leases: Leases, *, rank: int, world_size: int) -> None:
         self._rank = rank
         self._files, self._leases = files, leases
-        self._committed = _CommittedShards(files)
+        self._listed: set[str] = set()
+        self._listed_at = -math.inf
         self._share = len(jobs) / max(1, len(jobs[rank::world_size]))
         self._mine = jobs[rank::world_size]
         # Backwards, so that a rank that helps meets the owner, who goes forwards, as late as possible.
@@ -98,13 +99,12 @@ class RankJobs:
         """Tokenise the unfinished shards of this rank, then help with the others; return when all are committed.
 
         Raises:
-            InputError: a tar is damaged, or too many images are unusable.
             ResumableStop: somebody asked for it.
         """
         finished = {
             job.stem: manifest
             for job in self._mine
-            if self._committed.has(job) and (manifest := find_finished(self._files, job, info))
+            if self._is_committed(job) and (manifest := find_finished(self._files, job, info))
         }
         todo = [job for job in self._mine if job.stem not in finished]
         if finished:
@@ -124,7 +124,9 @@ class RankJobs:
         following = {job.stem: after.tar for job, after in itertools.pairwise(todo)}
         started, num_images, num_shards = time.perf_counter(), 0, 0
         is_local = not any(is_remote(job.tar.location) for job in [*todo, *self._others])
-        copying = nullcontext() if is_local else TarCopies(self._files.scratch, shard_tokenizer.raise_if_stopped)
+        copying = (
+            nullcontext() if is_local else TarCopies(self._files.scratch, shard_tokenizer.workers.raise_if_stopped)
+        )
         with progress, copying as copies:
             for job in self._claim(info, todo, own):
                 if job.stem not in own:
@@ -159,7 +161,7 @@ class RankJobs:
             held_by_others = []
             for job in left:
                 # Whether the files of a shard are as its manifest says is checked by the rank whose share it is.
-                if job.stem not in unchecked and self._committed.has(job):
+                if job.stem not in unchecked and self._is_committed(job):
                     continue
                 if not self._leases.claim(job.stem):
                     unchecked.discard(job.stem)  # what another process is at work on, that one answers for
@@ -167,11 +169,11 @@ class RankJobs:
                     continue
                 try:
                     is_unchecked = job.stem in unchecked
-                    if not (find_finished(self._files, job, info) if is_unchecked else self._committed.has_now(job)):
+                    if not (find_finished(self._files, job, info) if is_unchecked else self._is_committed_now(job)):
                         yield job
                 finally:
                     self._leases.release(job.stem)
-                if not self._committed.has_now(job):  # this process stood still meanwhile and lost its lease
+                if not self._is_committed_now(job):  # this process stood still meanwhile and lost its lease
                     held_by_others.append(job)
             left = held_by_others
             if left:
@@ -179,7 +181,18 @@ class RankJobs:
 
     def _any_has_changed(self, jobs: list[ShardJob]) -> bool:
         """Tell whether one of the shards that other processes are at work on is committed, or free again."""
-        return any(self._committed.has_now(job) or self._leases.is_free(job.stem) for job in jobs)
+        return any(self._is_committed_now(job) or self._leases.is_free(job.stem) for job in jobs)
+
+    def _is_committed(self, job: ShardJob) -> bool:
+        """Tell whether a shard has a manifest, as far as a recent listing shows."""
+        name = manifest_name(job.stem)
+        if name not in self._listed and time.monotonic() - self._listed_at > _LISTING_SECONDS:
+            self._listed = {file.path for file in (self._files / TOKENS_DIR).files()}
+            self._listed_at = time.monotonic()
+        return name in self._listed
+
+    def _is_committed_now(self, job: ShardJob) -> bool:
+        return (self._files / f"{TOKENS_DIR}/{manifest_name(job.stem)}").exists()
 
     def _start_log(self, known: int, budget: float, finished: dict[str, ShardManifest]) -> BadSampleLog:
         # The budget is a share of the whole store; this rank's shards tell its size well enough to stop early. The
@@ -197,28 +210,3 @@ def _count_images(job: ShardJob) -> int | None:
     if job.num_images is not None:
         return job.num_images + len(job.skipped)
     return None if is_remote(job.tar.location) else len(job.tar.refs()) + len(job.skipped)
-
-
-class _CommittedShards:
-    """Which shards have a manifest, without asking for each of them.
-
-    Args:
-        files: Of the store.
-    """
-
-    def __init__(self, files: StoreFiles) -> None:
-        self._files = files
-        self._listed: set[str] = set()
-        self._listed_at = -math.inf
-
-    def has(self, job: ShardJob) -> bool:
-        """Tell whether a shard is committed, as far as a recent listing shows."""
-        name = manifest_name(job.stem)
-        if name not in self._listed and time.monotonic() - self._listed_at > _LISTING_SECONDS:
-            self._listed = {file.path for file in (self._files / TOKENS_DIR).files()}
-            self._listed_at = time.monotonic()
-        return name in self._listed
-
-    def has_now(self, job: ShardJob) -> bool:
-        """Tell whether a shard is committed at this moment."""
-        return (self._files / f"{TOKENS_DIR}/{manifest_name(job.stem)}").exists()

@@ -72,7 +72,7 @@ class StorePlan:
     packing: Packing | None
     catalogue: Catalogue | None
     """None when existing tars are referenced."""
-    class_names: tuple[str, ...] | None
+    class_names: tuple[str, ...] | None = None
     """Names of the labels, where they are known."""
 
 
@@ -95,8 +95,7 @@ def plan_store(config: TokenizeConfig, spec: str, store: str) -> StorePlan:
         raise InputError(f"store ({store}) must not lie inside the source ({source.root}); choose another folder")
     is_referenced = source.kind == "tar" and config.stored_quality is None
     plan = _plan_reference(source, store) if is_referenced else _plan_packing(source, config)
-    names = source.class_names or (origin.class_names if origin is not None else None)
-    return replace(plan, class_names=tuple(names) if names is not None else None)
+    return replace(plan, class_names=source.class_names or (origin.class_names if origin is not None else None))
 
 
 def _store_of(source: Source) -> StoreInfo | None:
@@ -141,7 +140,7 @@ def _plan_reference(source: Source, store: str) -> StorePlan:
         shards.append(PlannedShard(stem=stem, image_file=name))
     info = SourceInfo(kind=source.kind, num_shards=len(shards), digest=hasher.hexdigest())
     root = _image_root(source.root, store)
-    return StorePlan(source, info, image_root=root, shards=shards, packing=None, catalogue=None, class_names=None)
+    return StorePlan(source, info, image_root=root, shards=shards, packing=None, catalogue=None)
 
 
 def _image_root(root: str, store: str) -> str:
@@ -172,7 +171,8 @@ def _plan_packing(source: Source, config: TokenizeConfig) -> StorePlan:
     for ref in refs:
         hasher.update(f"{ref.key}\0{ref.length}\0{ref.label}\0{ref.path}\0".encode())
     groups = _group(refs, config)
-    shards = [_packed_shard(number) for number in range(len(groups))]
+    stems = [f"{number:06d}-{PACKED_STEM}" for number in range(len(groups))]
+    shards = [PlannedShard(stem=stem, image_file=f"{stem}.tar") for stem in stems]
     catalogue = Catalogue(refs, shard_counts, groups)
     packing = Packing(
         shard_size=config.shard_size,
@@ -183,9 +183,7 @@ def _plan_packing(source: Source, config: TokenizeConfig) -> StorePlan:
         jpeg_quality=config.stored_quality,
     )
     info = SourceInfo(kind=source.kind, num_shards=len(shards), num_images=len(refs), digest=hasher.hexdigest())
-    return StorePlan(
-        source, info, image_root=IMAGES_DIR, shards=shards, packing=packing, catalogue=catalogue, class_names=None
-    )
+    return StorePlan(source, info, image_root=IMAGES_DIR, shards=shards, packing=packing, catalogue=catalogue)
 
 
 def _with_unique_keys(refs: list[SampleRef], scopes: list[str]) -> list[SampleRef]:
@@ -195,11 +193,6 @@ def _with_unique_keys(refs: list[SampleRef], scopes: list[str]) -> list[SampleRe
         ref if counts[ref.key] == 1 else replace(ref, key=f"{ref.key}-{stable_hash64(scope, ref.key) >> 24:010x}")
         for ref, scope in zip(refs, scopes, strict=True)
     ]
-
-
-def _packed_shard(number: int) -> PlannedShard:
-    stem = f"{number:06d}-{PACKED_STEM}"
-    return PlannedShard(stem=stem, image_file=f"{stem}.tar")
 
 
 def _group(refs: list[SampleRef], config: TokenizeConfig) -> list[NDArray[np.int64]]:

@@ -132,12 +132,10 @@ def recorded_threads(files: StoreFiles) -> int:
     return read_document(StoreInfo, place).execution.threads if place.exists() else 0
 
 
-def build_info(
-    config: TokenizeConfig, plan: StorePlan, tokenizer: TokenizerInfo | None, execution: Execution
-) -> StoreInfo:
+def build_info(config: TokenizeConfig, plan: StorePlan, tokenizing: RankTokenizer) -> StoreInfo:
     """Return store.json as these settings would begin it."""
     return StoreInfo(
-        tokenizer=tokenizer,
+        tokenizer=tokenizing.info,
         views=config.views,
         img_size=config.img_size,
         patch_size=config.patch_size,
@@ -150,8 +148,8 @@ def build_info(
         held_out=config.held_out,
         canary=compute_canary(),
         image_root=plan.image_root,
-        execution=execution,
-        versions=library_versions(),
+        execution=tokenizing.execution,
+        versions=tokenizing.versions,
     )
 
 

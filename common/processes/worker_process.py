@@ -18,7 +18,7 @@ from multiprocessing import forkserver
 
 from beit.common.processes.signals import STOP_SIGNALS
 
-_PRELOAD = [
+PRELOADED = [
     "beit.common.processes.worker_server",  # first: it makes the server, and so its children, deaf to SIGTERM
     "torch.utils.data",
     "webdataset",
@@ -29,9 +29,10 @@ _PRELOAD = [
     "pyarrow.parquet",
     "beit.common.views",
     "beit.common.reading.reader",
-    "beit.pretrain.store_dataset",
+    "beit.common.shards.token_store",
     "beit.common.reading.labelled_dataset",
 ]
+"""Imported once by the server for all workers, which come from it with all of this; a wrong name is passed over."""
 _SLOT_BYTES = 512
 
 
@@ -41,7 +42,7 @@ def start_worker_server() -> None:
     It returns at once, while the server imports what workers need. A command that will have workers calls it before its
     own imports, so that the same seconds serve both.
     """
-    multiprocessing.get_context("forkserver").set_forkserver_preload(_PRELOAD)
+    multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOADED)
     forkserver.ensure_running()
 
 

@@ -23,10 +23,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from beit.common.errors import InputError, require
-from beit.common.faults import fault_point
 from beit.common.runs.layout import CHECKPOINTS, COMMIT, LATEST
 from beit.common.storage.documents import Format, read_json, write_json
-from beit.common.storage.files import fsync_directory, sha256_file, write_atomic
+from beit.common.storage.files import fault_point, fsync_directory, sha256_file, write_atomic
 
 logger = logging.getLogger(__name__)
 FORMAT = Format("beit-checkpoint", 1)

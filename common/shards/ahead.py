@@ -56,7 +56,6 @@ class RemoteShards:
 
         Raises:
             DamagedShard: a shard is not what the store's index says.
-            InputError: a shard cannot be read, or ends earlier.
         """
         found = {wanted: data for wanted in ranges if (data := self._at_hand(wanted)) is not None}
         missing = [wanted for wanted in dict.fromkeys(ranges) if wanted not in found]
@@ -73,8 +72,7 @@ class RemoteShards:
         if tuple(shards) == self._expected:
             return
         self._expected = tuple(shards)
-        for shard in self._descriptors.keys() - set(shards):
-            os.close(self._descriptors.pop(shard))
+        self._close_all_but(shards)
         if self._filler is not None:
             self._filler.want(shards)
 
@@ -82,8 +80,7 @@ class RemoteShards:
         """Close all files and stop filling the cache."""
         if self._filler is not None:
             self._filler.stop()
-        while self._descriptors:
-            os.close(self._descriptors.popitem()[1])
+        self._close_all_but(())
 
     def _at_hand(self, wanted: ShardRange) -> bytes | None:
         if wanted in self._ahead:
@@ -100,14 +97,13 @@ class RemoteShards:
             descriptor = self._cache.open(shard)
             if descriptor is None:
                 return None
-            if shard not in self._expected:
-                self._close_unexpected()
+            if shard not in self._expected:  # at most one is kept open: an evaluation passes through all of them
+                self._close_all_but(self._expected)
             self._descriptors[shard] = descriptor
         return self._descriptors[shard]
 
-    def _close_unexpected(self) -> None:
-        """Keep at most one open shard besides those that were announced: an evaluation passes through all of them."""
-        for shard in self._descriptors.keys() - set(self._expected):
+    def _close_all_but(self, shards: Iterable[RemoteShard]) -> None:
+        for shard in self._descriptors.keys() - set(shards):
             os.close(self._descriptors.pop(shard))
 
     def _fetch(self, ranges: Sequence[ShardRange]) -> list[bytes]:

@@ -125,7 +125,6 @@ class ShardCache:
             keep: Names that are not removed to make room, although nobody reads them at this moment.
         Raises:
             DamagedShard: it is not what it should be, twice in a row.
-            InputError: it cannot be fetched.
             OSError: it cannot be written.
         """
         if self.touch(shard):

@@ -16,7 +16,7 @@ import numpy as np
 from beit.common.errors import BadSample, InputError, require
 from beit.common.shards.token_store import TokenStore, image_range
 from beit.common.storage.paths import is_remote
-from beit.common.storage.place import ByteRange, FileStat, place_of, read_ranges
+from beit.common.storage.place import ByteRange, place_of, read_ranges
 from beit.common.storage.tar_walk import BLOCK_BYTES, walk_tar
 
 logger = logging.getLogger(__name__)
@@ -33,7 +33,8 @@ _WAY_OUT = "restore it, or tokenise it into a new store"
 
 def check_files(store: TokenStore) -> None:
     """Check that image and token tars are there and are those of the index."""
-    check_token_tars(store)
+    if store.info.views:
+        _for_every_shard(store, _check_token_tar)
     check_image_tars(store)
 
 
@@ -43,12 +44,6 @@ def check_image_tars(store: TokenStore) -> None:
     Of a remote tar that was touched, or copied, a few headers are looked at instead of all.
     """
     _for_every_shard(store, _check_image_tar)
-
-
-def check_token_tars(store: TokenStore) -> None:
-    """Check that every token tar is there and has its size."""
-    if store.info.views:
-        _for_every_shard(store, _check_token_tar)
 
 
 def check_vocabulary(store: TokenStore) -> None:
@@ -72,7 +67,7 @@ def _for_every_shard(store: TokenStore, check: Callable[[TokenStore, int], None]
 
 def _check_token_tar(store: TokenStore, shard_id: int) -> None:
     expected, location = store.shards[shard_id].token_bytes, store.token_location(shard_id)
-    found = _stat(location).size
+    found = place_of(location).stat().size
     require(
         found == expected,
         f"{location} has {found} bytes, {expected} when it was written; restore it, or run beit tokenize again",
@@ -81,7 +76,7 @@ def _check_token_tar(store: TokenStore, shard_id: int) -> None:
 
 def _check_image_tar(store: TokenStore, shard_id: int) -> None:
     row, location = store.shards[shard_id], store.image_location(shard_id)
-    found = _stat(location)
+    found = place_of(location).stat()
     require(
         found.size == row.image_bytes,
         f"{location} {_CHANGED} ({row.image_bytes} bytes then, {found.size} now); {_WAY_OUT}",
@@ -122,7 +117,3 @@ def _is_header_of(block: bytes, key: str, size: int) -> bool:
     # A long or foreign name stands in a record before this block, and only its beginning in here.
     is_plain = key.isascii() and len(key) < _LONGEST_PLAIN_NAME
     return header.size == size and (not is_plain or header.name.startswith(f"{key}."))
-
-
-def _stat(location: str) -> FileStat:
-    return place_of(location).stat()

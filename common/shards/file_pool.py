@@ -1,7 +1,4 @@
-"""Positioned reads from many files of this machine.
-
-Not here: what lies at the positions.
-"""
+"""Positioned reads from many files of this machine."""
 
 from __future__ import annotations
 
@@ -15,10 +12,7 @@ _MAX_OPEN_FILES = 128
 
 
 class FilePool:
-    """Reads byte ranges of many files and keeps the last used ones open.
-
-    One pool belongs to one thread. A pickled pool arrives empty.
-    """
+    """Reads byte ranges of many files and keeps the last used ones open; one pool belongs to one thread."""
 
     def __init__(self, max_open: int = _MAX_OPEN_FILES) -> None:
         self._max_open = max_open
@@ -27,10 +21,6 @@ class FilePool:
     def __repr__(self) -> str:
         """Show how many files are open."""
         return f"FilePool(open={len(self._descriptors)}, max_open={self._max_open})"
-
-    def __reduce__(self) -> tuple[type[FilePool], tuple[int]]:
-        """Leave the open files behind: descriptors mean nothing in another process."""
-        return type(self), (self._max_open,)
 
     def read(self, location: str, offset: int, length: int) -> bytes:
         """Return exactly `length` bytes from `offset`."""

@@ -12,9 +12,9 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from beit.common.config import Bound, at_least, checked, within
+from beit.common.config import Bound, at_least, checked, flatten, within
 from beit.common.errors import require
 from beit.common.rng import stable_hash64
 from beit.common.storage.documents import canonical_json, canonical_sha256
@@ -166,8 +166,7 @@ class StoreInfo:
 
     def __post_init__(self) -> None:
         """Check what must fit together, so that no reader allocates, or divides, by a number that cannot be."""
-        Geometry(self.img_size, self.patch_size)
-        expected = self.img_size // self.patch_size
+        expected = Geometry(self.img_size, self.patch_size).grid_size
         require(self.grid_size == expected, f"grid_size ({self.grid_size}) must be img_size / patch_size, {expected}")
         require(
             (self.tokenizer is not None) == (self.views > 0),
@@ -186,7 +185,7 @@ class StoreInfo:
 
     def settings(self) -> dict[str, str]:
         """Return what must not change while a store is being written, as flat name -> text."""
-        flat = _flatten(asdict(self))
+        flat = {name: json.dumps(value, ensure_ascii=False) for name, value in flatten(asdict(self)).items()}
         volatile = ("held_out.threshold", "image_root", "mixed_execution", "tokenizer.name")
         groups = ("execution.", "versions")
         return {
@@ -367,15 +366,6 @@ def held_out_count(num_samples: int, held_out: HeldOut) -> int:
     """Return how many of `num_samples` to hold out: the share or the minimum, but never more than 20 %."""
     wanted = max(held_out.fraction * num_samples, held_out.minimum)
     return int(min(wanted, MAX_HELD_OUT_SHARE * num_samples))
-
-
-def _flatten(value: Any, prefix: str = "") -> dict[str, str]:
-    if not isinstance(value, dict):
-        return {prefix: json.dumps(value, ensure_ascii=False)}
-    flat: dict[str, str] = {}
-    for name, entry in value.items():
-        flat |= _flatten(entry, f"{prefix}.{name}" if prefix else name)
-    return flat
 
 
 def manifest_name(stem: str) -> str:

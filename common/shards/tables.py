@@ -113,19 +113,12 @@ def decode_samples(data: bytes, *, label: str) -> SampleTable:
 
 def encode_index(rows: list[ShardRow]) -> bytes:
     """Encode the shard table as Parquet."""
-    return _encode(index_table(rows))
+    return _encode(_index_table(rows))
 
 
-def index_table(rows: Iterable[ShardRow]) -> pa.Table:
+def _index_table(rows: Iterable[ShardRow]) -> pa.Table:
     """Return the shard table as Arrow columns."""
     return pa.Table.from_pylist([asdict(row) for row in rows], schema=_INDEX_SCHEMA)
-
-
-def decode_index_table(data: bytes, *, label: str) -> pa.Table:
-    """Decode the shard table without making an object of every row; as `ShardTable.decode`."""
-    table = _decode(data, lambda found: _INDEX_SCHEMA, label)
-    _check_names(table, label)
-    return table
 
 
 def _sample_schema(num_crops: int) -> pa.Schema:
@@ -238,12 +231,14 @@ class ShardTable(Sequence[ShardRow]):
     @classmethod
     def from_rows(cls, rows: Iterable[ShardRow]) -> ShardTable:
         """Build a table of the given rows."""
-        return cls(index_table(rows))
+        return cls(_index_table(rows))
 
     @classmethod
     def decode(cls, data: bytes, *, label: str) -> ShardTable:
-        """Decode index.parquet; `label` names it in errors."""
-        return cls(decode_index_table(data, label=label))
+        """Decode index.parquet, without making an object of every row; `label` names it in errors."""
+        table = _decode(data, lambda found: _INDEX_SCHEMA, label)
+        _check_names(table, label)
+        return cls(table)
 
     def __repr__(self) -> str:
         """Show the extent."""

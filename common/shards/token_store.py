@@ -48,12 +48,9 @@ class TokenStore:
         location: Folder or URL of the store.
         info: Its settings.
         shards: Its shard table.
-        cache: Where whole shards of a remote store are kept; None reads every sample from the server.
     """
 
-    def __init__(
-        self, location: str, info: StoreInfo, shards: Iterable[ShardRow], *, cache: ShardCache | None = None
-    ) -> None:
+    def __init__(self, location: str, info: StoreInfo, shards: Iterable[ShardRow]) -> None:
         self.location = location
         self.info = info
         self.shards = shards if isinstance(shards, ShardTable) else ShardTable.from_rows(shards)
@@ -61,8 +58,8 @@ class TokenStore:
         """Identity of samples and tokens; equal for copies of a store."""
         self._image_root = resolve_location(location, info.image_root)
         self._starts = shard_starts(self.shards.num_samples)
-        self.cache = cache
-        """Where whole shards of a remote store are kept, if anywhere."""
+        self.cache: ShardCache | None = None
+        """Where whole shards of a remote store are kept; None reads every sample from the server."""
         self._start_empty()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -246,7 +243,6 @@ class TokenStore:
             view_k: Which of the K views; ignored when the store has none.
         Raises:
             BadSample: the tokens are damaged.
-            InputError: a file is missing or shorter than it was.
         """
         shard, token_ids, view = self._open(shard_id), None, None
         if self.info.views:

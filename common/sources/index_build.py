@@ -13,7 +13,8 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
+from operator import methodcaller
 from pathlib import Path
 
 import pyarrow as pa
@@ -25,7 +26,7 @@ from beit.common.sources.index import INDEX_FORMAT, IndexInfo, LabelledIndex
 from beit.common.sources.loose_files import FilesShard
 from beit.common.sources.opening import open_source
 from beit.common.sources.types import SampleRef, Source, SourceShard
-from beit.common.storage.documents import read_json, to_json, write_json
+from beit.common.storage.documents import read_json, write_json
 from beit.common.storage.files import atomic_file, default_cache_dir
 from beit.common.storage.locks import exclusive_lock
 from beit.common.storage.paths import is_remote, split_query
@@ -101,12 +102,12 @@ def _write(folder: Path, source: Source) -> None:
         shard_bytes=_measure(source),
         sha256=hasher.hexdigest(),
     )
-    write_json(folder / "index.json", to_json(info))
+    write_json(folder / "index.json", asdict(info))
 
 
 def _list_all(source: Source) -> Iterator[list[SampleRef]]:
     """Yield the samples of every shard in order, showing progress where that takes long."""
-    listed: Iterable[list[SampleRef]] = map(_refs, source.shards)
+    listed: Iterable[list[SampleRef]] = map(methodcaller("refs"), source.shards)
     if source.kind == "files":
         yield from listed
         return
@@ -116,14 +117,10 @@ def _list_all(source: Source) -> Iterator[list[SampleRef]]:
     ):
         # Local tars are limited by the interpreter, and threads would take turns at one Parquet reader.
         if source.kind == "tar" and is_remote(source.root):
-            listed = pool.map(_refs, source.shards)
+            listed = pool.map(methodcaller("refs"), source.shards)
         for refs in listed:
             yield refs
             progress.update(1)
-
-
-def _refs(shard: SourceShard) -> list[SampleRef]:
-    return shard.refs()
 
 
 def _record_batch(refs: Sequence[SampleRef]) -> pa.RecordBatch:

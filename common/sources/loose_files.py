@@ -9,19 +9,19 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from beit.common.errors import BadSample, InputError
 from beit.common.images import IMAGE_SUFFIXES, MAX_IMAGE_BYTES, is_image_path
-from beit.common.rng import stable_hash64
 from beit.common.sources.types import SampleRef, Source, SourceKind, SourceShard, listing_digest, packed_key
 from beit.common.storage.paths import is_remote, join
 from beit.common.storage.place import FileStat, MissingFile, place_of
 
 logger = logging.getLogger(__name__)
 
-FileOrder = Literal["path", "hashed"]
-
+_FILES_PER_SHARD = 1000
+_ORDER = "path"
+"""Stands in the digest of a listing."""
 _MAX_LIST_BYTES = 1 << 30
 _PATH_COLUMNS = ("path", "file", "filename", "file_name", "image")
 _SEGMENTATION_FOLDERS = ("images", "annotations")
@@ -95,14 +95,10 @@ class FileList:
     labels: list[int | str | None]
 
 
-def open_files(listing: FileList, *, order: FileOrder, files_per_shard: int) -> Source:
-    """Return a source over loose image files.
+def open_files(listing: FileList) -> Source:
+    """Return a source over loose image files, in the order of the listing.
 
-    Args:
-        listing: The files. Labels are all numbers, or names that are numbered in sorted order, or None.
-        order: "path" keeps the order of the listing; "hashed" mixes it, the same way every time, so that each shard is
-            a fair sample even of a folder that is sorted by class.
-        files_per_shard: Files in each shard but the last.
+    Labels are all numbers, or names that are numbered in sorted order, or None.
     """
     class_names, class_ids = _number_labels(listing.labels)
     for file in listing.files:
@@ -111,18 +107,16 @@ def open_files(listing: FileList, *, order: FileOrder, files_per_shard: int) -> 
     entries = [
         FileEntry(file.path, file.size, class_id) for file, class_id in zip(listing.files, class_ids, strict=True)
     ]
-    if order == "hashed":
-        entries.sort(key=lambda entry: (stable_hash64("file order", entry.path), entry.path))
     shards: list[SourceShard] = [
-        FilesShard(f"files-{number:06d}", listing.root, tuple(entries[start : start + files_per_shard]))
-        for number, start in enumerate(range(0, len(entries), files_per_shard))
+        FilesShard(f"files-{number:06d}", listing.root, tuple(entries[start : start + _FILES_PER_SHARD]))
+        for number, start in enumerate(range(0, len(entries), _FILES_PER_SHARD))
     ]
-    digest = listing_digest(listing.root, listing.files, labels=[order, *(str(label) for label in listing.labels)])
+    digest = listing_digest(listing.root, listing.files, labels=[_ORDER, *(str(label) for label in listing.labels)])
     return Source(kind="files", root=listing.root, shards=shards, class_names=class_names, digest=digest)
 
 
-def _number_labels(labels: Sequence[int | str | None]) -> tuple[list[str] | None, list[int | None]]:
-    names = sorted({label for label in labels if isinstance(label, str)})
+def _number_labels(labels: Sequence[int | str | None]) -> tuple[tuple[str, ...] | None, list[int | None]]:
+    names = tuple(sorted({label for label in labels if isinstance(label, str)}))
     if not names:
         return None, [label if isinstance(label, int) else None for label in labels]
     position = {name: class_id for class_id, name in enumerate(names)}

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from beit.common.errors import InputError
 from beit.common.images import is_image_path
-from beit.common.sources.loose_files import FileOrder, csv_listing, folder_listing, open_files, text_listing
+from beit.common.sources.loose_files import csv_listing, folder_listing, open_files, text_listing
 from beit.common.sources.tars import open_tars
 from beit.common.sources.types import Source
 from beit.common.storage.matching import is_folder, list_folder, match_files, measure_files
@@ -35,15 +35,13 @@ _COMPRESSED_TAR = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _SPLIT_NAMES = ("train", "val", "valid", "validation", "test")
 
 
-def open_source(spec: str | Path, *, file_order: FileOrder = "path", files_per_shard: int = 1000) -> Source:
+def open_source(spec: str | Path) -> Source:
     """Open a source of images.
 
     Args:
         spec: A folder (images at any depth, or tars, or Parquet files), a `.tar` or `.parquet` path or URL, a pattern
             with wildcards or braces over such files or over images, a `.txt` list of image paths, or a `.csv` table
             with the columns path and label. The query of a web address, such as a signature, is no part of any name.
-        file_order: For loose files only: "path" keeps their order, "hashed" mixes them into shards that are alike.
-        files_per_shard: For loose files only: how many make one shard.
     Returns:
         The shards and class names; images are read later, shard by shard.
     """
@@ -57,8 +55,7 @@ def open_source(spec: str | Path, *, file_order: FileOrder = "path", files_per_s
             remember_query(url, query)
     lower = path.lower()
     if lower.endswith((".txt", ".csv")):
-        listing = text_listing(path) if lower.endswith(".txt") else csv_listing(path)
-        return open_files(listing, order=file_order, files_per_shard=files_per_shard)
+        return open_files(text_listing(path) if lower.endswith(".txt") else csv_listing(path))
     # A remote name is judged by its ending: asking a web server whether it is a folder would download the file.
     is_listed = is_folder(path) if not is_remote(path) else not _is_usable(path) and is_folder(path)
     if is_listed:
@@ -67,12 +64,10 @@ def open_source(spec: str | Path, *, file_order: FileOrder = "path", files_per_s
         matched = match_files(text)
         root = _common_folder(matched)
         files = [replace(file, path=relative_to(root, file.path)) for file in matched]
-    return _open_listing(root, files, is_pattern=not is_listed, order=file_order, files_per_shard=files_per_shard)
+    return _open_listing(root, files, is_pattern=not is_listed)
 
 
-def _open_listing(
-    root: str, files: Sequence[FileStat], *, is_pattern: bool, order: FileOrder, files_per_shard: int
-) -> Source:
+def _open_listing(root: str, files: Sequence[FileStat], *, is_pattern: bool) -> Source:
     tars = [file for file in files if file.path.lower().endswith(".tar")]
     tables = [file for file in files if file.path.lower().endswith(".parquet")]
     num_images = sum(is_image_path(file.path) for file in files)
@@ -84,7 +79,7 @@ def _open_listing(
 
         _warn_of_splits(root, tables)
         return open_parquet_files(_located(root, tables), root)
-    return open_files(folder_listing(root, files), order=order, files_per_shard=files_per_shard)
+    return open_files(folder_listing(root, files))
 
 
 def _located(root: str, files: Sequence[FileStat]) -> list[FileStat]:

@@ -99,7 +99,9 @@ class ParquetShard:
         columns = [f"{layout.image_column}.path"] if layout.has_path else []
         columns += [layout.label_column] if layout.label_column else []
         table = _read_row_group(self.file, self.row_group, columns)
-        paths = _image_paths(table, layout) if layout.has_path else [None] * self.num_rows
+        paths = [None] * self.num_rows
+        if layout.has_path:
+            paths = pc.struct_field(table[layout.image_column], "path").to_pylist()
         labels = table[layout.label_column].to_pylist() if layout.label_column else [None] * self.num_rows
         ids = {name: class_id for class_id, name in enumerate(layout.class_names or ())}
         return [
@@ -119,7 +121,6 @@ class ParquetShard:
         """Load the images of the row group a few at a time, front to back: a row group may be larger than memory.
 
         Pages are decoded whole. They are 1 MB by the format's advice, but pyarrow writes up to 1024 rows to one.
-
         """
         with _opened(self.file, _read_metadata(self.file), buffer_bytes=_STREAM_BUFFER_BYTES) as parquet:
             first_row = 0
@@ -187,14 +188,8 @@ def open_parquet_files(files: Sequence[FileStat], root: str) -> Source:
         shards += _row_group_shards(file, layout, row_counts, scope, keys_from_path=identified.get(file.path, False))
     if not shards:
         raise InputError(f"{root} holds no rows")
-    class_names = layouts[0].class_names
-    return Source(
-        kind="parquet",
-        root=root,
-        shards=shards,
-        class_names=list(class_names) if class_names is not None else None,
-        digest=listing_digest(root, files),
-    )
+    digest = listing_digest(root, files)
+    return Source(kind="parquet", root=root, shards=shards, class_names=layouts[0].class_names, digest=digest)
 
 
 def _labelling(layout: ParquetLayout) -> tuple[object, ...]:
@@ -274,11 +269,6 @@ def _validated(table: pa.Table) -> pa.Table:
 def _paths_identify_rows(file: FileStat, column: str) -> bool:
     paths = pc.struct_field(_read_column(file, column)[column.rpartition(".")[0]], "path")
     return paths.null_count == 0 and int(pc.count_distinct(paths).as_py()) == len(paths)
-
-
-def _image_paths(table: pa.Table, layout: ParquetLayout) -> list[str | None]:
-    paths: list[str | None] = pc.struct_field(table[layout.image_column], "path").to_pylist()
-    return paths
 
 
 def _number_text_labels(files: Sequence[FileStat], layouts: list[ParquetLayout]) -> list[ParquetLayout]:

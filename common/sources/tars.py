@@ -15,7 +15,7 @@ from typing import BinaryIO, ClassVar, NamedTuple
 
 from beit.common.errors import BadSample, InputError
 from beit.common.images import IMAGE_SUFFIXES, MAX_IMAGE_BYTES, is_image_path
-from beit.common.sources.types import SampleRef, Source, SourceKind, SourceShard, joined_label, listing_digest
+from beit.common.sources.types import SampleRef, Source, SourceKind, joined_label, listing_digest
 from beit.common.storage.paths import is_remote
 from beit.common.storage.place import FileStat, for_each, place_of
 from beit.common.storage.tar_walk import TarIndex, TarMember, group_samples, iter_members, split_name, walk_tar
@@ -159,23 +159,14 @@ def open_tars(files: list[FileStat], root: str) -> Source:
 
     Where labels are class names, every tar is walked once to number them; numbers are taken as they are.
     """
-    shards = [TarShard(name=_stem(file.path), location=file.path, size=file.size) for file in files]
+    stems = [file.path.rsplit("/", 1)[-1].removesuffix(".tar") for file in files]
+    shards = [TarShard(stem, file.path, size=file.size) for stem, file in zip(stems, files, strict=True)]
     class_names = None
     if isinstance(_first_label(shards[0].location), str):
         class_names = tuple(sorted(_all_label_names([shard.location for shard in shards])))
         shards = [replace(shard, class_names=class_names) for shard in shards]
-    typed: list[SourceShard] = list(shards)
-    return Source(
-        kind="tar",
-        root=root,
-        shards=typed,
-        class_names=list(class_names) if class_names is not None else None,
-        digest=listing_digest(root, files),
-    )
-
-
-def _stem(path: str) -> str:
-    return path.rsplit("/", 1)[-1].removesuffix(".tar")
+    digest = listing_digest(root, files)
+    return Source(kind="tar", root=root, shards=list(shards), class_names=class_names, digest=digest)
 
 
 def _image_member(sample: dict[str, TarMember]) -> TarMember | None:

@@ -90,7 +90,7 @@ class Source:
     root: str
     """Folder or URL below which everything of this source lies."""
     shards: list[SourceShard]
-    class_names: list[str] | None
+    class_names: tuple[str, ...] | None
     """Name of each class id, or None where the source has no labels or only numbers."""
     digest: str
     """Hash of the root and of every file's name, size, version and label: equal while nothing changed."""

@@ -77,33 +77,24 @@ def parse_json(data: bytes, *, label: str) -> Any:
         ) from None
 
 
-def to_json(document: Any) -> dict[str, Any]:
-    """Return a schema instance as plain JSON values."""
-    return asdict(document)
-
-
-def from_json(schema: type[Schema], path: Path | str, document: Any) -> Schema:
-    """Build a schema instance from parsed JSON; `path` is named in errors.
+def parse_document(schema: type[Schema], data: bytes, *, label: str) -> Schema:
+    """Decode and check a JSON document.
 
     Args:
         schema: A dataclass whose fields `format` and `format_version` have the values that are expected as defaults.
-        path: Of the document, or a URL.
-        document: Parsed.
+        data: The document.
+        label: Its path or URL, for errors.
     """
+    document = parse_json(data, label=label)
     defaults: dict[str, Any] = {field.name: field.default for field in fields(schema)}  # type: ignore[arg-type]
-    Format(defaults["format"], defaults["format_version"]).check(document, path)
-    _refuse_control_characters(document, path)
+    Format(defaults["format"], defaults["format_version"]).check(document, label)
+    _refuse_control_characters(document, label)
     try:
-        return config_from_dict(schema, document, origin=str(path))
+        return config_from_dict(schema, document, origin=label)
     except InputError as error:
-        raise InputError(f"{path}: {error}") from None
+        raise InputError(f"{label}: {error}") from None
     except TypeError as error:  # a required field is missing
-        raise InputError(f"{path} is incomplete ({error}); run beit tokenize again") from None
-
-
-def parse_document(schema: type[Schema], data: bytes, *, label: str) -> Schema:
-    """Decode and check a JSON document; `label` is named in errors."""
-    return from_json(schema, label, parse_json(data, label=label))
+        raise InputError(f"{label} is incomplete ({error}); run beit tokenize again") from None
 
 
 def read_document(schema: type[Schema], place: Place) -> Schema:
@@ -113,7 +104,7 @@ def read_document(schema: type[Schema], place: Place) -> Schema:
 
 def write_document(place: Place, document: Any) -> None:
     """Write a schema instance as a JSON document."""
-    place.write(json_bytes(to_json(document)))
+    place.write(json_bytes(asdict(document)))
 
 
 def canonical_sha256(value: Any) -> str:
@@ -126,15 +117,12 @@ def canonical_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
-def _refuse_control_characters(value: Any, path: Path | str) -> None:
+def _refuse_control_characters(value: Any, label: str) -> None:
     """Check all texts of a document, since names in it become paths and lines of a terminal."""
-    if isinstance(value, str):
-        if _UNFIT.search(value):
-            raise InputError(f"{path} holds a text with control characters or not in UTF-8 ({value[:80]!a})")
-    elif isinstance(value, dict):
-        for name, entry in value.items():
-            _refuse_control_characters(name, path)
-            _refuse_control_characters(entry, path)
-    elif isinstance(value, list):
+    if isinstance(value, str) and _UNFIT.search(value):
+        raise InputError(f"{label} holds a text with control characters or not in UTF-8 ({value[:80]!a})")
+    if isinstance(value, dict):
+        value = [*value, *value.values()]
+    if isinstance(value, list):
         for entry in value:
-            _refuse_control_characters(entry, path)
+            _refuse_control_characters(entry, label)

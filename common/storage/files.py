@@ -1,18 +1,25 @@
-"""Files that are either complete or absent: atomic writes and hashes. JSON is `storage/documents.py`'s."""
+"""Files that are either complete or absent: atomic writes and hashes; and faults on purpose, to test that they are.
+
+`BEIT_FAULT=point:n` kills the process, as kill -9 does, at the n-th pass of a named point. Points stand where a crash
+would hurt: before and after a file gets its final name (`rename`, `renamed`) or a checkpoint is committed (`commit`,
+`committed`), and between two samples of a shard (`sample`). Without the variable a point does nothing. JSON is
+`storage/documents.py`'s.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import secrets
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 from beit.common.errors import InputError
-from beit.common.faults import fault_point
 
+FAULT_VARIABLE = "BEIT_FAULT"
 _HASH_BLOCK_BYTES = 1 << 20
 
 
@@ -89,3 +96,31 @@ def sha256_of(file: BinaryIO) -> str:
     while block := file.read(_HASH_BLOCK_BYTES):
         hasher.update(block)
     return hasher.hexdigest()
+
+
+class _Trap:
+    """The point at which to die, and how many passes are left until then."""
+
+    def __init__(self, value: str | None) -> None:
+        self.point, _, count = (value or "").partition(":")
+        if self.point and not count.isdecimal():
+            raise InputError(f"{FAULT_VARIABLE} ({value}) must have the form point:n")
+        self.passes_left = int(count or 0)
+
+
+_trap = _Trap(os.environ.get(FAULT_VARIABLE))
+
+
+def fault_point(name: str) -> None:
+    """Die here if the environment says so."""
+    if name != _trap.point:
+        return
+    _trap.passes_left -= 1
+    if _trap.passes_left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def set_trap(value: str) -> None:
+    """Set the trap in this process, as the environment variable does at its start: "point:n", or "" for none."""
+    global _trap
+    _trap = _Trap(value)

@@ -81,7 +81,10 @@ class FsspecStore:
 
     def put(self, key: str, data: bytes | IO[bytes]) -> None:
         """Write a file as a whole, over an older one."""
-        self._upload(key, io.BytesIO(data) if isinstance(data, bytes) else data)
+        source = io.BytesIO(data) if isinstance(data, bytes) else data
+        source.seek(0)
+        with self._files.open(key, "wb") as target:
+            shutil.copyfileobj(source, target)
 
     def create(self, key: str, data: bytes) -> bool:
         """Write a small file unless there is one; return whether it was done."""
@@ -100,11 +103,6 @@ class FsspecStore:
         if is_same:
             self.put(key, data)
         return is_same
-
-    def _upload(self, key: str, source: IO[bytes]) -> None:
-        source.seek(0)
-        with self._files.open(key, "wb") as target:
-            shutil.copyfileobj(source, target)
 
     def delete(self, key: str) -> None:
         """Remove a file, if it is there."""

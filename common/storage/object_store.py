@@ -21,12 +21,12 @@ from typing import IO, TYPE_CHECKING, Any
 
 from beit.common.errors import InputError
 from beit.common.storage.answers import FileStat, Judge, status_of
+from beit.common.storage.paths import WEB_SCHEMES
 
 if TYPE_CHECKING:
     from obstore.store import RetryConfig
 
 SCHEMES = ("s3", "s3a", "gs", "gcs", "az", "azure", "abfs", "abfss", "adl", "http", "https")
-WEB_SCHEMES = ("http://", "https://")
 HEADERS_VARIABLE = "BEIT_HTTP_HEADERS"
 """Environment variable: JSON of headers that are sent to web servers."""
 

@@ -63,13 +63,7 @@ def place_of(location: str, *, is_first_contact: bool = False) -> Place:
 
 
 def read_ranges(ranges: Sequence[ByteRange]) -> list[bytes]:
-    """Return the content of several ranges, requested together; one is shorter than asked for where its file ends.
-
-    Raises:
-        MissingFile: one of the files does not exist.
-        InputError: one of them may not be read, or its server does not serve ranges.
-        RemoteError: a server is away.
-    """
+    """Return the content of several ranges, requested together; one is shorter than asked for where its file ends."""
     requests = list(_coalesce(ranges))
     blocks = [_read(requests[0])] if len(requests) == 1 else list(threads().map(_read, requests))
     found: dict[int, bytes] = {}
@@ -88,25 +82,12 @@ def for_each(function: Callable[[str], Result], locations: Sequence[str]) -> lis
 
 
 def read_files(locations: Sequence[str]) -> list[bytes]:
-    """Return the content of several small files, remote ones read at the same time.
-
-    Raises:
-        MissingFile: one does not exist.
-        InputError: one may not be read.
-        RemoteError: a server is away.
-    """
+    """Return the content of several small files, remote ones read at the same time."""
     return for_each(lambda location: place_of(location).read(), locations)
 
 
 def copy_file(source: Place, file: IO[bytes]) -> None:
-    """Write the content of a file of any size to an open file.
-
-    Raises:
-        MissingFile: there is none.
-        InputError: it may not be read, or changed meanwhile.
-        RemoteError: its server is away.
-        OSError: it cannot be written.
-    """
+    """Write the content of a file of any size to an open file."""
     for piece in source.pieces():
         file.write(piece)
     file.flush()

@@ -19,10 +19,9 @@ from dataclasses import replace
 from typing import IO, Any, BinaryIO, TypeVar, cast
 
 from beit.common.errors import InputError
-from beit.common.faults import fault_point
 from beit.common.storage import fsspec_store, object_store
 from beit.common.storage.answers import Doing, FileStat, Judge, MissingFile, RemoteError, failure
-from beit.common.storage.files import default_cache_dir
+from beit.common.storage.files import default_cache_dir, fault_point
 from beit.common.storage.paths import join, query_of
 from beit.common.storage.threads import threads
 

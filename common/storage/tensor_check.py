@@ -1,4 +1,4 @@
-"""Whether tensors from a file are exactly what a network needs, before any of them is used."""
+"""Tensors read from a file, and whether they are exactly what a network needs, before any of them is used."""
 
 from __future__ import annotations
 
@@ -6,11 +6,20 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from beit.common.errors import InputError
 
 _NAMES_IN_MESSAGE = 3
+
+
+def read_safetensors(file: Path) -> dict[str, Tensor]:
+    """Read all tensors of a safetensors file."""
+    try:
+        return dict(load_file(file))
+    except Exception as error:  # safetensors raises its own type for damage, without a public common base
+        raise InputError(f"{file} is not a readable safetensors file ({error}); fetch or copy it again") from None
 
 
 def check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], origin: Path) -> None:

@@ -17,15 +17,11 @@ _THREADS = 32
 
 
 class Threads:
-    """Threads that wait for servers. A process that ends does not wait for them, as it would for an executor's.
+    """Threads that wait for servers. A process that ends does not wait for them, as it would for an executor's."""
 
-    Args:
-        count: Of them.
-    """
-
-    def __init__(self, count: int) -> None:
+    def __init__(self) -> None:
         self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        for number in range(count):
+        for number in range(_THREADS):
             threading.Thread(target=self._work, name=f"beit-remote-{number}", daemon=True).start()
 
     def submit(self, function: Callable[..., Result], *arguments: Any) -> Future[Result]:
@@ -55,4 +51,4 @@ class Threads:
 @functools.cache
 def threads() -> Threads:
     """Return the threads of this process."""
-    return Threads(_THREADS)
+    return Threads()

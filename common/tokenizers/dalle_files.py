@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from beit.common.errors import InputError, require
-from beit.common.storage.tensor_check import check_tensors
+from beit.common.storage.tensor_check import check_tensors, read_safetensors
 from beit.common.tokenizers.dalle import DalleDecoder, DalleEncoder, DalleModel
 from beit.common.tokenizers.safe_pickle import read_module_tensors
 
@@ -98,14 +97,6 @@ def read_part(file: Path, part: Part | None = None) -> tuple[Part, dict[str, Ten
         raise InputError(f"{file} holds DALL-E's {found}, not its {wanted}; give the {wanted}'s file")
     check_tensors(tensors, _expected(wanted), file)
     return wanted, tensors
-
-
-def read_safetensors(file: Path) -> dict[str, Tensor]:
-    """Read all tensors of a safetensors file."""
-    try:
-        return dict(load_file(file))
-    except Exception as error:  # safetensors raises its own type for damage, without a public common base
-        raise InputError(f"{file} is not a readable safetensors file ({error}); fetch or copy it again") from None
 
 
 def _expected(part: Part) -> dict[str, Tensor]:

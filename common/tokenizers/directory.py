@@ -24,9 +24,9 @@ from beit.common.config import config_from_dict, config_to_dict
 from beit.common.errors import InputError, require
 from beit.common.storage.documents import Format, read_json, write_json
 from beit.common.storage.files import sha256_file, write_atomic
-from beit.common.storage.tensor_check import check_tensors
+from beit.common.storage.tensor_check import check_tensors, read_safetensors
 from beit.common.tokenizers.dalle import DalleModel
-from beit.common.tokenizers.dalle_files import Part, as_float32, find_parts, load_dalle, read_safetensors
+from beit.common.tokenizers.dalle_files import Part, as_float32, find_parts, load_dalle
 from beit.common.tokenizers.dvae import DiscreteVAE
 from beit.common.tokenizers.dvae_config import DiscreteVAEConfig
 

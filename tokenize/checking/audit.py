@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from beit.common.errors import BadSample, InputError, require
 from beit.common.images import decode_image
 from beit.common.rng import CounterRng
-from beit.common.shards.schema import TokenizerInfo
 from beit.common.shards.token_store import TokenStore
 from beit.common.tokenizer import DTypeSetting, choose_dtype, load_store_tokenizer
 from beit.common.views import compute_canary, crop_crc
@@ -44,12 +43,8 @@ class AuditResult:
         return f"audit: {self.agreement:.3%} of the tokens of {self.num_views} views agree ({how})"
 
 
-@dataclass(frozen=True, slots=True)
-class _View:
-    """One view to compare."""
-
-    pixels: NDArray[np.uint8]
-    token_ids: NDArray[np.uint16]
+_View = tuple[NDArray[np.uint8], NDArray[np.uint16]]
+"""Pixels and token ids of one view to compare."""
 
 
 def audit_store(store: TokenStore, *, count: int, tokenizer: ViewEncoder | str | None = None) -> AuditResult:
@@ -76,7 +71,11 @@ def audit_store(store: TokenStore, *, count: int, tokenizer: ViewEncoder | str |
             info.tokenizer, given=tokenizer, device=device, dtype=dtype, compile_encoder="on" if is_compiled else "off"
         )
     else:
-        _require_same_tokenizer(info.tokenizer, tokenizer)
+        require(
+            tokenizer.fingerprint == info.tokenizer.fingerprint,
+            f"tokenizer {info.tokenizer.name} (fingerprint {tokenizer.fingerprint[:12]}) is not the one the store was "
+            f"made with ({info.tokenizer.fingerprint[:12]}); restore that one",
+        )
     problems: list[str] = []
     with torch_threads(then.threads):
         equal = _compare(store, count, tokenizer, problems)
@@ -88,24 +87,16 @@ def audit_store(store: TokenStore, *, count: int, tokenizer: ViewEncoder | str |
     return AuditResult(num_views=len(equal), agreement=agreement, same_execution=now == then, problems=problems)
 
 
-def _require_same_tokenizer(expected: TokenizerInfo, tokenizer: ViewEncoder) -> None:
-    require(
-        tokenizer.fingerprint == expected.fingerprint,
-        f"tokenizer {expected.name} (fingerprint {tokenizer.fingerprint[:12]}) is not the one the store was made with "
-        f"({expected.fingerprint[:12]}); restore that one",
-    )
-
-
 def _compare(store: TokenStore, count: int, tokenizer: ViewEncoder, problems: list[str]) -> list[float]:
     """Return the share of equal tokens of each view that could be rendered."""
     size = store.info.execution.micro_batch_size
     equal: list[float] = []
     views = _draw(store, count, problems)
     while batch := list(islice(views, size)):
-        pixels = np.zeros((size, *batch[0].pixels.shape), dtype=np.uint8)
-        pixels[: len(batch)] = [view.pixels for view in batch]
+        pixels = np.zeros((size, *batch[0][0].shape), dtype=np.uint8)
+        pixels[: len(batch)] = [view for view, _ in batch]
         token_ids = tokenizer.encode(pixels)[: len(batch)].cpu().numpy()
-        equal += [float((ids == view.token_ids).mean()) for ids, view in zip(token_ids, batch, strict=True)]
+        equal += [float((now == then).mean()) for now, (_, then) in zip(token_ids, batch, strict=True)]
     return equal
 
 
@@ -128,4 +119,4 @@ def _render(store: TokenStore, shard_id: int, row: int, view_k: int) -> _View:
     if crop_crc(image, record.view) != int(record.view["crc_crop"]):
         raise BadSample("crop-mismatch", "the image's pixels are not those that were tokenised")
     scope = store.info.augment.jitter_scope
-    return _View(render_token_view(image, record.view, store.info.token_img_size, scope), record.token_ids)
+    return render_token_view(image, record.view, store.info.token_img_size, scope), record.token_ids

@@ -98,11 +98,13 @@ def verify_store(store: str | Path, *, audit: int = 0, tokenizer: ViewEncoder | 
     rows, problems = _read_index(location, info)
     stems = [row.stem for row in rows] if rows else _stems_with_manifest(location)
     problems += [f"{name} does not belong to the store; remove it" for name in _strays(location, set(stems))]
+    local_info = replace(info, image_root=resolve_location(location, info.image_root))
     num_samples = 0
     with Progress(len(stems), unit="shards", description="verify") as progress:
         for number, stem in enumerate(stems):
             try:
-                num_samples += _verify_shard(location, info, stem, rows[number] if rows else None)
+                with _local_shard(location, stem) as folder:
+                    num_samples += _verify_shard(folder, local_info, stem, rows[number] if rows else None)
             except (InputError, BadSample, OSError) as error:
                 problems.append(f"shard {stem}: {error}")
             progress.update(1)
@@ -148,12 +150,6 @@ def _strays(location: str, stems: set[str]) -> Iterator[str]:
 
 def _verify_shard(location: str, info: StoreInfo, stem: str, row: ShardRow | None) -> int:
     """Check one shard and return its number of samples; the first thing that is wrong is raised."""
-    info = replace(info, image_root=resolve_location(location, info.image_root))
-    with _local_shard(location, stem) as folder:
-        return _verify_local_shard(folder, info, stem, row)
-
-
-def _verify_local_shard(location: str, info: StoreInfo, stem: str, row: ShardRow | None) -> int:
     folder = Path(location) / TOKENS_DIR
     manifest = read_document(ShardManifest, place_of(str(folder / manifest_name(stem))))
     require(manifest.settings_sha256 == info.settings_sha256(), "its manifest belongs to other settings")

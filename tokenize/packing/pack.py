@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from PIL import Image
 
@@ -44,12 +44,8 @@ _CHECK_THREADS = 16  # a tar is a few reads, or one request; arbitrary
 _MAGIC_SUFFIXES = ((b"\xff\xd8\xff", "jpg"), (b"\x89PNG", "png"), (b"RIFF", "webp"))
 
 
-class PackedImage(NamedTuple):
-    """One image ready to be written."""
-
-    ref: SampleRef
-    members: dict[str, bytes] | BadSample
-    """Content by what follows the key in the name, or why there is none."""
+PackedImage = tuple[SampleRef, dict[str, bytes] | BadSample]
+"""An image ready to be written: its content by what follows the key in the name, or why there is none."""
 
 
 def pack_images(
@@ -70,7 +66,6 @@ def pack_images(
         processes: Of `members_of`, where the workers only read.
         found: What `packed_manifests` returned before.
     Raises:
-        InputError: the source is damaged.
         ResumableStop: somebody asked to stop.
         OSError: the disk is full or failing.
     """
@@ -170,9 +165,9 @@ def _pack_image(
 ) -> PackedImage:
     ref = refs[position]
     try:
-        return PackedImage(ref, make(ref, read(position)))
+        return ref, make(ref, read(position))
     except BadSample as error:
-        return PackedImage(ref, error)
+        return ref, error
 
 
 def members_of(ref: SampleRef, data: bytes, info: StoreInfo) -> dict[str, bytes]:
@@ -185,9 +180,9 @@ def members_of(ref: SampleRef, data: bytes, info: StoreInfo) -> dict[str, bytes]
     assert packing is not None
     quality = packing.jpeg_quality or 0  # given wherever something is encoded
     if packing.materialize:
-        crops = cut_crops(data, ref.key, ViewMaker.of_store(info), img_size=info.img_size, jpeg_quality=quality)
-        images = {crop_suffix(k): encoded for k, encoded in enumerate(crops.encoded)}
-        return images | {"json": _metadata(ref, crops.origin)}
+        crops, origin = cut_crops(data, ref.key, ViewMaker.of_store(info), img_size=info.img_size, jpeg_quality=quality)
+        images = {crop_suffix(k): encoded for k, encoded in enumerate(crops)}
+        return images | {"json": _metadata(ref, origin)}
     if packing.short_side:
         data = shrink(data, packing.short_side, jpeg_quality=quality)
     return {_suffix(data): data, "json": _metadata(ref, {})}

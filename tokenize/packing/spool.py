@@ -55,7 +55,6 @@ class Spool:
         """Read the whole source once, front to back.
 
         Raises:
-            InputError: the source is damaged.
             ResumableStop: somebody asked to stop.
             OSError: the disk is full.
         """

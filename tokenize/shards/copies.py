@@ -63,7 +63,6 @@ class TarCopies:
             tar: To read now.
             following: The one that is likely next, which is fetched meanwhile.
         Raises:
-            InputError: the tar is missing, or its server has no byte ranges.
             OSError: it cannot be read, or there is no room for it.
         """
         if not is_remote(tar.location):

@@ -36,17 +36,9 @@ from beit.tokenize.shards.encode import PreparedImage, ViewMaker, empty_image
 _DRAWN_FIELDS = ("left", "top", "w", "h", "flip", "jitter_order", "bright", "contrast", "sat")
 
 
-@dataclass(frozen=True, slots=True)
-class Crops:
-    """What is stored of one image."""
-
-    encoded: list[bytes]
-    """K JPEG files."""
-    origin: dict[str, Any]
-    """Size of the image, and the view each crop shows, as plain JSON values."""
-
-
-def cut_crops(data: bytes, key: str, maker: ViewMaker, *, img_size: int, jpeg_quality: int) -> Crops:
+def cut_crops(
+    data: bytes, key: str, maker: ViewMaker, *, img_size: int, jpeg_quality: int
+) -> tuple[list[bytes], dict[str, Any]]:
     """Render and encode all views of an image.
 
     Args:
@@ -55,6 +47,8 @@ def cut_crops(data: bytes, key: str, maker: ViewMaker, *, img_size: int, jpeg_qu
         maker: Draws them.
         img_size: Side of a crop in pixels.
         jpeg_quality: Pillow's scale.
+    Returns:
+        K JPEG files; size of the image, and the view each crop shows, as plain JSON values.
     Raises:
         BadSample: the image cannot be decoded.
     """
@@ -67,7 +61,7 @@ def cut_crops(data: bytes, key: str, maker: ViewMaker, *, img_size: int, jpeg_qu
         Image.fromarray(pixels).save(buffer, "JPEG", quality=jpeg_quality)
         encoded.append(buffer.getvalue())
         drawn.append({name: int(view[name]) for name in _DRAWN_FIELDS})
-    return Crops(encoded, {"size": list(image.size), "views": drawn})
+    return encoded, {"size": list(image.size), "views": drawn}
 
 
 def whole_view(side: int) -> np.void:
@@ -103,19 +97,11 @@ class CropMaker:
         return cls(img_size=info.img_size, token_img_size=info.token_img_size)
 
     def read(self, ref: CropsRef, reader: ShardReader) -> list[bytes]:
-        """Return the encoded crops.
-
-        Raises:
-            BadSample: one is missing, cut or too large.
-        """
+        """Return the encoded crops."""
         return [reader.read(crop) for crop in ref.crops]
 
     def make(self, ref: CropsRef, data: list[bytes]) -> PreparedImage:
-        """Decode the crops and render each.
-
-        Raises:
-            BadSample: one cannot be decoded.
-        """
+        """Decode the crops and render each."""
         prepared, whole = empty_image(ref, len(data), self.token_img_size), whole_view(self.img_size)
         for k, crop in enumerate(data):
             prepared.fill(k, decode_image(crop), whole, jitter_scope="crop")  # nothing is left to jitter

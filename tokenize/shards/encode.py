@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from beit.common.errors import BadSample, InputError
+from beit.common.errors import InputError
 from beit.common.images import decode_image
 from beit.common.shards.schema import Execution, StoreInfo, TokenizerInfo
 from beit.common.sources.types import SampleRef, ShardReader
@@ -53,14 +53,6 @@ class PreparedImage:
         self.views[view_k] = view
         self.views[view_k]["crc_crop"] = crop_crc(image, view)
         self.views[view_k]["luma"] = mean_luma(self.token_views[view_k])
-
-
-@dataclass(frozen=True, slots=True)
-class RejectedImage:
-    """An image that cannot be used."""
-
-    ref: SampleRef
-    error: BadSample
 
 
 class ImageMaker(Protocol):
@@ -100,19 +92,11 @@ class ViewMaker:
         return draw_stored_view(self.seed, key, view_k, width=image.width, height=image.height, augment=self.augment)
 
     def read(self, ref: SampleRef, reader: ShardReader) -> bytes:
-        """Return the encoded image.
-
-        Raises:
-            BadSample: it is missing, cut or too large.
-        """
+        """Return the encoded image."""
         return reader.read(ref)
 
     def make(self, ref: SampleRef, data: bytes) -> PreparedImage:
-        """Decode an image and make all its views.
-
-        Raises:
-            BadSample: it cannot be decoded.
-        """
+        """Decode an image and make all its views."""
         image = decode_image(data)
         prepared = empty_image(ref, self.num_views, self.token_img_size)
         for k in range(self.num_views):

@@ -22,7 +22,7 @@ from beit.common.shards.schema import (
     held_out_count,
     manifest_name,
 )
-from beit.common.shards.tables import SampleTable, ShardTable, decode_samples, encode_index
+from beit.common.shards.tables import ShardTable, decode_samples, encode_index
 from beit.common.storage.documents import parse_document, read_document, write_document
 from beit.common.storage.place import FileStat, read_files
 from beit.tokenize.store.documents import StoreFiles, stat_if_there
@@ -133,16 +133,10 @@ def _load_key_hashes(files: StoreFiles, manifests: list[ShardManifest]) -> list[
         some = manifests[start : start + _TABLES_AT_ONCE]
         paths = [str(files / f"{TOKENS_DIR}/{manifest.samples.name}") for manifest in some]
         for manifest, path, data in zip(some, paths, read_files(paths), strict=True):
-            hashes.append(_decode_samples(manifest, path, data).key_hash)
+            is_sound = hashlib.sha256(data).hexdigest() == manifest.samples.sha256
+            require(is_sound, f"{path} is damaged; run beit tokenize again to mend it")
+            hashes.append(decode_samples(data, label=path).key_hash)
     return hashes
-
-
-def _decode_samples(manifest: ShardManifest, label: str, data: bytes) -> SampleTable:
-    require(
-        hashlib.sha256(data).hexdigest() == manifest.samples.sha256,
-        f"{label} is damaged; run beit tokenize again to mend it",
-    )
-    return decode_samples(data, label=label)
 
 
 def index_row(manifest: ShardManifest, key_hash: NDArray[np.uint64], threshold: int) -> ShardRow:

@@ -10,8 +10,6 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 
@@ -40,7 +38,6 @@ from beit.tokenize.shards.encode import (
     ImageMaker,
     PreparedImage,
     RankTokenizer,
-    RejectedImage,
     Stopwatch,
     encode_images,
 )
@@ -75,7 +72,7 @@ class ShardJob:
         return bool(self.image_sha256)
 
 
-class TokenizeProgress:
+class TokenizeProgress(Progress):
     """Counts images and shows views.
 
     Args:
@@ -92,25 +89,13 @@ class TokenizeProgress:
         self._factor = max(1, views)
         self._shows_views = views > 0
         self._images, self._skipped = 0, skipped
-        self._started = time.monotonic()
-        self._progress = Progress(
+        super().__init__(
             None if total_images is None else total_images * self._factor,
             unit="views" if views else "images",
             description="tokenize",
             initial=images_done * self._factor,
             enabled=enabled,
         )
-
-    def __enter__(self) -> Self:
-        """Start counting."""
-        self._progress.__enter__()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Close the bar, or write the last line."""
-        self._progress.__exit__(kind, value, trace)
 
     def add(self, *, images: int = 0, skipped: int = 0) -> None:
         """Note finished and skipped images."""
@@ -120,11 +105,11 @@ class TokenizeProgress:
         if self._shows_views:
             fields["images/s"] = f"{self._images / max(time.monotonic() - self._started, 1e-9):.1f}"
         fields["skipped"] = self._skipped
-        self._progress.update((images + skipped) * self._factor, **fields)
+        self.update((images + skipped) * self._factor, **fields)
 
-    def grow(self, images: int) -> None:
-        """Note that there are `images` more to do than was known."""
-        self._progress.grow(images * self._factor)
+    def grow(self, count: int) -> None:
+        """Note that there are `count` images more to do than was known."""
+        super().grow(count * self._factor)
 
 
 class ShardTokenizer:
@@ -151,7 +136,7 @@ class ShardTokenizer:
     ) -> None:
         self._files, self._info = files, info
         self._tokenizing = tokenizing
-        self._maker, self._workers = maker, workers
+        self._maker, self.workers = maker, workers
         self._make = maker.make if processes is None else processes.call
         self.watch = Stopwatch()
 
@@ -166,7 +151,6 @@ class ShardTokenizer:
             bad_samples: Told of every unusable one.
             before_commit: Called when all is ready; raises if the shard is not to be committed after all.
         Raises:
-            InputError: the image tar is damaged or changes meanwhile, or too many images are unusable.
             ResumableStop: somebody asked for it; the shard is given up.
         """
         copy = job.tar.copy
@@ -177,14 +161,16 @@ class ShardTokenizer:
         refs: Sequence[SampleRef]
         refs, index = job.tar.scan()
         skipped = list(job.skipped)
-        bad_samples.add(_reports(job.stem, skipped))
+        bad_samples.add(
+            BadSampleReport(f"{job.stem}/{sample.key}", sample.reason, "found when packing") for sample in skipped
+        )
         progress.add(skipped=len(skipped))
         full_hash = self._start_hash(job)
         folder, tokens = self._files / TOKENS_DIR, None
         begin_shard(folder, job.stem)
         with new_shard_tar(folder, job.stem) if self._info.views else nullcontext() as tar, job.tar.open() as reader:
             writer = SampleWriter(tar)
-            results = self._workers.map(partial(self._prepare, reader=reader), refs, ahead=self._images_ahead())
+            results = self.workers.map(partial(self._prepare, reader=reader), refs, ahead=self._images_ahead())
             usable = _sort_out(results, job.stem, skipped, bad_samples, progress)
             for encoded in self._encode(usable):
                 writer.add(encoded.image.ref, encoded.token_ids, encoded.image.views)
@@ -212,19 +198,11 @@ class ShardTokenizer:
             tokenizing=self._tokenizing,
         )
 
-    def raise_if_stopped(self) -> None:
-        """End the work if somebody asked for it.
-
-        Raises:
-            ResumableStop: somebody did.
-        """
-        self._workers.raise_if_stopped()
-
     def _start_hash(self, job: ShardJob) -> Future[str] | None:
         # Of a remote tar, the copy was hashed on its way.
         if job.is_packed or is_remote(job.tar.location):
             return None
-        return self._workers.submit(sha256_file, Path(job.tar.location))
+        return self.workers.submit(sha256_file, Path(job.tar.location))
 
     def _encode(self, images: Iterable[PreparedImage]) -> Iterator[EncodedImage]:
         tokenizer, execution = self._tokenizing.tokenizer, self._tokenizing.execution
@@ -235,40 +213,36 @@ class ShardTokenizer:
         for image in images:
             yield EncodedImage(image, none)
 
-    def _prepare(self, ref: SampleRef, *, reader: ShardReader) -> PreparedImage | RejectedImage:
+    def _prepare(self, ref: SampleRef, *, reader: ShardReader) -> tuple[SampleRef, PreparedImage | BadSample]:
         """Make the views of a sample. One that cannot be used is returned, not raised: it is counted."""
         try:
-            return self._make(ref, self._maker.read(ref, reader))
+            return ref, self._make(ref, self._maker.read(ref, reader))
         except BadSample as error:
-            return RejectedImage(ref, error)
+            return ref, error
 
     def _images_ahead(self) -> int:
         """Return how many images to prepare in advance: enough for two batches, bounded in memory."""
         views = max(1, self._info.views)
         view_bytes = max(1, self._info.token_img_size) ** 2 * 3
-        wanted = 4 * self._workers.count + -(-2 * self._tokenizing.execution.micro_batch_size // views)
-        return max(self._workers.count + 1, min(wanted, _BYTES_AHEAD // (views * view_bytes)))
+        wanted = 4 * self.workers.count + -(-2 * self._tokenizing.execution.micro_batch_size // views)
+        return max(self.workers.count + 1, min(wanted, _BYTES_AHEAD // (views * view_bytes)))
 
 
 def _sort_out(
-    results: Iterable[PreparedImage | RejectedImage],
+    results: Iterable[tuple[SampleRef, PreparedImage | BadSample]],
     stem: str,
     skipped: list[SkippedSample],
     bad_samples: BadSampleLog,
     progress: TokenizeProgress,
 ) -> Iterator[PreparedImage]:
     """Yield the usable images and note the others."""
-    for result in results:
+    for ref, result in results:
         if isinstance(result, PreparedImage):
             yield result
             continue
-        skipped.append(SkippedSample(key=result.ref.key, reason=result.error.reason))
+        skipped.append(SkippedSample(key=ref.key, reason=result.reason))
         progress.add(skipped=1)
-        bad_samples.add([BadSampleReport(f"{stem}/{result.ref.key}", result.error.reason, result.error.detail)])
-
-
-def _reports(stem: str, skipped: Iterable[SkippedSample]) -> list[BadSampleReport]:
-    return [BadSampleReport(f"{stem}/{sample.key}", sample.reason, "found when packing") for sample in skipped]
+        bad_samples.add([BadSampleReport(f"{stem}/{ref.key}", result.reason, result.detail)])
 
 
 def find_finished(files: StoreFiles, job: ShardJob, info: StoreInfo) -> ShardManifest | None:

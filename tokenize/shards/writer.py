@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import hashlib
 import io
+import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from beit.common.faults import fault_point
 from beit.common.shards.schema import (
     TOKENS_SUFFIX,
     VIEWS_SUFFIX,
@@ -33,8 +33,8 @@ from beit.common.shards.schema import (
 from beit.common.shards.tables import encode_samples
 from beit.common.sources.types import SampleRef
 from beit.common.storage.documents import write_document
+from beit.common.storage.files import fault_point, sha256_of
 from beit.common.storage.place import Place
-from beit.common.storage.tar_writer import TarAppender
 from beit.tokenize.shards.crops import CropsRef
 from beit.tokenize.shards.encode import RankTokenizer
 
@@ -50,6 +50,54 @@ def new_shard_tar(folder: Place, stem: str) -> Iterator[TarAppender]:
     """Open the tar of a shard's images or tokens, which appears, whole, only if the block succeeds."""
     with (folder / f"{stem}.tar").new_file() as file:
         yield TarAppender(file)
+
+
+class TarAppender:
+    """Writes an uncompressed tar whose bytes depend on names and contents only, and tells where each payload lies.
+
+    Time, owner and mode are fixed. The end marker is written by `finish` alone: a tar that was given up reads as
+    truncated, not as a short one.
+
+    Args:
+        file: Named binary file at its start; stays open.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        """Where the tar is being written."""
+        self._hasher = hashlib.sha256()
+        self.size = 0
+        """Bytes written so far."""
+
+    def add(self, name: str, payload: bytes) -> int:
+        """Append one member and return the offset of its payload."""
+        info = tarfile.TarInfo(name)
+        info.size, info.mtime, info.mode = len(payload), 0, 0o644
+        self._write(info.tobuf(tarfile.PAX_FORMAT, "utf-8", "strict"))
+        offset = self.size
+        self._write(payload)
+        self._write(b"\0" * (-len(payload) % tarfile.BLOCKSIZE))
+        return offset
+
+    def finish(self) -> str:
+        """Write the end marker, read everything back and return the sha256 of the file.
+
+        Raises:
+            OSError: what stands in the file is not what was written.
+        """
+        self._write(b"\0" * (2 * tarfile.BLOCKSIZE))
+        self._write(b"\0" * (-self.size % tarfile.RECORDSIZE))
+        self.file.flush()
+        written = self._hasher.hexdigest()
+        self.file.seek(0)
+        if sha256_of(self.file) != written:
+            raise OSError(f"{self.file.name}: read back other bytes than were written; is the disk failing?")
+        return written
+
+    def _write(self, data: bytes) -> None:
+        self.file.write(data)
+        self._hasher.update(data)
+        self.size += len(data)
 
 
 class SampleWriter:
@@ -74,7 +122,10 @@ class SampleWriter:
         """
         fault_point("sample")
         row = {"key": ref.key, "key_hash": held_out_hash(ref.key), "label": ref.label}
-        row |= _image_columns(ref)
+        if isinstance(ref, CropsRef):
+            row |= {"img_off": [crop.offset for crop in ref.crops], "img_len": [crop.length for crop in ref.crops]}
+        else:
+            row |= {"img_off": ref.offset, "img_len": ref.length}
         row["tok_off"], row["tok_len"] = self._add_array(f"{ref.key}.{TOKENS_SUFFIX}", token_ids)
         row["view_off"], row["view_len"] = self._add_array(f"{ref.key}.{VIEWS_SUFFIX}", views)
         self.rows.append(row)
@@ -123,9 +174,3 @@ def commit_shard(
     )
     write_document(folder / manifest_name(stem), manifest)
     return manifest
-
-
-def _image_columns(ref: SampleRef) -> dict[str, Any]:
-    if isinstance(ref, CropsRef):
-        return {"img_off": [crop.offset for crop in ref.crops], "img_len": [crop.length for crop in ref.crops]}
-    return {"img_off": ref.offset, "img_len": ref.length}

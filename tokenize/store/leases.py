@@ -228,9 +228,7 @@ class Leases:
             with self._lock:
                 for name, holder in self._held.items():
                     self._held[name] = replace(holder, beat=holder.beat + 1)
-                    with suppress(
-                        OSError, InputError
-                    ):  # a server that is away for a moment; the next beat may reach it
+                    with suppress(OSError, InputError):  # away for a moment; the next beat may reach the server
                         self._lease(name).replace(self._held[name].encode(), _is_of(holder.nonce))
 
     def _describe(self, name: str) -> str:

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from beit.common.errors import InputError
-from beit.common.faults import set_trap
 from beit.common.shards.schema import ShardManifest
 from beit.common.storage.documents import read_document
+from beit.common.storage.files import set_trap
 from beit.common.storage.place import place_of
 from beit.common.storage.tar_walk import walk_tar
 from beit.common.store import open_store

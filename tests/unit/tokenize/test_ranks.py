@@ -14,8 +14,7 @@ from beit.tests.s3_server import serve_s3
 from beit.tests.support import write_images, write_tokenizer
 from beit.tests.tiny_store import tiny_config, tree_bytes
 from beit.tokenize.checking.verify import verify_store
-from beit.tokenize.ranks import tokenize_with_ranks
-from beit.tokenize.run import run_tokenize
+from beit.tokenize.run import run_tokenize, tokenize_with_ranks
 
 pytestmark = pytest.mark.launch
 
@@ -81,7 +80,7 @@ KILLED_RANK = """
 import os
 import sys
 import time
-from beit.common.faults import set_trap
+from beit.common.storage.files import set_trap
 from beit.common.storage.place import place_of
 if __name__ == "__main__":
     if os.environ["RANK"] == "1":
@@ -144,7 +143,7 @@ import sys
 from pathlib import Path
 from beit.common.errors import ResumableStop
 from beit.tests.tiny_store import tiny_config
-from beit.tokenize.ranks import tokenize_with_ranks
+from beit.tokenize.run import tokenize_with_ranks
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
     settings = tiny_config(tokenizer=str(folder / "tokenizer"), views=200)

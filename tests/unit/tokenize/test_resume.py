@@ -20,7 +20,7 @@ from beit.tests.tiny_store import (
     write_folder,
     write_tars,
 )
-from beit.tokenize.ranks import tokenize_with_ranks
+from beit.tokenize.run import tokenize_with_ranks
 from beit.tokenize.shards.index import finish_store
 from beit.tokenize.store.documents import StoreFiles, stat_if_there
 from beit.tokenize.store.leases import Leases

@@ -1,6 +1,6 @@
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -20,7 +20,7 @@ from beit.common.shards.schema import (
     held_out_hash,
     index_digest,
 )
-from beit.common.storage.documents import from_json, read_document, to_json, write_json
+from beit.common.storage.documents import json_bytes, parse_document, read_document, write_json
 from beit.common.storage.place import place_of
 
 INFO = StoreInfo(
@@ -66,30 +66,31 @@ ROW = ShardRow(
 
 @pytest.mark.parametrize("document", [INFO, replace(INFO, tokenizer=None, views=0, class_names=None), MANIFEST])
 def test_documents_survive_json(tmp_path, document):
-    write_json(tmp_path / "x.json", to_json(document))
+    write_json(tmp_path / "x.json", asdict(document))
     assert read_document(type(document), place_of(str(tmp_path / "x.json"))) == document
 
 
 def test_a_document_of_another_kind_version_or_with_fields_missing_is_refused():
-    document = to_json(INFO)
+    document = asdict(INFO)
     with pytest.raises(InputError, match="f.json is not a beit-token-shard file"):
-        from_json(ShardManifest, "f.json", document)
+        parse_document(ShardManifest, json_bytes(document), label="f.json")
     with pytest.raises(InputError, match="format_version 9"):
-        from_json(StoreInfo, "f.json", document | {"format_version": 9})
+        parse_document(StoreInfo, json_bytes(document | {"format_version": 9}), label="f.json")
+    without_canary = {name: value for name, value in document.items() if name != "canary"}
     with pytest.raises(InputError, match="incomplete.*canary"):
-        from_json(StoreInfo, "f.json", {name: value for name, value in document.items() if name != "canary"})
+        parse_document(StoreInfo, json_bytes(without_canary), label="f.json")
     with pytest.raises(InputError, match="is not a beit-token-store file"):
-        from_json(StoreInfo, "f.json", [])
+        parse_document(StoreInfo, json_bytes([]), label="f.json")
 
 
 @pytest.mark.parametrize("number", [-1, 1 << 51, 1 << 64, 10**400])
 @pytest.mark.parametrize("place", ["num_samples", "image", "tokens", "samples"])
 def test_a_number_that_no_shard_has_is_refused(place, number):
-    document = to_json(MANIFEST)
+    document = asdict(MANIFEST)
     document[place] = number if place == "num_samples" else document[place] | {"size": number}
     name = "num_samples" if place == "num_samples" else "size"
     with pytest.raises(InputError, match=rf"^f.json: .*{name} .{number}. must lie between 0 and"):
-        from_json(ShardManifest, "f.json", document)
+        parse_document(ShardManifest, json_bytes(document), label="f.json")
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,7 @@ def test_name_labels_are_numbered_over_all_tars(tmp_path: Path) -> None:
     write_tar(tmp_path / "0.tar", {"a.jpg": b"", "a.cls": b"dog", "b.jpg": b"", "b.cls": b"cat"})
     write_tar(tmp_path / "1.tar", {"c.jpg": b"", "c.json": json.dumps({"label": "bird"}).encode(), "d.jpg": b""})
     source = open_source(tmp_path)
-    assert source.class_names == ["bird", "cat", "dog"]
+    assert source.class_names == ("bird", "cat", "dog")
     assert labels_of(source) == [2, 1, 0, None]
 
 
@@ -156,5 +156,5 @@ def test_several_classes_in_json_are_one_label_in_any_order(tmp_path: Path) -> N
     said |= {"d": '{"label": ["beach"]}', "e": '{"labels": [{"box": [1, 2]}]}', "f": '{"label": ["a|b"]}'}
     pairs = [((f"{name}.jpg", b""), (f"{name}.json", text.encode())) for name, text in said.items()]
     source = open_source(write_tar(tmp_path / "x.tar", dict(member for pair in pairs for member in pair)))
-    assert source.class_names == ["beach", "beach|sunset"]
+    assert source.class_names == ("beach", "beach|sunset")
     assert labels_of(source) == [1, 1, None, 0, None, None]

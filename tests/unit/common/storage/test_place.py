@@ -7,7 +7,7 @@ import fsspec
 import pytest
 
 from beit.common.errors import InputError
-from beit.common.storage import object_store, remote_place
+from beit.common.storage import fsspec_store, object_store, remote_place
 from beit.common.storage.local_place import LocalPlace
 from beit.common.storage.place import ByteRange, MissingFile, RemoteError, copy_file, place_of, read_ranges
 from beit.common.storage.remote_place import PIECE_BYTES
@@ -270,3 +270,53 @@ def test_a_local_lease_that_was_replaced_between_judging_and_taking_is_put_back(
     monkeypatch.setattr(os, "rename", overtaken)
     assert not file.take(b"mine", b"dead".__eq__)
     assert file.read() == b"fast" and [found.path for found in (LocalPlace(str(tmp_path))).files()] == ["lease"]
+
+
+@pytest.fixture(params=[fsspec_store.FsspecStore, object_store.ObjectStore], ids=["memory", "s3"])
+def store_class(request):
+    """A kind of store; `far` is a place in it."""
+    return request.param
+
+
+@pytest.fixture
+def far(store_class):
+    if store_class is object_store.ObjectStore:
+        with serve_s3({}) as url:
+            yield place_of(f"{url}/folder/x")
+    else:
+        fsspec.filesystem("memory").store.clear()
+        yield place_of("memory://bucket/folder/x")
+
+
+def test_a_creation_whose_answer_was_lost_is_the_own_one(store_class, far, monkeypatch):
+    put = store_class.put
+
+    def lose_the_answer(*arguments, **options):
+        put(*arguments, **options)
+        raise ConnectionResetError("broken")
+
+    monkeypatch.setattr(store_class, "put", lose_the_answer)
+    assert far.create(b"first")
+    assert far.read() == b"first"
+    monkeypatch.undo()
+    assert not far.create(b"second")
+
+
+@pytest.mark.parametrize("times", [1, 9])
+def test_an_upload_that_arrives_cut_is_done_again_and_then_an_error(store_class, far, monkeypatch, times):
+    put, cuts = store_class.put, []
+
+    def cut(self, key, data, **options):
+        put(self, key, data, **options)
+        if len(cuts) < times:
+            cuts.append(key)
+            put(self, key, b"th")
+        return True
+
+    monkeypatch.setattr(store_class, "put", cut)
+    if times == 1:
+        far.write_file(io.BytesIO(b"three"))
+        assert far.read() == b"three"
+    else:
+        with pytest.raises(RemoteError, match=rf"^{far} cannot be written \(2 of 5 bytes arrived\)$"):
+            far.write_file(io.BytesIO(b"three"))

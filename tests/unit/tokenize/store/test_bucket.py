@@ -17,7 +17,7 @@ from beit.tests.impatience import hurry
 from beit.tests.s3_server import serve_s3
 from beit.tests.tiny_store import BlockSums, StoppedAt, tokenize, tokenize_trapped, tree_bytes, write_folder, write_tars
 from beit.tokenize.checking.verify import verify_store
-from beit.tokenize.ranks import tokenize_with_ranks
+from beit.tokenize.run import tokenize_with_ranks
 from beit.tokenize.store.documents import scratch_folder
 
 

@@ -6,7 +6,7 @@ import pytest
 from beit.common.errors import InputError
 from beit.common.storage.files import sha256_file
 from beit.common.storage.tar_walk import walk_tar
-from beit.common.storage.tar_writer import TarAppender
+from beit.tokenize.shards.writer import TarAppender
 
 MEMBERS = {"a.npy": b"x" * 700, "folder/größe." + "n" * 120: b"", "b.json": b"{}", "c": b"y" * 512}
 
