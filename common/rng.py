@@ -43,7 +43,6 @@ class CounterRng:
         self._pending: list[int] = []
 
     def __repr__(self) -> str:
-        """Show the state position only; the labels are not kept."""
         return f"CounterRng(pending={len(self._pending)})"
 
     def _next(self) -> int:

@@ -86,7 +86,6 @@ class Tokenizer:
         self.vocab_size, self.downsampling = model.vocab_size, model.downsampling
 
     def __repr__(self) -> str:
-        """Show what decides compatibility."""
         return (
             f"Tokenizer({self.name!r}, vocab_size={self.vocab_size}, downsampling={self.downsampling}, "
             f"fingerprint={self.fingerprint[:12]}...)"

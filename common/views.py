@@ -75,7 +75,6 @@ class AugmentConfig:
     """Whose mean grey the contrast uses: the crop's (fast) or the whole image's (the paper's order, slower)."""
 
     def __post_init__(self) -> None:
-        """Check the order of the ends."""
         for name, (low, high) in (("scale", self.scale), ("ratio", self.ratio)):
             require(low <= high, f"augment.{name} ({low}, {high}) must satisfy low <= high")
 

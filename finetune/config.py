@@ -53,7 +53,6 @@ class ClassifierConfig:
     """Whether an image may be of several classes, joined by `|` in its label, or of none; trained with BCE."""
 
     def __post_init__(self) -> None:
-        """Check what excludes each other."""
         require(
             not (self.multi_label and self.class_weights != "none"),
             f"classifier.class_weights ({self.class_weights}) must be none with classifier.multi_label",
@@ -79,7 +78,6 @@ class DataConfig:
     then has as many images of every class as the largest has."""
 
     def __post_init__(self) -> None:
-        """Check what excludes each other."""
         count, fraction = self.num_labels, self.label_fraction
         require(
             count is None or fraction is None,
@@ -113,7 +111,6 @@ class ProbeConfig:
     """Refuse image sets whose features would take more memory than this."""
 
     def __post_init__(self) -> None:
-        """Check that there is something to measure."""
         require(len(self.ks) > 0, "probe.ks [] must be numbers of at least 1")
 
 
@@ -190,7 +187,6 @@ class FinetuneConfig:
     """Linear probe and k-NN."""
 
     def __post_init__(self) -> None:
-        """Check what several sections must agree on."""
         micro, total = self.train.micro_batch_size, self.train.global_batch_size
         require(
             not self.mix.is_on or (total if micro is None else micro) % 2 == 0,

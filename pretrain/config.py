@@ -114,7 +114,6 @@ class ProbeConfig:
     """Images per forward pass of one rank."""
 
     def __post_init__(self) -> None:
-        """Check what needs each other."""
         require(
             self.test is None or self.data is not None,
             f"probe.test ({self.test}) needs probe.data, the images to fit on",
@@ -157,7 +156,6 @@ class PretrainConfig:
     """Labelled images that tell what the features are good for."""
 
     def __post_init__(self) -> None:
-        """Check what depends on several sections."""
         kind = self.objective.kind
         require(
             self.mask.mode != "none" or kind == "all_tokens",

@@ -25,7 +25,6 @@ class EvenSample:
         self._starts = shard_starts(self.shard_sizes)
 
     def __len__(self) -> int:
-        """Return how many there are."""
         return int(self._starts[-1])
 
     @property

@@ -50,7 +50,6 @@ class StoreDataset:
         )
 
     def __repr__(self) -> str:
-        """Show what is read from where."""
         samples = int(self.shard_sizes.sum())
         return f"StoreDataset({self.store.location!r}, samples={samples}, held_out={self._held_out})"
 

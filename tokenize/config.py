@@ -79,7 +79,6 @@ class TokenizeConfig:
     """Continue a store on another device, number format, batch size or torch version; the store records it."""
 
     def __post_init__(self) -> None:
-        """Check what several settings must agree on."""
         Geometry(self.img_size, self.patch_size)
         require(
             not self.materialize or self.views >= 1, "materialize stores the crops of views, but views is 0; raise it"

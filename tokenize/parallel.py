@@ -57,7 +57,6 @@ class Workers:
         self._pool = ThreadPoolExecutor(count, thread_name_prefix="beit-worker")
 
     def __enter__(self) -> Self:
-        """Return the pool."""
         return self
 
     def __exit__(
@@ -141,7 +140,6 @@ class Processes(Generic[Result]):
         )
 
     def __enter__(self) -> Self:
-        """Return the processes."""
         return self
 
     def __exit__(

@@ -39,11 +39,9 @@ class BadSampleLog:
         self._seen: dict[str, str] = {}
 
     def __repr__(self) -> str:
-        """Show the counts."""
         return f"BadSampleLog({dict(self.counts)}, allowed={self.allowed})"
 
     def __len__(self) -> int:
-        """Return the number of different bad samples."""
         return len(self._seen)
 
     @property

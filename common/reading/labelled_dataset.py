@@ -45,7 +45,6 @@ class LabelledDataset:
         self._open_bytes = 0
 
     def __repr__(self) -> str:
-        """Show what is read and what is in memory."""
         return f"LabelledDataset({self.index!r}, open={len(self._open)}, cached_bytes={self._open_bytes})"
 
     def __getstate__(self) -> dict[str, Any]:

@@ -86,7 +86,6 @@ class Loader:
     """Put tensors into page-locked memory."""
 
     def __len__(self) -> int:
-        """Return the number of micro-batches."""
         return self.num_batches
 
     def __iter__(self) -> Iterator[dict[str, Any]]:

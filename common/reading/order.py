@@ -46,7 +46,6 @@ class Rows:
     """Index among the usable samples of that shard."""
 
     def __len__(self) -> int:
-        """Return the number of rows."""
         return len(self.positions)
 
     def slice(self, begin: int, end: int) -> Rows:
@@ -102,7 +101,6 @@ class Order:
         self._forget()
 
     def __repr__(self) -> str:
-        """Show what the order depends on."""
         size = f"{self.num_samples} samples in {len(self.shard_sizes)} shards"
         return f"Order(seed={self.seed}, {size}, window_shards={self.window_shards}, lanes={self.lanes})"
 

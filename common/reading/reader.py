@@ -121,10 +121,7 @@ def _assemble(
     num_workers = min(config.num_workers, num_batches)
     board = StatusBoard(num_workers) if num_workers else None
     pipeline = wds.DataPipeline(
-        source,
-        partial(load, board=board),
-        partial(_cut, size=size),
-        partial(_report_failures, board=board),
+        source, partial(load, board=board), partial(_cut, size=size), partial(_report_failures, board=board)
     )
     num_samples = int(source.dataset.shard_sizes.sum())
     return Loader(

@@ -59,7 +59,6 @@ class Change:
     """In the present settings."""
 
     def __str__(self) -> str:
-        """Say what changed."""
         return f"{self.name} was {self.before}, is {self.now}"
 
 

@@ -50,7 +50,6 @@ class RunMirror:
         """What went wrong with the newest copy; None while all is well."""
 
     def __repr__(self) -> str:
-        """Show the place."""
         return f"RunMirror({self.url!r})"
 
     # Reading

@@ -44,7 +44,6 @@ class RemoteShards:
         self._ahead: dict[ShardRange, bytes] = {}
 
     def __repr__(self) -> str:
-        """Show what is in use."""
         return f"RemoteShards(cache={self._cache!r}, open={len(self._descriptors)})"
 
     def __del__(self) -> None:

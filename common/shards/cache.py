@@ -88,7 +88,6 @@ class ShardCache:
             ) from None
 
     def __repr__(self) -> str:
-        """Show where and how much."""
         return f"ShardCache({str(self.folder)!r}, limit_bytes={self.limit_bytes})"
 
     def open(self, shard: RemoteShard) -> int | None:

@@ -19,7 +19,6 @@ class FilePool:
         self._descriptors: OrderedDict[str, int] = OrderedDict()
 
     def __repr__(self) -> str:
-        """Show how many files are open."""
         return f"FilePool(open={len(self._descriptors)}, max_open={self._max_open})"
 
     def read(self, location: str, offset: int, length: int) -> bytes:

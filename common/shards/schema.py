@@ -211,7 +211,6 @@ class CommittedFile:
     """Hash of the content."""
 
     def __post_init__(self) -> None:
-        """Check the name."""
         require("/" not in self.name and self.name not in ("", ".", ".."), f"{self.name!r} must be a plain file name")
 
 
@@ -231,7 +230,6 @@ class ImageFile:
     """Modification time in ns, or ETag; empty for tars inside the store."""
 
     def __post_init__(self) -> None:
-        """Check the name."""
         require(is_below(self.name), f"{self.name!r} must be a path below the image root")
 
 
@@ -390,7 +388,6 @@ class Geometry:
     downsampling: int = 8
 
     def __post_init__(self) -> None:
-        """Check the rule."""
         require(self.patch_size >= 1, f"patch_size ({self.patch_size}) must be at least 1 pixel")
         require(self.downsampling >= 1, f"downsampling ({self.downsampling}) must be at least 1 pixel")
         require(

@@ -241,7 +241,6 @@ class ShardTable(Sequence[ShardRow]):
         return cls(table)
 
     def __repr__(self) -> str:
-        """Show the extent."""
         return f"ShardTable(shards={len(self)}, nbytes={self._table.nbytes})"
 
     def __reduce__(self) -> tuple[type[ShardTable], tuple[pa.Table]]:
@@ -249,7 +248,6 @@ class ShardTable(Sequence[ShardRow]):
         return type(self), (self._table,)
 
     def __len__(self) -> int:
-        """Return the number of shards."""
         return int(self._table.num_rows)
 
     @overload

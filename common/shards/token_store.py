@@ -79,7 +79,6 @@ class TokenStore:
         self._expected: list[int] = []
 
     def __repr__(self) -> str:
-        """Show where and how much."""
         return f"TokenStore({self.location!r}, samples={len(self)}, shards={len(self.shards)}, views={self.info.views})"
 
     def __len__(self) -> int:

@@ -89,7 +89,6 @@ class LabelledIndex:
         self._class_ids: Int64Array | None = None  # new id of each id in the table
 
     def __repr__(self) -> str:
-        """Show where and how much."""
         return f"LabelledIndex({self.name!r}, kind={self.info.kind}, samples={len(self)})"
 
     def __getstate__(self) -> dict[str, Any]:
@@ -97,7 +96,6 @@ class LabelledIndex:
         return {name: value for name, value in self.__dict__.items() if name not in _REMADE}
 
     def __len__(self) -> int:
-        """Return the number of samples in use."""
         return int(self._offsets[-1])
 
     @property

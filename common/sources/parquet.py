@@ -50,7 +50,6 @@ class ParquetReader:
         self._first_row = first_row
 
     def __len__(self) -> int:
-        """Return the number of rows."""
         return len(self._images)
 
     @property

@@ -31,15 +31,12 @@ class LocalPlace:
         self.path = Path(location)
 
     def __repr__(self) -> str:
-        """Show the path."""
         return f"LocalPlace({self.location!r})"
 
     def __str__(self) -> str:
-        """Return the path."""
         return self.location
 
     def __truediv__(self, name: str) -> LocalPlace:
-        """Return what lies below under a relative name."""
         return LocalPlace(os.path.join(self.location, name))
 
     def stat(self) -> FileStat:

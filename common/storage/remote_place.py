@@ -53,15 +53,12 @@ class RemotePlace:
             fsspec_store.FsspecStore(location)  # raises if it does not know it either
 
     def __repr__(self) -> str:
-        """Show the URL."""
         return f"RemotePlace({self.location!r})"
 
     def __str__(self) -> str:
-        """Return the URL."""
         return self.location
 
     def __truediv__(self, name: str) -> RemotePlace:
-        """Return what lies below under a relative name."""
         return RemotePlace(join(self.location, name), is_first_contact=self._is_first_contact)
 
     def stat(self, *, at_offsets: bool = False) -> FileStat:
@@ -260,7 +257,6 @@ class RemoteFile(io.RawIOBase):
         self._place, self._stat, self._position = place, stat, 0
 
     def __repr__(self) -> str:
-        """Show the URL."""
         return f"RemoteFile({self._place.location!r}, size={self._stat.size})"
 
     def readable(self) -> bool:

@@ -34,7 +34,6 @@ class DiscreteVAEConfig:
     logit-Laplace distribution and its likelihood."""
 
     def __post_init__(self) -> None:
-        """Check that the width can be halved."""
         require(
             self.width >= 8 and self.width % 2 == 0,
             f"width ({self.width}) must be an even number, at least 8; blocks halve it",

@@ -72,7 +72,6 @@ class OptimizerConfig:
     """Largest global L2 norm of the gradient; left out, no clipping."""
 
     def __post_init__(self) -> None:
-        """Check the two ends of the cosine."""
         require(
             0 <= self.min_lr <= self.lr, f"optimizer.min_lr ({self.min_lr}) must be in [0, optimizer.lr = {self.lr}]"
         )
@@ -174,7 +173,6 @@ class TrainingPlan:
     """Optimizer steps between two checkpoints."""
 
     def __str__(self) -> str:
-        """Say how long the run is."""
         epochs = self.total_steps / self.steps_per_epoch
         return f"{self.total_steps} steps of {self.global_batch_size} images = {epochs:.1f} epochs"
 
@@ -233,7 +231,6 @@ class ProfileConfig:
     """
 
     def __post_init__(self) -> None:
-        """Check the form."""
         if self.steps is not None:
             match = _WINDOW.fullmatch(self.steps)
             require(

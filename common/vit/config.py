@@ -83,7 +83,6 @@ class ViTConfig:
     """Added to the variance in every LayerNorm."""
 
     def __post_init__(self) -> None:
-        """Check divisibility."""
         require(
             self.img_size % self.patch_size == 0,
             f"img_size ({self.img_size}) must be a multiple of patch_size ({self.patch_size}); change one of them",

@@ -47,7 +47,6 @@ class Outcomes:
         return bool(self.targets.shape[1] > 0)
 
     def __len__(self) -> int:
-        """Return the number of images."""
         return len(self.positions)
 
 

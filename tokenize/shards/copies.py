@@ -45,7 +45,6 @@ class TarCopies:
         self._is_closed = False
 
     def __enter__(self) -> Self:
-        """Return the copies."""
         return self
 
     def __exit__(

@@ -33,14 +33,7 @@ from beit.common.storage.paths import is_remote
 from beit.common.storage.place import place_of
 from beit.tokenize.parallel import Processes, Workers
 from beit.tokenize.shards.crops import CropTar
-from beit.tokenize.shards.encode import (
-    EncodedImage,
-    ImageMaker,
-    PreparedImage,
-    RankTokenizer,
-    Stopwatch,
-    encode_images,
-)
+from beit.tokenize.shards.encode import EncodedImage, ImageMaker, PreparedImage, RankTokenizer, Stopwatch, encode_images
 from beit.tokenize.shards.writer import SampleWriter, begin_shard, commit_shard, new_shard_tar
 from beit.tokenize.store.documents import StoreFiles, check_file
 

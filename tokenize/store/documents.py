@@ -47,7 +47,6 @@ class StoreFiles(NamedTuple):
         return self.place.location
 
     def __truediv__(self, name: str) -> Place:
-        """Return the place of a file by its relative name."""
         return self.place / name
 
 

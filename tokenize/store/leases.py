@@ -111,7 +111,6 @@ class Leases:
         self._thread = threading.Thread(target=self._keep_alive, name="beit-leases", daemon=True)
 
     def __enter__(self) -> Self:
-        """Start giving signs of life."""
         self._thread.start()
         return self
 

@@ -38,7 +38,6 @@ class TokenizerDataConfig:
     holds fewer, more images are held out, up to a fifth of all."""
 
     def __post_init__(self) -> None:
-        """Check that pieces fit into views."""
         require(
             self.crop_size <= self.view_size,
             f"data.crop_size ({self.crop_size}) must be in [1, data.view_size = {self.view_size}]",
@@ -125,7 +124,6 @@ class TokenizerDeepSpeedConfig(DeepSpeedConfig):
     """Always 0: the codebook is overwritten between steps, which only an optimizer without partitions notices."""
 
     def __post_init__(self) -> None:
-        """Check the range."""
         require(
             self.zero_stage == 0,
             f"deepspeed.zero_stage ({self.zero_stage}) must be 0 to train a tokenizer: its codebook is overwritten "
@@ -166,7 +164,6 @@ class TokenizerTrainConfig:
         return SpeedConfig()
 
     def __post_init__(self) -> None:
-        """Check what two sections must agree on."""
         size, factor = self.data.crop_size, self.model.downsampling
         require(
             size % factor == 0 and self.data.view_size % factor == 0,

@@ -91,9 +91,15 @@ def test_a_place_that_holds_something_else_or_cannot_be_written_is_refused(tmp_p
 
 @pytest.mark.parametrize("damage", ["cut", "uncommitted"])
 def test_damage_in_the_copy_falls_back_to_the_checkpoint_before(
-    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, damage: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    place = tmp_path / "elsewhere"
+    place, offer = tmp_path / "elsewhere", RunMirror.offer
+
+    def offer_and_wait(self: RunMirror, run: Path, step: int) -> None:
+        offer(self, run, step)
+        assert self.wait(60)  # else a newer checkpoint may take the place of one that is not under way yet
+
+    monkeypatch.setattr(RunMirror, "offer", offer_and_wait)
     train_toy(tmp_path / "one", toy_config(f"run.sync_to={place}"))
     newest = place / "checkpoints/step_8"
     if damage == "cut":
