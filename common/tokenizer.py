@@ -259,7 +259,7 @@ def _find(name: str, need_decoder: bool) -> Path | None:
         return path
     if is_import_name(name):
         return None
-    bundled = sorted(folder.name for folder in BUNDLED_DIR.iterdir() if folder.is_dir())
+    bundled = sorted(file.parent.name for file in BUNDLED_DIR.glob("*/config.json"))  # other folders lie there, too
     known = ", ".join([*bundled, DALLE, *installed_names()])
     raise InputError(f"tokenizer {name!r} is neither a path nor one of {known}; train one with: beit tokenizer train")
 

@@ -168,6 +168,16 @@ def test_unknown_names_and_folders_say_what_to_do(tmp_path: Path) -> None:
         load_tokenizer(tmp_path)
 
 
+def test_folders_of_the_room_that_hold_no_tokenizer_are_no_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tokenizers/__pycache__").mkdir(parents=True)
+    (tmp_path / "tokenizers/mini").symlink_to(BUNDLED_DIR / "mini")
+    monkeypatch.setattr("beit.common.tokenizer.BUNDLED_DIR", tmp_path / "tokenizers")
+    with pytest.raises(InputError, match=r"neither a path nor one of mini, dall-e; train one with"):
+        load_tokenizer("dalle")
+
+
 def test_number_format_is_float32_on_a_cpu_and_float16_on_a_gpu_unless_asked() -> None:
     assert choose_dtype("auto", "cpu") == "float32"
     assert choose_dtype("auto", "cuda:1") == "float16"
