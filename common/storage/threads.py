@@ -1,4 +1,4 @@
-"""Threads that wait for servers, and do not keep a process that ends."""
+"""Threads that wait for servers and other processes, and do not keep a process that ends."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _THREADS = 32
 
 
 class Threads:
-    """Threads that wait for servers. A process that ends does not wait for them, as it would for an executor's."""
+    """Threads that wait. A process that ends does not wait for them, as it would for an executor's."""
 
-    def __init__(self) -> None:
-        self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        for number in range(_THREADS):
-            threading.Thread(target=self._work, name=f"beit-remote-{number}", daemon=True).start()
+    def __init__(self, count: int = _THREADS, *, name: str = "beit-remote") -> None:
+        self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        for number in range(count):
+            threading.Thread(target=self._work, name=f"{name}-{number}", daemon=True).start()
 
     def submit(self, function: Callable[..., Result], *arguments: Any) -> Future[Result]:
         """Call a function in one of the threads."""
@@ -43,9 +43,14 @@ class Threads:
         futures = [self.submit(function, item) for item in items]
         return [future.result() for future in futures]
 
+    def close(self) -> None:
+        """End the threads when they have done what was submitted, without waiting for that."""
+        self._calls.put(None)
+
     def _work(self) -> None:
-        while True:
-            self._calls.get()()
+        while (call := self._calls.get()) is not None:
+            call()
+        self._calls.put(None)  # for the next one
 
 
 @functools.cache
