@@ -173,8 +173,8 @@ class PretrainTask:
         made_for, here = self.config.data.made_for, (self.vit.img_size, self.vit.patch_size)
         if made_for not in (None, here):
             logger.warning(
-                "these settings are made for views of %d px in patches of %d px, this store has %d px in %d px: the size "
-                "of the model, learning rate and length may not fit (data.made_for)",
+                "these settings are made for views of %d px in patches of %d px, this store has %d px in %d px: the "
+                "size of the model, learning rate and length may not fit (data.made_for)",
                 *(made_for or ()),
                 *here,
             )
