@@ -23,7 +23,15 @@ from typing import Any, NamedTuple
 import click
 
 from beit import __version__
-from beit.common.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_RESUMABLE, InputError, ResumableStop, RunFailed
+from beit.common.errors import (
+    EXIT_BAD_INPUT,
+    EXIT_FAILED,
+    EXIT_RESUMABLE,
+    InputError,
+    ResumableStop,
+    RunFailed,
+    is_lost_rank,
+)
 from beit.common.processes.launcher_env import launched_rank
 from beit.common.processes.safe_path import leave_out_current_folder
 from beit.common.processes.shared_memory import raise_file_limit
@@ -154,17 +162,12 @@ def _run() -> tuple[int, str]:
     except (OSError, RunFailed) as error:  # a full disk, a lost rank: the machine's fault, not a bug
         return EXIT_FAILED, str(error)
     except Exception as error:
-        if _is_lost_rank(error):
+        if is_lost_rank(error):
             return EXIT_FAILED, f"another rank is gone or does not answer ({' '.join(str(error).split())[:300]})"
         traceback.print_exc()  # anything else is a bug, and a bug report needs the trace
         # A rank's line is shown by the command that launched it, which cannot show its trace.
         return EXIT_FAILED, f"{type(error).__name__}: {error}" if launched_rank() is not None else ""
     return result if isinstance(result, int) else 0, ""
-
-
-def _is_lost_rank(error: Exception) -> bool:
-    """Whether a collective failed, told by name and text because torch has no class for gloo's errors."""
-    return type(error).__name__ in ("DistBackendError", "DistNetworkError") or "/gloo/transport/" in str(error)
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:
