@@ -47,7 +47,7 @@ def open_training_data(data: str, settings: DataConfig, *, multi_label: bool = F
         settings: Subset and validation images.
         multi_label: Read `a|b` as the two classes a and b, and a missing label as none of the classes.
     """
-    train = build_index(data)
+    train = build_index(data, for_classes=True)
     class_names = _trained_classes(train, multi_label=multi_label)
     if settings.num_labels is not None or settings.label_fraction is not None:
         train = _subset(train, settings)
@@ -67,7 +67,7 @@ def open_evaluation_data(data: str, class_names: Sequence[str], *, multi_label: 
         class_names: Of the model.
         multi_label: See `open_training_data`; labels then stay numbers of combinations, for `label_table`.
     """
-    index = build_index(data)
+    index = build_index(data, for_classes=True)
     if multi_label:
         _require_any_label(index)
         label_table(index, class_names)

@@ -47,7 +47,7 @@ _MEASURED_SHARDS = 4
 """Row groups of one data set are alike, and measuring all of them would be reading the data; arbitrary."""
 
 
-def build_index(spec: str | Path, cache_dir: Path | None = None) -> LabelledIndex:
+def build_index(spec: str | Path, cache_dir: Path | None = None, *, for_classes: bool = False) -> LabelledIndex:
     """Return the index of a DATA, from the cache or by listing every sample.
 
     Several processes may call this at once; one lists, the others wait for it.
@@ -55,8 +55,9 @@ def build_index(spec: str | Path, cache_dir: Path | None = None) -> LabelledInde
     Args:
         spec: Folder, tars, Parquet files, text list or CSV, as `beit.common.sources.opening.open_source` takes them.
         cache_dir: Where indexes are kept; by default below `default_cache_dir()`.
+        for_classes: See `open_source`.
     """
-    source = open_source(spec)
+    source = open_source(spec, for_classes=for_classes)
     root = default_cache_dir() if cache_dir is None else cache_dir
     folder = root / "indexes" / f"v{INDEX_FORMAT.version}" / source.digest
     try:

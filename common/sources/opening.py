@@ -6,7 +6,6 @@ they have in common is in `types.py`.
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,6 +14,7 @@ from pathlib import Path
 from beit.common.errors import InputError
 from beit.common.images import is_image_path
 from beit.common.sources.loose_files import csv_listing, folder_listing, open_files, text_listing
+from beit.common.sources.splits import refuse_splits_as_classes, warn_of_split_containers, warn_of_split_folders
 from beit.common.sources.tars import open_tars
 from beit.common.sources.types import Source
 from beit.common.storage.matching import is_folder, list_folder, match_files, measure_files
@@ -29,19 +29,17 @@ from beit.common.storage.paths import (
 )
 from beit.common.storage.place import FileStat
 
-logger = logging.getLogger(__name__)
-
 _COMPRESSED_TAR = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
-_SPLIT_NAMES = ("train", "val", "valid", "validation", "test")
 
 
-def open_source(spec: str | Path) -> Source:
+def open_source(spec: str | Path, *, for_classes: bool = False) -> Source:
     """Open a source of images.
 
     Args:
         spec: A folder (images at any depth, or tars, or Parquet files), a `.tar` or `.parquet` path or URL, a pattern
             with wildcards or braces over such files or over images, a `.txt` list of image paths, or a `.csv` table
             with the columns path and label. The query of a web address, such as a signature, is no part of any name.
+        for_classes: Whether the classes are wanted, so that folders which cannot be classes are refused.
     Returns:
         The shards and class names; images are read later, shard by shard.
     """
@@ -64,22 +62,27 @@ def open_source(spec: str | Path) -> Source:
         matched = match_files(text)
         root = _common_folder(matched)
         files = [replace(file, path=relative_to(root, file.path)) for file in matched]
-    return _open_listing(root, files, is_pattern=not is_listed)
+    return _open_listing(root, files, is_pattern=not is_listed, for_classes=for_classes)
 
 
-def _open_listing(root: str, files: Sequence[FileStat], *, is_pattern: bool) -> Source:
+def _open_listing(root: str, files: Sequence[FileStat], *, is_pattern: bool, for_classes: bool) -> Source:
     tars = [file for file in files if file.path.lower().endswith(".tar")]
     tables = [file for file in files if file.path.lower().endswith(".parquet")]
     num_images = sum(is_image_path(file.path) for file in files)
     _refuse_unusable(root, files, [len(tars), len(tables), num_images], is_pattern=is_pattern)
+    warn_of_split_containers(root, [file.path for file in tars or tables])
     if tars:
         return open_tars(_located(root, tars), root)
     if tables:
         from beit.common.sources.parquet import open_parquet_files  # the other kinds work without loading pyarrow
 
-        _warn_of_splits(root, tables)
         return open_parquet_files(_located(root, tables), root)
-    return open_files(folder_listing(root, files))
+    listing = folder_listing(root, files)
+    paths = [file.path for file in listing.files]
+    if for_classes and any(listing.labels):
+        refuse_splits_as_classes(root, paths)
+    warn_of_split_folders(root, paths)
+    return open_files(listing)
 
 
 def _located(root: str, files: Sequence[FileStat]) -> list[FileStat]:
@@ -118,10 +121,3 @@ def _common_folder(files: Sequence[FileStat]) -> str:
     while not all(folder == common or folder.startswith(f"{common}/") for folder in folders):
         common = common.rsplit("/", 1)[0]
     return common or "/"
-
-
-def _warn_of_splits(root: str, tables: Sequence[FileStat]) -> None:
-    stems = {file.path.rsplit("/", 1)[-1].split(".")[0].split("-")[0] for file in tables}
-    splits = sorted(stems & set(_SPLIT_NAMES))
-    if len(splits) > 1:
-        logger.warning("%s mixes the splits %s; give one as a pattern, such as '%s*.parquet'", root, splits, splits[0])

@@ -75,10 +75,10 @@ def open_probe_data(config: ProbeConfig) -> ProbeData | None:
     """Open the labelled images of a probe; None where the settings name none."""
     if config.data is None:
         return None
-    index = build_index(config.data)
+    index = build_index(config.data, for_classes=True)
     index.require_labels()
     if config.test is not None:
-        train, test = index, build_index(config.test)
+        train, test = index, build_index(config.test, for_classes=True)
         test.require_labels()
     else:
         chosen = np.array([stable_hash64("probe", key) % 2 == 0 for key in index.keys()], dtype=np.bool_)
