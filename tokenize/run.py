@@ -24,7 +24,8 @@ from typing import Literal
 
 from beit.common.errors import InputError, ResumableStop, RunFailed, require
 from beit.common.processes.cores import available_cores
-from beit.common.processes.launcher_env import launcher_environment, under_launcher
+from beit.common.processes.launch import check_ranks
+from beit.common.processes.launcher_env import is_to_start_ranks, launcher_environment, under_launcher
 from beit.common.processes.signals import StopFlag, stop_on_signals
 from beit.common.shards.schema import IMAGES_DIR, INDEX_FILE, ImageShardManifest, StoreInfo, manifest_name
 from beit.tokenize.config import TokenizeConfig
@@ -49,6 +50,8 @@ from beit.tokenize.store.documents import StoreFiles, open_store_files, stat_if_
 from beit.tokenize.store.leases import Leases
 from beit.tokenize.summary import RankReport, TokenizeSummary
 
+logger = logging.getLogger(__name__)
+
 _POLL_SECONDS = 0.5
 
 
@@ -61,12 +64,12 @@ def tokenize_with_ranks(
         config: All settings.
         source: Images, in any form `open_source` knows.
         store: Folder to write, or URL.
-        ranks: Processes to start; ignored under a launcher.
+        ranks: Processes to start; under a launcher, as many as that has started here.
         resume: "auto" continues a store, "never" refuses to.
     Raises:
         ResumableStop: a signal asked to stop.
     """
-    if under_launcher():
+    if not is_to_start_ranks(ranks, None) and under_launcher():
         require(resume == "auto", "--resume never has no meaning under a launcher: name a new folder for the store")
         variables = launcher_environment(os.environ)
         rank, world_size, local_rank = (int(variables[name] or 0) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
@@ -75,6 +78,8 @@ def tokenize_with_ranks(
         check_place(files, resume=resume)
     if ranks is None or ranks == 1:
         return run_tokenize(config, source, store)
+    if config.device != "cpu":
+        check_ranks(ranks)
     return run_ranks(config, source, store, ranks)
 
 
@@ -112,6 +117,7 @@ def run_tokenize(
         threads = config.threads or recorded_threads(files) or available_cores()
         tokenizing = set_up_tokenizer(config, local_rank, threads, tokenizer)
         wanted = build_info(config, plan, tokenizing)
+        logger.info("rank %d of %d on %s", rank, world_size, tokenizing.execution.device or "the CPU")
         with (
             stop_on_signals() as stop,
             ExitStack() as after_workers,

@@ -63,7 +63,11 @@ def train(
     """
     with stop_on_signals():
         require_wandb(config.run.wandb)
-        world = init_distributed(timeout_seconds=config.train.collective_timeout_seconds)
+        world = init_distributed(
+            timeout_seconds=config.train.collective_timeout_seconds,
+            meeting_timeout_seconds=config.train.meeting_timeout_seconds,
+        )
+        world.announce()
         torch.manual_seed(config.train.seed)
         task = build_task(world)
         run = start_run(task, config, path=run_dir, resume=resume, world=world, free_keys=free_keys)

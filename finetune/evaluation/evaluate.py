@@ -58,6 +58,7 @@ def evaluate_model(
     assert stored.class_names is not None
     index = open_evaluation_data(data, stored.class_names, multi_label=stored.multi_label)
     world = init_distributed() if under_launcher() else single_rank()
+    world.announce()
     loader = evaluation_loader(index, stored, world=world, settings=EvaluationConfig(), reader=default_reader(world))
     classifier.to(world.device)
     table = label_table(index, stored.class_names) if stored.multi_label else None
