@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from beit.common.config import config_from_dict, config_to_dict
-from beit.common.errors import InputError
+from beit.common.errors import InputError, require
 from beit.common.storage.documents import Format, read_json
 from beit.common.vit.config import Normalization, ViTConfig
 
@@ -60,9 +60,14 @@ def read_encoder_config(path: str | Path) -> EncoderConfig:
     value, origin = FORMAT.check(read_json(file), file), str(file)
     try:
         normalization = value["normalization"]
+        architecture = config_from_dict(ViTConfig, value["architecture"], origin=origin)
         class_names = value.get("class_names")
+        require(
+            architecture.in_chans == 3,
+            f"{origin}: in_chans ({architecture.in_chans}) must be 3: images are read as RGB; give another encoder",
+        )
         return EncoderConfig(
-            architecture=config_from_dict(ViTConfig, value["architecture"], origin=origin),
+            architecture=architecture,
             normalization=Normalization(tuple(normalization["mean"]), tuple(normalization["std"])),
             task=value["task"],
             vocab_size=value.get("vocab_size"),
