@@ -53,7 +53,7 @@ def resize_pos_embed(
     The rules differ in where the cubic reads (DINO's scale is that of a grid larger by 0.1, so that rounding cannot
     lose a row) and in its coefficients (timm's has antialiasing on, also where the grid grows).
 
-    Source: the released BEiT fine-tuning code; `vision_transformer.py` of DINO; `resample_abs_pos_embed` of timm.
+    Source: the released BEiT fine-tuning code; `interpolate_pos_encoding` of DINO; `resample_abs_pos_embed` of timm.
         Differs: rectangles work.
     """
     if source_grid == target_grid:

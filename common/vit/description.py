@@ -13,6 +13,7 @@ from beit.common.config import config_from_dict, config_to_dict
 from beit.common.errors import InputError, require
 from beit.common.storage.documents import Format, read_json
 from beit.common.vit.config import Normalization, ViTConfig
+from beit.common.vit.foreign import describe_foreign, describe_foreign_folder, import_command, is_foreign_config
 
 FORMAT = Format("beit-encoder", 1)
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
@@ -50,14 +51,20 @@ def find_encoder(path: str | Path) -> Path:
         if (directory / CONFIG_FILE).is_file():
             return directory
     if (given / WEIGHTS_FILE).is_file():
-        raise InputError(f"{given} has {WEIGHTS_FILE} but no {CONFIG_FILE}: writing it was interrupted; write it again")
-    raise InputError(f"{given} is not an encoder: it has no {CONFIG_FILE}; give the encoder folder of a run")
+        raise InputError(
+            f"{given} has {WEIGHTS_FILE} but no {CONFIG_FILE}: writing it was interrupted; write it again. If somebody "
+            f"else wrote it, run {import_command(given / WEIGHTS_FILE)}"
+        )
+    raise InputError(describe_foreign(given, CONFIG_FILE))
 
 
 def read_encoder_config(path: str | Path) -> EncoderConfig:
     """Read the description of an encoder, or of the one in a run directory, as `encoder` or `model`."""
     file = find_encoder(path) / CONFIG_FILE
-    value, origin = FORMAT.check(read_json(file), file), str(file)
+    found = read_json(file)
+    if is_foreign_config(found):
+        raise InputError(describe_foreign_folder(file.parent))
+    value, origin = FORMAT.check(found, file), str(file)
     try:
         normalization = value["normalization"]
         architecture = config_from_dict(ViTConfig, value["architecture"], origin=origin)

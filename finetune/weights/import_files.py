@@ -24,6 +24,7 @@ from torch import Tensor
 from beit.common.errors import InputError
 from beit.common.storage.documents import read_json
 from beit.common.storage.files import sha256_file
+from beit.common.vit.description import FORMAT
 
 WeightsKind = Literal["ema", "plain"]
 
@@ -79,6 +80,12 @@ def read_foreign(path: Path, weights: WeightsKind | None = None) -> ForeignWeigh
     """
     if not path.exists():
         raise InputError(f"{path} does not exist; give a weight file, or the folder of a Hugging Face model")
+    folder = path if path.is_dir() else path.parent if path.name in _WEIGHTS else None  # its JSON tells more
+    config, preprocessor = (
+        _read_object(folder / name) if folder else {} for name in ("config.json", "preprocessor_config.json")
+    )
+    if config.get("format") == FORMAT.name:
+        raise InputError(f"{path} is an encoder of beit already; give {folder} to --encoder as it is")
     files = _weight_files(path) if path.is_dir() else [path]
     tensors: dict[str, Tensor] = {}
     for file in files:
@@ -90,8 +97,8 @@ def read_foreign(path: Path, weights: WeightsKind | None = None) -> ForeignWeigh
         container=found.container,
         beside=found.beside,
         args=found.args,
-        config=_read_object(path / "config.json"),
-        preprocessor=_read_object(path / "preprocessor_config.json"),
+        config=config,
+        preprocessor=preprocessor,
     )
 
 

@@ -89,7 +89,7 @@ def find_normalization(
 ) -> Finding[Normalization]:
     """Decide how pixels are scaled: given, else from what came with the weights, else the usual of such weights.
 
-    Source: `datasets.py` of the released BEiT and BEiT v2 (`imagenet_default_mean_and_std`).
+    Source: the data pipelines of the released BEiT and BEiT v2 (`imagenet_default_mean_and_std`).
     """
     if given is not None:
         return Finding(NORMALIZATIONS[given], f"{given}, as given")
