@@ -162,7 +162,9 @@ def _differs(directory: Path, config: EncoderConfig) -> bool:
 def _stated(config_path: Path) -> list[str]:
     """Return the hashes that a description allows; none in those of earlier versions."""
     stated = read_json(config_path).get(_SHA256, [])
-    return [stated] if isinstance(stated, str) else list(stated)
+    found = [stated] if isinstance(stated, str) else stated
+    require(isinstance(found, list), f"{config_path} is malformed ({_SHA256}); write the encoder again")
+    return list(found)
 
 
 def _announce(config_path: Path, digest: str) -> None:

@@ -133,7 +133,7 @@ def decode_samples(data: bytes, *, label: str) -> SampleTable:
 
 
 def _decode_sums(table: pa.Table) -> NDArray[np.uint32] | None:
-    text = table.schema.metadata.get(_SUMS_KEY)
+    text = (table.schema.metadata or {}).get(_SUMS_KEY)
     if text is None or not len(table):
         return None
     sums = np.frombuffer(base64.b64decode(text, validate=True), dtype="<u4")
@@ -203,19 +203,21 @@ def _decode(data: bytes, schema_for: Callable[[pa.Schema], pa.Schema], label: st
     try:
         # In this thread alone: `read_table` reads in threads of Arrow's own, which may still hold a Python object when
         # the interpreter ends, and abort it.
-        table = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
+        file = pq.ParquetFile(pa.BufferReader(data))
+        table, metadata = file.read(use_threads=False), file.metadata.metadata or {}
         names = table.schema.names
     # The bytes are in memory: an OSError is pyarrow's word for a damaged footer, a ValueError for names not in UTF-8.
     except (pa.ArrowException, OSError, ValueError) as error:
         raise _unreadable(label, error) from None
-    version = (table.schema.metadata or {}).get(_VERSION_KEY, b"none").decode(errors="replace")
+    version = metadata.get(_VERSION_KEY, b"none").decode(errors="replace")
     if version != str(FORMAT_VERSION) or names != schema_for(table.schema).names:
         raise InputError(
             f"{label} has format_version {version}, this beit reads version {FORMAT_VERSION}; "
             "use the beit that wrote it, or run beit tokenize again"
         )
     try:
-        table = table.cast(schema_for(table.schema).with_metadata(table.schema.metadata))
+        kept = {key: value for key, value in metadata.items() if key == _SUMS_KEY}
+        table = table.cast(schema_for(table.schema).with_metadata(kept))
         table.validate(full=True)  # damaged offsets and text would otherwise come out where they are used
     except (pa.ArrowException, ValueError) as error:
         raise _unreadable(label, error) from None

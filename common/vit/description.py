@@ -6,7 +6,7 @@ Format: docs/encoder-format.md.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -81,7 +81,7 @@ def read_encoder_config(path: str | Path, *, need_weights: bool = True) -> Encod
             multi_label=value.get("multi_label", False),
             provenance=value.get("provenance", {}),
         )
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{origin} is malformed ({error!r}); write the encoder again") from None
     _check(config, origin)
     if need_weights or file.with_name(WEIGHTS_FILE).exists():
@@ -92,7 +92,9 @@ def read_encoder_config(path: str | Path, *, need_weights: bool = True) -> Encod
 def _check(config: EncoderConfig, origin: str) -> None:
     """Refuse values that no version has written, before they are an index, a divisor or a text somewhere."""
     names, channels = config.class_names, config.architecture.in_chans
+    numbers = [value for value in asdict(config.architecture).values() if isinstance(value, float)]
     facts = {
+        "architecture": all(map(math.isfinite, numbers)),
         "mean": _are_numbers(config.normalization.mean, channels),
         "std": _are_numbers(config.normalization.std, channels) and min(config.normalization.std) > 0,
         "task": config.task in ("pretrain", "classification"),
