@@ -100,12 +100,12 @@ def _read_probe(path: Path, task: str, settings: Mapping[str, Any]) -> RunRecord
 
 def _read_classification(path: Path, settings: Mapping[str, Any]) -> RunRecord:
     """Read a run by `beit evaluate`'s numbers if they are there, else by those of the model it kept."""
-    last = read_encoder_config(path / LAST).provenance
+    last = read_encoder_config(path / LAST, need_weights=False).provenance
     if (path / EVALUATION).is_file():
         metrics = read_json(path / EVALUATION)
         measured_on = _images(metrics.get("data"), metrics["num_images"])
     else:
-        best = read_encoder_config(path / MODEL).provenance
+        best = read_encoder_config(path / MODEL, need_weights=False).provenance
         metrics = best["metrics"]
         if not metrics:
             raise InputError(f"{path} measured nothing; run beit evaluate {path}/model DATA --out {path / EVALUATION}")
@@ -125,7 +125,7 @@ def _read_classification(path: Path, settings: Mapping[str, Any]) -> RunRecord:
 
 
 def _read_pretraining(path: Path, settings: Mapping[str, Any]) -> RunRecord:
-    provenance = read_encoder_config(path / ENCODER).provenance
+    provenance = read_encoder_config(path / ENCODER, need_weights=False).provenance
     metrics = provenance.get("metrics") or {}
     main = next((name for name in ("held_out_bits", "held_out_mse") if name in metrics), None)
     if main is None:
