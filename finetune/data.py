@@ -31,6 +31,8 @@ class LabelledData:
     """To evaluate on, with the class ids of `train`."""
     class_names: tuple[str, ...]
     """Name of each class id; the number itself where the data name none."""
+    source: LabelledIndex
+    """All labelled images of DATA, of which `train` are some."""
     is_multi_label: bool = False
     """Whether an image may be of several classes or none. Labels of the indexes then number combinations of them."""
 
@@ -47,13 +49,17 @@ def open_training_data(data: str, settings: DataConfig, *, multi_label: bool = F
         settings: Subset and validation images.
         multi_label: Read `a|b` as the two classes a and b, and a missing label as none of the classes.
     """
-    train = build_index(data, for_classes=True)
+    train = source = build_index(data, for_classes=True)
     class_names = _trained_classes(train, multi_label=multi_label)
     if settings.num_labels is not None or settings.label_fraction is not None:
         train = _subset(train, settings)
     val = None if settings.val is None else open_evaluation_data(settings.val, class_names, multi_label=multi_label)
     return LabelledData(
-        train=train, val=_part_to_measure_on(val, settings), class_names=class_names, is_multi_label=multi_label
+        train=train,
+        val=_part_to_measure_on(val, settings),
+        class_names=class_names,
+        source=source,
+        is_multi_label=multi_label,
     )
 
 

@@ -65,6 +65,7 @@ class LabelledIndex:
         shards: Containers to read from, in the order of the record batches; their own lists of samples are not needed.
         class_names: Name of each class id, or None where classes are numbers.
         name: What the user calls the data, for messages; by default their folder.
+        stamp: Of the source, see there.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class LabelledIndex:
         shards: Sequence[SourceShard],
         class_names: Sequence[str] | None,
         name: str = "",
+        stamp: str = "",
     ) -> None:
         self.info = info
         self.name = name or info.root
@@ -82,6 +84,8 @@ class LabelledIndex:
         self.class_names = list(class_names) if class_names is not None else None
         self.index_sha256 = info.sha256
         """Identity of the samples in use, their numbering and their classes."""
+        self.stamp = stamp
+        """Hash of sizes and times of all files; empty where they are not known."""
         self._table = table
         self._starts = shard_starts(info.shard_sizes)
         self._rows: Int64Array | None = None  # of the whole table, ascending; None is all of them
@@ -114,6 +118,19 @@ class LabelledIndex:
     def has_labels(self) -> bool:
         """Tell whether any sample in use has a label."""
         return bool((self.labels != NO_LABEL).any())
+
+    @property
+    def folder(self) -> Path:
+        """Where the index is kept."""
+        return self._table.parent
+
+    def num_bytes(self) -> int:
+        """Return the size of the images in use; of Parquet files, of all row groups that hold some."""
+        if self.info.kind == "parquet":
+            return self.info.shard_bytes * int(np.count_nonzero(self.shard_sizes))
+        columns = [self._batches.get_batch(shard)["length"].to_numpy() for shard in range(len(self.shards))]
+        lengths = np.concatenate(columns)
+        return int((lengths if self._rows is None else lengths[self._rows]).sum())
 
     @cached_property
     def labels(self) -> Int64Array:

@@ -76,7 +76,14 @@ def build_index(spec: str | Path, cache_dir: Path | None = None, *, for_classes:
     )
     shards = [_without_list(shard) for shard in source.shards]
     name, _ = split_query(str(spec))  # a signature must not stand in messages
-    return LabelledIndex(folder / "samples.arrow", info, shards=shards, class_names=source.class_names, name=name)
+    return LabelledIndex(
+        folder / "samples.arrow",
+        info,
+        shards=shards,
+        class_names=source.class_names,
+        name=name,
+        stamp=source.stamp,
+    )
 
 
 def _without_list(shard: SourceShard) -> SourceShard:

@@ -13,7 +13,15 @@ from typing import ClassVar
 
 from beit.common.errors import BadSample, InputError
 from beit.common.images import IMAGE_SUFFIXES, MAX_IMAGE_BYTES, is_image_path
-from beit.common.sources.types import SampleRef, Source, SourceKind, SourceShard, listing_digest, packed_key
+from beit.common.sources.types import (
+    SampleRef,
+    Source,
+    SourceKind,
+    SourceShard,
+    listing_digest,
+    listing_stamp,
+    packed_key,
+)
 from beit.common.storage.paths import is_remote, join
 from beit.common.storage.place import FileStat, MissingFile, place_of
 
@@ -112,7 +120,8 @@ def open_files(listing: FileList) -> Source:
         for number, start in enumerate(range(0, len(entries), _FILES_PER_SHARD))
     ]
     digest = listing_digest(listing.root, listing.files, labels=[_ORDER, *(str(label) for label in listing.labels)])
-    return Source(kind="files", root=listing.root, shards=shards, class_names=class_names, digest=digest)
+    stamp = listing_stamp(listing.root, listing.files)
+    return Source(kind="files", root=listing.root, shards=shards, class_names=class_names, digest=digest, stamp=stamp)
 
 
 def _number_labels(labels: Sequence[int | str | None]) -> tuple[tuple[str, ...] | None, list[int | None]]:

@@ -26,6 +26,7 @@ from beit.common.sources.types import (
     SourceShard,
     escape_name,
     listing_digest,
+    listing_stamp,
     packed_key,
 )
 from beit.common.storage.paths import is_remote, relative_to
@@ -187,8 +188,14 @@ def open_parquet_files(files: Sequence[FileStat], root: str) -> Source:
         shards += _row_group_shards(file, layout, row_counts, scope, keys_from_path=identified.get(file.path, False))
     if not shards:
         raise InputError(f"{root} holds no rows")
-    digest = listing_digest(root, files)
-    return Source(kind="parquet", root=root, shards=shards, class_names=layouts[0].class_names, digest=digest)
+    return Source(
+        kind="parquet",
+        root=root,
+        shards=shards,
+        class_names=layouts[0].class_names,
+        digest=listing_digest(root, files),
+        stamp=listing_stamp(root, files),
+    )
 
 
 def _labelling(layout: ParquetLayout) -> tuple[object, ...]:

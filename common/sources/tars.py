@@ -15,7 +15,7 @@ from typing import BinaryIO, ClassVar, NamedTuple
 
 from beit.common.errors import BadSample, InputError
 from beit.common.images import IMAGE_SUFFIXES, MAX_IMAGE_BYTES, is_image_path
-from beit.common.sources.types import SampleRef, Source, SourceKind, joined_label, listing_digest
+from beit.common.sources.types import SampleRef, Source, SourceKind, joined_label, listing_digest, listing_stamp
 from beit.common.storage.paths import is_remote
 from beit.common.storage.place import FileStat, for_each, place_of
 from beit.common.storage.tar_walk import TarIndex, TarMember, group_samples, iter_members, split_name, walk_tar
@@ -165,8 +165,8 @@ def open_tars(files: list[FileStat], root: str) -> Source:
     if isinstance(_first_label(shards[0].location), str):
         class_names = tuple(sorted(_all_label_names([shard.location for shard in shards])))
         shards = [replace(shard, class_names=class_names) for shard in shards]
-    digest = listing_digest(root, files)
-    return Source(kind="tar", root=root, shards=list(shards), class_names=class_names, digest=digest)
+    digest, stamp = listing_digest(root, files), listing_stamp(root, files)
+    return Source(kind="tar", root=root, shards=list(shards), class_names=class_names, digest=digest, stamp=stamp)
 
 
 def _image_member(sample: dict[str, TarMember]) -> TarMember | None:
