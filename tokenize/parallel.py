@@ -12,12 +12,10 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, nullcontext, suppress
-from itertools import islice
 from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
@@ -26,6 +24,7 @@ from beit.common.errors import BadSample, ResumableStop, RunFailed
 from beit.common.processes.cores import available_cores
 from beit.common.processes.signals import StopFlag
 from beit.common.processes.worker_process import start_worker_server
+from beit.common.storage.threads import Threads
 from beit.tokenize.config import TokenizeConfig
 
 Item = TypeVar("Item")
@@ -33,6 +32,9 @@ Result = TypeVar("Result")
 
 _MOST_THREADS = 4
 """More than one interpreter can make use of: a view needs it for 28 % of its time (docs/decisions.md)."""
+
+_PATIENCE_SECONDS = 5.0
+"""How long a run that ends with an error waits for threads at work; one may wait for a server. Arbitrary."""
 
 
 def let_torch_sleep() -> None:
@@ -54,7 +56,7 @@ class Workers:
     def __init__(self, count: int, stop: StopFlag | None = None) -> None:
         self.count = count
         self._stop = stop or StopFlag()
-        self._pool = ThreadPoolExecutor(count, thread_name_prefix="beit-worker")
+        self._threads = Threads(count, "beit-worker")
 
     def __enter__(self) -> Self:
         return self
@@ -62,15 +64,13 @@ class Workers:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Wait for what is being computed and drop what is not."""
-        self._pool.shutdown(cancel_futures=True)
+        """Wait for what is being computed and drop what is not; after an error, do not wait for who may hang."""
+        self._threads.close(seconds=None if kind is None else _PATIENCE_SECONDS)
 
     def map(
         self, function: Callable[[Item], Result], items: Iterable[Item], *, ahead: int | None = None
     ) -> Iterator[Result]:
         """Yield `function(item)` in the order of `items`, computed at most `ahead` items in advance.
-
-        Unlike `Executor.map`, which takes all items at once, this bounds what is in memory.
 
         Args:
             function: Called in the threads.
@@ -79,20 +79,7 @@ class Workers:
         Raises:
             ResumableStop: somebody asked to stop.
         """
-        limit = ahead or 4 * self.count
-        pending: deque[Future[Result]] = deque()
-        remaining = iter(items)
-        try:
-            while True:
-                self.raise_if_stopped()
-                for item in islice(remaining, limit - len(pending)):
-                    pending.append(self._pool.submit(function, item))
-                if not pending:
-                    return
-                yield pending.popleft().result()
-        finally:
-            for future in pending:
-                future.cancel()
+        return self._threads.imap(function, items, ahead=ahead or 4 * self.count, check_stop=self.raise_if_stopped)
 
     def raise_if_stopped(self) -> None:
         """Between two items, end the work if somebody asked for it.
@@ -108,7 +95,7 @@ class Workers:
 
     def submit(self, function: Callable[[Item], Result], item: Item) -> Future[Result]:
         """Start `function(item)` in a thread."""
-        return self._pool.submit(function, item)
+        return self._threads.submit(function, item)
 
 
 def worker_processes(

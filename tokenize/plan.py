@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from beit.common.errors import InputError
 from beit.common.rng import stable_hash64
 from beit.common.shards.schema import IMAGES_DIR, STORE_FILE, Packing, SourceInfo, StoreInfo
-from beit.common.sources.opening import open_source
+from beit.common.sources.opening import list_samples, open_source
 from beit.common.sources.tars import TarShard
 from beit.common.sources.types import SampleRef, Source
 from beit.common.storage.documents import parse_document
@@ -161,8 +161,7 @@ def _plan_packing(source: Source, config: TokenizeConfig) -> StorePlan:
     hasher = hashlib.sha256()
     refs: list[SampleRef] = []
     shard_counts: list[int] = []
-    for shard in source.shards:
-        found = shard.refs()
+    for found in list_samples(source):
         refs += found
         shard_counts.append(len(found))
     if source.kind == "tar":

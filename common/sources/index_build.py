@@ -11,25 +11,22 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import asdict, replace
-from operator import methodcaller
 from pathlib import Path
 
 import pyarrow as pa
 
 from beit.common.config import config_from_dict
 from beit.common.errors import InputError, require
-from beit.common.progress import Progress
 from beit.common.sources.index import INDEX_FORMAT, IndexInfo, LabelledIndex
 from beit.common.sources.loose_files import FilesShard
-from beit.common.sources.opening import open_source
+from beit.common.sources.opening import list_samples, open_source
 from beit.common.sources.types import SampleRef, Source, SourceShard
 from beit.common.storage.documents import read_json, write_json
 from beit.common.storage.files import atomic_file, default_cache_dir
 from beit.common.storage.locks import exclusive_lock
-from beit.common.storage.paths import is_remote, split_query
+from beit.common.storage.paths import split_query
 from beit.common.storage.samples import NO_LABEL
 
 _SCHEMA = pa.schema(
@@ -41,8 +38,6 @@ _SCHEMA = pa.schema(
         pa.field("path", pa.string(), nullable=False),
     ]
 )
-_LISTING_THREADS = 16
-"""Listing a remote tar is a chain of small requests; arbitrary."""
 _MEASURED_SHARDS = 4
 """Row groups of one data set are alike, and measuring all of them would be reading the data; arbitrary."""
 
@@ -96,7 +91,7 @@ def _write(folder: Path, source: Source) -> None:
     hasher = hashlib.sha256()
     sizes = []
     with atomic_file(folder / "samples.arrow") as file, pa.ipc.new_file(file, _SCHEMA) as writer:
-        for name, refs in zip(names, _list_all(source), strict=True):
+        for name, refs in zip(names, list_samples(source), strict=True):
             batch = _record_batch(refs)
             writer.write_batch(batch)
             sizes.append(len(refs))
@@ -111,24 +106,6 @@ def _write(folder: Path, source: Source) -> None:
         sha256=hasher.hexdigest(),
     )
     write_json(folder / "index.json", asdict(info))
-
-
-def _list_all(source: Source) -> Iterator[list[SampleRef]]:
-    """Yield the samples of every shard in order, showing progress where that takes long."""
-    listed: Iterable[list[SampleRef]] = map(methodcaller("refs"), source.shards)
-    if source.kind == "files":
-        yield from listed
-        return
-    with (
-        Progress(len(source.shards), unit="shards", description="indexing") as progress,
-        ThreadPoolExecutor(_LISTING_THREADS) as pool,
-    ):
-        # Local tars are limited by the interpreter, and threads would take turns at one Parquet reader.
-        if source.kind == "tar" and is_remote(source.root):
-            listed = pool.map(methodcaller("refs"), source.shards)
-        for refs in listed:
-            yield refs
-            progress.update(1)
 
 
 def _record_batch(refs: Sequence[SampleRef]) -> pa.RecordBatch:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import logging
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from beit.common.errors import BadSample, InputError
@@ -224,7 +223,8 @@ def _stat_listed(list_path: str, number: int, root: str, path: str) -> FileStat:
     if is_remote(root):
         return FileStat(path, 0, "")  # one request per line would cost more than a missing image, counted when read
     try:
-        status = os.stat(join(root, path))
-    except (OSError, ValueError):  # ValueError: a zero byte in the path
+        return replace(place_of(join(root, path)).stat(), path=path)
+    except MissingFile:
         raise InputError(f"{list_path} entry {number} ({path}) does not exist; paths are relative to {root}") from None
-    return FileStat(path, status.st_size, str(status.st_mtime_ns))
+    except InputError as error:
+        raise InputError(f"{list_path} entry {number}: {error}") from None

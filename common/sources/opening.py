@@ -1,22 +1,24 @@
 """Open whatever a user calls their images: a folder, tars, Parquet files, a text list or a CSV table, local or remote.
 
-Here: which kind a path or URL is. The kinds are in `loose_files.py`, `tars.py` and `parquet.py`; what
-they have in common is in `types.py`.
+Here: which kind a path or URL is, and the list of its samples. The kinds are in `loose_files.py`, `tars.py` and
+`parquet.py`; what they have in common is in `types.py`.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from operator import methodcaller
 from pathlib import Path
 
 from beit.common.errors import InputError
 from beit.common.images import is_image_path
+from beit.common.progress import Progress
 from beit.common.sources.loose_files import csv_listing, folder_listing, open_files, text_listing
 from beit.common.sources.splits import refuse_splits_as_classes, warn_of_split_containers, warn_of_split_folders
 from beit.common.sources.tars import open_tars
-from beit.common.sources.types import Source
+from beit.common.sources.types import SampleRef, Source
 from beit.common.storage.matching import is_folder, list_folder, match_files, measure_files
 from beit.common.storage.paths import (
     expand_braces,
@@ -28,6 +30,7 @@ from beit.common.storage.paths import (
     split_query,
 )
 from beit.common.storage.place import FileStat
+from beit.common.storage.threads import threads
 
 _COMPRESSED_TAR = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
@@ -63,6 +66,22 @@ def open_source(spec: str | Path, *, for_classes: bool = False) -> Source:
         root = _common_folder(matched)
         files = [replace(file, path=relative_to(root, file.path)) for file in matched]
     return _open_listing(root, files, is_pattern=not is_listed, for_classes=for_classes)
+
+
+def list_samples(source: Source) -> Iterator[list[SampleRef]]:
+    """Yield the samples of every shard in order, showing progress where that takes long."""
+    listed: Iterable[list[SampleRef]] = map(methodcaller("refs"), source.shards)
+    if source.kind == "files":
+        yield from listed
+        return
+    with Progress(len(source.shards), unit="shards", description="indexing") as progress:
+        # Of a server, each is a chain of small requests. Here, tars are limited by the interpreter, and threads would
+        # take turns at one Parquet reader.
+        if is_remote(source.root):
+            listed = threads().imap(methodcaller("refs"), source.shards)
+        for refs in listed:
+            yield refs
+            progress.update(1)
 
 
 def _open_listing(root: str, files: Sequence[FileStat], *, is_pattern: bool, for_classes: bool) -> Source:

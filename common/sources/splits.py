@@ -145,12 +145,13 @@ def _by_kind(splits: Iterable[str]) -> dict[str, list[str]]:
 def _split_kind(folder: str) -> str:
     """Return which split a folder is by its name; empty for none."""
     words = _WORD.findall(folder.lower())
-    kinds = {_KIND_OF_WORD.get(word, "") for word in words if word not in _WORDS_BESIDE}
-    return next(iter(kinds)) if len(kinds) == 1 else ""
+    kinds: set[str] = {_KIND_OF_WORD.get(word, "") for word in words if word not in _WORDS_BESIDE}
+    return kinds.pop() if len(kinds) == 1 else ""
 
 
 def _split_word(part: str) -> str:
-    return next(word for word in reversed(_WORD.findall(part.lower())) if word in _KIND_OF_WORD)
+    words: list[str] = _WORD.findall(part.lower())
+    return next(word for word in reversed(words) if word in _KIND_OF_WORD)
 
 
 def _container_split(path: str) -> tuple[str, str]:
