@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import time
 from collections import Counter
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import dataclass, replace
@@ -53,6 +54,9 @@ from beit.tokenize.summary import RankReport, TokenizeSummary
 logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.5
+_GRACE_SECONDS = 60.0
+"""For a rank to end after it was asked to, or when another one has completed the store."""
+_GO_ON = "finished shards are kept, run the same command again to go on"
 
 
 def tokenize_with_ranks(
@@ -207,18 +211,42 @@ def run_ranks(config: TokenizeConfig, source: str, store: str | Path, count: int
             process.start()
             sender.close()
             ranks.append((process, receiver))
-        told = False
-        while running := [process.sentinel for process, _ in ranks if process.is_alive()]:
-            wait(running, timeout=_POLL_SECONDS)
-            if stop.is_set() and not told:
-                told = True
-                for process, _ in ranks:
-                    process.terminate()
-        outcomes = [_outcome(process, receiver) for process, receiver in ranks]
+        outcomes = _wait_for_ranks(ranks, stop)
     _raise_failures(outcomes)
     summaries = [outcome.summary for outcome in outcomes if outcome.summary]
     last = next((summary for summary in summaries if summary.is_complete), summaries[0])
     return replace(last, reports=tuple(report for summary in summaries for report in summary.reports))
+
+
+def _wait_for_ranks(ranks: list[tuple[BaseProcess, Connection]], stop: StopFlag) -> list[Outcome]:
+    """Wait until all ranks have ended; one that does not, though nothing is left for it to do, is ended here."""
+    outcomes: dict[int, Outcome] = {}
+    idle_since: float | None = None
+    told = False
+    while running := [rank for rank in range(len(ranks)) if rank not in outcomes]:
+        wait([ranks[rank][0].sentinel for rank in running], timeout=_POLL_SECONDS)
+        outcomes |= {rank: _outcome(*ranks[rank]) for rank in running if not ranks[rank][0].is_alive()}
+        if stop.is_set() and not told:
+            told, idle_since = True, time.monotonic()
+            for process, _ in ranks:
+                process.terminate()
+        if idle_since is None and any(done.summary and done.summary.is_complete for done in outcomes.values()):
+            idle_since = time.monotonic()
+        if idle_since is not None and time.monotonic() - idle_since > _GRACE_SECONDS:
+            for rank in running:
+                outcomes[rank] = _end_rank(rank, ranks[rank][0], reason=stop.reason)
+    return [outcomes[rank] for rank in range(len(ranks))]
+
+
+def _end_rank(rank: int, process: BaseProcess, *, reason: str | None) -> Outcome:
+    """End a rank that somebody has stopped or frozen, after a stop for this reason or because the store is complete."""
+    process.kill()
+    process.join()
+    why = f"rank {rank} (pid {process.pid}) did not answer for {_GRACE_SECONDS:g} s and was ended"
+    if reason is not None:
+        return Outcome("stopped", f"tokenisation stopped ({reason}); {why}; {_GO_ON}")
+    logger.warning("%s; the others have completed the store", why)
+    return Outcome("done")
 
 
 def _rank_main(

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed import HashStore, Store  # type: ignore[attr-defined]
 
 from beit.common.errors import InputError
 from beit.common.processes.cores import available_cores, cores_per_rank, keep_freed_memory
@@ -153,7 +154,7 @@ def init_distributed(*, timeout_seconds: float = 300.0, meeting_timeout_seconds:
         # Given here, not to DeepSpeed, which would ask mpi4py where no launcher set the variables, and whose own limits
         # for a rank that is missing have changed from version to version.
         address, port = environment["MASTER_ADDR"], int(environment["MASTER_PORT"])
-        store: dist.Store = dist.HashStore()  # type: ignore[attr-defined]
+        store: Store = HashStore()
         if world_size > 1:
             patience = meeting_timeout_seconds
             store = meet(rank=rank, world_size=world_size, address=address, port=port, timeout_seconds=patience)
