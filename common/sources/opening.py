@@ -14,7 +14,8 @@ from pathlib import Path
 
 from beit.common.errors import InputError
 from beit.common.images import is_image_path
-from beit.common.sources.loose_files import csv_listing, folder_listing, open_files, text_listing
+from beit.common.sources.lists import csv_listing, text_listing
+from beit.common.sources.loose_files import folder_listing, open_files
 from beit.common.sources.tars import open_tars
 from beit.common.sources.types import Source
 from beit.common.storage.matching import is_folder, list_folder, match_files, measure_files
@@ -35,13 +36,14 @@ _COMPRESSED_TAR = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _SPLIT_NAMES = ("train", "val", "valid", "validation", "test")
 
 
-def open_source(spec: str | Path) -> Source:
+def open_source(spec: str | Path, *, label_column: str | None = None) -> Source:
     """Open a source of images.
 
     Args:
         spec: A folder (images at any depth, or tars, or Parquet files), a `.tar` or `.parquet` path or URL, a pattern
             with wildcards or braces over such files or over images, a `.txt` list of image paths, or a `.csv` table
             with the columns path and label. The query of a web address, such as a signature, is no part of any name.
+        label_column: Column of the classes in Parquet and CSV tables; left out, the one that is called so.
     Returns:
         The shards and class names; images are read later, shard by shard.
     """
@@ -55,7 +57,8 @@ def open_source(spec: str | Path) -> Source:
             remember_query(url, query)
     lower = path.lower()
     if lower.endswith((".txt", ".csv")):
-        return open_files(text_listing(path) if lower.endswith(".txt") else csv_listing(path))
+        is_text = lower.endswith(".txt")
+        return open_files(text_listing(path) if is_text else csv_listing(path, label_column=label_column))
     # A remote name is judged by its ending: asking a web server whether it is a folder would download the file.
     is_listed = is_folder(path) if not is_remote(path) else not _is_usable(path) and is_folder(path)
     if is_listed:
@@ -64,10 +67,10 @@ def open_source(spec: str | Path) -> Source:
         matched = match_files(text)
         root = _common_folder(matched)
         files = [replace(file, path=relative_to(root, file.path)) for file in matched]
-    return _open_listing(root, files, is_pattern=not is_listed)
+    return _open_listing(root, files, is_pattern=not is_listed, label_column=label_column)
 
 
-def _open_listing(root: str, files: Sequence[FileStat], *, is_pattern: bool) -> Source:
+def _open_listing(root: str, files: Sequence[FileStat], *, is_pattern: bool, label_column: str | None) -> Source:
     tars = [file for file in files if file.path.lower().endswith(".tar")]
     tables = [file for file in files if file.path.lower().endswith(".parquet")]
     num_images = sum(is_image_path(file.path) for file in files)
@@ -78,7 +81,7 @@ def _open_listing(root: str, files: Sequence[FileStat], *, is_pattern: bool) -> 
         from beit.common.sources.parquet import open_parquet_files  # the other kinds work without loading pyarrow
 
         _warn_of_splits(root, tables)
-        return open_parquet_files(_located(root, tables), root)
+        return open_parquet_files(_located(root, tables), root, label_column=label_column)
     return open_files(folder_listing(root, files))
 
 
