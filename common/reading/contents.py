@@ -13,8 +13,9 @@ import itertools
 import logging
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from beit.common.errors import BadSample, InputError
 from beit.common.progress import Progress
@@ -37,7 +38,8 @@ Contents = dict[str, str]
 place of the images tells no versions of files."""
 
 
-class Watched(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Watched:
     """Data of a run, and the settings that choose them."""
 
     index: LabelledIndex
