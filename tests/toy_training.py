@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,7 +114,7 @@ class ToyData:
     def state(self, step: int) -> dict[str, Any]:
         return {"samples_consumed": step * self.plan.global_batch_size, "num_samples": self.config.num_samples}
 
-    def check_resume(self, saved: Mapping[str, Any], *, allow_data_change: bool) -> None:
+    def check_resume(self, saved: Mapping[str, Any], *, allow_data_change: bool, changed: Collection[str]) -> None:
         if saved["num_samples"] != self.config.num_samples:
             raise InputError(f"num_samples was {saved['num_samples']}, is {self.config.num_samples}")
 

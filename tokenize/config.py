@@ -77,6 +77,9 @@ class TokenizeConfig:
     """Share of unusable images that is tolerated; at least one is, unless the budget is 0."""
     strict: bool = False
     """Stop at the first unusable image."""
+    allow_source_change: bool = False
+    """Continue a store although files of its source have other times than when it was begun; names and sizes must be
+    the same. Shards that are done stay as they are."""
     allow_mixed: bool = False
     """Continue a store on another device, number format, batch size or torch version; the store records it."""
 

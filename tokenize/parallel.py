@@ -13,13 +13,11 @@ import os
 import signal
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
-from itertools import islice
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from types import TracebackType
@@ -38,7 +36,7 @@ Result = TypeVar("Result")
 _TURN_SECONDS = 0.5
 """Between two looks at the signals and the clock."""
 _PATIENCE_SECONDS = 5.0
-"""For an image under way when somebody asks to stop."""
+"""For images under way when somebody asks to stop, or when the run fails; one may hang, or wait for a server."""
 _END_SECONDS = 15.0
 """For idle processes to end by themselves."""
 _MOST_THREADS = 4
@@ -64,7 +62,7 @@ class Workers:
     def __init__(self, count: int, stop: StopFlag | None = None) -> None:
         self.count = count
         self._stop = stop or StopFlag()
-        self._pool = ThreadPoolExecutor(count, thread_name_prefix="beit-worker")
+        self._threads = Threads(count, "beit-worker")
 
     def __enter__(self) -> Self:
         return self
@@ -72,15 +70,13 @@ class Workers:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Wait for what is being computed and drop what is not."""
-        self._pool.shutdown(cancel_futures=True)
+        """Wait for what is being computed and drop what is not; after an error, do not wait for who may hang."""
+        self._threads.close(seconds=None if kind is None else _PATIENCE_SECONDS)
 
     def map(
         self, function: Callable[[Item], Result], items: Iterable[Item], *, ahead: int | None = None
     ) -> Iterator[Result]:
         """Yield `function(item)` in the order of `items`, computed at most `ahead` items in advance.
-
-        Unlike `Executor.map`, which takes all items at once, this bounds what is in memory.
 
         Args:
             function: Called in the threads.
@@ -89,20 +85,7 @@ class Workers:
         Raises:
             ResumableStop: somebody asked to stop.
         """
-        limit = ahead or 4 * self.count
-        pending: deque[Future[Result]] = deque()
-        remaining = iter(items)
-        try:
-            while True:
-                self.raise_if_stopped()
-                for item in islice(remaining, limit - len(pending)):
-                    pending.append(self._pool.submit(function, item))
-                if not pending:
-                    return
-                yield pending.popleft().result()
-        finally:
-            for future in pending:
-                future.cancel()
+        return self._threads.imap(function, items, ahead=ahead or 4 * self.count, check_stop=self.raise_if_stopped)
 
     def raise_if_stopped(self) -> None:
         """Between two items, end the work if somebody asked for it.
@@ -118,7 +101,7 @@ class Workers:
 
     def submit(self, function: Callable[[Item], Result], item: Item) -> Future[Result]:
         """Start `function(item)` in a thread."""
-        return self._pool.submit(function, item)
+        return self._threads.submit(function, item)
 
 
 def worker_processes(
@@ -167,7 +150,7 @@ class Processes(Generic[Result]):
         thread = Threads(1, name="beit-end")  # the pool would also wait for one that is stopped or frozen
         with suppress(TimeoutError):
             thread.submit(partial(self._pool.shutdown, cancel_futures=True)).exception(_END_SECONDS)
-        thread.close()
+        thread.close(seconds=0)
         self._lifeline.close()
         end_workers(family)
 

@@ -131,7 +131,7 @@ def run_tokenize(
             Leases(files.place, workers.raise_if_stopped) as leases,
             torch_threads(threads),
         ):
-            info = begin_or_continue(files, wanted, leases, allow_mixed=config.allow_mixed)
+            info = begin_or_continue(files, wanted, leases, config)
             # One rank packs while the others on this machine wait, so their cores are free.
             packed = _pack(plan, files, info, config, stop, leases) if plan.catalogue is not None else {}
             jobs = list_jobs(plan, files, info, packed)

@@ -114,7 +114,7 @@ class Fetcher:
         with suppress(TimeoutError):
             self._thread.submit(self._release).exception(_END_SECONDS)
         end_workers(self._workers)
-        self._thread.close()
+        self._thread.close(seconds=0)
 
     def _open(self, device: int | None) -> None:
         if device is not None:

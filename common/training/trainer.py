@@ -112,7 +112,8 @@ def start_run(
     run = open_run(path, config, world=world, resume=resume, free_keys=free_keys, sync_to=config.run.sync_to)
     if run.checkpoint is not None:
         data = run.checkpoint.record["data"]
-        task.data.check_resume(data, allow_data_change=config.run.allow_data_change)
+        changed = {change.name for change in run.changes}
+        task.data.check_resume(data, allow_data_change=config.run.allow_data_change, changed=changed)
     _ = task.model
     begin_run(run, config, world=world)
     return run

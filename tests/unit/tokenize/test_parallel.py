@@ -114,7 +114,7 @@ def test_a_stopped_process_ends_the_work_at_the_limit():
 def test_a_stop_signal_is_heard_while_a_process_is_stopped(monkeypatch):
     monkeypatch.setattr(parallel, "_PATIENCE_SECONDS", 0.5)
     threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM)).start()
-    with stop_on_signals() as stop, pytest.raises(ResumableStop, match=r"stopped \(SIGTERM\), .* images/3.jpg or an"):
+    with stop_on_signals() as stop, pytest.raises(ResumableStop, match=r"stopped \(SIGTERM\)"):
         with Processes(stop_itself, 2) as processes, Workers(2, stop) as workers:
             list(workers.map(lambda number: processes.call(ref(number), number == 3), range(4)))
     assert not multiprocessing.active_children()
