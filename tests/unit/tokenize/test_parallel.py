@@ -102,8 +102,10 @@ def stop_itself(ref, is_last):
 
 
 def test_a_stopped_process_ends_the_work_at_the_limit():
-    with pytest.raises(RunFailed) as caught, Processes(stop_itself, 2, 2.0) as processes, Workers(2) as workers:
-        list(workers.map(lambda number: processes.call(ref(number), number == 3), range(4)))
+    with pytest.raises(RunFailed) as caught, Processes(stop_itself, 1) as processes, Workers(2) as workers:
+        assert processes.call(ref(0), False) == "images/0.jpg"  # started, which may take long
+        processes._timeout_seconds = 2.0
+        list(workers.map(lambda number: processes.call(ref(number), number == 3), range(3, 4)))
     assert re.fullmatch(
         r"a worker process .* images/3\.jpg or an image near it did not answer for 2 s \(worker_timeout_seconds\); .*",
         str(caught.value),
