@@ -244,7 +244,7 @@ class LabelledIndex:
         if several:
             raise InputError(
                 f"{self.name} has images of several classes ({listed(several)}), and each may be of one only here; "
-                "train with classifier.multi_label=true, or leave one class per image"
+                "train with classifier.multi_label=true (classification only), or leave one class per image"
             )
         require_distinct(names, self.name)
         if str(UNLABELLED) in names:

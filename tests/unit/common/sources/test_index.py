@@ -354,7 +354,7 @@ def test_two_spellings_of_one_number_are_refused(tmp_path, cache, write, labels)
 
 def test_images_of_several_classes_are_refused_where_one_is_wanted(tmp_path, cache):
     index = build_index(in_csv(tmp_path / "c", ["cat|dog", "cat"]), cache)
-    with pytest.raises(InputError, match=r"several classes \(cat\|dog\).*classifier.multi_label=true"):
+    with pytest.raises(InputError, match=r"several classes \(cat\|dog\).*with classifier.multi_label=true"):
         index.require_one_class_each()
 
 
