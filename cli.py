@@ -6,6 +6,11 @@ at once.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before anything else is imported, the standard library included
+    from beit.common.processes.safe_path import leave_out_current_folder
+
+    leave_out_current_folder()
+
 import importlib
 import logging
 import signal
@@ -20,6 +25,7 @@ import click
 from beit import __version__
 from beit.common.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_RESUMABLE, InputError, ResumableStop, RunFailed
 from beit.common.processes.launcher_env import launched_rank
+from beit.common.processes.safe_path import leave_out_current_folder
 from beit.common.processes.shared_memory import raise_file_limit
 
 
@@ -114,6 +120,7 @@ def beit() -> None:
 
 def main() -> None:
     """Run `beit`; exit 0 done, 2 wrong usage or input, 75 stopped and resumable, else 1."""
+    leave_out_current_folder()
     if launched_rank() is not None:
         from beit.common.processes.rank_reports import capture_output
 

@@ -27,6 +27,7 @@ from beit.common.errors import InputError, ResumableStop, RunFailed, require
 from beit.common.processes.cores import available_cores
 from beit.common.processes.launch import check_ranks
 from beit.common.processes.launcher_env import is_to_start_ranks, launcher_environment, under_launcher
+from beit.common.processes.safe_path import safe_path
 from beit.common.processes.signals import StopFlag, stop_on_signals
 from beit.common.shards.schema import IMAGES_DIR, INDEX_FILE, ImageShardManifest, StoreInfo, manifest_name
 from beit.tokenize.config import TokenizeConfig
@@ -208,7 +209,8 @@ def run_ranks(config: TokenizeConfig, source: str, store: str | Path, count: int
             receiver, sender = context.Pipe(duplex=False)
             arguments = (config, source, store, rank, count, sender)
             process: BaseProcess = context.Process(target=_rank_main, args=arguments)
-            process.start()
+            with safe_path():
+                process.start()
             sender.close()
             ranks.append((process, receiver))
         outcomes = _wait_for_ranks(ranks, stop)

@@ -18,6 +18,7 @@ from functools import partial
 from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 
+from beit.common.processes.safe_path import safe_path
 from beit.common.processes.signals import STOP_SIGNALS
 
 PRELOADED = [
@@ -47,7 +48,8 @@ def start_worker_server() -> None:
     own imports, so that the same seconds serve both.
     """
     multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOADED)
-    forkserver.ensure_running()
+    with safe_path():
+        forkserver.ensure_running()
 
 
 def worker_init() -> Callable[[int], None]:

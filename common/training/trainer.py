@@ -30,7 +30,7 @@ from beit.common.runs.metrics import Metrics, open_metrics
 from beit.common.runs.run_dir import RunDirectory, begin_run, open_run
 from beit.common.runs.wandb_log import require_wandb
 from beit.common.storage.locks import sole_use
-from beit.common.training.config import TrainingConfig
+from beit.common.training.config import TrainingConfig, TrainingPlan
 from beit.common.training.data import BatchStream, HostFlag
 from beit.common.training.ema import WeightAverage
 from beit.common.training.engine import Engine
@@ -72,8 +72,20 @@ def train(
         torch.manual_seed(config.train.seed)
         task = build_task(world)
         run = start_run(task, config, path=run_dir, resume=resume, world=world, free_keys=free_keys)
+        if world.is_main:
+            _warn_of_large_batch(task.data.plan)
         task.begin(run_dir)
         return task, fit(task, config, run=run, world=world)
+
+
+def _warn_of_large_batch(plan: TrainingPlan) -> None:
+    """Say so where a step has more images than there are."""
+    if plan.steps_per_epoch < 1:
+        num_samples = round(plan.steps_per_epoch * plan.global_batch_size)
+        logger.warning(
+            "train.global_batch_size (%d) is more than the %d images to train on: a step has each %.1f times; lower it",
+            *(plan.global_batch_size, num_samples, 1 / plan.steps_per_epoch),
+        )
 
 
 def start_run(
