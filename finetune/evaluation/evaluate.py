@@ -23,9 +23,10 @@ from beit.common.reading.config import ReaderConfig
 from beit.common.reading.labelled_dataset import LabelledDataset
 from beit.common.reading.loader import Loader
 from beit.common.reading.reader import sequential_loader
+from beit.common.runs.outputs import check_outputs
 from beit.common.sources.index import LabelledIndex
-from beit.common.storage.documents import write_json
-from beit.common.storage.files import check_output, write_atomic
+from beit.common.storage.documents import json_bytes
+from beit.common.storage.files import write_output
 from beit.common.training.data import padded
 from beit.common.vit.description import EncoderConfig
 from beit.finetune.artifact import load_classifier
@@ -52,8 +53,7 @@ def evaluate_model(
     `model` is the folder that `beit finetune` wrote, or its run directory; classes are matched to the model's by name.
     Under a launcher every rank measures its part, and rank 0 writes.
     """
-    check_output(out)
-    check_output(html, option="--html")
+    check_outputs({"--out": out, "--html": html}, inputs=[model, data])
     classifier, stored = load_classifier(model)
     assert stored.class_names is not None
     index = open_evaluation_data(data, stored.class_names, multi_label=stored.multi_label)
@@ -71,14 +71,14 @@ def evaluate_model(
     report = build_report(outcomes, index, class_names=stored.class_names, model=str(model), data=data)
     if world.is_main:
         if out is not None:
-            write_json(out, report.as_json())
+            write_output(out, json_bytes(report.as_json()))
         if html is not None:
             from beit.finetune.evaluation.page import evaluation_page  # draws, which a training never does
 
             img_size = stored.architecture.img_size
             crop_pct = crop_pct_of(EvaluationConfig(), img_size)
             pictures = mistake_pictures(report.mistakes, index, img_size=img_size, crop_pct=crop_pct)
-            write_atomic(html, evaluation_page(report, pictures).encode())
+            write_output(html, evaluation_page(report, pictures).encode())
     return report
 
 
