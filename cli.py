@@ -13,17 +13,27 @@ if __name__ == "__main__":  # before anything else is imported, the standard lib
 
 import importlib
 import logging
+import os
 import signal
 import sys
 import traceback
 from collections.abc import Mapping
+from contextlib import suppress
 from types import FrameType
 from typing import Any, NamedTuple
 
 import click
 
 from beit import __version__
-from beit.common.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_RESUMABLE, InputError, ResumableStop, RunFailed
+from beit.common.errors import (
+    EXIT_BAD_INPUT,
+    EXIT_DONE,
+    EXIT_FAILED,
+    EXIT_RESUMABLE,
+    InputError,
+    ResumableStop,
+    RunFailed,
+)
 from beit.common.processes.launcher_env import launched_rank
 from beit.common.processes.safe_path import leave_out_current_folder
 from beit.common.processes.shared_memory import raise_file_limit
@@ -121,6 +131,7 @@ def beit() -> None:
 def main() -> None:
     """Run `beit`; exit 0 done, 2 wrong usage or input, 75 stopped and resumable, else 1."""
     leave_out_current_folder()
+    _fill_closed_streams()
     if launched_rank() is not None:
         from beit.common.processes.rank_reports import capture_output
 
@@ -134,7 +145,9 @@ def main() -> None:
 
         message = record_exit(code, message)
     if message:
-        click.echo(f"beit: {message}", err=True)
+        with suppress(BrokenPipeError):
+            click.echo(f"beit: {message}", err=True)
+    _let_go_of_broken_streams()
     sys.exit(code)
 
 
@@ -151,6 +164,10 @@ def _run() -> tuple[int, str]:
         return EXIT_RESUMABLE, str(stop)
     except (KeyboardInterrupt, click.Abort):
         return EXIT_RESUMABLE, "interrupted; run the same command again to go on"
+    except BrokenPipeError as error:
+        if _let_go_of_broken_streams():  # the reader of our output, such as `head`, has seen enough
+            return EXIT_DONE, ""
+        return EXIT_FAILED, str(error)
     except (OSError, RunFailed) as error:  # a full disk, a lost rank: the machine's fault, not a bug
         return EXIT_FAILED, str(error)
     except Exception as error:
@@ -160,6 +177,32 @@ def _run() -> tuple[int, str]:
         # A rank's line is shown by the command that launched it, which cannot show its trace.
         return EXIT_FAILED, f"{type(error).__name__}: {error}" if launched_rank() is not None else ""
     return result if isinstance(result, int) else 0, ""
+
+
+def _fill_closed_streams() -> None:
+    """Open what the shell closed (`>&-`): else the next file that is opened would be taken for the terminal."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            descriptor = os.open(os.devnull, os.O_RDONLY if name == "stdin" else os.O_WRONLY)
+            if descriptor != number:
+                os.dup2(descriptor, number)
+                os.close(descriptor)
+            setattr(sys, name, open(number, "r" if name == "stdin" else "w", encoding="utf-8"))
+
+
+def _let_go_of_broken_streams() -> bool:
+    """Point output that nobody reads any more at nothing, so that Python does not complain at its exit.
+
+    Returns whether there was any.
+    """
+    is_broken = False
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            is_broken = True
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    return is_broken
 
 
 def _is_lost_rank(error: Exception) -> bool:

@@ -10,8 +10,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import secrets
+import shutil
 import signal
+import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +25,7 @@ from beit.common.errors import InputError
 
 FAULT_VARIABLE = "BEIT_FAULT"
 _HASH_BLOCK_BYTES = 1 << 20
+_OWN_DESCRIPTOR = re.compile(r"/dev/(?P<name>stdout|stderr)|(/dev/fd|/proc/self/fd)/(?P<number>\d+)")
 
 
 def default_cache_dir() -> Path:
@@ -73,21 +78,66 @@ def write_atomic(path: Path, data: bytes) -> None:
         file.write(data)
 
 
-def check_output(path: Path | None, *, option: str = "--out") -> None:
+@contextmanager
+def output_file(path: Path) -> Iterator[BinaryIO]:
+    """Yield a binary file for what a user asked to have written to `path`; it appears if the block succeeds.
+
+    A link is followed, not replaced, and what is no regular file, such as a pipe or /dev/stdout, is written into.
+    """
+    if not is_special(path):
+        with atomic_file(Path(os.path.realpath(path))) as file:
+            yield file
+        return
+    with tempfile.TemporaryFile() as file:
+        yield file
+        file.seek(0)
+        with _open_special(path) as target:
+            shutil.copyfileobj(file, target)
+
+
+def write_output(path: Path, data: bytes) -> None:
+    """Write `data` to a path that a user named, as `output_file` does, making the folder if needed."""
+    Path(os.path.realpath(path)).parent.mkdir(parents=True, exist_ok=True)
+    with output_file(path) as file:
+        file.write(data)
+
+
+def check_output(path: Path, *, option: str, makes_folder: bool = False) -> None:
     """Refuse an output file that cannot be written, before the work is done.
 
     Args:
-        path: The file; None, where none is wanted, is fine.
+        path: The file.
         option: How the user named it.
+        makes_folder: Whether its folder will be made if it is missing.
     """
-    if path is None:
-        return
     if path.is_dir():
         raise InputError(f"{option} {path} is a folder; name a file")
-    if not path.parent.is_dir():
-        raise InputError(f"{option} {path}: the folder {path.parent} does not exist; create it")
-    if not os.access(path.parent, os.W_OK):
-        raise InputError(f"{option} {path}: the folder {path.parent} may not be written to; name another")
+    if path.is_block_device() or path.is_socket():
+        raise InputError(f"{option} {path} is a disk or a socket; name a file")
+    if is_special(path):
+        return
+    folder = Path(os.path.realpath(path)).parent
+    while makes_folder and not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir():
+        raise InputError(f"{option} {path}: the folder {folder} does not exist; create it")
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"{option} {path}: the folder {folder} may not be written to; name another")
+
+
+def _open_special(path: Path) -> BinaryIO:
+    """Open what is no regular file; what this process has open itself goes on where it is (`> file`)."""
+    match = _OWN_DESCRIPTOR.fullmatch(str(path.absolute()))
+    if match is None:
+        return path.open("ab")
+    sys.stdout.flush()
+    number = match["number"] or {"stdout": "1", "stderr": "2"}[match["name"]]
+    return os.fdopen(os.dup(int(number)), "wb")
+
+
+def is_special(path: Path) -> bool:
+    """Tell whether a path is to be written into: what is no regular file, or what the process has open."""
+    return (path.exists() and not path.is_file()) or path.absolute().parts[1:2] in (("dev",), ("proc",))
 
 
 def sha256_file(path: Path) -> str:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from beit import __version__
 from beit.common.errors import InputError
 from beit.common.pages.tables import aligned
+from beit.common.runs.outputs import check_outputs
 from beit.common.storage.documents import Format, json_bytes
-from beit.common.storage.files import check_output, write_atomic
+from beit.common.storage.files import write_output
 from beit.finetune.compare.compare import Comparison, Group, best_labels, is_share
 from beit.finetune.compare.intervals import Interval
 
@@ -25,16 +26,16 @@ TITLES = ("", "task", "metric", "mean", "difference", "seeds", "steps", "images"
 _NUMBERS = ("mean", "difference", "seeds", "steps", "images", "device time")
 
 
-def check_comparison_output(out: Path | None) -> None:
+def check_comparison_output(out: Path | None, runs: Iterable[Path] = ()) -> None:
     """Refuse, before anything is read, an output file of an unknown format or in a place that cannot be written to."""
-    check_output(out)
+    check_outputs({"--out": out}, inputs=runs)
     if out is not None and out.suffix not in _FORMATS:
         raise InputError(f"--out {out} must end in {', '.join(_FORMATS)}, which says the format")
 
 
 def write_comparison(comparison: Comparison, out: Path) -> None:
     """Write the comparison in the format that the ending of `out` says."""
-    write_atomic(out, _FORMATS[out.suffix](comparison))
+    write_output(out, _FORMATS[out.suffix](comparison))
 
 
 def as_text(comparison: Comparison) -> str:

@@ -88,7 +88,7 @@ def predict_to_file(
         features: Add the features that the head sees; of an encoder, the mean of the patches after
             the block that its run's probe found best, or after the last.
     """
-    check_prediction_file(out)
+    check_prediction_file(out, inputs=[model, source])
     batches = predict(model, source, features=features)
     if out is None:
         write_csv_text(batches, stdout)
