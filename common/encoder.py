@@ -27,6 +27,7 @@ from beit.common.vit.adapt import adapt_state
 from beit.common.vit.config import PosBias
 from beit.common.vit.description import (
     CONFIG_FILE,
+    FORMAT,
     WEIGHTS_FILE,
     EncoderConfig,
     encoder_config_to_json,
@@ -52,7 +53,8 @@ def save_model(directory: Path, state: Mapping[str, Tensor], config: EncoderConf
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     temporary = directory / f"{WEIGHTS_FILE}.tmp.{os.getpid()}"
     try:
-        save_file(tensors, temporary, metadata={"format": "pt"})
+        # Not "pt", so that every version 4 of transformers refuses the file; see `not_for_transformers`, too.
+        save_file(tensors, temporary, metadata={"format": FORMAT.name})
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, directory / WEIGHTS_FILE)
