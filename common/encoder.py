@@ -26,6 +26,7 @@ from beit.common.vit.adapt import adapt_state
 from beit.common.vit.config import PosBias
 from beit.common.vit.description import (
     CONFIG_FILE,
+    FORMAT,
     WEIGHTS_FILE,
     EncoderConfig,
     encoder_config_to_json,
@@ -54,7 +55,8 @@ def save_model(directory: Path, state: Mapping[str, Tensor], config: EncoderConf
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     with atomic_path(weights_path) as temporary:
         try:
-            save_file(tensors, temporary, metadata={"format": "pt"})
+            # Not "pt", so that every version 4 of transformers refuses the file; see `not_for_transformers`, too.
+            save_file(tensors, temporary, metadata={"format": FORMAT.name})
         except SafetensorError as error:  # a full disk comes out as this
             raise OSError(f"{weights_path} could not be written: {error}") from error
         digest = sha256_file(temporary)

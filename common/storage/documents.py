@@ -49,6 +49,15 @@ class Format:
         return document
 
 
+def not_for_transformers(loader: str) -> dict[str, str]:
+    """Return the field by which Hugging Face's transformers refuses a folder of ours, and says what loads it.
+
+    It looks for config.json and model.safetensors, ignores fields and tensors that it does not know, and would hand out
+    random weights of its default shape. It takes the value for the name of a weight file that cannot be one.
+    """
+    return {"transformers_weights": f"none: this is no model of transformers; load it with {loader}"}
+
+
 def json_bytes(value: Any) -> bytes:
     """Encode `value` as indented JSON with sorted keys, so that equal values give equal bytes."""
     return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from beit.common.config import config_from_dict, config_to_dict
 from beit.common.errors import InputError, require
-from beit.common.storage.documents import Format, read_json, write_json
+from beit.common.storage.documents import Format, not_for_transformers, read_json, write_json
 from beit.common.storage.files import sha256_file, write_atomic
 from beit.common.storage.tensor_check import check_tensors, read_safetensors, read_shapes, require_possible
 from beit.common.tokenizers.dalle import DalleModel
@@ -186,5 +186,6 @@ def _dvae_settings(config: DiscreteVAEConfig) -> dict[str, Any]:
 
 
 def _write_settings(directory: Path, architecture: str, digest: str, details: Mapping[str, Any]) -> None:
-    head = {**FORMAT.header(), "architecture": architecture, "fingerprint": digest}
+    refusal = not_for_transformers("beit.common.tokenizer.load_tokenizer")
+    head = {**FORMAT.header(), **refusal, "architecture": architecture, "fingerprint": digest}
     write_json(directory / CONFIG_FILE, {**head, **details})
