@@ -83,7 +83,14 @@ def _with_defaults(values: dict[str, Any], config: Any, config_file: Path) -> di
         return values
 
 
-def check_changes(changes: Sequence[Change], run: Path, *, is_on_purpose: bool, free_keys: Sequence[str]) -> None:
+def check_changes(
+    changes: Sequence[Change],
+    run: Path | str,
+    *,
+    is_on_purpose: bool,
+    free_keys: Sequence[str],
+    is_copy: bool = False,
+) -> None:
     """Print the changes that are allowed and refuse the others.
 
     Args:
@@ -91,9 +98,15 @@ def check_changes(changes: Sequence[Change], run: Path, *, is_on_purpose: bool, 
         run: The saved run, for messages.
         is_on_purpose: Whether the user named what to continue from.
         free_keys: What may differ beside `FREE_KEYS`.
+        is_copy: Whether `run` is the copy that run.sync_to names, of which nothing is here yet.
     """
     fixed = [change for change in changes if matches(change.name, FIXED_KEYS) and change.name not in _NOT_FIXED]
     bound = [change for change in changes if not matches(change.name, (*FREE_KEYS, *free_keys))]
+    if is_copy and (fixed or bound):
+        raise InputError(
+            f"run.sync_to ({run}) holds a run with other settings ({_listed([*fixed, *bound])}); use the same to go on "
+            "with it, or name a new or empty place"
+        )
     if fixed:
         raise InputError(
             f"{run} holds a run with other settings that its checkpoints depend on ({_listed(fixed)}); use the same, "

@@ -2,8 +2,8 @@
 
 `BEIT_FAULT=point:n` kills the process, as kill -9 does, at the n-th pass of a named point. Points stand where a crash
 would hurt: before and after a file gets its final name (`rename`, `renamed`) or a checkpoint is committed (`commit`,
-`committed`), and between two samples of a shard (`sample`). Without the variable a point does nothing. JSON is
-`storage/documents.py`'s.
+`committed`), before one is set aside (`aside`), and between two samples of a shard (`sample`). Without the variable a
+point does nothing. JSON is `storage/documents.py`'s.
 """
 
 from __future__ import annotations

@@ -13,7 +13,8 @@ from beit.common.config import load_config
 from beit.common.errors import InputError
 from beit.common.processes.distributed import World
 from beit.common.runs.changes import check_changes, find_changes
-from beit.common.runs.run_dir import RunDirectory, begin_run, open_run, redact
+from beit.common.runs.environment import redact
+from beit.common.runs.run_dir import RunDirectory, begin_run, open_run
 from beit.common.training.config import TrainConfig
 
 
