@@ -15,7 +15,8 @@ from pathlib import Path
 from beit.common.errors import InputError
 from beit.common.images import is_image_path
 from beit.common.progress import Progress
-from beit.common.sources.loose_files import csv_listing, folder_listing, open_files, text_listing
+from beit.common.sources.lists import csv_listing, text_listing
+from beit.common.sources.loose_files import folder_listing, open_files
 from beit.common.sources.splits import refuse_splits_as_classes, warn_of_split_containers, warn_of_split_folders
 from beit.common.sources.tars import open_tars
 from beit.common.sources.types import SampleRef, Source
@@ -35,13 +36,14 @@ from beit.common.storage.threads import threads
 _COMPRESSED_TAR = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
-def open_source(spec: str | Path, *, for_classes: bool = False) -> Source:
+def open_source(spec: str | Path, *, label_column: str | None = None, for_classes: bool = False) -> Source:
     """Open a source of images.
 
     Args:
         spec: A folder (images at any depth, or tars, or Parquet files), a `.tar` or `.parquet` path or URL, a pattern
             with wildcards or braces over such files or over images, a `.txt` list of image paths, or a `.csv` table
             with the columns path and label. The query of a web address, such as a signature, is no part of any name.
+        label_column: Column of the classes in Parquet and CSV tables; left out, the one that is called so.
         for_classes: Whether the classes are wanted, so that folders which cannot be classes are refused.
     Returns:
         The shards and class names; images are read later, shard by shard.
@@ -56,7 +58,8 @@ def open_source(spec: str | Path, *, for_classes: bool = False) -> Source:
             remember_query(url, query)
     lower = path.lower()
     if lower.endswith((".txt", ".csv")):
-        return open_files(text_listing(path) if lower.endswith(".txt") else csv_listing(path))
+        is_text = lower.endswith(".txt")
+        return open_files(text_listing(path) if is_text else csv_listing(path, label_column=label_column))
     # A remote name is judged by its ending: asking a web server whether it is a folder would download the file.
     is_listed = is_folder(path) if not is_remote(path) else not _is_usable(path) and is_folder(path)
     if is_listed:
@@ -65,7 +68,7 @@ def open_source(spec: str | Path, *, for_classes: bool = False) -> Source:
         matched = match_files(text)
         root = _common_folder(matched)
         files = [replace(file, path=relative_to(root, file.path)) for file in matched]
-    return _open_listing(root, files, is_pattern=not is_listed, for_classes=for_classes)
+    return _open_listing(root, files, is_pattern=not is_listed, label_column=label_column, for_classes=for_classes)
 
 
 def list_samples(source: Source) -> Iterator[list[SampleRef]]:
@@ -84,7 +87,9 @@ def list_samples(source: Source) -> Iterator[list[SampleRef]]:
             progress.update(1)
 
 
-def _open_listing(root: str, files: Sequence[FileStat], *, is_pattern: bool, for_classes: bool) -> Source:
+def _open_listing(
+    root: str, files: Sequence[FileStat], *, is_pattern: bool, label_column: str | None, for_classes: bool
+) -> Source:
     tars = [file for file in files if file.path.lower().endswith(".tar")]
     tables = [file for file in files if file.path.lower().endswith(".parquet")]
     num_images = sum(is_image_path(file.path) for file in files)
@@ -95,7 +100,7 @@ def _open_listing(root: str, files: Sequence[FileStat], *, is_pattern: bool, for
     if tables:
         from beit.common.sources.parquet import open_parquet_files  # the other kinds work without loading pyarrow
 
-        return open_parquet_files(_located(root, tables), root)
+        return open_parquet_files(_located(root, tables), root, label_column=label_column)
     listing = folder_listing(root, files)
     paths = [file.path for file in listing.files]
     if for_classes and any(listing.labels):
