@@ -49,7 +49,7 @@ _MEASURED_SHARDS = 4
 
 
 def build_index(
-    spec: str | Path, cache_dir: Path | None = None, *, for_classes: bool = False, label_column: str | None = None
+    spec: str | Path, cache_dir: Path | None = None, *, label_column: str | None = None, for_classes: bool = False
 ) -> LabelledIndex:
     """Return the index of a DATA, from the cache or by listing every sample.
 
@@ -58,10 +58,10 @@ def build_index(
     Args:
         spec: Folder, tars, Parquet files, text list or CSV, as `beit.common.sources.opening.open_source` takes them.
         cache_dir: Where indexes are kept; by default below `default_cache_dir()`.
-        for_classes: See `open_source`.
         label_column: Column of the classes in tables, as `open_source` takes it.
+        for_classes: See `open_source`.
     """
-    source = open_source(spec, for_classes=for_classes, label_column=label_column)
+    source = open_source(spec, label_column=label_column, for_classes=for_classes)
     root = default_cache_dir() if cache_dir is None else cache_dir
     folder = root / "indexes" / f"v{INDEX_FORMAT.version}" / source.digest
     try:
@@ -102,7 +102,7 @@ def open_labelled(data: str, *, class_names: ClassNames | None, label_column: st
         class_names: What numbers mean; None leaves them their texts as names.
         label_column: Column of the classes in tables; None for the usual one.
     """
-    index = build_index(data, for_classes=True, label_column=label_column)
+    index = build_index(data, label_column=label_column, for_classes=True)
     if label_column is not None and not index.columns:
         logger.warning("%s is neither Parquet nor CSV, so it has no column %s", index.name, label_column)
     return index if class_names is None else index.with_numbers_named(class_names)

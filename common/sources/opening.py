@@ -36,15 +36,15 @@ from beit.common.storage.threads import threads
 _COMPRESSED_TAR = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
-def open_source(spec: str | Path, *, for_classes: bool = False, label_column: str | None = None) -> Source:
+def open_source(spec: str | Path, *, label_column: str | None = None, for_classes: bool = False) -> Source:
     """Open a source of images.
 
     Args:
         spec: A folder (images at any depth, or tars, or Parquet files), a `.tar` or `.parquet` path or URL, a pattern
             with wildcards or braces over such files or over images, a `.txt` list of image paths, or a `.csv` table
             with the columns path and label. The query of a web address, such as a signature, is no part of any name.
-        for_classes: Whether the classes are wanted, so that folders which cannot be classes are refused.
         label_column: Column of the classes in Parquet and CSV tables; left out, the one that is called so.
+        for_classes: Whether the classes are wanted, so that folders which cannot be classes are refused.
     Returns:
         The shards and class names; images are read later, shard by shard.
     """
@@ -68,7 +68,7 @@ def open_source(spec: str | Path, *, for_classes: bool = False, label_column: st
         matched = match_files(text)
         root = _common_folder(matched)
         files = [replace(file, path=relative_to(root, file.path)) for file in matched]
-    return _open_listing(root, files, is_pattern=not is_listed, for_classes=for_classes, label_column=label_column)
+    return _open_listing(root, files, is_pattern=not is_listed, label_column=label_column, for_classes=for_classes)
 
 
 def list_samples(source: Source) -> Iterator[list[SampleRef]]:
@@ -88,7 +88,7 @@ def list_samples(source: Source) -> Iterator[list[SampleRef]]:
 
 
 def _open_listing(
-    root: str, files: Sequence[FileStat], *, is_pattern: bool, for_classes: bool, label_column: str | None
+    root: str, files: Sequence[FileStat], *, is_pattern: bool, label_column: str | None, for_classes: bool
 ) -> Source:
     tars = [file for file in files if file.path.lower().endswith(".tar")]
     tables = [file for file in files if file.path.lower().endswith(".parquet")]

@@ -6,13 +6,14 @@ Which columns hold images and labels is decided in `parquet_layout.py`.
 from __future__ import annotations
 
 import functools
+import logging
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from decimal import Decimal
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -21,7 +22,7 @@ import pyarrow.parquet as pq
 from beit.common.errors import BadSample, InputError
 from beit.common.images import MAX_IMAGE_BYTES
 from beit.common.sources.labels import UNLABELLED, listed
-from beit.common.sources.parquet_layout import ParquetLayout, read_layout
+from beit.common.sources.parquet_layout import ParquetLayout, other_images, plain_schema, read_layout
 from beit.common.sources.types import (
     SampleRef,
     Source,
@@ -36,9 +37,17 @@ from beit.common.storage.paths import relative_to
 from beit.common.storage.place import FileStat, RemoteError, for_each, place_of
 from beit.common.storage.remote_place import RemotePlace
 
+logger = logging.getLogger(__name__)
+
 _STREAM_ROWS = 16  # an image has at most 256 MB, mostly 0.1
 _STREAM_BUFFER_BYTES = 8 << 20
 _MAX_WHOLE = 1 << 53  # beyond it floating-point numbers are not those that were meant
+
+Rows = TypeVar("Rows", pa.Table, pa.RecordBatch)
+
+
+class _TooLargeForOneArray(Exception):
+    """pyarrow cannot return a struct with more than 2 GiB of bytes as one array, only in pieces."""
 
 
 class ParquetReader:
@@ -119,22 +128,28 @@ class ParquetShard:
     @contextmanager
     def open(self) -> Iterator[ParquetReader]:
         """Load the images of the row group."""
-        table = _read_row_group(self.file, self.row_group, [self._image_leaf])
-        yield ParquetReader(self._images(table), self._label)
+        try:
+            images = self._images(_read_row_group(self.file, self.row_group, [self._image_leaf]))
+        except _TooLargeForOneArray:
+            images = pa.chunked_array([self._images(batch) for batch in self._batches()])
+        yield ParquetReader(images, self._label)
 
     def stream(self) -> Iterator[ParquetReader]:
         """Load the images of the row group a few at a time, front to back: a row group may be larger than memory.
 
         Pages are decoded whole. They are 1 MB by the format's advice, but pyarrow writes up to 1024 rows to one.
         """
+        first_row = 0
+        for batch in self._batches():
+            yield ParquetReader(self._images(batch), self._label, first_row=first_row)
+            first_row += batch.num_rows
+
+    def _batches(self) -> Iterator[pa.RecordBatch]:
         with _opened(self.file, _read_metadata(self.file), buffer_bytes=_STREAM_BUFFER_BYTES) as parquet:
-            first_row = 0
             for batch in parquet.iter_batches(
                 _STREAM_ROWS, row_groups=[self.row_group], columns=[self._image_leaf], use_threads=False
             ):
-                batch.validate(full=True)
-                yield ParquetReader(self._images(batch), self._label, first_row=first_row)
-                first_row += batch.num_rows
+                yield _validated(batch)
 
     @property
     def _label(self) -> str:
@@ -174,6 +189,9 @@ def open_parquet_files(files: Sequence[FileStat], root: str, *, label_column: st
     listed = {file.path: file for file in files}
     footers = for_each(lambda path: _describe(listed[path], label_column), list(listed))
     layouts = [layout for layout, _ in footers]
+    left_out = other_images(_read_schema(files[0]), layouts[0].image_column)
+    if left_out:
+        logger.info("%s: the images of %s are left out", root, ", ".join(left_out))
     if any(layout.label_is_fraction for layout in layouts):
         layouts = _require_whole_labels(files, layouts, wanted=label_column)
     if any(layout.label_is_text for layout in layouts):
@@ -228,7 +246,8 @@ def _label_text(layout: ParquetLayout) -> str:
 def _describe(file: FileStat, label_column: str | None) -> tuple[ParquetLayout, list[int]]:
     """Return the layout of a file and the number of rows in each of its row groups."""
     metadata = _read_metadata(file)
-    layout = read_layout(metadata.schema.to_arrow_schema(), label=file.path, label_column=label_column)
+    layout = read_layout(_read_schema(file), label=file.path, label_column=label_column)
+    _refuse_paths_only(file, metadata, layout)
     return layout, [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
 
 
@@ -269,6 +288,10 @@ def _opened(file: FileStat, metadata: pq.FileMetaData | None, *, buffer_bytes: i
             yield parquet
     except RemoteError:
         raise
+    except pa.ArrowNotImplementedError as error:
+        if "chunked array" not in str(error):
+            raise InputError(f"{file.path} cannot be read ({error})") from None
+        raise _TooLargeForOneArray(str(error)) from None
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last: names of columns not in UTF-8
         first_line = str(error).partition("\n")[0]
         raise InputError(f"{file.path} is not readable as Parquet ({first_line}); copy or make it again") from None
@@ -281,6 +304,10 @@ def _read_metadata(file: FileStat) -> pq.FileMetaData:
         return parquet.metadata
 
 
+def _read_schema(file: FileStat) -> pa.Schema:
+    return plain_schema(_read_metadata(file).schema.to_arrow_schema())
+
+
 def _read_row_group(file: FileStat, row_group: int, columns: list[str]) -> pa.Table:
     with _opened(file, _read_metadata(file)) as parquet:
         return _validated(parquet.read_row_group(row_group, columns=columns, use_threads=False))
@@ -291,10 +318,31 @@ def _read_column(file: FileStat, column: str) -> pa.Table:
         return _validated(parquet.read(columns=[column], use_threads=False))
 
 
-def _validated(table: pa.Table) -> pa.Table:
-    """Return the table if its offsets and texts are sound, which would otherwise come out where they are used."""
-    table.validate(full=True)
-    return table
+def _validated(rows: Rows) -> Rows:
+    """Return the rows, without views, if offsets and texts are sound, which else would come out where they are used."""
+    rows.validate(full=True)
+    schema = plain_schema(rows.schema)
+    return rows if schema.equals(rows.schema) else rows.cast(schema)
+
+
+def _refuse_paths_only(file: FileStat, metadata: pq.FileMetaData, layout: ParquetLayout) -> None:
+    """Refuse a table that names images and holds none, as `datasets` may write of a folder of images."""
+    if not layout.has_path or not metadata.num_rows:
+        return
+    leaves = [metadata.schema.column(number).path for number in range(metadata.num_columns)]
+    position = leaves.index(f"{layout.image_column}.bytes")
+    for number in range(metadata.num_row_groups):
+        column = metadata.row_group(number).column(position)
+        statistics = column.statistics
+        if statistics is None or not statistics.has_null_count or statistics.null_count < column.num_values:
+            return
+    paths = pc.struct_field(_read_column(file, f"{layout.image_column}.path")[layout.image_column], "path")
+    example = next((path for path in paths.to_pylist() if path), None)
+    if example is not None:
+        raise InputError(
+            f"{file.path} holds paths of images, such as {example}, and no images; give the folder or a list of the "
+            "images, or have them embedded (docs/sources.md)"
+        )
 
 
 def _paths_identify_rows(file: FileStat, column: str) -> bool:

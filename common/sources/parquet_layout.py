@@ -63,11 +63,36 @@ class ParquetLayout:
         return joined_label((names[item] if names and isinstance(item, int) else item for item in value), origin)
 
 
+def plain_type(column_type: pa.DataType) -> pa.DataType:
+    """Return a type without views, which polars, DataFusion and arrow-rs write, at any depth of it; else itself.
+
+    Large, because what is not addressed by 32-bit offsets may exceed them. Views of lists stay: they read as lists do,
+    and pyarrow 26 makes invalid arrays of them where it is to change their type.
+    """
+    if column_type == pa.binary_view():
+        return pa.large_binary()
+    if column_type == pa.string_view():
+        return pa.large_string()
+    if pa.types.is_struct(column_type):
+        return pa.struct([field.with_type(plain_type(field.type)) for field in column_type])
+    if pa.types.is_dictionary(column_type):
+        return pa.dictionary(column_type.index_type, plain_type(column_type.value_type), column_type.ordered)
+    if pa.types.is_list(column_type) or pa.types.is_large_list(column_type):
+        inner = column_type.value_field.with_type(plain_type(column_type.value_type))
+        return pa.list_(inner) if pa.types.is_list(column_type) else pa.large_list(inner)
+    return column_type
+
+
+def plain_schema(schema: pa.Schema) -> pa.Schema:
+    """Return a schema with `plain_type` of every column."""
+    return pa.schema([field.with_type(plain_type(field.type)) for field in schema], schema.metadata)
+
+
 def read_layout(schema: pa.Schema, *, label: str, label_column: str | None = None) -> ParquetLayout:
     """Find the image and label columns of a schema.
 
     Args:
-        schema: The file's Arrow schema.
+        schema: The file's Arrow schema, see `plain_schema`.
         label: What to call the file in errors, its path or URL.
         label_column: Column of the classes; left out, the one that is called so.
     """
@@ -120,10 +145,28 @@ def _find_image_column(label: str, schema: pa.Schema, features: dict[str, dict[s
             return name
     if len(declared or candidates) == 1:
         return (declared or candidates)[0]
+    if not candidates and (listed := other_images(schema)):
+        raise InputError(
+            f"{label} has lists of images in the column {listed[0]}; write one row for each image, in a column "
+            '"image", or name another file'
+        )
+    unusable = [f"{field.name} is {field.type}" for field in schema if field.name in _IMAGE_COLUMNS]
     raise InputError(
         f"{label} has {'no' if not candidates else 'more than one possible'} image column "
-        f'(columns: {", ".join(schema.names)}); call the one with the encoded images "image"'
+        f"(columns: {', '.join(schema.names)}){''.join(f', {text}' for text in unusable if not candidates)}; "
+        'call the one with the encoded images "image"'
     )
+
+
+def other_images(schema: pa.Schema, image_column: str | None = None) -> list[str]:
+    """Return the columns beside the image column that hold images, too, alone or in lists."""
+    names = []
+    for field in schema:
+        inner = field.type.value_type if _is_list(field.type) else field.type
+        is_image = pa.types.is_struct(inner) and _can_hold_images(inner)
+        if field.name != image_column and (is_image or (_is_list(field.type) and _can_hold_images(inner))):
+            names.append(field.name)
+    return names
 
 
 def _can_hold_images(column_type: pa.DataType) -> bool:
