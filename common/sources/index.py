@@ -223,6 +223,8 @@ class LabelledIndex:
         """Insist that every sample has a label that is one class, and that no two classes are one number."""
         self.require_labels()
         names = [name for name, count in zip(self.class_names or (), self.class_counts(), strict=True) if count]
+        if not all(map(split_label, names)):
+            raise InputError(f"{self.name} has samples whose label is an empty text; label them or leave them out")
         several = [name for name in names if len(split_label(name)) > 1]
         if several:
             raise InputError(

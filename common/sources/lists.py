@@ -176,13 +176,23 @@ def _listed_files(list_path: str, paths: list[str]) -> tuple[str, list[FileStat]
         # A list is data: it may name files, not start downloads or other protocols.
         if "://" in path or "::" in path or (is_remote(root) and path.startswith("/")):
             raise InputError(f"{list_path} entry {number} ({path}) must be a path on the list's own storage, not a URL")
-        if not is_image_path(path):
+        name = path if is_image_path(path) else _with_ending(root, path)
+        if name is None:
             raise InputError(f"{list_path} entry {number} ({path!r}) must end in {', '.join(IMAGE_SUFFIXES)}")
-        if path in seen:
+        if name in seen:
             raise InputError(f"{list_path} entry {number} ({path}) is listed twice; remove one")
-        seen.add(path)
-        files.append(_stat_listed(list_path, number, root, path))
+        seen.add(name)
+        files.append(_stat_listed(list_path, number, root, name))
     return root, files
+
+
+def _with_ending(root: str, path: str) -> str | None:
+    """Return the one image file that is called `path` but for its ending, as in tables of ids; None without one."""
+    if is_remote(root) or not path:
+        return None
+    names = (f"{path}.{ending}" for suffix in IMAGE_SUFFIXES for ending in (suffix, suffix.upper()))
+    found = [name for name in names if os.path.isfile(join(root, name))]
+    return found[0] if len(found) == 1 else None
 
 
 def _stat_listed(list_path: str, number: int, root: str, path: str) -> FileStat:

@@ -19,7 +19,7 @@ def warn_of_shared_images(train: LabelledIndex, val: LabelledIndex) -> None:
     """Say so where images to measure on are also learned from: what is measured on them is no measure."""
     if train.info.sha256 == val.info.sha256 and _look_alike(train, val):
         logger.warning(
-            "%s and %s are the same images: a model is measured on what it learned; give others to measure on",
+            "%s holds the same images as %s: a model is measured on what it learned; give others to measure on",
             val.name,
             train.name,
         )

@@ -391,3 +391,9 @@ def test_tables_without_labels_name_their_columns(tmp_path, cache):
 
 def test_labels_are_int64(folder, cache):
     assert build_index(folder, cache).labels.dtype == np.int64
+
+
+def test_an_empty_text_is_no_class(tmp_path, cache):
+    index = build_index(write_parquet(tmp_path / "a.parquet", ["", "cat"], 2), cache)
+    with pytest.raises(InputError, match="samples whose label is an empty text"):
+        index.require_one_class_each()

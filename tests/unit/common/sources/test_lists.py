@@ -120,3 +120,13 @@ def test_the_column_of_classes_can_be_chosen(tmp_path: Path) -> None:
     assert "classes are taken from column label, not class" in note
     with pytest.raises(InputError, match="several columns 'label'"):
         open_source(table(tmp_path, "path,label,label", "0.jpg,pug,dog"))
+
+
+def test_ids_without_an_ending_find_their_only_file(tmp_path: Path) -> None:
+    path = table(tmp_path, "image_id,label", "0,cat", "1.jpg,dog", "train_7,dog")
+    put(tmp_path, "train_7.PNG", "2.png")
+    assert paths_of(open_source(path)) == ["0.jpg", "1.jpg", "train_7.PNG"]
+    for name, complaint in (("2", "must end in"), ("gone", "must end in"), ("0.jpg", "listed twice")):
+        path.write_text(f"image_id\n0\n{name}\n", encoding="utf-8")
+        with pytest.raises(InputError, match=complaint):
+            open_source(path)

@@ -21,7 +21,7 @@ def test_the_same_folder_under_another_name(tmp_path, warn):
     folder = write_folder(tmp_path / "d", {"a": 3, "b": 3})
     (tmp_path / "link").symlink_to(folder)
     assert warn(folder, tmp_path / "link") == [
-        f"{tmp_path}/link and {folder} are the same images: a model is measured on what it learned; give others to "
+        f"{tmp_path}/link holds the same images as {folder}: a model is measured on what it learned; give others to "
         "measure on"
     ]
     shutil.copytree(folder, tmp_path / "copy", copy_function=shutil.copy2)
