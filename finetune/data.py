@@ -31,6 +31,8 @@ class LabelledData:
     """To evaluate on, with the class ids of `train`."""
     class_names: tuple[str, ...]
     """Name of each class id; of a number its text, where nothing names it."""
+    source: LabelledIndex
+    """All labelled images of DATA, of which `train` are some."""
     is_multi_label: bool = False
     """Whether an image may be of several classes or none. Labels of the indexes then number combinations of them."""
 
@@ -50,7 +52,7 @@ def open_training_data(data: str, settings: DataConfig, *, multi_label: bool = F
     numbers = None if settings.class_names is None else read_class_names(settings.class_names)
     train = open_labelled(data, class_names=numbers, label_column=settings.label_column)
     class_names = _trained_classes(train, multi_label=multi_label)
-    whole = train
+    source = train
     if settings.num_labels is not None or settings.label_fraction is not None:
         train = _subset(train, settings)
     val = None
@@ -58,9 +60,13 @@ def open_training_data(data: str, settings: DataConfig, *, multi_label: bool = F
         val = open_evaluation_data(
             settings.val, class_names, multi_label=multi_label, numbers=numbers, label_column=settings.label_column
         )
-        warn_of_shared_images(whole, val)
+        warn_of_shared_images(source, val)
     return LabelledData(
-        train=train, val=_part_to_measure_on(val, settings), class_names=class_names, is_multi_label=multi_label
+        train=train,
+        val=_part_to_measure_on(val, settings),
+        class_names=class_names,
+        source=source,
+        is_multi_label=multi_label,
     )
 
 

@@ -12,10 +12,8 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import asdict, replace
-from operator import methodcaller
 from pathlib import Path
 
 import numpy as np
@@ -23,17 +21,16 @@ import pyarrow as pa
 
 from beit.common.config import config_from_dict
 from beit.common.errors import InputError, require
-from beit.common.progress import Progress
 from beit.common.sources.class_names import ClassNames
 from beit.common.sources.index import INDEX_FORMAT, IndexInfo, LabelledIndex
 from beit.common.sources.labels import in_order, listed, number_of, one_form, stored_label
 from beit.common.sources.loose_files import FilesShard
-from beit.common.sources.opening import open_source
+from beit.common.sources.opening import list_samples, open_source
 from beit.common.sources.types import SampleRef, Source, SourceShard
 from beit.common.storage.documents import read_json, write_json
 from beit.common.storage.files import atomic_file, default_cache_dir
 from beit.common.storage.locks import exclusive_lock
-from beit.common.storage.paths import is_remote, split_query
+from beit.common.storage.paths import split_query
 from beit.common.storage.samples import NO_LABEL
 
 logger = logging.getLogger(__name__)
@@ -47,13 +44,13 @@ _SCHEMA = pa.schema(
         pa.field("path", pa.string(), nullable=False),
     ]
 )
-_LISTING_THREADS = 16
-"""Listing a remote tar is a chain of small requests; arbitrary."""
 _MEASURED_SHARDS = 4
 """Row groups of one data set are alike, and measuring all of them would be reading the data; arbitrary."""
 
 
-def build_index(spec: str | Path, cache_dir: Path | None = None, *, label_column: str | None = None) -> LabelledIndex:
+def build_index(
+    spec: str | Path, cache_dir: Path | None = None, *, for_classes: bool = False, label_column: str | None = None
+) -> LabelledIndex:
     """Return the index of a DATA, from the cache or by listing every sample.
 
     Several processes may call this at once; one lists, the others wait for it.
@@ -61,9 +58,10 @@ def build_index(spec: str | Path, cache_dir: Path | None = None, *, label_column
     Args:
         spec: Folder, tars, Parquet files, text list or CSV, as `beit.common.sources.opening.open_source` takes them.
         cache_dir: Where indexes are kept; by default below `default_cache_dir()`.
+        for_classes: See `open_source`.
         label_column: Column of the classes in tables, as `open_source` takes it.
     """
-    source = open_source(spec, label_column=label_column)
+    source = open_source(spec, for_classes=for_classes, label_column=label_column)
     root = default_cache_dir() if cache_dir is None else cache_dir
     folder = root / "indexes" / f"v{INDEX_FORMAT.version}" / source.digest
     try:
@@ -89,6 +87,7 @@ def build_index(spec: str | Path, cache_dir: Path | None = None, *, label_column
         shards=shards,
         class_names=names,
         name=name,
+        stamp=source.stamp,
         columns=source.columns,
         label_notes=source.label_notes,
     )
@@ -103,7 +102,7 @@ def open_labelled(data: str, *, class_names: ClassNames | None, label_column: st
         class_names: What numbers mean; None leaves them their texts as names.
         label_column: Column of the classes in tables; None for the usual one.
     """
-    index = build_index(data, label_column=label_column)
+    index = build_index(data, for_classes=True, label_column=label_column)
     if label_column is not None and not index.columns:
         logger.warning("%s is neither Parquet nor CSV, so it has no column %s", index.name, label_column)
     return index if class_names is None else index.with_numbers_named(class_names)
@@ -135,7 +134,7 @@ def _write(folder: Path, source: Source) -> None:
     sizes = []
     numbers: dict[str, int] | None = {} if source.class_names is None else None
     with atomic_file(folder / "samples.arrow") as file, pa.ipc.new_file(file, _SCHEMA) as writer:
-        for name, refs in zip(names, _list_all(source), strict=True):
+        for name, refs in zip(names, list_samples(source), strict=True):
             batch = _record_batch(refs, numbers)
             writer.write_batch(batch)
             sizes.append(len(refs))
@@ -154,24 +153,6 @@ def _write(folder: Path, source: Source) -> None:
         numbers=None if numbers is None or not numbers else tuple(numbers),
     )
     write_json(folder / "index.json", asdict(info))
-
-
-def _list_all(source: Source) -> Iterator[list[SampleRef]]:
-    """Yield the samples of every shard in order, showing progress where that takes long."""
-    listed: Iterable[list[SampleRef]] = map(methodcaller("refs"), source.shards)
-    if source.kind == "files":
-        yield from listed
-        return
-    with (
-        Progress(len(source.shards), unit="shards", description="indexing") as progress,
-        ThreadPoolExecutor(_LISTING_THREADS) as pool,
-    ):
-        # Local tars are limited by the interpreter, and threads would take turns at one Parquet reader.
-        if source.kind == "tar" and is_remote(source.root):
-            listed = pool.map(methodcaller("refs"), source.shards)
-        for refs in listed:
-            yield refs
-            progress.update(1)
 
 
 def _record_batch(refs: Sequence[SampleRef], numbers: dict[str, int] | None) -> pa.RecordBatch:

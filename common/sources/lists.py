@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from beit.common.errors import InputError, require
@@ -15,7 +14,7 @@ from beit.common.sources.label_column import choose_label_column, matching, plai
 from beit.common.sources.labels import as_label, in_order, joined_label, split_label
 from beit.common.sources.loose_files import FileList
 from beit.common.storage.paths import is_remote, join
-from beit.common.storage.place import FileStat, place_of
+from beit.common.storage.place import FileStat, MissingFile, place_of
 
 _MAX_LIST_BYTES = 1 << 30
 _PATH_COLUMNS = ("path", "file", "filename", "file_name", "image", "image_path", "filepath", "file_path", "image_id")
@@ -199,7 +198,8 @@ def _stat_listed(list_path: str, number: int, root: str, path: str) -> FileStat:
     if is_remote(root):
         return FileStat(path, 0, "")  # one request per line would cost more than a missing image, counted when read
     try:
-        status = os.stat(join(root, path))
-    except (OSError, ValueError):  # ValueError: a zero byte in the path
+        return replace(place_of(join(root, path)).stat(), path=path)
+    except MissingFile:
         raise InputError(f"{list_path} entry {number} ({path}) does not exist; paths are relative to {root}") from None
-    return FileStat(path, status.st_size, str(status.st_mtime_ns))
+    except InputError as error:
+        raise InputError(f"{list_path} entry {number}: {error}") from None

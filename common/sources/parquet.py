@@ -29,10 +29,12 @@ from beit.common.sources.types import (
     SourceShard,
     escape_name,
     listing_digest,
+    listing_stamp,
     packed_key,
 )
-from beit.common.storage.paths import is_remote, relative_to
+from beit.common.storage.paths import relative_to
 from beit.common.storage.place import FileStat, RemoteError, for_each, place_of
+from beit.common.storage.remote_place import RemotePlace
 
 _STREAM_ROWS = 16  # an image has at most 256 MB, mostly 0.1
 _STREAM_BUFFER_BYTES = 8 << 20
@@ -202,6 +204,7 @@ def open_parquet_files(files: Sequence[FileStat], root: str, *, label_column: st
         shards=shards,
         class_names=first.class_names,
         digest=listing_digest(root, files, labels=() if label_column is None else [first.label_column or ""]),
+        stamp=listing_stamp(root, files),
         columns=first.columns,
         label_notes=first.label_notes,
     )
@@ -254,7 +257,9 @@ def _opened(file: FileStat, metadata: pq.FileMetaData | None, *, buffer_bytes: i
 
     Each column chunk is read in one go, or in pieces of `buffer_bytes`; of a remote file, that many requests.
     """
-    handle = place_of(file.path).open(read_ahead=False) if is_remote(file.path) else nullcontext(file.path)
+    place = place_of(file.path)
+    known = None if metadata is None else file  # with the footer it is looked at whether the server knows offsets
+    handle = place.open(read_ahead=False, stat=known) if isinstance(place, RemotePlace) else nullcontext(file.path)
     try:
         with (
             handle as opened,
