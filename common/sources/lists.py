@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -191,7 +192,8 @@ def _with_ending(root: str, path: str) -> str | None:
         return None
     names = (f"{path}.{ending}" for suffix in IMAGE_SUFFIXES for ending in (suffix, suffix.upper()))
     found = [name for name in names if os.path.isfile(join(root, name))]
-    return found[0] if len(found) == 1 else None
+    files = {os.stat(join(root, name)).st_ino for name in found}  # one under two names where letter case does not count
+    return found[0] if len(files) == 1 else None
 
 
 def _stat_listed(list_path: str, number: int, root: str, path: str) -> FileStat:
