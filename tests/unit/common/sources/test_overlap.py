@@ -35,6 +35,9 @@ def test_some_of_the_images(tmp_path, warn):
     (found,) = warn(folder, tmp_path / "v.csv")
     assert found.startswith(f"2 of the 3 images of {tmp_path}/v.csv are in {folder}, too")
     assert warn(folder, tmp_path / "e") == []
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists/v.csv").write_text(f"path,label\n../d/a/0.png,a\n{folder}/b/2.png,b\n")
+    assert warn(folder, tmp_path / "lists/v.csv")[0].startswith("2 of the 2 images")
 
 
 def test_names_and_sizes_alone_prove_nothing(tmp_path, warn):
