@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import os
+import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -101,6 +103,7 @@ def read_text(path: str) -> str:
 
 def _read_table(path: str) -> Table:
     text = read_text(path)
+    text = re.sub(r"\Asep=.\r?\n", "", text)  # Excel's own line
     header = text.lstrip().partition("\n")[0]
     # A spreadsheet writes semicolons where commas stand in its numbers, and tabs on request.
     delimiter = max(",;\t", key=header.count)
@@ -179,10 +182,11 @@ def _listed_files(list_path: str, paths: list[str]) -> tuple[str, list[FileStat]
         name = path if is_image_path(path) else _with_ending(root, path)
         if name is None:
             raise InputError(f"{list_path} entry {number} ({path!r}) must end in {', '.join(IMAGE_SUFFIXES)}")
-        if name in seen:
+        file = _stat_listed(list_path, number, root, name)
+        if file.path in seen:
             raise InputError(f"{list_path} entry {number} ({path}) is listed twice; remove one")
-        seen.add(name)
-        files.append(_stat_listed(list_path, number, root, name))
+        seen.add(file.path)
+        files.append(file)
     return root, files
 
 
@@ -199,9 +203,12 @@ def _with_ending(root: str, path: str) -> str | None:
 def _stat_listed(list_path: str, number: int, root: str, path: str) -> FileStat:
     if is_remote(root):
         return FileStat(path, 0, "")  # one request per line would cost more than a missing image, counted when read
-    try:
-        return replace(place_of(join(root, path)).stat(), path=path)
-    except MissingFile:
-        raise InputError(f"{list_path} entry {number} ({path}) does not exist; paths are relative to {root}") from None
-    except InputError as error:
-        raise InputError(f"{list_path} entry {number}: {error}") from None
+    # The computer that wrote the list may spell accents otherwise than the one that wrote the files.
+    for name in [path] if path.isascii() else [path, *(unicodedata.normalize(form, path) for form in ("NFC", "NFD"))]:
+        try:
+            return replace(place_of(join(root, name)).stat(), path=name)
+        except MissingFile:
+            continue
+        except InputError as error:
+            raise InputError(f"{list_path} entry {number}: {error}") from None
+    raise InputError(f"{list_path} entry {number} ({path}) does not exist; paths are relative to {root}")

@@ -58,6 +58,7 @@ def table(folder: Path, *lines: str, encoding: str = "utf-8") -> Path:
         (["Image,Label", "0.jpg,cat", "1.jpg,dog"], "utf-8"),
         (["image_id,CLASS", "0.jpg,cat", "1.jpg,dog", ",", "", ",  "], "utf-8-sig"),
         (["Filename;Label", "0.jpg;cat", "1.jpg;dog", ";", ";"], "utf-8-sig"),
+        (["sep=;", "path;label", "0.jpg;cat", "1.jpg;dog"], "utf-8"),
         (["\tImage_Path\tTarget", "0\t0.jpg\tcat", "1\t1.jpg\tdog"], "utf-8"),
     ],
 )
@@ -130,3 +131,12 @@ def test_ids_without_an_ending_find_their_only_file(tmp_path: Path) -> None:
         path.write_text(f"image_id\n0\n{name}\n", encoding="utf-8")
         with pytest.raises(InputError, match=complaint):
             open_source(path)
+
+
+def test_accents_may_be_spelled_otherwise_than_on_the_disk(tmp_path: Path) -> None:
+    put(tmp_path, "cafe\u0301.jpg")
+    (tmp_path / "x.csv").write_text("path,label\ncaf\u00e9.jpg,dog\n", encoding="utf-8")
+    assert paths_of(open_source(tmp_path / "x.csv")) == ["cafe\u0301.jpg"]
+    (tmp_path / "x.txt").write_text("caf\u00e9.jpg\ncafe\u0301.jpg\n", encoding="utf-8")
+    with pytest.raises(InputError, match="listed twice"):
+        open_source(tmp_path / "x.txt")
