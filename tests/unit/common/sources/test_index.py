@@ -348,8 +348,12 @@ def test_numbers_up_to_the_number_of_classes_are_the_data_they_were(tmp_path, ca
 def test_two_spellings_of_one_number_are_refused(tmp_path, cache, write, labels):
     index = build_index(write(tmp_path, labels), cache)
     assert len(index.class_names) == len(labels)
-    with pytest.raises(InputError, match="which are one number; write them alike"):
-        index.require_one_class_each()
+    for use in (
+        index.require_one_class_each,
+        lambda: index.with_numbers_named(ClassNames("n", {1: "a", 2: "b", 3: "c"})),
+    ):
+        with pytest.raises(InputError, match="which are one number; write them alike"):
+            use()
 
 
 def test_images_of_several_classes_are_refused_where_one_is_wanted(tmp_path, cache):
