@@ -14,6 +14,7 @@ import torch
 
 from beit.common.encoder import load_weights
 from beit.common.errors import InputError, require
+from beit.common.sources.labels import one_form
 from beit.common.vit.config import ModelConfig, Normalization, PosBias, ViTConfig, build_vit_config
 from beit.common.vit.description import EncoderConfig, read_encoder_config
 from beit.common.vit.features import FeaturePooling
@@ -94,7 +95,7 @@ def build_classifier(config: FinetuneConfig, start: StartingPoint, class_names: 
     )
     if start.encoder is not None:
         assert config.encoder is not None
-        same_classes = start.encoder.class_names == tuple(class_names)
+        same_classes = list(map(one_form, start.encoder.class_names or ())) == list(map(one_form, class_names))
         load_weights(model, config.encoder, fresh=FRESH_PREFIXES, skip=() if same_classes else ("head.",))
     return model
 

@@ -97,7 +97,7 @@ def spellings(names: Iterable[str]) -> list[list[str]]:
 
 def require_distinct(names: Iterable[str], origin: str) -> None:
     """Refuse classes that mean one number: whether they are one class or two is not ours to guess."""
-    same = spellings(names)
+    same = spellings(sorted(names))
     require(
         not same,
         f"{origin} has the classes {' and '.join(same[0]) if same else ''}, which are one number; write them alike, or "

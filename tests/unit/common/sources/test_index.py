@@ -348,8 +348,12 @@ def test_numbers_up_to_the_number_of_classes_are_the_data_they_were(tmp_path, ca
 def test_two_spellings_of_one_number_are_refused(tmp_path, cache, write, labels):
     index = build_index(write(tmp_path, labels), cache)
     assert len(index.class_names) == len(labels)
-    with pytest.raises(InputError, match="which are one number; write them alike"):
-        index.require_one_class_each()
+    for use in (
+        index.require_one_class_each,
+        lambda: index.with_numbers_named(ClassNames("n", {1: "a", 2: "b", 3: "c"})),
+    ):
+        with pytest.raises(InputError, match="which are one number; write them alike"):
+            use()
 
 
 def test_images_of_several_classes_are_refused_where_one_is_wanted(tmp_path, cache):
@@ -391,3 +395,9 @@ def test_tables_without_labels_name_their_columns(tmp_path, cache):
 
 def test_labels_are_int64(folder, cache):
     assert build_index(folder, cache).labels.dtype == np.int64
+
+
+def test_an_empty_text_is_no_class(tmp_path, cache):
+    index = build_index(write_parquet(tmp_path / "a.parquet", ["", "cat"], 2), cache)
+    with pytest.raises(InputError, match="samples whose label is an empty text"):
+        index.require_one_class_each()

@@ -30,4 +30,4 @@ def test_images_of_several_classes_and_shared_images_are_told(tmp_path, caplog):
         open_probe_data(ProbeConfig(data=str(several)))
     table = write_parquet(tmp_path / "x.parquet", ["a", "b"], 2)
     open_probe_data(ProbeConfig(data=str(table), test=str(table), label_column="label"))
-    assert "are the same images" in caplog.text
+    assert "holds the same images" in caplog.text
