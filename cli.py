@@ -33,6 +33,7 @@ from beit.common.errors import (
     InputError,
     ResumableStop,
     RunFailed,
+    is_lost_rank,
 )
 from beit.common.processes.launcher_env import launched_rank
 from beit.common.processes.safe_path import leave_out_current_folder
@@ -171,7 +172,7 @@ def _run() -> tuple[int, str]:
     except (OSError, RunFailed) as error:  # a full disk, a lost rank: the machine's fault, not a bug
         return EXIT_FAILED, str(error)
     except Exception as error:
-        if _is_lost_rank(error):
+        if is_lost_rank(error):
             return EXIT_FAILED, f"another rank is gone or does not answer ({' '.join(str(error).split())[:300]})"
         traceback.print_exc()  # anything else is a bug, and a bug report needs the trace
         # A rank's line is shown by the command that launched it, which cannot show its trace.
@@ -203,11 +204,6 @@ def _let_go_of_broken_streams() -> bool:
             is_broken = True
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     return is_broken
-
-
-def _is_lost_rank(error: Exception) -> bool:
-    """Whether a collective failed, told by name and text because torch has no class for gloo's errors."""
-    return type(error).__name__ in ("DistBackendError", "DistNetworkError") or "/gloo/transport/" in str(error)
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:

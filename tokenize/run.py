@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import signal
 import time
 from collections import Counter
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
@@ -232,6 +233,8 @@ def _wait_for_ranks(ranks: list[tuple[BaseProcess, Connection]], stop: StopFlag)
             told, idle_since = True, time.monotonic()
             for process, _ in ranks:
                 process.terminate()
+                if process.pid is not None and process.is_alive():
+                    os.kill(process.pid, signal.SIGCONT)  # one that somebody has stopped hears it then
         if idle_since is None and any(done.summary and done.summary.is_complete for done in outcomes.values()):
             idle_since = time.monotonic()
         if idle_since is not None and time.monotonic() - idle_since > _GRACE_SECONDS:

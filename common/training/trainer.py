@@ -12,15 +12,15 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
 import torch
 from torch import nn
 
-from beit.common.errors import InputError, ResumableStop, RunFailed, require
+from beit.common.errors import InputError, ResumableStop, RunFailed, is_lost_rank, require
 from beit.common.processes.distributed import World, init_distributed
 from beit.common.processes.signals import StopFlag, stop_on_signals
 from beit.common.progress import Progress
@@ -62,7 +62,7 @@ def train(
         ResumableStop: asked to stop; everything is saved.
         Diverged: too many steps were not finite.
     """
-    with stop_on_signals():
+    with stop_on_signals() as stop, _resumable_without_others(stop):
         require_wandb(config.run.wandb)
         world = init_distributed(
             timeout_seconds=config.train.collective_timeout_seconds,
@@ -76,6 +76,20 @@ def train(
             _warn_of_large_batch(task.data.plan)
         task.begin(run_dir)
         return task, fit(task, config, run=run, world=world)
+
+
+@contextmanager
+def _resumable_without_others(stop: StopFlag) -> Iterator[None]:
+    """Where ranks were asked to stop and one left before all could save, let the others leave in order, too."""
+    try:
+        yield
+    except Exception as error:
+        if not (stop.is_set() and is_lost_rank(error)):
+            raise
+        raise ResumableStop(
+            f"stopped ({stop.reason}), but another rank left before all could save; run the same command to go on from "
+            "the newest checkpoint"
+        ) from error
 
 
 def _warn_of_large_batch(plan: TrainingPlan) -> None:
@@ -317,7 +331,7 @@ class Trainer:
                 self._save(required=True)
         saved = self._saver.saved_step
         kept = "nothing is saved yet" if saved < 0 else f"step {saved} is saved"
-        raise ResumableStop(f"{stopped}; {where}, {kept}; run the same command to go on") from None
+        raise ResumableStop(f"{stopped.what}; {where}, {kept}; run the same command to go on") from None
 
     def _between_steps(self) -> dict[str, float]:
         """Log, evaluate and save where the step number says so; returns the fields to show."""
