@@ -10,6 +10,7 @@ import logging
 import platform
 import re
 import secrets
+import shutil
 import subprocess
 import sys
 import time
@@ -24,10 +25,10 @@ from beit.common.errors import InputError
 from beit.common.processes.distributed import World
 from beit.common.runs.changes import Change, check_changes, find_changes
 from beit.common.runs.checkpoint import Checkpoint, find_checkpoint, resolve_checkpoint
-from beit.common.runs.layout import CHECKPOINTS, COMMIT, CONFIG, ENVIRONMENT, RUN_ID
+from beit.common.runs.layout import CHECKPOINTS, COMMIT, CONFIG, ENCODER, ENVIRONMENT, FEATURES, LAST, MODEL, RUN_ID
 from beit.common.runs.mirror import RunMirror
 from beit.common.storage.documents import read_json, write_json
-from beit.common.storage.files import write_atomic
+from beit.common.storage.files import remove_stale, write_atomic
 from beit.common.storage.locks import sole_use
 from beit.common.storage.paths import is_remote
 
@@ -106,10 +107,19 @@ def _open(path: Path, config: Any, resume: str, free_keys: Sequence[str], sync_t
 def _begin(run: RunDirectory, config: Any, world: World) -> None:
     run.path.mkdir(parents=True, exist_ok=True)
     with sole_use(run.path):  # a training that is under way goes by what is written here
+        _remove_leavings(run)
         write_atomic(run.path / CONFIG, config_to_toml(config).encode())
         _record_environment(run, world)
     if run.sync_to is not None:
         RunMirror(run.sync_to).announce(run.path)
+
+
+def _remove_leavings(run: RunDirectory) -> None:
+    """Remove what earlier processes of this run were writing when they were killed."""
+    for folder in (run.path, *(run.path / name for name in (ENCODER, MODEL, LAST, FEATURES, CHECKPOINTS))):
+        remove_stale(folder, is_ours=True)
+    for unfinished in run.checkpoints.glob("*.tmp"):
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _meet_copy(copy: RunMirror, path: Path, resume: str) -> None:
