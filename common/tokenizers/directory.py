@@ -139,7 +139,10 @@ def recorded_sources(directory: Path) -> dict[Part, SourceFile]:
     """Return which files a directory of DALL-E's tokenizer was converted from."""
     sources = read_settings(directory).get("sources", {})
     origin = f"{directory}/{CONFIG_FILE}: sources"
-    return {part: config_from_dict(SourceFile, source, origin=origin) for part, source in sources.items()}
+    try:
+        return {part: config_from_dict(SourceFile, source, origin=origin) for part, source in sources.items()}
+    except (AttributeError, TypeError) as error:  # no mapping, or one that lacks a key
+        raise InputError(f"{origin} is malformed ({error}); convert the files again") from None
 
 
 def fingerprint(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
