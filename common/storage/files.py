@@ -153,8 +153,8 @@ def output_file(path: Path) -> Iterator[BinaryIO]:
     with tempfile.TemporaryFile() as file:
         yield file
         file.seek(0)
-        with _open_special(path) as target:
-            shutil.copyfileobj(file, target)
+        with _open_special(path) as special:
+            shutil.copyfileobj(file, special)
 
 
 def write_output(path: Path, data: bytes) -> None:
