@@ -32,6 +32,7 @@ from beit.common.errors import (
     RunFailed,
 )
 from beit.common.processes.launcher_env import launched_rank
+from beit.common.processes.shared_memory import raise_file_limit
 
 
 class Entry(NamedTuple):
@@ -131,6 +132,7 @@ def main() -> None:
 
         capture_output()
     _set_up_logging()
+    raise_file_limit()
     signal.signal(signal.SIGTERM, _interrupt)
     code, message = _run()
     if launched_rank() is not None:

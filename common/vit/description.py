@@ -14,6 +14,7 @@ from beit.common.config import config_from_dict, config_to_dict
 from beit.common.errors import InputError, require
 from beit.common.storage.documents import Format, read_json
 from beit.common.vit.config import Normalization, ViTConfig
+from beit.common.vit.foreign import describe_foreign, describe_foreign_folder, import_command, is_foreign_config
 from beit.common.vit.header import check_header
 
 FORMAT = Format("beit-encoder", 1)
@@ -52,8 +53,11 @@ def find_encoder(path: str | Path) -> Path:
         if (directory / CONFIG_FILE).is_file():
             return directory
     if (given / WEIGHTS_FILE).is_file():
-        raise InputError(f"{given} has {WEIGHTS_FILE} but no {CONFIG_FILE}: writing it was interrupted; write it again")
-    raise InputError(f"{given} is not an encoder: it has no {CONFIG_FILE}; give the encoder folder of a run")
+        raise InputError(
+            f"{given} has {WEIGHTS_FILE} but no {CONFIG_FILE}: writing it was interrupted; write it again. If somebody "
+            f"else wrote it, run {import_command(given / WEIGHTS_FILE)}"
+        )
+    raise InputError(describe_foreign(given, CONFIG_FILE))
 
 
 def read_encoder_config(path: str | Path, *, need_weights: bool = True) -> EncoderConfig:
@@ -66,12 +70,20 @@ def read_encoder_config(path: str | Path, *, need_weights: bool = True) -> Encod
         need_weights: False where nothing will be built, so that the weights may have been left behind.
     """
     file = find_encoder(path) / CONFIG_FILE
-    value, origin = FORMAT.check(read_json(file), file), str(file)
+    found = read_json(file)
+    if is_foreign_config(found):
+        raise InputError(describe_foreign_folder(file.parent))
+    value, origin = FORMAT.check(found, file), str(file)
     try:
         normalization = value["normalization"]
+        architecture = config_from_dict(ViTConfig, value["architecture"], origin=origin)
         class_names = value.get("class_names")
+        require(
+            architecture.in_chans == 3,
+            f"{origin}: in_chans ({architecture.in_chans}) must be 3: images are read as RGB; give another encoder",
+        )
         config = EncoderConfig(
-            architecture=config_from_dict(ViTConfig, value["architecture"], origin=origin),
+            architecture=architecture,
             normalization=Normalization(tuple(normalization["mean"]), tuple(normalization["std"])),
             task=value["task"],
             vocab_size=value.get("vocab_size"),

@@ -31,6 +31,7 @@ from beit.common.shards.schema import (
     manifest_name,
 )
 from beit.common.shards.tables import encode_samples, token_sums
+from beit.common.sources.labels import stored_label
 from beit.common.sources.types import SampleRef
 from beit.common.storage.documents import write_document
 from beit.common.storage.files import fault_point, sha256_of
@@ -121,7 +122,7 @@ class SampleWriter:
             views: (K,) of `VIEW_DTYPE`.
         """
         fault_point("sample")
-        row = {"key": ref.key, "key_hash": held_out_hash(ref.key), "label": ref.label}
+        row = {"key": ref.key, "key_hash": held_out_hash(ref.key), "label": stored_label(ref.label)}
         if isinstance(ref, CropsRef):
             row |= {"img_off": [crop.offset for crop in ref.crops], "img_len": [crop.length for crop in ref.crops]}
         else:
