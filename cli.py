@@ -11,9 +11,11 @@ if __name__ == "__main__":  # before anything else is imported, the standard lib
 
     leave_out_current_folder()
 
+import errno
 import importlib
 import logging
 import os
+import select
 import signal
 import sys
 import traceback
@@ -154,6 +156,7 @@ def main() -> None:
 
 def _run() -> tuple[int, str]:
     """Run the command line; return the exit code and the one line that explains it."""
+    stdout = sys.stdout
     try:
         result = beit.main(standalone_mode=False)  # an exit code where a command or --help asked for one
     except click.ClickException as error:
@@ -165,10 +168,11 @@ def _run() -> tuple[int, str]:
         return EXIT_RESUMABLE, str(stop)
     except (KeyboardInterrupt, click.Abort):
         return EXIT_RESUMABLE, "interrupted; run the same command again to go on"
-    except BrokenPipeError as error:
-        if _let_go_of_broken_streams():  # the reader of our output, such as `head`, has seen enough
-            return EXIT_DONE, ""
-        return EXIT_FAILED, str(error)
+    except SystemExit:
+        if sys.stdout is stdout:
+            raise
+        # So click answers any broken pipe. Where it is our output, its reader, such as `head`, has seen enough.
+        return (EXIT_DONE, "") if _let_go_of_broken_streams() else (EXIT_FAILED, os.strerror(errno.EPIPE))
     except (OSError, RunFailed) as error:  # a full disk, a lost rank: the machine's fault, not a bug
         return EXIT_FAILED, str(error)
     except Exception as error:
@@ -196,14 +200,14 @@ def _let_go_of_broken_streams() -> bool:
 
     Returns whether there was any.
     """
-    is_broken = False
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except BrokenPipeError:
-            is_broken = True
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-    return is_broken
+    descriptors = [stream.fileno() for stream in (sys.__stdout__, sys.__stderr__) if stream is not None]
+    poll = select.poll()
+    for descriptor in descriptors:
+        poll.register(descriptor, 0)
+    broken = [descriptor for descriptor, event in poll.poll(0) if event & select.POLLERR]
+    for descriptor in broken:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+    return bool(broken)
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:

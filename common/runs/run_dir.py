@@ -37,10 +37,21 @@ from beit.common.runs.environment import (
     read_origin,
     write_origin,
 )
-from beit.common.runs.layout import CHECKPOINTS, COMMIT, CONFIG, ENVIRONMENT, ORIGIN, RUN_ID
+from beit.common.runs.layout import (
+    CHECKPOINTS,
+    COMMIT,
+    CONFIG,
+    ENCODER,
+    ENVIRONMENT,
+    FEATURES,
+    LAST,
+    MODEL,
+    ORIGIN,
+    RUN_ID,
+)
 from beit.common.runs.mirror import RunMirror
 from beit.common.storage.documents import write_json
-from beit.common.storage.files import write_atomic
+from beit.common.storage.files import remove_stale, write_atomic
 from beit.common.storage.locks import sole_use
 from beit.common.storage.paths import is_remote
 
@@ -237,6 +248,7 @@ def _begin(run: RunDirectory, config: Any, world: World) -> None:
     is_new = not (run.path / CONFIG).is_file()
     run.path.mkdir(parents=True, exist_ok=True)
     with sole_use(run.path):  # a training that is under way goes by what is written here
+        _remove_leavings(run)
         start = _record_environment(run, world)
         copy = None if run.sync_to is None else RunMirror(run.sync_to)
         try:
@@ -258,6 +270,14 @@ def _begin(run: RunDirectory, config: Any, world: World) -> None:
         write_atomic(run.path / CONFIG, config_to_toml(config).encode())
         if copy is not None:
             copy.announce(run.path)
+
+
+def _remove_leavings(run: RunDirectory) -> None:
+    """Remove what earlier processes of this run were writing when they were killed."""
+    for folder in (run.path, *(run.path / name for name in (ENCODER, MODEL, LAST, FEATURES, CHECKPOINTS))):
+        remove_stale(folder, is_ours=True)
+    for unfinished in run.checkpoints.glob("*.tmp"):
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _leave_behind(run: RunDirectory, checkpoint: Checkpoint, copy: RunMirror | None) -> None:

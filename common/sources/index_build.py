@@ -28,7 +28,7 @@ from beit.common.sources.loose_files import FilesShard
 from beit.common.sources.opening import list_samples, open_source
 from beit.common.sources.types import SampleRef, Source, SourceShard
 from beit.common.storage.documents import read_json, write_json
-from beit.common.storage.files import atomic_file, default_cache_dir
+from beit.common.storage.files import atomic_file, default_cache_dir, remove_stale
 from beit.common.storage.locks import exclusive_lock
 from beit.common.storage.paths import split_query
 from beit.common.storage.samples import NO_LABEL
@@ -132,6 +132,7 @@ def _write(folder: Path, source: Source) -> None:
     names = _unique_names(source.shards)
     hasher = hashlib.sha256()
     sizes = []
+    remove_stale(folder)
     numbers: dict[str, int] | None = {} if source.class_names is None else None
     with atomic_file(folder / "samples.arrow") as file, pa.ipc.new_file(file, _SCHEMA) as writer:
         for name, refs in zip(names, list_samples(source), strict=True):

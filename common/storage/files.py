@@ -14,17 +14,24 @@ import re
 import secrets
 import shutil
 import signal
+import socket
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import BinaryIO
+
+import psutil  # type: ignore[import-untyped]  # comes with deepspeed
 
 from beit.common.errors import InputError
 
 FAULT_VARIABLE = "BEIT_FAULT"
 _HASH_BLOCK_BYTES = 1 << 20
+_TEMPORARY = re.compile(r"(?P<name>.+)\.tmp\.(?P<pid>[0-9]{1,10})(\.((?P<key>[0-9a-f]{8})[0-9a-f]{8}|[0-9a-f]{8}))?")
+_STALE_SECONDS = 3600
 _OWN_DESCRIPTOR = re.compile(r"/dev/(?P<name>stdout|stderr)|(/dev/fd|/proc/self/fd)/(?P<number>\d+)")
 
 
@@ -48,8 +55,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
     On any exception, a full disk included, the temporary file is removed and an older file at `path` stays as it was.
     """
-    # Unique even among processes of several machines, which may share a process id.
-    temporary = path.with_name(f"{path.name}.tmp.{os.getpid()}.{secrets.token_hex(4)}")
+    temporary = path.with_name(_temporary_name(path.name))
     try:
         yield temporary
         with temporary.open("rb") as file:
@@ -63,6 +69,60 @@ def atomic_path(path: Path) -> Iterator[Path]:
             error.filename = str(path)  # "no space left" alone does not tell where
         raise
     fsync_directory(path.parent)
+
+
+def _temporary_name(name: str) -> str:
+    """Name a file that is being written: unique, and with what tells whether its writer is still there."""
+    return f"{name}.tmp.{os.getpid()}.{_machine_key()}{secrets.token_hex(4)}"
+
+
+def remove_stale(folder: Path, name: str = "", *, is_ours: bool = False) -> None:
+    """Remove what killed processes left where they were writing.
+
+    A writer of this machine that is gone left it for sure; one of another machine, or of a version whose names do not
+    tell, if the file has stood still for an hour.
+
+    Args:
+        folder: Where they were writing.
+        name: Of the file; left out, all of the folder.
+        is_ours: No other machine writes here, so that names that do not tell are of this one.
+    """
+    if not folder.is_dir():
+        return
+    for path in folder.iterdir():
+        match = _TEMPORARY.fullmatch(path.name)
+        if match is None or (name and match["name"] != name):
+            continue
+        with suppress(OSError):  # another process was quicker, or it is not ours to remove
+            if match["key"] == _machine_key() or (is_ours and match["key"] is None):
+                is_stale = _is_gone(int(match["pid"]))
+            else:
+                is_stale = time.time() - path.stat().st_mtime > _STALE_SECONDS
+            if is_stale:
+                path.unlink()
+
+
+def _is_gone(pid: int) -> bool:
+    try:
+        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
+    except psutil.Error:
+        return False
+
+
+@cache
+def _machine_key() -> str:
+    return hashlib.sha256(machine_id().encode()).hexdigest()[:8]
+
+
+def machine_id() -> str:
+    """Name the boot of this machine and the process namespace, since containers may share a host name."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}/{os.stat('/proc/self/ns/pid').st_ino}"
+    except OSError:  # not Linux
+        return f"{socket.gethostname()}/{psutil.boot_time():.0f}"
 
 
 @contextmanager
@@ -85,14 +145,16 @@ def output_file(path: Path) -> Iterator[BinaryIO]:
     A link is followed, not replaced, and what is no regular file, such as a pipe or /dev/stdout, is written into.
     """
     if not is_special(path):
-        with atomic_file(Path(os.path.realpath(path))) as file:
+        target = Path(os.path.realpath(path))
+        remove_stale(target.parent, target.name)
+        with atomic_file(target) as file:
             yield file
         return
     with tempfile.TemporaryFile() as file:
         yield file
         file.seek(0)
-        with _open_special(path) as target:
-            shutil.copyfileobj(file, target)
+        with _open_special(path) as special:
+            shutil.copyfileobj(file, special)
 
 
 def write_output(path: Path, data: bytes) -> None:

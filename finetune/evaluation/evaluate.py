@@ -68,7 +68,7 @@ def evaluate_model(
         class_names: File that says what class numbers mean, as `data.class_names` of a training.
         label_column: Column of the classes in tables.
     """
-    check_outputs({"--out": out, "--html": html}, inputs=[model, data])
+    check_outputs({"--out": out, "--html": html}, inputs=[model, data, *([] if class_names is None else [class_names])])
     classifier, stored = load_classifier(model)
     assert stored.class_names is not None
     numbers = None if class_names is None else read_class_names(class_names)
