@@ -107,6 +107,8 @@ class SourceInfo:
     """Images found; unknown beforehand for tars that are referenced in place."""
     digest: str
     """sha256 over names and sizes of the source, in order."""
+    stamp: str = ""
+    """sha256 over names, sizes and times, or ETags; empty where they are not known, and in stores of before."""
 
 
 @checked("held_out")
@@ -186,7 +188,7 @@ class StoreInfo:
     def settings(self) -> dict[str, str]:
         """Return what must not change while a store is being written, as flat name -> text."""
         flat = {name: json.dumps(value, ensure_ascii=False) for name, value in flatten(asdict(self)).items()}
-        volatile = ("held_out.threshold", "image_root", "mixed_execution", "tokenizer.name")
+        volatile = ("held_out.threshold", "image_root", "mixed_execution", "source.stamp", "tokenizer.name")
         groups = ("execution.", "versions")
         return {
             name: text
