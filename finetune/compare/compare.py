@@ -169,12 +169,15 @@ def is_share(metric: str) -> bool:
 
 
 def best_labels(groups: Sequence[Group]) -> set[str]:
-    """Return the labels of the best mean of every task and metric that has several groups."""
+    """Return the labels of the best mean of every task and metric that has several groups, all with an interval.
+
+    One seed says nothing about the spread, and so not which of two is better.
+    """
     best = set()
     for key in {(group.task, group.metric) for group in groups}:
         rivals = [group for group in groups if (group.task, group.metric) == key]
         sign = -1 if is_lower_better(key[1]) else 1
         finite = [group for group in rivals if math.isfinite(group.interval.mean)]
-        if len(rivals) > 1 and finite:
+        if len(rivals) > 1 and finite and all(group.interval.half_width is not None for group in rivals):
             best.add(max(finite, key=lambda group, sign=sign: sign * group.interval.mean).label)  # type: ignore[misc]
     return best

@@ -20,7 +20,8 @@ from beit.finetune.compare.intervals import Interval
 FORMAT = Format("beit-comparison", 1)
 LEGEND = (
     "+-: 95 % interval of the mean over seeds (Student's t). Differences are to the first row of a task, over pairs "
-    "with the same seeds. *: the best. Device time is that of training in one run, over all its ranks."
+    "with the same seeds. One run has no interval, one pair no difference: repeat them with --set train.seed=1. *: the "
+    "best mean, where all have an interval. Device time is that of training in one run, over all its ranks."
 )
 TITLES = ("", "task", "metric", "mean", "difference", "seeds", "steps", "images", "device time")
 _NUMBERS = ("mean", "difference", "seeds", "steps", "images", "device time")
@@ -56,12 +57,21 @@ def row_cells(group: Group, groups: Sequence[Group]) -> list[str]:
         group.task,
         group.metric,
         interval_text(group.interval, group.metric) + star,
-        "" if group.difference is None else interval_text(group.difference, group.metric, signed=True),
+        _difference_text(group),
         str(len({run.seed for run in group.runs})),
         _span(steps),
         _span([budget.images for budget in budgets]),
         "" if group.device_seconds is None else duration(group.device_seconds),
     ]
+
+
+def _difference_text(group: Group) -> str:
+    """Return the difference with its interval; one pair of runs has none, and a bare number would read as a verdict."""
+    if group.difference is None:
+        return ""
+    if group.difference.half_width is None:
+        return "one pair"
+    return interval_text(group.difference, group.metric, signed=True)
 
 
 def interval_text(interval: Interval, metric: str, *, signed: bool = False) -> str:

@@ -20,6 +20,7 @@ from beit.common.runs.metrics import read_metrics
 from beit.common.storage.documents import read_json
 from beit.common.storage.files import sha256_file
 from beit.common.vit.description import WEIGHTS_FILE, read_encoder_config
+from beit.finetune.in_force import brought_settings
 
 SEEDS = ("train.seed", "data.subset_seed")
 """Settings that tell the repetitions of one experiment apart."""
@@ -90,6 +91,10 @@ def _read_probe(path: Path, task: str, settings: Mapping[str, Any]) -> RunRecord
     chosen = {
         name: value for name, value in settings.items() if matches(name, _OF_FROZEN_FEATURES) and name not in SEEDS
     }
+    if (
+        "model.init_values" not in chosen
+    ):  # earlier probes recorded what was left out as left out, whatever was in force
+        chosen = {name: value for name, value in chosen.items() if not matches(name, ("image.", "model."))}
     measured_on = _images(result.get("validation_data") or settings.get("data.val"), result["num_images"])
     return RunRecord(
         path=str(path),
@@ -105,9 +110,14 @@ def _read_probe(path: Path, task: str, settings: Mapping[str, Any]) -> RunRecord
     )
 
 
-def _read_classification(path: Path, settings: Mapping[str, Any]) -> RunRecord:
-    """Read a run by `beit evaluate`'s numbers if they are there, else by those of the model it kept."""
-    last = read_encoder_config(path / LAST, need_weights=False).provenance
+def _read_classification(path: Path, settings: dict[str, Any]) -> RunRecord:
+    """Read a run by `beit evaluate`'s numbers if they are there, else by those of the model it kept.
+
+    Shape and pixels are the model's: earlier runs recorded what was left out as left out.
+    """
+    description = read_encoder_config(path / LAST, need_weights=False)
+    last = description.provenance
+    brought = flatten(brought_settings(description.architecture, description.normalization))
     if (path / EVALUATION).is_file():
         metrics = read_json(path / EVALUATION)
         _require_own_weights(path, metrics.get("model_sha256"))
@@ -123,7 +133,8 @@ def _read_classification(path: Path, settings: Mapping[str, Any]) -> RunRecord:
     return RunRecord(
         path=str(path),
         task="classification",
-        settings=_deciding(settings) | {"data": last.get("data"), "images with labels": last.get("num_labels")},
+        settings=_deciding(settings | brought)
+        | {"data": last.get("data"), "images with labels": last.get("num_labels")},
         seed=_seed(settings),
         metrics=_numbers(metrics),
         main_metric=main,
