@@ -13,8 +13,9 @@ import itertools
 import logging
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from beit.common.errors import BadSample, InputError
 from beit.common.progress import Progress
@@ -37,11 +38,14 @@ Contents = dict[str, str]
 place of the images tells no versions of files."""
 
 
-class Watched(NamedTuple):
-    """Data of a run, and the settings that choose them."""
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """Data of a run, and what chooses them."""
 
     index: LabelledIndex
+    """The samples in use."""
     settings: tuple[str, ...] = ()
+    """Names of settings; none where a command names the data itself."""
 
 
 def contents_of(index: LabelledIndex) -> Contents:
