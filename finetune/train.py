@@ -241,7 +241,7 @@ class ClassificationTask:
         if not (best / CONFIG_FILE).is_file():
             return True
         provenance = read_encoder_config(best).provenance
-        kept, step, found = provenance.get("metrics"), provenance.get("step"), asdict(result)
+        kept, step, found = provenance.get("metrics"), provenance.get("step", 0), asdict(result)
         if not kept or provenance.get("validation_sha256") not in (None, self._validation_sha256):
             return True
         if step is not None and step not in self._kept_steps and step > self.data.start_step:

@@ -40,10 +40,12 @@ place of the images tells no versions of files."""
 
 @dataclass(frozen=True, slots=True)
 class Watched:
-    """Data of a run, and the settings that choose them."""
+    """Data of a run, and what chooses them."""
 
     index: LabelledIndex
+    """The samples in use."""
     settings: tuple[str, ...] = ()
+    """Names of settings; none where a command names the data itself."""
 
 
 def contents_of(index: LabelledIndex) -> Contents:

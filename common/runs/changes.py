@@ -129,9 +129,10 @@ def check_changes(
     fixed = [change for change in changes if matches(change.name, FIXED_KEYS) and change.name not in _NOT_FIXED]
     bound = [change for change in changes if not matches(change.name, (*FREE_KEYS, *free_keys))]
     if is_copy and (fixed or bound):
+        differing = list(dict.fromkeys([*fixed, *bound]))
         raise InputError(
-            f"run.sync_to ({run}) holds a run with other settings ({_listed([*fixed, *bound])}); use the same to go on "
-            "with it, or name a new or empty place"
+            f"run.sync_to ({run}) holds a run with other settings ({_listed(differing)}); use the same to go on with "
+            "it, or name a new or empty place"
         )
     if fixed:
         raise InputError(

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from beit import __version__
-from beit.common.errors import InputError, require
+from beit.common.errors import InputError
 from beit.common.runs.layout import RUN_ID
-from beit.common.storage.documents import parse_json, read_json, write_json
+from beit.common.storage.documents import parse_json, read_json, reading, write_json
 
 STARTS, RUN_PATH = "starts", "run"
 """The entries of environment.json, one for each start; in an entry, the run directory as that machine knows it."""
@@ -47,13 +47,10 @@ def read_origin(file: Path) -> Origin | None:
     if not file.is_file():
         return None
     document = read_json(file)
-    try:
+    with reading(file, way_out="delete it, and name with --resume what the run is to go on from"):
         origin = Origin(**document)
-    except TypeError:
-        origin = None
-    is_sound = origin is not None and isinstance(origin.step, int)
-    is_sound = is_sound and all(isinstance(text, str) for text in (origin.commit, origin.named))
-    require(is_sound, f"{file} is damaged; delete it, and name with --resume what the run is to go on from")
+        if not (isinstance(origin.step, int) and isinstance(origin.commit, str) and isinstance(origin.named, str)):
+            raise TypeError("a value is of the wrong kind")
     return origin
 
 

@@ -18,8 +18,10 @@ from beit.common.processes.distributed import World
 from beit.common.rng import stable_hash64
 from beit.common.runs.checkpoint import Checkpoint, PortableState, save_checkpoint
 from beit.common.runs.environment import versions
+from beit.common.runs.layout import COMMIT
 from beit.common.runs.mirror import RunMirror
 from beit.common.runs.run_dir import RunDirectory
+from beit.common.storage.documents import reading
 from beit.common.training.config import CheckpointConfig
 from beit.common.training.engine import Engine
 from beit.common.training.portable_state import gather_state, scatter_state
@@ -211,3 +213,17 @@ def check_shapes(checkpoint: Checkpoint, model: nn.Module) -> None:
             f"({saved.get(first, 'absent')} there, {present.get(first, 'absent')} here); use the settings it was "
             "trained with, or start a new run"
         )
+
+
+def check_record(checkpoint: Checkpoint) -> None:
+    """Refuse a record that the loop could not go on from; one of before, which has no hash, may have been edited."""
+    record, numbers = checkpoint.record, []
+    with reading(checkpoint.path / COMMIT, way_out="delete this checkpoint to go on from the one before"):
+        _ = record["data"].keys()
+        best = record.get("best") or {"step": 0, "evals_since": 0, "metrics": {}}
+        numbers += [record["world_size"], record["nonfinite"]["total"], *record["nonfinite"]["recent"]]
+        numbers += [best["step"], best["evals_since"]]
+        measured = [*record["evaluation"].values(), *best["metrics"].values(), best.get("value")]
+        for value in (*numbers, *(value for value in measured if value is not None)):
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise TypeError(f"{value!r} is no number")

@@ -37,7 +37,7 @@ from beit.common.training.engine import Engine
 from beit.common.training.judge import BestSoFar, NonFiniteGuard
 from beit.common.training.measure import ProfileWindow, peak_flops, peak_memory_bytes
 from beit.common.training.portable_state import gather_state
-from beit.common.training.saver import Saver, check_shapes
+from beit.common.training.saver import Saver, check_record, check_shapes
 from beit.common.training.speed import apply_speed
 from beit.common.training.task import CountsFlops, DrawsPictures, FitResult, OverwritesWeights, Task
 
@@ -112,6 +112,7 @@ def start_run(
     run = open_run(path, config, world=world, resume=resume, free_keys=free_keys, sync_to=config.run.sync_to)
     try:
         if run.checkpoint is not None:
+            check_record(run.checkpoint)
             data = run.checkpoint.record["data"]
             changed = {change.name for change in run.changes}
             task.data.check_resume(data, allow_data_change=config.run.allow_data_change, changed=changed)

@@ -136,8 +136,8 @@ def _notes(groups: Sequence[Group]) -> list[str]:
         if any(_are_several(run.measured_sha256 for run in runs if run.measured_on == place) for place in places):
             notes.append(f"{task}: images that were measured on were edited between the runs, which no interval covers")
         if any(
-            _are_several(run.source_sha256 for run in runs if run.settings.get("data") == data)
-            for data in {run.settings.get("data") for run in runs}
+            _are_several(run.source_sha256 for run in runs if repr(run.settings.get("data")) == data)
+            for data in {repr(run.settings.get("data")) for run in runs}
         ):
             notes.append(f"{task}: training images were edited between the runs, which no interval covers")
         if len(places) > 1:
@@ -152,7 +152,7 @@ def _notes(groups: Sequence[Group]) -> list[str]:
 
 
 def _are_several(identities: Iterable[str | None]) -> bool:
-    return len(set(identities) - {None}) > 1
+    return len({repr(identity) for identity in identities if identity is not None}) > 1
 
 
 def _letters(number: int) -> str:

@@ -105,7 +105,7 @@ def _read(file: Path, identity: str) -> Features | None:
             if (stored.metadata() or {}).get("identity") != identity:
                 return None
             return Features(stored.get_tensor("blocks"), stored.get_tensor("labels"))
-    except SafetensorError as error:
+    except (SafetensorError, OSError, ValueError) as error:
         logger.warning("%s is damaged (%s); computing the features again", file, error)
         return None
 

@@ -3,7 +3,7 @@
 A case ends well, or with `InputError` or `BadSample`. Any other exception, a started program, an unpickled class, a
 network connection, a file written elsewhere or a case that takes too long is a failure. `BEIT_FUZZ_CASES` is the number
 of cases in all and `BEIT_FUZZ_SEED` changes them; a failure names target and case, and BEIT_FUZZ_FIRST=<case> together
-with BEIT_FUZZ_CASES=9 runs that case again.
+with BEIT_FUZZ_CASES=10 runs that case again.
 """
 
 import faulthandler
@@ -55,6 +55,7 @@ from beit.tests.fuzz.mutations import (
     mutate_tar,
     tar_of,
 )
+from beit.tests.fuzz.run_files import fuzz_runs
 from beit.tests.tiny_store import encoded_image, tokenize, write_folder
 from beit.tokenize.checking.verify import verify_store
 from beit.tokenize.config import TokenizeConfig
@@ -115,7 +116,7 @@ def watch():
 
 
 def numbers_of(target):
-    """The cases of a target: every ninth, so that a range of cases covers all targets."""
+    """The cases of a target: every tenth, so that a range of cases covers all targets."""
     place = list(TARGETS).index(target)
     return [number for number in range(FIRST, FIRST + CASES) if number % len(TARGETS) == place]
 
@@ -138,7 +139,7 @@ def limits():
 
 
 @pytest.mark.parametrize(
-    "target", ["tar", "image", "tokens", "manifest", "store.json", "index", "forged", "config", "source"]
+    "target", ["tar", "image", "tokens", "manifest", "store.json", "index", "forged", "config", "source", "run"]
 )
 def test_damaged_input_does_no_harm(tmp_path, monkeypatch, watch, limits, target):
     monkeypatch.chdir(tmp_path)
@@ -434,6 +435,7 @@ TARGETS = {
     ),
     "config": fuzz_config,
     "source": fuzz_sources,
+    "run": fuzz_runs,
 }
 
 

@@ -401,3 +401,28 @@ def test_an_empty_text_is_no_class(tmp_path, cache):
     index = build_index(write_parquet(tmp_path / "a.parquet", ["", "cat"], 2), cache)
     with pytest.raises(InputError, match="samples whose label is an empty text"):
         index.require_one_class_each()
+
+
+@pytest.mark.parametrize("name", ["samples.arrow", "index.json"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "flipped", "gone", "list"])
+def test_a_damaged_index_is_made_again(folder, cache, name, damage, caplog):
+    first = build_index(folder, cache)
+    refs, labels = all_refs(first), first.labels.tolist()
+    file = first.folder / name
+    data = file.read_bytes()
+    if damage == "gone":
+        file.unlink()
+    else:
+        middle = data.index(b"dog") if b"dog" in data else data.index(b"shard_names")
+        flipped = data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+        file.write_bytes({"cut": data[: len(data) // 2], "empty": b"", "flipped": flipped, "list": b"[]"}[damage])
+    again = build_index(folder, cache)
+    assert (all_refs(again), again.labels.tolist()) == (refs, labels)
+    assert "is damaged" in caplog.text or (name, damage) == ("index.json", "gone")
+
+
+def test_an_index_of_before_is_used(folder, cache, monkeypatch):
+    first = build_index(folder, cache)
+    (first.folder / "samples.sha256").unlink()
+    monkeypatch.setattr("beit.common.sources.index_build._write", None)
+    assert all_refs(build_index(folder, cache)) == all_refs(first)
