@@ -158,5 +158,5 @@ def unknown_classes(name: str, unknown: Sequence[str], known: Sequence[str]) -> 
     first, second = (numbers, names) if are_unknown else (names, numbers)
     return (
         f"{first} ({listed(unknown)}), {second} ({listed(known)}); say which number is which in a file of names: "
-        "--class-names FILE, in a training data.class_names=FILE"
+        "--class-names FILE, in a training data.class_names=FILE; the config.json of a model is one, too"
     )
