@@ -6,6 +6,11 @@ at once.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before anything else is imported, the standard library included
+    from beit.common.processes.safe_path import leave_out_current_folder
+
+    leave_out_current_folder()
+
 import importlib
 import logging
 import signal
@@ -18,8 +23,17 @@ from typing import Any, NamedTuple
 import click
 
 from beit import __version__
-from beit.common.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_RESUMABLE, InputError, ResumableStop, RunFailed
+from beit.common.errors import (
+    EXIT_BAD_INPUT,
+    EXIT_FAILED,
+    EXIT_RESUMABLE,
+    InputError,
+    ResumableStop,
+    RunFailed,
+    is_lost_rank,
+)
 from beit.common.processes.launcher_env import launched_rank
+from beit.common.processes.safe_path import leave_out_current_folder
 from beit.common.processes.shared_memory import raise_file_limit
 
 
@@ -114,6 +128,7 @@ def beit() -> None:
 
 def main() -> None:
     """Run `beit`; exit 0 done, 2 wrong usage or input, 75 stopped and resumable, else 1."""
+    leave_out_current_folder()
     if launched_rank() is not None:
         from beit.common.processes.rank_reports import capture_output
 
@@ -147,17 +162,12 @@ def _run() -> tuple[int, str]:
     except (OSError, RunFailed) as error:  # a full disk, a lost rank: the machine's fault, not a bug
         return EXIT_FAILED, str(error)
     except Exception as error:
-        if _is_lost_rank(error):
+        if is_lost_rank(error):
             return EXIT_FAILED, f"another rank is gone or does not answer ({' '.join(str(error).split())[:300]})"
         traceback.print_exc()  # anything else is a bug, and a bug report needs the trace
         # A rank's line is shown by the command that launched it, which cannot show its trace.
         return EXIT_FAILED, f"{type(error).__name__}: {error}" if launched_rank() is not None else ""
     return result if isinstance(result, int) else 0, ""
-
-
-def _is_lost_rank(error: Exception) -> bool:
-    """Whether a collective failed, told by name and text because torch has no class for gloo's errors."""
-    return type(error).__name__ in ("DistBackendError", "DistNetworkError") or "/gloo/transport/" in str(error)
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:

@@ -44,7 +44,11 @@ _END_SECONDS = 15.0
 
 
 class StoppedWaiting(ResumableStop):
-    """Asked to stop while a worker owed a micro-batch, which it may never send."""
+    """Asked to stop while a worker owed a micro-batch, which it may never send; `what` leaves out what to do next."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{what}; run the same command to go on")
+        self.what = what
 
 
 class Fetcher:

@@ -38,6 +38,7 @@ SPEED_KEYS = (
     "reader.cache_bytes",
     "evaluation.micro_batch_size",
     "held_out.",
+    "data.made_for",
     "probe.",
 )
 """Settings of all trainings that decide speed, rhythm and reporting, but not what is learned: names, or prefixes that

@@ -12,15 +12,15 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
 import torch
 from torch import nn
 
-from beit.common.errors import InputError, ResumableStop, RunFailed, require
+from beit.common.errors import InputError, ResumableStop, RunFailed, is_lost_rank, require
 from beit.common.processes.distributed import World, init_distributed
 from beit.common.processes.signals import StopFlag, stop_on_signals
 from beit.common.progress import Progress
@@ -30,7 +30,7 @@ from beit.common.runs.metrics import Metrics, open_metrics
 from beit.common.runs.run_dir import RunDirectory, begin_run, open_run
 from beit.common.runs.wandb_log import require_wandb
 from beit.common.storage.locks import sole_use
-from beit.common.training.config import TrainingConfig
+from beit.common.training.config import TrainingConfig, TrainingPlan
 from beit.common.training.data import BatchStream, HostFlag
 from beit.common.training.ema import WeightAverage
 from beit.common.training.engine import Engine
@@ -62,7 +62,7 @@ def train(
         ResumableStop: asked to stop; everything is saved.
         Diverged: too many steps were not finite.
     """
-    with stop_on_signals():
+    with stop_on_signals() as stop, _resumable_without_others(stop):
         require_wandb(config.run.wandb)
         world = init_distributed(
             timeout_seconds=config.train.collective_timeout_seconds,
@@ -72,8 +72,34 @@ def train(
         torch.manual_seed(config.train.seed)
         task = build_task(world)
         run = start_run(task, config, path=run_dir, resume=resume, world=world, free_keys=free_keys)
+        if world.is_main:
+            _warn_of_large_batch(task.data.plan)
         task.begin(run_dir)
         return task, fit(task, config, run=run, world=world)
+
+
+@contextmanager
+def _resumable_without_others(stop: StopFlag) -> Iterator[None]:
+    """Where ranks were asked to stop and one left before all could save, let the others leave in order, too."""
+    try:
+        yield
+    except Exception as error:
+        if not (stop.is_set() and is_lost_rank(error)):
+            raise
+        raise ResumableStop(
+            f"stopped ({stop.reason}), but another rank left before all could save; run the same command to go on from "
+            "the newest checkpoint"
+        ) from error
+
+
+def _warn_of_large_batch(plan: TrainingPlan) -> None:
+    """Say so where a step has more images than there are."""
+    if plan.steps_per_epoch < 1:
+        num_samples = round(plan.steps_per_epoch * plan.global_batch_size)
+        logger.warning(
+            "train.global_batch_size (%d) is more than the %d images to train on: a step has each %.1f times; lower it",
+            *(plan.global_batch_size, num_samples, 1 / plan.steps_per_epoch),
+        )
 
 
 def start_run(
@@ -299,7 +325,7 @@ class Trainer:
                 self._save(required=True)
         saved = self._saver.saved_step
         kept = "nothing is saved yet" if saved < 0 else f"step {saved} is saved"
-        raise ResumableStop(f"{stopped}; {where}, {kept}; run the same command to go on") from None
+        raise ResumableStop(f"{stopped.what}; {where}, {kept}; run the same command to go on") from None
 
     def _between_steps(self) -> dict[str, float]:
         """Log, evaluate and save where the step number says so; returns the fields to show."""

@@ -58,6 +58,24 @@ def test_records_say_how_well_the_device_is_used(store, tmp_path):
         assert record["peak_memory_bytes"] > 50e6  # torch alone takes more
 
 
+def test_what_the_settings_do_not_fit_is_one_line_each(store, tmp_path, caplog):
+    info = store.info
+    begin = dict.fromkeys(
+        ("train.global_batch_size (100)", f"this store has {info.img_size} px in {info.patch_size} px")
+    )
+
+    def warned(name, **sections):
+        caplog.clear()
+        run(make_config(**sections, held_out={"train_images": 0}), store=store.location, run_dir=tmp_path / name)
+        return [line for line in caplog.messages if any(words in line for words in begin)]
+
+    many = {"train": {"global_batch_size": 100, "steps": 1}, "optimizer": {"warmup_steps": 0}}
+    first, second = warned("other", **many)
+    assert first.startswith("train.global_batch_size (100) is more than the ") and first.endswith(" times; lower it")
+    assert second.startswith("these settings are made for views of 224 px in patches of 16 px, this store has ")
+    assert warned("fits", data={"made_for": [info.img_size, info.patch_size]}) == []
+
+
 def consumed(store, *, world_size, micro_batch_size, num_workers=0, num_steps=6):
     """Return what each step consumes over all ranks: sample, view, mask and tokens per row, in order."""
     steps = [[] for _ in range(num_steps)]
