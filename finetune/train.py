@@ -177,13 +177,6 @@ class ClassificationTask:
         logger.info("%s", plan)
         if self.warning and self.world.is_main:
             logger.warning("%s", self.warning)
-        if plan.global_batch_size > len(self.images.train) and self.world.is_main:
-            logger.warning(
-                "train.global_batch_size (%d) exceeds the %d training images, so that a step shows some of them more "
-                "than once; --recipe small_500 is made for so few",
-                plan.global_batch_size,
-                len(self.images.train),
-            )
         if val is None:
             logger.info("no --val: nothing is measured, and the model is that of the last step")
 
