@@ -20,6 +20,7 @@ import click
 from beit import __version__
 from beit.common.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_RESUMABLE, InputError, ResumableStop, RunFailed
 from beit.common.processes.launcher_env import launched_rank
+from beit.common.processes.shared_memory import raise_file_limit
 
 
 class Entry(NamedTuple):
@@ -118,6 +119,7 @@ def main() -> None:
 
         capture_output()
     _set_up_logging()
+    raise_file_limit()
     signal.signal(signal.SIGTERM, _interrupt)
     code, message = _run()
     if launched_rank() is not None:

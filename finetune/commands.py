@@ -70,13 +70,25 @@ def finetune_command(task: str, data: str, run: Path, encoder: str | None, val: 
 @click.argument("data")
 @click.option("--out", type=click.Path(path_type=Path), metavar="F.json", help="Write all numbers here, too.")
 @click.option("--html", type=click.Path(path_type=Path), metavar="F.html", help="Write a page with pictures.")
+@click.option(
+    "--class-names", metavar="FILE", help="What class numbers mean: a JSON list or object, or one name per line."
+)
+@click.option("--label-column", metavar="NAME", help="Column of the classes in Parquet or CSV.")
 @launch_options
 def evaluate_command(
-    model: Path, data: str, out: Path | None, html: Path | None, gpus: int | None, hostfile: str | None
+    model: Path,
+    data: str,
+    out: Path | None,
+    html: Path | None,
+    class_names: str | None,
+    label_column: str | None,
+    gpus: int | None,
+    hostfile: str | None,
 ) -> None:
     """Measure the classifier MODEL on the labelled images of DATA, every image once.
 
-    MODEL is the folder `model` of a fine-tuning run. Classes are matched by name. Printed: top-1 and top-5 accuracy
+    MODEL is the folder `model` of a fine-tuning run. Classes are matched by name; the name of a number is its text,
+    unless a file of names says otherwise. Printed: top-1 and top-5 accuracy
     (with several labels per image, mean average precision), macro-F1, calibration error, loss, and the numbers of
     every class or of the worst. The page adds the confusion matrix and the most confident mistakes.
 
@@ -88,7 +100,7 @@ def evaluate_command(
     from beit.common.processes.launcher_env import launched_rank
     from beit.finetune.evaluation.evaluate import evaluate_model
 
-    report = evaluate_model(model, data, out=out, html=html)
+    report = evaluate_model(model, data, out=out, html=html, class_names=class_names, label_column=label_column)
     if not launched_rank():  # all ranks would say the same
         click.echo(report.as_table())
 
@@ -198,12 +210,24 @@ def show_attention_command(
     type=click.Choice(["imagenet", "inception"]),
     help="How the model's pixels were normalised, if the file cannot tell; inception is mean and std 0.5.",
 )
-def import_command(file: Path, encoder: Path, num_heads: int | None, normalization: Any) -> None:
+@click.option(
+    "--weights",
+    type=click.Choice(["ema", "plain"]),
+    help="Of a training checkpoint, the running average or the weights themselves; by default the average if there is "
+    "one.",
+)
+@click.option(
+    "--pos-resize",
+    type=click.Choice(["bicubic", "dino", "timm"]),
+    help="By whose rule absolute positions are resized, if the file cannot tell; bicubic is that of MAE and DeiT.",
+)
+def import_command(file: Path, encoder: Path, **given: Any) -> None:
     """Turn the weights of somebody else into the folder ENCODER, for --encoder and beit predict --features.
 
     FILE is an official BEiT .pth; weights of DINO, MAE, DeiT or a ViT of timm (.pth, .bin, .safetensors), or a training
     checkpoint of theirs; or a Hugging Face folder of a BEiT, ViT (DINO's too), ViTMAE or DeiT. Nothing in it is
-    executed. Every tensor must be known and of the right shape. A head of classes or visual words is kept.
+    executed. Every tensor must be known and of the right shape. A head of classes or visual words is kept. What is a
+    guess is called one, with the option that sets it.
 
     \b
     Example:
@@ -211,6 +235,6 @@ def import_command(file: Path, encoder: Path, num_heads: int | None, normalizati
     """
     from beit.finetune.weights.import_model import import_encoder
 
-    imported = import_encoder(file, encoder, num_heads=num_heads, normalization=normalization)
+    imported = import_encoder(file, encoder, **given)
     click.echo(imported.summary)
     click.echo(f"encoder: {encoder}")

@@ -65,6 +65,11 @@ class DataConfig:
 
     val: str | None = None
     """Labelled images to evaluate on, matched to the training classes by name; left out, nothing is evaluated."""
+    class_names: str | None = None
+    """File that says what the class numbers of training and validation images mean: a JSON list, a JSON object of
+    numbers and names, or one name per line, the first for number 0. Left out, the name of a number is its text."""
+    label_column: str | None = None
+    """Column of the classes in Parquet and CSV tables; left out, the one called label, labels, class or target."""
     num_val_images: Annotated[int | None, at_least(1)] = None
     """Measure on this many of them only, with the class proportions of all, always the same; left out, on all."""
     num_labels: Annotated[int | None, at_least(1)] = None

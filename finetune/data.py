@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from beit.common.errors import InputError, require
+from beit.common.sources.class_names import ClassNames, read_class_names
 from beit.common.sources.index import LabelledIndex
-from beit.common.sources.index_build import build_index
-from beit.common.sources.types import LABEL_SEPARATOR
+from beit.common.sources.index_build import open_labelled
+from beit.common.sources.labels import ClassMatcher, require_distinct, split_label, unknown_classes
+from beit.common.sources.overlap import warn_of_shared_images
 from beit.finetune.config import DataConfig
-
-_NAMES_IN_MESSAGE = 5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,7 +30,7 @@ class LabelledData:
     val: LabelledIndex | None
     """To evaluate on, with the class ids of `train`."""
     class_names: tuple[str, ...]
-    """Name of each class id; the number itself where the data name none."""
+    """Name of each class id; of a number its text, where nothing names it."""
     source: LabelledIndex
     """All labelled images of DATA, of which `train` are some."""
     is_multi_label: bool = False
@@ -49,11 +49,18 @@ def open_training_data(data: str, settings: DataConfig, *, multi_label: bool = F
         settings: Subset and validation images.
         multi_label: Read `a|b` as the two classes a and b, and a missing label as none of the classes.
     """
-    train = source = build_index(data)
+    numbers = None if settings.class_names is None else read_class_names(settings.class_names)
+    train = open_labelled(data, class_names=numbers, label_column=settings.label_column)
     class_names = _trained_classes(train, multi_label=multi_label)
+    source = train
     if settings.num_labels is not None or settings.label_fraction is not None:
         train = _subset(train, settings)
-    val = None if settings.val is None else open_evaluation_data(settings.val, class_names, multi_label=multi_label)
+    val = None
+    if settings.val is not None:
+        val = open_evaluation_data(
+            settings.val, class_names, multi_label=multi_label, numbers=numbers, label_column=settings.label_column
+        )
+        warn_of_shared_images(source, val)
     return LabelledData(
         train=train,
         val=_part_to_measure_on(val, settings),
@@ -63,7 +70,14 @@ def open_training_data(data: str, settings: DataConfig, *, multi_label: bool = F
     )
 
 
-def open_evaluation_data(data: str, class_names: Sequence[str], *, multi_label: bool = False) -> LabelledIndex:
+def open_evaluation_data(
+    data: str,
+    class_names: Sequence[str],
+    *,
+    multi_label: bool = False,
+    numbers: ClassNames | None = None,
+    label_column: str | None = None,
+) -> LabelledIndex:
     """Open labelled images whose classes are those of `class_names`, matched by name.
 
     Classes without an image are no error: a small validation set may lack some.
@@ -72,14 +86,16 @@ def open_evaluation_data(data: str, class_names: Sequence[str], *, multi_label: 
         data: As in `open_training_data`.
         class_names: Of the model.
         multi_label: See `open_training_data`; labels then stay numbers of combinations, for `label_table`.
+        numbers: What the numbers of the data, or those of the model, mean.
+        label_column: Column of the classes in tables; left out, the one that is called so.
     """
-    index = build_index(data)
+    index = open_labelled(data, class_names=numbers, label_column=label_column)
     if multi_label:
-        _require_any_label(index)
-        label_table(index, class_names)
+        index.require_any_label()
+        label_table(index, class_names, numbers=numbers)
         return index
     index.require_labels()
-    return index.with_class_names(class_names)
+    return index.with_class_names(class_names, numbers=numbers)
 
 
 def image_name(index: LabelledIndex, position: int) -> str:
@@ -90,44 +106,43 @@ def image_name(index: LabelledIndex, position: int) -> str:
     return f"{index.info.shard_names[shard_id]}/{index.ref(shard_id, rank).key}"
 
 
-def label_table(index: LabelledIndex, class_names: Sequence[str]) -> NDArray[np.bool_]:
+def label_table(
+    index: LabelledIndex, class_names: Sequence[str], *, numbers: ClassNames | None = None
+) -> NDArray[np.bool_]:
     """Return what the labels of multi-label data stand for.
 
     Args:
         index: Whose labels number combinations of classes.
         class_names: C classes.
+        numbers: See `open_evaluation_data`.
     Returns:
         bool (K + 1, C): for each combination its classes; the last row, which the absent label -1 finds, has none.
     """
     combinations = _combinations(index)
-    position = {name: class_id for class_id, name in enumerate(class_names)}
-    unknown = sorted({name for names in combinations for name in names} - set(class_names))
+    matcher = ClassMatcher(class_names, None if numbers is None else numbers.of)
+    position = {name: matcher.find(name) for names in combinations for name in names}
+    unknown = sorted(name for name, class_id in position.items() if class_id is None)
     if unknown:
-        raise InputError(
-            f"{index.name} has classes that the model does not know ({', '.join(unknown[:_NAMES_IN_MESSAGE])}); "
-            f"it knows {', '.join(list(class_names)[:_NAMES_IN_MESSAGE])}, ..."
-        )
+        raise InputError(unknown_classes(index.name, unknown, class_names))
     table = np.zeros((len(combinations) + 1, len(class_names)), np.bool_)
     for row, names in enumerate(combinations):
-        table[row, [position[name] for name in names]] = True
+        for name in names:
+            table[row, position[name]] = True
     return table
 
 
 def _combinations(index: LabelledIndex) -> list[list[str]]:
-    return [[part.strip() for part in name.split(LABEL_SEPARATOR) if part.strip()] for name in _class_names(index)]
-
-
-def _require_any_label(index: LabelledIndex) -> None:
-    if not index.has_labels:
-        index.require_labels()
+    return [split_label(name) for name in index.class_names or ()]
 
 
 def _trained_classes(index: LabelledIndex, *, multi_label: bool) -> tuple[str, ...]:
     if multi_label:
-        _require_any_label(index)
-        return tuple(sorted({name for names in _combinations(index) for name in names}))
-    index.require_labels()
-    class_names = _class_names(index)
+        index.require_any_label()
+        classes = tuple(sorted({name for names in _combinations(index) for name in names}))
+        require_distinct(classes, index.name)
+        return classes
+    index.require_one_class_each()
+    class_names = tuple(index.class_names or ())
     used = np.flatnonzero(index.class_counts())
     require(
         len(used) >= 2,
@@ -135,10 +150,6 @@ def _trained_classes(index: LabelledIndex, *, multi_label: bool) -> tuple[str, .
         "sub-folder of its own or with a label of its own",
     )
     return class_names
-
-
-def _class_names(index: LabelledIndex) -> tuple[str, ...]:
-    return tuple(index.class_names or map(str, range(index.num_classes)))
 
 
 def _part_to_measure_on(val: LabelledIndex | None, settings: DataConfig) -> LabelledIndex | None:

@@ -237,7 +237,7 @@ class ClassificationTask:
         kept, step, found = provenance.get("metrics"), provenance.get("step", 0), asdict(result)
         if not kept or provenance.get("validation_sha256") not in (None, self._validation_sha256):
             return True
-        if step not in self._kept_steps and step > self.data.start_step:
+        if step is not None and step not in self._kept_steps and step > self.data.start_step:
             return True
         main = _main(self.images)
         return (found[main], -found["loss"]) > (kept[main], -kept["loss"])

@@ -108,6 +108,10 @@ class ProbeConfig:
     """Labelled images, in any form `beit finetune` takes; left out, nothing is probed."""
     test: str | None = None
     """Labelled images to measure on; left out, half of `data`, chosen by a hash of their keys."""
+    class_names: str | None = None
+    """File that says what their class numbers mean, as `data.class_names` of `beit finetune`."""
+    label_column: str | None = None
+    """Column of their classes in Parquet and CSV tables; left out, the one called label, labels, class or target."""
     max_images: Annotated[int, at_least(1)] = 2_000
     """At most this many images of each, with the class proportions of all."""
     micro_batch_size: Annotated[int, at_least(1)] = 64

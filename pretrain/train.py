@@ -67,6 +67,12 @@ def run(config: PretrainConfig, *, store: str | Path, run_dir: Path, resume: str
     check_store(token_store, config)
     if token_store.is_remote and config.reader.cache_bytes:
         token_store.use_cache(shard_cache(config.reader))
+    elif is_url and token_store.info.views and token_store.shards and not token_store.has_token_sums:
+        logger.warning(
+            "%s was written by an earlier beit, without checksums of its tokens: without reader.cache_bytes damage on "
+            "the server goes unseen; beit verify looks for it",
+            token_store.location,
+        )
     probe = open_probe_data(config.probe)
 
     def build(world: World) -> PretrainTask:

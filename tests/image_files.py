@@ -22,12 +22,12 @@ def write_folder(root, counts):
     return root
 
 
-def write_tar(path, labels):
+def write_tar(path, labels, suffix="cls"):
     with tarfile.open(path, "w") as tar:
         for number, label in enumerate(labels):
-            members = {"png": png(number)} | ({} if label is None else {"cls": str(label).encode()})
-            for suffix, data in members.items():
-                info = tarfile.TarInfo(f"{number:04d}.{suffix}")
+            members = {"png": png(number)} | ({} if label is None else {suffix: str(label).encode()})
+            for ending, data in members.items():
+                info = tarfile.TarInfo(f"{number:04d}.{ending}")
                 info.size = len(data)
                 tar.addfile(info, io.BytesIO(data))
     return path

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import field
 from typing import Annotated, Literal
 
-from beit.common.config import at_least, checked, within
+from beit.common.config import above, at_least, checked, within
 from beit.common.errors import require
 from beit.common.shards.schema import Geometry, HeldOut
 from beit.common.views import AugmentConfig
@@ -70,6 +70,8 @@ class TokenizeConfig:
     worker_processes: Literal["auto", "on", "off"] = "auto"
     """Whether workers are processes; auto starts processes where there are more workers than one interpreter can
     make use of as threads. Does not change the result."""
+    worker_timeout_seconds: Annotated[float, above(0, "else a hung process would go unseen")] = 300.0
+    """How long one image may take a process before it counts as hung, and the command ends."""
 
     bad_sample_budget: Annotated[float, within("[0, 1)")] = 0.001
     """Share of unusable images that is tolerated; at least one is, unless the budget is 0."""

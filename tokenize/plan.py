@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from beit.common.errors import InputError
 from beit.common.rng import stable_hash64
 from beit.common.shards.schema import IMAGES_DIR, STORE_FILE, Packing, SourceInfo, StoreInfo
-from beit.common.sources.opening import open_source
+from beit.common.sources.labels import stored_label
+from beit.common.sources.opening import list_samples, open_source
 from beit.common.sources.tars import TarShard
 from beit.common.sources.types import SampleRef, Source
 from beit.common.storage.documents import parse_document
@@ -161,15 +162,14 @@ def _plan_packing(source: Source, config: TokenizeConfig) -> StorePlan:
     hasher = hashlib.sha256()
     refs: list[SampleRef] = []
     shard_counts: list[int] = []
-    for shard in source.shards:
-        found = shard.refs()
+    for found in list_samples(source):
         refs += found
         shard_counts.append(len(found))
     if source.kind == "tar":
         scopes = [shard.location.removeprefix(source.root) for shard in source.shards]
         refs = _with_unique_keys(refs, np.repeat(scopes, shard_counts).tolist())
     for ref in refs:
-        hasher.update(f"{ref.key}\0{ref.length}\0{ref.label}\0{ref.path}\0".encode())
+        hasher.update(f"{ref.key}\0{ref.length}\0{stored_label(ref.label)}\0{ref.path}\0".encode())
     groups = _group(refs, config)
     stems = [f"{number:06d}-{PACKED_STEM}" for number in range(len(groups))]
     shards = [PlannedShard(stem=stem, image_file=f"{stem}.tar") for stem in stems]

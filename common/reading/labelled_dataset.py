@@ -89,6 +89,7 @@ class LabelledDataset:
             InputError: the container cannot be read.
         """
         ref = self.index.ref(shard_id, rank)
+        assert not isinstance(ref.label, str)  # an index counts its classes
         return Record(
             key=ref.key,
             shard=self.index.info.shard_names[shard_id],

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import itertools
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,15 +23,32 @@ from numpy.typing import NDArray
 
 from beit.common.errors import InputError, require
 from beit.common.rng import CounterRng
+from beit.common.sources.class_names import ClassNames
+from beit.common.sources.label_column import HOW_TO_CHOOSE
+from beit.common.sources.labels import (
+    LABEL_SEPARATOR,
+    UNLABELLED,
+    ClassMatcher,
+    in_order,
+    listed,
+    meant_number,
+    one_form,
+    require_distinct,
+    split_label,
+    unknown_classes,
+)
 from beit.common.sources.types import SampleRef, SourceShard
 from beit.common.storage.documents import Format
 from beit.common.storage.samples import NO_LABEL, locate, shard_starts
 
+logger = logging.getLogger(__name__)
+
 Int64Array = NDArray[np.int64]
-INDEX_FORMAT = Format("beit-labelled-index", 2)
+INDEX_FORMAT = Format("beit-labelled-index", 3)
 """Of index.json; its version is also that of the table."""
 _NAMES_IN_MESSAGE = 5
 _MAPPED_SHARDS = 2048
+_PATH = 4  # column of the table
 _REMADE = ("_batches", "_mapped", "labels")  # had again from the table, in whichever process needs them
 
 
@@ -54,6 +72,9 @@ class IndexInfo:
     """Memory that reading one sample of a shard takes, at most, as far as measured; 0 where samples are read singly."""
     sha256: str
     """Over all keys, offsets, lengths and labels: equal for a copy of the data elsewhere."""
+    numbers: tuple[str, ...] | None = None
+    """Where classes are numbers: the text of each that occurs, in the order in which the table counts them. None where
+    the source names its classes."""
 
 
 class LabelledIndex:
@@ -63,9 +84,11 @@ class LabelledIndex:
         table: samples.arrow, one record batch per shard.
         info: What index.json says.
         shards: Containers to read from, in the order of the record batches; their own lists of samples are not needed.
-        class_names: Name of each class id, or None where classes are numbers.
+        class_names: Name of each class id in the table, or None where there are no labels.
         name: What the user calls the data, for messages; by default their folder.
         stamp: Of the source, see there.
+        columns: Of a table, for messages.
+        label_notes: What whoever uses the labels is told once.
     """
 
     def __init__(
@@ -77,6 +100,8 @@ class LabelledIndex:
         class_names: Sequence[str] | None,
         name: str = "",
         stamp: str = "",
+        columns: Sequence[str] = (),
+        label_notes: Sequence[str] = (),
     ) -> None:
         self.info = info
         self.name = name or info.root
@@ -86,6 +111,8 @@ class LabelledIndex:
         """Identity of the samples in use, their numbering and their classes."""
         self.stamp = stamp
         """Hash of sizes and times of all files; empty where they are not known."""
+        self.columns = tuple(columns)
+        self._label_notes = tuple(label_notes)
         self._table = table
         self._starts = shard_starts(info.shard_sizes)
         self._rows: Int64Array | None = None  # of the whole table, ascending; None is all of them
@@ -109,10 +136,8 @@ class LabelledIndex:
 
     @property
     def num_classes(self) -> int:
-        """Classes that the names list, or else one more than the largest class id; 0 without labels."""
-        if self.class_names is not None:
-            return len(self.class_names)
-        return int(self.labels.max(initial=NO_LABEL)) + 1
+        """Classes that the names list; 0 without labels."""
+        return len(self.class_names or ())
 
     @property
     def has_labels(self) -> bool:
@@ -186,20 +211,44 @@ class LabelledIndex:
         return locate(self._offsets, position)
 
     def require_labels(self) -> None:
-        """Insist that every sample in use has a label."""
+        """Insist that every sample in use has a label, and say how the labels were read where that was a choice."""
+        self.require_any_label()
         missing = np.flatnonzero(self.labels == NO_LABEL)
         if not len(missing):
             return
-        if len(missing) == len(self):
-            raise InputError(
-                f"no labels found in {self.name}; sort the images into one sub-folder per class, or give a CSV "
-                "with path and label, tars with .cls members, or Parquet with a label column"
-            )
         first = ", ".join(self.ref_at(int(position)).path for position in missing[:_NAMES_IN_MESSAGE])
+        hint = "" if self.info.kind == "files" else "; the number -1 stands for none"
         raise InputError(
-            f"{len(missing)} of {len(self)} samples in {self.name} have no label (first: {first}); "
+            f"{len(missing)} of {len(self)} samples in {self.name} have no label (first: {first}){hint}; "
             "label them or leave them out"
         )
+
+    def require_any_label(self) -> None:
+        """Insist that there are labels, and say how they were read where that was a choice."""
+        if not self.has_labels:
+            way_out = (
+                f"its columns are {', '.join(self.columns)}: {HOW_TO_CHOOSE}"
+                if self.columns
+                else "sort the images into one sub-folder per class, or give a CSV with path and label, tars with "
+                ".cls members, or Parquet with a label column"
+            )
+            raise InputError("; ".join([f"no labels found in {self.name}", *self._label_notes, way_out]))
+        for note in self._label_notes:
+            logger.info("%s", note)
+
+    def require_one_class_each(self) -> None:
+        """Insist that every sample has a label that is one class, and that no two classes are one number."""
+        self.require_labels()
+        names = [name for name, count in zip(self.class_names or (), self.class_counts(), strict=True) if count]
+        several = [name for name in names if len(split_label(name)) > 1]
+        if several:
+            raise InputError(
+                f"{self.name} has images of several classes ({listed(several)}), and each may be of one only here; "
+                "train with classifier.multi_label=true, or leave one class per image"
+            )
+        require_distinct(names, self.name)
+        if str(UNLABELLED) in names:
+            logger.warning("%s has a class %d; where that means no label, leave it empty", self.name, UNLABELLED)
 
     def subset(self, *, num_labels: int | None = None, fraction: float | None = None, seed: int = 0) -> LabelledIndex:
         """Return an index of some of the samples, with the class proportions of all.
@@ -252,6 +301,10 @@ class LabelledIndex:
                 keys = keys.take(pa.array(self._rows[start:end] - self._starts[shard_id]))
             yield from keys.to_pylist()
 
+    def paths(self, shard_id: int) -> list[str]:
+        """Return the original names of all samples of a shard, in use or not."""
+        return self._columns(shard_id)[_PATH].to_pylist()  # type: ignore[no-any-return]
+
     def split(self, is_chosen: NDArray[np.bool_], *, change: str) -> tuple[LabelledIndex, LabelledIndex]:
         """Divide the samples in use into two indexes.
 
@@ -266,34 +319,88 @@ class LabelledIndex:
             self._keep(np.flatnonzero(~is_chosen), f"{change}: others"),
         )
 
-    def with_class_names(self, class_names: Sequence[str]) -> LabelledIndex:
+    def with_numbers_named(self, names: ClassNames) -> LabelledIndex:
+        """Return an index whose numbered classes have the names that a file gives them, and say which got which.
+
+        Names, and indexes without any numbers, stay as they are.
+        """
+        own, counts = self.class_names or [], self.class_counts()
+        used = {name for label, count in zip(own, counts, strict=True) if count for name in split_label(label)}
+        taken = {number: name for name in in_order(used) if (number := meant_number(name)) is not None}
+        missing = [name for number, name in taken.items() if number not in names.of]
+        if missing:
+            raise InputError(f"{names.file} has no name for {listed(missing)}, of the classes of {self.name}; add it")
+        if not taken:
+            logger.info("%s: its classes are names, so %s says nothing about them", self.name, names.file)
+            return self
+        logger.info(
+            "%s: by %s, %s", self.name, names.file, listed([f"{number} is {names.of[number]}" for number in taken])
+        )
+
+        def named(label: str) -> str:
+            parts = split_label(label)
+            numbers = [meant_number(part) for part in parts]
+            found = [part if no is None else names.of.get(no, part) for part, no in zip(parts, numbers, strict=True)]
+            return LABEL_SEPARATOR.join(found)
+
+        renamed = [named(label) for label in own]
+        return self.renamed(renamed, change=f"named {renamed}")
+
+    def renamed(self, names: Sequence[str], *, change: str | None = None) -> LabelledIndex:
+        """Return an index whose classes are called otherwise; those that get one name become one class.
+
+        Args:
+            names: New name of each class.
+            change: What the names depend on; part of the identity. None for other spellings of the same names.
+        """
+        unique = list(dict.fromkeys(names))
+        if len(unique) < len(names):
+            change = f"{change} merged {list(names)}"
+        other = self._copy(change) if change is not None else copy.copy(self)
+        ids = {name: class_id for class_id, name in enumerate(unique)}
+        return other._with_ids(np.array([ids[name] for name in names], dtype=np.int64), unique)
+
+    def reordered(self, names: Sequence[str]) -> LabelledIndex:
+        """Return an index of the same classes, counted in the order of `names`; that is no part of its identity."""
+        if list(names) == self.class_names:
+            return self
+        ids = {name: class_id for class_id, name in enumerate(names)}
+        return copy.copy(self)._with_ids(np.array([ids[name] for name in self.class_names or ()], np.int64), names)
+
+    def with_class_names(self, class_names: Sequence[str], *, numbers: ClassNames | None = None) -> LabelledIndex:
         """Return an index whose class ids follow `class_names`, such as those of a trained model.
 
-        Validation data sorted into folders may lack a class that training data have, and would number the rest
-        differently. Data with numbers for classes are taken to count in the order of `class_names`.
+        Classes are matched by name, whatever their order: validation data may lack a class that training data have. The
+        name of a number is its text; numbers and names match only by what a file says.
+
+        Args:
+            class_names: Of the model.
+            numbers: What numbers mean, where the model's classes are some.
         """
+        own = self.class_names or []
+        matcher = ClassMatcher(class_names, None if numbers is None else numbers.of)
+        found = [matcher.find(name) for name in own]
         counts = self.class_counts()
-        own = self.class_names if self.class_names is not None else list(class_names)
-        if self.class_names is None and len(counts) > len(class_names):
-            raise InputError(
-                f"{self.name} has class id {len(counts) - 1}, but there are {len(class_names)} classes; "
-                "give data with the classes of the model"
-            )
-        known = {name: class_id for class_id, name in enumerate(class_names)}
-        unknown = [name for class_id, name in enumerate(own) if name not in known and counts[class_id]]
+        used = [(name, class_id) for name, class_id, count in zip(own, found, counts, strict=True) if count]
+        unknown = [name for name, class_id in used if class_id is None]
         if unknown:
-            raise InputError(
-                f"{self.name} has classes that the model does not know "
-                f"({', '.join(unknown[:_NAMES_IN_MESSAGE])}); "
-                f"it knows {', '.join(list(class_names)[:_NAMES_IN_MESSAGE])}, ..."
-            )
-        if self.class_names == list(class_names):
+            raise InputError(unknown_classes(self.name, unknown, class_names))
+        others = [
+            f"{name} is {class_names[i]}" for name, i in used if i is not None and one_form(class_names[i]) != name
+        ]
+        if others:
+            logger.info("%s: of the classes that the model knows, %s", self.name, listed(others))
+        if own == list(class_names):
             return self
         other = self._copy(f"classes {list(class_names)}")
-        new_ids = np.array([known.get(name, NO_LABEL) for name in own], dtype=np.int64)
-        other._class_ids = new_ids if self._class_ids is None else new_ids[self._class_ids]
-        other.class_names = list(class_names)
-        return other
+        ids = np.array([NO_LABEL if class_id is None else class_id for class_id in found], dtype=np.int64)
+        return other._with_ids(ids, class_names)
+
+    def _with_ids(self, new_ids: Int64Array, class_names: Sequence[str]) -> LabelledIndex:
+        """Give this copy other classes: `new_ids` of the present ones, and all names."""
+        self._class_ids = new_ids if self._class_ids is None else new_ids[self._class_ids]
+        self.class_names = list(class_names)
+        return self
 
     def _keep(self, chosen: Int64Array, change: str) -> LabelledIndex:
         """Return an index of the samples at `chosen`, ascending positions among those in use."""

@@ -1,8 +1,8 @@
 """Building the table of a DATA: listed once, sample by sample, and kept in a cache folder.
 
-    <cache>/indexes/v2/<digest>/samples.arrow    one record batch per shard: key, offset, length, label, path
-                                samples.sha256   of that file, so that a damaged one is made again
-                                index.json       shards and identity; written last, so that it commits the table
+    <cache>/indexes/v3/<digest>/samples.arrow   one record batch per shard: key, offset, length, label, path
+                                index.json      shards and identity; commits the table
+                                index.sha256    of both, so that a damaged index is made again
 
 The digest covers names, sizes and times of all files, so data that changed are listed again. An index costs about 100
 bytes per sample and may be deleted at any time. Not here: how the table is used (`beit.common.sources.index`).
@@ -13,25 +13,25 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import asdict, replace
-from operator import methodcaller
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 
 from beit.common.config import config_from_dict
 from beit.common.errors import InputError
-from beit.common.progress import Progress
+from beit.common.sources.class_names import ClassNames
 from beit.common.sources.index import INDEX_FORMAT, IndexInfo, LabelledIndex
+from beit.common.sources.labels import in_order, listed, number_of, one_form, stored_label
 from beit.common.sources.loose_files import FilesShard
-from beit.common.sources.opening import open_source
+from beit.common.sources.opening import list_samples, open_source
 from beit.common.sources.types import SampleRef, Source, SourceShard
 from beit.common.storage.documents import read_json, reading, write_json
 from beit.common.storage.files import atomic_file, default_cache_dir, sha256_file, write_atomic
 from beit.common.storage.locks import exclusive_lock
-from beit.common.storage.paths import is_remote, split_query
+from beit.common.storage.paths import split_query
 from beit.common.storage.samples import NO_LABEL
 
 logger = logging.getLogger(__name__)
@@ -45,13 +45,14 @@ _SCHEMA = pa.schema(
         pa.field("path", pa.string(), nullable=False),
     ]
 )
-_LISTING_THREADS = 16
-"""Listing a remote tar is a chain of small requests; arbitrary."""
+_HASHES = "index.sha256"
 _MEASURED_SHARDS = 4
 """Row groups of one data set are alike, and measuring all of them would be reading the data; arbitrary."""
 
 
-def build_index(spec: str | Path, cache_dir: Path | None = None) -> LabelledIndex:
+def build_index(
+    spec: str | Path, cache_dir: Path | None = None, *, for_classes: bool = False, label_column: str | None = None
+) -> LabelledIndex:
     """Return the index of a DATA, from the cache or by listing every sample.
 
     Several processes may call this at once; one lists, the others wait for it.
@@ -59,8 +60,10 @@ def build_index(spec: str | Path, cache_dir: Path | None = None) -> LabelledInde
     Args:
         spec: Folder, tars, Parquet files, text list or CSV, as `beit.common.sources.opening.open_source` takes them.
         cache_dir: Where indexes are kept; by default below `default_cache_dir()`.
+        for_classes: See `open_source`.
+        label_column: Column of the classes in tables, as `open_source` takes it.
     """
-    source = open_source(spec)
+    source = open_source(spec, for_classes=for_classes, label_column=label_column)
     root = default_cache_dir() if cache_dir is None else cache_dir
     folder = root / "indexes" / f"v{INDEX_FORMAT.version}" / source.digest
     try:
@@ -75,14 +78,47 @@ def build_index(spec: str | Path, cache_dir: Path | None = None) -> LabelledInde
         ) from None
     shards = [_without_list(shard) for shard in source.shards]
     name, _ = split_query(str(spec))  # a signature must not stand in messages
-    return LabelledIndex(
+    names = source.class_names if info.numbers is None else info.numbers
+    index = LabelledIndex(
         folder / "samples.arrow",
         info,
         shards=shards,
-        class_names=source.class_names,
+        class_names=names,
         name=name,
         stamp=source.stamp,
+        columns=source.columns,
+        label_notes=source.label_notes,
     )
+    return index if names is None else _with_clear_names(index, names, are_numbers=info.numbers is not None)
+
+
+def open_labelled(data: str, *, class_names: ClassNames | None, label_column: str | None) -> LabelledIndex:
+    """Return the index of labelled images as a user describes them.
+
+    Args:
+        data: As `build_index` takes it.
+        class_names: What numbers mean; None leaves them their texts as names.
+        label_column: Column of the classes in tables; None for the usual one.
+    """
+    index = build_index(data, for_classes=True, label_column=label_column)
+    if label_column is not None and not index.columns:
+        logger.warning("%s is neither Parquet nor CSV, so it has no column %s", index.name, label_column)
+    return index if class_names is None else index.with_numbers_named(class_names)
+
+
+def _with_clear_names(index: LabelledIndex, names: Sequence[str], *, are_numbers: bool) -> LabelledIndex:
+    """Bring class names into one Unicode form, and numbers into their order."""
+    if are_numbers:
+        return index.reordered(in_order(names))
+    forms = [one_form(name) for name in names]
+    twice = [name for name, count in Counter(forms).items() if count > 1]
+    if twice:
+        logger.warning(
+            "%s has the same class name in two Unicode forms (%s); they are taken as one class",
+            index.name,
+            listed(twice),
+        )
+    return index if forms == list(names) else index.renamed(forms)
 
 
 def _without_list(shard: SourceShard) -> SourceShard:
@@ -99,15 +135,14 @@ def _read_kept(folder: Path, source: Source) -> IndexInfo | None:
         with reading(file):
             info = config_from_dict(IndexInfo, INDEX_FORMAT.check(read_json(file), file), origin=str(file))
         is_whole = len(info.shard_names) == len(info.shard_sizes) == len(source.shards)
-        # Absent beside tables of before.
-        stated = (folder / "samples.sha256").read_text() if (folder / "samples.sha256").exists() else None
-        is_whole = is_whole and stated in (None, sha256_file(table))
+        stated = folder / _HASHES  # absent beside tables of before
+        is_whole = is_whole and (not stated.exists() or stated.read_text() == _hashes(folder))
         with pa.memory_map(str(table)) as mapped:
             found = pa.ipc.open_file(mapped)
             if is_whole and found.num_record_batches == len(source.shards) and found.schema.equals(_SCHEMA):
                 return info
         reason = "it does not fit its table, or the files it was made from"
-    except (InputError, OSError, pa.ArrowException) as error:
+    except (InputError, OSError, ValueError, pa.ArrowException) as error:
         reason = " ".join(str(error).split())
     logger.warning("the index kept in %s is damaged (%s); listing %s again", folder, reason, source.root)
     return None
@@ -117,13 +152,17 @@ def _write(folder: Path, source: Source) -> IndexInfo:
     names = _unique_names(source.shards)
     hasher = hashlib.sha256()
     sizes = []
+    numbers: dict[str, int] | None = {} if source.class_names is None else None
     with atomic_file(folder / "samples.arrow") as file, pa.ipc.new_file(file, _SCHEMA) as writer:
-        for name, refs in zip(names, _list_all(source), strict=True):
-            batch = _record_batch(refs)
+        for name, refs in zip(names, list_samples(source), strict=True):
+            batch = _record_batch(refs, numbers)
             writer.write_batch(batch)
             sizes.append(len(refs))
-            _update(hasher, name, batch)
+            _update(hasher, name, batch, refs)
     hasher.update("\0".join(source.class_names or ()).encode())
+    if numbers and {number_of(number) for number in numbers} != set(range(len(numbers))):
+        # Classes were once counted up to the largest number: what is learned from others is another model now.
+        hasher.update("\0".join(["numbers", *in_order(numbers)]).encode())
     info = IndexInfo(
         root=source.root,
         kind=source.kind,
@@ -131,47 +170,49 @@ def _write(folder: Path, source: Source) -> IndexInfo:
         shard_sizes=tuple(sizes),
         shard_bytes=_measure(source),
         sha256=hasher.hexdigest(),
+        numbers=None if numbers is None or not numbers else tuple(numbers),
     )
-    write_atomic(folder / "samples.sha256", sha256_file(folder / "samples.arrow").encode())
     write_json(folder / "index.json", asdict(info))
+    write_atomic(folder / _HASHES, _hashes(folder).encode())
     return info
 
 
-def _list_all(source: Source) -> Iterator[list[SampleRef]]:
-    """Yield the samples of every shard in order, showing progress where that takes long."""
-    listed: Iterable[list[SampleRef]] = map(methodcaller("refs"), source.shards)
-    if source.kind == "files":
-        yield from listed
-        return
-    with (
-        Progress(len(source.shards), unit="shards", description="indexing") as progress,
-        ThreadPoolExecutor(_LISTING_THREADS) as pool,
-    ):
-        # Local tars are limited by the interpreter, and threads would take turns at one Parquet reader.
-        if source.kind == "tar" and is_remote(source.root):
-            listed = pool.map(methodcaller("refs"), source.shards)
-        for refs in listed:
-            yield refs
-            progress.update(1)
+def _hashes(folder: Path) -> str:
+    return " ".join(sha256_file(folder / name) for name in ("samples.arrow", "index.json"))
 
 
-def _record_batch(refs: Sequence[SampleRef]) -> pa.RecordBatch:
+def _record_batch(refs: Sequence[SampleRef], numbers: dict[str, int] | None) -> pa.RecordBatch:
+    """Return the rows of one shard.
+
+    Args:
+        refs: Its samples.
+        numbers: Where labels are numbers: id of the text of each so far, in the order of their coming; is extended.
+    """
+    labels = [ref.label for ref in refs]
+    if numbers is not None:
+        labels = [None if label is None else numbers.setdefault(str(label), len(numbers)) for label in labels]
     columns = [
         [ref.key for ref in refs],
         [ref.offset for ref in refs],
         [ref.length for ref in refs],
-        [NO_LABEL if ref.label is None else ref.label for ref in refs],
+        [NO_LABEL if label is None else label for label in labels],
         [ref.path for ref in refs],
     ]
     arrays = [pa.array(column, field.type) for column, field in zip(columns, _SCHEMA, strict=True)]
     return pa.record_batch(arrays, schema=_SCHEMA)
 
 
-def _update(hasher: hashlib._Hash, name: str, batch: pa.RecordBatch) -> None:
+def _update(hasher: hashlib._Hash, name: str, batch: pa.RecordBatch, refs: Sequence[SampleRef]) -> None:
     hasher.update(f"{name}\0{batch.num_rows}\0".encode())
     hasher.update("\0".join(batch["key"].to_pylist()).encode())
-    for column in ("offset", "length", "label"):
+    for column in ("offset", "length"):
         hasher.update(batch[column].to_numpy().tobytes())
+    # Labels as the source has them; of numbers written otherwise, such as 007, the number.
+    labels = [NO_LABEL if ref.label is None else stored_label(ref.label) for ref in refs]
+    if None in labels:
+        hasher.update("\0".join(str(ref.label) for ref in refs).encode())
+    else:
+        hasher.update(np.array(labels, dtype=np.int64).tobytes())
 
 
 def _unique_names(shards: Sequence[SourceShard]) -> list[str]:

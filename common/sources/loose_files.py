@@ -1,11 +1,8 @@
-"""Loose image files as a source: folders with or without class sub-folders, text lists and CSV tables."""
+"""Loose image files as a source: folders with or without class sub-folders, or files that a list names (`lists.py`)."""
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,10 +27,7 @@ logger = logging.getLogger(__name__)
 _FILES_PER_SHARD = 1000
 _ORDER = "path"
 """Stands in the digest of a listing."""
-_MAX_LIST_BYTES = 1 << 30
-_PATH_COLUMNS = ("path", "file", "filename", "file_name", "image")
 _SEGMENTATION_FOLDERS = ("images", "annotations")
-_LABEL_COLUMNS = ("label", "labels", "class", "target")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +37,7 @@ class FileEntry:
     path: str
     """Relative to the shard's location, or absolute."""
     size: int
-    label: int | None
+    label: int | str | None
 
 
 class FilesReader:
@@ -101,35 +95,40 @@ class FileList:
     root: str
     files: list[FileStat]
     labels: list[int | str | None]
+    """Names, where `class_names` lists them; else numbers, as `SampleRef.label` has them."""
+    class_names: tuple[str, ...] | None = None
+    """All names, in the order of their class ids."""
+    columns: tuple[str, ...] = ()
+    """As in `Source`."""
+    label_notes: tuple[str, ...] = ()
+    """As in `Source`."""
 
 
 def open_files(listing: FileList) -> Source:
-    """Return a source over loose image files, in the order of the listing.
-
-    Labels are all numbers, or names that are numbered in sorted order, or None.
-    """
-    class_names, class_ids = _number_labels(listing.labels)
+    """Return a source over loose image files, in the order of the listing."""
+    labels = listing.labels
+    if listing.class_names is not None:
+        ids: dict[int | str | None, int] = {name: class_id for class_id, name in enumerate(listing.class_names)}
+        labels = [ids.get(name) for name in labels]
     for file in listing.files:
         if not file.path.isprintable() and any("\ud800" <= character <= "\udfff" for character in file.path):
             raise InputError(f"{listing.root} holds a file name that is not UTF-8 ({file.path!r}); rename it")
-    entries = [
-        FileEntry(file.path, file.size, class_id) for file, class_id in zip(listing.files, class_ids, strict=True)
-    ]
+    entries = [FileEntry(file.path, file.size, label) for file, label in zip(listing.files, labels, strict=True)]
     shards: list[SourceShard] = [
         FilesShard(f"files-{number:06d}", listing.root, tuple(entries[start : start + _FILES_PER_SHARD]))
         for number, start in enumerate(range(0, len(entries), _FILES_PER_SHARD))
     ]
     digest = listing_digest(listing.root, listing.files, labels=[_ORDER, *(str(label) for label in listing.labels)])
-    stamp = listing_stamp(listing.root, listing.files)
-    return Source(kind="files", root=listing.root, shards=shards, class_names=class_names, digest=digest, stamp=stamp)
-
-
-def _number_labels(labels: Sequence[int | str | None]) -> tuple[tuple[str, ...] | None, list[int | None]]:
-    names = tuple(sorted({label for label in labels if isinstance(label, str)}))
-    if not names:
-        return None, [label if isinstance(label, int) else None for label in labels]
-    position = {name: class_id for class_id, name in enumerate(names)}
-    return names, [position[label] if isinstance(label, str) else None for label in labels]
+    return Source(
+        kind="files",
+        root=listing.root,
+        shards=shards,
+        class_names=listing.class_names,
+        digest=digest,
+        stamp=listing_stamp(listing.root, listing.files),
+        columns=listing.columns,
+        label_notes=listing.label_notes,
+    )
 
 
 def folder_listing(root: str, files: Sequence[FileStat]) -> FileList:
@@ -150,8 +149,10 @@ def folder_listing(root: str, files: Sequence[FileStat]) -> FileList:
     if len(images) < len(files):
         logger.info("%s: %d images, %d other files left out", root, len(images), len(files) - len(images))
     is_labelled = not mask_folders and all("/" in file.path for file in images)
-    labels: list[int | str | None] = [file.path.split("/", 1)[0] if is_labelled else None for file in images]
-    return FileList(root, images, labels)
+    if not is_labelled:
+        return FileList(root, images, [None] * len(images))
+    folders = [file.path.split("/", 1)[0] for file in images]
+    return FileList(root, images, list(folders), class_names=tuple(sorted(set(folders))))
 
 
 def _mask_folders(images: Sequence[FileStat]) -> tuple[str, ...]:
@@ -164,67 +165,3 @@ def _mask_folders(images: Sequence[FileStat]) -> tuple[str, ...]:
     images_folder, masks_folder = _SEGMENTATION_FOLDERS
     masks = [folder for folder in folders if folder.rsplit("/", 1)[-1] == masks_folder]
     return tuple(f"{folder}/" for folder in masks if folder.removesuffix(masks_folder) + images_folder in folders)
-
-
-def text_listing(path: str) -> FileList:
-    """Read a text list: one image path per line, relative to the list's folder or absolute; `#` starts a comment."""
-    lines = (line.strip() for line in _read_text(path).splitlines())
-    paths = [line for line in lines if line and not line.startswith("#")]
-    return _listed_files(path, paths, [None] * len(paths))
-
-
-def csv_listing(path: str) -> FileList:
-    """Read a CSV table with a `path` column and, if there are labels, a `label` column of numbers or class names."""
-    try:
-        reader = csv.DictReader(io.StringIO(_read_text(path)))
-        columns, rows = reader.fieldnames or [], list(reader)
-    except csv.Error as error:
-        raise InputError(f"{path} is not a CSV table ({error}); save it again") from None
-    path_column = next((name for name in _PATH_COLUMNS if name in columns), None)
-    label_column = next((name for name in _LABEL_COLUMNS if name in columns), None)
-    if path_column is None:
-        raise InputError(
-            f"{path} has no path column (columns: {', '.join(columns)}); its first line must name the columns, "
-            "such as path,label"
-        )
-    content = [(row[path_column] or "", (row[label_column] or "").strip() if label_column else "") for row in rows]
-    is_numeric = all(label.isascii() and label.isdigit() and len(label) <= 18 for _, label in content if label)
-    labels: list[int | str | None] = [(int(label) if is_numeric else label) if label else None for _, label in content]
-    return _listed_files(path, [name.strip() for name, _ in content], labels)
-
-
-def _read_text(path: str) -> str:
-    try:
-        return place_of(path, is_first_contact=True).read(limit=_MAX_LIST_BYTES).decode("utf-8-sig")
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror or error})") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text ({error}); save it as UTF-8") from None
-
-
-def _listed_files(list_path: str, paths: list[str], labels: list[int | str | None]) -> FileList:
-    if not paths:
-        raise InputError(f"{list_path} lists no images")
-    root = list_path.rsplit("/", 1)[0] or "/"
-    files, seen = [], set()
-    for number, path in enumerate(paths, start=1):
-        # A list is data: it may name files, not start downloads or other protocols.
-        if "://" in path or "::" in path or (is_remote(root) and path.startswith("/")):
-            raise InputError(f"{list_path} entry {number} ({path}) must be a path on the list's own storage, not a URL")
-        if not is_image_path(path):
-            raise InputError(f"{list_path} entry {number} ({path!r}) must end in {', '.join(IMAGE_SUFFIXES)}")
-        if path in seen:
-            raise InputError(f"{list_path} entry {number} ({path}) is listed twice; remove one")
-        seen.add(path)
-        files.append(_stat_listed(list_path, number, root, path))
-    return FileList(root, files, labels)
-
-
-def _stat_listed(list_path: str, number: int, root: str, path: str) -> FileStat:
-    if is_remote(root):
-        return FileStat(path, 0, "")  # one request per line would cost more than a missing image, counted when read
-    try:
-        status = os.stat(join(root, path))
-    except (OSError, ValueError):  # ValueError: a zero byte in the path
-        raise InputError(f"{list_path} entry {number} ({path}) does not exist; paths are relative to {root}") from None
-    return FileStat(path, status.st_size, str(status.st_mtime_ns))

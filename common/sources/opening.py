@@ -1,22 +1,25 @@
 """Open whatever a user calls their images: a folder, tars, Parquet files, a text list or a CSV table, local or remote.
 
-Here: which kind a path or URL is. The kinds are in `loose_files.py`, `tars.py` and `parquet.py`; what
-they have in common is in `types.py`.
+Here: which kind a path or URL is, and the list of its samples. The kinds are in `loose_files.py`, `tars.py` and
+`parquet.py`; what they have in common is in `types.py`.
 """
 
 from __future__ import annotations
 
-import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from operator import methodcaller
 from pathlib import Path
 
 from beit.common.errors import InputError
 from beit.common.images import is_image_path
-from beit.common.sources.loose_files import csv_listing, folder_listing, open_files, text_listing
+from beit.common.progress import Progress
+from beit.common.sources.lists import csv_listing, text_listing
+from beit.common.sources.loose_files import folder_listing, open_files
+from beit.common.sources.splits import refuse_splits_as_classes, warn_of_split_containers, warn_of_split_folders
 from beit.common.sources.tars import open_tars
-from beit.common.sources.types import Source
+from beit.common.sources.types import SampleRef, Source
 from beit.common.storage.matching import is_folder, list_folder, match_files, measure_files
 from beit.common.storage.paths import (
     expand_braces,
@@ -28,20 +31,20 @@ from beit.common.storage.paths import (
     split_query,
 )
 from beit.common.storage.place import FileStat
-
-logger = logging.getLogger(__name__)
+from beit.common.storage.threads import threads
 
 _COMPRESSED_TAR = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
-_SPLIT_NAMES = ("train", "val", "valid", "validation", "test")
 
 
-def open_source(spec: str | Path) -> Source:
+def open_source(spec: str | Path, *, for_classes: bool = False, label_column: str | None = None) -> Source:
     """Open a source of images.
 
     Args:
         spec: A folder (images at any depth, or tars, or Parquet files), a `.tar` or `.parquet` path or URL, a pattern
             with wildcards or braces over such files or over images, a `.txt` list of image paths, or a `.csv` table
             with the columns path and label. The query of a web address, such as a signature, is no part of any name.
+        for_classes: Whether the classes are wanted, so that folders which cannot be classes are refused.
+        label_column: Column of the classes in Parquet and CSV tables; left out, the one that is called so.
     Returns:
         The shards and class names; images are read later, shard by shard.
     """
@@ -55,7 +58,8 @@ def open_source(spec: str | Path) -> Source:
             remember_query(url, query)
     lower = path.lower()
     if lower.endswith((".txt", ".csv")):
-        return open_files(text_listing(path) if lower.endswith(".txt") else csv_listing(path))
+        is_text = lower.endswith(".txt")
+        return open_files(text_listing(path) if is_text else csv_listing(path, label_column=label_column))
     # A remote name is judged by its ending: asking a web server whether it is a folder would download the file.
     is_listed = is_folder(path) if not is_remote(path) else not _is_usable(path) and is_folder(path)
     if is_listed:
@@ -64,22 +68,45 @@ def open_source(spec: str | Path) -> Source:
         matched = match_files(text)
         root = _common_folder(matched)
         files = [replace(file, path=relative_to(root, file.path)) for file in matched]
-    return _open_listing(root, files, is_pattern=not is_listed)
+    return _open_listing(root, files, is_pattern=not is_listed, for_classes=for_classes, label_column=label_column)
 
 
-def _open_listing(root: str, files: Sequence[FileStat], *, is_pattern: bool) -> Source:
+def list_samples(source: Source) -> Iterator[list[SampleRef]]:
+    """Yield the samples of every shard in order, showing progress where that takes long."""
+    listed: Iterable[list[SampleRef]] = map(methodcaller("refs"), source.shards)
+    if source.kind == "files":
+        yield from listed
+        return
+    with Progress(len(source.shards), unit="shards", description="indexing") as progress:
+        # Of a server, each is a chain of small requests. Here, tars are limited by the interpreter, and threads would
+        # take turns at one Parquet reader.
+        if is_remote(source.root):
+            listed = threads().imap(methodcaller("refs"), source.shards)
+        for refs in listed:
+            yield refs
+            progress.update(1)
+
+
+def _open_listing(
+    root: str, files: Sequence[FileStat], *, is_pattern: bool, for_classes: bool, label_column: str | None
+) -> Source:
     tars = [file for file in files if file.path.lower().endswith(".tar")]
     tables = [file for file in files if file.path.lower().endswith(".parquet")]
     num_images = sum(is_image_path(file.path) for file in files)
     _refuse_unusable(root, files, [len(tars), len(tables), num_images], is_pattern=is_pattern)
+    warn_of_split_containers(root, [file.path for file in tars or tables])
     if tars:
         return open_tars(_located(root, tars), root)
     if tables:
         from beit.common.sources.parquet import open_parquet_files  # the other kinds work without loading pyarrow
 
-        _warn_of_splits(root, tables)
-        return open_parquet_files(_located(root, tables), root)
-    return open_files(folder_listing(root, files))
+        return open_parquet_files(_located(root, tables), root, label_column=label_column)
+    listing = folder_listing(root, files)
+    paths = [file.path for file in listing.files]
+    if for_classes and any(listing.labels):
+        refuse_splits_as_classes(root, paths)
+    warn_of_split_folders(root, paths)
+    return open_files(listing)
 
 
 def _located(root: str, files: Sequence[FileStat]) -> list[FileStat]:
@@ -118,10 +145,3 @@ def _common_folder(files: Sequence[FileStat]) -> str:
     while not all(folder == common or folder.startswith(f"{common}/") for folder in folders):
         common = common.rsplit("/", 1)[0]
     return common or "/"
-
-
-def _warn_of_splits(root: str, tables: Sequence[FileStat]) -> None:
-    stems = {file.path.rsplit("/", 1)[-1].split(".")[0].split("-")[0] for file in tables}
-    splits = sorted(stems & set(_SPLIT_NAMES))
-    if len(splits) > 1:
-        logger.warning("%s mixes the splits %s; give one as a pattern, such as '%s*.parquet'", root, splits, splits[0])

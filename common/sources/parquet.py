@@ -6,10 +6,12 @@ Which columns hold images and labels is decided in `parquet_layout.py`.
 from __future__ import annotations
 
 import functools
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from typing import Any, ClassVar
 
 import pyarrow as pa
@@ -18,6 +20,7 @@ import pyarrow.parquet as pq
 
 from beit.common.errors import BadSample, InputError
 from beit.common.images import MAX_IMAGE_BYTES
+from beit.common.sources.labels import UNLABELLED, listed
 from beit.common.sources.parquet_layout import ParquetLayout, read_layout
 from beit.common.sources.types import (
     SampleRef,
@@ -29,11 +32,13 @@ from beit.common.sources.types import (
     listing_stamp,
     packed_key,
 )
-from beit.common.storage.paths import is_remote, relative_to
+from beit.common.storage.paths import relative_to
 from beit.common.storage.place import FileStat, RemoteError, for_each, place_of
+from beit.common.storage.remote_place import RemotePlace
 
 _STREAM_ROWS = 16  # an image has at most 256 MB, mostly 0.1
 _STREAM_BUFFER_BYTES = 8 << 20
+_MAX_WHOLE = 1 << 53  # beyond it floating-point numbers are not those that were meant
 
 
 class ParquetReader:
@@ -152,8 +157,8 @@ class ParquetShard:
     def _class_id(self, row: int, value: Any, ids: Mapping[str, int]) -> int | None:
         names = self.layout.class_names
         label = self.layout.label_of(value, f"{self.location} row {self.first_row + row}")
-        if label is None or (isinstance(label, int) and label < 0):
-            return None  # Hugging Face marks unlabelled test rows with -1
+        if label is None or label == UNLABELLED or (names is not None and isinstance(label, int) and label < 0):
+            return None
         if self.layout.label_is_text:
             return ids[label] if names is not None else None
         if names is not None and label >= len(names):
@@ -164,16 +169,21 @@ class ParquetShard:
         return int(label)
 
 
-def open_parquet_files(files: Sequence[FileStat], root: str) -> Source:
-    """Return a source over the row groups of Parquet files."""
+def open_parquet_files(files: Sequence[FileStat], root: str, *, label_column: str | None = None) -> Source:
+    """Return a source over the row groups of Parquet files, the classes from `label_column` or the usual one."""
     listed = {file.path: file for file in files}
-    footers = for_each(lambda path: _describe(listed[path]), list(listed))
+    footers = for_each(lambda path: _describe(listed[path], label_column), list(listed))
     layouts = [layout for layout, _ in footers]
+    if any(layout.label_is_fraction for layout in layouts):
+        layouts = _require_whole_labels(files, layouts, wanted=label_column)
     if any(layout.label_is_text for layout in layouts):
         layouts = _number_text_labels(files, layouts)
     for file, layout in zip(files, layouts, strict=True):
         if _labelling(layout) != _labelling(layouts[0]):
-            raise InputError(f"{file.path} and {files[0].path} differ in their labels; give files of one data set")
+            raise InputError(
+                f"{file.path} and {files[0].path} differ in their labels ({_label_text(layout)}; "
+                f"{_label_text(layouts[0])}); give files of one data set"
+            )
     names = [file.path.rsplit("/", 1)[-1] for file in files]
     repeated = {name for name, count in Counter(names).items() if count > 1}
     columns = {
@@ -188,13 +198,16 @@ def open_parquet_files(files: Sequence[FileStat], root: str) -> Source:
         shards += _row_group_shards(file, layout, row_counts, scope, keys_from_path=identified.get(file.path, False))
     if not shards:
         raise InputError(f"{root} holds no rows")
+    first = layouts[0]
     return Source(
         kind="parquet",
         root=root,
         shards=shards,
-        class_names=layouts[0].class_names,
-        digest=listing_digest(root, files),
+        class_names=first.class_names,
+        digest=listing_digest(root, files, labels=() if label_column is None else [first.label_column or ""]),
         stamp=listing_stamp(root, files),
+        columns=first.columns,
+        label_notes=first.label_notes,
     )
 
 
@@ -202,10 +215,20 @@ def _labelling(layout: ParquetLayout) -> tuple[object, ...]:
     return layout.label_column, layout.label_is_text, layout.class_names
 
 
-def _describe(file: FileStat) -> tuple[ParquetLayout, list[int]]:
+def _label_text(layout: ParquetLayout) -> str:
+    """Say where the labels of a file stand, and what they are."""
+    if layout.label_column is None:
+        return "none"
+    if layout.label_is_text:
+        return f"texts in column {layout.label_column}"
+    named = "" if layout.class_names is None else f" named {listed(layout.class_names)}"
+    return f"numbers in column {layout.label_column}{named}"
+
+
+def _describe(file: FileStat, label_column: str | None) -> tuple[ParquetLayout, list[int]]:
     """Return the layout of a file and the number of rows in each of its row groups."""
     metadata = _read_metadata(file)
-    layout = read_layout(metadata.schema.to_arrow_schema(), label=file.path)
+    layout = read_layout(metadata.schema.to_arrow_schema(), label=file.path, label_column=label_column)
     return layout, [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
 
 
@@ -235,7 +258,9 @@ def _opened(file: FileStat, metadata: pq.FileMetaData | None, *, buffer_bytes: i
 
     Each column chunk is read in one go, or in pieces of `buffer_bytes`; of a remote file, that many requests.
     """
-    handle = place_of(file.path).open(read_ahead=False) if is_remote(file.path) else nullcontext(file.path)
+    place = place_of(file.path)
+    known = None if metadata is None else file  # with the footer it is looked at whether the server knows offsets
+    handle = place.open(read_ahead=False, stat=known) if isinstance(place, RemotePlace) else nullcontext(file.path)
     try:
         with (
             handle as opened,
@@ -282,6 +307,36 @@ def _number_text_labels(files: Sequence[FileStat], layouts: list[ParquetLayout])
     for file, layout in zip(files, layouts, strict=True):
         if layout.label_is_text and layout.label_column is not None:
             column = _read_column(file, layout.label_column)[layout.label_column]
-            found = column.to_pylist() if layout.label_is_list else pc.unique(column).to_pylist()
+            # pc.unique would make empty texts of the nulls in a column of text views.
+            has_values = layout.label_is_list or pa.types.is_string_view(column.type)
+            found = column.to_pylist() if has_values else pc.unique(column).to_pylist()
             names.update(name for value in found if (name := layout.label_of(value, file.path)) is not None)
-    return [replace(layout, class_names=tuple(sorted(names))) for layout in layouts]
+    class_names = tuple(sorted(names))
+    return [replace(layout, class_names=class_names) if layout.label_is_text else layout for layout in layouts]
+
+
+def _require_whole_labels(
+    files: Sequence[FileStat], layouts: list[ParquetLayout], *, wanted: str | None
+) -> list[ParquetLayout]:
+    """Leave out a column of fractions as that of the classes, unless all are whole; refuse it if the user named it."""
+    for file, layout in zip(files, layouts, strict=True):
+        if not layout.label_is_fraction or layout.label_column is None:
+            continue
+        column = _read_column(file, layout.label_column)[layout.label_column]
+        odd = next((value for value in pc.unique(column).to_pylist() if not _is_whole(value)), None)
+        if odd is None:
+            continue
+        note = f"{file.path}: column {layout.label_column} holds {odd}; numbers of classes must be whole"
+        if wanted is not None:
+            raise InputError(note)
+        return [
+            replace(layout, label_column=None, label_is_fraction=False, class_names=None, label_notes=(note,))
+            for layout in layouts
+        ]
+    return layouts
+
+
+def _is_whole(value: float | Decimal | None) -> bool:
+    if value is None or math.isnan(value):
+        return True
+    return math.isfinite(value) and int(value) == value and abs(int(value)) <= _MAX_WHOLE

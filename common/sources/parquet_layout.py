@@ -1,23 +1,25 @@
 """Which columns of a Parquet file hold the images and the labels.
 
 Images: the Hugging Face `image` feature (a struct of bytes and path) or a binary column. Labels: a ClassLabel feature,
-whose names stand in the schema's metadata, an integer or text column, or lists of those where images have several. The
-rows are read in `parquet.py`.
+whose names stand in the schema's metadata, a column of whole numbers, texts or truth values, or lists of the first two
+where images have several. The rows are read in `parquet.py`.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 import pyarrow as pa
 
 from beit.common.errors import InputError
-from beit.common.sources.types import joined_label
+from beit.common.sources.label_column import choose_label_column
+from beit.common.sources.labels import joined_label
 
 _IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes")
-_LABEL_COLUMNS = ("label", "labels", "class", "target", "fine_label", "cls")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +39,22 @@ class ParquetLayout:
     class_names: tuple[str, ...] | None
     """Name of each class id, where known."""
     label_is_list: bool = False
-    """Every row lists several classes, which together are one text label (`beit.common.sources.types.joined_label`)."""
+    """Every row lists several classes, which together are one text label (`joined_label`)."""
     listed_names: tuple[str, ...] | None = None
     """Names of the numbers in such lists, where known."""
+    label_is_fraction: bool = False
+    """The labels are stored as fractions, which are numbers of classes if they are whole (`label_of`)."""
+    columns: tuple[str, ...] = ()
+    """All columns, as messages name them."""
+    label_notes: tuple[str, ...] = ()
+    """As in `beit.common.sources.types.Source`."""
 
     def label_of(self, value: Any, origin: str) -> Any:
-        """Return the label in a cell: a number, a text, or None."""
+        """Return the label in a cell: a number, a text, or None, also for a fraction that is not a number."""
+        if isinstance(value, bool):
+            return str(value)
+        if isinstance(value, float | Decimal):
+            return None if math.isnan(value) else int(value)
         if not self.label_is_list or value is None:
             return value
         names = self.listed_names
@@ -51,21 +63,26 @@ class ParquetLayout:
         return joined_label((names[item] if names and isinstance(item, int) else item for item in value), origin)
 
 
-def read_layout(schema: pa.Schema, *, label: str) -> ParquetLayout:
+def read_layout(schema: pa.Schema, *, label: str, label_column: str | None = None) -> ParquetLayout:
     """Find the image and label columns of a schema.
 
     Args:
         schema: The file's Arrow schema.
         label: What to call the file in errors, its path or URL.
+        label_column: Column of the classes; left out, the one that is called so.
     """
     features = _huggingface_features(schema)
     image_column = _find_image_column(label, schema, features)
     image_type = schema.field(image_column).type
     is_struct = pa.types.is_struct(image_type)
     has_path = is_struct and image_type.get_field_index("path") >= 0
-    label_column = _find_label_column(schema, features)
+    columns = tuple(_described(field, features) for field in schema)
+    usable = [field.name for field in schema if field.name != image_column and _can_be_label(field.type)]
+    declared = [name for name in usable if features.get(name, {}).get("_type") == "ClassLabel"]
+    label_column, notes = choose_label_column(label, columns, usable=usable, declared=declared, wanted=label_column)
+    label_type = schema.field(label_column).type if label_column is not None else pa.null()
     feature = features.get(label_column, {}) if label_column else {}
-    is_list = label_column is not None and _is_list(schema.field(label_column).type)
+    is_list, is_fraction = _is_list(label_type), _is_fraction(label_type)
     inner = feature.get("feature")
     names = (inner if isinstance(inner, dict) else {}).get("names") if is_list else feature.get("names")
     known = tuple(str(name) for name in names) if isinstance(names, list) else None
@@ -75,9 +92,12 @@ def read_layout(schema: pa.Schema, *, label: str) -> ParquetLayout:
         is_struct=is_struct,
         label_column=label_column,
         class_names=None if is_list else known,
-        label_is_text=label_column is not None and not pa.types.is_integer(schema.field(label_column).type),
+        label_is_text=label_column is not None and not _is_number(label_type) and not is_fraction,
         label_is_list=is_list,
         listed_names=known if is_list else None,
+        label_is_fraction=is_fraction,
+        columns=columns,
+        label_notes=notes,
     )
 
 
@@ -117,26 +137,42 @@ def _is_binary(column_type: pa.DataType) -> bool:
     return bool(pa.types.is_binary(column_type) or pa.types.is_large_binary(column_type))
 
 
-def _find_label_column(schema: pa.Schema, features: dict[str, dict[str, Any]]) -> str | None:
-    usable = [field.name for field in schema if _can_be_label(field.type)]
-    declared = [name for name in usable if features.get(name, {}).get("_type") == "ClassLabel"]
-    for name in _LABEL_COLUMNS:
-        if name in usable:
-            return name
-    return declared[0] if len(declared) == 1 else None
-
-
 def _can_be_label(column_type: pa.DataType) -> bool:
     if _is_list(column_type):
-        return _can_be_label(column_type.value_type) and not _is_list(column_type.value_type)
-    return bool(pa.types.is_integer(column_type)) or _is_text(column_type)
+        return _is_number(column_type.value_type) or _is_text(column_type.value_type)
+    return (
+        _is_number(column_type)
+        or _is_text(column_type)
+        or pa.types.is_boolean(column_type)
+        or _is_fraction(column_type)
+    )
 
 
 def _is_list(column_type: pa.DataType) -> bool:
-    return bool(pa.types.is_list(column_type) or pa.types.is_large_list(column_type))
+    kinds = (pa.types.is_list, pa.types.is_large_list, pa.types.is_list_view, pa.types.is_large_list_view)
+    return any(is_kind(column_type) for is_kind in kinds)
+
+
+def _is_number(column_type: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(_plain(column_type)))
 
 
 def _is_text(column_type: pa.DataType) -> bool:
-    if pa.types.is_dictionary(column_type):  # pandas' categories
-        return _is_text(column_type.value_type)
-    return bool(pa.types.is_string(column_type) or pa.types.is_large_string(column_type))
+    kinds = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    return any(is_kind(_plain(column_type)) for is_kind in kinds)
+
+
+def _is_fraction(column_type: pa.DataType) -> bool:
+    return bool(pa.types.is_floating(column_type) or pa.types.is_decimal(column_type))
+
+
+def _plain(column_type: pa.DataType) -> pa.DataType:
+    """Return the type of the values; pandas' categories have them in a dictionary."""
+    return column_type.value_type if pa.types.is_dictionary(column_type) else column_type
+
+
+def _described(field: pa.Field, features: dict[str, dict[str, Any]]) -> str:
+    """Name a column and what it holds, for messages."""
+    kind = str(field.type).partition("<")[0]
+    declared = features.get(field.name, {}).get("_type")
+    return f"{field.name} ({f'{declared}, ' if declared == 'ClassLabel' else ''}{kind})"

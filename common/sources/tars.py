@@ -6,16 +6,16 @@ import io
 import json
 import logging
 import os
-import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import BinaryIO, ClassVar, NamedTuple
 
 from beit.common.errors import BadSample, InputError
 from beit.common.images import IMAGE_SUFFIXES, MAX_IMAGE_BYTES, is_image_path
-from beit.common.sources.types import SampleRef, Source, SourceKind, joined_label, listing_digest, listing_stamp
+from beit.common.sources.labels import UNLABELLED, are_numbers, as_label, in_order, joined_label, number_of
+from beit.common.sources.types import SampleRef, Source, SourceKind, listing_digest, listing_stamp
 from beit.common.storage.paths import is_remote
 from beit.common.storage.place import FileStat, for_each, place_of
 from beit.common.storage.tar_walk import TarIndex, TarMember, group_samples, iter_members, split_name, walk_tar
@@ -27,8 +27,7 @@ _MEMBERS_TO_PEEK = 64
 """Members of the first tar that are searched for a label, to learn whether labels are names. Arbitrary."""
 
 _SUFFIXES_IN_MESSAGE = 5
-_NUMBER = re.compile(r"-?[0-9]{1,18}")
-_MAX_LABEL = 1 << 62
+_MAX_WHOLE = float(1 << 53)  # beyond it floating-point numbers are not those that were meant
 
 
 class TarReader:
@@ -83,7 +82,7 @@ class TarShard:
     name: str
     location: str
     class_names: tuple[str, ...] | None = None
-    """Sorted names that text labels are numbered by."""
+    """Names that text labels are numbered by; None where labels are numbers."""
     size: int = 0
     """Bytes of the tar when it was listed; 0 where that is not known."""
     copy: TarCopy | None = field(default=None, compare=False, repr=False)
@@ -100,8 +99,9 @@ class TarShard:
         """Walk the tar once, front to back, and return its samples together with the walk's result."""
         with self.open(read_ahead=True) as reader:
             index, samples, labels = _walk_samples(reader)
+        ids = {name: class_id for class_id, name in enumerate(self.class_names or ())}
         refs = [
-            SampleRef(key, image.offset, image.size, self._class_id(key, _label_of(sample, labels)), image.name)
+            SampleRef(key, image.offset, image.size, self._class_of(key, _label_of(sample, labels), ids), image.name)
             for key, sample in samples.items()
             if (image := _image_member(sample)) is not None
         ]
@@ -137,14 +137,15 @@ class TarShard:
             )
         logger.info("%s: %d samples without an image left out", self.location, len(left_out))
 
-    def _class_id(self, key: str, label: int | str | None) -> int | None:
-        if isinstance(label, str):
-            if self.class_names is None or label not in self.class_names:
-                raise self._mixed_labels(key, label)
-            return self.class_names.index(label)
-        if label is not None and self.class_names is not None:
+    def _class_of(self, key: str, label: int | str | None, ids: Mapping[str, int]) -> int | str | None:
+        """Return a label as `SampleRef` has it; `ids` are those of the names."""
+        if label is None or label == UNLABELLED:
+            return None
+        text = str(label)
+        # Numbers and names do not mix; lists of numbers, such as 3|5, go with either.
+        if text not in ids if self.class_names is not None else not are_numbers(text):
             raise self._mixed_labels(key, label)
-        return label if label is None or label >= 0 else None
+        return label if self.class_names is None else ids[text]
 
     def _mixed_labels(self, key: str, label: int | str) -> InputError:
         expected = "numbers or nothing" if self.class_names is None else "class names"
@@ -157,13 +158,16 @@ class TarShard:
 def open_tars(files: list[FileStat], root: str) -> Source:
     """Return a source over image tars.
 
-    Where labels are class names, every tar is walked once to number them; numbers are taken as they are.
+    Where labels are class names, every tar is walked once to number them; numbers are taken as they are. Which of both
+    they are is told by the first.
     """
     stems = [file.path.rsplit("/", 1)[-1].removesuffix(".tar") for file in files]
     shards = [TarShard(stem, file.path, size=file.size) for stem, file in zip(stems, files, strict=True)]
     class_names = None
-    if isinstance(_first_label(shards[0].location), str):
-        class_names = tuple(sorted(_all_label_names([shard.location for shard in shards])))
+    first = _first_label(shards[0].location)
+    # The text of a number that as_label left one is written in a way of its own, such as 007; else it is from a list.
+    if isinstance(first, str) and (number_of(first) is None or as_label(first) != first):
+        class_names = tuple(in_order(_names_among(_all_labels([shard.location for shard in shards]))))
         shards = [replace(shard, class_names=class_names) for shard in shards]
     digest, stamp = listing_digest(root, files), listing_stamp(root, files)
     return Source(kind="tar", root=root, shards=list(shards), class_names=class_names, digest=digest, stamp=stamp)
@@ -192,17 +196,23 @@ def _first_label(location: str) -> int | str | None:
     return None
 
 
-def _all_label_names(locations: list[str]) -> set[str]:
+def _names_among(labels: set[int | str]) -> set[str]:
+    """Return the class names among labels; numbers are names, too, where there are only such."""
+    names = {label for label in labels if isinstance(label, str)}
+    return {str(label) for label in labels} if all(map(are_numbers, names)) else names
+
+
+def _all_labels(locations: list[str]) -> set[int | str]:
     if is_remote(locations[0]):
         logger.info("reading %d remote tars for the names of their classes; numbers would not need it", len(locations))
-    return set().union(*for_each(_label_names, locations))
+    return set().union(*for_each(_labels_of, locations))
 
 
-def _label_names(location: str) -> set[str]:
+def _labels_of(location: str) -> set[int | str]:
     with place_of(location).open() as file:
         _, samples, labels = _walk_samples(TarReader(file, location))
     found = (_label_of(sample, labels) for sample in samples.values() if _image_member(sample))
-    return {label for label in found if isinstance(label, str)}
+    return {label for label in found if label is not None and label != UNLABELLED}
 
 
 def _walk_samples(reader: TarReader) -> tuple[TarIndex, dict[str, dict[str, TarMember]], dict[int, int | str]]:
@@ -237,12 +247,11 @@ def _read_label(member: TarMember, reader: TarReader) -> int | str | None:
         # Foreign metadata need not concern us: a sample with unreadable metadata is a sample without a label.
         logger.warning("%s: %s is not readable as a label", reader.label, member.name)
         return None
-    if isinstance(value, str) and value.strip():
-        text = value.strip()
-        return int(text) if _NUMBER.fullmatch(text) else text
-    if not isinstance(value, int) or isinstance(value, bool) or abs(value) > _MAX_LABEL:
-        return None
-    return value
+    if isinstance(value, str):
+        return as_label(value.strip()) if value.strip() else None
+    if isinstance(value, float) and value.is_integer() and abs(value) <= _MAX_WHOLE:
+        return int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def _json_label(data: bytes) -> object:

@@ -13,12 +13,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from beit.common.errors import require
 from beit.common.storage.paths import relative_to
 from beit.common.storage.place import FileStat
-
-LABEL_SEPARATOR = "|"
-"""Between the classes of an image that has several: to the data layer they are one label, such as `beach|sunset`."""
 
 SourceKind = Literal["tar", "parquet", "files"]
 
@@ -36,8 +32,9 @@ class SampleRef:
     """Byte offset of the image in a tar; row in the row group of a Parquet file; 0 for a file of its own."""
     length: int
     """Image bytes; 0 where the container does not tell without reading (Parquet)."""
-    label: int | None
-    """Class id, or None where the source has no label for this sample."""
+    label: int | str | None
+    """Class id where the source names its classes, else the number itself, or its text if that says more (`007`); None
+    where the source has no label for this sample."""
     path: str
     """The original name: tar member, path column, or path relative to the source's root."""
 
@@ -97,6 +94,10 @@ class Source:
     """Hash of the root and of every file's name, size, version and label: equal while nothing changed."""
     stamp: str = ""
     """Hash of every file's name below the root, size and version; empty where the place does not tell versions."""
+    columns: tuple[str, ...] = ()
+    """Of a table: what its columns are called and hold, for messages."""
+    label_notes: tuple[str, ...] = ()
+    """What whoever uses the labels should know of how they were read: a line each."""
 
 
 def packed_key(path: str, *, scope: str = "") -> str:
@@ -140,21 +141,3 @@ def listing_stamp(root: str, files: Sequence[FileStat]) -> str:
         name = relative_to(root, file.path) if file.path.startswith(root) else file.path
         hasher.update(f"\0{name}\0{file.size}\0{file.version}".encode("utf-8", "surrogateescape"))
     return hasher.hexdigest()
-
-
-def joined_label(names: Iterable[object], origin: str) -> str | None:
-    """Return the one label that stands for several classes, whatever their order; None for none.
-
-    Args:
-        names: Class names, or numbers that then serve as names.
-        origin: Where they stand, for messages.
-    """
-    texts = set()
-    for name in names:
-        text = str(name).strip() if isinstance(name, str | int) and not isinstance(name, bool) else ""
-        require(
-            text != "" and LABEL_SEPARATOR not in text,
-            f"{origin} lists the class {name!r}; classes must be names without {LABEL_SEPARATOR!r}, or numbers",
-        )
-        texts.add(text)
-    return LABEL_SEPARATOR.join(sorted(texts)) or None

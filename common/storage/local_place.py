@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import IO, BinaryIO, cast
@@ -13,6 +15,8 @@ from typing import IO, BinaryIO, cast
 from beit.common.errors import InputError
 from beit.common.storage.answers import FileStat, Judge, MissingFile
 from beit.common.storage.files import atomic_file, write_atomic
+
+logger = logging.getLogger(__name__)
 
 _PIECE_BYTES = 8 << 20
 
@@ -42,13 +46,15 @@ class LocalPlace:
     def stat(self) -> FileStat:
         """Return size and version of a file as they are now."""
         try:
-            return _stat(self.location, os.stat(self.location))
+            status = os.stat(self.location)
         except (FileNotFoundError, NotADirectoryError):
             raise MissingFile(f"{self.location} does not exist") from None
         except OSError as error:
             raise InputError(f"{self.location} cannot be read ({error.strerror or error})") from None
         except ValueError as error:  # a zero byte, or half a surrogate pair
             raise InputError(f"{self.location!a} is no path ({error})") from None
+        self._require_no_special(status)
+        return _stat(self.location, status)
 
     def exists(self) -> bool:
         """Tell whether there is a file or folder now."""
@@ -75,12 +81,16 @@ class LocalPlace:
     def walk(self) -> list[FileStat]:
         """Return every file below, at any depth, by relative path; hidden ones are left out.
 
-        Links are followed; a link to nothing is listed with size 0.
+        Links are followed; a link to nothing is listed with size 0. Pipes, sockets and devices, at which a reader would
+        wait for ever, are left out, and the log says so.
         """
+        special: list[str] = []
         try:
-            return list(_walk(self.location, "", frozenset()))
+            found = list(_walk(self.location, "", frozenset(), special))
         except OSError as error:
             raise InputError(f"{self.location} cannot be listed ({error})") from None
+        report_special(self.location, special)
+        return found
 
     def read(self, *, limit: int | None = None) -> bytes:
         """Return the content of a file, or its first `limit` bytes."""
@@ -102,11 +112,22 @@ class LocalPlace:
     def open(self, *, read_ahead: bool = True) -> BinaryIO:
         """Open a file for reading at any position; unbuffered."""
         try:
-            return cast(BinaryIO, open(self.location, "rb", buffering=0))
+            # Without blocking: of a pipe, opening alone would wait for somebody who writes.
+            file = open(self.location, "rb", buffering=0, opener=_open_without_blocking)
+            try:
+                self._require_no_special(os.fstat(file.fileno()))
+            except InputError:
+                file.close()
+                raise
+            return cast(BinaryIO, file)
         except (FileNotFoundError, NotADirectoryError):
             raise MissingFile(f"{self.location} does not exist") from None
         except OSError as error:
             raise InputError(f"{self.location} cannot be opened ({error.strerror or error})") from None
+
+    def _require_no_special(self, status: os.stat_result) -> None:
+        if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+            raise InputError(f"{self.location} is no regular file but a pipe, a socket or a device; name a file")
 
     def write(self, data: bytes) -> None:
         """Write a small file as a whole, over an older one."""
@@ -179,11 +200,27 @@ class LocalPlace:
         self.path.unlink(missing_ok=True)
 
 
+def report_special(location: str, paths: Sequence[str]) -> None:
+    """Say that something below `location` was left out because it is no regular file."""
+    if paths:
+        logger.warning(
+            "%s: %d left out that are no regular files but pipes, sockets or devices, such as %s",
+            location,
+            len(paths),
+            min(paths),
+        )
+
+
+def _open_without_blocking(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
 def _stat(path: str, status: os.stat_result) -> FileStat:
     return FileStat(path, status.st_size, str(status.st_mtime_ns), status.st_mtime_ns)
 
 
-def _walk(folder: str, prefix: str, ancestors: frozenset[tuple[int, int]]) -> Iterator[FileStat]:
+def _walk(folder: str, prefix: str, ancestors: frozenset[tuple[int, int]], special: list[str]) -> Iterator[FileStat]:
+    """Yield what lies below a folder; names of what is no regular file are added to `special`."""
     status = os.stat(folder)
     identity = (status.st_dev, status.st_ino)
     if identity in ancestors:
@@ -193,8 +230,10 @@ def _walk(folder: str, prefix: str, ancestors: frozenset[tuple[int, int]]) -> It
             if entry.name.startswith("."):
                 continue
             if entry.is_dir():
-                yield from _walk(entry.path, f"{prefix}{entry.name}/", ancestors | {identity})
-            elif os.path.exists(entry.path):
+                yield from _walk(entry.path, f"{prefix}{entry.name}/", ancestors | {identity}, special)
+            elif entry.is_file():
                 yield _stat(prefix + entry.name, entry.stat())
+            elif os.path.exists(entry.path):
+                special.append(prefix + entry.name)
             else:
                 yield FileStat(prefix + entry.name, 0, "broken link")

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from beit.common.errors import InputError
 from beit.common.storage.answers import FileStat, MissingFile
+from beit.common.storage.local_place import report_special
 from beit.common.storage.paths import WEB_SCHEMES, expand_braces, has_braces, is_remote, normalise
 from beit.common.storage.place import for_each, place_of
 from beit.common.storage.remote_place import RemotePlace
@@ -73,7 +74,10 @@ def _stat(path: str) -> FileStat:
 
 def _match_wildcards(pattern: str) -> dict[str, FileStat | None]:
     if not is_remote(pattern):
-        return {path: None for path in sorted(glob.glob(pattern, recursive=True)) if os.path.isfile(path)}
+        found = sorted(glob.glob(pattern, recursive=True))
+        files = [path for path in found if os.path.isfile(path)]
+        report_special(pattern, [path for path in set(found) - set(files) if _is_special(path)])
+        return dict.fromkeys(files)
     scheme, nothing, root, *parts = pattern.split("/")
     top = RemotePlace("/".join((scheme, nothing, root)), is_first_contact=True)
     try:
@@ -83,6 +87,10 @@ def _match_wildcards(pattern: str) -> dict[str, FileStat | None]:
     except InputError as error:
         # It names the folder at which it happened, which the user did not.
         raise InputError(f"{pattern} {str(error).partition(' ')[2]}") from None
+
+
+def _is_special(path: str) -> bool:
+    return os.path.exists(path) and not os.path.isdir(path)
 
 
 def _match_parts(folder: RemotePlace, parts: list[str]) -> Iterator[tuple[RemotePlace, FileStat]]:

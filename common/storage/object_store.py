@@ -42,8 +42,13 @@ _CHUNK_BYTES = 1 << 20
 _OUT_OF_RANGE = 416
 
 
-def retries(count: int, first_seconds: float, longest_seconds: float) -> RetryConfig:
-    """Return obstore's setting for `count` further attempts with random pauses that grow to `longest_seconds`."""
+def retries(
+    count: int, first_seconds: float, longest_seconds: float, in_all: timedelta = timedelta(minutes=3)
+) -> RetryConfig:
+    """Return obstore's setting for `count` further attempts with random pauses that grow to `longest_seconds`.
+
+    After the time `in_all` no attempt is begun: those at a server that takes a connection and says nothing are long.
+    """
     return {
         "max_retries": count,
         "backoff": {
@@ -51,13 +56,13 @@ def retries(count: int, first_seconds: float, longest_seconds: float) -> RetryCo
             "max_backoff": timedelta(seconds=longest_seconds),
             "base": 3,
         },
-        "retry_timeout": timedelta(minutes=3),
+        "retry_timeout": in_all,
     }
 
 
 PATIENT = retries(10, 0.5, 4.0)
 """About 16 seconds. Arbitrary; rides out the restart of a server, not an outage."""
-QUICK = retries(4, 0.1, 1.0)
+QUICK = retries(4, 0.1, 1.0, timedelta(seconds=20))
 """Where a user just named a place: a server that is not there is more likely a wrong address."""
 
 

@@ -135,13 +135,15 @@ class RemotePlace:
             for future in pending:
                 future.cancel()
 
-    def open(self, *, read_ahead: bool = True) -> BinaryIO:
+    def open(self, *, read_ahead: bool = True, stat: FileStat | None = None) -> BinaryIO:
         """Open a file for reading at any position.
 
         Args:
             read_ahead: Fetch more than is asked for, because what follows is wanted next.
+            stat: What is known of the file, so that it need not be asked for; of no use without size and version.
         """
-        file = RemoteFile(self, self.stat(at_offsets=True))
+        is_known = stat is not None and stat.size and stat.version
+        file = RemoteFile(self, stat if stat is not None and is_known else self.stat(at_offsets=True))
         return cast(BinaryIO, io.BufferedReader(file, _READ_AHEAD_BYTES) if read_ahead else file)
 
     def write(self, data: bytes) -> None:

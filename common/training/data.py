@@ -104,6 +104,8 @@ class TrainingData:
             transform=self.transform,
             config=self._reader,
             pin_memory=self._world.device.type == "cuda",
+            # Alone, a rank can save what it has; together they would lose all since the last checkpoint.
+            patience_seconds=5.0 if self._world.world_size == 1 else 20.0,
         )
         return iter(loader)
 

@@ -114,7 +114,7 @@ def _probe_record(path: Path, task: str, settings: Mapping[str, Any], result: Ma
 
 def _read_classification(path: Path, settings: Mapping[str, Any]) -> RunRecord:
     """Read a run by `beit evaluate`'s numbers if they are there, else by those of the model it kept."""
-    last = read_encoder_config(path / LAST).provenance
+    last = read_encoder_config(path / LAST, need_weights=False).provenance
     if (path / EVALUATION).is_file():
         metrics = read_json(path / EVALUATION)
         with reading(path / EVALUATION):
@@ -122,7 +122,7 @@ def _read_classification(path: Path, settings: Mapping[str, Any]) -> RunRecord:
             measured = metrics.get("validation_sha256")
         _require_own_weights(path, metrics.get("model_sha256"))
     else:
-        best = read_encoder_config(path / MODEL).provenance
+        best = read_encoder_config(path / MODEL, need_weights=False).provenance
         metrics = best["metrics"]
         if not metrics:
             raise InputError(f"{path} measured nothing; run beit evaluate {path}/model DATA --out {path / EVALUATION}")
@@ -155,7 +155,7 @@ def _require_own_weights(path: Path, sha256: str | None) -> None:
 
 
 def _read_pretraining(path: Path, settings: Mapping[str, Any]) -> RunRecord:
-    provenance = read_encoder_config(path / ENCODER).provenance
+    provenance = read_encoder_config(path / ENCODER, need_weights=False).provenance
     metrics = provenance.get("metrics") or {}
     main = next((name for name in ("held_out_bits", "held_out_mse") if name in metrics), None)
     if main is None:

@@ -24,6 +24,7 @@ from beit.common.reading.contents import contents_sha256
 from beit.common.reading.labelled_dataset import LabelledDataset
 from beit.common.reading.loader import Loader
 from beit.common.reading.reader import sequential_loader
+from beit.common.sources.class_names import read_class_names
 from beit.common.sources.index import LabelledIndex
 from beit.common.storage.documents import write_json
 from beit.common.storage.files import check_output, sha256_file, write_atomic
@@ -46,22 +47,39 @@ MAX_WORKERS = 8
 
 
 def evaluate_model(
-    model: str | Path, data: str, *, out: Path | None = None, html: Path | None = None
+    model: str | Path,
+    data: str,
+    *,
+    out: Path | None = None,
+    html: Path | None = None,
+    class_names: str | None = None,
+    label_column: str | None = None,
 ) -> EvaluationReport:
     """Measure a classifier on the labelled images of `data`; write a JSON file and a page where asked.
 
-    `model` is the folder that `beit finetune` wrote, or its run directory; classes are matched to the model's by name.
     Under a launcher every rank measures its part, and rank 0 writes.
+
+    Args:
+        model: The folder that `beit finetune` wrote, or its run directory.
+        data: Whose classes are matched to the model's by name.
+        out: For the JSON file.
+        html: For the page.
+        class_names: File that says what class numbers mean, as `data.class_names` of a training.
+        label_column: Column of the classes in tables.
     """
     check_output(out)
     check_output(html, option="--html")
     classifier, stored = load_classifier(model)
     assert stored.class_names is not None
-    index = open_evaluation_data(data, stored.class_names, multi_label=stored.multi_label)
+    numbers = None if class_names is None else read_class_names(class_names)
+    index = open_evaluation_data(
+        data, stored.class_names, multi_label=stored.multi_label, numbers=numbers, label_column=label_column
+    )
     world = init_distributed() if under_launcher() else single_rank()
+    world.announce()
     loader = evaluation_loader(index, stored, world=world, settings=EvaluationConfig(), reader=default_reader(world))
     classifier.to(world.device)
-    table = label_table(index, stored.class_names) if stored.multi_label else None
+    table = label_table(index, stored.class_names, numbers=numbers) if stored.multi_label else None
     with torch.inference_mode():
         batches = with_progress(loader, index, world=world, description="evaluating")
         outcomes = observe(

@@ -73,6 +73,7 @@ def run_probe(task: str, config: FinetuneConfig, *, data: str, run_dir: Path, re
     images = open_training_data(data, config.data)
     assert images.val is not None
     world = single_rank()
+    world.announce()
     encoder = FrozenEncoder(config, start)
     run = open_run(run_dir, config, world=world, resume=resume, free_keys=_UNUSED)
     begin_run(run, config, world=world)

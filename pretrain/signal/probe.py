@@ -22,8 +22,10 @@ from beit.common.reading.config import ReaderConfig
 from beit.common.reading.labelled_dataset import LabelledDataset
 from beit.common.reading.reader import sequential_loader
 from beit.common.rng import CounterRng, stable_hash64
+from beit.common.sources.class_names import read_class_names
 from beit.common.sources.index import LabelledIndex
-from beit.common.sources.index_build import build_index
+from beit.common.sources.index_build import open_labelled
+from beit.common.sources.overlap import warn_of_shared_images
 from beit.common.storage.samples import Record
 from beit.common.training.data import padded
 from beit.common.views import AugmentConfig, draw_view, render_view
@@ -75,16 +77,19 @@ def open_probe_data(config: ProbeConfig) -> ProbeData | None:
     """Open the labelled images of a probe; None where the settings name none."""
     if config.data is None:
         return None
-    index = build_index(config.data)
-    index.require_labels()
+    numbers = None if config.class_names is None else read_class_names(config.class_names)
+    index = open_labelled(config.data, class_names=numbers, label_column=config.label_column)
+    index.require_one_class_each()
     if config.test is not None:
-        train, test = index, build_index(config.test)
+        train = index
+        test = open_labelled(config.test, class_names=numbers, label_column=config.label_column)
         test.require_labels()
+        warn_of_shared_images(train, test)
     else:
         chosen = np.array([stable_hash64("probe", key) % 2 == 0 for key in index.keys()], dtype=np.bool_)
         train, test = index.split(chosen, change="probe halves")
-    names = index.class_names or [str(class_id) for class_id in range(index.num_classes)]
-    test = test.with_class_names(names)
+    names = index.class_names or []
+    test = test.with_class_names(names, numbers=numbers)
     require(len(test) > 0, f"probe.data ({config.data}) is too small to halve; give probe.test")
     require(
         int(np.count_nonzero(train.class_counts())) >= 2,

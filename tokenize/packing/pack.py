@@ -23,6 +23,7 @@ from beit.common.errors import BadSample, InputError
 from beit.common.images import decode_image
 from beit.common.progress import Progress
 from beit.common.shards.schema import IMAGES_DIR, ImageFile, ImageShardManifest, SkippedSample, StoreInfo, manifest_name
+from beit.common.sources.labels import stored_label
 from beit.common.sources.loose_files import FilesReader
 from beit.common.sources.types import SampleRef
 from beit.common.storage.documents import read_document, write_document
@@ -223,5 +224,6 @@ def _suffix(data: bytes) -> str:
 
 
 def _metadata(ref: SampleRef, origin: dict[str, Any]) -> bytes:
-    metadata = {"path": ref.path} | ({"label": ref.label} if ref.label is not None else {}) | origin
+    label = stored_label(ref.label)
+    metadata = {"path": ref.path} | ({"label": label} if label is not None else {}) | origin
     return json.dumps(metadata, sort_keys=True, ensure_ascii=False).encode()

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from itertools import accumulate
 from pathlib import Path
 
 from beit.common.errors import BadSample
@@ -18,6 +21,8 @@ from beit.common.progress import Progress
 from beit.common.sources.parquet import ParquetShard
 from beit.common.sources.tars import TarShard
 from beit.common.sources.types import ShardReader, SourceShard
+from beit.common.storage.paths import is_remote
+from beit.common.storage.threads import threads
 from beit.tokenize.parallel import Workers
 from beit.tokenize.plan import Catalogue
 from beit.tokenize.shards.copies import TarCopies
@@ -33,6 +38,8 @@ Entry = tuple[int, int] | BadSample
 
 _BUFFER_BYTES = 64 << 20
 """Images in memory before they are written; arbitrary."""
+_TABLES_AT_ONCE = 8
+"""Remote tables read beside each other: each has some rows, and a buffer, in memory. Arbitrary."""
 
 
 class Spool:
@@ -49,6 +56,7 @@ class Spool:
         self._catalogue = catalogue
         self._group_of = {position: group for group in groups for position in catalogue.groups[group].tolist()}
         self._entries: dict[int, dict[int, Entry]] = defaultdict(dict)
+        self._lock = threading.Lock()  # of the files and of what is known of them
         folder.mkdir()
 
     def fill(self, shards: list[SourceShard], workers: Workers) -> None:
@@ -58,16 +66,33 @@ class Spool:
             ResumableStop: somebody asked to stop.
             OSError: the disk is full.
         """
-        first = 0
+        counts = self._catalogue.shard_counts
+        tasks = list(zip(shards, accumulate(counts[:-1], initial=0), counts, strict=True))
         with (
             Progress(len(self._group_of), unit="images", description="read") as progress,
             TarCopies(self._folder, workers.raise_if_stopped) as copies,
         ):
-            for shard, count in zip(shards, self._catalogue.shard_counts, strict=True):
-                for reader, rows in _in_pieces(shard, count, copies):
-                    workers.raise_if_stopped()
-                    progress.update(self._append(reader, [first + row for row in rows]))
-                first += count
+            if shards and isinstance(shards[0], ParquetShard) and is_remote(shards[0].location):
+                # A small table is a chain of requests; one after the other, a slow server would take the sum of them.
+                read = partial(self._read_shard, copies=copies, progress=progress, check_stop=workers.raise_if_stopped)
+                for _ in threads().imap(read, tasks, ahead=_TABLES_AT_ONCE, check_stop=workers.raise_if_stopped):
+                    pass
+                return
+            for task in tasks:
+                self._read_shard(task, copies, progress, workers.raise_if_stopped)
+
+    def _read_shard(
+        self,
+        task: tuple[SourceShard, int, int],
+        copies: TarCopies,
+        progress: Progress,
+        check_stop: Callable[[], None],
+    ) -> None:
+        shard, first, count = task
+        for reader, rows in _in_pieces(shard, count, copies):
+            check_stop()
+            with self._lock:
+                progress.update(self._append(reader, [first + row for row in rows]))
 
     @contextmanager
     def reading(self, group: int) -> Iterator[ReadImage]:

@@ -30,7 +30,8 @@ from beit.common.shards.schema import (
     held_out_hash,
     manifest_name,
 )
-from beit.common.shards.tables import encode_samples
+from beit.common.shards.tables import encode_samples, token_sums
+from beit.common.sources.labels import stored_label
 from beit.common.sources.types import SampleRef
 from beit.common.storage.documents import write_document
 from beit.common.storage.files import fault_point, sha256_of
@@ -121,13 +122,14 @@ class SampleWriter:
             views: (K,) of `VIEW_DTYPE`.
         """
         fault_point("sample")
-        row = {"key": ref.key, "key_hash": held_out_hash(ref.key), "label": ref.label}
+        row = {"key": ref.key, "key_hash": held_out_hash(ref.key), "label": stored_label(ref.label)}
         if isinstance(ref, CropsRef):
             row |= {"img_off": [crop.offset for crop in ref.crops], "img_len": [crop.length for crop in ref.crops]}
         else:
             row |= {"img_off": ref.offset, "img_len": ref.length}
         row["tok_off"], row["tok_len"] = self._add_array(f"{ref.key}.{TOKENS_SUFFIX}", token_ids)
         row["view_off"], row["view_len"] = self._add_array(f"{ref.key}.{VIEWS_SUFFIX}", views)
+        row["token_sums"] = None if self._tar is None else token_sums(token_ids, views)
         self.rows.append(row)
 
     def _add_array(self, name: str, array: NDArray[Any]) -> tuple[int, int]:

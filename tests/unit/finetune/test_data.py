@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from beit.common.errors import InputError
+from beit.common.sources.class_names import read_class_names
 from beit.finetune.config import DataConfig
-from beit.finetune.data import open_evaluation_data, open_training_data
+from beit.finetune.data import label_table, open_evaluation_data, open_training_data
 from beit.tests.image_files import write_folder, write_parquet, write_tar
 
 
@@ -108,8 +109,65 @@ def test_validation_class_that_training_lacks_is_one_clear_line(tmp_path):
 
 def test_more_numbered_classes_than_the_model_has_is_one_clear_line(tmp_path):
     path = write_parquet(tmp_path / "v.parquet", [0, 1, 5], 10)
-    with pytest.raises(InputError, match="class id 5"):
-        open_evaluation_data(str(path), ("a", "b"))
+    with pytest.raises(InputError, match=r"classes that the model does not know \(5\)"):
+        open_evaluation_data(str(path), ("0", "1"))
+
+
+def test_numbers_of_either_side_are_named_by_a_file(tmp_path):
+    names = tmp_path / "names.json"
+    names.write_text('{"0": "dog", "1": "cat"}')
+    folder, table = str(write_folder(tmp_path / "d", {"cat": 2, "dog": 1})), write_csv(tmp_path / "t.csv", [1, 0, 1])
+    with pytest.raises(InputError, match=r"t.csv are numbers \(0, 1\), the model's are names \(cat, dog\)"):
+        open_training_data(folder, DataConfig(val=str(table)))
+    with pytest.raises(InputError, match=r"d are names \(cat, dog\), the model's are numbers \(0, 1\)"):
+        open_training_data(str(table), DataConfig(val=folder))
+    data = open_training_data(folder, DataConfig(val=str(table), class_names=str(names)))
+    assert [data.class_names[label] for label in data.val.labels] == ["cat", "dog", "cat"]
+    data = open_training_data(str(table), DataConfig(val=folder, class_names=str(names)))
+    assert data.class_names == ("dog", "cat")
+    assert [data.class_names[label] for label in data.val.labels] == ["cat", "cat", "dog"]
+
+
+def test_numbers_of_several_classes_are_named_by_a_file(tmp_path):
+    names = tmp_path / "names.txt"
+    names.write_text("ant\nbee\ncat\n")
+    train, val = write_csv(tmp_path / "t.csv", ["0|2", "1", ""]), write_csv(tmp_path / "v.csv", ["cat|bee", "ant"])
+    with pytest.raises(InputError, match=r"v.csv are names \(ant, bee, cat\), the model's are numbers \(0, 1, 2\)"):
+        open_training_data(str(train), DataConfig(val=str(val)), multi_label=True)
+    data = open_training_data(str(train), DataConfig(val=str(val), class_names=str(names)), multi_label=True)
+    assert data.class_names == ("ant", "bee", "cat")
+    assert targets(data, data.train) == {"t/0.png": {"ant", "cat"}, "t/1.png": {"bee"}, "t/2.png": set()}
+    assert targets(data, data.val) == {"v/0.png": {"bee", "cat"}, "v/1.png": {"ant"}}
+    numbers = read_class_names(str(names))
+    index = open_evaluation_data(str(val), ("0", "1", "2"), multi_label=True, numbers=numbers)
+    table = label_table(index, ("0", "1", "2"), numbers=numbers)
+    assert [np.flatnonzero(table[label]).tolist() for label in index.labels] == [[1, 2], [0]]
+
+
+def test_several_numbers_per_image(tmp_path):
+    data = open_training_data(str(write_csv(tmp_path / "t.csv", ["17|3", "1203", ""])), DataConfig(), multi_label=True)
+    assert sorted(data.class_names) == ["1203", "17", "3"]
+    data = open_training_data(str(write_csv(tmp_path / "u.csv", [17, 1203, ""])), DataConfig(), multi_label=True)
+    assert sorted(data.class_names) == ["1203", "17"]
+    with pytest.raises(InputError, match="which are one number"):
+        open_training_data(str(write_csv(tmp_path / "w.csv", ["1|2", "01"])), DataConfig(), multi_label=True)
+
+
+def test_a_column_of_classes_is_chosen_for_training_and_validation(tmp_path, caplog):
+    for name in ("t", "v"):
+        write_folder(tmp_path, {name: 2})
+        (tmp_path / f"{name}.csv").write_text(f"path,kind,label\n{name}/0.png,pug,dog\n{name}/1.png,tabby,cat\n")
+    settings = DataConfig(val=str(tmp_path / "v.csv"), label_column="kind")
+    data = open_training_data(str(tmp_path / "t.csv"), settings)
+    assert data.class_names == ("pug", "tabby") and data.val.labels.tolist() == [0, 1]
+    open_training_data(str(write_folder(tmp_path / "d", {"a": 1, "b": 1})), DataConfig(label_column="kind"))
+    assert "d is neither Parquet nor CSV, so it has no column kind" in caplog.text
+
+
+def test_validation_images_that_are_trained_on_are_told(tmp_path, caplog):
+    train = write_folder(tmp_path / "d", {"a": 3, "b": 3})
+    open_training_data(str(train), DataConfig(val=str(train)))
+    assert "d are the same images" in caplog.text
 
 
 @pytest.mark.parametrize("num_labels", [1, 9])

@@ -54,7 +54,7 @@ CASES = {
     "one class": ({"data": one_class}, [], r"holds one class only \(red\)"),
     "no labels to validate": ({"data": two_classes, "val": flat}, [], "no labels found"),
     "other class names": ({"data": two_classes, "val": other_names}, [], r"the model does not know \(green\)"),
-    "more classes": ({"data": two_classes, "val": more_numbers}, [], "class id 7, but there are 2 classes"),
+    "more classes": ({"data": two_classes, "val": more_numbers}, [], r"are numbers \(0, 1, 7\), the model.s are names"),
     "size off the patches": ({"data": two_classes}, ["image.img_size=18"], r"img_size \(18\) must be a multiple of"),
     "other patches": (
         {"data": two_classes, "encoder": other_encoder},

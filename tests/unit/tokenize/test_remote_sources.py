@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+import threading
 
 import fsspec
 import pyarrow as pa
@@ -11,6 +12,7 @@ import pytest
 
 from beit.common.errors import InputError
 from beit.common.sources.index_build import build_index
+from beit.common.sources.parquet import ParquetShard
 from beit.common.storage.place import RemoteError, place_of
 from beit.common.storage.remote_place import forget_stores
 from beit.common.store import open_store
@@ -67,6 +69,22 @@ def test_remote_tars_are_referenced_and_give_the_tokens_of_local_ones(tmp_path, 
         sample = open_store(tmp_path / "remote-0")[3]
         assert sample["key"] == "k003" and sample["label"] == 0 and sample["image"].size == (48, 40)
         assert tokenize(root, tmp_path / "remote-0").num_shards_kept == 2
+
+
+@pytest.mark.parametrize("call", ["refs", "stream"])
+def test_remote_tables_are_waited_for_side_by_side(tmp_path, monkeypatch, call):
+    rows = [{"bytes": encoded_image(number), "path": f"{number}.jpg"} for number in range(4)]
+    for number, row in enumerate(rows):
+        pq.write_table(pa.table({"image": [row]}), tmp_path / f"{number}.parquet")
+    put_in_memory(served(tmp_path, "/tables/"))
+    whole, meeting = getattr(ParquetShard, call), threading.Barrier(len(rows))
+
+    def meet(shard):
+        meeting.wait(60)  # of a slow server, each would take the time of the slowest
+        return whole(shard)
+
+    monkeypatch.setattr(ParquetShard, call, meet)
+    assert tokenize("memory://tables", tmp_path / "store").num_samples == len(rows)
 
 
 def test_every_remote_tar_crosses_the_network_once(tmp_path):

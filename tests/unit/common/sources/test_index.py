@@ -1,12 +1,16 @@
+import logging
 import multiprocessing
 import os
 import pickle
 import shutil
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from beit.common.errors import InputError
+from beit.common.sources.class_names import ClassNames
 from beit.common.sources.index import INDEX_FORMAT
 from beit.common.sources.index_build import build_index
 from beit.tests.image_files import png, write_folder, write_parquet, write_tar
@@ -238,12 +242,151 @@ def test_unknown_classes_are_named(folder, cache):
         build_index(folder, cache).with_class_names(["dog", "eel"])
 
 
-def test_numbers_count_in_the_order_of_the_names(tmp_path, cache):
+def test_numbers_and_names_match_only_by_a_file(tmp_path, cache):
+    numbered = build_index(write_tar(tmp_path / "a.tar", [2, 0]), cache)
+    with pytest.raises(
+        InputError, match=r"a.tar are numbers \(0, 2\), the model's are names \(a, b, c\); .*class-names"
+    ):
+        numbered.with_class_names(["a", "b", "c"])
+    named = build_index(write_folder(tmp_path / "d", {"ant": 2, "bee": 1}), cache)
+    with pytest.raises(
+        InputError, match=r"d are names \(ant, bee\), the model's are numbers \(0, 1, 2\); .*class_names"
+    ):
+        named.with_class_names(["0", "1", "2"])
+    names = ClassNames("names.json", {2: "ant", 0: "bee"})
+    assert numbered.with_numbers_named(names).with_class_names(["ant", "bee"]).labels.tolist() == [0, 1]
+    assert named.with_class_names(["0", "1", "2"], numbers=names).labels.tolist() == [2, 2, 0]
+    assert named.with_numbers_named(names) is named
+    with pytest.raises(InputError, match=r"names.json has no name for 0, of the classes of .*a.tar"):
+        numbered.with_numbers_named(ClassNames("names.json", {2: "ant"}))
+
+
+def test_what_a_file_of_names_says_is_logged_and_part_of_the_identity(tmp_path, cache, caplog):
+    caplog.set_level(logging.INFO)
     index = build_index(write_tar(tmp_path / "a.tar", [2, 0]), cache)
-    assert index.with_class_names(["a", "b", "c"]).labels.tolist() == [2, 0]
-    assert index.with_class_names(["a", "b", "c"]).class_names == ["a", "b", "c"]
-    with pytest.raises(InputError, match="class id 2, but there are 2 classes"):
-        index.with_class_names(["a", "b"])
+    first, second = (
+        index.with_numbers_named(ClassNames("n.txt", names)) for names in ({0: "ant", 2: "bee"}, {0: "bee", 2: "ant"})
+    )
+    assert "a.tar: by n.txt, 0 is ant, 2 is bee" in caplog.text
+    assert len({index.index_sha256, first.index_sha256, second.index_sha256}) == 3
+    assert (first.class_names, first.labels.tolist()) == (["ant", "bee"], [1, 0])
+
+
+def test_old_models_that_counted_up_to_the_largest_number_know_their_data(tmp_path, cache):
+    index = build_index(write_tar(tmp_path / "a.tar", [5, 3]), cache)
+    known = index.with_class_names([str(number) for number in range(6)])
+    assert known.labels.tolist() == [5, 3]
+    assert [ref.label for ref in all_refs(known)] == [5, 3]
+
+
+IDS = [4006381333938, 4006381333931, 10**30, -7, 4006381333931]
+
+
+def in_csv(folder, labels):
+    write_folder(folder, {"pics": len(labels)})
+    rows = [f"pics/{number}.png,{label}\n" for number, label in enumerate(labels)]
+    (folder / "x.csv").write_text("path,label\n" + "".join(rows))
+    return folder / "x.csv"
+
+
+def in_json(folder, labels):
+    return write_tar(folder / "j.tar", [f'{{"label": {label}}}' for label in labels], suffix="json")
+
+
+@pytest.mark.parametrize(
+    ("write", "ids"),
+    [
+        (in_csv, IDS),
+        (lambda folder, ids: write_tar(folder / "a.tar", ids), IDS),
+        (in_json, IDS),
+        (lambda folder, ids: write_parquet(folder / "a.parquet", ids, 2), [7, 4006381333931, -7, 4006381333938]),
+        (lambda folder, ids: write_parquet(folder / "a.parquet", pa.array(ids, pa.uint64()), 2), [2**64 - 1, 2**63, 7]),
+        (lambda folder, ids: write_parquet(folder / "a.parquet", [float(x) for x in ids], 2), [4006381333931, 17, 3]),
+        (lambda folder, ids: write_tar(folder / "a.tar", ids), [1203, 17]),
+    ],
+)
+def test_numbers_that_occur_are_the_classes(tmp_path, cache, write, ids):
+    index = build_index(write(tmp_path, ids), cache)
+    assert index.class_names == [str(number) for number in sorted(set(ids))]
+    assert [int(index.class_names[label]) for label in index.labels] == ids
+    assert [ref.label for ref in all_refs(index)] == index.labels.tolist()
+    again = pickle.loads(pickle.dumps(index.subset(num_labels=len(set(ids)))))
+    assert all(again.class_names[ref.label] in map(str, ids) for ref in all_refs(again))
+    assert index.class_counts().sum() == len(ids)
+
+
+def test_numbers_match_their_texts_in_another_container(tmp_path, cache):
+    numbers = build_index(write_tar(tmp_path / "a.tar", [3, 11, 5]), cache)
+    texts = build_index(write_parquet(tmp_path / "b.parquet", ["11", "3"], 2), cache)
+    padded = build_index(in_csv(tmp_path / "c", ["03", "011"]), cache)
+    halves = build_index(in_csv(tmp_path / "d", ["3.0", "11.0"]), cache)
+    assert numbers.class_names == ["3", "5", "11"]
+    assert texts.with_class_names(numbers.class_names).labels.tolist() == [2, 0]
+    assert numbers.with_class_names(["11", "3", "5"]).labels.tolist() == [1, 0, 2]
+    for index in (padded, halves):
+        assert index.with_class_names(numbers.class_names).labels.tolist() == [0, 2]
+
+
+def test_numbers_up_to_the_number_of_classes_are_the_data_they_were(tmp_path, cache):
+    """The hash that commit 365d2fa gave them: runs of that time go on."""
+    assert build_index(write_tar(tmp_path / "a.tar", [1, 0, 2]), cache).index_sha256.startswith("4f7af0ff72ab")
+    assert build_index(in_csv(tmp_path / "c", [1, 0, 2]), cache).index_sha256.startswith("a15966d4083d")
+    assert build_index(write_tar(tmp_path / "b.tar", [1, 0, 5]), cache).index_sha256[:12] != "8093e9bd7682"
+
+
+@pytest.mark.parametrize(
+    ("write", "labels"),
+    [
+        (in_csv, ["01", "1", "2"]),
+        (in_csv, ["3.0", "3"]),
+        (lambda folder, labels: write_tar(folder / "a.tar", labels), ["1", "01"]),
+        (lambda folder, labels: write_tar(folder / "a.tar", labels), ["01", "1"]),
+        (lambda folder, labels: write_parquet(folder / "a.parquet", labels, 2), ["01", "1"]),
+        (lambda folder, labels: write_folder(folder / "d", {label: 1 for label in labels}), ["01", "1"]),
+    ],
+)
+def test_two_spellings_of_one_number_are_refused(tmp_path, cache, write, labels):
+    index = build_index(write(tmp_path, labels), cache)
+    assert len(index.class_names) == len(labels)
+    with pytest.raises(InputError, match="which are one number; write them alike"):
+        index.require_one_class_each()
+
+
+def test_images_of_several_classes_are_refused_where_one_is_wanted(tmp_path, cache):
+    index = build_index(in_csv(tmp_path / "c", ["cat|dog", "cat"]), cache)
+    with pytest.raises(InputError, match=r"several classes \(cat\|dog\).*classifier.multi_label=true"):
+        index.require_one_class_each()
+
+
+def test_minus_one_is_no_label_in_containers_and_a_doubtful_class_in_a_table(tmp_path, cache, caplog):
+    index = build_index(write_tar(tmp_path / "a.tar", [-1, 0, 1]), cache)
+    with pytest.raises(InputError, match=r"1 of 3 samples .*the number -1 stands for none"):
+        index.require_labels()
+    build_index(in_csv(tmp_path / "c", [-1, 1]), cache).require_one_class_each()
+    assert "has a class -1" in caplog.text
+
+
+def test_class_names_have_one_unicode_form(tmp_path, cache, caplog):
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    one = build_index(write_folder(tmp_path / "one", {decomposed: 2, "dog": 1}), cache)
+    assert one.class_names == [composed, "dog"]
+    assert one.with_class_names(["dog", decomposed]).labels.tolist() == [1, 1, 0]
+    assert not caplog.text
+    both = build_index(write_folder(tmp_path / "both", {composed: 1, decomposed: 2, "dog": 1}), cache)
+    assert sorted(both.class_names) == [composed, "dog"]
+    assert sorted(both.class_counts().tolist()) == [1, 3]
+    assert "same class name in two Unicode forms" in caplog.text
+
+
+def test_tables_without_labels_name_their_columns(tmp_path, cache):
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"image": [{"bytes": png(0), "path": "0.png"}], "note": ["a"], "score": [0.5]}), path)
+    with pytest.raises(
+        InputError, match=r"its columns are image \(struct\), note \(string\), score \(double\).*label_column"
+    ):
+        build_index(path, cache).require_labels()
+    assert build_index(path, cache, label_column="note").class_names == ["a"]
+    assert build_index(path, cache).class_names is None
 
 
 def test_labels_are_int64(folder, cache):
@@ -270,6 +413,6 @@ def test_a_damaged_index_is_made_again(folder, cache, name, damage, caplog):
 
 def test_an_index_of_before_is_used(folder, cache, monkeypatch):
     first = build_index(folder, cache)
-    (first.folder / "samples.sha256").unlink()
+    (first.folder / "index.sha256").unlink()
     monkeypatch.setattr("beit.common.sources.index_build._write", None)
     assert all_refs(build_index(folder, cache)) == all_refs(first)

@@ -4,7 +4,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from beit.common.errors import BadSample, InputError
+from beit.common.errors import BadSample
 from beit.common.sources.opening import open_source
 from beit.common.sources.types import Source, packed_key
 
@@ -87,45 +87,6 @@ def test_shards_have_a_size_and_keep_the_order(tmp_path: Path, monkeypatch: pyte
     assert [len(shard.refs()) for shard in plain.shards] == [30, 30, 30, 10]
     assert [shard.name for shard in plain.shards] == [f"files-{number:06d}" for number in range(4)]
     assert paths_of(plain) == sorted(paths_of(plain)) and len(set(paths_of(plain))) == 100
-
-
-def test_text_list(tmp_path: Path) -> None:
-    put(tmp_path, "d/1.jpg", "d/2.jpg")
-    listing = tmp_path / "list.txt"
-    listing.write_text(f"# comment\n\nd/2.jpg\n{tmp_path}/d/1.jpg\n", encoding="utf-8")
-    source = open_source(listing)
-    assert paths_of(source) == ["d/2.jpg", f"{tmp_path}/d/1.jpg"]
-    with source.shards[0].open() as reader:
-        assert [reader.read(ref) for ref in source.shards[0].refs()] == [b"d/2.jpg", b"d/1.jpg"]
-
-
-@pytest.mark.parametrize(
-    ("line", "complaint"),
-    [("s3://bucket/x.jpg", "not a URL"), ("pipe:cat /etc/passwd", "must end in"), ("simplecache::x.jpg", "not a URL"),
-     ("gone.jpg", "does not exist"), ("d/1.jpg\nd/1.jpg", "listed twice"), ("d/1.gif", "must end in"),
-     ("# nothing", "lists no images")],
-)  # fmt: skip
-def test_unusable_list_lines_are_named(tmp_path: Path, line: str, complaint: str) -> None:
-    put(tmp_path, "d/1.jpg")
-    (tmp_path / "list.txt").write_text(line, encoding="utf-8")
-    with pytest.raises(InputError, match=complaint):
-        open_source(tmp_path / "list.txt")
-
-
-def test_csv_with_names_numbers_or_no_labels(tmp_path: Path) -> None:
-    put(tmp_path, "1.jpg", "2.jpg", "3.jpg")
-    table = tmp_path / "x.csv"
-    table.write_text("path,label\n2.jpg,dog\n1.jpg,cat\n3.jpg,\n", encoding="utf-8-sig")
-    source = open_source(table)
-    assert (source.class_names, labels_of(source)) == (("cat", "dog"), [1, 0, None])
-    assert paths_of(source) == ["2.jpg", "1.jpg", "3.jpg"]
-    table.write_text("id,filename,class\n0,2.jpg,5\n1,1.jpg,0\n", encoding="utf-8")
-    assert (open_source(table).class_names, labels_of(open_source(table))) == (None, [5, 0])
-    table.write_text("image\n2.jpg\n", encoding="utf-8")
-    assert labels_of(open_source(table)) == [None]
-    table.write_text("2.jpg,dog\n", encoding="utf-8")
-    with pytest.raises(InputError, match="no path column"):
-        open_source(table)
 
 
 def test_digest_sees_every_change(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 import json
 import pickle
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -229,3 +230,69 @@ def test_a_list_of_labels_outside_the_names_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "a.parquet", {"image": images(1), "labels": [[1]]}, features, rows=1)
     with pytest.raises(InputError, match=r"a.parquet has labels \[1\], but 1 class names"):
         open_source(path)
+
+
+@pytest.mark.parametrize(
+    ("labels", "names", "ids"),
+    [
+        (pa.array([3.0, None, float("nan"), 5.0]), None, [3, None, None, 5]),
+        (pa.array([3.0, 5.0], pa.float16()), None, [3, 5]),
+        (pa.array([Decimal("3.0"), Decimal("5.0")], pa.decimal128(3, 1)), None, [3, 5]),
+        (pa.array([True, False, None]), ("False", "True"), [1, 0, None]),
+        (pa.array(["dog", "cat", None], pa.string_view()), ("cat", "dog"), [1, 0, None]),
+        (pa.array(["dog", "cat", None], pa.large_string()), ("cat", "dog"), [1, 0, None]),
+        (pa.array(["dog", "cat", None]).dictionary_encode(), ("cat", "dog"), [1, 0, None]),
+        (pa.array([7, 5, None]).dictionary_encode(), None, [7, 5, None]),
+        (pa.array([2**64 - 1, 0], pa.uint64()), None, [2**64 - 1, 0]),
+        (pa.array([-1, -7]), None, [None, -7]),
+        (pa.array([["dog"], [], None], pa.list_view(pa.string_view())), ("dog",), [0, None, None]),
+    ],
+)
+def test_labels_of_every_type(
+    tmp_path: Path, labels: Any, names: tuple[str, ...] | None, ids: list[int | None]
+) -> None:
+    source = open_source(write(tmp_path / "x.parquet", {"image": images(len(labels)), "Label": labels}))
+    assert source.class_names == names
+    assert [ref.label for ref in source.shards[0].refs()] == ids
+
+
+@pytest.mark.parametrize("odd", [0.5, float("inf"), 1e300])
+def test_fractions_are_no_classes(tmp_path: Path, odd: float) -> None:
+    write(tmp_path / "0.parquet", {"image": images(2), "label": [1.0, 2.0]})
+    write(tmp_path / "1.parquet", {"image": images(2), "label": [1.0, odd]})
+    source = open_source(tmp_path)
+    assert [ref.label for shard in source.shards for ref in shard.refs()] == [None] * 4
+    assert source.columns == ("image (struct)", "label (double)")
+    (note,) = source.label_notes
+    assert f"1.parquet: column label holds {odd}; numbers of classes must be whole" in note
+    with pytest.raises(InputError, match=r"1.parquet: column label holds"):
+        open_source(tmp_path, label_column="label")
+
+
+def test_whole_fractions_and_numbers_are_one_data_set(tmp_path: Path) -> None:
+    write(tmp_path / "0.parquet", {"image": images(2), "label": [1, 2]})
+    write(tmp_path / "1.parquet", {"image": images(2), "label": [2.0, None]})
+    assert [ref.label for shard in open_source(tmp_path).shards for ref in shard.refs()] == [1, 2, 2, None]
+    write(tmp_path / "2.parquet", {"image": images(1), "label": ["cat"]})
+    with pytest.raises(InputError, match=r"\(texts in column label; numbers in column label\); give files of one"):
+        open_source(tmp_path)
+
+
+def test_several_class_columns_are_listed_and_one_is_chosen(tmp_path: Path) -> None:
+    features = {name: {"_type": "ClassLabel", "names": [f"{name} a", f"{name} b"]} for name in ("make", "colour")}
+    path = write(tmp_path / "x.parquet", {"image": images(2), "make": [0, 1], "colour": [1, 0]}, features)
+    source = open_source(path)
+    assert source.class_names is None
+    assert source.columns == ("image (struct)", "make (ClassLabel, int64)", "colour (ClassLabel, int64)")
+    chosen = open_source(path, label_column="colour")
+    assert chosen.class_names == ("colour a", "colour b")
+    assert [ref.label for ref in chosen.shards[0].refs()] == [1, 0]
+    assert len({source.digest, chosen.digest, open_source(path, label_column="make").digest}) == 3
+    with pytest.raises(InputError, match=r"no column 'image' that can hold classes"):
+        open_source(path, label_column="image")
+    features |= {"fine_label": features["make"]}
+    path = write(
+        tmp_path / "y.parquet", {"image": images(2), "fine_label": [0, 1], "make": [0, 1], "colour": [1, 0]}, features
+    )
+    (note,) = open_source(path).label_notes
+    assert "classes are taken from column fine_label, not make, colour; data.label_column=NAME chooses" in note

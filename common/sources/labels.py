@@ -1,0 +1,162 @@
+"""What labels say: whole numbers, names, and when two of them mean one class.
+
+Classes are matched by name. The name of a number is its text, names are compared in one Unicode form, and `007` is the
+number 7. A label that stands for several classes has their names with `LABEL_SEPARATOR` between them. Where labels
+stand in a file is known by its kind (`loose_files.py`, `lists.py`, `tars.py`, `parquet_layout.py`).
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+
+from beit.common.errors import require
+
+LABEL_SEPARATOR = "|"
+"""Between the classes of an image that has several: to the data layer they are one label, such as `beach|sunset`."""
+UNLABELLED = -1
+"""The number that stands for no label in Parquet files and tars, as Hugging Face marks the rows of test sets."""
+_NUMBER = re.compile(r"-?[0-9]{1,300}")
+_EXAMPLES = 5
+
+
+def number_of(text: str) -> int | None:
+    """Return the whole number that a text writes, or None."""
+    return int(text) if _NUMBER.fullmatch(text) else None
+
+
+def meant_number(text: str) -> int | None:
+    """Return the whole number that a text means: `3`, `03`, or `3.0` as tables with gaps have it; None for a name."""
+    return number_of(re.sub(r"\.0+$", "", text))
+
+
+def are_numbers(label: str) -> bool:
+    """Tell whether all classes that a label stands for are whole numbers."""
+    return all(number_of(name) is not None for name in label.split(LABEL_SEPARATOR))
+
+
+def as_label(text: str) -> int | str:
+    """Return the number that a text writes; the text itself if that is more than a number, such as `007` or a name."""
+    number = number_of(text)
+    return number if number is not None and str(number) == text else text
+
+
+def stored_label(label: int | str | None) -> int | None:
+    """Return what a token store keeps of a label: a class number from 0 up to 64 bits, or nothing."""
+    number = number_of(label) if isinstance(label, str) else label
+    return number if number is not None and 0 <= number < 1 << 63 else None
+
+
+def one_form(name: str) -> str:
+    """Return a class name as names are compared: in Unicode's composed form. Copies from a Mac are decomposed."""
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Sort class names: by number if all are whole numbers, else as text."""
+    texts = sorted(names)
+    if all(number_of(name) is not None for name in texts):
+        texts.sort(key=lambda name: number_of(name) or 0)
+    return texts
+
+
+def split_label(label: str) -> list[str]:
+    """Return the classes that a label stands for."""
+    return [name.strip() for name in label.split(LABEL_SEPARATOR) if name.strip()]
+
+
+def joined_label(names: Iterable[object], origin: str) -> str | None:
+    """Return the one label that stands for several classes, whatever their order; None for none.
+
+    Args:
+        names: Class names, or numbers that then serve as names.
+        origin: Where they stand, for messages.
+    """
+    texts = set()
+    for name in names:
+        text = str(name).strip() if isinstance(name, str | int) and not isinstance(name, bool) else ""
+        require(
+            text != "" and LABEL_SEPARATOR not in text,
+            f"{origin} lists the class {name!r}; classes must be names without {LABEL_SEPARATOR!r}, or numbers",
+        )
+        texts.add(text)
+    return LABEL_SEPARATOR.join(sorted(texts)) or None
+
+
+def spellings(names: Iterable[str]) -> list[list[str]]:
+    """Return the names that mean one number, such as `1` and `01`, number by number."""
+    found: dict[int, list[str]] = {}
+    for name in names:
+        number = meant_number(name)
+        if number is not None:
+            found.setdefault(number, []).append(name)
+    return [names for names in found.values() if len(names) > 1]
+
+
+def require_distinct(names: Iterable[str], origin: str) -> None:
+    """Refuse classes that mean one number: whether they are one class or two is not ours to guess."""
+    same = spellings(names)
+    require(
+        not same,
+        f"{origin} has the classes {' and '.join(same[0]) if same else ''}, which are one number; write them alike, or "
+        "call them by names",
+    )
+
+
+class ClassMatcher:
+    """Finds names of data among the classes of a model.
+
+    Args:
+        known: Of the model, in the order of its class ids.
+        numbers: What each number means, where a file says so (`class_names.py`). Names of data are then also found
+            where the model's classes are numbers.
+    """
+
+    def __init__(self, known: Sequence[str], numbers: Mapping[int, str] | None = None) -> None:
+        self._ids = {one_form(name): class_id for class_id, name in enumerate(known)}
+        counts = Counter(map(meant_number, known))
+        self._by_number = {
+            number: class_id
+            for class_id, name in enumerate(known)
+            if (number := meant_number(name)) is not None and counts[number] == 1
+        }
+        self._by_name = {
+            name: self._by_number[number] for number, name in (numbers or {}).items() if number in self._by_number
+        }
+
+    def find(self, name: str) -> int | None:
+        """Return the class id of a name, or None where no class is called so."""
+        name = one_form(name)
+        if name in self._ids:
+            return self._ids[name]
+        if name in self._by_name:
+            return self._by_name[name]
+        number = meant_number(name)
+        return None if number is None else self._by_number.get(number)
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return the first few names for a message."""
+    return ", ".join(names[:_EXAMPLES]) + (", ..." if len(names) > _EXAMPLES else "")
+
+
+def unknown_classes(name: str, unknown: Sequence[str], known: Sequence[str]) -> str:
+    """Say that data have classes which a model has not, and the way out where one side has numbers and the other names.
+
+    Args:
+        name: Of the data.
+        unknown: Their classes that the model lacks.
+        known: The model's.
+    """
+    are_unknown, are_known = (all(meant_number(one) is not None for one in side) for side in (unknown, known))
+    if are_unknown == are_known:
+        return f"{name} has classes that the model does not know ({listed(unknown)}); it knows {listed(known)}"
+    numbers = f"the classes of {name} are numbers" if are_unknown else "the model's are numbers"
+    names = f"the classes of {name} are names" if are_known else "the model's are names"
+    first, second = (numbers, names) if are_unknown else (names, numbers)
+    return (
+        f"{first} ({listed(unknown)}), {second} ({listed(known)}); say which number is which in a file of names: "
+        "--class-names FILE, in a training data.class_names=FILE"
+    )

@@ -1,0 +1,70 @@
+"""Whether two data sets share images, as far as that can be told without reading any."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+from beit.common.errors import BadSample
+from beit.common.sources.index import LabelledIndex
+from beit.common.storage.paths import is_remote, join
+from beit.common.storage.samples import spread_evenly
+
+logger = logging.getLogger(__name__)
+
+_IMAGES_TO_COMPARE = 4
+
+
+def warn_of_shared_images(train: LabelledIndex, val: LabelledIndex) -> None:
+    """Say so where images to measure on are also learned from: what is measured on them is no measure."""
+    if train.info.sha256 == val.info.sha256 and _look_alike(train, val):
+        logger.warning(
+            "%s and %s are the same images: a model is measured on what it learned; give others to measure on",
+            val.name,
+            train.name,
+        )
+        return
+    places = _image_places(val)
+    shared = len(places & _image_places(train))
+    if shared:
+        unit = "images" if val.info.kind == "files" else "files"
+        logger.warning(
+            "%d of the %d %s of %s are in %s, too: a model is measured on what it learned; leave them out of one",
+            shared,
+            len(places),
+            unit,
+            val.name,
+            train.name,
+        )
+
+
+def _look_alike(first: LabelledIndex, second: LabelledIndex) -> bool:
+    """Compare a few images: sets made by a program may agree in names, sizes and labels."""
+    for position in spread_evenly(min(len(first), len(second)), _IMAGES_TO_COMPARE).tolist():
+        found = []
+        for index in (first, second):
+            shard_id, rank = index.locate(position)
+            try:
+                with index.shards[shard_id].open() as reader:
+                    found.append(reader.read(index.ref(shard_id, rank)))
+            except BadSample:
+                return False
+        if found[0] != found[1]:
+            return False
+    return True
+
+
+def _image_places(index: LabelledIndex) -> set[str]:
+    """Return where the images lie: each file, or in tars and Parquet each container."""
+    roots = {location: _real(location) for location in {shard.location for shard in index.shards}}
+    if index.info.kind != "files":
+        return set(roots.values())
+    return {
+        join(roots[shard.location], path)
+        for shard_id, shard in enumerate(index.shards)
+        for path in index.paths(shard_id)
+    }
+
+
+def _real(location: str) -> str:
+    return location if is_remote(location) else os.path.realpath(location)
