@@ -141,7 +141,7 @@ def _go_on(path: Path, config: Any, free_keys: Sequence[str], copy: RunMirror | 
         with tempfile.TemporaryDirectory() as scratch:
             copy.fetch_settings(Path(scratch))
             changes = find_changes(Path(scratch) / CONFIG, config)
-            check_changes(changes, Path(copy.url), is_on_purpose=False, free_keys=free_keys, is_copy=True)
+            check_changes(changes, copy.url, is_on_purpose=False, free_keys=free_keys, is_copy=True)
         copy.fetch(path, have=have)
         checkpoint = _newest(path)
     else:
