@@ -11,7 +11,7 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -237,11 +237,14 @@ def _begin(run: RunDirectory, config: Any, world: World) -> None:
     is_new = not (run.path / CONFIG).is_file()
     run.path.mkdir(parents=True, exist_ok=True)
     with sole_use(run.path):  # a training that is under way goes by what is written here
-        start = _record_environment(run, world)
         copy = None if run.sync_to is None else RunMirror(run.sync_to)
+        earlier: Mapping[str, Any] = read_environment(run.path / ENVIRONMENT)
+        if not (earlier or is_new or copy is None):
+            earlier = copy.look(run.path).environment  # somebody deleted the record; the copy knows whose it is
+        environment_now = _record_environment(run, earlier, world)
         try:
             if copy is not None:
-                copy.claim(start)
+                copy.claim(environment_now)
         except InputError:
             if is_new:
                 (run.path / ENVIRONMENT).unlink()
@@ -289,9 +292,8 @@ def _make_visible(run: RunDirectory, world: World) -> None:
         )
 
 
-def _record_environment(run: RunDirectory, world: World) -> dict[str, Any]:
-    """Add this start to the record of the run, and return all of it."""
-    earlier = read_environment(run.path / ENVIRONMENT)
+def _record_environment(run: RunDirectory, earlier: Mapping[str, Any], world: World) -> dict[str, Any]:
+    """Add this start to the record of the run as it was earlier, and return all of it."""
     start = environment() | {
         RUN_PATH: str(run.path.absolute()),
         "world_size": world.world_size,
