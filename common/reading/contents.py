@@ -27,7 +27,7 @@ from beit.common.storage.paths import is_remote
 logger = logging.getLogger(__name__)
 
 MAX_BYTES, MAX_IMAGES = 1 << 30, 50_000
-"""Up to here the images in use are read to know them: a second or two on a local disk, once. Arbitrary."""
+"""Up to here the images in use are read to know them, once: 4 s of a processor for 50 000 of 20 kB. Arbitrary."""
 _FORMAT = Format("beit-contents", 1)
 _THREADS = 8
 _MANY_IMAGES = 1000  # from here on it is worth showing

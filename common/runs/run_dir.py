@@ -11,7 +11,7 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,7 +152,7 @@ def _go_on(path: Path, config: Any, free_keys: Sequence[str], copy: RunMirror | 
         with tempfile.TemporaryDirectory() as scratch:
             copy.fetch_settings(Path(scratch))
             changes = find_changes(Path(scratch) / CONFIG, config)
-            check_changes(changes, Path(copy.url), is_on_purpose=False, free_keys=free_keys, is_copy=True)
+            check_changes(changes, copy.url, is_on_purpose=False, free_keys=free_keys, is_copy=True)
         copy.fetch(path, have=have)
         checkpoint = _newest(path)
     else:
@@ -249,11 +249,14 @@ def _begin(run: RunDirectory, config: Any, world: World) -> None:
     run.path.mkdir(parents=True, exist_ok=True)
     with sole_use(run.path):  # a training that is under way goes by what is written here
         _remove_leavings(run)
-        start = _record_environment(run, world)
         copy = None if run.sync_to is None else RunMirror(run.sync_to)
+        earlier: Mapping[str, Any] = read_environment(run.path / ENVIRONMENT)
+        if not (earlier or is_new or copy is None):
+            earlier = copy.look(run.path).environment  # somebody deleted the record; the copy knows whose it is
+        environment_now = _record_environment(run, earlier, world)
         try:
             if copy is not None:
-                copy.claim(start)
+                copy.claim(environment_now)
         except InputError:
             if is_new:
                 (run.path / ENVIRONMENT).unlink()
@@ -309,9 +312,8 @@ def _make_visible(run: RunDirectory, world: World) -> None:
         )
 
 
-def _record_environment(run: RunDirectory, world: World) -> dict[str, Any]:
-    """Add this start to the record of the run, and return all of it."""
-    earlier = read_environment(run.path / ENVIRONMENT)
+def _record_environment(run: RunDirectory, earlier: Mapping[str, Any], world: World) -> dict[str, Any]:
+    """Add this start to the record of the run as it was earlier, and return all of it."""
     start = environment() | {
         RUN_PATH: str(run.path.absolute()),
         "world_size": world.world_size,

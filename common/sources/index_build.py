@@ -1,8 +1,8 @@
 """Building the table of a DATA: listed once, sample by sample, and kept in a cache folder.
 
-    <cache>/indexes/v3/<digest>/samples.arrow    one record batch per shard: key, offset, length, label, path
-                                samples.sha256   of that file, so that a damaged one is made again
-                                index.json       shards and identity; written last, so that it commits the table
+    <cache>/indexes/v3/<digest>/samples.arrow   one record batch per shard: key, offset, length, label, path
+                                index.json      shards and identity; commits the table
+                                index.sha256    of both, so that a damaged index is made again
 
 The digest covers names, sizes and times of all files, so data that changed are listed again. An index costs about 100
 bytes per sample and may be deleted at any time. Not here: how the table is used (`beit.common.sources.index`).
@@ -45,6 +45,7 @@ _SCHEMA = pa.schema(
         pa.field("path", pa.string(), nullable=False),
     ]
 )
+_HASHES = "index.sha256"
 _MEASURED_SHARDS = 4
 """Row groups of one data set are alike, and measuring all of them would be reading the data; arbitrary."""
 
@@ -134,15 +135,14 @@ def _read_kept(folder: Path, source: Source) -> IndexInfo | None:
         with reading(file):
             info = config_from_dict(IndexInfo, INDEX_FORMAT.check(read_json(file), file), origin=str(file))
         is_whole = len(info.shard_names) == len(info.shard_sizes) == len(source.shards)
-        # Absent beside tables of before.
-        stated = (folder / "samples.sha256").read_text() if (folder / "samples.sha256").exists() else None
-        is_whole = is_whole and stated in (None, sha256_file(table))
+        stated = folder / _HASHES  # absent beside tables of before
+        is_whole = is_whole and (not stated.exists() or stated.read_text() == _hashes(folder))
         with pa.memory_map(str(table)) as mapped:
             found = pa.ipc.open_file(mapped)
             if is_whole and found.num_record_batches == len(source.shards) and found.schema.equals(_SCHEMA):
                 return info
         reason = "it does not fit its table, or the files it was made from"
-    except (InputError, OSError, pa.ArrowException) as error:
+    except (InputError, OSError, ValueError, pa.ArrowException) as error:
         reason = " ".join(str(error).split())
     logger.warning("the index kept in %s is damaged (%s); listing %s again", folder, reason, source.root)
     return None
@@ -173,9 +173,13 @@ def _write(folder: Path, source: Source) -> IndexInfo:
         sha256=hasher.hexdigest(),
         numbers=None if numbers is None or not numbers else tuple(numbers),
     )
-    write_atomic(folder / "samples.sha256", sha256_file(folder / "samples.arrow").encode())
     write_json(folder / "index.json", asdict(info))
+    write_atomic(folder / _HASHES, _hashes(folder).encode())
     return info
+
+
+def _hashes(folder: Path) -> str:
+    return " ".join(sha256_file(folder / name) for name in ("samples.arrow", "index.json"))
 
 
 def _record_batch(refs: Sequence[SampleRef], numbers: dict[str, int] | None) -> pa.RecordBatch:

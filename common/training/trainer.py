@@ -110,15 +110,16 @@ def start_run(
     Nothing in it is rewritten before the data are known to be those of the run, and the model can be built.
     """
     run = open_run(path, config, world=world, resume=resume, free_keys=free_keys, sync_to=config.run.sync_to)
+    checkpoint = run.checkpoint
     try:
-        if run.checkpoint is not None:
-            check_record(run.checkpoint)
-            data = run.checkpoint.record["data"]
+        if checkpoint is not None:
+            check_record(checkpoint)
             changed = {change.name for change in run.changes}
-            task.data.check_resume(data, allow_data_change=config.run.allow_data_change, changed=changed)
+            allowed = config.run.allow_data_change
+            task.data.check_resume(checkpoint.record["data"], allow_data_change=allowed, changed=changed)
         model = task.model
-        if run.checkpoint is not None:
-            check_shapes(run.checkpoint, model)
+        if checkpoint is not None:  # whose files other machines may not have yet
+            world.run_on_main(lambda: check_shapes(checkpoint, model))
     except InputError:
         abandon_run(run, world=world)
         raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -284,9 +285,11 @@ def test_a_damaged_record_of_starts_is_one_line(tmp_path: Path, content: bytes) 
     record.write_bytes(content)
     with pytest.raises(InputError, match="environment.json is"):
         train_toy(tmp_path / "run", toy_config(sync))
-    record.write_bytes(good)
+    record.unlink()  # the way out; whose run it is, the copy knows
+    train_toy(tmp_path / "run", toy_config(sync))
+    assert json.loads(record.read_text())["run_id"] == json.loads(good)["run_id"]
     (tmp_path / "elsewhere/environment.json").write_bytes(content)
     with pytest.raises(InputError, match="elsewhere/environment.json is"):
         train_toy(tmp_path / "run", toy_config(sync))
-    record.unlink()  # the way out
+    record.unlink()
     train_toy(tmp_path / "run", toy_config())

@@ -423,6 +423,6 @@ def test_a_damaged_index_is_made_again(folder, cache, name, damage, caplog):
 
 def test_an_index_of_before_is_used(folder, cache, monkeypatch):
     first = build_index(folder, cache)
-    (first.folder / "samples.sha256").unlink()
+    (first.folder / "index.sha256").unlink()
     monkeypatch.setattr("beit.common.sources.index_build._write", None)
     assert all_refs(build_index(folder, cache)) == all_refs(first)
