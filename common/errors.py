@@ -10,6 +10,15 @@ class InputError(ValueError):
     """Bad input from the user. The message is one line: setting, value, rule, way out. The command exits with 2."""
 
 
+_LFS_POINTER_START = b"version https://git-lfs.github.com/spec/"
+LFS_ADVICE = "is a pointer of Git LFS, not the file itself; run git lfs pull where it was cloned"
+
+
+def is_lfs_pointer(data: bytes) -> bool:
+    """Tell whether a file, by its first bytes, only says where Git LFS keeps the real one."""
+    return data.startswith(_LFS_POINTER_START)
+
+
 class ResumableStop(Exception):
     """Work stopped on request after saving everything needed to go on. The command exits with 75."""
 

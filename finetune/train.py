@@ -52,7 +52,7 @@ def run(config: FinetuneConfig, *, data: str, run_dir: Path, resume: str = "auto
     if (run_dir / FEATURES).exists():
         raise InputError(f"{run_dir} holds a linear probe or k-NN; name another directory for classification")
     start = starting_point(config)
-    images = open_training_data(data, config.data, multi_label=config.classifier.multi_label)
+    images = open_training_data(data, config.data, multi_label=config.classifier.multi_label, source=config.source)
     task, _ = train(
         config, lambda world: ClassificationTask(config, images, start, world), run_dir=run_dir, resume=resume
     )

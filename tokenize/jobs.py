@@ -14,7 +14,7 @@ from functools import partial
 
 from beit.common.reading.bad_samples import BadSampleLog, BadSampleReport
 from beit.common.shards.schema import TOKENS_DIR, ImageShardManifest, ShardManifest, StoreInfo, manifest_name
-from beit.common.sources.tars import TarShard
+from beit.common.sources.tars import TarShard, suffixes_of
 from beit.common.storage.paths import is_remote, resolve_location
 from beit.tokenize.plan import PlannedShard, StorePlan
 from beit.tokenize.shards.copies import TarCopies
@@ -43,7 +43,12 @@ def list_jobs(
         return [
             ShardJob(
                 stem=shard.stem,
-                tar=TarShard(shard.stem, resolve_location(root, shard.image_file), names),
+                tar=TarShard(
+                    shard.stem,
+                    resolve_location(root, shard.image_file),
+                    names,
+                    image_suffixes=suffixes_of(info.source.image_member),
+                ),
                 image_file=shard.image_file,
             )
             for shard in plan.shards

@@ -85,7 +85,7 @@ def plan_store(config: TokenizeConfig, spec: str, store: str) -> StorePlan:
         spec: The source, as the user gave it.
         store: Folder of the store, which image paths are made relative to, or URL.
     """
-    source = open_source(spec)
+    source = open_source(spec, image_member=config.source.image_member)
     origin = _store_of(source)
     if origin is not None and origin.is_materialized:
         raise InputError(
@@ -96,7 +96,16 @@ def plan_store(config: TokenizeConfig, spec: str, store: str) -> StorePlan:
         raise InputError(f"store ({store}) must not lie inside the source ({source.root}); choose another folder")
     is_referenced = source.kind == "tar" and config.stored_quality is None
     plan = _plan_reference(source, store) if is_referenced else _plan_packing(source, config)
-    return replace(plan, class_names=source.class_names or (origin.class_names if origin is not None else None))
+    source_info = replace(
+        plan.source_info,
+        max_megapixels=config.source.max_megapixels,
+        image_member=config.source.image_member,
+    )
+    return replace(
+        plan,
+        source_info=source_info,
+        class_names=source.class_names or (origin.class_names if origin is not None else None),
+    )
 
 
 def _store_of(source: Source) -> StoreInfo | None:

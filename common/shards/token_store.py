@@ -101,7 +101,9 @@ class TokenStore:
         shard_id, row = self.locate(position)
         table = self.samples(shard_id)
         views = range(self.info.views if self.info.is_materialized else 1)
-        images = [decode_image(self.read_image(shard_id, row, view_k)) for view_k in views]
+        images = [
+            decode_image(self.read_image(shard_id, row, view_k), max_pixels=self.info.max_pixels) for view_k in views
+        ]
         sample = {
             "key": table.key[row],
             "image": images[0],
@@ -256,6 +258,7 @@ class TokenStore:
             token_ids=token_ids,
             view=view,
             label=_label(shard.table, row),
+            max_pixels=self.info.max_pixels,
         )
 
     def _open(self, shard_id: int) -> _OpenShard:

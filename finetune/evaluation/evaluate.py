@@ -24,6 +24,7 @@ from beit.common.reading.labelled_dataset import LabelledDataset
 from beit.common.reading.loader import Loader
 from beit.common.reading.reader import sequential_loader
 from beit.common.sources.class_names import read_class_names
+from beit.common.sources.config import SourceConfig
 from beit.common.sources.index import LabelledIndex
 from beit.common.storage.documents import write_json
 from beit.common.storage.files import check_output, write_atomic
@@ -53,6 +54,7 @@ def evaluate_model(
     html: Path | None = None,
     class_names: str | None = None,
     label_column: str | None = None,
+    source: SourceConfig | None = None,
 ) -> EvaluationReport:
     """Measure a classifier on the labelled images of `data`; write a JSON file and a page where asked.
 
@@ -65,6 +67,7 @@ def evaluate_model(
         html: For the page.
         class_names: File that says what class numbers mean, as `data.class_names` of a training.
         label_column: Column of the classes in tables.
+        source: Which images are read.
     """
     check_output(out)
     check_output(html, option="--html")
@@ -72,7 +75,12 @@ def evaluate_model(
     assert stored.class_names is not None
     numbers = None if class_names is None else read_class_names(class_names)
     index = open_evaluation_data(
-        data, stored.class_names, multi_label=stored.multi_label, numbers=numbers, label_column=label_column
+        data,
+        stored.class_names,
+        multi_label=stored.multi_label,
+        numbers=numbers,
+        label_column=label_column,
+        source=source,
     )
     world = init_distributed() if under_launcher() else single_rank()
     loader = evaluation_loader(index, stored, world=world, settings=EvaluationConfig(), reader=default_reader(world))

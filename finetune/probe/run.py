@@ -69,7 +69,7 @@ def run_probe(task: str, config: FinetuneConfig, *, data: str, run_dir: Path, re
         f"{run_dir} holds a classification run, whose model {task} would replace; name another directory",
     )
     start = starting_point(config)
-    images = open_training_data(data, config.data)
+    images = open_training_data(data, config.data, source=config.source)
     assert images.val is not None
     world = single_rank()
     encoder = FrozenEncoder(config, start)
