@@ -18,8 +18,17 @@ from typing import Any, NamedTuple
 import click
 
 from beit import __version__
-from beit.common.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_RESUMABLE, InputError, ResumableStop, RunFailed
+from beit.common.errors import (
+    EXIT_BAD_INPUT,
+    EXIT_FAILED,
+    EXIT_RESUMABLE,
+    InputError,
+    ResumableStop,
+    RunFailed,
+    printable,
+)
 from beit.common.processes.launcher_env import launched_rank
+from beit.common.progress import LogFormatter, Terminal
 
 
 class Entry(NamedTuple):
@@ -111,6 +120,9 @@ def beit() -> None:
     """
 
 
+_LINE_BREAK = "\n"  # lines of a rank that failed, where another one reports them
+
+
 def main() -> None:
     """Run `beit`; exit 0 done, 2 wrong usage or input, 75 stopped and resumable, else 1."""
     if launched_rank() is not None:
@@ -118,6 +130,8 @@ def main() -> None:
 
         capture_output()
     _set_up_logging()
+    if sys.stdout.isatty():
+        sys.stdout = Terminal(sys.stdout)  # type: ignore[assignment]
     signal.signal(signal.SIGTERM, _interrupt)
     code, message = _run()
     if launched_rank() is not None:
@@ -125,7 +139,7 @@ def main() -> None:
 
         message = record_exit(code, message)
     if message:
-        click.echo(f"beit: {message}", err=True)
+        click.echo(f"beit: {printable(message, keep=_LINE_BREAK)}", err=True)
     sys.exit(code)
 
 
@@ -137,7 +151,7 @@ def _run() -> tuple[int, str]:
         error.show()
         return error.exit_code, ""
     except InputError as error:
-        return EXIT_BAD_INPUT, str(error)
+        return EXIT_BAD_INPUT, printable(str(error))
     except ResumableStop as stop:
         return EXIT_RESUMABLE, str(stop)
     except (KeyboardInterrupt, click.Abort):
@@ -170,7 +184,7 @@ def _interrupt(signum: int, frame: FrameType | None) -> None:
 
 def _set_up_logging() -> None:
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(LogFormatter("%(message)s"))
     # What all ranks would say, the first one says.
     handler.addFilter(lambda record: record.levelno >= logging.WARNING or not launched_rank())
     root = logging.getLogger("beit")

@@ -25,8 +25,8 @@ from beit.common.sources.labels import stored_label
 from beit.common.sources.opening import list_samples, open_source
 from beit.common.sources.tars import TarShard
 from beit.common.sources.types import SampleRef, Source
-from beit.common.storage.documents import parse_document
-from beit.common.storage.paths import is_remote, join, query_of
+from beit.common.storage.documents import parse_document, refuse_control_characters
+from beit.common.storage.paths import is_remote, join, query_of, resolve_reference
 from beit.common.storage.place import place_of
 from beit.tokenize.config import TokenizeConfig
 
@@ -101,11 +101,10 @@ def plan_store(config: TokenizeConfig, spec: str, store: str) -> StorePlan:
         max_megapixels=config.source.max_megapixels,
         image_member=config.source.image_member,
     )
-    return replace(
-        plan,
-        source_info=source_info,
-        class_names=source.class_names or (origin.class_names if origin is not None else None),
-    )
+    class_names = source.class_names or (origin.class_names if origin is not None else None)
+    refuse_control_characters([class_names, plan.image_root, [shard.image_file for shard in plan.shards]], source.root)
+    resolve_reference(store, plan.image_root)  # which raises where a reader of the store would
+    return replace(plan, source_info=source_info, class_names=class_names)
 
 
 def _store_of(source: Source) -> StoreInfo | None:

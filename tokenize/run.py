@@ -26,6 +26,7 @@ from beit.common.errors import InputError, ResumableStop, RunFailed, require
 from beit.common.processes.cores import available_cores
 from beit.common.processes.launcher_env import launcher_environment, under_launcher
 from beit.common.processes.signals import StopFlag, stop_on_signals
+from beit.common.progress import LogFormatter
 from beit.common.shards.schema import IMAGES_DIR, INDEX_FILE, ImageShardManifest, StoreInfo, manifest_name
 from beit.tokenize.config import TokenizeConfig
 from beit.tokenize.jobs import RankJobs, list_jobs
@@ -238,7 +239,7 @@ def _rank_main(
 
 def _log_as_rank(rank: int) -> None:
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter(f"rank {rank}: %(message)s"))
+    handler.setFormatter(LogFormatter(f"rank {rank}: %(message)s"))
     root = logging.getLogger("beit")
     root.addHandler(handler)
     root.setLevel(logging.INFO)

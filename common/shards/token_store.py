@@ -20,7 +20,7 @@ from beit.common.shards.cache import RemoteShard, ShardCache
 from beit.common.shards.file_pool import FilePool
 from beit.common.shards.schema import INDEX_FILE, TOKENS_DIR, ShardRow, StoreInfo, index_digest
 from beit.common.shards.tables import SampleTable, ShardTable, check_sample_table, decode_samples
-from beit.common.storage.paths import is_remote, resolve_location
+from beit.common.storage.paths import is_remote, resolve_location, resolve_reference
 from beit.common.storage.place import place_of, read_files
 from beit.common.storage.samples import NO_LABEL, Record, locate, shard_starts
 from beit.common.views import VIEW_DTYPE
@@ -56,7 +56,7 @@ class TokenStore:
         self.shards = shards if isinstance(shards, ShardTable) else ShardTable.from_rows(shards)
         self.index_sha256 = index_digest(self.shards, info.held_out)
         """Identity of samples and tokens; equal for copies of a store."""
-        self._image_root = resolve_location(location, info.image_root)
+        self._image_root = resolve_reference(location, info.image_root)
         self._starts = shard_starts(self.shards.num_samples)
         self.cache: ShardCache | None = None
         """Where whole shards of a remote store are kept; None reads every sample from the server."""
