@@ -28,6 +28,7 @@ from beit.common.errors import (
     printable,
 )
 from beit.common.processes.launcher_env import launched_rank
+from beit.common.processes.shared_memory import raise_file_limit
 from beit.common.progress import LogFormatter, Terminal
 
 
@@ -132,6 +133,7 @@ def main() -> None:
     _set_up_logging()
     if sys.stdout.isatty():
         sys.stdout = Terminal(sys.stdout)  # type: ignore[assignment]
+    raise_file_limit()
     signal.signal(signal.SIGTERM, _interrupt)
     code, message = _run()
     if launched_rank() is not None:

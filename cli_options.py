@@ -139,10 +139,11 @@ class LongOptions:
 
 def start_ranks(gpus: int | None, hostfile: str | None) -> None:
     """Run this command as ranks, if that was asked for, and leave with their exit code; in a rank, go on."""
-    from beit.common.processes.launch import launch_ranks
-    from beit.common.processes.launcher_env import under_launcher
+    from beit.common.processes.launcher_env import is_to_start_ranks
 
-    if (gpus or hostfile) and not under_launcher():
+    if is_to_start_ranks(gpus, hostfile):
+        from beit.common.processes.launch import launch_ranks
+
         raise click.exceptions.Exit(launch_ranks(gpus=gpus, hostfile=hostfile))
 
 

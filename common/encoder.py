@@ -10,7 +10,6 @@ takes what it has parameters for. Format: docs/encoder-format.md.
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,8 +20,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from beit.common.errors import InputError, require
-from beit.common.storage.documents import write_json
-from beit.common.storage.files import fsync_directory
+from beit.common.storage.documents import read_json, write_json
+from beit.common.storage.files import atomic_path, fsync_directory, sha256_file
 from beit.common.vit.adapt import adapt_state
 from beit.common.vit.config import PosBias
 from beit.common.vit.description import (
@@ -37,34 +36,46 @@ from beit.common.vit.vit import VisionTransformer
 
 logger = logging.getLogger(__name__)
 
+_SHA256 = "weights_sha256"
+"""In the description: of the weights beside it; of both where new ones are about to replace them."""
+
 
 def save_model(directory: Path, state: Mapping[str, Tensor], config: EncoderConfig) -> None:
     """Write a full state dict, on any device, and its description, each file complete or absent.
 
     A reader at any moment, and a crash at any moment, finds the old pair, the new pair, the new weights with the old
     description of an equal architecture, or, where the architecture changes, an incomplete folder that says so.
+
+    Raises:
+        OSError: it could not be written, because the disk is full for instance; the old pair is as it was.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    config_path = directory / CONFIG_FILE
-    if config_path.exists() and _differs(directory, config):
-        config_path.unlink()
-        fsync_directory(directory)
+    config_path, weights_path = directory / CONFIG_FILE, directory / WEIGHTS_FILE
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    temporary = directory / f"{WEIGHTS_FILE}.tmp.{os.getpid()}"
-    try:
-        save_file(tensors, temporary, metadata={"format": "pt"})
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, directory / WEIGHTS_FILE)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    write_json(config_path, encoder_config_to_json(config))
+    with atomic_path(weights_path) as temporary:
+        try:
+            save_file(tensors, temporary, metadata={"format": "pt"})
+        except SafetensorError as error:  # a full disk comes out as this
+            raise OSError(f"{weights_path} could not be written: {error}") from error
+        digest = sha256_file(temporary)
+        if config_path.exists() and _differs(directory, config):
+            config_path.unlink()
+            fsync_directory(directory)
+        elif config_path.exists():
+            _announce(config_path, digest)
+    write_json(config_path, {**encoder_config_to_json(config), _SHA256: digest})
 
 
 def read_encoder_state(path: str | Path) -> dict[str, Tensor]:
-    """Read all tensors of an encoder, on the CPU."""
-    weights_path = find_encoder(path) / WEIGHTS_FILE
+    """Read all tensors of an encoder, on the CPU, and check that they are those that were written."""
+    directory = find_encoder(path)
+    read_encoder_config(directory)  # a wrong shape says more than a wrong hash
+    weights_path, stated = directory / WEIGHTS_FILE, _stated(directory / CONFIG_FILE)
+    require(
+        not stated or sha256_file(weights_path) in stated,
+        f"{weights_path} is damaged, or not the file that was written: its sha256 is not that of {CONFIG_FILE}; copy "
+        "both again, or write the encoder again",
+    )
     try:
         state: dict[str, Tensor] = load_file(weights_path)
     except (FileNotFoundError, SafetensorError) as error:
@@ -146,3 +157,18 @@ def _differs(directory: Path, config: EncoderConfig) -> bool:
         return replace(read_encoder_config(directory), provenance={}) != replace(config, provenance={})
     except InputError:
         return True  # it described nothing
+
+
+def _stated(config_path: Path) -> list[str]:
+    """Return the hashes that a description allows; none in those of earlier versions."""
+    stated = read_json(config_path).get(_SHA256, [])
+    found = [stated] if isinstance(stated, str) else stated
+    require(isinstance(found, list), f"{config_path} is malformed ({_SHA256}); write the encoder again")
+    return list(found)
+
+
+def _announce(config_path: Path, digest: str) -> None:
+    """Let a description allow new weights, too, until it is replaced itself."""
+    stated = _stated(config_path)
+    if stated and digest not in stated:
+        write_json(config_path, {**read_json(config_path), _SHA256: [*stated, digest]})

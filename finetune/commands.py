@@ -222,12 +222,24 @@ def show_attention_command(
     type=click.Choice(["imagenet", "inception"]),
     help="How the model's pixels were normalised, if the file cannot tell; inception is mean and std 0.5.",
 )
-def import_command(file: Path, encoder: Path, num_heads: int | None, normalization: Any) -> None:
+@click.option(
+    "--weights",
+    type=click.Choice(["ema", "plain"]),
+    help="Of a training checkpoint, the running average or the weights themselves; by default the average if there is "
+    "one.",
+)
+@click.option(
+    "--pos-resize",
+    type=click.Choice(["bicubic", "dino", "timm"]),
+    help="By whose rule absolute positions are resized, if the file cannot tell; bicubic is that of MAE and DeiT.",
+)
+def import_command(file: Path, encoder: Path, **given: Any) -> None:
     """Turn the weights of somebody else into the folder ENCODER, for --encoder and beit predict --features.
 
     FILE is an official BEiT .pth; weights of DINO, MAE, DeiT or a ViT of timm (.pth, .bin, .safetensors), or a training
     checkpoint of theirs; or a Hugging Face folder of a BEiT, ViT (DINO's too), ViTMAE or DeiT. Nothing in it is
-    executed. Every tensor must be known and of the right shape. A head of classes or visual words is kept.
+    executed. Every tensor must be known and of the right shape. A head of classes or visual words is kept. What is a
+    guess is called one, with the option that sets it.
 
     \b
     Example:
@@ -235,6 +247,6 @@ def import_command(file: Path, encoder: Path, num_heads: int | None, normalizati
     """
     from beit.finetune.weights.import_model import import_encoder
 
-    imported = import_encoder(file, encoder, num_heads=num_heads, normalization=normalization)
+    imported = import_encoder(file, encoder, **given)
     click.echo(imported.summary)
     click.echo(f"encoder: {encoder}")

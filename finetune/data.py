@@ -32,6 +32,8 @@ class LabelledData:
     """To evaluate on, with the class ids of `train`."""
     class_names: tuple[str, ...]
     """Name of each class id; of a number its text, where nothing names it."""
+    source: LabelledIndex
+    """All labelled images of DATA, of which `train` are some."""
     is_multi_label: bool = False
     """Whether an image may be of several classes or none. Labels of the indexes then number combinations of them."""
 
@@ -41,7 +43,7 @@ class LabelledData:
 
 
 def open_training_data(
-    data: str, settings: DataConfig, *, multi_label: bool = False, source: SourceConfig | None = None
+    data: str, settings: DataConfig, *, multi_label: bool = False, reading: SourceConfig | None = None
 ) -> LabelledData:
     """Open DATA and, if given, the validation images.
 
@@ -49,12 +51,12 @@ def open_training_data(
         data: Labelled images: folder with a sub-folder per class, tars, Parquet, CSV.
         settings: Subset and validation images.
         multi_label: Read `a|b` as the two classes a and b, and a missing label as none of the classes.
-        source: Which images are read.
+        reading: Which images are read.
     """
     numbers = None if settings.class_names is None else read_class_names(settings.class_names)
-    train = open_labelled(data, class_names=numbers, label_column=settings.label_column, settings=source)
+    train = open_labelled(data, class_names=numbers, label_column=settings.label_column, settings=reading)
     class_names = _trained_classes(train, multi_label=multi_label)
-    whole = train
+    source = train
     if settings.num_labels is not None or settings.label_fraction is not None:
         train = _subset(train, settings)
     val = None
@@ -65,11 +67,15 @@ def open_training_data(
             multi_label=multi_label,
             numbers=numbers,
             label_column=settings.label_column,
-            source=source,
+            reading=reading,
         )
-        warn_of_shared_images(whole, val)
+        warn_of_shared_images(source, val)
     return LabelledData(
-        train=train, val=_part_to_measure_on(val, settings), class_names=class_names, is_multi_label=multi_label
+        train=train,
+        val=_part_to_measure_on(val, settings),
+        class_names=class_names,
+        source=source,
+        is_multi_label=multi_label,
     )
 
 
@@ -80,7 +86,7 @@ def open_evaluation_data(
     multi_label: bool = False,
     numbers: ClassNames | None = None,
     label_column: str | None = None,
-    source: SourceConfig | None = None,
+    reading: SourceConfig | None = None,
 ) -> LabelledIndex:
     """Open labelled images whose classes are those of `class_names`, matched by name.
 
@@ -92,9 +98,9 @@ def open_evaluation_data(
         multi_label: See `open_training_data`; labels then stay numbers of combinations, for `label_table`.
         numbers: What the numbers of the data, or those of the model, mean.
         label_column: Column of the classes in tables; left out, the one that is called so.
-        source: Which images are read.
+        reading: Which images are read.
     """
-    index = open_labelled(data, class_names=numbers, label_column=label_column, settings=source)
+    index = open_labelled(data, class_names=numbers, label_column=label_column, settings=reading)
     if multi_label:
         index.require_any_label()
         label_table(index, class_names, numbers=numbers)

@@ -19,6 +19,7 @@ from beit.common.encoder import save_model
 from beit.common.errors import InputError
 from beit.common.processes.distributed import World
 from beit.common.processes.signals import stop_on_signals
+from beit.common.reading.contents import Watched, contents_sha256
 from beit.common.reading.labelled_dataset import LabelledDataset
 from beit.common.runs.layout import FEATURES, LAST, MODEL
 from beit.common.training.config import CheckpointConfig
@@ -52,7 +53,7 @@ def run(config: FinetuneConfig, *, data: str, run_dir: Path, resume: str = "auto
     if (run_dir / FEATURES).exists():
         raise InputError(f"{run_dir} holds a linear probe or k-NN; name another directory for classification")
     start = starting_point(config)
-    images = open_training_data(data, config.data, multi_label=config.classifier.multi_label, source=config.source)
+    images = open_training_data(data, config.data, multi_label=config.classifier.multi_label, reading=config.source)
     task, _ = train(
         config, lambda world: ClassificationTask(config, images, start, world), run_dir=run_dir, resume=resume
     )
@@ -85,7 +86,10 @@ class ClassificationTask:
             fill=self.start.normalization.mean,
         )
         rhythm = replace(config, checkpoint=self._checkpoint())
-        self.data = TrainingData(self.dataset, transform, rhythm, world=self.world)
+        watched = {"training images": Watched(self.images.train)}
+        if self.images.val is not None:
+            watched["validation images"] = Watched(self.images.val, ("data.val", "data.num_val_images"))
+        self.data = TrainingData(self.dataset, transform, rhythm, world=self.world, watched=watched)
         self.step = self._objective()
         self.description = EncoderConfig(
             architecture=self.start.architecture,
@@ -97,6 +101,8 @@ class ClassificationTask:
         )
         self.measured: tuple[int, Metrics | MultiLabelMetrics] | None = None
         """Step and result of the latest evaluation in this process."""
+        self._kept_steps: set[int] = set()
+        """Whose models this process kept."""
 
     @cached_property
     def model(self) -> ImageClassifier:
@@ -133,7 +139,21 @@ class ClassificationTask:
         if self.images.val is None:
             return None
         # The best model is chosen among the saved ones by `save_artifacts`, which keeps the newest beside it.
-        return Goal(metric=f"val_{_main(self.images)}", is_higher_better=True, keep_best=False)
+        return Goal(
+            metric=f"val_{_main(self.images)}",
+            is_higher_better=True,
+            keep_best=False,
+            measured_on=self._validation_sha256,
+        )
+
+    @cached_property
+    def _validation_sha256(self) -> str | None:
+        """Identity of the validation images: the best of two models is known only where both saw the same."""
+        return None if self.images.val is None else contents_sha256(self.images.val)
+
+    @cached_property
+    def _source_sha256(self) -> str:
+        return contents_sha256(self.images.source)
 
     def begin(self, run: Path) -> None:
         """Say what is about to happen."""
@@ -202,8 +222,25 @@ class ClassificationTask:
         result = self.measured[1] if self.measured is not None and self.measured[0] == step else None
         description = replace(self.description, provenance=self._provenance(step, result))
         save_model(directory / LAST, state, description)
-        if self.images.val is None or (result is not None and _is_better(result, directory / MODEL)):
+        if self.images.val is None or (result is not None and self._is_better(result, directory / MODEL)):
             save_model(directory / MODEL, state, description)
+            self._kept_steps.add(step)
+
+    def _is_better(self, result: Metrics | MultiLabelMetrics, best: Path) -> bool:
+        """Compare with the model kept so far, by top-1 or mAP and then by loss.
+
+        One that was measured on other images does not count, nor one of steps that this run has left behind.
+        """
+        if not (best / CONFIG_FILE).is_file():
+            return True
+        provenance = read_encoder_config(best).provenance
+        kept, step, found = provenance.get("metrics"), provenance.get("step"), asdict(result)
+        if not kept or provenance.get("validation_sha256") not in (None, self._validation_sha256):
+            return True
+        if step is not None and step not in self._kept_steps and step > self.data.start_step:
+            return True
+        main = _main(self.images)
+        return (found[main], -found["loss"]) > (kept[main], -kept["loss"])
 
     def _provenance(self, step: int, result: Metrics | MultiLabelMetrics | None) -> dict[str, Any]:
         train = self.images.train
@@ -212,8 +249,10 @@ class ClassificationTask:
             "total_steps": self.data.plan.total_steps,
             "metrics": {} if result is None else asdict(result),
             "validation_data": None if self.images.val is None else self.images.val.info.root,
+            "validation_sha256": self._validation_sha256,
             "data": train.info.root,
             "data_sha256": train.index_sha256,
+            "source_sha256": self._source_sha256,
             "num_labels": len(train),
             "seed": self.config.train.seed,
             "encoder": self.config.encoder,
@@ -224,13 +263,3 @@ class ClassificationTask:
 def _main(images: LabelledData) -> str:
     """Return the name of the number that models are judged by."""
     return "map" if images.is_multi_label else "top1"
-
-
-def _is_better(result: Metrics | MultiLabelMetrics, best: Path) -> bool:
-    """Compare with the model kept so far, by top-1 or mAP and then by loss."""
-    if not (best / CONFIG_FILE).is_file():
-        return True
-    kept = read_encoder_config(best).provenance["metrics"]
-    found = asdict(result)
-    main = "top1" if "top1" in found else "map"
-    return (found[main], -found["loss"]) > (kept[main], -kept["loss"])

@@ -75,5 +75,5 @@ def _from_encoder(run: Path) -> dict[str, Any]:
     """Return the store of a run that has no data.json, from its encoder."""
     if not (run / ENCODER).is_dir():
         return {}
-    origin = read_encoder_config(run / ENCODER).provenance
+    origin = read_encoder_config(run / ENCODER, need_weights=False).provenance
     return {name: origin[name] for name in ("store", "store_sha256") if name in origin}

@@ -23,6 +23,7 @@ from beit.common.errors import InputError, require
 from beit.common.processes.distributed import World
 from beit.common.processes.signals import stop_on_signals
 from beit.common.reading.config import ReaderConfig
+from beit.common.reading.contents import Watched
 from beit.common.runs.layout import ENCODER, METRICS
 from beit.common.runs.metrics import read_metrics
 from beit.common.shards.cache import ShardCache
@@ -66,6 +67,12 @@ def run(config: PretrainConfig, *, store: str | Path, run_dir: Path, resume: str
     check_store(token_store, config)
     if token_store.is_remote and config.reader.cache_bytes:
         token_store.use_cache(shard_cache(config.reader))
+    elif is_url and token_store.info.views and token_store.shards and not token_store.has_token_sums:
+        logger.warning(
+            "%s was written by an earlier beit, without checksums of its tokens: without reader.cache_bytes damage on "
+            "the server goes unseen; beit verify looks for it",
+            token_store.location,
+        )
     probe = open_probe_data(config.probe)
 
     def build(world: World) -> PretrainTask:
@@ -132,7 +139,11 @@ class PretrainTask:
             # Words are part of the data: another tokenizer under the same name must not continue this run.
             identity = f"{self.store.index_sha256} tokens {self.tokens.fingerprint}"
             self.dataset.index_sha256 = hashlib.sha256(identity.encode()).hexdigest()
-        self.data = TrainingData(self.dataset, self.transform(), config, world=self.world)
+        watched = {}
+        if self.probe is not None:
+            sides = {"probe.data": self.probe.train, "probe.test": self.probe.test}
+            watched = {name: Watched(index, (name,)) for name, index in sides.items()}
+        self.data = TrainingData(self.dataset, self.transform(), config, world=self.world, watched=watched)
         self.step = build_step(config, self.tokens, patch_size=self.vit.patch_size)
 
     @cached_property

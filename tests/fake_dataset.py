@@ -1,5 +1,6 @@
 """A data set and transforms for reader tests. They stand here because workers must be able to import them."""
 
+import errno
 import os
 import signal
 import time
@@ -87,6 +88,23 @@ def die():
 
 def hang():
     time.sleep(3600)
+
+
+def stop():
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def stop_with_server():
+    os.kill(os.getppid(), signal.SIGSTOP)
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def fill_shared_memory():
+    raise RuntimeError("unable to allocate shared memory(shm) for file </torch_8_1_1>: No space left on device (28)")
+
+
+def open_too_many():
+    raise OSError(errno.EMFILE, "Too many open files")
 
 
 def lose_server():

@@ -5,10 +5,10 @@ import torch
 DIM, DEPTH, HEADS, PATCH, SIDE = 48, 2, 4, 8, 4
 
 
-def timm_vit(*, head=0, prefix="", seed=0, dim=DIM):
+def timm_vit(*, head=0, prefix="", seed=0, dim=DIM, channels=3):
     """Return what DINO, MAE, DeiT and timm call a ViT: absolute positions, one bias for queries, keys and values."""
     shapes = {"cls_token": (1, 1, dim), "pos_embed": (1, 1 + SIDE * SIDE, dim)}
-    shapes |= {"patch_embed.proj.weight": (dim, 3, PATCH, PATCH), "patch_embed.proj.bias": (dim,)}
+    shapes |= {"patch_embed.proj.weight": (dim, channels, PATCH, PATCH), "patch_embed.proj.bias": (dim,)}
     for i in range(DEPTH):
         block = {"norm1.weight": (dim,), "norm1.bias": (dim,), "norm2.weight": (dim,), "norm2.bias": (dim,)}
         block |= {"attn.qkv.weight": (3 * dim, dim), "attn.qkv.bias": (3 * dim,)}

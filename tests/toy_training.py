@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from beit.common.config import load_config
 from beit.common.errors import InputError, ResumableStop
 from beit.common.processes.distributed import World
 from beit.common.processes.launch import launch_ranks
-from beit.common.processes.launcher_env import under_launcher
+from beit.common.processes.launcher_env import is_to_start_ranks
 from beit.common.processes.rank_reports import capture_output, record_exit
 from beit.common.training.config import (
     CheckpointConfig,
@@ -114,7 +114,7 @@ class ToyData:
     def state(self, step: int) -> dict[str, Any]:
         return {"samples_consumed": step * self.plan.global_batch_size, "num_samples": self.config.num_samples}
 
-    def check_resume(self, saved: Mapping[str, Any], *, allow_data_change: bool) -> None:
+    def check_resume(self, saved: Mapping[str, Any], *, allow_data_change: bool, changed: Collection[str]) -> None:
         if saved["num_samples"] != self.config.num_samples:
             raise InputError(f"num_samples was {saved['num_samples']}, is {self.config.num_samples}")
 
@@ -231,7 +231,7 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     run_path, *overrides = sys.argv[1:]
     config = toy_config(*overrides)
-    if (config.gpus or config.hostfile) and not under_launcher():
+    if is_to_start_ranks(config.gpus, config.hostfile):
         return launch_ranks(gpus=config.gpus or None, hostfile=config.hostfile or None, module=MODULE)
     for name in config.show_variables:
         print(f"{name}={os.environ.get(name)!r}", flush=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import field
 from typing import Annotated, Literal
 
-from beit.common.config import at_least, checked, within
+from beit.common.config import above, at_least, checked, within
 from beit.common.errors import require
 from beit.common.shards.schema import Geometry, HeldOut
 from beit.common.sources.config import SourceConfig
@@ -73,11 +73,16 @@ class TokenizeConfig:
     worker_processes: Literal["auto", "on", "off"] = "auto"
     """Whether workers are processes; auto starts processes where there are more workers than one interpreter can
     make use of as threads. Does not change the result."""
+    worker_timeout_seconds: Annotated[float, above(0, "else a hung process would go unseen")] = 300.0
+    """How long one image may take a process before it counts as hung, and the command ends."""
 
     bad_sample_budget: Annotated[float, within("[0, 1)")] = 0.001
     """Share of unusable images that is tolerated; at least one is, unless the budget is 0."""
     strict: bool = False
     """Stop at the first unusable image."""
+    allow_source_change: bool = False
+    """Continue a store although files of its source have other times than when it was begun; names and sizes must be
+    the same. Shards that are done stay as they are."""
     allow_mixed: bool = False
     """Continue a store on another device, number format, batch size or torch version; the store records it."""
 

@@ -147,7 +147,7 @@ def _plan_reference(source: Source, store: str) -> StorePlan:
         hasher.update(f"{name}\0{shard.size}\0".encode())
         stem = f"{number:06d}-{_UNSAFE_IN_STEM.sub('_', shard.name)}"
         shards.append(PlannedShard(stem=stem, image_file=name))
-    info = SourceInfo(kind=source.kind, num_shards=len(shards), digest=hasher.hexdigest())
+    info = SourceInfo(kind=source.kind, num_shards=len(shards), digest=hasher.hexdigest(), stamp=source.stamp)
     root = _image_root(source.root, store)
     return StorePlan(source, info, image_root=root, shards=shards, packing=None, catalogue=None)
 
@@ -190,7 +190,13 @@ def _plan_packing(source: Source, config: TokenizeConfig) -> StorePlan:
         materialize=config.materialize,
         jpeg_quality=config.stored_quality,
     )
-    info = SourceInfo(kind=source.kind, num_shards=len(shards), num_images=len(refs), digest=hasher.hexdigest())
+    info = SourceInfo(
+        kind=source.kind,
+        num_shards=len(shards),
+        num_images=len(refs),
+        digest=hasher.hexdigest(),
+        stamp=source.stamp,
+    )
     return StorePlan(source, info, image_root=IMAGES_DIR, shards=shards, packing=packing, catalogue=catalogue)
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import time
 from collections import Counter
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import dataclass, replace
@@ -24,7 +25,8 @@ from typing import Literal
 
 from beit.common.errors import InputError, ResumableStop, RunFailed, require
 from beit.common.processes.cores import available_cores
-from beit.common.processes.launcher_env import launcher_environment, under_launcher
+from beit.common.processes.launch import check_ranks
+from beit.common.processes.launcher_env import is_to_start_ranks, launcher_environment, under_launcher
 from beit.common.processes.signals import StopFlag, stop_on_signals
 from beit.common.progress import LogFormatter
 from beit.common.shards.schema import IMAGES_DIR, INDEX_FILE, ImageShardManifest, StoreInfo, manifest_name
@@ -50,7 +52,12 @@ from beit.tokenize.store.documents import StoreFiles, open_store_files, stat_if_
 from beit.tokenize.store.leases import Leases
 from beit.tokenize.summary import RankReport, TokenizeSummary
 
+logger = logging.getLogger(__name__)
+
 _POLL_SECONDS = 0.5
+_GRACE_SECONDS = 60.0
+"""For a rank to end after it was asked to, or when another one has completed the store."""
+_GO_ON = "finished shards are kept, run the same command again to go on"
 
 
 def tokenize_with_ranks(
@@ -62,12 +69,12 @@ def tokenize_with_ranks(
         config: All settings.
         source: Images, in any form `open_source` knows.
         store: Folder to write, or URL.
-        ranks: Processes to start; ignored under a launcher.
+        ranks: Processes to start; under a launcher, as many as that has started here.
         resume: "auto" continues a store, "never" refuses to.
     Raises:
         ResumableStop: a signal asked to stop.
     """
-    if under_launcher():
+    if not is_to_start_ranks(ranks, None) and under_launcher():
         require(resume == "auto", "--resume never has no meaning under a launcher: name a new folder for the store")
         variables = launcher_environment(os.environ)
         rank, world_size, local_rank = (int(variables[name] or 0) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
@@ -76,6 +83,8 @@ def tokenize_with_ranks(
         check_place(files, resume=resume)
     if ranks is None or ranks == 1:
         return run_tokenize(config, source, store)
+    if config.device != "cpu":
+        check_ranks(ranks)
     return run_ranks(config, source, store, ranks)
 
 
@@ -113,6 +122,7 @@ def run_tokenize(
         threads = config.threads or recorded_threads(files) or available_cores()
         tokenizing = set_up_tokenizer(config, local_rank, threads, tokenizer)
         wanted = build_info(config, plan, tokenizing)
+        logger.info("rank %d of %d on %s", rank, world_size, tokenizing.execution.device or "the CPU")
         with (
             stop_on_signals() as stop,
             ExitStack() as after_workers,
@@ -120,7 +130,7 @@ def run_tokenize(
             Leases(files.place, workers.raise_if_stopped) as leases,
             torch_threads(threads),
         ):
-            info = begin_or_continue(files, wanted, leases, allow_mixed=config.allow_mixed)
+            info = begin_or_continue(files, wanted, leases, config)
             # One rank packs while the others on this machine wait, so their cores are free.
             packed = _pack(plan, files, info, config, stop, leases) if plan.catalogue is not None else {}
             jobs = list_jobs(plan, files, info, packed)
@@ -202,18 +212,42 @@ def run_ranks(config: TokenizeConfig, source: str, store: str | Path, count: int
             process.start()
             sender.close()
             ranks.append((process, receiver))
-        told = False
-        while running := [process.sentinel for process, _ in ranks if process.is_alive()]:
-            wait(running, timeout=_POLL_SECONDS)
-            if stop.is_set() and not told:
-                told = True
-                for process, _ in ranks:
-                    process.terminate()
-        outcomes = [_outcome(process, receiver) for process, receiver in ranks]
+        outcomes = _wait_for_ranks(ranks, stop)
     _raise_failures(outcomes)
     summaries = [outcome.summary for outcome in outcomes if outcome.summary]
     last = next((summary for summary in summaries if summary.is_complete), summaries[0])
     return replace(last, reports=tuple(report for summary in summaries for report in summary.reports))
+
+
+def _wait_for_ranks(ranks: list[tuple[BaseProcess, Connection]], stop: StopFlag) -> list[Outcome]:
+    """Wait until all ranks have ended; one that does not, though nothing is left for it to do, is ended here."""
+    outcomes: dict[int, Outcome] = {}
+    idle_since: float | None = None
+    told = False
+    while running := [rank for rank in range(len(ranks)) if rank not in outcomes]:
+        wait([ranks[rank][0].sentinel for rank in running], timeout=_POLL_SECONDS)
+        outcomes |= {rank: _outcome(*ranks[rank]) for rank in running if not ranks[rank][0].is_alive()}
+        if stop.is_set() and not told:
+            told, idle_since = True, time.monotonic()
+            for process, _ in ranks:
+                process.terminate()
+        if idle_since is None and any(done.summary and done.summary.is_complete for done in outcomes.values()):
+            idle_since = time.monotonic()
+        if idle_since is not None and time.monotonic() - idle_since > _GRACE_SECONDS:
+            for rank in running:
+                outcomes[rank] = _end_rank(rank, ranks[rank][0], reason=stop.reason)
+    return [outcomes[rank] for rank in range(len(ranks))]
+
+
+def _end_rank(rank: int, process: BaseProcess, *, reason: str | None) -> Outcome:
+    """End a rank that somebody has stopped or frozen, after a stop for this reason or because the store is complete."""
+    process.kill()
+    process.join()
+    why = f"rank {rank} (pid {process.pid}) did not answer for {_GRACE_SECONDS:g} s and was ended"
+    if reason is not None:
+        return Outcome("stopped", f"tokenisation stopped ({reason}); {why}; {_GO_ON}")
+    logger.warning("%s; the others have completed the store", why)
+    return Outcome("done")
 
 
 def _rank_main(

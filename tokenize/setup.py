@@ -6,6 +6,7 @@ they are written.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Iterator
@@ -26,6 +27,8 @@ from beit.tokenize.plan import StorePlan
 from beit.tokenize.shards.encode import RankTokenizer, ViewEncoder
 from beit.tokenize.store.documents import StoreFiles, list_entries
 from beit.tokenize.store.leases import LEASE_PREFIX, Leases
+
+logger = logging.getLogger(__name__)
 
 
 def set_up_tokenizer(
@@ -153,7 +156,7 @@ def build_info(config: TokenizeConfig, plan: StorePlan, tokenizing: RankTokenize
     )
 
 
-def begin_or_continue(files: StoreFiles, wanted: StoreInfo, leases: Leases, *, allow_mixed: bool) -> StoreInfo:
+def begin_or_continue(files: StoreFiles, wanted: StoreInfo, leases: Leases, config: TokenizeConfig) -> StoreInfo:
     """Write store.json, or check that an existing one agrees, and return what holds for the store."""
     store = files.location
     with leases.step("store"):
@@ -163,14 +166,27 @@ def begin_or_continue(files: StoreFiles, wanted: StoreInfo, leases: Leases, *, a
             write_document(document, wanted)
         existing = read_document(StoreInfo, document)
         _require_same(store, existing.settings(), wanted.settings())
-        merged = replace(existing, image_root=wanted.image_root)
+        if existing.source.stamp and wanted.source.stamp not in ("", existing.source.stamp):
+            _require_consent(store, config)
+        source = replace(existing.source, stamp=wanted.source.stamp or existing.source.stamp)
+        merged = replace(existing, image_root=wanted.image_root, source=source)
         if existing.execution != wanted.execution:
-            if not allow_mixed:
+            if not config.allow_mixed:
                 _refuse_execution(store, existing.execution, wanted.execution)
             merged = replace(merged, mixed_execution=True)
         if merged != existing:
             write_document(document, merged)
     return merged
+
+
+def _require_consent(store: str, config: TokenizeConfig) -> None:
+    change = f"files of the source have other times than when store ({store}) was begun, as after edits or a plain copy"
+    if not config.allow_source_change:
+        raise InputError(
+            f"{change}; give them their times again (cp -p and rsync -t keep them), take them as they are with --set "
+            "allow_source_change=true, or name another folder for the store"
+        )
+    logger.info("%s; going on with them as they are", change)
 
 
 def _require_same(store: str, existing: dict[str, str], wanted: dict[str, str]) -> None:

@@ -7,7 +7,9 @@ device. Gradients and parameters are DeepSpeed's business (`common/training/engi
 
 from __future__ import annotations
 
+import logging
 import os
+import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -15,15 +17,18 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed import HashStore, Store  # type: ignore[attr-defined]
 
 from beit.common.errors import InputError
-from beit.common.processes.cores import cores_per_rank, keep_freed_memory
+from beit.common.processes.cores import available_cores, cores_per_rank, keep_freed_memory
 from beit.common.processes.launcher_env import launcher_environment
+from beit.common.processes.rendezvous import meet
 
+logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 INIT_TIMEOUT_SECONDS = 600.0
-"""Until training starts; see `World.shorten_timeouts`."""
+"""Of collectives until training starts, while ranks open their data; see `World.shorten_timeouts`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,11 +54,24 @@ class World:
     def shorten_timeouts(self) -> None:
         """Let collectives of every group, DeepSpeed's too, fail after `timeout_seconds`; call when training starts.
 
-        Before that ranks may start, or open their data, minutes apart; afterwards a silent rank is a dead one.
+        Before that ranks may open their data minutes apart; afterwards a silent rank is a dead one.
         """
         if self.world_size > 1:
             for group in dist.distributed_c10d._world.pg_map:
                 dist.distributed_c10d._set_pg_timeout(timedelta(seconds=self.timeout_seconds), group)
+
+    def announce(self) -> None:
+        """Log how many ranks there are and what they compute on, among the first lines of a run; all ranks call it."""
+        is_gpu = self.device.type == "cuda"
+        mine = torch.cuda.get_device_name(self.device) if is_gpu else "CPU"
+        seen: list[tuple[str, str]] = self.gather((socket.gethostname(), mine))
+        machines, kinds = len({host for host, _ in seen}), ", ".join(sorted({kind for _, kind in seen}))
+        ranks = "1 rank" if self.world_size == 1 else f"{self.world_size} ranks"
+        where = "this machine" if machines == 1 else f"{machines} machines"
+        cores = f"{available_cores()} core{'s' * (available_cores() > 1)}"
+        devices = f"{self.world_size} GPU{'s' * (self.world_size > 1)} of {where} ({kinds})"
+        if self.is_main:
+            logger.info("%s on %s", ranks, devices if is_gpu else f"the CPU of {where} ({cores})")
 
     def max_of(self, values: Sequence[float]) -> list[float]:
         """Return the element-wise maximum over all ranks."""
@@ -110,8 +128,16 @@ class World:
         return result
 
 
-def init_distributed(*, timeout_seconds: float = 300.0) -> World:
-    """Join the ranks that a launcher started, or be the only rank; idempotent. For the timeout see `World`."""
+def init_distributed(*, timeout_seconds: float = 300.0, meeting_timeout_seconds: float = 120.0) -> World:
+    """Join the ranks that a launcher started, or be the only rank; idempotent.
+
+    Args:
+        timeout_seconds: See `World`.
+        meeting_timeout_seconds: How long to wait for ranks that have not come.
+    Raises:
+        InputError: what the launcher says cannot be, or not all ranks came.
+        ResumableStop: asked to stop while waiting for them.
+    """
     environment = launcher_environment(os.environ)
     rank, world_size = int(environment["RANK"]), int(environment["WORLD_SIZE"])
     # Some launchers number ranks only globally.
@@ -125,25 +151,20 @@ def init_distributed(*, timeout_seconds: float = 300.0) -> World:
             # Ranks share the cores; each taking all of them makes all of them slow.
             torch.set_num_threads(cores_per_rank(world_size))
     if not dist.is_initialized():
-        # Given here, not to DeepSpeed, which would ask mpi4py where no launcher set the variables.
-        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        address, port = environment["MASTER_ADDR"], environment["MASTER_PORT"]
-        try:
-            dist.init_process_group(
-                backend,
-                init_method=f"tcp://{address}:{port}" if world_size > 1 else None,
-                store=dist.HashStore() if world_size == 1 else None,  # type: ignore[attr-defined]
-                rank=rank,
-                world_size=world_size,
-                timeout=timedelta(seconds=INIT_TIMEOUT_SECONDS),
-            )
-        except dist.DistNetworkError as error:
-            if "EADDRINUSE" not in str(error):
-                raise
-            raise InputError(
-                f"port {port} of {address}, where the ranks are to meet, is taken by another program; choose another "
-                "(environment variable MASTER_PORT, or --master_port of the deepspeed and torchrun launchers)"
-            ) from None
+        # Given here, not to DeepSpeed, which would ask mpi4py where no launcher set the variables, and whose own limits
+        # for a rank that is missing have changed from version to version.
+        address, port = environment["MASTER_ADDR"], int(environment["MASTER_PORT"])
+        store: Store = HashStore()
+        if world_size > 1:
+            patience = meeting_timeout_seconds
+            store = meet(rank=rank, world_size=world_size, address=address, port=port, timeout_seconds=patience)
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+            store=store,
+            rank=rank,
+            world_size=world_size,
+            timeout=timedelta(seconds=INIT_TIMEOUT_SECONDS),
+        )
     return World(
         rank=rank, local_rank=local_rank, world_size=world_size, device=device, timeout_seconds=timeout_seconds
     )

@@ -6,12 +6,16 @@ each of them. The processes are `rank_group.py`, what the ranks tell is `rank_re
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Sequence
 
-from beit.common.errors import InputError
+from beit.common.errors import require
+from beit.common.processes.cores import available_cores
 from beit.common.processes.one_machine import Cluster, _visible_gpus, launch_machine
+
+logger = logging.getLogger(__name__)
 
 
 def launch_ranks(
@@ -42,8 +46,29 @@ def launch_ranks(
 
 
 def _local_devices(num_ranks: int) -> list[int | str]:
-    visible = _visible_gpus()
-    if 0 < visible < num_ranks:
-        raise InputError(f"--gpus {num_ranks} is more than the {visible} GPUs of this machine; lower it")
-    listed = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if visible else []
-    return [*listed[:num_ranks]] if listed and listed[0] else [*range(num_ranks)]
+    visible, listed = check_ranks(num_ranks)
+    return [*listed[:num_ranks]] if visible and listed else [*range(num_ranks)]
+
+
+def check_ranks(num_ranks: int) -> tuple[int, list[str]]:
+    """Refuse or warn of more ranks than this machine has devices; called before they are started.
+
+    Returns:
+        The number of GPUs that torch sees, and the names in CUDA_VISIBLE_DEVICES.
+    """
+    visible, named = _visible_gpus(), os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    # -1 is how people say none.
+    listed = [name for name in map(str.strip, named.split(",")) if name and name != "-1"]
+    require(
+        not 0 < len(listed) < num_ranks,
+        f"--gpus {num_ranks} is more than CUDA_VISIBLE_DEVICES ({named}) names; lower it, or change the variable",
+    )
+    require(
+        not 0 < visible < num_ranks, f"--gpus {num_ranks} is more than the {visible} GPUs of this machine; lower it"
+    )
+    if not visible and num_ranks > available_cores():
+        logger.warning(
+            "--gpus %d: there is no GPU here that torch sees, so %d ranks share the %d cores of this machine",
+            *(num_ranks, num_ranks, available_cores()),
+        )
+    return visible, listed

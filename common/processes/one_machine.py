@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from beit.common.processes.launcher_env import OF_ONE_RANK
 from beit.common.processes.rank_group import RankGroup
 from beit.common.processes.rank_reports import REPORTS_VARIABLE, OutputFollower, judge
 from beit.common.processes.signals import LAUNCHER_PID_VARIABLE
@@ -61,7 +62,10 @@ def launch_machine(
         }
         follower = OutputFollower(Path(reports), ranks)
         group = RankGroup(module, follow=follower.show, is_orphaned=is_orphaned)
-        code = group.run([*_launcher(cluster, machine), module, *arguments], dict(os.environ) | variables)
+        # Of ranks that somebody else has numbered; torchrun's words would also be believed by torch.
+        stale = {name for name in os.environ if name in OF_ONE_RANK or name.startswith("TORCHELASTIC_")}
+        environment = {name: value for name, value in os.environ.items() if name not in stale} | variables
+        code = group.run([*_launcher(cluster, machine), module, *arguments], environment)
         follower.show(is_end=True)
         return judge(Path(reports), ranks, asked_to_stop=group.asked_to_stop, launcher_code=code)
 

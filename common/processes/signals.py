@@ -78,6 +78,11 @@ def stop_on_signals() -> Iterator[StopFlag]:
         _active = None
 
 
+def stop_reason() -> str | None:
+    """Return why this process was asked to stop, for whoever waits where no flag is at hand; None if it was not."""
+    return _active.reason if _active is not None and _active.is_set() else None
+
+
 @contextmanager
 def stop_signals_go_to(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     """Have `handler` called for stop signals for the duration of the block; of the main thread only."""

@@ -12,9 +12,11 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from functools import partial
 from multiprocessing import forkserver
+from multiprocessing.process import BaseProcess
 
 from beit.common.processes.signals import STOP_SIGNALS
 
@@ -34,6 +36,8 @@ PRELOADED = [
 ]
 """Imported once by the server for all workers, which come from it with all of this; a wrong name is passed over."""
 _SLOT_BYTES = 512
+_END_SECONDS = 3.0
+"""From killing workers to taking their server for dead as well."""
 
 
 def start_worker_server() -> None:
@@ -77,6 +81,19 @@ def _end_with_training() -> None:
     if training is not None:
         training.join()
         os._exit(1)
+
+
+def end_workers(workers: Sequence[BaseProcess]) -> None:
+    """Kill workers, also those that are stopped, and see to it that nobody will wait for them in vain."""
+    for worker in workers:
+        worker.kill()
+    deadline = time.monotonic() + _END_SECONDS
+    for worker in workers:
+        worker.join(max(0.0, deadline - time.monotonic()))
+    server = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+    if server is not None and any(worker.is_alive() for worker in workers):
+        # It, too, is stopped: it alone learns of their end, and this process would wait for its word when it ends.
+        os.kill(server, signal.SIGKILL)
 
 
 class StatusBoard:

@@ -1,33 +1,28 @@
-"""The consumer's end of the reader: batches in order, bad samples counted, dead and hung workers named.
+"""The consumer's end of the reader: batches in order, bad samples counted, failures of workers raised here.
 
-What the workers run is `beit.common.reading.reader`; how they start is `beit.common.processes.worker_process`.
+What the workers run is `beit.common.reading.reader`; how they are waited for, `beit.common.reading.fetcher`; how they
+start, `beit.common.processes.worker_process`.
 """
 
 from __future__ import annotations
 
-import multiprocessing
-import multiprocessing.connection
-import signal
-import time
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from beit.common.errors import InputError, RunFailed
+from beit.common.processes.shared_memory import name_shortage
 from beit.common.processes.worker_process import StatusBoard, start_worker_server, worker_init
+from beit.common.reading import fetcher
 from beit.common.reading.bad_samples import BadSampleLog
 from beit.common.reading.config import ReaderConfig
+from beit.common.reading.fetcher import Fetcher
 from beit.common.storage.place import RemoteError
-
-_POLL_SECONDS = 5.0
-"""A dead worker is noticed after this time at most; arbitrary. Torch looks for dead workers only when a wait times
-out."""
 
 # More workers than cores are a setting like any other, and `data_wait` says what they are worth.
 warnings.filterwarnings("ignore", message="This DataLoader will create", category=UserWarning)
@@ -51,6 +46,8 @@ class WorkerFailure:
         trace = "".join(traceback.format_exception(error))
         kinds: dict[type[Exception], type[Exception]] = {InputError: InputError, RemoteError: RunFailed}
         kind = next((kinds[met] for met in kinds if isinstance(error, met)), RuntimeError)
+        if shortage := name_shortage(error):
+            return cls(RunFailed, shortage, trace, sample_id)
         return cls(kind, str(error), trace, sample_id)
 
     def reraise(self, worker_id: int) -> None:
@@ -84,6 +81,8 @@ class Loader:
     """Timeout and prefetch."""
     pin_memory: bool = field(repr=False)
     """Put tensors into page-locked memory."""
+    patience_seconds: float = field(default=5.0, repr=False)
+    """How long to wait for a micro-batch when somebody has asked to stop."""
 
     def __len__(self) -> int:
         return self.num_batches
@@ -94,15 +93,14 @@ class Loader:
         Raises:
             InputError: too many bad samples, or bad input met by a worker.
             RunFailed: a worker died or hung; the message names it and its last sample.
+            StoppedWaiting: asked to stop while a worker owed a micro-batch.
             RuntimeError: a worker failed.
         """
-        before = set(multiprocessing.active_children())
-        batches = self._start()
-        workers = sorted(set(multiprocessing.active_children()) - before, key=_start_number)
+        next_batch, close = self._open()
         finished = False
         try:
             for index in range(self.num_batches):
-                batch = self._wait(batches, workers, index)
+                batch = next_batch(index)
                 if isinstance(batch, WorkerFailure):
                     batch.reraise(index % self.num_workers)
                 if batch["bad_samples"]:
@@ -112,11 +110,21 @@ class Loader:
                     yield batch
             finished = True
         finally:
-            if not finished:
-                # They ignore SIGTERM, and what they prepare is no longer wanted.
-                for worker in workers:
-                    worker.kill()
-            del batches
+            close(is_finished=finished)
+
+    def _open(self) -> tuple[Callable[[int], Any], Callable[..., None]]:
+        """Return what gets the next micro-batch, and what is to be called at the end."""
+        if not self.num_workers:
+            batches = self._start()
+            return lambda _: next(batches), lambda *, is_finished: None
+        workers = Fetcher(
+            self._start,
+            num_workers=self.num_workers,
+            board=self.board,
+            config=self.config,
+            patience_seconds=self.patience_seconds,
+        )
+        return workers.next, workers.close
 
     def _start(self) -> Iterator[Any]:
         options: dict[str, Any] = {}
@@ -124,7 +132,7 @@ class Loader:
             start_worker_server()
             options = {
                 "num_workers": self.num_workers,
-                "timeout": min(_POLL_SECONDS, self.config.timeout_seconds),
+                "timeout": min(fetcher.POLL_SECONDS, self.config.timeout_seconds),
                 "worker_init_fn": worker_init(),
                 "multiprocessing_context": "forkserver",
                 "prefetch_factor": self.config.prefetch_batches,
@@ -139,52 +147,6 @@ class Loader:
             **options,
         )
         return iter(loader)
-
-    def _wait(self, batches: Iterator[Any], workers: list[BaseProcess], index: int) -> Any:
-        """Return micro-batch `index`, waiting in short turns so that a death is seen before the full timeout."""
-        deadline = time.monotonic() + self.config.timeout_seconds
-        while True:
-            try:
-                return next(batches)
-            except (RuntimeError, OSError, EOFError) as error:
-                if not self.num_workers:
-                    raise
-                if not isinstance(error, RuntimeError):
-                    # A connection broke while a tensor was being received: its worker is about to be found dead.
-                    multiprocessing.connection.wait([worker.sentinel for worker in workers], _POLL_SECONDS)
-                owner = index % self.num_workers
-                # A worker without further micro-batches ends by itself, maybe long before the others.
-                dead = [
-                    number
-                    for number, worker in enumerate(workers)
-                    if not worker.is_alive() and (worker.exitcode or number == owner)
-                ]
-                if dead:
-                    raise RunFailed(self._obituary(dead[0], workers[dead[0]])) from error
-                if "timed out" not in str(error):
-                    raise
-                if time.monotonic() >= deadline:
-                    raise RunFailed(self._hung(owner, workers)) from None
-
-    def _obituary(self, worker_id: int, worker: BaseProcess) -> str:
-        code = worker.exitcode
-        cause = f"was killed by {signal.Signals(-code).name}" if code and code < 0 else f"exited with code {code}"
-        hint = "; /dev/shm is too small for the batches, enlarge it" if code == -signal.SIGBUS else ""
-        return f"data worker {worker_id} (pid {worker.pid}) {cause}; last sample {self._last(worker_id)}{hint}"
-
-    def _hung(self, worker_id: int, workers: list[BaseProcess]) -> str:
-        return (
-            f"data worker {worker_id} (pid {workers[worker_id].pid}) sent nothing for "
-            f"{self.config.timeout_seconds:g} s (reader.timeout_seconds); last sample {self._last(worker_id)}"
-        )
-
-    def _last(self, worker_id: int) -> str:
-        return self.board.read(worker_id) if self.board else "none"
-
-
-def _start_number(process: BaseProcess) -> int:
-    # Default names end in a counter over all processes started here: torch starts workers in the order of their ids.
-    return int(process.name.rpartition("-")[2])
 
 
 def _as_is(item: Item) -> Item:

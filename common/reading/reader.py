@@ -13,7 +13,7 @@ Samples travel as uint8 pixels; normalisation happens on the device.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple
@@ -69,6 +69,7 @@ def build_loader(
     transform: Transform,
     config: ReaderConfig | None = None,
     pin_memory: bool = False,
+    patience_seconds: float = 5.0,
 ) -> Loader:
     """Build the loader of a training: this rank's micro-batches of the given steps, in order.
 
@@ -84,12 +85,14 @@ def build_loader(
         transform: Picklable; applied in the workers.
         config: Defaults if absent.
         pin_memory: Put tensors into page-locked memory, for asynchronous copies to a GPU.
+        patience_seconds: How long to wait for a micro-batch when somebody has asked to stop.
     """
     start = start_step * plan.grad_accum_steps
     stop = start + num_steps * plan.grad_accum_steps
     source = _RowSource(dataset, plan.micro_batch, start, stop, plan.shards_near)
     load = partial(_load_rows, dataset=dataset, transform=transform, replace=True)
-    return _assemble(source, load, plan.micro_batch_size, config or ReaderConfig(), pin_memory)
+    loader = _assemble(source, load, plan.micro_batch_size, config or ReaderConfig(), pin_memory)
+    return replace(loader, patience_seconds=patience_seconds)
 
 
 def sequential_loader(
@@ -271,6 +274,11 @@ def _report_failures(batches: Iterable[Batch], *, board: StatusBoard | None) -> 
         yield from batches
         return
     try:
-        yield from batches
+        for batch in batches:
+            for value in batch.values():
+                if isinstance(value, torch.Tensor) and value.numel():
+                    # Here, where a shortage is an error; torch does it in a thread whose errors nobody hears of.
+                    value.share_memory_()  # type: ignore[no-untyped-call]
+            yield batch
     except Exception as error:
         yield WorkerFailure.capture(error, board.read(info.id))

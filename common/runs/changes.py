@@ -23,6 +23,7 @@ SPEED_KEYS = (
     "train.micro_batch_size",
     "train.log_interval_steps",
     "train.eval_interval_steps",
+    "train.meeting_timeout_seconds",
     "train.collective_timeout_seconds",
     "checkpoint.",
     "deepspeed.",

@@ -117,6 +117,8 @@ class SourceInfo:
     """Larger images were skipped."""
     image_member: str | None = None
     """Which member of a tar's sample, or column of a table, is the image; None where that was not said."""
+    stamp: str = ""
+    """sha256 over names, sizes and times, or ETags; empty where they are not known, and in stores of before."""
 
 
 @checked("held_out")
@@ -201,7 +203,7 @@ class StoreInfo:
     def settings(self) -> dict[str, str]:
         """Return what must not change while a store is being written, as flat name -> text."""
         flat = {name: json.dumps(value, ensure_ascii=False) for name, value in flatten(asdict(self)).items()}
-        volatile = ("held_out.threshold", "image_root", "mixed_execution", "tokenizer.name")
+        volatile = ("held_out.threshold", "image_root", "mixed_execution", "source.stamp", "tokenizer.name")
         groups = ("execution.", "versions")
         return {
             name: text

@@ -13,8 +13,10 @@ with a crash or a gigabyte of memory.
 
 from __future__ import annotations
 
+import base64
 import io
 import re
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, overload
@@ -52,6 +54,8 @@ _INDEX_SCHEMA = pa.schema(
 _CONTROL_CHARACTERS = "[\\x00-\\x1f\\x7f]"
 _STEM = re.compile(r"[0-9]{6,}-[A-Za-z0-9._-]{1,200}")
 _VERSION_KEY = b"beit.format_version"
+_SUMS_KEY = b"beit.token_crc32"
+"""In the file's key-value metadata, which readers of other versions pass over."""
 _KEPT_ROWS = 1024
 _ROWS_AT_ONCE = 1024
 
@@ -77,6 +81,8 @@ class SampleTable:
     view_len: NDArray[np.uint32]
     label: NDArray[np.int64]
     """-1 where there is none."""
+    token_sums: NDArray[np.uint32] | None = None
+    """Checksums of every view as in `token_sums`, (num_samples, K, 2); None where an earlier version wrote none."""
 
     def __len__(self) -> int:
         return len(self.key)
@@ -90,12 +96,23 @@ def encode_samples(rows: list[dict[str, Any]], *, num_crops: int = 0) -> bytes:
     """Encode samples as Parquet.
 
     Args:
-        rows: One dict per sample, keys as in `SampleTable`, label None where absent.
+        rows: One dict per sample, keys as in `SampleTable`, label and token_sums None where absent.
         num_crops: K where img_off and img_len are lists of K numbers, one per materialised crop; else 0.
     """
     schema = _sample_schema(num_crops)
     columns = {name: [row[name] for row in rows] for name in schema.names}
-    return _encode(pa.table(columns, schema=schema))
+    sums = [row["token_sums"] for row in rows if row.get("token_sums") is not None]
+    extra = {_SUMS_KEY: base64.b64encode(np.stack(sums).astype("<u4").tobytes())} if sums else {}
+    return _encode(pa.table(columns, schema=schema), extra)
+
+
+def token_sums(token_ids: NDArray[np.uint16], views: np.ndarray[Any, np.dtype[np.void]]) -> NDArray[np.uint32]:
+    """Return the crc32 of each view's stored tokens and of its stored record, (K, 2), from (K, g, g) and (K,)."""
+    pairs = [
+        (zlib.crc32(tokens.tobytes()), zlib.crc32(view.tobytes()))
+        for tokens, view in zip(token_ids, views, strict=True)
+    ]
+    return np.array(pairs, dtype=np.uint32).reshape(-1, 2)
 
 
 def decode_samples(data: bytes, *, label: str) -> SampleTable:
@@ -104,11 +121,23 @@ def decode_samples(data: bytes, *, label: str) -> SampleTable:
     labels = table["label"].fill_null(NO_LABEL)
     try:
         arrays = {name: _to_numpy(table[name]) for name in table.column_names if name not in ("key", "label")}
+        sums = _decode_sums(table)
     except (pa.ArrowException, ValueError) as error:  # nulls among the offsets of crops
         raise _unreadable(label, error) from None
     return SampleTable(
-        key=np.array(table["key"].to_pylist(), dtype=object), label=labels.to_numpy().astype(np.int64), **arrays
+        key=np.array(table["key"].to_pylist(), dtype=object),
+        label=labels.to_numpy().astype(np.int64),
+        token_sums=sums,
+        **arrays,
     )
+
+
+def _decode_sums(table: pa.Table) -> NDArray[np.uint32] | None:
+    text = (table.schema.metadata or {}).get(_SUMS_KEY)
+    if text is None or not len(table):
+        return None
+    sums = np.frombuffer(base64.b64decode(text, validate=True), dtype="<u4")
+    return sums.astype(np.uint32).reshape(len(table), -1, 2)
 
 
 def encode_index(rows: list[ShardRow]) -> bytes:
@@ -149,20 +178,23 @@ def _to_numpy(column: pa.ChunkedArray) -> NDArray[Any]:
     return values
 
 
-def _encode(table: pa.Table) -> bytes:
+def _encode(table: pa.Table, extra: dict[bytes, bytes] | None = None) -> bytes:
+    """Encode a table; `extra` goes to the file's metadata, beside the Arrow schema, which would double it."""
     table = table.replace_schema_metadata({_VERSION_KEY: str(FORMAT_VERSION).encode()})
     buffer = io.BytesIO()
-    pq.write_table(
-        table,
+    with pq.ParquetWriter(
         buffer,
+        table.schema,
         version="2.6",
         data_page_version="1.0",
         compression="zstd",
         compression_level=3,
         use_dictionary=False,
         write_statistics=False,
-        row_group_size=1 << 20,
-    )
+    ) as writer:
+        writer.write_table(table, row_group_size=1 << 20)
+        if extra:
+            writer.add_key_value_metadata(extra)
     return buffer.getvalue()
 
 
@@ -171,19 +203,21 @@ def _decode(data: bytes, schema_for: Callable[[pa.Schema], pa.Schema], label: st
     try:
         # In this thread alone: `read_table` reads in threads of Arrow's own, which may still hold a Python object when
         # the interpreter ends, and abort it.
-        table = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
+        file = pq.ParquetFile(pa.BufferReader(data))
+        table, metadata = file.read(use_threads=False), file.metadata.metadata or {}
         names = table.schema.names
     # The bytes are in memory: an OSError is pyarrow's word for a damaged footer, a ValueError for names not in UTF-8.
     except (pa.ArrowException, OSError, ValueError) as error:
         raise _unreadable(label, error) from None
-    version = (table.schema.metadata or {}).get(_VERSION_KEY, b"none").decode(errors="replace")
+    version = metadata.get(_VERSION_KEY, b"none").decode(errors="replace")
     if version != str(FORMAT_VERSION) or names != schema_for(table.schema).names:
         raise InputError(
             f"{label} has format_version {version}, this beit reads version {FORMAT_VERSION}; "
             "use the beit that wrote it, or run beit tokenize again"
         )
     try:
-        table = table.cast(schema_for(table.schema))
+        kept = {key: value for key, value in metadata.items() if key == _SUMS_KEY}
+        table = table.cast(schema_for(table.schema).with_metadata(kept))
         table.validate(full=True)  # damaged offsets and text would otherwise come out where they are used
     except (pa.ArrowException, ValueError) as error:
         raise _unreadable(label, error) from None
@@ -310,3 +344,8 @@ def check_sample_table(table: SampleTable, row: ShardRow, info: StoreInfo, *, la
                 f"{label} has {found} bytes in {name}_len, but store.json says {info.views} views of "
                 f"{info.grid_size} x {info.grid_size} tokens, {length} bytes; restore store.json or tokenise anew"
             )
+    found_sums = None if table.token_sums is None else table.token_sums.shape
+    require(
+        found_sums in (None, (len(table), info.views, 2)),
+        f"{label} has checksums of shape {found_sums}, store.json says {info.views} views; tokenise anew",
+    )

@@ -6,9 +6,10 @@ Not here: opening one (`common/store.py`), checking what was found (`checks.py`)
 from __future__ import annotations
 
 import hashlib
+import zlib
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from beit.common.errors import BadSample, InputError
 from beit.common.images import decode_image
 from beit.common.shards.ahead import RemoteShards, ShardRange
-from beit.common.shards.cache import RemoteShard, ShardCache
+from beit.common.shards.cache import DamagedShard, RemoteShard, ShardCache
 from beit.common.shards.file_pool import FilePool
 from beit.common.shards.schema import INDEX_FILE, TOKENS_DIR, ShardRow, StoreInfo, index_digest
 from beit.common.shards.tables import SampleTable, ShardTable, check_sample_table, decode_samples
@@ -27,7 +28,7 @@ from beit.common.views import VIEW_DTYPE
 
 _CACHED_TABLES = 128
 """Sample tables kept in memory, about 150 kB each; four sampling windows of 32 shards."""
-_LEFT_BEHIND = ("_files", "_remote", "_tables", "_max_tables", "_expected")
+_LEFT_BEHIND = ("_files", "_remote", "_tables", "_max_tables", "_expected", "_hashed")
 Part = Literal["image", "token_ids", "views"]
 """Of a sample; an image lies in the image tar, the others in the token tar."""
 
@@ -77,6 +78,7 @@ class TokenStore:
         self._tables: OrderedDict[int, _OpenShard] = OrderedDict()
         self._max_tables = _CACHED_TABLES
         self._expected: list[int] = []
+        self._hashed: set[int] = set()
 
     def __repr__(self) -> str:
         return f"TokenStore({self.location!r}, samples={len(self)}, shards={len(self.shards)}, views={self.info.views})"
@@ -126,6 +128,11 @@ class TokenStore:
         """Whether tokens or images come from a server."""
         return is_remote(self.location) or is_remote(self._image_root)
 
+    @property
+    def has_token_sums(self) -> bool:
+        """Whether tokens are checked as they are read, by the first shard; earlier versions wrote no checksums."""
+        return self.samples(0).token_sums is not None
+
     def shard_sizes(self, *, held_out: bool) -> NDArray[np.int64]:
         """Return the samples of every shard that are held out, or those that are not, int64 (S,)."""
         held = self.shards.num_held_out
@@ -164,7 +171,8 @@ class TokenStore:
         """Take note of the shards that are read now and next, the most urgent first; the others are let go of.
 
         With a cache, those of a remote store are fetched into it in the background. Of a local store, the operating
-        system is asked to have the token tars in memory; image tars may be larger than it.
+        system is asked to have the token tars in memory; image tars may be larger than it. A token tar of a store
+        without checksums for its views is hashed once, when its shard is first read from.
         """
         if shard_ids == self._expected:
             return
@@ -229,11 +237,12 @@ class TokenStore:
                 f"{self.token_location(shard_id)}: {table.key[row]!r} has token id {int(token_ids.max())}, "
                 f"the vocabulary has {vocab_size}",
             )
+        self._prove("token_ids", shard_id, row, view_k, data)
         return token_ids if view_k is None else token_ids[0]
 
     def read_views(self, shard_id: int, row: int) -> np.ndarray[Any, np.dtype[np.void]]:
         """Return the views of a sample, (K,) of `VIEW_DTYPE`."""
-        return np.frombuffer(self._read("views", shard_id, row, None), dtype=VIEW_DTYPE).copy()
+        return self._read_views(shard_id, row, None).copy()
 
     def read_record(self, shard_id: int, row: int, view_k: int) -> Record:
         """Read one sample under one view, as for the epoch of that number.
@@ -248,7 +257,7 @@ class TokenStore:
         shard, token_ids, view = self._open(shard_id), None, None
         if self.info.views:
             token_ids = self.read_token_ids(shard_id, row, view_k)
-            view = np.frombuffer(self._read("views", shard_id, row, view_k), dtype=VIEW_DTYPE)[0]
+            view = self._read_views(shard_id, row, view_k)[0]
         return Record(
             key=shard.table.key[row],
             shard=shard.stem,
@@ -299,6 +308,53 @@ class TokenStore:
         if isinstance(file, RemoteShard):
             return self._remote.read([ShardRange(file, offset, length)])[0]
         return self._files.read(file, offset, length)
+
+    def _read_views(self, shard_id: int, row: int, view_k: int | None) -> np.ndarray[Any, np.dtype[np.void]]:
+        data = self._read("views", shard_id, row, view_k)
+        self._prove("views", shard_id, row, view_k, data)
+        return np.frombuffer(data, dtype=VIEW_DTYPE)
+
+    def _prove(self, part: Part, shard_id: int, row: int, view_k: int | None, data: bytes) -> None:
+        """Check what was read of a token tar against the checksums of its views.
+
+        Where the sample table has none, the whole tar is hashed, once, if it is here and in use now; of a remote one
+        the cache does it.
+        """
+        shard = self._open(shard_id)
+        sums = shard.table.token_sums
+        if sums is None:
+            self._prove_tar(shard_id, shard.files[part])
+            return
+        views = range(self.info.views) if view_k is None else (view_k,)
+        size, column = len(data) // len(views), 0 if part == "token_ids" else 1
+        for number, view in enumerate(views):
+            if zlib.crc32(data[number * size : (number + 1) * size]) != sums[row, view, column]:
+                self._refuse(shard_id, shard.table.key[row])
+
+    def _prove_tar(self, shard_id: int, file: str | RemoteShard) -> None:
+        if shard_id in self._hashed or isinstance(file, RemoteShard) or shard_id not in self._expected:
+            return
+        if self._token_sha256(shard_id) != self.shards[shard_id].token_sha256:
+            self._refuse(shard_id)
+        self._hashed.add(shard_id)
+
+    def _token_sha256(self, shard_id: int) -> str:
+        hasher = hashlib.sha256()
+        for piece in place_of(self.token_location(shard_id)).pieces():
+            hasher.update(piece)
+        return hasher.hexdigest()
+
+    def _refuse(self, shard_id: int, key: str | None = None) -> NoReturn:
+        location, noticed = self.token_location(shard_id), "" if key is None else f" (noticed at {key!r})"
+        if self._token_sha256(shard_id) != self.shards[shard_id].token_sha256:
+            raise DamagedShard(
+                f"{location} is damaged: its sha256 is not what the store's index says{noticed}; restore it, or run "
+                "beit verify on the store"
+            )
+        raise DamagedShard(
+            f"{location} arrived damaged{noticed}, although the tar itself is what it should be; look at memory, disk "
+            "and network, and run the same command again"
+        )
 
     def _keep_table(self, shard_id: int, table: SampleTable) -> None:
         image, tokens = self._file("image", shard_id), self._file("token_ids", shard_id)

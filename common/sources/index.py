@@ -87,6 +87,7 @@ class LabelledIndex:
         shards: Containers to read from, in the order of the record batches; their own lists of samples are not needed.
         class_names: Name of each class id in the table, or None where there are no labels.
         name: What the user calls the data, for messages; by default their folder.
+        stamp: Of the source, see there.
         columns: Of a table, for messages.
         max_pixels: Larger images are not decoded; part of the identity.
         label_notes: What whoever uses the labels is told once.
@@ -100,6 +101,7 @@ class LabelledIndex:
         shards: Sequence[SourceShard],
         class_names: Sequence[str] | None,
         name: str = "",
+        stamp: str = "",
         columns: Sequence[str] = (),
         label_notes: Sequence[str] = (),
         max_pixels: int = MAX_PIXELS,
@@ -114,6 +116,8 @@ class LabelledIndex:
         """Identity of the samples in use, their numbering and their classes."""
         if max_pixels != MAX_PIXELS:  # other images are skipped
             self.index_sha256 = hashlib.sha256(f"{info.sha256} max_pixels {max_pixels}".encode()).hexdigest()
+        self.stamp = stamp
+        """Hash of sizes and times of all files; empty where they are not known."""
         self.columns = tuple(columns)
         self._label_notes = tuple(label_notes)
         self._table = table
@@ -146,6 +150,19 @@ class LabelledIndex:
     def has_labels(self) -> bool:
         """Tell whether any sample in use has a label."""
         return bool((self.labels != NO_LABEL).any())
+
+    @property
+    def folder(self) -> Path:
+        """Where the index is kept."""
+        return self._table.parent
+
+    def num_bytes(self) -> int:
+        """Return the size of the images in use; of Parquet files, of all row groups that hold some."""
+        if self.info.kind == "parquet":
+            return self.info.shard_bytes * int(np.count_nonzero(self.shard_sizes))
+        columns = [self._batches.get_batch(shard)["length"].to_numpy() for shard in range(len(self.shards))]
+        lengths = np.concatenate(columns)
+        return int((lengths if self._rows is None else lengths[self._rows]).sum())
 
     @cached_property
     def labels(self) -> Int64Array:

@@ -95,6 +95,7 @@ def build_index(
         shards=shards,
         class_names=names,
         name=name,
+        stamp=source.stamp,
         columns=source.columns,
         label_notes=source.label_notes,
         max_pixels=settings.max_pixels,

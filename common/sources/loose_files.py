@@ -12,7 +12,15 @@ from typing import ClassVar
 
 from beit.common.errors import BadSample, InputError
 from beit.common.images import IMAGE_SUFFIXES, MAX_IMAGE_BYTES, is_image_path
-from beit.common.sources.types import SampleRef, Source, SourceKind, SourceShard, listing_digest, packed_key
+from beit.common.sources.types import (
+    SampleRef,
+    Source,
+    SourceKind,
+    SourceShard,
+    listing_digest,
+    listing_stamp,
+    packed_key,
+)
 from beit.common.storage.paths import is_remote, join
 from beit.common.storage.place import FileStat, MissingFile, place_of
 
@@ -120,6 +128,7 @@ def open_files(listing: FileList) -> Source:
         shards=shards,
         class_names=listing.class_names,
         digest=digest,
+        stamp=listing_stamp(listing.root, listing.files),
         columns=listing.columns,
         label_notes=listing.label_notes,
     )

@@ -30,6 +30,7 @@ from beit.common.sources.types import (
     SourceShard,
     escape_name,
     listing_digest,
+    listing_stamp,
     packed_key,
 )
 from beit.common.storage.paths import relative_to
@@ -227,6 +228,7 @@ def open_parquet_files(
         shards=shards,
         class_names=first.class_names,
         digest=listing_digest(root, files, labels=chosen),
+        stamp=listing_stamp(root, files),
         columns=first.columns,
         label_notes=first.label_notes,
     )

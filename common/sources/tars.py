@@ -15,7 +15,7 @@ from typing import BinaryIO, ClassVar, NamedTuple
 from beit.common.errors import BadSample, InputError
 from beit.common.images import IMAGE_SUFFIXES, MAX_IMAGE_BYTES, is_image_path
 from beit.common.sources.labels import UNLABELLED, are_numbers, as_label, in_order, joined_label, number_of
-from beit.common.sources.types import SampleRef, Source, SourceKind, listing_digest
+from beit.common.sources.types import SampleRef, Source, SourceKind, listing_digest, listing_stamp
 from beit.common.storage.paths import is_remote
 from beit.common.storage.place import FileStat, for_each, place_of
 from beit.common.storage.tar_walk import TarIndex, TarMember, group_samples, iter_members, split_name, walk_tar
@@ -196,7 +196,8 @@ def open_tars(files: list[FileStat], root: str, *, image_member: str | None = No
         class_names = tuple(in_order(_names_among(_all_labels(shards))))
         shards = [replace(shard, class_names=class_names) for shard in shards]
     digest = listing_digest(root, files, labels=() if image_member is None else [f"image {image_member}"])
-    return Source(kind="tar", root=root, shards=list(shards), class_names=class_names, digest=digest)
+    stamp = listing_stamp(root, files)
+    return Source(kind="tar", root=root, shards=list(shards), class_names=class_names, digest=digest, stamp=stamp)
 
 
 def suffixes_of(image_member: str | None) -> tuple[str, ...]:

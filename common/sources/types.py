@@ -8,11 +8,12 @@ from __future__ import annotations
 import hashlib
 import os
 import urllib.parse
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from beit.common.storage.paths import relative_to
 from beit.common.storage.place import FileStat
 
 SourceKind = Literal["tar", "parquet", "files"]
@@ -91,6 +92,8 @@ class Source:
     """Name of each class id, or None where the source has no labels or only numbers."""
     digest: str
     """Hash of the root and of every file's name, size, version and label: equal while nothing changed."""
+    stamp: str = ""
+    """Hash of every file's name below the root, size and version; empty where the place does not tell versions."""
     columns: tuple[str, ...] = ()
     """Of a table: what its columns are called and hold, for messages."""
     label_notes: tuple[str, ...] = ()
@@ -126,4 +129,15 @@ def listing_digest(root: str, files: Iterable[FileStat], *, labels: Iterable[str
         hasher.update(f"{file.path}\0{file.size}\0{file.version}\0".encode("utf-8", "surrogateescape"))
     for label in labels:
         hasher.update(f"\0{label}".encode())
+    return hasher.hexdigest()
+
+
+def listing_stamp(root: str, files: Sequence[FileStat]) -> str:
+    """Hash what a listing tells of the files, wherever they lie, see `Source.stamp`."""
+    if not all(file.version for file in files):
+        return ""
+    hasher = hashlib.sha256(b"beit source stamp 1")
+    for file in files:
+        name = relative_to(root, file.path) if file.path.startswith(root) else file.path
+        hasher.update(f"\0{name}\0{file.size}\0{file.version}".encode("utf-8", "surrogateescape"))
     return hasher.hexdigest()

@@ -38,17 +38,16 @@ def fsync_directory(directory: Path) -> None:
 
 
 @contextmanager
-def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """Yield a binary file that appears under `path`, complete and durable, only if the block succeeds.
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a path to write to; what stands there appears under `path`, complete and durable, if the block succeeds.
 
     On any exception, a full disk included, the temporary file is removed and an older file at `path` stays as it was.
     """
     # Unique even among processes of several machines, which may share a process id.
     temporary = path.with_name(f"{path.name}.tmp.{os.getpid()}.{secrets.token_hex(4)}")
     try:
-        with temporary.open("w+b") as file:
-            yield file
-            file.flush()
+        yield temporary
+        with temporary.open("rb") as file:
             os.fsync(file.fileno())
         fault_point("rename")
         os.replace(temporary, path)
@@ -59,6 +58,13 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
             error.filename = str(path)  # "no space left" alone does not tell where
         raise
     fsync_directory(path.parent)
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """Yield a binary file that appears under `path` as `atomic_path` has it."""
+    with atomic_path(path) as temporary, temporary.open("w+b") as file:
+        yield file
 
 
 def write_atomic(path: Path, data: bytes) -> None:

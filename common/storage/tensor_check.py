@@ -1,21 +1,60 @@
-"""Tensors read from a file, and whether they are exactly what a network needs, before any of them is used."""
+"""Tensors read from a file, and whether they are exactly what a network needs, before any of them is used.
+
+Descriptions are checked against the header of the file without torch, so torch is imported where tensors are read.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from safetensors.torch import load_file
-from torch import Tensor
+from safetensors import safe_open
 
-from beit.common.errors import InputError
+from beit.common.errors import InputError, require
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Shape = tuple[int, ...]
 
 _NAMES_IN_MESSAGE = 3
 
 
+def read_shapes(file: Path) -> dict[str, Shape]:
+    """Return name and shape of every tensor of a safetensors file, from its header."""
+    try:
+        with safe_open(file, framework="numpy") as stored:
+            return {name: tuple(stored.get_slice(name).get_shape()) for name in stored.keys()}
+    except FileNotFoundError:
+        raise InputError(f"{file} does not exist; copy it again, beside the description that is there") from None
+    except Exception as error:  # safetensors raises its own type for damage, without a public common base
+        raise InputError(
+            f"{file} cannot be read: it is not a readable safetensors file ({error}); copy it again"
+        ) from None
+
+
+def require_possible(counts: Iterable[int], shapes: Mapping[str, Shape], origin: Path) -> None:
+    """Refuse a description with a count that no file of these tensors can have, before anything of that size is built.
+
+    Args:
+        counts: Layers, channels and the like, each of which is a number of tensors or part of a shape.
+        shapes: Of the tensors in the file.
+        origin: The description, for the message.
+    """
+    largest = max([len(shapes), *(size for shape in shapes.values() for size in shape)])
+    absurd = max(counts, default=0)
+    require(
+        absurd <= largest,
+        f"{origin} has a number, {absurd}, that the tensors beside it cannot have; they do not belong together, copy "
+        "both again",
+    )
+
+
 def read_safetensors(file: Path) -> dict[str, Tensor]:
     """Read all tensors of a safetensors file."""
+    from safetensors.torch import load_file
+
     try:
         return dict(load_file(file))
     except Exception as error:  # safetensors raises its own type for damage, without a public common base
@@ -41,7 +80,7 @@ def check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor],
             raise InputError(f"{origin}: {name} has shape {shape}, must be {wanted}; it is of another network")
         if not tensor.is_floating_point():
             raise InputError(f"{origin}: {name} has dtype {tensor.dtype}, must be floating point; fetch it again")
-        if not torch.isfinite(tensor).all():
+        if not tensor.isfinite().all():
             raise InputError(f"{origin}: {name} holds values that are not finite; the file is damaged, fetch it again")
 
 

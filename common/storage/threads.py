@@ -1,4 +1,4 @@
-"""Threads that wait for servers, and do not keep a process that ends."""
+"""Threads that wait for servers and other processes, and do not keep a process that ends."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ from beit.common.config import config_from_dict, config_to_dict
 from beit.common.errors import InputError, require
 from beit.common.storage.documents import Format, read_json, write_json
 from beit.common.storage.files import sha256_file, write_atomic
-from beit.common.storage.tensor_check import check_tensors, read_safetensors
+from beit.common.storage.tensor_check import check_tensors, read_safetensors, read_shapes, require_possible
 from beit.common.tokenizers.dalle import DalleModel
 from beit.common.tokenizers.dalle_files import Part, as_float32, find_parts, load_dalle
 from beit.common.tokenizers.dvae import DiscreteVAE
@@ -157,7 +157,10 @@ def dalle_fingerprint(part: Part, tensors: Mapping[str, Tensor]) -> str:
 
 def _load_dvae(path: Path, settings: Mapping[str, Any]) -> LoadedModel:
     config = config_from_dict(DiscreteVAEConfig, settings.get("model", {}), origin=f"{path}/{CONFIG_FILE}")
-    tensors = read_safetensors(_present(path, WEIGHTS_FILE))
+    weights = _present(path, WEIGHTS_FILE)
+    counts = (config.vocab_size, config.width, config.num_blocks, config.code_dim)
+    require_possible(counts, read_shapes(weights), path / CONFIG_FILE)
+    tensors = read_safetensors(weights)
     model = DiscreteVAE(config)
     check_tensors(tensors, model.state_dict(), path / WEIGHTS_FILE)
     digest = fingerprint(_dvae_settings(config), tensors)

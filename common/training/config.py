@@ -44,6 +44,8 @@ class TrainConfig:
     for use is then the average. Left out, no average. The first steps keep less: min(ema_decay, (1 + t) / (10 + t))."""
     early_stop_evals: Annotated[int | None, at_least(1)] = None
     """End the run when this many evaluations in a row have not improved on the best; left out, run to the end."""
+    meeting_timeout_seconds: Annotated[float, at_least(1)] = 120.0
+    """How long a rank waits for the others to start; longer where machines or pods come minutes apart."""
     collective_timeout_seconds: Annotated[float, at_least(1)] = 300.0
     """How long a rank waits for the others before the run fails; must exceed the time to write one checkpoint."""
 

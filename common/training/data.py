@@ -9,21 +9,26 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
 import torch
 
+from beit.common.errors import InputError
 from beit.common.processes.distributed import World
 from beit.common.reading.batch_plan import BatchPlan, DataState, check_resume
+from beit.common.reading.contents import Watched, contents_of, difference
 from beit.common.reading.dataset import Dataset, build_order
 from beit.common.reading.order import Order
 from beit.common.reading.reader import build_loader
+from beit.common.runs.changes import FREE_KEYS, matches
 from beit.common.storage.samples import Record
 from beit.common.training.config import TrainingConfig, plan_training
 
 logger = logging.getLogger(__name__)
+_CONTENTS = "contents"
+"""Where `state` keeps what the data hold; absent in checkpoints of before."""
 
 Batch = Mapping[str, Any]
 """One micro-batch: tensors beside lists of keys and the like."""
@@ -32,7 +37,13 @@ Batch = Mapping[str, Any]
 class TrainingData:
     """One data set, the same on every rank, in the order of one run, as the training loop wants it.
 
-    `transform` turns a record into the arrays of one row; it is sent to the reader's workers.
+    Args:
+        dataset: The samples.
+        transform: Turns a record into the arrays of one row; it is sent to the reader's workers.
+        config: Of the run.
+        world: The ranks.
+        watched: Labelled data whose contents a resumed run insists on, by what the user calls them, such as "--val";
+            those that settings choose may be others if these were changed, on purpose or freely.
     """
 
     def __init__(
@@ -42,8 +53,12 @@ class TrainingData:
         config: TrainingConfig,
         *,
         world: World,
+        watched: Mapping[str, Watched] | None = None,
     ) -> None:
         self.dataset, self.transform = dataset, transform
+        self._watched = dict(watched or {})
+        # Of the machine that writes the checkpoints: elsewhere copies may have other times. Now, before anybody edits.
+        self._contents = {name: contents_of(data.index) for name, data in self._watched.items() if world.is_main}
         self._reader, self._world, self._seed = config.reader, world, config.train.seed
         self.plan = plan_training(
             config.train,
@@ -53,6 +68,8 @@ class TrainingData:
             world_size=world.world_size,
         )
         self._batches = self._cut(self._reader.lanes)
+        self.start_step = 0
+        """Where this process began."""
 
     @property
     def order(self) -> Order:
@@ -78,6 +95,7 @@ class TrainingData:
 
     def micro_batches(self, start_step: int) -> Iterator[Batch]:
         """Yield this rank's micro-batches from `start_step` to the end of the run, `grad_accum_steps` per step."""
+        self.start_step = start_step
         loader = build_loader(
             self.dataset,
             self._batches,
@@ -86,19 +104,28 @@ class TrainingData:
             transform=self.transform,
             config=self._reader,
             pin_memory=self._world.device.type == "cuda",
+            # Alone, a rank can save what it has; together they would lose all since the last checkpoint.
+            patience_seconds=5.0 if self._world.world_size == 1 else 20.0,
         )
         return iter(loader)
 
     def state(self, step: int) -> dict[str, Any]:
         """Describe the position in the data after `step` completed steps, and the identity of the data."""
-        return asdict(self._state(step))
+        return asdict(self._state(step)) | ({_CONTENTS: self._contents} if self._contents else {})
 
-    def check_resume(self, saved: Mapping[str, Any], *, allow_data_change: bool = False) -> None:
+    def check_resume(
+        self, saved: Mapping[str, Any], *, allow_data_change: bool = False, changed: Collection[str] = ()
+    ) -> None:
         """Refuse to continue on other data than those of `saved`, an earlier `state`, unless told to.
 
         Where `reader.lanes` is left out, the saved order's lanes are taken: a store may have moved to or from a server.
+
+        Args:
+            saved: From the checkpoint.
+            allow_data_change: Whether other data are fine.
+            changed: Settings that are not those of the checkpoint.
         """
-        state = DataState.from_json(dict(saved))
+        state = DataState.from_json({name: value for name, value in saved.items() if name != _CONTENTS})
         mine = self._state(0)
         same = (state.global_batch_size, state.index_sha256) == (mine.global_batch_size, mine.index_sha256)
         if self._reader.lanes is None and same and state.lanes != mine.lanes:
@@ -106,6 +133,32 @@ class TrainingData:
                 logger.info("the order keeps its lanes: %d, as the run began", state.lanes)
             self._batches = self._cut(state.lanes)
         check_resume(state, self._state(0), allow_data_change=allow_data_change)
+        if self._watched:
+            before = saved.get(_CONTENTS)
+            self._world.run_on_main(lambda: self._check_contents(before, allow_data_change, changed))
+
+    def _check_contents(self, before: Any, allow_data_change: bool, changed: Collection[str]) -> None:
+        if not isinstance(before, Mapping):
+            logger.info(
+                "the checkpoint says nothing of the contents of %s: whether images were edited since is not known",
+                " and ".join(self._watched),
+            )
+            return
+        found = {name: difference(before[name], now) for name, now in self._contents.items() if name in before}
+        differing = {name: words for name, words in found.items() if words}
+        is_free = {
+            name: any(setting in changed or matches(setting, FREE_KEYS) for setting in self._watched[name].settings)
+            for name in differing
+        }
+        bound = [name for name in differing if not is_free[name]]
+        listed = "; ".join(f"{name}: {words}" for name, words in differing.items())
+        if bound and not allow_data_change:
+            raise InputError(
+                f"the data differ from those of the checkpoint ({listed}); restore them, go on with the present ones "
+                "with --set run.allow_data_change=true, or start a new run"
+            )
+        if differing:
+            logger.info("the data differ from those of the checkpoint (%s); going on with the present ones", listed)
 
     def _state(self, step: int) -> DataState:
         return self._batches.state(

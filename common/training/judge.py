@@ -32,6 +32,8 @@ class Goal:
     """Direction."""
     keep_best: bool
     """Whether artifacts are made from the weights of the best evaluation instead of the newest ones."""
+    measured_on: str | None = None
+    """Identity of what is measured on, where that may change while a run goes on."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -81,10 +83,16 @@ class BestSoFar:
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint records."""
-        return {"value": self.value, "step": self.step, "evals_since": self.evals_since, "metrics": self.metrics}
+        state = {"value": self.value, "step": self.step, "evals_since": self.evals_since, "metrics": self.metrics}
+        measured_on = self.goal.measured_on if self.goal is not None else None
+        return state | ({} if measured_on is None else {"measured_on": measured_on})
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Continue from an earlier `state`."""
+        """Continue from an earlier `state`; what was measured on other images is forgotten."""
+        measured_on = self.goal.measured_on if self.goal is not None else None
+        if measured_on is not None and state.get("measured_on") not in (None, measured_on):
+            logger.info("the best evaluation so far was on other images; the best of those to come counts")
+            return
         self.value, self.step = state["value"], state["step"]
         self.evals_since, self.metrics = state["evals_since"], dict(state["metrics"])
 

@@ -85,11 +85,26 @@ class Saver:
         if checkpoint is None or checkpoint.record["world_size"] != self._world.world_size:
             torch.manual_seed(stable_hash64(seed, "training", self._world.rank, step) >> 1)
             return
-        states = checkpoint.rng_states()
-        torch.set_rng_state(states[f"rank{self._world.rank}/cpu"])
-        on_device = states.get(f"rank{self._world.rank}/cuda")
-        if on_device is not None and self._world.device.type == "cuda":
-            torch.cuda.set_rng_state(on_device, self._world.device)
+        prefix = f"rank{self._world.rank}/"
+        states = {
+            name.removeprefix(prefix): state
+            for name, state in checkpoint.rng_states().items()
+            if name.startswith(prefix)
+        }
+        self.set_random_state(states)
+
+    def set_random_state(self, states: Mapping[str, torch.Tensor]) -> None:
+        """Put this rank's generators where they were when `random_state` returned `states`."""
+        torch.set_rng_state(states["cpu"])
+        if "cuda" in states and self._world.device.type == "cuda":
+            torch.cuda.set_rng_state(states["cuda"], self._world.device)
+
+    def random_state(self) -> dict[str, torch.Tensor]:
+        """Return the states of this rank's generators."""
+        states = {"cpu": torch.get_rng_state()}
+        if self._world.device.type == "cuda":
+            states["cuda"] = torch.cuda.get_rng_state(self._world.device)
+        return states
 
     def finish(self) -> str | None:
         """Wait until the run's copy is complete; returns what went wrong with it, on every rank."""
@@ -139,7 +154,7 @@ class Saver:
             RunFailed: weights are not finite, or saving failed twice in a row; older checkpoints are intact.
         """
         state = gather_state(self._engine)
-        random_states = self._world.gather(self._random_state())
+        random_states = self._world.gather(self.random_state())
         record = {
             "data": self._task.data.state(step),
             **counters,
@@ -192,9 +207,3 @@ class Saver:
             return str(error)
         self._copy(step)
         return None
-
-    def _random_state(self) -> dict[str, torch.Tensor]:
-        states = {"cpu": torch.get_rng_state()}
-        if self._world.device.type == "cuda":
-            states["cuda"] = torch.cuda.get_rng_state(self._world.device)
-        return states

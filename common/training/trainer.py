@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import torch
 from torch import nn
@@ -24,6 +24,7 @@ from beit.common.errors import InputError, ResumableStop, RunFailed, require
 from beit.common.processes.distributed import World, init_distributed
 from beit.common.processes.signals import StopFlag, stop_on_signals
 from beit.common.progress import Progress
+from beit.common.reading.fetcher import StoppedWaiting
 from beit.common.runs.layout import NONFINITE, PROFILE
 from beit.common.runs.metrics import Metrics, open_metrics
 from beit.common.runs.run_dir import RunDirectory, begin_run, open_run
@@ -63,7 +64,11 @@ def train(
     """
     with stop_on_signals():
         require_wandb(config.run.wandb)
-        world = init_distributed(timeout_seconds=config.train.collective_timeout_seconds)
+        world = init_distributed(
+            timeout_seconds=config.train.collective_timeout_seconds,
+            meeting_timeout_seconds=config.train.meeting_timeout_seconds,
+        )
+        world.announce()
         torch.manual_seed(config.train.seed)
         task = build_task(world)
         run = start_run(task, config, path=run_dir, resume=resume, world=world, free_keys=free_keys)
@@ -81,7 +86,8 @@ def start_run(
     run = open_run(path, config, world=world, resume=resume, free_keys=free_keys, sync_to=config.run.sync_to)
     if run.checkpoint is not None:
         data = run.checkpoint.record["data"]
-        task.data.check_resume(data, allow_data_change=config.run.allow_data_change)
+        changed = {change.name for change in run.changes}
+        task.data.check_resume(data, allow_data_change=config.run.allow_data_change, changed=changed)
     _ = task.model
     begin_run(run, config, world=world)
     return run
@@ -136,6 +142,8 @@ class Trainer:
         self._unread: list[tuple[int, HostFlag, list[str]]] = []
         self._losses: list[tuple[torch.Tensor, dict[str, torch.Tensor]]] = []
         self._lr = 0.0
+        self._random_before: dict[str, torch.Tensor] = {}
+        """Of this rank, where the step under way began."""
         self._logged_at, self._logged_step = time.monotonic(), 0
         self._saved_at = time.monotonic()
         """When a save was last tried; at first, when the training began."""
@@ -158,7 +166,10 @@ class Trainer:
                 self._heed(stop)
                 if self._profile is not None:
                     self._profile.before(self._step)
-                self._train_step()
+                try:
+                    self._train_step()
+                except StoppedWaiting as stopped:
+                    self._leave_half_way(stopped)
                 self._step += 1
                 progress.update(1, **self._between_steps())
         failure = self._saver.finish()
@@ -208,6 +219,7 @@ class Trainer:
 
     def _train_step(self) -> None:
         """Forward and backward over the step's micro-batches, then one update."""
+        self._random_before = self._saver.random_state()
         position = self._step - self._guard.total
         optimizer = self._config.optimizer
         self._lr = self._scheduled(position, peak=optimizer.lr, final=optimizer.min_lr, with_warmup=True)
@@ -271,6 +283,23 @@ class Trainer:
         saved = "saved" if failure is None else f"saved, but not copied to {self._run.sync_to} ({failure})"
         where = f"step {self._step} of {self._plan.total_steps}"
         raise ResumableStop(f"stopped at {where} ({reason}), {saved}; run the same command to go on")
+
+    def _leave_half_way(self, stopped: StoppedWaiting) -> NoReturn:
+        """End the run in the middle of a step that data workers let nobody finish, saved as it stood before, if it can.
+
+        Several ranks save together or not at all, and the others may have all their data. A task that overwrites
+        weights may have done so for a part of the step.
+        """
+        is_as_before = not (self._losses and isinstance(self._task, OverwritesWeights))
+        where = f"step {self._step} of {self._plan.total_steps}"
+        if self._world.world_size == 1 and is_as_before:
+            self._read_flags(leave=0)
+            self._saver.set_random_state(self._random_before)
+            if self._saver.saved_step != self._step:
+                self._save(required=True)
+        saved = self._saver.saved_step
+        kept = "nothing is saved yet" if saved < 0 else f"step {saved} is saved"
+        raise ResumableStop(f"{stopped}; {where}, {kept}; run the same command to go on") from None
 
     def _between_steps(self) -> dict[str, float]:
         """Log, evaluate and save where the step number says so; returns the fields to show."""

@@ -8,12 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from beit.common.errors import require
-from beit.common.vit.config import ViTConfig
+from beit.common.vit.config import PosResize, ViTConfig
 from beit.common.vit.position_bias import TABLE_KEY, num_table_rows, resize_table
 
 SHARED_TABLE = f"rel_pos_bias.{TABLE_KEY}"
 _SHAPE = ("patch_size", "in_chans", "embed_dim", "depth", "num_heads", "mlp_ratio", "qkv_bias", "use_abs_pos_emb")
 """What the two must agree in."""
+_DINO_OFFSET = 0.1
+"""Added to the grid that DINO's code asks for; DINOv2 calls it interpolate_offset."""
 
 
 def adapt_state(state: Mapping[str, Tensor], source: ViTConfig, target: ViTConfig) -> dict[str, Tensor]:
@@ -39,19 +41,29 @@ def adapt_state(state: Mapping[str, Tensor], source: ViTConfig, target: ViTConfi
         if name.endswith(TABLE_KEY):
             adapted[name] = resize_table(tensor, source.grid_size, target.grid_size)
         elif name == "pos_embed":
-            adapted[name] = resize_pos_embed(tensor, source.grid_size, target.grid_size)
+            adapted[name] = resize_pos_embed(tensor, source.grid_size, target.grid_size, rule=source.pos_resize)
     return adapted
 
 
-def resize_pos_embed(pos_embed: Tensor, source_grid: tuple[int, int], target_grid: tuple[int, int]) -> Tensor:
+def resize_pos_embed(
+    pos_embed: Tensor, source_grid: tuple[int, int], target_grid: tuple[int, int], *, rule: PosResize = "bicubic"
+) -> Tensor:
     """Resize an absolute position embedding (1, 1 + N, D) to another grid: CLS kept, patches bicubic.
 
-    Source: the released BEiT fine-tuning code. Differs: rectangles work.
+    The rules differ in where the cubic reads (DINO's scale is that of a grid larger by 0.1, so that rounding cannot
+    lose a row) and in its coefficients (timm's has antialiasing on, also where the grid grows).
+
+    Source: the released BEiT fine-tuning code; `interpolate_pos_encoding` of DINO; `resample_abs_pos_embed` of timm.
+        Differs: rectangles work.
     """
     if source_grid == target_grid:
         return pos_embed
-    patches = pos_embed[:, 1:].reshape(1, *source_grid, -1).permute(0, 3, 1, 2)  # (1, D, h, w)
-    patches = nn.functional.interpolate(patches.float(), size=target_grid, mode="bicubic", align_corners=False)
+    patches = pos_embed[:, 1:].reshape(1, *source_grid, -1).permute(0, 3, 1, 2).float()  # (1, D, h, w)
+    if rule == "dino":
+        scale = tuple((target + _DINO_OFFSET) / source for source, target in zip(source_grid, target_grid, strict=True))
+        patches = nn.functional.interpolate(patches, scale_factor=scale, mode="bicubic")
+    else:
+        patches = nn.functional.interpolate(patches, size=target_grid, mode="bicubic", antialias=rule == "timm")
     return torch.cat([pos_embed[:, :1], patches.flatten(2).transpose(1, 2).to(pos_embed.dtype)], dim=1)
 
 

@@ -15,6 +15,7 @@ from beit.common.errors import require
 
 PosBias = Literal["none", "shared", "per_block"]
 InitRule = Literal["pretrain", "finetune"]
+PosResize = Literal["bicubic", "dino", "timm"]
 
 
 class Normalization(NamedTuple):
@@ -81,6 +82,9 @@ class ViTConfig:
     of a BEiT belongs to its heads."""
     layer_norm_eps: Annotated[float, above(0)] = 1e-6
     """Added to the variance in every LayerNorm."""
+    pos_resize: PosResize = "bicubic"
+    """Whose rule resizes an absolute position embedding: the plain one of BEiT, MAE, DeiT and Hugging Face, or that of
+    the project that trained the weights."""
 
     def __post_init__(self) -> None:
         require(

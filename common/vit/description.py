@@ -5,14 +5,17 @@ Format: docs/encoder-format.md.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+import math
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from beit.common.config import config_from_dict, config_to_dict
-from beit.common.errors import InputError
+from beit.common.errors import InputError, require
 from beit.common.storage.documents import Format, read_json
 from beit.common.vit.config import Normalization, ViTConfig
+from beit.common.vit.foreign import describe_foreign, describe_foreign_folder, import_command, is_foreign_config
+from beit.common.vit.header import check_header
 
 FORMAT = Format("beit-encoder", 1)
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
@@ -50,19 +53,37 @@ def find_encoder(path: str | Path) -> Path:
         if (directory / CONFIG_FILE).is_file():
             return directory
     if (given / WEIGHTS_FILE).is_file():
-        raise InputError(f"{given} has {WEIGHTS_FILE} but no {CONFIG_FILE}: writing it was interrupted; write it again")
-    raise InputError(f"{given} is not an encoder: it has no {CONFIG_FILE}; give the encoder folder of a run")
+        raise InputError(
+            f"{given} has {WEIGHTS_FILE} but no {CONFIG_FILE}: writing it was interrupted; write it again. If somebody "
+            f"else wrote it, run {import_command(given / WEIGHTS_FILE)}"
+        )
+    raise InputError(describe_foreign(given, CONFIG_FILE))
 
 
-def read_encoder_config(path: str | Path) -> EncoderConfig:
-    """Read the description of an encoder, or of the one in a run directory, as `encoder` or `model`."""
+def read_encoder_config(path: str | Path, *, need_weights: bool = True) -> EncoderConfig:
+    """Read the description of an encoder, or of the one in a run directory, as `encoder` or `model`.
+
+    It is compared with the header of the weights, so that nothing is built by numbers that are not theirs.
+
+    Args:
+        path: Folder of the encoder, or the run directory.
+        need_weights: False where nothing will be built, so that the weights may have been left behind.
+    """
     file = find_encoder(path) / CONFIG_FILE
-    value, origin = FORMAT.check(read_json(file), file), str(file)
+    found = read_json(file)
+    if is_foreign_config(found):
+        raise InputError(describe_foreign_folder(file.parent))
+    value, origin = FORMAT.check(found, file), str(file)
     try:
         normalization = value["normalization"]
+        architecture = config_from_dict(ViTConfig, value["architecture"], origin=origin)
         class_names = value.get("class_names")
-        return EncoderConfig(
-            architecture=config_from_dict(ViTConfig, value["architecture"], origin=origin),
+        require(
+            architecture.in_chans == 3,
+            f"{origin}: in_chans ({architecture.in_chans}) must be 3: images are read as RGB; give another encoder",
+        )
+        config = EncoderConfig(
+            architecture=architecture,
             normalization=Normalization(tuple(normalization["mean"]), tuple(normalization["std"])),
             task=value["task"],
             vocab_size=value.get("vocab_size"),
@@ -72,8 +93,43 @@ def read_encoder_config(path: str | Path) -> EncoderConfig:
             multi_label=value.get("multi_label", False),
             provenance=value.get("provenance", {}),
         )
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{origin} is malformed ({error!r}); write the encoder again") from None
+    _check(config, origin)
+    if need_weights or file.with_name(WEIGHTS_FILE).exists():
+        check_header(file.with_name(WEIGHTS_FILE), config.architecture)
+    return config
+
+
+def _check(config: EncoderConfig, origin: str) -> None:
+    """Refuse values that no version has written, before they are an index, a divisor or a text somewhere."""
+    names, channels = config.class_names, config.architecture.in_chans
+    numbers = [value for value in asdict(config.architecture).values() if isinstance(value, float)]
+    facts = {
+        "architecture": all(map(math.isfinite, numbers)),
+        "mean": _are_numbers(config.normalization.mean, channels),
+        "std": _are_numbers(config.normalization.std, channels) and min(config.normalization.std) > 0,
+        "task": config.task in ("pretrain", "classification"),
+        "vocab_size": config.vocab_size is None or _is_count(config.vocab_size, 1),
+        "best_block": config.best_block is None
+        or (_is_count(config.best_block, 0) and config.best_block < config.architecture.depth),
+        "class_names": names is None or (bool(names) and all(isinstance(name, str) for name in names)),
+        "pooling": config.pooling is None or isinstance(config.pooling, str),
+        "multi_label": isinstance(config.multi_label, bool),
+        "provenance": isinstance(config.provenance, dict),
+    }
+    wrong = [name for name, is_right in facts.items() if not is_right]
+    require(not wrong, f"{origin} is malformed ({', '.join(wrong)}); write the encoder again")
+
+
+def _are_numbers(values: tuple[Any, ...], count: int) -> bool:
+    return len(values) == count and all(
+        isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) for value in values
+    )
+
+
+def _is_count(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def encoder_config_to_json(config: EncoderConfig) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import string
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -133,6 +133,13 @@ def _notes(groups: Sequence[Group]) -> list[str]:
         if max(images) - min(images) > _BUDGET_TOLERANCE * max(images):
             notes.append(f"{task}: budgets differ, {min(images):,} to {max(images):,} images seen")
         places = list(dict.fromkeys(run.measured_on for run in runs))
+        if any(_are_several(run.measured_sha256 for run in runs if run.measured_on == place) for place in places):
+            notes.append(f"{task}: images that were measured on were edited between the runs, which no interval covers")
+        if any(
+            _are_several(run.source_sha256 for run in runs if run.settings.get("data") == data)
+            for data in {run.settings.get("data") for run in runs}
+        ):
+            notes.append(f"{task}: training images were edited between the runs, which no interval covers")
         if len(places) > 1:
             notes.append(f"{task}: measured on different images, which no interval covers: {'; '.join(places)}")
         else:
@@ -142,6 +149,10 @@ def _notes(groups: Sequence[Group]) -> list[str]:
         if len(set(seeds)) < len(seeds):
             notes.append(f"{group.label}: several runs of one seed; its interval is too narrow")
     return notes
+
+
+def _are_several(identities: Iterable[str | None]) -> bool:
+    return len(set(identities) - {None}) > 1
 
 
 def _letters(number: int) -> str:

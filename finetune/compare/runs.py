@@ -18,7 +18,8 @@ from beit.common.runs.changes import SPEED_KEYS, matches
 from beit.common.runs.layout import CONFIG, ENCODER, ENVIRONMENT, EVALUATION, LAST, METRICS, MODEL, PROBES
 from beit.common.runs.metrics import read_metrics
 from beit.common.storage.documents import read_json
-from beit.common.vit.description import read_encoder_config
+from beit.common.storage.files import sha256_file
+from beit.common.vit.description import WEIGHTS_FILE, read_encoder_config
 
 SEEDS = ("train.seed", "data.subset_seed")
 """Settings that tell the repetitions of one experiment apart."""
@@ -60,6 +61,10 @@ class RunRecord:
     """The work."""
     missing_steps: int = 0
     """Steps that are left to do."""
+    source_sha256: str | None = None
+    """Identity of all images that training chose from; None where the run does not say."""
+    measured_sha256: str | None = None
+    """Identity of the images it was measured on; None where nothing says."""
 
 
 def read_runs(path: Path) -> list[RunRecord]:
@@ -95,21 +100,25 @@ def _read_probe(path: Path, task: str, settings: Mapping[str, Any]) -> RunRecord
         main_metric="top1",
         measured_on=measured_on,
         budget=Budget(steps=None, images=int(result["num_train_images"]), device_seconds=None),
+        source_sha256=result.get("source_sha256"),
+        measured_sha256=result.get("validation_sha256"),
     )
 
 
 def _read_classification(path: Path, settings: Mapping[str, Any]) -> RunRecord:
     """Read a run by `beit evaluate`'s numbers if they are there, else by those of the model it kept."""
-    last = read_encoder_config(path / LAST).provenance
+    last = read_encoder_config(path / LAST, need_weights=False).provenance
     if (path / EVALUATION).is_file():
         metrics = read_json(path / EVALUATION)
-        measured_on = _images(metrics.get("data"), metrics["num_images"])
+        _require_own_weights(path, metrics.get("model_sha256"))
+        measured_on, measured = _images(metrics.get("data"), metrics["num_images"]), metrics.get("validation_sha256")
     else:
-        best = read_encoder_config(path / MODEL).provenance
+        best = read_encoder_config(path / MODEL, need_weights=False).provenance
         metrics = best["metrics"]
         if not metrics:
             raise InputError(f"{path} measured nothing; run beit evaluate {path}/model DATA --out {path / EVALUATION}")
         measured_on = f"{_images(best.get('validation_data'), metrics['num_images'])}, the best evaluation"
+        measured = best.get("validation_sha256")
     main = "map" if "map" in metrics else "top1"
     return RunRecord(
         path=str(path),
@@ -121,11 +130,23 @@ def _read_classification(path: Path, settings: Mapping[str, Any]) -> RunRecord:
         measured_on=measured_on,
         budget=_training_budget(path, settings, last["step"]),
         missing_steps=_missing_steps(path, settings, last, metric=f"val_{main}", is_higher_better=True),
+        source_sha256=last.get("source_sha256"),
+        measured_sha256=measured,
     )
 
 
+def _require_own_weights(path: Path, sha256: str | None) -> None:
+    """Refuse an evaluation of weights that the run has replaced since; those of before do not say of which they are."""
+    weights = [path / name / WEIGHTS_FILE for name in (MODEL, LAST)]
+    if sha256 is not None and sha256 not in [sha256_file(file) for file in weights if file.is_file()]:
+        raise InputError(
+            f"{path / EVALUATION} is of other weights than {path}/{MODEL} and {path}/{LAST}; delete it, or run beit "
+            f"evaluate {path}/{MODEL} DATA --out {path / EVALUATION} again"
+        )
+
+
 def _read_pretraining(path: Path, settings: Mapping[str, Any]) -> RunRecord:
-    provenance = read_encoder_config(path / ENCODER).provenance
+    provenance = read_encoder_config(path / ENCODER, need_weights=False).provenance
     metrics = provenance.get("metrics") or {}
     main = next((name for name in ("held_out_bits", "held_out_mse") if name in metrics), None)
     if main is None:

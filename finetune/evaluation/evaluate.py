@@ -20,6 +20,7 @@ from beit.common.processes.distributed import World, init_distributed
 from beit.common.processes.launcher_env import under_launcher
 from beit.common.progress import Progress
 from beit.common.reading.config import ReaderConfig
+from beit.common.reading.contents import contents_sha256
 from beit.common.reading.labelled_dataset import LabelledDataset
 from beit.common.reading.loader import Loader
 from beit.common.reading.reader import sequential_loader
@@ -27,9 +28,9 @@ from beit.common.sources.class_names import read_class_names
 from beit.common.sources.config import SourceConfig
 from beit.common.sources.index import LabelledIndex
 from beit.common.storage.documents import write_json
-from beit.common.storage.files import check_output, write_atomic
+from beit.common.storage.files import check_output, sha256_file, write_atomic
 from beit.common.training.data import padded
-from beit.common.vit.description import EncoderConfig
+from beit.common.vit.description import WEIGHTS_FILE, EncoderConfig, find_encoder
 from beit.finetune.artifact import load_classifier
 from beit.finetune.augment.augment import EvalTransform, default_crop_pct
 from beit.finetune.classification.step import class_logits
@@ -80,9 +81,10 @@ def evaluate_model(
         multi_label=stored.multi_label,
         numbers=numbers,
         label_column=label_column,
-        source=source,
+        reading=source,
     )
     world = init_distributed() if under_launcher() else single_rank()
+    world.announce()
     loader = evaluation_loader(index, stored, world=world, settings=EvaluationConfig(), reader=default_reader(world))
     classifier.to(world.device)
     table = label_table(index, stored.class_names, numbers=numbers) if stored.multi_label else None
@@ -96,7 +98,11 @@ def evaluate_model(
     report = build_report(outcomes, index, class_names=stored.class_names, model=str(model), data=data)
     if world.is_main:
         if out is not None:
-            write_json(out, report.as_json())
+            identity = {
+                "model_sha256": sha256_file(find_encoder(model) / WEIGHTS_FILE),
+                "validation_sha256": contents_sha256(index),
+            }
+            write_json(out, report.as_json() | identity)
         if html is not None:
             from beit.finetune.evaluation.page import evaluation_page  # draws, which a training never does
 

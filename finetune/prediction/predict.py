@@ -110,6 +110,7 @@ def predict(
     """Yield the predictions for all images of `source` that can be read, batch by batch, in the order of the source."""
     predictor = load_predictor(model, features=features)
     index, world = build_index(source, settings=settings), single_rank()
+    world.announce()
     reader = default_reader(world, bad_sample_budget=_ALL_BUT_ONE)
     loader = evaluation_loader(index, predictor.stored, world=world, settings=EvaluationConfig(), reader=reader)
     predictor.model.to(world.device)

@@ -19,6 +19,7 @@ from safetensors.torch import save
 from beit.common.encoder import load_encoder
 from beit.common.errors import InputError
 from beit.common.processes.distributed import World
+from beit.common.reading.contents import contents_of
 from beit.common.sources.index import LabelledIndex
 from beit.common.storage.files import atomic_file, sha256_file
 from beit.common.vit.description import WEIGHTS_FILE, EncoderConfig, find_encoder
@@ -30,7 +31,7 @@ from beit.finetune.evaluation.evaluate import crop_pct_of, evaluation_loader, wi
 
 logger = logging.getLogger(__name__)
 
-FORMAT = "beit-features 1"
+FORMAT = "beit-features 2"
 
 
 class FrozenEncoder:
@@ -90,7 +91,8 @@ def _identity(encoder: FrozenEncoder, index: LabelledIndex, config: FinetuneConf
     """Hash everything that decides the features."""
     img_size = encoder.model.config.img_size
     crop_pct = crop_pct_of(config.evaluation, img_size)
-    parts = [FORMAT, encoder.fingerprint, index.index_sha256, img_size, crop_pct, encoder.normalization]
+    images = contents_of(index)
+    parts = [FORMAT, encoder.fingerprint, images, img_size, crop_pct, encoder.normalization]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from beit.common.encoder import save_model
 from beit.common.errors import require
 from beit.common.pages.tables import aligned
+from beit.common.reading.contents import contents_sha256
 from beit.common.runs.layout import CHECKPOINTS, FEATURES, MODEL
 from beit.common.runs.run_dir import begin_run, open_run
 from beit.common.storage.documents import write_json
@@ -69,9 +70,10 @@ def run_probe(task: str, config: FinetuneConfig, *, data: str, run_dir: Path, re
         f"{run_dir} holds a classification run, whose model {task} would replace; name another directory",
     )
     start = starting_point(config)
-    images = open_training_data(data, config.data, source=config.source)
+    images = open_training_data(data, config.data, reading=config.source)
     assert images.val is not None
     world = single_rank()
+    world.announce()
     encoder = FrozenEncoder(config, start)
     run = open_run(run_dir, config, world=world, resume=resume, free_keys=_UNUSED)
     begin_run(run, config, world=world)
@@ -86,6 +88,8 @@ def run_probe(task: str, config: FinetuneConfig, *, data: str, run_dir: Path, re
         "encoder": config.encoder,
         "data": images.train.info.root,
         "validation_data": config.data.val,
+        "source_sha256": contents_sha256(images.source),
+        "validation_sha256": contents_sha256(images.val),
         "num_classes": found.num_classes,
         "num_train_images": len(train.labels),
         "num_images": len(val.labels),

@@ -1,6 +1,7 @@
 """Reading weights that somebody else wrote: tensors and JSON only, nothing in a file is executed.
 
-FILE.pth, .pt, .bin         torch.load with weights_only=True; a training checkpoint's weights are found in it
+FILE.pth, .pt, .bin         torch.load with weights_only=True; a training checkpoint's weights, plain or averaged, and
+                            its arguments are found in it
 FILE.safetensors
 FOLDER                      of Hugging Face or timm: config.json beside model.safetensors or pytorch_model.bin
 """
@@ -13,7 +14,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -23,10 +24,20 @@ from torch import Tensor
 from beit.common.errors import InputError
 from beit.common.storage.documents import read_json
 from beit.common.storage.files import sha256_file
+from beit.common.vit.description import FORMAT
 
-_CONTAINERS = ("model", "module", "teacher", "state_dict")
-"""Keys under which training checkpoints keep the weights, in the order in which they are looked for: of DINO's two
-networks the teacher is the one that is used."""
+WeightsKind = Literal["ema", "plain"]
+
+_CONTAINERS: dict[WeightsKind, tuple[str, ...]] = {
+    "ema": ("state_dict_ema", "model_ema", "ema_state_dict", "ema", "teacher"),
+    "plain": ("model", "module", "state_dict", "student"),
+}
+"""Keys under which training checkpoints keep a running average of the weights, and the weights themselves, in the order
+in which they are looked for. Where there are both the average is what timm and the released code of DINO use."""
+_KIND_NAMES = {
+    "ema": f"running average of its weights ({', '.join(_CONTAINERS['ema'])})",
+    "plain": f"plain weights ({', '.join(_CONTAINERS['plain'])})",
+}
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 
@@ -40,28 +51,54 @@ class ForeignWeights:
     """Of every weight file, by name."""
     container: str | None
     """Key of the checkpoint under which the weights were; None where they were the whole file."""
+    beside: tuple[str, ...]
+    """Keys of the checkpoint under which there are other weights, which were not taken."""
+    args: dict[str, Any]
+    """Arguments of the training script, where the checkpoint has them; else empty."""
     config: dict[str, Any]
     """config.json of a folder; else empty."""
     preprocessor: dict[str, Any]
     """preprocessor_config.json of a folder; else empty."""
 
 
-def read_foreign(path: Path) -> ForeignWeights:
-    """Read a weight file, or a folder of Hugging Face or timm."""
+class _Checkpoint(NamedTuple):
+    """What one file holds; the fields are those of `ForeignWeights`."""
+
+    tensors: dict[str, Tensor]
+    container: str | None
+    beside: tuple[str, ...]
+    args: dict[str, Any]
+
+
+def read_foreign(path: Path, weights: WeightsKind | None = None) -> ForeignWeights:
+    """Read a weight file, or a folder of Hugging Face or timm.
+
+    Args:
+        path: The file or folder.
+        weights: Which of a checkpoint's weights, the running average or the plain ones; by default the average if there
+            is one.
+    """
     if not path.exists():
         raise InputError(f"{path} does not exist; give a weight file, or the folder of a Hugging Face model")
+    folder = path if path.is_dir() else path.parent if path.name in _WEIGHTS else None  # its JSON tells more
+    config, preprocessor = (
+        _read_object(folder / name) if folder else {} for name in ("config.json", "preprocessor_config.json")
+    )
+    if config.get("format") == FORMAT.name:
+        raise InputError(f"{path} is an encoder of beit already; give {folder} to --encoder as it is")
     files = _weight_files(path) if path.is_dir() else [path]
     tensors: dict[str, Tensor] = {}
-    container = None
     for file in files:
-        found, container = _read_file(file)
-        tensors |= found
+        found = _read_file(file, weights)
+        tensors |= found.tensors
     return ForeignWeights(
         tensors=tensors,
         sha256={file.name: sha256_file(file) for file in files},
-        container=container,
-        config=_read_object(path / "config.json"),
-        preprocessor=_read_object(path / "preprocessor_config.json"),
+        container=found.container,
+        beside=found.beside,
+        args=found.args,
+        config=config,
+        preprocessor=preprocessor,
     )
 
 
@@ -88,13 +125,15 @@ def _read_object(file: Path) -> dict[str, Any]:
     return value
 
 
-def _read_file(file: Path) -> tuple[dict[str, Tensor], str | None]:
-    if file.suffix == ".safetensors":
-        try:
-            return load_file(file), None
-        except (SafetensorError, FileNotFoundError) as error:
-            raise InputError(f"{file} is not a safetensors file that can be read ({error}); fetch it again") from None
-    return _weights_in(_load_pickle(file), file)
+def _read_file(file: Path, weights: WeightsKind | None) -> _Checkpoint:
+    if file.suffix != ".safetensors":
+        return _weights_in(_load_pickle(file), file, weights)
+    try:
+        tensors = load_file(file)
+    except (SafetensorError, FileNotFoundError) as error:
+        raise InputError(f"{file} is not a safetensors file that can be read ({error}); fetch it again") from None
+    _require_plain(weights, file)
+    return _Checkpoint(tensors, None, (), {})
 
 
 def _load_pickle(file: Path) -> Any:
@@ -131,15 +170,43 @@ def _first_line(error: Exception) -> str:
     return lines[0].split(". ")[0][:120] if lines else type(error).__name__
 
 
-def _weights_in(loaded: Any, file: Path) -> tuple[dict[str, Tensor], str | None]:
+def _weights_in(loaded: Any, file: Path, weights: WeightsKind | None) -> _Checkpoint:
     """Find the state dict in a checkpoint."""
     if not isinstance(loaded, Mapping):
         raise InputError(f"{file} holds a {type(loaded).__name__}, not a state dict; give a file with one")
-    for name in _CONTAINERS:
-        inner = loaded.get(name)
-        if isinstance(inner, Mapping) and any(isinstance(value, Tensor) for value in inner.values()):
-            return _only_tensors(inner, file), name
-    return _only_tensors(loaded, file), None
+    containers = [name for name in _known(weights) if _holds_tensors(loaded.get(name))]
+    if not containers:
+        if any(_holds_tensors(loaded.get(name)) for name in _known(None)):
+            raise InputError(f"{file} has no {_KIND_NAMES[weights or 'plain']}; leave --weights out")
+        _require_plain(weights, file)
+        return _Checkpoint(_only_tensors(loaded, file), None, (), {})
+    args = loaded.get("args")
+    return _Checkpoint(
+        _only_tensors(loaded[containers[0]], file),
+        containers[0],
+        tuple(str(name) for name, value in loaded.items() if name != containers[0] and _are_weights(name, value)),
+        dict(vars(args) if isinstance(args, argparse.Namespace) else args if isinstance(args, Mapping) else {}),
+    )
+
+
+def _known(weights: WeightsKind | None) -> tuple[str, ...]:
+    return _CONTAINERS["ema"] + _CONTAINERS["plain"] if weights is None else _CONTAINERS[weights]
+
+
+def _holds_tensors(value: Any) -> bool:
+    return isinstance(value, Mapping) and any(isinstance(entry, Tensor) for entry in value.values())
+
+
+def _are_weights(name: Any, value: Any) -> bool:
+    """Tell another encoder, or an average in whatever form, from optimizers, scalers and centres."""
+    if not isinstance(value, Mapping) or not value:
+        return False
+    return "ema" in str(name).split("_") or any(str(entry).endswith("cls_token") for entry in value)
+
+
+def _require_plain(weights: WeightsKind | None, file: Path) -> None:
+    if weights == "ema":
+        raise InputError(f"{file} has no {_KIND_NAMES['ema']}; leave --weights out")
 
 
 def _only_tensors(values: Mapping[Any, Any], file: Path) -> dict[str, Tensor]:
@@ -147,6 +214,6 @@ def _only_tensors(values: Mapping[Any, Any], file: Path) -> dict[str, Tensor]:
         if not isinstance(value, Tensor):
             raise InputError(
                 f"{file} has {name!r} of type {type(value).__name__} among its tensors, and no state dict under "
-                f"{', '.join(_CONTAINERS)}; give a file with one"
+                f"{', '.join(_known(None))}; give a file with one"
             )
     return {str(name): value for name, value in values.items()}

@@ -1,7 +1,8 @@
 """`beit import`: weights of somebody else become an encoder folder that every later command takes.
 
-Reading is `import_files.py`, naming `import_names.py`. Here is what the tensors make up: the architecture they imply,
-which is then checked tensor by tensor, the head that stays, and where everything came from.
+Reading is `import_files.py`, naming `import_names.py`, and what no shape tells `import_findings.py`. Here is what the
+tensors make up: the architecture they imply, which is then checked tensor by tensor, the head that stays, and where
+everything came from.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,25 +20,33 @@ from beit import __version__
 from beit.common.encoder import load_encoder, save_model
 from beit.common.errors import InputError, require
 from beit.common.storage.tensor_check import check_tensors
-from beit.common.vit.config import Normalization, PosBias, ViTConfig
+from beit.common.vit.config import Normalization, PosBias, PosResize, ViTConfig
 from beit.common.vit.description import EncoderConfig
 from beit.common.vit.vit import VisionTransformer
-from beit.finetune.weights.import_files import ForeignWeights, read_foreign
+from beit.finetune.weights.import_files import ForeignWeights, WeightsKind, read_foreign
+from beit.finetune.weights.import_findings import (
+    Finding,
+    NormalizationName,
+    find_normalization,
+    find_num_heads,
+    find_pos_resize,
+)
 from beit.finetune.weights.import_names import NamedTensors, official_names
 
-NORMALIZATIONS = {
-    "imagenet": Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    "inception": Normalization((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
-}
-"""The two that are in use."""
 _KINDS = ("beit", "vit", "vit_mae", "deit")
 """`model_type` of the Hugging Face models whose computation is ours."""
-_HEAD_DIM = 64
-"""Channels of an attention head in almost every released ViT."""
 _LAYER_SCALE = 0.1
 """Recorded as the initial layer scale where there is one; nothing but its presence matters once there are weights."""
-_SIXTEEN_HEADS = (1280, 1408)
-"""Widths of huge and giant models, which have 16 heads instead."""
+_HUGGING_FACE_EPS = 1e-12
+"""layer_norm_eps of a Hugging Face folder that names none: the default of all four kinds."""
+
+
+class _Findings(NamedTuple):
+    """What the shapes do not tell."""
+
+    num_heads: Finding[int]
+    normalization: Finding[Normalization]
+    pos_resize: Finding[PosResize]
 
 
 class Imported(NamedTuple):
@@ -54,26 +63,42 @@ def import_encoder(
     directory: Path,
     *,
     num_heads: int | None = None,
-    normalization: Literal["imagenet", "inception"] | None = None,
+    normalization: NormalizationName | None = None,
+    weights: WeightsKind | None = None,
+    pos_resize: PosResize | None = None,
 ) -> Imported:
     """Convert a weight file or folder into an encoder in a new or empty folder, and load that again.
 
-    Where neither the user nor the file tells, the usual is taken: a head per 64 channels, the pixels' normalisation of
-    such models.
+    Where neither the user nor the file tells, the usual is taken, and the summary and the provenance say so.
+
+    Args:
+        source: What somebody else wrote.
+        directory: The encoder.
+        num_heads: Attention heads, if the file cannot tell.
+        normalization: Scale of the pixels, if the file cannot tell.
+        weights: Of a training checkpoint, the running average or the plain weights; by default the average if there is
+            one.
+        pos_resize: By whose rule absolute positions are resized, if the file cannot tell.
     """
     if directory.exists() and (not directory.is_dir() or next(directory.iterdir(), None) is not None):
         raise InputError(f"{directory} is not an empty folder; name a new one for the encoder")
-    foreign = read_foreign(source)
+    foreign = read_foreign(source, weights)
     _require_kind(foreign.config, source)
     named = official_names(foreign.tensors, str(source))
     tensors = named.tensors
-    architecture = infer_architecture(named, foreign.config, num_heads, origin=str(source))
+    for name in ("cls_token", "patch_embed.proj.weight", "blocks.0.mlp.fc1.weight", "blocks.0.norm1.weight"):
+        require(name in tensors, f"{source} lacks the tensor {name!r} of every encoder; it is of another kind of model")
+    findings = _Findings(
+        num_heads=find_num_heads(named, foreign.config, num_heads, origin=str(source)),
+        normalization=find_normalization(named, foreign, normalization, origin=str(source)),
+        pos_resize=find_pos_resize(named, foreign, pos_resize, origin=str(source)),
+    )
+    architecture = infer_architecture(named, foreign.config, findings, origin=str(source))
     _check(tensors, architecture, source)
-    found, said = _normalization(named, foreign, normalization)
-    class_names, pooling = _head(tensors, foreign.config)
+    class_names, pooling = _head(tensors, foreign.config, str(source))
     config = EncoderConfig(
         architecture=architecture,
-        normalization=found,
+        normalization=findings.normalization.value,
         task="pretrain" if class_names is None else "classification",
         vocab_size=len(tensors["lm_head.weight"]) if "lm_head.weight" in tensors else None,
         class_names=class_names,
@@ -82,42 +107,38 @@ def import_encoder(
             "imported_from": str(source),
             "sha256": foreign.sha256,
             "checkpoint_key": foreign.container,
+            "not_taken": list(foreign.beside),
             "family": named.family,
+            "findings": {name: str(finding) for name, finding in findings._asdict().items()},
             "left_out": named.left_out,
             "beit_version": __version__,
         },
     )
     save_model(directory, tensors, config)
     load_encoder(directory)
-    return Imported(config, _summary(config, named, foreign, said))
+    return Imported(config, _summary(config, named, foreign, findings))
 
 
 def infer_architecture(
-    named: NamedTensors, config: Mapping[str, Any], num_heads: int | None, *, origin: str
+    named: NamedTensors, config: Mapping[str, Any], findings: _Findings, *, origin: str
 ) -> ViTConfig:
-    """Derive the shape of the model from its tensors, Hugging Face's config.json, if any, and what the user says."""
+    """Derive the shape of the model from its tensors, Hugging Face's config.json, if any, and what else was found."""
     tensors = named.tensors
-    for name in ("cls_token", "patch_embed.proj.weight", "blocks.0.mlp.fc1.weight", "blocks.0.norm1.weight"):
-        require(name in tensors, f"{origin} lacks the tensor {name!r} of every encoder; it is of another kind of model")
-    projection = tensors["patch_embed.proj.weight"]
-    require(projection.ndim == 4, f"{origin}: patch_embed.proj.weight has {projection.ndim} dimensions, must have 4")
-    embed_dim, in_chans, patch_size = projection.shape[:3]
-    table = tensors.get("rel_pos_bias.relative_position_bias_table")
-    own_table = tensors.get("blocks.0.attn.relative_position_bias_table")
-    pos_bias: PosBias = "shared" if table is not None else "per_block" if own_table is not None else "none"
-    table = own_table if table is None else table
+    embed_dim, patch_size = _patches(tensors["patch_embed.proj.weight"], origin)
+    pos_bias: PosBias = "none" if (table := named.position_table) is None else "per_block"
+    if "rel_pos_bias.relative_position_bias_table" in tensors:
+        pos_bias = "shared"
     gamma = tensors.get("blocks.0.gamma_1")
     depth = 1 + max(int(match[1]) for name in tensors if (match := re.match(r"blocks\.(\d+)\.", name)))
     side = _grid_side(tensors.get("pos_embed"), table, config, patch_size, origin)
-    eps = config.get("layer_norm_eps", 1e-6)
+    eps = config.get("layer_norm_eps", _HUGGING_FACE_EPS if "model_type" in config else 1e-6)
     require(isinstance(eps, float) and eps > 0, f"{origin}: layer_norm_eps ({eps}) must be a number above 0")
     return ViTConfig(
         img_size=side * patch_size,
         patch_size=patch_size,
-        in_chans=in_chans,
         embed_dim=embed_dim,
         depth=depth,
-        num_heads=num_heads or _num_heads(embed_dim, table, config, origin),
+        num_heads=findings.num_heads.value,
         mlp_ratio=len(tensors["blocks.0.mlp.fc1.weight"]) / embed_dim,
         qkv_bias="blocks.0.attn.q_bias" in tensors,
         init_values=0.0 if gamma is None else config.get("layer_scale_init_value") or _LAYER_SCALE,
@@ -127,11 +148,27 @@ def infer_architecture(
         use_mask_token="mask_token" in tensors,
         final_norm=named.family != "BEiT" and "norm.weight" in tensors,
         layer_norm_eps=eps,
+        pos_resize=findings.pos_resize.value,
     )
 
 
+def _patches(projection: Tensor, origin: str) -> tuple[int, int]:
+    """Return width and patch size after the weight of the patch convolution."""
+    require(projection.ndim == 4, f"{origin}: patch_embed.proj.weight has {projection.ndim} dimensions, must have 4")
+    embed_dim, in_chans, height, width = projection.shape
+    require(height == width, f"{origin} has patches of {height} x {width} px, and a beit encoder has square ones")
+    require(
+        in_chans == 3,
+        f"{origin} is of a model for images of {in_chans} channel{'s' if in_chans > 1 else ''}, and beit reads images "
+        "as RGB; give weights for 3 channels",
+    )
+    return embed_dim, height
+
+
 def _require_kind(config: Mapping[str, Any], source: Path) -> None:
-    kind, activation = config.get("model_type"), config.get("hidden_act", "gelu")
+    arguments = config.get("model_args")
+    kind = config.get("model_type")
+    activation = config.get("hidden_act", arguments.get("act_layer", "gelu") if isinstance(arguments, dict) else "gelu")
     if kind is not None and kind not in _KINDS:
         raise InputError(f"{source} holds a model of type {kind!r}; known are {', '.join(_KINDS)}")
     if activation != "gelu":
@@ -167,21 +204,6 @@ def _grid_side(
     return int(img_size // patch_size)
 
 
-def _num_heads(embed_dim: int, table: Tensor | None, config: Mapping[str, Any], origin: str) -> int:
-    if table is not None:
-        return int(table.shape[1])
-    if isinstance(listed := config.get("num_attention_heads"), int):
-        return listed
-    if embed_dim in _SIXTEEN_HEADS:
-        return 16
-    require(
-        embed_dim % _HEAD_DIM == 0,
-        f"{origin}: the number of attention heads is not in the file, and {embed_dim} channels are no multiple of "
-        f"{_HEAD_DIM}; give --num-heads",
-    )
-    return embed_dim // _HEAD_DIM
-
-
 def _check(tensors: Mapping[str, Tensor], architecture: ViTConfig, source: Path) -> None:
     """Compare every tensor with the architecture; nothing may be missing, of another shape, or not finite."""
     dim = architecture.embed_dim
@@ -197,10 +219,19 @@ def _check(tensors: Mapping[str, Tensor], architecture: ViTConfig, source: Path)
     check_tensors(tensors, expected, source)
 
 
-def _head(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> tuple[tuple[str, ...] | None, str | None]:
+def _head(
+    tensors: Mapping[str, Tensor], config: Mapping[str, Any], origin: str
+) -> tuple[tuple[str, ...] | None, str | None]:
     """Return class names and pooling of a classification head; None and None where there is none."""
     if "head.weight" not in tensors:
         return None, None
+    pooling = "mean" if "fc_norm.weight" in tensors else "cls"
+    wanted = {"avg": "mean", "token": "cls"}.get(listed := config.get("global_pool", ""), pooling)
+    if wanted != pooling or listed not in ("", "avg", "token"):
+        raise InputError(
+            f"{origin} pools by {listed!r}, for which {'norm' if pooling == 'cls' else 'fc_norm'}.* stands in another "
+            "place than in a beit classifier; remove the head from the weights to use their encoder"
+        )
     count = len(tensors["head.weight"])
     listed = config.get("id2label")
     names = [str(number) for number in range(count)]
@@ -208,28 +239,10 @@ def _head(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> tuple[tup
         names = [str(listed[name]) for name in names]
     # ImageNet has two cranes and two maillots; classes are told apart by name.
     unique = tuple(f"{name} ({number})" if names.count(name) > 1 else name for number, name in enumerate(names))
-    return unique, "mean" if "fc_norm.weight" in tensors else "cls"
+    return unique, pooling
 
 
-def _normalization(named: NamedTensors, foreign: ForeignWeights, given: str | None) -> tuple[Normalization, str]:
-    """Return how pixels are normalised, and where that is from."""
-    if given is not None:
-        return NORMALIZATIONS[given], f"{given}, as given"
-    mean, std = foreign.preprocessor.get("image_mean"), foreign.preprocessor.get("image_std")
-    cfg = foreign.config.get("pretrained_cfg")
-    if mean is None and isinstance(cfg, Mapping):
-        mean, std = cfg.get("mean"), cfg.get("std")
-    if mean is not None and std is not None and _is_triple(mean) and _is_triple(std):
-        return Normalization(tuple(map(float, mean)), tuple(map(float, std))), "from the folder"
-    usual = "inception" if named.family == "BEiT" and "pos_embed" not in named.tensors else "imagenet"
-    return NORMALIZATIONS[usual], f"{usual}, the usual one of such weights; --normalization changes it"
-
-
-def _is_triple(values: Any) -> bool:
-    return isinstance(values, list) and len(values) == 3 and all(isinstance(value, int | float) for value in values)
-
-
-def _summary(config: EncoderConfig, named: NamedTensors, foreign: ForeignWeights, normalization: str) -> str:
+def _summary(config: EncoderConfig, named: NamedTensors, foreign: ForeignWeights, findings: _Findings) -> str:
     shape = config.architecture
     size = sum(tensor.numel() for tensor in named.tensors.values()) / 1e6
     head = "no head"
@@ -237,14 +250,32 @@ def _summary(config: EncoderConfig, named: NamedTensors, foreign: ForeignWeights
         head = f"a head of {len(config.class_names)} classes on {config.pooling}"
     elif config.vocab_size is not None:
         head = f"a head of {config.vocab_size} visual words"
+    guess = " (a guess)" if findings.num_heads.option else ""
     positions = "absolute positions" if shape.use_abs_pos_emb else "no absolute positions"
     lines = [
-        f"{named.family}: {shape.depth} blocks of {shape.embed_dim} channels, {shape.num_heads} heads, "
+        f"{named.family}: {shape.depth} blocks of {shape.embed_dim} channels, {shape.num_heads} heads{guess}, "
         f"{shape.img_size} px in patches of {shape.patch_size}, {positions}, relative positions {shape.pos_bias}, "
         f"{size:.1f} M parameters, {head}",
-        f"normalisation: {normalization}",
+        *_said(named, foreign, findings),
         *(f"sha256 {digest}  {name}" for name, digest in foreign.sha256.items()),
     ]
     if named.left_out:
         lines.append(f"left out: {len(named.left_out)} tensors, such as {named.left_out[0]}")
     return "\n".join(lines)
+
+
+def _said(named: NamedTensors, foreign: ForeignWeights, findings: _Findings) -> list[str]:
+    """Return a line for everything that no shape tells."""
+    lines = [
+        f"heads: {findings.num_heads.value}, {findings.num_heads}",
+        f"normalisation: {findings.normalization}",
+    ]
+    if "pos_embed" in named.tensors:
+        lines.append(f"positions at another resolution: {findings.pos_resize}")
+    if foreign.container is not None:
+        taken = f"weights: {foreign.container!r} of the file"
+        others = ", ".join(map(repr, foreign.beside))
+        lines.append(f"{taken}, which has {others}, too; --weights ema|plain chooses" if others else taken)
+    if not foreign.config:
+        lines.append("taken as usual, since tensors do not tell: eps 1e-6 of every LayerNorm, the exact gelu")
+    return lines

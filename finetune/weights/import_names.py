@@ -56,6 +56,7 @@ _KNOWN = re.compile(
 _NOT_NEEDED = re.compile(
     r".*relative_position_index"  # follows from the grid
     r"|decoder.*"  # MAE's, for its own training
+    r"|cls_pt_(layers|norm|lm_head)\..*"  # of BEiT v2, for its own training
     r"|pooler\.dense\.(weight|bias)"  # Hugging Face adds it to every ViT, often untrained
     r"|blocks\.\d+\.attn\.k_bias"  # zeros, in older timm
 )
@@ -72,6 +73,16 @@ class NamedTensors:
     """What kind of model they are from, as far as names tell: DINO, DeiT and supervised models are alike."""
     left_out: list[str]
     """Names, as in the file, of what an encoder has no use for."""
+    is_beit_v2: bool
+    """Whether there are layers that only the pre-training of BEiT v2 has. Its fine-tuned files are those of BEiT."""
+    is_dino: bool
+    """Whether the head of DINO's training is there, which iBOT has, too. Without it nothing tells."""
+
+    @property
+    def position_table(self) -> Tensor | None:
+        """The relative position table (R, heads) that all blocks share, or that of the first."""
+        shared = self.tensors.get("rel_pos_bias.relative_position_bias_table")
+        return self.tensors.get("blocks.0.attn.relative_position_bias_table") if shared is None else shared
 
 
 def official_names(tensors: Mapping[str, Tensor], origin: str) -> NamedTensors:
@@ -103,7 +114,13 @@ def official_names(tensors: Mapping[str, Tensor], origin: str) -> NamedTensors:
     plain = {
         name: tensor.float().contiguous() if tensor.is_floating_point() else tensor for name, tensor in plain.items()
     }
-    return NamedTensors(tensors=plain, family=family, left_out=left_out)
+    return NamedTensors(
+        tensors=plain,
+        family=family,
+        left_out=left_out,
+        is_beit_v2=any(name.startswith("cls_pt_") for name in left_out),
+        is_dino=any("head.last_layer." in name for name in tensors),
+    )
 
 
 def _without_wrappers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -95,7 +95,9 @@ def test_two_ranks_resume_bit_for_bit(tmp_path: Path, zero_stage: int) -> None:
 def test_bad_input_is_one_line_and_code_2(tmp_path: Path) -> None:
     code, output = finish(start(tmp_path / "run", "input_error='store is missing'"))
     assert code == 2
-    assert output.strip() == "beit: store is missing"
+    where, message = output.strip().splitlines()
+    assert where.startswith("2 ranks on the CPU of this machine (")
+    assert message == "beit: store is missing"
 
 
 def test_the_command_itself_listens_where_its_ranks_meet(tmp_path: Path) -> None:

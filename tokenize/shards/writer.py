@@ -30,7 +30,7 @@ from beit.common.shards.schema import (
     held_out_hash,
     manifest_name,
 )
-from beit.common.shards.tables import encode_samples
+from beit.common.shards.tables import encode_samples, token_sums
 from beit.common.sources.labels import stored_label
 from beit.common.sources.types import SampleRef
 from beit.common.storage.documents import write_document
@@ -129,6 +129,7 @@ class SampleWriter:
             row |= {"img_off": ref.offset, "img_len": ref.length}
         row["tok_off"], row["tok_len"] = self._add_array(f"{ref.key}.{TOKENS_SUFFIX}", token_ids)
         row["view_off"], row["view_len"] = self._add_array(f"{ref.key}.{VIEWS_SUFFIX}", views)
+        row["token_sums"] = None if self._tar is None else token_sums(token_ids, views)
         self.rows.append(row)
 
     def _add_array(self, name: str, array: NDArray[Any]) -> tuple[int, int]:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from beit.common.config import config_to_dict
 from beit.common.errors import InputError
 from beit.common.processes.distributed import World
+from beit.common.reading.contents import Watched
 from beit.common.rng import CounterRng, stable_hash64
 from beit.common.tokenizers.directory import save_tokenizer
 from beit.common.training.data import Batch, TrainingData
@@ -101,7 +102,11 @@ class TokenizerTask:
         """Build the order; identical on every rank."""
         config = self.config
         self.transform = CropTransform(data=config.data, augment=config.augment, seed=config.train.seed)
-        self.data = TrainingData(self.images.train, self.transform, config, world=self.world)
+        watched = {
+            "training images": Watched(self.images.train.index),
+            "held-out images": Watched(self.images.held_out.index),
+        }
+        self.data = TrainingData(self.images.train, self.transform, config, world=self.world, watched=watched)
         self._kept_step = -1  # whose upkeep of the codebook is done
         self._moved_words: Tensor | None = None
 

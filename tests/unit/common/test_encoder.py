@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from beit.common import encoder as encoder_module
@@ -174,6 +175,58 @@ def test_interrupted_write_leaves_the_old_encoder(saved, monkeypatch):
     assert len(list(directory.iterdir())) == 2
 
 
+def test_one_bit_of_the_weights_is_noticed(saved):
+    path = saved[0] / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-100] ^= 1
+    path.write_bytes(content)
+    for load in (load_encoder, read_encoder_state, lambda folder: load_weights(pretrain_model(), folder)):
+        with pytest.raises(InputError, match=r"model\.safetensors is damaged, or not the file .*sha256 is not"):
+            load(saved[0])
+
+
+def test_descriptions_of_earlier_versions_state_no_hash_and_their_weights_are_believed(saved):
+    path = saved[0] / "config.json"
+    value = json.loads(path.read_text())
+    del value["weights_sha256"]
+    path.write_text(json.dumps(value))
+    load_encoder(saved[0])
+    write(saved[0], pretrain_model(seed=1))
+    assert "weights_sha256" in json.loads(path.read_text())
+
+
+def test_new_weights_with_the_old_description_are_whole(saved, monkeypatch):
+    """Killed between the two renames: the description allows both weights."""
+    directory, newer = saved[0], pretrain_model(seed=1)
+    steps = iter([encoder_module.write_json])
+    monkeypatch.setattr(encoder_module, "write_json", lambda *args: next(steps, fail_as_killed)(*args))
+    with pytest.raises(OSError, match="killed"):
+        write(directory, newer)
+    assert torch.equal(load_encoder(directory).cls_token, newer.cls_token)
+    assert len(json.loads((directory / "config.json").read_text())["weights_sha256"]) == 2
+    monkeypatch.undo()
+    write(directory, newer)
+    assert isinstance(json.loads((directory / "config.json").read_text())["weights_sha256"], str)
+
+
+def fail_as_killed(*args):
+    raise OSError("killed")
+
+
+def test_a_full_disk_is_an_os_error_that_names_the_file(saved, monkeypatch):
+    """As checkpoints have it: the training goes on, and the old encoder stays."""
+
+    def fill_disk(tensors, path, metadata):
+        path.write_bytes(b"half")
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(encoder_module, "save_file", fill_disk)
+    with pytest.raises(OSError, match=r"model\.safetensors could not be written: .*No space left"):
+        write(saved[0], pretrain_model(seed=1))
+    assert torch.equal(load_encoder(saved[0]).cls_token, saved[1].cls_token)
+    assert len(list(saved[0].iterdir())) == 2
+
+
 def test_new_architecture_never_meets_the_old_description(saved, monkeypatch):
     directory, _ = saved
     other = pretrain_model(config=ViTConfig(img_size=16, patch_size=4, embed_dim=32, depth=2, num_heads=2))
@@ -203,6 +256,55 @@ def test_damaged_description_is_refused(saved, damage, message):
     path.write_text(json.dumps(damage(json.loads(path.read_text()))))
     with pytest.raises(InputError, match=message):
         load_encoder(saved[0])
+
+
+@pytest.mark.parametrize(
+    ("section", "change"),
+    [
+        ("architecture", {"depth": 10**9}),
+        ("architecture", {"depth": 0}),
+        ("architecture", {"depth": 1.5}),
+        ("architecture", {"depth": "many"}),
+        ("architecture", {"img_size": 10**6}),
+        ("architecture", {"img_size": 4}),
+        ("architecture", {"patch_size": 8}),
+        ("architecture", {"embed_dim": -16}),
+        ("architecture", {"embed_dim": 2**40}),
+        ("architecture", {"num_heads": 0}),
+        ("architecture", {"num_heads": 4}),
+        ("architecture", {"in_chans": 10**9}),
+        ("architecture", {"mlp_ratio": 1e300}),
+        ("architecture", {"mlp_ratio": float("inf")}),
+        ("architecture", {"mlp_ratio": float("nan")}),
+        ("architecture", []),
+        ("normalization", {"mean": "abc"}),
+        ("normalization", {"std": [0.0, 0.5, 0.5]}),
+        ("normalization", {"std": [float("nan"), 0.5, 0.5]}),
+        ("normalization", {"mean": [0.5]}),
+        ("normalization", None),
+        ("best_block", 10**9),
+        ("best_block", "last"),
+        ("vocab_size", -1),
+        ("class_names", 3),
+        ("class_names", [1, 2]),
+        ("task", []),
+        ("multi_label", "no"),
+        ("provenance", "none"),
+        ("weights_sha256", 5),
+        ("weights_sha256", {}),
+    ],
+)
+@pytest.mark.parametrize("weights", ["there", "missing"])
+def test_numbers_that_cannot_be_true_are_one_line_before_anything_is_built(saved, section, change, weights):
+    path = saved[0] / "config.json"
+    value = json.loads(path.read_text())
+    value[section] = value[section] | change if isinstance(change, dict) and change else change
+    path.write_text(json.dumps(value))
+    if weights == "missing":
+        (saved[0] / "model.safetensors").unlink()
+    with pytest.raises(InputError) as caught:
+        load_encoder(saved[0])
+    assert "\n" not in str(caught.value)
 
 
 def test_damaged_weights_are_refused(saved):

@@ -1,14 +1,19 @@
+import hashlib
 import json
 import os
 import pickle
 import shutil
+from dataclasses import replace
 
 import fsspec
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from beit.common.errors import BadSample, InputError
 from beit.common.images import decode_image
+from beit.common.shards.tables import encode_index, encode_samples
+from beit.common.shards.token_store import TokenStore
 from beit.common.store import open_store
 from beit.common.views import VIEW_DTYPE
 from beit.tests.tiny_store import encoded_image, tokenize, write_folder, write_tars
@@ -155,6 +160,67 @@ def test_a_token_outside_the_vocabulary_is_a_bad_sample(folder):
     with pytest.raises(BadSample, match="token id 65535, the vocabulary has 32"):
         store.read_record(0, 2, 0)
     assert store.read_record(0, 2, 1).token_ids is not None
+
+
+def flip(path, offset):
+    """Flip the lowest bit of one byte of a file."""
+    with path.open("r+b") as file:
+        file.seek(offset)
+        byte = file.read(1)[0]
+        file.seek(offset)
+        file.write(bytes([byte ^ 1]))
+
+
+@pytest.mark.parametrize("part", ["tok_off", "view_off"])
+def test_one_bit_of_a_token_or_of_a_view_stops_the_reading_where_it_is_used(folder, part):
+    store = open_store(folder / "store")
+    table, tar = store.samples(1), folder / "store/tokens/000001-part-1.tar"
+    length = {"tok_off": 4 * 4 * 2, "view_off": VIEW_DTYPE.itemsize}[part]
+    flip(tar, int(getattr(table, part)[3]) + length)  # of view 1
+    message = r"tokens/000001-part-1.tar is damaged: its sha256 is not .* \(noticed at 'k008'\); restore it"
+    with pytest.raises(InputError, match=message):
+        store.read_record(1, 3, 1)
+    with pytest.raises(InputError, match=message):
+        store[8]
+    assert store.read_record(1, 3, 0).token_ids is not None
+    assert store.read_record(1, 2, 1).view is not None
+
+
+def without_sums(store):
+    """Make a store what earlier versions wrote: sample tables without checksums."""
+    rows = []
+    for shard in open_store(store).shards:
+        path = store / f"tokens/{shard.stem}.samples.parquet"
+        path.write_bytes(encode_samples(pq.read_table(path).to_pylist()))
+        rows.append(replace(shard, samples_sha256=hashlib.sha256(path.read_bytes()).hexdigest()))
+    (store / "index.parquet").write_bytes(encode_index(rows))
+    return store
+
+
+def test_a_token_tar_without_checksums_of_its_own_is_hashed_once_when_its_shard_is_in_use(folder, monkeypatch):
+    store = open_store(without_sums(folder / "store"))
+    hashed = []
+    hash_tar = store._token_sha256
+    monkeypatch.setattr(store, "_token_sha256", lambda shard_id: hashed.append(shard_id) or hash_tar(shard_id))
+    flip(folder / "store/tokens/000001-part-1.tar", int(store.samples(1).tok_off[3]))
+    store.expect_shards([0, 1])
+    for row in range(5):
+        store.read_record(0, row, 0)
+    assert hashed == [0]
+    with pytest.raises(InputError, match=r"tokens/000001-part-1.tar is damaged"):
+        store.read_record(1, 0, 0)
+
+
+def test_checksums_that_do_not_fit_are_refused(folder):
+    path = folder / "store/tokens/000000-part-0.samples.parquet"
+    rows = pq.read_table(path).to_pylist()
+    for sums in (np.zeros((2, 2), np.uint32), np.zeros((3, 2), np.uint32)[:, :1]):
+        path.write_bytes(encode_samples([row | {"token_sums": sums} for row in rows]))
+        row = replace(
+            open_store(folder / "store").shards[0], samples_sha256=hashlib.sha256(path.read_bytes()).hexdigest()
+        )
+        with pytest.raises(InputError, match=r"samples.parquet"):
+            TokenStore(str(folder / "store"), open_store(folder / "store").info, [row]).samples(0)
 
 
 def test_a_sample_table_that_is_not_the_indexed_one_is_refused(folder):

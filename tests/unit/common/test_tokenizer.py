@@ -147,6 +147,30 @@ def test_damaged_directories_are_refused(directory: Path) -> None:
         load_tokenizer(directory)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"num_blocks": 10**9},
+        {"num_blocks": 0},
+        {"width": 2**40},
+        {"width": -8},
+        {"code_dim": 10**9},
+        {"code_dim": "two"},
+        {"vocab_size": 65536},
+        {"vocab_size": 2.5},
+        {"channels": 10**6},
+        {"downsampling": 16},
+    ],
+)
+def test_numbers_that_cannot_be_true_are_refused_before_anything_is_built(directory: Path, change: dict) -> None:
+    file = directory / "config.json"
+    settings = json.loads(file.read_text())
+    settings["model"] |= change
+    file.write_text(json.dumps(settings))
+    with pytest.raises(InputError):
+        load_tokenizer(directory)
+
+
 def test_unknown_formats_are_refused(directory: Path) -> None:
     file = directory / "config.json"
     settings = json.loads(file.read_text())

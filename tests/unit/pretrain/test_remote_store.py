@@ -213,7 +213,7 @@ def test_a_damaged_image_is_replaced_as_in_a_local_store(made, tmp_path, num_wor
 
 
 def test_a_token_tar_damaged_on_the_server_stops_the_run(made, tmp_path):
-    """A changed token within the vocabulary: only the sha256 of the whole tar tells, as soon as it is in the cache."""
+    """A changed token within the vocabulary: its own checksum tells, or the sha256 of the tar in the cache."""
     with serve(web_server(made)) as server:
         store = open_store(f"{server.url}/store")
         for shard_id in range(len(store.shards)):
@@ -225,6 +225,21 @@ def test_a_token_tar_damaged_on_the_server_stops_the_run(made, tmp_path):
         with pytest.raises(InputError, match=r"tokens/.*\.tar is damaged: its sha256"):
             for _ in range(1000):
                 list(task_of(store).data.micro_batches(0))
+
+
+def test_damaged_tokens_on_a_server_stop_a_run_without_a_cache(made):
+    with serve(web_server(made)) as server:
+        store = open_store(f"{server.url}/store")
+        assert store.has_token_sums
+        for shard_id in range(len(store.shards)):
+            path = f"/store/tokens/{store.shards[shard_id].token_file}"
+            content, table = bytearray(server.files[path]), store.samples(shard_id)
+            for offset, length in zip(table.tok_off.tolist(), table.tok_len.tolist(), strict=True):
+                for place in range(offset, offset + length, 8):  # every fourth token
+                    content[place] ^= 1
+            server.files[path] = bytes(content)
+        with pytest.raises(InputError, match=r"tokens/.*\.tar is damaged: its sha256 .*noticed at"):
+            list(task_of(store, cache_bytes=0).data.micro_batches(0))
 
 
 def test_the_lines_of_the_learning_signal_are_the_same(made):

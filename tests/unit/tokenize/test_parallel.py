@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from functools import partial
 
@@ -13,11 +14,13 @@ import numpy as np
 import psutil
 import pytest
 
-from beit.common.errors import BadSample, RunFailed
+from beit.common.errors import BadSample, ResumableStop, RunFailed
+from beit.common.processes.signals import stop_on_signals
 from beit.common.sources.types import SampleRef
 from beit.common.views import AugmentConfig
 from beit.tests.support import write_images, write_tokenizer
 from beit.tests.tiny_store import encoded_image, tiny_config, tokenize, tree_bytes, write_folder
+from beit.tokenize import parallel
 from beit.tokenize.parallel import Processes, Workers, worker_processes
 from beit.tokenize.shards.encode import ViewMaker
 
@@ -90,6 +93,40 @@ def test_a_killed_process_is_one_clear_line_and_the_others_end_with_it():
     )
     assert not any(process.is_alive() for process in family)
     assert time.monotonic() - started < 60
+
+
+def stop_itself(ref, is_last):
+    if is_last:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    return ref.path
+
+
+def test_a_stopped_process_ends_the_work_at_the_limit():
+    with pytest.raises(RunFailed) as caught, Processes(stop_itself, 2, 2.0) as processes, Workers(2) as workers:
+        list(workers.map(lambda number: processes.call(ref(number), number == 3), range(4)))
+    assert re.fullmatch(
+        r"a worker process .* images/3\.jpg or an image near it did not answer for 2 s \(worker_timeout_seconds\); .*",
+        str(caught.value),
+    )
+    assert not multiprocessing.active_children()
+
+
+def test_a_stop_signal_is_heard_while_a_process_is_stopped(monkeypatch):
+    monkeypatch.setattr(parallel, "_PATIENCE_SECONDS", 0.5)
+    threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    with stop_on_signals() as stop, pytest.raises(ResumableStop, match=r"stopped \(SIGTERM\)"):
+        with Processes(stop_itself, 2) as processes, Workers(2, stop) as workers:
+            list(workers.map(lambda number: processes.call(ref(number), number == 3), range(4)))
+    assert not multiprocessing.active_children()
+
+
+def test_a_process_that_is_stopped_when_all_is_done_holds_nobody(monkeypatch):
+    monkeypatch.setattr(parallel, "_END_SECONDS", 1.0)
+    with Processes(stop_itself, 1) as processes:
+        assert processes.call(ref(0), False) == "images/0.jpg"
+        (process,) = multiprocessing.active_children()
+        os.kill(process.pid, signal.SIGSTOP)
+    assert not multiprocessing.active_children()
 
 
 def command(source, store, tokenizer):

@@ -1,3 +1,4 @@
+import json
 import os
 import signal
 from multiprocessing import get_context
@@ -122,6 +123,33 @@ def test_a_changed_source_is_refused(tmp_path):
     (source / "new.png").write_bytes(encoded_image(99, "png"))
     with pytest.raises(InputError, match=r"source.num_images \(7\) differs .* 6|the source changed"):
         tokenize(source, tmp_path / "store")
+
+
+@pytest.mark.parametrize("write", [write_folder, write_tars])
+def test_an_edited_source_of_equal_sizes_is_refused_unless_taken_as_it_is(tmp_path, write):
+    source = write(tmp_path / "images")
+    tokenize(source, tmp_path / "store")
+    before = tree_bytes(tmp_path / "store")
+    file = min(path for path in source.rglob("*") if path.is_file())
+    data = file.read_bytes()
+    file.write_bytes(data[:-4] + bytes(4))
+    with pytest.raises(InputError, match="other times than when store .*set allow_source_change=true, or name another"):
+        tokenize(source, tmp_path / "store")
+    assert tree_bytes(tmp_path / "store") == before
+    file.write_bytes(data)  # a copy without times
+    tokenize(source, tmp_path / "store", allow_source_change=True)
+    tokenize(source, tmp_path / "store")
+
+
+def test_a_store_of_before_continues(tmp_path):
+    source = write_folder(tmp_path / "images", 6)
+    tokenize(source, tmp_path / "store")
+    document = tmp_path / "store/store.json"
+    content = json.loads(document.read_text())
+    assert content["source"].pop("stamp")
+    document.write_text(json.dumps(content))
+    os.utime(min(source.rglob("*.*")), ns=(1, 1))
+    assert tokenize(source, tmp_path / "store").is_complete
 
 
 def test_another_execution_continues_if_allowed_and_is_recorded(tmp_path):

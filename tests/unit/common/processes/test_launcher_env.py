@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from beit.common.errors import InputError
-from beit.common.processes.launcher_env import launcher_environment, under_launcher
+from beit.common.processes.launcher_env import is_to_start_ranks, launcher_environment, under_launcher
 
 
 def test_no_launcher_is_one_rank() -> None:
@@ -40,6 +40,55 @@ def test_slurm_step(nodes: str, first: str) -> None:
 
 def test_slurm_batch_script_itself_is_not_a_rank() -> None:
     assert not under_launcher({"SLURM_PROCID": "0", "SLURM_NTASKS": "16", "SLURM_JOB_ID": "1"})
+
+
+SHELL_OF_SRUN = {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1", "SLURM_STEP_TASKS_PER_NODE": "1"}
+POD = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost"}
+TORCHRUN = {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
+DEEPSPEED = {"RANK": "1", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_SIZE": "2"}
+SRUN = {"SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "6", "SLURM_STEP_TASKS_PER_NODE": "2(x3)"}
+OPEN_MPI = {"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_SIZE": "2"}
+INTEL_MPI = {"PMI_RANK": "1", "PMI_SIZE": "2", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "2"}
+
+
+@pytest.mark.parametrize("variables", [{}, SHELL_OF_SRUN, POD, {"PMI_RANK": "0", "PMI_SIZE": "1"}])
+def test_a_process_that_is_alone_starts_the_ranks_that_are_asked_for(variables: dict[str, str]) -> None:
+    assert not under_launcher(variables)
+    assert is_to_start_ranks(2, None, variables)
+    assert is_to_start_ranks(None, "hosts", variables)
+    assert not is_to_start_ranks(None, None, variables)
+
+
+@pytest.mark.parametrize(
+    ("variables", "here"), [(TORCHRUN, 4), (DEEPSPEED, 2), (SRUN, 2), (OPEN_MPI, 2), (INTEL_MPI, 2)]
+)
+def test_ranks_of_a_launcher_may_repeat_their_number_and_no_other(variables: dict[str, str], here: int) -> None:
+    assert under_launcher(variables)
+    assert not is_to_start_ranks(here, None, variables)
+    assert not is_to_start_ranks(None, None, variables)
+    for gpus, hostfile in ((here - 1, None), (here + 1, None), (None, "hosts")):
+        with pytest.raises(InputError, match=f"asks for ranks, but .* has started .*{here} of them on this machine"):
+            is_to_start_ranks(gpus, hostfile, variables)
+
+
+def test_where_the_launcher_does_not_say_how_many_are_here_a_number_is_refused() -> None:
+    with pytest.raises(InputError, match="--gpus 2 asks for ranks, but RANK and WORLD_SIZE say .* has started 2; "):
+        is_to_start_ranks(2, None, POD | {"WORLD_SIZE": "2"})
+
+
+def test_a_rank_of_ours_starts_no_others() -> None:
+    assert not is_to_start_ranks(1, None, POD | {"BEIT_LAUNCHER_PID": "7"})
+    assert not is_to_start_ranks(None, "hosts", TORCHRUN | {"BEIT_LAUNCHER_PID": "7"})
+
+
+@pytest.mark.parametrize("variables", [OPEN_MPI, INTEL_MPI])
+def test_launchers_of_mpi(variables: dict[str, str]) -> None:
+    names = launcher_environment(variables)
+    assert (names["RANK"], names["WORLD_SIZE"], names["MASTER_ADDR"]) == ("1", "2", "127.0.0.1")
+    many = {name: "9" if name.endswith("_SIZE") and "LOCAL" not in name else value for name, value in variables.items()}
+    with pytest.raises(InputError, match="started 9 ranks on several machines; set MASTER_ADDR"):
+        launcher_environment(many)
+    assert launcher_environment(many | {"MASTER_ADDR": "node1"})["MASTER_ADDR"] == "node1"
 
 
 @pytest.mark.parametrize(

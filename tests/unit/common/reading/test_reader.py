@@ -1,9 +1,13 @@
 import itertools
 import multiprocessing
 import os
+import re
+import signal
 import subprocess
 import sys
+import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +15,11 @@ import pytest
 import torch
 
 from beit.common.errors import InputError, RunFailed
+from beit.common.processes.signals import stop_on_signals
 from beit.common.reading.batch_plan import BatchPlan
 from beit.common.reading.config import ReaderConfig
 from beit.common.reading.dataset import build_order
+from beit.common.reading.fetcher import StoppedWaiting
 from beit.common.reading.reader import SampleInfo, build_loader, collate, sequential_loader
 from beit.common.storage.place import RemoteError
 from beit.tests import fake_dataset
@@ -189,14 +195,14 @@ def test_error_of_a_worker_names_worker_and_sample():
 
 
 def test_killed_worker_is_named_before_the_timeout(monkeypatch):
-    monkeypatch.setattr("beit.common.reading.loader._POLL_SECONDS", 0.2)
+    monkeypatch.setattr("beit.common.reading.fetcher.POLL_SECONDS", 0.2)
     loader = read(FakeDataset(SIZES), transform=AtSample("002/k4", fake_dataset.die), num_workers=2)
     with pytest.raises(RuntimeError, match=r"data worker [01] \(pid \d+\) was killed by SIGKILL; last sample 002/k4"):
         list(loader)
 
 
 def test_hung_worker_is_named_and_gone(monkeypatch):
-    monkeypatch.setattr("beit.common.reading.loader._POLL_SECONDS", 0.2)
+    monkeypatch.setattr("beit.common.reading.fetcher.POLL_SECONDS", 0.2)
     loader = read(FakeDataset(SIZES), transform=AtSample("002/k4", fake_dataset.hang), num_workers=2, timeout=1.0)
     with pytest.raises(
         RuntimeError, match=r"data worker [01] \(pid \d+\) sent nothing for 1 s .* last sample 002/k4"
@@ -209,8 +215,56 @@ def test_hung_worker_is_named_and_gone(monkeypatch):
     assert not os.path.exists(f"/proc/{pid}")
 
 
+@pytest.mark.parametrize("action", [fake_dataset.stop, fake_dataset.stop_with_server])
+def test_a_stopped_worker_is_named_and_gone_and_so_is_a_stopped_server(action, caplog):
+    loader = read(FakeDataset(SIZES), transform=AtSample("002/k4", action), num_workers=2, timeout=2.0)
+    with pytest.raises(
+        RunFailed, match=r"data worker [01] \(pid \d+, stopped by SIGSTOP\) sent nothing for 2 s .* sample 002/k4$"
+    ) as caught:
+        list(loader)
+    (warning,) = caplog.messages
+    assert re.match(
+        r"waiting for data worker [01] \(pid \d+, stopped by SIGSTOP\) since 1 s; last sample 002/k4", warning
+    )
+    pid = int(str(caught.value).split("pid ")[1].split(",")[0])
+    assert not is_running(pid)
+    assert not multiprocessing.active_children()
+    assert len(list(read(FakeDataset(SIZES), num_workers=2))) == 16  # from a server that answers
+
+
+def test_a_worker_that_is_stopped_while_its_batch_is_on_the_way_holds_nobody():
+    """Torch's queue has the batch, but the worker has to hand over the memory it is in."""
+    batches = iter(read(FakeDataset(SIZES), num_workers=1, num_steps=1000, timeout=2.0))
+    next(batches)
+    time.sleep(0.5)  # the next ones are in the queue
+    (worker,) = multiprocessing.active_children()
+    os.kill(worker.pid, signal.SIGSTOP)
+    with pytest.raises(RunFailed, match="sent nothing for 2 s"):
+        list(batches)
+
+
+def test_a_stop_signal_is_heard_while_a_worker_is_silent():
+    loader = read(FakeDataset(SIZES), transform=AtSample("002/k4", fake_dataset.stop), num_workers=2)
+    with stop_on_signals(), pytest.raises(StoppedWaiting, match=r"stopped \(SIGTERM\) while waiting for data worker"):
+        for _ in replace(loader, patience_seconds=0.5):
+            threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize(
+    ("action", "message"),
+    [
+        (fake_dataset.fill_shared_memory, r"^shared memory \(/dev/shm\) is full: [\d.e+]+ MB in all, .*--shm-size=8g"),
+        (fake_dataset.open_too_many, r"^this process may have \d+ files open \(ulimit -n\), too few for its workers"),
+    ],
+)
+def test_what_runs_out_between_processes_is_named(action, message):
+    with pytest.raises(RunFailed, match=message):
+        list(read(FakeDataset(SIZES), transform=AtSample("002/k4", action), num_workers=2))
+
+
 def test_a_worker_that_has_finished_is_not_taken_for_dead_while_another_is_slow(monkeypatch):
-    monkeypatch.setattr("beit.common.reading.loader._POLL_SECONDS", 0.2)
+    monkeypatch.setattr("beit.common.reading.fetcher.POLL_SECONDS", 0.2)
     dataset = FakeDataset(SIZES)
     rows = plan_of(dataset).order.rows(6, 2)  # the last micro-batch of four, owed by worker 1
     victim = dataset.sample_id(int(rows.shard_ids[0]), int(rows.ranks[0]))

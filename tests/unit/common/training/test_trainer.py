@@ -6,18 +6,22 @@ import errno
 import json
 import os
 import signal
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from beit.common.errors import InputError, ResumableStop
+from beit.common.reading.fetcher import StoppedWaiting
 from beit.common.runs.checkpoint import committed_steps
 from beit.common.runs.metrics import read_metrics
 from beit.common.training import saver
 from beit.common.training.judge import Diverged
-from beit.tests.toy_training import toy_config, train_toy
+from beit.tests.toy_training import ToyData, toy_config, train_toy
 
 
 def tensors_of(run: Path, step: int) -> dict[str, torch.Tensor]:
@@ -62,6 +66,30 @@ def test_a_signal_during_a_save_is_heeded_after_it(tmp_path: Path) -> None:
         train_toy(tmp_path, toy_config("signal_in_save=3"))
     train_toy(tmp_path, toy_config())
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["latest", "step_6", "step_8"]
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1])
+def test_a_stop_while_the_data_are_silent_saves_the_step_as_it_began(
+    tmp_path: Path, zero_stage: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the middle of a step, after dropout has drawn random numbers."""
+    settings = (f"deepspeed.zero_stage={zero_stage}", "checkpoint.interval_steps=100")
+    train_toy(tmp_path / "whole", toy_config(*settings))
+    micro_batches = ToyData.micro_batches
+
+    def silent_at_step_4(self: ToyData, start_step: int) -> Iterator[Any]:
+        yield from islice(micro_batches(self, start_step), 4 * 4 + 2)
+        raise StoppedWaiting("stopped (SIGTERM) while waiting for data worker 0")
+
+    monkeypatch.setattr(ToyData, "micro_batches", silent_at_step_4)
+    message = "^stopped .SIGTERM. while waiting for data worker 0; step 4 of 8, step 4 is saved; run the same command"
+    with pytest.raises(ResumableStop, match=message):
+        train_toy(tmp_path / "cut", toy_config(*settings))
+    monkeypatch.undo()
+    train_toy(tmp_path / "cut", toy_config(*settings))
+    whole, cut = tensors_of(tmp_path / "whole", 8), tensors_of(tmp_path / "cut", 8)
+    del whole["model:calls"], cut["model:calls"]  # counts forward passes, two of which were in vain
+    assert_same_tensors(whole, cut)
 
 
 def test_saves_come_by_the_clock_too(tmp_path: Path) -> None:

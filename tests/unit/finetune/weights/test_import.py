@@ -17,7 +17,8 @@ from beit.finetune.classification.model import ImageClassifier
 from beit.finetune.prediction.predict import predict
 from beit.finetune.probe.run import run_probe
 from beit.finetune.train import run
-from beit.finetune.weights.import_model import NORMALIZATIONS, import_encoder
+from beit.finetune.weights.import_findings import NORMALIZATIONS
+from beit.finetune.weights.import_model import import_encoder
 from beit.pretrain.model import MaskedImageModel
 from beit.tests.foreign_weights import DEPTH, DIM, HEADS, PATCH, SIDE, dino_training, mae_training, timm_vit
 from beit.tests.unit.finetune.colours import finetune_config

@@ -1,0 +1,76 @@
+"""What somebody gave for an encoder that is none of ours, and the command that makes it one; torch-free."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from beit.common.storage.documents import read_json
+
+WEIGHT_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors", ".ckpt", ".tar", ".th", ".pkl", ".npz", ".h5", ".msgpack")
+"""How files of weights end; `beit import` says which of them it reads."""
+FOLDER = "a folder of Hugging Face or timm"
+_NAME_PARTS = 2
+"""Of a model's name on Hugging Face: owner and name."""
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)
+_OTHERS = ("model_type", "architectures", "architecture", "pretrained_cfg")
+"""What config.json has in folders of Hugging Face or timm, and not in ours."""
+
+
+def import_command(weights: Path | str, name: str | None = None) -> str:
+    """Return the command that turns weights of somebody else into an encoder called so, ready to be pasted."""
+    return f"beit import {shlex.quote(str(weights))} {shlex.quote(_encoder_name(name or weights))}"
+
+
+def is_foreign_config(config: Any) -> bool:
+    """Tell config.json of Hugging Face or timm."""
+    return isinstance(config, Mapping) and "format" not in config and any(name in config for name in _OTHERS)
+
+
+def describe_foreign(given: Path, config_file: str) -> str:
+    """Say what to do with what is no encoder folder: a file, a folder of weights, a name, an address, or nothing."""
+    if given.is_file():
+        beside = given.with_name(config_file)
+        if beside.is_file() and given.suffix in (".safetensors", ".bin", ".json"):
+            folder = f"{given} is a file; give its folder, {given.parent}"
+            return _to_import(given.parent, FOLDER) if is_foreign_config(read_json(beside)) else folder
+        return _to_import(given, "a file of weights" if given.suffix in WEIGHT_SUFFIXES else "a file")
+    if given.is_dir():
+        files = sorted(file for file in given.iterdir() if file.suffix in WEIGHT_SUFFIXES)
+        if len(files) == 1:
+            return _to_import(files[0], f"weights without a {config_file}")
+        return f"{given} is not an encoder: it has no {config_file}; give the encoder folder of a run"
+    if _ADDRESS.match(str(given)):
+        name = given.name or "weights.pth"
+        return f"{given} is an address, and an encoder is a folder here; fetch it, then run {import_command(name)}"
+    missing = f"{given} is not an encoder: there is no such folder; give the encoder folder of a run"
+    if given.is_absolute() or len(given.parts) > _NAME_PARTS:
+        return missing
+    return (
+        f"{missing}. Models of timm or Hugging Face are fetched first: hf download NAME --local-dir weights, "
+        f"then {import_command('weights', given.name)}"
+    )
+
+
+def describe_foreign_folder(folder: Path) -> str:
+    """Say what to do with a folder of Hugging Face or timm."""
+    return _to_import(folder, FOLDER)
+
+
+def _to_import(weights: Path, kind: str) -> str:
+    name = shlex.quote(_encoder_name(weights))
+    return f"{weights} is {kind}, not an encoder of beit; run {import_command(weights)} and give {name}"
+
+
+def _encoder_name(weights: Path | str) -> str:
+    """Return where the command puts the encoder: `encoders/` and what the weights are called."""
+    path = Path(weights)
+    name = path.name
+    while Path(name).suffix in WEIGHT_SUFFIXES:
+        name = Path(name).stem
+    if name in ("model", "pytorch_model", ""):
+        name = path.resolve().parent.name
+    return f"encoders/{name or 'imported'}"
