@@ -36,10 +36,12 @@ from beit.common.errors import (
     ResumableStop,
     RunFailed,
     is_lost_rank,
+    printable,
 )
 from beit.common.processes.launcher_env import launched_rank
 from beit.common.processes.safe_path import leave_out_current_folder
 from beit.common.processes.shared_memory import raise_file_limit
+from beit.common.progress import LogFormatter, Terminal
 
 
 class Entry(NamedTuple):
@@ -131,6 +133,9 @@ def beit() -> None:
     """
 
 
+_LINE_BREAK = "\n"  # lines of a rank that failed, where another one reports them
+
+
 def main() -> None:
     """Run `beit`; exit 0 done, 2 wrong usage or input, 75 stopped and resumable, else 1."""
     leave_out_current_folder()
@@ -140,6 +145,8 @@ def main() -> None:
 
         capture_output()
     _set_up_logging()
+    if sys.stdout.isatty():
+        sys.stdout = Terminal(sys.stdout)  # type: ignore[assignment]
     raise_file_limit()
     signal.signal(signal.SIGTERM, _interrupt)
     code, message = _run()
@@ -149,7 +156,7 @@ def main() -> None:
         message = record_exit(code, message)
     if message:
         with suppress(BrokenPipeError):
-            click.echo(f"beit: {message}", err=True)
+            click.echo(f"beit: {printable(message, keep=_LINE_BREAK)}", err=True)
     _let_go_of_broken_streams()
     sys.exit(code)
 
@@ -163,7 +170,7 @@ def _run() -> tuple[int, str]:
         error.show()
         return error.exit_code, ""
     except InputError as error:
-        return EXIT_BAD_INPUT, str(error)
+        return EXIT_BAD_INPUT, printable(str(error))
     except ResumableStop as stop:
         return EXIT_RESUMABLE, str(stop)
     except (KeyboardInterrupt, click.Abort):
@@ -222,7 +229,7 @@ def _interrupt(signum: int, frame: FrameType | None) -> None:
 
 def _set_up_logging() -> None:
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(LogFormatter("%(message)s"))
     # What all ranks would say, the first one says.
     handler.addFilter(lambda record: record.levelno >= logging.WARNING or not launched_rank())
     root = logging.getLogger("beit")

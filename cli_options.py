@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -47,6 +48,25 @@ def resume_option(command: Command) -> Command:
         metavar="auto|never|PATH",
         help="Continue from the newest good checkpoint, start anew, or continue from one checkpoint.",
     )(command)
+
+
+def source_options(command: Command) -> Command:
+    """Add --max-megapixels and --image-member, which long commands have as settings; the command gets `reading`."""
+
+    @functools.wraps(command)
+    def with_settings(*arguments: Any, max_megapixels: float | None, image_member: str | None, **options: Any) -> Any:
+        from beit.common.sources.config import SourceConfig
+
+        given = {} if max_megapixels is None else {"max_megapixels": max_megapixels}
+        return command(*arguments, reading=SourceConfig(image_member=image_member, **given), **options)
+
+    with_option = click.option(
+        "--image-member", metavar="NAME", help="The image of a sample in tars, such as rgb.png, or of a row in Parquet."
+    )(with_settings)
+    with_option = click.option("--max-megapixels", type=float, metavar="N", help="Skip larger images; 64 by default.")(
+        with_option
+    )
+    return with_option  # type: ignore[return-value]
 
 
 def picture_option(command: Command) -> Command:

@@ -27,7 +27,6 @@ import numpy as np
 import psutil
 from PIL import Image
 
-from beit.common.images import decode_image
 from beit.common.reading.batch_plan import BatchPlan
 from beit.common.reading.config import ReaderConfig
 from beit.common.reading.dataset import build_order
@@ -243,7 +242,7 @@ def first_batch_seconds(dataset: StoreDataset, order: Any, position: int) -> flo
 
 def decode(record: Record) -> dict[str, Any]:
     """Decode the image only: replaying a view has a benchmark of its own."""
-    return {"images": np.asarray(decode_image(record.image_bytes))}
+    return {"images": np.asarray(record.decode_image())}
 
 
 def resident_megabytes() -> float:

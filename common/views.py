@@ -19,7 +19,7 @@ from PIL import Image, features
 
 from beit.common.config import above, at_least, checked, within
 from beit.common.errors import BadSample, require
-from beit.common.images import MAX_SIDE_PX, decode_image, decode_jpeg_unchecked
+from beit.common.images import MAX_PIXELS, MAX_SIDE_PX, decode_image, decode_jpeg_unchecked
 from beit.common.jitter import FACTOR_ONE, JITTER_ORDERS, MAX_FACTOR, jitter_image
 from beit.common.rng import CounterRng
 
@@ -184,6 +184,7 @@ def replay_view(
     img_size: int = 224,
     resample: Resample = "bicubic",
     jitter_scope: JitterScope = "crop",
+    max_pixels: int = MAX_PIXELS,
 ) -> NDArray[np.uint8]:
     """Render a stored view of an encoded image: of exactly the pixels that were tokenised, or an error.
 
@@ -193,7 +194,7 @@ def replay_view(
     needs_whole_image = jitter_scope == "image" and not _is_jitter_neutral(view)
     pixels = None if needs_whole_image else _proved_crop(data, view)
     if pixels is None:
-        whole = decode_image(data)
+        whole = decode_image(data, max_pixels=max_pixels)
         return render_view(
             whole, view, img_size=img_size, resample=resample, jitter_scope=jitter_scope, check_crop=True
         )

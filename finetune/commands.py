@@ -12,7 +12,14 @@ from typing import Any
 
 import click
 
-from beit.cli_options import LongOptions, launch_options, long_command_options, picture_option, start_ranks
+from beit.cli_options import (
+    LongOptions,
+    launch_options,
+    long_command_options,
+    picture_option,
+    source_options,
+    start_ranks,
+)
 from beit.common.runs.layout import PROBES
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -73,6 +80,7 @@ def finetune_command(task: str, data: str, run: Path, encoder: str | None, val: 
     "--class-names", metavar="FILE", help="What class numbers mean: a JSON list or object, or one name per line."
 )
 @click.option("--label-column", metavar="NAME", help="Column of the classes in Parquet or CSV.")
+@source_options
 @launch_options
 def evaluate_command(
     model: Path,
@@ -81,6 +89,7 @@ def evaluate_command(
     html: Path | None,
     class_names: str | None,
     label_column: str | None,
+    reading: Any,
     gpus: int | None,
     hostfile: str | None,
 ) -> None:
@@ -99,7 +108,9 @@ def evaluate_command(
     from beit.common.processes.launcher_env import launched_rank
     from beit.finetune.evaluation.evaluate import evaluate_model
 
-    report = evaluate_model(model, data, out=out, html=html, class_names=class_names, label_column=label_column)
+    report = evaluate_model(
+        model, data, out=out, html=html, class_names=class_names, label_column=label_column, source=reading
+    )
     if not launched_rank():  # all ranks would say the same
         click.echo(report.as_table())
 
@@ -114,7 +125,8 @@ def evaluate_command(
     help="Write here instead of to the terminal; the ending says the format.",
 )
 @click.option("--features", is_flag=True, help="Add the features of every image; MODEL may then be an encoder.")
-def predict_command(model: Path, source: str, out: Path | None, features: bool) -> None:
+@source_options
+def predict_command(model: Path, source: str, out: Path | None, features: bool, reading: Any) -> None:
     """Label the images of SOURCE with the classifier MODEL.
 
     SOURCE is a folder, tars, Parquet files, a list, or a single image. One row per image: key, label, probability,
@@ -127,7 +139,7 @@ def predict_command(model: Path, source: str, out: Path | None, features: bool) 
     """
     from beit.finetune.prediction.predict import predict_to_file
 
-    predict_to_file(model, source, out=out, stdout=sys.stdout, features=features)
+    predict_to_file(model, source, out=out, stdout=sys.stdout, features=features, settings=reading)
 
 
 @click.command("compare")

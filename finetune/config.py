@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from beit.common.config import above, at_least, checked, within
 from beit.common.errors import InputError, require
 from beit.common.reading.config import ReaderConfig
+from beit.common.sources.config import SourceConfig
 from beit.common.training.config import (
     CheckpointConfig,
     DeepSpeedConfig,
@@ -210,6 +211,8 @@ class FinetuneConfig:
     """Mixup and cutmix."""
     data: DataConfig = field(default_factory=DataConfig)
     """Images."""
+    source: SourceConfig = field(default_factory=SourceConfig)
+    """Which of them are read."""
     reader: ReaderConfig = field(default_factory=ReaderConfig)
     """Loading."""
     train: FinetuneTrainConfig = field(default_factory=FinetuneTrainConfig)

@@ -56,7 +56,7 @@ def run(config: FinetuneConfig, *, data: str, run_dir: Path, resume: str = "auto
     start = starting_point(config)
     warning = unnamed_shape(config, start.architecture)
     config = in_force(config, start.architecture, start.normalization)
-    images = open_training_data(data, config.data, multi_label=config.classifier.multi_label)
+    images = open_training_data(data, config.data, multi_label=config.classifier.multi_label, reading=config.source)
     task, _ = train(
         config, lambda world: ClassificationTask(config, images, start, world, warning), run_dir=run_dir, resume=resume
     )

@@ -23,6 +23,7 @@ import pyarrow as pa
 from beit.common.config import config_from_dict
 from beit.common.errors import InputError
 from beit.common.sources.class_names import ClassNames
+from beit.common.sources.config import SourceConfig
 from beit.common.sources.index import INDEX_FORMAT, IndexInfo, LabelledIndex
 from beit.common.sources.labels import in_order, listed, number_of, one_form, stored_label
 from beit.common.sources.loose_files import FilesShard
@@ -51,7 +52,12 @@ _MEASURED_SHARDS = 4
 
 
 def build_index(
-    spec: str | Path, cache_dir: Path | None = None, *, label_column: str | None = None, for_classes: bool = False
+    spec: str | Path,
+    cache_dir: Path | None = None,
+    *,
+    label_column: str | None = None,
+    for_classes: bool = False,
+    settings: SourceConfig | None = None,
 ) -> LabelledIndex:
     """Return the index of a DATA, from the cache or by listing every sample.
 
@@ -62,8 +68,10 @@ def build_index(
         cache_dir: Where indexes are kept; by default below `default_cache_dir()`.
         label_column: Column of the classes in tables, as `open_source` takes it.
         for_classes: See `open_source`.
+        settings: Which images are read.
     """
-    source = open_source(spec, label_column=label_column, for_classes=for_classes)
+    settings = settings or SourceConfig()
+    source = open_source(spec, label_column=label_column, for_classes=for_classes, image_member=settings.image_member)
     root = default_cache_dir() if cache_dir is None else cache_dir
     folder = root / "indexes" / f"v{INDEX_FORMAT.version}" / source.digest
     try:
@@ -88,19 +96,23 @@ def build_index(
         stamp=source.stamp,
         columns=source.columns,
         label_notes=source.label_notes,
+        max_pixels=settings.max_pixels,
     )
     return index if names is None else _with_clear_names(index, names, are_numbers=info.numbers is not None)
 
 
-def open_labelled(data: str, *, class_names: ClassNames | None, label_column: str | None) -> LabelledIndex:
+def open_labelled(
+    data: str, *, class_names: ClassNames | None, label_column: str | None, settings: SourceConfig | None = None
+) -> LabelledIndex:
     """Return the index of labelled images as a user describes them.
 
     Args:
         data: As `build_index` takes it.
         class_names: What numbers mean; None leaves them their texts as names.
         label_column: Column of the classes in tables; None for the usual one.
+        settings: Which images are read.
     """
-    index = build_index(data, label_column=label_column, for_classes=True)
+    index = build_index(data, label_column=label_column, for_classes=True, settings=settings)
     if label_column is not None and not index.columns:
         logger.warning("%s is neither Parquet nor CSV, so it has no column %s", index.name, label_column)
     return index if class_names is None else index.with_numbers_named(class_names)

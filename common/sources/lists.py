@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from beit.common.errors import InputError, require
+from beit.common.errors import LFS_ADVICE, InputError, is_lfs_pointer, require
 from beit.common.images import IMAGE_SUFFIXES, is_image_path
 from beit.common.sources.label_column import choose_label_column, matching, plain
 from beit.common.sources.labels import as_label, in_order, joined_label, split_label
@@ -94,7 +94,9 @@ def csv_listing(path: str, *, label_column: str | None = None) -> FileList:
 def read_text(path: str) -> str:
     """Return what a text file or URL holds, which must be UTF-8."""
     try:
-        return place_of(path, is_first_contact=True).read(limit=_MAX_LIST_BYTES).decode("utf-8-sig")
+        data = place_of(path, is_first_contact=True).read(limit=_MAX_LIST_BYTES)
+        require(not is_lfs_pointer(data), f"{path} {LFS_ADVICE}")
+        return data.decode("utf-8-sig")
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror or error})") from None
     except UnicodeDecodeError as error:

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from beit.common.errors import BadSample, InputError
+from beit.common.errors import LFS_ADVICE, BadSample, InputError, is_lfs_pointer
 from beit.common.images import MAX_IMAGE_BYTES
 from beit.common.sources.labels import UNLABELLED, listed
 from beit.common.sources.parquet_layout import ParquetLayout, other_images, plain_schema, read_layout
@@ -39,6 +39,7 @@ from beit.common.storage.remote_place import RemotePlace
 
 logger = logging.getLogger(__name__)
 
+_START_BYTES = 1024
 _STREAM_ROWS = 16  # an image has at most 256 MB, mostly 0.1
 _STREAM_BUFFER_BYTES = 8 << 20
 _MAX_WHOLE = 1 << 53  # beyond it floating-point numbers are not those that were meant
@@ -184,10 +185,12 @@ class ParquetShard:
         return int(label)
 
 
-def open_parquet_files(files: Sequence[FileStat], root: str, *, label_column: str | None = None) -> Source:
-    """Return a source over the row groups of Parquet files, the classes from `label_column` or the usual one."""
+def open_parquet_files(
+    files: Sequence[FileStat], root: str, *, label_column: str | None = None, image_column: str | None = None
+) -> Source:
+    """Return a source over the row groups of Parquet files, classes and images from these columns or the usual ones."""
     listed = {file.path: file for file in files}
-    footers = for_each(lambda path: _describe(listed[path], label_column), list(listed))
+    footers = for_each(lambda path: _describe(listed[path], label_column, image_column), list(listed))
     layouts = [layout for layout, _ in footers]
     left_out = other_images(_read_schema(files[0]), layouts[0].image_column)
     if left_out:
@@ -216,12 +219,14 @@ def open_parquet_files(files: Sequence[FileStat], root: str, *, label_column: st
     if not shards:
         raise InputError(f"{root} holds no rows")
     first = layouts[0]
+    chosen = [] if label_column is None else [first.label_column or ""]
+    chosen += [] if image_column is None else [f"image {image_column}"]
     return Source(
         kind="parquet",
         root=root,
         shards=shards,
         class_names=first.class_names,
-        digest=listing_digest(root, files, labels=() if label_column is None else [first.label_column or ""]),
+        digest=listing_digest(root, files, labels=chosen),
         stamp=listing_stamp(root, files),
         columns=first.columns,
         label_notes=first.label_notes,
@@ -242,10 +247,10 @@ def _label_text(layout: ParquetLayout) -> str:
     return f"numbers in column {layout.label_column}{named}"
 
 
-def _describe(file: FileStat, label_column: str | None) -> tuple[ParquetLayout, list[int]]:
+def _describe(file: FileStat, label_column: str | None, image_column: str | None) -> tuple[ParquetLayout, list[int]]:
     """Return the layout of a file and the number of rows in each of its row groups."""
     metadata = _read_metadata(file)
-    layout = read_layout(_read_schema(file), label=file.path, label_column=label_column)
+    layout = read_layout(_read_schema(file), label=file.path, label_column=label_column, image_column=image_column)
     _refuse_paths_only(file, metadata, layout)
     return layout, [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
 
@@ -292,6 +297,8 @@ def _opened(file: FileStat, metadata: pq.FileMetaData | None, *, buffer_bytes: i
             raise InputError(f"{file.path} cannot be read ({error})") from None
         raise _TooLargeForOneArray(str(error)) from None
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last: names of columns not in UTF-8
+        if metadata is None and is_lfs_pointer(place.read(limit=_START_BYTES)):
+            raise InputError(f"{file.path} {LFS_ADVICE}") from None
         first_line = str(error).partition("\n")[0]
         raise InputError(f"{file.path} is not readable as Parquet ({first_line}); copy or make it again") from None
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from beit.common.errors import InputError
+from beit.common.errors import InputError, require
 from beit.common.sources.label_column import choose_label_column
 from beit.common.sources.labels import joined_label
 
@@ -101,16 +101,19 @@ def plain_schema(schema: pa.Schema) -> pa.Schema:
     return pa.schema([field.with_type(plain_type(field.type)) for field in schema], schema.metadata)
 
 
-def read_layout(schema: pa.Schema, *, label: str, label_column: str | None = None) -> ParquetLayout:
+def read_layout(
+    schema: pa.Schema, *, label: str, label_column: str | None = None, image_column: str | None = None
+) -> ParquetLayout:
     """Find the image and label columns of a schema.
 
     Args:
         schema: The file's Arrow schema, see `plain_schema`.
         label: What to call the file in errors, its path or URL.
         label_column: Column of the classes; left out, the one that is called so.
+        image_column: Column of the images; left out, the one that is called so.
     """
     features = _huggingface_features(schema)
-    image_column = _find_image_column(label, schema, features)
+    image_column = _find_image_column(label, schema, features, image_column)
     image_type = schema.field(image_column).type
     is_struct = pa.types.is_struct(image_type)
     has_path = is_struct and image_type.get_field_index("path") >= 0
@@ -150,8 +153,15 @@ def _huggingface_features(schema: pa.Schema) -> dict[str, dict[str, Any]]:
     return {name: feature for name, feature in features.items() if isinstance(feature, dict)}
 
 
-def _find_image_column(label: str, schema: pa.Schema, features: dict[str, dict[str, Any]]) -> str:
+def _find_image_column(label: str, schema: pa.Schema, features: dict[str, dict[str, Any]], wanted: str | None) -> str:
     candidates: list[str] = [field.name for field in schema if _can_hold_images(field.type)]
+    if wanted is not None:
+        require(
+            wanted in candidates,
+            f"{label} has no column {wanted} with images (source.image_member); those with images are "
+            f"{', '.join(candidates) or 'none'}",
+        )
+        return wanted
     declared = [name for name in candidates if features.get(name, {}).get("_type") == "Image"]
     for name in _IMAGE_COLUMNS:
         if name in (declared or candidates):
@@ -167,7 +177,7 @@ def _find_image_column(label: str, schema: pa.Schema, features: dict[str, dict[s
     raise InputError(
         f"{label} has {'no' if not candidates else 'more than one possible'} image column "
         f"(columns: {', '.join(schema.names)}){''.join(f', {text}' for text in unusable if not candidates)}; "
-        'call the one with the encoded images "image"'
+        'call the one with the encoded images "image", or name it with source.image_member'
     )
 
 

@@ -119,7 +119,7 @@ def parse_document(schema: type[Schema], data: bytes, *, label: str) -> Schema:
     document = parse_json(data, label=label)
     defaults: dict[str, Any] = {field.name: field.default for field in fields(schema)}  # type: ignore[arg-type]
     Format(defaults["format"], defaults["format_version"]).check(document, label)
-    _refuse_control_characters(document, label)
+    refuse_control_characters(document, label, way_out="remove what it belongs to and make it again")
     try:
         return config_from_dict(schema, document, origin=label)
     except InputError as error:
@@ -134,8 +134,10 @@ def read_document(schema: type[Schema], place: Place) -> Schema:
 
 
 def write_document(place: Place, document: Any) -> None:
-    """Write a schema instance as a JSON document."""
-    place.write(json_bytes(asdict(document)))
+    """Write a schema instance as a JSON document, unless it would be refused when it is read."""
+    content = asdict(document)
+    refuse_control_characters(content, place.location)
+    place.write(json_bytes(content))
 
 
 def canonical_sha256(value: Any) -> str:
@@ -148,12 +150,18 @@ def canonical_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
-def _refuse_control_characters(value: Any, label: str) -> None:
-    """Check all texts of a document, since names in it become paths and lines of a terminal."""
+def refuse_control_characters(value: Any, label: str, *, way_out: str = "rename what is called so") -> None:
+    """Check all texts of a document, since names in it become paths and lines of a terminal.
+
+    Args:
+        value: Dictionaries, lists and tuples of anything.
+        label: What they are or come from, for the message.
+        way_out: What to do, for the message.
+    """
     if isinstance(value, str) and _UNFIT.search(value):
-        raise InputError(f"{label} holds a text with control characters or not in UTF-8 ({value[:80]!a})")
+        raise InputError(f"{label} holds a text with control characters or not in UTF-8 ({value[:80]!a}); {way_out}")
     if isinstance(value, dict):
         value = [*value, *value.values()]
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         for entry in value:
-            _refuse_control_characters(entry, label)
+            refuse_control_characters(entry, label, way_out=way_out)

@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from beit.common.images import decode_image
 from beit.common.rng import CounterRng
 from beit.common.storage.samples import Record
 from beit.common.views import draw_view, render_view
@@ -60,7 +59,7 @@ class TrainTransform:
             up to 32 px the released code pads by 4 px and cuts a square of the input's size, where a crop of random
             size is resized here as for larger inputs.
         """
-        image = decode_image(record.image_bytes)
+        image = record.decode_image()
         rng = self._rng("augment", record)
         view = draw_view(rng, image.width, image.height, self.augment.views())
         pixels = render_view(image, view, img_size=self.img_size, resample=self.augment.interpolation)
@@ -127,7 +126,7 @@ class EvalTransform:
         Raises:
             BadSample: the image does not decode.
         """
-        pixels = resize_and_center_crop(decode_image(record.image_bytes), self.img_size, crop_pct=self.crop_pct)
+        pixels = resize_and_center_crop(record.decode_image(), self.img_size, crop_pct=self.crop_pct)
         return _sample(pixels, record)
 
 

@@ -26,6 +26,7 @@ from beit.common.reading.loader import Loader
 from beit.common.reading.reader import sequential_loader
 from beit.common.runs.outputs import check_outputs
 from beit.common.sources.class_names import read_class_names
+from beit.common.sources.config import SourceConfig
 from beit.common.sources.index import LabelledIndex
 from beit.common.storage.documents import json_bytes
 from beit.common.storage.files import sha256_file, write_output
@@ -55,6 +56,7 @@ def evaluate_model(
     html: Path | None = None,
     class_names: str | None = None,
     label_column: str | None = None,
+    source: SourceConfig | None = None,
 ) -> EvaluationReport:
     """Measure a classifier on the labelled images of `data`; write a JSON file and a page where asked.
 
@@ -67,13 +69,19 @@ def evaluate_model(
         html: For the page.
         class_names: File that says what class numbers mean, as `data.class_names` of a training.
         label_column: Column of the classes in tables.
+        source: Which images are read.
     """
     check_outputs({"--out": out, "--html": html}, inputs=[model, data, *([] if class_names is None else [class_names])])
     classifier, stored = load_classifier(model)
     assert stored.class_names is not None
     numbers = None if class_names is None else read_class_names(class_names)
     index = open_evaluation_data(
-        data, stored.class_names, multi_label=stored.multi_label, numbers=numbers, label_column=label_column
+        data,
+        stored.class_names,
+        multi_label=stored.multi_label,
+        numbers=numbers,
+        label_column=label_column,
+        reading=source,
     )
     world = init_distributed() if under_launcher() else single_rank()
     world.announce()

@@ -74,7 +74,7 @@ def run_probe(task: str, config: FinetuneConfig, *, data: str, run_dir: Path, re
     if warning := unnamed_shape(config, start.architecture):
         logger.warning("%s", warning)
     config = in_force(config, start.architecture, start.normalization)
-    images = open_training_data(data, config.data)
+    images = open_training_data(data, config.data, reading=config.source)
     assert images.val is not None
     world = single_rank()
     world.announce()

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from beit.common.errors import InputError, require
-from beit.common.images import decode_image
 from beit.common.pages.pictures import HIGHLIGHT, mask_patches, picture_table, sheet, shortened
 from beit.common.processes.distributed import World
 from beit.common.reading.config import ReaderConfig
@@ -59,7 +58,7 @@ class ListedTransform:
     def __call__(self, record: Record) -> dict[str, NDArray[np.generic]]:
         """Return what the transform does, and view (9,) int64, the values of `VIEW_FIELDS`."""
         sample = self.transform(record)
-        image = decode_image(record.image_bytes)
+        image = record.decode_image()
         view = self.transform.view_of(record, image.width, image.height)
         return sample | {"view": np.array([int(view[name]) for name in VIEW_FIELDS], np.int64)}
 

@@ -105,3 +105,13 @@ def test_lists_of_images_are_refused_or_named(
 def test_a_column_of_paths_is_named_with_its_type(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no image column \(columns: image, id\), image is string; call"):
         open_source(write(tmp_path / "x.parquet", image=["1.jpg"], id=[1]))
+
+
+def test_the_image_column_is_chosen(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.parquet", left=pa.array(ROWS, STRUCT), right=pa.array(ROWS[::-1], STRUCT))
+    with pytest.raises(InputError, match="more than one possible image column.*source.image_member"):
+        open_source(path)
+    source = open_source(path, image_member="right")
+    assert [data for _, data in read(source)] == [b"img3", b"img2", b"img1", b"img0"]
+    with pytest.raises(InputError, match=r"no column top with images .*left, right"):
+        open_source(path, image_member="top")
