@@ -55,7 +55,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
     On any exception, a full disk included, the temporary file is removed and an older file at `path` stays as it was.
     """
-    temporary = path.with_name(_temporary_name(path.name))
+    temporary = path.with_name(temporary_name(path.name))
     try:
         yield temporary
         with temporary.open("rb") as file:
@@ -71,8 +71,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
     fsync_directory(path.parent)
 
 
-def _temporary_name(name: str) -> str:
-    """Name a file that is being written: unique, and with what tells whether its writer is still there."""
+def temporary_name(name: str) -> str:
+    """Name a file or folder that is being written: unique, and with what tells whether its writer is still there."""
     return f"{name}.tmp.{os.getpid()}.{_machine_key()}{secrets.token_hex(4)}"
 
 
@@ -98,7 +98,9 @@ def remove_stale(folder: Path, name: str = "", *, is_ours: bool = False) -> None
                 is_stale = _is_gone(int(match["pid"]))
             else:
                 is_stale = time.time() - path.stat().st_mtime > _STALE_SECONDS
-            if is_stale:
+            if is_stale and path.is_dir():
+                shutil.rmtree(path)
+            elif is_stale:
                 path.unlink()
 
 

@@ -44,6 +44,9 @@ def test_what_a_killed_writer_left_goes_and_what_a_living_one_writes_stays(tmp_p
 
 
 def test_what_may_be_of_another_machine_goes_after_an_hour(tmp_path):
+    (tmp_path / ".b.tmp.999999999/folder").mkdir(parents=True)
+    os.utime(tmp_path / ".b.tmp.999999999", (5, 5))
+    remove_stale(tmp_path, ".b")
     names = ["a.tmp.1", "a.tmp.999999999", "a.tmp.999999999.0123abcd", "a.tmp.999999999.0123abcd0123abcd", "a.tmp.txt"]
     for name in names:
         (tmp_path / name).touch()
