@@ -11,12 +11,16 @@ if __name__ == "__main__":  # before anything else is imported, the standard lib
 
     leave_out_current_folder()
 
+import errno
 import importlib
 import logging
+import os
+import select
 import signal
 import sys
 import traceback
 from collections.abc import Mapping
+from contextlib import suppress
 from types import FrameType
 from typing import Any, NamedTuple
 
@@ -25,16 +29,19 @@ import click
 from beit import __version__
 from beit.common.errors import (
     EXIT_BAD_INPUT,
+    EXIT_DONE,
     EXIT_FAILED,
     EXIT_RESUMABLE,
     InputError,
     ResumableStop,
     RunFailed,
     is_lost_rank,
+    printable,
 )
 from beit.common.processes.launcher_env import launched_rank
 from beit.common.processes.safe_path import leave_out_current_folder
 from beit.common.processes.shared_memory import raise_file_limit
+from beit.common.progress import LogFormatter, Terminal
 
 
 class Entry(NamedTuple):
@@ -126,14 +133,20 @@ def beit() -> None:
     """
 
 
+_LINE_BREAK = "\n"  # lines of a rank that failed, where another one reports them
+
+
 def main() -> None:
     """Run `beit`; exit 0 done, 2 wrong usage or input, 75 stopped and resumable, else 1."""
     leave_out_current_folder()
+    _fill_closed_streams()
     if launched_rank() is not None:
         from beit.common.processes.rank_reports import capture_output
 
         capture_output()
     _set_up_logging()
+    if sys.stdout.isatty():
+        sys.stdout = Terminal(sys.stdout)  # type: ignore[assignment]
     raise_file_limit()
     signal.signal(signal.SIGTERM, _interrupt)
     code, message = _run()
@@ -142,23 +155,31 @@ def main() -> None:
 
         message = record_exit(code, message)
     if message:
-        click.echo(f"beit: {message}", err=True)
+        with suppress(BrokenPipeError):
+            click.echo(f"beit: {printable(message, keep=_LINE_BREAK)}", err=True)
+    _let_go_of_broken_streams()
     sys.exit(code)
 
 
 def _run() -> tuple[int, str]:
     """Run the command line; return the exit code and the one line that explains it."""
+    stdout = sys.stdout
     try:
         result = beit.main(standalone_mode=False)  # an exit code where a command or --help asked for one
     except click.ClickException as error:
         error.show()
         return error.exit_code, ""
     except InputError as error:
-        return EXIT_BAD_INPUT, str(error)
+        return EXIT_BAD_INPUT, printable(str(error))
     except ResumableStop as stop:
         return EXIT_RESUMABLE, str(stop)
     except (KeyboardInterrupt, click.Abort):
         return EXIT_RESUMABLE, "interrupted; run the same command again to go on"
+    except SystemExit:
+        if sys.stdout is stdout:
+            raise
+        # So click answers any broken pipe. Where it is our output, its reader, such as `head`, has seen enough.
+        return (EXIT_DONE, "") if _let_go_of_broken_streams() else (EXIT_FAILED, os.strerror(errno.EPIPE))
     except (OSError, RunFailed) as error:  # a full disk, a lost rank: the machine's fault, not a bug
         return EXIT_FAILED, str(error)
     except Exception as error:
@@ -168,6 +189,32 @@ def _run() -> tuple[int, str]:
         # A rank's line is shown by the command that launched it, which cannot show its trace.
         return EXIT_FAILED, f"{type(error).__name__}: {error}" if launched_rank() is not None else ""
     return result if isinstance(result, int) else 0, ""
+
+
+def _fill_closed_streams() -> None:
+    """Open what the shell closed (`>&-`): else the next file that is opened would be taken for the terminal."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            descriptor = os.open(os.devnull, os.O_RDONLY if name == "stdin" else os.O_WRONLY)
+            if descriptor != number:
+                os.dup2(descriptor, number)
+                os.close(descriptor)
+            setattr(sys, name, open(number, "r" if name == "stdin" else "w", encoding="utf-8"))
+
+
+def _let_go_of_broken_streams() -> bool:
+    """Point output that nobody reads any more at nothing, so that Python does not complain at its exit.
+
+    Returns whether there was any.
+    """
+    descriptors = [stream.fileno() for stream in (sys.__stdout__, sys.__stderr__) if stream is not None]
+    poll = select.poll()
+    for descriptor in descriptors:
+        poll.register(descriptor, 0)
+    broken = [descriptor for descriptor, event in poll.poll(0) if event & select.POLLERR]
+    for descriptor in broken:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+    return bool(broken)
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:
@@ -182,7 +229,7 @@ def _interrupt(signum: int, frame: FrameType | None) -> None:
 
 def _set_up_logging() -> None:
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(LogFormatter("%(message)s"))
     # What all ranks would say, the first one says.
     handler.addFilter(lambda record: record.levelno >= logging.WARNING or not launched_rank())
     root = logging.getLogger("beit")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -49,23 +50,34 @@ def resume_option(command: Command) -> Command:
     )(command)
 
 
+def source_options(command: Command) -> Command:
+    """Add --max-megapixels and --image-member, which long commands have as settings; the command gets `reading`."""
+
+    @functools.wraps(command)
+    def with_settings(*arguments: Any, max_megapixels: float | None, image_member: str | None, **options: Any) -> Any:
+        from beit.common.sources.config import SourceConfig
+
+        given = {} if max_megapixels is None else {"max_megapixels": max_megapixels}
+        return command(*arguments, reading=SourceConfig(image_member=image_member, **given), **options)
+
+    with_option = click.option(
+        "--image-member", metavar="NAME", help="The image of a sample in tars, such as rgb.png, or of a row in Parquet."
+    )(with_settings)
+    with_option = click.option("--max-megapixels", type=float, metavar="N", help="Skip larger images; 64 by default.")(
+        with_option
+    )
+    return with_option  # type: ignore[return-value]
+
+
 def picture_option(command: Command) -> Command:
-    """Add --out, the picture that a command draws; a folder is refused before it is drawn."""
+    """Add --out, the picture that a command draws; `check_outputs` is the command's."""
     return click.option(
         "--out",
         type=click.Path(path_type=Path),
         required=True,
-        callback=_refuse_folder,
         metavar="F.png",
         help="Picture to write.",
     )(command)
-
-
-def _refuse_folder(context: click.Context, parameter: click.Parameter, value: Path) -> Path:
-    from beit.common.errors import require
-
-    require(not value.is_dir(), f"--out {value} is a folder; name a file")
-    return value
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -3,11 +3,33 @@
 Everything else is an ordinary Python exception and reaches the user as a traceback, because it is a bug.
 """
 
+import re
+
 EXIT_DONE, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_RESUMABLE = 0, 1, 2, 75
 
 
 class InputError(ValueError):
     """Bad input from the user. The message is one line: setting, value, rule, way out. The command exits with 2."""
+
+
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""What moves a cursor, turns text around or is half a character: names of files may hold it, to fool a terminal."""
+
+
+def printable(text: str, *, keep: str = "") -> str:
+    """Return a text with escapes such as \\x1b in place of the characters that control a terminal, `keep` excepted."""
+    return _UNPRINTABLE.sub(
+        lambda match: match[0] if match[0] in keep else match[0].encode("unicode_escape").decode(), text
+    )
+
+
+_LFS_POINTER_START = b"version https://git-lfs.github.com/spec/"
+LFS_ADVICE = "is a pointer of Git LFS, not the file itself; run git lfs pull where it was cloned"
+
+
+def is_lfs_pointer(data: bytes) -> bool:
+    """Tell whether a file, by its first bytes, only says where Git LFS keeps the real one."""
+    return data.startswith(_LFS_POINTER_START)
 
 
 class ResumableStop(Exception):

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from beit.common.errors import BadSample
+from beit.common.errors import LFS_ADVICE, BadSample, is_lfs_pointer
 
 try:
     import simplejpeg
@@ -29,7 +29,7 @@ except ImportError:  # built for fewer platforms than the rest; everything works
     simplejpeg = None
 
 
-IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
+IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "jfif", "jpe", "mpo", "apng")
 """File endings and tar suffixes that mean "an image", in order of preference where a sample has several."""
 MAX_IMAGE_BYTES = 256 << 20
 """Largest encoded image that is read into memory. Arbitrary; a 64-megapixel 16-bit PNG stays below it."""
@@ -40,6 +40,11 @@ MAX_SIDE_PX = 65535
 _FORMATS = ("JPEG", "PNG", "WEBP")
 _JPEG_START = b"\xff\xd8\xff"
 _SEQUENTIAL_FRAMES = (0xC0, 0xC1)
+_ARITHMETIC_FRAMES = (0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF)
+_PNG_START = b"\x89PNG\r\n\x1a\n"
+_PNG_TEXT = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")  # none of which says anything about the pixels that are wanted
+_PNG_ORIENTATION = b"XML:com.adobe.xmp\0\0"  # of an uncompressed block, which may say how to turn the image
+_PNG_TEXT_LIMITS = ("MAX_TEXT_CHUNK", "MAX_TEXT_MEMORY", "text chunks")
 _JPEG_BLOCK_ROWS = 16
 """Pixel rows that usual JPEGs encode together; a multiple of it is always right, if not least."""
 _EXIF_START = b"Exif\0\0"
@@ -90,28 +95,27 @@ def decode_image(data: bytes, *, apply_exif: bool = True, max_pixels: int = MAX_
     Returns:
         Image of mode "RGB", loaded, both sides in [1, 65535] px.
     Raises:
-        BadSample: reason is "empty", "truncated", "unsupported", "bomb", "too-large" or "decode-error".
+        BadSample: reason is "empty", "truncated", "unsupported", "lfs-pointer", "bomb", "too-large" or "decode-error".
     """
     if not data:
         raise BadSample("empty", "no bytes")
     if len(data) > MAX_IMAGE_BYTES:
         raise BadSample("too-large", f"{len(data)} bytes, at most {MAX_IMAGE_BYTES}")
     try:
-        image: Image.Image = Image.open(io.BytesIO(data), formats=_FORMATS)
-        width, height = image.size
-        if width * height > max_pixels:
-            raise BadSample("bomb", f"{width} x {height} px, at most {max_pixels} pixels")
-        if max(width, height) > MAX_SIDE_PX:
-            raise BadSample("too-large", f"{width} x {height} px, at most {MAX_SIDE_PX} px per side")
-        image.load()
-        if image.format in ("JPEG", "MPO") and has_filler(data, image):
-            raise BadSample("truncated", "the pixel data end early; the rest would be grey")
+        try:
+            image = _load(data, max_pixels)
+        except ValueError as error:
+            if not data.startswith(_PNG_START) or not any(limit in str(error) for limit in _PNG_TEXT_LIMITS):
+                raise
+            image = _load(_without_text(data), max_pixels)
         if apply_exif and (transpose := _transpose_of(image)) is not None:
             image = image.transpose(transpose)
         return _to_rgb(image)
     except (BadSample, MemoryError):
         raise
     except UnidentifiedImageError:
+        if is_lfs_pointer(data):
+            raise BadSample("lfs-pointer", f"it {LFS_ADVICE}") from None
         raise BadSample("unsupported", f"not a JPEG, PNG or WebP image (starts with {data[:8]!r})") from None
     except Image.DecompressionBombError as error:
         raise BadSample("bomb", str(error)) from None
@@ -119,6 +123,38 @@ def decode_image(data: bytes, *, apply_exif: bool = True, max_pixels: int = MAX_
         # Decoders answer damaged data with a dozen exception types (OSError, SyntaxError, ValueError, ...).
         reason = "truncated" if "truncated" in str(error).lower() else "decode-error"
         raise BadSample(reason, f"{type(error).__name__}: {error}") from error
+
+
+def _load(data: bytes, max_pixels: int) -> Image.Image:
+    if max_pixels > (Image.MAX_IMAGE_PIXELS or max_pixels):
+        Image.MAX_IMAGE_PIXELS = max_pixels  # the check below is the stricter one
+    image: Image.Image = Image.open(io.BytesIO(data), formats=_FORMATS)
+    width, height = image.size
+    if width * height > max_pixels:
+        raise BadSample(
+            "bomb",
+            f"{width} x {height} px, more than {max_pixels / 1e6:g} megapixels; if you trust the source, "
+            "source.max_megapixels admits more",
+        )
+    if max(width, height) > MAX_SIDE_PX:
+        raise BadSample("too-large", f"{width} x {height} px, at most {MAX_SIDE_PX} px per side")
+    image.load()
+    if image.format in ("JPEG", "MPO") and has_filler(data, image):
+        raise BadSample("truncated", "the pixel data end early; the rest would be grey")
+    return image
+
+
+def _without_text(data: bytes) -> bytes:
+    """Return a PNG without its texts and colour profile, of which Pillow reads no more than some megabytes."""
+    kept, position = [_PNG_START], len(_PNG_START)
+    while position < len(data):
+        end = position + 12 + int.from_bytes(data[position : position + 4], "big")
+        chunk = data[position:end]
+        tells_orientation = chunk[8:].startswith(_PNG_ORIENTATION) and len(chunk) <= _APP_BYTES
+        if chunk[4:8] not in _PNG_TEXT or tells_orientation:
+            kept.append(chunk)
+        position = end
+    return b"".join(kept)
 
 
 def decode_jpeg_unchecked(data: bytes, *, width: int, height: int) -> NDArray[np.uint8] | None:
@@ -203,8 +239,20 @@ def has_filler(data: bytes, image: Image.Image) -> bool:
     channels = last if isinstance(last, tuple) else (last,)
     if not all(value in _FILLER for value in channels):
         return False
+    if _is_arithmetic(data):
+        return False  # such a decoder reads on behind its data, whether they are complete or not
     with Image.open(io.BytesIO(lengthen_scans(data)), formats=("JPEG",)) as longer:
         return longer.tobytes() != image.tobytes()
+
+
+def _is_arithmetic(data: bytes) -> bool:
+    position = 2
+    while position + 4 <= len(data) and data[position] == 0xFF and data[position + 1] != _SOS:
+        if data[position + 1] in _ARITHMETIC_FRAMES:
+            return True
+        filled = data[position + 1] == 0xFF  # any number of them may precede a marker
+        position += 1 if filled else 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+    return False
 
 
 def lengthen_scans(data: bytes) -> bytes:

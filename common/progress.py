@@ -6,14 +6,42 @@ import logging
 import sys
 import time
 from types import TracebackType
-from typing import Self
+from typing import Any, Self, TextIO
 
 from tqdm import tqdm
+
+from beit.common.errors import printable
 
 logger = logging.getLogger(__name__)
 
 LOG_INTERVAL_SECONDS = 30.0
 """Between two lines in a log; arbitrary, short enough to see that a job is alive."""
+
+
+class LogFormatter(logging.Formatter):
+    """Writes records so that names of files in them cannot control a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line or lines of a record."""
+        return printable(super().format(record), keep="\n\t")
+
+
+class Terminal:
+    """A terminal as a text file that shows control characters instead of obeying them.
+
+    Args:
+        file: The terminal.
+    """
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def write(self, text: str) -> int:
+        """Write a text."""
+        return self._file.write(printable(text, keep="\n\t"))
 
 
 class Progress:

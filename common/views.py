@@ -19,7 +19,7 @@ from PIL import Image, features
 
 from beit.common.config import above, at_least, checked, within
 from beit.common.errors import BadSample, require
-from beit.common.images import MAX_SIDE_PX, decode_image, decode_jpeg_unchecked
+from beit.common.images import MAX_PIXELS, MAX_SIDE_PX, decode_image, decode_jpeg_unchecked
 from beit.common.jitter import FACTOR_ONE, JITTER_ORDERS, MAX_FACTOR, jitter_image
 from beit.common.rng import CounterRng
 
@@ -86,7 +86,8 @@ def draw_view(rng: CounterRng, width: int, height: int, augment: AugmentConfig) 
         One `VIEW_DTYPE` record; `crc_crop` and `luma`, which need pixels, are 0.
     Raises:
         ValueError: a side is outside [1, 65535].
-    Source: BEiT `beit/datasets.py` and `beit/transforms.py`. Differs: jitter factors are rounded to 1/2**14.
+    Source: BEiT `beit/datasets.py` and `beit/transforms.py`. Differs: random numbers; jitter factors are rounded to
+        1/2**14.
     """
     if not (1 <= width <= MAX_SIDE_PX and 1 <= height <= MAX_SIDE_PX):
         raise ValueError(f"image size ({width} x {height}) must lie in [1, {MAX_SIDE_PX}] px per side")
@@ -163,7 +164,8 @@ def render_view(
         BadSample: the record does not fit the image (reason "view-mismatch"), or the check fails ("crc-mismatch").
         ValueError: the image is not RGB.
     Source: BEiT `beit/datasets.py`. Differs: jitter follows the crop and the resize unless `jitter_scope` is "image",
-        since it is nine times cheaper there; the flip comes last, which mirrors the box and nothing else.
+        since it is cheaper there (what that changes: docs/results.md); the flip comes last, which mirrors the box and
+        nothing else; "bicubic-torch" is another filter than Pillow's.
     """
     crop = _crop(image, view)
     if check_crop:
@@ -182,6 +184,7 @@ def replay_view(
     img_size: int = 224,
     resample: Resample = "bicubic",
     jitter_scope: JitterScope = "crop",
+    max_pixels: int = MAX_PIXELS,
 ) -> NDArray[np.uint8]:
     """Render a stored view of an encoded image: of exactly the pixels that were tokenised, or an error.
 
@@ -191,7 +194,7 @@ def replay_view(
     needs_whole_image = jitter_scope == "image" and not _is_jitter_neutral(view)
     pixels = None if needs_whole_image else _proved_crop(data, view)
     if pixels is None:
-        whole = decode_image(data)
+        whole = decode_image(data, max_pixels=max_pixels)
         return render_view(
             whole, view, img_size=img_size, resample=resample, jitter_scope=jitter_scope, check_crop=True
         )

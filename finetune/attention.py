@@ -20,7 +20,6 @@ from torch import Tensor
 
 from beit.common.encoder import load_encoder
 from beit.common.errors import BadSample, InputError, require
-from beit.common.images import decode_image
 from beit.common.pages.charts import dot_chart
 from beit.common.pages.pictures import enlarged, heat_colours, picture_table, sheet, shortened
 from beit.common.reading.labelled_dataset import LabelledDataset
@@ -137,7 +136,7 @@ def _read(source: str, img_size: int, num_images: int) -> tuple[list[str], NDArr
     for position in spread_evenly(len(index), num_images).tolist():
         try:
             record = dataset.fetch(*index.locate(position), 0)
-            image = decode_image(record.image_bytes)
+            image = record.decode_image()
         except BadSample as error:
             problem = f"{image_name(index, position)}: {error}"
             continue

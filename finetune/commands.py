@@ -6,14 +6,20 @@ What they do is in `train.py`, `finetune/probe/run.py`, `finetune/evaluation/eva
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
-from beit.cli_options import LongOptions, launch_options, long_command_options, picture_option, start_ranks
+from beit.cli_options import (
+    LongOptions,
+    launch_options,
+    long_command_options,
+    picture_option,
+    source_options,
+    start_ranks,
+)
 from beit.common.runs.layout import PROBES
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -74,6 +80,7 @@ def finetune_command(task: str, data: str, run: Path, encoder: str | None, val: 
     "--class-names", metavar="FILE", help="What class numbers mean: a JSON list or object, or one name per line."
 )
 @click.option("--label-column", metavar="NAME", help="Column of the classes in Parquet or CSV.")
+@source_options
 @launch_options
 def evaluate_command(
     model: Path,
@@ -82,6 +89,7 @@ def evaluate_command(
     html: Path | None,
     class_names: str | None,
     label_column: str | None,
+    reading: Any,
     gpus: int | None,
     hostfile: str | None,
 ) -> None:
@@ -100,7 +108,9 @@ def evaluate_command(
     from beit.common.processes.launcher_env import launched_rank
     from beit.finetune.evaluation.evaluate import evaluate_model
 
-    report = evaluate_model(model, data, out=out, html=html, class_names=class_names, label_column=label_column)
+    report = evaluate_model(
+        model, data, out=out, html=html, class_names=class_names, label_column=label_column, source=reading
+    )
     if not launched_rank():  # all ranks would say the same
         click.echo(report.as_table())
 
@@ -115,7 +125,8 @@ def evaluate_command(
     help="Write here instead of to the terminal; the ending says the format.",
 )
 @click.option("--features", is_flag=True, help="Add the features of every image; MODEL may then be an encoder.")
-def predict_command(model: Path, source: str, out: Path | None, features: bool) -> None:
+@source_options
+def predict_command(model: Path, source: str, out: Path | None, features: bool, reading: Any) -> None:
     """Label the images of SOURCE with the classifier MODEL.
 
     SOURCE is a folder, tars, Parquet files, a list, or a single image. One row per image: key, label, probability,
@@ -128,10 +139,7 @@ def predict_command(model: Path, source: str, out: Path | None, features: bool) 
     """
     from beit.finetune.prediction.predict import predict_to_file
 
-    try:
-        predict_to_file(model, source, out=out, stdout=sys.stdout, features=features)
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough; Python would complain again at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    predict_to_file(model, source, out=out, stdout=sys.stdout, features=features, settings=reading)
 
 
 @click.command("compare")
@@ -157,7 +165,7 @@ def compare_command(runs: tuple[Path, ...], metric: str | None, out: Path | None
     from beit.finetune.compare.compare import compare_runs
     from beit.finetune.compare.report import as_text, check_comparison_output, write_comparison
 
-    check_comparison_output(out)
+    check_comparison_output(out, runs)
     comparison = compare_runs(runs, metric=metric)
     click.echo(as_text(comparison))
     if out is not None:
@@ -191,13 +199,17 @@ def show_attention_command(
       beit show attention runs/pretrain photos/ --block 0 --query 2,3 --query cls --out attention.png
     """
     from beit.common.pages.pictures import save_png
-    from beit.common.storage.documents import write_json
+    from beit.common.runs.outputs import check_outputs
+    from beit.common.storage.documents import json_bytes
+    from beit.common.storage.files import write_output
     from beit.finetune.attention import attention_sheet
 
+    check_outputs({"--out": out, "--json": listing}, inputs=[encoder, images], makes_folder=True)
     picture = attention_sheet(encoder, images, num_images=rows, block=block, queries=queries)
     save_png(picture.image, out)
     if listing is not None:
-        write_json(listing, {"block": picture.block, "mean_distance_px": picture.distances.round(4).tolist()})
+        numbers = {"block": picture.block, "mean_distance_px": picture.distances.round(4).tolist()}
+        write_output(listing, json_bytes(numbers))
     click.echo(f"wrote {out}" + (f" and {listing}" if listing else ""))
 
 

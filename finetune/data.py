@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from beit.common.errors import InputError, require
 from beit.common.sources.class_names import ClassNames, read_class_names
+from beit.common.sources.config import SourceConfig
 from beit.common.sources.index import LabelledIndex
 from beit.common.sources.index_build import open_labelled
 from beit.common.sources.labels import ClassMatcher, require_distinct, split_label, unknown_classes
@@ -41,16 +42,19 @@ class LabelledData:
         return label_table(index, self.class_names) if self.is_multi_label else None
 
 
-def open_training_data(data: str, settings: DataConfig, *, multi_label: bool = False) -> LabelledData:
+def open_training_data(
+    data: str, settings: DataConfig, *, multi_label: bool = False, reading: SourceConfig | None = None
+) -> LabelledData:
     """Open DATA and, if given, the validation images.
 
     Args:
         data: Labelled images: folder with a sub-folder per class, tars, Parquet, CSV.
         settings: Subset and validation images.
         multi_label: Read `a|b` as the two classes a and b, and a missing label as none of the classes.
+        reading: Which images are read.
     """
     numbers = None if settings.class_names is None else read_class_names(settings.class_names)
-    train = open_labelled(data, class_names=numbers, label_column=settings.label_column)
+    train = open_labelled(data, class_names=numbers, label_column=settings.label_column, settings=reading)
     class_names = _trained_classes(train, multi_label=multi_label)
     source = train
     if settings.num_labels is not None or settings.label_fraction is not None:
@@ -58,7 +62,12 @@ def open_training_data(data: str, settings: DataConfig, *, multi_label: bool = F
     val = None
     if settings.val is not None:
         val = open_evaluation_data(
-            settings.val, class_names, multi_label=multi_label, numbers=numbers, label_column=settings.label_column
+            settings.val,
+            class_names,
+            multi_label=multi_label,
+            numbers=numbers,
+            label_column=settings.label_column,
+            reading=reading,
         )
         warn_of_shared_images(source, val)
     return LabelledData(
@@ -77,6 +86,7 @@ def open_evaluation_data(
     multi_label: bool = False,
     numbers: ClassNames | None = None,
     label_column: str | None = None,
+    reading: SourceConfig | None = None,
 ) -> LabelledIndex:
     """Open labelled images whose classes are those of `class_names`, matched by name.
 
@@ -88,8 +98,9 @@ def open_evaluation_data(
         multi_label: See `open_training_data`; labels then stay numbers of combinations, for `label_table`.
         numbers: What the numbers of the data, or those of the model, mean.
         label_column: Column of the classes in tables; left out, the one that is called so.
+        reading: Which images are read.
     """
-    index = open_labelled(data, class_names=numbers, label_column=label_column)
+    index = open_labelled(data, class_names=numbers, label_column=label_column, settings=reading)
     if multi_label:
         index.require_any_label()
         label_table(index, class_names, numbers=numbers)

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from beit.common.errors import BadSample, InputError
-from beit.common.images import decode_image
 from beit.common.rng import CounterRng
 from beit.common.shards.schema import StoreInfo
 from beit.common.storage.samples import Record
@@ -124,9 +123,9 @@ class ViewTransform:
         if record.view is None or record.token_ids is None:
             raise ValueError(f"{record.sample_id} carries no view and tokens; the store was made with --views 0")
         if self.strict:
-            pixels = replay_view(record.image_bytes, record.view, **self._rendering)
+            pixels = replay_view(record.image_bytes, record.view, max_pixels=record.max_pixels, **self._rendering)
         else:
-            image = decode_image(record.image_bytes)
+            image = record.decode_image()
             pixels = render_view(image, record.view, **self._rendering)
             self._check_luma(image, record.view, pixels)
         sample: dict[str, NDArray[Any]] = {"images": _channels_first(pixels)}
@@ -135,7 +134,7 @@ class ViewTransform:
         return sample
 
     def _fresh(self, record: Record) -> dict[str, NDArray[Any]]:
-        image = decode_image(record.image_bytes)
+        image = record.decode_image()
         view = self.view_of(record, image.width, image.height)
         sample = {"images": _channels_first(render_view(image, view, **self._rendering))}
         if self.token_img_size:  # from the same crop

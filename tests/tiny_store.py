@@ -93,7 +93,7 @@ def tiny_config(**changes):
     return TokenizeConfig(**{**settings, "shard_size": 4, "bad_sample_budget": 0.5, **changes})
 
 
-def tokenize(source, store, *, rank=0, world_size=1, tokenizer=None, **changes):
+def tokenize(source, store, /, *, rank=0, world_size=1, tokenizer=None, **changes):
     return run_tokenize(
         tiny_config(**changes),
         str(source),

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from beit.common.config import above, at_least, checked, within
 from beit.common.errors import require
 from beit.common.shards.schema import Geometry, HeldOut
+from beit.common.sources.config import SourceConfig
 from beit.common.views import AugmentConfig
 
 MAX_VIEWS = 4096
@@ -39,6 +40,8 @@ class TokenizeConfig:
     """Seed of crops, flips, colours and packing order."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """Distribution the views are drawn from."""
+    source: SourceConfig = field(default_factory=SourceConfig)
+    """Which images are read."""
     held_out: HeldOut = field(default_factory=HeldOut)
     """Samples that pre-training leaves out, to measure on."""
 

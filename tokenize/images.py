@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from functools import partial
 from pathlib import Path
@@ -12,23 +11,27 @@ from PIL import Image
 from beit.common.errors import InputError, require
 from beit.common.reading.labelled_dataset import LabelledDataset
 from beit.common.rng import CounterRng
+from beit.common.sources.config import SourceConfig
 from beit.common.sources.index_build import build_index
-from beit.common.storage.files import default_cache_dir
+from beit.common.storage.files import default_cache_dir, remove_stale, temporary_name
 from beit.tokenize.synthetic import SCENE_VERSION, paint_all, render_scene
 
 SYNTHETIC_PREFIX = "synthetic:"
 
 
-def open_images(source: str, *, img_size: int, cache_bytes: int) -> LabelledDataset:
+def open_images(
+    source: str, *, img_size: int, cache_bytes: int, settings: SourceConfig | None = None
+) -> LabelledDataset:
     """Open any image source, or generate one.
 
     Args:
         source: What `beit.common.sources.opening.open_source` takes, or "synthetic:N" for N generated images.
         img_size: Side of generated images in px.
         cache_bytes: Memory for Parquet row groups.
+        settings: Which images are read.
     """
     spec = generate_scenes(source, img_size=img_size) if source.startswith(SYNTHETIC_PREFIX) else source
-    return LabelledDataset(build_index(spec), cache_bytes=cache_bytes)
+    return LabelledDataset(build_index(spec, settings=settings), cache_bytes=cache_bytes)
 
 
 def generate_scenes(source: str, *, img_size: int) -> str:
@@ -43,7 +46,8 @@ def generate_scenes(source: str, *, img_size: int) -> str:
     folder = default_cache_dir() / f"scenes-v{SCENE_VERSION}-{img_size}px-{int(count)}"
     if folder.is_dir():
         return str(folder)
-    temporary = folder.with_name(f"{folder.name}.tmp.{os.getpid()}")
+    remove_stale(folder.parent, folder.name)
+    temporary = folder.with_name(temporary_name(folder.name))
     temporary.mkdir(parents=True)
     try:
         paint_all(partial(_write_scene, temporary, img_size), int(count))

@@ -14,8 +14,8 @@ from functools import partial
 
 from beit.common.reading.bad_samples import BadSampleLog, BadSampleReport
 from beit.common.shards.schema import TOKENS_DIR, ImageShardManifest, ShardManifest, StoreInfo, manifest_name
-from beit.common.sources.tars import TarShard
-from beit.common.storage.paths import is_remote, resolve_location
+from beit.common.sources.tars import TarShard, suffixes_of
+from beit.common.storage.paths import is_remote, resolve_location, resolve_reference
 from beit.tokenize.plan import PlannedShard, StorePlan
 from beit.tokenize.shards.copies import TarCopies
 from beit.tokenize.shards.crops import CropTar
@@ -43,7 +43,12 @@ def list_jobs(
         return [
             ShardJob(
                 stem=shard.stem,
-                tar=TarShard(shard.stem, resolve_location(root, shard.image_file), names),
+                tar=TarShard(
+                    shard.stem,
+                    resolve_location(root, shard.image_file),
+                    names,
+                    image_suffixes=suffixes_of(info.source.image_member),
+                ),
                 image_file=shard.image_file,
             )
             for shard in plan.shards
@@ -54,7 +59,7 @@ def list_jobs(
 def image_folder(files: StoreFiles, info: StoreInfo) -> str:
     """Return path or URL of the folder of the image tars; links are resolved, since it may be relative to them."""
     location = files.location if is_remote(files.location) else os.path.realpath(files.location)
-    return resolve_location(location, info.image_root)
+    return resolve_reference(location, info.image_root)
 
 
 def _packed_job(root: str, shard: PlannedShard, info: StoreInfo, packed: ImageShardManifest) -> ShardJob:

@@ -25,8 +25,8 @@ from beit.common.sources.labels import stored_label
 from beit.common.sources.opening import list_samples, open_source
 from beit.common.sources.tars import TarShard
 from beit.common.sources.types import SampleRef, Source
-from beit.common.storage.documents import parse_document
-from beit.common.storage.paths import is_remote, join, query_of
+from beit.common.storage.documents import parse_document, refuse_control_characters
+from beit.common.storage.paths import is_remote, join, query_of, resolve_reference
 from beit.common.storage.place import place_of
 from beit.tokenize.config import TokenizeConfig
 
@@ -85,7 +85,7 @@ def plan_store(config: TokenizeConfig, spec: str, store: str) -> StorePlan:
         spec: The source, as the user gave it.
         store: Folder of the store, which image paths are made relative to, or URL.
     """
-    source = open_source(spec)
+    source = open_source(spec, image_member=config.source.image_member)
     origin = _store_of(source)
     if origin is not None and origin.is_materialized:
         raise InputError(
@@ -96,7 +96,15 @@ def plan_store(config: TokenizeConfig, spec: str, store: str) -> StorePlan:
         raise InputError(f"store ({store}) must not lie inside the source ({source.root}); choose another folder")
     is_referenced = source.kind == "tar" and config.stored_quality is None
     plan = _plan_reference(source, store) if is_referenced else _plan_packing(source, config)
-    return replace(plan, class_names=source.class_names or (origin.class_names if origin is not None else None))
+    source_info = replace(
+        plan.source_info,
+        max_megapixels=config.source.max_megapixels,
+        image_member=config.source.image_member,
+    )
+    class_names = source.class_names or (origin.class_names if origin is not None else None)
+    refuse_control_characters([class_names, plan.image_root, [shard.image_file for shard in plan.shards]], source.root)
+    resolve_reference(store, plan.image_root)  # which raises where a reader of the store would
+    return replace(plan, source_info=source_info, class_names=class_names)
 
 
 def _store_of(source: Source) -> StoreInfo | None:

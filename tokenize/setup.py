@@ -19,7 +19,7 @@ import torch
 from beit import __version__
 from beit.common.errors import InputError, require
 from beit.common.processes.cores import available_cores, keep_freed_memory
-from beit.common.shards.schema import INDEX_FILE, STORE_FILE, Execution, StoreInfo, TokenizerInfo
+from beit.common.shards.schema import INDEX_FILE, LATER_SETTINGS, STORE_FILE, Execution, StoreInfo, TokenizerInfo
 from beit.common.storage.documents import read_document, write_document
 from beit.common.views import compute_canary, replay_versions
 from beit.tokenize.config import TokenizeConfig
@@ -191,7 +191,8 @@ def _require_consent(store: str, config: TokenizeConfig) -> None:
 
 def _require_same(store: str, existing: dict[str, str], wanted: dict[str, str]) -> None:
     for name in sorted(existing.keys() | wanted.keys()):
-        old, new = existing.get(name, "none"), wanted.get(name, "none")
+        default = LATER_SETTINGS.get(name, "none")
+        old, new = existing.get(name, default), wanted.get(name, default)
         if old == new:
             continue
         if name == "canary":

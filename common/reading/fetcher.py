@@ -40,7 +40,7 @@ _TURN_SECONDS = 0.2
 _TOLD_AFTER_SECONDS = 60.0
 """Wait for one micro-batch without a word."""
 _START_SECONDS = 60.0
-"""Least for workers to start, however short the wait for what they send: they import torch first."""
+"""For workers to start, at least: on a busy machine that takes longer than any micro-batch."""
 _END_SECONDS = 15.0
 """For torch to end its workers, which takes it up to twice five seconds each where one does not answer."""
 
@@ -75,8 +75,6 @@ class Fetcher:
     ) -> None:
         self._start, self._num_workers, self._board = start, num_workers, board
         self._timeout_seconds, self._patience_seconds = config.timeout_seconds, patience_seconds
-        self._limit_seconds = max(self._timeout_seconds, _START_SECONDS)
-        """Of the wait under way."""
         self._thread = Threads(1, name="beit-batches")
         self._batches: Iterator[Any] | None = None
         self._workers: list[BaseProcess] = []
@@ -99,8 +97,7 @@ class Fetcher:
             while not self._is_done(self._opening, owner, began):
                 pass
             self._opening.result()
-            self._opening, self._limit_seconds = None, self._timeout_seconds
-            began = time.monotonic()
+            self._opening, began = None, time.monotonic()
         while True:
             assert self._batches is not None
             future = self._thread.submit(partial(next, self._batches))
@@ -152,11 +149,12 @@ class Fetcher:
             self._stop_seen = now
         if reason and self._stop_seen is not None and now - self._stop_seen >= self._patience_seconds:
             raise StoppedWaiting(f"stopped ({reason}) while waiting for {self._named(owner)}")
-        waited = now - began
-        if waited >= self._limit_seconds:
-            nothing = f" sent nothing for {self._limit_seconds:g} s (reader.timeout_seconds)"
-            raise RunFailed(self._named(owner, nothing))
-        if waited >= min(_TOLD_AFTER_SECONDS, self._limit_seconds / 2) and not self._is_told:
+        waited, limit = now - began, self._timeout_seconds
+        if self._opening is not None:
+            limit = max(limit, _START_SECONDS)
+        if waited >= limit:
+            raise RunFailed(self._named(owner, f" sent nothing for {limit:g} s (reader.timeout_seconds)"))
+        if waited >= min(_TOLD_AFTER_SECONDS, limit / 2) and not self._is_told:
             self._is_told = True
             logger.warning("waiting for %s", self._named(owner, f" since {waited:.0f} s"))
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from typing import Annotated, Literal
 
-from beit.common.config import Bound, at_least, checked, flatten, within
+from beit.common.config import Bound, above, at_least, checked, flatten, within
 from beit.common.errors import require
 from beit.common.rng import stable_hash64
 from beit.common.storage.documents import canonical_json, canonical_sha256
@@ -39,7 +39,13 @@ MAX_PATH = 1024
 MAX_HELD_OUT_SHARE = 0.2
 """No small store gives up more than this for the learning signal."""
 
-_LATER_SETTINGS = {"exif_orientation": '"applied"', "packing.materialize": "false", "packing.jpeg_quality": "null"}
+LATER_SETTINGS = {
+    "exif_orientation": '"applied"',
+    "packing.materialize": "false",
+    "packing.jpeg_quality": "null",
+    "source.max_megapixels": "64.0",
+    "source.image_member": "null",
+}
 """Settings that came after the first stores, with what those did; left out of the hash there, so that it stays."""
 
 
@@ -107,6 +113,10 @@ class SourceInfo:
     """Images found; unknown beforehand for tars that are referenced in place."""
     digest: str
     """sha256 over names and sizes of the source, in order."""
+    max_megapixels: Annotated[float, above(0)] = 64.0
+    """Larger images were skipped."""
+    image_member: str | None = None
+    """Which member of a tar's sample, or column of a table, is the image; None where that was not said."""
     stamp: str = ""
     """sha256 over names, sizes and times, or ETags; empty where they are not known, and in stores of before."""
 
@@ -181,6 +191,11 @@ class StoreInfo:
         return self.packing is not None and self.packing.materialize
 
     @property
+    def max_pixels(self) -> int:
+        """Largest width x height of an image."""
+        return round(self.source.max_megapixels * 1e6)
+
+    @property
     def token_img_size(self) -> int:
         """Side in pixels of the view the tokenizer saw; 0 when there are no tokens."""
         return self.grid_size * self.tokenizer.downsampling if self.tokenizer else 0
@@ -193,7 +208,7 @@ class StoreInfo:
         return {
             name: text
             for name, text in flat.items()
-            if name not in volatile and not name.startswith(groups) and _LATER_SETTINGS.get(name) != text
+            if name not in volatile and not name.startswith(groups) and LATER_SETTINGS.get(name) != text
         }
 
     def settings_sha256(self) -> str:

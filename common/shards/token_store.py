@@ -21,7 +21,7 @@ from beit.common.shards.cache import DamagedShard, RemoteShard, ShardCache
 from beit.common.shards.file_pool import FilePool
 from beit.common.shards.schema import INDEX_FILE, TOKENS_DIR, ShardRow, StoreInfo, index_digest
 from beit.common.shards.tables import SampleTable, ShardTable, check_sample_table, decode_samples
-from beit.common.storage.paths import is_remote, resolve_location
+from beit.common.storage.paths import is_remote, resolve_location, resolve_reference
 from beit.common.storage.place import place_of, read_files
 from beit.common.storage.samples import NO_LABEL, Record, locate, shard_starts
 from beit.common.views import VIEW_DTYPE
@@ -57,7 +57,7 @@ class TokenStore:
         self.shards = shards if isinstance(shards, ShardTable) else ShardTable.from_rows(shards)
         self.index_sha256 = index_digest(self.shards, info.held_out)
         """Identity of samples and tokens; equal for copies of a store."""
-        self._image_root = resolve_location(location, info.image_root)
+        self._image_root = resolve_reference(location, info.image_root)
         self._starts = shard_starts(self.shards.num_samples)
         self.cache: ShardCache | None = None
         """Where whole shards of a remote store are kept; None reads every sample from the server."""
@@ -103,7 +103,9 @@ class TokenStore:
         shard_id, row = self.locate(position)
         table = self.samples(shard_id)
         views = range(self.info.views if self.info.is_materialized else 1)
-        images = [decode_image(self.read_image(shard_id, row, view_k)) for view_k in views]
+        images = [
+            decode_image(self.read_image(shard_id, row, view_k), max_pixels=self.info.max_pixels) for view_k in views
+        ]
         sample = {
             "key": table.key[row],
             "image": images[0],
@@ -265,6 +267,7 @@ class TokenStore:
             token_ids=token_ids,
             view=view,
             label=_label(shard.table, row),
+            max_pixels=self.info.max_pixels,
         )
 
     def _open(self, shard_id: int) -> _OpenShard:

@@ -22,11 +22,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from beit.common.errors import InputError, require
+from beit.common.images import MAX_PIXELS
 from beit.common.rng import CounterRng
 from beit.common.sources.class_names import ClassNames
 from beit.common.sources.label_column import HOW_TO_CHOOSE
 from beit.common.sources.labels import (
-    LABEL_SEPARATOR,
     UNLABELLED,
     ClassMatcher,
     in_order,
@@ -88,6 +88,7 @@ class LabelledIndex:
         name: What the user calls the data, for messages; by default their folder.
         stamp: Of the source, see there.
         columns: Of a table, for messages.
+        max_pixels: Larger images are not decoded; part of the identity.
         label_notes: What whoever uses the labels is told once.
     """
 
@@ -102,13 +103,18 @@ class LabelledIndex:
         stamp: str = "",
         columns: Sequence[str] = (),
         label_notes: Sequence[str] = (),
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         self.info = info
+        self.max_pixels = max_pixels
+        """Largest width x height that is decoded."""
         self.name = name or info.root
         self.shards = list(shards)
         self.class_names = list(class_names) if class_names is not None else None
         self.index_sha256 = info.sha256
         """Identity of the samples in use, their numbering and their classes."""
+        if max_pixels != MAX_PIXELS:  # other images are skipped
+            self.index_sha256 = hashlib.sha256(f"{info.sha256} max_pixels {max_pixels}".encode()).hexdigest()
         self.stamp = stamp
         """Hash of sizes and times of all files; empty where they are not known."""
         self.columns = tuple(columns)
@@ -240,11 +246,13 @@ class LabelledIndex:
         """Insist that every sample has a label that is one class, and that no two classes are one number."""
         self.require_labels()
         names = [name for name, count in zip(self.class_names or (), self.class_counts(), strict=True) if count]
+        if not all(map(split_label, names)):
+            raise InputError(f"{self.name} has samples whose label is an empty text; label them or leave them out")
         several = [name for name in names if len(split_label(name)) > 1]
         if several:
             raise InputError(
                 f"{self.name} has images of several classes ({listed(several)}), and each may be of one only here; "
-                "train with classifier.multi_label=true, or leave one class per image"
+                "train with classifier.multi_label=true (classification only), or leave one class per image"
             )
         require_distinct(names, self.name)
         if str(UNLABELLED) in names:
@@ -326,6 +334,7 @@ class LabelledIndex:
         """
         own, counts = self.class_names or [], self.class_counts()
         used = {name for label, count in zip(own, counts, strict=True) if count for name in split_label(label)}
+        require_distinct(used, self.name)
         taken = {number: name for name in in_order(used) if (number := meant_number(name)) is not None}
         missing = [name for number, name in taken.items() if number not in names.of]
         if missing:
@@ -336,14 +345,7 @@ class LabelledIndex:
         logger.info(
             "%s: by %s, %s", self.name, names.file, listed([f"{number} is {names.of[number]}" for number in taken])
         )
-
-        def named(label: str) -> str:
-            parts = split_label(label)
-            numbers = [meant_number(part) for part in parts]
-            found = [part if no is None else names.of.get(no, part) for part, no in zip(parts, numbers, strict=True)]
-            return LABEL_SEPARATOR.join(found)
-
-        renamed = [named(label) for label in own]
+        renamed = [names.named(label) for label in own]
         return self.renamed(renamed, change=f"named {renamed}")
 
     def renamed(self, names: Sequence[str], *, change: str | None = None) -> LabelledIndex:

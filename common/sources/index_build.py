@@ -1,7 +1,8 @@
 """Building the table of a DATA: listed once, sample by sample, and kept in a cache folder.
 
     <cache>/indexes/v3/<digest>/samples.arrow   one record batch per shard: key, offset, length, label, path
-                                index.json      shards and identity; written last, so that it commits the table
+                                index.json      shards and identity; commits the table
+                                index.sha256    of both, so that a damaged index is made again
 
 The digest covers names, sizes and times of all files, so data that changed are listed again. An index costs about 100
 bytes per sample and may be deleted at any time. Not here: how the table is used (`beit.common.sources.index`).
@@ -20,15 +21,16 @@ import numpy as np
 import pyarrow as pa
 
 from beit.common.config import config_from_dict
-from beit.common.errors import InputError, require
+from beit.common.errors import InputError
 from beit.common.sources.class_names import ClassNames
+from beit.common.sources.config import SourceConfig
 from beit.common.sources.index import INDEX_FORMAT, IndexInfo, LabelledIndex
 from beit.common.sources.labels import in_order, listed, number_of, one_form, stored_label
 from beit.common.sources.loose_files import FilesShard
 from beit.common.sources.opening import list_samples, open_source
 from beit.common.sources.types import SampleRef, Source, SourceShard
-from beit.common.storage.documents import read_json, write_json
-from beit.common.storage.files import atomic_file, default_cache_dir
+from beit.common.storage.documents import read_json, reading, write_json
+from beit.common.storage.files import atomic_file, default_cache_dir, remove_stale, sha256_file, write_atomic
 from beit.common.storage.locks import exclusive_lock
 from beit.common.storage.paths import split_query
 from beit.common.storage.samples import NO_LABEL
@@ -44,12 +46,18 @@ _SCHEMA = pa.schema(
         pa.field("path", pa.string(), nullable=False),
     ]
 )
+_HASHES = "index.sha256"
 _MEASURED_SHARDS = 4
 """Row groups of one data set are alike, and measuring all of them would be reading the data; arbitrary."""
 
 
 def build_index(
-    spec: str | Path, cache_dir: Path | None = None, *, for_classes: bool = False, label_column: str | None = None
+    spec: str | Path,
+    cache_dir: Path | None = None,
+    *,
+    label_column: str | None = None,
+    for_classes: bool = False,
+    settings: SourceConfig | None = None,
 ) -> LabelledIndex:
     """Return the index of a DATA, from the cache or by listing every sample.
 
@@ -58,26 +66,24 @@ def build_index(
     Args:
         spec: Folder, tars, Parquet files, text list or CSV, as `beit.common.sources.opening.open_source` takes them.
         cache_dir: Where indexes are kept; by default below `default_cache_dir()`.
-        for_classes: See `open_source`.
         label_column: Column of the classes in tables, as `open_source` takes it.
+        for_classes: See `open_source`.
+        settings: Which images are read.
     """
-    source = open_source(spec, for_classes=for_classes, label_column=label_column)
+    settings = settings or SourceConfig()
+    source = open_source(spec, label_column=label_column, for_classes=for_classes, image_member=settings.image_member)
     root = default_cache_dir() if cache_dir is None else cache_dir
     folder = root / "indexes" / f"v{INDEX_FORMAT.version}" / source.digest
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with exclusive_lock(folder / "lock"):
-            if not (folder / "index.json").exists():
-                _write(folder, source)
+            info = _read_kept(folder, source)
+            if info is None:
+                info = _write(folder, source)
     except OSError as error:
         raise InputError(
             f"cannot keep an index in {folder} ({error}); point BEIT_CACHE at a folder with space"
         ) from None
-    document = INDEX_FORMAT.check(read_json(folder / "index.json"), folder / "index.json")
-    info = config_from_dict(IndexInfo, document, origin=str(folder / "index.json"))
-    require(
-        len(info.shard_names) == len(source.shards), f"{folder} is not an index of {source.root}; delete that folder"
-    )
     shards = [_without_list(shard) for shard in source.shards]
     name, _ = split_query(str(spec))  # a signature must not stand in messages
     names = source.class_names if info.numbers is None else info.numbers
@@ -90,19 +96,23 @@ def build_index(
         stamp=source.stamp,
         columns=source.columns,
         label_notes=source.label_notes,
+        max_pixels=settings.max_pixels,
     )
     return index if names is None else _with_clear_names(index, names, are_numbers=info.numbers is not None)
 
 
-def open_labelled(data: str, *, class_names: ClassNames | None, label_column: str | None) -> LabelledIndex:
+def open_labelled(
+    data: str, *, class_names: ClassNames | None, label_column: str | None, settings: SourceConfig | None = None
+) -> LabelledIndex:
     """Return the index of labelled images as a user describes them.
 
     Args:
         data: As `build_index` takes it.
         class_names: What numbers mean; None leaves them their texts as names.
         label_column: Column of the classes in tables; None for the usual one.
+        settings: Which images are read.
     """
-    index = build_index(data, for_classes=True, label_column=label_column)
+    index = build_index(data, label_column=label_column, for_classes=True, settings=settings)
     if label_column is not None and not index.columns:
         logger.warning("%s is neither Parquet nor CSV, so it has no column %s", index.name, label_column)
     return index if class_names is None else index.with_numbers_named(class_names)
@@ -128,10 +138,33 @@ def _without_list(shard: SourceShard) -> SourceShard:
     return replace(shard, entries=()) if isinstance(shard, FilesShard) else shard
 
 
-def _write(folder: Path, source: Source) -> None:
+def _read_kept(folder: Path, source: Source) -> IndexInfo | None:
+    """Return what index.json says of a table that is whole; None where there is none, or it is damaged."""
+    file, table = folder / "index.json", folder / "samples.arrow"
+    if not file.exists():
+        return None
+    try:
+        with reading(file):
+            info = config_from_dict(IndexInfo, INDEX_FORMAT.check(read_json(file), file), origin=str(file))
+        is_whole = len(info.shard_names) == len(info.shard_sizes) == len(source.shards)
+        stated = folder / _HASHES  # absent beside tables of before
+        is_whole = is_whole and (not stated.exists() or stated.read_text() == _hashes(folder))
+        with pa.memory_map(str(table)) as mapped:
+            found = pa.ipc.open_file(mapped)
+            if is_whole and found.num_record_batches == len(source.shards) and found.schema.equals(_SCHEMA):
+                return info
+        reason = "it does not fit its table, or the files it was made from"
+    except (InputError, OSError, ValueError, pa.ArrowException) as error:
+        reason = " ".join(str(error).split())
+    logger.warning("the index kept in %s is damaged (%s); listing %s again", folder, reason, source.root)
+    return None
+
+
+def _write(folder: Path, source: Source) -> IndexInfo:
     names = _unique_names(source.shards)
     hasher = hashlib.sha256()
     sizes = []
+    remove_stale(folder)
     numbers: dict[str, int] | None = {} if source.class_names is None else None
     with atomic_file(folder / "samples.arrow") as file, pa.ipc.new_file(file, _SCHEMA) as writer:
         for name, refs in zip(names, list_samples(source), strict=True):
@@ -153,6 +186,12 @@ def _write(folder: Path, source: Source) -> None:
         numbers=None if numbers is None or not numbers else tuple(numbers),
     )
     write_json(folder / "index.json", asdict(info))
+    write_atomic(folder / _HASHES, _hashes(folder).encode())
+    return info
+
+
+def _hashes(folder: Path) -> str:
+    return " ".join(sha256_file(folder / name) for name in ("samples.arrow", "index.json"))
 
 
 def _record_batch(refs: Sequence[SampleRef], numbers: dict[str, int] | None) -> pa.RecordBatch:

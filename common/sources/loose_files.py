@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +27,7 @@ from beit.common.storage.place import FileStat, MissingFile, place_of
 logger = logging.getLogger(__name__)
 
 _FILES_PER_SHARD = 1000
+_ENDINGS_IN_MESSAGE = 5
 _ORDER = "path"
 """Stands in the digest of a listing."""
 _SEGMENTATION_FOLDERS = ("images", "annotations")
@@ -144,15 +147,26 @@ def folder_listing(root: str, files: Sequence[FileStat]) -> FileList:
     if not images:
         raise InputError(
             f"{root} holds no images ({', '.join(IMAGE_SUFFIXES)}) and no tar or Parquet files "
-            f"({len(files)} other files); check the path"
+            f"({_count_endings(files)}); check the path"
         )
     if len(images) < len(files):
-        logger.info("%s: %d images, %d other files left out", root, len(images), len(files) - len(images))
+        taken = {file.path for file in images}
+        others = [file for file in files if file.path not in taken]
+        logger.info("%s: %d images, %s left out", root, len(images), _count_endings(others))
     is_labelled = not mask_folders and all("/" in file.path for file in images)
     if not is_labelled:
         return FileList(root, images, [None] * len(images))
     folders = [file.path.split("/", 1)[0] for file in images]
     return FileList(root, images, list(folders), class_names=tuple(sorted(set(folders))))
+
+
+def _count_endings(files: Sequence[FileStat]) -> str:
+    """Say how many files there are, and of which endings: "8 other files (5 .heic, 3 .txt)"."""
+    endings = Counter(os.path.splitext(file.path)[1].lower() or "without ending" for file in files)
+    parts = [f"{count} {ending}" for ending, count in endings.most_common(_ENDINGS_IN_MESSAGE)]
+    if len(endings) > _ENDINGS_IN_MESSAGE:
+        parts.append("...")
+    return f"{len(files)} other files" + (f" ({', '.join(parts)})" if parts else "")
 
 
 def _mask_folders(images: Sequence[FileStat]) -> tuple[str, ...]:

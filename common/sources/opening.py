@@ -12,14 +12,14 @@ from dataclasses import replace
 from operator import methodcaller
 from pathlib import Path
 
-from beit.common.errors import InputError
+from beit.common.errors import InputError, require
 from beit.common.images import is_image_path
 from beit.common.progress import Progress
 from beit.common.sources.lists import csv_listing, text_listing
 from beit.common.sources.loose_files import folder_listing, open_files
 from beit.common.sources.splits import refuse_splits_as_classes, warn_of_split_containers, warn_of_split_folders
 from beit.common.sources.tars import open_tars
-from beit.common.sources.types import SampleRef, Source
+from beit.common.sources.types import SampleRef, Source, SourceKind
 from beit.common.storage.matching import is_folder, list_folder, match_files, measure_files
 from beit.common.storage.paths import (
     expand_braces,
@@ -36,15 +36,23 @@ from beit.common.storage.threads import threads
 _COMPRESSED_TAR = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
-def open_source(spec: str | Path, *, for_classes: bool = False, label_column: str | None = None) -> Source:
+def open_source(
+    spec: str | Path,
+    *,
+    label_column: str | None = None,
+    for_classes: bool = False,
+    image_member: str | None = None,
+) -> Source:
     """Open a source of images.
 
     Args:
         spec: A folder (images at any depth, or tars, or Parquet files), a `.tar` or `.parquet` path or URL, a pattern
             with wildcards or braces over such files or over images, a `.txt` list of image paths, or a `.csv` table
             with the columns path and label. The query of a web address, such as a signature, is no part of any name.
-        for_classes: Whether the classes are wanted, so that folders which cannot be classes are refused.
         label_column: Column of the classes in Parquet and CSV tables; left out, the one that is called so.
+        for_classes: Whether the classes are wanted, so that folders which cannot be classes are refused.
+        image_member: Which member of a tar's sample, or column of a Parquet file, is the image, as
+            `beit.common.sources.config.SourceConfig` says.
     Returns:
         The shards and class names; images are read later, shard by shard.
     """
@@ -58,6 +66,7 @@ def open_source(spec: str | Path, *, for_classes: bool = False, label_column: st
             remember_query(url, query)
     lower = path.lower()
     if lower.endswith((".txt", ".csv")):
+        _refuse_member(image_member, path)
         is_text = lower.endswith(".txt")
         return open_files(text_listing(path) if is_text else csv_listing(path, label_column=label_column))
     # A remote name is judged by its ending: asking a web server whether it is a folder would download the file.
@@ -68,7 +77,32 @@ def open_source(spec: str | Path, *, for_classes: bool = False, label_column: st
         matched = match_files(text)
         root = _common_folder(matched)
         files = [replace(file, path=relative_to(root, file.path)) for file in matched]
-    return _open_listing(root, files, is_pattern=not is_listed, for_classes=for_classes, label_column=label_column)
+    kind = _check_listing(root, files, is_pattern=not is_listed)
+    if kind != "files":
+        warn_of_split_containers(root, [file.path for file in files if file.path.lower().endswith(f".{kind}")])
+    else:
+        _refuse_member(image_member, root)
+    if kind == "tar":
+        return open_tars(_located(root, files, ".tar"), root, image_member=image_member)
+    if kind == "parquet":
+        from beit.common.sources.parquet import open_parquet_files  # the other kinds work without loading pyarrow
+
+        located = _located(root, files, ".parquet")
+        return open_parquet_files(located, root, label_column=label_column, image_column=image_member)
+    listing = folder_listing(root, files)
+    paths = [file.path for file in listing.files]
+    if for_classes and any(listing.labels):
+        refuse_splits_as_classes(root, paths)
+    warn_of_split_folders(root, paths)
+    return open_files(listing)
+
+
+def _refuse_member(image_member: str | None, location: str) -> None:
+    require(
+        image_member is None,
+        f"source.image_member ({image_member}) is for tars and Parquet, and {location} names single image files; "
+        "leave it out",
+    )
 
 
 def list_samples(source: Source) -> Iterator[list[SampleRef]]:
@@ -87,36 +121,19 @@ def list_samples(source: Source) -> Iterator[list[SampleRef]]:
             progress.update(1)
 
 
-def _open_listing(
-    root: str, files: Sequence[FileStat], *, is_pattern: bool, for_classes: bool, label_column: str | None
-) -> Source:
-    tars = [file for file in files if file.path.lower().endswith(".tar")]
-    tables = [file for file in files if file.path.lower().endswith(".parquet")]
-    num_images = sum(is_image_path(file.path) for file in files)
-    _refuse_unusable(root, files, [len(tars), len(tables), num_images], is_pattern=is_pattern)
-    warn_of_split_containers(root, [file.path for file in tars or tables])
-    if tars:
-        return open_tars(_located(root, tars), root)
-    if tables:
-        from beit.common.sources.parquet import open_parquet_files  # the other kinds work without loading pyarrow
-
-        return open_parquet_files(_located(root, tables), root, label_column=label_column)
-    listing = folder_listing(root, files)
-    paths = [file.path for file in listing.files]
-    if for_classes and any(listing.labels):
-        refuse_splits_as_classes(root, paths)
-    warn_of_split_folders(root, paths)
-    return open_files(listing)
-
-
-def _located(root: str, files: Sequence[FileStat]) -> list[FileStat]:
+def _located(root: str, files: Sequence[FileStat], suffix: str) -> list[FileStat]:
     """Give containers their full paths, and their sizes where the listing of a web server does not tell them."""
-    located = (replace(file, path=join(root, file.path)) for file in files)
+    chosen = (file for file in files if file.path.lower().endswith(suffix))
+    located = (replace(file, path=join(root, file.path)) for file in chosen)
     return measure_files({file.path: file for file in located})
 
 
-def _refuse_unusable(root: str, files: Sequence[FileStat], counts: list[int], *, is_pattern: bool) -> None:
-    num_tars, num_tables, num_images = counts
+def _check_listing(root: str, files: Sequence[FileStat], *, is_pattern: bool) -> SourceKind:
+    """Return the one kind of images that some files are."""
+    lower = [file.path.lower() for file in files]
+    num_tars, num_tables = (sum(path.endswith(suffix) for path in lower) for suffix in (".tar", ".parquet"))
+    num_images = sum(map(is_image_path, lower))
+    counts = [num_tars, num_tables, num_images]
     if any(file.path == "store.json" for file in files):
         raise InputError(f"{root} is a token store, not a source of images; give the images it was made from")
     if not files:
@@ -133,6 +150,7 @@ def _refuse_unusable(root: str, files: Sequence[FileStat], counts: list[int], *,
         raise InputError(
             f"{join(root, odd)} is no image, tar, Parquet, text or CSV file by its name; rename or leave it out"
         )
+    return "tar" if num_tars else "parquet" if num_tables else "files"
 
 
 def _is_usable(path: str) -> bool:

@@ -6,22 +6,23 @@ Which columns hold images and labels is decided in `parquet_layout.py`.
 from __future__ import annotations
 
 import functools
+import logging
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from decimal import Decimal
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from beit.common.errors import BadSample, InputError
+from beit.common.errors import LFS_ADVICE, BadSample, InputError, is_lfs_pointer
 from beit.common.images import MAX_IMAGE_BYTES
 from beit.common.sources.labels import UNLABELLED, listed
-from beit.common.sources.parquet_layout import ParquetLayout, read_layout
+from beit.common.sources.parquet_layout import ParquetLayout, other_images, plain_schema, read_layout
 from beit.common.sources.types import (
     SampleRef,
     Source,
@@ -36,9 +37,18 @@ from beit.common.storage.paths import relative_to
 from beit.common.storage.place import FileStat, RemoteError, for_each, place_of
 from beit.common.storage.remote_place import RemotePlace
 
+logger = logging.getLogger(__name__)
+
+_START_BYTES = 1024
 _STREAM_ROWS = 16  # an image has at most 256 MB, mostly 0.1
 _STREAM_BUFFER_BYTES = 8 << 20
 _MAX_WHOLE = 1 << 53  # beyond it floating-point numbers are not those that were meant
+
+Rows = TypeVar("Rows", pa.Table, pa.RecordBatch)
+
+
+class _TooLargeForOneArray(Exception):
+    """pyarrow cannot return a struct with more than 2 GiB of bytes as one array, only in pieces."""
 
 
 class ParquetReader:
@@ -119,22 +129,28 @@ class ParquetShard:
     @contextmanager
     def open(self) -> Iterator[ParquetReader]:
         """Load the images of the row group."""
-        table = _read_row_group(self.file, self.row_group, [self._image_leaf])
-        yield ParquetReader(self._images(table), self._label)
+        try:
+            images = self._images(_read_row_group(self.file, self.row_group, [self._image_leaf]))
+        except _TooLargeForOneArray:
+            images = pa.chunked_array([self._images(batch) for batch in self._batches()])
+        yield ParquetReader(images, self._label)
 
     def stream(self) -> Iterator[ParquetReader]:
         """Load the images of the row group a few at a time, front to back: a row group may be larger than memory.
 
         Pages are decoded whole. They are 1 MB by the format's advice, but pyarrow writes up to 1024 rows to one.
         """
+        first_row = 0
+        for batch in self._batches():
+            yield ParquetReader(self._images(batch), self._label, first_row=first_row)
+            first_row += batch.num_rows
+
+    def _batches(self) -> Iterator[pa.RecordBatch]:
         with _opened(self.file, _read_metadata(self.file), buffer_bytes=_STREAM_BUFFER_BYTES) as parquet:
-            first_row = 0
             for batch in parquet.iter_batches(
                 _STREAM_ROWS, row_groups=[self.row_group], columns=[self._image_leaf], use_threads=False
             ):
-                batch.validate(full=True)
-                yield ParquetReader(self._images(batch), self._label, first_row=first_row)
-                first_row += batch.num_rows
+                yield _validated(batch)
 
     @property
     def _label(self) -> str:
@@ -169,13 +185,17 @@ class ParquetShard:
         return int(label)
 
 
-def open_parquet_files(files: Sequence[FileStat], root: str, *, label_column: str | None = None) -> Source:
-    """Return a source over the row groups of Parquet files, the classes from `label_column` or the usual one."""
+def open_parquet_files(
+    files: Sequence[FileStat], root: str, *, label_column: str | None = None, image_column: str | None = None
+) -> Source:
+    """Return a source over the row groups of Parquet files, classes and images from these columns or the usual ones."""
     listed = {file.path: file for file in files}
-    footers = for_each(lambda path: _describe(listed[path], label_column), list(listed))
+    footers = for_each(lambda path: _describe(listed[path], label_column, image_column), list(listed))
     layouts = [layout for layout, _ in footers]
-    if any(layout.label_is_fraction for layout in layouts):
-        layouts = _require_whole_labels(files, layouts, wanted=label_column)
+    left_out = other_images(_read_schema(files[0]), layouts[0].image_column)
+    if left_out:
+        logger.info("%s: the images of %s are left out", root, ", ".join(left_out))
+    layouts = _without_odd_labels(files, layouts, wanted=label_column)
     if any(layout.label_is_text for layout in layouts):
         layouts = _number_text_labels(files, layouts)
     for file, layout in zip(files, layouts, strict=True):
@@ -199,12 +219,14 @@ def open_parquet_files(files: Sequence[FileStat], root: str, *, label_column: st
     if not shards:
         raise InputError(f"{root} holds no rows")
     first = layouts[0]
+    chosen = [] if label_column is None else [first.label_column or ""]
+    chosen += [] if image_column is None else [f"image {image_column}"]
     return Source(
         kind="parquet",
         root=root,
         shards=shards,
         class_names=first.class_names,
-        digest=listing_digest(root, files, labels=() if label_column is None else [first.label_column or ""]),
+        digest=listing_digest(root, files, labels=chosen),
         stamp=listing_stamp(root, files),
         columns=first.columns,
         label_notes=first.label_notes,
@@ -225,10 +247,11 @@ def _label_text(layout: ParquetLayout) -> str:
     return f"numbers in column {layout.label_column}{named}"
 
 
-def _describe(file: FileStat, label_column: str | None) -> tuple[ParquetLayout, list[int]]:
+def _describe(file: FileStat, label_column: str | None, image_column: str | None) -> tuple[ParquetLayout, list[int]]:
     """Return the layout of a file and the number of rows in each of its row groups."""
     metadata = _read_metadata(file)
-    layout = read_layout(metadata.schema.to_arrow_schema(), label=file.path, label_column=label_column)
+    layout = read_layout(_read_schema(file), label=file.path, label_column=label_column, image_column=image_column)
+    _refuse_paths_only(file, metadata, layout)
     return layout, [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
 
 
@@ -269,7 +292,13 @@ def _opened(file: FileStat, metadata: pq.FileMetaData | None, *, buffer_bytes: i
             yield parquet
     except RemoteError:
         raise
+    except pa.ArrowNotImplementedError as error:
+        if "chunked array" not in str(error):
+            raise InputError(f"{file.path} cannot be read ({error})") from None
+        raise _TooLargeForOneArray(str(error)) from None
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last: names of columns not in UTF-8
+        if metadata is None and is_lfs_pointer(place.read(limit=_START_BYTES)):
+            raise InputError(f"{file.path} {LFS_ADVICE}") from None
         first_line = str(error).partition("\n")[0]
         raise InputError(f"{file.path} is not readable as Parquet ({first_line}); copy or make it again") from None
 
@@ -279,6 +308,10 @@ def _read_metadata(file: FileStat) -> pq.FileMetaData:
     # Cached because neighbouring row groups are read from the same file, and a footer can be large.
     with _opened(file, None) as parquet:
         return parquet.metadata
+
+
+def _read_schema(file: FileStat) -> pa.Schema:
+    return plain_schema(_read_metadata(file).schema.to_arrow_schema())
 
 
 def _read_row_group(file: FileStat, row_group: int, columns: list[str]) -> pa.Table:
@@ -291,10 +324,31 @@ def _read_column(file: FileStat, column: str) -> pa.Table:
         return _validated(parquet.read(columns=[column], use_threads=False))
 
 
-def _validated(table: pa.Table) -> pa.Table:
-    """Return the table if its offsets and texts are sound, which would otherwise come out where they are used."""
-    table.validate(full=True)
-    return table
+def _validated(rows: Rows) -> Rows:
+    """Return the rows, without views, if offsets and texts are sound, which else would come out where they are used."""
+    rows.validate(full=True)
+    schema = plain_schema(rows.schema)
+    return rows if schema.equals(rows.schema) else rows.cast(schema)
+
+
+def _refuse_paths_only(file: FileStat, metadata: pq.FileMetaData, layout: ParquetLayout) -> None:
+    """Refuse a table that names images and holds none, as `datasets` may write of a folder of images."""
+    if not layout.has_path or not metadata.num_rows:
+        return
+    leaves = [metadata.schema.column(number).path for number in range(metadata.num_columns)]
+    position = leaves.index(f"{layout.image_column}.bytes")
+    for number in range(metadata.num_row_groups):
+        column = metadata.row_group(number).column(position)
+        statistics = column.statistics
+        if statistics is None or not statistics.has_null_count or statistics.null_count < column.num_values:
+            return
+    paths = pc.struct_field(_read_column(file, f"{layout.image_column}.path")[layout.image_column], "path")
+    example = next((path for path in paths.to_pylist() if path), None)
+    if example is not None:
+        raise InputError(
+            f"{file.path} holds paths of images, such as {example}, and no images; give the folder or a list of the "
+            "images, or have them embedded (docs/sources.md)"
+        )
 
 
 def _paths_identify_rows(file: FileStat, column: str) -> bool:
@@ -315,28 +369,42 @@ def _number_text_labels(files: Sequence[FileStat], layouts: list[ParquetLayout])
     return [replace(layout, class_names=class_names) if layout.label_is_text else layout for layout in layouts]
 
 
-def _require_whole_labels(
+def _without_odd_labels(
     files: Sequence[FileStat], layouts: list[ParquetLayout], *, wanted: str | None
 ) -> list[ParquetLayout]:
-    """Leave out a column of fractions as that of the classes, unless all are whole; refuse it if the user named it."""
+    """Leave out a column whose cells turn out to be no classes; refuse it if the user named it."""
     for file, layout in zip(files, layouts, strict=True):
-        if not layout.label_is_fraction or layout.label_column is None:
+        if layout.label_column is None or not (layout.label_is_fraction or layout.label_is_list):
             continue
         column = _read_column(file, layout.label_column)[layout.label_column]
-        odd = next((value for value in pc.unique(column).to_pylist() if not _is_whole(value)), None)
-        if odd is None:
+        oddity = (
+            _odd_lists(column.to_pylist()) if layout.label_is_list else _odd_fraction(pc.unique(column).to_pylist())
+        )
+        if oddity is None:
             continue
-        note = f"{file.path}: column {layout.label_column} holds {odd}; numbers of classes must be whole"
+        note = f"{file.path}: column {layout.label_column} holds {oddity}"
         if wanted is not None:
             raise InputError(note)
-        return [
-            replace(layout, label_column=None, label_is_fraction=False, class_names=None, label_notes=(note,))
-            for layout in layouts
-        ]
+        return [layout.without_labels(note) for layout in layouts]
     return layouts
 
 
-def _is_whole(value: float | Decimal | None) -> bool:
-    if value is None or math.isnan(value):
-        return True
-    return math.isfinite(value) and int(value) == value and abs(int(value)) <= _MAX_WHOLE
+def _odd_fraction(values: Sequence[float | Decimal | None]) -> str | None:
+    """Say which value is no whole number; None if all are."""
+    for value in values:
+        if value is None or math.isnan(value):
+            continue
+        if not math.isfinite(value) or int(value) != value or abs(int(value)) > _MAX_WHOLE:
+            return f"{value}; numbers of classes must be whole"
+    return None
+
+
+def _odd_lists(values: Sequence[list[Any] | None]) -> str | None:
+    """Say so where lists have a 0 or 1 for every class instead of the classes; None if they have not."""
+    lists = [value for value in values if value is not None]
+    lengths = {len(value) for value in lists}
+    if len(lengths) != 1 or max(lengths) < 2 or not all(item in (0, 1) for value in lists for item in value):
+        return None
+    if lengths == {2} and all(len(set(value)) == 2 for value in lists):  # the classes 0 and 1, or one of two: who knows
+        return None
+    return "lists with a 0 or 1 for every class; they must list the classes of their image"

@@ -15,7 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from beit.common.errors import InputError
+from beit.common.errors import InputError, require
 from beit.common.sources.label_column import choose_label_column
 from beit.common.sources.labels import joined_label
 
@@ -49,6 +49,19 @@ class ParquetLayout:
     label_notes: tuple[str, ...] = ()
     """As in `beit.common.sources.types.Source`."""
 
+    def without_labels(self, note: str) -> ParquetLayout:
+        """Return the layout of the images alone; `note` says why."""
+        return ParquetLayout(
+            image_column=self.image_column,
+            is_struct=self.is_struct,
+            has_path=self.has_path,
+            label_column=None,
+            label_is_text=False,
+            class_names=None,
+            columns=self.columns,
+            label_notes=(note,),
+        )
+
     def label_of(self, value: Any, origin: str) -> Any:
         """Return the label in a cell: a number, a text, or None, also for a fraction that is not a number."""
         if isinstance(value, bool):
@@ -63,16 +76,44 @@ class ParquetLayout:
         return joined_label((names[item] if names and isinstance(item, int) else item for item in value), origin)
 
 
-def read_layout(schema: pa.Schema, *, label: str, label_column: str | None = None) -> ParquetLayout:
+def plain_type(column_type: pa.DataType) -> pa.DataType:
+    """Return a type without views, which polars, DataFusion and arrow-rs write, at any depth of it; else itself.
+
+    Large, because what is not addressed by 32-bit offsets may exceed them. Views of lists stay: they read as lists do,
+    and pyarrow 26 makes invalid arrays of them where it is to change their type.
+    """
+    if column_type == pa.binary_view():
+        return pa.large_binary()
+    if column_type == pa.string_view():
+        return pa.large_string()
+    if pa.types.is_struct(column_type):
+        return pa.struct([field.with_type(plain_type(field.type)) for field in column_type])
+    if pa.types.is_dictionary(column_type):
+        return pa.dictionary(column_type.index_type, plain_type(column_type.value_type), column_type.ordered)
+    if pa.types.is_list(column_type) or pa.types.is_large_list(column_type):
+        inner = column_type.value_field.with_type(plain_type(column_type.value_type))
+        return pa.list_(inner) if pa.types.is_list(column_type) else pa.large_list(inner)
+    return column_type
+
+
+def plain_schema(schema: pa.Schema) -> pa.Schema:
+    """Return a schema with `plain_type` of every column."""
+    return pa.schema([field.with_type(plain_type(field.type)) for field in schema], schema.metadata)
+
+
+def read_layout(
+    schema: pa.Schema, *, label: str, label_column: str | None = None, image_column: str | None = None
+) -> ParquetLayout:
     """Find the image and label columns of a schema.
 
     Args:
-        schema: The file's Arrow schema.
+        schema: The file's Arrow schema, see `plain_schema`.
         label: What to call the file in errors, its path or URL.
         label_column: Column of the classes; left out, the one that is called so.
+        image_column: Column of the images; left out, the one that is called so.
     """
     features = _huggingface_features(schema)
-    image_column = _find_image_column(label, schema, features)
+    image_column = _find_image_column(label, schema, features, image_column)
     image_type = schema.field(image_column).type
     is_struct = pa.types.is_struct(image_type)
     has_path = is_struct and image_type.get_field_index("path") >= 0
@@ -112,18 +153,43 @@ def _huggingface_features(schema: pa.Schema) -> dict[str, dict[str, Any]]:
     return {name: feature for name, feature in features.items() if isinstance(feature, dict)}
 
 
-def _find_image_column(label: str, schema: pa.Schema, features: dict[str, dict[str, Any]]) -> str:
+def _find_image_column(label: str, schema: pa.Schema, features: dict[str, dict[str, Any]], wanted: str | None) -> str:
     candidates: list[str] = [field.name for field in schema if _can_hold_images(field.type)]
+    if wanted is not None:
+        require(
+            wanted in candidates,
+            f"{label} has no column {wanted} with images (source.image_member); those with images are "
+            f"{', '.join(candidates) or 'none'}",
+        )
+        return wanted
     declared = [name for name in candidates if features.get(name, {}).get("_type") == "Image"]
     for name in _IMAGE_COLUMNS:
         if name in (declared or candidates):
             return name
     if len(declared or candidates) == 1:
         return (declared or candidates)[0]
+    if not candidates and (listed := other_images(schema)):
+        raise InputError(
+            f"{label} has lists of images in the column {listed[0]}; write one row for each image, in a column "
+            '"image", or name another file'
+        )
+    unusable = [f"{field.name} is {field.type}" for field in schema if field.name in _IMAGE_COLUMNS]
     raise InputError(
         f"{label} has {'no' if not candidates else 'more than one possible'} image column "
-        f'(columns: {", ".join(schema.names)}); call the one with the encoded images "image"'
+        f"(columns: {', '.join(schema.names)}){''.join(f', {text}' for text in unusable if not candidates)}; "
+        'call the one with the encoded images "image", or name it with source.image_member'
     )
+
+
+def other_images(schema: pa.Schema, image_column: str | None = None) -> list[str]:
+    """Return the columns beside the image column that hold images, too, alone or in lists."""
+    names = []
+    for field in schema:
+        inner = field.type.value_type if _is_list(field.type) else field.type
+        is_image = pa.types.is_struct(inner) and _can_hold_images(inner)
+        if field.name != image_column and (is_image or (_is_list(field.type) and _can_hold_images(inner))):
+            names.append(field.name)
+    return names
 
 
 def _can_hold_images(column_type: pa.DataType) -> bool:

@@ -85,6 +85,8 @@ class TarShard:
     """Names that text labels are numbered by; None where labels are numbers."""
     size: int = 0
     """Bytes of the tar when it was listed; 0 where that is not known."""
+    image_suffixes: tuple[str, ...] = IMAGE_SUFFIXES
+    """What follows the key in the names of images, in order of preference."""
     copy: TarCopy | None = field(default=None, compare=False, repr=False)
     """Of a remote tar, in the process that made one; it is read instead."""
 
@@ -103,12 +105,13 @@ class TarShard:
         refs = [
             SampleRef(key, image.offset, image.size, self._class_of(key, _label_of(sample, labels), ids), image.name)
             for key, sample in samples.items()
-            if (image := _image_member(sample)) is not None
+            if (image := self._image(sample)) is not None
         ]
         if samples and not refs:
-            raise InputError(f"{self.location} holds no images: {_what_it_holds(samples)}")
+            raise InputError(f"{self.location} holds no images: {_what_it_holds(samples, self.image_suffixes)}")
         if len(refs) < len(samples):
             self._report_left_out(samples)
+        self._report_choice(samples)
         return refs, index
 
     @contextmanager
@@ -125,17 +128,36 @@ class TarShard:
             yield TarReader(file, self.location)
 
     def _report_left_out(self, samples: dict[str, dict[str, TarMember]]) -> None:
-        left_out = [sample for sample in samples.values() if _image_member(sample) is None]
+        left_out = [sample for sample in samples.values() if self._image(sample) is None]
         dotted = [member.name for sample in left_out for member in sample.values() if is_image_path(member.name)]
         if dotted:
             logger.warning(
                 "%s: %d images left out, such as %s: dots in a name begin its suffix, and the suffix must be that of "
-                "an image; rename them",
+                "an image; rename them, or choose with source.image_member, as %s",
                 self.location,
                 len(dotted),
                 dotted[0],
+                (split_name(dotted[0]) or ("", "rgb.png"))[1],
             )
         logger.info("%s: %d samples without an image left out", self.location, len(left_out))
+
+    def _report_choice(self, samples: dict[str, dict[str, TarMember]]) -> None:
+        """Say which image is taken where samples have several."""
+        if self.image_suffixes != IMAGE_SUFFIXES:
+            return
+        several = [found for sample in samples.values() if len(found := sample.keys() & set(IMAGE_SUFFIXES)) > 1]
+        if several:
+            logger.info(
+                "%s: %d samples have several images (%s), of which the first of %s is taken; source.image_member "
+                "chooses another",
+                self.location,
+                len(several),
+                ", ".join(sorted(several[0])),
+                ", ".join(IMAGE_SUFFIXES),
+            )
+
+    def _image(self, sample: dict[str, TarMember]) -> TarMember | None:
+        return next((sample[suffix] for suffix in self.image_suffixes if suffix in sample), None)
 
     def _class_of(self, key: str, label: int | str | None, ids: Mapping[str, int]) -> int | str | None:
         """Return a label as `SampleRef` has it; `ids` are those of the names."""
@@ -155,34 +177,45 @@ class TarShard:
         )
 
 
-def open_tars(files: list[FileStat], root: str) -> Source:
+def open_tars(files: list[FileStat], root: str, *, image_member: str | None = None) -> Source:
     """Return a source over image tars.
 
     Where labels are class names, every tar is walked once to number them; numbers are taken as they are. Which of both
-    they are is told by the first.
+    they are is told by the first. `image_member` says which member of a sample is the image, see `SourceConfig`.
     """
     stems = [file.path.rsplit("/", 1)[-1].removesuffix(".tar") for file in files]
-    shards = [TarShard(stem, file.path, size=file.size) for stem, file in zip(stems, files, strict=True)]
+    suffixes = suffixes_of(image_member)
+    shards = [
+        TarShard(stem, file.path, size=file.size, image_suffixes=suffixes)
+        for stem, file in zip(stems, files, strict=True)
+    ]
     class_names = None
     first = _first_label(shards[0].location)
     # The text of a number that as_label left one is written in a way of its own, such as 007; else it is from a list.
     if isinstance(first, str) and (number_of(first) is None or as_label(first) != first):
-        class_names = tuple(in_order(_names_among(_all_labels([shard.location for shard in shards]))))
+        class_names = tuple(in_order(_names_among(_all_labels(shards))))
         shards = [replace(shard, class_names=class_names) for shard in shards]
-    digest, stamp = listing_digest(root, files), listing_stamp(root, files)
+    digest = listing_digest(root, files, labels=() if image_member is None else [f"image {image_member}"])
+    stamp = listing_stamp(root, files)
     return Source(kind="tar", root=root, shards=list(shards), class_names=class_names, digest=digest, stamp=stamp)
 
 
-def _image_member(sample: dict[str, TarMember]) -> TarMember | None:
-    return next((sample[suffix] for suffix in IMAGE_SUFFIXES if suffix in sample), None)
+def suffixes_of(image_member: str | None) -> tuple[str, ...]:
+    """Return what follows the key in the names of images, as the setting `source.image_member` says."""
+    if image_member is None:
+        return IMAGE_SUFFIXES
+    return tuple(part.strip().lstrip(".").lower() for part in image_member.split(";"))
 
 
-def _what_it_holds(samples: dict[str, dict[str, TarMember]]) -> str:
+def _what_it_holds(samples: dict[str, dict[str, TarMember]], wanted: tuple[str, ...]) -> str:
     suffixes = sorted({suffix for sample in samples.values() for suffix in sample})
     found = ", ".join(suffixes[:_SUFFIXES_IN_MESSAGE])
-    text = f"its members end in {found}, images must end in {', '.join(IMAGE_SUFFIXES)}"
+    text = f"its members end in {found}, images must end in {', '.join(wanted)}"
     if any(is_image_path(suffix) for suffix in suffixes):
-        text += "; the suffix is all behind the first dot, so image names must have no other dot: rename them"
+        text += (
+            "; the suffix is all behind the first dot, so image names must have no other dot: rename them, or choose "
+            "with source.image_member"
+        )
     return text
 
 
@@ -202,16 +235,17 @@ def _names_among(labels: set[int | str]) -> set[str]:
     return {str(label) for label in labels} if all(map(are_numbers, names)) else names
 
 
-def _all_labels(locations: list[str]) -> set[int | str]:
-    if is_remote(locations[0]):
-        logger.info("reading %d remote tars for the names of their classes; numbers would not need it", len(locations))
-    return set().union(*for_each(_labels_of, locations))
+def _all_labels(shards: list[TarShard]) -> set[int | str]:
+    by_location = {shard.location: shard for shard in shards}
+    if is_remote(shards[0].location):
+        logger.info("reading %d remote tars for the names of their classes; numbers would not need it", len(shards))
+    return set().union(*for_each(lambda location: _labels_of(by_location[location]), list(by_location)))
 
 
-def _labels_of(location: str) -> set[int | str]:
-    with place_of(location).open() as file:
-        _, samples, labels = _walk_samples(TarReader(file, location))
-    found = (_label_of(sample, labels) for sample in samples.values() if _image_member(sample))
+def _labels_of(shard: TarShard) -> set[int | str]:
+    with shard.open(read_ahead=True) as reader:
+        _, samples, labels = _walk_samples(reader)
+    found = (_label_of(sample, labels) for sample in samples.values() if shard._image(sample))
     return {label for label in found if label is not None and label != UNLABELLED}
 
 

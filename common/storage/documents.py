@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +22,7 @@ from beit.common.storage.place import Place
 
 Schema = TypeVar("Schema")
 
+_DETAIL_CHARS = 100
 _UNFIT = re.compile("[\x00-\x1f\ud800-\udfff]")
 
 
@@ -47,6 +50,15 @@ class Format:
             "or make it again",
         )
         return document
+
+
+def not_for_transformers(loader: str) -> dict[str, str]:
+    """Return the field by which Hugging Face's transformers refuses a folder of ours, and says what loads it.
+
+    It looks for config.json and model.safetensors, ignores fields and tensors that it does not know, and would hand out
+    random weights of its default shape. It takes the value for the name of a weight file that cannot be one.
+    """
+    return {"transformers_weights": f"none: this is no model of transformers; load it with {loader}"}
 
 
 def json_bytes(value: Any) -> bytes:
@@ -77,6 +89,25 @@ def parse_json(data: bytes, *, label: str) -> Any:
         ) from None
 
 
+@contextmanager
+def reading(label: Path | str, *, way_out: str = "restore the file, or delete it") -> Iterator[None]:
+    """Turn what a document of the wrong shape does to the code inside into one line.
+
+    Such as a key that is not there, a list where there should be an object, a text instead of a number.
+
+    Args:
+        label: Path of the document.
+        way_out: What its user can do.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        detail = " ".join(str(error).split())[:_DETAIL_CHARS]
+        raise InputError(f"{label} is damaged ({type(error).__name__}: {detail}); {way_out}") from None
+
+
 def parse_document(schema: type[Schema], data: bytes, *, label: str) -> Schema:
     """Decode and check a JSON document.
 
@@ -88,7 +119,7 @@ def parse_document(schema: type[Schema], data: bytes, *, label: str) -> Schema:
     document = parse_json(data, label=label)
     defaults: dict[str, Any] = {field.name: field.default for field in fields(schema)}  # type: ignore[arg-type]
     Format(defaults["format"], defaults["format_version"]).check(document, label)
-    _refuse_control_characters(document, label)
+    refuse_control_characters(document, label, way_out="remove what it belongs to and make it again")
     try:
         return config_from_dict(schema, document, origin=label)
     except InputError as error:
@@ -103,8 +134,10 @@ def read_document(schema: type[Schema], place: Place) -> Schema:
 
 
 def write_document(place: Place, document: Any) -> None:
-    """Write a schema instance as a JSON document."""
-    place.write(json_bytes(asdict(document)))
+    """Write a schema instance as a JSON document, unless it would be refused when it is read."""
+    content = asdict(document)
+    refuse_control_characters(content, place.location)
+    place.write(json_bytes(content))
 
 
 def canonical_sha256(value: Any) -> str:
@@ -117,12 +150,18 @@ def canonical_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
-def _refuse_control_characters(value: Any, label: str) -> None:
-    """Check all texts of a document, since names in it become paths and lines of a terminal."""
+def refuse_control_characters(value: Any, label: str, *, way_out: str = "rename what is called so") -> None:
+    """Check all texts of a document, since names in it become paths and lines of a terminal.
+
+    Args:
+        value: Dictionaries, lists and tuples of anything.
+        label: What they are or come from, for the message.
+        way_out: What to do, for the message.
+    """
     if isinstance(value, str) and _UNFIT.search(value):
-        raise InputError(f"{label} holds a text with control characters or not in UTF-8 ({value[:80]!a})")
+        raise InputError(f"{label} holds a text with control characters or not in UTF-8 ({value[:80]!a}); {way_out}")
     if isinstance(value, dict):
         value = [*value, *value.values()]
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         for entry in value:
-            _refuse_control_characters(entry, label)
+            refuse_control_characters(entry, label, way_out=way_out)

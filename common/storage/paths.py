@@ -7,18 +7,23 @@ opened. Processes started later know it, too.
 
 from __future__ import annotations
 
+import ipaddress
 import itertools
 import json
 import os
 import posixpath
 import re
+import socket
 import urllib.parse
+
+from beit.common.errors import InputError
 
 WEB_SCHEMES = ("http://", "https://")
 _QUERY = re.compile(r"\?[^/?=]*=")  # other question marks are wildcards
 _WEB = re.compile(r"https?://", re.IGNORECASE)
 _QUERIES_VARIABLE = "BEIT_URL_QUERIES"
 """JSON of address -> query; in the environment, because worker processes inherit that."""
+_LOCAL_NAMES = (".localhost", ".local", ".internal", ".intranet", ".lan", ".home", ".corp")
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _BRACE_RANGE = re.compile(r"(\d+)\.\.(\d+)")
 
@@ -57,6 +62,46 @@ def resolve_location(root: str, name: str) -> str:
         return name
     scheme, separator, path = root.rpartition("://")
     return scheme + separator + posixpath.normpath(posixpath.join(path, name))
+
+
+def resolve_reference(root: str, name: str) -> str:
+    """Return the location of `name` as `resolve_location` does, where a document found at `root` says so, not a user.
+
+    What was fetched from elsewhere must not make this machine ask servers of its own network. A link-local address, at
+    which clouds keep credentials, is never what is meant; others of the local network are refused to a remote document,
+    unless it comes from the same server.
+    """
+    if not name.startswith(WEB_SCHEMES):
+        return resolve_location(root, name)
+    host, own_host = (urllib.parse.urlsplit(url).hostname or "" for url in (name, root if is_remote(root) else ""))
+    if _is_link_local(host) or (is_remote(root) and host != own_host and _is_in_local_network(host)):
+        raise InputError(
+            f"{root} refers to {name}, an address of the local network, which only a user may name; copy what lies "
+            "there beside it, or to a place outside"
+        )
+    return name
+
+
+def _is_in_local_network(host: str) -> bool:
+    address = _address(host)
+    if address is not None:
+        return not address.is_global
+    return "." not in host or host.lower().rstrip(".").endswith(_LOCAL_NAMES)
+
+
+def _is_link_local(host: str) -> bool:
+    address = _address(host)
+    return host.lower() == "metadata.google.internal" or (address is not None and address.is_link_local)
+
+
+def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        # As the system reads it: 127.1, 0x7f000001 and 2130706433 are addresses, too.
+        found = ipaddress.ip_address(socket.inet_ntoa(socket.inet_aton(host)) if ":" not in host else host)
+    except (OSError, ValueError):
+        return None
+    mapped = found.ipv4_mapped if isinstance(found, ipaddress.IPv6Address) else None
+    return mapped or found
 
 
 def has_braces(text: str) -> bool:

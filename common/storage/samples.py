@@ -14,6 +14,9 @@ from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
+
+from beit.common.images import MAX_PIXELS, decode_image
 
 NO_LABEL = -1
 """Stands for an absent label in arrays and batches; records have None, Parquet files null."""
@@ -41,6 +44,16 @@ class Record:
     """Crop, flip and jitter of the stored view (`beit.common.views.VIEW_DTYPE`)."""
     token_ids: NDArray[np.uint16] | None = None
     """Visual token ids of that view, uint16 (grid_size, grid_size)."""
+    max_pixels: int = MAX_PIXELS
+    """Largest width x height that is decoded, as the source or the store admits it."""
+
+    def decode_image(self) -> Image.Image:
+        """Return the image, see `beit.common.images.decode_image`.
+
+        Raises:
+            BadSample: it cannot be used.
+        """
+        return decode_image(self.image_bytes, max_pixels=self.max_pixels)
 
     @property
     def sample_id(self) -> str:

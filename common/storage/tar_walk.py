@@ -11,11 +11,12 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from beit.common.errors import InputError
+from beit.common.errors import LFS_ADVICE, InputError, is_lfs_pointer
 
 BLOCK_BYTES = 512
 
@@ -130,6 +131,8 @@ class _BlockReader:
         if position == 0 and self._size == 0:
             raise InputError(f"{self._label} is empty; make or copy it again")
         if position + BLOCK_BYTES > self._size:
+            if position == 0 and is_lfs_pointer(self._read(0, self._size)):
+                raise InputError(f"{self._label} {LFS_ADVICE}")
             where = "has no end-of-archive marker" if position >= self._size else "ends inside a member header"
             raise self._truncated(f"it {where}")
         block = self._read(position, BLOCK_BYTES)
@@ -183,6 +186,8 @@ def _parse_header(block: bytes, position: int, label: str) -> _Header:
     if size < 0 or not _checksum_holds(block, stored):
         if position == 0 and block[:2] in (b"\x1f\x8b", b"BZ", b"\xfd7", b"(\xb5"):
             raise InputError(f"{label} is a compressed tar, which cannot be read at offsets; unpack it first")
+        if position == 0 and is_lfs_pointer(block):
+            raise InputError(f"{label} {LFS_ADVICE}")
         what = "is not a tar" if position == 0 else f"is damaged: the header at byte {position} has a wrong checksum"
         raise InputError(f"{label} {what}; copy or make it again")
     name = block[0:100].split(b"\0", 1)[0]
@@ -266,8 +271,14 @@ def group_samples(members: list[TarMember], *, label: str) -> dict[str, dict[str
         if parts is None:
             continue
         key, suffix = parts
-        if key != previous and key in samples or suffix in samples.get(key, ()):
+        if suffix in samples.get(key, ()):
             raise InputError(f"{label} holds sample {key!r} twice (member {member.name!r}); keys must be unique")
+        if key != previous and key in samples:
+            raise InputError(
+                f"{label} holds sample {key!r} twice: its files do not stand together ({member.name!r} is apart), and "
+                f"keys must be unique; sort it: mkdir x && tar -xf {shlex.quote(label.rsplit('/', 1)[-1])} -C x && "
+                "tar --sort=name -cf sorted.tar -C x ."
+            )
         samples.setdefault(key, {})[suffix] = member
         previous = key
     return samples

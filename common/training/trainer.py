@@ -27,7 +27,7 @@ from beit.common.progress import Progress
 from beit.common.reading.fetcher import StoppedWaiting
 from beit.common.runs.layout import NONFINITE, PROFILE
 from beit.common.runs.metrics import Metrics, open_metrics
-from beit.common.runs.run_dir import RunDirectory, begin_run, open_run
+from beit.common.runs.run_dir import RunDirectory, abandon_run, begin_run, open_run
 from beit.common.runs.wandb_log import require_wandb
 from beit.common.storage.locks import sole_use
 from beit.common.training.config import TrainingConfig, TrainingPlan
@@ -37,7 +37,7 @@ from beit.common.training.engine import Engine
 from beit.common.training.judge import BestSoFar, NonFiniteGuard
 from beit.common.training.measure import ProfileWindow, peak_flops, peak_memory_bytes
 from beit.common.training.portable_state import gather_state
-from beit.common.training.saver import Saver
+from beit.common.training.saver import Saver, check_record, check_shapes
 from beit.common.training.speed import apply_speed
 from beit.common.training.task import CountsFlops, DrawsPictures, FitResult, OverwritesWeights, Task
 
@@ -110,11 +110,19 @@ def start_run(
     Nothing in it is rewritten before the data are known to be those of the run, and the model can be built.
     """
     run = open_run(path, config, world=world, resume=resume, free_keys=free_keys, sync_to=config.run.sync_to)
-    if run.checkpoint is not None:
-        data = run.checkpoint.record["data"]
-        changed = {change.name for change in run.changes}
-        task.data.check_resume(data, allow_data_change=config.run.allow_data_change, changed=changed)
-    _ = task.model
+    checkpoint = run.checkpoint
+    try:
+        if checkpoint is not None:
+            check_record(checkpoint)
+            changed = {change.name for change in run.changes}
+            allowed = config.run.allow_data_change
+            task.data.check_resume(checkpoint.record["data"], allow_data_change=allowed, changed=changed)
+        model = task.model
+        if checkpoint is not None:  # whose files other machines may not have yet
+            world.run_on_main(lambda: check_shapes(checkpoint, model))
+    except InputError:
+        abandon_run(run, world=world)
+        raise
     begin_run(run, config, world=world)
     return run
 

@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from beit.common.errors import BadSample
-from beit.common.images import decode_image
 from beit.common.reading.labelled_dataset import LabelledDataset
 from beit.common.sources.index import LabelledIndex
 from beit.finetune.augment.augment import resize_and_center_crop
@@ -61,7 +60,7 @@ def mistake_pictures(
     pictures = []
     for mistake in mistakes:
         try:
-            image = decode_image(dataset.fetch(*index.locate(mistake.position), 0).image_bytes)
+            image = dataset.fetch(*index.locate(mistake.position), 0).decode_image()
             pictures.append(resize_and_center_crop(image, img_size, crop_pct=crop_pct))
         except BadSample:
             pictures.append(np.full((img_size, img_size, 3), 128, np.uint8))

@@ -15,6 +15,7 @@ from beit.common.encoder import load_encoder
 from beit.common.errors import InputError
 from beit.common.reading.bad_samples import BadSampleLog
 from beit.common.reading.loader import Loader
+from beit.common.sources.config import SourceConfig
 from beit.common.sources.index import LabelledIndex
 from beit.common.sources.index_build import build_index
 from beit.common.vit.description import EncoderConfig, read_encoder_config
@@ -76,7 +77,13 @@ class Predictor:
 
 
 def predict_to_file(
-    model: str | Path, source: str, *, out: Path | None, stdout: TextIO, features: bool = False
+    model: str | Path,
+    source: str,
+    *,
+    out: Path | None,
+    stdout: TextIO,
+    features: bool = False,
+    settings: SourceConfig | None = None,
 ) -> None:
     """Label every image of `source`, one row each; images that cannot be read are reported and left out.
 
@@ -87,19 +94,22 @@ def predict_to_file(
         stdout: CSV goes here where `out` is None.
         features: Add the features that the head sees; of an encoder, the mean of the patches after
             the block that its run's probe found best, or after the last.
+        settings: Which images of the source are read.
     """
-    check_prediction_file(out)
-    batches = predict(model, source, features=features)
+    check_prediction_file(out, inputs=[model, source])
+    batches = predict(model, source, features=features, settings=settings)
     if out is None:
         write_csv_text(batches, stdout)
     else:
         write_predictions(batches, out)
 
 
-def predict(model: str | Path, source: str, *, features: bool = False) -> Iterator[list[Prediction]]:
+def predict(
+    model: str | Path, source: str, *, features: bool = False, settings: SourceConfig | None = None
+) -> Iterator[list[Prediction]]:
     """Yield the predictions for all images of `source` that can be read, batch by batch, in the order of the source."""
     predictor = load_predictor(model, features=features)
-    index, world = build_index(source), single_rank()
+    index, world = build_index(source, settings=settings), single_rank()
     world.announce()
     reader = default_reader(world, bad_sample_budget=_ALL_BUT_ONE)
     loader = evaluation_loader(index, predictor.stored, world=world, settings=EvaluationConfig(), reader=reader)

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from beit.common.errors import require
-from beit.common.images import decode_image
 from beit.common.processes.distributed import World
 from beit.common.reading.config import ReaderConfig
 from beit.common.reading.labelled_dataset import LabelledDataset
@@ -55,7 +54,7 @@ class ProbeTransform:
         Raises:
             BadSample: the image does not decode.
         """
-        image = decode_image(record.image_bytes)
+        image = record.decode_image()
         view = draw_view(CounterRng(0), image.width, image.height, _WHOLE)
         pixels = render_view(image, view, img_size=self.img_size)
         return {"images": np.ascontiguousarray(pixels.transpose(2, 0, 1)), "labels": np.asarray(record.label, np.int64)}

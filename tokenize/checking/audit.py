@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from beit.common.errors import BadSample, InputError, require
-from beit.common.images import decode_image
 from beit.common.rng import CounterRng
 from beit.common.shards.token_store import TokenStore
 from beit.common.tokenizer import DTypeSetting, choose_dtype, load_store_tokenizer
@@ -115,7 +114,7 @@ def _draw(store: TokenStore, count: int, problems: list[str]) -> Iterator[_View]
 def _render(store: TokenStore, shard_id: int, row: int, view_k: int) -> _View:
     record = store.read_record(shard_id, row, view_k)
     assert record.view is not None and record.token_ids is not None
-    image = decode_image(record.image_bytes)
+    image = record.decode_image()
     if crop_crc(image, record.view) != int(record.view["crc_crop"]):
         raise BadSample("crop-mismatch", "the image's pixels are not those that were tokenised")
     scope = store.info.augment.jitter_scope

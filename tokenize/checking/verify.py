@@ -41,7 +41,7 @@ from beit.common.shards.tables import SampleTable, ShardTable
 from beit.common.shards.token_store import TokenStore, image_range
 from beit.common.storage.documents import read_document
 from beit.common.storage.files import sha256_of
-from beit.common.storage.paths import is_remote, normalise, resolve_location
+from beit.common.storage.paths import is_remote, normalise, resolve_location, resolve_reference
 from beit.common.storage.place import MissingFile, Place, copy_file, place_of
 from beit.common.storage.tar_walk import TarMember, walk_tar
 from beit.common.store import read_store_info
@@ -98,7 +98,7 @@ def verify_store(store: str | Path, *, audit: int = 0, tokenizer: ViewEncoder | 
     rows, problems = _read_index(location, info)
     stems = [row.stem for row in rows] if rows else _stems_with_manifest(location)
     problems += [f"{name} does not belong to the store; remove it" for name in _strays(location, set(stems))]
-    local_info = replace(info, image_root=resolve_location(location, info.image_root))
+    local_info = replace(info, image_root=resolve_reference(location, info.image_root))
     num_samples = 0
     with Progress(len(stems), unit="shards", description="verify") as progress:
         for number, stem in enumerate(stems):
@@ -198,7 +198,7 @@ def _is_sound(view: TokenStore, row: int) -> bool:
         image = None
         for view_k in range(max(1, view.info.views)):
             if image is None or view.info.is_materialized:
-                image = decode_image(view.read_image(0, row, view_k))
+                image = decode_image(view.read_image(0, row, view_k), max_pixels=view.info.max_pixels)
             record = view.read_record(0, row, view_k).view
             if record is not None and crop_crc(image, record) != int(record["crc_crop"]):
                 return False

@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from beit.common.errors import BadSample, InputError, require
-from beit.common.images import decode_image
 from beit.common.processes.cores import available_cores
 from beit.common.reading.bad_samples import BadSampleLog, BadSampleReport
 from beit.common.reading.labelled_dataset import LabelledDataset
@@ -137,7 +136,7 @@ class ViewSample:
 
     def _render(self, record: Record) -> NDArray[np.uint8]:
         augment = AugmentConfig()
-        image = decode_image(record.image_bytes)
+        image = record.decode_image()
         rng = CounterRng(self._seed, "tokenizer report view", record.sample_id)
         view = draw_view(rng, image.width, image.height, augment)
         return render_token_view(image, view, self._view_size, augment.jitter_scope)

@@ -20,7 +20,7 @@ from typing import Any
 from PIL import Image
 
 from beit.common.errors import BadSample, InputError
-from beit.common.images import decode_image
+from beit.common.images import MAX_PIXELS, decode_image
 from beit.common.progress import Progress
 from beit.common.shards.schema import IMAGES_DIR, ImageFile, ImageShardManifest, SkippedSample, StoreInfo, manifest_name
 from beit.common.sources.labels import stored_label
@@ -143,7 +143,7 @@ def _header_digest(place: Place) -> str:
         return walk_tar(file, label=place.location).header_sha256
 
 
-def shrink(data: bytes, short_side: int, *, jpeg_quality: int) -> bytes:
+def shrink(data: bytes, short_side: int, *, jpeg_quality: int, max_pixels: int = MAX_PIXELS) -> bytes:
     """Return the image with its short side reduced to `short_side` px as a JPEG, or as it is if it is not larger.
 
     The pixels are turned as EXIF asks, so the result carries no EXIF.
@@ -151,7 +151,7 @@ def shrink(data: bytes, short_side: int, *, jpeg_quality: int) -> bytes:
     Raises:
         BadSample: the image cannot be decoded.
     """
-    image = decode_image(data)
+    image = decode_image(data, max_pixels=max_pixels)
     scale = short_side / min(image.size)
     if scale >= 1:
         return data
@@ -185,7 +185,7 @@ def members_of(ref: SampleRef, data: bytes, info: StoreInfo) -> dict[str, bytes]
         images = {crop_suffix(k): encoded for k, encoded in enumerate(crops)}
         return images | {"json": _metadata(ref, origin)}
     if packing.short_side:
-        data = shrink(data, packing.short_side, jpeg_quality=quality)
+        data = shrink(data, packing.short_side, jpeg_quality=quality, max_pixels=info.max_pixels)
     return {_suffix(data): data, "json": _metadata(ref, {})}
 
 

@@ -7,7 +7,6 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from beit.common.errors import InputError
-from beit.common.images import decode_image
 from beit.common.pages.pictures import picture_table, sheet
 from beit.common.shards.token_store import TokenStore
 from beit.common.storage.samples import spread_evenly
@@ -55,7 +54,7 @@ def _load(store: TokenStore, count: int) -> tuple[list[NDArray[np.uint8]], NDArr
     for number, position in enumerate(spread_evenly(len(store), count).tolist()):
         record = store.read_record(*store.locate(position), number % info.views)
         assert record.view is not None and record.token_ids is not None
-        image = decode_image(record.image_bytes)
+        image = record.decode_image()
         scope = info.augment.jitter_scope
         pixels.append(render_view(image, record.view, img_size=info.img_size, jitter_scope=scope, check_crop=True))
         token_ids.append(record.token_ids.astype(np.int64))

@@ -52,7 +52,7 @@ def cut_crops(
     Raises:
         BadSample: the image cannot be decoded.
     """
-    image = decode_image(data)
+    image = decode_image(data, max_pixels=maker.max_pixels)
     encoded, drawn = [], []
     for k in range(maker.num_views):
         view = maker.draw(key, k, image)

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from beit.common.config import above, at_least, checked, within
 from beit.common.errors import require
 from beit.common.reading.config import ReaderConfig
+from beit.common.sources.config import SourceConfig
 from beit.common.tokenizers.dvae_config import DiscreteVAEConfig
 from beit.common.training.config import (
     CheckpointConfig,
@@ -139,6 +140,8 @@ class TokenizerTrainConfig:
     """The network; its vocab_size is 8192, as in BEiT."""
     data: TokenizerDataConfig = field(default_factory=TokenizerDataConfig)
     """Pixels."""
+    source: SourceConfig = field(default_factory=SourceConfig)
+    """Which of them are read."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """Distribution of the views, as in `beit tokenize`."""
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)

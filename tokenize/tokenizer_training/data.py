@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from beit.common.errors import BadSample, require
-from beit.common.images import decode_image
 from beit.common.reading.dataset import Dataset
 from beit.common.reading.labelled_dataset import LabelledDataset
 from beit.common.rng import CounterRng
@@ -56,7 +55,7 @@ class CropTransform:
         Raises:
             BadSample: the image does not decode.
         """
-        image = decode_image(record.image_bytes)
+        image = record.decode_image()
         view = draw_view(rng, image.width, image.height, self.augment)
         return render_view(
             image, view, img_size=self.data.view_size, resample=TOKEN_RESAMPLE, jitter_scope=self.augment.jitter_scope

@@ -67,7 +67,11 @@ def train_tokenizer(config: TokenizerTrainConfig, source: str, out_dir: Path, *,
 
     def build(world: World) -> TokenizerTask:
         images = world.run_on_main(
-            lambda: split_images(open_images(source, img_size=size, cache_bytes=cache), config.data, cache_bytes=cache)
+            lambda: split_images(
+                open_images(source, img_size=size, cache_bytes=cache, settings=config.source),
+                config.data,
+                cache_bytes=cache,
+            )
         )
         return TokenizerTask(config, source, images, world)
 

@@ -1,3 +1,4 @@
+import base64
 import io
 import struct
 import subprocess
@@ -6,10 +7,10 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from beit.common.errors import BadSample
-from beit.common.images import decode_image
+from beit.common.images import decode_image, is_image_path
 
 
 def encode(image: Image.Image, image_format: str = "PNG", **options: object) -> bytes:
@@ -120,7 +121,7 @@ def test_decoding_in_threads_leaves_the_warning_filters_alone() -> None:
 import sys, warnings
 from concurrent.futures import ThreadPoolExecutor
 from beit.common.errors import BadSample
-from beit.common.images import decode_image
+from beit.common.images import decode_image, is_image_path
 
 def decode(data):
     try:
@@ -138,3 +139,66 @@ assert warnings.filters == before
     lines = "\n".join(data.hex() for data in (odd_exif, palette, png_header(9000, 9000)))
     result = subprocess.run([sys.executable, "-c", code], input=lines, capture_output=True, text=True, check=True)
     assert (result.stdout, result.stderr) == ("['(40, 24)', 'bomb']\n", "")
+
+
+ARITHMETIC = base64.b64decode(
+    "/9j/4AAQSkZJRgABAQAAAQABAAD/2wBDABsSFBcUERsXFhceHBsgKEIrKCUlKFE6PTBCYFVlZF9VXVtqeJmBanGQc1tdhbWGkJ6jq62rZ4C8"
+    "ybqmx5moq6T/2wBDARweHigjKE4rK06kbl1upKSkpKSkpKSkpKSkpKSkpKSkpKSkpKSkpKSkpKSkpKSkpKSkpKSkpKSkpKSkpKSkpKT/yQAR"
+    "CAAYACgDASIAAhEBAxEB/8wACgAQEAUBEBEF/9oADAMBAAIRAxEAPwD+b2h5CfN/Y5e7atQIIX/gRhKGNuQ1IAeRejPKLqIGEu3PWnqsJvtS"
+    "Ywm7WTDXwaHmPTAzX3Eb2DaDjoATtNwpRCkhjc8NJHcBz9NhR+upzP/Z"
+)
+"""24 px high, grey below, coded arithmetically by libjpeg-turbo's encoder."""
+
+
+def test_an_arithmetic_jpeg_with_a_flat_end_is_complete() -> None:
+    assert decode_image(ARITHMETIC).getpixel((39, 23)) == (128, 128, 128)
+
+
+@pytest.mark.parametrize("kind", ["zTXt", "iTXt", "many"])
+def test_texts_of_a_png_do_not_matter_whatever_their_length(kind: str) -> None:
+    texts = PngImagePlugin.PngInfo()
+    if kind == "many":
+        for number in range(70):
+            texts.add_text(f"note {number}", "x" * 1_000_000, zip=True)
+    elif kind == "zTXt":
+        texts.add_text("note", "x" * 3_000_000, zip=True)
+    else:
+        texts.add_itxt("note", "x" * 3_000_000, zip=True)
+    data = encode(gradient(), pnginfo=texts)
+    with pytest.raises(ValueError, match="MAX_TEXT|text chunks"), Image.open(io.BytesIO(data)) as image:
+        image.load()
+    assert np.array_equal(np.asarray(decode_image(data)), np.asarray(gradient()))
+
+
+def test_a_large_colour_profile_of_a_png_does_not_matter() -> None:
+    assert decode_image(encode(gradient(), icc_profile=b"x" * 3_000_000)).size == (40, 24)
+
+
+def test_the_orientation_of_a_png_outlives_its_large_texts() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    texts = PngImagePlugin.PngInfo()
+    texts.add_text("note", "x" * 3_000_000, zip=True)
+    assert decode_image(encode(gradient(), pnginfo=texts, exif=exif)).size == (24, 40)
+
+
+def test_a_pointer_of_git_lfs_is_called_one() -> None:
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 123\n"
+    assert reason_of(pointer) == "lfs-pointer"
+    with pytest.raises(BadSample, match="run git lfs pull"):
+        decode_image(pointer)
+
+
+def test_as_many_pixels_are_admitted_as_asked_for() -> None:
+    assert decode_image(encode(gradient()), max_pixels=40 * 24).size == (40, 24)
+    with pytest.raises(BadSample, match=r"8001 x 8001 px, more than 64 megapixels; .* source.max_megapixels admits"):
+        decode_image(png_header(8001, 8001))
+    # Above what Pillow refuses by itself; there are no pixels behind this header.
+    assert reason_of(png_header(20000, 15000), max_pixels=400_000_000) in ("truncated", "decode-error")
+    assert reason_of(png_header(20000, 15000)) == "bomb"
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "JPEG", "jfif", "jpe", "mpo", "png", "apng", "webp"])
+def test_spellings_of_the_formats_are_images(suffix: str) -> None:
+    assert is_image_path(f"a/b.{suffix}")
+    assert not is_image_path(f"a/b.x{suffix}")

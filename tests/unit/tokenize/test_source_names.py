@@ -1,13 +1,17 @@
 """Awkward names in every kind of source: every image arrives under a key of its own, and webdataset reads it, too."""
 
 import json
+import tempfile
+from pathlib import Path
 
 import pytest
 import webdataset
 
 from beit.common.errors import InputError
 from beit.common.store import open_store
-from beit.tests.tiny_store import encoded_image, tokenize, write_members
+from beit.tests.file_server import FileServer, serve
+from beit.tests.tiny_store import encoded_image, tiny_config, tokenize, write_folder, write_members
+from beit.tokenize.plan import plan_store
 
 AWKWARD = [
     "a/x.v2.jpg",
@@ -92,3 +96,25 @@ def test_labels_of_every_source_reach_the_store(tmp_path):
         assert sorted((sample["label"] for sample in store), key=lambda label: (label is None, label)) == labels
     origins = webdataset.WebDataset(str(tmp_path / "store-1/images/000000-files.tar"), shardshuffle=False)
     assert {json.loads(origin["json"])["label"] for origin in origins} == {0, 1}
+
+
+@pytest.mark.parametrize("name", ["ca\x1b[2Jt", "ca\nt"])
+def test_a_class_that_no_store_can_hold_leaves_nothing_behind(tmp_path, name):
+    write_folder(tmp_path / "images" / name, 2)
+    write_folder(tmp_path / "images" / "dog", 2)
+    with pytest.raises(InputError, match=r"images holds a text with control characters.*; rename what is called so"):
+        tokenize(tmp_path / "images", tmp_path / "store")
+    assert not (tmp_path / "store/store.json").exists()
+    (tmp_path / "images" / name).rename(tmp_path / "images/cat")
+    assert tokenize(tmp_path / "images", tmp_path / "store").num_samples == 4
+
+
+def test_a_remote_store_may_not_be_made_of_the_local_network():
+    files = {"/0.tar": tar_bytes({"0.jpg": b"x"})}
+    with serve(FileServer(files)) as server, pytest.raises(InputError, match="of the local network"):
+        plan_store(tiny_config(), f"{server.url}/0.tar", "https://example.org/store")
+
+
+def tar_bytes(members):
+    with tempfile.TemporaryDirectory() as folder:
+        return write_members(Path(folder) / "0.tar", members).read_bytes()

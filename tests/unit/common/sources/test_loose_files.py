@@ -1,10 +1,11 @@
+import logging
 import pickle
 from pathlib import Path
 
 import fsspec
 import pytest
 
-from beit.common.errors import BadSample
+from beit.common.errors import BadSample, InputError
 from beit.common.sources.opening import open_source
 from beit.common.sources.types import Source, packed_key
 
@@ -117,3 +118,19 @@ def test_remote_folder() -> None:
     (shard,) = source.shards
     with shard.open() as reader:
         assert [reader.read(ref) for ref in shard.refs()] == [b"1", b"22"]
+
+
+def test_what_is_left_out_is_named_by_its_endings(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    put(tmp_path, "1.jpg", "1.HEIC", "2.heic", "notes.txt", "README")
+    assert paths_of(open_source(tmp_path)) == ["1.jpg"]
+    assert "1 images, 4 other files (2 .heic, 1 without ending, 1 .txt) left out" in caplog.text
+    (tmp_path / "1.jpg").unlink()
+    with pytest.raises(InputError, match=r"\(4 other files \(2 .heic, 1 without ending, 1 .txt\)\); check the path"):
+        open_source(tmp_path)
+
+
+def test_image_files_have_no_members_to_choose(tmp_path: Path) -> None:
+    put(tmp_path, "1.jpg")
+    with pytest.raises(InputError, match="source.image_member .* is for tars and Parquet"):
+        open_source(tmp_path, image_member="rgb.png")

@@ -1,6 +1,8 @@
 import io
 import json
+import logging
 import pickle
+import subprocess
 import tarfile
 from pathlib import Path
 
@@ -175,3 +177,50 @@ def test_several_classes_in_json_are_one_label_in_any_order(tmp_path: Path) -> N
     source = open_source(write_tar(tmp_path / "x.tar", dict(member for pair in pairs for member in pair)))
     assert source.class_names == ("beach", "beach|sunset")
     assert labels_of(source) == [1, 1, None, 0, None, None]
+
+
+def test_files_of_a_sample_that_stand_apart_are_sorted_by_the_command_that_is_shown(tmp_path: Path) -> None:
+    members = {f"{number}.jpg": jpeg(number) for number in range(3)} | {f"{n}.cls": b"%d" % n for n in range(3)}
+    path = write_tar(tmp_path / "all images first.tar", members)
+    with pytest.raises(InputError, match="do not stand together.*sort it: ") as caught:
+        open_source(path).shards[0].refs()
+    command = str(caught.value).partition("sort it: ")[2]
+    subprocess.run(command, shell=True, cwd=tmp_path, check=True)
+    refs = open_source(tmp_path / "sorted.tar").shards[0].refs()
+    assert [(ref.key.removeprefix("./"), ref.label) for ref in refs] == [("0", 0), ("1", 1), ("2", 2)]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "expected"),
+    [("rgb.png", "rgb.png"), (".DEPTH.png", "depth.png"), ("missing.png; depth.png;rgb.png", "depth.png")],
+)
+def test_the_image_of_a_sample_is_chosen(tmp_path: Path, wanted: str, expected: str) -> None:
+    path = write_tar(tmp_path / "x.tar", {"a.rgb.png": b"rgb", "a.depth.png": b"depth", "a.cls": b"1"})
+    source = open_source(path, image_member=wanted)
+    (ref,) = source.shards[0].refs()
+    assert (ref.key, ref.path, ref.label) == ("a", f"a.{expected}", 1)
+    assert source.digest != open_source(path, image_member="other.png").digest
+
+
+def test_several_images_of_a_sample_lead_to_the_setting(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    dotted = write_tar(tmp_path / "x.tar", {"a.rgb.png": b"", "a.depth.png": b""})
+    with pytest.raises(InputError, match="holds no images.*source.image_member"):
+        open_source(dotted).shards[0].refs()
+    some = write_tar(tmp_path / "y.tar", {"a.rgb.png": b"", "b.jpg": b""})
+    assert [ref.key for ref in open_source(some).shards[0].refs()] == ["b"]
+    assert "choose with source.image_member, as rgb.png" in caplog.text
+    both = write_tar(tmp_path / "z.tar", {"a.jpg": b"", "a.png": b""})
+    assert [ref.path for ref in open_source(both).shards[0].refs()] == ["a.jpg"]
+    assert "1 samples have several images (jpg, png)" in caplog.text
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+
+
+@pytest.mark.parametrize("name", ["x.tar", "x.parquet", "x.csv", "x.txt"])
+@pytest.mark.parametrize("extra", [0, 1000])
+def test_a_pointer_of_git_lfs_is_no_damaged_file(tmp_path: Path, name: str, extra: int) -> None:
+    (tmp_path / name).write_bytes(POINTER + b"x" * extra)
+    with pytest.raises(InputError, match=rf"{name} is a pointer of Git LFS.*run git lfs pull"):
+        [shard.refs() for shard in open_source(tmp_path / name).shards]

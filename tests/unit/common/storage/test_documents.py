@@ -1,8 +1,12 @@
+from dataclasses import replace
+
 import pytest
 
 from beit.common.errors import InputError
-from beit.common.storage.documents import Format, read_json, write_json
+from beit.common.shards.schema import ImageFile, ImageShardManifest, SkippedSample
+from beit.common.storage.documents import Format, read_document, read_json, write_document, write_json
 from beit.common.storage.files import sha256_file
+from beit.common.storage.place import place_of
 
 
 def test_a_format_knows_its_documents_and_names_what_it_expected():
@@ -30,3 +34,20 @@ def test_unreadable_json_is_an_input_error(tmp_path):
         read_json(tmp_path / "x.json")
     with pytest.raises(InputError, match="does not exist"):
         read_json(tmp_path / "y.json")
+
+
+@pytest.mark.parametrize("name", ["ca\x1bt", "ca\nt", "\udcff"])
+def test_what_would_be_refused_on_reading_is_not_written(tmp_path, name):
+    place = place_of(str(tmp_path / "x.json"))
+    manifest = ImageShardManifest(
+        stem="0",
+        settings_sha256="",
+        image=ImageFile(name="0.tar", size=1, header_sha256=""),
+        num_samples=0,
+        skipped=(SkippedSample(key=name, reason="empty"),),
+    )
+    with pytest.raises(InputError, match="control characters or not in UTF-8.*; rename what is called so"):
+        write_document(place, manifest)
+    assert not place.exists()
+    write_document(place, replace(manifest, skipped=()))
+    assert read_document(ImageShardManifest, place).stem == "0"

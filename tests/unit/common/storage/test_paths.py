@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from beit.common.errors import InputError
 from beit.common.storage.paths import (
     expand_braces,
     is_remote,
@@ -13,6 +14,7 @@ from beit.common.storage.paths import (
     query_of,
     remember_query,
     resolve_location,
+    resolve_reference,
     split_query,
 )
 
@@ -75,3 +77,41 @@ def test_remote_local_and_file_urls(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 )
 def test_locations_are_resolved_like_paths(root, name, expected):
     assert resolve_location(root, name) == expected
+
+
+@pytest.mark.parametrize(
+    ("root", "name"),
+    [
+        ("/store", "../images"),
+        ("/store", "https://example.org/images"),
+        ("/store", "http://192.168.1.5/images"),  # whoever made the store in a folder named it
+        ("/store", "http://127.0.0.1:8000/images"),
+        ("https://example.org/store", "https://other.org/images"),
+        ("https://example.org/store", "https://93.184.216.34/images"),
+        ("http://10.0.0.7:80/store", "http://10.0.0.7:9000/images"),
+        ("s3://bucket/store", "s3://other/images"),
+        ("s3://bucket/store", "../images"),
+    ],
+)
+def test_a_reference_may_name_what_lies_beside_it_or_outside(root: str, name: str) -> None:
+    assert resolve_reference(root, name) == resolve_location(root, name)
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "localhost", "printer", "nas.local", "db.internal", "127.0.0.1:8000", "10.1.2.3", "192.168.1.5", "172.16.0.1",
+        "[::1]", "[fd00::1]", "[::ffff:10.0.0.1]", "127.1", "2130706433", "0x7f000001", "0.0.0.0", "user@10.0.0.1",
+        "169.254.169.254", "metadata.google.internal",
+    ],
+)  # fmt: skip
+def test_a_remote_document_may_not_name_the_local_network(host: str) -> None:
+    for root in ("https://example.org/store", "s3://bucket/store", "http://10.9.9.9/store"):
+        with pytest.raises(InputError, match=r"^\S+ refers to http://.*, an address of the local network"):
+            resolve_reference(root, f"http://{host}/images")
+
+
+@pytest.mark.parametrize("host", ["169.254.169.254", "[fe80::1]", "[::ffff:169.254.169.254]", "2852039166"])
+def test_no_document_may_name_a_link_local_address(host: str) -> None:
+    with pytest.raises(InputError, match="an address of the local network"):
+        resolve_reference("/store", f"http://{host}/latest/meta-data")

@@ -49,8 +49,9 @@ def test_a_stop_is_heard_while_an_item_hangs_and_nobody_waits_for_it() -> None:
 
 
 def test_closing_waits_for_what_has_begun_and_ends_the_threads() -> None:
-    pool, may_end = Threads(2, "closing"), threading.Event()
-    future = pool.submit(may_end.wait, 60)
+    pool, begun, may_end = Threads(2, "closing"), threading.Event(), threading.Event()
+    future = pool.submit(lambda: begun.set() or may_end.wait(60))
+    begun.wait(60)
     threading.Timer(0.05, may_end.set).start()
     pool.close()
     assert future.result(0)
