@@ -6,12 +6,21 @@ at once.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before anything else is imported, the standard library included
+    from beit.common.processes.safe_path import leave_out_current_folder
+
+    leave_out_current_folder()
+
+import errno
 import importlib
 import logging
+import os
+import select
 import signal
 import sys
 import traceback
 from collections.abc import Mapping
+from contextlib import suppress
 from types import FrameType
 from typing import Any, NamedTuple
 
@@ -20,14 +29,17 @@ import click
 from beit import __version__
 from beit.common.errors import (
     EXIT_BAD_INPUT,
+    EXIT_DONE,
     EXIT_FAILED,
     EXIT_RESUMABLE,
     InputError,
     ResumableStop,
     RunFailed,
+    is_lost_rank,
     printable,
 )
 from beit.common.processes.launcher_env import launched_rank
+from beit.common.processes.safe_path import leave_out_current_folder
 from beit.common.processes.shared_memory import raise_file_limit
 from beit.common.progress import LogFormatter, Terminal
 
@@ -126,6 +138,8 @@ _LINE_BREAK = "\n"  # lines of a rank that failed, where another one reports the
 
 def main() -> None:
     """Run `beit`; exit 0 done, 2 wrong usage or input, 75 stopped and resumable, else 1."""
+    leave_out_current_folder()
+    _fill_closed_streams()
     if launched_rank() is not None:
         from beit.common.processes.rank_reports import capture_output
 
@@ -141,12 +155,15 @@ def main() -> None:
 
         message = record_exit(code, message)
     if message:
-        click.echo(f"beit: {printable(message, keep=_LINE_BREAK)}", err=True)
+        with suppress(BrokenPipeError):
+            click.echo(f"beit: {printable(message, keep=_LINE_BREAK)}", err=True)
+    _let_go_of_broken_streams()
     sys.exit(code)
 
 
 def _run() -> tuple[int, str]:
     """Run the command line; return the exit code and the one line that explains it."""
+    stdout = sys.stdout
     try:
         result = beit.main(standalone_mode=False)  # an exit code where a command or --help asked for one
     except click.ClickException as error:
@@ -158,10 +175,15 @@ def _run() -> tuple[int, str]:
         return EXIT_RESUMABLE, str(stop)
     except (KeyboardInterrupt, click.Abort):
         return EXIT_RESUMABLE, "interrupted; run the same command again to go on"
+    except SystemExit:
+        if sys.stdout is stdout:
+            raise
+        # So click answers any broken pipe. Where it is our output, its reader, such as `head`, has seen enough.
+        return (EXIT_DONE, "") if _let_go_of_broken_streams() else (EXIT_FAILED, os.strerror(errno.EPIPE))
     except (OSError, RunFailed) as error:  # a full disk, a lost rank: the machine's fault, not a bug
         return EXIT_FAILED, str(error)
     except Exception as error:
-        if _is_lost_rank(error):
+        if is_lost_rank(error):
             return EXIT_FAILED, f"another rank is gone or does not answer ({' '.join(str(error).split())[:300]})"
         traceback.print_exc()  # anything else is a bug, and a bug report needs the trace
         # A rank's line is shown by the command that launched it, which cannot show its trace.
@@ -169,9 +191,30 @@ def _run() -> tuple[int, str]:
     return result if isinstance(result, int) else 0, ""
 
 
-def _is_lost_rank(error: Exception) -> bool:
-    """Whether a collective failed, told by name and text because torch has no class for gloo's errors."""
-    return type(error).__name__ in ("DistBackendError", "DistNetworkError") or "/gloo/transport/" in str(error)
+def _fill_closed_streams() -> None:
+    """Open what the shell closed (`>&-`): else the next file that is opened would be taken for the terminal."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            descriptor = os.open(os.devnull, os.O_RDONLY if name == "stdin" else os.O_WRONLY)
+            if descriptor != number:
+                os.dup2(descriptor, number)
+                os.close(descriptor)
+            setattr(sys, name, open(number, "r" if name == "stdin" else "w", encoding="utf-8"))
+
+
+def _let_go_of_broken_streams() -> bool:
+    """Point output that nobody reads any more at nothing, so that Python does not complain at its exit.
+
+    Returns whether there was any.
+    """
+    descriptors = [stream.fileno() for stream in (sys.__stdout__, sys.__stderr__) if stream is not None]
+    poll = select.poll()
+    for descriptor in descriptors:
+        poll.register(descriptor, 0)
+    broken = [descriptor for descriptor, event in poll.poll(0) if event & select.POLLERR]
+    for descriptor in broken:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+    return bool(broken)
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:

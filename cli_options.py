@@ -70,22 +70,14 @@ def source_options(command: Command) -> Command:
 
 
 def picture_option(command: Command) -> Command:
-    """Add --out, the picture that a command draws; a folder is refused before it is drawn."""
+    """Add --out, the picture that a command draws; `check_outputs` is the command's."""
     return click.option(
         "--out",
         type=click.Path(path_type=Path),
         required=True,
-        callback=_refuse_folder,
         metavar="F.png",
         help="Picture to write.",
     )(command)
-
-
-def _refuse_folder(context: click.Context, parameter: click.Parameter, value: Path) -> Path:
-    from beit.common.errors import require
-
-    require(not value.is_dir(), f"--out {value} is a folder; name a file")
-    return value
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

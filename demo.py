@@ -17,6 +17,7 @@ import click
 
 from beit.common.errors import InputError
 from beit.common.runs.layout import ENCODER, MODEL
+from beit.common.storage.documents import read_json, reading
 
 UNLABELLED, LABELLED, VALIDATION = 2600, 500, 500
 """Images without labels, with labels, and for validation: few labels is where pre-training pays."""
@@ -69,9 +70,14 @@ def _claim(folder: Path, seed: int) -> None:
     if folder.is_dir() and any(folder.iterdir()) and not marker.is_file():
         raise InputError(f"{folder} is not empty and was not made by beit demo; name another folder")
     folder.mkdir(parents=True, exist_ok=True)
-    if marker.is_file() and json.loads(marker.read_text())["seed"] != seed:
+    if marker.is_file() and _seed_of(marker) != seed:
         raise InputError(f"{folder} holds a demo with another seed than {seed}; name another folder or remove it")
     marker.write_text(json.dumps({"seed": seed}) + "\n")
+
+
+def _seed_of(marker: Path) -> int:
+    with reading(marker, way_out="delete it to begin the demo again"):
+        return int(read_json(marker)["seed"])
 
 
 def _generate(folder: Path, seed: int) -> None:

@@ -35,7 +35,7 @@ from beit.common.errors import InputError, ResumableStop
 from beit.common.pages.charts import Line, LineChart, line_charts
 from beit.common.pages.pictures import PALETTE, save_png, sheet
 from beit.common.processes.signals import StopFlag, stop_on_signals
-from beit.common.runs.run_dir import environment
+from beit.common.runs.environment import environment
 from beit.common.sources.index_build import build_index
 from beit.common.storage.documents import read_json, write_json
 from beit.common.storage.files import sha256_file

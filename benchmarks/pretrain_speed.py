@@ -21,8 +21,8 @@ import json
 import resource
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +90,10 @@ class OnlineStep:
 
     def __call__(self) -> int:
         """Do one step."""
-        return self._bare(self._tokenizer.encode(self._views).flatten(1).clone())
+        # Turns are taken in the middle of the loop's own step, whose precision is not the tokenizer's.
+        with torch.autocast(self._views.device.type, enabled=False):
+            token_ids = self._tokenizer.encode(self._views).flatten(1).clone()
+        return self._bare(token_ids)
 
 
 class HuggingFaceStep:
@@ -199,8 +202,15 @@ class LoopInTurns(PretrainTask):
 def autocast(precision: str, device: torch.device) -> Any:
     """Return what makes the context of forward passes."""
 
-    def context() -> AbstractContextManager[Any]:
-        return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
+    @contextmanager
+    def context() -> Iterator[None]:
+        if precision != "bf16":
+            yield
+            return
+        with torch.autocast(device.type, dtype=torch.bfloat16):
+            yield
+        # Below the loop's own context torch would keep the halved weights, and take those of the step before.
+        torch.clear_autocast_cache()
 
     return context
 

@@ -43,7 +43,7 @@ from beit.common.shards.schema import (
     TokenizerInfo,
     held_out_hash,
 )
-from beit.common.shards.tables import encode_index, encode_samples
+from beit.common.shards.tables import encode_index, encode_samples, token_sums
 from beit.common.storage.documents import write_json
 from beit.common.storage.samples import Record
 from beit.common.store import open_store
@@ -128,6 +128,8 @@ class SyntheticStore:
                     link.symlink_to(self.folder / source)
 
     def _rows(self, image_length: int) -> Iterable[dict[str, Any]]:
+        nothing = np.zeros((VIEWS, GRID_SIZE, GRID_SIZE), np.uint16), np.zeros(VIEWS, VIEW_DTYPE)
+        sums = token_sums(*nothing)  # the token tar is zeros
         for number in range(self.samples):
             key = f"n{number:08d}_{number * 7919 % 100_000:05d}"
             yield {
@@ -140,6 +142,7 @@ class SyntheticStore:
                 "view_off": 512 + TOKENS_BYTES,
                 "view_len": VIEW_BYTES,
                 "label": None,
+                "token_sums": sums,
             }
 
     def _shard(self, number: int, samples_sha256: str) -> ShardRow:

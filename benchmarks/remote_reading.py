@@ -152,20 +152,21 @@ def make_store(folder: Path, seed: int, *, shards: int = 32, samples: int = 1000
         TokenizerInfo,
         held_out_hash,
     )
-    from beit.common.shards.tables import encode_index, encode_samples
+    from beit.common.shards.tables import encode_index, encode_samples, token_sums
     from beit.common.storage.documents import write_json
     from beit.common.views import VIEW_DTYPE
 
     (folder / TOKENS_DIR).mkdir(parents=True)
     rng = np.random.default_rng(seed)
-    lengths = (VIEWS * GRID_SIZE**2 * 2, VIEWS * VIEW_DTYPE.itemsize)
+    nothing = np.zeros((VIEWS, GRID_SIZE, GRID_SIZE), np.uint16), np.zeros(VIEWS, VIEW_DTYPE)
+    lengths = tuple(array.nbytes for array in nothing)
     index = []
     for number in range(shards):
         rows, image_end, token_end, stem = [], 0, 0, f"{number:06d}-train"
         for sample in range(samples):
             key, length = f"n{sample:08d}", int(rng.integers(IMAGE_BYTES // 2, IMAGE_BYTES * 3 // 2))
             row = {"key": key, "key_hash": held_out_hash(key), "label": None, "img_off": image_end + 512}
-            row |= {"img_len": length}
+            row |= {"img_len": length, "token_sums": token_sums(*nothing)}
             image_end += 512 + _padded(length)
             for name, size in zip(("tok", "view"), lengths, strict=True):
                 row |= {f"{name}_off": token_end + 512 + 128, f"{name}_len": size}  # behind both headers

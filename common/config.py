@@ -153,6 +153,8 @@ def find_recipe(recipe: str | Path, recipe_dir: Path) -> Path:
 
 def config_from_dict(schema: type[Config], values: Mapping[str, Any], *, origin: str = "config") -> Config:
     """Build a `schema` instance from nested mappings; keys left out keep their defaults."""
+    if not isinstance(values, Mapping):
+        raise InputError(f"{origin} must hold keys with values, not {values!r:.80}")
     return typing.cast(Config, _build(schema, values, prefix="", where=_Where(schema, origin)))
 
 

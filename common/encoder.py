@@ -21,11 +21,12 @@ from torch import Tensor
 
 from beit.common.errors import InputError, require
 from beit.common.storage.documents import read_json, write_json
-from beit.common.storage.files import atomic_path, fsync_directory, sha256_file
+from beit.common.storage.files import atomic_path, fsync_directory, remove_stale, sha256_file
 from beit.common.vit.adapt import adapt_state
 from beit.common.vit.config import PosBias
 from beit.common.vit.description import (
     CONFIG_FILE,
+    FORMAT,
     WEIGHTS_FILE,
     EncoderConfig,
     encoder_config_to_json,
@@ -50,11 +51,13 @@ def save_model(directory: Path, state: Mapping[str, Tensor], config: EncoderConf
         OSError: it could not be written, because the disk is full for instance; the old pair is as it was.
     """
     directory.mkdir(parents=True, exist_ok=True)
+    remove_stale(directory)
     config_path, weights_path = directory / CONFIG_FILE, directory / WEIGHTS_FILE
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     with atomic_path(weights_path) as temporary:
         try:
-            save_file(tensors, temporary, metadata={"format": "pt"})
+            # Not "pt", so that every version 4 of transformers refuses the file; see `not_for_transformers`, too.
+            save_file(tensors, temporary, metadata={"format": FORMAT.name})
         except SafetensorError as error:  # a full disk comes out as this
             raise OSError(f"{weights_path} could not be written: {error}") from error
         digest = sha256_file(temporary)

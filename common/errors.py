@@ -65,3 +65,8 @@ def require(condition: bool, message: str) -> None:
     """Raise an `InputError` with `message` unless `condition` holds."""
     if not condition:
         raise InputError(message)
+
+
+def is_lost_rank(error: BaseException) -> bool:
+    """Whether a collective failed, told by name and text because torch has no class for gloo's errors."""
+    return type(error).__name__ in ("DistBackendError", "DistNetworkError") or "/gloo/transport/" in str(error)

@@ -86,7 +86,8 @@ def draw_view(rng: CounterRng, width: int, height: int, augment: AugmentConfig) 
         One `VIEW_DTYPE` record; `crc_crop` and `luma`, which need pixels, are 0.
     Raises:
         ValueError: a side is outside [1, 65535].
-    Source: BEiT `beit/datasets.py` and `beit/transforms.py`. Differs: jitter factors are rounded to 1/2**14.
+    Source: BEiT `beit/datasets.py` and `beit/transforms.py`. Differs: random numbers; jitter factors are rounded to
+        1/2**14.
     """
     if not (1 <= width <= MAX_SIDE_PX and 1 <= height <= MAX_SIDE_PX):
         raise ValueError(f"image size ({width} x {height}) must lie in [1, {MAX_SIDE_PX}] px per side")
@@ -163,7 +164,8 @@ def render_view(
         BadSample: the record does not fit the image (reason "view-mismatch"), or the check fails ("crc-mismatch").
         ValueError: the image is not RGB.
     Source: BEiT `beit/datasets.py`. Differs: jitter follows the crop and the resize unless `jitter_scope` is "image",
-        since it is nine times cheaper there; the flip comes last, which mirrors the box and nothing else.
+        since it is cheaper there (what that changes: docs/results.md); the flip comes last, which mirrors the box and
+        nothing else; "bicubic-torch" is another filter than Pillow's.
     """
     crop = _crop(image, view)
     if check_crop:

@@ -14,15 +14,19 @@ import torch
 
 from beit.common.encoder import load_weights
 from beit.common.errors import InputError, require
-from beit.common.vit.config import ModelConfig, Normalization, PosBias, ViTConfig, build_vit_config
+from beit.common.sources.labels import one_form
+from beit.common.vit.config import Normalization, PosBias, ViTConfig, build_vit_config
 from beit.common.vit.description import EncoderConfig, read_encoder_config
 from beit.common.vit.features import FeaturePooling
 from beit.common.vit.param_groups import layer_id
 from beit.finetune.classification.model import FRESH_PREFIXES, POOLINGS, ImageClassifier
 from beit.finetune.config import RANDOM_ENCODER, FinetuneConfig
+from beit.finetune.in_force import require_agreement
 
 DEFAULT_IMG_SIZE, DEFAULT_PATCH_SIZE = 224, 16
 """Of random weights where the settings name none; the paper's."""
+HALF = (0.5, 0.5, 0.5)
+"""Mean and std of the pixels of random weights where the settings name none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,17 +66,18 @@ def starting_point(config: FinetuneConfig) -> StartingPoint:
             "they are would not learn; give an encoder",
         )
         shape = build_vit_config(
-            config.model,
+            config.model.for_random_weights(),
             img_size=config.image.img_size or DEFAULT_IMG_SIZE,
             patch_size=config.image.patch_size or DEFAULT_PATCH_SIZE,
             use_mask_token=False,
             init="finetune",
         )
-        normalization = Normalization(config.image.mean, config.image.std)
+        normalization = Normalization(config.image.mean or HALF, config.image.std or HALF)
         own_tables: PosBias = "none" if shape.pos_bias == "none" else "per_block"
         shape = replace(shape, pos_bias=own_tables)
         return StartingPoint(architecture=shape, normalization=normalization, encoder=None)
     stored = read_encoder_config(config.encoder)
+    require_agreement(stored, config)
     architecture = _encoder_architecture(stored.architecture, config)
     require(
         config.freeze_blocks <= architecture.depth,
@@ -94,7 +99,7 @@ def build_classifier(config: FinetuneConfig, start: StartingPoint, class_names: 
     )
     if start.encoder is not None:
         assert config.encoder is not None
-        same_classes = start.encoder.class_names == tuple(class_names)
+        same_classes = list(map(one_form, start.encoder.class_names or ())) == list(map(one_form, class_names))
         load_weights(model, config.encoder, fresh=FRESH_PREFIXES, skip=() if same_classes else ("head.",))
     return model
 
@@ -107,13 +112,6 @@ def freeze_blocks(model: ImageClassifier, num_blocks: int) -> None:
 
 
 def _encoder_architecture(stored: ViTConfig, config: FinetuneConfig) -> ViTConfig:
-    wanted = config.image.patch_size
-    if wanted is not None and wanted != stored.patch_size:
-        raise InputError(
-            f"image.patch_size ({wanted}) must be {stored.patch_size}, the patch size of the encoder {config.encoder}; "
-            "leave it out or pre-train another encoder"
-        )
-    _require_named_shape(stored, config)
     pos_bias = config.model.pos_bias
     if pos_bias == "none" and stored.pos_bias != "none":
         raise InputError(
@@ -130,17 +128,3 @@ def _encoder_architecture(stored: ViTConfig, config: FinetuneConfig) -> ViTConfi
         # Every block has a table of its own, new ones from zero; none where the encoder has none and none is asked for.
         pos_bias="none" if stored.pos_bias == "none" and pos_bias != "per_block" else "per_block",
     )
-
-
-def _require_named_shape(stored: ViTConfig, config: FinetuneConfig) -> None:
-    """Refuse settings made for another model; those that name none, and so keep the default, fit all."""
-    if replace(config.model, drop_path=0.0) == ModelConfig(drop_path=0.0):
-        return
-    named = build_vit_config(config.model, img_size=stored.img_size, patch_size=stored.patch_size)
-    wanted, found = ((shape.embed_dim, shape.depth, shape.num_heads) for shape in (named, stored))
-    if wanted != found:
-        text = ["{} wide, {} blocks, {} heads".format(*shape) for shape in (wanted, found)]
-        raise InputError(
-            f"the settings are for a model of {text[0]} (section model), but the encoder {config.encoder} has "
-            f"{text[1]}; take another recipe, or another encoder"
-        )

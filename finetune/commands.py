@@ -6,7 +6,6 @@ What they do is in `train.py`, `finetune/probe/run.py`, `finetune/evaluation/eva
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -140,10 +139,7 @@ def predict_command(model: Path, source: str, out: Path | None, features: bool, 
     """
     from beit.finetune.prediction.predict import predict_to_file
 
-    try:
-        predict_to_file(model, source, out=out, stdout=sys.stdout, features=features, settings=reading)
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough; Python would complain again at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    predict_to_file(model, source, out=out, stdout=sys.stdout, features=features, settings=reading)
 
 
 @click.command("compare")
@@ -169,7 +165,7 @@ def compare_command(runs: tuple[Path, ...], metric: str | None, out: Path | None
     from beit.finetune.compare.compare import compare_runs
     from beit.finetune.compare.report import as_text, check_comparison_output, write_comparison
 
-    check_comparison_output(out)
+    check_comparison_output(out, runs)
     comparison = compare_runs(runs, metric=metric)
     click.echo(as_text(comparison))
     if out is not None:
@@ -203,13 +199,17 @@ def show_attention_command(
       beit show attention runs/pretrain photos/ --block 0 --query 2,3 --query cls --out attention.png
     """
     from beit.common.pages.pictures import save_png
-    from beit.common.storage.documents import write_json
+    from beit.common.runs.outputs import check_outputs
+    from beit.common.storage.documents import json_bytes
+    from beit.common.storage.files import write_output
     from beit.finetune.attention import attention_sheet
 
+    check_outputs({"--out": out, "--json": listing}, inputs=[encoder, images], makes_folder=True)
     picture = attention_sheet(encoder, images, num_images=rows, block=block, queries=queries)
     save_png(picture.image, out)
     if listing is not None:
-        write_json(listing, {"block": picture.block, "mean_distance_px": picture.distances.round(4).tolist()})
+        numbers = {"block": picture.block, "mean_distance_px": picture.distances.round(4).tolist()}
+        write_output(listing, json_bytes(numbers))
     click.echo(f"wrote {out}" + (f" and {listing}" if listing else ""))
 
 

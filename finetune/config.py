@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Annotated, Literal
 
 from beit.common.config import above, at_least, checked, within
@@ -18,7 +18,7 @@ from beit.common.training.config import (
     SpeedConfig,
     TrainConfig,
 )
-from beit.common.vit.config import ModelConfig
+from beit.common.vit.config import ModelConfig, PosBias, SizeName
 from beit.finetune.augment.settings import MixConfig, TrainAugmentConfig
 
 RANDOM_ENCODER = "random"
@@ -26,16 +26,57 @@ RANDOM_ENCODER = "random"
 
 @checked("image")
 class ImageConfig:
-    """Geometry and scaling of the model's input. An encoder brings its own; most of this serves random weights."""
+    """Geometry and scaling of the model's input; an encoder brings its own, and only `img_size` may be another.
+
+    What was in force is recorded in the run.
+    """
 
     img_size: Annotated[int | None, at_least(1)] = None
     """Side of the input in pixels; left out, the encoder's, or 224 for random weights. Position tables are resized."""
     patch_size: Annotated[int | None, at_least(1)] = None
-    """Side of a patch in pixels, for random weights; left out, 16. An encoder brings its own."""
-    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    """Subtracted from pixels scaled to [0, 1], for random weights. An encoder brings its own."""
-    std: Annotated[tuple[float, float, float], above(0)] = (0.5, 0.5, 0.5)
-    """Divides the centred pixels, for random weights. An encoder brings its own."""
+    """Side of a patch in pixels; left out, the encoder's, or 16 for random weights."""
+    mean: tuple[float, float, float] | None = None
+    """Subtracted from pixels scaled to [0, 1]; left out, the encoder's, or 0.5 for random weights."""
+    std: Annotated[tuple[float, float, float] | None, above(0)] = None
+    """Divides the centred pixels; left out, the encoder's, or 0.5 for random weights."""
+
+
+@checked("model")
+class ShapeConfig:
+    """The vision transformer; what is left out is the encoder's, and what is not must be the same, drop_path excepted.
+
+    What was in force is recorded in the run.
+    """
+
+    size: SizeName | None = None
+    """Named shape, which sets what is left unset below; for random weights base."""
+    embed_dim: int | None = None
+    """Channels of the residual stream."""
+    depth: int | None = None
+    """Number of transformer blocks."""
+    num_heads: int | None = None
+    """Attention heads; must divide embed_dim."""
+    mlp_ratio: float | None = None
+    """Hidden width of the MLP divided by embed_dim; for random weights 4."""
+    init_values: float | None = None
+    """Initial layer scale; 0 builds the blocks without it."""
+    drop_path: float = 0.1
+    """Stochastic depth rate of the last block."""
+    use_abs_pos_emb: bool | None = None
+    """Whether a learned absolute position embedding is added; for random weights it is not."""
+    pos_bias: PosBias = "shared"
+    """Relative position bias, a table for every block; per_block adds them to an encoder that has none, and none leaves
+    them out of random weights."""
+
+    @property
+    def names_shape(self) -> bool:
+        """Whether anything says how large the network is."""
+        return any(value is not None for value in (self.size, self.embed_dim, self.depth))
+
+    def for_random_weights(self) -> ModelConfig:
+        """Return the section as pre-training has it, where everything left out has a value."""
+        given = {name: value for name, value in asdict(self).items() if value is not None}
+        return ModelConfig(**given)
 
 
 @checked("classifier")
@@ -160,9 +201,8 @@ class FinetuneConfig:
     """Keep the embeddings and this many lowest blocks as the encoder has them; 0 trains all."""
     image: ImageConfig = field(default_factory=ImageConfig)
     """Input."""
-    model: ModelConfig = field(default_factory=ModelConfig)
-    """The vision transformer, for random weights. An encoder brings its shape, and only drop_path is set here; a shape
-    that is named all the same, as recipes do, must be the encoder's."""
+    model: ShapeConfig = field(default_factory=ShapeConfig)
+    """The vision transformer."""
     classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
     """Head and loss."""
     augment: TrainAugmentConfig = field(default_factory=TrainAugmentConfig)

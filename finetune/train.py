@@ -38,6 +38,7 @@ from beit.finetune.data import LabelledData, open_training_data
 from beit.finetune.evaluation.evaluate import evaluation_loader, measure
 from beit.finetune.evaluation.outcomes import OutcomeLog
 from beit.finetune.evaluation.scores import Metrics, MultiLabelMetrics
+from beit.finetune.in_force import in_force, unnamed_shape
 
 logger = logging.getLogger(__name__)
 
@@ -53,9 +54,11 @@ def run(config: FinetuneConfig, *, data: str, run_dir: Path, resume: str = "auto
     if (run_dir / FEATURES).exists():
         raise InputError(f"{run_dir} holds a linear probe or k-NN; name another directory for classification")
     start = starting_point(config)
+    warning = unnamed_shape(config, start.architecture)
+    config = in_force(config, start.architecture, start.normalization)
     images = open_training_data(data, config.data, multi_label=config.classifier.multi_label, reading=config.source)
     task, _ = train(
-        config, lambda world: ClassificationTask(config, images, start, world), run_dir=run_dir, resume=resume
+        config, lambda world: ClassificationTask(config, images, start, world, warning), run_dir=run_dir, resume=resume
     )
     if task.world.is_main:
         best = read_encoder_config(run_dir / MODEL).provenance
@@ -72,6 +75,8 @@ class ClassificationTask:
     images: LabelledData
     start: StartingPoint
     world: World
+    warning: str | None = None
+    """What is to be said before it begins."""
 
     def __post_init__(self) -> None:
         """Build the order; identical on every rank."""
@@ -170,13 +175,8 @@ class ClassificationTask:
         if self.config.data.balanced:
             logger.info("balanced: an epoch shows %d images, as many of every class", len(self.dataset.index))
         logger.info("%s", plan)
-        if plan.global_batch_size > len(self.images.train) and self.world.is_main:
-            logger.warning(
-                "train.global_batch_size (%d) exceeds the %d training images, so that a step shows some of them more "
-                "than once; --recipe small_500 is made for so few",
-                plan.global_batch_size,
-                len(self.images.train),
-            )
+        if self.warning and self.world.is_main:
+            logger.warning("%s", self.warning)
         if val is None:
             logger.info("no --val: nothing is measured, and the model is that of the last step")
 
@@ -234,7 +234,7 @@ class ClassificationTask:
         if not (best / CONFIG_FILE).is_file():
             return True
         provenance = read_encoder_config(best).provenance
-        kept, step, found = provenance.get("metrics"), provenance.get("step"), asdict(result)
+        kept, step, found = provenance.get("metrics"), provenance.get("step", 0), asdict(result)
         if not kept or provenance.get("validation_sha256") not in (None, self._validation_sha256):
             return True
         if step is not None and step not in self._kept_steps and step > self.data.start_step:

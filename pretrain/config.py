@@ -32,6 +32,9 @@ _TORCH_RESIZE_PX = 96
 class DataConfig:
     """What is done to the pixels of a view, and how its replay is checked."""
 
+    made_for: tuple[int, int] | None = (224, 16)
+    """Sides in pixels of the views and of the patches that these settings were chosen for; a store with others is used
+    all the same, with a warning. none: any."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """Subtracted from pixels scaled to [0, 1]. ImageNet's, as in BEiT's ImageNet-1k recipe."""
     std: Annotated[tuple[float, float, float], above(0)] = (0.229, 0.224, 0.225)

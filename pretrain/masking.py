@@ -96,8 +96,9 @@ def draw_mask(
     Returns:
         Bool array (height, width), True = masked; at least one patch, at most `max_num_masked`. Mode none: all False.
 
-    Source: BEiT §2.3, Alg. 1, and the released code. Differs: where not a single block fits (grids of a few patches),
-        neighbouring patches are masked instead, because an image without masked patches teaches nothing.
+    Source: BEiT §2.3, Alg. 1, and the released code. Differs: random numbers; where not a single block fits
+        (grids of a few patches), neighbouring patches are masked instead, because an image without masked patches
+        teaches nothing.
     """
     height, width = grid_size
     if config.mode == "none":

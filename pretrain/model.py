@@ -155,7 +155,8 @@ def mim_loss(prediction: MaskedPrediction, token_ids: Tensor) -> MimLoss:
 
     Returns:
         Loss and counts. A batch without masked patches has loss 0.
-    Source: BEiT §2.3, eq. 1; the released code's mean over the batch. Differs: nothing.
+    Source: BEiT §2.3, eq. 1; the released code's mean over the batch of a GPU. Differs: here the mean is over a
+        micro-batch, and each of a step counts alike.
     """
     logits = prediction.logits.flatten(0, 1)  # (B K, V)
     targets = token_ids.gather(1, prediction.positions).masked_fill(~prediction.valid, IGNORE_INDEX).flatten()

@@ -5,12 +5,13 @@ Nothing here needs the machine, the number of ranks or the checkpoints of the ru
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from beit.common.config import load_config
-from beit.common.errors import InputError
+from beit.common.errors import InputError, require
 from beit.common.runs.layout import CONFIG, DATA, ENCODER
 from beit.common.shards.token_store import TokenStore
 from beit.common.storage.documents import read_json, write_json
@@ -18,6 +19,8 @@ from beit.common.storage.paths import is_remote
 from beit.common.store import open_store
 from beit.common.vit.description import read_encoder_config
 from beit.pretrain.config import PretrainConfig
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +43,25 @@ def record_data(run: Path, store: TokenStore, state: dict[str, Any]) -> None:
     `state` is that of the data at step 0, from `TrainingData.state`.
     """
     location = store.location if is_remote(store.location) else str(Path(store.location).resolve())
-    earlier = read_json(run / DATA) if (run / DATA).is_file() else {}
+    try:
+        earlier = _read_data(run)
+    except InputError as error:
+        logger.warning("%s; it is written anew", error)
+        earlier = {}
     # A resumed run keeps its order, and its lanes, wherever its store lies by now.
     order = earlier if earlier.get("store_sha256") == store.index_sha256 else state
     write_json(run / DATA, {**order, "store": location, "store_sha256": store.index_sha256})
+
+
+def _read_data(run: Path) -> dict[str, Any]:
+    """Return what `record_data` wrote; empty where there is nothing."""
+    if not (run / DATA).is_file():
+        return {}
+    data = read_json(run / DATA)
+    is_sound = isinstance(data, dict) and all(isinstance(data.get(name, ""), str) for name in ("store", "store_sha256"))
+    is_sound = is_sound and isinstance(data.get("lanes", 1), int)
+    require(is_sound, f"{run / DATA} is damaged: it does not say what the run trains on; delete it and name --store")
+    return dict(data)
 
 
 def open_stored_run(run: Path, store: str | None) -> StoredRun:
@@ -51,7 +69,7 @@ def open_stored_run(run: Path, store: str | None) -> StoredRun:
     if not (run / CONFIG).is_file():
         raise InputError(f"{run} is not a run of beit pretrain (no config.toml); name the folder given as RUN")
     config = load_config(PretrainConfig, recipe=run / CONFIG, overrides=(), recipe_dir=run)
-    data: dict[str, Any] = read_json(run / DATA) if (run / DATA).is_file() else _from_encoder(run)
+    data = _read_data(run) or _from_encoder(run)
     location = store or data.get("store")
     if location is None:
         raise InputError(f"{run} does not say which store it was trained on; name it with --store")

@@ -157,6 +157,7 @@ class PretrainTask:
         if not self.world.is_main:
             return
         self.earlier += read_metrics(run / METRICS)
+        self._warn_of_another_size()
         plan, views = self.data.plan, self.store.info.views
         epochs = plan.total_steps / plan.steps_per_epoch
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
@@ -177,6 +178,17 @@ class PretrainTask:
                 "remote store %s; shards are kept in %s", self.store.location, self.store.cache or "memory only"
             )
         logger.info("order: windows of %d shards, lanes: %d, seed %d", order.window_shards, order.lanes, order.seed)
+
+    def _warn_of_another_size(self) -> None:
+        """Say so where the settings come from a recipe for other views or patches than the store's."""
+        made_for, here = self.config.data.made_for, (self.vit.img_size, self.vit.patch_size)
+        if made_for not in (None, here):
+            logger.warning(
+                "these settings are made for views of %d px in patches of %d px, this store has %d px in %d px: the "
+                "size of the model, learning rate and length may not fit (data.made_for)",
+                *(made_for or ()),
+                *here,
+            )
 
     @property
     def goal(self) -> Goal | None:

@@ -235,9 +235,11 @@ def show_views_command(store: str, out: Path, rows: int, views: int, tokenizer: 
       beit show views store/ --out views.png
     """
     from beit.common.pages.pictures import save_png
+    from beit.common.runs.outputs import check_outputs
     from beit.common.store import open_store
     from beit.tokenize.pictures.views import load_decoder, views_sheet
 
+    check_outputs({"--out": out}, inputs=[store], makes_folder=True)
     opened = open_store(store)
     save_png(views_sheet(opened, load_decoder(opened, tokenizer), num_images=rows, num_views=views), out)
     click.echo(f"wrote {out}")
@@ -257,8 +259,10 @@ def show_tokens_command(store: str, out: Path, words: int, examples: int, images
       beit show tokens store/ --out tokens.png
     """
     from beit.common.pages.pictures import save_png
+    from beit.common.runs.outputs import check_outputs
     from beit.common.store import open_store
     from beit.tokenize.pictures.words import words_sheet
 
+    check_outputs({"--out": out}, inputs=[store], makes_folder=True)
     save_png(words_sheet(open_store(store), num_words=words, num_examples=examples, num_samples=images), out)
     click.echo(f"wrote {out}")

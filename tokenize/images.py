@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from functools import partial
 from pathlib import Path
@@ -14,7 +13,7 @@ from beit.common.reading.labelled_dataset import LabelledDataset
 from beit.common.rng import CounterRng
 from beit.common.sources.config import SourceConfig
 from beit.common.sources.index_build import build_index
-from beit.common.storage.files import default_cache_dir
+from beit.common.storage.files import default_cache_dir, remove_stale, temporary_name
 from beit.tokenize.synthetic import SCENE_VERSION, paint_all, render_scene
 
 SYNTHETIC_PREFIX = "synthetic:"
@@ -47,7 +46,8 @@ def generate_scenes(source: str, *, img_size: int) -> str:
     folder = default_cache_dir() / f"scenes-v{SCENE_VERSION}-{img_size}px-{int(count)}"
     if folder.is_dir():
         return str(folder)
-    temporary = folder.with_name(f"{folder.name}.tmp.{os.getpid()}")
+    remove_stale(folder.parent, folder.name)
+    temporary = folder.with_name(temporary_name(folder.name))
     temporary.mkdir(parents=True)
     try:
         paint_all(partial(_write_scene, temporary, img_size), int(count))

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, wait
+from concurrent.futures import process as futures_process
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
@@ -144,6 +145,7 @@ class Processes(Generic[Result]):
     ) -> None:
         """End them; no thread may be waiting for one."""
         family = self._family()
+        manager: Any = self._pool._executor_manager_thread
         if kind is not None:  # the pool would wait for what is under way and, if one is dead, for ever: they are deaf
             self._lifeline.close()
             end_workers(family)
@@ -153,6 +155,9 @@ class Processes(Generic[Result]):
         thread.close(seconds=0)
         self._lifeline.close()
         end_workers(family)
+        if manager is not None and manager.is_alive() and any(process.is_alive() for process in family):
+            # Of processes that the kernel holds, killed or not, nobody hears; the interpreter would wait for that.
+            futures_process._threads_wakeups.pop(manager, None)  # type: ignore[attr-defined]
 
     def call(self, ref: Any, data: Any) -> Result:
         """Do what the function does, in a process, once one is idle.

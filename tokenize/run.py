@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import signal
 import time
 from collections import Counter
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
@@ -27,6 +28,7 @@ from beit.common.errors import InputError, ResumableStop, RunFailed, require
 from beit.common.processes.cores import available_cores
 from beit.common.processes.launch import check_ranks
 from beit.common.processes.launcher_env import is_to_start_ranks, launcher_environment, under_launcher
+from beit.common.processes.safe_path import safe_path
 from beit.common.processes.signals import StopFlag, stop_on_signals
 from beit.common.progress import LogFormatter
 from beit.common.shards.schema import IMAGES_DIR, INDEX_FILE, ImageShardManifest, StoreInfo, manifest_name
@@ -209,7 +211,8 @@ def run_ranks(config: TokenizeConfig, source: str, store: str | Path, count: int
             receiver, sender = context.Pipe(duplex=False)
             arguments = (config, source, store, rank, count, sender)
             process: BaseProcess = context.Process(target=_rank_main, args=arguments)
-            process.start()
+            with safe_path():
+                process.start()
             sender.close()
             ranks.append((process, receiver))
         outcomes = _wait_for_ranks(ranks, stop)
@@ -231,6 +234,8 @@ def _wait_for_ranks(ranks: list[tuple[BaseProcess, Connection]], stop: StopFlag)
             told, idle_since = True, time.monotonic()
             for process, _ in ranks:
                 process.terminate()
+                if process.pid is not None and process.is_alive():
+                    os.kill(process.pid, signal.SIGCONT)  # one that somebody has stopped hears it then
         if idle_since is None and any(done.summary and done.summary.is_complete for done in outcomes.values()):
             idle_since = time.monotonic()
         if idle_since is not None and time.monotonic() - idle_since > _GRACE_SECONDS:

@@ -25,6 +25,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from beit.common.errors import require
 from beit.common.processes.cores import available_cores
+from beit.common.processes.safe_path import safe_path
 from beit.common.progress import Progress
 from beit.common.rng import CounterRng
 
@@ -294,6 +295,7 @@ def paint_all(paint: Callable[[int], Result], count: int, *, unit: str = "images
         if count < _WORTH_PROCESSES:
             results: Iterable[Result] = map(paint, range(count))
         else:
+            stack.enter_context(safe_path())
             pool = stack.enter_context(ProcessPoolExecutor(available_cores(), mp_context=get_context("spawn")))
             results = pool.map(paint, range(count), chunksize=16)
         painted = []

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from beit.common.storage.files import write_atomic
+from beit.common.storage.files import write_output
 
 PAPER, INK, FAINT = (255, 255, 255), (33, 37, 41), (110, 117, 125)
 PALETTE = (
@@ -204,9 +204,8 @@ def png_bytes(image: Image.Image) -> bytes:
 
 
 def save_png(image: Image.Image, path: Path) -> None:
-    """Write `image` to `path` as PNG, atomically, making the folder if needed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, png_bytes(image))
+    """Write `image` to `path` as PNG, as `write_output` does."""
+    write_output(path, png_bytes(image))
 
 
 def enlarged(pixels: NDArray[np.uint8], side_px: int) -> Image.Image:

@@ -124,7 +124,7 @@ def _command(order: Mapping[str, Any], variables: Mapping[str, str]) -> str:
 
 def _remote(*words: str) -> str:
     """Return a shell command that runs this module on another machine, in this folder."""
-    command = shlex.join([sys.executable, "-u", "-m", _MODULE, *words])
+    command = shlex.join([sys.executable, "-uP", "-m", _MODULE, *words])  # P: nothing from this folder
     return _escape(f"cd {shlex.quote(os.getcwd())} && exec {command}")
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from beit.common.processes.launcher_env import OF_ONE_RANK
 from beit.common.processes.rank_group import RankGroup
 from beit.common.processes.rank_reports import REPORTS_VARIABLE, OutputFollower, judge
+from beit.common.processes.safe_path import SAFE_PATH
 from beit.common.processes.signals import LAUNCHER_PID_VARIABLE
 
 _LAUNCHER_OPTIONS = ("--log_level", "critical", "--no_local_rank", "--module")
@@ -54,7 +55,7 @@ def launch_machine(
     ranks = cluster.ranks_of(machine)
     with tempfile.TemporaryDirectory(prefix="beit-ranks-") as reports:
         variables = {
-            "PYTHONSAFEPATH": "1",
+            **SAFE_PATH,
             REPORTS_VARIABLE: reports,
             LAUNCHER_PID_VARIABLE: str(os.getpid()),
             "TORCHELASTIC_USE_AGENT_STORE": str(cluster.is_served),

@@ -76,7 +76,9 @@ class RankGroup:
     def _forward(self, signum: int, frame: FrameType | None) -> None:
         # To the ranks alone: DeepSpeed's part on this machine would give them 30 s and then kill them, save or no save.
         self.asked_to_stop = True
-        self._signal(self._ranks() or self._members(), signum)
+        listeners = self._ranks() or self._members()
+        self._signal(listeners, signum)
+        self._signal(listeners, signal.SIGCONT)  # one that somebody has stopped hears it then
 
     def _members(self) -> list[psutil.Process]:
         everybody = [] if self._group is None else psutil.process_iter()

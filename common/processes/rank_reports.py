@@ -131,7 +131,9 @@ def judge(reports: Path, ranks: range, *, asked_to_stop: bool, launcher_code: in
         if not is_unanimous:
             _log_cause(reports, silent, failed, launcher_code)
         return EXIT_FAILED
-    _log_messages([report for report in found if report.rank == 0])  # on all machines together, once
+    is_unanimous = len({report.message for report in found if report.code == EXIT_RESUMABLE}) <= 1
+    # What all say, once on all machines together.
+    _log_messages([report for report in found if report.rank == 0 or not is_unanimous])
     return max(codes, default=EXIT_DONE)
 
 

@@ -18,6 +18,7 @@ from functools import partial
 from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 
+from beit.common.processes.safe_path import safe_path
 from beit.common.processes.signals import STOP_SIGNALS
 
 PRELOADED = [
@@ -47,7 +48,8 @@ def start_worker_server() -> None:
     own imports, so that the same seconds serve both.
     """
     multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOADED)
-    forkserver.ensure_running()
+    with safe_path():
+        forkserver.ensure_running()
 
 
 def worker_init() -> Callable[[int], None]:
@@ -94,6 +96,12 @@ def end_workers(workers: Sequence[BaseProcess]) -> None:
     if server is not None and any(worker.is_alive() for worker in workers):
         # It, too, is stopped: it alone learns of their end, and this process would wait for its word when it ends.
         os.kill(server, signal.SIGKILL)
+        for worker in workers:
+            worker.join(_END_SECONDS / 3)
+    # The old freezer of the kernel (cgroup v1) holds even who was killed; they die when it lets go.
+    multiprocessing.process._children.difference_update(  # type: ignore[attr-defined]
+        worker for worker in workers if worker.is_alive()
+    )
 
 
 class StatusBoard:

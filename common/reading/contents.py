@@ -27,7 +27,7 @@ from beit.common.storage.paths import is_remote
 logger = logging.getLogger(__name__)
 
 MAX_BYTES, MAX_IMAGES = 1 << 30, 50_000
-"""Up to here the images in use are read to know them: a second or two on a local disk, once. Arbitrary."""
+"""Up to here the images in use are read to know them, once: 4 s of a processor for 50 000 of 20 kB. Arbitrary."""
 _FORMAT = Format("beit-contents", 1)
 _THREADS = 8
 _MANY_IMAGES = 1000  # from here on it is worth showing
@@ -40,10 +40,12 @@ place of the images tells no versions of files."""
 
 @dataclass(frozen=True, slots=True)
 class Watched:
-    """Data of a run, and the settings that choose them."""
+    """Data of a run, and what chooses them."""
 
     index: LabelledIndex
+    """The samples in use."""
     settings: tuple[str, ...] = ()
+    """Names of settings; none where a command names the data itself."""
 
 
 def contents_of(index: LabelledIndex) -> Contents:

@@ -39,12 +39,18 @@ _TURN_SECONDS = 0.2
 """Between two looks at the signals and the clock."""
 _TOLD_AFTER_SECONDS = 60.0
 """Wait for one micro-batch without a word."""
+_START_SECONDS = 60.0
+"""For workers to start, at least: on a busy machine that takes longer than any micro-batch."""
 _END_SECONDS = 15.0
 """For torch to end its workers, which takes it up to twice five seconds each where one does not answer."""
 
 
 class StoppedWaiting(ResumableStop):
-    """Asked to stop while a worker owed a micro-batch, which it may never send."""
+    """Asked to stop while a worker owed a micro-batch, which it may never send; `what` leaves out what to do next."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{what}; run the same command to go on")
+        self.what = what
 
 
 class Fetcher:
@@ -91,7 +97,7 @@ class Fetcher:
             while not self._is_done(self._opening, owner, began):
                 pass
             self._opening.result()
-            self._opening = None
+            self._opening, began = None, time.monotonic()
         while True:
             assert self._batches is not None
             future = self._thread.submit(partial(next, self._batches))
@@ -143,11 +149,12 @@ class Fetcher:
             self._stop_seen = now
         if reason and self._stop_seen is not None and now - self._stop_seen >= self._patience_seconds:
             raise StoppedWaiting(f"stopped ({reason}) while waiting for {self._named(owner)}")
-        waited = now - began
-        if waited >= self._timeout_seconds:
-            nothing = f" sent nothing for {self._timeout_seconds:g} s (reader.timeout_seconds)"
-            raise RunFailed(self._named(owner, nothing))
-        if waited >= min(_TOLD_AFTER_SECONDS, self._timeout_seconds / 2) and not self._is_told:
+        waited, limit = now - began, self._timeout_seconds
+        if self._opening is not None:
+            limit = max(limit, _START_SECONDS)
+        if waited >= limit:
+            raise RunFailed(self._named(owner, f" sent nothing for {limit:g} s (reader.timeout_seconds)"))
+        if waited >= min(_TOLD_AFTER_SECONDS, limit / 2) and not self._is_told:
             self._is_told = True
             logger.warning("waiting for %s", self._named(owner, f" since {waited:.0f} s"))
 

@@ -38,6 +38,7 @@ SPEED_KEYS = (
     "reader.cache_bytes",
     "evaluation.micro_batch_size",
     "held_out.",
+    "data.made_for",
     "probe.",
 )
 """Settings of all trainings that decide speed, rhythm and reporting, but not what is learned: names, or prefixes that
@@ -46,6 +47,21 @@ FREE_KEYS = (*SPEED_KEYS, "train.early_stop_evals")
 """What a run may change when it goes on: these, and when it gives up."""
 FIXED_KEYS = ("model.", "train.seed", "train.global_batch_size", "reader.window_shards")
 _NOT_FIXED = ("model.drop_path",)
+_LEFT_TO_ENCODER = {
+    "model.size": "base",
+    "model.embed_dim": None,
+    "model.depth": None,
+    "model.num_heads": None,
+    "model.mlp_ratio": 4.0,
+    "model.init_values": None,
+    "model.use_abs_pos_emb": False,
+    "model.pos_bias": "shared",
+    "image.img_size": None,
+    "image.patch_size": None,
+    "image.mean": [0.5, 0.5, 0.5],
+    "image.std": [0.5, 0.5, 0.5],
+}
+"""What earlier fine-tunings recorded where a setting was left out, whatever was in force; now that is recorded."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,6 +86,7 @@ def find_changes(config_file: Path, config: Any) -> list[Change]:
     except ValueError as error:
         raise InputError(f"{config_file} is not valid TOML ({error}); restore it or name a new directory") from None
     saved, current = flatten(_with_defaults(values, config, config_file)), flatten(config_to_dict(config))
+    saved |= _left_to_encoder(flatten(values), current)
     names = sorted(name for name in saved.keys() | current.keys() if saved.get(name) != current.get(name))
     return [Change(name=name, before=saved.get(name), now=current.get(name)) for name in names]
 
@@ -82,7 +99,24 @@ def _with_defaults(values: dict[str, Any], config: Any, config_file: Path) -> di
         return values
 
 
-def check_changes(changes: Sequence[Change], run: Path, *, is_on_purpose: bool, free_keys: Sequence[str]) -> None:
+def _left_to_encoder(saved: dict[str, Any], current: dict[str, Any]) -> dict[str, Any]:
+    """Return what an earlier fine-tuning left to its encoder, or to random weights, as the present settings have it."""
+    if "encoder" not in saved or saved.keys() >= _LEFT_TO_ENCODER.keys() - {"model.size"}:
+        return {}
+    left = {name for name, value in _LEFT_TO_ENCODER.items() if saved.get(name) == value}
+    if saved["encoder"] == "random":  # a size was the model's there
+        left -= {"model.size"}
+    return {name: current.get(name) for name in left}
+
+
+def check_changes(
+    changes: Sequence[Change],
+    run: Path | str,
+    *,
+    is_on_purpose: bool,
+    free_keys: Sequence[str],
+    is_copy: bool = False,
+) -> None:
     """Print the changes that are allowed and refuse the others.
 
     Args:
@@ -90,9 +124,16 @@ def check_changes(changes: Sequence[Change], run: Path, *, is_on_purpose: bool, 
         run: The saved run, for messages.
         is_on_purpose: Whether the user named what to continue from.
         free_keys: What may differ beside `FREE_KEYS`.
+        is_copy: Whether `run` is the copy that run.sync_to names, of which nothing is here yet.
     """
     fixed = [change for change in changes if matches(change.name, FIXED_KEYS) and change.name not in _NOT_FIXED]
     bound = [change for change in changes if not matches(change.name, (*FREE_KEYS, *free_keys))]
+    if is_copy and (fixed or bound):
+        differing = list(dict.fromkeys([*fixed, *bound]))
+        raise InputError(
+            f"run.sync_to ({run}) holds a run with other settings ({_listed(differing)}); use the same to go on with "
+            "it, or name a new or empty place"
+        )
     if fixed:
         raise InputError(
             f"{run} holds a run with other settings that its checkpoints depend on ({_listed(fixed)}); use the same, "

@@ -1,9 +1,9 @@
 """Checkpoints on disk: complete and committed, or absent; portable over ranks and ZeRO stages; no pickle.
 
 `checkpoints/step_N/` holds model.safetensors, optimizer.safetensors, rng.safetensors, where the best weights are kept
-best.safetensors, and COMMIT.json, which lists size and sha256 of the others. It is written under `step_N.tmp` and
-renamed when COMMIT.json is durable, so a killed save leaves nothing that looks like a checkpoint. What the tensors are
-is `common/training/portable_state.py`; when to save is `common/training/trainer.py`.
+best.safetensors, and COMMIT.json (`commits.py`), which lists size and sha256 of the others. It is written under
+`step_N.tmp` and renamed when COMMIT.json is durable, so a killed save leaves nothing that looks like a checkpoint. What
+the tensors are is `common/training/portable_state.py`; when to save is `common/training/trainer.py`.
 """
 
 from __future__ import annotations
@@ -23,14 +23,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from beit.common.errors import InputError, require
+from beit.common.runs.commits import Way, commit_bytes, parse_commit, read_way
 from beit.common.runs.layout import CHECKPOINTS, COMMIT, LATEST
-from beit.common.storage.documents import Format, read_json, write_json
 from beit.common.storage.files import fault_point, fsync_directory, sha256_file, write_atomic
 
 logger = logging.getLogger(__name__)
-FORMAT = Format("beit-checkpoint", 1)
 _TAG = re.compile(r"step_(\d+)")
-_ASIDE = "rejected_"
+_ASIDE, _BEST = "rejected_", "best.safetensors"
 _ROOM = 1.2
 """Free space to begin a checkpoint with, relative to its size; the rest is for what else is written meanwhile."""
 RngStates = Mapping[str, torch.Tensor]
@@ -49,6 +48,10 @@ class Checkpoint:
     """Optimizer steps completed."""
     record: dict[str, Any]
     """What the trainer stored beside the tensors."""
+    identity: str
+    """Of its commit record."""
+    has_best: bool = False
+    """Whether the weights of the best evaluation are in it."""
 
     def reader(self, name: str) -> Any:
         """Open `model` or `optimizer` for reading tensor by tensor; a context manager."""
@@ -56,8 +59,7 @@ class Checkpoint:
 
     def best_weights(self) -> dict[str, torch.Tensor] | None:
         """Return the weights of the best evaluation so far; None where the run keeps none, or had none yet."""
-        file = self.path / "best.safetensors"
-        return load_file(file) if file.is_file() else None
+        return load_file(self.path / _BEST) if self.has_best else None
 
     def rng_states(self) -> dict[str, torch.Tensor]:
         """Return the generator states of all ranks."""
@@ -101,8 +103,9 @@ def save_checkpoint(
         temporary.mkdir(parents=True)
         _require_room(temporary, contents)
         files = [_write_tensors(temporary / f"{name}.safetensors", tensors) for name, tensors in contents.items()]
-        header = {**FORMAT.header(), "step": step, "files": files}
-        write_json(temporary / COMMIT, header | {"record": record})
+        earlier = {before: identity for before, identity in way_of(root).identities.items() if before < step}
+        commit = commit_bytes(step=step, files=files, record=record, ancestors=earlier)
+        write_atomic(temporary / COMMIT, commit)
         fault_point("commit")
         _set_aside(target)  # a damaged predecessor of the same number
         os.replace(temporary, target)
@@ -131,17 +134,30 @@ def find_checkpoint(root: Path) -> Checkpoint | None:
     return None
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
-    """Verify one checkpoint: its commit record, and size and sha256 of every file."""
+def open_checkpoint(path: Path, *, step: int | None = None) -> Checkpoint:
+    """Verify one checkpoint: its commit record, and size and sha256 of every file.
+
+    Args:
+        path: Its folder.
+        step: Which it must be, where the folder's name does not say it.
+    """
     require((path / COMMIT).is_file(), f"{path} has no {COMMIT}; it was never completed or is not a checkpoint")
-    header = FORMAT.check(read_json(path / COMMIT), path / COMMIT)
-    for entry in header["files"]:
+    tag = _TAG.fullmatch(path.name)
+    commit = parse_commit(
+        (path / COMMIT).read_bytes(), label=str(path / COMMIT), step=int(tag[1]) if tag is not None else step
+    )
+    names = {entry["name"] for entry in commit.files}
+    extra = sorted(file.name for file in path.glob("*.safetensors") if file.name not in names)
+    require(not extra, f"{path / COMMIT} is damaged: it does not list {', '.join(extra)}")
+    for entry in commit.files:
         file, size = path / entry["name"], entry["size"]
         require(file.is_file(), f"{file} is missing")
         found = file.stat().st_size
         require(found == size, f"{file} has {found} bytes instead of {size}")
         require(sha256_file(file) == entry["sha256"], f"{file} is damaged: its sha256 is not the recorded one")
-    return Checkpoint(path=path, step=header["step"], record=header["record"])
+    return Checkpoint(
+        path=path, step=commit.step, record=commit.record, identity=commit.identity, has_best=_BEST in names
+    )
 
 
 def resolve_checkpoint(path: Path) -> Checkpoint:
@@ -155,10 +171,27 @@ def resolve_checkpoint(path: Path) -> Checkpoint:
 
 
 def set_later_aside(root: Path, step: int) -> None:
-    """Rename checkpoints beyond `step`, which a run resumed there leaves behind, so that no later resume picks them."""
-    for number, path in _tags(root):
+    """Rename checkpoints beyond `step`, which a run resumed there leaves behind, so that no later resume picks them.
+
+    The newest first: killed midway, what is left is still the beginning of one way.
+    """
+    for number, path in reversed(_tags(root)):
         if number > step:
+            fault_point("aside")
             _set_aside(path)
+
+
+def commit_identity(file: Path) -> str | None:
+    """Return the identity that a commit record has, read from its file; None if it is damaged."""
+    try:
+        return parse_commit(file.read_bytes(), label=str(file)).identity
+    except InputError:
+        return None
+
+
+def way_of(root: Path) -> Way:
+    """Return the way that the checkpoints in a folder tell."""
+    return read_way(committed_steps(root), lambda step: (root / f"step_{step}" / COMMIT).read_bytes())
 
 
 def committed_steps(root: Path) -> set[int]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 CONFIG, ENVIRONMENT, RUN_ID = "config.toml", "environment.json", "run_id"
 """All settings; where and by which code the run was started, each time, with its identity under the key `run_id`."""
+ORIGIN = "origin.json"
+"""The checkpoint that the run was told to go on from, where it was."""
 METRICS, NONFINITE, TENSORBOARD, WANDB, PROFILE = "metrics.jsonl", "nonfinite.jsonl", "tensorboard", "wandb", "profile"
 """Records of the loop; skipped steps and their samples; folders of what is shown elsewhere, and of recorded steps."""
 CHECKPOINTS, COMMIT, LATEST = "checkpoints", "COMMIT.json", "latest"

@@ -154,7 +154,7 @@ class _Run:
     @property
     def epochs_per_step(self) -> float | None:
         """Passes over the images per step; None before the first log entry."""
-        ratios = [record["epoch"] / record["step"] for record in self.records if record.get("epoch")]
+        ratios = [record["epoch"] / record["step"] for record in self.records if record.get("epoch") and record["step"]]
         return ratios[-1] if ratios else None
 
     def values(self, metric: str) -> list[tuple[int, float]]:

@@ -12,8 +12,10 @@ from typing import Any, Protocol
 import numpy as np
 from PIL.Image import Image
 
+from beit.common.errors import InputError
 from beit.common.pages.pictures import save_png
 from beit.common.runs.layout import METRICS, TENSORBOARD
+from beit.common.storage.documents import parse_json
 from beit.common.storage.files import write_atomic
 
 logger = logging.getLogger(__name__)
@@ -127,21 +129,32 @@ def open_metrics(run: Path, step: int, *, wandb_project: str | None) -> Metrics:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return all complete records of a metrics.jsonl; a line cut short by a crash, or damaged, is left out."""
+    """Return all complete records of a metrics.jsonl, what is no number left out of them."""
+    return [{name: value for name, value in record.items() if _is_number(value)} for record in read_records(path)]
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """Return the records of a file of steps; a line cut short by a crash, or damaged, is left out."""
     records = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
         try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
+            record = parse_json(line.encode(), label=str(path))
+        except InputError:
             continue
-        if isinstance(record, dict) and "step" in record:
+        step = record.get("step") if isinstance(record, dict) else None
+        if isinstance(step, int) and not isinstance(step, bool) and step >= 0:
             records.append(record)
     return records
+
+
+def _is_number(value: Any) -> bool:
+    """Tell whether a value is what a metric can be; null is one that was not finite."""
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
 
 
 def truncate_metrics(path: Path, step: int) -> None:
     """Remove records after `step`, so that a resumed run has one record per step."""
     if not path.exists():
         return
-    kept = [record for record in read_metrics(path) if record["step"] <= step]
+    kept = [record for record in read_records(path) if record["step"] <= step]
     write_atomic(path, "".join(json.dumps(record) + "\n" for record in kept).encode())

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from beit.common.errors import InputError, require
-from beit.common.sources.labels import LABEL_SEPARATOR, number_of, one_form
+from beit.common.sources.labels import LABEL_SEPARATOR, meant_number, number_of, one_form, split_label
 from beit.common.sources.lists import read_text
 
 _LISTS_INSIDE = ("class_names", "id2label")
@@ -24,6 +24,11 @@ class ClassNames:
     """Where that stands."""
     of: dict[int, str]
     """Name of each number, all different."""
+
+    def named(self, label: str) -> str:
+        """Return a label with the names of the numbers in it; what has none stays."""
+        parts = ((part, meant_number(part)) for part in split_label(label))
+        return LABEL_SEPARATOR.join(part if number is None else self.of.get(number, part) for part, number in parts)
 
 
 def read_class_names(file: str) -> ClassNames:

@@ -27,7 +27,6 @@ from beit.common.rng import CounterRng
 from beit.common.sources.class_names import ClassNames
 from beit.common.sources.label_column import HOW_TO_CHOOSE
 from beit.common.sources.labels import (
-    LABEL_SEPARATOR,
     UNLABELLED,
     ClassMatcher,
     in_order,
@@ -247,11 +246,13 @@ class LabelledIndex:
         """Insist that every sample has a label that is one class, and that no two classes are one number."""
         self.require_labels()
         names = [name for name, count in zip(self.class_names or (), self.class_counts(), strict=True) if count]
+        if not all(map(split_label, names)):
+            raise InputError(f"{self.name} has samples whose label is an empty text; label them or leave them out")
         several = [name for name in names if len(split_label(name)) > 1]
         if several:
             raise InputError(
                 f"{self.name} has images of several classes ({listed(several)}), and each may be of one only here; "
-                "train with classifier.multi_label=true, or leave one class per image"
+                "train with classifier.multi_label=true (classification only), or leave one class per image"
             )
         require_distinct(names, self.name)
         if str(UNLABELLED) in names:
@@ -333,6 +334,7 @@ class LabelledIndex:
         """
         own, counts = self.class_names or [], self.class_counts()
         used = {name for label, count in zip(own, counts, strict=True) if count for name in split_label(label)}
+        require_distinct(used, self.name)
         taken = {number: name for name in in_order(used) if (number := meant_number(name)) is not None}
         missing = [name for number, name in taken.items() if number not in names.of]
         if missing:
@@ -343,14 +345,7 @@ class LabelledIndex:
         logger.info(
             "%s: by %s, %s", self.name, names.file, listed([f"{number} is {names.of[number]}" for number in taken])
         )
-
-        def named(label: str) -> str:
-            parts = split_label(label)
-            numbers = [meant_number(part) for part in parts]
-            found = [part if no is None else names.of.get(no, part) for part, no in zip(parts, numbers, strict=True)]
-            return LABEL_SEPARATOR.join(found)
-
-        renamed = [named(label) for label in own]
+        renamed = [names.named(label) for label in own]
         return self.renamed(renamed, change=f"named {renamed}")
 
     def renamed(self, names: Sequence[str], *, change: str | None = None) -> LabelledIndex:

@@ -1,7 +1,8 @@
 """Building the table of a DATA: listed once, sample by sample, and kept in a cache folder.
 
     <cache>/indexes/v3/<digest>/samples.arrow   one record batch per shard: key, offset, length, label, path
-                                index.json      shards and identity; written last, so that it commits the table
+                                index.json      shards and identity; commits the table
+                                index.sha256    of both, so that a damaged index is made again
 
 The digest covers names, sizes and times of all files, so data that changed are listed again. An index costs about 100
 bytes per sample and may be deleted at any time. Not here: how the table is used (`beit.common.sources.index`).
@@ -20,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from beit.common.config import config_from_dict
-from beit.common.errors import InputError, require
+from beit.common.errors import InputError
 from beit.common.sources.class_names import ClassNames
 from beit.common.sources.config import SourceConfig
 from beit.common.sources.index import INDEX_FORMAT, IndexInfo, LabelledIndex
@@ -28,8 +29,8 @@ from beit.common.sources.labels import in_order, listed, number_of, one_form, st
 from beit.common.sources.loose_files import FilesShard
 from beit.common.sources.opening import list_samples, open_source
 from beit.common.sources.types import SampleRef, Source, SourceShard
-from beit.common.storage.documents import read_json, write_json
-from beit.common.storage.files import atomic_file, default_cache_dir
+from beit.common.storage.documents import read_json, reading, write_json
+from beit.common.storage.files import atomic_file, default_cache_dir, remove_stale, sha256_file, write_atomic
 from beit.common.storage.locks import exclusive_lock
 from beit.common.storage.paths import split_query
 from beit.common.storage.samples import NO_LABEL
@@ -45,6 +46,7 @@ _SCHEMA = pa.schema(
         pa.field("path", pa.string(), nullable=False),
     ]
 )
+_HASHES = "index.sha256"
 _MEASURED_SHARDS = 4
 """Row groups of one data set are alike, and measuring all of them would be reading the data; arbitrary."""
 
@@ -75,17 +77,13 @@ def build_index(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with exclusive_lock(folder / "lock"):
-            if not (folder / "index.json").exists():
-                _write(folder, source)
+            info = _read_kept(folder, source)
+            if info is None:
+                info = _write(folder, source)
     except OSError as error:
         raise InputError(
             f"cannot keep an index in {folder} ({error}); point BEIT_CACHE at a folder with space"
         ) from None
-    document = INDEX_FORMAT.check(read_json(folder / "index.json"), folder / "index.json")
-    info = config_from_dict(IndexInfo, document, origin=str(folder / "index.json"))
-    require(
-        len(info.shard_names) == len(source.shards), f"{folder} is not an index of {source.root}; delete that folder"
-    )
     shards = [_without_list(shard) for shard in source.shards]
     name, _ = split_query(str(spec))  # a signature must not stand in messages
     names = source.class_names if info.numbers is None else info.numbers
@@ -140,10 +138,33 @@ def _without_list(shard: SourceShard) -> SourceShard:
     return replace(shard, entries=()) if isinstance(shard, FilesShard) else shard
 
 
-def _write(folder: Path, source: Source) -> None:
+def _read_kept(folder: Path, source: Source) -> IndexInfo | None:
+    """Return what index.json says of a table that is whole; None where there is none, or it is damaged."""
+    file, table = folder / "index.json", folder / "samples.arrow"
+    if not file.exists():
+        return None
+    try:
+        with reading(file):
+            info = config_from_dict(IndexInfo, INDEX_FORMAT.check(read_json(file), file), origin=str(file))
+        is_whole = len(info.shard_names) == len(info.shard_sizes) == len(source.shards)
+        stated = folder / _HASHES  # absent beside tables of before
+        is_whole = is_whole and (not stated.exists() or stated.read_text() == _hashes(folder))
+        with pa.memory_map(str(table)) as mapped:
+            found = pa.ipc.open_file(mapped)
+            if is_whole and found.num_record_batches == len(source.shards) and found.schema.equals(_SCHEMA):
+                return info
+        reason = "it does not fit its table, or the files it was made from"
+    except (InputError, OSError, ValueError, pa.ArrowException) as error:
+        reason = " ".join(str(error).split())
+    logger.warning("the index kept in %s is damaged (%s); listing %s again", folder, reason, source.root)
+    return None
+
+
+def _write(folder: Path, source: Source) -> IndexInfo:
     names = _unique_names(source.shards)
     hasher = hashlib.sha256()
     sizes = []
+    remove_stale(folder)
     numbers: dict[str, int] | None = {} if source.class_names is None else None
     with atomic_file(folder / "samples.arrow") as file, pa.ipc.new_file(file, _SCHEMA) as writer:
         for name, refs in zip(names, list_samples(source), strict=True):
@@ -165,6 +186,12 @@ def _write(folder: Path, source: Source) -> None:
         numbers=None if numbers is None or not numbers else tuple(numbers),
     )
     write_json(folder / "index.json", asdict(info))
+    write_atomic(folder / _HASHES, _hashes(folder).encode())
+    return info
+
+
+def _hashes(folder: Path) -> str:
+    return " ".join(sha256_file(folder / name) for name in ("samples.arrow", "index.json"))
 
 
 def _record_batch(refs: Sequence[SampleRef], numbers: dict[str, int] | None) -> pa.RecordBatch:

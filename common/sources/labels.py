@@ -97,7 +97,7 @@ def spellings(names: Iterable[str]) -> list[list[str]]:
 
 def require_distinct(names: Iterable[str], origin: str) -> None:
     """Refuse classes that mean one number: whether they are one class or two is not ours to guess."""
-    same = spellings(names)
+    same = spellings(sorted(names))
     require(
         not same,
         f"{origin} has the classes {' and '.join(same[0]) if same else ''}, which are one number; write them alike, or "
@@ -158,5 +158,5 @@ def unknown_classes(name: str, unknown: Sequence[str], known: Sequence[str]) -> 
     first, second = (numbers, names) if are_unknown else (names, numbers)
     return (
         f"{first} ({listed(unknown)}), {second} ({listed(known)}); say which number is which in a file of names: "
-        "--class-names FILE, in a training data.class_names=FILE"
+        "--class-names FILE, in a training data.class_names=FILE; the config.json of a model is one, too"
     )

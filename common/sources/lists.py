@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
+import os
+import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -102,6 +105,7 @@ def read_text(path: str) -> str:
 
 def _read_table(path: str) -> Table:
     text = read_text(path)
+    text = re.sub(r"\Asep=.\r?\n", "", text)  # Excel's own line
     header = text.lstrip().partition("\n")[0]
     # A spreadsheet writes semicolons where commas stand in its numbers, and tabs on request.
     delimiter = max(",;\t", key=header.count)
@@ -177,21 +181,36 @@ def _listed_files(list_path: str, paths: list[str]) -> tuple[str, list[FileStat]
         # A list is data: it may name files, not start downloads or other protocols.
         if "://" in path or "::" in path or (is_remote(root) and path.startswith("/")):
             raise InputError(f"{list_path} entry {number} ({path}) must be a path on the list's own storage, not a URL")
-        if not is_image_path(path):
+        name = path if is_image_path(path) else _with_ending(root, path)
+        if name is None:
             raise InputError(f"{list_path} entry {number} ({path!r}) must end in {', '.join(IMAGE_SUFFIXES)}")
-        if path in seen:
+        file = _stat_listed(list_path, number, root, name)
+        if file.path in seen:
             raise InputError(f"{list_path} entry {number} ({path}) is listed twice; remove one")
-        seen.add(path)
-        files.append(_stat_listed(list_path, number, root, path))
+        seen.add(file.path)
+        files.append(file)
     return root, files
+
+
+def _with_ending(root: str, path: str) -> str | None:
+    """Return the one image file that is called `path` but for its ending, as in tables of ids; None without one."""
+    if is_remote(root) or not path:
+        return None
+    names = (f"{path}.{ending}" for suffix in IMAGE_SUFFIXES for ending in (suffix, suffix.upper()))
+    found = [name for name in names if os.path.isfile(join(root, name))]
+    files = {os.stat(join(root, name)).st_ino for name in found}  # one under two names where letter case does not count
+    return found[0] if len(files) == 1 else None
 
 
 def _stat_listed(list_path: str, number: int, root: str, path: str) -> FileStat:
     if is_remote(root):
         return FileStat(path, 0, "")  # one request per line would cost more than a missing image, counted when read
-    try:
-        return replace(place_of(join(root, path)).stat(), path=path)
-    except MissingFile:
-        raise InputError(f"{list_path} entry {number} ({path}) does not exist; paths are relative to {root}") from None
-    except InputError as error:
-        raise InputError(f"{list_path} entry {number}: {error}") from None
+    # The computer that wrote the list may spell accents otherwise than the one that wrote the files.
+    for name in [path] if path.isascii() else [path, *(unicodedata.normalize(form, path) for form in ("NFC", "NFD"))]:
+        try:
+            return replace(place_of(join(root, name)).stat(), path=name)
+        except MissingFile:
+            continue
+        except InputError as error:
+            raise InputError(f"{list_path} entry {number}: {error}") from None
+    raise InputError(f"{list_path} entry {number} ({path}) does not exist; paths are relative to {root}")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterator
 
 from beit.common.errors import BadSample
 from beit.common.sources.index import LabelledIndex
-from beit.common.storage.paths import is_remote, join
+from beit.common.storage.paths import is_remote
 from beit.common.storage.samples import spread_evenly
 
 logger = logging.getLogger(__name__)
@@ -19,13 +20,13 @@ def warn_of_shared_images(train: LabelledIndex, val: LabelledIndex) -> None:
     """Say so where images to measure on are also learned from: what is measured on them is no measure."""
     if train.info.sha256 == val.info.sha256 and _look_alike(train, val):
         logger.warning(
-            "%s and %s are the same images: a model is measured on what it learned; give others to measure on",
+            "%s holds the same images as %s: a model is measured on what it learned; give others to measure on",
             val.name,
             train.name,
         )
         return
-    places = _image_places(val)
-    shared = len(places & _image_places(train))
+    places = set(_image_places(val))
+    shared = len({place for place in _image_places(train) if place in places})
     if shared:
         unit = "images" if val.info.kind == "files" else "files"
         logger.warning(
@@ -54,16 +55,17 @@ def _look_alike(first: LabelledIndex, second: LabelledIndex) -> bool:
     return True
 
 
-def _image_places(index: LabelledIndex) -> set[str]:
-    """Return where the images lie: each file, or in tars and Parquet each container."""
+def _image_places(index: LabelledIndex) -> Iterator[str]:
+    """Yield where the images lie: each file, or in tars and Parquet each container."""
     roots = {location: _real(location) for location in {shard.location for shard in index.shards}}
     if index.info.kind != "files":
-        return set(roots.values())
-    return {
-        join(roots[shard.location], path)
-        for shard_id, shard in enumerate(index.shards)
-        for path in index.paths(shard_id)
-    }
+        yield from roots.values()
+        return
+    for shard_id, shard in enumerate(index.shards):
+        root = roots[shard.location].rstrip("/")
+        for path in index.paths(shard_id):
+            place = path if path.startswith("/") else f"{root}/{path}"
+            yield place if "../" not in path or is_remote(root) else os.path.normpath(place)
 
 
 def _real(location: str) -> str:

@@ -195,8 +195,7 @@ def open_parquet_files(
     left_out = other_images(_read_schema(files[0]), layouts[0].image_column)
     if left_out:
         logger.info("%s: the images of %s are left out", root, ", ".join(left_out))
-    if any(layout.label_is_fraction for layout in layouts):
-        layouts = _require_whole_labels(files, layouts, wanted=label_column)
+    layouts = _without_odd_labels(files, layouts, wanted=label_column)
     if any(layout.label_is_text for layout in layouts):
         layouts = _number_text_labels(files, layouts)
     for file, layout in zip(files, layouts, strict=True):
@@ -370,28 +369,42 @@ def _number_text_labels(files: Sequence[FileStat], layouts: list[ParquetLayout])
     return [replace(layout, class_names=class_names) if layout.label_is_text else layout for layout in layouts]
 
 
-def _require_whole_labels(
+def _without_odd_labels(
     files: Sequence[FileStat], layouts: list[ParquetLayout], *, wanted: str | None
 ) -> list[ParquetLayout]:
-    """Leave out a column of fractions as that of the classes, unless all are whole; refuse it if the user named it."""
+    """Leave out a column whose cells turn out to be no classes; refuse it if the user named it."""
     for file, layout in zip(files, layouts, strict=True):
-        if not layout.label_is_fraction or layout.label_column is None:
+        if layout.label_column is None or not (layout.label_is_fraction or layout.label_is_list):
             continue
         column = _read_column(file, layout.label_column)[layout.label_column]
-        odd = next((value for value in pc.unique(column).to_pylist() if not _is_whole(value)), None)
-        if odd is None:
+        oddity = (
+            _odd_lists(column.to_pylist()) if layout.label_is_list else _odd_fraction(pc.unique(column).to_pylist())
+        )
+        if oddity is None:
             continue
-        note = f"{file.path}: column {layout.label_column} holds {odd}; numbers of classes must be whole"
+        note = f"{file.path}: column {layout.label_column} holds {oddity}"
         if wanted is not None:
             raise InputError(note)
-        return [
-            replace(layout, label_column=None, label_is_fraction=False, class_names=None, label_notes=(note,))
-            for layout in layouts
-        ]
+        return [layout.without_labels(note) for layout in layouts]
     return layouts
 
 
-def _is_whole(value: float | Decimal | None) -> bool:
-    if value is None or math.isnan(value):
-        return True
-    return math.isfinite(value) and int(value) == value and abs(int(value)) <= _MAX_WHOLE
+def _odd_fraction(values: Sequence[float | Decimal | None]) -> str | None:
+    """Say which value is no whole number; None if all are."""
+    for value in values:
+        if value is None or math.isnan(value):
+            continue
+        if not math.isfinite(value) or int(value) != value or abs(int(value)) > _MAX_WHOLE:
+            return f"{value}; numbers of classes must be whole"
+    return None
+
+
+def _odd_lists(values: Sequence[list[Any] | None]) -> str | None:
+    """Say so where lists have a 0 or 1 for every class instead of the classes; None if they have not."""
+    lists = [value for value in values if value is not None]
+    lengths = {len(value) for value in lists}
+    if len(lengths) != 1 or max(lengths) < 2 or not all(item in (0, 1) for value in lists for item in value):
+        return None
+    if lengths == {2} and all(len(set(value)) == 2 for value in lists):  # the classes 0 and 1, or one of two: who knows
+        return None
+    return "lists with a 0 or 1 for every class; they must list the classes of their image"

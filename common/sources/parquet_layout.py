@@ -49,6 +49,19 @@ class ParquetLayout:
     label_notes: tuple[str, ...] = ()
     """As in `beit.common.sources.types.Source`."""
 
+    def without_labels(self, note: str) -> ParquetLayout:
+        """Return the layout of the images alone; `note` says why."""
+        return ParquetLayout(
+            image_column=self.image_column,
+            is_struct=self.is_struct,
+            has_path=self.has_path,
+            label_column=None,
+            label_is_text=False,
+            class_names=None,
+            columns=self.columns,
+            label_notes=(note,),
+        )
+
     def label_of(self, value: Any, origin: str) -> Any:
         """Return the label in a cell: a number, a text, or None, also for a fraction that is not a number."""
         if isinstance(value, bool):

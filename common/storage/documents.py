@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +22,7 @@ from beit.common.storage.place import Place
 
 Schema = TypeVar("Schema")
 
+_DETAIL_CHARS = 100
 _UNFIT = re.compile("[\x00-\x1f\ud800-\udfff]")
 
 
@@ -49,6 +52,15 @@ class Format:
         return document
 
 
+def not_for_transformers(loader: str) -> dict[str, str]:
+    """Return the field by which Hugging Face's transformers refuses a folder of ours, and says what loads it.
+
+    It looks for config.json and model.safetensors, ignores fields and tensors that it does not know, and would hand out
+    random weights of its default shape. It takes the value for the name of a weight file that cannot be one.
+    """
+    return {"transformers_weights": f"none: this is no model of transformers; load it with {loader}"}
+
+
 def json_bytes(value: Any) -> bytes:
     """Encode `value` as indented JSON with sorted keys, so that equal values give equal bytes."""
     return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
@@ -75,6 +87,25 @@ def parse_json(data: bytes, *, label: str) -> Any:
         raise InputError(
             f"{label} is not valid JSON ({error}); restore the file or remove what it belongs to"
         ) from None
+
+
+@contextmanager
+def reading(label: Path | str, *, way_out: str = "restore the file, or delete it") -> Iterator[None]:
+    """Turn what a document of the wrong shape does to the code inside into one line.
+
+    Such as a key that is not there, a list where there should be an object, a text instead of a number.
+
+    Args:
+        label: Path of the document.
+        way_out: What its user can do.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        detail = " ".join(str(error).split())[:_DETAIL_CHARS]
+        raise InputError(f"{label} is damaged ({type(error).__name__}: {detail}); {way_out}") from None
 
 
 def parse_document(schema: type[Schema], data: bytes, *, label: str) -> Schema:

@@ -2,25 +2,37 @@
 
 `BEIT_FAULT=point:n` kills the process, as kill -9 does, at the n-th pass of a named point. Points stand where a crash
 would hurt: before and after a file gets its final name (`rename`, `renamed`) or a checkpoint is committed (`commit`,
-`committed`), and between two samples of a shard (`sample`). Without the variable a point does nothing. JSON is
-`storage/documents.py`'s.
+`committed`), before one is set aside (`aside`), and between two samples of a shard (`sample`). Without the variable a
+point does nothing. JSON is `storage/documents.py`'s.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import re
 import secrets
+import shutil
 import signal
+import socket
+import sys
+import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import BinaryIO
+
+import psutil  # type: ignore[import-untyped]  # comes with deepspeed
 
 from beit.common.errors import InputError
 
 FAULT_VARIABLE = "BEIT_FAULT"
 _HASH_BLOCK_BYTES = 1 << 20
+_TEMPORARY = re.compile(r"(?P<name>.+)\.tmp\.(?P<pid>[0-9]{1,10})(\.((?P<key>[0-9a-f]{8})[0-9a-f]{8}|[0-9a-f]{8}))?")
+_STALE_SECONDS = 3600
+_OWN_DESCRIPTOR = re.compile(r"/dev/(?P<name>stdout|stderr)|(/dev/fd|/proc/self/fd)/(?P<number>\d+)")
 
 
 def default_cache_dir() -> Path:
@@ -43,8 +55,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
     On any exception, a full disk included, the temporary file is removed and an older file at `path` stays as it was.
     """
-    # Unique even among processes of several machines, which may share a process id.
-    temporary = path.with_name(f"{path.name}.tmp.{os.getpid()}.{secrets.token_hex(4)}")
+    temporary = path.with_name(temporary_name(path.name))
     try:
         yield temporary
         with temporary.open("rb") as file:
@@ -60,6 +71,62 @@ def atomic_path(path: Path) -> Iterator[Path]:
     fsync_directory(path.parent)
 
 
+def temporary_name(name: str) -> str:
+    """Name a file or folder that is being written: unique, and with what tells whether its writer is still there."""
+    return f"{name}.tmp.{os.getpid()}.{_machine_key()}{secrets.token_hex(4)}"
+
+
+def remove_stale(folder: Path, name: str = "", *, is_ours: bool = False) -> None:
+    """Remove what killed processes left where they were writing.
+
+    A writer of this machine that is gone left it for sure; one of another machine, or of a version whose names do not
+    tell, if the file has stood still for an hour.
+
+    Args:
+        folder: Where they were writing.
+        name: Of the file; left out, all of the folder.
+        is_ours: No other machine writes here, so that names that do not tell are of this one.
+    """
+    if not folder.is_dir():
+        return
+    for path in folder.iterdir():
+        match = _TEMPORARY.fullmatch(path.name)
+        if match is None or (name and match["name"] != name):
+            continue
+        with suppress(OSError):  # another process was quicker, or it is not ours to remove
+            if match["key"] == _machine_key() or (is_ours and match["key"] is None):
+                is_stale = _is_gone(int(match["pid"]))
+            else:
+                is_stale = time.time() - path.stat().st_mtime > _STALE_SECONDS
+            if is_stale and path.is_dir():
+                shutil.rmtree(path)
+            elif is_stale:
+                path.unlink()
+
+
+def _is_gone(pid: int) -> bool:
+    try:
+        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
+    except psutil.Error:
+        return False
+
+
+@cache
+def _machine_key() -> str:
+    return hashlib.sha256(machine_id().encode()).hexdigest()[:8]
+
+
+def machine_id() -> str:
+    """Name the boot of this machine and the process namespace, since containers may share a host name."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}/{os.stat('/proc/self/ns/pid').st_ino}"
+    except OSError:  # not Linux
+        return f"{socket.gethostname()}/{psutil.boot_time():.0f}"
+
+
 @contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """Yield a binary file that appears under `path` as `atomic_path` has it."""
@@ -73,21 +140,68 @@ def write_atomic(path: Path, data: bytes) -> None:
         file.write(data)
 
 
-def check_output(path: Path | None, *, option: str = "--out") -> None:
+@contextmanager
+def output_file(path: Path) -> Iterator[BinaryIO]:
+    """Yield a binary file for what a user asked to have written to `path`; it appears if the block succeeds.
+
+    A link is followed, not replaced, and what is no regular file, such as a pipe or /dev/stdout, is written into.
+    """
+    if not is_special(path):
+        target = Path(os.path.realpath(path))
+        remove_stale(target.parent, target.name)
+        with atomic_file(target) as file:
+            yield file
+        return
+    with tempfile.TemporaryFile() as file:
+        yield file
+        file.seek(0)
+        with _open_special(path) as special:
+            shutil.copyfileobj(file, special)
+
+
+def write_output(path: Path, data: bytes) -> None:
+    """Write `data` to a path that a user named, as `output_file` does, making the folder if needed."""
+    Path(os.path.realpath(path)).parent.mkdir(parents=True, exist_ok=True)
+    with output_file(path) as file:
+        file.write(data)
+
+
+def check_output(path: Path, *, option: str, makes_folder: bool = False) -> None:
     """Refuse an output file that cannot be written, before the work is done.
 
     Args:
-        path: The file; None, where none is wanted, is fine.
+        path: The file.
         option: How the user named it.
+        makes_folder: Whether its folder will be made if it is missing.
     """
-    if path is None:
-        return
     if path.is_dir():
         raise InputError(f"{option} {path} is a folder; name a file")
-    if not path.parent.is_dir():
-        raise InputError(f"{option} {path}: the folder {path.parent} does not exist; create it")
-    if not os.access(path.parent, os.W_OK):
-        raise InputError(f"{option} {path}: the folder {path.parent} may not be written to; name another")
+    if path.is_block_device() or path.is_socket():
+        raise InputError(f"{option} {path} is a disk or a socket; name a file")
+    if is_special(path):
+        return
+    folder = Path(os.path.realpath(path)).parent
+    while makes_folder and not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir():
+        raise InputError(f"{option} {path}: the folder {folder} does not exist; create it")
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"{option} {path}: the folder {folder} may not be written to; name another")
+
+
+def _open_special(path: Path) -> BinaryIO:
+    """Open what is no regular file; what this process has open itself goes on where it is (`> file`)."""
+    match = _OWN_DESCRIPTOR.fullmatch(str(path.absolute()))
+    if match is None:
+        return path.open("ab")
+    sys.stdout.flush()
+    number = match["number"] or {"stdout": "1", "stderr": "2"}[match["name"]]
+    return os.fdopen(os.dup(int(number)), "wb")
+
+
+def is_special(path: Path) -> bool:
+    """Tell whether a path is to be written into: what is no regular file, or what the process has open."""
+    return (path.exists() and not path.is_file()) or path.absolute().parts[1:2] in (("dev",), ("proc",))
 
 
 def sha256_file(path: Path) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -143,7 +144,9 @@ def _download(folder: Path, part: Part) -> str:
 def _fetch(url: str, unfinished: Path) -> None:
     """Complete a file from an address; what an earlier process left of the same version is gone on from."""
     found, record = RemotePlace(url, is_first_contact=True).stat(), _record(unfinished)
-    recorded = read_json(record) if record.is_file() else None
+    recorded = None
+    with suppress(InputError):  # a damaged record: from the beginning
+        recorded = read_json(record) if record.is_file() else None
     is_begun = bool(found.version) and unfinished.is_file() and recorded == asdict(found)
     with unfinished.open("r+b" if is_begun else "wb") as file:
         write_json(record, asdict(found))

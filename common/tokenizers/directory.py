@@ -22,8 +22,8 @@ from torch import Tensor
 
 from beit.common.config import config_from_dict, config_to_dict
 from beit.common.errors import InputError, require
-from beit.common.storage.documents import Format, read_json, write_json
-from beit.common.storage.files import sha256_file, write_atomic
+from beit.common.storage.documents import Format, not_for_transformers, read_json, write_json
+from beit.common.storage.files import remove_stale, sha256_file, write_atomic
 from beit.common.storage.tensor_check import check_tensors, read_safetensors, read_shapes, require_possible
 from beit.common.tokenizers.dalle import DalleModel
 from beit.common.tokenizers.dalle_files import Part, as_float32, find_parts, load_dalle
@@ -106,6 +106,7 @@ def save_tokenizer(
     `training`, where it came from, goes to config.json as it is.
     """
     directory.mkdir(parents=True, exist_ok=True)
+    remove_stale(directory)
     tensors = as_float32(state)
     digest = fingerprint(_dvae_settings(config), tensors)
     write_atomic(directory / WEIGHTS_FILE, save(tensors))
@@ -119,6 +120,7 @@ def save_dalle(directory: Path, part: Part, tensors: Mapping[str, Tensor], sourc
 
     The directory exists, for the decoder with the encoder in it; what it has of this part is replaced.
     """
+    remove_stale(directory)
     saved = as_float32(tensors)
     digest = dalle_fingerprint(part, saved)
     if part == "encoder":
@@ -137,7 +139,10 @@ def recorded_sources(directory: Path) -> dict[Part, SourceFile]:
     """Return which files a directory of DALL-E's tokenizer was converted from."""
     sources = read_settings(directory).get("sources", {})
     origin = f"{directory}/{CONFIG_FILE}: sources"
-    return {part: config_from_dict(SourceFile, source, origin=origin) for part, source in sources.items()}
+    try:
+        return {part: config_from_dict(SourceFile, source, origin=origin) for part, source in sources.items()}
+    except (AttributeError, TypeError) as error:  # no mapping, or one that lacks a key
+        raise InputError(f"{origin} is malformed ({error}); convert the files again") from None
 
 
 def fingerprint(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
@@ -186,5 +191,6 @@ def _dvae_settings(config: DiscreteVAEConfig) -> dict[str, Any]:
 
 
 def _write_settings(directory: Path, architecture: str, digest: str, details: Mapping[str, Any]) -> None:
-    head = {**FORMAT.header(), "architecture": architecture, "fingerprint": digest}
+    refusal = not_for_transformers("beit.common.tokenizer.load_tokenizer")
+    head = {**FORMAT.header(), **refusal, "architecture": architecture, "fingerprint": digest}
     write_json(directory / CONFIG_FILE, {**head, **details})

@@ -163,11 +163,6 @@ class Engine:
         norm = self.optimizer.grad_norm if self.zero_stage == 0 else self._engine.get_global_grad_norm()
         return float(norm)
 
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Return the shape of every tensor of the model's state dict, whole where it is partitioned."""
-        state = self.model.state_dict(keep_vars=True)
-        return {name: tuple(getattr(value, "ds_shape", value.shape)) for name, value in state.items()}
-
     def close(self) -> None:
         """Release hooks and buffers, so that another engine can follow in the same process."""
         self._engine.destroy()

@@ -11,13 +11,17 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import nn
 
 from beit.common.errors import InputError, RunFailed
 from beit.common.processes.distributed import World
 from beit.common.rng import stable_hash64
-from beit.common.runs.checkpoint import Checkpoint, PortableState, save_checkpoint, set_later_aside
+from beit.common.runs.checkpoint import Checkpoint, PortableState, save_checkpoint
+from beit.common.runs.environment import versions
+from beit.common.runs.layout import COMMIT
 from beit.common.runs.mirror import RunMirror
-from beit.common.runs.run_dir import RunDirectory, versions
+from beit.common.runs.run_dir import RunDirectory
+from beit.common.storage.documents import reading
 from beit.common.training.config import CheckpointConfig
 from beit.common.training.engine import Engine
 from beit.common.training.portable_state import gather_state, scatter_state
@@ -50,7 +54,6 @@ class Saver:
         if checkpoint is None:
             return None
         with checkpoint.reader("model") as model, checkpoint.reader("optimizer") as optimizer:
-            self._check_shapes(checkpoint, {name: tuple(model.get_slice(name).get_shape()) for name in model.keys()})
             known = set(optimizer.keys())
             scatter_state(
                 self._engine, model.get_tensor, lambda key: optimizer.get_tensor(key) if key in known else None
@@ -58,23 +61,11 @@ class Saver:
         if checkpoint.path.parent.resolve() == self._run.checkpoints.resolve():
             self.saved_step = checkpoint.step
         if self._world.is_main:
-            set_later_aside(self._run.checkpoints, checkpoint.step)
             logger.info("continuing at step %d from %s", checkpoint.step, checkpoint.path)
             before, now = checkpoint.record.get("precision", self._engine.precision), self._engine.precision
             if before != now:
                 logger.warning("the checkpoint was trained in %s, this machine goes on in %s", before, now)
         return checkpoint
-
-    def _check_shapes(self, checkpoint: Checkpoint, saved: Mapping[str, tuple[int, ...]]) -> None:
-        present = self._engine.shapes()
-        names = [name for name in {**saved, **present} if saved.get(name) != present.get(name)]
-        if names:
-            first = names[0]
-            raise InputError(
-                f"{checkpoint.path} is of a model of another shape: {len(names)} tensors differ, such as {first} "
-                f"({saved.get(first, 'absent')} there, {present.get(first, 'absent')} here); use the settings it was "
-                "trained with, or start a new run"
-            )
 
     def restore_random_state(self, *, seed: int, step: int) -> None:
         """Put the random generators where the checkpoint left them, or seed them anew per rank.
@@ -207,3 +198,32 @@ class Saver:
             return str(error)
         self._copy(step)
         return None
+
+
+def check_shapes(checkpoint: Checkpoint, model: nn.Module) -> None:
+    """Refuse a checkpoint of a model of another shape; before the model is partitioned."""
+    present = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    with checkpoint.reader("model") as reader:
+        saved = {name: tuple(reader.get_slice(name).get_shape()) for name in reader.keys()}
+    names = [name for name in {**saved, **present} if saved.get(name) != present.get(name)]
+    if names:
+        first = names[0]
+        raise InputError(
+            f"{checkpoint.path} is of a model of another shape: {len(names)} tensors differ, such as {first} "
+            f"({saved.get(first, 'absent')} there, {present.get(first, 'absent')} here); use the settings it was "
+            "trained with, or start a new run"
+        )
+
+
+def check_record(checkpoint: Checkpoint) -> None:
+    """Refuse a record that the loop could not go on from; one of before, which has no hash, may have been edited."""
+    record, numbers = checkpoint.record, []
+    with reading(checkpoint.path / COMMIT, way_out="delete this checkpoint to go on from the one before"):
+        _ = record["data"].keys()
+        best = record.get("best") or {"step": 0, "evals_since": 0, "metrics": {}}
+        numbers += [record["world_size"], record["nonfinite"]["total"], *record["nonfinite"]["recent"]]
+        numbers += [best["step"], best["evals_since"]]
+        measured = [*record["evaluation"].values(), *best["metrics"].values(), best.get("value")]
+        for value in (*numbers, *(value for value in measured if value is not None)):
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise TypeError(f"{value!r} is no number")

@@ -12,32 +12,32 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
 import torch
 from torch import nn
 
-from beit.common.errors import InputError, ResumableStop, RunFailed, require
+from beit.common.errors import InputError, ResumableStop, RunFailed, is_lost_rank, require
 from beit.common.processes.distributed import World, init_distributed
 from beit.common.processes.signals import StopFlag, stop_on_signals
 from beit.common.progress import Progress
 from beit.common.reading.fetcher import StoppedWaiting
 from beit.common.runs.layout import NONFINITE, PROFILE
 from beit.common.runs.metrics import Metrics, open_metrics
-from beit.common.runs.run_dir import RunDirectory, begin_run, open_run
+from beit.common.runs.run_dir import RunDirectory, abandon_run, begin_run, open_run
 from beit.common.runs.wandb_log import require_wandb
 from beit.common.storage.locks import sole_use
-from beit.common.training.config import TrainingConfig
+from beit.common.training.config import TrainingConfig, TrainingPlan
 from beit.common.training.data import BatchStream, HostFlag
 from beit.common.training.ema import WeightAverage
 from beit.common.training.engine import Engine
 from beit.common.training.judge import BestSoFar, NonFiniteGuard
 from beit.common.training.measure import ProfileWindow, peak_flops, peak_memory_bytes
 from beit.common.training.portable_state import gather_state
-from beit.common.training.saver import Saver
+from beit.common.training.saver import Saver, check_record, check_shapes
 from beit.common.training.speed import apply_speed
 from beit.common.training.task import CountsFlops, DrawsPictures, FitResult, OverwritesWeights, Task
 
@@ -62,7 +62,7 @@ def train(
         ResumableStop: asked to stop; everything is saved.
         Diverged: too many steps were not finite.
     """
-    with stop_on_signals():
+    with stop_on_signals() as stop, _resumable_without_others(stop):
         require_wandb(config.run.wandb)
         world = init_distributed(
             timeout_seconds=config.train.collective_timeout_seconds,
@@ -72,8 +72,34 @@ def train(
         torch.manual_seed(config.train.seed)
         task = build_task(world)
         run = start_run(task, config, path=run_dir, resume=resume, world=world, free_keys=free_keys)
+        if world.is_main:
+            _warn_of_large_batch(task.data.plan)
         task.begin(run_dir)
         return task, fit(task, config, run=run, world=world)
+
+
+@contextmanager
+def _resumable_without_others(stop: StopFlag) -> Iterator[None]:
+    """Where ranks were asked to stop and one left before all could save, let the others leave in order, too."""
+    try:
+        yield
+    except Exception as error:
+        if not (stop.is_set() and is_lost_rank(error)):
+            raise
+        raise ResumableStop(
+            f"stopped ({stop.reason}), but another rank left before all could save; run the same command to go on from "
+            "the newest checkpoint"
+        ) from error
+
+
+def _warn_of_large_batch(plan: TrainingPlan) -> None:
+    """Say so where a step has more images than there are."""
+    if plan.steps_per_epoch < 1:
+        num_samples = round(plan.steps_per_epoch * plan.global_batch_size)
+        logger.warning(
+            "train.global_batch_size (%d) is more than the %d images to train on: a step has each %.1f times; lower it",
+            *(plan.global_batch_size, num_samples, 1 / plan.steps_per_epoch),
+        )
 
 
 def start_run(
@@ -84,11 +110,19 @@ def start_run(
     Nothing in it is rewritten before the data are known to be those of the run, and the model can be built.
     """
     run = open_run(path, config, world=world, resume=resume, free_keys=free_keys, sync_to=config.run.sync_to)
-    if run.checkpoint is not None:
-        data = run.checkpoint.record["data"]
-        changed = {change.name for change in run.changes}
-        task.data.check_resume(data, allow_data_change=config.run.allow_data_change, changed=changed)
-    _ = task.model
+    checkpoint = run.checkpoint
+    try:
+        if checkpoint is not None:
+            check_record(checkpoint)
+            changed = {change.name for change in run.changes}
+            allowed = config.run.allow_data_change
+            task.data.check_resume(checkpoint.record["data"], allow_data_change=allowed, changed=changed)
+        model = task.model
+        if checkpoint is not None:  # whose files other machines may not have yet
+            world.run_on_main(lambda: check_shapes(checkpoint, model))
+    except InputError:
+        abandon_run(run, world=world)
+        raise
     begin_run(run, config, world=world)
     return run
 
@@ -299,7 +333,7 @@ class Trainer:
                 self._save(required=True)
         saved = self._saver.saved_step
         kept = "nothing is saved yet" if saved < 0 else f"step {saved} is saved"
-        raise ResumableStop(f"{stopped}; {where}, {kept}; run the same command to go on") from None
+        raise ResumableStop(f"{stopped.what}; {where}, {kept}; run the same command to go on") from None
 
     def _between_steps(self) -> dict[str, float]:
         """Log, evaluate and save where the step number says so; returns the fields to show."""

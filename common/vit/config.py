@@ -15,6 +15,7 @@ from beit.common.errors import require
 
 PosBias = Literal["none", "shared", "per_block"]
 InitRule = Literal["pretrain", "finetune"]
+SizeName = Literal["tiny", "small", "base", "large"]
 PosResize = Literal["bicubic", "dino", "timm"]
 
 
@@ -37,7 +38,7 @@ class ViTShape(NamedTuple):
 
 
 # base and large are the published models; small is DeiT's width at base depth; tiny is sized for a laptop CPU.
-VIT_SIZES: dict[str, ViTShape] = {
+VIT_SIZES: dict[SizeName, ViTShape] = {
     "tiny": ViTShape(embed_dim=192, depth=6, num_heads=3, init_values=0.1),
     "small": ViTShape(embed_dim=384, depth=12, num_heads=6, init_values=0.1),
     "base": ViTShape(embed_dim=768, depth=12, num_heads=12, init_values=0.1),
@@ -115,17 +116,21 @@ class ViTConfig:
     @property
     def name(self) -> str:
         """Conventional model name, e.g. beit_base_patch16_224; the shape replaces the size where none matches."""
+        shape = self.size or f"{self.embed_dim}x{self.depth}x{self.num_heads}"
+        return f"beit_{shape}_patch{self.patch_size}_{self.img_size}"
+
+    @property
+    def size(self) -> SizeName | None:
+        """The named size that this is; None where it is none of them."""
         known = {size[:3]: name for name, size in VIT_SIZES.items()}
-        shape = (self.embed_dim, self.depth, self.num_heads)
-        size = known.get(shape, "x".join(map(str, shape)))
-        return f"beit_{size}_patch{self.patch_size}_{self.img_size}"
+        return known.get((self.embed_dim, self.depth, self.num_heads))
 
 
 @checked("model")
 class ModelConfig:
     """The `[model]` section of a recipe: a named size and what may differ from it."""
 
-    size: Literal["tiny", "small", "base", "large"] = "base"
+    size: SizeName = "base"
     """Named shape; every field below that is left unset takes its value from here."""
     embed_dim: int | None = None
     """Channels of the residual stream."""

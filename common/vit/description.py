@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from beit.common.config import config_from_dict, config_to_dict
 from beit.common.errors import InputError, require
-from beit.common.storage.documents import Format, read_json
+from beit.common.storage.documents import Format, not_for_transformers, read_json
 from beit.common.vit.config import Normalization, ViTConfig
 from beit.common.vit.foreign import describe_foreign, describe_foreign_folder, import_command, is_foreign_config
 from beit.common.vit.header import check_header
@@ -136,6 +136,7 @@ def encoder_config_to_json(config: EncoderConfig) -> dict[str, Any]:
     """Return what `config.json` holds."""
     return {
         **FORMAT.header(),
+        **not_for_transformers("beit.common.encoder.load_encoder"),
         **config_to_dict(replace(config, provenance={})),
         "normalization": {"mean": list(config.normalization.mean), "std": list(config.normalization.std)},
         "provenance": config.provenance,

@@ -55,7 +55,9 @@ class TrainTransform:
             (6,) int64, see `draw_erase_box`, unless augment.erase_prob is 0.
         Raises:
             BadSample: the image does not decode.
-        Source: BEiT `get_started_for_image_classification.md` and timm's order of transforms. Differs: nothing.
+        Source: BEiT `get_started_for_image_classification.md` and timm's order of transforms. Differs: random numbers;
+            up to 32 px the released code pads by 4 px and cuts a square of the input's size, where a crop of random
+            size is resized here as for larger inputs.
         """
         image = record.decode_image()
         rng = self._rng("augment", record)
@@ -88,7 +90,8 @@ def draw_erase_box(rng: CounterRng, img_size: int, probability: float) -> NDArra
 
     Returns:
         (6,) int64: top, left, height and width in pixels, and two 32-bit keys of the noise; zeros erase nothing.
-    Source: Random Erasing (Zhong et al. 2017) as in `timm/data/random_erasing.py`, count 1. Differs: nothing.
+    Source: Random Erasing (Zhong et al. 2017) as in `timm/data/random_erasing.py`, count 1. Differs: random
+        numbers, and the noise is drawn on the device.
     """
     if rng.uniform() >= probability:
         return np.zeros(6, np.int64)
@@ -130,7 +133,8 @@ class EvalTransform:
 def default_crop_pct(img_size: int) -> float:
     """Return the share of the resized short side that evaluation keeps: 0.875 from 65 to 383 px, else 1.
 
-    Source: BEiT `beit/datasets.py`. Differs: up to 64 px everything is kept.
+    Source: BEiT `beit/datasets.py`. Differs: up to 64 px everything is kept. Up to 32 px the released code does so,
+        too, but takes images as they are, where others than of the input's size are resized here.
     """
     return 0.875 if TINY_IMG_SIZE_PX < img_size < LARGE_IMG_SIZE_PX else 1.0
 

@@ -33,7 +33,8 @@ def draw_mix(config: MixConfig, *, seed: int, step: int, img_size: int) -> Mix |
 
     All micro-batches of a step, on all ranks, share the draw.
 
-    Source: `timm/data/mixup.py`, mode batch, with its corrected lambda. Differs: random numbers.
+    Source: `timm/data/mixup.py`, mode batch, with its corrected lambda. Differs: random numbers; one draw for all
+        ranks, where each draws for itself there; partners are neighbours, not first and last.
     """
     rng = CounterRng(seed, "mix", step)
     is_mixed, is_cutmix = rng.uniform() < config.prob, rng.uniform() < config.switch_prob

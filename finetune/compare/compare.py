@@ -136,8 +136,8 @@ def _notes(groups: Sequence[Group]) -> list[str]:
         if any(_are_several(run.measured_sha256 for run in runs if run.measured_on == place) for place in places):
             notes.append(f"{task}: images that were measured on were edited between the runs, which no interval covers")
         if any(
-            _are_several(run.source_sha256 for run in runs if run.settings.get("data") == data)
-            for data in {run.settings.get("data") for run in runs}
+            _are_several(run.source_sha256 for run in runs if repr(run.settings.get("data")) == data)
+            for data in {repr(run.settings.get("data")) for run in runs}
         ):
             notes.append(f"{task}: training images were edited between the runs, which no interval covers")
         if len(places) > 1:
@@ -152,7 +152,7 @@ def _notes(groups: Sequence[Group]) -> list[str]:
 
 
 def _are_several(identities: Iterable[str | None]) -> bool:
-    return len(set(identities) - {None}) > 1
+    return len({repr(identity) for identity in identities if identity is not None}) > 1
 
 
 def _letters(number: int) -> str:
@@ -169,12 +169,15 @@ def is_share(metric: str) -> bool:
 
 
 def best_labels(groups: Sequence[Group]) -> set[str]:
-    """Return the labels of the best mean of every task and metric that has several groups."""
+    """Return the labels of the best mean of every task and metric that has several groups, all with an interval.
+
+    One seed says nothing about the spread, and so not which of two is better.
+    """
     best = set()
     for key in {(group.task, group.metric) for group in groups}:
         rivals = [group for group in groups if (group.task, group.metric) == key]
         sign = -1 if is_lower_better(key[1]) else 1
         finite = [group for group in rivals if math.isfinite(group.interval.mean)]
-        if len(rivals) > 1 and finite:
+        if len(rivals) > 1 and finite and all(group.interval.half_width is not None for group in rivals):
             best.add(max(finite, key=lambda group, sign=sign: sign * group.interval.mean).label)  # type: ignore[misc]
     return best

@@ -4,37 +4,39 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from beit import __version__
 from beit.common.errors import InputError
 from beit.common.pages.tables import aligned
+from beit.common.runs.outputs import check_outputs
 from beit.common.storage.documents import Format, json_bytes
-from beit.common.storage.files import check_output, write_atomic
+from beit.common.storage.files import write_output
 from beit.finetune.compare.compare import Comparison, Group, best_labels, is_share
 from beit.finetune.compare.intervals import Interval
 
 FORMAT = Format("beit-comparison", 1)
 LEGEND = (
     "+-: 95 % interval of the mean over seeds (Student's t). Differences are to the first row of a task, over pairs "
-    "with the same seeds. *: the best. Device time is that of training in one run, over all its ranks."
+    "with the same seeds. One run has no interval, one pair no difference: repeat them with --set train.seed=1. *: the "
+    "best mean, where all have an interval. Device time is that of training in one run, over all its ranks."
 )
 TITLES = ("", "task", "metric", "mean", "difference", "seeds", "steps", "images", "device time")
 _NUMBERS = ("mean", "difference", "seeds", "steps", "images", "device time")
 
 
-def check_comparison_output(out: Path | None) -> None:
+def check_comparison_output(out: Path | None, runs: Iterable[Path] = ()) -> None:
     """Refuse, before anything is read, an output file of an unknown format or in a place that cannot be written to."""
-    check_output(out)
+    check_outputs({"--out": out}, inputs=runs)
     if out is not None and out.suffix not in _FORMATS:
         raise InputError(f"--out {out} must end in {', '.join(_FORMATS)}, which says the format")
 
 
 def write_comparison(comparison: Comparison, out: Path) -> None:
     """Write the comparison in the format that the ending of `out` says."""
-    write_atomic(out, _FORMATS[out.suffix](comparison))
+    write_output(out, _FORMATS[out.suffix](comparison))
 
 
 def as_text(comparison: Comparison) -> str:
@@ -55,12 +57,21 @@ def row_cells(group: Group, groups: Sequence[Group]) -> list[str]:
         group.task,
         group.metric,
         interval_text(group.interval, group.metric) + star,
-        "" if group.difference is None else interval_text(group.difference, group.metric, signed=True),
+        _difference_text(group),
         str(len({run.seed for run in group.runs})),
         _span(steps),
         _span([budget.images for budget in budgets]),
         "" if group.device_seconds is None else duration(group.device_seconds),
     ]
+
+
+def _difference_text(group: Group) -> str:
+    """Return the difference with its interval; one pair of runs has none, and a bare number would read as a verdict."""
+    if group.difference is None:
+        return ""
+    if group.difference.half_width is None:
+        return "one pair"
+    return interval_text(group.difference, group.metric, signed=True)
 
 
 def interval_text(interval: Interval, metric: str, *, signed: bool = False) -> str:

@@ -15,11 +15,13 @@ from typing import Any
 from beit.common.config import flatten
 from beit.common.errors import InputError
 from beit.common.runs.changes import SPEED_KEYS, matches
+from beit.common.runs.environment import STARTS, read_environment
 from beit.common.runs.layout import CONFIG, ENCODER, ENVIRONMENT, EVALUATION, LAST, METRICS, MODEL, PROBES
 from beit.common.runs.metrics import read_metrics
-from beit.common.storage.documents import read_json
+from beit.common.storage.documents import read_json, reading
 from beit.common.storage.files import sha256_file
 from beit.common.vit.description import WEIGHTS_FILE, read_encoder_config
+from beit.finetune.in_force import brought_settings
 
 SEEDS = ("train.seed", "data.subset_seed")
 """Settings that tell the repetitions of one experiment apart."""
@@ -75,21 +77,31 @@ def read_runs(path: Path) -> list[RunRecord]:
         settings = flatten(tomllib.loads((path / CONFIG).read_text(encoding="utf-8")))
     except ValueError as error:
         raise InputError(f"{path / CONFIG} is not valid TOML ({error}); restore it") from None
-    probes = [_read_probe(path, task, settings) for task in PROBES if (path / f"{task}.json").is_file()]
-    if probes:
-        return probes
-    if (path / LAST).is_dir():
-        return [_read_classification(path, settings)]
-    if (path / ENCODER).is_dir():
-        return [_read_pretraining(path, settings)]
+    # What each reads is named in its errors; what is left are documents that do not say what they must.
+    with reading(path, way_out="it is left as it is; restore its files, or leave it out"):
+        probes = [_read_probe(path, task, settings) for task in PROBES if (path / f"{task}.json").is_file()]
+        if probes:
+            return probes
+        if (path / LAST).is_dir():
+            return [_read_classification(path, settings)]
+        if (path / ENCODER).is_dir():
+            return [_read_pretraining(path, settings)]
     raise InputError(f"{path} has no result yet, or is no run of beit finetune or beit pretrain; let it get further")
 
 
 def _read_probe(path: Path, task: str, settings: Mapping[str, Any]) -> RunRecord:
-    result = read_json(path / f"{task}.json")
+    with reading(path / f"{task}.json"):
+        return _probe_record(path, task, settings, read_json(path / f"{task}.json"))
+
+
+def _probe_record(path: Path, task: str, settings: Mapping[str, Any], result: Mapping[str, Any]) -> RunRecord:
     chosen = {
         name: value for name, value in settings.items() if matches(name, _OF_FROZEN_FEATURES) and name not in SEEDS
     }
+    if (
+        "model.init_values" not in chosen
+    ):  # earlier probes recorded what was left out as left out, whatever was in force
+        chosen = {name: value for name, value in chosen.items() if not matches(name, ("image.", "model."))}
     measured_on = _images(result.get("validation_data") or settings.get("data.val"), result["num_images"])
     return RunRecord(
         path=str(path),
@@ -105,13 +117,20 @@ def _read_probe(path: Path, task: str, settings: Mapping[str, Any]) -> RunRecord
     )
 
 
-def _read_classification(path: Path, settings: Mapping[str, Any]) -> RunRecord:
-    """Read a run by `beit evaluate`'s numbers if they are there, else by those of the model it kept."""
-    last = read_encoder_config(path / LAST, need_weights=False).provenance
+def _read_classification(path: Path, settings: dict[str, Any]) -> RunRecord:
+    """Read a run by `beit evaluate`'s numbers if they are there, else by those of the model it kept.
+
+    Shape and pixels are the model's: earlier runs recorded what was left out as left out.
+    """
+    description = read_encoder_config(path / LAST, need_weights=False)
+    last = description.provenance
+    brought = flatten(brought_settings(description.architecture, description.normalization))
     if (path / EVALUATION).is_file():
         metrics = read_json(path / EVALUATION)
+        with reading(path / EVALUATION):
+            measured_on = _images(metrics.get("data"), metrics["num_images"])
+            measured = metrics.get("validation_sha256")
         _require_own_weights(path, metrics.get("model_sha256"))
-        measured_on, measured = _images(metrics.get("data"), metrics["num_images"]), metrics.get("validation_sha256")
     else:
         best = read_encoder_config(path / MODEL, need_weights=False).provenance
         metrics = best["metrics"]
@@ -123,7 +142,8 @@ def _read_classification(path: Path, settings: Mapping[str, Any]) -> RunRecord:
     return RunRecord(
         path=str(path),
         task="classification",
-        settings=_deciding(settings) | {"data": last.get("data"), "images with labels": last.get("num_labels")},
+        settings=_deciding(settings | brought)
+        | {"data": last.get("data"), "images with labels": last.get("num_labels")},
         seed=_seed(settings),
         metrics=_numbers(metrics),
         main_metric=main,
@@ -195,8 +215,8 @@ def _training_budget(path: Path, settings: Mapping[str, Any], step: int) -> Budg
             logged = record["step"]
     # What was done before the first record, or between the last one and the end, went as fast as the rest.
     seconds = seconds * step / logged if logged else 0.0
-    starts = read_json(path / ENVIRONMENT)["starts"] if (path / ENVIRONMENT).is_file() else []
-    ranks = starts[-1]["world_size"] if starts else 1
+    starts = read_environment(path / ENVIRONMENT).get(STARTS, [])
+    ranks = int(starts[-1].get("world_size", 1)) if starts else 1
     return Budget(steps=step, images=step * batch, device_seconds=seconds * ranks or None)
 
 

@@ -24,11 +24,12 @@ from beit.common.reading.contents import contents_sha256
 from beit.common.reading.labelled_dataset import LabelledDataset
 from beit.common.reading.loader import Loader
 from beit.common.reading.reader import sequential_loader
+from beit.common.runs.outputs import check_outputs
 from beit.common.sources.class_names import read_class_names
 from beit.common.sources.config import SourceConfig
 from beit.common.sources.index import LabelledIndex
-from beit.common.storage.documents import write_json
-from beit.common.storage.files import check_output, sha256_file, write_atomic
+from beit.common.storage.documents import json_bytes
+from beit.common.storage.files import sha256_file, write_output
 from beit.common.training.data import padded
 from beit.common.vit.description import WEIGHTS_FILE, EncoderConfig, find_encoder
 from beit.finetune.artifact import load_classifier
@@ -70,8 +71,7 @@ def evaluate_model(
         label_column: Column of the classes in tables.
         source: Which images are read.
     """
-    check_output(out)
-    check_output(html, option="--html")
+    check_outputs({"--out": out, "--html": html}, inputs=[model, data, *([] if class_names is None else [class_names])])
     classifier, stored = load_classifier(model)
     assert stored.class_names is not None
     numbers = None if class_names is None else read_class_names(class_names)
@@ -102,14 +102,14 @@ def evaluate_model(
                 "model_sha256": sha256_file(find_encoder(model) / WEIGHTS_FILE),
                 "validation_sha256": contents_sha256(index),
             }
-            write_json(out, report.as_json() | identity)
+            write_output(out, json_bytes(report.as_json() | identity))
         if html is not None:
             from beit.finetune.evaluation.page import evaluation_page  # draws, which a training never does
 
             img_size = stored.architecture.img_size
             crop_pct = crop_pct_of(EvaluationConfig(), img_size)
             pictures = mistake_pictures(report.mistakes, index, img_size=img_size, crop_pct=crop_pct)
-            write_atomic(html, evaluation_page(report, pictures).encode())
+            write_output(html, evaluation_page(report, pictures).encode())
     return report
 
 

@@ -15,7 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from beit.common.errors import InputError
-from beit.common.storage.files import atomic_file, check_output
+from beit.common.runs.outputs import check_outputs
+from beit.common.storage.files import output_file
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,16 +38,16 @@ class Prediction:
 Batches = Iterable[Sequence[Prediction]]
 
 
-def check_prediction_file(path: Path | None) -> None:
+def check_prediction_file(path: Path | None, *, inputs: Iterable[str | Path] = ()) -> None:
     """Refuse a file that cannot be written, or whose ending says no format, before the work is done."""
-    check_output(path)
+    check_outputs({"--out": path}, inputs=inputs)
     if path is not None and path.suffix.lower() not in _WRITERS:
         raise InputError(f"--out {path} must end in {', '.join(_WRITERS)}, which says the format")
 
 
 def write_predictions(batches: Batches, path: Path) -> None:
     """Write predictions to a file that appears complete or not at all."""
-    with atomic_file(path) as file:
+    with output_file(path) as file:
         _WRITERS[path.suffix.lower()](batches, file)
 
 

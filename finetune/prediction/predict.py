@@ -96,7 +96,7 @@ def predict_to_file(
             the block that its run's probe found best, or after the last.
         settings: Which images of the source are read.
     """
-    check_prediction_file(out)
+    check_prediction_file(out, inputs=[model, source])
     batches = predict(model, source, features=features, settings=settings)
     if out is None:
         write_csv_text(batches, stdout)

@@ -21,7 +21,7 @@ from beit.common.errors import InputError
 from beit.common.processes.distributed import World
 from beit.common.reading.contents import contents_of
 from beit.common.sources.index import LabelledIndex
-from beit.common.storage.files import atomic_file, sha256_file
+from beit.common.storage.files import atomic_file, remove_stale, sha256_file
 from beit.common.vit.description import WEIGHTS_FILE, EncoderConfig, find_encoder
 from beit.common.vit.features import Features, extract_features
 from beit.common.vit.vit import VisionTransformer
@@ -82,6 +82,7 @@ def frozen_features(
     except ValueError as error:
         raise InputError(f"{index.name} has no image that can be read ({error})") from None
     file.parent.mkdir(exist_ok=True)
+    remove_stale(file.parent)
     with atomic_file(file) as out:
         out.write(save(features._asdict(), metadata={"identity": identity}))
     return features
@@ -104,7 +105,7 @@ def _read(file: Path, identity: str) -> Features | None:
             if (stored.metadata() or {}).get("identity") != identity:
                 return None
             return Features(stored.get_tensor("blocks"), stored.get_tensor("labels"))
-    except SafetensorError as error:
+    except (SafetensorError, OSError, ValueError) as error:
         logger.warning("%s is damaged (%s); computing the features again", file, error)
         return None
 

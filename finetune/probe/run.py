@@ -29,6 +29,7 @@ from beit.finetune.config import FinetuneConfig
 from beit.finetune.data import LabelledData, open_training_data
 from beit.finetune.evaluation.evaluate import single_rank
 from beit.finetune.evaluation.outcomes import TOP_K
+from beit.finetune.in_force import in_force, unnamed_shape
 from beit.finetune.probe.features import FrozenEncoder, frozen_features
 
 logger = logging.getLogger(__name__)
@@ -70,6 +71,9 @@ def run_probe(task: str, config: FinetuneConfig, *, data: str, run_dir: Path, re
         f"{run_dir} holds a classification run, whose model {task} would replace; name another directory",
     )
     start = starting_point(config)
+    if warning := unnamed_shape(config, start.architecture):
+        logger.warning("%s", warning)
+    config = in_force(config, start.architecture, start.normalization)
     images = open_training_data(data, config.data, reading=config.source)
     assert images.val is not None
     world = single_rank()

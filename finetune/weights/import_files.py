@@ -79,7 +79,10 @@ def read_foreign(path: Path, weights: WeightsKind | None = None) -> ForeignWeigh
             is one.
     """
     if not path.exists():
-        raise InputError(f"{path} does not exist; give a weight file, or the folder of a Hugging Face model")
+        raise InputError(
+            f"{path} does not exist; give a weight file or folder. What has only a name is fetched before, with "
+            "hf download for instance"
+        )
     folder = path if path.is_dir() else path.parent if path.name in _WEIGHTS else None  # its JSON tells more
     config, preprocessor = (
         _read_object(folder / name) if folder else {} for name in ("config.json", "preprocessor_config.json")

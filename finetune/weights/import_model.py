@@ -256,7 +256,7 @@ def _summary(config: EncoderConfig, named: NamedTensors, foreign: ForeignWeights
         f"{named.family}: {shape.depth} blocks of {shape.embed_dim} channels, {shape.num_heads} heads{guess}, "
         f"{shape.img_size} px in patches of {shape.patch_size}, {positions}, relative positions {shape.pos_bias}, "
         f"{size:.1f} M parameters, {head}",
-        *_said(named, foreign, findings),
+        *_said(named, foreign, findings, config.pooling),
         *(f"sha256 {digest}  {name}" for name, digest in foreign.sha256.items()),
     ]
     if named.left_out:
@@ -264,7 +264,7 @@ def _summary(config: EncoderConfig, named: NamedTensors, foreign: ForeignWeights
     return "\n".join(lines)
 
 
-def _said(named: NamedTensors, foreign: ForeignWeights, findings: _Findings) -> list[str]:
+def _said(named: NamedTensors, foreign: ForeignWeights, findings: _Findings, pooling: str | None) -> list[str]:
     """Return a line for everything that no shape tells."""
     lines = [
         f"heads: {findings.num_heads.value}, {findings.num_heads}",
@@ -276,6 +276,10 @@ def _said(named: NamedTensors, foreign: ForeignWeights, findings: _Findings) -> 
         taken = f"weights: {foreign.container!r} of the file"
         others = ", ".join(map(repr, foreign.beside))
         lines.append(f"{taken}, which has {others}, too; --weights ema|plain chooses" if others else taken)
-    if not foreign.config:
-        lines.append("taken as usual, since tensors do not tell: eps 1e-6 of every LayerNorm, the exact gelu")
+    if "model_type" not in foreign.config:  # Hugging Face's config.json says all of this
+        usual = ["eps 1e-6 of every LayerNorm (another: layer_norm_eps in the encoder's config.json)", "the exact gelu"]
+        usual += ["square images", "patches side by side"]
+        usual += ["classes on CLS"] * (pooling == "cls" and named.family != "BEiT")
+        usual += ["224 px"] * ("pos_embed" not in named.tensors and named.position_table is None)
+        lines.append(f"taken as usual, since tensors do not tell: {', '.join(usual)}")
     return lines

@@ -20,7 +20,8 @@ from beit.common.pages.pictures import HIGHLIGHT, mask_patches, picture_table, s
 from beit.common.processes.distributed import World
 from beit.common.reading.config import ReaderConfig
 from beit.common.runs.layout import NONFINITE
-from beit.common.runs.metrics import read_metrics
+from beit.common.runs.metrics import read_records
+from beit.common.storage.documents import reading
 from beit.common.storage.samples import Record
 from beit.common.training.data import Batch, TrainingData
 from beit.common.views import compute_canary
@@ -171,7 +172,8 @@ def _caption(row: dict[str, Any]) -> str:
 
 def _recorded_as_nonfinite(run: StoredRun, step: int) -> list[str] | None:
     """Return the sample ids that the run noted for a step that was not finite, in the order of the batch."""
-    for record in read_metrics(run.path / NONFINITE):
+    for record in read_records(run.path / NONFINITE):
         if record["step"] == step:
-            return [sample_id for rank in record["sample_ids"] for sample_id in rank]
+            with reading(run.path / NONFINITE):
+                return [sample_id for rank in record["sample_ids"] for sample_id in rank]
     return None

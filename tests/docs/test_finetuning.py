@@ -56,7 +56,13 @@ def test_commands_run_in_order(tmp_path):
 def test_settings_it_names_exist():
     known = config_to_dict(FinetuneConfig())
     optional = {"train.ema_decay", "train.early_stop_evals", "train.micro_batch_size", "image.img_size"}
-    optional |= {"data.num_labels", "data.label_fraction", "data.num_val_images"}
+    optional |= {
+        "data.num_labels",
+        "data.label_fraction",
+        "data.num_val_images",
+        "data.class_names",
+        "data.label_column",
+    }
     named = set(re.findall(r"`((?:augment|mix|classifier|model|train|data|probe|image)\.[a-z_0-9]+)", TEXT))
     assert len(named) > 15
     for setting in named - optional:

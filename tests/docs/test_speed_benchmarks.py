@@ -1,11 +1,13 @@
 """The benchmarks of whole stages run, and state the ratios that docs/results.md quotes."""
 
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.docs, pytest.mark.timeout(900)]
@@ -45,3 +47,27 @@ def test_tokenize_stage_names_its_limit(tokenizer):
     assert result["limit"] == min(parts, key=parts.get)
     assert result["stage_to_least"] == pytest.approx(rates["whole stage"] / min(parts.values()), rel=0.02)
     assert result["stage_to_shared_cores"] > result["stage_to_least"]
+
+
+def test_dalle_beside_the_loop_runs_in_its_own_precision():
+    """Turns are taken inside the loop's autocast, where bfloat16 is in hardware."""
+    benchmark = runpy.run_path(str(ROOT / "benchmarks/pretrain_speed.py"), run_name="pretrain_speed")
+    product = torch.ones(4, 4, requires_grad=True)
+    seen = []
+
+    class Tokenizer:
+        def encode(self, views):
+            seen.append((views @ product).dtype)
+            return torch.zeros(2, 2, 2)
+
+    step = object.__new__(benchmark["OnlineStep"])
+    step._bare, step._tokenizer, step._views = (lambda token_ids: len(token_ids)), Tokenizer(), torch.ones(2, 4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert step() == 2
+        with benchmark["autocast"]("bf16", torch.device("cpu"))():
+            assert (torch.ones(4, 4) @ product).dtype == torch.bfloat16
+        with torch.no_grad():
+            product += 1
+        with benchmark["autocast"]("bf16", torch.device("cpu"))():
+            assert (torch.ones(4, 4) @ product)[0, 0] == 8  # not the weights of the step before
+    assert seen == [torch.float32]

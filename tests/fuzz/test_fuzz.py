@@ -3,7 +3,7 @@
 A case ends well, or with `InputError` or `BadSample`. Any other exception, a started program, an unpickled class, a
 network connection, a file written elsewhere or a case that takes too long is a failure. `BEIT_FUZZ_CASES` is the number
 of cases in all and `BEIT_FUZZ_SEED` changes them; a failure names target and case, and BEIT_FUZZ_FIRST=<case> together
-with BEIT_FUZZ_CASES=9 runs that case again.
+with BEIT_FUZZ_CASES=10 runs that case again.
 """
 
 import faulthandler
@@ -36,6 +36,9 @@ from beit.common.images import decode_image
 from beit.common.jitter import FACTOR_ONE
 from beit.common.shards.schema import ImageShardManifest, ShardManifest
 from beit.common.shards.tables import ShardTable, decode_samples, encode_index
+from beit.common.sources.class_names import read_class_names
+from beit.common.sources.index_build import build_index
+from beit.common.sources.labels import stored_label
 from beit.common.sources.opening import open_source
 from beit.common.storage.documents import read_document
 from beit.common.storage.place import place_of
@@ -52,6 +55,7 @@ from beit.tests.fuzz.mutations import (
     mutate_tar,
     tar_of,
 )
+from beit.tests.fuzz.run_files import fuzz_runs
 from beit.tests.tiny_store import encoded_image, tokenize, write_folder
 from beit.tokenize.checking.verify import verify_store
 from beit.tokenize.config import TokenizeConfig
@@ -112,7 +116,7 @@ def watch():
 
 
 def numbers_of(target):
-    """The cases of a target: every ninth, so that a range of cases covers all targets."""
+    """The cases of a target: every tenth, so that a range of cases covers all targets."""
     place = list(TARGETS).index(target)
     return [number for number in range(FIRST, FIRST + CASES) if number % len(TARGETS) == place]
 
@@ -135,7 +139,7 @@ def limits():
 
 
 @pytest.mark.parametrize(
-    "target", ["tar", "image", "tokens", "manifest", "store.json", "index", "forged", "config", "source"]
+    "target", ["tar", "image", "tokens", "manifest", "store.json", "index", "forged", "config", "source", "run"]
 )
 def test_damaged_input_does_no_harm(tmp_path, monkeypatch, watch, limits, target):
     monkeypatch.chdir(tmp_path)
@@ -171,10 +175,14 @@ def members(number):
 
 def read_source(path):
     source = open_source(path)
+    index = build_index(path, path.parent / "cache")
+    assert index.class_counts().sum() == (index.labels >= 0).sum()
+    for position in range(min(50, len(index))):
+        assert index.ref_at(position).label in (None, *range(index.num_classes))
     for shard in source.shards:
         with shard.open() as reader:
             for ref in shard.refs()[:50]:
-                assert ref.label is None or abs(ref.label) < 1 << 63, "a store holds labels of 64 bits"
+                assert (stored_label(ref.label) or 0) < 1 << 63, "a store holds labels of 64 bits"
                 try:
                     decode_image(reader.read(ref))
                 except BadSample:
@@ -386,8 +394,13 @@ def fuzz_sources(folder):
     pq.write_table(
         pa.table({"image": rows, "label": ["cat", "dog", "cat"]}), plain, compression="none", row_group_size=2
     )
+    lists = io.BytesIO()
+    pq.write_table(pa.table({"image": rows, "labels": [[1], [2, 0], []], "target": [1.0, 2.0, None]}), lists)
     names = [f"images/{path.name}" for path in sorted(images.iterdir())]
     seeds = {
+        "lists.parquet": lists.getvalue(),
+        "flags.csv": ("image_id;cat;dog\n" + "".join(f"{name};0;1\n" for name in names)).encode(),
+        "names.json": b'{"0": "cat", "1": "dog", "1000000000000000000000": "emu"}',
         "a.parquet": buffer.getvalue(),
         "plain.parquet": plain.getvalue(),
         "a.csv": ("path,label\n" + "".join(f"{name},{n}\n" for n, name in enumerate(names))).encode(),
@@ -397,7 +410,10 @@ def fuzz_sources(folder):
     def run(rng):
         name = rng.choice(list(seeds))
         (folder / name).write_bytes(mutate_bytes(seeds[name], rng))
-        read_source(folder / name)
+        if name == "names.json":
+            read_class_names(str(folder / name))
+        else:
+            read_source(folder / name)
 
     return run
 
@@ -419,6 +435,7 @@ TARGETS = {
     ),
     "config": fuzz_config,
     "source": fuzz_sources,
+    "run": fuzz_runs,
 }
 
 

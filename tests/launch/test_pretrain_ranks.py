@@ -96,17 +96,39 @@ def test_a_chain_of_ranks_workers_and_stages_reads_the_batches_of_one_run(folder
     assert [Path(start["resumed_from"] or "").name for start in starts] == ["", "step_4", "step_8"]
 
 
-@pytest.mark.fault
-def test_a_killed_data_worker_ends_all_ranks_and_is_named(folder: Path) -> None:
-    sets = [word for assignment in (*CHAIN, "train.steps=100000") for word in ("--set", assignment)]
-    words = ("pretrain", "store", "worker", "--recipe", "beit_tiny_patch4_32", "--gpus", "2", *sets)
-    command = [sys.executable, "-m", "beit.cli", *words, "--set", "reader.num_workers=1"]
+def start_endless(folder: Path, run: str, *settings: str) -> subprocess.Popen[str]:
+    """Start two ranks with a data worker each, and return when they train."""
+    endless = (*CHAIN, "train.steps=100000", "reader.num_workers=1", *settings)
+    sets = [word for assignment in endless for word in ("--set", assignment)]
+    words = ("pretrain", "store", run, "--recipe", "beit_tiny_patch4_32", "--gpus", "2", *sets)
+    command = [sys.executable, "-m", "beit.cli", *words]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 300
-    while len(read_metrics(folder / "worker/metrics.jsonl")) < 3:
+    while len(read_metrics(folder / run / "metrics.jsonl")) < 3:
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.1)
+    return process
+
+
+@pytest.mark.fault
+def test_a_stop_signal_is_heard_while_the_worker_of_one_rank_is_stopped(folder: Path) -> None:
+    process = start_endless(folder, "stopped", "checkpoint.interval_steps=1")
+    victim = worker_of_rank_1(psutil.Process(process.pid))
+    victim.suspend()
+    time.sleep(2)
+    began = time.monotonic()
+    process.terminate()
+    _, told = process.communicate(timeout=300)
+    assert process.returncode == 75, told
+    assert time.monotonic() - began < 120  # and not the 300 s of the reader and of collectives
+    assert rf"stopped (SIGTERM) while waiting for data worker 0 (pid {victim.pid}, stopped by SIGSTOP)" in told
+    assert not victim.is_running()
+
+
+@pytest.mark.fault
+def test_a_killed_data_worker_ends_all_ranks_and_is_named(folder: Path) -> None:
+    process = start_endless(folder, "worker")
     victim = worker_of_rank_1(psutil.Process(process.pid))
     victim.kill()
     _, told = process.communicate(timeout=300)

@@ -143,6 +143,19 @@ def test_stop_signal_saves_and_exits_75(tmp_path: Path, target: str) -> None:
 
 
 @pytest.mark.fault
+def test_a_rank_that_somebody_has_stopped_hears_the_stop_signal_too(tmp_path: Path) -> None:
+    process = start(tmp_path, *LONG)
+    wait_for_step(tmp_path, 2)
+    ranks_of(tmp_path)[1].suspend()
+    time.sleep(1)
+    process.terminate()
+    code, output = finish(process)
+    assert code == 75, output
+    assert last_checkpoint(tmp_path) >= 2
+    assert not processes_of(tmp_path)
+
+
+@pytest.mark.fault
 def test_ctrl_c_during_start_up_is_resumable(tmp_path: Path) -> None:
     process = start(tmp_path, *LONG)
     wait_for(lambda: ranks_of(tmp_path))

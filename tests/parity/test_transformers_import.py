@@ -105,3 +105,21 @@ def test_a_training_model_of_mae_leaves_its_decoder(tmp_path):
 def test_a_distilled_deit_is_refused_in_one_line(tmp_path):
     with pytest.raises(InputError, match="distillation_token': a second class token"):
         imported(build("DeiTModel", "DeiTConfig"), tmp_path)
+
+
+@pytest.mark.parametrize("side", [24, 48, 56])
+def test_positions_at_another_resolution_are_those_of_transformers(tmp_path, side):
+    model = build("ViTModel", "ViTConfig")
+    imported(model, tmp_path)
+    pixels = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        theirs = model(pixels, interpolate_pos_encoding=True).last_hidden_state
+        ours = load_encoder(tmp_path / "encoder", img_size=side).forward_features(pixels)
+    assert (ours - theirs).abs().max() < TOLERANCE
+
+
+@pytest.mark.parametrize("kind", ["BeitModel", "BeitForImageClassification", "ViTModel", "AutoModel"])
+def test_transformers_refuses_an_encoder_instead_of_loading_random_weights(tmp_path, kind):
+    imported(build("BeitModel", "BeitConfig", use_relative_position_bias=True), tmp_path)
+    with pytest.raises(ValueError, match="load it with beit.common.encoder.load_encoder|Unrecognized model"):
+        getattr(transformers, kind).from_pretrained(tmp_path / "encoder")

@@ -1,5 +1,6 @@
 """Every command with wrong input: one line that says what to do, exit code 2, nothing half-written."""
 
+import io
 import re
 import resource
 import subprocess
@@ -206,3 +207,29 @@ def test_sigterm_ends_any_command_in_order():
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (75, "cleaned up\n")
     assert err.strip() == "beit: interrupted; run the same command again to go on"
+
+
+@pytest.mark.parametrize("words", ["--help", "show views --help"])
+def test_output_that_nobody_reads_ends_quietly(words):
+    command = f'"{sys.executable}" -m beit.cli {words} | true; exit "${{PIPESTATUS[0]}}"'
+    run = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
+
+
+def test_a_closed_output_is_like_the_null_device():
+    command = f'"{sys.executable}" -m beit.cli --help >&-'
+    run = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
+
+
+def test_another_broken_pipe_is_an_error(monkeypatch):
+    """Such as one to a data worker: click would end the command without a word."""
+    monkeypatch.setattr(sys, "stdout", sys.stdout)
+
+    def answer_as_click_does(**options):
+        sys.stdout = io.StringIO()
+        sys.exit(1)
+
+    monkeypatch.setattr(cli.beit, "main", answer_as_click_does)
+    monkeypatch.setattr(cli, "_let_go_of_broken_streams", lambda: False)
+    assert cli._run() == (1, "Broken pipe")

@@ -12,8 +12,9 @@ from contextlib import closing
 from pathlib import Path
 
 from beit.common.errors import InputError, require
-from beit.common.storage.documents import write_json
-from beit.common.storage.files import check_output, write_atomic
+from beit.common.runs.outputs import check_outputs
+from beit.common.storage.documents import json_bytes
+from beit.common.storage.files import write_output
 from beit.common.tokenizer import Tokenizer, load_tokenizer
 from beit.tokenize.config import TokenizeConfig
 from beit.tokenize.fitness.measure import measure_fitness
@@ -40,12 +41,7 @@ def report_tokenizers(
     "synthetic:N".
 
     """
-    check_output(out, option="--out")
-    check_output(html, option="--html")
-    require(
-        out is None or html is None or out.absolute() != html.absolute(),
-        f"--out and --html are the same file ({out}); name two",
-    )
+    check_outputs({"--out": out, "--html": html}, inputs=[source, *names])
     twice = [name for name, count in Counter(names).items() if count > 1]
     require(not twice, f"tokenizer {', '.join(twice)} is given twice; name each once")
     device = choose_device(TokenizeConfig(), 0)
@@ -70,9 +66,9 @@ def report_tokenizers(
         sheet=sheet,
     )
     if html is not None:
-        write_atomic(html, page(report).encode())
+        write_output(html, page(report).encode())
     if out is not None:
-        write_json(out, report.as_json())
+        write_output(out, json_bytes(report.as_json()))
     return report
 
 

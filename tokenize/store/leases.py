@@ -22,7 +22,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -31,6 +30,7 @@ import psutil  # type: ignore[import-untyped]  # comes with deepspeed
 from beit.common.config import config_from_dict
 from beit.common.errors import InputError
 from beit.common.processes.signals import is_alive
+from beit.common.storage.files import machine_id
 from beit.common.storage.place import MissingFile, Place, RemoteError
 
 logger = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ class Holder:
 
     def is_dead(self) -> bool:
         """Tell whether this is known of the process for sure: it ran on this machine and is gone."""
-        if self.machine != _machine():
+        if self.machine != machine_id():
             return False
         if not is_alive(self.pid):
             return True
@@ -260,17 +260,8 @@ def _who(content: bytes) -> str:
 def _this_process() -> Holder:
     return Holder(
         nonce=secrets.token_hex(16),
-        machine=_machine(),
+        machine=machine_id(),
         host=socket.gethostname(),
         pid=os.getpid(),
         started=psutil.Process().create_time(),
     )
-
-
-def _machine() -> str:
-    """Name the boot of this machine and the process namespace, since containers may share a host name."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot}/{os.stat('/proc/self/ns/pid').st_ino}"
-    except OSError:  # not Linux
-        return f"{socket.gethostname()}/{psutil.boot_time():.0f}"

@@ -11,7 +11,7 @@ from pathlib import Path
 from torch import Tensor
 
 from beit.common.errors import InputError, require
-from beit.common.storage.files import fsync_directory
+from beit.common.storage.files import fsync_directory, remove_stale, temporary_name
 from beit.common.tokenizers.dalle_files import find_part, read_part
 from beit.common.tokenizers.directory import CONFIG_FILE, describe_source, read_settings, recorded_sources, save_dalle
 
@@ -75,7 +75,8 @@ def _require_room_for_decoder(file: Path, out: Path) -> None:
 def _directory(out: Path) -> Iterator[Path]:
     """Yield a folder that becomes `out`, which is missing or empty, only if the block succeeds."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.tmp.{os.getpid()}")
+    remove_stale(out.parent, f".{out.name}")
+    temporary = out.with_name(temporary_name(f".{out.name}"))
     temporary.mkdir()
     try:
         yield temporary

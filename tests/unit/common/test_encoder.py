@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from beit.common import encoder as encoder_module
@@ -65,6 +65,26 @@ def test_config_round_trips(saved):
     assert (config.task, config.vocab_size, config.class_names) == ("pretrain", 32, None)
     assert config.provenance == PROVENANCE
     assert json.loads((directory / "config.json").read_text())["format_version"] == 1
+
+
+def test_transformers_is_told_that_it_cannot_load_the_folder(saved):
+    """Without these it loads random weights of its default shape; 4.57.1 and 5.24.0 heed the first, 4.49.0 the other.
+
+    Tried with BeitModel.from_pretrained; a folder without config.json, or under another name, they load all the same.
+    """
+    weights = json.loads((saved[0] / "config.json").read_text())["transformers_weights"]
+    assert "load it with beit.common.encoder.load_encoder" in weights
+    assert not weights.endswith((".safetensors", ".safetensors.index.json"))
+    with safe_open(saved[0] / "model.safetensors", framework="pt") as file:
+        assert file.metadata() == {"format": "beit-encoder"}
+
+
+def test_an_encoder_without_the_word_for_transformers_loads_as_before(saved):
+    path = saved[0] / "config.json"
+    document = json.loads(path.read_text())
+    del document["transformers_weights"]
+    path.write_text(json.dumps(document))
+    assert read_encoder_config(saved[0]).architecture == CONFIG
 
 
 def test_loaded_encoder_computes_the_same(saved):

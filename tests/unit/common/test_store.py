@@ -116,6 +116,18 @@ def test_touched_image_tars_are_accepted_after_a_look_at_their_headers(folder):
     assert len(open_store(folder / "store")) == 12
 
 
+def test_an_edited_image_is_refused_where_no_view_has_a_checksum(tmp_path):
+    tokenize(write_tars(tmp_path / "images", (5, 7)), tmp_path / "store", views=0)
+    tar = tmp_path / "images/part-0.tar"
+    os.utime(tar, ns=(5, 5))
+    assert len(open_store(tmp_path / "store")) == 12
+    data = bytearray(tar.read_bytes())
+    data[data.index(b"k001.jpg") + 512 + 300] ^= 1
+    tar.write_bytes(data)
+    with pytest.raises(InputError, match=r"part-0.tar changed after it was tokenised \(other bytes, same size\)"):
+        open_store(tmp_path / "store")
+
+
 def test_a_repacked_image_tar_is_refused(folder):
     tar = folder / "images/part-0.tar"
     data = bytearray(tar.read_bytes())

@@ -12,7 +12,7 @@ from beit.common.errors import InputError
 from beit.common.rng import CounterRng
 from beit.common.tokenizer import BUNDLED_DIR, choose_compile, choose_dtype, load_tokenizer
 from beit.common.tokenizers.dalle import DalleDecoder, DalleEncoder, DalleModel
-from beit.common.tokenizers.directory import dalle_fingerprint, fingerprint, save_tokenizer
+from beit.common.tokenizers.directory import dalle_fingerprint, fingerprint, recorded_sources, save_tokenizer
 from beit.common.tokenizers.dvae import DiscreteVAE
 from beit.common.tokenizers.dvae_config import DiscreteVAEConfig
 from beit.tests.dall_e_files import use_small_network, write_pickle
@@ -169,6 +169,22 @@ def test_numbers_that_cannot_be_true_are_refused_before_anything_is_built(direct
     file.write_text(json.dumps(settings))
     with pytest.raises(InputError):
         load_tokenizer(directory)
+
+
+@pytest.mark.parametrize("change", [{"model": []}, {"model": None}, {"architecture": []}, {"fingerprint": 5}])
+def test_settings_of_another_kind_are_one_line(directory: Path, change: dict) -> None:
+    file = directory / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(InputError):
+        load_tokenizer(directory)
+
+
+@pytest.mark.parametrize("sources", [None, [1], {"encoder": 3}, {"encoder": {}}, {"encoder": {"size": "x"}}])
+def test_sources_of_another_kind_are_one_line(directory: Path, sources: object) -> None:
+    file = directory / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"sources": sources}))
+    with pytest.raises(InputError, match="sources"):
+        recorded_sources(directory)
 
 
 def test_unknown_formats_are_refused(directory: Path) -> None:

@@ -59,6 +59,21 @@ def test_evaluate_prints_a_table(finished):
     assert first[-1].split() == ["red", "10", "100.00%", "100.00%", "100.00%"]
 
 
+def test_numbers_are_evaluated_by_a_file_of_names_and_from_the_column_that_is_named(finished, tmp_path):
+    numbers = {"blue": 1, "red": 0}
+    images = sorted(finished.val.rglob("*.png"))
+    rows = [f"{path},{numbers[path.parent.name]},9" for path in images]
+    (tmp_path / "v.csv").write_text("\n".join(["path,colour,label", *rows]))
+    (tmp_path / "names.txt").write_text("red\nblue\n")
+    words = (finished.run / "model", tmp_path / "v.csv", "--label-column", "colour")
+    with pytest.raises(
+        InputError, match=r"are numbers \(0, 1\), the model's are names \(blue, red\).*--class-names FILE"
+    ):
+        invoke(evaluate_command, *words)
+    result = invoke(evaluate_command, *words, "--class-names", tmp_path / "names.txt")
+    assert result.stdout.splitlines()[1].split()[0] == "100.00%"
+
+
 def test_predict_prints_csv_or_writes_it(finished, tmp_path):
     printed = invoke(predict_command, finished.run / "model", finished.val).stdout
     invoke(predict_command, finished.run / "model", finished.val, "--out", tmp_path / "labels.csv")

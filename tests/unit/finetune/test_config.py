@@ -1,6 +1,7 @@
 """Settings: recipes, the defaults that differ from pre-training, ranges."""
 
 import tomllib
+from dataclasses import replace
 
 import pytest
 
@@ -70,8 +71,11 @@ def test_one_key_of_a_section_leaves_fine_tunings_defaults_for_the_others():
 
 def test_defaults_are_the_base_recipe():
     base, plain = load(recipe="beit_base_patch16_224_1k"), load()
-    for section in ("optimizer", "augment", "mix", "classifier", "model", "layer_decay"):
+    for section in ("optimizer", "augment", "mix", "classifier", "layer_decay"):
         assert getattr(plain, section) == getattr(base, section)
+    # A recipe may be for one size, the defaults are for any encoder.
+    assert plain.model == replace(base.model, size=None)
+    assert plain.model.for_random_weights() == base.model.for_random_weights()
 
 
 @pytest.mark.parametrize(

@@ -167,7 +167,7 @@ def test_a_column_of_classes_is_chosen_for_training_and_validation(tmp_path, cap
 def test_validation_images_that_are_trained_on_are_told(tmp_path, caplog):
     train = write_folder(tmp_path / "d", {"a": 3, "b": 3})
     open_training_data(str(train), DataConfig(val=str(train)))
-    assert "d are the same images" in caplog.text
+    assert f"{train} holds the same images as {train}" in caplog.text
 
 
 @pytest.mark.parametrize("num_labels", [1, 9])

@@ -41,6 +41,13 @@ def test_recipe_header_names_its_command_views_and_reuse(path):
         assert words[words.index("--views") + 1] == views
 
 
+@pytest.mark.parametrize("path", RECIPE_FILES, ids=lambda path: path.stem)
+def test_recipe_says_what_views_and_patches_it_is_for(path):
+    named = re.search(r"patch(\d+)_(\d+)", path.stem)
+    expected = None if path.stem == "demo" else (int(named[2]), int(named[1])) if named else (224, 16)
+    assert load(path.stem).data.made_for == expected
+
+
 # beit-spec §7: epochs, warmup, clipping, layer scale, mean.
 PUBLISHED = {
     "beit_base_patch16_224_1k": (800, {"warmup_epochs": 10.0}, 3.0, 0.1, 0.485),

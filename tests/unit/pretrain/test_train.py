@@ -5,7 +5,9 @@ import threading
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
+from beit.common import encoder as encoder_module
 from beit.common.config import config_from_dict
 from beit.common.encoder import load_encoder, read_encoder_config, read_encoder_state
 from beit.common.errors import InputError, ResumableStop
@@ -34,6 +36,22 @@ def make_config(**sections):
     return config_from_dict(PretrainConfig, merged)
 
 
+def test_a_full_disk_under_the_encoder_is_survived_once(store, tmp_path, monkeypatch, caplog):
+    """safetensors has an error of its own for it."""
+    failures = iter([SafetensorError("I/O error: No space left on device (os error 28)")])
+    save_file = encoder_module.save_file
+
+    def fill_disk_once(*args, **options):
+        for error in failures:
+            raise error
+        save_file(*args, **options)
+
+    monkeypatch.setattr(encoder_module, "save_file", fill_disk_once)
+    run(make_config(), store=store.location, run_dir=tmp_path / "run")
+    assert "checkpoint at step 2 failed" in caplog.text and "training goes on" in caplog.text
+    assert load_encoder(tmp_path / "run").provenance["step"] == 6
+
+
 @pytest.mark.parametrize("zero_stage", [0, 3])
 def test_activation_checkpointing_changes_no_weight(store, tmp_path, zero_stage):
     for name, on in (("plain", False), ("recomputed", True)):
@@ -56,6 +74,24 @@ def test_records_say_how_well_the_device_is_used(store, tmp_path):
         assert record["mfu"] == pytest.approx(record["images_per_second"] * flops / 1e9, abs=1e-3)
         assert 0 <= record["data_wait"] <= 1
         assert record["peak_memory_bytes"] > 50e6  # torch alone takes more
+
+
+def test_what_the_settings_do_not_fit_is_one_line_each(store, tmp_path, caplog):
+    info = store.info
+    begin = dict.fromkeys(
+        ("train.global_batch_size (100)", f"this store has {info.img_size} px in {info.patch_size} px")
+    )
+
+    def warned(name, **sections):
+        caplog.clear()
+        run(make_config(**sections, held_out={"train_images": 0}), store=store.location, run_dir=tmp_path / name)
+        return [line for line in caplog.messages if any(words in line for words in begin)]
+
+    many = {"train": {"global_batch_size": 100, "steps": 1}, "optimizer": {"warmup_steps": 0}}
+    first, second = warned("other", **many)
+    assert first.startswith("train.global_batch_size (100) is more than the ") and first.endswith(" times; lower it")
+    assert second.startswith("these settings are made for views of 224 px in patches of 16 px, this store has ")
+    assert warned("fits", data={"made_for": [info.img_size, info.patch_size]}) == []
 
 
 def consumed(store, *, world_size, micro_batch_size, num_workers=0, num_steps=6):

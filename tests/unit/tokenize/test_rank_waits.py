@@ -5,6 +5,7 @@ import os
 import signal
 import time
 
+import psutil
 import pytest
 
 from beit.common.processes.signals import StopFlag
@@ -17,9 +18,10 @@ FAILED = Outcome("failed", "the disk is full")
 
 
 def end_with(sender, outcome, seconds):
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if outcome is None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as if the kernel kept it from running
         os.kill(os.getpid(), signal.SIGSTOP)
+        time.sleep(3600)
     time.sleep(seconds)
     sender.send(outcome)
 
@@ -59,9 +61,27 @@ def test_a_rank_that_failed_gives_no_reason_to_end_the_others(started):
     assert _wait_for_ranks([*begun], StopFlag()) == [FAILED, COMPLETE]
 
 
-def test_a_stopped_rank_is_ended_after_a_stop_signal(started):
+def test_a_rank_that_hears_nothing_is_ended_after_a_stop_signal(started):
     stop = StopFlag()
     stop.handle(signal.SIGTERM, None)
     (outcome,) = _wait_for_ranks(started(None), stop)
     assert outcome.kind == "stopped"
     assert outcome.message.startswith("tokenisation stopped (SIGTERM); rank 0 (pid ")
+
+
+def test_a_stopped_rank_is_woken_to_hear_a_stop_signal():
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=stop_and_listen, args=(sender,))
+    process.start()
+    while psutil.Process(process.pid).status() != psutil.STATUS_STOPPED:
+        time.sleep(0.05)
+    stop = StopFlag()
+    stop.handle(signal.SIGTERM, None)
+    assert _wait_for_ranks([(process, receiver)], stop) == [Outcome("stopped", "saved")]
+
+
+def stop_and_listen(sender):
+    signal.signal(signal.SIGTERM, lambda *_: sender.send(Outcome("stopped", "saved")))
+    os.kill(os.getpid(), signal.SIGSTOP)
+    time.sleep(0.5)

@@ -81,6 +81,16 @@ def test_where_all_ranks_fail_alike_none_is_blamed(tmp_path: Path, caplog: pytes
     assert caplog.messages == ["beit: stopped at step 7: more than 3 in a row"]
 
 
+def test_where_ranks_stop_for_different_reasons_all_are_shown(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    report(tmp_path, 0, 75, "another rank left")
+    report(tmp_path, 1, 75, "stopped while waiting for data worker 0")
+    assert judge(tmp_path, range(2), asked_to_stop=True, launcher_code=75) == 75
+    assert caplog.messages == [
+        "beit: another rank left",
+        "beit: rank 1: stopped while waiting for data worker 0",
+    ]
+
+
 def test_output_is_followed_by_whole_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     follower, file = OutputFollower(tmp_path, range(2)), output_file(tmp_path, 1)
     follower.show()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import resource
 import shutil
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 from beit.common.errors import InputError
-from beit.common.runs import checkpoint
+from beit.common.runs import checkpoint, commits
 from beit.common.runs.checkpoint import (
     PortableState,
     committed_steps,
@@ -23,7 +24,9 @@ from beit.common.runs.checkpoint import (
     resolve_checkpoint,
     save_checkpoint,
     set_later_aside,
+    way_of,
 )
+from beit.common.runs.commits import Way
 from beit.common.storage.documents import Format
 
 
@@ -104,7 +107,7 @@ def test_a_file_system_that_takes_no_more_leaves_the_old_checkpoint(
 ) -> None:
     """Not a stand-in for the error but the error: no file of this process may grow from here on."""
     save(tmp_path, 1)
-    patched = {"model.safetensors": "_write_tensors", "COMMIT.json": "write_json", "latest": "write_atomic"}[name]
+    patched = {"model.safetensors": "_write_tensors", "COMMIT.json": "write_atomic", "latest": "write_atomic"}[name]
     real, limits = getattr(checkpoint, patched), resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def write(path: Path, *args: object) -> object:
@@ -161,7 +164,7 @@ def test_damaged_checkpoint_is_replaced_when_its_step_comes_again(tmp_path: Path
 
 
 def test_other_format_version_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint, "FORMAT", Format("beit-checkpoint", 99))
+    monkeypatch.setattr(commits, "FORMAT", Format("beit-checkpoint", 99))
     save(tmp_path, 1)
     monkeypatch.undo()
     with pytest.raises(InputError, match="format_version 99, this beit reads version 1"):
@@ -178,9 +181,7 @@ def test_full_disk_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest
         original[id(patched)](path, *args, **kwargs)
 
     original: dict[int, Callable[..., object]] = {}
-    patched = (
-        "_write_tensors" if name == "model.safetensors" else "write_json" if name == "COMMIT.json" else "write_atomic"
-    )
+    patched = "_write_tensors" if name == "model.safetensors" else "write_atomic"
     original[id(patched)] = getattr(checkpoint, patched)
     monkeypatch.setattr(checkpoint, patched, fail)
     with pytest.raises(OSError, match="No space left"):
@@ -219,3 +220,80 @@ def test_state_knows_nonfinite_weights() -> None:
     good = PortableState(model={"w": torch.ones(2), "n": torch.tensor(1)}, optimizer={})
     assert good.is_finite()
     assert not PortableState(model={"w": torch.tensor([1.0, float("inf")])}, optimizer={}).is_finite()
+
+
+def edit_commit(path: Path, **changes: object) -> None:
+    document = json.loads((path / "COMMIT.json").read_text()) | changes
+    (path / "COMMIT.json").write_text(json.dumps(document))
+
+
+@pytest.mark.parametrize("changes", [{"step": 7}, {"files": []}, {"record": {}}, {"ancestors": {"3": "x"}}])
+def test_an_edited_commit_record_is_found(tmp_path: Path, changes: dict[str, object]) -> None:
+    edit_commit(save(tmp_path, 5), **changes)
+    with pytest.raises(InputError, match="COMMIT.json is damaged: it is not as it was written"):
+        open_checkpoint(tmp_path / "step_5")
+
+
+FILES = [{"name": f"{name}.safetensors", "size": 1, "sha256": "0"} for name in ("model", "optimizer", "rng")]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"step": 7}, "is of step 7, its folder is of step 5"),
+        ({"step": "5"}, "its step .'5'. is no number of steps"),
+        ({"step": None}, "its step .None. is no number of steps"),
+        ({"record": None}, "has no record"),
+        ({"record": []}, "has no record"),
+        ({"files": None}, "list of files is not one of names"),
+        ({"files": {}}, "list of files is not one of names"),
+        ({"files": FILES[:2]}, "does not list rng.safetensors"),
+        ({"files": [{"name": "model.safetensors"}]}, "list of files is not one of names"),
+        ({"files": [*FILES, {"name": "../x", "size": 1, "sha256": "0"}]}, "list of files is not one of names"),
+        ({"files": [*FILES, None]}, "list of files is not one of names"),
+    ],
+)
+def test_a_record_of_before_is_read_and_what_it_must_say_is_insisted_on(
+    tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
+    path = save(tmp_path, 5)
+    commit = json.loads((path / "COMMIT.json").read_text())
+    (path / "COMMIT.json").write_text(json.dumps({k: v for k, v in commit.items() if k not in ("sha256", "ancestors")}))
+    assert open_checkpoint(path).step == 5
+    edit_commit(path, **changes)
+    with pytest.raises(InputError, match=message):
+        open_checkpoint(path)
+
+
+def test_a_file_that_the_record_does_not_list_is_no_part_of_the_checkpoint(tmp_path: Path) -> None:
+    path = save(tmp_path, 5)
+    shutil.copy(path / "model.safetensors", path / "best.safetensors")
+    with pytest.raises(InputError, match="does not list best.safetensors"):
+        open_checkpoint(path)
+
+
+def test_a_checkpoint_under_another_name_is_opened(tmp_path: Path) -> None:
+    save(tmp_path, 5).rename(tmp_path / "the_good_one")
+    assert open_checkpoint(tmp_path / "the_good_one").step == 5
+
+
+def test_a_commit_knows_all_checkpoints_before_it_also_removed_ones(tmp_path: Path) -> None:
+    for step in (1, 2, 3, 4):
+        save(tmp_path, step)
+    way = way_of(tmp_path)
+    assert sorted(way.identities) == [1, 2, 3, 4] and way.is_whole and way.newest == 4
+    shutil.copytree(tmp_path, tmp_path.with_name("copy"))
+    save(tmp_path, 5)
+    assert way.parting(way_of(tmp_path)) is None
+    set_later_aside(tmp_path.with_name("copy"), 3)
+    save(tmp_path.with_name("copy"), 5, keep=1)
+    assert way_of(tmp_path).parting(way_of(tmp_path.with_name("copy"))) == 3
+    assert way_of(tmp_path.with_name("copy")).parting(way) == 3
+    assert Way().parting(way) is None
+
+
+def test_ways_of_before_are_told_apart_by_common_steps(tmp_path: Path) -> None:
+    one, other = Way(identities={1: "a", 2: "b"}), Way(identities={2: "c", 3: "d"})
+    assert one.parting(other) == 0
+    assert one.parting(Way(identities={2: "b", 3: "d"})) is None
+    assert one.parting(Way(identities={4: "e"})) is None  # nobody knows

@@ -59,3 +59,14 @@ def test_a_file_that_takes_no_more_costs_records_and_no_training(
     log.close()
     assert [record["step"] for record in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4, 5]
     assert caplog.text.count("metrics are not written any more") == 1
+
+
+@pytest.mark.parametrize(
+    "line", ['{"step": null}', "[1]", "null", '{"step": "3"}', '{"step": true}', '{"ste', "9" * 5000]
+)
+def test_a_record_that_is_none_is_left_out(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(f'{{"step": 1, "loss": 2.0, "name": "x", "mfu": null}}\n{line}\n{{"step": 2}}\n')
+    assert read_metrics(path) == [{"step": 1, "loss": 2.0, "mfu": None}, {"step": 2}]
+    truncate_metrics(path, 1)
+    assert [record["step"] for record in read_metrics(path)] == [1]

@@ -13,7 +13,8 @@ from beit.common.config import load_config
 from beit.common.errors import InputError
 from beit.common.processes.distributed import World
 from beit.common.runs.changes import check_changes, find_changes
-from beit.common.runs.run_dir import RunDirectory, begin_run, open_run, redact
+from beit.common.runs.environment import redact
+from beit.common.runs.run_dir import RunDirectory, begin_run, open_run
 from beit.common.training.config import TrainConfig
 
 
@@ -46,6 +47,22 @@ def test_same_settings_continue_and_are_recorded_again(tmp_path: Path) -> None:
     open_it(tmp_path, Settings())
     open_it(tmp_path, Settings())
     assert len(json.loads((tmp_path / "environment.json").read_text())["starts"]) == 2
+
+
+def test_what_killed_processes_left_of_their_writing_goes_at_the_next_start(tmp_path: Path) -> None:
+    run = open_it(tmp_path, Settings())
+    left = [
+        "metrics.jsonl.tmp.999999999",
+        "encoder/model.safetensors.tmp.999999999.0123abcd",
+        "last/config.json.tmp.999999999",
+    ]
+    for name in [*left, "checkpoints/step_3.tmp/model.safetensors", "encoder/model.safetensors", "notes.tmp.txt"]:
+        (run.path / name).parent.mkdir(parents=True, exist_ok=True)
+        (run.path / name).touch()
+    open_it(tmp_path, Settings())
+    kept = {str(path.relative_to(run.path)) for path in run.path.rglob("*") if path.is_file()}
+    assert kept == {"config.toml", "environment.json", "encoder/model.safetensors", "notes.tmp.txt"}
+    assert not (run.path / "checkpoints/step_3.tmp").exists()
 
 
 def test_other_settings_are_refused_with_both_values(tmp_path: Path) -> None:

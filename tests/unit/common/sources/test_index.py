@@ -348,13 +348,17 @@ def test_numbers_up_to_the_number_of_classes_are_the_data_they_were(tmp_path, ca
 def test_two_spellings_of_one_number_are_refused(tmp_path, cache, write, labels):
     index = build_index(write(tmp_path, labels), cache)
     assert len(index.class_names) == len(labels)
-    with pytest.raises(InputError, match="which are one number; write them alike"):
-        index.require_one_class_each()
+    for use in (
+        index.require_one_class_each,
+        lambda: index.with_numbers_named(ClassNames("n", {1: "a", 2: "b", 3: "c"})),
+    ):
+        with pytest.raises(InputError, match="which are one number; write them alike"):
+            use()
 
 
 def test_images_of_several_classes_are_refused_where_one_is_wanted(tmp_path, cache):
     index = build_index(in_csv(tmp_path / "c", ["cat|dog", "cat"]), cache)
-    with pytest.raises(InputError, match=r"several classes \(cat\|dog\).*classifier.multi_label=true"):
+    with pytest.raises(InputError, match=r"several classes \(cat\|dog\).*with classifier.multi_label=true"):
         index.require_one_class_each()
 
 
@@ -391,3 +395,34 @@ def test_tables_without_labels_name_their_columns(tmp_path, cache):
 
 def test_labels_are_int64(folder, cache):
     assert build_index(folder, cache).labels.dtype == np.int64
+
+
+def test_an_empty_text_is_no_class(tmp_path, cache):
+    index = build_index(write_parquet(tmp_path / "a.parquet", ["", "cat"], 2), cache)
+    with pytest.raises(InputError, match="samples whose label is an empty text"):
+        index.require_one_class_each()
+
+
+@pytest.mark.parametrize("name", ["samples.arrow", "index.json"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "flipped", "gone", "list"])
+def test_a_damaged_index_is_made_again(folder, cache, name, damage, caplog):
+    first = build_index(folder, cache)
+    refs, labels = all_refs(first), first.labels.tolist()
+    file = first.folder / name
+    data = file.read_bytes()
+    if damage == "gone":
+        file.unlink()
+    else:
+        middle = data.index(b"dog") if b"dog" in data else data.index(b"shard_names")
+        flipped = data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+        file.write_bytes({"cut": data[: len(data) // 2], "empty": b"", "flipped": flipped, "list": b"[]"}[damage])
+    again = build_index(folder, cache)
+    assert (all_refs(again), again.labels.tolist()) == (refs, labels)
+    assert "is damaged" in caplog.text or (name, damage) == ("index.json", "gone")
+
+
+def test_an_index_of_before_is_used(folder, cache, monkeypatch):
+    first = build_index(folder, cache)
+    (first.folder / "index.sha256").unlink()
+    monkeypatch.setattr("beit.common.sources.index_build._write", None)
+    assert all_refs(build_index(folder, cache)) == all_refs(first)

@@ -59,7 +59,7 @@ def test_a_file_of_names_leads_to_numbered_classes():
 
 def test_one_number_in_two_spellings_is_refused():
     require_distinct(["1", "2", "one"], "data")
-    with pytest.raises(InputError, match="data has the classes 1 and 01, which are one number"):
+    with pytest.raises(InputError, match="data has the classes 01 and 1, which are one number"):
         require_distinct(["1", "2", "01"], "data")
 
 

@@ -58,6 +58,7 @@ def table(folder: Path, *lines: str, encoding: str = "utf-8") -> Path:
         (["Image,Label", "0.jpg,cat", "1.jpg,dog"], "utf-8"),
         (["image_id,CLASS", "0.jpg,cat", "1.jpg,dog", ",", "", ",  "], "utf-8-sig"),
         (["Filename;Label", "0.jpg;cat", "1.jpg;dog", ";", ";"], "utf-8-sig"),
+        (["sep=;", "path;label", "0.jpg;cat", "1.jpg;dog"], "utf-8"),
         (["\tImage_Path\tTarget", "0\t0.jpg\tcat", "1\t1.jpg\tdog"], "utf-8"),
     ],
 )
@@ -120,3 +121,22 @@ def test_the_column_of_classes_can_be_chosen(tmp_path: Path) -> None:
     assert "classes are taken from column label, not class" in note
     with pytest.raises(InputError, match="several columns 'label'"):
         open_source(table(tmp_path, "path,label,label", "0.jpg,pug,dog"))
+
+
+def test_ids_without_an_ending_find_their_only_file(tmp_path: Path) -> None:
+    path = table(tmp_path, "image_id,label", "0,cat", "1.jpg,dog", "train_7,dog")
+    put(tmp_path, "train_7.PNG", "2.png")
+    assert paths_of(open_source(path)) == ["0.jpg", "1.jpg", "train_7.PNG"]
+    for name, complaint in (("2", "must end in"), ("gone", "must end in"), ("0.jpg", "listed twice")):
+        path.write_text(f"image_id\n0\n{name}\n", encoding="utf-8")
+        with pytest.raises(InputError, match=complaint):
+            open_source(path)
+
+
+def test_accents_may_be_spelled_otherwise_than_on_the_disk(tmp_path: Path) -> None:
+    put(tmp_path, "cafe\u0301.jpg")
+    (tmp_path / "x.csv").write_text("path,label\ncaf\u00e9.jpg,dog\n", encoding="utf-8")
+    assert paths_of(open_source(tmp_path / "x.csv")) == ["cafe\u0301.jpg"]
+    (tmp_path / "x.txt").write_text("caf\u00e9.jpg\ncafe\u0301.jpg\n", encoding="utf-8")
+    with pytest.raises(InputError, match="listed twice"):
+        open_source(tmp_path / "x.txt")

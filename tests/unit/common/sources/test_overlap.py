@@ -21,7 +21,7 @@ def test_the_same_folder_under_another_name(tmp_path, warn):
     folder = write_folder(tmp_path / "d", {"a": 3, "b": 3})
     (tmp_path / "link").symlink_to(folder)
     assert warn(folder, tmp_path / "link") == [
-        f"{tmp_path}/link and {folder} are the same images: a model is measured on what it learned; give others to "
+        f"{tmp_path}/link holds the same images as {folder}: a model is measured on what it learned; give others to "
         "measure on"
     ]
     shutil.copytree(folder, tmp_path / "copy", copy_function=shutil.copy2)
@@ -35,6 +35,9 @@ def test_some_of_the_images(tmp_path, warn):
     (found,) = warn(folder, tmp_path / "v.csv")
     assert found.startswith(f"2 of the 3 images of {tmp_path}/v.csv are in {folder}, too")
     assert warn(folder, tmp_path / "e") == []
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists/v.csv").write_text(f"path,label\n../d/a/0.png,a\n{folder}/b/2.png,b\n")
+    assert warn(folder, tmp_path / "lists/v.csv")[0].startswith("2 of the 2 images")
 
 
 def test_names_and_sizes_alone_prove_nothing(tmp_path, warn):

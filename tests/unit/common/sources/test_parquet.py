@@ -296,3 +296,22 @@ def test_several_class_columns_are_listed_and_one_is_chosen(tmp_path: Path) -> N
     )
     (note,) = open_source(path).label_notes
     assert "classes are taken from column fine_label, not make, colour; data.label_column=NAME chooses" in note
+
+
+@pytest.mark.parametrize(
+    ("lists", "are_flags"),
+    [
+        ([[0, 1, 0], [1, 0, 0]], True),
+        ([[0, 1], [1, 1]], True),
+        ([[0, 1], [1, 0]], False),
+        ([[0, 1, 0], [1]], False),
+        ([[0], [1]], False),
+        ([[0, 2, 0], [1, 0, 0]], False),
+    ],
+)
+def test_a_zero_or_one_for_every_class_is_no_list_of_classes(
+    tmp_path: Path, lists: list[list[int]], are_flags: bool
+) -> None:
+    source = open_source(write(tmp_path / "x.parquet", {"image": images(2), "labels": lists}))
+    assert bool(source.label_notes) == are_flags == ("0 or 1 for every class" in "".join(source.label_notes))
+    assert (source.class_names is None) == are_flags

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from itertools import islice
@@ -260,3 +261,31 @@ def test_half_precision_trains_fp32_weights(tmp_path: Path, precision: str) -> N
 def test_an_evaluation_just_before_the_end_is_left_to_the_end(tmp_path, steps, interval, evaluated):
     _, task = train_toy(tmp_path, toy_config(f"train.steps={steps}", f"train.eval_interval_steps={interval}"))
     assert task.evaluated == evaluated
+
+
+@pytest.mark.parametrize("name", ["data", "world_size", "nonfinite", "evaluation"])
+@pytest.mark.parametrize("value", ["absent", None, [], "x", {"total": "1", "recent": []}])
+def test_a_record_of_before_that_was_edited_is_refused_and_nothing_rewritten(
+    tmp_path: Path, done: Path, name: str, value: object
+) -> None:
+    shutil.copytree(done, tmp_path / "run")
+    commit = tmp_path / "run/checkpoints/step_8/COMMIT.json"
+    document = json.loads(commit.read_text())
+    del document["sha256"]
+    document["record"] |= {name: value}
+    if value == "absent":
+        del document["record"][name]
+    commit.write_text(json.dumps(document))
+    if name == "data" and value == {"total": "1", "recent": []}:
+        return  # other data
+    before = (tmp_path / "run/config.toml").stat().st_mtime_ns
+    with pytest.raises(InputError, match="COMMIT.json is damaged .*; delete this checkpoint to go on from the one bef"):
+        train_toy(tmp_path / "run", toy_config())
+    assert (tmp_path / "run/config.toml").stat().st_mtime_ns == before
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("done") / "run"
+    train_toy(run, toy_config())
+    return run

@@ -158,6 +158,28 @@ def test_every_format_has_the_same_numbers(six, tmp_path):
     assert best_labels(comparison.groups) == {"A"}, "less loss is better"
 
 
+def test_there_is_no_verdict_without_an_interval(six):
+    one_each = as_text(compare_runs([six[0], six[3]]))
+    table = one_each.split("\n\n")[0]
+    assert "*" not in table and "-10.00" not in table and "one pair" in table
+    one_beside_three = compare_runs([*six[:3], six[3]])
+    assert best_labels(one_beside_three.groups) == set()
+    table = as_text(compare_runs(six)).split("\n\n")[0]
+    assert "*" in table and "-10.00 +- " in table
+
+
+def test_shape_and_pixels_are_those_of_the_model_whatever_an_earlier_run_recorded(tmp_path):
+    earlier = write_run(tmp_path / "earlier", top1=0.5, extra='[model]\nsize = "base"\n[image]\nmean = [0.5, 0.5, 0.5]')
+    shape = "embed_dim = 24\ndepth = 2\nnum_heads = 2"
+    now = write_run(tmp_path / "now", top1=0.6, seed=1, extra=f"[model]\n{shape}\n[image]\nimg_size = 16")
+    (record,) = read_runs(earlier)
+    found = {name: record.settings[f"model.{name}"] for name in ("size", "embed_dim", "depth", "num_heads")}
+    assert found == {"size": None, "embed_dim": 24, "depth": 2, "num_heads": 2}
+    assert record.settings["image.img_size"] == 16
+    (group,) = compare_runs([earlier, now]).groups
+    assert group.interval.num_values == 2, "the same experiment, recorded in two ways"
+
+
 def test_probes_of_one_directory_are_two_rows(finished, tmp_path):
     for seed in (0, 1):
         config = finetune_config(f"data.val={finished.val}", f"train.seed={seed}")
@@ -180,7 +202,8 @@ def test_pretraining_is_compared_by_held_out_bits(tmp_path):
         origin = {"step": 3, "total_steps": 3, "store": "store", "metrics": metrics}
         write_model(tmp_path / name / "encoder", "pretrain", origin)
     groups = compare_runs([tmp_path / "a", tmp_path / "b"]).groups
-    assert best_labels(groups) == {"B"} and groups[0].metric == "held_out_bits"
+    assert groups[1].difference.mean == -0.25 and groups[0].metric == "held_out_bits"
+    assert best_labels(groups) == set(), "one run each says nothing about which is better"
     assert is_lower_better("held_out_bits") and not is_lower_better("probe_knn/3")
 
 

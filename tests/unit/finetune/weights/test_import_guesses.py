@@ -168,6 +168,18 @@ def test_a_number_of_heads_that_nothing_tells_is_called_a_guess(tmp_path):
         heads(beit_weights(), num_heads=2)
 
 
+def test_what_only_code_tells_is_said_to_be_taken_as_usual(tmp_path):
+    def usual(value):
+        lines = imported(tmp_path, value, num_heads=HEADS).summary.splitlines()
+        return next(line for line in lines if line.startswith("taken as usual"))
+
+    assert "eps 1e-6" in usual(timm_vit()) and "gelu" in usual(timm_vit()) and "CLS" not in usual(timm_vit())
+    assert "classes on CLS" in usual(timm_vit(head=3))
+    assert "CLS" not in usual(finetuned_beit()), "a table of its own says that it is a BEiT, whose norms tell"
+    without = {name: tensor for name, tensor in timm_vit().items() if name != "pos_embed"}
+    assert "224 px" in usual(without)
+
+
 @pytest.mark.parametrize("channels", [1, 4])
 def test_weights_for_other_images_than_rgb_are_refused(tmp_path, channels):
     with pytest.raises(InputError, match=f"images of {channels} channel.*weights for 3 channels") as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -215,6 +216,17 @@ def test_other_images_are_refused_before_anything_is_rewritten(source: str, tmp_
     with pytest.raises(InputError, match="index_sha256 was"):
         train_tokenizer(settings(train={"steps": 2, "early_stop_evals": 50}), other, tmp_path / "out")
     assert files_of(tmp_path / "out") == before
+
+
+def test_edited_images_are_refused_and_a_copy_of_them_is_not(source: str, tmp_path: Path) -> None:
+    images = shutil.copytree(source, tmp_path / "images", copy_function=shutil.copyfile)
+    train_tokenizer(settings(train={"steps": 2, "early_stop_evals": None}), source, tmp_path / "out")
+    train_tokenizer(settings(train={"steps": 2, "early_stop_evals": 50}), str(images), tmp_path / "out")
+    for file in (path for path in images.iterdir() if path.is_file()):
+        data = file.read_bytes()
+        file.write_bytes(data[:-4] + bytes(4))
+    with pytest.raises(InputError, match="training images: edited images; held-out images: edited images"):
+        train_tokenizer(settings(train={"steps": 2, "early_stop_evals": 60}), str(images), tmp_path / "out")
 
 
 def test_too_few_images_are_refused_before_anything_is_written(tmp_path: Path) -> None:

@@ -1,0 +1,94 @@
+"""Files that users ask commands to write, `--out` and its like: never over what a command reads.
+
+How they are written is `write_output` of `common/storage/files.py`; files of a run are the run's own.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from beit.common.errors import require
+from beit.common.images import is_image_path
+from beit.common.runs.layout import (
+    CHECKPOINTS,
+    COMMIT,
+    CONFIG,
+    DATA,
+    ENCODER,
+    ENVIRONMENT,
+    FEATURES,
+    LAST,
+    METRICS,
+    MODEL,
+    NONFINITE,
+    PROBES,
+    PROFILE,
+    TENSORBOARD,
+    WANDB,
+)
+from beit.common.storage.files import check_output, is_special
+from beit.common.storage.paths import expand_braces, is_remote
+
+_OWN_FILES = {CONFIG, ENVIRONMENT, METRICS, NONFINITE, DATA, *(f"{name}.json" for name in PROBES)}
+_OWN_FOLDERS = {CHECKPOINTS, ENCODER, MODEL, LAST, FEATURES, PROFILE, TENSORBOARD, WANDB}
+_WEIGHTS = ("model.safetensors", "config.json")
+_STORE = "store.json"
+_DATA_SUFFIXES = (".tar", ".parquet")
+
+
+def check_outputs(
+    outputs: Mapping[str, Path | None], *, inputs: Iterable[str | Path] = (), makes_folder: bool = False
+) -> None:
+    """Refuse, before any work is done, output files that cannot be written or that would replace what is read.
+
+    Args:
+        outputs: Path by option; None where it was not given.
+        inputs: What the user named to be read: runs, models, stores, images, lists; by path, pattern or URL.
+        makes_folder: Whether the folder of a file is made if it is missing.
+    """
+    options: dict[str, str] = {}
+    entries = [str(entry) for entry in inputs]
+    for option, path in outputs.items():
+        if path is None:
+            continue
+        check_output(path, option=option, makes_folder=makes_folder)
+        if is_special(path):
+            continue
+        target, named = Path(os.path.realpath(path)), f"{option} {path}"
+        twin = options.setdefault(str(target), option)
+        require(twin == option, f"{twin} and {option} are the same file ({path}); name two")
+        _refuse_own(target, named)
+        for entry in entries:
+            _refuse_input(target, entry, named)
+
+
+def _refuse_own(target: Path, named: str) -> None:
+    """Refuse a file that beit reads as part of a store, a model, a checkpoint or a run, wherever these lie."""
+    folder = target.parent
+    is_weights = all((folder / name).is_file() for name in _WEIGHTS) or (folder / COMMIT).is_file()
+    require(not is_weights, f"{named} lies among the weights in {folder}; name a file outside it")
+    for folder in target.parents:
+        require(not (folder / _STORE).is_file(), f"{named} lies in the token store {folder}; name a file outside it")
+        if (folder / CONFIG).is_file() and (folder / ENVIRONMENT).is_file():
+            first, *rest = target.relative_to(folder).parts
+            is_own = first in _OWN_FOLDERS if rest else first in _OWN_FILES
+            require(not is_own, f"{named} would replace a file of the run {folder}; name another")
+
+
+def _refuse_input(target: Path, entry: str, named: str) -> None:
+    if is_remote(entry):
+        return
+    # A pattern stands for the files that are there.
+    for path in (Path(found) for text in expand_braces(entry) for found in glob.glob(text) or [text]):
+        if path.is_dir() and not (path / CONFIG).is_file():
+            is_data = is_image_path(str(target)) or target.suffix.lower() in _DATA_SUFFIXES
+            is_inside = Path(os.path.realpath(path)) in target.parents
+            require(
+                not (is_data and is_inside),
+                f"{named} would become part of {path}, which is read; name a file outside it",
+            )
+        elif path.is_file() and target.exists():
+            require(not path.samefile(target), f"{named} is what is read ({entry}); name another file")
