@@ -80,5 +80,5 @@ def _require_size(shape: ViTConfig, config: FinetuneConfig) -> None:
         text = ["{embed_dim} wide, {depth} blocks, {num_heads} heads".format(**values) for values in (wanted, found)]
         raise InputError(
             f"the settings are for a model of {text[0]} (section model), but the encoder {config.encoder} has "
-            f"{text[1]}; take another recipe, or another encoder"
+            f"{text[1]}; take another recipe or encoder, or leave the size to the encoder with --set model.size=none"
         )

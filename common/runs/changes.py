@@ -19,6 +19,8 @@ from beit.common.errors import InputError
 
 logger = logging.getLogger(__name__)
 
+_SAID_BY_RECIPES = ("data.made_for",)
+"""What settings are meant for, which is nothing that a run does."""
 SPEED_KEYS = (
     "train.micro_batch_size",
     "train.log_interval_steps",
@@ -38,8 +40,8 @@ SPEED_KEYS = (
     "reader.cache_bytes",
     "evaluation.micro_batch_size",
     "held_out.",
-    "data.made_for",
     "probe.",
+    *_SAID_BY_RECIPES,
 )
 """Settings of all trainings that decide speed, rhythm and reporting, but not what is learned: names, or prefixes that
 end in a dot. No other list of them exists."""
@@ -85,16 +87,20 @@ def find_changes(config_file: Path, config: Any) -> list[Change]:
         values = tomllib.loads(config_file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"{config_file} is not valid TOML ({error}); restore it or name a new directory") from None
-    saved, current = flatten(_with_defaults(values, config, config_file)), flatten(config_to_dict(config))
+    saved, current = flatten(with_defaults(values, type(config), config_file)), flatten(config_to_dict(config))
     saved |= _left_to_encoder(flatten(values), current)
     names = sorted(name for name in saved.keys() | current.keys() if saved.get(name) != current.get(name))
-    return [Change(name=name, before=saved.get(name), now=current.get(name)) for name in names]
+    return [
+        Change(name=name, before=saved.get(name), now=current.get(name))
+        for name in names
+        if name not in _SAID_BY_RECIPES
+    ]
 
 
-def _with_defaults(values: dict[str, Any], config: Any, config_file: Path) -> dict[str, Any]:
+def with_defaults(values: dict[str, Any], schema: type, config_file: Path) -> dict[str, Any]:
     """Fill in settings that the saved run's version did not have: their defaults are what it did."""
     try:
-        return config_to_dict(config_from_dict(type(config), values, origin=str(config_file)))
+        return config_to_dict(config_from_dict(schema, values, origin=str(config_file)))
     except InputError:  # settings that are not known any more; they will be named as changed
         return values
 

@@ -14,13 +14,14 @@ from typing import Any
 
 from beit.common.config import flatten
 from beit.common.errors import InputError
-from beit.common.runs.changes import SPEED_KEYS, matches
+from beit.common.runs.changes import SPEED_KEYS, matches, with_defaults
 from beit.common.runs.environment import STARTS, read_environment
 from beit.common.runs.layout import CONFIG, ENCODER, ENVIRONMENT, EVALUATION, LAST, METRICS, MODEL, PROBES
 from beit.common.runs.metrics import read_metrics
 from beit.common.storage.documents import read_json, reading
 from beit.common.storage.files import sha256_file
 from beit.common.vit.description import WEIGHTS_FILE, read_encoder_config
+from beit.finetune.config import FinetuneConfig
 from beit.finetune.in_force import brought_settings
 
 SEEDS = ("train.seed", "data.subset_seed")
@@ -74,9 +75,11 @@ def read_runs(path: Path) -> list[RunRecord]:
     if not (path / CONFIG).is_file():
         raise InputError(f"{path} is not a run directory (no config.toml); name the RUN of beit finetune or pretrain")
     try:
-        settings = flatten(tomllib.loads((path / CONFIG).read_text(encoding="utf-8")))
+        values = tomllib.loads((path / CONFIG).read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"{path / CONFIG} is not valid TOML ({error}); restore it") from None
+    is_finetuning = "encoder" in values
+    settings = flatten(with_defaults(values, FinetuneConfig, path / CONFIG) if is_finetuning else values)
     # What each reads is named in its errors; what is left are documents that do not say what they must.
     with reading(path, way_out="it is left as it is; restore its files, or leave it out"):
         probes = [_read_probe(path, task, settings) for task in PROBES if (path / f"{task}.json").is_file()]

@@ -11,6 +11,7 @@ from beit.common.storage.documents import write_json
 from beit.finetune.compare.compare import best_labels, compare_runs, is_lower_better
 from beit.finetune.compare.report import as_text, check_comparison_output, write_comparison
 from beit.finetune.compare.runs import read_runs
+from beit.finetune.config import FinetuneConfig
 from beit.finetune.probe.run import run_probe
 from beit.tests.unit.finetune.colours import finetune_config
 
@@ -71,13 +72,26 @@ def test_budget_counts_images_and_device_seconds_of_all_ranks(six):
     assert (record.budget.steps, record.budget.images, record.budget.device_seconds) == (10, 80, 40.0)
 
 
+def test_settings_that_a_run_of_before_did_not_have_are_their_defaults(tmp_path):
+    default = FinetuneConfig()
+    first = write_run(tmp_path / "a", top1=0.5)
+    extra = f"[source]\nmax_megapixels = {default.source.max_megapixels}"
+    second = write_run(tmp_path / "b", top1=0.6, seed=1, extra=extra)
+    third = write_run(tmp_path / "c", top1=0.6, seed=2, layer_decay=default.layer_decay)
+    (group,) = compare_runs([first, second, third]).groups
+    assert len(group.runs) == 3
+
+
 def test_speed_settings_do_not_tell_runs_apart_and_others_do(tmp_path):
     first = write_run(tmp_path / "a", top1=0.5)
     second = write_run(tmp_path / "b", top1=0.6, seed=1, extra="micro_batch_size = 2")
     third = write_run(tmp_path / "c", top1=0.7, seed=2, layer_decay=0.9)
     groups = compare_runs([first, second, third]).groups
     assert [len(group.runs) for group in groups] == [2, 1]
-    assert [group.differing for group in groups] == [{"layer_decay": None}, {"layer_decay": 0.9}]
+    assert [group.differing for group in groups] == [
+        {"layer_decay": FinetuneConfig().layer_decay},
+        {"layer_decay": 0.9},
+    ]
 
 
 @pytest.mark.parametrize(
