@@ -202,6 +202,13 @@ def test_several_labels_per_image_are_joined_by_a_bar(tmp_path):
     assert [found[f"v/{number}.png"] for number in range(2)] == [{"ant", "dog"}, {"cat"}]
 
 
+def test_lists_joined_by_something_else_are_told(tmp_path, caplog):
+    for name, labels, is_told in (("a", ["cat,dog", "cat"], True), ("b", ["cat, big|dog", "cat"], False)):
+        open_training_data(str(write_parquet(tmp_path / f"{name}.parquet", labels, 2)), DataConfig(), multi_label=True)
+        assert ("'cat,dog' is taken as the name of one; classes are joined by |" in caplog.text) == is_told
+        caplog.clear()
+
+
 def test_multi_label_validation_with_classes_of_its_own_is_one_clear_line(tmp_path):
     train, val = write_csv(tmp_path / "t.csv", ["cat|dog", "dog"]), write_csv(tmp_path / "v.csv", ["dog|emu"])
     with pytest.raises(InputError, match=r"does not know \(emu\)"):
