@@ -153,6 +153,15 @@ def test_several_numbers_per_image(tmp_path):
         open_training_data(str(write_csv(tmp_path / "w.csv", ["1|2", "01"])), DataConfig(), multi_label=True)
 
 
+def test_tables_of_one_folder_are_told_apart(tmp_path, monkeypatch):
+    monkeypatch.chdir(write_folder(tmp_path, {"cat": 1, "dog": 1}))
+    for name in ("a.csv", "b.csv"):
+        (tmp_path / name).write_text("path,label\ncat/0.png,cat\ndog/0.png,dog\n")
+    data = open_training_data("a.csv", DataConfig(val=str(tmp_path / "b.csv")))
+    assert (data.train.location, data.val.location) == (f"{tmp_path}/a.csv", f"{tmp_path}/b.csv")
+    assert open_training_data(".", DataConfig()).train.location == str(tmp_path)
+
+
 def test_a_column_of_classes_is_chosen_for_training_and_validation(tmp_path, caplog):
     for name in ("t", "v"):
         write_folder(tmp_path, {name: 2})
