@@ -6,6 +6,8 @@ order `beit.common.reading.order`, reading them `beit.common.reading.reader`.
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,9 +19,17 @@ from beit.common.sources.class_names import ClassNames, read_class_names
 from beit.common.sources.config import SourceConfig
 from beit.common.sources.index import LabelledIndex
 from beit.common.sources.index_build import open_labelled
-from beit.common.sources.labels import ClassMatcher, require_distinct, split_label, unknown_classes
+from beit.common.sources.labels import (
+    LABEL_SEPARATOR,
+    ClassMatcher,
+    require_distinct,
+    split_label,
+    unknown_classes,
+)
 from beit.common.sources.overlap import warn_of_shared_images
 from beit.finetune.config import DataConfig
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -151,6 +161,7 @@ def _trained_classes(index: LabelledIndex, *, multi_label: bool) -> tuple[str, .
         index.require_any_label()
         classes = tuple(sorted({name for names in _combinations(index) for name in names}))
         require_distinct(classes, index.name)
+        _warn_of_other_separators(index)
         return classes
     index.require_one_class_each()
     class_names = tuple(index.class_names or ())
@@ -161,6 +172,19 @@ def _trained_classes(index: LabelledIndex, *, multi_label: bool) -> tuple[str, .
         "sub-folder of its own or with a label of its own",
     )
     return class_names
+
+
+def _warn_of_other_separators(index: LabelledIndex) -> None:
+    """Say so where no image is of several classes, and names look as if they were lists."""
+    names = index.class_names or []
+    lists = [name for name in names if re.search(r"[,;]", name)]
+    if lists and all(len(split_label(name)) < 2 for name in names):
+        logger.warning(
+            "no image of %s has several classes, and %r is taken as the name of one; classes are joined by %s",
+            index.name,
+            lists[0],
+            LABEL_SEPARATOR,
+        )
 
 
 def _part_to_measure_on(val: LabelledIndex | None, settings: DataConfig) -> LabelledIndex | None:

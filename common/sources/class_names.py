@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from beit.common.sources.lists import read_text
 
 _LISTS_INSIDE = ("class_names", "id2label")
 """Where a JSON object of more than names has them: a model of ours or a store, a model of Hugging Face's."""
+_NUMBERED_LINE = re.compile(r"\s*([0-9]{1,9})[\s,;:=]+\S")
 _FORMS = "a JSON list, a JSON object of numbers and names, or one name per line, the first for number 0"
 
 
@@ -57,6 +59,12 @@ def _line_pairs(file: str, text: str) -> Iterable[tuple[int, Any]]:
     lines = text.rstrip().splitlines()
     blank = next((number for number, line in enumerate(lines, start=1) if not line.strip()), None)
     require(blank is None, f"{file} line {blank} is empty, so the names behind it would get other numbers; remove it")
+    numbers = sorted(int(found[1]) for line in lines if (found := _NUMBERED_LINE.match(line)))
+    if len(lines) > 1 and numbers in (list(range(len(lines))), list(range(1, len(lines) + 1))):
+        raise InputError(
+            f"{file} has a number before every name (line 1: {lines[0]!r}); write the names alone, in the order of "
+            'their numbers from 0 on, or a JSON object such as {"0": "dog", "1": "cat"}'
+        )
     return enumerate(lines)
 
 

@@ -39,6 +39,7 @@ from beit.common.sources.labels import (
 )
 from beit.common.sources.types import SampleRef, SourceShard
 from beit.common.storage.documents import Format
+from beit.common.storage.paths import normalise
 from beit.common.storage.samples import NO_LABEL, locate, shard_starts
 
 logger = logging.getLogger(__name__)
@@ -149,6 +150,11 @@ class LabelledIndex:
     def has_labels(self) -> bool:
         """Tell whether any sample in use has a label."""
         return bool((self.labels != NO_LABEL).any())
+
+    @property
+    def location(self) -> str:
+        """What the user gave, as a URL or an absolute path: of two tables in one folder `info.root` is the same."""
+        return normalise(self.name)
 
     @property
     def folder(self) -> Path:

@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from beit.common.config import config_from_dict
-from beit.common.errors import InputError
+from beit.common.errors import InputError, require
 from beit.common.sources.class_names import ClassNames
 from beit.common.sources.config import SourceConfig
 from beit.common.sources.index import INDEX_FORMAT, IndexInfo, LabelledIndex
@@ -122,6 +122,12 @@ def _with_clear_names(index: LabelledIndex, names: Sequence[str], *, are_numbers
     """Bring class names into one Unicode form, and numbers into their order."""
     if are_numbers:
         return index.reordered(in_order(names))
+    same = next((name for name, count in Counter(names).items() if count > 1), None)
+    require(
+        same is None,
+        f"{index.name} calls the classes {listed([str(i) for i, name in enumerate(names) if name == same])} all "
+        f"{same!r}; give each a name of its own",
+    )
     forms = [one_form(name) for name in names]
     twice = [name for name, count in Counter(forms).items() if count > 1]
     if twice:

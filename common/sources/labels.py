@@ -28,8 +28,8 @@ def number_of(text: str) -> int | None:
 
 
 def meant_number(text: str) -> int | None:
-    """Return the whole number that a text means: `3`, `03`, or `3.0` as tables with gaps have it; None for a name."""
-    return number_of(re.sub(r"\.0+$", "", text))
+    """Return the whole number that a text means: `3`, `03`, `+3`, `3.0` as tables with gaps have it; None for names."""
+    return number_of(re.sub(r"^\+(?=[0-9])|\.0+$", "", text))
 
 
 def are_numbers(label: str) -> bool:
@@ -115,7 +115,7 @@ class ClassMatcher:
     """
 
     def __init__(self, known: Sequence[str], numbers: Mapping[int, str] | None = None) -> None:
-        self._ids = {one_form(name): class_id for class_id, name in enumerate(known)}
+        self._ids = {one_form(name).strip(): class_id for class_id, name in enumerate(known)}
         counts = Counter(map(meant_number, known))
         self._by_number = {
             number: class_id
@@ -128,7 +128,7 @@ class ClassMatcher:
 
     def find(self, name: str) -> int | None:
         """Return the class id of a name, or None where no class is called so."""
-        name = one_form(name)
+        name = one_form(name).strip()
         if name in self._ids:
             return self._ids[name]
         if name in self._by_name:

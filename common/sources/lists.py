@@ -13,9 +13,10 @@ from typing import NamedTuple
 
 from beit.common.errors import LFS_ADVICE, InputError, is_lfs_pointer, require
 from beit.common.images import IMAGE_SUFFIXES, is_image_path
-from beit.common.sources.label_column import choose_label_column, matching, plain
+from beit.common.sources.label_column import LABEL_COLUMNS, choose_label_column, matching, plain
 from beit.common.sources.labels import as_label, in_order, joined_label, split_label
 from beit.common.sources.loose_files import FileList
+from beit.common.sources.splits import warn_of_split_rows
 from beit.common.storage.paths import is_remote, join
 from beit.common.storage.place import FileStat, MissingFile, place_of
 
@@ -76,6 +77,9 @@ def csv_listing(path: str, *, label_column: str | None = None) -> FileList:
             "such as path,label"
         )
     found = _row_labels(path, table, path_column, label_column)
+    for name in table.columns:
+        if plain(name) not in LABEL_COLUMNS and name not in (path_column, label_column):
+            warn_of_split_rows(path, name, table.column(name))
     paths, texts, notes = table.column(path_column), found.texts, found.notes
     if found.are_known:
         paths, texts, merged = _merge_rows(path, paths, texts)
@@ -105,6 +109,7 @@ def read_text(path: str) -> str:
 
 def _read_table(path: str) -> Table:
     text = read_text(path)
+    text = text if "\n" in text else text.replace("\r", "\n")  # Excel writes such tables for old Macs
     text = re.sub(r"\Asep=.\r?\n", "", text)  # Excel's own line
     header = text.lstrip().partition("\n")[0]
     # A spreadsheet writes semicolons where commas stand in its numbers, and tabs on request.
@@ -156,8 +161,9 @@ def _flags(table: Table, columns: Sequence[str]) -> list[list[bool]] | None:
 def _merge_rows(path: str, paths: list[str], texts: list[str]) -> tuple[list[str], list[str], tuple[str, ...]]:
     """Take the rows of one image together: its label names all classes of them."""
     labels: dict[str, list[str]] = {}
+    first_names: dict[str, str] = {}
     for name, text in zip(paths, texts, strict=True):
-        labels.setdefault(name, []).append(text)
+        labels.setdefault(first_names.setdefault(_place(path, name), name), []).append(text)
     if len(labels) == len(paths):
         return paths, texts, ()
     merged = [
@@ -169,6 +175,13 @@ def _merge_rows(path: str, paths: list[str], texts: list[str]) -> tuple[list[str
         f"{path}: {len(repeated)} images stand in several rows, whose classes are taken together (first: {repeated[0]})"
     )
     return list(labels), [text or "" for text in merged], (note,)
+
+
+def _place(list_path: str, path: str) -> str:
+    """Return where a path of a list leads, however it is written: `1.jpg`, `./1.jpg` and `/list/1.jpg` are one file."""
+    if is_remote(list_path):
+        return os.path.normpath(path)
+    return os.path.normpath(os.path.join(os.path.dirname(list_path), path))
 
 
 def _listed_files(list_path: str, paths: list[str]) -> tuple[str, list[FileStat]]:
@@ -185,9 +198,10 @@ def _listed_files(list_path: str, paths: list[str]) -> tuple[str, list[FileStat]
         if name is None:
             raise InputError(f"{list_path} entry {number} ({path!r}) must end in {', '.join(IMAGE_SUFFIXES)}")
         file = _stat_listed(list_path, number, root, name)
-        if file.path in seen:
+        place = _place(list_path, file.path)
+        if place in seen:
             raise InputError(f"{list_path} entry {number} ({path}) is listed twice; remove one")
-        seen.add(file.path)
+        seen.add(place)
         files.append(file)
     return root, files
 

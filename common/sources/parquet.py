@@ -21,8 +21,10 @@ import pyarrow.parquet as pq
 
 from beit.common.errors import LFS_ADVICE, BadSample, InputError, is_lfs_pointer
 from beit.common.images import MAX_IMAGE_BYTES
+from beit.common.sources.label_column import plain
 from beit.common.sources.labels import UNLABELLED, listed
 from beit.common.sources.parquet_layout import ParquetLayout, other_images, plain_schema, read_layout
+from beit.common.sources.splits import warn_of_split_rows
 from beit.common.sources.types import (
     SampleRef,
     Source,
@@ -42,6 +44,7 @@ logger = logging.getLogger(__name__)
 _START_BYTES = 1024
 _STREAM_ROWS = 16  # an image has at most 256 MB, mostly 0.1
 _STREAM_BUFFER_BYTES = 8 << 20
+_SPLIT_COLUMNS = ("split", "subset", "partition", "set")
 _MAX_WHOLE = 1 << 53  # beyond it floating-point numbers are not those that were meant
 
 Rows = TypeVar("Rows", pa.Table, pa.RecordBatch)
@@ -195,6 +198,7 @@ def open_parquet_files(
     left_out = other_images(_read_schema(files[0]), layouts[0].image_column)
     if left_out:
         logger.info("%s: the images of %s are left out", root, ", ".join(left_out))
+    _warn_of_split_columns(root, files, layouts)
     layouts = _without_odd_labels(files, layouts, wanted=label_column)
     if any(layout.label_is_text for layout in layouts):
         layouts = _number_text_labels(files, layouts)
@@ -367,6 +371,19 @@ def _number_text_labels(files: Sequence[FileStat], layouts: list[ParquetLayout])
             names.update(name for value in found if (name := layout.label_of(value, file.path)) is not None)
     class_names = tuple(sorted(names))
     return [replace(layout, class_names=class_names) if layout.label_is_text else layout for layout in layouts]
+
+
+def _warn_of_split_columns(root: str, files: Sequence[FileStat], layouts: list[ParquetLayout]) -> None:
+    schema = _read_schema(files[0])
+    for name in schema.names:
+        if (
+            plain(name) in _SPLIT_COLUMNS
+            and name != layouts[0].label_column
+            and pa.types.is_string(schema.field(name).type)
+        ):
+            present = [file for file in files if name in _read_schema(file).names]
+            values = {value for file in present for value in pc.unique(_read_column(file, name)[name]).to_pylist()}
+            warn_of_split_rows(root, name, [value for value in values if isinstance(value, str)])
 
 
 def _without_odd_labels(

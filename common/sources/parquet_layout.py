@@ -69,7 +69,7 @@ class ParquetLayout:
         if isinstance(value, float | Decimal):
             return None if math.isnan(value) else int(value)
         if not self.label_is_list or value is None:
-            return value
+            return value.strip() if isinstance(value, str) else value
         names = self.listed_names
         if names is not None and any(isinstance(item, int) and not 0 <= item < len(names) for item in value):
             raise InputError(f"{origin} has labels {value}, but {len(names)} class names; repair the file")
@@ -150,6 +150,11 @@ def _huggingface_features(schema: pa.Schema) -> dict[str, dict[str, Any]]:
         return {}  # not written by `datasets`; the column types then tell
     if not isinstance(features, dict):
         return {}
+    # Versions before 4 of `datasets` may write a list of one feature for a column of lists.
+    features = {
+        name: {"_type": "List", "feature": feature[0]} if isinstance(feature, list) and len(feature) == 1 else feature
+        for name, feature in features.items()
+    }
     return {name: feature for name, feature in features.items() if isinstance(feature, dict)}
 
 
@@ -215,7 +220,8 @@ def _can_be_label(column_type: pa.DataType) -> bool:
 
 
 def _is_list(column_type: pa.DataType) -> bool:
-    kinds = (pa.types.is_list, pa.types.is_large_list, pa.types.is_list_view, pa.types.is_large_list_view)
+    views = (pa.types.is_list_view, pa.types.is_large_list_view)
+    kinds = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list, *views)
     return any(is_kind(column_type) for is_kind in kinds)
 
 

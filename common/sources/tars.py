@@ -288,10 +288,14 @@ def _read_label(member: TarMember, reader: TarReader) -> int | str | None:
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
+def _text_label(data: bytes) -> str:
+    return data.decode("utf-8-sig")
+
+
 def _json_label(data: bytes) -> object:
     content = json.loads(data)
     return content.get("label", content.get("labels")) if isinstance(content, dict) else None
 
 
-_LABEL_PARSERS: dict[str, Callable[[bytes], object]] = {"cls": bytes.decode, "json": _json_label}
+_LABEL_PARSERS: dict[str, Callable[[bytes], object]] = {"cls": _text_label, "json": _json_label}
 """Suffixes of members that may hold the label, in order of preference."""

@@ -90,7 +90,7 @@ def run_probe(task: str, config: FinetuneConfig, *, data: str, run_dir: Path, re
     result = _linear_probe(found, config, directory) if task == "linear-probe" else _knn(found, config)
     origin = {
         "encoder": config.encoder,
-        "data": images.train.info.root,
+        "data": images.train.location,
         "validation_data": config.data.val,
         "source_sha256": contents_sha256(images.source),
         "validation_sha256": contents_sha256(images.val),
@@ -149,7 +149,7 @@ def save_probe(
             "task": "linear-probe",
             "block": block,
             "metrics": {**scores, "num_images": len(found.val.labels)},
-            "data": found.images.train.info.root,
+            "data": found.images.train.location,
             "data_sha256": found.images.train.index_sha256,
             "num_labels": len(found.images.train),
             "encoder": config.encoder,

@@ -219,4 +219,8 @@ def _only_tensors(values: Mapping[Any, Any], file: Path) -> dict[str, Tensor]:
                 f"{file} has {name!r} of type {type(value).__name__} among its tensors, and no state dict under "
                 f"{', '.join(_known(None))}; give a file with one"
             )
+        if value.layout != torch.strided or value.is_quantized or value.is_meta:
+            raise InputError(
+                f"{file}: {name!r} is sparse, quantized or empty of values; give a file with plain tensors"
+            )
     return {str(name): value for name, value in values.items()}

@@ -56,7 +56,9 @@ def find_num_heads(named: NamedTensors, config: Mapping[str, Any], given: int | 
         given: What the user says.
         origin: Named in messages.
     """
-    table, embed_dim = named.position_table, named.tensors["cls_token"].shape[-1]
+    token = named.tensors["cls_token"]
+    require(token.ndim == 3, f"{origin}: cls_token has {token.ndim} dimensions, must have 3")
+    table, embed_dim = named.position_table, token.shape[-1]
     if table is not None:
         heads = int(table.shape[1])
         require(
@@ -147,7 +149,7 @@ def _of_folder(foreign: ForeignWeights, origin: str) -> Finding[Normalization] |
 def _of_arguments(args: Mapping[str, Any]) -> Finding[Normalization] | None:
     """Read what the training scripts of BEiT (a flag) and of timm (numbers) were called with."""
     flag = args.get("imagenet_default_mean_and_std")
-    if isinstance(flag, bool):
+    if isinstance(flag, int) and flag in (0, 1):
         name: NormalizationName = "imagenet" if flag else "inception"
         return Finding(NORMALIZATIONS[name], f"{name}, after imagenet_default_mean_and_std of its training")
     if _is_triple(args.get("mean")) and _is_triple(args.get("std")):

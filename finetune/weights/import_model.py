@@ -233,6 +233,7 @@ def _head(
             "place than in a beit classifier; remove the head from the weights to use their encoder"
         )
     count = len(tensors["head.weight"])
+    require(count > 0, f"{origin} has a head of no classes; remove head.* from the weights to use their encoder")
     listed = config.get("id2label")
     names = [str(number) for number in range(count)]
     if isinstance(listed, Mapping) and len(listed) == count and all(name in listed for name in names):

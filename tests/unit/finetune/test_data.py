@@ -153,6 +153,15 @@ def test_several_numbers_per_image(tmp_path):
         open_training_data(str(write_csv(tmp_path / "w.csv", ["1|2", "01"])), DataConfig(), multi_label=True)
 
 
+def test_tables_of_one_folder_are_told_apart(tmp_path, monkeypatch):
+    monkeypatch.chdir(write_folder(tmp_path, {"cat": 1, "dog": 1}))
+    for name in ("a.csv", "b.csv"):
+        (tmp_path / name).write_text("path,label\ncat/0.png,cat\ndog/0.png,dog\n")
+    data = open_training_data("a.csv", DataConfig(val=str(tmp_path / "b.csv")))
+    assert (data.train.location, data.val.location) == (f"{tmp_path}/a.csv", f"{tmp_path}/b.csv")
+    assert open_training_data(".", DataConfig()).train.location == str(tmp_path)
+
+
 def test_a_column_of_classes_is_chosen_for_training_and_validation(tmp_path, caplog):
     for name in ("t", "v"):
         write_folder(tmp_path, {name: 2})
@@ -200,6 +209,13 @@ def test_several_labels_per_image_are_joined_by_a_bar(tmp_path):
     assert [found[f"t/{number}.png"] for number in range(4)] == [{"cat", "dog"}, {"dog"}, set(), {"ant", "cat"}]
     found = targets(data, data.val)
     assert [found[f"v/{number}.png"] for number in range(2)] == [{"ant", "dog"}, {"cat"}]
+
+
+def test_lists_joined_by_something_else_are_told(tmp_path, caplog):
+    for name, labels, is_told in (("a", ["cat,dog", "cat"], True), ("b", ["cat, big|dog", "cat"], False)):
+        open_training_data(str(write_parquet(tmp_path / f"{name}.parquet", labels, 2)), DataConfig(), multi_label=True)
+        assert ("'cat,dog' is taken as the name of one; classes are joined by |" in caplog.text) == is_told
+        caplog.clear()
 
 
 def test_multi_label_validation_with_classes_of_its_own_is_one_clear_line(tmp_path):

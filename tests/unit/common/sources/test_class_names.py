@@ -36,6 +36,8 @@ def test_numbers_may_be_any_and_names_have_one_unicode_form(tmp_path):
         ('["cat", "a|b"]', r"calls number 1 'a\|b'"),
         ('{"cat": 0, "dog": 1}', "has the key 'cat', which is no number"),
         ('{"1": "cat", "01": "dog"}', "two names for number 1"),
+        ("0 cat\n1 dog", r"has a number before every name \(line 1: '0 cat'\); write the names alone"),
+        ("2,cat\n1,dog", "has a number before every name"),
         ("[1, ", "is not JSON"),
         ("[" * 100000, "is not JSON"),
     ],
@@ -45,6 +47,11 @@ def test_what_names_no_numbers_is_one_clear_line(tmp_path, text, complaint):
     with pytest.raises(InputError, match=complaint) as caught:
         read_class_names(str(tmp_path / "names"))
     assert "\n" not in str(caught.value) and str(tmp_path / "names") in str(caught.value)
+
+
+def test_names_may_begin_with_numbers(tmp_path):
+    (tmp_path / "names").write_text("0 degrees\n90 degrees\n7\n")
+    assert read_class_names(str(tmp_path / "names")).of == {0: "0 degrees", 1: "90 degrees", 2: "7"}
 
 
 def test_a_missing_file_is_one_clear_line(tmp_path):

@@ -1,3 +1,4 @@
+import json
 import logging
 import multiprocessing
 import os
@@ -339,6 +340,7 @@ def test_numbers_up_to_the_number_of_classes_are_the_data_they_were(tmp_path, ca
     [
         (in_csv, ["01", "1", "2"]),
         (in_csv, ["3.0", "3"]),
+        (in_csv, ["+3", "3"]),
         (lambda folder, labels: write_tar(folder / "a.tar", labels), ["1", "01"]),
         (lambda folder, labels: write_tar(folder / "a.tar", labels), ["01", "1"]),
         (lambda folder, labels: write_parquet(folder / "a.parquet", labels, 2), ["01", "1"]),
@@ -380,6 +382,14 @@ def test_class_names_have_one_unicode_form(tmp_path, cache, caplog):
     assert sorted(both.class_names) == [composed, "dog"]
     assert sorted(both.class_counts().tolist()) == [1, 3]
     assert "same class name in two Unicode forms" in caplog.text
+
+
+def test_two_classes_of_one_name_are_refused(tmp_path, cache):
+    path = write_parquet(tmp_path / "x.parquet", [0, 1, 2], 2)
+    features = {"info": {"features": {"label": {"_type": "ClassLabel", "names": ["cat", "dog", "cat"]}}}}
+    pq.write_table(pq.read_table(path).replace_schema_metadata({"huggingface": json.dumps(features)}), path)
+    with pytest.raises(InputError, match="calls the classes 0, 2 all 'cat'; give each a name of its own"):
+        build_index(path, cache)
 
 
 def test_tables_without_labels_name_their_columns(tmp_path, cache):

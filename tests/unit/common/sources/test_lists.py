@@ -48,7 +48,7 @@ def test_csv_with_names_numbers_or_no_labels(tmp_path: Path) -> None:
 
 def table(folder: Path, *lines: str, encoding: str = "utf-8") -> Path:
     put(folder, *(f"{number}.jpg" for number in range(4)))
-    (folder / "x.csv").write_text("\n".join(lines), encoding=encoding)
+    (folder / "x.csv").write_text("\n".join(lines), encoding=encoding, newline="")
     return folder / "x.csv"
 
 
@@ -59,6 +59,7 @@ def table(folder: Path, *lines: str, encoding: str = "utf-8") -> Path:
         (["image_id,CLASS", "0.jpg,cat", "1.jpg,dog", ",", "", ",  "], "utf-8-sig"),
         (["Filename;Label", "0.jpg;cat", "1.jpg;dog", ";", ";"], "utf-8-sig"),
         (["sep=;", "path;label", "0.jpg;cat", "1.jpg;dog"], "utf-8"),
+        (["path,label\r0.jpg,cat\r1.jpg,dog\r"], "utf-8"),
         (["\tImage_Path\tTarget", "0\t0.jpg\tcat", "1\t1.jpg\tdog"], "utf-8"),
     ],
 )
@@ -101,6 +102,21 @@ def test_rows_of_one_image_are_taken_together(tmp_path: Path) -> None:
     assert note.endswith("3 images stand in several rows, whose classes are taken together (first: 0.jpg)")
     with pytest.raises(InputError, match="listed twice"):
         open_source(table(tmp_path, "path", "0.jpg", "0.jpg"))
+
+
+def test_one_image_may_be_spelled_in_several_ways(tmp_path: Path) -> None:
+    source = open_source(table(tmp_path, "path,label", "0.jpg,dog", f"{tmp_path}/0.jpg,cat", "./1.jpg,cat"))
+    assert paths_of(source) == ["0.jpg", "./1.jpg"] and source.class_names == ("cat", "cat|dog")
+    (tmp_path / "x.txt").write_text("0.jpg\n./0.jpg\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"entry 2 \(./0.jpg\) is listed twice"):
+        open_source(tmp_path / "x.txt")
+
+
+def test_a_column_of_splits_is_pointed_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    open_source(table(tmp_path, "path,label,kind", "0.jpg,train,bus", "1.jpg,test,car"))
+    assert not caplog.messages
+    open_source(table(tmp_path, "path,label,split", "0.jpg,dog,train", "1.jpg,cat,test"))
+    assert "x.csv mixes the splits ['test', 'train'] in its column split" in caplog.text
 
 
 def test_numbers_keep_what_is_more_than_the_number(tmp_path: Path) -> None:

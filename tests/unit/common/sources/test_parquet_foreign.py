@@ -1,5 +1,6 @@
 """Parquet files as other programs write them."""
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,35 @@ def test_lists_of_images_are_refused_or_named(
     source = open_source(write(tmp_path / "both.parquet", image=pa.array(ROWS[:2], STRUCT), images=lists))
     assert [data for _, data in read(source)] == [b"img0", b"img1"]
     assert "the images of images are left out" in caplog.text
+
+
+def test_lists_of_one_length_are_lists(tmp_path: Path) -> None:
+    labels = pa.array([[3, 4], [4, 5]], pa.list_(pa.int64(), 2))
+    source = open_source(write(tmp_path / "labels.parquet", image=pa.array(ROWS[:2], STRUCT), labels=labels))
+    assert source.class_names == ("3|4", "4|5")
+    images = pa.array([[{"bytes": b"img", "path": None}]], pa.list_(STRUCT, 1))
+    with pytest.raises(InputError, match="lists of images in the column images"):
+        open_source(write(tmp_path / "images.parquet", images=images))
+
+
+def test_lists_of_declared_classes_have_their_names_in_every_spelling_of_datasets(tmp_path: Path) -> None:
+    declared = {"_type": "ClassLabel", "names": ["cat", "dog"]}
+    rows = pa.table({"image": pa.array(ROWS[:2], STRUCT), "labels": [[0, 1], [1]]})
+    for number, feature in enumerate(([declared], {"_type": "List", "feature": declared})):
+        features = {"info": {"features": {"image": {"_type": "Image"}, "labels": feature}}}
+        path = tmp_path / f"{number}.parquet"
+        pq.write_table(rows.replace_schema_metadata({"huggingface": json.dumps(features)}), path)
+        assert open_source(path).class_names == ("cat|dog", "dog")
+
+
+def test_a_text_has_no_blanks_around_it(tmp_path: Path) -> None:
+    rows = write(tmp_path / "x.parquet", image=pa.array(ROWS[:2], STRUCT), label=["cat ", " cat"])
+    assert [ref.label for ref, _ in read(open_source(rows))] == [0, 0]
+
+
+def test_a_column_of_splits_is_pointed_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    open_source(write(tmp_path / "x.parquet", image=pa.array(ROWS[:2], STRUCT), split=["train", "test"]))
+    assert "mixes the splits ['test', 'train'] in its column split" in caplog.text
 
 
 def test_a_column_of_paths_is_named_with_its_type(tmp_path: Path) -> None:

@@ -5,7 +5,12 @@ import pytest
 
 from beit.common.errors import InputError
 from beit.common.sources.opening import open_source
-from beit.common.sources.splits import refuse_splits_as_classes, warn_of_split_containers, warn_of_split_folders
+from beit.common.sources.splits import (
+    refuse_splits_as_classes,
+    warn_of_split_containers,
+    warn_of_split_folders,
+    warn_of_split_rows,
+)
 from beit.common.sources.types import Source
 
 CLASSES = ("cat", "dog")
@@ -31,6 +36,7 @@ def said(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
         (["images/training/1.jpg", "images/validation/1.jpg"], ("/d/images/validation",)),
         (["train/1.jpg", "test/1.jpg"], ("/d/test",)),
         (["val/1.jpg", "testing/1.jpg"], ("/d/testing", "such as /d/val")),
+        (["trainA/1.jpg", "testA/1.jpg", "unlabeled/1.jpg"], ("the images of /d/testA are used", "such as /d/trainA")),
     ],
 )
 def test_folders_of_several_splits_are_pointed_out(
@@ -49,6 +55,8 @@ def test_folders_of_several_splits_are_pointed_out(
         tree("", classes=("test tube", "train")),
         ["test_1.jpg", "train_1.jpg"],
         tree("val", "valid"),
+        tree("train", "unlabelled"),
+        tree("", classes=("bullet train", "pregnancy test")),
     ],
 )
 def test_one_split_or_a_class_of_such_a_name_is_not(paths: list[str], said: pytest.LogCaptureFixture) -> None:
@@ -62,6 +70,8 @@ def test_one_split_or_a_class_of_such_a_name_is_not(paths: list[str], said: pyte
         (["train-000.tar", "train-001.tar", "test-000.tar"], ("'/d/train*.tar'",)),
         (["train/000.tar", "val/000.tar"], ("'/d/train'",)),
         (["imagenet-train-000.tar", "imagenet-validation-000.tar"], ("'/d/imagenet-train*.tar'",)),
+        (["eval-0.tar", "TrainSet-0.tar"], ("'/d/Train*.tar'",)),
+        (["seg_train/0.tar", "seg_test/0.tar"], ("'/d/seg_train'",)),
         (["data/Train.00.parquet", "data/Dev.00.parquet"], ("'/d/data/Train*.parquet'",)),
     ],
 )
@@ -89,6 +99,12 @@ def test_containers_of_one_split_are_not(paths: list[str], said: pytest.LogCaptu
         ([*tree("train"), "test/1.jpg"], ("/d/train",)),
         ([*tree("train", "test"), "unlabelled/1.jpg"], ("/d/train",)),
         (tree("test", "testing"), ("/d/test",)),
+        (tree("trainval", "test"), ("/d/trainval to train on", "/d/test")),
+        (tree("train", "eval"), ("/d/eval to measure on",)),
+        (tree("Trainset", "TestData"), ("/d/Trainset", "/d/TestData")),
+        (tree("train", "unlabeled"), ("/d/train", "/d/unlabeled to pre-train on")),
+        (["seg_train/seg_train/a/1.jpg", "seg_test/seg_test/a/1.jpg"], ("/d/seg_train to train on", "/d/seg_test")),
+        (tree("Training", "PublicTest"), ("/d/Training", "/d/PublicTest")),
     ],
 )
 def test_splits_are_refused_as_classes(paths: list[str], words: tuple[str, ...]) -> None:
@@ -109,6 +125,18 @@ def test_splits_are_refused_as_classes(paths: list[str], words: tuple[str, ...])
 )
 def test_classes_of_such_names_are_not_refused(paths: list[str]) -> None:
     refuse_splits_as_classes("/d", paths)
+
+
+@pytest.mark.parametrize(
+    ("values", "is_said"),
+    [(("train", "test", "train"), True), (("TRAIN", " val ", ""), True), (("train", "unlabelled"), False),
+     (("train", "bus", "test"), False), (("train", "seg_test"), False), (("train",), False), ((), False)],
+)  # fmt: skip
+def test_a_column_of_splits_is_pointed_out(
+    values: tuple[str, ...], is_said: bool, said: pytest.LogCaptureFixture
+) -> None:
+    warn_of_split_rows("/d/x.csv", "split", values)
+    assert ("/d/x.csv mixes the splits" in said.text) == is_said == ("in its column split" in said.text)
 
 
 def test_only_who_wants_classes_is_refused(tmp_path: Path, said: pytest.LogCaptureFixture) -> None:

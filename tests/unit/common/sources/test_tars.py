@@ -100,10 +100,10 @@ def test_mixing_names_and_numbers_is_refused(tmp_path: Path, first: bytes, secon
 def test_numbers_may_be_written_in_ways_of_their_own(tmp_path: Path) -> None:
     members = {"a.jpg": b"", "a.cls": b"007", "b.jpg": b"", "b.cls": b"12", "c.jpg": b"", "c.json": b'{"label": 3.0}'}
     members |= {"d.jpg": b"", "d.json": b'{"labels": [3, 5]}', "e.jpg": b"", "e.cls": b"%d" % 10**30, "f.jpg": b""}
-    members |= {"f.cls": b"-2", "g.jpg": b"", "g.json": b'{"label": 0.5}'}
+    members |= {"f.cls": b"-2", "h.jpg": b"", "h.cls": b"\xef\xbb\xbf9", "g.jpg": b"", "g.json": b'{"label": 0.5}'}
     source = open_source(write_tar(tmp_path / "x.tar", members))
     assert source.class_names is None
-    assert labels_of(source) == ["007", 12, 3, "3|5", 10**30, -2, None]
+    assert labels_of(source) == ["007", 12, 3, "3|5", 10**30, -2, 9, None]
 
 
 def test_lists_of_numbers_may_stand_beside_numbers(tmp_path: Path) -> None:

@@ -53,6 +53,14 @@ def six(tmp_path):
     ]
 
 
+def test_what_earlier_runs_did_without_recording_it_is_no_difference(tmp_path):
+    old = write_run(tmp_path / "old", top1=0.5)
+    new = write_run(tmp_path / "new", top1=0.6, seed=1, extra="[source]\nmax_megapixels = 64.0")
+    other = write_run(tmp_path / "other", top1=0.6, extra="[source]\nmax_megapixels = 100.0")
+    assert len(compare_runs([old, new]).groups) == 1
+    assert len(compare_runs([old, other]).groups) == 2
+
+
 def test_runs_that_differ_by_seed_are_one_row_with_students_interval(six):
     ours, random = compare_runs(six).groups
     assert ours.differing == {"encoder": "ours"} and random.differing == {"encoder": "random"}

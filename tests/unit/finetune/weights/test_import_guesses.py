@@ -56,6 +56,7 @@ def flagged(value):
 
 PIXELS = {
     "a BEiT of ImageNet-1k, by the arguments of its training": (lambda: flagged(True), {}, IMAGENET, False),
+    "a flag that is a number": (lambda: flagged(1), {}, IMAGENET, False),
     "one of other images": (lambda: flagged(False), {}, INCEPTION, False),
     "arguments as a dict": (lambda: {**flagged(True), "args": vars(flagged(True)["args"])}, {}, IMAGENET, False),
     "a fine-tuned BEiT": (lambda: {**flagged(True), "model": finetuned_beit()}, {}, IMAGENET, False),
