@@ -18,7 +18,6 @@ from beit.common.runs.changes import SPEED_KEYS, matches, with_defaults
 from beit.common.runs.environment import STARTS, read_environment
 from beit.common.runs.layout import CONFIG, ENCODER, ENVIRONMENT, EVALUATION, LAST, METRICS, MODEL, PROBES
 from beit.common.runs.metrics import read_metrics
-from beit.common.sources.config import SourceConfig
 from beit.common.storage.documents import read_json, reading
 from beit.common.storage.files import sha256_file
 from beit.common.vit.description import WEIGHTS_FILE, read_encoder_config
@@ -27,7 +26,6 @@ from beit.finetune.in_force import brought_settings
 
 SEEDS = ("train.seed", "data.subset_seed")
 """Settings that tell the repetitions of one experiment apart."""
-_NOT_RECORDED_ONCE = {"source.max_megapixels": SourceConfig().max_megapixels}
 _OF_FROZEN_FEATURES = ("encoder", "image.", "model.", "data.", "evaluation.crop_pct", "probe.")
 """Settings that decide a probe, `probe.` too, which decides no training."""
 
@@ -170,7 +168,7 @@ def _require_own_weights(path: Path, sha256: str | None) -> None:
         )
 
 
-def _read_pretraining(path: Path, settings: dict[str, Any]) -> RunRecord:
+def _read_pretraining(path: Path, settings: Mapping[str, Any]) -> RunRecord:
     provenance = read_encoder_config(path / ENCODER, need_weights=False).provenance
     metrics = provenance.get("metrics") or {}
     main = next((name for name in ("held_out_bits", "held_out_mse") if name in metrics), None)
@@ -205,10 +203,9 @@ def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-def _deciding(settings: dict[str, Any]) -> dict[str, Any]:
-    """Leave out seeds and what changes speed only, and fill in what earlier versions did without recording it."""
-    found = _NOT_RECORDED_ONCE | settings
-    return {name: value for name, value in found.items() if not matches(name, (*SEEDS, *SPEED_KEYS))}
+def _deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out seeds and what changes speed only."""
+    return {name: value for name, value in settings.items() if not matches(name, (*SEEDS, *SPEED_KEYS))}
 
 
 def _training_budget(path: Path, settings: Mapping[str, Any], step: int) -> Budget:
