@@ -50,8 +50,8 @@ def finetune_command(task: str, data: str, run: Path, encoder: str | None, val: 
       beit finetune classification flowers/train runs/flowers --encoder runs/pretrain/encoder --val flowers/val
       beit finetune linear-probe flowers/train runs/probe --encoder runs/pretrain/encoder --val flowers/val
     """
-    from beit.common.errors import InputError
-    from beit.common.processes.launcher_env import under_launcher
+    from beit.common.errors import InputError, require
+    from beit.common.processes.launcher_env import find_launcher, under_launcher
     from beit.finetune.config import FinetuneConfig
 
     if task not in TASKS:
@@ -59,8 +59,14 @@ def finetune_command(task: str, data: str, run: Path, encoder: str | None, val: 
     options = LongOptions(**long)
     config = options.load(FinetuneConfig, RECIPES, encoder=encoder, data__val=val)
     if task in PROBES:
-        if options.gpus or options.hostfile or under_launcher():
-            raise InputError(f"{task} runs in one process, on a GPU if there is one; leave --gpus and --hostfile out")
+        alone = f"{task} runs in one process, on a GPU if there is one"
+        require(not (options.gpus or options.hostfile), f"{alone}; leave --gpus and --hostfile out")
+        launcher = find_launcher() if under_launcher() else None
+        if launcher is not None:
+            raise InputError(
+                f"{alone}, but {launcher.variables} say that this is one of several ranks; start it without a "
+                f"launcher, or unset {launcher.rank} if this is a shell, not a rank"
+            )
         from beit.finetune.probe.run import run_probe
 
         click.echo(run_probe(task, config, data=data, run_dir=run, resume=options.resume))

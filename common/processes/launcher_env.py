@@ -118,9 +118,12 @@ def is_to_start_ranks(gpus: int | None, hostfile: str | None, variables: Mapping
 
 
 def launched_rank() -> int | None:
-    """Return this process's rank under a launcher, as far as its variables tell at once; None for no launcher."""
+    """Return this process's rank under a launcher, as far as its variables tell at once; None for no launcher.
+
+    RANK alone says nothing: such a process is the only one, and is not to be silent like the second of several.
+    """
     launcher = find_launcher()
-    rank = os.environ[launcher.rank] if launcher else os.environ.get("RANK", os.environ.get("SLURM_PROCID", ""))
+    rank = os.environ[launcher.rank] if launcher else ""
     return int(rank) if rank.isdigit() else None
 
 

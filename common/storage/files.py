@@ -33,6 +33,7 @@ _HASH_BLOCK_BYTES = 1 << 20
 _TEMPORARY = re.compile(r"(?P<name>.+)\.tmp\.(?P<pid>[0-9]{1,10})(\.((?P<key>[0-9a-f]{8})[0-9a-f]{8}|[0-9a-f]{8}))?")
 _STALE_SECONDS = 3600
 _OWN_DESCRIPTOR = re.compile(r"/dev/(?P<name>stdout|stderr)|(/dev/fd|/proc/self/fd)/(?P<number>\d+)")
+_DESCRIPTOR = re.compile(rf"{_OWN_DESCRIPTOR.pattern}|/proc/\d+/fd/\d+")
 
 
 def default_cache_dir() -> Path:
@@ -200,8 +201,11 @@ def _open_special(path: Path) -> BinaryIO:
 
 
 def is_special(path: Path) -> bool:
-    """Tell whether a path is to be written into: what is no regular file, or what the process has open."""
-    return (path.exists() and not path.is_file()) or path.absolute().parts[1:2] in (("dev",), ("proc",))
+    """Tell whether a path is to be written into: what is no regular file, or what a process has open.
+
+    A file in /dev/shm is one like any other.
+    """
+    return (path.exists() and not path.is_file()) or _DESCRIPTOR.fullmatch(str(path.absolute())) is not None
 
 
 def sha256_file(path: Path) -> str:

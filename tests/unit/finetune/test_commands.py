@@ -46,6 +46,13 @@ def test_probes_run_in_one_process(tmp_path):
         invoke(finetune_command, "knn", "d", tmp_path / "run", "--gpus", 2)
 
 
+def test_probes_name_the_launcher_that_says_they_are_one_of_several(tmp_path, monkeypatch):
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    with pytest.raises(InputError, match="unset SLURM_PROCID"):
+        invoke(finetune_command, "knn", "d", tmp_path / "run")
+
+
 def test_encoder_is_required(tmp_path):
     with pytest.raises(InputError, match="--encoder is missing"):
         invoke(finetune_command, "classification", "d", tmp_path / "run")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from beit.common.errors import InputError
-from beit.common.processes.launcher_env import is_to_start_ranks, launcher_environment, under_launcher
+from beit.common.processes.launcher_env import is_to_start_ranks, launched_rank, launcher_environment, under_launcher
 
 
 def test_no_launcher_is_one_rank() -> None:
@@ -97,3 +97,22 @@ def test_launchers_of_mpi(variables: dict[str, str]) -> None:
 def test_contradictions_are_named(change: dict[str, str], message: str) -> None:
     with pytest.raises(InputError, match=message):
         launcher_environment({"RANK": "0", "WORLD_SIZE": "8"} | change)
+
+
+@pytest.mark.parametrize(
+    ("variables", "rank"),
+    [
+        ({"RANK": "1"}, None),
+        ({"SLURM_PROCID": "1"}, None),
+        ({"RANK": "1", "WORLD_SIZE": "2"}, 1),
+        ({"SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "4"}, 3),
+    ],
+)
+def test_a_rank_alone_is_no_second_one_that_would_be_silent(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], rank: int | None
+) -> None:
+    for name in ("RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert launched_rank() == rank

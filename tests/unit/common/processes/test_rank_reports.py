@@ -105,6 +105,7 @@ def test_output_is_followed_by_whole_lines(tmp_path: Path, capsys: pytest.Captur
 
 def test_rank_reports_to_the_launching_command_or_prints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(rank_reports.REPORTS_VARIABLE, raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
     assert record_exit(2, "x") == "x"
     monkeypatch.setenv("RANK", "1")

@@ -1,8 +1,10 @@
 """Outputs that a user names never replace what a command reads, a link, or what is no file."""
 
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 
@@ -43,6 +45,21 @@ def test_standard_output_gets_what_was_asked_for_after_what_was_printed(tmp_path
     command = f'"{sys.executable}" -c "$CODE" > {tmp_path / "direct"}'
     subprocess.run(["bash", "-c", command], env={**os.environ, "CODE": code}, check=True)
     assert (tmp_path / "direct").read_bytes() == b"first\nsecond\nthird\n"
+
+
+@pytest.mark.skipif(not os.access("/dev/shm", os.W_OK), reason="no /dev/shm")
+def test_a_file_in_shared_memory_is_replaced_like_any_other():
+    folder = Path(tempfile.mkdtemp(dir="/dev/shm"))
+    try:
+        for data in (b"first, and longer", b"second"):
+            write_output(folder / "out.json", data)
+            assert (folder / "out.json").read_bytes() == data
+        with pytest.raises(InputError, match="does not exist"):
+            check_outputs({"--out": folder / "missing/out.json"})
+        with pytest.raises(InputError, match="is what is read"):
+            check_outputs({"--out": folder / "out.json"}, inputs=[folder / "out.json"])
+    finally:
+        shutil.rmtree(folder)
 
 
 @pytest.mark.parametrize("is_there", [True, False])
