@@ -16,12 +16,13 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from beit.common.errors import InputError, require
 from beit.common.storage.documents import read_json, write_json
 from beit.common.storage.files import atomic_path, fsync_directory, remove_stale, sha256_file
+from beit.common.storage.tensor_check import write_safetensors
 from beit.common.vit.adapt import adapt_state
 from beit.common.vit.config import PosBias
 from beit.common.vit.description import (
@@ -55,11 +56,8 @@ def save_model(directory: Path, state: Mapping[str, Tensor], config: EncoderConf
     config_path, weights_path = directory / CONFIG_FILE, directory / WEIGHTS_FILE
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     with atomic_path(weights_path) as temporary:
-        try:
-            # Not "pt", so that every version 4 of transformers refuses the file; see `not_for_transformers`, too.
-            save_file(tensors, temporary, metadata={"format": FORMAT.name})
-        except SafetensorError as error:  # a full disk comes out as this
-            raise OSError(f"{weights_path} could not be written: {error}") from error
+        # Not "pt", so that every version 4 of transformers refuses the file; see `not_for_transformers`, too.
+        write_safetensors(temporary, tensors, metadata={"format": FORMAT.name})
         digest = sha256_file(temporary)
         if config_path.exists() and _differs(directory, config):
             config_path.unlink()

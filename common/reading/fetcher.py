@@ -153,7 +153,8 @@ class Fetcher:
         if self._opening is not None:
             limit = max(limit, _START_SECONDS)
         if waited >= limit:
-            raise RunFailed(self._named(owner, f" sent nothing for {limit:g} s (reader.timeout_seconds)"))
+            setting = " (reader.timeout_seconds)" if limit == self._timeout_seconds else ""
+            raise RunFailed(self._named(owner, f" sent nothing for {limit:g} s{setting}"))
         if waited >= min(_TOLD_AFTER_SECONDS, limit / 2) and not self._is_told:
             self._is_told = True
             logger.warning("waiting for %s", self._named(owner, f" since {waited:.0f} s"))

@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import load_file
 
 from beit.common.errors import InputError, require
 from beit.common.runs.commits import Way, commit_bytes, parse_commit, read_way
 from beit.common.runs.layout import CHECKPOINTS, COMMIT, LATEST
 from beit.common.storage.files import fault_point, fsync_directory, sha256_file, write_atomic
+from beit.common.storage.tensor_check import write_safetensors
 
 logger = logging.getLogger(__name__)
 _TAG = re.compile(r"step_(\d+)")
@@ -216,10 +217,7 @@ def _require_room(directory: Path, contents: Mapping[str, Mapping[str, torch.Ten
 
 
 def _write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
-    try:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
-    except SafetensorError as error:  # a full disk comes out as this
-        raise OSError(f"{path} could not be written: {error}") from error
+    write_safetensors(path, {name: tensor.contiguous() for name, tensor in tensors.items()})
     with path.open("rb") as file:
         os.fsync(file.fileno())
     return {"name": path.name, "size": path.stat().st_size, "sha256": sha256_file(path)}

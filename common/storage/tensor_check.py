@@ -1,15 +1,17 @@
-"""Tensors read from a file, and whether they are exactly what a network needs, before any of them is used.
+"""Tensors in a file: written, read, and whether they are exactly what a network needs, before any of them is used.
 
 Descriptions are checked against the header of the file without torch, so torch is imported where tensors are read.
 """
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from beit.common.errors import InputError, require
 
@@ -59,6 +61,25 @@ def read_safetensors(file: Path) -> dict[str, Tensor]:
         return dict(load_file(file))
     except Exception as error:  # safetensors raises its own type for damage, without a public common base
         raise InputError(f"{file} is not a readable safetensors file ({error}); fetch or copy it again") from None
+
+
+def write_safetensors(file: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write tensors of the CPU to a safetensors file that whoever may read other new files here may read.
+
+    Raises:
+        OSError: it could not be written, because the disk is full for instance.
+    """
+    from safetensors.torch import save_file
+
+    file.touch()
+    permissions = stat.S_IMODE(file.stat().st_mode)
+    try:
+        save_file(dict(tensors), file, metadata=metadata)
+    except SafetensorError as error:  # a full disk comes out as this
+        name, _, _ = file.name.partition(".tmp.")  # as who reads the message knows it
+        raise OSError(f"{file.with_name(name)} could not be written: {error}") from error
+    with suppress(OSError):  # of a file system that has none
+        file.chmod(permissions)  # safetensors replaces the file by one that only its owner may read
 
 
 def check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], origin: Path) -> None:

@@ -1,6 +1,7 @@
 """The encoder on disk: round trip, adaptation on load, atomicity, and clear errors."""
 
 import json
+import stat
 
 import pytest
 import torch
@@ -188,7 +189,7 @@ def test_interrupted_write_leaves_the_old_encoder(saved, monkeypatch):
     def fail(*args, **kwargs):
         raise OSError("disk full")
 
-    monkeypatch.setattr(encoder_module, "save_file", fail)
+    monkeypatch.setattr("safetensors.torch.save_file", fail)
     with pytest.raises(OSError, match="disk full"):
         write(directory, pretrain_model(seed=1))
     assert torch.equal(load_encoder(directory).cls_token, model.cls_token)
@@ -240,7 +241,7 @@ def test_a_full_disk_is_an_os_error_that_names_the_file(saved, monkeypatch):
         path.write_bytes(b"half")
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr(encoder_module, "save_file", fill_disk)
+    monkeypatch.setattr("safetensors.torch.save_file", fill_disk)
     with pytest.raises(OSError, match=r"model\.safetensors could not be written: .*No space left"):
         write(saved[0], pretrain_model(seed=1))
     assert torch.equal(load_encoder(saved[0]).cls_token, saved[1].cls_token)
@@ -338,3 +339,8 @@ def test_loaded_type_is_the_bare_encoder(saved):
     encoder = load_encoder(saved[0])
     assert type(encoder) is VisionTransformer
     assert not any(name.startswith(("norm", "lm_head")) for name in encoder.state_dict())
+
+
+def test_weights_may_be_read_by_whoever_may_read_the_description(saved):
+    modes = {stat.S_IMODE((saved[0] / name).stat().st_mode) for name in ("config.json", "model.safetensors")}
+    assert len(modes) == 1

@@ -4,10 +4,10 @@ import signal
 import threading
 
 import pytest
+import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
-from beit.common import encoder as encoder_module
 from beit.common.config import config_from_dict
 from beit.common.encoder import load_encoder, read_encoder_config, read_encoder_state
 from beit.common.errors import InputError, ResumableStop
@@ -39,14 +39,14 @@ def make_config(**sections):
 def test_a_full_disk_under_the_encoder_is_survived_once(store, tmp_path, monkeypatch, caplog):
     """safetensors has an error of its own for it."""
     failures = iter([SafetensorError("I/O error: No space left on device (os error 28)")])
-    save_file = encoder_module.save_file
+    save_file = safetensors.torch.save_file
 
     def fill_disk_once(*args, **options):
         for error in failures:
             raise error
         save_file(*args, **options)
 
-    monkeypatch.setattr(encoder_module, "save_file", fill_disk_once)
+    monkeypatch.setattr("safetensors.torch.save_file", fill_disk_once)
     run(make_config(), store=store.location, run_dir=tmp_path / "run")
     assert "checkpoint at step 2 failed" in caplog.text and "training goes on" in caplog.text
     assert load_encoder(tmp_path / "run").provenance["step"] == 6
