@@ -62,6 +62,10 @@ def serve(server: FileServer) -> Iterator[FileServer]:
         def do_HEAD(self) -> None:
             answer(server, self)
 
+        def send_response(self, code: int, message: str | None = None) -> None:
+            super().send_response(code, message)
+            self.send_header("Connection", "close")  # else a client may take the closed connection for its next request
+
         def log_message(self, *arguments: Any) -> None:
             pass
 
