@@ -6,8 +6,9 @@
 Three contestants read the same samples of one generated store, in turns, each sample's record and, as training does,
 its decoded image: with the checks, with the checks taken out, and from a store without checksums, as earlier versions
 wrote them, whose token tars are hashed as a whole when their shard is first read from. With `--other`, a fourth one:
-the beit of that interpreter on the store without checksums. A second table reads records only, which nothing does; the difference
-there is the price of a check. One process and one thread; data workers share that work as they share all reading.
+the beit of that interpreter on the store without checksums. A second table reads records only, which nothing does; the
+difference there is the price of a check. One process and one thread; data workers share that work as they share all
+reading.
 """
 
 from __future__ import annotations
