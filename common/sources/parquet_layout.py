@@ -31,7 +31,7 @@ class ParquetLayout:
     is_struct: bool
     """The column is a struct with the field `bytes`, as the Hugging Face feature is, not plain binary."""
     has_path: bool
-    """The struct has the field `path` too."""
+    """The struct has the field `path` too, and it is text."""
     label_column: str | None
     """Name of the column with the class, where there is one."""
     label_is_text: bool
@@ -116,7 +116,7 @@ def read_layout(
     image_column = _find_image_column(label, schema, features, image_column)
     image_type = schema.field(image_column).type
     is_struct = pa.types.is_struct(image_type)
-    has_path = is_struct and image_type.get_field_index("path") >= 0
+    has_path = is_struct and _has_text(image_type, "path")
     columns = tuple(_described(field, features) for field in schema)
     usable = [field.name for field in schema if field.name != image_column and _can_be_label(field.type)]
     declared = [name for name in usable if features.get(name, {}).get("_type") == "ClassLabel"]
@@ -140,6 +140,12 @@ def read_layout(
         columns=columns,
         label_notes=notes,
     )
+
+
+def _has_text(struct: pa.StructType, name: str) -> bool:
+    place = struct.get_field_index(name)
+    kind = struct.field(place).type if place >= 0 else pa.null()
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def _huggingface_features(schema: pa.Schema) -> dict[str, dict[str, Any]]:

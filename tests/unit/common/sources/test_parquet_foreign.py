@@ -55,6 +55,14 @@ def test_views_read_as_the_types_they_are_views_of(tmp_path: Path, kind: str) ->
     assert streamed(sources[1]) == [data for _, data in found]
 
 
+@pytest.mark.parametrize("values", [[b"a/0.jpg", b"\xff"], [7, 8]])
+def test_paths_that_are_no_text_name_nothing(tmp_path: Path, values: list[Any]) -> None:
+    images = [{"bytes": row["bytes"], "path": value} for row, value in zip(ROWS, values, strict=False)]
+    found = read(open_source(write(tmp_path / "x.parquet", image=pa.array(images))))
+    assert [ref.key for ref, _ in found] == ["x-00000000", "x-00000001"]
+    assert [data for _, data in found] == [b"img0", b"img1"]
+
+
 def test_views_are_plain_at_any_depth() -> None:
     nested = pa.list_(pa.struct([("a", pa.large_list(pa.string_view())), ("b", pa.int8())]))
     expected = pa.list_(pa.struct([("a", pa.large_list(pa.large_string())), ("b", pa.int8())]))
