@@ -38,7 +38,8 @@ class TrainConfig:
     log_interval_steps: Annotated[int, at_least(1)] = 50
     """Optimizer steps between two records in metrics.jsonl; reading a metric waits for the device."""
     eval_interval_steps: Annotated[int | None, at_least(1)] = None
-    """Optimizer steps between two evaluations; left out, once per epoch."""
+    """Optimizer steps between two evaluations; left out, once per epoch, or less often so that they take at most a
+    tenth of the time. There is always one at the end."""
     ema_decay: Annotated[float | None, within("(0, 1)", "use none for no average")] = None
     """Share per step that a running average of the weights keeps of itself, such as 0.999; what is measured and written
     for use is then the average. Left out, no average. The first steps keep less: min(ema_decay, (1 + t) / (10 + t))."""
@@ -84,7 +85,8 @@ class CheckpointConfig:
     """When to save and how much to keep."""
 
     interval_steps: Annotated[int | None, at_least(1)] = None
-    """Optimizer steps between two checkpoints; left out, once per epoch. The end of a run is always saved."""
+    """Optimizer steps between two checkpoints; left out, once per epoch, unless the last is too recent for what one
+    costs. The end of a run is always saved."""
     every_minutes: Annotated[float | None, above(0)] = None
     """Save also when this long has passed since the last save; left out, by steps only."""
     keep: Annotated[int, at_least(2)] = 2
@@ -170,9 +172,9 @@ class TrainingPlan:
     grad_accum_steps: int
     """Micro-batches per rank and optimizer step."""
     eval_interval_steps: int
-    """Optimizer steps between two evaluations."""
+    """Optimizer steps between two evaluations as set, else in an epoch; see `rhythm.py`."""
     save_interval_steps: int
-    """Optimizer steps between two checkpoints."""
+    """Optimizer steps between two checkpoints as set, else in an epoch."""
 
     def __str__(self) -> str:
         epochs = self.total_steps / self.steps_per_epoch

@@ -223,6 +223,7 @@ def check_record(checkpoint: Checkpoint) -> None:
         best = record.get("best") or {"step": 0, "evals_since": 0, "metrics": {}}
         numbers += [record["world_size"], record["nonfinite"]["total"], *record["nonfinite"]["recent"]]
         numbers += [best["step"], best["evals_since"]]
+        numbers += dict(record.get("rhythm", {})).values()
         measured = [*record["evaluation"].values(), *best["metrics"].values(), best.get("value")]
         for value in (*numbers, *(value for value in measured if value is not None)):
             if isinstance(value, bool) or not isinstance(value, int | float):
