@@ -166,6 +166,13 @@ def mim_loss(prediction: MaskedPrediction, token_ids: Tensor) -> MimLoss:
     return MimLoss(total / num_predicted.clamp(min=1), num_correct, num_predicted)
 
 
+def image_costs(prediction: MaskedPrediction, token_ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the cross-entropy of every image, summed over its masked patches, in nats, and how many they are, (B,)."""
+    targets = token_ids.gather(1, prediction.positions)  # (B, K)
+    costs = nn.functional.cross_entropy(prediction.logits.float().transpose(1, 2), targets, reduction="none")
+    return torch.where(prediction.valid, costs, 0.0).sum(1), prediction.valid.sum(1)
+
+
 class PixelLoss(NamedTuple):
     """Squared error of a batch; nothing here forces a device synchronisation."""
 

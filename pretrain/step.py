@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from beit.common.tokenizer import Tokenizer
 from beit.common.vit.vit import normalize_images
-from beit.pretrain.model import MimLoss, PixelLoss, mim_loss, pixel_loss, pixel_targets
+from beit.pretrain.model import MaskedPrediction, MimLoss, PixelLoss, mim_loss, pixel_loss, pixel_targets
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,7 +27,11 @@ class MimStep:
     """What makes tokens of a batch's `token_views`; None where the batch has its tokens."""
 
     def forward(self, model: nn.Module, batch: Mapping[str, Any]) -> MimLoss:
-        """Predict tokens and compare.
+        """Predict tokens and compare; the arguments are those of `predict`."""
+        return mim_loss(self.predict(model, batch), self.token_ids(batch))
+
+    def predict(self, model: nn.Module, batch: Mapping[str, Any]) -> MaskedPrediction:
+        """Predict tokens.
 
         Args:
             model: A `MaskedImageModel`, possibly wrapped.
@@ -35,7 +40,8 @@ class MimStep:
         """
         images, mask = normalize_images(batch["images"], self.mean, self.std), batch["bool_masked_pos"]
         predicted = torch.ones_like(mask) if self.predict_all else mask
-        return mim_loss(model(images, mask, predicted), self.token_ids(batch))
+        prediction: MaskedPrediction = model(images, mask, predicted)
+        return prediction
 
     def token_ids(self, batch: Mapping[str, Any]) -> Tensor:
         """Return the tokens of a batch, (B, N) int64 on its device: its own, or computed from its `token_views`."""
@@ -48,9 +54,10 @@ class MimStep:
             return self.tokenizer.encode(views).flatten(1).clone()  # out of inference mode, which gradients refuse
 
     def __call__(self, model: nn.Module, batch: Mapping[str, Any], step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss of a micro-batch (scalar) and its accuracy (detached), for the training loop."""
+        """Return the loss of a micro-batch (scalar) and, detached, in bits, and its accuracy, for the training loop."""
         result = self.forward(model, batch)
-        return result.loss, {"mim_acc": result.num_correct / result.num_predicted.clamp(min=1)}
+        bits = result.loss.detach() / math.log(2)
+        return result.loss, {"bits": bits, "mim_acc": result.num_correct / result.num_predicted.clamp(min=1)}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,9 +78,14 @@ class PixelStep:
             model: A `MaskedPixelModel`, possibly wrapped.
             batch: images (B, 3, img_size, img_size) uint8, bool_masked_pos (B, N) bool; on the model's device.
         """
+        return self.compare(model, batch)[1]
+
+    def compare(self, model: nn.Module, batch: Mapping[str, Any]) -> tuple[MaskedPrediction, PixelLoss]:
+        """Predict the masked patches and compare, as `forward`; returns the prediction as well."""
         images = normalize_images(batch["images"], self.mean, self.std)
         targets = pixel_targets(images, self.patch_size, normalize_patches=self.normalize_patches)
-        return pixel_loss(model(images, batch["bool_masked_pos"]), targets)
+        prediction: MaskedPrediction = model(images, batch["bool_masked_pos"])
+        return prediction, pixel_loss(prediction, targets)
 
     def __call__(self, model: nn.Module, batch: Mapping[str, Any], step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss of a micro-batch (scalar), for the training loop; there is no other metric."""

@@ -47,7 +47,7 @@ from beit.pretrain.objective import TokenSource, build_model, build_step, token_
 from beit.pretrain.pictures.reconstruction import Reconstruction, build_reconstruction, find_decoder
 from beit.pretrain.signal.held_out import HeldOut
 from beit.pretrain.signal.probe import BEST_BLOCK, ProbeData, describe, open_probe_data, probe_metrics
-from beit.pretrain.signal.verdict import verdict
+from beit.pretrain.signal.verdict import Judge, verdict
 from beit.pretrain.store_dataset import StoreDataset
 from beit.pretrain.stored_run import record_data
 
@@ -83,7 +83,7 @@ def run(config: PretrainConfig, *, store: str | Path, run_dir: Path, resume: str
     task, result = train(config, build, run_dir=run_dir, resume=resume)
     if task.world.is_main:
         if result.metrics:
-            logger.info("verdict: %s", verdict(result.metrics, task.before(result.step)))
+            logger.info("verdict: %s", verdict(result.metrics))
         logger.info("encoder: %s", run_dir / ENCODER)
 
 
@@ -126,7 +126,7 @@ class PretrainTask:
     probe: ProbeData | None = None
     """Labelled images to probe the features on, at every evaluation."""
     earlier: list[dict[str, Any]] = field(default_factory=list)
-    """Records of metrics.jsonl, on rank 0: what an evaluation is compared with."""
+    """Records of metrics.jsonl, on rank 0: what a run that kept nothing else is judged by."""
 
     def __post_init__(self) -> None:
         """Build the order; identical on every rank."""
@@ -225,9 +225,13 @@ class PretrainTask:
 
     def evaluate(self, model: torch.nn.Module, step: int) -> dict[str, float]:
         """Measure the learning signal on held-out images and the probe, and say what they mean."""
-        metrics = self.held_out.measure(model) if self.held_out_images.shard_sizes.sum() else {}
-        if metrics and self.world.is_main:
-            logger.info("step %d: %s", step, verdict(metrics, self.before(step)))
+        metrics: dict[str, float] = {}
+        if self.held_out_images.shard_sizes.sum():
+            metrics, costs = self.held_out.measure(model)
+        if metrics:
+            line = self.judge.take(metrics, step, costs)
+            if self.world.is_main:
+                logger.info("step %d: %s", step, line)
         if self.probe is not None:
             probed = probe_metrics(
                 model,
@@ -240,8 +244,21 @@ class PretrainTask:
             if self.world.is_main:
                 logger.info("step %d: %s", step, describe(probed))
             metrics |= probed
-        self.earlier.append({"step": step, **metrics})
         return metrics
+
+    @cached_property
+    def judge(self) -> Judge:
+        """What says in words how it goes."""
+        plan = self.data.plan
+        return Judge(earlier=self.earlier, grace_steps=max(2 * plan.warmup_steps, plan.total_steps // 10))
+
+    def memory(self) -> dict[str, Any]:
+        """Return what later evaluations are judged by."""
+        return self.judge.state()
+
+    def recall(self, memory: Mapping[str, Any]) -> None:
+        """Judge on as before."""
+        self.judge.restore(memory)
 
     def pictures(self, model: torch.nn.Module, step: int) -> dict[str, Image]:
         """Draw a few held-out images as the model completes them, if their words can be painted."""
@@ -280,10 +297,6 @@ class PretrainTask:
             return self.tokens.encoder if self.tokens.encoder.can_decode else None
         assert self.store.info.tokenizer is not None
         return find_decoder(self.store.info.tokenizer, self.world.device)
-
-    def before(self, step: int) -> list[dict[str, Any]]:
-        """Return the evaluations of this run before `step`, oldest first."""
-        return [record for record in self.earlier if record["step"] < step]
 
     @cached_property
     def held_out(self) -> HeldOut:

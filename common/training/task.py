@@ -94,6 +94,17 @@ class CountsEvaluation(Protocol):
 
 
 @runtime_checkable
+class Remembers(Protocol):
+    """A task that judges an evaluation by earlier ones, and so has something to keep beside the weights."""
+
+    def memory(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps, JSON-able and small."""
+
+    def recall(self, memory: Mapping[str, Any]) -> None:
+        """Take what the checkpoint kept, which may be damaged; called before the first step of a resumed run."""
+
+
+@runtime_checkable
 class OverwritesWeights(Protocol):
     """A task that overwrites rows of weights itself, in `forward`; every rank the same, and at ZeRO 0 only."""
 

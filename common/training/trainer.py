@@ -10,7 +10,6 @@ the data on but not the schedule of learning rate and weight decay.
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -36,11 +35,20 @@ from beit.common.training.ema import WeightAverage
 from beit.common.training.engine import Engine
 from beit.common.training.judge import BestSoFar, NonFiniteGuard
 from beit.common.training.measure import ProfileWindow, peak_flops, peak_memory_bytes
+from beit.common.training.optimizer import cosine_schedule
 from beit.common.training.portable_state import gather_state
 from beit.common.training.rhythm import Rhythm, evaluation_cost
 from beit.common.training.saver import Saver, check_record, check_shapes
 from beit.common.training.speed import apply_speed
-from beit.common.training.task import CountsEvaluation, CountsFlops, DrawsPictures, FitResult, OverwritesWeights, Task
+from beit.common.training.task import (
+    CountsEvaluation,
+    CountsFlops,
+    DrawsPictures,
+    FitResult,
+    OverwritesWeights,
+    Remembers,
+    Task,
+)
 
 logger = logging.getLogger(__name__)
 SomeTask = TypeVar("SomeTask", bound=Task)
@@ -240,6 +248,8 @@ class Trainer:
             self._guard.restore(checkpoint.record["nonfinite"])
             self._evaluation = dict(checkpoint.record["evaluation"])
             self._rhythm.restore(checkpoint.record.get("rhythm", {}))
+            if isinstance(self._task, Remembers) and "memory" in checkpoint.record:
+                self._task.recall(checkpoint.record["memory"])
             if "best" in checkpoint.record:
                 self._best.restore(checkpoint.record["best"])
                 if self._best.is_exhausted:
@@ -388,7 +398,8 @@ class Trainer:
         }
         self._metrics.write(record)
         self._reset_clock()
-        return {name: record[name] for name in ("loss", *names, "lr", "images_per_second", "data_wait")}
+        shown = [name for name in ("loss", *names) if not (name == "loss" and "bits" in names)]  # one unit for people
+        return {name: record[name] for name in (*shown, "lr", "images_per_second", "data_wait")}
 
     def _use_of_device(self, images_per_second: float) -> dict[str, float]:
         """Return throughput, the share of the devices' arithmetic that it is, and the memory it takes on any rank."""
@@ -450,6 +461,8 @@ class Trainer:
         started = time.monotonic()
         counters = {"nonfinite": self._guard.state(), "evaluation": self._evaluation, "best": self._best.state()}
         counters["rhythm"] = self._rhythm.state()
+        if isinstance(self._task, Remembers):
+            counters["memory"] = self._task.memory()
         self._saver.save(self._step, counters=counters, required=required, best=self._best_weights)
         self._saved_at = time.monotonic()
         self._rhythm.note_save(self._saved_at - started)
@@ -466,32 +479,3 @@ def _evaluation_cost(task: Task, world: World) -> float:
     images = task.evaluation_images() if isinstance(task, CountsEvaluation) else 0.0
     flops = task.flops_per_sample() if isinstance(task, CountsFlops) else None
     return evaluation_cost(images, flops=flops, device=world.device.type, world_size=world.world_size)
-
-
-def cosine_schedule(step: int, *, total_steps: int, warmup_steps: int, peak: float, final: float) -> float:
-    """Evaluate linear warmup from 0 followed by half a cosine down towards `final`.
-
-    Both ends of the warmup are included, so step 0 has the value 0 exactly, and the peak stands twice: at the last
-    warmup step and at the first cosine step. The last step stays one cosine step short of `final`.
-
-    Args:
-        step: Optimizer step, from 0; past the end the value of the last step holds.
-        total_steps: Steps of the run, warmup included.
-        warmup_steps: Steps of the warmup; 0 starts at the peak.
-        peak: Value at the end of the warmup.
-        final: Value the cosine approaches.
-
-    Returns:
-        The value at this step.
-
-    Source: the released BEiT code. Differs: a warmup given in steps alone works, and steps past the end are defined.
-    """
-    if not 0 <= warmup_steps <= total_steps:
-        raise InputError(
-            f"warmup_steps ({warmup_steps}) must be in [0, total_steps ({total_steps})]; shorten the warmup"
-        )
-    step = min(step, total_steps - 1)
-    if step < warmup_steps:
-        return peak * step / max(1, warmup_steps - 1)
-    progress = (step - warmup_steps) / (total_steps - warmup_steps)
-    return final + 0.5 * (peak - final) * (1 + math.cos(math.pi * progress))

@@ -10,7 +10,7 @@ N patches, V words.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,7 @@ _SMOOTHING = 1.0
 """Added to every count, so that a token never seen in training costs much instead of infinitely much (Laplace)."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class TokenBaselines:
     """Both lines, fitted to training images."""
 
@@ -36,6 +36,11 @@ class TokenBaselines:
     def commonest(self) -> int:
         """The word that a model without input would always answer."""
         return int(self.unigram.argmax())
+
+    @cached_property
+    def word_nats(self) -> Float64Array:
+        """What each word costs under its frequency, in nats, (V,)."""
+        return -np.log(self.unigram)
 
     def unigram_nats(self, words: Int64Array) -> float:
         """Return the summed cost of `words` (n,) under their frequencies, in nats."""

@@ -25,8 +25,10 @@ from beit.common.reading.reader import sequential_loader
 from beit.common.training.data import padded
 from beit.pretrain.config import PretrainConfig
 from beit.pretrain.data import ViewTransform
+from beit.pretrain.model import image_costs, mim_loss
 from beit.pretrain.sample import EvenSample
 from beit.pretrain.signal.baselines import MAX_PAIRS, TokenBaselines, fit_baselines, neighbour_pairs
+from beit.pretrain.signal.spread import CostLog, ImageCosts
 from beit.pretrain.step import MimStep, PixelStep
 from beit.pretrain.store_dataset import StoreDataset
 
@@ -59,21 +61,30 @@ class HeldOut:
     """V; 0 for pixels."""
     world: World
 
-    def measure(self, model: nn.Module) -> dict[str, float]:
+    def measure(self, model: nn.Module) -> tuple[dict[str, float], dict[str, ImageCosts]]:
         """Measure a model in eval mode.
 
         Returns:
             For tokens: held_out_bits, held_out_acc, unigram_bits, neighbour_bits, unigram_acc, held_out_images and, on
             training images, train_bits and train_acc. For pixels: held_out_mse, mean_mse, held_out_images and
-            train_mse. Empty when no image could be read.
+            train_mse. held_out_bits_se, held_out_mse_se and below_unigram_se (of unigram_bits - held_out_bits) are
+            standard errors over images. Empty when no image could be read. Beside them the costs of every image,
+            "held_out" and "train".
         """
         held_out, beside = self._samples
-        found = self._metrics(model, held_out)
+        found, costs = self._metrics(model, held_out)
         metrics = {f"held_out_{name}" if name in _MEASURED else name: value for name, value in found.items()}
+        if costs is None:
+            return {}, {}
+        metrics |= {f"{name}_se": costs.mean()[1] for name in ("held_out_bits", "held_out_mse") if name in metrics}
+        if "unigram_bits" in metrics:
+            metrics["below_unigram_se"] = costs.below_line()[1]
+        by_side = {"held_out": costs}
         if metrics and len(beside):
-            trained = self._metrics(model, beside)
+            trained, costs = self._metrics(model, beside)
             metrics |= {f"train_{name}": trained[name] for name in ("bits", "acc", "mse") if name in trained}
-        return metrics
+            by_side |= {} if costs is None else {"train": costs}
+        return metrics, by_side
 
     @cached_property
     def _samples(self) -> tuple[EvenSample, EvenSample]:
@@ -89,14 +100,17 @@ class HeldOut:
         held_out, beside = self._samples
         return len(held_out) + len(beside) if len(held_out) else 0
 
-    def _metrics(self, model: nn.Module, sample: EvenSample) -> dict[str, float]:
-        loader, world = self._loader(sample), self.world
+    def _metrics(self, model: nn.Module, sample: EvenSample) -> tuple[dict[str, float], ImageCosts | None]:
+        loader, world, log = self._loader(sample), self.world, CostLog()
         blank = {name: torch.from_numpy(value)[None] for name, value in self.transform.blank().items()}
         batches = padded(loader, len(loader), blank, world)
         if isinstance(self.step, PixelStep):
-            return pixel_metrics(model, batches, step=self.step, world=world)
-        grid_size = (self.transform.grid_size,) * 2
-        return token_metrics(model, batches, step=self.step, baselines=self.baselines, grid_size=grid_size, world=world)
+            return pixel_metrics(model, batches, step=self.step, world=world, log=log), log.collect(world)
+        step, grid_size = self.step, (self.transform.grid_size,) * 2
+        metrics = token_metrics(
+            model, batches, step=step, baselines=self.baselines, grid_size=grid_size, world=world, log=log
+        )
+        return metrics, log.collect(world)
 
     @cached_property
     def baselines(self) -> TokenBaselines:
@@ -168,11 +182,12 @@ def token_metrics(
     baselines: TokenBaselines,
     grid_size: tuple[int, int],
     world: World,
+    log: CostLog | None = None,
 ) -> dict[str, float]:
     """Measure the prediction of masked tokens, whatever training predicts; of all tokens where nothing is masked.
 
     The model is in eval mode. `batches`, from `padded`, are this rank's share of the samples, each once, with fixed
-    masks. Where the baselines have no neighbour line, nothing is masked.
+    masks. Where the baselines have no neighbour line, nothing is masked. `log` gets the costs of each image in bits.
 
     Returns:
         bits, unigram_bits and neighbour_bits (cross-entropy per token), acc and its chance level unigram_acc (always
@@ -185,14 +200,19 @@ def token_metrics(
     for batch in batches:
         moved = _moved(batch, world)
         moved["token_ids"] = step.token_ids(moved)
-        result = MimStep(mean=step.mean, std=step.std, predict_all=everything).forward(model, moved)
+        prediction = MimStep(mean=step.mean, std=step.std, predict_all=everything).predict(model, moved)
         if not batch["is_real"]:
             continue
+        result = mim_loss(prediction, moved["token_ids"])
         images = torch.tensor(len(moved["images"]))
         row = [result.loss.double() * result.num_predicted, result.num_correct, result.num_predicted, images]
         sums += torch.stack([value.double().to(world.device) for value in row])
         ids, masks = moved["token_ids"].cpu().numpy(), moved["bool_masked_pos"].cpu().numpy()
         words = ids.reshape(-1) if everything else ids[masks]
+        if log is not None:
+            costs, weights = (values.cpu().numpy() for values in image_costs(prediction, moved["token_ids"]))
+            lines = np.where(everything | masks, baselines.word_nats[ids], 0.0).sum(1)
+            log.add(batch["positions"], costs / math.log(2), weights, lines / math.log(2))
         unigram += baselines.unigram_nats(words)
         commonest += float((words == baselines.commonest).sum())
         if not everything:
@@ -209,9 +229,14 @@ def token_metrics(
 
 
 def pixel_metrics(
-    model: nn.Module, batches: Iterable[Mapping[str, Any]], *, step: PixelStep, world: World
+    model: nn.Module,
+    batches: Iterable[Mapping[str, Any]],
+    *,
+    step: PixelStep,
+    world: World,
+    log: CostLog | None = None,
 ) -> dict[str, float]:
-    """Measure the regression of masked patches; model and batches are as in `token_metrics`.
+    """Measure the regression of masked patches; model, batches and `log` are as in `token_metrics`.
 
     Returns:
         mse, mean_mse (of predicting each value's mean over these patches: the variance of the target) and images; empty
@@ -219,9 +244,13 @@ def pixel_metrics(
     """
     sums: Tensor | None = None  # of squared errors, patches, images, targets (P,), their squares (P,)
     for batch in batches:
-        result = step.forward(model, _moved(batch, world))
+        prediction, result = step.compare(model, _moved(batch, world))
         if not batch["is_real"]:
             continue
+        if log is not None:
+            errors = (prediction.logits.float() - result.targets).square().mean(-1)  # (B, K)
+            costs = torch.where(result.valid, errors, 0.0).sum(1)
+            log.add(batch["positions"], costs.cpu(), result.valid.sum(1).cpu(), [math.nan] * len(costs))
         targets = torch.where(result.valid[..., None], result.targets, 0.0).double().flatten(0, 1)  # (B K, P)
         images = torch.tensor([len(batch["images"])], dtype=torch.float64, device=world.device)
         head = torch.stack([result.loss.double() * result.num_predicted, result.num_predicted.double()])

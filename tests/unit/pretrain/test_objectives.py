@@ -77,11 +77,12 @@ def test_golden_losses(name, store, tmp_path):
     records = train(store, tmp_path / "run", **SECTIONS[name])
     assert [record["loss"] for record in records if "loss" in record] == pytest.approx(GOLDEN[name], rel=1e-4)
     last = records[-1]
-    expected = {"step", "held_out_images"}
+    expected = {"step", "held_out_images", "evaluation_seconds", "evaluation_share"}
     if name.endswith("pixels"):
-        expected |= {"held_out_mse", "mean_mse", "train_mse"}
+        expected |= {"held_out_mse", "held_out_mse_se", "mean_mse", "train_mse"}
     else:
         expected |= {"held_out_bits", "held_out_acc", "unigram_bits", "unigram_acc", "train_bits", "train_acc"}
+        expected |= {"held_out_bits_se", "below_unigram_se"}
     expected |= {"neighbour_bits"} if name in ("masked_tokens", "all_tokens") else set()
     assert last.keys() == expected
 
