@@ -38,6 +38,7 @@ from beit.common.errors import (
     is_lost_rank,
     printable,
 )
+from beit.common.processes.cores import sleep_while_waiting
 from beit.common.processes.launcher_env import launched_rank
 from beit.common.processes.safe_path import leave_out_current_folder
 from beit.common.processes.shared_memory import raise_file_limit
@@ -139,6 +140,7 @@ _LINE_BREAK = "\n"  # lines of a rank that failed, where another one reports the
 def main() -> None:
     """Run `beit`; exit 0 done, 2 wrong usage or input, 75 stopped and resumable, else 1."""
     leave_out_current_folder()
+    sleep_while_waiting()
     _fill_closed_streams()
     if launched_rank() is not None:
         from beit.common.processes.rank_reports import capture_output

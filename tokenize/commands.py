@@ -52,9 +52,6 @@ def tokenize_command(source: str, store: str, tokenizer: str | None, **dedicated
     Example:
       beit tokenize photos/ store/ --tokenizer mini --views 8
     """
-    from beit.tokenize.parallel import let_torch_sleep
-
-    let_torch_sleep()
     from beit.common.errors import require
     from beit.common.processes.launcher_env import launched_rank
     from beit.tokenize.config import TokenizeConfig

@@ -44,14 +44,6 @@ _MOST_THREADS = 4
 """More than one interpreter can make use of: a view needs it for 28 % of its time (docs/decisions.md)."""
 
 
-def let_torch_sleep() -> None:
-    """Have torch's threads sleep where they wait for each other, instead of spinning on cores that workers could use.
-
-    To be called before torch is loaded, which reads this once. On two cores it makes the whole stage 1.4 times as fast.
-    """
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
-
 class Workers:
     """A pool of threads whose consumer stops when it is asked to.
 
