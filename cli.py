@@ -13,9 +13,7 @@ if __name__ == "__main__":  # before anything else is imported, the standard lib
 
 import errno
 import importlib
-import logging
 import os
-import select
 import signal
 import sys
 import traceback
@@ -27,6 +25,7 @@ from typing import Any, NamedTuple
 import click
 
 from beit import __version__
+from beit.cli_streams import announce_start, fill_closed_streams, let_go_of_broken_streams, set_up_streams
 from beit.common.errors import (
     EXIT_BAD_INPUT,
     EXIT_DONE,
@@ -41,7 +40,6 @@ from beit.common.errors import (
 from beit.common.processes.launcher_env import launched_rank
 from beit.common.processes.safe_path import leave_out_current_folder
 from beit.common.processes.shared_memory import raise_file_limit
-from beit.common.progress import LogFormatter, Terminal
 
 
 class Entry(NamedTuple):
@@ -92,6 +90,7 @@ class LazyGroup(click.Group):
         entry = self.table[name]
         if isinstance(entry, Section):
             return LazyGroup(name, table=entry.table, help=entry.help)
+        announce_start(name if ctx is None or ctx.parent is None else f"{ctx.info_name} {name}")
         command: click.Command = getattr(importlib.import_module(entry.module), entry.attribute)
         return command
 
@@ -139,14 +138,12 @@ _LINE_BREAK = "\n"  # lines of a rank that failed, where another one reports the
 def main() -> None:
     """Run `beit`; exit 0 done, 2 wrong usage or input, 75 stopped and resumable, else 1."""
     leave_out_current_folder()
-    _fill_closed_streams()
+    fill_closed_streams()
     if launched_rank() is not None:
         from beit.common.processes.rank_reports import capture_output
 
         capture_output()
-    _set_up_logging()
-    if sys.stdout.isatty():
-        sys.stdout = Terminal(sys.stdout)  # type: ignore[assignment]
+    set_up_streams()
     raise_file_limit()
     signal.signal(signal.SIGTERM, _interrupt)
     code, message = _run()
@@ -157,7 +154,7 @@ def main() -> None:
     if message:
         with suppress(BrokenPipeError):
             click.echo(f"beit: {printable(message, keep=_LINE_BREAK)}", err=True)
-    _let_go_of_broken_streams()
+    let_go_of_broken_streams()
     sys.exit(code)
 
 
@@ -179,7 +176,7 @@ def _run() -> tuple[int, str]:
         if sys.stdout is stdout:
             raise
         # So click answers any broken pipe. Where it is our output, its reader, such as `head`, has seen enough.
-        return (EXIT_DONE, "") if _let_go_of_broken_streams() else (EXIT_FAILED, os.strerror(errno.EPIPE))
+        return (EXIT_DONE, "") if let_go_of_broken_streams() else (EXIT_FAILED, os.strerror(errno.EPIPE))
     except (OSError, RunFailed) as error:  # a full disk, a lost rank: the machine's fault, not a bug
         return EXIT_FAILED, str(error)
     except Exception as error:
@@ -191,32 +188,6 @@ def _run() -> tuple[int, str]:
     return result if isinstance(result, int) else 0, ""
 
 
-def _fill_closed_streams() -> None:
-    """Open what the shell closed (`>&-`): else the next file that is opened would be taken for the terminal."""
-    for number, name in enumerate(("stdin", "stdout", "stderr")):
-        if getattr(sys, name) is None:
-            descriptor = os.open(os.devnull, os.O_RDONLY if name == "stdin" else os.O_WRONLY)
-            if descriptor != number:
-                os.dup2(descriptor, number)
-                os.close(descriptor)
-            setattr(sys, name, open(number, "r" if name == "stdin" else "w", encoding="utf-8"))
-
-
-def _let_go_of_broken_streams() -> bool:
-    """Point output that nobody reads any more at nothing, so that Python does not complain at its exit.
-
-    Returns whether there was any.
-    """
-    descriptors = [stream.fileno() for stream in (sys.__stdout__, sys.__stderr__) if stream is not None]
-    poll = select.poll()
-    for descriptor in descriptors:
-        poll.register(descriptor, 0)
-    broken = [descriptor for descriptor, event in poll.poll(0) if event & select.POLLERR]
-    for descriptor in broken:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
-    return bool(broken)
-
-
 def _interrupt(signum: int, frame: FrameType | None) -> None:
     """Stop as Ctrl-C does, so that workers, shared memory and half-written files are cleaned up.
 
@@ -225,16 +196,6 @@ def _interrupt(signum: int, frame: FrameType | None) -> None:
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     raise KeyboardInterrupt
-
-
-def _set_up_logging() -> None:
-    handler = logging.StreamHandler()
-    handler.setFormatter(LogFormatter("%(message)s"))
-    # What all ranks would say, the first one says.
-    handler.addFilter(lambda record: record.levelno >= logging.WARNING or not launched_rank())
-    root = logging.getLogger("beit")
-    root.addHandler(handler)
-    root.setLevel(logging.INFO)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from beit.common.processes.launch import check_ranks
 from beit.common.processes.launcher_env import is_to_start_ranks, launcher_environment, under_launcher
 from beit.common.processes.safe_path import safe_path
 from beit.common.processes.signals import StopFlag, stop_on_signals
-from beit.common.progress import LogFormatter
+from beit.common.progress import LogFormatter, share_terminal
 from beit.common.shards.schema import IMAGES_DIR, INDEX_FILE, ImageShardManifest, StoreInfo, manifest_name
 from beit.tokenize.config import TokenizeConfig
 from beit.tokenize.jobs import RankJobs, list_jobs
@@ -277,6 +277,7 @@ def _rank_main(
 
 
 def _log_as_rank(rank: int) -> None:
+    share_terminal()
     handler = logging.StreamHandler()
     handler.setFormatter(LogFormatter(f"rank {rank}: %(message)s"))
     root = logging.getLogger("beit")

@@ -18,6 +18,7 @@ from types import FrameType
 import psutil  # type: ignore[import-untyped]  # comes with deepspeed
 
 from beit.common.processes.signals import stop_signals_go_to
+from beit.common.progress import share_terminal
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +45,7 @@ class RankGroup:
 
     def run(self, command: list[str], environment: dict[str, str]) -> int:
         """Start the launcher, pass stop signals on to the ranks, and return its code when all of them have ended."""
+        share_terminal()  # with the first rank, which draws a bar while the lines of the others are shown here
         with stop_signals_go_to(self._forward), ExitStack() as at_the_end:
             at_the_end.callback(lambda: self._signal(self._members(), signal.SIGKILL))
             # A session of its own, so that Ctrl-C in a terminal reaches the ranks once, through this process.

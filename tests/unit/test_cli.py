@@ -231,5 +231,5 @@ def test_another_broken_pipe_is_an_error(monkeypatch):
         sys.exit(1)
 
     monkeypatch.setattr(cli.beit, "main", answer_as_click_does)
-    monkeypatch.setattr(cli, "_let_go_of_broken_streams", lambda: False)
+    monkeypatch.setattr(cli, "let_go_of_broken_streams", lambda: False)
     assert cli._run() == (1, "Broken pipe")
