@@ -6,6 +6,7 @@ A terminal shows one bar at a time, in its last line; whatever else is written t
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import sys
 import time
@@ -88,7 +89,7 @@ def share_terminal() -> None:
         sys.stderr = Terminal(getattr(sys.stderr, "_file", sys.stderr), is_shared=True)  # type: ignore[assignment]
 
 
-class _Bar(tqdm):  # type: ignore[type-arg]
+class _Bar(tqdm):  # type: ignore[misc]
     """A bar in one line of the terminal, however narrow that is."""
 
     fields: Mapping[str, str | int | float] = {}
@@ -97,12 +98,11 @@ class _Bar(tqdm):  # type: ignore[type-arg]
     def __str__(self) -> str:
         """Return the line."""
         facts = self.format_dict
-        columns = facts["ncols"] or shutil.get_terminal_size().columns  # some terminals say that they have none
         return bar_line(
             *(facts["n"], facts["total"], facts["prefix"], facts["unit"]),
             rate=facts["rate"] or (facts["n"] - facts["initial"]) / max(facts["elapsed"], 1e-9),
             fields=self.fields,
-            columns=columns,
+            columns=facts["ncols"] or shutil.get_terminal_size().columns,
             is_ascii=bool(facts["ascii"]),
         )
 
@@ -166,7 +166,8 @@ class Progress:
             file = getattr(sys.stderr, "_file", sys.stderr)  # not through `Terminal`, which makes way for it
             shape: dict[str, Any] = {"total": total, "initial": initial, "unit": unit, "desc": description}
             # With None, a bar that runs within another one's work is taken away at its end.
-            self._bar = _Bar(**shape, leave=None, dynamic_ncols=True, file=file)
+            size = {"dynamic_ncols": True} if all(os.get_terminal_size(file.fileno())) else _usual_size()
+            self._bar = _Bar(**shape, **size, leave=None, file=file)
 
     def __enter__(self) -> Self:
         """Start counting."""
@@ -209,6 +210,12 @@ class Progress:
         fields = "".join(f", {name} {_format(value)}" for name, value in self._fields.items())
         done = f"{self._done}{of_total} {self._unit}, {format_rate(rate)}/s"
         logger.info("%s: %s%s%s", self._description, done, eta, fields)
+
+
+def _usual_size() -> dict[str, int]:
+    """Return a size for terminals that say they have no columns, such as those of containers and serial lines."""
+    columns, rows = shutil.get_terminal_size()
+    return {"ncols": columns, "nrows": rows}
 
 
 def format_rate(rate: float) -> str:

@@ -1,7 +1,10 @@
+import fcntl
 import os
 import pty
+import struct
 import subprocess
 import sys
+import termios
 
 import pytest
 
@@ -84,9 +87,10 @@ def screen(data: str, columns: int) -> list[str]:
     return [line.rstrip() for line in lines if line.strip()]
 
 
-def on_terminal(code: str, columns: int) -> list[str]:
+def on_terminal(code: str, columns: int, rows: int = 24) -> list[str]:
     ours, theirs = pty.openpty()
     environment = os.environ | {"COLUMNS": str(columns), "PYTHONIOENCODING": "utf-8"}
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns if rows else 0, 0, 0))
     process = subprocess.Popen([sys.executable, "-c", code], stdout=theirs, stderr=theirs, env=environment)
     os.close(theirs)
     data = b""
@@ -114,6 +118,10 @@ def test_lines_go_above_the_bar_whoever_writes_them(columns):
         "at the end",
     ]
     assert len(shown) == 9 and shown[7].startswith("training 100%") and "10/10 steps" in shown[7]
+
+
+def test_a_terminal_that_says_it_has_no_columns_shows_a_bar_all_the_same():
+    assert any("10/10 steps" in line for line in on_terminal(SPEAKS, 70, rows=0))
 
 
 def test_a_file_gets_lines_only():
