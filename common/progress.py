@@ -59,9 +59,9 @@ class Terminal:
 
     def write(self, text: str) -> int:
         """Write a text, over bars where some are in the way; they are drawn again once the line is whole."""
+        shown = printable(text, keep="\n\t")  # first: click learns from a TypeError that this is no file of bytes
         if not text:
             return 0
-        shown = printable(text, keep="\n\t")
         with tqdm.get_lock():
             bars = list(tqdm._instances) if hasattr(tqdm, "_instances") else []
             if self._is_at_start:

@@ -22,7 +22,7 @@ from torch import nn
 
 from beit.common.errors import InputError, ResumableStop, RunFailed, is_lost_rank, require
 from beit.common.processes.distributed import World, init_distributed
-from beit.common.processes.signals import StopFlag, stop_on_signals
+from beit.common.processes.signals import StopFlag, stop_on_signals, under_way
 from beit.common.progress import Progress
 from beit.common.reading.fetcher import StoppedWaiting
 from beit.common.runs.layout import NONFINITE, PROFILE
@@ -201,7 +201,8 @@ class Trainer:
                 if self._profile is not None:
                     self._profile.before(self._step)
                 try:
-                    self._train_step()
+                    with stop.during("this step"):
+                        self._train_step()
                 except StoppedWaiting as stopped:
                     self._leave_half_way(stopped)
                 self._step += 1
@@ -347,7 +348,8 @@ class Trainer:
         if is_log:
             shown = self._log()
         if is_eval:
-            self._evaluate()
+            with under_way("this evaluation"):
+                self._evaluate()
         is_last = self._step == self._end
         if is_save or is_last:
             self._save(required=is_last)
@@ -441,7 +443,8 @@ class Trainer:
     def _save(self, *, required: bool) -> None:
         """Commit a checkpoint and the task's artifacts; a full disk is survived once, unless `required`."""
         counters = {"nonfinite": self._guard.state(), "evaluation": self._evaluation, "best": self._best.state()}
-        self._saver.save(self._step, counters=counters, required=required, best=self._best_weights)
+        with under_way("this save"):
+            self._saver.save(self._step, counters=counters, required=required, best=self._best_weights)
         self._saved_at = time.monotonic()
         self._reset_clock()
 
