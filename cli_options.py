@@ -69,6 +69,15 @@ def source_options(command: Command) -> Command:
     return with_option  # type: ignore[return-value]
 
 
+def say_written(*paths: Path | None) -> None:
+    """Say which files a command wrote, of those that were asked for; devices are no files."""
+    from beit.common.storage.files import is_special
+
+    for path in paths:
+        if path is not None and not is_special(path):
+            click.echo(f"wrote {path}")
+
+
 def picture_option(command: Command) -> Command:
     """Add --out, the picture that a command draws; `check_outputs` is the command's."""
     return click.option(

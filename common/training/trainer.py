@@ -34,6 +34,7 @@ from beit.common.training.config import TrainingConfig, TrainingPlan
 from beit.common.training.data import BatchStream, HostFlag
 from beit.common.training.ema import WeightAverage
 from beit.common.training.engine import Engine
+from beit.common.training.finished import finished_line
 from beit.common.training.judge import BestSoFar, NonFiniteGuard
 from beit.common.training.measure import ProfileWindow, peak_flops, peak_memory_bytes
 from beit.common.training.portable_state import gather_state
@@ -189,9 +190,13 @@ class Trainer:
         total = self._plan.total_steps
         self._restore()
         self._world.run_on_main(self._open_metrics)
-        is_main = self._world.is_main
-        progress = Progress(total, unit="steps", description="training", initial=self._step, enabled=is_main)
-        if self._step < self._end:
+        start, is_main = self._step, self._world.is_main
+        is_finished = start >= self._end
+        if is_finished and is_main:
+            logger.info("%s", finished_line(self._run.path, self._config.train, self._plan, step=start))
+        speaks = is_main and not is_finished
+        progress = Progress(total, unit="steps", description="training", initial=start, enabled=speaks)
+        if not is_finished:
             self._start_data()
         self._world.shorten_timeouts()
         with ExitStack() as at_the_end:
@@ -213,7 +218,8 @@ class Trainer:
                 f"the run is complete in {self._run.path}, but not copied to {self._run.sync_to} ({failure}); run the "
                 "same command to copy it"
             )
-        return FitResult(step=self._step, nonfinite_steps=self._guard.total, metrics=self._evaluation, best=self._best)
+        done = {"start_step": start, "step": self._step, "nonfinite_steps": self._guard.total}
+        return FitResult(**done, metrics=self._evaluation, best=self._best)
 
     def _open_metrics(self) -> None:
         project = self._config.run.wandb
