@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import click
 
 from beit import __version__
+from beit.cli_options import explain_option
 from beit.cli_streams import announce_start, fill_closed_streams, let_go_of_broken_streams, set_up_streams
 from beit.common.errors import (
     EXIT_BAD_INPUT,
@@ -34,6 +35,7 @@ from beit.common.errors import (
     InputError,
     ResumableStop,
     RunFailed,
+    did_you_mean,
     is_lost_rank,
     printable,
 )
@@ -94,6 +96,15 @@ class LazyGroup(click.Group):
         command: click.Command = getattr(importlib.import_module(entry.module), entry.attribute)
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find a command; of one that is not there, say which is meant, also in another group."""
+        name = args[0]
+        if name not in self.table and not name.startswith("-"):
+            ctx.fail(f"no such command: {ctx.command_path} {name}" + did_you_mean(name, *_choices(self.table)))
+        return super().resolve_command(ctx, args)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the table without importing anything."""
         with formatter.section("Commands"):
@@ -115,6 +126,42 @@ COMMANDS: dict[str, Entry | Section] = {
     "show": Section(SHOW, "Draw what a stage made."),
     "demo": Entry("beit.demo", "demo_command", "The whole chain on generated images, in minutes."),
 }
+
+
+_ALSO_CALLED = {
+    "pretrain": "pre_train pretraining train mim run_beit_pretraining",
+    "finetune classification": "classification classify classifier fine_tune finetuning run_class_finetuning",
+    "finetune linear-probe": "linear_probe probe linear linprobe",
+    "finetune knn": "knn k_nn neighbours neighbors",
+    "evaluate": "eval test validate score",
+    "predict": "infer inference label apply",
+    "tokenize": "tokenise encode pack prepare",
+    "tokenizer train": "train_tokenizer dvae",
+    "tokenizer report": "tokeniser",
+    "import": "load from_pretrained",
+    "compare": "table results",
+    "verify": "check audit fsck",
+    "show views": "view",
+    "show learning": "curves learn plot metrics log",
+    "show reconstruction": "recon reconstruct",
+    "show attention": "attend",
+    "tokenizer convert": "convert",
+}
+"""Commands by what people call them."""
+
+
+def _choices(table: Mapping[str, Entry | Section]) -> tuple[list[str], dict[str, str]]:
+    """Return the commands that a word in the place of one of `table` may mean, and what other words for them are."""
+    inside = {
+        word: f"{group} {word}"
+        for group, words in {"show": list(SHOW), "tokenizer": [], "finetune": []}.items()
+        for word in words
+    }
+    words = inside | {word: full for full, words in _ALSO_CALLED.items() for word in words.split()}
+    if table is SHOW:
+        own = {word: full.removeprefix("show ") for word, full in words.items() if full.startswith("show ")}
+        return list(SHOW), own
+    return [*COMMANDS, *dict.fromkeys(words.values())], words
 
 
 @click.group(
@@ -164,6 +211,8 @@ def _run() -> tuple[int, str]:
     try:
         result = beit.main(standalone_mode=False)  # an exit code where a command or --help asked for one
     except click.ClickException as error:
+        if isinstance(error, click.NoSuchOption):
+            explain_option(error)
         error.show()
         return error.exit_code, ""
     except InputError as error:

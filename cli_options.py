@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 
 import click
 
+from beit.common.errors import nearest
+
 Config = TypeVar("Config")
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -48,6 +50,21 @@ def resume_option(command: Command) -> Command:
         metavar="auto|never|PATH",
         help="Continue from the newest good checkpoint, start anew, or continue from one checkpoint.",
     )(command)
+
+
+def explain_option(error: click.NoSuchOption) -> None:
+    """Where an option that is not there is a setting by another name, have the error say how settings are given."""
+    context = error.ctx
+    if context is None or not any(parameter.name == "overrides" for parameter in context.command.params):
+        return
+    from beit.common.config import MEANT, find_key
+
+    schema = [*MEANT.values(), "data.num_labels", "data.label_fraction", "mask.mode", "objective.kind", "shard_size"]
+    own = {option for parameter in context.command.params for option in parameter.opts}
+    word = error.option_name.lstrip("-").partition("=")[0]
+    if nearest(word, own) is None and (key := find_key(word, schema)) is not None:
+        error.message = f"no such option: {error.option_name}; is it the setting --set {key}=...?"
+        error.possibilities = []
 
 
 def source_options(command: Command) -> Command:

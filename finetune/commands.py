@@ -51,12 +51,20 @@ def finetune_command(task: str, data: str, run: Path, encoder: str | None, val: 
       beit finetune classification flowers/train runs/flowers --encoder runs/pretrain/encoder --val flowers/val
       beit finetune linear-probe flowers/train runs/probe --encoder runs/pretrain/encoder --val flowers/val
     """
-    from beit.common.errors import InputError, require
+    from beit.common.errors import InputError, did_you_mean, require
     from beit.common.processes.launcher_env import find_launcher, under_launcher
     from beit.finetune.config import FinetuneConfig
 
     if task not in TASKS:
-        raise InputError(f"TASK ({task}) must be {', '.join(TASKS[:-1])} or {TASKS[-1]}")
+        also = {
+            "classify": TASKS[0],
+            "train": TASKS[0],
+            "linear": "linear-probe",
+            "probe": "linear-probe",
+            "k_nn": "knn",
+        }
+        hint = did_you_mean(task, TASKS, also)
+        raise InputError(f"TASK ({task}) must be {', '.join(TASKS[:-1])} or {TASKS[-1]}{hint}")
     options = LongOptions(**long)
     config = options.load(FinetuneConfig, RECIPES, encoder=encoder, data__val=val)
     if task in PROBES:

@@ -14,6 +14,9 @@ import click
 from beit.cli_options import Command, LongOptions, long_command_options, picture_option, say_written
 
 RECIPES = Path(__file__).parent / "recipes"
+"""Of `beit tokenizer train`."""
+STORE_RECIPES = RECIPES / "store"
+"""Of `beit tokenize`, for which none is shipped."""
 
 
 @click.command("tokenize")
@@ -66,7 +69,7 @@ def tokenize_command(source: str, store: str, tokenizer: str | None, **dedicated
         f"--hostfile ({options.hostfile}) is not needed to tokenize: ranks do not talk to each other, so start this "
         "command on every machine with RANK and WORLD_SIZE set, by any launcher",
     )
-    config = options.load(TokenizeConfig, RECIPES, tokenizer=tokenizer, **dedicated)
+    config = options.load(TokenizeConfig, STORE_RECIPES, tokenizer=tokenizer, **dedicated)
     if tokenizer is None:
         options.refuse_code(config.tokenizer, "tokenizer", "--tokenizer ")
     summary = tokenize_with_ranks(config, source, store, ranks=options.gpus, resume=options.resume)
