@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from beit.common.errors import InputError, require
+from beit.common.errors import InputError, did_you_mean, require
 from beit.common.shards.schema import TokenizerInfo
 from beit.common.tokenizers.dalle_cache import prepare_dalle
 from beit.common.tokenizers.directory import LoadedModel, load_model
@@ -260,8 +260,12 @@ def _find(name: str, need_decoder: bool) -> Path | None:
     if is_import_name(name):
         return None
     bundled = sorted(file.parent.name for file in BUNDLED_DIR.glob("*/config.json"))  # other folders lie there, too
-    known = ", ".join([*bundled, DALLE, *installed_names()])
-    raise InputError(f"tokenizer {name!r} is neither a path nor one of {known}; train one with: beit tokenizer train")
+    known = [*bundled, DALLE, *installed_names()]
+    hint = did_you_mean(name, known, {"dalle": DALLE, "dall_e": DALLE, "dvae": DALLE, "openai": DALLE})
+    raise InputError(
+        f"tokenizer {name!r} is neither a path nor one of {', '.join(known)}{hint}; "
+        "train one with: beit tokenizer train"
+    )
 
 
 def load_store_tokenizer(

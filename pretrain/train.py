@@ -26,6 +26,7 @@ from beit.common.reading.config import ReaderConfig
 from beit.common.reading.contents import Watched
 from beit.common.runs.layout import ENCODER, METRICS
 from beit.common.runs.metrics import read_metrics
+from beit.common.runs.outputs import written
 from beit.common.shards.cache import ShardCache
 from beit.common.shards.checks import check_files, check_vocabulary
 from beit.common.shards.token_store import TokenStore
@@ -84,7 +85,8 @@ def run(config: PretrainConfig, *, store: str | Path, run_dir: Path, resume: str
     if task.world.is_main:
         if result.metrics:
             logger.info("verdict: %s", verdict(result.metrics, task.before(result.step)))
-        logger.info("encoder: %s", run_dir / ENCODER)
+        if result.step > result.start_step:
+            logger.info("%s", written(run_dir))
 
 
 def check_store(store: TokenStore, config: PretrainConfig) -> None:

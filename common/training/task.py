@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -97,6 +97,8 @@ class OverwritesWeights(Protocol):
 class FitResult:
     """How a training ended."""
 
+    start_step: int = field(compare=False)
+    """Where this process began."""
     step: int
     """Steps attempted, skipped ones included."""
     nonfinite_steps: int

@@ -22,7 +22,7 @@ from torch import nn
 
 from beit.common.errors import InputError, ResumableStop, RunFailed, is_lost_rank, require
 from beit.common.processes.distributed import World, init_distributed
-from beit.common.processes.signals import StopFlag, stop_on_signals
+from beit.common.processes.signals import StopFlag, stop_on_signals, under_way
 from beit.common.progress import Progress
 from beit.common.reading.fetcher import StoppedWaiting
 from beit.common.runs.layout import NONFINITE, PROFILE
@@ -34,6 +34,7 @@ from beit.common.training.config import TrainingConfig, TrainingPlan
 from beit.common.training.data import BatchStream, HostFlag
 from beit.common.training.ema import WeightAverage
 from beit.common.training.engine import Engine
+from beit.common.training.finished import finished_line
 from beit.common.training.judge import BestSoFar, NonFiniteGuard
 from beit.common.training.measure import ProfileWindow, peak_flops, peak_memory_bytes
 from beit.common.training.portable_state import gather_state
@@ -189,9 +190,13 @@ class Trainer:
         total = self._plan.total_steps
         self._restore()
         self._world.run_on_main(self._open_metrics)
-        is_main = self._world.is_main
-        progress = Progress(total, unit="steps", description="training", initial=self._step, enabled=is_main)
-        if self._step < self._end:
+        start, is_main = self._step, self._world.is_main
+        is_finished = start >= self._end
+        if is_finished and is_main:
+            logger.info("%s", finished_line(self._run.path, self._config.train, self._plan, step=start))
+        speaks = is_main and not is_finished
+        progress = Progress(total, unit="steps", description="training", initial=start, enabled=speaks)
+        if not is_finished:
             self._start_data()
         self._world.shorten_timeouts()
         with ExitStack() as at_the_end:
@@ -201,7 +206,8 @@ class Trainer:
                 if self._profile is not None:
                     self._profile.before(self._step)
                 try:
-                    self._train_step()
+                    with stop.during("this step"):
+                        self._train_step()
                 except StoppedWaiting as stopped:
                     self._leave_half_way(stopped)
                 self._step += 1
@@ -212,7 +218,8 @@ class Trainer:
                 f"the run is complete in {self._run.path}, but not copied to {self._run.sync_to} ({failure}); run the "
                 "same command to copy it"
             )
-        return FitResult(step=self._step, nonfinite_steps=self._guard.total, metrics=self._evaluation, best=self._best)
+        done = {"start_step": start, "step": self._step, "nonfinite_steps": self._guard.total}
+        return FitResult(**done, metrics=self._evaluation, best=self._best)
 
     def _open_metrics(self) -> None:
         project = self._config.run.wandb
@@ -347,7 +354,8 @@ class Trainer:
         if is_log:
             shown = self._log()
         if is_eval:
-            self._evaluate()
+            with under_way("this evaluation"):
+                self._evaluate()
         is_last = self._step == self._end
         if is_save or is_last:
             self._save(required=is_last)
@@ -441,7 +449,8 @@ class Trainer:
     def _save(self, *, required: bool) -> None:
         """Commit a checkpoint and the task's artifacts; a full disk is survived once, unless `required`."""
         counters = {"nonfinite": self._guard.state(), "evaluation": self._evaluation, "best": self._best.state()}
-        self._saver.save(self._step, counters=counters, required=required, best=self._best_weights)
+        with under_way("this save"):
+            self._saver.save(self._step, counters=counters, required=required, best=self._best_weights)
         self._saved_at = time.monotonic()
         self._reset_clock()
 
