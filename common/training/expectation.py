@@ -177,4 +177,7 @@ def in_words(seconds: float) -> str:
 
 def in_gb(num_bytes: float) -> str:
     """Write an amount of memory or disk: 12 MB, 2.1 GB."""
-    return f"{num_bytes / 1e9:.3g} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.3g} MB"
+    for size, unit in ((1e9, "GB"), (1e6, "MB")):
+        if num_bytes >= size:
+            return f"{num_bytes / size:.3g} {unit}"
+    return f"{num_bytes / 1e3:.3g} kB"

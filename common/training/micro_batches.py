@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from beit.common.errors import InputError
+from beit.common.errors import InputError, RunFailed
 from beit.common.processes.cores import ranks_here
 from beit.common.processes.distributed import World
 from beit.common.runs.checkpoint import Checkpoint
 from beit.common.runs.layout import MICRO_BATCH
-from beit.common.training.config import TrainingConfig
+from beit.common.training.config import TrainingConfig, TrainingPlan
 from beit.common.training.engine import autocast_to, choose_precision
 from beit.common.training.expectation import in_gb
 from beit.common.training.measure import free_memory_bytes
@@ -163,6 +163,27 @@ def _try_sizes(task: Task, config: TrainingConfig, sizes: Sequence[int], world: 
 
 
 @contextmanager
+def shortage_in_words(plan: Callable[[], TrainingPlan]) -> Iterator[None]:
+    """Let a training that runs out of memory say so in one line, with the setting that helps.
+
+    Raises:
+        RunFailed: there was no memory left; what was saved is intact.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        is_short = isinstance(error, MemoryError | torch.cuda.OutOfMemoryError) or "allocate memory" in str(error)
+        if not is_short:
+            raise
+        size = plan().micro_batch_size
+        smaller = max((one for one in divisors(size) if one <= size // 2), default=None)
+        way_out = f"train.micro_batch_size={smaller} needs less, for the same step" if smaller else _WAY_OUT
+        raise RunFailed(
+            f"out of memory with micro-batches of {size} images; {way_out}; run the same command with it to go on"
+        ) from error
+
+
+@contextmanager
 def _without_trace(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Leave gradients, buffers, mode and random numbers as they were, whatever happens inside."""
     mode, buffers = model.training, {name: buffer.clone() for name, buffer in model.named_buffers()}
@@ -239,7 +260,7 @@ def _refuse_too_large(task: Task, config: TrainingConfig, world: World) -> None:
     lacking, *_ = world.max_of([float(least[size] > free)])
     if not lacking:
         return
-    fitting = max((one for one in sizes if one < size and least[one] <= 0.5 * free), default=None)
+    fitting = max((one for one in sizes if one < size and least[one] <= 0.9 * free), default=None)
     (advised,) = world.max_of([-float(fitting or 0)])
     way_out = f"set train.micro_batch_size={int(-advised)}, for the same step" if advised else _WAY_OUT
     raise InputError(

@@ -37,7 +37,7 @@ from beit.common.training.engine import Engine
 from beit.common.training.expectation import Expectation, warn_of_plan
 from beit.common.training.judge import BestSoFar, NonFiniteGuard
 from beit.common.training.measure import ProfileWindow, peak_flops, peak_memory_bytes
-from beit.common.training.micro_batches import settle_micro_batch
+from beit.common.training.micro_batches import settle_micro_batch, shortage_in_words
 from beit.common.training.portable_state import gather_state
 from beit.common.training.saver import Saver, check_record, check_shapes
 from beit.common.training.speed import apply_speed
@@ -129,7 +129,7 @@ def fit(task: Task, config: TrainingConfig, *, run: RunDirectory, world: World) 
         ResumableStop: asked to stop; everything is saved.
         Diverged: too many steps were not finite.
     """
-    with ExitStack() as locks, stop_on_signals() as stop:
+    with ExitStack() as locks, stop_on_signals() as stop, shortage_in_words(lambda: task.data.plan):
         world.run_on_main(lambda: locks.enter_context(sole_use(run.path)))
         trainer = Trainer(task, config, run=run, world=world)
         try:
