@@ -120,7 +120,7 @@ def bar_line(
 ) -> str:
     """Return a bar in words: what is most wanted first, as much of it as fits into `columns`, and nothing cut."""
     room = columns - 1  # terminals wrap a line that fills them
-    count = f"{done:.0f}" + (f"/{total:.0f}" if total is not None else "") + f" {unit}"
+    count = f"{int(done)}" + (f"/{total:.0f}" if total is not None else "") + f" {unit}"
     left = ""
     if total is not None and rate > 0 and done < total:
         left = f"{_duration((total - done) / rate)} left"
@@ -159,6 +159,7 @@ class Progress:
         self._unit, self._description, self._enabled = unit, description, enabled
         self._total, self._done, self._initial = total, initial, initial
         self._fields: dict[str, str | int | float] = {}
+        self._part = 0.0  # of the unit under way
         self._started = self._last_line = time.monotonic()
         self._written = -1  # the count in the last line of the log
         self._bar: _Bar | None = None
@@ -184,11 +185,22 @@ class Progress:
 
     def update(self, count: int, **fields: str | int | float) -> None:
         """Add `count` finished units; `fields` are shown behind the rate, such as loss=6.29."""
-        self._done += count
+        if self._bar is not None:
+            self._bar.n = self._done
+        self._done, self._part = self._done + count, 0.0
         self._fields.update(fields)
         if self._bar is not None:
             self._bar.fields = self._fields
             self._bar.update(count)
+        elif self._enabled and time.monotonic() - self._last_line >= LOG_INTERVAL_SECONDS:
+            self._write_line()
+
+    def within(self, part: float) -> None:
+        """Say how much of the unit under way is done, in [0, 1), where one takes long."""
+        self._part = part
+        if self._bar is not None:
+            self._bar.n = self._done + part
+            self._bar.refresh()
         elif self._enabled and time.monotonic() - self._last_line >= LOG_INTERVAL_SECONDS:
             self._write_line()
 
@@ -202,13 +214,15 @@ class Progress:
 
     def _write_line(self) -> None:
         self._last_line, self._written = time.monotonic(), self._done
-        rate = (self._done - self._initial) / max(self._last_line - self._started, 1e-9)
+        count = self._done + self._part
+        rate = (count - self._initial) / max(self._last_line - self._started, 1e-9)
         of_total = f"/{self._total}" if self._total is not None else ""
         eta = ""
-        if self._total is not None and rate > 0 and self._done < self._total:
-            eta = f", {_duration((self._total - self._done) / rate)} left"
+        if self._total is not None and rate > 0 and count < self._total:
+            eta = f", {_duration((self._total - count) / rate)} left"
         fields = "".join(f", {name} {_format(value)}" for name, value in self._fields.items())
-        done = f"{self._done}{of_total} {self._unit}, {format_rate(rate)}/s"
+        shown = f"{count:.2f}" if self._part else str(self._done)
+        done = f"{shown}{of_total} {self._unit}, {format_rate(rate)}/s"
         logger.info("%s: %s%s%s", self._description, done, eta, fields)
 
 

@@ -94,10 +94,13 @@ class ClassificationTask:
             fill=self.start.normalization.mean,
         )
         rhythm = replace(config, checkpoint=self._checkpoint())
+        together = 2 if config.mix.is_on else 1
         watched = {"training images": Watched(self.images.train)}
         if self.images.val is not None:
             watched["validation images"] = Watched(self.images.val, ("data.val", "data.num_val_images"))
-        self.data = TrainingData(self.dataset, transform, rhythm, world=self.world, watched=watched)
+        self.data = TrainingData(
+            self.dataset, transform, rhythm, world=self.world, watched=watched, rows_together=together
+        )
         self.step = self._objective()
         self.description = EncoderConfig(
             architecture=self.start.architecture,

@@ -28,8 +28,12 @@ def cores_per_rank(world_size: int) -> int:
     Args:
         world_size: Ranks on all machines; on this one, where the launcher does not say how many are here.
     """
-    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", world_size)))
-    return max(1, min(available_cores(), (os.cpu_count() or 1) // ranks_here))
+    return max(1, min(available_cores(), (os.cpu_count() or 1) // ranks_here(world_size)))
+
+
+def ranks_here(world_size: int) -> int:
+    """Return how many of the ranks are on this machine: what the launcher says, or all."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", world_size)))
 
 
 def sleep_while_waiting() -> None:

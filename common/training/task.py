@@ -93,6 +93,14 @@ class OverwritesWeights(Protocol):
         """Return, and forget, what was overwritten since the last call: a parameter (M, ...) and a bool mask (M,)."""
 
 
+@runtime_checkable
+class NamesQuicker(Protocol):
+    """A task that knows what a person with little time could do instead."""
+
+    def quicker(self, flops_per_second: float) -> str | None:
+        """Return a way to a shorter run on a device of this speed, in words, with its time; None if there is none."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FitResult:
     """How a training ended."""

@@ -109,7 +109,10 @@ class TokenizerTask:
             "training images": Watched(self.images.train.index),
             "held-out images": Watched(self.images.held_out.index),
         }
-        self.data = TrainingData(self.images.train, self.transform, config, world=self.world, watched=watched)
+        # The loss has a term for how evenly the images of a micro-batch use the words.
+        self.data = TrainingData(
+            self.images.train, self.transform, config, world=self.world, watched=watched, rows_together=None
+        )
         self._kept_step = -1  # whose upkeep of the codebook is done
         self._moved_words: Tensor | None = None
 
