@@ -154,6 +154,7 @@ class ClassificationTask:
             metric=f"val_{_main(self.images)}",
             is_higher_better=True,
             keep_best=False,
+            is_chosen_by_saves=True,
             measured_on=self._validation_sha256,
         )
 
@@ -185,6 +186,10 @@ class ClassificationTask:
             logger.warning("%s", self.warning)
         if val is None:
             logger.info("no --val: nothing is measured, and the model is that of the last step")
+
+    def evaluation_images(self) -> float:
+        """Return how many images one evaluation looks at."""
+        return 0 if self.images.val is None else len(self.images.val)
 
     def flops_per_sample(self) -> int:
         """Return the arithmetic of one image."""

@@ -205,6 +205,11 @@ class PretrainTask:
         metric = "held_out_bits" if self.config.objective.needs_tokens else "held_out_mse"
         return Goal(metric=metric, is_higher_better=False, keep_best=keep_best)
 
+    def evaluation_images(self) -> float:
+        """Return how many images one evaluation looks at."""
+        probed = 0 if self.probe is None else len(self.probe.train) + len(self.probe.test)
+        return self.held_out.num_images + 2 * probed  # whose features are classified, besides
+
     def flops_per_sample(self) -> int:
         """Return the arithmetic of one image; a tokenizer that runs online is not part of it."""
         rows = self.model.num_predicted

@@ -83,7 +83,7 @@ class MetricsLog:
 
     def picture(self, name: str, image: Image, step: int) -> None:
         """Write RUN/NAME.png, replacing an earlier one, and show the picture in TensorBoard."""
-        save_png(image, self._run / f"{name}.png")
+        save_png(image, self._run / f"{name}.png", is_quick=True)
         self._show(lambda board: board.add_image(name, np.asarray(image), step, dataformats="HWC"))
 
     def close(self) -> None:

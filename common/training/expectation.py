@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from beit.common.processes.distributed import World
-from beit.common.training.config import TrainingConfig, TrainingPlan
+from beit.common.training.config import TrainConfig, TrainingConfig, TrainingPlan
 from beit.common.training.measure import free_memory_bytes, peak_memory_bytes
 from beit.common.training.task import CountsFlops, NamesQuicker, Task
 
@@ -181,3 +181,17 @@ def in_gb(num_bytes: float) -> str:
         if num_bytes >= size:
             return f"{num_bytes / size:.3g} {unit}"
     return f"{num_bytes / 1e3:.3g} kB"
+
+
+def finished_line(run: Path, train: TrainConfig, plan: TrainingPlan, *, step: int) -> str:
+    """Say that a run is finished at `step`, and what makes it go on: its end is a setting, or it gave up before."""
+    if step < plan.total_steps:
+        return (
+            f"{run} is finished: it stopped early at step {step} of {plan.total_steps}; to train longer raise "
+            f"train.early_stop_evals ({train.early_stop_evals})"
+        )
+    longer = f"train.steps={2 * train.steps}" if train.steps else f"train.epochs={2 * train.epochs:g}"
+    return (
+        f"{run} is finished ({step} of {plan.total_steps} steps); to train longer run the same command with "
+        f"--set {longer} --resume {run}"
+    )

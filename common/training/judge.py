@@ -32,6 +32,8 @@ class Goal:
     """Direction."""
     keep_best: bool
     """Whether artifacts are made from the weights of the best evaluation instead of the newest ones."""
+    is_chosen_by_saves: bool = False
+    """Whether the task chooses among the models that are saved, so that one is saved whenever it was measured."""
     measured_on: str | None = None
     """Identity of what is measured on, where that may change while a run goes on."""
 

@@ -229,6 +229,7 @@ def check_record(checkpoint: Checkpoint) -> None:
             *record["nonfinite"]["recent"],
         ]
         numbers += [best["step"], best["evals_since"]]
+        numbers += dict(record.get("rhythm", {})).values()
         measured = [*record["evaluation"].values(), *best["metrics"].values(), best.get("value")]
         for value in (*numbers, *(value for value in measured if value is not None)):
             if isinstance(value, bool) or not isinstance(value, int | float):

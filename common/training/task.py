@@ -86,6 +86,14 @@ class CountsFlops(Protocol):
 
 
 @runtime_checkable
+class CountsEvaluation(Protocol):
+    """A task that knows what its evaluations cost, so that they can be kept from taking over (`rhythm.py`)."""
+
+    def evaluation_images(self) -> float:
+        """Return how many images one evaluation looks at, over all ranks, and all else it does as so many images."""
+
+
+@runtime_checkable
 class OverwritesWeights(Protocol):
     """A task that overwrites rows of weights itself, in `forward`; every rank the same, and at ZeRO 0 only."""
 

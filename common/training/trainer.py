@@ -10,7 +10,6 @@ the data on but not the schedule of learning rate and weight decay.
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -34,15 +33,15 @@ from beit.common.training.config import TrainingConfig
 from beit.common.training.data import BatchStream, HostFlag
 from beit.common.training.ema import WeightAverage
 from beit.common.training.engine import Engine
-from beit.common.training.expectation import Expectation, warn_of_plan
-from beit.common.training.finished import finished_line
+from beit.common.training.expectation import Expectation, finished_line, warn_of_plan
 from beit.common.training.judge import BestSoFar, NonFiniteGuard
 from beit.common.training.measure import ProfileWindow, peak_flops, peak_memory_bytes
 from beit.common.training.micro_batches import settle_micro_batch, shortage_in_words
 from beit.common.training.portable_state import gather_state
+from beit.common.training.rhythm import Rhythm, evaluation_cost
 from beit.common.training.saver import Saver, check_record, check_shapes
 from beit.common.training.speed import apply_speed
-from beit.common.training.task import CountsFlops, DrawsPictures, FitResult, OverwritesWeights, Task
+from beit.common.training.task import CountsEvaluation, CountsFlops, DrawsPictures, FitResult, OverwritesWeights, Task
 
 logger = logging.getLogger(__name__)
 SomeTask = TypeVar("SomeTask", bound=Task)
@@ -148,6 +147,7 @@ class Trainer:
         self._best = BestSoFar(goal=task.goal, patience=config.train.early_stop_evals)
         self._best_weights: dict[str, torch.Tensor] | None = None
         self._expectation = Expectation(task, config, run=run.path, world=world)
+        self._rhythm = Rhythm(config.train, self._plan, cost=_evaluation_cost(task, world), world=world)
         self._engine = Engine(task, config, world=world)
         require(
             self._engine.zero_stage == 0 or not isinstance(task, OverwritesWeights),
@@ -193,6 +193,7 @@ class Trainer:
         progress = Progress(total, unit="steps", description="training", initial=start, enabled=speaks)
         self._show_part = progress.within
         if not is_finished:
+            self._rhythm.start()
             self._start_data()
         self._world.shorten_timeouts()
         with ExitStack() as at_the_end:
@@ -238,6 +239,7 @@ class Trainer:
             self._step = checkpoint.step
             self._guard.restore(checkpoint.record["nonfinite"])
             self._evaluation = dict(checkpoint.record["evaluation"])
+            self._rhythm.restore(checkpoint.record.get("rhythm", {}))
             if "best" in checkpoint.record:
                 self._best.restore(checkpoint.record["best"])
                 if self._best.is_exhausted:
@@ -345,8 +347,8 @@ class Trainer:
     def _between_steps(self) -> dict[str, float]:
         """Log, evaluate and save where the step number says so; returns the fields to show."""
         is_last = self._step == self._end
-        is_eval = is_last or self._is_eval_due()
-        is_save = is_last or self._step % self._plan.save_interval_steps == 0
+        is_eval = is_last or self._rhythm.is_due(self._step)
+        is_save = is_last or self._is_save_due(is_eval)
         is_log = is_last or self._step % self._config.train.log_interval_steps == 0
         shown: dict[str, float] = {}
         if is_log or is_eval or is_save:
@@ -361,13 +363,14 @@ class Trainer:
             self._save(required=is_last)
         return shown
 
-    def _is_eval_due(self) -> bool:
-        """Whether an interval ends here; one that ends just before the run does is left to the evaluation there.
-
-        Epochs seldom divide into whole steps, so the last one often ends a step or two before the run.
-        """
-        interval = self._plan.eval_interval_steps
-        return self._step % interval == 0 and 10 * (self._plan.total_steps - self._step) >= interval
+    def _is_save_due(self, is_eval: bool) -> bool:
+        """Whether it is time for a checkpoint: where the settings leave it open, only if it costs little."""
+        is_due, goal = self._step % self._plan.save_interval_steps == 0, self._task.goal
+        if self._config.checkpoint.interval_steps is not None:
+            return is_due
+        if is_eval and goal is not None and goal.is_chosen_by_saves:
+            return True
+        return is_due and self._rhythm.has_rested(self._saved_at)
 
     def _log(self) -> dict[str, float]:
         """Write one record of the step just done: mean over micro-batches and ranks."""
@@ -403,7 +406,7 @@ class Trainer:
 
     def _evaluate(self) -> None:
         """Run the task's evaluation without touching the training's random numbers."""
-        model = self._engine.model
+        started, model = time.monotonic(), self._engine.model
         model.eval()
         device = self._world.device
         generators = torch.random.fork_rng([device] if device.type == "cuda" else [])
@@ -411,9 +414,10 @@ class Trainer:
             self._evaluation = self._task.evaluate(model, self._step)
             self._draw(model)
         model.train()
-        if self._evaluation:
-            self._metrics.write({"step": self._step, **self._evaluation})
         self._judge()
+        if self._evaluation:
+            spent = self._rhythm.note_evaluation(self._step, time.monotonic() - started)
+            self._metrics.write({"step": self._step, **self._evaluation, **spent})
         self._reset_clock()
 
     def _draw(self, model: nn.Module) -> None:
@@ -448,10 +452,13 @@ class Trainer:
 
     def _save(self, *, required: bool) -> None:
         """Commit a checkpoint and the task's artifacts; a full disk is survived once, unless `required`."""
+        started = time.monotonic()
         counters = {"nonfinite": self._guard.state(), "evaluation": self._evaluation, "best": self._best.state()}
+        counters["rhythm"] = self._rhythm.state()
         with under_way("this save"):
             self._saver.save(self._step, counters=counters, required=required, best=self._best_weights)
         self._saved_at = time.monotonic()
+        self._rhythm.note_save(self._saved_at - started)
         self._reset_clock()
 
     def _reset_clock(self) -> None:
@@ -460,30 +467,8 @@ class Trainer:
         self._stream.wait_seconds = 0.0
 
 
-def cosine_schedule(step: int, *, total_steps: int, warmup_steps: int, peak: float, final: float) -> float:
-    """Evaluate linear warmup from 0 followed by half a cosine down towards `final`.
-
-    Both ends of the warmup are included, so step 0 has the value 0 exactly, and the peak stands twice: at the last
-    warmup step and at the first cosine step. The last step stays one cosine step short of `final`.
-
-    Args:
-        step: Optimizer step, from 0; past the end the value of the last step holds.
-        total_steps: Steps of the run, warmup included.
-        warmup_steps: Steps of the warmup; 0 starts at the peak.
-        peak: Value at the end of the warmup.
-        final: Value the cosine approaches.
-
-    Returns:
-        The value at this step.
-
-    Source: the released BEiT code. Differs: a warmup given in steps alone works, and steps past the end are defined.
-    """
-    if not 0 <= warmup_steps <= total_steps:
-        raise InputError(
-            f"warmup_steps ({warmup_steps}) must be in [0, total_steps ({total_steps})]; shorten the warmup"
-        )
-    step = min(step, total_steps - 1)
-    if step < warmup_steps:
-        return peak * step / max(1, warmup_steps - 1)
-    progress = (step - warmup_steps) / (total_steps - warmup_steps)
-    return final + 0.5 * (peak - final) * (1 + math.cos(math.pi * progress))
+def _evaluation_cost(task: Task, world: World) -> float:
+    """Return what an evaluation of the task costs, in images trained on; 0 where it does not say."""
+    images = task.evaluation_images() if isinstance(task, CountsEvaluation) else 0.0
+    flops = task.flops_per_sample() if isinstance(task, CountsFlops) else None
+    return evaluation_cost(images, flops=flops, device=world.device.type, world_size=world.world_size)

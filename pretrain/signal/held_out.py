@@ -40,6 +40,9 @@ _MEASURED = ("bits", "acc", "mse", "images")
 """Metrics that get `held_out_` in front; the others say what they are."""
 _EVALUATION_WORKERS = 2
 """A short pass does not repay starting many."""
+_MIN_IMAGES_PER_WORKER = 1000
+"""Or any: starting one takes as long as reading so many."""
+_MAX_TRAIN_IMAGES = 1000
 
 
 @dataclass
@@ -64,13 +67,27 @@ class HeldOut:
             training images, train_bits and train_acc. For pixels: held_out_mse, mean_mse, held_out_images and
             train_mse. Empty when no image could be read.
         """
-        settings = self.config.held_out
-        found = self._metrics(model, EvenSample(self.held_out, settings.max_images))
+        held_out, beside = self._samples
+        found = self._metrics(model, held_out)
         metrics = {f"held_out_{name}" if name in _MEASURED else name: value for name, value in found.items()}
-        if metrics and settings.train_images:
-            beside = self._metrics(model, EvenSample(self.train, settings.train_images))
-            metrics |= {f"train_{name}": beside[name] for name in ("bits", "acc", "mse") if name in beside}
+        if metrics and len(beside):
+            trained = self._metrics(model, beside)
+            metrics |= {f"train_{name}": trained[name] for name in ("bits", "acc", "mse") if name in trained}
         return metrics
+
+    @cached_property
+    def _samples(self) -> tuple[EvenSample, EvenSample]:
+        """The held-out images that are measured, and the training images beside them."""
+        settings = self.config.held_out
+        held_out = EvenSample(self.held_out, settings.max_images)
+        beside = settings.train_images
+        return held_out, EvenSample(self.train, min(len(held_out), _MAX_TRAIN_IMAGES) if beside is None else beside)
+
+    @property
+    def num_images(self) -> int:
+        """Images that one measurement looks at; none where none are held out."""
+        held_out, beside = self._samples
+        return len(held_out) + len(beside) if len(held_out) else 0
 
     def _metrics(self, model: nn.Module, sample: EvenSample) -> dict[str, float]:
         loader, world = self._loader(sample), self.world
@@ -129,14 +146,17 @@ class HeldOut:
         return [np.empty((0, num_patches), np.uint16)], [np.empty((0, num_patches), np.bool_)]
 
     def _loader(self, sample: EvenSample) -> Loader:
-        reader = self.config.reader
+        reader, world = self.config.reader, self.world
+        num_workers = min(
+            reader.num_workers, _EVALUATION_WORKERS, len(sample) // world.world_size // _MIN_IMAGES_PER_WORKER
+        )
         return sequential_loader(
             sample,
             transform=self.transform,
             micro_batch_size=self.config.held_out.micro_batch_size,
-            rank=self.world.rank,
-            world_size=self.world.world_size,
-            config=replace(reader, num_workers=min(reader.num_workers, _EVALUATION_WORKERS)),
+            rank=world.rank,
+            world_size=world.world_size,
+            config=replace(reader, num_workers=num_workers),
         )
 
 

@@ -142,6 +142,12 @@ class TokenizerTask:
         first = first_discrete_step(self.config.objective, plan.total_steps)
         logger.info("%s; words come into use at step %d", plan, first)
 
+    def evaluation_images(self) -> float:
+        """Return what one evaluation costs, in images trained on: it looks at whole views instead of pieces."""
+        data, held_out = self.config.data, int(self.images.held_out.shard_sizes.sum())
+        views_per_image = data.view_size**2 / (data.crops_per_image * data.crop_size**2)
+        return min(data.num_eval_images, held_out) * views_per_image
+
     def param_groups(self) -> list[dict[str, Any]]:
         """Decay kernels only; let the logit scale move faster."""
         vae = self.model.vae
