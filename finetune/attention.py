@@ -21,7 +21,7 @@ from torch import Tensor
 from beit.common.encoder import load_encoder
 from beit.common.errors import BadSample, InputError, require
 from beit.common.pages.charts import dot_chart
-from beit.common.pages.pictures import enlarged, heat_colours, picture_table, sheet, shortened
+from beit.common.pages.pictures import enlarged, heat_colours, picture_table, sheet
 from beit.common.reading.labelled_dataset import LabelledDataset
 from beit.common.sources.index_build import build_index
 from beit.common.storage.samples import spread_evenly
@@ -160,8 +160,7 @@ def _maps(
             shown = [_framed(enlarged(pixels[i], cell_px), place, grid_size)]
             rows.append([*shown, *(_overlaid(pixels[i], values, place, cell_px) for values in (row.mean(0), *row))])
             about = "CLS" if place is None else f"patch {place[0]},{place[1]}"
-            label = shortened(name.rpartition("/")[2], cell_px // 8, keep_end=True)
-            captions.append([label, about, *[""] * num_heads])
+            captions.append([name.rpartition("/")[2], about, *[""] * num_heads])
     titles = ["image", "mean", *(f"head {head}" for head in range(num_heads))]
     return picture_table(rows, titles=titles, captions=captions, cell_px=cell_px)
 

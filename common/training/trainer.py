@@ -29,7 +29,7 @@ from beit.common.runs.metrics import Metrics, open_metrics
 from beit.common.runs.run_dir import RunDirectory, abandon_run, begin_run, open_run
 from beit.common.runs.wandb_log import require_wandb
 from beit.common.storage.locks import sole_use
-from beit.common.training.config import TrainingConfig
+from beit.common.training.config import TrainingConfig, cosine_schedule
 from beit.common.training.data import BatchStream, HostFlag
 from beit.common.training.ema import WeightAverage
 from beit.common.training.engine import Engine
