@@ -217,6 +217,19 @@ def load_tokenizer(
         compile_encoder: Whether `encode` goes through `torch.compile`; see `choose_compile`. The first batch of a
             shape then takes a minute.
         need_decoder: Whether `decode` must work.
+
+    Returns:
+        The tokenizer. Its `encode` maps uint8 images, (B, H, W, 3) or (B, 3, H, W), to int64 ids (B, h, w) in
+        [0, vocab_size), one for each square of `downsampling` pixels; `decode` paints ids as uint8 (B, H, W, 3).
+
+    Example:
+        >>> tokenizer = beit.load_tokenizer("mini")
+        >>> images = np.zeros((2, 112, 112, 3), np.uint8)
+        >>> token_ids = tokenizer.encode(images)
+        >>> token_ids.shape, token_ids.dtype, tokenizer.vocab_size
+        (torch.Size([2, 14, 14]), torch.int64, 1024)
+        >>> tokenizer.decode(token_ids).shape
+        (2, 112, 112, 3)
     """
     place, name = torch.device(device), str(name_or_path)
     dtype = choose_dtype(dtype, place)
