@@ -131,6 +131,14 @@ class Tokenizer:
             raise ValueError(f"token_ids ({int(ids.min())} to {int(ids.max())}) must lie in [0, {self.vocab_size})")
         return np.ascontiguousarray(self._model.ids_to_pixels(ids).permute(0, 2, 3, 1).cpu().numpy())
 
+    def encoder_module(self) -> nn.Module:
+        """Return what `encode` computes as a module, for `torch.export` with batch, height and width left open.
+
+        It maps uint8 (B, 3, H, W), on the tokenizer's device, to int64 (B, h, w), and checks nothing. Not part of it is
+        what keeps float32 exact on a GPU: set torch.backends.cudnn.allow_tf32 = False there.
+        """
+        return _EncoderModule(self._model)
+
     def require_decoder(self) -> None:
         """Raise an `InputError` where this tokenizer has no decoder."""
         require(
@@ -145,6 +153,15 @@ class Tokenizer:
             return nullcontext()
         flags: AbstractContextManager[None] = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
         return flags
+
+
+class _EncoderModule(nn.Module):
+    def __init__(self, model: TokenizerModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.model.pixels_to_ids(pixels)
 
 
 def _to_channels_first(images: NDArray[np.uint8] | Tensor) -> Tensor:

@@ -104,10 +104,6 @@ def _opened(image: ImageLike) -> Image.Image:
         )
     try:
         return decode_image(place_of(normalise(str(image))).read())
-    except FileNotFoundError:
-        raise InputError(f"{image} does not exist; give the path of an image") from None
-    except IsADirectoryError:
-        raise InputError(f"{image} is a folder; give the path of an image, or a folder to beit predict") from None
     except BadSample as error:
         raise InputError(f"{image} cannot be read ({error}); give another image") from None
 

@@ -85,8 +85,7 @@ class Attention(nn.Module):
 
     def _heads(self, projected: Tensor, parts: int) -> Sequence[Tensor]:
         """Cut (B, S or K, parts * D) into `parts` of (B, H, S or K, E)."""
-        batch, length, _ = projected.shape
-        heads = projected.view(batch, length, parts, self.num_heads, -1).permute(2, 0, 3, 1, 4)  # (parts, B, H, S, E)
+        heads = projected.unflatten(2, (parts, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # (parts, B, H, S, E)
         if projected.device.type == "cpu":
             heads = heads.contiguous()  # one copy here saves one per product and direction
         return heads.unbind(0)
