@@ -25,9 +25,8 @@ from beit.common.pages.pictures import enlarged, heat_colours, picture_table, sh
 from beit.common.reading.labelled_dataset import LabelledDataset
 from beit.common.sources.index_build import build_index
 from beit.common.storage.samples import spread_evenly
-from beit.common.vit.description import read_encoder_config
-from beit.common.vit.vit import VisionTransformer, normalize_images
-from beit.finetune.augment.augment import default_crop_pct, resize_and_center_crop
+from beit.common.vit.transform import ImageTransform
+from beit.common.vit.vit import VisionTransformer
 from beit.finetune.data import image_name
 
 _MARK, _MARK_RIM = (0, 255, 255), (0, 0, 0)
@@ -96,15 +95,15 @@ def attention_sheet(
         block: Counted from 0; None takes the one that a probe found best, or else the last.
         queries: "ROW,COLUMN" or "cls"; none takes the patch in the middle.
     """
-    stored, model = read_encoder_config(encoder), load_encoder(encoder)
+    model = load_encoder(encoder)
     config = model.config
     if block is None:
-        block = config.depth - 1 if stored.best_block is None else stored.best_block
+        block = config.depth - 1 if model.best_block is None else model.best_block
     require(0 <= block < config.depth, f"--block ({block}) must be in [0, {config.depth - 1}]")
     middle = f"{config.grid_size[0] // 2},{config.grid_size[1] // 2}"
     asked = [parse_query(text, config.grid_size) for text in queries or [middle]]
-    names, pixels = _read(source, config.img_size, num_images)
-    images = normalize_images(torch.from_numpy(pixels).permute(0, 3, 1, 2), *stored.normalization)
+    names, pixels = _read(source, model.transform, num_images)
+    images = model.transform.normalize(torch.from_numpy(pixels).permute(0, 3, 1, 2))
     with torch.inference_mode():
         weights = model.attention_weights(images, block)
         distances = attention_distances(model, images)
@@ -128,7 +127,7 @@ def attention_sheet(
     return AttentionPicture(picture, distances, block)
 
 
-def _read(source: str, img_size: int, num_images: int) -> tuple[list[str], NDArray[np.uint8]]:
+def _read(source: str, transform: ImageTransform, num_images: int) -> tuple[list[str], NDArray[np.uint8]]:
     """Read images spread over a source, as `beit predict` shows them to a model."""
     index = build_index(source)
     dataset, names, pictures = LabelledDataset(index), [], []
@@ -141,7 +140,7 @@ def _read(source: str, img_size: int, num_images: int) -> tuple[list[str], NDArr
             problem = f"{image_name(index, position)}: {error}"
             continue
         names.append(image_name(index, position))
-        pictures.append(resize_and_center_crop(image, img_size, crop_pct=default_crop_pct(img_size)))
+        pictures.append(transform.pixels(image))
     require(bool(pictures), f"none of {min(num_images, len(index))} images of {source} can be read ({problem})")
     return names, np.stack(pictures)
 

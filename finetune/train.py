@@ -109,6 +109,7 @@ class ClassificationTask:
             class_names=self.images.class_names,
             pooling=config.classifier.pooling,
             multi_label=self.images.is_multi_label,
+            crop_pct=config.evaluation.crop_pct,
         )
         self.measured: tuple[int, Metrics | MultiLabelMetrics] | None = None
         """Step and result of the latest evaluation in this process."""

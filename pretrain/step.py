@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from beit.common.tokenizer import Tokenizer
-from beit.common.vit.vit import normalize_images
+from beit.common.vit.transform import normalize_images
 from beit.pretrain.model import MimLoss, PixelLoss, mim_loss, pixel_loss, pixel_targets
 
 
