@@ -1,8 +1,8 @@
 """`beit demo`: the three stages on images beit generates itself, or on one's own, each command printed as it is typed.
 
 Nothing is downloaded. The folder then holds the token store, the runs, pictures of what the model predicts for masked
-patches and of where it looks, and, where there are labels, a table that compares the pre-trained encoder with random
-weights of the same network. How one's own images are divided for that is `split_labelled`.
+patches and of which images it finds alike, and, where there are labels, a table that compares the pre-trained encoder
+with random weights of the same network. How one's own images are divided for that is `split_labelled`.
 """
 
 from __future__ import annotations
@@ -103,13 +103,13 @@ def demo_command(folder: Path, data: str | None, labelled: str | None, seed: int
             options = ["--encoder", encoder, "--val", labels.test, *recipe]
             for task in MEASURES:
                 _beit("finetune", task, labels.train, run_folder(folder, start, task), *options)
-    pictures = [folder / "reconstruction.png", folder / "attention.png"]
+    pictures = [folder / "reconstruction.png", folder / "neighbours.png"]
     _beit("show", "reconstruction", folder / "pretrain", "--out", pictures[0], "--rows", 6)
-    _beit("show", "attention", folder / "pretrain", labels.test if labels else images, "--out", pictures[1])
+    _beit("show", "neighbours", folder / "pretrain", labels.test if labels else images, "--out", pictures[1])
     if labels is not None:
         click.echo(f"\n{table(labels, {start: scores(folder, start) for start in STARTS})}")
     click.echo(f"\n{pictures[0]}: held-out images, what was hidden of them, and how the model completes them")
-    click.echo(f"{pictures[1]}: where its heads look")
+    click.echo(f"{pictures[1]}: images, and those it finds most like them")
     click.echo(f"Done in {time.monotonic() - started:.0f} s. Everything is in {folder}")
 
 

@@ -101,7 +101,7 @@ def test_the_commands_of_each_demo(tmp_path, monkeypatch, words):
         ["pretrain"],
         *measured,
         ["show", "reconstruction"],
-        ["show", "attention"],
+        ["show", "neighbours"],
     ]
     assert ("chance" in result.output) == compared
     assert json.loads((tmp_path / "d/demo.json").read_text())["data"] == (None if not words else "mine")
