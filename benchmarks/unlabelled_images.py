@@ -4,12 +4,12 @@
 
 All encoders are pre-trained for the same number of steps of the same batch with the same warm-up, so fewer images are
 only seen more often; each number of images includes the smaller ones. Every seed then draws its own few labels, the
-same for all encoders and for random weights, and measures k-NN, a linear probe and, for the seeds of
-`--finetune-seeds`, a fine-tuning; differences to random weights are those of pairs. The last weights are measured;
-nothing is chosen but what `beit finetune linear-probe` and `knn` choose, for random weights as for the others: the
-block, and k.
+same for all encoders and for random weights, which are others for every seed; differences to these are those of pairs.
+Measured are k-NN, a linear probe and, for the seeds of `--finetune-seeds`, a fine-tuning at its end. Nothing is chosen
+but what `beit finetune linear-probe` and `knn` choose, for random weights as for the others: the block, and k.
 
-Every run is a `beit` command with a folder of its own; the script may be stopped at any time and goes on.
+Pre-training and fine-tuning are `beit` commands with folders of their own; the script may be stopped at any time and
+goes on.
 """
 
 from __future__ import annotations
@@ -26,21 +26,34 @@ import click
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
 from beit.benchmarks.few_labels import Runner, cell, claim, interval, parse_seeds, sets
+from beit.common.config import load_config
+from beit.common.encoder import load_encoder
 from beit.common.errors import InputError, ResumableStop
+from beit.common.images import decode_image
 from beit.common.pages.charts import Line, LineChart, line_charts
 from beit.common.pages.pictures import PALETTE, save_png, sheet
 from beit.common.processes.signals import stop_on_signals
 from beit.common.runs.environment import environment
+from beit.common.sources.index import draw_subset
 from beit.common.storage.documents import read_json, write_json
+from beit.common.vit.config import Normalization, build_vit_config
+from beit.common.vit.features import Features, extract_features, fit_linear, knn_predict
+from beit.common.vit.vit import VisionTransformer
+from beit.finetune.commands import RECIPES
 from beit.finetune.compare.runs import read_runs
+from beit.finetune.config import FinetuneConfig, ProbeConfig
 
 RANDOM = 0
 """Stands for random weights among the numbers of images."""
-MEASURES = {"k-NN": "knn", "linear probe": "linear-probe", "fine-tuned": "classification"}
-"""And what `beit compare` calls them."""
+FINE_TUNED = "fine-tuned"
+MEASURES = ("k-NN", "linear probe", FINE_TUNED)
+IMG_SIZE_PX, PATCH_SIZE_PX, BATCH = 32, 4, 32
 VIEWS_AT_MOST, VIEWS_IN_ALL = 16, 16_000
 """Few images are seen often, so they get more views; arbitrary."""
 CHART_PX = (380, 300)
@@ -75,9 +88,18 @@ class Curve:
         """Return what `--encoder` takes."""
         return "random" if number == RANDOM else str(self.out / f"images-{number}/pretrain/encoder")
 
-    def folder(self, number: int, kind: str, seed: int) -> Path:
-        """Return where the runs on the labels of a seed are."""
-        return self.out / f"images-{number}/{kind}-seed{seed}"
+    def model(self, number: int, seed: int) -> VisionTransformer:
+        """Return the encoder, or the random weights of a seed."""
+        if number != RANDOM:
+            return load_encoder(self.encoder(number))
+        base = load_config(FinetuneConfig, recipe="cifar10_tiny", overrides=self.shape, recipe_dir=RECIPES)
+        torch.manual_seed(seed)
+        shape = base.model.for_random_weights()
+        return VisionTransformer(build_vit_config(shape, img_size=IMG_SIZE_PX, patch_size=PATCH_SIZE_PX)).eval()
+
+    def folder(self, number: int, seed: int) -> Path:
+        """Return where the fine-tuning on the labels of a seed is."""
+        return self.out / f"images-{number}/finetune-seed{seed}"
 
 
 @click.command()
@@ -105,10 +127,10 @@ def main(images: str, seeds: str, finetune_seeds: str, shape: str, threads: int,
         runner = Runner(stop=stop, lock=lock, threads=threads)
         for number in curve.images:
             pretrain(curve, number, runner)
-        for kind, chosen in (("probe", probed), ("finetune", tuned)):
-            for seed in chosen:
-                for number in (RANDOM, *curve.images):
-                    measure(curve, number, kind, seed, runner)
+        probe(curve, probed)
+        for seed in tuned:
+            for number in (RANDOM, *curve.images):
+                finetune(curve, number, seed, runner)
     rows = [summarize(curve, number, name, probed) for name in MEASURES for number in (RANDOM, *curve.images)]
     settings = {"images": images, "seeds": seeds, "finetune_seeds": finetune_seeds, "shape": shape, **values}
     document = {"settings": settings | {"out": str(curve.out)}, "environment": environment(), "rows": rows}
@@ -128,7 +150,7 @@ def pretrain(curve: Curve, number: int, runner: Runner) -> None:
     if not source.exists():
         write_subset(curve.train, number, source)
     views = max(1, min(VIEWS_AT_MOST, VIEWS_IN_ALL // number))
-    size = ["--img-size", "32", "--patch-size", "4"]
+    size = ["--img-size", str(IMG_SIZE_PX), "--patch-size", str(PATCH_SIZE_PX)]
     runner.beit("tokenize", source, folder / "store", "--tokenizer", "mini", "--views", str(views), *size)
     settings = [*curve.shape, f"train.steps={curve.steps}", f"optimizer.warmup_steps={curve.steps // 10}"]
     settings += ["reader.num_workers=0", f"train.eval_interval_steps={curve.steps}"]
@@ -148,34 +170,99 @@ def write_subset(source: str, number: int, file: Path) -> None:
     pq.write_table(table.take(pa.array(np.sort(chosen))), file, row_group_size=1000)
 
 
-def measure(curve: Curve, number: int, kind: str, seed: int, runner: Runner) -> None:
-    """Measure an encoder, or random weights, on the labels of a seed, unless that is done."""
-    folder = curve.folder(number, kind, seed)
+@dataclass(frozen=True, slots=True)
+class Pictures:
+    """Labelled images in memory."""
+
+    pixels: Tensor
+    """(n, 3, 32, 32) uint8."""
+    labels: Tensor
+    """(n,) int64."""
+
+    def chosen(self, rows: NDArray[np.int64]) -> Pictures:
+        """Return some of them."""
+        places = torch.from_numpy(rows)
+        return Pictures(self.pixels[places], self.labels[places])
+
+    def features(self, model: VisionTransformer) -> Features:
+        """Return every block's, CLS beside the mean of the patches."""
+        batches = (
+            {"images": self.pixels[start : start + 100], "labels": self.labels[start : start + 100]}
+            for start in range(0, len(self.labels), 100)
+        )
+        scale = Normalization((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+        return extract_features(model, batches, device=torch.device("cpu"), normalization=scale, pooling="cls_mean")
+
+
+def read_pictures(file: str, rows: NDArray[np.int64] | None = None) -> Pictures:
+    """Read images of 32 px with their labels from a Parquet file."""
+    table = pq.read_table(file)
+    table = table if rows is None else table.take(pa.array(rows))
+    encoded = table["image"].combine_chunks().field("bytes").to_pylist()
+    pixels = np.stack([np.asarray(decode_image(data).resize((IMG_SIZE_PX, IMG_SIZE_PX))) for data in encoded])
+    return Pictures(torch.from_numpy(pixels).permute(0, 3, 1, 2), torch.from_numpy(table["label"].to_numpy().copy()))
+
+
+def probe(curve: Curve, seeds: Sequence[int]) -> None:
+    """Measure all encoders, and random weights, by linear probe and k-NN on the labels of each seed, unless done."""
+    file = curve.out / "probes.json"
+    found: dict[str, dict[str, float]] = read_json(file) if file.exists() else {}
+    names = [f"{number} {seed}" for seed in seeds for number in (RANDOM, *curve.images)]
+    if all(name in found for name in names):
+        return
+    all_labels = pq.read_table(curve.train, columns=["label"])["label"].to_numpy()
+    val = read_pictures(curve.val, np.arange(pq.ParquetFile(curve.val).metadata.num_rows)[: curve.val_images])
+    seen: dict[int, Features] = {}
+    for seed in seeds:
+        train = read_pictures(curve.train, draw_subset(all_labels, curve.labels, seed))
+        for number in (RANDOM, *curve.images):
+            if f"{number} {seed}" in found:
+                continue
+            model = curve.model(number, seed)
+            if number == RANDOM or number not in seen:
+                seen[number] = val.features(model)
+            found[f"{number} {seed}"] = probe_scores(train.features(model), seen[number])
+            write_json(file, found)
+
+
+def probe_scores(train: Features, val: Features) -> dict[str, float]:
+    """Return top-1 of the best block by linear probe, and of the best block and k by k-NN."""
+    classes = int(train.labels.max()) + 1
+    linear, neighbours = [], []
+    for block, queries in zip(train.blocks, val.blocks, strict=True):
+        logits = fit_linear(block, train.labels, num_classes=classes).logits(queries)
+        linear.append((logits.argmax(1) == val.labels).double().mean().item())
+        means = (part.chunk(2, dim=1)[1] for part in (block, queries))
+        patches, asked = means
+        voted = knn_predict(patches, train.labels, asked, num_classes=classes, ks=ProbeConfig().ks[:-2])
+        neighbours.append((voted == val.labels).double().mean(1).max().item())
+    return {"linear probe": max(linear), "k-NN": max(neighbours)}
+
+
+def finetune(curve: Curve, number: int, seed: int, runner: Runner) -> None:
+    """Fine-tune an encoder, or random weights, on the labels of a seed, unless that is done."""
+    folder = curve.folder(number, seed)
     if (folder / DONE).exists():
         return
+    steps = int(curve.finetune_epochs * curve.labels) // BATCH
     settings = [*curve.shape, f"data.num_labels={curve.labels}", f"data.subset_seed={seed}", f"train.seed={seed}"]
     settings += [f"data.num_val_images={curve.val_images}", "reader.num_workers=0", "train.precision=fp32"]
-    if kind == "finetune":
-        steps = int(curve.finetune_epochs * curve.labels) // 32
-        settings += [f"train.epochs={curve.finetune_epochs:g}", f"train.eval_interval_steps={max(1, steps)}"]
-        settings += ["train.global_batch_size=32", "optimizer.lr=1e-3"]
+    settings += [f"train.epochs={curve.finetune_epochs:g}", f"train.eval_interval_steps={max(1, steps)}"]
+    settings += [f"train.global_batch_size={BATCH}", "optimizer.lr=1e-3"]
     options = ["--encoder", curve.encoder(number), "--val", curve.val, "--recipe", "cifar10_tiny", *sets(settings)]
-    for task in ("linear-probe", "knn") if kind == "probe" else ("classification",):
-        runner.beit("finetune", task, curve.train, folder, *options)
+    runner.beit("finetune", "classification", curve.train, folder, *options)
     write_json(folder / DONE, {})
 
 
 def top1(curve: Curve, number: int, name: str, seeds: Sequence[int]) -> dict[int, float]:
-    """Return the top-1 by seed, of the runs that are finished."""
-    kind = "finetune" if name == "fine-tuned" else "probe"
-    found = {}
-    for seed in seeds:
-        folder = curve.folder(number, kind, seed)
-        records = read_runs(folder) if (folder / DONE).exists() else []
-        for record in records:
-            if record.task == MEASURES[name]:
-                found[seed] = record.metrics["top1"]
-    return found
+    """Return the top-1 by seed, of what is finished."""
+    if name == FINE_TUNED:
+        folders = {seed: curve.folder(number, seed) for seed in seeds}
+        done = {seed: read_runs(folder) for seed, folder in folders.items() if (folder / DONE).exists()}
+        return {seed: record.metrics["top1"] for seed, records in done.items() for record in records}
+    file = curve.out / "probes.json"
+    found = read_json(file) if file.exists() else {}
+    return {seed: found[f"{number} {seed}"][name] for seed in seeds if f"{number} {seed}" in found}
 
 
 def summarize(curve: Curve, number: int, name: str, seeds: Sequence[int]) -> dict[str, Any]:
