@@ -72,6 +72,7 @@ SHOW = {
     ),
     "learning": Entry("beit.pretrain.commands", "show_learning_command", "How runs learned, one beside the other."),
     "attention": Entry("beit.finetune.commands", "show_attention_command", "Where the heads of an encoder look."),
+    "neighbours": Entry("beit.finetune.commands", "show_neighbours_command", "Which images an encoder finds alike."),
 }
 
 
@@ -125,7 +126,7 @@ COMMANDS: dict[str, Entry | Section] = {
         "beit.finetune.commands", "import_command", "Weights of BEiT, DINO, MAE, DeiT, timm, Hugging Face."
     ),
     "show": Section(SHOW, "Draw what a stage made."),
-    "demo": Entry("beit.demo", "demo_command", "The whole chain on generated images, in minutes."),
+    "demo": Entry("beit.demo", "demo_command", "The whole chain in minutes, on generated images or yours."),
 }
 
 
@@ -173,10 +174,14 @@ def beit() -> None:
     """BEiT: pre-train a vision transformer on your own unlabelled images, then fine-tune it on few labels.
 
     \b
-    Example, three commands from a folder of images to a model:
-      beit tokenize photos/ store/
-      beit pretrain store/ runs/pretrain
-      beit finetune classification labelled/ runs/flowers --encoder runs/pretrain/encoder
+    Example, three commands from a folder of photos to a model, on a laptop in minutes:
+      beit tokenize photos/ store/ --views 32 --img-size 64 --patch-size 8 --materialize
+      beit pretrain store/ runs/mini --recipe beit_mini_patch8_64
+      beit finetune classification labelled/ runs/flowers --encoder runs/mini/encoder --recipe small_500
+
+    \b
+    Or first, on images that beit paints itself:
+      beit demo
     """
 
 

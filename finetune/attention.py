@@ -102,7 +102,7 @@ def attention_sheet(
     require(0 <= block < config.depth, f"--block ({block}) must be in [0, {config.depth - 1}]")
     middle = f"{config.grid_size[0] // 2},{config.grid_size[1] // 2}"
     asked = [parse_query(text, config.grid_size) for text in queries or [middle]]
-    names, pixels = _read(source, model.transform, num_images)
+    names, pixels = read_pictures(source, model.transform, num_images)
     images = model.transform.normalize(torch.from_numpy(pixels).permute(0, 3, 1, 2))
     with torch.inference_mode():
         weights = model.attention_weights(images, block)
@@ -127,8 +127,12 @@ def attention_sheet(
     return AttentionPicture(picture, distances, block)
 
 
-def _read(source: str, transform: ImageTransform, num_images: int) -> tuple[list[str], NDArray[np.uint8]]:
-    """Read images spread over a source, as `beit predict` shows them to a model."""
+def read_pictures(source: str, transform: ImageTransform, num_images: int) -> tuple[list[str], NDArray[np.uint8]]:
+    """Read images spread over a source, as `beit predict` shows them to a model.
+
+    Returns:
+        Their names, and pixels (n, height, width, 3) uint8; those that cannot be read are left out.
+    """
     index = build_index(source)
     dataset, names, pictures = LabelledDataset(index), [], []
     problem = ""

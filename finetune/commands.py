@@ -231,6 +231,38 @@ def show_attention_command(
     say_written(out, listing)
 
 
+@click.command("neighbours")
+@click.argument("encoder", type=click.Path(path_type=Path), metavar="ENCODER|RUN")
+@click.argument("images")
+@picture_option
+@click.option("--rows", type=click.IntRange(1, 32), default=6, show_default=True, help="Images to draw neighbours of.")
+@click.option(
+    "--images", "number", type=click.IntRange(2), default=1000, show_default=True, help="At most so many are compared."
+)
+@click.option("--json", "listing", type=click.Path(path_type=Path), metavar="F.json", help="Also write the names.")
+def show_neighbours_command(
+    encoder: Path, images: str, out: Path, rows: int, number: int, listing: Path | None
+) -> None:
+    """Draw which of IMAGES an encoder finds alike: some of them, each with those nearest to it; no label is needed.
+
+    \b
+    Example:
+      beit show neighbours runs/pretrain/encoder photos/ --out neighbours.png
+    """
+    from beit.common.pages.pictures import save_png
+    from beit.common.runs.outputs import check_outputs
+    from beit.common.storage.documents import json_bytes
+    from beit.common.storage.files import write_output
+    from beit.finetune.neighbours import neighbour_sheet
+
+    check_outputs({"--out": out, "--json": listing}, inputs=[encoder, images], makes_folder=True)
+    picture = neighbour_sheet(encoder, images, num_rows=rows, num_images=number)
+    save_png(picture.image, out)
+    if listing is not None:
+        write_output(listing, json_bytes(dict(picture.neighbours)))
+    click.echo(f"wrote {out}" + (f" and {listing}" if listing else ""))
+
+
 @click.command("import")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.argument("encoder", type=click.Path(path_type=Path))

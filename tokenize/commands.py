@@ -25,8 +25,8 @@ STORE_RECIPES = RECIPES / "store"
 @click.option(
     "--tokenizer",
     metavar="NAME|PATH",
-    help="dall-e (downloaded on first use), mini (comes with beit), what `beit tokenizer` wrote, the name of an "
-    "installed one, or module:Class, which runs that code.  [default: dall-e]",
+    help="mini (comes with beit), dall-e (downloaded on first use), what `beit tokenizer` wrote, the name of an "
+    "installed one, or module:Class, which runs that code.  [default: mini]",
 )
 @click.option("--views", type=click.IntRange(min=0), metavar="K", help="Crop-augmented views per image.  [default: 16]")
 @click.option("--img-size", type=int, metavar="PX", help="Side of the view the ViT will see.  [default: 224]")
@@ -53,7 +53,7 @@ def tokenize_command(source: str, store: str, tokenizer: str | None, **dedicated
 
     \b
     Example:
-      beit tokenize photos/ store/ --tokenizer mini --views 8
+      beit tokenize photos/ store/ --img-size 64 --patch-size 8 --short-side 96
     """
     from beit.common.errors import require
     from beit.common.processes.launcher_env import launched_rank
