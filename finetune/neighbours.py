@@ -17,7 +17,7 @@ from torch import Tensor
 
 from beit.common.encoder import load_encoder
 from beit.common.errors import require
-from beit.common.pages.pictures import picture_table, sheet, shortened
+from beit.common.pages.pictures import picture_table, sheet
 from beit.common.storage.samples import spread_evenly
 from beit.common.vit.description import read_encoder_config
 from beit.common.vit.features import extract_features
@@ -79,7 +79,7 @@ def neighbour_sheet(encoder: Path, source: str, *, num_rows: int, num_images: in
         [query, *near]
         for query, near in zip(queries, nearest(found.blocks[block], queries, count).tolist(), strict=True)
     ]
-    captions = [[shortened(_caption(names[place]), _CELL_PX // 7, keep_end=True) for place in row] for row in rows]
+    captions = [[_caption(names[place]) for place in row] for row in rows]
     titles = ["image", "nearest", *[""] * (count - 1)]
     pictures = [[pixels[place] for place in row] for row in rows]
     picture = sheet(
