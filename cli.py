@@ -13,9 +13,7 @@ if __name__ == "__main__":  # before anything else is imported, the standard lib
 
 import errno
 import importlib
-import logging
 import os
-import select
 import signal
 import sys
 import traceback
@@ -27,6 +25,8 @@ from typing import Any, NamedTuple
 import click
 
 from beit import __version__
+from beit.cli_options import explain_option
+from beit.cli_streams import announce_start, fill_closed_streams, let_go_of_broken_streams, set_up_streams
 from beit.common.errors import (
     EXIT_BAD_INPUT,
     EXIT_DONE,
@@ -35,13 +35,14 @@ from beit.common.errors import (
     InputError,
     ResumableStop,
     RunFailed,
+    did_you_mean,
     is_lost_rank,
     printable,
 )
+from beit.common.processes.cores import sleep_while_waiting
 from beit.common.processes.launcher_env import launched_rank
 from beit.common.processes.safe_path import leave_out_current_folder
 from beit.common.processes.shared_memory import raise_file_limit
-from beit.common.progress import LogFormatter, Terminal
 
 
 class Entry(NamedTuple):
@@ -71,6 +72,7 @@ SHOW = {
     ),
     "learning": Entry("beit.pretrain.commands", "show_learning_command", "How runs learned, one beside the other."),
     "attention": Entry("beit.finetune.commands", "show_attention_command", "Where the heads of an encoder look."),
+    "neighbours": Entry("beit.finetune.commands", "show_neighbours_command", "Which images an encoder finds alike."),
 }
 
 
@@ -92,8 +94,18 @@ class LazyGroup(click.Group):
         entry = self.table[name]
         if isinstance(entry, Section):
             return LazyGroup(name, table=entry.table, help=entry.help)
+        announce_start(name if ctx is None or ctx.parent is None else f"{ctx.info_name} {name}")
         command: click.Command = getattr(importlib.import_module(entry.module), entry.attribute)
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find a command; of one that is not there, say which is meant, also in another group."""
+        name = args[0]
+        if name not in self.table and not name.startswith("-"):
+            ctx.fail(f"no such command: {ctx.command_path} {name}" + did_you_mean(name, *_choices(self.table)))
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the table without importing anything."""
@@ -114,8 +126,44 @@ COMMANDS: dict[str, Entry | Section] = {
         "beit.finetune.commands", "import_command", "Weights of BEiT, DINO, MAE, DeiT, timm, Hugging Face."
     ),
     "show": Section(SHOW, "Draw what a stage made."),
-    "demo": Entry("beit.demo", "demo_command", "The whole chain on generated images, in minutes."),
+    "demo": Entry("beit.demo", "demo_command", "The whole chain in minutes, on generated images or yours."),
 }
+
+
+_ALSO_CALLED = {
+    "pretrain": "pre_train pretraining train mim run_beit_pretraining",
+    "finetune classification": "classification classify classifier fine_tune finetuning run_class_finetuning",
+    "finetune linear-probe": "linear_probe probe linear linprobe",
+    "finetune knn": "knn k_nn neighbours neighbors",
+    "evaluate": "eval test validate score",
+    "predict": "infer inference label apply",
+    "tokenize": "tokenise encode pack prepare",
+    "tokenizer train": "train_tokenizer dvae",
+    "tokenizer report": "tokeniser",
+    "import": "load from_pretrained",
+    "compare": "table results",
+    "verify": "check audit fsck",
+    "show views": "view",
+    "show learning": "curves learn plot metrics log",
+    "show reconstruction": "recon reconstruct",
+    "show attention": "attend",
+    "tokenizer convert": "convert",
+}
+"""Commands by what people call them."""
+
+
+def _choices(table: Mapping[str, Entry | Section]) -> tuple[list[str], dict[str, str]]:
+    """Return the commands that a word in the place of one of `table` may mean, and what other words for them are."""
+    inside = {
+        word: f"{group} {word}"
+        for group, words in {"show": list(SHOW), "tokenizer": [], "finetune": []}.items()
+        for word in words
+    }
+    words = inside | {word: full for full, words in _ALSO_CALLED.items() for word in words.split()}
+    if table is SHOW:
+        own = {word: full.removeprefix("show ") for word, full in words.items() if full.startswith("show ")}
+        return list(SHOW), own
+    return [*COMMANDS, *dict.fromkeys(words.values())], words
 
 
 @click.group(
@@ -126,10 +174,14 @@ def beit() -> None:
     """BEiT: pre-train a vision transformer on your own unlabelled images, then fine-tune it on few labels.
 
     \b
-    Example, three commands from a folder of images to a model:
-      beit tokenize photos/ store/
-      beit pretrain store/ runs/pretrain
-      beit finetune classification labelled/ runs/flowers --encoder runs/pretrain/encoder
+    Example, three commands from a folder of photos to a model, on a laptop in minutes:
+      beit tokenize photos/ store/ --views 32 --img-size 64 --patch-size 8 --materialize
+      beit pretrain store/ runs/mini --recipe beit_mini_patch8_64
+      beit finetune classification labelled/ runs/flowers --encoder runs/mini/encoder --recipe small_500
+
+    \b
+    Or first, on images that beit paints itself:
+      beit demo
     """
 
 
@@ -139,14 +191,13 @@ _LINE_BREAK = "\n"  # lines of a rank that failed, where another one reports the
 def main() -> None:
     """Run `beit`; exit 0 done, 2 wrong usage or input, 75 stopped and resumable, else 1."""
     leave_out_current_folder()
-    _fill_closed_streams()
+    sleep_while_waiting()
+    fill_closed_streams()
     if launched_rank() is not None:
         from beit.common.processes.rank_reports import capture_output
 
         capture_output()
-    _set_up_logging()
-    if sys.stdout.isatty():
-        sys.stdout = Terminal(sys.stdout)  # type: ignore[assignment]
+    set_up_streams()
     raise_file_limit()
     signal.signal(signal.SIGTERM, _interrupt)
     code, message = _run()
@@ -157,7 +208,7 @@ def main() -> None:
     if message:
         with suppress(BrokenPipeError):
             click.echo(f"beit: {printable(message, keep=_LINE_BREAK)}", err=True)
-    _let_go_of_broken_streams()
+    let_go_of_broken_streams()
     sys.exit(code)
 
 
@@ -167,6 +218,8 @@ def _run() -> tuple[int, str]:
     try:
         result = beit.main(standalone_mode=False)  # an exit code where a command or --help asked for one
     except click.ClickException as error:
+        if isinstance(error, click.NoSuchOption):
+            explain_option(error)
         error.show()
         return error.exit_code, ""
     except InputError as error:
@@ -179,7 +232,7 @@ def _run() -> tuple[int, str]:
         if sys.stdout is stdout:
             raise
         # So click answers any broken pipe. Where it is our output, its reader, such as `head`, has seen enough.
-        return (EXIT_DONE, "") if _let_go_of_broken_streams() else (EXIT_FAILED, os.strerror(errno.EPIPE))
+        return (EXIT_DONE, "") if let_go_of_broken_streams() else (EXIT_FAILED, os.strerror(errno.EPIPE))
     except (OSError, RunFailed) as error:  # a full disk, a lost rank: the machine's fault, not a bug
         return EXIT_FAILED, str(error)
     except Exception as error:
@@ -191,32 +244,6 @@ def _run() -> tuple[int, str]:
     return result if isinstance(result, int) else 0, ""
 
 
-def _fill_closed_streams() -> None:
-    """Open what the shell closed (`>&-`): else the next file that is opened would be taken for the terminal."""
-    for number, name in enumerate(("stdin", "stdout", "stderr")):
-        if getattr(sys, name) is None:
-            descriptor = os.open(os.devnull, os.O_RDONLY if name == "stdin" else os.O_WRONLY)
-            if descriptor != number:
-                os.dup2(descriptor, number)
-                os.close(descriptor)
-            setattr(sys, name, open(number, "r" if name == "stdin" else "w", encoding="utf-8"))
-
-
-def _let_go_of_broken_streams() -> bool:
-    """Point output that nobody reads any more at nothing, so that Python does not complain at its exit.
-
-    Returns whether there was any.
-    """
-    descriptors = [stream.fileno() for stream in (sys.__stdout__, sys.__stderr__) if stream is not None]
-    poll = select.poll()
-    for descriptor in descriptors:
-        poll.register(descriptor, 0)
-    broken = [descriptor for descriptor, event in poll.poll(0) if event & select.POLLERR]
-    for descriptor in broken:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
-    return bool(broken)
-
-
 def _interrupt(signum: int, frame: FrameType | None) -> None:
     """Stop as Ctrl-C does, so that workers, shared memory and half-written files are cleaned up.
 
@@ -225,16 +252,6 @@ def _interrupt(signum: int, frame: FrameType | None) -> None:
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     raise KeyboardInterrupt
-
-
-def _set_up_logging() -> None:
-    handler = logging.StreamHandler()
-    handler.setFormatter(LogFormatter("%(message)s"))
-    # What all ranks would say, the first one says.
-    handler.addFilter(lambda record: record.levelno >= logging.WARNING or not launched_rank())
-    root = logging.getLogger("beit")
-    root.addHandler(handler)
-    root.setLevel(logging.INFO)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 
 import click
 
+from beit.common.errors import nearest
+
 Config = TypeVar("Config")
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -50,6 +52,21 @@ def resume_option(command: Command) -> Command:
     )(command)
 
 
+def explain_option(error: click.NoSuchOption) -> None:
+    """Where an option that is not there is a setting by another name, have the error say how settings are given."""
+    context = error.ctx
+    if context is None or not any(parameter.name == "overrides" for parameter in context.command.params):
+        return
+    from beit.common.config import MEANT, find_key
+
+    schema = [*MEANT.values(), "data.num_labels", "data.label_fraction", "mask.mode", "objective.kind", "shard_size"]
+    own = {option for parameter in context.command.params for option in parameter.opts}
+    word = error.option_name.lstrip("-").partition("=")[0]
+    if nearest(word, own) is None and (key := find_key(word, schema)) is not None:
+        error.message = f"no such option: {error.option_name}; is it the setting --set {key}=...?"
+        error.possibilities = []
+
+
 def source_options(command: Command) -> Command:
     """Add --max-megapixels and --image-member, which long commands have as settings; the command gets `reading`."""
 
@@ -67,6 +84,15 @@ def source_options(command: Command) -> Command:
         with_option
     )
     return with_option  # type: ignore[return-value]
+
+
+def say_written(*paths: Path | None) -> None:
+    """Say which files a command wrote, of those that were asked for; devices are no files."""
+    from beit.common.storage.files import is_special
+
+    for path in paths:
+        if path is not None and not is_special(path):
+            click.echo(f"wrote {path}")
 
 
 def picture_option(command: Command) -> Command:

@@ -38,7 +38,7 @@ from beit.common.shards.token_store import TokenStore
 from beit.common.training.engine import choose_precision
 from beit.common.training.speed import apply_speed
 from beit.common.training.trainer import fit, start_run
-from beit.common.vit.vit import normalize_images
+from beit.common.vit.transform import normalize_images
 from beit.pretrain.commands import RECIPES
 from beit.pretrain.config import PretrainConfig
 from beit.pretrain.objective import build_model, build_step

@@ -3,7 +3,7 @@
     OMP_WAIT_POLICY=passive python benchmarks/tokenize_stage.py --tokenizer mini
     OMP_WAIT_POLICY=passive python benchmarks/tokenize_stage.py --tokenizer dall-e-random --images 32 --views 2
 
-`beit tokenize` sets that variable itself, so that torch's threads leave their cores to the workers while they wait.
+`beit` sets that variable itself, so that torch's threads leave their cores to the workers while they wait.
 
 In one run, in turns, on the same images, with the same batch, number format and threads:
 

@@ -8,7 +8,6 @@ on is checked by their class. This module imports no torch, so that a wrong sett
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import operator
 import tomllib
 import types
@@ -20,14 +19,88 @@ from typing import Any, TypeVar
 
 import tomli_w
 
-from beit.common.errors import InputError
+from beit.common.errors import InputError, did_you_mean, nearest
 
 Config = TypeVar("Config")
 
 NONE = "none"
 """How a recipe or an override says that an optional setting is off."""
+_ALSO_CALLED = {
+    "optimizer.lr": "learning_rate base_lr blr max_lr peak_lr",
+    "optimizer.min_lr": "min_learning_rate lr_min eta_min final_lr end_lr",
+    "optimizer.weight_decay": "wd l2",
+    "optimizer.final_weight_decay": "weight_decay_end wd_end",
+    "optimizer.warmup_epochs": "warmup warmup_ratio num_warmup_epochs",
+    "optimizer.warmup_steps": "num_warmup_steps",
+    "optimizer.betas": "beta1 beta2 adam_beta1 adam_beta2 opt_betas",
+    "optimizer.eps": "opt_eps adam_epsilon epsilon",
+    "optimizer.clip_grad": "grad_clip gradient_clipping max_grad_norm max_norm",
+    "train.global_batch_size": "batch_size batch bs train_batch_size total_batch_size",
+    "train.micro_batch_size": "per_device_train_batch_size per_device_batch_size per_gpu_batch_size "
+    "train_micro_batch_size_per_gpu grad_accum_steps gradient_accumulation_steps accum_iter update_freq",
+    "train.epochs": "num_epochs num_train_epochs max_epochs n_epochs",
+    "train.steps": "num_steps max_steps total_steps iterations max_iters",
+    "train.seed": "random_seed",
+    "train.precision": "fp16 bf16 amp mixed_precision dtype",
+    "train.ema_decay": "ema model_ema model_ema_decay",
+    "train.early_stop_evals": "patience early_stopping early_stopping_patience",
+    "train.log_interval_steps": "logging_steps log_interval log_every",
+    "train.eval_interval_steps": "eval_steps eval_interval eval_every",
+    "checkpoint.interval_steps": "save_steps save_interval save_ckpt_freq",
+    "checkpoint.keep": "save_total_limit",
+    "reader.num_workers": "workers dataloader_num_workers",
+    "reader.prefetch_batches": "prefetch_factor",
+    "model.size": "model model_name arch",
+    "model.embed_dim": "width dim hidden_size",
+    "model.depth": "layers num_layers num_hidden_layers",
+    "model.num_heads": "heads num_attention_heads",
+    "model.init_values": "layer_scale_init_value",
+    "model.drop_path": "drop_path_rate stochastic_depth",
+    "model.use_abs_pos_emb": "abs_pos_emb use_absolute_position_embeddings",
+    "model.pos_bias": "rel_pos_bias shared_rel_pos_bias use_shared_relative_position_bias",
+    "mask.num_masked": "num_mask_patches mask_ratio mask_prob",
+    "mask.min_block": "min_mask_patches_per_block",
+    "layer_decay": "layer_decay_rate llrd layer_wise_lr_decay",
+    "freeze_blocks": "freeze num_frozen_blocks",
+    "image.img_size": "input_size image_size resolution",
+    "classifier.label_smoothing": "smoothing",
+    "mix.mixup_alpha": "mixup",
+    "mix.cutmix_alpha": "cutmix",
+    "mix.prob": "mixup_prob",
+    "mix.switch_prob": "mixup_switch_prob",
+    "augment.rand_augment": "aa auto_augment randaugment",
+    "augment.erase_prob": "reprob random_erasing",
+    "augment.flip": "hflip",
+    "augment.scale": "crop_scale",
+    "data.class_names": "nb_classes num_classes",
+    "evaluation.crop_pct": "crop_ratio",
+    "speed.activation_checkpointing": "gradient_checkpointing use_checkpoint",
+    "speed.compile": "torch_compile",
+    "deepspeed.zero_stage": "zero",
+    "run.wandb": "wandb",
+    "views": "num_views",
+    "model.vocab_size": "codebook_size num_tokens vocab",
+}
+"""What settings are called in timm, in Hugging Face's trainer, in BEiT's own code and by habit, and here."""
+MEANT = {word: setting for setting, words in _ALSO_CALLED.items() for word in words.split()}
+_ELSEWHERE = {"image.img_size": ("img_size", "data.view_size"), "train.seed": ("seed",), "train.precision": ("dtype",)}
+"""What some of them are where a command has no such section."""
+_MEANT_VALUES = {
+    **{"fp32": "float32", "fp16": "float16", "half": "float16", "bf16": "bfloat16"},
+    **{"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"},
+    **{"block": "blockwise", "avg": "mean", "average": "mean", "gap": "mean", "token": "cls", "gpu": "cuda"},
+}
+"""What values are called elsewhere."""
 RETIRED = {"augment.repeats": 1}
 """Settings that are gone, with the value that asked for what is done now; files of older runs may still state it."""
+
+
+_RECIPES_OF = {
+    "pretrain": "beit pretrain",
+    "finetune": "beit finetune classification",
+    "tokenize": "beit tokenizer train",
+}
+"""Whose recipes lie in which folder of the package."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -147,8 +220,24 @@ def find_recipe(recipe: str | Path, recipe_dir: Path) -> Path:
     path = Path(recipe)
     if path.is_file():
         return path
+    raise InputError(_no_recipe(str(recipe), recipe_dir))
+
+
+def _no_recipe(recipe: str, recipe_dir: Path) -> str:
+    """Say what is wrong with a recipe that is not there: of another command, misspelt, or unknown."""
     names = sorted(file.stem for file in recipe_dir.glob("*.toml"))
-    raise InputError(f"recipe {str(recipe)!r} is neither a file nor a shipped recipe ({', '.join(names)})")
+    wanted = recipe.rpartition("/")[2].removesuffix(".toml")  # Hugging Face's names have an owner
+    for stage, command in _RECIPES_OF.items():
+        folder = Path(__file__).parents[1] / stage / "recipes"
+        if folder != recipe_dir and wanted not in names and (folder / f"{wanted}.toml").is_file():
+            here = f"the recipes here: {', '.join(names)}" if names else "this command has no recipes"
+            return f"{wanted} is a recipe of {command}, not of this command; {here}"
+    meant = nearest(wanted, names)
+    if meant is None:  # most that people try is the beginning of a name: beit_tiny, tiny
+        begins = [name for name in names if wanted.lower().replace("-", "_") in name]
+        meant = begins[0] if begins else None
+    hint = f"did you mean {meant}?" if meant else f"shipped are {', '.join(names) or 'none'}"
+    return f"recipe {recipe!r} is neither a file nor a shipped recipe; {hint}"
 
 
 def config_from_dict(schema: type[Config], values: Mapping[str, Any], *, origin: str = "config") -> Config:
@@ -260,7 +349,8 @@ def _convert(expected: Any, value: Any, *, name: str, where: _Where) -> Any:
         options = typing.get_args(expected)
         if value in options and not isinstance(value, bool) | isinstance(options[0], bool):
             return value
-        raise InputError(f"{name} ({value!r}) in {where.origin} must be one of {', '.join(map(repr, options))}")
+        hint = did_you_mean(str(value), map(str, options), _MEANT_VALUES)
+        raise InputError(f"{name} ({value!r}) in {where.origin} must be one of {', '.join(map(repr, options))}{hint}")
     if kind is tuple:
         return _convert_tuple(expected, value, name=name, where=where)
     if expected is float and isinstance(value, int) and not isinstance(value, bool):
@@ -304,7 +394,24 @@ def _all_keys(schema: Any, prefix: str = "") -> list[str]:
 def _unknown_key(name: str, where: _Where) -> str:
     keys = _all_keys(where.schema)
     # A key in the wrong section, or in none, is as common a slip as a typo.
-    leaf = name.rpartition(".")[2]
-    nearest = [key for key in keys if key.rpartition(".")[2] == leaf] or difflib.get_close_matches(name, keys)
-    hint = f"did you mean {nearest[0]!r}?" if nearest else f"valid keys: {', '.join(keys)}"
+    key = find_key(name, keys)
+    hint = f"did you mean {key!r}?" if key is not None else f"valid keys: {', '.join(keys)}"
     return f"unknown key {name!r} in {where.origin}; {hint}"
+
+
+def find_key(name: str, keys: Sequence[str]) -> str | None:
+    """Return the setting that somebody means by `name`: by its last part, its meaning elsewhere, or its letters."""
+    leaf = name.lower().replace("-", "_").rpartition(".")[2]
+    same = [key for key in keys if key.rpartition(".")[2] == leaf]
+    if same:
+        return same[0]
+    meant = MEANT.get(leaf, "")
+    found = next((key for key in (meant, *_ELSEWHERE.get(meant, ())) if key in keys), None)
+    if found is None and meant:  # sections differ between commands
+        found = next((key for key in keys if key.rpartition(".")[2] == meant.rpartition(".")[2]), None)
+    if found is None:
+        found = nearest(name, keys)
+    if found is None:
+        last = nearest(leaf, [key.rpartition(".")[2] for key in keys])
+        found = next((key for key in keys if key.rpartition(".")[2] == last), None)
+    return found

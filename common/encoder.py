@@ -85,20 +85,40 @@ def read_encoder_state(path: str | Path) -> dict[str, Tensor]:
 
 
 def load_encoder(
-    path: str | Path, *, img_size: int | None = None, pos_bias: PosBias | None = None, drop_path: float = 0.0
+    path: str | Path,
+    *,
+    img_size: int | None = None,
+    pos_bias: PosBias | None = None,
+    drop_path: float = 0.0,
+    device: str | torch.device = "cpu",
 ) -> VisionTransformer:
     """Load an encoder for use, ready to call `forward_features`.
 
+    Its input are images (B, 3, img_size, img_size) float32, normalised: what its `transform` makes of pictures. Its
+    output are features (B, 1 + N, D) float32, CLS first, then N = (img_size / patch_size)**2 patches, row by row. It
+    goes through `torch.export` with an open batch size; docs/python.md.
+
     Args:
-        path: Folder of an encoder, or a run directory.
+        path: Folder of an encoder, or a run directory; of a fine-tuned model everything but its head.
         img_size: Side of the input in pixels, if another than in pre-training; the position tables are resized.
         pos_bias: Position mode, if another; a shared table is copied to every block.
         drop_path: Stochastic depth rate, for training it further.
+        device: Where to put it.
 
     Returns:
-        The model in eval mode on the CPU, without head, and with a final norm only where the encoder has one of its own
-        (`config.final_norm`). It has `config` (its shape), `normalization` (mean and std of its input pixels in [0, 1])
-        and `provenance`.
+        The model in eval mode, without head, and with a final norm only where the encoder has one of its own
+        (`config.final_norm`). It has `config` (its shape; sizes in pixels), `transform` (image or path to input),
+        `normalization` (mean and std of its input pixels in [0, 1]), `best_block` and `provenance`.
+
+    Example:
+        >>> encoder = beit.load_encoder("runs/pretrain/encoder")
+        >>> images = encoder.transform("photo.jpg")[None]
+        >>> images.shape, images.dtype
+        (torch.Size([1, 3, 32, 32]), torch.float32)
+        >>> with torch.inference_mode():
+        ...     hidden = encoder.forward_features(images)
+        >>> hidden.shape, beit.pool_features(hidden, "mean").shape
+        (torch.Size([1, 17, 24]), torch.Size([1, 24]))
     """
     stored = read_encoder_config(path)
     config = replace(
@@ -110,7 +130,7 @@ def load_encoder(
     with torch.device("meta"):  # initial values would cost seconds and draw from the caller's random stream
         model = VisionTransformer(config)
     load_weights(model, path)
-    return model.eval()
+    return model.eval().to(device)
 
 
 def load_weights(
@@ -119,7 +139,7 @@ def load_weights(
     """Load an encoder's weights into a model, adapted to its resolution and position mode.
 
     Tensors the model has no parameter for (a head, the mask token) are left out; they are named in the log. Also sets
-    the model's `normalization` and `provenance`.
+    the model's `normalization`, `crop_pct`, `best_block` and `provenance`.
 
     Args:
         model: Of the encoder's width, depth and patch size; on the meta device, nothing may keep its initial value.
@@ -148,7 +168,8 @@ def load_weights(
         require(not kept, f"{path} lacks {', '.join(kept)}")
         model.build_index("cpu")
     model.load_state_dict(loaded, strict=False, assign=model.cls_token.is_meta)
-    model.normalization, model.provenance = stored.normalization, dict(stored.provenance)
+    model.normalization, model.crop_pct, model.best_block = stored.normalization, stored.crop_pct, stored.best_block
+    model.provenance = dict(stored.provenance)
     logger.info("loaded %s: %d tensors; fresh: %s; not used: %s", path, len(loaded), kept or "none", unused or "none")
     return kept
 

@@ -3,7 +3,9 @@
 Everything else is an ordinary Python exception and reaches the user as a traceback, because it is a bug.
 """
 
+import difflib
 import re
+from collections.abc import Iterable, Mapping
 
 EXIT_DONE, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_RESUMABLE = 0, 1, 2, 75
 
@@ -65,6 +67,34 @@ def require(condition: bool, message: str) -> None:
     """Raise an `InputError` with `message` unless `condition` holds."""
     if not condition:
         raise InputError(message)
+
+
+def nearest(word: str, choices: Iterable[str], meant: Mapping[str, str] | None = None) -> str | None:
+    """Return what somebody who wrote `word` probably wanted, of `choices`; None if that cannot be told.
+
+    Args:
+        word: As it was written.
+        choices: What is there.
+        meant: What other words mean that no choice resembles, such as those of other programs; lower case, with `_`.
+    """
+    known = {_plain(choice): choice for choice in choices}
+    plain = _plain(word)
+    if plain in known:
+        return known[plain]
+    if meant is not None and meant.get(plain) in known.values():
+        return meant[plain]
+    found = difflib.get_close_matches(plain, known, n=1)
+    return known[found[0]] if found else None
+
+
+def did_you_mean(word: str, choices: Iterable[str], meant: Mapping[str, str] | None = None) -> str:
+    """Return `nearest` as the end of a message: " (did you mean X?)"; empty where there is none."""
+    found = nearest(word, choices, meant)
+    return f" (did you mean {found}?)" if found is not None else ""
+
+
+def _plain(word: str) -> str:
+    return word.lower().strip().lstrip("-").replace("-", "_")
 
 
 def is_lost_rank(error: BaseException) -> bool:

@@ -108,9 +108,7 @@ def decode_image(data: bytes, *, apply_exif: bool = True, max_pixels: int = MAX_
             if not data.startswith(_PNG_START) or not any(limit in str(error) for limit in _PNG_TEXT_LIMITS):
                 raise
             image = _load(_without_text(data), max_pixels)
-        if apply_exif and (transpose := _transpose_of(image)) is not None:
-            image = image.transpose(transpose)
-        return _to_rgb(image)
+        return as_rgb(image, apply_exif=apply_exif)
     except (BadSample, MemoryError):
         raise
     except UnidentifiedImageError:
@@ -220,7 +218,10 @@ def _transpose_of(image: Image.Image) -> Image.Transpose | None:
     return _TRANSPOSE_OF_ORIENTATION.get(orientation) if isinstance(orientation, int) else None
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def as_rgb(image: Image.Image, *, apply_exif: bool = True) -> Image.Image:
+    """Turn an image of any mode as its EXIF data say, and make it 8-bit RGB, as `decode_image` does."""
+    if apply_exif and (transpose := _transpose_of(image)) is not None:
+        image = image.transpose(transpose)
     if image.mode == "RGB":
         return image
     if image.mode.startswith("I"):

@@ -1,8 +1,8 @@
 """Reading a token store: settings, shard table, samples on demand, and single records by (shard, row, view).
 
-    >>> store = open_store("store/")
-    >>> store[0]["image"], store[0]["token_ids"].shape
-    (<PIL.Image.Image ...>, (16, 14, 14))
+    >>> store = beit.open_store("store/")
+    >>> store[0]["token_ids"].shape  # views, and tokens per side
+    (3, 4, 4)
 
 Here: everything that turns the files of a store into arrays and bytes. Not here: the order samples are read in
 (`common/reading/order.py`), rendering a view (`views.py`), whether files are what they were
@@ -35,7 +35,19 @@ def open_store(path: str | Path, *, check_images: bool = True) -> TokenStore:
         check_images: Also check that image and token tars are there and unchanged, by size and time. Loader workers,
             which receive a checked store, do not come here.
     Returns:
-        The store; nothing but settings and shard table is read yet.
+        The store; nothing but settings and shard table is read yet. It has a length, is iterated in store order, and
+        `store[i]` is a dict: key (str); image (PIL, RGB); token_ids (K, g, g) uint16, K views of g x g tokens; views
+        (K,), the records that `render_view` takes; label (int, or None).
+
+    Example:
+        >>> store = beit.open_store("store/")
+        >>> len(store), store.info.views
+        (20, 3)
+        >>> sample = store[0]
+        >>> sample["token_ids"].shape, sample["token_ids"].dtype
+        ((3, 4, 4), dtype('uint16'))
+        >>> beit.render_view(sample["image"], sample["views"][0], img_size=16).shape
+        (16, 16, 3)
     """
     # Links are resolved first: image_root is relative to where the store really lies.
     location = normalise(str(path))

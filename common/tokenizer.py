@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from beit.common.errors import InputError, require
+from beit.common.errors import InputError, did_you_mean, require
 from beit.common.shards.schema import TokenizerInfo
 from beit.common.tokenizers.dalle_cache import prepare_dalle
 from beit.common.tokenizers.directory import LoadedModel, load_model
@@ -131,6 +131,14 @@ class Tokenizer:
             raise ValueError(f"token_ids ({int(ids.min())} to {int(ids.max())}) must lie in [0, {self.vocab_size})")
         return np.ascontiguousarray(self._model.ids_to_pixels(ids).permute(0, 2, 3, 1).cpu().numpy())
 
+    def encoder_module(self) -> nn.Module:
+        """Return what `encode` computes as a module, for `torch.export` with batch, height and width left open.
+
+        It maps uint8 (B, 3, H, W), on the tokenizer's device, to int64 (B, h, w), and checks nothing. Not part of it is
+        what keeps float32 exact on a GPU: set torch.backends.cudnn.allow_tf32 = False there.
+        """
+        return _EncoderModule(self._model)
+
     def require_decoder(self) -> None:
         """Raise an `InputError` where this tokenizer has no decoder."""
         require(
@@ -145,6 +153,15 @@ class Tokenizer:
             return nullcontext()
         flags: AbstractContextManager[None] = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
         return flags
+
+
+class _EncoderModule(nn.Module):
+    def __init__(self, model: TokenizerModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.model.pixels_to_ids(pixels)
 
 
 def _to_channels_first(images: NDArray[np.uint8] | Tensor) -> Tensor:
@@ -217,6 +234,19 @@ def load_tokenizer(
         compile_encoder: Whether `encode` goes through `torch.compile`; see `choose_compile`. The first batch of a
             shape then takes a minute.
         need_decoder: Whether `decode` must work.
+
+    Returns:
+        The tokenizer. Its `encode` maps uint8 images, (B, H, W, 3) or (B, 3, H, W), to int64 ids (B, h, w) in
+        [0, vocab_size), one for each square of `downsampling` pixels; `decode` paints ids as uint8 (B, H, W, 3).
+
+    Example:
+        >>> tokenizer = beit.load_tokenizer("mini")
+        >>> images = np.zeros((2, 112, 112, 3), np.uint8)
+        >>> token_ids = tokenizer.encode(images)
+        >>> token_ids.shape, token_ids.dtype, tokenizer.vocab_size
+        (torch.Size([2, 14, 14]), torch.int64, 1024)
+        >>> tokenizer.decode(token_ids).shape
+        (2, 112, 112, 3)
     """
     place, name = torch.device(device), str(name_or_path)
     dtype = choose_dtype(dtype, place)
@@ -260,8 +290,12 @@ def _find(name: str, need_decoder: bool) -> Path | None:
     if is_import_name(name):
         return None
     bundled = sorted(file.parent.name for file in BUNDLED_DIR.glob("*/config.json"))  # other folders lie there, too
-    known = ", ".join([*bundled, DALLE, *installed_names()])
-    raise InputError(f"tokenizer {name!r} is neither a path nor one of {known}; train one with: beit tokenizer train")
+    known = [*bundled, DALLE, *installed_names()]
+    hint = did_you_mean(name, known, {"dalle": DALLE, "dall_e": DALLE, "dvae": DALLE, "openai": DALLE})
+    raise InputError(
+        f"tokenizer {name!r} is neither a path nor one of {', '.join(known)}{hint}; "
+        "train one with: beit tokenizer train"
+    )
 
 
 def load_store_tokenizer(

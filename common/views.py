@@ -166,6 +166,12 @@ def render_view(
     Source: BEiT `beit/datasets.py`. Differs: jitter follows the crop and the resize unless `jitter_scope` is "image",
         since it is cheaper there (what that changes: docs/results.md); the flip comes last, which mirrors the box and
         nothing else; "bicubic-torch" is another filter than Pillow's.
+
+    Example:
+        >>> sample = beit.open_store("store/")[0]
+        >>> pixels = beit.render_view(sample["image"], sample["views"][2], img_size=64, check_crop=True)
+        >>> pixels.shape, pixels.dtype
+        ((64, 64, 3), dtype('uint8'))
     """
     crop = _crop(image, view)
     if check_crop:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import TypeVar, cast, overload
 
 import torch
 
@@ -23,6 +23,7 @@ from beit.finetune.classification.model import FRESH_PREFIXES, POOLINGS, ImageCl
 from beit.finetune.config import RANDOM_ENCODER, FinetuneConfig
 from beit.finetune.in_force import require_agreement
 
+AnyClassifier = TypeVar("AnyClassifier", bound=ImageClassifier)
 DEFAULT_IMG_SIZE, DEFAULT_PATCH_SIZE = 224, 16
 """Of random weights where the settings name none; the paper's."""
 HALF = (0.5, 0.5, 0.5)
@@ -41,15 +42,24 @@ class StartingPoint:
     """Description of the encoder on disk; None for random weights."""
 
 
-def load_classifier(path: str | Path) -> tuple[ImageClassifier, EncoderConfig]:
-    """Load a fine-tuned classifier, or a run's, for use, in eval mode on the CPU, and its description."""
+@overload
+def load_classifier(path: str | Path) -> tuple[ImageClassifier, EncoderConfig]: ...
+@overload
+def load_classifier(path: str | Path, *, kind: type[AnyClassifier]) -> tuple[AnyClassifier, EncoderConfig]: ...
+def load_classifier(
+    path: str | Path, *, kind: type[ImageClassifier] = ImageClassifier
+) -> tuple[ImageClassifier, EncoderConfig]:
+    """Load a fine-tuned classifier, or a run's, for use, in eval mode on the CPU, and its description.
+
+    `kind` is the class of the module, which may offer more.
+    """
     stored = read_encoder_config(path)
     if stored.task != "classification" or stored.class_names is None:
         raise InputError(f"{path} is an encoder without a classification head; fine-tune it first, with beit finetune")
     require(stored.pooling in POOLINGS, f"{path} has pooling {stored.pooling!r}; it must be {' or '.join(POOLINGS)}")
     pooling = cast(FeaturePooling, stored.pooling)
     with torch.device("meta"):  # initial values would cost seconds and be thrown away
-        model = ImageClassifier(stored.architecture, num_classes=len(stored.class_names), pooling=pooling)
+        model = kind(stored.architecture, num_classes=len(stored.class_names), pooling=pooling)
     model.build_index("cpu")
     load_weights(model, path)
     return model.eval(), stored

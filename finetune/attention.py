@@ -21,13 +21,12 @@ from torch import Tensor
 from beit.common.encoder import load_encoder
 from beit.common.errors import BadSample, InputError, require
 from beit.common.pages.charts import dot_chart
-from beit.common.pages.pictures import enlarged, heat_colours, picture_table, sheet, shortened
+from beit.common.pages.pictures import enlarged, heat_colours, picture_table, sheet
 from beit.common.reading.labelled_dataset import LabelledDataset
 from beit.common.sources.index_build import build_index
 from beit.common.storage.samples import spread_evenly
-from beit.common.vit.description import read_encoder_config
-from beit.common.vit.vit import VisionTransformer, normalize_images
-from beit.finetune.augment.augment import default_crop_pct, resize_and_center_crop
+from beit.common.vit.transform import ImageTransform
+from beit.common.vit.vit import VisionTransformer
 from beit.finetune.data import image_name
 
 _MARK, _MARK_RIM = (0, 255, 255), (0, 0, 0)
@@ -96,15 +95,15 @@ def attention_sheet(
         block: Counted from 0; None takes the one that a probe found best, or else the last.
         queries: "ROW,COLUMN" or "cls"; none takes the patch in the middle.
     """
-    stored, model = read_encoder_config(encoder), load_encoder(encoder)
+    model = load_encoder(encoder)
     config = model.config
     if block is None:
-        block = config.depth - 1 if stored.best_block is None else stored.best_block
+        block = config.depth - 1 if model.best_block is None else model.best_block
     require(0 <= block < config.depth, f"--block ({block}) must be in [0, {config.depth - 1}]")
     middle = f"{config.grid_size[0] // 2},{config.grid_size[1] // 2}"
     asked = [parse_query(text, config.grid_size) for text in queries or [middle]]
-    names, pixels = _read(source, config.img_size, num_images)
-    images = normalize_images(torch.from_numpy(pixels).permute(0, 3, 1, 2), *stored.normalization)
+    names, pixels = read_pictures(source, model.transform, num_images)
+    images = model.transform.normalize(torch.from_numpy(pixels).permute(0, 3, 1, 2))
     with torch.inference_mode():
         weights = model.attention_weights(images, block)
         distances = attention_distances(model, images)
@@ -128,8 +127,12 @@ def attention_sheet(
     return AttentionPicture(picture, distances, block)
 
 
-def _read(source: str, img_size: int, num_images: int) -> tuple[list[str], NDArray[np.uint8]]:
-    """Read images spread over a source, as `beit predict` shows them to a model."""
+def read_pictures(source: str, transform: ImageTransform, num_images: int) -> tuple[list[str], NDArray[np.uint8]]:
+    """Read images spread over a source, as `beit predict` shows them to a model.
+
+    Returns:
+        Their names, and pixels (n, height, width, 3) uint8; those that cannot be read are left out.
+    """
     index = build_index(source)
     dataset, names, pictures = LabelledDataset(index), [], []
     problem = ""
@@ -141,7 +144,7 @@ def _read(source: str, img_size: int, num_images: int) -> tuple[list[str], NDArr
             problem = f"{image_name(index, position)}: {error}"
             continue
         names.append(image_name(index, position))
-        pictures.append(resize_and_center_crop(image, img_size, crop_pct=default_crop_pct(img_size)))
+        pictures.append(transform.pixels(image))
     require(bool(pictures), f"none of {min(num_images, len(index))} images of {source} can be read ({problem})")
     return names, np.stack(pictures)
 
@@ -160,8 +163,7 @@ def _maps(
             shown = [_framed(enlarged(pixels[i], cell_px), place, grid_size)]
             rows.append([*shown, *(_overlaid(pixels[i], values, place, cell_px) for values in (row.mean(0), *row))])
             about = "CLS" if place is None else f"patch {place[0]},{place[1]}"
-            label = shortened(name.rpartition("/")[2], cell_px // 8, keep_end=True)
-            captions.append([label, about, *[""] * num_heads])
+            captions.append([name.rpartition("/")[2], about, *[""] * num_heads])
     titles = ["image", "mean", *(f"head {head}" for head in range(num_heads))]
     return picture_table(rows, titles=titles, captions=captions, cell_px=cell_px)
 

@@ -17,6 +17,7 @@ from beit.cli_options import (
     launch_options,
     long_command_options,
     picture_option,
+    say_written,
     source_options,
     start_ranks,
 )
@@ -50,12 +51,20 @@ def finetune_command(task: str, data: str, run: Path, encoder: str | None, val: 
       beit finetune classification flowers/train runs/flowers --encoder runs/pretrain/encoder --val flowers/val
       beit finetune linear-probe flowers/train runs/probe --encoder runs/pretrain/encoder --val flowers/val
     """
-    from beit.common.errors import InputError, require
+    from beit.common.errors import InputError, did_you_mean, require
     from beit.common.processes.launcher_env import find_launcher, under_launcher
     from beit.finetune.config import FinetuneConfig
 
     if task not in TASKS:
-        raise InputError(f"TASK ({task}) must be {', '.join(TASKS[:-1])} or {TASKS[-1]}")
+        also = {
+            "classify": TASKS[0],
+            "train": TASKS[0],
+            "linear": "linear-probe",
+            "probe": "linear-probe",
+            "k_nn": "knn",
+        }
+        hint = did_you_mean(task, TASKS, also)
+        raise InputError(f"TASK ({task}) must be {', '.join(TASKS[:-1])} or {TASKS[-1]}{hint}")
     options = LongOptions(**long)
     config = options.load(FinetuneConfig, RECIPES, encoder=encoder, data__val=val)
     if task in PROBES:
@@ -119,6 +128,7 @@ def evaluate_command(
     )
     if not launched_rank():  # all ranks would say the same
         click.echo(report.as_table())
+        say_written(out, html)
 
 
 @click.command("predict")
@@ -146,6 +156,7 @@ def predict_command(model: Path, source: str, out: Path | None, features: bool, 
     from beit.finetune.prediction.predict import predict_to_file
 
     predict_to_file(model, source, out=out, stdout=sys.stdout, features=features, settings=reading)
+    say_written(out)
 
 
 @click.command("compare")
@@ -176,6 +187,7 @@ def compare_command(runs: tuple[Path, ...], metric: str | None, out: Path | None
     click.echo(as_text(comparison))
     if out is not None:
         write_comparison(comparison, out)
+        say_written(out)
 
 
 @click.command("attention")
@@ -216,6 +228,38 @@ def show_attention_command(
     if listing is not None:
         numbers = {"block": picture.block, "mean_distance_px": picture.distances.round(4).tolist()}
         write_output(listing, json_bytes(numbers))
+    say_written(out, listing)
+
+
+@click.command("neighbours")
+@click.argument("encoder", type=click.Path(path_type=Path), metavar="ENCODER|RUN")
+@click.argument("images")
+@picture_option
+@click.option("--rows", type=click.IntRange(1, 32), default=6, show_default=True, help="Images to draw neighbours of.")
+@click.option(
+    "--images", "number", type=click.IntRange(2), default=1000, show_default=True, help="At most so many are compared."
+)
+@click.option("--json", "listing", type=click.Path(path_type=Path), metavar="F.json", help="Also write the names.")
+def show_neighbours_command(
+    encoder: Path, images: str, out: Path, rows: int, number: int, listing: Path | None
+) -> None:
+    """Draw which of IMAGES an encoder finds alike: some of them, each with those nearest to it; no label is needed.
+
+    \b
+    Example:
+      beit show neighbours runs/pretrain/encoder photos/ --out neighbours.png
+    """
+    from beit.common.pages.pictures import save_png
+    from beit.common.runs.outputs import check_outputs
+    from beit.common.storage.documents import json_bytes
+    from beit.common.storage.files import write_output
+    from beit.finetune.neighbours import neighbour_sheet
+
+    check_outputs({"--out": out, "--json": listing}, inputs=[encoder, images], makes_folder=True)
+    picture = neighbour_sheet(encoder, images, num_rows=rows, num_images=number)
+    save_png(picture.image, out)
+    if listing is not None:
+        write_output(listing, json_bytes(dict(picture.neighbours)))
     click.echo(f"wrote {out}" + (f" and {listing}" if listing else ""))
 
 
@@ -255,4 +299,4 @@ def import_command(file: Path, encoder: Path, **given: Any) -> None:
 
     imported = import_encoder(file, encoder, **given)
     click.echo(imported.summary)
-    click.echo(f"encoder: {encoder}")
+    say_written(encoder)

@@ -139,7 +139,8 @@ class EvaluationConfig:
     micro_batch_size: Annotated[int, at_least(1)] = 128
     """Images per forward pass of one rank."""
     crop_pct: Annotated[float | None, within("(0, 1]")] = None
-    """Share of the resized short side that is kept; left out, 0.875 from 65 to 383 px and 1 otherwise."""
+    """Share of the resized short side that is kept; left out, 0.875 from 65 to 383 px and 1 otherwise. The model keeps
+    it, so that it is evaluated and used likewise."""
 
 
 @checked("probe")

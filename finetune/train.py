@@ -22,6 +22,7 @@ from beit.common.processes.signals import stop_on_signals
 from beit.common.reading.contents import Watched, contents_sha256
 from beit.common.reading.labelled_dataset import LabelledDataset
 from beit.common.runs.layout import FEATURES, LAST, MODEL
+from beit.common.runs.outputs import written
 from beit.common.training.config import CheckpointConfig
 from beit.common.training.data import Batch, TrainingData
 from beit.common.training.judge import Goal
@@ -57,14 +58,16 @@ def run(config: FinetuneConfig, *, data: str, run_dir: Path, resume: str = "auto
     warning = unnamed_shape(config, start.architecture)
     config = in_force(config, start.architecture, start.normalization)
     images = open_training_data(data, config.data, multi_label=config.classifier.multi_label, reading=config.source)
-    task, _ = train(
+    task, result = train(
         config, lambda world: ClassificationTask(config, images, start, world, warning), run_dir=run_dir, resume=resume
     )
     if task.world.is_main:
         best = read_encoder_config(run_dir / MODEL).provenance
         main = _main(images)
-        score = f", {main} {100 * best['metrics'][main]:.2f} % at step {best['step']}" if best["metrics"] else ""
-        logger.info("model: %s%s", run_dir / MODEL, score)
+        if best["metrics"]:
+            logger.info("best model: %s %.2f %% at step %d", main, 100 * best["metrics"][main], best["step"])
+        if result.step > result.start_step:
+            logger.info("%s", written(run_dir))
 
 
 @dataclass
@@ -91,10 +94,13 @@ class ClassificationTask:
             fill=self.start.normalization.mean,
         )
         rhythm = replace(config, checkpoint=self._checkpoint())
+        together = 2 if config.mix.is_on else 1
         watched = {"training images": Watched(self.images.train)}
         if self.images.val is not None:
             watched["validation images"] = Watched(self.images.val, ("data.val", "data.num_val_images"))
-        self.data = TrainingData(self.dataset, transform, rhythm, world=self.world, watched=watched)
+        self.data = TrainingData(
+            self.dataset, transform, rhythm, world=self.world, watched=watched, rows_together=together
+        )
         self.step = self._objective()
         self.description = EncoderConfig(
             architecture=self.start.architecture,
@@ -103,6 +109,7 @@ class ClassificationTask:
             class_names=self.images.class_names,
             pooling=config.classifier.pooling,
             multi_label=self.images.is_multi_label,
+            crop_pct=config.evaluation.crop_pct,
         )
         self.measured: tuple[int, Metrics | MultiLabelMetrics] | None = None
         """Step and result of the latest evaluation in this process."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from beit.cli_options import LongOptions, long_command_options, picture_option
+from beit.cli_options import LongOptions, long_command_options, picture_option, say_written
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -80,7 +80,7 @@ def show_masks_command(
         config = load_config(PretrainConfig, recipe=recipe, overrides=overrides, recipe_dir=RECIPES)
         opened = open_store(target)
     save_png(masks_sheet(opened, config, num_images=rows, num_epochs=epochs), out)
-    click.echo(f"wrote {out}")
+    say_written(out)
 
 
 @click.command("batch")
@@ -115,7 +115,7 @@ def show_batch_command(run: Path, step: int, out: Path, listing: Path | None, im
     save_png(batch_sheet(batch), out)
     if listing is not None:
         write_output(listing, json_bytes(batch.listing))
-    click.echo(f"wrote {out}" + (f" and {listing}" if listing else ""))
+    say_written(out, listing)
 
 
 @click.command("reconstruction")
@@ -137,7 +137,7 @@ def show_reconstruction_command(run: Path, out: Path, rows: int, store: str | No
 
     check_outputs({"--out": out}, inputs=[run], makes_folder=True)
     save_png(reconstruction_sheet(run, store=store, tokenizer=tokenizer, num_images=rows), out)
-    click.echo(f"wrote {out}")
+    say_written(out)
 
 
 @click.command("learning")
@@ -159,4 +159,4 @@ def show_learning_command(runs: tuple[Path, ...], out: Path) -> None:
 
     check_outputs({"--out": out}, inputs=runs, makes_folder=True)
     save_png(learning_sheet(runs), out)
-    click.echo(f"wrote {out}")
+    say_written(out)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from beit.common.tokenizer import Tokenizer
-from beit.common.vit.vit import normalize_images
+from beit.common.vit.transform import normalize_images
 from beit.pretrain.model import MaskedPrediction, MimLoss, PixelLoss, mim_loss, pixel_loss, pixel_targets
 
 

@@ -26,6 +26,7 @@ from beit.common.reading.config import ReaderConfig
 from beit.common.reading.contents import Watched
 from beit.common.runs.layout import ENCODER, METRICS
 from beit.common.runs.metrics import read_metrics
+from beit.common.runs.outputs import written
 from beit.common.shards.cache import ShardCache
 from beit.common.shards.checks import check_files, check_vocabulary
 from beit.common.shards.token_store import TokenStore
@@ -40,6 +41,7 @@ from beit.common.vit.config import Normalization, ViTConfig, build_vit_config
 from beit.common.vit.description import EncoderConfig
 from beit.common.vit.flops import training_flops
 from beit.common.vit.param_groups import param_groups
+from beit.pretrain.advice import few_images, quicker
 from beit.pretrain.config import PretrainConfig
 from beit.pretrain.data import ViewTransform, build_transform, check_replay
 from beit.pretrain.model import MaskedImageModel, MaskedPixelModel
@@ -84,7 +86,8 @@ def run(config: PretrainConfig, *, store: str | Path, run_dir: Path, resume: str
     if task.world.is_main:
         if result.metrics:
             logger.info("verdict: %s", verdict(result.metrics))
-        logger.info("encoder: %s", run_dir / ENCODER)
+        if result.step > result.start_step:
+            logger.info("%s", written(run_dir))
 
 
 def check_store(store: TokenStore, config: PretrainConfig) -> None:
@@ -158,6 +161,9 @@ class PretrainTask:
             return
         self.earlier += read_metrics(run / METRICS)
         self._warn_of_another_size()
+        few = few_images(int(self.dataset.shard_sizes.sum()))
+        if few:
+            logger.warning("%s", few)
         plan, views = self.data.plan, self.store.info.views
         epochs = plan.total_steps / plan.steps_per_epoch
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
@@ -209,6 +215,18 @@ class PretrainTask:
         rows = self.model.num_predicted
         outputs = self.tokens.vocab_size if self.tokens else self.vit.in_chans * self.vit.patch_size**2
         return training_flops(self.vit, head_rows=rows, head_outputs=outputs, last_rows=rows)
+
+    def quicker(self, flops_per_second: float) -> str | None:
+        """Return the recipe for a laptop with its time, unless this is it."""
+        if self.tokens is None:
+            return None
+        return quicker(
+            (self.vit.img_size, self.vit.patch_size),
+            flops_per_image=self.flops_per_sample(),
+            flops_per_second=flops_per_second,
+            num_images=int(self.dataset.shard_sizes.sum()),
+            vocab_size=self.tokens.vocab_size,
+        )
 
     def param_groups(self) -> list[dict[str, Any]]:
         """Decay matrices, spare vectors (BEiT's grouping)."""

@@ -4,11 +4,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from beit.common.encoder import save_model
 from beit.common.vit.config import Normalization, ViTConfig
 from beit.common.vit.description import EncoderConfig
+from beit.common.vit.features import FeaturePooling
+from beit.finetune.classification.model import ImageClassifier
 
 
 def save_encoder(
@@ -27,3 +30,21 @@ def save_encoder(
         state,
         EncoderConfig(architecture=architecture, normalization=normalization, task="pretrain", **described),
     )
+
+
+def save_classifier(
+    directory: Path, *, class_names: Sequence[str], pooling: FeaturePooling = "mean", seed: int = 0, **described: Any
+) -> ImageClassifier:
+    """Write a small fine-tuned model with random weights as `beit finetune` does, and return it in eval mode."""
+    shape = ViTConfig(
+        img_size=32, patch_size=8, embed_dim=24, depth=2, num_heads=2, pos_bias="per_block", use_mask_token=False
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = ImageClassifier(shape, num_classes=len(class_names), pooling=pooling, head_init_scale=10.0)
+    config = EncoderConfig(
+        architecture=shape, normalization=Normalization((0.5, 0.4, 0.3), (0.2, 0.25, 0.3)), task="classification",
+        class_names=tuple(class_names), pooling=pooling, **described,
+    )  # fmt: skip
+    save_model(directory, model.state_dict(), config)
+    return model.eval()

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import beit
+
 ROOT = Path(__file__).resolve().parents[1]
 STAGES = ("tokenize", "pretrain", "finetune")
 SOURCES = sorted([*ROOT.glob("*.py"), *(path for name in ("common", *STAGES) for path in (ROOT / name).rglob("*.py"))])
@@ -20,6 +22,7 @@ RESTRICTED = {
     "click": {
         "cli.py",
         "cli_options.py",
+        "cli_streams.py",
         "demo.py",
         "tokenize/commands.py",
         "pretrain/commands.py",
@@ -197,13 +200,36 @@ def test_no_room_is_crowded(folder):
     assert len(files) <= MAX_ROOM_FILES, f"{name_of(folder)} has {len(files)} files; give some of them a room"
 
 
-@pytest.mark.parametrize("path", [path for path in SOURCES if path.name == "__init__.py"], ids=name_of)
+@pytest.mark.parametrize(
+    "path", [path for path in SOURCES if path.parent != ROOT and path.name == "__init__.py"], ids=name_of
+)
 def test_packages_hold_one_docstring(path):
     body = ast.parse(path.read_text()).body
-    assert len(body) == 1 or path.parent == ROOT and len(body) == 2, "a package says what lives there, and no more"
+    assert len(body) == 1, "a package says what lives there, and no more"
 
 
-@pytest.mark.parametrize("name", ["cli.py", "cli_options.py", "demo.py", *(f"{stage}/commands.py" for stage in STAGES)])
+def test_the_root_package_says_where_its_names_are_and_imports_nothing():
+    body = ast.parse((ROOT / "__init__.py").read_text()).body
+    assert [type(node) for node in body] == [ast.Expr, *[ast.Assign] * 4, ast.If], (
+        "a docstring, the version, where the public names are, which they are, and what looks them up on first use"
+    )
+    values = {node.targets[0].id: ast.literal_eval(node.value) for node in body[1:-1]}
+    assert list(values) == ["__version__", "_HOMES", "__all__", "TYPE_CHECKING"] and not values["TYPE_CHECKING"]
+    assert values["__all__"] == sorted([*values["_HOMES"], "__version__"])
+    shown = {alias.name: node.module for node in body[-1].body for alias in node.names}
+    assert shown == values["_HOMES"], "type checkers see what Python finds"
+    assert [type(node) for node in body[-1].orelse] == [ast.FunctionDef] * 2  # __getattr__ and __dir__
+
+
+def test_importing_the_package_loads_no_other_module():
+    code = "import sys; before = set(sys.modules); import beit; dir(beit); print(*set(sys.modules) - before)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.split() == ["beit"]
+
+
+@pytest.mark.parametrize(
+    "name", ["cli.py", "cli_options.py", "cli_streams.py", "demo.py", *(f"{stage}/commands.py" for stage in STAGES)]
+)
 def test_command_modules_import_no_torch_at_the_top(name):
     heavy = {"torch", "deepspeed", "pyarrow", "webdataset"}
     assert not heavy & {module.split(".")[0] for module in imported_modules(ROOT / name, top_level_only=True)}
@@ -244,6 +270,7 @@ def test_every_module_says_what_it_holds(path):
     assert ast.get_docstring(ast.parse(path.read_text())), f"{name_of(path)} has no docstring"
 
 
+PUBLIC_NAMES = set(beit.__all__)
 # Files and modules of other projects, and of examples.
 FOREIGN = re.compile(r"beit/(?:datasets|transforms)\.py|timm/.*|models_mae\.py|brightness\.py|beit\.tokenizers")
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -270,7 +297,7 @@ def is_module_or_in_one(name):
     folder, *rest = ROOT, *name.split(".")[1:]
     while rest and (folder / rest[0]).is_dir():
         folder = folder / rest.pop(0)
-    if not rest:
+    if not rest or folder == ROOT and rest[0] in PUBLIC_NAMES:
         return True
     module = folder / f"{rest.pop(0)}.py"
     return module.is_file() and (

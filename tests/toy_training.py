@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +98,8 @@ class ToyModel(nn.Module):
 
 
 class ToyData:
+    rows_together = 1
+
     def __init__(self, config: ToyConfig, plan: TrainingPlan, world: World) -> None:
         self.config, self.plan, self.world = config, plan, world
 
@@ -110,6 +112,10 @@ class ToyData:
             share = values.chunk(self.world.world_size)[self.world.rank]
             for number, piece in enumerate(share.split(self.plan.micro_batch_size)):
                 yield {"values": piece, "sample_ids": [f"{step}/{self.world.rank}/{number}"]}
+
+    def use_micro_batches_of(self, size: int) -> None:
+        share = self.plan.global_batch_size // self.world.world_size
+        self.plan = replace(self.plan, micro_batch_size=size, grad_accum_steps=share // size)
 
     def state(self, step: int) -> dict[str, Any]:
         return {"samples_consumed": step * self.plan.global_batch_size, "num_samples": self.config.num_samples}

@@ -11,9 +11,12 @@ from typing import Any
 
 import click
 
-from beit.cli_options import Command, LongOptions, long_command_options, picture_option
+from beit.cli_options import Command, LongOptions, long_command_options, picture_option, say_written
 
 RECIPES = Path(__file__).parent / "recipes"
+"""Of `beit tokenizer train`."""
+STORE_RECIPES = RECIPES / "store"
+"""Of `beit tokenize`, for which none is shipped."""
 
 
 @click.command("tokenize")
@@ -22,8 +25,8 @@ RECIPES = Path(__file__).parent / "recipes"
 @click.option(
     "--tokenizer",
     metavar="NAME|PATH",
-    help="dall-e (downloaded on first use), mini (comes with beit), what `beit tokenizer` wrote, the name of an "
-    "installed one, or module:Class, which runs that code.  [default: dall-e]",
+    help="mini (comes with beit), dall-e (downloaded on first use), what `beit tokenizer` wrote, the name of an "
+    "installed one, or module:Class, which runs that code.  [default: mini]",
 )
 @click.option("--views", type=click.IntRange(min=0), metavar="K", help="Crop-augmented views per image.  [default: 16]")
 @click.option("--img-size", type=int, metavar="PX", help="Side of the view the ViT will see.  [default: 224]")
@@ -50,11 +53,8 @@ def tokenize_command(source: str, store: str, tokenizer: str | None, **dedicated
 
     \b
     Example:
-      beit tokenize photos/ store/ --tokenizer mini --views 8
+      beit tokenize photos/ store/ --img-size 64 --patch-size 8 --short-side 96
     """
-    from beit.tokenize.parallel import let_torch_sleep
-
-    let_torch_sleep()
     from beit.common.errors import require
     from beit.common.processes.launcher_env import launched_rank
     from beit.tokenize.config import TokenizeConfig
@@ -66,7 +66,7 @@ def tokenize_command(source: str, store: str, tokenizer: str | None, **dedicated
         f"--hostfile ({options.hostfile}) is not needed to tokenize: ranks do not talk to each other, so start this "
         "command on every machine with RANK and WORLD_SIZE set, by any launcher",
     )
-    config = options.load(TokenizeConfig, RECIPES, tokenizer=tokenizer, **dedicated)
+    config = options.load(TokenizeConfig, STORE_RECIPES, tokenizer=tokenizer, **dedicated)
     if tokenizer is None:
         options.refuse_code(config.tokenizer, "tokenizer", "--tokenizer ")
     summary = tokenize_with_ranks(config, source, store, ranks=options.gpus, resume=options.resume)
@@ -213,9 +213,7 @@ def _report(
     settings = ReportSettings(num_images=images, view_size=view_size, seed=seed)
     report = report_tokenizers(names, source, settings, out=out, html=html)
     click.echo(report.as_text())
-    for path in (out, html):
-        if path is not None:
-            click.echo(f"wrote {path}")
+    say_written(out, html)
 
 
 @click.command("views")
@@ -242,7 +240,7 @@ def show_views_command(store: str, out: Path, rows: int, views: int, tokenizer: 
     check_outputs({"--out": out}, inputs=[store], makes_folder=True)
     opened = open_store(store)
     save_png(views_sheet(opened, load_decoder(opened, tokenizer), num_images=rows, num_views=views), out)
-    click.echo(f"wrote {out}")
+    say_written(out)
 
 
 @click.command("tokens")
@@ -265,4 +263,4 @@ def show_tokens_command(store: str, out: Path, words: int, examples: int, images
 
     check_outputs({"--out": out}, inputs=[store], makes_folder=True)
     save_png(words_sheet(open_store(store), num_words=words, num_examples=examples, num_samples=images), out)
-    click.echo(f"wrote {out}")
+    say_written(out)

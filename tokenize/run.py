@@ -30,7 +30,7 @@ from beit.common.processes.launch import check_ranks
 from beit.common.processes.launcher_env import is_to_start_ranks, launcher_environment, under_launcher
 from beit.common.processes.safe_path import safe_path
 from beit.common.processes.signals import StopFlag, stop_on_signals
-from beit.common.progress import LogFormatter
+from beit.common.progress import LogFormatter, share_terminal
 from beit.common.shards.schema import IMAGES_DIR, INDEX_FILE, ImageShardManifest, StoreInfo, manifest_name
 from beit.tokenize.config import TokenizeConfig
 from beit.tokenize.jobs import RankJobs, list_jobs
@@ -128,6 +128,7 @@ def run_tokenize(
         with (
             stop_on_signals() as stop,
             ExitStack() as after_workers,
+            stop.during("the images under way"),
             Workers(count_workers(config), stop) as workers,
             Leases(files.place, workers.raise_if_stopped) as leases,
             torch_threads(threads),
@@ -206,7 +207,7 @@ def run_ranks(config: TokenizeConfig, source: str, store: str | Path, count: int
     """
     context = multiprocessing.get_context("spawn")
     ranks: list[tuple[BaseProcess, Connection]] = []
-    with stop_on_signals() as stop:
+    with stop_on_signals() as stop, stop.during("the images under way"):
         for rank in range(count):
             receiver, sender = context.Pipe(duplex=False)
             arguments = (config, source, store, rank, count, sender)
@@ -269,6 +270,8 @@ def _rank_main(
         outcome = Outcome("bad input", str(error))
     except ResumableStop as error:
         outcome = Outcome("stopped", str(error))
+    except KeyboardInterrupt:  # a second Ctrl-C, which reached the command, too
+        outcome = Outcome("stopped", f"interrupted; {_GO_ON}")
     except (OSError, RunFailed) as error:  # a full disk, a lost process: no bug, so no trace
         outcome = Outcome("failed", str(error))
     with suppress(BrokenPipeError):  # the command was killed: nobody is left to hear of it
@@ -277,6 +280,7 @@ def _rank_main(
 
 
 def _log_as_rank(rank: int) -> None:
+    share_terminal()
     handler = logging.StreamHandler()
     handler.setFormatter(LogFormatter(f"rank {rank}: %(message)s"))
     root = logging.getLogger("beit")

@@ -1,8 +1,8 @@
 """Generated images with the statistics of photographs, so that nothing here depends on anyone's pictures.
 
 `render_scene` paints one image: opaque leaves whose sizes follow a power law (the dead-leaves model of natural images),
-filled with colours of a natural palette, gradients, stripes and 1/f noise, some of it out of focus. `write_demo_images`
-writes a labelled set of ten classes. Training a tokenizer on these images is `beit.tokenize.tokenizer_training.data`.
+filled with colours of a natural palette, gradients, stripes and 1/f noise, some of it out of focus. The demo's
+images are others: `patterns.py`. Training a tokenizer on these images is `beit.tokenize.tokenizer_training.data`.
 
 Source: A. B. Lee, D. Mumford, J. Huang, "Occlusion Models for Natural Images", IJCV 2001 (power-law leaves);
 D. L. Ruderman, W. Bialek, "Statistics of Natural Images", PRL 1994 (1/f amplitude spectrum).
@@ -14,16 +14,13 @@ import math
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
-from functools import partial
 from multiprocessing import get_context
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
-from beit.common.errors import require
 from beit.common.processes.cores import available_cores
 from beit.common.processes.safe_path import safe_path
 from beit.common.progress import Progress
@@ -40,18 +37,12 @@ _OPPONENT_SPREAD = np.array([0.36, 0.12, 0.055], dtype=np.float32)
 SCENE_VERSION = 1
 """Raised with every change to the pictures `render_scene` paints; part of the names of cached ones."""
 
-_BACKGROUND_ZOOM = 4
-"""Demo backgrounds are painted this much smaller, as if out of focus: the figure is what there is to learn."""
-_SMALLEST_SCENE_PX = 9
-"""Room for three of the narrowest stripes."""
-_VIEWS_OF_SCENE = 8
-"""Demo images on one background: the turns and mirrorings of a square."""
-
 _WORTH_PROCESSES = 200
 """Pictures; fewer are painted before the processes have started."""
 
 
-def _generator(rng: CounterRng) -> np.random.Generator:
+def generator_of(rng: CounterRng) -> np.random.Generator:
+    """Return NumPy's generator in a state that `rng` decides."""
     return np.random.Generator(np.random.Philox(key=rng.raw(2)))
 
 
@@ -187,7 +178,7 @@ def render_scene(rng: CounterRng, img_size: int) -> NDArray[np.uint8]:
         rng: Owns all randomness; same state, same picture under the same NumPy and Pillow.
         img_size: Side in px.
     """
-    generator = _generator(rng)
+    generator = generator_of(rng)
     size = 2 * img_size
     num_leaves = int(math.exp(generator.uniform(math.log(8), math.log(500))))
     image = _fill_leaves(generator, _leaf_labels(generator, size, num_leaves), num_leaves + 1)
@@ -204,86 +195,6 @@ def render_scene(rng: CounterRng, img_size: int) -> NDArray[np.uint8]:
     image = (image - 0.5) * contrast + 0.5 + brightness
     image = image + generator.standard_normal(image.shape) * generator.gamma(1.0, 0.008)
     return _to_bytes(image.astype(np.float32))
-
-
-_SHAPE_TESTS: dict[str, Callable[[FloatImage, FloatImage], NDArray[np.bool_]]] = {
-    "disc": lambda x, y: x**2 + y**2 < 0.8,
-    "cross": lambda x, y: (np.minimum(np.abs(x), np.abs(y)) < 0.36) & (np.maximum(np.abs(x), np.abs(y)) < 0.95),
-}
-"""What lies inside a figure, at coordinates that turn with it: from its centre, in units of its radius."""
-_TEXTURE_TESTS: dict[str, Callable[[FloatImage, FloatImage], NDArray[np.bool_]]] = {
-    "stripes": lambda x, y: np.sin(x) > 0,
-    "checks": lambda x, y: np.sin(x) * np.sin(y) > 0,
-    "dots": lambda x, y: np.cos(x) + np.cos(y) > 0.7,
-    "rings": lambda x, y: np.sin(np.hypot(x, y)) > 0,
-    "zigzags": lambda x, y: np.sin(x + 1.2 * np.abs(np.mod(y, 2 * math.pi) - math.pi)) > 0,
-}
-"""Where a texture is bright, at phases in radians: one turn is one period."""
-DEMO_SHAPES, DEMO_TEXTURES = tuple(_SHAPE_TESTS), tuple(_TEXTURE_TESTS)
-
-
-def demo_image(rng: CounterRng, label: int, background: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Paint one image of the demo's class `label` over a square `background`; both (side, side, 3), uint8 RGB.
-
-    The class is the figure's shape (disc, cross) and its texture (stripes, checks, dots, rings, zigzags). Colour,
-    place, size, turn and background say nothing about it.
-    """
-    generator = _generator(rng)
-    img_size = len(background)
-    image = background.astype(np.float32) / 255.0 * 0.8 + 0.1
-    shape, texture = DEMO_SHAPES[label // len(DEMO_TEXTURES)], DEMO_TEXTURES[label % len(DEMO_TEXTURES)]
-    radius = img_size * generator.uniform(0.32, 0.48)
-    centre = generator.uniform(radius * 0.9, img_size - radius * 0.9, 2)
-    angle = generator.uniform(-0.5, 0.5)
-    rows, columns = np.mgrid[0:img_size, 0:img_size].astype(np.float32)
-    dx, dy = (columns - centre[0]) / radius, (rows - centre[1]) / radius
-    x = (dx * math.cos(angle) + dy * math.sin(angle)).astype(np.float32)
-    y = (dy * math.cos(angle) - dx * math.sin(angle)).astype(np.float32)
-    inside = _SHAPE_TESTS[shape](x, y)[..., None]
-    turns_per_unit = 2 * math.pi / generator.uniform(0.4, 0.6)
-    ink = _TEXTURE_TESTS[texture](x * turns_per_unit, y * turns_per_unit)
-    dark, bright = np.sort(natural_palette(generator, 2), axis=0)
-    dark, bright = dark * 0.5, 1.0 - (1.0 - bright) * 0.5
-    figure = np.where(ink[..., None], bright, dark)
-    return _to_bytes(np.where(inside, figure, image).astype(np.float32))
-
-
-def write_demo_images(folder: Path, num_images: int, *, img_size: int = 96, seed: int = 0) -> list[Path]:
-    """Write the demo's labelled images as PNG files `folder/<shape>-<texture>/<number>.png` and return their paths.
-
-    Classes take turns, so any number of images is as balanced as it can be.
-
-    Args:
-        folder: Created if missing; files of the same name are overwritten.
-        num_images: Over all ten classes.
-        img_size: Side in px.
-        seed: Another seed gives other images, a test set for instance.
-    """
-    require(num_images >= 1, f"num_images ({num_images}) must be at least 1")
-    require(img_size >= 16, f"img_size ({img_size}) must be at least 16 px, or the shapes cannot be told apart")
-    for shape in DEMO_SHAPES:
-        for texture in DEMO_TEXTURES:
-            (folder / f"{shape}-{texture}").mkdir(parents=True, exist_ok=True)
-    paint = partial(_write_demo_group, folder, img_size, seed, num_images)
-    groups = paint_all(paint, -(-num_images // _VIEWS_OF_SCENE), unit="scenes")
-    return [path for group in groups for path in group]
-
-
-def _write_demo_group(folder: Path, img_size: int, seed: int, num_images: int, group: int) -> list[Path]:
-    """Write the images that share a background, turned and mirrored: painting it takes most of the time."""
-    small = render_scene(
-        CounterRng(seed, "demo background", group), max(_SMALLEST_SCENE_PX, img_size // _BACKGROUND_ZOOM)
-    )
-    scene = np.asarray(Image.fromarray(small).resize((img_size, img_size), Image.Resampling.BICUBIC))
-    paths = []
-    for number in range(group * _VIEWS_OF_SCENE, min(num_images, (group + 1) * _VIEWS_OF_SCENE)):
-        view = np.rot90(scene, number % 4)
-        label = number % (len(DEMO_SHAPES) * len(DEMO_TEXTURES))
-        name = f"{DEMO_SHAPES[label // len(DEMO_TEXTURES)]}-{DEMO_TEXTURES[label % len(DEMO_TEXTURES)]}"
-        image = demo_image(CounterRng(seed, "demo", number), label, view if number % 8 < 4 else view[:, ::-1])
-        paths.append(folder / name / f"{number:06d}.png")
-        Image.fromarray(image).save(paths[-1], compress_level=1)
-    return paths
 
 
 def paint_all(paint: Callable[[int], Result], count: int, *, unit: str = "images") -> list[Result]:

@@ -9,10 +9,12 @@ from __future__ import annotations
 import io
 import math
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
+from typing import NamedTuple
 
 import matplotlib.style
 import numpy as np
@@ -21,22 +23,26 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
-from matplotlib.textpath import TextPath
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from PIL import Image
 
-from beit.common.pages.pictures import FAINT, HIGHLIGHT, INK, PALETTE, PAPER, shortened
+from beit.common.pages.fonts import fitted, text_px
+from beit.common.pages.pictures import FAINT, HIGHLIGHT, INK, PALETTE, PAPER, ink_on
 
 Colour = tuple[int, int, int]
 GRID, DEEP = (228, 231, 235), (31, 111, 120)
 _DOT = (120, 170, 210)
 _TEXT_PX, _TITLE_PX, _KEY_LINE_PX = 13, 15, 20
 _MOST_DOTS = 60
+_RING_PX = 10
+"""From a point that is ringed to what is written beside it."""
+_DENSE = 400
+"""Points of a line that are kept free of text; closer than letters are wide."""
 _TICK_STEPS = (1, 2, 2.5, 5, 10)
 _TABLE_PX = 640
 """Side of a table of shares, about; arbitrary."""
-_LABELLED_CELLS, _COUNTED_CELLS, _NAME_LETTERS = 40, 20, 18
+_LABELLED_CELLS, _COUNTED_CELLS, _NAME_PX = 40, 20, 150
 """Up to so many rows a table of shares has names, and numbers in its cells; more would not be readable."""
 
 
@@ -102,6 +108,8 @@ class Line:
     """RGB."""
     is_faint: bool = False
     """Drawn pale and without dots: what only accompanies another line."""
+    mark: tuple[float, float, str] | None = None
+    """(x, y) of a point that is ringed, and what to write beside it."""
 
     @property
     def has_dots(self) -> bool:
@@ -148,21 +156,29 @@ def line_charts(charts: Sequence[LineChart], *, chart_px: tuple[int, int], colum
     width_px, height_px = columns * chart_px[0], rows * chart_px[1]
     names = {line.name: line.colour for chart in charts for line in chart.lines if not line.is_faint} if key else {}
     if names:
-        key_columns = max(1, min(len(names), int(width_px / (max(map(_text_px, names)) + 60))))
+        key_columns = max(1, min(len(names), int(width_px / (max(text_px(name, _TEXT_PX) for name in names) + 60))))
         height_px += _KEY_LINE_PX * (1 - (-len(names) // key_columns))
+        names = {fitted(name, width_px - 80, _TEXT_PX): colour for name, colour in names.items()}
     with _figure((width_px, height_px)) as figure:
         if names:
             handles = [Line2D([], [], color=_hex(colour), label=name) for name, colour in names.items()]
             figure.legend(handles=handles, loc="outside upper left", ncols=key_columns)
-        for number, chart in enumerate(charts):
-            _draw_lines(figure.add_subplot(rows, columns, number + 1), chart)
+        drawn = [figure.add_subplot(rows, columns, number + 1) for number in range(len(charts))]
+        for axes, chart in zip(drawn, charts, strict=True):
+            _draw_lines(axes, chart)
+        figure.draw_without_rendering()
+        for axes, chart in zip(drawn, charts, strict=True):
+            _write_names(axes, chart)
         return _image(figure)
 
 
 def line_svg(chart: LineChart, *, size_px: tuple[int, int], description: str) -> str:
     """Draw one chart as an SVG element in the colours of the style of pages; its lines have no dots."""
     with _figure(size_px) as figure:
-        _draw_lines(figure.add_subplot(), chart, dots=False)
+        axes = figure.add_subplot()
+        _draw_lines(axes, chart, dots=False)
+        figure.draw_without_rendering()
+        _write_names(axes, chart)
         file = io.StringIO()
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     svg = file.getvalue()
@@ -190,27 +206,97 @@ def _draw_lines(axes: Axes, chart: LineChart, *, dots: bool = True) -> None:
             markeredgecolor=_hex(PAPER),
             gid=f"series{number}",
         )
-    for value, name in chart.references:
-        axes.axhline(value, color=_hex(FAINT), linewidth=1)
-        # The names of two lines that lie close together stand on either side of them.
-        is_top = value == max(chart.references)[0]
-        axes.annotate(
-            name,
-            (1, value),
-            (0, 3 if is_top else -3),
-            xycoords=("axes fraction", "data"),
-            textcoords="offset points",
-            horizontalalignment="right",
-            verticalalignment="bottom" if is_top else "top",
-            color=_hex(FAINT),
-            path_effects=[withStroke(linewidth=3, foreground=_hex(PAPER))],
-        )
     _set_ranges(axes, chart)
+    for value, _ in chart.references:
+        axes.axhline(value, color=_hex(FAINT), linewidth=1)
+    for line in chart.lines:
+        _draw_mark(axes, line)
     _label(axes, title=chart.title, x_name=chart.x_name, percent=chart.percent)
     if chart.x_ticks is not None:
         axes.set_xticks(list(chart.x_ticks), list(chart.x_ticks.values()))
     if chart.y_ticks is not None:
         axes.set_yticks(list(chart.y_ticks), list(chart.y_ticks.values()))
+
+
+def _write_names(axes: Axes, chart: LineChart) -> None:
+    """Write what is ringed and what the grey lines are, each where the fewest lines and no other text are.
+
+    The layout must be final, since places are pixels.
+    """
+    lines_px = [_dense(axes.transData.transform(np.asarray(line.points, np.float64))) for line in chart.lines]
+    levels = [axes.transData.transform((0, value))[1] for value, _ in chart.references]
+    between = np.linspace(axes.bbox.x0, axes.bbox.x1, _DENSE)
+    lines_px += [np.column_stack([between, np.full(_DENSE, level)]) for level in levels]
+    hidden = np.concatenate(lines_px)  # (n, 2) places that a text would hide
+    taken: list[_Box] = []
+    for line in chart.lines:
+        if line.mark is None or not line.mark[2]:
+            continue
+        x, y = axes.transData.transform(line.mark[:2])
+        wide = text_px(line.mark[2], _TEXT_PX)
+        starts = [x - wide / 2, x, x - wide, x + _RING_PX, x - wide - _RING_PX]
+        starts = [start for start in starts if axes.bbox.x0 <= start <= axes.bbox.x1 - wide] or [axes.bbox.x1 - wide]
+        tops = [y + _RING_PX + _TEXT_PX, y - _RING_PX]
+        boxes = [_Box(start, top - _TEXT_PX, start + wide, top) for top in tops for start in starts]
+        _write(axes, line.mark[2], INK, boxes, hidden, taken)
+    for level, (_, name) in zip(levels, chart.references, strict=True):
+        wide = text_px(name, _TEXT_PX)
+        starts = [axes.bbox.x1 - wide, axes.bbox.x0 + 2]
+        tops = [level + 3 + _TEXT_PX, level - 4]
+        boxes = [_Box(start, top - _TEXT_PX, start + wide, top) for start in starts for top in tops]
+        if name:
+            _write(axes, name, FAINT, boxes, hidden, taken)
+
+
+class _Box(NamedTuple):
+    """A rectangle, in pixels from the lower left."""
+
+    left: float
+    bottom: float
+    right: float
+    top: float
+
+    def holds(self, points: NDArray[np.float64]) -> int:
+        """Count the points, (n, 2), inside."""
+        inside = (points > (self.left, self.bottom)) & (points < (self.right, self.top))
+        return int(inside.all(axis=1).sum())
+
+    def meets(self, other: _Box) -> bool:
+        """Tell whether two overlap."""
+        return min(self.right, other.right) > max(self.left, other.left) and min(self.top, other.top) > max(
+            self.bottom, other.bottom
+        )
+
+
+def _write(
+    axes: Axes, text: str, colour: Colour, boxes: Sequence[_Box], hidden: NDArray[np.float64], taken: list[_Box]
+) -> None:
+    """Write a text into the first of the best boxes."""
+    best = min(boxes, key=lambda box: (sum(map(box.meets, taken)), box.holds(hidden)))
+    taken.append(best)
+    axes.annotate(
+        text,
+        (best.left, best.bottom + 3),  # letters reach below their line
+        xycoords="figure pixels",
+        color=_hex(colour),
+        path_effects=[withStroke(linewidth=3, foreground=_hex(PAPER))],
+        zorder=2.4,
+        annotation_clip=False,
+    )
+
+
+def _dense(points: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return many points, (n, 2), of the line through a few."""
+    between = np.linspace(0, len(points) - 1, _DENSE)
+    return np.column_stack([np.interp(between, range(len(points)), column) for column in points.T])
+
+
+def _draw_mark(axes: Axes, line: Line) -> None:
+    """Ring a point of a line."""
+    if line.mark is not None:
+        x, y, _ = line.mark
+        ring = {"markersize": 15, "markerfacecolor": "none", "markeredgecolor": _hex(line.colour)}
+        axes.plot([x], [y], "o", markeredgewidth=2, clip_on=False, zorder=2.3, **ring)
 
 
 def _set_ranges(axes: Axes, chart: LineChart) -> None:
@@ -219,7 +305,8 @@ def _set_ranges(axes: Axes, chart: LineChart) -> None:
     left, right = min(xs) if chart.x_ticks else min(0.0, *xs), max(xs)
     margin = 0.04 * (right - left) or 0.5
     axes.set_xlim(left - margin if chart.x_ticks or left == right else left, right + margin)
-    margin = 0.08 * (max(ys) - min(ys)) or 0.05 * abs(max(ys)) or 1.0
+    share = 0.18 if any(line.mark for line in chart.lines) else 0.08  # room for what is written beside a mark
+    margin = share * (max(ys) - min(ys)) or 0.05 * abs(max(ys)) or 1.0
     lowest = min(ys) - margin
     axes.set_ylim(chart.y_range or (max(0.0, lowest) if min(ys) >= 0 else lowest, max(ys) + margin))
 
@@ -292,9 +379,9 @@ def share_table(counts: NDArray[np.int64], names: Sequence[str]) -> Image.Image:
     """
     side = len(names)
     cell_px = min(40, max(2, _TABLE_PX // side))
-    text_px = min(_TEXT_PX - 1, cell_px)
-    names = [shortened(name, _NAME_LETTERS) for name in names] if side <= _LABELLED_CELLS else []
-    margin_px = math.ceil(max((_text_px(name) for name in names), default=0)) + 10 * bool(names)
+    text_px_of = min(_TEXT_PX - 1, cell_px)
+    names = [fitted(name, _NAME_PX, text_px_of) for name in names] if side <= _LABELLED_CELLS else []
+    margin_px = math.ceil(max((text_px(name, text_px_of) for name in names), default=0)) + 10 * bool(names)
     whole_px = margin_px + side * cell_px + 1
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)  # (C, C)
     with _figure((whole_px, whole_px)) as figure:
@@ -307,14 +394,14 @@ def share_table(counts: NDArray[np.int64], names: Sequence[str]) -> Image.Image:
         axes.spines[:].set_visible(True)
         axes.spines[:].set_color(_hex(GRID))
         axes.tick_params(
-            bottom=False, top=True, labelbottom=False, labeltop=True, labelcolor=_hex(INK), labelsize=text_px
+            bottom=False, top=True, labelbottom=False, labeltop=True, labelcolor=_hex(INK), labelsize=text_px_of
         )
         axes.set_xticks(range(len(names)), names, rotation=90)
         axes.set_yticks(range(len(names)), names)
         for row, column in zip(*np.nonzero(counts), strict=True) if side <= _COUNTED_CELLS else ():
-            ink = PAPER if shares[row, column] > 0.5 else INK
+            ink = ink_on(_mixed(PAPER, DEEP, float(shares[row, column])))
             text = str(counts[row, column])
-            size = min(text_px, 1.3 * cell_px / len(text))
+            size = min(text_px_of, 1.3 * cell_px / len(text))
             axes.text(column, row, text, color=_hex(ink), size=size, ha="center", va="center_baseline")
         return _image(figure)
 
@@ -338,9 +425,12 @@ def _figure(size_px: tuple[int, int]) -> Iterator[Figure]:
 
 def _image(figure: Figure) -> Image.Image:
     file = io.BytesIO()
-    figure.savefig(file, format="png", pil_kwargs={"compress_level": 0})
+    with warnings.catch_warnings():  # of letters that no font has; they are boxes
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        figure.savefig(file, format="png", pil_kwargs={"compress_level": 0})
     return Image.open(file).convert("RGB")
 
 
-def _text_px(text: str) -> float:
-    return float(TextPath((0, 0), text, size=_TEXT_PX).get_extents().width) if text.strip() else 0.0
+def _mixed(first: Colour, second: Colour, share: float) -> Colour:
+    red, green, blue = (round(a + (b - a) * share) for a, b in zip(first, second, strict=True))
+    return red, green, blue

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import io
 import math
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
+from beit.common.pages.fonts import fitted, font, text_px, wrapped
 from beit.common.storage.files import write_output
 
 PAPER, INK, FAINT = (255, 255, 255), (33, 37, 41), (110, 117, 125)
@@ -34,10 +34,12 @@ HEAT = ((10, 8, 40), (80, 18, 110), (165, 45, 95), (229, 92, 48), (251, 165, 36)
 """From little to much: dark, red, bright yellow."""
 
 _MARGIN_PX, _GAP_PX = 24, 12
-_TITLE_PX, _TITLE_TEXT_PX = 26, 15
-_CAPTION_LINE_PX, _CAPTION_TEXT_PX = 17, 13
-_HEADING_PX, _HEADING_TEXT_PX = 34, 24
-_NOTE_LINE_PX, _NOTE_TEXT_PX = 20, 15
+_TITLE_PX, _TITLE_TEXT_PX = 26, 14
+_CAPTION_LINE_PX, _CAPTION_TEXT_PX = 17, 12
+_HEADING_PX, _HEADING_TEXT_PX = 34, 22
+_NOTE_LINE_PX, _NOTE_TEXT_PX = 20, 13
+_LABEL_PX = 240
+"""Widest text on the left of a row; arbitrary."""
 _DPI = 144
 """Sheets are drawn for screens of twice the old 72 dots per inch; a text editor then shows them at a readable size."""
 
@@ -52,6 +54,8 @@ def picture_table(
 ) -> Image.Image:
     """Lay out pictures in a table.
 
+    Texts keep to the width of their cells, and those of rows to `_LABEL_PX`: what is wider is cut in its middle.
+
     Args:
         rows: Pictures, each (height, width, 3) uint8, or None for an empty cell; all rows are equally long. Small ones
             are enlarged pixel by pixel, so that what was seen by the model stays visible as it is.
@@ -65,24 +69,32 @@ def picture_table(
     """
     below_px = [max(map(_caption_px, row)) for row in captions] or [0] * len(rows)
     tops = np.cumsum([_TITLE_PX if titles else 0, *(cell_px + px + _GAP_PX for px in below_px)]).tolist()
+    labels = [_fitted_lines(label, _LABEL_PX, _TITLE_TEXT_PX) for label in labels]
     lines = [line for label in labels for line in label.split("\n")]
-    left = math.ceil(max(map(font(_TITLE_TEXT_PX).getlength, lines))) + _GAP_PX if lines else 0
+    left = math.ceil(max(text_px(line, _TITLE_TEXT_PX) for line in lines)) + _GAP_PX if lines else 0
     lefts = [left + column * (cell_px + _GAP_PX) for column in range(len(rows[0]))]
     table = Image.new("RGB", (lefts[-1] + cell_px, tops[-1] - _GAP_PX), PAPER)
     draw = ImageDraw.Draw(table)
     for title, left in zip(titles, lefts, strict=False):
-        centre = (left + cell_px // 2, _TITLE_PX // 2 - 2)
-        draw.text(centre, title, fill=INK, font=font(_TITLE_TEXT_PX), anchor="mm")
+        title = fitted(title, cell_px, _TITLE_TEXT_PX)
+        draw.text((left, _TITLE_PX // 2 - 2), title, fill=INK, font=font(_TITLE_TEXT_PX, title), anchor="lm")
     for label, top in zip(labels, tops, strict=False):
-        draw.text((0, top + cell_px // 2), label, fill=INK, font=font(_TITLE_TEXT_PX), anchor="lm", spacing=4)
+        typeface = font(_TITLE_TEXT_PX, label)
+        draw.text((0, top + cell_px // 2), label, fill=INK, font=typeface, anchor="lm", spacing=4)
     for row, (pictures, top) in enumerate(zip(rows, tops, strict=False)):
         for column, (pixels, left) in enumerate(zip(pictures, lefts, strict=True)):
             if pixels is not None:
                 table.paste(enlarged(pixels, cell_px), (left, top))
             if captions:
-                below = (left, top + cell_px + 4)
-                draw.text(below, captions[row][column], fill=FAINT, font=font(_CAPTION_TEXT_PX), spacing=4)
+                text = _fitted_lines(captions[row][column], cell_px, _CAPTION_TEXT_PX)
+                for number, line in enumerate(text.split("\n")):
+                    below = (left, top + cell_px + 4 + number * _CAPTION_LINE_PX)
+                    draw.text(below, line, fill=FAINT, font=font(_CAPTION_TEXT_PX, line))
     return table
+
+
+def _fitted_lines(text: str, width_px: int, size: int) -> str:
+    return "\n".join(fitted(line, width_px, size) for line in text.split("\n"))
 
 
 def _caption_px(caption: str) -> int:
@@ -102,14 +114,15 @@ def sheet(bodies: Sequence[Image.Image], *, heading: str = "", facts: str = "", 
         RGB image.
     """
     width = max(body.width for body in bodies)
-    fact_lines, legend_lines = _wrapped(facts, width), _wrapped(legend, width)
+    fact_lines, legend_lines = (wrapped(text, width, _NOTE_TEXT_PX) for text in (facts, legend))
     head = (_HEADING_PX if heading else 0) + len(fact_lines) * _NOTE_LINE_PX + (_GAP_PX if heading or facts else 0)
     body_px = sum(body.height + 2 * _GAP_PX for body in bodies) - 2 * _GAP_PX
     foot = len(legend_lines) * _NOTE_LINE_PX + (_GAP_PX if legend else 0)
     page = Image.new("RGB", (width + 2 * _MARGIN_PX, 2 * _MARGIN_PX + head + body_px + foot), PAPER)
     draw, top = ImageDraw.Draw(page), _MARGIN_PX
     if heading:
-        draw.text((_MARGIN_PX, top - 6), heading, fill=INK, font=font(_HEADING_TEXT_PX))
+        heading = fitted(heading, width, _HEADING_TEXT_PX)
+        draw.text((_MARGIN_PX, top - 6), heading, fill=INK, font=font(_HEADING_TEXT_PX, heading))
         top += _HEADING_PX
     _write_lines(draw, fact_lines, top)
     top = _MARGIN_PX + head
@@ -122,7 +135,7 @@ def sheet(bodies: Sequence[Image.Image], *, heading: str = "", facts: str = "", 
 
 def _write_lines(draw: ImageDraw.ImageDraw, lines: Sequence[str], top: int) -> None:
     for number, line in enumerate(lines):
-        draw.text((_MARGIN_PX, top + number * _NOTE_LINE_PX), line, fill=FAINT, font=font(_NOTE_TEXT_PX))
+        draw.text((_MARGIN_PX, top + number * _NOTE_LINE_PX), line, fill=FAINT, font=font(_NOTE_TEXT_PX, line))
 
 
 def beside(bodies: Sequence[Image.Image]) -> Image.Image:
@@ -134,26 +147,6 @@ def beside(bodies: Sequence[Image.Image]) -> Image.Image:
         row.paste(body, (left, 0))
         left += body.width + 2 * _GAP_PX
     return row
-
-
-def _wrapped(text: str, width_px: int) -> list[str]:
-    """Break a text into lines of at most about `width_px`; none for an empty text."""
-    if not text:
-        return []
-    per_letter = font(_NOTE_TEXT_PX).getlength(text) / len(text)
-    return textwrap.wrap(text, max(10, int(0.95 * width_px / per_letter)))  # 0.95: lines of wide letters
-
-
-def shortened(text: str, most: int, *, keep_end: bool = False) -> str:
-    """Cut a text to at most `most` letters; of names, the end tells more than the folders before it."""
-    if len(text) <= most:
-        return text
-    return f"...{text[3 - most :]}" if keep_end else f"{text[: most - 3]}..."
-
-
-def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Return Pillow's own typeface, `size` pixels high; it is the same on every machine."""
-    return ImageFont.load_default(size)
 
 
 def mask_patches(
@@ -194,6 +187,19 @@ def heat_colours(values: NDArray[np.floating], colours: Sequence[tuple[int, int,
     clipped = np.clip(values, 0, 1)
     channels = [np.interp(clipped, places, stops[:, channel]) for channel in range(3)]
     return np.stack(channels, axis=-1).round().astype(np.uint8)
+
+
+def ink_on(colour: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Return the colour of letters, dark or white, that is read better on `colour`, by the contrast of WCAG 2."""
+    return PAPER if contrast(PAPER, colour) >= contrast(INK, colour) else INK
+
+
+def contrast(one: tuple[int, int, int], other: tuple[int, int, int]) -> float:
+    """Return the contrast of two colours, 1 to 21; text wants 4.5. Source: WCAG 2.2, relative luminance."""
+    levels = np.array([one, other], np.float64) / 255
+    linear = np.where(levels <= 0.04045, levels / 12.92, ((levels + 0.055) / 1.055) ** 2.4)
+    low, high = sorted(linear @ (0.2126, 0.7152, 0.0722))
+    return float((high + 0.05) / (low + 0.05))
 
 
 def png_bytes(image: Image.Image, *, is_quick: bool = False) -> bytes:

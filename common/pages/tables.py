@@ -1,8 +1,12 @@
-"""Tables of text for a terminal. Tables of pictures are `pictures.py`."""
+"""Tables of text for a terminal. Tables of pictures are `pictures.py`, how numbers are written is `numbers.py`."""
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
+
+_WIDE = ("W", "F")
+"""East Asian widths of letters that take two columns of a terminal."""
 
 
 def aligned(rows: Sequence[Sequence[str]], *, align: str = "<>") -> str:
@@ -15,9 +19,42 @@ def aligned(rows: Sequence[Sequence[str]], *, align: str = "<>") -> str:
     Returns:
         Lines, without a line break at the end.
     """
-    widths = [max(len(row[column]) for row in rows if column < len(row)) for column in range(max(map(len, rows)))]
+    widths = [max(columns(row[place]) for row in rows if place < len(row)) for place in range(max(map(len, rows)))]
     sides = align + align[-1] * len(widths)
     return "\n".join(
-        "  ".join(f"{cell:{side}{width}}" for cell, side, width in zip(row, sides, widths, strict=False)).rstrip()
+        "  ".join(_padded(cell, side, width) for cell, side, width in zip(row, sides, widths, strict=False)).rstrip()
         for row in rows
     )
+
+
+def columns(text: str) -> int:
+    """Return how many columns of a terminal a text takes: two for Chinese, Japanese and Korean, none for accents."""
+    return sum(_letter_columns(letter) for letter in text)
+
+
+def shortened(text: str, most: int) -> str:
+    """Cut a text in its middle to at most `most` columns of a terminal: names differ at their beginning or end."""
+    if columns(text) <= most:
+        return text
+    last = ""
+    for letter in reversed(text):
+        if columns(letter + last) > (most - 3) // 2:
+            break
+        last = letter + last
+    first = ""
+    for letter in text:
+        if columns(first + letter) > most - 3 - columns(last):
+            break
+        first += letter
+    return f"{first}...{last}"
+
+
+def _letter_columns(letter: str) -> int:
+    if unicodedata.combining(letter) or unicodedata.category(letter) in ("Mn", "Me", "Cf"):
+        return 0
+    return 2 if unicodedata.east_asian_width(letter) in _WIDE else 1
+
+
+def _padded(cell: str, side: str, width: int) -> str:
+    blanks = " " * (width - columns(cell))
+    return cell + blanks if side == "<" else blanks + cell

@@ -1,4 +1,4 @@
-"""The CPU cores and the memory of a process: how many cores it may use, and that memory it frees stays with it.
+"""The CPU cores and the memory of a process: how many it may use, how its threads wait, and that freed memory stays.
 
 glibc returns every large block to the system when it is freed and asks for it anew a moment later; the kernel then
 fills it with zeros, page by page. On a GPU torch has a cache of its own against that, on a CPU it has none.
@@ -11,6 +11,7 @@ import os
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # mallopt(3)
 _OF_THE_USER = ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD")
+_HOW_TO_WAIT = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 
 
 def available_cores() -> int:
@@ -27,8 +28,24 @@ def cores_per_rank(world_size: int) -> int:
     Args:
         world_size: Ranks on all machines; on this one, where the launcher does not say how many are here.
     """
-    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", world_size)))
-    return max(1, min(available_cores(), (os.cpu_count() or 1) // ranks_here))
+    return max(1, min(available_cores(), (os.cpu_count() or 1) // ranks_here(world_size)))
+
+
+def ranks_here(world_size: int) -> int:
+    """Return how many of the ranks are on this machine: what the launcher says, or all."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", world_size)))
+
+
+def sleep_while_waiting() -> None:
+    """Have torch's threads sleep where they wait for each other, instead of spinning on cores that others could use.
+
+    To be called before torch is loaded, whose OpenMP library reads this once; whoever set one of its variables is
+    heeded. A thread that spins for one that a browser or a data worker keeps from its core burns the time that one
+    lacks: beside one busy process, trainings on two cores were several times faster asleep, alone as fast
+    (docs/results.md).
+    """
+    if not any(name in os.environ for name in _HOW_TO_WAIT):
+        os.environ["OMP_WAIT_POLICY"] = "passive"
 
 
 def keep_freed_memory() -> bool:

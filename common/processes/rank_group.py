@@ -18,6 +18,7 @@ from types import FrameType
 import psutil  # type: ignore[import-untyped]  # comes with deepspeed
 
 from beit.common.processes.signals import stop_signals_go_to
+from beit.common.progress import share_terminal
 
 logger = logging.getLogger(__name__)
 
@@ -41,9 +42,12 @@ class RankGroup:
         self._module, self._follow, self._is_orphaned = module, follow, is_orphaned
         self._group: int | None = None
         self.asked_to_stop = False
+        self._is_in_haste = False
+        """Whether somebody pressed Ctrl-C twice."""
 
     def run(self, command: list[str], environment: dict[str, str]) -> int:
         """Start the launcher, pass stop signals on to the ranks, and return its code when all of them have ended."""
+        share_terminal()  # with the first rank, which draws a bar while the lines of the others are shown here
         with stop_signals_go_to(self._forward), ExitStack() as at_the_end:
             at_the_end.callback(lambda: self._signal(self._members(), signal.SIGKILL))
             # A session of its own, so that Ctrl-C in a terminal reaches the ranks once, through this process.
@@ -60,6 +64,8 @@ class RankGroup:
             with suppress(subprocess.TimeoutExpired):
                 return process.wait(2 * _POLL_SECONDS)
             self._follow()
+            if self._is_in_haste and not self._ranks():  # DeepSpeed's part would look around for another ten seconds
+                self._signal(self._members(), signal.SIGKILL)
             if not self.asked_to_stop and self._is_orphaned():
                 logger.warning("the command that started this one is gone; asking the ranks to stop")
                 self._forward(signal.SIGTERM, None)
@@ -75,6 +81,7 @@ class RankGroup:
 
     def _forward(self, signum: int, frame: FrameType | None) -> None:
         # To the ranks alone: DeepSpeed's part on this machine would give them 30 s and then kill them, save or no save.
+        self._is_in_haste = self._is_in_haste or (self.asked_to_stop and signum == signal.SIGINT)
         self.asked_to_stop = True
         listeners = self._ranks() or self._members()
         self._signal(listeners, signum)

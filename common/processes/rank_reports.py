@@ -103,7 +103,8 @@ class OutputFollower:
             whole = len(data) if is_end else data.rfind(b"\n") + 1
             self._offsets[rank] += whole
             for line in data[:whole].decode(errors="replace").splitlines():
-                sys.stderr.write(f"[rank {rank}] {line}\n")
+                if line:
+                    sys.stderr.write(f"[rank {rank}] {line}\n")
         sys.stderr.flush()
 
 

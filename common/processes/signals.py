@@ -7,15 +7,19 @@ whose launcher has died asks for one by itself, so that no process is left behin
 from __future__ import annotations
 
 import ctypes
+import multiprocessing
 import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import FrameType
 
 import psutil  # type: ignore[import-untyped]  # comes with deepspeed
+
+from beit.common.progress import CLEAR_LINE
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 LAUNCHER_PID_VARIABLE = "BEIT_LAUNCHER_PID"
@@ -34,12 +38,43 @@ class StopFlag:
         self._parent, self._launcher = parent, launcher
         self.reason: str | None = None
         """Why; None while nobody has asked."""
+        self._under_way: tuple[str, float] | None = None
+        self._seconds: dict[str, float] = {}
 
     def handle(self, signum: int, frame: FrameType | None) -> None:
         """Note the signal; a second Ctrl-C interrupts at once, for somebody who does not want to wait for the save."""
         if signum == signal.SIGINT and self.reason == "SIGINT":
             raise KeyboardInterrupt
         self.reason = signal.Signals(signum).name
+        if signum == signal.SIGINT and self._speaks():
+            # Not through Python's streams, in which this signal may have found the very same thread.
+            os.write(2, f"{CLEAR_LINE if os.isatty(2) else ''}{self.outlook()}\n".encode())
+
+    @contextmanager
+    def during(self, what: str) -> Iterator[None]:
+        """Remember that `what` is under way, which a stop waits for, and how long it takes."""
+        began = time.monotonic()
+        outer, self._under_way = self._under_way, (what, began)
+        try:
+            yield
+            self._seconds[what] = time.monotonic() - began
+        finally:
+            self._under_way = outer
+
+    def outlook(self) -> str:
+        """Return what somebody who presses Ctrl-C gets to read: what is waited for, and for how long about."""
+        if self._under_way is None:
+            return "stopping as soon as what is under way allows; again to stop at once"
+        what, began = self._under_way
+        about = ""
+        if what in self._seconds:
+            left = max(1, round(self._seconds[what] - (time.monotonic() - began)))
+            about = f" (about {left} s)" if left < 120 else f" (about {left / 60:.0f} min)"
+        return f"stopping after {what}{about}; again to stop at once"
+
+    def _speaks(self) -> bool:
+        """Of several ranks the first one says it, of a process and those it started this way the former."""
+        return os.environ.get("RANK", "0") == "0" and multiprocessing.parent_process() is None
 
     def is_set(self) -> bool:
         """True once a signal came, or the parent or the launcher is gone."""
@@ -81,6 +116,11 @@ def stop_on_signals() -> Iterator[StopFlag]:
 def stop_reason() -> str | None:
     """Return why this process was asked to stop, for whoever waits where no flag is at hand; None if it was not."""
     return _active.reason if _active is not None and _active.is_set() else None
+
+
+def under_way(what: str) -> AbstractContextManager[None]:
+    """Say what the block does that a stop waits for: "this step"; of use inside `stop_on_signals`."""
+    return nullcontext() if _active is None else _active.during(what)
 
 
 @contextmanager

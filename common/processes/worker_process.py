@@ -20,6 +20,7 @@ from multiprocessing.process import BaseProcess
 
 from beit.common.processes.safe_path import safe_path
 from beit.common.processes.signals import STOP_SIGNALS
+from beit.common.progress import share_terminal
 
 PRELOADED = [
     "beit.common.processes.worker_server",  # first: it makes the server, and so its children, deaf to SIGTERM
@@ -70,6 +71,7 @@ def _init_worker(worker_id: int, *, environment: dict[str, str]) -> None:
     for signum in STOP_SIGNALS:
         signal.signal(signum, signal.SIG_IGN)
     os.environ.update(environment)
+    share_terminal()
     import torch  # here, so that a command may start the server before it imports torch itself
 
     torch.set_num_threads(1)

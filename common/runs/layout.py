@@ -13,6 +13,11 @@ CHECKPOINTS, COMMIT, LATEST = "checkpoints", "COMMIT.json", "latest"
 ENCODER, MODEL, LAST = "encoder", "model", "last"
 """Folders of the pre-trained encoder, of the best fine-tuned model, and of the newest. `find_encoder` knows the first
 two, too, which may not look into this room."""
+MICRO_BATCH = "micro_batch_size"
+"""Where checkpoints, and each start in environment.json, keep how many samples go through the model at a time; absent
+in those of before."""
+DESCRIPTION = "config.json"
+"""In each of these, and of a tokenizer's training in its directory: what the weights are, and where they come from."""
 DATA = "data.json"
 """Which token store a pre-training reads, and in which order."""
 FEATURES, PROBES = "features", ("linear-probe", "knn")

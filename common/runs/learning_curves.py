@@ -15,9 +15,11 @@ from PIL import Image
 
 from beit.common.errors import InputError, require
 from beit.common.pages.charts import Line, LineChart, line_charts
+from beit.common.pages.numbers import percent
 from beit.common.pages.pictures import PALETTE, sheet
-from beit.common.runs.layout import METRICS
+from beit.common.runs.layout import DESCRIPTION, ENCODER, METRICS, MODEL
 from beit.common.runs.metrics import read_metrics
+from beit.common.storage.documents import read_json
 
 _CHART_PX, _MOST_RUNS = (560, 360), 6
 _SAME = 1e-6
@@ -47,7 +49,7 @@ class _Panel:
 
     def shown(self, value: float) -> str:
         """Write a value with its unit."""
-        return f"{100 * value:.1f} %" if self.percent else f"{value:.2f} {self.unit}".rstrip()
+        return percent(value) if self.percent else f"{value:.2f} {self.unit}".rstrip()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -150,6 +152,8 @@ class _Run:
     """In the order of the steps."""
     colour: tuple[int, int, int]
     """Of its lines."""
+    kept_step: int | None = None
+    """Step of the model that the run keeps for use; None where nothing says it."""
 
     @property
     def epochs_per_step(self) -> float | None:
@@ -166,6 +170,10 @@ class _Run:
         divisor = (self.last(panel.relative_to) or 1.0) if panel.relative_to else 1.0
         return [(step, value / divisor) for step, value in self.values(metric)]
 
+    def kept(self, panel: _Panel, metric: str) -> tuple[int, float] | None:
+        """Return (step, value as a panel shows it) of the model that is kept; None where it was not measured."""
+        return next((point for point in self.drawn(panel, metric) if point[0] == self.kept_step), None)
+
     def last(self, metric: str) -> float | None:
         """Return the newest value; None without one."""
         values = self.values(metric)
@@ -177,7 +185,7 @@ def learning_sheet(runs: Sequence[Path]) -> Image.Image:
     require(len(runs) <= _MOST_RUNS, f"{len(runs)} runs are too many for one picture; name at most {_MOST_RUNS}")
     require(len(set(runs)) == len(runs), "the same run is named twice; name each once")
     opened = [
-        _Run(name=name, records=_records(path), colour=colour)
+        _Run(name=name, records=_records(path), colour=colour, kept_step=_kept_step(path))
         for path, name, colour in zip(runs, _short_names(runs), PALETTE, strict=False)
     ]
     kinds = [_kind_of(run, path) for run, path in zip(opened, runs, strict=True)]
@@ -193,13 +201,27 @@ def learning_sheet(runs: Sequence[Path]) -> Image.Image:
         [line_charts(charts, chart_px=_CHART_PX, columns=2, key=len(opened) > 1)],
         heading=kinds[0].name,
         facts="; ".join(_facts(run, panels[0]) for run in opened),
-        legend=kinds[0].legend,
+        legend=f"{kinds[0].legend} Ringed: the model that is kept.",
     )
 
 
 def _records(path: Path) -> list[dict[str, Any]]:
     require((path / METRICS).is_file(), f"{path} is not the directory of a training run (no metrics.jsonl)")
     return read_metrics(path / METRICS)
+
+
+def _kept_step(path: Path) -> int | None:
+    """Return the step of the model in the folder of a run, or of the encoder, or of the tokenizer that it is itself."""
+    for folder, origin in ((path / MODEL, "provenance"), (path / ENCODER, "provenance"), (path, "training")):
+        file = folder / DESCRIPTION
+        if not file.is_file():
+            continue
+        try:
+            step = read_json(file)[origin]["step"]
+        except (InputError, KeyError, TypeError):  # the picture is of the metrics, and is drawn without a mark
+            return None
+        return step if isinstance(step, int) else None
+    return None
 
 
 def _short_names(runs: Sequence[Path]) -> list[str]:
@@ -244,7 +266,8 @@ def _chart(panel: _Panel, runs: Sequence[_Run]) -> LineChart:
             scale = (run.epochs_per_step or 1.0) if by_epoch else 1.0
             points = [(step * scale, value) for step, value in run.drawn(panel, metric)]
             if points:
-                lines.append(Line(name=run.name, points=points, colour=run.colour, is_faint=is_faint))
+                mark = None if is_faint else _mark(panel, run, scale, is_named=len(runs) == 1)
+                lines.append(Line(name=run.name, points=points, colour=run.colour, is_faint=is_faint, mark=mark))
     references = [
         (value, f"{name} {panel.shown(value)}")
         for metric, name in panel.references
@@ -259,7 +282,20 @@ def _chart(panel: _Panel, runs: Sequence[_Run]) -> LineChart:
     )
 
 
+def _mark(panel: _Panel, run: _Run, scale: float, *, is_named: bool) -> tuple[float, float, str] | None:
+    """Ring the model that is kept; the values of several runs would lie upon each other, and are among the facts."""
+    point = run.kept(panel, panel.main)
+    if point is None:
+        return None
+    return point[0] * scale, point[1], f"kept: {panel.shown(point[1])}" if is_named else ""
+
+
 def _facts(run: _Run, panel: _Panel) -> str:
-    """Say what the last evaluation measured."""
+    """Say what the evaluation of the kept model measured, and the last one where that is another."""
     step, value = run.drawn(panel, panel.main)[-1]
-    return f"{run.name}: {panel.shown(value)} at step {step}"
+    kept, last = run.kept(panel, panel.main), f"{panel.shown(value)} at step {step:,}"
+    if kept is None:
+        return f"{run.name}: {last}"
+    if kept[0] == step:
+        return f"{run.name}: kept with {last}, the last measured"
+    return f"{run.name}: kept with {panel.shown(kept[1])} at step {kept[0]:,}; last {last}"

@@ -35,6 +35,8 @@ from beit.common.storage.paths import expand_braces, is_remote
 _OWN_FILES = {CONFIG, ENVIRONMENT, METRICS, NONFINITE, DATA, *(f"{name}.json" for name in PROBES)}
 _OWN_FOLDERS = {CHECKPOINTS, ENCODER, MODEL, LAST, FEATURES, PROFILE, TENSORBOARD, WANDB}
 _WEIGHTS = ("model.safetensors", "config.json")
+TOKENIZER = _WEIGHTS[0]
+"""Which, in the directory itself, is what the training of a tokenizer leaves."""
 _STORE = "store.json"
 _DATA_SUFFIXES = (".tar", ".parquet")
 
@@ -63,6 +65,14 @@ def check_outputs(
         _refuse_own(target, named)
         for entry in entries:
             _refuse_input(target, entry, named)
+
+
+def written(run: Path) -> str:
+    """Return what a training has left in its directory for others to use, as the line that says so."""
+    pictures = sorted(path.name for path in run.glob("*.png"))
+    known = (ENCODER, MODEL, LAST, TOKENIZER, METRICS, *pictures)
+    names = [name for name in known if (run / name).exists()]
+    return f"wrote {', '.join(str(run / name) for name in names)}"
 
 
 def _refuse_own(target: Path, named: str) -> None:

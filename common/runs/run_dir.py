@@ -102,9 +102,12 @@ def open_run(
     return world.run_on_main(lambda: _open(path, config, resume, free_keys, sync_to))
 
 
-def begin_run(run: RunDirectory, config: Any, *, world: World) -> None:
-    """Create the directory of a run and write settings and environment, once nothing speaks against it any more."""
-    world.run_on_main(lambda: _begin(run, config, world))
+def begin_run(run: RunDirectory, config: Any, *, world: World, chosen: Mapping[str, Any] | None = None) -> None:
+    """Create the directory of a run and write settings and environment, once nothing speaks against it any more.
+
+    `chosen` is what the settings left open, by name; it is kept with the start.
+    """
+    world.run_on_main(lambda: _begin(run, config, world, chosen or {}))
     _make_visible(run, world)
 
 
@@ -244,7 +247,7 @@ def _origin_of(path: Path) -> Checkpoint | None:
     return resolve_checkpoint(Path(origin.named))
 
 
-def _begin(run: RunDirectory, config: Any, world: World) -> None:
+def _begin(run: RunDirectory, config: Any, world: World, chosen: Mapping[str, Any]) -> None:
     is_new = not (run.path / CONFIG).is_file()
     run.path.mkdir(parents=True, exist_ok=True)
     with sole_use(run.path):  # a training that is under way goes by what is written here
@@ -253,7 +256,7 @@ def _begin(run: RunDirectory, config: Any, world: World) -> None:
         earlier: Mapping[str, Any] = read_environment(run.path / ENVIRONMENT)
         if not (earlier or is_new or copy is None):
             earlier = copy.look(run.path).environment  # somebody deleted the record; the copy knows whose it is
-        environment_now = _record_environment(run, earlier, world)
+        environment_now = _record_environment(run, earlier, world, chosen)
         try:
             if copy is not None:
                 copy.claim(environment_now)
@@ -312,12 +315,15 @@ def _make_visible(run: RunDirectory, world: World) -> None:
         )
 
 
-def _record_environment(run: RunDirectory, earlier: Mapping[str, Any], world: World) -> dict[str, Any]:
+def _record_environment(
+    run: RunDirectory, earlier: Mapping[str, Any], world: World, chosen: Mapping[str, Any]
+) -> dict[str, Any]:
     """Add this start to the record of the run as it was earlier, and return all of it."""
     start = environment() | {
         RUN_PATH: str(run.path.absolute()),
         "world_size": world.world_size,
         "device": str(world.device.type),
+        **chosen,
         "resumed_from": str(run.checkpoint.path) if run.checkpoint else None,
         "changed": {change.name: [change.before, change.now] for change in run.changes},
     }

@@ -30,7 +30,7 @@ def require_wandb(project: str | None) -> None:
     found = importlib.util.find_spec("wandb")
     if found is None or found.origin is None:  # W&B leaves folders called wandb behind, which Python takes for packages
         raise InputError(
-            f"run.wandb ({project}) needs the package wandb, which is not installed; pip install 'beit[wandb]', or "
+            f"run.wandb ({project}) needs the package wandb, which is not installed; pip install wandb, or "
             "leave run.wandb out"
         )
 

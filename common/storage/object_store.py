@@ -275,7 +275,7 @@ def _of_profile(bucket: str, *, has_endpoint: bool) -> dict[str, Any]:
         files = (os.environ.get("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials"), "~/.aws/config")
         if "AWS_PROFILE" in os.environ or any(Path(file).expanduser().is_file() for file in files):
             raise InputError(
-                f"s3://{bucket} needs boto3 to read the credentials under ~/.aws: pip install 'beit[s3]', or set "
+                f"s3://{bucket} needs boto3 to read the credentials under ~/.aws: pip install boto3, or set "
                 "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
             ) from None
         return {}  # obstore knows the roles of machines and containers

@@ -10,14 +10,14 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 
 from beit.common.errors import InputError
 from beit.common.processes.distributed import World
-from beit.common.reading.batch_plan import BatchPlan, DataState, check_resume
+from beit.common.reading.batch_plan import BatchPlan, DataState, check_resume, grad_accum_steps_for
 from beit.common.reading.contents import Watched, contents_of, difference
 from beit.common.reading.dataset import Dataset, build_order
 from beit.common.reading.order import Order
@@ -44,6 +44,8 @@ class TrainingData:
         world: The ranks.
         watched: Labelled data whose contents a resumed run insists on, by what the user calls them, such as "--val";
             those that settings choose may be others if these were changed, on purpose or freely.
+        rows_together: Neighbouring rows that a micro-batch must not part, such as 2 where images are mixed in pairs;
+            None where the loss looks across a whole micro-batch, which is then the rank's share, if nothing is set.
     """
 
     def __init__(
@@ -54,8 +56,9 @@ class TrainingData:
         *,
         world: World,
         watched: Mapping[str, Watched] | None = None,
+        rows_together: int | None = 1,
     ) -> None:
-        self.dataset, self.transform = dataset, transform
+        self.dataset, self.transform, self.rows_together = dataset, transform, rows_together
         self._watched = dict(watched or {})
         # Of the machine that writes the checkpoints: elsewhere copies may have other times. Now, before anybody edits.
         self._contents = {name: contents_of(data.index) for name, data in self._watched.items() if world.is_main}
@@ -92,6 +95,24 @@ class TrainingData:
             world_size=self._world.world_size,
             rank=self._world.rank,
         )
+
+    def use_micro_batches_of(self, size: int) -> None:
+        """Cut this rank's share of every step into micro-batches of `size` samples; before the first is read."""
+        steps = grad_accum_steps_for(self.plan.global_batch_size, size, self._world.world_size)
+        self.plan = replace(self.plan, micro_batch_size=size, grad_accum_steps=steps)
+        self._batches = replace(self._batches, micro_batch_size=size)
+
+    def example(self, step: int) -> Batch:
+        """Return a micro-batch as small as it may be, of samples of `step`, read by this process."""
+        loader = build_loader(
+            self.dataset,
+            replace(self._batches, micro_batch_size=self.rows_together or 1),
+            start_step=step,
+            num_steps=1,
+            transform=self.transform,
+            config=replace(self._reader, num_workers=0),
+        )
+        return next(iter(loader))
 
     def micro_batches(self, start_step: int) -> Iterator[Batch]:
         """Yield this rank's micro-batches from `start_step` to the end of the run, `grad_accum_steps` per step."""

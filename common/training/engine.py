@@ -102,10 +102,7 @@ class Engine:
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Return the context of forward passes: matrix products of half precision over fp32 weights, or nothing."""
-        if self.precision == "fp32":
-            return nullcontext()
-        dtype = torch.bfloat16 if self.precision == "bf16" else torch.float16
-        return torch.autocast(self.world.device.type, dtype=dtype)
+        return autocast_to(self.precision, self.world.device)
 
     def set_schedule(self, *, lr: float, weight_decay_factor: float) -> None:
         """Set the next step's learning rate (times each group's `lr_scale`) and scale the groups' weight decay."""
@@ -195,6 +192,13 @@ class Engine:
                 self.optimizer.state[flat][AVERAGE] = self.averages[flat]
         if self.zero_stage < 3:
             self.zero_optimizer._lazy_init_hp_params_optimizer_state()
+
+
+def autocast_to(precision: Precision, device: torch.device) -> AbstractContextManager[Any]:
+    """Return the context of forward passes in a precision: none for fp32."""
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16 if precision == "bf16" else torch.float16)
 
 
 def has_native_bf16(device: torch.device) -> bool:

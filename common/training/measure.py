@@ -1,4 +1,4 @@
-"""What a training costs its device: the most it could compute, the memory taken, and a record of a few steps.
+"""What a training costs its device: the most it could compute, memory taken and left, and a record of a few steps.
 
 The record is a trace of what ran when, and on a GPU a snapshot of its memory.
 """
@@ -19,6 +19,10 @@ from beit.common.training.engine import Precision
 logger = logging.getLogger(__name__)
 _MAX_MEMORY_EVENTS = 200_000
 """Allocations and releases kept for the snapshot; arbitrary, some steps of a large model."""
+
+_VERSION_2 = ("memory.max", "memory.current", "")
+_VERSION_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
+"""Files of a control group, and what its statistics put before the names of what holds for all below it."""
 
 _PEAK_TFLOPS: dict[str, dict[str, float]] = {
     # Dense, from the data sheets; float32 without TF32, which no training here switches on. The first name that is part
@@ -109,3 +113,63 @@ def peak_memory_bytes(device: torch.device) -> int:
         return int(torch.cuda.max_memory_allocated(device))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def free_memory_bytes(device: torch.device) -> int | None:
+    """Return what a training may still take: of the GPU, else of the machine; None where nobody knows.
+
+    On a CPU the least of what the machine, the control groups of this process (containers, batch systems) and its own
+    limits leave. Files that the kernel keeps in memory count as free, and so does swap: a training that needs more than
+    this will fail.
+    """
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    machine = _meminfo(Path("/proc/meminfo"))
+    swap = machine.get("SwapFree", 0)
+    left = [machine["MemAvailable"] + swap] if "MemAvailable" in machine else []
+    left += [room + swap for room in _control_group_rooms(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))]
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit != resource.RLIM_INFINITY:
+        left.append(limit - _meminfo(Path("/proc/self/status")).get("VmSize", 0))
+    return max(0, min(left)) if left else None
+
+
+def _meminfo(file: Path) -> dict[str, int]:
+    """Read lines such as "MemAvailable: 123 kB", in bytes."""
+    try:
+        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return {}
+    fields = [line.split() for line in lines if line.endswith(" kB")]
+    return {name.removesuffix(":"): int(value) * 1024 for name, value, _ in fields}
+
+
+def _control_group_rooms(memberships: Path, root: Path) -> list[int]:
+    """Return what each control group that this process is in leaves it, of both versions, in bytes."""
+    rooms = []
+    try:
+        lines = memberships.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    for line in lines:
+        _, controllers, group = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        mount, names = (root / "memory", _VERSION_1) if controllers else (root, _VERSION_2)
+        # Inside a container the group may be the mount itself, whatever its name outside.
+        path = mount / group.strip("/")
+        for folder in dict.fromkeys([path, *path.parents]):
+            if folder.is_relative_to(mount):
+                rooms += _control_group_room(folder, *names)
+    return rooms
+
+
+def _control_group_room(folder: Path, limit: str, use: str, prefix: str) -> list[int]:
+    try:
+        most, used = int((folder / limit).read_text()), int((folder / use).read_text())
+        pairs = (line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        kept = {name: int(value) for name, value in pairs}
+    except (OSError, ValueError):  # no such file, or "max"
+        return []
+    files = sum(kept.get(f"{prefix}{kind}_file", 0) for kind in ("active", "inactive"))
+    return [most - max(0, used - files)]

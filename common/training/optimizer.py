@@ -8,19 +8,16 @@ ones seen. The scale is doubled after many good steps and halved after a step th
 Everything stays on the device, so that no step waits for the host.
 
 Source: torch.amp.GradScaler's rule and constants for the loss scale. Differs: never below 1, where scaling has nothing
-left to give. The schedule of the learning rate stands at the end.
+left to give.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 import torch.distributed as dist
-
-from beit.common.errors import InputError
 
 INITIAL_SCALE, GROWTH_INTERVAL = 2.0**16, 2000
 MIN_SCALE, MAX_SCALE = 1.0, 2.0**24
@@ -105,32 +102,3 @@ class LossScale:
         """Continue from an earlier `state`."""
         scale, good_steps = state.to(self.scale.device)
         self.scale, self._good_steps = scale.clone(), good_steps.clone()
-
-
-def cosine_schedule(step: int, *, total_steps: int, warmup_steps: int, peak: float, final: float) -> float:
-    """Evaluate linear warmup from 0 followed by half a cosine down towards `final`.
-
-    Both ends of the warmup are included, so step 0 has the value 0 exactly, and the peak stands twice: at the last
-    warmup step and at the first cosine step. The last step stays one cosine step short of `final`.
-
-    Args:
-        step: Optimizer step, from 0; past the end the value of the last step holds.
-        total_steps: Steps of the run, warmup included.
-        warmup_steps: Steps of the warmup; 0 starts at the peak.
-        peak: Value at the end of the warmup.
-        final: Value the cosine approaches.
-
-    Returns:
-        The value at this step.
-
-    Source: the released BEiT code. Differs: a warmup given in steps alone works, and steps past the end are defined.
-    """
-    if not 0 <= warmup_steps <= total_steps:
-        raise InputError(
-            f"warmup_steps ({warmup_steps}) must be in [0, total_steps ({total_steps})]; shorten the warmup"
-        )
-    step = min(step, total_steps - 1)
-    if step < warmup_steps:
-        return peak * step / max(1, warmup_steps - 1)
-    progress = (step - warmup_steps) / (total_steps - warmup_steps)
-    return final + 0.5 * (peak - final) * (1 + math.cos(math.pi * progress))

@@ -18,7 +18,7 @@ from beit.common.processes.distributed import World
 from beit.common.rng import stable_hash64
 from beit.common.runs.checkpoint import Checkpoint, PortableState, save_checkpoint
 from beit.common.runs.environment import versions
-from beit.common.runs.layout import COMMIT
+from beit.common.runs.layout import COMMIT, MICRO_BATCH
 from beit.common.runs.mirror import RunMirror
 from beit.common.runs.run_dir import RunDirectory
 from beit.common.storage.documents import reading
@@ -149,6 +149,7 @@ class Saver:
         record = {
             "data": self._task.data.state(step),
             **counters,
+            MICRO_BATCH: self._task.data.plan.micro_batch_size,
             "world_size": self._world.world_size,
             "zero_stage": self._engine.zero_stage,
             "precision": self._engine.precision,
@@ -221,7 +222,12 @@ def check_record(checkpoint: Checkpoint) -> None:
     with reading(checkpoint.path / COMMIT, way_out="delete this checkpoint to go on from the one before"):
         _ = record["data"].keys()
         best = record.get("best") or {"step": 0, "evals_since": 0, "metrics": {}}
-        numbers += [record["world_size"], record["nonfinite"]["total"], *record["nonfinite"]["recent"]]
+        numbers += [
+            record["world_size"],
+            record.get(MICRO_BATCH, 1),
+            record["nonfinite"]["total"],
+            *record["nonfinite"]["recent"],
+        ]
         numbers += [best["step"], best["evals_since"]]
         numbers += dict(record.get("rhythm", {})).values()
         measured = [*record["evaluation"].values(), *best["metrics"].values(), best.get("value")]

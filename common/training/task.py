@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -112,10 +112,20 @@ class OverwritesWeights(Protocol):
         """Return, and forget, what was overwritten since the last call: a parameter (M, ...) and a bool mask (M,)."""
 
 
+@runtime_checkable
+class NamesQuicker(Protocol):
+    """A task that knows what a person with little time could do instead."""
+
+    def quicker(self, flops_per_second: float) -> str | None:
+        """Return a way to a shorter run on a device of this speed, in words, with its time; None if there is none."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FitResult:
     """How a training ended."""
 
+    start_step: int = field(compare=False)
+    """Where this process began."""
     step: int
     """Steps attempted, skipped ones included."""
     nonfinite_steps: int

@@ -21,21 +21,22 @@ from torch import nn
 
 from beit.common.errors import InputError, ResumableStop, RunFailed, is_lost_rank, require
 from beit.common.processes.distributed import World, init_distributed
-from beit.common.processes.signals import StopFlag, stop_on_signals
+from beit.common.processes.signals import StopFlag, stop_on_signals, under_way
 from beit.common.progress import Progress
 from beit.common.reading.fetcher import StoppedWaiting
-from beit.common.runs.layout import NONFINITE, PROFILE
+from beit.common.runs.layout import MICRO_BATCH, NONFINITE, PROFILE
 from beit.common.runs.metrics import Metrics, open_metrics
 from beit.common.runs.run_dir import RunDirectory, abandon_run, begin_run, open_run
 from beit.common.runs.wandb_log import require_wandb
 from beit.common.storage.locks import sole_use
-from beit.common.training.config import TrainingConfig, TrainingPlan
+from beit.common.training.config import TrainingConfig, cosine_schedule
 from beit.common.training.data import BatchStream, HostFlag
 from beit.common.training.ema import WeightAverage
 from beit.common.training.engine import Engine
+from beit.common.training.expectation import Expectation, finished_line, warn_of_plan
 from beit.common.training.judge import BestSoFar, NonFiniteGuard
 from beit.common.training.measure import ProfileWindow, peak_flops, peak_memory_bytes
-from beit.common.training.optimizer import cosine_schedule
+from beit.common.training.micro_batches import settle_micro_batch, shortage_in_words
 from beit.common.training.portable_state import gather_state
 from beit.common.training.rhythm import Rhythm, evaluation_cost
 from beit.common.training.saver import Saver, check_record, check_shapes
@@ -82,7 +83,7 @@ def train(
         task = build_task(world)
         run = start_run(task, config, path=run_dir, resume=resume, world=world, free_keys=free_keys)
         if world.is_main:
-            _warn_of_large_batch(task.data.plan)
+            warn_of_plan(config, task.data.plan)
         task.begin(run_dir)
         return task, fit(task, config, run=run, world=world)
 
@@ -99,16 +100,6 @@ def _resumable_without_others(stop: StopFlag) -> Iterator[None]:
             f"stopped ({stop.reason}), but another rank left before all could save; run the same command to go on from "
             "the newest checkpoint"
         ) from error
-
-
-def _warn_of_large_batch(plan: TrainingPlan) -> None:
-    """Say so where a step has more images than there are."""
-    if plan.steps_per_epoch < 1:
-        num_samples = round(plan.steps_per_epoch * plan.global_batch_size)
-        logger.warning(
-            "train.global_batch_size (%d) is more than the %d images to train on: a step has each %.1f times; lower it",
-            *(plan.global_batch_size, num_samples, 1 / plan.steps_per_epoch),
-        )
 
 
 def start_run(
@@ -129,10 +120,11 @@ def start_run(
         model = task.model
         if checkpoint is not None:  # whose files other machines may not have yet
             world.run_on_main(lambda: check_shapes(checkpoint, model))
+        settle_micro_batch(task, config, checkpoint=checkpoint, world=world)
     except InputError:
         abandon_run(run, world=world)
         raise
-    begin_run(run, config, world=world)
+    begin_run(run, config, world=world, chosen={MICRO_BATCH: task.data.plan.micro_batch_size})
     return run
 
 
@@ -145,7 +137,7 @@ def fit(task: Task, config: TrainingConfig, *, run: RunDirectory, world: World) 
         ResumableStop: asked to stop; everything is saved.
         Diverged: too many steps were not finite.
     """
-    with ExitStack() as locks, stop_on_signals() as stop:
+    with ExitStack() as locks, stop_on_signals() as stop, shortage_in_words(lambda: task.data.plan):
         world.run_on_main(lambda: locks.enter_context(sole_use(run.path)))
         trainer = Trainer(task, config, run=run, world=world)
         try:
@@ -162,6 +154,7 @@ class Trainer:
         self._plan = task.data.plan
         self._best = BestSoFar(goal=task.goal, patience=config.train.early_stop_evals)
         self._best_weights: dict[str, torch.Tensor] | None = None
+        self._expectation = Expectation(task, config, run=run.path, world=world)
         self._rhythm = Rhythm(config.train, self._plan, cost=_evaluation_cost(task, world), world=world)
         self._engine = Engine(task, config, world=world)
         require(
@@ -192,6 +185,7 @@ class Trainer:
         self._saved_at = time.monotonic()
         """When a save was last tried; at first, when the training began."""
         self._metrics = Metrics()
+        self._show_part: Callable[[float], None] = lambda part: None
         self._stream = BatchStream(iter(()), world.device)
 
     def run(self, stop: StopFlag) -> FitResult:
@@ -199,11 +193,15 @@ class Trainer:
         total = self._plan.total_steps
         self._restore()
         self._world.run_on_main(self._open_metrics)
-        if self._step < self._end:
+        start, is_main = self._step, self._world.is_main
+        is_finished = start >= self._end
+        if is_finished and is_main:
+            logger.info("%s", finished_line(self._run.path, self._config.train, self._plan, step=start))
+        speaks = is_main and not is_finished
+        progress = Progress(total, unit="steps", description="training", initial=start, enabled=speaks)
+        self._show_part = progress.within
+        if not is_finished:
             self._rhythm.start()
-        is_main = self._world.is_main
-        progress = Progress(total, unit="steps", description="training", initial=self._step, enabled=is_main)
-        if self._step < self._end:
             self._start_data()
         self._world.shorten_timeouts()
         with ExitStack() as at_the_end:
@@ -213,7 +211,8 @@ class Trainer:
                 if self._profile is not None:
                     self._profile.before(self._step)
                 try:
-                    self._train_step()
+                    with stop.during("this step"):
+                        self._train_step()
                 except StoppedWaiting as stopped:
                     self._leave_half_way(stopped)
                 self._step += 1
@@ -224,7 +223,8 @@ class Trainer:
                 f"the run is complete in {self._run.path}, but not copied to {self._run.sync_to} ({failure}); run the "
                 "same command to copy it"
             )
-        return FitResult(step=self._step, nonfinite_steps=self._guard.total, metrics=self._evaluation, best=self._best)
+        done = {"start_step": start, "step": self._step, "nonfinite_steps": self._guard.total}
+        return FitResult(**done, metrics=self._evaluation, best=self._best)
 
     def _open_metrics(self) -> None:
         project = self._config.run.wandb
@@ -275,13 +275,17 @@ class Trainer:
         self._engine.set_schedule(lr=self._lr, weight_decay_factor=self._weight_decay_factor(position))
         self._losses.clear()
         sample_ids: list[str] = []
-        for _ in range(self._plan.grad_accum_steps):
+        self._expectation.begin_step()
+        for number in range(self._plan.grad_accum_steps):
+            self._show_part(number / self._plan.grad_accum_steps)
             batch = self._stream.next()
             sample_ids += batch.get("sample_ids", [])
             self._losses.append(self._engine.forward_backward(batch, self._step))
             if self._step + 1 < self._plan.total_steps:
                 self._stream.preload()
+            self._expectation.end_micro_batch(self._step)
         self._engine.step()
+        self._expectation.end_step()
         self._average.update()
         if isinstance(self._task, OverwritesWeights):
             for parameter, rows in self._task.overwritten_rows():
@@ -362,7 +366,8 @@ class Trainer:
         if is_log:
             shown = self._log()
         if is_eval:
-            self._evaluate()
+            with under_way("this evaluation"):
+                self._evaluate()
         is_last = self._step == self._end
         if is_save or is_last:
             self._save(required=is_last)
@@ -463,7 +468,8 @@ class Trainer:
         counters["rhythm"] = self._rhythm.state()
         if isinstance(self._task, Remembers):
             counters["memory"] = self._task.memory()
-        self._saver.save(self._step, counters=counters, required=required, best=self._best_weights)
+        with under_way("this save"):
+            self._saver.save(self._step, counters=counters, required=required, best=self._best_weights)
         self._saved_at = time.monotonic()
         self._rhythm.note_save(self._saved_at - started)
         self._reset_clock()

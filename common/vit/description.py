@@ -42,6 +42,8 @@ class EncoderConfig:
     """What a classification head sees: mean or cls."""
     multi_label: bool = False
     """Whether the classes do not exclude each other; each logit then has a sigmoid of its own."""
+    crop_pct: float | None = None
+    """Share of an image's short side that it was evaluated on; None where the usual one of its size was."""
     provenance: dict[str, Any] = field(default_factory=dict)
     """Where the weights come from: data and tokenizer fingerprints, steps, recipe, metrics, code version."""
 
@@ -91,6 +93,7 @@ def read_encoder_config(path: str | Path, *, need_weights: bool = True) -> Encod
             class_names=None if class_names is None else tuple(class_names),
             pooling=value.get("pooling"),
             multi_label=value.get("multi_label", False),
+            crop_pct=value.get("crop_pct"),
             provenance=value.get("provenance", {}),
         )
     except (KeyError, TypeError, AttributeError) as error:
@@ -116,6 +119,7 @@ def _check(config: EncoderConfig, origin: str) -> None:
         "class_names": names is None or (bool(names) and all(isinstance(name, str) for name in names)),
         "pooling": config.pooling is None or isinstance(config.pooling, str),
         "multi_label": isinstance(config.multi_label, bool),
+        "crop_pct": config.crop_pct is None or (_are_numbers((config.crop_pct,), 1) and 0 < config.crop_pct <= 1),
         "provenance": isinstance(config.provenance, dict),
     }
     wrong = [name for name, is_right in facts.items() if not is_right]

@@ -24,7 +24,8 @@ import torch
 from torch import Tensor, nn
 
 from beit.common.vit.config import Normalization
-from beit.common.vit.vit import VisionTransformer, normalize_images
+from beit.common.vit.transform import normalize_images
+from beit.common.vit.vit import VisionTransformer
 
 FeaturePooling = Literal["mean", "cls", "cls_mean"]
 
@@ -78,7 +79,12 @@ def pool_features(hidden: Tensor, pooling: FeaturePooling = "mean") -> Tensor:
     """Reduce a residual stream (B, S, D) to one vector per image (B, F), float32.
 
     "mean" averages the patches; "cls" takes CLS; "cls_mean" puts both side by side (F = 2 D), as the released linear
-    evaluation does.
+    evaluation does. Nothing is normalised.
+
+    Example:
+        >>> hidden = torch.zeros(2, 1 + 16, 24)
+        >>> beit.pool_features(hidden, "mean").shape, beit.pool_features(hidden, "cls_mean").shape
+        (torch.Size([2, 24]), torch.Size([2, 48]))
     """
     hidden = hidden.float()
     if pooling == "cls":

@@ -1,8 +1,10 @@
 """The vision transformer of BEiT: patches to hidden states, with the parameter names of the released checkpoints.
 
-Here: pixels as the network expects them, patch embedding, blocks, and the backbone. Not here: its shape (`config.py`),
-initial values (`init.py`), position tables (`position_bias.py`), heads (`pretrain/model.py`,
+Here: patch embedding, blocks, and the backbone. Not here: its shape (`config.py`), its input (`transform.py`), initial
+values (`init.py`), position tables (`position_bias.py`), heads (`pretrain/model.py`,
 `finetune/classification/model.py`), weights on disk (`common/encoder.py`).
+
+Nothing in a forward pass asks a tensor for its length in Python, so that `torch.export` can leave the batch open.
 
 Legend: B = batch, N = patches, S = 1 + N sequence with CLS first, D = embed_dim, H = heads, E = D / H, K = positions
 that are asked for, Q = positions that ask: S or K. Masks are True where a patch is masked and do not cover CLS.
@@ -10,6 +12,7 @@ that are asked for, Q = positions that ask: S or K. Masks are True where a patch
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
@@ -26,25 +29,9 @@ from beit.common.vit.position_bias import (
     num_table_rows,
     relative_position_index,
 )
+from beit.common.vit.transform import ImageTransform, default_crop_pct
 
 LAYER_NORM_EPS = 1e-6
-
-
-def normalize_images(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Scale to [0, 1], subtract `mean`, divide by `std`, per channel.
-
-    Args:
-        images: (B, 3, H, W) uint8.
-        mean: Per channel, of pixels in [0, 1].
-        std: Per channel, of pixels in [0, 1].
-
-    Returns:
-        (B, 3, H, W) float32.
-    """
-    # One multiply-add: (x / 255 - mean) / std = x * scale + shift.
-    scale = torch.tensor([1 / (255 * s) for s in std], device=images.device).view(1, -1, 1, 1)
-    shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=images.device).view(1, -1, 1, 1)
-    return torch.addcmul(shift, images.float(), scale)
 
 
 class PatchEmbed(nn.Module):
@@ -98,8 +85,7 @@ class Attention(nn.Module):
 
     def _heads(self, projected: Tensor, parts: int) -> Sequence[Tensor]:
         """Cut (B, S or K, parts * D) into `parts` of (B, H, S or K, E)."""
-        batch, length, _ = projected.shape
-        heads = projected.view(batch, length, parts, self.num_heads, -1).permute(2, 0, 3, 1, 4)  # (parts, B, H, S, E)
+        heads = projected.unflatten(2, (parts, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # (parts, B, H, S, E)
         if projected.device.type == "cpu":
             heads = heads.contiguous()  # one copy here saves one per product and direction
         return heads.unbind(0)
@@ -134,6 +120,19 @@ def _attend_on_cpu(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | Non
 def take_positions(hidden: Tensor, positions: Tensor) -> Tensor:
     """Take some positions, (B, K) int64 in [0, S), out of a sequence (B, S, D); returns (B, K, D)."""
     return hidden.gather(1, positions[..., None].expand(-1, -1, hidden.shape[-1]))
+
+
+def grid_features(hidden: Tensor) -> Tensor:
+    """Lay the patches of a sequence (B, 1 + N, D), CLS first, out as maps (B, D, h, w), rows from the top.
+
+    Images are square, so that h = w = img_size / patch_size; the dtype stays.
+
+    Example:
+        >>> beit.grid_features(torch.zeros(2, 1 + 16, 24)).shape
+        torch.Size([2, 24, 4, 4])
+    """
+    side = math.isqrt(hidden.shape[1] - 1)
+    return hidden[:, 1:].transpose(1, 2).unflatten(2, (side, side))
 
 
 class Mlp(nn.Module):
@@ -185,7 +184,7 @@ class Block(nn.Module):
         # Layer scale and stochastic depth act as one factor per sample and channel: a single pass over the stream.
         if self.training and self.drop_path > 0:
             keep = 1 - self.drop_path
-            kept = hidden.new_empty(len(hidden), 1, 1).bernoulli_(keep).div_(keep)
+            kept = hidden.new_empty(hidden.shape[0], 1, 1).bernoulli_(keep).div_(keep)
             return torch.addcmul(hidden, branch, kept if gamma is None else kept * gamma)
         return hidden + branch if gamma is None else torch.addcmul(hidden, branch, gamma)
 
@@ -196,12 +195,16 @@ class VisionTransformer(nn.Module):
     Attributes:
         config: The shape, position mode and initialisation rule it was built with.
         normalization: How input pixels are normalised, where the weights come from a file; else None.
+        crop_pct: Share of an image's short side that it is to see, where the file says it; else None.
+        best_block: Block, from 0, whose features classified best when the encoder was probed; None if it was not.
         provenance: Where the weights come from, as the file says.
         recompute_blocks: Whether training forgets what happens inside blocks and computes it again in the backward pass
             (activation checkpointing): less memory, about a third more work, the same gradients bit for bit.
     """
 
     normalization: Normalization | None = None
+    crop_pct: float | None = None
+    best_block: int | None = None
     recompute_blocks: bool = False
     relative_position_index: Tensor
 
@@ -229,6 +232,19 @@ class VisionTransformer(nn.Module):
         index = None if self.config.pos_bias == "none" else relative_position_index(self.config.grid_size, device)
         self.register_buffer("relative_position_index", index, persistent=False)
 
+    @property
+    def transform(self) -> ImageTransform:
+        """What turns an image into the input of this model, as evaluation and prediction do it.
+
+        Raises:
+            ValueError: the weights come from no file, so that no normalisation is known.
+        """
+        if self.normalization is None:
+            raise ValueError("a model that was not loaded has no normalization; set it, to mean and std of its pixels")
+        img_size = self.config.img_size
+        crop_pct = default_crop_pct(img_size) if self.crop_pct is None else self.crop_pct
+        return ImageTransform(img_size, crop_pct, self.normalization)
+
     def embed(self, images: Tensor, bool_masked_pos: Tensor | None = None) -> Tensor:
         """Turn images into the sequence that enters the first block.
 
@@ -237,8 +253,8 @@ class VisionTransformer(nn.Module):
             bool_masked_pos: (B, N) bool, True = replaced by the mask token; None masks nothing.
 
         Returns:
-            (B, S, D), at least float32: the residual stream keeps that precision under bf16 autocast, because a branch
-            scaled by an initial 1e-5 would round to nothing in bf16.
+            (B, S, D), in the dtype of the weights; under autocast at least float32, because in bf16 a branch scaled by
+            an initial 1e-5 would round to nothing.
 
         Raises:
             ValueError: images have another size than the model, or a mask comes without a mask token.
@@ -246,13 +262,15 @@ class VisionTransformer(nn.Module):
         side = self.config.img_size
         if images.shape[-2:] != (side, side):
             raise ValueError(f"images ({tuple(images.shape)}) must be {side}x{side} pixels, the model's img_size")
-        dtype = torch.promote_types(self.cls_token.dtype, torch.float32)
+        dtype = self.cls_token.dtype
+        if torch.is_autocast_enabled(images.device.type):
+            dtype = torch.promote_types(dtype, torch.float32)
         patches = self.patch_embed(images).to(dtype)  # (B, N, D)
         if bool_masked_pos is not None:
             if self.mask_token is None:
                 raise ValueError("bool_masked_pos was given to a model without a mask token")
             patches = torch.where(bool_masked_pos[..., None], self.mask_token.to(dtype), patches)
-        cls_token = self.cls_token.to(dtype).expand(len(patches), -1, -1)
+        cls_token = self.cls_token.to(dtype).expand(patches.shape[0], -1, -1)
         hidden = torch.cat([cls_token, patches], dim=1)  # (B, S, D)
         return hidden if self.pos_embed is None else hidden + self.pos_embed
 
@@ -278,7 +296,8 @@ class VisionTransformer(nn.Module):
                 nobody will look at. None finishes all.
 
         Returns:
-            (B, S, D) or (B, K, D) float32: the residual stream after the last block, CLS first, through `finish`.
+            (B, S, D) or (B, K, D), float32 for float32 weights: the residual stream after the last block, CLS first,
+            through `finish`. See `pool_features` and `grid_features` for vectors and maps.
         """
         hidden = self.embed(images, bool_masked_pos)
         for i, (block, bias) in enumerate(zip(self.blocks, self.attention_biases(), strict=True), start=1):
@@ -294,17 +313,56 @@ class VisionTransformer(nn.Module):
         return self.norm(hidden) if self.config.final_norm and self.norm is not None else hidden
 
     def forward_intermediates(self, images: Tensor, block_indices: Sequence[int]) -> list[Tensor]:
-        """Return the features (B, S, D) after each of the 0-based blocks asked for, ascending; see `finish`."""
-        wanted = set(block_indices)
-        if not wanted <= set(range(len(self.blocks))):
-            raise ValueError(f"block_indices ({sorted(wanted)}) must be in [0, {len(self.blocks) - 1}]")
+        """Return the features (B, S, D) after each of the blocks asked for, ascending; see `finish`.
+
+        Blocks are counted from 0, or from the end with -1 as the last. Those after the last one wanted are not run.
+        """
+        depth = len(self.blocks)
+        if not all(-depth <= i < depth for i in block_indices):
+            raise ValueError(f"block_indices ({list(block_indices)}) must be in [{-depth}, {depth - 1}]")
+        wanted = {i % depth for i in block_indices}
         hidden = self.embed(images)
         outputs = []
         for i, (block, bias) in enumerate(zip(self.blocks, self.attention_biases(), strict=True)):
+            if len(outputs) == len(wanted):
+                break
             hidden = block(hidden, bias)
             if i in wanted:
                 outputs.append(self.finish(hidden))
         return outputs
+
+    def get_intermediate_layers(
+        self, images: Tensor, n: int | Sequence[int] = 1, *, reshape: bool = False, return_class_token: bool = False
+    ) -> tuple[Tensor, ...] | tuple[tuple[Tensor, Tensor], ...]:
+        """Return the patches' features after several blocks, called as in DINOv2 and timm.
+
+        A BEiT has no norm of its own (`finish`), so these are raw residual streams, whose scale grows with depth; the
+        block to take is rarely the last (`best_block`).
+
+        Args:
+            images: (B, 3, img_size, img_size) float, normalised: what `transform` gives.
+            n: How many of the last blocks, or which, counted from 0 or from the end; always returned ascending.
+            reshape: As maps instead of lists of patches.
+            return_class_token: With CLS beside them.
+
+        Returns:
+            For each block (B, N, D), or with `reshape` (B, D, h, w); with `return_class_token` pairs of that and CLS,
+            (B, D).
+
+        Example:
+            >>> encoder = beit.load_encoder("runs/pretrain/encoder")
+            >>> images = encoder.transform.batch(["photo.jpg", "other.png"])
+            >>> [maps.shape for maps in encoder.get_intermediate_layers(images, n=2, reshape=True)]
+            [torch.Size([2, 24, 4, 4]), torch.Size([2, 24, 4, 4])]
+        """
+        depth = len(self.blocks)
+        if isinstance(n, int) and not 1 <= n <= depth:
+            raise ValueError(f"n ({n}) must be in [1, {depth}], the number of blocks")
+        found = self.forward_intermediates(images, range(depth - n, depth) if isinstance(n, int) else n)
+        patches = [grid_features(hidden) if reshape else hidden[:, 1:] for hidden in found]
+        if return_class_token:
+            return tuple((kept, hidden[:, 0]) for kept, hidden in zip(patches, found, strict=True))
+        return tuple(patches)
 
     def attention_weights(self, images: Tensor, block_index: int) -> Tensor:
         """Return the attention probabilities (B, H, S, S) float32 of one block; rows are queries and sum to 1."""

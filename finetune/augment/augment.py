@@ -2,8 +2,9 @@
 
 All randomness of a training view is keyed by (seed, epoch, sample, repeat): the same sample gets the same view however
 the run is spread over ranks and workers, and after any restart. Drawing and rendering are `beit.common.views`, the code
-that pre-training replays; RandAugment is `rand_augment.py`. Normalisation, the noise of random erasing and mixing
-happen on the device (`finetune/classification/step.py`). The order of samples is `beit.common.reading.order`.
+that pre-training replays; RandAugment is `rand_augment.py`, resize and crop are `common/vit/transform.py`.
+Normalisation, the noise of random erasing and mixing happen on the device (`finetune/classification/step.py`). The
+order of samples is `beit.common.reading.order`.
 """
 
 from __future__ import annotations
@@ -18,15 +19,10 @@ from PIL import Image
 from beit.common.rng import CounterRng
 from beit.common.storage.samples import Record
 from beit.common.views import draw_view, render_view
+from beit.common.vit.transform import resize_and_center_crop
 from beit.finetune.augment.rand_augment import Canvas, parse_policy, rand_augment
 from beit.finetune.augment.settings import TrainAugmentConfig
 
-TINY_IMG_SIZE_PX = 64
-"""Up to here images are evaluated whole: data sets of such sizes show objects that fill the frame."""
-LARGE_IMG_SIZE_PX = 384
-"""From here on images are evaluated whole."""
-MAX_ASPECT = 4
-"""Aspect ratio above which the middle is cut out before the resize."""
 _ERASE_ATTEMPTS, _ERASE_AREA = 10, (0.02, 1 / 3)
 _ERASE_LOG_ASPECT = (math.log(0.3), math.log(1 / 0.3))
 
@@ -128,37 +124,6 @@ class EvalTransform:
         """
         pixels = resize_and_center_crop(record.decode_image(), self.img_size, crop_pct=self.crop_pct)
         return _sample(pixels, record)
-
-
-def default_crop_pct(img_size: int) -> float:
-    """Return the share of the resized short side that evaluation keeps: 0.875 from 65 to 383 px, else 1.
-
-    Source: BEiT `beit/datasets.py`. Differs: up to 64 px everything is kept. Up to 32 px the released code does so,
-        too, but takes images as they are, where others than of the input's size are resized here.
-    """
-    return 0.875 if TINY_IMG_SIZE_PX < img_size < LARGE_IMG_SIZE_PX else 1.0
-
-
-def resize_and_center_crop(image: Image.Image, img_size: int, *, crop_pct: float) -> NDArray[np.uint8]:
-    """Resize the short side to img_size / crop_pct pixels (bicubic, antialiased) and cut the central square.
-
-    Takes an RGB image and a crop_pct in (0, 1], returns (img_size, img_size, 3) uint8.
-
-    Source: BEiT `beit/datasets.py`, with torchvision's rounding. Differs: images longer than 4:1 are first cut to their
-        middle, whose pixels are all that the result can show, because resizing 1 x 60 000 px would need gigabytes.
-    """
-    short = min(image.size)
-    if max(image.size) > MAX_ASPECT * short:
-        image = _center_crop(image, min(image.width, MAX_ASPECT * short), min(image.height, MAX_ASPECT * short))
-    target = int(img_size / crop_pct)
-    width, height = (int(target * side / short) for side in image.size)
-    resized = image.resize((width, height), Image.Resampling.BICUBIC)
-    return np.asarray(_center_crop(resized, img_size, img_size)).copy()
-
-
-def _center_crop(image: Image.Image, width: int, height: int) -> Image.Image:
-    left, top = round((image.width - width) / 2), round((image.height - height) / 2)
-    return image.crop((left, top, left + width, top + height))
 
 
 def _sample(pixels: NDArray[np.uint8], record: Record) -> dict[str, NDArray[np.generic]]:

@@ -58,7 +58,7 @@ class ImageClassifier(VisionTransformer):
     def pool(self, hidden: Tensor) -> Tensor:
         """Reduce the sequence (B, 1 + N, D) to one vector per image, (B, D), or (B, 2 D) for "cls_mean"."""
         if self.pooling == "cls_mean":
-            return pool_features(hidden, "cls_mean")
+            return pool_features(hidden, "cls_mean").to(hidden.dtype)
         if self.fc_norm is not None:
             return self.fc_norm(hidden[:, 1:].mean(1))  # type: ignore[no-any-return]
         first = hidden[:, 0]

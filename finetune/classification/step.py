@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from beit.common.vit.vit import normalize_images
+from beit.common.vit.transform import normalize_images
 from beit.finetune.augment.erasing import erase
 from beit.finetune.augment.mixing import draw_mix, mix_images, mix_targets
 from beit.finetune.augment.settings import MixConfig

@@ -32,8 +32,9 @@ from beit.common.storage.documents import json_bytes
 from beit.common.storage.files import sha256_file, write_output
 from beit.common.training.data import padded
 from beit.common.vit.description import WEIGHTS_FILE, EncoderConfig, find_encoder
+from beit.common.vit.transform import default_crop_pct
 from beit.finetune.artifact import load_classifier
-from beit.finetune.augment.augment import EvalTransform, default_crop_pct
+from beit.finetune.augment.augment import EvalTransform
 from beit.finetune.classification.step import class_logits
 from beit.finetune.config import EvaluationConfig
 from beit.finetune.data import label_table, open_evaluation_data
@@ -107,7 +108,7 @@ def evaluate_model(
             from beit.finetune.evaluation.page import evaluation_page  # draws, which a training never does
 
             img_size = stored.architecture.img_size
-            crop_pct = crop_pct_of(EvaluationConfig(), img_size)
+            crop_pct = crop_pct_of(EvaluationConfig(), stored)
             pictures = mistake_pictures(report.mistakes, index, img_size=img_size, crop_pct=crop_pct)
             write_output(html, evaluation_page(report, pictures).encode())
     return report
@@ -170,7 +171,7 @@ def evaluation_loader(
     img_size = stored.architecture.img_size
     return sequential_loader(
         LabelledDataset(index, cache_bytes=reader.parquet_cache_bytes),
-        transform=EvalTransform(img_size=img_size, crop_pct=crop_pct_of(settings, img_size)),
+        transform=EvalTransform(img_size=img_size, crop_pct=crop_pct_of(settings, stored)),
         micro_batch_size=settings.micro_batch_size,
         rank=world.rank,
         world_size=world.world_size,
@@ -179,9 +180,11 @@ def evaluation_loader(
     )
 
 
-def crop_pct_of(settings: EvaluationConfig, img_size: int) -> float:
-    """Return the share of an image that is seen: as set, or what suits views of this size in px."""
-    return default_crop_pct(img_size) if settings.crop_pct is None else settings.crop_pct
+def crop_pct_of(settings: EvaluationConfig, stored: EncoderConfig) -> float:
+    """Return the share of an image that is seen: as set, as the model says, or what suits its input size."""
+    if settings.crop_pct is not None:
+        return settings.crop_pct
+    return stored.crop_pct or default_crop_pct(stored.architecture.img_size)
 
 
 def default_reader(world: World, *, bad_sample_budget: float = 0.001) -> ReaderConfig:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from beit.common.errors import BadSample
 from beit.common.reading.labelled_dataset import LabelledDataset
 from beit.common.sources.index import LabelledIndex
-from beit.finetune.augment.augment import resize_and_center_crop
+from beit.common.vit.transform import resize_and_center_crop
 from beit.finetune.data import image_name
 from beit.finetune.evaluation.outcomes import Outcomes
 

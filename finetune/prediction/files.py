@@ -24,7 +24,8 @@ class Prediction:
     """What the model says about one image."""
 
     key: str
-    """Path relative to the source's folder, or the sample's shard and name in its tar or Parquet file."""
+    """Path relative to the source's folder, or the sample's shard and name in its tar or Parquet file. From
+    Python the path that was given, or the number of the image among those given."""
     labels: tuple[str, ...] = ()
     """Up to five classes, the most likely first; empty for a model without classes."""
     probabilities: tuple[float, ...] = ()
@@ -33,6 +34,16 @@ class Prediction:
     """Where images may have several labels: the classes of probability 1/2 or more."""
     features: tuple[float, ...] | None = None
     """The pooled representation, if it was asked for."""
+
+    @property
+    def label(self) -> str:
+        """The most likely class."""
+        return self.labels[0]
+
+    @property
+    def probability(self) -> float:
+        """Of the most likely class, in [0, 1]."""
+        return self.probabilities[0]
 
 
 Batches = Iterable[Sequence[Prediction]]

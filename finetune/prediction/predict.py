@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -20,13 +20,12 @@ from beit.common.sources.index import LabelledIndex
 from beit.common.sources.index_build import build_index
 from beit.common.vit.description import EncoderConfig, read_encoder_config
 from beit.common.vit.features import pool_features
-from beit.common.vit.vit import normalize_images
+from beit.common.vit.transform import normalize_images
 from beit.finetune.artifact import load_classifier
 from beit.finetune.config import EvaluationConfig
 from beit.finetune.data import image_name
 from beit.finetune.evaluation.evaluate import default_reader, evaluation_loader, single_rank, with_progress
-from beit.finetune.evaluation.outcomes import TOP_K
-from beit.finetune.evaluation.scores import THRESHOLD
+from beit.finetune.prediction.classifier import class_probabilities, name_classes
 from beit.finetune.prediction.files import Prediction, check_prediction_file, write_csv_text, write_predictions
 
 logger = logging.getLogger(__name__)
@@ -56,24 +55,15 @@ class Predictor:
     def __call__(self, images: Tensor, keys: Sequence[str]) -> list[Prediction]:
         """Return one prediction for each of images (B, 3, img_size, img_size) uint8."""
         features = self.represent(normalize_images(images, *self.stored.normalization)).float()
-        given = [tuple(row) for row in features.tolist()] if self.with_features else [None] * len(keys)
-        if self.classify is None:
-            return [Prediction(key=key, features=row) for key, row in zip(keys, given, strict=True)]
-        names = self.stored.class_names or ()
-        logits = self.classify(features).float()
-        chances = logits.sigmoid() if self.stored.multi_label else logits.softmax(1)
-        best = chances.topk(min(TOP_K, len(names)), dim=1)
-        rows = zip(keys, best.values.tolist(), best.indices.tolist(), chances >= THRESHOLD, given, strict=True)
-        return [
-            Prediction(
-                key=key,
-                labels=tuple(names[class_id] for class_id in classes),
-                probabilities=tuple(values),
-                predicted=tuple(names[int(c)] for c in over.nonzero()) if self.stored.multi_label else None,
-                features=row,
-            )
-            for key, values, classes, over, row in rows
-        ]
+        found = [Prediction(key=key) for key in keys]
+        if self.classify is not None:
+            is_multi = self.stored.multi_label
+            chances = class_probabilities(self.classify(features), multi_label=is_multi)
+            found = name_classes(chances, keys, self.stored.class_names or (), multi_label=is_multi)
+        if self.with_features:
+            rows = zip(found, features.tolist(), strict=True)
+            found = [replace(prediction, features=tuple(row)) for prediction, row in rows]
+        return found
 
 
 def predict_to_file(

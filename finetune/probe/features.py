@@ -63,12 +63,7 @@ def frozen_features(
     if kept is not None:
         logger.info("%s: %d images, kept from an earlier run", file, len(kept.labels))
         return kept
-    wanted = EncoderConfig(
-        architecture=encoder.model.config,
-        normalization=encoder.normalization,
-        task="classification",
-        pooling="cls_mean",
-    )
+    wanted = _description(encoder)
     loader = evaluation_loader(index, wanted, world=world, settings=config.evaluation, reader=config.reader)
     batches = with_progress(loader, index, world=world, description=f"features of {index.name}")
     try:
@@ -88,12 +83,20 @@ def frozen_features(
     return features
 
 
+def _description(encoder: FrozenEncoder) -> EncoderConfig:
+    return EncoderConfig(
+        architecture=encoder.model.config,
+        normalization=encoder.normalization,
+        task="classification",
+        pooling="cls_mean",
+    )
+
+
 def _identity(encoder: FrozenEncoder, index: LabelledIndex, config: FinetuneConfig) -> str:
     """Hash everything that decides the features."""
-    img_size = encoder.model.config.img_size
-    crop_pct = crop_pct_of(config.evaluation, img_size)
+    crop_pct = crop_pct_of(config.evaluation, _description(encoder))
     images = contents_of(index)
-    parts = [FORMAT, encoder.fingerprint, images, img_size, crop_pct, encoder.normalization]
+    parts = [FORMAT, encoder.fingerprint, images, encoder.model.config.img_size, crop_pct, encoder.normalization]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

@@ -145,6 +145,7 @@ def save_probe(
         task="classification",
         class_names=found.images.class_names,
         pooling="cls_mean",
+        crop_pct=config.evaluation.crop_pct,
         provenance={
             "task": "linear-probe",
             "block": block,

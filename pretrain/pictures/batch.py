@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from beit.common.errors import InputError, require
-from beit.common.pages.pictures import HIGHLIGHT, mask_patches, picture_table, sheet, shortened
+from beit.common.pages.pictures import HIGHLIGHT, mask_patches, picture_table, sheet
 from beit.common.processes.distributed import World
 from beit.common.reading.config import ReaderConfig
 from beit.common.runs.layout import NONFINITE
@@ -33,7 +33,7 @@ from beit.pretrain.stored_run import StoredRun
 VIEW_FIELDS = ("left", "top", "w", "h", "flip", "jitter_order", "bright", "contrast", "sat")
 """Of a stored view; docs/store-format.md explains them."""
 
-_COLUMNS, _CELL_PX, _KEY_LETTERS = 6, 132, 20
+_COLUMNS, _CELL_PX = 6, 144
 _MAX_MICRO_BATCH = 64
 
 
@@ -138,7 +138,8 @@ def batch_sheet(batch: RebuiltBatch) -> Image.Image:
         heading=f"Batch of step {listing['step']}",
         facts=f"{shown}, as the model saw them, over all ranks; epoch {listing['epoch']:.2f}, seed {listing['seed']}"
         f"{wrong}{replaced}",
-        legend="Blue patches were masked. Below each: its key, stored view and epoch.",
+        legend="Blue patches were masked. Below each: its key, cut where it is long (--json lists all in full), stored "
+        "view and epoch.",
     )
 
 
@@ -166,8 +167,7 @@ def _row(batch: Batch, i: int, *, number: int, mask: NDArray[np.bool_]) -> dict[
 
 
 def _caption(row: dict[str, Any]) -> str:
-    key = shortened(row["key"].rpartition("/")[2], _KEY_LETTERS, keep_end=True)
-    return f"{key}\nview {row['view_index']}, epoch {row['epoch']}"
+    return f"{row['key'].rpartition('/')[2]}\nview {row['view_index']}, epoch {row['epoch']}"
 
 
 def _recorded_as_nonfinite(run: StoredRun, step: int) -> list[str] | None:

@@ -25,7 +25,7 @@ from beit.common.shards.token_store import TokenStore
 from beit.common.tokenizer import Tokenizer, load_store_tokenizer
 from beit.common.tokenizers.dalle_cache import has_decoder
 from beit.common.vit.description import EncoderConfig, read_encoder_config
-from beit.common.vit.vit import normalize_images
+from beit.common.vit.transform import normalize_images
 from beit.pretrain.config import PretrainConfig
 from beit.pretrain.data import build_transform
 from beit.pretrain.model import PATCH_EPS, MaskedPrediction, patchify, unpatchify

@@ -10,8 +10,13 @@ import click
 import pytest
 
 from beit import cli
+from beit.common.config import MEANT, _all_keys
 from beit.common.errors import RunFailed
+from beit.finetune.config import FinetuneConfig
+from beit.pretrain.config import PretrainConfig
 from beit.tests.support import write_images, write_store, write_tokenizer
+from beit.tokenize.config import TokenizeConfig
+from beit.tokenize.tokenizer_training.config import TokenizerTrainConfig
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +36,9 @@ def place(tmp_path_factory):
     return root
 
 
+SCHEMAS = (PretrainConfig, FinetuneConfig, TokenizeConfig, TokenizerTrainConfig)
+
+
 def run(monkeypatch, place, line):
     monkeypatch.chdir(place)
     monkeypatch.setenv("BEIT_CACHE", str(place / "cache"))
@@ -46,6 +54,24 @@ WRONG = {
     f"tokenize notes.txt out {TOKENIZE}": "missing.png",
     "tokenize flat out --tokenizer nonsense": "nonsense",
     "tokenize flat out --tokenizer empty": "empty",
+    "tokenize flat out --tokenizer dalle": "did you mean dall-e?",
+    "tokenize flat out --tokenizer Mini": "did you mean mini?",
+    f"tokenize flat out {TOKENIZE} --set dtype=bf16": "did you mean bfloat16?",
+    f"tokenize flat out {TOKENIZE} --set image_size=3": "did you mean 'img_size'",
+    f"tokenize flat out {TOKENIZE} --recipe tokenizer_mini": "tokenizer_mini is a recipe of beit tokenizer train",
+    "pretrain made/store out --set learning_rate=1": "did you mean 'optimizer.lr'",
+    "pretrain made/store out --set train.batch_size=1": "did you mean 'train.global_batch_size'",
+    "pretrain made/store out --set num_train_epochs=1": "did you mean 'train.epochs'",
+    "pretrain made/store out --set optimizer.wd=1": "did you mean 'optimizer.weight_decay'",
+    "pretrain made/store out --set train.warmup=1": "did you mean 'optimizer.warmup_epochs'",
+    "pretrain made/store out --set objective.kind=masked_token": "did you mean masked_tokens?",
+    "pretrain made/store out --recipe small_500": "small_500 is a recipe of beit finetune classification",
+    "pretrain made/store out --recipe beit_tiny_patch8_46": "did you mean beit_tiny_patch8_64?",
+    "pretrain made/store out --recipe microsoft/beit-base-patch16-224": "did you mean beit_base_patch16_224_",
+    "finetune knn labelled out --encoder random --recipe beit_tiny_patch8_64": "is a recipe of beit pretrain",
+    "finetune classification labelled out --encoder random --set input_size=32": "did you mean 'image.img_size'",
+    "finetune classify labelled out --encoder random": "did you mean classification?",
+    "tokenizer train flat out --recipe tokenizer_minni": "did you mean tokenizer_mini?",
     "tokenize flat out --tokenizer tokenizer --img-size 17 --patch-size 4": "multiple of patch_size (4)",
     f"tokenize flat out {TOKENIZE} --set viwes=3": "did you mean 'views'",
     f"tokenize flat out {TOKENIZE} --recipe nonsense": "nonsense",
@@ -118,6 +144,33 @@ def test_wrong_input_gives_one_line_and_exit_code_2(monkeypatch, place, line):
 def test_wrong_usage_exits_with_2(monkeypatch, place, line, capsys):
     assert run(monkeypatch, place, line) == (2, "")
     assert "Error" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("line", "meant"),
+    {
+        "pretain a b": "pretrain",
+        "train a b": "pretrain",
+        "eval a b": "evaluate",
+        "linear-probe a b": "finetune linear-probe",
+        "attention": "show attention",
+        "show recon": "reconstruction",
+        "show batches": "batch",
+        "tokenizer trian a b": "'train'",
+        "pretrain a b --lr 3": "--set optimizer.lr=",
+        "pretrain a b --batch-size=3": "--set train.global_batch_size=",
+        "tokenize a b --shard-size 3": "--set shard_size=",
+        "tokenize a b --tokeniser mini": "--tokenizer",
+    }.items(),
+)
+def test_what_is_meant_is_named(monkeypatch, place, line, meant, capsys):
+    assert run(monkeypatch, place, line) == (2, "")
+    assert meant in capsys.readouterr().err
+
+
+def test_settings_by_other_names_are_settings():
+    keys = {key for schema in SCHEMAS for key in _all_keys(schema)}
+    assert set(MEANT.values()) <= keys
 
 
 def commands(group, path=()):
@@ -231,5 +284,5 @@ def test_another_broken_pipe_is_an_error(monkeypatch):
         sys.exit(1)
 
     monkeypatch.setattr(cli.beit, "main", answer_as_click_does)
-    monkeypatch.setattr(cli, "_let_go_of_broken_streams", lambda: False)
+    monkeypatch.setattr(cli, "let_go_of_broken_streams", lambda: False)
     assert cli._run() == (1, "Broken pipe")

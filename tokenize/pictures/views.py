@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw
 
 from beit.common.errors import InputError
 from beit.common.jitter import FACTOR_ONE
+from beit.common.pages.fonts import fitted, font
 from beit.common.pages.pictures import (
     FAINT,
     INK,
@@ -23,10 +24,9 @@ from beit.common.pages.pictures import (
     PAPER,
     beside,
     enlarged,
-    font,
+    ink_on,
     picture_table,
     sheet,
-    shortened,
 )
 from beit.common.shards.token_store import TokenStore
 from beit.common.storage.samples import spread_evenly
@@ -37,6 +37,7 @@ from beit.tokenize.shards.crops import CropTar
 logger = logging.getLogger(__name__)
 
 _CELL_PX, _IMAGE_PX, _FRAME_PX, _TAG_PX, _TEXT_LINE_PX = 176, 432, 5, 22, 20
+_NAME_TEXT_PX, _ABOUT_TEXT_PX = 14, 12
 _UNKNOWN = (222, 226, 230)
 _GOLDEN_ANGLE = 0.381966
 
@@ -210,11 +211,13 @@ def _with_boxes(shown: ShownImage, height: int) -> Image.Image:
         inner = (box[0] + 1, box[1] + 1, box[2] - 1, box[3] - 1)
         draw.rectangle(inner, outline=view.colour, width=_FRAME_PX - 2)
     _draw_tags(draw, shown.views, boxes)
-    draw.text((0, size[1] + 6), shortened(shown.name, 46, keep_end=True), fill=INK, font=font(15))
+    name = fitted(shown.name, _IMAGE_PX, _NAME_TEXT_PX)
+    draw.text((0, size[1] + 6), name, fill=INK, font=font(_NAME_TEXT_PX, name))
     about = f"{shown.image.width} x {shown.image.height} px"
     about += ", put together from the crops that are stored" if shown.is_collage else ""
     about += f", label {shown.label}" if shown.label else ""
-    draw.text((0, size[1] + 4 + _TEXT_LINE_PX), about, fill=FAINT, font=font(13))
+    about = fitted(about, _IMAGE_PX, _ABOUT_TEXT_PX)
+    draw.text((0, size[1] + 4 + _TEXT_LINE_PX), about, fill=FAINT, font=font(_ABOUT_TEXT_PX, about))
     return paper
 
 
@@ -238,7 +241,8 @@ def _draw_tags(draw: ImageDraw.ImageDraw, views: list[ShownView], boxes: list[tu
 def _draw_number(draw: ImageDraw.ImageDraw, view: ShownView, left: int, top: int) -> None:
     draw.rectangle((left, top, left + _TAG_PX, top + _TAG_PX), fill=view.colour)
     centre = (left + _TAG_PX // 2, top + _TAG_PX // 2)
-    draw.text(centre, str(view.number), fill=PAPER, font=font(15), anchor="mm")
+    ink = ink_on(view.colour)
+    draw.text(centre, str(view.number), fill=ink, font=font(_NAME_TEXT_PX), anchor="mm")
 
 
 def _settings(record: np.void) -> str:

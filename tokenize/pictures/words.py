@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from beit.common.errors import InputError
+from beit.common.pages.numbers import percent
 from beit.common.pages.pictures import picture_table, sheet
 from beit.common.shards.token_store import TokenStore
 from beit.common.storage.samples import spread_evenly
 from beit.common.views import render_view
-from beit.tokenize.pictures.views import token_colours
 
-_CELL_PX, _MARK = 72, (255, 255, 255)
+_CELL_PX, _MARK, _RIM = 72, (255, 255, 255), (33, 37, 41)
 
 
 def words_sheet(store: TokenStore, *, num_words: int, num_examples: int, num_samples: int) -> Image.Image:
@@ -36,15 +38,15 @@ def words_sheet(store: TokenStore, *, num_words: int, num_examples: int, num_sam
         places = np.argwhere(token_ids == words[rank])
         firsts = places[np.unique(places[:, 0], return_index=True)[1]][:num_examples].tolist()  # one of each sample
         cells = [_cut(pixels[sample], row, column, info.patch_size) for sample, row, column in firsts]
-        rows.append([token_colours(words[rank].reshape(1, 1)), *cells, *[None] * (num_examples - len(cells))])
-        labels.append(f"word {words[rank]}\n{counts[rank] / token_ids.size:.2%}")
+        rows.append([_mean_colour(pixels, places, info.patch_size), *cells, *[None] * (num_examples - len(cells))])
+        labels.append(f"word {words[rank]}\n{percent(counts[rank] / token_ids.size)}")
     return sheet(
-        [picture_table(rows, labels=labels, cell_px=_CELL_PX)],
+        [picture_table(rows, labels=labels, titles=["colour"], cell_px=_CELL_PX)],
         heading=f"Commonest visual words of {name}",
         facts=f"{len(words)} of the {info.tokenizer.vocab_size} words of {info.tokenizer.name} stand in "
         f"{len(pixels)} views of {info.grid_size} x {info.grid_size} tokens",
-        legend="Share of all tokens; framed patches that carry the word, each from another image, with what is around "
-        "them.",
+        legend="Left: the word and its share of all tokens. Colour: the mean of all patches here that carry it. Right "
+        "of it: such patches, framed, each from another image, with what is around them.",
     )
 
 
@@ -61,6 +63,15 @@ def _load(store: TokenStore, count: int) -> tuple[list[NDArray[np.uint8]], NDArr
     return pixels, np.stack(token_ids)
 
 
+def _mean_colour(pixels: Sequence[NDArray[np.uint8]], places: NDArray[np.int64], patch_size: int) -> NDArray[np.uint8]:
+    """Return the mean colour of the patches at `places` (n, 3), each sample, row and column; (1, 1, 3)."""
+    means = [
+        pixels[sample][row * patch_size :, column * patch_size :][:patch_size, :patch_size].mean((0, 1))
+        for sample, row, column in places.tolist()
+    ]
+    return np.mean(means, axis=0).round().astype(np.uint8).reshape(1, 1, 3)
+
+
 def _cut(pixels: NDArray[np.uint8], row: int, column: int, patch_size: int) -> NDArray[np.uint8]:
     """Cut a patch with half a patch of its surroundings, and frame it."""
     margin = patch_size // 2
@@ -69,5 +80,8 @@ def _cut(pixels: NDArray[np.uint8], row: int, column: int, patch_size: int) -> N
     cell = Image.fromarray(padded[top : top + side, left : left + side])
     cell = cell.resize((_CELL_PX, _CELL_PX), Image.Resampling.NEAREST)
     inner = round(_CELL_PX * margin / side)
-    ImageDraw.Draw(cell).rectangle((inner, inner, _CELL_PX - inner - 1, _CELL_PX - inner - 1), outline=_MARK)
+    draw = ImageDraw.Draw(cell)
+    for margin_px, colour in ((1, _RIM), (0, _MARK)):  # seen on light patches and on dark ones
+        first, last = inner - margin_px, _CELL_PX - inner - 1 + margin_px
+        draw.rectangle((first, first, last, last), outline=colour)
     return np.asarray(cell)

@@ -25,6 +25,7 @@ from beit.common.errors import InputError
 from beit.common.processes.distributed import World
 from beit.common.reading.contents import Watched
 from beit.common.rng import CounterRng, stable_hash64
+from beit.common.runs.outputs import written
 from beit.common.tokenizers.directory import save_tokenizer
 from beit.common.training.data import Batch, TrainingData
 from beit.common.training.judge import Goal
@@ -78,8 +79,10 @@ def train_tokenizer(config: TokenizerTrainConfig, source: str, out_dir: Path, *,
     task, result = train(config, build, run_dir=out_dir, resume=resume)
     if task.world.is_main:
         best = result.best
-        score = "" if best.value is None else f", {best.value:.2f} dB on held-out images, of step {best.step}"
-        logger.info("tokenizer: %s%s", out_dir, score)
+        if best.value is not None:
+            logger.info("best tokenizer: %.2f dB on held-out images, of step %d", best.value, best.step)
+        if result.step > result.start_step:
+            logger.info("%s", written(out_dir))
 
 
 @dataclass
@@ -106,7 +109,10 @@ class TokenizerTask:
             "training images": Watched(self.images.train.index),
             "held-out images": Watched(self.images.held_out.index),
         }
-        self.data = TrainingData(self.images.train, self.transform, config, world=self.world, watched=watched)
+        # The loss has a term for how evenly the images of a micro-batch use the words.
+        self.data = TrainingData(
+            self.images.train, self.transform, config, world=self.world, watched=watched, rows_together=None
+        )
         self._kept_step = -1  # whose upkeep of the codebook is done
         self._moved_words: Tensor | None = None
 

@@ -89,7 +89,8 @@ def test_what_the_settings_do_not_fit_is_one_line_each(store, tmp_path, caplog):
 
     many = {"train": {"global_batch_size": 100, "steps": 1}, "optimizer": {"warmup_steps": 0}}
     first, second = warned("other", **many)
-    assert first.startswith("train.global_batch_size (100) is more than the ") and first.endswith(" times; lower it")
+    assert first.startswith("train.global_batch_size (100) is more than the ")
+    assert first.endswith("take a smaller one: --set train.global_batch_size=8 --set optimizer.lr=0.0004")
     assert second.startswith("these settings are made for views of 224 px in patches of 16 px, this store has ")
     assert warned("fits", data={"made_for": [info.img_size, info.patch_size]}) == []
 

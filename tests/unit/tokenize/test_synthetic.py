@@ -1,18 +1,8 @@
 import numpy as np
 import pytest
-from PIL import Image
 
-from beit.common.errors import InputError
 from beit.common.rng import CounterRng
-from beit.tokenize.synthetic import (
-    DEMO_SHAPES,
-    DEMO_TEXTURES,
-    demo_image,
-    natural_palette,
-    noise_texture,
-    render_scene,
-    write_demo_images,
-)
+from beit.tokenize.synthetic import natural_palette, noise_texture, render_scene
 
 
 def test_same_seed_same_scene_and_another_seed_another() -> None:
@@ -51,29 +41,3 @@ def test_palette_stays_in_range_and_varies_mostly_in_light() -> None:
     assert colours.min() >= 0 and colours.max() <= 1
     light = colours.mean(axis=1)
     assert light.std() > 2 * (colours - light[:, None]).std()
-
-
-def test_demo_classes_are_told_apart_by_shape_and_texture_only() -> None:
-    scene = np.full((32, 32, 3), 128, dtype=np.uint8)
-    images = [demo_image(CounterRng(0, "demo", i), i % 10, scene).astype(np.float64) for i in range(40)]
-    brightness = [np.mean([images[i].mean() for i in range(label, 40, 10)]) for label in range(10)]
-    assert np.ptp(brightness) < 80  # colour gives no class away
-
-
-def test_demo_images_are_balanced_and_named_after_their_class(tmp_path) -> None:
-    paths = write_demo_images(tmp_path, 20, img_size=32, seed=3)
-    folders = sorted(folder.name for folder in tmp_path.iterdir())
-    assert folders == sorted(f"{shape}-{texture}" for shape in DEMO_SHAPES for texture in DEMO_TEXTURES)
-    assert all(len(list((tmp_path / folder).iterdir())) == 2 for folder in folders)
-    with Image.open(paths[0]) as image:
-        assert image.size == (32, 32) and image.mode == "RGB"
-    before = paths[7].read_bytes()
-    write_demo_images(tmp_path, 8, img_size=32, seed=3)
-    assert paths[7].read_bytes() == before
-
-
-def test_demo_refuses_what_cannot_work(tmp_path) -> None:
-    with pytest.raises(InputError, match=r"num_images \(0\)"):
-        write_demo_images(tmp_path, 0)
-    with pytest.raises(InputError, match=r"img_size \(8\)"):
-        write_demo_images(tmp_path, 1, img_size=8)

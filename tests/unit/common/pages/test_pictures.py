@@ -1,9 +1,17 @@
 """Tables of pictures and sheets: sizes, what stands where, and colours of numbers."""
 
 import numpy as np
-import pytest
 
-from beit.common.pages.pictures import beside, heat_colours, mask_patches, picture_table, sheet, shortened
+from beit.common.pages.pictures import (
+    PALETTE,
+    beside,
+    contrast,
+    heat_colours,
+    ink_on,
+    mask_patches,
+    picture_table,
+    sheet,
+)
 
 RED, GREEN = (200, 0, 0), (0, 200, 0)
 
@@ -53,7 +61,25 @@ def test_numbers_have_colours_by_size_and_masks_cover() -> None:
     assert covered[0, 0].tolist() == list(GREEN) and covered[3, 3].tolist() == list(RED)
 
 
-@pytest.mark.parametrize(("keep_end", "shown"), [(False, "folder/..."), (True, "...ame.png")])
-def test_long_names_are_cut(keep_end: bool, shown: str) -> None:
-    assert shortened("folder/name.png", 10, keep_end=keep_end) == shown
-    assert shortened("name", 4, keep_end=keep_end) == "name"
+def test_texts_keep_to_their_cells_and_the_sheet() -> None:
+    rows = [[plain(RED), plain(RED), plain(RED)]] * 2
+    long = "a/very long key of a photograph from a camera-0123-9f33a0b2c1"
+    bare, captions = picture_table(rows, captions=[["x"] * 3] * 2, cell_px=80), [[long] * 3] * 2
+    shown = picture_table(rows, captions=captions, titles=[long] * 3, cell_px=80)
+    assert shown.width == bare.width
+    pixels = np.asarray(shown).astype(int)
+    gaps = np.concatenate([pixels[:, 80:92], pixels[:, 172:184]], axis=1)
+    assert (gaps == 255).all(), "nothing is written between the cells"
+    assert (pixels[:, :80].min(axis=(1, 2)) < 200).sum() > 160, "and something within"
+    page = np.asarray(sheet([bare], heading=long, facts=f"{long} {'fact ' * 30}", legend=long.replace(" ", "")))
+    assert (page[:, :24] == 255).all() and (page[:, -24:] == 255).all()
+
+
+def test_labels_of_rows_are_cut_where_they_are_very_long() -> None:
+    widths = [picture_table([[plain(RED)]], labels=["long " * count], cell_px=40).width for count in (1, 20, 90)]
+    assert widths[0] < widths[1] <= 240 + 12 + 40 and widths[2] <= 240 + 12 + 40
+
+
+def test_letters_are_read_on_every_colour_of_the_palette() -> None:
+    assert all(contrast(ink_on(colour), colour) > 3.9 for colour in PALETTE)
+    assert round(contrast((255, 255, 255), (0, 0, 0)), 6) == 21.0

@@ -1,10 +1,14 @@
-"""A process counts the cores it may use, and a rank its share of them."""
+"""A process counts the cores it may use, and a rank its share of them; its threads sleep while they wait."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 
-from beit.common.processes.cores import available_cores, cores_per_rank
+from beit.common.processes.cores import available_cores, cores_per_rank, sleep_while_waiting
+
+HOW_TO_WAIT = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 
 
 @pytest.fixture
@@ -47,3 +51,31 @@ def test_ranks_share_the_cores_of_their_machine(machine, monkeypatch, allowed, w
     for name, value in local.items():
         monkeypatch.setenv(name, value)
     assert cores_per_rank(world_size) == expected
+
+
+def forget_how_to_wait(monkeypatch):
+    for name in HOW_TO_WAIT:
+        monkeypatch.setenv(name, "")  # so that it is put back as it was
+        monkeypatch.delenv(name)
+
+
+def test_torch_sleeps_where_nobody_decided_otherwise(monkeypatch):
+    forget_how_to_wait(monkeypatch)
+    sleep_while_waiting()
+    assert os.environ["OMP_WAIT_POLICY"] == "passive"
+
+
+@pytest.mark.parametrize("name", HOW_TO_WAIT)
+def test_whoever_said_how_to_wait_is_heeded(monkeypatch, name):
+    forget_how_to_wait(monkeypatch)
+    monkeypatch.setenv(name, "1")
+    sleep_while_waiting()
+    assert {other: os.environ[other] for other in HOW_TO_WAIT if other in os.environ} == {name: "1"}
+
+
+def test_every_command_decides_before_torch_is_loaded():
+    shown = "print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
+    code = f"import os, sys; from beit import cli; cli._run = lambda: ({shown}, (0, ''))[1]; cli.main()"
+    free = {name: value for name, value in os.environ.items() if name not in HOW_TO_WAIT}
+    done = subprocess.run([sys.executable, "-c", code], env=free, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["passive", "False"]

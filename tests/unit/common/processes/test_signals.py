@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from typing import Any
 
 import pytest
 
-from beit.common.processes.signals import StopFlag, stop_on_signals
+from beit.common.processes.signals import StopFlag, stop_on_signals, under_way
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
@@ -58,3 +59,29 @@ def test_other_threads_work_without_handlers() -> None:
     thread.start()
     thread.join()
     assert seen == [False]
+
+
+def test_ctrl_c_is_answered_with_what_is_waited_for(capfd: pytest.CaptureFixture[str]) -> None:
+    with stop_on_signals() as stop:
+        assert stop.outlook() == "stopping as soon as what is under way allows; again to stop at once"
+        for name in ("this step", "this step"):
+            with under_way(name):
+                said = stop.outlook()
+                stop._seconds[name] = 20.0
+                assert stop.outlook() == "stopping after this step (about 20 s); again to stop at once"
+        assert said == "stopping after this step (about 1 s); again to stop at once"  # the first one took no time
+        with stop.during("this evaluation"):
+            stop._seconds["this evaluation"] = 600.0
+            os.kill(os.getpid(), signal.SIGINT)
+    assert capfd.readouterr().err == "stopping after this evaluation (about 10 min); again to stop at once\n"
+
+
+@pytest.mark.parametrize("variables", [{"RANK": "1"}, {}])
+def test_ctrl_c_is_answered_once(
+    capfd: pytest.CaptureFixture[str], monkeypatch: Any, variables: dict[str, str]
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with stop_on_signals():
+        os.kill(os.getpid(), signal.SIGTERM if not variables else signal.SIGINT)
+    assert capfd.readouterr().err == ""

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from beit.common.errors import InputError
-from beit.common.training.optimizer import cosine_schedule
+from beit.common.training.config import cosine_schedule
 
 
 def lr(step, total_steps=1000, warmup_steps=200):

@@ -137,10 +137,14 @@ def test_checkpoint_moves_between_zero_stages(tmp_path: Path) -> None:
         torch.testing.assert_close(moved[name], value, rtol=1e-4, atol=1e-6)
 
 
-def test_finished_run_is_left_as_it_is(tmp_path: Path) -> None:
+def test_finished_run_is_left_as_it_is(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "beit")
     first, _ = train_toy(tmp_path, toy_config())
+    assert "is finished" not in caplog.text
     again, task = train_toy(tmp_path, toy_config())
-    assert again == first
+    assert again == first and again.start_step == again.step == 8
+    assert f"{tmp_path} is finished (8 of 8 steps); to train longer run the same command with" in caplog.text
+    assert f"--resume {tmp_path}" in caplog.text and "training:" not in caplog.text.partition("is finished")[2]
     assert task.evaluated == []
 
 

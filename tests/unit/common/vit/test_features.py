@@ -17,7 +17,8 @@ from beit.common.vit.features import (
     pool_features,
     probe_blocks,
 )
-from beit.common.vit.vit import VisionTransformer, normalize_images
+from beit.common.vit.transform import normalize_images
+from beit.common.vit.vit import VisionTransformer
 
 NORMALIZATION = Normalization((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
 

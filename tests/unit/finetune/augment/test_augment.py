@@ -9,7 +9,8 @@ from PIL import Image
 
 from beit.common.errors import BadSample
 from beit.common.storage.samples import Record
-from beit.finetune.augment.augment import EvalTransform, TrainTransform, default_crop_pct, resize_and_center_crop
+from beit.common.vit.transform import default_crop_pct, resize_and_center_crop
+from beit.finetune.augment.augment import EvalTransform, TrainTransform
 from beit.finetune.augment.settings import TrainAugmentConfig
 
 

@@ -6,7 +6,7 @@ import torch
 
 from beit.common.processes.distributed import World
 from beit.common.training.data import padded
-from beit.common.vit.vit import normalize_images
+from beit.common.vit.transform import normalize_images
 from beit.pretrain.model import MaskedPrediction, masked_positions, pixel_targets
 from beit.pretrain.signal.baselines import fit_baselines
 from beit.pretrain.signal.held_out import pixel_metrics, token_metrics

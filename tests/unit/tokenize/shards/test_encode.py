@@ -1,5 +1,3 @@
-import os
-
 import numpy as np
 import pytest
 import torch
@@ -7,7 +5,7 @@ import torch
 from beit.common.sources.types import SampleRef
 from beit.common.views import VIEW_DTYPE
 from beit.tests.tiny_store import BlockSums
-from beit.tokenize.parallel import Workers, let_torch_sleep
+from beit.tokenize.parallel import Workers
 from beit.tokenize.shards.encode import PreparedImage, Stopwatch, encode_images
 
 
@@ -101,13 +99,3 @@ def test_an_error_in_a_worker_arrives_where_its_result_would():
         assert [next(results), next(results)] == [1, 1]
         with pytest.raises(ZeroDivisionError):
             next(results)
-
-
-def test_torch_sleeps_where_nobody_decided_otherwise(monkeypatch):
-    monkeypatch.setenv("OMP_WAIT_POLICY", "")  # so that it is put back as it was
-    monkeypatch.delenv("OMP_WAIT_POLICY")
-    let_torch_sleep()
-    assert os.environ["OMP_WAIT_POLICY"] == "passive"
-    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
-    let_torch_sleep()
-    assert os.environ["OMP_WAIT_POLICY"] == "active"

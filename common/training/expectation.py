@@ -1,0 +1,197 @@
+"""What a run is about to take, said while it is young: time, memory and disk, and a plan that promises little.
+
+Nothing is rehearsed, so nothing has to be undone: the first two micro-batches of the run itself are measured, the first
+of which pays for what is done once. Where a step has several, the line comes within the first step.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from pathlib import Path
+
+import torch
+
+from beit.common.processes.distributed import World
+from beit.common.training.config import TrainConfig, TrainingConfig, TrainingPlan
+from beit.common.training.measure import free_memory_bytes, peak_memory_bytes
+from beit.common.training.task import CountsFlops, NamesQuicker, Task
+
+logger = logging.getLogger(__name__)
+
+_LONG_SECONDS = 3600.0
+"""From here on somebody with a processor only may want to hear of something quicker; arbitrary."""
+_FEW_STEPS, _STEPS_PER_EPOCH = 100, 10
+"""A run of fewer steps learns little, whatever it reads; what is advised instead has so many steps per epoch."""
+
+
+class Expectation:
+    """Watches the first micro-batches of this process and then says, once, what the run takes.
+
+    To be made before the engine, which may part the weights; every rank calls every method.
+    """
+
+    def __init__(self, task: Task, config: TrainingConfig, *, run: Path, world: World) -> None:
+        self._task, self._config, self._run, self._world = task, config, run, world
+        self._num_weights = sum(value.numel() for value in task.model.state_dict().values())
+        self._num_trained = sum(weight.numel() for weight in task.model.parameters() if weight.requires_grad)
+        self._micro_batches: list[float] = []
+        self._update = 0.0
+        self._began = 0.0
+        self._is_done = False
+
+    def begin_step(self) -> None:
+        """Start the clock, at the beginning of a step."""
+        self._began = time.monotonic()
+
+    def end_micro_batch(self, step: int) -> None:
+        """Take the time of a micro-batch of `step`; after the second one say what all of them will take."""
+        if self._is_done:
+            return
+        self._micro_batches.append(self._lap())
+        if len(self._micro_batches) == 2:
+            self._is_done = True
+            self._say(step)
+
+    def end_step(self) -> None:
+        """Take the time of the optimizer's update."""
+        if not self._is_done:
+            self._update = self._lap()
+
+    def _lap(self) -> float:
+        if self._world.device.type == "cuda":  # which only now has done what it was told
+            torch.cuda.synchronize(self._world.device)
+        now = time.monotonic()
+        lap, self._began = now - self._began, now
+        return lap
+
+    def _say(self, step: int) -> None:
+        plan, device = self._task.data.plan, self._world.device
+        to_come = 0 if step > 0 or plan.grad_accum_steps == 1 else 8 * self._num_trained  # the moments, made in a step
+        step_seconds = plan.grad_accum_steps * self._micro_batches[-1] + self._update
+        step_seconds, memory = self._world.max_of([step_seconds, float(peak_memory_bytes(device) + to_come)])
+        if not self._world.is_main:
+            return
+        seconds, remaining = step_seconds * (plan.total_steps - step), plan.total_steps - step
+        checkpoint, disk = self._disk(remaining)
+        logger.info(
+            "about %s per step, %s for %d steps, evaluations apart; %s of memory%s; %s of disk (checkpoints of %s)%s",
+            in_words(step_seconds),
+            in_words(seconds),
+            remaining,
+            in_gb(memory),
+            "" if self._world.world_size == 1 else " per rank",
+            in_gb(disk),
+            in_gb(checkpoint),
+            self._quicker(step_seconds, seconds),
+        )
+        self._warn(checkpoint, disk, to_come)
+
+    def _disk(self, remaining: int) -> tuple[int, int]:
+        """Return the bytes of a checkpoint, and of those that will be kept beside what the run leaves for use."""
+        settings, plan = self._config.checkpoint, self._task.data.plan
+        goal = self._task.goal
+        copies = 1 + (goal is not None and goal.keep_best)
+        averages = self._config.train.ema_decay is not None
+        checkpoint = 4 * (copies * self._num_weights + (2 + averages) * self._num_trained)
+        saves = 1 + remaining // plan.save_interval_steps
+        kept = min(settings.keep, saves)
+        if settings.keep_every_steps is not None:
+            kept += remaining // max(settings.keep_every_steps, plan.save_interval_steps)
+        return checkpoint, kept * checkpoint + 4 * self._num_weights
+
+    def _quicker(self, step_seconds: float, seconds: float) -> str:
+        """Return what else could be done where there is only a processor and the run is long."""
+        task = self._task
+        if self._world.device.type != "cpu" or seconds < _LONG_SECONDS:
+            return ""
+        if not (isinstance(task, NamesQuicker) and isinstance(task, CountsFlops)):
+            return ""
+        speed = task.flops_per_sample() * task.data.plan.global_batch_size / max(step_seconds, 1e-9)
+        words = task.quicker(speed)
+        return f"; {words}" if words else ""
+
+    def _warn(self, checkpoint: int, disk: int, to_come: int) -> None:
+        """Say so where memory or disk may not be enough; whether they are, nobody can know."""
+        free = free_memory_bytes(self._world.device)
+        if self._world.device.type == "cpu" and free is not None and free < 1.1 * to_come:
+            logger.warning(
+                "memory is short: %s are free, and the first update takes %s; lower train.micro_batch_size",
+                in_gb(free),
+                in_gb(to_come),
+            )
+        try:
+            room = shutil.disk_usage(self._run).free
+        except OSError:
+            return
+        if room < disk + checkpoint:  # the one being written is there before the oldest is deleted
+            logger.warning(
+                "the disk of %s has %s free, and the run will need %s; make room, or keep fewer checkpoints",
+                self._run,
+                in_gb(room),
+                in_gb(disk + checkpoint),
+            )
+
+
+def warn_of_plan(config: TrainingConfig, plan: TrainingPlan) -> None:
+    """Say so where a step has more images than there are, or the steps are too few to learn from."""
+    num_samples = round(plan.steps_per_epoch * plan.global_batch_size)
+    batch = better_batch(num_samples)
+    if batch >= plan.global_batch_size:
+        return
+    # Where the batch shrinks, so does what a step may change: the rule for AdamW goes by the square root.
+    lr = config.optimizer.lr * (batch / plan.global_batch_size) ** 0.5
+    way_out = f"--set train.global_batch_size={batch} --set optimizer.lr={lr:.1g}"
+    if plan.steps_per_epoch < 1:
+        logger.warning(
+            "train.global_batch_size (%d) is more than the %d images to train on: a step has each %.1f times, and %s "
+            "teach little; take a smaller one: %s",
+            *(plan.global_batch_size, num_samples, 1 / plan.steps_per_epoch),
+            counted(plan),
+            way_out,
+        )
+    elif plan.total_steps < _FEW_STEPS and config.train.steps is None:
+        logger.warning("%s of %d images teach little; take smaller batches: %s", counted(plan), num_samples, way_out)
+
+
+def better_batch(num_samples: int) -> int:
+    """Return a batch for so many images, a power of two: about ten steps per epoch, of 8 images at least."""
+    return max(8, 2 ** (max(1, num_samples // _STEPS_PER_EPOCH).bit_length() - 1))
+
+
+def counted(plan: TrainingPlan) -> str:
+    """Say how many steps and epochs a plan has."""
+    epochs = plan.total_steps / plan.steps_per_epoch
+    return f"{plan.total_steps} step{'s' * (plan.total_steps > 1)} = {epochs:.4g} epochs"
+
+
+def in_words(seconds: float) -> str:
+    """Write a duration to two digits: 0.23 s, 26 s, 21 min, 5.2 h, 3.1 days."""
+    for size, unit, longest in ((1, "s", 100), (60, "min", 100), (3600, "h", 48)):
+        if seconds < longest * size:
+            value = seconds / size
+            return f"{value:.0f} {unit}" if value >= 10 else f"{value:.2g} {unit}"
+    return f"{seconds / 86400:.0f} days" if seconds >= 10 * 86400 else f"{seconds / 86400:.2g} days"
+
+
+def in_gb(num_bytes: float) -> str:
+    """Write an amount of memory or disk: 12 MB, 2.1 GB."""
+    for size, unit in ((1e9, "GB"), (1e6, "MB")):
+        if num_bytes >= size:
+            return f"{num_bytes / size:.3g} {unit}"
+    return f"{num_bytes / 1e3:.3g} kB"
+
+
+def finished_line(run: Path, train: TrainConfig, plan: TrainingPlan, *, step: int) -> str:
+    """Say that a run is finished at `step`, and what makes it go on: its end is a setting, or it gave up before."""
+    if step < plan.total_steps:
+        return (
+            f"{run} is finished: it stopped early at step {step} of {plan.total_steps}; to train longer raise "
+            f"train.early_stop_evals ({train.early_stop_evals})"
+        )
+    longer = f"train.steps={2 * train.steps}" if train.steps else f"train.epochs={2 * train.epochs:g}"
+    return (
+        f"{run} is finished ({step} of {plan.total_steps} steps); to train longer run the same command with "
+        f"--set {longer} --resume {run}"
+    )

@@ -1,0 +1,277 @@
+"""How many images go through the model at a time where the settings leave it open, and whether the run fits at all.
+
+The optimizer step is the same whatever the micro-batch; only memory and time differ. So on a CPU it is the smallest
+that is about as fast as any larger one, on a GPU the largest that fits. It is recorded, and a run that goes on takes
+what was recorded: rounding and the draws of drop path depend on it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from beit.common.errors import InputError, RunFailed
+from beit.common.processes.cores import ranks_here
+from beit.common.processes.distributed import World
+from beit.common.runs.checkpoint import Checkpoint
+from beit.common.runs.layout import MICRO_BATCH
+from beit.common.training.config import TrainingConfig, TrainingPlan
+from beit.common.training.engine import autocast_to, choose_precision
+from beit.common.training.expectation import in_gb
+from beit.common.training.measure import free_memory_bytes
+from beit.common.training.speed import apply_speed
+from beit.common.training.task import Task
+from beit.common.vit.vit import VisionTransformer
+
+logger = logging.getLogger(__name__)
+
+_TOKENS = 3072
+"""Per micro-batch on a CPU, at least: from there on larger ones were not faster (docs/results.md)."""
+_VALUES_KEPT, _VALUES_RECOMPUTED = 12, 1
+"""Values per token, channel and block that the backward pass needs at the very least. Measured: 19 to 24, and 1.3 to
+2.2 with activation checkpointing; less is kept of the last block."""
+_SPARE = 1.1
+"""Room to leave on a GPU beside what training is known to need: buffers of collectives, fragments."""
+_WAY_OUT = "take a smaller model or smaller images, or speed.activation_checkpointing=true"
+
+
+def settle_micro_batch(task: Task, config: TrainingConfig, *, checkpoint: Checkpoint | None, world: World) -> None:
+    """Decide on the micro-batch of a run that is about to begin or go on, the same on every rank.
+
+    Raises:
+        InputError: the memory of this machine is surely not enough.
+    """
+    data, chosen = task.data, config.train.micro_batch_size
+    if chosen is None:
+        share = data.plan.global_batch_size // world.world_size
+        if checkpoint is None:
+            size = _choose(task, config, share, world)
+        else:
+            size = recorded_size(checkpoint.record, share)
+        if size is not None:
+            data.use_micro_batches_of(size)
+    if checkpoint is None or checkpoint.step < data.plan.total_steps:
+        _refuse_too_large(task, config, world)
+    plan = data.plan
+    if world.is_main and chosen is None and plan.grad_accum_steps > 1:
+        logger.info(
+            "micro-batches of %d images, %d per step%s (train.micro_batch_size)",
+            plan.micro_batch_size,
+            plan.grad_accum_steps,
+            ", as the run began" if checkpoint is not None else "",
+        )
+
+
+def recorded_size(record: Mapping[str, Any], share: int) -> int | None:
+    """Return the micro-batch that a checkpoint was trained with, or with other ranks the next smaller one.
+
+    None where it does not say: it is of before, and a rank's whole share went through the model at once.
+    """
+    size = record.get(MICRO_BATCH)
+    if size is None:
+        return None
+    return max(divisor for divisor in divisors(share) if divisor <= size)
+
+
+def divisors(share: int, together: int = 1) -> list[int]:
+    """Return the sizes that cut a share of a batch evenly, ascending, without parting rows that belong together."""
+    found = [size for size in range(1, share + 1) if share % size == 0 and size % together == 0]
+    return found or [share]
+
+
+def quick_size(sizes: Sequence[int], wanted: int) -> int:
+    """Return which of `sizes`, ascending, to take on a CPU, where `wanted` or more images are as fast as any number.
+
+    One of at least as many, unless it would take more than twice the memory and there is one of half as many.
+    """
+    larger = next((size for size in sizes if size >= wanted), sizes[-1])
+    smaller = max((size for size in sizes if size < wanted), default=larger)
+    return smaller if larger > 2 * wanted and 2 * smaller >= wanted else larger
+
+
+def largest_that_fits(sizes: Sequence[int], fits: Callable[[int], bool]) -> int | None:
+    """Return the largest of `sizes`, ascending, that fits, trying few of them; None if not even the first one does.
+
+    The largest is tried first: where everything fits, one try is enough.
+    """
+    low, high = -1, len(sizes) - 1  # all up to low fit, those above high do not
+    middle = high
+    while low < high:
+        if fits(sizes[middle]):
+            low = middle
+        else:
+            high = middle - 1
+        middle = (low + high + 1) // 2
+    return None if low < 0 else sizes[low]
+
+
+def _choose(task: Task, config: TrainingConfig, share: int, world: World) -> int | None:
+    together = task.data.rows_together
+    if together is None:  # the loss looks across the whole of it
+        return None
+    sizes = divisors(share, together)
+    if world.device.type == "cuda":
+        return _try_sizes(task, config, sizes, world)
+    tokens = max((1 + vit.config.num_patches for vit in _transformers(task.model)), default=0)
+    if not tokens:
+        return None
+    size = quick_size(sizes, -(-_TOKENS // tokens))
+    free = free_memory_bytes(world.device)
+    if free is not None:
+        room = 0.8 * free / ranks_here(world.world_size)
+        fitting = [one for one in sizes if one <= size and needed_bytes(task.model, config, one, world) <= room]
+        size = max(fitting, default=sizes[0])
+    # Machines may have more or less memory; the smallest of the answers fits all.
+    return int(-world.max_of([-size])[0])
+
+
+def _try_sizes(task: Task, config: TrainingConfig, sizes: Sequence[int], world: World) -> int:
+    """Return the largest size whose forward and backward pass every GPU of the run has the memory for."""
+    model, device = task.model.to(world.device), world.device
+    precision = choose_precision(config.train.precision, world)
+    apply_speed(model, replace(config.speed, compile=False), device=device, zero_stage=config.deepspeed.zero_stage)
+    example = task.data.example(0)
+
+    def fits(size: int) -> bool:
+        # Every rank tries, none waits for another inside a try, and all go by the one with the least room.
+        fitted = True
+        try:
+            with autocast_to(precision, device), _without_trace(model, device):
+                reserved = torch.empty(_held_bytes(model, config, world), dtype=torch.uint8, device=device)
+                loss, _ = task.forward(model, _enlarged(example, size, device), 0)
+                loss.float().backward()  # type: ignore[no-untyped-call]
+                torch.cuda.synchronize(device)
+                del loss, reserved
+        except torch.cuda.OutOfMemoryError:
+            fitted = False
+        torch.cuda.empty_cache()
+        return not world.max_of([float(not fitted)])[0]
+
+    size = largest_that_fits(sizes, fits)
+    if size is None:
+        raise InputError(
+            f"a forward and backward pass of {sizes[0]} image{'s' * (sizes[0] > 1)} does not fit into the memory of "
+            f"this GPU ({in_gb(free_memory_bytes(device) or 0)} are free); {_WAY_OUT}"
+        )
+    return size
+
+
+@contextmanager
+def shortage_in_words(plan: Callable[[], TrainingPlan]) -> Iterator[None]:
+    """Let a training that runs out of memory say so in one line, with the setting that helps.
+
+    Raises:
+        RunFailed: there was no memory left; what was saved is intact.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        is_short = isinstance(error, MemoryError | torch.cuda.OutOfMemoryError) or "allocate memory" in str(error)
+        if not is_short:
+            raise
+        size = plan().micro_batch_size
+        smaller = max((one for one in divisors(size) if one <= size // 2), default=None)
+        way_out = f"train.micro_batch_size={smaller} needs less, for the same step" if smaller else _WAY_OUT
+        raise RunFailed(
+            f"out of memory with micro-batches of {size} images; {way_out}; run the same command with it to go on"
+        ) from error
+
+
+@contextmanager
+def _without_trace(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Leave gradients, buffers, mode and random numbers as they were, whatever happens inside."""
+    mode, buffers = model.training, {name: buffer.clone() for name, buffer in model.named_buffers()}
+    model.train()
+    try:
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            yield
+    finally:
+        model.zero_grad(set_to_none=True)
+        model.train(mode)
+        with torch.no_grad():
+            for name, buffer in model.named_buffers():
+                buffer.copy_(buffers[name])
+
+
+def _enlarged(example: Mapping[str, Any], size: int, device: torch.device) -> dict[str, Any]:
+    """Return a micro-batch of `size` rows: the first of the example's, again and again."""
+    batch: dict[str, Any] = {}
+    for name, values in example.items():
+        if isinstance(values, torch.Tensor):
+            batch[name] = values[:1].to(device).repeat(size, *[1] * (values.ndim - 1))
+        else:
+            batch[name] = list(values[:1]) * size
+    return batch
+
+
+def _held_bytes(model: nn.Module, config: TrainingConfig, world: World) -> int:
+    """Return what a training holds of a GPU beside weights, gradients and activations, with some to spare.
+
+    Moments and average of the weights; with ZeRO also its copies of the weights and its buckets.
+    """
+    trained = _num_trained(model)
+    copies = 2 + (config.train.ema_decay is not None) + 3 * (config.deepspeed.zero_stage > 0)
+    return int(4 * trained * copies + (_SPARE - 1) * torch.cuda.mem_get_info(world.device)[1])
+
+
+def needed_bytes(model: nn.Module, config: TrainingConfig, size: int, world: World) -> int:
+    """Return the memory that a training is sure to take beyond a model that is there, for micro-batches of `size`.
+
+    Gradients, moments and average of the weights, and what vision transformers keep for the backward pass. A lower
+    bound, also at ZeRO 1 to 3.
+    """
+    trained = _num_trained(model)
+    states = 4 * trained * (2 + (config.train.ema_decay is not None))
+    if config.deepspeed.zero_stage > 0:
+        states //= world.world_size
+    if config.deepspeed.zero_stage < 2:
+        states += 4 * trained
+    is_recomputed = config.speed.activation_checkpointing
+    kept = sum(_kept_values(vit, is_recomputed=is_recomputed) for vit in _transformers(model))
+    return states + 4 * kept * size
+
+
+def _kept_values(vit: VisionTransformer, *, is_recomputed: bool) -> int:
+    shape = vit.config
+    trained = [any(weight.requires_grad for weight in block.parameters()) for block in vit.blocks]
+    per_block = (1 + shape.num_patches) * shape.embed_dim
+    # Of the last block only what is predicted may be kept; under recomputation one block at a time is kept whole.
+    whole = 1 if is_recomputed else max(0, sum(trained) - 1)
+    return per_block * (_VALUES_KEPT * whole + _VALUES_RECOMPUTED * (sum(trained) - whole))
+
+
+def _refuse_too_large(task: Task, config: TrainingConfig, world: World) -> None:
+    """Refuse a run that the memory of this machine is surely not enough for; on a GPU what was set is believed."""
+    if world.device.type != "cpu":
+        return
+    size = task.data.plan.micro_batch_size
+    sizes = divisors(task.data.plan.global_batch_size // world.world_size, task.data.rows_together or 1)
+    free = free_memory_bytes(world.device)
+    if free is None:
+        return
+    ranks = ranks_here(world.world_size)
+    least = {one: ranks * needed_bytes(task.model, config, one, world) for one in (size, *sizes)}
+    lacking, *_ = world.max_of([float(least[size] > free)])
+    if not lacking:
+        return
+    fitting = max((one for one in sizes if one < size and least[one] <= 0.9 * free), default=None)
+    (advised,) = world.max_of([-float(fitting or 0)])
+    way_out = f"set train.micro_batch_size={int(-advised)}, for the same step" if advised else _WAY_OUT
+    raise InputError(
+        f"a training with micro-batches of {size} images needs more than {in_gb(least[size])} of memory, of which "
+        f"{in_gb(free)} are free; {way_out}"
+    )
+
+
+def _transformers(model: nn.Module) -> list[VisionTransformer]:
+    return [module for module in model.modules() if isinstance(module, VisionTransformer)]
+
+
+def _num_trained(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

@@ -1,0 +1,162 @@
+"""A fine-tuned model in Python: pictures in, classes with probabilities out. The command is `predict.py`.
+
+    model = load_model("runs/flowers/model")
+    model.predict("photo.jpg").label
+
+B = batch, C = classes, S = img_size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from os import PathLike
+from pathlib import Path
+from typing import overload
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from beit.common.vit.transform import ImageLike
+from beit.finetune.artifact import load_classifier
+from beit.finetune.classification.model import ImageClassifier
+from beit.finetune.evaluation.outcomes import TOP_K
+from beit.finetune.evaluation.scores import THRESHOLD
+from beit.finetune.prediction.files import Prediction
+
+_CHUNK = 32
+"""Images in memory and in one forward pass; arbitrary."""
+
+
+class Classifier(ImageClassifier):
+    """A fine-tuned model and what belongs to it; see `load_model`.
+
+    Attributes:
+        class_names: C names, in the order of the logits.
+        multi_label: Whether an image may be of several classes or of none.
+    """
+
+    class_names: tuple[str, ...]
+    multi_label: bool
+
+    def probabilities(self, images: Tensor) -> Tensor:
+        """Return the probability of every class.
+
+        Args:
+            images: (B, 3, S, S): float, normalised, as `transform` gives them; or uint8, pixels in [0, 255], which are
+                normalised here. On any device.
+
+        Returns:
+            (B, C) float32 on the model's device: a softmax over the classes, so that rows sum to 1; a sigmoid for each
+            class where images may have several.
+        Raises:
+            ValueError: another shape.
+        """
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(f"images must be (B, 3, S, S), got {tuple(images.shape)}; images[None] makes one a batch")
+        images = images.to(self.cls_token.device)
+        if images.dtype == torch.uint8:
+            images = self.transform.normalize(images)
+        return class_probabilities(self(images.to(self.cls_token.dtype)), multi_label=self.multi_label)
+
+    @overload
+    def predict(self, images: ImageLike, *, top_k: int = TOP_K) -> Prediction: ...
+    @overload
+    def predict(self, images: Tensor | Iterable[ImageLike], *, top_k: int = TOP_K) -> list[Prediction]: ...
+    def predict(
+        self, images: ImageLike | Tensor | Iterable[ImageLike], *, top_k: int = TOP_K
+    ) -> Prediction | list[Prediction]:
+        """Say what is in one image or in many, as `beit predict` does.
+
+        Args:
+            images: A Pillow image, a path or a URL; any number of them; or a tensor (B, 3, S, S), see `probabilities`.
+            top_k: How many classes to name at most.
+
+        Returns:
+            For one image its prediction: `label` and `probability`, and `labels` and `probabilities` of the `top_k`
+            most likely classes, the most likely first. For many, or a tensor, a list.
+
+        Example:
+            >>> model = beit.load_model("runs/flowers/model")
+            >>> model.class_names
+            ('rose', 'tulip')
+            >>> prediction = model.predict("photo.jpg")
+            >>> prediction.label in model.class_names, 0.5 <= prediction.probability <= 1
+            (True, True)
+        """
+        if isinstance(images, Image.Image | str | PathLike):
+            return self._predict_all([images], top_k)[0]
+        return self._predict_all(images, top_k)
+
+    def _predict_all(self, images: Tensor | Iterable[ImageLike], top_k: int) -> list[Prediction]:
+        found: list[Prediction] = []
+        with torch.inference_mode():
+            for batch, names in self._batches(images):
+                keys = [str(len(found) + row) if name is None else name for row, name in enumerate(names)]
+                found += name_classes(
+                    self.probabilities(batch), keys, self.class_names, multi_label=self.multi_label, top_k=top_k
+                )
+        return found
+
+    def _batches(self, images: Tensor | Iterable[ImageLike]) -> Iterator[tuple[Tensor, list[str | None]]]:
+        """Yield batches of few images, and what each image is called: its path, or nothing."""
+        if isinstance(images, Tensor):
+            for batch in images.split(_CHUNK):
+                yield batch, [None] * len(batch)
+            return
+        rest = iter(images)
+        while chunk := list(islice(rest, _CHUNK)):
+            names = [None if isinstance(image, Image.Image) else str(image) for image in chunk]
+            yield self.transform.batch(chunk), names
+
+
+def load_model(path: str | Path, *, device: str | torch.device = "cpu") -> Classifier:
+    """Load a fine-tuned model for use: what `beit finetune classification` or `linear-probe` wrote.
+
+    Args:
+        path: The folder `RUN/model`, or the run directory RUN.
+        device: Where to put it.
+
+    Returns:
+        The model in eval mode. Called, it maps normalised images (B, 3, S, S) float32 to logits (B, C) float32. It has
+        `transform` (image or path to (3, S, S)), `class_names`, `predict` and `probabilities`, and all that an encoder
+        has: see `beit.load_encoder`.
+
+    Example:
+        >>> model = beit.load_model("runs/flowers/model")
+        >>> images = model.transform.batch(["photo.jpg", Image.open("other.png")])
+        >>> with torch.inference_mode():
+        ...     logits = model(images)
+        >>> logits.shape, logits.dtype
+        (torch.Size([2, 2]), torch.float32)
+        >>> [prediction.label in model.class_names for prediction in model.predict(["photo.jpg", "other.png"])]
+        [True, True]
+    """
+    model, stored = load_classifier(path, kind=Classifier)
+    assert stored.class_names is not None
+    model.class_names, model.multi_label = stored.class_names, stored.multi_label
+    return model.to(device)
+
+
+def class_probabilities(logits: Tensor, *, multi_label: bool) -> Tensor:
+    """Turn logits (B, C) into probabilities, float32."""
+    logits = logits.float()  # softmax loses too much in bf16
+    return logits.sigmoid() if multi_label else logits.softmax(1)
+
+
+def name_classes(
+    probabilities: Tensor, keys: Sequence[str], class_names: Sequence[str], *, multi_label: bool, top_k: int = TOP_K
+) -> list[Prediction]:
+    """Turn probabilities (B, C) into one prediction for each of B keys."""
+    best = probabilities.topk(min(top_k, len(class_names)), dim=1)
+    rows = zip(keys, best.values.tolist(), best.indices.tolist(), probabilities >= THRESHOLD, strict=True)
+    return [
+        Prediction(
+            key=key,
+            labels=tuple(class_names[class_id] for class_id in classes),
+            probabilities=tuple(values),
+            predicted=tuple(class_names[int(c)] for c in over.nonzero()) if multi_label else None,
+        )
+        for key, values, classes, over in rows
+    ]

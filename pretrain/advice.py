@@ -1,0 +1,55 @@
+"""What a pre-training is told before it begins: too few images to learn from, and what would be done sooner."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from beit.common.config import load_config
+from beit.common.training.expectation import in_words
+from beit.common.vit.config import build_vit_config
+from beit.common.vit.flops import training_flops
+from beit.pretrain.config import PretrainConfig
+from beit.pretrain.masking import max_num_masked
+
+RECIPES = Path(__file__).parent / "recipes"
+FEW_IMAGES = 1000
+"""Fewer are said to be few. Between what did not help, 120 photos (29.0 % with ten classes, random weights 31.5 %), and
+the fewest that are known to, 5000 small images (docs/results.md, CIFAR-10); the line itself has not been measured."""
+_QUICK_RECIPE = "beit_tiny_patch8_64"
+_SLOWER = 2.0
+"""Factor on the time of a small network: its matrices fill a processor less well; arbitrary, on the safe side."""
+
+
+def few_images(num_images: int) -> str | None:
+    """Return a warning where so many training images teach an encoder hardly anything; None where they may."""
+    if num_images >= FEW_IMAGES:
+        return None
+    return (
+        f"{num_images} images are few to pre-train on from scratch: expect no better than random weights. Add images, "
+        f"which need no labels, to some thousands, or fine-tune a published encoder instead (beit import)"
+    )
+
+
+def quicker(
+    geometry: tuple[int, int], *, flops_per_image: int, flops_per_second: float, num_images: int, vocab_size: int
+) -> str | None:
+    """Return the recipe for a laptop with about its time; None where the run's network is as small already.
+
+    Args:
+        geometry: Sides of view and patch in the run's store.
+        flops_per_image: Multiplications and additions of one image in the run.
+        flops_per_second: How many of them are done in a second.
+        num_images: To train on.
+        vocab_size: Of the visual tokens.
+    """
+    small = load_config(PretrainConfig, recipe=_QUICK_RECIPE, overrides=[], recipe_dir=RECIPES)
+    assert small.data.made_for is not None
+    view, patch = small.data.made_for
+    shape = build_vit_config(small.model, img_size=view, patch_size=patch)
+    rows = max_num_masked(small.mask, shape.grid_size)
+    flops = training_flops(shape, head_rows=rows, head_outputs=vocab_size, last_rows=rows)
+    if flops_per_image <= 2 * flops:
+        return None
+    seconds = _SLOWER * small.train.epochs * num_images * flops / flops_per_second
+    where = "" if geometry == (view, patch) else f" on a store made with --img-size {view} --patch-size {patch}"
+    return f"with --recipe {_QUICK_RECIPE}{where} about {in_words(seconds)}"

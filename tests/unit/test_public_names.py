@@ -1,0 +1,93 @@
+"""What `beit` offers by name: found without being imported, and described by examples that run."""
+
+import doctest
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import beit
+from beit.common.vit.config import ViTConfig
+from beit.common.vit.vit import VisionTransformer
+from beit.tests.encoders import save_classifier, save_encoder
+from beit.tests.support import write_images, write_store
+
+NAMES = sorted(set(beit.__all__) - {"__version__"})
+DOORS = ("common.encoder", "common.store", "common.tokenizer", "common.views", "common.vit.features",
+         "common.vit.transform", "common.vit.vit", "finetune.prediction.classifier")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A folder as a user of the examples has it: a store, an encoder, a fine-tuned model, two pictures."""
+    folder = tmp_path_factory.mktemp("examples")
+    write_store(folder, images=20)
+    shape = ViTConfig(img_size=32, patch_size=8, embed_dim=24, depth=2, num_heads=2)
+    torch.manual_seed(0)
+    state = VisionTransformer(shape).state_dict()
+    save_encoder(folder / "runs/pretrain/encoder", state, architecture=shape, mean=[0.5] * 3, std=[0.5] * 3)
+    save_classifier(folder / "runs/flowers/model", class_names=("rose", "tulip"))
+    write_images(folder, 2, size=40)
+    Image.open(folder / "0000.png").save(folder / "photo.jpg")
+    (folder / "0001.png").rename(folder / "other.png")
+    return folder
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_name_is_what_its_module_has(name):
+    assert getattr(beit, name) is getattr(import_module(beit._HOMES[name]), name)
+    assert name in dir(beit)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_help_states_shapes_and_shows_an_example(name):
+    text = getattr(beit, name).__doc__
+    assert "Example:" in text and ">>> " in text
+    assert any(dtype in text for dtype in ("float32", "uint8", "dtype"))
+
+
+def test_a_name_that_is_not_there_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="'beit' has no attribute 'load_encodr'"):
+        beit.load_encodr  # noqa: B018
+    with pytest.raises(ImportError, match="load_encodr"):
+        exec("from beit import load_encodr")
+
+
+def test_opening_a_store_and_rendering_wait_for_no_torch():
+    code = "import sys, beit; beit.open_store, beit.render_view; print('torch' in sys.modules)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.strip() == "False"
+
+
+@pytest.mark.parametrize("module", DOORS)
+def test_examples_run(module, workplace, monkeypatch):
+    monkeypatch.chdir(workplace)
+    finder = doctest.DocTestFinder(exclude_empty=True)
+    names = {"beit": beit, "torch": torch, "np": np, "Image": Image}
+    examples = [test for test in finder.find(import_module(f"beit.{module}"), globs=names) if test.examples]
+    assert examples
+    for test in examples:
+        printed = []
+        result = doctest.DocTestRunner(verbose=False).run(test, out=printed.append)
+        assert not result.failed, "".join(printed)
+
+
+@pytest.mark.slow
+def test_type_checkers_see_the_names(tmp_path):
+    pytest.importorskip("mypy")
+    (tmp_path / "beit").symlink_to(Path(beit.__file__).parent)
+    (tmp_path / "user.py").write_text(
+        "import beit\n"
+        "reveal_type(beit.load_model('runs/flowers').predict('photo.jpg').label)\n"
+        "reveal_type(beit.load_encoder('runs/pretrain').transform)\n"
+        "beit.load_encodr\n"
+    )
+    command = [sys.executable, "-m", "mypy", "--follow-imports=silent", "--ignore-missing-imports", "user.py"]
+    said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True).stdout
+    assert 'Revealed type is "str"' in said and "ImageTransform" in said
+    assert 'user.py:4: error: Module has no attribute "load_encodr"' in said
