@@ -17,6 +17,7 @@ from torch import Tensor
 
 from beit.common.encoder import save_model
 from beit.common.errors import InputError
+from beit.common.pages.numbers import percent
 from beit.common.processes.distributed import World
 from beit.common.processes.signals import stop_on_signals
 from beit.common.reading.contents import Watched, contents_sha256
@@ -63,7 +64,7 @@ def run(config: FinetuneConfig, *, data: str, run_dir: Path, resume: str = "auto
     if task.world.is_main:
         best = read_encoder_config(run_dir / MODEL).provenance
         main = _main(images)
-        score = f", {main} {100 * best['metrics'][main]:.2f} % at step {best['step']}" if best["metrics"] else ""
+        score = f", {main} {percent(best['metrics'][main])} at step {best['step']}" if best["metrics"] else ""
         logger.info("model: %s%s", run_dir / MODEL, score)
 
 
