@@ -17,6 +17,7 @@ from torch import Tensor
 
 from beit.common.encoder import save_model
 from beit.common.errors import InputError
+from beit.common.pages.numbers import percent, percent_range
 from beit.common.processes.distributed import World
 from beit.common.processes.signals import stop_on_signals
 from beit.common.reading.contents import Watched, contents_sha256
@@ -38,7 +39,7 @@ from beit.finetune.config import FinetuneConfig
 from beit.finetune.data import LabelledData, open_training_data
 from beit.finetune.evaluation.evaluate import evaluation_loader, measure
 from beit.finetune.evaluation.outcomes import OutcomeLog
-from beit.finetune.evaluation.scores import Metrics, MultiLabelMetrics
+from beit.finetune.evaluation.scores import Metrics, MultiLabelMetrics, share_interval
 from beit.finetune.in_force import in_force, unnamed_shape
 
 logger = logging.getLogger(__name__)
@@ -63,9 +64,8 @@ def run(config: FinetuneConfig, *, data: str, run_dir: Path, resume: str = "auto
     )
     if task.world.is_main:
         best = read_encoder_config(run_dir / MODEL).provenance
-        main = _main(images)
         if best["metrics"]:
-            logger.info("best model: %s %.2f %% at step %d", main, 100 * best["metrics"][main], best["step"])
+            logger.info("best model: %s at step %d", _score(best["metrics"], _main(images)), best["step"])
         if result.step > result.start_step:
             logger.info("%s", written(run_dir))
 
@@ -270,6 +270,15 @@ class ClassificationTask:
             "encoder": self.config.encoder,
             "encoder_provenance": None if self.start.encoder is None else self.start.encoder.provenance,
         }
+
+
+def _score(metrics: Mapping[str, Any], main: str) -> str:
+    """Write the main number of a model and, where it is a share of images, how far so few images can be trusted."""
+    score = f"{main} {percent(metrics[main])}"
+    if main != "top1":
+        return score
+    limits = share_interval(metrics[main], metrics["num_images"])
+    return f"{score} ({percent_range(*limits)} with 95 % confidence, {metrics['num_images']} images)"
 
 
 def _main(images: LabelledData) -> str:

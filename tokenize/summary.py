@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
+from beit.common.pages.numbers import percent
 from beit.common.pages.tables import aligned
 from beit.common.progress import format_rate
 from beit.tokenize.shards.encode import Stopwatch
@@ -74,8 +75,8 @@ class TokenizeSummary:
         if total == 0:
             return "decoding"
         if encoding >= waiting:
-            return f"the tokenizer ({encoding / total:.0%} of the time)"
-        return f"decoding and cropping ({waiting / total:.0%} of the time); more workers or --short-side may help"
+            return f"the tokenizer ({percent(encoding / total)} of the time)"
+        return f"decoding and cropping ({percent(waiting / total)} of the time); more workers or --short-side may help"
 
     def as_table(self) -> str:
         """Return the lines a user sees at the end."""

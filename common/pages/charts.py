@@ -1,4 +1,4 @@
-"""Charts, by matplotlib, in the colours of the sheets of `pictures.py`: lines, bars, dots, a table of shares.
+"""Charts, by matplotlib, in the colours of the sheets of `pictures.py`: lines, bars, dots.
 
 They are pictures, and lines also SVG that stands in a page and follows its light and dark colours. Only what draws
 imports this module, and only when it draws: matplotlib takes half a second.
@@ -7,7 +7,6 @@ imports this module, and only when it draws: matplotlib takes half a second.
 from __future__ import annotations
 
 import io
-import math
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,19 +18,18 @@ from typing import NamedTuple
 import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import Formatter, MaxNLocator, PercentFormatter, ScalarFormatter
 from numpy.typing import NDArray
 from PIL import Image
 
 from beit.common.pages.fonts import fitted, text_px
-from beit.common.pages.pictures import FAINT, HIGHLIGHT, INK, PALETTE, PAPER, ink_on
+from beit.common.pages.pictures import FAINT, HIGHLIGHT, INK, PALETTE, PAPER
 
 Colour = tuple[int, int, int]
-GRID, DEEP = (228, 231, 235), (31, 111, 120)
+GRID = (228, 231, 235)
 _DOT = (120, 170, 210)
 _TEXT_PX, _TITLE_PX, _KEY_LINE_PX = 13, 15, 20
 _MOST_DOTS = 60
@@ -40,10 +38,6 @@ _RING_PX = 10
 _DENSE = 400
 """Points of a line that are kept free of text; closer than letters are wide."""
 _TICK_STEPS = (1, 2, 2.5, 5, 10)
-_TABLE_PX = 640
-"""Side of a table of shares, about; arbitrary."""
-_LABELLED_CELLS, _COUNTED_CELLS, _NAME_PX = 40, 20, 150
-"""Up to so many rows a table of shares has names, and numbers in its cells; more would not be readable."""
 
 
 def _hex(colour: Colour) -> str:
@@ -139,6 +133,20 @@ class LineChart:
     """Write values times 100."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class IntervalRow:
+    """Values of repetitions in a row of a chart, and what they come to."""
+
+    name: str
+    """On its left."""
+    values: Sequence[float]
+    """One or more."""
+    mean: float
+    """Of them."""
+    half_width: float | None
+    """The interval is mean +- this; None where there is none."""
+
+
 def line_charts(charts: Sequence[LineChart], *, chart_px: tuple[int, int], columns: int, key: bool) -> Image.Image:
     """Draw how values develop, in several charts.
 
@@ -179,13 +187,64 @@ def line_svg(chart: LineChart, *, size_px: tuple[int, int], description: str) ->
         _draw_lines(axes, chart, dots=False)
         figure.draw_without_rendering()
         _write_names(axes, chart)
-        file = io.StringIO()
+        return _svg(figure, size_px, description, [line.name for line in chart.lines])
+
+
+def interval_svg(
+    rows: Sequence[IntervalRow],
+    *,
+    reference: tuple[float, str] | None,
+    percent: bool,
+    x_name: str,
+    size_px: tuple[int, int],
+    description: str,
+) -> str:
+    """Draw repeated values row by row, with their means and intervals, as an SVG element; the first row is on top.
+
+    Args:
+        rows: One or more.
+        reference: A value to compare with, and what it is; a grey line.
+        percent: Write values times 100.
+        x_name: Below.
+        size_px: Width and height.
+        description: For those who do not see it.
+    """
+    with _figure(size_px) as figure:
+        axes = figure.add_subplot()
+        for place, row in enumerate(rows):
+            colour = _hex(PALETTE[place % len(PALETTE)])
+            for value in row.values:  # strokes: dots would be references, which pages do without
+                axes.plot([value] * 2, [place - 0.13, place + 0.13], color=colour, alpha=0.6, linewidth=2)
+            axes.plot([row.mean] * 2, [place - 0.28, place + 0.28], color=colour, linewidth=4)
+            if row.half_width is not None:
+                ends = [row.mean - row.half_width, row.mean + row.half_width]
+                axes.plot(ends, [place, place], color=colour, linewidth=3)
+        _label(axes, title="", x_name=x_name)
+        axes.grid(False)
+        axes.grid(True, axis="x")
+        axes.xaxis.set_major_locator(MaxNLocator(5, steps=_TICK_STEPS))
+        axes.xaxis.set_major_formatter(_values(percent))
+        axes.set_yticks(range(len(rows)), [row.name for row in rows])
+        axes.tick_params(axis="y", labelcolor=_hex(INK))
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.margins(x=0.06)
+        if reference is not None:
+            axes.axvline(reference[0], color=_hex(FAINT), linewidth=1, zorder=1)
+            place = {"horizontalalignment": "center", "verticalalignment": "bottom", "textcoords": "offset points"}
+            axes.annotate(reference[1], (reference[0], -0.5), (0, 2), color=_hex(FAINT), annotation_clip=False, **place)
+        return _svg(figure, size_px, description)
+
+
+def _svg(figure: Figure, size_px: tuple[int, int], description: str, series: Sequence[str] = ()) -> str:
+    """Return a figure as an element in the colours of pages; `series` are names of lines, shown on hovering."""
+    file = io.StringIO()
+    with _silent_about_letters():
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     svg = file.getvalue()
     head = f'<svg class="chart" viewBox="0 0 {size_px[0]} {size_px[1]}" role="img" aria-label="{escape(description)}">'
     svg = re.sub("^.*?<svg.*?>", lambda _: head, svg, count=1, flags=re.DOTALL)
-    for number, line in enumerate(chart.lines):
-        svg = svg.replace(f'<g id="series{number}">', f"<g><title>{escape(line.name)}</title>")
+    for number, name in enumerate(series):
+        svg = svg.replace(f'<g id="series{number}">', f"<g><title>{escape(name)}</title>")
     # A page may hold several elements, whose ids must not meet, and is to refer to nothing.
     svg = re.sub('<metadata>.*?</metadata>|<defs>.*?</defs>| id="[^"]*"| clip-path="[^"]*"', "", svg, flags=re.DOTALL)
     for colour, name in _PAGE_COLOURS.items():
@@ -365,54 +424,18 @@ def dot_chart(
         return _image(figure)
 
 
-def share_table(counts: NDArray[np.int64], names: Sequence[str]) -> Image.Image:
-    """Draw a square table of counts, the darker, the larger their share of the row.
-
-    Few rows get names, and very few also their counts.
-
-    Args:
-        counts: (C, C).
-        names: C names of rows and columns.
-
-    Returns:
-        RGB image, square.
-    """
-    side = len(names)
-    cell_px = min(40, max(2, _TABLE_PX // side))
-    text_px_of = min(_TEXT_PX - 1, cell_px)
-    names = [fitted(name, _NAME_PX, text_px_of) for name in names] if side <= _LABELLED_CELLS else []
-    margin_px = math.ceil(max((text_px(name, text_px_of) for name in names), default=0)) + 10 * bool(names)
-    whole_px = margin_px + side * cell_px + 1
-    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)  # (C, C)
-    with _figure((whole_px, whole_px)) as figure:
-        figure.set_layout_engine("none")
-        start, extent = margin_px / whole_px, side * cell_px / whole_px
-        axes = figure.add_axes((start, 1 - start - extent, extent, extent))
-        colours = LinearSegmentedColormap.from_list("shares", [_hex(PAPER), _hex(DEEP)])
-        axes.imshow(shares, cmap=colours, vmin=0, vmax=1, interpolation="nearest")
-        axes.grid(False)
-        axes.spines[:].set_visible(True)
-        axes.spines[:].set_color(_hex(GRID))
-        axes.tick_params(
-            bottom=False, top=True, labelbottom=False, labeltop=True, labelcolor=_hex(INK), labelsize=text_px_of
-        )
-        axes.set_xticks(range(len(names)), names, rotation=90)
-        axes.set_yticks(range(len(names)), names)
-        for row, column in zip(*np.nonzero(counts), strict=True) if side <= _COUNTED_CELLS else ():
-            ink = ink_on(_mixed(PAPER, DEEP, float(shares[row, column])))
-            text = str(counts[row, column])
-            size = min(text_px_of, 1.3 * cell_px / len(text))
-            axes.text(column, row, text, color=_hex(ink), size=size, ha="center", va="center_baseline")
-        return _image(figure)
-
-
 def _label(axes: Axes, *, title: str, x_name: str, percent: bool = False) -> None:
     axes.set_title(title)
     axes.set_xlabel(x_name)
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=_TICK_STEPS))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_major_locator(MaxNLocator(6, steps=_TICK_STEPS))
-    axes.yaxis.set_major_formatter((lambda value, _: f"{100 * value:.3g} %") if percent else "{x:.6g}")
+    axes.yaxis.set_major_formatter(_values(percent))
+
+
+def _values(percent: bool) -> Formatter:
+    """Return what writes ticks, all with as many digits: 22.0 beside 22.5."""
+    return PercentFormatter(1.0, symbol=" %") if percent else ScalarFormatter(useOffset=False)
 
 
 @contextmanager
@@ -423,14 +446,16 @@ def _figure(size_px: tuple[int, int]) -> Iterator[Figure]:
         yield Figure(figsize=((size_px[0] + 0.1) / 72, (size_px[1] + 0.1) / 72))
 
 
+@contextmanager
+def _silent_about_letters() -> Iterator[None]:
+    """Say nothing of letters that no font has; they are boxes."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        yield
+
+
 def _image(figure: Figure) -> Image.Image:
     file = io.BytesIO()
-    with warnings.catch_warnings():  # of letters that no font has; they are boxes
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+    with _silent_about_letters():
         figure.savefig(file, format="png", pil_kwargs={"compress_level": 0})
     return Image.open(file).convert("RGB")
-
-
-def _mixed(first: Colour, second: Colour, share: float) -> Colour:
-    red, green, blue = (round(a + (b - a) * share) for a, b in zip(first, second, strict=True))
-    return red, green, blue

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from beit import __version__
+from beit.common.pages.numbers import count, percent, short_name
 from beit.common.pages.pictures import png_bytes
 
 _CODE = re.compile("`([^`<>]+)`")
@@ -27,7 +28,8 @@ def render(template: Path, **values: Any) -> str:
     """Fill in the template of a page.
 
     Args:
-        template: Its file. Beside jinja's own it may use the filters `prose` and `data_uri`, and `version`.
+        template: Its file. Beside jinja's own it may use the filters `prose`, `data_uri`, `percent`, `count` and
+            `short`, what is in `parts.html`, and `version`.
         values: What it shows.
     """
     environment = Environment(
@@ -38,7 +40,13 @@ def render(template: Path, **values: Any) -> str:
         lstrip_blocks=True,
         finalize=_unbroken,
     )
-    environment.filters |= {"prose": prose, "data_uri": data_uri}
+    environment.filters |= {
+        "prose": prose,
+        "data_uri": data_uri,
+        "percent": percent,
+        "count": count,
+        "short": short_name,
+    }
     return environment.get_template(template.name).render(version=__version__, **values)
 
 

@@ -29,7 +29,7 @@ PALETTE = (
     (165, 150, 20),
 )
 """For what is told apart by its colour: Okabe and Ito's, which colour-blind readers can tell apart, and two more."""
-HIGHLIGHT = PALETTE[0]
+HIGHLIGHT, DEEP = PALETTE[0], (31, 111, 120)
 HEAT = ((10, 8, 40), (80, 18, 110), (165, 45, 95), (229, 92, 48), (251, 165, 36), (252, 255, 164))
 """From little to much: dark, red, bright yellow."""
 
@@ -40,6 +40,8 @@ _HEADING_PX, _HEADING_TEXT_PX = 34, 22
 _NOTE_LINE_PX, _NOTE_TEXT_PX = 20, 13
 _LABEL_PX = 240
 """Widest text on the left of a row; arbitrary."""
+_MAP_PX = 640
+"""Side of a map of shares, at most, unless it has more rows; arbitrary."""
 _DPI = 144
 """Sheets are drawn for screens of twice the old 72 dots per inch; a text editor then shows them at a readable size."""
 
@@ -187,6 +189,20 @@ def heat_colours(values: NDArray[np.floating], colours: Sequence[tuple[int, int,
     clipped = np.clip(values, 0, 1)
     channels = [np.interp(clipped, places, stops[:, channel]) for channel in range(3)]
     return np.stack(channels, axis=-1).round().astype(np.uint8)
+
+
+def share_map(counts: NDArray[np.int64]) -> Image.Image:
+    """Draw a square table of many counts without names, the darker, the larger their share of the row.
+
+    Args:
+        counts: (C, C).
+
+    Returns:
+        RGB image, square, a whole number of pixels for each count.
+    """
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)  # (C, C)
+    cell_px = max(1, _MAP_PX // len(counts))
+    return Image.fromarray(heat_colours(np.kron(shares, np.ones((cell_px, cell_px))), (PAPER, DEEP)))
 
 
 def ink_on(colour: tuple[int, int, int]) -> tuple[int, int, int]:

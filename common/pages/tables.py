@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import textwrap
 import unicodedata
 from collections.abc import Sequence
 
@@ -25,6 +27,17 @@ def aligned(rows: Sequence[Sequence[str]], *, align: str = "<>") -> str:
         "  ".join(_padded(cell, side, width) for cell, side, width in zip(row, sides, widths, strict=False)).rstrip()
         for row in rows
     )
+
+
+def folded(text: str, *, indent: str = "") -> str:
+    """Break a text between words into lines of the terminal, or of 80 columns in a pipe; never of more than 110.
+
+    Args:
+        text: One paragraph.
+        indent: Before all lines but the first.
+    """
+    width = max(40, min(110, shutil.get_terminal_size().columns))
+    return textwrap.fill(text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def columns(text: str) -> int:

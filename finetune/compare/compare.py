@@ -7,17 +7,29 @@ from __future__ import annotations
 
 import math
 import string
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from beit.common.errors import InputError
+from beit.common.pages.numbers import percent, percent_range, short_names
 from beit.finetune.compare.intervals import Interval, mean_interval
 from beit.finetune.compare.runs import RunRecord, read_runs
+from beit.finetune.evaluation.scores import share_interval
 
 _LOWER_IS_BETTER = ("loss", "bits", "mse", "error")
 """Last words of the names of metrics where less is better."""
+_METRIC_NAMES = {
+    "top1": "top-1",
+    "top5": "top-5",
+    "map": "mAP",
+    "macro_f1": "macro-F1",
+    "held_out_bits": "held-out bits per token",
+    "held_out_mse": "held-out squared error",
+    "held_out_acc": "held-out tokens right",
+}
+_TASK_NAMES = {"linear-probe": "linear probe", "knn": "k-NN", "pretrain": "pre-training"}
 _BUDGET_TOLERANCE = 0.01
 """Budgets that differ by less count as equal: epochs of other data sizes round to other steps; arbitrary."""
 
@@ -56,6 +68,8 @@ class Comparison:
     """In the order in which the user named them."""
     notes: list[str] = field(default_factory=list)
     """One line each."""
+    left_out: list[str] = field(default_factory=list)
+    """Paths of runs that are not finished."""
 
 
 def is_lower_better(metric: str) -> bool:
@@ -82,7 +96,8 @@ def compare_runs(paths: Sequence[Path], *, metric: str | None = None) -> Compari
     if not done:
         raise InputError(f"no run is finished: {'; '.join(notes)}")
     groups = _group(done, metric)
-    return Comparison(groups=groups, notes=[*notes, *_notes(groups)])
+    left_out = [record.path for record in found if record.missing_steps]
+    return Comparison(groups=groups, notes=[*notes, *_notes(groups)], left_out=left_out)
 
 
 def paired_difference(first: Sequence[RunRecord], second: Sequence[RunRecord], metric: str) -> Interval | None:
@@ -131,24 +146,60 @@ def _notes(groups: Sequence[Group]) -> list[str]:
         runs = [run for group in of_task for run in group.runs]
         images = [run.budget.images for run in runs]
         if max(images) - min(images) > _BUDGET_TOLERANCE * max(images):
-            notes.append(f"{task}: budgets differ, {min(images):,} to {max(images):,} images seen")
+            notes.append(f"{task_name(task)}: budgets differ, {min(images):,} to {max(images):,} images seen")
+        names = short_names(run.measured_data for run in runs)
         places = list(dict.fromkeys(run.measured_on for run in runs))
+        shown = list(dict.fromkeys(place_text(run, names) for run in runs))
         if any(_are_several(run.measured_sha256 for run in runs if run.measured_on == place) for place in places):
-            notes.append(f"{task}: images that were measured on were edited between the runs, which no interval covers")
+            notes.append(f"{task_name(task)}: measured images were edited between the runs, which no interval covers")
         if any(
             _are_several(run.source_sha256 for run in runs if repr(run.settings.get("data")) == data)
             for data in {repr(run.settings.get("data")) for run in runs}
         ):
-            notes.append(f"{task}: training images were edited between the runs, which no interval covers")
+            notes.append(f"{task_name(task)}: training images were edited between the runs, which no interval covers")
         if len(places) > 1:
-            notes.append(f"{task}: measured on different images, which no interval covers: {'; '.join(places)}")
+            notes.append(
+                f"{task_name(task)}: measured on different images, which no interval covers: {'; '.join(shown)}"
+            )
         else:
-            notes.append(f"{task}: measured on {places[0]}")
+            notes.append(f"{task_name(task)}: measured on {shown[0]}")
+        notes += [f"{task_name(task)}: {line}" for line in dict.fromkeys(filter(None, map(chance_text, of_task)))]
     for group in groups:
+        if len(group.runs) == 1 and (limits := image_interval(group)) is not None:
+            notes.append(
+                f"{group.label}: one run; its {group.runs[0].metrics['num_images']:,.0f} images alone let "
+                f"{metric_name(group.metric)} be {percent_range(*limits)} (95 %, Wilson)"
+            )
         seeds = [run.seed for run in group.runs]
         if len(set(seeds)) < len(seeds):
             notes.append(f"{group.label}: several runs of one seed; its interval is too narrow")
     return notes
+
+
+def chance_text(group: Group) -> str:
+    """Say what the metric of a group is without looking at an image; empty where that is not known."""
+    run = group.runs[0]
+    if run.chance is None or group.metric != run.main_metric:
+        return ""
+    value, how = run.chance
+    return f"chance ({how}) is {percent(value) if is_share(group.metric) else f'{value:.4f}'}"
+
+
+def image_interval(group: Group) -> tuple[float, float] | None:
+    """Return the 95 % interval that the number of images leaves to the share of the first run; None for other metrics.
+
+    It says nothing about other seeds.
+    """
+    metrics = group.runs[0].metrics
+    if group.metric not in ("top1", "top5") or not metrics.get("num_images"):
+        return None
+    return share_interval(metrics[group.metric], int(metrics["num_images"]))
+
+
+def place_text(run: RunRecord, names: Mapping[str, str]) -> str:
+    """Say what a run was measured on; `names` are short ones by place."""
+    place = run.measured_data
+    return run.measured_on.replace(place, names[place]) if place else run.measured_on
 
 
 def _are_several(identities: Iterable[str | None]) -> bool:
@@ -160,6 +211,17 @@ def _letters(number: int) -> str:
     letters = string.ascii_uppercase
     prefix = _letters(number // len(letters) - 1) if number >= len(letters) else ""
     return prefix + letters[number % len(letters)]
+
+
+def metric_name(metric: str) -> str:
+    """Name a metric as readers do."""
+    first, slash, rest = metric.partition("/")
+    return _METRIC_NAMES.get(first, first.replace("_", " ")) + slash + rest
+
+
+def task_name(task: str) -> str:
+    """Name a task as readers do."""
+    return _TASK_NAMES.get(task, task)
 
 
 def is_share(metric: str) -> bool:

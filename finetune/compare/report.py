@@ -10,18 +10,20 @@ from typing import Any
 
 from beit import __version__
 from beit.common.errors import InputError
-from beit.common.pages.tables import aligned
+from beit.common.pages.numbers import short_names
+from beit.common.pages.tables import aligned, folded
 from beit.common.runs.outputs import check_outputs
 from beit.common.storage.documents import Format, json_bytes
 from beit.common.storage.files import write_output
-from beit.finetune.compare.compare import Comparison, Group, best_labels, is_share
+from beit.finetune.compare.compare import Comparison, Group, best_labels, is_share, metric_name, task_name
 from beit.finetune.compare.intervals import Interval
 
 FORMAT = Format("beit-comparison", 1)
 LEGEND = (
-    "+-: 95 % interval of the mean over seeds (Student's t). Differences are to the first row of a task, over pairs "
-    "with the same seeds. One run has no interval, one pair no difference: repeat them with --set train.seed=1. *: the "
-    "best mean, where all have an interval. Device time is that of training in one run, over all its ranks."
+    "+-: 95 % interval of the mean over seeds (Student's t). Differences, of shares in points, are to the first row, "
+    "over pairs with the same seeds. One run has no interval, one pair no difference: repeat them with --set "
+    "train.seed=1. *: the best mean, where all have an interval. Device time is that of training in one run, over all "
+    "its ranks."
 )
 TITLES = ("", "task", "metric", "mean", "difference", "seeds", "steps", "images", "device time")
 _NUMBERS = ("mean", "difference", "seeds", "steps", "images", "device time")
@@ -41,10 +43,24 @@ def write_comparison(comparison: Comparison, out: Path) -> None:
 
 def as_text(comparison: Comparison) -> str:
     """Return the table, the settings in which its rows differ, and the notes, for a terminal."""
-    rows = [TITLES, *(row_cells(group, comparison.groups) for group in comparison.groups)]
-    table = aligned(rows, align="".join(">" if title in _NUMBERS else "<" for title in TITLES))
-    settings = (f"{group.label}  {settings_text(group)}" for group in comparison.groups)
-    return "\n".join([table, "", *settings, "", LEGEND, "", *comparison.notes])
+    shown = [TITLES.index(title) for title in TITLES if title not in ("task", "metric")]
+    align = "".join(">" if TITLES[place] in _NUMBERS else "<" for place in shown)
+    parts = []
+    for (task, metric), groups in sections(comparison).items():
+        rows = [TITLES, *(row_cells(group, comparison.groups) for group in groups)]
+        table = aligned([[row[place] for place in shown] for row in rows], align=align)
+        parts.append(f"{task_name(task)}, {metric_name(metric)}\n{table}")
+    texts = [f"{group.label}  {settings_text(group)}" for group in comparison.groups]
+    parts.append("\n".join(folded(text, indent="   ") for text in texts))
+    return "\n\n".join([*parts, folded(LEGEND), "\n".join(folded(note, indent="  ") for note in comparison.notes)])
+
+
+def sections(comparison: Comparison) -> dict[tuple[str, str], list[Group]]:
+    """Return the groups by task and metric, each of which is a table of its own to read."""
+    found: dict[tuple[str, str], list[Group]] = {}
+    for group in comparison.groups:
+        found.setdefault((group.task, group.metric), []).append(group)
+    return found
 
 
 def row_cells(group: Group, groups: Sequence[Group]) -> list[str]:
@@ -54,8 +70,8 @@ def row_cells(group: Group, groups: Sequence[Group]) -> list[str]:
     star = "*" if group.label in best_labels(groups) else " "
     return [
         group.label,
-        group.task,
-        group.metric,
+        task_name(group.task),
+        metric_name(group.metric),
         interval_text(group.interval, group.metric) + star,
         _difference_text(group),
         str(len({run.seed for run in group.runs})),
@@ -76,7 +92,7 @@ def _difference_text(group: Group) -> str:
 
 def interval_text(interval: Interval, metric: str, *, signed: bool = False) -> str:
     """Format a mean and its interval; shares in percent, their differences in points."""
-    scale, digits = (100, 2) if is_share(metric) else (1, 4)
+    scale, digits = (100, 1) if is_share(metric) else (1, 4)
     mean = f"{scale * interval.mean:{'+' if signed else ''}.{digits}f}"
     half = "" if interval.half_width is None else f" +- {scale * interval.half_width:.{digits}f}"
     return mean + half + (" %" if is_share(metric) and not signed else "")
@@ -91,8 +107,13 @@ def duration(seconds: float) -> str:
 
 def settings_text(group: Group) -> str:
     """Name the settings in which a group differs from the others, and its runs where there are none."""
-    shown = [f"{name}={'none' if value is None else value}" for name, value in group.differing.items()]
-    return ", ".join(shown) or ", ".join(run.path for run in group.runs)
+    shown = [f"{name}={value_text(value)}" for name, value in group.differing.items()]
+    return ", ".join(shown) or ", ".join(short_names(run.path for run in group.runs).values())
+
+
+def value_text(value: Any) -> str:
+    """Write the value of a setting; of absolute paths the end."""
+    return "none" if value is None else short_names([value])[value] if isinstance(value, str) else str(value)
 
 
 def _span(values: Sequence[int]) -> str:
@@ -167,19 +188,9 @@ def _group_document(group: Group) -> dict[str, Any]:
 
 def as_html(comparison: Comparison) -> bytes:
     """Return a self-contained page."""
-    from beit.common.pages.html_page import render  # jinja2 is for those who ask for a page
+    from beit.finetune.compare.page import comparison_page  # jinja2 and matplotlib are for those who ask for a page
 
-    page = render(
-        Path(__file__).with_name("report.html"),
-        title=f"Comparison of {sum(len(group.runs) for group in comparison.groups)} runs",
-        titles=TITLES,
-        kinds=["number" if title in _NUMBERS else "" for title in TITLES],
-        rows=[row_cells(group, comparison.groups) for group in comparison.groups],
-        legend=LEGEND,
-        notes=comparison.notes,
-        differing=[(group.label, settings_text(group)) for group in comparison.groups],
-    )
-    return page.encode()
+    return comparison_page(comparison).encode()
 
 
 _FORMATS = {".json": as_json, ".csv": as_csv, ".md": as_markdown, ".html": as_html}

@@ -7,8 +7,8 @@ them is `compare.py`.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from beit.common.storage.files import sha256_file
 from beit.common.vit.description import WEIGHTS_FILE, read_encoder_config
 from beit.finetune.config import FinetuneConfig
 from beit.finetune.in_force import brought_settings
+from beit.finetune.origin import encoder_text, last_start
 
 SEEDS = ("train.seed", "data.subset_seed")
 """Settings that tell the repetitions of one experiment apart."""
@@ -68,6 +69,14 @@ class RunRecord:
     """Identity of all images that training chose from; None where the run does not say."""
     measured_sha256: str | None = None
     """Identity of the images it was measured on; None where nothing says."""
+    measured_data: str = ""
+    """Where those are, as `measured_on` names it."""
+    chance: tuple[float, str] | None = None
+    """What the main metric is without looking at an image, and how; None where nothing says."""
+    encoder: str = ""
+    """What it started from, in words."""
+    start: Mapping[str, Any] = field(default_factory=dict)
+    """What it recorded of its last start: time, version, command."""
 
 
 def read_runs(path: Path) -> list[RunRecord]:
@@ -114,7 +123,11 @@ def _probe_record(path: Path, task: str, settings: Mapping[str, Any], result: Ma
         metrics=_numbers(result),
         main_metric="top1",
         measured_on=measured_on,
+        measured_data=str(result.get("validation_data") or settings.get("data.val")),
         budget=Budget(steps=None, images=int(result["num_train_images"]), device_seconds=None),
+        chance=_even_chance(result.get("num_classes")),
+        encoder=encoder_text(result.get("encoder")),
+        start=last_start(path),
         source_sha256=result.get("source_sha256"),
         measured_sha256=result.get("validation_sha256"),
     )
@@ -131,7 +144,8 @@ def _read_classification(path: Path, settings: dict[str, Any]) -> RunRecord:
     if (path / EVALUATION).is_file():
         metrics = read_json(path / EVALUATION)
         with reading(path / EVALUATION):
-            measured_on = _images(metrics.get("data"), metrics["num_images"])
+            place = metrics.get("data")
+            measured_on = _images(place, metrics["num_images"])
             measured = metrics.get("validation_sha256")
         _require_own_weights(path, metrics.get("model_sha256"))
     else:
@@ -139,7 +153,8 @@ def _read_classification(path: Path, settings: dict[str, Any]) -> RunRecord:
         metrics = best["metrics"]
         if not metrics:
             raise InputError(f"{path} measured nothing; run beit evaluate {path}/model DATA --out {path / EVALUATION}")
-        measured_on = f"{_images(best.get('validation_data'), metrics['num_images'])}, the best evaluation"
+        place = best.get("validation_data")
+        measured_on = f"{_images(place, metrics['num_images'])}, the best evaluation"
         measured = best.get("validation_sha256")
     main = "map" if "map" in metrics else "top1"
     return RunRecord(
@@ -151,7 +166,11 @@ def _read_classification(path: Path, settings: dict[str, Any]) -> RunRecord:
         metrics=_numbers(metrics),
         main_metric=main,
         measured_on=measured_on,
+        measured_data=str(place),
         budget=_training_budget(path, settings, last["step"]),
+        chance=_chance(metrics, main, description.class_names),
+        encoder=encoder_text(last.get("encoder")),
+        start=last_start(path),
         missing_steps=_missing_steps(path, settings, last, metric=f"val_{main}", is_higher_better=True),
         source_sha256=last.get("source_sha256"),
         measured_sha256=measured,
@@ -182,9 +201,23 @@ def _read_pretraining(path: Path, settings: Mapping[str, Any]) -> RunRecord:
         metrics=_numbers(metrics),
         main_metric=main,
         measured_on=f"{metrics.get('held_out_images', 0):.0f} held-out images of {provenance.get('store')}",
+        measured_data=str(provenance.get("store")),
         budget=_training_budget(path, settings, provenance["step"]),
+        chance=None if metrics.get("unigram_bits") is None else (metrics["unigram_bits"], "frequencies of the words"),
+        start=last_start(path),
         missing_steps=_missing_steps(path, settings, provenance, metric=main, is_higher_better=False),
     )
+
+
+def _chance(metrics: Mapping[str, Any], main: str, class_names: Sequence[str] | None) -> tuple[float, str] | None:
+    """Return what `beit evaluate` found that chance gives, or what equally frequent classes would."""
+    if isinstance(metrics.get("chance"), float):
+        return metrics["chance"], "always saying the commonest class" if main == "top1" else "guessing"
+    return _even_chance(len(class_names or ())) if main == "top1" else None
+
+
+def _even_chance(num_classes: Any) -> tuple[float, str] | None:
+    return (1 / num_classes, f"guessing one of {num_classes} classes") if num_classes else None
 
 
 def _images(data: Any, count: Any) -> str:

@@ -42,6 +42,7 @@ from beit.finetune.evaluation.mistakes import mistake_pictures
 from beit.finetune.evaluation.outcomes import OutcomeLog, Outcomes
 from beit.finetune.evaluation.report import EvaluationReport, build_report
 from beit.finetune.evaluation.scores import Metrics, MultiLabelMetrics, compute_metrics
+from beit.finetune.origin import evaluation_origin
 
 MIN_IMAGES_PER_WORKER = 1000
 """Starting a data worker takes seconds, in which the main process decodes about this many small images."""
@@ -98,11 +99,9 @@ def evaluate_model(
         raise InputError(f"{data} has no image that can be read")
     report = build_report(outcomes, index, class_names=stored.class_names, model=str(model), data=data)
     if world.is_main:
+        identity = {"validation_sha256": contents_sha256(index)} if out is not None or html is not None else {}
         if out is not None:
-            identity = {
-                "model_sha256": sha256_file(find_encoder(model) / WEIGHTS_FILE),
-                "validation_sha256": contents_sha256(index),
-            }
+            identity |= {"model_sha256": sha256_file(find_encoder(model) / WEIGHTS_FILE)}
             write_output(out, json_bytes(report.as_json() | identity))
         if html is not None:
             from beit.finetune.evaluation.page import evaluation_page  # draws, which a training never does
@@ -110,7 +109,10 @@ def evaluate_model(
             img_size = stored.architecture.img_size
             crop_pct = crop_pct_of(EvaluationConfig(), stored)
             pictures = mistake_pictures(report.mistakes, index, img_size=img_size, crop_pct=crop_pct)
-            write_output(html, evaluation_page(report, pictures).encode())
+            origin = evaluation_origin(
+                model, stored, data=data, num_images=len(index), data_sha256=identity["validation_sha256"]
+            )
+            write_output(html, evaluation_page(report, pictures, origin=origin).encode())
     return report
 
 

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from beit.common.pages.tables import aligned
+from beit.common.pages.numbers import count, percent, percent_range
+from beit.common.pages.tables import aligned, shortened
 from beit.common.sources.index import LabelledIndex
 from beit.finetune.evaluation.mistakes import Mistake, confident_mistakes
 from beit.finetune.evaluation.outcomes import Outcomes
@@ -26,6 +27,7 @@ from beit.finetune.evaluation.scores import (
     compute_metrics,
     confusion_matrix,
     macro_f1,
+    share_interval,
 )
 
 CLASSES_IN_TABLE = 30
@@ -71,6 +73,17 @@ class EvaluationReport:
     """(C, C) images by true (row) and predicted class; None with several labels per image."""
     mistakes: list[Mistake]
     """The most confident ones, the most confident first."""
+    interval: tuple[float, float] | None = None
+    """95 % interval of top-1; None with several labels per image."""
+    chance: float = 0.0
+    """Top-1 of always saying the commonest class; with several labels per image, mean average precision of guesses."""
+    commonest: str = ""
+    """That class; empty with several labels per image."""
+
+    @property
+    def chance_meaning(self) -> str:
+        """What `chance` is, in a few words."""
+        return f"always saying {self.commonest}" if self.commonest else "guessing"
 
     def confused_pairs(self) -> list[ConfusedPair]:
         """Return the most frequent confusions, the most frequent first."""
@@ -98,6 +111,8 @@ class EvaluationReport:
             **asdict(self.metrics),
             "macro_f1": self.macro_f1,
             "calibration_error": self.calibration_error,
+            "top1_interval": None if self.interval is None else list(self.interval),
+            "chance": self.chance,
             "model": self.model,
             "data": self.data,
             "per_class": per_class,
@@ -109,29 +124,39 @@ class EvaluationReport:
     def headline(self) -> list[tuple[str, str]]:
         """Return the main numbers, named and formatted."""
         if isinstance(self.metrics, Metrics):
-            first = [("top-1", _percent(self.metrics.top1)), ("top-5", _percent(self.metrics.top5))]
+            first = [("top-1", percent(self.metrics.top1)), ("top-5", percent(self.metrics.top5))]
         else:
-            first = [("mAP", _percent(self.metrics.map))]
+            first = [("mAP", percent(self.metrics.map))]
         return [
             *first,
-            ("macro-F1", _percent(self.macro_f1)),
-            ("calibration error", _percent(self.calibration_error)),
+            ("macro-F1", percent(self.macro_f1)),
+            ("calibration error", percent(self.calibration_error)),
             ("loss", f"{self.metrics.loss:.4f}"),
-            ("images", str(self.metrics.num_images)),
+            ("images", count(self.metrics.num_images)),
         ]
 
     def as_table(self) -> str:
         """Return the main numbers and those of the classes for reading."""
-        return f"{aligned(list(zip(*self.headline(), strict=True)), align='>')}\n\n{self._class_table()}"
+        main = aligned(list(zip(*self.headline(), strict=True)), align=">")
+        return f"{main}\n{self._doubt()}\n\n{self._class_table()}"
+
+    def _doubt(self) -> str:
+        """Say how far the first number is known, and what it is to be held against."""
+        chance = f"chance ({shortened(self.chance_meaning, _NAME_WIDTH)}): {percent(self.chance)}"
+        return chance if self.interval is None else f"top-1, 95 % interval: {percent_range(*self.interval)}; {chance}"
 
     def _class_table(self) -> str:
         rows = class_rows(self)
         title = "class"
         if len(rows) > CLASSES_IN_TABLE:
-            rows = sorted(rows, key=_badness)[:_WORST_IN_TABLE]
+            rows = sorted(rows, key=badness)[:_WORST_IN_TABLE]
             title = f"worst {len(rows)} classes of {len(self.class_names)}"
         cells = [
-            [name[:_NAME_WIDTH], str(score.num_images), *map(_percent, (score.accuracy, score.precision, score.f1))]
+            [
+                shortened(name, _NAME_WIDTH),
+                count(score.num_images),
+                *map(percent, (score.accuracy, score.precision, score.f1)),
+            ]
             for name, score in rows
         ]
         return aligned([[title, "images", "accuracy", "precision", "F1"], *cells])
@@ -147,20 +172,26 @@ def build_report(
 ) -> EvaluationReport:
     """Compute all that is reported of an evaluation; the index has the names of images that went wrong."""
     classes = class_scores(outcomes, len(class_names))
+    metrics = compute_metrics(outcomes)
+    shares = [score.num_images / len(outcomes) for score in classes]
+    commonest = int(np.argmax(shares))
     return EvaluationReport(
         model=model,
         data=data,
         class_names=tuple(class_names),
-        metrics=compute_metrics(outcomes),
+        metrics=metrics,
         macro_f1=macro_f1(classes),
         calibration_error=calibration_error(outcomes),
         classes=classes,
         confusion=None if outcomes.is_multi_label else confusion_matrix(outcomes, len(class_names)),
         mistakes=confident_mistakes(outcomes, index, class_names),
+        interval=share_interval(metrics.top1, len(outcomes)) if isinstance(metrics, Metrics) else None,
+        chance=float(np.mean([share for share in shares if share])) if outcomes.is_multi_label else shares[commonest],
+        commonest="" if outcomes.is_multi_label else class_names[commonest],
     )
 
 
-def _badness(row: tuple[str, ClassScore]) -> tuple[float, float]:
+def badness(row: tuple[str, ClassScore]) -> tuple[float, float]:
     """Sort classes without images last."""
     score = row[1]
     return (2.0 if math.isnan(score.accuracy) else score.accuracy), score.f1
@@ -168,7 +199,3 @@ def _badness(row: tuple[str, ClassScore]) -> tuple[float, float]:
 
 def _defined(value: float) -> float | None:
     return None if isinstance(value, float) and math.isnan(value) else value
-
-
-def _percent(share: float) -> str:
-    return "-" if math.isnan(share) else f"{100 * share:.2f}%"

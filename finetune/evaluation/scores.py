@@ -5,16 +5,20 @@ Legend: n = images, C = classes.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from beit.common.pages.numbers import percent
 from beit.finetune.evaluation.outcomes import Outcomes
 
 CALIBRATION_BINS = 15
 """Equally wide bins of confidence; Guo et al. 2017."""
+_NORMAL_QUANTILE = 1.959964
+"""Of a 95 % interval."""
 THRESHOLD = 0.5
 """Probability from which a class counts as predicted where images have several."""
 
@@ -34,7 +38,7 @@ class Metrics:
 
     def describe(self) -> str:
         """Return the numbers in one line."""
-        return f"top-1 {100 * self.top1:.2f} %, top-5 {100 * self.top5:.2f} %, loss {self.loss:.4f}"
+        return f"top-1 {percent(self.top1)}, top-5 {percent(self.top5)}, loss {self.loss:.4f}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,7 +56,7 @@ class MultiLabelMetrics:
 
     def describe(self) -> str:
         """Return the numbers in one line."""
-        return f"mAP {100 * self.map:.2f} %, macro-F1 {100 * self.macro_f1:.2f} %, loss {self.loss:.4f}"
+        return f"mAP {percent(self.map)}, macro-F1 {percent(self.macro_f1)}, loss {self.loss:.4f}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,6 +89,17 @@ def compute_metrics(outcomes: Outcomes) -> Metrics | MultiLabelMetrics:
         loss=loss,
         num_images=num_images,
     )
+
+
+def share_interval(share: float, num_images: int) -> tuple[float, float]:
+    """Return the 95 % interval of a share of so many images, in [0, 1]: what it may be on all images of their kind.
+
+    Source: Wilson 1927, score interval. Differs: nothing.
+    """
+    spread = _NORMAL_QUANTILE**2 / num_images
+    middle = (share + spread / 2) / (1 + spread)
+    half = math.sqrt(spread * (share * (1 - share) + spread / 4)) / (1 + spread)
+    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def class_scores(outcomes: Outcomes, num_classes: int = 0) -> list[ClassScore]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from beit.common.encoder import save_model
 from beit.common.errors import require
+from beit.common.pages.numbers import percent
 from beit.common.pages.tables import aligned
 from beit.common.reading.contents import contents_sha256
 from beit.common.runs.layout import CHECKPOINTS, FEATURES, MODEL
@@ -110,7 +111,7 @@ def _linear_probe(found: ProbeData, config: FinetuneConfig, directory: Path) -> 
         probe = fit_linear(features, found.train.labels, num_classes=found.num_classes, l2=config.probe.l2)
         probes.append(probe)
         rows.append({"block": block, **linear_scores(probe.logits(queries), found.val.labels)})
-        logger.info("block %d: top-1 %.2f %%", block, 100 * rows[-1]["top1"])
+        logger.info("block %d: top-1 %s", block, percent(rows[-1]["top1"]))
     best = max(rows, key=lambda row: (row["top1"], row["block"]))
     block = int(best["block"])
     save_probe(directory / MODEL, found, probes[block], block=block, metrics=best, config=config)
@@ -177,7 +178,7 @@ def _knn(found: ProbeData, config: FinetuneConfig) -> dict[str, Any]:
         )  # (len(ks), n)
         top1 = (predicted == found.val.labels).double().mean(1).tolist()
         rows.append({"block": block, "top1": dict(zip(map(str, ks), top1, strict=True))})
-        logger.info("block %d: top-1 %.2f %%", block, 100 * max(top1))
+        logger.info("block %d: top-1 %s", block, percent(max(top1)))
     score, block, k = max((row["top1"][str(k)], row["block"], -k) for row in rows for k in ks)
     return {"best_block": block, "best_k": -k, "top1": score, "temperature": settings.temperature, "blocks": rows}
 
@@ -192,14 +193,14 @@ def _part(features: Tensor, pooling: str) -> Tensor:
 
 def linear_table(result: Mapping[str, Any]) -> str:
     """Return the linear probe's result for reading."""
-    cells = [[_percent(row["top1"]), _percent(row["top5"]), f"{row['loss']:.4f}"] for row in result["blocks"]]
+    cells = [[percent(row["top1"]), percent(row["top5"]), f"{row['loss']:.4f}"] for row in result["blocks"]]
     return _table(["top-1", "top-5", "loss"], cells, result, mark="best")
 
 
 def knn_table(result: Mapping[str, Any]) -> str:
     """Return the result of k-NN for reading: one row per block, one column per k."""
     ks = list(result["blocks"][0]["top1"])
-    cells = [[_percent(row["top1"][k]) for k in ks] for row in result["blocks"]]
+    cells = [[percent(row["top1"][k]) for k in ks] for row in result["blocks"]]
     return _table([f"k={k}" for k in ks], cells, result, mark=f"best, k={result['best_k']}")
 
 
@@ -209,7 +210,3 @@ def _table(titles: list[str], cells: list[list[str]], result: Mapping[str, Any],
     marks = [mark if block == result["best_block"] else "" for block in blocks]
     rows = [[str(block), *shown, note] for block, shown, note in zip(blocks, cells, marks, strict=True)]
     return aligned([["block", *titles], *rows], align=">" * (1 + len(titles)) + "<")
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.2f}%"

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from beit.common.pages.charts import bar_chart
+from beit.common.pages.numbers import percent
 from beit.common.pages.pictures import HIGHLIGHT, beside, heat_colours, mask_patches, picture_table, sheet
 from beit.common.rng import CounterRng
 from beit.common.shards.token_store import TokenStore
@@ -68,7 +69,9 @@ def _statistics(masks: NDArray[np.bool_], width_px: int) -> Image.Image:
     heat = heat_colours((shares - (low + high - span) / 2) / span)
     side = min(2 * _CELL_PX, width_px // 3)
     title = "how often a patch is hidden"
-    patch_map = picture_table([[heat]], titles=[title], captions=[[f"{low:.0%} (dark) to {high:.0%}"]], cell_px=side)
+    patch_map = picture_table(
+        [[heat]], titles=[title], captions=[[f"{percent(low)} (dark) to {percent(high)}"]], cell_px=side
+    )
     counts = masks.reshape(len(masks), -1).sum(axis=1)
     # A single bar among empty places says more than one that fills the chart.
     first, last = max(0, int(counts.min()) - 2), min(masks[0].size, int(counts.max()) + 2)
@@ -97,4 +100,4 @@ def _facts(config: MaskConfig, masks: NDArray[np.bool_]) -> str:
         found = f"{counts.min()} patches"
     else:
         found = f"{counts.min()} to {counts.max()} patches, {counts.mean():.1f} on average"
-    return f"{rule}{grown}; {len(masks)} draws hide {found}, {counts.mean() / (grid[0] * grid[1]):.0%}"
+    return f"{rule}{grown}; {len(masks)} draws hide {found}, {percent(counts.mean() / (grid[0] * grid[1]))}"

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from beit.common.errors import BadSample, InputError, require
+from beit.common.pages.numbers import percent
 from beit.common.rng import CounterRng
 from beit.common.shards.token_store import TokenStore
 from beit.common.tokenizer import DTypeSetting, choose_dtype, load_store_tokenizer
@@ -39,7 +40,7 @@ class AuditResult:
     def as_text(self) -> str:
         """Return the line a user sees."""
         how = "same device, number format, batch and threads" if self.same_execution else "another execution than then"
-        return f"audit: {self.agreement:.3%} of the tokens of {self.num_views} views agree ({how})"
+        return f"audit: {percent(self.agreement)} of the tokens of {self.num_views} views agree ({how})"
 
 
 _View = tuple[NDArray[np.uint8], NDArray[np.uint16]]
@@ -80,7 +81,9 @@ def audit_store(store: TokenStore, *, count: int, tokenizer: ViewEncoder | str |
         equal = _compare(store, count, tokenizer, problems)
     agreement = float(np.mean(equal)) if equal else 0.0
     if equal and agreement < MIN_AGREEMENT:
-        problems.append(f"only {agreement:.1%} of the audited tokens agree; tokens and images do not belong together")
+        problems.append(
+            f"only {percent(agreement)} of the audited tokens agree; tokens and images do not belong together"
+        )
     if problems and compute_canary() != info.canary:
         problems.append("this machine decodes or resizes differently from the one that made the store; audit it there")
     return AuditResult(num_views=len(equal), agreement=agreement, same_execution=now == then, problems=problems)

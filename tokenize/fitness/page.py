@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from beit.common.pages.charts import Line, LineChart, line_svg
 from beit.common.pages.html_page import render
+from beit.common.pages.numbers import short_name
 from beit.common.pages.pictures import FAINT, PALETTE, heat_colours
 from beit.tokenize.fitness.report import FitnessReport
 from beit.tokenize.fitness.rows import shown_rows
@@ -47,6 +49,7 @@ def page(report: FitnessReport) -> str:
         Path(__file__).with_name("page.html"),
         title=f"Tokenizer report: {report.labels[0]}" if is_single else "Tokenizers compared",
         report=report,
+        description=replace(report, source=short_name(report.source)).describe(),
         is_single=is_single,
         level_names=LEVEL_NAMES,
         levels={title: [found[title].level if title in found else None for found in by_title] for title in titles},
@@ -103,7 +106,7 @@ def usage_curve(usages: Sequence[WordUsage], vocab_sizes: Sequence[int], labels:
         lines=lines,
         x_name="words, from the most to the least frequent",
         references=[(0.0, "")],
-        x_ticks={share: f"{share:.0%}".replace("%", " %") for share in (0.0, 0.25, 0.5, 0.75, 1.0)},
+        x_ticks={share: f"{100 * share:.0f} %" for share in (0.0, 0.25, 0.5, 0.75, 1.0)},
         y_ticks={power: f"{2**power}" if power >= 0 else f"1/{2**-power}" for power in range(floor, top + 1, 2)},
         y_range=(floor, top),
     )

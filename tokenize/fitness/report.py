@@ -5,13 +5,13 @@ The page is `page.py`; making a report is `run.py`.
 
 from __future__ import annotations
 
-import textwrap
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from beit import __version__
+from beit.common.pages.tables import folded
 from beit.common.reading.bad_samples import BadSampleReport
 from beit.common.storage.documents import Format
 from beit.tokenize.fitness.measure import Fitness
@@ -21,7 +21,6 @@ from beit.tokenize.fitness.verdicts import LEVEL_NAMES, Verdict
 
 FORMAT = Format("beit-tokenizer-report", 1)
 _BAD_SAMPLES_LISTED = 100
-_TEXT_WIDTH = 110
 _LEVEL_WIDTH = 14
 
 
@@ -83,7 +82,7 @@ class FitnessReport:
 
     def as_text(self) -> str:
         """Return what a user sees on the terminal."""
-        lines = [_wrap(self.describe(), indent=""), ""]
+        lines = [folded(self.describe()), ""]
         if len(self.fitness) == 1:
             facts = self.fitness[0].tokenizer
             lines = [f"tokenizer {facts.name}, fingerprint {facts.fingerprint[:12]}", *lines]
@@ -127,11 +126,7 @@ def _verdict_lines(verdicts: Sequence[Verdict]) -> list[str]:
     lines = []
     for verdict in verdicts:
         head = LEVEL_NAMES[verdict.level].ljust(_LEVEL_WIDTH)
-        lines.append(_wrap(f"{head}{verdict.title}: {verdict.text}", indent=" " * _LEVEL_WIDTH))
+        lines.append(folded(f"{head}{verdict.title}: {verdict.text}", indent=" " * _LEVEL_WIDTH))
         if verdict.advice:
-            lines.append(_wrap(f"{' ' * _LEVEL_WIDTH}-> {verdict.advice}", indent=" " * (_LEVEL_WIDTH + 3)))
+            lines.append(folded(f"{' ' * _LEVEL_WIDTH}-> {verdict.advice}", indent=" " * (_LEVEL_WIDTH + 3)))
     return lines
-
-
-def _wrap(text: str, *, indent: str) -> str:
-    return textwrap.fill(text, _TEXT_WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)

@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
 
+from beit.common.pages.numbers import percent
 from beit.common.pages.tables import aligned
 from beit.tokenize.fitness.measure import Fitness
 from beit.tokenize.fitness.stability import SHIFTS_PX
-from beit.tokenize.fitness.verdicts import percent
 
 ABSENT = "-"
 """What a row shows for a tokenizer without that number."""

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from beit.common.pages.numbers import percent
 from beit.tokenize.config import TokenizeConfig
 from beit.tokenize.fitness.measure import Fitness
 
@@ -199,18 +200,6 @@ class Rule:
             f"good if {self.what} is at {'least' if more else 'most'} {scale * self.good:g} {self.unit}, bad "
             f"{'below' if more else 'above'} {scale * self.bad:g} {self.unit}; {self.origin}"
         )
-
-
-def percent(share: float) -> str:
-    """Write a share: "38 %", "4.7 %", "97.9 %", "0.41 %"; near 0 and 100 with more digits, so that it reads neither."""
-    value = 100.0 * share
-    distance = min(abs(value), abs(100.0 - value))
-    if distance == 0.0:
-        return f"{value:.0f} %"
-    if distance < 0.01:
-        return "below 0.01 %" if value < 50.0 else "above 99.99 %"
-    digits = 0 if distance >= 10.0 else (1 if distance >= 1.0 else 2)
-    return f"{value:.{digits}f} %"
 
 
 RULES = {

@@ -62,8 +62,10 @@ def test_evaluate_prints_a_table(finished):
     result = invoke(evaluate_command, finished.run / "model", finished.val)
     first = result.stdout.splitlines()
     assert first[0].split() == ["top-1", "top-5", "macro-F1", "calibration", "error", "loss", "images"]
-    assert [first[1].split()[place] for place in (0, 1, 2, 5)] == ["100.00%", "100.00%", "100.00%", "20"]
-    assert first[-1].split() == ["red", "10", "100.00%", "100.00%", "100.00%"]
+    shown = first[1].replace(" %", "%").split()
+    assert [shown[place] for place in (0, 1, 2, 5)] == ["100.0%", "100.0%", "100.0%", "20"]
+    assert first[2] == "top-1, 95 % interval: 83.9 to 100.0 %; chance (always saying blue): 50.0 %"
+    assert first[-1].replace(" %", "%").split() == ["red", "10", "100.0%", "100.0%", "100.0%"]
 
 
 def test_numbers_are_evaluated_by_a_file_of_names_and_from_the_column_that_is_named(finished, tmp_path):
@@ -78,7 +80,7 @@ def test_numbers_are_evaluated_by_a_file_of_names_and_from_the_column_that_is_na
     ):
         invoke(evaluate_command, *words)
     result = invoke(evaluate_command, *words, "--class-names", tmp_path / "names.txt")
-    assert result.stdout.splitlines()[1].split()[0] == "100.00%"
+    assert result.stdout.splitlines()[1].startswith("100.0 %")
 
 
 def test_predict_prints_csv_or_writes_it(finished, tmp_path):

@@ -112,6 +112,14 @@ def test_bad_input_leaves_no_run_directory(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_the_last_line_says_how_far_the_number_can_be_trusted(finished, caplog):
+    config = finetune_config(f"data.val={finished.val}", "train.steps=20", "train.eval_interval_steps=5")
+    with caplog.at_level("INFO", logger="beit"):
+        run(config, data=str(finished.train), run_dir=finished.run)
+    (line,) = [message for message in caplog.messages if message.startswith("best model: ")]
+    assert line.startswith("best model: top1 100.0 % (83.9 to 100.0 % with 95 % confidence, 20 images) at step ")
+
+
 def test_ranks_share_the_batch_of_one_rank(finished):
     def samples(world_size):
         batches = []

@@ -6,7 +6,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from beit.common.pages.charts import DEEP, Line, LineChart, bar_chart, dot_chart, line_charts, line_svg, share_table
+from beit.common.pages.charts import (
+    IntervalRow,
+    Line,
+    LineChart,
+    _Box,
+    _write,
+    bar_chart,
+    dot_chart,
+    interval_svg,
+    line_charts,
+    line_svg,
+)
 from beit.common.pages.pictures import HIGHLIGHT, PALETTE
 
 SIZE_PX = (560, 360)
@@ -75,13 +86,47 @@ def test_dots_have_their_mean_and_a_reference() -> None:
     assert picture.size == (300, 200) and len(places_of(np.asarray(picture), HIGHLIGHT)) > 20
 
 
-@pytest.mark.parametrize("num_classes", [2, 20, 41, 1000])
-def test_share_table_of_any_number_of_classes(num_classes: int) -> None:
-    counts = np.eye(num_classes, dtype=np.int64) * 3
-    picture = share_table(counts, [f"a rather long name {place}" for place in range(num_classes)])
-    assert picture.mode == "RGB"
-    assert picture.width == picture.height < 2200
-    assert np.asarray(picture)[-3, -3].tolist() == list(DEEP)  # the last cell of the diagonal
+@pytest.mark.parametrize("points", [[(0, 1.0), (5, 9.0), (10, 4.0)], [(0, 9.0), (10, 1.0)], [(3, 5.0)]])
+def test_what_is_ringed_is_named_beside_its_line_and_inside_the_chart(points: list[tuple[float, float]]) -> None:
+    x, y = max(points, key=lambda point: point[1])
+    plain = drawn(Line(name="", points=points, mark=(x, y, "")))
+    named = drawn(Line(name="", points=points, mark=(x, y, "kept: 29.0 %")))
+    changed = np.argwhere(np.abs(named.astype(int) - plain).sum(axis=-1) > 60)
+    assert len(changed) > 100
+    assert changed.min() >= 2 and (changed.max(axis=0) < np.array(plain.shape[:2]) - 2).all(), "not cut"
+    under = plain[changed[:, 0], changed[:, 1]].astype(int)
+    assert (np.abs(under - HIGHLIGHT).sum(axis=-1) < 40).mean() < 0.02, "its letters do not hide the line"
+
+
+def test_names_of_grey_lines_and_of_rings_do_not_lie_on_each_other() -> None:
+    boxes: list[tuple[float, float, float, float]] = []
+    lines = [Line(name="", points=[(0, 2.0), (10, 1.0)], mark=(10, 1.0, "kept: 1.00 bits"))]
+    chart = LineChart(lines=lines, x_name="", references=[(1.0, "one"), (1.02, "two"), (1.04, "three")])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("beit.common.pages.charts._write", recording(boxes))
+        line_charts([chart], chart_px=SIZE_PX, columns=1, key=False)
+    assert len(boxes) == 4
+    for place, box in enumerate(boxes):
+        assert not any(_Box(*box).meets(_Box(*other)) for other in boxes[:place])
+
+
+def recording(boxes: list[tuple[float, float, float, float]]) -> object:
+    def write(axes: object, text: str, colour: object, places: object, hidden: object, taken: list[_Box]) -> None:
+        _write(axes, text, colour, places, hidden, taken)  # type: ignore[arg-type]
+        boxes.append(tuple(taken[-1]))
+
+    return write
+
+
+def test_rows_of_intervals_stand_in_a_page_and_name_their_values() -> None:
+    rows = [
+        IntervalRow(name="A", values=[0.2, 0.24], mean=0.22, half_width=0.05),
+        IntervalRow(name="B", values=[0.3], mean=0.3, half_width=None),
+    ]
+    named = {"x_name": "top-1", "size_px": (640, 150), "description": "top-1"}
+    svg = interval_svg(rows, reference=(0.1, "chance"), percent=True, **named)
+    assert "chance</text>" in svg and "A</text>" in svg and " %</text>" in svg
+    assert svg.count("var(--line0)") >= 4 and "href" not in svg and "<use" not in svg
 
 
 def test_svg_refers_to_nothing_follows_the_page_and_is_always_the_same() -> None:

@@ -83,3 +83,10 @@ def test_labels_of_rows_are_cut_where_they_are_very_long() -> None:
 def test_letters_are_read_on_every_colour_of_the_palette() -> None:
     assert all(contrast(ink_on(colour), colour) > 3.9 for colour in PALETTE)
     assert round(contrast((255, 255, 255), (0, 0, 0)), 6) == 21.0
+
+
+def test_maps_of_any_number_of_classes_are_whole_pixels() -> None:
+    for count in (1, 41, 1000):
+        picture = share_map(np.eye(count, dtype=np.int64) * 3)
+        assert picture.width == picture.height <= 1000 and picture.width % count == 0
+        assert np.asarray(picture)[-1, -1].tolist() == list(DEEP)

@@ -183,11 +183,11 @@ def test_every_format_has_the_same_numbers(six, tmp_path):
 def test_there_is_no_verdict_without_an_interval(six):
     one_each = as_text(compare_runs([six[0], six[3]]))
     table = one_each.split("\n\n")[0]
-    assert "*" not in table and "-10.00" not in table and "one pair" in table
+    assert "*" not in table and "-10.0" not in table and "one pair" in table
     one_beside_three = compare_runs([*six[:3], six[3]])
     assert best_labels(one_beside_three.groups) == set()
     table = as_text(compare_runs(six)).split("\n\n")[0]
-    assert "*" in table and "-10.00 +- " in table
+    assert "*" in table and "-10.0 +- " in table
 
 
 def test_shape_and_pixels_are_those_of_the_model_whatever_an_earlier_run_recorded(tmp_path):

@@ -97,7 +97,7 @@ def test_command_repeats_what_training_measured(finished, tmp_path):
     written = json.loads((tmp_path / "m.json").read_text())
     assert {name: written[name] for name in ("top1", "top5", "loss", "num_images")} == asdict(metrics)
     assert written["num_images"] == 20
-    assert "100.00%" in report.as_table()
+    assert "100.0 %" in report.as_table()
 
 
 def test_classes_are_matched_by_name(finished, tmp_path):
