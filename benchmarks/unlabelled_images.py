@@ -106,7 +106,7 @@ class Curve:
 @click.option("--train", required=True, help="Parquet file of labelled images; pre-training ignores the labels.")
 @click.option("--val", required=True, help="Labelled images to measure on.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for everything.")
-@click.option("--images", default="150,500,2000,8000,32000", show_default=True, help="Numbers of unlabelled images.")
+@click.option("--images", default="150,500,2000,32000", show_default=True, help="Numbers of unlabelled images.")
 @click.option("--labels", default=300, show_default=True, help="Labelled images.")
 @click.option("--steps", default=1000, show_default=True, help="Of each pre-training, in batches of 32.")
 @click.option("--finetune-epochs", default=40.0, show_default=True, help="Passes of a fine-tuning over the labels.")
