@@ -148,7 +148,7 @@ class Rhythm:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue from an earlier `state`; its interval counts unless the settings name one or the end is another."""
-        if not state:
+        if not {"interval", "total_steps", "seconds", "evaluation_seconds"} <= state.keys():  # of before
             return
         if not self._is_given and state["total_steps"] == self._plan.total_steps:
             self._interval = max(1, int(state["interval"]))

@@ -154,8 +154,10 @@ def verdict(metrics: Mapping[str, float]) -> str:
 def _worth(below: float, error: float, metrics: Mapping[str, float]) -> str:
     if below < _NINETY_FIVE * error and error > _TELLING_BITS / 2:
         return f"too few held-out images ({metrics.get('held_out_images', 0):.0f}) to tell whether anything was learned"
+    if below < -max(TREND_BITS, _SURE * error):
+        return "worse than token frequencies, nothing learned: too few steps, or too high a learning rate"
     if below <= _NINETY_FIVE * error:
-        return "nothing learned"
+        return "nothing learned: more steps, or another learning rate"
     if below < _LITTLE_BITS:
         return "expect little, random weights may do as well; more images or steps"
     if below < _MUCH_BITS:
