@@ -25,8 +25,8 @@ STORE_RECIPES = RECIPES / "store"
 @click.option(
     "--tokenizer",
     metavar="NAME|PATH",
-    help="dall-e (downloaded on first use), mini (comes with beit), what `beit tokenizer` wrote, the name of an "
-    "installed one, or module:Class, which runs that code.  [default: dall-e]",
+    help="mini (comes with beit), dall-e (downloaded on first use), what `beit tokenizer` wrote, the name of an "
+    "installed one, or module:Class, which runs that code.  [default: mini]",
 )
 @click.option("--views", type=click.IntRange(min=0), metavar="K", help="Crop-augmented views per image.  [default: 16]")
 @click.option("--img-size", type=int, metavar="PX", help="Side of the view the ViT will see.  [default: 224]")

@@ -28,8 +28,8 @@ CROP_JPEG_QUALITY = 90
 class TokenizeConfig:
     """How images become a token store."""
 
-    tokenizer: str = "dall-e"
-    """Name of a tokenizer ("dall-e", "mini", an installed one), a path to one, or module:Class, which is run."""
+    tokenizer: str = "mini"
+    """Name of a tokenizer ("mini", "dall-e", an installed one), a path to one, or module:Class, which is run."""
     views: Annotated[int, within(f"[0, {MAX_VIEWS}]")] = 16
     """Views per image, K; a training run of E epochs uses each E / K times. 0 packs and indexes only."""
     img_size: int = 224
