@@ -3,6 +3,7 @@
 import numpy as np
 
 from beit.common.pages.pictures import (
+    DEEP,
     PALETTE,
     beside,
     contrast,
@@ -10,6 +11,7 @@ from beit.common.pages.pictures import (
     ink_on,
     mask_patches,
     picture_table,
+    share_map,
     sheet,
 )
 
