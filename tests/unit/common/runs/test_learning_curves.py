@@ -155,10 +155,10 @@ def test_of_several_runs_every_kept_model_is_ringed_without_a_name(
     runs = [keep(classified(tmp_path / "a"), 900), keep(classified(tmp_path / "b"), 300)]
     facts, lines = facts_and_lines(monkeypatch, runs)
     assert [line.mark for line in lines] == [(900, 0.23, ""), (300, 0.2, "")]
-    assert (
-        facts
-        == "a: kept with 23.0 % at step 900, the last measured\nb: kept with 20.0 % at step 300; last 23.0 % at step 900"
-    )
+    assert facts.splitlines() == [
+        "a: kept with 23.0 % at step 900, the last measured",
+        "b: kept with 20.0 % at step 300; last 23.0 % at step 900",
+    ]
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"provenance": {"step": "x"}}', '{"provenance": {"step": 77}}'])
