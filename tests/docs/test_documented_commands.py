@@ -17,8 +17,7 @@ pytestmark = [pytest.mark.docs, pytest.mark.timeout(1800)]
 # Appended to the shown commands: the same code, less of it.
 LESS = {
     "tokenize": "",
-    "pretrain": "--set train.steps=2 --set optimizer.warmup_steps=1 --set train.global_batch_size=8 "
-    "--set reader.num_workers=1 --set model.depth=2",
+    "pretrain": "--set train.steps=2 --set train.global_batch_size=8 --set reader.num_workers=1 --set model.depth=2",
     "finetune": "--set train.steps=2 --set train.global_batch_size=8 --set reader.num_workers=1",
 }
 
