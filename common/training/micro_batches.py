@@ -262,7 +262,9 @@ def _refuse_too_large(task: Task, config: TrainingConfig, world: World) -> None:
         return
     fitting = max((one for one in sizes if one < size and least[one] <= 0.9 * free), default=None)
     (advised,) = world.max_of([-float(fitting or 0)])
-    way_out = f"set train.micro_batch_size={int(-advised)}, for the same step" if advised else _WAY_OUT
+    way_out = (
+        _WAY_OUT if not advised else f"leave train.micro_batch_size out or set it to {int(-advised)}, for the same step"
+    )
     raise InputError(
         f"a training with micro-batches of {size} images needs more than {in_gb(least[size])} of memory, of which "
         f"{in_gb(free)} are free; {way_out}"
