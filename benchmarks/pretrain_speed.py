@@ -257,6 +257,8 @@ def measure(
     world = init_distributed()
     settle = 1 + config.reader.num_workers * (config.reader.prefetch_batches + 1)
     rhythm = {
+        # The bare step has the whole batch at once, so the loop does, too.
+        "train.micro_batch_size": config.train.micro_batch_size or config.train.global_batch_size,
         "train.steps": rounds * (settle + steps) + 1,
         "train.eval_interval_steps": 10**9,
         "checkpoint.interval_steps": 10**9,

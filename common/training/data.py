@@ -105,12 +105,12 @@ class TrainingData:
         self.plan = replace(self.plan, micro_batch_size=size, grad_accum_steps=steps)
         self._batches = replace(self._batches, micro_batch_size=size)
 
-    def example(self, step: int) -> Batch:
-        """Return a micro-batch as small as it may be, of samples of `step`, read by this process."""
+    def example(self, size: int) -> Batch:
+        """Return a micro-batch of `size` samples of the first step, read by this process."""
         loader = build_loader(
             self.dataset,
-            replace(self._batches, micro_batch_size=self.rows_together or 1),
-            start_step=step,
+            replace(self._batches, micro_batch_size=size),
+            start_step=0,
             num_steps=1,
             transform=self.transform,
             config=replace(self._reader, num_workers=0),

@@ -136,18 +136,22 @@ def _try_sizes(task: Task, config: TrainingConfig, sizes: Sequence[int], world: 
     model, device = task.model.to(world.device), world.device
     precision = choose_precision(config.train.precision, world)
     apply_speed(model, replace(config.speed, compile=False), device=device, zero_stage=config.deepspeed.zero_stage)
-    example = task.data.example(0)
+    example = task.data.example(sizes[0])
+
+    def attempt(size: int) -> None:  # of its own, so that all it allocated is free again when it returns or fails
+        reserved = torch.empty(_held_bytes(model, config, world), dtype=torch.uint8, device=device)
+        with _without_trace(model, device):
+            with autocast_to(precision, device):
+                loss, _ = task.forward(model, _enlarged(example, size, device), 0)
+            loss.float().backward()  # type: ignore[no-untyped-call]
+            torch.cuda.synchronize(device)
+        del reserved
 
     def fits(size: int) -> bool:
         # Every rank tries, none waits for another inside a try, and all go by the one with the least room.
         fitted = True
         try:
-            with autocast_to(precision, device), _without_trace(model, device):
-                reserved = torch.empty(_held_bytes(model, config, world), dtype=torch.uint8, device=device)
-                loss, _ = task.forward(model, _enlarged(example, size, device), 0)
-                loss.float().backward()  # type: ignore[no-untyped-call]
-                torch.cuda.synchronize(device)
-                del loss, reserved
+            attempt(size)
         except torch.cuda.OutOfMemoryError:
             fitted = False
         torch.cuda.empty_cache()
@@ -262,7 +266,9 @@ def _refuse_too_large(task: Task, config: TrainingConfig, world: World) -> None:
         return
     fitting = max((one for one in sizes if one < size and least[one] <= 0.9 * free), default=None)
     (advised,) = world.max_of([-float(fitting or 0)])
-    way_out = f"set train.micro_batch_size={int(-advised)}, for the same step" if advised else _WAY_OUT
+    way_out = (
+        _WAY_OUT if not advised else f"leave train.micro_batch_size out or set it to {int(-advised)}, for the same step"
+    )
     raise InputError(
         f"a training with micro-batches of {size} images needs more than {in_gb(least[size])} of memory, of which "
         f"{in_gb(free)} are free; {way_out}"

@@ -87,3 +87,13 @@ def test_a_plan_of_few_steps_is_warned_of_with_values_that_help(
     assert words in line
     lr = f"{1.5e-3 * (8 / batch) ** 0.5:.1g}"
     assert line.endswith(f"--set train.global_batch_size=8 --set optimizer.lr={lr}")
+
+
+def test_a_log_and_a_bar_move_within_a_step(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level("INFO")
+    monkeypatch.setattr("beit.common.progress.LOG_INTERVAL_SECONDS", 0.0)
+    train_toy(tmp_path, toy_config("train.steps=2"))
+    shown = [line.split()[1] for line in caplog.messages if line.startswith("training: ")]
+    assert shown == ["0/2", "0.25/2", "0.50/2", "0.75/2", "1/2", "1/2", "1.25/2", "1.50/2", "1.75/2", "2/2"]

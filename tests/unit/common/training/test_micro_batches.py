@@ -128,7 +128,7 @@ def test_what_cannot_fit_is_refused_before_it_begins_with_the_setting_that_helps
     sizes = {size: micro_batches.needed_bytes(task.model, config, size, ALONE) for size in (1, 8)}
     assert sizes[1] < sizes[8]
     monkeypatch.setattr(micro_batches, "free_memory_bytes", lambda device: sizes[8] - 1)
-    with pytest.raises(InputError, match=r"micro-batches of 8 images needs more than .* free; set train.micro_batch_"):
+    with pytest.raises(InputError, match=r"micro-batches of 8 images needs more than .* free; leave train.micro_b"):
         run(config, store=store.location, run_dir=tmp_path / "run")
     monkeypatch.setattr(micro_batches, "free_memory_bytes", lambda device: sizes[1] - 1)
     with pytest.raises(InputError, match="free; take a smaller model"):
