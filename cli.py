@@ -218,9 +218,7 @@ def _run() -> tuple[int, str]:
     try:
         result = beit.main(standalone_mode=False)  # an exit code where a command or --help asked for one
     except click.ClickException as error:
-        if isinstance(error, click.NoSuchOption):
-            explain_option(error)
-        error.show()
+        (explain_option(error) if isinstance(error, click.NoSuchOption) else error).show()
         return error.exit_code, ""
     except InputError as error:
         return EXIT_BAD_INPUT, printable(str(error))

@@ -52,19 +52,20 @@ def resume_option(command: Command) -> Command:
     )(command)
 
 
-def explain_option(error: click.NoSuchOption) -> None:
-    """Where an option that is not there is a setting by another name, have the error say how settings are given."""
+def explain_option(error: click.NoSuchOption) -> click.UsageError:
+    """Where an option that is not there is a setting by some name, return an error that says how settings are given."""
     context = error.ctx
     if context is None or not any(parameter.name == "overrides" for parameter in context.command.params):
-        return
+        return error
     from beit.common.config import MEANT, find_key
 
-    schema = [*MEANT.values(), "data.num_labels", "data.label_fraction", "mask.mode", "objective.kind", "shard_size"]
+    settings = [*MEANT.values(), "data.num_labels", "data.label_fraction", "mask.mode", "objective.kind", "shard_size"]
     own = {option for parameter in context.command.params for option in parameter.opts}
     word = error.option_name.lstrip("-").partition("=")[0]
-    if nearest(word, own) is None and (key := find_key(word, schema)) is not None:
-        error.message = f"no such option: {error.option_name}; is it the setting --set {key}=...?"
-        error.possibilities = []
+    key = None if nearest(word, own) is not None else find_key(word, settings)
+    if key is None:
+        return error
+    return click.UsageError(f"no such option: {error.option_name}; is it the setting --set {key}=...?", context)
 
 
 def source_options(command: Command) -> Command:

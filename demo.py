@@ -32,6 +32,8 @@ SCENE_PX, IMG_SIZE_PX, PATCH_SIZE_PX = 96, 64, 8
 """Side of a generated image, of what the model sees of one, and of a patch."""
 OWN_VIEWS, OWN_VIEWS_IN_ALL = (4, 32), 10_000
 """Of one's own images: at least and at most so many views of each, and in between about so many in all."""
+OWN_WARM_UP_STEPS = 50
+"""Of the pre-training on one's own images; a tenth of it."""
 OWN_LABELS_PER_CLASS, OWN_TEST_AT_MOST, CLASSES_AT_MOST = 10, 1000, 100
 """How one's own labelled images are divided; arbitrary, but few labels is what pre-training is for."""
 MARKER = "demo.json"
@@ -96,7 +98,9 @@ def demo_command(folder: Path, data: str | None, labelled: str | None, seed: int
     size += [] if data is None else ["--short-side", 2 * IMG_SIZE_PX]
     recipe = ["--recipe", "demo", "--set", f"train.seed={seed}"]
     _beit("tokenize", images, folder / "store", "--tokenizer", "mini", "--views", views, *size)
-    _beit("pretrain", folder / "store", folder / "pretrain", *recipe)
+    # In epochs, as the recipe has it, a warm-up of few images would be hardly any.
+    warm_up = [] if data is None else ["--set", f"optimizer.warmup_steps={OWN_WARM_UP_STEPS}"]
+    _beit("pretrain", folder / "store", folder / "pretrain", *recipe, *warm_up)
     if labels is not None:
         for start in STARTS:
             encoder = folder / "pretrain" / ENCODER if start == "pretrained" else start

@@ -61,7 +61,8 @@ class Contestant:
     def _run(self, *arguments: str) -> int:
         """Run a command of beit to its end and return the most memory it had, in bytes."""
         environment = os.environ | {"PYTHONPATH": ""}
-        process = subprocess.Popen([self._python, "-m", "beit.cli", *arguments], env=environment, cwd="/")
+        words = [self._python, "-m", "beit.cli", *arguments]
+        process = subprocess.Popen(words, env=environment, cwd="/", stdout=sys.stderr)
         _, status, usage = os.wait4(process.pid, 0)
         if status:
             raise click.ClickException(f"beit {' '.join(arguments)} ended with {os.waitstatus_to_exitcode(status)}")

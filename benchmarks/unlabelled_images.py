@@ -38,7 +38,7 @@ from beit.common.errors import InputError, ResumableStop
 from beit.common.images import decode_image
 from beit.common.pages.charts import Line, LineChart, line_charts
 from beit.common.pages.pictures import PALETTE, save_png, sheet
-from beit.common.processes.signals import stop_on_signals
+from beit.common.processes.signals import StopFlag, stop_on_signals
 from beit.common.runs.environment import environment
 from beit.common.sources.index import draw_subset
 from beit.common.storage.documents import read_json, write_json
@@ -106,7 +106,7 @@ class Curve:
 @click.option("--train", required=True, help="Parquet file of labelled images; pre-training ignores the labels.")
 @click.option("--val", required=True, help="Labelled images to measure on.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for everything.")
-@click.option("--images", default="150,500,2000,8000,32000", show_default=True, help="Numbers of unlabelled images.")
+@click.option("--images", default="150,500,2000,32000", show_default=True, help="Numbers of unlabelled images.")
 @click.option("--labels", default=300, show_default=True, help="Labelled images.")
 @click.option("--steps", default=1000, show_default=True, help="Of each pre-training, in batches of 32.")
 @click.option("--finetune-epochs", default=40.0, show_default=True, help="Passes of a fine-tuning over the labels.")
@@ -127,7 +127,7 @@ def main(images: str, seeds: str, finetune_seeds: str, shape: str, threads: int,
         runner = Runner(stop=stop, lock=lock, threads=threads)
         for number in curve.images:
             pretrain(curve, number, runner)
-        probe(curve, probed)
+        probe(curve, probed, stop)
         for seed in tuned:
             for number in (RANDOM, *curve.images):
                 finetune(curve, number, seed, runner)
@@ -203,8 +203,12 @@ def read_pictures(file: str, rows: NDArray[np.int64] | None = None) -> Pictures:
     return Pictures(torch.from_numpy(pixels).permute(0, 3, 1, 2), torch.from_numpy(table["label"].to_numpy().copy()))
 
 
-def probe(curve: Curve, seeds: Sequence[int]) -> None:
-    """Measure all encoders, and random weights, by linear probe and k-NN on the labels of each seed, unless done."""
+def probe(curve: Curve, seeds: Sequence[int], stop: StopFlag) -> None:
+    """Measure all encoders, and random weights, by linear probe and k-NN on the labels of each seed, unless done.
+
+    Raises:
+        ResumableStop: it was stopped.
+    """
     file = curve.out / "probes.json"
     found: dict[str, dict[str, float]] = read_json(file) if file.exists() else {}
     names = [f"{number} {seed}" for seed in seeds for number in (RANDOM, *curve.images)]
@@ -218,6 +222,8 @@ def probe(curve: Curve, seeds: Sequence[int]) -> None:
         for number in (RANDOM, *curve.images):
             if f"{number} {seed}" in found:
                 continue
+            if stop.is_set():
+                raise ResumableStop("stopped; start the same command again to go on")
             model = curve.model(number, seed)
             if number == RANDOM or number not in seen:
                 seen[number] = val.features(model)

@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 LOG_INTERVAL_SECONDS = 30.0
 """Between two lines in a log; arbitrary, short enough to see that a job is alive."""
+_MEASURED_SECONDS, _WORTH_SAYING_SECONDS = 2.0, 15.0
+"""What a forecast of time is measured on, and the time from which on one is given; arbitrary."""
 CLEAR_LINE = "\r\x1b[K"
 """Empties the line of a terminal that the cursor is in: of a bar, whichever process drew it."""
 _BAR_WIDTH = 10, 24
@@ -151,10 +153,18 @@ class Progress:
         description: What the work is.
         initial: Units already done by an earlier run; the rate leaves them out.
         enabled: False on every rank but the first.
+        foretells: Whether to say once how long it will take, as soon as that has been measured on the first units.
     """
 
     def __init__(
-        self, total: int | None, *, unit: str, description: str, initial: int = 0, enabled: bool = True
+        self,
+        total: int | None,
+        *,
+        unit: str,
+        description: str,
+        initial: int = 0,
+        enabled: bool = True,
+        foretells: bool = True,
     ) -> None:
         self._unit, self._description, self._enabled = unit, description, enabled
         self._total, self._done, self._initial = total, initial, initial
@@ -162,6 +172,8 @@ class Progress:
         self._part = 0.0  # of the unit under way
         self._started = self._last_line = time.monotonic()
         self._written = -1  # the count in the last line of the log
+        self._foretells = foretells and enabled and total is not None
+        self._first: tuple[float, int] | None = None  # time and count when the first units were done
         self._bar: _Bar | None = None
         if enabled and sys.stderr.isatty():
             file = getattr(sys.stderr, "_file", sys.stderr)  # not through `Terminal`, which makes way for it
@@ -189,6 +201,8 @@ class Progress:
             self._bar.n = self._done
         self._done, self._part = self._done + count, 0.0
         self._fields.update(fields)
+        if self._foretells:
+            self._foretell()
         if self._bar is not None:
             self._bar.fields = self._fields
             self._bar.update(count)
@@ -211,6 +225,24 @@ class Progress:
         self._total += count
         if self._bar is not None:
             self._bar.total = self._total
+
+    def _foretell(self) -> None:
+        """Say how long the rest will take, unless that is hardly worth reading; the first units started things up."""
+        now = time.monotonic()
+        if self._first is None:
+            self._first = now, self._done
+            return
+        began, before = self._first
+        if now - began < _MEASURED_SECONDS or self._done <= before or self._total is None:
+            return
+        self._foretells = False
+        rate = (self._done - before) / (now - began)
+        left = (self._total - self._done) / rate
+        if left >= _WORTH_SAYING_SECONDS:
+            about = (
+                f"{left / 3600:.1f} h" if left >= 5400 else f"{left / 60:.0f} min" if left >= 90 else f"{left:.0f} s"
+            )
+            logger.info("%s: about %s for %d %s", self._description, about, self._total - self._initial, self._unit)
 
     def _write_line(self) -> None:
         self._last_line, self._written = time.monotonic(), self._done

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from beit.common.errors import InputError, did_you_mean, require
 from beit.common.shards.schema import TokenizerInfo
-from beit.common.tokenizers.dalle_cache import prepare_dalle
+from beit.common.tokenizers.dalle_cache import dalle_folder, has_decoder, has_encoder, prepare_dalle
 from beit.common.tokenizers.directory import LoadedModel, load_model
 from beit.common.tokenizers.plugin import PluginModel, installed_names, is_import_name, load_plugin
 
@@ -317,6 +317,12 @@ def load_store_tokenizer(
         raise InputError(
             f"the store was made with tokenizer {name}, which is code; if you trust it, name it yourself: "
             f"--tokenizer {name}"
+        )
+    if given is None and name == DALLE:  # nothing is downloaded that nobody asked for
+        require(
+            has_decoder() if need_decoder else has_encoder(),
+            f"the store was made with {DALLE}, whose {'decoder' if need_decoder else 'encoder'} is not on this machine "
+            f"({dalle_folder()}); to have it downloaded, say --tokenizer {DALLE}",
         )
     tokenizer = load_tokenizer(
         name, device=device, dtype=dtype, compile_encoder=compile_encoder, need_decoder=need_decoder

@@ -24,6 +24,7 @@ from beit.common.reading.contents import Watched, contents_sha256
 from beit.common.reading.labelled_dataset import LabelledDataset
 from beit.common.runs.layout import FEATURES, LAST, MODEL
 from beit.common.runs.outputs import written
+from beit.common.sources.labels import all_listed
 from beit.common.training.config import CheckpointConfig
 from beit.common.training.data import Batch, TrainingData
 from beit.common.training.judge import Goal
@@ -172,14 +173,14 @@ class ClassificationTask:
         """Say what is about to happen."""
         plan, val = self.data.plan, self.images.val
         logger.info(
-            "%s from %s, %.1f M parameters; %d classes, %d training and %d validation images",
+            "%s from %s, %.1f M parameters; %d training and %d validation images",
             self.start.architecture.name,
             self.config.encoder,
             sum(parameter.numel() for parameter in self.model.parameters()) / 1e6,
-            len(self.images.class_names),
             len(self.images.train),
             0 if val is None else len(val),
         )
+        logger.info("%s", all_listed(self.images.class_names))
         if self.config.data.balanced:
             logger.info("balanced: an epoch shows %d images, as many of every class", len(self.dataset.index))
         logger.info("%s", plan)

@@ -38,6 +38,7 @@ class StoreDataset:
         self.store = store
         self.num_views = store.info.views
         self.index_sha256 = store.index_sha256
+        self.location = store.location
         self._seed = seed
         self._held_out = held_out
         self._rows: OrderedDict[int, NDArray[np.int64]] = OrderedDict()

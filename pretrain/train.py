@@ -142,6 +142,7 @@ class PretrainTask:
             # Words are part of the data: another tokenizer under the same name must not continue this run.
             identity = f"{self.store.index_sha256} tokens {self.tokens.fingerprint}"
             self.dataset.index_sha256 = hashlib.sha256(identity.encode()).hexdigest()
+            self.dataset.location = f"{self.store.location} with words of {self.tokens.name}"
         watched = {}
         if self.probe is not None:
             sides = {"probe.data": self.probe.train, "probe.test": self.probe.test}

@@ -147,12 +147,12 @@ def paint_cloth(rng: CounterRng, pattern: str, img_size: int) -> NDArray[np.uint
     Args:
         rng: Owns all randomness; same state, same picture under the same NumPy.
         pattern: One of `PATTERNS`.
-        img_size: Side in px; a period of the pattern is a sixth to a quarter of it.
+        img_size: Side in px; a period of the pattern is a quarter to two fifths of it.
     """
     generator = generator_of(rng)
     side = img_size * _OVERSAMPLED
     rows, columns = np.mgrid[0:side, 0:side].astype(np.float32) / side
-    period, turn = generator.uniform(0.17, 0.27), generator.uniform(0, 2 * math.pi)
+    period, turn = generator.uniform(0.26, 0.4), generator.uniform(0, 2 * math.pi)
     # A slow wave across the cloth: it bends the pattern, and where it rises there is light.
     across, width = generator.uniform(0, 2 * math.pi), generator.uniform(0.5, 1.1)
     wave = (columns * math.cos(across) + rows * math.sin(across)) * (2 * math.pi / width) + generator.uniform(0, 6.3)

@@ -33,7 +33,7 @@ from beit.tokenize.config import TokenizeConfig
 logger = logging.getLogger(__name__)
 
 _UNSAFE_IN_STEM = re.compile(r"[^A-Za-z0-9._-]+")
-_CROP_BYTES_PER_PIXEL = 0.4
+CROP_BYTES_PER_PIXEL = 0.4
 """Of a materialised crop of a photo, roughly; decides how many images make a tar."""
 PACKED_STEM = "files"
 """Behind the number in the names of packed shards."""
@@ -221,7 +221,7 @@ def _group(refs: list[SampleRef], config: TokenizeConfig) -> list[NDArray[np.int
     most = -(-len(refs) // num_groups)
     lengths = np.array([ref.length for ref in refs], dtype=np.int64)[order]
     if config.materialize:
-        lengths[:] = round(config.views * config.img_size**2 * _CROP_BYTES_PER_PIXEL)
+        lengths[:] = round(config.views * config.img_size**2 * CROP_BYTES_PER_PIXEL)
     groups, start, num_bytes = [], 0, 0
     for position, length in enumerate(lengths.tolist()):
         if position > start and (position - start >= most or num_bytes + length > config.shard_bytes):

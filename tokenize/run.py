@@ -33,6 +33,7 @@ from beit.common.processes.signals import StopFlag, stop_on_signals
 from beit.common.progress import LogFormatter, share_terminal
 from beit.common.shards.schema import IMAGES_DIR, INDEX_FILE, ImageShardManifest, StoreInfo, manifest_name
 from beit.tokenize.config import TokenizeConfig
+from beit.tokenize.forecast import foretell_size
 from beit.tokenize.jobs import RankJobs, list_jobs
 from beit.tokenize.packing.pack import members_of, pack_images, packed_manifests
 from beit.tokenize.parallel import Processes, Workers, worker_processes
@@ -121,6 +122,7 @@ def run_tokenize(
         check_place(files)
         stamp_before = stat_if_there(files / INDEX_FILE)
         plan = plan_store(config, source, files.location)
+        foretell_size(plan, config, files.location, speaks=rank == 0)
         threads = config.threads or recorded_threads(files) or available_cores()
         tokenizing = set_up_tokenizer(config, local_rank, threads, tokenizer)
         wanted = build_info(config, plan, tokenizing)

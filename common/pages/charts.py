@@ -35,6 +35,8 @@ _TEXT_PX, _TITLE_PX, _KEY_LINE_PX = 13, 15, 20
 _MOST_DOTS = 60
 _RING_PX = 10
 """From a point that is ringed to what is written beside it."""
+_PLACES = 9
+"""Along a grey line where its name may stand, from right to left; arbitrary."""
 _DENSE = 400
 """Points of a line that are kept free of text; closer than letters are wide."""
 _TICK_STEPS = (1, 2, 2.5, 5, 10)
@@ -300,7 +302,7 @@ def _write_names(axes: Axes, chart: LineChart) -> None:
         _write(axes, line.mark[2], INK, boxes, hidden, taken)
     for level, (_, name) in zip(levels, chart.references, strict=True):
         wide = text_px(name, _TEXT_PX)
-        starts = [axes.bbox.x1 - wide, axes.bbox.x0 + 2]
+        starts = np.linspace(axes.bbox.x1 - wide, axes.bbox.x0 + 2, _PLACES).tolist()
         tops = [level + 3 + _TEXT_PX, level - 4]
         boxes = [_Box(start, top - _TEXT_PX, start + wide, top) for start in starts for top in tops]
         if name:
@@ -435,7 +437,7 @@ def _label(axes: Axes, *, title: str, x_name: str, percent: bool = False) -> Non
 
 def _values(percent: bool) -> Formatter:
     """Return what writes ticks, all with as many digits: 22.0 beside 22.5."""
-    return PercentFormatter(1.0, symbol=" %") if percent else ScalarFormatter(useOffset=False)
+    return PercentFormatter(1.0, symbol="\u00a0%") if percent else ScalarFormatter(useOffset=False)
 
 
 @contextmanager

@@ -99,18 +99,19 @@ def _without_middle(text: str, kept: int) -> str:
 
 
 def wrapped(text: str, width_px: float, size: int) -> list[str]:
-    """Break a text between words into lines no wider than `width_px`; longer words are cut. None for an empty text."""
+    """Break a text between words into lines no wider than `width_px`; longer words are cut. None for an empty text.
+
+    Its own line breaks stay.
+    """
+    return [line for part in text.splitlines() for line in _lines(part, width_px, size)]
+
+
+def _lines(text: str, width_px: float, size: int) -> list[str]:
     lines: list[str] = []
-    for word in text.split():
+    for word in text.replace(" %", "\u00a0%").split(" "):  # a percent sign stays with its number
         longer = f"{lines[-1]} {word}" if lines else word
         if lines and text_px(longer, size) <= width_px:
             lines[-1] = longer
         else:
             lines.append(fitted(word, width_px, size))
-    # A percent sign does not begin a line.
-    for number in range(1, len(lines)):
-        if lines[number].startswith("% ") or lines[number] == "%":
-            before, _, figure = lines[number - 1].rpartition(" ")
-            if before:
-                lines[number - 1], lines[number] = before, f"{figure} {lines[number]}"
-    return [line for line in lines if line]
+    return lines

@@ -143,16 +143,28 @@ class DataState:
         return self.samples_consumed // self.global_batch_size
 
 
-def check_resume(saved: DataState, current: DataState, *, allow_data_change: bool = False) -> None:
+def check_resume(
+    saved: DataState,
+    current: DataState,
+    *,
+    allow_data_change: bool = False,
+    locations: tuple[str | None, str | None] = (None, None),
+) -> None:
     """Refuse to continue another data order than the saved one, whatever `samples_consumed` is.
 
-    With `allow_data_change` other data are taken, as long as the position means the same in them.
+    With `allow_data_change` other data are taken, as long as the position means the same in them. `locations` are those
+    of the data then and now, as far as they are known, for messages.
     """
     names = [field.name for field in fields(DataState) if field.name not in ("samples_consumed", "version")]
     different = [name for name in names if getattr(saved, name) != getattr(current, name)]
     if not different:
         return
-    listed = "; ".join(f"{name} was {getattr(saved, name)}, is {getattr(current, name)}" for name in different)
+    listed = "; ".join(
+        f"{name} was {getattr(saved, name)}, is {getattr(current, name)}"
+        if name != "index_sha256"
+        else f"data was {_named(saved, locations[0])}, is {_named(current, locations[1])}"
+        for name in different
+    )
     if set(different) <= _DATA_FIELDS:
         if allow_data_change:
             logger.info("the data differ from those of the checkpoint (%s); going on with the new ones", listed)
@@ -161,3 +173,9 @@ def check_resume(saved: DataState, current: DataState, *, allow_data_change: boo
     else:
         way_out = "restore them or start a new run"
     raise InputError(f"the data differ from those of the checkpoint ({listed}); {way_out}")
+
+
+def _named(state: DataState, location: str | None) -> str:
+    """Return what a person knows the data by, and enough of their identity to tell two states of one place apart."""
+    index = f"index {state.index_sha256[:12]}"
+    return index if location is None else f"{location} ({index})"

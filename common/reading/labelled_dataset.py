@@ -40,6 +40,7 @@ class LabelledDataset:
         self.shard_sizes: NDArray[np.int64] = index.shard_sizes
         self.num_views = 0
         self.index_sha256 = index.index_sha256
+        self.location = index.location
         self._cache_bytes = cache_bytes
         self._open: OrderedDict[int, tuple[ShardReader, ExitStack]] = OrderedDict()
         self._open_bytes = 0

@@ -200,7 +200,7 @@ def learning_sheet(runs: Sequence[Path]) -> Image.Image:
     return sheet(
         [line_charts(charts, chart_px=_CHART_PX, columns=2, key=len(opened) > 1)],
         heading=kinds[0].name,
-        facts="; ".join(_facts(run, panels[0]) for run in opened),
+        facts="\n".join(_facts(run, panels[0]) for run in opened),
         legend=f"{kinds[0].legend} Ringed: the model that is kept.",
     )
 

@@ -20,6 +20,8 @@ UNLABELLED = -1
 """The number that stands for no label in Parquet files and tars, as Hugging Face marks the rows of test sets."""
 _NUMBER = re.compile(r"-?[0-9]{1,300}")
 _EXAMPLES = 5
+_MOST_SHOWN, _MOST_SHOWN_LETTERS = 12, 160
+"""Classes that are all named at the start of a training, and letters of their names; arbitrary, two lines."""
 
 
 def number_of(text: str) -> int | None:
@@ -140,6 +142,14 @@ class ClassMatcher:
 def listed(names: Sequence[str]) -> str:
     """Return the first few names for a message."""
     return ", ".join(names[:_EXAMPLES]) + (", ..." if len(names) > _EXAMPLES else "")
+
+
+def all_listed(names: Sequence[str]) -> str:
+    """Return how many classes there are and what they are called: all of few, of many the first."""
+    shown = ", ".join(names)
+    if len(names) > _MOST_SHOWN or len(shown) > _MOST_SHOWN_LETTERS:
+        shown = listed(names)
+    return f"{len(names)} classes: {shown}"
 
 
 def unknown_classes(name: str, unknown: Sequence[str], known: Sequence[str]) -> str:

@@ -68,6 +68,12 @@ def prepare_dalle(*, need_decoder: bool = False) -> Path:
     return folder
 
 
+def has_encoder() -> bool:
+    """Tell whether the encoder is on this machine, without asking any other."""
+    folder = dalle_folder()
+    return (folder / CONFIG_FILE).is_file() or find_part(folder, "encoder") is not None
+
+
 def has_decoder() -> bool:
     """Tell whether the decoder is on this machine, without asking any other."""
     folder = dalle_folder()
@@ -105,7 +111,7 @@ def _add_part(folder: Path, part: Part) -> None:
     assert file is not None, "was found or downloaded just before, under the lock"
     source = describe_source(file, url=url)
     save_dalle(folder, part, read_part(file, part)[1], source)
-    logger.info("DALL-E's %s (sha256 %s) is ready in %s", part, source.sha256, folder)
+    logger.info("DALL-E's %s (sha256 %s) is ready in %s", part, source.sha256[:12], folder)
 
 
 def _download(folder: Path, part: Part) -> str:

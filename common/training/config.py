@@ -30,7 +30,8 @@ class TrainConfig:
     global_batch_size: Annotated[int, at_least(1)] = 2048
     """Samples per optimizer step over all ranks; part of the data order, so it is fixed for a run."""
     micro_batch_size: Annotated[int | None, at_least(1)] = None
-    """Samples per forward pass of one rank; left out, its whole share. Smaller needs less memory for the same step."""
+    """Samples per forward pass of one rank. Left out, it is chosen: on a CPU as small as is quick, on a GPU as large as
+    fits; and kept when the run goes on. Smaller needs less memory for the same step."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """bf16, fp16: torch.autocast over fp32 weights; weights, moments and the residual stream stay fp32. fp16 adds a
     dynamic loss scale; it is for GPUs without bf16. auto: bf16 where the device has it in hardware, else fp32."""
@@ -185,7 +186,10 @@ class TrainingPlan:
 def plan_training(
     train: TrainConfig, optimizer: OptimizerConfig, checkpoint: CheckpointConfig, *, num_samples: int, world_size: int
 ) -> TrainingPlan:
-    """Derive step counts and batch shares, for `num_samples` training samples in an epoch."""
+    """Derive step counts and batch shares, for `num_samples` training samples in an epoch.
+
+    A micro-batch that is left out is the whole share here; `micro_batches.py` chooses one when the run begins.
+    """
     batch = train.global_batch_size
     micro_batch_size = train.micro_batch_size or max(1, batch // world_size)
     steps_per_epoch = num_samples / batch

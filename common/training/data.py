@@ -29,6 +29,9 @@ from beit.common.training.config import TrainingConfig, plan_training
 logger = logging.getLogger(__name__)
 _CONTENTS = "contents"
 """Where `state` keeps what the data hold; absent in checkpoints of before."""
+_LOCATION = "location"
+"""Key of where they lie; absent in records of earlier versions."""
+_BESIDE = (_CONTENTS, _LOCATION)
 
 Batch = Mapping[str, Any]
 """One micro-batch: tensors beside lists of keys and the like."""
@@ -132,7 +135,13 @@ class TrainingData:
 
     def state(self, step: int) -> dict[str, Any]:
         """Describe the position in the data after `step` completed steps, and the identity of the data."""
-        return asdict(self._state(step)) | ({_CONTENTS: self._contents} if self._contents else {})
+        beside = {_CONTENTS: self._contents or None, _LOCATION: self._location}
+        return asdict(self._state(step)) | {name: value for name, value in beside.items() if value is not None}
+
+    @property
+    def _location(self) -> str | None:
+        """Where the data lie, for messages of a later start; None where they do not say."""
+        return getattr(self.dataset, "location", None)
 
     def check_resume(
         self, saved: Mapping[str, Any], *, allow_data_change: bool = False, changed: Collection[str] = ()
@@ -146,14 +155,15 @@ class TrainingData:
             allow_data_change: Whether other data are fine.
             changed: Settings that are not those of the checkpoint.
         """
-        state = DataState.from_json({name: value for name, value in saved.items() if name != _CONTENTS})
+        state = DataState.from_json({name: value for name, value in saved.items() if name not in _BESIDE})
         mine = self._state(0)
         same = (state.global_batch_size, state.index_sha256) == (mine.global_batch_size, mine.index_sha256)
         if self._reader.lanes is None and same and state.lanes != mine.lanes:
             if self._world.is_main:
                 logger.info("the order keeps its lanes: %d, as the run began", state.lanes)
             self._batches = self._cut(state.lanes)
-        check_resume(state, self._state(0), allow_data_change=allow_data_change)
+        locations = (saved.get(_LOCATION), self._location)
+        check_resume(state, self._state(0), allow_data_change=allow_data_change, locations=locations)
         if self._watched:
             before = saved.get(_CONTENTS)
             self._world.run_on_main(lambda: self._check_contents(before, allow_data_change, changed))

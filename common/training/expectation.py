@@ -157,7 +157,8 @@ def warn_of_plan(config: TrainingConfig, plan: TrainingPlan) -> None:
 
 def better_batch(num_samples: int) -> int:
     """Return a batch for so many images, a power of two: about ten steps per epoch, of 8 images at least."""
-    return max(8, 2 ** (max(1, num_samples // _STEPS_PER_EPOCH).bit_length() - 1))
+    largest = max(1, num_samples // _STEPS_PER_EPOCH)
+    return max(8, 1 << (largest.bit_length() - 1))
 
 
 def counted(plan: TrainingPlan) -> str:

@@ -198,7 +198,7 @@ class Trainer:
         if is_finished and is_main:
             logger.info("%s", finished_line(self._run.path, self._config.train, self._plan, step=start))
         speaks = is_main and not is_finished
-        progress = Progress(total, unit="steps", description="training", initial=start, enabled=speaks)
+        progress = Progress(total, unit="steps", description="training", initial=start, enabled=speaks, foretells=False)
         self._show_part = progress.within
         if not is_finished:
             self._rhythm.start()

@@ -85,7 +85,9 @@ class Attention(nn.Module):
 
     def _heads(self, projected: Tensor, parts: int) -> Sequence[Tensor]:
         """Cut (B, S or K, parts * D) into `parts` of (B, H, S or K, E)."""
-        heads = projected.unflatten(2, (parts, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # (parts, B, H, S, E)
+        batch, length, width = projected.shape
+        sizes = (batch, length, parts, self.num_heads, width // (parts * self.num_heads))
+        heads = projected.view(sizes).permute(2, 0, 3, 1, 4)  # (parts, B, H, S, E)
         if projected.device.type == "cpu":
             heads = heads.contiguous()  # one copy here saves one per product and direction
         return heads.unbind(0)
@@ -132,7 +134,7 @@ def grid_features(hidden: Tensor) -> Tensor:
         torch.Size([2, 24, 4, 4])
     """
     side = math.isqrt(hidden.shape[1] - 1)
-    return hidden[:, 1:].transpose(1, 2).unflatten(2, (side, side))
+    return hidden[:, 1:].transpose(1, 2).reshape(hidden.shape[0], hidden.shape[2], side, side)
 
 
 class Mlp(nn.Module):
@@ -322,7 +324,7 @@ class VisionTransformer(nn.Module):
             raise ValueError(f"block_indices ({list(block_indices)}) must be in [{-depth}, {depth - 1}]")
         wanted = {i % depth for i in block_indices}
         hidden = self.embed(images)
-        outputs = []
+        outputs: list[Tensor] = []
         for i, (block, bias) in enumerate(zip(self.blocks, self.attention_biases(), strict=True)):
             if len(outputs) == len(wanted):
                 break

@@ -163,17 +163,24 @@ def _notes(groups: Sequence[Group]) -> list[str]:
             )
         else:
             notes.append(f"{task_name(task)}: measured on {shown[0]}")
-        notes += [f"{task_name(task)}: {line}" for line in dict.fromkeys(filter(None, map(chance_text, of_task)))]
     for group in groups:
-        if len(group.runs) == 1 and (limits := image_interval(group)) is not None:
-            notes.append(
-                f"{group.label}: one run; its {group.runs[0].metrics['num_images']:,.0f} images alone let "
-                f"{metric_name(group.metric)} be {percent_range(*limits)} (95 %, Wilson)"
-            )
         seeds = [run.seed for run in group.runs]
         if len(set(seeds)) < len(seeds):
             notes.append(f"{group.label}: several runs of one seed; its interval is too narrow")
     return notes
+
+
+def readings(groups: Sequence[Group]) -> list[str]:
+    """Say what chance gives, and how far a single run is known, in a line each."""
+    lines = dict.fromkeys(f"{task_name(group.task)}: {text}" for group in groups if (text := chance_text(group)))
+    for group in groups:
+        if len(group.runs) == 1 and (limits := image_interval(group)) is not None:
+            images = f"{group.runs[0].metrics['num_images']:,.0f} images"
+            lines[
+                f"{group.label}: one run; its {images} alone let {metric_name(group.metric)} be "
+                f"{percent_range(*limits)} (95 %, Wilson)"
+            ] = None
+    return list(lines)
 
 
 def chance_text(group: Group) -> str:

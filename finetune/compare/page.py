@@ -38,7 +38,8 @@ def comparison_page(comparison: Comparison) -> str:
     names = _run_names([*(run.path for run in runs), *comparison.left_out])
     found = [_section(*key, members, comparison, names) for key, members in sections(comparison).items()]
     shown = {f"{section['task']}: {section['chance']}" for section in found}
-    notes = [note for note in comparison.notes if note not in shown]
+    chances = {f"{task_name(group.task)}: {text}" for group in groups if (text := chance_text(group))}
+    notes = [*comparison.notes, *sorted(chances - shown)]
     for path in sorted(names, key=len, reverse=True):
         notes = [note.replace(path, names[path]) for note in notes]
     settings = list(dict.fromkeys(name for group in groups for name in group.differing))

@@ -15,7 +15,7 @@ from beit.common.pages.tables import aligned, folded
 from beit.common.runs.outputs import check_outputs
 from beit.common.storage.documents import Format, json_bytes
 from beit.common.storage.files import write_output
-from beit.finetune.compare.compare import Comparison, Group, best_labels, is_share, metric_name, task_name
+from beit.finetune.compare.compare import Comparison, Group, best_labels, is_share, metric_name, readings, task_name
 from beit.finetune.compare.intervals import Interval
 
 FORMAT = Format("beit-comparison", 1)
@@ -52,7 +52,13 @@ def as_text(comparison: Comparison) -> str:
         parts.append(f"{task_name(task)}, {metric_name(metric)}\n{table}")
     texts = [f"{group.label}  {settings_text(group)}" for group in comparison.groups]
     parts.append("\n".join(folded(text, indent="   ") for text in texts))
-    return "\n\n".join([*parts, folded(LEGEND), "\n".join(folded(note, indent="  ") for note in comparison.notes)])
+    return "\n\n".join(
+        [
+            *parts,
+            folded(LEGEND),
+            "\n".join(folded(note, indent="  ") for note in [*comparison.notes, *readings(comparison.groups)]),
+        ]
+    )
 
 
 def sections(comparison: Comparison) -> dict[tuple[str, str], list[Group]]:
@@ -130,7 +136,16 @@ def as_markdown(comparison: Comparison) -> bytes:
     for group in comparison.groups:
         cells = [*row_cells(group, comparison.groups), settings_text(group)]
         lines.append(f"| {' | '.join(_escaped(cell) for cell in cells)} |")
-    return "\n".join([*lines, "", _escaped(LEGEND), "", *(f"- {_escaped(n)}" for n in comparison.notes), ""]).encode()
+    return "\n".join(
+        [
+            *lines,
+            "",
+            _escaped(LEGEND),
+            "",
+            *(f"- {_escaped(n)}" for n in [*comparison.notes, *readings(comparison.groups)]),
+            "",
+        ]
+    ).encode()
 
 
 def _escaped(cell: str) -> str:

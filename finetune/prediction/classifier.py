@@ -60,8 +60,8 @@ class Classifier(ImageClassifier):
             images = self.transform.normalize(images)
         return class_probabilities(self(images.to(self.cls_token.dtype)), multi_label=self.multi_label)
 
-    @overload
-    def predict(self, images: ImageLike, *, top_k: int = TOP_K) -> Prediction: ...
+    @overload  # a path is text, and text is an iterable of texts, too: the first signature that fits counts
+    def predict(self, images: ImageLike, *, top_k: int = TOP_K) -> Prediction: ...  # type: ignore[overload-overlap]
     @overload
     def predict(self, images: Tensor | Iterable[ImageLike], *, top_k: int = TOP_K) -> list[Prediction]: ...
     def predict(
@@ -102,7 +102,7 @@ class Classifier(ImageClassifier):
     def _batches(self, images: Tensor | Iterable[ImageLike]) -> Iterator[tuple[Tensor, list[str | None]]]:
         """Yield batches of few images, and what each image is called: its path, or nothing."""
         if isinstance(images, Tensor):
-            for batch in images.split(_CHUNK):
+            for batch in torch.split(images, _CHUNK):
                 yield batch, [None] * len(batch)
             return
         rest = iter(images)

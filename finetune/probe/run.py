@@ -22,6 +22,7 @@ from beit.common.pages.tables import aligned
 from beit.common.reading.contents import contents_sha256
 from beit.common.runs.layout import CHECKPOINTS, FEATURES, MODEL
 from beit.common.runs.run_dir import begin_run, open_run
+from beit.common.sources.labels import all_listed
 from beit.common.storage.documents import write_json
 from beit.common.vit.description import EncoderConfig
 from beit.common.vit.features import Features, LinearProbe, fit_linear, knn_predict
@@ -79,6 +80,8 @@ def run_probe(task: str, config: FinetuneConfig, *, data: str, run_dir: Path, re
     assert images.val is not None
     world = single_rank()
     world.announce()
+    counts = len(images.train), len(images.val)
+    logger.info("%s; %d training and %d validation images", all_listed(images.class_names), *counts)
     encoder = FrozenEncoder(config, start)
     run = open_run(run_dir, config, world=world, resume=resume, free_keys=_UNUSED)
     begin_run(run, config, world=world)

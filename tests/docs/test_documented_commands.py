@@ -9,6 +9,7 @@ import pytest
 
 from beit.tests.docs.run_commands import run_commands, shown_commands
 from beit.tests.support import write_images
+from beit.tests.workplace import write_workplace
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.docs, pytest.mark.timeout(1800)]
@@ -41,10 +42,8 @@ def test_readme_commands_run_in_order(tmp_path):
 
 
 def test_readme_snippets_run(tmp_path):
-    from beit.tests.support import write_store
-
-    store = write_store(tmp_path, images=20)
+    write_workplace(tmp_path)
     snippets = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
-    assert len(snippets) == 2
+    assert len(snippets) == 3
     for snippet in snippets:
-        subprocess.run([sys.executable, "-c", snippet], cwd=Path(store.location).parent, check=True)
+        subprocess.run([sys.executable, "-c", snippet], cwd=tmp_path, check=True)

@@ -5,9 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.docs
 def test_the_benchmark_of_micro_batches_runs():
     command = [sys.executable, ROOT / "benchmarks/micro_batches.py", "--recipe", "beit_tiny_patch8_64", "--json"]
     size = ["--images", "20", "--batch", "8", "--steps", "2", "--rounds", "1", "--micro-batch", "2"]

@@ -159,7 +159,6 @@ def test_wrong_usage_exits_with_2(monkeypatch, place, line, capsys):
         "tokenizer trian a b": "'train'",
         "pretrain a b --lr 3": "--set optimizer.lr=",
         "pretrain a b --batch-size=3": "--set train.global_batch_size=",
-        "tokenize a b --shard-size 3": "--set shard_size=",
         "tokenize a b --tokeniser mini": "--tokenizer",
     }.items(),
 )

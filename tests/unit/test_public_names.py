@@ -12,10 +12,7 @@ import torch
 from PIL import Image
 
 import beit
-from beit.common.vit.config import ViTConfig
-from beit.common.vit.vit import VisionTransformer
-from beit.tests.encoders import save_classifier, save_encoder
-from beit.tests.support import write_images, write_store
+from beit.tests.workplace import write_workplace
 
 NAMES = sorted(set(beit.__all__) - {"__version__"})
 DOORS = ("common.encoder", "common.store", "common.tokenizer", "common.views", "common.vit.features",
@@ -24,18 +21,7 @@ DOORS = ("common.encoder", "common.store", "common.tokenizer", "common.views", "
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory):
-    """A folder as a user of the examples has it: a store, an encoder, a fine-tuned model, two pictures."""
-    folder = tmp_path_factory.mktemp("examples")
-    write_store(folder, images=20)
-    shape = ViTConfig(img_size=32, patch_size=8, embed_dim=24, depth=2, num_heads=2)
-    torch.manual_seed(0)
-    state = VisionTransformer(shape).state_dict()
-    save_encoder(folder / "runs/pretrain/encoder", state, architecture=shape, mean=[0.5] * 3, std=[0.5] * 3)
-    save_classifier(folder / "runs/flowers/model", class_names=("rose", "tulip"))
-    write_images(folder, 2, size=40)
-    Image.open(folder / "0000.png").save(folder / "photo.jpg")
-    (folder / "0001.png").rename(folder / "other.png")
-    return folder
+    return write_workplace(tmp_path_factory.mktemp("examples"))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from beit.common.errors import BadSample, InputError, require
 from beit.common.pages.numbers import percent
+from beit.common.progress import Progress
 from beit.common.rng import CounterRng
 from beit.common.shards.token_store import TokenStore
 from beit.common.tokenizer import DTypeSetting, choose_dtype, load_store_tokenizer
@@ -94,11 +95,13 @@ def _compare(store: TokenStore, count: int, tokenizer: ViewEncoder, problems: li
     size = store.info.execution.micro_batch_size
     equal: list[float] = []
     views = _draw(store, count, problems)
-    while batch := list(islice(views, size)):
-        pixels = np.zeros((size, *batch[0][0].shape), dtype=np.uint8)
-        pixels[: len(batch)] = [view for view, _ in batch]
-        token_ids = tokenizer.encode(pixels)[: len(batch)].cpu().numpy()
-        equal += [float((now == then).mean()) for now, (_, then) in zip(token_ids, batch, strict=True)]
+    with Progress(count, unit="views", description="audit") as progress:
+        while batch := list(islice(views, size)):
+            pixels = np.zeros((size, *batch[0][0].shape), dtype=np.uint8)
+            pixels[: len(batch)] = [view for view, _ in batch]
+            token_ids = tokenizer.encode(pixels)[: len(batch)].cpu().numpy()
+            equal += [float((now == then).mean()) for now, (_, then) in zip(token_ids, batch, strict=True)]
+            progress.update(len(batch))
     return equal
 
 

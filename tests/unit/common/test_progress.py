@@ -8,7 +8,7 @@ import termios
 
 import pytest
 
-from beit.common.progress import bar_line
+from beit.common.progress import Progress, bar_line
 
 FIELDS = {"loss": 6.9412, "mim_acc": 0.000652, "lr": 1.5e-4, "images_per_second": 53.21, "data_wait": 0.0213}
 
@@ -134,3 +134,28 @@ def test_the_first_line_names_the_command_before_pytorch_is_loaded():
     code += "print([name for name in sys.modules if name == 'torch']); import torch, torch.nn"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert (run.stdout, run.stderr) == ("[]\n", "beit pretrain: loading PyTorch\n")
+
+
+def test_how_long_it_will_take_is_said_once_when_it_has_been_measured(monkeypatch, caplog):
+    caplog.set_level("INFO", "beit")
+    now = [0.0]
+    monkeypatch.setattr("beit.common.progress.time.monotonic", lambda: now[0])
+    progress = Progress(1000, unit="images", description="predicting")
+    for _ in range(100):
+        now[0] += 10.0 if not progress._done else 0.5  # the first one starts things up
+        progress.update(1)
+    assert [record.message for record in caplog.records if "about" in record.message] == [
+        "predicting: about 8 min for 1000 images"
+    ]
+
+
+@pytest.mark.parametrize("total", [None, 10])
+def test_what_takes_no_time_or_is_unknown_is_not_foretold(monkeypatch, caplog, total):
+    caplog.set_level("INFO", "beit")
+    now = [0.0]
+    monkeypatch.setattr("beit.common.progress.time.monotonic", lambda: now[0])
+    progress = Progress(total, unit="images", description="predicting")
+    for _ in range(10):
+        now[0] += 1.0
+        progress.update(1)
+    assert "about" not in caplog.text

@@ -23,7 +23,7 @@ def test_options_become_settings_and_set_has_the_last_word(monkeypatch, tmp_path
     invoke(finetune_command, "classification", "d", tmp_path / "run", *options)
     config = seen["config"]
     assert (config.encoder, config.data.val, config.train.seed) == ("random", "v", 4)
-    assert config.image.patch_size == 4
+    assert config.image.patch_size == 8  # of the recipe
     assert (seen["data"], seen["run_dir"], seen["resume"]) == ("d", tmp_path / "run", "never")
 
 

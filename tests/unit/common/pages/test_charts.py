@@ -125,7 +125,7 @@ def test_rows_of_intervals_stand_in_a_page_and_name_their_values() -> None:
     ]
     named = {"x_name": "top-1", "size_px": (640, 150), "description": "top-1"}
     svg = interval_svg(rows, reference=(0.1, "chance"), percent=True, **named)
-    assert "chance</text>" in svg and "A</text>" in svg and " %</text>" in svg
+    assert "chance</text>" in svg and "A</text>" in svg and "\u00a0%</text>" in svg
     assert svg.count("var(--line0)") >= 4 and "href" not in svg and "<use" not in svg
 
 

@@ -201,16 +201,16 @@ def test_resume_ignores_the_position_only():
 
 def test_other_data_are_taken_on_purpose_where_positions_mean_the_same(caplog):
     caplog.set_level("INFO")
-    with pytest.raises(InputError, match="index_sha256 was abc, is def.*run.allow_data_change=true"):
+    with pytest.raises(InputError, match="data was index abc, is index def.*run.allow_data_change=true"):
         check_resume(state(), state(index_sha256="def"))
     check_resume(state(), state(index_sha256="def", views=4), allow_data_change=True)
-    assert "views was 16, is 4; index_sha256 was abc, is def" in caplog.text
+    assert "views was 16, is 4; data was index abc, is index def" in caplog.text
     with pytest.raises(InputError, match="seed was 0, is 1.; restore them or start a new run"):
         check_resume(state(), state(seed=1), allow_data_change=True)
 
 
 def test_resume_names_every_difference():
     with pytest.raises(
-        InputError, match="seed was 0, is 1; global_batch_size was 8, is 16; index_sha256 was abc, is def"
+        InputError, match="seed was 0, is 1; global_batch_size was 8, is 16; data was index abc, is index def"
     ):
         check_resume(state(), state(seed=1, global_batch_size=16, index_sha256="def"))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from beit.common.errors import InputError
-from beit.common.pages.charts import LineChart, line_charts
+from beit.common.pages.charts import Line, LineChart, line_charts
 from beit.common.pages.pictures import HIGHLIGHT, PALETTE
 from beit.common.runs.learning_curves import learning_sheet
 
@@ -110,3 +110,62 @@ def test_what_cannot_be_drawn_is_one_clear_line(tmp_path: Path) -> None:
         learning_sheet([run, run])
     with pytest.raises(InputError, match=r"7 runs are too many"):
         learning_sheet([tmp_path / str(number) for number in range(7)])
+
+
+def keep(run: Path, step: int, *, folder: str = "model") -> Path:
+    """Say of a run which step its model is of."""
+    (run / folder).mkdir()
+    (run / folder / "config.json").write_text(json.dumps({"provenance": {"step": step}}))
+    return run
+
+
+def facts_and_lines(monkeypatch: pytest.MonkeyPatch, runs: Sequence[Path]) -> tuple[str, Sequence[Line]]:
+    """What is written above the charts, and the lines of the first chart."""
+    facts: list[str] = []
+    lines: list[Sequence[Line]] = []
+
+    def record_sheet(bodies: object, **named: str) -> None:
+        facts.append(named["facts"])
+
+    def record_charts(charts: Sequence[LineChart], **named: object) -> None:
+        lines.append(charts[0].lines)
+
+    monkeypatch.setattr("beit.common.runs.learning_curves.sheet", record_sheet)
+    monkeypatch.setattr("beit.common.runs.learning_curves.line_charts", record_charts)
+    learning_sheet(runs)
+    return facts[0], lines[0]
+
+
+def classified(folder: Path) -> Path:
+    records = [
+        {"step": step, "val_top1": share, "val_loss": 1.0} for step, share in ((300, 0.2), (630, 0.29), (900, 0.23))
+    ]
+    return write_run(folder, records)
+
+
+def test_the_kept_model_is_ringed_and_named_before_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    facts, (line,) = facts_and_lines(monkeypatch, [keep(classified(tmp_path / "flowers"), 630)])
+    assert facts == "flowers: kept with 29.0 % at step 630; last 23.0 % at step 900"
+    assert line.mark == (630, 0.29, "kept: 29.0 %")
+
+
+def test_of_several_runs_every_kept_model_is_ringed_without_a_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = [keep(classified(tmp_path / "a"), 900), keep(classified(tmp_path / "b"), 300)]
+    facts, lines = facts_and_lines(monkeypatch, runs)
+    assert [line.mark for line in lines] == [(900, 0.23, ""), (300, 0.2, "")]
+    assert facts.splitlines() == [
+        "a: kept with 23.0 % at step 900, the last measured",
+        "b: kept with 20.0 % at step 300; last 23.0 % at step 900",
+    ]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"provenance": {"step": "x"}}', '{"provenance": {"step": 77}}'])
+def test_where_nothing_says_what_is_kept_no_point_is_ringed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    run = keep(classified(tmp_path / "a"), 0)
+    (run / "model/config.json").write_text(text)
+    facts, (line,) = facts_and_lines(monkeypatch, [run])
+    assert line.mark is None and facts == "a: 23.0 % at step 900"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from beit.common.training import expectation
 from beit.common.training.config import CheckpointConfig, OptimizerConfig, TrainConfig, plan_training
 from beit.common.training.expectation import better_batch, in_gb, in_words, warn_of_plan
 from beit.tests.toy_training import toy_config, train_toy
@@ -23,7 +25,7 @@ def test_a_run_says_once_what_it_will_take(
     train_toy(tmp_path, toy_config(*settings))
     (line,) = said(caplog)
     assert " per step, " in line and "GB of disk" not in line and " of memory" in line
-    assert line.split("disk (checkpoints of ")[1] == "2.53 kB)"
+    assert line.split("disk (checkpoints of ")[1] == "2.6 kB)"
 
 
 def test_a_run_of_one_micro_batch_is_over_before_there_is_anything_to_say(
@@ -37,8 +39,8 @@ def test_a_run_of_one_micro_batch_is_over_before_there_is_anything_to_say(
 def test_a_full_disk_is_foreseen(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    usage = type("Usage", (), {"free": 5000})()
-    monkeypatch.setattr("beit.common.training.expectation.shutil.disk_usage", lambda path: usage)
+    full = SimpleNamespace(disk_usage=lambda path: SimpleNamespace(free=5000))
+    monkeypatch.setattr(expectation, "shutil", full)
     train_toy(tmp_path, toy_config())
     assert any(f"the disk of {tmp_path} has 5 kB free, and the run will need" in line for line in caplog.messages)
 

@@ -7,9 +7,9 @@ from PIL import Image
 
 from beit.common.errors import InputError
 from beit.common.store import open_store
+from beit.common.views import render_view
 from beit.tests.tiny_store import tokenize, write_folder
 from beit.tokenize.commands import show_tokens_command
-from beit.tokenize.pictures.views import token_colours
 from beit.tokenize.pictures.words import _cut, words_sheet
 
 
@@ -20,12 +20,25 @@ def test_the_commonest_words_come_first_one_row_each(tmp_path):
     commonest = words[np.argsort(-counts, kind="stable")]
     sheet = np.asarray(words_sheet(store, num_words=5, num_examples=4, num_samples=8))
     more = words_sheet(store, num_words=6, num_examples=4, num_samples=8)
-    places = [
-        np.argwhere((sheet == colour).all(-1)).mean(0).tolist() for colour in token_colours(commonest[:5]).tolist()
-    ]
+    places = [np.argwhere((sheet == colour).all(-1)).mean(0).tolist() for colour in mean_colours(store, commonest[:5])]
     step = more.height - len(sheet)
     assert 70 < step < 100
     assert all(below[0] - above[0] == step and below[1] == above[1] for above, below in pairwise(places))
+
+
+def mean_colours(store, words):
+    """Of all patches that carry each word in the only view of every sample."""
+    info = store.info
+    patches, carried = [], []
+    for sample in store:
+        view = render_view(
+            sample["image"], sample["views"][0], img_size=info.img_size, jitter_scope=info.augment.jitter_scope
+        )
+        grid = view.reshape(info.grid_size, info.patch_size, info.grid_size, info.patch_size, 3)
+        patches.append(grid.mean((1, 3)).reshape(-1, 3))
+        carried.append(sample["token_ids"][0].reshape(-1))
+    patches, carried = np.concatenate(patches), np.concatenate(carried)
+    return [patches[carried == word].mean(0).round().astype(np.uint8) for word in words]
 
 
 def test_a_patch_stands_in_the_middle_of_its_cell():
