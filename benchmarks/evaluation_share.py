@@ -20,6 +20,8 @@ from pathlib import Path
 from beit.common.runs.metrics import read_metrics
 
 SHARE = 0.1
+_LABELLED = 3000
+"""Images that fine-tunings choose theirs from."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,8 +90,8 @@ def measured(run: Run, arguments: argparse.Namespace) -> dict[str, object]:
             beit("tokenize", part(arguments.train, run.images, arguments.out), store, *tokenize)
         command = ["pretrain", store, folder, "--recipe", "beit_tiny_patch4_32"]
     else:
-        val = part(arguments.val, run.val, arguments.out)
-        command = ["finetune", "classification", arguments.train, folder, "--encoder", "random", "--val", val]
+        val, train = part(arguments.val, run.val, arguments.out), part(arguments.train, _LABELLED, arguments.out)
+        command = ["finetune", "classification", train, folder, "--encoder", "random", "--val", val]
         command += ["--recipe", "cifar10_tiny", "--set", f"data.num_labels={run.images}"]
         command += ["--set", "train.global_batch_size=32"]
     if not any("evaluation_share" in record for record in read_metrics(folder / "metrics.jsonl")):

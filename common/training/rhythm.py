@@ -23,7 +23,7 @@ SHARE = 0.1
 _FORWARD = 0.5
 """Of the time of an image trained on, what an evaluated one takes: a third for the forward pass, and its reading, which
 nothing hides."""
-_FIXED_SECONDS = 0.5
+_FIXED_SECONDS = 0.2
 """What an evaluation takes besides its images: a loader, pictures and their files. Measured on a CPU."""
 _SPEED = {"cpu": (1e11, 1000.0), "cuda": (1e14, 10_000.0)}
 """Operations and images per second that a rank of a kind of device trains with: what turns the seconds above into

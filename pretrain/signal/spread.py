@@ -114,7 +114,7 @@ class CostLog:
 
 
 def _text(values: NDArray[Any]) -> str:
-    return base64.b64encode(np.ascontiguousarray(values)).decode()
+    return base64.b64encode(values.tobytes()).decode()
 
 
 def _array(text: str, dtype: Any) -> NDArray[Any]:

@@ -167,9 +167,9 @@ def _worth(below: float, error: float, metrics: Mapping[str, float]) -> str:
 
 def _numbers(metrics: Mapping[str, float]) -> str:
     if "held_out_mse" in metrics:
-        error, line = metrics["held_out_mse"], metrics["mean_mse"]
+        error, mean = metrics["held_out_mse"], metrics["mean_mse"]
         beside = _beside(metrics, "train_mse")
-        return f"held-out squared error {error:.3f}{beside}, {error / line:.0%} of predicting the mean ({line:.3f})"
+        return f"held-out squared error {error:.3f}{beside}, {error / mean:.0%} of predicting the mean ({mean:.3f})"
     bits, neighbour = metrics["held_out_bits"], metrics.get("neighbour_bits")
     line = f"held-out {bits:.2f} bits per token{_beside(metrics, 'train_bits')}"
     line += f", {_distance(bits, metrics['unigram_bits'])} unigram"

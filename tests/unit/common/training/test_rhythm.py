@@ -56,7 +56,7 @@ def test_where_evaluations_cost_little_there_is_one_per_epoch() -> None:
 
 def test_a_small_run_evaluates_a_few_times_instead_of_every_fourth_step() -> None:
     rhythm = rhythm_for(evaluation_cost(60, flops=1.1e9, device="cpu", world_size=1))
-    assert len(steps_of(rhythm)) in range(3, 12)
+    assert len(steps_of(rhythm)) in range(3, 20)
     assert "so that it takes at most a tenth of the time" in str(rhythm)
 
 
