@@ -330,6 +330,6 @@ def load_store_tokenizer(
     if tokenizer.fingerprint != info.fingerprint:
         raise InputError(
             f"tokenizer {name} (fingerprint {tokenizer.fingerprint[:12]}) is not the one the store was made with "
-            f"({info.fingerprint[:12]}); restore that one, or name it with --tokenizer"
+            f"({info.name}, {info.fingerprint[:12]}); restore that one, or name it with --tokenizer"
         )
     return tokenizer

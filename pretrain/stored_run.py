@@ -83,8 +83,8 @@ def open_stored_run(run: Path, store: str | None) -> StoredRun:
         ) from None
     if data.get("store_sha256", opened.index_sha256) != opened.index_sha256:
         raise InputError(
-            f"{opened.location} is not the store of {run} (index {opened.index_sha256[:12]} instead of "
-            f"{data['store_sha256'][:12]}); name that one with --store"
+            f"{opened.location} (index {opened.index_sha256[:12]}) is not the store of {run}, which was "
+            f"{data.get('store', 'another')} (index {data['store_sha256'][:12]}); name that one with --store"
         )
     return StoredRun(run, config, opened, data)
 

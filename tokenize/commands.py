@@ -72,6 +72,7 @@ def tokenize_command(source: str, store: str, tokenizer: str | None, **dedicated
     summary = tokenize_with_ranks(config, source, store, ranks=options.gpus, resume=options.resume)
     if not launched_rank():  # all ranks would say the same
         click.echo(summary.as_table())
+        click.echo(summary.outcome)
 
 
 @click.command("verify")

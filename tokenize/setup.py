@@ -165,6 +165,7 @@ def begin_or_continue(files: StoreFiles, wanted: StoreInfo, leases: Leases, conf
         if not document.exists():
             write_document(document, wanted)
         existing = read_document(StoreInfo, document)
+        _require_same_tokenizer(store, existing.tokenizer, wanted.tokenizer)
         _require_same(store, existing.settings(), wanted.settings())
         if existing.source.stamp and wanted.source.stamp not in ("", existing.source.stamp):
             _require_consent(store, config)
@@ -187,6 +188,15 @@ def _require_consent(store: str, config: TokenizeConfig) -> None:
             "allow_source_change=true, or name another folder for the store"
         )
     logger.info("%s; going on with them as they are", change)
+
+
+def _require_same_tokenizer(store: str, existing: TokenizerInfo | None, wanted: TokenizerInfo | None) -> None:
+    """Refuse another tokenizer than the store's, by the names of both."""
+    if existing is None or wanted is None or existing.fingerprint == wanted.fingerprint:
+        return
+    old, new = (f"{info.name} (fingerprint {info.fingerprint[:12]})" for info in (existing, wanted))
+    way_out = f"use --tokenizer {existing.name}" if existing.name != wanted.name else "restore that one"
+    raise InputError(f"store ({store}) was begun with tokenizer {old}, not {new}; {way_out}, or name another folder")
 
 
 def _require_same(store: str, existing: dict[str, str], wanted: dict[str, str]) -> None:

@@ -78,6 +78,15 @@ class TokenizeSummary:
             return f"the tokenizer ({percent(encoding / total)} of the time)"
         return f"decoding and cropping ({percent(waiting / total)} of the time); more workers or --short-side may help"
 
+    @property
+    def outcome(self) -> str:
+        """What became of the store, in one line."""
+        if not self.is_complete:
+            return f"{self.store} is not finished yet"
+        if self.num_images_done or not self.num_shards_kept:
+            return f"wrote {self.store}"
+        return f"{self.store} is finished, nothing was left to do; for other images, views or sizes name another store"
+
     def as_table(self) -> str:
         """Return the lines a user sees at the end."""
         if not self.is_complete:

@@ -75,7 +75,7 @@ def audit_store(store: TokenStore, *, count: int, tokenizer: ViewEncoder | str |
         require(
             tokenizer.fingerprint == info.tokenizer.fingerprint,
             f"tokenizer {info.tokenizer.name} (fingerprint {tokenizer.fingerprint[:12]}) is not the one the store was "
-            f"made with ({info.tokenizer.fingerprint[:12]}); restore that one",
+            f"made with ({info.tokenizer.name}, {info.tokenizer.fingerprint[:12]}); restore that one",
         )
     problems: list[str] = []
     with torch_threads(then.threads):

@@ -49,3 +49,10 @@ def test_a_finished_store_needs_no_room(tmp_path, monkeypatch, caplog):
     settings = config("views=3", "shard_size=16", "threads=1", "workers=1", tokenizer=tmp_path / "tokenizer")
     run_tokenize(settings, str(tmp_path / "images"), tmp_path / "store")
     assert "/store: about " not in caplog.text
+
+
+def test_a_store_goes_on_with_its_own_tokenizer_only_which_is_named(tmp_path):
+    write_store(tmp_path, images=12)
+    settings = config("views=3", "shard_size=16", "threads=1", "workers=1")
+    with pytest.raises(InputError, match=f"begun with tokenizer {tmp_path}/tokenizer .*, not mini .*use --tokenizer"):
+        run_tokenize(settings, str(tmp_path / "images"), tmp_path / "store")

@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from beit.common.errors import InputError
+from beit.common.shards.schema import TokenizerInfo
 from beit.common.storage import remote_place
 from beit.common.storage.files import sha256_file
-from beit.common.tokenizer import load_tokenizer
+from beit.common.tokenizer import load_store_tokenizer, load_tokenizer
 from beit.common.tokenizers import dalle_cache
 from beit.common.tokenizers.dalle import DalleDecoder, DalleEncoder
 from beit.common.tokenizers.dalle_cache import MIRRORS_VARIABLE, has_decoder, prepare_dalle
@@ -59,6 +60,14 @@ def names(folder: Path) -> list[str]:
 
 def settings(folder: Path) -> dict[str, Any]:
     return dict(json.loads((folder / "config.json").read_text()))
+
+
+def test_a_store_of_dalle_downloads_nothing_by_itself(tmp_path, monkeypatch):
+    monkeypatch.setenv("BEIT_CACHE", str(tmp_path))
+    info = TokenizerInfo(name="dall-e", fingerprint="0" * 64, vocab_size=8192, downsampling=8)
+    for need_decoder, part in ((False, "encoder"), (True, "decoder")):
+        with pytest.raises(InputError, match=f"whose {part} is not on this machine .*say --tokenizer dall-e"):
+            load_store_tokenizer(info, need_decoder=need_decoder)
 
 
 def test_first_use_downloads_converts_and_records(
