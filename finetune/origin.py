@@ -64,8 +64,8 @@ def command_text(words: Sequence[str]) -> str:
     """Write a command as it was typed, except that absolute paths lose all but their ends; as code. Empty for none."""
     if not words:
         return ""
-    program = Path(words[0]).name
-    shown = ["beit" if program in ("cli.py", "__main__.py") else program, *map(_shortened_word, words[1:])]
+    program = Path(words[0]).stem
+    shown = ["beit" if program == "cli" else program, *map(_shortened_word, words[1:])]
     return f"`{' '.join(shown)}`".replace("\n", " ")
 
 

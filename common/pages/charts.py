@@ -232,8 +232,16 @@ def interval_svg(
         axes.margins(x=0.06)
         if reference is not None:
             axes.axvline(reference[0], color=_hex(FAINT), linewidth=1, zorder=1)
-            place = {"horizontalalignment": "center", "verticalalignment": "bottom", "textcoords": "offset points"}
-            axes.annotate(reference[1], (reference[0], -0.5), (0, 2), color=_hex(FAINT), annotation_clip=False, **place)
+            axes.annotate(
+                reference[1],
+                (reference[0], -0.5),
+                (0, 2),
+                textcoords="offset points",
+                horizontalalignment="center",
+                verticalalignment="bottom",
+                color=_hex(FAINT),
+                annotation_clip=False,
+            )
         return _svg(figure, size_px, description)
 
 
@@ -355,9 +363,17 @@ def _dense(points: NDArray[np.float64]) -> NDArray[np.float64]:
 def _draw_mark(axes: Axes, line: Line) -> None:
     """Ring a point of a line."""
     if line.mark is not None:
-        x, y, _ = line.mark
-        ring = {"markersize": 15, "markerfacecolor": "none", "markeredgecolor": _hex(line.colour)}
-        axes.plot([x], [y], "o", markeredgewidth=2, clip_on=False, zorder=2.3, **ring)
+        axes.plot(
+            line.mark[:1],
+            line.mark[1:2],
+            "o",
+            markersize=15,
+            markerfacecolor="none",
+            markeredgecolor=_hex(line.colour),
+            markeredgewidth=2,
+            clip_on=False,
+            zorder=2.3,
+        )
 
 
 def _set_ranges(axes: Axes, chart: LineChart) -> None:

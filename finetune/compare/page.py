@@ -21,7 +21,7 @@ from beit.finetune.compare.compare import (
     task_name,
 )
 from beit.finetune.compare.intervals import mean_interval
-from beit.finetune.compare.report import LEGEND, TITLES, interval_text, row_cells, sections, settings_text, value_text
+from beit.finetune.compare.rows import LEGEND, TITLES, interval_text, row_cells, sections, settings_text, value_text
 from beit.finetune.compare.runs import RunRecord
 from beit.finetune.origin import command_text, when
 

@@ -69,7 +69,7 @@ def _mean_colour(pixels: Sequence[NDArray[np.uint8]], places: NDArray[np.int64],
         pixels[sample][row * patch_size :, column * patch_size :][:patch_size, :patch_size].mean((0, 1))
         for sample, row, column in places.tolist()
     ]
-    return np.mean(means, axis=0).round().astype(np.uint8).reshape(1, 1, 3)
+    return np.asarray(np.mean(means, axis=0).round(), np.uint8).reshape(1, 1, 3)
 
 
 def _cut(pixels: NDArray[np.uint8], row: int, column: int, patch_size: int) -> NDArray[np.uint8]:

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,9 @@ import pytest
 from jinja2 import UndefinedError
 from PIL import Image
 
+from beit.common.pages import html_page
 from beit.common.pages.html_page import data_uri, prose, render
+from beit.common.pages.pictures import contrast
 
 EVIL = "<script>alert(1)</script>\"'&"
 
@@ -51,3 +54,17 @@ def test_pictures_survive() -> None:
         assert uri.startswith("data:image/png;base64,")
         decoded = Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1])))
         assert np.array_equal(np.asarray(decoded), pixels)
+
+
+@pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
+def test_texts_of_pages_have_the_contrast_that_wcag_wants(scheme: int) -> None:
+    style = Path(html_page.__file__).with_name("page.css").read_text()
+    block = re.findall(r":root \{(.*?)\}", style, re.DOTALL)[scheme]
+    colours = {
+        name: tuple(int(digits[place : place + 2], 16) for place in (0, 2, 4))
+        for name, digits in re.findall(r"--([\w-]+): #(\w{6})", block)
+    }
+    pairs = [("ink", "paper"), ("ink", "track"), ("soft", "paper"), ("soft", "card"), ("good", "paper")]
+    pairs += [(level, f"{level}-bg") for level in ("good", "look", "bad")]
+    assert all(contrast(colours[text], colours[ground]) >= 4.5 for text, ground in pairs)
+    assert all(contrast(colours[f"line{number}"], colours["paper"]) >= 3.0 for number in range(8))
