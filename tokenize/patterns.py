@@ -23,7 +23,9 @@ from beit.common.errors import require
 from beit.common.rng import CounterRng
 from beit.tokenize.synthetic import FloatImage, generator_of, paint_all
 
-Ink = NDArray[np.float32]
+Coordinates = NDArray[np.floating]
+"""(S, S), in periods."""
+Ink = NDArray[np.floating]
 """(S, S), 0 where the first colour of a palette is seen, 1 where the second is."""
 
 _OVERSAMPLED = 2
@@ -32,7 +34,7 @@ _ROOT_3 = math.sqrt(3)
 _SMALLEST_PX = 32
 
 
-def _part(value: FloatImage) -> FloatImage:
+def _part(value: Coordinates) -> Coordinates:
     """Return the place within a period, in [0, 1)."""
     return value - np.floor(value)
 
@@ -41,35 +43,35 @@ def _ink(is_inked: NDArray[np.bool_]) -> Ink:
     return is_inked.astype(np.float32)
 
 
-def _stripes(x: FloatImage, y: FloatImage) -> Ink:
+def _stripes(x: Coordinates, y: Coordinates) -> Ink:
     return _ink(_part(x) < 0.5)
 
 
-def _checks(x: FloatImage, y: FloatImage) -> Ink:
+def _checks(x: Coordinates, y: Coordinates) -> Ink:
     return (np.floor(2 * x) + np.floor(2 * y)) % 2
 
 
-def _dots(x: FloatImage, y: FloatImage) -> Ink:
+def _dots(x: Coordinates, y: Coordinates) -> Ink:
     rows = y * 2 / _ROOT_3  # every second one is shifted, so that a dot has six neighbours
     across, along = _part(x + 0.5 * (np.floor(rows) % 2)) - 0.5, (_part(rows) - 0.5) * _ROOT_3 / 2
     return _ink(across**2 + along**2 < 0.085)
 
 
-def _rings(x: FloatImage, y: FloatImage) -> Ink:
+def _rings(x: Coordinates, y: Coordinates) -> Ink:
     radius = np.hypot(_part(0.62 * x) - 0.5, _part(0.62 * y) - 0.5)
     return _ink((_part(4 * radius + 0.3) < 0.5) & (radius < 0.49))
 
 
-def _zigzags(x: FloatImage, y: FloatImage) -> Ink:
+def _zigzags(x: Coordinates, y: Coordinates) -> Ink:
     return _ink(_part(1.15 * y + 1.2 * np.abs(_part(x) - 0.5)) < 0.5)
 
 
-def _bricks(x: FloatImage, y: FloatImage) -> Ink:
+def _bricks(x: Coordinates, y: Coordinates) -> Ink:
     along = _part(x + 0.5 * (np.floor(2 * y) % 2))
     return _ink((along >= 0.14) & (_part(2 * y) >= 0.24))
 
 
-def _scales(x: FloatImage, y: FloatImage) -> Ink:
+def _scales(x: Coordinates, y: Coordinates) -> Ink:
     """Discs in rows, each row over the one before."""
     ink = np.zeros_like(x)
     for later in (-1, 0, 1):
@@ -79,7 +81,7 @@ def _scales(x: FloatImage, y: FloatImage) -> Ink:
     return ink
 
 
-def _honeycomb(x: FloatImage, y: FloatImage) -> Ink:
+def _honeycomb(x: Coordinates, y: Coordinates) -> Ink:
     """Two interleaved grids hold the centres of all cells; the nearer centre is the cell's own."""
     cells = [(_part(x + shift) - 0.5, (_part(y / _ROOT_3 + shift) - 0.5) * _ROOT_3) for shift in (0.0, 0.5)]
     is_first = np.hypot(*cells[0]) < np.hypot(*cells[1])
@@ -87,16 +89,16 @@ def _honeycomb(x: FloatImage, y: FloatImage) -> Ink:
     return _ink(np.maximum(across, across / 2 + along * _ROOT_3 / 2) < 0.37)
 
 
-def _plaid(x: FloatImage, y: FloatImage) -> Ink:
+def _plaid(x: Coordinates, y: Coordinates) -> Ink:
     return (_stripes(x, y) + _stripes(y, x)) / 2
 
 
-def _basket(x: FloatImage, y: FloatImage) -> Ink:
+def _basket(x: Coordinates, y: Coordinates) -> Ink:
     strands = np.where((np.floor(x) + np.floor(y)) % 2 == 0, x, y)
     return _ink(_part(3 * strands + 0.17) < 0.66)
 
 
-_DRAW: dict[str, Callable[[FloatImage, FloatImage], Ink]] = {
+_DRAW: dict[str, Callable[[Coordinates, Coordinates], Ink]] = {
     "basket": _basket,
     "bricks": _bricks,
     "checks": _checks,
@@ -138,7 +140,8 @@ def _srgb(lightness: float, chroma: float, hue: float) -> FloatImage:
         ]
     )
     linear = np.clip(to_rgb @ (to_cones @ lab) ** 3, 0, 1)
-    return np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055).astype(np.float32)
+    encoded = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+    return np.asarray(encoded, dtype=np.float32)
 
 
 def paint_cloth(rng: CounterRng, pattern: str, img_size: int) -> NDArray[np.uint8]:
