@@ -93,9 +93,9 @@ class HeldOutConfig:
     """Images per forward pass of one rank."""
     max_images: Annotated[int, at_least(1)] = 10_000
     """At most this many of the store's held-out images, spread evenly over its shards."""
-    train_images: Annotated[int | None, at_least(0)] = None
-    """Training images that are measured in the same way beside them; 0 measures none. Left out, as many as there are
-    held-out images measured, 1 000 at most."""
+    train_images: Annotated[int, at_least(0)] = 1_000
+    """At most this many training images are measured in the same way beside them, and no more than held-out images: a
+    comparison of many with few is as vague as one of few with few. 0 measures none."""
     baseline_views: Annotated[int, at_least(1)] = 20_000
     """Stored views of training images whose tokens give the unigram and the neighbour line; several of each image where
     there are fewer images. Tokens computed online cost a forward pass of the tokenizer each, so 2 000 at most are."""

@@ -44,7 +44,6 @@ _EVALUATION_WORKERS = 2
 """A short pass does not repay starting many."""
 _MIN_IMAGES_PER_WORKER = 1000
 """Or any: starting one takes as long as reading so many."""
-_MAX_TRAIN_IMAGES = 1000
 
 
 @dataclass
@@ -91,8 +90,7 @@ class HeldOut:
         """The held-out images that are measured, and the training images beside them."""
         settings = self.config.held_out
         held_out = EvenSample(self.held_out, settings.max_images)
-        beside = settings.train_images
-        return held_out, EvenSample(self.train, min(len(held_out), _MAX_TRAIN_IMAGES) if beside is None else beside)
+        return held_out, EvenSample(self.train, min(len(held_out), settings.train_images))
 
     @property
     def num_images(self) -> int:

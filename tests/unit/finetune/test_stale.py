@@ -185,5 +185,5 @@ def test_compare_says_that_images_were_edited_between_runs(data):
     edit(data / "val")
     probe("three", 2)
     notes = " ".join(compare_runs([data / "one", data / "two", data / "three"]).notes)
-    assert "knn: images that were measured on were edited between the runs" in notes
-    assert "knn: training images were edited between the runs" in notes
+    assert "k-NN: measured images were edited between the runs" in notes
+    assert "k-NN: training images were edited between the runs" in notes
