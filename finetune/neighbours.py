@@ -58,8 +58,9 @@ def nearest(features: Tensor, queries: Sequence[int], count: int) -> Tensor:
 def neighbour_sheet(encoder: Path, source: str, *, num_rows: int, num_images: int) -> NeighbourPicture:
     """Draw, for some images of a source, those that the encoder finds most like them.
 
-    Compared is the mean over the patches of the block that a probe found best, or else of the last, less the mean over
-    all images, which says what all have in common.
+    Compared are CLS and the mean of the patches, side by side, after the block that a probe found best, or else after
+    the last, less their mean over all images, which says what these have in common. The mean of the patches alone says
+    most of all what colours there are.
 
     Args:
         encoder: An encoder, a fine-tuned model, or a run.
@@ -73,7 +74,8 @@ def neighbour_sheet(encoder: Path, source: str, *, num_rows: int, num_images: in
     count = min(_COLUMNS - 1, len(names) - 1)
     require(count >= 1, f"{source} has {len(names)} image; neighbours need more")
     batches = (_batch(pixels[start : start + _BATCH]) for start in range(0, len(names), _BATCH))
-    found = extract_features(model, batches, device=torch.device("cpu"), normalization=stored.normalization)
+    scale = stored.normalization
+    found = extract_features(model, batches, device=torch.device("cpu"), normalization=scale, pooling="cls_mean")
     queries = spread_evenly(len(names), num_rows).tolist()
     rows = [
         [query, *near]
