@@ -113,7 +113,7 @@ def test_another_tokenizer_is_refused(tmp_path):
     tokenize(source, tmp_path / "store")
     other = BlockSums()
     other.fingerprint = "0" * 64
-    with pytest.raises(InputError, match=r"begun with tokenizer \S+ \(fingerprint f{12}\), not \S+ \(fingerprint 0{12}\)"):
+    with pytest.raises(InputError, match=r"begun with tokenizer \S+ \(fingerprint f{12}\), not \S+ \(.*0{12}\)"):
         tokenize(source, tmp_path / "store", tokenizer=other)
 
 
