@@ -1,4 +1,4 @@
-"""What a pre-training is told before it begins: too few images to learn from, and what would be done sooner."""
+"""What a pre-training is told before it begins: too short a run to learn from, and what would be done sooner."""
 
 from __future__ import annotations
 
@@ -12,21 +12,25 @@ from beit.pretrain.config import PretrainConfig
 from beit.pretrain.masking import max_num_masked
 
 RECIPES = Path(__file__).parent / "recipes"
-FEW_IMAGES = 1000
-"""Fewer are said to be few. Between what did not help, 120 photos (29.0 % with ten classes, random weights 31.5 %), and
-the fewest that are known to, 5000 small images (docs/results.md, CIFAR-10); the line itself has not been measured."""
+FEW_CROPS = 10_000
+"""Fewer, counting each as often as it is seen, are said to be few. Between 6400, after which small networks were not
+surely better than random weights, and 16 000, after which they were, with 150 images as with 32 000 (docs/results.md);
+the line itself has not been measured."""
 _QUICK_RECIPE = "beit_tiny_patch8_64"
 _SLOWER = 2.0
 """Factor on the time of a small network: its matrices fill a processor less well; arbitrary, on the safe side."""
 
 
-def few_images(num_images: int) -> str | None:
-    """Return a warning where so many training images teach an encoder hardly anything; None where they may."""
-    if num_images >= FEW_IMAGES:
+def little_training(num_images: int, *, total_steps: int, batch: int) -> str | None:
+    """Return a warning where a run is too short to teach an encoder much; None where it may."""
+    crops = total_steps * batch
+    if crops >= FEW_CROPS:
         return None
+    steps, epochs = -(-FEW_CROPS // batch), -(-FEW_CROPS // num_images)
     return (
-        f"{num_images} images are few to pre-train on from scratch: expect no better than random weights. Add images, "
-        f"which need no labels, to some thousands, or fine-tune a published encoder instead (beit import)"
+        f"{total_steps} steps see {crops} crops of {num_images} images in all, which is little to pre-train on from "
+        f"scratch: expect hardly more than from random weights. Train longer (--set train.epochs={epochs}, or "
+        f"train.steps={steps}), add images, which need no labels, or fine-tune a published encoder (beit import)"
     )
 
 

@@ -41,7 +41,7 @@ from beit.common.vit.config import Normalization, ViTConfig, build_vit_config
 from beit.common.vit.description import EncoderConfig
 from beit.common.vit.flops import training_flops
 from beit.common.vit.param_groups import param_groups
-from beit.pretrain.advice import few_images, quicker
+from beit.pretrain.advice import little_training, quicker
 from beit.pretrain.config import PretrainConfig
 from beit.pretrain.data import ViewTransform, build_transform, check_replay
 from beit.pretrain.model import MaskedImageModel, MaskedPixelModel
@@ -162,10 +162,11 @@ class PretrainTask:
             return
         self.earlier += read_metrics(run / METRICS)
         self._warn_of_another_size()
-        few = few_images(int(self.dataset.shard_sizes.sum()))
-        if few:
-            logger.warning("%s", few)
         plan, views = self.data.plan, self.store.info.views
+        num_images = int(self.dataset.shard_sizes.sum())
+        little = little_training(num_images, total_steps=plan.total_steps, batch=plan.global_batch_size)
+        if little:
+            logger.warning("%s", little)
         epochs = plan.total_steps / plan.steps_per_epoch
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
         logger.info(

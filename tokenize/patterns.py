@@ -31,6 +31,8 @@ Ink = NDArray[np.floating]
 _OVERSAMPLED = 2
 """Drawn so many times larger and averaged down, which smooths the edges."""
 _ROOT_3 = math.sqrt(3)
+_INDIGO, _LINEN = 4.65, 1.5
+"""Hues of the two colours, radians in OKLCH."""
 _SMALLEST_PX = 32
 
 
@@ -115,11 +117,12 @@ PATTERNS = tuple(_DRAW)
 
 
 def two_colours(generator: np.random.Generator) -> FloatImage:
-    """Draw a dark and a light colour that go together, in either order, shape (2, 3), sRGB in [0, 1]."""
-    hue = generator.uniform(0, 2 * math.pi)
-    other = hue + generator.choice([0.0, 0.6, -0.6, 2.2, math.pi]) + generator.normal(0, 0.15)
-    dark = _srgb(generator.uniform(0.28, 0.48), generator.uniform(0.03, 0.12), hue)
-    light = _srgb(generator.uniform(0.78, 0.95), generator.uniform(0.02, 0.11), other)
+    """Draw dye and linen, in either order, shape (2, 3), sRGB in [0, 1].
+
+    Hues are always the same: where every cloth had its own, a network went by them (docs/results.md).
+    """
+    dark = _srgb(generator.uniform(0.28, 0.48), 0.09, _INDIGO)
+    light = _srgb(generator.uniform(0.78, 0.95), 0.025, _LINEN)
     return np.stack([dark, light] if generator.random() < 0.5 else [light, dark])
 
 

@@ -12,6 +12,8 @@ import os
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # mallopt(3)
 _OF_THE_USER = ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD")
 _HOW_TO_WAIT = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+_LOOKS = 2000
+"""Of a waiting thread before it sleeps, some microseconds: the others are mostly done by then, or kept from a core."""
 
 
 def available_cores() -> int:
@@ -37,15 +39,16 @@ def ranks_here(world_size: int) -> int:
 
 
 def sleep_while_waiting() -> None:
-    """Have torch's threads sleep where they wait for each other, instead of spinning on cores that others could use.
+    """Have torch's threads soon sleep where they wait for each other, instead of spinning on cores others could use.
 
     To be called before torch is loaded, whose OpenMP library reads this once; whoever set one of its variables is
     heeded. A thread that spins for one that a browser or a data worker keeps from its core burns the time that one
-    lacks: beside one busy process, trainings on two cores were several times faster asleep, alone as fast
+    lacks; one that sleeps at once is woken late, a thousand times in a step. So it looks for a while, and then sleeps
     (docs/results.md).
     """
     if not any(name in os.environ for name in _HOW_TO_WAIT):
-        os.environ["OMP_WAIT_POLICY"] = "passive"
+        os.environ["OMP_WAIT_POLICY"] = "passive"  # for libraries that do not know the other
+        os.environ["GOMP_SPINCOUNT"] = str(_LOOKS)
 
 
 def keep_freed_memory() -> bool:

@@ -1,13 +1,15 @@
-"""Too few images are said to be few, and somebody in a hurry is told of the small recipe."""
+"""Too short a run is said to teach little, and somebody in a hurry is told of the small recipe."""
 
 import pytest
 
-from beit.pretrain.advice import FEW_IMAGES, few_images, quicker
+from beit.pretrain.advice import FEW_CROPS, little_training, quicker
 
 
-def test_few_images_are_said_to_be_few():
-    assert few_images(FEW_IMAGES) is None
-    assert few_images(120).startswith("120 images are few to pre-train on from scratch")
+def test_a_run_that_sees_little_is_told_so_with_what_would_be_enough():
+    line = little_training(120, total_steps=187, batch=8)
+    assert line.startswith("187 steps see 1496 crops of 120 images in all, which is little")
+    assert "--set train.epochs=84, or train.steps=1250" in line and 84 * 120 >= FEW_CROPS and 1250 * 8 == FEW_CROPS
+    assert little_training(120, total_steps=1250, batch=8) is None
 
 
 @pytest.mark.parametrize(
