@@ -34,6 +34,8 @@ SCENE_PX, IMG_SIZE_PX, PATCH_SIZE_PX = 96, 64, 8
 """Side of a generated image, of what the model sees of one, and of a patch."""
 OWN_VIEWS, OWN_VIEWS_IN_ALL = (4, 32), 10_000
 """Of one's own images: at least and at most so many views of each, and in between about so many in all."""
+FEWEST_OWN = 5
+"""Of one's own images; of fewer none is held out to measure on, at most a fifth being so."""
 OWN_WARM_UP_STEPS = 50
 """Of the pre-training on one's own images; a tenth of it."""
 OWN_LABELS_PER_CLASS, OWN_TEST_AT_MOST, CLASSES_AT_MOST = 10, 1000, 100
@@ -183,6 +185,9 @@ def own_images(folder: Path, data: str, labelled: str | None, seed: int) -> tupl
 
     source = open_source(data)
     number = sum(len(refs) for refs in list_samples(source))
+    require(
+        number >= FEWEST_OWN, f"{data} has {number} images; the demo needs at least {FEWEST_OWN}, better some hundred"
+    )
     views = max(OWN_VIEWS[0], min(OWN_VIEWS[1], OWN_VIEWS_IN_ALL // max(1, number)))
     click.echo(f"{data}: {number} images, {views} views of each; they are only read")
     labels = None if labelled is None else split_labelled(labelled, folder / "labelled", seed)

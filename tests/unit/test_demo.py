@@ -72,6 +72,11 @@ def test_one_place_may_be_written_in_several_ways(tmp_path, monkeypatch):
 
 
 def test_images_that_are_refused_leave_the_folder_free(tmp_path):
+    write_images(tmp_path / "few", 4, size=16)
+    with pytest.raises(InputError, match="4 images; the demo needs at least 5"):
+        CliRunner().invoke(
+            demo.demo_command, [str(tmp_path / "d"), "--data", str(tmp_path / "few")], catch_exceptions=False
+        )
     with pytest.raises(InputError, match="mistyped"):
         CliRunner().invoke(
             demo.demo_command, [str(tmp_path / "d"), "--data", str(tmp_path / "mistyped")], catch_exceptions=False
@@ -98,7 +103,7 @@ def test_the_table_has_an_interval(tmp_path):
     ]
 
 
-@pytest.mark.parametrize(("count", "views"), [(2, 32), (1000, 10), (100_000, 4)])
+@pytest.mark.parametrize(("count", "views"), [(5, 32), (1000, 10), (100_000, 4)])
 def test_few_images_get_more_views(tmp_path, monkeypatch, capsys, count, views):
     class Opened:
         kind, class_names = "parquet", None
@@ -113,7 +118,7 @@ def test_few_images_get_more_views(tmp_path, monkeypatch, capsys, count, views):
 @pytest.mark.parametrize("words", [[], ["--data", "mine"], ["--data", "mine", "--labelled", "labelled"]])
 def test_the_commands_of_each_demo(tmp_path, monkeypatch, words):
     monkeypatch.chdir(tmp_path)
-    write_images(tmp_path / "mine", 4, size=16)
+    write_images(tmp_path / "mine", 5, size=16)
     write_images(tmp_path / "labelled", 12, size=16, classes=("a", "b"))
     for name, number in {"UNLABELLED": 3, "LABELLED": 3, "TEST": 3}.items():
         monkeypatch.setattr(demo, name, number)
