@@ -18,13 +18,15 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 import click
 
-from beit.common.errors import InputError, require
+from beit.common.errors import EXIT_RESUMABLE, InputError, ResumableStop, RunFailed, require
 from beit.common.runs.layout import ENCODER, MODEL
 from beit.common.storage.documents import read_json, reading
 from beit.common.storage.files import write_atomic
+from beit.common.storage.paths import is_remote, normalise
 
 UNLABELLED, LABELLED, TEST = 2500, 100, 1000
 """Generated images without labels, with labels, and to measure on: few labels is where pre-training pays."""
@@ -32,6 +34,8 @@ SCENE_PX, IMG_SIZE_PX, PATCH_SIZE_PX = 96, 64, 8
 """Side of a generated image, of what the model sees of one, and of a patch."""
 OWN_VIEWS, OWN_VIEWS_IN_ALL = (4, 32), 10_000
 """Of one's own images: at least and at most so many views of each, and in between about so many in all."""
+FEWEST_OWN = 5
+"""Of one's own images; of fewer none is held out to measure on, at most a fifth being so."""
 OWN_WARM_UP_STEPS = 50
 """Of the pre-training on one's own images; a tenth of it."""
 OWN_LABELS_PER_CLASS, OWN_TEST_AT_MOST, CLASSES_AT_MOST = 10, 1000, 100
@@ -87,12 +91,15 @@ def demo_command(folder: Path, data: str | None, labelled: str | None, seed: int
     """
     started = time.monotonic()
     require(labelled is None or data is not None, f"--labelled ({labelled}) needs --data, the images to pre-train on")
-    claim(folder, {"seed": seed, "data": data, "labelled": labelled})
+    asked = {"seed": seed, "data": data, "labelled": labelled}
+    refuse_other_use(folder, asked)
     if data is None:
+        claim(folder, asked)
         images, labels, views = folder / "images/unlabelled", generate(folder / "images", seed), 4
         crops = [0.4, 1.0]
     else:
         images, labels, views = own_images(folder, data, labelled, seed)
+        claim(folder, asked)  # not earlier, so that the folder is still free if the images are refused
         crops = [0.2, 1.0]
     size = ["--img-size", IMG_SIZE_PX, "--patch-size", PATCH_SIZE_PX, "--set", f"augment.scale={crops}"]
     size += [] if data is None else ["--short-side", 2 * IMG_SIZE_PX]
@@ -117,25 +124,43 @@ def demo_command(folder: Path, data: str | None, labelled: str | None, seed: int
     click.echo(f"Done in {time.monotonic() - started:.0f} s. Everything is in {folder}")
 
 
-def claim(folder: Path, asked: Mapping[str, object]) -> None:
-    """Take an empty folder, or one that an earlier demo left, whose finished steps are then reused."""
+def refuse_other_use(folder: Path, asked: Mapping[str, object]) -> None:
+    """Accept an empty folder, or one that an earlier demo left, whose finished steps are then reused."""
     marker = folder / MARKER
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file; name a folder for the demo")
     if folder.is_dir() and any(folder.iterdir()) and not marker.is_file():
         raise InputError(f"{folder} is not empty and was not made by beit demo; name another folder")
-    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("data", "labelled"):
+        require(
+            asked[name] is None or not _is_inside(folder, str(asked[name])),
+            f"{folder}, the folder of the demo, must not lie inside --{name} ({asked[name]}); name another",
+        )
     if marker.is_file():
         with reading(marker, way_out="delete it to begin the demo again"):
             kept = read_json(marker)
             before = {"seed": int(kept["seed"])} | {name: kept.get(name) for name in ("data", "labelled")}
         for name, value in asked.items():
-            if before[name] != value:
+            if _place(before[name]) != _place(value):
                 was, now = (
                     f"--{name} {given}" if given is not None else f"no --{name}" for given in (before[name], value)
                 )
                 raise InputError(f"{folder} holds a demo with {was}, not {now}; name another folder or remove it")
-    write_atomic(marker, (json.dumps(asked) + "\n").encode())
+
+
+def claim(folder: Path, asked: Mapping[str, object]) -> None:
+    """Mark a folder as that of this demo."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(folder / MARKER, (json.dumps(asked) + "\n").encode())
+
+
+def _place(given: object) -> object:
+    """Return one name for what is written as photos, photos/ or ./photos."""
+    return normalise(given) if isinstance(given, str) else given
+
+
+def _is_inside(folder: Path, images: str) -> bool:
+    return not is_remote(images) and folder.resolve().is_relative_to(Path(normalise(images)).resolve())
 
 
 def generate(folder: Path, seed: int) -> Labels:
@@ -160,12 +185,19 @@ def own_images(folder: Path, data: str, labelled: str | None, seed: int) -> tupl
 
     source = open_source(data)
     number = sum(len(refs) for refs in list_samples(source))
+    require(
+        number >= FEWEST_OWN, f"{data} has {number} images; the demo needs at least {FEWEST_OWN}, better some hundred"
+    )
     views = max(OWN_VIEWS[0], min(OWN_VIEWS[1], OWN_VIEWS_IN_ALL // max(1, number)))
     click.echo(f"{data}: {number} images, {views} views of each; they are only read")
-    if labelled is None and source.kind == "files" and source.class_names and len(source.class_names) > 1:
-        click.echo("Its sub-folders are taken as classes; --labelled names other labelled images")
-        labelled = data
     labels = None if labelled is None else split_labelled(labelled, folder / "labelled", seed)
+    if labelled is None and source.kind == "files" and source.class_names and len(source.class_names) > 1:
+        try:
+            labels = split_labelled(data, folder / "labelled", seed)
+            click.echo("Its sub-folders are taken as classes; --labelled names other labelled images")
+            labelled = data
+        except InputError as error:  # folders of dates, say: nobody called them classes
+            click.echo(f"Its sub-folders are not taken as classes: {error}")
     if labels is None:
         click.echo("Without labels nothing is compared; --labelled FOLDER, one sub-folder per class, does that")
     else:
@@ -259,9 +291,25 @@ def table(labels: Labels, found: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def _beit(*arguments: object) -> None:
-    """Print a `beit` command, run it, and stop the demo with its exit code when it fails."""
+    """Print a `beit` command, run it, and stop the demo with its exit code when it fails or is asked to stop."""
+    from beit.common.processes.signals import die_with_parent, stop_signals_go_to
+
     words = [str(word) for word in arguments]
     click.echo(click.style(f"\n$ beit {shlex.join(words)}", bold=True))
-    code = subprocess.run([sys.executable, "-m", "beit.cli", *words]).returncode
+    asked = []
+
+    def forward(signum: int, frame: FrameType | None) -> None:
+        asked.append(signum)
+        process.send_signal(signum)
+
+    # A session of its own, so that Ctrl-C in a terminal reaches it once, through this process, which waits for its end.
+    command = [sys.executable, "-m", "beit.cli", *words]
+    process = subprocess.Popen(command, start_new_session=True, preexec_fn=die_with_parent)
+    with stop_signals_go_to(forward):
+        code = process.wait()
+    if asked and code in (0, EXIT_RESUMABLE, *(-signum for signum in asked)):
+        raise ResumableStop("the demo was stopped; the same demo command goes on")
+    if code < 0:
+        raise RunFailed(f"beit {words[0]} was ended by signal {-code}; the same demo command goes on")
     if code:
         raise click.exceptions.Exit(code)

@@ -27,7 +27,7 @@ def pretrain_command(store: str, run: Path, **long: Any) -> None:
 
     \b
     Example:
-      beit pretrain store/ runs/pretrain --recipe beit_tiny_patch4_32 --gpus 2
+      beit pretrain store/ runs/pretrain --recipe beit_mini_patch8_64
     """
     from beit.pretrain.config import PretrainConfig
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from beit.common.encoder import save_model
 from beit.common.errors import InputError, require
+from beit.common.pages.numbers import count
 from beit.common.processes.distributed import World
 from beit.common.processes.signals import stop_on_signals
 from beit.common.reading.config import ReaderConfig
@@ -178,7 +179,11 @@ class PretrainTask:
             self.dataset.shard_sizes.sum(),
             self.held_out_images.shard_sizes.sum(),
         )
-        seen = f"{views} views per image, each seen {epochs / views:.1f} times" if views else "a fresh view every time"
+        seen = (
+            f"{count(views, 'view')} per image, each seen {epochs / views:.1f} times"
+            if views
+            else "a fresh view every time"
+        )
         logger.info("%s; %s", plan, seen)
         order = self.data.order
         if self.store.is_remote:

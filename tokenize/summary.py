@@ -115,4 +115,6 @@ class TokenizeSummary:
     def _views_text(self) -> str:
         if not self.views:
             return "none (packed and indexed only)"
+        if self.views == 1:
+            return "1 per image, seen in every epoch of a training"
         return f"{self.views} per image; a training of E epochs uses each E/{self.views} times"

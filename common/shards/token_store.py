@@ -6,6 +6,7 @@ Not here: opening one (`common/store.py`), checking what was found (`checks.py`)
 from __future__ import annotations
 
 import hashlib
+import operator
 import zlib
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
@@ -97,6 +98,10 @@ class TokenStore:
             IndexError: there is no such sample.
             BadSample: the image or its tokens are damaged.
         """
+        try:
+            index = operator.index(index)
+        except TypeError:
+            raise TypeError(f"a sample's position is a whole number, got {index!r}; take several one by one") from None
         position = index + len(self) if index < 0 else index
         if not 0 <= position < len(self):
             raise IndexError(f"index {index} in a store of {len(self)} samples")

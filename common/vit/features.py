@@ -86,6 +86,8 @@ def pool_features(hidden: Tensor, pooling: FeaturePooling = "mean") -> Tensor:
         >>> beit.pool_features(hidden, "mean").shape, beit.pool_features(hidden, "cls_mean").shape
         (torch.Size([2, 24]), torch.Size([2, 48]))
     """
+    if pooling not in ("mean", "cls", "cls_mean"):
+        raise ValueError(f"pooling ({pooling!r}) must be mean, cls or cls_mean")
     hidden = hidden.float()
     if pooling == "cls":
         return hidden[:, 0]

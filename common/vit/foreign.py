@@ -13,6 +13,7 @@ from beit.common.storage.documents import read_json
 WEIGHT_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors", ".ckpt", ".tar", ".th", ".pkl", ".npz", ".h5", ".msgpack")
 """How files of weights end; `beit import` says which of them it reads."""
 FOLDER = "a folder of Hugging Face or timm"
+_GIVE = "give the folder `encoder` of a run, or `model` of a fine-tuned one"
 _NAME_PARTS = 2
 """Of a model's name on Hugging Face: owner and name."""
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)
@@ -42,11 +43,11 @@ def describe_foreign(given: Path, config_file: str) -> str:
         files = sorted(file for file in given.iterdir() if file.suffix in WEIGHT_SUFFIXES)
         if len(files) == 1:
             return _to_import(files[0], f"weights without a {config_file}")
-        return f"{given} is not an encoder: it has no {config_file}; give the encoder folder of a run"
+        return f"{given} is not an encoder: it has no {config_file}; {_GIVE}"
     if _ADDRESS.match(str(given)):
         name = given.name or "weights.pth"
         return f"{given} is an address, and an encoder is a folder here; fetch it, then run {import_command(name)}"
-    missing = f"{given} is not an encoder: there is no such folder; give the encoder folder of a run"
+    missing = f"{given} is not an encoder: there is no such folder; {_GIVE}"
     if given.is_absolute() or len(given.parts) > _NAME_PARTS:
         return missing
     return (

@@ -210,10 +210,12 @@ def _read_pretraining(path: Path, settings: Mapping[str, Any]) -> RunRecord:
 
 
 def _chance(metrics: Mapping[str, Any], main: str, class_names: Sequence[str] | None) -> tuple[float, str] | None:
-    """Return what `beit evaluate` found that chance gives, or what equally frequent classes would."""
-    if isinstance(metrics.get("chance"), float):
+    """Return what `beit evaluate` found that chance gives; else, or for images of one class alone, that of guessing."""
+    rows = metrics.get("per_class") or ()
+    is_of_one_class = sum(bool(row.get("num_images")) for row in rows) == 1
+    if isinstance(metrics.get("chance"), float) and not (main == "top1" and is_of_one_class):
         return metrics["chance"], "always saying the commonest class" if main == "top1" else "guessing"
-    return _even_chance(len(class_names or ())) if main == "top1" else None
+    return _even_chance(len(rows or class_names or ())) if main == "top1" else None
 
 
 def _even_chance(num_classes: Any) -> tuple[float, str] | None:

@@ -73,6 +73,8 @@ def _reading(report: EvaluationReport) -> str:
     if not isinstance(report.metrics, Metrics):
         return "Chance: the mean average precision of guesses, which is the mean share of the classes."
     doubt = "The interval (Wilson) says how far so few images let the share of the whole be known."
+    if report.only_class:
+        doubt = f"All images are {report.only_class}: this says how many of them are recognised, no more. {doubt}"
     if report.interval is not None and report.interval[0] <= report.chance:
         return f"Not better than chance beyond the interval. {doubt}"
     return doubt

@@ -76,13 +76,25 @@ class EvaluationReport:
     interval: tuple[float, float] | None = None
     """95 % interval of top-1; None with several labels per image."""
     chance: float = 0.0
-    """Top-1 of always saying the commonest class; with several labels per image, mean average precision of guesses."""
+    """Top-1 of always saying the commonest class; with several labels per image, mean average precision of guesses.
+
+    Where all images are of one class, of which nothing can be better than always saying it, top-1 of guessing.
+    """
     commonest: str = ""
     """That class; empty with several labels per image."""
 
     @property
+    def only_class(self) -> str:
+        """The class of all images, where the model knows others; empty where there are several."""
+        present = [name for name, score in class_rows(self) if score.num_images]
+        is_alone = isinstance(self.metrics, Metrics) and len(present) == 1 < len(self.class_names)
+        return present[0] if is_alone else ""
+
+    @property
     def chance_meaning(self) -> str:
         """What `chance` is, in a few words."""
+        if self.only_class:
+            return f"guessing one of {len(self.class_names)} classes"
         return f"always saying {self.commonest}" if self.commonest else "guessing"
 
     def confused_pairs(self) -> list[ConfusedPair]:
@@ -143,7 +155,9 @@ class EvaluationReport:
     def _doubt(self) -> str:
         """Say how far the first number is known, and what it is to be held against."""
         chance = f"chance ({shortened(self.chance_meaning, _NAME_WIDTH)}): {percent(self.chance)}"
-        return chance if self.interval is None else f"top-1, 95 % interval: {percent_range(*self.interval)}; {chance}"
+        alone = f"; all images are {shortened(self.only_class, _NAME_WIDTH)}" if self.only_class else ""
+        known = "" if self.interval is None else f"top-1, 95 % interval: {percent_range(*self.interval)}; "
+        return f"{known}{chance}{alone}"
 
     def _class_table(self) -> str:
         rows = class_rows(self)
@@ -175,6 +189,10 @@ def build_report(
     metrics = compute_metrics(outcomes)
     shares = [score.num_images / len(outcomes) for score in classes]
     commonest = int(np.argmax(shares))
+    if outcomes.is_multi_label:
+        chance = float(np.mean([share for share in shares if share]))
+    else:
+        chance = shares[commonest] if shares[commonest] < 1 else 1 / len(class_names)
     return EvaluationReport(
         model=model,
         data=data,
@@ -186,7 +204,7 @@ def build_report(
         confusion=None if outcomes.is_multi_label else confusion_matrix(outcomes, len(class_names)),
         mistakes=confident_mistakes(outcomes, index, class_names),
         interval=share_interval(metrics.top1, len(outcomes)) if isinstance(metrics, Metrics) else None,
-        chance=float(np.mean([share for share in shares if share])) if outcomes.is_multi_label else shares[commonest],
+        chance=chance,
         commonest="" if outcomes.is_multi_label else class_names[commonest],
     )
 

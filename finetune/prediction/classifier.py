@@ -90,6 +90,8 @@ class Classifier(ImageClassifier):
         return self._predict_all(images, top_k)
 
     def _predict_all(self, images: Tensor | Iterable[ImageLike], top_k: int) -> list[Prediction]:
+        if top_k < 1:
+            raise ValueError(f"top_k ({top_k}) must be at least 1")
         found: list[Prediction] = []
         with torch.inference_mode():
             for batch, names in self._batches(images):

@@ -88,9 +88,12 @@ def _usage(fitness: Fitness) -> Verdict:
     share = words.words_used / words.expected_words_used
     if words.unseen_probability > MAX_NEW_WORD_PROBABILITY and RULES["usage"].level(share) != "good":
         text += ", so more images would show more words"
-        advice = f"measure more images before judging (--images {2 * fitness.num_views} or more)"
-        return _verdict("usage", share, text, advice=advice, level="look")
+        return _verdict("usage", share, text, advice=_measure_more(fitness), level="look")
     return _verdict("usage", share, text)
+
+
+def _measure_more(fitness: Fitness) -> str:
+    return f"measure more images before judging (--images {2 * fitness.num_views} or more)"
 
 
 def _word_verdicts(fitness: Fitness) -> Iterator[Verdict]:
@@ -100,7 +103,13 @@ def _word_verdicts(fitness: Fitness) -> Iterator[Verdict]:
         f"the tokens are as diverse as {words.perplexity:,.0f} equally frequent words ({percent(share)} of the "
         f"vocabulary); the commonest word makes up {percent(words.commonest_share)}"
     )
-    yield _verdict("balance", share, text)
+    rule = RULES["balance"]
+    is_even = rule.level(words.perplexity / words.expected_words_used) == "good"  # as far as so few tokens can show it
+    if words.unseen_probability > MAX_NEW_WORD_PROBABILITY and is_even and rule.level(share) != "good":
+        text += f"; {words.num_tokens:,} tokens cannot show many more"
+        yield _verdict("balance", share, text, advice=_measure_more(fitness), level="look")
+    else:
+        yield _verdict("balance", share, text)
     difference = fitness.tokens.positions.border_bits - fitness.tokens.positions.inner_bits
     side = "less" if difference < 0 else "more"
     yield _verdict("border", abs(difference), f"border tokens carry {abs(difference):.2f} bits {side} than inner ones")

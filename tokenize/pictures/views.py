@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw
 from beit.common.errors import InputError
 from beit.common.jitter import FACTOR_ONE
 from beit.common.pages.fonts import fitted, font
+from beit.common.pages.numbers import count
 from beit.common.pages.pictures import (
     FAINT,
     INK,
@@ -114,7 +115,7 @@ def views_sheet(store: TokenStore, decoder: Tokenizer | None, *, num_images: int
     return sheet(
         [_block(image) for image in shown],
         heading=f"Views and visual tokens of {name}",
-        facts=f"{len(store)} images, {info.views} views each ({kind}), {info.img_size} px; {info.grid_size} x "
+        facts=f"{len(store)} images, {count(info.views, 'view')} each ({kind}), {info.img_size} px; {info.grid_size} x "
         f"{info.grid_size} tokens out of {info.tokenizer.vocab_size} by {info.tokenizer.name}",
         legend="Frames and boxes of one colour and number belong together. First row: what the network sees, rendered "
         "as in training; b, c, s are factors of brightness, contrast and saturation. Second row: visual tokens, one "

@@ -40,6 +40,8 @@ def test_a_store_is_a_sized_iterable_with_random_access(made):
     assert [sample["key"] for sample in store] == keys
     assert store[7]["key"] == store[-5]["key"] == "k007"
     assert store[11]["label"] == 11 % 3
+    with pytest.raises(TypeError, match="whole number"):
+        store[0:1]
     with pytest.raises(IndexError):
         store[12]
     with pytest.raises(IndexError):

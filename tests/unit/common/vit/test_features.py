@@ -73,6 +73,11 @@ def test_no_images_have_no_features(pooling, width):
     assert features.labels.shape == (0,)
 
 
+def test_an_unknown_pooling_is_refused():
+    with pytest.raises(ValueError, match="must be mean, cls or cls_mean"):
+        pool_features(torch.ones(1, 3, 2), "max")
+
+
 def test_pooling_is_float32_under_bf16():
     assert pool_features(torch.ones(1, 3, 2, dtype=torch.bfloat16)).dtype == torch.float32
 

@@ -43,6 +43,15 @@ def test_chance_is_said_where_it_is_known(tmp_path):
     assert "chance (always saying the commonest class) is 25.0 %" in as_text(compare_runs(runs))
 
 
+def test_an_evaluation_on_images_of_one_class_is_held_against_guessing(tmp_path):
+    run = write_run(tmp_path / "a", top1=0.6)
+    per_class = [{"name": "a", "num_images": 1000}, {"name": "b", "num_images": 0}]
+    for chance in (1.0, 0.5):  # as earlier versions wrote it, and as it is written now
+        found = {"top1": 0.7, "num_images": 1000, "data": "test", "chance": chance, "per_class": per_class}
+        write_json(run / "evaluation.json", found)
+        assert "chance (guessing one of 2 classes) is 50.0 %" in as_text(compare_runs([run]))
+
+
 def test_commands_are_shown_without_the_folders_of_a_machine(tmp_path):
     run = write_run(tmp_path / "a", top1=0.6)
     command = ["/opt/bin/beit", "finetune", "classification", str(tmp_path / "deep/down/data"), "--set", "a.b=x y"]

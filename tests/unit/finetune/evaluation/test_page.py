@@ -55,6 +55,18 @@ def test_it_says_how_far_the_first_number_is_known_and_what_chance_gives(tmp_pat
     assert {report.as_json()["chance"], *report.as_json()["top1_interval"]} == {report.chance, low, high}
 
 
+def test_images_of_one_class_are_held_against_guessing(tmp_path):
+    names = ("red", "blue", "green", "grey")
+    index = open_evaluation_data(str(write_images(tmp_path / "val", ("blue", "red"), 60)), ("blue", "red"))
+    log = OutcomeLog()
+    log.add(list(range(120)), torch.eye(4)[torch.arange(120) % 2], torch.zeros(120, dtype=torch.long))
+    report = build_report(log.collect(Alone()), index, class_names=names, model="m", data="d")
+    assert (report.metrics.top1, report.chance, report.only_class) == (0.5, 0.25, "red")
+    assert "chance (guessing one of 4 classes): 25.0 %; all images are red" in report.as_table()
+    text = " ".join(PageParts(evaluation_page(report, [np.zeros((8, 8, 3), np.uint8)] * 24)).text.split())
+    assert "All images are red: this says how many of them are recognised" in text and "Not better than" not in text
+
+
 def test_shares_have_one_form(tmp_path):
     report = report_of(tmp_path, ("red", "blue", "green"))
     text = PageParts(evaluation_page(report, [np.zeros((8, 8, 3), np.uint8)] * 24)).text

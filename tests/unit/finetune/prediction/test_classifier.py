@@ -87,6 +87,8 @@ def test_wrong_input_says_what_is_right(tmp_path, finished):
         model.predict(torch.zeros(3, 32, 32))
     with pytest.raises(InputError, match="does not exist"):
         model.predict(tmp_path / "nothing.jpg")
+    with pytest.raises(ValueError, match="must be at least 1"):
+        model.predict(torch.zeros(1, 3, 32, 32), top_k=0)
     with pytest.raises(InputError, match="without a classification head"):
         folder = tmp_path / "encoder"
         save_classifier(folder, class_names=("a", "b"))

@@ -64,6 +64,14 @@ def test_one_dominating_word_is_bad() -> None:
     assert found.level == "bad" and "the commonest word makes up 99.37 %" in found.text
 
 
+def test_few_tokens_are_no_proof_of_unbalanced_words() -> None:
+    found = verdict(with_tokens(words=word_usage(np.array([1] * 12 + [0] * 52))), "balance")
+    assert found.level == "look" and "12 tokens cannot show many more" in found.text
+    assert "--images 256 or more" in found.advice
+    found = verdict(with_tokens(words=word_usage(np.array([9] + [1] * 3 + [0] * 60))), "balance")
+    assert found.level == "bad"
+
+
 @pytest.mark.parametrize(
     ("gain", "tokens", "level", "word"),
     [
