@@ -88,6 +88,9 @@ def demo_command(folder: Path, data: str | None, labelled: str | None, seed: int
     started = time.monotonic()
     require(labelled is None or data is not None, f"--labelled ({labelled}) needs --data, the images to pre-train on")
     claim(folder, {"seed": seed, "data": data, "labelled": labelled})
+    pictures = [folder / "reconstruction.png", folder / "neighbours.png"]
+    if all(picture.is_file() for picture in pictures):
+        click.echo(f"the demo in {folder} is finished; its results are shown once more")
     if data is None:
         images, labels, views = folder / "images/unlabelled", generate(folder / "images", seed), 4
         crops = [0.4, 1.0]
@@ -107,7 +110,6 @@ def demo_command(folder: Path, data: str | None, labelled: str | None, seed: int
             options = ["--encoder", encoder, "--val", labels.test, *recipe]
             for task in MEASURES:
                 _beit("finetune", task, labels.train, run_folder(folder, start, task), *options)
-    pictures = [folder / "reconstruction.png", folder / "neighbours.png"]
     _beit("show", "reconstruction", folder / "pretrain", "--out", pictures[0], "--rows", 6)
     _beit("show", "neighbours", folder / "pretrain", labels.test if labels else images, "--out", pictures[1])
     if labels is not None:
