@@ -17,7 +17,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from types import FrameType
 from typing import Any, NamedTuple
@@ -185,6 +185,7 @@ def beit() -> None:
     """
 
 
+_GO_ON, _BEGIN_AGAIN = "run the same command again to go on", "the same command begins again"
 _LINE_BREAK = "\n"  # lines of a rank that failed, where another one reports them
 
 
@@ -225,7 +226,7 @@ def _run() -> tuple[int, str]:
     except ResumableStop as stop:
         return EXIT_RESUMABLE, str(stop)
     except (KeyboardInterrupt, click.Abort):
-        return EXIT_RESUMABLE, "interrupted; run the same command again to go on"
+        return EXIT_RESUMABLE, f"interrupted; {_GO_ON if _goes_on(sys.argv[1:]) else _BEGIN_AGAIN}"
     except SystemExit:
         if sys.stdout is stdout:
             raise
@@ -240,6 +241,14 @@ def _run() -> tuple[int, str]:
         # A rank's line is shown by the command that launched it, which cannot show its trace.
         return EXIT_FAILED, f"{type(error).__name__}: {error}" if launched_rank() is not None else ""
     return result if isinstance(result, int) else 0, ""
+
+
+def _goes_on(words: Sequence[str]) -> bool:
+    """Whether a command that is run again goes on where it was; the others are as quick from the beginning."""
+    return words[:1] in (["tokenize"], ["pretrain"], ["finetune"], ["demo"]) or words[:2] in (
+        ["tokenizer", "train"],
+        ["tokenizer", "convert"],
+    )
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:

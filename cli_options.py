@@ -88,11 +88,11 @@ def source_options(command: Command) -> Command:
 
 
 def say_written(*paths: Path | None) -> None:
-    """Say which files a command wrote, of those that were asked for; devices are no files."""
+    """Say which files and folders a command wrote, of those that were asked for; devices are neither."""
     from beit.common.storage.files import is_special
 
     for path in paths:
-        if path is not None and not is_special(path):
+        if path is not None and (path.is_dir() or not is_special(path)):
             click.echo(f"wrote {path}")
 
 

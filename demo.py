@@ -93,6 +93,9 @@ def demo_command(folder: Path, data: str | None, labelled: str | None, seed: int
     require(labelled is None or data is not None, f"--labelled ({labelled}) needs --data, the images to pre-train on")
     asked = {"seed": seed, "data": data, "labelled": labelled}
     refuse_other_use(folder, asked)
+    pictures = [folder / "reconstruction.png", folder / "neighbours.png"]
+    if all(picture.is_file() for picture in pictures):
+        click.echo(f"the demo in {folder} is finished; its results are shown once more")
     if data is None:
         claim(folder, asked)
         images, labels, views = folder / "images/unlabelled", generate(folder / "images", seed), 4
@@ -114,7 +117,6 @@ def demo_command(folder: Path, data: str | None, labelled: str | None, seed: int
             options = ["--encoder", encoder, "--val", labels.test, *recipe]
             for task in MEASURES:
                 _beit("finetune", task, labels.train, run_folder(folder, start, task), *options)
-    pictures = [folder / "reconstruction.png", folder / "neighbours.png"]
     _beit("show", "reconstruction", folder / "pretrain", "--out", pictures[0], "--rows", 6)
     _beit("show", "neighbours", folder / "pretrain", labels.test if labels else images, "--out", pictures[1])
     if labels is not None:

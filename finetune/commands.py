@@ -76,9 +76,11 @@ def finetune_command(task: str, data: str, run: Path, encoder: str | None, val: 
                 f"{alone}, but {launcher.variables} say that this is one of several ranks; start it without a "
                 f"launcher, or unset {launcher.rank} if this is a shell, not a rank"
             )
+        from beit.common.runs.layout import FEATURES, MODEL
         from beit.finetune.probe.run import run_probe
 
         click.echo(run_probe(task, config, data=data, run_dir=run, resume=options.resume))
+        say_written(run / f"{task}.json", run / MODEL if task == "linear-probe" else None, run / FEATURES)
         return
     options.start(num_workers=config.reader.num_workers)
     from beit.finetune.train import run as run_finetuning

@@ -48,6 +48,7 @@ from beit.pretrain.data import ViewTransform, build_transform, check_replay
 from beit.pretrain.model import MaskedImageModel, MaskedPixelModel
 from beit.pretrain.objective import TokenSource, build_model, build_step, token_source
 from beit.pretrain.pictures.reconstruction import Reconstruction, build_reconstruction, find_decoder
+from beit.pretrain.signal.curve import TrainingCurve
 from beit.pretrain.signal.held_out import HeldOut
 from beit.pretrain.signal.probe import BEST_BLOCK, ProbeData, describe, open_probe_data, probe_metrics
 from beit.pretrain.signal.verdict import Judge, verdict
@@ -86,7 +87,7 @@ def run(config: PretrainConfig, *, store: str | Path, run_dir: Path, resume: str
     task, result = train(config, build, run_dir=run_dir, resume=resume)
     if task.world.is_main:
         if result.metrics:
-            logger.info("verdict: %s", verdict(result.metrics))
+            logger.info("verdict: %s", verdict(result.metrics, task.alarm(result.metrics)))
         if result.step > result.start_step:
             logger.info("%s", written(run_dir))
 
@@ -246,7 +247,10 @@ class PretrainTask:
 
     def forward(self, model: torch.nn.Module, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Return loss and metrics of one micro-batch."""
-        return self.step(model, batch, step)
+        loss, metrics = self.step(model, batch, step)
+        if "bits" in metrics and self.curve is not None:
+            self.curve.note(step, metrics["bits"])
+        return loss, metrics
 
     def evaluate(self, model: torch.nn.Module, step: int) -> dict[str, float]:
         """Measure the learning signal on held-out images and the probe, and say what they mean."""
@@ -254,7 +258,7 @@ class PretrainTask:
         if self.held_out_images.shard_sizes.sum():
             metrics, costs = self.held_out.measure(model)
         if metrics:
-            line = self.judge.take(metrics, step, costs)
+            line = self.judge.take(metrics, step, costs, alarm=self.alarm(metrics))
             if self.world.is_main:
                 logger.info("step %d: %s", step, line)
         if self.probe is not None:
@@ -277,13 +281,28 @@ class PretrainTask:
         plan = self.data.plan
         return Judge(earlier=self.earlier, grace_steps=max(2 * plan.warmup_steps, plan.total_steps // 10))
 
+    @cached_property
+    def curve(self) -> TrainingCurve | None:
+        """What watches the training loss; None where that is not in bits."""
+        if self.tokens is None:
+            return None
+        return TrainingCurve(vocab_size=self.tokens.vocab_size, parts=self.data.plan.grad_accum_steps)
+
+    def alarm(self, metrics: Mapping[str, float]) -> str:
+        """Say what the training loss shows to have gone wrong; empty where nothing has."""
+        if self.curve is None or "unigram_bits" not in metrics:
+            return ""
+        return self.curve.alarm(metrics["unigram_bits"])
+
     def memory(self) -> dict[str, Any]:
         """Return what later evaluations are judged by."""
-        return self.judge.state()
+        return self.judge.state() | ({} if self.curve is None else {"curve": self.curve.state()})
 
     def recall(self, memory: Mapping[str, Any]) -> None:
         """Judge on as before."""
         self.judge.restore(memory)
+        if self.curve is not None:
+            self.curve.restore(memory.get("curve", {}))
 
     def pictures(self, model: torch.nn.Module, step: int) -> dict[str, Image]:
         """Draw a few held-out images as the model completes them, if their words can be painted."""

@@ -15,13 +15,15 @@ import torch
 
 from beit.common.processes.distributed import World
 from beit.common.training.config import TrainConfig, TrainingConfig, TrainingPlan
-from beit.common.training.measure import free_memory_bytes, peak_memory_bytes
+from beit.common.training.measure import children_memory_bytes, free_memory_bytes, peak_memory_bytes
 from beit.common.training.task import CountsFlops, NamesQuicker, Task
 
 logger = logging.getLogger(__name__)
 
 _LONG_SECONDS = 3600.0
 """From here on somebody with a processor only may want to hear of something quicker; arbitrary."""
+LONG_REST_SECONDS = 30.0
+"""A stop does not wait for the rest of a step that takes longer; what is done of it is done again."""
 _FEW_STEPS, _STEPS_PER_EPOCH = 100, 10
 """A run of fewer steps learns little, whatever it reads; what is advised instead has so many steps per epoch."""
 
@@ -38,12 +40,20 @@ class Expectation:
         self._num_trained = sum(weight.numel() for weight in task.model.parameters() if weight.requires_grad)
         self._micro_batches: list[float] = []
         self._update = 0.0
-        self._began = 0.0
+        self._began = self._step_began = 0.0
+        self._step_seconds = 0.0
         self._is_done = False
 
     def begin_step(self) -> None:
         """Start the clock, at the beginning of a step."""
-        self._began = time.monotonic()
+        self._began = self._step_began = time.monotonic()
+
+    def rest_of_step(self, done: int) -> float:
+        """Return the seconds that a step still takes of which so many micro-batches are done; 0 while nobody knows."""
+        parts = self._task.data.plan.grad_accum_steps
+        if not done:
+            return self._step_seconds
+        return (time.monotonic() - self._step_began) / done * (parts - done)
 
     def end_micro_batch(self, step: int) -> None:
         """Take the time of a micro-batch of `step`; after the second one say what all of them will take."""
@@ -58,6 +68,7 @@ class Expectation:
         """Take the time of the optimizer's update."""
         if not self._is_done:
             self._update = self._lap()
+        self._step_seconds = time.monotonic() - self._step_began
 
     def _lap(self) -> float:
         if self._world.device.type == "cuda":  # which only now has done what it was told
@@ -70,7 +81,10 @@ class Expectation:
         plan, device = self._task.data.plan, self._world.device
         to_come = 0 if step > 0 or plan.grad_accum_steps == 1 else 8 * self._num_trained  # the moments, made in a step
         step_seconds = plan.grad_accum_steps * self._micro_batches[-1] + self._update
-        step_seconds, memory = self._world.max_of([step_seconds, float(peak_memory_bytes(device) + to_come)])
+        memory = float(peak_memory_bytes(device) + to_come)
+        if device.type == "cpu":
+            memory += children_memory_bytes()
+        step_seconds, memory = self._world.max_of([step_seconds, memory])
         if not self._world.is_main:
             return
         seconds, remaining = step_seconds * (plan.total_steps - step), plan.total_steps - step

@@ -8,8 +8,10 @@ from __future__ import annotations
 import logging
 import resource
 import sys
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import torch
 from torch.profiler import ProfilerActivity, profile
 
@@ -113,6 +115,15 @@ def peak_memory_bytes(device: torch.device) -> int:
         return int(torch.cuda.max_memory_allocated(device))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def children_memory_bytes() -> int:
+    """Return the memory that only the processes below this one have, such as data workers, at this moment."""
+    total = 0
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):  # ended a moment ago, or of another user
+            total += process.memory_full_info().uss
+    return total
 
 
 def free_memory_bytes(device: torch.device) -> int | None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
@@ -33,7 +33,7 @@ from beit.common.training.config import TrainingConfig, cosine_schedule
 from beit.common.training.data import BatchStream, HostFlag
 from beit.common.training.ema import WeightAverage
 from beit.common.training.engine import Engine
-from beit.common.training.expectation import Expectation, finished_line, warn_of_plan
+from beit.common.training.expectation import LONG_REST_SECONDS, Expectation, finished_line, in_words, warn_of_plan
 from beit.common.training.judge import BestSoFar, NonFiniteGuard
 from beit.common.training.measure import ProfileWindow, peak_flops, peak_memory_bytes
 from beit.common.training.micro_batches import settle_micro_batch, shortage_in_words
@@ -212,7 +212,7 @@ class Trainer:
                     self._profile.before(self._step)
                 try:
                     with stop.during("this step"):
-                        self._train_step()
+                        self._train_step(stop)
                 except StoppedWaiting as stopped:
                     self._leave_half_way(stopped)
                 self._step += 1
@@ -266,7 +266,7 @@ class Trainer:
         self._engine.model.train()
         self._reset_clock()
 
-    def _train_step(self) -> None:
+    def _train_step(self, stop: StopFlag) -> None:
         """Forward and backward over the step's micro-batches, then one update."""
         self._random_before = self._saver.random_state()
         position = self._step - self._guard.total
@@ -278,9 +278,10 @@ class Trainer:
         self._expectation.begin_step()
         for number in range(self._plan.grad_accum_steps):
             self._show_part(number / self._plan.grad_accum_steps)
-            batch = self._stream.next()
-            sample_ids += batch.get("sample_ids", [])
-            self._losses.append(self._engine.forward_backward(batch, self._step))
+            with self._part_of_step(stop, number):
+                batch = self._stream.next()
+                sample_ids += batch.get("sample_ids", [])
+                self._losses.append(self._engine.forward_backward(batch, self._step))
             if self._step + 1 < self._plan.total_steps:
                 self._stream.preload()
             self._expectation.end_micro_batch(self._step)
@@ -293,6 +294,15 @@ class Trainer:
         self._unread.append((self._step, HostFlag(self._engine.verdict()), sample_ids))
         # On a GPU the newest flag is left for the next step, so that the host never waits for the device.
         self._read_flags(leave=1 if self._world.device.type == "cuda" else 0)
+
+    def _part_of_step(self, stop: StopFlag, done: int) -> AbstractContextManager[None]:
+        """Leave a step whose rest takes long where a stop was asked for, else have it wait for one micro-batch only."""
+        rest = self._expectation.rest_of_step(done)
+        if rest < LONG_REST_SECONDS or not self._can_leave_half_way():
+            return nullcontext()
+        if stop.is_set():
+            raise StoppedWaiting(f"stopped ({stop.reason}) within a step, the rest of which takes {in_words(rest)}")
+        return stop.during("this micro-batch")
 
     def _scheduled(self, position: int, *, peak: float, final: float, with_warmup: bool) -> float:
         warmup_steps = self._plan.warmup_steps if with_warmup else 0
@@ -338,14 +348,9 @@ class Trainer:
         raise ResumableStop(f"stopped at {where} ({reason}), {saved}; run the same command to go on")
 
     def _leave_half_way(self, stopped: StoppedWaiting) -> NoReturn:
-        """End the run in the middle of a step that data workers let nobody finish, saved as it stood before, if it can.
-
-        Several ranks save together or not at all, and the others may have all their data. A task that overwrites
-        weights may have done so for a part of the step.
-        """
-        is_as_before = not (self._losses and isinstance(self._task, OverwritesWeights))
+        """End the run in the middle of a step, saved as it stood before, if it can."""
         where = f"step {self._step} of {self._plan.total_steps}"
-        if self._world.world_size == 1 and is_as_before:
+        if self._can_leave_half_way():
             self._read_flags(leave=0)
             self._saver.set_random_state(self._random_before)
             if self._saver.saved_step != self._step:
@@ -353,6 +358,14 @@ class Trainer:
         saved = self._saver.saved_step
         kept = "nothing is saved yet" if saved < 0 else f"step {saved} is saved"
         raise ResumableStop(f"{stopped.what}; {where}, {kept}; run the same command to go on") from None
+
+    def _can_leave_half_way(self) -> bool:
+        """Whether a step under way can be saved as it began.
+
+        Several ranks save together or not at all, and the others may have all their data. A task that overwrites
+        weights may have done so for a part of the step.
+        """
+        return self._world.world_size == 1 and not (self._losses and isinstance(self._task, OverwritesWeights))
 
     def _between_steps(self) -> dict[str, float]:
         """Log, evaluate and save where the step number says so; returns the fields to show."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from beit.common.errors import InputError
+from beit.common.errors import InputError, did_you_mean
 from beit.common.pages.numbers import percent, percent_range, short_names
 from beit.finetune.compare.intervals import Interval, mean_interval
 from beit.finetune.compare.runs import RunRecord, read_runs
@@ -20,6 +20,8 @@ from beit.finetune.evaluation.scores import share_interval
 
 _LOWER_IS_BETTER = ("loss", "bits", "mse", "error")
 """Last words of the names of metrics where less is better."""
+_ALSO_CALLED = {name: "top1" for name in ("acc", "acc1", "accuracy", "top_1")} | {"f1": "macro_f1", "top_5": "top5"}
+"""Metrics by what people call them."""
 _METRIC_NAMES = {
     "top1": "top-1",
     "top5": "top-5",
@@ -112,7 +114,8 @@ def _group(records: Sequence[RunRecord], metric: str | None) -> list[Group]:
     for record in records:
         name = metric or record.main_metric
         if name not in record.metrics:
-            raise InputError(f"{record.path} has no metric {name!r}; it has {', '.join(sorted(record.metrics))}")
+            hint = did_you_mean(name, record.metrics, _ALSO_CALLED)
+            raise InputError(f"{record.path} has no metric {name!r}{hint}; it has {', '.join(sorted(record.metrics))}")
         identity = (record.task, name, *sorted((key, repr(value)) for key, value in record.settings.items()))
         members.setdefault(identity, []).append(record)
     groups: list[Group] = []

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from beit.common.errors import require
+from beit.common.pages.numbers import percent
 from beit.common.processes.distributed import World
 from beit.common.reading.config import ReaderConfig
 from beit.common.reading.labelled_dataset import LabelledDataset
@@ -131,8 +132,8 @@ def probe_metrics(
 def describe(metrics: Mapping[str, float]) -> str:
     """Say in one line what a probe found."""
     return (
-        f"probe: linear {metrics['probe_linear_acc']:.1%}, k-NN {metrics['probe_knn_acc']:.1%} "
-        f"with block {metrics[BEST_BLOCK]:.0f} (counted from 0; chance {metrics['probe_chance']:.1%})"
+        f"probe: linear {percent(metrics['probe_linear_acc'])}, k-NN {percent(metrics['probe_knn_acc'])} "
+        f"with block {metrics[BEST_BLOCK]:.0f} (counted from 0; chance {percent(metrics['probe_chance'])})"
     )
 
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from beit.common.pages.numbers import percent
 from beit.pretrain.signal.spread import ImageCosts
 
 TREND_BITS = 0.02
@@ -51,13 +52,14 @@ class Judge:
     said: str = ""
     """What the last evaluation meant."""
 
-    def take(self, metrics: Mapping[str, float], step: int, costs: Costs | None = None) -> str:
+    def take(self, metrics: Mapping[str, float], step: int, costs: Costs | None = None, *, alarm: str = "") -> str:
         """Say in one line what an evaluation means.
 
         Args:
             metrics: As `HeldOut.measure` returns them.
             step: Steps completed.
             costs: Of the images, "held_out" and "train".
+            alarm: What else went wrong so far.
         """
         costs = costs or {}
         loss = metrics.get("held_out_bits", metrics.get("held_out_mse", math.nan))
@@ -66,7 +68,8 @@ class Judge:
                 f"held-out loss is {loss}: diverged; go back to a checkpoint before it, with a lower learning rate or "
                 "stronger clipping"
             )
-        meaning = "; ".join([*self._state(metrics, step), *self._trend(metrics, step, costs)])
+        alarms = [alarm] if alarm else []
+        meaning = "; ".join([*self._state(metrics, step), *self._trend(metrics, step, costs), *alarms])
         is_news, self.said = meaning != self.said, meaning
         return _numbers(metrics) + (f": {meaning}" if is_news else "")
 
@@ -137,8 +140,8 @@ class Judge:
             return
 
 
-def verdict(metrics: Mapping[str, float]) -> str:
-    """Say in one line how a run ended, and what that is worth, from its last evaluation."""
+def verdict(metrics: Mapping[str, float], alarm: str = "") -> str:
+    """Say in one line how a run ended, and what that is worth, from its last evaluation and what went wrong before."""
     loss = metrics.get("held_out_bits", metrics.get("held_out_mse", math.nan))
     if not math.isfinite(loss):
         return f"the held-out loss is {loss}: diverged; nothing of use was learned"
@@ -147,15 +150,15 @@ def verdict(metrics: Mapping[str, float]) -> str:
     below, error = _below_unigram(metrics)
     interval = f" +- {_NINETY_FIVE * error:.2f}" if 0 < error < math.inf else ""
     distance = f"held-out {loss:.2f} bits, {abs(below):.2f}{interval} {'below' if below >= 0 else 'above'} unigram"
-    right = f"{metrics['held_out_acc']:.1%} of tokens right (chance {metrics['unigram_acc']:.1%})"
-    return f"{distance}, {right}: {_worth(below, error, metrics)}"
+    right = f"{percent(metrics['held_out_acc'])} of tokens right (chance {percent(metrics['unigram_acc'])})"
+    return f"{distance}, {right}: {_worth(below, error, metrics)}{f'; {alarm}' if alarm else ''}"
 
 
 def _worth(below: float, error: float, metrics: Mapping[str, float]) -> str:
-    if below < _NINETY_FIVE * error and error > _TELLING_BITS / 2:
-        return f"too few held-out images ({metrics.get('held_out_images', 0):.0f}) to tell whether anything was learned"
     if below < -max(TREND_BITS, _SURE * error):
         return "worse than token frequencies, nothing learned: too few steps, or too high a learning rate"
+    if below < _NINETY_FIVE * error and error > _TELLING_BITS / 2:
+        return f"too few held-out images ({metrics.get('held_out_images', 0):.0f}) to tell whether anything was learned"
     if below <= _NINETY_FIVE * error:
         return "nothing learned: more steps, or another learning rate"
     if below < _LITTLE_BITS:
@@ -169,7 +172,9 @@ def _numbers(metrics: Mapping[str, float]) -> str:
     if "held_out_mse" in metrics:
         error, mean = metrics["held_out_mse"], metrics["mean_mse"]
         beside = _beside(metrics, "train_mse")
-        return f"held-out squared error {error:.3f}{beside}, {error / mean:.0%} of predicting the mean ({mean:.3f})"
+        return (
+            f"held-out squared error {error:.3f}{beside}, {percent(error / mean)} of predicting the mean ({mean:.3f})"
+        )
     bits, neighbour = metrics["held_out_bits"], metrics.get("neighbour_bits")
     line = f"held-out {bits:.2f} bits per token{_beside(metrics, 'train_bits')}"
     line += f", {_distance(bits, metrics['unigram_bits'])} unigram"

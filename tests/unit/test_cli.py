@@ -258,7 +258,22 @@ def test_sigterm_ends_any_command_in_order():
     process.terminate()
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (75, "cleaned up\n")
-    assert err.strip() == "beit: interrupted; run the same command again to go on"
+    assert err.strip() == "beit: interrupted; the same command begins again"
+
+
+@pytest.mark.parametrize(
+    ("words", "goes_on"),
+    [
+        ("tokenize a b", True),
+        ("tokenizer train a b", True),
+        ("tokenizer report a", False),
+        ("finetune knn a b", True),
+        ("evaluate a b", False),
+        ("", False),
+    ],
+)
+def test_what_begins_again_is_not_said_to_go_on(words, goes_on):
+    assert cli._goes_on(words.split()) is goes_on
 
 
 @pytest.mark.parametrize("words", ["--help", "show views --help"])

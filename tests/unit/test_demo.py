@@ -136,7 +136,11 @@ def test_the_commands_of_each_demo(tmp_path, monkeypatch, words):
         ["show", "reconstruction"],
         ["show", "neighbours"],
     ]
-    assert ("chance" in result.output) == compared
+    assert ("chance" in result.output) == compared and "is finished" not in result.output
+    for name in ("reconstruction", "neighbours"):
+        (tmp_path / f"d/{name}.png").touch()
+    again = CliRunner().invoke(demo.demo_command, ["d", *words], catch_exceptions=False)
+    assert again.output.startswith("the demo in d is finished")
     assert json.loads((tmp_path / "d/demo.json").read_text())["data"] == (None if not words else "mine")
 
 

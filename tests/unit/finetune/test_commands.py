@@ -39,6 +39,8 @@ def test_probes_print_their_table(finished, tmp_path, task):
     result = invoke(finetune_command, task, finished.train, tmp_path / "run", *options)
     assert "best" in result.stdout
     assert (tmp_path / "run" / f"{task}.json").is_file()
+    names = [f"{task}.json", *["model"] * (task == "linear-probe"), "features"]
+    assert result.stdout.splitlines()[-len(names) :] == [f"wrote {tmp_path / 'run' / name}" for name in names]
 
 
 def test_probes_run_in_one_process(tmp_path):

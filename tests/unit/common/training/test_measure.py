@@ -2,13 +2,15 @@
 
 import gzip
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
 
 from beit.common.errors import InputError
 from beit.common.processes.distributed import World
-from beit.common.training.measure import ProfileWindow, _control_group_rooms, free_memory_bytes
+from beit.common.training.measure import ProfileWindow, _control_group_rooms, children_memory_bytes, free_memory_bytes
 from beit.tests.toy_training import toy_config, train_toy
 
 
@@ -82,3 +84,14 @@ def test_the_groups_of_a_process_and_those_above_it_bound_its_memory(tmp_path):
 def test_something_is_free_here():
     free = free_memory_bytes(torch.device("cpu"))
     assert free is None or free > 0
+
+
+def test_memory_of_children_is_counted():
+    before = children_memory_bytes()
+    code = "held = b'x' * 50_000_000; print(len(held), flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        more = children_memory_bytes() - before
+        child.communicate(b"\n")
+    assert 45_000_000 < more < 100_000_000

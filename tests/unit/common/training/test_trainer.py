@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from beit.common.errors import InputError, ResumableStop
+from beit.common.processes.signals import stop_on_signals
 from beit.common.reading.fetcher import StoppedWaiting
 from beit.common.runs.checkpoint import committed_steps
 from beit.common.runs.metrics import read_metrics
@@ -91,6 +92,42 @@ def test_a_stop_while_the_data_are_silent_saves_the_step_as_it_began(
     whole, cut = tensors_of(tmp_path / "whole", 8), tensors_of(tmp_path / "cut", 8)
     del whole["model:calls"], cut["model:calls"]  # counts forward passes, two of which were in vain
     assert_same_tensors(whole, cut)
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1])
+def test_a_stop_does_not_wait_for_the_rest_of_a_long_step(
+    tmp_path: Path, zero_stage: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = (f"deepspeed.zero_stage={zero_stage}", "checkpoint.interval_steps=100")
+    train_toy(tmp_path / "whole", toy_config(*settings))
+    micro_batches, said = ToyData.micro_batches, []
+
+    def stopped_in_step_4(self: ToyData, start_step: int) -> Iterator[Any]:
+        for number, batch in enumerate(micro_batches(self, start_step)):
+            if number == 4 * 4 + 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+                with stop_on_signals() as stop:
+                    said.append(stop.outlook())
+            yield batch
+
+    monkeypatch.setattr(ToyData, "micro_batches", stopped_in_step_4)
+    monkeypatch.setattr("beit.common.training.trainer.LONG_REST_SECONDS", 0.0)
+    message = (
+        r"^stopped .SIGTERM. within a step, the rest of which takes .* s; step 4 of 8, step 4 is saved; run the same"
+    )
+    with pytest.raises(ResumableStop, match=message):
+        train_toy(tmp_path / "cut", toy_config(*settings))
+    assert "stopping after this micro-batch (about 1 s)" in said[0]
+    monkeypatch.undo()
+    train_toy(tmp_path / "cut", toy_config(*settings))
+    whole, cut = tensors_of(tmp_path / "whole", 8), tensors_of(tmp_path / "cut", 8)
+    del whole["model:calls"], cut["model:calls"]  # counts forward passes, three of which were in vain
+    assert_same_tensors(whole, cut)
+
+
+def test_a_stop_waits_for_the_rest_of_a_short_step(tmp_path: Path) -> None:
+    with pytest.raises(ResumableStop, match="stopped at step 4 of 8 .SIGTERM., saved"):
+        train_toy(tmp_path, toy_config("stop_at=3"))
 
 
 def test_saves_come_by_the_clock_too(tmp_path: Path) -> None:

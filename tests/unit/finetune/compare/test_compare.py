@@ -238,6 +238,9 @@ def test_wrong_input_is_one_clear_line(six, tmp_path):
     ):
         with pytest.raises(InputError, match=message):
             compare_runs(paths)
+    for word, meant in (("accuracy", "top1"), ("top-5", "top5"), ("losss", "loss")):
+        with pytest.raises(InputError, match=f"has no metric '{word}' .did you mean {meant}?"):
+            compare_runs([six[0]], metric=word)
     with pytest.raises(InputError, match="has no metric 'auc'; it has loss, num_images, top1, top5"):
         compare_runs(six, metric="auc")
     with pytest.raises(InputError, match=r"must end in .json, .csv, .md, .html"):

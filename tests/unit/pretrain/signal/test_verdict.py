@@ -179,14 +179,15 @@ def test_pixels_are_read_against_predicting_the_mean() -> None:
         (
             3.0,
             0.05,
-            "held-out 3.00 bits, 0.41 +- 0.10 below unigram, 10.0% of tokens right (chance 5.0%): expect little",
+            "held-out 3.00 bits, 0.41 +- 0.10 below unigram, 10.0 % of tokens right (chance 5.0 %): expect little",
         ),
         (3.0, 0.3, "too few held-out images (30) to tell"),
         (
             3.5,
             0.01,
-            "held-out 3.50 bits, 0.09 +- 0.02 above unigram, 10.0% of tokens right (chance 5.0%): worse than",
+            "held-out 3.50 bits, 0.09 +- 0.02 above unigram, 10.0 % of tokens right (chance 5.0 %): worse than",
         ),
+        (6.0, 0.3, "worse than token frequencies, nothing learned"),
         (3.42, 0.02, "nothing learned: more steps, or another learning rate"),
         (2.5, 0.01, "of some use with few labels"),
         (1.5, 0.01, "features of use"),
