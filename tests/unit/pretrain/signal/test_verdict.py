@@ -166,7 +166,7 @@ def test_a_loss_that_is_no_number_is_not_called_learning(metrics: dict[str, floa
 
 
 def test_pixels_are_read_against_predicting_the_mean() -> None:
-    assert "squared error 0.500 (training images 0.40), 62% of predicting the mean (0.800): learning" in once(PIXELS)
+    assert "squared error 0.500 (training images 0.40), 62.5 % of predicting the mean (0.800): learning" in once(PIXELS)
     assert "not yet better than predicting the mean" in once({**PIXELS, "held_out_mse": 0.9})
     judge = Judge()
     judge.take({"held_out_mse": 0.45, "mean_mse": 0.8, "train_mse": 0.42}, 10)
