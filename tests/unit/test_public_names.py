@@ -65,7 +65,6 @@ def test_examples_run(module, workplace, monkeypatch):
 
 @pytest.mark.slow
 def test_type_checkers_see_the_names(tmp_path):
-    pytest.importorskip("mypy")
     (tmp_path / "beit").symlink_to(Path(beit.__file__).parent)
     (tmp_path / "user.py").write_text(
         "import beit\n"
