@@ -31,8 +31,8 @@ from beit.common.vit.vit import VisionTransformer
 
 logger = logging.getLogger(__name__)
 
-_TOKENS = 3072
-"""Per micro-batch on a CPU, at least: from there on larger ones were not faster (docs/results.md)."""
+_TOKENS = 6144
+"""Per micro-batch on a CPU, at least: from there on larger ones were hardly faster (docs/results.md)."""
 _VALUES_KEPT, _VALUES_RECOMPUTED = 12, 1
 """Values per token, channel and block that the backward pass needs at the very least. Measured: 19 to 24, and 1.3 to
 2.2 with activation checkpointing; less is kept of the last block."""
