@@ -42,6 +42,8 @@ class Record:
     """Class id, if known."""
     view: np.void | None = None
     """Crop, flip and jitter of the stored view (`beit.common.views.VIEW_DTYPE`)."""
+    mask_bytes: bytes | None = None
+    """Encoded mask, an image in itself, where every pixel has a class."""
     token_ids: NDArray[np.uint16] | None = None
     """Visual token ids of that view, uint16 (grid_size, grid_size)."""
     max_pixels: int = MAX_PIXELS

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from beit.common.config import config_from_dict, config_to_dict
 from beit.common.errors import InputError, require
@@ -18,6 +18,7 @@ from beit.common.vit.foreign import describe_foreign, describe_foreign_folder, i
 from beit.common.vit.header import check_header
 
 FORMAT = Format("beit-encoder", 1)
+Task = Literal["pretrain", "classification", "segmentation"]
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
 
 
@@ -29,7 +30,7 @@ class EncoderConfig:
     """Shape of the model that was trained."""
     normalization: Normalization
     """How its input pixels were normalised."""
-    task: Literal["pretrain", "classification"]
+    task: Task
     """What the head in the file is for."""
     vocab_size: int | None = None
     """Visual tokens of the pre-training head."""
@@ -44,6 +45,8 @@ class EncoderConfig:
     """Whether the classes do not exclude each other; each logit then has a sigmoid of its own."""
     crop_pct: float | None = None
     """Share of an image's short side that it was evaluated on; None where the usual one of its size was."""
+    segmentation: dict[str, Any] | None = None
+    """What a segmentation head is and how it is used, as fine-tuning writes it."""
     provenance: dict[str, Any] = field(default_factory=dict)
     """Where the weights come from: data and tokenizer fingerprints, steps, recipe, metrics, code version."""
 
@@ -94,6 +97,7 @@ def read_encoder_config(path: str | Path, *, need_weights: bool = True) -> Encod
             pooling=value.get("pooling"),
             multi_label=value.get("multi_label", False),
             crop_pct=value.get("crop_pct"),
+            segmentation=value.get("segmentation"),
             provenance=value.get("provenance", {}),
         )
     except (KeyError, TypeError, AttributeError) as error:
@@ -112,7 +116,7 @@ def _check(config: EncoderConfig, origin: str) -> None:
         "architecture": all(map(math.isfinite, numbers)),
         "mean": _are_numbers(config.normalization.mean, channels),
         "std": _are_numbers(config.normalization.std, channels) and min(config.normalization.std) > 0,
-        "task": config.task in ("pretrain", "classification"),
+        "task": config.task in get_args(Task),
         "vocab_size": config.vocab_size is None or _is_count(config.vocab_size, 1),
         "best_block": config.best_block is None
         or (_is_count(config.best_block, 0) and config.best_block < config.architecture.depth),
@@ -120,6 +124,9 @@ def _check(config: EncoderConfig, origin: str) -> None:
         "pooling": config.pooling is None or isinstance(config.pooling, str),
         "multi_label": isinstance(config.multi_label, bool),
         "crop_pct": config.crop_pct is None or (_are_numbers((config.crop_pct,), 1) and 0 < config.crop_pct <= 1),
+        "segmentation": isinstance(config.segmentation, dict)
+        if config.task == "segmentation"
+        else config.segmentation is None,
         "provenance": isinstance(config.provenance, dict),
     }
     wrong = [name for name, is_right in facts.items() if not is_right]

@@ -1,0 +1,195 @@
+"""Settings of `beit finetune segmentation`; torch-free."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from beit.common.config import above, at_least, checked, within
+from beit.common.errors import InputError, require
+from beit.common.reading.config import ReaderConfig
+from beit.common.sources.config import SourceConfig
+from beit.common.training.config import (
+    CheckpointConfig,
+    DeepSpeedConfig,
+    OptimizerConfig,
+    ProfileConfig,
+    RunConfig,
+    SpeedConfig,
+    TrainConfig,
+)
+from beit.finetune.config import ImageConfig, ProbeConfig, ShapeConfig
+
+HeadKind = Literal["linear", "fpn", "upernet"]
+NormKind = Literal["auto", "batch", "group"]
+
+
+@checked("head")
+class HeadConfig:
+    """What turns the encoder's patches into a class for every pixel."""
+
+    kind: HeadKind = "linear"
+    """linear: a norm and a 1x1 convolution on the patches, best where labels are few; fpn: four scales made of four
+    blocks, added up; upernet: the paper's, with an auxiliary head while it trains."""
+    blocks: tuple[int, ...] | None = None
+    """Blocks whose patches are used, counted from 0 or from the end, ascending. Left out: for linear the block that
+    the encoder's probe found best, or else the last four side by side; for fpn and upernet four, a third, a half, two
+    thirds and all of the way up (3, 5, 7, 11 of 12)."""
+    channels: Annotated[int | None, at_least(1)] = None
+    """Width inside the head; left out, 128 for fpn and the encoder's for upernet. Of no use to linear."""
+    norm: NormKind = "auto"
+    """Normalisation inside fpn and upernet. batch: statistics over the step's pixels on all ranks; group: of every
+    image by itself, in groups of channels. auto: batch where a rank has at least two images at a time, else group."""
+    dropout: Annotated[float, within("[0, 1)")] = 0.1
+    """Share of channels left out before the last convolution while training."""
+    auxiliary_weight: Annotated[float, at_least(0)] = 0.4
+    """Of the auxiliary head's loss beside the main one (upernet); 0 builds none."""
+
+
+@checked("data")
+class MaskDataConfig:
+    """Which images and masks are used, and what the masks mean."""
+
+    val: str | None = None
+    """Images with masks to evaluate on; left out, DATA's own folder val, if DATA has the folders train and val, else
+    nothing is evaluated."""
+    layout: Literal["auto", "folders", "voc", "ade20k", "cityscapes", "camvid", "coco"] = "auto"
+    """How DATA is laid out; auto finds it and says what it found."""
+    classes: str | None = None
+    """File that names the classes: a JSON list of names, a JSON object of values and names, a table (CSV) with the
+    columns value or r, g, b, and name, or one name per line. Needed for masks that hold colours. Left out, the file
+    classes.json, class_dict.csv or label_colors.txt beside the data, or what the data themselves say, or numbers."""
+    ignore: Annotated[tuple[int, ...], within("[0, 65535]")] = (255,)
+    """Values of masks that mean no class."""
+    reduce_zero_label: bool = False
+    """Whether the value 0 means no class and every other is one too high, as in ADE20K."""
+    image_column: str | None = None
+    """Column of the images in Parquet; left out, the one called image."""
+    mask_column: str | None = None
+    """Column of the masks in Parquet; left out, the one called annotation, mask, label or segmentation."""
+    mask_member: str | None = None
+    """What follows the key in a mask's name in tars; left out, seg.png or mask.png."""
+    num_val_images: Annotated[int | None, at_least(1)] = None
+    """Measure on this many of them only, spread evenly, always the same; left out, on all."""
+    num_labels: Annotated[int | None, at_least(1)] = None
+    """Train on this many images only; left out, on all."""
+    label_fraction: Annotated[float | None, within("(0, 1]")] = None
+    """Train on this share of the images only; left out, on all."""
+    subset_seed: int = 0
+    """Chooses the images of such a subset; apart from train.seed, so that runs can share a subset."""
+
+    def __post_init__(self) -> None:
+        """Check what excludes each other."""
+        count, fraction = self.num_labels, self.label_fraction
+        require(
+            count is None or fraction is None,
+            f"data.num_labels ({count}) and data.label_fraction ({fraction}) exclude each other; give one of them",
+        )
+
+
+@checked("augment")
+class SceneAugmentConfig:
+    """Distribution of training crops. The defaults are those of BEiT's segmentation."""
+
+    scale: tuple[float, float] = (0.5, 2.0)
+    """Smallest and largest factor on an image's size before the crop, after `short_side`."""
+    short_side: Annotated[int | None, at_least(1)] = None
+    """Pixels that the short side of an image has at factor 1; left out, its own. ADE20K: the side of the crop."""
+    max_class_share: Annotated[float, within("(0, 1]")] = 0.75
+    """A crop in which one class has more than this share of the labelled pixels is drawn again, up to ten times."""
+    flip: float = 0.5
+    """Probability of a horizontal flip; 0 where left and right mean something."""
+    photometric: bool = True
+    """Whether brightness, contrast, saturation and hue change at random."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SceneTrainConfig(TrainConfig):
+    """Length, batch and rhythm of a run, with segmentation's defaults."""
+
+    steps: int | None = 160_000
+    """Optimizer steps of the whole run."""
+    global_batch_size: int = 16
+    """Samples per optimizer step over all ranks; part of the data order, so it is fixed for a run."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SceneOptimizerConfig(OptimizerConfig):
+    """AdamW with linear warmup and a straight descent, with segmentation's defaults."""
+
+    lr: float = 7e-4
+    """Peak learning rate of the head; `layer_decay` lowers it towards the patches. Never scaled with the batch."""
+    min_lr: float = 0.0
+    """Learning rate the schedule ends at, lowered likewise."""
+    warmup_steps: int | None = 1500
+    """Length of the linear warmup in optimizer steps."""
+    clip_grad: float | None = None
+    """Largest global L2 norm of the gradient; left out, no clipping."""
+
+
+@checked("evaluation")
+class InferenceConfig:
+    """How images are segmented, in evaluations of the run and by the model it writes."""
+
+    mode: Literal["slide", "whole"] = "slide"
+    """slide: windows of the crop's size over the image, overlapping, averaged; whole: the image at once, with position
+    tables stretched to its shape."""
+    stride: Annotated[int | None, at_least(1)] = None
+    """Pixels from one window to the next; left out, two thirds of the crop."""
+    short_side: Annotated[int | None, at_least(1)] = None
+    """Pixels of the short side an image is resized to first; left out, its own. What is found comes back at its own."""
+    scales: Annotated[tuple[float, ...], above(0)] = (1.0,)
+    """Factors on the size that images are looked at; the probabilities of all are averaged."""
+    flip: bool = False
+    """Whether mirrored images are looked at, too, and averaged."""
+    micro_batch_size: Annotated[int, at_least(1)] = 4
+    """Windows per forward pass of one rank."""
+
+
+@checked()
+class SegmentationConfig:
+    """Everything that decides a segmentation run, apart from the training images."""
+
+    encoder: str | None = None
+    """Folder of a pre-trained encoder, or "random" for random weights."""
+    layer_decay: Annotated[float, within("(0, 1]")] = 0.65
+    """Factor on the learning rate from one layer to the layer below it; 1 trains all layers alike."""
+    freeze_blocks: Annotated[int, at_least(0)] = 0
+    """Keep the embeddings and this many lowest blocks as the encoder has them; 0 trains all, the depth none of it."""
+    image: ImageConfig = field(default_factory=ImageConfig)
+    """Input: `img_size` is the side of the crop."""
+    model: ShapeConfig = field(default_factory=ShapeConfig)
+    """The vision transformer."""
+    head: HeadConfig = field(default_factory=HeadConfig)
+    """What stands on it."""
+    augment: SceneAugmentConfig = field(default_factory=SceneAugmentConfig)
+    """Training crops."""
+    data: MaskDataConfig = field(default_factory=MaskDataConfig)
+    """Images and masks."""
+    source: SourceConfig = field(default_factory=SourceConfig)
+    """Which of them are read."""
+    reader: ReaderConfig = field(default_factory=ReaderConfig)
+    """Loading."""
+    train: SceneTrainConfig = field(default_factory=SceneTrainConfig)
+    """Length, batch, precision, seed."""
+    optimizer: SceneOptimizerConfig = field(default_factory=SceneOptimizerConfig)
+    """AdamW and its schedule."""
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    """Saving."""
+    deepspeed: DeepSpeedConfig = field(default_factory=DeepSpeedConfig)
+    """Partitioning."""
+    speed: SpeedConfig = field(default_factory=SpeedConfig)
+    """Time and memory of a step."""
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
+    """Steps to record."""
+    run: RunConfig = field(default_factory=RunConfig)
+    """Its copy."""
+    evaluation: InferenceConfig = field(default_factory=InferenceConfig)
+    """Measuring and using."""
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
+    """Linear probe."""
+
+    def __post_init__(self) -> None:
+        """Check the encoder's name."""
+        if self.encoder is not None and not self.encoder:
+            raise InputError('--encoder must name a folder, or be "random"')
