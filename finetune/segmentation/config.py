@@ -63,6 +63,8 @@ class MaskDataConfig:
     """Values of masks that mean no class."""
     reduce_zero_label: bool = False
     """Whether the value 0 means no class and every other is one too high, as in ADE20K."""
+    skip_unpaired: bool = False
+    """Leave out images without a mask and masks without an image, and say how many, instead of refusing them."""
     image_column: str | None = None
     """Column of the images in Parquet; left out, the one called image."""
     mask_column: str | None = None
