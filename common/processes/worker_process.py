@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.process import BaseProcess
 
 from beit.common.processes.safe_path import safe_path
@@ -23,7 +23,7 @@ from beit.common.processes.signals import STOP_SIGNALS
 from beit.common.progress import share_terminal
 
 PRELOADED = [
-    "beit.common.processes.worker_server",  # first: it makes the server, and so its children, deaf to SIGTERM
+    "beit.common.processes.worker_server",  # first: it makes the server, and so its children, deaf to stop signals
     "torch.utils.data",
     "webdataset",
     "PIL.Image",
@@ -49,8 +49,14 @@ def start_worker_server() -> None:
     own imports, so that the same seconds serve both.
     """
     multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOADED)
-    with safe_path():
-        forkserver.ensure_running()
+    resource_tracker.ensure_running()  # else the server starts it, and with it lets signals in again
+    # Python's own server would die of a Ctrl-C while it imports, and print where.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        with safe_path():
+            forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def worker_init() -> Callable[[int], None]:
