@@ -31,3 +31,17 @@ def test_a_ctrl_c_leaves_the_fork_server_alone_from_its_first_moment_on() -> Non
     """A terminal sends it to every process of the command."""
     result = subprocess.run([sys.executable, "-c", CTRL_C_WHILE_IT_IMPORTS], capture_output=True, text=True, timeout=60)
     assert (result.returncode, result.stderr) == (0, "")
+
+
+LEAVING_WHILE_IT_IMPORTS = """
+import os, signal
+from multiprocessing import forkserver
+from beit.common.processes.worker_process import start_worker_server
+
+start_worker_server()
+os.kill(forkserver._forkserver._forkserver_pid, signal.SIGSTOP)  # it will not have imported all for a long time
+"""
+
+
+def test_a_command_that_ends_does_not_wait_for_the_fork_server() -> None:
+    subprocess.run([sys.executable, "-c", LEAVING_WHILE_IT_IMPORTS], check=True, timeout=30)
