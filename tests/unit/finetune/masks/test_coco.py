@@ -8,6 +8,7 @@ from PIL import Image
 
 from beit.common.errors import BadSample, InputError
 from beit.common.sources.config import SourceConfig
+from beit.common.storage.files import default_cache_dir
 from beit.finetune.masks.coco import coco_splits, looks_like_coco, open_coco
 from beit.finetune.segmentation.config import MaskDataConfig
 from beit.tests.file_server import FileServer, serve
@@ -306,13 +307,11 @@ def test_lists_may_stand_in_any_order_with_other_things_between(tmp_path):
 def test_what_a_file_holds_is_kept_and_made_again_where_it_changed_or_is_damaged(tmp_path, monkeypatch, caplog):
     write(tmp_path, content([annotation(1, 10)]))
     first = opened(tmp_path)
-    monkeypatch.setattr("beit.finetune.masks.coco_json._scan", lambda *_: pytest.fail("read again"))
-    again = opened(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr("beit.finetune.masks.coco_json._scan", lambda *_: pytest.fail("read again"))
+        again = opened(tmp_path)
     assert again.notes == first.notes and again.images.digest == first.images.digest
     assert pairs_of(again) == pairs_of(first)
-    monkeypatch.undo()
-    from beit.common.storage.files import default_cache_dir
-
     for kept in default_cache_dir().rglob("*.arrow"):
         kept.write_bytes(b"damaged")
     with caplog.at_level(logging.WARNING):
