@@ -136,7 +136,8 @@ def _by_values(
         own = entries[clash].name
         raise InputError(
             f"{table.origin} calls the value {clash} {own}, and data.ignore "
-            f"({_listed(settings.ignore)}) says that it means no class; take it out of one of them, such as with --set data.ignore=[]"
+            f"({_listed(settings.ignore)}) says that it means no class; take it out of one of them, such as with "
+            "--set data.ignore=[]"
         )
     classes = {value: entry for value, entry in sorted(entries.items()) if entry.is_class}
     _require_several(list(classes.values()), table.origin)
