@@ -237,8 +237,9 @@ def inference_text(inference: InferenceConfig, crop_px: int) -> str:
         stride = "" if inference.stride is None else f" every {inference.stride} px"
         how = f"windows of {crop_px} px{stride}"
     size = "" if inference.short_side is None else f", short side {inference.short_side} px"
-    scales = "" if inference.scales == (1.0,) else f", at {', '.join(f'{scale:g}' for scale in inference.scales)}"
-    return f"{how}{size}{scales}{', mirrored, too' if inference.flip else ''}"
+    factors = [f"{scale:g}" for scale in inference.scales]
+    scales = "" if inference.scales == (1.0,) else f", at scale{'s' * (len(factors) > 1)} {', '.join(factors)}"
+    return f"{how}{size}{scales}{', mirrored as well' if inference.flip else ''}"
 
 
 def packed_counts(outcomes: MaskOutcomes) -> dict[str, Any] | None:
