@@ -67,12 +67,17 @@ class MaskDataConfig:
     """Values of masks that mean no class."""
     reduce_zero_label: bool = False
     """Whether the value 0 means no class and every other is one too high, as in ADE20K."""
+    skip_unpaired: bool = False
+    """Leave out images without a mask and masks without an image, and say how many, instead of refusing them."""
     image_column: str | None = None
     """Column of the images in Parquet; left out, the one called image."""
     mask_column: str | None = None
     """Column of the masks in Parquet; left out, the one called annotation, mask, label or segmentation."""
     mask_member: str | None = None
     """What follows the key in a mask's name in tars; left out, seg.png or mask.png."""
+    coco_background: bool | None = None
+    """COCO: whether the pixels that no annotation covers are a class "background" (true) or mean nothing (false). Left
+    out, a class for polygons and run lengths, nothing for panoptic masks."""
     num_val_images: Annotated[int | None, at_least(1)] = None
     """Measure on this many of them only, spread evenly, always the same; left out, on all."""
     num_labels: Annotated[int | None, at_least(1)] = None
