@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from beit.finetune.masks.coco_regions import paint, polygon_runs, region_of
+from beit.finetune.masks.annotated.regions import paint, polygon_runs, region_of
 
 CASES = json.loads((Path(__file__).parents[1] / "golden" / "coco_regions.json").read_text())
 
