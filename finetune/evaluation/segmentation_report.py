@@ -259,7 +259,11 @@ def unpacked_counts(document: Mapping[str, Any]) -> MaskOutcomes | None:
     packed = document.get("counts")
     if packed is None:
         return None
-    values = np.frombuffer(zlib.decompress(base64.b64decode(packed["data"])), "<i4").reshape(packed["shape"])
+    try:
+        data = zlib.decompressobj().decompress(base64.b64decode(packed["data"]), 4 * _MOST_COUNTS)
+    except zlib.error as error:
+        raise ValueError(f"counts: {error}") from None
+    values = np.frombuffer(data, "<i4").reshape(packed["shape"])
     right, true, said = values
     num_classes = values.shape[2]
     return MaskOutcomes(
