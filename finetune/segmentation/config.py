@@ -20,6 +20,7 @@ from beit.common.training.config import (
 )
 from beit.common.vit.config import Normalization
 from beit.finetune.config import ImageConfig, ProbeConfig, ShapeConfig
+from beit.finetune.masks.settings import MaskDataConfig
 
 IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 """Mean and standard deviation of the pixels of ImageNet."""
