@@ -24,8 +24,8 @@ from beit.common.storage.paths import join
 from beit.common.storage.place import FileStat, place_of
 from beit.finetune.masks.class_table import USUAL_FILES, ClassTable, read_class_table
 from beit.finetune.masks.layouts import Layout, Roles, find_roles, guess_layout, part_of
-from beit.finetune.masks.values.published import cityscapes_label_ids, cityscapes_train_ids, pascal_voc, segnet_camvid
 from beit.finetune.masks.types import MaskedSource
+from beit.finetune.masks.values.published import cityscapes_label_ids, cityscapes_train_ids, pascal_voc, segnet_camvid
 
 _MASK_ENDS = re.compile(
     r"(?i)[_\-. ](masks?|labels?|labelids|labeltrainids|gtfine_labelids|gtfine_labeltrainids|gtcoarse_labelids|"
@@ -41,6 +41,10 @@ _LISTS = "ImageSets/Segmentation/"
 _OTHER_MASKS = (".gif", ".tif", ".tiff", ".bmp", ".npy", ".npz", ".mat", ".xml", ".json", ".txt", ".jsonl")
 """How masks and outlines come that are not read here, for messages."""
 _PARTS = ("train", "validation", "test")
+
+
+class NothingPaired(InputError):
+    """A folder without a single image that has a mask."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +100,7 @@ def list_pairs(root: str, *, layout: str = "auto", files: Sequence[FileStat] | N
     else:
         found = _paired_side_by_side(root, candidates)
     if not found.pairs:
-        raise InputError(_nothing_paired(root, listed, found))
+        raise NothingPaired(_nothing_paired(root, listed, found))
     found.layout = chosen
     _read_layout(found, listed)
     _find_table(found, listed)
@@ -175,20 +179,16 @@ def _paired(root: str, images: Sequence[_Placed], masks: Sequence[_Placed]) -> P
     found = PairList(root, "folders", [])
     mask_of: dict[str, _Placed] = {}
     for mask in masks:
-        image: _Placed | None = next(
-            (by_place[mask.folder, stem] for stem in _mask_stems(mask.stem) if (mask.folder, stem) in by_place), None
-        )
-        if image is None:
-            image = _found_by_name(mask, by_name)
-        if image is None:
+        owner = _found_by_place(mask, by_place) or _found_by_name(mask, by_name)
+        if owner is None:
             found.without_image.append((mask.file.path, mask.part))
             continue
-        other = mask_of.setdefault(image.file.path, mask)
+        other = mask_of.setdefault(owner.file.path, mask)
         require(
             other is mask,
-            f"{join(root, image.file.path)} has two masks, {other.file.path} and {mask.file.path}; leave one",
+            f"{join(root, owner.file.path)} has two masks, {other.file.path} and {mask.file.path}; leave one",
         )
-        found.pairs.append(Pair(image.file, mask.file, image.part))
+        found.pairs.append(Pair(owner.file, mask.file, owner.part))
     found.without_mask += [(image.file.path, image.part) for image in images if image.file.path not in mask_of]
     return found
 
@@ -208,6 +208,11 @@ def _by_names(
         for stem in _image_stems(image.stem)[1:]:
             places.setdefault(key(image, stem), image)
     return places
+
+
+def _found_by_place(mask: _Placed, by_place: dict[tuple[str, str], _Placed]) -> _Placed | None:
+    places = ((mask.folder, stem) for stem in _mask_stems(mask.stem))
+    return next((by_place[place] for place in places if place in by_place), None)
 
 
 def _found_by_name(mask: _Placed, by_name: dict[str, list[_Placed]]) -> _Placed | None:

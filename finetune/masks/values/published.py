@@ -1,6 +1,6 @@
 """What masks of published data sets hold, as their authors say: nothing is downloaded, and no file is needed.
 
-Here: Cityscapes (`labels.py` of its scripts), PASCAL VOC (its development kit), CamVid as SegNet distributes it. CamVid
+Here: Cityscapes (the labels of its scripts), PASCAL VOC (its development kit), CamVid as SegNet distributes it. CamVid
 itself comes with label_colors.txt, ADE20K with objectInfo150.txt (`class_table.py`).
 """
 
