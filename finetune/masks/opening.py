@@ -19,6 +19,7 @@ from beit.common.storage.paths import is_remote, join, normalise, split_query
 from beit.common.storage.place import FileStat
 from beit.finetune.masks.coco import coco_splits, looks_like_coco, open_coco
 from beit.finetune.masks.folders import NothingPaired, PairList, list_pairs, source_of
+from beit.finetune.masks.tables import looks_like_tables, open_table_pairs
 from beit.finetune.masks.tar_pairs import looks_like_tars, open_tar_pairs
 from beit.finetune.masks.types import MaskedSource
 from beit.finetune.segmentation.config import MaskDataConfig
@@ -135,8 +136,8 @@ def _contained(files: Iterable[FileStat]) -> list[str]:
 def _container_parts(data: str, settings: MaskDataConfig) -> dict[str, str]:
     """Return what is to be opened for each part of a DATA that is no folder of images; nothing where it has none."""
     root = normalise(split_query(data)[0])
-    if settings.layout in ("auto", "coco") and (parts := coco_splits(data)) is not None:
-        return dict(zip((_TRAIN, _VALIDATION), parts, strict=True))
+    if settings.layout in ("auto", "coco") and (files := coco_splits(data)) is not None:
+        return dict(zip((_TRAIN, _VALIDATION), files, strict=True))
     if root.lower().endswith(_CONTAINERS) or not is_folder(root):
         return {}
     found = _contained(list_folder(root))
@@ -148,6 +149,8 @@ def _container_parts(data: str, settings: MaskDataConfig) -> dict[str, str]:
 def _open_container(data: str, settings: MaskDataConfig, *, reading: SourceConfig) -> MaskedSource:
     """Open COCO's JSON, Parquet or tars."""
     path = split_query(data)[0].lower()
+    if path.endswith(".parquet") or (not path.endswith(_CONTAINERS) and looks_like_tables(data)):
+        return open_table_pairs(data, settings, reading=reading)
     if path.endswith(".tar") or (not path.endswith(_CONTAINERS) and looks_like_tars(data)):
         return open_tar_pairs(data, settings, reading=reading)
     if settings.layout == "coco" or looks_like_coco(data):

@@ -2,10 +2,14 @@ import io
 import json
 import tarfile
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from beit.common.errors import InputError
 from beit.common.sources.config import SourceConfig
+from beit.finetune.masks.dataset import MaskedDataset
 from beit.finetune.masks.index import open_training_masks
 from beit.finetune.masks.opening import open_measured, open_pairs, open_parts
 from beit.finetune.segmentation.config import MaskDataConfig
@@ -31,6 +35,12 @@ def write_tar(path, count):
                 info.size = len(data)
                 tar.addfile(info, io.BytesIO(data))
     return path
+
+
+def write_table(path, count):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = [{"image": {"bytes": photo(n)}, "annotation": {"bytes": encoded(ids(0, 1))}} for n in range(count)]
+    pq.write_table(pa.Table.from_pylist(rows), path)
 
 
 def coco(count):
@@ -73,6 +83,16 @@ def test_tars_of_parts_are_told_apart(tmp_path, names):
     parts = opened(tmp_path / "wd[s]")
     assert size_of(parts.train) == 3 and size_of(parts.val) == 2
     assert size_of(open_pairs(str(tmp_path / "wd[s]"), MaskDataConfig(), reading=READING)) == 2
+
+
+def test_parquet_of_parts_is_told_apart(tmp_path):
+    write_table(tmp_path / "data" / "train-00000-of-00001.parquet", 3)
+    write_table(tmp_path / "data" / "validation-00000-of-00001.parquet", 2)
+    found = open_training_masks(str(tmp_path), MaskDataConfig(), reading=READING)
+    assert len(found.train) == 3 and len(found.val) == 2 and found.classes.names == ("0", "1")
+    record = MaskedDataset(found.val).fetch(0, 1, 0)
+    assert record.image_bytes == photo(1)
+    np.testing.assert_array_equal(found.val.decoder.decode(record.mask_bytes), ids(0, 1))
 
 
 def test_tars_without_parts_are_whole(tmp_path):
