@@ -88,9 +88,9 @@ def masks_beside(root: str, images: Sequence[FileStat]) -> MasksBeside:
             paths = {path for folder in tree.below(top) for path in tree.paths[folder]}
             if tree.is_usual(top) or _hold_masks(root, paths, tree.partners(top)):
                 found[f"{top}/"] = paths
-    for folder, paths in tree.paths.items():
+    for folder, names in tree.paths.items():
         if not any(f"{folder}/".startswith(outer) for outer in found):
-            pairs = _side_by_side(paths)
+            pairs = _side_by_side(names)
             if pairs and _hold_masks(root, set(pairs), pairs):
                 found[f"{folder}/*{_end_of(min(pairs))}" if folder else f"*{_end_of(min(pairs))}"] = set(pairs)
     return MasksBeside(frozenset().union(*found.values()), tuple(found))

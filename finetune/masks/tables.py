@@ -237,11 +237,12 @@ def _mask_column(label: str, schema: pa.Schema, settings: MaskDataConfig) -> str
     if images is not None:
         usable = [name for name in usable if plain(name) != plain(images)]
         if len(usable) == 1:
-            return usable[0]
-    named = next((found for name in MASK_COLUMNS if (found := matching(usable, name)) is not None), None)
-    if named is None and len(usable) == 2:
-        image = next((found for name in _PAIRED_IMAGE_COLUMNS if (found := matching(usable, name)) is not None), None)
-        named = next((name for name in usable if name != image), None) if image is not None else None
+            return str(usable[0])
+    named: str | None = next((found for name in MASK_COLUMNS if (found := matching(usable, name)) is not None), None)
+    if named is None and len(usable) == 2:  # the one that is not called as images are
+        images = next((found for name in _PAIRED_IMAGE_COLUMNS if (found := matching(usable, name)) is not None), None)
+        others = set(usable) - {images}
+        named = others.pop() if len(others) == 1 else None
     if named is None:
         raise InputError(
             f"{label} has no column of masks that is called so ({', '.join(MASK_COLUMNS[:4])}; encoded images, or "
