@@ -19,9 +19,10 @@ from beit.common.vit.config import Normalization, PosBias, ViTConfig, build_vit_
 from beit.common.vit.description import EncoderConfig, read_encoder_config
 from beit.common.vit.features import FeaturePooling
 from beit.common.vit.param_groups import layer_id
+from beit.common.vit.vit import VisionTransformer
 from beit.finetune.classification.model import FRESH_PREFIXES, POOLINGS, ImageClassifier
 from beit.finetune.config import RANDOM_ENCODER, FinetuneConfig
-from beit.finetune.in_force import require_agreement
+from beit.finetune.in_force import EncoderSettings, require_agreement
 
 AnyClassifier = TypeVar("AnyClassifier", bound=ImageClassifier)
 DEFAULT_IMG_SIZE, DEFAULT_PATCH_SIZE = 224, 16
@@ -65,7 +66,7 @@ def load_classifier(
     return model.eval(), stored
 
 
-def starting_point(config: FinetuneConfig) -> StartingPoint:
+def starting_point(config: EncoderSettings) -> StartingPoint:
     """Decide shape and normalisation before anything is built: the encoder's, or for random weights the settings'."""
     if not config.encoder:
         raise InputError(f"--encoder is missing; give the folder of an encoder, or --encoder {RANDOM_ENCODER}")
@@ -114,14 +115,15 @@ def build_classifier(config: FinetuneConfig, start: StartingPoint, class_names: 
     return model
 
 
-def freeze_blocks(model: ImageClassifier, num_blocks: int) -> None:
+def freeze_blocks(model: VisionTransformer, num_blocks: int) -> None:
     """Leave the embeddings and the lowest `num_blocks` blocks untrained; 0 leaves nothing untrained."""
     if num_blocks:
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_(layer_id(name, model.config.depth) > num_blocks)
+            if layer_id(name, model.config.depth) <= num_blocks:
+                parameter.requires_grad_(False)
 
 
-def _encoder_architecture(stored: ViTConfig, config: FinetuneConfig) -> ViTConfig:
+def _encoder_architecture(stored: ViTConfig, config: EncoderSettings) -> ViTConfig:
     pos_bias = config.model.pos_bias
     if pos_bias == "none" and stored.pos_bias != "none":
         raise InputError(

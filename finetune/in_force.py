@@ -3,19 +3,45 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from beit.common.config import config_to_dict, flatten
 from beit.common.errors import InputError, require
 from beit.common.vit.config import VIT_SIZES, Normalization, ViTConfig
 from beit.common.vit.description import EncoderConfig
-from beit.finetune.config import RANDOM_ENCODER, FinetuneConfig
+from beit.finetune.config import RANDOM_ENCODER, ImageConfig, ShapeConfig
 
 
-def require_agreement(stored: EncoderConfig, config: FinetuneConfig) -> None:
+class EncoderSettings(Protocol):
+    """What the settings of every kind of fine-tuning say of the encoder."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def encoder(self) -> str | None:
+        """Folder of an encoder, or "random"."""
+
+    @property
+    def freeze_blocks(self) -> int:
+        """Blocks left as they are."""
+
+    @property
+    def image(self) -> ImageConfig:
+        """Input."""
+
+    @property
+    def model(self) -> ShapeConfig:
+        """Shape."""
+
+
+AnySettings = TypeVar("AnySettings", bound=EncoderSettings)
+
+
+def require_agreement(stored: EncoderConfig, config: EncoderSettings) -> None:
     """Refuse settings that the encoder contradicts: it would win, and the run be recorded as what it was not."""
     shape, settings = stored.architecture, flatten(config_to_dict(config))
     _require_size(shape, config)
+    _require_whole_patches(shape, config)
     has_scale = shape.init_values > 0
     init_values = config.model.init_values
     require(
@@ -39,7 +65,7 @@ def require_agreement(stored: EncoderConfig, config: FinetuneConfig) -> None:
         )
 
 
-def in_force(config: FinetuneConfig, architecture: ViTConfig, normalization: Normalization) -> FinetuneConfig:
+def in_force(config: AnySettings, architecture: ViTConfig, normalization: Normalization) -> AnySettings:
     """Return the settings with those filled in that were left out, and came from an encoder or are the usual ones."""
     found = brought_settings(architecture, normalization)
     size = config.model.size or architecture.size
@@ -50,7 +76,7 @@ def in_force(config: FinetuneConfig, architecture: ViTConfig, normalization: Nor
     )
 
 
-def unnamed_shape(config: FinetuneConfig, architecture: ViTConfig) -> str | None:
+def unnamed_shape(config: EncoderSettings, architecture: ViTConfig) -> str | None:
     """Return a warning where nothing says how large random weights are to be, which are a rival of some encoder."""
     if config.encoder != RANDOM_ENCODER or config.model.names_shape:
         return None
@@ -70,7 +96,18 @@ def brought_settings(architecture: ViTConfig, normalization: Normalization) -> d
     }
 
 
-def _require_size(shape: ViTConfig, config: FinetuneConfig) -> None:
+def _require_whole_patches(shape: ViTConfig, config: EncoderSettings) -> None:
+    """Refuse a side of the input that the encoder's patches do not divide, with the nearest that they do."""
+    side, patch = config.image.img_size, shape.patch_size
+    if side is not None and side % patch:
+        below, above = side // patch * patch, -(-side // patch) * patch
+        raise InputError(
+            f"image.img_size ({side}) must be a multiple of patch_size ({patch}), the encoder's in {config.encoder}; "
+            f"take {f'{below} or {above}' if below else above}"
+        )
+
+
+def _require_size(shape: ViTConfig, config: EncoderSettings) -> None:
     """Refuse settings made for a model of another size; those that name none fit all."""
     model = config.model
     found = {name: getattr(shape, name) for name in ("embed_dim", "depth", "num_heads")}

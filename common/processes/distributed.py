@@ -10,7 +10,8 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -29,6 +30,27 @@ Result = TypeVar("Result")
 
 INIT_TIMEOUT_SECONDS = 600.0
 """Of collectives until training starts, while ranks open their data; see `World.shorten_timeouts`."""
+
+
+_is_apart = False
+
+
+@contextmanager
+def apart() -> Iterator[None]:
+    """Let forward passes inside the block wait for no other rank: they try whether something fits, and some may not."""
+    global _is_apart
+    before, _is_apart = _is_apart, True
+    try:
+        yield
+    finally:
+        _is_apart = before
+
+
+def ranks_together() -> int:
+    """Return how many ranks compute what is computed now, for layers that look across them; 0 inside `apart`."""
+    if _is_apart:
+        return 0
+    return dist.get_world_size() if dist.is_initialized() else 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -18,7 +18,7 @@ from torch import nn
 
 from beit.common.errors import InputError, RunFailed
 from beit.common.processes.cores import ranks_here
-from beit.common.processes.distributed import World
+from beit.common.processes.distributed import World, apart
 from beit.common.runs.checkpoint import Checkpoint
 from beit.common.runs.layout import MICRO_BATCH
 from beit.common.training.config import TrainingConfig, TrainingPlan
@@ -140,7 +140,7 @@ def _try_sizes(task: Task, config: TrainingConfig, sizes: Sequence[int], world: 
 
     def attempt(size: int) -> None:  # of its own, so that all it allocated is free again when it returns or fails
         reserved = torch.empty(_held_bytes(model, config, world), dtype=torch.uint8, device=device)
-        with _without_trace(model, device):
+        with _without_trace(model, device), apart():
             with autocast_to(precision, device):
                 loss, _ = task.forward(model, _enlarged(example, size, device), 0)
             loss.float().backward()  # type: ignore[no-untyped-call]

@@ -65,9 +65,13 @@ class RelativePositionBias(nn.Module):
         """Show grid and heads."""
         return f"grid_size={self.grid_size}, num_heads={self.relative_position_bias_table.shape[1]}"
 
-    def forward(self, index: Tensor) -> Tensor:
-        """Return the additive attention bias (1, H, 1 + N, 1 + N) in the table's dtype; see `gather_bias`."""
-        return gather_bias(self.relative_position_bias_table, index)
+    def forward(self, index: Tensor, grid_size: tuple[int, int] | None = None) -> Tensor:
+        """Return the additive attention bias (1, H, 1 + N, 1 + N) in the table's dtype; see `gather_bias`.
+
+        The table is resized where `index` is of another grid than its own.
+        """
+        table = resize_table(self.relative_position_bias_table, self.grid_size, grid_size or self.grid_size)
+        return gather_bias(table, index)
 
 
 def gather_bias(table: Tensor, index: Tensor) -> Tensor:

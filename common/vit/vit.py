@@ -13,13 +13,14 @@ that are asked for, Q = positions that ask: S or K. Masks are True where a patch
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from beit.common.vit.adapt import resize_pos_embed
 from beit.common.vit.config import Normalization, ViTConfig
 from beit.common.vit.init import init_vit
 from beit.common.vit.position_bias import (
@@ -28,6 +29,7 @@ from beit.common.vit.position_bias import (
     gather_bias,
     num_table_rows,
     relative_position_index,
+    resize_table,
 )
 from beit.common.vit.transform import ImageTransform, default_crop_pct
 
@@ -124,17 +126,17 @@ def take_positions(hidden: Tensor, positions: Tensor) -> Tensor:
     return hidden.gather(1, positions[..., None].expand(-1, -1, hidden.shape[-1]))
 
 
-def grid_features(hidden: Tensor) -> Tensor:
+def grid_features(hidden: Tensor, grid_size: tuple[int, int] | None = None) -> Tensor:
     """Lay the patches of a sequence (B, 1 + N, D), CLS first, out as maps (B, D, h, w), rows from the top.
 
-    Images are square, so that h = w = img_size / patch_size; the dtype stays.
+    Images are square, so that h = w = img_size / patch_size, unless `grid_size` (h, w) says otherwise; the dtype stays.
 
     Example:
         >>> beit.grid_features(torch.zeros(2, 1 + 16, 24)).shape
         torch.Size([2, 24, 4, 4])
     """
-    side = math.isqrt(hidden.shape[1] - 1)
-    return hidden[:, 1:].transpose(1, 2).reshape(hidden.shape[0], hidden.shape[2], side, side)
+    height, width = grid_size or (math.isqrt(hidden.shape[1] - 1),) * 2
+    return hidden[:, 1:].transpose(1, 2).reshape(hidden.shape[0], hidden.shape[2], height, width)
 
 
 class Mlp(nn.Module):
@@ -247,12 +249,16 @@ class VisionTransformer(nn.Module):
         crop_pct = default_crop_pct(img_size) if self.crop_pct is None else self.crop_pct
         return ImageTransform(img_size, crop_pct, self.normalization)
 
-    def embed(self, images: Tensor, bool_masked_pos: Tensor | None = None) -> Tensor:
+    def embed(
+        self, images: Tensor, bool_masked_pos: Tensor | None = None, grid_size: tuple[int, int] | None = None
+    ) -> Tensor:
         """Turn images into the sequence that enters the first block.
 
         Args:
             images: (B, 3, img_size, img_size) float, normalised.
             bool_masked_pos: (B, N) bool, True = replaced by the mask token; None masks nothing.
+            grid_size: Patches (height, width) of images of another shape, for which positions are resized as for a
+                model of another resolution; None allows the model's own only.
 
         Returns:
             (B, S, D), in the dtype of the weights; under autocast at least float32, because in bf16 a branch scaled by
@@ -261,9 +267,10 @@ class VisionTransformer(nn.Module):
         Raises:
             ValueError: images have another size than the model, or a mask comes without a mask token.
         """
-        side = self.config.img_size
-        if images.shape[-2:] != (side, side):
-            raise ValueError(f"images ({tuple(images.shape)}) must be {side}x{side} pixels, the model's img_size")
+        height, width = (side * self.config.patch_size for side in grid_size or self.config.grid_size)
+        if images.shape[-2:] != (height, width):
+            what = "their grid_size" if grid_size else "the model's img_size"
+            raise ValueError(f"images ({tuple(images.shape)}) must be {height}x{width} pixels, {what}")
         dtype = self.cls_token.dtype
         if torch.is_autocast_enabled(images.device.type):
             dtype = torch.promote_types(dtype, torch.float32)
@@ -274,17 +281,28 @@ class VisionTransformer(nn.Module):
             patches = torch.where(bool_masked_pos[..., None], self.mask_token.to(dtype), patches)
         cls_token = self.cls_token.to(dtype).expand(patches.shape[0], -1, -1)
         hidden = torch.cat([cls_token, patches], dim=1)  # (B, S, D)
-        return hidden if self.pos_embed is None else hidden + self.pos_embed
+        if self.pos_embed is None:
+            return hidden
+        own, rule = self.config.grid_size, self.config.pos_resize
+        return hidden + resize_pos_embed(self.pos_embed, own, grid_size or own, rule=rule)
 
     def attention_biases(self) -> list[Tensor | None]:
         """Build the additive bias of every block: (1, H, S, S) in the compute dtype, the same tensor where shared."""
-        kind = self.cls_token.device.type
+        return list(self._biases(None))
+
+    def _biases(self, grid_size: tuple[int, int] | None) -> Iterator[Tensor | None]:
+        """Yield what `attention_biases` lists, for a grid (height, width), block by block: together they are large."""
+        kind, own = self.cls_token.device.type, self.config.grid_size
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.cls_token.dtype
-        index = self.relative_position_index
+        grid, index = grid_size or own, self.relative_position_index
+        if grid != own and self.config.pos_bias != "none":
+            index = relative_position_index(grid, index.device)
         if self.rel_pos_bias is not None:
-            return [self.rel_pos_bias(index).to(dtype)] * len(self.blocks)
-        tables = [block.attn.relative_position_bias_table for block in cast(Iterable[Block], self.blocks)]
-        return [None if table is None else gather_bias(table, index).to(dtype) for table in tables]
+            yield from [self.rel_pos_bias(index, grid).to(dtype)] * len(self.blocks)
+            return
+        for block in cast(Iterable[Block], self.blocks):
+            table = block.attn.relative_position_bias_table
+            yield None if table is None else gather_bias(resize_table(table, own, grid), index).to(dtype)
 
     def forward_features(
         self, images: Tensor, bool_masked_pos: Tensor | None = None, positions: Tensor | None = None
@@ -303,35 +321,40 @@ class VisionTransformer(nn.Module):
         """
         hidden = self.embed(images, bool_masked_pos)
         for i, (block, bias) in enumerate(zip(self.blocks, self.attention_biases(), strict=True), start=1):
-            arguments = (hidden, bias, positions if i == len(self.blocks) else None)
-            if self.recompute_blocks and torch.is_grad_enabled():
-                hidden = checkpoint(block, *arguments, use_reentrant=False)
-            else:
-                hidden = block(*arguments)
+            hidden = self._run(block, hidden, bias, positions if i == len(self.blocks) else None)
         return self.finish(hidden)
 
     def finish(self, hidden: Tensor) -> Tensor:
         """Turn the residual stream (B, S, D) after a block into features: by the encoder's own last norm, if any."""
         return self.norm(hidden) if self.config.final_norm and self.norm is not None else hidden
 
-    def forward_intermediates(self, images: Tensor, block_indices: Sequence[int]) -> list[Tensor]:
+    def forward_intermediates(
+        self, images: Tensor, block_indices: Sequence[int], grid_size: tuple[int, int] | None = None
+    ) -> list[Tensor]:
         """Return the features (B, S, D) after each of the blocks asked for, ascending; see `finish`.
 
         Blocks are counted from 0, or from the end with -1 as the last. Those after the last one wanted are not run.
+        `grid_size` is for images of another shape; see `embed`.
         """
         depth = len(self.blocks)
         if not all(-depth <= i < depth for i in block_indices):
             raise ValueError(f"block_indices ({list(block_indices)}) must be in [{-depth}, {depth - 1}]")
         wanted = {i % depth for i in block_indices}
-        hidden = self.embed(images)
+        hidden = self.embed(images, grid_size=grid_size)
         outputs: list[Tensor] = []
-        for i, (block, bias) in enumerate(zip(self.blocks, self.attention_biases(), strict=True)):
-            if len(outputs) == len(wanted):
-                break
-            hidden = block(hidden, bias)
+        for i, (block, bias) in enumerate(zip(self.blocks, self._biases(grid_size), strict=True)):
+            hidden = self._run(block, hidden, bias)
             if i in wanted:
                 outputs.append(self.finish(hidden))
+            if len(outputs) == len(wanted):
+                break
         return outputs
+
+    def _run(self, block: nn.Module, *arguments: Tensor | None) -> Tensor:
+        """Run a block, in training perhaps such that it is run again in the backward pass."""
+        if self.recompute_blocks and torch.is_grad_enabled():
+            return checkpoint(block, *arguments, use_reentrant=False)  # type: ignore[no-any-return]
+        return block(*arguments)  # type: ignore[no-any-return]
 
     def get_intermediate_layers(
         self, images: Tensor, n: int | Sequence[int] = 1, *, reshape: bool = False, return_class_token: bool = False

@@ -29,8 +29,8 @@ from beit.finetune.masks.annotated.document import CocoContent, id_text, read_an
 from beit.finetune.masks.annotated.files import chosen_file, coco_splits, find_images, looks_like_coco, panoptic_folder
 from beit.finetune.masks.annotated.regions import paint, region_of
 from beit.finetune.masks.classes import IGNORED, MaskClasses, voc_colours
+from beit.finetune.masks.settings import MaskDataConfig
 from beit.finetune.masks.types import MaskedSource
-from beit.finetune.segmentation.config import MaskDataConfig
 
 __all__ = ["coco_splits", "looks_like_coco", "open_coco"]
 

@@ -27,8 +27,8 @@ from beit.common.storage.matching import is_folder, list_folder
 from beit.common.storage.paths import normalise, split_query
 from beit.common.storage.place import FileStat
 from beit.finetune.masks.class_table import ClassEntry, ClassTable
+from beit.finetune.masks.settings import MaskDataConfig
 from beit.finetune.masks.types import MaskedSource
-from beit.finetune.segmentation.config import MaskDataConfig
 
 MASK_COLUMNS = (
     *("annotation", "mask", "label", "segmentation", "annotations", "masks", "labels", "segmentation_mask"),

@@ -29,8 +29,8 @@ from beit.common.storage.matching import is_folder, list_folder
 from beit.common.storage.paths import is_remote, normalise, split_query
 from beit.common.storage.tar_walk import group_samples, walk_tar
 from beit.common.storage.threads import threads
+from beit.finetune.masks.settings import MaskDataConfig
 from beit.finetune.masks.types import MaskedSource
-from beit.finetune.segmentation.config import MaskDataConfig
 
 logger = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ import pytest
 from beit.common.errors import InputError
 from beit.common.sources.config import SourceConfig
 from beit.finetune.masks.check import survey
-from beit.finetune.segmentation.config import MaskDataConfig
+from beit.finetune.masks.settings import MaskDataConfig
 from beit.tests.unit.finetune.masks.trees import colours, ids, photo, write, write_set
 
 

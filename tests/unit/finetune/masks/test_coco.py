@@ -10,7 +10,7 @@ from beit.common.errors import BadSample, InputError
 from beit.common.sources.config import SourceConfig
 from beit.common.storage.files import default_cache_dir
 from beit.finetune.masks.coco import coco_splits, looks_like_coco, open_coco
-from beit.finetune.segmentation.config import MaskDataConfig
+from beit.finetune.masks.settings import MaskDataConfig
 from beit.tests.file_server import FileServer, serve
 from beit.tests.unit.finetune.masks.paired import encoded, ids_of, pairs_of, photo
 

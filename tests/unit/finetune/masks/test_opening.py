@@ -12,7 +12,7 @@ from beit.common.sources.config import SourceConfig
 from beit.finetune.masks.dataset import MaskedDataset
 from beit.finetune.masks.index import open_training_masks
 from beit.finetune.masks.opening import open_measured, open_pairs, open_parts
-from beit.finetune.segmentation.config import MaskDataConfig
+from beit.finetune.masks.settings import MaskDataConfig
 from beit.tests.unit.finetune.masks.trees import encoded, ids, photo, write, write_set
 
 READING = SourceConfig()

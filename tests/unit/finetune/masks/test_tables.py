@@ -10,8 +10,8 @@ from PIL import Image
 
 from beit.common.errors import BadSample, InputError
 from beit.common.sources.config import SourceConfig
+from beit.finetune.masks.settings import MaskDataConfig
 from beit.finetune.masks.tables import looks_like_tables, open_table_pairs
-from beit.finetune.segmentation.config import MaskDataConfig
 from beit.tests.file_server import FileServer, serve
 from beit.tests.unit.finetune.masks.paired import encoded, ids_of, mask, pairs_of, photo
 

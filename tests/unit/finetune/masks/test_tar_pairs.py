@@ -7,8 +7,8 @@ import pytest
 from beit.common.errors import InputError
 from beit.common.sources.config import SourceConfig
 from beit.common.storage.files import default_cache_dir
+from beit.finetune.masks.settings import MaskDataConfig
 from beit.finetune.masks.tar_pairs import looks_like_tars, open_tar_pairs
-from beit.finetune.segmentation.config import MaskDataConfig
 from beit.tests.file_server import FileServer, serve
 from beit.tests.s3_server import serve_s3
 from beit.tests.unit.finetune.masks.paired import mask, pairs_of, photo
