@@ -222,7 +222,7 @@ def _chosen(shard: SourceShard, rows: _Rows) -> SourceShard:
 
 def _mask_column(label: str, schema: pa.Schema, settings: MaskDataConfig) -> str:
     """Choose the column of masks: the one that is named, or is called so, or is the only one beside the images."""
-    usable = [*image_columns(schema), *(field.name for field in schema if _holds_numbers(field.type))]
+    usable: list[str] = [*image_columns(schema), *(field.name for field in schema if _holds_numbers(field.type))]
     wanted = settings.mask_column
     listed = ", ".join(f"{field.name} ({str(field.type).partition('<')[0]})" for field in schema)
     if wanted is not None:
