@@ -21,7 +21,19 @@ Layout = Literal["folders", "voc", "ade20k", "cityscapes", "camvid"]
 _IMAGE_WORDS = ("images", "image", "imgs", "img", "photos", "photo", "pictures", "rgb", "input", "inputs", "stills")
 _MASK_WORDS = (
     *("annotations", "annotation", "annots", "annot", "anno", "annos", "ann", "anns", "masks", "mask", "labels"),
-    *("label", "labelled", "labeled", "labelmaps", "gt", "gts", "groundtruth", "segmentation", "segmentations"),
+    *(
+        "label",
+        "labelled",
+        "labeled",
+        "labelmaps",
+        "gt",
+        "gts",
+        "groundtruth",
+        "ground",
+        "truth",
+        "segmentation",
+        "segmentations",
+    ),
     *("seg", "segs", "segmaps", "targets", "target"),
 )
 _SPECIAL: dict[str, tuple[Role, str]] = {
@@ -116,6 +128,11 @@ def _sibling_roles(names: Iterable[str], *, holds_files: bool) -> tuple[dict[str
     if roles:
         roles |= {name: ("neither", "") for name, (role, _) in read.items() if role == "neither"}
     return roles, is_bare
+
+
+def has_role(name: str) -> bool:
+    """Tell whether a folder is called as one of images or of masks alone is."""
+    return _read(name)[0] != "plain"
 
 
 def _read(name: str) -> tuple[Role | Literal["plain"], str]:

@@ -17,13 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from beit.common.errors import InputError
+from beit.common.pages.numbers import count
 from beit.common.sources.config import SourceConfig
 from beit.common.sources.index import LabelledIndex
 from beit.common.sources.index_build import index_source
 from beit.common.sources.types import Source
 from beit.finetune.masks.class_table import read_class_table
 from beit.finetune.masks.classes import IGNORED
-from beit.finetune.masks.decode import refuse_unknown, value_text
+from beit.finetune.masks.decode import packed_colour, unknown_text, value_text
 from beit.finetune.masks.types import MaskedSource
 from beit.finetune.masks.values.facts import MaskFacts, gather_facts
 from beit.finetune.masks.values.meaning import Meaning, find_meaning, meaning_of_ids
@@ -75,8 +76,8 @@ class Examined:
         found: Counter[int] = Counter()
         is_unknown = self.ids < 0
         values, counts = self.facts.flat("values")[is_unknown], self.facts.flat("counts")[is_unknown]
-        for value, count in zip(values.tolist(), counts.tolist(), strict=True):
-            found[value] += count
+        for value, number in zip(values.tolist(), counts.tolist(), strict=True):
+            found[value] += number
         return found
 
     @cached_property
@@ -147,17 +148,13 @@ def problems_of(found: Examined, settings: MaskDataConfig, *, for_training: bool
     if found.meaning is None:
         yield found.reason
         return
-    try:
-        where = f"the masks of {found.name} hold"
-        refuse_unknown(found.unknown, found.meaning.kind, where=where, way_out=_way_out_of_unknown(found))
-    except InputError as error:
-        yield str(error)
+    yield from _unknown(found)
     num_pixels = found.pixel_counts[:, :-1].sum(axis=0)
     used = np.flatnonzero(num_pixels)
     if not len(used) and not found.unknown:
         ignored = ", ".join(map(str, found.facts.pixels_of_values()))
         yield (
-            f"all pixels of all {len(found)} masks of {found.name} are ignored (values: {ignored}); name the classes "
+            f"all pixels of all masks of {found.name} are ignored (values: {ignored}); name the classes "
             "in data.classes=FILE, and what means none in data.ignore"
         )
     elif for_training and len(used) == 1 and not found.unknown:
@@ -167,15 +164,12 @@ def problems_of(found: Examined, settings: MaskDataConfig, *, for_training: bool
 def _unpaired(found: Examined, settings: MaskDataConfig) -> Iterator[str]:
     if settings.skip_unpaired:
         return
-    for what, lacks, paths in (
-        ("images", "mask", found.source.without_mask),
-        ("masks", "image", found.source.without_image),
-    ):
-        if paths:
-            yield (
-                f"{len(paths)} {what} of {found.name} have no {lacks} (first: {paths[0]}); add what is missing, or "
-                "leave them out with --set data.skip_unpaired=true"
-            )
+    images, masks = found.source.without_mask, found.source.without_image
+    way_out = "add what is missing, or leave them out with --set data.skip_unpaired=true"
+    if images:
+        yield f"{found.name} has {count(len(images), 'image')} without a mask (first: {images[0]}); {way_out}"
+    if masks:
+        yield f"{found.name} has {count(len(masks), 'mask')} without an image (first: {masks[0]}); {way_out}"
 
 
 def _unreadable(found: Examined) -> Iterator[str]:
@@ -183,16 +177,17 @@ def _unreadable(found: Examined) -> Iterator[str]:
     bad = [position for position, problem in enumerate(problems) if problem]
     if bad:
         yield (
-            f"{len(bad)} of {len(found)} masks of {found.name} cannot be used "
-            f"(first: {found.mask(bad[0])}: {problems[bad[0]]})"
+            f"{found.name} has {count(len(bad), 'mask')} that cannot be used (first: {found.mask(bad[0])}: "
+            f"{problems[bad[0]]})"
         )
 
 
 def _mixed_kinds(found: Examined) -> Iterator[str]:
     kinds = found.facts.strings("kind")
-    if "ids" in kinds and "colours" in kinds:
+    numbers, colours = kinds.count("ids"), kinds.count("colours")
+    if numbers and colours:
         yield (
-            f"{kinds.count('ids')} masks of {found.name} hold numbers and {kinds.count('colours')} colours (first: "
+            f"{found.name} has {count(numbers, 'mask')} of numbers and {colours} of colours (first: "
             f"{found.mask(kinds.index('ids'))} and {found.mask(kinds.index('colours'))}); write all of one kind"
         )
 
@@ -207,47 +202,68 @@ def _other_sizes(found: Examined) -> Iterator[str]:
     if found.facts.is_turned[first] and (mask == found.facts.stored_sizes[first]).all():
         hint = "its EXIF data have the image turned, and the mask is of the image before that; turn the mask, too"
     yield (
-        f"{len(bad)} masks of {found.name} have another size than their image (first: {found.mask(first)} has "
+        f"{found.name} has {count(len(bad), 'mask')} of another size than the image (first: {found.mask(first)} has "
         f"{mask[0]} x {mask[1]} px, {found.image(first)} {image[0]} x {image[1]}); {hint}"
     )
 
 
 def _renumbered(found: Examined) -> Iterator[str]:
-    """Yield if palettes disagree on a value: then a program has numbered the colours of each mask anew."""
-    values, colours = found.facts.flat("values"), found.facts.flat("colours")
-    first: dict[int, tuple[int, int]] = {}
-    entries = np.unique(np.stack([values.astype(np.int64), colours.astype(np.int64)]), axis=1, return_index=True)
-    for (value, colour), entry in zip(entries[0].T.tolist(), entries[1].tolist(), strict=True):
+    """Yield if the colours of palettes contradict each other or the table: a program has numbered them anew."""
+    values, colours = found.facts.flat("values").astype(np.int64), found.facts.flat("colours").astype(np.int64)
+    pairs, entries = np.unique(np.stack([values, colours]), axis=1, return_index=True)
+    way_out = (
+        "as if a program had numbered colours anew; write masks without a palette, or in RGB with a table of colours"
+    )
+    stated = {} if found.meaning is None else found.meaning.stated
+    own = {packed_colour(entry.colour): entry.name for entry in stated.values() if entry.colour is not None}
+    first: dict[int, tuple[int, str]] = {}
+    for value, colour, entry in zip(*pairs.tolist(), entries.tolist(), strict=True):
         if colour < 0:
             continue
-        other = first.setdefault(value, (colour, entry))
-        if other[0] != colour:
-            one, two = (found.mask(int(found.facts.owners[at])) for at in (other[1], entry))
+        shown, mask = value_text(colour, "colours"), found.mask(int(found.facts.owners[entry]))
+        other, other_mask = first.setdefault(value, (colour, mask))
+        if other != colour:
             yield (
-                f"the palettes of {found.name} disagree: the value {value} is {value_text(other[0], 'colours')} in "
-                f"{one} and {value_text(colour, 'colours')} in {two}, as if a program had numbered colours anew; write "
-                "masks without a palette, or in RGB with a table of colours"
+                f"the palettes of {found.name} disagree: the value {value} is {value_text(other, 'colours')} in "
+                f"{other_mask} and {shown} in {mask}, {way_out}"
+            )
+            return
+        if value in stated and own.get(colour, stated[value].name) != stated[value].name:
+            yield (
+                f"in {mask} of {found.name} the value {value} has the colour {shown} of {own[colour]}, and is "
+                f"{stated[value].name} by {_stated_in(found)}, {way_out}"
             )
             return
 
 
-def _way_out_of_unknown(found: Examined) -> str:
-    value = found.unknown.most_common(1)[0][0] if found.unknown else 0
+def _stated_in(found: Examined) -> str:
+    """Say where it stands what values mean."""
+    return "" if found.meaning is None else found.meaning.origin
+
+
+def _unknown(found: Examined) -> Iterator[str]:
+    if not found.unknown:
+        return
     assert found.meaning is not None
-    first = f"first in {found.first_with(value)}" if found.unknown else ""
+    value = found.unknown.most_common(1)[0][0]
     what = "in data.ignore" if found.meaning.kind == "ids" else "under the name void"
     hint = ""
-    if found.meaning.kind == "ids" and value in (1, 3, 15) and 255 in found.meaning.class_of:
-        hint = f" ({value} may be what a PNG of few bits made of 255)"
-    lacks = f"({found.meaning.origin} lacks them)"
-    return f"{first}{hint}; name them in data.classes=FILE {lacks}, or {what} if they mean none"
+    if found.meaning.kind == "ids" and 255 in found.meaning.class_of:
+        made = next((odd for odd in (15, 3, 1) if odd in found.unknown), None)
+        hint = f"; {made} may be what a PNG of few bits made of 255" if made is not None else ""
+    yield (
+        f"the masks of {found.name} hold {unknown_text(found.unknown, found.meaning.kind)}, first in "
+        f"{found.first_with(value)}; {_stated_in(found)} lacks them: name them in data.classes=FILE, or {what} if they "
+        f"mean none{hint}"
+    )
 
 
 def _one_class(found: Examined, name: str) -> str:
     values = found.facts.pixels_of_values()
     hint = ""
     if 255 in values and found.meaning is not None and found.meaning.class_of.get(255) == IGNORED:
-        hint = "; the value 255 means no class here: if it is one, name it in data.classes=FILE and set data.ignore=[]"
+        example = '{"0": "background", "255": "object"}'
+        hint = f"; if the value 255 is one, too, set data.ignore=[] and data.classes=FILE, a file such as {example}"
     return (
         f"the masks of {found.name} hold one class only ({name}); segmentation needs two or more, what is not the "
         f"object being one, too{hint}"
