@@ -102,7 +102,7 @@ def _require_whole_patches(shape: ViTConfig, config: EncoderSettings) -> None:
     if side is not None and side % patch:
         below, above = side // patch * patch, -(-side // patch) * patch
         raise InputError(
-            f"image.img_size ({side}) must be a multiple of {patch}, the patch size of the encoder {config.encoder}; "
+            f"image.img_size ({side}) must be a multiple of patch_size ({patch}), the encoder's in {config.encoder}; "
             f"take {f'{below} or {above}' if below else above}"
         )
 

@@ -1,265 +1,255 @@
-"""What is in masks and what is wrong with them: the checks before a training, and the table of `--check`.
+"""What `beit finetune segmentation DATA --check` says: what masks hold, and all that is wrong, before anything trains.
 
-Here: all that is found by looking at every mask of a source (`Examined`), the reasons to refuse them, and `survey`,
-which says it all at once instead of stopping at the first. Not here: the masks a training uses (`index.py`).
-
-N images, C classes.
+Here: the survey of a DATA and its table. What is looked at, and the reasons to refuse, are `values/examined.py`.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from beit.common.errors import InputError
+from beit.common.pages.numbers import percent
+from beit.common.pages.tables import aligned, shortened
 from beit.common.sources.config import SourceConfig
-from beit.common.sources.index import LabelledIndex
-from beit.common.sources.index_build import index_source
-from beit.common.sources.types import Source
-from beit.finetune.masks.class_table import read_class_table
-from beit.finetune.masks.classes import IGNORED
-from beit.finetune.masks.decode import refuse_unknown, value_text
-from beit.finetune.masks.types import MaskedSource
-from beit.finetune.masks.values.facts import MaskFacts, gather_facts
-from beit.finetune.masks.values.meaning import Meaning, find_meaning, meaning_of_ids
+from beit.finetune.masks.classes import IGNORED, MaskClasses
+from beit.finetune.masks.decode import value_text
+from beit.finetune.masks.opening import open_measured, open_parts
+from beit.finetune.masks.values.examined import Examined, examine, problems_of
+from beit.finetune.masks.values.meaning import ids_of_model
 from beit.finetune.segmentation.config import MaskDataConfig
 
+_MOST_ROWS = 300
+"""Values that a table lists; what has more is no mask of classes."""
+_NAME_COLUMNS = 28
+_NO_CLASS, _UNKNOWN = "(no class)", "(unknown)"
 
-@dataclass(frozen=True)
-class Examined:
-    """A source of which every mask was looked at."""
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ValueFacts:
+    """One value that masks hold."""
+
+    value: str
+    """The number, or red, green and blue."""
+    name: str | None
+    """Its class; None where it means none, or is unknown."""
+    is_known: bool
+    """Whether it is a class, or is known to mean none."""
+    pixels: int
+    """In all masks."""
+    share: float
+    """Of the pixels of all classes, for a class; of all pixels, for others; in [0, 1]."""
+    masks: int
+    """In which it occurs."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PartFacts:
+    """A part of a DATA."""
 
     name: str
-    """What its user calls it."""
-    source: MaskedSource
-    images: LabelledIndex
-    masks: LabelledIndex
-    """Beside each image its mask."""
-    facts: MaskFacts
-    meaning: Meaning | None
-    """None where values mean nothing that is known."""
-    reason: str = ""
-    """Why not, in that case."""
-
-    def __len__(self) -> int:
-        return len(self.facts)
-
-    @cached_property
-    def ids(self) -> NDArray[np.int16]:
-        """Own class id of each entry of `facts.flat`, int16 (M,); `IGNORED` for none, -1 where it is unknown."""
-        assert self.meaning is not None
-        values = self.facts.flat("values").astype(np.int64)
-        if self.meaning.is_grey:
-            values = values & 255
-        return self.meaning.decoder(self.images.max_pixels).to_ids(values)
-
-    @cached_property
-    def pixel_counts(self) -> NDArray[np.int64]:
-        """Pixels of each class in each mask, and of none in the last column, int64 (N, C + 1)."""
-        assert self.meaning is not None
-        num_classes = len(self.meaning.names)
-        columns = np.where(self.ids == IGNORED, num_classes, self.ids)
-        counts = np.zeros((len(self), num_classes + 1), np.int64)
-        is_known = self.ids >= 0
-        np.add.at(counts, (self.facts.owners[is_known], columns[is_known]), self.facts.flat("counts")[is_known])
-        return counts
-
-    @cached_property
-    def unknown(self) -> Counter[int]:
-        """Pixels of each value that is no class."""
-        found: Counter[int] = Counter()
-        is_unknown = self.ids < 0
-        values, counts = self.facts.flat("values")[is_unknown], self.facts.flat("counts")[is_unknown]
-        for value, count in zip(values.tolist(), counts.tolist(), strict=True):
-            found[value] += count
-        return found
-
-    @cached_property
-    def is_wholly_ignored(self) -> NDArray[np.bool_]:
-        """Tell which masks have no pixel of any class, bool (N,)."""
-        return np.asarray(self.pixel_counts[:, :-1].sum(axis=1) == 0)
-
-    def image(self, position: int) -> str:
-        """Name an image."""
-        return self.images.ref_at(position).path
-
-    def mask(self, position: int) -> str:
-        """Name a mask."""
-        return self.masks.ref_at(position).path
-
-    def first_with(self, value: int) -> str:
-        """Name the first mask that holds a value."""
-        return self.mask(int(self.facts.owners[self.facts.flat("values") == value][0]))
+    """What it is called."""
+    images: int
+    """That have a mask."""
+    smallest: tuple[int, int]
+    """Width and height of the image with the fewest pixels, as far as they can be read."""
+    largest: tuple[int, int]
+    """Of the one with the most."""
+    without_mask: int
+    """Images left over."""
+    without_image: int
+    """Masks left over."""
+    unreadable: int
+    """Masks that cannot be used."""
+    other_size: int
+    """Masks of another size than their image."""
+    turned: int
+    """Images that their EXIF data have turned."""
+    wholly_ignored: int
+    """Masks without a pixel of any class."""
+    unknown_values: int
+    """Values that are no class."""
+    values: tuple[ValueFacts, ...]
+    """All that occur, ascending."""
 
 
-def examine(source: MaskedSource, settings: MaskDataConfig, *, name: str, reading: SourceConfig) -> Examined:
-    """Look at every mask of a source, or take what was found before.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Survey:
+    """What the masks of a DATA hold, and what keeps them from being trained on."""
+
+    data: str
+    classes: tuple[str, ...]
+    """Names, in the order of their ids."""
+    classes_from: str
+    """Where they stand."""
+    parts: tuple[PartFacts, ...]
+    """What would be learned from, and, where there is something, what would be measured on."""
+    notes: tuple[str, ...]
+    """How the data were read."""
+    problems: tuple[str, ...]
+    """Why a training would be refused, a line each."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as JSON holds it."""
+        return asdict(self)
+
+    def as_table(self) -> str:
+        """Return it as text for a terminal."""
+        named = f"{len(self.classes)} classes by {self.classes_from}" if self.classes else "no classes"
+        blocks = ["\n".join([self.data, f"  {named}", *(f"  {note}" for note in self.notes)])]
+        blocks.append(aligned([["", *self._headings()], *self._counts()], align="<>"))
+        if any(part.values for part in self.parts):
+            blocks.append(self._values())
+        return "\n\n".join(blocks)
+
+    def _headings(self) -> list[str]:
+        roles = ("train", "val")
+        return [f"{role}" for role, _ in zip(roles, self.parts, strict=False)]
+
+    def _counts(self) -> list[list[str]]:
+        def row(label: str, field: str) -> list[str]:
+            return [label, *(str(getattr(part, field)) for part in self.parts)]
+
+        def size(label: str, field: str) -> list[str]:
+            return [label, *("{} x {}".format(*getattr(part, field)) for part in self.parts)]
+
+        return [
+            row("images with a mask", "images"),
+            size("smallest image", "smallest"),
+            size("largest image", "largest"),
+            row("images without a mask", "without_mask"),
+            row("masks without an image", "without_image"),
+            row("masks that cannot be used", "unreadable"),
+            row("masks of another size than their image", "other_size"),
+            row("images turned by their EXIF data", "turned"),
+            row("masks without any class", "wholly_ignored"),
+            row("values that are no class", "unknown_values"),
+        ]
+
+    def _values(self) -> str:
+        heading = ["value", "class"]
+        for role in self._headings():
+            heading += [f"{role} pixels", "masks"]
+        rows = [heading]
+        by_value = [{value.value: value for value in part.values} for part in self.parts]
+        listed: dict[str, ValueFacts] = {}
+        for part in by_value:
+            listed |= {key: value for key, value in part.items() if key not in listed}
+        for key, value in sorted(listed.items(), key=lambda item: _order(item[0])):
+            row = [key, shortened(value.name or (_NO_CLASS if value.is_known else _UNKNOWN), _NAME_COLUMNS)]
+            for part in by_value:
+                found = part.get(key)
+                row += [percent(found.share), str(found.masks)] if found is not None else ["-", "0"]
+            rows.append(row)
+        if len(rows) > _MOST_ROWS:
+            rows = [*rows[:_MOST_ROWS], [f"and {len(rows) - _MOST_ROWS} more"]]
+        return aligned(rows, align="<<>")
+
+
+def survey(data: str, settings: MaskDataConfig, *, reading: SourceConfig) -> Survey:
+    """Look at every mask of a DATA, and of what it would be measured on, as `open_training_masks` does.
 
     Args:
-        source: Images and masks.
+        data: Images with masks.
         settings: What masks mean.
-        name: What the user calls them.
         reading: Which images are read.
     """
-    digest = source.mask_digest or hashlib.sha256(f"masks of {source.images.digest}".encode()).hexdigest()
-    mask_source = Source(
-        kind=source.masks[0].kind,
-        root=source.masks[0].location,
-        shards=list(source.masks),
-        class_names=None,
-        digest=digest,
+    opened = open_parts(data, settings, reading=reading)
+    train = examine(opened.train, settings, name=opened.name, reading=reading)
+    problems = list(problems_of(train, settings, for_training=True))
+    examined = [train]
+    notes = list(opened.train.notes)
+    val, val_name = opened.val, opened.val_name
+    if settings.val is not None:
+        val, val_name = open_measured(settings.val, settings, reading=reading)
+    if val is not None:
+        found = examine(val, settings, name=val_name, reading=reading)
+        problems += problems_of(found, settings, for_training=False)
+        problems += _other_classes(train, found)
+        examined.append(found)
+        notes += [note for note in val.notes if note not in notes]
+    meaning = train.meaning
+    return Survey(
+        data=data,
+        classes=() if meaning is None else meaning.names,
+        classes_from="" if meaning is None else meaning.origin,
+        parts=tuple(_part(found) for found in examined),
+        notes=tuple(notes),
+        problems=tuple(problems),
     )
-    images = index_source(source.images, name=name, max_pixels=reading.max_pixels)
-    masks = index_source(mask_source, name=name, max_pixels=reading.max_pixels)
-    assert images.shard_sizes.tolist() == masks.shard_sizes.tolist()
-    facts = gather_facts(images, masks)
-    meaning, reason = None, ""
+
+
+def _other_classes(train: Examined, val: Examined) -> list[str]:
+    """Return the problem that `val` has classes which `train` lacks, if so."""
+    if train.meaning is None or val.meaning is None:
+        return []
+    model = MaskClasses(names=train.meaning.names, colours=train.meaning.colours)
+    used = np.flatnonzero(val.pixel_counts[:, :-1].sum(axis=0)).tolist()
     try:
-        meaning = _meaning_of(source, facts, settings, name)
+        ids_of_model(val.meaning, model, used, name=val.name)
     except InputError as error:
-        reason = str(error)
-    return Examined(name, source, images, masks, facts, meaning, reason)
+        return [str(error)]
+    return []
 
 
-def _meaning_of(source: MaskedSource, facts: MaskFacts, settings: MaskDataConfig, name: str) -> Meaning:
-    if source.is_ids:
-        assert source.classes is not None
-        if settings.classes is not None:
-            raise InputError(f"{name} names its classes itself; leave data.classes ({settings.classes}) out")
-        return meaning_of_ids(source.classes)
-    table = source.table if settings.classes is None else read_class_table(settings.classes)
-    reduces = settings.reduce_zero_label or source.reduce_zero_label
-    return find_meaning(facts, table, settings, reduce_zero_label=reduces, name=name)
-
-
-def problems_of(found: Examined, settings: MaskDataConfig, *, for_training: bool) -> Iterator[str]:
-    """Yield what keeps masks from being used, a line each, what explains others first."""
-    yield from _unpaired(found, settings)
-    yield from _unreadable(found)
-    yield from _mixed_kinds(found)
-    yield from _other_sizes(found)
-    yield from _renumbered(found)
-    if found.meaning is None:
-        yield found.reason
-        return
-    try:
-        where = f"the masks of {found.name} hold"
-        refuse_unknown(found.unknown, found.meaning.kind, where=where, way_out=_way_out_of_unknown(found))
-    except InputError as error:
-        yield str(error)
-    num_pixels = found.pixel_counts[:, :-1].sum(axis=0)
-    used = np.flatnonzero(num_pixels)
-    if not len(used) and not found.unknown:
-        ignored = ", ".join(map(str, found.facts.pixels_of_values()))
-        yield (
-            f"all pixels of all {len(found)} masks of {found.name} are ignored (values: {ignored}); name the classes "
-            "in data.classes=FILE, and what means none in data.ignore"
-        )
-    elif for_training and len(used) == 1 and not found.unknown:
-        yield _one_class(found, found.meaning.names[used[0]])
-
-
-def _unpaired(found: Examined, settings: MaskDataConfig) -> Iterator[str]:
-    if settings.skip_unpaired:
-        return
-    for what, lacks, paths in (
-        ("images", "mask", found.source.without_mask),
-        ("masks", "image", found.source.without_image),
-    ):
-        if paths:
-            yield (
-                f"{len(paths)} {what} of {found.name} have no {lacks} (first: {paths[0]}); add what is missing, or "
-                "leave them out with --set data.skip_unpaired=true"
-            )
-
-
-def _unreadable(found: Examined) -> Iterator[str]:
-    problems = found.facts.strings("problem")
-    bad = [position for position, problem in enumerate(problems) if problem]
-    if bad:
-        yield (
-            f"{len(bad)} of {len(found)} masks of {found.name} cannot be used "
-            f"(first: {found.mask(bad[0])}: {problems[bad[0]]})"
-        )
-
-
-def _mixed_kinds(found: Examined) -> Iterator[str]:
-    kinds = found.facts.strings("kind")
-    if "ids" in kinds and "colours" in kinds:
-        yield (
-            f"{kinds.count('ids')} masks of {found.name} hold numbers and {kinds.count('colours')} colours (first: "
-            f"{found.mask(kinds.index('ids'))} and {found.mask(kinds.index('colours'))}); write all of one kind"
-        )
-
-
-def _other_sizes(found: Examined) -> Iterator[str]:
-    bad = np.flatnonzero(found.facts.differs)
-    if not len(bad):
-        return
-    first = int(bad[0])
-    mask, image = found.facts.mask_sizes[first], found.facts.image_sizes[first]
-    hint = "make them again at the size of the images, or resize them by nearest neighbours"
-    if found.facts.is_turned[first] and (mask == found.facts.stored_sizes[first]).all():
-        hint = "its EXIF data have the image turned, and the mask is of the image before that; turn the mask, too"
-    yield (
-        f"{len(bad)} masks of {found.name} have another size than their image (first: {found.mask(first)} has "
-        f"{mask[0]} x {mask[1]} px, {found.image(first)} {image[0]} x {image[1]}); {hint}"
+def _part(found: Examined) -> PartFacts:
+    facts = found.facts
+    sizes = facts.image_sizes
+    pixels = sizes.prod(axis=1)
+    known = np.flatnonzero(pixels)
+    smallest, largest = (0, 0), (0, 0)
+    if len(known):
+        ends = sizes[known[np.argmin(pixels[known])]], sizes[known[np.argmax(pixels[known])]]
+        smallest, largest = ((int(end[0]), int(end[1])) for end in ends)
+    return PartFacts(
+        name=found.name,
+        images=len(found),
+        smallest=smallest,
+        largest=largest,
+        without_mask=len(found.source.without_mask),
+        without_image=len(found.source.without_image),
+        unreadable=sum(bool(problem) for problem in facts.strings("problem")),
+        other_size=int(facts.differs.sum()),
+        turned=int(facts.is_turned.sum()),
+        wholly_ignored=0 if found.meaning is None else int(found.is_wholly_ignored.sum()),
+        unknown_values=0 if found.meaning is None else len(found.unknown),
+        values=_values_of(found),
     )
 
 
-def _renumbered(found: Examined) -> Iterator[str]:
-    """Yield if palettes disagree on a value: then a program has numbered the colours of each mask anew."""
-    values, colours = found.facts.flat("values"), found.facts.flat("colours")
-    first: dict[int, tuple[int, int]] = {}
-    entries = np.unique(np.stack([values.astype(np.int64), colours.astype(np.int64)]), axis=1, return_index=True)
-    for (value, colour), entry in zip(entries[0].T.tolist(), entries[1].tolist(), strict=True):
-        if colour < 0:
-            continue
-        other = first.setdefault(value, (colour, entry))
-        if other[0] != colour:
-            one, two = (found.mask(int(found.facts.owners[at])) for at in (other[1], entry))
-            yield (
-                f"the palettes of {found.name} disagree: the value {value} is {value_text(other[0], 'colours')} in "
-                f"{one} and {value_text(colour, 'colours')} in {two}, as if a program had numbered colours anew; write "
-                "masks without a palette, or in RGB with a table of colours"
+def _values_of(found: Examined) -> tuple[ValueFacts, ...]:
+    facts, meaning = found.facts, found.meaning
+    pixels = facts.pixels_of_values()
+    values, counts = np.unique(facts.flat("values"), return_counts=True)
+    masks = dict(zip(values.tolist(), counts.tolist(), strict=True))
+    kind = meaning.kind if meaning is not None else "colours" if "colours" in facts.strings("kind") else "ids"
+    own = {
+        value: None if meaning is None else meaning.class_of.get(_as_read(value, meaning.is_grey)) for value in pixels
+    }
+    total = sum(pixels.values())
+    in_classes = sum(count for value, count in pixels.items() if own[value] not in (None, IGNORED))
+    rows = []
+    for value, count in pixels.items():
+        class_id = own[value]
+        is_class = class_id is not None and class_id != IGNORED
+        rows.append(
+            ValueFacts(
+                value=value_text(_as_read(value, meaning is not None and meaning.is_grey), kind),
+                name=meaning.names[class_id] if meaning is not None and class_id is not None and is_class else None,
+                is_known=class_id is not None,
+                pixels=count,
+                share=count / (in_classes if is_class else total),
+                masks=masks[value],
             )
-            return
+        )
+    return tuple(rows)
 
 
-def _way_out_of_unknown(found: Examined) -> str:
-    value = found.unknown.most_common(1)[0][0] if found.unknown else 0
-    assert found.meaning is not None
-    first = f"first in {found.first_with(value)}" if found.unknown else ""
-    what = "in data.ignore" if found.meaning.kind == "ids" else "under the name void"
-    hint = ""
-    if found.meaning.kind == "ids" and value in (1, 3, 15) and 255 in found.meaning.class_of:
-        hint = f" ({value} may be what a PNG of few bits made of 255)"
-    lacks = f"({found.meaning.origin} lacks them)"
-    return f"{first}{hint}; name them in data.classes=FILE {lacks}, or {what} if they mean none"
+def _as_read(value: int, is_grey: bool) -> int:
+    return value & 255 if is_grey else value
 
 
-def _one_class(found: Examined, name: str) -> str:
-    values = found.facts.pixels_of_values()
-    hint = ""
-    if 255 in values and found.meaning is not None and found.meaning.class_of.get(255) == IGNORED:
-        hint = "; the value 255 means no class here: if it is one, name it in data.classes=FILE and set data.ignore=[]"
-    return (
-        f"the masks of {found.name} hold one class only ({name}); segmentation needs two or more, what is not the "
-        f"object being one, too{hint}"
-    )
-
-
-def require_sound(found: Examined, settings: MaskDataConfig, *, for_training: bool) -> Meaning:
-    """Refuse masks with a problem, and return what the values of others mean."""
-    problems = list(problems_of(found, settings, for_training=for_training))
-    if problems:
-        more = f" (and {len(problems) - 1} more: --check lists them)" if len(problems) > 1 else ""
-        raise InputError(f"{problems[0]}{more}")
-    assert found.meaning is not None
-    return found.meaning
+def _order(text: str) -> tuple[int, str]:
+    return (int(text), "") if text.isdecimal() else (0, text)

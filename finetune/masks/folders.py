@@ -43,6 +43,10 @@ _OTHER_MASKS = (".gif", ".tif", ".tiff", ".bmp", ".npy", ".npz", ".mat", ".xml",
 _PARTS = ("train", "validation", "test")
 
 
+class NothingPaired(InputError):
+    """A folder without a single image that has a mask."""
+
+
 @dataclass(frozen=True, slots=True)
 class Pair:
     """An image and its mask."""
@@ -96,7 +100,7 @@ def list_pairs(root: str, *, layout: str = "auto", files: Sequence[FileStat] | N
     else:
         found = _paired_side_by_side(root, candidates)
     if not found.pairs:
-        raise InputError(_nothing_paired(root, listed, found))
+        raise NothingPaired(_nothing_paired(root, listed, found))
     found.layout = chosen
     _read_layout(found, listed)
     _find_table(found, listed)

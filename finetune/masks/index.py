@@ -1,6 +1,6 @@
 """Which images with masks a run trains and is measured on, all checked before anything is built.
 
-Every mask is looked at once (`values/facts.py`, `check.py`). Here: the masks in use, all or some of them, the same ones
+Every mask is looked at once (`values/examined.py`). Here: the masks in use, all or some of them, the same ones
 every time, and what is in them. Reading them is `dataset.py`.
 
 N images, C classes.
@@ -22,11 +22,11 @@ from beit.common.sources.config import SourceConfig
 from beit.common.sources.index import LabelledIndex
 from beit.common.sources.overlap import warn_of_shared_images
 from beit.common.storage.samples import spread_evenly
-from beit.finetune.masks.check import Examined, examine, require_sound
 from beit.finetune.masks.classes import MaskClasses
 from beit.finetune.masks.decode import MaskDecoder
 from beit.finetune.masks.opening import open_measured, open_parts
 from beit.finetune.masks.types import MaskedSource
+from beit.finetune.masks.values.examined import Examined, examine, require_sound
 from beit.finetune.masks.values.meaning import ids_of_model
 from beit.finetune.segmentation.config import MaskDataConfig
 

@@ -15,7 +15,8 @@ from beit.common.sources.config import SourceConfig
 from beit.common.storage.matching import is_folder, list_folder
 from beit.common.storage.paths import is_remote, join, normalise, split_query
 from beit.common.storage.place import FileStat
-from beit.finetune.masks.folders import PairList, list_pairs, source_of
+from beit.finetune.masks.coco import coco_splits, looks_like_coco, open_coco
+from beit.finetune.masks.folders import NothingPaired, PairList, list_pairs, source_of
 from beit.finetune.masks.types import MaskedSource
 from beit.finetune.segmentation.config import MaskDataConfig
 
@@ -49,7 +50,12 @@ def open_parts(data: str, settings: MaskDataConfig, *, reading: SourceConfig) ->
     name, _ = split_query(data)
     found = _listed(data, settings)
     if found is None:
-        return MaskedParts(train=_open_container(data, settings, reading=reading), val=None, name=name)
+        splits = _splits_of_coco(data, settings)
+        if splits is None:
+            return MaskedParts(train=_open_container(data, settings, reading=reading), val=None, name=name)
+        train_name, val_name = splits
+        train, val = (_open_container(file, settings, reading=reading) for file in splits)
+        return MaskedParts(train=train, val=val, name=train_name, val_name=val_name)
     parts = {pair.part for pair in found.pairs}
     if _TRAIN not in parts or len(parts) == 1:
         return MaskedParts(train=source_of(found), val=None, name=name)
@@ -83,7 +89,9 @@ def open_measured(data: str, settings: MaskDataConfig, *, reading: SourceConfig)
     name, _ = split_query(data)
     found = _listed(data, settings)
     if found is None:
-        return _open_container(data, settings, reading=reading), name
+        splits = _splits_of_coco(data, settings)
+        file = data if splits is None else splits[1]
+        return _open_container(file, settings, reading=reading), name if splits is None else splits[1]
     parts = {pair.part for pair in found.pairs}
     chosen = next((part for part in (_VALIDATION, _TEST) if part in parts), None)
     if chosen is None or len(parts) == 1:
@@ -106,7 +114,22 @@ def _listed(data: str, settings: MaskDataConfig) -> PairList | None:
             return None
         raise InputError(f"{root} does not exist; give a folder of images and masks")
     files = list_folder(root)
-    return None if _kind(files) != "folders" else list_pairs(root, layout=settings.layout, files=files)
+    if _kind(files) != "folders":
+        return None
+    try:
+        return list_pairs(root, layout=settings.layout, files=files)
+    except NothingPaired:
+        if settings.layout == "auto" and looks_like_coco(data):
+            return None
+        raise
+
+
+def _splits_of_coco(data: str, settings: MaskDataConfig) -> tuple[str, str] | None:
+    return coco_splits(data) if _is_coco(data, settings) else None
+
+
+def _is_coco(data: str, settings: MaskDataConfig) -> bool:
+    return settings.layout == "coco" or (settings.layout == "auto" and looks_like_coco(data))
 
 
 def _is_file(root: str) -> bool:
@@ -124,14 +147,9 @@ def _kind(files: Sequence[FileStat]) -> str:
 
 def _open_container(data: str, settings: MaskDataConfig, *, reading: SourceConfig) -> MaskedSource:
     """Open COCO's JSON, Parquet or tars."""
-    text, _ = split_query(data)
-    root = normalise(text)
-    lower = root.lower()
-    if lower.endswith(".json") or settings.layout == "coco":
-        from beit.finetune.masks.coco import open_coco
-
+    if _is_coco(data, settings):
         return open_coco(data, settings, reading=reading)
-    raise InputError(f"{root} is no folder of images and masks, nor COCO's JSON")
+    raise InputError(f"{data} is no folder of images and masks, nor COCO's JSON")
 
 
 def _counted(found: PairList, parts: Sequence[str]) -> str:

@@ -18,7 +18,11 @@ from beit.common.training.config import (
     SpeedConfig,
     TrainConfig,
 )
+from beit.common.vit.config import Normalization
 from beit.finetune.config import ImageConfig, ProbeConfig, ShapeConfig
+
+IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+"""Mean and standard deviation of the pixels of ImageNet."""
 
 HeadKind = Literal["linear", "fpn", "upernet"]
 NormKind = Literal["auto", "batch", "group"]
@@ -96,38 +100,45 @@ class MaskDataConfig:
 class SceneAugmentConfig:
     """Distribution of training crops. The defaults are those of BEiT's segmentation."""
 
-    scale: tuple[float, float] = (0.5, 2.0)
+    scale: Annotated[tuple[float, float], above(0)] = (0.5, 2.0)
     """Smallest and largest factor on an image's size before the crop, after `short_side`."""
     short_side: Annotated[int | None, at_least(1)] = None
     """Pixels that the short side of an image has at factor 1; left out, its own. ADE20K: the side of the crop."""
     max_class_share: Annotated[float, within("(0, 1]")] = 0.75
-    """A crop in which one class has more than this share of the labelled pixels is drawn again, up to ten times."""
-    flip: float = 0.5
+    """A crop in which one class has this share of the labelled pixels or more is drawn again, up to ten times."""
+    flip: Annotated[float, within("[0, 1]")] = 0.5
     """Probability of a horizontal flip; 0 where left and right mean something."""
     photometric: bool = True
     """Whether brightness, contrast, saturation and hue change at random."""
+
+    def __post_init__(self) -> None:
+        """Check the order of the factors."""
+        low, high = self.scale
+        require(low <= high, f"augment.scale ({low}, {high}) must satisfy low <= high")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SceneTrainConfig(TrainConfig):
     """Length, batch and rhythm of a run, with segmentation's defaults."""
 
-    steps: int | None = 160_000
-    """Optimizer steps of the whole run."""
+    epochs: float = 127.0
+    """Passes over the training samples; ignored when `steps` is given. The paper's 160 000 steps on ADE20K are 127."""
     global_batch_size: int = 16
     """Samples per optimizer step over all ranks; part of the data order, so it is fixed for a run."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SceneOptimizerConfig(OptimizerConfig):
-    """AdamW with linear warmup and a straight descent, with segmentation's defaults."""
+    """AdamW with linear warmup and a straight line down, with segmentation's defaults."""
 
     lr: float = 7e-4
     """Peak learning rate of the head; `layer_decay` lowers it towards the patches. Never scaled with the batch."""
     min_lr: float = 0.0
     """Learning rate the schedule ends at, lowered likewise."""
-    warmup_steps: int | None = 1500
-    """Length of the linear warmup in optimizer steps."""
+    schedule: Literal["cosine", "poly"] = "poly"
+    """Way down after the warmup: half a cosine, or poly, a power of the share of the run that is left."""
+    warmup_epochs: float = 5.0
+    """Length of the linear warmup; ignored when `warmup_steps` is given."""
     clip_grad: float | None = None
     """Largest global L2 norm of the gradient; left out, no clipping."""
 
@@ -161,6 +172,11 @@ class SegmentationConfig:
     """Factor on the learning rate from one layer to the layer below it; 1 trains all layers alike."""
     freeze_blocks: Annotated[int, at_least(0)] = 0
     """Keep the embeddings and this many lowest blocks as the encoder has them; 0 trains all, the depth none of it."""
+    normalization: Literal["encoder", "imagenet"] = "encoder"
+    """Of the pixels: as the encoder was trained, or by ImageNet's mean and deviation, as the paper's segmentation does
+    even on encoders that were trained with 0.5."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """"balanced" weighs every class as if all had equally many pixels: by the mean number over its own."""
     image: ImageConfig = field(default_factory=ImageConfig)
     """Input: `img_size` is the side of the crop."""
     model: ShapeConfig = field(default_factory=ShapeConfig)
@@ -195,6 +211,10 @@ class SegmentationConfig:
     """Linear probe."""
 
     def __post_init__(self) -> None:
-        """Check the encoder's name."""
+        """Check the encoder's name, and that nothing sets what the normalisation brings."""
+        require(
+            self.normalization == "encoder" or (self.image.mean, self.image.std) in ((None, None), tuple(IMAGENET)),
+            "image.mean and image.std are ImageNet's with normalization=imagenet; leave them out",
+        )
         if self.encoder is not None and not self.encoder:
             raise InputError('--encoder must name a folder, or be "random"')

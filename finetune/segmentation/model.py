@@ -1,7 +1,7 @@
 """Semantic segmentation: the encoder with a head that gives logits for every place of an image.
 
 Here: `Segmenter`. Not here: the heads (`heads.py`, `upernet.py`), how images of any size are segmented by it
-(`inference.py`), its file (`artifact.py`), the training step (`step.py`).
+(`inference.py`), its file (`artifact.py`), its training.
 
 Legend: B = batch, D = embed_dim, C = classes; h, w = sides of the input in pixels, h', w' = of the logits.
 """
