@@ -96,7 +96,14 @@ def finetune_command(task: str, data: str, run: Path, encoder: str | None, val: 
 @click.option(
     "--class-names", metavar="FILE", help="What class numbers mean: a JSON list or object, or one name per line."
 )
-@click.option("--label-column", metavar="NAME", help="Column of the classes in Parquet or CSV.")
+@click.option("--label-column", metavar="NAME", help="Column of the classes in Parquet or CSV; of masks in Parquet.")
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="SECTION.KEY=VALUE",
+    help="Of a segmenter: how images are segmented and masks are read, as in its training.",
+)
 @source_options
 @launch_options
 def evaluate_command(
@@ -106,28 +113,47 @@ def evaluate_command(
     html: Path | None,
     class_names: str | None,
     label_column: str | None,
+    overrides: tuple[str, ...],
     reading: Any,
     gpus: int | None,
     hostfile: str | None,
 ) -> None:
-    """Measure the classifier MODEL on the labelled images of DATA, every image once.
+    """Measure the classifier or segmenter MODEL on the labelled images of DATA, every image once.
 
     MODEL is the folder `model` of a fine-tuning run. Classes are matched by name; the name of a number is its text,
-    unless a file of names says otherwise. Printed: top-1 and top-5 accuracy
-    (with several labels per image, mean average precision), macro-F1, calibration error, loss, and the numbers of
-    every class or of the worst. The page adds the confusion matrix and the most confident mistakes.
+    unless a file of names says otherwise.
+
+    Of a classifier are printed: top-1 and top-5 accuracy (with several labels per image, mean average precision),
+    macro-F1, calibration error, loss, and the numbers of every class or of the worst. The page adds the confusion
+    matrix and the most confident mistakes.
+
+    Of a segmenter, for which DATA are images with masks: mean IoU with its interval, accuracies, and the numbers of
+    every class or of the worst. The page adds what is taken for what, and images beside truth, prediction and errors.
 
     \b
     Example:
       beit evaluate runs/flowers/model flowers/test --out test.json --html test.html
+      beit evaluate runs/streets/model streets/val --html val.html --set evaluation.flip=true
     """
     start_ranks(gpus, hostfile)
     from beit.common.processes.launcher_env import launched_rank
-    from beit.finetune.evaluation.evaluate import evaluate_model
+    from beit.common.vit.description import read_encoder_config
 
-    report = evaluate_model(
-        model, data, out=out, html=html, class_names=class_names, label_column=label_column, source=reading
-    )
+    report: Any
+    if read_encoder_config(model).task == "segmentation":
+        from beit.finetune.evaluation.segmentation import evaluate_segmenter
+
+        named = {"data.classes": class_names, "data.mask_column": label_column}
+        given = [f"{name}={value}" for name, value in named.items() if value is not None]
+        report = evaluate_segmenter(model, data, out=out, html=html, overrides=[*given, *overrides], source=reading)
+    else:
+        from beit.common.errors import require
+        from beit.finetune.evaluation.evaluate import evaluate_model
+
+        require(not overrides, f"--set {' '.join(overrides[:1])} is for segmenters, and {model} is none; leave it out")
+        report = evaluate_model(
+            model, data, out=out, html=html, class_names=class_names, label_column=label_column, source=reading
+        )
     if not launched_rank():  # all ranks would say the same
         click.echo(report.as_table())
         say_written(out, html)
@@ -173,7 +199,7 @@ def predict_command(model: Path, source: str, out: Path | None, features: bool, 
 def compare_command(runs: tuple[Path, ...], metric: str | None, out: Path | None) -> None:
     """Put runs into one table: those that differ only by their seeds are one row, with a 95 % interval.
 
-    RUN is a directory of beit finetune (classification, linear-probe, knn) or of beit pretrain. Every row shows the
+    RUN is a directory of beit finetune (any task) or of beit pretrain. Every row shows the
     work it took, and the settings in which it differs from the others. RUN/evaluation.json, if beit evaluate has
     written it, counts instead of what the run measured on its validation images.
 
