@@ -106,6 +106,10 @@ class Survey:
         blocks.append(aligned([["", *self._headings()], *self._counts()], align="<>"))
         if any(part.values for part in self.parts):
             blocks.append(self._values())
+        if len(self.problems) > 1:  # of one the command's error says all
+            blocks.append(
+                "\n".join(["refused for:", *(folded(f"- {problem}", indent="  ") for problem in self.problems)])
+            )
         return "\n\n".join(blocks)
 
     def _headings(self) -> list[str]:

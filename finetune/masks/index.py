@@ -250,7 +250,7 @@ def _examined(source: MaskedSource, settings: MaskDataConfig, *, name: str, read
     for hint in hints_of(found, settings):
         logger.warning("%s", hint)
     if found.meaning is not None:
-        logger.info("%s: what values mean is said by %s", name, found.meaning.origin)
+        logger.info("%s: classes by %s", name, found.meaning.origin)
     return found
 
 
