@@ -38,7 +38,7 @@ from beit.finetune.masks.decode import is_grey, packed, read_values
 
 logger = logging.getLogger(__name__)
 
-_VERSION = 1
+_VERSION = 2
 _MANY_MASKS = 500
 """From here on it is worth showing; arbitrary, some seconds."""
 _HEAD_BYTES = 1 << 17
