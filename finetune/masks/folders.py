@@ -28,7 +28,7 @@ from beit.finetune.masks.types import MaskedSource
 from beit.finetune.masks.values.published import cityscapes_label_ids, cityscapes_train_ids, pascal_voc, segnet_camvid
 
 _MASK_ENDS = re.compile(
-    r"(?i)[_\-. ](masks?|labels?|labelids|labeltrainids|gtfine_labelids|gtfine_labeltrainids|gtcoarse_labelids|"
+    r"(?i)[_\-. ](masks?|labels?|lab|labelids|labeltrainids|gtfine_labelids|gtfine_labeltrainids|gtcoarse_labelids|"
     r"gtcoarse_labeltrainids|l|seg|segmentation|segmap|gt|groundtruth|annotations?|ann|target|trainids)$"
 )
 """What the name of a mask has behind that of its image."""
