@@ -64,16 +64,26 @@ def open_parts(data: str, settings: MaskDataConfig, *, reading: SourceConfig) ->
         )
     parts = {pair.part for pair in found.pairs}
     if _TRAIN not in parts or len(parts) == 1:
-        return MaskedParts(train=source_of(found), val=None, name=name)
+        return MaskedParts(train=_of_parts(found, parts), val=None, name=name)
     others = sorted(parts - {_TRAIN, _VALIDATION})
     if others:
         found.notes.append(f"{name}: {_counted(found, others)} are left out of the training, which uses the part train")
     return MaskedParts(
-        train=source_of(found, [_TRAIN]),
-        val=source_of(found, [_VALIDATION]) if _VALIDATION in parts else None,
+        train=_of_parts(found, [_TRAIN]),
+        val=_of_parts(found, [_VALIDATION]) if _VALIDATION in parts else None,
         name=_part_name(name, found, _TRAIN),
         val_name=_part_name(name, found, _VALIDATION) if _VALIDATION in parts else "",
     )
+
+
+def _of_parts(found: PairList, parts: Iterable[str]) -> MaskedSource:
+    """Return the pairs of some parts; that parts without a single mask are left out is noted."""
+    paired = {pair.part for pair in found.pairs}
+    for part in sorted({part for _, part in found.without_mask} - paired):
+        count = sum(its_part == part for _, its_part in found.without_mask)
+        note = f"{found.root}: {count} images of {f'its part {part}' if part else 'no part'} have no masks; left out"
+        found.notes += [note] if note not in found.notes else []
+    return source_of(found, parts)
 
 
 def open_pairs(data: str, settings: MaskDataConfig, *, reading: SourceConfig) -> MaskedSource:
@@ -98,11 +108,11 @@ def open_measured(data: str, settings: MaskDataConfig, *, reading: SourceConfig)
     parts = {pair.part for pair in found.pairs}
     chosen = next((part for part in (_VALIDATION, _TEST) if part in parts), None)
     if chosen is None or len(parts) == 1:
-        return source_of(found), name
+        return _of_parts(found, parts), name
     found.notes.append(
         f"{name}: measured on its part {chosen}; {_counted(found, sorted(parts - {chosen}))} are not used"
     )
-    return source_of(found, [chosen]), _part_name(name, found, chosen)
+    return _of_parts(found, [chosen]), _part_name(name, found, chosen)
 
 
 def _listed(data: str, settings: MaskDataConfig) -> PairList | None:

@@ -21,7 +21,13 @@ from beit.common.sources.config import SourceConfig
 from beit.common.sources.label_column import matching, plain
 from beit.common.sources.opening import table_files
 from beit.common.sources.parquet import ParquetShard, null_rows, open_parquet_files, read_row_group, read_schema
-from beit.common.sources.parquet_layout import IMAGE_COLUMNS, huggingface_features, image_columns, is_list_type
+from beit.common.sources.parquet_layout import (
+    IMAGE_COLUMNS,
+    MASK_COLUMNS,
+    huggingface_features,
+    image_columns,
+    is_list_type,
+)
 from beit.common.sources.types import SampleRef, ShardReader, SourceKind, SourceShard, listing_digest
 from beit.common.storage.matching import is_folder, list_folder
 from beit.common.storage.paths import normalise, split_query
@@ -30,11 +36,6 @@ from beit.finetune.masks.class_table import ClassEntry, ClassTable
 from beit.finetune.masks.settings import MaskDataConfig
 from beit.finetune.masks.types import MaskedSource
 
-MASK_COLUMNS = (
-    *("annotation", "mask", "label", "segmentation", "annotations", "masks", "labels", "segmentation_mask"),
-    *("semantic_mask", "semantic_segmentation", "mask_image", "label_image", "seg", "gt", "target"),
-)
-"""What a column of masks is called, in any letter case; the first that can hold masks is taken."""
 _PAIRED_IMAGE_COLUMNS = (*IMAGE_COLUMNS, "pixel_values", "images", "picture", "photo", "rgb")
 _LARGEST = 65535
 
@@ -222,7 +223,7 @@ def _chosen(shard: SourceShard, rows: _Rows) -> SourceShard:
 
 def _mask_column(label: str, schema: pa.Schema, settings: MaskDataConfig) -> str:
     """Choose the column of masks: the one that is named, or is called so, or is the only one beside the images."""
-    usable = [*image_columns(schema), *(field.name for field in schema if _holds_numbers(field.type))]
+    usable: list[str] = [*image_columns(schema), *(field.name for field in schema if _holds_numbers(field.type))]
     wanted = settings.mask_column
     listed = ", ".join(f"{field.name} ({str(field.type).partition('<')[0]})" for field in schema)
     if wanted is not None:

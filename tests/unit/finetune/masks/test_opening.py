@@ -67,6 +67,15 @@ def test_a_part_alone_is_all_there_is(tmp_path):
     assert size_of(parts.train) == 3 and parts.val is None
 
 
+def test_images_of_another_part_need_no_masks(tmp_path):
+    write_set(tmp_path / "train", 3)
+    write(tmp_path, {"test/images/1.jpg": None, "test/images/2.jpg": None, "test/masks/readme.txt": "none"})
+    parts = opened(tmp_path)
+    assert size_of(parts.train) == 3 and not parts.train.without_mask
+    write(tmp_path, {"valid/1_sat.jpg": None, "train/images/9.jpg": None})
+    assert opened(tmp_path).train.without_mask == ("train/images/9.jpg",)
+
+
 def test_a_test_part_is_measured_on_where_there_is_no_other(tmp_path):
     write_set(tmp_path / "train", 3)
     write_set(tmp_path / "test", 2)
