@@ -72,6 +72,15 @@ _ALSO_CALLED = {
     "augment.erase_prob": "reprob random_erasing",
     "augment.flip": "hflip",
     "augment.scale": "crop_scale",
+    "augment.max_class_share": "cat_max_ratio",
+    "optimizer.power": "poly_power",
+    "head.kind": "decode_head decoder segmentation_head",
+    "head.blocks": "out_indices",
+    "head.channels": "decoder_channels",
+    "evaluation.mode": "test_cfg",
+    "data.reduce_zero_label": "reduce_labels do_reduce_labels reduce_zero",
+    "data.ignore": "ignore_index seg_pad_val",
+    "data.classes": "palette label_map",
     "data.class_names": "nb_classes num_classes",
     "evaluation.crop_pct": "crop_ratio",
     "speed.activation_checkpointing": "gradient_checkpointing use_checkpoint",
@@ -98,6 +107,7 @@ RETIRED = {"augment.repeats": 1}
 _RECIPES_OF = {
     "pretrain": "beit pretrain",
     "finetune": "beit finetune classification",
+    "finetune/segmentation": "beit finetune segmentation",
     "tokenize": "beit tokenizer train",
 }
 """Whose recipes lie in which folder of the package."""

@@ -16,6 +16,8 @@ import io
 import os
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
@@ -97,18 +99,38 @@ def decode_image(data: bytes, *, apply_exif: bool = True, max_pixels: int = MAX_
     Raises:
         BadSample: reason is "empty", "truncated", "unsupported", "lfs-pointer", "bomb", "too-large" or "decode-error".
     """
+    image = load_image(data, max_pixels=max_pixels)
+    with _in_words(data):
+        return as_rgb(image, apply_exif=apply_exif)
+
+
+def load_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decode a JPEG, PNG or WebP image as it is: in its own mode, not turned.
+
+    Args:
+        data: The encoded image.
+        max_pixels: Largest accepted width x height.
+    Raises:
+        BadSample: as `decode_image` does.
+    """
     if not data:
         raise BadSample("empty", "no bytes")
     if len(data) > MAX_IMAGE_BYTES:
         raise BadSample("too-large", f"{len(data)} bytes, at most {MAX_IMAGE_BYTES}")
-    try:
+    with _in_words(data):
         try:
-            image = _load(data, max_pixels)
+            return _load(data, max_pixels)
         except ValueError as error:
             if not data.startswith(_PNG_START) or not any(limit in str(error) for limit in _PNG_TEXT_LIMITS):
                 raise
-            image = _load(_without_text(data), max_pixels)
-        return as_rgb(image, apply_exif=apply_exif)
+            return _load(_without_text(data), max_pixels)
+
+
+@contextmanager
+def _in_words(data: bytes) -> Iterator[None]:
+    """Turn whatever is wrong with an image into a `BadSample`."""
+    try:
+        yield
     except (BadSample, MemoryError):
         raise
     except UnidentifiedImageError:
@@ -121,6 +143,18 @@ def decode_image(data: bytes, *, apply_exif: bool = True, max_pixels: int = MAX_
         # Decoders answer damaged data with a dozen exception types (OSError, SyntaxError, ValueError, ...).
         reason = "truncated" if "truncated" in str(error).lower() else "decode-error"
         raise BadSample(reason, f"{type(error).__name__}: {error}") from error
+
+
+def size_of_image(data: bytes) -> tuple[tuple[int, int], Image.Transpose | None] | None:
+    """Return width and height of an image as stored, by its header, and how its EXIF data have it turned.
+
+    None where that cannot be read; `decode_image` says why.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            return image.size, _transpose_of(image)
+    except Exception:  # as many types as above
+        return None
 
 
 def _load(data: bytes, max_pixels: int) -> Image.Image:

@@ -15,25 +15,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from beit.common.encoder import save_model
 from beit.common.errors import InputError
 from beit.common.pages.numbers import percent, percent_range
 from beit.common.processes.distributed import World
 from beit.common.processes.signals import stop_on_signals
 from beit.common.reading.contents import Watched, contents_sha256
 from beit.common.reading.labelled_dataset import LabelledDataset
-from beit.common.runs.layout import FEATURES, LAST, MODEL
+from beit.common.runs.layout import FEATURES, MODEL
 from beit.common.runs.outputs import written
 from beit.common.sources.labels import all_listed
-from beit.common.training.config import CheckpointConfig
 from beit.common.training.data import Batch, TrainingData
 from beit.common.training.judge import Goal
 from beit.common.training.trainer import train
-from beit.common.vit.description import CONFIG_FILE, EncoderConfig, read_encoder_config
+from beit.common.vit.description import EncoderConfig, read_encoder_config
 from beit.common.vit.flops import training_flops
 from beit.common.vit.param_groups import param_groups
 from beit.finetune.artifact import StartingPoint, build_classifier, freeze_blocks, starting_point
 from beit.finetune.augment.augment import TrainTransform
+from beit.finetune.best_model import BestModel, saved_when_measured
 from beit.finetune.classification.model import ImageClassifier
 from beit.finetune.classification.step import ClassificationStep, balanced_weights
 from beit.finetune.config import FinetuneConfig
@@ -94,7 +93,10 @@ class ClassificationTask:
             seed=config.train.seed,
             fill=self.start.normalization.mean,
         )
-        rhythm = replace(config, checkpoint=self._checkpoint())
+        is_measured = self.images.val is not None
+        rhythm = replace(
+            config, checkpoint=saved_when_measured(config.checkpoint, config.train, is_measured=is_measured)
+        )
         together = 2 if config.mix.is_on else 1
         watched = {"training images": Watched(self.images.train)}
         if self.images.val is not None:
@@ -114,8 +116,6 @@ class ClassificationTask:
         )
         self.measured: tuple[int, Metrics | MultiLabelMetrics] | None = None
         """Step and result of the latest evaluation in this process."""
-        self._kept_steps: set[int] = set()
-        """Whose models this process kept."""
 
     @cached_property
     def model(self) -> ImageClassifier:
@@ -139,13 +139,6 @@ class ClassificationTask:
             label_table=None if table is None else torch.from_numpy(table).float(),
         )
 
-    def _checkpoint(self) -> CheckpointConfig:
-        """Return when to save: the best model is chosen among those that are, so whenever one is measured."""
-        checkpoint = self.config.checkpoint
-        if self.images.val is None or checkpoint.interval_steps is not None:
-            return checkpoint
-        return replace(checkpoint, interval_steps=self.config.train.eval_interval_steps)
-
     @property
     def goal(self) -> Goal | None:
         """What evaluations are judged by."""
@@ -164,6 +157,11 @@ class ClassificationTask:
     def _validation_sha256(self) -> str | None:
         """Identity of the validation images: the best of two models is known only where both saw the same."""
         return None if self.images.val is None else contents_sha256(self.images.val)
+
+    @cached_property
+    def _best_model(self) -> BestModel:
+        main = _main(self.images)
+        return BestModel(validation_sha256=self._validation_sha256, score=lambda found: (found[main], -found["loss"]))
 
     @cached_property
     def _source_sha256(self) -> str:
@@ -234,26 +232,14 @@ class ClassificationTask:
         # The loop hands over the latest evaluation, which may be that of an earlier step.
         result = self.measured[1] if self.measured is not None and self.measured[0] == step else None
         description = replace(self.description, provenance=self._provenance(step, result))
-        save_model(directory / LAST, state, description)
-        if self.images.val is None or (result is not None and self._is_better(result, directory / MODEL)):
-            save_model(directory / MODEL, state, description)
-            self._kept_steps.add(step)
-
-    def _is_better(self, result: Metrics | MultiLabelMetrics, best: Path) -> bool:
-        """Compare with the model kept so far, by top-1 or mAP and then by loss.
-
-        One that was measured on other images does not count, nor one of steps that this run has left behind.
-        """
-        if not (best / CONFIG_FILE).is_file():
-            return True
-        provenance = read_encoder_config(best).provenance
-        kept, step, found = provenance.get("metrics"), provenance.get("step", 0), asdict(result)
-        if not kept or provenance.get("validation_sha256") not in (None, self._validation_sha256):
-            return True
-        if step is not None and step not in self._kept_steps and step > self.data.start_step:
-            return True
-        main = _main(self.images)
-        return (found[main], -found["loss"]) > (kept[main], -kept["loss"])
+        self._best_model.save(
+            state,
+            directory,
+            description,
+            step=step,
+            start_step=self.data.start_step,
+            result=None if result is None else asdict(result),
+        )
 
     def _provenance(self, step: int, result: Metrics | MultiLabelMetrics | None) -> dict[str, Any]:
         train = self.images.train

@@ -7,6 +7,7 @@ looks. What a template shows is escaped, because names, paths and sentences come
 from __future__ import annotations
 
 import base64
+import io
 import re
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,8 @@ def render(template: Path, **values: Any) -> str:
     """Fill in the template of a page.
 
     Args:
-        template: Its file. Beside jinja's own it may use the filters `prose`, `data_uri`, `percent`, `count` and
-            `short`, what is in `parts.html`, and `version`.
+        template: Its file. Beside jinja's own it may use the filters `prose`, `data_uri`, `photo_uri`, `percent`,
+            `count` and `short`, what is in `parts.html`, and `version`.
         values: What it shows.
     """
     environment = Environment(
@@ -43,6 +44,7 @@ def render(template: Path, **values: Any) -> str:
     environment.filters |= {
         "prose": prose,
         "data_uri": data_uri,
+        "photo_uri": photo_uri,
         "percent": percent,
         "count": count,
         "short": short_name,
@@ -59,6 +61,13 @@ def data_uri(pixels: NDArray[np.uint8] | Image.Image) -> str:
     """Encode an image, or uint8 (H, W, 3), as a PNG data URI."""
     image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
     return "data:image/png;base64," + base64.b64encode(png_bytes(image)).decode("ascii")
+
+
+def photo_uri(image: Image.Image) -> str:
+    """Encode a photo, or what is drawn on one, as a JPEG data URI: a quarter of a PNG, and colours keep their edges."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="JPEG", quality=86, subsampling=0, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 def _unbroken(value: object) -> object:

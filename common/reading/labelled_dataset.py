@@ -102,6 +102,10 @@ class LabelledDataset:
             max_pixels=self.index.max_pixels,
         )
 
+    def image_bytes(self, shard_id: int, rank: int) -> bytes:
+        """Read the encoded image of one sample, as `fetch` does."""
+        return self._reader(shard_id).read(self.index.ref(shard_id, rank))
+
     def close(self) -> None:
         """Close all files and free all row groups."""
         while self._open:

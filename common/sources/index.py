@@ -333,6 +333,10 @@ class LabelledIndex:
             self._keep(np.flatnonzero(~is_chosen), f"{change}: others"),
         )
 
+    def identified(self, change: str) -> LabelledIndex:
+        """Return an index of the same samples that also stands for something beside them, such as masks."""
+        return self._copy(change)
+
     def with_numbers_named(self, names: ClassNames) -> LabelledIndex:
         """Return an index whose numbered classes have the names that a file gives them, and say which got which.
 

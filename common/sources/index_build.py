@@ -22,6 +22,7 @@ import pyarrow as pa
 
 from beit.common.config import config_from_dict
 from beit.common.errors import InputError, require
+from beit.common.images import MAX_PIXELS
 from beit.common.sources.class_names import ClassNames
 from beit.common.sources.config import SourceConfig
 from beit.common.sources.index import INDEX_FORMAT, IndexInfo, LabelledIndex
@@ -72,6 +73,21 @@ def build_index(
     """
     settings = settings or SourceConfig()
     source = open_source(spec, label_column=label_column, for_classes=for_classes, image_member=settings.image_member)
+    name, _ = split_query(str(spec))  # a signature must not stand in messages
+    return index_source(source, name=name, cache_dir=cache_dir, max_pixels=settings.max_pixels)
+
+
+def index_source(
+    source: Source, *, name: str, cache_dir: Path | None = None, max_pixels: int = MAX_PIXELS
+) -> LabelledIndex:
+    """Return the index of a source, from the cache or by listing every sample, as `build_index` does.
+
+    Args:
+        source: Any images.
+        name: What the user calls them.
+        cache_dir: See `build_index`.
+        max_pixels: Larger images are not decoded.
+    """
     root = default_cache_dir() if cache_dir is None else cache_dir
     folder = root / "indexes" / f"v{INDEX_FORMAT.version}" / source.digest
     try:
@@ -85,7 +101,6 @@ def build_index(
             f"cannot keep an index in {folder} ({error}); point BEIT_CACHE at a folder with space"
         ) from None
     shards = [_without_list(shard) for shard in source.shards]
-    name, _ = split_query(str(spec))  # a signature must not stand in messages
     names = source.class_names if info.numbers is None else info.numbers
     index = LabelledIndex(
         folder / "samples.arrow",
@@ -96,7 +111,7 @@ def build_index(
         stamp=source.stamp,
         columns=source.columns,
         label_notes=source.label_notes,
-        max_pixels=settings.max_pixels,
+        max_pixels=max_pixels,
     )
     return index if names is None else _with_clear_names(index, names, are_numbers=info.numbers is not None)
 

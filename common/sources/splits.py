@@ -193,6 +193,12 @@ def _read_name(text: str) -> _Name:
     return _Name(kinds.pop(), tuple(others)) if len(kinds) == 1 else _Name("", ())
 
 
+def split_kind(folder: str) -> str:
+    """Return which part of a data set a folder's name says, and nothing else: a key of `_USES`, or empty."""
+    name = _read_name(folder)
+    return "" if name.others else name.kind
+
+
 def _kind_of_word(word: str) -> str:
     """Return which split a word names, alone or with one of `_WORDS_BESIDE` glued to it; empty for none."""
     word = word.lower()

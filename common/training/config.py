@@ -17,6 +17,8 @@ from beit.common.reading.batch_plan import grad_accum_steps_for
 from beit.common.reading.config import ReaderConfig
 
 _WINDOW = re.compile(r"(\d+):(\d+)")
+_WARMUP_START = 1e-6
+"""Share of the learning rate at which the warmup of `poly_schedule` begins."""
 
 
 @checked("train")
@@ -55,12 +57,16 @@ class TrainConfig:
 
 @checked("optimizer")
 class OptimizerConfig:
-    """AdamW with linear warmup and a cosine; the defaults are BEiT's pre-training setting."""
+    """AdamW with linear warmup and a way down; the defaults are BEiT's pre-training setting."""
 
     lr: Annotated[float, above(0)] = 1.5e-3
     """Peak learning rate, used as it is: never scaled with the batch."""
     min_lr: float = 1e-5
-    """Learning rate the cosine ends at."""
+    """Learning rate the schedule ends at."""
+    schedule: Literal["cosine", "poly"] = "cosine"
+    """Way down after the warmup: half a cosine, or poly, a power of the share of the run that is left."""
+    power: Annotated[float, above(0)] = 1.0
+    """Of poly; 1 is a straight line."""
     warmup_epochs: Annotated[float, at_least(0)] = 10.0
     """Length of the linear warmup; ignored when `warmup_steps` is given."""
     warmup_steps: Annotated[int | None, at_least(0)] = None
@@ -242,6 +248,31 @@ def cosine_schedule(step: int, *, total_steps: int, warmup_steps: int, peak: flo
         return peak * step / max(1, warmup_steps - 1)
     progress = (step - warmup_steps) / (total_steps - warmup_steps)
     return final + 0.5 * (peak - final) * (1 + math.cos(math.pi * progress))
+
+
+def poly_schedule(
+    step: int, *, total_steps: int, warmup_steps: int, peak: float, final: float, power: float = 1.0
+) -> float:
+    """Evaluate a power of the share of the run that is left, from `peak` down to `final`, with a linear warmup on it.
+
+    The way down begins at step 0, and the warmup is a factor on it, from a millionth at step 0 to 1 at `warmup_steps`.
+    The arguments are those of `cosine_schedule`, and `power`: 1 is a straight line.
+
+    Source: mmcv 1.3 (`PolyLrUpdaterHook` with warmup linear, warmup_ratio 1e-6), as BEiT's segmentation sets it.
+        Differs: steps past the end have the value of the last step.
+    """
+    step = min(step, total_steps - 1)
+    value: float = final + (peak - final) * (1 - step / total_steps) ** power
+    missing = max(0.0, 1 - step / warmup_steps) if warmup_steps else 0.0
+    return value * (1 - missing * (1 - _WARMUP_START))
+
+
+def learning_rate(step: int, optimizer: OptimizerConfig, plan: TrainingPlan) -> float:
+    """Return the learning rate of a step by the schedule of the settings."""
+    span = {"total_steps": plan.total_steps, "warmup_steps": plan.warmup_steps}
+    if optimizer.schedule == "poly":
+        return poly_schedule(step, **span, peak=optimizer.lr, final=optimizer.min_lr, power=optimizer.power)
+    return cosine_schedule(step, **span, peak=optimizer.lr, final=optimizer.min_lr)
 
 
 @checked("speed")

@@ -29,7 +29,7 @@ from beit.common.runs.metrics import Metrics, open_metrics
 from beit.common.runs.run_dir import RunDirectory, abandon_run, begin_run, open_run
 from beit.common.runs.wandb_log import require_wandb
 from beit.common.storage.locks import sole_use
-from beit.common.training.config import TrainingConfig, cosine_schedule
+from beit.common.training.config import TrainingConfig, cosine_schedule, learning_rate
 from beit.common.training.data import BatchStream, HostFlag
 from beit.common.training.ema import WeightAverage
 from beit.common.training.engine import Engine
@@ -270,8 +270,7 @@ class Trainer:
         """Forward and backward over the step's micro-batches, then one update."""
         self._random_before = self._saver.random_state()
         position = self._step - self._guard.total
-        optimizer = self._config.optimizer
-        self._lr = self._scheduled(position, peak=optimizer.lr, final=optimizer.min_lr, with_warmup=True)
+        self._lr = learning_rate(position, self._config.optimizer, self._plan)
         self._engine.set_schedule(lr=self._lr, weight_decay_factor=self._weight_decay_factor(position))
         self._losses.clear()
         sample_ids: list[str] = []
@@ -304,18 +303,13 @@ class Trainer:
             raise StoppedWaiting(f"stopped ({stop.reason}) within a step, the rest of which takes {in_words(rest)}")
         return stop.during("this micro-batch")
 
-    def _scheduled(self, position: int, *, peak: float, final: float, with_warmup: bool) -> float:
-        warmup_steps = self._plan.warmup_steps if with_warmup else 0
-        return cosine_schedule(
-            position, total_steps=self._plan.total_steps, warmup_steps=warmup_steps, peak=peak, final=final
-        )
-
     def _weight_decay_factor(self, position: int) -> float:
         """Return the scheduled weight decay relative to the configured one."""
         base, final = self._config.optimizer.weight_decay, self._config.optimizer.final_weight_decay
         if final is None or base == 0:
             return 1.0
-        return self._scheduled(position, peak=base, final=final, with_warmup=False) / base
+        total = self._plan.total_steps
+        return cosine_schedule(position, total_steps=total, warmup_steps=0, peak=base, final=final) / base
 
     def _read_flags(self, *, leave: int) -> None:
         """Count the skipped among all but the newest `leave` steps."""

@@ -16,11 +16,16 @@ from beit.common.errors import InputError, did_you_mean
 from beit.common.pages.numbers import percent, percent_range, short_names
 from beit.finetune.compare.intervals import Interval, mean_interval
 from beit.finetune.compare.runs import RunRecord, read_runs
+from beit.finetune.compare.segmentation import ALSO_CALLED, MAIN, NAMES, difference_over_images
 from beit.finetune.evaluation.scores import share_interval
 
 _LOWER_IS_BETTER = ("loss", "bits", "mse", "error")
 """Last words of the names of metrics where less is better."""
-_ALSO_CALLED = {name: "top1" for name in ("acc", "acc1", "accuracy", "top_1")} | {"f1": "macro_f1", "top_5": "top5"}
+_ALSO_CALLED = {name: "top1" for name in ("acc", "acc1", "accuracy", "top_1")} | {
+    "f1": "macro_f1",
+    "top_5": "top5",
+    **ALSO_CALLED,
+}
 """Metrics by what people call them."""
 _METRIC_NAMES = {
     "top1": "top-1",
@@ -30,6 +35,7 @@ _METRIC_NAMES = {
     "held_out_bits": "held-out bits per token",
     "held_out_mse": "held-out squared error",
     "held_out_acc": "held-out tokens right",
+    **NAMES,
 }
 _TASK_NAMES = {"linear-probe": "linear probe", "knn": "k-NN", "pretrain": "pre-training"}
 _BUDGET_TOLERANCE = 0.01
@@ -97,6 +103,7 @@ def compare_runs(paths: Sequence[Path], *, metric: str | None = None) -> Compari
     ]
     if not done:
         raise InputError(f"no run is finished: {'; '.join(notes)}")
+    _require_like(done)
     groups = _group(done, metric)
     left_out = [record.path for record in found if record.missing_steps]
     return Comparison(groups=groups, notes=[*notes, *_notes(groups)], left_out=left_out)
@@ -107,6 +114,17 @@ def paired_difference(first: Sequence[RunRecord], second: Sequence[RunRecord], m
     values = {run.seed: run.metrics[metric] for run in first}
     differences = [run.metrics[metric] - values[run.seed] for run in second if run.seed in values]
     return mean_interval(differences) if differences else None
+
+
+def _require_like(records: Sequence[RunRecord]) -> None:
+    """Refuse segmenters among others: no number is of both."""
+    segmenters = [record for record in records if record.task == "segmentation"]
+    others = [record for record in records if record.task != "segmentation"]
+    if segmenters and others:
+        raise InputError(
+            f"{segmenters[0].path} is of segmentation and {others[0].path} of {task_name(others[0].task)}, which have "
+            "no number in common; compare them in two commands"
+        )
 
 
 def _group(records: Sequence[RunRecord], metric: str | None) -> list[Group]:
@@ -181,9 +199,24 @@ def readings(groups: Sequence[Group]) -> list[str]:
             images = f"{group.runs[0].metrics['num_images']:,.0f} images"
             lines[
                 f"{group.label}: one run; its {images} alone let {metric_name(group.metric)} be "
-                f"{percent_range(*limits)} (95 %, Wilson)"
+                f"{percent_range(*limits)} (95 %, {'bootstrap' if group.metric == MAIN else 'Wilson'})"
             ] = None
-    return list(lines)
+    return [*lines, *readings_over_images(groups)]
+
+
+def readings_over_images(groups: Sequence[Group]) -> list[str]:
+    """Say how far single segmenters differ from the first one over the same images, in a line each."""
+    single = [group for group in groups if group.metric == MAIN and len(group.runs) == 1]
+    lines = []
+    for group in single[1:]:
+        limits = difference_over_images(single[0].runs[0].images, group.runs[0].images)
+        if limits is not None:
+            low, high = (f"{100 * limit:+.1f}" for limit in limits)
+            lines.append(
+                f"{group.label} - {single[0].label}: {low} to {high} points of {metric_name(MAIN)} over the same "
+                "images (95 %, bootstrap); other seeds may differ otherwise"
+            )
+    return lines
 
 
 def chance_text(group: Group) -> str:
@@ -200,7 +233,9 @@ def image_interval(group: Group) -> tuple[float, float] | None:
 
     It says nothing about other seeds.
     """
-    metrics = group.runs[0].metrics
+    metrics, images = group.runs[0].metrics, group.runs[0].images
+    if group.metric == MAIN:
+        return None if images is None else images.interval
     if group.metric not in ("top1", "top5") or not metrics.get("num_images"):
         return None
     return share_interval(metrics[group.metric], int(metrics["num_images"]))
@@ -237,7 +272,8 @@ def task_name(task: str) -> str:
 def is_share(metric: str) -> bool:
     """Tell whether a metric lies in [0, 1] and is shown in percent."""
     first = metric.split("/")[0]
-    return first in ("top1", "top5", "map", "macro_f1", "calibration_error") or first.rpartition("_")[2] == "acc"
+    known = ("top1", "top5", "map", "macro_f1", "calibration_error", *NAMES)
+    return first in known or first.rpartition("_")[2] == "acc"
 
 
 def best_labels(groups: Sequence[Group]) -> set[str]:

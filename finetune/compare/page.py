@@ -18,6 +18,7 @@ from beit.finetune.compare.compare import (
     is_share,
     metric_name,
     place_text,
+    readings_over_images,
     task_name,
 )
 from beit.finetune.compare.intervals import mean_interval
@@ -39,7 +40,7 @@ def comparison_page(comparison: Comparison) -> str:
     found = [_section(*key, members, comparison, names) for key, members in sections(comparison).items()]
     shown = {f"{section['task']}: {section['chance']}" for section in found}
     chances = {f"{task_name(group.task)}: {text}" for group in groups if (text := chance_text(group))}
-    notes = [*comparison.notes, *sorted(chances - shown)]
+    notes = [*comparison.notes, *sorted(chances - shown), *readings_over_images(groups)]
     for path in sorted(names, key=len, reverse=True):
         notes = [note.replace(path, names[path]) for note in notes]
     settings = list(dict.fromkeys(name for group in groups for name in group.differing))

@@ -21,9 +21,11 @@ from beit.common.runs.metrics import read_metrics
 from beit.common.storage.documents import read_json, reading
 from beit.common.storage.files import sha256_file
 from beit.common.vit.description import WEIGHTS_FILE, read_encoder_config
+from beit.finetune.compare.segmentation import MAIN, MeasuredImages, evaluated_settings, measured_images
 from beit.finetune.config import FinetuneConfig
 from beit.finetune.in_force import brought_settings
 from beit.finetune.origin import encoder_text, last_start
+from beit.finetune.segmentation.config import SegmentationConfig
 
 SEEDS = ("train.seed", "data.subset_seed")
 """Settings that tell the repetitions of one experiment apart."""
@@ -50,7 +52,7 @@ class RunRecord:
     path: str
     """As the user named it."""
     task: str
-    """classification, linear-probe, knn or pretrain."""
+    """classification, segmentation, linear-probe, knn or pretrain."""
     settings: dict[str, Any]
     """What decided it, seeds and speed left out: flat names such as optimizer.lr, and data, the images or the store."""
     seed: tuple[int, ...]
@@ -77,6 +79,8 @@ class RunRecord:
     """What it started from, in words."""
     start: Mapping[str, Any] = field(default_factory=dict)
     """What it recorded of its last start: time, version, command."""
+    images: MeasuredImages | None = None
+    """What `beit evaluate` kept of a segmenter's images; None where it did not measure the run, and for other tasks."""
 
 
 def read_runs(path: Path) -> list[RunRecord]:
@@ -87,15 +91,17 @@ def read_runs(path: Path) -> list[RunRecord]:
         values = tomllib.loads((path / CONFIG).read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"{path / CONFIG} is not valid TOML ({error}); restore it") from None
-    is_finetuning = "encoder" in values
-    settings = flatten(with_defaults(values, FinetuneConfig, path / CONFIG) if is_finetuning else values)
+    if "encoder" in values:
+        schema = SegmentationConfig if "head" in values else FinetuneConfig
+        values = with_defaults(values, schema, path / CONFIG)
+    settings = flatten(values)
     # What each reads is named in its errors; what is left are documents that do not say what they must.
     with reading(path, way_out="it is left as it is; restore its files, or leave it out"):
         probes = [_read_probe(path, task, settings) for task in PROBES if (path / f"{task}.json").is_file()]
         if probes:
             return probes
         if (path / LAST).is_dir():
-            return [_read_classification(path, settings)]
+            return [_read_finetuning(path, settings)]
         if (path / ENCODER).is_dir():
             return [_read_pretraining(path, settings)]
     raise InputError(f"{path} has no result yet, or is no run of beit finetune or beit pretrain; let it get further")
@@ -133,7 +139,7 @@ def _probe_record(path: Path, task: str, settings: Mapping[str, Any], result: Ma
     )
 
 
-def _read_classification(path: Path, settings: dict[str, Any]) -> RunRecord:
+def _read_finetuning(path: Path, settings: dict[str, Any]) -> RunRecord:
     """Read a run by `beit evaluate`'s numbers if they are there, else by those of the model it kept.
 
     Shape and pixels are the model's: earlier runs recorded what was left out as left out.
@@ -141,12 +147,15 @@ def _read_classification(path: Path, settings: dict[str, Any]) -> RunRecord:
     description = read_encoder_config(path / LAST, need_weights=False)
     last = description.provenance
     brought = flatten(brought_settings(description.architecture, description.normalization))
+    is_segmenter, images = description.task == "segmentation", None
     if (path / EVALUATION).is_file():
         metrics = read_json(path / EVALUATION)
         with reading(path / EVALUATION):
             place = metrics.get("data")
             measured_on = _images(place, metrics["num_images"])
             measured = metrics.get("validation_sha256")
+            if is_segmenter:
+                brought, images = brought | evaluated_settings(metrics), measured_images(metrics)
         _require_own_weights(path, metrics.get("model_sha256"))
     else:
         best = read_encoder_config(path / MODEL, need_weights=False).provenance
@@ -156,10 +165,12 @@ def _read_classification(path: Path, settings: dict[str, Any]) -> RunRecord:
         place = best.get("validation_data")
         measured_on = f"{_images(place, metrics['num_images'])}, the best evaluation"
         measured = best.get("validation_sha256")
-    main = "map" if "map" in metrics else "top1"
+    main = MAIN if is_segmenter else "map" if "map" in metrics else "top1"
+    if main not in metrics:
+        raise InputError(f"{path} has no {main} among what was measured; run beit evaluate again")
     return RunRecord(
         path=str(path),
-        task="classification",
+        task=description.task,
         settings=_deciding(settings | brought)
         | {"data": last.get("data"), "images with labels": last.get("num_labels")},
         seed=_seed(settings),
@@ -174,6 +185,7 @@ def _read_classification(path: Path, settings: dict[str, Any]) -> RunRecord:
         missing_steps=_missing_steps(path, settings, last, metric=f"val_{main}", is_higher_better=True),
         source_sha256=last.get("source_sha256"),
         measured_sha256=measured,
+        images=images,
     )
 
 
@@ -214,7 +226,8 @@ def _chance(metrics: Mapping[str, Any], main: str, class_names: Sequence[str] | 
     rows = metrics.get("per_class") or ()
     is_of_one_class = sum(bool(row.get("num_images")) for row in rows) == 1
     if isinstance(metrics.get("chance"), float) and not (main == "top1" and is_of_one_class):
-        return metrics["chance"], "always saying the commonest class" if main == "top1" else "guessing"
+        is_one_class = main in ("top1", MAIN)
+        return metrics["chance"], "always saying the commonest class" if is_one_class else "guessing"
     return _even_chance(len(rows or class_names or ())) if main == "top1" else None
 
 

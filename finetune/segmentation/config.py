@@ -18,7 +18,12 @@ from beit.common.training.config import (
     SpeedConfig,
     TrainConfig,
 )
+from beit.common.vit.config import Normalization
 from beit.finetune.config import ImageConfig, ProbeConfig, ShapeConfig
+from beit.finetune.masks.settings import MaskDataConfig
+
+IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+"""Mean and standard deviation of the pixels of ImageNet."""
 
 HeadKind = Literal["linear", "fpn", "upernet"]
 NormKind = Literal["auto", "batch", "group"]
@@ -46,83 +51,49 @@ class HeadConfig:
     """Of the auxiliary head's loss beside the main one (upernet); 0 builds none."""
 
 
-@checked("data")
-class MaskDataConfig:
-    """Which images and masks are used, and what the masks mean."""
-
-    val: str | None = None
-    """Images with masks to evaluate on; left out, DATA's own folder val, if DATA has the folders train and val, else
-    nothing is evaluated."""
-    layout: Literal["auto", "folders", "voc", "ade20k", "cityscapes", "camvid", "coco"] = "auto"
-    """How DATA is laid out; auto finds it and says what it found."""
-    classes: str | None = None
-    """File that names the classes: a JSON list of names, a JSON object of values and names, a table (CSV) with the
-    columns value or r, g, b, and name, or one name per line. Needed for masks that hold colours. Left out, the file
-    classes.json, class_dict.csv or label_colors.txt beside the data, or what the data themselves say, or numbers."""
-    ignore: Annotated[tuple[int, ...], within("[0, 65535]")] = (255,)
-    """Values of masks that mean no class."""
-    reduce_zero_label: bool = False
-    """Whether the value 0 means no class and every other is one too high, as in ADE20K."""
-    image_column: str | None = None
-    """Column of the images in Parquet; left out, the one called image."""
-    mask_column: str | None = None
-    """Column of the masks in Parquet; left out, the one called annotation, mask, label or segmentation."""
-    mask_member: str | None = None
-    """What follows the key in a mask's name in tars; left out, seg.png or mask.png."""
-    num_val_images: Annotated[int | None, at_least(1)] = None
-    """Measure on this many of them only, spread evenly, always the same; left out, on all."""
-    num_labels: Annotated[int | None, at_least(1)] = None
-    """Train on this many images only; left out, on all."""
-    label_fraction: Annotated[float | None, within("(0, 1]")] = None
-    """Train on this share of the images only; left out, on all."""
-    subset_seed: int = 0
-    """Chooses the images of such a subset; apart from train.seed, so that runs can share a subset."""
-
-    def __post_init__(self) -> None:
-        """Check what excludes each other."""
-        count, fraction = self.num_labels, self.label_fraction
-        require(
-            count is None or fraction is None,
-            f"data.num_labels ({count}) and data.label_fraction ({fraction}) exclude each other; give one of them",
-        )
-
-
 @checked("augment")
 class SceneAugmentConfig:
     """Distribution of training crops. The defaults are those of BEiT's segmentation."""
 
-    scale: tuple[float, float] = (0.5, 2.0)
+    scale: Annotated[tuple[float, float], above(0)] = (0.5, 2.0)
     """Smallest and largest factor on an image's size before the crop, after `short_side`."""
     short_side: Annotated[int | None, at_least(1)] = None
     """Pixels that the short side of an image has at factor 1; left out, its own. ADE20K: the side of the crop."""
     max_class_share: Annotated[float, within("(0, 1]")] = 0.75
-    """A crop in which one class has more than this share of the labelled pixels is drawn again, up to ten times."""
-    flip: float = 0.5
+    """A crop in which one class has this share of the labelled pixels or more is drawn again, up to ten times."""
+    flip: Annotated[float, within("[0, 1]")] = 0.5
     """Probability of a horizontal flip; 0 where left and right mean something."""
     photometric: bool = True
     """Whether brightness, contrast, saturation and hue change at random."""
+
+    def __post_init__(self) -> None:
+        """Check the order of the factors."""
+        low, high = self.scale
+        require(low <= high, f"augment.scale ({low}, {high}) must satisfy low <= high")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SceneTrainConfig(TrainConfig):
     """Length, batch and rhythm of a run, with segmentation's defaults."""
 
-    steps: int | None = 160_000
-    """Optimizer steps of the whole run."""
+    epochs: float = 127.0
+    """Passes over the training samples; ignored when `steps` is given. The paper's 160 000 steps on ADE20K are 127."""
     global_batch_size: int = 16
     """Samples per optimizer step over all ranks; part of the data order, so it is fixed for a run."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SceneOptimizerConfig(OptimizerConfig):
-    """AdamW with linear warmup and a straight descent, with segmentation's defaults."""
+    """AdamW with linear warmup and a straight line down, with segmentation's defaults."""
 
     lr: float = 7e-4
     """Peak learning rate of the head; `layer_decay` lowers it towards the patches. Never scaled with the batch."""
     min_lr: float = 0.0
     """Learning rate the schedule ends at, lowered likewise."""
-    warmup_steps: int | None = 1500
-    """Length of the linear warmup in optimizer steps."""
+    schedule: Literal["cosine", "poly"] = "poly"
+    """Way down after the warmup: half a cosine, or poly, a power of the share of the run that is left."""
+    warmup_epochs: float = 5.0
+    """Length of the linear warmup; ignored when `warmup_steps` is given."""
     clip_grad: float | None = None
     """Largest global L2 norm of the gradient; left out, no clipping."""
 
@@ -156,6 +127,11 @@ class SegmentationConfig:
     """Factor on the learning rate from one layer to the layer below it; 1 trains all layers alike."""
     freeze_blocks: Annotated[int, at_least(0)] = 0
     """Keep the embeddings and this many lowest blocks as the encoder has them; 0 trains all, the depth none of it."""
+    normalization: Literal["encoder", "imagenet"] = "encoder"
+    """Of the pixels: as the encoder was trained, or by ImageNet's mean and deviation, as the paper's segmentation does
+    even on encoders that were trained with 0.5."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """"balanced" weighs every class as if all had equally many pixels: by the mean number over its own."""
     image: ImageConfig = field(default_factory=ImageConfig)
     """Input: `img_size` is the side of the crop."""
     model: ShapeConfig = field(default_factory=ShapeConfig)
@@ -190,6 +166,10 @@ class SegmentationConfig:
     """Linear probe."""
 
     def __post_init__(self) -> None:
-        """Check the encoder's name."""
+        """Check the encoder's name, and that nothing sets what the normalisation brings."""
+        require(
+            self.normalization == "encoder" or (self.image.mean, self.image.std) in ((None, None), tuple(IMAGENET)),
+            "image.mean and image.std are ImageNet's with normalization=imagenet; leave them out",
+        )
         if self.encoder is not None and not self.encoder:
             raise InputError('--encoder must name a folder, or be "random"')

@@ -1,0 +1,370 @@
+"""Pairs of images and masks in a tree of folders, whatever its layout.
+
+Pairs are found by the path below the folders of images and of masks (`layouts.py`), or where masks lie beside their
+images by a word behind the name (`cat.jpg` and `cat_mask.png`); what is in no folder of the same name is found by its
+base name, if only one image has it. Not here: what lies in tars, tables and COCO's JSON.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+from beit.common.errors import InputError, require
+from beit.common.images import is_image_path
+from beit.common.sources.lists import read_text
+from beit.common.sources.loose_files import FileList, open_files
+from beit.common.sources.splits import split_kind
+from beit.common.storage.matching import list_folder
+from beit.common.storage.paths import join
+from beit.common.storage.place import FileStat, place_of
+from beit.finetune.masks.class_table import USUAL_FILES, ClassTable, read_class_table
+from beit.finetune.masks.layouts import Layout, Roles, find_roles, guess_layout, part_of
+from beit.finetune.masks.types import MaskedSource
+from beit.finetune.masks.values.published import cityscapes_label_ids, cityscapes_train_ids, pascal_voc, segnet_camvid
+
+_MASK_ENDS = re.compile(
+    r"(?i)[_\-. ](masks?|labels?|labelids|labeltrainids|gtfine_labelids|gtfine_labeltrainids|gtcoarse_labelids|"
+    r"gtcoarse_labeltrainids|l|seg|segmentation|segmap|gt|groundtruth|annotations?|ann|target|trainids)$"
+)
+"""What the name of a mask has behind that of its image."""
+_IMAGE_ENDS = re.compile(r"(?i)[_\-. ](leftimg8bit|sat|image|images|img|rgb|im|photo)$")
+"""What the name of an image has behind what it shares with its mask."""
+_OTHER_VIEWS = re.compile(r"(?i)_(color|instanceids|instancetrainids|polygons)$")
+"""Masks of Cityscapes that say other things of an image."""
+_VOC_YEAR = re.compile(r"(^|/)VOC20\d\d(_|/|$)")
+_LISTS = "ImageSets/Segmentation/"
+_OTHER_MASKS = (".gif", ".tif", ".tiff", ".bmp", ".npy", ".npz", ".mat", ".xml", ".json", ".txt", ".jsonl")
+"""How masks and outlines come that are not read here, for messages."""
+_PARTS = ("train", "validation", "test")
+
+
+class NothingPaired(InputError):
+    """A folder without a single image that has a mask."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """An image and its mask."""
+
+    image: FileStat
+    mask: FileStat
+    part: str
+    """Part of the set: a name of `_PARTS`, or nothing."""
+
+
+@dataclass(slots=True)
+class PairList:
+    """What a tree holds."""
+
+    root: str
+    layout: Layout
+    pairs: list[Pair]
+    without_mask: list[tuple[str, str]] = field(default_factory=list)
+    """Images, and the part each is of."""
+    without_image: list[tuple[str, str]] = field(default_factory=list)
+    """Masks, and the part each is of."""
+    table: ClassTable | None = None
+    reduce_zero_label: bool = False
+    notes: list[str] = field(default_factory=list)
+
+
+def list_pairs(root: str, *, layout: str = "auto", files: Sequence[FileStat] | None = None) -> PairList:
+    """Find the pairs of a folder.
+
+    Args:
+        root: Normalised path or URL of the folder.
+        layout: Which layout it has; "auto" to tell by its folders.
+        files: What lies there, where that is known.
+    """
+    listed = list(list_folder(root) if files is None else files)
+    candidates = [file for file in listed if is_image_path(file.path)]
+    guessed = guess_layout(file.path for file in candidates)
+    require(
+        layout in ("auto", "folders", guessed),
+        f"{root} does not look like {layout}: {_EXPECTED.get(layout, '')} is not there; leave data.layout out",
+    )
+    chosen: Layout = "folders" if layout == "folders" else guessed
+    roles = find_roles([file.path for file in candidates])
+    images, masks, others = _sorted_by_role(candidates, roles)
+    if chosen == "cityscapes":
+        masks = _cityscapes_masks(masks)
+    if roles.of:
+        found = _paired(root, images, masks)
+        if others:
+            found.notes.append(f"{root}: {_of_these(others)} in no folder of images with masks are left out")
+    else:
+        found = _paired_side_by_side(root, candidates)
+    if not found.pairs:
+        raise NothingPaired(_nothing_paired(root, listed, found))
+    found.layout = chosen
+    _read_layout(found, listed)
+    _find_table(found, listed)
+    return found
+
+
+_EXPECTED = {
+    "voc": "JPEGImages/ beside SegmentationClass/",
+    "ade20k": "images/training/ beside annotations/training/",
+    "cityscapes": "leftImg8bit/ beside gtFine/",
+    "camvid": "train/ beside trainannot/",
+}
+
+
+def source_of(found: PairList, parts: Iterable[str] | None = None) -> MaskedSource:
+    """Return the pairs, or those of some parts of the set, as a source."""
+    wanted = None if parts is None else set(parts)
+
+    def is_wanted(part: str) -> bool:
+        return wanted is None or part in wanted
+
+    pairs = sorted((pair for pair in found.pairs if is_wanted(pair.part)), key=lambda pair: pair.image.path)
+    none = [None] * len(pairs)
+    images = open_files(FileList(found.root, [pair.image for pair in pairs], list(none)))
+    masks = open_files(FileList(found.root, [pair.mask for pair in pairs], list(none)))
+    return MaskedSource(
+        images=images,
+        masks=tuple(masks.shards),
+        table=found.table,
+        reduce_zero_label=found.reduce_zero_label,
+        mask_digest=masks.digest,
+        without_mask=tuple(path for path, part in found.without_mask if is_wanted(part)),
+        without_image=tuple(path for path, part in found.without_image if is_wanted(part)),
+        notes=tuple(found.notes),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Placed:
+    file: FileStat
+    folder: str
+    """Where it stands, the same for an image and its mask."""
+    stem: str
+    """Base name without its ending, in one Unicode form."""
+
+    @property
+    def part(self) -> str:
+        return part_of(self.file.path)
+
+
+def _placed(file: FileStat, folder: str) -> _Placed:
+    stem = os.path.splitext(file.path.rsplit("/", 1)[-1])[0]
+    return _Placed(file, unicodedata.normalize("NFC", folder), unicodedata.normalize("NFC", stem))
+
+
+def _sorted_by_role(files: Sequence[FileStat], roles: Roles) -> tuple[list[_Placed], list[_Placed], list[FileStat]]:
+    images: list[_Placed] = []
+    masks: list[_Placed] = []
+    others: list[FileStat] = []
+    for file in files:
+        place = roles.place(file.path)
+        if place is None:
+            others.append(file)
+        elif place.role != "neither":
+            (images if place.role == "image" else masks).append(_placed(file, place.folder))
+    return images, masks, others
+
+
+def _paired(root: str, images: Sequence[_Placed], masks: Sequence[_Placed]) -> PairList:
+    """Pair by folder and name, then by name alone."""
+    by_place = _by_names(images, lambda image, stem: (image.folder, stem), root)
+    by_name: dict[str, list[_Placed]] = defaultdict(list)
+    for image in images:
+        for stem in _image_stems(image.stem):
+            by_name[stem].append(image)
+    found = PairList(root, "folders", [])
+    mask_of: dict[str, _Placed] = {}
+    for mask in masks:
+        owner = _found_by_place(mask, by_place) or _found_by_name(mask, by_name)
+        if owner is None:
+            found.without_image.append((mask.file.path, mask.part))
+            continue
+        other = mask_of.setdefault(owner.file.path, mask)
+        require(
+            other is mask,
+            f"{join(root, owner.file.path)} has two masks, {other.file.path} and {mask.file.path}; leave one",
+        )
+        found.pairs.append(Pair(owner.file, mask.file, owner.part))
+    found.without_mask += [(image.file.path, image.part) for image in images if image.file.path not in mask_of]
+    return found
+
+
+def _by_names(
+    images: Sequence[_Placed], key: Callable[[_Placed, str], tuple[str, str]], root: str
+) -> dict[tuple[str, str], _Placed]:
+    places: dict[tuple[str, str], _Placed] = {}
+    for image in images:
+        other = places.setdefault(key(image, image.stem), image)
+        require(
+            other is image,
+            f"{join(root, image.file.path)} and {other.file.path} differ in their endings only, so that their masks "
+            "cannot be told apart; rename one",
+        )
+    for image in images:
+        for stem in _image_stems(image.stem)[1:]:
+            places.setdefault(key(image, stem), image)
+    return places
+
+
+def _found_by_place(mask: _Placed, by_place: dict[tuple[str, str], _Placed]) -> _Placed | None:
+    places = ((mask.folder, stem) for stem in _mask_stems(mask.stem))
+    return next((by_place[place] for place in places if place in by_place), None)
+
+
+def _found_by_name(mask: _Placed, by_name: dict[str, list[_Placed]]) -> _Placed | None:
+    for stem in _mask_stems(mask.stem):
+        images = [image for image in by_name.get(stem, []) if not mask.part or image.part in ("", mask.part)]
+        if len(images) > 1:
+            raise InputError(
+                f"the mask {mask.file.path} may be of {images[0].file.path} or of {images[1].file.path}; put masks "
+                "into the same sub-folders as their images"
+            )
+        if images:
+            return images[0]
+    return None
+
+
+def _mask_stems(stem: str) -> list[str]:
+    """Return the names that the image of a mask may have, the likeliest first."""
+    stems = [stem]
+    if is_image_path(stem):  # cat.jpg.png
+        stems.append(os.path.splitext(stem)[0])
+    for name in list(stems):
+        if match := _MASK_ENDS.search(name):
+            stems.append(name[: match.start()])
+            if is_image_path(stems[-1]):
+                stems.append(os.path.splitext(stems[-1])[0])
+    return stems
+
+
+def _image_stems(stem: str) -> list[str]:
+    match = _IMAGE_ENDS.search(stem)
+    return [stem, stem[: match.start()]] if match and match.start() else [stem]
+
+
+def _paired_side_by_side(root: str, files: Sequence[FileStat]) -> PairList:
+    """Pair files of one folder: `cat.jpg` with `cat_mask.png`, or else with `cat.png`."""
+    placed = [_placed(file, file.path.rpartition("/")[0]) for file in files]
+    stems = {(one.folder, one.stem) for one in placed}
+    stems |= {(one.folder, stem) for one in placed for stem in _image_stems(one.stem)[1:]}
+
+    def is_mask(one: _Placed) -> bool:
+        return any((one.folder, stem) in stems for stem in _mask_stems(one.stem)[1:])
+
+    masks = [one for one in placed if is_mask(one)]
+    if not masks:
+        counts = Counter((one.folder, one.stem) for one in placed)
+        masks = [one for one in placed if counts[one.folder, one.stem] == 2 and one.file.path.lower().endswith(".png")]
+    chosen = {mask.file.path for mask in masks}
+    images = [one for one in placed if one.file.path not in chosen]
+    if not masks:
+        return PairList(root, "folders", [])
+    return _paired(root, images, masks)
+
+
+def _cityscapes_masks(masks: Sequence[_Placed]) -> list[_Placed]:
+    """Choose trainIds where all images have them, else labelIds."""
+    kinds: dict[str, list[_Placed]] = defaultdict(list)
+    for mask in masks:
+        if not _OTHER_VIEWS.search(mask.stem):
+            kinds["trainids" if mask.stem.lower().endswith("trainids") else "labelids"].append(mask)
+    is_complete = len(kinds["trainids"]) >= max(1, len(kinds["labelids"]))
+    return kinds["trainids"] if is_complete else kinds["labelids"]
+
+
+def _read_layout(found: PairList, files: Sequence[FileStat]) -> None:
+    """Take from the layout what it says beyond pairs."""
+    if found.layout == "voc":
+        _read_voc_lists(found, files)
+    if found.layout == "ade20k":
+        found.reduce_zero_label = True
+        found.notes.append(f"{found.root}: laid out as ADE20K, so the value 0 means no class and 1 is the first")
+
+
+def _read_voc_lists(found: PairList, files: Sequence[FileStat]) -> None:
+    """Keep what the lists of ImageSets/Segmentation name, in their parts; images in no list need no mask."""
+    lists = [file.path for file in files if _LISTS in f"/{file.path}" and file.path.endswith(".txt")]
+    by_part = {name.rsplit("/", 1)[-1].removesuffix(".txt"): name for name in lists}
+    chosen = {"train": by_part.get("train"), "validation": by_part.get("val"), "test": by_part.get("test")}
+    if not chosen["train"]:
+        whole = next((by_part[name] for name in ("trainval", "default") if name in by_part), None)
+        chosen = {"train": whole, "validation": chosen["validation"] if not whole else None}
+    part_of_stem: dict[str, str] = {}
+    for part, name in chosen.items():
+        if name is None:
+            continue
+        for line in read_text(join(found.root, name)).splitlines():
+            if line.strip():
+                part_of_stem.setdefault(line.split()[0].rsplit("/", 1)[-1], part)
+    if not part_of_stem:
+        if found.without_mask:
+            found.notes.append(f"{found.root}: {len(found.without_mask)} images of JPEGImages have no mask; left out")
+        found.without_mask = []
+        return
+    unlisted = [pair for pair in found.pairs if _stem(pair.image.path) not in part_of_stem]
+    if unlisted:
+        found.notes.append(f"{found.root}: {len(unlisted)} masks are in no list of {_LISTS} and left out")
+    found.pairs = [
+        replace(pair, part=part_of_stem[stem])
+        for pair in found.pairs
+        if (stem := _stem(pair.image.path)) in part_of_stem
+    ]
+    found.without_mask = [
+        (path, part_of_stem[stem]) for path, _ in found.without_mask if (stem := _stem(path)) in part_of_stem
+    ]
+
+
+def _stem(path: str) -> str:
+    return os.path.splitext(path.rsplit("/", 1)[-1])[0]
+
+
+def _find_table(found: PairList, files: Sequence[FileStat]) -> None:
+    """Read what lies beside the data and says what values mean; else take what is published of the layout."""
+    names = {file.path: file for file in files}
+    folders = sorted({file.path.rpartition("/")[0] for file in files}, key=lambda folder: folder.count("/"))
+    for folder in folders:
+        for name in USUAL_FILES:
+            path = f"{folder}/{name}" if folder else name
+            if path in names:
+                found.table = read_class_table(join(found.root, path))
+                return
+    above, _, name = found.root.rpartition("/")
+    if split_kind(name):  # what is beside the parts of a set holds for all of them
+        beside = next((file for file in USUAL_FILES if place_of(join(above, file)).exists()), None)
+        if beside is not None:
+            found.table = read_class_table(join(above, beside))
+            return
+    if found.layout == "cityscapes":
+        is_train_ids = _stem(found.pairs[0].mask.path).lower().endswith("trainids")
+        found.table = cityscapes_train_ids() if is_train_ids else cityscapes_label_ids()
+    elif found.layout == "voc" and (_VOC_YEAR.search(found.root) or _VOC_YEAR.search(found.pairs[0].image.path)):
+        found.table = pascal_voc()
+    elif found.layout == "camvid":
+        found.table = segnet_camvid()
+
+
+def _nothing_paired(root: str, files: Sequence[FileStat], found: PairList) -> str:
+    """Say why a tree has no pairs, and the way out."""
+    images = [file for file in files if is_image_path(file.path)]
+    if found.without_image and found.without_mask:
+        return (
+            f"no mask in {root} has the name of an image: there are {found.without_mask[0][0]} and "
+            f"{found.without_image[0][0]}; give both the same base name"
+        )
+    endings = Counter(os.path.splitext(file.path)[1].lower() for file in files)
+    other = [f"{endings[ending]} {ending}" for ending in _OTHER_MASKS if endings[ending]]
+    hint = f" ({', '.join(other)} are no masks here: masks are PNG, outlines COCO's JSON)" if other else ""
+    if not images:
+        return f"{root} holds no images{hint}; give the folder above images/ and annotations/"
+    return (
+        f"{root} holds {len(images)} images and no masks that could be told from them{hint}; put images into images/ "
+        "and masks of the same base names into annotations/, or give the folder above both"
+    )
+
+
+def _of_these(files: Sequence[FileStat]) -> str:
+    return f"{len(files)} images (first: {files[0].path})"

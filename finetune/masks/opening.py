@@ -1,0 +1,167 @@
+"""Open whatever a user calls their images with masks: a folder of any layout, COCO's JSON, Parquet, tars.
+
+Here: which kind it is, and which of its parts is learned from and which measured on. The kinds are `folders.py`,
+`coco.py`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from beit.common.errors import InputError, require
+from beit.common.sources.config import SourceConfig
+from beit.common.storage.matching import is_folder, list_folder
+from beit.common.storage.paths import is_remote, join, normalise, split_query
+from beit.common.storage.place import FileStat
+from beit.finetune.masks.coco import coco_splits, looks_like_coco, open_coco
+from beit.finetune.masks.folders import NothingPaired, PairList, list_pairs, source_of
+from beit.finetune.masks.settings import MaskDataConfig
+from beit.finetune.masks.types import MaskedSource
+
+logger = logging.getLogger(__name__)
+
+_TRAIN, _VALIDATION, _TEST = "train", "validation", "test"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MaskedParts:
+    """What a DATA holds."""
+
+    train: MaskedSource
+    """To learn from; all of it where it has no parts."""
+    val: MaskedSource | None
+    """To measure on, where DATA has such a part beside one to learn from."""
+    name: str
+    """What `train` is called."""
+    val_name: str = ""
+    """What `val` is called."""
+
+
+def open_parts(data: str, settings: MaskDataConfig, *, reading: SourceConfig) -> MaskedParts:
+    """Open images with masks to learn from, and those to measure on if they lie beside them.
+
+    Args:
+        data: Folder, file, pattern or URL.
+        settings: Its layout, and what masks mean.
+        reading: Which images are read.
+    """
+    name, _ = split_query(data)
+    found = _listed(data, settings)
+    if found is None:
+        splits = _splits_of_coco(data, settings)
+        if splits is None:
+            return MaskedParts(train=_open_container(data, settings, reading=reading), val=None, name=name)
+        train_name, val_name = splits
+        train, val = (_open_container(file, settings, reading=reading) for file in splits)
+        return MaskedParts(train=train, val=val, name=train_name, val_name=val_name)
+    parts = {pair.part for pair in found.pairs}
+    if _TRAIN not in parts or len(parts) == 1:
+        return MaskedParts(train=source_of(found), val=None, name=name)
+    others = sorted(parts - {_TRAIN, _VALIDATION})
+    if others:
+        found.notes.append(f"{name}: {_counted(found, others)} are left out of the training, which uses the part train")
+    train = source_of(found, [_TRAIN])
+    if _VALIDATION not in parts:
+        return MaskedParts(train=train, val=None, name=_part_name(name, found, _TRAIN))
+    return MaskedParts(
+        train=train,
+        val=source_of(found, [_VALIDATION]),
+        name=_part_name(name, found, _TRAIN),
+        val_name=_part_name(name, found, _VALIDATION),
+    )
+
+
+def open_pairs(data: str, settings: MaskDataConfig, *, reading: SourceConfig) -> MaskedSource:
+    """Open images with masks to measure on: of a DATA with parts, the one for validation, or else the one for tests.
+
+    Args:
+        data: As `open_parts` takes it.
+        settings: See there.
+        reading: See there.
+    """
+    return open_measured(data, settings, reading=reading)[0]
+
+
+def open_measured(data: str, settings: MaskDataConfig, *, reading: SourceConfig) -> tuple[MaskedSource, str]:
+    """Open what `open_pairs` does, and return its name, too."""
+    name, _ = split_query(data)
+    found = _listed(data, settings)
+    if found is None:
+        splits = _splits_of_coco(data, settings)
+        file = data if splits is None else splits[1]
+        return _open_container(file, settings, reading=reading), name if splits is None else splits[1]
+    parts = {pair.part for pair in found.pairs}
+    chosen = next((part for part in (_VALIDATION, _TEST) if part in parts), None)
+    if chosen is None or len(parts) == 1:
+        return source_of(found), name
+    found.notes.append(
+        f"{name}: measured on its part {chosen}; {_counted(found, sorted(parts - {chosen}))} are not used"
+    )
+    return source_of(found, [chosen]), _part_name(name, found, chosen)
+
+
+def _listed(data: str, settings: MaskDataConfig) -> PairList | None:
+    """Return the pairs of a folder; None for what is no folder of image files."""
+    require(data != "", "DATA ('') must be a folder of images and masks, or a file that tells of some")
+    text, query = split_query(data)
+    root = normalise(text)
+    if settings.layout == "coco" or query or _is_file(root):
+        return None
+    if not is_folder(root):
+        if is_remote(root) or any(sign in root for sign in "*?[{"):
+            return None
+        raise InputError(f"{root} does not exist; give a folder of images and masks")
+    files = list_folder(root)
+    if _kind(files) != "folders":
+        return None
+    try:
+        return list_pairs(root, layout=settings.layout, files=files)
+    except NothingPaired:
+        if settings.layout == "auto" and looks_like_coco(data):
+            return None
+        raise
+
+
+def _splits_of_coco(data: str, settings: MaskDataConfig) -> tuple[str, str] | None:
+    return coco_splits(data) if _is_coco(data, settings) else None
+
+
+def _is_coco(data: str, settings: MaskDataConfig) -> bool:
+    return settings.layout == "coco" or (settings.layout == "auto" and looks_like_coco(data))
+
+
+def _is_file(root: str) -> bool:
+    return root.lower().endswith((".json", ".parquet", ".tar"))
+
+
+def _kind(files: Sequence[FileStat]) -> str:
+    names = [file.path.lower() for file in files]
+    if any(name.endswith(".tar") for name in names):
+        return "tar"
+    if any(name.endswith(".parquet") for name in names):
+        return "parquet"
+    return "folders"
+
+
+def _open_container(data: str, settings: MaskDataConfig, *, reading: SourceConfig) -> MaskedSource:
+    """Open COCO's JSON, Parquet or tars."""
+    if _is_coco(data, settings):
+        return open_coco(data, settings, reading=reading)
+    raise InputError(f"{data} is no folder of images and masks, nor COCO's JSON")
+
+
+def _counted(found: PairList, parts: Sequence[str]) -> str:
+    """Say how many images are of some parts."""
+    counts = {part: sum(pair.part == part for pair in found.pairs) for part in parts}
+    return " and ".join(
+        f"{count} images {f'of its part {part}' if part else 'of no part'}" for part, count in counts.items()
+    )
+
+
+def _part_name(name: str, found: PairList, part: str) -> str:
+    """Name a part as a user would give it, if it is a folder of its own."""
+    tops = {pair.image.path.partition("/")[0] for pair in found.pairs if pair.part == part}
+    tops |= {pair.mask.path.partition("/")[0] for pair in found.pairs if pair.part == part}
+    return join(name, tops.pop()) if len(tops) == 1 else f"{name} ({part})"
