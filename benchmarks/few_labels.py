@@ -15,14 +15,7 @@ they are there.
 from __future__ import annotations
 
 import math
-import os
-import shlex
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,31 +23,39 @@ from typing import Any
 import click
 from PIL import Image
 
+from beit.benchmarks.paired_runs import (
+    NAMES,
+    STARTS,
+    Runner,
+    cell,
+    claim,
+    interval,
+    parse_seeds,
+    run_script,
+    sets,
+    unless_finished,
+)
 from beit.common.config import load_config
-from beit.common.errors import InputError, ResumableStop
+from beit.common.errors import InputError
 from beit.common.pages.charts import Line, LineChart, line_charts
 from beit.common.pages.pictures import PALETTE, save_png, sheet
-from beit.common.processes.signals import StopFlag, stop_on_signals
+from beit.common.processes.signals import stop_on_signals
 from beit.common.runs.environment import environment
 from beit.common.sources.index_build import build_index
-from beit.common.storage.documents import read_json, write_json
+from beit.common.storage.documents import write_json
 from beit.common.storage.files import sha256_file
-from beit.common.storage.locks import exclusive_lock
 from beit.common.vit.description import WEIGHTS_FILE, find_encoder
 from beit.finetune.commands import RECIPES
-from beit.finetune.compare.intervals import Interval, mean_interval
 from beit.finetune.compare.runs import RunRecord, read_runs
 from beit.finetune.config import FinetuneConfig
 
+SCRIPT = "few_labels.py"
 ALL = "all"
-STARTS = ("pre-trained", "random")
 MEASURES = {
     "finetune": {"fine-tuned": "classification"},
     "probe": {"linear probe": "linear-probe", "k-NN": "knn"},
 }
 """What each kind of run measures, and what `beit compare` calls that."""
-NAMES = {"pre-trained": "pre-trained without labels", "random": "random weights"}
-"""Of the starts, in the picture."""
 CHART_PX = (380, 300)
 EVALUATIONS = 4
 """In the course of a run; arbitrary."""
@@ -151,7 +152,7 @@ def main(labels: str, rows: str | None, seeds: str, threads: int, val_images: in
     chosen = choose_rows(known, rows)
     encoder_sha256 = sha256_file(find_encoder(comparison.encoder) / WEIGHTS_FILE)
     numbers = parse_seeds(seeds)
-    with claim(comparison.out) as lock, stop_on_signals() as stop:
+    with claim(comparison.out, SCRIPT) as lock, stop_on_signals() as stop:
         runner = Runner(stop=stop, lock=lock, threads=threads)
         for seed in numbers:
             for row in (row for row in chosen if seed in seeds_of(row, numbers)):
@@ -187,14 +188,6 @@ def parse_rows(labels: str, *, total: int) -> list[Row]:
     return rows
 
 
-def parse_seeds(seeds: str) -> list[int]:
-    """Return the numbers of `--seeds`."""
-    parts = seeds.split(",")
-    if not all(part.strip().isdigit() for part in parts):
-        raise InputError(f"--seeds {seeds!r} must be numbers, separated by commas, such as 0,1,2")
-    return [int(part) for part in parts]
-
-
 def choose_rows(known: Sequence[Row], names: str | None) -> list[Row]:
     """Return the rows to run; by default all but those of all labels."""
     if names is None:
@@ -211,60 +204,6 @@ def seeds_of(row: Row, seeds: Sequence[int]) -> Sequence[int]:
     return seeds[:1] if row.labels == ALL else seeds
 
 
-@contextmanager
-def claim(out: Path) -> Iterator[int]:
-    """Hold the folder against a second script; runs inherit the lock, so that one that outlives its script keeps it."""
-    with ExitStack() as stack:
-        try:
-            lock = stack.enter_context(exclusive_lock(out / "lock", wait=False))
-        except BlockingIOError:
-            raise InputError(f"another few_labels.py, or a run that one left behind, is at work in {out}") from None
-        yield lock
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Runner:
-    """Starts `beit` commands and hands on a request to stop."""
-
-    stop: StopFlag
-    """Set by signals."""
-    lock: int
-    """Descriptor that the commands inherit."""
-    threads: int
-    """Of each command."""
-
-    def beit(self, *arguments: str | Path) -> None:
-        """Run one `beit` command, shown first; what it prints goes to standard error.
-
-        Raises:
-            ResumableStop: it was stopped.
-            InputError: it failed; its own message was shown.
-        """
-        words = [str(word) for word in arguments]
-        click.echo(f"$ beit {shlex.join(words)}", err=True)
-        number = str(self.threads)
-        process = subprocess.Popen(
-            [sys.executable, "-m", "beit.cli", *words],
-            stdout=sys.stderr.fileno(),
-            env={**os.environ, "OMP_NUM_THREADS": number, "MKL_NUM_THREADS": number},
-            pass_fds=[self.lock],
-            start_new_session=True,  # Ctrl-C reaches it once, through us
-        )
-        is_told = False
-        while process.poll() is None:
-            if self.stop.is_set() and not is_told:
-                process.send_signal(signal.SIGTERM)
-                is_told = True
-            try:
-                process.wait(timeout=0.5)
-            except subprocess.TimeoutExpired:
-                continue
-        if self.stop.is_set() or process.returncode == 75:
-            raise ResumableStop("stopped; start the same command again to go on")
-        if process.returncode:
-            raise InputError(f"beit {words[0]} failed with exit code {process.returncode}; see its message above")
-
-
 def ensure(comparison: Comparison, row: Row, start: str, seed: int, *, encoder_sha256: str, runner: Runner) -> None:
     """Do a run, or the rest of it, unless it is finished.
 
@@ -274,21 +213,15 @@ def ensure(comparison: Comparison, row: Row, start: str, seed: int, *, encoder_s
     folder, options = comparison.run_folder(row, start, seed), comparison.options(row, start, seed)
     identity = {"train": comparison.train, "options": options}
     identity |= {"encoder_sha256": encoder_sha256} if start == "pre-trained" else {}
-    file = folder / RESULT_FILE
-    if file.exists():
-        if read_json(file)["identity"] != identity:
-            raise InputError(
-                f"{folder} was made with other settings or another encoder; name another --out, or remove it"
-            )
-        return
-    started = time.monotonic()
-    if row.kind == "finetune":
-        runner.beit("finetune", "classification", comparison.train, folder, *options)
-        runner.beit("evaluate", folder / "last", comparison.val, "--out", folder / "evaluation.json")
-    else:
-        runner.beit("finetune", "linear-probe", comparison.train, folder, *options)
-        runner.beit("finetune", "knn", comparison.train, folder, *options)
-    write_json(file, {"identity": identity, "seconds": time.monotonic() - started})
+    with unless_finished(folder / RESULT_FILE, identity) as is_to_do:
+        if not is_to_do:
+            return
+        if row.kind == "finetune":
+            runner.beit("finetune", "classification", comparison.train, folder, *options)
+            runner.beit("evaluate", folder / "last", comparison.val, "--out", folder / "evaluation.json")
+        else:
+            runner.beit("finetune", "linear-probe", comparison.train, folder, *options)
+            runner.beit("finetune", "knn", comparison.train, folder, *options)
 
 
 def finished_runs(comparison: Comparison, row: Row, start: str, measure: str, seeds: Sequence[int]) -> list[RunRecord]:
@@ -320,14 +253,6 @@ def summarize(comparison: Comparison, row: Row, measure: str, *, seeds: Sequence
         "difference": interval([one - other for one, other in pairs]),
         "wins": sum(one > other for one, other in pairs),
     }
-
-
-def interval(values: Sequence[float]) -> dict[str, Any] | None:
-    """Return mean and 95 % interval as plain values; None without a value."""
-    if not values:
-        return None
-    found: Interval = mean_interval(values)
-    return {"mean": found.mean, "half_width": found.half_width, "num_values": found.num_values}
 
 
 def markdown(rows: Sequence[Mapping[str, Any]], *, total: int) -> str:
@@ -381,25 +306,5 @@ def picture(rows: Sequence[Mapping[str, Any]]) -> Image.Image:
     return sheet([drawn], heading="What pre-training is worth")
 
 
-def cell(value: Mapping[str, Any] | None, unit: str, *, signed: bool = False) -> str:
-    """Format a mean with its interval."""
-    if value is None:
-        return "not run"
-    mean = f"{100 * value['mean']:+.1f}" if signed else f"{100 * value['mean']:.1f}"
-    return mean + ("" if value["half_width"] is None else f" ± {100 * value['half_width']:.1f}") + unit
-
-
-def sets(settings: Sequence[str]) -> list[str]:
-    """Turn KEY=VALUE items into --set options."""
-    return [word for setting in settings for word in ("--set", setting)]
-
-
 if __name__ == "__main__":
-    try:
-        main(standalone_mode=False)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except (InputError, ResumableStop) as error:
-        click.echo(f"few_labels.py: {error}", err=True)
-        sys.exit(2 if isinstance(error, InputError) else 75)
+    run_script(main)

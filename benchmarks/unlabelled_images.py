@@ -15,7 +15,6 @@ goes on.
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,7 +30,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from beit.benchmarks.few_labels import Runner, cell, claim, interval, parse_seeds, sets
+from beit.benchmarks.paired_runs import Runner, cell, claim, interval, parse_seeds, run_script, sets
 from beit.common.config import load_config
 from beit.common.encoder import load_encoder
 from beit.common.errors import InputError, ResumableStop
@@ -123,7 +122,7 @@ def main(images: str, seeds: str, finetune_seeds: str, shape: str, threads: int,
     curve.out.mkdir(parents=True, exist_ok=True)
     probed = parse_seeds(seeds)
     tuned = [] if finetune_seeds == "none" else parse_seeds(finetune_seeds)
-    with claim(curve.out) as lock, stop_on_signals() as stop:
+    with claim(curve.out, "unlabelled_images.py") as lock, stop_on_signals() as stop:
         runner = Runner(stop=stop, lock=lock, threads=threads)
         for number in curve.images:
             pretrain(curve, number, runner)
@@ -319,11 +318,4 @@ def picture(rows: Sequence[dict[str, Any]], curve: Curve) -> Image.Image:
 
 
 if __name__ == "__main__":
-    try:
-        main(standalone_mode=False)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except (InputError, ResumableStop) as error:
-        click.echo(f"unlabelled_images.py: {error}", err=True)
-        sys.exit(2 if isinstance(error, InputError) else 75)
+    run_script(main)

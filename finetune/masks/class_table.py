@@ -28,10 +28,13 @@ USUAL_FILES = (
     "objectInfo150.txt",
     "classes.csv",
     "classes.txt",
+    "class_names.txt",
 )
 """What such files are called beside data, ours first: exports of SegNet, CVAT, Roboflow, ADE20K, LabelMe."""
-_VOID = ("void", "ignore", "ignored", "unlabelled", "unlabeled", "unlabel", "dont care", "__ignore__")
+_VOID = ("void", "ignore", "ignored", "unlabelled", "unlabeled", "dont care")
 """Names that mean no class."""
+_LABELME_FIRST = "__ignore__"
+"""First line of LabelMe's class_names.txt, for the value -1: the second is for 0."""
 _VALUE_COLUMNS = ("value", "pixel value", "pixel_value", "id", "idx", "index", "label_id", "class_id")
 _NAME_COLUMNS = ("name", "class", "class_name", "category", "label", "names")
 _CHANNEL_COLUMNS = (("r", "red"), ("g", "green"), ("b", "blue"))
@@ -133,7 +136,8 @@ def _entry(name: Any, *, file: str, value: int | None = None, colour: Colour | N
 
 
 def _named(names: ClassNames) -> list[ClassEntry]:
-    return [_entry(name, file=names.file, value=value) for value, name in names.of.items()]
+    first = int(names.of.get(0) == _LABELME_FIRST)
+    return [_entry(name, file=names.file, value=value - first) for value, name in names.of.items() if value >= first]
 
 
 def _json_entries(file: str, text: str) -> Iterator[ClassEntry]:
@@ -147,6 +151,12 @@ def _json_entries(file: str, text: str) -> Iterator[ClassEntry]:
         yield from (_json_entry(file, entry) for entry in content)
     elif isinstance(content, list):
         yield from (_entry(name, file=file) for name in content)
+    elif content and all(_is_whole(value) for value in content.values()):
+        yield from (_entry(name, file=file, value=value) for name, value in content.items())
+    elif content and all(isinstance(value, list) and len(value) == 3 for value in content.values()):
+        yield from (
+            _entry(name, file=file, colour=_colour(file, ",".join(map(str, value)))) for name, value in content.items()
+        )
     else:
         yield from _named(read_class_names(file))
 
@@ -154,16 +164,20 @@ def _json_entries(file: str, text: str) -> Iterator[ClassEntry]:
 def _json_entry(file: str, entry: dict[str, Any]) -> ClassEntry:
     """Return what an object says of a class, as lists of categories have them."""
     by_name = {str(key).lower(): value for key, value in entry.items()}
-    name = next((by_name[key] for key in ("name", *_NAME_COLUMNS) if key in by_name), None)
+    name = next((by_name[key] for key in _NAME_COLUMNS if key in by_name), None)
     value = next((by_name[key] for key in _VALUE_COLUMNS if key in by_name), None)
     colour = next((by_name[key] for key in _COLOUR_COLUMNS if key in by_name), None)
     if isinstance(colour, list):
         colour = ",".join(map(str, colour))
     require(
-        value is None or (isinstance(value, int) and not isinstance(value, bool)),
+        value is None or _is_whole(value),
         f"{file} gives {name!r} the value {value!r}; values must be whole numbers",
     )
     return _entry(name, file=file, value=value, colour=None if colour is None else _colour(file, str(colour)))
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _matched(text: str, form: re.Pattern[str], make: Callable[[re.Match[str]], ClassEntry]) -> list[ClassEntry]:

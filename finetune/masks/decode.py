@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from beit.common.errors import BadSample, InputError
+from beit.common.errors import BadSample
 from beit.common.images import MAX_PIXELS, load_image
 from beit.finetune.masks.classes import IGNORED, Colour
 
@@ -106,21 +106,11 @@ def is_grey(values: NDArray[Any]) -> bool:
     return bool((values % 0x010101 == 0).all())
 
 
-def refuse_unknown(unknown: Counter[int], kind: ValueKind, *, where: str, way_out: str) -> None:
-    """Refuse masks with values that are no class; return if there are none.
-
-    Args:
-        unknown: Pixels of each.
-        kind: Of the values.
-        where: Which masks, as the beginning of the message.
-        way_out: Its end.
-    """
-    if not unknown:
-        return
+def unknown_text(unknown: Counter[int], kind: ValueKind) -> str:
+    """Name values that are no class, with how many pixels have each."""
     shown = ", ".join(f"{value_text(value, kind)} in {count} pixels" for value, count in unknown.most_common(_NAMED))
     more = f" and {len(unknown) - _NAMED} more" if len(unknown) > _NAMED else ""
-    noun = "values" if kind == "ids" else "colours"
-    raise InputError(f"{where} {noun} that are no class ({shown}{more}); {way_out}")
+    return f"{'values' if kind == 'ids' else 'colours'} that are no class ({shown}{more})"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,10 +150,7 @@ class MaskDecoder:
         ids = self.to_ids(values)
         if (ids < 0).any():
             odd = Counter(values[ids < 0].ravel().tolist())
-            try:
-                refuse_unknown(odd, self.kind, where="it has", way_out="was it changed?")
-            except InputError as error:
-                raise BadSample("mask-values", str(error)) from None
+            raise BadSample("mask-values", f"it holds {unknown_text(odd, self.kind)}")
         return ids.astype(np.uint8)
 
     def numbers(self, found: MaskValues) -> NDArray[Any]:

@@ -21,7 +21,19 @@ Layout = Literal["folders", "voc", "ade20k", "cityscapes", "camvid"]
 _IMAGE_WORDS = ("images", "image", "imgs", "img", "photos", "photo", "pictures", "rgb", "input", "inputs", "stills")
 _MASK_WORDS = (
     *("annotations", "annotation", "annots", "annot", "anno", "annos", "ann", "anns", "masks", "mask", "labels"),
-    *("label", "labelled", "labeled", "labelmaps", "gt", "gts", "groundtruth", "segmentation", "segmentations"),
+    *(
+        "label",
+        "labelled",
+        "labeled",
+        "labelmaps",
+        "gt",
+        "gts",
+        "groundtruth",
+        "ground",
+        "truth",
+        "segmentation",
+        "segmentations",
+    ),
     *("seg", "segs", "segmaps", "targets", "target"),
 )
 _SPECIAL: dict[str, tuple[Role, str]] = {

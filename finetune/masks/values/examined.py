@@ -23,11 +23,11 @@ from beit.common.sources.index_build import index_source
 from beit.common.sources.types import Source
 from beit.finetune.masks.class_table import read_class_table
 from beit.finetune.masks.classes import IGNORED
-from beit.finetune.masks.decode import refuse_unknown, value_text
+from beit.finetune.masks.decode import packed_colour, unknown_text, value_text
+from beit.finetune.masks.settings import MaskDataConfig
 from beit.finetune.masks.types import MaskedSource
 from beit.finetune.masks.values.facts import MaskFacts, gather_facts
 from beit.finetune.masks.values.meaning import Meaning, find_meaning, meaning_of_ids
-from beit.finetune.segmentation.config import MaskDataConfig
 
 
 @dataclass(frozen=True)
@@ -147,11 +147,7 @@ def problems_of(found: Examined, settings: MaskDataConfig, *, for_training: bool
     if found.meaning is None:
         yield found.reason
         return
-    try:
-        where = f"the masks of {found.name} hold"
-        refuse_unknown(found.unknown, found.meaning.kind, where=where, way_out=_way_out_of_unknown(found))
-    except InputError as error:
-        yield str(error)
+    yield from _unknown(found)
     num_pixels = found.pixel_counts[:, :-1].sum(axis=0)
     used = np.flatnonzero(num_pixels)
     if not len(used) and not found.unknown:
@@ -213,34 +209,54 @@ def _other_sizes(found: Examined) -> Iterator[str]:
 
 
 def _renumbered(found: Examined) -> Iterator[str]:
-    """Yield if palettes disagree on a value: then a program has numbered the colours of each mask anew."""
-    values, colours = found.facts.flat("values"), found.facts.flat("colours")
-    first: dict[int, tuple[int, int]] = {}
-    entries = np.unique(np.stack([values.astype(np.int64), colours.astype(np.int64)]), axis=1, return_index=True)
-    for (value, colour), entry in zip(entries[0].T.tolist(), entries[1].tolist(), strict=True):
+    """Yield if the colours of palettes contradict each other or the table: a program has numbered them anew."""
+    values, colours = found.facts.flat("values").astype(np.int64), found.facts.flat("colours").astype(np.int64)
+    pairs, entries = np.unique(np.stack([values, colours]), axis=1, return_index=True)
+    way_out = (
+        "as if a program had numbered colours anew; write masks without a palette, or in RGB with a table of colours"
+    )
+    stated = {} if found.meaning is None else found.meaning.stated
+    own = {packed_colour(entry.colour): entry.name for entry in stated.values() if entry.colour is not None}
+    first: dict[int, tuple[int, str]] = {}
+    for value, colour, entry in zip(*pairs.tolist(), entries.tolist(), strict=True):
         if colour < 0:
             continue
-        other = first.setdefault(value, (colour, entry))
-        if other[0] != colour:
-            one, two = (found.mask(int(found.facts.owners[at])) for at in (other[1], entry))
+        shown, mask = value_text(colour, "colours"), found.mask(int(found.facts.owners[entry]))
+        other, other_mask = first.setdefault(value, (colour, mask))
+        if other != colour:
             yield (
-                f"the palettes of {found.name} disagree: the value {value} is {value_text(other[0], 'colours')} in "
-                f"{one} and {value_text(colour, 'colours')} in {two}, as if a program had numbered colours anew; write "
-                "masks without a palette, or in RGB with a table of colours"
+                f"the palettes of {found.name} disagree: the value {value} is {value_text(other, 'colours')} in "
+                f"{other_mask} and {shown} in {mask}, {way_out}"
+            )
+            return
+        if value in stated and own.get(colour, stated[value].name) != stated[value].name:
+            yield (
+                f"in {mask} of {found.name} the value {value} has the colour {shown} of {own[colour]}, and is "
+                f"{stated[value].name} by {_stated_in(found)}, {way_out}"
             )
             return
 
 
-def _way_out_of_unknown(found: Examined) -> str:
-    value = found.unknown.most_common(1)[0][0] if found.unknown else 0
+def _stated_in(found: Examined) -> str:
+    """Say where it stands what values mean."""
+    return "" if found.meaning is None else found.meaning.origin
+
+
+def _unknown(found: Examined) -> Iterator[str]:
+    if not found.unknown:
+        return
     assert found.meaning is not None
-    first = f"first in {found.first_with(value)}" if found.unknown else ""
+    value = found.unknown.most_common(1)[0][0]
     what = "in data.ignore" if found.meaning.kind == "ids" else "under the name void"
     hint = ""
-    if found.meaning.kind == "ids" and value in (1, 3, 15) and 255 in found.meaning.class_of:
-        hint = f" ({value} may be what a PNG of few bits made of 255)"
-    lacks = f"({found.meaning.origin} lacks them)"
-    return f"{first}{hint}; name them in data.classes=FILE {lacks}, or {what} if they mean none"
+    if found.meaning.kind == "ids" and 255 in found.meaning.class_of:
+        made = next((odd for odd in (15, 3, 1) if odd in found.unknown), None)
+        hint = f"; {made} may be what a PNG of few bits made of 255" if made is not None else ""
+    yield (
+        f"the masks of {found.name} hold {unknown_text(found.unknown, found.meaning.kind)}, first in "
+        f"{found.first_with(value)}; {_stated_in(found)} lacks them: name them in data.classes=FILE, or {what} if they "
+        f"mean none{hint}"
+    )
 
 
 def _one_class(found: Examined, name: str) -> str:

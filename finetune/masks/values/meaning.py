@@ -9,15 +9,15 @@ K values, C classes.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from beit.common.errors import InputError, require
 from beit.common.sources.labels import ClassMatcher, unknown_classes
 from beit.finetune.masks.class_table import ClassEntry, ClassTable
 from beit.finetune.masks.classes import IGNORED, MAX_CLASSES, Colour, MaskClasses, voc_colours
 from beit.finetune.masks.decode import MaskDecoder, ValueKind, packed_colour, unpacked_colour
+from beit.finetune.masks.settings import MaskDataConfig
 from beit.finetune.masks.values.facts import MaskFacts
-from beit.finetune.segmentation.config import MaskDataConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,6 +35,8 @@ class Meaning:
     """Own class id of each value that is known, `IGNORED` where it means no class."""
     origin: str
     """Where that stands: a file, a published table, or the masks themselves."""
+    stated: Mapping[int, ClassEntry] = field(default_factory=dict)
+    """What the table says of each value, colours included, where masks hold numbers."""
 
     def decoder(self, max_pixels: int, ids: Sequence[int] | None = None) -> MaskDecoder:
         """Return what decodes such masks.
@@ -149,6 +151,7 @@ def _by_values(
         colours=_colours(list(classes.values()), _palette(facts), list(classes)),
         class_of=class_of,
         origin=table.origin,
+        stated=entries,
     )
 
 
