@@ -1,4 +1,4 @@
-"""A folder as a reader of the documents has it: a token store, an encoder, a classifier, a segmenter, three pictures."""
+"""A folder as a reader of the documents has it: a token store, an encoder, two fine-tuned models, pictures."""
 
 from pathlib import Path
 
@@ -12,7 +12,11 @@ from beit.tests.support import write_images, write_store
 
 
 def write_workplace(folder: Path) -> Path:
-    """Write `store/`, `runs/pretrain/encoder`, `runs/flowers/model`, `runs/streets/model`, `photo.jpg`, `other.png` and `street.jpg`."""
+    """Write a small one.
+
+    In it are `store/`, `runs/pretrain/encoder`, `runs/flowers/model`, `runs/streets/model`, `photo.jpg`, `other.png` and
+    `street.jpg`.
+    """
     write_store(folder, images=20)
     shape = ViTConfig(img_size=32, patch_size=8, embed_dim=24, depth=2, num_heads=2)
     with torch.random.fork_rng():
