@@ -71,6 +71,7 @@ class ToyConfig:
     signal_in_save: int = -1
     """Step whose save is interrupted by SIGUSR1, on rank 0."""
     hidden: int = 16
+    batch_norm: bool = False
     input_error: str = ""
     """Raised where the data are opened, on every rank."""
     step_seconds: float = 0.0
@@ -81,11 +82,12 @@ class ToyConfig:
 
 
 class ToyModel(nn.Module):
-    """Two layers with dropout, a buffer, and one parameter that is frozen."""
+    """Two layers with dropout, a buffer, and one parameter that is frozen; on request with a norm between them."""
 
-    def __init__(self, hidden: int = 16) -> None:
+    def __init__(self, hidden: int = 16, batch_norm: bool = False) -> None:
         super().__init__()
         self.first = nn.Linear(WIDTH, hidden)
+        self.norm = nn.BatchNorm1d(hidden) if batch_norm else nn.Identity()
         self.drop = nn.Dropout(0.2)
         self.second = nn.Linear(hidden, WIDTH)
         self.frozen = nn.Parameter(torch.ones(WIDTH), requires_grad=False)
@@ -94,7 +96,7 @@ class ToyModel(nn.Module):
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         if self.training:
             self.calls += 1
-        return self.second(self.drop(torch.relu(self.first(values)))) * self.frozen
+        return self.second(self.drop(torch.relu(self.norm(self.first(values))))) * self.frozen
 
 
 class ToyData:
@@ -140,7 +142,7 @@ class ToyTask:
         self.config, self.world = config, world
         self.data = ToyData(config, plan, world)
         torch.manual_seed(config.train.seed)
-        self.model = ToyModel(config.hidden)
+        self.model = ToyModel(config.hidden, config.batch_norm)
         self.evaluated: list[int] = []
         self.lrs: list[float] = []
 

@@ -14,8 +14,8 @@ from beit.tests.support import write_images, write_store
 def write_workplace(folder: Path) -> Path:
     """Write a small one.
 
-    In it are `store/`, `runs/pretrain/encoder`, `runs/flowers/model`, `runs/streets/model`, `photo.jpg`, `other.png` and
-    `street.jpg`.
+    In it are `store/`, `runs/pretrain/encoder`, `runs/flowers/model`, `runs/streets/model`, `photo.jpg`,
+    `other.png` and `street.jpg`.
     """
     write_store(folder, images=20)
     shape = ViTConfig(img_size=32, patch_size=8, embed_dim=24, depth=2, num_heads=2)

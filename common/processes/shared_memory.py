@@ -9,6 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 
 _FOLDER = Path("/dev/shm")
+_PLENTY = 0.5
+"""Share of it that is free where it was not what ran out; arbitrary."""
 
 
 def name_shortage(error: BaseException) -> str | None:
@@ -26,6 +28,19 @@ def name_full_memory() -> str:
         f"shared memory ({_FOLDER}) is full: {_room()}; give it more (docker run --shm-size=8g, or --ipc=host), or "
         "need less of it: lower reader.num_workers, reader.prefetch_batches or train.micro_batch_size"
     )
+
+
+def name_lost_memory() -> str:
+    """Return the line that says why memory a process used was not there (SIGBUS), as far as that can be told."""
+    with suppress(OSError):
+        usage = shutil.disk_usage(_FOLDER)
+        if usage.free > _PLENTY * usage.total:
+            return (
+                "memory it used was gone: a file that it had mapped was cut short meanwhile, such as the kept index of "
+                f"the images, or shared memory ({_FOLDER}) was full for a moment ({_room()} now); run the same command "
+                "again"
+            )
+    return name_full_memory()
 
 
 def name_file_limit() -> str:

@@ -7,6 +7,7 @@ imports once.
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import multiprocessing
 import os
@@ -14,8 +15,9 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.process import BaseProcess
 
 from beit.common.processes.safe_path import safe_path
@@ -23,7 +25,7 @@ from beit.common.processes.signals import STOP_SIGNALS
 from beit.common.progress import share_terminal
 
 PRELOADED = [
-    "beit.common.processes.worker_server",  # first: it makes the server, and so its children, deaf to SIGTERM
+    "beit.common.processes.worker_server",  # first: it makes the server, and so its children, deaf to stop signals
     "torch.utils.data",
     "webdataset",
     "PIL.Image",
@@ -49,8 +51,25 @@ def start_worker_server() -> None:
     own imports, so that the same seconds serve both.
     """
     multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOADED)
-    with safe_path():
-        forkserver.ensure_running()
+    resource_tracker.ensure_running()  # else the server starts it, and with it lets signals in again
+    # Python's own server would die of a Ctrl-C while it imports, and print where.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        with safe_path():
+            forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _end_server() -> None:
+    """Kill the fork server. It ends by itself, but not while it imports, and this process would wait for it to end."""
+    server = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+    if server is not None:
+        with suppress(ProcessLookupError):
+            os.kill(server, signal.SIGKILL)
+
+
+atexit.register(_end_server)
 
 
 def worker_init() -> Callable[[int], None]:

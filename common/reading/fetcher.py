@@ -24,7 +24,7 @@ import psutil  # type: ignore[import-untyped]  # comes with deepspeed
 import torch
 
 from beit.common.errors import ResumableStop, RunFailed
-from beit.common.processes.shared_memory import name_full_memory, name_shortage
+from beit.common.processes.shared_memory import name_full_memory, name_lost_memory, name_shortage
 from beit.common.processes.signals import stop_reason
 from beit.common.processes.worker_process import StatusBoard, end_workers
 from beit.common.reading.config import ReaderConfig
@@ -181,7 +181,7 @@ class Fetcher:
         worker = self._workers[worker_id]
         code = worker.exitcode
         cause = f"was killed by {signal.Signals(-code).name}" if code and code < 0 else f"exited with code {code}"
-        hint = f"; {name_full_memory()}" if code == -signal.SIGBUS else ""
+        hint = f"; {name_lost_memory()}" if code == -signal.SIGBUS else ""
         return f"data worker {worker_id} (pid {worker.pid}) {cause}; last sample {self._last(worker_id)}{hint}"
 
     def _named(self, owner: int, verb: str = "") -> str:

@@ -262,7 +262,7 @@ def poly_schedule(
         Differs: steps past the end have the value of the last step.
     """
     step = min(step, total_steps - 1)
-    value = final + (peak - final) * (1 - step / total_steps) ** power
+    value: float = final + (peak - final) * (1 - step / total_steps) ** power
     missing = max(0.0, 1 - step / warmup_steps) if warmup_steps else 0.0
     return value * (1 - missing * (1 - _WARMUP_START))
 

@@ -2,21 +2,22 @@
 
 Each rank averages what its optimizer updates: whole parameters at ZeRO 0, its own flat partitions at ZeRO 1 to 3, where
 the average is one more optimizer state. So no step needs communication, and `portable_state.py` saves and restores
-averages as it does moments. Full averages are put together to be measured (`averaged_weights`) and to be saved.
+averages as it does moments. Full averages are put together to be measured (`averaged_weights`) and to be saved. What
+batch norms have seen of activations is averaged likewise: it belongs to the weights that made them.
 
 Source: the warm-up of the decay is TensorFlow's `ExponentialMovingAverage` (num_updates). Differs: nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from torch import nn
 
 from beit.common.runs.checkpoint import AVERAGE
-from beit.common.training.engine import Engine, gathered, hp_tensor
+from beit.common.training.engine import Engine, gathered, hp_tensor, running_statistics
 
 
 class WeightAverage:
@@ -43,6 +44,8 @@ class WeightAverage:
         share = 1.0 - torch.clamp((1.0 + done) / (10.0 + done), max=self._decay)
         done += applied
         averages, weights = list(self._engine.averages.values()), list(self._engine.averages)
+        averages += self._engine.statistics.values()
+        weights += self._running().values()
         shares = {device: (share * applied).to(device) for device in {average.device for average in averages}}
         torch._foreach_lerp_(averages, weights, [shares[average.device] for average in averages])
 
@@ -68,18 +71,26 @@ class WeightAverage:
             yield
             return
         own = [parameter.detach().clone() for parameter in self._trained()] if self._engine.zero_stage == 0 else None
-        self._show(None, kind=AVERAGE)
+        statistics = {name: value.clone() for name, value in self._running().items()}
+        self._show(None, self._engine.statistics, kind=AVERAGE)
         try:
             yield
         finally:
-            self._show(own, kind=None)
+            self._show(own, statistics, kind=None)
 
     def _trained(self) -> list[nn.Parameter]:
         return [parameter for parameter in self._engine.model.parameters() if parameter.requires_grad]
 
+    def _running(self) -> dict[str, torch.Tensor]:
+        return running_statistics(self._engine.model)
+
     @torch.no_grad()
-    def _show(self, values: list[torch.Tensor] | None, *, kind: str | None) -> None:
+    def _show(
+        self, values: list[torch.Tensor] | None, statistics: Mapping[str, torch.Tensor], *, kind: str | None
+    ) -> None:
         """Put `values`, or else what the engine holds of a kind, into the module that forward passes read."""
+        for name, statistic in self._running().items():
+            statistic.copy_(statistics[name])
         for number, parameter in enumerate(self._trained()):
             if self._engine.zero_stage == 0:
                 parameter.copy_(self._engine.averages[parameter] if values is None else values[number])

@@ -88,6 +88,8 @@ class Engine:
         """Float scalar on the device, 1 when the last step was skipped; the same on every rank."""
         self.averages: dict[torch.Tensor, torch.Tensor] = {}
         """Running average (`ema.py`) of each tensor this rank's optimizer updates; empty where none is kept."""
+        self.statistics: dict[str, torch.Tensor] = {}
+        """Running average of each running statistic of a batch norm, by its name; the same on every rank."""
         self.average_updates = torch.zeros((), device=world.device)
         """Float scalar: updates that went into the averages."""
         if config.train.ema_decay is not None:
@@ -174,6 +176,7 @@ class Engine:
         trained = (parameter for parameter in self.model.parameters() if parameter.requires_grad)
         weights = self.flat_params() if self.zero_stage > 0 else trained
         self.averages = {weight: weight.detach().clone() for weight in weights}
+        self.statistics = {name: value.clone() for name, value in running_statistics(self.model).items()}
 
     def _create_moments(self) -> None:
         """Give every flat tensor its moments now.
@@ -192,6 +195,17 @@ class Engine:
                 self.optimizer.state[flat][AVERAGE] = self.averages[flat]
         if self.zero_stage < 3:
             self.zero_optimizer._lazy_init_hp_params_optimizer_state()
+
+
+def running_statistics(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return the buffers that batch norms normalise by outside of training, by name: they belong to weights."""
+    return {
+        f"{name}.{kind}" if name else kind: statistic
+        for name, module in model.named_modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm)
+        for kind in ("running_mean", "running_var")
+        if (statistic := getattr(module, kind)) is not None
+    }
 
 
 def autocast_to(precision: Precision, device: torch.device) -> AbstractContextManager[Any]:

@@ -37,6 +37,7 @@ def gather_state(engine: Engine, *, with_moments: bool = True) -> PortableState 
         return None
     if engine.averages:
         optimizer[_AVERAGE_UPDATES] = _to_cpu(engine.average_updates)
+        optimizer |= {f"{AVERAGE}/{name}": _to_cpu(value) for name, value in engine.statistics.items()}
     if engine.loss_scale is not None:
         optimizer[_LOSS_SCALE] = _to_cpu(engine.loss_scale.state())
     buffers = {name: _to_cpu(value) for name, value in engine.model.state_dict().items() if name not in parameters}
@@ -61,6 +62,9 @@ def scatter_state(
             average = read_optimizer(f"{AVERAGE}/{name}")
             # Saved without averages, and now averaged: it begins at the weights as they are.
             _set_average(engine, parameter, read_model(name) if average is None else average)
+    for name, statistic in engine.statistics.items():
+        average = read_optimizer(f"{AVERAGE}/{name}")
+        statistic.copy_(read_model(name) if average is None else average)
     updates = read_optimizer(_AVERAGE_UPDATES)
     if updates is not None:
         engine.average_updates.copy_(updates)

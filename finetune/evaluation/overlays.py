@@ -137,5 +137,6 @@ def _pixels(image: Image.Image, ids: Mask) -> NDArray[np.uint8]:
 
 def _striped(where: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Keep every second diagonal stripe of a region."""
-    rows, columns = np.indices(where.shape, sparse=True)
-    return where & ((rows + columns) // _STRIPE_PX % 2 == 0)
+    height, width = where.shape
+    stripe: NDArray[np.bool_] = np.add.outer(np.arange(height), np.arange(width)) // _STRIPE_PX % 2 == 0
+    return where & stripe

@@ -115,7 +115,7 @@ def _largest_error(truth: NDArray[np.uint8], said: NDArray[np.uint8], names: Seq
     """Say which class of an image is taken for which other one in most pixels; empty where nothing is wrong."""
     counts = confusion_counts(truth, said, len(names))
     np.fill_diagonal(counts, 0)
-    row, column = np.unravel_index(int(counts.argmax()), counts.shape)
+    row, column = divmod(int(counts.argmax()), len(names))
     wrong = int(counts[row, column])
     if not wrong:
         return ""

@@ -17,9 +17,9 @@ from beit.common.sources.config import SourceConfig
 from beit.finetune.masks.classes import IGNORED, MaskClasses
 from beit.finetune.masks.decode import value_text
 from beit.finetune.masks.opening import open_measured, open_parts
+from beit.finetune.masks.settings import MaskDataConfig
 from beit.finetune.masks.values.examined import Examined, examine, problems_of
 from beit.finetune.masks.values.meaning import ids_of_model
-from beit.finetune.segmentation.config import MaskDataConfig
 
 _MOST_ROWS = 300
 """Values that a table lists; what has more is no mask of classes."""

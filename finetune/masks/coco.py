@@ -1,7 +1,7 @@
 """COCO's annotations as masks: polygons and run lengths are drawn when they are read, panoptic PNG files looked up.
 
-Here: the classes, and shards of masks beside shards of images. Which files are meant is `coco_files.py`, what the JSON
-says `coco_json.py`, what pixels an annotation covers `coco_regions.py`.
+Here: the classes, and shards of masks beside shards of images. Which files are meant, what the JSON says and which
+pixels an annotation covers is in the room `annotated/`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -21,16 +21,16 @@ from beit.common.errors import BadSample, InputError, require
 from beit.common.images import MAX_IMAGE_BYTES, decode_image
 from beit.common.sources.config import SourceConfig
 from beit.common.sources.loose_files import FileList, open_files
-from beit.common.sources.types import SampleRef, Source, SourceKind, listing_digest, listing_stamp, packed_key
+from beit.common.sources.types import SampleRef, Source, SourceKind, listing_digest, packed_key
 from beit.common.storage.documents import reading
 from beit.common.storage.paths import join
 from beit.common.storage.place import place_of
+from beit.finetune.masks.annotated.document import CocoContent, id_text, read_annotations, read_coco
+from beit.finetune.masks.annotated.files import chosen_file, coco_splits, find_images, looks_like_coco, panoptic_folder
+from beit.finetune.masks.annotated.regions import paint, region_of
 from beit.finetune.masks.classes import IGNORED, MaskClasses, voc_colours
-from beit.finetune.masks.coco_files import chosen_file, coco_splits, find_images, looks_like_coco, panoptic_folder
-from beit.finetune.masks.coco_json import CocoContent, id_text, read_annotations, read_coco
-from beit.finetune.masks.coco_regions import paint, region_of
+from beit.finetune.masks.settings import MaskDataConfig
 from beit.finetune.masks.types import MaskedSource
-from beit.finetune.segmentation.config import MaskDataConfig
 
 __all__ = ["coco_splits", "looks_like_coco", "open_coco"]
 
@@ -68,12 +68,6 @@ def open_coco(data: str, settings: MaskDataConfig, *, reading: SourceConfig) -> 
             require(bare < len(rows), f"{file.path} annotates none of the images that are there; check the file")
             files, rows = [files[place] for place in np.flatnonzero(is_annotated)], rows[is_annotated]
     source = open_files(FileList(found.root, files, [None] * len(files)))
-    depends_on = [source.digest, listing_digest("", [file]), str(background)]
-    source = replace(
-        source,
-        digest=listing_digest(found.root, files, labels=depends_on),
-        stamp=listing_stamp(found.root, [*files, file]),
-    )
     folder = panoptic_folder(file.path, _first_mask(text, table)) if content.is_panoptic else ""
     table = table.take(pa.array(rows)).append_column("path", pa.array([file.path for file in files]))
     return MaskedSource(
@@ -91,6 +85,8 @@ def open_coco(data: str, settings: MaskDataConfig, *, reading: SourceConfig) -> 
         ),
         classes=classes,
         is_ids=True,
+        mask_digest=listing_digest("", [file], labels=[source.digest, *classes.names, str(background)]),
+        without_image=tuple(found.missing),
         notes=tuple(f"{file.path}: {note}" for note in notes),
     )
 

@@ -25,10 +25,10 @@ from beit.common.storage.samples import spread_evenly
 from beit.finetune.masks.classes import MaskClasses
 from beit.finetune.masks.decode import MaskDecoder
 from beit.finetune.masks.opening import open_measured, open_parts
+from beit.finetune.masks.settings import MaskDataConfig
 from beit.finetune.masks.types import MaskedSource
 from beit.finetune.masks.values.examined import Examined, examine, require_sound
 from beit.finetune.masks.values.meaning import ids_of_model
-from beit.finetune.segmentation.config import MaskDataConfig
 
 logger = logging.getLogger(__name__)
 

@@ -17,8 +17,8 @@ from beit.common.storage.paths import is_remote, join, normalise, split_query
 from beit.common.storage.place import FileStat
 from beit.finetune.masks.coco import coco_splits, looks_like_coco, open_coco
 from beit.finetune.masks.folders import NothingPaired, PairList, list_pairs, source_of
+from beit.finetune.masks.settings import MaskDataConfig
 from beit.finetune.masks.types import MaskedSource
-from beit.finetune.segmentation.config import MaskDataConfig
 
 logger = logging.getLogger(__name__)
 

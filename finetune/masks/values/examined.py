@@ -24,10 +24,10 @@ from beit.common.sources.types import Source
 from beit.finetune.masks.class_table import read_class_table
 from beit.finetune.masks.classes import IGNORED
 from beit.finetune.masks.decode import packed_colour, unknown_text, value_text
+from beit.finetune.masks.settings import MaskDataConfig
 from beit.finetune.masks.types import MaskedSource
 from beit.finetune.masks.values.facts import MaskFacts, gather_facts
 from beit.finetune.masks.values.meaning import Meaning, find_meaning, meaning_of_ids
-from beit.finetune.segmentation.config import MaskDataConfig
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from beit.common.sources.labels import ClassMatcher, unknown_classes
 from beit.finetune.masks.class_table import ClassEntry, ClassTable
 from beit.finetune.masks.classes import IGNORED, MAX_CLASSES, Colour, MaskClasses, voc_colours
 from beit.finetune.masks.decode import MaskDecoder, ValueKind, packed_colour, unpacked_colour
+from beit.finetune.masks.settings import MaskDataConfig
 from beit.finetune.masks.values.facts import MaskFacts
-from beit.finetune.segmentation.config import MaskDataConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

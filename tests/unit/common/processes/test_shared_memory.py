@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import errno
 import resource
+from types import SimpleNamespace
 
 import pytest
 
-from beit.common.processes.shared_memory import name_shortage, raise_file_limit
+from beit.common.processes.shared_memory import name_lost_memory, name_shortage, raise_file_limit
 
 
 @pytest.mark.parametrize(
@@ -40,3 +41,14 @@ def test_as_many_files_may_be_open_as_this_process_may_allow_itself() -> None:
         assert resource.getrlimit(resource.RLIMIT_NOFILE) == (before[1], before[1])
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@pytest.mark.parametrize(
+    ("free", "begins"),
+    [(60, "memory it used was gone: a file that it had mapped"), (0, "shared memory (/dev/shm) is full")],
+)
+def test_lost_memory_is_not_blamed_on_shared_memory_that_is_free(
+    free: int, begins: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(total=64 << 20, used=0, free=free << 20))
+    assert name_lost_memory().startswith(begins)

@@ -82,6 +82,43 @@ def test_skipped_step_leaves_the_average_alone(tmp_path: Path, zero_stage: int) 
     assert saved(tmp_path, 8)["ema_updates"] == 7
 
 
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+def test_running_statistics_are_averaged_with_the_weights(tmp_path: Path, zero_stage: int) -> None:
+    settings = (f"deepspeed.zero_stage={zero_stage}", "batch_norm=true", "train.eval_interval_steps=2")
+    train_toy(tmp_path / "with", toy_config(*settings, EMA, *EVERY_STEP))
+    train_toy(tmp_path / "without", toy_config(*settings))
+    with_average, without = saved(tmp_path / "with", 8, "model"), saved(tmp_path / "without", 8, "model")
+    assert not [name for name, value in without.items() if not torch.equal(value, with_average[name])]
+    expected = {"norm.running_mean": torch.zeros(16), "norm.running_var": torch.ones(16)}
+    for done in range(8):
+        decay = min(0.3, (1 + done) / (10 + done))
+        for name, value in expected.items():
+            expected[name] = decay * value + (1 - decay) * saved(tmp_path / "with", done + 1, "model")[name]
+    given, averages = load_file(tmp_path / "with/encoder/model.safetensors"), saved(tmp_path / "with", 8)
+    for name, value in expected.items():
+        torch.testing.assert_close(given[name], value, rtol=1e-5, atol=1e-6)
+        assert torch.equal(given[name], averages[f"ema/{name}"]) and not torch.equal(given[name], without[name])
+    model = ToyModel(batch_norm=True).eval()
+    model.load_state_dict(given)
+    values = torch.ones(2, WIDTH)
+    with torch.no_grad():
+        loss = float((model(values) - values).pow(2).mean())
+    assert read_metrics(tmp_path / "with/metrics.jsonl")[-1]["val_loss"] == pytest.approx(loss, rel=1e-5)
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+def test_resume_is_bit_equal_with_running_statistics(tmp_path: Path, zero_stage: int) -> None:
+    settings = (f"deepspeed.zero_stage={zero_stage}", "batch_norm=true", EMA)
+    train_toy(tmp_path / "whole", toy_config(*settings))
+    with pytest.raises(ResumableStop, match="step 4 of 8"):
+        train_toy(tmp_path / "cut", toy_config(*settings, "stop_at=3"))
+    train_toy(tmp_path / "cut", toy_config(*settings))
+    for name in ("model", "optimizer", "rng"):
+        whole, cut = saved(tmp_path / "whole", 8, name), saved(tmp_path / "cut", 8, name)
+        assert whole.keys() == cut.keys()
+        assert not [key for key, value in whole.items() if not torch.equal(value, cut[key])]
+
+
 def test_average_moves_between_zero_stages(tmp_path: Path) -> None:
     with pytest.raises(ResumableStop):
         train_toy(tmp_path / "run", toy_config(EMA, "deepspeed.zero_stage=3", "stop_at=3"))

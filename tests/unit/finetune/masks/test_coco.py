@@ -8,8 +8,9 @@ from PIL import Image
 
 from beit.common.errors import BadSample, InputError
 from beit.common.sources.config import SourceConfig
+from beit.common.storage.files import default_cache_dir
 from beit.finetune.masks.coco import coco_splits, looks_like_coco, open_coco
-from beit.finetune.segmentation.config import MaskDataConfig
+from beit.finetune.masks.settings import MaskDataConfig
 from beit.tests.file_server import FileServer, serve
 from beit.tests.unit.finetune.masks.paired import encoded, ids_of, pairs_of, photo
 
@@ -102,8 +103,9 @@ def test_images_are_found_in_the_usual_places(tmp_path, place, images, names):
 def test_what_is_missing_or_not_listed_is_counted_and_said(tmp_path):
     document = content([annotation(1, 10), annotation(2, 99), annotation(3, 10, segmentation=[], bbox=[0, 0, 2, 2])])
     write(tmp_path, document, images=("images/train/0.jpg", "images/train/7.jpg"))
-    notes = "\n".join(opened(tmp_path).notes)
-    assert "1 of 2 images are not there and left out (1.jpg)" in notes
+    source = opened(tmp_path)
+    notes = "\n".join(source.notes)
+    assert source.without_image == ("1.jpg",) and source.without_mask == ()
     assert "1 images beside them are not listed and left out (images/train/7.jpg)" in notes
     assert "1 annotations of images that are not listed are left out" in notes
     assert "1 annotations without a shape (boxes, points) are left out" in notes
@@ -133,7 +135,7 @@ def test_pixels_without_annotation_may_be_ignored_and_images_without_any_are_the
     (ids,) = masks_of(ignoring)
     assert set(np.unique(ids)) == {0, 255} and (ids == 0).sum() == 24
     assert any("are left out" in note for note in ignoring.notes)
-    assert source.images.digest != ignoring.images.digest
+    assert source.mask_digest != ignoring.mask_digest
 
 
 def test_a_category_called_background_is_the_background(tmp_path):
@@ -306,20 +308,18 @@ def test_lists_may_stand_in_any_order_with_other_things_between(tmp_path):
 def test_what_a_file_holds_is_kept_and_made_again_where_it_changed_or_is_damaged(tmp_path, monkeypatch, caplog):
     write(tmp_path, content([annotation(1, 10)]))
     first = opened(tmp_path)
-    monkeypatch.setattr("beit.finetune.masks.coco_json._scan", lambda *_: pytest.fail("read again"))
-    again = opened(tmp_path)
-    assert again.notes == first.notes and again.images.digest == first.images.digest
+    with monkeypatch.context() as patch:
+        patch.setattr("beit.finetune.masks.annotated.document._scan", lambda *_: pytest.fail("read again"))
+        again = opened(tmp_path)
+    assert again.notes == first.notes and again.mask_digest == first.mask_digest
     assert pairs_of(again) == pairs_of(first)
-    monkeypatch.undo()
-    from beit.common.storage.files import default_cache_dir
-
     for kept in default_cache_dir().rglob("*.arrow"):
         kept.write_bytes(b"damaged")
     with caplog.at_level(logging.WARNING):
         assert pairs_of(opened(tmp_path)) == pairs_of(first)
     assert "is damaged" in caplog.text
     write(tmp_path, content([annotation(1, 11), annotation(2, 10, 7)]))
-    assert opened(tmp_path).images.digest != first.images.digest
+    assert opened(tmp_path).mask_digest != first.mask_digest
     assert [(ids == 2).sum() for ids in masks_of(opened(tmp_path))] == [24, 0]
 
 

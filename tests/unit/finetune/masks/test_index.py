@@ -12,7 +12,7 @@ from beit.common.sources.config import SourceConfig
 from beit.finetune.masks.classes import MaskClasses, voc_colours
 from beit.finetune.masks.dataset import MaskedDataset
 from beit.finetune.masks.index import draw_order, open_evaluation_masks, open_training_masks
-from beit.finetune.segmentation.config import MaskDataConfig
+from beit.finetune.masks.settings import MaskDataConfig
 from beit.tests.unit.finetune.masks.trees import colours, encoded, ids, palette_image, photo, write, write_set
 
 READING = SourceConfig()

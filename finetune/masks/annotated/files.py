@@ -2,7 +2,7 @@
 
 The usual places: `annotations/instances_train2017.json` beside `train2017/` or `images/train2017/`, Roboflow's
 `train/_annotations.coco.json` among its images, and a JSON of any name beside images. What stands in the files is
-`coco_json.py`.
+`document.py`.
 """
 
 from __future__ import annotations
@@ -44,6 +44,8 @@ class FoundImages:
     """Place of each in the JSON's list."""
     notes: list[str]
     """What is left out, a line each."""
+    missing: list[str]
+    """Names of those that are not there."""
 
 
 def looks_like_coco(data: str) -> bool:
@@ -125,7 +127,7 @@ def find_images(json_file: str, names: Sequence[str]) -> FoundImages:
         prefix = _remote_prefix(root, own, names[0])
         paths = [posixpath.join(prefix, name) for name in names]
         rows = sorted(range(len(paths)), key=paths.__getitem__)
-        return FoundImages(root, [FileStat(paths[row], 0, "") for row in rows], rows, [])
+        return FoundImages(root, [FileStat(paths[row], 0, "") for row in rows], rows, [], [])
     there = {file.path: file for file in list_folder(root) if is_image_path(file.path)}
     prefix = _prefix(there, names, own)
     found = {row: path for row, name in enumerate(names) if (path := posixpath.join(prefix, name)) in there}
@@ -136,15 +138,14 @@ def find_images(json_file: str, names: Sequence[str]) -> FoundImages:
         "JSON beside the images, or into a folder annotations beside theirs",
     )
     notes = []
-    if missing := [name for row, name in enumerate(names) if row not in found]:
-        notes.append(f"{len(missing)} of {len(names)} images are not there and left out ({listed(missing)})")
     taken = set(found.values())
     folders = {posixpath.dirname(path) for path in taken}
     unlisted = [path for path in there if path not in taken and posixpath.dirname(path) in folders]
     if unlisted:
         notes.append(f"{len(unlisted)} images beside them are not listed and left out ({listed(unlisted)})")
     rows = sorted(found, key=found.__getitem__)
-    return FoundImages(root, [there[found[row]] for row in rows], rows, notes)
+    missing = [name for row, name in enumerate(names) if row not in found]
+    return FoundImages(root, [there[found[row]] for row in rows], rows, notes, missing)
 
 
 def panoptic_folder(json_file: str, name: str) -> str:

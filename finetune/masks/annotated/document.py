@@ -2,7 +2,7 @@
 
 A file may have hundreds of megabytes and millions of annotations. It is read into memory once, each annotation is
 decoded and dropped, and what stays is a table in the cache of some 20 bytes per annotation; whoever draws a mask reads
-the few annotations it needs at their offsets. Not here: finding the images (`coco.py`), drawing (`coco_regions.py`).
+the few annotations it needs at their offsets. Not here: finding the images (`files.py`), drawing (`regions.py`).
 
     <cache>/coco/v1/<digest>.arrow   a row per image: file_name, width, height, starts, ends; notes in its metadata
 """
@@ -27,8 +27,8 @@ from beit.common.storage.documents import reading
 from beit.common.storage.files import atomic_file, default_cache_dir
 from beit.common.storage.paths import is_remote
 from beit.common.storage.place import FileStat, place_of
+from beit.finetune.masks.annotated.regions import has_shape
 from beit.finetune.masks.classes import Colour
-from beit.finetune.masks.coco_regions import has_shape
 
 logger = logging.getLogger(__name__)
 
@@ -142,9 +142,7 @@ def _read_kept(kept: Path) -> tuple[CocoContent, pa.Table] | None:
 def _scan(text: str, file: FileStat) -> tuple[CocoContent, pa.Table]:
     data = place_of(text).read()
     if len(data) > _NOTICE_BYTES:
-        logger.info(
-            "%s: reading %d MB of JSON, once; it takes about 1.5 times that in memory", file.path, len(data) >> 20
-        )
+        logger.info("%s: reading %d MB of JSON, once; it takes about twice that in memory", file.path, len(data) >> 20)
     # One character per byte, so that places in the text are places in the file; what is kept of it is decoded again.
     shown = " " * len(_BOM) + data[len(_BOM) :].decode("latin-1") if data.startswith(_BOM) else data.decode("latin-1")
     del data
