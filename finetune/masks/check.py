@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from beit.common.errors import InputError
-from beit.common.pages.numbers import percent
-from beit.common.pages.tables import aligned, shortened
+from beit.common.pages.numbers import count, percent
+from beit.common.pages.tables import aligned, folded, shortened
 from beit.common.sources.config import SourceConfig
 from beit.finetune.masks.classes import IGNORED, MaskClasses
 from beit.finetune.masks.decode import value_text
@@ -64,7 +64,7 @@ class PartFacts:
     unreadable: int
     """Masks that cannot be used."""
     other_size: int
-    """Masks of another size than their image."""
+    """Masks of another size than the image."""
     turned: int
     """Images that their EXIF data have turned."""
     wholly_ignored: int
@@ -97,8 +97,12 @@ class Survey:
 
     def as_table(self) -> str:
         """Return it as text for a terminal."""
-        named = f"{len(self.classes)} classes by {self.classes_from}" if self.classes else "no classes"
-        blocks = ["\n".join([self.data, f"  {named}", *(f"  {note}" for note in self.notes)])]
+        named = (
+            f"{count(len(self.classes), 'class', plural='classes')} by {self.classes_from}"
+            if self.classes
+            else "no classes"
+        )
+        blocks = ["\n".join([self.data, f"  {named}", *(folded(f"  {note}", indent="    ") for note in self.notes)])]
         blocks.append(aligned([["", *self._headings()], *self._counts()], align="<>"))
         if any(part.values for part in self.parts):
             blocks.append(self._values())
@@ -122,7 +126,7 @@ class Survey:
             row("images without a mask", "without_mask"),
             row("masks without an image", "without_image"),
             row("masks that cannot be used", "unreadable"),
-            row("masks of another size than their image", "other_size"),
+            row("masks of another size than the image", "other_size"),
             row("images turned by their EXIF data", "turned"),
             row("masks without any class", "wholly_ignored"),
             row("values that are no class", "unknown_values"),
@@ -222,16 +226,16 @@ def _part(found: Examined) -> PartFacts:
 def _values_of(found: Examined) -> tuple[ValueFacts, ...]:
     facts, meaning = found.facts, found.meaning
     pixels = facts.pixels_of_values()
-    values, counts = np.unique(facts.flat("values"), return_counts=True)
-    masks = dict(zip(values.tolist(), counts.tolist(), strict=True))
+    found_values, counts = np.unique(facts.flat("values"), return_counts=True)
+    masks = dict(zip(found_values.tolist(), counts.tolist(), strict=True))
     kind = meaning.kind if meaning is not None else "colours" if "colours" in facts.strings("kind") else "ids"
     own = {
         value: None if meaning is None else meaning.class_of.get(_as_read(value, meaning.is_grey)) for value in pixels
     }
     total = sum(pixels.values())
-    in_classes = sum(count for value, count in pixels.items() if own[value] not in (None, IGNORED))
+    in_classes = sum(number for value, number in pixels.items() if own[value] not in (None, IGNORED))
     rows = []
-    for value, count in pixels.items():
+    for value, number in pixels.items():
         class_id = own[value]
         is_class = class_id is not None and class_id != IGNORED
         rows.append(
@@ -239,8 +243,8 @@ def _values_of(found: Examined) -> tuple[ValueFacts, ...]:
                 value=value_text(_as_read(value, meaning is not None and meaning.is_grey), kind),
                 name=meaning.names[class_id] if meaning is not None and class_id is not None and is_class else None,
                 is_known=class_id is not None,
-                pixels=count,
-                share=count / (in_classes if is_class else total),
+                pixels=number,
+                share=number / (in_classes if is_class else total),
                 masks=masks[value],
             )
         )

@@ -23,7 +23,7 @@ from beit.common.storage.matching import list_folder
 from beit.common.storage.paths import join
 from beit.common.storage.place import FileStat, place_of
 from beit.finetune.masks.class_table import USUAL_FILES, ClassTable, read_class_table
-from beit.finetune.masks.layouts import Layout, Roles, find_roles, guess_layout, part_of
+from beit.finetune.masks.layouts import Layout, Roles, find_roles, guess_layout, has_role, part_of
 from beit.finetune.masks.types import MaskedSource
 from beit.finetune.masks.values.published import cityscapes_label_ids, cityscapes_train_ids, pascal_voc, segnet_camvid
 
@@ -358,6 +358,8 @@ def _nothing_paired(root: str, files: Sequence[FileStat], found: PairList) -> st
     endings = Counter(os.path.splitext(file.path)[1].lower() for file in files)
     other = [f"{endings[ending]} {ending}" for ending in _OTHER_MASKS if endings[ending]]
     hint = f" ({', '.join(other)} are no masks here: masks are PNG, outlines COCO's JSON)" if other else ""
+    if has_role(root.rsplit("/", 1)[-1]):
+        return f"{root} holds no pairs of images and masks; give {root.rpartition('/')[0]}, where the others lie, too"
     if not images:
         return f"{root} holds no images{hint}; give the folder above images/ and annotations/"
     return (

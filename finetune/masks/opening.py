@@ -6,7 +6,7 @@ Here: which kind it is, and which of its parts is learned from and which measure
 
 from __future__ import annotations
 
-import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,8 +19,6 @@ from beit.finetune.masks.coco import coco_splits, looks_like_coco, open_coco
 from beit.finetune.masks.folders import NothingPaired, PairList, list_pairs, source_of
 from beit.finetune.masks.settings import MaskDataConfig
 from beit.finetune.masks.types import MaskedSource
-
-logger = logging.getLogger(__name__)
 
 _TRAIN, _VALIDATION, _TEST = "train", "validation", "test"
 
@@ -112,7 +110,8 @@ def _listed(data: str, settings: MaskDataConfig) -> PairList | None:
     if not is_folder(root):
         if is_remote(root) or any(sign in root for sign in "*?[{"):
             return None
-        raise InputError(f"{root} does not exist; give a folder of images and masks")
+        what = "is a file" if os.path.exists(root) else "does not exist"
+        raise InputError(f"{root} {what}; give a folder of images and masks")
     files = list_folder(root)
     if _kind(files) != "folders":
         return None

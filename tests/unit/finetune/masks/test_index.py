@@ -256,21 +256,30 @@ SIZES = {"images/a.jpg": photo(size=(12, 8)), "masks/a.png": ids(0, 1, size=(6, 
 @pytest.mark.parametrize(
     ("files", "words"),
     [
-        (SIZES, "1 masks of .* another size .*masks/a.png has 6 x 4 px, images/a.jpg 12 x 8"),
-        ({"images/a.jpg": None, "images/b.jpg": None, "masks/a.png": ids(0, 1)}, "1 images of .* have no mask .*b.jpg"),
-        ({"images/a.jpg": None, "masks/b.png": ids(0, 1), "masks/a.png": ids(0, 1)}, "1 masks of .* no image .*b.png"),
+        (SIZES, "1 mask of another size than the image .*masks/a.png has 6 x 4 px, images/a.jpg 12 x 8"),
+        ({"images/a.jpg": None, "images/b.jpg": None, "masks/a.png": ids(0, 1)}, "has 1 image without a mask .*b.jpg"),
+        (
+            {"images/a.jpg": None, "masks/b.png": ids(0, 1), "masks/a.png": ids(0, 1)},
+            "has 1 mask without an image .*b.png",
+        ),
         (
             {"images/a.jpg": None, "masks/a.png": colours((0, 0, 9), (1, 2, 3), (1, 2, 3))},
             r"hold colours, most often \(1, 2, 3\)",
         ),
-        ({"images/a.jpg": None, "masks/a.png": ids(255)}, "all pixels of all 1 masks"),
+        ({"images/a.jpg": None, "masks/a.png": ids(255)}, "all pixels of all masks"),
         ({"images/a.jpg": None, "masks/a.png": ids(3)}, r"one class only \(3\)"),
-        ({"images/a.jpg": None, "masks/a.png": ids(0, 255)}, "one class only .*255 means no class here.*data.ignore="),
-        ({"images/a.jpg": None, "masks/a.jpg": photo()}, "1 of 1 masks .*a.jpg: a JPEG, whose compression"),
-        ({"images/a.jpg": None, "masks/a.png": encoded(ids(0, 1))[:40]}, "1 of 1 masks of .* cannot be used"),
+        (
+            {"images/a.jpg": None, "masks/a.png": ids(0, 255)},
+            "one class only .*255 is one, too, set data.ignore=.. and data.classes",
+        ),
+        (
+            {"images/a.jpg": None, "masks/a.jpg": photo()},
+            "has 1 mask that cannot be used .first: masks/a.jpg: a JPEG, whose compression",
+        ),
+        ({"images/a.jpg": None, "masks/a.png": encoded(ids(0, 1))[:40]}, "1 mask that cannot be used"),
         (
             {"images/a.jpg": None, "masks/a.png": ids(0, 1), "images/b.jpg": None, "masks/b.png": colours((1, 2, 3))},
-            "1 masks of .* hold numbers and 1 colours",
+            "1 mask of numbers and 1 of colours",
         ),
         (
             {"images/a.jpg": None, "masks/a.png": ids(0, 1, 7, 9), "classes.json": '["sky", "tree"]'},
