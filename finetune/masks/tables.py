@@ -32,7 +32,7 @@ from beit.common.sources.types import SampleRef, ShardReader, SourceKind, Source
 from beit.common.storage.matching import is_folder, list_folder
 from beit.common.storage.paths import normalise, split_query
 from beit.common.storage.place import FileStat
-from beit.finetune.masks.class_table import ClassEntry, ClassTable
+from beit.finetune.masks.class_table import ClassEntry, ClassTable, table_beside
 from beit.finetune.masks.settings import MaskDataConfig
 from beit.finetune.masks.types import MaskedSource
 
@@ -81,7 +81,7 @@ def open_table_pairs(data: str, settings: MaskDataConfig, *, reading: SourceConf
             digest=listing_digest(root, [], labels=[image_source.digest, f"image {images} mask {masks}"]),
         ),
         masks=tuple(_chosen(shard, found) for shard, found in zip(mask_shards, rows, strict=True)),
-        table=_class_table(files[0], schema, masks),
+        table=_class_table(files[0], schema, masks) or table_beside(root),
         without_mask=tuple(row for found in rows for row in found.without_mask),
         without_image=tuple(row for found in rows for row in found.without_image),
         notes=(f"{split_query(data)[0]}: images are column {images}, masks column {masks}",),

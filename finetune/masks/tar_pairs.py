@@ -29,6 +29,7 @@ from beit.common.storage.matching import is_folder, list_folder
 from beit.common.storage.paths import is_remote, normalise, split_query
 from beit.common.storage.tar_walk import group_samples, walk_tar
 from beit.common.storage.threads import threads
+from beit.finetune.masks.class_table import table_beside
 from beit.finetune.masks.settings import MaskDataConfig
 from beit.finetune.masks.types import MaskedSource
 
@@ -82,6 +83,7 @@ def open_tar_pairs(data: str, settings: MaskDataConfig, *, reading: SourceConfig
             digest=digest,
         ),
         masks=tuple(TarPairShard(tar, members, True, pairs.table) for tar, pairs in zip(tars, found, strict=True)),
+        table=table_beside(source.root),
         without_mask=tuple(path for pairs in found for path in pairs.without_mask),
         without_image=tuple(path for pairs in found for path in pairs.without_image),
         notes=tuple(f"{name}: {note}" for note in _notes(found)),
