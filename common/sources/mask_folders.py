@@ -90,9 +90,10 @@ def masks_beside(root: str, images: Sequence[FileStat]) -> MasksBeside:
                 found[f"{top}/"] = paths
     for folder, names in tree.paths.items():
         if not any(f"{folder}/".startswith(outer) for outer in found):
-            pairs = _side_by_side(names)
-            if pairs and _hold_masks(root, set(pairs), pairs):
-                found[f"{folder}/*{_end_of(min(pairs))}" if folder else f"*{_end_of(min(pairs))}"] = set(pairs)
+            for pairs, is_called_so in ((_with_an_end(names), True), (_of_the_same_name(names), False)):
+                paths = set(pairs) if is_called_so else {path for path in names if path.lower().endswith(_SUFFIX)}
+                if pairs and _hold_masks(root, paths, pairs, is_called_so):
+                    found[f"{folder}/*{_end_of(min(pairs))}" if folder else f"*{_end_of(min(pairs))}"] = set(pairs)
     return MasksBeside(frozenset().union(*found.values()), tuple(found))
 
 
@@ -162,7 +163,7 @@ def _by_name(paths: Sequence[str]) -> dict[str, str]:
     return {_IMAGE_END.sub("", _stem(path)): path for path in paths} | {_stem(path): path for path in paths}
 
 
-def _side_by_side(paths: Sequence[str]) -> dict[str, str]:
+def _with_an_end(paths: Sequence[str]) -> dict[str, str]:
     """Return the image of each mask of one folder: `cat.jpg` of `cat_mask.png`."""
     masks = [path for path in paths if path.lower().endswith(_SUFFIX) and _MASK_END.search(_stem(path))]
     known = _by_name([path for path in paths if path not in set(masks)]) if masks else {}
@@ -170,8 +171,22 @@ def _side_by_side(paths: Sequence[str]) -> dict[str, str]:
     return {path: image for path, image in found if image is not None}
 
 
-def _hold_masks(root: str, paths: set[str], partners: dict[str, str]) -> bool:
-    """Tell whether files are masks: nearly all have an image, and some that are looked at are no pictures."""
+def _of_the_same_name(paths: Sequence[str]) -> dict[str, str]:
+    """Return the image of each mask of one folder: `cat.jpg` of `cat.png`."""
+    known = {_stem(path): path for path in paths if not path.lower().endswith(_SUFFIX)}
+    masks = [path for path in paths if path.lower().endswith(_SUFFIX)]
+    return {path: known[_stem(path)] for path in masks if _stem(path) in known}
+
+
+def _hold_masks(root: str, paths: set[str], partners: dict[str, str], is_called_so: bool = True) -> bool:
+    """Tell whether files are masks: nearly all have an image, and some that are looked at are no pictures.
+
+    Args:
+        root: Folder or URL above them.
+        paths: The files.
+        partners: The image of each that has one.
+        is_called_so: Whether names say that they are masks; else what is in them must leave no doubt.
+    """
     if not partners or len(partners) < (1 - _MOST_ALONE) * len(paths):
         return False
     if not all(path.lower().endswith(_SUFFIX) for path in paths):
@@ -181,6 +196,10 @@ def _hold_masks(root: str, paths: set[str], partners: dict[str, str]) -> bool:
     looks = _looks(root, [*chosen, *(partners[mask] for mask in chosen)])
     pairs = list(zip(looks[: len(chosen)], looks[len(chosen) :], strict=True))
     known = [(mask, image) for mask, image in pairs if mask is not None and image is not None]
+    if not is_called_so and not all(
+        mask.is_narrow and mask.has_few_values and not image.is_narrow for mask, image in known
+    ):
+        return False
     return bool(known) and all(_is_mask_of(mask, image) for mask, image in known)
 
 

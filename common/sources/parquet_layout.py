@@ -127,6 +127,9 @@ def read_layout(
     usable = [field.name for field in schema if field.name != image_column and _can_be_label(field.type)]
     declared = [name for name in usable if features.get(name, {}).get("_type") == "ClassLabel"]
     label_column, notes = choose_label_column(label, columns, usable=usable, declared=declared, wanted=label_column)
+    masks = [name for name in image_columns(schema) if name != image_column and plain(name) in MASK_COLUMNS]
+    if label_column is None and masks:
+        notes = (*notes, f"its column {masks[0]} holds masks, from which beit finetune segmentation learns")
     label_type = schema.field(label_column).type if label_column is not None else pa.null()
     feature = features.get(label_column, {}) if label_column else {}
     is_list, is_fraction = is_list_type(label_type), _is_fraction(label_type)

@@ -77,6 +77,8 @@ LAYOUTS = [
     ("annotated/images/{}", "annotated/annotations/{}", "annotated/annotations/"),
     ("{}", "{}_mask", "*_mask.png"),
     ("data/{}_sat", "data/{}_mask", "data/*_mask.png"),
+    ("{}", "{}", "*.png"),
+    ("train/{}", "train/{}", "train/*.png"),
 ]
 
 
@@ -134,6 +136,15 @@ def test_pictures_whose_names_end_as_those_of_masks_are_taken(tmp_path):
     files = {f"{n}.jpg": PHOTO for n in range(3)} | {f"{n}_mask.png": PNG_PHOTO for n in range(3)} | {"a_l.png": MASK}
     put(tmp_path, files)
     assert paths_of(open_source(tmp_path)) == sorted(files)
+
+
+@pytest.mark.parametrize("second", [PNG_PHOTO, GREY_PHOTO, FLAT], ids=["colour", "grey", "flat"])
+def test_images_in_two_formats_are_both_taken(tmp_path, second):
+    files = tree("{}", "{}", mask=second)
+    put(tmp_path, files)
+    assert paths_of(open_source(tmp_path)) == sorted(files)
+    put(tmp_path / "some", tree("{}", "{}") | {f"b{n}.png": MASK for n in range(4)})
+    assert len(paths_of(open_source(tmp_path / "some"))) == 12
 
 
 def test_a_few_images_may_lack_a_mask_and_many_may(tmp_path):

@@ -324,6 +324,7 @@ def test_an_image_column_beside_one_called_as_masks_are_is_taken_and_the_masks_a
     with caplog.at_level("INFO"):
         source = open_source(path)
     assert [ref.path for ref in source.shards[0].refs()] == ["pic.v0.jpg", "pic.v1.jpg"]
+    assert source.label_notes == ("its column label holds masks, from which beit finetune segmentation learns",)
     assert source.class_names is None and f"{tmp_path}: the images of label are left out" in caplog.messages
     write(path, {"left": images(2), "right": images(2), "mask": images(2)})
     with pytest.raises(InputError, match="more than one possible image column"):
