@@ -20,7 +20,14 @@ from beit.common.errors import BadSample, InputError, require
 from beit.common.sources.config import SourceConfig
 from beit.common.sources.label_column import matching, plain
 from beit.common.sources.opening import table_files
-from beit.common.sources.parquet import ParquetShard, null_rows, open_parquet_files, read_row_group, read_schema
+from beit.common.sources.parquet import (
+    ParquetShard,
+    may_have_nulls,
+    open_parquet_files,
+    read_schema,
+    row_batches,
+    warn_of_split_columns,
+)
 from beit.common.sources.parquet_layout import (
     IMAGE_COLUMNS,
     MASK_COLUMNS,
@@ -66,13 +73,14 @@ def open_table_pairs(data: str, settings: MaskDataConfig, *, reading: SourceConf
         require(not missing, f"{file.path} has no column {', '.join(missing)}, which {files[0].path} has")
     image_source = open_parquet_files(files, root, image_column=images, is_alone=False)
     image_shards = [shard for shard in image_source.shards if isinstance(shard, ParquetShard)]
+    warn_of_split_columns(root, files, but=masks)
+    mask_shards: Sequence[NumbersShard | ParquetShard]
     if is_list_type(schema.field(masks).type):
-        mask_shards: list[SourceShard] = [NumbersShard(shard, masks) for shard in image_shards]
-        leaf = masks
+        mask_shards = [NumbersShard(shard, masks) for shard in image_shards]
     else:
-        mask_shards = open_parquet_files(files, root, image_column=masks, is_alone=False).shards
-        (leaf,) = {shard.image_leaf for shard in mask_shards if isinstance(shard, ParquetShard)}
-    rows = [_Rows.of(shard, leaf) for shard in image_shards]
+        found_masks = open_parquet_files(files, root, image_column=masks, is_alone=False)
+        mask_shards = [shard for shard in found_masks.shards if isinstance(shard, ParquetShard)]
+    rows = [_Rows.of(shard, own) for shard, own in zip(image_shards, mask_shards, strict=True)]
     require(any(found.both for found in rows), f"{data}: no row has both an image and a mask ({images}, {masks})")
     return MaskedSource(
         images=replace(
@@ -97,9 +105,8 @@ class _Rows:
     without_image: tuple[str, ...]
 
     @classmethod
-    def of(cls, shard: ParquetShard, masks: str) -> _Rows:
-        no_image = set(null_rows(shard.file, shard.row_group, shard.image_leaf))
-        no_mask = set(null_rows(shard.file, shard.row_group, masks))
+    def of(cls, shard: ParquetShard, masks: NumbersShard | ParquetShard) -> _Rows:
+        no_image, no_mask = shard.rows_without_image(), masks.rows_without_image()
         return cls(
             tuple(row for row in range(shard.num_rows) if row not in no_image | no_mask),
             *(
@@ -175,8 +182,18 @@ class NumbersShard:
     @contextmanager
     def open(self) -> Iterator[NumbersReader]:
         """Load the masks of the row group."""
-        table = read_row_group(self.images.file, self.row_group, [self.column])
-        yield NumbersReader(table[self.column], f"{self.location} row group {self.row_group}")
+        yield NumbersReader(pa.chunked_array(self._cells()), f"{self.location} row group {self.row_group}")
+
+    def rows_without_image(self) -> set[int]:
+        """Return the rows with a null, as `ParquetShard` does."""
+        if not may_have_nulls(self.images.file, self.row_group, self.column):
+            return set()
+        valid = [cell.is_valid for cells in self._cells() for cell in cells]
+        return {row for row, is_valid in enumerate(valid) if not is_valid}
+
+    def _cells(self) -> list[pa.Array]:
+        # In pieces, because a list of lists with more than 2^31 numbers cannot be had as one array.
+        return [batch[self.column] for batch in row_batches(self.images.file, self.row_group, self.column)]
 
 
 class NumbersReader:
