@@ -184,6 +184,7 @@ def test_panoptic_masks_are_looked_up_and_void_is_ignored(tmp_path):
     (ids,) = masks_of(source)
     assert (ids[:4] == 1).all() and (ids[4:, :6] == 0).all() and (ids[4:, 6:] == 255).all()
     (folder / "0.png").write_bytes(encoded(colours[:4]))
+    assert opened(tmp_path).mask_digest != source.mask_digest
     with pytest.raises(BadSample, match="12 x 4 px, its image 12 x 8 px"):
         masks_of(opened(tmp_path))
 
