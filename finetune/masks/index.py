@@ -20,6 +20,7 @@ from beit.common.errors import InputError, require
 from beit.common.rng import CounterRng
 from beit.common.sources.config import SourceConfig
 from beit.common.sources.index import LabelledIndex
+from beit.common.sources.labels import listed
 from beit.common.sources.overlap import warn_of_shared_images
 from beit.common.storage.samples import spread_evenly
 from beit.finetune.masks.classes import MaskClasses
@@ -250,7 +251,11 @@ def _examined(source: MaskedSource, settings: MaskDataConfig, *, name: str, read
     for hint in hints_of(found, settings):
         logger.warning("%s", hint)
     if found.meaning is not None:
-        logger.info("%s: classes by %s", name, found.meaning.origin)
+        void = [entry.name for entry in found.meaning.stated.values() if not entry.is_class]
+        logger.info(
+            "%s: classes by %s%s",
+            *(name, found.meaning.origin, f", where {listed(void)} mean none" if void else ""),
+        )
     return found
 
 

@@ -31,6 +31,9 @@ from beit.finetune.masks.values.facts import MaskFacts, gather_facts
 from beit.finetune.masks.values.meaning import Meaning, find_meaning, meaning_of_ids
 
 _ADE20K_CLASSES = 150
+_MANY_VALUES = 64
+"""Without names more are hardly classes; arbitrary."""
+_LARGEST_BYTE = 255
 
 
 @dataclass(frozen=True)
@@ -153,6 +156,8 @@ def problems_of(found: Examined, settings: MaskDataConfig, *, for_training: bool
     yield from _unknown(found)
     num_pixels = found.pixel_counts[:, :-1].sum(axis=0)
     used = np.flatnonzero(num_pixels)
+    if not found.facts.pixels_of_values():
+        return  # none can be read, as was said
     if not len(used) and not found.unknown:
         ignored = ", ".join(map(str, found.facts.pixels_of_values()))
         yield (
@@ -182,6 +187,8 @@ def hints_of(found: Examined, settings: MaskDataConfig) -> Iterator[str]:
         return
     if meaning.is_grey:
         yield f"{found.name}: masks are RGB of three equal channels, which are read as numbers"
+    if not meaning.stated and meaning.kind == "ids":
+        yield from _hints_of_numbers(found, meaning)
     if meaning.kind == "ids" and meaning.class_of.get(0, IGNORED) != IGNORED:
         values = set(found.facts.pixels_of_values()) - {IGNORED}
         if {0, _ADE20K_CLASSES} <= values and max(values) == _ADE20K_CLASSES:
@@ -189,6 +196,19 @@ def hints_of(found: Examined, settings: MaskDataConfig) -> Iterator[str]:
                 f"{found.name}: values from 0 to {_ADE20K_CLASSES} look like ADE20K, where 0 means no class; if so, "
                 "set data.reduce_zero_label=true"
             )
+
+
+def _hints_of_numbers(found: Examined, meaning: Meaning) -> Iterator[str]:
+    """Yield if values that nothing names look like something else than classes."""
+    largest = max((value for value, own in meaning.class_of.items() if own != IGNORED), default=0)
+    way_out = "name the classes in data.classes=FILE"
+    if largest > _LARGEST_BYTE:
+        yield f"{found.name}: values go up to {largest}; are they numbers of objects, not of classes? {way_out}"
+    elif len(meaning.names) > _MANY_VALUES and largest != _ADE20K_CLASSES:
+        yield (
+            f"{found.name}: masks hold {len(meaning.names)} different values, as if they had been resized with "
+            f"interpolation or saved as JPEG; if so, make them again, else {way_out}"
+        )
 
 
 def _unpaired(found: Examined, settings: MaskDataConfig) -> Iterator[str]:

@@ -36,7 +36,7 @@ class Meaning:
     origin: str
     """Where that stands: a file, a published table, or the masks themselves."""
     stated: Mapping[int, ClassEntry] = field(default_factory=dict)
-    """What the table says of each value, colours included, where masks hold numbers."""
+    """What the table says of each value."""
 
     def decoder(self, max_pixels: int, ids: Sequence[int] | None = None) -> MaskDecoder:
         """Return what decodes such masks.
@@ -130,6 +130,7 @@ def _by_colours(table: ClassTable) -> Meaning:
         colours=_colours(classes, {}),
         class_of=class_of,
         origin=table.origin,
+        stated={packed_colour(entry.colour): entry for entry in table.entries if entry.colour is not None},
     )
 
 
