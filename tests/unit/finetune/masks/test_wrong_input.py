@@ -3,7 +3,7 @@
 import pytest
 
 from beit.common.errors import InputError
-from beit.finetune.segmentation.train import run
+from beit.finetune.train_segmentation import run
 from beit.tests.unit.finetune.masks.trees import colours, ids, photo, write, write_set
 from beit.tests.unit.finetune.segmentation.scenes import config
 
