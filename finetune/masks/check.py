@@ -16,7 +16,7 @@ from beit.common.pages.tables import aligned, folded, shortened
 from beit.common.sources.config import SourceConfig
 from beit.finetune.masks.classes import IGNORED, MaskClasses
 from beit.finetune.masks.decode import value_text
-from beit.finetune.masks.opening import open_measured, open_parts
+from beit.finetune.masks.opening import open_parts, open_val
 from beit.finetune.masks.settings import MaskDataConfig
 from beit.finetune.masks.values.examined import Examined, examine, hints_of, problems_of
 from beit.finetune.masks.values.meaning import Meaning, ids_of_model
@@ -171,10 +171,8 @@ def survey(data: str, settings: MaskDataConfig, *, reading: SourceConfig) -> Sur
     problems = list(problems_of(train, settings, for_training=True))
     examined = [train]
     notes = [*opened.train.notes, *hints_of(train, settings)]
-    val, val_name = opened.val, opened.val_name
-    if settings.val is not None:
-        val, val_name = open_measured(settings.val, settings, reading=reading)
-    if val is not None:
+    if (measured := open_val(opened, settings, reading=reading)) is not None:
+        val, val_name = measured
         found = examine(val, settings, name=val_name, reading=reading)
         problems += problems_of(found, settings, for_training=False)
         problems += _other_classes(train, found)

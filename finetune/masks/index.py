@@ -25,7 +25,7 @@ from beit.common.sources.overlap import warn_of_shared_images
 from beit.common.storage.samples import spread_evenly
 from beit.finetune.masks.classes import MaskClasses
 from beit.finetune.masks.decode import MaskDecoder
-from beit.finetune.masks.opening import open_measured, open_parts
+from beit.finetune.masks.opening import open_measured, open_parts, open_val
 from beit.finetune.masks.settings import MaskDataConfig
 from beit.finetune.masks.types import MaskedSource
 from beit.finetune.masks.values.examined import Examined, examine, hints_of, require_sound
@@ -176,13 +176,10 @@ def open_training_masks(data: str, settings: MaskDataConfig, *, reading: SourceC
         )
         source = source.without(empty)
     val = None
-    if settings.val is not None:
-        val = open_evaluation_masks(settings.val, classes, settings, reading=reading)
-        if parts.val is not None:
-            logger.info("%s: its part %s is not used, since --val names %s", data, parts.val_name, settings.val)
-    elif parts.val is not None:
-        logger.info("%s has parts of its own: training on %s, measuring on %s", data, parts.name, parts.val_name)
-        val = _evaluation_index(parts.val, classes, settings, name=parts.val_name, reading=reading)
+    if (measured := open_val(parts, settings, reading=reading)) is not None:
+        val = _evaluation_index(measured[0], classes, settings, name=measured[1], reading=reading)
+        if settings.val is None:
+            logger.info("%s has parts of its own: training on %s, measuring on %s", data, parts.name, parts.val_name)
     if val is not None:
         warn_of_shared_images(source.images, val.images)
     return MaskedData(

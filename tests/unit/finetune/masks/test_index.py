@@ -155,6 +155,17 @@ def test_val_of_the_user_wins(tmp_path):
     assert len(data.train) == 3 and len(data.val) == 1 and data.val.name == str(tmp_path / "b")
 
 
+def test_val_without_names_takes_those_of_the_training(tmp_path, caplog):
+    write_set(tmp_path / "a", 3)
+    write(tmp_path / "a", {"classes.json": '["sky", "tree"]'})
+    val = write_set(tmp_path / "b", 2, values=(1, 255))
+    with caplog.at_level(logging.INFO):
+        data = opened(tmp_path / "a", val=str(val))
+    assert data.val.class_pixels().tolist() == [0, 96] and "its values are taken to mean what" in caplog.text
+    write(val, {"classes.json": '["tree", "sky"]'})
+    assert opened(tmp_path / "a", val=str(val)).val.class_pixels().tolist() == [96, 0]
+
+
 def test_a_set_with_parts_is_measured_on_its_val(tmp_path, caplog):
     for part, count in (("train", 3), ("val", 2)):
         write_set(tmp_path / part, count)
@@ -177,7 +188,9 @@ def test_classes_that_a_model_lacks_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"does not know \(sky\)"):
         measured(tmp_path, ("tree", "road"))
     (tmp_path / "classes.json").unlink()
-    with pytest.raises(InputError, match="numbers.*the model's are names"):
+    with pytest.raises(
+        InputError, match="are numbers .0, 1., the model's names .tree, sky.; say which.*data.classes=FILE"
+    ):
         measured(tmp_path, ("tree", "sky"))
 
 
