@@ -166,8 +166,8 @@ def _inside(content: dict[str, Any]) -> Any:
     segmentation = content.get("segmentation")
     if isinstance(segmentation, dict) and isinstance(segmentation.get("classes"), dict):
         classes = segmentation["classes"]
-        names, colours = classes.get("names", []), classes.get("colours", [])
-        if len(names) == len(colours):
+        names, colours = classes.get("names"), classes.get("colours")
+        if isinstance(names, list) and isinstance(colours, list) and len(names) == len(colours):
             pairs = zip(names, colours, strict=True)
             return [{"id": i, "name": name, "color": colour} for i, (name, colour) in enumerate(pairs)]
     return next((content[key] for key in ("classes", "categories", "labels") if key in content), content)
