@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -34,6 +34,9 @@ _ADE20K_CLASSES = 150
 _MANY_VALUES = 64
 """Without names more are hardly classes; arbitrary."""
 _LARGEST_BYTE = 255
+_COLOUR_BITS = (1 << 32) - 1
+_MANY_UNKNOWN = 20
+"""More values that are no class have one cause; arbitrary."""
 
 
 @dataclass(frozen=True)
@@ -56,13 +59,16 @@ class Examined:
         return len(self.facts)
 
     @cached_property
-    def ids(self) -> NDArray[np.int16]:
-        """Own class id of each entry of `facts.flat`, int16 (M,); `IGNORED` for none, -1 where it is unknown."""
-        assert self.meaning is not None
+    def values(self) -> NDArray[np.int64]:
+        """The values of `facts.flat` as they are read, int64 (M,): of RGB that holds numbers, these."""
         values = self.facts.flat("values").astype(np.int64)
-        if self.meaning.is_grey:
-            values = values & 255
-        return self.meaning.decoder(self.images.max_pixels).to_ids(values)
+        return values & 255 if self.meaning is not None and self.meaning.is_grey else values
+
+    @cached_property
+    def ids(self) -> NDArray[np.int16]:
+        """Own class id of each of `values`, int16 (M,); `IGNORED` for none, -1 where it is unknown."""
+        assert self.meaning is not None
+        return self.meaning.decoder(self.images.max_pixels).to_ids(self.values)
 
     @cached_property
     def pixel_counts(self) -> NDArray[np.int64]:
@@ -80,7 +86,7 @@ class Examined:
         """Pixels of each value that is no class."""
         found: Counter[int] = Counter()
         is_unknown = self.ids < 0
-        values, counts = self.facts.flat("values")[is_unknown], self.facts.flat("counts")[is_unknown]
+        values, counts = self.values[is_unknown], self.facts.flat("counts")[is_unknown]
         for value, number in zip(values.tolist(), counts.tolist(), strict=True):
             found[value] += number
         return found
@@ -100,7 +106,7 @@ class Examined:
 
     def first_with(self, value: int) -> str:
         """Name the first mask that holds a value."""
-        return self.mask(int(self.facts.owners[self.facts.flat("values") == value][0]))
+        return self.mask(int(self.facts.owners[self.values == value][0]))
 
 
 def examine(source: MaskedSource, settings: MaskDataConfig, *, name: str, reading: SourceConfig) -> Examined:
@@ -154,6 +160,7 @@ def problems_of(found: Examined, settings: MaskDataConfig, *, for_training: bool
         yield found.reason
         return
     yield from _unknown(found)
+    yield from _spread(found)
     num_pixels = found.pixel_counts[:, :-1].sum(axis=0)
     used = np.flatnonzero(num_pixels)
     if not found.facts.pixels_of_values():
@@ -259,15 +266,16 @@ def _other_sizes(found: Examined) -> Iterator[str]:
 
 def _renumbered(found: Examined) -> Iterator[str]:
     """Yield if the colours of palettes contradict each other or the table: a program has numbered them anew."""
-    values, colours = found.facts.flat("values").astype(np.int64), found.facts.flat("colours").astype(np.int64)
-    pairs, entries = np.unique(np.stack([values, colours]), axis=1, return_index=True)
+    colours = found.facts.flat("colours").astype(np.int64) + 1  # no colour is -1
+    codes, entries = np.unique(found.facts.flat("values").astype(np.int64) << 32 | colours, return_index=True)
+    pairs = zip((codes >> 32).tolist(), ((codes & _COLOUR_BITS) - 1).tolist(), entries.tolist(), strict=True)
     way_out = (
         "as if a program had numbered colours anew; write masks without a palette, or in RGB with a table of colours"
     )
     stated = {} if found.meaning is None else found.meaning.stated
     own = {packed_colour(entry.colour): entry.name for entry in stated.values() if entry.colour is not None}
     first: dict[int, tuple[int, str]] = {}
-    for value, colour, entry in zip(*pairs.tolist(), entries.tolist(), strict=True):
+    for value, colour, entry in pairs:
         if colour < 0:
             continue
         shown, mask = value_text(colour, "colours"), found.mask(int(found.facts.owners[entry]))
@@ -291,6 +299,28 @@ def _stated_in(found: Examined) -> str:
     return "" if found.meaning is None else found.meaning.origin
 
 
+def _spread(found: Examined) -> Iterator[str]:
+    """Yield if values that nothing names are multiples of 85 or 17: numbers of 2 or 4 bits that became shades."""
+    assert found.meaning is not None
+    if found.meaning.kind != "ids" or found.meaning.stated or found.source.is_ids:
+        return
+    values = sorted({*found.values.tolist()})
+    if _are_shades(values):
+        shown = ", ".join(map(str, values[:5])) + (", ..." if len(values) > 5 else "")
+        yield (
+            f"the masks of {found.name} hold shades ({shown}), as programs make them of numbers of 2 or 4 bits; write "
+            "the numbers themselves, or name the values in data.classes=FILE"
+        )
+
+
+def _are_shades(values: Collection[int]) -> bool:
+    return (
+        sum(value > 0 for value in values) > 1
+        and max(values) <= _LARGEST_BYTE
+        and all(value % 17 == 0 for value in values)
+    )
+
+
 def _unknown(found: Examined) -> Iterator[str]:
     if not found.unknown:
         return
@@ -301,6 +331,9 @@ def _unknown(found: Examined) -> Iterator[str]:
     if found.meaning.kind == "ids" and 255 in found.meaning.class_of:
         made = next((odd for odd in (15, 3, 1) if odd in found.unknown), None)
         hint = f"; {made} may be what a PNG of few bits made of 255" if made is not None else ""
+        hint = "; a program may have made shades of numbers of 2 or 4 bits" if _are_shades(found.unknown) else hint
+    if len(found.unknown) > _MANY_UNKNOWN:
+        hint = "; so many come from interpolation, when masks are resized or drawn with soft edges, or from JPEG"
     yield (
         f"the masks of {found.name} hold {unknown_text(found.unknown, found.meaning.kind)}, first in "
         f"{found.first_with(value)}; {_stated_in(found)} lacks them: name them in data.classes=FILE, or {what} if they "
