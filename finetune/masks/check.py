@@ -1,6 +1,7 @@
 """What `beit finetune segmentation DATA --check` says: what masks hold, and all that is wrong, before anything trains.
 
-Here: the survey of a DATA and its table. What is looked at, and the reasons to refuse, are `values/examined.py`.
+Here: the survey of a DATA and its table. What is looked at is `values/examined.py`, the reasons to refuse are
+`values/problems.py`.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from beit.finetune.masks.classes import IGNORED, MaskClasses
 from beit.finetune.masks.decode import value_text
 from beit.finetune.masks.opening import open_parts, open_val
 from beit.finetune.masks.settings import MaskDataConfig
-from beit.finetune.masks.values.examined import Examined, examine, hints_of, problems_of
+from beit.finetune.masks.values.examined import Examined, examine
 from beit.finetune.masks.values.meaning import Meaning, ids_of_model
+from beit.finetune.masks.values.problems import hints_of, problems_of
 
 _MOST_ROWS = 300
 """Values that a table lists; what has more is no mask of classes."""

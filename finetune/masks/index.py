@@ -1,7 +1,7 @@
 """Which images with masks a run trains and is measured on, all checked before anything is built.
 
-Every mask is looked at once (`values/examined.py`). Here: the masks in use, all or some of them, the same ones
-every time, and what is in them. Reading them is `dataset.py`.
+Every mask is looked at once (`values/examined.py`, `values/problems.py`). Here: the masks in use, all or some of them,
+the same ones every time, and what is in them. Reading them is `dataset.py`.
 
 N images, C classes.
 """
@@ -28,8 +28,9 @@ from beit.finetune.masks.decode import MaskDecoder
 from beit.finetune.masks.opening import open_measured, open_parts, open_val
 from beit.finetune.masks.settings import MaskDataConfig
 from beit.finetune.masks.types import MaskedSource
-from beit.finetune.masks.values.examined import Examined, examine, hints_of, require_sound
+from beit.finetune.masks.values.examined import Examined, examine
 from beit.finetune.masks.values.meaning import ids_of_model
+from beit.finetune.masks.values.problems import hints_of, require_sound
 
 logger = logging.getLogger(__name__)
 
