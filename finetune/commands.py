@@ -24,58 +24,74 @@ from beit.cli_options import (
 from beit.common.runs.layout import PROBES
 
 RECIPES = Path(__file__).parent / "recipes"
-TASKS = ("classification", *PROBES)
+SEGMENTATION_RECIPES = Path(__file__).parent / "segmentation" / "recipes"
+TASKS = ("classification", "segmentation", *PROBES)
+_ALSO_CALLED = {
+    "classify": "classification",
+    "train": "classification",
+    "segment": "segmentation",
+    "seg": "segmentation",
+    "semantic": "segmentation",
+    "semantic_segmentation": "segmentation",
+    "semseg": "segmentation",
+    "masks": "segmentation",
+    "linear": "linear-probe",
+    "probe": "linear-probe",
+    "k_nn": "knn",
+}
+"""What tasks are called elsewhere."""
 
 
 @click.command("finetune")
 @click.argument("task", metavar="TASK")
 @click.argument("data")
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=click.Path(path_type=Path), required=False)
 @click.option("--encoder", metavar="DIR|random", help="What to start from: a pre-trained encoder, or random weights.")
 @click.option("--val", metavar="DATA", help="Labelled images to measure on; the best model is kept.")
+@click.option("--check", is_flag=True, help="Segmentation: say what is in the masks of DATA; nothing is trained.")
 @long_command_options
-def finetune_command(task: str, data: str, run: Path, encoder: str | None, val: str | None, **long: Any) -> None:
+def finetune_command(
+    task: str, data: str, run: Path | None, encoder: str | None, val: str | None, check: bool, **long: Any
+) -> None:
     """Fine-tune an encoder on the labelled images of DATA, or measure it as it is.
 
     \b
     TASK:
       classification  train all of it; the best model is RUN/model
+      segmentation    a class for every pixel, from images with masks; the best model is RUN/model
       linear-probe    linear classifiers on the frozen features of every block; the best one is RUN/model
       knn             weighted nearest neighbours on the frozen features of every block
 
     DATA is a folder with one sub-folder per class, WebDataset tars with .cls members, Parquet files with a label
-    column, or a CSV table with the columns path and label. Run the same command again to go on after an interruption.
+    column, or a CSV table with the columns path and label. For segmentation it is a folder with images and masks
+    (images/ and annotations/, VOC, ADE20K, Cityscapes, CamVid), the JSON of COCO beside its images, tars with .seg.png
+    members, or Parquet files with a column of masks. Run the same command again to go on after an interruption.
 
     \b
-    Example:
+    Examples:
       beit finetune classification flowers/train runs/flowers --encoder runs/pretrain/encoder --val flowers/val
       beit finetune linear-probe flowers/train runs/probe --encoder runs/pretrain/encoder --val flowers/val
+      beit finetune segmentation streets --check
+      beit finetune segmentation streets runs/streets --encoder runs/pretrain/encoder --recipe segmentation_small
     """
     from beit.common.errors import InputError, did_you_mean, require
-    from beit.common.processes.launcher_env import find_launcher, under_launcher
-    from beit.finetune.config import FinetuneConfig
 
     if task not in TASKS:
-        also = {
-            "classify": TASKS[0],
-            "train": TASKS[0],
-            "linear": "linear-probe",
-            "probe": "linear-probe",
-            "k_nn": "knn",
-        }
-        hint = did_you_mean(task, TASKS, also)
+        hint = did_you_mean(task, TASKS, _ALSO_CALLED)
         raise InputError(f"TASK ({task}) must be {', '.join(TASKS[:-1])} or {TASKS[-1]}{hint}")
-    options = LongOptions(**long)
-    config = options.load(FinetuneConfig, RECIPES, encoder=encoder, data__val=val)
+    require(not check or task == "segmentation", f"--check looks at masks, which {task} has none of; leave it out")
+    if run is None and not check:
+        raise click.UsageError("Missing argument 'RUN'.", click.get_current_context())
+    options, given = LongOptions(**long), {"encoder": encoder, "data__val": val}
+    if task == "segmentation":
+        _segmentation(options, given, data=data, run=run, check=check)
+        return
+    from beit.finetune.config import FinetuneConfig
+
+    assert run is not None
+    config = options.load(FinetuneConfig, RECIPES, **given)
     if task in PROBES:
-        alone = f"{task} runs in one process, on a GPU if there is one"
-        require(not (options.gpus or options.hostfile), f"{alone}; leave --gpus and --hostfile out")
-        launcher = find_launcher() if under_launcher() else None
-        if launcher is not None:
-            raise InputError(
-                f"{alone}, but {launcher.variables} say that this is one of several ranks; start it without a "
-                f"launcher, or unset {launcher.rank} if this is a shell, not a rank"
-            )
+        _require_alone(task, options)
         from beit.common.runs.layout import FEATURES, MODEL
         from beit.finetune.probe.run import run_probe
 
@@ -88,6 +104,45 @@ def finetune_command(task: str, data: str, run: Path, encoder: str | None, val: 
     run_finetuning(config, data=data, run_dir=run, resume=options.resume)
 
 
+def _segmentation(
+    options: LongOptions, given: dict[str, str | None], *, data: str, run: Path | None, check: bool
+) -> None:
+    """Train on images with masks, or say what they hold."""
+    from beit.common.errors import InputError
+    from beit.finetune.segmentation.config import SegmentationConfig
+
+    config = options.load(SegmentationConfig, SEGMENTATION_RECIPES, **given)
+    if check:
+        from beit.finetune.masks.check import survey
+
+        found = survey(data, config.data, reading=config.source)
+        click.echo(found.as_table())
+        if found.problems:
+            first, *more = found.problems
+            raise InputError(first + (f"; and {len(more)} more: {'; '.join(more)}" if more else ""))
+        return
+    assert run is not None
+    options.start(num_workers=config.reader.num_workers)
+    from beit.finetune.train_segmentation import run as run_segmentation
+
+    run_segmentation(config, data=data, run_dir=run, resume=options.resume)
+
+
+def _require_alone(task: str, options: LongOptions) -> None:
+    """Refuse several ranks for a task that one process does."""
+    from beit.common.errors import InputError, require
+    from beit.common.processes.launcher_env import find_launcher, under_launcher
+
+    alone = f"{task} runs in one process, on a GPU if there is one"
+    require(not (options.gpus or options.hostfile), f"{alone}; leave --gpus and --hostfile out")
+    launcher = find_launcher() if under_launcher() else None
+    if launcher is not None:
+        raise InputError(
+            f"{alone}, but {launcher.variables} say that this is one of several ranks; start it without a "
+            f"launcher, or unset {launcher.rank} if this is a shell, not a rank"
+        )
+
+
 @click.command("evaluate")
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("data")
@@ -96,7 +151,14 @@ def finetune_command(task: str, data: str, run: Path, encoder: str | None, val: 
 @click.option(
     "--class-names", metavar="FILE", help="What class numbers mean: a JSON list or object, or one name per line."
 )
-@click.option("--label-column", metavar="NAME", help="Column of the classes in Parquet or CSV.")
+@click.option("--label-column", metavar="NAME", help="Column of the classes in Parquet or CSV; of masks in Parquet.")
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="SECTION.KEY=VALUE",
+    help="Of a segmenter: how images are segmented and masks are read, as in its training.",
+)
 @source_options
 @launch_options
 def evaluate_command(
@@ -106,28 +168,47 @@ def evaluate_command(
     html: Path | None,
     class_names: str | None,
     label_column: str | None,
+    overrides: tuple[str, ...],
     reading: Any,
     gpus: int | None,
     hostfile: str | None,
 ) -> None:
-    """Measure the classifier MODEL on the labelled images of DATA, every image once.
+    """Measure the classifier or segmenter MODEL on the labelled images of DATA, every image once.
 
     MODEL is the folder `model` of a fine-tuning run. Classes are matched by name; the name of a number is its text,
-    unless a file of names says otherwise. Printed: top-1 and top-5 accuracy
-    (with several labels per image, mean average precision), macro-F1, calibration error, loss, and the numbers of
-    every class or of the worst. The page adds the confusion matrix and the most confident mistakes.
+    unless a file of names says otherwise.
+
+    Of a classifier are printed: top-1 and top-5 accuracy (with several labels per image, mean average precision),
+    macro-F1, calibration error, loss, and the numbers of every class or of the worst. The page adds the confusion
+    matrix and the most confident mistakes.
+
+    Of a segmenter, for which DATA are images with masks: mean IoU with its interval, accuracies, and the numbers of
+    every class or of the worst. The page adds what is taken for what, and images beside truth, prediction and errors.
 
     \b
     Example:
       beit evaluate runs/flowers/model flowers/test --out test.json --html test.html
+      beit evaluate runs/streets/model streets/val --html val.html --set evaluation.flip=true
     """
     start_ranks(gpus, hostfile)
     from beit.common.processes.launcher_env import launched_rank
-    from beit.finetune.evaluation.evaluate import evaluate_model
+    from beit.common.vit.description import read_encoder_config
 
-    report = evaluate_model(
-        model, data, out=out, html=html, class_names=class_names, label_column=label_column, source=reading
-    )
+    report: Any
+    if read_encoder_config(model).task == "segmentation":
+        from beit.finetune.evaluation.segmentation import evaluate_segmenter
+
+        named = {"data.classes": class_names, "data.mask_column": label_column}
+        given = [f"{name}={value}" for name, value in named.items() if value is not None]
+        report = evaluate_segmenter(model, data, out=out, html=html, overrides=[*given, *overrides], source=reading)
+    else:
+        from beit.common.errors import require
+        from beit.finetune.evaluation.evaluate import evaluate_model
+
+        require(not overrides, f"--set {' '.join(overrides[:1])} is for segmenters, and {model} is none; leave it out")
+        report = evaluate_model(
+            model, data, out=out, html=html, class_names=class_names, label_column=label_column, source=reading
+        )
     if not launched_rank():  # all ranks would say the same
         click.echo(report.as_table())
         say_written(out, html)
@@ -139,24 +220,44 @@ def evaluate_command(
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    metavar="F.csv|F.parquet|F.jsonl",
-    help="Write here instead of to the terminal; the ending says the format.",
+    metavar="F.csv|F.parquet|F.jsonl|DIR",
+    help="Labels: write here instead of to the terminal; the ending says the format. Masks: the folder for them.",
 )
 @click.option("--features", is_flag=True, help="Add the features of every image; MODEL may then be an encoder.")
+@click.option("--overlays", is_flag=True, help="Beside masks: the classes laid over each image.")
+@click.option("--probabilities", is_flag=True, help="Beside masks: the probabilities of all classes, as npz.")
 @source_options
-def predict_command(model: Path, source: str, out: Path | None, features: bool, reading: Any) -> None:
-    """Label the images of SOURCE with the classifier MODEL.
+def predict_command(
+    model: Path, source: str, out: Path | None, features: bool, overlays: bool, probabilities: bool, reading: Any
+) -> None:
+    """Label the images of SOURCE with the classifier MODEL, or each of their pixels with the segmenter MODEL.
 
-    SOURCE is a folder, tars, Parquet files, a list, or a single image. One row per image: key, label, probability,
-    then the next most likely classes (label_2, probability_2, ...; lists in Parquet and JSON lines). Images that cannot
-    be read are reported and left out.
+    SOURCE is a folder, tars, Parquet files, a list, or a single image. Images that cannot be read are reported and left
+    out.
+
+    Labels: one row per image: key, label, probability, then the next most likely classes (label_2, probability_2, ...;
+    lists in Parquet and JSON lines).
+
+    Masks: DIR/masks/PATH.png for each image, a palette PNG of class ids at the image's own size, and DIR/legend.json.
+    Run the same command again to go on after an interruption.
 
     \b
-    Example:
+    Examples:
       beit predict runs/flowers/model new-photos/ --out labels.csv
+      beit predict runs/streets/model new-photos/ --out masks/ --overlays
     """
-    from beit.finetune.prediction.predict import predict_to_file
+    from beit.common.vit.description import read_encoder_config
+    from beit.finetune.prediction.predict import predict_to_file, refuse_mask_options
 
+    if read_encoder_config(model).task == "segmentation":
+        from beit.finetune.prediction.masks import check_mask_options, predict_masks
+
+        folder = check_mask_options(model, out, features=features)
+        chosen = {"overlays": overlays, "probabilities": probabilities}
+        click.echo(predict_masks(model, source, out=folder, **chosen, settings=reading))
+        say_written(folder)
+        return
+    refuse_mask_options(model, overlays=overlays, probabilities=probabilities)
     predict_to_file(model, source, out=out, stdout=sys.stdout, features=features, settings=reading)
     say_written(out)
 
@@ -173,7 +274,7 @@ def predict_command(model: Path, source: str, out: Path | None, features: bool, 
 def compare_command(runs: tuple[Path, ...], metric: str | None, out: Path | None) -> None:
     """Put runs into one table: those that differ only by their seeds are one row, with a 95 % interval.
 
-    RUN is a directory of beit finetune (classification, linear-probe, knn) or of beit pretrain. Every row shows the
+    RUN is a directory of beit finetune (any task) or of beit pretrain. Every row shows the
     work it took, and the settings in which it differs from the others. RUN/evaluation.json, if beit evaluate has
     written it, counts instead of what the run measured on its validation images.
 

@@ -107,7 +107,7 @@ def _spread(table: Tensor, grid_size: tuple[int, int]) -> Tensor:
     for y in range(height):
         first = height - 1 - y
         rows = windows[:, first : first + height].transpose(1, 2)  # (H, queries' x, keys' y, keys' x)
-        bias[0, :, 1 + y * width : 1 + (y + 1) * width, 1:].unflatten(-1, grid_size).copy_(rows)
+        torch.unflatten(bias[0, :, 1 + y * width : 1 + (y + 1) * width, 1:], -1, grid_size).copy_(rows)
     return bias
 
 

@@ -69,10 +69,10 @@ class JoiningConv2d(nn.Conv2d):
     map, and one matrix per axis resizes and shifts all nine results at once. Equal up to rounding, in 40 % of the time.
     """
 
-    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:  # type: ignore[override]
         """Map maps (B, C_i, h_i, w_i), whose channels are the input's in this order, to (B, W, h_0, w_0)."""
         first, *smaller = maps
-        kernels = self.weight.split([level.shape[1] for level in maps], dim=1)
+        kernels = torch.split(self.weight, [level.shape[1] for level in maps], dim=1)
         result = nn.functional.conv2d(first, kernels[0], padding=1)
         for level, kernel in zip(smaller, kernels[1:], strict=True):
             result = result + _conv_of_resized(level, kernel, first.shape[-2:])

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from beit.common.errors import InputError
+from beit.common.pages.numbers import count
 from beit.common.sources.config import SourceConfig
 from beit.common.sources.index import LabelledIndex
 from beit.common.sources.index_build import index_source
@@ -28,6 +29,8 @@ from beit.finetune.masks.settings import MaskDataConfig
 from beit.finetune.masks.types import MaskedSource
 from beit.finetune.masks.values.facts import MaskFacts, gather_facts
 from beit.finetune.masks.values.meaning import Meaning, find_meaning, meaning_of_ids
+
+_ADE20K_CLASSES = 150
 
 
 @dataclass(frozen=True)
@@ -75,8 +78,8 @@ class Examined:
         found: Counter[int] = Counter()
         is_unknown = self.ids < 0
         values, counts = self.facts.flat("values")[is_unknown], self.facts.flat("counts")[is_unknown]
-        for value, count in zip(values.tolist(), counts.tolist(), strict=True):
-            found[value] += count
+        for value, number in zip(values.tolist(), counts.tolist(), strict=True):
+            found[value] += number
         return found
 
     @cached_property
@@ -153,25 +156,50 @@ def problems_of(found: Examined, settings: MaskDataConfig, *, for_training: bool
     if not len(used) and not found.unknown:
         ignored = ", ".join(map(str, found.facts.pixels_of_values()))
         yield (
-            f"all pixels of all {len(found)} masks of {found.name} are ignored (values: {ignored}); name the classes "
+            f"all pixels of all masks of {found.name} are ignored (values: {ignored}); name the classes "
             "in data.classes=FILE, and what means none in data.ignore"
         )
     elif for_training and len(used) == 1 and not found.unknown:
         yield _one_class(found, found.meaning.names[used[0]])
 
 
+def hints_of(found: Examined, settings: MaskDataConfig) -> Iterator[str]:
+    """Yield what is no problem, and may be another thing than its user thinks, a line each."""
+    source = found.source
+    if settings.skip_unpaired:
+        if images := source.without_mask:
+            yield f"{found.name}: {count(len(images), 'image')} without a mask left out (first: {images[0]})"
+        if masks := source.without_image:
+            yield f"{found.name}: {count(len(masks), 'mask')} without an image left out (first: {masks[0]})"
+    turned = np.flatnonzero(found.facts.is_turned)
+    if len(turned):
+        yield (
+            f"{found.name}: EXIF data have {count(len(turned), 'image')} turned (first: "
+            f"{found.image(int(turned[0]))}); masks are taken to be of the turned images"
+        )
+    meaning = found.meaning
+    if meaning is None:
+        return
+    if meaning.is_grey:
+        yield f"{found.name}: masks are RGB of three equal channels, which are read as numbers"
+    if meaning.kind == "ids" and meaning.class_of.get(0, IGNORED) != IGNORED:
+        values = set(found.facts.pixels_of_values()) - {IGNORED}
+        if {0, _ADE20K_CLASSES} <= values and max(values) == _ADE20K_CLASSES:
+            yield (
+                f"{found.name}: values from 0 to {_ADE20K_CLASSES} look like ADE20K, where 0 means no class; if so, "
+                "set data.reduce_zero_label=true"
+            )
+
+
 def _unpaired(found: Examined, settings: MaskDataConfig) -> Iterator[str]:
     if settings.skip_unpaired:
         return
-    for what, lacks, paths in (
-        ("images", "mask", found.source.without_mask),
-        ("masks", "image", found.source.without_image),
-    ):
-        if paths:
-            yield (
-                f"{len(paths)} {what} of {found.name} have no {lacks} (first: {paths[0]}); add what is missing, or "
-                "leave them out with --set data.skip_unpaired=true"
-            )
+    images, masks = found.source.without_mask, found.source.without_image
+    way_out = "add what is missing, or leave them out with --set data.skip_unpaired=true"
+    if images:
+        yield f"{found.name} has {count(len(images), 'image')} without a mask (first: {images[0]}); {way_out}"
+    if masks:
+        yield f"{found.name} has {count(len(masks), 'mask')} without an image (first: {masks[0]}); {way_out}"
 
 
 def _unreadable(found: Examined) -> Iterator[str]:
@@ -179,16 +207,17 @@ def _unreadable(found: Examined) -> Iterator[str]:
     bad = [position for position, problem in enumerate(problems) if problem]
     if bad:
         yield (
-            f"{len(bad)} of {len(found)} masks of {found.name} cannot be used "
-            f"(first: {found.mask(bad[0])}: {problems[bad[0]]})"
+            f"{found.name} has {count(len(bad), 'mask')} that cannot be used (first: {found.mask(bad[0])}: "
+            f"{problems[bad[0]]})"
         )
 
 
 def _mixed_kinds(found: Examined) -> Iterator[str]:
     kinds = found.facts.strings("kind")
-    if "ids" in kinds and "colours" in kinds:
+    numbers, colours = kinds.count("ids"), kinds.count("colours")
+    if numbers and colours:
         yield (
-            f"{kinds.count('ids')} masks of {found.name} hold numbers and {kinds.count('colours')} colours (first: "
+            f"{found.name} has {count(numbers, 'mask')} of numbers and {colours} of colours (first: "
             f"{found.mask(kinds.index('ids'))} and {found.mask(kinds.index('colours'))}); write all of one kind"
         )
 
@@ -203,7 +232,7 @@ def _other_sizes(found: Examined) -> Iterator[str]:
     if found.facts.is_turned[first] and (mask == found.facts.stored_sizes[first]).all():
         hint = "its EXIF data have the image turned, and the mask is of the image before that; turn the mask, too"
     yield (
-        f"{len(bad)} masks of {found.name} have another size than their image (first: {found.mask(first)} has "
+        f"{found.name} has {count(len(bad), 'mask')} of another size than the image (first: {found.mask(first)} has "
         f"{mask[0]} x {mask[1]} px, {found.image(first)} {image[0]} x {image[1]}); {hint}"
     )
 
@@ -263,7 +292,8 @@ def _one_class(found: Examined, name: str) -> str:
     values = found.facts.pixels_of_values()
     hint = ""
     if 255 in values and found.meaning is not None and found.meaning.class_of.get(255) == IGNORED:
-        hint = "; the value 255 means no class here: if it is one, name it in data.classes=FILE and set data.ignore=[]"
+        example = '{"0": "background", "255": "object"}'
+        hint = f"; if the value 255 is one, too, set data.ignore=[] and data.classes=FILE, a file such as {example}"
     return (
         f"the masks of {found.name} hold one class only ({name}); segmentation needs two or more, what is not the "
         f"object being one, too{hint}"

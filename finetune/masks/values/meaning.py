@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from beit.common.errors import InputError, require
-from beit.common.sources.labels import ClassMatcher, unknown_classes
+from beit.common.sources.labels import ClassMatcher, meant_number, unknown_classes
 from beit.finetune.masks.class_table import ClassEntry, ClassTable
 from beit.finetune.masks.classes import IGNORED, MAX_CLASSES, Colour, MaskClasses, voc_colours
 from beit.finetune.masks.decode import MaskDecoder, ValueKind, packed_colour, unpacked_colour
@@ -108,6 +108,11 @@ def ids_of_model(meaning: Meaning, model: MaskClasses, used: Iterable[int], *, n
     matcher = ClassMatcher(model.names)
     found = [matcher.find(own) for own in meaning.names]
     unknown = [meaning.names[own] for own in used if found[own] is None]
+    if unknown and all(meant_number(one) is not None for one in (*unknown, *model.names)):
+        raise InputError(
+            f"the masks of {name} hold {_listed(unknown)}, which is no class of the model's ({_listed(model.names)}); "
+            "name all classes in data.classes=FILE when training, or what means none in data.ignore"
+        )
     if unknown:
         raise InputError(unknown_classes(name, unknown, model.names))
     return [IGNORED if class_id is None else class_id for class_id in found]

@@ -256,21 +256,30 @@ SIZES = {"images/a.jpg": photo(size=(12, 8)), "masks/a.png": ids(0, 1, size=(6, 
 @pytest.mark.parametrize(
     ("files", "words"),
     [
-        (SIZES, "1 masks of .* another size .*masks/a.png has 6 x 4 px, images/a.jpg 12 x 8"),
-        ({"images/a.jpg": None, "images/b.jpg": None, "masks/a.png": ids(0, 1)}, "1 images of .* have no mask .*b.jpg"),
-        ({"images/a.jpg": None, "masks/b.png": ids(0, 1), "masks/a.png": ids(0, 1)}, "1 masks of .* no image .*b.png"),
+        (SIZES, "1 mask of another size than the image .*masks/a.png has 6 x 4 px, images/a.jpg 12 x 8"),
+        ({"images/a.jpg": None, "images/b.jpg": None, "masks/a.png": ids(0, 1)}, "has 1 image without a mask .*b.jpg"),
+        (
+            {"images/a.jpg": None, "masks/b.png": ids(0, 1), "masks/a.png": ids(0, 1)},
+            "has 1 mask without an image .*b.png",
+        ),
         (
             {"images/a.jpg": None, "masks/a.png": colours((0, 0, 9), (1, 2, 3), (1, 2, 3))},
             r"hold colours, most often \(1, 2, 3\)",
         ),
-        ({"images/a.jpg": None, "masks/a.png": ids(255)}, "all pixels of all 1 masks"),
+        ({"images/a.jpg": None, "masks/a.png": ids(255)}, "all pixels of all masks"),
         ({"images/a.jpg": None, "masks/a.png": ids(3)}, r"one class only \(3\)"),
-        ({"images/a.jpg": None, "masks/a.png": ids(0, 255)}, "one class only .*255 means no class here.*data.ignore="),
-        ({"images/a.jpg": None, "masks/a.jpg": photo()}, "1 of 1 masks .*a.jpg: a JPEG, whose compression"),
-        ({"images/a.jpg": None, "masks/a.png": encoded(ids(0, 1))[:40]}, "1 of 1 masks of .* cannot be used"),
+        (
+            {"images/a.jpg": None, "masks/a.png": ids(0, 255)},
+            "one class only .*255 is one, too, set data.ignore=.. and data.classes",
+        ),
+        (
+            {"images/a.jpg": None, "masks/a.jpg": photo()},
+            "has 1 mask that cannot be used .first: masks/a.jpg: a JPEG, whose compression",
+        ),
+        ({"images/a.jpg": None, "masks/a.png": encoded(ids(0, 1))[:40]}, "1 mask that cannot be used"),
         (
             {"images/a.jpg": None, "masks/a.png": ids(0, 1), "images/b.jpg": None, "masks/b.png": colours((1, 2, 3))},
-            "1 masks of .* hold numbers and 1 colours",
+            "1 mask of numbers and 1 of colours",
         ),
         (
             {"images/a.jpg": None, "masks/a.png": ids(0, 1, 7, 9), "classes.json": '["sky", "tree"]'},
@@ -310,8 +319,8 @@ def test_unpaired_files_can_be_left_out(tmp_path, caplog):
     write_set(tmp_path, 2)
     write(tmp_path, {"images/x.jpg": None, "annotations/y.png": ids(0, 1)})
     assert len(opened(tmp_path, skip_unpaired=True).train) == 2
-    assert "1 images without a mask are left out" in caplog.text
-    assert "1 masks without an image are left out" in caplog.text
+    assert "1 image without a mask left out" in caplog.text
+    assert "1 mask without an image left out" in caplog.text
 
 
 def test_further_problems_are_counted(tmp_path):
@@ -337,9 +346,18 @@ def test_masks_of_turned_images_must_be_turned(tmp_path, caplog):
     turned = photo(size=(12, 8), orientation=6)
     write(tmp_path / "right", {"images/a.jpg": turned, "masks/a.png": ids(0, 1, size=(8, 12))})
     assert len(opened(tmp_path / "right").train) == 1
-    assert "1 images turned" in caplog.text
+    assert "1 image turned" in caplog.text
     write(tmp_path / "wrong", {"images/a.jpg": turned, "masks/a.png": ids(0, 1, size=(12, 8))})
     assert "its EXIF data have the image turned" in refused(tmp_path / "wrong")
+
+
+def test_values_of_ade20k_are_told(tmp_path, caplog):
+    write(tmp_path, {"images/a.jpg": None, "masks/a.png": ids(0, 1, 150)})
+    opened(tmp_path)
+    assert "data.reduce_zero_label=true" in caplog.text
+    caplog.clear()
+    opened(tmp_path, reduce_zero_label=True)
+    assert "reduce_zero_label" not in caplog.text
 
 
 def test_images_above_the_limit_are_no_matter_of_masks(tmp_path):
