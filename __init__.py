@@ -3,7 +3,7 @@
 The command line is `beit`. From Python:
 
     load_encoder     a pre-trained encoder, with the transform of its images
-    load_model       a fine-tuned model, with its classes: from pictures to predictions
+    load_model       a fine-tuned model, with its classes: from pictures to labels, or to the class of every pixel
     pool_features    a sequence of features to one vector per image
     grid_features    a sequence of features to a map per image
     open_store       a token store: images, views and visual tokens, by position
@@ -18,7 +18,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "load_encoder": "beit.common.encoder",
-    "load_model": "beit.finetune.prediction.classifier",
+    "load_model": "beit.finetune.prediction.loading",
     "pool_features": "beit.common.vit.features",
     "grid_features": "beit.common.vit.vit",
     "open_store": "beit.common.store",
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from beit.common.views import render_view
     from beit.common.vit.features import pool_features
     from beit.common.vit.vit import grid_features
-    from beit.finetune.prediction.classifier import load_model
+    from beit.finetune.prediction.loading import load_model
 else:  # hidden from type checkers, which would believe that any name is there
 
     def __getattr__(name):

@@ -123,7 +123,7 @@ def _segmentation(
         return
     assert run is not None
     options.start(num_workers=config.reader.num_workers)
-    from beit.finetune.segmentation.train import run as run_segmentation
+    from beit.finetune.train_segmentation import run as run_segmentation
 
     run_segmentation(config, data=data, run_dir=run, resume=options.resume)
 
@@ -220,24 +220,44 @@ def evaluate_command(
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    metavar="F.csv|F.parquet|F.jsonl",
-    help="Write here instead of to the terminal; the ending says the format.",
+    metavar="F.csv|F.parquet|F.jsonl|DIR",
+    help="Labels: write here instead of to the terminal; the ending says the format. Masks: the folder for them.",
 )
 @click.option("--features", is_flag=True, help="Add the features of every image; MODEL may then be an encoder.")
+@click.option("--overlays", is_flag=True, help="Beside masks: the classes laid over each image.")
+@click.option("--probabilities", is_flag=True, help="Beside masks: the probabilities of all classes, as npz.")
 @source_options
-def predict_command(model: Path, source: str, out: Path | None, features: bool, reading: Any) -> None:
-    """Label the images of SOURCE with the classifier MODEL.
+def predict_command(
+    model: Path, source: str, out: Path | None, features: bool, overlays: bool, probabilities: bool, reading: Any
+) -> None:
+    """Label the images of SOURCE with the classifier MODEL, or each of their pixels with the segmenter MODEL.
 
-    SOURCE is a folder, tars, Parquet files, a list, or a single image. One row per image: key, label, probability,
-    then the next most likely classes (label_2, probability_2, ...; lists in Parquet and JSON lines). Images that cannot
-    be read are reported and left out.
+    SOURCE is a folder, tars, Parquet files, a list, or a single image. Images that cannot be read are reported and left
+    out.
+
+    Labels: one row per image: key, label, probability, then the next most likely classes (label_2, probability_2, ...;
+    lists in Parquet and JSON lines).
+
+    Masks: DIR/masks/PATH.png for each image, a palette PNG of class ids at the image's own size, and DIR/legend.json.
+    Run the same command again to go on after an interruption.
 
     \b
-    Example:
+    Examples:
       beit predict runs/flowers/model new-photos/ --out labels.csv
+      beit predict runs/streets/model new-photos/ --out masks/ --overlays
     """
-    from beit.finetune.prediction.predict import predict_to_file
+    from beit.common.vit.description import read_encoder_config
+    from beit.finetune.prediction.predict import predict_to_file, refuse_mask_options
 
+    if read_encoder_config(model).task == "segmentation":
+        from beit.finetune.prediction.masks import check_mask_options, predict_masks
+
+        folder = check_mask_options(model, out, features=features)
+        chosen = {"overlays": overlays, "probabilities": probabilities}
+        click.echo(predict_masks(model, source, out=folder, **chosen, settings=reading))
+        say_written(folder)
+        return
+    refuse_mask_options(model, overlays=overlays, probabilities=probabilities)
     predict_to_file(model, source, out=out, stdout=sys.stdout, features=features, settings=reading)
     say_written(out)
 

@@ -22,5 +22,7 @@ DATA = "data.json"
 """Which token store a pre-training reads, and in which order."""
 FEATURES, PROBES = "features", ("linear-probe", "knn")
 """Folder of frozen features, and the tasks that leave NAME.json of what they measured on them."""
+MASK_PROBE = "segmentation-probe"
+"""Task that leaves NAME.json where a linear probe measures patches; it keeps no features."""
 EVALUATION = "evaluation.json"
 """What `beit evaluate MODEL DATA --out RUN/evaluation.json` leaves; it goes before what the run measured itself."""

@@ -21,6 +21,7 @@ from beit.common.runs.layout import (
     ENVIRONMENT,
     FEATURES,
     LAST,
+    MASK_PROBE,
     METRICS,
     MODEL,
     NONFINITE,
@@ -32,7 +33,7 @@ from beit.common.runs.layout import (
 from beit.common.storage.files import check_output, is_special
 from beit.common.storage.paths import expand_braces, is_remote
 
-_OWN_FILES = {CONFIG, ENVIRONMENT, METRICS, NONFINITE, DATA, *(f"{name}.json" for name in PROBES)}
+_OWN_FILES = {CONFIG, ENVIRONMENT, METRICS, NONFINITE, DATA, *(f"{name}.json" for name in (*PROBES, MASK_PROBE))}
 _OWN_FOLDERS = {CHECKPOINTS, ENCODER, MODEL, LAST, FEATURES, PROFILE, TENSORBOARD, WANDB}
 _WEIGHTS = ("model.safetensors", "config.json")
 TOKENIZER = _WEIGHTS[0]
@@ -65,6 +66,25 @@ def check_outputs(
         _refuse_own(target, named)
         for entry in entries:
             _refuse_input(target, entry, named)
+
+
+def check_output_folder(option: str, folder: Path, *, inputs: Iterable[str | Path] = ()) -> None:
+    """Refuse, before any work is done, a folder for files that cannot be made, or that would mix with what is read.
+
+    Args:
+        option: How the user named the folder.
+        folder: Need not exist.
+        inputs: What the user named to be read, as `check_outputs` takes it.
+    """
+    require(not folder.exists() or folder.is_dir(), f"{option} {folder} is a file; name a folder")
+    parts = [parent for parent in Path(os.path.realpath(folder)).parents if parent.exists()]
+    require(parts[0].is_dir(), f"{option} {folder}: {parts[0]} is a file, in which no folder can be")
+    stands_for_all = folder / "image.png"
+    named = f"{option} {folder}"
+    check_output(stands_for_all, option=option, makes_folder=True)
+    _refuse_own(Path(os.path.realpath(stands_for_all)), named)
+    for entry in map(str, inputs):
+        _refuse_input(Path(os.path.realpath(stands_for_all)), entry, named)
 
 
 def written(run: Path) -> str:

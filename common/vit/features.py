@@ -208,7 +208,8 @@ def fit_linear(features: Tensor, labels: Tensor, *, num_classes: int, l2: float 
 
     Minimises mean cross-entropy + l2 / 2 x ||W||^2, where W acts on features standardised per channel (mean 0, standard
     deviation 1 over the training images; a constant channel becomes 0). Biases are free. The problem is convex, so
-    there is no seed and no learning rate to choose. Features are (n, F), labels (n,) int64 in [0, C).
+    there is no seed and no learning rate to choose. Features are (n, F), labels (n,) int64 in [0, C), or (n, C) floats:
+    how much of each class there is, where that may be several: rows that sum to less count less.
     """
     # Also inside an evaluation, where gradients are off.
     with torch.inference_mode(False), torch.enable_grad(), _full_precision(features.device):

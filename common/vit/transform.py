@@ -87,14 +87,15 @@ class ImageTransform:
 
     def pixels(self, image: ImageLike) -> NDArray[np.uint8]:
         """Return what the model will see of an image, before the normalisation: (S, S, 3) uint8, RGB."""
-        return resize_and_center_crop(_opened(image), self.img_size, crop_pct=self.crop_pct)
+        return resize_and_center_crop(open_image(image), self.img_size, crop_pct=self.crop_pct)
 
     def normalize(self, images: Tensor) -> Tensor:
         """Map pixels (B, 3, S, S) uint8, on any device, to network input, float32 of the same shape."""
         return normalize_images(images, *self.normalization)
 
 
-def _opened(image: ImageLike) -> Image.Image:
+def open_image(image: ImageLike) -> Image.Image:
+    """Return an RGB image, turned as its EXIF data say: of a Pillow image of any mode, a path or a URL."""
     if isinstance(image, Image.Image):
         return as_rgb(image)
     if not isinstance(image, (str, PathLike)):

@@ -1,6 +1,6 @@
-"""A fine-tuned model in Python: pictures in, classes with probabilities out. The command is `predict.py`.
+"""A classifier in Python: pictures in, classes with probabilities out. The command is `predict.py`.
 
-    model = load_model("runs/flowers/model")
+    model = beit.load_model("runs/flowers/model")
     model.predict("photo.jpg").label
 
 B = batch, C = classes, S = img_size.
@@ -113,32 +113,12 @@ class Classifier(ImageClassifier):
             yield self.transform.batch(chunk), names
 
 
-def load_model(path: str | Path, *, device: str | torch.device = "cpu") -> Classifier:
-    """Load a fine-tuned model for use: what `beit finetune classification` or `linear-probe` wrote.
-
-    Args:
-        path: The folder `RUN/model`, or the run directory RUN.
-        device: Where to put it.
-
-    Returns:
-        The model in eval mode. Called, it maps normalised images (B, 3, S, S) float32 to logits (B, C) float32. It has
-        `transform` (image or path to (3, S, S)), `class_names`, `predict` and `probabilities`, and all that an encoder
-        has: see `beit.load_encoder`.
-
-    Example:
-        >>> model = beit.load_model("runs/flowers/model")
-        >>> images = model.transform.batch(["photo.jpg", Image.open("other.png")])
-        >>> with torch.inference_mode():
-        ...     logits = model(images)
-        >>> logits.shape, logits.dtype
-        (torch.Size([2, 2]), torch.float32)
-        >>> [prediction.label in model.class_names for prediction in model.predict(["photo.jpg", "other.png"])]
-        [True, True]
-    """
+def load_classification_model(path: str | Path) -> Classifier:
+    """Load a classifier for use, in eval mode on the CPU."""
     model, stored = load_classifier(path, kind=Classifier)
     assert stored.class_names is not None
     model.class_names, model.multi_label = stored.class_names, stored.multi_label
-    return model.to(device)
+    return model
 
 
 def class_probabilities(logits: Tensor, *, multi_label: bool) -> Tensor:

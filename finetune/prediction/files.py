@@ -140,3 +140,5 @@ _WRITERS: dict[str, Callable[[Batches, BinaryIO], None]] = {
     ".parquet": _write_parquet,
     ".jsonl": _write_json_lines,
 }
+TABLES = tuple(_WRITERS)
+"""Endings of the files that are written."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from beit.common.encoder import load_encoder
-from beit.common.errors import InputError
+from beit.common.errors import InputError, require
 from beit.common.reading.bad_samples import BadSampleLog
 from beit.common.reading.loader import Loader
 from beit.common.sources.config import SourceConfig
@@ -30,7 +30,7 @@ from beit.finetune.prediction.files import Prediction, check_prediction_file, wr
 
 logger = logging.getLogger(__name__)
 
-_ALL_BUT_ONE = 1 - 1e-12
+ALL_BUT_ONE = 1 - 1e-12
 """Budget of bad samples: here each is skipped and reported, since the caller wants what can be had."""
 
 
@@ -94,6 +94,16 @@ def predict_to_file(
         write_predictions(batches, out)
 
 
+def refuse_mask_options(model: str | Path, **given: bool) -> None:
+    """Refuse, for a classifier or an encoder, what belongs to segmenters."""
+    for option, is_given in given.items():
+        require(
+            not is_given,
+            f"--{option} is for segmenters, and {model} is none: it says what an image shows, not each pixel; leave "
+            "it out",
+        )
+
+
 def predict(
     model: str | Path, source: str, *, features: bool = False, settings: SourceConfig | None = None
 ) -> Iterator[list[Prediction]]:
@@ -101,7 +111,7 @@ def predict(
     predictor = load_predictor(model, features=features)
     index, world = build_index(source, settings=settings), single_rank()
     world.announce()
-    reader = default_reader(world, bad_sample_budget=_ALL_BUT_ONE)
+    reader = default_reader(world, bad_sample_budget=ALL_BUT_ONE)
     loader = evaluation_loader(index, predictor.stored, world=world, settings=EvaluationConfig(), reader=reader)
     predictor.model.to(world.device)
     for batch in with_progress(_readable(loader, index), index, world=world, description="predicting"):
@@ -109,7 +119,7 @@ def predict(
         with torch.inference_mode():
             found = predictor(batch["images"].to(world.device), keys)
         yield found
-    _report(loader.bad_samples, index)
+    report_bad_samples(loader.bad_samples, index)
 
 
 def load_predictor(model: str | Path, *, features: bool) -> Predictor:
@@ -141,10 +151,11 @@ def _readable(loader: Loader, index: LabelledIndex) -> Iterator[Mapping[str, Any
     except InputError:
         if len(loader.bad_samples) < len(index):
             raise
-        _report(loader.bad_samples, index)
+        report_bad_samples(loader.bad_samples, index)
 
 
-def _report(bad_samples: BadSampleLog, index: LabelledIndex) -> None:
+def report_bad_samples(bad_samples: BadSampleLog, index: LabelledIndex) -> None:
+    """Say how many images were left out, and refuse a source of which that is all."""
     if not bad_samples:
         return
     reasons = ", ".join(f"{count} {reason}" for reason, count in bad_samples.counts.most_common())

@@ -28,6 +28,7 @@ from beit.common.vit.vit import VisionTransformer
 from beit.finetune.artifact import StartingPoint
 from beit.finetune.config import RANDOM_ENCODER, FinetuneConfig
 from beit.finetune.evaluation.evaluate import crop_pct_of, evaluation_loader, with_progress
+from beit.finetune.segmentation.config import SegmentationConfig
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ FORMAT = "beit-features 2"
 class FrozenEncoder:
     """An encoder whose features are measured, on the CPU; its shape and normalisation are those of `starting_point`."""
 
-    def __init__(self, config: FinetuneConfig, start: StartingPoint) -> None:
+    def __init__(self, config: FinetuneConfig | SegmentationConfig, start: StartingPoint) -> None:
         assert config.encoder is not None
         self.normalization = start.normalization
         self.fingerprint = f"random {config.train.seed} {start.architecture}"

@@ -19,7 +19,7 @@ from beit.common.training.config import (
     TrainConfig,
 )
 from beit.common.vit.config import Normalization
-from beit.finetune.config import ImageConfig, ProbeConfig, ShapeConfig
+from beit.finetune.config import ImageConfig, ShapeConfig
 from beit.finetune.masks.settings import MaskDataConfig
 
 IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -117,6 +117,18 @@ class InferenceConfig:
     """Windows per forward pass of one rank."""
 
 
+@checked("probe")
+class PatchProbeConfig:
+    """Measuring frozen patches, by the task linear-probe."""
+
+    l2: Annotated[float, at_least(0)] = 1e-3
+    """Weight penalty of the linear classifiers, on standardised features."""
+    max_patches: Annotated[int, at_least(1)] = 30_000
+    """Patches to fit on, equally many of each training image; more is a little better and takes longer."""
+    max_feature_gib: Annotated[float, above(0)] = 8.0
+    """Refuse to keep features that would take more memory than this."""
+
+
 @checked()
 class SegmentationConfig:
     """Everything that decides a segmentation run, apart from the training images."""
@@ -162,7 +174,7 @@ class SegmentationConfig:
     """Its copy."""
     evaluation: InferenceConfig = field(default_factory=InferenceConfig)
     """Measuring and using."""
-    probe: ProbeConfig = field(default_factory=ProbeConfig)
+    probe: PatchProbeConfig = field(default_factory=PatchProbeConfig)
     """Linear probe."""
 
     def __post_init__(self) -> None:

@@ -16,7 +16,8 @@ from beit.tests.workplace import write_workplace
 
 NAMES = sorted(set(beit.__all__) - {"__version__"})
 DOORS = ("common.encoder", "common.store", "common.tokenizer", "common.views", "common.vit.features",
-         "common.vit.transform", "common.vit.vit", "finetune.prediction.classifier")  # fmt: skip
+         "common.vit.transform", "common.vit.vit", "finetune.prediction.classifier", "finetune.prediction.loading",
+         "finetune.prediction.segmenter")  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,8 @@ import pytest
 from click.testing import CliRunner
 
 from beit.common.errors import InputError
+from beit.finetune import train_segmentation
 from beit.finetune.commands import finetune_command
-from beit.finetune.segmentation import train
 from beit.tests.unit.finetune.segmentation.scenes import write_scenes
 
 
@@ -23,7 +23,7 @@ def invoke(*arguments):
 
 def test_options_become_settings(monkeypatch, tmp_path):
     seen = {}
-    monkeypatch.setattr(train, "run", lambda config, **rest: seen.update(config=config, **rest))
+    monkeypatch.setattr(train_segmentation, "run", lambda config, **rest: seen.update(config=config, **rest))
     options = ["--encoder", "random", "--val", "v", "--recipe", "segmentation_small", "--set", "head.kind=fpn"]
     invoke("segmentation", "d", tmp_path / "run", *options)
     config = seen["config"]

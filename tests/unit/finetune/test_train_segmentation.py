@@ -17,7 +17,7 @@ from beit.finetune.masks.index import open_training_masks
 from beit.finetune.segmentation.artifact import load_segmenter, settled_head
 from beit.finetune.segmentation.config import IMAGENET
 from beit.finetune.segmentation.cost import evaluation_windows, head_flops
-from beit.finetune.segmentation.train import SegmentationTask, run, scene_starting_point
+from beit.finetune.train_segmentation import SegmentationTask, run, scene_starting_point
 from beit.tests.unit.finetune.segmentation.scenes import NAMES, config, write_scenes
 
 ALONE = World(rank=0, local_rank=0, world_size=1, device=torch.device("cpu"))

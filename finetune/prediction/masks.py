@@ -1,0 +1,300 @@
+"""`beit predict` with a segmenter: the class of every pixel of new images, as files. What they are is `mask_files.py`.
+
+One image is in memory, and the next one: it is read, decoded and looked up among what an earlier run has written while
+the model is at work.
+
+H, W = size of an image; C = classes.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from beit.common.errors import BadSample, InputError, require
+from beit.common.pages.numbers import count, percent
+from beit.common.pages.pictures import save_png, sheet
+from beit.common.pages.tables import aligned
+from beit.common.progress import Progress
+from beit.common.reading.bad_samples import BadSampleLog, BadSampleReport
+from beit.common.reading.labelled_dataset import LabelledDataset
+from beit.common.runs.outputs import check_output_folder
+from beit.common.sources.config import SourceConfig
+from beit.common.sources.index import LabelledIndex
+from beit.common.sources.index_build import build_index
+from beit.common.storage.documents import canonical_json, json_bytes, parse_json, read_json
+from beit.common.storage.files import remove_stale, sha256_file
+from beit.common.storage.locks import sole_use
+from beit.common.storage.samples import Record
+from beit.common.vit.description import WEIGHTS_FILE, find_encoder
+from beit.finetune.data import image_name
+from beit.finetune.evaluation.evaluate import single_rank
+from beit.finetune.evaluation.overlays import legend as drawn_legend
+from beit.finetune.evaluation.overlays import overlay, shrunk
+from beit.finetune.masks.classes import MaskClasses
+from beit.finetune.prediction.files import TABLES
+from beit.finetune.prediction.mask_files import (
+    LEGEND,
+    LEGEND_FORMAT,
+    LEGEND_PICTURE,
+    MASKS,
+    OVERLAYS,
+    PROBABILITIES,
+    SUFFIXES,
+    identity_in,
+    legend_document,
+    mirrored_names,
+    overlay_jpeg,
+    palette_png,
+    probability_file,
+    read_ids,
+    require_ours,
+    require_same,
+    source_identity,
+    write_file,
+)
+from beit.finetune.prediction.predict import ALL_BUT_ONE, report_bad_samples
+from beit.finetune.segmentation.artifact import SegmentationInfo, load_segmenter
+from beit.finetune.segmentation.inference import class_ids, likeliest, segment
+from beit.finetune.segmentation.model import Segmenter
+
+logger = logging.getLogger(__name__)
+
+OVERLAY_PX = 2048
+"""Longest side of an overlay; arbitrary."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One image on its way to its files."""
+
+    name: str
+    """Of its files, without folder and suffix."""
+    identity: str
+    """Of what they are made from."""
+    image: Image.Image | None
+    """None where all files are there."""
+    missing: tuple[str, ...]
+    """Kinds of files that are not there yet; where the mask is among them, all are made."""
+
+
+@dataclass(slots=True)
+class Shares:
+    """What classes were found, over all images."""
+
+    classes: MaskClasses
+    pixels: NDArray[np.int64] = field(init=False)
+    """Per class, (C,)."""
+    images: NDArray[np.int64] = field(init=False)
+    """In how many images each class occurs, (C,)."""
+
+    def __post_init__(self) -> None:
+        """Begin with nothing."""
+        self.pixels, self.images = (np.zeros(len(self.classes), np.int64) for _ in range(2))
+
+    def add(self, ids: NDArray[np.uint8]) -> None:
+        """Count the mask of one image."""
+        counts = np.array(Image.fromarray(ids).histogram()[: len(self.classes)], np.int64)
+        self.pixels += counts
+        self.images += counts > 0
+
+    def as_table(self) -> str:
+        """Return the classes that were found, the largest first."""
+        order = [number for number in np.argsort(-self.pixels, kind="stable").tolist() if self.pixels[number]]
+        total = max(1, int(self.pixels.sum()))
+        rows = [
+            [str(number), self.classes.names[number], percent(self.pixels[number] / total), count(self.images[number])]
+            for number in order
+        ]
+        table = aligned([["id", "class", "pixels", "images"], *rows], align="><>>")
+        absent = len(self.classes) - len(order)
+        return table + (f"\n{count(absent, 'class', plural='classes')} not found anywhere" if absent else "")
+
+
+def predict_masks(
+    model: str | Path,
+    source: str,
+    *,
+    out: Path,
+    overlays: bool = False,
+    probabilities: bool = False,
+    settings: SourceConfig | None = None,
+) -> str:
+    """Write the mask of every image of `source` that can be read; returns the table of classes found.
+
+    What an earlier run of the same model has written of the same image stays and is counted; what it left undone is
+    made. Each file appears complete or not at all, a mask after what else is made of its image.
+
+    Args:
+        model: Folder that `beit finetune segmentation` wrote, or its run directory.
+        source: Images, in any form `beit predict` takes.
+        out: Folder for the files: new, empty, or of an earlier run.
+        overlays: Draw the classes over each image, too.
+        probabilities: Write the probabilities of all classes, too.
+        settings: Which images are read.
+    """
+    check_output_folder("--out", out, inputs=[model, source])
+    segmenter, _, info = load_segmenter(model)
+    index, world = build_index(source, settings=settings), single_rank()
+    kinds = (MASKS, *([OVERLAYS] if overlays else []), *([PROBABILITIES] if probabilities else []))
+    legend = _legend(model, info)
+    writer = MaskWriter(out=out, kinds=kinds, model=segmenter.to(world.device), info=info, legend=legend)
+    writer.begin()
+    with sole_use(out):
+        names = mirrored_names(image_name(index, position) for position in range(len(index)))
+        require_ours(writer.path(kind, name) for name in names for kind in kinds)
+        writer.clean(names)
+        world.announce()
+        return _write_all(writer, index, names)
+
+
+def check_mask_options(model: Path, out: Path | None, *, features: bool) -> Path:
+    """Refuse, for a segmenter, what belongs to classifiers; returns the folder to write into."""
+    require(
+        not features,
+        f"--features is for classifiers and encoders, and {model} is a segmenter; leave it out, or name the encoder",
+    )
+    if out is None or out.suffix.lower() in TABLES:
+        given = "--out is missing" if out is None else f"--out {out} is a table"
+        raise InputError(
+            f"{given}, but {model} is a segmenter, which writes a mask for every image; name a folder, such as "
+            "--out masks/"
+        )
+    return out
+
+
+def _legend(model: str | Path, info: SegmentationInfo) -> dict[str, object]:
+    facts = {"weights_sha256": sha256_file(find_encoder(model) / WEIGHTS_FILE), "inference": asdict(info.inference)}
+    found: dict[str, object] = parse_json(
+        json_bytes(legend_document(info.classes, facts)), label=LEGEND
+    )  # as it is read
+    return found
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MaskWriter:
+    """Makes the files of images."""
+
+    out: Path
+    """Their folder."""
+    kinds: tuple[str, ...]
+    """Which are wanted, masks first."""
+    model: Segmenter
+    """Where it computes."""
+    info: SegmentationInfo
+    """Its classes, and how it is used."""
+    legend: dict[str, object]
+    """What legend.json is to say."""
+
+    def path(self, kind: str, name: str) -> Path:
+        """Return where a file lies."""
+        return self.out / kind / f"{name}{SUFFIXES[kind]}"
+
+    def begin(self) -> None:
+        """Make the folder, or check that it is one of the same model, and write the legend."""
+        file = self.out / LEGEND
+        if file.exists():
+            require_same(self.out, self.legend, LEGEND_FORMAT.check(read_json(file), file))
+            return
+        require(
+            not self.out.exists() or not any(self.out.iterdir()),
+            f"--out {self.out} holds other files; name a new folder, or an empty one",
+        )
+        self.out.mkdir(parents=True, exist_ok=True)
+        classes = self.info.classes
+        picture = drawn_legend(classes, range(len(classes)))
+        save_png(sheet([picture], heading="Classes"), self.out / LEGEND_PICTURE)
+        write_file(file, json_bytes(self.legend))
+
+    def clean(self, names: Sequence[str]) -> None:
+        """Remove what killed runs left half-written."""
+        for folder in {self.path(kind, name).parent for kind in self.kinds for name in names}:
+            remove_stale(folder)
+
+    def job(self, name: str, record: Record) -> Job:
+        """Look up what there is to do for an image, and decode it if there is something.
+
+        Raises:
+            BadSample: it cannot be used.
+        """
+        identity = source_identity(canonical_json(self.legend), record.image_bytes)
+        missing = tuple(kind for kind in self.kinds if identity_in(self.path(kind, name)) != identity)
+        return Job(name, identity, record.decode_image() if missing else None, missing)
+
+    def make(self, job: Job) -> NDArray[np.uint8]:
+        """Make what is missing; returns the ids (H, W)."""
+        if not {MASKS, PROBABILITIES} & set(job.missing):
+            ids = read_ids(self.path(MASKS, job.name))
+        else:
+            assert job.image is not None
+            ids = self._segment(job.image, job)
+        if OVERLAYS in job.missing:
+            assert job.image is not None
+            image, (small,) = shrunk(job.image, [ids], most_px=OVERLAY_PX)
+            drawn = overlay(image, small, self.info.classes)
+            write_file(self.path(OVERLAYS, job.name), overlay_jpeg(drawn, identity=job.identity))
+        if MASKS in job.missing:
+            data = palette_png(ids, self.info.classes, identity=job.identity)
+            write_file(self.path(MASKS, job.name), data)
+        return ids
+
+    def _segment(self, image: Image.Image, job: Job) -> NDArray[np.uint8]:
+        pixels = np.asarray(image).transpose(2, 0, 1)  # (3, H, W)
+        if PROBABILITIES not in job.missing:
+            return class_ids(self.model, pixels, self.info.inference)
+        ids, path = np.empty(pixels.shape[1:], np.uint8), self.path(PROBABILITIES, job.name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with probability_file(path, ids.shape, self.info.classes.names, identity=job.identity) as rows:
+            for strip in segment(self.model, pixels, self.info.inference):
+                found = strip.probabilities
+                ids[strip.top : strip.top + found.shape[1]] = likeliest(found).numpy()
+                rows.write(found.permute(1, 2, 0).half().cpu().numpy().tobytes())
+        return ids
+
+
+def _write_all(writer: MaskWriter, index: LabelledIndex, names: Sequence[str]) -> str:
+    shares, bad_samples = Shares(writer.info.classes), BadSampleLog(len(index), ALL_BUT_ONE)
+    kept = 0
+    with Progress(len(index), unit="images", description="segmenting") as progress:
+        for found in read_ahead(writer, index, names):
+            if isinstance(found, BadSampleReport):
+                with suppress(InputError):  # at the last, where all are bad: `report_bad_samples` says so
+                    bad_samples.add([found])
+            else:
+                with torch.inference_mode():
+                    shares.add(writer.make(found))
+                kept += not found.missing
+            progress.update(1)
+    report_bad_samples(bad_samples, index)
+    if kept:
+        logger.info("%s there already, from an earlier run", count(kept, "image"))
+    return shares.as_table()
+
+
+def read_ahead(writer: MaskWriter, index: LabelledIndex, names: Sequence[str]) -> Iterator[Job | BadSampleReport]:
+    """Yield all images of `index` in order, those that cannot be read as reports; the next one is read meanwhile."""
+    dataset = LabelledDataset(index)
+
+    def read(position: int) -> Job | BadSampleReport:
+        try:
+            return writer.job(names[position], dataset.fetch(*index.locate(position), 0))
+        except BadSample as error:
+            return BadSampleReport(image_name(index, position), error.reason, error.detail)
+
+    with ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as thread:
+        following: Future[Job | BadSampleReport] = thread.submit(read, 0)
+        for position in chain(range(1, len(index)), [None]):
+            found = following.result()
+            if position is not None:
+                following = thread.submit(read, position)
+            yield found
