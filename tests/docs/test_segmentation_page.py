@@ -17,8 +17,7 @@ from beit.tests.unit.finetune.segmentation.scenes import write_scenes
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docs" / "segmentation.md").read_text()
-LESS = """ --set train.steps=3 --set train.global_batch_size=4 --set optimizer.warmup_steps=0 --set reader.num_workers=0
-    --set train.precision=fp32"""
+LESS = "--set train.steps=3 --set train.global_batch_size=4 --set optimizer.warmup_steps=0 --set reader.num_workers=0"
 
 
 @pytest.mark.docs
@@ -32,8 +31,7 @@ def test_commands_run_in_order(tmp_path):
     write_scenes(tmp_path / "streets/val", 3, start=50)
     commands = list(shown_commands(TEXT))
     assert len(commands) == 2
-    printed = run_commands(commands, tmp_path, lambda words: "" if "--check" in words else " ".join(LESS.split()))
-    assert "images with a mask" in printed
+    run_commands(commands, tmp_path, lambda words: "" if "--check" in words else LESS)
     for file in ("model/config.json", "last/model.safetensors", "predictions.png"):
         assert (tmp_path / "runs/streets" / file).is_file()
 
