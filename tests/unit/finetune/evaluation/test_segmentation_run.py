@@ -15,7 +15,7 @@ from beit.finetune.compare.report import as_text
 from beit.finetune.evaluation.segmentation import evaluate_segmenter
 from beit.finetune.probe.segmentation import run_segmentation_probe
 from beit.finetune.segmentation.config import SegmentationConfig
-from beit.finetune.segmentation.train import run
+from beit.finetune.train_segmentation import run
 from beit.tests.unit.finetune.evaluation.streets import write_streets
 
 TINY = (
