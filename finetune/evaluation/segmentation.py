@@ -49,7 +49,7 @@ from beit.finetune.segmentation.config import InferenceConfig
 from beit.finetune.segmentation.inference import class_ids
 from beit.finetune.segmentation.model import Segmenter
 
-_MIN_IMAGES_PER_WORKER = 50
+_MIN_IMAGES_PER_WORKER = 300
 """Starting a data worker takes seconds, in which the main process decodes about so many photos with their masks."""
 _OF_TRAININGS = ("val", "num_labels", "label_fraction")
 """Settings of the data that an evaluation by itself has no use for."""
