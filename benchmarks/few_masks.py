@@ -99,6 +99,8 @@ class Comparison:
     """Changes for random weights only."""
     probe_settings: tuple[str, ...]
     """Of the linear probe."""
+    val_images: int
+    """To measure on by the run itself; its last weights are measured on all."""
 
     @property
     def encoder(self) -> Path:
@@ -116,22 +118,24 @@ class Comparison:
             chosen += [f"data.label_fraction={row.percent / 100:g}", f"data.subset_seed={seed}"]
         encoder = str(self.encoder) if start == "pre-trained" else "random"
         if row.head == "probe":
-            return ["--encoder", encoder, *sets([*self.probe_settings, *self._shape(start), *chosen])]
+            return ["--encoder", encoder, *sets([*self._shape(start), *self.probe_settings, *chosen])]
         chosen += [f"head.kind={row.head}", f"train.steps={row.steps}", f"train.eval_interval_steps={row.steps}"]
-        chosen += ["data.num_val_images=10"]  # in the course of a run; its end is measured on all
-        own = [*self.settings, *self._shape(start), *(self.random_settings if start == "random" else ())]
+        chosen += [f"data.num_val_images={self.val_images}"]
+        own = [*self._shape(start), *self.settings, *(self.random_settings if start == "random" else ())]
         return ["--encoder", encoder, "--recipe", self.recipe, *sets([*own, *chosen])]
 
     def _shape(self, start: str) -> list[str]:
         """Return the settings that give random weights the shape of the encoder, position tables included."""
         if start == "pre-trained":
             return []
-        shape = read_json(find_encoder(self.encoder) / "config.json")["architecture"]
+        found = read_json(find_encoder(self.encoder) / "config.json")
+        shape, scale = found["architecture"], found["normalization"]
         names = ("embed_dim", "depth", "num_heads", "mlp_ratio", "init_values", "use_abs_pos_emb")
         return [
             "model.size=tiny",
             *(f"model.{name}={str(shape[name]).lower()}" for name in names),
-            f"image.patch_size={shape['patch_size']}",
+            *(f"image.{name}={shape[name]}" for name in ("img_size", "patch_size")),
+            *(f"image.{name}={scale[name]}" for name in ("mean", "std")),
         ]
 
 
@@ -155,6 +159,7 @@ class Comparison:
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Changes to the recipe.")
 @click.option("--random-set", "random_settings", multiple=True, metavar="KEY=VALUE", help="Only for random weights.")
 @click.option("--probe-set", "probe_settings", multiple=True, metavar="KEY=VALUE", help="Settings of the probe.")
+@click.option("--val-images", default=10, show_default=True, help="Measured on by the runs themselves.")
 @click.option("--threads", default=1, show_default=True, help="Processor threads of a run.")
 def main(labels: str, rows: str | None, seeds: str, threads: int, **values: Any) -> None:
     """Run what is missing; write the table to the terminal as Markdown, to OUT/table.json, a chart and a sheet."""

@@ -30,7 +30,7 @@ def command(tmp_path, monkeypatch):
         buffer.seek(0)
         archive.addfile(member, buffer)
     words = [sys.executable, str(ROOT / "benchmarks/few_masks.py"), "--data", "data", "--photos", "photos"]
-    words += ["--out", "out", "--labels", "20:2,100:2", "--seeds", "0", "--views", "1"]
+    words += ["--out", "out", "--labels", "20:2,100:2", "--seeds", "0", "--views", "1", "--val-images", "2"]
     words += [
         "--pretrain-recipe",
         "demo",
