@@ -148,11 +148,13 @@ def _in_words(data: bytes) -> Iterator[None]:
 def size_of_image(data: bytes) -> tuple[tuple[int, int], Image.Transpose | None] | None:
     """Return width and height of an image as stored, by its header, and how its EXIF data have it turned.
 
-    None where that cannot be read; `decode_image` says why.
+    Of a JPEG its beginning is enough. None where that cannot be read; `decode_image` says why.
     """
+    # To look for EXIF data, Pillow decodes a PNG that has none before its pixels.
+    is_upright = data.startswith(_PNG_START) and not any(word in data for word in (b"eXIf", _PNG_ORIENTATION))
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-            return image.size, _transpose_of(image)
+            return image.size, None if is_upright else _transpose_of(image)
     except Exception:  # as many types as above
         return None
 

@@ -127,7 +127,7 @@ def _segmentation(
         return
     assert run is not None
     options.start(num_workers=config.reader.num_workers)
-    from beit.finetune.segmentation.train import run as run_segmentation
+    from beit.finetune.train_segmentation import run as run_segmentation
 
     run_segmentation(config, data=data, run_dir=run, resume=options.resume)
 

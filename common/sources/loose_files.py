@@ -59,15 +59,19 @@ class FilesReader:
             InputError, RemoteError: the server refuses or is away: that is no fault of the image, which must not be
                 given up.
         """
+        data = self.head(ref, MAX_IMAGE_BYTES + 1)
+        if len(data) > MAX_IMAGE_BYTES:
+            raise BadSample("too-large", f"{ref.path} has more than {MAX_IMAGE_BYTES} bytes")
+        return data
+
+    def head(self, ref: SampleRef, num_bytes: int) -> bytes:
+        """Return the first bytes of one file, fewer where it ends before; raises what `read` does."""
         try:
-            data = place_of(join(self._root, ref.path)).read(limit=MAX_IMAGE_BYTES + 1)
+            return place_of(join(self._root, ref.path)).read(limit=num_bytes)
         except (InputError, OSError) as error:
             if is_remote(self._root) and not isinstance(error, MissingFile):
                 raise
             raise BadSample("unreadable", f"{ref.path}: {error}") from None
-        if len(data) > MAX_IMAGE_BYTES:
-            raise BadSample("too-large", f"{ref.path} has more than {MAX_IMAGE_BYTES} bytes")
-        return data
 
 
 @dataclass(frozen=True, slots=True)

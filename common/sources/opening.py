@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from operator import methodcaller
 from pathlib import Path
+from typing import NamedTuple
 
 from beit.common.errors import InputError, require
 from beit.common.images import is_image_path
@@ -36,6 +37,15 @@ from beit.common.storage.threads import threads
 _COMPRESSED_TAR = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
+class _Listing(NamedTuple):
+    """Files that a user names, all of one kind."""
+
+    root: str
+    files: list[FileStat]
+    """By paths relative to the root."""
+    kind: SourceKind
+
+
 def open_source(
     spec: str | Path,
     *,
@@ -56,28 +66,13 @@ def open_source(
     Returns:
         The shards and class names; images are read later, shard by shard.
     """
-    text = os.fspath(spec)
-    if not text:
-        raise InputError("source ('') must be a folder, a file, a pattern or a URL")
-    text, query = split_query(text)
-    path = normalise(text)
-    if query:
-        for url in expand_braces(path):
-            remember_query(url, query)
-    lower = path.lower()
-    if lower.endswith((".txt", ".csv")):
-        _refuse_member(image_member, path)
-        is_text = lower.endswith(".txt")
-        return open_files(text_listing(path) if is_text else csv_listing(path, label_column=label_column))
-    # A remote name is judged by its ending: asking a web server whether it is a folder would download the file.
-    is_listed = is_folder(path) if not is_remote(path) else not _is_usable(path) and is_folder(path)
-    if is_listed:
-        root, files = path, list_folder(path)
-    else:
-        matched = match_files(text)
-        root = _common_folder(matched)
-        files = [replace(file, path=relative_to(root, file.path)) for file in matched]
-    kind = _check_listing(root, files, is_pattern=not is_listed)
+    found = _listed(spec)
+    if isinstance(found, str):
+        _refuse_member(image_member, found)
+        return open_files(
+            text_listing(found) if found.lower().endswith(".txt") else csv_listing(found, label_column=label_column)
+        )
+    root, files, kind = found
     if kind != "files":
         warn_of_split_containers(root, [file.path for file in files if file.path.lower().endswith(f".{kind}")])
     else:
@@ -95,6 +90,43 @@ def open_source(
         refuse_splits_as_classes(root, paths)
     warn_of_split_folders(root, paths)
     return open_files(listing)
+
+
+def table_files(spec: str) -> tuple[list[FileStat], str]:
+    """Return the Parquet files that a user names, as `open_source` takes them, and the folder or URL above them."""
+    found = _listed(spec)
+    require(
+        not isinstance(found, str) and found.kind == "parquet",
+        f"{spec} holds no Parquet files; name some, or a folder of them",
+    )
+    assert not isinstance(found, str)
+    located = _located(found.root, found.files, ".parquet")
+    warn_of_split_containers(found.root, [relative_to(found.root, file.path) for file in located])
+    return located, found.root
+
+
+def _listed(spec: str | Path) -> _Listing | str:
+    """Return the files that a user names, or the path of a list or table of files."""
+    text = os.fspath(spec)
+    if not text:
+        raise InputError("source ('') must be a folder, a file, a pattern or a URL")
+    text, query = split_query(text)
+    path = normalise(text)
+    if query:
+        for url in expand_braces(path):
+            remember_query(url, query)
+    lower = path.lower()
+    if lower.endswith((".txt", ".csv")):
+        return path
+    # A remote name is judged by its ending: asking a web server whether it is a folder would download the file.
+    is_listed = is_folder(path) if not is_remote(path) else not _is_usable(path) and is_folder(path)
+    if is_listed:
+        root, files = path, list_folder(path)
+    else:
+        matched = match_files(text)
+        root = _common_folder(matched)
+        files = [replace(file, path=relative_to(root, file.path)) for file in matched]
+    return _Listing(root, files, _check_listing(root, files, is_pattern=not is_listed))
 
 
 def _refuse_member(image_member: str | None, location: str) -> None:

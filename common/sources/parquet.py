@@ -116,7 +116,7 @@ class ParquetShard:
         layout = self.layout
         columns = [f"{layout.image_column}.path"] if layout.has_path else []
         columns += [layout.label_column] if layout.label_column else []
-        table = _read_row_group(self.file, self.row_group, columns)
+        table = read_row_group(self.file, self.row_group, columns)
         paths = [None] * self.num_rows
         if layout.has_path:
             paths = pc.struct_field(table[layout.image_column], "path").to_pylist()
@@ -133,7 +133,7 @@ class ParquetShard:
     def open(self) -> Iterator[ParquetReader]:
         """Load the images of the row group."""
         try:
-            images = self._images(_read_row_group(self.file, self.row_group, [self._image_leaf]))
+            images = self._images(read_row_group(self.file, self.row_group, [self.image_leaf]))
         except _TooLargeForOneArray:
             images = pa.chunked_array([self._images(batch) for batch in self._batches()])
         yield ParquetReader(images, self._label)
@@ -151,7 +151,7 @@ class ParquetShard:
     def _batches(self) -> Iterator[pa.RecordBatch]:
         with _opened(self.file, _read_metadata(self.file), buffer_bytes=_STREAM_BUFFER_BYTES) as parquet:
             for batch in parquet.iter_batches(
-                _STREAM_ROWS, row_groups=[self.row_group], columns=[self._image_leaf], use_threads=False
+                _STREAM_ROWS, row_groups=[self.row_group], columns=[self.image_leaf], use_threads=False
             ):
                 yield _validated(batch)
 
@@ -160,7 +160,8 @@ class ParquetShard:
         return f"{self.location} row group {self.row_group}"
 
     @property
-    def _image_leaf(self) -> str:
+    def image_leaf(self) -> str:
+        """Column of the images, or its field that holds them."""
         column = self.layout.image_column
         return f"{column}.bytes" if self.layout.is_struct else column
 
@@ -189,16 +190,30 @@ class ParquetShard:
 
 
 def open_parquet_files(
-    files: Sequence[FileStat], root: str, *, label_column: str | None = None, image_column: str | None = None
+    files: Sequence[FileStat],
+    root: str,
+    *,
+    label_column: str | None = None,
+    image_column: str | None = None,
+    is_alone: bool = True,
 ) -> Source:
-    """Return a source over the row groups of Parquet files, classes and images from these columns or the usual ones."""
+    """Return a source over the row groups of Parquet files, classes and images from these columns or the usual ones.
+
+    Args:
+        files: The files, listed.
+        root: Folder or URL above them.
+        label_column: Column of the classes; left out, the usual one.
+        image_column: Column of the images; left out, the usual one.
+        is_alone: False where the caller reads several columns of images, which need no classes: then there are none,
+            and no word is said of the other columns.
+    """
     listed = {file.path: file for file in files}
     footers = for_each(lambda path: _describe(listed[path], label_column, image_column), list(listed))
     layouts = [layout for layout, _ in footers]
-    left_out = other_images(_read_schema(files[0]), layouts[0].image_column)
-    if left_out:
-        logger.info("%s: the images of %s are left out", root, ", ".join(left_out))
-    _warn_of_split_columns(root, files, layouts)
+    if is_alone:
+        _say_what_is_left_out(root, files, layouts)
+    else:
+        layouts = [layout.without_labels() for layout in layouts]
     layouts = _without_odd_labels(files, layouts, wanted=label_column)
     if any(layout.label_is_text for layout in layouts):
         layouts = _number_text_labels(files, layouts)
@@ -237,6 +252,13 @@ def open_parquet_files(
     )
 
 
+def _say_what_is_left_out(root: str, files: Sequence[FileStat], layouts: list[ParquetLayout]) -> None:
+    left_out = other_images(read_schema(files[0]), layouts[0].image_column)
+    if left_out:
+        logger.info("%s: the images of %s are left out", root, ", ".join(left_out))
+    _warn_of_split_columns(root, files, layouts)
+
+
 def _labelling(layout: ParquetLayout) -> tuple[object, ...]:
     return layout.label_column, layout.label_is_text, layout.class_names
 
@@ -254,7 +276,7 @@ def _label_text(layout: ParquetLayout) -> str:
 def _describe(file: FileStat, label_column: str | None, image_column: str | None) -> tuple[ParquetLayout, list[int]]:
     """Return the layout of a file and the number of rows in each of its row groups."""
     metadata = _read_metadata(file)
-    layout = read_layout(_read_schema(file), label=file.path, label_column=label_column, image_column=image_column)
+    layout = read_layout(read_schema(file), label=file.path, label_column=label_column, image_column=image_column)
     _refuse_paths_only(file, metadata, layout)
     return layout, [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
 
@@ -314,11 +336,32 @@ def _read_metadata(file: FileStat) -> pq.FileMetaData:
         return parquet.metadata
 
 
-def _read_schema(file: FileStat) -> pa.Schema:
+def read_schema(file: FileStat) -> pa.Schema:
+    """Return the schema of a file, without views."""
     return plain_schema(_read_metadata(file).schema.to_arrow_schema())
 
 
-def _read_row_group(file: FileStat, row_group: int, columns: list[str]) -> pa.Table:
+def null_rows(file: FileStat, row_group: int, column: str) -> list[int]:
+    """Return the rows of a row group without a value; the column is read only if the footer cannot exclude them.
+
+    Args:
+        file: The file.
+        row_group: Its number.
+        column: A column, or the field of a struct after a dot.
+    """
+    group = _read_metadata(file).row_group(row_group)
+    leaves = [group.column(number) for number in range(group.num_columns)]
+    own = [leaf.statistics for leaf in leaves if f"{leaf.path_in_schema}.".startswith(f"{column}.")]
+    if all(statistics is not None and statistics.has_null_count and not statistics.null_count for statistics in own):
+        return []
+    name, _, field = column.partition(".")
+    values = read_row_group(file, row_group, [column])[name]
+    is_null = pc.is_null(pc.struct_field(values, field) if field else values)
+    return [row for row, value in enumerate(is_null.to_pylist()) if value]
+
+
+def read_row_group(file: FileStat, row_group: int, columns: list[str]) -> pa.Table:
+    """Return columns of a row group, or fields of structs after a dot, without views."""
     with _opened(file, _read_metadata(file)) as parquet:
         return _validated(parquet.read_row_group(row_group, columns=columns, use_threads=False))
 
@@ -374,14 +417,14 @@ def _number_text_labels(files: Sequence[FileStat], layouts: list[ParquetLayout])
 
 
 def _warn_of_split_columns(root: str, files: Sequence[FileStat], layouts: list[ParquetLayout]) -> None:
-    schema = _read_schema(files[0])
+    schema = read_schema(files[0])
     for name in schema.names:
         if (
             plain(name) in _SPLIT_COLUMNS
             and name != layouts[0].label_column
             and pa.types.is_string(schema.field(name).type)
         ):
-            present = [file for file in files if name in _read_schema(file).names]
+            present = [file for file in files if name in read_schema(file).names]
             values = {value for file in present for value in pc.unique(_read_column(file, name)[name]).to_pylist()}
             warn_of_split_rows(root, name, [value for value in values if isinstance(value, str)])
 

@@ -19,7 +19,8 @@ from beit.common.errors import InputError, require
 from beit.common.sources.label_column import choose_label_column
 from beit.common.sources.labels import joined_label
 
-_IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes")
+IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes")
+"""What a column of images is called; the first that is there is taken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +50,8 @@ class ParquetLayout:
     label_notes: tuple[str, ...] = ()
     """As in `beit.common.sources.types.Source`."""
 
-    def without_labels(self, note: str) -> ParquetLayout:
-        """Return the layout of the images alone; `note` says why."""
+    def without_labels(self, note: str = "") -> ParquetLayout:
+        """Return the layout of the images alone; `note` says why, if anybody is to know."""
         return ParquetLayout(
             image_column=self.image_column,
             is_struct=self.is_struct,
@@ -59,7 +60,7 @@ class ParquetLayout:
             label_is_text=False,
             class_names=None,
             columns=self.columns,
-            label_notes=(note,),
+            label_notes=(note,) if note else (),
         )
 
     def label_of(self, value: Any, origin: str) -> Any:
@@ -112,7 +113,7 @@ def read_layout(
         label_column: Column of the classes; left out, the one that is called so.
         image_column: Column of the images; left out, the one that is called so.
     """
-    features = _huggingface_features(schema)
+    features = huggingface_features(schema)
     image_column = _find_image_column(label, schema, features, image_column)
     image_type = schema.field(image_column).type
     is_struct = pa.types.is_struct(image_type)
@@ -123,7 +124,7 @@ def read_layout(
     label_column, notes = choose_label_column(label, columns, usable=usable, declared=declared, wanted=label_column)
     label_type = schema.field(label_column).type if label_column is not None else pa.null()
     feature = features.get(label_column, {}) if label_column else {}
-    is_list, is_fraction = _is_list(label_type), _is_fraction(label_type)
+    is_list, is_fraction = is_list_type(label_type), _is_fraction(label_type)
     inner = feature.get("feature")
     names = (inner if isinstance(inner, dict) else {}).get("names") if is_list else feature.get("names")
     known = tuple(str(name) for name in names) if isinstance(names, list) else None
@@ -148,7 +149,8 @@ def _has_text(struct: pa.StructType, name: str) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
-def _huggingface_features(schema: pa.Schema) -> dict[str, dict[str, Any]]:
+def huggingface_features(schema: pa.Schema) -> dict[str, dict[str, Any]]:
+    """Return what `datasets` wrote of each column: `_type`, and of some the names of classes."""
     raw = (schema.metadata or {}).get(b"huggingface", b"{}")
     try:
         features = json.loads(raw)["info"]["features"]
@@ -164,8 +166,13 @@ def _huggingface_features(schema: pa.Schema) -> dict[str, dict[str, Any]]:
     return {name: feature for name, feature in features.items() if isinstance(feature, dict)}
 
 
+def image_columns(schema: pa.Schema) -> list[str]:
+    """Return the columns that may hold an encoded image in each row."""
+    return [field.name for field in schema if _can_hold_images(field.type)]
+
+
 def _find_image_column(label: str, schema: pa.Schema, features: dict[str, dict[str, Any]], wanted: str | None) -> str:
-    candidates: list[str] = [field.name for field in schema if _can_hold_images(field.type)]
+    candidates = image_columns(schema)
     if wanted is not None:
         require(
             wanted in candidates,
@@ -174,7 +181,7 @@ def _find_image_column(label: str, schema: pa.Schema, features: dict[str, dict[s
         )
         return wanted
     declared = [name for name in candidates if features.get(name, {}).get("_type") == "Image"]
-    for name in _IMAGE_COLUMNS:
+    for name in IMAGE_COLUMNS:
         if name in (declared or candidates):
             return name
     if len(declared or candidates) == 1:
@@ -184,7 +191,7 @@ def _find_image_column(label: str, schema: pa.Schema, features: dict[str, dict[s
             f"{label} has lists of images in the column {listed[0]}; write one row for each image, in a column "
             '"image", or name another file'
         )
-    unusable = [f"{field.name} is {field.type}" for field in schema if field.name in _IMAGE_COLUMNS]
+    unusable = [f"{field.name} is {field.type}" for field in schema if field.name in IMAGE_COLUMNS]
     raise InputError(
         f"{label} has {'no' if not candidates else 'more than one possible'} image column "
         f"(columns: {', '.join(schema.names)}){''.join(f', {text}' for text in unusable if not candidates)}; "
@@ -196,9 +203,9 @@ def other_images(schema: pa.Schema, image_column: str | None = None) -> list[str
     """Return the columns beside the image column that hold images, too, alone or in lists."""
     names = []
     for field in schema:
-        inner = field.type.value_type if _is_list(field.type) else field.type
+        inner = field.type.value_type if is_list_type(field.type) else field.type
         is_image = pa.types.is_struct(inner) and _can_hold_images(inner)
-        if field.name != image_column and (is_image or (_is_list(field.type) and _can_hold_images(inner))):
+        if field.name != image_column and (is_image or (is_list_type(field.type) and _can_hold_images(inner))):
             names.append(field.name)
     return names
 
@@ -215,7 +222,7 @@ def _is_binary(column_type: pa.DataType) -> bool:
 
 
 def _can_be_label(column_type: pa.DataType) -> bool:
-    if _is_list(column_type):
+    if is_list_type(column_type):
         return _is_number(column_type.value_type) or _is_text(column_type.value_type)
     return (
         _is_number(column_type)
@@ -225,7 +232,8 @@ def _can_be_label(column_type: pa.DataType) -> bool:
     )
 
 
-def _is_list(column_type: pa.DataType) -> bool:
+def is_list_type(column_type: pa.DataType) -> bool:
+    """Tell whether the values of a type are lists."""
     views = (pa.types.is_list_view, pa.types.is_large_list_view)
     kinds = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list, *views)
     return any(is_kind(column_type) for is_kind in kinds)

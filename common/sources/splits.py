@@ -94,6 +94,24 @@ def warn_of_split_containers(root: str, paths: Sequence[str]) -> None:
     )
 
 
+def container_parts(paths: Sequence[str]) -> dict[str, str]:
+    """Return a pattern for the tars or Parquet files of each part of a data set; nothing unless all are of some part.
+
+    Args:
+        paths: Of the containers, relative to one folder, with the same ending.
+    Returns:
+        By "train", "validation" and "test", as far as there are such.
+    """
+    prefixes: dict[str, set[str]] = defaultdict(set)
+    for path in paths:
+        kind, part = _container_split(path)
+        prefixes[kind].add(part)
+    if len(prefixes) < 2 or "" in prefixes or any(len(parts) > 1 for parts in prefixes.values()):
+        return {}
+    suffix = paths[0].rpartition(".")[2]
+    return {kind: f"{part}*.{suffix}" if part[-1] != "/" else part[:-1] for kind, (part,) in prefixes.items()}
+
+
 def warn_of_split_rows(table: str, column: str, values: Iterable[str]) -> None:
     """Say so where a column of a table holds nothing but the names of several splits: all rows are used."""
     names = {value.strip() for value in values} - {""}

@@ -22,11 +22,13 @@ Mask = NDArray[np.uint8]
 OPACITY = 0.55
 """Of classes over an image: both can be told; arbitrary."""
 WRONG: Colour = (255, 176, 0)
-"""What is wrong, over a dark grey image: the only bright thing, whatever colours its reader can tell apart."""
+"""What is wrong, in a dark grey image: the only bright thing, whatever colours its reader can tell apart."""
 UNTOLD: Colour = (58, 74, 110)
 """Stripes of what is ignored."""
 _DIM = 0.42
 """Brightness that is left to what is right."""
+_LEAST = 0.7
+"""Of the colour of what is wrong where the image is black; where it is white, all of it."""
 _STRIPE_PX = 4
 _LINE_SHARE = 400
 """The lines around regions are as wide as this part of an image's longer side, a pixel at least; arbitrary."""
@@ -51,16 +53,19 @@ def overlay(image: Image.Image, ids: Mask, classes: MaskClasses, opacity: float 
 def error_map(image: Image.Image, truth: Mask, predicted: Mask, classes: MaskClasses | None = None) -> Image.Image:
     """Show where a model is wrong: those pixels are bright, the others dim and grey, ignored ones striped.
 
+    The image shines through, so that a reader sees what is taken for something else.
+
     Args:
         image: H x W.
         truth: What is there.
         predicted: What a model says.
         classes: Given, wrong pixels have the colour of the class that the model takes them for.
     """
-    grey = _pixels(image.convert("L").convert("RGB"), truth).astype(np.float64) * _DIM
-    bright = np.array(WRONG, np.uint8) if classes is None else colours_of(predicted, classes)
+    light = _pixels(image.convert("L").convert("RGB"), truth).astype(np.float64)
+    colours = np.array(WRONG, np.uint8) if classes is None else colours_of(predicted, classes)
+    bright = colours * (_LEAST + (1.0 - _LEAST) * light / 255)
     wrong = (predicted != truth) & (truth != IGNORED)
-    shown = np.where(wrong[..., None], bright, grey.astype(np.uint8))
+    shown = np.where(wrong[..., None], bright, _DIM * light).astype(np.uint8)
     return Image.fromarray(np.where(_striped(truth == IGNORED)[..., None], np.array(UNTOLD, np.uint8), shown))
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -42,9 +42,10 @@ from beit.finetune.evaluation.segmentation_scores import SegmentationMetrics, se
 from beit.finetune.masks.dataset import MaskedDataset
 from beit.finetune.masks.decode import MaskDecoder
 from beit.finetune.masks.index import MaskedIndex, open_evaluation_masks
+from beit.finetune.masks.settings import MaskDataConfig
 from beit.finetune.origin import evaluation_origin
 from beit.finetune.segmentation.artifact import SegmentationInfo, load_segmenter
-from beit.finetune.segmentation.config import InferenceConfig, MaskDataConfig
+from beit.finetune.segmentation.config import InferenceConfig
 from beit.finetune.segmentation.inference import class_ids
 from beit.finetune.segmentation.model import Segmenter
 
@@ -178,13 +179,13 @@ def observe_masks(
 
     With a `description` progress is shown.
     """
-    log = MaskLog(len(info.classes))
+    log, segmenter = MaskLog(len(info.classes)), cast(Segmenter, model)
     loader = mask_loader(index, world=world, reader=reader)
     shown = Progress(len(index), unit="images", description=description, enabled=bool(description) and world.is_main)
     with shown as progress, in_step(model, world):
         for batch in loader:
             if "images" in batch:  # else it could not be read
-                said = class_ids(model, batch["images"][0], info.inference)
+                said = class_ids(segmenter, batch["images"][0], info.inference)
                 log.add(batch["positions"][0], batch["masks"][0].numpy(), said)
             progress.update(world.world_size)
     return log.collect(world)
@@ -220,7 +221,7 @@ def in_step(model: nn.Module, world: World) -> Iterator[None]:
         yield
     finally:
         meeting.remove()
-    side = model.config.img_size
+    side = cast(Segmenter, model).config.img_size
     blank = torch.zeros(1, 3, side, side, device=world.device)
     while _is_wanted(world, False):
         model(blank)

@@ -18,7 +18,7 @@ from beit.finetune.masks.classes import IGNORED, MaskClasses
 from beit.finetune.masks.decode import value_text
 from beit.finetune.masks.opening import open_measured, open_parts
 from beit.finetune.masks.settings import MaskDataConfig
-from beit.finetune.masks.values.examined import Examined, examine, problems_of
+from beit.finetune.masks.values.examined import Examined, examine, hints_of, problems_of
 from beit.finetune.masks.values.meaning import ids_of_model
 
 _MOST_ROWS = 300
@@ -72,7 +72,7 @@ class PartFacts:
     unknown_values: int
     """Values that are no class."""
     values: tuple[ValueFacts, ...]
-    """All that occur, ascending."""
+    """All that occur, and those of classes that do not, ascending."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -164,7 +164,7 @@ def survey(data: str, settings: MaskDataConfig, *, reading: SourceConfig) -> Sur
     train = examine(opened.train, settings, name=opened.name, reading=reading)
     problems = list(problems_of(train, settings, for_training=True))
     examined = [train]
-    notes = list(opened.train.notes)
+    notes = [*opened.train.notes, *hints_of(train, settings)]
     val, val_name = opened.val, opened.val_name
     if settings.val is not None:
         val, val_name = open_measured(settings.val, settings, reading=reading)
@@ -173,7 +173,7 @@ def survey(data: str, settings: MaskDataConfig, *, reading: SourceConfig) -> Sur
         problems += problems_of(found, settings, for_training=False)
         problems += _other_classes(train, found)
         examined.append(found)
-        notes += [note for note in val.notes if note not in notes]
+        notes += [note for note in (*val.notes, *hints_of(found, settings)) if note not in notes]
     meaning = train.meaning
     return Survey(
         data=data,
@@ -229,13 +229,17 @@ def _values_of(found: Examined) -> tuple[ValueFacts, ...]:
     found_values, counts = np.unique(facts.flat("values"), return_counts=True)
     masks = dict(zip(found_values.tolist(), counts.tolist(), strict=True))
     kind = meaning.kind if meaning is not None else "colours" if "colours" in facts.strings("kind") else "ids"
-    own = {
-        value: None if meaning is None else meaning.class_of.get(_as_read(value, meaning.is_grey)) for value in pixels
-    }
+    own: dict[int, int | None] = dict.fromkeys(pixels)
+    if meaning is not None:
+        own = {value: meaning.class_of.get(_as_read(value, meaning.is_grey)) for value in pixels}
+        absent = set(range(len(meaning.names))) - set(own.values())
+        for value, missing in meaning.class_of.items():
+            if missing in absent:
+                own[value], pixels[value], masks[value] = missing, 0, 0
     total = sum(pixels.values())
     in_classes = sum(number for value, number in pixels.items() if own[value] not in (None, IGNORED))
     rows = []
-    for value, number in pixels.items():
+    for value, number in sorted(pixels.items()):
         class_id = own[value]
         is_class = class_id is not None and class_id != IGNORED
         rows.append(
@@ -244,7 +248,7 @@ def _values_of(found: Examined) -> tuple[ValueFacts, ...]:
                 name=meaning.names[class_id] if meaning is not None and class_id is not None and is_class else None,
                 is_known=class_id is not None,
                 pixels=number,
-                share=number / (in_classes if is_class else total),
+                share=number / max(1, in_classes if is_class else total),
                 masks=masks[value],
             )
         )

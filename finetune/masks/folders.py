@@ -23,7 +23,7 @@ from beit.common.storage.matching import list_folder
 from beit.common.storage.paths import join
 from beit.common.storage.place import FileStat, place_of
 from beit.finetune.masks.class_table import USUAL_FILES, ClassTable, read_class_table
-from beit.finetune.masks.layouts import Layout, Roles, find_roles, guess_layout, has_role, part_of
+from beit.finetune.masks.layouts import Layout, Roles, find_roles, guess_layout, has_role, is_mask_folder, part_of
 from beit.finetune.masks.types import MaskedSource
 from beit.finetune.masks.values.published import cityscapes_label_ids, cityscapes_train_ids, pascal_voc, segnet_camvid
 
@@ -113,6 +113,9 @@ _EXPECTED = {
     "cityscapes": "leftImg8bit/ beside gtFine/",
     "camvid": "train/ beside trainannot/",
 }
+
+
+_NAMES = {"voc": "PASCAL VOC", "ade20k": "ADE20K", "cityscapes": "Cityscapes", "camvid": "CamVid as SegNet has it"}
 
 
 def source_of(found: PairList, parts: Iterable[str] | None = None) -> MaskedSource:
@@ -278,28 +281,32 @@ def _cityscapes_masks(masks: Sequence[_Placed]) -> list[_Placed]:
 
 def _read_layout(found: PairList, files: Sequence[FileStat]) -> None:
     """Take from the layout what it says beyond pairs."""
+    if found.layout != "folders":
+        found.notes.append(f"{found.root}: laid out as {_NAMES[found.layout]}")
     if found.layout == "voc":
         _read_voc_lists(found, files)
     if found.layout == "ade20k":
         found.reduce_zero_label = True
-        found.notes.append(f"{found.root}: laid out as ADE20K, so the value 0 means no class and 1 is the first")
+        found.notes[-1] += (
+            ", so the value 0 means no class, and 1 is the first (data.layout=folders would make 0 a class)"
+        )
 
 
 def _read_voc_lists(found: PairList, files: Sequence[FileStat]) -> None:
     """Keep what the lists of ImageSets/Segmentation name, in their parts; images in no list need no mask."""
-    lists = [file.path for file in files if _LISTS in f"/{file.path}" and file.path.endswith(".txt")]
-    by_part = {name.rsplit("/", 1)[-1].removesuffix(".txt"): name for name in lists}
-    chosen = {"train": by_part.get("train"), "validation": by_part.get("val"), "test": by_part.get("test")}
+    by_name: dict[str, list[str]] = defaultdict(list)
+    for file in files:
+        if _LISTS in f"/{file.path}" and file.path.endswith(".txt"):
+            by_name[_stem(file.path)].append(file.path)
+    chosen = {"train": by_name["train"], "validation": by_name["val"], "test": by_name["test"]}
     if not chosen["train"]:
-        whole = next((by_part[name] for name in ("trainval", "default") if name in by_part), None)
-        chosen = {"train": whole, "validation": chosen["validation"] if not whole else None}
+        whole = by_name["trainval"] or by_name["default"]
+        chosen = {"train": whole, "validation": [] if whole else chosen["validation"]}
     part_of_stem: dict[str, str] = {}
-    for part, name in chosen.items():
-        if name is None:
-            continue
-        for line in read_text(join(found.root, name)).splitlines():
+    for part, lists in chosen.items():
+        for line in (line for name in lists for line in read_text(join(found.root, name)).splitlines()):
             if line.strip():
-                part_of_stem.setdefault(line.split()[0].rsplit("/", 1)[-1], part)
+                part_of_stem.setdefault(_stem_of_id(line.split()[0]), part)
     if not part_of_stem:
         if found.without_mask:
             found.notes.append(f"{found.root}: {len(found.without_mask)} images of JPEGImages have no mask; left out")
@@ -316,6 +323,11 @@ def _read_voc_lists(found: PairList, files: Sequence[FileStat]) -> None:
     found.without_mask = [
         (path, part_of_stem[stem]) for path, _ in found.without_mask if (stem := _stem(path)) in part_of_stem
     ]
+
+
+def _stem_of_id(name: str) -> str:
+    """Return what a list calls an image, which may be its path."""
+    return _stem(name) if is_image_path(name) else name.rsplit("/", 1)[-1]
 
 
 def _stem(path: str) -> str:
@@ -360,12 +372,27 @@ def _nothing_paired(root: str, files: Sequence[FileStat], found: PairList) -> st
     hint = f" ({', '.join(other)} are no masks here: masks are PNG, outlines COCO's JSON)" if other else ""
     if has_role(root.rsplit("/", 1)[-1]):
         return f"{root} holds no pairs of images and masks; give {root.rpartition('/')[0]}, where the others lie, too"
+    lone = next((folder for folder in _folders(images) if is_mask_folder(folder.rsplit("/", 1)[-1])), None)
+    if lone is not None and not found.without_mask:
+        return (
+            f"{join(root, lone)} looks like masks, and no folder beside it holds their images; put these into one "
+            "called images, beside it"
+        )
     if not images:
         return f"{root} holds no images{hint}; give the folder above images/ and annotations/"
     return (
         f"{root} holds {len(images)} images and no masks that could be told from them{hint}; put images into images/ "
         "and masks of the same base names into annotations/, or give the folder above both"
     )
+
+
+def _folders(files: Sequence[FileStat]) -> list[str]:
+    """Return the folders of some files, and those above them."""
+    found: set[str] = set()
+    for file in files:
+        parts = file.path.split("/")[:-1]
+        found.update("/".join(parts[: depth + 1]) for depth in range(len(parts)))
+    return sorted(found)
 
 
 def _of_these(files: Sequence[FileStat]) -> str:

@@ -27,7 +27,7 @@ from beit.finetune.masks.decode import MaskDecoder
 from beit.finetune.masks.opening import open_measured, open_parts
 from beit.finetune.masks.settings import MaskDataConfig
 from beit.finetune.masks.types import MaskedSource
-from beit.finetune.masks.values.examined import Examined, examine, require_sound
+from beit.finetune.masks.values.examined import Examined, examine, hints_of, require_sound
 from beit.finetune.masks.values.meaning import ids_of_model
 
 logger = logging.getLogger(__name__)
@@ -247,19 +247,10 @@ def _examined(source: MaskedSource, settings: MaskDataConfig, *, name: str, read
     for note in source.notes:
         logger.info("%s", note)
     found = examine(source, settings, name=name, reading=reading)
-    if settings.skip_unpaired:
-        for what, paths in (
-            ("images without a mask", source.without_mask),
-            ("masks without an image", source.without_image),
-        ):
-            if paths:
-                logger.warning("%s: %d %s are left out (first: %s)", name, len(paths), what, paths[0])
-    turned = np.flatnonzero(found.facts.is_turned)
-    if len(turned):
-        logger.warning(
-            "%s: EXIF data have %d images turned (first: %s); their masks are taken to be of the turned images",
-            *(name, len(turned), found.image(int(turned[0]))),
-        )
+    for hint in hints_of(found, settings):
+        logger.warning("%s", hint)
+    if found.meaning is not None:
+        logger.info("%s: what values mean is said by %s", name, found.meaning.origin)
     return found
 
 

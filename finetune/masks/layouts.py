@@ -130,6 +130,11 @@ def _sibling_roles(names: Iterable[str], *, holds_files: bool) -> tuple[dict[str
     return roles, is_bare
 
 
+def is_mask_folder(name: str) -> bool:
+    """Tell whether a folder is called as one of masks is."""
+    return _read(name)[0] == "mask"
+
+
 def has_role(name: str) -> bool:
     """Tell whether a folder is called as one of images or of masks alone is."""
     return _read(name)[0] != "plain"

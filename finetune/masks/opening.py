@@ -6,20 +6,25 @@ Here: which kind it is, and which of its parts is learned from and which measure
 
 from __future__ import annotations
 
+import glob
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from beit.common.errors import InputError, require
 from beit.common.sources.config import SourceConfig
+from beit.common.sources.splits import container_parts
 from beit.common.storage.matching import is_folder, list_folder
 from beit.common.storage.paths import is_remote, join, normalise, split_query
 from beit.common.storage.place import FileStat
 from beit.finetune.masks.coco import coco_splits, looks_like_coco, open_coco
 from beit.finetune.masks.folders import NothingPaired, PairList, list_pairs, source_of
 from beit.finetune.masks.settings import MaskDataConfig
+from beit.finetune.masks.tables import looks_like_tables, open_table_pairs
+from beit.finetune.masks.tar_pairs import looks_like_tars, open_tar_pairs
 from beit.finetune.masks.types import MaskedSource
 
+_CONTAINERS = (".json", ".parquet", ".tar")
 _TRAIN, _VALIDATION, _TEST = "train", "validation", "test"
 
 
@@ -48,26 +53,26 @@ def open_parts(data: str, settings: MaskDataConfig, *, reading: SourceConfig) ->
     name, _ = split_query(data)
     found = _listed(data, settings)
     if found is None:
-        splits = _splits_of_coco(data, settings)
-        if splits is None:
-            return MaskedParts(train=_open_container(data, settings, reading=reading), val=None, name=name)
-        train_name, val_name = splits
-        train, val = (_open_container(file, settings, reading=reading) for file in splits)
-        return MaskedParts(train=train, val=val, name=train_name, val_name=val_name)
+        places = _container_parts(data, settings)
+        train = places.get(_TRAIN, data)
+        val = places.get(_VALIDATION) if train != data else None
+        return MaskedParts(
+            train=_open_container(train, settings, reading=reading),
+            val=None if val is None else _open_container(val, settings, reading=reading),
+            name=split_query(train)[0],
+            val_name=val or "",
+        )
     parts = {pair.part for pair in found.pairs}
     if _TRAIN not in parts or len(parts) == 1:
         return MaskedParts(train=source_of(found), val=None, name=name)
     others = sorted(parts - {_TRAIN, _VALIDATION})
     if others:
         found.notes.append(f"{name}: {_counted(found, others)} are left out of the training, which uses the part train")
-    train = source_of(found, [_TRAIN])
-    if _VALIDATION not in parts:
-        return MaskedParts(train=train, val=None, name=_part_name(name, found, _TRAIN))
     return MaskedParts(
-        train=train,
-        val=source_of(found, [_VALIDATION]),
+        train=source_of(found, [_TRAIN]),
+        val=source_of(found, [_VALIDATION]) if _VALIDATION in parts else None,
         name=_part_name(name, found, _TRAIN),
-        val_name=_part_name(name, found, _VALIDATION),
+        val_name=_part_name(name, found, _VALIDATION) if _VALIDATION in parts else "",
     )
 
 
@@ -96,9 +101,9 @@ def open_measured(data: str, settings: MaskDataConfig, *, reading: SourceConfig)
     name, _ = split_query(data)
     found = _listed(data, settings)
     if found is None:
-        splits = _splits_of_coco(data, settings)
-        file = data if splits is None else splits[1]
-        return _open_container(file, settings, reading=reading), name if splits is None else splits[1]
+        places = _container_parts(data, settings)
+        place = next((places[part] for part in (_VALIDATION, _TEST) if part in places), data)
+        return _open_container(place, settings, reading=reading), split_query(place)[0]
     parts = {pair.part for pair in found.pairs}
     chosen = next((part for part in (_VALIDATION, _TEST) if part in parts), None)
     if chosen is None or len(parts) == 1:
@@ -114,7 +119,7 @@ def _listed(data: str, settings: MaskDataConfig) -> PairList | None:
     require(data != "", "DATA ('') must be a folder of images and masks, or a file that tells of some")
     text, query = split_query(data)
     root = normalise(text)
-    if settings.layout == "coco" or query or _is_file(root):
+    if settings.layout == "coco" or query or root.lower().endswith(_CONTAINERS):
         return None
     if not is_folder(root):
         if is_remote(root) or any(sign in root for sign in "*?[{"):
@@ -122,7 +127,7 @@ def _listed(data: str, settings: MaskDataConfig) -> PairList | None:
         what = "is a file" if os.path.exists(root) else "does not exist"
         raise InputError(f"{root} {what}; give a folder of images and masks")
     files = list_folder(root)
-    if _kind(files) != "folders":
+    if _contained(files):
         return None
     try:
         return list_pairs(root, layout=settings.layout, files=files)
@@ -132,32 +137,34 @@ def _listed(data: str, settings: MaskDataConfig) -> PairList | None:
         raise
 
 
-def _splits_of_coco(data: str, settings: MaskDataConfig) -> tuple[str, str] | None:
-    return coco_splits(data) if _is_coco(data, settings) else None
+def _contained(files: Iterable[FileStat]) -> list[str]:
+    """Return the tars or Parquet files among some files."""
+    return [file.path for file in files if file.path.lower().endswith((".tar", ".parquet"))]
 
 
-def _is_coco(data: str, settings: MaskDataConfig) -> bool:
-    return settings.layout == "coco" or (settings.layout == "auto" and looks_like_coco(data))
-
-
-def _is_file(root: str) -> bool:
-    return root.lower().endswith((".json", ".parquet", ".tar"))
-
-
-def _kind(files: Sequence[FileStat]) -> str:
-    names = [file.path.lower() for file in files]
-    if any(name.endswith(".tar") for name in names):
-        return "tar"
-    if any(name.endswith(".parquet") for name in names):
-        return "parquet"
-    return "folders"
+def _container_parts(data: str, settings: MaskDataConfig) -> dict[str, str]:
+    """Return what is to be opened for each part of a DATA that is no folder of images; nothing where it has none."""
+    root = normalise(split_query(data)[0])
+    if settings.layout in ("auto", "coco") and (files := coco_splits(data)) is not None:
+        return dict(zip((_TRAIN, _VALIDATION), files, strict=True))
+    if root.lower().endswith(_CONTAINERS) or not is_folder(root):
+        return {}
+    found = _contained(list_folder(root))
+    parts = container_parts(found) if found else {}
+    pattern_root = root if is_remote(root) else glob.escape(root)
+    return {part: join(pattern_root if "*" in pattern else root, pattern) for part, pattern in parts.items()}
 
 
 def _open_container(data: str, settings: MaskDataConfig, *, reading: SourceConfig) -> MaskedSource:
     """Open COCO's JSON, Parquet or tars."""
-    if _is_coco(data, settings):
+    path = split_query(data)[0].lower()
+    if path.endswith(".parquet") or (not path.endswith(_CONTAINERS) and looks_like_tables(data)):
+        return open_table_pairs(data, settings, reading=reading)
+    if path.endswith(".tar") or (not path.endswith(_CONTAINERS) and looks_like_tars(data)):
+        return open_tar_pairs(data, settings, reading=reading)
+    if settings.layout == "coco" or looks_like_coco(data):
         return open_coco(data, settings, reading=reading)
-    raise InputError(f"{data} is no folder of images and masks, nor COCO's JSON")
+    raise InputError(f"{data} is no folder of images and masks, nor tars, Parquet or COCO's JSON")
 
 
 def _counted(found: PairList, parts: Sequence[str]) -> str:

@@ -125,7 +125,8 @@ def nearest_positions(old: int, new: int) -> NDArray[np.int32]:
     Pillow itself is asked, so that a mask that is cut first is, to the pixel, the one that is resized first.
     """
     line = Image.fromarray(np.arange(old, dtype=np.int32)[None])
-    return np.asarray(line.resize((new, 1), Image.Resampling.NEAREST))[0]
+    positions: NDArray[np.int32] = np.asarray(line.resize((new, 1), Image.Resampling.NEAREST))[0]
+    return positions
 
 
 def resize_part(image: Image.Image, size: tuple[int, int], box: Box) -> Image.Image:

@@ -162,9 +162,11 @@ def resize(maps: Tensor, size: Sequence[int]) -> Tensor:
     return nn.functional.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)
 
 
-def conv_norm(in_channels: int, out_channels: int, side: int, norm: ResolvedNorm) -> nn.Sequential:
+def conv_norm(
+    in_channels: int, out_channels: int, side: int, norm: ResolvedNorm, kind: type[nn.Conv2d] = nn.Conv2d
+) -> nn.Sequential:
     """Return a convolution without bias that keeps the size, a norm and a ReLU, with mmcv's names and first weights."""
-    conv = nn.Conv2d(in_channels, out_channels, side, padding=side // 2, bias=False)
+    conv = kind(in_channels, out_channels, side, padding=side // 2, bias=False)
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     name = "bn" if norm == "batch" else "gn"
     return nn.Sequential(OrderedDict({"conv": conv, name: build_norm(norm, out_channels), "activate": nn.ReLU()}))

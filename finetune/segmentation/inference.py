@@ -68,7 +68,7 @@ def segment(model: Segmenter, pixels: NDArray[np.uint8] | Tensor, settings: Infe
         probabilities = logits[0].softmax(0)
         for other in logits[1:]:
             probabilities += other.softmax(0)
-        yield Strip(top, probabilities if len(logits) == 1 else probabilities / len(logits))
+        yield Strip(top, probabilities.div_(len(logits)))
 
 
 def class_ids(model: Segmenter, pixels: NDArray[np.uint8] | Tensor, settings: InferenceConfig) -> NDArray[np.uint8]:

@@ -13,6 +13,7 @@ from beit import cli
 from beit.common.config import MEANT, _all_keys
 from beit.common.errors import RunFailed
 from beit.finetune.config import FinetuneConfig
+from beit.finetune.segmentation.config import SegmentationConfig
 from beit.pretrain.config import PretrainConfig
 from beit.tests.support import write_images, write_store, write_tokenizer
 from beit.tokenize.config import TokenizeConfig
@@ -36,7 +37,7 @@ def place(tmp_path_factory):
     return root
 
 
-SCHEMAS = (PretrainConfig, FinetuneConfig, TokenizeConfig, TokenizerTrainConfig)
+SCHEMAS = (PretrainConfig, FinetuneConfig, SegmentationConfig, TokenizeConfig, TokenizerTrainConfig)
 
 
 def run(monkeypatch, place, line):

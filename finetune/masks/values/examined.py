@@ -30,6 +30,8 @@ from beit.finetune.masks.types import MaskedSource
 from beit.finetune.masks.values.facts import MaskFacts, gather_facts
 from beit.finetune.masks.values.meaning import Meaning, find_meaning, meaning_of_ids
 
+_ADE20K_CLASSES = 150
+
 
 @dataclass(frozen=True)
 class Examined:
@@ -159,6 +161,34 @@ def problems_of(found: Examined, settings: MaskDataConfig, *, for_training: bool
         )
     elif for_training and len(used) == 1 and not found.unknown:
         yield _one_class(found, found.meaning.names[used[0]])
+
+
+def hints_of(found: Examined, settings: MaskDataConfig) -> Iterator[str]:
+    """Yield what is no problem, and may be another thing than its user thinks, a line each."""
+    source = found.source
+    if settings.skip_unpaired:
+        if images := source.without_mask:
+            yield f"{found.name}: {count(len(images), 'image')} without a mask left out (first: {images[0]})"
+        if masks := source.without_image:
+            yield f"{found.name}: {count(len(masks), 'mask')} without an image left out (first: {masks[0]})"
+    turned = np.flatnonzero(found.facts.is_turned)
+    if len(turned):
+        yield (
+            f"{found.name}: EXIF data have {count(len(turned), 'image')} turned (first: "
+            f"{found.image(int(turned[0]))}); masks are taken to be of the turned images"
+        )
+    meaning = found.meaning
+    if meaning is None:
+        return
+    if meaning.is_grey:
+        yield f"{found.name}: masks are RGB of three equal channels, which are read as numbers"
+    if meaning.kind == "ids" and meaning.class_of.get(0, IGNORED) != IGNORED:
+        values = set(found.facts.pixels_of_values()) - {IGNORED}
+        if {0, _ADE20K_CLASSES} <= values and max(values) == _ADE20K_CLASSES:
+            yield (
+                f"{found.name}: values from 0 to {_ADE20K_CLASSES} look like ADE20K, where 0 means no class; if so, "
+                "set data.reduce_zero_label=true"
+            )
 
 
 def _unpaired(found: Examined, settings: MaskDataConfig) -> Iterator[str]:

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -29,6 +30,7 @@ from beit.common.images import size_of_image
 from beit.common.processes.cores import available_cores
 from beit.common.progress import Progress
 from beit.common.sources.index import LabelledIndex
+from beit.common.sources.loose_files import FilesReader
 from beit.common.sources.types import SampleRef, ShardReader
 from beit.common.storage.files import atomic_file, remove_stale
 from beit.common.storage.locks import exclusive_lock
@@ -39,6 +41,9 @@ logger = logging.getLogger(__name__)
 _VERSION = 1
 _MANY_MASKS = 500
 """From here on it is worth showing; arbitrary, some seconds."""
+_HEAD_BYTES = 1 << 17
+"""Of a JPEG, in which its size nearly always stands; arbitrary, two blocks of EXIF data."""
+_JPEG = (".jpg", ".jpeg", ".jpe", ".jfif")
 _MOST_VALUES = 4096
 """Different values of one mask; what has more is a picture."""
 _SWAPS = (Image.Transpose.TRANSPOSE, Image.Transpose.ROTATE_270, Image.Transpose.TRANSVERSE, Image.Transpose.ROTATE_90)
@@ -120,7 +125,7 @@ class MaskFacts:
 
     @cached_property
     def _offsets(self) -> NDArray[np.int64]:
-        lengths = [len(values) for values in self.table["values"]]
+        lengths = pc.list_value_length(self.table["values"]).to_numpy()
         return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
 
     def pixels_of_values(self) -> dict[int, int]:
@@ -211,12 +216,19 @@ def _look_at_shard(
 
 def _image_facts(reader: ShardReader, ref: SampleRef) -> dict[str, Any]:
     try:
-        found = size_of_image(reader.read(ref))
+        found = size_of_image(_beginning(reader, ref)) or size_of_image(reader.read(ref))
     except BadSample:  # met and counted where images are read
         found = None
     size, turn = found if found is not None else ((0, 0), None)
     code = _UPRIGHT if turn is None else _SWAPPED if turn in _SWAPS else _TURNED
     return {"image_width": size[0], "image_height": size[1], "turn": code}
+
+
+def _beginning(reader: ShardReader, ref: SampleRef) -> bytes:
+    """Return as much of an image as tells its size: of a JPEG in a file of its own not all."""
+    if isinstance(reader, FilesReader) and ref.path.lower().endswith(_JPEG):
+        return reader.head(ref, _HEAD_BYTES)
+    return reader.read(ref)
 
 
 def _mask_facts(reader: ShardReader, ref: SampleRef, max_pixels: int) -> dict[str, Any]:

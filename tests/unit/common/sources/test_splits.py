@@ -6,6 +6,7 @@ import pytest
 from beit.common.errors import InputError
 from beit.common.sources.opening import open_source
 from beit.common.sources.splits import (
+    container_parts,
     refuse_splits_as_classes,
     warn_of_split_containers,
     warn_of_split_folders,
@@ -148,3 +149,18 @@ def test_only_who_wants_classes_is_refused(tmp_path: Path, said: pytest.LogCaptu
     with pytest.raises(InputError, match="the classes are below them"):
         open_source(tmp_path, for_classes=True)
     assert open_source(tmp_path / "train", for_classes=True).class_names == CLASSES
+
+
+@pytest.mark.parametrize(
+    ("paths", "expected"),
+    [
+        (["train-0.tar", "train-1.tar", "val-0.tar"], {"train": "train*.tar", "validation": "val*.tar"}),
+        (["a/train/0.tar", "a/test/0.tar"], {"train": "a/train", "test": "a/test"}),
+        (["d/train-0.parquet", "d/dev-0.parquet"], {"train": "d/train*.parquet", "validation": "d/dev*.parquet"}),
+        (["train-0.tar", "train-1.tar"], {}),
+        (["train-0.tar", "val-0.tar", "x.tar"], {}),
+        (["0.tar", "1.tar"], {}),
+    ],
+)
+def test_containers_of_parts_are_told_apart(paths, expected):
+    assert container_parts(paths) == expected

@@ -26,8 +26,9 @@ from beit.finetune.evaluation.segmentation import (
 from beit.finetune.evaluation.segmentation_scores import segmentation_metrics
 from beit.finetune.masks.classes import IGNORED
 from beit.finetune.masks.index import open_evaluation_masks
+from beit.finetune.masks.settings import MaskDataConfig
 from beit.finetune.segmentation.artifact import load_segmenter
-from beit.finetune.segmentation.config import InferenceConfig, MaskDataConfig
+from beit.finetune.segmentation.config import InferenceConfig
 from beit.finetune.segmentation.inference import class_ids
 from beit.tests.page_parts import PageParts
 from beit.tests.unit.finetune.evaluation.streets import NAMES, SIZES, street, write_segmenter, write_streets

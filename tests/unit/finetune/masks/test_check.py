@@ -5,8 +5,8 @@ import pytest
 from beit.common.errors import InputError
 from beit.common.sources.config import SourceConfig
 from beit.finetune.masks.check import survey
-from beit.finetune.segmentation.config import MaskDataConfig
-from beit.tests.unit.finetune.masks.trees import colours, ids, write, write_set
+from beit.finetune.masks.settings import MaskDataConfig
+from beit.tests.unit.finetune.masks.trees import colours, ids, photo, write, write_set
 
 
 def surveyed(data, **settings):
@@ -72,6 +72,18 @@ def test_shares_are_of_the_pixels_that_count(tmp_path):
     values = {value.value: value for value in surveyed(tmp_path).parts[0].values}
     assert values["0"].share == pytest.approx(2 / 3) and values["255"].share == pytest.approx(1 / 4)
     assert values["0"].pixels == 96 and values["255"].name is None and values["255"].is_known
+
+
+def test_classes_without_a_pixel_are_listed(tmp_path):
+    write_set(tmp_path, 2)
+    write(tmp_path, {"classes.json": '["sky", "tree", "sea"]'})
+    assert row(surveyed(tmp_path).as_table(), "2 ") == ["2", "sea", "0.0", "%", "0"]
+
+
+def test_hints_are_said(tmp_path):
+    write(tmp_path, {"images/a.jpg": photo(size=(8, 12), orientation=6), "masks/a.png": ids(0, 1, 150)})
+    notes = " ".join(surveyed(tmp_path).notes)
+    assert "1 image turned" in notes and "data.reduce_zero_label=true" in notes
 
 
 def test_it_is_json(bad):

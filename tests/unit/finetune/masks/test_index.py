@@ -319,8 +319,8 @@ def test_unpaired_files_can_be_left_out(tmp_path, caplog):
     write_set(tmp_path, 2)
     write(tmp_path, {"images/x.jpg": None, "annotations/y.png": ids(0, 1)})
     assert len(opened(tmp_path, skip_unpaired=True).train) == 2
-    assert "1 images without a mask are left out" in caplog.text
-    assert "1 masks without an image are left out" in caplog.text
+    assert "1 image without a mask left out" in caplog.text
+    assert "1 mask without an image left out" in caplog.text
 
 
 def test_further_problems_are_counted(tmp_path):
@@ -346,9 +346,18 @@ def test_masks_of_turned_images_must_be_turned(tmp_path, caplog):
     turned = photo(size=(12, 8), orientation=6)
     write(tmp_path / "right", {"images/a.jpg": turned, "masks/a.png": ids(0, 1, size=(8, 12))})
     assert len(opened(tmp_path / "right").train) == 1
-    assert "1 images turned" in caplog.text
+    assert "1 image turned" in caplog.text
     write(tmp_path / "wrong", {"images/a.jpg": turned, "masks/a.png": ids(0, 1, size=(12, 8))})
     assert "its EXIF data have the image turned" in refused(tmp_path / "wrong")
+
+
+def test_values_of_ade20k_are_told(tmp_path, caplog):
+    write(tmp_path, {"images/a.jpg": None, "masks/a.png": ids(0, 1, 150)})
+    opened(tmp_path)
+    assert "data.reduce_zero_label=true" in caplog.text
+    caplog.clear()
+    opened(tmp_path, reduce_zero_label=True)
+    assert "reduce_zero_label" not in caplog.text
 
 
 def test_images_above_the_limit_are_no_matter_of_masks(tmp_path):

@@ -1,14 +1,39 @@
 """Small scenes of three classes with masks: sky above, ground below, a box on it."""
 
 import io
+import json
 
 import numpy as np
 from PIL import Image
 
+from beit.common.config import load_config
 from beit.common.storage.samples import Record
+from beit.finetune.commands import SEGMENTATION_RECIPES
+from beit.finetune.segmentation.config import SegmentationConfig
 
+TINY = (
+    "encoder=random",
+    "image.img_size=16",
+    "image.patch_size=4",
+    "model.embed_dim=24",
+    "model.depth=4",
+    "model.num_heads=2",
+    "train.precision=fp32",
+    "train.global_batch_size=4",
+    "train.log_interval_steps=1",
+    "optimizer.lr=4e-3",
+    "optimizer.warmup_steps=2",
+    "reader.num_workers=0",
+    "evaluation.micro_batch_size=7",
+)
 COLOURS = np.array([(120, 170, 230), (90, 140, 60), (210, 60, 50)])
 NAMES = ("sky", "ground", "box")
+
+
+def config(*overrides, recipe=None):
+    return load_config(
+        SegmentationConfig, recipe=recipe, overrides=[*TINY, *overrides], recipe_dir=SEGMENTATION_RECIPES
+    )
 
 
 def scene(number, width=40, height=32):
@@ -32,13 +57,14 @@ def png(array):
 
 
 def write_scenes(root, count, *, start=0, **size):
-    """Write images/ and annotations/ of so many scenes and return their folder."""
+    """Write images/ and annotations/ of so many scenes, with the names of their classes, and return their folder."""
     for folder in ("images", "annotations"):
         (root / folder).mkdir(parents=True)
     for number in range(start, start + count):
         pixels, ids = scene(number, **size)
         (root / "images" / f"{number:03}.png").write_bytes(png(pixels))
         (root / "annotations" / f"{number:03}.png").write_bytes(png(ids))
+    (root / "classes.json").write_text(json.dumps(NAMES))
     return root
 
 

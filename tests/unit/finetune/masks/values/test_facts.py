@@ -5,9 +5,9 @@ from PIL import Image
 from beit.common.sources.config import SourceConfig
 from beit.common.storage.files import default_cache_dir
 from beit.finetune.masks.opening import open_parts
+from beit.finetune.masks.settings import MaskDataConfig
 from beit.finetune.masks.values import facts as module
 from beit.finetune.masks.values.examined import examine
-from beit.finetune.segmentation.config import MaskDataConfig
 from beit.tests.unit.finetune.masks.trees import encoded, ids, photo, write, write_set
 
 

@@ -32,6 +32,7 @@ from beit.common.vit.param_groups import param_groups
 from beit.finetune.artifact import StartingPoint, starting_point
 from beit.finetune.best_model import BestModel, saved_when_measured
 from beit.finetune.classification.step import balanced_weights
+from beit.finetune.evaluation.prediction_sheet import prediction_sheet
 from beit.finetune.evaluation.segmentation import measure_masks, measured_sha256
 from beit.finetune.evaluation.segmentation_scores import SegmentationMetrics
 from beit.finetune.in_force import in_force, unnamed_shape
@@ -43,7 +44,6 @@ from beit.finetune.segmentation.cost import evaluation_windows, head_flops
 from beit.finetune.segmentation.crops import SceneTransform
 from beit.finetune.segmentation.model import Segmenter
 from beit.finetune.segmentation.norm import require_statistics
-from beit.finetune.segmentation.pictures import prediction_sheet
 from beit.finetune.segmentation.step import SegmentationStep
 
 logger = logging.getLogger(__name__)
