@@ -27,6 +27,7 @@ from beit.common.vit.description import read_encoder_config
 from beit.finetune.attention import read_pictures
 from beit.finetune.data import image_name
 from beit.finetune.evaluation.overlays import error_map, legend, overlay, shrunk
+from beit.finetune.evaluation.prediction_sheet import squared
 from beit.finetune.evaluation.segmentation import Scenes
 from beit.finetune.masks.classes import IGNORED
 from beit.finetune.masks.index import MaskedIndex, open_evaluation_masks
@@ -35,7 +36,6 @@ from beit.finetune.prediction.classifier import load_classification_model
 from beit.finetune.segmentation.artifact import SegmentationInfo, load_segmenter
 from beit.finetune.segmentation.inference import class_ids
 from beit.finetune.segmentation.model import Segmenter
-from beit.finetune.segmentation.pictures import squared
 
 logger = logging.getLogger(__name__)
 
