@@ -217,7 +217,14 @@ class Ours:
             classes=MaskClasses(names=names, colours=voc_colours(len(names))),
             inference=replace(InferenceConfig(), mode=mode, short_side=model.config.img_size),  # type: ignore[arg-type]
         )
-        self._writer = MaskWriter(out=self._out, kinds=(MASKS,), model=model, info=info, legend={"mode": mode})
+        self._writer = MaskWriter(
+            out=self._out,
+            kinds=(MASKS,),
+            model=model,
+            info=info,
+            legend={"mode": mode},
+            values=tuple(range(len(names))),
+        )
 
     @torch.inference_mode()
     def __call__(self) -> int:

@@ -69,7 +69,7 @@ def finetune_command(
     members, or Parquet files with a column of masks. Run the same command again to go on after an interruption.
 
     \b
-    Example:
+    Examples:
       beit finetune classification flowers/train runs/flowers --encoder runs/pretrain/encoder --val flowers/val
       beit finetune linear-probe flowers/train runs/probe --encoder runs/pretrain/encoder --val flowers/val
       beit finetune segmentation streets --check
@@ -246,9 +246,17 @@ def evaluate_command(
 @click.option("--features", is_flag=True, help="Add the features of every image; MODEL may then be an encoder.")
 @click.option("--overlays", is_flag=True, help="Beside masks: the classes laid over each image.")
 @click.option("--probabilities", is_flag=True, help="Beside masks: the probabilities of all classes, as npz.")
+@click.option("--values", metavar="FILE", help="In masks: the values this table gives the classes, not ids.")
 @source_options
 def predict_command(
-    model: Path, source: str, out: Path | None, features: bool, overlays: bool, probabilities: bool, reading: Any
+    model: Path,
+    source: str,
+    out: Path | None,
+    features: bool,
+    overlays: bool,
+    probabilities: bool,
+    values: str | None,
+    reading: Any,
 ) -> None:
     """Label the images of SOURCE with the classifier MODEL, or each of their pixels with the segmenter MODEL.
 
@@ -262,7 +270,7 @@ def predict_command(
     Run the same command again to go on after an interruption.
 
     \b
-    Example:
+    Examples:
       beit predict runs/flowers/model new-photos/ --out labels.csv
       beit predict runs/streets/model new-photos/ --out masks/ --overlays
     """
@@ -274,11 +282,11 @@ def predict_command(
 
         folder = check_mask_options(model, out, features=features)
         chosen = {"overlays": overlays, "probabilities": probabilities}
-        click.echo(predict_masks(model, source, out=folder, **chosen, settings=reading))
+        click.echo(predict_masks(model, source, out=folder, **chosen, values=values, settings=reading))
         names = ["masks", *(name for name, wanted in chosen.items() if wanted), "legend.json"]
         say_written(*(folder / name for name in names))
         return
-    refuse_mask_options(model, overlays=overlays, probabilities=probabilities)
+    refuse_mask_options(model, overlays=overlays, probabilities=probabilities, values=values is not None)
     predict_to_file(model, source, out=out, stdout=sys.stdout, features=features, settings=reading)
     say_written(out)
 

@@ -160,6 +160,10 @@ def run_segmentation_probe(config: SegmentationConfig, *, data: str, run_dir: Pa
         not (run_dir / CHECKPOINTS).exists(),
         f"{run_dir} holds a training, which linear-probe would mix with; name another directory",
     )
+    require(
+        config.normalization == "encoder",
+        f"normalization ({config.normalization}) must be encoder: frozen features are of pixels as it knows them",
+    )
     start = starting_point(config)
     if warning := unnamed_shape(config, start.architecture):
         logger.warning("%s", warning)
