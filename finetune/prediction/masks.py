@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from beit.common.errors import BadSample, InputError, require
+from beit.common.errors import BadSample, InputError, ResumableStop, require
 from beit.common.pages.numbers import count, percent
 from beit.common.pages.pictures import save_png, sheet
 from beit.common.pages.tables import aligned
@@ -146,6 +146,9 @@ def predict_masks(
         values: Table that says what is written for each class, such as the ids of the data it was trained on; left out,
             its place among the classes.
         settings: Which images are read.
+
+    Raises:
+        ResumableStop: a signal asked to stop.
     """
     check_output_folder("--out", out, inputs=[model, source, *([] if values is None else [values])])
     segmenter, _, info = load_segmenter(model)
@@ -277,17 +280,21 @@ class MaskWriter:
 
 def _write_all(writer: MaskWriter, index: LabelledIndex, names: Sequence[str]) -> str:
     shares, bad_samples = Shares(writer.info.classes), BadSampleLog(len(index), ALL_BUT_ONE)
-    kept = 0
-    with Progress(len(index), unit="images", description="segmenting") as progress:
-        for found in read_ahead(writer, index, names):
-            if isinstance(found, BadSampleReport):
-                with suppress(InputError):  # at the last, where all are bad: `report_bad_samples` says so
-                    bad_samples.add([found])
-            else:
-                with torch.inference_mode():
+    done = kept = 0
+    try:
+        with Progress(len(index), unit="images", description="segmenting") as progress, torch.inference_mode():
+            for found in read_ahead(writer, index, names):
+                if isinstance(found, Job):
                     shares.add(writer.make(found))
-                kept += not found.missing
-            progress.update(1)
+                    done, kept = done + 1, kept + (not found.missing)
+                else:
+                    with suppress(InputError):  # at the last, where all are bad: `report_bad_samples` says so
+                        bad_samples.add([found])
+                progress.update(1)
+    except KeyboardInterrupt:
+        raise ResumableStop(
+            f"stopped; masks of {done} of {count(len(index), 'image')} are kept, run the same command again to go on"
+        ) from None
     report_bad_samples(bad_samples, index)
     if kept:
         logger.info("%s there already, from an earlier run", count(kept, "image"))

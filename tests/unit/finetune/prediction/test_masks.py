@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 import beit
-from beit.common.errors import InputError
+from beit.common.errors import InputError, ResumableStop
 from beit.finetune.prediction import masks as module
 from beit.finetune.prediction.masks import check_mask_options, predict_masks
 from beit.finetune.prediction.predict import refuse_mask_options
@@ -112,7 +112,7 @@ def test_an_interrupted_run_leaves_whole_files_only(tmp_path, model, photos, mon
         return real(segmenter, pixels, settings)
 
     monkeypatch.setattr(module, "class_ids", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(ResumableStop, match=r"masks of \d of 4 images are kept, run the same command again to go on"):
         predict_masks(model, str(photos), out=out)
     assert not [path for path in out.rglob("*") if ".tmp." in path.name]
     monkeypatch.setattr(module, "class_ids", real)
