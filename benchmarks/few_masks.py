@@ -51,6 +51,10 @@ from beit.common.vit.description import WEIGHTS_FILE
 SCRIPT = "few_masks.py"
 HEADS = ("linear", "fpn", "probe")
 MEASURES = {"linear": "linear head", "fpn": "fpn head", "probe": "linear probe"}
+VIEWED = ("evaluation.short_side=240", "reader.num_workers=0")
+TRAINED = ("image.img_size=128", "augment.short_side=240", *VIEWED)
+"""Sizes of images and crops, in pixels, of probes and trainings: a crop sees a third of a street at 320 x 240, and
+takes a third of a second on one core."""
 CHART_PX = (380, 300)
 RESULT_FILE = "few_masks.json"
 """In the folder of a finished run."""
@@ -118,10 +122,10 @@ class Comparison:
             chosen += [f"data.label_fraction={row.percent / 100:g}", f"data.subset_seed={seed}"]
         encoder = str(self.encoder) if start == "pre-trained" else "random"
         if row.head == "probe":
-            return ["--encoder", encoder, *sets([*self._shape(start), *self.probe_settings, *chosen])]
+            return ["--encoder", encoder, *sets([*self._shape(start), *VIEWED, *self.probe_settings, *chosen])]
         chosen += [f"head.kind={row.head}", f"train.steps={row.steps}", f"train.eval_interval_steps={row.steps}"]
         chosen += [f"data.num_val_images={self.val_images}"]
-        own = [*self._shape(start), *self.settings, *(self.random_settings if start == "random" else ())]
+        own = [*self._shape(start), *TRAINED, *self.settings, *(self.random_settings if start == "random" else ())]
         return ["--encoder", encoder, "--recipe", self.recipe, *sets([*own, *chosen])]
 
     def _shape(self, start: str) -> list[str]:

@@ -42,8 +42,11 @@ def command(tmp_path, monkeypatch):
     words += ["--pretrain-set", "train.global_batch_size=2", "--pretrain-set", "optimizer.warmup_steps=1"]
     for key, value in SHAPE.items():
         words += ["--pretrain-set", f"model.{key}={value}"]
-    for setting in ("train.global_batch_size=2", "optimizer.warmup_steps=1", "reader.num_workers=0"):
+    for setting in ("train.global_batch_size=2", "optimizer.warmup_steps=1", "image.img_size=64"):
         words += ["--set", setting]
+    for setting in ("augment.short_side=64", "evaluation.short_side=64"):
+        words += ["--set", setting]
+    words += ["--probe-set", "evaluation.short_side=64"]
     return words
 
 
