@@ -9,7 +9,7 @@ from __future__ import annotations
 import glob
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from beit.common.errors import InputError, require
 from beit.common.sources.config import SourceConfig
@@ -84,6 +84,36 @@ def _of_parts(found: PairList, parts: Iterable[str]) -> MaskedSource:
         note = f"{found.root}: {count} images of {f'its part {part}' if part else 'no part'} have no masks; left out"
         found.notes += [note] if note not in found.notes else []
     return source_of(found, parts)
+
+
+def open_val(parts: MaskedParts, settings: MaskDataConfig, *, reading: SourceConfig) -> tuple[MaskedSource, str] | None:
+    """Open what a training is measured on, and return its name, too: --val, or DATA's own part; None for neither.
+
+    Args:
+        parts: What DATA holds.
+        settings: Which has the name of --val.
+        reading: Which images are read.
+    """
+    if settings.val is None:
+        return None if parts.val is None else (parts.val, parts.val_name)
+    val, name = open_measured(settings.val, settings, reading=reading)
+    notes = list(val.notes)
+    if parts.val is not None:
+        notes.append(f"{parts.val_name} is not used, since --val names {name}")
+    table = parts.train.table
+    if val.table is None and not val.is_ids and table is not None and settings.classes is None:
+        notes.append(f"{name} has no file of classes: its values are taken to mean what {table.origin} says")
+        val = replace(val, table=table)
+    return replace(val, notes=tuple(notes)), name
+
+
+def holds_masks(data: str) -> bool:
+    """Tell whether `data` are images with masks, whole or not, and not images with labels or none."""
+    try:
+        open_parts(data, MaskDataConfig(), reading=SourceConfig())
+    except InputError:
+        return False
+    return True
 
 
 def open_pairs(data: str, settings: MaskDataConfig, *, reading: SourceConfig) -> MaskedSource:

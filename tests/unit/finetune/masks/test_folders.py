@@ -192,6 +192,14 @@ def test_voc_takes_what_its_lists_name(tmp_path):
     assert "1 masks are in no list" in " ".join(found.notes)
 
 
+def test_lists_may_name_files_with_blanks_and_by_path(tmp_path):
+    files = {"JPEGImages/a b.jpg": None, "JPEGImages/c.jpg": None, "JPEGImages/d.v2.jpg": None}
+    files |= {"SegmentationClass/a b.png": MASK, "SegmentationClass/c.png": MASK, "SegmentationClass/d.v2.png": MASK}
+    lists = "a b\nJPEGImages/c.jpg\nd.v2 1\nnowhere\n"
+    found = list_pairs(str(write(tmp_path, files | {"ImageSets/Segmentation/train.txt": lists})))
+    assert len(found.pairs) == 3 and "1 names in ImageSets/Segmentation/ have no image" in " ".join(found.notes)
+
+
 def test_voc_misses_masks_that_its_lists_name(tmp_path):
     write(tmp_path, VOC | {"ImageSets/Segmentation/train.txt": "a\nnot_labelled\n"})
     assert list_pairs(str(tmp_path)).without_mask == [("JPEGImages/not_labelled.jpg", "train")]
