@@ -146,7 +146,7 @@ def _json_entries(file: str, text: str) -> Iterator[ClassEntry]:
     except (ValueError, RecursionError) as error:
         raise InputError(f"{file} is not JSON ({error}); it must be {_FORMS}") from None
     if isinstance(content, dict):
-        content = next((content[key] for key in ("classes", "categories", "labels") if key in content), content)
+        content = _inside(content)
     if isinstance(content, list) and content and all(isinstance(entry, dict) for entry in content):
         yield from (_json_entry(file, entry) for entry in content)
     elif isinstance(content, list):
@@ -159,6 +159,18 @@ def _json_entries(file: str, text: str) -> Iterator[ClassEntry]:
         )
     else:
         yield from _named(read_class_names(file))
+
+
+def _inside(content: dict[str, Any]) -> Any:
+    """Return where an object of more than names has them: a segmentation model of ours, COCO, and others."""
+    segmentation = content.get("segmentation")
+    if isinstance(segmentation, dict) and isinstance(segmentation.get("classes"), dict):
+        classes = segmentation["classes"]
+        names, colours = classes.get("names"), classes.get("colours")
+        if isinstance(names, list) and isinstance(colours, list) and len(names) == len(colours):
+            pairs = zip(names, colours, strict=True)
+            return [{"id": i, "name": name, "color": colour} for i, (name, colour) in enumerate(pairs)]
+    return next((content[key] for key in ("classes", "categories", "labels") if key in content), content)
 
 
 def _json_entry(file: str, entry: dict[str, Any]) -> ClassEntry:

@@ -11,7 +11,7 @@ import os
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass, field, replace
 
 from beit.common.errors import InputError, require
@@ -28,7 +28,7 @@ from beit.finetune.masks.types import MaskedSource
 from beit.finetune.masks.values.published import cityscapes_label_ids, cityscapes_train_ids, pascal_voc, segnet_camvid
 
 _MASK_ENDS = re.compile(
-    r"(?i)[_\-. ](masks?|labels?|labelids|labeltrainids|gtfine_labelids|gtfine_labeltrainids|gtcoarse_labelids|"
+    r"(?i)[_\-. ](masks?|labels?|lab|labelids|labeltrainids|gtfine_labelids|gtfine_labeltrainids|gtcoarse_labelids|"
     r"gtcoarse_labeltrainids|l|seg|segmentation|segmap|gt|groundtruth|annotations?|ann|target|trainids)$"
 )
 """What the name of a mask has behind that of its image."""
@@ -302,11 +302,14 @@ def _read_voc_lists(found: PairList, files: Sequence[FileStat]) -> None:
     if not chosen["train"]:
         whole = by_name["trainval"] or by_name["default"]
         chosen = {"train": whole, "validation": [] if whole else chosen["validation"]}
+    there = {_stem(path) for path in (*(pair.image.path for pair in found.pairs), *dict(found.without_mask))}
     part_of_stem: dict[str, str] = {}
     for part, lists in chosen.items():
         for line in (line for name in lists for line in read_text(join(found.root, name)).splitlines()):
             if line.strip():
-                part_of_stem.setdefault(_stem_of_id(line.split()[0]), part)
+                part_of_stem.setdefault(_stem_of_id(line.strip(), there), part)
+    if absent := sorted(set(part_of_stem) - there):
+        found.notes.append(f"{found.root}: {len(absent)} names in {_LISTS} have no image (first: {absent[0]})")
     if not part_of_stem:
         if found.without_mask:
             found.notes.append(f"{found.root}: {len(found.without_mask)} images of JPEGImages have no mask; left out")
@@ -325,9 +328,14 @@ def _read_voc_lists(found: PairList, files: Sequence[FileStat]) -> None:
     ]
 
 
-def _stem_of_id(name: str) -> str:
-    """Return what a list calls an image, which may be its path."""
-    return _stem(name) if is_image_path(name) else name.rsplit("/", 1)[-1]
+def _stem_of_id(line: str, there: set[str]) -> str:
+    """Return which image a line of a list names, by name or path; it may say more behind that."""
+    for name in (line, line.split()[0]):
+        base = name.rsplit("/", 1)[-1]
+        for stem in (base, _stem(base)):
+            if stem in there:
+                return stem
+    return line.split()[0]
 
 
 def _stem(path: str) -> str:
@@ -336,14 +344,10 @@ def _stem(path: str) -> str:
 
 def _find_table(found: PairList, files: Sequence[FileStat]) -> None:
     """Read what lies beside the data and says what values mean; else take what is published of the layout."""
-    names = {file.path: file for file in files}
-    folders = sorted({file.path.rpartition("/")[0] for file in files}, key=lambda folder: folder.count("/"))
-    for folder in folders:
-        for name in USUAL_FILES:
-            path = f"{folder}/{name}" if folder else name
-            if path in names:
-                found.table = read_class_table(join(found.root, path))
-                return
+    own = _own_table(found.root, {file.path for file in files})
+    if own is not None:
+        found.table = own
+        return
     above, _, name = found.root.rpartition("/")
     if split_kind(name):  # what is beside the parts of a set holds for all of them
         beside = next((file for file in USUAL_FILES if place_of(join(above, file)).exists()), None)
@@ -357,6 +361,31 @@ def _find_table(found: PairList, files: Sequence[FileStat]) -> None:
         found.table = pascal_voc()
     elif found.layout == "camvid":
         found.table = segnet_camvid()
+
+
+def _own_table(root: str, paths: Set[str]) -> ClassTable | None:
+    """Read the file of classes that lies highest in a tree; parts that have one each must mean the same by it."""
+    folders = sorted({path.rpartition("/")[0] for path in paths}, key=lambda folder: (_depth(folder), folder))
+    listed = [(folder, f"{folder}/{name}" if folder else name) for folder in folders for name in USUAL_FILES]
+    there = [(folder, path) for folder, path in listed if path in paths]
+    if not there:
+        return None
+    top = there[0][0]
+    first = read_class_table(join(root, there[0][1]))
+    for folder, path in there[1:]:
+        if folder == top or _depth(folder) > _depth(top):
+            continue
+        other = read_class_table(join(root, path))
+        require(
+            other.entries == first.entries,
+            f"{first.origin} and {other.origin} say different things of the classes; name the one that is right with "
+            "data.classes",
+        )
+    return first
+
+
+def _depth(folder: str) -> int:
+    return len(folder.split("/")) if folder else 0
 
 
 def _nothing_paired(root: str, files: Sequence[FileStat], found: PairList) -> str:
