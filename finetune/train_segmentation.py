@@ -43,6 +43,7 @@ from beit.finetune.segmentation.artifact import SegmentationInfo, build_segmente
 from beit.finetune.segmentation.config import IMAGENET, SegmentationConfig
 from beit.finetune.segmentation.cost import evaluation_windows, head_flops
 from beit.finetune.segmentation.crops import SceneTransform
+from beit.finetune.segmentation.heads import head_in_words
 from beit.finetune.segmentation.model import Segmenter
 from beit.finetune.segmentation.norm import require_statistics
 from beit.finetune.segmentation.step import SegmentationStep
@@ -176,10 +177,10 @@ class SegmentationTask:
         """Say what is about to happen."""
         val, head = self.scenes.val, self.config.head
         logger.info(
-            "%s from %s, %s head, %.1f M parameters; %d training and %d validation images",
+            "%s from %s, %s, %.1f M parameters; %d training and %d validation images",
             self.start.architecture.name,
             self.config.encoder,
-            head.kind,
+            head_in_words(head),
             sum(parameter.numel() for parameter in self.model.parameters()) / 1e6,
             len(self.scenes.train),
             0 if val is None else len(val),

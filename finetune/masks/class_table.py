@@ -17,6 +17,9 @@ from beit.common.errors import InputError, require
 from beit.common.sources.class_names import ClassNames, read_class_names
 from beit.common.sources.labels import one_form
 from beit.common.sources.lists import read_text
+from beit.common.sources.splits import split_kind
+from beit.common.storage.paths import WEB_SCHEMES, join
+from beit.common.storage.place import place_of
 from beit.finetune.masks.classes import Colour
 
 USUAL_FILES = (
@@ -98,6 +101,22 @@ def read_class_table(file: str) -> ClassTable:
     else:
         entries = _named(read_class_names(file))
     return _checked(file, entries)
+
+
+def table_beside(root: str) -> ClassTable | None:
+    """Return what a file beside tars or tables says; None where none is there. Web servers are not asked for each name.
+
+    Args:
+        root: Folder or URL that they lie in; where it is a part of a set, or called data, the one above counts, too.
+    """
+    if root.startswith(WEB_SCHEMES):
+        return None
+    above, _, name = root.rpartition("/")
+    for folder in (root, above) if split_kind(name) or name == "data" else (root,):
+        for file in (*USUAL_FILES, "id2label.json"):
+            if place_of(join(folder, file)).exists():
+                return read_class_table(join(folder, file))
+    return None
 
 
 def is_void(name: str) -> bool:

@@ -107,6 +107,15 @@ def open_val(parts: MaskedParts, settings: MaskDataConfig, *, reading: SourceCon
     return replace(val, notes=tuple(notes)), name
 
 
+def holds_masks(data: str) -> bool:
+    """Tell whether `data` are images with masks, whole or not, and not images with labels or none."""
+    try:
+        open_parts(data, MaskDataConfig(), reading=SourceConfig())
+    except InputError:
+        return False
+    return True
+
+
 def open_pairs(data: str, settings: MaskDataConfig, *, reading: SourceConfig) -> MaskedSource:
     """Open images with masks to measure on: of a DATA with parts, the one for validation, or else the one for tests.
 

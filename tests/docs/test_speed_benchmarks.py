@@ -38,6 +38,17 @@ def test_pretrain_speed_compares_loop_step_reader_dalle_and_hugging_face():
     assert result["peak_memory_gb"] > 0.1
 
 
+def test_segmentation_speed_compares_with_transformers_under_shared_weights():
+    shape = ["--size", "tiny", "--img-size", "64", "--classes", "5", "--image-size", "64x64,90x64"]
+    result = run_benchmark("segmentation_speed.py", *shape, "--images", "2", "--rounds", "1")
+    assert result["difference"] < 1e-3
+    names = {f"{head}, {mode}" for head in ("upernet", "linear") for mode in ("whole", "slide")}
+    for size in ("64x64", "90x64"):
+        rates, ratios = result["images_per_second"][size], result["ratios"][size]
+        assert set(rates) == {"transformers", *names} and set(ratios) == names
+        assert all(ratios[name] == pytest.approx(rates[name] / rates["transformers"]) for name in names)
+
+
 @pytest.mark.parametrize("tokenizer", ["mini", "dall-e-random"])
 def test_tokenize_stage_names_its_limit(tokenizer):
     shape = ["--img-size", "16", "--patch-size", "8", "--images", "4", "--image-side", "48", "--views", "1"]
