@@ -73,6 +73,7 @@ SHOW = {
     "learning": Entry("beit.pretrain.commands", "show_learning_command", "How runs learned, one beside the other."),
     "attention": Entry("beit.finetune.commands", "show_attention_command", "Where the heads of an encoder look."),
     "neighbours": Entry("beit.finetune.commands", "show_neighbours_command", "Which images an encoder finds alike."),
+    "predictions": Entry("beit.finetune.commands", "show_predictions_command", "What a model says of images."),
 }
 
 
@@ -120,7 +121,7 @@ COMMANDS: dict[str, Entry | Section] = {
     "pretrain": Entry("beit.pretrain.commands", "pretrain_command", "Pre-train a ViT on a token store."),
     "finetune": Entry("beit.finetune.commands", "finetune_command", "Fine-tune an encoder on labelled images."),
     "evaluate": Entry("beit.finetune.commands", "evaluate_command", "Measure a fine-tuned model on labelled images."),
-    "predict": Entry("beit.finetune.commands", "predict_command", "Label new images with a fine-tuned model."),
+    "predict": Entry("beit.finetune.commands", "predict_command", "Label new images, or each of their pixels."),
     "compare": Entry("beit.finetune.commands", "compare_command", "One table over runs: metric, interval, budget."),
     "import": Entry(
         "beit.finetune.commands", "import_command", "Weights of BEiT, DINO, MAE, DeiT, timm, Hugging Face."
@@ -147,6 +148,7 @@ _ALSO_CALLED = {
     "show learning": "curves learn plot metrics log",
     "show reconstruction": "recon reconstruct",
     "show attention": "attend",
+    "show predictions": "prediction overlay overlays",
     "tokenizer convert": "convert",
 }
 """Commands by what people call them."""

@@ -59,7 +59,8 @@ def finetune_command(
     TASK:
       classification  train all of it; the best model is RUN/model
       segmentation    a class for every pixel, from images with masks; the best model is RUN/model
-      linear-probe    linear classifiers on the frozen features of every block; the best one is RUN/model
+      linear-probe    linear classifiers on the frozen features of every block; the best one is RUN/model; of images
+                      with masks, on every block's patches: says which block to use
       knn             weighted nearest neighbours on the frozen features of every block
 
     DATA is a folder with one sub-folder per class, WebDataset tars with .cls members, Parquet files with a label
@@ -89,9 +90,12 @@ def finetune_command(
     from beit.finetune.config import FinetuneConfig
 
     assert run is not None
-    config = options.load(FinetuneConfig, RECIPES, **given)
     if task in PROBES:
         _require_alone(task, options)
+    if task == "linear-probe" and _probes_masks(options, given, data=data, run=run):
+        return
+    config = options.load(FinetuneConfig, RECIPES, **given)
+    if task in PROBES:
         from beit.common.runs.layout import FEATURES, MODEL
         from beit.finetune.probe.run import run_probe
 
@@ -119,13 +123,29 @@ def _segmentation(
         click.echo(found.as_table())
         if found.problems:
             first, *more = found.problems
-            raise InputError(first + (f"; and {len(more)} more: {'; '.join(more)}" if more else ""))
+            raise InputError(f"{first} (and {len(more)} more, listed above)" if more else first)
         return
     assert run is not None
     options.start(num_workers=config.reader.num_workers)
     from beit.finetune.train_segmentation import run as run_segmentation
 
     run_segmentation(config, data=data, run_dir=run, resume=options.resume)
+
+
+def _probes_masks(options: LongOptions, given: dict[str, str | None], *, data: str, run: Path) -> bool:
+    """Measure patches if DATA are images with masks; else return False."""
+    from beit.finetune.masks.opening import holds_masks
+
+    if not holds_masks(data):
+        return False
+    from beit.common.runs.layout import MASK_PROBE
+    from beit.finetune.probe.segmentation import run_segmentation_probe
+    from beit.finetune.segmentation.config import SegmentationConfig
+
+    config = options.load(SegmentationConfig, SEGMENTATION_RECIPES, **given)
+    click.echo(run_segmentation_probe(config, data=data, run_dir=run, resume=options.resume))
+    say_written(run / f"{MASK_PROBE}.json")
+    return True
 
 
 def _require_alone(task: str, options: LongOptions) -> None:
@@ -198,9 +218,8 @@ def evaluate_command(
     if read_encoder_config(model).task == "segmentation":
         from beit.finetune.evaluation.segmentation import evaluate_segmenter
 
-        named = {"data.classes": class_names, "data.mask_column": label_column}
-        given = [f"{name}={value}" for name, value in named.items() if value is not None]
-        report = evaluate_segmenter(model, data, out=out, html=html, overrides=[*given, *overrides], source=reading)
+        options: dict[str, Any] = {"mask_column": label_column, "overrides": overrides}
+        report = evaluate_segmenter(model, data, out=out, html=html, class_names=class_names, source=reading, **options)
     else:
         from beit.common.errors import require
         from beit.finetune.evaluation.evaluate import evaluate_model
@@ -226,9 +245,17 @@ def evaluate_command(
 @click.option("--features", is_flag=True, help="Add the features of every image; MODEL may then be an encoder.")
 @click.option("--overlays", is_flag=True, help="Beside masks: the classes laid over each image.")
 @click.option("--probabilities", is_flag=True, help="Beside masks: the probabilities of all classes, as npz.")
+@click.option("--values", metavar="FILE", help="In masks: the values this table gives the classes, not ids.")
 @source_options
 def predict_command(
-    model: Path, source: str, out: Path | None, features: bool, overlays: bool, probabilities: bool, reading: Any
+    model: Path,
+    source: str,
+    out: Path | None,
+    features: bool,
+    overlays: bool,
+    probabilities: bool,
+    values: str | None,
+    reading: Any,
 ) -> None:
     """Label the images of SOURCE with the classifier MODEL, or each of their pixels with the segmenter MODEL.
 
@@ -254,10 +281,11 @@ def predict_command(
 
         folder = check_mask_options(model, out, features=features)
         chosen = {"overlays": overlays, "probabilities": probabilities}
-        click.echo(predict_masks(model, source, out=folder, **chosen, settings=reading))
-        say_written(folder)
+        click.echo(predict_masks(model, source, out=folder, **chosen, values=values, settings=reading))
+        names = ["masks", *(name for name, wanted in chosen.items() if wanted), "legend.json"]
+        say_written(*(folder / name for name in names))
         return
-    refuse_mask_options(model, overlays=overlays, probabilities=probabilities)
+    refuse_mask_options(model, overlays=overlays, probabilities=probabilities, values=values is not None)
     predict_to_file(model, source, out=out, stdout=sys.stdout, features=features, settings=reading)
     say_written(out)
 
@@ -364,6 +392,30 @@ def show_neighbours_command(
     if listing is not None:
         write_output(listing, json_bytes(dict(picture.neighbours)))
     click.echo(f"wrote {out}" + (f" and {listing}" if listing else ""))
+
+
+@click.command("predictions")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("images")
+@picture_option
+@click.option("--rows", type=click.IntRange(1, 32), default=4, show_default=True, help="Rows of images to draw.")
+def show_predictions_command(model: Path, images: str, out: Path, rows: int) -> None:
+    """Draw what a fine-tuned MODEL says of IMAGES.
+
+    Of a segmenter: the classes over each image and, where IMAGES have masks, the truth and what is wrong beside it. Of
+    a classifier: the likeliest labels below each image.
+
+    \b
+    Example:
+      beit show predictions runs/streets/model streets/val --out predictions.png
+    """
+    from beit.common.pages.pictures import save_png
+    from beit.common.runs.outputs import check_outputs
+    from beit.finetune.prediction.pictures import prediction_sheet
+
+    check_outputs({"--out": out}, inputs=[model, images], makes_folder=True)
+    save_png(prediction_sheet(model, images, num_rows=rows), out)
+    say_written(out)
 
 
 @click.command("import")

@@ -24,6 +24,7 @@ from beit.common.reading.contents import Watched
 from beit.common.runs.layout import FEATURES, MODEL
 from beit.common.runs.outputs import written
 from beit.common.training.data import Batch, TrainingData
+from beit.common.training.expectation import in_words
 from beit.common.training.judge import Goal
 from beit.common.training.trainer import train
 from beit.common.vit.description import read_encoder_config
@@ -216,9 +217,19 @@ class SegmentationTask:
 
     def flops_per_sample(self) -> int:
         """Return the arithmetic of one crop."""
-        encoder = training_flops(
-            self.start.architecture, head_rows=0, head_outputs=0, frozen_blocks=self.config.freeze_blocks
-        )
+        return self._flops(self.config.freeze_blocks)
+
+    def quicker(self, flops_per_second: float) -> str | None:
+        """Return the training of the head alone with its time, where there is an encoder to keep as it is."""
+        depth, plan = self.start.architecture.depth, self.data.plan
+        if self.start.encoder is None or self.config.freeze_blocks >= depth:
+            return None
+        seconds = self._flops(depth) * plan.global_batch_size * plan.total_steps / flops_per_second
+        return f"the head alone takes about {in_words(seconds)}: --set freeze_blocks={depth}"
+
+    def _flops(self, frozen_blocks: int) -> int:
+        shape = self.start.architecture
+        encoder = training_flops(shape, head_rows=0, head_outputs=0, frozen_blocks=frozen_blocks)
         return encoder + 3 * self._head_flops
 
     @cached_property

@@ -29,8 +29,10 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from beit.common.errors import InputError, require
+from beit.common.sources.labels import listed
 from beit.common.storage.documents import Format
 from beit.common.storage.files import atomic_file, write_atomic
+from beit.finetune.masks.class_table import read_class_table
 from beit.finetune.masks.classes import IGNORED, Colour, MaskClasses, voc_colours
 
 LEGEND_FORMAT = Format("beit-mask-legend", 1)
@@ -46,30 +48,34 @@ _UNSAFE = re.compile(r"[\x00-\x1f\x7f/\\]")
 _OVERLAY_QUALITY = 90
 
 
-def palette_of(classes: MaskClasses) -> list[Colour]:
-    """Return 256 different colours: those of the classes, and others for the ids that no class has.
+def palette_of(classes: MaskClasses, values: Sequence[int] | None = None) -> list[Colour]:
+    """Return 256 colours: those of the classes at their values, and others, all different, for what no class has.
 
     All of them are written, so that no reader renumbers what lies beyond a short palette, the 255 of ignored pixels
     above all; and as no two are alike, ids can be told by colour where an optimiser has renumbered them.
     """
     spare = [colour for colour in voc_colours(_PALETTE_ENTRIES) if colour not in classes.colours]
-    count = _PALETTE_ENTRIES - len(classes)
-    return [*classes.colours, *spare[len(spare) - count :]]  # the last of VOC's is that of its 255
+    spare = spare[len(spare) - (_PALETTE_ENTRIES - len(classes)) :]  # the last of VOC's is that of its 255
+    own = dict(zip(range(len(classes)) if values is None else values, classes.colours, strict=True))
+    others = iter(spare)
+    return [own[value] if value in own else next(others) for value in range(_PALETTE_ENTRIES)]
 
 
-def palette_image(ids: NDArray[np.uint8], classes: MaskClasses) -> Image.Image:
-    """Return ids (H, W) as an image of mode P."""
+def palette_image(ids: NDArray[np.uint8], classes: MaskClasses, values: Sequence[int] | None = None) -> Image.Image:
+    """Return ids (H, W), or whatever values stand for the classes, as an image of mode P."""
     image = Image.fromarray(np.ascontiguousarray(ids))
-    image.putpalette(np.array(palette_of(classes), np.uint8).tobytes())
+    image.putpalette(np.array(palette_of(classes, values), np.uint8).tobytes())
     return image
 
 
-def palette_png(ids: NDArray[np.uint8], classes: MaskClasses, *, identity: str = "") -> bytes:
-    """Return ids (H, W) as a PNG of 8 bits and 256 colours, proved to give them back."""
+def palette_png(
+    ids: NDArray[np.uint8], classes: MaskClasses, values: Sequence[int] | None = None, *, identity: str = ""
+) -> bytes:
+    """Return ids (H, W), or other values, as a PNG of 8 bits and 256 colours, proved to give them back."""
     texts, buffer = PngInfo(), io.BytesIO()
     if identity:
         texts.add_text(_IDENTITY, identity)
-    palette_image(ids, classes).save(buffer, format="PNG", optimize=True, pnginfo=texts)
+    palette_image(ids, classes, values).save(buffer, format="PNG", optimize=True, pnginfo=texts)
     with Image.open(buffer) as again:
         assert again.mode == "P" and np.array_equal(np.asarray(again), ids), "a mask that reads as another"
     return buffer.getvalue()
@@ -131,13 +137,30 @@ def source_identity(model: str, image: bytes) -> str:
     return hashlib.blake2b(model.encode() + b"\0" + image, digest_size=16).hexdigest()
 
 
-def legend_document(classes: MaskClasses, model: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what legend.json says."""
-    listed = [
-        {"id": number, "name": name, "colour": list(colour)}
-        for number, (name, colour) in enumerate(zip(classes.names, classes.colours, strict=True))
+def class_values(file: str, classes: MaskClasses) -> tuple[int, ...]:
+    """Return the value that a table, of any form that `data.classes` takes, gives each class."""
+    table = read_class_table(file)
+    found = {entry.name: entry.value for entry in table.entries}
+    missing = [name for name in classes.names if name not in found]
+    require(not missing, f"--values {file} lacks {listed(missing)}, which the model knows; name every class of it")
+    require(None not in found.values(), f"--values {file} gives no values; give a JSON object or a table with them")
+    values = tuple(int(found[name] or 0) for name in classes.names)
+    too_large = [name for name, value in zip(classes.names, values, strict=True) if value >= IGNORED]
+    require(
+        not too_large,
+        f"--values {file} gives {listed(too_large)} a value of {IGNORED} or more, for which masks of bytes have no "
+        "room beside ignored pixels; give smaller ones",
+    )
+    return values
+
+
+def legend_document(classes: MaskClasses, values: Sequence[int], model: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what legend.json says; `values` are what stands in masks for each class."""
+    entries = [
+        {"id": value, "name": name, "colour": list(colour)}
+        for value, name, colour in zip(values, classes.names, classes.colours, strict=True)
     ]
-    return {**LEGEND_FORMAT.header(), "classes": listed, "ignored": IGNORED, "model": dict(model)}
+    return {**LEGEND_FORMAT.header(), "classes": entries, "ignored": IGNORED, "model": dict(model)}
 
 
 def mirrored_names(names: Iterable[str]) -> list[str]:

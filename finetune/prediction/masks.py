@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from beit.common.errors import BadSample, InputError, require
+from beit.common.errors import BadSample, InputError, ResumableStop, require
 from beit.common.pages.numbers import count, percent
 from beit.common.pages.pictures import save_png, sheet
 from beit.common.pages.tables import aligned
@@ -41,7 +41,7 @@ from beit.finetune.data import image_name
 from beit.finetune.evaluation.evaluate import single_rank
 from beit.finetune.evaluation.overlays import legend as drawn_legend
 from beit.finetune.evaluation.overlays import overlay, shrunk
-from beit.finetune.masks.classes import MaskClasses
+from beit.finetune.masks.classes import IGNORED, MaskClasses
 from beit.finetune.prediction.files import TABLES
 from beit.finetune.prediction.mask_files import (
     LEGEND,
@@ -51,6 +51,7 @@ from beit.finetune.prediction.mask_files import (
     OVERLAYS,
     PROBABILITIES,
     SUFFIXES,
+    class_values,
     identity_in,
     legend_document,
     mirrored_names,
@@ -128,6 +129,7 @@ def predict_masks(
     out: Path,
     overlays: bool = False,
     probabilities: bool = False,
+    values: str | None = None,
     settings: SourceConfig | None = None,
 ) -> str:
     """Write the mask of every image of `source` that can be read; returns the table of classes found.
@@ -141,14 +143,20 @@ def predict_masks(
         out: Folder for the files: new, empty, or of an earlier run.
         overlays: Draw the classes over each image, too.
         probabilities: Write the probabilities of all classes, too.
+        values: Table that says what is written for each class, such as the ids of the data it was trained on; left out,
+            its place among the classes.
         settings: Which images are read.
+
+    Raises:
+        ResumableStop: a signal asked to stop.
     """
-    check_output_folder("--out", out, inputs=[model, source])
+    check_output_folder("--out", out, inputs=[model, source, *([] if values is None else [values])])
     segmenter, _, info = load_segmenter(model)
     index, world = build_index(source, settings=settings), single_rank()
     kinds = (MASKS, *([OVERLAYS] if overlays else []), *([PROBABILITIES] if probabilities else []))
-    legend = _legend(model, info)
-    writer = MaskWriter(out=out, kinds=kinds, model=segmenter.to(world.device), info=info, legend=legend)
+    own = tuple(range(len(info.classes))) if values is None else class_values(values, info.classes)
+    legend = _legend(model, info, own)
+    writer = MaskWriter(out=out, kinds=kinds, model=segmenter.to(world.device), info=info, legend=legend, values=own)
     writer.begin()
     with sole_use(out):
         names = mirrored_names(image_name(index, position) for position in range(len(index)))
@@ -173,10 +181,10 @@ def check_mask_options(model: Path, out: Path | None, *, features: bool) -> Path
     return out
 
 
-def _legend(model: str | Path, info: SegmentationInfo) -> dict[str, object]:
+def _legend(model: str | Path, info: SegmentationInfo, values: Sequence[int]) -> dict[str, object]:
     facts = {"weights_sha256": sha256_file(find_encoder(model) / WEIGHTS_FILE), "inference": asdict(info.inference)}
     found: dict[str, object] = parse_json(
-        json_bytes(legend_document(info.classes, facts)), label=LEGEND
+        json_bytes(legend_document(info.classes, values, facts)), label=LEGEND
     )  # as it is read
     return found
 
@@ -195,6 +203,8 @@ class MaskWriter:
     """Its classes, and how it is used."""
     legend: dict[str, object]
     """What legend.json is to say."""
+    values: tuple[int, ...]
+    """What masks hold for each class."""
 
     def path(self, kind: str, name: str) -> Path:
         """Return where a file lies."""
@@ -234,7 +244,7 @@ class MaskWriter:
     def make(self, job: Job) -> NDArray[np.uint8]:
         """Make what is missing; returns the ids (H, W)."""
         if not {MASKS, PROBABILITIES} & set(job.missing):
-            ids = read_ids(self.path(MASKS, job.name))
+            ids = self._ids_of(read_ids(self.path(MASKS, job.name)))
         else:
             assert job.image is not None
             ids = self._segment(job.image, job)
@@ -244,9 +254,15 @@ class MaskWriter:
             drawn = overlay(image, small, self.info.classes)
             write_file(self.path(OVERLAYS, job.name), overlay_jpeg(drawn, identity=job.identity))
         if MASKS in job.missing:
-            data = palette_png(ids, self.info.classes, identity=job.identity)
+            held = np.array(self.values, np.uint8)[ids]
+            data = palette_png(held, self.info.classes, self.values, identity=job.identity)
             write_file(self.path(MASKS, job.name), data)
         return ids
+
+    def _ids_of(self, held: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        ids = np.full(IGNORED + 1, IGNORED, np.uint8)
+        ids[list(self.values)] = np.arange(len(self.values))
+        return ids[held]
 
     def _segment(self, image: Image.Image, job: Job) -> NDArray[np.uint8]:
         pixels = np.asarray(image).transpose(2, 0, 1)  # (3, H, W)
@@ -264,17 +280,21 @@ class MaskWriter:
 
 def _write_all(writer: MaskWriter, index: LabelledIndex, names: Sequence[str]) -> str:
     shares, bad_samples = Shares(writer.info.classes), BadSampleLog(len(index), ALL_BUT_ONE)
-    kept = 0
-    with Progress(len(index), unit="images", description="segmenting") as progress:
-        for found in read_ahead(writer, index, names):
-            if isinstance(found, BadSampleReport):
-                with suppress(InputError):  # at the last, where all are bad: `report_bad_samples` says so
-                    bad_samples.add([found])
-            else:
-                with torch.inference_mode():
+    done = kept = 0
+    try:
+        with Progress(len(index), unit="images", description="segmenting") as progress, torch.inference_mode():
+            for found in read_ahead(writer, index, names):
+                if isinstance(found, Job):
                     shares.add(writer.make(found))
-                kept += not found.missing
-            progress.update(1)
+                    done, kept = done + 1, kept + (not found.missing)
+                else:
+                    with suppress(InputError):  # at the last, where all are bad: `report_bad_samples` says so
+                        bad_samples.add([found])
+                progress.update(1)
+    except KeyboardInterrupt:
+        raise ResumableStop(
+            f"stopped; masks of {done} of {count(len(index), 'image')} are kept, run the same command again to go on"
+        ) from None
     report_bad_samples(bad_samples, index)
     if kept:
         logger.info("%s there already, from an earlier run", count(kept, "image"))

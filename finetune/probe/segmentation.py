@@ -23,11 +23,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from beit.common.errors import BadSample, InputError, require
+from beit.common.errors import InputError, require
 from beit.common.pages.numbers import percent
 from beit.common.pages.tables import aligned
 from beit.common.progress import Progress
-from beit.common.reading.bad_samples import BadSampleLog, BadSampleReport
 from beit.common.reading.contents import contents_sha256
 from beit.common.rng import CounterRng
 from beit.common.runs.layout import CHECKPOINTS, MASK_PROBE
@@ -36,12 +35,11 @@ from beit.common.storage.documents import write_json
 from beit.common.vit.features import Features, LinearProbe, fit_linear
 from beit.common.vit.transform import normalize_images
 from beit.finetune.artifact import starting_point
-from beit.finetune.data import image_name
 from beit.finetune.evaluation.confusion import MaskLog
 from beit.finetune.evaluation.evaluate import single_rank
+from beit.finetune.evaluation.segmentation import mask_loader
 from beit.finetune.evaluation.segmentation_scores import SegmentationMetrics, segmentation_metrics
 from beit.finetune.in_force import in_force, unnamed_shape
-from beit.finetune.masks.dataset import MaskedDataset
 from beit.finetune.masks.index import MaskedData, MaskedIndex, open_training_masks
 from beit.finetune.probe.features import FrozenEncoder
 from beit.finetune.segmentation.config import SegmentationConfig
@@ -124,16 +122,24 @@ class PatchReader:
         self._encoder, self._device, self._short_side = encoder, device, short_side
         self._count = micro_batch_size
 
-    def grid(self, image: Image.Image) -> Grid:
+    def grid(self, image: NDArray[np.uint8]) -> Grid:
         """Return how an image is looked at."""
         shape = self._encoder.model.config
-        return grid_of(image.size, img_size=shape.img_size, patch_size=shape.patch_size, short_side=self._short_side)
+        return grid_of(
+            (image.shape[1], image.shape[0]),
+            img_size=shape.img_size,
+            patch_size=shape.patch_size,
+            short_side=self._short_side,
+        )
 
-    def features(self, image: Image.Image, grid: Grid) -> Iterator[tuple[Sequence[tuple[int, int]], list[Tensor]]]:
+    def features(
+        self, image: NDArray[np.uint8], grid: Grid
+    ) -> Iterator[tuple[Sequence[tuple[int, int]], list[Tensor]]]:
         """Yield the origins of some windows, and for each block the features of their patches, (B, N, D)."""
         model, normalization = self._encoder.model, self._encoder.normalization
         patch = model.config.patch_size
-        resized = image.resize((grid.columns * patch, grid.rows * patch), Image.Resampling.BICUBIC)
+        size = grid.columns * patch, grid.rows * patch
+        resized = Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)
         pixels = torch.from_numpy(np.array(resized)).permute(2, 0, 1)  # (3, h patch, w patch)
         side = grid.side * patch
         for begin in range(0, len(grid.origins), self._count):
@@ -153,6 +159,10 @@ def run_segmentation_probe(config: SegmentationConfig, *, data: str, run_dir: Pa
     require(
         not (run_dir / CHECKPOINTS).exists(),
         f"{run_dir} holds a training, which linear-probe would mix with; name another directory",
+    )
+    require(
+        config.normalization == "encoder",
+        f"normalization ({config.normalization}) must be encoder: frozen features are of pixels as it knows them",
     )
     start = starting_point(config)
     if warning := unnamed_shape(config, start.architecture):
@@ -305,22 +315,13 @@ def enlarged_ids(logits: Tensor, size: tuple[int, int]) -> NDArray[np.uint8]:
 
 def read_scenes(
     index: MaskedIndex, config: SegmentationConfig, *, description: str
-) -> Iterator[tuple[int, Image.Image, NDArray[np.uint8]]]:
-    """Yield position, image and mask (H, W) of all that can be read; a few that cannot are reported and left out."""
-    dataset = MaskedDataset(index, cache_bytes=config.reader.parquet_cache_bytes)
-    bad_samples = BadSampleLog(len(index), config.reader.bad_sample_budget)
+) -> Iterator[tuple[int, NDArray[np.uint8], NDArray[np.uint8]]]:
+    """Yield position, image (H, W, 3) and mask (H, W) of all that can be read; others are reported, and few allowed."""
+    loader = mask_loader(index, world=single_rank(), reader=config.reader)
     with Progress(len(index), unit="images", description=f"{description} of {index.name}") as progress:
-        for position in range(len(index)):
-            try:
-                record = dataset.fetch(*index.images.locate(position), 0)
-                image = record.decode_image()
-                assert record.mask_bytes is not None
-                mask = index.decoder.decode(record.mask_bytes, size=image.size)
-            except BadSample as error:
-                name = image_name(index.images, position)
-                bad_samples.add([BadSampleReport(name, error.reason, error.detail)])
-            else:
-                yield position, image, mask
+        for batch in loader:
+            if "images" in batch:
+                yield batch["positions"][0], batch["images"][0].permute(1, 2, 0).numpy(), batch["masks"][0].numpy()
             progress.update(1)
 
 

@@ -38,6 +38,17 @@ def test_pretrain_speed_compares_loop_step_reader_dalle_and_hugging_face():
     assert result["peak_memory_gb"] > 0.1
 
 
+def test_segmentation_speed_compares_with_transformers_under_shared_weights():
+    shape = ["--size", "tiny", "--img-size", "64", "--classes", "5", "--image-size", "64x64,90x64"]
+    result = run_benchmark("segmentation_speed.py", *shape, "--images", "2", "--rounds", "1")
+    assert result["difference"] < 1e-3
+    names = {f"{head}, {mode}" for head in ("upernet", "linear") for mode in ("whole", "slide")}
+    for size in ("64x64", "90x64"):
+        rates, ratios = result["images_per_second"][size], result["ratios"][size]
+        assert set(rates) == {"transformers", *names} and set(ratios) == names
+        assert all(ratios[name] == pytest.approx(rates[name] / rates["transformers"]) for name in names)
+
+
 @pytest.mark.parametrize("tokenizer", ["mini", "dall-e-random"])
 def test_tokenize_stage_names_its_limit(tokenizer):
     shape = ["--img-size", "16", "--patch-size", "8", "--images", "4", "--image-side", "48", "--views", "1"]
@@ -71,3 +82,16 @@ def test_dalle_beside_the_loop_runs_in_its_own_precision():
         with benchmark["autocast"]("bf16", torch.device("cpu"))():
             assert (torch.ones(4, 4) @ product)[0, 0] == 8  # not the weights of the step before
     assert seen == [torch.float32]
+
+
+def test_training_of_a_segmentation_is_timed_beside_its_step_and_its_reader():
+    small = ["image.img_size=16", "image.patch_size=4", "model.embed_dim=24", "model.depth=2", "model.num_heads=2"]
+    small += ["train.global_batch_size=2", "reader.num_workers=1"]
+    settings = [word for setting in small for word in ("--set", setting)]
+    options = ["--image-side", "36", "--steps", "1", "--rounds", "1"]
+    result = run_benchmark("segmentation_training.py", *options, *settings)
+    rates = result["images_per_second"]
+    assert set(rates) == {"bare step", "reader alone", "whole loop"}
+    assert result["ratios"]["whole loop / bare step"] == pytest.approx(
+        rates["whole loop"] / rates["bare step"], rel=0.01, abs=0.001
+    )

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from beit.common.errors import InputError
-from beit.common.runs.outputs import check_outputs
+from beit.common.runs.outputs import check_output_folder, check_outputs
 from beit.common.storage.files import output_file, write_output
 
 
@@ -132,3 +132,26 @@ def test_new_files_beside_and_in_what_is_read_are_fine(tmp_path):
 def test_two_outputs_are_two_files(tmp_path):
     with pytest.raises(InputError, match="--out and --html are the same file"):
         check_outputs({"--out": tmp_path / "x", "--html": tmp_path / "." / "x"})
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        ("photos/sub", "would become part of"),
+        ("photos/a.jpg", "is a file; name a folder"),
+        ("photos/a.jpg/b/c", "in which no folder can be"),
+        ("model", "lies among the weights"),
+    ],
+)
+def test_a_folder_that_cannot_be_or_would_mix_with_what_is_read_is_refused(tmp_path, out, message):
+    fill(tmp_path, "photos/a.jpg", "model/config.json", "model/model.safetensors")
+    with pytest.raises(InputError, match=message):
+        check_output_folder("--out", tmp_path / out, inputs=[tmp_path / "photos"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "photos"]
+
+
+def test_a_folder_elsewhere_need_not_exist(tmp_path):
+    fill(tmp_path, "photos/a.jpg")
+    for out in ("new", "new/deep/er", "photos-masks", "."):
+        check_output_folder("--out", tmp_path / out, inputs=[tmp_path / "photos"])
+    assert not (tmp_path / "new").exists()

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from beit.common.errors import InputError
 from beit.finetune.masks.class_table import read_class_table
 from beit.finetune.masks.classes import MaskClasses, voc_colours
 from beit.finetune.prediction.mask_files import (
+    class_values,
     identity_in,
     legend_document,
     mirrored_names,
@@ -57,7 +59,7 @@ def test_ids_can_be_told_by_colour_where_an_optimiser_renumbered_them():
 
 def test_the_legend_is_a_class_table_for_training(tmp_path):
     file = tmp_path / "legend.json"
-    file.write_text(json.dumps(legend_document(CLASSES, {"weights_sha256": "0"})))
+    file.write_text(json.dumps(legend_document(CLASSES, range(3), {"weights_sha256": "0"})))
     table = read_class_table(str(file))
     assert table.names == CLASSES.names and tuple(entry.colour for entry in table.entries) == CLASSES.colours
 
@@ -108,3 +110,31 @@ def test_names_mirror_the_source_and_never_clash(given, wanted):
 def test_names_that_are_too_long_are_cut_and_stay_apart():
     found = mirrored_names(["ä" * 120 + f"{number}.jpg" for number in range(3)])
     assert len(set(found)) == 3 and all(len(name.encode()) <= 200 for name in found)
+
+
+def test_other_values_keep_their_colours_and_come_back():
+    values = (7, 0, 254)
+    held = np.array(values, np.uint8)[EVERY_ID % 3]
+    with Image.open(io.BytesIO(palette_png(held, CLASSES, values))) as image:
+        assert np.array_equal(np.asarray(image), held)
+        first = EVERY_ID[0, 0] % 3
+        assert image.convert("RGB").getpixel((0, 0)) == CLASSES.colours[first]
+    assert len(set(palette_of(CLASSES, values))) == 256
+
+
+@pytest.mark.parametrize(
+    ("table", "wanted"),
+    [
+        ('{"7": "sky", "8": "road"}', "lacks tree"),
+        ('["sky", "road", "tree"]', "gives no values"),
+        ('{"7": "sky", "8": "road", "255": "tree"}', "gives tree a value of 255 or more"),
+        ('{"7": "sky", "8": "road", "11": "tree", "3": "void"}', None),
+    ],
+)
+def test_a_table_of_values_names_every_class(tmp_path, table, wanted):
+    (tmp_path / "values.json").write_text(table)
+    if wanted is None:
+        assert class_values(str(tmp_path / "values.json"), CLASSES) == (7, 8, 11)
+        return
+    with pytest.raises(InputError, match=wanted):
+        class_values(str(tmp_path / "values.json"), CLASSES)

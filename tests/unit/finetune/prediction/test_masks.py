@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 import beit
-from beit.common.errors import InputError
+from beit.common.errors import InputError, ResumableStop
 from beit.finetune.prediction import masks as module
 from beit.finetune.prediction.masks import check_mask_options, predict_masks
 from beit.finetune.prediction.predict import refuse_mask_options
@@ -88,6 +88,21 @@ def test_a_second_run_keeps_what_is_there_and_makes_what_is_missing(tmp_path, mo
     assert Image.open(out / "overlays/a.jpg").size == (5, 6)
 
 
+def test_masks_may_hold_the_values_of_the_data(tmp_path, model, photos):
+    (tmp_path / "values.json").write_text(json.dumps({"7": "sky", "8": "road", "21": "tree"}))
+    table = predict_masks(model, str(photos), out=tmp_path / "ids")
+    given = {"out": tmp_path / "values", "values": str(tmp_path / "values.json")}
+    assert predict_masks(model, str(photos), **given) == table
+    for name in ("a", "sub/a"):
+        ids, held = (ids_of(tmp_path / kind / f"masks/{name}.png") for kind in ("ids", "values"))
+        assert np.array_equal(np.array([7, 8, 21], np.uint8)[ids], held)
+    legend = json.loads((tmp_path / "values/legend.json").read_text())
+    assert [entry["id"] for entry in legend["classes"]] == [7, 8, 21]
+    assert predict_masks(model, str(photos), **given) == table  # what is there is counted by its values
+    with pytest.raises(InputError, match="made with other settings"):
+        predict_masks(model, str(photos), out=tmp_path / "values")
+
+
 def test_an_interrupted_run_leaves_whole_files_only(tmp_path, model, photos, monkeypatch):
     out, real = tmp_path / "out", module.class_ids
 
@@ -97,7 +112,7 @@ def test_an_interrupted_run_leaves_whole_files_only(tmp_path, model, photos, mon
         return real(segmenter, pixels, settings)
 
     monkeypatch.setattr(module, "class_ids", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(ResumableStop, match=r"masks of \d of 4 images are kept, run the same command again to go on"):
         predict_masks(model, str(photos), out=out)
     assert not [path for path in out.rglob("*") if ".tmp." in path.name]
     monkeypatch.setattr(module, "class_ids", real)

@@ -13,7 +13,7 @@ from beit.common.vit.config import Normalization, ViTConfig
 from beit.finetune.segmentation import inference
 from beit.finetune.segmentation.config import HeadConfig, InferenceConfig
 from beit.finetune.segmentation.heads import resolve_head
-from beit.finetune.segmentation.inference import class_ids, looked_at_size, segment, window_starts
+from beit.finetune.segmentation.inference import class_ids, likeliest, looked_at_size, segment, window_starts
 from beit.finetune.segmentation.model import Segmenter
 
 SHAPE = ViTConfig(
@@ -196,3 +196,10 @@ def test_twenty_megapixels_and_150_classes_stay_below_a_gigabyte():
     result = subprocess.run([sys.executable, "-c", _LARGE], capture_output=True, text=True, check=True)
     rows, peak = map(int, result.stdout.split())
     assert rows == 3870 and peak < 1e9, peak  # all probabilities at once would take 12 GB
+
+
+def test_the_likeliest_class_is_the_first_of_equals():
+    scores = torch.randint(0, 3, (7, 20, 30), generator=torch.Generator().manual_seed(0)).float()
+    wanted = scores.numpy().argmax(0)
+    found = likeliest(scores)
+    assert found.dtype == torch.uint8 and np.array_equal(found.numpy(), wanted)
