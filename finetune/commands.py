@@ -218,9 +218,8 @@ def evaluate_command(
     if read_encoder_config(model).task == "segmentation":
         from beit.finetune.evaluation.segmentation import evaluate_segmenter
 
-        named = {"data.classes": class_names, "data.mask_column": label_column}
-        given = [f"{name}={value}" for name, value in named.items() if value is not None]
-        report = evaluate_segmenter(model, data, out=out, html=html, overrides=[*given, *overrides], source=reading)
+        options: dict[str, Any] = {"mask_column": label_column, "overrides": overrides}
+        report = evaluate_segmenter(model, data, out=out, html=html, class_names=class_names, source=reading, **options)
     else:
         from beit.common.errors import require
         from beit.finetune.evaluation.evaluate import evaluate_model

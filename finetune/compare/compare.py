@@ -37,7 +37,12 @@ _METRIC_NAMES = {
     "held_out_acc": "held-out tokens right",
     **NAMES,
 }
-_TASK_NAMES = {"linear-probe": "linear probe", "knn": "k-NN", "pretrain": "pre-training"}
+_TASK_NAMES = {
+    "linear-probe": "linear probe",
+    "knn": "k-NN",
+    "segmentation-probe": "segmentation probe",
+    "pretrain": "pre-training",
+}
 _BUDGET_TOLERANCE = 0.01
 """Budgets that differ by less count as equal: epochs of other data sizes round to other steps; arbitrary."""
 
@@ -118,12 +123,13 @@ def paired_difference(first: Sequence[RunRecord], second: Sequence[RunRecord], m
 
 def _require_like(records: Sequence[RunRecord]) -> None:
     """Refuse segmenters among others: no number is of both."""
-    segmenters = [record for record in records if record.task == "segmentation"]
-    others = [record for record in records if record.task != "segmentation"]
+    segmenters = [record for record in records if record.main_metric == MAIN]
+    others = [record for record in records if record.main_metric != MAIN]
     if segmenters and others:
+        first, second = segmenters[0], others[0]
         raise InputError(
-            f"{segmenters[0].path} is of segmentation and {others[0].path} of {task_name(others[0].task)}, which have "
-            "no number in common; compare them in two commands"
+            f"{first.path} is of {task_name(first.task)} and {second.path} of {task_name(second.task)}, which have no "
+            "number in common; compare them in two commands"
         )
 
 

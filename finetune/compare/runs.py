@@ -16,7 +16,7 @@ from beit.common.config import flatten
 from beit.common.errors import InputError
 from beit.common.runs.changes import SPEED_KEYS, matches, with_defaults
 from beit.common.runs.environment import STARTS, read_environment
-from beit.common.runs.layout import CONFIG, ENCODER, ENVIRONMENT, EVALUATION, LAST, METRICS, MODEL, PROBES
+from beit.common.runs.layout import CONFIG, ENCODER, ENVIRONMENT, EVALUATION, LAST, MASK_PROBE, METRICS, MODEL, PROBES
 from beit.common.runs.metrics import read_metrics
 from beit.common.storage.documents import read_json, reading
 from beit.common.storage.files import sha256_file
@@ -29,7 +29,15 @@ from beit.finetune.segmentation.config import SegmentationConfig
 
 SEEDS = ("train.seed", "data.subset_seed")
 """Settings that tell the repetitions of one experiment apart."""
-_OF_FROZEN_FEATURES = ("encoder", "image.", "model.", "data.", "evaluation.crop_pct", "probe.")
+_OF_FROZEN_FEATURES = (
+    "encoder",
+    "image.",
+    "model.",
+    "data.",
+    "evaluation.crop_pct",
+    "evaluation.short_side",
+    "probe.",
+)
 """Settings that decide a probe, `probe.` too, which decides no training."""
 
 
@@ -52,7 +60,7 @@ class RunRecord:
     path: str
     """As the user named it."""
     task: str
-    """classification, segmentation, linear-probe, knn or pretrain."""
+    """classification, segmentation, linear-probe, knn, segmentation-probe or pretrain."""
     settings: dict[str, Any]
     """What decided it, seeds and speed left out: flat names such as optimizer.lr, and data, the images or the store."""
     seed: tuple[int, ...]
@@ -97,7 +105,9 @@ def read_runs(path: Path) -> list[RunRecord]:
     settings = flatten(values)
     # What each reads is named in its errors; what is left are documents that do not say what they must.
     with reading(path, way_out="it is left as it is; restore its files, or leave it out"):
-        probes = [_read_probe(path, task, settings) for task in PROBES if (path / f"{task}.json").is_file()]
+        probes = [
+            _read_probe(path, task, settings) for task in (*PROBES, MASK_PROBE) if (path / f"{task}.json").is_file()
+        ]
         if probes:
             return probes
         if (path / LAST).is_dir():
@@ -127,11 +137,11 @@ def _probe_record(path: Path, task: str, settings: Mapping[str, Any], result: Ma
         settings=chosen | {"data": result.get("data")},
         seed=_seed(settings),
         metrics=_numbers(result),
-        main_metric="top1",
+        main_metric=MAIN if task == MASK_PROBE else "top1",
         measured_on=measured_on,
         measured_data=str(result.get("validation_data") or settings.get("data.val")),
         budget=Budget(steps=None, images=int(result["num_train_images"]), device_seconds=None),
-        chance=_even_chance(result.get("num_classes")),
+        chance=None if task == MASK_PROBE else _even_chance(result.get("num_classes")),
         encoder=encoder_text(result.get("encoder")),
         start=last_start(path),
         source_sha256=result.get("source_sha256"),

@@ -130,9 +130,19 @@ def shrunk(image: Image.Image, masks: Sequence[Mask], *, most_px: int) -> tuple[
     if share >= 1:
         return image, list(masks)
     size = max(1, round(image.width * share)), max(1, round(image.height * share))
+    return image.resize(size, Image.Resampling.LANCZOS), [_nearest(mask, size) for mask in masks]
+
+
+def enlarged_pixels(image: Image.Image, masks: Sequence[Mask], *, most_px: int) -> tuple[Image.Image, list[Mask]]:
+    """Make each pixel of a small image and its masks a square, as large as `most_px` for the longer side allow."""
+    factor = max(1, most_px // max(image.size))
+    size = image.width * factor, image.height * factor
+    return image.resize(size, Image.Resampling.NEAREST), [_nearest(mask, size) for mask in masks]
+
+
+def _nearest(mask: Mask, size: tuple[int, int]) -> Mask:
     # Pillow's nearest takes the pixel at the middle of each new one, as nearest-exact does elsewhere.
-    small = [np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST)) for mask in masks]
-    return image.resize(size, Image.Resampling.LANCZOS), small
+    return np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))
 
 
 def _pixels(image: Image.Image, ids: Mask) -> NDArray[np.uint8]:

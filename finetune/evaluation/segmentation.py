@@ -49,7 +49,7 @@ from beit.finetune.segmentation.config import InferenceConfig
 from beit.finetune.segmentation.inference import class_ids
 from beit.finetune.segmentation.model import Segmenter
 
-_MIN_IMAGES_PER_WORKER = 50
+_MIN_IMAGES_PER_WORKER = 300
 """Starting a data worker takes seconds, in which the main process decodes about so many photos with their masks."""
 _OF_TRAININGS = ("val", "num_labels", "label_fraction")
 """Settings of the data that an evaluation by itself has no use for."""
@@ -95,6 +95,8 @@ def evaluate_segmenter(
     *,
     out: Path | None = None,
     html: Path | None = None,
+    class_names: str | None = None,
+    mask_column: str | None = None,
     overrides: Sequence[str] = (),
     source: SourceConfig | None = None,
 ) -> MaskReport:
@@ -107,12 +109,16 @@ def evaluate_segmenter(
         data: Whose classes are matched to the model's by name.
         out: For the JSON file.
         html: For the page.
+        class_names: File that names the classes, `data.classes`.
+        mask_column: Column of the masks in Parquet, `data.mask_column`.
         overrides: Settings of `MaskEvaluationConfig`, as SECTION.KEY=VALUE.
         source: Which images are read.
     """
-    check_outputs({"--out": out, "--html": html}, inputs=[model, data])
+    check_outputs({"--out": out, "--html": html}, inputs=[model, data, *([] if class_names is None else [class_names])])
     segmenter, stored, info = load_segmenter(model)
-    settings = evaluation_settings(overrides, info)
+    named = {"data.classes": class_names, "data.mask_column": mask_column}
+    given = [f"{name}={json.dumps(value)}" for name, value in named.items() if value is not None]
+    settings = evaluation_settings([*given, *overrides], info)
     info = replace(info, inference=settings.evaluation)
     index = open_evaluation_masks(data, info.classes, settings.data, reading=source or SourceConfig())
     if settings.data.num_val_images is not None:

@@ -20,7 +20,7 @@ from beit.common.pages.numbers import count, percent, percent_range, run_name, s
 from beit.common.pages.pictures import share_map
 from beit.common.storage.samples import spread_evenly
 from beit.finetune.evaluation.confusion import confusion_counts
-from beit.finetune.evaluation.overlays import UNTOLD, WRONG, error_map, overlay, shrunk
+from beit.finetune.evaluation.overlays import UNTOLD, WRONG, enlarged_pixels, error_map, overlay, shrunk
 from beit.finetune.evaluation.segmentation_report import MaskReport
 from beit.finetune.masks.classes import IGNORED, Colour, MaskClasses
 
@@ -101,6 +101,7 @@ def _scene(report: MaskReport, row: int, look: Look, shown: set[int]) -> dict[st
         return scene | {"error": "cannot be read any more"}
     scene["error"] = _largest_error(truth, said, report.classes.names)
     image, (truth, said) = shrunk(Image.fromarray(pixels), [truth, said], most_px=_PICTURE_PX)
+    image, (truth, said) = enlarged_pixels(image, [truth, said], most_px=_PICTURE_PX)
     shown.update(np.unique(truth).tolist(), np.unique(said).tolist())
     scene["pictures"] = [
         ("image", image),

@@ -1,13 +1,14 @@
 """Pixels are counted exactly: against a count pixel by pixel, on sets made to trip it, for any number of ranks."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from beit.finetune.evaluation import confusion
-from beit.finetune.evaluation.confusion import MaskLog, confusion_counts
+from beit.finetune.evaluation.confusion import MaskLog, MaskOutcomes, confusion_counts
 from beit.finetune.evaluation.segmentation_scores import (
     DEFINITIONS,
     class_pixels,
@@ -179,6 +180,43 @@ def test_the_interval_holds_the_number_and_shrinks_with_the_images():
         widths.append(high - low)
     assert widths[1] < widths[0] / 2
     assert miou_interval(outcomes_of(drawn(7, 1, 5), 5)) is None
+
+
+def taken(outcomes, rows):
+    """The record of some of the images, which may repeat."""
+    columns = {name: getattr(outcomes, name)[rows] for name in ("right", "true", "said")}
+    return replace(outcomes, positions=np.arange(len(rows)), **columns)
+
+
+def test_the_interval_is_that_of_scipy():
+    """Up to the sets that are drawn."""
+    outcomes = outcomes_of(drawn(12, 25, 6, sides=(4, 12)), 6)
+
+    def miou(rows):
+        return segmentation_metrics(taken(outcomes, rows)).miou
+
+    found = scipy.stats.bootstrap((np.arange(25),), miou, n_resamples=1000, method="BCa", random_state=1)
+    low, high = found.confidence_interval
+    assert miou_interval(outcomes) == pytest.approx((low, high), abs=0.1 * (high - low))
+
+
+def test_the_interval_covers_what_it_is_to_cover():
+    """Of many sets of 30 images from one population, with classes that some of them lack."""
+    rng = np.random.default_rng(3)
+    true = np.stack([rng.multinomial(2000, rng.dirichlet((2, 1, 1, 0.2, 0.05))) for _ in range(2000)])
+    right = rng.binomial(true, rng.uniform(0.3, 0.9, (2000, 1)))
+    said = right + np.stack([rng.multinomial(rest, (0.4, 0.2, 0.2, 0.1, 0.1)) for rest in (true - right).sum(1)])
+    whole = MaskOutcomes(
+        positions=np.arange(2000), right=right, true=true, said=said, confusion=np.zeros((5, 5), np.int64)
+    )
+    miou = segmentation_metrics(whole).miou
+    limits = [miou_interval(taken(whole, rng.integers(0, 2000, 30))) for _ in range(60)]
+    assert 0.85 < np.mean([low <= miou <= high for low, high in limits]) <= 1
+
+
+def test_nothing_to_doubt_has_an_interval_of_no_width():
+    same = [(mask([[0, 1]]), mask([[0, 1]]))] * 5
+    assert miou_interval(outcomes_of(same, 2)) == (1.0, 1.0)
 
 
 def test_images_without_labels_do_not_change_the_interval():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from beit.finetune.evaluation.overlays import UNTOLD, WRONG, edges, error_map, legend, overlay, shrunk
+from beit.finetune.evaluation.overlays import UNTOLD, WRONG, edges, enlarged_pixels, error_map, legend, overlay, shrunk
 from beit.finetune.masks.classes import IGNORED, MaskClasses, voc_colours
 
 CLASSES = MaskClasses(names=("sky", "road", "飛行機"), colours=((10, 20, 30), (200, 0, 0), (0, 0, 220)))
@@ -70,6 +70,13 @@ def test_a_mask_shrinks_with_its_image_and_gains_no_class():
     assert set(np.unique(ids)) == {0, 1, IGNORED}
     assert shrunk(photo(), [halves()], most_px=32)[0].size == (32, 24)
     assert shrunk(photo(1, 300), [np.zeros((1, 300), np.uint8)], most_px=100)[1][0].shape == (1, 100)
+
+
+def test_pixels_of_a_small_image_become_squares():
+    image, (ids,) = enlarged_pixels(photo(9, 16), [halves(9, 16)], most_px=100)
+    assert image.size == (96, 54) and np.array_equal(ids, np.kron(halves(9, 16), np.ones((6, 6), np.uint8)))
+    assert np.array_equal(np.asarray(image)[3::6, 3::6], np.asarray(photo(9, 16)))
+    assert enlarged_pixels(photo(60, 70), [], most_px=100)[0].size == (70, 60)
 
 
 @pytest.mark.parametrize("count", [2, 11, 150])
