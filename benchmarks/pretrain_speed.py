@@ -20,7 +20,6 @@ from __future__ import annotations
 import json
 import resource
 import tempfile
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,7 +30,7 @@ import torch
 from torch import Tensor
 
 from beit.benchmarks.stores import make_store, random_dalle, write_scenes
-from beit.benchmarks.turns import Turns, matrix_product, wait_for
+from beit.benchmarks.turns import LOOP, LoopTurns, Turns, matrix_product
 from beit.common.config import load_config
 from beit.common.processes.distributed import init_distributed
 from beit.common.shards.token_store import TokenStore
@@ -44,7 +43,7 @@ from beit.pretrain.config import PretrainConfig
 from beit.pretrain.objective import build_model, build_step
 from beit.pretrain.train import PretrainTask
 
-BARE, LOOP, READER, ONLINE, HUGGING_FACE = "bare step", "whole loop", "reader alone", "DALL-E online", "Hugging Face"
+BARE, READER, ONLINE, HUGGING_FACE = "bare step", "reader alone", "DALL-E online", "Hugging Face"
 MATMUL = "matrix product"
 
 
@@ -164,39 +163,8 @@ class ReaderAlone:
         self._batches.close()  # type: ignore[attr-defined]
 
 
-class LoopInTurns(PretrainTask):
-    """The task of `beit pretrain`, whose steps stop now and then to let the others have their turns.
-
-    The reader works on during the others' turns, until its queue is full; the steps that empty the queue are not timed.
-    """
-
-    def take_turns(self, turns: Turns, *, steps: int, settle: int, rounds: int) -> None:
-        """Set how many steps a turn has, how many before it are not timed, and how many rounds there are."""
-        self._turns, self._steps, self._settle, self._rounds = turns, steps, settle, rounds
-        self._started = 0.0
-
-    @property
-    def total_steps(self) -> int:
-        """Steps of the whole run: every turn, and one more whose beginning ends the last of them."""
-        return self._rounds * (self._settle + self._steps) + 1
-
-    def forward(self, model: torch.nn.Module, batch: Mapping[str, Any], step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Do a step, after the others' turns where it is time for them."""
-        place = step % (self._settle + self._steps)
-        if place == 0:
-            self._others(step)
-        if place == self._settle:
-            wait_for(self.world.device)
-            self._started = time.perf_counter()
-        return super().forward(model, batch, step)
-
-    def _others(self, step: int) -> None:
-        wait_for(self.world.device)
-        if step:
-            images = self._steps * self.data.plan.global_batch_size
-            self._turns.add(LOOP, images / (time.perf_counter() - self._started))
-        if step < self.total_steps - 1:
-            self._turns.round()
+class LoopInTurns(LoopTurns, PretrainTask):
+    """The task of `beit pretrain`, between whose steps the others have their turns."""
 
 
 def autocast(precision: str, device: torch.device) -> Any:

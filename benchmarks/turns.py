@@ -5,9 +5,11 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 
+LOOP = "whole loop"
 Turn = Callable[[], int]
 """Does one turn's work and returns how many images (or whatever is counted) that was."""
 
@@ -51,6 +53,44 @@ class Turns:
         """Return the median over rounds of a contestant's rate relative to the lowest of some others'."""
         columns = zip(self.rates[name], *(self.rates[standard] for standard in standards), strict=True)
         return statistics.median(rate / min(others) for rate, *others in columns)
+
+
+class LoopTurns:
+    """Comes before a training's task in the bases of a class: its steps stop now and then, and others have their turns.
+
+    The reader works on during the others' turns, until its queue is full; the steps that empty the queue are not timed.
+    """
+
+    world: Any
+    data: Any
+
+    def take_turns(self, turns: Turns, *, steps: int, settle: int, rounds: int) -> None:
+        """Set how many steps a turn has, how many before it are not timed, and how many rounds there are."""
+        self._turns, self._steps, self._settle, self._rounds = turns, steps, settle, rounds
+        self._started = 0.0
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole run: every turn, and one more whose beginning ends the last of them."""
+        return self._rounds * (self._settle + self._steps) + 1
+
+    def forward(self, model: Any, batch: Mapping[str, Any], step: int) -> Any:
+        """Do a step, after the others' turns where it is time for them."""
+        place = step % (self._settle + self._steps)
+        if place == 0:
+            self._others(step)
+        if place == self._settle:
+            wait_for(self.world.device)
+            self._started = time.perf_counter()
+        return super().forward(model, batch, step)  # type: ignore[misc]
+
+    def _others(self, step: int) -> None:
+        wait_for(self.world.device)
+        if step:
+            images = self._steps * self.data.plan.global_batch_size
+            self._turns.add(LOOP, images / (time.perf_counter() - self._started))
+        if step < self.total_steps - 1:
+            self._turns.round()
 
 
 def wait_for(device: torch.device) -> None:

@@ -123,7 +123,7 @@ def _segmentation(
         click.echo(found.as_table())
         if found.problems:
             first, *more = found.problems
-            raise InputError(first + (f"; and {len(more)} more: {'; '.join(more)}" if more else ""))
+            raise InputError(f"{first} (and {len(more)} more, listed above)" if more else first)
         return
     assert run is not None
     options.start(num_workers=config.reader.num_workers)

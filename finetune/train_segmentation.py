@@ -24,6 +24,7 @@ from beit.common.reading.contents import Watched
 from beit.common.runs.layout import FEATURES, MODEL
 from beit.common.runs.outputs import written
 from beit.common.training.data import Batch, TrainingData
+from beit.common.training.expectation import in_words
 from beit.common.training.judge import Goal
 from beit.common.training.trainer import train
 from beit.common.vit.description import read_encoder_config
@@ -42,6 +43,7 @@ from beit.finetune.segmentation.artifact import SegmentationInfo, build_segmente
 from beit.finetune.segmentation.config import IMAGENET, SegmentationConfig
 from beit.finetune.segmentation.cost import evaluation_windows, head_flops
 from beit.finetune.segmentation.crops import SceneTransform
+from beit.finetune.segmentation.heads import head_in_words
 from beit.finetune.segmentation.model import Segmenter
 from beit.finetune.segmentation.norm import require_statistics
 from beit.finetune.segmentation.step import SegmentationStep
@@ -175,10 +177,10 @@ class SegmentationTask:
         """Say what is about to happen."""
         val, head = self.scenes.val, self.config.head
         logger.info(
-            "%s from %s, %s head, %.1f M parameters; %d training and %d validation images",
+            "%s from %s, %s, %.1f M parameters; %d training and %d validation images",
             self.start.architecture.name,
             self.config.encoder,
-            head.kind,
+            head_in_words(head),
             sum(parameter.numel() for parameter in self.model.parameters()) / 1e6,
             len(self.scenes.train),
             0 if val is None else len(val),
@@ -215,9 +217,19 @@ class SegmentationTask:
 
     def flops_per_sample(self) -> int:
         """Return the arithmetic of one crop."""
-        encoder = training_flops(
-            self.start.architecture, head_rows=0, head_outputs=0, frozen_blocks=self.config.freeze_blocks
-        )
+        return self._flops(self.config.freeze_blocks)
+
+    def quicker(self, flops_per_second: float) -> str | None:
+        """Return the training of the head alone with its time, where there is an encoder to keep as it is."""
+        depth, plan = self.start.architecture.depth, self.data.plan
+        if self.start.encoder is None or self.config.freeze_blocks >= depth:
+            return None
+        seconds = self._flops(depth) * plan.global_batch_size * plan.total_steps / flops_per_second
+        return f"the head alone takes about {in_words(seconds)}: --set freeze_blocks={depth}"
+
+    def _flops(self, frozen_blocks: int) -> int:
+        shape = self.start.architecture
+        encoder = training_flops(shape, head_rows=0, head_outputs=0, frozen_blocks=frozen_blocks)
         return encoder + 3 * self._head_flops
 
     @cached_property

@@ -12,6 +12,9 @@ from typing import ClassVar
 
 from beit.common.errors import BadSample, InputError
 from beit.common.images import IMAGE_SUFFIXES, MAX_IMAGE_BYTES, is_image_path
+from beit.common.sources.labels import listed
+from beit.common.sources.mask_folders import MasksBeside, masks_beside
+from beit.common.sources.splits import split_kind
 from beit.common.sources.types import (
     SampleRef,
     Source,
@@ -30,7 +33,6 @@ _FILES_PER_SHARD = 1000
 _ENDINGS_IN_MESSAGE = 5
 _ORDER = "path"
 """Stands in the digest of a listing."""
-_SEGMENTATION_FOLDERS = ("images", "annotations")
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,27 +143,39 @@ def open_files(listing: FileList) -> Source:
 def folder_listing(root: str, files: Sequence[FileStat]) -> FileList:
     """Pick the images of a folder; where all lie in sub-folders, the first level names their classes.
 
-    Where `images/` and `annotations/` stand side by side, at any depth, the annotations are left out, and there are no
-    classes: that is a segmentation set, and masks are no pictures.
+    Masks that lie beside images (`mask_folders.py`) are left out, for they are no pictures, and there are no classes
+    then, unless the folders in which they do so are such.
     """
     images = [file for file in files if is_image_path(file.path)]
-    mask_folders = _mask_folders(images)
-    if mask_folders:
-        images = [file for file in images if not file.path.startswith(mask_folders)]
+    masks = masks_beside(root, images)
+    if masks.paths:
+        images = [file for file in images if file.path not in masks.paths]
+        logger.info(
+            "%s: left out %d masks in %s; name the folder itself to take them",
+            root,
+            len(masks.paths),
+            listed(masks.places),
+        )
     if not images:
         raise InputError(
             f"{root} holds no images ({', '.join(IMAGE_SUFFIXES)}) and no tar or Parquet files "
             f"({_count_endings(files)}); check the path"
         )
-    if len(images) < len(files):
-        taken = {file.path for file in images}
+    if len(images) + len(masks.paths) < len(files):
+        taken = {file.path for file in images} | masks.paths
         others = [file for file in files if file.path not in taken]
         logger.info("%s: %d images, %s left out", root, len(images), _count_endings(others))
-    is_labelled = not mask_folders and all("/" in file.path for file in images)
-    if not is_labelled:
-        return FileList(root, images, [None] * len(images))
-    folders = [file.path.split("/", 1)[0] for file in images]
+    folders = [file.path.partition("/")[0] for file in images]
+    if not all("/" in file.path for file in images) or (masks.paths and not _are_classes(masks, folders)):
+        notes = (f"{masks.places[0]} holds masks, from which beit finetune segmentation learns",) if masks.paths else ()
+        return FileList(root, images, [None] * len(images), label_notes=notes)
     return FileList(root, images, list(folders), class_names=tuple(sorted(set(folders))))
+
+
+def _are_classes(masks: MasksBeside, folders: Sequence[str]) -> bool:
+    """Tell whether the folders that hold images and masks side by side are classes, and no parts of a data set."""
+    tops = set(folders)
+    return not masks.are_usual and len(tops) > 1 and masks.above == tops and not any(map(split_kind, tops))
 
 
 def _count_endings(files: Sequence[FileStat]) -> str:
@@ -171,15 +185,3 @@ def _count_endings(files: Sequence[FileStat]) -> str:
     if len(endings) > _ENDINGS_IN_MESSAGE:
         parts.append("...")
     return f"{len(files)} other files" + (f" ({', '.join(parts)})" if parts else "")
-
-
-def _mask_folders(images: Sequence[FileStat]) -> tuple[str, ...]:
-    folders: set[str] = set()
-    for image in images:
-        parts = image.path.split("/")[:-1]
-        folders.update(
-            "/".join(parts[: depth + 1]) for depth, part in enumerate(parts) if part in _SEGMENTATION_FOLDERS
-        )
-    images_folder, masks_folder = _SEGMENTATION_FOLDERS
-    masks = [folder for folder in folders if folder.rsplit("/", 1)[-1] == masks_folder]
-    return tuple(f"{folder}/" for folder in masks if folder.removesuffix(masks_folder) + images_folder in folders)

@@ -116,7 +116,7 @@ class ParquetShard:
         layout = self.layout
         columns = [f"{layout.image_column}.path"] if layout.has_path else []
         columns += [layout.label_column] if layout.label_column else []
-        table = read_row_group(self.file, self.row_group, columns)
+        table = _read_row_group(self.file, self.row_group, columns)
         paths = [None] * self.num_rows
         if layout.has_path:
             paths = pc.struct_field(table[layout.image_column], "path").to_pylist()
@@ -133,7 +133,7 @@ class ParquetShard:
     def open(self) -> Iterator[ParquetReader]:
         """Load the images of the row group."""
         try:
-            images = self._images(read_row_group(self.file, self.row_group, [self.image_leaf]))
+            images = self._images(_read_row_group(self.file, self.row_group, [self._image_leaf]))
         except _TooLargeForOneArray:
             images = pa.chunked_array([self._images(batch) for batch in self._batches()])
         yield ParquetReader(images, self._label)
@@ -149,19 +149,21 @@ class ParquetShard:
             first_row += batch.num_rows
 
     def _batches(self) -> Iterator[pa.RecordBatch]:
-        with _opened(self.file, _read_metadata(self.file), buffer_bytes=_STREAM_BUFFER_BYTES) as parquet:
-            for batch in parquet.iter_batches(
-                _STREAM_ROWS, row_groups=[self.row_group], columns=[self.image_leaf], use_threads=False
-            ):
-                yield _validated(batch)
+        return row_batches(self.file, self.row_group, self._image_leaf)
 
     @property
     def _label(self) -> str:
         return f"{self.location} row group {self.row_group}"
 
+    def rows_without_image(self) -> set[int]:
+        """Return the rows with a null; images are read only if the footer cannot exclude that there are some."""
+        if not may_have_nulls(self.file, self.row_group, self._image_leaf):
+            return set()
+        valid = [image.is_valid for batch in self._batches() for image in self._images(batch)]
+        return {row for row, is_valid in enumerate(valid) if not is_valid}
+
     @property
-    def image_leaf(self) -> str:
-        """Column of the images, or its field that holds them."""
+    def _image_leaf(self) -> str:
         column = self.layout.image_column
         return f"{column}.bytes" if self.layout.is_struct else column
 
@@ -256,7 +258,7 @@ def _say_what_is_left_out(root: str, files: Sequence[FileStat], layouts: list[Pa
     left_out = other_images(read_schema(files[0]), layouts[0].image_column)
     if left_out:
         logger.info("%s: the images of %s are left out", root, ", ".join(left_out))
-    _warn_of_split_columns(root, files, layouts)
+    warn_of_split_columns(root, files, but=layouts[0].label_column)
 
 
 def _labelling(layout: ParquetLayout) -> tuple[object, ...]:
@@ -341,27 +343,22 @@ def read_schema(file: FileStat) -> pa.Schema:
     return plain_schema(_read_metadata(file).schema.to_arrow_schema())
 
 
-def null_rows(file: FileStat, row_group: int, column: str) -> list[int]:
-    """Return the rows of a row group without a value; the column is read only if the footer cannot exclude them.
-
-    Args:
-        file: The file.
-        row_group: Its number.
-        column: A column, or the field of a struct after a dot.
-    """
+def may_have_nulls(file: FileStat, row_group: int, column: str) -> bool:
+    """Tell whether the footer leaves it open that a column, or the field of a struct after a dot, has a null."""
     group = _read_metadata(file).row_group(row_group)
     leaves = [group.column(number) for number in range(group.num_columns)]
     own = [leaf.statistics for leaf in leaves if f"{leaf.path_in_schema}.".startswith(f"{column}.")]
-    if all(statistics is not None and statistics.has_null_count and not statistics.null_count for statistics in own):
-        return []
-    name, _, field = column.partition(".")
-    values = read_row_group(file, row_group, [column])[name]
-    is_null = pc.is_null(pc.struct_field(values, field) if field else values)
-    return [row for row, value in enumerate(is_null.to_pylist()) if value]
+    return any(statistics is None or not statistics.has_null_count or statistics.null_count for statistics in own)
 
 
-def read_row_group(file: FileStat, row_group: int, columns: list[str]) -> pa.Table:
-    """Return columns of a row group, or fields of structs after a dot, without views."""
+def row_batches(file: FileStat, row_group: int, column: str) -> Iterator[pa.RecordBatch]:
+    """Yield a column of a row group, or the field of a struct after a dot, a few rows at a time."""
+    with _opened(file, _read_metadata(file), buffer_bytes=_STREAM_BUFFER_BYTES) as parquet:
+        for batch in parquet.iter_batches(_STREAM_ROWS, row_groups=[row_group], columns=[column], use_threads=False):
+            yield _validated(batch)
+
+
+def _read_row_group(file: FileStat, row_group: int, columns: list[str]) -> pa.Table:
     with _opened(file, _read_metadata(file)) as parquet:
         return _validated(parquet.read_row_group(row_group, columns=columns, use_threads=False))
 
@@ -416,14 +413,11 @@ def _number_text_labels(files: Sequence[FileStat], layouts: list[ParquetLayout])
     return [replace(layout, class_names=class_names) if layout.label_is_text else layout for layout in layouts]
 
 
-def _warn_of_split_columns(root: str, files: Sequence[FileStat], layouts: list[ParquetLayout]) -> None:
+def warn_of_split_columns(root: str, files: Sequence[FileStat], *, but: str | None = None) -> None:
+    """Say so where a column holds the names of splits; `but` is one that holds classes."""
     schema = read_schema(files[0])
     for name in schema.names:
-        if (
-            plain(name) in _SPLIT_COLUMNS
-            and name != layouts[0].label_column
-            and pa.types.is_string(schema.field(name).type)
-        ):
+        if plain(name) in _SPLIT_COLUMNS and name != but and pa.types.is_string(schema.field(name).type):
             present = [file for file in files if name in read_schema(file).names]
             values = {value for file in present for value in pc.unique(_read_column(file, name)[name]).to_pylist()}
             warn_of_split_rows(root, name, [value for value in values if isinstance(value, str)])

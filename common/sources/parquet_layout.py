@@ -16,11 +16,16 @@ from typing import Any
 import pyarrow as pa
 
 from beit.common.errors import InputError, require
-from beit.common.sources.label_column import choose_label_column
+from beit.common.sources.label_column import choose_label_column, plain
 from beit.common.sources.labels import joined_label
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes")
 """What a column of images is called; the first that is there is taken."""
+MASK_COLUMNS = (
+    *("annotation", "mask", "label", "segmentation", "annotations", "masks", "labels", "segmentation_mask"),
+    *("semantic_mask", "semantic_segmentation", "mask_image", "label_image", "seg", "gt", "target"),
+)
+"""What a column of masks is called, lower case: where another column holds images, too, that one is meant."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +127,9 @@ def read_layout(
     usable = [field.name for field in schema if field.name != image_column and _can_be_label(field.type)]
     declared = [name for name in usable if features.get(name, {}).get("_type") == "ClassLabel"]
     label_column, notes = choose_label_column(label, columns, usable=usable, declared=declared, wanted=label_column)
+    masks = [name for name in image_columns(schema) if name != image_column and plain(name) in MASK_COLUMNS]
+    if label_column is None and masks:
+        notes = (*notes, f"its column {masks[0]} holds masks, from which beit finetune segmentation learns")
     label_type = schema.field(label_column).type if label_column is not None else pa.null()
     feature = features.get(label_column, {}) if label_column else {}
     is_list, is_fraction = is_list_type(label_type), _is_fraction(label_type)
@@ -186,6 +194,9 @@ def _find_image_column(label: str, schema: pa.Schema, features: dict[str, dict[s
             return name
     if len(declared or candidates) == 1:
         return (declared or candidates)[0]
+    pictures = [name for name in declared or candidates if plain(name) not in MASK_COLUMNS]
+    if len(pictures) == 1:
+        return pictures[0]
     if not candidates and (listed := other_images(schema)):
         raise InputError(
             f"{label} has lists of images in the column {listed[0]}; write one row for each image, in a column "

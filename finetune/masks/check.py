@@ -1,6 +1,7 @@
 """What `beit finetune segmentation DATA --check` says: what masks hold, and all that is wrong, before anything trains.
 
-Here: the survey of a DATA and its table. What is looked at, and the reasons to refuse, are `values/examined.py`.
+Here: the survey of a DATA and its table. What is looked at is `values/examined.py`, the reasons to refuse are
+`values/problems.py`.
 """
 
 from __future__ import annotations
@@ -10,16 +11,17 @@ from typing import Any
 
 import numpy as np
 
-from beit.common.errors import InputError
+from beit.common.errors import InputError, printable
 from beit.common.pages.numbers import count, percent
 from beit.common.pages.tables import aligned, folded, shortened
 from beit.common.sources.config import SourceConfig
 from beit.finetune.masks.classes import IGNORED, MaskClasses
 from beit.finetune.masks.decode import value_text
-from beit.finetune.masks.opening import open_measured, open_parts
+from beit.finetune.masks.opening import open_parts, open_val
 from beit.finetune.masks.settings import MaskDataConfig
-from beit.finetune.masks.values.examined import Examined, examine, hints_of, problems_of
-from beit.finetune.masks.values.meaning import ids_of_model
+from beit.finetune.masks.values.examined import Examined, examine
+from beit.finetune.masks.values.meaning import Meaning, ids_of_model
+from beit.finetune.masks.values.problems import hints_of, problems_of
 
 _MOST_ROWS = 300
 """Values that a table lists; what has more is no mask of classes."""
@@ -34,7 +36,9 @@ class ValueFacts:
     value: str
     """The number, or red, green and blue."""
     name: str | None
-    """Its class; None where it means none, or is unknown."""
+    """What it is called; None where nothing says so."""
+    is_class: bool
+    """Whether it is a class."""
     is_known: bool
     """Whether it is a class, or is known to mean none."""
     pixels: int
@@ -106,7 +110,11 @@ class Survey:
         blocks.append(aligned([["", *self._headings()], *self._counts()], align="<>"))
         if any(part.values for part in self.parts):
             blocks.append(self._values())
-        return "\n\n".join(blocks)
+        if len(self.problems) > 1:  # of one the command's error says all
+            blocks.append(
+                "\n".join(["refused for:", *(folded(f"- {problem}", indent="  ") for problem in self.problems)])
+            )
+        return printable("\n\n".join(blocks), keep="\n")
 
     def _headings(self) -> list[str]:
         roles = ("train", "val")
@@ -142,7 +150,7 @@ class Survey:
         for part in by_value:
             listed |= {key: value for key, value in part.items() if key not in listed}
         for key, value in sorted(listed.items(), key=lambda item: _order(item[0])):
-            row = [key, shortened(value.name or (_NO_CLASS if value.is_known else _UNKNOWN), _NAME_COLUMNS)]
+            row = [key, _shown(value)]
             for part in by_value:
                 found = part.get(key)
                 row += [percent(found.share), str(found.masks)] if found is not None else ["-", "0"]
@@ -165,10 +173,8 @@ def survey(data: str, settings: MaskDataConfig, *, reading: SourceConfig) -> Sur
     problems = list(problems_of(train, settings, for_training=True))
     examined = [train]
     notes = [*opened.train.notes, *hints_of(train, settings)]
-    val, val_name = opened.val, opened.val_name
-    if settings.val is not None:
-        val, val_name = open_measured(settings.val, settings, reading=reading)
-    if val is not None:
+    if (measured := open_val(opened, settings, reading=reading)) is not None:
+        val, val_name = measured
         found = examine(val, settings, name=val_name, reading=reading)
         problems += problems_of(found, settings, for_training=False)
         problems += _other_classes(train, found)
@@ -245,7 +251,8 @@ def _values_of(found: Examined) -> tuple[ValueFacts, ...]:
         rows.append(
             ValueFacts(
                 value=value_text(_as_read(value, meaning is not None and meaning.is_grey), kind),
-                name=meaning.names[class_id] if meaning is not None and class_id is not None and is_class else None,
+                name=_name_of(_as_read(value, meaning.is_grey), meaning) if meaning is not None else None,
+                is_class=is_class,
                 is_known=class_id is not None,
                 pixels=number,
                 share=number / max(1, in_classes if is_class else total),
@@ -253,6 +260,20 @@ def _values_of(found: Examined) -> tuple[ValueFacts, ...]:
             )
         )
     return tuple(rows)
+
+
+def _name_of(value: int, meaning: Meaning) -> str | None:
+    class_id = meaning.class_of.get(value, IGNORED)
+    if class_id != IGNORED:
+        return meaning.names[class_id]
+    return meaning.stated[value].name if value in meaning.stated else None
+
+
+def _shown(value: ValueFacts) -> str:
+    if value.is_class:
+        return shortened(value.name or "", _NAME_COLUMNS)
+    state = _NO_CLASS if value.is_known else _UNKNOWN
+    return f"{shortened(value.name, _NAME_COLUMNS - len(state) - 1)} {state}" if value.name else state
 
 
 def _as_read(value: int, is_grey: bool) -> int:

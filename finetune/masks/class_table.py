@@ -17,6 +17,9 @@ from beit.common.errors import InputError, require
 from beit.common.sources.class_names import ClassNames, read_class_names
 from beit.common.sources.labels import one_form
 from beit.common.sources.lists import read_text
+from beit.common.sources.splits import split_kind
+from beit.common.storage.paths import WEB_SCHEMES, join
+from beit.common.storage.place import place_of
 from beit.finetune.masks.classes import Colour
 
 USUAL_FILES = (
@@ -100,6 +103,22 @@ def read_class_table(file: str) -> ClassTable:
     return _checked(file, entries)
 
 
+def table_beside(root: str) -> ClassTable | None:
+    """Return what a file beside tars or tables says; None where none is there. Web servers are not asked for each name.
+
+    Args:
+        root: Folder or URL that they lie in; where it is a part of a set, or called data, the one above counts, too.
+    """
+    if root.startswith(WEB_SCHEMES):
+        return None
+    above, _, name = root.rpartition("/")
+    for folder in (root, above) if split_kind(name) or name == "data" else (root,):
+        for file in (*USUAL_FILES, "id2label.json"):
+            if place_of(join(folder, file)).exists():
+                return read_class_table(join(folder, file))
+    return None
+
+
 def is_void(name: str) -> bool:
     """Tell whether a name means no class."""
     return re.sub(r"['’\-_\s]+", " ", name.lower()).strip(" ").replace("don t", "dont") in _VOID
@@ -146,7 +165,7 @@ def _json_entries(file: str, text: str) -> Iterator[ClassEntry]:
     except (ValueError, RecursionError) as error:
         raise InputError(f"{file} is not JSON ({error}); it must be {_FORMS}") from None
     if isinstance(content, dict):
-        content = next((content[key] for key in ("classes", "categories", "labels") if key in content), content)
+        content = _inside(content)
     if isinstance(content, list) and content and all(isinstance(entry, dict) for entry in content):
         yield from (_json_entry(file, entry) for entry in content)
     elif isinstance(content, list):
@@ -159,6 +178,18 @@ def _json_entries(file: str, text: str) -> Iterator[ClassEntry]:
         )
     else:
         yield from _named(read_class_names(file))
+
+
+def _inside(content: dict[str, Any]) -> Any:
+    """Return where an object of more than names has them: a segmentation model of ours, COCO, and others."""
+    segmentation = content.get("segmentation")
+    if isinstance(segmentation, dict) and isinstance(segmentation.get("classes"), dict):
+        classes = segmentation["classes"]
+        names, colours = classes.get("names"), classes.get("colours")
+        if isinstance(names, list) and isinstance(colours, list) and len(names) == len(colours):
+            pairs = zip(names, colours, strict=True)
+            return [{"id": i, "name": name, "color": colour} for i, (name, colour) in enumerate(pairs)]
+    return next((content[key] for key in ("classes", "categories", "labels") if key in content), content)
 
 
 def _json_entry(file: str, entry: dict[str, Any]) -> ClassEntry:

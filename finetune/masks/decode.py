@@ -4,7 +4,7 @@ Here: which numbers stand in a PNG (`read_values`), and what they mean to a mode
 meaning comes from (`values/meaning.py`), which files are masks (`folders.py`).
 
 H, W pixels of a mask. Values are what the file holds: of grey and palette PNGs the numbers themselves, of RGB its three
-bytes as one number, red first.
+bytes as one number, red the lowest.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _GREY, _RGB, _PALETTE, _GREY_ALPHA, _RGBA = 0, 2, 3, 4, 6
 _SPREAD = {2: 85, 4: 17}
 """Factor by which Pillow spreads grey of so few bits over a byte."""
 _OPAQUE = 255
-_LARGEST = 1 << 16
+_ALL_NUMBERS, _ALL_COLOURS = 1 << 16, 1 << 24
 _NAMED = 3
 """Unknown values that a message names; arbitrary."""
 
@@ -70,30 +70,32 @@ def read_values(data: bytes, *, max_pixels: int = MAX_PIXELS) -> MaskValues:
         return MaskValues(values.astype(np.uint16) if depth == 16 else values, "ids", None)
     if depth != 8:
         raise BadSample("mask-format", f"a PNG of colours with {depth} bits each; write one of 8 bits, or of numbers")
-    channels = np.asarray(image)
     if colour_type in (_GREY_ALPHA, _RGBA):
-        _refuse_transparency(channels[..., -1])
-        channels = channels[..., :-1]
+        _refuse_transparency(np.asarray(image.getchannel("A")))
     if colour_type == _GREY_ALPHA:
-        return MaskValues(channels[..., 0], "ids", None)
-    return MaskValues(packed(channels), "colours", None)
+        return MaskValues(np.asarray(image.getchannel(0)), "ids", None)
+    # With a fourth channel, a colour is one number in memory: three times as quick as shifting and adding.
+    channels = np.asarray(image.convert("RGBA"))
+    colours = channels.view("<u4")[..., 0] & np.uint32(_ALL_COLOURS - 1)
+    return MaskValues(colours, "colours", None)
 
 
 def packed(colours: NDArray[np.uint8]) -> NDArray[np.uint32]:
     """Return colours (..., 3) as numbers (...)."""
     wide: NDArray[np.uint32] = colours.astype(np.uint32)
-    return (wide[..., 0] << np.uint32(16)) | (wide[..., 1] << np.uint32(8)) | wide[..., 2]
+    numbers: NDArray[np.uint32] = wide[..., 0] | (wide[..., 1] << np.uint32(8)) | (wide[..., 2] << np.uint32(16))
+    return numbers
 
 
 def packed_colour(colour: Colour) -> int:
     """Return one colour as a number."""
     red, green, blue = colour
-    return red << 16 | green << 8 | blue
+    return red | green << 8 | blue << 16
 
 
 def unpacked_colour(value: int) -> Colour:
     """Return the colour that a number stands for."""
-    return value >> 16, value >> 8 & 255, value & 255
+    return value & 255, value >> 8 & 255, value >> 16
 
 
 def value_text(value: int, kind: ValueKind) -> str:
@@ -147,11 +149,13 @@ class MaskDecoder:
         if size is not None and (width, height) != tuple(size):
             raise BadSample("mask-size", sizes_differ((width, height), size))
         values = self.numbers(found)
-        ids = self.to_ids(values)
-        if (ids < 0).any():
-            odd = Counter(values[ids < 0].ravel().tolist())
+        table, unknown = self._table
+        ids = table.take(values)
+        is_unknown = ids == unknown
+        if is_unknown.any():
+            odd = Counter(values[is_unknown].ravel().tolist())
             raise BadSample("mask-values", f"it holds {unknown_text(odd, self.kind)}")
-        return ids.astype(np.uint8)
+        return ids.astype(np.uint8, copy=False)
 
     def numbers(self, found: MaskValues) -> NDArray[Any]:
         """Return the values of a mask as this decoder knows them.
@@ -169,27 +173,22 @@ class MaskDecoder:
 
     def to_ids(self, values: NDArray[Any]) -> NDArray[np.int16]:
         """Return the class ids of values of this decoder's kind, int16 of the same shape, -1 where they are unknown."""
-        if self.kind == "ids":
-            ids: NDArray[np.int16] = self._table[values]
-            return ids
-        places = np.searchsorted(self._known, values).clip(max=len(self._known) - 1)
-        ids = self._ids[places]
-        ids[self._known[places] != values] = -1
+        table, unknown = self._table
+        ids = table.take(values).astype(np.int16)
+        ids[ids == unknown] = -1
         return ids
 
     @cached_property
-    def _table(self) -> NDArray[np.int16]:
-        table = np.full(_LARGEST, -1, np.int16)
+    def _table(self) -> tuple[NDArray[Any], int]:
+        """Return the id of every possible value, and what stands for values that are unknown.
+
+        In bytes, unless all 256 are taken.
+        """
+        unknown = next((number for number in range(256) if number not in self.ids), -1)
+        size = _ALL_NUMBERS if self.kind == "ids" else _ALL_COLOURS
+        table = np.full(size, unknown, np.int16 if unknown < 0 else np.uint8)
         table[list(self.values)] = self.ids
-        return table
-
-    @cached_property
-    def _known(self) -> NDArray[np.uint32]:
-        return np.array(self.values, np.uint32)
-
-    @cached_property
-    def _ids(self) -> NDArray[np.int16]:
-        return np.array(self.ids, np.int16)
+        return table, unknown
 
 
 def class_id_decoder(num_classes: int, *, max_pixels: int = MAX_PIXELS) -> MaskDecoder:

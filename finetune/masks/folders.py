@@ -28,7 +28,7 @@ from beit.finetune.masks.types import MaskedSource
 from beit.finetune.masks.values.published import cityscapes_label_ids, cityscapes_train_ids, pascal_voc, segnet_camvid
 
 _MASK_ENDS = re.compile(
-    r"(?i)[_\-. ](masks?|labels?|labelids|labeltrainids|gtfine_labelids|gtfine_labeltrainids|gtcoarse_labelids|"
+    r"(?i)[_\-. ](masks?|labels?|lab|labelids|labeltrainids|gtfine_labelids|gtfine_labeltrainids|gtcoarse_labelids|"
     r"gtcoarse_labeltrainids|l|seg|segmentation|segmap|gt|groundtruth|annotations?|ann|target|trainids)$"
 )
 """What the name of a mask has behind that of its image."""
@@ -302,11 +302,14 @@ def _read_voc_lists(found: PairList, files: Sequence[FileStat]) -> None:
     if not chosen["train"]:
         whole = by_name["trainval"] or by_name["default"]
         chosen = {"train": whole, "validation": [] if whole else chosen["validation"]}
+    there = {_stem(path) for path in (*(pair.image.path for pair in found.pairs), *dict(found.without_mask))}
     part_of_stem: dict[str, str] = {}
     for part, lists in chosen.items():
         for line in (line for name in lists for line in read_text(join(found.root, name)).splitlines()):
             if line.strip():
-                part_of_stem.setdefault(_stem_of_id(line.split()[0]), part)
+                part_of_stem.setdefault(_stem_of_id(line.strip(), there), part)
+    if absent := sorted(set(part_of_stem) - there):
+        found.notes.append(f"{found.root}: {len(absent)} names in {_LISTS} have no image (first: {absent[0]})")
     if not part_of_stem:
         if found.without_mask:
             found.notes.append(f"{found.root}: {len(found.without_mask)} images of JPEGImages have no mask; left out")
@@ -325,9 +328,14 @@ def _read_voc_lists(found: PairList, files: Sequence[FileStat]) -> None:
     ]
 
 
-def _stem_of_id(name: str) -> str:
-    """Return what a list calls an image, which may be its path."""
-    return _stem(name) if is_image_path(name) else name.rsplit("/", 1)[-1]
+def _stem_of_id(line: str, there: set[str]) -> str:
+    """Return which image a line of a list names, by name or path; it may say more behind that."""
+    for name in (line, line.split()[0]):
+        base = name.rsplit("/", 1)[-1]
+        for stem in (base, _stem(base)):
+            if stem in there:
+                return stem
+    return line.split()[0]
 
 
 def _stem(path: str) -> str:

@@ -1,7 +1,7 @@
 """Which images with masks a run trains and is measured on, all checked before anything is built.
 
-Every mask is looked at once (`values/examined.py`). Here: the masks in use, all or some of them, the same ones
-every time, and what is in them. Reading them is `dataset.py`.
+Every mask is looked at once (`values/examined.py`, `values/problems.py`). Here: the masks in use, all or some of them,
+the same ones every time, and what is in them. Reading them is `dataset.py`.
 
 N images, C classes.
 """
@@ -20,15 +20,17 @@ from beit.common.errors import InputError, require
 from beit.common.rng import CounterRng
 from beit.common.sources.config import SourceConfig
 from beit.common.sources.index import LabelledIndex
+from beit.common.sources.labels import listed
 from beit.common.sources.overlap import warn_of_shared_images
 from beit.common.storage.samples import spread_evenly
 from beit.finetune.masks.classes import MaskClasses
 from beit.finetune.masks.decode import MaskDecoder
-from beit.finetune.masks.opening import open_measured, open_parts
+from beit.finetune.masks.opening import open_measured, open_parts, open_val
 from beit.finetune.masks.settings import MaskDataConfig
 from beit.finetune.masks.types import MaskedSource
-from beit.finetune.masks.values.examined import Examined, examine, hints_of, require_sound
+from beit.finetune.masks.values.examined import Examined, examine
 from beit.finetune.masks.values.meaning import ids_of_model
+from beit.finetune.masks.values.problems import hints_of, require_sound
 
 logger = logging.getLogger(__name__)
 
@@ -175,13 +177,10 @@ def open_training_masks(data: str, settings: MaskDataConfig, *, reading: SourceC
         )
         source = source.without(empty)
     val = None
-    if settings.val is not None:
-        val = open_evaluation_masks(settings.val, classes, settings, reading=reading)
-        if parts.val is not None:
-            logger.info("%s: its part %s is not used, since --val names %s", data, parts.val_name, settings.val)
-    elif parts.val is not None:
-        logger.info("%s has parts of its own: training on %s, measuring on %s", data, parts.name, parts.val_name)
-        val = _evaluation_index(parts.val, classes, settings, name=parts.val_name, reading=reading)
+    if (measured := open_val(parts, settings, reading=reading)) is not None:
+        val = _evaluation_index(measured[0], classes, settings, name=measured[1], reading=reading)
+        if settings.val is None:
+            logger.info("%s has parts of its own: training on %s, measuring on %s", data, parts.name, parts.val_name)
     if val is not None:
         warn_of_shared_images(source.images, val.images)
     return MaskedData(
@@ -250,7 +249,11 @@ def _examined(source: MaskedSource, settings: MaskDataConfig, *, name: str, read
     for hint in hints_of(found, settings):
         logger.warning("%s", hint)
     if found.meaning is not None:
-        logger.info("%s: what values mean is said by %s", name, found.meaning.origin)
+        void = [entry.name for entry in found.meaning.stated.values() if not entry.is_class]
+        logger.info(
+            "%s: classes by %s%s",
+            *(name, found.meaning.origin, f", where {listed(void)} mean none" if void else ""),
+        )
     return found
 
 

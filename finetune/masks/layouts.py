@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal, NamedTuple
@@ -109,25 +109,41 @@ def find_roles(paths: Sequence[str]) -> Roles:
 def _sibling_roles(names: Iterable[str], *, holds_files: bool) -> tuple[dict[str, tuple[Role, str]], bool]:
     """Return the roles of folders that stand side by side, and whether the images lie beside them."""
     read = {name: _read(name) for name in sorted(names)}
-    masks = {name: rest for name, (role, rest) in read.items() if role == "mask"}
-    others = [name for name, (role, _) in read.items() if role == "plain"]
     roles: dict[str, tuple[Role, str]] = {}
     is_bare = False
-    for mask, rest in masks.items():
-        images = [name for name, (role, its_rest) in read.items() if role == "image" and its_rest == rest]
-        if not images:
-            images = [name for name in others if " ".join(_words(name)) == rest]
-        if not images and not rest and len(others) == 1 and not split_kind(others[0]):
-            images = others
+    for mask, (role, rest) in read.items():
+        if role != "mask":
+            continue
+        images, shared = _images_of(mask, rest, read)
         if len(images) == 1:
-            shown = "" if read[images[0]][0] == "plain" and not rest else rest
-            roles[images[0]], roles[mask] = ("image", shown), ("mask", shown)
+            roles[images[0]], roles[mask] = ("image", shared), ("mask", shared)
         elif not images and not rest and holds_files:
             roles[mask] = ("mask", "")
             is_bare = True
     if roles:
         roles |= {name: ("neither", "") for name, (role, _) in read.items() if role == "neither"}
     return roles, is_bare
+
+
+def _images_of(mask: str, rest: str, read: Mapping[str, tuple[str, str]]) -> tuple[list[str], str]:
+    """Return the folders that may hold the images of a folder of masks, and what stands for both."""
+    images = [name for name, (role, its_rest) in read.items() if role == "image" and its_rest == rest]
+    others = [name for name, (role, _) in read.items() if role == "plain"]
+    if images:
+        return images, rest
+    if images := [name for name in others if " ".join(_words(name)) == rest]:
+        return images, rest
+    # `Training_Input` and `Training_GroundTruth_v2`: the only ones of their part.
+    part = _part_of_folder(mask)
+    of_part = {
+        role: [name for name, found in read.items() if found[0] == role and _part_of_folder(name) == part]
+        for role in ("image", "mask")
+    }
+    if of_part["image"] and len(of_part["mask"]) == 1:
+        return of_part["image"], part
+    if not rest and len(others) == 1 and not split_kind(others[0]):
+        return others, ""
+    return [], rest
 
 
 def is_mask_folder(name: str) -> bool:

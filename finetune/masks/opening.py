@@ -9,7 +9,7 @@ from __future__ import annotations
 import glob
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from beit.common.errors import InputError, require
 from beit.common.sources.config import SourceConfig
@@ -64,16 +64,47 @@ def open_parts(data: str, settings: MaskDataConfig, *, reading: SourceConfig) ->
         )
     parts = {pair.part for pair in found.pairs}
     if _TRAIN not in parts or len(parts) == 1:
-        return MaskedParts(train=source_of(found), val=None, name=name)
+        return MaskedParts(train=_of_parts(found, parts), val=None, name=name)
     others = sorted(parts - {_TRAIN, _VALIDATION})
     if others:
         found.notes.append(f"{name}: {_counted(found, others)} are left out of the training, which uses the part train")
     return MaskedParts(
-        train=source_of(found, [_TRAIN]),
-        val=source_of(found, [_VALIDATION]) if _VALIDATION in parts else None,
+        train=_of_parts(found, [_TRAIN]),
+        val=_of_parts(found, [_VALIDATION]) if _VALIDATION in parts else None,
         name=_part_name(name, found, _TRAIN),
         val_name=_part_name(name, found, _VALIDATION) if _VALIDATION in parts else "",
     )
+
+
+def _of_parts(found: PairList, parts: Iterable[str]) -> MaskedSource:
+    """Return the pairs of some parts; that parts without a single mask are left out is noted."""
+    paired = {pair.part for pair in found.pairs}
+    for part in sorted({part for _, part in found.without_mask} - paired):
+        count = sum(its_part == part for _, its_part in found.without_mask)
+        note = f"{found.root}: {count} images of {f'its part {part}' if part else 'no part'} have no masks; left out"
+        found.notes += [note] if note not in found.notes else []
+    return source_of(found, parts)
+
+
+def open_val(parts: MaskedParts, settings: MaskDataConfig, *, reading: SourceConfig) -> tuple[MaskedSource, str] | None:
+    """Open what a training is measured on, and return its name, too: --val, or DATA's own part; None for neither.
+
+    Args:
+        parts: What DATA holds.
+        settings: Which has the name of --val.
+        reading: Which images are read.
+    """
+    if settings.val is None:
+        return None if parts.val is None else (parts.val, parts.val_name)
+    val, name = open_measured(settings.val, settings, reading=reading)
+    notes = list(val.notes)
+    if parts.val is not None:
+        notes.append(f"{parts.val_name} is not used, since --val names {name}")
+    table = parts.train.table
+    if val.table is None and not val.is_ids and table is not None and settings.classes is None:
+        notes.append(f"{name} has no file of classes: its values are taken to mean what {table.origin} says")
+        val = replace(val, table=table)
+    return replace(val, notes=tuple(notes)), name
 
 
 def holds_masks(data: str) -> bool:
@@ -107,11 +138,11 @@ def open_measured(data: str, settings: MaskDataConfig, *, reading: SourceConfig)
     parts = {pair.part for pair in found.pairs}
     chosen = next((part for part in (_VALIDATION, _TEST) if part in parts), None)
     if chosen is None or len(parts) == 1:
-        return source_of(found), name
+        return _of_parts(found, parts), name
     found.notes.append(
         f"{name}: measured on its part {chosen}; {_counted(found, sorted(parts - {chosen}))} are not used"
     )
-    return source_of(found, [chosen]), _part_name(name, found, chosen)
+    return _of_parts(found, [chosen]), _part_name(name, found, chosen)
 
 
 def _listed(data: str, settings: MaskDataConfig) -> PairList | None:

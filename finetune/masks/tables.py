@@ -20,21 +20,29 @@ from beit.common.errors import BadSample, InputError, require
 from beit.common.sources.config import SourceConfig
 from beit.common.sources.label_column import matching, plain
 from beit.common.sources.opening import table_files
-from beit.common.sources.parquet import ParquetShard, null_rows, open_parquet_files, read_row_group, read_schema
-from beit.common.sources.parquet_layout import IMAGE_COLUMNS, huggingface_features, image_columns, is_list_type
+from beit.common.sources.parquet import (
+    ParquetShard,
+    may_have_nulls,
+    open_parquet_files,
+    read_schema,
+    row_batches,
+    warn_of_split_columns,
+)
+from beit.common.sources.parquet_layout import (
+    IMAGE_COLUMNS,
+    MASK_COLUMNS,
+    huggingface_features,
+    image_columns,
+    is_list_type,
+)
 from beit.common.sources.types import SampleRef, ShardReader, SourceKind, SourceShard, listing_digest
 from beit.common.storage.matching import is_folder, list_folder
 from beit.common.storage.paths import normalise, split_query
 from beit.common.storage.place import FileStat
-from beit.finetune.masks.class_table import ClassEntry, ClassTable
+from beit.finetune.masks.class_table import ClassEntry, ClassTable, table_beside
 from beit.finetune.masks.settings import MaskDataConfig
 from beit.finetune.masks.types import MaskedSource
 
-MASK_COLUMNS = (
-    *("annotation", "mask", "label", "segmentation", "annotations", "masks", "labels", "segmentation_mask"),
-    *("semantic_mask", "semantic_segmentation", "mask_image", "label_image", "seg", "gt", "target"),
-)
-"""What a column of masks is called, in any letter case; the first that can hold masks is taken."""
 _PAIRED_IMAGE_COLUMNS = (*IMAGE_COLUMNS, "pixel_values", "images", "picture", "photo", "rgb")
 _LARGEST = 65535
 
@@ -65,13 +73,14 @@ def open_table_pairs(data: str, settings: MaskDataConfig, *, reading: SourceConf
         require(not missing, f"{file.path} has no column {', '.join(missing)}, which {files[0].path} has")
     image_source = open_parquet_files(files, root, image_column=images, is_alone=False)
     image_shards = [shard for shard in image_source.shards if isinstance(shard, ParquetShard)]
+    warn_of_split_columns(root, files, but=masks)
+    mask_shards: Sequence[NumbersShard | ParquetShard]
     if is_list_type(schema.field(masks).type):
-        mask_shards: list[SourceShard] = [NumbersShard(shard, masks) for shard in image_shards]
-        leaf = masks
+        mask_shards = [NumbersShard(shard, masks) for shard in image_shards]
     else:
-        mask_shards = open_parquet_files(files, root, image_column=masks, is_alone=False).shards
-        (leaf,) = {shard.image_leaf for shard in mask_shards if isinstance(shard, ParquetShard)}
-    rows = [_Rows.of(shard, leaf) for shard in image_shards]
+        found_masks = open_parquet_files(files, root, image_column=masks, is_alone=False)
+        mask_shards = [shard for shard in found_masks.shards if isinstance(shard, ParquetShard)]
+    rows = [_Rows.of(shard, own) for shard, own in zip(image_shards, mask_shards, strict=True)]
     require(any(found.both for found in rows), f"{data}: no row has both an image and a mask ({images}, {masks})")
     return MaskedSource(
         images=replace(
@@ -80,7 +89,7 @@ def open_table_pairs(data: str, settings: MaskDataConfig, *, reading: SourceConf
             digest=listing_digest(root, [], labels=[image_source.digest, f"image {images} mask {masks}"]),
         ),
         masks=tuple(_chosen(shard, found) for shard, found in zip(mask_shards, rows, strict=True)),
-        table=_class_table(files[0], schema, masks),
+        table=_class_table(files[0], schema, masks) or table_beside(root),
         without_mask=tuple(row for found in rows for row in found.without_mask),
         without_image=tuple(row for found in rows for row in found.without_image),
         notes=(f"{split_query(data)[0]}: images are column {images}, masks column {masks}",),
@@ -96,9 +105,8 @@ class _Rows:
     without_image: tuple[str, ...]
 
     @classmethod
-    def of(cls, shard: ParquetShard, masks: str) -> _Rows:
-        no_image = set(null_rows(shard.file, shard.row_group, shard.image_leaf))
-        no_mask = set(null_rows(shard.file, shard.row_group, masks))
+    def of(cls, shard: ParquetShard, masks: NumbersShard | ParquetShard) -> _Rows:
+        no_image, no_mask = shard.rows_without_image(), masks.rows_without_image()
         return cls(
             tuple(row for row in range(shard.num_rows) if row not in no_image | no_mask),
             *(
@@ -174,8 +182,18 @@ class NumbersShard:
     @contextmanager
     def open(self) -> Iterator[NumbersReader]:
         """Load the masks of the row group."""
-        table = read_row_group(self.images.file, self.row_group, [self.column])
-        yield NumbersReader(table[self.column], f"{self.location} row group {self.row_group}")
+        yield NumbersReader(pa.chunked_array(self._cells()), f"{self.location} row group {self.row_group}")
+
+    def rows_without_image(self) -> set[int]:
+        """Return the rows with a null, as `ParquetShard` does."""
+        if not may_have_nulls(self.images.file, self.row_group, self.column):
+            return set()
+        valid = [cell.is_valid for cells in self._cells() for cell in cells]
+        return {row for row, is_valid in enumerate(valid) if not is_valid}
+
+    def _cells(self) -> list[pa.Array]:
+        # In pieces, because a list of lists with more than 2^31 numbers cannot be had as one array.
+        return [batch[self.column] for batch in row_batches(self.images.file, self.row_group, self.column)]
 
 
 class NumbersReader:
@@ -237,11 +255,12 @@ def _mask_column(label: str, schema: pa.Schema, settings: MaskDataConfig) -> str
     if images is not None:
         usable = [name for name in usable if plain(name) != plain(images)]
         if len(usable) == 1:
-            return usable[0]
-    named = next((found for name in MASK_COLUMNS if (found := matching(usable, name)) is not None), None)
-    if named is None and len(usable) == 2:
-        image = next((found for name in _PAIRED_IMAGE_COLUMNS if (found := matching(usable, name)) is not None), None)
-        named = next((name for name in usable if name != image), None) if image is not None else None
+            return str(usable[0])
+    named: str | None = next((found for name in MASK_COLUMNS if (found := matching(usable, name)) is not None), None)
+    if named is None and len(usable) == 2:  # the one that is not called as images are
+        images = next((found for name in _PAIRED_IMAGE_COLUMNS if (found := matching(usable, name)) is not None), None)
+        others = set(usable) - {images}
+        named = others.pop() if len(others) == 1 else None
     if named is None:
         raise InputError(
             f"{label} has no column of masks that is called so ({', '.join(MASK_COLUMNS[:4])}; encoded images, or "

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import pyarrow as pa
@@ -25,10 +26,13 @@ from beit.common.sources.opening import open_source
 from beit.common.sources.tars import TarReader, TarShard, suffixes_of
 from beit.common.sources.types import SampleRef, SourceKind, listing_digest
 from beit.common.storage.files import atomic_file, default_cache_dir
+from beit.common.storage.locks import exclusive_lock
 from beit.common.storage.matching import is_folder, list_folder
 from beit.common.storage.paths import is_remote, normalise, split_query
+from beit.common.storage.place import RemoteError
 from beit.common.storage.tar_walk import group_samples, walk_tar
 from beit.common.storage.threads import threads
+from beit.finetune.masks.class_table import table_beside
 from beit.finetune.masks.settings import MaskDataConfig
 from beit.finetune.masks.types import MaskedSource
 
@@ -82,6 +86,7 @@ def open_tar_pairs(data: str, settings: MaskDataConfig, *, reading: SourceConfig
             digest=digest,
         ),
         masks=tuple(TarPairShard(tar, members, True, pairs.table) for tar, pairs in zip(tars, found, strict=True)),
+        table=table_beside(source.root),
         without_mask=tuple(path for pairs in found for path in pairs.without_mask),
         without_image=tuple(path for pairs in found for path in pairs.without_image),
         notes=tuple(f"{name}: {note}" for note in _notes(found)),
@@ -150,29 +155,39 @@ class TarPairShard:
 
 def _all_pairs(tars: list[TarShard], members: _Members, digest: str) -> list[_Pairs]:
     """Return what the tars hold, from the cache or by walking through all of them."""
-    kept = default_cache_dir() / "tar-pairs" / _VERSION / f"{digest}.arrow"
+    folder = default_cache_dir() / "tar-pairs" / _VERSION
+    kept = folder / f"{digest}.arrow"
     try:
-        if kept.exists():
-            with pa.memory_map(str(kept)) as mapped:
-                file = pa.ipc.open_file(mapped)
-                batches = [file.get_batch(number) for number in range(file.num_record_batches)]
-                others = json.loads(file.schema.metadata[b"others"])
-            return [_Pairs(batch, *other) for batch, other in zip(batches, others, strict=True)]
+        folder.mkdir(parents=True, exist_ok=True)
+        with exclusive_lock(folder / f"{digest}.lock"):  # of several ranks one walks, the others wait for it
+            found = _read_kept(kept)
+            if found is None:
+                found = list(_walk_all(tars, members))
+                schema = _SCHEMA.with_metadata({"others": json.dumps([pairs[1:] for pairs in found])})
+                with atomic_file(kept) as out, pa.ipc.new_file(out, schema) as writer:
+                    for pairs in found:
+                        writer.write_batch(pairs.table)
+            return found
+    except OSError as error:
+        if isinstance(error, RemoteError):
+            raise
+        raise InputError(
+            f"cannot keep where images and masks stand in {folder} ({error}); point BEIT_CACHE at a folder with space"
+        ) from None
+
+
+def _read_kept(kept: Path) -> list[_Pairs] | None:
+    if not kept.exists():
+        return None
+    try:
+        with pa.memory_map(str(kept)) as mapped:
+            file = pa.ipc.open_file(mapped)
+            batches = [file.get_batch(number) for number in range(file.num_record_batches)]
+            others = json.loads(file.schema.metadata[b"others"])
+        return [_Pairs(batch, *other) for batch, other in zip(batches, others, strict=True)]
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
         logger.warning("what was kept in %s is damaged (%s); walking the tars again", kept, error)
-    found = list(_walk_all(tars, members))
-    schema = _SCHEMA.with_metadata({"others": json.dumps([pairs[1:] for pairs in found])})
-    try:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_file(kept) as out, pa.ipc.new_file(out, schema) as writer:
-            for pairs in found:
-                writer.write_batch(pairs.table)
-    except OSError as error:
-        raise InputError(
-            f"cannot keep where images and masks stand in {kept.parent} ({error}); point BEIT_CACHE at a folder with "
-            "space"
-        ) from None
-    return found
+        return None
 
 
 def _walk_all(tars: list[TarShard], members: _Members) -> Iterator[_Pairs]:

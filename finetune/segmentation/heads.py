@@ -58,7 +58,8 @@ def resolve_head(
     is_pyramid = head.kind != "linear"
     require(
         len(blocks) == len(LEVELS) if is_pyramid else len(blocks) > 0,
-        f"head.blocks {list(head.blocks or ())} must be {'four' if is_pyramid else 'at least one'} for {head.kind}",
+        f"head.blocks {list(head.blocks or ())} must be {'four' if is_pyramid else 'at least one'} for {head.kind}; "
+        "leave it out for the usual ones",
     )
     require(
         all(0 <= block < depth for block in blocks) and list(blocks) == sorted(blocks),
@@ -83,6 +84,18 @@ def level_blocks(depth: int) -> tuple[int, ...]:
     """
     # Rounded, a half up; the first block at least.
     return tuple(max(1, (2 * depth * part + whole) // (2 * whole)) - 1 for part, whole in LEVELS)
+
+
+def head_in_words(head: HeadConfig) -> str:
+    """Describe a head with nothing left open, for whoever watches a run begin.
+
+    Example:
+        >>> head_in_words(HeadConfig(kind="fpn", blocks=(3, 5, 7, 11), norm="group"))
+        'fpn head on blocks 3, 5, 7, 11, group norm'
+    """
+    blocks = head.blocks or ()
+    words = f"{head.kind} head on block{'s' * (len(blocks) > 1)} {', '.join(map(str, blocks))}"
+    return words if head.kind == "linear" else f"{words}, {head.norm} norm"
 
 
 class LinearHead(nn.Module):

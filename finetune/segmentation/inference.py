@@ -34,8 +34,8 @@ from beit.finetune.segmentation.model import Segmenter
 
 MAX_ASPECT = 4
 """Of the long side to `short_side`, as in the official size of 2048 by 512."""
-MAX_STRIP_BYTES = 64_000_000
-"""Of the probabilities of one strip, unless a single row takes more; arbitrary."""
+MAX_STRIP_BYTES = 16_000_000
+"""Of the probabilities of one strip, unless a single row takes more. From 4 to 32 MB are about equally fast."""
 MAX_WHOLE_BYTES = 2_000_000_000
 """Of the position bias of one block where an image is looked at as a whole; arbitrary."""
 
@@ -178,20 +178,30 @@ class _Look:
         """Return logits (C, rows, w) of rows at this look's size, averaged over the windows that see them."""
         side = self.window[0]
         self._rows = {top: row for top, row in self._rows.items() if top + side > first}
+        if self.tops == self.lefts == [0]:
+            return self._of_window(self._logits_of_row(0)[0][1], first, last)[..., : self.size[1]]
         total = torch.zeros(self.model.num_classes, last - first, self.size[1], device=self.model.cls_token.device)
         counts = total.new_zeros(total.shape[1:])
         for top in self.tops:
             low, high = max(first, top), min(last, top + side)
             if low >= high:
                 continue
-            if top not in self._rows:
-                self._rows[top] = list(self._row_of_windows(top))
-            for left, logits in self._rows[top]:
+            for left, logits in self._logits_of_row(top):
                 right = min(left + self.window[1], self.size[1])
-                found = resized_rows(logits, (logits.shape[1], side), self.window[1], (low - top, high - top), 0)
+                found = self._of_window(logits, low - top, high - top)
                 total[:, low - first : high - first, left:right] += found[..., : right - left]
                 counts[low - first : high - first, left:right] += 1
         return total.div_(counts)
+
+    def _of_window(self, logits: Tensor, first: int, last: int) -> Tensor:
+        """Resize logits (C, h', w') to their window, of which some rows are wanted."""
+        return resized_rows(logits, (logits.shape[1], self.window[0]), self.window[1], (first, last), 0)
+
+    def _logits_of_row(self, top: int) -> list[tuple[int, Tensor]]:
+        """Return left edges and logits of all windows that begin at a row, computed once."""
+        if top not in self._rows:
+            self._rows[top] = list(self._row_of_windows(top))
+        return self._rows[top]
 
     def _row_of_windows(self, top: int) -> Iterator[tuple[int, Tensor]]:
         """Compute the logits of all windows that begin at a row, yielded with their left edges."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Literal, cast, overload
 
+import torch
 from torch import Tensor, nn
 
 from beit.common.vit.config import ViTConfig
@@ -51,11 +52,19 @@ class Segmenter(VisionTransformer):
         for block in self.blocks[max(self.blocks_used) + 1 :]:
             block.requires_grad_(False)
 
+    @property
+    def is_encoder_frozen(self) -> bool:
+        """Whether nothing below the head is trained, so that the encoder needs no gradients."""
+        return not any(
+            parameter.requires_grad for name, parameter in self.named_parameters() if not name.startswith(HEAD_PREFIXES)
+        )
+
     def block_maps(self, images: Tensor) -> list[Tensor]:
         """Return the residual stream of the patches after each of the head's blocks, (B, D, h / p, w / p)."""
         height, width = (side // self.config.patch_size for side in images.shape[-2:])
         is_own = images.shape[-2:] == (self.config.img_size,) * 2
-        hidden = self.forward_intermediates(images, self.blocks_used, None if is_own else (height, width))
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.is_encoder_frozen):
+            hidden = self.forward_intermediates(images, self.blocks_used, None if is_own else (height, width))
         found = dict(zip(self.blocks_used, hidden, strict=True))
         return [grid_features(found[block], (height, width)) for block in self.head_config.blocks or ()]
 

@@ -82,3 +82,16 @@ def test_dalle_beside_the_loop_runs_in_its_own_precision():
         with benchmark["autocast"]("bf16", torch.device("cpu"))():
             assert (torch.ones(4, 4) @ product)[0, 0] == 8  # not the weights of the step before
     assert seen == [torch.float32]
+
+
+def test_training_of_a_segmentation_is_timed_beside_its_step_and_its_reader():
+    small = ["image.img_size=16", "image.patch_size=4", "model.embed_dim=24", "model.depth=2", "model.num_heads=2"]
+    small += ["train.global_batch_size=2", "reader.num_workers=1"]
+    settings = [word for setting in small for word in ("--set", setting)]
+    options = ["--image-side", "36", "--steps", "1", "--rounds", "1"]
+    result = run_benchmark("segmentation_training.py", *options, *settings)
+    rates = result["images_per_second"]
+    assert set(rates) == {"bare step", "reader alone", "whole loop"}
+    assert result["ratios"]["whole loop / bare step"] == pytest.approx(
+        rates["whole loop"] / rates["bare step"], rel=0.01, abs=0.001
+    )

@@ -47,6 +47,7 @@ from beit.common.store import open_store
 from beit.common.views import VIEW_DTYPE, crop_crc, render_view, replay_view
 from beit.finetune.config import FinetuneConfig
 from beit.pretrain.config import PretrainConfig
+from beit.tests.fuzz.mask_files import fuzz_masks
 from beit.tests.fuzz.mutations import (
     INTERESTING_INTS,
     INTERESTING_TEXTS,
@@ -117,7 +118,7 @@ def watch():
 
 
 def numbers_of(target):
-    """The cases of a target: every tenth, so that a range of cases covers all targets."""
+    """The cases of a target: spread evenly, so that a range of cases covers all targets."""
     place = list(TARGETS).index(target)
     return [number for number in range(FIRST, FIRST + CASES) if number % len(TARGETS) == place]
 
@@ -142,7 +143,8 @@ def limits():
 
 
 @pytest.mark.parametrize(
-    "target", ["tar", "image", "tokens", "manifest", "store.json", "index", "forged", "config", "source", "run"]
+    "target",
+    ["tar", "image", "tokens", "manifest", "store.json", "index", "forged", "config", "source", "mask", "run"],
 )
 def test_damaged_input_does_no_harm(tmp_path, monkeypatch, watch, limits, target):
     monkeypatch.chdir(tmp_path)
@@ -439,6 +441,7 @@ TARGETS = {
     ),
     "config": fuzz_config,
     "source": fuzz_sources,
+    "mask": fuzz_masks,
     "run": fuzz_runs,
 }
 

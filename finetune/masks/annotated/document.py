@@ -25,8 +25,9 @@ from beit.common.errors import InputError, require
 from beit.common.sources.types import listing_digest
 from beit.common.storage.documents import reading
 from beit.common.storage.files import atomic_file, default_cache_dir
+from beit.common.storage.locks import exclusive_lock
 from beit.common.storage.paths import is_remote
-from beit.common.storage.place import FileStat, place_of
+from beit.common.storage.place import FileStat, RemoteError, place_of
 from beit.finetune.masks.annotated.regions import has_shape
 from beit.finetune.masks.classes import Colour
 
@@ -74,20 +75,23 @@ def read_coco(file: FileStat) -> tuple[CocoContent, pa.Table, str]:
     folder = default_cache_dir() / "coco" / _VERSION
     digest = listing_digest("", [file])
     kept = folder / f"{digest}.arrow"
-    text = _text_of(file, folder / f"{digest}.json")
-    found = _read_kept(kept)
-    if found is None:
-        content, table = _scan(text, file)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            table = table.replace_schema_metadata({"coco": json.dumps(asdict(content))})
-            with atomic_file(kept) as out, pa.ipc.new_file(out, table.schema) as writer:
-                writer.write_table(table)
-        except OSError as error:
-            raise InputError(
-                f"cannot keep what {file.path} holds in {folder} ({error}); point BEIT_CACHE at a folder with space"
-            ) from None
-        found = content, table
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with exclusive_lock(folder / f"{digest}.lock"):  # of several ranks one reads, the others wait for it
+            text = _text_of(file, folder / f"{digest}.json")
+            found = _read_kept(kept)
+            if found is None:
+                content, table = _scan(text, file)
+                table = table.replace_schema_metadata({"coco": json.dumps(asdict(content))})
+                with atomic_file(kept) as out, pa.ipc.new_file(out, table.schema) as writer:
+                    writer.write_table(table)
+                found = content, table
+    except OSError as error:
+        if isinstance(error, RemoteError):
+            raise
+        raise InputError(
+            f"cannot keep what {file.path} holds in {folder} ({error}); point BEIT_CACHE at a folder with space"
+        ) from None
     return *found, text
 
 
@@ -113,7 +117,6 @@ def _text_of(file: FileStat, copy: Path) -> str:
     if not is_remote(file.path):
         return file.path
     if not copy.exists():
-        copy.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(copy) as out:
             for piece in place_of(file.path, is_first_contact=True).pieces():
                 out.write(piece)

@@ -28,6 +28,8 @@ _KINDS = ("_annotations.coco", "instances", "stuff", "panoptic")
 _WITHOUT_PIXELS = ("captions", "person_keypoints", "image_info")
 _WORDS = {"train": ("train", "training"), "val": ("val", "valid", "validation")}
 _SPLIT = re.compile(r"(?:^|[^a-z])(train|training|val|valid|validation|test)(?:\d{4})?(?:[^a-z]|$)")
+_LEADING = re.compile(r"(?:\.\.?/|/|[A-Za-z]:/)+")
+"""What a name may begin with that says nothing here: of the machine, or the folder, that the JSON was written in."""
 _SAMPLED = 50
 """Images that are looked for in every folder to find out which one is meant; arbitrary."""
 
@@ -120,7 +122,7 @@ def find_images(json_file: str, names: Sequence[str]) -> FoundImages:
     root, own = posixpath.split(json_file)
     if _base(root).lower() in _ANNOTATION_FOLDERS:
         root = posixpath.dirname(root)
-    names = [posixpath.normpath(name.replace("\\", "/")).lstrip("/") for name in names]
+    names = [_without_start(posixpath.normpath(name.replace("\\", "/"))) for name in names]
     repeated = next((name for name, count in Counter(names).items() if count > 1), None)
     require(repeated is None, f"{json_file} lists the image {repeated} twice; join its annotations under one id")
     if not _can_be_listed(root):
@@ -157,6 +159,11 @@ def panoptic_folder(json_file: str, name: str) -> str:
         if place_of(join(place, name)).exists():
             return place
     raise InputError(f"{json_file} speaks of the mask {name}, which is not in {stem}; put its PNG files there")
+
+
+def _without_start(name: str) -> str:
+    found = _LEADING.match(name)
+    return name[found.end() :] if found else name
 
 
 def _match_base_names(found: dict[int, str], names: Sequence[str], there: dict[str, FileStat]) -> None:

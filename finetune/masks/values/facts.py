@@ -34,16 +34,18 @@ from beit.common.sources.loose_files import FilesReader
 from beit.common.sources.types import SampleRef, ShardReader
 from beit.common.storage.files import atomic_file, remove_stale
 from beit.common.storage.locks import exclusive_lock
+from beit.common.storage.paths import is_remote
 from beit.finetune.masks.decode import is_grey, packed, read_values
 
 logger = logging.getLogger(__name__)
 
-_VERSION = 1
+_VERSION = 2
 _MANY_MASKS = 500
 """From here on it is worth showing; arbitrary, some seconds."""
 _HEAD_BYTES = 1 << 17
 """Of a JPEG, in which its size nearly always stands; arbitrary, two blocks of EXIF data."""
 _JPEG = (".jpg", ".jpeg", ".jpe", ".jfif")
+_THREADS_FOR_A_SERVER = 32
 _MOST_VALUES = 4096
 """Different values of one mask; what has more is a picture."""
 _SWAPS = (Image.Transpose.TRANSPOSE, Image.Transpose.ROTATE_270, Image.Transpose.TRANSVERSE, Image.Transpose.ROTATE_90)
@@ -168,7 +170,7 @@ def _look(images: LabelledIndex, masks: LabelledIndex, folder: Path) -> list[pa.
     progress = Progress(
         total, unit="masks", description="looking at masks", initial=done, enabled=total - done > _MANY_MASKS
     )
-    with progress, ThreadPoolExecutor(available_cores()) as pool:
+    with progress, ThreadPoolExecutor(_threads(images, masks)) as pool:
         for shard_id, table in enumerate(kept):
             if table is None:
                 table = _look_at_shard(images, masks, shard_id, pool, progress)
@@ -177,6 +179,12 @@ def _look(images: LabelledIndex, masks: LabelledIndex, folder: Path) -> list[pa.
                     writer.write_table(table)
             tables.append(table)
     return tables
+
+
+def _threads(images: LabelledIndex, masks: LabelledIndex) -> int:
+    """Return how many masks to look at at the same time: of a server, which is mostly waited for, more."""
+    is_away = is_remote(images.info.root) or is_remote(masks.info.root)
+    return max(available_cores(), _THREADS_FOR_A_SERVER if is_away else 1)
 
 
 def _kept(path: Path, size: int) -> pa.Table | None:

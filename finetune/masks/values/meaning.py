@@ -36,7 +36,7 @@ class Meaning:
     origin: str
     """Where that stands: a file, a published table, or the masks themselves."""
     stated: Mapping[int, ClassEntry] = field(default_factory=dict)
-    """What the table says of each value, colours included, where masks hold numbers."""
+    """What the table says of each value."""
 
     def decoder(self, max_pixels: int, ids: Sequence[int] | None = None) -> MaskDecoder:
         """Return what decodes such masks.
@@ -113,8 +113,14 @@ def ids_of_model(meaning: Meaning, model: MaskClasses, used: Iterable[int], *, n
             f"the masks of {name} hold {_listed(unknown)}, which is no class of the model's ({_listed(model.names)}); "
             "name all classes in data.classes=FILE when training, or what means none in data.ignore"
         )
-    if unknown:
-        raise InputError(unknown_classes(name, unknown, model.names))
+    are_numbers = [all(meant_number(one) is not None for one in side) for side in (unknown, model.names)]
+    if unknown and are_numbers[0] != are_numbers[1]:
+        raise InputError(
+            f"the classes of {name} are {'numbers' if are_numbers[0] else 'names'} ({_listed(unknown)}), the model's "
+            f"{'numbers' if are_numbers[1] else 'names'} ({_listed(model.names)}); say which is which in a file: "
+            "--class-names FILE, in a training data.classes=FILE; the config.json of a model is one, too"
+        )
+    require(not unknown, unknown_classes(name, unknown, model.names))
     return [IGNORED if class_id is None else class_id for class_id in found]
 
 
@@ -130,6 +136,7 @@ def _by_colours(table: ClassTable) -> Meaning:
         colours=_colours(classes, {}),
         class_of=class_of,
         origin=table.origin,
+        stated={packed_colour(entry.colour): entry for entry in table.entries if entry.colour is not None},
     )
 
 

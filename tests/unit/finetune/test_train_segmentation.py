@@ -238,3 +238,14 @@ def test_arithmetic_of_a_head_is_that_of_its_products(data):
     assert head_flops(task.start.architecture, task.config.head, num_classes=3) == 2 * 16 * 24 * 3
     heavy = task_for(data, *UPERNET)
     assert heavy.flops_per_sample() > 2 * task.flops_per_sample()
+
+
+def test_somebody_in_a_hurry_hears_what_the_head_alone_takes(data, tmp_path):
+    assert task_for(data).quicker(1e9) is None  # random weights are nothing to keep
+    run(config("train.steps=2"), data=str(data), run_dir=tmp_path / "first")
+    encoder = f"encoder={tmp_path / 'first/model'}"
+    assert task_for(data, encoder, "freeze_blocks=4").quicker(1e9) is None
+    task, frozen = task_for(data, encoder), task_for(data, encoder, "freeze_blocks=4")
+    assert 3 * frozen.flops_per_sample() < 1.2 * task.flops_per_sample()
+    rate = frozen.flops_per_sample() * frozen.data.plan.global_batch_size * frozen.data.plan.total_steps / 120
+    assert task.quicker(rate) == "the head alone takes about 2 min: --set freeze_blocks=4"

@@ -315,3 +315,17 @@ def test_a_zero_or_one_for_every_class_is_no_list_of_classes(
     source = open_source(write(tmp_path / "x.parquet", {"image": images(2), "labels": lists}))
     assert bool(source.label_notes) == are_flags == ("0 or 1 for every class" in "".join(source.label_notes))
     assert (source.class_names is None) == are_flags
+
+
+def test_an_image_column_beside_one_called_as_masks_are_is_taken_and_the_masks_are_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write(tmp_path / "0.parquet", {"pixel_values": images(2), "label": images(2, ["m0.png", "m1.png"])})
+    with caplog.at_level("INFO"):
+        source = open_source(path)
+    assert [ref.path for ref in source.shards[0].refs()] == ["pic.v0.jpg", "pic.v1.jpg"]
+    assert source.label_notes == ("its column label holds masks, from which beit finetune segmentation learns",)
+    assert source.class_names is None and f"{tmp_path}: the images of label are left out" in caplog.messages
+    write(path, {"left": images(2), "right": images(2), "mask": images(2)})
+    with pytest.raises(InputError, match="more than one possible image column"):
+        open_source(path)

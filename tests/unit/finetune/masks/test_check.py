@@ -1,12 +1,14 @@
 import json
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from beit.common.errors import InputError
 from beit.common.sources.config import SourceConfig
 from beit.finetune.masks.check import survey
 from beit.finetune.masks.settings import MaskDataConfig
-from beit.tests.unit.finetune.masks.trees import colours, ids, photo, write, write_set
+from beit.tests.unit.finetune.masks.trees import colours, encoded, ids, photo, write, write_set
 
 
 def surveyed(data, **settings):
@@ -72,12 +74,39 @@ def test_shares_are_of_the_pixels_that_count(tmp_path):
     values = {value.value: value for value in surveyed(tmp_path).parts[0].values}
     assert values["0"].share == pytest.approx(2 / 3) and values["255"].share == pytest.approx(1 / 4)
     assert values["0"].pixels == 96 and values["255"].name is None and values["255"].is_known
+    assert not values["255"].is_class
 
 
 def test_classes_without_a_pixel_are_listed(tmp_path):
     write_set(tmp_path, 2)
     write(tmp_path, {"classes.json": '["sky", "tree", "sea"]'})
     assert row(surveyed(tmp_path).as_table(), "2 ") == ["2", "sea", "0.0", "%", "0"]
+
+
+def test_what_a_file_calls_void_is_shown_so(tmp_path):
+    write_set(tmp_path, 2, values=(0, 1, 2))
+    write(tmp_path, {"classes.json": '{"0": "unlabelled", "1": "sky", "2": "tree"}'})
+    assert row(surveyed(tmp_path).as_table(), "0 ")[1:4] == ["unlabelled", "(no", "class)"]
+
+
+def test_values_that_look_like_no_classes_are_said(tmp_path):
+    ramp = np.tile(np.arange(200, dtype=np.uint8), (4, 1))
+    write(tmp_path / "soft", {"images/a.jpg": photo(size=(200, 4)), "masks/a.png": ramp})
+    assert "resized with interpolation" in " ".join(surveyed(tmp_path / "soft").notes)
+    objects = encoded(Image.fromarray(ids(0, 24001, 24002, dtype=np.uint16)))
+    write(tmp_path / "objects", {"images/a.jpg": None, "masks/a.png": objects})
+    assert "numbers of objects" in " ".join(surveyed(tmp_path / "objects").notes)
+
+
+def test_names_cannot_control_a_terminal(tmp_path):
+    write_set(tmp_path / "a\x1b[31mb", 2)
+    assert "\x1b" not in surveyed(tmp_path / "a\x1b[31mb").as_table()
+
+
+def test_masks_that_cannot_be_read_are_one_problem(tmp_path):
+    write(tmp_path, {"images/a.jpg": None, "masks/a.jpg": None})
+    (problem,) = surveyed(tmp_path).problems
+    assert "JPEG" in problem
 
 
 def test_hints_are_said(tmp_path):

@@ -33,6 +33,8 @@ def test_an_object_gives_values_and_those_called_void_are_none(tmp_path):
 def test_the_config_of_a_model_is_a_file_of_classes(tmp_path):
     assert read(tmp_path, {"id2label": {"0": "sky", "1": "tree"}}).names == ("sky", "tree")
     assert read(tmp_path, {"class_names": ["sky", "tree"]}).names == ("sky", "tree")
+    ours = {"segmentation": {"classes": {"names": ["sky", "tree"], "colours": [[1, 2, 3], [4, 5, 6]]}}}
+    assert facts(read(tmp_path, ours)) == [("sky", 0, (1, 2, 3), True), ("tree", 1, (4, 5, 6), True)]
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,8 @@ def test_polygons_are_drawn_over_a_background_in_the_order_of_category_ids(tmp_p
         ("any.json", ("images/0.jpg",), ("images\\0.jpg",)),
         ("any.json", ("images/0.jpg",), ("./images/0.jpg",)),
         ("any.json", ("photos/a/0.jpg",), ("/srv/upload/0.jpg",)),
+        ("annotations/any.json", ("images/0.jpg", "images/val/0.jpg"), ("../images/0.jpg",)),
+        ("any.json", ("images/0.jpg",), ("C:\\\\data\\\\images\\\\0.jpg",)),
         ("annotations/a/b.json", ("annotations/a/0.jpg",), ("0.jpg",)),
     ],
 )

@@ -53,6 +53,10 @@ def parts(root, **options):
         ("JPEGImages/a.jpg", "SegmentationClassPNG/a.png"),
         ("images/training/a.jpg", "annotations/training/a.png"),
         ("701_StillsRaw_full/a.png", "LabeledApproved_full/a_L.png"),
+        ("Task1-2_Training_Input/a.jpg", "Task1_Training_GroundTruth/a_segmentation.png"),
+        ("original_images/a.jpg", "label_images_semantic/a.png"),
+        ("train-org-img/a.jpg", "train-label-img/a_lab.png"),
+        ("images/a.jpg", "annotations/trimaps/a.png"),
         (
             "leftImg8bit/train/aachen/aachen_0_19_leftImg8bit.png",
             "gtFine/train/aachen/aachen_0_19_gtFine_labelIds.png",
@@ -73,6 +77,14 @@ def test_masks_mirror_sub_folders_with_equal_names_in_them(tmp_path):
 def test_masks_of_another_folder_are_found_by_a_name_that_is_unique(tmp_path):
     write(tmp_path, {"images/a/1.jpg": None, "images/b/2.jpg": None, "masks/1.png": MASK, "masks/2_mask.png": MASK})
     assert paired(tmp_path) == {"images/a/1.jpg": "masks/1.png", "images/b/2.jpg": "masks/2_mask.png"}
+
+
+def test_folders_of_two_parts_are_matched_by_part(tmp_path):
+    for part in ("Training", "Validation"):
+        write_set(tmp_path, 2, images=f"T1-2_{part}_Input", masks=f"T1_{part}_GroundTruth")
+    found = list_pairs(str(tmp_path))
+    assert sorted(pair.part for pair in found.pairs) == ["train", "train", "validation", "validation"]
+    assert all(pair.image.path.split("_")[1] == pair.mask.path.split("_")[1] for pair in found.pairs)
 
 
 def test_names_that_are_not_unique_are_refused(tmp_path):
@@ -178,6 +190,14 @@ def test_voc_takes_what_its_lists_name(tmp_path):
         "JPEGImages/b.jpg": "validation",
     }
     assert "1 masks are in no list" in " ".join(found.notes)
+
+
+def test_lists_may_name_files_with_blanks_and_by_path(tmp_path):
+    files = {"JPEGImages/a b.jpg": None, "JPEGImages/c.jpg": None, "JPEGImages/d.v2.jpg": None}
+    files |= {"SegmentationClass/a b.png": MASK, "SegmentationClass/c.png": MASK, "SegmentationClass/d.v2.png": MASK}
+    lists = "a b\nJPEGImages/c.jpg\nd.v2 1\nnowhere\n"
+    found = list_pairs(str(write(tmp_path, files | {"ImageSets/Segmentation/train.txt": lists})))
+    assert len(found.pairs) == 3 and "1 names in ImageSets/Segmentation/ have no image" in " ".join(found.notes)
 
 
 def test_voc_misses_masks_that_its_lists_name(tmp_path):

@@ -155,6 +155,17 @@ def test_val_of_the_user_wins(tmp_path):
     assert len(data.train) == 3 and len(data.val) == 1 and data.val.name == str(tmp_path / "b")
 
 
+def test_val_without_names_takes_those_of_the_training(tmp_path, caplog):
+    write_set(tmp_path / "a", 3)
+    write(tmp_path / "a", {"classes.json": '["sky", "tree"]'})
+    val = write_set(tmp_path / "b", 2, values=(1, 255))
+    with caplog.at_level(logging.INFO):
+        data = opened(tmp_path / "a", val=str(val))
+    assert data.val.class_pixels().tolist() == [0, 96] and "its values are taken to mean what" in caplog.text
+    write(val, {"classes.json": '["tree", "sky"]'})
+    assert opened(tmp_path / "a", val=str(val)).val.class_pixels().tolist() == [96, 0]
+
+
 def test_a_set_with_parts_is_measured_on_its_val(tmp_path, caplog):
     for part, count in (("train", 3), ("val", 2)):
         write_set(tmp_path / part, count)
@@ -177,7 +188,9 @@ def test_classes_that_a_model_lacks_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"does not know \(sky\)"):
         measured(tmp_path, ("tree", "road"))
     (tmp_path / "classes.json").unlink()
-    with pytest.raises(InputError, match="numbers.*the model's are names"):
+    with pytest.raises(
+        InputError, match="are numbers .0, 1., the model's names .tree, sky.; say which.*data.classes=FILE"
+    ):
         measured(tmp_path, ("tree", "sky"))
 
 
@@ -286,6 +299,38 @@ SIZES = {"images/a.jpg": photo(size=(12, 8)), "masks/a.png": ids(0, 1, size=(6, 
             r"values that are no class \(7 in 24 pixels, 9 in 24 pixels\), first in masks/a.png; .*classes.json lacks",
         ),
         (
+            {
+                "images/a.jpg": None,
+                "masks/a.png": colours((1, 2, 3), (4, 5, 6), (9, 9, 8)),
+                "class_dict.csv": "name,r,g,b\nsky,1,2,3\ntree,4,5,6\n",
+            },
+            r"hold colours that are no class \(\(9, 9, 8\) in 32 pixels\), first in masks/a.png; .*under the name void",
+        ),
+        (
+            {
+                "images/a.jpg": photo(size=(60, 4)),
+                "masks/a.png": ids(*range(0, 60), size=(60, 4)),
+                "classes.json": '["sky", "tree"]',
+            },
+            "values that are no class .2 in 4 pixels, .* and 55 more.*so many come from interpolation",
+        ),
+        (
+            {
+                "images/a.jpg": None,
+                "masks/a.png": colours((0, 0, 0), (1, 1, 1), (7, 7, 7)),
+                "classes.txt": "sky\ntree\n",
+            },
+            r"values that are no class \(7 in 32 pixels\), first in masks/a.png",
+        ),
+        (
+            {"images/a.jpg": None, "masks/a.png": ids(0, 85, 170, 255)},
+            r"hold shades \(0, 85, 170, 255\), as programs make them of numbers of 2 or 4 bits",
+        ),
+        (
+            {"images/a.jpg": None, "masks/a.png": ids(0, 17, 51), "classes.txt": "sky\ntree\nsea\nroad\n"},
+            "no class .17 in 32 pixels, 51 in 32 pixels.*made shades of numbers of 2 or 4 bits",
+        ),
+        (
             {"images/a.jpg": None, "masks/a.png": ids(0, 1, 15), "classes.json": '["sky", "tree"]'},
             "15 may be what a PNG of few bits made of 255",
         ),
@@ -313,6 +358,12 @@ SIZES = {"images/a.jpg": photo(size=(12, 8)), "masks/a.png": ids(0, 1, size=(6, 
 def test_wrong_masks_are_refused_in_one_line(tmp_path, files, words):
     message = refused(write(tmp_path, files))
     assert re.search(words, message), message
+
+
+def test_shades_that_a_file_names_are_classes(tmp_path):
+    write_set(tmp_path, 2, values=(0, 85, 170, 255))
+    write(tmp_path, {"classes.json": '{"0": "a", "85": "b", "170": "c", "255": "d"}'})
+    assert opened(tmp_path, ignore=()).classes.names == ("a", "b", "c", "d")
 
 
 def test_unpaired_files_can_be_left_out(tmp_path, caplog):

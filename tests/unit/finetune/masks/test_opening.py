@@ -13,6 +13,8 @@ from beit.finetune.masks.dataset import MaskedDataset
 from beit.finetune.masks.index import open_training_masks
 from beit.finetune.masks.opening import open_measured, open_pairs, open_parts
 from beit.finetune.masks.settings import MaskDataConfig
+from beit.tests.s3_server import serve_s3
+from beit.tests.support import files_of
 from beit.tests.unit.finetune.masks.trees import encoded, ids, photo, write, write_set
 
 READING = SourceConfig()
@@ -67,6 +69,15 @@ def test_a_part_alone_is_all_there_is(tmp_path):
     assert size_of(parts.train) == 3 and parts.val is None
 
 
+def test_images_of_another_part_need_no_masks(tmp_path):
+    write_set(tmp_path / "train", 3)
+    write(tmp_path, {"test/images/1.jpg": None, "test/images/2.jpg": None, "test/masks/readme.txt": "none"})
+    parts = opened(tmp_path)
+    assert size_of(parts.train) == 3 and not parts.train.without_mask
+    write(tmp_path, {"valid/1_sat.jpg": None, "train/images/9.jpg": None})
+    assert opened(tmp_path).train.without_mask == ("train/images/9.jpg",)
+
+
 def test_a_test_part_is_measured_on_where_there_is_no_other(tmp_path):
     write_set(tmp_path / "train", 3)
     write_set(tmp_path / "test", 2)
@@ -102,6 +113,19 @@ def test_tars_without_parts_are_whole(tmp_path):
         assert size_of(opened(data).train) == 5 and opened(data).val is None
     data = open_training_masks(str(tmp_path), MaskDataConfig(), reading=READING)
     assert len(data.train) == 5 and data.classes.names == ("0", "1")
+
+
+def test_folders_in_a_bucket_are_opened_as_local_ones(tmp_path):
+    for part, count in (("train", 3), ("val", 2)):
+        write_set(tmp_path / "streets" / part, count)
+    write(tmp_path / "streets", {"classes.json": '["sky", "tree"]'})
+    with serve_s3(files_of(tmp_path), bucket="my-bucket") as bucket:
+        data = open_training_masks(f"{bucket}/streets", MaskDataConfig(), reading=READING)
+        assert len(data.train) == 3 and len(data.val) == 2 and data.classes.names == ("sky", "tree")
+        np.testing.assert_array_equal(data.train.decode(0), ids(0, 1, 255))
+        assert len(MaskedDataset(data.val).fetch(0, 1, 0).mask_bytes) > 50
+        part = open_training_masks(f"{bucket}/streets/train", MaskDataConfig(), reading=READING)
+        assert part.classes.names == ("sky", "tree")
 
 
 def test_coco_is_opened_by_file_or_by_folder(tmp_path):

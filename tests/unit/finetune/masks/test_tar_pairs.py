@@ -137,3 +137,12 @@ def test_what_looks_like_tars(tmp_path):
     assert not looks_like_tars(str(tmp_path)) and looks_like_tars("a/b-{0..3}.TAR")
     write_tar(tmp_path / "deep" / "0.tar", pairs(1))
     assert looks_like_tars(str(tmp_path))
+
+
+def test_a_file_of_classes_beside_tars_or_above_their_part_is_read(tmp_path):
+    write_tar(tmp_path / "train" / "0.tar", pairs(1))
+    assert opened(tmp_path / "train").table is None
+    (tmp_path / "classes.json").write_text('["sky", "road"]')
+    assert opened(tmp_path / "train").table.names == ("sky", "road")
+    (tmp_path / "train" / "id2label.json").write_text('{"0": "a", "1": "b"}')
+    assert opened(tmp_path / "train" / "*.tar").table.names == ("a", "b")

@@ -114,7 +114,11 @@ def test_frozen_blocks_and_a_frozen_encoder(encoder):
     whole = replace(config, freeze_blocks=4, model=replace(config.model, drop_path=0.5))
     model = build_segmenter(whole, starting_point(whole), CLASSES)
     assert all(block.drop_path == 0 for block in model.blocks)
-    assert not any(level.requires_grad for level in model.block_maps(torch.randn(1, 3, 16, 16)))
+    images = torch.randn(1, 3, 16, 16)
+    features = load_encoder(encoder).get_intermediate_layers(images, n=model.blocks_used, reshape=True)
+    for level, wanted in zip(model.train().block_maps(images), features, strict=True):
+        assert not level.requires_grad
+        torch.testing.assert_close(level, wanted)
     assert model(torch.randn(2, 3, 16, 16)).requires_grad
 
 

@@ -137,6 +137,15 @@ def test_images_of_another_shape_are_seen_as_by_a_model_of_that_shape():
         torch.testing.assert_close(model(images), other(images))
 
 
+@pytest.mark.parametrize("kind", ["linear", "upernet"])
+def test_models_are_exported_with_an_open_batch(kind):
+    model = segmenter(kind).eval()
+    images = torch.randn(3, 3, 32, 32)
+    program = torch.export.export(model, (images[:2],), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    with torch.no_grad():
+        torch.testing.assert_close(program.module()(images), model(images))
+
+
 def test_recomputed_blocks_give_the_same_gradients():
     images, gradients = torch.randn(2, 3, 32, 32), []
     for recompute in (False, True):

@@ -1,0 +1,238 @@
+"""Masks that lie beside images, which are no pictures: who asks for the images of such a tree does not want them.
+
+A mask is told by three things together: a folder (or an ending) that is called so, an image of the same name beside it,
+and what is in it, of a few that are looked into. A class of pictures that happens to be called "masks" has no pairs, or
+pictures in it. Not here: pairs for training, and what masks mean (`beit.finetune.masks`).
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import os
+import re
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from beit.common.errors import InputError
+from beit.common.storage.paths import join
+from beit.common.storage.place import FileStat, read_files
+from beit.common.storage.samples import spread_evenly
+
+_USUAL_PAIR = ("images", "annotations")
+"""Where these stand side by side, the second holds masks, whatever is in it."""
+_FOLDER = re.compile(
+    r"(?i)mask|label|annot|segment|ground.?truth|trimap|target|gtfine|gtcoarse|(?:^|[^a-z])(?:segs?|gts?|anns?)(?:[^a-z]|$)"
+)
+"""In the names of folders of masks."""
+_MASK_END = re.compile(
+    r"(?i)[_\-. ](?:(?:gtfine|gtcoarse)_)?(?:masks?|labels?|labelids|labeltrainids|instanceids|instancetrainids|"
+    r"color|l|seg|segmentation|segmap|gt|groundtruth|annotations?|ann|target|trainids)$"
+)
+"""What the name of a mask may have behind that of its image."""
+_IMAGE_END = re.compile(r"(?i)[_\-. ](?:leftimg8bit|sat|images?|img|rgb|im|photo)$")
+"""What the name of an image may have behind what it shares with its mask."""
+_SUFFIX = ".png"
+_MOST_ALONE = 0.1
+"""Share of the files of a folder of masks that may lack an image; arbitrary."""
+_LOOKED_AT = 5
+_FEW_VALUES = 64
+"""A mask has no more different values, a photo has; arbitrary."""
+_NARROW = ("1", "L", "P", "I", "I;16", "I;16B")
+
+
+class _Look(NamedTuple):
+    """What a header and the pixels say of an image."""
+
+    is_png: bool
+    is_narrow: bool
+    """One number per pixel."""
+    has_few_values: bool
+
+
+class MasksBeside(NamedTuple):
+    """Masks among images."""
+
+    paths: frozenset[str]
+    """Of the masks."""
+    places: tuple[str, ...]
+    """Where they lie: folders with a slash behind, or names with a wildcard."""
+
+    @property
+    def above(self) -> set[str]:
+        """The folders in which images and masks stand side by side."""
+        return {place.rstrip("/").rpartition("/")[0] for place in self.places}
+
+    @property
+    def are_usual(self) -> bool:
+        """Tell whether any lie in a folder that is known by its name alone."""
+        return any(place.rstrip("/").rpartition("/")[2] == _USUAL_PAIR[1] for place in self.places)
+
+
+def masks_beside(root: str, images: Sequence[FileStat]) -> MasksBeside:
+    """Find the masks among the image files of a folder.
+
+    Args:
+        root: The folder or URL.
+        images: Its image files, by paths relative to it.
+    """
+    tree = _Tree([image.path for image in images])
+    found: dict[str, set[str]] = {}
+    for top in tree.called_as_masks():
+        if not any(f"{top}/".startswith(outer) for outer in found):
+            paths = {path for folder in tree.below(top) for path in tree.paths[folder]}
+            if tree.is_usual(top) or _hold_masks(root, paths, tree.partners(top)):
+                found[f"{top}/"] = paths
+    for folder, names in tree.paths.items():
+        if not any(f"{folder}/".startswith(outer) for outer in found):
+            for pairs, is_called_so in ((_with_an_end(names), True), (_of_the_same_name(names), False)):
+                paths = set(pairs) if is_called_so else {path for path in names if path.lower().endswith(_SUFFIX)}
+                if pairs and _hold_masks(root, paths, pairs, is_called_so):
+                    found[f"{folder}/*{_end_of(min(pairs))}" if folder else f"*{_end_of(min(pairs))}"] = set(pairs)
+    return MasksBeside(frozenset().union(*found.values()), tuple(found))
+
+
+class _Tree:
+    """Folders, and the image files that lie directly in each.
+
+    Args:
+        paths: Of the files, relative, with slashes.
+    """
+
+    def __init__(self, paths: Sequence[str]) -> None:
+        self.paths: dict[str, list[str]] = defaultdict(list)
+        for path in paths:
+            self.paths[path.rpartition("/")[0]].append(path)
+        self._sorted = sorted(f"{folder}/" for folder in self.paths)
+        self._children: dict[str, set[str]] = defaultdict(set)
+        for folder in self.paths:
+            parts = folder.split("/")
+            for depth, part in enumerate(parts):
+                self._children["/".join(parts[:depth])].add(part)
+
+    def called_as_masks(self) -> list[str]:
+        """Return the folders, at any depth, that are called as masks are, outer ones first."""
+        found: set[str] = set()
+        for folder in self.paths:
+            parts = folder.split("/")
+            found.update("/".join(parts[: depth + 1]) for depth, part in enumerate(parts) if _FOLDER.search(part))
+        return sorted(found)
+
+    def below(self, top: str) -> list[str]:
+        """Return a folder and those inside it, as far as there are files in them."""
+        first = bisect_left(self._sorted, f"{top}/")
+        inside = itertools.takewhile(lambda folder: folder.startswith(f"{top}/"), self._sorted[first:])
+        return [folder[:-1] for folder in inside]
+
+    def is_usual(self, top: str) -> bool:
+        """Tell whether a folder is the second of `_USUAL_PAIR`, beside the first."""
+        parent, _, name = top.rpartition("/")
+        return name == _USUAL_PAIR[1] and _USUAL_PAIR[0] in self._children[parent]
+
+    def partners(self, top: str) -> dict[str, str]:
+        """Return the image of each mask below a folder: of its name in one sibling of it, or in the folder above."""
+        parent, _, name = top.rpartition("/")
+        start = f"{parent}/" if parent else ""
+        places = [*(f"{start}{sibling}/" for sibling in sorted(self._children[parent] - {name})), start]
+        return max((self._pairs(top, place) for place in places), key=len)
+
+    def _pairs(self, top: str, place: str) -> dict[str, str]:
+        pairs: dict[str, str] = {}
+        for folder in self.below(top):
+            beside = self.paths.get(f"{place}{folder[len(top) + 1 :]}".rstrip("/"))
+            if beside:
+                known = _by_name(beside)
+                for path in self.paths[folder]:
+                    image = known.get(_stem(path)) or known.get(_MASK_END.sub("", _stem(path)))
+                    if image is not None:
+                        pairs[path] = image
+        return pairs
+
+
+def _stem(path: str) -> str:
+    return os.path.splitext(path.rpartition("/")[2])[0]
+
+
+def _by_name(paths: Sequence[str]) -> dict[str, str]:
+    """Return images by their names without ending, and by what these share with those of masks."""
+    return {_IMAGE_END.sub("", _stem(path)): path for path in paths} | {_stem(path): path for path in paths}
+
+
+def _with_an_end(paths: Sequence[str]) -> dict[str, str]:
+    """Return the image of each mask of one folder: `cat.jpg` of `cat_mask.png`."""
+    masks = [path for path in paths if path.lower().endswith(_SUFFIX) and _MASK_END.search(_stem(path))]
+    known = _by_name([path for path in paths if path not in set(masks)]) if masks else {}
+    found = ((path, known.get(_MASK_END.sub("", _stem(path)))) for path in masks)
+    return {path: image for path, image in found if image is not None}
+
+
+def _of_the_same_name(paths: Sequence[str]) -> dict[str, str]:
+    """Return the image of each mask of one folder: `cat.jpg` of `cat.png`."""
+    known = {_stem(path): path for path in paths if not path.lower().endswith(_SUFFIX)}
+    masks = [path for path in paths if path.lower().endswith(_SUFFIX)]
+    return {path: known[_stem(path)] for path in masks if _stem(path) in known}
+
+
+def _hold_masks(root: str, paths: set[str], partners: dict[str, str], is_called_so: bool = True) -> bool:
+    """Tell whether files are masks: nearly all have an image, and some that are looked at are no pictures.
+
+    Args:
+        root: Folder or URL above them.
+        paths: The files.
+        partners: The image of each that has one.
+        is_called_so: Whether names say that they are masks; else what is in them must leave no doubt.
+    """
+    if not partners or len(partners) < (1 - _MOST_ALONE) * len(paths):
+        return False
+    if not all(path.lower().endswith(_SUFFIX) for path in paths):
+        return False
+    masks = sorted(partners)
+    chosen = [masks[place] for place in spread_evenly(len(masks), _LOOKED_AT)]
+    looks = _looks(root, [*chosen, *(partners[mask] for mask in chosen)])
+    pairs = list(zip(looks[: len(chosen)], looks[len(chosen) :], strict=True))
+    known = [(mask, image) for mask, image in pairs if mask is not None and image is not None]
+    if not is_called_so and not all(
+        mask.is_narrow and mask.has_few_values and not image.is_narrow for mask, image in known
+    ):
+        return False
+    return bool(known) and all(_is_mask_of(mask, image) for mask, image in known)
+
+
+def _is_mask_of(mask: _Look, image: _Look) -> bool:
+    if mask.is_narrow and not image.is_narrow:
+        return True
+    return mask.has_few_values and (not image.is_png or not image.has_few_values)
+
+
+def _looks(root: str, paths: Sequence[str]) -> list[_Look | None]:
+    """Look at some images; None where one cannot be read."""
+    try:
+        contents = read_files([join(root, path) for path in paths])
+    except (InputError, OSError):  # one is gone, or the server is away: they are met again where they are read
+        return [None] * len(paths)
+    return [_look(data) for data in contents]
+
+
+def _look(data: bytes) -> _Look | None:
+    try:
+        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP")) as image:
+            if image.format != "PNG":
+                return _Look(False, image.mode == "L", False)
+            pixels = np.asarray(image)
+            values = pixels.reshape(-1, pixels.shape[-1]) if pixels.ndim == 3 else pixels.reshape(-1)
+            few = len(np.unique(values, axis=0)) <= _FEW_VALUES
+            return _Look(True, image.mode in _NARROW, few)
+    except Exception:  # as many types as decoders have; whoever reads the image says what is wrong with it
+        return None
+
+
+def _end_of(path: str) -> str:
+    """Return what the name of a mask ends in, such as _mask.png."""
+    name, ending = os.path.splitext(path)
+    found = _MASK_END.search(name)
+    return f"{found[0] if found else ''}{ending}"
