@@ -9,6 +9,7 @@ import pytest
 
 from beit.tests.docs.run_commands import run_commands, shown_commands
 from beit.tests.support import write_images
+from beit.tests.unit.finetune.segmentation.scenes import write_scenes
 from beit.tests.workplace import write_workplace
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,15 +30,23 @@ def test_readme_shows_the_two_make_commands_and_they_exist():
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE)
 
 
+def less(words):
+    warmup = " --set optimizer.warmup_steps=0" if words[:2] == ["finetune", "segmentation"] else ""
+    return LESS.get(words[0], "") + warmup
+
+
 def test_readme_commands_run_in_order(tmp_path):
     write_images(tmp_path / "photos", 80, size=64)
     write_images(tmp_path / "new-photos", 3, size=64)
     for name in ("train", "val", "test"):
         write_images(tmp_path / "labelled" / name, 16, size=64, classes=("rose", "tulip"))
+    write_scenes(tmp_path / "streets/train", 8)
+    write_scenes(tmp_path / "streets/val", 3, start=50)
     commands = list(shown_commands((ROOT / "README.md").read_text()))
     assert len(commands) >= 6
-    run_commands(commands, tmp_path, lambda words: LESS.get(words[0], ""))
+    run_commands(commands, tmp_path, less)
     assert (tmp_path / "labels.csv").read_text().count("\n") == 4
+    assert len(list((tmp_path / "masks/masks").glob("*.png"))) == 3
     assert (tmp_path / "reconstruction.png").stat().st_size > 1000
 
 
