@@ -25,7 +25,7 @@ from beit.common.storage.place import FileStat, read_files
 from beit.common.storage.samples import spread_evenly
 
 _USUAL_PAIR = ("images", "annotations")
-"""Where these stand side by side, the second holds masks, whatever is in it."""
+"""Where these stand side by side, the second holds masks, whatever is in it, unless names say that it is a class."""
 _FOLDER = re.compile(
     r"(?i)mask|label|annot|segment|ground.?truth|trimap|target|gtfine|gtcoarse|(?:^|[^a-z])(?:segs?|gts?|anns?)(?:[^a-z]|$)"
 )
@@ -86,7 +86,10 @@ def masks_beside(root: str, images: Sequence[FileStat]) -> MasksBeside:
     for top in tree.called_as_masks():
         if not any(f"{top}/".startswith(outer) for outer in found):
             paths = {path for folder in tree.below(top) for path in tree.paths[folder]}
-            if tree.is_usual(top) or _hold_masks(root, paths, tree.partners(top)):
+            partners = tree.partners(top)
+            # Photos of which none has the name of an image are a class of their own.
+            is_usual = tree.is_usual(top) and (partners or all(path.lower().endswith(_SUFFIX) for path in paths))
+            if is_usual or _hold_masks(root, paths, partners):
                 found[f"{top}/"] = paths
     for folder, names in tree.paths.items():
         if not any(f"{folder}/".startswith(outer) for outer in found):

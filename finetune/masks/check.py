@@ -65,6 +65,8 @@ class PartFacts:
     """Images left over."""
     without_image: int
     """Masks left over."""
+    unread: int
+    """Images of which not even the size can be read."""
     unreadable: int
     """Masks that cannot be used."""
     other_size: int
@@ -133,6 +135,7 @@ class Survey:
             size("largest image", "largest"),
             row("images without a mask", "without_mask"),
             row("masks without an image", "without_image"),
+            row("images that cannot be read", "unread"),
             row("masks that cannot be used", "unreadable"),
             row("masks of another size than the image", "other_size"),
             row("images turned by their EXIF data", "turned"),
@@ -220,6 +223,7 @@ def _part(found: Examined) -> PartFacts:
         largest=largest,
         without_mask=len(found.source.without_mask),
         without_image=len(found.source.without_image),
+        unread=int(facts.is_unread.sum()),
         unreadable=sum(bool(problem) for problem in facts.strings("problem")),
         other_size=int(facts.differs.sum()),
         turned=int(facts.is_turned.sum()),

@@ -118,6 +118,7 @@ def test_grey_images_have_masks_too(tmp_path):
         tree("with_mask/{}", "without_mask/{}", image=PNG_PHOTO, mask=PNG_PHOTO, ending="png"),
         {f"{folder}/{n}.jpg": PHOTO for folder in ("masks", "labels") for n in range(4)},
         {f"{folder}/{n}.png": MASK for folder in ("masks", "labels") for n in range(4)},
+        {f"{folder}/{folder}{n}.jpg": PHOTO for folder in ("images", "annotations") for n in range(4)},
         {f"{digit}/{n}.png": MASK for digit in range(3) for n in range(4)},
         tree("cats/{}", "masks/{}", mask=b"damaged"),
         tree("cats/{}", "masks/{}") | {"masks/9.jpg": PHOTO},
