@@ -192,7 +192,8 @@ def _hold_masks(root: str, paths: set[str], partners: dict[str, str], is_called_
     """
     if not partners or len(partners) < (1 - _MOST_ALONE) * len(paths):
         return False
-    if not all(path.lower().endswith(_SUFFIX) for path in paths):
+    are_png = all(path.lower().endswith(_SUFFIX) for path in paths)
+    if not are_png and not is_called_so:
         return False
     masks = sorted(partners)
     chosen = [masks[place] for place in spread_evenly(len(masks), _LOOKED_AT)]
@@ -203,6 +204,8 @@ def _hold_masks(root: str, paths: set[str], partners: dict[str, str], is_called_
         mask.is_narrow and mask.has_few_values and not image.is_narrow for mask, image in known
     ):
         return False
+    if not are_png:  # compression made more values of theirs, so only that they are grey beside colours is left
+        return bool(known) and all(mask.is_narrow and not image.is_narrow for mask, image in known)
     return bool(known) and all(_is_mask_of(mask, image) for mask, image in known)
 
 

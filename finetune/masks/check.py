@@ -15,7 +15,7 @@ from beit.common.errors import InputError, printable
 from beit.common.pages.numbers import count, percent
 from beit.common.pages.tables import aligned, folded, shortened
 from beit.common.sources.config import SourceConfig
-from beit.finetune.masks.classes import IGNORED, MaskClasses
+from beit.finetune.masks.classes import IGNORED, MAX_CLASSES, MaskClasses
 from beit.finetune.masks.decode import value_text
 from beit.finetune.masks.opening import open_parts, open_val
 from beit.finetune.masks.settings import MaskDataConfig
@@ -196,8 +196,8 @@ def survey(data: str, settings: MaskDataConfig, *, reading: SourceConfig) -> Sur
 
 def _other_classes(train: Examined, val: Examined) -> list[str]:
     """Return the problem that `val` has classes which `train` lacks, if so."""
-    if train.meaning is None or val.meaning is None:
-        return []
+    if train.meaning is None or val.meaning is None or not 2 <= len(train.meaning.names) <= MAX_CLASSES:
+        return []  # what is wrong with the first is said by itself
     model = MaskClasses(names=train.meaning.names, colours=train.meaning.colours)
     used = np.flatnonzero(val.pixel_counts[:, :-1].sum(axis=0)).tolist()
     try:

@@ -222,6 +222,8 @@ def _counted(found: PairList, parts: Sequence[str]) -> str:
 
 def _part_name(name: str, found: PairList, part: str) -> str:
     """Name a part as a user would give it, if it is a folder of its own."""
-    tops = {pair.image.path.partition("/")[0] for pair in found.pairs if pair.part == part}
-    tops |= {pair.mask.path.partition("/")[0] for pair in found.pairs if pair.part == part}
-    return join(name, tops.pop()) if len(tops) == 1 else f"{name} ({part})"
+    tops: dict[bool, set[str]] = {True: set(), False: set()}
+    for pair in found.pairs:
+        tops[pair.part == part] |= {file.path.partition("/")[0] for file in (pair.image, pair.mask)}
+    is_own = len(tops[True]) == 1 and not tops[True] & tops[False]
+    return join(name, tops[True].pop()) if is_own else f"{name} ({part})"

@@ -102,6 +102,11 @@ def test_masks_of_every_kind_are_told(tmp_path, kind, image):
     assert paths_of(open_source(tmp_path)) == [f"images/{number}.png" for number in range(4)]
 
 
+def test_grey_jpegs_beside_images_of_colour_are_masks(tmp_path):
+    put(tmp_path, tree("images/{}", "masks/{}", mask=GREY_PHOTO))
+    assert paths_of(open_source(tmp_path)) == [f"images/{number}.jpg" for number in range(4)]
+
+
 def test_grey_images_have_masks_too(tmp_path):
     put(tmp_path, tree("images/{}", "masks/{}", image=GREY_PHOTO, ending="png"))
     assert len(paths_of(open_source(tmp_path))) == 4

@@ -172,3 +172,12 @@ def test_it_is_said_where_a_list_of_values_makes_255_a_class(tmp_path):
     write_set(tmp_path, 2, values=(0, 1, 2, 255))
     assert any("the value 255 is a class" in note for note in surveyed(tmp_path, ignore=(0,)).notes)
     assert surveyed(tmp_path, ignore=()).notes == surveyed(tmp_path).notes == ()
+
+
+@pytest.mark.parametrize("masks", [ids(1), encoded(ids(0, 1), "JPEG")], ids=["one class", "none that can be read"])
+def test_what_is_wrong_with_one_part_is_said_beside_the_other(tmp_path, masks):
+    for part in ("train", "val"):
+        write_set(tmp_path / part, 1)
+    write(tmp_path, {"train/annotations/0.png": masks})
+    found = surveyed(tmp_path)
+    assert len(found.parts) == 2 and len(found.problems) == 1

@@ -64,6 +64,14 @@ def test_a_folder_without_parts_is_whole(tmp_path):
     assert size_of(parts.train) == 3 and parts.val is None and parts.name == str(tmp_path)
 
 
+def test_parts_below_one_folder_have_names_of_their_own(tmp_path):
+    for part in ("train", "val"):
+        write_set(tmp_path / "set" / part, 1)
+    parts = opened(tmp_path)
+    assert (parts.name, parts.val_name) == (f"{tmp_path} (train)", f"{tmp_path} (validation)")
+    assert opened(tmp_path / "set").val_name == str(tmp_path / "set/val")
+
+
 def test_a_part_alone_is_all_there_is(tmp_path):
     parts = opened(write_set(tmp_path, 3, images="images/training", masks="annotations/training"))
     assert size_of(parts.train) == 3 and parts.val is None
