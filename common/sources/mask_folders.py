@@ -30,12 +30,12 @@ _FOLDER = re.compile(
     r"(?i)mask|label|annot|segment|ground.?truth|trimap|target|gtfine|gtcoarse|(?:^|[^a-z])(?:segs?|gts?|anns?)(?:[^a-z]|$)"
 )
 """In the names of folders of masks."""
-_MASK_END = re.compile(
-    r"(?i)[_\-. ](?:(?:gtfine|gtcoarse)_)?(?:masks?|labels?|labelids|labeltrainids|instanceids|instancetrainids|"
+MASK_END = re.compile(
+    r"(?i)[_\-. ](?:(?:gtfine|gtcoarse)_)?(?:masks?|labels?|lab|labelids|labeltrainids|instanceids|instancetrainids|"
     r"color|l|seg|segmentation|segmap|gt|groundtruth|annotations?|ann|target|trainids)$"
 )
 """What the name of a mask may have behind that of its image."""
-_IMAGE_END = re.compile(r"(?i)[_\-. ](?:leftimg8bit|sat|images?|img|rgb|im|photo)$")
+IMAGE_END = re.compile(r"(?i)[_\-. ](?:leftimg8bit|sat|images?|img|rgb|im|photo)$")
 """What the name of an image may have behind what it shares with its mask."""
 _SUFFIX = ".png"
 _MOST_ALONE = 0.1
@@ -151,7 +151,7 @@ class _Tree:
             if beside:
                 known = _by_name(beside)
                 for path in self.paths[folder]:
-                    image = known.get(_stem(path)) or known.get(_MASK_END.sub("", _stem(path)))
+                    image = known.get(_stem(path)) or known.get(MASK_END.sub("", _stem(path)))
                     if image is not None:
                         pairs[path] = image
         return pairs
@@ -163,14 +163,14 @@ def _stem(path: str) -> str:
 
 def _by_name(paths: Sequence[str]) -> dict[str, str]:
     """Return images by their names without ending, and by what these share with those of masks."""
-    return {_IMAGE_END.sub("", _stem(path)): path for path in paths} | {_stem(path): path for path in paths}
+    return {IMAGE_END.sub("", _stem(path)): path for path in paths} | {_stem(path): path for path in paths}
 
 
 def _with_an_end(paths: Sequence[str]) -> dict[str, str]:
     """Return the image of each mask of one folder: `cat.jpg` of `cat_mask.png`."""
-    masks = [path for path in paths if path.lower().endswith(_SUFFIX) and _MASK_END.search(_stem(path))]
+    masks = [path for path in paths if path.lower().endswith(_SUFFIX) and MASK_END.search(_stem(path))]
     known = _by_name([path for path in paths if path not in set(masks)]) if masks else {}
-    found = ((path, known.get(_MASK_END.sub("", _stem(path)))) for path in masks)
+    found = ((path, known.get(MASK_END.sub("", _stem(path)))) for path in masks)
     return {path: image for path, image in found if image is not None}
 
 
@@ -240,5 +240,5 @@ def _look(data: bytes) -> _Look | None:
 def _end_of(path: str) -> str:
     """Return what the name of a mask ends in, such as _mask.png."""
     name, ending = os.path.splitext(path)
-    found = _MASK_END.search(name)
+    found = MASK_END.search(name)
     return f"{found[0] if found else ''}{ending}"
