@@ -67,8 +67,8 @@ def hints_of(found: Examined, settings: MaskDataConfig) -> Iterator[str]:
     unread = np.flatnonzero(found.facts.is_unread)
     if len(unread):
         yield (
-            f"{found.name}: {count(len(unread), 'image')} cannot be read (first: {found.image(int(unread[0]))}); a "
-            "training goes on without"
+            f"{found.name}: {count(len(unread), 'image')} cannot be read (first: {found.image(int(unread[0]))}); left "
+            "out"
         )
     turned = np.flatnonzero(found.facts.is_turned)
     if len(turned):
