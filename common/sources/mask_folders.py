@@ -26,17 +26,17 @@ from beit.common.storage.place import FileStat, read_files
 from beit.common.storage.samples import spread_evenly
 
 _USUAL_PAIR = ("images", "annotations")
-"""Where these stand side by side, the second holds masks, whatever is in it."""
+"""Where these stand side by side, the second holds masks, whatever is in it, unless names say that it is a class."""
 _FOLDER = re.compile(
     r"(?i)mask|label|annot|segment|ground.?truth|trimap|target|gtfine|gtcoarse|(?:^|[^a-z])(?:segs?|gts?|anns?)(?:[^a-z]|$)"
 )
 """In the names of folders of masks."""
-_MASK_END = re.compile(
-    r"(?i)[_\-. ](?:(?:gtfine|gtcoarse)_)?(?:masks?|labels?|labelids|labeltrainids|instanceids|instancetrainids|"
+MASK_END = re.compile(
+    r"(?i)[_\-. ](?:(?:gtfine|gtcoarse)_)?(?:masks?|labels?|lab|labelids|labeltrainids|instanceids|instancetrainids|"
     r"color|l|seg|segmentation|segmap|gt|groundtruth|annotations?|ann|target|trainids)$"
 )
 """What the name of a mask may have behind that of its image."""
-_IMAGE_END = re.compile(r"(?i)[_\-. ](?:leftimg8bit|sat|images?|img|rgb|im|photo)$")
+IMAGE_END = re.compile(r"(?i)[_\-. ](?:leftimg8bit|sat|images?|img|rgb|im|photo)$")
 """What the name of an image may have behind what it shares with its mask."""
 _SUFFIX = ".png"
 _MOST_ALONE = 0.1
@@ -89,7 +89,10 @@ def masks_beside(root: str, images: Sequence[FileStat]) -> MasksBeside:
     for top in tree.called_as_masks():
         if not any(f"{top}/".startswith(outer) for outer in found):
             paths = {path for folder in tree.below(top) for path in tree.paths[folder]}
-            if tree.is_usual(top) or _hold_masks(root, paths, tree.partners(top)):
+            partners = tree.partners(top)
+            # Photos of which none has the name of an image are a class of their own.
+            is_usual = tree.is_usual(top) and (partners or all(path.lower().endswith(_SUFFIX) for path in paths))
+            if is_usual or _hold_masks(root, paths, partners):
                 found[f"{top}/"] = paths
     for folder, names in tree.paths.items():
         if not any(f"{folder}/".startswith(outer) for outer in found):
@@ -151,7 +154,7 @@ class _Tree:
             if beside:
                 known = _by_name(beside)
                 for path in self.paths[folder]:
-                    image = known.get(_stem(path)) or known.get(_MASK_END.sub("", _stem(path)))
+                    image = known.get(_stem(path)) or known.get(MASK_END.sub("", _stem(path)))
                     if image is not None:
                         pairs[path] = image
         return pairs
@@ -163,14 +166,14 @@ def _stem(path: str) -> str:
 
 def _by_name(paths: Sequence[str]) -> dict[str, str]:
     """Return images by their names without ending, and by what these share with those of masks."""
-    return {_IMAGE_END.sub("", _stem(path)): path for path in paths} | {_stem(path): path for path in paths}
+    return {IMAGE_END.sub("", _stem(path)): path for path in paths} | {_stem(path): path for path in paths}
 
 
 def _with_an_end(paths: Sequence[str]) -> dict[str, str]:
     """Return the image of each mask of one folder: `cat.jpg` of `cat_mask.png`."""
-    masks = [path for path in paths if path.lower().endswith(_SUFFIX) and _MASK_END.search(_stem(path))]
+    masks = [path for path in paths if path.lower().endswith(_SUFFIX) and MASK_END.search(_stem(path))]
     known = _by_name([path for path in paths if path not in set(masks)]) if masks else {}
-    found = ((path, known.get(_MASK_END.sub("", _stem(path)))) for path in masks)
+    found = ((path, known.get(MASK_END.sub("", _stem(path)))) for path in masks)
     return {path: image for path, image in found if image is not None}
 
 
@@ -192,7 +195,8 @@ def _hold_masks(root: str, paths: set[str], partners: dict[str, str], is_called_
     """
     if not partners or len(partners) < (1 - _MOST_ALONE) * len(paths):
         return False
-    if not all(path.lower().endswith(_SUFFIX) for path in paths):
+    are_png = all(path.lower().endswith(_SUFFIX) for path in paths)
+    if not are_png and not is_called_so:
         return False
     masks = sorted(partners)
     chosen = [masks[place] for place in spread_evenly(len(masks), _LOOKED_AT)]
@@ -203,6 +207,8 @@ def _hold_masks(root: str, paths: set[str], partners: dict[str, str], is_called_
         mask.is_narrow and mask.has_few_values and not image.is_narrow for mask, image in known
     ):
         return False
+    if not are_png:  # compression made more values of theirs, so only that they are grey beside colours is left
+        return bool(known) and all(mask.is_narrow and not image.is_narrow for mask, image in known)
     return bool(known) and all(_is_mask_of(mask, image) for mask, image in known)
 
 
@@ -240,5 +246,5 @@ def _look(data: bytes) -> _Look | None:
 def _end_of(path: str) -> str:
     """Return what the name of a mask ends in, such as _mask.png."""
     name, ending = os.path.splitext(path)
-    found = _MASK_END.search(name)
+    found = MASK_END.search(name)
     return f"{found[0] if found else ''}{ending}"

@@ -15,7 +15,7 @@ from beit.common.errors import InputError, printable
 from beit.common.pages.numbers import count, percent
 from beit.common.pages.tables import aligned, folded, shortened
 from beit.common.sources.config import SourceConfig
-from beit.finetune.masks.classes import IGNORED, MaskClasses
+from beit.finetune.masks.classes import IGNORED, MAX_CLASSES, MaskClasses
 from beit.finetune.masks.decode import value_text
 from beit.finetune.masks.opening import open_parts, open_val
 from beit.finetune.masks.settings import MaskDataConfig
@@ -65,6 +65,8 @@ class PartFacts:
     """Images left over."""
     without_image: int
     """Masks left over."""
+    unread: int
+    """Images of which not even the size can be read."""
     unreadable: int
     """Masks that cannot be used."""
     other_size: int
@@ -133,6 +135,7 @@ class Survey:
             size("largest image", "largest"),
             row("images without a mask", "without_mask"),
             row("masks without an image", "without_image"),
+            row("images that cannot be read", "unread"),
             row("masks that cannot be used", "unreadable"),
             row("masks of another size than the image", "other_size"),
             row("images turned by their EXIF data", "turned"),
@@ -193,8 +196,8 @@ def survey(data: str, settings: MaskDataConfig, *, reading: SourceConfig) -> Sur
 
 def _other_classes(train: Examined, val: Examined) -> list[str]:
     """Return the problem that `val` has classes which `train` lacks, if so."""
-    if train.meaning is None or val.meaning is None:
-        return []
+    if train.meaning is None or val.meaning is None or not 2 <= len(train.meaning.names) <= MAX_CLASSES:
+        return []  # what is wrong with the first is said by itself
     model = MaskClasses(names=train.meaning.names, colours=train.meaning.colours)
     used = np.flatnonzero(val.pixel_counts[:, :-1].sum(axis=0)).tolist()
     try:
@@ -220,6 +223,7 @@ def _part(found: Examined) -> PartFacts:
         largest=largest,
         without_mask=len(found.source.without_mask),
         without_image=len(found.source.without_image),
+        unread=int(facts.is_unread.sum()),
         unreadable=sum(bool(problem) for problem in facts.strings("problem")),
         other_size=int(facts.differs.sum()),
         turned=int(facts.is_turned.sum()),

@@ -38,14 +38,17 @@ _VOID = ("void", "ignore", "ignored", "unlabelled", "unlabeled", "dont care")
 """Names that mean no class."""
 _LABELME_FIRST = "__ignore__"
 """First line of LabelMe's class_names.txt, for the value -1: the second is for 0."""
-_VALUE_COLUMNS = ("value", "pixel value", "pixel_value", "id", "idx", "index", "label_id", "class_id")
+_VALUE_COLUMNS = ("value", "pixel value", "pixel_value", "id", "idx", "index", "label_id", "class_id", "category_id")
 _NAME_COLUMNS = ("name", "class", "class_name", "category", "label", "names")
+_VALUE_OR_NAME_COLUMNS = ("label", "class", "category")
+"""Values, where they hold whole numbers and another column the names."""
 _CHANNEL_COLUMNS = (("r", "red"), ("g", "green"), ("b", "blue"))
 _COLOUR_COLUMNS = ("color", "colour", "rgb", "hex")
 _HEX = re.compile(r"#?([0-9a-fA-F]{2})([0-9a-fA-F]{2})([0-9a-fA-F]{2})")
 _THREE = re.compile(r"\s*[\[(]?\s*(\d{1,3})[\s,;]+(\d{1,3})[\s,;]+(\d{1,3})\s*[\])]?\s*")
 _COLOUR_LINE = re.compile(r"\s*(\d{1,3})[\s,]+(\d{1,3})[\s,]+(\d{1,3})[\s,]+(\S.*?)\s*")
 _CVAT_LINE = re.compile(r"\s*([^:#][^:]*):\s*(\d{1,3}),(\d{1,3}),(\d{1,3})\s*:.*")
+_NAME_LINE = re.compile(r"\s*([^,#][^,]*),\s*(\d{1,3})\s*,\s*(\d{1,3})\s*,\s*(\d{1,3})\s*")
 _BYTE, _LARGEST = 255, 65535
 _FORMS = (
     "a JSON list of names, a JSON object of values and names, a table (CSV) with the columns value or r, g, b, and "
@@ -90,11 +93,16 @@ class ClassTable:
 
 def read_class_table(file: str) -> ClassTable:
     """Read a file or URL that names classes."""
+    require(not file.lower().endswith((".yaml", ".yml")), f"{file} is YAML; it must be {_FORMS}")
     text = read_text(file)
     start = text.lstrip()[:1]
     if start in ("[", "{"):
         entries = list(_json_entries(file, text))
-    elif found := _matched(text, _COLOUR_LINE, _colour_entry) or _matched(text, _CVAT_LINE, _cvat_entry):
+    elif found := (
+        _matched(text, _COLOUR_LINE, _colour_entry)
+        or _matched(text, _CVAT_LINE, _named_colour)
+        or _matched(text, _NAME_LINE, _named_colour)
+    ):
         entries = found
     elif (table := _delimited(file, text)) is not None:
         entries = table
@@ -164,8 +172,10 @@ def _json_entries(file: str, text: str) -> Iterator[ClassEntry]:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{file} is not JSON ({error}); it must be {_FORMS}") from None
+    is_within = False
     if isinstance(content, dict):
-        content = _inside(content)
+        whole, content = content, _inside(content)
+        is_within = content is not whole
     if isinstance(content, list) and content and all(isinstance(entry, dict) for entry in content):
         yield from (_json_entry(file, entry) for entry in content)
     elif isinstance(content, list):
@@ -176,6 +186,8 @@ def _json_entries(file: str, text: str) -> Iterator[ClassEntry]:
         yield from (
             _entry(name, file=file, colour=_colour(file, ",".join(map(str, value)))) for name, value in content.items()
         )
+    elif is_within and all(number.isdecimal() for number in content):
+        yield from (_entry(name, file=file, value=int(number)) for number, name in content.items())
     else:
         yield from _named(read_class_names(file))
 
@@ -189,7 +201,9 @@ def _inside(content: dict[str, Any]) -> Any:
         if isinstance(names, list) and isinstance(colours, list) and len(names) == len(colours):
             pairs = zip(names, colours, strict=True)
             return [{"id": i, "name": name, "color": colour} for i, (name, colour) in enumerate(pairs)]
-    return next((content[key] for key in ("classes", "categories", "labels") if key in content), content)
+    return next(
+        (content[key] for key in ("classes", "categories", "labels", "names") if _is_list(content.get(key))), content
+    )
 
 
 def _json_entry(file: str, entry: dict[str, Any]) -> ClassEntry:
@@ -197,6 +211,8 @@ def _json_entry(file: str, entry: dict[str, Any]) -> ClassEntry:
     by_name = {str(key).lower(): value for key, value in entry.items()}
     name = next((by_name[key] for key in _NAME_COLUMNS if key in by_name), None)
     value = next((by_name[key] for key in _VALUE_COLUMNS if key in by_name), None)
+    if value is None:
+        value = next((by_name[key] for key in _VALUE_OR_NAME_COLUMNS if _is_whole(by_name.get(key))), None)
     colour = next((by_name[key] for key in _COLOUR_COLUMNS if key in by_name), None)
     if isinstance(colour, list):
         colour = ",".join(map(str, colour))
@@ -205,6 +221,10 @@ def _json_entry(file: str, entry: dict[str, Any]) -> ClassEntry:
         f"{file} gives {name!r} the value {value!r}; values must be whole numbers",
     )
     return _entry(name, file=file, value=value, colour=None if colour is None else _colour(file, str(colour)))
+
+
+def _is_list(value: object) -> bool:
+    return isinstance(value, list | dict)
 
 
 def _is_whole(value: object) -> bool:
@@ -229,7 +249,7 @@ def _colour_entry(match: re.Match[str]) -> ClassEntry:
     return _entry(name, file="label_colors", colour=(int(red), int(green), int(blue)))
 
 
-def _cvat_entry(match: re.Match[str]) -> ClassEntry:
+def _named_colour(match: re.Match[str]) -> ClassEntry:
     name, red, green, blue = match.groups()
     return _entry(name, file="labelmap", colour=(int(red), int(green), int(blue)))
 
@@ -241,9 +261,12 @@ def _delimited(file: str, text: str) -> list[ClassEntry] | None:
     rows = [row for row in csv.reader(text.splitlines(), delimiter=delimiter) if any(map(str.strip, row))]
     columns = [cell.strip().lower() for cell in rows[0]] if rows else []
     name_at = _place(columns, _NAME_COLUMNS)
-    if name_at is None or len(columns) < 2:
+    if name_at is None or (len(columns) < 2 and not file.lower().endswith(".csv")):
         return None
     value_at, colour_at = _place(columns, _VALUE_COLUMNS), _place(columns, _COLOUR_COLUMNS)
+    if value_at is None:
+        likely = [columns.index(name) for name in _VALUE_OR_NAME_COLUMNS if name in columns]
+        value_at = next((place for place in likely if _are_whole(rows[1:], place)), None)
     channels_at = [_place(columns, names) for names in _CHANNEL_COLUMNS]
     entries = []
     for number, cells in enumerate(rows[1:], start=1):
@@ -261,6 +284,11 @@ def _delimited(file: str, text: str) -> list[ClassEntry] | None:
 
 def _place(columns: Sequence[str], names: Sequence[str]) -> int | None:
     return next((columns.index(name) for name in names if name in columns), None)
+
+
+def _are_whole(rows: Sequence[Sequence[str]], place: int) -> bool:
+    """Tell whether a column holds whole numbers alone, and some."""
+    return bool(rows) and all(len(row) > place and row[place].strip().isdecimal() for row in rows)
 
 
 def _whole(label: str, text: str) -> int:

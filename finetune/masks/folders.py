@@ -18,6 +18,7 @@ from beit.common.errors import InputError, require
 from beit.common.images import is_image_path
 from beit.common.sources.lists import read_text
 from beit.common.sources.loose_files import FileList, open_files
+from beit.common.sources.mask_folders import IMAGE_END, MASK_END
 from beit.common.sources.splits import split_kind
 from beit.common.storage.matching import list_folder
 from beit.common.storage.paths import join
@@ -27,13 +28,6 @@ from beit.finetune.masks.layouts import Layout, Roles, find_roles, guess_layout,
 from beit.finetune.masks.types import MaskedSource
 from beit.finetune.masks.values.published import cityscapes_label_ids, cityscapes_train_ids, pascal_voc, segnet_camvid
 
-_MASK_ENDS = re.compile(
-    r"(?i)[_\-. ](masks?|labels?|lab|labelids|labeltrainids|gtfine_labelids|gtfine_labeltrainids|gtcoarse_labelids|"
-    r"gtcoarse_labeltrainids|l|seg|segmentation|segmap|gt|groundtruth|annotations?|ann|target|trainids)$"
-)
-"""What the name of a mask has behind that of its image."""
-_IMAGE_ENDS = re.compile(r"(?i)[_\-. ](leftimg8bit|sat|image|images|img|rgb|im|photo)$")
-"""What the name of an image has behind what it shares with its mask."""
 _OTHER_VIEWS = re.compile(r"(?i)_(color|instanceids|instancetrainids|polygons)$")
 """Masks of Cityscapes that say other things of an image."""
 _VOC_YEAR = re.compile(r"(^|/)VOC20\d\d(_|/|$)")
@@ -237,7 +231,7 @@ def _mask_stems(stem: str) -> list[str]:
     if is_image_path(stem):  # cat.jpg.png
         stems.append(os.path.splitext(stem)[0])
     for name in list(stems):
-        if match := _MASK_ENDS.search(name):
+        if match := MASK_END.search(name):
             stems.append(name[: match.start()])
             if is_image_path(stems[-1]):
                 stems.append(os.path.splitext(stems[-1])[0])
@@ -245,7 +239,7 @@ def _mask_stems(stem: str) -> list[str]:
 
 
 def _image_stems(stem: str) -> list[str]:
-    match = _IMAGE_ENDS.search(stem)
+    match = IMAGE_END.search(stem)
     return [stem, stem[: match.start()]] if match and match.start() else [stem]
 
 

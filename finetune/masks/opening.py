@@ -64,26 +64,26 @@ def open_parts(data: str, settings: MaskDataConfig, *, reading: SourceConfig) ->
         )
     parts = {pair.part for pair in found.pairs}
     if _TRAIN not in parts or len(parts) == 1:
-        return MaskedParts(train=_of_parts(found, parts), val=None, name=name)
+        return MaskedParts(train=_of_parts(found, parts, settings), val=None, name=name)
     others = sorted(parts - {_TRAIN, _VALIDATION})
     if others:
         found.notes.append(f"{name}: {_counted(found, others)} are left out of the training, which uses the part train")
     return MaskedParts(
-        train=_of_parts(found, [_TRAIN]),
-        val=_of_parts(found, [_VALIDATION]) if _VALIDATION in parts else None,
+        train=_of_parts(found, [_TRAIN], settings),
+        val=_of_parts(found, [_VALIDATION], settings) if _VALIDATION in parts else None,
         name=_part_name(name, found, _TRAIN),
         val_name=_part_name(name, found, _VALIDATION) if _VALIDATION in parts else "",
     )
 
 
-def _of_parts(found: PairList, parts: Iterable[str]) -> MaskedSource:
+def _of_parts(found: PairList, parts: Iterable[str], settings: MaskDataConfig) -> MaskedSource:
     """Return the pairs of some parts; that parts without a single mask are left out is noted."""
     paired = {pair.part for pair in found.pairs}
     for part in sorted({part for _, part in found.without_mask} - paired):
         count = sum(its_part == part for _, its_part in found.without_mask)
         note = f"{found.root}: {count} images of {f'its part {part}' if part else 'no part'} have no masks; left out"
         found.notes += [note] if note not in found.notes else []
-    return source_of(found, parts)
+    return _with_idle_settings(source_of(found, parts), "folders", settings, name=found.root)
 
 
 def open_val(parts: MaskedParts, settings: MaskDataConfig, *, reading: SourceConfig) -> tuple[MaskedSource, str] | None:
@@ -95,7 +95,10 @@ def open_val(parts: MaskedParts, settings: MaskDataConfig, *, reading: SourceCon
         reading: Which images are read.
     """
     if settings.val is None:
-        return None if parts.val is None else (parts.val, parts.val_name)
+        if parts.val is None:
+            return None
+        own = tuple(note for note in parts.val.notes if note not in parts.train.notes)  # each is said once
+        return replace(parts.val, notes=own), parts.val_name
     val, name = open_measured(settings.val, settings, reading=reading)
     notes = list(val.notes)
     if parts.val is not None:
@@ -138,11 +141,11 @@ def open_measured(data: str, settings: MaskDataConfig, *, reading: SourceConfig)
     parts = {pair.part for pair in found.pairs}
     chosen = next((part for part in (_VALIDATION, _TEST) if part in parts), None)
     if chosen is None or len(parts) == 1:
-        return _of_parts(found, parts), name
+        return _of_parts(found, parts, settings), name
     found.notes.append(
         f"{name}: measured on its part {chosen}; {_counted(found, sorted(parts - {chosen}))} are not used"
     )
-    return _of_parts(found, [chosen]), _part_name(name, found, chosen)
+    return _of_parts(found, [chosen], settings), _part_name(name, found, chosen)
 
 
 def _listed(data: str, settings: MaskDataConfig) -> PairList | None:
@@ -190,12 +193,23 @@ def _open_container(data: str, settings: MaskDataConfig, *, reading: SourceConfi
     """Open COCO's JSON, Parquet or tars."""
     path = split_query(data)[0].lower()
     if path.endswith(".parquet") or (not path.endswith(_CONTAINERS) and looks_like_tables(data)):
-        return open_table_pairs(data, settings, reading=reading)
+        return _with_idle_settings(open_table_pairs(data, settings, reading=reading), "Parquet", settings, name=data)
     if path.endswith(".tar") or (not path.endswith(_CONTAINERS) and looks_like_tars(data)):
-        return open_tar_pairs(data, settings, reading=reading)
+        return _with_idle_settings(open_tar_pairs(data, settings, reading=reading), "tars", settings, name=data)
     if settings.layout == "coco" or looks_like_coco(data):
-        return open_coco(data, settings, reading=reading)
+        return _with_idle_settings(open_coco(data, settings, reading=reading), "COCO", settings, name=data)
     raise InputError(f"{data} is no folder of images and masks, nor tars, Parquet or COCO's JSON")
+
+
+def _with_idle_settings(source: MaskedSource, kind: str, settings: MaskDataConfig, *, name: str) -> MaskedSource:
+    """Note which settings are for another kind of data: not refused, since they may be meant for what --val names."""
+    meant = {"image_column": "Parquet", "mask_column": "Parquet", "mask_member": "tars", "coco_background": "COCO"}
+    notes = [
+        f"data.{setting} ({value}) is for {its_kind}, and changes nothing for {split_query(name)[0]} ({kind})"
+        for setting, its_kind in meant.items()
+        if (value := getattr(settings, setting)) is not None and its_kind != kind
+    ]
+    return replace(source, notes=(*source.notes, *notes)) if notes else source
 
 
 def _counted(found: PairList, parts: Sequence[str]) -> str:
@@ -208,6 +222,8 @@ def _counted(found: PairList, parts: Sequence[str]) -> str:
 
 def _part_name(name: str, found: PairList, part: str) -> str:
     """Name a part as a user would give it, if it is a folder of its own."""
-    tops = {pair.image.path.partition("/")[0] for pair in found.pairs if pair.part == part}
-    tops |= {pair.mask.path.partition("/")[0] for pair in found.pairs if pair.part == part}
-    return join(name, tops.pop()) if len(tops) == 1 else f"{name} ({part})"
+    tops: dict[bool, set[str]] = {True: set(), False: set()}
+    for pair in found.pairs:
+        tops[pair.part == part] |= {file.path.partition("/")[0] for file in (pair.image, pair.mask)}
+    is_own = len(tops[True]) == 1 and not tops[True] & tops[False]
+    return join(name, tops[True].pop()) if is_own else f"{name} ({part})"

@@ -242,9 +242,11 @@ def _nothing_matches(name: str, found: list[_Pairs], members: _Members) -> str:
             f"{name} holds no images beside masks: members end in {listed}, and images must end in "
             f"{', '.join(members.images)} (all behind the first dot counts); source.image_member names another"
         )
-    others = [suffix for suffix in suffixes if suffix.endswith("png") and not images[0].lower().endswith(suffix)]
+    # What is itself the image of a sample, as in tars with folders of images and of masks, is no mask beside one.
+    taken = {suffix for suffix in suffixes if any(path.lower().endswith(f".{suffix}") for path in images)}
+    others = [suffix for suffix in suffixes if suffix.endswith("png") and suffix not in taken]
     return (
         f"{name}: none of {len(images)} images has a mask: members end in {listed}, and masks must end in "
         f"{' or '.join(members.masks)}; data.mask_member names another"
-        + (f", such as data.mask_member={others[0]}" if others else "")
+        + (f", such as data.mask_member={others[0]}" if others else "; an image and its mask share all before that")
     )

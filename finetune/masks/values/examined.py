@@ -132,6 +132,11 @@ def _meaning_of(source: MaskedSource, facts: MaskFacts, settings: MaskDataConfig
         assert source.classes is not None
         if settings.classes is not None:
             raise InputError(f"{name} names its classes itself; leave data.classes ({settings.classes}) out")
+        if settings.reduce_zero_label or settings.ignore != (IGNORED,):
+            raise InputError(
+                f"{name} has categories, not values that data.ignore or data.reduce_zero_label could name; leave these "
+                "out (data.coco_background=false ignores the pixels of no annotation)"
+            )
         return meaning_of_ids(source.classes)
     table = source.table if settings.classes is None else read_class_table(settings.classes)
     reduces = settings.reduce_zero_label or source.reduce_zero_label

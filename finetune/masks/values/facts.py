@@ -104,6 +104,11 @@ class MaskFacts:
         return np.where(is_swapped[:, None], self.stored_sizes[:, ::-1], self.stored_sizes)
 
     @property
+    def is_unread(self) -> NDArray[np.bool_]:
+        """Tell of which images not even the size can be read, bool (N,)."""
+        return np.asarray(self.stored_sizes[:, 0] == 0)
+
+    @property
     def is_turned(self) -> NDArray[np.bool_]:
         """Tell which images are turned or mirrored by their EXIF data, bool (N,)."""
         return np.asarray(self.numbers("turn") != _UPRIGHT)

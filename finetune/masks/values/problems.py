@@ -22,6 +22,8 @@ _ADE20K_CLASSES = 150
 _MANY_VALUES = 64
 """Without names more are hardly classes; arbitrary."""
 _LARGEST_BYTE = 255
+_CUT = (15, 3, 1)
+"""What PNGs of 4, 2 and 1 bits keep of 255."""
 _COLOUR_BITS = (1 << 32) - 1
 _MANY_UNKNOWN = 20
 """More values that are no class have one cause; arbitrary."""
@@ -39,6 +41,7 @@ def problems_of(found: Examined, settings: MaskDataConfig, *, for_training: bool
         return
     yield from _unknown(found)
     yield from _spread(found)
+    yield from _beyond_palette(found)
     num_pixels = found.pixel_counts[:, :-1].sum(axis=0)
     used = np.flatnonzero(num_pixels)
     if not found.facts.pixels_of_values():
@@ -61,6 +64,12 @@ def hints_of(found: Examined, settings: MaskDataConfig) -> Iterator[str]:
             yield f"{found.name}: {count(len(images), 'image')} without a mask left out (first: {images[0]})"
         if masks := source.without_image:
             yield f"{found.name}: {count(len(masks), 'mask')} without an image left out (first: {masks[0]})"
+    unread = np.flatnonzero(found.facts.is_unread)
+    if len(unread):
+        yield (
+            f"{found.name}: {count(len(unread), 'image')} cannot be read (first: {found.image(int(unread[0]))}); left "
+            "out"
+        )
     turned = np.flatnonzero(found.facts.is_turned)
     if len(turned):
         yield (
@@ -73,7 +82,7 @@ def hints_of(found: Examined, settings: MaskDataConfig) -> Iterator[str]:
     if meaning.is_grey:
         yield f"{found.name}: masks are RGB of three equal channels, which are read as numbers"
     if not meaning.stated and meaning.kind == "ids":
-        yield from _hints_of_numbers(found, meaning)
+        yield from _hints_of_numbers(found, settings, meaning)
     if meaning.kind == "ids" and meaning.class_of.get(0, IGNORED) != IGNORED:
         values = set(found.facts.pixels_of_values()) - {IGNORED}
         if {0, _ADE20K_CLASSES} <= values and max(values) == _ADE20K_CLASSES:
@@ -83,10 +92,16 @@ def hints_of(found: Examined, settings: MaskDataConfig) -> Iterator[str]:
             )
 
 
-def _hints_of_numbers(found: Examined, meaning: Meaning) -> Iterator[str]:
+def _hints_of_numbers(found: Examined, settings: MaskDataConfig, meaning: Meaning) -> Iterator[str]:
     """Yield if values that nothing names look like something else than classes."""
     largest = max((value for value, own in meaning.class_of.items() if own != IGNORED), default=0)
     way_out = "name the classes in data.classes=FILE"
+    if settings.ignore and meaning.class_of.get(IGNORED, IGNORED) != IGNORED:
+        listed = ", ".join(map(str, settings.ignore))
+        yield (
+            f"{found.name}: the value {IGNORED} is a class, since data.ignore ({listed}) does not list it; add it "
+            "there if it means none"
+        )
     if largest > _LARGEST_BYTE:
         yield f"{found.name}: values go up to {largest}; are they numbers of objects, not of classes? {way_out}"
     elif len(meaning.names) > _MANY_VALUES and largest != _ADE20K_CLASSES:
@@ -191,6 +206,24 @@ def _spread(found: Examined) -> Iterator[str]:
         )
 
 
+def _beyond_palette(found: Examined) -> Iterator[str]:
+    """Yield if a value that nothing names is what few bits keep of 255, and its own file has no colour for it."""
+    assert found.meaning is not None
+    if found.meaning.kind != "ids" or found.meaning.stated or found.source.is_ids:
+        return
+    owners, has_colour = found.facts.owners, found.facts.flat("colours") >= 0
+    has_palette = np.bincount(owners[has_colour], minlength=len(found)) > 0
+    is_cut = np.isin(found.values, _CUT) & (found.ids != IGNORED) & ~has_colour & has_palette[owners]
+    if is_cut.any():
+        first = int(np.argmax(is_cut))
+        value = int(found.values[first])
+        yield (
+            f"the masks of {found.name} hold the value {value}, for which their palette has no colour (first: "
+            f"{found.mask(int(owners[first]))}), as if a program had cut {IGNORED} to few bits; if so, set "
+            f"data.ignore=[{value},{IGNORED}], else name the classes in data.classes=FILE"
+        )
+
+
 def _are_shades(values: Collection[int]) -> bool:
     return (
         sum(value > 0 for value in values) > 1
@@ -207,7 +240,7 @@ def _unknown(found: Examined) -> Iterator[str]:
     what = "in data.ignore" if found.meaning.kind == "ids" else "under the name void"
     hint = ""
     if found.meaning.kind == "ids" and 255 in found.meaning.class_of:
-        made = next((odd for odd in (15, 3, 1) if odd in found.unknown), None)
+        made = next((odd for odd in _CUT if odd in found.unknown), None)
         hint = f"; {made} may be what a PNG of few bits made of 255" if made is not None else ""
         hint = "; a program may have made shades of numbers of 2 or 4 bits" if _are_shades(found.unknown) else hint
     if len(found.unknown) > _MANY_UNKNOWN:

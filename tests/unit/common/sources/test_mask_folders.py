@@ -102,6 +102,11 @@ def test_masks_of_every_kind_are_told(tmp_path, kind, image):
     assert paths_of(open_source(tmp_path)) == [f"images/{number}.png" for number in range(4)]
 
 
+def test_grey_jpegs_beside_images_of_colour_are_masks(tmp_path):
+    put(tmp_path, tree("images/{}", "masks/{}", mask=GREY_PHOTO))
+    assert paths_of(open_source(tmp_path)) == [f"images/{number}.jpg" for number in range(4)]
+
+
 def test_grey_images_have_masks_too(tmp_path):
     put(tmp_path, tree("images/{}", "masks/{}", image=GREY_PHOTO, ending="png"))
     assert len(paths_of(open_source(tmp_path))) == 4
@@ -118,6 +123,7 @@ def test_grey_images_have_masks_too(tmp_path):
         tree("with_mask/{}", "without_mask/{}", image=PNG_PHOTO, mask=PNG_PHOTO, ending="png"),
         {f"{folder}/{n}.jpg": PHOTO for folder in ("masks", "labels") for n in range(4)},
         {f"{folder}/{n}.png": MASK for folder in ("masks", "labels") for n in range(4)},
+        {f"{folder}/{folder}{n}.jpg": PHOTO for folder in ("images", "annotations") for n in range(4)},
         {f"{digit}/{n}.png": MASK for digit in range(3) for n in range(4)},
         tree("cats/{}", "masks/{}", mask=b"damaged"),
         tree("cats/{}", "masks/{}") | {"masks/9.jpg": PHOTO},

@@ -8,7 +8,7 @@ from beit.common.errors import InputError
 from beit.common.sources.config import SourceConfig
 from beit.finetune.masks.check import survey
 from beit.finetune.masks.settings import MaskDataConfig
-from beit.tests.unit.finetune.masks.trees import colours, encoded, ids, photo, write, write_set
+from beit.tests.unit.finetune.masks.trees import colours, encoded, ids, palette_image, photo, write, write_set
 
 
 def surveyed(data, **settings):
@@ -147,3 +147,37 @@ def test_data_without_pairs_are_refused(tmp_path):
         surveyed(tmp_path / "nowhere")
     with pytest.raises(InputError, match="must be a folder"):
         surveyed("")
+
+
+def test_images_that_cannot_be_read_are_counted_and_named(tmp_path):
+    write_set(tmp_path, 3)
+    write(tmp_path, {"images/1.jpg": b"no image at all"})
+    found = surveyed(tmp_path)
+    assert found.parts[0].unread == 1 and not found.problems
+    assert any("1 image cannot be read (first: images/1.jpg)" in note for note in found.notes)
+
+
+def test_255_cut_to_the_bits_of_a_short_palette_is_no_class(tmp_path):
+    write_set(tmp_path, 2)
+    cut = encoded(palette_image(ids(0, 1, 2, 255), [(0, 0, 0), (9, 9, 9), (200, 0, 0)]))  # Pillow writes 2 bits
+    write(tmp_path, {f"annotations/{number}.png": cut for number in range(2)})
+    (problem,) = surveyed(tmp_path).problems
+    assert "the value 3, for which their palette has no colour (first: annotations/0.png)" in problem
+    assert surveyed(tmp_path, ignore=(3, 255)).problems == ()
+    write(tmp_path, {"classes.txt": "a\nb\nc\nd\n"})
+    assert surveyed(tmp_path).problems == ()
+
+
+def test_it_is_said_where_a_list_of_values_makes_255_a_class(tmp_path):
+    write_set(tmp_path, 2, values=(0, 1, 2, 255))
+    assert any("the value 255 is a class" in note for note in surveyed(tmp_path, ignore=(0,)).notes)
+    assert surveyed(tmp_path, ignore=()).notes == surveyed(tmp_path).notes == ()
+
+
+@pytest.mark.parametrize("masks", [ids(1), encoded(ids(0, 1), "JPEG")], ids=["one class", "none that can be read"])
+def test_what_is_wrong_with_one_part_is_said_beside_the_other(tmp_path, masks):
+    for part in ("train", "val"):
+        write_set(tmp_path / part, 1)
+    write(tmp_path, {"train/annotations/0.png": masks})
+    found = surveyed(tmp_path)
+    assert len(found.parts) == 2 and len(found.problems) == 1

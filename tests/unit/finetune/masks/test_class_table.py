@@ -43,6 +43,10 @@ def test_the_config_of_a_model_is_a_file_of_classes(tmp_path):
         {"sky": 0, "tree": 4},
         [{"id": 0, "name": "sky"}, {"id": 4, "name": "tree"}],
         {"categories": [{"value": 0, "name": "sky"}, {"value": 4, "name": "tree"}]},
+        {"names": {"0": "sky", "4": "tree"}},
+        {"labels": 0, "names": 4},
+        [{"label": 0, "name": "sky"}, {"label": 4, "name": "tree"}],
+        [{"category_id": 0, "name": "sky"}, {"category_id": 4, "name": "tree"}],
     ],
 )
 def test_names_and_values_the_other_way_round(tmp_path, content):
@@ -105,6 +109,27 @@ def test_one_name_per_line(tmp_path):
 def test_class_names_of_labelme_count_from_the_second_line(tmp_path):
     table = read(tmp_path, "__ignore__\n_background_\ncat\n", "class_names.txt")
     assert [(entry.name, entry.value) for entry in table.entries] == [("_background_", 0), ("cat", 1)]
+
+
+@pytest.mark.parametrize(
+    ("content", "facts"),
+    [
+        ("label,name\n1,sky\n2,tree\n", [("sky", 1, None), ("tree", 2, None)]),
+        ("label,name\nsky,Sky\ntree,Tree\n", [("Sky", None, None), ("Tree", None, None)]),
+        ("name\nsky\ntree\n", [("sky", None, None), ("tree", None, None)]),
+        ("sky, 1,2,3\ntree, 4,5,6\n", [("sky", None, (1, 2, 3)), ("tree", None, (4, 5, 6))]),
+    ],
+)
+def test_tables_of_few_columns(tmp_path, content, facts):
+    (tmp_path / "classes.csv").write_text(content)
+    entries = read_class_table(str(tmp_path / "classes.csv")).entries
+    assert [(entry.name, entry.value, entry.colour) for entry in entries] == facts
+
+
+def test_yaml_is_refused(tmp_path):
+    (tmp_path / "data.yaml").write_text("names:\n  0: sky\n  1: tree\n")
+    with pytest.raises(InputError, match="is YAML; it must be a JSON list"):
+        read_class_table(str(tmp_path / "data.yaml"))
 
 
 @pytest.mark.parametrize("name", ["void", "Void", "VOID", "unlabelled", "Unlabeled", "ignore", "don't care"])

@@ -11,7 +11,7 @@ from beit.common.errors import InputError
 from beit.common.sources.config import SourceConfig
 from beit.finetune.masks.dataset import MaskedDataset
 from beit.finetune.masks.index import open_training_masks
-from beit.finetune.masks.opening import open_measured, open_pairs, open_parts
+from beit.finetune.masks.opening import open_measured, open_pairs, open_parts, open_val
 from beit.finetune.masks.settings import MaskDataConfig
 from beit.tests.s3_server import serve_s3
 from beit.tests.support import files_of
@@ -62,6 +62,14 @@ def coco(count):
 def test_a_folder_without_parts_is_whole(tmp_path):
     parts = opened(write_set(tmp_path, 3))
     assert size_of(parts.train) == 3 and parts.val is None and parts.name == str(tmp_path)
+
+
+def test_parts_below_one_folder_have_names_of_their_own(tmp_path):
+    for part in ("train", "val"):
+        write_set(tmp_path / "set" / part, 1)
+    parts = opened(tmp_path)
+    assert (parts.name, parts.val_name) == (f"{tmp_path} (train)", f"{tmp_path} (validation)")
+    assert opened(tmp_path / "set").val_name == str(tmp_path / "set/val")
 
 
 def test_a_part_alone_is_all_there_is(tmp_path):
@@ -163,3 +171,33 @@ def test_what_is_no_data_is_refused_in_one_line(tmp_path, monkeypatch, data, wor
     with pytest.raises(InputError) as error:
         opened(data)
     assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_settings_for_another_kind_of_data_are_named(tmp_path):
+    write_set(tmp_path / "folders", 1)
+    write_table(tmp_path / "tables/a.parquet", 1)
+    write_tar(tmp_path / "tars/a.tar", 1)
+    settings = {"mask_column": "annotation", "mask_member": "seg.png", "coco_background": True}
+    for kind, idle in (
+        ("folders", ["mask_column", "mask_member", "coco_background"]),
+        ("tables", ["mask_member", "coco_background"]),
+        ("tars", ["mask_column", "coco_background"]),
+    ):
+        notes = [note for note in opened(tmp_path / kind, **settings).train.notes if "changes nothing" in note]
+        assert [note.partition(" ")[0] for note in notes] == [f"data.{name}" for name in idle]
+
+
+def test_what_holds_of_both_parts_is_said_once(tmp_path):
+    for part in ("train", "val"):
+        write_set(tmp_path / part, 1)
+    settings = MaskDataConfig(mask_member="seg.png")
+    parts = open_parts(str(tmp_path), settings, reading=READING)
+    assert len(parts.train.notes) == 1
+    assert open_val(parts, settings, reading=READING)[0].notes == ()
+
+
+@pytest.mark.parametrize("settings", [{"ignore": (0, 255)}, {"reduce_zero_label": True}])
+def test_categories_have_no_values_to_ignore(tmp_path, settings):
+    write(tmp_path, {"a.json": coco(2), "images/0.jpg": photo(0), "images/1.jpg": photo(1)})
+    with pytest.raises(InputError, match="data.coco_background=false ignores"):
+        open_training_masks(str(tmp_path), MaskDataConfig(**settings), reading=READING)

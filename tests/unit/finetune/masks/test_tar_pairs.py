@@ -79,6 +79,7 @@ def test_several_images_of_a_sample_are_told(tmp_path):
     ("members", "message"),
     [
         ({"a.jpg": b"i", "a.gt.png": b"m"}, "none of 1 images has a mask: members end in gt.png, jpg.*=gt.png$"),
+        ({"images/a.jpg": b"i", "masks/a.png": b"m"}, "seg.png or mask.png; .* an image and its mask share all before"),
         ({"a.seg.png": b"m", "a.txt": b""}, "no images beside masks: members end in seg.png, txt"),
         ({"a.v2.jpg": b"i", "a.v2.seg.png": b"m"}, r"members end in v2.jpg, v2.seg.png.*\(all behind the first dot"),
         ({"a.jpg": b"i", "b.seg.png": b"m"}, "none of 1 images has a mask"),
