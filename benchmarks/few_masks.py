@@ -52,14 +52,13 @@ SCRIPT = "few_masks.py"
 HEADS = ("linear", "fpn", "probe")
 MEASURES = {"linear": "linear head", "fpn": "fpn head", "probe": "linear probe"}
 VIEWED = ("evaluation.short_side=240", "reader.num_workers=0")
-TRAINED = ("image.img_size=128", "augment.short_side=240", *VIEWED)
-"""Sizes of images and crops, in pixels, of probes and trainings: a crop sees a third of a street at 320 x 240, and
-takes a third of a second on one core."""
+TRAINED = ("image.img_size=96", "augment.short_side=240", *VIEWED)
+"""Sizes of images and crops, in pixels, of probes and trainings: a crop sees an eighth of a street at 320 x 240."""
 CHART_PX = (380, 300)
 RESULT_FILE = "few_masks.json"
 """In the folder of a finished run."""
-IMG_SIZE, PATCH_SIZE = 64, 8
-"""Of the views the encoder is pre-trained on, in pixels."""
+IMG_SIZE, PATCH_SIZE, VIEW_SCALE = 96, 8, "[0.05,0.6]"
+"""Of the views the encoder is pre-trained on: pixels, and shares of an image, as the crops of a training have them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,6 +88,8 @@ class Comparison:
     """Folders of tars or images that are pre-trained on, too."""
     out: Path
     """Where the runs are."""
+    given: Path | None
+    """Encoder or run directory of a pre-training that was done before; None to do one."""
     pretrain_recipe: str
     """Of the encoder."""
     pretrain_settings: tuple[str, ...]
@@ -108,8 +109,8 @@ class Comparison:
 
     @property
     def encoder(self) -> Path:
-        """Run directory of the pre-training."""
-        return self.out / "pretrain"
+        """Encoder, or run directory of the pre-training."""
+        return self.given or self.out / "pretrain"
 
     def run_folder(self, row: Row, start: str, seed: int) -> Path:
         """Return where a run is."""
@@ -149,14 +150,21 @@ class Comparison:
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for runs, table.json and pictures.")
 @click.option(
     "--labels",
-    default="10:600,30:800,100:1000",
+    default="10:800,30:800,100:800",
     show_default=True,
     metavar="PERCENT:STEPS,...",
     help="Shares of the masks, and for how many steps is trained on them.",
 )
 @click.option("--rows", default=None, help="What to run, such as linear-10,fpn-10. [default: all]")
 @click.option("--seeds", default="0,1,2", show_default=True, help="Seeds.")
-@click.option("--views", default=32, show_default=True, help="Views per image of the pre-training.")
+@click.option(
+    "--encoder",
+    "given",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="One that is there, instead of pre-training.",
+)
+@click.option("--views", default=24, show_default=True, help="Views per image of the pre-training.")
 @click.option("--pretrain-recipe", default="beit_mini_patch8_64", show_default=True, help="Of the encoder.")
 @click.option("--pretrain-set", "pretrain_settings", multiple=True, metavar="KEY=VALUE", help="Changes to it.")
 @click.option("--recipe", default="segmentation_small", show_default=True, help="Of the segmentation.")
@@ -173,7 +181,8 @@ def main(labels: str, rows: str | None, seeds: str, threads: int, **values: Any)
     chosen = choose_rows(known, rows)
     with claim(comparison.out, SCRIPT) as lock, stop_on_signals() as stop:
         runner = Runner(stop=stop, lock=lock, threads=threads)
-        pretrain(comparison, runner)
+        if comparison.given is None:
+            pretrain(comparison, runner)
         encoder_sha256 = sha256_file(find_encoder(comparison.encoder) / WEIGHTS_FILE)
         for seed in numbers:
             for row in chosen:
@@ -181,7 +190,7 @@ def main(labels: str, rows: str | None, seeds: str, threads: int, **values: Any)
                     ensure(comparison, row, start, seed, encoder_sha256=encoder_sha256, runner=runner)
         draw_predictions(comparison, known, numbers[0], runner)
     found = [summarize(comparison, row, numbers) for row in known]
-    settings = {**values, "out": str(comparison.out), "threads": threads}
+    settings = {**values, "out": str(comparison.out), "given": str(comparison.encoder), "threads": threads}
     document = {"settings": settings, "encoder_sha256": encoder_sha256, "environment": environment(), "rows": found}
     write_json(comparison.out / "table.json", document)
     if any(None not in row["miou"].values() for row in found):
@@ -227,7 +236,7 @@ def pretrain(comparison: Comparison, runner: Runner) -> None:
         images, store = comparison.out / "images", comparison.out / "store"
         gather(comparison, images)
         size = ["--img-size", str(IMG_SIZE), "--patch-size", str(PATCH_SIZE), "--materialize"]
-        views = ["--views", str(comparison.views), "--set", "augment.scale=[0.02,0.5]"]
+        views = ["--views", str(comparison.views), "--set", f"augment.scale={VIEW_SCALE}"]
         runner.beit("tokenize", images, store, *size, *views)
         options = ["--recipe", comparison.pretrain_recipe, *sets(settings)]
         runner.beit("pretrain", store, comparison.encoder, *options)

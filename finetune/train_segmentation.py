@@ -33,7 +33,7 @@ from beit.common.vit.param_groups import param_groups
 from beit.finetune.artifact import StartingPoint, starting_point
 from beit.finetune.best_model import BestModel, saved_when_measured
 from beit.finetune.classification.step import balanced_weights
-from beit.finetune.evaluation.prediction_sheet import prediction_sheet
+from beit.finetune.evaluation.prediction_sheet import ROWS, prediction_sheet
 from beit.finetune.evaluation.segmentation import measure_masks, measured_sha256
 from beit.finetune.evaluation.segmentation_scores import SegmentationMetrics
 from beit.finetune.in_force import in_force, unnamed_shape
@@ -216,9 +216,13 @@ class SegmentationTask:
             )
 
     def evaluation_images(self) -> float:
-        """Return what one evaluation costs, in crops."""
-        val, crop_px = self.scenes.val, self.start.architecture.img_size
-        return 0.0 if val is None else evaluation_windows(val.pixel_counts, self.config.evaluation, crop_px=crop_px)
+        """Return what one evaluation costs, in crops; those that are drawn are looked at twice."""
+        val = self.scenes.val
+        if val is None:
+            return 0.0
+        crop_px = self.start.architecture.img_size
+        windows = evaluation_windows(val.pixel_counts, self.config.evaluation, crop_px=crop_px)
+        return windows * (1 + min(ROWS, len(val)) / len(val))
 
     def flops_per_sample(self) -> int:
         """Return the arithmetic of one crop."""

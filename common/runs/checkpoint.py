@@ -260,8 +260,8 @@ class PortableState:
     """The model's state dict: parameters (float32) and buffers."""
     optimizer: dict[str, torch.Tensor]
     """`exp_avg/NAME` and `exp_avg_sq/NAME` shaped as parameter NAME, `step/NAME` scalar; absent before an update.
-    Where weights are averaged (`common/training/ema.py`), `ema/NAME`, too, and the scalar `ema_updates`; in float16
-    `loss_scale`."""
+    Where weights are averaged (`common/training/ema.py`), `ema/NAME`, too, also of running statistics, and the scalar
+    `ema_updates`; in float16 `loss_scale`."""
 
     def weights_in_use(self) -> dict[str, torch.Tensor]:
         """Return the model's state dict as it is measured and given away: averages where there are any."""

@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from beit.common.errors import InputError
+from beit.common.images import MAX_PIXELS
 from beit.common.storage.paths import join
 from beit.common.storage.place import FileStat, read_files
 from beit.common.storage.samples import spread_evenly
@@ -43,6 +44,8 @@ _MOST_ALONE = 0.1
 _LOOKED_AT = 5
 _FEW_VALUES = 64
 """A mask has no more different values, a photo has; arbitrary."""
+_PIXELS = 10_000
+"""Of a large image this many are looked at, spread evenly."""
 _NARROW = ("1", "L", "P", "I", "I;16", "I;16B")
 
 
@@ -223,9 +226,12 @@ def _look(data: bytes) -> _Look | None:
         with Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP")) as image:
             if image.format != "PNG":
                 return _Look(False, image.mode == "L", False)
+            if image.width * image.height > MAX_PIXELS:
+                return None
             pixels = np.asarray(image)
-            values = pixels.reshape(-1, pixels.shape[-1]) if pixels.ndim == 3 else pixels.reshape(-1)
-            few = len(np.unique(values, axis=0)) <= _FEW_VALUES
+            values = pixels.reshape(image.width * image.height, -1)
+            sample = values[:: max(1, len(values) // _PIXELS)]
+            few = len(np.unique(sample, axis=0)) <= _FEW_VALUES
             return _Look(True, image.mode in _NARROW, few)
     except Exception:  # as many types as decoders have; whoever reads the image says what is wrong with it
         return None

@@ -142,7 +142,8 @@ def write_document(place: Place, document: Any) -> None:
 
 def canonical_sha256(value: Any) -> str:
     """Return the sha256 of `value` as compact JSON with sorted keys."""
-    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+    # JSON can spell half a character, which is no UTF-8: what a damaged file says must be told from what was written.
+    return hashlib.sha256(canonical_json(value).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def canonical_json(value: Any) -> str:

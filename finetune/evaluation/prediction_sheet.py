@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 
 from beit.common.errors import BadSample
-from beit.common.pages.pictures import PAPER, picture_table, sheet
+from beit.common.pages.pictures import beside, sheet
 from beit.common.storage.samples import spread_evenly
 from beit.finetune.evaluation.overlays import colours_of, legend
 from beit.finetune.evaluation.segmentation import Scenes
 from beit.finetune.masks.index import MaskedIndex
 from beit.finetune.segmentation.artifact import SegmentationInfo
 
-_ROWS, _CELL_PX = 4, 240
+ROWS, _WIDTH_PX = 4, 240
 
 
 def prediction_sheet(
@@ -26,26 +25,23 @@ def prediction_sheet(
     Every rank draws, since partitioned weights are gathered by all ranks or by none.
     """
     scenes = Scenes(model, index, info)  # type: ignore[arg-type]
-    rows, seen = [], set()
-    for position in spread_evenly(len(index), _ROWS).tolist():
+    rows: list[Image.Image] = []
+    seen: set[int] = set()
+    for position in spread_evenly(len(index), ROWS).tolist():
         try:
             pixels, truth, said = scenes.look(position)
         except BadSample:
             continue
-        rows.append([squared(one) for one in (pixels, *(colours_of(ids, info.classes) for ids in (truth, said)))])
-        seen |= {*truth.ravel().tolist(), *said.ravel().tolist()}
+        size = _WIDTH_PX, max(1, round(_WIDTH_PX * truth.shape[0] / truth.shape[1]))
+        drawn = [Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS)]
+        drawn += [
+            Image.fromarray(colours_of(ids, info.classes)).resize(size, Image.Resampling.NEAREST)
+            for ids in (truth, said)
+        ]
+        rows.append(beside(drawn))
+        seen |= {*np.unique(truth).tolist(), *np.unique(said).tolist()}
     if not rows:
         return None
-    table = picture_table(rows, titles=("image", "truth", "prediction"), cell_px=_CELL_PX)
-    return sheet([table, legend(info.classes, sorted(seen), width_px=table.width)], heading=heading, facts=facts)
-
-
-def squared(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Lay a picture (height, width, 3) into the middle of a square of paper, so that a square cell shows its shape."""
-    height, width, _ = pixels.shape
-    side = max(height, width)
-    page = np.empty((side, side, 3), np.uint8)
-    page[:] = PAPER
-    top, left = (side - height) // 2, (side - width) // 2
-    page[top : top + height, left : left + width] = pixels
-    return page
+    names = legend(info.classes, sorted(seen), width_px=rows[0].width)
+    how = "From the left: image, mask, what the model says."
+    return sheet([*rows, names], heading=heading, facts=facts, legend=how)

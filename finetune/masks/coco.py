@@ -26,7 +26,14 @@ from beit.common.storage.documents import reading
 from beit.common.storage.paths import join
 from beit.common.storage.place import place_of
 from beit.finetune.masks.annotated.document import CocoContent, id_text, read_annotations, read_coco
-from beit.finetune.masks.annotated.files import chosen_file, coco_splits, find_images, looks_like_coco, panoptic_folder
+from beit.finetune.masks.annotated.files import (
+    chosen_file,
+    coco_splits,
+    find_images,
+    looks_like_coco,
+    panoptic_files,
+    panoptic_folder,
+)
 from beit.finetune.masks.annotated.regions import paint, region_of
 from beit.finetune.masks.classes import IGNORED, MaskClasses, voc_colours
 from beit.finetune.masks.settings import MaskDataConfig
@@ -85,7 +92,9 @@ def open_coco(data: str, settings: MaskDataConfig, *, reading: SourceConfig) -> 
         ),
         classes=classes,
         is_ids=True,
-        mask_digest=listing_digest("", [file], labels=[source.digest, *classes.names, str(background)]),
+        mask_digest=listing_digest(
+            "", [file, *panoptic_files(folder)], labels=[source.digest, *classes.names, str(background)]
+        ),
         without_image=tuple(found.missing),
         notes=tuple(f"{file.path}: {note}" for note in notes),
     )

@@ -11,7 +11,7 @@ import os
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass, field, replace
 
 from beit.common.errors import InputError, require
@@ -344,14 +344,10 @@ def _stem(path: str) -> str:
 
 def _find_table(found: PairList, files: Sequence[FileStat]) -> None:
     """Read what lies beside the data and says what values mean; else take what is published of the layout."""
-    names = {file.path: file for file in files}
-    folders = sorted({file.path.rpartition("/")[0] for file in files}, key=lambda folder: folder.count("/"))
-    for folder in folders:
-        for name in USUAL_FILES:
-            path = f"{folder}/{name}" if folder else name
-            if path in names:
-                found.table = read_class_table(join(found.root, path))
-                return
+    own = _own_table(found.root, {file.path for file in files})
+    if own is not None:
+        found.table = own
+        return
     above, _, name = found.root.rpartition("/")
     if split_kind(name):  # what is beside the parts of a set holds for all of them
         beside = next((file for file in USUAL_FILES if place_of(join(above, file)).exists()), None)
@@ -365,6 +361,31 @@ def _find_table(found: PairList, files: Sequence[FileStat]) -> None:
         found.table = pascal_voc()
     elif found.layout == "camvid":
         found.table = segnet_camvid()
+
+
+def _own_table(root: str, paths: Set[str]) -> ClassTable | None:
+    """Read the file of classes that lies highest in a tree; parts that have one each must mean the same by it."""
+    folders = sorted({path.rpartition("/")[0] for path in paths}, key=lambda folder: (_depth(folder), folder))
+    listed = [(folder, f"{folder}/{name}" if folder else name) for folder in folders for name in USUAL_FILES]
+    there = [(folder, path) for folder, path in listed if path in paths]
+    if not there:
+        return None
+    top = there[0][0]
+    first = read_class_table(join(root, there[0][1]))
+    for folder, path in there[1:]:
+        if folder == top or _depth(folder) > _depth(top):
+            continue
+        other = read_class_table(join(root, path))
+        require(
+            other.entries == first.entries,
+            f"{first.origin} and {other.origin} say different things of the classes; name the one that is right with "
+            "data.classes",
+        )
+    return first
+
+
+def _depth(folder: str) -> int:
+    return len(folder.split("/")) if folder else 0
 
 
 def _nothing_paired(root: str, files: Sequence[FileStat], found: PairList) -> str:

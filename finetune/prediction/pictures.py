@@ -18,7 +18,7 @@ from PIL import Image
 
 from beit.common.errors import BadSample, InputError, require
 from beit.common.pages.numbers import percent, run_name
-from beit.common.pages.pictures import picture_table, sheet
+from beit.common.pages.pictures import PAPER, picture_table, sheet
 from beit.common.reading.labelled_dataset import LabelledDataset
 from beit.common.sources.config import SourceConfig
 from beit.common.sources.index_build import build_index
@@ -27,7 +27,6 @@ from beit.common.vit.description import read_encoder_config
 from beit.finetune.attention import read_pictures
 from beit.finetune.data import image_name
 from beit.finetune.evaluation.overlays import error_map, legend, overlay, shrunk
-from beit.finetune.evaluation.prediction_sheet import squared
 from beit.finetune.evaluation.segmentation import Scenes
 from beit.finetune.masks.classes import IGNORED
 from beit.finetune.masks.index import MaskedIndex, open_evaluation_masks
@@ -139,7 +138,7 @@ def _drawn(scene: Scene, info: SegmentationInfo) -> tuple[list[NDArray[np.uint8]
         right = float((scene.said == scene.truth)[counted].mean()) if counted.any() else float("nan")
         pictures.append(error_map(image, small[1], small[0]))
         captions.append(f"{percent(right)} of the pixels right")
-    return [squared(np.asarray(picture)) for picture in pictures], captions
+    return [_squared(np.asarray(picture)) for picture in pictures], captions
 
 
 def _labelled(model: str | Path, source: str, num_rows: int) -> Image.Image:
@@ -168,3 +167,14 @@ def _in_rows(cells: Sequence, blank: object) -> list[list]:  # type: ignore[type
     columns = min(_LABELLED_COLUMNS, len(cells))
     padded = [*cells, *[blank] * (-len(cells) % columns)]
     return [padded[start : start + columns] for start in range(0, len(padded), columns)]
+
+
+def _squared(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Lay a picture (height, width, 3) into the middle of a square of paper, so that a square cell shows its shape."""
+    height, width, _ = pixels.shape
+    side = max(height, width)
+    page = np.empty((side, side, 3), np.uint8)
+    page[:] = PAPER
+    top, left = (side - height) // 2, (side - width) // 2
+    page[top : top + height, left : left + width] = pixels
+    return page

@@ -23,7 +23,7 @@ import pyarrow as pa
 
 from beit.common.errors import InputError, require
 from beit.common.sources.types import listing_digest
-from beit.common.storage.documents import reading
+from beit.common.storage.documents import reading, refuse_control_characters
 from beit.common.storage.files import atomic_file, default_cache_dir
 from beit.common.storage.locks import exclusive_lock
 from beit.common.storage.paths import is_remote
@@ -200,6 +200,7 @@ class _Scan:
             f"{self.label} lists an image without id or file_name ({json.dumps(image)[:80]}); {_WAY_OUT}",
         )
         assert isinstance(number, int | str) and isinstance(name, str)
+        refuse_control_characters([name], self.label)
         is_sized = all(isinstance(side, int) and 0 < side <= 65535 for side in (width, height))
         require(
             is_sized,
@@ -217,6 +218,7 @@ class _Scan:
             f"{self.label} lists a category without id or name ({json.dumps(category)[:80]}); {_WAY_OUT}",
         )
         assert isinstance(number, int | str)
+        refuse_control_characters([name], self.label)
         require(number not in self.categories, f"{self.label} lists two categories with the id {number}; {_WAY_OUT}")
         self.categories[number] = category
 

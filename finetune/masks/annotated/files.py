@@ -161,6 +161,11 @@ def panoptic_folder(json_file: str, name: str) -> str:
     raise InputError(f"{json_file} speaks of the mask {name}, which is not in {stem}; put its PNG files there")
 
 
+def panoptic_files(folder: str) -> list[FileStat]:
+    """Return sizes and times of the PNG files of a panoptic JSON, as far as their place tells."""
+    return place_of(folder).files() if folder and _can_be_listed(folder) else []
+
+
 def _without_start(name: str) -> str:
     found = _LEADING.match(name)
     return name[found.end() :] if found else name

@@ -227,7 +227,10 @@ def edit_commit(path: Path, **changes: object) -> None:
     (path / "COMMIT.json").write_text(json.dumps(document))
 
 
-@pytest.mark.parametrize("changes", [{"step": 7}, {"files": []}, {"record": {}}, {"ancestors": {"3": "x"}}])
+@pytest.mark.parametrize(
+    "changes",
+    [{"step": 7}, {"files": []}, {"record": {}}, {"record": {"half a character": "\ud800"}}, {"ancestors": {"3": "x"}}],
+)
 def test_an_edited_commit_record_is_found(tmp_path: Path, changes: dict[str, object]) -> None:
     edit_commit(save(tmp_path, 5), **changes)
     with pytest.raises(InputError, match="COMMIT.json is damaged: it is not as it was written"):

@@ -123,3 +123,10 @@ def test_spline_keeps_cubics_inside_its_range():
 def test_wrong_number_of_rows_is_refused():
     with pytest.raises(InputError, match="732.*28"):
         resize_table(random_table((14, 14)), (3, 3), (5, 5))
+
+
+@pytest.mark.parametrize("grid", [(4, 4), (3, 5), (1, 1), (1, 4), (4, 1)])
+def test_bias_without_gradients_is_the_same_by_a_faster_way(grid):
+    table, index = torch.randn(num_table_rows(grid), 3), relative_position_index(grid)
+    with torch.no_grad():
+        assert torch.equal(gather_bias(table, index, grid), gather_bias(table, index))

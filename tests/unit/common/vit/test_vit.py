@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from beit.common.vit import vit
 from beit.common.vit.config import ModelConfig, ViTConfig, build_vit_config
-from beit.common.vit.vit import VisionTransformer
+from beit.common.vit.vit import VisionTransformer, grid_features
 from beit.finetune.classification.model import ImageClassifier
 from beit.pretrain.model import MaskedImageModel
 
@@ -243,3 +244,21 @@ def test_wrong_inputs_are_refused():
         build()(torch.randn(1, 3, 20, 20))
     with pytest.raises(ValueError, match="mask token"):
         build(use_mask_token=False).forward_features(torch.randn(1, 3, 16, 16), torch.zeros(1, 16, dtype=torch.bool))
+
+
+def test_images_of_another_shape_are_taken_with_their_grid():
+    model = build(use_abs_pos_emb=True, pos_bias="per_block").eval()
+    images = torch.randn(2, 3, 8, 24)
+    with torch.no_grad():
+        (hidden,) = model.forward_intermediates(images, [1], (2, 6))
+    assert hidden.shape == (2, 13, 16) and grid_features(hidden, (2, 6)).shape == (2, 16, 2, 6)
+    with pytest.raises(ValueError, match="8x24 pixels, their grid_size"):
+        model.forward_intermediates(torch.randn(1, 3, 16, 16), [1], (2, 6))
+
+
+def test_fused_attention_of_long_sequences_is_the_same_function(monkeypatch):
+    model, images = build().eval(), torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        expected = model(images)
+        monkeypatch.setattr(vit, "_LONG", 1)
+        torch.testing.assert_close(model(images), expected)

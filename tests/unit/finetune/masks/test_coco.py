@@ -184,6 +184,7 @@ def test_panoptic_masks_are_looked_up_and_void_is_ignored(tmp_path):
     (ids,) = masks_of(source)
     assert (ids[:4] == 1).all() and (ids[4:, :6] == 0).all() and (ids[4:, 6:] == 255).all()
     (folder / "0.png").write_bytes(encoded(colours[:4]))
+    assert opened(tmp_path).mask_digest != source.mask_digest
     with pytest.raises(BadSample, match="12 x 4 px, its image 12 x 8 px"):
         masks_of(opened(tmp_path))
 
@@ -243,6 +244,8 @@ def test_other_json_and_other_folders_do_not_look_like_coco(tmp_path):
         ({"images": [{"id": 10, "width": 12, "height": 8}]}, "an image without id or file_name"),
         ({"images": [{"id": 1, "file_name": n, "width": 1, "height": 1} for n in "ab"]}, "two images with the id 1"),
         ({"images": [{"id": n, "file_name": "0.jpg", "width": 1, "height": 1} for n in (1, 2)]}, "0.jpg twice"),
+        ({"categories": [{"id": 3, "name": "c\ud800"}, CATEGORIES[0]]}, "rename"),
+        ({"images": [{"id": 10, "file_name": "a\n.jpg", "width": 1, "height": 1}]}, "rename"),
         ({"categories": [{"id": 3}]}, "a category without id or name"),
         ({"categories": [*CATEGORIES, CATEGORIES[0]]}, "two categories with the id 7"),
         ({"categories": [{"id": n, "name": f"c{n}"} for n in range(300)]}, "these are 301"),

@@ -270,6 +270,19 @@ def test_camvid_of_its_authors_has_its_table_of_colours(tmp_path):
     assert list_pairs(str(tmp_path)).table.names == ("Animal", "Archway")
 
 
+def test_parts_that_each_have_a_file_of_classes_must_mean_the_same_by_it(tmp_path):
+    for part in ("train", "val"):
+        write_set(tmp_path / part, 2)
+        write(tmp_path / part, {"classes.json": '["sky", "tree"]'})
+    found = list_pairs(str(tmp_path)).table
+    assert found.origin.endswith("train/classes.json")  # the same in every process
+    write(tmp_path / "val", {"classes.json": '["tree", "sky"]'})
+    with pytest.raises(InputError, match=r"train/classes\.json and \S*val/classes\.json say different things"):
+        list_pairs(str(tmp_path))
+    write(tmp_path, {"classes.json": '["sky", "tree"]'})  # above both
+    assert list_pairs(str(tmp_path)).table.names == ("sky", "tree")
+
+
 def test_names_of_classes_are_found_beside_the_parts(tmp_path):
     write_set(tmp_path / "train", 2)
     write(tmp_path, {"classes.json": '["sky", "tree"]'})
