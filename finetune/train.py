@@ -21,7 +21,7 @@ from beit.common.processes.distributed import World
 from beit.common.processes.signals import stop_on_signals
 from beit.common.reading.contents import Watched, contents_sha256
 from beit.common.reading.labelled_dataset import LabelledDataset
-from beit.common.runs.layout import FEATURES, MODEL
+from beit.common.runs.layout import FEATURES, MASK_PROBE, MODEL
 from beit.common.runs.outputs import written
 from beit.common.sources.labels import all_listed
 from beit.common.training.data import Batch, TrainingData
@@ -53,7 +53,7 @@ def run(config: FinetuneConfig, *, data: str, run_dir: Path, resume: str = "auto
         InputError: bad input.
         ResumableStop: a signal asked to stop; a checkpoint was committed.
     """
-    if (run_dir / FEATURES).exists():
+    if any((run_dir / name).exists() for name in (FEATURES, f"{MASK_PROBE}.json")):
         raise InputError(f"{run_dir} holds a linear probe or k-NN; name another directory for classification")
     start = starting_point(config)
     warning = unnamed_shape(config, start.architecture)

@@ -21,7 +21,7 @@ from beit.common.pages.numbers import percent
 from beit.common.processes.distributed import World
 from beit.common.processes.signals import stop_on_signals
 from beit.common.reading.contents import Watched
-from beit.common.runs.layout import FEATURES, MODEL
+from beit.common.runs.layout import FEATURES, MASK_PROBE, MODEL
 from beit.common.runs.outputs import written
 from beit.common.training.data import Batch, TrainingData
 from beit.common.training.expectation import in_words
@@ -44,6 +44,7 @@ from beit.finetune.segmentation.config import IMAGENET, SegmentationConfig
 from beit.finetune.segmentation.cost import evaluation_windows, head_flops
 from beit.finetune.segmentation.crops import SceneTransform
 from beit.finetune.segmentation.heads import head_in_words
+from beit.finetune.segmentation.inference import require_no_gaps, require_room
 from beit.finetune.segmentation.model import Segmenter
 from beit.finetune.segmentation.norm import require_statistics
 from beit.finetune.segmentation.step import SegmentationStep
@@ -62,13 +63,16 @@ def run(config: SegmentationConfig, *, data: str, run_dir: Path, resume: str = "
         InputError: bad input.
         ResumableStop: a signal asked to stop; a checkpoint was committed.
     """
-    if (run_dir / FEATURES).exists():
+    if any((run_dir / name).exists() for name in (FEATURES, f"{MASK_PROBE}.json")):
         raise InputError(f"{run_dir} holds a linear probe or k-NN; name another directory for segmentation")
     start = scene_starting_point(config)
     warning = unnamed_shape(config, start.architecture)
     config = in_force(config, start.architecture, start.normalization)
     config = replace(config, head=settled_head(config, start))
+    require_no_gaps(config.evaluation, start.architecture.img_size)
     scenes = open_training_masks(data, config.data, reading=config.source)
+    if scenes.val is not None:
+        require_room(config.evaluation, start.architecture, int(scenes.val.pixel_counts.sum(1).max()))
     task, result = train(
         config, lambda world: SegmentationTask(config, scenes, start, world, warning), run_dir=run_dir, resume=resume
     )
@@ -127,6 +131,7 @@ class SegmentationTask:
             world=self.world,
             watched=watched,
             rows_together=None if is_batch else 1,
+            is_joint=is_batch,
         )
         is_balanced = config.class_weights == "balanced"
         self.step = SegmentationStep(

@@ -101,6 +101,7 @@ class ToyModel(nn.Module):
 
 class ToyData:
     rows_together = 1
+    is_joint = False
 
     def __init__(self, config: ToyConfig, plan: TrainingPlan, world: World) -> None:
         self.config, self.plan, self.world = config, plan, world

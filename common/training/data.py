@@ -49,6 +49,7 @@ class TrainingData:
             those that settings choose may be others if these were changed, on purpose or freely.
         rows_together: Neighbouring rows that a micro-batch must not part, such as 2 where images are mixed in pairs;
             None where the loss looks across a whole micro-batch, which is then the rank's share, if nothing is set.
+        is_joint: Whether what is learned depends on how many images go through the model at a time over all ranks.
     """
 
     def __init__(
@@ -60,8 +61,10 @@ class TrainingData:
         world: World,
         watched: Mapping[str, Watched] | None = None,
         rows_together: int | None = 1,
+        is_joint: bool = False,
     ) -> None:
         self.dataset, self.transform, self.rows_together = dataset, transform, rows_together
+        self.is_joint = is_joint
         self._watched = dict(watched or {})
         # Of the machine that writes the checkpoints: elsewhere copies may have other times. Now, before anybody edits.
         self._contents = {name: contents_of(data.index) for name, data in self._watched.items() if world.is_main}

@@ -53,12 +53,14 @@ def settle_micro_batch(task: Task, config: TrainingConfig, *, checkpoint: Checkp
         if checkpoint is None:
             size = _choose(task, config, share, world)
         else:
-            size = recorded_size(checkpoint.record, share)
+            size = recorded_size(checkpoint.record, share, ranks=world.world_size if data.is_joint else None)
         if size is not None:
             data.use_micro_batches_of(size)
     if checkpoint is None or checkpoint.step < data.plan.total_steps:
         _refuse_too_large(task, config, world)
     plan = data.plan
+    if world.is_main and data.is_joint and checkpoint is not None:
+        _warn_of_other_statistics(checkpoint.record, plan.micro_batch_size * world.world_size)
     if world.is_main and chosen is None and plan.grad_accum_steps > 1:
         logger.info(
             "micro-batches of %d images, %d per step%s (train.micro_batch_size)",
@@ -68,15 +70,38 @@ def settle_micro_batch(task: Task, config: TrainingConfig, *, checkpoint: Checkp
         )
 
 
-def recorded_size(record: Mapping[str, Any], share: int) -> int | None:
+def recorded_size(record: Mapping[str, Any], share: int, *, ranks: int | None = None) -> int | None:
     """Return the micro-batch that a checkpoint was trained with, or with other ranks the next smaller one.
 
     None where it does not say: it is of before, and a rank's whole share went through the model at once.
+
+    Args:
+        record: Of the checkpoint.
+        share: Samples of a step on each rank.
+        ranks: Of now, where as many images are to go through the model at a time over all of them as before.
     """
     size = record.get(MICRO_BATCH)
     if size is None:
         return None
+    if ranks is not None:
+        size = max(1, size * int(record["world_size"]) // ranks)
     return max(divisor for divisor in divisors(share) if divisor <= size)
+
+
+def _warn_of_other_statistics(record: Mapping[str, Any], now: int) -> None:
+    """Say so where statistics are of another number of images than before: the run ends otherwise than it would have.
+
+    Args:
+        record: Of the checkpoint.
+        now: Images that go through the model at a time, over all ranks.
+    """
+    before = record[MICRO_BATCH] * record["world_size"] if MICRO_BATCH in record else now
+    if before != now:
+        logger.warning(
+            "batch norm saw %d images at a time and now sees %d, which changes what is learned; to go on as before, "
+            "leave train.micro_batch_size out or set it to %d divided by the number of ranks",
+            *(before, now, before),
+        )
 
 
 def divisors(share: int, together: int = 1) -> list[int]:

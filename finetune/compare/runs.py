@@ -29,6 +29,8 @@ from beit.finetune.segmentation.config import SegmentationConfig
 
 SEEDS = ("train.seed", "data.subset_seed")
 """Settings that tell the repetitions of one experiment apart."""
+_MICRO_BATCH = "train.micro_batch_size"
+"""Decides what is learned where norms have statistics of a batch."""
 _OF_FROZEN_FEATURES = (
     "encoder",
     "image.",
@@ -262,8 +264,13 @@ def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out seeds and what changes speed only."""
-    return {name: value for name, value in settings.items() if not matches(name, (*SEEDS, *SPEED_KEYS))}
+    """Leave out seeds, what changes speed only, and what was left out."""
+    learned = (_MICRO_BATCH,) if settings.get("head.norm") == "batch" else ()
+    return {
+        name: value
+        for name, value in settings.items()
+        if value is not None and (name in learned or not matches(name, (*SEEDS, *SPEED_KEYS)))
+    }
 
 
 def _training_budget(path: Path, settings: Mapping[str, Any], step: int) -> Budget:

@@ -60,10 +60,13 @@ def measured_images(document: Mapping[str, Any]) -> MeasuredImages:
 
 
 def evaluated_settings(document: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of the run that an evaluation was told otherwise: how images were segmented."""
+    """Return the settings of the run that an evaluation was told otherwise: how images were segmented.
+
+    What is None was left out there, whatever the run has.
+    """
     inference = dict(document.get("inference") or {})
     inference.pop("crop_px", None)
-    return {f"evaluation.{name}": value for name, value in inference.items() if value is not None}
+    return {f"evaluation.{name}": value for name, value in inference.items()}
 
 
 def difference_over_images(first: MeasuredImages | None, second: MeasuredImages | None) -> tuple[float, float] | None:

@@ -46,7 +46,7 @@ from beit.finetune.masks.settings import MaskDataConfig
 from beit.finetune.origin import evaluation_origin
 from beit.finetune.segmentation.artifact import SegmentationInfo, load_segmenter
 from beit.finetune.segmentation.config import InferenceConfig
-from beit.finetune.segmentation.inference import class_ids
+from beit.finetune.segmentation.inference import class_ids, require_no_gaps
 from beit.finetune.segmentation.model import Segmenter
 
 _MIN_IMAGES_PER_WORKER = 300
@@ -120,6 +120,7 @@ def evaluate_segmenter(
     given = [f"{name}={json.dumps(value)}" for name, value in named.items() if value is not None]
     settings = evaluation_settings([*given, *overrides], info)
     info = replace(info, inference=settings.evaluation)
+    require_no_gaps(settings.evaluation, stored.architecture.img_size)
     index = open_evaluation_masks(data, info.classes, settings.data, reading=source or SourceConfig())
     if settings.data.num_val_images is not None:
         index = index.part(settings.data.num_val_images)

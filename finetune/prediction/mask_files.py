@@ -126,10 +126,23 @@ def identity_in(path: Path) -> str | None:
     return (said.decode("ascii", "replace") if isinstance(said, bytes) else str(said)) or None
 
 
-def read_ids(path: Path) -> NDArray[np.uint8]:
-    """Return the ids (H, W) of a mask of ours."""
-    with Image.open(path) as image:
-        return np.asarray(image)
+def kept_ids(path: Path, classes: MaskClasses, values: Sequence[int]) -> NDArray[np.uint8] | None:
+    """Return the ids (H, W) of a mask that an earlier run wrote with these `values`; None where it is damaged.
+
+    Raises:
+        InputError: another program has numbered its colours anew, and left our text in it, as optimisers do.
+    """
+    try:
+        with Image.open(path) as image:
+            held, palette = np.asarray(image), image.getpalette()
+    except (OSError, ValueError, SyntaxError):
+        return None
+    ids = np.full(IGNORED + 1, IGNORED, np.uint8)
+    ids[list(values)] = np.arange(len(values))
+    if palette != [level for colour in palette_of(classes, values) for level in colour]:
+        raise InputError(_changed(path))
+    found: NDArray[np.uint8] = ids[held]
+    return found
 
 
 def source_identity(model: str, image: bytes) -> str:
@@ -214,10 +227,14 @@ def require_ours(files: Iterable[Path]) -> None:
     """Refuse to replace a file that some other program wrote, such as a mask that somebody has corrected."""
     for path in files:
         if path.exists() and identity_in(path) is None:
-            raise InputError(
-                f"{path} was not written by beit predict, or was changed since, and is not replaced; move it, or name "
-                "another --out"
-            )
+            raise InputError(_changed(path))
+
+
+def _changed(path: Path) -> str:
+    return (
+        f"{path} was not written by beit predict, or was changed since, and is not replaced; move it, or name another "
+        "--out"
+    )
 
 
 def require_same(out: Path, legend: Mapping[str, Any], found: Any) -> None:

@@ -41,7 +41,7 @@ from beit.finetune.data import image_name
 from beit.finetune.evaluation.evaluate import single_rank
 from beit.finetune.evaluation.overlays import legend as drawn_legend
 from beit.finetune.evaluation.overlays import overlay, shrunk
-from beit.finetune.masks.classes import IGNORED, MaskClasses
+from beit.finetune.masks.classes import MaskClasses
 from beit.finetune.prediction.files import TABLES
 from beit.finetune.prediction.mask_files import (
     LEGEND,
@@ -53,12 +53,12 @@ from beit.finetune.prediction.mask_files import (
     SUFFIXES,
     class_values,
     identity_in,
+    kept_ids,
     legend_document,
     mirrored_names,
     overlay_jpeg,
     palette_png,
     probability_file,
-    read_ids,
     require_ours,
     require_same,
     source_identity,
@@ -87,6 +87,8 @@ class Job:
     """None where all files are there."""
     missing: tuple[str, ...]
     """Kinds of files that are not there yet; where the mask is among them, all are made."""
+    kept: NDArray[np.uint8] | None
+    """Ids (H, W) of the mask that is there; None where it is missing."""
 
 
 @dataclass(slots=True)
@@ -238,13 +240,17 @@ class MaskWriter:
             BadSample: it cannot be used.
         """
         identity = source_identity(canonical_json(self.legend), record.image_bytes)
-        missing = tuple(kind for kind in self.kinds if identity_in(self.path(kind, name)) != identity)
-        return Job(name, identity, record.decode_image() if missing else None, missing)
+        there = {kind for kind in self.kinds if identity_in(self.path(kind, name)) == identity}
+        kept = kept_ids(self.path(MASKS, name), self.info.classes, self.values) if MASKS in there else None
+        if kept is None:  # it may be there, and damaged
+            there.discard(MASKS)
+        missing = tuple(kind for kind in self.kinds if kind not in there)
+        return Job(name, identity, record.decode_image() if missing else None, missing, kept)
 
     def make(self, job: Job) -> NDArray[np.uint8]:
         """Make what is missing; returns the ids (H, W)."""
-        if not {MASKS, PROBABILITIES} & set(job.missing):
-            ids = self._ids_of(read_ids(self.path(MASKS, job.name)))
+        if job.kept is not None and PROBABILITIES not in job.missing:
+            ids = job.kept
         else:
             assert job.image is not None
             ids = self._segment(job.image, job)
@@ -258,11 +264,6 @@ class MaskWriter:
             data = palette_png(held, self.info.classes, self.values, identity=job.identity)
             write_file(self.path(MASKS, job.name), data)
         return ids
-
-    def _ids_of(self, held: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        ids = np.full(IGNORED + 1, IGNORED, np.uint8)
-        ids[list(self.values)] = np.arange(len(self.values))
-        return ids[held]
 
     def _segment(self, image: Image.Image, job: Job) -> NDArray[np.uint8]:
         pixels = np.asarray(image).transpose(2, 0, 1)  # (3, H, W)

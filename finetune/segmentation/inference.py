@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from beit.common.errors import InputError
+from beit.common.vit.config import ViTConfig
 from beit.common.vit.transform import normalize_images
 from beit.finetune.segmentation.config import InferenceConfig
 from beit.finetune.segmentation.model import Segmenter
@@ -109,12 +110,41 @@ def looked_at_size(size: tuple[int, int], settings: InferenceConfig, scale: floa
     return height, width
 
 
+def require_no_gaps(settings: InferenceConfig, crop_px: int) -> None:
+    """Refuse windows so far apart that pixels between them are seen by none.
+
+    Args:
+        settings: How images are segmented.
+        crop_px: Side of a window, the model's img_size.
+    """
+    if settings.mode == "slide" and settings.stride is not None and settings.stride > crop_px:
+        raise InputError(
+            f"evaluation.stride ({settings.stride}) must not exceed the windows, {crop_px} px, or pixels between them "
+            "are not looked at; leave it out for two thirds of that"
+        )
+
+
+def require_room(settings: InferenceConfig, shape: ViTConfig, most_pixels: int) -> None:
+    """Refuse images that are surely too large to be looked at as a whole, before a training spends hours on them.
+
+    Args:
+        settings: How images are segmented.
+        shape: Of the model.
+        most_pixels: Of the largest image.
+    """
+    if settings.mode == "whole":
+        # Of a given short side an image has at least the square; sizes in whole patches are a little more.
+        looked_at = (settings.short_side**2 if settings.short_side else most_pixels) * max(settings.scales) ** 2
+        _refuse_too_many(int(looked_at) // shape.patch_size**2, shape, f"an image of {most_pixels:,} pixels")
+
+
 def _strips(
     model: Segmenter, pixels: NDArray[np.uint8] | Tensor, settings: InferenceConfig
 ) -> Iterator[tuple[int, list[Tensor]]]:
     """Yield (top, logits (C, rows, W) float32 of every look) strip by strip."""
     if model.training or model.normalization is None:
         raise ValueError("model must be in eval mode and have a normalization")
+    require_no_gaps(settings, model.config.img_size)
     image = pixels if isinstance(pixels, Tensor) else torch.from_numpy(np.require(pixels, requirements="W"))
     height, width = image.shape[-2:]
     looks = [
@@ -206,12 +236,12 @@ class _Look:
     def _row_of_windows(self, top: int) -> Iterator[tuple[int, Tensor]]:
         """Compute the logits of all windows that begin at a row, yielded with their left edges."""
         count = self.settings.micro_batch_size
-        device, normalization = self.model.cls_token.device, self.model.normalization
+        weight, normalization = self.model.cls_token, self.model.normalization
         assert normalization is not None
         for start in range(0, len(self.lefts), count):
             lefts = self.lefts[start : start + count]
             cut = [self.image[:, top : top + self.window[0], left : left + self.window[1]] for left in lefts]
-            images = normalize_images(torch.stack(cut).to(device), *normalization)
+            images = normalize_images(torch.stack(cut).to(weight.device), *normalization).to(weight.dtype)
             lacking = [window - length for window, length in zip(self.window, images.shape[-2:], strict=True)]
             images = nn.functional.pad(images, (0, lacking[1], 0, lacking[0]))  # zero is the mean colour
             yield from zip(lefts, self.model(images).float(), strict=True)
@@ -248,8 +278,12 @@ def resized_rows(maps: Tensor, lengths: tuple[int, int], width: int, rows: tuple
 
 def _require_room(model: Segmenter, size: tuple[int, int], own_size: tuple[int, int]) -> None:
     patches = size[0] * size[1] // model.config.patch_size**2
-    if 4 * model.config.num_heads * (1 + patches) ** 2 > MAX_WHOLE_BYTES:
+    _refuse_too_many(patches, model.config, f"an image of {own_size[1]}x{own_size[0]} pixels")
+
+
+def _refuse_too_many(patches: int, shape: ViTConfig, what: str) -> None:
+    if 4 * shape.num_heads * (1 + patches) ** 2 > MAX_WHOLE_BYTES:
         raise InputError(
-            f"an image of {own_size[1]}x{own_size[0]} pixels is too large to be looked at as a whole, in {patches} "
-            "patches; set evaluation.mode=slide, or evaluation.short_side"
+            f"{what} is too large to be looked at as a whole, in {patches} patches; set evaluation.mode=slide, or "
+            "evaluation.short_side"
         )

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 from beit.common.errors import InputError
 from beit.common.processes.distributed import World
 from beit.common.runs.metrics import read_metrics
+from beit.common.training.micro_batches import settle_micro_batch
 from beit.common.vit.description import read_encoder_config
 from beit.finetune.masks.index import open_training_masks
 from beit.finetune.segmentation.artifact import load_segmenter, settled_head
@@ -139,6 +141,21 @@ def test_batch_statistics_are_of_the_whole_batch_unless_a_micro_batch_is_set(dat
         _ = task_for(data, *UPERNET, "train.micro_batch_size=1", "head.norm=batch").model
 
 
+@pytest.mark.parametrize(("before", "now"), [(1, 2), (2, 1)])
+def test_other_ranks_keep_the_images_that_statistics_are_of(data, caplog, before, now):
+    settings = (*UPERNET, "head.norm=batch")
+    world = World(rank=0, local_rank=0, world_size=now, device=torch.device("cpu"))
+    task = task_for(data, *settings, world=world)
+    batch = task.config.train.global_batch_size
+    record = {"micro_batch_size": batch // before, "world_size": before}
+    checkpoint = SimpleNamespace(record=record, step=10**6)
+    settle_micro_batch(task, task.config, checkpoint=checkpoint, world=world)
+    assert task.data.plan.micro_batch_size == batch // now and "batch norm saw" not in caplog.text
+    other = task_for(data, *settings, f"train.micro_batch_size={batch // 2}")
+    settle_micro_batch(other, other.config, checkpoint=checkpoint, world=ALONE)
+    assert f"batch norm saw {batch} images at a time and now sees {batch // 2}" in caplog.text
+
+
 def test_heads_learn_at_the_full_rate_and_cls_is_not_decayed(data):
     task = task_for(data, *UPERNET, "layer_decay=0.5", "optimizer.weight_decay=0.1")
     names = {id(parameter): name for name, parameter in task.model.named_parameters()}
@@ -219,8 +236,17 @@ def test_a_crop_that_patches_do_not_divide_is_one_clear_line(data, tmp_path):
 
 def test_a_directory_of_a_probe_is_refused(data, tmp_path):
     (tmp_path / "run/features").mkdir(parents=True)
-    with pytest.raises(InputError, match="holds a linear probe"):
-        run(config(), data=str(data), run_dir=tmp_path / "run")
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "masks/segmentation-probe.json").write_text("{}")
+    for name in ("run", "masks"):
+        with pytest.raises(InputError, match="holds a linear probe"):
+            run(config(), data=str(data), run_dir=tmp_path / name)
+
+
+def test_windows_with_gaps_are_refused_before_anything_is_written(data, tmp_path):
+    with pytest.raises(InputError, match=r"evaluation.stride \(999\) must not exceed the windows"):
+        run(config("evaluation.stride=999"), data=str(data), run_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_evaluation_costs_its_windows():

@@ -72,6 +72,15 @@ def test_a_run_goes_on_with_what_it_recorded_or_the_next_smaller(
     assert recorded_size(record, share) == size
 
 
+@pytest.mark.parametrize(
+    ("size", "before", "ranks", "share", "found"), [(4, 2, 1, 8, 8), (8, 1, 2, 4, 4), (2, 2, 1, 8, 4), (2, 1, 4, 2, 1)]
+)
+def test_what_all_ranks_see_at_a_time_stays_where_it_matters(
+    size: int, before: int, ranks: int, share: int, found: int
+) -> None:
+    assert recorded_size({"micro_batch_size": size, "world_size": before}, share, ranks=ranks) == found
+
+
 def chosen_by(run_path: Path) -> list[int]:
     return [start["micro_batch_size"] for start in json.loads((run_path / "environment.json").read_text())["starts"]]
 

@@ -78,6 +78,31 @@ def test_how_an_evaluation_looked_at_images_is_a_setting(tmp_path):
     assert groups[0].interval.mean == report.metrics.miou, "the evaluation goes before what the run measured"
 
 
+def test_what_an_evaluation_left_out_is_not_what_the_run_set(tmp_path):
+    report, _ = mask_report(12)
+    smaller, _ = mask_report(12, short_side=48)
+    own = "[evaluation]\nshort_side = 48"
+    runs = [
+        write_scene_run(tmp_path / "a", miou=0.1, extra=own, evaluation=smaller),
+        write_scene_run(tmp_path / "b", miou=0.1, extra=own, evaluation=report),
+        write_scene_run(tmp_path / "c", miou=0.1, seed=1, evaluation=report),
+    ]
+    groups = compare_runs(runs).groups
+    assert [group.differing for group in groups] == [{"evaluation.short_side": 48}, {"evaluation.short_side": None}]
+    assert [len(group.runs) for group in groups] == [1, 2]
+
+
+def test_micro_batches_count_where_norms_have_statistics_of_a_batch(tmp_path):
+    runs = [
+        write_scene_run(
+            tmp_path / f"{norm}-{size}", miou=0.1, head=f'fpn"\nnorm = "{norm}', extra=f"micro_batch_size = {size}"
+        )
+        for norm in ("batch", "group")
+        for size in (2, 4)
+    ]
+    assert [len(group.runs) for group in compare_runs(runs).groups] == [1, 1, 2]
+
+
 def test_what_an_evaluation_repeats_is_no_setting(tmp_path):
     report, _ = mask_report(12)
     without = write_scene_run(tmp_path / "a", miou=0.1)

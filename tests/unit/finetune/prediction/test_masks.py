@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 import beit
 from beit.common.errors import InputError, ResumableStop
@@ -135,6 +136,22 @@ def test_masks_of_somebody_else_are_not_replaced(tmp_path, model, photos):
     save_segmenter(tmp_path / "other", class_names=NAMES, seed=1)
     with pytest.raises(InputError, match="holds masks of another model"):
         predict_masks(tmp_path / "other", str(photos), out=out)
+
+
+def test_a_damaged_mask_is_made_again_and_a_renumbered_one_is_not_counted(tmp_path, model, photos):
+    out = tmp_path / "out"
+    table, file = predict_masks(model, str(photos), out=out), out / "masks/a.png"
+    whole, ids = file.read_bytes(), ids_of(file)
+    file.write_bytes(whole[: whole.index(b"IDAT") + 6])  # our text stands before
+    assert predict_masks(model, str(photos), out=out) == table and file.read_bytes() == whole
+    text = PngInfo()
+    text.add_text("beit-source", Image.open(file).info["beit-source"])
+    palette = np.array(Image.open(file).getpalette()).reshape(256, 3)[::-1]  # as an optimiser may, which keeps texts
+    again = Image.fromarray(255 - ids)
+    again.putpalette(palette.astype(np.uint8).tobytes())
+    again.save(file, pnginfo=text)
+    with pytest.raises(InputError, match=r"masks/a.png was not written by beit predict, or was changed since"):
+        predict_masks(model, str(photos), out=out)
 
 
 def test_images_that_cannot_be_read_are_left_out_and_named(tmp_path, model, photos, caplog):

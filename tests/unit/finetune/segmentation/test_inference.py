@@ -147,6 +147,13 @@ def test_autocast_around_it_is_heeded():
     torch.testing.assert_close(half, full, rtol=0, atol=0.1)
 
 
+def test_weights_of_half_precision_are_used():
+    pixels, settings = picture((50, 40)), InferenceConfig()
+    expected = probabilities(segmenter(), pixels, settings)
+    found = probabilities(segmenter().bfloat16(), pixels, settings)
+    assert found.dtype == torch.float32 and 0 < (found - expected).abs().max() < 0.1
+
+
 def test_pixels_that_must_not_be_written_to_are_read(recwarn):
     pixels = picture((40, 40))
     pixels.flags.writeable = False
@@ -157,6 +164,23 @@ def test_pixels_that_must_not_be_written_to_are_read(recwarn):
 def test_too_large_for_a_whole_look_is_refused_in_a_line():
     with pytest.raises(InputError, match=r"5000x4000 pixels is too large .*evaluation.mode=slide"):
         class_ids(segmenter(), np.zeros((3, 4000, 5000), np.uint8), InferenceConfig(mode="whole"))
+
+
+def test_images_too_large_for_a_whole_look_are_known_beforehand():
+    whole = InferenceConfig(mode="whole")
+    inference.require_room(whole, SHAPE, 900_000)
+    inference.require_room(InferenceConfig(), SHAPE, 10**9)
+    inference.require_room(InferenceConfig(mode="whole", short_side=64), SHAPE, 10**9)
+    for settings, pixels in ((whole, 1_100_000), (InferenceConfig(mode="whole", scales=(1.0, 2.0)), 300_000)):
+        with pytest.raises(InputError, match=r"an image of [\d,]+ pixels is too large to be looked at as a whole"):
+            inference.require_room(settings, SHAPE, pixels)
+
+
+@pytest.mark.parametrize("size", [(70, 33), (20, 20)])
+def test_windows_with_gaps_between_them_are_refused(size):
+    with pytest.raises(InputError, match=r"evaluation.stride \(33\) must not exceed the windows, 32 px"):
+        class_ids(segmenter(), picture(size), InferenceConfig(stride=33))
+    assert class_ids(segmenter(), picture(size), InferenceConfig(mode="whole", stride=33)).shape == size
 
 
 def test_few_rows_of_windows_are_kept(monkeypatch):
