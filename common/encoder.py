@@ -10,6 +10,7 @@ takes what it has parameters for. Format: docs/encoder-format.md.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -40,6 +41,9 @@ logger = logging.getLogger(__name__)
 
 _SHA256 = "weights_sha256"
 """In the description: of the weights beside it; of both where new ones are about to replace them."""
+
+_NAMES_IN_LOG = 12
+"""Of tensors; more, as those of a pyramid on top of an encoder, are counted."""
 
 
 def save_model(directory: Path, state: Mapping[str, Tensor], config: EncoderConfig) -> None:
@@ -170,8 +174,18 @@ def load_weights(
     model.load_state_dict(loaded, strict=False, assign=model.cls_token.is_meta)
     model.normalization, model.crop_pct, model.best_block = stored.normalization, stored.crop_pct, stored.best_block
     model.provenance = dict(stored.provenance)
-    logger.info("loaded %s: %d tensors; fresh: %s; not used: %s", path, len(loaded), kept or "none", unused or "none")
+    logger.info(
+        "loaded %s: %d tensors; fresh: %s; not used: %s", *(path, len(loaded)), _in_words(kept), _in_words(unused)
+    )
     return kept
+
+
+def _in_words(names: Sequence[str]) -> str:
+    """List names of tensors; of many, how many each part of the model has."""
+    if len(names) <= _NAMES_IN_LOG:
+        return str(list(names)) if names else "none"
+    parts = Counter(name.partition(".")[0] for name in names)
+    return ", ".join(f"{count} of {part}" for part, count in parts.items())
 
 
 def _differs(directory: Path, config: EncoderConfig) -> bool:

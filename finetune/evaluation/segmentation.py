@@ -86,7 +86,8 @@ class SceneReading:
         image = record.decode_image()
         assert record.mask_bytes is not None
         mask = self.decoder.decode(record.mask_bytes, size=image.size)
-        return {"images": np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1)), "masks": mask}
+        # Always a copy: of a single pixel Pillow's own memory, which must not be written to, would be in order already.
+        return {"images": np.array(np.asarray(image).transpose(2, 0, 1), order="C"), "masks": mask}
 
 
 def evaluate_segmenter(

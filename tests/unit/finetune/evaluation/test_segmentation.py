@@ -15,8 +15,10 @@ from PIL import Image
 from beit.common.errors import InputError
 from beit.common.reading.config import ReaderConfig
 from beit.common.sources.config import SourceConfig
+from beit.common.storage.samples import Record
 from beit.finetune.commands import evaluate_command
 from beit.finetune.evaluation.segmentation import (
+    SceneReading,
     evaluate_segmenter,
     in_step,
     measure_masks,
@@ -33,6 +35,7 @@ from beit.finetune.segmentation.inference import class_ids
 from beit.tests.page_parts import PageParts
 from beit.tests.unit.finetune.evaluation.streets import NAMES, SIZES, street, write_segmenter, write_streets
 from beit.tests.unit.finetune.evaluation.test_confusion import by_hand
+from beit.tests.unit.finetune.segmentation.scenes import png
 
 
 @dataclass
@@ -228,6 +231,13 @@ def test_an_image_wholly_ignored_counts_for_nothing_and_is_said(seven, tmp_path)
     report = evaluate_segmenter(seven.run, str(val))
     assert (report.metrics.num_images, report.metrics.num_ignored_images) == (4, 1)
     assert "1 image without any, which changes no number" in " ".join(report.as_table().split())
+
+
+def test_an_image_of_one_pixel_is_read_without_a_warning(seven, recwarn):
+    pixels, mask = street(0, (1, 1))
+    record = Record(key="0", shard="s", epoch=0, view_index=0, image_bytes=png(pixels), mask_bytes=png(mask))
+    torch.from_numpy(SceneReading(decoder=seven.index.decoder)(record)["images"])
+    assert not recwarn.list
 
 
 @pytest.mark.parametrize(
