@@ -177,14 +177,16 @@ def _read_finetuning(path: Path, settings: dict[str, Any]) -> RunRecord:
         place = best.get("validation_data")
         measured_on = f"{_images(place, metrics['num_images'])}, the best evaluation"
         measured = best.get("validation_sha256")
+    found = settings | brought
+    if is_segmenter:  # what an evaluation left out is, as in other runs, not there
+        found = {name: value for name, value in found.items() if value is not None}
     main = MAIN if is_segmenter else "map" if "map" in metrics else "top1"
     if main not in metrics:
         raise InputError(f"{path} has no {main} among what was measured; run beit evaluate again")
     return RunRecord(
         path=str(path),
         task=description.task,
-        settings=_deciding(settings | brought)
-        | {"data": last.get("data"), "images with labels": last.get("num_labels")},
+        settings=_deciding(found) | {"data": last.get("data"), "images with labels": last.get("num_labels")},
         seed=_seed(settings),
         metrics=_numbers(metrics),
         main_metric=main,
@@ -264,12 +266,10 @@ def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out seeds, what changes speed only, and what was left out."""
+    """Leave out seeds and what changes speed only."""
     learned = (_MICRO_BATCH,) if settings.get("head.norm") == "batch" else ()
     return {
-        name: value
-        for name, value in settings.items()
-        if value is not None and (name in learned or not matches(name, (*SEEDS, *SPEED_KEYS)))
+        name: value for name, value in settings.items() if name in learned or not matches(name, (*SEEDS, *SPEED_KEYS))
     }
 
 
