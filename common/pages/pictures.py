@@ -53,6 +53,7 @@ def picture_table(
     labels: Sequence[str] = (),
     captions: Sequence[Sequence[str]] = (),
     cell_px: int = 160,
+    cell_height_px: int | None = None,
 ) -> Image.Image:
     """Lay out pictures in a table.
 
@@ -64,13 +65,15 @@ def picture_table(
         titles: One per column; left out, there are none.
         labels: One per row, of one or more lines, on its left; left out, there are none.
         captions: One per cell, of one or more lines, below it; left out, there are none.
-        cell_px: Side of each square cell in pixels.
+        cell_px: Width of each cell in pixels.
+        cell_height_px: Height of each cell; left out, they are square.
 
     Returns:
         RGB image without margins.
     """
+    high_px = cell_height_px or cell_px
     below_px = [max(map(_caption_px, row)) for row in captions] or [0] * len(rows)
-    tops = np.cumsum([_TITLE_PX if titles else 0, *(cell_px + px + _GAP_PX for px in below_px)]).tolist()
+    tops = np.cumsum([_TITLE_PX if titles else 0, *(high_px + px + _GAP_PX for px in below_px)]).tolist()
     labels = [_fitted_lines(label, _LABEL_PX, _TITLE_TEXT_PX) for label in labels]
     lines = [line for label in labels for line in label.split("\n")]
     left = math.ceil(max(text_px(line, _TITLE_TEXT_PX) for line in lines)) + _GAP_PX if lines else 0
@@ -82,15 +85,15 @@ def picture_table(
         draw.text((left, _TITLE_PX // 2 - 2), title, fill=INK, font=font(_TITLE_TEXT_PX, title), anchor="lm")
     for label, top in zip(labels, tops, strict=False):
         typeface = font(_TITLE_TEXT_PX, label)
-        draw.text((0, top + cell_px // 2), label, fill=INK, font=typeface, anchor="lm", spacing=4)
+        draw.text((0, top + high_px // 2), label, fill=INK, font=typeface, anchor="lm", spacing=4)
     for row, (pictures, top) in enumerate(zip(rows, tops, strict=False)):
         for column, (pixels, left) in enumerate(zip(pictures, lefts, strict=True)):
             if pixels is not None:
-                table.paste(enlarged(pixels, cell_px), (left, top))
+                table.paste(enlarged(pixels, cell_px, high_px), (left, top))
             if captions:
                 text = _fitted_lines(captions[row][column], cell_px, _CAPTION_TEXT_PX)
                 for number, line in enumerate(text.split("\n")):
-                    below = (left, top + cell_px + 4 + number * _CAPTION_LINE_PX)
+                    below = (left, top + high_px + 4 + number * _CAPTION_LINE_PX)
                     draw.text(below, line, fill=FAINT, font=font(_CAPTION_TEXT_PX, line))
     return table
 
@@ -230,9 +233,9 @@ def save_png(image: Image.Image, path: Path, *, is_quick: bool = False) -> None:
     write_output(path, png_bytes(image, is_quick=is_quick))
 
 
-def enlarged(pixels: NDArray[np.uint8], side_px: int) -> Image.Image:
-    """Resize a picture (height, width, 3) to a square: small ones pixel by pixel, large ones smoothly."""
-    image = Image.fromarray(pixels)
-    larger = max(image.size) >= side_px
+def enlarged(pixels: NDArray[np.uint8], width_px: int, height_px: int | None = None) -> Image.Image:
+    """Resize a picture (height, width, 3) to a cell, by default square; small ones pixel by pixel, others smoothly."""
+    image, size = Image.fromarray(pixels), (width_px, height_px or width_px)
+    larger = max(image.size) >= max(size)
     resample = Image.Resampling.LANCZOS if larger else Image.Resampling.NEAREST
-    return image.resize((side_px, side_px), resample)
+    return image.resize(size, resample)

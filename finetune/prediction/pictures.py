@@ -82,7 +82,11 @@ def _segmented(model: str | Path, source: str, num_rows: int) -> Image.Image:
         seen |= {*np.unique(scene.said).tolist(), *(() if scene.truth is None else np.unique(scene.truth).tolist())}
     require(bool(rows), f"none of the images of {source} that would be shown can be read")
     titles = ["image", "prediction", "truth", "wrong"][: len(rows[0])]
-    table = picture_table(rows, titles=titles, captions=captions, cell_px=_CELL_PX)
+    # As high as the tallest of them needs, so that streets lie close together and towers are not cut.
+    tallest = max(row[0].shape[0] / row[0].shape[1] for row in rows)
+    high_px = min(_CELL_PX, max(1, round(_CELL_PX * tallest)))
+    framed = [[_framed(pixels, high_px / _CELL_PX) for pixels in row] for row in rows]
+    table = picture_table(framed, titles=titles, captions=captions, cell_px=_CELL_PX, cell_height_px=high_px)
     names = legend(info.classes, sorted(seen), width_px=table.width)
     note = "Bright in the last column is what is wrong; striped pixels are of no class."
     return sheet(
@@ -138,7 +142,7 @@ def _drawn(scene: Scene, info: SegmentationInfo) -> tuple[list[NDArray[np.uint8]
         right = float((scene.said == scene.truth)[counted].mean()) if counted.any() else float("nan")
         pictures.append(error_map(image, small[1], small[0]))
         captions.append(f"{percent(right)} of the pixels right")
-    return [_squared(np.asarray(picture)) for picture in pictures], captions
+    return [np.asarray(picture) for picture in pictures], captions
 
 
 def _labelled(model: str | Path, source: str, num_rows: int) -> Image.Image:
@@ -169,12 +173,13 @@ def _in_rows(cells: Sequence, blank: object) -> list[list]:  # type: ignore[type
     return [padded[start : start + columns] for start in range(0, len(padded), columns)]
 
 
-def _squared(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Lay a picture (height, width, 3) into the middle of a square of paper, so that a square cell shows its shape."""
+def _framed(pixels: NDArray[np.uint8], shape: float) -> NDArray[np.uint8]:
+    """Lay a picture (height, width, 3) into the middle of paper of a shape, height to width, keeping its own."""
     height, width, _ = pixels.shape
-    side = max(height, width)
-    page = np.empty((side, side, 3), np.uint8)
+    wide = max(width, round(height / shape))
+    high = max(height, round(width * shape))
+    page = np.empty((high, wide, 3), np.uint8)
     page[:] = PAPER
-    top, left = (side - height) // 2, (side - width) // 2
+    top, left = (high - height) // 2, (wide - width) // 2
     page[top : top + height, left : left + width] = pixels
     return page

@@ -33,6 +33,8 @@ def test_cells_stand_in_rows_and_columns_with_their_texts_around_them() -> None:
     bare = picture_table(rows, cell_px=40)
     assert bare.size == (92, 92)
     assert places_of(bare, RED) == (0, 0, 40, 40) and places_of(bare, GREEN) == (0, 52, 40, 92)
+    low = picture_table(rows, cell_px=40, cell_height_px=10)
+    assert low.size == (92, 32) and places_of(low, GREEN) == (0, 52, 10, 92)
     titled = picture_table(rows, titles=["a", "b"], labels=["one\nline", "two"], cell_px=40)
     top, left, *_ = places_of(titled, RED)
     assert top == 26 and left > 20 and titled.width == bare.width + left

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from beit.common.errors import InputError
-from beit.finetune.prediction.pictures import prediction_sheet
+from beit.finetune.prediction.pictures import _CELL_PX, prediction_sheet
 from beit.tests.encoders import save_classifier, save_segmenter
 from beit.tests.unit.finetune.probe.test_segmentation import write_scenes
 
@@ -27,6 +27,16 @@ def test_masks_beside_the_images_add_truth_and_errors(tmp_path, model, caplog):
     assert "no truth beside the predictions" in caplog.text
     assert with_truth.width > 1.8 * without.width
     assert np.asarray(with_truth).std() > 10
+
+
+def test_rows_are_as_high_as_the_tallest_image_needs(tmp_path, model):
+    heights = {}
+    for name, sizes in {"low": [(40, 20), (40, 10)], "high": [(40, 20), (20, 40)]}.items():
+        (tmp_path / name).mkdir()
+        for number, size in enumerate(sizes):
+            Image.new("RGB", size, (255, 0, 0)).save(tmp_path / name / f"{number}.png")
+        heights[name] = prediction_sheet(model, str(tmp_path / name), num_rows=2).height
+    assert heights["low"] == heights["high"] - 2 * _CELL_PX // 2
 
 
 def test_images_that_cannot_be_read_are_named(tmp_path, model, caplog):
