@@ -124,8 +124,9 @@ COMMANDS: dict[str, Entry | Section] = {
     "predict": Entry("beit.finetune.commands", "predict_command", "Label new images, or each of their pixels."),
     "compare": Entry("beit.finetune.commands", "compare_command", "One table over runs: metric, interval, budget."),
     "import": Entry(
-        "beit.finetune.commands", "import_command", "Weights of BEiT, DINO, MAE, DeiT, timm, Hugging Face."
+        "beit.finetune.weights.commands", "import_command", "Weights of BEiT, DINO, MAE, DeiT, timm, Hugging Face."
     ),
+    "export": Entry("beit.finetune.weights.commands", "export_command", "A model in the form of another project."),
     "show": Section(SHOW, "Draw what a stage made."),
     "demo": Entry("beit.demo", "demo_command", "The whole chain in minutes, on generated images or yours."),
 }
@@ -142,6 +143,7 @@ _ALSO_CALLED = {
     "tokenizer train": "train_tokenizer dvae",
     "tokenizer report": "tokeniser",
     "import": "load from_pretrained",
+    "export": "save convert_to save_pretrained push to_onnx",
     "compare": "table results",
     "verify": "check audit fsck",
     "show views": "view",

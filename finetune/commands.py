@@ -1,7 +1,8 @@
-"""The commands `beit finetune`, `beit evaluate`, `beit predict`, `beit compare` and `beit import`.
+"""The commands `beit finetune`, `beit evaluate`, `beit predict` and `beit compare`.
 
 What they do is in `train.py`, `finetune/probe/run.py`, `finetune/evaluation/evaluate.py`,
-`finetune/prediction/predict.py`, `finetune/compare/compare.py` and `finetune/weights/import_model.py`.
+`finetune/prediction/predict.py` and `finetune/compare/compare.py`. Weights in and out are the business of
+`finetune/weights/commands.py`.
 """
 
 from __future__ import annotations
@@ -416,42 +417,3 @@ def show_predictions_command(model: Path, images: str, out: Path, rows: int) -> 
     check_outputs({"--out": out}, inputs=[model, images], makes_folder=True)
     save_png(prediction_sheet(model, images, num_rows=rows), out)
     say_written(out)
-
-
-@click.command("import")
-@click.argument("file", type=click.Path(path_type=Path))
-@click.argument("encoder", type=click.Path(path_type=Path))
-@click.option("--num-heads", type=click.IntRange(min=1), metavar="N", help="Attention heads, if the file cannot tell.")
-@click.option(
-    "--normalization",
-    type=click.Choice(["imagenet", "inception"]),
-    help="How the model's pixels were normalised, if the file cannot tell; inception is mean and std 0.5.",
-)
-@click.option(
-    "--weights",
-    type=click.Choice(["ema", "plain"]),
-    help="Of a training checkpoint, the running average or the weights themselves; by default the average if there is "
-    "one.",
-)
-@click.option(
-    "--pos-resize",
-    type=click.Choice(["bicubic", "dino", "timm"]),
-    help="By whose rule absolute positions are resized, if the file cannot tell; bicubic is that of MAE and DeiT.",
-)
-def import_command(file: Path, encoder: Path, **given: Any) -> None:
-    """Turn the weights of somebody else into the folder ENCODER, for --encoder and beit predict --features.
-
-    FILE is an official BEiT .pth; weights of DINO, MAE, DeiT or a ViT of timm (.pth, .bin, .safetensors), or a training
-    checkpoint of theirs; or a Hugging Face folder of a BEiT, ViT (DINO's too), ViTMAE or DeiT. Nothing in it is
-    executed. Every tensor must be known and of the right shape. A head of classes or visual words is kept. What is a
-    guess is called one, with the option that sets it.
-
-    \b
-    Example:
-      beit import beit_base_patch16_224_pt22k.pth encoders/beit-base
-    """
-    from beit.finetune.weights.import_model import import_encoder
-
-    imported = import_encoder(file, encoder, **given)
-    click.echo(imported.summary)
-    say_written(encoder)

@@ -27,13 +27,15 @@ RESTRICTED = {
         "tokenize/commands.py",
         "pretrain/commands.py",
         "finetune/commands.py",
+        "finetune/weights/commands.py",
     },
     "matplotlib": {"common/pages/charts.py"},
     "jinja2": {"common/pages/html_page.py"},
     "markupsafe": {"common/pages/html_page.py"},
     "torchvision": set(),
-    "timm": set(),
-    "transformers": set(),
+    "timm": {"finetune/weights/export/timm.py"},
+    "transformers": {"finetune/weights/export/huggingface.py"},
+    "onnxruntime": {"finetune/weights/export/onnx.py"},
 }
 
 # The loose ground of common/: any room may import it, and it imports no room.
@@ -228,7 +230,15 @@ def test_importing_the_package_loads_no_other_module():
 
 
 @pytest.mark.parametrize(
-    "name", ["cli.py", "cli_options.py", "cli_streams.py", "demo.py", *(f"{stage}/commands.py" for stage in STAGES)]
+    "name",
+    [
+        "cli.py",
+        "cli_options.py",
+        "cli_streams.py",
+        "demo.py",
+        *(f"{stage}/commands.py" for stage in STAGES),
+        "finetune/weights/commands.py",
+    ],
 )
 def test_command_modules_import_no_torch_at_the_top(name):
     heavy = {"torch", "deepspeed", "pyarrow", "webdataset"}

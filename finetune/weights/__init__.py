@@ -1,1 +1,1 @@
-"""Weights of other projects, in: their files, names and shapes."""
+"""Weights of other projects, in: their files, names and shapes; and out, in the room `export`."""

@@ -1,0 +1,92 @@
+"""The commands `beit import` and `beit export`: weights of other projects in, models of ours out.
+
+What they do is in `import_model.py` and `export/exporter.py`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from beit.cli_options import say_written
+
+_MODULES = {"official": "official", "hf": "huggingface", "timm": "timm", "onnx": "onnx"}
+_ROOM = Path(__file__).parent / "export"
+TARGETS = {name: module for name, module in _MODULES.items() if (_ROOM / f"{module}.py").is_file()}
+"""Forms that a model can be exported in, and the module of each."""
+
+
+@click.command("import")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("encoder", type=click.Path(path_type=Path))
+@click.option("--num-heads", type=click.IntRange(min=1), metavar="N", help="Attention heads, if the file cannot tell.")
+@click.option(
+    "--normalization",
+    type=click.Choice(["imagenet", "inception"]),
+    help="How the model's pixels were normalised, if the file cannot tell; inception is mean and std 0.5.",
+)
+@click.option(
+    "--weights",
+    type=click.Choice(["ema", "plain"]),
+    help="Of a training checkpoint, the running average or the weights themselves; by default the average if there is "
+    "one.",
+)
+@click.option(
+    "--pos-resize",
+    type=click.Choice(["bicubic", "dino", "timm"]),
+    help="By whose rule absolute positions are resized, if the file cannot tell; bicubic is that of MAE and DeiT.",
+)
+def import_command(file: Path, encoder: Path, **given: Any) -> None:
+    """Turn the weights of somebody else into the folder ENCODER, for --encoder and beit predict --features.
+
+    FILE is an official BEiT .pth; weights of DINO, MAE, DeiT or a ViT of timm (.pth, .bin, .safetensors), or a training
+    checkpoint of theirs; or a Hugging Face folder of a BEiT, ViT (DINO's too), ViTMAE or DeiT. Nothing in it is
+    executed. Every tensor must be known and of the right shape. A head of classes or visual words is kept. What is a
+    guess is called one, with the option that sets it.
+
+    \b
+    Example:
+      beit import beit_base_patch16_224_pt22k.pth encoders/beit-base
+    """
+    from beit.finetune.weights.import_model import import_encoder
+
+    imported = import_encoder(file, encoder, **given)
+    click.echo(imported.summary)
+    say_written(encoder)
+
+
+@click.command("export")
+@click.argument("model", type=click.Path(path_type=Path), metavar="MODEL|RUN")
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--to", "target", type=click.Choice(list(TARGETS)), required=True, help="Whose form it is to have.")
+@click.option(
+    "--img-size",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Side of the images it is to take, in pixels, if others than in training; positions are resized.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "float16", "bfloat16"]),
+    default="float32",
+    show_default=True,
+    help="Of the weights. A learned position bias in bfloat16 loses what differs by less than 1 in 128 of its size.",
+)
+def export_command(model: Path, out: Path, target: str, img_size: int | None, dtype: Any) -> None:
+    """Write an encoder or a fine-tuned MODEL into the folder OUT, in the form of another project.
+
+    OUT must be new or empty. What was written is loaded with the library that it is for, where that is installed, and
+    run on the same images as MODEL itself; the largest difference of every output is shown, and if it is too large
+    nothing is left.
+
+    \b
+    Example:
+      beit export runs/flowers/model exported/flowers --to hf
+    """
+    from beit.finetune.weights.export.exporter import export_model
+
+    exported = export_model(model, out, module=TARGETS[target], img_size=img_size, dtype=dtype)
+    click.echo(exported.summary)
+    say_written(*exported.files)

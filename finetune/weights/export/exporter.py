@@ -1,0 +1,176 @@
+"""`beit export`: write a model in the form of another project, read it back with its library, compare, keep or refuse.
+
+A target is a module of this room that knows one form. What it writes appears under its final name only after its own
+library, where that can be imported, has computed the same as we do; nothing half-written is ever seen.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple, Protocol, cast
+
+import torch
+from torch import Tensor
+
+from beit.common.errors import InputError, RunFailed
+from beit.common.pages.tables import aligned
+from beit.common.runs.outputs import check_output_folder
+from beit.common.storage.files import fsync_directory, remove_stale, temporary_name
+from beit.finetune.weights.export.source import (
+    Dtype,
+    ExportOptions,
+    ExportSource,
+    our_outputs,
+    probe_images,
+    read_source,
+)
+
+TOLERANCES: dict[Dtype, float] = {"float32": 1e-5, "float16": 1e-2, "bfloat16": 1e-1}
+"""Of an output's largest value, or of 1 where that is smaller: two orders of summing differ by some 1e-6; the others
+are what 11 and 8 bits leave of the weights, compared with the model in float32."""
+
+Run = Callable[[Tensor], dict[str, Tensor]]
+
+
+class Target(Protocol):
+    """What the module of a target offers."""
+
+    LIBRARY: str
+    """That reads what is written, as people call it."""
+
+    def write(self, source: ExportSource, folder: Path, options: ExportOptions) -> list[Path]:
+        """Write a model into an empty folder and return the files, the most important first.
+
+        Raises:
+            InputError: the target has no place for such a model; one line that says which it has, before anything is
+                written.
+        """
+
+    def reload(self, folder: Path, source: ExportSource) -> Run | None:
+        """Load what was written with the library, as a user would, and return what runs it.
+
+        That maps the images of `probe_images` to outputs, each under the name it has in `our_outputs`, in any dtype. A
+        masked image model is given `probe_mask`. Where the library cannot be imported, names and shapes in the files
+        are checked instead, with a `RunFailed` if they are wrong, and None is returned.
+        """
+
+
+class Difference(NamedTuple):
+    """How far one output of the export is from ours."""
+
+    output: str
+    """Its name."""
+    largest: float
+    """Largest absolute difference."""
+    tolerance: float
+    """What is allowed."""
+
+    @property
+    def is_small(self) -> bool:
+        """Whether it is allowed; what is no number is not."""
+        return self.largest <= self.tolerance
+
+
+class Exported(NamedTuple):
+    """An export that was kept."""
+
+    files: list[Path]
+    """What was written, the most important first."""
+    summary: str
+    """How near it is to the model, for the user."""
+
+
+def export_model(
+    path: Path, out: Path, *, module: str, img_size: int | None = None, dtype: Dtype = "float32"
+) -> Exported:
+    """Write a model into a new or empty folder in the form of a target.
+
+    Args:
+        path: A model of ours, or a run.
+        out: The folder.
+        module: Of the target, in this room.
+        img_size: Side of the images it is to take, in pixels, if others than in training.
+        dtype: Of the weights.
+    """
+    _check_folder(out, path)
+    source = read_source(path, img_size=img_size)
+    target = cast(Target, importlib.import_module(f"beit.finetune.weights.export.{module}"))
+    options = ExportOptions(name=Path(os.path.abspath(out)).name, dtype=dtype)
+    with _staged(out) as folder:
+        names = [file.relative_to(folder) for file in target.write(source, folder, options)]
+        summary = _prove(target, folder, source, options)
+    return Exported([out / name for name in names], summary)
+
+
+def _check_folder(out: Path, path: Path) -> None:
+    check_output_folder("OUT", out, inputs=[path])
+    if out.exists() and next(out.iterdir(), None) is not None:
+        raise InputError(f"{out} is not an empty folder; name a new one for the export")
+
+
+@contextmanager
+def _staged(out: Path) -> Iterator[Path]:
+    """Yield a folder beside `out` that takes its place if the block succeeds, and is gone if it does not."""
+    target = Path(os.path.realpath(out))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    remove_stale(target.parent, target.name)
+    folder = target.with_name(temporary_name(target.name))
+    folder.mkdir()
+    try:
+        yield folder
+        for file in folder.rglob("*"):
+            if file.is_file():
+                with file.open("rb") as written:
+                    os.fsync(written.fileno())
+        fsync_directory(folder)
+        os.replace(folder, target)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    fsync_directory(target.parent)
+
+
+def _prove(target: Target, folder: Path, source: ExportSource, options: ExportOptions) -> str:
+    """Compare what was written with the model, and return the table of it."""
+    run = target.reload(folder, source)
+    if run is None:
+        return (
+            f"{target.LIBRARY} cannot be imported: names and shapes were checked, and what the export computes was not"
+        )
+    images = probe_images(source)
+    with torch.no_grad():
+        found = compare(run(images), our_outputs(source, images), TOLERANCES[options.dtype])
+    rows = [(name, f"{largest:.1e}", f"{tolerance:.1e}") for name, largest, tolerance in found]
+    table = aligned([("output", "largest difference", "tolerance"), *rows], align="<>")
+    if not all(difference.is_small for difference in found):
+        wrong = "; ".join(
+            f"{one.output} by {one.largest:.1e} (at most {one.tolerance:.1e})" for one in found if not one.is_small
+        )
+        raise RunFailed(
+            f"what {target.LIBRARY} computes from the export differs from the model: {wrong}; nothing was written"
+        )
+    return f"{target.LIBRARY} and beit on the same {len(images)} images, {options.dtype}:\n{table}"
+
+
+def compare(theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor], tolerance: float) -> list[Difference]:
+    """Compare outputs by name; ours may be more.
+
+    Args:
+        theirs: At least one.
+        ours: Of the same images.
+        tolerance: Share of the largest value of an output; of 1 where that is smaller.
+    """
+    assert theirs and theirs.keys() <= ours.keys(), (sorted(theirs), sorted(ours))
+    found = []
+    for name, output in theirs.items():
+        wanted = ours[name].float()
+        assert output.shape == wanted.shape, (name, tuple(output.shape), tuple(wanted.shape))
+        # max() of a tensor with a NaN is NaN, which no tolerance allows.
+        largest = float((output.float() - wanted).abs().max())
+        found.append(Difference(name, largest, tolerance * max(1.0, float(wanted.abs().max()))))
+    return found
