@@ -62,8 +62,8 @@ def notes(source: ExportSource) -> list[str]:
     found = list(plan_export(source).notes)
     if shifted := num_shifted(source):
         found.append(
-            f"pixels: of {shifted} of the 5 photos transformers takes the crop one pixel further left or up than "
-            "beit, since it rounds an odd margin down; compared is the same crop"
+            f"of {shifted} in 5 sizes of photo transformers cuts one pixel further left or up than beit: it rounds an "
+            "odd margin down; compared are pixels of the same cut"
         )
     return found
 
