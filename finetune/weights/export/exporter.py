@@ -59,6 +59,8 @@ class Target(Protocol):
         are checked instead, with a `RunFailed` if they are wrong, and None is returned.
         """
 
+    # Optional: `expected(source)`, outputs besides those of `our_outputs`, and `notes(source)`, lines for the user.
+
 
 class Difference(NamedTuple):
     """How far one output of the export is from ours."""
@@ -137,14 +139,17 @@ def _staged(out: Path) -> Iterator[Path]:
 
 def _prove(target: Target, folder: Path, source: ExportSource, options: ExportOptions) -> str:
     """Compare what was written with the model, and return the table of it."""
+    notes: list[str] = getattr(target, "notes", lambda _source: [])(source)
     run = target.reload(folder, source)
     if run is None:
-        return (
+        notes.append(
             f"{target.LIBRARY} cannot be imported: names and shapes were checked, and what the export computes was not"
         )
+        return "\n".join(notes)
     images = probe_images(source)
+    expected = our_outputs(source, images) | getattr(target, "expected", lambda _source: {})(source)
     with torch.no_grad():
-        found = compare(run(images), our_outputs(source, images), TOLERANCES[options.dtype])
+        found = compare(run(images), expected, TOLERANCES[options.dtype])
     rows = [(name, f"{largest:.1e}", f"{tolerance:.1e}") for name, largest, tolerance in found]
     table = aligned([("output", "largest difference", "tolerance"), *rows], align="<>")
     if not all(difference.is_small for difference in found):
@@ -154,7 +159,7 @@ def _prove(target: Target, folder: Path, source: ExportSource, options: ExportOp
         raise RunFailed(
             f"what {target.LIBRARY} computes from the export differs from the model: {wrong}; nothing was written"
         )
-    return f"{target.LIBRARY} and beit on the same {len(images)} images, {options.dtype}:\n{table}"
+    return "\n".join([*notes, f"{target.LIBRARY} and beit on the same {len(images)} images, {options.dtype}:", table])
 
 
 def compare(theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor], tolerance: float) -> list[Difference]:
