@@ -131,7 +131,7 @@ def starting_point(config: PretrainConfig, store: StoreInfo, *, earlier: Continu
         shape,
         img_size=store.img_size,
         drop_path=config.model.drop_path,
-        pos_bias=config.model.pos_bias or shape.pos_bias,
+        pos_bias=shape.pos_bias if config.model.pos_bias == "auto" else config.model.pos_bias,
         use_mask_token=True,
         init="pretrain",
     )

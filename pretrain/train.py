@@ -91,7 +91,8 @@ def run(config: PretrainConfig, *, store: str | Path, run_dir: Path, resume: str
     task, result = train(config, build, run_dir=run_dir, resume=resume)
     if task.world.is_main:
         if result.metrics:
-            logger.info("verdict: %s", verdict(result.metrics, task.alarm(result.metrics)))
+            words = verdict(result.metrics, task.alarm(result.metrics), is_continued=config.init is not None)
+            logger.info("verdict: %s", words)
         if result.step > result.start_step:
             logger.info("%s", written(run_dir))
 
@@ -175,7 +176,7 @@ class PretrainTask:
         plan, views = self.data.plan, self.store.info.views
         num_images = int(self.dataset.shard_sizes.sum())
         little = little_training(num_images, total_steps=plan.total_steps, batch=plan.global_batch_size)
-        if little:
+        if little and self.start.continued is None:
             logger.warning("%s", little)
         epochs = plan.total_steps / plan.steps_per_epoch
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
@@ -206,10 +207,11 @@ class PretrainTask:
         made_for, here = self.config.data.made_for, (self.vit.img_size, self.vit.patch_size)
         if made_for not in (None, here):
             logger.warning(
-                "these settings are made for views of %d px in patches of %d px, this store has %d px in %d px: the "
-                "size of the model, learning rate and length may not fit (data.made_for)",
+                "these settings are made for views of %d px in patches of %d px, this store has %d px in %d px: %s "
+                "rate and length may not fit (data.made_for)",
                 *(made_for or ()),
                 *here,
+                "the size of the model, learning" if self.start.continued is None else "learning",
             )
 
     @property
@@ -234,7 +236,7 @@ class PretrainTask:
 
     def quicker(self, flops_per_second: float) -> str | None:
         """Return the recipe for a laptop with its time, unless this is it."""
-        if self.tokens is None:
+        if self.tokens is None or self.start.continued is not None:
             return None
         return quicker(
             (self.vit.img_size, self.vit.patch_size),

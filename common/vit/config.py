@@ -149,13 +149,13 @@ class ModelConfig:
     """Stochastic depth rate of the last block."""
     use_abs_pos_emb: bool | None = None
     """Whether a learned absolute position embedding is added; of random weights false."""
-    pos_bias: PosBias | None = None
-    """Relative position bias: shared by all blocks, per_block, or none; of random weights shared."""
+    pos_bias: Literal["auto", "none", "shared", "per_block"] = "auto"
+    """Relative position bias: shared by all blocks, per_block, or none; auto is shared for random weights."""
 
     def for_random_weights(self) -> ModelConfig:
         """Return the section with the values of random weights where an encoder could bring others."""
         usual = {"size": "base", "mlp_ratio": 4.0, "use_abs_pos_emb": False, "pos_bias": "shared"}
-        left_out = {name: value for name, value in usual.items() if getattr(self, name) is None}
+        left_out = {name: value for name, value in usual.items() if getattr(self, name) in (None, "auto")}
         return replace(self, **left_out) if left_out else self  # type: ignore[arg-type]
 
 
