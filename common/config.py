@@ -62,6 +62,7 @@ _ALSO_CALLED = {
     "mask.min_block": "min_mask_patches_per_block",
     "layer_decay": "layer_decay_rate llrd layer_wise_lr_decay",
     "freeze_blocks": "freeze num_frozen_blocks",
+    "adapt": "lora lora_r lora_rank peft trainable_layers",
     "image.img_size": "input_size image_size resolution",
     "classifier.label_smoothing": "smoothing",
     "mix.mixup_alpha": "mixup",

@@ -15,11 +15,10 @@ import torch
 from beit.common.encoder import load_weights
 from beit.common.errors import InputError, require
 from beit.common.sources.labels import one_form
-from beit.common.vit.config import Normalization, PosBias, ViTConfig, build_vit_config
+from beit.common.vit.adaptation import adapt, check_adaptation
+from beit.common.vit.config import Adaptation, Normalization, PosBias, ViTConfig, build_vit_config
 from beit.common.vit.description import EncoderConfig, read_encoder_config
 from beit.common.vit.features import FeaturePooling
-from beit.common.vit.param_groups import layer_id
-from beit.common.vit.vit import VisionTransformer
 from beit.finetune.classification.model import FRESH_PREFIXES, POOLINGS, ImageClassifier
 from beit.finetune.config import RANDOM_ENCODER, FinetuneConfig
 from beit.finetune.in_force import EncoderSettings, require_agreement
@@ -41,6 +40,8 @@ class StartingPoint:
     """Of its input."""
     encoder: EncoderConfig | None
     """Description of the encoder on disk; None for random weights."""
+    adaptation: Adaptation = Adaptation()
+    """How much of it is trained."""
 
 
 @overload
@@ -76,6 +77,11 @@ def starting_point(config: EncoderSettings) -> StartingPoint:
             f"freeze_blocks ({config.freeze_blocks}) must be 0 with --encoder {RANDOM_ENCODER}: random blocks left as "
             "they are would not learn; give an encoder",
         )
+        require(
+            config.adapt == "all",
+            f'adapt ("{config.adapt}") must be "all" with --encoder {RANDOM_ENCODER}: random weights left as they are '
+            "would not learn; give an encoder",
+        )
         shape = build_vit_config(
             config.model.for_random_weights(),
             img_size=config.image.img_size or DEFAULT_IMG_SIZE,
@@ -94,13 +100,20 @@ def starting_point(config: EncoderSettings) -> StartingPoint:
         config.freeze_blocks <= architecture.depth,
         f"freeze_blocks ({config.freeze_blocks}) must not exceed the {architecture.depth} blocks of {config.encoder}",
     )
-    return StartingPoint(architecture=architecture, normalization=stored.normalization, encoder=stored)
+    adaptation = Adaptation.parse(config.adapt)
+    if config.freeze_blocks:
+        adaptation = Adaptation(last_blocks=architecture.depth - config.freeze_blocks)
+    check_adaptation(adaptation, architecture)
+    return StartingPoint(
+        architecture=architecture, normalization=stored.normalization, encoder=stored, adaptation=adaptation
+    )
 
 
 def build_classifier(config: FinetuneConfig, start: StartingPoint, class_names: Sequence[str]) -> ImageClassifier:
     """Build the model to train, with the encoder's weights if there is one; the head starts anew.
 
-    A head is kept only where the encoder was fine-tuned on the same classes.
+    A head is kept only where the encoder was fine-tuned on the same classes. Of the encoder, what the settings say is
+    trained.
     """
     model = ImageClassifier(
         start.architecture,
@@ -111,16 +124,9 @@ def build_classifier(config: FinetuneConfig, start: StartingPoint, class_names: 
     if start.encoder is not None:
         assert config.encoder is not None
         same_classes = list(map(one_form, start.encoder.class_names or ())) == list(map(one_form, class_names))
-        load_weights(model, config.encoder, fresh=FRESH_PREFIXES, skip=() if same_classes else ("head.",))
+        fresh = load_weights(model, config.encoder, fresh=FRESH_PREFIXES, skip=() if same_classes else ("head.",))
+        adapt(model, start.adaptation, fresh=fresh)
     return model
-
-
-def freeze_blocks(model: VisionTransformer, num_blocks: int) -> None:
-    """Leave the embeddings and the lowest `num_blocks` blocks untrained; 0 leaves nothing untrained."""
-    if num_blocks:
-        for name, parameter in model.named_parameters():
-            if layer_id(name, model.config.depth) <= num_blocks:
-                parameter.requires_grad_(False)
 
 
 def _encoder_architecture(stored: ViTConfig, config: EncoderSettings) -> ViTConfig:

@@ -18,7 +18,7 @@ from beit.common.training.config import (
     SpeedConfig,
     TrainConfig,
 )
-from beit.common.vit.config import ModelConfig, PosBias, SizeName
+from beit.common.vit.config import AdaptSetting, ModelConfig, PosBias, SizeName, require_one_limit
 from beit.finetune.augment.settings import MixConfig, TrainAugmentConfig
 
 RANDOM_ENCODER = "random"
@@ -200,6 +200,9 @@ class FinetuneConfig:
     """Factor on the learning rate from one layer to the layer below it; 1 trains all layers alike."""
     freeze_blocks: Annotated[int, at_least(0)] = 0
     """Keep the embeddings and this many lowest blocks as the encoder has them; 0 trains all."""
+    adapt: AdaptSetting = "all"
+    """How much of the encoder is trained: "all"; "last:N", its last N blocks, which freeze_blocks says the other way
+    round; or "lora:R", updates of rank R of its matrices. What comes after it is trained in any case."""
     image: ImageConfig = field(default_factory=ImageConfig)
     """Input."""
     model: ShapeConfig = field(default_factory=ShapeConfig)
@@ -236,6 +239,7 @@ class FinetuneConfig:
     """Linear probe and k-NN."""
 
     def __post_init__(self) -> None:
+        require_one_limit(self.adapt, self.freeze_blocks)
         micro, total = self.train.micro_batch_size, self.train.global_batch_size
         require(
             not self.mix.is_on or (total if micro is None else micro) % 2 == 0,

@@ -26,6 +26,10 @@ class EncoderSettings(Protocol):
         """Blocks left as they are."""
 
     @property
+    def adapt(self) -> str:
+        """How much of the encoder is trained."""
+
+    @property
     def image(self) -> ImageConfig:
         """Input."""
 

@@ -27,10 +27,11 @@ from beit.common.sources.labels import all_listed
 from beit.common.training.data import Batch, TrainingData
 from beit.common.training.judge import Goal
 from beit.common.training.trainer import train
+from beit.common.vit.adaptation import merge_state, parameters_in_words
 from beit.common.vit.description import EncoderConfig, read_encoder_config
 from beit.common.vit.flops import training_flops
 from beit.common.vit.param_groups import param_groups
-from beit.finetune.artifact import StartingPoint, build_classifier, freeze_blocks, starting_point
+from beit.finetune.artifact import StartingPoint, build_classifier, starting_point
 from beit.finetune.augment.augment import TrainTransform
 from beit.finetune.best_model import BestModel, saved_when_measured
 from beit.finetune.classification.model import ImageClassifier
@@ -120,9 +121,7 @@ class ClassificationTask:
     @cached_property
     def model(self) -> ImageClassifier:
         """The encoder with a head for the classes of the data."""
-        model = build_classifier(self.config, self.start, self.images.class_names)
-        freeze_blocks(model, self.config.freeze_blocks)
-        return model
+        return build_classifier(self.config, self.start, self.images.class_names)
 
     def _objective(self) -> ClassificationStep:
         mean, std = self.start.normalization
@@ -171,10 +170,10 @@ class ClassificationTask:
         """Say what is about to happen."""
         plan, val = self.data.plan, self.images.val
         logger.info(
-            "%s from %s, %.1f M parameters; %d training and %d validation images",
+            "%s from %s, %s; %d training and %d validation images",
             self.start.architecture.name,
             self.config.encoder,
-            sum(parameter.numel() for parameter in self.model.parameters()) / 1e6,
+            parameters_in_words(self.model),
             len(self.images.train),
             0 if val is None else len(val),
         )
@@ -193,8 +192,14 @@ class ClassificationTask:
 
     def flops_per_sample(self) -> int:
         """Return the arithmetic of one image."""
-        frozen, classes = self.config.freeze_blocks, len(self.images.class_names)
-        return training_flops(self.start.architecture, head_rows=1, head_outputs=classes, frozen_blocks=frozen)
+        shape, adaptation = self.start.architecture, self.start.adaptation
+        return training_flops(
+            shape,
+            head_rows=1,
+            head_outputs=len(self.images.class_names),
+            frozen_blocks=adaptation.frozen_blocks(shape.depth),
+            lora_rank=adaptation.rank,
+        )
 
     def param_groups(self) -> list[dict[str, Any]]:
         """Decay matrices, spare vectors, and let lower layers learn more slowly (BEiT's grouping)."""
@@ -233,7 +238,7 @@ class ClassificationTask:
         result = self.measured[1] if self.measured is not None and self.measured[0] == step else None
         description = replace(self.description, provenance=self._provenance(step, result))
         self._best_model.save(
-            state,
+            merge_state(state),
             directory,
             description,
             step=step,

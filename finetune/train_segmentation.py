@@ -27,6 +27,8 @@ from beit.common.training.data import Batch, TrainingData
 from beit.common.training.expectation import in_words
 from beit.common.training.judge import Goal
 from beit.common.training.trainer import train
+from beit.common.vit.adaptation import merge_state, parameters_in_words
+from beit.common.vit.config import Adaptation
 from beit.common.vit.description import read_encoder_config
 from beit.common.vit.flops import training_flops
 from beit.common.vit.param_groups import param_groups
@@ -182,11 +184,11 @@ class SegmentationTask:
         """Say what is about to happen."""
         val, head = self.scenes.val, self.config.head
         logger.info(
-            "%s from %s, %s, %.1f M parameters; %d training and %d validation images",
+            "%s from %s, %s, %s; %d training and %d validation images",
             self.start.architecture.name,
             self.config.encoder,
             head_in_words(head),
-            sum(parameter.numel() for parameter in self.model.parameters()) / 1e6,
+            parameters_in_words(self.model),
             len(self.scenes.train),
             0 if val is None else len(val),
         )
@@ -226,19 +228,21 @@ class SegmentationTask:
 
     def flops_per_sample(self) -> int:
         """Return the arithmetic of one crop."""
-        return self._flops(self.config.freeze_blocks)
+        return self._flops(self.start.adaptation)
 
     def quicker(self, flops_per_second: float) -> str | None:
         """Return the training of the head alone with its time, where there is an encoder to keep as it is."""
         depth, plan = self.start.architecture.depth, self.data.plan
-        if self.start.encoder is None or self.config.freeze_blocks >= depth:
+        head_alone = Adaptation(last_blocks=0)
+        if self.start.encoder is None or self.start.adaptation == head_alone:
             return None
-        seconds = self._flops(depth) * plan.global_batch_size * plan.total_steps / flops_per_second
+        seconds = self._flops(head_alone) * plan.global_batch_size * plan.total_steps / flops_per_second
         return f"the head alone takes about {in_words(seconds)}: --set freeze_blocks={depth}"
 
-    def _flops(self, frozen_blocks: int) -> int:
+    def _flops(self, adaptation: Adaptation) -> int:
         shape = self.start.architecture
-        encoder = training_flops(shape, head_rows=0, head_outputs=0, frozen_blocks=frozen_blocks)
+        frozen = adaptation.frozen_blocks(shape.depth)
+        encoder = training_flops(shape, head_rows=0, head_outputs=0, frozen_blocks=frozen, lora_rank=adaptation.rank)
         return encoder + 3 * self._head_flops
 
     @cached_property
@@ -294,7 +298,9 @@ class SegmentationTask:
             best_block=None if encoder is None else encoder.best_block,
             provenance=self._provenance(step, result),
         )
-        self._best_model.save(state, directory, description, step=step, start_step=self.data.start_step, result=result)
+        self._best_model.save(
+            merge_state(state), directory, description, step=step, start_step=self.data.start_step, result=result
+        )
 
     def _provenance(self, step: int, result: Mapping[str, Any] | None) -> dict[str, Any]:
         scenes = self.scenes

@@ -28,6 +28,7 @@ from beit.common.store import open_store
 from beit.common.training.config import DeepSpeedConfig
 from beit.common.training.engine import Engine
 from beit.common.training.portable_state import gather_state, scatter_state
+from beit.common.vit.adaptation import Adaptation, adapt
 from beit.pretrain.config import PretrainConfig
 from beit.pretrain.train import PretrainTask
 
@@ -35,11 +36,16 @@ STEPS, BAD_STEP, BAD_RANK, WORLD_SIZE = 5, 2, 1, 2
 MICRO_BATCH_SIZES = {1: 8, 2: 4}
 """By micro-batches per rank and step."""
 PRECISIONS = ("fp32", "bf16", "fp16")
-CASES = [(stage, "fp32", 1) for stage in range(4)] + [
-    (stage, precision, 2) for precision, stage in itertools.product(PRECISIONS, range(4))
-]
-"""ZeRO stage, precision, micro-batches per rank and step."""
+CASES = (
+    [(stage, "fp32", 1, "all") for stage in range(4)]
+    + [(stage, precision, 2, "all") for precision, stage in itertools.product(PRECISIONS, range(4))]
+    + [(stage, "fp32", 2, "lora:4") for stage in range(4)]
+    + [(stage, precision, 2, "lora:4") for stage, precision in ((0, "fp16"), (1, "bf16"), (2, "fp16"), (3, "bf16"))]
+    + [(stage, "fp32", 2, "last:1") for stage in (0, 2, 3)]
+)
+"""ZeRO stage, precision, micro-batches per rank and step, what is trained."""
 LR = 1e-2
+Case = tuple[int, str, int, str]
 
 
 def config_for(precision: str, accumulation: int) -> PretrainConfig:
@@ -60,9 +66,11 @@ def config_for(precision: str, accumulation: int) -> PretrainConfig:
     )
 
 
-def task_for(store: TokenStore, precision: str, accumulation: int, world: World) -> PretrainTask:
+def task_for(store: TokenStore, precision: str, accumulation: int, setting: str, world: World) -> PretrainTask:
     torch.manual_seed(0)
-    return PretrainTask(config_for(precision, accumulation), store, world)
+    task = PretrainTask(config_for(precision, accumulation), store, world)
+    adapt(task.model, Adaptation.parse(setting))
+    return task
 
 
 def steps_of(task: PretrainTask) -> Iterator[list[Any]]:
@@ -72,14 +80,14 @@ def steps_of(task: PretrainTask) -> Iterator[list[Any]]:
 
 
 def poison(model: torch.nn.Module) -> Any:
-    parameter = next(iter(model.parameters()))
+    parameter = next(parameter for parameter in model.parameters() if parameter.requires_grad)
     return parameter.register_hook(lambda gradient: gradient * float("nan"))
 
 
-def train(store: TokenStore, world: World, case: tuple[int, str, int]) -> dict[str, Any]:
+def train(store: TokenStore, world: World, case: Case) -> dict[str, Any]:
     """Train through DeepSpeed; also moves the state after the bad step to the next ZeRO stage, and goes on there."""
-    stage, precision, accumulation = case
-    task = task_for(store, precision, accumulation, world)
+    stage, precision, accumulation, setting = case
+    task = task_for(store, precision, accumulation, setting, world)
     engine = build(task, stage, world)
     losses, verdicts, states = [], [], []
     for step, batches in enumerate(steps_of(task)):
@@ -103,10 +111,10 @@ def train(store: TokenStore, world: World, case: tuple[int, str, int]) -> dict[s
     return result
 
 
-def moved(store: TokenStore, world: World, case: tuple[int, str, int], state: Any) -> float:
+def moved(store: TokenStore, world: World, case: Case, state: Any) -> float:
     """Return the loss of the step after the bad one, computed by a fresh engine of another stage from the state."""
-    stage, precision, accumulation = case
-    task = task_for(store, precision, accumulation, world)
+    stage, precision, accumulation, setting = case
+    task = task_for(store, precision, accumulation, setting, world)
     engine = build(task, (stage + 1) % 4, world)
     state = world.broadcast(state)
     scatter_state(engine, state.model.__getitem__, state.optimizer.get)
@@ -122,12 +130,12 @@ def build(task: PretrainTask, stage: int, world: World) -> Engine:
 
 
 @functools.cache
-def train_plainly(store: TokenStore, precision: str, accumulation: int) -> list[float]:
+def train_plainly(store: TokenStore, precision: str, accumulation: int, setting: str) -> list[float]:
     """Train with torch alone, in this process, on what the ranks read together; the bad step is left out."""
     shares = []
     for rank in range(WORLD_SIZE):
         world = World(rank=rank, local_rank=rank, world_size=WORLD_SIZE, device=torch.device("cpu"))
-        task = task_for(store, precision, accumulation, world)
+        task = task_for(store, precision, accumulation, setting, world)
         shares.append(list(steps_of(task)))
     optimizer = torch.optim.AdamW(
         [{name: value for name, value in group.items() if name != "lr_scale"} for group in task.param_groups()], lr=LR

@@ -33,9 +33,11 @@ logger = logging.getLogger(__name__)
 
 _TOKENS = 6144
 """Per micro-batch on a CPU, at least: from there on larger ones were hardly faster (docs/results.md)."""
-_VALUES_KEPT, _VALUES_RECOMPUTED = 12, 1
-"""Values per token, channel and block that the backward pass needs at the very least. Measured: 19 to 24, and 1.3 to
-2.2 with activation checkpointing; less is kept of the last block."""
+_VALUES_KEPT, _VALUES_PASSED, _VALUES_RECOMPUTED = 12, 6, 1
+"""Values per token, channel and block that the backward pass needs at the very least: of a block that is trained, of
+one that only hands gradients down, and of one that is computed again. Measured: 19 to 24 (20 with updates of low rank),
+13, and 1.3 to 2.2; less is kept of the last block."""
+_BELOW_BLOCKS = ("cls_token", "mask_token", "pos_embed", "patch_embed.", "rel_pos_bias.")
 _SPARE = 1.1
 """Room to leave on a GPU beside what training is known to need: buffers of collectives, fragments."""
 _WAY_OUT = "take a smaller model or smaller images, or speed.activation_checkpointing=true"
@@ -268,11 +270,17 @@ def needed_bytes(model: nn.Module, config: TrainingConfig, size: int, world: Wor
 
 def _kept_values(vit: VisionTransformer, *, is_recomputed: bool) -> int:
     shape = vit.config
-    trained = [any(weight.requires_grad for weight in block.parameters()) for block in vit.blocks]
+    flags = [any(weight.requires_grad for weight in block.parameters()) for block in vit.blocks]
+    trained = sum(flags)
+    # Where something before the blocks is trained, gradients go through those below the first that is, too.
+    below = [weight for name, weight in vit.named_parameters() if name.startswith(_BELOW_BLOCKS)]
+    passed = flags.index(True) if trained and any(weight.requires_grad for weight in below) else 0
     per_block = (1 + shape.num_patches) * shape.embed_dim
     # Of the last block only what is predicted may be kept; under recomputation one block at a time is kept whole.
-    whole = 1 if is_recomputed else max(0, sum(trained) - 1)
-    return per_block * (_VALUES_KEPT * whole + _VALUES_RECOMPUTED * (sum(trained) - whole))
+    whole = 1 if is_recomputed else max(0, trained - 1)
+    handed = 0 if is_recomputed else passed
+    recomputed = trained - whole + passed - handed
+    return per_block * (_VALUES_KEPT * whole + _VALUES_PASSED * handed + _VALUES_RECOMPUTED * recomputed)
 
 
 def _refuse_too_large(task: Task, config: TrainingConfig, world: World) -> None:

@@ -1,22 +1,33 @@
 """Shape of the vision transformer, without torch.
 
-Here: `ViTConfig` (everything that decides which parameters exist and what a forward computes), the named sizes, and
-`ModelConfig`, the recipe section that picks one. Not here: the modules (`common/vit/vit.py`), their initial values
-(`common/vit/init.py`), and the heads (`pretrain/model.py`, `finetune/classification/model.py`).
+Here: `ViTConfig` (everything that decides which parameters exist and what a forward computes), the named sizes,
+`ModelConfig`, the recipe section that picks one, and `Adaptation`, the setting that says how much of it is trained. Not
+here: the modules (`common/vit/vit.py`), their initial values (`common/vit/init.py`), how a model is adapted
+(`common/vit/adaptation.py`), and the heads (`pretrain/model.py`, `finetune/classification/model.py`).
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+import re
+from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Literal, NamedTuple
 
-from beit.common.config import above, at_least, checked, within
+from beit.common.config import Bound, above, at_least, checked, within
 from beit.common.errors import require
 
 PosBias = Literal["none", "shared", "per_block"]
 InitRule = Literal["pretrain", "finetune"]
 SizeName = Literal["tiny", "small", "base", "large"]
 PosResize = Literal["bicubic", "dino", "timm"]
+_ADAPTATION = re.compile(r"all|last:(?P<blocks>\d{1,9})|lora:(?P<rank>[1-9]\d{0,8})")
+AdaptSetting = Annotated[
+    str,
+    Bound(
+        'be "all", "last:N" (the last N blocks) or "lora:R" (updates of rank R)',
+        lambda value: bool(_ADAPTATION.fullmatch(value)),
+    ),
+]
+"""Type of the setting `adapt`, which `Adaptation.parse` reads."""
 
 
 class Normalization(NamedTuple):
@@ -168,3 +179,38 @@ def build_vit_config(
     given = {name: value for name, value in asdict(model).items() if name != "size" and value is not None}
     shape = VIT_SIZES[model.size]._asdict() | given
     return ViTConfig(img_size=img_size, patch_size=patch_size, use_mask_token=use_mask_token, init=init, **shape)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Adaptation:
+    """How much of an encoder a training changes; the default is all of it."""
+
+    last_blocks: int | None = None
+    """Train the last N blocks and what comes after them, keep everything below; None sets no such limit."""
+    rank: int | None = None
+    """Keep the encoder and train low-rank updates of its matrices, and what comes after it; None trains weights."""
+
+    @classmethod
+    def parse(cls, setting: str) -> Adaptation:
+        """Read the setting `adapt`, whose form its type has checked."""
+        found = _ADAPTATION.fullmatch(setting)
+        assert found is not None, f"{setting} was not checked"
+        blocks, rank = found["blocks"], found["rank"]
+        return cls(last_blocks=None if blocks is None else int(blocks), rank=None if rank is None else int(rank))
+
+    @property
+    def is_all(self) -> bool:
+        """Whether every weight is trained."""
+        return self.last_blocks is None and self.rank is None
+
+    def frozen_blocks(self, depth: int) -> int | None:
+        """Return how many of the lowest blocks stay as they are, with the embeddings below; None where none must."""
+        return None if self.last_blocks is None else depth - self.last_blocks
+
+
+def require_one_limit(adapt: str, freeze_blocks: int) -> None:
+    """Refuse two settings that both say what is not trained."""
+    require(
+        not freeze_blocks or adapt == "all",
+        f'freeze_blocks ({freeze_blocks}) and adapt ("{adapt}") both say what stays as it is; leave one of them out',
+    )

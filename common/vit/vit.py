@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from beit.common.vit.adapt import resize_pos_embed
 from beit.common.vit.config import Normalization, ViTConfig
 from beit.common.vit.init import init_vit
+from beit.common.vit.lora import updated
 from beit.common.vit.position_bias import (
     RelativePositionBias,
     bias_rows,
@@ -77,13 +78,17 @@ class Attention(nn.Module):
         if self.q_bias is not None and self.v_bias is not None:
             bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
         if positions is None:
-            query, key, value = self._heads(nn.functional.linear(hidden, self.qkv.weight, bias), 3)
+            whole = nn.functional.linear(hidden, self.qkv.weight, bias)
+            query, key, value = self._heads(updated(self.qkv, whole, hidden), 3)
             return query, key, value
-        sizes = [hidden.shape[-1], 2 * hidden.shape[-1]]
+        dim = hidden.shape[-1]
+        sizes, asking = [dim, 2 * dim], take_positions(hidden, positions)
         query_weight, other_weight = torch.split(self.qkv.weight, sizes)
         query_bias, other_bias = (None, None) if bias is None else torch.split(bias, sizes)
-        (query,) = self._heads(nn.functional.linear(take_positions(hidden, positions), query_weight, query_bias), 1)
-        key, value = self._heads(nn.functional.linear(hidden, other_weight, other_bias), 2)
+        asked = nn.functional.linear(asking, query_weight, query_bias)
+        others = nn.functional.linear(hidden, other_weight, other_bias)
+        (query,) = self._heads(updated(self.qkv, asked, asking, slice(0, dim)), 1)
+        key, value = self._heads(updated(self.qkv, others, hidden, slice(dim, None)), 2)
         return query, key, value
 
     def _heads(self, projected: Tensor, parts: int) -> Sequence[Tensor]:

@@ -16,10 +16,11 @@ from beit.common.config import config_from_dict, config_to_dict
 from beit.common.encoder import load_weights
 from beit.common.errors import InputError
 from beit.common.sources.labels import one_form
+from beit.common.vit.adaptation import adapt
 from beit.common.vit.config import Normalization, ViTConfig
 from beit.common.vit.description import EncoderConfig, read_encoder_config
 from beit.common.vit.vit import Block
-from beit.finetune.artifact import StartingPoint, freeze_blocks
+from beit.finetune.artifact import StartingPoint
 from beit.finetune.masks.classes import MaskClasses
 from beit.finetune.segmentation.config import HeadConfig, InferenceConfig, SegmentationConfig
 from beit.finetune.segmentation.heads import resolve_head
@@ -72,18 +73,18 @@ class SegmentationInfo:
 def build_segmenter(config: SegmentationConfig, start: StartingPoint, classes: MaskClasses) -> Segmenter:
     """Build the model to train, with the encoder's weights if there is one; the head starts anew.
 
-    A head is kept only where the encoder was trained with the very same one on the same classes. As many blocks as the
-    settings say are frozen; with all of them no stochastic depth is left either, so that the head sees what the encoder
-    sees.
+    A head is kept only where the encoder was trained with the very same one on the same classes. Of the encoder, what
+    the settings say is trained; where nothing is, no stochastic depth is left either, so that the head sees what the
+    encoder sees.
     """
     head = settled_head(config, start)
     model = Segmenter(start.architecture, num_classes=len(classes), head=head)
     if start.encoder is not None:
         assert config.encoder is not None
         is_same = _has_same_head(start.encoder, head, classes.names, origin=config.encoder)
-        load_weights(model, config.encoder, fresh=HEAD_PREFIXES, skip=() if is_same else HEAD_PREFIXES)
-    freeze_blocks(model, config.freeze_blocks)
-    if config.freeze_blocks >= start.architecture.depth:
+        fresh = load_weights(model, config.encoder, fresh=HEAD_PREFIXES, skip=() if is_same else HEAD_PREFIXES)
+        adapt(model, start.adaptation, fresh=fresh)
+    if start.adaptation.last_blocks == 0:
         for block in cast(Iterable[Block], model.blocks):
             block.drop_path = 0.0
     return model

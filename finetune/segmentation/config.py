@@ -18,7 +18,7 @@ from beit.common.training.config import (
     SpeedConfig,
     TrainConfig,
 )
-from beit.common.vit.config import Normalization
+from beit.common.vit.config import AdaptSetting, Normalization, require_one_limit
 from beit.finetune.config import ImageConfig, ShapeConfig
 from beit.finetune.masks.settings import MaskDataConfig
 
@@ -139,6 +139,9 @@ class SegmentationConfig:
     """Factor on the learning rate from one layer to the layer below it; 1 trains all layers alike."""
     freeze_blocks: Annotated[int, at_least(0)] = 0
     """Keep the embeddings and this many lowest blocks as the encoder has them; 0 trains all, the depth none of it."""
+    adapt: AdaptSetting = "all"
+    """How much of the encoder is trained: "all"; "last:N", its last N blocks, which freeze_blocks says the other way
+    round; or "lora:R", updates of rank R of its matrices. What comes after it is trained in any case."""
     normalization: Literal["encoder", "imagenet"] = "encoder"
     """Of the pixels: as the encoder was trained, or by ImageNet's mean and deviation, as the paper's segmentation does
     even on encoders that were trained with 0.5."""
@@ -178,7 +181,8 @@ class SegmentationConfig:
     """Linear probe."""
 
     def __post_init__(self) -> None:
-        """Check the encoder's name, and that nothing sets what the normalisation brings."""
+        """Check the encoder's name, that one setting says what is trained, and none what the normalisation brings."""
+        require_one_limit(self.adapt, self.freeze_blocks)
         require(
             self.normalization == "encoder" or (self.image.mean, self.image.std) in ((None, None), tuple(IMAGENET)),
             "image.mean and image.std are ImageNet's with normalization=imagenet; leave them out",

@@ -11,7 +11,7 @@ import pytest
 
 from beit.common.shards.token_store import TokenStore
 from beit.tests.support import write_store
-from beit.tests.zero_parity import BAD_STEP, CASES, STEPS, train_plainly
+from beit.tests.zero_parity import BAD_STEP, CASES, STEPS, Case, train_plainly
 
 pytestmark = [pytest.mark.launch, pytest.mark.fault, pytest.mark.timeout(900)]
 
@@ -34,23 +34,21 @@ def found(store: TokenStore, tmp_path_factory: pytest.TempPathFactory) -> dict[s
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_losses_are_those_of_plain_pytorch(
-    store: TokenStore, found: dict[str, Any], case: tuple[int, str, int]
-) -> None:
-    _, precision, accumulation = case
-    expected = train_plainly(store, precision, accumulation)
+def test_losses_are_those_of_plain_pytorch(store: TokenStore, found: dict[str, Any], case: Case) -> None:
+    _, precision, accumulation, setting = case
+    expected = train_plainly(store, precision, accumulation, setting)
     assert len(expected) == STEPS and expected[0] != expected[-1]
     assert found[repr(case)]["losses"] == pytest.approx(expected, rel=1e-5 if precision == "fp32" else 2e-3)
 
 
 def test_accumulation_changes_nothing(found: dict[str, Any]) -> None:
-    assert found[repr((0, "fp32", 1))]["losses"] == pytest.approx(found[repr((0, "fp32", 2))]["losses"], rel=1e-5)
+    assert found[repr((0, "fp32", 1, "all"))]["losses"] == pytest.approx(
+        found[repr((0, "fp32", 2, "all"))]["losses"], rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_nan_on_one_rank_is_skipped_by_all_and_changes_nothing(
-    found: dict[str, Any], case: tuple[int, str, int]
-) -> None:
+def test_nan_on_one_rank_is_skipped_by_all_and_changes_nothing(found: dict[str, Any], case: Case) -> None:
     result = found[repr(case)]
     skipped = 2.0 if case[1] == "fp16" else 1.0  # where a lower loss scale may help, that is tried first
     assert result["verdicts"] == [skipped if step == BAD_STEP else 0.0 for step in range(STEPS)]
@@ -58,6 +56,6 @@ def test_nan_on_one_rank_is_skipped_by_all_and_changes_nothing(
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_state_moves_to_another_stage(found: dict[str, Any], case: tuple[int, str, int]) -> None:
+def test_state_moves_to_another_stage(found: dict[str, Any], case: Case) -> None:
     result = found[repr(case)]
     assert result["moved"] == pytest.approx(result["losses"][BAD_STEP + 1], rel=1e-6)

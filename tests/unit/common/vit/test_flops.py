@@ -5,9 +5,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from beit.common.training.measure import known_peak_flops, peak_flops
+from beit.common.vit.adaptation import Adaptation, adapt
 from beit.common.vit.config import ViTConfig
 from beit.common.vit.flops import training_flops
-from beit.finetune.artifact import freeze_blocks
 from beit.finetune.classification.model import ImageClassifier
 from beit.pretrain.model import MaskedImageModel
 
@@ -29,13 +29,37 @@ def test_masked_image_model(pos_bias):
     assert total == 5 * training_flops(config, head_rows=6, head_outputs=32, last_rows=6)
 
 
-@pytest.mark.parametrize("frozen", [0, 2])
-def test_classifier(frozen):
+@pytest.mark.parametrize(("setting", "frozen"), [("all", None), ("last:3", 0), ("last:1", 2), ("last:0", 3)])
+def test_classifier(setting, frozen):
     config = ViTConfig(**SHAPE, pos_bias="per_block", use_mask_token=False, init="finetune")
     model = ImageClassifier(config, num_classes=10)
-    freeze_blocks(model, frozen)
+    adapt(model, Adaptation.parse(setting))
     total = counted(model, torch.randn(5, 3, 16, 16))
     assert total == 5 * training_flops(config, head_rows=1, head_outputs=10, frozen_blocks=frozen)
+
+
+@pytest.mark.parametrize(
+    ("setting", "fresh", "expected"),
+    [
+        ("lora:4", (), {"lora_rank": 4, "is_input_trained": True}),
+        ("last:1", (), {"frozen_blocks": 2}),
+        ("last:2", ("mask_token",), {"frozen_blocks": 1, "is_input_trained": True}),
+    ],
+)
+def test_masked_image_model_adapted(setting, fresh, expected):
+    config = ViTConfig(**SHAPE, pos_bias="shared")
+    model = MaskedImageModel(config, vocab_size=32, num_masked=6)
+    adapt(model, Adaptation.parse(setting), fresh=fresh)
+    total = counted(model, torch.randn(5, 3, 16, 16), torch.ones(5, 16, dtype=torch.bool))
+    assert total == 5 * training_flops(config, head_rows=6, head_outputs=32, last_rows=6, **expected)
+
+
+def test_classifier_with_updates():
+    config = ViTConfig(**SHAPE, pos_bias="per_block", use_mask_token=False, init="finetune")
+    model = ImageClassifier(config, num_classes=10)
+    adapt(model, Adaptation.parse("lora:4"))
+    total = counted(model, torch.randn(5, 3, 16, 16))
+    assert total == 5 * training_flops(config, head_rows=1, head_outputs=10, lora_rank=4)
 
 
 def test_vit_base_is_what_the_literature_says():
