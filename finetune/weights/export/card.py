@@ -63,8 +63,8 @@ def model_card(
         _header(source),
         f"# {_plain(options.name)}",
         f"{architecture}: {shape.depth} blocks of {shape.embed_dim} channels, {shape.num_heads} heads, images of "
-        f"{shape.img_size} px in patches of {shape.patch_size}, {_millions(size)} parameters, {options.dtype}. Exported "
-        f"by beit {__version__}.",
+        f"{shape.img_size} px in patches of {shape.patch_size}, {_millions(size)} parameters, {options.dtype}. "
+        f"Exported by beit {__version__}.",
         _how_to_load(source, options, auto_class),
         "## To know",
         "\n".join(f"- {line}" for line in [*_facts(source, options), *(_sentence(note) for note in notes)]),
