@@ -99,8 +99,8 @@ def _preprocessing(source: ExportSource) -> dict[str, Any]:
             "scales": list(inference.scales),
             "flip": inference.flip,
             "order": "of mode slide: windows start every stride pixels, the last of a row or column ends with the "
-            "image; what is missing of an image smaller than a window is zero after the normalisation; logits are averaged "
-            "where windows overlap, probabilities over scales and mirrored images",
+            "image; what is missing of an image smaller than a window is zero after the normalisation; logits are "
+            "averaged where windows overlap, probabilities over scales and mirrored images",
         }
         return {**first, "windows": windows, **last}
     crop_pct = default_crop_pct(side) if stored.crop_pct is None else stored.crop_pct
