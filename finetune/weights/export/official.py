@@ -1,7 +1,7 @@
 """Target official: one .pth as the released BEiT code writes it, for its fine-tuning, its segmentation, and others.
 
-Names are ours already; what the released code keeps besides, the indices of position tables, is added. The file's
-`args` say by which options of that code it is read.
+Names are ours already; what the released code keeps besides, the indices of position tables, is added. The file
+says by which options of that code it is read, under `args`, or `meta` of a segmentation model.
 """
 
 from __future__ import annotations
@@ -43,9 +43,8 @@ def write(source: ExportSource, folder: Path, options: ExportOptions) -> list[Pa
     value: dict[str, Any] = {"model": written, "args": args}
     if source.what == "segmenter":
         classes = segmentation_info(source.config, origin=source.path).classes
-        meta = {"CLASSES": list(classes.names), "PALETTE": [list(colour) for colour in classes.colours]}
+        meta = {"CLASSES": list(classes.names), "PALETTE": [list(colour) for colour in classes.colours], **args}
         value = {"meta": meta, "state_dict": {_segmentation_name(name): one for name, one in written.items()}}
-        value["args"] = args
     file = folder / WEIGHTS_FILE
     torch.save(value, file)
     return [file]
@@ -53,7 +52,8 @@ def write(source: ExportSource, folder: Path, options: ExportOptions) -> list[Pa
 
 def notes(source: ExportSource) -> list[str]:
     """Return what the released code reads it as, and what was left out."""
-    found = [f"the released code reads it as its {_model_name(source)}, with the arguments under args in the file"]
+    key = "meta" if source.what == "segmenter" else "args"
+    found = [f"the released code reads it as its {_model_name(source)}, with the arguments under {key} in the file"]
     if left_out := sorted(name for name in source.state if name.startswith(_NO_PLACE)):
         listed = ", ".join(left_out)
         found.append(f"left out, since the released code has no place for them: {len(left_out)} tensors, {listed}")

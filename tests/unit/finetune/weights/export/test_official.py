@@ -64,7 +64,7 @@ def test_a_segmentation_model_has_the_names_of_mmsegmentation(tmp_path):
     ):
         assert name in written
     assert len(written) == len(state) + 4  # the indices
-    assert value["args"]["out_indices"] == [0, 1, 2, 3]
+    assert value["meta"]["out_indices"] == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize(
