@@ -88,6 +88,13 @@ def read_encoder_state(path: str | Path) -> dict[str, Tensor]:
     return state
 
 
+def weights_sha256(path: str | Path) -> str:
+    """Return the sha256 of an encoder's weights, as its description says it; `read_encoder_state` proves that."""
+    directory = find_encoder(path)
+    stated = _stated(directory / CONFIG_FILE)
+    return stated[0] if len(stated) == 1 else sha256_file(directory / WEIGHTS_FILE)
+
+
 def load_encoder(
     path: str | Path,
     *,

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, ClassVar, Protocol, TypeVar
 
-from beit.common.config import config_to_dict, flatten
-from beit.common.errors import InputError, require
-from beit.common.vit.config import VIT_SIZES, Normalization, ViTConfig
+from beit.common.errors import InputError
+from beit.common.vit.agreement import model_settings, require_same, require_shape
+from beit.common.vit.config import Normalization, ViTConfig
 from beit.common.vit.description import EncoderConfig
 from beit.finetune.config import RANDOM_ENCODER, ImageConfig, ShapeConfig
 
@@ -43,30 +43,15 @@ AnySettings = TypeVar("AnySettings", bound=EncoderSettings)
 
 def require_agreement(stored: EncoderConfig, config: EncoderSettings) -> None:
     """Refuse settings that the encoder contradicts: it would win, and the run be recorded as what it was not."""
-    shape, settings = stored.architecture, flatten(config_to_dict(config))
-    _require_size(shape, config)
+    shape, image, encoder = stored.architecture, config.image, str(config.encoder)
+    require_shape(shape, config.model, encoder)
     _require_whole_patches(shape, config)
-    has_scale = shape.init_values > 0
-    init_values = config.model.init_values
-    require(
-        init_values is None or (init_values > 0) == has_scale,
-        f"model.init_values ({init_values}) must be {'above 0' if has_scale else '0'}, as the encoder {config.encoder} "
-        f"has {'' if has_scale else 'no '}layer scale; leave it out",
-    )
     own = {
-        "image.patch_size": (shape.patch_size, "patch size"),
-        "image.mean": (list(stored.normalization.mean), "mean of the pixels"),
-        "image.std": (list(stored.normalization.std), "standard deviation of the pixels"),
-        "model.mlp_ratio": (shape.mlp_ratio, "width of the MLP"),
-        "model.use_abs_pos_emb": (shape.use_abs_pos_emb, "choice of absolute positions"),
+        "image.patch_size": (image.patch_size, shape.patch_size, "patch size"),
+        "image.mean": (_listed(image.mean), list(stored.normalization.mean), "mean of the pixels"),
+        "image.std": (_listed(image.std), list(stored.normalization.std), "standard deviation of the pixels"),
     }
-    for name, (value, what) in own.items():
-        given = settings.get(name)
-        require(
-            given is None or given == value,
-            f"{name} ({given}) must be {value}, the {what} of the encoder {config.encoder}; leave it out, or take "
-            "another encoder",
-        )
+    require_same(own, encoder)
 
 
 def in_force(config: AnySettings, architecture: ViTConfig, normalization: Normalization) -> AnySettings:
@@ -92,11 +77,10 @@ def unnamed_shape(config: EncoderSettings, architecture: ViTConfig) -> str | Non
 
 def brought_settings(architecture: ViTConfig, normalization: Normalization) -> dict[str, dict[str, Any]]:
     """Return what the sections image and model say of an encoder, or of a model made of one."""
-    names = ("size", "embed_dim", "depth", "num_heads", "mlp_ratio", "init_values", "use_abs_pos_emb", "pos_bias")
     return {
         "image": {name: getattr(architecture, name) for name in ("img_size", "patch_size")}
         | {"mean": tuple(normalization.mean), "std": tuple(normalization.std)},
-        "model": {name: getattr(architecture, name) for name in names},
+        "model": model_settings(architecture),
     }
 
 
@@ -111,15 +95,6 @@ def _require_whole_patches(shape: ViTConfig, config: EncoderSettings) -> None:
         )
 
 
-def _require_size(shape: ViTConfig, config: EncoderSettings) -> None:
-    """Refuse settings made for a model of another size; those that name none fit all."""
-    model = config.model
-    found = {name: getattr(shape, name) for name in ("embed_dim", "depth", "num_heads")}
-    named = VIT_SIZES[model.size]._asdict() if model.size else found
-    wanted = {name: named[name] if getattr(model, name) is None else getattr(model, name) for name in found}
-    if wanted != found:
-        text = ["{embed_dim} wide, {depth} blocks, {num_heads} heads".format(**values) for values in (wanted, found)]
-        raise InputError(
-            f"the settings are for a model of {text[0]} (section model), but the encoder {config.encoder} has "
-            f"{text[1]}; take another recipe or encoder, or leave the size to the encoder with --set model.size=none"
-        )
+def _listed(values: tuple[float, ...] | None) -> list[float] | None:
+    """Return values as they are recorded."""
+    return None if values is None else list(values)

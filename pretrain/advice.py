@@ -30,7 +30,8 @@ def little_training(num_images: int, *, total_steps: int, batch: int) -> str | N
     return (
         f"{total_steps} steps see {crops} crops of {num_images} images in all, which is little to pre-train on from "
         f"scratch: expect hardly more than from random weights. Train longer (--set train.epochs={epochs}, or "
-        f"train.steps={steps}), add images, which need no labels, or fine-tune a published encoder (beit import)"
+        f"train.steps={steps}), add images, which need no labels, or begin with a published encoder "
+        "(beit import, then --init)"
     )
 
 

@@ -15,24 +15,29 @@ RECIPES = Path(__file__).parent / "recipes"
 @click.command("pretrain")
 @click.argument("store")
 @click.argument("run", type=click.Path(path_type=Path))
+@click.option("--init", metavar="ENCODER", help="Encoder to continue, of a run or made by beit import; else random.")
 @long_command_options
-def pretrain_command(store: str, run: Path, **long: Any) -> None:
+def pretrain_command(store: str, run: Path, init: str | None, **long: Any) -> None:
     """Pre-train a ViT to predict the visual tokens of masked patches, from the token store STORE into RUN.
 
     STORE is a folder or a URL (https://, s3://); the shards of a remote store are kept on this machine's disk as they
     are needed (reader.cache_dir, reader.cache_bytes).
 
+    With --init the training goes on from an encoder: of a run, fine-tuned, or public weights after beit import. Its
+    shape, positions and pixels stay; what is new is named.
+
     With --gpus or --hostfile the ranks are started through DeepSpeed's launcher; under a launcher nothing is launched
     again. Run the same command again to go on after an interruption.
 
     \b
-    Example:
+    Examples:
       beit pretrain store/ runs/pretrain --recipe beit_mini_patch8_64
+      beit pretrain store/ runs/continued --init encoders/dino --recipe continue_base_patch16_224
     """
     from beit.pretrain.config import PretrainConfig
 
     options = LongOptions(**long)
-    config = options.load(PretrainConfig, RECIPES)
+    config = options.load(PretrainConfig, RECIPES, init=init)
     options.refuse_code(config.tokenizer.online, "tokenizer.online", "--set tokenizer.online=")
     options.start(num_workers=config.reader.num_workers)
     from beit.pretrain.train import run as run_pretraining

@@ -1,11 +1,12 @@
 """Settings of `beit pretrain`. The defaults are the paper's base model on ImageNet-1k; torch-free.
 
-Image size, patch size, vocabulary and the number of views are not settings: they come from the token store.
+Image size, patch size, vocabulary and the number of views are not settings: they come from the token store. Where an
+encoder is continued, the rest of the shape and the normalisation are its own.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
 from beit.common.config import above, at_least, checked, within
@@ -21,9 +22,11 @@ from beit.common.training.config import (
     TrainConfig,
 )
 from beit.common.views import Resample
-from beit.common.vit.config import ModelConfig
+from beit.common.vit.config import ModelConfig, Normalization
 from beit.pretrain.masking import MaskConfig
 
+IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+"""Mean and deviation of ImageNet's pixels."""
 _TORCH_RESIZE_PX = 96
 """Where torch's resize overtakes Pillow's; measured on one core with AVX2, whatever the size of the crop."""
 
@@ -35,10 +38,11 @@ class DataConfig:
     made_for: tuple[int, int] | None = (224, 16)
     """Sides in pixels of the views and of the patches that these settings were chosen for; a store with others is used
     all the same, with a warning. none: any."""
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    """Subtracted from pixels scaled to [0, 1]. ImageNet's, as in BEiT's ImageNet-1k recipe."""
-    std: Annotated[tuple[float, float, float], above(0)] = (0.229, 0.224, 0.225)
-    """Divides the centred pixels."""
+    mean: tuple[float, float, float] | None = None
+    """Subtracted from pixels scaled to [0, 1]; left out, those of the encoder that is continued, or for random weights
+    ImageNet's, as in BEiT's ImageNet-1k recipe."""
+    std: Annotated[tuple[float, float, float] | None, above(0)] = None
+    """Divides the centred pixels; left out, likewise."""
     replay: Literal["strict", "tolerant"] = "strict"
     """strict: every crop's checksum must match; tolerant: its 4 x 4 luma within 3 levels, for another Pillow build."""
     interpolation: Literal["auto", "bicubic", "bicubic-torch"] = "auto"
@@ -50,6 +54,15 @@ class DataConfig:
         if self.interpolation != "auto":
             return self.interpolation
         return "bicubic-torch" if img_size >= _TORCH_RESIZE_PX else "bicubic"
+
+    @property
+    def normalization(self) -> Normalization:
+        """How pixels are normalised, where no encoder says otherwise."""
+        return Normalization(self.mean or IMAGENET.mean, self.std or IMAGENET.std)
+
+    def for_random_weights(self) -> DataConfig:
+        """Return the section with the normalisation of random weights where an encoder could bring another."""
+        return replace(self, **self.normalization._asdict())
 
 
 ObjectiveKind = Literal["masked_tokens", "all_tokens", "masked_pixels"]
@@ -128,10 +141,15 @@ class ProbeConfig:
         )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@checked()
 class PretrainConfig:
     """Everything that decides a pre-training run, apart from the store."""
 
+    init: str | None = None
+    """Folder of an encoder to continue from; left out, random weights. Shape and normalisation are then the encoder's,
+    and what `model` and `data` say of them must be the same; drop_path excepted."""
+    layer_decay: Annotated[float, within("(0, 1]")] = 1.0
+    """Factor on the learning rate from one layer to the layer below it; 1 trains all layers alike."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """The vision transformer."""
     mask: MaskConfig = field(default_factory=MaskConfig)
@@ -164,6 +182,10 @@ class PretrainConfig:
     """Labelled images that tell what the features are good for."""
 
     def __post_init__(self) -> None:
+        require(self.init is None or bool(self.init), "--init must name the folder of an encoder")
+        if self.init is None:  # nothing else will say it; with an encoder, what is left open is settled by `start.py`
+            object.__setattr__(self, "model", self.model.for_random_weights())
+            object.__setattr__(self, "data", self.data.for_random_weights())
         kind = self.objective.kind
         require(
             self.mask.mode != "none" or kind == "all_tokens",

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from beit.common.errors import require
 from beit.common.vit.config import ViTConfig
 from beit.common.vit.init import trunc_normal
-from beit.common.vit.vit import LAYER_NORM_EPS, VisionTransformer
+from beit.common.vit.vit import VisionTransformer
 
 IGNORE_INDEX = -100
 
@@ -48,7 +48,7 @@ class MimLoss(NamedTuple):
 
 
 class _PatchPredictor(VisionTransformer, ABC):
-    """The encoder with a final norm and a linear head on K of its patches."""
+    """The encoder with a final norm, its own if it has one, and a linear head on K of its patches."""
 
     def __init__(self, config: ViTConfig, *, num_predicted: int) -> None:
         require(config.use_mask_token, "model.use_mask_token (False) must be True for pre-training")
@@ -58,7 +58,8 @@ class _PatchPredictor(VisionTransformer, ABC):
         )
         super().__init__(config)
         self.num_predicted = num_predicted
-        self.norm = nn.LayerNorm(config.embed_dim, eps=LAYER_NORM_EPS)
+        if not config.final_norm:  # else the encoder has one of its own, which features have passed
+            self.norm = nn.LayerNorm(config.embed_dim, eps=config.layer_norm_eps)
 
     def build_head(self, num_outputs: int) -> nn.Linear:
         """Return a head with the initial values of pre-training."""
@@ -90,8 +91,14 @@ class _PatchPredictor(VisionTransformer, ABC):
         # What nobody predicts from is left out as early as possible: most of the last block, the norm and the head then
         # cost K positions instead of N.
         hidden = self.forward_features(images, bool_masked_pos, positions + 1)  # (B, K, D); + 1 skips CLS
+        return MaskedPrediction(self.head(self.normed(hidden)), positions, valid)
+
+    def normed(self, hidden: Tensor) -> Tensor:
+        """Return features (..., D) after the last norm, through which they go once: the encoder's own, or this one."""
+        if self.config.final_norm:
+            return hidden
         assert self.norm is not None  # this class made it
-        return MaskedPrediction(self.head(self.norm(hidden)), positions, valid)
+        return self.norm(hidden)  # type: ignore[no-any-return]
 
 
 class MaskedImageModel(_PatchPredictor):

@@ -67,7 +67,7 @@ def build_model(
 
 def build_step(config: PretrainConfig, tokens: TokenSource | None, *, patch_size: int) -> MimStep | PixelStep:
     """Return what a micro-batch costs under the objective."""
-    mean, std = config.data.mean, config.data.std
+    mean, std = config.data.normalization
     if tokens is None:
         normalize = config.objective.normalize_patches
         return PixelStep(mean=mean, std=std, patch_size=patch_size, normalize_patches=normalize)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,6 @@ from beit.common.tokenizer import Tokenizer
 from beit.common.training.data import Batch, TrainingData
 from beit.common.training.judge import Goal
 from beit.common.training.trainer import train
-from beit.common.vit.config import Normalization, ViTConfig, build_vit_config
 from beit.common.vit.description import EncoderConfig
 from beit.common.vit.flops import training_flops
 from beit.common.vit.param_groups import param_groups
@@ -52,6 +51,8 @@ from beit.pretrain.signal.curve import TrainingCurve
 from beit.pretrain.signal.held_out import HeldOut
 from beit.pretrain.signal.probe import BEST_BLOCK, ProbeData, describe, open_probe_data, probe_metrics
 from beit.pretrain.signal.verdict import Judge, verdict
+from beit.pretrain.start import StartingPoint, earlier_start, in_force, load_initial, record, starting_point
+from beit.pretrain.start import describe as describe_start
 from beit.pretrain.store_dataset import StoreDataset
 from beit.pretrain.stored_run import record_data
 
@@ -77,17 +78,21 @@ def run(config: PretrainConfig, *, store: str | Path, run_dir: Path, resume: str
             "the server goes unseen; beit verify looks for it",
             token_store.location,
         )
+    earlier = None if config.init is None else earlier_start(run_dir, resume=resume, sync_to=config.run.sync_to)
+    start = starting_point(config, token_store.info, earlier=earlier)
+    config = in_force(config, start)
     probe = open_probe_data(config.probe)
 
     def build(world: World) -> PretrainTask:
         if is_url:  # once for all ranks: it is a request or two per shard
             world.run_on_main(lambda: check_files(token_store))
-        return PretrainTask(config, token_store, world, probe=probe)
+        return PretrainTask(config, token_store, world, probe=probe, start=start)
 
     task, result = train(config, build, run_dir=run_dir, resume=resume)
     if task.world.is_main:
         if result.metrics:
-            logger.info("verdict: %s", verdict(result.metrics, task.alarm(result.metrics)))
+            words = verdict(result.metrics, task.alarm(result.metrics), is_continued=config.init is not None)
+            logger.info("verdict: %s", words)
         if result.step > result.start_step:
             logger.info("%s", written(run_dir))
 
@@ -116,11 +121,6 @@ def shard_cache(config: ReaderConfig) -> ShardCache:
     return ShardCache(folder, config.cache_bytes)
 
 
-def vit_config(config: PretrainConfig, store: TokenStore) -> ViTConfig:
-    """Return the shape of the model: size from the settings, geometry from the store."""
-    return build_vit_config(config.model, img_size=store.info.img_size, patch_size=store.info.patch_size)
-
-
 @dataclass
 class PretrainTask:
     """Masked image modelling on one token store, as the training loop wants it (`beit.common.training.task.Task`)."""
@@ -130,6 +130,8 @@ class PretrainTask:
     world: World
     probe: ProbeData | None = None
     """Labelled images to probe the features on, at every evaluation."""
+    start: StartingPoint = None  # type: ignore[assignment]
+    """What it starts from; left out, what the settings say."""
     earlier: list[dict[str, Any]] = field(default_factory=list)
     """Records of metrics.jsonl, on rank 0: what a run that kept nothing else is judged by."""
 
@@ -138,7 +140,8 @@ class PretrainTask:
         config = self.config
         self.dataset = StoreDataset(self.store, seed=config.train.seed)
         self.held_out_images = StoreDataset(self.store, seed=config.train.seed, held_out=True)
-        self.vit = vit_config(config, self.store)
+        self.start = self.start or starting_point(config, self.store.info)
+        self.vit = self.start.architecture
         self.tokens: TokenSource | None = token_source(config, self.store.info, self.world.device)
         if self.tokens is not None and self.tokens.encoder is not None:
             # Words are part of the data: another tokenizer under the same name must not continue this run.
@@ -154,8 +157,11 @@ class PretrainTask:
 
     @cached_property
     def model(self) -> MaskedImageModel | MaskedPixelModel:
-        """The vision transformer and what predicts from it."""
-        return build_model(self.config, self.vit, self.tokens)
+        """The vision transformer and what predicts from it, with its first weights."""
+        model = build_model(self.config, self.vit, self.tokens)
+        if self.start.continued is not None and not self.data.is_resumed:
+            self.start = replace(self.start, continued=load_initial(model, self.start, self.tokens))
+        return model
 
     def begin(self, run: Path) -> None:
         """Write down what the run trains on, find what it measured before, and say what is about to happen."""
@@ -163,11 +169,14 @@ class PretrainTask:
         if not self.world.is_main:
             return
         self.earlier += read_metrics(run / METRICS)
+        if self.start.continued is not None:
+            record(run, self.start.continued)
+            logger.info("%s", describe_start(self.start))
         self._warn_of_another_size()
         plan, views = self.data.plan, self.store.info.views
         num_images = int(self.dataset.shard_sizes.sum())
         little = little_training(num_images, total_steps=plan.total_steps, batch=plan.global_batch_size)
-        if little:
+        if little and self.start.continued is None:
             logger.warning("%s", little)
         epochs = plan.total_steps / plan.steps_per_epoch
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
@@ -198,10 +207,11 @@ class PretrainTask:
         made_for, here = self.config.data.made_for, (self.vit.img_size, self.vit.patch_size)
         if made_for not in (None, here):
             logger.warning(
-                "these settings are made for views of %d px in patches of %d px, this store has %d px in %d px: the "
-                "size of the model, learning rate and length may not fit (data.made_for)",
+                "these settings are made for views of %d px in patches of %d px, this store has %d px in %d px: %s "
+                "rate and length may not fit (data.made_for)",
                 *(made_for or ()),
                 *here,
+                "the size of the model, learning" if self.start.continued is None else "learning",
             )
 
     @property
@@ -226,7 +236,7 @@ class PretrainTask:
 
     def quicker(self, flops_per_second: float) -> str | None:
         """Return the recipe for a laptop with its time, unless this is it."""
-        if self.tokens is None:
+        if self.tokens is None or self.start.continued is not None:
             return None
         return quicker(
             (self.vit.img_size, self.vit.patch_size),
@@ -237,8 +247,13 @@ class PretrainTask:
         )
 
     def param_groups(self) -> list[dict[str, Any]]:
-        """Decay matrices, spare vectors (BEiT's grouping)."""
-        return param_groups(self.model, weight_decay=self.config.optimizer.weight_decay)
+        """Decay matrices, spare vectors, and let lower layers learn more slowly if asked to (BEiT's grouping)."""
+        return param_groups(
+            self.model,
+            weight_decay=self.config.optimizer.weight_decay,
+            layer_decay=self.config.layer_decay,
+            depth=self.vit.depth,
+        )
 
     def transform(self, *, fixed_masks: bool = False) -> ViewTransform:
         """Return what turns a record into a sample."""
@@ -266,7 +281,7 @@ class PretrainTask:
                 model,
                 self.probe,
                 config=self.config.probe,
-                normalization=Normalization(self.config.data.mean, self.config.data.std),
+                normalization=self.start.normalization,
                 reader=self.config.reader,
                 world=self.world,
             )
@@ -359,13 +374,16 @@ class PretrainTask:
         self, state: dict[str, Tensor], directory: Path, step: int, metrics: Mapping[str, float]
     ) -> None:
         """Write `directory`/encoder: every tensor of the model, under the official names."""
-        best = metrics.get(BEST_BLOCK)
+        best, facts = metrics.get(BEST_BLOCK), self.start.facts
+        if best is not None:
+            facts["best_block"] = int(best)
+        continued = self.start.continued
         description = EncoderConfig(
             architecture=self.vit,
-            normalization=Normalization(self.config.data.mean, self.config.data.std),
+            normalization=self.start.normalization,
             task="pretrain",
             vocab_size=self.tokens.vocab_size if self.tokens else None,
-            best_block=None if best is None else int(best),
+            **facts,
             provenance={
                 "step": step,
                 "total_steps": self.data.plan.total_steps,
@@ -377,6 +395,7 @@ class PretrainTask:
                 "tokenizer_fingerprint": self.tokens.fingerprint if self.tokens else None,
                 "tokenizer_online": bool(self.tokens and self.tokens.encoder is not None),
                 "views": self.store.info.views,
+                **({} if continued is None else {"init": continued.provenance()}),
             },
         )
         save_model(directory / ENCODER, state, description)

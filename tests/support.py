@@ -28,7 +28,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
 def predict_all(model: MaskedImageModel | MaskedPixelModel, images: Tensor, bool_masked_pos: Tensor) -> Tensor:
     """Return the predictions (B, N, V or P) of a pre-training model for every patch, masked or not."""
     hidden = model.forward_features(images, bool_masked_pos)
-    return model.head(model.norm(hidden[:, 1:]))
+    return model.head(model.normed(hidden[:, 1:]))
 
 
 def write_images(folder: Path, count: int, *, size: int = 24, classes: tuple[str, ...] = ()) -> Path:

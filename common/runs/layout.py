@@ -20,6 +20,8 @@ DESCRIPTION = "config.json"
 """In each of these, and of a tokenizer's training in its directory: what the weights are, and where they come from."""
 DATA = "data.json"
 """Which token store a pre-training reads, and in which order."""
+INIT = "init.json"
+"""The encoder that a pre-training began from, where it did: which, and what of it; a run that goes on reads this."""
 FEATURES, PROBES = "features", ("linear-probe", "knn")
 """Folder of frozen features, and the tasks that leave NAME.json of what they measured on them."""
 MASK_PROBE = "segmentation-probe"

@@ -79,6 +79,8 @@ class TrainingData:
         self._batches = self._cut(self._reader.lanes)
         self.start_step = 0
         """Where this process began."""
+        self.is_resumed = False
+        """Whether there is a checkpoint to go on from, whose weights replace the first ones."""
 
     @property
     def order(self) -> Order:
@@ -158,6 +160,7 @@ class TrainingData:
             allow_data_change: Whether other data are fine.
             changed: Settings that are not those of the checkpoint.
         """
+        self.is_resumed = True
         state = DataState.from_json({name: value for name, value in saved.items() if name not in _BESIDE})
         mine = self._state(0)
         same = (state.global_batch_size, state.index_sha256) == (mine.global_batch_size, mine.index_sha256)

@@ -27,7 +27,7 @@ def adapt_state(state: Mapping[str, Tensor], source: ViTConfig, target: ViTConfi
     Returns:
         The new state dict, under official names; unchanged tensors are the same objects.
     """
-    _check_adaptable(source, target)
+    check_adaptable(source, target)
     adapted = {name: tensor for name, tensor in state.items() if not name.endswith("relative_position_index")}
     block_tables = [f"blocks.{i}.attn.{TABLE_KEY}" for i in range(target.depth)]
     if source.pos_bias == "shared" and target.pos_bias == "per_block":
@@ -67,7 +67,8 @@ def resize_pos_embed(
     return torch.cat([pos_embed[:, :1], patches.flatten(2).transpose(1, 2).to(pos_embed.dtype)], dim=1)
 
 
-def _check_adaptable(source: ViTConfig, target: ViTConfig) -> None:
+def check_adaptable(source: ViTConfig, target: ViTConfig) -> None:
+    """Refuse a target whose weights cannot be made of the source's."""
     for name in _SHAPE:
         stored, wanted = getattr(source, name), getattr(target, name)
         require(stored == wanted, f"the encoder has {name} {stored}, the model wants {wanted}; they must be equal")

@@ -9,7 +9,7 @@ here: the modules (`common/vit/vit.py`), their initial values (`common/vit/init.
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Literal, NamedTuple
 
 from beit.common.config import Bound, above, at_least, checked, within
@@ -139,32 +139,43 @@ class ViTConfig:
 
 @checked("model")
 class ModelConfig:
-    """The `[model]` section of a recipe: a named size and what may differ from it."""
+    """The `[model]` section of a recipe: a named size and what may differ from it.
 
-    size: SizeName = "base"
-    """Named shape; every field below that is left unset takes its value from here."""
+    Where an encoder is continued (`init`), what is left out is the encoder's.
+    """
+
+    size: SizeName | None = None
+    """Named shape; every field below that is left unset takes its value from here. Of random weights base."""
     embed_dim: int | None = None
     """Channels of the residual stream."""
     depth: int | None = None
     """Number of transformer blocks."""
     num_heads: int | None = None
     """Attention heads; must divide embed_dim."""
-    mlp_ratio: float = 4.0
-    """Hidden width of the MLP divided by embed_dim."""
+    mlp_ratio: float | None = None
+    """Hidden width of the MLP divided by embed_dim; of random weights 4."""
     init_values: float | None = None
     """Initial layer scale; 0 builds the blocks without it."""
     drop_path: float = 0.1
     """Stochastic depth rate of the last block."""
-    use_abs_pos_emb: bool = False
-    """Whether a learned absolute position embedding is added."""
-    pos_bias: PosBias = "shared"
-    """Relative position bias: shared by all blocks, per_block, or none."""
+    use_abs_pos_emb: bool | None = None
+    """Whether a learned absolute position embedding is added; of random weights false."""
+    pos_bias: Literal["auto", "none", "shared", "per_block"] = "auto"
+    """Relative position bias: shared by all blocks, per_block, or none; auto is shared for random weights."""
+
+    def for_random_weights(self) -> ModelConfig:
+        """Return the section with the values of random weights where an encoder could bring others."""
+        usual = {"size": "base", "mlp_ratio": 4.0, "use_abs_pos_emb": False, "pos_bias": "shared"}
+        left_out = {name: value for name, value in usual.items() if getattr(self, name) in (None, "auto")}
+        return replace(self, **left_out) if left_out else self  # type: ignore[arg-type]
 
 
 def build_vit_config(
     model: ModelConfig, *, img_size: int, patch_size: int, use_mask_token: bool = True, init: InitRule = "pretrain"
 ) -> ViTConfig:
-    """Resolve a recipe's `[model]` section into the full shape; sizes in pixels."""
+    """Resolve a recipe's `[model]` section into the full shape of random weights; sizes in pixels."""
+    model = model.for_random_weights()
+    assert model.size is not None
     given = {name: value for name, value in asdict(model).items() if name != "size" and value is not None}
     shape = VIT_SIZES[model.size]._asdict() | given
     return ViTConfig(img_size=img_size, patch_size=patch_size, use_mask_token=use_mask_token, init=init, **shape)

@@ -34,7 +34,6 @@ from beit.common.vit.position_bias import (
 )
 from beit.common.vit.transform import ImageTransform, default_crop_pct
 
-LAYER_NORM_EPS = 1e-6
 _LONG = 512
 """Positions above which the CPU's fused attention is faster, by a third at 1025; up to 197 there is no difference."""
 

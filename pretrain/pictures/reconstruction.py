@@ -76,7 +76,7 @@ class Reconstruction:
             device: Of the model.
         """
         images, masks = self.images.to(device), self.masks.to(device)
-        normalized = normalize_images(images, self.config.data.mean, self.config.data.std)
+        normalized = normalize_images(images, *self.config.data.normalization)
         wanted = masks if bool(masks.any()) else torch.ones_like(masks)  # all where none is masked
         prediction: MaskedPrediction = model(normalized, masks, wanted)
         positions, valid = prediction.positions.cpu(), prediction.valid.cpu()
@@ -114,14 +114,14 @@ class Reconstruction:
         Patches that were predicted standardised by themselves get their own mean and deviation back, which the model
         does not know.
         """
-        data, size = self.config.data, self.patch_size
+        pixels, size = self.config.data.normalization, self.patch_size
         filled = predicted
         if self.config.objective.normalize_patches:
-            normalized = patchify(normalize_images(self.images, data.mean, data.std), size)
+            normalized = patchify(normalize_images(self.images, *pixels), size)
             variance, mean = torch.var_mean(normalized, dim=-1, keepdim=True)
             filled = filled * (variance + PATCH_EPS).sqrt() + mean
         # The channel is the innermost of a patch's values.
-        std, mean = (torch.tensor(value).repeat(size**2) for value in (data.std, data.mean))
+        std, mean = (torch.tensor(value).repeat(size**2) for value in (pixels.std, pixels.mean))
         filled = (filled * std + mean).clamp(0, 1) * 255
         completed = torch.where(self.masks[..., None], filled, patchify(self.images.float(), size))
         return unpatchify(completed.round().to(torch.uint8), size).permute(0, 2, 3, 1).numpy()

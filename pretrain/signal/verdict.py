@@ -140,8 +140,11 @@ class Judge:
             return
 
 
-def verdict(metrics: Mapping[str, float], alarm: str = "") -> str:
-    """Say in one line how a run ended, and what that is worth, from its last evaluation and what went wrong before."""
+def verdict(metrics: Mapping[str, float], alarm: str = "", *, is_continued: bool = False) -> str:
+    """Say in one line how a run ended, and what that is worth, from its last evaluation and what went wrong before.
+
+    Of an encoder that is continued the bits do not tell what the features are worth: most of that it had before.
+    """
     loss = metrics.get("held_out_bits", metrics.get("held_out_mse", math.nan))
     if not math.isfinite(loss):
         return f"the held-out loss is {loss}: diverged; nothing of use was learned"
@@ -151,7 +154,8 @@ def verdict(metrics: Mapping[str, float], alarm: str = "") -> str:
     interval = f" +- {_NINETY_FIVE * error:.2f}" if 0 < error < math.inf else ""
     distance = f"held-out {loss:.2f} bits, {abs(below):.2f}{interval} {'below' if below >= 0 else 'above'} unigram"
     right = f"{percent(metrics['held_out_acc'])} of tokens right (chance {percent(metrics['unigram_acc'])})"
-    return f"{distance}, {right}: {_worth(below, error, metrics)}{f'; {alarm}' if alarm else ''}"
+    worth = (_worth_of_continued if is_continued else _worth)(below, error, metrics)
+    return f"{distance}, {right}: {worth}{f'; {alarm}' if alarm else ''}"
 
 
 def _worth(below: float, error: float, metrics: Mapping[str, float]) -> str:
@@ -166,6 +170,14 @@ def _worth(below: float, error: float, metrics: Mapping[str, float]) -> str:
     if below < _MUCH_BITS:
         return "of some use with few labels; more images or steps give more"
     return "features of use"
+
+
+def _worth_of_continued(below: float, error: float, metrics: Mapping[str, float]) -> str:
+    if below < -max(TREND_BITS, _SURE * error):
+        return "worse than token frequencies: more steps if the head is new, or a lower learning rate"
+    if below <= _NINETY_FIVE * error:
+        return "the words are not learned yet: more steps, or more held-out images to tell"
+    return "whether the features gained is told by probing both encoders (beit finetune linear-probe), not by bits"
 
 
 def _numbers(metrics: Mapping[str, float]) -> str:

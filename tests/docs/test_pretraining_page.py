@@ -43,3 +43,5 @@ def test_every_shipped_recipe_is_on_the_page():
         assert f"`{path.stem}`" in PAGE
     for path in (ROOT / "pretrain/recipes").glob("ablation_*.toml"):
         assert f"`{path.stem}`" in PAGE
+    for path in (ROOT / "pretrain/recipes").glob("continue_*.toml"):
+        assert f"`{path.stem}`" in PAGE

@@ -86,6 +86,16 @@ def test_defaults_are_the_base_recipe():
     assert load(None) == load("beit_base_patch16_224_1k")
 
 
+def test_random_weights_have_the_usual_values_where_nothing_is_said_and_others_where_it_is():
+    model = load(None).model
+    assert (model.size, model.mlp_ratio, model.use_abs_pos_emb, model.pos_bias) == ("base", 4.0, False, "shared")
+    assert load(None, "model.pos_bias=none").model.pos_bias == "none"
+    left_open = load(None, "init=encoder")
+    assert (left_open.model.size, left_open.model.pos_bias, left_open.data.mean) == (None, "auto", None)
+    with pytest.raises(InputError, match="--init must name the folder of an encoder"):
+        load(None, "init=")
+
+
 ABLATION = {
     "ablation_beit": ("masked_tokens", "blockwise"),
     "ablation_random_masks": ("masked_tokens", "random"),
