@@ -30,6 +30,10 @@ AdaptSetting = Annotated[
 """Type of the setting `adapt`, which `Adaptation.parse` reads."""
 
 
+LAYER_NORM_EPS = 1e-6
+"""Of BEiT, timm and the heads; the weights of other projects may have been trained with another."""
+
+
 class Normalization(NamedTuple):
     """How pixels scaled to [0, 1] become network input: subtract mean, divide by std, per channel."""
 
@@ -92,7 +96,7 @@ class ViTConfig:
     final_norm: bool = False
     """Whether features pass a last norm that belongs to the encoder, as in DINO, MAE and supervised ViTs; the last norm
     of a BEiT belongs to its heads."""
-    layer_norm_eps: Annotated[float, above(0)] = 1e-6
+    layer_norm_eps: Annotated[float, above(0)] = LAYER_NORM_EPS
     """Added to the variance in every LayerNorm."""
     pos_resize: PosResize = "bicubic"
     """Whose rule resizes an absolute position embedding: the plain one of BEiT, MAE, DeiT and Hugging Face, or that of

@@ -15,9 +15,8 @@ from torch import Tensor
 
 from beit.common.errors import RunFailed, require
 from beit.common.vit.adapt import SHARED_TABLE
-from beit.common.vit.config import VIT_SIZES, ViTConfig
+from beit.common.vit.config import LAYER_NORM_EPS, VIT_SIZES, ViTConfig
 from beit.common.vit.position_bias import TABLE_KEY, relative_position_index
-from beit.common.vit.vit import LAYER_NORM_EPS
 from beit.finetune.segmentation.artifact import segmentation_info
 from beit.finetune.weights.export.exporter import Run
 from beit.finetune.weights.export.source import WORDS, ExportOptions, ExportSource, our_outputs
