@@ -108,9 +108,8 @@ def starting_point(config: PretrainConfig, store: StoreInfo, *, earlier: Continu
         store: Decides on the size of views and patches.
         earlier: What the run that is to go on began from, from `earlier_start`; then the encoder may have moved.
     """
-    geometry = {"img_size": store.img_size, "patch_size": store.patch_size}
     if config.init is None:
-        shape = build_vit_config(config.model, **geometry)
+        shape = build_vit_config(config.model, img_size=store.img_size, patch_size=store.patch_size)
         return StartingPoint(architecture=shape, normalization=config.data.normalization)
     continued = _found(config.init) if earlier is None else _same(config.init, earlier)
     source = continued.source
@@ -139,17 +138,22 @@ def starting_point(config: PretrainConfig, store: StoreInfo, *, earlier: Continu
     return StartingPoint(architecture=shape, normalization=pixels, continued=continued)
 
 
+def _triple(values: tuple[float, ...]) -> tuple[float, float, float]:
+    red, green, blue = values
+    return red, green, blue
+
+
 def in_force(config: PretrainConfig, start: StartingPoint) -> PretrainConfig:
     """Return the settings with those filled in that were left out, and came from the encoder."""
     if start.continued is None:
         return config
-    mean, std = start.normalization
+    mean, std = map(_triple, start.normalization)
     brought = model_settings(start.architecture)
     return replace(
         config,
         init=start.continued.encoder,
         model=replace(config.model, **brought | {"size": config.model.size or start.architecture.size}),
-        data=replace(config.data, mean=tuple(mean), std=tuple(std)),
+        data=replace(config.data, mean=mean, std=std),
     )
 
 

@@ -207,7 +207,7 @@ def _tidied(model: Any) -> Any:
     fold_constants_ir(model, should_fold=lambda node: False if _uses(node, weights) else None)
     for one in (
         common.RemoveUnusedNodesPass(),
-        common.RemoveUnusedFunctionsPass(),
+        common.RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]
         common.CommonSubexpressionEliminationPass(),
         common.ClearMetadataAndDocStringPass(),  # each node has the Python stack that it is from
         common.NameFixPass(),
