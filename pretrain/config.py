@@ -22,7 +22,7 @@ from beit.common.training.config import (
     TrainConfig,
 )
 from beit.common.views import Resample
-from beit.common.vit.config import ModelConfig, Normalization
+from beit.common.vit.config import AdaptSetting, ModelConfig, Normalization
 from beit.pretrain.masking import MaskConfig
 
 IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -150,6 +150,9 @@ class PretrainConfig:
     and what `model` and `data` say of them must be the same; drop_path excepted."""
     layer_decay: Annotated[float, within("(0, 1]")] = 1.0
     """Factor on the learning rate from one layer to the layer below it; 1 trains all layers alike."""
+    adapt: AdaptSetting = "all"
+    """How much of the encoder that is continued is trained: "all"; "last:N", its last N blocks; or "lora:R", updates of
+    rank R of its matrices. What comes after it is trained in any case, and a mask token that it never had."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """The vision transformer."""
     mask: MaskConfig = field(default_factory=MaskConfig)
@@ -186,6 +189,15 @@ class PretrainConfig:
         if self.init is None:  # nothing else will say it; with an encoder, what is left open is settled by `start.py`
             object.__setattr__(self, "model", self.model.for_random_weights())
             object.__setattr__(self, "data", self.data.for_random_weights())
+        require(
+            self.adapt == "all" or self.init is not None,
+            f'adapt ("{self.adapt}") must be "all" without --init: random weights left as they are would not learn; '
+            "give an encoder to continue",
+        )
+        require(
+            self.adapt != "last:0",
+            'adapt ("last:0") would leave the encoder as it is; name at least one block, last:1',
+        )
         kind = self.objective.kind
         require(
             self.mask.mode != "none" or kind == "all_tokens",

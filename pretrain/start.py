@@ -27,8 +27,9 @@ from beit.common.storage.files import write_atomic
 from beit.common.storage.paths import normalise
 from beit.common.storage.place import MissingFile, place_of
 from beit.common.vit.adapt import adapt_state, check_adaptable
+from beit.common.vit.adaptation import check_adaptation
 from beit.common.vit.agreement import model_settings, require_same, require_shape
-from beit.common.vit.config import Normalization, ViTConfig, build_vit_config
+from beit.common.vit.config import Adaptation, Normalization, ViTConfig, build_vit_config
 from beit.common.vit.description import EncoderConfig, read_encoder_config
 from beit.common.vit.position_bias import TABLE_KEY
 from beit.pretrain.config import PretrainConfig
@@ -91,6 +92,8 @@ class StartingPoint:
     """Of its pixels."""
     continued: Continued | None = None
     """The encoder; None for random weights."""
+    adaptation: Adaptation = Adaptation()
+    """How much of it is trained."""
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -135,7 +138,9 @@ def starting_point(config: PretrainConfig, store: StoreInfo, *, earlier: Continu
         init="pretrain",
     )
     check_adaptable(source.architecture, shape)
-    return StartingPoint(architecture=shape, normalization=pixels, continued=continued)
+    adaptation = Adaptation.parse(config.adapt)
+    check_adaptation(adaptation, shape)
+    return StartingPoint(architecture=shape, normalization=pixels, continued=continued, adaptation=adaptation)
 
 
 def _triple(values: tuple[float, ...]) -> tuple[float, float, float]:
@@ -203,6 +208,17 @@ def load_initial(
         new=_in_words([name for name in wanted if name not in taken], model, why_new),
         left_out=_parts([name for name in stored if name not in taken and name not in _moved(stored, adapted)], source),
     )
+
+
+def fresh_names(model: MaskedImageModel | MaskedPixelModel, start: StartingPoint) -> list[str]:
+    """List what before the head the encoder never had, by its description: a run may go on without the encoder."""
+    if start.continued is None:
+        return []
+    source = start.continued.source.architecture
+    fresh = [] if source.use_mask_token else ["mask_token"]
+    if source.pos_bias == "none":
+        fresh += [name for name, _ in model.named_parameters() if name.endswith(TABLE_KEY)]
+    return fresh
 
 
 def describe(start: StartingPoint) -> str:

@@ -38,6 +38,7 @@ from beit.common.tokenizer import Tokenizer
 from beit.common.training.data import Batch, TrainingData
 from beit.common.training.judge import Goal
 from beit.common.training.trainer import train
+from beit.common.vit.adaptation import adapt, merge_state, parameters_in_words
 from beit.common.vit.description import EncoderConfig
 from beit.common.vit.flops import training_flops
 from beit.common.vit.param_groups import param_groups
@@ -51,7 +52,15 @@ from beit.pretrain.signal.curve import TrainingCurve
 from beit.pretrain.signal.held_out import HeldOut
 from beit.pretrain.signal.probe import BEST_BLOCK, ProbeData, describe, open_probe_data, probe_metrics
 from beit.pretrain.signal.verdict import Judge, verdict
-from beit.pretrain.start import StartingPoint, earlier_start, in_force, load_initial, record, starting_point
+from beit.pretrain.start import (
+    StartingPoint,
+    earlier_start,
+    fresh_names,
+    in_force,
+    load_initial,
+    record,
+    starting_point,
+)
 from beit.pretrain.start import describe as describe_start
 from beit.pretrain.store_dataset import StoreDataset
 from beit.pretrain.stored_run import record_data
@@ -161,6 +170,7 @@ class PretrainTask:
         model = build_model(self.config, self.vit, self.tokens)
         if self.start.continued is not None and not self.data.is_resumed:
             self.start = replace(self.start, continued=load_initial(model, self.start, self.tokens))
+        adapt(model, self.start.adaptation, fresh=fresh_names(model, self.start))
         return model
 
     def begin(self, run: Path) -> None:
@@ -179,11 +189,10 @@ class PretrainTask:
         if little and self.start.continued is None:
             logger.warning("%s", little)
         epochs = plan.total_steps / plan.steps_per_epoch
-        parameters = sum(parameter.numel() for parameter in self.model.parameters())
         logger.info(
-            "%s, %.1f M parameters, objective %s%s; %d training and %d held-out images",
+            "%s, %s, objective %s%s; %d training and %d held-out images",
             self.vit.name,
-            parameters / 1e6,
+            parameters_in_words(self.model),
             self.config.objective.kind,
             f", vocabulary {self.tokens.vocab_size}" if self.tokens else "",
             self.dataset.shard_sizes.sum(),
@@ -232,7 +241,16 @@ class PretrainTask:
         """Return the arithmetic of one image; a tokenizer that runs online is not part of it."""
         rows = self.model.num_predicted
         outputs = self.tokens.vocab_size if self.tokens else self.vit.in_chans * self.vit.patch_size**2
-        return training_flops(self.vit, head_rows=rows, head_outputs=outputs, last_rows=rows)
+        adaptation, fresh = self.start.adaptation, fresh_names(self.model, self.start)
+        return training_flops(
+            self.vit,
+            head_rows=rows,
+            head_outputs=outputs,
+            last_rows=rows,
+            frozen_blocks=adaptation.frozen_blocks(self.vit.depth),
+            lora_rank=adaptation.rank,
+            is_input_trained=adaptation.rank is not None or any(not name.startswith("blocks.") for name in fresh),
+        )
 
     def quicker(self, flops_per_second: float) -> str | None:
         """Return the recipe for a laptop with its time, unless this is it."""
@@ -398,4 +416,4 @@ class PretrainTask:
                 **({} if continued is None else {"init": continued.provenance()}),
             },
         )
-        save_model(directory / ENCODER, state, description)
+        save_model(directory / ENCODER, merge_state(state), description)

@@ -19,7 +19,7 @@ PosBias = Literal["none", "shared", "per_block"]
 InitRule = Literal["pretrain", "finetune"]
 SizeName = Literal["tiny", "small", "base", "large"]
 PosResize = Literal["bicubic", "dino", "timm"]
-_ADAPTATION = re.compile(r"all|last:(?P<blocks>\d{1,9})|lora:(?P<rank>[1-9]\d{0,8})")
+_ADAPTATION = re.compile(r"all|last:(?P<blocks>0|[1-9]\d{0,8})|lora:(?P<rank>[1-9]\d{0,8})")
 AdaptSetting = Annotated[
     str,
     Bound(
