@@ -74,7 +74,7 @@ def open_parts(data: str, settings: MaskDataConfig, *, reading: SourceConfig) ->
         return MaskedParts(train=_of_parts(found, parts, settings), val=None, name=name)
     others = sorted(parts - {_TRAIN, _VALIDATION})
     if others:
-        found.notes.append(f"{name}: {_counted(found, others)} are left out of the training, which uses the part train")
+        found.notes.append(f"{name}: {_counted(found, others)} left out of the training, which uses the part train")
     return MaskedParts(
         train=_of_parts(found, [_TRAIN], settings),
         val=_of_parts(found, [_VALIDATION], settings) if _VALIDATION in parts else None,
@@ -150,9 +150,7 @@ def open_measured(data: str, settings: MaskDataConfig, *, reading: SourceConfig)
     chosen = next((part for part in (_VALIDATION, _TEST) if part in parts), None)
     if chosen is None or len(parts) == 1:
         return _of_parts(found, parts, settings), name
-    found.notes.append(
-        f"{name}: measured on its part {chosen}; {_counted(found, sorted(parts - {chosen}))} are not used"
-    )
+    found.notes.append(f"{name}: measured on its part {chosen}; {_counted(found, sorted(parts - {chosen}))} not used")
     return _of_parts(found, [chosen], settings), _part_name(name, found, chosen)
 
 

@@ -395,3 +395,20 @@ def test_text_and_number_of_two_images_stay_apart(tmp_path):
     document["images"][1]["id"] = "10"
     first, second = masks_of(opened(write(tmp_path, document)))
     assert (np.unique(first).tolist(), np.unique(second).tolist()) == ([0, 1], [0, 2])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"file_name": None}, "damaged"), ({"image_id": 99}, "annotates none of the images")],
+)
+def test_panoptic_annotations_that_name_no_mask_or_no_image_are_one_line(tmp_path, change, message):
+    record = {"image_id": 10, "file_name": "0.png", "segments_info": [{"id": 5, "category_id": 3}]} | change
+    document = content([{key: value for key, value in record.items() if value is not None}])
+    with pytest.raises(InputError, match=message):
+        opened(write(tmp_path, document))
+
+
+def test_panoptic_annotations_of_other_images_are_one_line_where_the_rest_is_a_class(tmp_path):
+    record = {"image_id": 99, "file_name": "0.png", "segments_info": [{"id": 5, "category_id": 3}]}
+    with pytest.raises(InputError, match="annotates none of the images that it lists"):
+        opened(write(tmp_path, content([record])), coco_background=True)
