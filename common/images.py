@@ -104,12 +104,13 @@ def decode_image(data: bytes, *, apply_exif: bool = True, max_pixels: int = MAX_
         return as_rgb(image, apply_exif=apply_exif)
 
 
-def load_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def load_image(data: bytes, *, max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] = _FORMATS) -> Image.Image:
     """Decode a JPEG, PNG or WebP image as it is: in its own mode, not turned.
 
     Args:
         data: The encoded image.
         max_pixels: Largest accepted width x height.
+        formats: What it may be, as Pillow calls it.
     Raises:
         BadSample: as `decode_image` does.
     """
@@ -119,11 +120,11 @@ def load_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
         raise BadSample("too-large", f"{len(data)} bytes, at most {MAX_IMAGE_BYTES}")
     with _in_words(data):
         try:
-            return _load(data, max_pixels)
+            return _load(data, max_pixels, formats)
         except ValueError as error:
             if not data.startswith(_PNG_START) or not any(limit in str(error) for limit in _PNG_TEXT_LIMITS):
                 raise
-            return _load(_without_text(data), max_pixels)
+            return _load(_without_text(data), max_pixels, formats)
 
 
 @contextmanager
@@ -159,10 +160,10 @@ def size_of_image(data: bytes) -> tuple[tuple[int, int], Image.Transpose | None]
         return None
 
 
-def _load(data: bytes, max_pixels: int) -> Image.Image:
+def _load(data: bytes, max_pixels: int, formats: tuple[str, ...]) -> Image.Image:
     if max_pixels > (Image.MAX_IMAGE_PIXELS or max_pixels):
         Image.MAX_IMAGE_PIXELS = max_pixels  # the check below is the stricter one
-    image: Image.Image = Image.open(io.BytesIO(data), formats=_FORMATS)
+    image: Image.Image = Image.open(io.BytesIO(data), formats=formats)
     width, height = image.size
     if width * height > max_pixels:
         raise BadSample(

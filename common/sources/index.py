@@ -242,7 +242,7 @@ class LabelledIndex:
                 f"its columns are {', '.join(self.columns)}: {HOW_TO_CHOOSE}"
                 if self.columns
                 else "sort the images into one sub-folder per class, or give a CSV with path and label, tars with "
-                ".cls members, or Parquet with a label column; masks are for beit finetune segmentation"
+                ".cls members, or Parquet with a label column"
             )
             raise InputError("; ".join([f"no labels found in {self.name}", *self._label_notes, way_out]))
         for note in self._label_notes:

@@ -26,6 +26,7 @@ _MAX_LABEL_BYTES = 1 << 20
 _MEMBERS_TO_PEEK = 64
 """Members of the first tar that are searched for a label, to learn whether labels are names. Arbitrary."""
 
+_MASK_ENDS = (".seg.png", ".mask.png")
 _SUFFIXES_IN_MESSAGE = 5
 _MAX_WHOLE = float(1 << 53)  # beyond it floating-point numbers are not those that were meant
 
@@ -190,14 +191,23 @@ def open_tars(files: list[FileStat], root: str, *, image_member: str | None = No
         for stem, file in zip(stems, files, strict=True)
     ]
     class_names = None
-    first = _first_label(shards[0].location)
+    first, mask = _peek(shards[0].location)
     # The text of a number that as_label left one is written in a way of its own, such as 007; else it is from a list.
     if isinstance(first, str) and (number_of(first) is None or as_label(first) != first):
         class_names = tuple(in_order(_names_among(_all_labels(shards))))
         shards = [replace(shard, class_names=class_names) for shard in shards]
     digest = listing_digest(root, files, labels=() if image_member is None else [f"image {image_member}"])
     stamp = listing_stamp(root, files)
-    return Source(kind="tar", root=root, shards=list(shards), class_names=class_names, digest=digest, stamp=stamp)
+    notes = (f"{mask} is a mask, from which beit finetune segmentation learns",) if mask and first is None else ()
+    return Source(
+        kind="tar",
+        root=root,
+        shards=list(shards),
+        class_names=class_names,
+        digest=digest,
+        stamp=stamp,
+        label_notes=notes,
+    )
 
 
 def suffixes_of(image_member: str | None) -> tuple[str, ...]:
@@ -219,14 +229,17 @@ def _what_it_holds(samples: dict[str, dict[str, TarMember]], wanted: tuple[str, 
     return text
 
 
-def _first_label(location: str) -> int | str | None:
+def _peek(location: str) -> tuple[int | str | None, str]:
+    """Return the first label of a tar, and the name of a mask that stands before it, as far as it is looked into."""
+    mask = ""
     with place_of(location).open() as file:
         reader = TarReader(file, location)
         for count, member in enumerate(iter_members(file, label=location)):
             label = _read_label(member, reader)
+            mask = mask or (member.name if member.name.lower().endswith(_MASK_ENDS) else "")
             if label is not None or count >= _MEMBERS_TO_PEEK:
-                return label
-    return None
+                return label, mask
+    return None, mask
 
 
 def _names_among(labels: set[int | str]) -> set[str]:

@@ -41,7 +41,7 @@ from beit.finetune.evaluation.segmentation_report import MaskReport, build_mask_
 from beit.finetune.evaluation.segmentation_scores import SegmentationMetrics, segmentation_metrics
 from beit.finetune.masks.dataset import MaskedDataset
 from beit.finetune.masks.decode import MaskDecoder
-from beit.finetune.masks.index import MaskedIndex, open_evaluation_masks
+from beit.finetune.masks.index import MaskedIndex, open_evaluation_masks, part_to_measure_on
 from beit.finetune.masks.settings import MaskDataConfig
 from beit.finetune.origin import evaluation_origin
 from beit.finetune.segmentation.artifact import SegmentationInfo, load_segmenter
@@ -123,8 +123,7 @@ def evaluate_segmenter(
     info = replace(info, inference=settings.evaluation)
     require_no_gaps(settings.evaluation, stored.architecture.img_size)
     index = open_evaluation_masks(data, info.classes, settings.data, reading=source or SourceConfig())
-    if settings.data.num_val_images is not None:
-        index = index.part(settings.data.num_val_images)
+    index = part_to_measure_on(index, settings.data) or index
     world = init_distributed() if under_launcher() else single_rank()
     world.announce()
     segmenter.to(world.device)

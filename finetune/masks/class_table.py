@@ -10,7 +10,7 @@ import csv
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from beit.common.errors import InputError, require
@@ -220,7 +220,8 @@ def _json_entry(file: str, entry: dict[str, Any]) -> ClassEntry:
         value is None or _is_whole(value),
         f"{file} gives {name!r} the value {value!r}; values must be whole numbers",
     )
-    return _entry(name, file=file, value=value, colour=None if colour is None else _colour(file, str(colour)))
+    found = _entry(name, file=file, value=value, colour=None if colour is None else _colour(file, str(colour)))
+    return replace(found, is_class=False) if by_name.get("evaluate") is False else found  # as Mapillary says it
 
 
 def _is_list(value: object) -> bool:

@@ -19,6 +19,7 @@ from PIL import Image
 
 from beit.common.errors import BadSample, InputError, require
 from beit.common.images import MAX_IMAGE_BYTES, decode_image
+from beit.common.pages.numbers import count
 from beit.common.sources.config import SourceConfig
 from beit.common.sources.loose_files import FileList, open_files
 from beit.common.sources.types import SampleRef, Source, SourceKind, listing_digest, packed_key
@@ -35,7 +36,7 @@ from beit.finetune.masks.annotated.files import (
     panoptic_folder,
 )
 from beit.finetune.masks.annotated.regions import paint, region_of
-from beit.finetune.masks.classes import IGNORED, MaskClasses, voc_colours
+from beit.finetune.masks.classes import IGNORED, MAX_CLASSES, MaskClasses, voc_colours
 from beit.finetune.masks.settings import MaskDataConfig
 from beit.finetune.masks.types import MaskedSource
 
@@ -61,7 +62,7 @@ def open_coco(data: str, settings: MaskDataConfig, *, reading: SourceConfig) -> 
     )
     file, notes = chosen_file(data)
     content, table, text = read_coco(file)
-    classes, background, first = _classes(content, settings.coco_background)
+    classes, background, first = _classes(content, settings.coco_background, name=file.path)
     found = find_images(file.path, table["file_name"].to_pylist())
     notes += [*content.notes, *found.notes]
     files, rows = found.files, np.array(found.rows, dtype=np.int64)
@@ -69,7 +70,7 @@ def open_coco(data: str, settings: MaskDataConfig, *, reading: SourceConfig) -> 
     notes.append(f"pixels of no annotation are {covered} (data.coco_background)")
     is_annotated = table["starts"].combine_chunks().value_lengths().to_numpy()[rows] > 0
     if bare := int((~is_annotated).sum()):
-        notes.append(f"{bare} of {len(rows)} images have no annotation")
+        notes.append(f"{bare} of {count(len(rows), 'image')} without an annotation")
         if background == IGNORED:
             notes[-1] += ", so that all of their pixels would be ignored, and are left out"
             require(bare < len(rows), f"{file.path} annotates none of the images that are there; check the file")
@@ -93,7 +94,7 @@ def open_coco(data: str, settings: MaskDataConfig, *, reading: SourceConfig) -> 
         classes=classes,
         is_ids=True,
         mask_digest=listing_digest(
-            "", [file, *panoptic_files(folder)], labels=[source.digest, *classes.names, str(background)]
+            "", [file, *panoptic_files(folder)], labels=[source.digest, *classes.names, str(background), *content.notes]
         ),
         without_image=tuple(found.missing),
         notes=tuple(f"{file.path}: {note}" for note in notes),
@@ -194,7 +195,7 @@ class CocoReader:
         return self._shard.class_ids[id_text(annotation["category_id"])]
 
 
-def _classes(content: CocoContent, wanted: bool | None) -> tuple[MaskClasses, int, int]:
+def _classes(content: CocoContent, wanted: bool | None, *, name: str) -> tuple[MaskClasses, int, int]:
     """Return the classes, the id of pixels without annotation, and the id of the first category.
 
     A category that is called background is the class of pixels without annotation. Where there is none, one is put
@@ -207,6 +208,14 @@ def _classes(content: CocoContent, wanted: bool | None) -> tuple[MaskClasses, in
         background = next((place for place, name in enumerate(names) if name.lower() in _BACKGROUNDS), -1)
         if background < 0:
             names, colours, background, first = (BACKGROUND, *names), (None, *colours), 0, 1
+    is_lone = len(names) < 2 and not has_class
+    way_out = "join some" if len(names) > MAX_CLASSES else "label what is beside it, too"
+    way_out = "without data.coco_background=false what is not annotated is a class, too" if is_lone else way_out
+    require(
+        2 <= len(names) <= MAX_CLASSES,
+        f"{name} has {count(len(names), 'class', plural='classes')}, and segmentation knows 2 to {MAX_CLASSES}; "
+        f"{way_out}",
+    )
     usual = voc_colours(len(names))
     return (
         MaskClasses(names=names, colours=tuple(own or other for own, other in zip(colours, usual, strict=True))),
@@ -217,8 +226,12 @@ def _classes(content: CocoContent, wanted: bool | None) -> tuple[MaskClasses, in
 
 def _first_mask(text: str, table: pa.Table) -> str:
     """Return the name of some PNG file of a panoptic JSON."""
-    row = next(row for row in zip(table["starts"].to_pylist(), table["ends"].to_pylist(), strict=True) if row[0])
-    return str(read_annotations(text, *row)[0]["file_name"])
+    rows = zip(table["starts"].to_pylist(), table["ends"].to_pylist(), strict=True)
+    row = next((row for row in rows if row[0]), None)
+    if row is None:
+        raise InputError(f"{text} annotates none of the images that it lists; check the file")
+    with reading(text, way_out="export it again"):
+        return str(read_annotations(text, *row)[0]["file_name"])
 
 
 def _parts(source: Source, table: pa.Table) -> Iterator[pa.Table]:

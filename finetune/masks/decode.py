@@ -1,9 +1,9 @@
 """From the bytes of a mask to a class id for every pixel.
 
-Here: which numbers stand in a PNG (`read_values`), and what they mean to a model (`MaskDecoder`). Not here: where the
-meaning comes from (`values/meaning.py`), which files are masks (`folders.py`).
+Here: which numbers stand in a PNG, TIFF, GIF or BMP (`read_values`), and what they mean to a model (`MaskDecoder`). Not
+here: where the meaning comes from (`values/meaning.py`), which files are masks (`folders.py`).
 
-H, W pixels of a mask. Values are what the file holds: of grey and palette PNGs the numbers themselves, of RGB its three
+H, W pixels of a mask. Values are what the file holds: of grey and of palettes the numbers themselves, of RGB its three
 bytes as one number, red the lowest.
 """
 
@@ -17,6 +17,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
+from PIL.TiffImagePlugin import TiffImageFile
 
 from beit.common.errors import BadSample
 from beit.common.images import MAX_PIXELS, load_image
@@ -25,9 +27,14 @@ from beit.finetune.masks.classes import IGNORED, Colour
 ValueKind = Literal["ids", "colours"]
 """What the values of a mask are: numbers, or colours."""
 _PNG_START = b"\x89PNG\r\n\x1a\n"
+_OTHER_STARTS = (b"II*\0", b"MM\0*", b"GIF8", b"BM")
+"""How TIFF, GIF and BMP begin."""
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
+"""Numbers of two tags of a TIFF, and what the second may say."""
+_LOSSY = ("jpeg", "tiff_jpeg", "webp")
 _DEPTH, _COLOUR_TYPE = 24, 25
 """Bytes of a PNG that say how many bits a channel has, and which channels there are."""
-_GREY, _RGB, _PALETTE, _GREY_ALPHA, _RGBA = 0, 2, 3, 4, 6
+_GREY, _PALETTE = 0, 3
 _SPREAD = {2: 85, 4: 17}
 """Factor by which Pillow spreads grey of so few bits over a byte."""
 _OPAQUE = 255
@@ -51,8 +58,10 @@ def read_values(data: bytes, *, max_pixels: int = MAX_PIXELS) -> MaskValues:
     """Return the values of a mask as its file holds them.
 
     Raises:
-        BadSample: no PNG, damaged, or of a kind whose values are not certain.
+        BadSample: no PNG, TIFF, GIF or BMP, damaged, or of a kind whose values are not certain.
     """
+    if data.startswith(_OTHER_STARTS):
+        return _values_of_other(data, max_pixels=max_pixels)
     if data and not data.startswith(_PNG_START):
         _refuse_format(data)
     image = load_image(data, max_pixels=max_pixels)
@@ -70,14 +79,56 @@ def read_values(data: bytes, *, max_pixels: int = MAX_PIXELS) -> MaskValues:
         return MaskValues(values.astype(np.uint16) if depth == 16 else values, "ids", None)
     if depth != 8:
         raise BadSample("mask-format", f"a PNG of colours with {depth} bits each; write one of 8 bits, or of numbers")
-    if colour_type in (_GREY_ALPHA, _RGBA):
+    return _of_bytes(image)
+
+
+def _of_bytes(image: Image.Image) -> MaskValues:
+    """Return the values of grey with transparency, or of colours, 8 bits each."""
+    if image.mode in ("LA", "RGBA"):
         _refuse_transparency(np.asarray(image.getchannel("A")))
-    if colour_type == _GREY_ALPHA:
+    if image.mode == "LA":
         return MaskValues(np.asarray(image.getchannel(0)), "ids", None)
     # With a fourth channel, a colour is one number in memory: three times as quick as shifting and adding.
     channels = np.asarray(image.convert("RGBA"))
     colours = channels.view("<u4")[..., 0] & np.uint32(_ALL_COLOURS - 1)
     return MaskValues(colours, "colours", None)
+
+
+def _values_of_other(data: bytes, *, max_pixels: int) -> MaskValues:
+    """Return the values of a TIFF, GIF or BMP, as far as it holds whole numbers or colours without loss."""
+    image = load_image(data, max_pixels=max_pixels, formats=("TIFF", "GIF", "BMP"))
+    name, way_out = image.format, "write it as PNG"
+
+    def refuse_if(is_odd: bool, what: str) -> None:
+        if is_odd:
+            raise BadSample("mask-format", f"a {name} {what}; {way_out}")
+
+    try:
+        num_pictures = getattr(image, "n_frames", 1)
+    except Exception as error:  # reads on behind the first, and has as many types of errors as decoders have
+        raise BadSample("decode-error", f"{type(error).__name__}: {error}") from None
+    refuse_if(num_pictures > 1, "of several pictures")
+    bits: tuple[int, ...] = (8,)
+    if isinstance(image, TiffImageFile):
+        refuse_if(image.info.get("compression") in _LOSSY, "with compression that changes values")
+        refuse_if(
+            image.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO, "in which 0 is white, so that numbers run backwards"
+        )
+        bits = tuple(image.tag_v2.get(_BITS_PER_SAMPLE, (1,)))
+    if image.mode == "P":
+        palette = np.array(image.getpalette("RGB") or [], np.uint8).reshape(-1, 3)
+        return MaskValues(np.asarray(image), "ids", palette)
+    if image.mode in ("1", "L"):
+        values = np.asarray(image).astype(np.uint8)
+        return MaskValues(values // _SPREAD.get(bits[0], 1), "ids", None)
+    if image.mode.startswith("I"):
+        wide = np.asarray(image)
+        is_within = wide.min() >= 0 and wide.max() < _ALL_NUMBERS
+        refuse_if(not is_within, f"of numbers from {wide.min()} to {wide.max()}, which must be 0 to {_ALL_NUMBERS - 1}")
+        return MaskValues(wide.astype(np.uint16), "ids", None)
+    refuse_if(image.mode == "F", "of numbers with fractions")
+    refuse_if(image.mode not in ("LA", "RGB", "RGBA") or max(bits) != 8, f"of a kind that is not known ({image.mode})")
+    return _of_bytes(image)
 
 
 def packed(colours: NDArray[np.uint8]) -> NDArray[np.uint32]:
@@ -210,7 +261,7 @@ def _refuse_format(data: bytes) -> None:
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         raise BadSample("mask-format", "a WebP image, which mostly has changed values; write it as PNG")
     load_image(data)  # says what it is where it is nothing known
-    raise BadSample("mask-format", "no PNG; write it as PNG")
+    raise BadSample("mask-format", "no PNG, TIFF, GIF or BMP; write it as PNG")
 
 
 def _refuse_transparency(alpha: NDArray[np.uint8]) -> None:

@@ -24,7 +24,17 @@ from beit.common.storage.matching import list_folder
 from beit.common.storage.paths import join
 from beit.common.storage.place import FileStat, place_of
 from beit.finetune.masks.class_table import USUAL_FILES, ClassTable, read_class_table
-from beit.finetune.masks.layouts import Layout, Roles, find_roles, guess_layout, has_role, is_mask_folder, part_of
+from beit.finetune.masks.layouts import (
+    MAPILLARY_CONFIGS,
+    Layout,
+    Roles,
+    find_roles,
+    guess_layout,
+    has_role,
+    is_mask_folder,
+    mapillary_roles,
+    part_of,
+)
 from beit.finetune.masks.types import MaskedSource
 from beit.finetune.masks.values.published import cityscapes_label_ids, cityscapes_train_ids, pascal_voc, segnet_camvid
 
@@ -32,7 +42,9 @@ _OTHER_VIEWS = re.compile(r"(?i)_(color|instanceids|instancetrainids|polygons)$"
 """Masks of Cityscapes that say other things of an image."""
 _VOC_YEAR = re.compile(r"(^|/)VOC20\d\d(_|/|$)")
 _LISTS = "ImageSets/Segmentation/"
-_OTHER_MASKS = (".gif", ".tif", ".tiff", ".bmp", ".npy", ".npz", ".mat", ".xml", ".json", ".txt", ".jsonl")
+_MASK_SUFFIXES = (".tif", ".tiff", ".gif", ".bmp")
+"""What masks may be and images not, beside what both may."""
+_OTHER_MASKS = (".npy", ".npz", ".mat", ".xml", ".json", ".txt", ".jsonl")
 """How masks and outlines come that are not read here, for messages."""
 _PARTS = ("train", "validation", "test")
 
@@ -76,14 +88,15 @@ def list_pairs(root: str, *, layout: str = "auto", files: Sequence[FileStat] | N
         files: What lies there, where that is known.
     """
     listed = list(list_folder(root) if files is None else files)
-    candidates = [file for file in listed if is_image_path(file.path)]
+    candidates = [file for file in listed if is_image_path(file.path) or _is_mask_only(file.path)]
     guessed = guess_layout(file.path for file in candidates)
     require(
         layout in ("auto", "folders", guessed),
         f"{root} does not look like {layout}: {_EXPECTED.get(layout, '')} is not there; leave data.layout out",
     )
     chosen: Layout = "folders" if layout == "folders" else guessed
-    roles = find_roles([file.path for file in candidates])
+    paths = [file.path for file in candidates]
+    roles = mapillary_roles(paths) if chosen == "mapillary" else find_roles(paths)
     images, masks, others = _sorted_by_role(candidates, roles)
     if chosen == "cityscapes":
         masks = _cityscapes_masks(masks)
@@ -106,10 +119,17 @@ _EXPECTED = {
     "ade20k": "images/training/ beside annotations/training/",
     "cityscapes": "leftImg8bit/ beside gtFine/",
     "camvid": "train/ beside trainannot/",
+    "mapillary": "training/images/ beside training/labels/ and instances/, or beside training/v2.0/labels/",
 }
 
 
-_NAMES = {"voc": "PASCAL VOC", "ade20k": "ADE20K", "cityscapes": "Cityscapes", "camvid": "CamVid as SegNet has it"}
+_NAMES = {
+    "voc": "PASCAL VOC",
+    "ade20k": "ADE20K",
+    "cityscapes": "Cityscapes",
+    "camvid": "CamVid as SegNet has it",
+    "mapillary": "Mapillary Vistas",
+}
 
 
 def source_of(found: PairList, parts: Iterable[str] | None = None) -> MaskedSource:
@@ -159,6 +179,8 @@ def _sorted_by_role(files: Sequence[FileStat], roles: Roles) -> tuple[list[_Plac
     others: list[FileStat] = []
     for file in files:
         place = roles.place(file.path)
+        if _is_mask_only(file.path) and (place is None or place.role != "mask"):
+            continue
         if place is None:
             others.append(file)
         elif place.role != "neither":
@@ -225,6 +247,11 @@ def _found_by_name(mask: _Placed, by_name: dict[str, list[_Placed]]) -> _Placed 
     return None
 
 
+def _is_mask_only(path: str) -> bool:
+    """Tell whether a file may be a mask and no image."""
+    return path.lower().endswith(_MASK_SUFFIXES)
+
+
 def _mask_stems(stem: str) -> list[str]:
     """Return the names that the image of a mask may have, the likeliest first."""
     stems = [stem]
@@ -255,9 +282,10 @@ def _paired_side_by_side(root: str, files: Sequence[FileStat]) -> PairList:
     masks = [one for one in placed if is_mask(one)]
     if not masks:
         counts = Counter((one.folder, one.stem) for one in placed)
-        masks = [one for one in placed if counts[one.folder, one.stem] == 2 and one.file.path.lower().endswith(".png")]
+        endings = (".png", *_MASK_SUFFIXES)
+        masks = [one for one in placed if counts[one.folder, one.stem] == 2 and one.file.path.lower().endswith(endings)]
     chosen = {mask.file.path for mask in masks}
-    images = [one for one in placed if one.file.path not in chosen]
+    images = [one for one in placed if one.file.path not in chosen and not _is_mask_only(one.file.path)]
     if not masks:
         return PairList(root, "folders", [])
     return _paired(root, images, masks)
@@ -348,13 +376,25 @@ def _find_table(found: PairList, files: Sequence[FileStat]) -> None:
         if beside is not None:
             found.table = read_class_table(join(above, beside))
             return
-    if found.layout == "cityscapes":
+    if found.layout == "mapillary":
+        found.table = _mapillary_table(found.root)
+    elif found.layout == "cityscapes":
         is_train_ids = _stem(found.pairs[0].mask.path).lower().endswith("trainids")
         found.table = cityscapes_train_ids() if is_train_ids else cityscapes_label_ids()
     elif found.layout == "voc" and (_VOC_YEAR.search(found.root) or _VOC_YEAR.search(found.pairs[0].image.path)):
         found.table = pascal_voc()
     elif found.layout == "camvid":
         found.table = segnet_camvid()
+
+
+def _mapillary_table(root: str) -> ClassTable | None:
+    """Read the configuration of Mapillary Vistas, in the folder of the parts or above one."""
+    above, _, name = root.rpartition("/")
+    for folder in (root, above) if split_kind(name) else (root,):
+        for file in MAPILLARY_CONFIGS:
+            if place_of(join(folder, file)).exists():
+                return read_class_table(join(folder, file))
+    return None
 
 
 def _own_table(root: str, paths: Set[str]) -> ClassTable | None:
@@ -393,15 +433,18 @@ def _nothing_paired(root: str, files: Sequence[FileStat], found: PairList) -> st
     endings = Counter(os.path.splitext(file.path)[1].lower() for file in files)
     other = [f"{endings[ending]} {ending}" for ending in _OTHER_MASKS if endings[ending]]
     hint = f" ({', '.join(other)} are no masks here: masks are PNG, outlines COCO's JSON)" if other else ""
+    unread = [file.path for file in files if _is_mask_only(file.path) and file.path not in dict(found.without_image)]
+    if unread:
+        hint = f" ({unread[0]} and the like are read as masks only; images are JPEG, PNG or WebP)"
     if has_role(root.rsplit("/", 1)[-1]):
         return f"{root} holds no pairs of images and masks; give {root.rpartition('/')[0]}, where the others lie, too"
     lone = next((folder for folder in _folders(images) if is_mask_folder(folder.rsplit("/", 1)[-1])), None)
-    if lone is not None and not found.without_mask:
+    if lone is not None and not found.without_mask and not unread:
         return (
             f"{join(root, lone)} looks like masks, and no folder beside it holds their images; put these into one "
             "called images, beside it"
         )
-    if not images:
+    if not images or (unread and not found.without_mask):
         return f"{root} holds no images{hint}; give the folder above images/ and annotations/"
     return (
         f"{root} holds {len(images)} images and no masks that could be told from them{hint}; put images into images/ "

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from beit.common.errors import InputError, require
+from beit.common.pages.numbers import count
 from beit.common.rng import CounterRng
 from beit.common.sources.config import SourceConfig
 from beit.common.sources.index import LabelledIndex
@@ -33,8 +34,6 @@ from beit.finetune.masks.values.meaning import ids_of_model
 from beit.finetune.masks.values.problems import hints_of, require_sound
 
 logger = logging.getLogger(__name__)
-
-_NAMES_IN_MESSAGE = 5
 
 
 class MaskedIndex:
@@ -184,7 +183,7 @@ def open_training_masks(data: str, settings: MaskDataConfig, *, reading: SourceC
     if val is not None:
         warn_of_shared_images(source.images, val.images)
     return MaskedData(
-        train=_subset(source, settings), val=_part_to_measure_on(val, settings), classes=classes, source=source
+        train=_subset(source, settings), val=part_to_measure_on(val, settings), classes=classes, source=source
     )
 
 
@@ -269,28 +268,29 @@ def _subset(source: MaskedIndex, settings: MaskDataConfig) -> MaskedIndex:
         return source
     if settings.num_labels is not None and settings.num_labels > len(source):
         raise InputError(
-            f"data.num_labels ({settings.num_labels}) must not exceed the {len(source)} images with masks of "
+            f"data.num_labels ({settings.num_labels}) must not exceed the {count(len(source), 'image')} with masks of "
             f"{source.name}; leave it out to use all"
         )
     train = source.subset(num_labels=settings.num_labels, fraction=settings.label_fraction, seed=settings.subset_seed)
     lacking = np.flatnonzero((source.class_pixels() > 0) & (train.class_pixels() == 0))
     if len(lacking):
-        names = [source.classes.names[class_id] for class_id in lacking[:_NAMES_IN_MESSAGE]]
+        names = [source.classes.names[class_id] for class_id in lacking]
         logger.warning(
-            "the %d images chosen to train on show no pixel of %d classes (%s); they are not learned",
-            *(len(train), len(lacking), ", ".join(names) + (", ..." if len(lacking) > len(names) else "")),
+            "%s chosen to train on, without any pixel of %s (%s), which the model will not learn",
+            *(count(len(train), "image"), count(len(lacking), "class", plural="classes"), listed(names)),
         )
     return train
 
 
-def _part_to_measure_on(val: MaskedIndex | None, settings: MaskDataConfig) -> MaskedIndex | None:
+def part_to_measure_on(val: MaskedIndex | None, settings: MaskDataConfig) -> MaskedIndex | None:
+    """Return the images to measure on: all, or as many as are wanted; refused where there are not so many."""
     if settings.num_val_images is None:
         return val
     if val is None:
         raise InputError(f"data.num_val_images ({settings.num_val_images}) needs validation images; give --val")
     require(
         settings.num_val_images <= len(val),
-        f"data.num_val_images ({settings.num_val_images}) must not exceed the {len(val)} images of {val.name}; leave "
-        "it out to use all",
+        f"data.num_val_images ({settings.num_val_images}) must not exceed the {count(len(val), 'image')} of "
+        f"{val.name}; leave it out to use all",
     )
     return val.part(settings.num_val_images)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal, NamedTuple
@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 from beit.common.sources.splits import split_kind
 
 Role = Literal["image", "mask", "neither"]
-Layout = Literal["folders", "voc", "ade20k", "cityscapes", "camvid"]
+Layout = Literal["folders", "voc", "ade20k", "cityscapes", "camvid", "mapillary"]
 
 _IMAGE_WORDS = ("images", "image", "imgs", "img", "photos", "photo", "pictures", "rgb", "input", "inputs", "stills")
 _MASK_WORDS = (
@@ -50,6 +50,9 @@ _SPECIAL: dict[str, tuple[Role, str]] = {
     "labeledapproved_full": ("mask", ""),
 }
 """Folders of published sets, and what is left of their names without the word for the role."""
+MAPILLARY_CONFIGS = ("config_v2.0.json", "config.json", "config_v1.2.json")
+"""Names and colours of Mapillary Vistas; of a set with masks of two versions, those of the newer are used."""
+_MAPILLARY_LABELS = ("v2.0/labels", "labels", "v1.2/labels")
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 
 
@@ -203,9 +206,36 @@ def guess_layout(paths: Iterable[str]) -> Layout:
         folder.endswith("images/training") for folder in folders
     ):
         return "ade20k"
+    if _mapillary_parts(folders):
+        return "mapillary"
     if any(name.endswith("annot") and name.removesuffix("annot") in names for name in names):
         return "camvid"
     return "folders"
+
+
+def mapillary_roles(paths: Iterable[str]) -> Roles:
+    """Return the roles of the folders of Mapillary Vistas: images, labels of one version, and what is neither."""
+    roles: dict[str, tuple[Role, str]] = {}
+    folders = {folder for path in paths for folder in _ancestors(path)}
+    for part, labels in _mapillary_parts(folders).items():
+        start = f"{part}/" if part else ""
+        inside = {folder for folder in folders if folder.startswith(start) and folder != part}
+        roles |= {folder: ("neither", "") for folder in inside if not f"{start}{labels}/".startswith(f"{folder}/")}
+        roles |= {f"{start}images": ("image", ""), f"{start}{labels}": ("mask", "")}
+    return Roles(roles)
+
+
+def _mapillary_parts(folders: Set[str]) -> dict[str, str]:
+    """Return the parts of a tree that are laid out as Mapillary Vistas is, and which of their folders has the masks."""
+    found = {}
+    for part in {folder.rpartition("/")[0] for folder in folders if folder.rpartition("/")[2] == "images"}:
+        start = f"{part}/" if part else ""
+        labels = next((name for name in _MAPILLARY_LABELS if f"{start}{name}" in folders), None)
+        if part.rpartition("/")[2] not in ("", "training", "validation", "testing"):
+            continue
+        if labels is not None and f"{start}{labels.removesuffix('labels')}instances" in folders:
+            found[part] = labels
+    return found
 
 
 def _ancestors(path: str) -> Iterable[str]:

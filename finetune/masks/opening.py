@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from beit.common.errors import InputError, require
+from beit.common.pages.numbers import count
 from beit.common.sources.config import SourceConfig
 from beit.common.sources.splits import container_parts
 from beit.common.storage.matching import is_folder, list_folder
@@ -56,18 +57,24 @@ def open_parts(data: str, settings: MaskDataConfig, *, reading: SourceConfig) ->
         places = _container_parts(data, settings)
         train = places.get(_TRAIN, data)
         val = places.get(_VALIDATION) if train != data else None
+        source = _open_container(train, settings, reading=reading)
+        if places and _TRAIN not in places:
+            note = f"{name} has no part train: all of it is learned from, its parts {' and '.join(sorted(places))}"
+            source = replace(source, notes=(*source.notes, note))
         return MaskedParts(
-            train=_open_container(train, settings, reading=reading),
+            train=source,
             val=None if val is None else _open_container(val, settings, reading=reading),
             name=split_query(train)[0],
             val_name=val or "",
         )
     parts = {pair.part for pair in found.pairs}
     if _TRAIN not in parts or len(parts) == 1:
+        if parts - {_TRAIN, ""}:
+            found.notes.append(f"{name} has no part train: all of it is learned from, {_counted(found, sorted(parts))}")
         return MaskedParts(train=_of_parts(found, parts, settings), val=None, name=name)
     others = sorted(parts - {_TRAIN, _VALIDATION})
     if others:
-        found.notes.append(f"{name}: {_counted(found, others)} are left out of the training, which uses the part train")
+        found.notes.append(f"{name}: {_counted(found, others)} left out of the training, which uses the part train")
     return MaskedParts(
         train=_of_parts(found, [_TRAIN], settings),
         val=_of_parts(found, [_VALIDATION], settings) if _VALIDATION in parts else None,
@@ -80,8 +87,9 @@ def _of_parts(found: PairList, parts: Iterable[str], settings: MaskDataConfig) -
     """Return the pairs of some parts; that parts without a single mask are left out is noted."""
     paired = {pair.part for pair in found.pairs}
     for part in sorted({part for _, part in found.without_mask} - paired):
-        count = sum(its_part == part for _, its_part in found.without_mask)
-        note = f"{found.root}: {count} images of {f'its part {part}' if part else 'no part'} have no masks; left out"
+        number = sum(its_part == part for _, its_part in found.without_mask)
+        have = "have no masks" if number > 1 else "has no mask"
+        note = f"{found.root}: {count(number, 'image')} of {f'its part {part}' if part else 'no part'} {have}; left out"
         found.notes += [note] if note not in found.notes else []
     return _with_idle_settings(source_of(found, parts), "folders", settings, name=found.root)
 
@@ -142,9 +150,7 @@ def open_measured(data: str, settings: MaskDataConfig, *, reading: SourceConfig)
     chosen = next((part for part in (_VALIDATION, _TEST) if part in parts), None)
     if chosen is None or len(parts) == 1:
         return _of_parts(found, parts, settings), name
-    found.notes.append(
-        f"{name}: measured on its part {chosen}; {_counted(found, sorted(parts - {chosen}))} are not used"
-    )
+    found.notes.append(f"{name}: measured on its part {chosen}; {_counted(found, sorted(parts - {chosen}))} not used")
     return _of_parts(found, [chosen], settings), _part_name(name, found, chosen)
 
 
@@ -216,7 +222,7 @@ def _counted(found: PairList, parts: Sequence[str]) -> str:
     """Say how many images are of some parts."""
     counts = {part: sum(pair.part == part for pair in found.pairs) for part in parts}
     return " and ".join(
-        f"{count} images {f'of its part {part}' if part else 'of no part'}" for part, count in counts.items()
+        f"{count(number, 'image')} {f'of its part {part}' if part else 'of no part'}" for part, number in counts.items()
     )
 
 

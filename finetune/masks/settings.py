@@ -15,7 +15,7 @@ class MaskDataConfig:
     val: str | None = None
     """Images with masks to evaluate on; left out, DATA's own folder val, if DATA has the folders train and val, else
     nothing is evaluated."""
-    layout: Literal["auto", "folders", "voc", "ade20k", "cityscapes", "camvid", "coco"] = "auto"
+    layout: Literal["auto", "folders", "voc", "ade20k", "cityscapes", "camvid", "mapillary", "coco"] = "auto"
     """How DATA is laid out; auto finds it and says what it found."""
     classes: str | None = None
     """File that names the classes: a JSON list of names, a JSON object of values and names, a table (CSV) with the

@@ -5,10 +5,13 @@ import json
 import numpy as np
 from PIL import Image
 
+from beit.common.sources.config import SourceConfig
 from beit.finetune.masks.class_table import read_class_table
+from beit.finetune.masks.coco import open_coco
 from beit.finetune.masks.decode import class_id_decoder, read_values
+from beit.finetune.masks.settings import MaskDataConfig
 from beit.tests.fuzz.mutations import mutate_bytes, mutate_json
-from beit.tests.unit.finetune.masks.trees import colours, encoded, ids, palette_image
+from beit.tests.unit.finetune.masks.trees import colours, encoded, ids, palette_image, photo
 
 MASKS = [
     encoded(ids(0, 1, 2, 255)),
@@ -18,7 +21,27 @@ MASKS = [
     encoded(colours((0, 0, 0), (1, 2, 3))),
     encoded(Image.fromarray(colours((0, 0, 0), (1, 2, 3))).convert("RGBA")),
     encoded(Image.fromarray(ids(0, 7)).convert("LA")),
+    encoded(ids(0, 1, 7), "TIFF"),
+    encoded(ids(0, 1, 7), "TIFF", compression="tiff_lzw"),
+    encoded(colours((0, 0, 0), (1, 2, 3)), "TIFF", compression="tiff_adobe_deflate"),
+    encoded(ids(0, 1, 2), "GIF"),
+    encoded(ids(0, 1, 2), "BMP"),
 ]
+COCO = {
+    "images": [{"id": number, "file_name": f"{number}.jpg", "width": 12, "height": 8} for number in (1, 2, 3)],
+    "categories": [{"id": 3, "name": "cat", "supercategory": "animal"}, {"id": 7, "name": "dog", "color": [1, 2, 3]}],
+    "annotations": [
+        {"id": 1, "image_id": 1, "category_id": 3, "segmentation": [[2, 2, 8, 2, 8, 6, 2, 6]], "iscrowd": 0},
+        {"id": 2, "image_id": "2", "category_id": 7, "segmentation": {"size": [8, 12], "counts": [10, 20, 66]}},
+        {"id": 3, "image_id": 3, "category_id": 7, "segmentation": {"size": [8, 12], "counts": ":D6"}, "iscrowd": 1},
+    ],
+}
+PANOPTIC = COCO | {
+    "annotations": [
+        {"image_id": 1, "file_name": "1.png", "segments_info": [{"id": 5, "category_id": 3, "iscrowd": 0}]},
+        {"image_id": 2, "file_name": "2.png", "segments_info": [{"id": 7, "category_id": 7}]},
+    ]
+}
 CLASSES = {
     "classes.json": b'["sky", "tree"]',
     "values.json": b'{"0": "sky", "7": "tree", "255": "void"}',
@@ -49,5 +72,28 @@ def fuzz_masks(folder):
         (folder / name).write_bytes(mutate(CLASSES[name], rng))
         table = read_class_table(str(folder / name))
         assert all(isinstance(entry.name, str) and entry.name for entry in table.entries)
+
+    return run
+
+
+def fuzz_coco(folder):
+    """Return what damages a COCO file, opens it and draws its masks."""
+    for number in (1, 2, 3):
+        (folder / f"{number}.jpg").write_bytes(photo(number))
+    (folder / "odd").mkdir()
+    for number, segment in ((1, 5), (2, 7)):
+        (folder / f"odd/{number}.png").write_bytes(encoded(colours((segment, 0, 0), (0, 0, 0))))
+
+    def run(rng):
+        file = folder / "odd.json"
+        mutate = mutate_json if rng.random() < 0.7 else mutate_bytes
+        file.write_bytes(mutate(json.dumps(rng.choice([COCO, PANOPTIC])).encode(), rng))
+        background = rng.choice([None, True, False])
+        found = open_coco(str(file), MaskDataConfig(coco_background=background), reading=SourceConfig())
+        decoder = class_id_decoder(len(found.classes))
+        for shard in found.masks:
+            with shard.open() as reader:
+                for ref in shard.refs():
+                    assert decoder.decode(reader.read(ref)).dtype == np.uint8
 
     return run

@@ -47,7 +47,7 @@ from beit.common.store import open_store
 from beit.common.views import VIEW_DTYPE, crop_crc, render_view, replay_view
 from beit.finetune.config import FinetuneConfig
 from beit.pretrain.config import PretrainConfig
-from beit.tests.fuzz.mask_files import fuzz_masks
+from beit.tests.fuzz.mask_files import fuzz_coco, fuzz_masks
 from beit.tests.fuzz.mutations import (
     INTERESTING_INTS,
     INTERESTING_TEXTS,
@@ -144,10 +144,11 @@ def limits():
 
 @pytest.mark.parametrize(
     "target",
-    ["tar", "image", "tokens", "manifest", "store.json", "index", "forged", "config", "source", "mask", "run"],
+    ["tar", "image", "tokens", "manifest", "store.json", "index", "forged", "config", "source", "mask", "coco", "run"],
 )
 def test_damaged_input_does_no_harm(tmp_path, monkeypatch, watch, limits, target):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("BEIT_CACHE", str(tmp_path / "cache"))
     failures = []
     run = TARGETS[target](tmp_path)
     for number in numbers_of(target):
@@ -442,6 +443,7 @@ TARGETS = {
     "config": fuzz_config,
     "source": fuzz_sources,
     "mask": fuzz_masks,
+    "coco": fuzz_coco,
     "run": fuzz_runs,
 }
 

@@ -4,7 +4,7 @@ A file may have hundreds of megabytes and millions of annotations. It is read in
 decoded and dropped, and what stays is a table in the cache of some 20 bytes per annotation; whoever draws a mask reads
 the few annotations it needs at their offsets. Not here: finding the images (`files.py`), drawing (`regions.py`).
 
-    <cache>/coco/v1/<digest>.arrow   a row per image: file_name, width, height, starts, ends; notes in its metadata
+    <cache>/coco/v2/<digest>.arrow   a row per image: file_name, width, height, starts, ends; notes in its metadata
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 
 from beit.common.errors import InputError, require
+from beit.common.pages.numbers import count
 from beit.common.sources.types import listing_digest
 from beit.common.storage.documents import reading, refuse_control_characters
 from beit.common.storage.files import atomic_file, default_cache_dir
@@ -33,7 +34,7 @@ from beit.finetune.masks.classes import Colour
 
 logger = logging.getLogger(__name__)
 
-_VERSION = "v1"
+_VERSION = "v2"
 _SCHEMA = pa.schema(
     [
         pa.field("file_name", pa.string()),
@@ -185,11 +186,13 @@ class _Scan:
             + (" that are boxes only, without a mask" if self.counts["shapeless"] else "")
             + "; export polygons or masks",
         )
-        unknown = sorted(self.category_ids - set(self.categories), key=str)
+        category_of = _by_id(self.categories)
+        unknown = sorted((number for number in self.category_ids if category_of(number) is None), key=str)
         require(
             not unknown,
             f"{self.label} has annotations of the categories {unknown[:5]}, which it does not list; {_WAY_OUT}",
         )
+        self.category_ids = {listed for number in self.category_ids if (listed := category_of(number)) is not None}
         table = self._table()
         return self._content(), table
 
@@ -235,8 +238,9 @@ class _Scan:
         self.places.append((start, end))
 
     def _table(self) -> pa.Table:
-        rows = {number: row for row, number in enumerate(self.images)}
-        owners = np.array([rows.get(number, -1) for number in self.image_ids], dtype=np.int64)
+        rows: dict[int | str | None, int] = {number: row for row, number in enumerate(self.images)}
+        image_of = _by_id(self.images)
+        owners = np.array([rows.get(image_of(number), -1) for number in self.image_ids], dtype=np.int64)
         self.counts["strays"] = int((owners < 0).sum())
         places = np.array(self.places, dtype=np.int64).reshape(-1, 2)[owners >= 0]
         owners = owners[owners >= 0]
@@ -264,10 +268,10 @@ class _Scan:
         for number in order:
             category = self.categories[number]
             colours.setdefault(str(category["name"]).strip(), _colour(category.get("color")))
-        if count := self.counts["shapeless"]:
-            notes.append(f"{count} annotations without a shape (boxes, points) are left out")
-        if count := self.counts["strays"]:
-            notes.append(f"{count} annotations of images that are not listed are left out")
+        if number := self.counts["shapeless"]:
+            notes.append(f"{count(number, 'annotation')} without a shape (boxes, points) left out")
+        if number := self.counts["strays"]:
+            notes.append(f"{count(number, 'annotation')} of images that are not listed left out")
         places = {name: place for place, name in enumerate(names)}
         return CocoContent(
             names=tuple(names),
@@ -285,6 +289,22 @@ class _Scan:
                 if all(other.get("supercategory") == category["name"] for other in others):
                     return number
         return None
+
+
+def _by_id(listed: Iterable[int | str]) -> Callable[[object], int | str | None]:
+    """Return what finds the id of a list that an annotation means: the same, or else the same in writing, 7 for "7".
+
+    Programs that go through tables write text where the list has numbers, and the reverse.
+    """
+    known = set(listed)
+    texts: dict[str, int | str | None] = {}
+    for number in known:
+        texts[id_text(number)] = None if id_text(number) in texts else number
+
+    def find(number: object) -> int | str | None:
+        return number if isinstance(number, int | str) and number in known else texts.get(id_text(number))
+
+    return find
 
 
 def _colour(value: object) -> Colour | None:

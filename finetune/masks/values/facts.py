@@ -39,7 +39,7 @@ from beit.finetune.masks.decode import is_grey, packed, read_values
 
 logger = logging.getLogger(__name__)
 
-_VERSION = 2
+_VERSION = 3
 _MANY_MASKS = 500
 """From here on it is worth showing; arbitrary, some seconds."""
 _HEAD_BYTES = 1 << 17

@@ -211,6 +211,8 @@ def test_how_images_are_segmented_can_be_told(seven):
 
 def test_a_part_of_the_images_can_be_measured(seven):
     assert evaluate_segmenter(seven.run, str(seven.val), overrides=["data.num_val_images=3"]).metrics.num_images == 3
+    with pytest.raises(InputError, match=r"data.num_val_images \(99\) must not exceed the 7 images of"):
+        evaluate_segmenter(seven.run, str(seven.val), overrides=["data.num_val_images=99"])
 
 
 def test_classes_are_matched_by_name(seven, tmp_path):

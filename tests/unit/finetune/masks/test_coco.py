@@ -109,8 +109,8 @@ def test_what_is_missing_or_not_listed_is_counted_and_said(tmp_path):
     notes = "\n".join(source.notes)
     assert source.without_image == ("1.jpg",) and source.without_mask == ()
     assert "1 images beside them are not listed and left out (images/train/7.jpg)" in notes
-    assert "1 annotations of images that are not listed are left out" in notes
-    assert "1 annotations without a shape (boxes, points) are left out" in notes
+    assert "1 annotation of images that are not listed left out" in notes
+    assert "1 annotation without a shape (boxes, points) left out" in notes
     assert "pixels of no annotation are the class 'background' (data.coco_background)" in notes
     assert all(line.startswith(str(tmp_path)) for line in notes.splitlines())
 
@@ -131,7 +131,7 @@ def test_pixels_without_annotation_may_be_ignored_and_images_without_any_are_the
     write(tmp_path, content([annotation(1, 10)]))
     source = opened(tmp_path)
     assert len(pairs_of(source)) == 2 and not masks_of(source)[1].any()
-    assert any("1 of 2 images have no annotation" in note for note in source.notes)
+    assert any("1 of 2 images without an annotation" in note for note in source.notes)
     ignoring = opened(tmp_path, coco_background=False)
     assert ignoring.classes.names == ("cat", "dog")
     (ids,) = masks_of(ignoring)
@@ -248,7 +248,7 @@ def test_other_json_and_other_folders_do_not_look_like_coco(tmp_path):
         ({"images": [{"id": 10, "file_name": "a\n.jpg", "width": 1, "height": 1}]}, "rename"),
         ({"categories": [{"id": 3}]}, "a category without id or name"),
         ({"categories": [*CATEGORIES, CATEGORIES[0]]}, "two categories with the id 7"),
-        ({"categories": [{"id": n, "name": f"c{n}"} for n in range(300)]}, "these are 301"),
+        ({"categories": [{"id": n, "name": f"c{n}"} for n in range(300)]}, "has 301 classes, .* join some"),
         (
             {"images": [{"id": 10, "file_name": "z.jpg", "width": 1, "height": 1}]},
             "none of the 1 images .* such as z.jpg",
@@ -365,3 +365,50 @@ def test_source_image_member_is_refused(tmp_path):
 def test_a_mask_is_of_the_size_the_json_states(tmp_path):
     write(tmp_path, content([annotation(1, 10)], size=(5, 7)))
     assert Image.fromarray(masks_of(opened(tmp_path))[0]).size == (5, 7)
+
+
+def test_one_category_alone_is_too_few_and_the_way_out_is_named(tmp_path):
+    document = content([annotation(1, 10), annotation(2, 11)], categories=[{"id": 3, "name": "cat"}])
+    with pytest.raises(InputError, match=r"instances_train.json has 1 class, .* without data.coco_background=false"):
+        opened(write(tmp_path, document), coco_background=False)
+    assert len(opened(tmp_path).classes) == 2
+
+
+def as_text(document, *keys):
+    """Write ids of annotations as text, as tables that were exported do."""
+    for one in document["annotations"]:
+        one.update({key: str(one[key]) for key in keys})
+    return document
+
+
+@pytest.mark.parametrize("keys", [("image_id",), ("category_id",), ("image_id", "category_id")])
+def test_ids_written_as_text_are_the_numbers_of_the_lists(tmp_path, keys):
+    annotations = [annotation(1, 10), annotation(2, 11, category=7)]
+    expected = masks_of(opened(write(tmp_path / "a", content(annotations))))
+    found = opened(write(tmp_path / "b", as_text(content(annotations), *keys)))
+    assert not any("left out" in note for note in found.notes)
+    assert all(np.array_equal(*pair) for pair in zip(masks_of(found), expected, strict=True))
+
+
+def test_text_and_number_of_two_images_stay_apart(tmp_path):
+    document = content([annotation(1, 10), annotation(2, "10", category=7)])
+    document["images"][1]["id"] = "10"
+    first, second = masks_of(opened(write(tmp_path, document)))
+    assert (np.unique(first).tolist(), np.unique(second).tolist()) == ([0, 1], [0, 2])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"file_name": None}, "damaged"), ({"image_id": 99}, "annotates none of the images")],
+)
+def test_panoptic_annotations_that_name_no_mask_or_no_image_are_one_line(tmp_path, change, message):
+    record = {"image_id": 10, "file_name": "0.png", "segments_info": [{"id": 5, "category_id": 3}]} | change
+    document = content([{key: value for key, value in record.items() if value is not None}])
+    with pytest.raises(InputError, match=message):
+        opened(write(tmp_path, document))
+
+
+def test_panoptic_annotations_of_other_images_are_one_line_where_the_rest_is_a_class(tmp_path):
+    record = {"image_id": 99, "file_name": "0.png", "segments_info": [{"id": 5, "category_id": 3}]}
+    with pytest.raises(InputError, match="annotates none of the images that it lists"):
+        opened(write(tmp_path, content([record])), coco_background=True)

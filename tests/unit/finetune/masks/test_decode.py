@@ -159,3 +159,55 @@ def test_a_decoder_pickles_without_its_tables():
 def test_all_255_classes_and_the_ignored_value_have_room():
     mask = np.arange(256, dtype=np.uint8).reshape(16, 16)
     np.testing.assert_array_equal(class_id_decoder(255).decode(encoded(mask)), mask)
+
+
+GREY = [(value, value, value) for value in range(256)]
+
+
+@pytest.mark.parametrize(
+    ("form", "options"),
+    [("TIFF", {}), ("TIFF", {"compression": "tiff_lzw"}), ("TIFF", {"compression": "tiff_adobe_deflate"}), ("BMP", {})],
+)
+def test_other_formats_without_loss_give_what_a_png_gives(form, options):
+    mask, few = ids(0, 1, 7, 200, 255), ids(0, 1)
+    for image in (
+        Image.fromarray(mask),
+        palette_image(ids(0, 1, 2), [(200, 0, 0), (0, 200, 0), (0, 0, 200)]),
+        Image.fromarray(few * 255).convert("1"),
+        Image.fromarray(colours((1, 2, 3), (200, 100, 0))),
+    ):
+        png, other = read_values(encoded(image)), read_values(encoded(image, form, **options))
+        assert png.kind == other.kind
+        np.testing.assert_array_equal(png.values, other.values)
+
+
+def test_gif_gives_indices_as_a_palette_png_does():
+    palette = [(200, 0, 0), (0, 200, 0), (0, 0, 200)]
+    found = read_values(encoded(palette_image(ids(0, 1, 2), palette), "GIF", optimize=False))
+    np.testing.assert_array_equal(found.values, ids(0, 1, 2))
+    np.testing.assert_array_equal(found.palette[:3], palette)
+    np.testing.assert_array_equal(read_values(encoded(ids(0, 3, 255), "GIF", optimize=False)).values, ids(0, 3, 255))
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32])
+def test_tiff_of_wide_numbers(dtype):
+    mask = ids(0, 1, 256, 40000, dtype=dtype)
+    np.testing.assert_array_equal(read_values(encoded(Image.fromarray(mask), "TIFF")).values, mask)
+
+
+def odd_tiffs():
+    grey = Image.fromarray(ids(0, 1))
+    yield encoded(grey, "TIFF", save_all=True, append_images=[grey]), "several pictures"
+    yield encoded(grey.convert("RGB"), "TIFF", compression="jpeg"), "compression that changes values"
+    yield encoded(grey, "TIFF", tiffinfo={262: 0}), "0 is white"
+    yield encoded(grey.convert("F"), "TIFF"), "numbers with fractions"
+    yield encoded(Image.fromarray(ids(-1, 1, dtype=np.int32)), "TIFF"), "numbers from -1 to 1"
+    yield encoded(grey.convert("CMYK"), "TIFF"), "kind that is not known"
+    yield encoded(Image.fromarray(colours((1, 2, 3))).convert("RGBA").resize((3, 2)), "TIFF")[:60], ""
+
+
+@pytest.mark.parametrize(("data", "reason"), list(odd_tiffs()))
+def test_tiff_that_is_no_certain_mask_is_refused(data, reason):
+    with pytest.raises(BadSample) as raised:
+        read_values(data)
+    assert reason in str(raised.value)

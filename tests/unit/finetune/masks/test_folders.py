@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 from beit.common.errors import InputError
@@ -48,6 +50,12 @@ def parts(root, **options):
         ("a_jpg.rf.0f1e.jpg", "a_jpg.rf.0f1e_mask.png"),
         ("a_sat.jpg", "a_mask.png"),
         ("a.jpg", "a.png"),
+        ("images/a.jpg", "masks/a.tif"),
+        ("images/a.jpg", "masks/a_mask.gif"),
+        ("train/a.jpg", "train_masks/a_mask.gif"),
+        ("a.jpg", "a.tiff"),
+        ("a.jpg", "a_mask.bmp"),
+        ("training/images/a.jpg", "training/labels/a.png"),
         ("JPEGImages/a.jpg", "SegmentationClass/a.png"),
         ("VOCdevkit/VOC2012/JPEGImages/a.jpg", "VOCdevkit/VOC2012/SegmentationClass/a.png"),
         ("JPEGImages/a.jpg", "SegmentationClassPNG/a.png"),
@@ -297,7 +305,8 @@ def test_names_of_classes_are_found_beside_the_parts(tmp_path):
     [
         ({"a.jpg": None, "b.jpg": None}, "holds 2 images and no masks"),
         ({"images/a.jpg": None, "labels/a.txt": "0 0.1 0.2"}, r"1 .txt are no masks here"),
-        ({"images/a.jpg": None, "masks/a.gif": b"GIF89a"}, r"1 .gif are no masks here"),
+        ({"images/a.jpg": None, "masks/a.npy": b"x"}, r"1 .npy are no masks here"),
+        ({"images/a.tif": b"II", "masks/a.png": MASK}, r"images/a.tif and the like are read as masks only"),
         ({"notes.md": "nothing"}, "holds no images"),
         (
             {"images/a.jpg": None, "masks/b.png": MASK},
@@ -323,3 +332,47 @@ def test_images_in_other_folders_are_left_out_and_said(tmp_path):
     write(tmp_path, {"extra/x.jpg": None})
     found = list_pairs(str(tmp_path))
     assert len(found.pairs) == 2 and "1 images (first: extra/x.jpg)" in " ".join(found.notes)
+
+
+MAPILLARY = json.dumps(
+    {
+        "labels": [
+            {"name": "object--car", "color": [0, 0, 142], "evaluate": True, "instances": True, "readable": "Car"},
+            {"name": "void--ground", "color": [1, 2, 3], "evaluate": False, "instances": False, "readable": "Ground"},
+            {"name": "nature--sky", "color": [70, 130, 180], "evaluate": True, "instances": False, "readable": "Sky"},
+        ]
+    }
+)
+
+
+def vistas(root, *places, config):
+    files = {f"{part}/images/{part}.jpg": None for part in ("training", "validation")} | {config: MAPILLARY}
+    for part in ("training", "validation"):
+        files |= {f"{part}/{place}/{part}.png": MASK for place in places}
+    return write(root, files)
+
+
+@pytest.mark.parametrize(
+    ("places", "config", "used"),
+    [
+        (("labels", "instances"), "config.json", "labels"),
+        (("v1.2/labels", "v1.2/instances", "v1.2/panoptic"), "config_v1.2.json", "v1.2/labels"),
+        (
+            ("v1.2/labels", "v1.2/instances", "v2.0/labels", "v2.0/instances", "v2.0/panoptic"),
+            "config_v2.0.json",
+            "v2.0/labels",
+        ),
+    ],
+)
+def test_mapillary_vistas_of_either_version(tmp_path, places, config, used):
+    root = vistas(tmp_path, *places, config=config)
+    found = list_pairs(str(root))
+    assert found.layout == "mapillary" and not found.without_image and not found.without_mask
+    assert {pair.image.path: (pair.mask.path, pair.part) for pair in found.pairs} == {
+        f"{part}/images/{part}.jpg": (f"{part}/{used}/{part}.png", kind)
+        for part, kind in (("training", "train"), ("validation", "validation"))
+    }
+    assert found.table.names == ("object--car", "nature--sky")
+    assert [entry.is_class for entry in found.table.entries] == [True, False, True]
+    part = list_pairs(str(root / "validation"))
+    assert len(part.pairs) == 1 and part.table.names == found.table.names

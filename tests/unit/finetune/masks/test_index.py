@@ -223,7 +223,7 @@ def test_every_class_is_in_a_subset_that_has_room_for_it(tmp_path):
 def test_classes_that_a_subset_lacks_are_named(tmp_path, caplog):
     files = {f"images/{n}.jpg": None for n in range(4)} | {f"masks/{n}.png": ids(n, n + 1) for n in range(4)}
     data = opened(write(tmp_path, files), label_fraction=0.25)
-    assert len(data.train) == 1 and "no pixel of 3 classes" in caplog.text
+    assert len(data.train) == 1 and "without any pixel of 3 classes" in caplog.text
 
 
 def test_a_draw_begins_with_the_rarest_class():

@@ -201,3 +201,23 @@ def test_categories_have_no_values_to_ignore(tmp_path, settings):
     write(tmp_path, {"a.json": coco(2), "images/0.jpg": photo(0), "images/1.jpg": photo(1)})
     with pytest.raises(InputError, match="data.coco_background=false ignores"):
         open_training_masks(str(tmp_path), MaskDataConfig(**settings), reading=READING)
+
+
+def test_data_without_a_part_to_learn_from_say_that_all_of_it_is(tmp_path):
+    for part in ("val", "test"):
+        write_set(tmp_path / "folders" / part, 2)
+        write_tar(tmp_path / "tars" / f"{part}-0000.tar", 2)
+    for kind in ("folders", "tars"):
+        parts = opened(tmp_path / kind)
+        assert size_of(parts.train) == 4 and parts.val is None
+        (note,) = [note for note in parts.train.notes if "has no part train: all of it is learned from" in note]
+        assert "test" in note and "validation" in note
+    write_set(tmp_path / "whole", 2)
+    assert not opened(tmp_path / "whole").train.notes
+
+
+def test_one_image_is_counted_as_one(tmp_path):
+    for part, count in (("train", 2), ("val", 1), ("test", 1)):
+        write_set(tmp_path / part, count)
+    (note,) = opened(tmp_path).train.notes
+    assert "1 image of its part test left out of the training" in note

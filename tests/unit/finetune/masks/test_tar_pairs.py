@@ -6,6 +6,7 @@ import pytest
 
 from beit.common.errors import InputError
 from beit.common.sources.config import SourceConfig
+from beit.common.sources.index_build import open_labelled
 from beit.common.storage.files import default_cache_dir
 from beit.finetune.masks.settings import MaskDataConfig
 from beit.finetune.masks.tar_pairs import looks_like_tars, open_tar_pairs
@@ -147,3 +148,13 @@ def test_a_file_of_classes_beside_tars_or_above_their_part_is_read(tmp_path):
     assert opened(tmp_path / "train").table.names == ("sky", "road")
     (tmp_path / "train" / "id2label.json").write_text('{"0": "a", "1": "b"}')
     assert opened(tmp_path / "train" / "*.tar").table.names == ("a", "b")
+
+
+def test_who_looks_for_labels_in_such_tars_is_told_what_the_masks_are_for(tmp_path):
+    data = str(write_tar(tmp_path / "0.tar", pairs(1, 2)))
+    index = open_labelled(data, class_names=None, label_column=None)
+    with pytest.raises(InputError, match=r"no labels found.*0001.seg.png is a mask, from which beit finetune segm"):
+        index.require_labels()
+    labelled = pairs(1) | {"0001.cls": b"0"} | pairs(2) | {"0002.cls": b"1"}
+    index = open_labelled(str(write_tar(tmp_path / "1.tar", labelled)), class_names=None, label_column=None)
+    index.require_labels()

@@ -20,7 +20,7 @@ CASES = {
     "another layout": (SOUND, ["data.layout=coco"], "holds no COCO file"),
     "no file of classes": (SOUND, ["data.classes=nowhere.json"], "nowhere.json"),
     "all left out": (SOUND, ["data.ignore=[0,1]"], "all pixels of all masks"),
-    "too many wanted": (SOUND, ["data.num_labels=7"], "must not exceed the 1 images"),
+    "too many wanted": (SOUND, ["data.num_labels=7"], "must not exceed the 1 image with masks"),
     "no val": (SOUND, ["data.val=nowhere"], "nowhere does not exist"),
 }
 
