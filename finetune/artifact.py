@@ -15,7 +15,7 @@ import torch
 from beit.common.encoder import load_weights
 from beit.common.errors import InputError, require
 from beit.common.sources.labels import one_form
-from beit.common.vit.adaptation import adapt, check_adaptation
+from beit.common.vit.adaptation import adapt, check_adaptation, fresh_names
 from beit.common.vit.config import Adaptation, Normalization, PosBias, ViTConfig, build_vit_config
 from beit.common.vit.description import EncoderConfig, read_encoder_config
 from beit.common.vit.features import FeaturePooling
@@ -124,8 +124,8 @@ def build_classifier(config: FinetuneConfig, start: StartingPoint, class_names: 
     if start.encoder is not None:
         assert config.encoder is not None
         same_classes = list(map(one_form, start.encoder.class_names or ())) == list(map(one_form, class_names))
-        fresh = load_weights(model, config.encoder, fresh=FRESH_PREFIXES, skip=() if same_classes else ("head.",))
-        adapt(model, start.adaptation, fresh=fresh)
+        load_weights(model, config.encoder, fresh=FRESH_PREFIXES, skip=() if same_classes else ("head.",))
+        adapt(model, start.adaptation, fresh=fresh_names(model, start.encoder.architecture))
     return model
 
 

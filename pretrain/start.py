@@ -210,17 +210,6 @@ def load_initial(
     )
 
 
-def fresh_names(model: MaskedImageModel | MaskedPixelModel, start: StartingPoint) -> list[str]:
-    """List what before the head the encoder never had, by its description: a run may go on without the encoder."""
-    if start.continued is None:
-        return []
-    source = start.continued.source.architecture
-    fresh = [] if source.use_mask_token else ["mask_token"]
-    if source.pos_bias == "none":
-        fresh += [name for name, _ in model.named_parameters() if name.endswith(TABLE_KEY)]
-    return fresh
-
-
 def describe(start: StartingPoint) -> str:
     """Say in a line what a run began from."""
     continued = start.continued

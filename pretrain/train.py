@@ -38,7 +38,7 @@ from beit.common.tokenizer import Tokenizer
 from beit.common.training.data import Batch, TrainingData
 from beit.common.training.judge import Goal
 from beit.common.training.trainer import train
-from beit.common.vit.adaptation import adapt, merge_state, parameters_in_words
+from beit.common.vit.adaptation import adapt, fresh_names, merge_state, parameters_in_words
 from beit.common.vit.description import EncoderConfig
 from beit.common.vit.flops import training_flops
 from beit.common.vit.param_groups import param_groups
@@ -55,7 +55,6 @@ from beit.pretrain.signal.verdict import Judge, verdict
 from beit.pretrain.start import (
     StartingPoint,
     earlier_start,
-    fresh_names,
     in_force,
     load_initial,
     record,
@@ -170,8 +169,12 @@ class PretrainTask:
         model = build_model(self.config, self.vit, self.tokens)
         if self.start.continued is not None and not self.data.is_resumed:
             self.start = replace(self.start, continued=load_initial(model, self.start, self.tokens))
-        adapt(model, self.start.adaptation, fresh=fresh_names(model, self.start))
+        adapt(model, self.start.adaptation, fresh=self._fresh_names(model))
         return model
+
+    def _fresh_names(self, model: MaskedImageModel | MaskedPixelModel) -> list[str]:
+        continued = self.start.continued
+        return [] if continued is None else fresh_names(model, continued.source.architecture)
 
     def begin(self, run: Path) -> None:
         """Write down what the run trains on, find what it measured before, and say what is about to happen."""
@@ -241,7 +244,7 @@ class PretrainTask:
         """Return the arithmetic of one image; a tokenizer that runs online is not part of it."""
         rows = self.model.num_predicted
         outputs = self.tokens.vocab_size if self.tokens else self.vit.in_chans * self.vit.patch_size**2
-        adaptation, fresh = self.start.adaptation, fresh_names(self.model, self.start)
+        adaptation, fresh = self.start.adaptation, self._fresh_names(self.model)
         return training_flops(
             self.vit,
             head_rows=rows,

@@ -19,9 +19,10 @@ from beit.common.errors import require
 from beit.common.vit.config import Adaptation, ViTConfig
 from beit.common.vit.lora import LORA_A, LORA_B, LoraLinear, merged_weight
 from beit.common.vit.param_groups import layer_id
+from beit.common.vit.position_bias import TABLE_KEY
 from beit.common.vit.vit import Block, VisionTransformer
 
-__all__ = ["Adaptation", "adapt", "check_adaptation", "merge_state", "parameters_in_words"]
+__all__ = ["Adaptation", "adapt", "check_adaptation", "fresh_names", "merge_state", "parameters_in_words"]
 
 _OF_ENCODER = ("cls_token", "pos_embed", "patch_embed", "rel_pos_bias", "blocks")
 """First part of the names that `lora` keeps; the mask token is none of them."""
@@ -51,7 +52,7 @@ def adapt(model: VisionTransformer, adaptation: Adaptation, *, fresh: Collection
     Args:
         model: With whatever head.
         adaptation: What is to be trained.
-        fresh: Names of parameters that the encoder's file did not hold.
+        fresh: Names of parameters that the encoder never had, from `fresh_names`.
     """
     check_adaptation(adaptation, model.config)
     frozen = adaptation.frozen_blocks(model.config.depth)
@@ -59,6 +60,16 @@ def adapt(model: VisionTransformer, adaptation: Adaptation, *, fresh: Collection
         _freeze_below(model, frozen, fresh)
     if adaptation.rank is not None:
         _train_updates(model, adaptation.rank, fresh)
+
+
+def fresh_names(model: VisionTransformer, source: ViTConfig) -> list[str]:
+    """List what a model has of an encoder, mask token included, that an encoder of the shape `source` never had.
+
+    By shapes alone, so that it is the same where a run goes on without the encoder.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    fresh = [name for name in names if name == "mask_token" and not source.use_mask_token]
+    return fresh + [name for name in names if name.endswith(TABLE_KEY) and source.pos_bias == "none"]
 
 
 def merge_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from beit.common.config import config_from_dict, config_to_dict
 from beit.common.encoder import load_weights
 from beit.common.errors import InputError
 from beit.common.sources.labels import one_form
-from beit.common.vit.adaptation import adapt
+from beit.common.vit.adaptation import adapt, fresh_names
 from beit.common.vit.config import Normalization, ViTConfig
 from beit.common.vit.description import EncoderConfig, read_encoder_config
 from beit.common.vit.vit import Block
@@ -82,8 +82,8 @@ def build_segmenter(config: SegmentationConfig, start: StartingPoint, classes: M
     if start.encoder is not None:
         assert config.encoder is not None
         is_same = _has_same_head(start.encoder, head, classes.names, origin=config.encoder)
-        fresh = load_weights(model, config.encoder, fresh=HEAD_PREFIXES, skip=() if is_same else HEAD_PREFIXES)
-        adapt(model, start.adaptation, fresh=fresh)
+        load_weights(model, config.encoder, fresh=HEAD_PREFIXES, skip=() if is_same else HEAD_PREFIXES)
+        adapt(model, start.adaptation, fresh=fresh_names(model, start.encoder.architecture))
     if start.adaptation.last_blocks == 0:
         for block in cast(Iterable[Block], model.blocks):
             block.drop_path = 0.0
