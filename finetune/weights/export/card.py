@@ -58,20 +58,18 @@ def model_card(
         notes: What was added or left out.
     """
     shape = source.config.architecture
-    size = sum(tensor.numel() for tensor in source.state.values()) / 1e6
+    size, provenance = sum(tensor.numel() for tensor in source.state.values()), source.config.provenance
     parts = [
         _header(source),
         f"# {_plain(options.name)}",
         f"{architecture}: {shape.depth} blocks of {shape.embed_dim} channels, {shape.num_heads} heads, images of "
-        f"{shape.img_size} px in patches of {shape.patch_size}, {size:.1f} M parameters, {options.dtype}. Trained and "
-        f"exported with beit {__version__}.",
+        f"{shape.img_size} px in patches of {shape.patch_size}, {_millions(size)} parameters, {options.dtype}. "
+        f"Exported by beit {__version__}.",
         _how_to_load(source, options, auto_class),
         "## To know",
         "\n".join(f"- {line}" for line in [*_facts(source, options), *(_sentence(note) for note in notes)]),
         "## Where it comes from",
-        _table(source.config.provenance),
-        "The whole record. Look through it before you publish: it names folders of the machine it was trained on.",
-        f"~~~json\n{json.dumps(source.config.provenance, indent=2, sort_keys=True)}\n~~~",
+        *(_record(provenance) if provenance else ["Nothing is known of its training."]),
         "## License",
         "None is stated here. It is for you to choose, within what the data and the weights that this model started "
         "from allow; add `license:` to the header of this file.",
@@ -101,9 +99,9 @@ def _facts(source: ExportSource, options: ExportOptions) -> list[str]:
     shape, config = source.config.architecture, source.config
     trained = source.trained_img_size
     lines = [
-        f"It is for images of {shape.img_size} x {shape.img_size} px, which the processor makes. transformers takes "
-        "others without a word and stretches the positions by a rule of its own; `beit export --img-size` does it by "
-        "ours."
+        f"It is for images of {shape.img_size} x {shape.img_size} px, which the processor makes. Others transformers "
+        "takes without a word (a ViT with `interpolate_pos_encoding=True`) and stretches the positions by a rule of "
+        "its own; `beit export --img-size` does it by ours."
     ]
     if trained != shape.img_size:
         lines.append(f"It was trained at {trained} px; positions were resized to {shape.img_size} px.")
@@ -140,6 +138,18 @@ def _facts(source: ExportSource, options: ExportOptions) -> list[str]:
     return lines
 
 
+def _record(provenance: dict[str, Any]) -> list[str]:
+    return [
+        _table(provenance),
+        "The whole record. Look through it before you publish: it names folders of the machine it was trained on.",
+        f"~~~json\n{json.dumps(provenance, indent=2, sort_keys=True)}\n~~~",
+    ]
+
+
+def _millions(number: int) -> str:
+    return f"{number / 1e6:.1f} M" if number >= 1e6 else f"{number:,}"
+
+
 def _table(provenance: dict[str, Any]) -> str:
     """Return what is known of the training, and of the encoder that it began with, as a table."""
     rows = [(name, provenance[name]) for name in _SHOWN if provenance.get(name) not in (None, "", {})]
@@ -149,8 +159,6 @@ def _table(provenance: dict[str, Any]) -> str:
     earlier = provenance.get("encoder_provenance")
     if isinstance(earlier, dict):
         rows += [(f"encoder: {name}", earlier[name]) for name in _SHOWN if earlier.get(name) not in (None, "", {})]
-    if not rows:
-        return "Nothing is known of its training."
     cells = [f"| {_plain(name)} | {_plain(_short(value))} |" for name, value in rows]
     return "\n".join(["| what | value |", "| --- | --- |", *cells])
 

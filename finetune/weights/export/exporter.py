@@ -10,15 +10,15 @@ import importlib
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple, Protocol, cast
+from typing import NamedTuple, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from beit.common.errors import InputError, RunFailed
-from beit.common.pages.tables import aligned
+from beit.common.pages.tables import aligned, folded
 from beit.common.runs.outputs import check_output_folder
 from beit.common.storage.files import fsync_directory, remove_stale, temporary_name
 from beit.finetune.weights.export.source import (
@@ -35,6 +35,7 @@ TOLERANCES: dict[Dtype, float] = {"float32": 1e-5, "float16": 1e-2, "bfloat16": 
 are what 11 and 8 bits leave of the weights, compared with the model in float32."""
 
 Run = Callable[[Tensor], dict[str, Tensor]]
+Value = TypeVar("Value")
 
 
 class Target(Protocol):
@@ -59,7 +60,8 @@ class Target(Protocol):
         are checked instead, with a `RunFailed` if they are wrong, and None is returned.
         """
 
-    # Optional: `expected(source)`, outputs besides those of `our_outputs`, and `notes(source)`, lines for the user.
+    # Optional are `expected(source) -> dict[str, Tensor]`, float32 outputs beside those of `our_outputs`, and
+    # `notes(source) -> list[str]`, what was added or left out and the like, one line for each.
 
 
 class Difference(NamedTuple):
@@ -110,15 +112,16 @@ def export_model(
 
 
 def _check_folder(out: Path, path: Path) -> None:
-    check_output_folder("OUT", out, inputs=[path])
-    if out.exists() and next(out.iterdir(), None) is not None:
+    if out.exists() and (not out.is_dir() or next(out.iterdir(), None) is not None):
         raise InputError(f"{out} is not an empty folder; name a new one for the export")
+    check_output_folder("OUT", out, inputs=[path])
 
 
 @contextmanager
 def _staged(out: Path) -> Iterator[Path]:
     """Yield a folder beside `out` that takes its place if the block succeeds, and is gone if it does not."""
     target = Path(os.path.realpath(out))
+    new = [parent for parent in target.parents if not parent.exists()]  # the innermost first
     target.parent.mkdir(parents=True, exist_ok=True)
     remove_stale(target.parent, target.name)
     folder = target.with_name(temporary_name(target.name))
@@ -133,44 +136,51 @@ def _staged(out: Path) -> Iterator[Path]:
         os.replace(folder, target)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):  # somebody else uses them by now
+            for parent in new:
+                parent.rmdir()
         raise
     fsync_directory(target.parent)
 
 
 def _prove(target: Target, folder: Path, source: ExportSource, options: ExportOptions) -> str:
     """Compare what was written with the model, and return the table of it."""
-    notes: list[str] = getattr(target, "notes", lambda _source: [])(source)
-    run = target.reload(folder, source)
+    run, notes = target.reload(folder, source), [folded(note) for note in _of(target, "notes", source, [])]
     if run is None:
-        notes.append(
-            f"{target.LIBRARY} cannot be imported: names and shapes were checked, and what the export computes was not"
+        missing = (
+            f"{target.LIBRARY} cannot be imported: names and shapes were checked, what the export computes was not"
         )
-        return "\n".join(notes)
-    images = probe_images(source)
-    expected = our_outputs(source, images) | getattr(target, "expected", lambda _source: {})(source)
+        return "\n".join([*notes, folded(missing)])
+    images, beside = probe_images(source), _of(target, "expected", source, {})
     with torch.no_grad():
-        found = compare(run(images), expected, TOLERANCES[options.dtype])
+        theirs, ours = run(images), our_outputs(source, images)
+    found = compare({name: theirs.pop(name) for name in beside}, beside, TOLERANCES["float32"])
+    found = [*compare(theirs, ours, TOLERANCES[options.dtype]), *found]
+    wrong = [one for one in found if not one.is_small]
+    if wrong:
+        by = "; ".join(f"{one.output} by {one.largest:.1e} (at most {one.tolerance:.1e})" for one in wrong)
+        raise RunFailed(f"{target.LIBRARY} computes something else from the export: {by}; nothing was written")
     rows = [(name, f"{largest:.1e}", f"{tolerance:.1e}") for name, largest, tolerance in found]
     table = aligned([("output", "largest difference", "tolerance"), *rows], align="<>")
-    if not all(difference.is_small for difference in found):
-        wrong = "; ".join(
-            f"{one.output} by {one.largest:.1e} (at most {one.tolerance:.1e})" for one in found if not one.is_small
-        )
-        raise RunFailed(
-            f"what {target.LIBRARY} computes from the export differs from the model: {wrong}; nothing was written"
-        )
-    return "\n".join([*notes, f"{target.LIBRARY} and beit on the same {len(images)} images, {options.dtype}:", table])
+    head = f"{target.LIBRARY} and beit on the same {len(images)} images, {options.dtype}:"
+    return "\n".join([*notes, head, table])
+
+
+def _of(target: Target, name: str, source: ExportSource, otherwise: Value) -> Value:
+    """Call what only some targets offer."""
+    offered: Callable[[ExportSource], Value] | None = getattr(target, name, None)
+    return otherwise if offered is None else offered(source)
 
 
 def compare(theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor], tolerance: float) -> list[Difference]:
     """Compare outputs by name; ours may be more.
 
     Args:
-        theirs: At least one.
+        theirs: What is compared.
         ours: Of the same images.
         tolerance: Share of the largest value of an output; of 1 where that is smaller.
     """
-    assert theirs and theirs.keys() <= ours.keys(), (sorted(theirs), sorted(ours))
+    assert theirs.keys() <= ours.keys(), (sorted(theirs), sorted(ours))
     found = []
     for name, output in theirs.items():
         wanted = ours[name].float()

@@ -62,8 +62,8 @@ def notes(source: ExportSource) -> list[str]:
     found = list(plan_export(source).notes)
     if shifted := num_shifted(source):
         found.append(
-            f"pixels: of {shifted} of the 5 photos transformers takes the crop one pixel further left or up than "
-            "beit, since it rounds an odd margin down; compared is the same crop"
+            f"of {shifted} in 5 sizes of photo transformers cuts one pixel further left or up than beit: it rounds an "
+            "odd margin down; compared are pixels of the same cut"
         )
     return found
 
@@ -77,13 +77,15 @@ def reload(folder: Path, source: ExportSource) -> Callable[[Tensor], dict[str, T
     """Load the folder as a user would; of masked image models, which no automatic class knows, by the class itself."""
     try:
         import transformers
+
+        # Their modules are imported only here, and may lack something that they need.
+        processors, models = transformers.AutoImageProcessor, getattr(transformers, AUTO_CLASSES[source.what])
     except ImportError:
         _check_shapes(folder, plan_export(source))
         return None
     with _quiet(transformers):
-        processor = transformers.AutoImageProcessor.from_pretrained(folder)
-        automatic = getattr(transformers, AUTO_CLASSES[source.what])
-        model, report = automatic.from_pretrained(folder, output_loading_info=True)
+        processor = processors.from_pretrained(folder)
+        model, report = models.from_pretrained(folder, output_loading_info=True)
     wrong = {kind: sorted(map(str, names)) for kind, names in report.items() if names}
     if wrong:
         raise RunFailed(f"transformers does not read the export as it is meant ({wrong}); nothing was written")

@@ -1,12 +1,11 @@
 """Target official: one .pth as the released BEiT code writes it, for its fine-tuning, its segmentation, and others.
 
-Names are ours already; what the released code keeps besides, the indices of position tables, is added. The file's
-`args` say by which options of that code it is read.
+Names are ours already; what the released code keeps besides, the indices of position tables, is added. The file
+says by which options of that code it is read, under `args`, or `meta` of a segmentation model.
 """
 
 from __future__ import annotations
 
-import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,6 @@ from beit.finetune.segmentation.artifact import segmentation_info
 from beit.finetune.weights.export.exporter import Run
 from beit.finetune.weights.export.source import WORDS, ExportOptions, ExportSource, our_outputs
 
-logger = logging.getLogger(__name__)
-
 LIBRARY = "The file, read back,"
 WEIGHTS_FILE = "model.pth"
 _INDEX_KEY = "relative_position_index"
@@ -38,23 +35,29 @@ _TRAINED = {"base": (224, 384), "large": (224, 384, 512)}
 
 
 def write(source: ExportSource, folder: Path, options: ExportOptions) -> list[Path]:
-    """Write `model.pth`; what the released code has no place for is left out, and named in the log."""
+    """Write `model.pth`; what the released code has no place for is left out."""
     _require_place(source)
     state = {name: tensor for name, tensor in source.state.items() if not name.startswith(_NO_PLACE)}
-    if left_out := sorted(source.state.keys() - state.keys()):
-        logger.info("left out, for which the released code has no place: %s", ", ".join(left_out))
     written = {**options.cast(state), **_indices(source.config.architecture)}
     args = describe(source)
     value: dict[str, Any] = {"model": written, "args": args}
     if source.what == "segmenter":
         classes = segmentation_info(source.config, origin=source.path).classes
-        meta = {"CLASSES": list(classes.names), "PALETTE": [list(colour) for colour in classes.colours]}
+        meta = {"CLASSES": list(classes.names), "PALETTE": [list(colour) for colour in classes.colours], **args}
         value = {"meta": meta, "state_dict": {_segmentation_name(name): one for name, one in written.items()}}
-        value["args"] = args
     file = folder / WEIGHTS_FILE
     torch.save(value, file)
-    logger.info("the released code reads it as its %s; the arguments are under args in the file", args["model"])
     return [file]
+
+
+def notes(source: ExportSource) -> list[str]:
+    """Return what the released code reads it as, and what was left out."""
+    key = "meta" if source.what == "segmenter" else "args"
+    found = [f"the released code reads it as its {_model_name(source)}, with the arguments under {key} in the file"]
+    if left_out := sorted(name for name in source.state if name.startswith(_NO_PLACE)):
+        listed = ", ".join(left_out)
+        found.append(f"left out, since the released code has no place for them: {len(left_out)} tensors, {listed}")
+    return found
 
 
 def reload(folder: Path, source: ExportSource) -> Run:
@@ -89,6 +92,9 @@ def describe(source: ExportSource) -> dict[str, Any]:
         "layer_scale_init_value": shape.init_values,
         "mean": list(mean),
         "std": list(std),
+        # Not the released code's; for whoever else reads the file.
+        "final_norm": shape.final_norm,
+        "pos_resize": shape.pos_resize,
     }
     if source.what == "classifier":
         described |= {"nb_classes": len(source.config.class_names or ())}

@@ -29,6 +29,7 @@ from beit.common.vit.description import encoder_config_to_json
 from beit.common.vit.features import pool_features
 from beit.finetune.classification.model import ImageClassifier
 from beit.finetune.prediction.classifier import class_probabilities
+from beit.finetune.segmentation.artifact import segmentation_info
 from beit.finetune.segmentation.heads import resize
 from beit.finetune.segmentation.model import Segmenter
 from beit.finetune.weights.export.exporter import Run
@@ -44,7 +45,9 @@ OPSET = 20
 MAX_FILE_BYTES = 2_000_000_000
 """Of weights in the model's own file; protobuf ends at 2 GiB."""
 _NEEDED = ("onnx", "onnxscript", "onnxruntime")
-_NAMES_IN_LOG = 6
+_NAMES_IN_NOTE = 6
+_COUNTER = "num_batches_tracked"
+"""Of a batch norm, for its training."""
 
 
 def write(source: ExportSource, folder: Path, options: ExportOptions) -> list[Path]:
@@ -60,11 +63,17 @@ def write(source: ExportSource, folder: Path, options: ExportOptions) -> list[Pa
     model.metadata_props.update(_metadata(described, source))
     files = [*_save(model, folder), folder / DESCRIPTION_FILE]
     write_json(files[-1], described)
-    if left_out := sorted(source.state.keys() - set(model.graph.initializers)):
-        rest = len(left_out) - _NAMES_IN_LOG
-        listed = ", ".join(left_out[:_NAMES_IN_LOG]) + (f" and {rest} more" if rest > 0 else "")
-        logger.info("left out, since no output needs them: %d tensors, %s", len(left_out), listed)
     return files
+
+
+def notes(source: ExportSource) -> list[str]:
+    """Return what was left out, and what belongs together."""
+    found = []
+    if left_out := _left_out(source):
+        rest = len(left_out) - _NAMES_IN_NOTE
+        listed = ", ".join(left_out[:_NAMES_IN_NOTE]) + (f" and {rest} more" if rest > 0 else "")
+        found.append(f"left out, since no output needs them: {len(left_out)} tensors, {listed}")
+    return found
 
 
 def reload(folder: Path, source: ExportSource) -> Run:
@@ -121,6 +130,19 @@ class _Graph(nn.Module):
             return features.float(), pool_features(features)
         hidden = features if self.norm is None else self.norm(features)
         return features.float(), pool_features(features), self.lm_head(hidden[:, 1:]).float()
+
+
+def _left_out(source: ExportSource) -> list[str]:
+    """Return the tensors that no output depends on."""
+    prefixes = ["pixel_head.", "auxiliary_head."]
+    prefixes += [] if source.what == "masked" else ["mask_token", "lm_head."]
+    if source.what == "segmenter":
+        blocks = segmentation_info(source.config, origin=source.path).head.blocks or ()
+        prefixes += ["norm."]
+        prefixes += [f"blocks.{i}." for i in range(max(blocks) + 1, source.config.architecture.depth)]
+    elif source.what == "encoder" and not source.config.architecture.final_norm:
+        prefixes += ["norm.", "fc_norm."]
+    return sorted(name for name in source.state if name.startswith(tuple(prefixes)) or name.endswith(_COUNTER))
 
 
 def _require_libraries() -> None:

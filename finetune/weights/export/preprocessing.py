@@ -94,12 +94,13 @@ def _preprocessing(source: ExportSource) -> dict[str, Any]:
         windows = {
             "size": side,
             "stride": max(1, side * 2 // 3) if inference.stride is None else inference.stride,
+            "mode": inference.mode,
             "short_side": inference.short_side,
             "scales": list(inference.scales),
             "flip": inference.flip,
-            "order": "windows start every stride pixels, the last of a row or column ends with the image; what is "
-            "missing of an image smaller than a window is zero after the normalisation; logits are averaged where "
-            "windows overlap, probabilities over scales and mirrored images",
+            "order": "of mode slide: windows start every stride pixels, the last of a row or column ends with the "
+            "image; what is missing of an image smaller than a window is zero after the normalisation; logits are "
+            "averaged where windows overlap, probabilities over scales and mirrored images",
         }
         return {**first, "windows": windows, **last}
     crop_pct = default_crop_pct(side) if stored.crop_pct is None else stored.crop_pct

@@ -64,21 +64,27 @@ _NO_PLACE = ("mask_token", "lm_head.", "pixel_head.")
 
 
 def write(source: ExportSource, folder: Path, options: ExportOptions) -> list[Path]:
-    """Write the two files; what timm has no place for is left out, what it must have is added, and both are logged."""
+    """Write the two files; what timm has no place for is left out, what it must have is added."""
     _require_place(source)
-    kept = {name: tensor for name, tensor in source.state.items() if not name.startswith(_NO_PLACE)}
-    left_out, added = sorted(source.state.keys() - kept.keys()), _added(source)
-    state = {**kept, **added}
+    left_out = _left_out(source)
+    kept = {name: tensor for name, tensor in source.state.items() if name not in left_out}
+    state = kept | _added(source)
     if _is_plain_vit(source):
         state = _vit_names(state)
-    if left_out:
-        logger.info("left out, for which timm has no place: %d tensors, %s", len(left_out), ", ".join(left_out))
-    if added:
-        logger.info("added, since a Beit of timm has a norm: %s, which only its pooled output passes", ", ".join(added))
     weights, description = folder / WEIGHTS_FILE, folder / CONFIG_FILE
     write_safetensors(weights, options.cast(state), metadata={"format": "pt"})
-    write_json(description, describe(source) | {"beit": {"added": sorted(added), "left_out": left_out}})
+    write_json(description, describe(source))
     return [weights, description]
+
+
+def notes(source: ExportSource) -> list[str]:
+    """Return what was left out and added."""
+    found = []
+    if left_out := _left_out(source):
+        found.append(f"left out, since timm has no place for them: {len(left_out)} tensors, {', '.join(left_out)}")
+    if _added(source):
+        found.append("added: fc_norm of ones and zeros, which timm's pooled output passes, and its features do not")
+    return found
 
 
 def reload(folder: Path, source: ExportSource) -> Run | None:
@@ -126,6 +132,7 @@ def describe(source: ExportSource) -> dict[str, Any]:
             "classifier": "head",
         },
     }
+    described["beit"] = {"final_norm": shape.final_norm, "pos_resize": shape.pos_resize}
     if names:
         described["label_names"] = list(names)
     return described
@@ -230,6 +237,10 @@ def _is_plain_vit(source: ExportSource) -> bool:
 
 def _pool(source: ExportSource) -> str:
     return "token" if _is_plain_vit(source) or source.config.pooling == "cls" else "avg"
+
+
+def _left_out(source: ExportSource) -> list[str]:
+    return sorted(name for name in source.state if name.startswith(_NO_PLACE))
 
 
 def _has_fc_norm(source: ExportSource) -> bool:
