@@ -35,7 +35,7 @@ RESTRICTED = {
     "torchvision": set(),
     "timm": {"finetune/weights/export/timm.py"},
     "transformers": {"finetune/weights/export/huggingface.py"},
-    "onnxruntime": {"finetune/weights/export/onnx.py"},
+    **{name: {"finetune/weights/export/onnx.py"} for name in ("onnx", "onnx_ir", "onnxruntime", "onnxscript")},
 }
 
 # The loose ground of common/: any room may import it, and it imports no room.

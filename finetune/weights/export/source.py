@@ -20,10 +20,12 @@ from beit.common.encoder import read_encoder_state
 from beit.common.errors import InputError, require
 from beit.common.vit.adapt import adapt_state
 from beit.common.vit.description import EncoderConfig, find_encoder, read_encoder_config
-from beit.common.vit.features import FeaturePooling
+from beit.common.vit.features import FeaturePooling, pool_features
 from beit.common.vit.vit import VisionTransformer
 from beit.finetune.classification.model import POOLINGS, ImageClassifier
+from beit.finetune.prediction.classifier import class_probabilities
 from beit.finetune.segmentation.artifact import segmentation_info
+from beit.finetune.segmentation.heads import resize
 from beit.finetune.segmentation.model import Segmenter
 
 Dtype = Literal["float32", "float16", "bfloat16"]
@@ -150,8 +152,9 @@ def our_outputs(source: ExportSource, images: Tensor) -> dict[str, Tensor]:
 
     Returns:
         "features" (B, 1 + N, D): the residual stream after the last block, through the encoder's own last norm if it
-        has one. Of a masked image model those of masked images (`probe_mask`) with its "logits" (B, N, V); of a
-        classifier its "logits" (B, C); of a segmenter its "logits" (B, C, h', w'), on the head's grid.
+        has one; "pooled" (B, D): the mean of its patches. Of a masked image model those of masked images
+        (`probe_mask`) with its "logits" (B, N, V); of a classifier "logits" and "probabilities" (B, C); of a segmenter
+        "logits" (B, C, h', w'), on the head's grid, and "probabilities" (B, C, S, S).
     """
     model = build_model(source)
     if source.what == "masked":
@@ -166,8 +169,14 @@ def our_outputs(source: ExportSource, images: Tensor) -> dict[str, Tensor]:
             if shape.final_norm
             else nn.functional.layer_norm(features, (shape.embed_dim,), norm_weight, norm_bias, shape.layer_norm_eps)
         )
-        return {"features": features, "logits": nn.functional.linear(normed[:, 1:], weight, bias)}
-    outputs = {"features": model.forward_features(images)}
-    if source.what in ("classifier", "segmenter"):
+        logits = nn.functional.linear(normed[:, 1:], weight, bias)
+        return {"features": features, "pooled": pool_features(features), "logits": logits}
+    features = model.forward_features(images)
+    outputs = {"features": features, "pooled": pool_features(features)}
+    if source.what == "classifier":
         outputs["logits"] = model(images)
+        outputs["probabilities"] = class_probabilities(outputs["logits"], multi_label=source.config.multi_label)
+    elif source.what == "segmenter":
+        outputs["logits"] = model(images)
+        outputs["probabilities"] = resize(outputs["logits"], images.shape[-2:]).softmax(1)
     return outputs
