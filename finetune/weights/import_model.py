@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ from beit.common.storage.tensor_check import check_tensors
 from beit.common.vit.config import Normalization, PosBias, PosResize, ViTConfig
 from beit.common.vit.description import EncoderConfig
 from beit.common.vit.vit import VisionTransformer
+from beit.finetune.weights.import_exported import filler_of
 from beit.finetune.weights.import_files import ForeignWeights, WeightsKind, read_foreign
 from beit.finetune.weights.import_findings import (
     Finding,
@@ -85,6 +87,9 @@ def import_encoder(
     foreign = read_foreign(source, weights)
     _require_kind(foreign.config, source)
     named = official_names(foreign.tensors, str(source))
+    if filler := filler_of(named.tensors):
+        kept = {name: tensor for name, tensor in named.tensors.items() if name not in filler}
+        named = replace(named, tensors=kept, left_out=[*named.left_out, *filler])
     tensors = named.tensors
     for name in ("cls_token", "patch_embed.proj.weight", "blocks.0.mlp.fc1.weight", "blocks.0.norm1.weight"):
         require(name in tensors, f"{source} lacks the tensor {name!r} of every encoder; it is of another kind of model")
@@ -146,7 +151,7 @@ def infer_architecture(
         use_abs_pos_emb="pos_embed" in tensors,
         pos_bias=pos_bias,
         use_mask_token="mask_token" in tensors,
-        final_norm=named.family != "BEiT" and "norm.weight" in tensors,
+        final_norm=config.get("final_norm", named.family != "BEiT" and "norm.weight" in tensors),
         layer_norm_eps=eps,
         pos_resize=findings.pos_resize.value,
     )
