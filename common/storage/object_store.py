@@ -40,6 +40,8 @@ _LINK = re.compile(r"""<a\s+(?:[^>]*?\s+)?href=["']([^"'?#]+)["']""", re.IGNOREC
 _EPOCH_SECONDS = 0.0  # obstore's time of what has none
 _CHUNK_BYTES = 1 << 20
 _OUT_OF_RANGE = 416
+_HEADERS_OF: dict[str, dict[str, str]] = {}
+"""By root; not in the environment, which processes started later inherit and show."""
 
 
 def retries(
@@ -200,7 +202,7 @@ class ObjectStore:
     def _page(self, key: str) -> bytes:
         """Fetch what may have no length, which obstore refuses."""
         address = f"{self._address(key)}?{self._query}" if self._query else self._address(key)
-        request = urllib.request.Request(address, headers=web_headers())
+        request = urllib.request.Request(address, headers=web_headers(self._root))
         try:
             with urllib.request.urlopen(request, timeout=SILENCE_SECONDS) as answer:
                 content: bytes = answer.read()
@@ -222,11 +224,16 @@ def split_url(url: str) -> tuple[str, str]:
     return f"{scheme}://{root}", urllib.parse.unquote(key) if url.startswith(WEB_SCHEMES) else key
 
 
-def web_headers() -> dict[str, str]:
-    """Return the headers that the user wants to be sent to web servers."""
+def send_headers(root: str, headers: dict[str, str]) -> None:
+    """Send further headers, such as a token, to one web server: what `split_url` calls its root."""
+    _HEADERS_OF[root] = headers
+
+
+def web_headers(root: str) -> dict[str, str]:
+    """Return the headers that the user wants to be sent to web servers, and what only this one gets."""
     text = os.environ.get(HEADERS_VARIABLE, "{}")
     try:
-        return {str(name): str(value) for name, value in json.loads(text).items()}
+        return {str(name): str(value) for name, value in json.loads(text).items()} | _HEADERS_OF.get(root, {})
     except (ValueError, AttributeError):
         raise InputError(f'{HEADERS_VARIABLE} must be JSON such as {{"Authorization": "Bearer ..."}}') from None
 
@@ -241,7 +248,7 @@ def _open(root: str, query: str, retry_config: RetryConfig) -> Any:
     }
     scheme, _, name = root.partition("://")
     if scheme in ("http", "https"):
-        options["client_options"]["default_headers"] = web_headers()
+        options["client_options"]["default_headers"] = web_headers(root)
         return HTTPStore.from_url(f"{root}?{query}" if query else root, **options)
     if scheme in ("s3", "s3a"):
         return _open_s3(name, options)

@@ -11,20 +11,14 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
-from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from beit.common.errors import InputError, require
-from beit.common.progress import Progress
-from beit.common.storage.answers import NoOffsets
-from beit.common.storage.documents import read_json, write_json
+from beit.common.storage.download import complete_file, discard_begun
 from beit.common.storage.files import default_cache_dir, fsync_directory
 from beit.common.storage.locks import exclusive_lock
 from beit.common.storage.place import RemoteError
-from beit.common.storage.remote_place import RemotePlace
 from beit.common.tokenizers.dalle_files import Part, find_part, read_part
 from beit.common.tokenizers.directory import CONFIG_FILE, describe_source, recorded_sources, save_dalle
 
@@ -32,7 +26,6 @@ logger = logging.getLogger(__name__)
 
 OFFICIAL_URL = "https://cdn.openai.com/dall-e"
 """Folder of encoder.pkl (215 MB) and decoder.pkl (175 MB)."""
-_MB = 1_000_000
 MIRRORS_VARIABLE = "BEIT_DALLE_MIRRORS"
 """Environment variable: further http(s) folders with the two files, separated by spaces, tried in order."""
 
@@ -125,19 +118,19 @@ def _download(folder: Path, part: Part) -> str:
         if reasons:
             logger.info("%s; trying %s", reasons[-1], url)
         try:
-            _fetch(url, unfinished)
+            complete_file(url, unfinished)
         except (InputError, RemoteError) as error:
             reasons.append(str(error))
             continue
         try:
             _require_part(unfinished, part)
         except InputError as error:
-            _discard(unfinished)
+            discard_begun(unfinished)
             reasons.append(f"{url}: what it gave is not the file: {error}")
             continue
         os.replace(unfinished, folder / name)
         fsync_directory(folder)
-        _discard(unfinished)
+        discard_begun(unfinished)
         return url
     what = "tokenizer" if part == "encoder" else "decoder, which pictures need,"
     instead = ", or use --tokenizer mini, which comes with beit" if part == "encoder" else ""
@@ -147,46 +140,11 @@ def _download(folder: Path, part: Part) -> str:
     )
 
 
-def _fetch(url: str, unfinished: Path) -> None:
-    """Complete a file from an address; what an earlier process left of the same version is gone on from."""
-    found, record = RemotePlace(url, is_first_contact=True).stat(), _record(unfinished)
-    recorded = None
-    with suppress(InputError):  # a damaged record: from the beginning
-        recorded = read_json(record) if record.is_file() else None
-    is_begun = bool(found.version) and unfinished.is_file() and recorded == asdict(found)
-    with unfinished.open("r+b" if is_begun else "wb") as file:
-        write_json(record, asdict(found))
-        have = file.seek(0, os.SEEK_END)
-        if have < found.size or not found.size:
-            with Progress(found.size // _MB or None, unit="MB", description=f"download {unfinished.stem}") as progress:
-                for piece in _pieces(url, have):
-                    file.write(piece)
-                    have += len(piece)
-                    progress.update(len(piece) // _MB)
-        os.fsync(file.fileno())
-
-
-def _pieces(url: str, start: int) -> Iterator[bytes]:
-    try:
-        yield from RemotePlace(url).pieces(start)
-    except NoOffsets:
-        yield RemotePlace(url).read()[start:]
-
-
 def _require_part(file: Path, part: Part) -> None:
     with file.open("rb") as opened:
         is_page = opened.read(100).lstrip().startswith(b"<")
     require(not is_page, "it is a web page; a proxy or log-in page may be in between")
     read_part(file, part)
-
-
-def _record(unfinished: Path) -> Path:
-    return unfinished.with_name(f"{unfinished.name}.json")
-
-
-def _discard(unfinished: Path) -> None:
-    unfinished.unlink(missing_ok=True)
-    _record(unfinished).unlink(missing_ok=True)
 
 
 def _mirrors() -> list[str]:

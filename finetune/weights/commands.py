@@ -19,7 +19,7 @@ TARGETS = {name: module for name, module in _MODULES.items() if (_ROOM / f"{modu
 
 
 @click.command("import")
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("source", metavar="FILE|FOLDER|URL|hf://OWNER/NAME")
 @click.argument("encoder", type=click.Path(path_type=Path))
 @click.option("--num-heads", type=click.IntRange(min=1), metavar="N", help="Attention heads, if the file cannot tell.")
 @click.option(
@@ -38,21 +38,36 @@ TARGETS = {name: module for name, module in _MODULES.items() if (_ROOM / f"{modu
     type=click.Choice(["bicubic", "dino", "timm"]),
     help="By whose rule absolute positions are resized, if the file cannot tell; bicubic is that of MAE and DeiT.",
 )
-def import_command(file: Path, encoder: Path, **given: Any) -> None:
+@click.option(
+    "--prefix",
+    metavar="P",
+    help="What stands before the names of the encoder's tensors, where it is not known, such as visual.trunk.",
+)
+@click.option(
+    "--head-blocks",
+    type=click.Choice(["transformers", "released"]),
+    help="By whose reading of out_indices a Hugging Face segmentation model is taken; they count differently.",
+)
+@click.option("--sha256", metavar="DIGEST", help="That the file must have; its first 8 digits will do.")
+def import_command(source: str, encoder: Path, sha256: str | None, **given: Any) -> None:
     """Turn the weights of somebody else into the folder ENCODER, for --encoder and beit predict --features.
 
-    FILE is an official BEiT .pth; weights of DINO, MAE, DeiT or a ViT of timm (.pth, .bin, .safetensors), or a training
-    checkpoint of theirs; or a Hugging Face folder of a BEiT, ViT (DINO's too), ViTMAE or DeiT. Nothing in it is
-    executed. Every tensor must be known and of the right shape. A head of classes or visual words is kept. What is a
-    guess is called one, with the option that sets it.
+    A file is an official BEiT .pth; weights of DINO, DINOv2 without registers, iBOT, MAE, MoCo v3, DeiT, DeiT III or a
+    ViT of timm (.pth, .bin, .safetensors), or a training checkpoint of theirs. A folder is one of Hugging Face (BEiT,
+    data2vec, ViT, ViTMAE, DeiT, DINOv2) or timm, or what beit export wrote. An address is fetched first; hf:// names a
+    model of the Hugging Face hub, with @REVISION if wanted. Nothing in a file is executed. Every tensor must be known
+    and of the right shape. A head of classes, visual words or masks is kept. What is a guess is called one, with the
+    option that sets it.
 
     \b
     Example:
       beit import beit_base_patch16_224_pt22k.pth encoders/beit-base
+      beit import hf://facebook/dinov2-base encoders/dinov2-base
     """
-    from beit.finetune.weights.import_model import import_encoder
+    from beit.finetune.weights.import_model import import_from, require_new
 
-    imported = import_encoder(file, encoder, **given)
+    require_new(encoder)
+    imported = import_from(source, encoder, sha256=sha256, **given)
     click.echo(imported.summary)
     say_written(encoder)
 

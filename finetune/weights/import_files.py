@@ -9,12 +9,10 @@ FOLDER                      of Hugging Face or timm: config.json beside model.sa
 from __future__ import annotations
 
 import argparse
-import pickle
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -26,12 +24,12 @@ from beit.common.storage.documents import read_json
 from beit.common.storage.files import sha256_file
 from beit.common.vit.description import FORMAT
 from beit.finetune.weights.import_exported import OFFICIAL_FILE, ONNX_FILE, exported_facts, read_onnx
-
-WeightsKind = Literal["ema", "plain"]
+from beit.finetune.weights.import_pickles import load_pickle
+from beit.finetune.weights.import_prefixes import WeightsKind
 
 _CONTAINERS: dict[WeightsKind, tuple[str, ...]] = {
     "ema": ("state_dict_ema", "model_ema", "ema_state_dict", "ema", "teacher"),
-    "plain": ("model", "module", "state_dict", "student"),
+    "plain": ("model", "module", "state_dict", "student", "model_state_dict", "model_state", "net", "network"),
 }
 """Keys under which training checkpoints keep a running average of the weights, and the weights themselves, in the order
 in which they are looked for. Where there are both the average is what timm and the released code of DINO use."""
@@ -55,11 +53,18 @@ class ForeignWeights:
     beside: tuple[str, ...]
     """Keys of the checkpoint under which there are other weights, which were not taken."""
     args: dict[str, Any]
-    """Arguments of the training script, where the checkpoint has them; else empty."""
+    """Arguments of the training script, or what mmsegmentation has under `meta`, where the checkpoint has them."""
+    unread: tuple[str, ...]
+    """Libraries whose objects lie beside the weights; they were not read."""
     config: dict[str, Any]
     """config.json of a folder; else empty."""
     preprocessor: dict[str, Any]
     """preprocessor_config.json of a folder; else empty."""
+
+    @property
+    def is_average(self) -> bool:
+        """Whether the weights are a running average, as the key says."""
+        return self.container in _CONTAINERS["ema"]
 
 
 class _Checkpoint(NamedTuple):
@@ -69,6 +74,7 @@ class _Checkpoint(NamedTuple):
     container: str | None
     beside: tuple[str, ...]
     args: dict[str, Any]
+    unread: tuple[str, ...]
 
 
 def read_foreign(path: Path, weights: WeightsKind | None = None) -> ForeignWeights:
@@ -103,6 +109,7 @@ def read_foreign(path: Path, weights: WeightsKind | None = None) -> ForeignWeigh
         container=found.container,
         beside=found.beside,
         args=found.args,
+        unread=found.unread,
         config=config | exported_facts(config, found.args),
         preprocessor=preprocessor,
     )
@@ -116,6 +123,7 @@ def _of_onnx(file: Path) -> ForeignWeights:
         container=None,
         beside=(),
         args={},
+        unread=(),
         config=found.config,
         preprocessor=found.preprocessor,
     )
@@ -149,65 +157,33 @@ def _read_object(file: Path) -> dict[str, Any]:
 
 def _read_file(file: Path, weights: WeightsKind | None) -> _Checkpoint:
     if file.suffix != ".safetensors":
-        return _weights_in(_load_pickle(file), file, weights)
+        loaded, unread = load_pickle(file)
+        return _weights_in(loaded, file, weights)._replace(unread=unread)
     try:
         tensors = load_file(file)
     except (SafetensorError, FileNotFoundError) as error:
         raise InputError(f"{file} is not a safetensors file that can be read ({error}); fetch it again") from None
-    _require_plain(weights, file)
-    return _Checkpoint(tensors, None, (), {})
-
-
-def _load_pickle(file: Path) -> Any:
-    """Read what torch.save wrote, plain containers and tensors only, and the arguments that training scripts add."""
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # of other pickle protocols; what cannot be read is refused
-            return torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        # The message of a refused load is a page that begins with how to load it unsafely.
-        unknown = _names_in(file)
-        if unknown:
-            raise InputError(
-                f"{file} names {', '.join(unknown)}: it holds more than tensors, and nothing in it is executed; "
-                "give a file with a state dict"
-            ) from None
-        raise InputError(f"{file} is not a file that torch wrote ({_first_line(error)}); fetch it again") from None
-    # The unpickler reports damage with whatever exception the bytes happen to provoke.
-    except Exception as error:
-        raise InputError(f"{file} cannot be read ({_first_line(error)}); fetch it again") from None
-
-
-def _names_in(file: Path) -> list[str]:
-    """Return the names of code that a file would like to have, beyond what plain tensors need."""
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(file))
-    except Exception:  # not a zip file, or not a pickle: the caller says that it cannot be read
-        return []
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].split(". ")[0][:120] if lines else type(error).__name__
+    return _Checkpoint(tensors, None, (), {}, ())
 
 
 def _weights_in(loaded: Any, file: Path, weights: WeightsKind | None) -> _Checkpoint:
     """Find the state dict in a checkpoint."""
     if not isinstance(loaded, Mapping):
         raise InputError(f"{file} holds a {type(loaded).__name__}, not a state dict; give a file with one")
-    containers = [name for name in _known(weights) if _holds_tensors(loaded.get(name))]
+    # An average may be told by names inside the plain weights, as the momentum encoder of MoCo v3.
+    sought = _known(weights) + (_CONTAINERS["plain"] if weights == "ema" else ())
+    containers = [name for name in sought if _holds_tensors(loaded.get(name))]
     if not containers:
         if any(_holds_tensors(loaded.get(name)) for name in _known(None)):
             raise InputError(f"{file} has no {_KIND_NAMES[weights or 'plain']}; leave --weights out")
-        _require_plain(weights, file)
-        return _Checkpoint(_only_tensors(loaded, file), None, (), {})
-    args = loaded.get("args")
+        return _Checkpoint(_only_tensors(loaded, file), None, (), {}, ())  # its names may still tell of an average
+    args = next((loaded[name] for name in ("args", "meta") if loaded.get(name) is not None), None)
     return _Checkpoint(
         _only_tensors(loaded[containers[0]], file),
         containers[0],
         tuple(str(name) for name, value in loaded.items() if name != containers[0] and _are_weights(name, value)),
         dict(vars(args) if isinstance(args, argparse.Namespace) else args if isinstance(args, Mapping) else {}),
+        (),
     )
 
 
@@ -226,9 +202,9 @@ def _are_weights(name: Any, value: Any) -> bool:
     return "ema" in str(name).split("_") or any(str(entry).endswith("cls_token") for entry in value)
 
 
-def _require_plain(weights: WeightsKind | None, file: Path) -> None:
-    if weights == "ema":
-        raise InputError(f"{file} has no {_KIND_NAMES['ema']}; leave --weights out")
+def no_average(source: Path) -> InputError:
+    """Return what to raise where a running average is wanted and there is none."""
+    return InputError(f"{source} has no {_KIND_NAMES['ema']}; leave --weights out")
 
 
 def _only_tensors(values: Mapping[Any, Any], file: Path) -> dict[str, Tensor]:

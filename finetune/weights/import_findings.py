@@ -47,6 +47,19 @@ class Finding(NamedTuple, Generic[Value]):
         return self.why if self.option is None else f"a guess: {self.why}; {self.option}"
 
 
+class Findings(NamedTuple):
+    """What the shapes do not tell."""
+
+    num_heads: Finding[int]
+    """Attention heads."""
+    normalization: Finding[Normalization]
+    """Scale of the pixels."""
+    pos_resize: Finding[PosResize]
+    """Whose rule resizes absolute positions."""
+    blocks: Finding[tuple[int, ...]] | None = None
+    """That a segmentation head sees; None where there is none."""
+
+
 def find_num_heads(named: NamedTensors, config: Mapping[str, Any], given: int | None, *, origin: str) -> Finding[int]:
     """Count attention heads: columns of a relative position table, else what the folder says, else one per 64 channels.
 
@@ -100,7 +113,8 @@ def find_normalization(
         return written
     if named.is_beit_v2:
         return Finding(NORMALIZATIONS["imagenet"], "imagenet, as BEiT v2 is trained, whose cls_pt_layers the file has")
-    if named.family == "MAE" or named.is_dino:
+    is_known = foreign.config.get("model_type") in ("vit_mae", "dinov2")
+    if named.family == "MAE" or named.is_dino or named.is_moco or is_known:
         return Finding(NORMALIZATIONS["imagenet"], "imagenet, the only one of the code that trains such weights")
     if named.family == "BEiT" and _BEIT_V2_NAME.search(_name(foreign, origin)):
         why = "imagenet, as BEiT v2 has, after the file's name"
@@ -125,7 +139,7 @@ def find_pos_resize(
     if "architecture" in foreign.config or "pretrained_cfg" in foreign.config:
         return Finding("timm", "timm, whose folder this is")
     if named.is_dino:
-        return Finding("dino", "dino, whose head the file has")
+        return Finding("dino", "dino, which the file shows (its head, or the mask token of DINOv2)")
     others = "--pos-resize " + "|".join(get_args(PosResize)) + " sets it"
     if _DINO_NAME.search(_name(foreign, origin)):
         return Finding("dino", "dino, after the file's name", others)

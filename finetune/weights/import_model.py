@@ -21,34 +21,48 @@ from beit import __version__
 from beit.common.encoder import load_encoder, save_model
 from beit.common.errors import InputError, require
 from beit.common.storage.tensor_check import check_tensors
-from beit.common.vit.config import Normalization, PosBias, PosResize, ViTConfig
+from beit.common.vit.config import PosBias, PosResize, ViTConfig
 from beit.common.vit.description import EncoderConfig
 from beit.common.vit.vit import VisionTransformer
+from beit.finetune.segmentation.artifact import SegmentationInfo
+from beit.finetune.weights.fetch import Fetched, fetch, is_address, require_sha256
 from beit.finetune.weights.import_exported import filler_of
-from beit.finetune.weights.import_files import ForeignWeights, WeightsKind, read_foreign
+from beit.finetune.weights.import_files import no_average, read_foreign
 from beit.finetune.weights.import_findings import (
-    Finding,
+    Findings,
     NormalizationName,
     find_normalization,
     find_num_heads,
     find_pos_resize,
 )
 from beit.finetune.weights.import_names import NamedTensors, official_names
+from beit.finetune.weights.import_prefixes import WeightsKind
+from beit.finetune.weights.import_segmenter import (
+    HeadBlocks,
+    expected_heads,
+    find_segmentation,
+    has_segmentation_head,
+)
+from beit.finetune.weights.import_summary import describe_import
 
-_KINDS = ("beit", "vit", "vit_mae", "deit")
+_KINDS = ("beit", "data2vec-vision", "vit", "vit_mae", "deit", "dinov2", "upernet")
 """`model_type` of the Hugging Face models whose computation is ours."""
+_OTHER_KINDS = {
+    "dinov2_with_registers": "it has registers",
+    "dinov3_vit": "it has registers and rotary positions (RoPE)",
+    "dinov3_convnext": "it is a convolutional network",
+    "eva": "it has rotary positions (RoPE) and a gated MLP",
+    "clip": "it has a norm before its blocks",
+    "siglip": "it has no class token",
+    "swin": "its attention is in windows",
+}
+"""Of others, why not."""
 _LAYER_SCALE = 0.1
 """Recorded as the initial layer scale where there is one; nothing but its presence matters once there are weights."""
 _HUGGING_FACE_EPS = 1e-12
-"""layer_norm_eps of a Hugging Face folder that names none: the default of all four kinds."""
-
-
-class _Findings(NamedTuple):
-    """What the shapes do not tell."""
-
-    num_heads: Finding[int]
-    normalization: Finding[Normalization]
-    pos_resize: Finding[PosResize]
+"""layer_norm_eps of a Hugging Face folder that names none: the default of all kinds but DINOv2."""
+_DINO_V2_EPS = 1e-6
+_COUNTER = ".num_batches_tracked"
 
 
 class Imported(NamedTuple):
@@ -60,6 +74,28 @@ class Imported(NamedTuple):
     """What was found, for the user."""
 
 
+def import_from(source: str, directory: Path, *, sha256: str | None = None, **given: Any) -> Imported:
+    """Do what `import_encoder` does, of a path or an address, which is fetched first.
+
+    Args:
+        source: A file, a folder, an address of a file, or hf://OWNER/NAME[@REVISION].
+        directory: The encoder.
+        sha256: That the file must have.
+        given: As `import_encoder` takes it.
+    """
+    require_new(directory)
+    found = fetch(source) if is_address(source) else Fetched(path=Path(source), origin=source, revision=None)
+    if sha256 is not None:
+        require_sha256(found.path, sha256)
+    return import_encoder(found.path, directory, origin=found.origin, revision=found.revision, **given)
+
+
+def require_new(directory: Path) -> None:
+    """Refuse a folder with something in it, before anything is fetched."""
+    if directory.exists() and (not directory.is_dir() or next(directory.iterdir(), None) is not None):
+        raise InputError(f"{directory} is not an empty folder; name a new one for the encoder")
+
+
 def import_encoder(
     source: Path,
     directory: Path,
@@ -68,6 +104,10 @@ def import_encoder(
     normalization: NormalizationName | None = None,
     weights: WeightsKind | None = None,
     pos_resize: PosResize | None = None,
+    prefix: str | None = None,
+    head_blocks: HeadBlocks | None = None,
+    origin: str | None = None,
+    revision: str | None = None,
 ) -> Imported:
     """Convert a weight file or folder into an encoder in a new or empty folder, and load that again.
 
@@ -81,52 +121,83 @@ def import_encoder(
         weights: Of a training checkpoint, the running average or the plain weights; by default the average if there is
             one.
         pos_resize: By whose rule absolute positions are resized, if the file cannot tell.
+        prefix: What stands before the names of the encoder, where it is not known.
+        head_blocks: By whose reading of `out_indices` the blocks of a Hugging Face segmentation head are taken.
+        origin: The address that it was fetched from, for the provenance.
+        revision: Of that, as the address was resolved.
     """
-    if directory.exists() and (not directory.is_dir() or next(directory.iterdir(), None) is not None):
-        raise InputError(f"{directory} is not an empty folder; name a new one for the encoder")
+    require_new(directory)
     foreign = read_foreign(source, weights)
-    _require_kind(foreign.config, source)
-    named = official_names(foreign.tensors, str(source))
+    whole, backbone = foreign.config, foreign.config.get("backbone_config")
+    _require_kind(whole, source)
+    if isinstance(backbone, dict):  # of UperNet, whose own part says the head
+        _require_kind(backbone, source)
+        foreign = replace(foreign, config={**whole, **backbone, "id2label": whole.get("id2label")})
+    named = official_names(foreign.tensors, str(source), weights=None if foreign.is_average else weights, prefix=prefix)
+    if weights == "ema" and not foreign.is_average and named.trunk.kind != "ema":
+        raise no_average(source)
+    named = _without_odd_head(named)
     if filler := filler_of(named.tensors):
         kept = {name: tensor for name, tensor in named.tensors.items() if name not in filler}
         named = replace(named, tensors=kept, left_out=[*named.left_out, *filler])
     tensors = named.tensors
     for name in ("cls_token", "patch_embed.proj.weight", "blocks.0.mlp.fc1.weight", "blocks.0.norm1.weight"):
         require(name in tensors, f"{source} lacks the tensor {name!r} of every encoder; it is of another kind of model")
-    findings = _Findings(
+    findings = Findings(
         num_heads=find_num_heads(named, foreign.config, num_heads, origin=str(source)),
-        normalization=find_normalization(named, foreign, normalization, origin=str(source)),
-        pos_resize=find_pos_resize(named, foreign, pos_resize, origin=str(source)),
+        normalization=find_normalization(named, foreign, normalization, origin=origin or str(source)),
+        pos_resize=find_pos_resize(named, foreign, pos_resize, origin=origin or str(source)),
     )
     architecture = infer_architecture(named, foreign.config, findings, origin=str(source))
-    _check(tensors, architecture, source)
+    segmentation = None
+    if has_segmentation_head(tensors):
+        segmentation, blocks = find_segmentation(
+            tensors, architecture, foreign.config, head_blocks, meta=foreign.args, origin=str(source)
+        )
+        findings = findings._replace(blocks=blocks)
+    else:
+        require(head_blocks is None, f"{source} has no segmentation head; leave --head-blocks out")
+    tensors = tensors | _check(tensors, architecture, source, segmentation)
     class_names, pooling = _head(tensors, foreign.config, str(source))
+    provenance: dict[str, Any] = {
+        "imported_from": origin or str(source),
+        **({"revision": revision} if revision else {}),
+        "sha256": foreign.sha256,
+        "checkpoint_key": foreign.container,
+        "prefix": named.trunk.prefix,
+        "not_taken": [*foreign.beside, *named.trunk.beside],
+        "family": named.family,
+        "findings": {name: str(finding) for name, finding in findings._asdict().items() if finding is not None},
+        "left_out": named.left_out,
+        "made_up": named.made_up,
+        "beit_version": __version__,
+    }
     config = EncoderConfig(
         architecture=architecture,
         normalization=findings.normalization.value,
-        task="pretrain" if class_names is None else "classification",
+        task="segmentation" if segmentation else "pretrain" if class_names is None else "classification",
         vocab_size=len(tensors["lm_head.weight"]) if "lm_head.weight" in tensors else None,
         class_names=class_names,
         pooling=pooling,
-        provenance={
-            "imported_from": str(source),
-            "sha256": foreign.sha256,
-            "checkpoint_key": foreign.container,
-            "not_taken": list(foreign.beside),
-            "family": named.family,
-            "findings": {name: str(finding) for name, finding in findings._asdict().items()},
-            "left_out": named.left_out,
-            "beit_version": __version__,
-        },
+        segmentation=None if segmentation is None else segmentation.to_dict(),
+        provenance=provenance,
     )
     save_model(directory, tensors, config)
     load_encoder(directory)
-    return Imported(config, _summary(config, named, foreign, findings))
+    return Imported(config, describe_import(config, named, foreign, findings))
 
 
-def infer_architecture(
-    named: NamedTensors, config: Mapping[str, Any], findings: _Findings, *, origin: str
-) -> ViTConfig:
+def _without_odd_head(named: NamedTensors) -> NamedTensors:
+    """Leave out DINOv2's head of classes: it stands on CLS and the mean of the patches side by side."""
+    head, token = named.tensors.get("head.weight"), named.tensors.get("cls_token")
+    if head is None or token is None or head.ndim != 2 or head.shape[1] != 2 * token.shape[-1]:
+        return named
+    tensors = {name: tensor for name, tensor in named.tensors.items() if not name.startswith("head.")}
+    odd = [name for short, name in named.trunk.names.items() if short.startswith(("head.", "classifier."))]
+    return replace(named, tensors=tensors, left_out=[*named.left_out, *odd])
+
+
+def infer_architecture(named: NamedTensors, config: Mapping[str, Any], findings: Findings, *, origin: str) -> ViTConfig:
     """Derive the shape of the model from its tensors, Hugging Face's config.json, if any, and what else was found."""
     tensors = named.tensors
     embed_dim, patch_size = _patches(tensors["patch_embed.proj.weight"], origin)
@@ -134,9 +205,10 @@ def infer_architecture(
     if "rel_pos_bias.relative_position_bias_table" in tensors:
         pos_bias = "shared"
     gamma = tensors.get("blocks.0.gamma_1")
+    scale = config.get("layer_scale_init_value", config.get("layerscale_value"))
     depth = 1 + max(int(match[1]) for name in tensors if (match := re.match(r"blocks\.(\d+)\.", name)))
     side = _grid_side(tensors.get("pos_embed"), table, config, patch_size, origin)
-    eps = config.get("layer_norm_eps", _HUGGING_FACE_EPS if "model_type" in config else 1e-6)
+    eps = config.get("layer_norm_eps", _eps_of_kind(config))
     require(isinstance(eps, float) and eps > 0, f"{origin}: layer_norm_eps ({eps}) must be a number above 0")
     return ViTConfig(
         img_size=side * patch_size,
@@ -146,7 +218,7 @@ def infer_architecture(
         num_heads=findings.num_heads.value,
         mlp_ratio=len(tensors["blocks.0.mlp.fc1.weight"]) / embed_dim,
         qkv_bias="blocks.0.attn.q_bias" in tensors,
-        init_values=0.0 if gamma is None else config.get("layer_scale_init_value") or _LAYER_SCALE,
+        init_values=0.0 if gamma is None else scale or _LAYER_SCALE,
         drop_path=0.0,
         use_abs_pos_emb="pos_embed" in tensors,
         pos_bias=pos_bias,
@@ -155,6 +227,10 @@ def infer_architecture(
         layer_norm_eps=eps,
         pos_resize=findings.pos_resize.value,
     )
+
+
+def _eps_of_kind(config: Mapping[str, Any]) -> float:
+    return _HUGGING_FACE_EPS if config.get("model_type", "dinov2") != "dinov2" else _DINO_V2_EPS
 
 
 def _patches(projection: Tensor, origin: str) -> tuple[int, int]:
@@ -175,7 +251,10 @@ def _require_kind(config: Mapping[str, Any], source: Path) -> None:
     kind = config.get("model_type")
     activation = config.get("hidden_act", arguments.get("act_layer", "gelu") if isinstance(arguments, dict) else "gelu")
     if kind is not None and kind not in _KINDS:
-        raise InputError(f"{source} holds a model of type {kind!r}; known are {', '.join(_KINDS)}")
+        why = f" ({_OTHER_KINDS[kind]})" if kind in _OTHER_KINDS else ""
+        raise InputError(f"{source} holds a model of type {kind!r}{why}; known are {', '.join(_KINDS)}")
+    if config.get("use_swiglu_ffn"):
+        raise InputError(f"{source} has a gated MLP (SwiGLU), as DINOv2 giant; a beit encoder has no place for it")
     if activation != "gelu":
         raise InputError(f"{source} has hidden_act {activation!r}, and a beit encoder computes the exact gelu")
 
@@ -209,8 +288,14 @@ def _grid_side(
     return int(img_size // patch_size)
 
 
-def _check(tensors: Mapping[str, Tensor], architecture: ViTConfig, source: Path) -> None:
-    """Compare every tensor with the architecture; nothing may be missing, of another shape, or not finite."""
+def _check(
+    tensors: Mapping[str, Tensor], architecture: ViTConfig, source: Path, segmentation: SegmentationInfo | None
+) -> dict[str, Tensor]:
+    """Compare every tensor with the architecture; nothing may be missing, of another shape, or not finite.
+
+    Returns:
+        Counters of batch norms that are missing, which decide nothing.
+    """
     dim = architecture.embed_dim
     with torch.device("meta"):
         expected = dict(VisionTransformer(architecture).state_dict())
@@ -221,7 +306,15 @@ def _check(tensors: Mapping[str, Tensor], architecture: ViTConfig, source: Path)
             if f"{name}.weight" in tensors:
                 rows = len(tensors[f"{name}.weight"])
                 expected |= {f"{name}.weight": torch.empty(rows, dim), f"{name}.bias": torch.empty(rows)}
-    check_tensors(tensors, expected, source)
+    if segmentation is not None:
+        expected |= expected_heads(architecture, segmentation)
+    counters = {name for name in expected if name.endswith(_COUNTER)}
+    for name in counters & tensors.keys():
+        is_count = tensors[name].ndim == 0 and not tensors[name].is_floating_point()
+        require(is_count, f"{source}: {name} must be a whole number; it is of another network")
+    floats = {name: tensor for name, tensor in tensors.items() if name not in counters}
+    check_tensors(floats, {name: value for name, value in expected.items() if name not in counters}, source)
+    return {name: torch.tensor(0) for name in counters - tensors.keys()}
 
 
 def _head(
@@ -246,46 +339,3 @@ def _head(
     # ImageNet has two cranes and two maillots; classes are told apart by name.
     unique = tuple(f"{name} ({number})" if names.count(name) > 1 else name for number, name in enumerate(names))
     return unique, pooling
-
-
-def _summary(config: EncoderConfig, named: NamedTensors, foreign: ForeignWeights, findings: _Findings) -> str:
-    shape = config.architecture
-    size = sum(tensor.numel() for tensor in named.tensors.values()) / 1e6
-    head = "no head"
-    if config.class_names is not None:
-        head = f"a head of {len(config.class_names)} classes on {config.pooling}"
-    elif config.vocab_size is not None:
-        head = f"a head of {config.vocab_size} visual words"
-    guess = " (a guess)" if findings.num_heads.option else ""
-    positions = "absolute positions" if shape.use_abs_pos_emb else "no absolute positions"
-    lines = [
-        f"{named.family}: {shape.depth} blocks of {shape.embed_dim} channels, {shape.num_heads} heads{guess}, "
-        f"{shape.img_size} px in patches of {shape.patch_size}, {positions}, relative positions {shape.pos_bias}, "
-        f"{size:.1f} M parameters, {head}",
-        *_said(named, foreign, findings, config.pooling),
-        *(f"sha256 {digest}  {name}" for name, digest in foreign.sha256.items()),
-    ]
-    if named.left_out:
-        lines.append(f"left out: {len(named.left_out)} tensors, such as {named.left_out[0]}")
-    return "\n".join(lines)
-
-
-def _said(named: NamedTensors, foreign: ForeignWeights, findings: _Findings, pooling: str | None) -> list[str]:
-    """Return a line for everything that no shape tells."""
-    lines = [
-        f"heads: {findings.num_heads.value}, {findings.num_heads}",
-        f"normalisation: {findings.normalization}",
-    ]
-    if "pos_embed" in named.tensors:
-        lines.append(f"positions at another resolution: {findings.pos_resize}")
-    if foreign.container is not None:
-        taken = f"weights: {foreign.container!r} of the file"
-        others = ", ".join(map(repr, foreign.beside))
-        lines.append(f"{taken}, which has {others}, too; --weights ema|plain chooses" if others else taken)
-    if "model_type" not in foreign.config:  # Hugging Face's config.json says all of this
-        usual = ["eps 1e-6 of every LayerNorm (another: layer_norm_eps in the encoder's config.json)", "the exact gelu"]
-        usual += ["square images", "patches side by side"]
-        usual += ["classes on CLS"] * (pooling == "cls" and named.family != "BEiT")
-        usual += ["224 px"] * ("pos_embed" not in named.tensors and named.position_table is None)
-        lines.append(f"taken as usual, since tensors do not tell: {', '.join(usual)}")
-    return lines

@@ -1,12 +1,15 @@
 """Names of tensors in released vision transformers, and what beit calls them: the official BEiT names.
 
-Known are the files of BEiT, DINO, MAE, DeiT and timm, which name alike, and those of Hugging Face for BEiT, ViT, MAE
-and DeiT, with the names in files as well as those that modules of transformers 5 have. Nothing is guessed: a name that
-is not known is refused. Reading files is `import_files.py`, what the tensors make up `import_model.py`.
+Known are the files of BEiT, DINO, DINOv2, iBOT, MAE, MoCo v3, DeiT and timm, which name alike, and those of Hugging
+Face for BEiT, data2vec, ViT, MAE, DeiT and DINOv2, with the names in files as well as those that modules of
+transformers 5 have. Nothing is guessed: a name that is not known is refused, and what is known to be another model is
+called by its name. Where in a file the encoder is says `import_prefixes.py`; the names of segmentation heads are
+`import_segmenter_names.py`'s, what the tensors make up `import_model.py`'s.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,14 +19,12 @@ import torch
 from torch import Tensor
 
 from beit.common.errors import InputError, require
+from beit.finetune.weights.import_prefixes import Trunk, WeightsKind, find_trunk
+from beit.finetune.weights.import_segmenter_names import is_segmentation_name, segmentation_name
 
 Family = Literal["BEiT", "MAE", "ViT"]
 
-_WRAPPERS = ("module.", "_orig_mod.", "model.")
-"""Put before every name by DDP, torch.compile and some trainers."""
-
-_HUGGING_FACE = [
-    (r"^(beit|vit|deit)\.", ""),
+_RENAMES = [
     (r"^embeddings\.(cls_token|mask_token)$", r"\1"),
     (r"^embeddings\.position_embeddings$", "pos_embed"),
     (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
@@ -39,7 +40,9 @@ _HUGGING_FACE = [
     (r"\.attention\.(output\.dense|o_proj)\.", ".attn.proj."),
     (r"\.intermediate\.dense\.", ".mlp.fc1."),
     (r"^(blocks\.\d+)\.output\.dense\.", r"\1.mlp.fc2."),
-    (r"\.lambda_([12])$", r".gamma_\1"),
+    (r"\.(lambda_|layer_scale|ls)([12])(\.lambda1|\.gamma)?$", r".gamma_\2"),
+    (r"^blocks\.\d+\.(\d+)\.", r"blocks.\1."),  # DINOv2 keeps blocks in chunks while it trains
+    (r"^masked_embed$", "mask_token"),  # of iBOT
     (r"^layernorm\.", "norm."),
     (r"^pooler\.layernorm\.", "fc_norm."),
     (r"^classifier\.", "head."),
@@ -55,12 +58,27 @@ _KNOWN = re.compile(
 )
 _NOT_NEEDED = re.compile(
     r".*relative_position_index"  # follows from the grid
-    r"|decoder.*"  # MAE's, for its own training
+    r"|decoder.*"  # MAE's and SimMIM's, for their own training
     r"|cls_pt_(layers|norm|lm_head)\..*"  # of BEiT v2, for its own training
+    r"|(projection_head|projector|predictor|prototypes|dino_head|ibot_head)\..*|head\.(mlp|last_layer\d?)\..*"
+    r"|head\.\d+\..*"  # MoCo v3's projector and other heads of several layers
     r"|pooler\.dense\.(weight|bias)"  # Hugging Face adds it to every ViT, often untrained
     r"|blocks\.\d+\.attn\.k_bias"  # zeros, in older timm
 )
-_SECOND_TOKEN = re.compile(r"(.*\.)?(dist_token|distillation_token|reg_token|register_tokens)")
+_OTHERS = [
+    (r"(.*\.)?(dist_token|distillation_token)|head_dist\..*", "a second class token (distilled DeiT)"),
+    (r"(.*\.)?(reg_token|register_tokens|storage_tokens)", "registers (DINOv2 with registers, DINOv3)"),
+    (r".*\.mlp\.(w1|w2|w3|w12|weights_in|weights_out|fc1_[gx]|gate_proj)\..*", "a gated MLP (SwiGLU, as DINOv2 giant)"),
+    (r".*\.attn\.(q_norm|k_norm)\..*|.*\.(query|key)_norm\..*", "queries and keys with norms (qk-norm)"),
+    (r"(.*\.)?(rope|rope_embed|freqs_(cos|sin)|freqs|inv_freq)(\..*)?", "rotary positions (RoPE: EVA-02, DINOv3)"),
+    (r".*\.(attn\.(inner_attn_ln|norm)|mlp\.(ffn_ln|norm))\..*", "norms inside its blocks (EVA-02, sub-LN)"),
+    (r"(norm_pre|ln_pre|pre_layrnorm)\..*", "a norm before its blocks (CLIP)"),
+    (r"attn_pool\..*", "a pooling by attention (SigLIP, CaiT)"),
+    (r"patch_embed\.(proj\.\d+|conv\d*|backbone|norm)\..*", "patches by several layers (convolutional stem)"),
+    (r"(cls_pos_embed|pos_embed_(x|y|cls))|.*\.(rel_pos_[hw])", "positions of another kind (MViT, ViTDet)"),
+]  # fmt: skip
+"""Tensors, under names of timm, of models that compute something else, and what they are."""
+_MASK_DIMENSIONS = 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,7 +94,14 @@ class NamedTensors:
     is_beit_v2: bool
     """Whether there are layers that only the pre-training of BEiT v2 has. Its fine-tuned files are those of BEiT."""
     is_dino: bool
-    """Whether the head of DINO's training is there, which iBOT has, too. Without it nothing tells."""
+    """Whether it tells that it is of DINO, iBOT or DINOv2: by the head of their training, or a mask token beside the
+    layer scale of DINOv2."""
+    is_moco: bool
+    """Whether it stands beside a momentum encoder of that name, as in MoCo v3."""
+    trunk: Trunk
+    """Where in the file it was."""
+    made_up: dict[str, str]
+    """Of tensors that the file lacks in part: what was put there, by name."""
 
     @property
     def position_table(self) -> Tensor | None:
@@ -85,32 +110,38 @@ class NamedTensors:
         return self.tensors.get("blocks.0.attn.relative_position_bias_table") if shared is None else shared
 
 
-def official_names(tensors: Mapping[str, Tensor], origin: str) -> NamedTensors:
-    """Rename all tensors; `origin` is named in messages.
+def official_names(
+    tensors: Mapping[str, Tensor], origin: str, *, weights: WeightsKind | None = None, prefix: str | None = None
+) -> NamedTensors:
+    """Rename all tensors; `origin` is named in messages, the rest is `find_trunk`'s.
 
     Separate queries, keys and values become one; a key bias, which shifts all logits of a query alike and so cancels in
     the softmax, is left out.
     """
-    plain = _without_wrappers(tensors)
-    is_mae = any(name.startswith("decoder") for name in plain)
+    trunk = find_trunk(tensors, weights, prefix, origin)
+    is_mae = any(name.startswith(("decoder_embed", "decoder.decoder_embed")) for name in trunk.names)
     renamed: dict[str, Tensor] = {}
-    left_out = []
-    for given, tensor in plain.items():
+    left_out = list(trunk.left_out)
+    for given, original in trunk.names.items():
         name = given
-        for pattern, replacement in _HUGGING_FACE:
+        for pattern, replacement in _RENAMES:
             name = re.sub(pattern, replacement, name)
+        name = segmentation_name(name)
         if _NOT_NEEDED.fullmatch(name) or (is_mae and name == "mask_token"):  # MAE's belongs to its decoder
-            left_out.append(given)
+            left_out.append(original)
             continue
-        _require_known(name, given, origin)
-        require(name not in renamed, f"{origin} has two tensors for {name}, the second is {given!r}; it is no encoder")
-        renamed[name] = tensor.detach()
+        _require_known(name, original, origin)
+        require(
+            name not in renamed, f"{origin} has two tensors for {name}, the second is {original!r}; it is no encoder"
+        )
+        renamed[name] = tensors[original].detach()
     has_own_biases = any(name.endswith(("q_bias", "bias_table")) or name.startswith("lm_head") for name in renamed)
     has_query_bias, has_key_bias = (
         any(name.endswith(f"attn.{part}.bias") for name in renamed) for part in ("query", "key")
     )
     family: Family = "MAE" if is_mae else "BEiT" if has_own_biases or (has_query_bias and not has_key_bias) else "ViT"
-    plain = _split_bias(_join_projections(renamed, origin))
+    is_dino = any("last_layer" in name for name in left_out) or _is_dino_v2(renamed)
+    plain, made_up = _in_our_shapes(_split_bias(_join_projections(renamed, origin)))
     plain = {
         name: tensor.float().contiguous() if tensor.is_floating_point() else tensor for name, tensor in plain.items()
     }
@@ -118,31 +149,50 @@ def official_names(tensors: Mapping[str, Tensor], origin: str) -> NamedTensors:
         tensors=plain,
         family=family,
         left_out=left_out,
-        is_beit_v2=any(name.startswith("cls_pt_") for name in left_out),
-        is_dino=any("head.last_layer." in name for name in tensors),
+        is_beit_v2=any("cls_pt_" in name for name in left_out),
+        is_dino=is_dino,
+        is_moco=any("base_encoder." in name for name in tensors),
+        trunk=trunk,
+        made_up=made_up,
     )
 
 
-def _without_wrappers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Strip what wrappers put before every name; in DINO's training files the encoder is `backbone` beside a head."""
-    plain = dict(tensors)
-    while (wrapper := next((w for w in _WRAPPERS if plain and all(n.startswith(w) for n in plain)), None)) is not None:
-        plain = {name.removeprefix(wrapper): tensor for name, tensor in plain.items()}
-    inside = {name.removeprefix("backbone."): tensor for name, tensor in plain.items() if name.startswith("backbone.")}
-    projection = all(name.startswith(("backbone.", "head.")) for name in plain)
-    return inside if inside and projection else plain
+def _is_dino_v2(renamed: Mapping[str, Tensor]) -> bool:
+    """Tell DINOv2, whose mask token lacks a dimension beside a layer scale; iBOT has no scale."""
+    token = renamed.get("mask_token")
+    return token is not None and token.ndim < _MASK_DIMENSIONS and "blocks.0.gamma_1" in renamed
+
+
+def _in_our_shapes(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Give two tensors that some projects shape otherwise the shape that everybody else has.
+
+    A mask token (1, D) becomes (1, 1, D). Positions of patches alone, in DeiT III, get zeros for the class token, to
+    which nothing is added there.
+    """
+    made_up: dict[str, str] = {}
+    token, positions = tensors.get("mask_token"), tensors.get("pos_embed")
+    if token is not None and token.ndim == _MASK_DIMENSIONS - 1:
+        tensors = tensors | {"mask_token": token[None]}
+    if positions is not None and positions.ndim == _MASK_DIMENSIONS:
+        patches = positions.shape[1]
+        if patches > 0 and math.isqrt(patches) ** 2 == patches and math.isqrt(patches - 1) ** 2 != patches - 1:
+            zeros = torch.zeros_like(positions[:, :1])
+            tensors = tensors | {"pos_embed": torch.cat([zeros, positions], dim=1)}
+            made_up["pos_embed"] = "zeros as the position of CLS, which has none there (DeiT III)"
+    return tensors, made_up
 
 
 def _require_known(name: str, given: str, origin: str) -> None:
-    if _SECOND_TOKEN.fullmatch(name):
+    for pattern, what in _OTHERS:
+        if re.fullmatch(pattern, name):
+            raise InputError(
+                f"{origin} has the tensor {given!r}: {what}, which a beit encoder has no place for; give a model "
+                "without it"
+            )
+    if not _KNOWN.fullmatch(name) and not is_segmentation_name(name):
         raise InputError(
-            f"{origin} has the tensor {given!r}: a second class token (distilled DeiT, registers), which beit has no "
-            "place for; take the weights without it"
-        )
-    if not _KNOWN.fullmatch(name):
-        raise InputError(
-            f"{origin} has the unexpected tensor {given!r}; known are ViT encoders of BEiT, DINO, MAE, DeiT, timm and "
-            "Hugging Face"
+            f"{origin} has the unexpected tensor {given!r}; known are ViT encoders of BEiT, DINO, DINOv2, iBOT, MAE, "
+            "MoCo v3, DeiT, timm and Hugging Face"
         )
 
 

@@ -159,7 +159,7 @@ def test_what_is_unknown_missing_or_of_another_shape_is_refused_by_name(tmp_path
     refused({k: v for k, v in state.items() if k != "cls_token"}, tmp_path, "lacks the tensor 'cls_token'")
     refused(state | {"norm.bias": torch.zeros(DIM + 1)}, tmp_path, r"norm.bias has shape \(49,\), must be \(48,\)")
     refused(state | {"norm.bias": torch.full((DIM,), float("nan"))}, tmp_path, "not finite")
-    refused(state | {"pos_embed": torch.zeros(1, 16, DIM)}, tmp_path, "16 positions, must be CLS and a square")
+    refused(state | {"pos_embed": torch.zeros(1, 15, DIM)}, tmp_path, "15 positions, must be CLS and a square")
     refused(state | {"cls_token": torch.tensor(1.0)}, tmp_path, "cls_token has 0 dimensions, must have 3")
     refused(state | {"norm.bias": torch.zeros(DIM).to_sparse()}, tmp_path, "'norm.bias' is sparse, quantized or empty")
     empty_head = {"head.weight": torch.zeros(0, DIM), "head.bias": torch.zeros(0)}
