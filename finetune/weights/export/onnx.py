@@ -35,11 +35,12 @@ from beit.finetune.segmentation.model import Segmenter
 from beit.finetune.weights.export.exporter import Run
 from beit.finetune.weights.export.preprocessing import IMAGES, MASK, describe
 from beit.finetune.weights.export.source import ExportOptions, ExportSource, build_model, probe_mask
+from beit.finetune.weights.import_exported import ONNX_FILE
 
 logger = logging.getLogger(__name__)
 
 LIBRARY = "onnxruntime"
-MODEL_FILE, WEIGHTS_FILE, DESCRIPTION_FILE = "model.onnx", "model.onnx.data", "preprocessing.json"
+MODEL_FILE, WEIGHTS_FILE, DESCRIPTION_FILE = ONNX_FILE, f"{ONNX_FILE}.data", "preprocessing.json"
 OPSET = 20
 """The first with a Gelu; onnxruntime has it since 1.17."""
 MAX_FILE_BYTES = 2_000_000_000
