@@ -10,6 +10,7 @@ import transformers
 from beit.common.encoder import load_encoder
 from beit.common.errors import InputError
 from beit.finetune.artifact import load_classifier
+from beit.finetune.segmentation.artifact import load_segmenter
 from beit.finetune.weights.import_model import import_encoder
 
 pytestmark = pytest.mark.reference
@@ -21,7 +22,7 @@ TOLERANCE = 1e-5
 
 def build(kind, config_kind, **settings):
     torch.manual_seed(0)
-    model = getattr(transformers, kind)(getattr(transformers, config_kind)(**SHAPE, **settings)).eval()
+    model = getattr(transformers, kind)(getattr(transformers, config_kind)(**{**SHAPE, **settings})).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.add_(torch.randn_like(parameter) * (0.2 if "position" in name or "token" in name else 0.05))
@@ -46,6 +47,8 @@ def images():
         ("BeitModel", "BeitConfig", {"use_shared_relative_position_bias": True, "use_mask_token": True}),
         ("BeitModel", "BeitConfig", {"use_relative_position_bias": True}),
         ("BeitModel", "BeitConfig", {"use_absolute_position_embeddings": True, "layer_scale_init_value": 0.0}),
+        ("Data2VecVisionModel", "Data2VecVisionConfig", {"use_relative_position_bias": True}),
+        ("Dinov2Model", "Dinov2Config", {}),
     ],
 )
 def test_features_of_an_imported_model_are_its_own(tmp_path, kind, config_kind, settings):
@@ -58,7 +61,7 @@ def test_features_of_an_imported_model_are_its_own(tmp_path, kind, config_kind, 
         theirs = model(images(), **order).last_hidden_state
         ours = encoder.forward_features(images())
     assert (ours - theirs).abs().max() < TOLERANCE
-    assert config.architecture.final_norm == (kind != "BeitModel")
+    assert config.architecture.final_norm == (kind not in ("BeitModel", "Data2VecVisionModel"))
     assert config.architecture.layer_norm_eps == model.config.layer_norm_eps
 
 
@@ -105,6 +108,65 @@ def test_a_training_model_of_mae_leaves_its_decoder(tmp_path):
 def test_a_distilled_deit_is_refused_in_one_line(tmp_path):
     with pytest.raises(InputError, match="distillation_token': a second class token"):
         imported(build("DeiTModel", "DeiTConfig"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "config_kind", "settings", "reason"),
+    [
+        ("Dinov2WithRegistersModel", "Dinov2WithRegistersConfig", {}, "it has registers"),
+        ("Dinov2Model", "Dinov2Config", {"use_swiglu_ffn": True}, "SwiGLU"),
+        ("DINOv3ViTModel", "DINOv3ViTConfig", {}, "RoPE"),
+    ],
+)
+def test_models_that_compute_something_else_are_refused_by_name(tmp_path, kind, config_kind, settings, reason):
+    with pytest.raises(InputError, match=reason) as error:
+        imported(build(kind, config_kind, **settings), tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_mask_tokens_of_dinov2_replace_patches_as_there(tmp_path):
+    model = build("Dinov2Model", "Dinov2Config")
+    imported(model, tmp_path)
+    mask = torch.arange(16) % 3 == 0
+    with torch.no_grad():
+        theirs = model(images(), bool_masked_pos=mask.expand(2, -1)).last_hidden_state
+        ours = load_encoder(tmp_path / "encoder").forward_features(images(), mask.expand(2, -1))
+    assert (ours - theirs).abs().max() < TOLERANCE
+
+
+def test_a_head_on_two_poolings_is_left_out_and_said_to_be(tmp_path):
+    result = imported(build("Dinov2ForImageClassification", "Dinov2Config", id2label={0: "a", 1: "b"}), tmp_path)
+    assert result.config.class_names is None and "left out: 2 tensors" in result.summary
+    assert "classifier" in result.summary
+
+
+@pytest.mark.parametrize("kind", ["Beit", "Data2VecVision"])
+def test_logits_of_an_imported_segmenter_are_its_own(tmp_path, kind):
+    names = {0: "wall", 1: "sky", 2: "tree"}
+    shape = {"num_hidden_layers": 6, "out_indices": [2, 3, 4, 6], "use_relative_position_bias": True}
+    model = build(f"{kind}ForSemanticSegmentation", f"{kind}Config", id2label=names, **shape)
+    imported(model, tmp_path)
+    segmenter, _stored, info = load_segmenter(tmp_path / "encoder")
+    assert info.classes.names == ("wall", "sky", "tree") and info.head.blocks == (0, 1, 2, 4)
+    with torch.no_grad():
+        theirs = model(images()).logits
+        assert (segmenter(images()) - theirs).abs().max() < TOLERANCE * theirs.abs().max().clamp(min=1)
+
+
+def test_indices_of_the_released_segmenters_are_a_guess_that_can_be_set(tmp_path):
+    model = build(
+        "BeitForSemanticSegmentation",
+        "BeitConfig",
+        num_hidden_layers=12,
+        out_indices=[3, 5, 7, 11],
+        use_relative_position_bias=True,
+        num_labels=3,
+    )
+    result = imported(model, tmp_path)
+    line = next(line for line in result.summary.splitlines() if line.startswith("blocks under the head"))
+    assert "a guess: 1, 3, 5, 9" in line and "--head-blocks released" in line
+    import_encoder(tmp_path / "hf", tmp_path / "released", head_blocks="released")
+    assert load_segmenter(tmp_path / "released")[2].head.blocks == (3, 5, 7, 11)
 
 
 @pytest.mark.parametrize("side", [24, 48, 56])
