@@ -8,6 +8,7 @@ config.json, an ONNX model in its metadata. All of it is handed on in the words 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -83,17 +84,25 @@ def read_onnx(file: Path) -> OnnxWeights:
     return OnnxWeights(tensors, facts, {"image_mean": scale["mean"], "image_std": scale["std"]})
 
 
-def filler_of(tensors: Mapping[str, Tensor]) -> list[str]:
-    """Return the norm behind the pooling where it does nothing: timm and Hugging Face have one in every encoder."""
-    if "head.weight" in tensors or not all(name in tensors for name in _FILLER):
-        return []
-    weight, bias = (tensors[name] for name in _FILLER)
-    return list(_FILLER) if bool((weight == 1).all()) and bool((bias == 0).all()) else []
+def filler_of(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> list[str]:
+    """Return what a form made necessary and no encoder of ours has, as it computes nothing.
+
+    That is the norm behind the pooling, which timm and Hugging Face have in every encoder, where nothing has trained
+    it, and blocks beyond those that an export says it has; see `export/huggingface_names.py`.
+    """
+    said = config.get(KEY)
+    depth = said.get("depth") if isinstance(said, Mapping) else None
+    numbers = {name: int(name.split(".")[1]) for name in tensors if re.match(r"blocks\.\d+\.", name)}
+    filler = [name for name, number in numbers.items() if isinstance(depth, int) and number >= depth]
+    if "head.weight" not in tensors and all(name in tensors for name in _FILLER):
+        weight, bias = (tensors[name] for name in _FILLER)
+        filler += _FILLER if bool((weight == 1).all()) and bool((bias == 0).all()) else ()
+    return filler
 
 
 def own_facts(shape: ViTConfig) -> dict[str, Any]:
     """Return what an export says of an encoder under `KEY`."""
-    return {"final_norm": shape.final_norm, "pos_resize": shape.pos_resize}
+    return {"final_norm": shape.final_norm, "pos_resize": shape.pos_resize, "depth": shape.depth}
 
 
 def _known(said: Mapping[str, Any]) -> dict[str, Any]:

@@ -137,7 +137,7 @@ def import_encoder(
     if weights == "ema" and not foreign.is_average and named.trunk.kind != "ema":
         raise no_average(source)
     named = _without_odd_head(named)
-    if filler := filler_of(named.tensors):
+    if filler := filler_of(named.tensors, whole):
         kept = {name: tensor for name, tensor in named.tensors.items() if name not in filler}
         named = replace(named, tensors=kept, left_out=[*named.left_out, *filler])
     tensors = named.tensors

@@ -199,13 +199,12 @@ def _exported(graph: _Graph, source: ExportSource, names: tuple[str, ...]) -> An
 
 def _tidied(model: Any) -> Any:
     """Fold what is constant besides the weights, give these their official names, and drop traces of this machine."""
-    from onnx_ir.passes import common
-    from onnxscript.optimizer import fold_constants_ir
-
+    common = importlib.import_module("onnx_ir.passes.common")
+    optimizer = importlib.import_module("onnxscript.optimizer")
     weights = set(model.graph.initializers)
     common.InlinePass()(model)
     # onnxruntime folds weights itself; folded here they would be lost, to whoever reads the file, under their names.
-    fold_constants_ir(model, should_fold=lambda node: False if _uses(node, weights) else None)
+    optimizer.fold_constants_ir(model, should_fold=lambda node: False if _uses(node, weights) else None)
     for one in (
         common.RemoveUnusedNodesPass(),
         common.RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]
