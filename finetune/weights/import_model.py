@@ -188,9 +188,11 @@ def import_encoder(
 
 
 def _without_odd_head(named: NamedTensors) -> NamedTensors:
-    """Leave out DINOv2's head of classes: it stands on CLS and the mean of the patches side by side."""
+    """Leave out a head on CLS and the mean of the patches, unless one norm stands before both, as in DINOv2."""
     head, token = named.tensors.get("head.weight"), named.tensors.get("cls_token")
     if head is None or token is None or head.ndim != 2 or head.shape[1] != 2 * token.shape[-1]:
+        return named
+    if named.family != "BEiT" and "norm.weight" in named.tensors and "fc_norm.weight" not in named.tensors:
         return named
     tensors = {name: tensor for name, tensor in named.tensors.items() if not name.startswith("head.")}
     odd = [name for short, name in named.trunk.names.items() if short.startswith(("head.", "classifier."))]
@@ -223,7 +225,9 @@ def infer_architecture(named: NamedTensors, config: Mapping[str, Any], findings:
         use_abs_pos_emb="pos_embed" in tensors,
         pos_bias=pos_bias,
         use_mask_token="mask_token" in tensors,
-        final_norm=config.get("final_norm", named.family != "BEiT" and "norm.weight" in tensors),
+        final_norm=config.get(
+            "final_norm", "norm.weight" in tensors and (named.family != "BEiT" or _has_own_norm(tensors, config))
+        ),
         layer_norm_eps=eps,
         pos_resize=findings.pos_resize.value,
     )
@@ -231,6 +235,12 @@ def infer_architecture(named: NamedTensors, config: Mapping[str, Any], findings:
 
 def _eps_of_kind(config: Mapping[str, Any]) -> float:
     return _HUGGING_FACE_EPS if config.get("model_type", "dinov2") != "dinov2" else _DINO_V2_EPS
+
+
+def _has_own_norm(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> bool:
+    """Tell a BeitModel whose sequence passes a norm: one on CLS, without a head that the norm would belong to."""
+    has_head = any(f"{name}.weight" in tensors for name in ("head", "lm_head")) or has_segmentation_head(tensors)
+    return config.get("model_type") == "beit" and config.get("use_mean_pooling") is False and not has_head
 
 
 def _patches(projection: Tensor, origin: str) -> tuple[int, int]:
@@ -305,7 +315,8 @@ def _check(
         for name in ("lm_head", "head"):
             if f"{name}.weight" in tensors:
                 rows = len(tensors[f"{name}.weight"])
-                expected |= {f"{name}.weight": torch.empty(rows, dim), f"{name}.bias": torch.empty(rows)}
+                width = 2 * dim if name == "head" and _is_double(tensors) else dim
+                expected |= {f"{name}.weight": torch.empty(rows, width), f"{name}.bias": torch.empty(rows)}
     if segmentation is not None:
         expected |= expected_heads(architecture, segmentation)
     counters = {name for name in expected if name.endswith(_COUNTER)}
@@ -317,13 +328,19 @@ def _check(
     return {name: torch.tensor(0) for name in counters - tensors.keys()}
 
 
+def _is_double(tensors: Mapping[str, Tensor]) -> bool:
+    """Tell a head on CLS and the mean of the patches side by side."""
+    head = tensors["head.weight"]
+    return head.ndim == 2 and head.shape[1] == 2 * tensors["cls_token"].shape[-1]
+
+
 def _head(
     tensors: Mapping[str, Tensor], config: Mapping[str, Any], origin: str
 ) -> tuple[tuple[str, ...] | None, str | None]:
     """Return class names and pooling of a classification head; None and None where there is none."""
     if "head.weight" not in tensors:
         return None, None
-    pooling = "mean" if "fc_norm.weight" in tensors else "cls"
+    pooling = "mean" if "fc_norm.weight" in tensors else "cls_mean" if _is_double(tensors) else "cls"
     wanted = {"avg": "mean", "token": "cls"}.get(listed := config.get("global_pool", ""), pooling)
     if wanted != pooling or listed not in ("", "avg", "token"):
         raise InputError(

@@ -185,9 +185,10 @@ def test_attention_maps_need_the_option_that_the_card_names(tmp_path):
     assert close(ours, attentions[1])
 
 
-@pytest.mark.parametrize("name", [name for name in KINDS if name.startswith(("masked", "vit", "classifier mean"))])
-def test_back_again_every_tensor_is_the_same(tmp_path, name):
-    exported(tmp_path, KINDS[name])
+@pytest.mark.parametrize("name", [*KINDS, "encoder with a norm"])
+def test_back_again_everything_is_the_same(tmp_path, name):
+    kinds = KINDS | {"encoder with a norm": lambda folder: encoder(folder, SHAPE, final_norm=True)}
+    exported(tmp_path, kinds[name])
     import_encoder(tmp_path / "hf", tmp_path / "back")
     before, after = read_encoder_state(tmp_path / "ours"), read_encoder_state(tmp_path / "back")
     assert before.keys() == after.keys()
@@ -195,7 +196,10 @@ def test_back_again_every_tensor_is_the_same(tmp_path, name):
     ours, back = (read_encoder_config(tmp_path / folder) for folder in ("ours", "back"))
     assert (ours.task, ours.class_names, ours.pooling) == (back.task, back.class_names, back.pooling)
     assert np.allclose(ours.normalization, back.normalization)
-    assert ours.architecture.final_norm == back.architecture.final_norm
+    for field in ("final_norm", "pos_bias", "num_heads", "layer_norm_eps", "use_mask_token", "qkv_bias"):
+        assert getattr(ours.architecture, field) == getattr(back.architecture, field), field
+    if ours.segmentation is not None:
+        assert ours.segmentation["head"]["blocks"] == back.segmentation["head"]["blocks"]
 
 
 @pytest.mark.parametrize("name", KINDS)

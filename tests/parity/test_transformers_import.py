@@ -134,10 +134,13 @@ def test_mask_tokens_of_dinov2_replace_patches_as_there(tmp_path):
     assert (ours - theirs).abs().max() < TOLERANCE
 
 
-def test_a_head_on_two_poolings_is_left_out_and_said_to_be(tmp_path):
-    result = imported(build("Dinov2ForImageClassification", "Dinov2Config", id2label={0: "a", 1: "b"}), tmp_path)
-    assert result.config.class_names is None and "left out: 2 tensors" in result.summary
-    assert "classifier" in result.summary
+def test_a_head_on_two_poolings_behind_one_norm_is_kept(tmp_path):
+    model = build("Dinov2ForImageClassification", "Dinov2Config", id2label={0: "a", 1: "b"})
+    imported(model, tmp_path)
+    classifier, stored = load_classifier(tmp_path / "encoder")
+    assert (stored.class_names, stored.pooling) == (("a", "b"), "cls_mean")
+    with torch.no_grad():
+        assert (classifier(images()) - model(images()).logits).abs().max() < TOLERANCE
 
 
 @pytest.mark.parametrize("kind", ["Beit", "Data2VecVision"])

@@ -145,15 +145,15 @@ def _staged(out: Path) -> Iterator[Path]:
 
 def _prove(target: Target, folder: Path, source: ExportSource, options: ExportOptions) -> str:
     """Compare what was written with the model, and return the table of it."""
-    said: list[str] = []
-    unlike: dict[str, Tensor] = {}
-    run, notes = target.reload(folder, source), [folded(note) for note in _of(target, "notes", source, said)]
+    said: list[str] = _of(target, "notes", source, [])
+    run, notes = target.reload(folder, source), [folded(note) for note in said]
     if run is None:
         missing = (
             f"{target.LIBRARY} cannot be imported: names and shapes were checked, what the export computes was not"
         )
         return "\n".join([*notes, folded(missing)])
-    images, beside = probe_images(source), _of(target, "expected", source, unlike)
+    images = probe_images(source)
+    beside: dict[str, Tensor] = _of(target, "expected", source, {})
     with torch.no_grad():
         theirs, ours = run(images), our_outputs(source, images)
     found = compare({name: theirs.pop(name) for name in beside}, beside, TOLERANCES["float32"])
