@@ -20,7 +20,13 @@ from beit.pretrain.model import MaskedImageModel
 
 SHAPE: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 4}
 TUNED: dict[str, Any] = {"pos_bias": "per_block", "use_mask_token": False}
-LIKE_DINO: dict[str, Any] = {"pos_bias": "none", "use_abs_pos_emb": True, "final_norm": True, "use_mask_token": False}
+LIKE_DINO: dict[str, Any] = {
+    "pos_bias": "none",
+    "use_abs_pos_emb": True,
+    "final_norm": True,
+    "use_mask_token": False,
+    "init_values": 0.0,
+}
 ENCODERS: dict[str, dict[str, Any]] = {
     "encoder shared": {},
     "encoder per_block": TUNED,
@@ -42,7 +48,7 @@ CLASSIFIERS: dict[str, tuple[str, dict[str, Any]]] = {
 SEGMENTERS: dict[str, dict[str, Any]] = {
     "segmenter linear": {"kind": "linear"},
     "segmenter fpn": {"kind": "fpn", "channels": 16},
-    "segmenter upernet": {"kind": "upernet", "channels": 16, "norm": "batch"},
+    "segmenter upernet": {"kind": "upernet", "norm": "batch"},
 }
 NORMALIZATION = Normalization((0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
 CLASSES = ("rose", "tulip", "lily")

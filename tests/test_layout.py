@@ -35,7 +35,8 @@ RESTRICTED = {
     "torchvision": set(),
     "timm": {"finetune/weights/export/timm.py"},
     "transformers": {"finetune/weights/export/huggingface.py"},
-    **{name: {"finetune/weights/export/onnx.py"} for name in ("onnx", "onnx_ir", "onnxruntime", "onnxscript")},
+    "onnx": {"finetune/weights/export/onnx.py", "finetune/weights/import_exported.py"},
+    **{name: {"finetune/weights/export/onnx.py"} for name in ("onnx_ir", "onnxruntime", "onnxscript")},
 }
 
 # The loose ground of common/: any room may import it, and it imports no room.

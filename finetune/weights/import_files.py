@@ -23,6 +23,7 @@ from beit.common.errors import InputError
 from beit.common.storage.documents import read_json
 from beit.common.storage.files import sha256_file
 from beit.common.vit.description import FORMAT
+from beit.finetune.weights.import_exported import OFFICIAL_FILE, ONNX_FILE, exported_facts, read_onnx
 from beit.finetune.weights.import_pickles import load_pickle
 from beit.finetune.weights.import_prefixes import WeightsKind
 
@@ -96,6 +97,8 @@ def read_foreign(path: Path, weights: WeightsKind | None = None) -> ForeignWeigh
     if config.get("format") == FORMAT.name:
         raise InputError(f"{path} is an encoder of beit already; give {folder} to --encoder as it is")
     files = _weight_files(path) if path.is_dir() else [path]
+    if files[0].suffix == ".onnx":
+        return _of_onnx(files[0])
     tensors: dict[str, Tensor] = {}
     for file in files:
         found = _read_file(file, weights)
@@ -107,8 +110,22 @@ def read_foreign(path: Path, weights: WeightsKind | None = None) -> ForeignWeigh
         beside=found.beside,
         args=found.args,
         unread=found.unread,
-        config=config,
+        config=config | exported_facts(config, found.args),
         preprocessor=preprocessor,
+    )
+
+
+def _of_onnx(file: Path) -> ForeignWeights:
+    found = read_onnx(file)
+    return ForeignWeights(
+        tensors=found.tensors,
+        sha256={file.name: sha256_file(file)},
+        container=None,
+        beside=(),
+        args={},
+        unread=(),
+        config=found.config,
+        preprocessor=found.preprocessor,
     )
 
 
@@ -116,6 +133,9 @@ def _weight_files(path: Path) -> list[Path]:
     for name in _WEIGHTS:
         if (path / name).is_file():
             return [path / name]
+    for own in (path / name for name in (OFFICIAL_FILE, ONNX_FILE)):  # as `beit export` calls them
+        if own.is_file():
+            return [own]
     for index in (path / f"{name}.index.json" for name in _WEIGHTS):  # of weights in several files
         if index.is_file():
             listed = _read_object(index).get("weight_map")

@@ -132,6 +132,10 @@ def find_pos_resize(
     """Decide by whose rule absolute positions are resized; docs/finetuning.md has the table of them."""
     if given is not None:
         return Finding(given, f"{given}, as given")
+    rules: tuple[PosResize, ...] = get_args(PosResize)
+    for rule in rules:
+        if foreign.config.get("pos_resize") == rule:
+            return Finding(rule, f"{rule}, as its export says")
     if "pos_embed" not in named.tensors or named.family in ("BEiT", "MAE") or "model_type" in foreign.config:
         return Finding("bicubic", "bicubic, as the code of such weights does")
     if "architecture" in foreign.config or "pretrained_cfg" in foreign.config:

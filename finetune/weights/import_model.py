@@ -26,8 +26,8 @@ from beit.common.vit.description import EncoderConfig
 from beit.common.vit.vit import VisionTransformer
 from beit.finetune.segmentation.artifact import SegmentationInfo
 from beit.finetune.weights.fetch import Fetched, fetch, is_address, require_sha256
+from beit.finetune.weights.import_exported import filler_of
 from beit.finetune.weights.import_files import no_average, read_foreign
-from beit.finetune.weights.import_fillers import without_fillers
 from beit.finetune.weights.import_findings import (
     Findings,
     NormalizationName,
@@ -136,7 +136,10 @@ def import_encoder(
     named = official_names(foreign.tensors, str(source), weights=None if foreign.is_average else weights, prefix=prefix)
     if weights == "ema" and not foreign.is_average and named.trunk.kind != "ema":
         raise no_average(source)
-    named = without_fillers(_without_odd_head(named))
+    named = _without_odd_head(named)
+    if filler := filler_of(named.tensors, whole):
+        kept = {name: tensor for name, tensor in named.tensors.items() if name not in filler}
+        named = replace(named, tensors=kept, left_out=[*named.left_out, *filler])
     tensors = named.tensors
     for name in ("cls_token", "patch_embed.proj.weight", "blocks.0.mlp.fc1.weight", "blocks.0.norm1.weight"):
         require(name in tensors, f"{source} lacks the tensor {name!r} of every encoder; it is of another kind of model")
@@ -222,7 +225,9 @@ def infer_architecture(named: NamedTensors, config: Mapping[str, Any], findings:
         use_abs_pos_emb="pos_embed" in tensors,
         pos_bias=pos_bias,
         use_mask_token="mask_token" in tensors,
-        final_norm="norm.weight" in tensors and (named.family != "BEiT" or _has_own_norm(tensors, config)),
+        final_norm=config.get(
+            "final_norm", "norm.weight" in tensors and (named.family != "BEiT" or _has_own_norm(tensors, config))
+        ),
         layer_norm_eps=eps,
         pos_resize=findings.pos_resize.value,
     )

@@ -3,7 +3,6 @@
 import re
 from pathlib import Path
 
-import onnxruntime
 import pytest
 import torch
 
@@ -12,7 +11,6 @@ from beit.tests.workplace import write_workplace
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs/python.md").read_text()
 SCRIPT = "\n".join(re.findall(r"^```python\n(.*?)^```$", PAGE, flags=re.DOTALL | re.MULTILINE))
-ONNX = re.findall(r"^```python notest\n(.*?)^```$", PAGE, flags=re.DOTALL | re.MULTILINE)
 pytestmark = pytest.mark.docs
 
 
@@ -40,13 +38,3 @@ def test_shapes_are_those_it_names(page):
 def test_every_public_name_is_in_its_table():
     rows = "\n".join(line for line in PAGE.splitlines() if line.startswith("| `beit."))
     assert set(re.findall(r"`beit\.(\w+)`", rows)) == set(beit.__all__) - {"__version__"}
-
-
-def test_its_onnx_example_runs(page, monkeypatch):
-    monkeypatch.chdir(page["folder"])
-    (example,) = ONNX
-    exec(example, page)
-    session = onnxruntime.InferenceSession("flowers.onnx", providers=["CPUExecutionProvider"])
-    images = torch.randn(3, 3, 32, 32)
-    (found,) = session.run(None, {"images": images.numpy()})
-    assert torch.allclose(torch.from_numpy(found), page["model"](images), atol=1e-5)

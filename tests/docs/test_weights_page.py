@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+import beit
 from beit.tests.docs.run_commands import run_commands, shown_commands
 from beit.tests.workplace import write_workplace
 
@@ -22,3 +23,5 @@ def test_the_commands_and_the_python_run(tmp_path, monkeypatch):
     for block in re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), flags=re.DOTALL | re.MULTILINE):
         exec(block, names)
     assert names["label"] in ("rose", "tulip")
+    model = beit.load_model("runs/flowers/model")
+    assert names["answers"] == [found.label for found in model.predict(["photo.jpg", "other.png"])]

@@ -21,9 +21,10 @@ from beit.common.vit.vit import LAYER_NORM_EPS
 from beit.finetune.segmentation.artifact import segmentation_info
 from beit.finetune.weights.export.exporter import Run
 from beit.finetune.weights.export.source import WORDS, ExportOptions, ExportSource, our_outputs
+from beit.finetune.weights.import_exported import OFFICIAL_FILE, own_facts
 
 LIBRARY = "The file, read back,"
-WEIGHTS_FILE = "model.pth"
+WEIGHTS_FILE = OFFICIAL_FILE
 _INDEX_KEY = "relative_position_index"
 _NO_PLACE = ("pixel_head.",)
 """Prefixes of what no model of the released code has."""
@@ -93,8 +94,7 @@ def describe(source: ExportSource) -> dict[str, Any]:
         "mean": list(mean),
         "std": list(std),
         # Not the released code's; for whoever else reads the file.
-        "final_norm": shape.final_norm,
-        "pos_resize": shape.pos_resize,
+        **own_facts(shape),
     }
     if source.what == "classifier":
         described |= {"nb_classes": len(source.config.class_names or ())}

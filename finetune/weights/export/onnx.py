@@ -35,11 +35,12 @@ from beit.finetune.segmentation.model import Segmenter
 from beit.finetune.weights.export.exporter import Run
 from beit.finetune.weights.export.preprocessing import IMAGES, MASK, describe
 from beit.finetune.weights.export.source import ExportOptions, ExportSource, build_model, probe_mask
+from beit.finetune.weights.import_exported import ONNX_FILE
 
 logger = logging.getLogger(__name__)
 
 LIBRARY = "onnxruntime"
-MODEL_FILE, WEIGHTS_FILE, DESCRIPTION_FILE = "model.onnx", "model.onnx.data", "preprocessing.json"
+MODEL_FILE, WEIGHTS_FILE, DESCRIPTION_FILE = ONNX_FILE, f"{ONNX_FILE}.data", "preprocessing.json"
 OPSET = 20
 """The first with a Gelu; onnxruntime has it since 1.17."""
 MAX_FILE_BYTES = 2_000_000_000
@@ -198,13 +199,12 @@ def _exported(graph: _Graph, source: ExportSource, names: tuple[str, ...]) -> An
 
 def _tidied(model: Any) -> Any:
     """Fold what is constant besides the weights, give these their official names, and drop traces of this machine."""
-    from onnx_ir.passes import common
-    from onnxscript.optimizer import fold_constants_ir
-
+    common = importlib.import_module("onnx_ir.passes.common")
+    optimizer = importlib.import_module("onnxscript.optimizer")
     weights = set(model.graph.initializers)
     common.InlinePass()(model)
     # onnxruntime folds weights itself; folded here they would be lost, to whoever reads the file, under their names.
-    fold_constants_ir(model, should_fold=lambda node: False if _uses(node, weights) else None)
+    optimizer.fold_constants_ir(model, should_fold=lambda node: False if _uses(node, weights) else None)
     for one in (
         common.RemoveUnusedNodesPass(),
         common.RemoveUnusedFunctionsPass(),

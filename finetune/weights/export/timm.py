@@ -31,6 +31,7 @@ from beit.common.vit.transform import default_crop_pct
 from beit.common.vit.vit import LAYER_NORM_EPS
 from beit.finetune.weights.export.exporter import Run
 from beit.finetune.weights.export.source import WORDS, ExportOptions, ExportSource, probe_mask
+from beit.finetune.weights.import_exported import KEY, own_facts
 
 logger = logging.getLogger(__name__)
 
@@ -132,7 +133,7 @@ def describe(source: ExportSource) -> dict[str, Any]:
             "classifier": "head",
         },
     }
-    described["beit"] = {"final_norm": shape.final_norm, "pos_resize": shape.pos_resize}
+    described[KEY] = own_facts(shape)
     if names:
         described["label_names"] = list(names)
     return described

@@ -16,7 +16,7 @@ def exported(tmp_path, kind, **options):
     model = write_model(tmp_path / "model", kind)
     found = export_model(model, tmp_path / "out", module="official", **options)
     assert [file.name for file in found.files] == ["model.pth"]
-    return read_encoder_state(model), torch.load(found.files[0], weights_only=True), found.summary
+    return read_encoder_state(model), torch.load(found.files[0], weights_only=True), " ".join(found.summary.split())
 
 
 @pytest.mark.parametrize("kind", [*ENCODERS, *MASKED, *CLASSIFIERS])

@@ -1,0 +1,114 @@
+"""Reading our own exports back: what they say of themselves where tensors and the usual fields of a form say nothing.
+
+A file for the released code has it among its `args`, a folder for timm or transformers under `beit_export` in
+config.json, an ONNX model in its metadata. All of it is handed on in the words of Hugging Face's config.json, which
+`import_findings.py` reads anyway.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from beit.common.errors import InputError
+from beit.common.vit.config import ViTConfig
+
+KEY = "beit_export"
+"""In a config.json."""
+OFFICIAL_FILE, ONNX_FILE = "model.pth", "model.onnx"
+_TOKENS = ("cls_token", "mask_token", "pos_embed")
+_FILLER = ("fc_norm.weight", "fc_norm.bias")
+
+
+class OnnxWeights(NamedTuple):
+    """What an ONNX model of ours holds."""
+
+    tensors: dict[str, Tensor]
+    """Under our names; what no output needs was left out when it was written."""
+    config: dict[str, Any]
+    """As `exported_facts`."""
+    preprocessor: dict[str, Any]
+    """Mean and std, as in Hugging Face's preprocessor_config.json."""
+
+
+def exported_facts(config: Mapping[str, Any], args: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what an export of ours says, as entries of a Hugging Face config.json; nothing of files of others.
+
+    Args:
+        config: config.json of a folder, or empty.
+        args: Of a checkpoint, or empty.
+    """
+    facts: dict[str, Any] = {}
+    if isinstance(said := config.get(KEY), Mapping):
+        facts |= _known(said)
+        names = config.get("label_names")
+    elif isinstance(args.get("final_norm"), bool):
+        facts |= _known(args) | {"num_attention_heads": args.get("num_heads"), "image_size": args.get("input_size")}
+        names = args.get("class_names")
+    else:
+        return {}
+    return facts | _labels(names)
+
+
+def read_onnx(file: Path) -> OnnxWeights:
+    """Read the weights of an ONNX model that `beit export` wrote."""
+    try:
+        import onnx
+        from onnx import numpy_helper
+    except ImportError:
+        raise InputError(f"{file} needs onnx to be read; pip install 'beit[onnx]'") from None
+    try:
+        model = onnx.load(file)
+        metadata = {entry.key: entry.value for entry in model.metadata_props}
+        stored = json.loads(metadata["beit"])
+        shape, scale = stored["architecture"], stored["normalization"]
+    except KeyError:
+        raise InputError(
+            f"{file} is no ONNX model that beit export wrote; give the weights that it was made of"
+        ) from None
+    except Exception as error:  # damage comes out as whatever the parser happens to meet
+        raise InputError(f"{file} cannot be read ({' '.join(str(error).split())[:120]}); fetch it again") from None
+    tensors = {
+        one.name: torch.from_numpy(numpy_helper.to_array(one).copy())
+        for one in model.graph.initializer
+        if "." in one.name or one.name in _TOKENS  # constants of the graph have plain names
+    }
+    facts = _known(shape) | {"num_attention_heads": shape.get("num_heads"), "image_size": shape.get("img_size")}
+    facts |= {"layer_norm_eps": shape.get("layer_norm_eps")} | _labels(stored.get("class_names"))
+    return OnnxWeights(tensors, facts, {"image_mean": scale["mean"], "image_std": scale["std"]})
+
+
+def filler_of(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> list[str]:
+    """Return what a form made necessary and no encoder of ours has, as it computes nothing.
+
+    That is the norm behind the pooling, which timm and Hugging Face have in every encoder, where nothing has trained
+    it, and blocks beyond those that an export says it has; see `export/huggingface_names.py`.
+    """
+    said = config.get(KEY)
+    depth = said.get("depth") if isinstance(said, Mapping) else None
+    numbers = {name: int(name.split(".")[1]) for name in tensors if re.match(r"blocks\.\d+\.", name)}
+    filler = [name for name, number in numbers.items() if isinstance(depth, int) and number >= depth]
+    if "head.weight" not in tensors and all(name in tensors for name in _FILLER):
+        weight, bias = (tensors[name] for name in _FILLER)
+        filler += _FILLER if bool((weight == 1).all()) and bool((bias == 0).all()) else ()
+    return filler
+
+
+def own_facts(shape: ViTConfig) -> dict[str, Any]:
+    """Return what an export says of an encoder under `KEY`."""
+    return {"final_norm": shape.final_norm, "pos_resize": shape.pos_resize, "depth": shape.depth}
+
+
+def _known(said: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: said[name] for name in ("final_norm", "pos_resize") if name in said}
+
+
+def _labels(names: Any) -> dict[str, Any]:
+    listed = names if isinstance(names, list | tuple) else ()
+    return {"id2label": {str(number): str(name) for number, name in enumerate(listed)}} if listed else {}
