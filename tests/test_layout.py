@@ -33,6 +33,7 @@ RESTRICTED = {
     "jinja2": {"common/pages/html_page.py"},
     "markupsafe": {"common/pages/html_page.py"},
     "torchvision": set(),
+    "huggingface_hub": {"finetune/weights/fetch.py"},
     "timm": {"finetune/weights/export/timm.py"},
     "transformers": {"finetune/weights/export/huggingface.py"},
     **{name: {"finetune/weights/export/onnx.py"} for name in ("onnx", "onnx_ir", "onnxruntime", "onnxscript")},

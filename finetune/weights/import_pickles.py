@@ -18,7 +18,15 @@ import torch
 
 from beit.common.errors import InputError
 
-_BESIDE = ("numpy", "omegaconf", "lightning", "lightning_fabric", "lightning_utilities", "pytorch_lightning", "yacs")
+_BESIDE: tuple[str, ...] = (
+    "numpy",
+    "omegaconf",
+    "lightning",
+    "lightning_fabric",
+    "lightning_utilities",
+    "pytorch_lightning",
+    "yacs",
+)
 _BESIDE += ("fvcore", "mmcv", "mmengine", "pathlib", "hydra")
 """Libraries whose objects are put aside."""
 _NUMPY = ["numpy.dtype", "numpy.ndarray"]
