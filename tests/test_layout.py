@@ -33,6 +33,7 @@ RESTRICTED = {
     "jinja2": {"common/pages/html_page.py"},
     "markupsafe": {"common/pages/html_page.py"},
     "torchvision": set(),
+    "huggingface_hub": {"finetune/weights/fetch.py"},
     "timm": {"finetune/weights/export/timm.py"},
     "transformers": {"finetune/weights/export/huggingface.py"},
     "onnx": {"finetune/weights/export/onnx.py", "finetune/weights/import_exported.py"},

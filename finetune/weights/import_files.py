@@ -85,6 +85,11 @@ def read_foreign(path: Path, weights: WeightsKind | None = None) -> ForeignWeigh
         weights: Which of a checkpoint's weights, the running average or the plain ones; by default the average if there
             is one.
     """
+    if path.suffix == ".onnx":
+        raise InputError(
+            f"{path} is a graph, and its constants are no longer the tensors of an encoder; give the weights that it "
+            "was made of, as beit export --to official writes them"
+        )
     if not path.exists():
         raise InputError(
             f"{path} does not exist; give a weight file or folder. What has only a name is fetched before, with "
