@@ -108,9 +108,13 @@ def starting_point(config: PretrainConfig, store: StoreInfo, *, earlier: Continu
         store: Decides on the size of views and patches.
         earlier: What the run that is to go on began from, from `earlier_start`; then the encoder may have moved.
     """
-    geometry = {"img_size": store.img_size, "patch_size": store.patch_size}
     if config.init is None:
-        shape = build_vit_config(config.model, **geometry)
+        if earlier is not None:
+            raise InputError(
+                f"the run began from --init {earlier.encoder}; name that again, or a new directory for a run from "
+                "random weights"
+            )
+        shape = build_vit_config(config.model, img_size=store.img_size, patch_size=store.patch_size)
         return StartingPoint(architecture=shape, normalization=config.data.normalization)
     continued = _found(config.init) if earlier is None else _same(config.init, earlier)
     source = continued.source
@@ -143,13 +147,13 @@ def in_force(config: PretrainConfig, start: StartingPoint) -> PretrainConfig:
     """Return the settings with those filled in that were left out, and came from the encoder."""
     if start.continued is None:
         return config
-    mean, std = start.normalization
+    pixels: dict[str, Any] = start.normalization._asdict()
     brought = model_settings(start.architecture)
     return replace(
         config,
         init=start.continued.encoder,
         model=replace(config.model, **brought | {"size": config.model.size or start.architecture.size}),
-        data=replace(config.data, mean=tuple(mean), std=tuple(std)),
+        data=replace(config.data, **pixels),
     )
 
 
@@ -201,14 +205,14 @@ def load_initial(
     )
 
 
-def describe(start: StartingPoint) -> str:
-    """Say in a line what a run began from."""
+def describe(start: StartingPoint, *, is_resumed: bool) -> str:
+    """Say in a line what a run begins from, or began."""
     continued = start.continued
     assert continued is not None
     (tensors, all_tensors), (parameters, all_parameters) = (continued.counts[n] for n in ("tensors", "parameters"))
     parts = [
-        f"continues {continued.encoder} (sha256 {continued.sha256[:12]}): {tensors} of {all_tensors} tensors and "
-        f"{percent(parameters / all_parameters)} of the parameters come from it",
+        f"{'began' if is_resumed else 'begins'} from {continued.encoder} (sha256 {continued.sha256[:12]}): "
+        f"{tensors} of {all_tensors} tensors and {percent(parameters / all_parameters)} of the parameters",
         f"new: {', '.join(continued.new) or 'nothing'}",
     ]
     parts += [f"left out: {', '.join(continued.left_out)}"] if continued.left_out else []
@@ -238,7 +242,7 @@ def earlier_start(run: Path, *, resume: str = "auto", sync_to: str | None = None
     for folder in folders:
         if (folder / INIT).is_file():
             return _from_json(parse_json((folder / INIT).read_bytes(), label=str(folder / INIT)), folder / INIT)
-    if sync_to is None or (run / CONFIG).is_file():
+    if sync_to is None or resume == "never" or (run / CONFIG).is_file():
         return None
     copy = place_of(normalise(sync_to)) / INIT
     try:
