@@ -27,9 +27,8 @@ from beit.common.storage.files import write_atomic
 from beit.common.storage.paths import normalise
 from beit.common.storage.place import MissingFile, place_of
 from beit.common.vit.adapt import adapt_state, check_adaptable
-from beit.common.vit.adaptation import check_adaptation
 from beit.common.vit.agreement import model_settings, require_same, require_shape
-from beit.common.vit.config import Adaptation, Normalization, ViTConfig, build_vit_config
+from beit.common.vit.config import Normalization, ViTConfig, build_vit_config
 from beit.common.vit.description import EncoderConfig, read_encoder_config
 from beit.common.vit.position_bias import TABLE_KEY
 from beit.pretrain.config import PretrainConfig
@@ -92,8 +91,6 @@ class StartingPoint:
     """Of its pixels."""
     continued: Continued | None = None
     """The encoder; None for random weights."""
-    adaptation: Adaptation = Adaptation()
-    """How much of it is trained."""
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -112,6 +109,11 @@ def starting_point(config: PretrainConfig, store: StoreInfo, *, earlier: Continu
         earlier: What the run that is to go on began from, from `earlier_start`; then the encoder may have moved.
     """
     if config.init is None:
+        if earlier is not None:
+            raise InputError(
+                f"the run began from --init {earlier.encoder}; name that again, or a new directory for a run from "
+                "random weights"
+            )
         shape = build_vit_config(config.model, img_size=store.img_size, patch_size=store.patch_size)
         return StartingPoint(architecture=shape, normalization=config.data.normalization)
     continued = _found(config.init) if earlier is None else _same(config.init, earlier)
@@ -138,27 +140,20 @@ def starting_point(config: PretrainConfig, store: StoreInfo, *, earlier: Continu
         init="pretrain",
     )
     check_adaptable(source.architecture, shape)
-    adaptation = Adaptation.parse(config.adapt)
-    check_adaptation(adaptation, shape)
-    return StartingPoint(architecture=shape, normalization=pixels, continued=continued, adaptation=adaptation)
-
-
-def _triple(values: tuple[float, ...]) -> tuple[float, float, float]:
-    red, green, blue = values
-    return red, green, blue
+    return StartingPoint(architecture=shape, normalization=pixels, continued=continued)
 
 
 def in_force(config: PretrainConfig, start: StartingPoint) -> PretrainConfig:
     """Return the settings with those filled in that were left out, and came from the encoder."""
     if start.continued is None:
         return config
-    mean, std = map(_triple, start.normalization)
+    pixels: dict[str, Any] = start.normalization._asdict()
     brought = model_settings(start.architecture)
     return replace(
         config,
         init=start.continued.encoder,
         model=replace(config.model, **brought | {"size": config.model.size or start.architecture.size}),
-        data=replace(config.data, mean=mean, std=std),
+        data=replace(config.data, **pixels),
     )
 
 
@@ -210,14 +205,14 @@ def load_initial(
     )
 
 
-def describe(start: StartingPoint) -> str:
-    """Say in a line what a run began from."""
+def describe(start: StartingPoint, *, is_resumed: bool) -> str:
+    """Say in a line what a run begins from, or began."""
     continued = start.continued
     assert continued is not None
     (tensors, all_tensors), (parameters, all_parameters) = (continued.counts[n] for n in ("tensors", "parameters"))
     parts = [
-        f"continues {continued.encoder} (sha256 {continued.sha256[:12]}): {tensors} of {all_tensors} tensors and "
-        f"{percent(parameters / all_parameters)} of the parameters come from it",
+        f"{'began' if is_resumed else 'begins'} from {continued.encoder} (sha256 {continued.sha256[:12]}): "
+        f"{tensors} of {all_tensors} tensors and {percent(parameters / all_parameters)} of the parameters",
         f"new: {', '.join(continued.new) or 'nothing'}",
     ]
     parts += [f"left out: {', '.join(continued.left_out)}"] if continued.left_out else []
@@ -247,7 +242,7 @@ def earlier_start(run: Path, *, resume: str = "auto", sync_to: str | None = None
     for folder in folders:
         if (folder / INIT).is_file():
             return _from_json(parse_json((folder / INIT).read_bytes(), label=str(folder / INIT)), folder / INIT)
-    if sync_to is None or (run / CONFIG).is_file():
+    if sync_to is None or resume == "never" or (run / CONFIG).is_file():
         return None
     copy = place_of(normalise(sync_to)) / INIT
     try:

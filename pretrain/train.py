@@ -86,7 +86,7 @@ def run(config: PretrainConfig, *, store: str | Path, run_dir: Path, resume: str
             "the server goes unseen; beit verify looks for it",
             token_store.location,
         )
-    earlier = None if config.init is None else earlier_start(run_dir, resume=resume, sync_to=config.run.sync_to)
+    earlier = earlier_start(run_dir, resume=resume, sync_to=config.run.sync_to if config.init else None)
     start = starting_point(config, token_store.info, earlier=earlier)
     config = in_force(config, start)
     probe = open_probe_data(config.probe)
@@ -184,7 +184,7 @@ class PretrainTask:
         self.earlier += read_metrics(run / METRICS)
         if self.start.continued is not None:
             record(run, self.start.continued)
-            logger.info("%s", describe_start(self.start))
+            logger.info("%s", describe_start(self.start, is_resumed=self.data.is_resumed))
         self._warn_of_another_size()
         plan, views = self.data.plan, self.store.info.views
         num_images = int(self.dataset.shard_sizes.sum())

@@ -36,8 +36,8 @@ def require_same(own: Mapping[str, tuple[Any, Any, str]], encoder: str) -> None:
     for name, (given, value, what) in own.items():
         require(
             given is None or given == value,
-            f"{name} ({given}) must be {value}, the {what} of the encoder {encoder}; leave it out, or take another "
-            "encoder",
+            f"{name} ({given}) must be {value}, the {what} of the encoder {encoder}; leave it out, where a "
+            f"recipe says it with --set {name}=none, or take another encoder",
         )
 
 
@@ -52,8 +52,9 @@ def _require_size(shape: ViTConfig, model: Any, encoder: str) -> None:
     named = VIT_SIZES[model.size]._asdict() if model.size else found
     wanted = {name: named[name] if getattr(model, name) is None else getattr(model, name) for name in found}
     if wanted != found:
+        said = " ".join(f"--set model.{name}=none" for name in ("size", *_SIZE) if getattr(model, name) is not None)
         text = ["{embed_dim} wide, {depth} blocks, {num_heads} heads".format(**values) for values in (wanted, found)]
         raise InputError(
             f"the settings are for a model of {text[0]} (section model), but the encoder {encoder} has {text[1]}; take "
-            "another recipe or encoder, or leave the size to the encoder with --set model.size=none"
+            f"another recipe or encoder, or leave the size to the encoder with {said}"
         )

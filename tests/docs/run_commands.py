@@ -7,6 +7,10 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import torch
+
+from beit.tests.foreign_weights import timm_vit
+
 
 def shown_commands(text: str) -> Iterator[str]:
     """Yield the lines of plain code blocks that are `beit` commands."""
@@ -33,3 +37,10 @@ def run_commands(commands: Sequence[str], folder: Path, shorten: Callable[[list[
         assert result.returncode == 0, f"{command}\n{result.stderr}"
         printed = result.stdout
     return printed
+
+
+def write_public_weights(file: Path) -> None:
+    """Write a tiny stand-in for a public ViT in patches of 16 px, under the names of DINO and timm."""
+    state = timm_vit(dim=64)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(state | {"patch_embed.proj.weight": torch.randn(64, 3, 16, 16) * 0.1}, file)

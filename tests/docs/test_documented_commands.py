@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from beit.tests.docs.run_commands import run_commands, shown_commands
+from beit.tests.docs.run_commands import run_commands, shown_commands, write_public_weights
 from beit.tests.support import write_images
 from beit.tests.unit.finetune.segmentation.scenes import write_scenes
 from beit.tests.workplace import write_workplace
@@ -42,6 +42,7 @@ def test_readme_commands_run_in_order(tmp_path):
         write_images(tmp_path / "labelled" / name, 16, size=64, classes=("rose", "tulip"))
     write_scenes(tmp_path / "streets/train", 8)
     write_scenes(tmp_path / "streets/val", 3, start=50)
+    write_public_weights(tmp_path / "dino_vitbase16_pretrain.pth")
     commands = list(shown_commands((ROOT / "README.md").read_text()))
     assert len(commands) >= 6
     run_commands(commands, tmp_path, less)

@@ -7,7 +7,7 @@ import pytest
 
 from beit.common.runs.metrics import read_metrics
 from beit.common.vit.description import read_encoder_config
-from beit.tests.docs.run_commands import run_commands, shown_commands
+from beit.tests.docs.run_commands import run_commands, shown_commands, write_public_weights
 from beit.tests.support import write_images
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,6 +22,7 @@ def test_commands_run_in_order(tmp_path):
     write_images(tmp_path / "photos", 80, size=72)
     for name in ("train", "val"):
         write_images(tmp_path / "labelled" / name, 16, size=72, classes=("rose", "tulip"))
+    write_public_weights(tmp_path / "dino_vitbase16_pretrain.pth")
     commands = list(shown_commands(PAGE))
     assert len(commands) == PAGE.count("\nbeit ")
 
@@ -33,6 +34,9 @@ def test_commands_run_in_order(tmp_path):
     assert [file.name for file in (tmp_path / "runs/profiled/profile").iterdir()] == ["steps_1-1_rank0.trace.json.gz"]
     assert read_encoder_config(tmp_path / "runs/online").provenance["tokenizer_online"] is True
     assert read_encoder_config(tmp_path / "runs/probed").best_block in (0, 1)
+    begun = read_encoder_config(tmp_path / "runs/continued").provenance["init"]
+    assert begun["new"] == ["mask token", "head of 1024 words"]
+    assert read_encoder_config(tmp_path / "runs/further").provenance["init"]["new"] == []
     named = set(re.findall(r"`((?:held_out|train|unigram|neighbour|mean)_(?:bits|acc|mse))`", PAGE))
     records = [read_metrics(path)[-1] for path in sorted((tmp_path / "runs").glob("*/metrics.jsonl"))]
     assert named <= {name for record in records for name in record}

@@ -14,6 +14,9 @@ import psutil
 import pytest
 
 from beit.common.runs.metrics import read_metrics
+from beit.common.vit.config import ViTConfig
+from beit.common.vit.vit import VisionTransformer
+from beit.tests.encoders import save_encoder
 from beit.tests.support import write_images, write_tokenizer
 
 pytestmark = [pytest.mark.launch, pytest.mark.timeout(900)]
@@ -40,25 +43,33 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_tokenizer(path / "tokenizer")
     size = ("--img-size", "16", "--patch-size", "4")
     beit("tokenize", "photos", "bare", "--views", "0", *size, cwd=path)
+    shape = ViTConfig(img_size=32, patch_size=4, embed_dim=32, depth=2, num_heads=2)
+    save_encoder(
+        path / "encoder", VisionTransformer(shape).state_dict(), architecture=shape, mean=(0.5,) * 3, std=(0.5,) * 3
+    )
     beit("tokenize", "photos", "store", "--views", "2", "--tokenizer", "tokenizer", *size, cwd=path)
     return path
 
 
 @pytest.mark.parametrize(
-    ("store", "setting"),
-    [("bare", "tokenizer.online=tokenizer"), ("store", "objective.kind=masked_pixels")],
-    ids=["online", "pixels"],
+    ("store", "setting", "measured"),
+    [
+        ("bare", "tokenizer.online=tokenizer", "train_bits"),
+        ("store", "objective.kind=masked_pixels", "train_mse"),
+        ("store", "init=encoder", "train_bits"),
+    ],
+    ids=["online", "pixels", "init"],
 )
-def test_two_ranks_measure_what_one_does(folder: Path, store: str, setting: str) -> None:
+def test_two_ranks_measure_what_one_does(folder: Path, store: str, setting: str, measured: str) -> None:
     records = []
     for ranks in ("1", "2"):
-        run = f"{store}-{ranks}"
+        run = f"{measured}-{setting.partition('=')[0]}-{ranks}"
         sets = [word for assignment in (*SETTINGS, setting) for word in ("--set", assignment)]
         beit("pretrain", store, run, "--recipe", "beit_tiny_patch4_32", "--gpus", ranks, *sets, cwd=folder)
         last = read_metrics(folder / run / "metrics.jsonl")[-1]
         records.append({name: value for name, value in last.items() if not name.startswith("evaluation_")})  # times
         assert (folder / run / "reconstruction.png").is_file()
-    assert {"probe_linear_acc", "train_bits" if store == "bare" else "train_mse"} <= records[0].keys()
+    assert {"probe_linear_acc", measured} <= records[0].keys()
     assert records[1] == pytest.approx(records[0], rel=1e-3)
 
 

@@ -113,8 +113,8 @@ def test_with_the_same_words_and_no_learning_nothing_changes(store, first, tmp_p
     before, after = read_encoder_state(first), read_encoder_state(tmp_path / "run")
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
     assert bits(tmp_path / "run")[-1] == pytest.approx(bits(first)[-1], abs=1e-6)
-    assert f"continues {first / 'encoder'} (sha256 " in caplog.text
-    assert "39 of 39 tensors and 100.0 % of the parameters come from it; new: nothing" in caplog.text
+    assert f"begins from {first / 'encoder'} (sha256 " in caplog.text
+    assert "39 of 39 tensors and 100.0 % of the parameters; new: nothing" in caplog.text
 
 
 @pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
@@ -337,9 +337,9 @@ def test_a_run_does_not_change_what_it_began_from(store, dino, first, tmp_path):
     run(config, store=store.location, run_dir=tmp_path / "run")
     with pytest.raises(InputError, match=r"began from --init .*dino \(sha256 .* is another encoder"):
         run(settings(first, train={"steps": 2}), store=store.location, run_dir=tmp_path / "run")
-    with pytest.raises(InputError, match="init was .*dino, is None"):
+    with pytest.raises(InputError, match="the run began from --init .*dino; name that again"):
         run(settings(train={"steps": 2}), store=store.location, run_dir=tmp_path / "run")
-    with pytest.raises(InputError, match="init was .*dino, is None"):
+    with pytest.raises(InputError, match="the run began from --init .*dino; name that again"):
         run(settings(train={"steps": 2}), store=store.location, run_dir=tmp_path / "new", resume=str(tmp_path / "run"))
     with pytest.raises(InputError, match="init was None, is "):
         run(settings(dino), store=store.location, run_dir=first)
