@@ -76,7 +76,7 @@ class ShapeConfig:
     def for_random_weights(self) -> ModelConfig:
         """Return the section as pre-training has it, where everything left out has a value."""
         given = {name: value for name, value in asdict(self).items() if value is not None}
-        return ModelConfig(**given)
+        return ModelConfig(**given).for_random_weights()
 
 
 @checked("classifier")
