@@ -27,8 +27,9 @@ from beit.common.storage.files import write_atomic
 from beit.common.storage.paths import normalise
 from beit.common.storage.place import MissingFile, place_of
 from beit.common.vit.adapt import adapt_state, check_adaptable
+from beit.common.vit.adaptation import check_adaptation
 from beit.common.vit.agreement import model_settings, require_same, require_shape
-from beit.common.vit.config import Normalization, ViTConfig, build_vit_config
+from beit.common.vit.config import Adaptation, Normalization, ViTConfig, build_vit_config
 from beit.common.vit.description import EncoderConfig, read_encoder_config
 from beit.common.vit.position_bias import TABLE_KEY
 from beit.pretrain.config import PretrainConfig
@@ -91,6 +92,8 @@ class StartingPoint:
     """Of its pixels."""
     continued: Continued | None = None
     """The encoder; None for random weights."""
+    adaptation: Adaptation = Adaptation()
+    """How much of it is trained."""
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -140,7 +143,9 @@ def starting_point(config: PretrainConfig, store: StoreInfo, *, earlier: Continu
         init="pretrain",
     )
     check_adaptable(source.architecture, shape)
-    return StartingPoint(architecture=shape, normalization=pixels, continued=continued)
+    adaptation = Adaptation.parse(config.adapt)
+    check_adaptation(adaptation, shape)
+    return StartingPoint(architecture=shape, normalization=pixels, continued=continued, adaptation=adaptation)
 
 
 def in_force(config: PretrainConfig, start: StartingPoint) -> PretrainConfig:
