@@ -48,12 +48,11 @@ def test_what_is_proved_is_kept(tmp_path, target):
     done = export(tmp_path, masked, out="deep/out")
     assert done.files == [tmp_path / "deep/out/weights"]
     assert done.files[0].read_text() == "masked out float32"
-    assert [line.split() for line in done.summary.splitlines()] == [
-        ["library", "and", "beit", "on", "the", "same", "3", "images,", "float32:"],
-        ["output", "largest", "difference", "tolerance"],
-        ["features", "0.0e+00", done.summary.split()[-4]],
-        ["logits", "0.0e+00", done.summary.split()[-1]],
-    ]
+    head, titles, *rows = done.summary.splitlines()
+    assert head == "library and beit on the same 3 images, float32:"
+    assert titles.split() == ["output", "largest", "difference", "tolerance"]
+    assert {"features", "logits"} <= {row.split()[0] for row in rows}
+    assert all(row.split()[1] == "0.0e+00" and float(row.split()[2]) >= 1e-5 for row in rows)
     assert left(tmp_path) == ["deep"]
 
 
