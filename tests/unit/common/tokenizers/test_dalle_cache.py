@@ -12,7 +12,7 @@ import torch
 
 from beit.common.errors import InputError
 from beit.common.shards.schema import TokenizerInfo
-from beit.common.storage import remote_place
+from beit.common.storage import download, remote_place
 from beit.common.storage.files import sha256_file
 from beit.common.tokenizer import load_store_tokenizer, load_tokenizer
 from beit.common.tokenizers import dalle_cache
@@ -256,7 +256,7 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> int:
 def begin(server: FileServer, folder: Path, monkeypatch: pytest.MonkeyPatch) -> int:
     """Leave what a process leaves that is stopped on its way; return how much that is."""
     folder.mkdir(parents=True)
-    real = dalle_cache._pieces
+    real = download._pieces_from
 
     def stop(url: str, start: int) -> Iterator[bytes]:
         for piece in real(url, start):
@@ -266,7 +266,7 @@ def begin(server: FileServer, folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(dalle_cache, "OFFICIAL_URL", server.url)
     with monkeypatch.context() as patch:
-        patch.setattr(dalle_cache, "_pieces", stop)
+        patch.setattr(download, "_pieces_from", stop)
         with pytest.raises(KeyboardInterrupt):
             prepare_dalle()
     assert not (folder / "encoder.pkl").exists()
