@@ -123,6 +123,9 @@ COMMANDS: dict[str, Entry | Section] = {
     "evaluate": Entry("beit.finetune.commands", "evaluate_command", "Measure a fine-tuned model on labelled images."),
     "predict": Entry("beit.finetune.commands", "predict_command", "Label new images, or each of their pixels."),
     "compare": Entry("beit.finetune.commands", "compare_command", "One table over runs: metric, interval, budget."),
+    "worth": Entry(
+        "beit.finetune.worth.commands", "worth_command", "Does pre-training pay on your images? One table says."
+    ),
     "import": Entry(
         "beit.finetune.weights.commands", "import_command", "Weights of BEiT, DINO, MAE, DeiT, timm, Hugging Face."
     ),
@@ -145,6 +148,7 @@ _ALSO_CALLED = {
     "import": "load from_pretrained",
     "export": "save convert_to save_pretrained push to_onnx",
     "compare": "table results",
+    "worth": "few_labels ablate benchmark pays",
     "verify": "check audit fsck",
     "show views": "view",
     "show learning": "curves learn plot metrics log",
@@ -249,7 +253,7 @@ def _run() -> tuple[int, str]:
 
 def _goes_on(words: Sequence[str]) -> bool:
     """Whether a command that is run again goes on where it was; the others are as quick from the beginning."""
-    return words[:1] in (["tokenize"], ["pretrain"], ["finetune"], ["demo"]) or words[:2] in (
+    return words[:1] in (["tokenize"], ["pretrain"], ["finetune"], ["worth"], ["demo"]) or words[:2] in (
         ["tokenizer", "train"],
         ["tokenizer", "convert"],
     )

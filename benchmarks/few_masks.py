@@ -25,18 +25,7 @@ from typing import Any
 import click
 from PIL import Image
 
-from beit.benchmarks.paired_runs import (
-    NAMES,
-    STARTS,
-    Runner,
-    cell,
-    claim,
-    interval,
-    parse_seeds,
-    run_script,
-    sets,
-    unless_finished,
-)
+from beit.benchmarks.paired_runs import NAMES, STARTS, run_script
 from beit.common.encoder import find_encoder
 from beit.common.errors import InputError
 from beit.common.images import is_image_path
@@ -47,6 +36,7 @@ from beit.common.runs.environment import environment
 from beit.common.storage.documents import read_json, write_json
 from beit.common.storage.files import sha256_file
 from beit.common.vit.description import WEIGHTS_FILE
+from beit.finetune.worth.runner import Runner, cell, claim, interval, parse_seeds, sets, unless_finished
 
 SCRIPT = "few_masks.py"
 HEADS = ("linear", "fpn", "probe")

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from beit.benchmarks.paired_runs import Runner, cell, claim, interval, parse_seeds, run_script, sets
+from beit.benchmarks.paired_runs import run_script
 from beit.common.config import load_config
 from beit.common.encoder import load_encoder
 from beit.common.errors import InputError, ResumableStop
@@ -47,6 +47,7 @@ from beit.common.vit.vit import VisionTransformer
 from beit.finetune.commands import RECIPES
 from beit.finetune.compare.runs import read_runs
 from beit.finetune.config import FinetuneConfig, ProbeConfig
+from beit.finetune.worth.runner import Runner, cell, claim, interval, parse_seeds, sets
 
 RANDOM = 0
 """Stands for random weights among the numbers of images."""

@@ -106,6 +106,8 @@ class Line:
     """Drawn pale and without dots: what only accompanies another line."""
     mark: tuple[float, float, str] | None = None
     """(x, y) of a point that is ringed, and what to write beside it."""
+    half_widths: Sequence[float | None] = ()
+    """Of the interval around each point, drawn as an upright stroke; None where there is none."""
 
     @property
     def has_dots(self) -> bool:
@@ -275,6 +277,10 @@ def _draw_lines(axes: Axes, chart: LineChart, *, dots: bool = True) -> None:
             markeredgecolor=_hex(PAPER),
             gid=f"series{number}",
         )
+        for (x, y), half_width in zip(line.points, line.half_widths, strict=False):
+            if half_width is not None:
+                ends = [y - half_width, y + half_width]
+                axes.plot([x, x], ends, color=_hex(line.colour), alpha=0.55, linewidth=5, zorder=2.1, clip_on=False)
     _set_ranges(axes, chart)
     for value, _ in chart.references:
         axes.axhline(value, color=_hex(FAINT), linewidth=1)
@@ -379,6 +385,9 @@ def _draw_mark(axes: Axes, line: Line) -> None:
 def _set_ranges(axes: Axes, chart: LineChart) -> None:
     xs = [x for line in chart.lines for x, _ in line.points]
     ys = [y for line in chart.lines for _, y in line.points] + [value for value, _ in chart.references]
+    for line in chart.lines:
+        found = [(y, half) for (_, y), half in zip(line.points, line.half_widths, strict=False) if half is not None]
+        ys += [end for y, half in found for end in (y - half, y + half)]
     left, right = min(xs) if chart.x_ticks else min(0.0, *xs), max(xs)
     margin = 0.04 * (right - left) or 0.5
     axes.set_xlim(left - margin if chart.x_ticks or left == right else left, right + margin)

@@ -18,25 +18,22 @@ _IMAGES_TO_COMPARE = 4
 
 def warn_of_shared_images(train: LabelledIndex, val: LabelledIndex) -> None:
     """Say so where images to measure on are also learned from: what is measured on them is no measure."""
+    if shared := shared_images(train, val):
+        logger.warning("%s", shared)
+
+
+def shared_images(train: LabelledIndex, val: LabelledIndex) -> str:
+    """Return in a line which images to measure on are also learned from; empty where none are."""
+    measured = "a model is measured on what it learned"
     if train.info.sha256 == val.info.sha256 and _look_alike(train, val):
-        logger.warning(
-            "%s holds the same images as %s: a model is measured on what it learned; give others to measure on",
-            val.name,
-            train.name,
-        )
-        return
+        return f"{val.name} holds the same images as {train.name}: {measured}; give others to measure on"
     places = set(_image_places(val))
     shared = len({place for place in _image_places(train) if place in places})
-    if shared:
-        unit = "images" if val.info.kind == "files" else "files"
-        logger.warning(
-            "%d of the %d %s of %s are in %s, too: a model is measured on what it learned; leave them out of one",
-            shared,
-            len(places),
-            unit,
-            val.name,
-            train.name,
-        )
+    if not shared:
+        return ""
+    unit = "images" if val.info.kind == "files" else "files"
+    found = f"{shared} of the {len(places)} {unit} of {val.name} are in {train.name}, too"
+    return f"{found}: {measured}; leave them out of one"
 
 
 def _look_alike(first: LabelledIndex, second: LabelledIndex) -> bool:

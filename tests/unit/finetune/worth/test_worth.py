@@ -1,0 +1,259 @@
+"""A comparison is planned, refused, done run after run by a stand-in, gone on with, and said as far as it is shown."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+
+from beit.common.errors import InputError, ResumableStop
+from beit.common.vit.config import ViTConfig
+from beit.finetune.worth import run as worth_run
+from beit.finetune.worth.commands import worth_command
+from beit.finetune.worth.comparison import STARTS, TASKS, Labels, Matrix, differing, parse_labels
+from beit.finetune.worth.cost import Job, duration, seconds_left
+from beit.finetune.worth.report import as_markdown, as_text, picture, sentence
+from beit.finetune.worth.results import make_row
+from beit.pretrain.model import MaskedImageModel
+from beit.tests.encoders import save_encoder
+from beit.tests.support import write_images
+
+RECIPES = Path(__file__).resolve().parents[4] / "pretrain/recipes"
+
+
+def write_encoder(folder, *, width=16, patch_size=4):
+    torch.manual_seed(width)
+    shape = ViTConfig(img_size=32, patch_size=patch_size, embed_dim=width, depth=1, num_heads=2)
+    state = MaskedImageModel(shape, vocab_size=8, num_masked=4).state_dict()
+    save_encoder(folder, state, architecture=shape, mean=[0.5] * 3, std=[0.5] * 3, provenance={"total_steps": 7})
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, count in (("train", 24), ("val", 8)):
+        write_images(tmp_path / name, count, size=32, classes=("a", "b"))
+    write_encoder(tmp_path / "weights")
+    write_encoder(tmp_path / "continued")
+    write_encoder(tmp_path / "wide", width=32)
+    return tmp_path
+
+
+WORDS = ["train", "out", "--val", "val", "--weights", "weights", "--labels", "4,8", "--seeds", "0,1"]
+
+
+def invoke(*words):
+    return CliRunner().invoke(worth_command, [*WORDS, *words], catch_exceptions=False)
+
+
+def test_a_dry_run_says_cost_and_commands_and_does_nothing(place):
+    result = invoke("--continued", "continued", "--dry-run")
+    assert "12 fine-tunings, 12 probes; 0 of 24 are done" in result.output
+    assert "random, weights, continued; 4, 8 labels; seeds 0, 1; measured on 8 images of 2 classes" in result.output
+    assert "disk: about" in result.output and "and so on for seed 1" in result.output
+    [random] = [line for line in result.output.splitlines() if "classification" in line and "-4-random-" in line]
+    for part in ("--encoder random", "model.embed_dim=16", "image.patch_size=4", "data.num_labels=4", "--recipe small"):
+        assert part in random
+    assert "--val" not in random  # nothing is chosen on the images that are measured on
+    assert not (place / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--starts", "random,continued"], "--starts continued needs --store STORE (or --images SOURCE)"),
+        (["--starts", "random,public"], "did you mean weights?"),
+        (["--starts", "random,scratch"], "needs --store STORE"),
+        (["--starts", "weights"], "is one start"),
+        (["--labels", "25"], "must be between the 2 classes and the 24 labelled images"),
+        (["--labels", "4:0"], "must be a number of labels"),
+        (["--labels", "4,4"], "twice"),
+        (["--val", "train"], "holds the same images as train"),
+        (["--continued", "wide"], "is another network than --weights weights"),
+        (["--store", "train"], "is not a token store"),
+        (["--store", "s", "--images", "train"], "exclude each other"),
+        (["--weights", "nothing"], "nothing"),
+        (["--tasks", "probe"], "did you mean linear-probe?"),
+        (["--set", "train.seed=3"], "--seeds says it here"),
+        (["--set", "optimizer.lrr=3"], "optimizer.lr"),
+        (["--recipe", "small_5"], "small_5"),
+        (["--seeds", "a"], "must be numbers"),
+    ],
+)
+def test_wrong_input_is_one_line_before_anything_is_written(place, words, said):
+    with pytest.raises(InputError) as error:
+        invoke(*words)
+    assert said in str(error.value) and "\n" not in str(error.value)
+    assert not (place / "out").exists()
+
+
+def test_no_weights_and_nothing_else_leaves_nothing_to_compare(place):
+    with pytest.raises(InputError, match="nothing to compare random weights with"):
+        CliRunner().invoke(worth_command, ["train", "out", "--val", "val"], catch_exceptions=False)
+
+
+def test_a_folder_of_something_else_or_inside_the_images_is_refused(place):
+    (place / "out").mkdir()
+    (place / "out" / "letter.txt").write_text("dear")
+    with pytest.raises(InputError, match="is not empty and was not made by beit worth"):
+        invoke()
+    with pytest.raises(InputError, match="would become part of train"):
+        CliRunner().invoke(worth_command, ["train", "train/out", *WORDS[2:]], catch_exceptions=False)
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    """Let every run be done by a stand-in that notes it; a run called `stop` stops the comparison."""
+    done = []
+
+    class Stand:
+        def __init__(self, **_):
+            pass
+
+        def beit(self, *words, log, watch):
+            if len(done) == Stand.stop_after:
+                raise ResumableStop("stopped")
+            done.append(words)
+            if words[0] == "finetune":
+                Path(words[3]).mkdir(parents=True, exist_ok=True)
+
+    Stand.stop_after = None
+    monkeypatch.setattr(worth_run, "Runner", Stand)
+    values = {"random": 0.5, "weights": 0.6}
+
+    def measured(run, out):
+        if not (run.folder(out) / "worth.json").exists():
+            return {}
+        return {task: ("top1", values[run.start] + 0.01 * run.seed * (run.start == "weights")) for task in run.tasks}
+
+    monkeypatch.setattr(worth_run, "measured", measured)
+    monkeypatch.setattr("beit.finetune.worth.results.measured", measured)
+    return done, Stand
+
+
+def test_a_stopped_comparison_goes_on_and_repeats_nothing(place, stand_in):
+    done, stand = stand_in
+    stand.stop_after = 5
+    with pytest.raises(ResumableStop):
+        invoke()
+    stand.stop_after = None
+    result = invoke()
+    assert len(done) == 16 * 2 + 1  # the command that was cut off is given again, and goes on by itself
+    assert "[16/16] 8 labels, weights, seed 1: linear probe 61.0 %, k-NN 61.0 %" in result.output
+    assert "10.5 ± 6.4 points over random weights" in " ".join(result.output.split())
+    again = invoke()
+    assert len(done) == 33 and "16 of 16 are done" in again.output
+    document = json.loads((place / "out/worth.json").read_text())
+    assert document["format"] == "beit-worth" and len(document["rows"]) == 6
+    assert document["rows"][0]["differences"][0]["mean"] == pytest.approx(0.105)
+    with Image.open(place / "out/worth.png") as drawn:
+        assert drawn.width > 3 * 400
+    assert "**+10.5 ± 6.4**" in (place / "out/worth.md").read_text()
+
+
+def test_more_is_added_to_a_comparison_and_another_one_is_refused(place, stand_in):
+    done, _ = stand_in
+    invoke()
+    invoke("--seeds", "0,1,2")
+    assert len(done) == 24 * 2
+    for words, said in (
+        (["--recipe", "small_50k"], "it had --recipe small_500, not small_50k"),
+        (["--set", "optimizer.lr=1e-3"], "it had --set none, not optimizer.lr=1e-3"),
+        (["--weights", "wide"], "--weights is another encoder"),
+        (["--val", "train", "--labels", "4"], "same images"),
+        (["--labels", "4:7"], "was made with other settings"),
+    ):
+        with pytest.raises(InputError, match=said):
+            invoke(*words)
+    assert len(done) == 48
+
+
+def test_what_was_added_contradicts_nothing():
+    before = {"recipe": "a", "encoders": {"weights": "1"}}
+    assert not differing(before, {"recipe": "a", "store": "s", "encoders": {"weights": "1", "scratch": "2"}})
+    assert differing(before, {"recipe": "b", "encoders": {"weights": "2"}}) == ["encoders.weights", "recipe"]
+
+
+def test_recipes_that_are_chosen_are_shipped():
+    from beit.finetune.worth.plan import _BASE_RECIPE, _RECIPES
+
+    assert all((RECIPES / f"{name}.toml").is_file() for name in (*_RECIPES.values(), _BASE_RECIPE))
+
+
+def test_numbers_of_labels():
+    assert [labels.number for labels in parse_labels(None, total=1000, num_classes=3)] == [30, 150]
+    assert [labels.text for labels in parse_labels(None, total=100, num_classes=20)] == ["all"]
+    assert [labels.text for labels in parse_labels("100,20:5", total=100, num_classes=3)] == ["20", "all"]
+
+
+def matrix(**changes):
+    given = {"starts": STARTS, "labels": (Labels(text="100", number=100),), "seeds": (0, 1, 2), "tasks": tuple(TASKS)}
+    return Matrix(**given | changes)
+
+
+def row_of(values, **changes):
+    found = matrix(starts=tuple(start for start in STARTS if start in values), **changes)
+    return make_row(found, found.labels[0], "classification", {k: dict(enumerate(v)) for k, v in values.items()})
+
+
+def test_a_sentence_claims_what_the_interval_carries():
+    said = sentence(row_of({"weights": [0.5, 0.51, 0.52], "continued": [0.56, 0.57, 0.59]}))
+    assert "continuing here is worth 6.3 ± 1.4 points over the weights as they are" in said
+    said = sentence(row_of({"weights": [0.5, 0.51, 0.52], "continued": [0.46, 0.47, 0.47]}))
+    assert "continuing here costs 4.3 ± 1.4 points against the weights as they are" in said
+
+
+@pytest.mark.parametrize(
+    ("weights", "continued", "why"),
+    [
+        ([0.5, 0.5, 0.5], [0.6, 0.5, 0.49], r"\+3.0 ± 15.1 points"),
+        ([0.5], [0.9], "one pair says .40.0 points, and nothing about chance"),
+        ([0.5, 0.5, 0.5], [0.6, 0.6, 0.6], "all 3 pairs say .10.0, too much alike"),
+    ],
+)
+def test_a_sentence_claims_no_more(weights, continued, why):
+    said = sentence(row_of({"weights": weights, "continued": continued}))
+    assert "no difference between continuing here and the weights as they are is shown" in said
+    assert "is worth" not in said and "costs" not in said
+    assert re.search(why, said), said
+
+
+def test_what_is_missing_is_said():
+    said = sentence(row_of({"weights": [0.5, 0.51], "continued": [0.6]}))
+    assert said.endswith("Runs are missing.")
+    assert "no pair of runs is finished" in sentence(row_of({"weights": [], "continued": []}))
+    assert picture([row_of({"weights": [], "continued": []})], facts="") is None
+
+
+def test_tables_fit_a_terminal_and_mark_what_is_shown():
+    values = {start: [0.2 * place + 0.31, 0.2 * place + 0.32, 0.2 * place + 0.34] for place, start in enumerate(STARTS)}
+    values["continued"] = [0.7, 0.76, 0.73]
+    rows = [row_of(values)]
+    text = as_text(rows, notes=["Note."])
+    assert max(map(len, text.splitlines())) <= 80
+    assert "70.0" not in text and "73.0 ± 7.5" in text
+    assert as_markdown(rows, notes=[]).count("**") == 4  # two pairs; the others differ alike for all seeds
+
+
+def test_all_labels_are_one_choice_of_which_a_probe_has_one_value():
+    everything = Labels(text="all", number=100)
+    found = matrix(labels=(everything,))
+    assert found.seeds_of(everything, "knn") == (0,)
+    assert found.seeds_of(everything, "classification") == (0, 1, 2)
+
+
+def test_time_is_measured_on_runs_of_the_same_kind(tmp_path):
+    jobs = []
+    for number, (kind, work, seconds) in enumerate(
+        [("probe", 10, 4.0), ("probe", 20, None), ("fine-tuning", 5, 3.0), ("fine-tuning", 5, None), ("store", 1, None)]
+    ):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        if seconds is not None:
+            (folder / "worth.json").write_text(json.dumps({"identity": {}, "seconds": seconds}))
+        jobs.append(Job(folder=folder, words="", kind=kind, work=work))
+    assert seconds_left(jobs) == (8.0 + 3.0, ["store"])
+    assert [duration(seconds) for seconds in (34, 600, 7200)] == ["34 s", "10 min", "2.0 h"]
