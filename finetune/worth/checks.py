@@ -120,9 +120,11 @@ def _check_out(given: Given, inputs: list[str]) -> None:
 
 def _open_data(given: Given, config: FinetuneConfig) -> LabelledData:
     """Open what is learned from and what is measured on, which may share nothing."""
-    for name, data in (("LABELLED", given.labelled), ("--val", given.val)):
-        if holds_masks(data):
-            raise InputError(f"{name} {data} holds masks; beit worth compares classifiers, so give images with a class")
+    for name, place in (("LABELLED", given.labelled), ("--val", given.val)):
+        if holds_masks(place):
+            raise InputError(
+                f"{name} {place} holds masks; beit worth compares classifiers, so give images with a class"
+            )
     settings = DataConfig(val=given.val, class_names=config.data.class_names, label_column=config.data.label_column)
     multi_label = config.classifier.multi_label
     data = open_training_data(given.labelled, settings, multi_label=multi_label, reading=config.source)

@@ -9,10 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from beit.common.encoder import find_encoder
 from beit.common.pages.numbers import count
 from beit.common.storage.documents import read_json, reading
-from beit.common.vit.description import WEIGHTS_FILE
+from beit.common.vit.description import WEIGHTS_FILE, find_encoder
 from beit.finetune.worth.comparison import Labels, Run
 from beit.finetune.worth.plan import Plan, is_encoder
 from beit.finetune.worth.results import RESULT_FILE

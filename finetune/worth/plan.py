@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from beit.common.config import flatten
-from beit.common.encoder import find_encoder
 from beit.common.errors import require
 from beit.common.runs.layout import CONFIG, ENCODER, EVALUATION, LAST, MODEL
-from beit.common.vit.description import CONFIG_FILE, EncoderConfig, read_encoder_config
+from beit.common.vit.description import CONFIG_FILE, EncoderConfig, find_encoder, read_encoder_config
 from beit.finetune.config import RANDOM_ENCODER, FinetuneConfig
 from beit.finetune.worth.comparison import CONTINUED, RANDOM, SCRATCH, WEIGHTS, Given, Matrix, Run
 from beit.finetune.worth.runner import sets

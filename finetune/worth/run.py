@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from beit.common.encoder import find_encoder
 from beit.common.pages.numbers import count
 from beit.common.pages.pictures import save_png
 from beit.common.processes.signals import stop_on_signals
@@ -26,7 +25,7 @@ from beit.common.runs.layout import CHECKPOINTS, FEATURES, METRICS, MODEL
 from beit.common.storage.documents import write_json
 from beit.common.storage.files import sha256_file, write_atomic
 from beit.common.store import open_store
-from beit.common.vit.description import WEIGHTS_FILE
+from beit.common.vit.description import WEIGHTS_FILE, find_encoder
 from beit.finetune.worth.checks import FORMAT, PLAN_FILE, Checked
 from beit.finetune.worth.comparison import CONTINUED, RANDOM, SCRATCH, TASKS, WEIGHTS
 from beit.finetune.worth.cost import Job, count_text, disk_text, duration, jobs_of, time_text, training_steps
