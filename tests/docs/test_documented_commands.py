@@ -55,6 +55,6 @@ def test_readme_snippets_run(tmp_path):
     write_workplace(tmp_path)
     snippets = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
     assert len(snippets) == 4
-    run_commands(["beit export runs/flowers/model exported/flowers --to hf"], tmp_path, less)  # as shown further up
+    run_commands(["beit export runs/pretrain/encoder exported/encoder --to hf"], tmp_path, less)  # as shown further up
     for snippet in snippets:
         subprocess.run([sys.executable, "-c", snippet], cwd=tmp_path, check=True)
