@@ -13,6 +13,10 @@ from beit.common.storage.documents import read_json
 WEIGHT_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors", ".ckpt", ".tar", ".th", ".pkl", ".npz", ".h5", ".msgpack")
 """How files of weights end; `beit import` says which of them it reads."""
 FOLDER = "a folder of Hugging Face or timm"
+_RUN_FILES = ("config.toml", "environment.json")
+"""What every run has from its start."""
+_WRITTEN_BY_RUNS = ("encoder", "model", "last")
+"""Folders of weights in a run; a run that is not finished may have only some of them, or none."""
 _GIVE = "give the folder `encoder` of a run, or `model` of a fine-tuned one"
 _NAME_PARTS = 2
 """Of a model's name on Hugging Face: owner and name."""
@@ -32,7 +36,10 @@ def is_foreign_config(config: Any) -> bool:
 
 
 def describe_foreign(given: Path, config_file: str) -> str:
-    """Say what to do with what is no encoder folder: a file, a folder of weights, a name, an address, or nothing."""
+    """Say what to do with what is no encoder folder: a file, weights, an early run, a name, an address, or nothing."""
+    run = given.parent if given.name in _WRITTEN_BY_RUNS else given
+    if _is_run(run):
+        return _describe_early_run(run, given, config_file)
     if given.is_file():
         beside = given.with_name(config_file)
         if beside.is_file() and given.suffix in (".safetensors", ".bin", ".json"):
@@ -53,6 +60,21 @@ def describe_foreign(given: Path, config_file: str) -> str:
     return (
         f"{missing}. Models of timm or Hugging Face are fetched first: hf download NAME --local-dir weights, "
         f"then {import_command('weights', given.name)}"
+    )
+
+
+def _is_run(folder: Path) -> bool:
+    return all((folder / name).is_file() for name in _RUN_FILES)
+
+
+def _describe_early_run(run: Path, given: Path, config_file: str) -> str:
+    """Say which weights a run has so far, if any, and what makes it write the rest."""
+    there = [run / name for name in _WRITTEN_BY_RUNS if (run / name / config_file).is_file()]
+    so_far = f"; so far it has {' and '.join(map(str, there))}" if there else ""
+    missing = f"no {given.name}" if given != run else "no weights for use"
+    return (
+        f"{run} is a run that has {missing} yet: it is not finished, or only measures{so_far}; to go on, run the "
+        f"command that started it again ({run / _RUN_FILES[1]} has it)"
     )
 
 

@@ -77,3 +77,20 @@ def test_a_weight_file_in_its_folder_is_read_with_what_the_folder_says(tmp_path)
     (tmp_path / "hf/preprocessor_config.json").write_text(json.dumps({"image_mean": [0.5] * 3, "image_std": [0.5] * 3}))
     config = import_encoder(tmp_path / "hf/model.safetensors", tmp_path / "encoder").config
     assert (config.normalization.mean, config.architecture.num_heads) == ((0.5, 0.5, 0.5), HEADS)
+
+
+def test_a_run_that_is_not_finished_is_not_taken_for_a_folder_of_something_else(tmp_path):
+    run = tmp_path / "runs/early"
+    run.mkdir(parents=True)
+    for name in ("config.toml", "environment.json"):
+        (run / name).write_text("")
+    way_on = f"to go on, run the command that started it again ({run}/environment.json has it)"
+    for name in ("", "encoder", "model", "last"):
+        message = said(run / name)
+        assert message.startswith(f"{run} is a run that has no {name or 'weights for use'} yet: it is not finished")
+        assert message.endswith(way_on)
+        assert "so far" not in message
+    import_encoder(tmp_path / "hf", run / "last")
+    for name in ("", "model"):
+        assert f"so far it has {run}/last; {way_on}" in said(run / name)
+    assert "there is no such folder" in said(tmp_path / "runs/other/model")
