@@ -24,7 +24,7 @@ KEY = "beit_export"
 OFFICIAL_FILE, ONNX_FILE = "model.pth", "model.onnx"
 _TOKENS = ("cls_token", "mask_token", "pos_embed")
 _FILLER = ("fc_norm.weight", "fc_norm.bias")
-_OF_USE = ("multi_label", "crop_pct", "best_block")
+_OF_USE = ("multi_label", "crop_pct", "best_block", "segmentation")
 """Fields of an `EncoderConfig` that neither tensors nor the usual fields of a form tell."""
 
 
