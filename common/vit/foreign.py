@@ -51,9 +51,9 @@ def describe_foreign(given: Path, config_file: str) -> str:
         if len(files) == 1:
             return _to_import(files[0], f"weights without a {config_file}")
         return f"{given} is not an encoder: it has no {config_file}; {_GIVE}"
-    if _ADDRESS.match(str(given)):
-        name = given.name or "weights.pth"
-        return f"{given} is an address, and an encoder is a folder here; fetch it, then run {import_command(name)}"
+    if match := _ADDRESS.match(str(given)):
+        address = f"{match[0]}/{str(given)[match.end() :]}"  # a Path has taken the second slash
+        return f"{address} is an address, and an encoder is a folder here; run {import_command(address)}"
     missing = f"{given} is not an encoder: there is no such folder; {_GIVE}"
     if given.is_absolute() or len(given.parts) > _NAME_PARTS:
         return missing

@@ -12,9 +12,7 @@ import click
 
 from beit.cli_options import say_written
 
-_MODULES = {"official": "official", "hf": "huggingface", "timm": "timm", "onnx": "onnx"}
-_ROOM = Path(__file__).parent / "export"
-TARGETS = {name: module for name, module in _MODULES.items() if (_ROOM / f"{module}.py").is_file()}
+TARGETS = {"official": "official", "hf": "huggingface", "timm": "timm", "onnx": "onnx"}
 """Forms that a model can be exported in, and the module of each."""
 
 

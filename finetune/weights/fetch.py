@@ -27,6 +27,7 @@ from beit.common.storage.locks import exclusive_lock
 from beit.common.storage.object_store import send_headers
 from beit.common.storage.paths import normalise, remember_query, split_query
 from beit.common.storage.remote_place import RemotePlace
+from beit.finetune.weights.import_exported import OFFICIAL_FILE, ONNX_FILE
 
 HUB = "hf://"
 _NAME = re.compile(r"hf://(?P<name>[\w.-]+/[\w.-]+)(@(?P<revision>[^@\s?#]+))?")
@@ -94,7 +95,8 @@ def require_sha256(path: Path, wanted: str) -> None:
     )
     files = [path]
     if path.is_dir():
-        files = [path / name for name in _WEIGHTS if (path / name).is_file() and not name.endswith(_INDEX)][:1]
+        wanted_names = [name for name in _WEIGHTS if not name.endswith(_INDEX)] + [OFFICIAL_FILE, ONNX_FILE]
+        files = [path / name for name in wanted_names if (path / name).is_file()][:1]
     require(bool(files) and files[0].is_file(), f"{path} has no single file of weights whose --sha256 can be compared")
     found = sha256_file(files[0])
     require(

@@ -16,14 +16,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from beit.common.errors import InputError
-from beit.common.vit.config import ViTConfig
+from beit.common.errors import InputError, require
+from beit.common.vit.description import EncoderConfig
 
 KEY = "beit_export"
 """In a config.json."""
 OFFICIAL_FILE, ONNX_FILE = "model.pth", "model.onnx"
 _TOKENS = ("cls_token", "mask_token", "pos_embed")
 _FILLER = ("fc_norm.weight", "fc_norm.bias")
+_OF_USE = ("multi_label", "crop_pct", "best_block", "segmentation")
+"""Fields of an `EncoderConfig` that neither tensors nor the usual fields of a form tell."""
 
 
 class OnnxWeights(NamedTuple):
@@ -66,22 +68,27 @@ def read_onnx(file: Path) -> OnnxWeights:
     try:
         model = onnx.load(file)
         metadata = {entry.key: entry.value for entry in model.metadata_props}
+        if "beit" not in metadata:
+            raise InputError(
+                f"{file} was not written by beit export, and the constants of a graph are no longer the tensors of an "
+                "encoder; give the weights that it was made of"
+            )
         stored = json.loads(metadata["beit"])
         shape, scale = stored["architecture"], stored["normalization"]
-    except KeyError:
-        raise InputError(
-            f"{file} is no ONNX model that beit export wrote; give the weights that it was made of"
-        ) from None
+        tensors = {
+            one.name: torch.from_numpy(numpy_helper.to_array(one).copy())
+            for one in model.graph.initializer
+            if "." in one.name or one.name in _TOKENS  # constants of the graph have plain names
+        }
+        facts = _known(shape) | _known(stored) | {"num_attention_heads": shape["num_heads"]}
+        facts |= {"image_size": shape["img_size"], "layer_norm_eps": shape["layer_norm_eps"]}
+        facts |= _labels(stored.get("class_names"))
+        return OnnxWeights(tensors, facts, {"image_mean": scale["mean"], "image_std": scale["std"]})
+    except InputError:
+        raise
     except Exception as error:  # damage comes out as whatever the parser happens to meet
-        raise InputError(f"{file} cannot be read ({' '.join(str(error).split())[:120]}); fetch it again") from None
-    tensors = {
-        one.name: torch.from_numpy(numpy_helper.to_array(one).copy())
-        for one in model.graph.initializer
-        if "." in one.name or one.name in _TOKENS  # constants of the graph have plain names
-    }
-    facts = _known(shape) | {"num_attention_heads": shape.get("num_heads"), "image_size": shape.get("img_size")}
-    facts |= {"layer_norm_eps": shape.get("layer_norm_eps")} | _labels(stored.get("class_names"))
-    return OnnxWeights(tensors, facts, {"image_mean": scale["mean"], "image_std": scale["std"]})
+        said = " ".join(str(error).split())[:120] or type(error).__name__
+        raise InputError(f"{file} cannot be read ({said}); fetch it again") from None
 
 
 def filler_of(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> list[str]:
@@ -100,13 +107,35 @@ def filler_of(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> list[
     return filler
 
 
-def own_facts(shape: ViTConfig) -> dict[str, Any]:
-    """Return what an export says of an encoder under `KEY`."""
-    return {"final_norm": shape.final_norm, "pos_resize": shape.pos_resize, "depth": shape.depth}
+def own_facts(config: EncoderConfig) -> dict[str, Any]:
+    """Return what an export says of a model under `KEY`."""
+    shape = config.architecture
+    facts = {"final_norm": shape.final_norm, "pos_resize": shape.pos_resize, "depth": shape.depth}
+    return facts | {name: value for name in _OF_USE if (value := getattr(config, name)) not in (None, False)}
+
+
+def facts_of_use(config: Mapping[str, Any], depth: int, origin: str) -> dict[str, Any]:
+    """Return how a model is used, as arguments of its `EncoderConfig`: what no tensor and no shape tells.
+
+    Args:
+        config: Of Hugging Face, or of an export of ours, as `exported_facts` completes it.
+        depth: Blocks of the encoder.
+        origin: For messages.
+    """
+    multi_label = config.get("multi_label", config.get("problem_type") == "multi_label_classification")
+    block, share = config.get("best_block"), config.get("crop_pct") if "final_norm" in config else None
+    facts = {
+        "multi_label": isinstance(multi_label, bool),
+        "best_block": block is None or (type(block) is int and 0 <= block < depth),
+        "crop_pct": share is None or (type(share) in (int, float) and 0 < share <= 1),
+    }
+    wrong = [name for name, is_right in facts.items() if not is_right]
+    require(not wrong, f"{origin} is damaged: {', '.join(wrong)} cannot be what an export says; export it again")
+    return {"multi_label": multi_label, "best_block": block, "crop_pct": share}
 
 
 def _known(said: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: said[name] for name in ("final_norm", "pos_resize") if name in said}
+    return {name: said[name] for name in ("final_norm", "pos_resize", *_OF_USE) if name in said}
 
 
 def _labels(names: Any) -> dict[str, Any]:

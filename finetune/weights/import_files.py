@@ -85,11 +85,6 @@ def read_foreign(path: Path, weights: WeightsKind | None = None) -> ForeignWeigh
         weights: Which of a checkpoint's weights, the running average or the plain ones; by default the average if there
             is one.
     """
-    if path.suffix == ".onnx":
-        raise InputError(
-            f"{path} is a graph, and its constants are no longer the tensors of an encoder; give the weights that it "
-            "was made of, as beit export --to official writes them"
-        )
     if not path.exists():
         raise InputError(
             f"{path} does not exist; give a weight file or folder. What has only a name is fetched before, with "
@@ -121,10 +116,10 @@ def read_foreign(path: Path, weights: WeightsKind | None = None) -> ForeignWeigh
 
 
 def _of_onnx(file: Path) -> ForeignWeights:
-    found = read_onnx(file)
+    found, files = read_onnx(file), [file, file.with_name(f"{file.name}.data")]
     return ForeignWeights(
         tensors=found.tensors,
-        sha256={file.name: sha256_file(file)},
+        sha256={one.name: sha256_file(one) for one in files if one.is_file()},
         container=None,
         beside=(),
         args={},

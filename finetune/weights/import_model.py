@@ -26,7 +26,7 @@ from beit.common.vit.description import EncoderConfig
 from beit.common.vit.vit import VisionTransformer
 from beit.finetune.segmentation.artifact import SegmentationInfo
 from beit.finetune.weights.fetch import Fetched, fetch, is_address, require_sha256
-from beit.finetune.weights.import_exported import filler_of
+from beit.finetune.weights.import_exported import facts_of_use, filler_of
 from beit.finetune.weights.import_files import no_average, read_foreign
 from beit.finetune.weights.import_findings import (
     Findings,
@@ -159,6 +159,7 @@ def import_encoder(
         require(head_blocks is None, f"{source} has no segmentation head; leave --head-blocks out")
     tensors = tensors | _check(tensors, architecture, source, segmentation)
     class_names, pooling = _head(tensors, foreign.config, str(source))
+    use = facts_of_use(foreign.config, architecture.depth, str(source))
     provenance: dict[str, Any] = {
         "imported_from": origin or str(source),
         **({"revision": revision} if revision else {}),
@@ -179,6 +180,7 @@ def import_encoder(
         vocab_size=len(tensors["lm_head.weight"]) if "lm_head.weight" in tensors else None,
         class_names=class_names,
         pooling=pooling,
+        **(use if class_names is not None else use | {"multi_label": False}),
         segmentation=None if segmentation is None else segmentation.to_dict(),
         provenance=provenance,
     )

@@ -6,6 +6,7 @@ Their names are `import_segmenter_names.py`'s; what they compute is `beit.finetu
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -60,6 +61,8 @@ def find_segmentation(
     Returns:
         The description, and where its blocks are from, for the user.
     """
+    if (said := config.get("segmentation")) is not None:
+        return _as_exported(said, tensors, architecture, given, origin)
     for name in ("decode_head.fpn_bottleneck.conv.weight", "neck.fpn1.0.weight", "decode_head.conv_seg.weight"):
         require(
             name in tensors,
@@ -82,6 +85,23 @@ def find_segmentation(
         head=resolve_head(head, architecture), classes=_classes(count, config, meta), inference=InferenceConfig()
     )
     return info, found
+
+
+def _as_exported(
+    said: Any, tensors: Mapping[str, Tensor], architecture: ViTConfig, given: HeadBlocks | None, origin: str
+) -> tuple[SegmentationInfo, Finding[tuple[int, ...]]]:
+    """Take the head that an export of ours describes; what is for training may have been left out of it."""
+    require("decode_head.conv_seg.weight" in tensors, f"{origin} lacks its classifier of pixels; export it again")
+    require(given is None, f"{origin} says which blocks its head sees; leave --head-blocks out")
+    info = SegmentationInfo.from_dict(said if isinstance(said, Mapping) else {}, origin=origin)
+    if "auxiliary_head.conv_seg.weight" not in tensors:
+        info = replace(info, head=replace(info.head, auxiliary_weight=0.0))
+    count, blocks = len(tensors["decode_head.conv_seg.weight"]), info.head.blocks or ()
+    require(
+        len(info.classes) == count and resolve_head(info.head, architecture) == info.head,
+        f"{origin} has another segmentation head than its export says; export it again",
+    )
+    return info, Finding(blocks, f"{_numbers(blocks)}, as its export says")
 
 
 def _blocks(config: Mapping[str, Any], depth: int, given: HeadBlocks | None, origin: str) -> Finding[tuple[int, ...]]:

@@ -58,6 +58,7 @@ from beit.tests.fuzz.mutations import (
     tar_of,
 )
 from beit.tests.fuzz.run_files import fuzz_runs
+from beit.tests.fuzz.weight_files import fuzz_weights
 from beit.tests.tiny_store import encoded_image, tokenize, write_folder
 from beit.tokenize.checking.verify import verify_store
 from beit.tokenize.config import TokenizeConfig
@@ -445,6 +446,7 @@ TARGETS = {
     "mask": fuzz_masks,
     "coco": fuzz_coco,
     "run": fuzz_runs,
+    "weights": fuzz_weights,
 }
 
 

@@ -6,8 +6,15 @@ import pytest
 import torch
 
 from beit.common.encoder import read_encoder_state, save_model
+from beit.common.errors import InputError
+from beit.common.storage.documents import read_json, write_json
 from beit.common.vit.config import ViTConfig
 from beit.common.vit.description import EncoderConfig, read_encoder_config
+from beit.finetune.masks.classes import MaskClasses
+from beit.finetune.segmentation.artifact import SegmentationInfo, describe, segmentation_info
+from beit.finetune.segmentation.config import HeadConfig, InferenceConfig
+from beit.finetune.segmentation.heads import resolve_head
+from beit.finetune.segmentation.model import Segmenter
 from beit.finetune.weights.export import timm
 from beit.finetune.weights.export.exporter import export_model
 from beit.finetune.weights.export.source import read_source
@@ -43,7 +50,7 @@ def same(found, wanted, *, without=(), beyond=()):
         for one in configs
     ]  # fmt: skip
     assert shapes[0] == shapes[1]
-    for name in ("normalization", "task", "class_names", "pooling"):
+    for name in ("normalization", "task", "class_names", "pooling", "multi_label", "crop_pct", "best_block"):
         assert getattr(configs[0], name) == getattr(configs[1], name), name
     assert configs[0].architecture.qkv_bias == configs[1].architecture.qkv_bias or beyond
     if not without:
@@ -71,6 +78,46 @@ def test_a_segmentation_model_comes_back_with_its_head(tmp_path, form):
     first = write_model(tmp_path / "model", "segmenter upernet")
     model = through(tmp_path, first, form)
     same(model, first)
+    assert read_encoder_config(model).segmentation == read_encoder_config(first).segmentation
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_how_a_model_is_used_comes_back(tmp_path, form):
+    told = {"multi_label": True, "crop_pct": 0.9, "best_block": 1}
+    first = write_model(tmp_path / "model", "classifier mean", **told)
+    same(through(tmp_path, first, form), first)
+
+
+@pytest.mark.parametrize("form", ["official", pytest.param("onnx", marks=pytest.mark.slow)])
+def test_a_head_comes_back_on_the_blocks_that_it_saw(tmp_path, form):
+    shape = ViTConfig(img_size=32, patch_size=16, embed_dim=48, depth=6, num_heads=4, use_mask_token=False)
+    head = resolve_head(HeadConfig(kind="upernet", blocks=(0, 1, 2, 4), norm="batch", auxiliary_weight=0.0), shape)
+    classes = MaskClasses(names=("sky", "road"), colours=((1, 2, 3), (4, 5, 6)))
+    info = SegmentationInfo(head=head, classes=classes, inference=InferenceConfig(mode="whole"))
+    state = Segmenter(shape, num_classes=2, head=head).state_dict()
+    save_model(tmp_path / "model", state, describe(shape, NORMALIZATION, info))
+    found = read_encoder_config(through(tmp_path, tmp_path / "model", form))
+    assert segmentation_info(found, origin=tmp_path) == info
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["segmenter linear", "segmenter fpn"])
+def test_every_head_comes_back_from_onnx(tmp_path, kind):
+    first = write_model(tmp_path / "model", kind)
+    found = through(tmp_path, first, "onnx")
+    same(found, first)
+    assert read_encoder_config(found).segmentation == read_encoder_config(first).segmentation
+
+
+@pytest.mark.parametrize("damage", [{"crop_pct": "all"}, {"multi_label": 1}, {"best_block": 9}, {"crop_pct": 0}])
+def test_what_an_export_cannot_say_is_refused_and_nothing_is_left(tmp_path, damage):
+    export_model(write_model(tmp_path / "model", "classifier mean"), tmp_path / "out", module="timm")
+    config = read_json(tmp_path / "out/config.json")
+    config["beit_export"] |= damage
+    write_json(tmp_path / "out/config.json", config)
+    with pytest.raises(InputError, match=f"{next(iter(damage))} cannot be what an export says"):
+        import_encoder(tmp_path / "out", tmp_path / "in")
+    assert not (tmp_path / "in").exists()
 
 
 @pytest.mark.slow

@@ -45,7 +45,7 @@ def write(source: ExportSource, folder: Path, options: ExportOptions) -> list[Pa
     """Write weights, config.json, the image processor's file and a model card."""
     plan = plan_export(source)
     write_safetensors(folder / WEIGHTS, options.cast(plan.tensors), metadata={"format": "pt"})
-    write_json(folder / CONFIG, plan.settings | {"dtype": options.dtype, KEY: own_facts(source.config.architecture)})
+    write_json(folder / CONFIG, plan.settings | {"dtype": options.dtype, KEY: own_facts(source.config)})
     write_json(folder / FILE, processor_settings(source))
     card = model_card(
         source,

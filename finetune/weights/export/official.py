@@ -93,7 +93,7 @@ def describe(source: ExportSource) -> dict[str, Any]:
         "mean": list(mean),
         "std": list(std),
         # Not the released code's; for whoever else reads the file.
-        **own_facts(shape),
+        **own_facts(source.config),
     }
     if source.what == "classifier":
         described |= {"nb_classes": len(source.config.class_names or ())}

@@ -132,7 +132,7 @@ def describe(source: ExportSource) -> dict[str, Any]:
             "classifier": "head",
         },
     }
-    described[KEY] = own_facts(shape)
+    described[KEY] = own_facts(stored)
     if names:
         described["label_names"] = list(names)
     return described

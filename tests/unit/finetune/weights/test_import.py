@@ -181,7 +181,7 @@ def test_what_is_no_weight_file_is_refused_in_one_line(tmp_path):
         ("note.pth", "no state dict under"),
         ("folder", "has none of model.safetensors"),
         ("missing.pth", "does not exist"),
-        ("model.onnx", "is a graph"),
+        ("missing.onnx", "does not exist"),
     ):
         refused(tmp_path / name, tmp_path, message)
     (tmp_path / "used").mkdir()
