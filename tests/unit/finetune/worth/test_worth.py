@@ -18,7 +18,7 @@ from beit.finetune.worth import run as worth_run
 from beit.finetune.worth.commands import worth_command
 from beit.finetune.worth.comparison import STARTS, TASKS, Labels, Matrix, differing, parse_labels
 from beit.finetune.worth.cost import Job, duration, seconds_left
-from beit.finetune.worth.report import as_markdown, as_text, picture, sentence
+from beit.finetune.worth.report import _differences_chart, _means_chart, _range, as_markdown, as_text, picture, sentence
 from beit.finetune.worth.results import make_row
 from beit.pretrain.model import MaskedImageModel
 from beit.tests.encoders import save_encoder
@@ -337,3 +337,15 @@ def test_a_recipe_that_was_edited_is_another_comparison(place, stand_in):
     recipe.write_text("[train]\nepochs = 3\n")
     with pytest.raises(InputError, match="the file of --recipe has changed since"):
         invoke("--recipe", "mine.toml", "--seeds", "0,1,2")
+
+
+def test_strokes_of_a_chart_stand_beside_each_other_on_scales_that_exist():
+    values = {start: [0.1, 0.99] for start in STARTS}
+    rows = [row_of(values, seeds=(0, 1))]
+    means, differences = _means_chart(rows, "classification"), _differences_chart(rows)
+    assert len({line.points[0][0] for line in means.lines}) == len(STARTS)
+    assert sum(line.points[0][0] for line in means.lines) / len(STARTS) == pytest.approx(2.0)
+    assert _range([means]) == (0.0, 1.0)  # the interval of two seeds reaches beyond
+    assert not differences.percent and differences.x_ticks == means.x_ticks
+    shown = _differences_chart([row_of({"weights": [0.5, 0.52], "continued": [0.6, 0.63]}, seeds=(0, 1))])
+    assert shown.lines[0].points[0][1] == pytest.approx(10.5)  # points, as the title says
