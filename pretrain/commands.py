@@ -16,8 +16,9 @@ RECIPES = Path(__file__).parent / "recipes"
 @click.argument("store")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--init", metavar="ENCODER", help="Encoder to continue, of a run or made by beit import; else random.")
+@click.option("--check", is_flag=True, help="Check settings, store and encoder; nothing is trained.")
 @long_command_options
-def pretrain_command(store: str, run: Path, init: str | None, **long: Any) -> None:
+def pretrain_command(store: str, run: Path, init: str | None, check: bool, **long: Any) -> None:
     """Pre-train a ViT to predict the visual tokens of masked patches, from the token store STORE into RUN.
 
     STORE is a folder or a URL (https://, s3://); the shards of a remote store are kept on this machine's disk as they
@@ -39,6 +40,11 @@ def pretrain_command(store: str, run: Path, init: str | None, **long: Any) -> No
     options = LongOptions(**long)
     config = options.load(PretrainConfig, RECIPES, init=init)
     options.refuse_code(config.tokenizer.online, "tokenizer.online", "--set tokenizer.online=")
+    if check:
+        from beit.pretrain.train import check as check_pretraining
+
+        click.echo(check_pretraining(config, store=store, run_dir=run, resume=options.resume))
+        return
     options.start(num_workers=config.reader.num_workers)
     from beit.pretrain.train import run as run_pretraining
 

@@ -105,6 +105,21 @@ def run(config: PretrainConfig, *, store: str | Path, run_dir: Path, resume: str
             logger.info("%s", written(run_dir))
 
 
+def check(config: PretrainConfig, *, store: str, run_dir: Path, resume: str = "auto") -> str:
+    """Refuse whatever `run` would refuse before it builds anything, and say that there is nothing of the kind.
+
+    Of a store that is still to be made only the settings can be checked.
+    """
+    if not is_remote(store) and not Path(store).exists():
+        return f"the settings are right; {store} is not there yet"
+    token_store = open_store(store, check_images=False)
+    check_store(token_store, config)
+    earlier = earlier_start(run_dir, resume=resume, sync_to=config.run.sync_to if config.init else None)
+    starting_point(config, token_store.info, earlier=earlier)
+    open_probe_data(config.probe)
+    return f"the settings are right for {store}"
+
+
 def check_store(store: TokenStore, config: PretrainConfig) -> None:
     """Refuse, before anything is built, a store that this run cannot use."""
     online, views = config.tokenizer.online, store.info.views

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import subprocess
+import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +18,16 @@ from beit.common.storage.documents import Format, read_json, reading
 from beit.common.storage.files import sha256_file
 from beit.common.storage.paths import is_remote
 from beit.common.store import open_store
+from beit.common.vit.agreement import require_shape
 from beit.common.vit.description import WEIGHTS_FILE, EncoderConfig, find_encoder, read_encoder_config
-from beit.finetune.config import DataConfig, FinetuneConfig
+from beit.finetune.artifact import starting_point
+from beit.finetune.config import RANDOM_ENCODER, DataConfig, FinetuneConfig
 from beit.finetune.data import LabelledData, open_training_data
 from beit.finetune.masks.opening import holds_masks
 from beit.finetune.worth.comparison import (
     CLASSIFICATION,
     CONTINUED,
+    RANDOM,
     SCRATCH,
     WEIGHTS,
     Given,
@@ -33,7 +38,8 @@ from beit.finetune.worth.comparison import (
     parse_starts,
     parse_tasks,
 )
-from beit.finetune.worth.plan import Plan
+from beit.finetune.worth.plan import LATER, Plan
+from beit.finetune.worth.results import RESULT_FILE
 from beit.finetune.worth.runner import parse_seeds
 
 FORMAT = Format("beit-worth", 1)
@@ -85,6 +91,7 @@ def check(given: Given, *, starts: str | None, labels: str | None, seeds: str, t
     found = parse_labels(labels, total=len(data.source), num_classes=int(np.count_nonzero(counts)))
     encoders = _check_encoders(given)
     img_size, patch_size = _geometry(given, config, encoders)
+    _check_settings(given, chosen, config, encoders, recipes)
     matrix = Matrix(starts=chosen, labels=found, seeds=numbers, tasks=measured)
     plan = Plan(given=given, matrix=matrix, config=config, img_size=img_size, patch_size=patch_size)
     plan.require_budget()
@@ -94,6 +101,7 @@ def check(given: Given, *, starts: str | None, labels: str | None, seeds: str, t
         given, labelled_sha256=data.source.index_sha256, val_sha256=data.val.index_sha256, encoders=sha256s
     )
     identity = _agree(given.out, identity)
+    _check_pretrainings(plan)
     return Checked(plan=plan, identity=identity, num_test_images=len(data.val), num_classes=len(data.class_names))
 
 
@@ -107,6 +115,41 @@ def _settings(given: Given, recipes: Path) -> FinetuneConfig:
             FinetuneConfig, recipe=given.recipe, overrides=[*given.settings, *extra], recipe_dir=recipes
         )
     return config
+
+
+def _check_settings(
+    given: Given,
+    starts: tuple[str, ...],
+    config: FinetuneConfig,
+    encoders: dict[str, tuple[Path, EncoderConfig]],
+    recipes: Path,
+) -> None:
+    """Refuse settings that a fine-tuning would refuse, which may come after hours of pre-training."""
+    for path, _ in encoders.values():
+        starting_point(replace(config, encoder=str(path)))
+    if RANDOM not in starts:
+        return
+    own = [*given.settings, *given.random_settings]
+    random = load_config(FinetuneConfig, recipe=given.recipe, overrides=own, recipe_dir=recipes)
+    for path, stored in encoders.values():  # random weights have their shape
+        require_shape(stored.architecture, random.model, str(path))
+    try:
+        starting_point(replace(random, encoder=RANDOM_ENCODER))
+    except InputError as error:
+        raise InputError(f"{error}; --random-set KEY=VALUE changes random weights only") from None
+
+
+def _check_pretrainings(plan: Plan) -> None:
+    """Have `beit pretrain` check what it will be given, so that no setting turns out wrong after hours of work."""
+    for start in plan.to_pretrain():
+        if (plan.given.out / start / RESULT_FILE).exists():
+            continue
+        words = [word.replace(LATER, "1") for word in plan.pretrain(start)]
+        command = [sys.executable, "-m", "beit.cli", *words, "--check"]
+        checked = subprocess.run(command, capture_output=True, text=True, check=False)
+        if checked.returncode:
+            said = checked.stderr.strip().splitlines() or [f"exit code {checked.returncode}"]
+            raise InputError(f"pre-training of {start}: {said[-1].removeprefix('beit: ')}")
 
 
 def _check_out(given: Given, inputs: list[str]) -> None:
@@ -197,6 +240,9 @@ def _agree(out: Path, identity: dict[str, Any]) -> dict[str, Any]:
             what = f"the images of {'LABELLED' if key == 'labelled' else '--val'} are others"
         elif key.startswith("encoders."):
             what = f"--{key.partition('.')[2]} is another encoder"
+        elif key.endswith("-sha256"):
+            option = key.removesuffix("-sha256")
+            what = f"the file of --{option} has changed since"
         else:
             what = f"it had --{key} {_option(before[key])}, not {_option(identity[key])}"
     raise InputError(f"{out} holds another comparison: {what}; name another OUT, or remove it")

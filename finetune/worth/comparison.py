@@ -9,6 +9,8 @@ from typing import Any
 
 from beit.common.errors import InputError, did_you_mean, require
 from beit.common.runs.layout import PROBES
+from beit.common.storage.files import sha256_file
+from beit.common.storage.paths import normalise
 
 RANDOM, WEIGHTS, CONTINUED, SCRATCH = "random", "weights", "continued", "scratch"
 NAMES = {
@@ -201,9 +203,17 @@ def identity_of(given: Given, *, labelled_sha256: str, val_sha256: str, encoders
         "val": val_sha256,
         "encoders": encoders,
         "recipe": given.recipe,
+        **_recipe_files(given),
         "set": list(given.settings),
         "random-set": list(given.random_settings),
     } | ({} if given.pretrains_on is None else _pretraining(given))
+
+
+def _recipe_files(given: Given) -> dict[str, str]:
+    """Return what is in the recipes that are files, which may be edited later."""
+    named = {"recipe": given.recipe, "continue-recipe": given.continue_recipe, "scratch-recipe": given.scratch_recipe}
+    files = {option: Path(name) for option, name in named.items() if name is not None}
+    return {f"{option}-sha256": sha256_file(path) for option, path in files.items() if path.is_file()}
 
 
 def _pretraining(given: Given) -> dict[str, Any]:
@@ -222,9 +232,16 @@ def _pretraining(given: Given) -> dict[str, Any]:
 
 def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Return what two identities do not agree on; what only one of them has was added, and contradicts nothing."""
-    found = [key for key in now if key != "encoders" and key in before and before[key] != now[key]]
+    found = [key for key in now if key != "encoders" and key in before and not _agree(key, before[key], now[key])]
     encoders = [start for start, sha in now["encoders"].items() if before["encoders"].get(start, sha) != sha]
     return [*(f"encoders.{start}" for start in encoders), *found]
+
+
+def _agree(key: str, before: Any, now: Any) -> bool:
+    """Tell whether two values say the same; a place may be written in several ways."""
+    if key in ("store", "images") and before is not None and now is not None:
+        return normalise(before) == normalise(now)
+    return bool(before == now)
 
 
 def parse_starts(text: str | None, given: Given) -> tuple[str, ...]:

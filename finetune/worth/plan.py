@@ -56,6 +56,12 @@ class Plan:
         found = next((encoder for encoder in encoders if encoder is not None and is_encoder(encoder)), None)
         return None if found is None else read_encoder_config(found)
 
+    def _like_before(self) -> EncoderConfig | None:
+        """Return the same for a pre-training, whose command must not change by what it has made itself."""
+        given = (self.given.weights, self.given.continued, self.given.scratch)
+        found = next((encoder for encoder in given if encoder is not None), None)
+        return None if found is None else read_encoder_config(found)
+
     def tokenize(self) -> Command | None:
         """Return the command that makes the store; None where it is there."""
         if self.given.images is None or not self.to_pretrain():
@@ -70,13 +76,13 @@ class Plan:
         steps = [] if given.steps is None else [f"train.steps={given.steps}"]
         if start == CONTINUED:
             own = [*steps, *given.pretrain_settings, *given.continue_settings]
-            recipe = given.continue_recipe or continue_recipe(self.like())
+            recipe = given.continue_recipe or continue_recipe(self._like_before())
             words = ["--init", str(given.weights), "--recipe", recipe]
         else:
             # As many steps of as many images as the other one has.
             budget = [*steps, *self._budget_of_continued(has_steps=bool(steps))]
             own = [*self._pretrained_shape(), *budget, *given.pretrain_settings, *given.scratch_settings]
-            words = ["--recipe", given.scratch_recipe or scratch_recipe(self.like(), self.patch_size)]
+            words = ["--recipe", given.scratch_recipe or scratch_recipe(self._like_before(), self.patch_size)]
         return ["pretrain", store, str(folder), *words, *sets(own), *self._ranks()]
 
     def finetune(self, run: Run) -> list[Command]:
@@ -123,7 +129,7 @@ class Plan:
 
     def _pretrained_shape(self) -> list[str]:
         """Return the settings that give a pre-training from scratch the shape of the weights; empty without any."""
-        like = self.like()
+        like = self._like_before()
         if like is None:
             return []
         scale = [f"data.{name}={list(getattr(like.normalization, name))}" for name in ("mean", "std")]

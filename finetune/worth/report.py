@@ -24,6 +24,8 @@ _COLOURS = {WEIGHTS: PALETTE[0], CONTINUED: PALETTE[1], SCRATCH: PALETTE[2], RAN
 _SAID = 3
 """Pairs in a sentence at most: those that come first say most."""
 _CHART_PX = (400, 290)
+_ASIDE, _LEAST_SPAN = 0.016, 0.5
+"""Of two lines beside each other: a share of the width of a chart, and its least width in powers of ten; arbitrary."""
 ABSENT = "-"
 
 
@@ -132,16 +134,18 @@ def picture(rows: Sequence[Row], *, facts: str) -> Image.Image | None:
 
 def _means_chart(rows: Sequence[Row], task: str) -> LineChart | None:
     lines = []
-    for start in rows[0].values:
+    places = _places(rows, len(rows[0].values))
+    for start, place in zip(rows[0].values, places, strict=True):
         means = [(row.labels.number, mean) for row in rows if (mean := row.mean(start)) is not None]
         if means:
-            lines.append(_line(_SHORT[start], means, _COLOURS[start]))
+            lines.append(_line(_SHORT[start], means, _COLOURS[start], place))
     return _chart(rows, lines, title=f"{TASKS[task]}, {_metric(rows)}")
 
 
 def _differences_chart(rows: Sequence[Row]) -> LineChart | None:
     lines = []
-    for number, (better, than) in enumerate(_pairs(rows)):
+    pairs = _pairs(rows)
+    for number, ((better, than), place) in enumerate(zip(pairs, _places(rows, len(pairs)), strict=True)):
         found = [
             (row.labels.number, one.interval)
             for row in rows
@@ -149,14 +153,25 @@ def _differences_chart(rows: Sequence[Row]) -> LineChart | None:
             if (one.better, one.than) == (better, than)
         ]
         colour = PALETTE[(number + 3) % len(PALETTE)]
-        lines.append(_line(f"{_SHORT[better]} - {_SHORT[than]}", found, colour))
+        lines.append(_line(f"{_SHORT[better]} - {_SHORT[than]}", found, colour, place, scale=100))
     chart = _chart(rows, lines, title="difference in points")
     return chart
 
 
-def _line(name: str, found: Sequence[tuple[int, Interval]], colour: tuple[int, int, int]) -> Line:
-    points = [(math.log10(number), interval.mean) for number, interval in found]
-    return Line(name=name, points=points, colour=colour, half_widths=[interval.half_width for _, interval in found])
+def _places(rows: Sequence[Row], count_lines: int) -> list[float]:
+    """Return how far each line stands aside of the number of labels, so that no stroke hides another."""
+    numbers = [math.log10(row.labels.number) for row in rows]
+    step = _ASIDE * max(max(numbers) - min(numbers), _LEAST_SPAN)
+    return [step * (place - (count_lines - 1) / 2) for place in range(count_lines)]
+
+
+def _line(
+    name: str, found: Sequence[tuple[int, Interval]], colour: tuple[int, int, int], place: float, *, scale: float = 1.0
+) -> Line:
+    points = [(math.log10(number) + place, scale * interval.mean) for number, interval in found]
+    widths = [interval.half_width for _, interval in found]
+    half_widths = [None if width is None else scale * width for width in widths]
+    return Line(name=name, points=points, colour=colour, half_widths=half_widths)
 
 
 def _chart(rows: Sequence[Row], lines: Sequence[Line], *, title: str) -> LineChart | None:
@@ -165,7 +180,9 @@ def _chart(rows: Sequence[Row], lines: Sequence[Line], *, title: str) -> LineCha
     ticks = {math.log10(row.labels.number): f"{row.labels.number:,}" for row in rows}
     is_difference = title.startswith("difference")
     references = [(0.0, "")] if is_difference else []
-    return LineChart(lines=lines, title=title, x_name="labels", x_ticks=ticks, references=references, percent=True)
+    return LineChart(
+        lines=lines, title=title, x_name="labels", x_ticks=ticks, references=references, percent=not is_difference
+    )
 
 
 def _range(charts: Sequence[LineChart]) -> tuple[float, float]:
@@ -176,6 +193,8 @@ def _range(charts: Sequence[LineChart]) -> tuple[float, float]:
             ends += [y - (half_width or 0.0), y + (half_width or 0.0)]
     margin = 0.06 * (max(ends) - min(ends)) or 0.01
     lowest, highest = min(ends) - margin, max(ends) + margin
+    if charts[0].percent:  # shares; an interval of two seeds may leave them
+        lowest, highest = max(lowest, 0.0), min(highest, 1.0)
     return lowest, highest
 
 

@@ -2,7 +2,10 @@
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +18,7 @@ from beit.finetune.worth import run as worth_run
 from beit.finetune.worth.commands import worth_command
 from beit.finetune.worth.comparison import STARTS, TASKS, Labels, Matrix, differing, parse_labels
 from beit.finetune.worth.cost import Job, duration, seconds_left
-from beit.finetune.worth.report import as_markdown, as_text, picture, sentence
+from beit.finetune.worth.report import _differences_chart, _means_chart, _range, as_markdown, as_text, picture, sentence
 from beit.finetune.worth.results import make_row
 from beit.pretrain.model import MaskedImageModel
 from beit.tests.encoders import save_encoder
@@ -257,3 +260,92 @@ def test_time_is_measured_on_runs_of_the_same_kind(tmp_path):
         jobs.append(Job(folder=folder, words="", kind=kind, work=work))
     assert seconds_left(jobs) == (8.0 + 3.0, ["store"])
     assert [duration(seconds) for seconds in (34, 600, 7200)] == ["34 s", "10 min", "2.0 h"]
+
+
+@pytest.fixture
+def checked_pretrainings(monkeypatch):
+    """Note the commands that `beit pretrain --check` is given, which is a process of its own, and refuse none."""
+    seen = []
+
+    def check(command, **_):
+        seen.append(command[3:])
+        return subprocess.CompletedProcess(command, 0, stdout="", stderr="")
+
+    monkeypatch.setattr("beit.finetune.worth.checks.subprocess", SimpleNamespace(run=check))
+    return seen
+
+
+def tokenized(place):
+    words = ["tokenize", "train", "store", "--img-size", "32", "--patch-size", "4", "--views", "0"]
+    subprocess.run([sys.executable, "-m", "beit.cli", *words], cwd=place, check=True, capture_output=True)
+
+
+def test_an_encoder_from_scratch_without_weights_is_not_made_twice(place, stand_in, checked_pretrainings, monkeypatch):
+    done, stand = stand_in
+    tokenized(place)
+
+    def beit(self, *words, log, watch):
+        done.append(words)
+        write_encoder(Path(words[2]) / "encoder") if words[0] == "pretrain" else Path(words[3]).mkdir(parents=True)
+
+    monkeypatch.setattr(stand, "beit", beit)
+    monkeypatch.setattr("beit.finetune.worth.run.measured", lambda run, out: {})
+    monkeypatch.setattr("beit.finetune.worth.results.measured", lambda run, out: {})
+    words = ["train", "out", "--val", "val", "--store", "store", "--labels", "4", "--seeds", "0", "--tasks", "knn"]
+    CliRunner().invoke(worth_command, words, catch_exceptions=False)
+    count = len(done)
+    words[words.index("store")] = f"{place}/store/"  # the same place, written otherwise
+    result = CliRunner().invoke(worth_command, [*words, "--threads", "1"], catch_exceptions=False)
+    assert "3 of 3 are done" in result.output and len(done) == count == 3
+    [checked] = checked_pretrainings  # the finished one is not checked again
+    assert checked[-1] == "--check" and checked[0] == "pretrain"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--set", "model.depth=3"], "the settings are for a model of .* but the encoder weights has"),
+        (["--recipe", "cifar10_tiny"], "leave the size to the encoder with --set model.size=none"),
+        (["--random-set", "model.depth=3"], "but the encoder weights has"),
+        (["--set", "adapt=lora:4"], 'must be "all" with --encoder random.*--random-set KEY=VALUE changes random'),
+        (["--set", "adapt=last:2", "--random-set", "adapt=all"], "must name at most 1 block"),
+        (["--set", "freeze_blocks=2", "--starts", "weights,continued"], "must not exceed"),
+    ],
+)
+def test_settings_that_a_fine_tuning_would_refuse_are_refused_at_once(place, words, said):
+    with pytest.raises(InputError, match=said):
+        invoke("--continued", "continued", *words)
+    assert not (place / "out").exists()
+
+
+def test_updates_of_encoders_are_held_against_random_weights_trained_in_full(place):
+    result = invoke("--set", "adapt=lora:4", "--random-set", "adapt=all", "--dry-run")
+    [random] = [line for line in result.output.splitlines() if "classification" in line and "-4-random-" in line]
+    assert random.index("adapt=lora:4") < random.index("adapt=all")
+
+
+def test_a_setting_of_a_pre_training_that_is_wrong_is_refused_before_anything_is_made(place):
+    with pytest.raises(InputError, match=r"pre-training of scratch: .*trian.*did you mean.*train"):
+        invoke("--images", "train", "--starts", "random,scratch", "--scratch-set", "trian.epochs=3")
+    assert not (place / "out").exists()
+
+
+def test_a_recipe_that_was_edited_is_another_comparison(place, stand_in):
+    recipe = place / "mine.toml"
+    recipe.write_text("[train]\nepochs = 2\n")
+    invoke("--recipe", "mine.toml")
+    recipe.write_text("[train]\nepochs = 3\n")
+    with pytest.raises(InputError, match="the file of --recipe has changed since"):
+        invoke("--recipe", "mine.toml", "--seeds", "0,1,2")
+
+
+def test_strokes_of_a_chart_stand_beside_each_other_on_scales_that_exist():
+    values = {start: [0.1, 0.99] for start in STARTS}
+    rows = [row_of(values, seeds=(0, 1))]
+    means, differences = _means_chart(rows, "classification"), _differences_chart(rows)
+    assert len({line.points[0][0] for line in means.lines}) == len(STARTS)
+    assert sum(line.points[0][0] for line in means.lines) / len(STARTS) == pytest.approx(2.0)
+    assert _range([means]) == (0.0, 1.0)  # the interval of two seeds reaches beyond
+    assert not differences.percent and differences.x_ticks == means.x_ticks
+    shown = _differences_chart([row_of({"weights": [0.5, 0.52], "continued": [0.6, 0.63]}, seeds=(0, 1))])
+    assert shown.lines[0].points[0][1] == pytest.approx(10.5)  # points, as the title says
