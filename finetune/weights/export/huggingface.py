@@ -63,7 +63,7 @@ def notes(source: ExportSource) -> list[str]:
     found = list(plan_export(source).notes)
     if shifted := num_shifted(source):
         found.append(
-            f"of {shifted} in 5 sizes of photo transformers cuts one pixel further left or up than beit: it rounds an "
+            f"for {shifted} of 5 sizes of photo transformers cuts one pixel further left or up than beit: it rounds an "
             "odd margin down; compared are pixels of the same cut"
         )
     return found
