@@ -44,6 +44,7 @@ from beit.finetune.weights.import_segmenter import (
     has_segmentation_head,
 )
 from beit.finetune.weights.import_summary import describe_import
+from beit.finetune.weights.staging import staged
 
 _KINDS = ("beit", "data2vec-vision", "vit", "vit_mae", "deit", "dinov2", "upernet")
 """`model_type` of the Hugging Face models whose computation is ours."""
@@ -184,8 +185,9 @@ def import_encoder(
         segmentation=None if segmentation is None else segmentation.to_dict(),
         provenance=provenance,
     )
-    save_model(directory, tensors, config)
-    load_encoder(directory)
+    with staged(directory) as folder:
+        save_model(folder, tensors, config)
+        load_encoder(folder)
     return Imported(config, describe_import(config, named, foreign, findings))
 
 
@@ -210,6 +212,14 @@ def infer_architecture(named: NamedTensors, config: Mapping[str, Any], findings:
         pos_bias = "shared"
     gamma = tensors.get("blocks.0.gamma_1")
     scale = config.get("layer_scale_init_value", config.get("layerscale_value"))
+    require(
+        scale is None or (type(scale) in (int, float) and 0 <= scale < math.inf),
+        f"{origin}: the initial layer scale ({scale}) must be a number; fetch config.json again",
+    )
+    require(
+        isinstance(config.get("final_norm", False), bool),
+        f"{origin} is damaged: final_norm cannot be what an export says; export it again",
+    )
     depth = 1 + max(int(match[1]) for name in tensors if (match := re.match(r"blocks\.(\d+)\.", name)))
     side = _grid_side(tensors.get("pos_embed"), table, config, patch_size, origin)
     eps = config.get("layer_norm_eps", _eps_of_kind(config))
@@ -263,6 +273,7 @@ def _require_kind(config: Mapping[str, Any], source: Path) -> None:
     kind = config.get("model_type")
     activation = config.get("hidden_act", arguments.get("act_layer", "gelu") if isinstance(arguments, dict) else "gelu")
     if kind is not None and kind not in _KINDS:
+        kind = str(kind)
         why = f" ({_OTHER_KINDS[kind]})" if kind in _OTHER_KINDS else ""
         raise InputError(f"{source} holds a model of type {kind!r}{why}; known are {', '.join(_KINDS)}")
     if config.get("use_swiglu_ffn"):
@@ -343,10 +354,10 @@ def _head(
     if "head.weight" not in tensors:
         return None, None
     pooling = "mean" if "fc_norm.weight" in tensors else "cls_mean" if _is_double(tensors) else "cls"
-    wanted = {"avg": "mean", "token": "cls"}.get(listed := config.get("global_pool", ""), pooling)
-    if wanted != pooling or listed not in ("", "avg", "token"):
+    pool = str(config.get("global_pool", ""))
+    if {"avg": "mean", "token": "cls"}.get(pool, pooling) != pooling or pool not in ("", "avg", "token"):
         raise InputError(
-            f"{origin} pools by {listed!r}, for which {'norm' if pooling == 'cls' else 'fc_norm'}.* stands in another "
+            f"{origin} pools by {pool!r}, for which {'norm' if pooling == 'cls' else 'fc_norm'}.* stands in another "
             "place than in a beit classifier; remove the head from the weights to use their encoder"
         )
     count = len(tensors["head.weight"])

@@ -94,7 +94,7 @@ def _as_exported(
     require("decode_head.conv_seg.weight" in tensors, f"{origin} lacks its classifier of pixels; export it again")
     require(given is None, f"{origin} says which blocks its head sees; leave --head-blocks out")
     info = SegmentationInfo.from_dict(said if isinstance(said, Mapping) else {}, origin=origin)
-    if "auxiliary_head.conv_seg.weight" not in tensors:
+    if info.head.kind == "upernet" and "auxiliary_head.conv_seg.weight" not in tensors:  # the others have none
         info = replace(info, head=replace(info.head, auxiliary_weight=0.0))
     count, blocks = len(tensors["decode_head.conv_seg.weight"]), info.head.blocks or ()
     require(

@@ -109,7 +109,7 @@ def test_every_head_comes_back_from_onnx(tmp_path, kind):
     assert read_encoder_config(found).segmentation == read_encoder_config(first).segmentation
 
 
-@pytest.mark.parametrize("damage", [{"crop_pct": "all"}, {"multi_label": 1}, {"best_block": 9}, {"crop_pct": 0}])
+@pytest.mark.parametrize("damage", [{"crop_pct": "all"}, {"multi_label": 1}, {"best_block": 9}, {"final_norm": "no"}])
 def test_what_an_export_cannot_say_is_refused_and_nothing_is_left(tmp_path, damage):
     export_model(write_model(tmp_path / "model", "classifier mean"), tmp_path / "out", module="timm")
     config = read_json(tmp_path / "out/config.json")

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
-import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar, cast
 
@@ -20,7 +18,6 @@ from torch import Tensor
 from beit.common.errors import InputError, RunFailed
 from beit.common.pages.tables import aligned, folded
 from beit.common.runs.outputs import check_output_folder
-from beit.common.storage.files import fsync_directory, remove_stale, temporary_name
 from beit.finetune.weights.export.source import (
     Dtype,
     ExportOptions,
@@ -29,6 +26,7 @@ from beit.finetune.weights.export.source import (
     probe_images,
     read_source,
 )
+from beit.finetune.weights.staging import staged
 
 TOLERANCES: dict[Dtype, float] = {"float32": 1e-5, "float16": 1e-2, "bfloat16": 1e-1}
 """Of an output's largest value, or of 1 where that is smaller: two orders of summing differ by some 1e-6; the others
@@ -105,7 +103,7 @@ def export_model(
     source = read_source(path, img_size=img_size)
     target = cast(Target, importlib.import_module(f"beit.finetune.weights.export.{module}"))
     options = ExportOptions(name=Path(os.path.abspath(out)).name, dtype=dtype)
-    with _staged(out) as folder:
+    with staged(out) as folder:
         names = [file.relative_to(folder) for file in target.write(source, folder, options)]
         summary = _prove(target, folder, source, options)
     return Exported([out / name for name in names], summary)
@@ -115,32 +113,6 @@ def _check_folder(out: Path, path: Path) -> None:
     if out.exists() and (not out.is_dir() or next(out.iterdir(), None) is not None):
         raise InputError(f"{out} is not an empty folder; name a new one for the export")
     check_output_folder("OUT", out, inputs=[path])
-
-
-@contextmanager
-def _staged(out: Path) -> Iterator[Path]:
-    """Yield a folder beside `out` that takes its place if the block succeeds, and is gone if it does not."""
-    target = Path(os.path.realpath(out))
-    new = [parent for parent in target.parents if not parent.exists()]  # the innermost first
-    target.parent.mkdir(parents=True, exist_ok=True)
-    remove_stale(target.parent, target.name)
-    folder = target.with_name(temporary_name(target.name))
-    folder.mkdir()
-    try:
-        yield folder
-        for file in folder.rglob("*"):
-            if file.is_file():
-                with file.open("rb") as written:
-                    os.fsync(written.fileno())
-        fsync_directory(folder)
-        os.replace(folder, target)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        with suppress(OSError):  # somebody else uses them by now
-            for parent in new:
-                parent.rmdir()
-        raise
-    fsync_directory(target.parent)
 
 
 def _prove(target: Target, folder: Path, source: ExportSource, options: ExportOptions) -> str:

@@ -248,3 +248,17 @@ def test_an_imported_encoder_is_finetuned_probed_and_used(finished, tmp_path, po
         kept, description = load_classifier(tmp_path / "probe")
         assert description.architecture.final_norm
         assert "norm.weight" in kept.state_dict()
+
+
+def test_an_import_that_cannot_be_written_leaves_nothing_and_the_next_one_works(tmp_path, monkeypatch):
+    torch.save(timm_vit(), tmp_path / "good.pth")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("beit.finetune.weights.import_model.load_encoder", full)
+        with pytest.raises(OSError, match="No space left"):
+            import_encoder(tmp_path / "good.pth", tmp_path / "new/encoder", num_heads=HEADS)
+    assert [path.name for path in tmp_path.iterdir()] == ["good.pth"]
+    import_encoder(tmp_path / "good.pth", tmp_path / "new/encoder", num_heads=HEADS)

@@ -17,6 +17,7 @@ from beit.finetune.weights.export import onnx as target
 from beit.finetune.weights.export.exporter import export_model
 from beit.finetune.weights.export.preprocessing import describe
 from beit.finetune.weights.export.source import our_outputs, probe_images, read_source
+from beit.finetune.weights.import_model import import_encoder
 from beit.tests.export_models import CLASSES, write_model
 
 
@@ -156,3 +157,12 @@ def test_a_segmentation_model_is_described_by_its_windows(tmp_path):
     }  # fmt: skip
     assert described["outputs"]["probabilities"]["shape"] == ["batch", 3, 64, 64]
     assert described["outputs"]["logits"]["shape"] == ["batch", 3, 16, 16] and described["class_names"] == list(CLASSES)
+
+
+def test_a_graph_of_somebody_else_is_refused_in_one_line(tmp_path):
+    weight = numpy_helper.from_array(np.zeros((2, 2), np.float32), "blocks.0.weight")
+    graph = onnx.helper.make_graph([], "other", [], [], [weight])
+    onnx.save(onnx.helper.make_model(graph), tmp_path / "other.onnx")
+    with pytest.raises(InputError, match=r"other\.onnx was not written by beit export") as error:
+        import_encoder(tmp_path / "other.onnx", tmp_path / "in")
+    assert "\n" not in str(error.value) and not (tmp_path / "in").exists()
