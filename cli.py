@@ -253,7 +253,7 @@ def _run() -> tuple[int, str]:
 
 def _goes_on(words: Sequence[str]) -> bool:
     """Whether a command that is run again goes on where it was; the others are as quick from the beginning."""
-    return words[:1] in (["tokenize"], ["pretrain"], ["finetune"], ["worth"], ["demo"]) or words[:2] in (
+    return words[:1] in (["tokenize"], ["pretrain"], ["finetune"], ["import"], ["worth"], ["demo"]) or words[:2] in (
         ["tokenizer", "train"],
         ["tokenizer", "convert"],
     )
