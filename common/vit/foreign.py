@@ -57,10 +57,8 @@ def describe_foreign(given: Path, config_file: str) -> str:
     missing = f"{given} is not an encoder: there is no such folder; {_GIVE}"
     if given.is_absolute() or len(given.parts) > _NAME_PARTS:
         return missing
-    return (
-        f"{missing}. Models of timm or Hugging Face are fetched first: hf download NAME --local-dir weights, "
-        f"then {import_command('weights', given.name)}"
-    )
+    owner = "" if len(given.parts) == _NAME_PARTS else "OWNER/"
+    return f"{missing}. A model of the Hugging Face hub: {import_command(f'hf://{owner}{given}', given.name)}"
 
 
 def _is_run(folder: Path) -> bool:

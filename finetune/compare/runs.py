@@ -96,7 +96,9 @@ class RunRecord:
 def read_runs(path: Path) -> list[RunRecord]:
     """Read the run in a directory, or both probes of it."""
     if not (path / CONFIG).is_file():
-        raise InputError(f"{path} is not a run directory (no config.toml); name the RUN of beit finetune or pretrain")
+        inside = (path.parent / CONFIG).is_file()
+        named = f"name {path.parent}, the run that it is in" if inside else "name the RUN of beit finetune or pretrain"
+        raise InputError(f"{path} is not a run directory (no config.toml); {named}")
     try:
         values = tomllib.loads((path / CONFIG).read_text(encoding="utf-8"))
     except ValueError as error:
@@ -116,7 +118,10 @@ def read_runs(path: Path) -> list[RunRecord]:
             return [_read_finetuning(path, settings)]
         if (path / ENCODER).is_dir():
             return [_read_pretraining(path, settings)]
-    raise InputError(f"{path} has no result yet, or is no run of beit finetune or beit pretrain; let it get further")
+    raise InputError(
+        f"{path} has no result yet, or is no run of beit finetune or beit pretrain; to go on with it, "
+        "run the command that started it again, which its environment.json has"
+    )
 
 
 def _read_probe(path: Path, task: str, settings: Mapping[str, Any]) -> RunRecord:

@@ -87,8 +87,8 @@ def read_foreign(path: Path, weights: WeightsKind | None = None) -> ForeignWeigh
     """
     if not path.exists():
         raise InputError(
-            f"{path} does not exist; give a weight file or folder. What has only a name is fetched before, with "
-            "hf download for instance"
+            f"{path} does not exist; give a weight file or folder, an address, or hf://OWNER/NAME for a model of the "
+            "Hugging Face hub"
         )
     folder = path if path.is_dir() else path.parent if path.name in _WEIGHTS else None  # its JSON tells more
     config, preprocessor = (

@@ -53,8 +53,8 @@ def said(given):
         ("https://host/dino.pth", "beit import https://host/dino.pth encoders/dino"),
         ("s3://bucket/a b/dino.pth", "beit import 's3://bucket/a b/dino.pth' encoders/dino"),
         ("hf://facebook/dino-vitb16", "beit import hf://facebook/dino-vitb16 encoders/dino-vitb16"),
-        ("vit_base_patch16_224", "beit import weights encoders/vit_base_patch16_224"),
-        ("facebook/dino-vitb16", "beit import weights encoders/dino-vitb16"),
+        ("vit_base_patch16_224", "beit import hf://OWNER/vit_base_patch16_224 encoders/vit_base_patch16_224"),
+        ("facebook/dino-vitb16", "beit import hf://facebook/dino-vitb16 encoders/dino-vitb16"),
     ],
 )
 def test_the_command_that_imports_it_is_named(tmp_path, given, command):
