@@ -38,7 +38,7 @@ format: setup ## Mend format and lint
 	$(BIN)/ruff check --fix .
 
 test: lint types ## Lint, types, unit and parity tests, one end-to-end run
-	$(BIN)/python -m pytest -m 'not (fault or launch or docs or slow or gpu)'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m 'not (fault or launch or docs or slow or gpu)'
 
 test-all: setup ## What make test leaves out: faults, launches, documented commands
 	@# Two at a time, since most of them wait for processes they started; one thread each, or torch's would wait for each other.

@@ -227,17 +227,17 @@ def test_pixels_of_a_packed_image_are_untouched(tmp_path):
 def test_tars_on_a_remote_file_system_are_referenced_there(tmp_path):
     local = write_tars(tmp_path / "images")
     remote_files = fsspec.filesystem("memory")
-    remote_files.put(str(local), "/photos", recursive=True)
+    remote_files.put(str(local), "/tars-of-photos", recursive=True)
     try:
-        assert tokenize("memory://photos", tmp_path / "store").num_samples == 12
+        assert tokenize("memory://tars-of-photos", tmp_path / "store").num_samples == 12
         assert open_store(tmp_path / "store").info.image_root.startswith("memory://")
         tokenize(local, tmp_path / "other")
         for mine, theirs in zip(open_store(tmp_path / "store"), open_store(tmp_path / "other"), strict=True):
             assert mine["key"] == theirs["key"] and np.array_equal(mine["token_ids"], theirs["token_ids"])
-        assert tokenize("memory://photos", tmp_path / "store").num_shards_kept == 2
+        assert tokenize("memory://tars-of-photos", tmp_path / "store").num_shards_kept == 2
         assert verify_store(tmp_path / "store").problems == []
     finally:
-        remote_files.rm("/photos", recursive=True)
+        remote_files.rm("/tars-of-photos", recursive=True)
 
 
 def test_a_store_reached_through_a_link(tmp_path):
