@@ -72,6 +72,32 @@ def atomic_path(path: Path) -> Iterator[Path]:
     fsync_directory(path.parent)
 
 
+@contextmanager
+def atomic_folder(out: Path) -> Iterator[Path]:
+    """Yield a folder beside `out` that takes its place if the block succeeds, and is gone if it does not."""
+    target = Path(os.path.realpath(out))
+    new = [parent for parent in target.parents if not parent.exists()]  # the innermost first
+    target.parent.mkdir(parents=True, exist_ok=True)
+    remove_stale(target.parent, target.name)
+    folder = target.with_name(temporary_name(target.name))
+    folder.mkdir()
+    try:
+        yield folder
+        for file in folder.rglob("*"):
+            if file.is_file():
+                with file.open("rb") as written:
+                    os.fsync(written.fileno())
+        fsync_directory(folder)
+        os.replace(folder, target)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):  # somebody else uses them by now
+            for parent in new:
+                parent.rmdir()
+        raise
+    fsync_directory(target.parent)
+
+
 def temporary_name(name: str) -> str:
     """Name a file or folder that is being written: unique, and with what tells whether its writer is still there."""
     return f"{name}.tmp.{os.getpid()}.{_machine_key()}{secrets.token_hex(4)}"

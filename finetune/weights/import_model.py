@@ -20,6 +20,7 @@ from torch import Tensor
 from beit import __version__
 from beit.common.encoder import load_encoder, save_model
 from beit.common.errors import InputError, require
+from beit.common.storage.files import atomic_folder
 from beit.common.storage.tensor_check import check_tensors
 from beit.common.vit.config import PosBias, PosResize, ViTConfig
 from beit.common.vit.description import EncoderConfig
@@ -44,7 +45,6 @@ from beit.finetune.weights.import_segmenter import (
     has_segmentation_head,
 )
 from beit.finetune.weights.import_summary import describe_import
-from beit.finetune.weights.staging import staged
 
 _KINDS = ("beit", "data2vec-vision", "vit", "vit_mae", "deit", "dinov2", "upernet")
 """`model_type` of the Hugging Face models whose computation is ours."""
@@ -185,7 +185,7 @@ def import_encoder(
         segmentation=None if segmentation is None else segmentation.to_dict(),
         provenance=provenance,
     )
-    with staged(directory) as folder:
+    with atomic_folder(directory) as folder:
         save_model(folder, tensors, config)
         load_encoder(folder)
     return Imported(config, describe_import(config, named, foreign, findings))

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
 
 from beit.common.errors import InputError, require
-from beit.common.storage.files import fsync_directory, remove_stale, temporary_name
+from beit.common.storage.files import atomic_folder
 from beit.common.tokenizers.dalle_files import find_part, read_part
 from beit.common.tokenizers.directory import CONFIG_FILE, describe_source, read_settings, recorded_sources, save_dalle
 
@@ -46,7 +43,7 @@ def convert_dalle(file: Path, out: Path) -> str:
     decoder_file = find_part(file.parent, "decoder")
     decoder = None if decoder_file is None else read_part(decoder_file, "decoder")[1]
     lines = [f"encoder      {_count(tensors)} parameters, from {file} (sha256 {source.sha256})"]
-    with _directory(out) as temporary:
+    with atomic_folder(out) as temporary:
         fingerprint = save_dalle(temporary, part, tensors, source)
         if decoder is not None and decoder_file is not None:
             decoder_source = describe_source(decoder_file)
@@ -69,19 +66,3 @@ def _require_room_for_decoder(file: Path, out: Path) -> None:
     is_ours = (out / CONFIG_FILE).is_file() and read_settings(out)["architecture"] == "dall-e"
     require(is_ours, f"{file} is DALL-E's decoder, which only pictures need; convert its encoder to {out} first")
     require("decoder" not in recorded_sources(out), f"{out} has a decoder already; name another")
-
-
-@contextmanager
-def _directory(out: Path) -> Iterator[Path]:
-    """Yield a folder that becomes `out`, which is missing or empty, only if the block succeeds."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    remove_stale(out.parent, f".{out.name}")
-    temporary = out.with_name(temporary_name(f".{out.name}"))
-    temporary.mkdir()
-    try:
-        yield temporary
-        os.rename(temporary, out)  # replaces an empty folder, refuses any other
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    fsync_directory(out.parent)

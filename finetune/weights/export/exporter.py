@@ -18,6 +18,7 @@ from torch import Tensor
 from beit.common.errors import InputError, RunFailed
 from beit.common.pages.tables import aligned, folded
 from beit.common.runs.outputs import check_output_folder
+from beit.common.storage.files import atomic_folder
 from beit.finetune.weights.export.source import (
     Dtype,
     ExportOptions,
@@ -26,7 +27,6 @@ from beit.finetune.weights.export.source import (
     probe_images,
     read_source,
 )
-from beit.finetune.weights.staging import staged
 
 TOLERANCES: dict[Dtype, float] = {"float32": 1e-5, "float16": 1e-2, "bfloat16": 1e-1}
 """Of an output's largest value, or of 1 where that is smaller: two orders of summing differ by some 1e-6; the others
@@ -103,7 +103,7 @@ def export_model(
     source = read_source(path, img_size=img_size)
     target = cast(Target, importlib.import_module(f"beit.finetune.weights.export.{module}"))
     options = ExportOptions(name=Path(os.path.abspath(out)).name, dtype=dtype)
-    with staged(out) as folder:
+    with atomic_folder(out) as folder:
         names = [file.relative_to(folder) for file in target.write(source, folder, options)]
         summary = _prove(target, folder, source, options)
     return Exported([out / name for name in names], summary)
