@@ -20,7 +20,7 @@ try:
     import timm
     import timm.data
 except Exception as error:  # a torchvision of another torch fails in ways of its own
-    pytest.skip(f"timm cannot be imported ({error})", allow_module_level=True)
+    pytest.skip(f"needs timm and a torchvision built for this torch ({error})", allow_module_level=True)
 
 pytestmark = pytest.mark.reference
 

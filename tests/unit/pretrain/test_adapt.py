@@ -11,30 +11,10 @@ from beit.common.encoder import load_encoder, read_encoder_state
 from beit.common.errors import InputError
 from beit.common.runs.metrics import read_metrics
 from beit.pretrain.train import run
-from beit.tests.support import write_store
-from beit.tests.unit.pretrain.test_start import ASLEEP, DINO, save_random, settings, task_of
+from beit.tests.continued import ASLEEP, settings, task_of
 
 FASTER = {"optimizer": {"lr": 1e-2, "warmup_steps": 1}}
 ENCODER = "encoder/model.safetensors"
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    return write_store(tmp_path_factory.mktemp("store"))
-
-
-@pytest.fixture(scope="module")
-def first(store, tmp_path_factory):
-    """A run of a few steps from random weights."""
-    path = tmp_path_factory.mktemp("first") / "run"
-    shape = {"size": "tiny", "embed_dim": 16, "depth": 2, "num_heads": 2}
-    run(settings(model=shape, optimizer={"warmup_steps": 1}), store=store.location, run_dir=path)
-    return path
-
-
-@pytest.fixture
-def dino(tmp_path):
-    return save_random(tmp_path / "dino", DINO)
 
 
 def bits(path):

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml  # comes with transformers
 from click.testing import CliRunner
 
 from beit.common.encoder import read_encoder_state
@@ -188,7 +189,6 @@ def test_without_transformers_the_folder_is_written_all_the_same(tmp_path, monke
 
 
 def test_the_card_is_markdown_with_a_yaml_header_and_says_where_the_model_is_from(tmp_path):
-    yaml = pytest.importorskip("yaml")
     classifier(tmp_path / "ours")
     source = read_source(tmp_path / "ours")
     (tmp_path / "out").mkdir()
