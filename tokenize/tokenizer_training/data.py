@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,7 +73,19 @@ class Images:
     """All others."""
 
 
-def split_images(images: LabelledDataset, data: TokenizerDataConfig, *, cache_bytes: int) -> Images:
+class HoldsOut(Protocol):
+    """The settings that say how many images are held out."""
+
+    @property
+    def held_out(self) -> float:
+        """Share of the images."""
+
+    @property
+    def num_eval_images(self) -> int:
+        """Images that are held out even where the share holds fewer, up to a fifth of all."""
+
+
+def split_images(images: LabelledDataset, data: HoldsOut, *, cache_bytes: int) -> Images:
     """Hold some images out, the same ones on every machine and in every run.
 
     As in a token store, those with the smallest hashes of their keys; so an image that is held out stays so when
