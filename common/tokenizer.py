@@ -84,6 +84,7 @@ class Tokenizer:
         self.dtype, self.is_compiled = dtype, is_compiled
         self.name, self.fingerprint, self.can_decode = name, fingerprint, can_decode
         self.vocab_size, self.downsampling = model.vocab_size, model.downsampling
+        self.img_size = getattr(model, "img_size", None)
 
     def __repr__(self) -> str:
         return (
