@@ -99,7 +99,7 @@ class ClassTally:
 
 def colour_levels(vocab_size: int) -> int:
     """Return into how many levels each of three channels is cut for about `vocab_size` colours."""
-    return max(2, round(vocab_size ** (1.0 / 3.0)))
+    return max(2, round(float(np.cbrt(vocab_size))))
 
 
 def colour_words(view: NDArray[np.uint8], downsampling: int, levels: int) -> NDArray[np.int64]:
@@ -117,7 +117,8 @@ def bags(words: list[NDArray[np.int64]], chosen: NDArray[np.integer], vocab_size
         makes an inner product of two bags their Bhattacharyya coefficient.
     """
     counts = np.stack([np.bincount(words[place], minlength=vocab_size) for place in chosen])
-    return np.sqrt(counts / counts.sum(axis=1, keepdims=True)).astype(np.float32)
+    shares: NDArray[np.float64] = counts / counts.sum(axis=1, keepdims=True)
+    return np.sqrt(shares).astype(np.float32)
 
 
 def told_by_others(rows: NDArray[np.float32], labels: NDArray[np.integer]) -> NDArray[np.bool_]:

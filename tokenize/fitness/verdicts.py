@@ -179,7 +179,8 @@ def _meaning_verdicts(fitness: Fitness) -> Iterator[Verdict]:
 
 def _classes(fitness: Fitness) -> Verdict:
     """Judge what words say about the class of an image, against guessing and against mean colours."""
-    found, level, advice = fitness.classes, "look", ""
+    found, advice = fitness.classes, ""
+    level: Level = "look"
     if found is None:
         text = f"too few of the {fitness.num_labelled} labelled images measured have a class in common"
         advice = _measure_more(fitness)
