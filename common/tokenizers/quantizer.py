@@ -13,6 +13,7 @@ code, which moves each word that was chosen by a fixed share of the way, however
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -20,13 +21,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-class Tally(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Tally:
     """Codes by the word they chose; of several micro-batches or ranks it is the sum of theirs."""
 
     counts: Tensor
     """(V,) float64: codes that chose each word."""
     sums: Tensor
     """(V, C) float64: their sum."""
+
+    def __add__(self, other: Tally) -> Tally:
+        """Return both together."""
+        return Tally(self.counts + other.counts, self.sums + other.sums)
 
 
 class Quantized(NamedTuple):
@@ -101,12 +107,19 @@ class CosineQuantizer(nn.Module):
         self.codebook.copy_(moved)
 
     @torch.no_grad()
-    def place(self, codebook: Tensor, counts: Tensor) -> None:
-        """Put words, float (V, C) of length 1, each as if it had been chosen by codes like itself, (V,) of them."""
+    def place(self, codebook: Tensor, counts: Tensor, *, rows: Tensor | None = None) -> None:
+        """Put words where they are to be, each as if it had been chosen by so many codes like itself.
+
+        Args:
+            codebook: Float (V, C) of length 1.
+            counts: (V,) or a scalar.
+            rows: Bool (V,), which words; None puts all.
+        """
         assert self.counts is not None and self.sums is not None, "a finished tokenizer does not learn"
-        self.codebook.copy_(codebook)
-        self.counts.copy_(counts)
-        self.sums.copy_(self.codebook * self.counts[:, None])
+        chosen = torch.ones_like(self.counts, dtype=torch.bool) if rows is None else rows
+        self.codebook.copy_(torch.where(chosen[:, None], codebook, self.codebook))
+        self.counts.copy_(torch.where(chosen, counts, self.counts))
+        self.sums.copy_(torch.where(chosen[:, None], self.codebook * self.counts[:, None], self.sums))
 
     def extra_repr(self) -> str:
         """Show the size."""
