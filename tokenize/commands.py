@@ -1,6 +1,6 @@
 """The commands `beit tokenize`, `beit verify` and `beit tokenizer`.
 
-What they do is in `run.py`, `tokenize/checking/verify.py`, `tokenize/tokenizer_training/train.py`,
+What they do is in `run.py`, `tokenize/checking/verify.py`, the rooms that `tokenize/kinds.py` lists,
 `tokenize/tokenizer_training/convert.py` and `tokenize/fitness/run.py`.
 """
 
@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from beit.cli_options import Command, LongOptions, long_command_options, picture_option, say_written
+from beit.tokenize.kinds import DEFAULT_KIND, DEFAULT_WITH_TEACHER, KINDS, check_recipe, choose_kind
 
 RECIPES = Path(__file__).parent / "recipes"
 """Of `beit tokenizer train`."""
@@ -100,31 +101,49 @@ def verify_command(store: str, audit: int, tokenizer: str | None) -> None:
 
 @click.group("tokenizer")
 def tokenizer_group() -> None:
-    """Train an image tokenizer (a discrete VAE) of your own, convert DALL-E's, and find out how fit one is."""
+    """Make an image tokenizer of your own, convert DALL-E's, and find out how fit one is."""
 
 
 @tokenizer_group.command("train")
 @click.argument("source")
 @click.argument("out", type=click.Path(path_type=Path))
+@click.option(
+    "--kind",
+    type=click.Choice(list(KINDS)),
+    help=f"What the words are made of (docs/tokenizers.md).  [default: {DEFAULT_KIND}, with --teacher "
+    f"{DEFAULT_WITH_TEACHER}]",
+)
+@click.option(
+    "--teacher",
+    metavar="ENCODER|module:Class",
+    help="Whose patch features the words stand for: the folder of an encoder, or code, which is run.",
+)
+@click.option(
+    "--teacher-block",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="The teacher's block, from 0.  [default: the last]",
+)
 @long_command_options
-def tokenizer_train_command(source: str, out: Path, **long: Any) -> None:
-    """Train a dVAE on the images of SOURCE and write it to OUT, which `beit tokenize --tokenizer OUT` accepts.
+def tokenizer_train_command(
+    source: str, out: Path, kind: str | None, teacher: str | None, teacher_block: int | None, **long: Any
+) -> None:
+    """Make a tokenizer from the images of SOURCE and write it to OUT, which `beit tokenize --tokenizer OUT` accepts.
 
-    SOURCE is what `beit tokenize` takes, or `synthetic:N`, N images that beit generates itself. OUT/reconstruction.png
-    shows how far it has come. Run the same command again to go on after an interruption.
+    SOURCE is what `beit tokenize` takes, or `synthetic:N`, N images that beit generates itself. A dvae is trained to
+    reconstruct images. Run the same command again to go on after an interruption.
 
     \b
     Example:
       beit tokenizer train photos/ tokenizers/mine --recipe tokenizer_mini
     """
-    from beit.tokenize.tokenizer_training.config import TokenizerTrainConfig
-
-    options = LongOptions(**long)
-    config = options.load(TokenizerTrainConfig, RECIPES)
+    name, chosen = choose_kind(kind, teacher, teacher_block)
+    options, trained = LongOptions(**long), KINDS[name]
+    check_recipe(name, options.recipe, RECIPES)
+    config = options.load(trained.config, RECIPES)
     options.start(num_workers=config.reader.num_workers)
-    from beit.tokenize.tokenizer_training.train import train_tokenizer
-
-    train_tokenizer(config, source, out, resume=options.resume)
+    taught = {} if trained.teacher == "none" else {"teacher": chosen}
+    trained.train(config, source, out, resume=options.resume, **taught)
 
 
 @tokenizer_group.command("convert")

@@ -11,21 +11,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from beit.common.tokenizers.kmeans import cut_patches
+
 
 class PatchMeans:
     """Adds up squares of images by their words, wherever the images are; sums are kept on the CPU."""
 
     def __init__(self, vocab_size: int, patch_size: int) -> None:
-        self._sums = torch.zeros(vocab_size, 3, patch_size, patch_size, dtype=torch.float64)
+        self._sums = torch.zeros(vocab_size, 3, patch_size, patch_size, dtype=torch.int64)
         self._counts = torch.zeros(vocab_size, dtype=torch.int64)
 
     def add(self, images: Tensor, token_ids: Tensor) -> None:
         """Take images, uint8 (B, 3, h * p, w * p), and their words, int64 (B, h, w)."""
-        batch, height, width = token_ids.shape
-        side = self._sums.shape[-1]
-        squares = images.cpu().view(batch, 3, height, side, width, side).permute(0, 2, 4, 1, 3, 5)  # (B, h, w, 3, p, p)
+        squares = cut_patches(images.cpu(), self._sums.shape[-1]).flatten(0, 2)  # (B * h * w, 3, p, p)
         words = token_ids.flatten().cpu()
-        self._sums.index_add_(0, words, squares.flatten(0, 2).double())
+        self._sums.index_add_(0, words, squares.long())
         self._counts += torch.bincount(words, minlength=len(self._counts))
 
     def result(self) -> Tensor:
@@ -34,10 +34,3 @@ class PatchMeans:
         counts = self._counts.view(-1, 1, 1, 1)
         means = torch.where(counts > 0, self._sums / counts.clamp_min(1), overall)
         return means.round().to(torch.uint8)
-
-
-def paint_patches(patches: Tensor, token_ids: Tensor) -> Tensor:
-    """Paint words, int64 (B, h, w), by their patches, uint8 (V, 3, p, p); returns uint8 (B, 3, h * p, w * p)."""
-    squares = patches[token_ids]  # (B, h, w, 3, p, p)
-    batch, height, width, channels, side, _ = squares.shape
-    return squares.permute(0, 3, 1, 4, 2, 5).reshape(batch, channels, height * side, width * side)

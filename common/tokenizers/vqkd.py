@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from beit.common.tokenizers.dvae import scale_pixels
-from beit.common.tokenizers.patches import paint_patches
+from beit.common.tokenizers.kmeans import join_patches
 from beit.common.tokenizers.quantizer import CosineQuantizer
 from beit.common.tokenizers.vqkd_config import VQKDConfig
 from beit.common.vit.init import trunc_normal
@@ -65,7 +65,7 @@ class VQKD(nn.Module):
     def ids_to_pixels(self, token_ids: Tensor) -> Tensor:
         """Map int64 (B, h, w) to uint8 (B, 3, h * p, w * p), by the words' mean patches."""
         assert self.patches is not None, "callers ask `Tokenizer.can_decode` first"
-        return paint_patches(self.patches, token_ids)
+        return join_patches(self.patches[token_ids])
 
     def use_dtype(self, dtype: torch.dtype) -> None:
         """Compute the transformer in `dtype`; codes, and comparing them with words, stay float32."""

@@ -74,6 +74,18 @@ def report_tokenizers(
 
 def check_view_size(tokenizers: Sequence[Tokenizer], view_size: int) -> None:
     """Insist on a size of views that all tokenizers can cut into tokens."""
+    sides = {tokenizer.img_size: tokenizer.name for tokenizer in tokenizers if tokenizer.img_size is not None}
+    if len(sides) > 1:
+        (first, one), (second, other) = sorted(sides.items())[:2]
+        raise InputError(
+            f"{one} takes images of {first} px only and {other} of {second} px, so no views suit both; look at each by "
+            "itself with: beit tokenizer report"
+        )
+    for side, name in sides.items():
+        require(
+            view_size == side,
+            f"--view-size ({view_size}) must be {side}, all that {name} takes; add --view-size {side}",
+        )
     factors = [tokenizer.downsampling for tokenizer in tokenizers]
     common = math.lcm(*factors)
     least = max(MIN_GRID_SIZE * max(factors), MIN_VIEW_PX)

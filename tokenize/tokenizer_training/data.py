@@ -75,15 +75,15 @@ class Images:
 
 
 class HoldsOut(Protocol):
-    """Settings of how many images are held out."""
+    """The settings that say how many images are held out."""
 
     @property
     def held_out(self) -> float:
-        """Share of all."""
+        """Share of the images."""
 
     @property
     def num_eval_images(self) -> int:
-        """At least, as far as that is not more than a fifth."""
+        """Images that are held out even where the share holds fewer, up to a fifth of all."""
 
 
 def split_images(images: LabelledDataset, data: HoldsOut, *, cache_bytes: int) -> Images:
