@@ -19,13 +19,12 @@ from torch import Tensor
 from beit.common.pages.pictures import picture_table, sheet
 from beit.common.storage.files import write_atomic
 from beit.tokenize.distillation.config import DistillationConfig
-from beit.tokenize.distillation.data import CHANGED_IMAGES, IMAGES, TEACHER_IMAGES
+from beit.tokenize.distillation.data import CHANGED_IMAGES, IMAGES, TEACHER_IMAGES, batches_of
 from beit.tokenize.distillation.model import DistillationModel, teacher_cosine
 from beit.tokenize.fitness.tokens import collision_probability, perplexity
 from beit.tokenize.teacher import Teacher
 
 _GROUPS_PER_ROW = 2
-_MICRO_BATCH_SIZE = 32
 
 
 @torch.no_grad()
@@ -41,10 +40,9 @@ def distillation_metrics(
     """
     num_words = model.vqkd.vocab_size
     cosines, equal, counts = [], 0, torch.zeros(num_words, dtype=torch.int64)
-    for start in range(0, len(views[IMAGES]), _MICRO_BATCH_SIZE):
-        part = {name: images[start : start + _MICRO_BATCH_SIZE].to(device) for name, images in views.items()}
+    for part in batches_of(views, device):
         found = model(part[IMAGES])
-        targets = teacher.features(part.get(TEACHER_IMAGES, part[IMAGES]))
+        targets = model.standardised(teacher.features(part.get(TEACHER_IMAGES, part[IMAGES])))
         cosines.append(float(teacher_cosine(found.features, targets)) * len(targets))
         words = found.quantized.words
         changed = model.vqkd.quantizer.words(model.vqkd.codes(part[CHANGED_IMAGES]))

@@ -8,7 +8,7 @@ first, the newest one.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -38,7 +38,7 @@ from beit.common.training.judge import Goal
 from beit.common.training.trainer import train
 from beit.common.vit.param_groups import param_groups
 from beit.tokenize.distillation.config import DistillationConfig, TeacherRecord
-from beit.tokenize.distillation.data import IMAGES, TEACHER_IMAGES, ViewTransform
+from beit.tokenize.distillation.data import IMAGES, TEACHER_IMAGES, ViewTransform, batches_of
 from beit.tokenize.distillation.model import DistillationModel, teacher_cosine
 from beit.tokenize.distillation.report import distillation_card, distillation_metrics, words_sheet
 from beit.tokenize.distillation.words import CODES_PER_WORD, place_words, restart_words, used_words
@@ -52,7 +52,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _DTYPES: Mapping[str, DType] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-_MICRO_BATCH_SIZE = 32
 _SHEET_IMAGES = 8
 
 
@@ -189,30 +188,34 @@ class DistillationTask:
         logger.info("%s; teacher %s, %d features", self.data.plan, self.teacher.name, self.teacher.dim)
         self._tally, self._codes = None, []  # what was tried out while a micro-batch was sought does not count
         if not self.data.is_resumed:
-            self._place_words()
+            self._look_around()
 
-    def _place_words(self) -> None:
-        """Fit the codebook to the codes of some images by k-means; rank 0 does, all ranks take it over."""
+    def _look_around(self) -> None:
+        """Put the words where codes are and measure the teacher's features; rank 0 does, all ranks take it over."""
         self.model.to(self.world.device)
-        quantizer = self.model.vqkd.quantizer
-
-        def fit() -> None:
-            count = -(-self.config.model.vocab_size * CODES_PER_WORD // self.config.model.grid_size**2)
-            views = self._views(count, "first words")
-            parts = torch.split(views, _MICRO_BATCH_SIZE)
-            with torch.no_grad():
-                codes = torch.cat([self.model.vqkd.codes(part.to(self.world.device)).flatten(0, 2) for part in parts])
-            per_step = float(self.data.plan.global_batch_size * self.config.model.grid_size**2)
-            place_words(quantizer, codes, codes_per_step=per_step, generator=self._generator("first words"))
-
         with under_way("the first words are placed"):
-            self.world.run_on_main(fit)
-        self._share_words()
+            self.world.run_on_main(self._begin_words)
+        self._share()
 
-    def _share_words(self) -> None:
-        """Give all ranks the words of rank 0."""
-        state = self.world.broadcast({name: value.cpu() for name, value in self._quantizer.state_dict().items()})
-        self._quantizer.load_state_dict(state)
+    @torch.no_grad()
+    def _begin_words(self) -> None:
+        shape, model = self.config.model, self.model
+        views = self._views(-(-shape.vocab_size * CODES_PER_WORD // shape.grid_size**2), "first words")
+        codes, features = [], []
+        for part in batches_of(views, self.world.device):
+            codes.append(model.vqkd.codes(part[IMAGES]).flatten(0, 2))
+            features.append(self.teacher.features(part.get(TEACHER_IMAGES, part[IMAGES])).cpu())
+        per_step = float(self.data.plan.global_batch_size * shape.grid_size**2)
+        generator = self._generator("first words")
+        place_words(model.vqkd.quantizer, torch.cat(codes), codes_per_step=per_step, generator=generator)
+        if self.config.objective.standardise == "channel":
+            model.measure(torch.cat(features))
+
+    def _share(self) -> None:
+        """Give all ranks the buffers of rank 0: the words and what they are moved by."""
+        buffers = dict(self.model.named_buffers())
+        for name, value in self.world.broadcast({name: value.cpu() for name, value in buffers.items()}).items():
+            buffers[name].copy_(value)
 
     @property
     def _quantizer(self) -> Any:
@@ -230,7 +233,7 @@ class DistillationTask:
     def forward(self, model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Return loss and metrics of one micro-batch, and add its codes to the tally of the step."""
         assert isinstance(model, DistillationModel)
-        targets = self.teacher.features(batch.get(TEACHER_IMAGES, batch[IMAGES]))
+        targets = model.standardised(self.teacher.features(batch.get(TEACHER_IMAGES, batch[IMAGES])))
         found = model(batch[IMAGES])
         quantizer, words = model.vqkd.quantizer, found.quantized
         tally = quantizer.tally(found.codes, words.words)
@@ -277,7 +280,7 @@ class DistillationTask:
                 threshold=self.config.objective.restart_threshold,
                 generator=self._generator("restart", self._step),
             )
-        self._share_words()
+        self._share()
 
     def _generator(self, *labels: int | str) -> torch.Generator:
         """Return a random stream that depends on seed and labels only, so that a resumed run repeats it."""
@@ -285,16 +288,15 @@ class DistillationTask:
         generator.manual_seed(stable_hash64(self.config.train.seed, *labels) >> 1)
         return generator
 
-    def _views(self, count: int, label: str) -> Tensor:
-        """Return one view each of random training images, uint8 (B, 3, S, S), the same whenever it is called."""
+    def _views(self, count: int, label: str) -> dict[str, Tensor]:
+        """Return one view each of random training images, by name, the same whenever it is called."""
         rng = CounterRng(self.config.train.seed, label)
         num_images = int(self.images.train.shard_sizes.sum())
         rows = [rng.integers(0, num_images - 1) for _ in range(count)]
-        views = read_samples(self.images.train, rows, lambda record: self.transform.render(record, rng)[IMAGES])
-        return self._stacked(list(views))
+        return self._stacked(read_samples(self.images.train, rows, lambda record: self.transform.render(record, rng)))
 
     @cached_property
-    def _patch_views(self) -> Tensor:
+    def _patch_views(self) -> dict[str, Tensor]:
         return self._views(self.config.data.num_patch_images, "patches")
 
     @cached_property
@@ -307,13 +309,14 @@ class DistillationTask:
         def render(record: Record) -> dict[str, Any]:
             return self.transform.render(record, rng, with_changed=True)
 
-        views = list(read_samples(self.images.held_out, rows, render))
-        return {name: self._stacked([view[name] for view in views]) for name in (views[0] if views else (IMAGES,))}
+        return self._stacked(read_samples(self.images.held_out, rows, render))
 
-    def _stacked(self, views: list[Any]) -> Tensor:
+    def _stacked(self, samples: Iterable[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """Put views of each name together, uint8 (B, 3, side, side) on the CPU."""
+        views = list(samples)
         if not views:
             raise InputError(f"none of the images drawn from {self.source} can be read; check the images")
-        return torch.from_numpy(np.stack(views))
+        return {name: torch.from_numpy(np.stack([view[name] for view in views])) for name in views[0]}
 
     def evaluate(self, model: nn.Module, step: int) -> dict[str, float]:
         """Measure words on held-out images; rank 0 does, the few images need no help."""
@@ -381,7 +384,7 @@ class DistillationTask:
         if self._patches is None or self._patches[0] != step:
             network.eval().to(self.world.device)
             means = PatchMeans(network.vocab_size, network.downsampling)
-            for part in torch.split(self._patch_views, _MICRO_BATCH_SIZE):
-                means.add(part, network.pixels_to_ids(part.to(self.world.device)))
+            for part in batches_of(self._patch_views, self.world.device):
+                means.add(part[IMAGES], network.pixels_to_ids(part[IMAGES]))
             self._patches = step, means.result()
         return self._patches[1]
