@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from beit.cli_options import Command, LongOptions, long_command_options, picture_option, say_written
-from beit.tokenize.kinds import DEFAULT_KIND, DEFAULT_WITH_TEACHER, KINDS, check_recipe, choose_kind
+from beit.tokenize.kinds import DEFAULT_KIND, DEFAULT_WITH_TEACHER, KINDS, check_folder, check_recipe, choose_kind
 
 RECIPES = Path(__file__).parent / "recipes"
 """Of `beit tokenizer train`."""
@@ -140,6 +140,7 @@ def tokenizer_train_command(
     name, chosen = choose_kind(kind, teacher, teacher_block)
     options, trained = LongOptions(**long), KINDS[name]
     check_recipe(name, options.recipe, RECIPES)
+    check_folder(name, out)
     config = options.load(trained.config, RECIPES)
     options.start(num_workers=config.reader.num_workers)
     taught = {} if trained.teacher == "none" else {"teacher": chosen}

@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 from beit.common.config import config_from_dict, find_recipe, read_toml
 from beit.common.errors import InputError, require
+from beit.common.runs.layout import CONFIG
 
 
 class TeacherChoice(NamedTuple):
@@ -74,12 +75,25 @@ def choose_kind(kind: str | None, teacher: str | None, block: int | None) -> tup
 
 def check_recipe(kind: str, recipe: str | None, recipes: Path) -> None:
     """Refuse a recipe that is one of another kind only; what is wrong in a recipe of this kind is not said here."""
-    if recipe is None:
-        return
-    values, path = read_toml(find_recipe(recipe, recipes)), str(recipe)
-    others = [name for name in KINDS if name != kind and _fits(name, values, path)]
-    if others and not _fits(kind, values, path):
-        raise InputError(f"--recipe {recipe} is one for --kind {' or '.join(others)}, not {kind}; name that kind")
+    if recipe is not None:
+        others = _other_kinds(kind, find_recipe(recipe, recipes))
+        if others:
+            raise InputError(f"--recipe {recipe} is one for --kind {others}, not {kind}; name that kind")
+
+
+def check_folder(kind: str, out: Path) -> None:
+    """Refuse a folder that holds a run of another kind; what else differs is not said here."""
+    file = out / CONFIG
+    others = _other_kinds(kind, file) if file.is_file() else ""
+    if others:
+        raise InputError(f"{out} holds a run of --kind {others}, not {kind}; name that kind, or another folder")
+
+
+def _other_kinds(kind: str, file: Path) -> str:
+    """Return whose settings a file holds, if they are not those of `kind`."""
+    values = read_toml(file)
+    others = [name for name in KINDS if name != kind and _fits(name, values, str(file))]
+    return "" if _fits(kind, values, str(file)) else " or ".join(others)
 
 
 def _fits(kind: str, values: dict[str, Any], origin: str) -> bool:

@@ -16,8 +16,8 @@ from beit.tokenize.tokenizer_training.codebook import fit_codebook, revive_words
 
 CODES_PER_WORD = 16
 """That the first words are fitted to; with fewer, k-means would memorise them."""
-_MAX_CANDIDATES = 16384
-"""Codes among which a restart looks for those that no word is near: the memory for comparing them is M x V."""
+_MAX_CANDIDATES, _MAX_PRODUCTS = 16384, 2**26
+"""Codes among which a restart looks for those that no word is near, and their products with words: 256 MiB."""
 
 
 @torch.no_grad()
@@ -51,7 +51,8 @@ def restart_words(quantizer: CosineQuantizer, codes: Tensor, *, threshold: float
     """
     assert quantizer.counts is not None
     candidates = codes[torch.isfinite(codes).all(dim=1)]
-    candidates = candidates[:: max(1, math.ceil(len(candidates) / _MAX_CANDIDATES))]
+    most = min(_MAX_CANDIDATES, _MAX_PRODUCTS // len(quantizer.codebook))
+    candidates = candidates[:: max(1, math.ceil(len(candidates) / most))]
     total = quantizer.counts.sum()
     if not len(candidates) or not total > 0:
         return 0
