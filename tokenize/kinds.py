@@ -75,25 +75,24 @@ def choose_kind(kind: str | None, teacher: str | None, block: int | None) -> tup
 
 def check_recipe(kind: str, recipe: str | None, recipes: Path) -> None:
     """Refuse a recipe that is one of another kind only; what is wrong in a recipe of this kind is not said here."""
-    if recipe is not None:
-        others = _other_kinds(kind, find_recipe(recipe, recipes))
-        if others:
-            raise InputError(f"--recipe {recipe} is one for --kind {others}, not {kind}; name that kind")
+    if recipe is not None and (others := _only_others(kind, find_recipe(recipe, recipes))):
+        raise InputError(f"--recipe {recipe} is one for --kind {' or '.join(others)}, not {kind}; name that kind")
 
 
-def check_folder(kind: str, out: Path) -> None:
-    """Refuse a folder that holds a run of another kind; what else differs is not said here."""
-    file = out / CONFIG
-    others = _other_kinds(kind, file) if file.is_file() else ""
-    if others:
-        raise InputError(f"{out} holds a run of --kind {others}, not {kind}; name that kind, or another folder")
+def check_place(kind: str, out: Path) -> None:
+    """Refuse the folder of a run of another kind."""
+    settings = out / CONFIG
+    if settings.is_file() and (others := _only_others(kind, settings)):
+        raise InputError(
+            f"{out} holds a run of --kind {' or '.join(others)}, not {kind}; name that kind to go on with it, or "
+            "another folder"
+        )
 
 
-def _other_kinds(kind: str, file: Path) -> str:
-    """Return whose settings a file holds, if they are not those of `kind`."""
-    values = read_toml(file)
-    others = [name for name in KINDS if name != kind and _fits(name, values, str(file))]
-    return "" if _fits(kind, values, str(file)) else " or ".join(others)
+def _only_others(kind: str, settings: Path) -> list[str]:
+    """Return the kinds whose settings a TOML file holds, if it does not hold some of this kind."""
+    values = read_toml(settings)
+    return [] if _fits(kind, values, str(settings)) else [name for name in KINDS if _fits(name, values, str(settings))]
 
 
 def _fits(kind: str, values: dict[str, Any], origin: str) -> bool:

@@ -7,7 +7,7 @@ from beit.common.config import config_to_toml, load_config
 from beit.common.errors import InputError
 from beit.tokenize.commands import RECIPES
 from beit.tokenize.distillation.config import DistillationConfig
-from beit.tokenize.kinds import check_folder, check_recipe
+from beit.tokenize.kinds import check_place, check_recipe
 
 SHIPPED = sorted(path.stem for path in RECIPES.glob("vqkd_*.toml"))
 
@@ -48,11 +48,11 @@ def test_recipes_of_other_kinds_are_refused_with_one_line() -> None:
 
 
 def test_a_folder_with_a_run_of_another_kind_is_refused_with_one_line(tmp_path: Path) -> None:
-    check_folder("dvae", tmp_path)
+    check_place("dvae", tmp_path)
     (tmp_path / "config.toml").write_text(config_to_toml(load()))
-    check_folder("vqkd", tmp_path)
-    with pytest.raises(InputError, match=r"holds a run of --kind vqkd, not dvae; name that kind, or another folder"):
-        check_folder("dvae", tmp_path)
+    check_place("vqkd", tmp_path)
+    with pytest.raises(InputError, match=r"holds a run of --kind vqkd, not dvae; name that kind to go on with it"):
+        check_place("dvae", tmp_path)
 
 
 @pytest.mark.parametrize(
