@@ -13,20 +13,29 @@ code, which moves each word that was chosen by a fixed share of the way, however
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+_MAX_PRODUCTS = 2**26
+"""Of codes with words at a time while learning, where batches are large: 256 MiB."""
 
-class Tally(NamedTuple):
+
+@dataclass(frozen=True, slots=True)
+class Tally:
     """Codes by the word they chose; of several micro-batches or ranks it is the sum of theirs."""
 
     counts: Tensor
     """(V,) float64: codes that chose each word."""
     sums: Tensor
     """(V, C) float64: their sum."""
+
+    def __add__(self, other: Tally) -> Tally:
+        """Return both together."""
+        return Tally(self.counts + other.counts, self.sums + other.sums)
 
 
 class Quantized(NamedTuple):
@@ -68,7 +77,8 @@ class CosineQuantizer(nn.Module):
 
     def forward(self, codes: Tensor) -> Quantized:
         """Replace codes, float32 (..., C) of length 1, by words."""
-        words = self.words(codes.detach())
+        parts = torch.split(codes.detach().flatten(0, -2), max(1, _MAX_PRODUCTS // len(self.codebook)))
+        words = torch.cat([self.words(part) for part in parts]).view(codes.shape[:-1])
         vectors = self.codebook[words]
         return Quantized(words, codes + (vectors - codes).detach(), F.mse_loss(codes, vectors))
 
@@ -101,12 +111,19 @@ class CosineQuantizer(nn.Module):
         self.codebook.copy_(moved)
 
     @torch.no_grad()
-    def place(self, codebook: Tensor, counts: Tensor) -> None:
-        """Put words, float (V, C) of length 1, each as if it had been chosen by codes like itself, (V,) of them."""
+    def place(self, codebook: Tensor, counts: Tensor, *, rows: Tensor | None = None) -> None:
+        """Put words where they are to be, each as if it had been chosen by so many codes like itself.
+
+        Args:
+            codebook: Float (V, C) of length 1.
+            counts: (V,) or a scalar.
+            rows: Bool (V,), which words; None puts all.
+        """
         assert self.counts is not None and self.sums is not None, "a finished tokenizer does not learn"
-        self.codebook.copy_(codebook)
-        self.counts.copy_(counts)
-        self.sums.copy_(self.codebook * self.counts[:, None])
+        chosen = torch.ones_like(self.counts, dtype=torch.bool) if rows is None else rows
+        self.codebook.copy_(torch.where(chosen[:, None], codebook, self.codebook))
+        self.counts.copy_(torch.where(chosen, counts, self.counts))
+        self.sums.copy_(torch.where(chosen[:, None], self.codebook * self.counts[:, None], self.sums))
 
     def extra_repr(self) -> str:
         """Show the size."""

@@ -1,6 +1,8 @@
 """The cosine quantizer: nearest words, gradients, running means; against plain loops and frozen public numbers."""
 
 import json
+import operator
+from functools import reduce
 from pathlib import Path
 
 import pytest
@@ -103,12 +105,12 @@ def test_an_update_does_not_depend_on_how_its_codes_were_cut(quantizer: CosineQu
     codes = unit(999, 6)
     words = quantizer.words(codes)
     whole = quantizer.tally(codes, words)
-    parts = [quantizer.tally(*part) for part in zip(torch.split(codes, 37), torch.split(words, 37), strict=True)]
-    counts, sums = (sum(values, torch.zeros(())) for values in zip(*parts, strict=True))
+    pairs = zip(torch.split(codes, 37), torch.split(words, 37), strict=True)
+    parts = reduce(operator.add, (quantizer.tally(*pair) for pair in pairs))
     other = CosineQuantizer(24, 6, is_learning=True)
     other.load_state_dict(quantizer.state_dict())
     quantizer.follow(whole, decay=0.99)
-    other.follow(Tally(counts, sums), decay=0.99)
+    other.follow(parts, decay=0.99)
     assert all(torch.equal(value, other.state_dict()[name]) for name, value in quantizer.state_dict().items())
 
 
