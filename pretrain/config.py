@@ -152,7 +152,8 @@ class PretrainConfig:
     """Factor on the learning rate from one layer to the layer below it; 1 trains all layers alike."""
     weights: Literal["published", "scaled"] = "published"
     """Random weights: published, as BEiT begins; scaled, with the deviation that the width of each layer asks for and
-    with position tables that prefer near patches, which is much sooner where models are narrow and runs short."""
+    with position tables that prefer near patches: sooner there where models are narrow and runs short. An encoder that
+    is continued (`init`) has weights of its own."""
     position_lr_scale: Annotated[float, above(0)] = 1.0
     """Factor on the learning rate of the relative position tables, which must become large numbers for a head to look
     at one patch; other than 1 also takes their weight decay away."""
@@ -195,10 +196,6 @@ class PretrainConfig:
         if self.init is None:  # nothing else will say it; with an encoder, what is left open is settled by `start.py`
             object.__setattr__(self, "model", self.model.for_random_weights())
             object.__setattr__(self, "data", self.data.for_random_weights())
-        require(
-            self.init is None or self.weights == "published",
-            f'weights ("{self.weights}") are random ones, and --init names an encoder; leave one of them out',
-        )
         require(
             self.adapt == "all" or self.init is not None,
             f'adapt ("{self.adapt}") must be "all" without --init: random weights left as they are would not learn; '

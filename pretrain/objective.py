@@ -66,7 +66,7 @@ def build_model(
     else:
         num_predicted = vit.num_patches if config.objective.kind == "all_tokens" else num_masked
         model = MaskedImageModel(vit, vocab_size=tokens.vocab_size, num_masked=num_predicted)
-    if config.weights == "scaled":
+    if config.weights == "scaled" and config.init is None:
         scale_to_width(model, vit.grid_size)
     return model
 
