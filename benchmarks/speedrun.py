@@ -162,7 +162,12 @@ class Bench:
         folder = self.out / "tiny" / f"seed-{seed}"
         own = replace(self, shape=())
         scores = own.measure(trial, seed=seed, steps=max(2, round(TINY_STEPS * scale)), folder=folder)
-        settings = {"data.num_labels": self.labels, "data.subset_seed": seed, "train.seed": seed, "train.precision": "fp32"}
+        settings = {
+            "data.num_labels": self.labels,
+            "data.subset_seed": seed,
+            "train.seed": seed,
+            "train.precision": "fp32",
+        }
         settings |= {"train.epochs": TINY_EPOCHS * scale, "reader.num_workers": 0, "train.eval_interval_steps": 10**6}
         run, encoder = folder / "finetune", folder / "pretrain" / ENCODER
         told = ["--encoder", encoder, "--val", self.val, "--recipe", "cifar10_tiny", *_sets(settings)]

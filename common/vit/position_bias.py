@@ -41,7 +41,8 @@ def near_first(grid_size: tuple[int, int], num_heads: int) -> Tensor:
     height, width = grid_size
     y, x = torch.arange(1 - height, height), torch.arange(1 - width, width)
     distances = (y[:, None] ** 2 + x[None, :] ** 2).float().sqrt().flatten()
-    slopes = torch.logspace(*(math.log10(slope) for slope in _SLOPES), num_heads)
+    widest, narrowest = _SLOPES
+    slopes = torch.logspace(math.log10(widest), math.log10(narrowest), num_heads)
     patches = -distances[:, None] * slopes
     return torch.cat([patches, patches.new_zeros(NUM_CLS_ROWS, num_heads)])
 
