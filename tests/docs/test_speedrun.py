@@ -1,9 +1,6 @@
 """The script behind docs/speedrun.md makes its tables from commands that it repeats none of."""
 
 import json
-import os
-import re
-import runpy
 import subprocess
 import sys
 from pathlib import Path
