@@ -150,7 +150,7 @@ def load_teacher(
         dtype: What to compute in; features come as float32.
     """
     place, name = torch.device(device), str(name_or_path)
-    if is_import_name(name) and not Path(name).exists():
+    if is_code(name):
         require(
             block is None,
             f"--teacher-block ({block}) chooses a block of an encoder, and {name} is code; leave it out",
@@ -162,3 +162,8 @@ def load_teacher(
     require(0 <= chosen <= last, f"--teacher-block ({chosen}) must be in [0, {last}], the blocks of {name}")
     digest = fingerprint({"teacher": "encoder", "weights": weights_sha256(name), "block": chosen}, {})
     return EncoderTeacher(name, encoder, chosen, digest, getattr(torch, dtype))
+
+
+def is_code(name: str) -> bool:
+    """Tell whether a name stands for code of somebody else, `module:Class`."""
+    return is_import_name(name) and not Path(name).exists()
