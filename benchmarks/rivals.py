@@ -55,6 +55,8 @@ RECIPE = "cifar10_tiny"
 """Of `beit finetune`."""
 WARMUP_PART = 16
 """Of BEiT's steps, of which the recipe says half a pass of eight."""
+TOKENS = "tokens.json"
+"""Beside the store, that it is finished; a folder with a file store.json would be taken for a store itself."""
 DONE = "done.json"
 """In the folder of whatever is finished."""
 
@@ -251,11 +253,11 @@ def main(
 def tokenize(plan: Comparison, runner: Runner) -> None:
     """Compute the tokens, once for all."""
     identity = {"train": plan.train, "views": plan.views}
-    file = plan.out / "store.json"
+    file = plan.out / TOKENS
     if is_finished(file, identity, option="--out"):
         return
     size = ["--img-size", str(IMG_SIZE_PX), "--patch-size", str(PATCH_SIZE_PX), "--workers", "1"]
-    with ChildMeter(plan.out / "store-seconds.json") as meter:
+    with ChildMeter(plan.out / "tokens-seconds.json") as meter:
         words = ["tokenize", plan.train, plan.store, "--tokenizer", "mini", "--views", str(plan.views), *size]
         runner.beit(*words, watch=meter.note)
     write_json(file, {"identity": identity, "seconds": meter.seconds})
@@ -291,7 +293,7 @@ def facts(plan: Comparison, seeds: Sequence[int]) -> dict[str, Any]:
     return {
         "settings": {**asdict(plan), "out": str(plan.out), "seeds": seeds},
         "costs": {method: [read_json(file)["cost"] for file in own if file.exists()] for method, own in files.items()},
-        "token_seconds": read_json(plan.out / "store.json")["seconds"],
+        "token_seconds": read_json(plan.out / TOKENS)["seconds"],
     }
 
 
