@@ -110,7 +110,9 @@ class Dino(nn.Module):
         return encoder
 
     def loss(self, batch: Sequence[Tensor], *, progress: float, generator: torch.Generator) -> dict[str, Tensor]:
-        """Return the loss of a batch and the entropy of the teacher's mean answer, in bits; note the new centre.
+        """Return the loss of a batch, the entropy of an answer of the teacher and of all, in bits; note the new centre.
+
+        Collapse shows in them: all answers alike have none together, and where each is uniform, each has all there is.
 
         The batch is global crops (G, B, 3, img_size, img_size), and local ones (V - G, B, 3, local_size, local_size) if
         there are any; float32, normalised.
@@ -124,7 +126,8 @@ class Dino(nn.Module):
         targets = centred_targets(taught, self.center, temperature)
         loss = dino_loss(targets, torch.cat(answers), self.config.student_temperature)
         self.center = updated_center(self.center, taught, self.config.center_momentum)
-        return {"loss": loss, "entropy_bits": _entropy_bits(targets.mean((0, 1)))}
+        each, together = _entropy_bits(targets).mean(), _entropy_bits(targets.mean((0, 1)))
+        return {"loss": loss, "answer_bits": each, "all_bits": together}
 
     def _answers(self, network: nn.ModuleDict, crops: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
         """Return what a network answers to crops (V, B, 3, h, w): (V, B, K), in one pass."""
@@ -212,5 +215,5 @@ def teacher_momentum(first: float, progress: float) -> float:
 
 
 def _entropy_bits(distribution: Tensor) -> Tensor:
-    """Return the entropy of (K,): 0 where the teacher always answers the same, which is collapse."""
-    return -(distribution * distribution.clamp_min(1e-12).log2()).sum().detach()
+    """Return the entropy of distributions (..., K)."""
+    return -(distribution * distribution.clamp_min(1e-12).log2()).sum(-1)

@@ -41,11 +41,11 @@ def base_folder(out: Path, start: str, seed: int) -> Path:
     return out / f"{start}-seed{seed}"
 
 
-def read_scores(out: Path, starts: Sequence[str], seeds: Sequence[int]) -> Scores:
-    """Return the top-1 of everything that is finished."""
+def read_scores(out: Path, seeds: Sequence[int]) -> Scores:
+    """Return the top-1 of everything that is finished of some seeds."""
     found: dict[str, dict[str, dict[int, float]]] = {}
     for measure in MEASURES:
-        for start in starts:
+        for start in NAMES:
             for seed in seeds:
                 folder = base_folder(out, start, seed) / measure
                 if not folder.with_name(f"{measure}.json").exists():
@@ -95,7 +95,7 @@ def as_markdown(rows: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> 
     for method, costs in facts["costs"].items():
         if costs:
             means = {name: fmean(cost[name] for cost in costs) for name in ("steps", "images", "seconds")}
-            numbers = " | ".join(count(means[name]) for name in ("steps", "images", "seconds"))
+            numbers = " | ".join(count(mean) for mean in means.values())
             lines.append(f"| {NAMES[method]} | {numbers} |")
     lines += ["", f"BEiT's tokens took {facts['token_seconds']:,.0f} processor seconds more, once for all seeds.", ""]
     lines += ["| measured | pre-trained by | top-1 | BEiT less this, in points | BEiT wins |"]

@@ -17,6 +17,7 @@ The script may be stopped or killed at any time and goes on. One thread.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -54,6 +55,8 @@ RECIPE = "cifar10_tiny"
 """Of `beit finetune`."""
 WARMUP_PART = 16
 """Of BEiT's steps, of which the recipe says half a pass of eight."""
+TOKENS = "tokens.json"
+"""Beside the store, that it is finished; a folder with a file store.json would be taken for a store itself."""
 DONE = "done.json"
 """In the folder of whatever is finished."""
 
@@ -213,7 +216,7 @@ class Pretrainer:
 def main(
     seeds: str, starts: str, shape: str, dino_set: tuple[str, ...], mae_set: tuple[str, ...], **values: Any
 ) -> None:
-    """Run what is missing; write OUT/rivals.md, OUT/rivals.json and OUT/rivals.png, after every seed."""
+    """Run what is missing; write OUT/rivals.md, rivals.json and rivals.png of all that is there, after every seed."""
     numbers, wanted = parse_seeds(seeds), starts.split(",")
     require(set(wanted) <= set(NAMES), f"--starts {starts} must be among {','.join(NAMES)}")
     require(values["seconds"] > 0, f"--seconds {values['seconds']:g} must be above 0")
@@ -243,18 +246,18 @@ def main(
                 pretrainer.pretrain(method, plan.folder(method, seed), steps=steps, seed=seed)
             for start in wanted:
                 measure(plan, start, seed, runner)
-            table = write_table(out, read_scores(out, wanted, numbers), facts(plan, wanted, numbers))
+            table = write_table(out, read_scores(out, numbers), facts(plan, numbers))
     click.echo(table)
 
 
 def tokenize(plan: Comparison, runner: Runner) -> None:
     """Compute the tokens, once for all."""
     identity = {"train": plan.train, "views": plan.views}
-    file = plan.out / "store.json"
+    file = plan.out / TOKENS
     if is_finished(file, identity, option="--out"):
         return
     size = ["--img-size", str(IMG_SIZE_PX), "--patch-size", str(PATCH_SIZE_PX), "--workers", "1"]
-    with ChildMeter(plan.out / "store-seconds.json") as meter:
+    with ChildMeter(plan.out / "tokens-seconds.json") as meter:
         words = ["tokenize", plan.train, plan.store, "--tokenizer", "mini", "--views", str(plan.views), *size]
         runner.beit(*words, watch=meter.note)
     write_json(file, {"identity": identity, "seconds": meter.seconds})
@@ -263,7 +266,7 @@ def tokenize(plan: Comparison, runner: Runner) -> None:
 def measure(plan: Comparison, start: str, seed: int, runner: Runner) -> None:
     """Probe an encoder, and fine-tune it, on the labels of a seed, unless that is done."""
     for name in MEASURES if plan.finetune_epochs else PROBES:
-        folder, settings = base_folder(plan.out, start, seed) / name, measuring_settings(plan, start, seed, name)
+        folder, settings = base_folder(plan.out, start, seed) / name, measuring_settings(plan, seed, name)
         identity = {"train": plan.train, "val": plan.val, "settings": settings}
         words = [plan.train, folder, "--encoder", plan.encoder(start, seed), "--recipe", RECIPE, *sets(settings)]
         with unless_finished(folder.with_name(f"{name}.json"), identity) as is_to_do:
@@ -274,25 +277,26 @@ def measure(plan: Comparison, start: str, seed: int, runner: Runner) -> None:
                 runner.beit("evaluate", folder / LAST, plan.val, "--out", folder / EVALUATION)
 
 
-def measuring_settings(plan: Comparison, start: str, seed: int, name: str) -> list[str]:
+def measuring_settings(plan: Comparison, seed: int, name: str) -> list[str]:
     """Return the settings of `beit finetune` for a measure."""
-    found = [f"data.num_labels={plan.labels}", f"data.subset_seed={seed}", f"train.seed={seed}", "reader.num_workers=0"]
-    found += plan.shape if start == RANDOM else ()
+    found = [*plan.shape, f"data.num_labels={plan.labels}", f"data.subset_seed={seed}", f"train.seed={seed}"]
+    found.append("reader.num_workers=0")
     if name not in PROBES:
         return [*found, f"train.epochs={plan.finetune_epochs:g}", "train.precision=fp32"]
     pooling = name.removeprefix("knn-")
     return found if pooling == name else [*found, f"probe.knn_pooling={pooling}"]
 
 
-def facts(plan: Comparison, starts: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
+def facts(plan: Comparison, seeds: Sequence[int]) -> dict[str, Any]:
     """Return what is said beside the table; see `write_table`."""
-    files = {method: [plan.folder(method, seed) / DONE for seed in seeds] for method in METHODS if method in starts}
+    files = {method: [plan.folder(method, seed) / DONE for seed in seeds] for method in METHODS}
     return {
-        "settings": {**asdict(plan), "out": str(plan.out), "seeds": seeds, "starts": starts},
+        "settings": {**asdict(plan), "out": str(plan.out), "seeds": seeds},
         "costs": {method: [read_json(file)["cost"] for file in own if file.exists()] for method, own in files.items()},
-        "token_seconds": read_json(plan.out / "store.json")["seconds"],
+        "token_seconds": read_json(plan.out / TOKENS)["seconds"],
     }
 
 
 if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     run_script(main)

@@ -35,10 +35,10 @@ def run(words):
 
 @pytest.mark.docs
 @pytest.mark.timeout(1800)
-def test_rivals_makes_its_table_and_repeats_nothing(tmp_path, words, monkeypatch, capsys):
+def test_rivals_makes_its_table_and_repeats_nothing(tmp_path, words, monkeypatch, capfd):
     monkeypatch.setattr(rivals.Pretrainer, "steps_for_budget", lambda self, method: 3)
     run([*words, "--finetune-epochs", "0"])
-    printed = capsys.readouterr().out
+    printed = capfd.readouterr().out
     document = json.loads((tmp_path / "out/rivals.json").read_text())
     assert {method: costs[0]["images"] for method, costs in document["costs"].items()} == dict.fromkeys(
         ("beit", "dino", "mae"), 12
@@ -55,9 +55,10 @@ def test_rivals_makes_its_table_and_repeats_nothing(tmp_path, words, monkeypatch
         assert drawn.width >= 900
     before = files_of(tmp_path / "out")
     run([*words, "--finetune-epochs", "0"])
-    assert capsys.readouterr().out == printed
-    assert {path for path, data in files_of(tmp_path / "out").items() if data != before[path]} <= {"rivals.png"}
+    assert capfd.readouterr().out == printed
+    after = files_of(tmp_path / "out")
+    assert {path for path, data in after.items() if data != before.get(path)} <= {"rivals.json", "rivals.png"}
     run([*words, "--finetune-epochs", "7", "--starts", "dino"])
-    assert "| fine-tuned | DINO |" in capsys.readouterr().out
+    assert "| fine-tuned | DINO |" in capfd.readouterr().out
     with pytest.raises(InputError, match="was made with other settings"):
         run([*words, "--finetune-epochs", "0", "--starts", "mae", "--mae-set", "mask_ratio=0.5"])

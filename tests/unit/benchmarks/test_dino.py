@@ -143,11 +143,15 @@ def test_schedules_begin_and_end_as_published():
     assert [teacher_momentum(0.996, at) for at in (0.0, 0.5, 1.0)] == pytest.approx([0.996, 0.998, 1.0])
 
 
-def test_a_collapsed_teacher_has_no_entropy():
+def test_both_ways_to_collapse_show():
     dino = Dino(SHAPE, DinoConfig(**SMALL))
     batch = [torch.randn(1, 1, 3, 16, 16).expand(2, 4, -1, -1, -1)]
     told = dino.loss(batch, progress=0.0, generator=torch.Generator())
-    assert 0 <= told["entropy_bits"].item() <= math.log2(12)
+    assert told["all_bits"].item() == pytest.approx(told["answer_bits"].item(), rel=1e-4)  # all answers alike
+    dino.teacher["head"].prototypes.data = torch.ones(12, 8)
+    dino.center.zero_()
+    told = dino.loss(batch, progress=0.0, generator=torch.Generator())
+    assert told["answer_bits"].item() == pytest.approx(math.log2(12), rel=1e-4)  # each one uniform
 
 
 def test_local_crops_are_whole_patches():
