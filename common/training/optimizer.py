@@ -131,7 +131,7 @@ def _directions(groups: Iterable[dict[str, Any]], steps: dict[Tensor, Tensor]) -
     stacks: dict[tuple[int, int], dict[Tensor, Tensor]] = {}
     for group in groups:
         for parameter in group["params"]:
-            matrices = steps[parameter].unflatten(0, (group[PARTS], -1))  # (parts, rows, columns)
+            matrices = steps[parameter].reshape(group[PARTS], -1, parameter.shape[1])  # (parts, rows, columns)
             rows, columns = matrices.shape[1:]
             wide = matrices.mT if rows > columns else matrices
             stacks.setdefault((wide.shape[1], wide.shape[2]), {})[parameter] = wide
@@ -165,7 +165,8 @@ def orthogonal(matrices: Tensor) -> Tensor:
     for _ in range(NEWTON_SCHULZ_STEPS):
         step = torch.baddbmm(product, product, product, beta=b, alpha=c) + a * identity
         factor, product = step @ factor, step @ product @ step
-    return (factor @ now).to(matrices.dtype)
+    found: Tensor = factor @ now
+    return found.to(matrices.dtype)
 
 
 def hidden_matrices(model: nn.Module) -> dict[nn.Parameter, int]:
