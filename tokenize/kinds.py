@@ -55,8 +55,9 @@ class TokenizerKind:
 KINDS = {
     "dvae": TokenizerKind("tokenizer_training", "TokenizerTrainConfig", "train_tokenizer", teacher="none"),
     "kmeans": TokenizerKind("clustering", "ClusteringConfig", "train_kmeans", teacher="optional"),
+    "vqkd": TokenizerKind("distillation", "DistillationConfig", "train_distilled", teacher="needed"),
 }
-DEFAULT_KIND, DEFAULT_WITH_TEACHER = "dvae", "kmeans"
+DEFAULT_KIND, DEFAULT_WITH_TEACHER = "dvae", "vqkd"
 
 
 def choose_kind(kind: str | None, teacher: str | None, block: int | None) -> tuple[str, TeacherChoice | None]:

@@ -32,6 +32,8 @@ from beit.common.tokenizers.dvae import DiscreteVAE
 from beit.common.tokenizers.dvae_config import DiscreteVAEConfig
 from beit.common.tokenizers.kmeans import KMeansTokenizer
 from beit.common.tokenizers.kmeans_config import KMeansConfig
+from beit.common.tokenizers.vqkd import VQKD
+from beit.common.tokenizers.vqkd_config import VQKDConfig
 
 FORMAT = Format("beit-tokenizer", 1)
 CONFIG_FILE, WEIGHTS_FILE, DECODER_FILE = "config.json", "model.safetensors", "decoder.safetensors"
@@ -100,6 +102,7 @@ class Kind:
 KINDS: Mapping[str, Kind] = {
     "dvae": Kind(DiscreteVAEConfig, DiscreteVAE),
     "kmeans": Kind(KMeansConfig, KMeansTokenizer, paints_patches=True),
+    "vqkd": Kind(VQKDConfig, VQKD, paints_patches=True),
 }
 """By architecture."""
 

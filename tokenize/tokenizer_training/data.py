@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from beit.common.views import TOKEN_RESAMPLE, AugmentConfig, draw_view, render_v
 from beit.tokenize.tokenizer_training.config import TokenizerDataConfig
 
 logger = logging.getLogger(__name__)
+Made = TypeVar("Made")
 MIN_IMAGES = 5
 """One in five is the most that is held out for the sake of `data.num_eval_images`."""
 
@@ -109,9 +110,7 @@ def split_images(images: LabelledDataset, data: HoldsOut, *, cache_bytes: int) -
     )
 
 
-def read_samples(
-    dataset: Dataset, rows: Sequence[int], use: Callable[[Record], NDArray[np.uint8]]
-) -> Iterator[NDArray[np.uint8]]:
+def read_samples(dataset: Dataset, rows: Sequence[int], use: Callable[[Record], Made]) -> Iterator[Made]:
     """Yield what `use` makes of the samples at some positions of a data set; unreadable ones are passed over."""
     starts = shard_starts(dataset.shard_sizes)
     for row in rows:
