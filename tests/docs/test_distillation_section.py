@@ -14,7 +14,7 @@ from beit.tokenize.distillation.config import DistillationConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docs" / "tokenizers.md").read_text()
-SECTION = TEXT[TEXT.index("\n## Words distilled from a teacher\n") : TEXT.index("\n## A tokenizer of somebody else\n")]
+SECTION = TEXT[TEXT.index("\n## Words distilled from a teacher\n") : TEXT.index("\n## Words by k-means\n")]
 
 # Appended to the shown commands: the same code, less of it.
 LESS = {

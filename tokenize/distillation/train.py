@@ -38,9 +38,9 @@ from beit.common.training.judge import Goal
 from beit.common.training.trainer import train
 from beit.common.vit.param_groups import param_groups
 from beit.tokenize.distillation.config import DistillationConfig, TeacherRecord
-from beit.tokenize.distillation.data import IMAGES, TEACHER_IMAGES, ViewTransform, batches_of
+from beit.tokenize.distillation.data import IMAGES, TEACHER_IMAGES, ViewTransform
 from beit.tokenize.distillation.model import DistillationModel, teacher_cosine
-from beit.tokenize.distillation.report import distillation_card, distillation_metrics, words_sheet
+from beit.tokenize.distillation.report import batches_of, distillation_card, distillation_metrics, words_sheet
 from beit.tokenize.distillation.words import CODES_PER_WORD, place_words, restart_words, used_words
 from beit.tokenize.images import open_images
 from beit.tokenize.teacher import Teacher, load_teacher
