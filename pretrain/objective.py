@@ -59,10 +59,15 @@ def build_model(
 ) -> MaskedImageModel | MaskedPixelModel:
     """Build the model of the objective with its initial values."""
     num_masked = max_num_masked(config.mask, vit.grid_size)
+    model: MaskedImageModel | MaskedPixelModel
     if tokens is None:
-        return MaskedPixelModel(vit, num_masked=num_masked)
-    num_predicted = vit.num_patches if config.objective.kind == "all_tokens" else num_masked
-    return MaskedImageModel(vit, vocab_size=tokens.vocab_size, num_masked=num_predicted)
+        model = MaskedPixelModel(vit, num_masked=num_masked)
+    else:
+        num_predicted = vit.num_patches if config.objective.kind == "all_tokens" else num_masked
+        model = MaskedImageModel(vit, vocab_size=tokens.vocab_size, num_masked=num_predicted)
+    if config.objective.aggregate:
+        model.aggregate(config.objective.aggregate, config.objective.aggregate_from)
+    return model
 
 
 def build_step(config: PretrainConfig, tokens: TokenSource | None, *, patch_size: int) -> MimStep | PixelStep:
