@@ -35,7 +35,8 @@ from beit.common.errors import InputError, ResumableStop, RunFailed
 from beit.common.processes.signals import die_with_parent
 from beit.common.runs.environment import environment
 from beit.common.runs.layout import ENCODER, METRICS
-from beit.common.storage.documents import parse_json, read_json, write_json
+from beit.common.runs.metrics import read_metrics
+from beit.common.storage.documents import read_json, write_json
 from beit.finetune.worth.runner import claim, interval, is_finished, parse_seeds
 
 RECIPE = "beit_tiny_patch4_32"
@@ -133,11 +134,10 @@ class Bench:
         seconds = self.run(run, "pretrain", store["path"], run, "--recipe", RECIPE, *settings, python=trial.python)
         told = [self.train, "--encoder", run / ENCODER, "--val", self.val, "--set", f"data.num_labels={self.labels}"]
         told += ["--set", f"data.subset_seed={seed}", "--set", "reader.num_workers=0"]
-        probe, neighbours = folder / "linear-probe", folder / "knn"
+        probe = folder / "probe"
         self.run(probe, "finetune", "linear-probe", told[0], probe, *told[1:])
-        self.run(neighbours, "finetune", "knn", told[0], neighbours, *told[1:])
-        records = (parse_json(line) for line in (run / METRICS).read_text().splitlines())
-        bits = [record["held_out_bits"] for record in records if "held_out_bits" in record]
+        self.run(probe / "knn.json", "finetune", "knn", told[0], probe, *told[1:])  # with the same features
+        bits = [record["held_out_bits"] for record in read_metrics(run / METRICS) if "held_out_bits" in record]
         return {
             "seed": seed,
             "steps": common["train.steps"],
@@ -145,7 +145,7 @@ class Bench:
             "store_seconds": store["seconds"],
             "bits": bits[-1],
             "probe": read_json(probe / "linear-probe.json")["top1"],
-            "knn": read_json(neighbours / "knn.json")["top1"],
+            "knn": read_json(probe / "knn.json")["top1"],
         }
 
     def _store(self, trial: Trial) -> dict[str, Any]:
