@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from beit.cli_options import Command, LongOptions, long_command_options, picture_option, say_written
-from beit.tokenize.kinds import DEFAULT_KIND, DEFAULT_WITH_TEACHER, KINDS, check_recipe, choose_kind
+from beit.tokenize.kinds import DEFAULT_KIND, DEFAULT_WITH_TEACHER, KINDS, check_place, check_recipe, choose_kind
 
 RECIPES = Path(__file__).parent / "recipes"
 """Of `beit tokenizer train`."""
@@ -131,15 +131,18 @@ def tokenizer_train_command(
     """Make a tokenizer from the images of SOURCE and write it to OUT, which `beit tokenize --tokenizer OUT` accepts.
 
     SOURCE is what `beit tokenize` takes, or `synthetic:N`, N images that beit generates itself. A dvae is trained to
-    reconstruct images. Run the same command again to go on after an interruption.
+    reconstruct images. Words of kmeans are the nearest of many centres, of pixels, or of a teacher's features: no
+    training, minutes. Run the same command again to go on after an interruption.
 
     \b
     Example:
       beit tokenizer train photos/ tokenizers/mine --recipe tokenizer_mini
+      beit tokenizer train photos/ tokenizers/seen --kind kmeans --teacher runs/pretrain/encoder
     """
     name, chosen = choose_kind(kind, teacher, teacher_block)
     options, trained = LongOptions(**long), KINDS[name]
     check_recipe(name, options.recipe, RECIPES)
+    check_place(name, out)
     config = options.load(trained.config, RECIPES)
     options.start(num_workers=config.reader.num_workers)
     taught = {} if trained.teacher == "none" else {"teacher": chosen}

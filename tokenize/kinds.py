@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 from beit.common.config import config_from_dict, find_recipe, read_toml
 from beit.common.errors import InputError, require
+from beit.common.runs.layout import CONFIG
 
 
 class TeacherChoice(NamedTuple):
@@ -74,12 +75,24 @@ def choose_kind(kind: str | None, teacher: str | None, block: int | None) -> tup
 
 def check_recipe(kind: str, recipe: str | None, recipes: Path) -> None:
     """Refuse a recipe that is one of another kind only; what is wrong in a recipe of this kind is not said here."""
-    if recipe is None:
-        return
-    values, path = read_toml(find_recipe(recipe, recipes)), str(recipe)
-    others = [name for name in KINDS if name != kind and _fits(name, values, path)]
-    if others and not _fits(kind, values, path):
+    if recipe is not None and (others := _only_others(kind, find_recipe(recipe, recipes))):
         raise InputError(f"--recipe {recipe} is one for --kind {' or '.join(others)}, not {kind}; name that kind")
+
+
+def check_place(kind: str, out: Path) -> None:
+    """Refuse the folder of a run of another kind."""
+    settings = out / CONFIG
+    if settings.is_file() and (others := _only_others(kind, settings)):
+        raise InputError(
+            f"{out} holds a run of --kind {' or '.join(others)}, not {kind}; name that kind to go on with it, or "
+            "another folder"
+        )
+
+
+def _only_others(kind: str, settings: Path) -> list[str]:
+    """Return the kinds whose settings a TOML file holds, if it does not hold some of this kind."""
+    values = read_toml(settings)
+    return [] if _fits(kind, values, str(settings)) else [name for name in KINDS if _fits(name, values, str(settings))]
 
 
 def _fits(kind: str, values: dict[str, Any], origin: str) -> bool:

@@ -32,6 +32,7 @@ class KMeansTokenizer(nn.Module):
     mean: Tensor
     deviation: Tensor
     centres: Tensor
+    patches: Tensor | None
 
     def __init__(self, config: KMeansConfig) -> None:
         super().__init__()

@@ -20,6 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+_MAX_PRODUCTS = 2**26
+"""Of codes with words at a time while learning, where batches are large: 256 MiB."""
+
 
 @dataclass(frozen=True, slots=True)
 class Tally:
@@ -74,7 +77,8 @@ class CosineQuantizer(nn.Module):
 
     def forward(self, codes: Tensor) -> Quantized:
         """Replace codes, float32 (..., C) of length 1, by words."""
-        words = self.words(codes.detach())
+        parts = torch.split(codes.detach().flatten(0, -2), max(1, _MAX_PRODUCTS // len(self.codebook)))
+        words = torch.cat([self.words(part) for part in parts]).view(codes.shape[:-1])
         vectors = self.codebook[words]
         return Quantized(words, codes + (vectors - codes).detach(), F.mse_loss(codes, vectors))
 

@@ -23,7 +23,6 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
 
-from beit.common.errors import require
 from beit.common.processes.distributed import World
 from beit.common.rng import CounterRng
 
@@ -63,11 +62,7 @@ class Assignment:
 def start(vectors: Tensor, vocab_size: int, rng: CounterRng, world: World) -> Centres:
     """Take V different vectors of the first batch, over all ranks, as the first centres; n, D as above."""
     own, first, total = len(vectors), *_place(len(vectors), world)
-    require(
-        total >= vocab_size,
-        f"model.vocab_size ({vocab_size}) is more than the {total} patches of a batch; lower it, or raise "
-        "clustering.global_batch_size or data.patches_per_view",
-    )
+    assert total >= vocab_size, "the settings were checked"
     chosen = torch.from_numpy(np.asarray(rng.permutation(total)[:vocab_size]) - first)
     is_own = (chosen >= 0) & (chosen < own)
     words, rows = is_own.nonzero().flatten(), chosen[is_own]

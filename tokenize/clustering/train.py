@@ -160,6 +160,12 @@ class Clustering:
             num_patches=num_patches,
             num_chosen=min(num_patches, config.data.patches_per_view),
         )
+        in_batch = config.clustering.global_batch_size * self.transform.num_chosen
+        require(
+            self.network.vocab_size <= in_batch,
+            f"model.vocab_size ({self.network.vocab_size}) is more than the {in_batch} patches of a batch, from which "
+            "words start; lower it, or raise clustering.global_batch_size or data.patches_per_view",
+        )
         self.views = Views(self.images.train, self.transform, config, world=self.world)
         self.step = 0
         self.centres: Centres | None = None
@@ -184,7 +190,7 @@ class Clustering:
         )
         self.views.check(record["data"])
         with checkpoint.reader("model") as stored:
-            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118: no mapping
+            tensors = {name: stored.get_tensor(name) for name in stored.keys()}
         device, self.step = self.world.device, checkpoint.step
         self.network.mean.copy_(tensors["mean"])
         self.network.deviation.copy_(tensors["deviation"])

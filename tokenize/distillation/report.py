@@ -94,7 +94,8 @@ def word_colours(codebook: Tensor) -> NDArray[np.uint8]:
 def distillation_card(file: Path, config: DistillationConfig, training: Mapping[str, Any], *, fingerprint: str) -> None:
     """Write the card; `training` is what the tokenizer's config.json says: source, teacher, step, metrics."""
     model, metrics, teacher = config.model, training["metrics"], training["teacher"]
-    block = "" if teacher["block"] is None else f", block {teacher['block']}"
+    block = "" if teacher["block"] is None else f" --teacher-block {teacher['block']}"
+    command = f"beit tokenizer train {training['source']} {file.parent.name} --teacher {teacher['name']}{block}"
     grid = model.grid_size
     lines = [
         "# Image tokenizer",
@@ -107,13 +108,12 @@ def distillation_card(file: Path, config: DistillationConfig, training: Mapping[
         "    from beit.common.tokenizer import load_tokenizer",
         f'    token_ids = load_tokenizer("{file.parent}").encode(images)  # {grid} x {grid} each',
         "",
-        f"- Network: vision transformer of {model.depth} blocks, {model.embed_dim} wide, {model.num_heads} heads; code "
-        f"vectors of {model.code_dim}.",
-        f"- Teacher: `{teacher['name']}`{block}, {teacher['dim']} features per square at {teacher['img_size']} px, "
+        f"- Network: vision transformer of {model.depth} block{'s' * (model.depth > 1)}, {model.embed_dim} wide, "
+        f"{model.num_heads} heads; code vectors of {model.code_dim}.",
+        f"- Teacher: `{teacher['name']}`, {teacher['dim']} features per square at {teacher['img_size']} px, "
         f"fingerprint `{teacher['fingerprint']}`.",
-        f"- Training: `beit tokenizer train {training['source']} {file.parent.name} --teacher {teacher['name']}`, "
-        f"{time.strftime('%Y-%m-%d')}, step {training['step']} of {training['total_steps']}; all settings: "
-        "`config.toml`.",
+        f"- Training: `{command}`, {time.strftime('%Y-%m-%d')}, step {training['step']} of {training['total_steps']}; "
+        "all settings: `config.toml`.",
         f"- Data: {training['num_train_images']} images of `{training['source']}`; {training['num_held_out_images']} "
         "further images were held out.",
         "- Licence: (yours to fill in: of these weights, of the teacher, and of the images they were trained on)",

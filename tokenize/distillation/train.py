@@ -267,7 +267,7 @@ class DistillationTask:
         decay = self.config.objective.codebook_decay
         everywhere = Tally(self.world.add_up(tally.counts), self.world.add_up(tally.sums))
         self._quantizer.follow(everywhere, decay=decay, skipped=skipped)
-        if codes:
+        if codes and not float(skipped):  # waits for the device, which a restart does anyway
             self._restart(torch.cat(codes))
 
     def _restart(self, codes: Tensor) -> None:

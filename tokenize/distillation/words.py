@@ -14,10 +14,13 @@ from torch import Tensor
 from beit.common.tokenizers.quantizer import CosineQuantizer
 from beit.tokenize.tokenizer_training.codebook import fit_codebook, revive_words
 
+_FIRST_SHARE = 0.05
+"""Of its fair share of codes that a word begins with: little, so that the codes of the first steps decide where it
+goes, and one that nobody chooses is soon put elsewhere."""
 CODES_PER_WORD = 16
 """That the first words are fitted to; with fewer, k-means would memorise them."""
-_MAX_CANDIDATES = 16384
-"""Codes among which a restart looks for those that no word is near: the memory for comparing them is M x V."""
+_MAX_CANDIDATES, _MAX_PRODUCTS = 16384, 2**26
+"""Codes among which a restart looks for those that no word is near, and their products with words: 256 MiB."""
 
 
 @torch.no_grad()
@@ -29,11 +32,11 @@ def place_words(
     Args:
         quantizer: Its words are replaced.
         codes: Float32 (M, C) of length 1, on its device.
-        codes_per_step: Of the training: words begin as if each had had its fair share of them all along.
+        codes_per_step: Of the training.
         generator: Owns all randomness; on their device.
     """
     codebook = fit_codebook(codes, len(quantizer.codebook), generator=generator)
-    quantizer.place(codebook, torch.tensor(codes_per_step / len(codebook), device=codebook.device))
+    quantizer.place(codebook, torch.tensor(_FIRST_SHARE * codes_per_step / len(codebook), device=codebook.device))
 
 
 @torch.no_grad()
@@ -51,7 +54,8 @@ def restart_words(quantizer: CosineQuantizer, codes: Tensor, *, threshold: float
     """
     assert quantizer.counts is not None
     candidates = codes[torch.isfinite(codes).all(dim=1)]
-    candidates = candidates[:: max(1, math.ceil(len(candidates) / _MAX_CANDIDATES))]
+    most = min(_MAX_CANDIDATES, _MAX_PRODUCTS // len(quantizer.codebook))
+    candidates = candidates[:: max(1, math.ceil(len(candidates) / most))]
     total = quantizer.counts.sum()
     if not len(candidates) or not total > 0:
         return 0

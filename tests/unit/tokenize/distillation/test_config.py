@@ -1,12 +1,13 @@
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from beit.common.config import load_config
+from beit.common.config import config_to_toml, load_config
 from beit.common.errors import InputError
 from beit.tokenize.commands import RECIPES
 from beit.tokenize.distillation.config import DistillationConfig
-from beit.tokenize.kinds import check_recipe
+from beit.tokenize.kinds import check_place, check_recipe
 
 SHIPPED = sorted(path.stem for path in RECIPES.glob("vqkd_*.toml"))
 
@@ -44,6 +45,14 @@ def test_recipes_of_other_kinds_are_refused_with_one_line() -> None:
     for kind in ("dvae", "kmeans"):
         with pytest.raises(InputError, match=rf"--recipe vqkd_mini_patch4_32 is one for --kind vqkd, not {kind}"):
             check_recipe(kind, "vqkd_mini_patch4_32", RECIPES)
+
+
+def test_a_folder_with_a_run_of_another_kind_is_refused_with_one_line(tmp_path: Path) -> None:
+    check_place("dvae", tmp_path)
+    (tmp_path / "config.toml").write_text(config_to_toml(load()))
+    check_place("vqkd", tmp_path)
+    with pytest.raises(InputError, match=r"holds a run of --kind vqkd, not dvae; name that kind to go on with it"):
+        check_place("dvae", tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,7 @@ def test_words_begin_where_codes_are_and_move_every_step(source: str, encoder: P
     task.begin(Path())
     first = quantizer.codebook.clone()
     assert not torch.equal(first, random)
-    assert quantizer.counts is not None and float(quantizer.counts.sum()) == pytest.approx(4 * 16)
+    assert quantizer.counts is not None and float(quantizer.counts.sum()) == pytest.approx(0.05 * 4 * 16)
     batch = next(task.data.micro_batches(0))
     loss, metrics = task.forward(task.model, batch, 0)
     assert set(metrics) == {"teacher_cosine", "commitment", "words_used"}
@@ -68,7 +68,7 @@ def test_words_begin_where_codes_are_and_move_every_step(source: str, encoder: P
     moved = quantizer.codebook.clone()
     assert not torch.equal(moved, first)
     task.forward(task.model, batch, 1)
-    task.end_step(torch.ones(()))  # skipped, as its loss was not finite; only then unused words may be put elsewhere
+    task.end_step(torch.ones(()))  # skipped, as its loss was not finite: no word moves, nor is it put elsewhere
     assert torch.equal(moved, quantizer.codebook)
 
 
