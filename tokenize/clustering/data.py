@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from beit.common.errors import InputError
 from beit.common.processes.distributed import World
-from beit.common.reading.batch_plan import BatchPlan, DataState, check_resume
+from beit.common.reading.batch_plan import BatchPlan, DataState
 from beit.common.reading.contents import contents_of, difference
 from beit.common.reading.dataset import build_order
 from beit.common.reading.labelled_dataset import LabelledDataset
@@ -101,6 +101,7 @@ class Views:
             transform=self._transform,
             config=self._reader,
             pin_memory=self._world.device.type == "cuda",
+            patience_seconds=5.0 if self._world.world_size == 1 else 20.0,
         )
         return iter(loader)
 
@@ -109,9 +110,11 @@ class Views:
         return {"order": asdict(self._state(step)), "contents": self._contents}
 
     def check(self, saved: Mapping[str, Any]) -> None:
-        """Refuse to go on over other images than those of `saved`, an earlier `state`."""
-        check_resume(DataState.from_json(dict(saved["order"])), self._state(0))
+        """Refuse to go on over other images, or another order, than those of `saved`, an earlier `state`."""
+        order = replace(DataState.from_json(dict(saved["order"])), samples_consumed=0)
         changed = self._world.run_on_main(lambda: difference(saved["contents"], self._contents or {}))
+        if order != self._state(0) and not changed:
+            changed = "another order"
         if changed:
             raise InputError(
                 f"the images differ from those of the checkpoint ({changed}); restore them, or name a new folder"

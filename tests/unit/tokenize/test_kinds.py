@@ -5,7 +5,7 @@ from click.testing import CliRunner
 
 from beit.common.errors import InputError
 from beit.tokenize.commands import RECIPES, tokenizer_train_command
-from beit.tokenize.kinds import KINDS, check_recipe, choose_kind
+from beit.tokenize.kinds import KINDS, check_place, check_recipe, choose_kind
 
 
 def test_every_kind_has_settings_and_a_training() -> None:
@@ -33,6 +33,22 @@ def _is_of(kind: str, recipe: Path) -> bool:
     except InputError:
         return False
     return True
+
+
+def test_a_recipe_of_another_kind_is_refused_by_the_name_of_its_own() -> None:
+    check_recipe("kmeans", "kmeans_pixels_patch4_32", RECIPES)
+    with pytest.raises(InputError, match="--recipe tokenizer_mini is one for --kind dvae, not kmeans; name that kind"):
+        check_recipe("kmeans", "tokenizer_mini", RECIPES)
+    with pytest.raises(InputError, match="is one for --kind kmeans, not dvae"):
+        check_recipe("dvae", "kmeans_pixels_patch8_64", RECIPES)
+
+
+def test_a_folder_of_another_kind_is_refused_by_the_name_of_its_own(tmp_path: Path) -> None:
+    check_place("dvae", tmp_path)
+    (tmp_path / "config.toml").write_text((RECIPES / "kmeans_pixels_patch4_32.toml").read_text())
+    check_place("kmeans", tmp_path)
+    with pytest.raises(InputError, match="holds a run of --kind kmeans, not dvae; name that kind to go on with it"):
+        check_place("dvae", tmp_path)
 
 
 def test_an_unknown_kind_is_named_with_those_there_are(tmp_path: Path) -> None:
