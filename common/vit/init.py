@@ -83,7 +83,11 @@ def scale_to_width(model: nn.Module, grid_size: tuple[int, int]) -> None:
                 parameter.copy_(near_first(grid_size, parameter.shape[1]))
             elif leaf in ("cls_token", "mask_token"):
                 parameter.mul_(_TOKEN_STD / _STD_AFTER_CUT)
-            elif leaf == "weight" and parameter.ndim > 1 and name.startswith(("patch_embed.", "blocks.", "cls_pt_layers.")):
+            elif (
+                leaf == "weight"
+                and parameter.ndim > 1
+                and name.startswith(("patch_embed.", "blocks.", "cls_pt_layers."))
+            ):
                 parameter.mul_(_GAIN * parameter[0].numel() ** -0.5 / _STD_AFTER_CUT)
 
 
