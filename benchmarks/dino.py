@@ -46,6 +46,8 @@ class DinoConfig:
 
     learning: DinoLearning = field(default_factory=DinoLearning)
     """AdamW and its schedule."""
+    layer_scale: Annotated[float, above(0)] = 1.0
+    """What every branch of the encoder is multiplied with at first; BEiT's is 0.1, the paper has none."""
     outputs: Annotated[int, at_least(2)] = 1024
     """K; the paper's 65 536 are for ImageNet."""
     hidden_dim: Annotated[int, at_least(1)] = 512
