@@ -35,7 +35,7 @@ from beit.common.vit.vit import VisionTransformer
 class DinoLearning(Learning):
     """The same, with DINO's values."""
 
-    lr: Annotated[float, above(0)] = 1e-3
+    lr: Annotated[float, above(0)] = 2e-4
     batch_size: Annotated[int, at_least(1)] = 32
     weight_decay: Annotated[tuple[float, float], at_least(0)] = (0.04, 0.4)
 
@@ -46,7 +46,9 @@ class DinoConfig:
 
     learning: DinoLearning = field(default_factory=DinoLearning)
     """AdamW and its schedule."""
-    outputs: Annotated[int, at_least(2)] = 1024
+    layer_scale: Annotated[float, above(0)] = 1.0
+    """What every branch of the encoder is multiplied with at first; BEiT's is 0.1, the paper has none."""
+    outputs: Annotated[int, at_least(2)] = 256
     """K; the paper's 65 536 are for ImageNet."""
     hidden_dim: Annotated[int, at_least(1)] = 512
     """Width of the head."""
@@ -58,8 +60,9 @@ class DinoConfig:
     """Divides the teacher's, at the start and after the warm-up."""
     temperature_warmup: Annotated[float, within("[0, 1]")] = 0.3
     """Share of the run over which it rises."""
-    momentum: Annotated[float, within("[0, 1]")] = 0.996
-    """How much of itself the teacher keeps in a step, at the start; 1 at the end, by half a cosine."""
+    momentum: Annotated[float, within("[0, 1]")] = 0.99
+    """How much of itself the teacher keeps in a step, at the start; 1 at the end, by half a cosine. The paper's 0.996
+    is for a hundred times as many steps."""
     center_momentum: Annotated[float, within("[0, 1)")] = 0.9
     """How much of itself the centre keeps in a step."""
     frozen: Annotated[float, within("[0, 1)")] = 0.01

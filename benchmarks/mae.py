@@ -47,6 +47,8 @@ class MaeConfig:
 
     learning: MaeLearning = field(default_factory=MaeLearning)
     """AdamW and its schedule."""
+    layer_scale: Annotated[float, above(0)] = 0.1
+    """What every branch of the encoder is multiplied with at first; BEiT's is 0.1, the paper has none."""
     mask_ratio: Annotated[float, within("(0, 1)")] = 0.75
     """Share of the patches that the encoder does not see."""
     decoder_dim: Annotated[int, at_least(4)] = 64
