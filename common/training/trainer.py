@@ -146,7 +146,7 @@ class Trainer:
         self._rhythm = Rhythm(config.train, self._plan, cost=_evaluation_cost(task, world), world=world)
         self._engine = Engine(task, config, world=world)
         require(
-            self._engine.zero_stage == 0 or not isinstance(task, OverwritesWeights),
+            self._engine.zero_stage == 0 or not isinstance(task, OverwritesWeights | EndsSteps),
             f"deepspeed.zero_stage ({self._engine.zero_stage}) must be 0 here: this training overwrites weights "
             "itself, which partitions held elsewhere would not notice",
         )

@@ -200,7 +200,9 @@ class DistillationTask:
     @torch.no_grad()
     def _begin_words(self) -> None:
         shape, model = self.config.model, self.model
-        views = self._views(-(-shape.vocab_size * CODES_PER_WORD // shape.grid_size**2), "first words")
+        count = -(-shape.vocab_size * CODES_PER_WORD // shape.grid_size**2)
+        logger.info("placing the first words among the codes of %d images", count)
+        views = self._views(count, "first words")
         codes, features = [], []
         for part in batches_of(views, self.world.device):
             codes.append(model.vqkd.codes(part[IMAGES]).flatten(0, 2))

@@ -174,6 +174,13 @@ def test_teacher_and_tokenizer_may_see_a_view_at_different_sizes(source: str, tm
     task.forward(task.model, batch, 0)
 
 
+def test_partitions_from_a_file_of_ones_own_are_refused(source: str, encoder: Path, tmp_path: Path) -> None:
+    (tmp_path / "ds.json").write_text('{"zero_optimization": {"stage": 3}}')
+    config = settings(deepspeed={"config": str(tmp_path / "ds.json")})
+    with pytest.raises(InputError, match=r"zero_stage \(3\) must be 0 here"):
+        train_distilled(config, source, tmp_path / "out", teacher=TeacherChoice(str(encoder), None))
+
+
 def test_settings_that_make_no_sense_are_refused() -> None:
     with pytest.raises(InputError, match=r"train.ema_decay \(0.9\) has no use for --kind vqkd"):
         settings(train={"ema_decay": 0.9})
