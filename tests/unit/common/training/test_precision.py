@@ -13,9 +13,14 @@ WORLD = World(rank=0, local_rank=0, world_size=1, device=CPU)
 
 @pytest.mark.parametrize(
     ("capabilities", "expected"),
-    [({"avx512_bf16": True}, True), ({"bf16": True}, True), ({"avx2": True, "avx512_bf16": False}, False), ({}, False)],
+    [
+        ({"avx512_bf16": True, "amx_bf16": True}, True),
+        ({"bf16": True}, True),
+        ({"avx512_bf16": True}, False),
+        ({}, False),
+    ],
 )
-def test_a_processor_has_bf16_only_if_it_reports_it(monkeypatch, capabilities, expected):
+def test_bf16_counts_only_where_a_processor_has_units_for_it(monkeypatch, capabilities, expected):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
     assert has_native_bf16(CPU) is expected
 
