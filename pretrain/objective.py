@@ -9,6 +9,7 @@ import torch
 from beit.common.shards.schema import StoreInfo
 from beit.common.tokenizer import Tokenizer, load_tokenizer
 from beit.common.vit.config import ViTConfig
+from beit.common.vit.init import scale_to_width
 from beit.pretrain.config import PretrainConfig
 from beit.pretrain.masking import max_num_masked
 from beit.pretrain.model import MaskedImageModel, MaskedPixelModel
@@ -51,6 +52,7 @@ def token_source(config: PretrainConfig, store: StoreInfo, device: torch.device)
         dtype=config.tokenizer.dtype,
         compile_encoder=config.tokenizer.compile_encoder,
     )
+    encoder.require_grid(store.grid_size)
     return TokenSource.of(encoder, store.grid_size * encoder.downsampling)
 
 
@@ -67,6 +69,8 @@ def build_model(
         model = MaskedImageModel(vit, vocab_size=tokens.vocab_size, num_masked=num_predicted)
     if config.objective.aggregate:
         model.aggregate(config.objective.aggregate, config.objective.aggregate_from)
+    if config.weights == "scaled" and config.init is None:
+        scale_to_width(model, vit.grid_size)
     return model
 
 
