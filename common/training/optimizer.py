@@ -46,7 +46,7 @@ class Parts(NamedTuple):
     """How many equal matrices a weight is made of, and along which of its sides they lie."""
 
     side: int
-    count: int
+    number: int
 
 
 class FiniteAdamW(torch.optim.AdamW):
@@ -106,9 +106,9 @@ class FiniteMuon(FiniteAdamW):
     that learning rates and weight decay chosen for AdamW serve both.
 
     Source: Muon (Jordan et al., 2024) as `torch.optim.Muon` computes it with adjust_lr_fn="match_rms_adamw", which is
-    the rule of "Muon is Scalable for LLM Training" (2025), 2.2. Differs: queries, keys and values are three matrices,
-    as Muon's author advises; float32 on a CPU, where bfloat16 is slower; matrices of one shape go through the products
-    together, long ones by way of the product with themselves.
+    the rule of "Muon is Scalable for LLM Training" (2025), 2.2. Differs: what each head asks, offers, passes
+    on and writes are matrices of their own, where Muon's author advises one each for all queries, keys and values;
+    float32 on a CPU, where bfloat16 is slower; matrices of one shape go through the products together.
     """
 
     def _update(self) -> None:
@@ -130,7 +130,7 @@ class FiniteMuon(FiniteAdamW):
             torch._foreach_mul_(group["params"], 1.0 - rates[id(group)] * group["weight_decay"])
         for (_, long_side), members in _by_shape(groups, gradients).items():
             found = orthogonal(torch.cat([wide for _, _, wide in members]))
-            pieces = found.split([len(wide) for _, _, wide in members])
+            pieces = torch.split(found, [len(wide) for _, _, wide in members])
             for (group, parameter, wide), piece in zip(members, pieces, strict=True):
                 target = _matrices(parameter, group[PARTS])
                 direction = piece if wide.shape == target.shape else piece.mT
@@ -139,9 +139,10 @@ class FiniteMuon(FiniteAdamW):
 
 def _matrices(tensor: Tensor, parts: Parts) -> Tensor:
     """View a weight (rows, columns) as the matrices (M, rows, columns) that it is made of."""
+    rows, columns = tensor.shape
     if parts.side == 0:
-        return tensor.unflatten(0, (parts.count, -1))
-    return tensor.unflatten(1, (parts.count, -1)).movedim(1, 0)
+        return tensor.view(parts.number, -1, columns)
+    return tensor.view(rows, parts.number, -1).movedim(1, 0)
 
 
 def _by_shape(
@@ -166,7 +167,7 @@ def orthogonal(matrices: Tensor) -> Tensor:
     now = matrices / matrices.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     if now.device.type == "cpu":
         at_once = max(1, _BYTES_AT_ONCE // now[0].nbytes)
-        return torch.cat([_by_products(part) for part in now.split(at_once)])
+        return torch.cat([_by_products(part) for part in torch.split(now, at_once)])
     dtype = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     return _by_steps(now.to(dtype)).to(matrices.dtype)
 
@@ -245,7 +246,7 @@ def build_optimizer(
     return FiniteMuon(_marked(groups, hidden_matrices(model)), clip_norm=clip_norm, **options)
 
 
-def _marked(groups: Iterable[dict[str, Any]], matrices: dict[nn.Parameter, int]) -> Iterator[dict[str, Any]]:
+def _marked(groups: Iterable[dict[str, Any]], matrices: dict[nn.Parameter, Parts]) -> Iterator[dict[str, Any]]:
     """Split groups such that what Muon takes is apart, by the number of its parts."""
     for group in groups:
         by_parts: dict[Parts | None, list[nn.Parameter]] = {}
