@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from beit.common.errors import InputError, did_you_mean, require
 from beit.common.shards.schema import TokenizerInfo
 from beit.common.tokenizers.dalle_cache import dalle_folder, has_decoder, has_encoder, prepare_dalle
-from beit.common.tokenizers.directory import LoadedModel, load_model
+from beit.common.tokenizers.directory import PATCHES, LoadedModel, load_model
 from beit.common.tokenizers.plugin import PluginModel, installed_names, is_import_name, load_plugin
 
 logger = logging.getLogger(__name__)
@@ -86,6 +86,8 @@ class Tokenizer:
         self.dtype, self.is_compiled = dtype, is_compiled
         self.name, self.fingerprint, self.can_decode = name, fingerprint, can_decode
         self.vocab_size, self.downsampling, self.img_size = model.vocab_size, model.downsampling, model.img_size
+        # Networks of words that are not made to be painted have the mean patch of each (`directory.PATCHES`).
+        self.paints_averages = can_decode and getattr(model, PATCHES, None) is not None
 
     def __repr__(self) -> str:
         side = "" if self.img_size is None else f"img_size={self.img_size}, "

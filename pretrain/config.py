@@ -150,6 +150,13 @@ class PretrainConfig:
     and what `model` and `data` say of them must be the same; drop_path excepted."""
     layer_decay: Annotated[float, within("(0, 1]")] = 1.0
     """Factor on the learning rate from one layer to the layer below it; 1 trains all layers alike."""
+    weights: Literal["published", "scaled"] = "published"
+    """Random weights: published, as BEiT begins; scaled, with the deviation that the width of each layer asks for and
+    with position tables that prefer near patches: sooner there where models are narrow and runs short. An encoder that
+    is continued (`init`) has weights of its own."""
+    position_lr_scale: Annotated[float, above(0)] = 1.0
+    """Factor on the learning rate of the relative position tables, which must become large numbers for a head to look
+    at one patch; other than 1 also takes their weight decay away."""
     adapt: AdaptSetting = "all"
     """How much of the encoder that is continued is trained: "all"; "last:N", its last N blocks; or "lora:R", updates of
     rank R of its matrices. What comes after it is trained in any case, and a mask token that it never had."""

@@ -9,6 +9,7 @@ import torch
 from beit.common.shards.schema import StoreInfo
 from beit.common.tokenizer import Tokenizer, load_tokenizer
 from beit.common.vit.config import ViTConfig
+from beit.common.vit.init import scale_to_width
 from beit.pretrain.config import PretrainConfig
 from beit.pretrain.masking import max_num_masked
 from beit.pretrain.model import MaskedImageModel, MaskedPixelModel
@@ -60,10 +61,15 @@ def build_model(
 ) -> MaskedImageModel | MaskedPixelModel:
     """Build the model of the objective with its initial values."""
     num_masked = max_num_masked(config.mask, vit.grid_size)
+    model: MaskedImageModel | MaskedPixelModel
     if tokens is None:
-        return MaskedPixelModel(vit, num_masked=num_masked)
-    num_predicted = vit.num_patches if config.objective.kind == "all_tokens" else num_masked
-    return MaskedImageModel(vit, vocab_size=tokens.vocab_size, num_masked=num_predicted)
+        model = MaskedPixelModel(vit, num_masked=num_masked)
+    else:
+        num_predicted = vit.num_patches if config.objective.kind == "all_tokens" else num_masked
+        model = MaskedImageModel(vit, vocab_size=tokens.vocab_size, num_masked=num_predicted)
+    if config.weights == "scaled" and config.init is None:
+        scale_to_width(model, vit.grid_size)
+    return model
 
 
 def build_step(config: PretrainConfig, tokens: TokenSource | None, *, patch_size: int) -> MimStep | PixelStep:

@@ -289,6 +289,7 @@ class PretrainTask:
             weight_decay=self.config.optimizer.weight_decay,
             layer_decay=self.config.layer_decay,
             depth=self.vit.depth,
+            position_lr_scale=self.config.position_lr_scale,
         )
 
     def transform(self, *, fixed_masks: bool = False) -> ViewTransform:

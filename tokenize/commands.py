@@ -176,7 +176,10 @@ def _report_options(command: Command) -> Command:
         click.option("--out", type=path, metavar="F.json", help="Write the numbers here, too."),
         click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Seed of images and views."),
         click.option(
-            "--view-size", type=int, default=112, show_default=True, metavar="PX", help="Side of the views measured."
+            "--view-size",
+            type=int,
+            metavar="PX",
+            help="Side of the views measured.  [default: what a tokenizer is made for, else 112]",
         ),
         click.option(
             "--images",
@@ -198,7 +201,7 @@ def _report_options(command: Command) -> Command:
 def tokenizer_report_command(tokenizer: str, source: str, **options: Any) -> None:
     """Measure how fit TOKENIZER is for the images of SOURCE, and say in words what to make of it.
 
-    Use of the vocabulary, predictability from neighbours, reconstruction, stability and speed, with one verdict each.
+    Use of the vocabulary, predictability from neighbours, meaning, reconstruction, stability and speed, with verdicts.
     TOKENIZER is mini, dall-e, or what `beit tokenizer train` wrote; SOURCE may also be `synthetic:N`. The keys of the
     JSON are described in docs/tokenizers.md.
 
@@ -216,7 +219,8 @@ def tokenizer_report_command(tokenizer: str, source: str, **options: Any) -> Non
 def tokenizer_compare_command(tokenizers: tuple[str, ...], source: str, **options: Any) -> None:
     """Measure tokenizers A B ... on the same views of the images of SOURCE, side by side.
 
-    As `beit tokenizer report`; `*` marks the best value where one is better. The view size must suit all of them.
+    As `beit tokenizer report`; `*` marks the best value where one is better. Beside a tokenizer that takes one side
+    only, the others see the same views at the side that gives them as many words.
 
     \b
     Example:
@@ -228,7 +232,7 @@ def tokenizer_compare_command(tokenizers: tuple[str, ...], source: str, **option
 
 
 def _report(
-    names: list[str], source: str, *, images: int, view_size: int, seed: int, out: Path | None, html: Path | None
+    names: list[str], source: str, *, images: int, view_size: int | None, seed: int, out: Path | None, html: Path | None
 ) -> None:
     from beit.tokenize.fitness.report import ReportSettings
     from beit.tokenize.fitness.run import report_tokenizers

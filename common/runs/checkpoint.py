@@ -259,7 +259,8 @@ class PortableState:
     model: dict[str, torch.Tensor]
     """The model's state dict: parameters (float32) and buffers."""
     optimizer: dict[str, torch.Tensor]
-    """`exp_avg/NAME` and `exp_avg_sq/NAME` shaped as parameter NAME, `step/NAME` scalar; absent before an update.
+    """`exp_avg/NAME` and `exp_avg_sq/NAME` shaped as parameter NAME, `step/NAME` scalar; absent before an update. Of
+    what Muon trains `momentum_buffer/NAME` alone.
     Where weights are averaged (`common/training/ema.py`), `ema/NAME`, too, also of running statistics, and the scalar
     `ema_updates`; in float16 `loss_scale`."""
 

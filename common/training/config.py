@@ -59,6 +59,9 @@ class TrainConfig:
 class OptimizerConfig:
     """AdamW with linear warmup and a way down; the defaults are BEiT's pre-training setting."""
 
+    kind: Literal["adamw", "muon"] = "adamw"
+    """muon: the matrices of the transformer blocks by Muon, everything else by AdamW; `lr` and `weight_decay` serve
+    both. Only with deepspeed.zero_stage 0."""
     lr: Annotated[float, above(0)] = 1.5e-3
     """Peak learning rate, used as it is: never scaled with the batch."""
     min_lr: float = 1e-5

@@ -23,7 +23,7 @@ from beit.common.processes.distributed import World
 from beit.common.runs.checkpoint import AVERAGE
 from beit.common.training.config import TrainingConfig
 from beit.common.training.engine_settings import deepspeed_json
-from beit.common.training.optimizer import FiniteAdamW, LossScale
+from beit.common.training.optimizer import FiniteAdamW, LossScale, build_optimizer, check_optimizer
 from beit.common.training.task import Task
 
 logger = logging.getLogger(__name__)
@@ -56,19 +56,14 @@ class Engine:
     """A model under training: the task's, initialised identically on all ranks and moved to the device."""
 
     def __init__(self, task: Task, config: TrainingConfig, *, world: World) -> None:
-        model, adam = task.model, config.optimizer
+        model = task.model
         self.model, self.world = model.to(world.device), world
         self.precision = choose_precision(config.train.precision, world)
         num_trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         settings = deepspeed_json(config, task.data.plan, num_trained=num_trained)
         self.zero_stage: int = settings["zero_optimization"]["stage"]
-        self.optimizer = FiniteAdamW(
-            [group for group in task.param_groups() if group["params"]],
-            clip_norm=adam.clip_grad if self.zero_stage == 0 else None,
-            lr=adam.lr,
-            betas=adam.betas,
-            eps=adam.eps,
-        )
+        groups = [group for group in task.param_groups() if group["params"]]
+        self.optimizer = build_optimizer(config.optimizer, groups, model, zero_stage=self.zero_stage)
         self._base_weight_decay = [group["weight_decay"] for group in self.optimizer.param_groups]
         module = LossModule(task, self.autocast)
         try:
@@ -195,6 +190,12 @@ class Engine:
                 self.optimizer.state[flat][AVERAGE] = self.averages[flat]
         if self.zero_stage < 3:
             self.zero_optimizer._lazy_init_hp_params_optimizer_state()
+
+
+def check_engine(task: Task, config: TrainingConfig) -> None:
+    """Refuse settings that no engine for this task could have."""
+    settings = deepspeed_json(config, task.data.plan, num_trained=1)
+    check_optimizer(config.optimizer, task.model, zero_stage=settings["zero_optimization"]["stage"])
 
 
 def running_statistics(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""Full weights and AdamW moments of an engine, gathered from and scattered to any ZeRO stage and number of ranks.
+"""Full weights and moments of an engine, gathered from and scattered to any ZeRO stage and number of ranks.
 
 The state is rank-independent: tensors under the model's own names. Getting and setting is collective: every rank calls,
 in the same order. Files are `common/runs/checkpoint.py`.
@@ -13,8 +13,12 @@ from torch import nn
 
 from beit.common.runs.checkpoint import AVERAGE, PortableState
 from beit.common.training.engine import Engine, gathered, hp_tensor, set_hp_tensor
+from beit.common.training.optimizer import MOMENTUM_BUFFER
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+"""AdamW's."""
+_STATES = (*MOMENTS, "step", MOMENTUM_BUFFER)
+"""Whatever an optimizer keeps of a parameter."""
 _AVERAGE_UPDATES, _LOSS_SCALE = "ema_updates", "loss_scale"
 
 
@@ -57,7 +61,7 @@ def scatter_state(
     parameters = dict(engine.model.named_parameters())
     for name, parameter in parameters.items():
         _set_parameter(engine, parameter, read_model(name))
-        _set_moments(engine, parameter, {kind: read_optimizer(f"{kind}/{name}") for kind in (*MOMENTS, "step")})
+        _set_moments(engine, parameter, {kind: read_optimizer(f"{kind}/{name}") for kind in _STATES})
         if engine.averages:
             average = read_optimizer(f"{AVERAGE}/{name}")
             # Saved without averages, and now averaged: it begins at the weights as they are.
@@ -87,12 +91,12 @@ def _full_parameter(engine: Engine, parameter: nn.Parameter) -> torch.Tensor:
 
 
 def _full_moments(engine: Engine, parameter: nn.Parameter) -> dict[str, torch.Tensor]:
-    """Return exp_avg, exp_avg_sq and step; nothing for a parameter that was never updated."""
+    """Return AdamW's or Muon's states of a parameter; nothing if it was never updated."""
     if not parameter.requires_grad:
         return {}
     if engine.zero_stage == 0:  # the plain optimizer: DeepSpeed's accessors know nothing of it
         state = engine.optimizer.state.get(parameter, {})
-        return {kind: state[kind] for kind in (*MOMENTS, "step")} if state else {}
+        return {kind: state[kind] for kind in _STATES if kind in state}
     # By the optimizer's own count: skipped steps are none.
     step = torch.tensor(max((float(state["step"]) for state in engine.optimizer.state.values()), default=0.0))
     return {kind: hp_tensor(parameter, kind) for kind in MOMENTS} | {"step": step}

@@ -32,7 +32,7 @@ from beit.common.storage.locks import sole_use
 from beit.common.training.config import TrainingConfig, cosine_schedule, learning_rate
 from beit.common.training.data import BatchStream, HostFlag
 from beit.common.training.ema import WeightAverage
-from beit.common.training.engine import Engine
+from beit.common.training.engine import Engine, check_engine
 from beit.common.training.expectation import LONG_REST_SECONDS, Expectation, finished_line, in_words, warn_of_plan
 from beit.common.training.judge import BestSoFar, NonFiniteGuard
 from beit.common.training.measure import ProfileWindow, peak_flops, peak_memory_bytes
@@ -105,6 +105,7 @@ def start_run(
             allowed = config.run.allow_data_change
             task.data.check_resume(checkpoint.record["data"], allow_data_change=allowed, changed=changed)
         model = task.model
+        check_engine(task, config)
         if checkpoint is not None:  # whose files other machines may not have yet
             world.run_on_main(lambda: check_shapes(checkpoint, model))
         settle_micro_batch(task, config, checkpoint=checkpoint, world=world)

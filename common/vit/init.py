@@ -12,8 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from beit.common.vit.config import InitRule, ViTConfig
+from beit.common.vit.position_bias import TABLE_KEY, near_first
 
 INIT_STD = 0.02
+_STD_AFTER_CUT = 0.54 * INIT_STD
+"""Of the pre-training rule."""
+_GAIN, _TOKEN_STD = 0.7, 0.5
+"""Of `scale_to_width`: what is left of the deviation of a layer's input, and the deviation of CLS and mask token, about
+that of an embedded patch. One value each was tried (docs/speedrun.md)."""
 _NO_CUT = 6.0
 """Cut of the fine-tuning rule in standard deviations; the released code cuts at 100 of them, which is no cut, except
 that its sampler then turns one draw in 2^24 into a weight of -2.0 (100 standard deviations)."""
@@ -61,6 +67,24 @@ def init_vit(model: nn.Module, config: ViTConfig) -> None:
             # Both branches of block l add to a stream that l blocks share: what they write is divided by sqrt(2 l).
             with torch.no_grad():
                 parameter.div_(math.sqrt(2 * (int(name.split(".")[1]) + 1)))
+
+
+def scale_to_width(model: nn.Module, grid_size: tuple[int, int]) -> None:
+    """Make initial values of the pre-training rule, in place, those of a model that learns from its first steps on.
+
+    Weights of 0.01, made for 768 channels, pass on a tenth of their input where there are 128: here embedding and
+    blocks get the deviation that their own width asks for. And as long as all offsets weigh alike, masked patches
+    cannot tell where they are, so that position tables begin near (`near_first`). Heads stay as they are.
+    """
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            leaf = name.rpartition(".")[2]
+            if leaf == TABLE_KEY:
+                parameter.copy_(near_first(grid_size, parameter.shape[1]))
+            elif leaf in ("cls_token", "mask_token"):
+                parameter.mul_(_TOKEN_STD / _STD_AFTER_CUT)
+            elif leaf == "weight" and parameter.ndim > 1 and name.startswith(("patch_embed.", "blocks.")):
+                parameter.mul_(_GAIN * parameter[0].numel() ** -0.5 / _STD_AFTER_CUT)
 
 
 def init_head(head: nn.Linear, scale: float) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import nn
 
+from beit.common.vit.position_bias import TABLE_KEY
+
 
 def is_decayed(name: str, num_dims: int) -> bool:
     """Tell by its official name and its dimensions whether a parameter is weight-decayed.
@@ -34,7 +36,12 @@ def layer_id(name: str, depth: int) -> int:
 
 
 def param_groups(
-    model: nn.Module, *, weight_decay: float, layer_decay: float = 1.0, depth: int = 0
+    model: nn.Module,
+    *,
+    weight_decay: float,
+    layer_decay: float = 1.0,
+    depth: int = 0,
+    position_lr_scale: float = 1.0,
 ) -> list[dict[str, Any]]:
     """Split the trainable parameters by layer and decay; lower layers learn more slowly.
 
@@ -44,24 +51,27 @@ def param_groups(
         layer_decay: Factor from one layer to the layer below it, in (0, 1]; the head has 1, the embeddings
             layer_decay^(depth + 1). With 1 there are two groups only, both at the schedule's own rate.
         depth: Number of transformer blocks, for a layer_decay below 1.
+        position_lr_scale: Factor on the learning rate of the relative position tables; with another than 1 they are not
+            decayed.
 
     Returns:
         Groups in the order of the layers, decayed before not decayed.
 
-    Source: the released BEiT fine-tuning code. Differs: nothing.
+    Source: the released BEiT fine-tuning code. Differs: nothing, unless position tables have a factor.
     """
-    groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
+    groups: dict[tuple[int, bool, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         layer = layer_id(name, depth) if layer_decay < 1 else depth + 1
-        key = layer, not is_decayed(name, parameter.ndim)
+        factor = position_lr_scale if name.rpartition(".")[2] == TABLE_KEY else 1.0
+        key = layer, not is_decayed(name, parameter.ndim) or factor != 1, factor
         groups.setdefault(key, []).append(parameter)
     return [
         {
-            "params": groups[layer, spared],
+            "params": groups[layer, spared, factor],
             "weight_decay": 0.0 if spared else weight_decay,
-            "lr_scale": layer_decay ** (depth + 1 - layer),
+            "lr_scale": layer_decay ** (depth + 1 - layer) * factor,
         }
-        for layer, spared in sorted(groups)
+        for layer, spared, factor in sorted(groups)
     ]

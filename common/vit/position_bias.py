@@ -10,6 +10,7 @@ image. CLS is position 0 of the sequence.
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 
 import torch
@@ -22,11 +23,28 @@ NUM_CLS_ROWS = 3
 
 TABLE_KEY = "relative_position_bias_table"
 
+_SLOPES = (0.3, 1.6)
+"""Of the widest and the narrowest head that `near_first` makes."""
+
 
 def num_table_rows(grid_size: tuple[int, int]) -> int:
     """Return R: one row per offset between two patches of the grid, and three for pairs with CLS."""
     height, width = grid_size
     return (2 * height - 1) * (2 * width - 1) + NUM_CLS_ROWS
+
+
+def near_first(grid_size: tuple[int, int], num_heads: int) -> Tensor:
+    """Return a table (R, H) that prefers near patches: minus the distance in patches, times a slope for each head.
+
+    Slopes grow by equal factors from head to head. What concerns CLS is 0.
+    """
+    height, width = grid_size
+    y, x = torch.arange(1 - height, height), torch.arange(1 - width, width)
+    distances = (y[:, None] ** 2 + x[None, :] ** 2).float().sqrt().flatten()
+    widest, narrowest = _SLOPES
+    slopes = torch.logspace(math.log10(widest), math.log10(narrowest), num_heads)
+    patches = -distances[:, None] * slopes
+    return torch.cat([patches, patches.new_zeros(NUM_CLS_ROWS, num_heads)])
 
 
 def relative_position_index(grid_size: tuple[int, int], device: str | torch.device | None = None) -> Tensor:

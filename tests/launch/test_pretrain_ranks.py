@@ -23,8 +23,8 @@ pytestmark = [pytest.mark.launch, pytest.mark.timeout(900)]
 
 SETTINGS = """
     model.embed_dim=32 model.num_heads=2 model.depth=2 train.steps=2 train.global_batch_size=8 train.precision=fp32
-    reader.num_workers=0 deepspeed.zero_stage=3 held_out.micro_batch_size=5 held_out.train_images=31
-    probe.micro_batch_size=7 probe.data=labelled
+    reader.num_workers=0 deepspeed.zero_stage=3 optimizer.kind=adamw held_out.micro_batch_size=5
+    held_out.train_images=31 probe.micro_batch_size=7 probe.data=labelled
 """.split()
 
 
@@ -76,7 +76,7 @@ def test_two_ranks_measure_what_one_does(folder: Path, store: str, setting: str,
 CHAIN = """
     model.embed_dim=32 model.num_heads=2 model.depth=2 model.drop_path=0.0 mask.exact=true train.steps=12
     train.global_batch_size=8 train.precision=fp32 train.log_interval_steps=1 train.eval_interval_steps=12
-    checkpoint.interval_steps=4 optimizer.warmup_steps=0
+    checkpoint.interval_steps=4 optimizer.warmup_steps=0 optimizer.kind=adamw
 """.split()
 
 

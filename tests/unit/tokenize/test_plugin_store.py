@@ -50,12 +50,12 @@ def test_a_tokenizer_of_one_side_is_asked_for_no_other(example):
     assert not Path("store").exists()
     assert run("tokenize", "photos", "store", "--tokenizer", example, *SMALL, "--patch-size", "8").exit_code == 0
     assert open_store("store")[0]["token_ids"].shape == (2, 4, 4)
-    with pytest.raises(InputError, match=r"--view-size \(112\) must be 32, all that brightness:Brightness takes"):
-        run("tokenizer", "report", example, "photos")
+    with pytest.raises(InputError, match=r"--view-size \(112\) is not 32, the one side that brightness:Brightness"):
+        run("tokenizer", "report", example, "photos", "--view-size", "112")
     wide = fixed.replace("Brightness", "Wide").replace("img_size = 32", "img_size = 64")
     Path("brightness.py").write_text(fixed + wide.partition("functional as F")[2])
     del sys.modules["brightness"]
-    with pytest.raises(InputError, match=r"takes images of 32 px only and brightness:Wide of 64 px, so no views suit"):
+    with pytest.raises(InputError, match=r"4 x 4 words of 32 px and brightness:Wide for 8 x 8 of 64 px"):
         run("tokenizer", "compare", example, "brightness:Wide", "photos")
 
 

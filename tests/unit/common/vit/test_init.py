@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from beit.common.vit.config import ViTConfig
+from beit.common.vit.init import scale_to_width
+from beit.common.vit.position_bias import near_first
 from beit.common.vit.vit import VisionTransformer
 from beit.finetune.classification.model import ImageClassifier
 from beit.pretrain.model import MaskedImageModel
@@ -90,3 +92,32 @@ def test_initial_values_follow_the_global_seed():
         )
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     assert not torch.equal(states[0]["cls_token"], states[2]["cls_token"])
+
+
+@pytest.mark.parametrize("pos_bias", ["shared", "per_block", "none"])
+def test_scaled_weights_pass_on_what_comes_in_whatever_the_width(pos_bias):
+    for width in (64, 256):
+        config = ViTConfig(img_size=32, patch_size=4, embed_dim=width, depth=2, num_heads=4, pos_bias=pos_bias)
+        torch.manual_seed(0)
+        model = VisionTransformer(config)
+        scale_to_width(model, config.grid_size)
+        with torch.no_grad():
+            patches = model.patch_embed(torch.randn(64, 3, 32, 32))
+            keys = model.blocks[0].attn.qkv(torch.randn(1000, width))
+        assert patches.std().item() == pytest.approx(0.7, rel=0.1)
+        assert keys.std().item() == pytest.approx(0.7, rel=0.1)
+        first, second = (block.mlp.fc2.weight.std().item() for block in model.blocks)
+        assert first / second == pytest.approx(2**0.5, rel=0.05)  # what branches write still adds up over the depth
+        tables = [value for name, value in model.named_parameters() if name.endswith("bias_table")]
+        assert len(tables) == {"shared": 1, "per_block": 2, "none": 0}[pos_bias]
+        assert all(torch.equal(table, near_first((8, 8), 4)) for table in tables)
+
+
+def test_scaled_weights_leave_norms_scales_and_biases_alone():
+    config = ViTConfig(img_size=32, patch_size=4, embed_dim=64, depth=2, num_heads=4)
+    torch.manual_seed(0)
+    model = VisionTransformer(config)
+    before = {name: value.clone() for name, value in model.state_dict().items() if value.ndim == 1}
+    scale_to_width(model, config.grid_size)
+    assert before
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in before.items())

@@ -78,3 +78,14 @@ def test_biases_are_spared_whatever_their_shape():
     assert not is_decayed("head.bias", 2)
     assert not is_decayed("pos_embed", 3)
     assert is_decayed("head.weight", 2)
+
+
+def test_position_tables_alone_get_their_factor_and_lose_their_decay(pretrain_model, classifier):
+    decayed, spared, tables = param_groups(pretrain_model, weight_decay=0.05, position_lr_scale=10.0)
+    assert names_of(pretrain_model, tables) == {"rel_pos_bias.relative_position_bias_table"}
+    assert (tables["lr_scale"], tables["weight_decay"]) == (10.0, 0.0)
+    assert (decayed["lr_scale"], spared["lr_scale"], decayed["weight_decay"]) == (1.0, 1.0, 0.05)
+    assert (len(decayed["params"]), len(spared["params"])) == (51, 137)
+    groups = param_groups(classifier, weight_decay=0.05, layer_decay=0.5, depth=12, position_lr_scale=10.0)
+    of_tables = [group for group in groups if any("position" in name for name in names_of(classifier, group))]
+    assert [group["lr_scale"] for group in of_tables] == pytest.approx([10 * 0.5 ** (12 - i) for i in range(12)])

@@ -9,6 +9,7 @@ from beit.common.errors import InputError
 from beit.common.vit.position_bias import (
     gather_bias,
     geometric_spacing,
+    near_first,
     num_table_rows,
     relative_position_index,
     resize_table,
@@ -130,3 +131,20 @@ def test_bias_without_gradients_is_the_same_by_a_faster_way(grid):
     table, index = torch.randn(num_table_rows(grid), 3), relative_position_index(grid)
     with torch.no_grad():
         assert torch.equal(gather_bias(table, index, grid), gather_bias(table, index))
+
+
+def test_a_table_that_prefers_near_patches_falls_with_the_distance_from_head_to_head_faster():
+    table = near_first((4, 6), 3)
+    assert table.shape == (num_table_rows((4, 6)), 3)
+    index = relative_position_index((4, 6))
+    bias = gather_bias(table, index)[0]  # (H, S, S)
+    assert torch.equal(bias[:, 0], torch.zeros(3, 25))  # CLS looks at all alike
+    assert torch.equal(bias[:, :, 0], torch.zeros(3, 25))
+    here, beside, below, corner = 1 + 8, 1 + 9, 1 + 14, 1 + 23
+    assert torch.equal(bias[:, here, here], torch.zeros(3))
+    assert torch.equal(bias[:, here, beside], bias[:, here, below])
+    slopes = -bias[:, here, beside]
+    assert slopes[0].item() == pytest.approx(0.3) and slopes[2].item() == pytest.approx(1.6)
+    assert (slopes[1] / slopes[0]).item() == pytest.approx((slopes[2] / slopes[1]).item())
+    assert torch.allclose(bias[:, here, corner], -slopes * 13**0.5)  # two rows, three columns
+    assert near_first((4, 4), 1).shape[1] == 1
