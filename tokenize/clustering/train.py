@@ -38,7 +38,7 @@ from beit.common.training.measure import children_memory_bytes, peak_memory_byte
 from beit.tokenize.clustering.centres import Centres, assign, reduce_counts, revive, start, statistics, update
 from beit.tokenize.clustering.config import ClusteringConfig
 from beit.tokenize.clustering.data import Views, ViewTransform
-from beit.tokenize.clustering.report import kmeans_card, word_metrics
+from beit.tokenize.clustering.report import CARD, kmeans_card, word_metrics
 from beit.tokenize.images import open_images
 from beit.tokenize.kinds import TeacherChoice
 from beit.tokenize.teacher import EncoderTeacher, is_code, load_teacher
@@ -201,7 +201,7 @@ class Clustering:
     def run(self, run: RunDirectory, stop: StopFlag) -> None:
         """Take all batches that are left, and write the tokenizer."""
         total, is_main = self.config.clustering.total_steps, self.world.is_main
-        if self.step == total and (run.path / CONFIG_FILE).is_file():
+        if self.step == total and all((run.path / name).is_file() for name in (CONFIG_FILE, CARD)):
             if is_main:
                 logger.info("%s is finished (%d batches); name another folder for other words", run.path, total)
             return
@@ -356,7 +356,7 @@ class Clustering:
         }
         shape = network.config
         fingerprint = save_tokenizer(directory, network.state_dict(), shape, training=training, patches=network.patches)
-        kmeans_card(directory / "README.md", shape, self.config, training, fingerprint=fingerprint)
+        kmeans_card(directory / CARD, shape, self.config, training, fingerprint=fingerprint)
         logger.info(
             "%.0f of %d words occur in %.0f held-out images, perplexity %.0f, cosine %.3f",
             *(metrics["words_used"], network.vocab_size, metrics["images"]),
