@@ -17,9 +17,9 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("beit needs Python 3.11 or newer (this is %s); try: make PYTHON=python3.11" % sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
-	@# The reference that DALL-E's files are tested against. Without what it asks for: torchvision is tied to one build of torch
-	@# and would replace ours; what it really imports is in the dev extra.
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps DALL-E
+	@# The references that DALL-E's files and DINO's loss are tested against. Without what they ask for: torchvision is tied to
+	@# one build of torch and would replace ours; what they really import is in the dev extra.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps DALL-E lightly
 	@touch $@
 
 demo: setup ## The whole chain on generated images, minutes on two cores

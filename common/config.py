@@ -214,7 +214,7 @@ def load_config(
     origin = "defaults"
     if recipe is not None:
         path = find_recipe(recipe, recipe_dir)
-        values, origin = _read_toml(path), str(path)
+        values, origin = read_toml(path), str(path)
     config = config_from_dict(schema, values, origin=origin)
     if not overrides:
         return config
@@ -290,7 +290,8 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return {name: value for name, value in flat.items() if (name, value) not in RETIRED.items()}
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file as nested plain values."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:  # also of text that is not UTF-8, and of numbers with 5000 digits

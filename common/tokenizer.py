@@ -4,8 +4,8 @@
     token_ids = tokenizer.encode(images)     # uint8 pixels to visual words
     pictures = tokenizer.decode(token_ids)   # and back
 
-The networks are `common/tokenizers/dvae.py` (compact, trained here) and `common/tokenizers/dalle.py` (BEiT's), the
-directory a trained one is kept in is `common/tokenizers/directory.py`. Cutting many images into batches is the caller's
+The networks are `common/tokenizers/dalle.py` (BEiT's) and those of the table in `common/tokenizers/directory.py`, where
+the directory that a trained one is kept in is described, too. Cutting many images into batches is the caller's
 business; a convolution's last bits depend on the batch size, so stores fix it.
 """
 
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from beit.common.errors import InputError, did_you_mean, require
 from beit.common.shards.schema import TokenizerInfo
 from beit.common.tokenizers.dalle_cache import dalle_folder, has_decoder, has_encoder, prepare_dalle
-from beit.common.tokenizers.directory import LoadedModel, load_model
+from beit.common.tokenizers.directory import PATCHES, LoadedModel, load_model
 from beit.common.tokenizers.plugin import PluginModel, installed_names, is_import_name, load_plugin
 
 logger = logging.getLogger(__name__)
@@ -47,6 +47,8 @@ class TokenizerModel(Protocol):
     """Number of words."""
     downsampling: int
     """Pixels per token and side."""
+    img_size: int | None
+    """The one side of images in pixels that it takes; None takes all multiples of `downsampling`."""
 
     def pixels_to_ids(self, pixels: Tensor) -> Tensor:
         """Map uint8 (B, 3, H, W) to int64 (B, h, w)."""
@@ -83,11 +85,14 @@ class Tokenizer:
         self._pixels_to_ids = torch.compile(model.pixels_to_ids) if is_compiled else model.pixels_to_ids
         self.dtype, self.is_compiled = dtype, is_compiled
         self.name, self.fingerprint, self.can_decode = name, fingerprint, can_decode
-        self.vocab_size, self.downsampling = model.vocab_size, model.downsampling
+        self.vocab_size, self.downsampling, self.img_size = model.vocab_size, model.downsampling, model.img_size
+        # Networks of words that are not made to be painted have the mean patch of each (`directory.PATCHES`).
+        self.paints_averages = can_decode and getattr(model, PATCHES, None) is not None
 
     def __repr__(self) -> str:
+        side = "" if self.img_size is None else f"img_size={self.img_size}, "
         return (
-            f"Tokenizer({self.name!r}, vocab_size={self.vocab_size}, downsampling={self.downsampling}, "
+            f"Tokenizer({self.name!r}, vocab_size={self.vocab_size}, downsampling={self.downsampling}, {side}"
             f"fingerprint={self.fingerprint[:12]}...)"
         )
 
@@ -97,7 +102,7 @@ class Tokenizer:
 
         Args:
             images: uint8 RGB, either a NumPy array (B, H, W, 3) or a tensor (B, 3, H, W). H and W divisible by
-                `downsampling`.
+                `downsampling`, or both `img_size` where the tokenizer has one.
         Returns:
             token_ids, int64 (B, H / downsampling, W / downsampling) in [0, vocab_size), on the tokenizer's device.
         Raises:
@@ -107,6 +112,9 @@ class Tokenizer:
         height, width = pixels.shape[-2:]
         if height % self.downsampling or width % self.downsampling or not height * width:
             raise ValueError(f"images of {height} x {width} px must have sides divisible by {self.downsampling}")
+        if self.img_size is not None and (height, width) != (self.img_size, self.img_size):
+            side = self.img_size
+            raise ValueError(f"images of {height} x {width} px must be {side} x {side} px, all that {self.name} takes")
         with self._exact_arithmetic():
             return self._pixels_to_ids(pixels.to(self._device))
 
@@ -144,7 +152,18 @@ class Tokenizer:
         require(
             self.can_decode,
             f"tokenizer {self.name} has no decoder, so its tokens cannot be drawn; DALL-E's is decoder.pkl, beside its "
-            "encoder.pkl",
+            "encoder.pkl, that of others decoder.safetensors",
+        )
+
+    def require_grid(self, grid_size: int) -> None:
+        """Raise an `InputError` where images of `grid_size` tokens a side are none that this tokenizer takes."""
+        if self.img_size is None or self.img_size == grid_size * self.downsampling:
+            return
+        own = self.img_size // self.downsampling
+        raise InputError(
+            f"tokenizer {self.name} takes images of {self.img_size} px only and gives {own} x {own} tokens, where "
+            f"img_size / patch_size is {grid_size}; choose an img_size of {own} times the patch_size, or another "
+            "tokenizer"
         )
 
     def _exact_arithmetic(self) -> AbstractContextManager[None]:
@@ -260,7 +279,7 @@ def load_tokenizer(
         loaded = load_model(path, need_decoder=need_decoder)
         model = loaded.model.eval().requires_grad_(False)
         # Convolutions are fastest in this layout, on the CPU and, in half precision, on a GPU.
-        nn.Module.to(loaded.model, device=place, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        nn.Module.to(model, device=place, memory_format=torch.channels_last)  # type: ignore[call-overload]
         loaded.model.use_dtype(getattr(torch, dtype))
     tokenizer = Tokenizer(
         model,

@@ -34,13 +34,13 @@ BOXES = {
     "pretrain": Box("stages", 2, 2, "pretrain/", "masks, objective, learning signal"),
     "finetune": Box("stages", 4, 2, "finetune/", "classifiers, probes, evaluation"),
     "training": Box("training", 3, 2, "training", "the loop, engine, optimizer"),
-    "tokenizer": Box("doors", 0, 1, "tokenizer.py", "load_tokenizer"),
-    "store": Box("doors", 1, 1, "store.py", "open_store"),
+    "store": Box("doors", 0, 1, "store.py", "open_store"),
+    "tokenizer": Box("doors", 1, 1, "tokenizer.py", "load_tokenizer"),
     "encoder": Box("doors", 2, 1, "encoder.py", "load_encoder"),
     "reading": Box("doors", 3.28, 1, "reading", "samples in order"),
     "runs": Box("doors", 4.6, 1, "runs", "a run's folder"),
-    "tokenizers": Box("rooms", 0, 1, "tokenizers", "dVAE, DALL-E"),
-    "shards": Box("rooms", 1, 1, "shards", "parts of a store"),
+    "shards": Box("rooms", 0, 1, "shards", "parts of a store"),
+    "tokenizers": Box("rooms", 1, 1, "tokenizers", "pixels to words"),
     "vit": Box("rooms", 2, 1, "vit", "the transformer"),
     "sources": Box("rooms", 3, 1, "sources", "users' images"),
     "processes": Box("rooms", 4, 1, "processes", "ranks, workers"),
@@ -82,9 +82,11 @@ def drawn(name: str, box: Box) -> Iterator[str]:
 
 
 def arrow(start: str, end: str) -> str:
-    """Return a line from the lower edge of a box to the upper edge of another."""
+    """Return a line from the lower edge of a box to the upper edge of another, or to its right neighbour."""
     left, top, width, height = position(BOXES[start])
     end_left, end_top, end_width, _ = position(BOXES[end])
+    if top == end_top:
+        return f'<path d="M{left + width:g} {top + height / 2:g}L{end_left - 2:g} {top + height / 2:g}"/>'
     x, end_x = left + width / 2, end_left + end_width / 2
     # Arrows of one box leave and arrive a little apart, in the order of their other ends.
     lean = max(-1.0, min(1.0, (end_x - x) / (COLUMN + GAP)))

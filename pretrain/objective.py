@@ -52,6 +52,7 @@ def token_source(config: PretrainConfig, store: StoreInfo, device: torch.device)
         dtype=config.tokenizer.dtype,
         compile_encoder=config.tokenizer.compile_encoder,
     )
+    encoder.require_grid(store.grid_size)
     return TokenSource.of(encoder, store.grid_size * encoder.downsampling)
 
 

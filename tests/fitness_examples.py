@@ -5,6 +5,8 @@ from dataclasses import replace
 import numpy as np
 
 from beit.common.reading.bad_samples import BadSampleReport
+from beit.tokenize.fitness.agreement import Agreement
+from beit.tokenize.fitness.classes import ClassScore
 from beit.tokenize.fitness.measure import Fitness, Reconstruction, Speed, TokenizerFacts
 from beit.tokenize.fitness.report import FitnessReport, ReportSettings
 from beit.tokenize.fitness.sheet import Picture, SheetRow
@@ -15,8 +17,11 @@ from beit.tokenize.fitness.verdicts import judge, judge_images
 
 def good_fitness(name: str = "good", **changes: object) -> Fitness:
     fitness = Fitness(
-        tokenizer=TokenizerFacts(name=name, fingerprint="0" * 64, vocab_size=64, downsampling=8, can_decode=True),
+        tokenizer=TokenizerFacts(
+            name=name, fingerprint="0" * 64, vocab_size=64, downsampling=8, can_decode=True, paints_averages=False
+        ),
         num_views=128,
+        view_size=32,
         grid_size=4,
         tokens=TokenStatistics(
             words=word_usage(np.full(64, 32)),
@@ -30,6 +35,24 @@ def good_fitness(name: str = "good", **changes: object) -> Fitness:
         ),
         reconstruction=Reconstruction(
             psnr=23.0, block_mean_psnr=20.0, ssim=0.7, block_mean_ssim=0.5, share_above_block_mean=0.9
+        ),
+        agreement=Agreement(
+            num_views=64,
+            shift_px=2,
+            chance=1 / 64,
+            equal_shares={"mirror": 0.6, "colours": 0.5, "all": 0.4},
+            above_chance={"mirror": 0.594, "colours": 0.492, "all": 0.391},
+            kept_bits=2.0,
+        ),
+        num_labelled=128,
+        classes=ClassScore(
+            num_images=128,
+            num_classes=4,
+            commonest_share=0.25,
+            accuracy=0.75,
+            standard_error=0.04,
+            colours_accuracy=0.5,
+            difference_error=0.05,
         ),
         stability=Stability(
             num_views=64,

@@ -49,7 +49,7 @@ ROOMS = {
     "storage": set(),
     "sources": {"storage"},
     "shards": {"storage"},
-    "tokenizers": {"storage"},
+    "tokenizers": {"vit", "storage"},
     "vit": {"storage"},
     "processes": {"storage"},
     "pages": {"storage"},

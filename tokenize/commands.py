@@ -1,6 +1,6 @@
 """The commands `beit tokenize`, `beit verify` and `beit tokenizer`.
 
-What they do is in `run.py`, `tokenize/checking/verify.py`, `tokenize/tokenizer_training/train.py`,
+What they do is in `run.py`, `tokenize/checking/verify.py`, the rooms that `tokenize/kinds.py` lists,
 `tokenize/tokenizer_training/convert.py` and `tokenize/fitness/run.py`.
 """
 
@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from beit.cli_options import Command, LongOptions, long_command_options, picture_option, say_written
+from beit.tokenize.kinds import DEFAULT_KIND, DEFAULT_WITH_TEACHER, KINDS, check_place, check_recipe, choose_kind
 
 RECIPES = Path(__file__).parent / "recipes"
 """Of `beit tokenizer train`."""
@@ -100,31 +101,52 @@ def verify_command(store: str, audit: int, tokenizer: str | None) -> None:
 
 @click.group("tokenizer")
 def tokenizer_group() -> None:
-    """Train an image tokenizer (a discrete VAE) of your own, convert DALL-E's, and find out how fit one is."""
+    """Make an image tokenizer of your own, convert DALL-E's, and find out how fit one is."""
 
 
 @tokenizer_group.command("train")
 @click.argument("source")
 @click.argument("out", type=click.Path(path_type=Path))
+@click.option(
+    "--kind",
+    type=click.Choice(list(KINDS)),
+    help=f"What the words are made of (docs/tokenizers.md).  [default: {DEFAULT_KIND}, with --teacher "
+    f"{DEFAULT_WITH_TEACHER}]",
+)
+@click.option(
+    "--teacher",
+    metavar="ENCODER|module:Class",
+    help="Whose patch features the words stand for: the folder of an encoder, or code, which is run.",
+)
+@click.option(
+    "--teacher-block",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="The teacher's block, from 0.  [default: the last]",
+)
 @long_command_options
-def tokenizer_train_command(source: str, out: Path, **long: Any) -> None:
-    """Train a dVAE on the images of SOURCE and write it to OUT, which `beit tokenize --tokenizer OUT` accepts.
+def tokenizer_train_command(
+    source: str, out: Path, kind: str | None, teacher: str | None, teacher_block: int | None, **long: Any
+) -> None:
+    """Make a tokenizer from the images of SOURCE and write it to OUT, which `beit tokenize --tokenizer OUT` accepts.
 
-    SOURCE is what `beit tokenize` takes, or `synthetic:N`, N images that beit generates itself. OUT/reconstruction.png
-    shows how far it has come. Run the same command again to go on after an interruption.
+    SOURCE is what `beit tokenize` takes, or `synthetic:N`, N images that beit generates itself. A dvae is trained to
+    reconstruct images. Words of kmeans are the nearest of many centres, of pixels, or of a teacher's features: no
+    training, minutes. Run the same command again to go on after an interruption.
 
     \b
     Example:
       beit tokenizer train photos/ tokenizers/mine --recipe tokenizer_mini
+      beit tokenizer train photos/ tokenizers/seen --kind kmeans --teacher runs/pretrain/encoder
     """
-    from beit.tokenize.tokenizer_training.config import TokenizerTrainConfig
-
-    options = LongOptions(**long)
-    config = options.load(TokenizerTrainConfig, RECIPES)
+    name, chosen = choose_kind(kind, teacher, teacher_block)
+    options, trained = LongOptions(**long), KINDS[name]
+    check_recipe(name, options.recipe, RECIPES)
+    check_place(name, out)
+    config = options.load(trained.config, RECIPES)
     options.start(num_workers=config.reader.num_workers)
-    from beit.tokenize.tokenizer_training.train import train_tokenizer
-
-    train_tokenizer(config, source, out, resume=options.resume)
+    taught = {} if trained.teacher == "none" else {"teacher": chosen}
+    trained.train(config, source, out, resume=options.resume, **taught)
 
 
 @tokenizer_group.command("convert")
@@ -154,7 +176,10 @@ def _report_options(command: Command) -> Command:
         click.option("--out", type=path, metavar="F.json", help="Write the numbers here, too."),
         click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Seed of images and views."),
         click.option(
-            "--view-size", type=int, default=112, show_default=True, metavar="PX", help="Side of the views measured."
+            "--view-size",
+            type=int,
+            metavar="PX",
+            help="Side of the views measured.  [default: what a tokenizer is made for, else 112]",
         ),
         click.option(
             "--images",
@@ -176,7 +201,7 @@ def _report_options(command: Command) -> Command:
 def tokenizer_report_command(tokenizer: str, source: str, **options: Any) -> None:
     """Measure how fit TOKENIZER is for the images of SOURCE, and say in words what to make of it.
 
-    Use of the vocabulary, predictability from neighbours, reconstruction, stability and speed, with one verdict each.
+    Use of the vocabulary, predictability from neighbours, meaning, reconstruction, stability and speed, with verdicts.
     TOKENIZER is mini, dall-e, or what `beit tokenizer train` wrote; SOURCE may also be `synthetic:N`. The keys of the
     JSON are described in docs/tokenizers.md.
 
@@ -194,7 +219,8 @@ def tokenizer_report_command(tokenizer: str, source: str, **options: Any) -> Non
 def tokenizer_compare_command(tokenizers: tuple[str, ...], source: str, **options: Any) -> None:
     """Measure tokenizers A B ... on the same views of the images of SOURCE, side by side.
 
-    As `beit tokenizer report`; `*` marks the best value where one is better. The view size must suit all of them.
+    As `beit tokenizer report`; `*` marks the best value where one is better. Beside a tokenizer that takes one side
+    only, the others see the same views at the side that gives them as many words.
 
     \b
     Example:
@@ -206,7 +232,7 @@ def tokenizer_compare_command(tokenizers: tuple[str, ...], source: str, **option
 
 
 def _report(
-    names: list[str], source: str, *, images: int, view_size: int, seed: int, out: Path | None, html: Path | None
+    names: list[str], source: str, *, images: int, view_size: int | None, seed: int, out: Path | None, html: Path | None
 ) -> None:
     from beit.tokenize.fitness.report import ReportSettings
     from beit.tokenize.fitness.run import report_tokenizers

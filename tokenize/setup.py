@@ -46,6 +46,7 @@ def set_up_tokenizer(
     tokenizer, is_compiled = given, False
     if tokenizer is None:
         loaded = load_tokenizer(config.tokenizer, device=device, dtype=dtype, compile_encoder=config.compile_encoder)
+        loaded.require_grid(config.grid_size)
         tokenizer, is_compiled = loaded, loaded.is_compiled
     require(
         tokenizer.vocab_size <= 1 << 16,

@@ -114,6 +114,14 @@ class World:
         dist.all_reduce(tensor, op=operation)
         return [float(value) for value in tensor.tolist()]
 
+    def add_up(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return the element-wise sum over all ranks of a tensor on this rank's device; the same bits on every rank."""
+        if self.world_size == 1:
+            return tensor
+        total = tensor.clone()
+        dist.all_reduce(total)
+        return total
+
     def broadcast(self, value: Any) -> Any:
         """Return rank 0's `value` (any picklable object) on every rank."""
         if self.world_size == 1:

@@ -30,8 +30,8 @@ from beit.common.runs.layout import (
     TENSORBOARD,
     WANDB,
 )
-from beit.common.storage.files import check_output, is_special
-from beit.common.storage.paths import expand_braces, is_remote
+from beit.common.storage.files import check_output, existing, is_special, require_writable
+from beit.common.storage.paths import expand_braces, is_remote, require_local
 
 _OWN_FILES = {CONFIG, ENVIRONMENT, METRICS, NONFINITE, DATA, *(f"{name}.json" for name in (*PROBES, MASK_PROBE))}
 _OWN_FOLDERS = {CHECKPOINTS, ENCODER, MODEL, LAST, FEATURES, PROFILE, TENSORBOARD, WANDB}
@@ -76,15 +76,25 @@ def check_output_folder(option: str, folder: Path, *, inputs: Iterable[str | Pat
         folder: Need not exist.
         inputs: What the user named to be read, as `check_outputs` takes it.
     """
-    require(not folder.exists() or folder.is_dir(), f"{option} {folder} is a file; name a folder")
-    parts = [parent for parent in Path(os.path.realpath(folder)).parents if parent.exists()]
-    require(parts[0].is_dir(), f"{option} {folder}: {parts[0]} is a file, in which no folder can be")
-    stands_for_all = folder / "image.png"
-    named = f"{option} {folder}"
-    check_output(stands_for_all, option=option, makes_folder=True)
-    _refuse_own(Path(os.path.realpath(stands_for_all)), named)
+    named, target = f"{option} {folder}", Path(os.path.realpath(folder))
+    require_local(folder, named)
+    require(not folder.exists() or folder.is_dir(), f"{named} is a file; name a folder")
+    there = existing(target)
+    require(there.is_dir(), f"{named}: {there} is a file, in which no folder can be")
+    require_writable(there, named)
+    stands_for_all = target / "image.png"
+    _refuse_own(stands_for_all, named)
     for entry in map(str, inputs):
-        _refuse_input(Path(os.path.realpath(stands_for_all)), entry, named)
+        _refuse_input(stands_for_all, entry, named)
+
+
+def check_new_folder(option: str, folder: Path, *, inputs: Iterable[str | Path] = ()) -> None:
+    """Refuse, before any work is done, a folder that `atomic_folder` could not put in its place; see the one above."""
+    is_new = not folder.is_dir() or next(folder.iterdir(), None) is None
+    require(is_new, f"{option} {folder} is not an empty folder; name a new one")
+    check_output_folder(option, folder, inputs=inputs)
+    # What is written is put there whole, which no file system takes in the place where it is mounted.
+    require(not os.path.ismount(folder), f"{option} {folder} is where a disk is mounted; name a new folder in it")
 
 
 def written(run: Path) -> str:

@@ -53,7 +53,7 @@ from beit.common.runs.mirror import RunMirror
 from beit.common.storage.documents import write_json
 from beit.common.storage.files import remove_stale, write_atomic
 from beit.common.storage.locks import sole_use
-from beit.common.storage.paths import is_remote
+from beit.common.storage.paths import is_remote, require_local
 
 logger = logging.getLogger(__name__)
 
@@ -122,6 +122,7 @@ def abandon_run(run: RunDirectory, *, world: World) -> None:
 
 
 def _open(path: Path, config: Any, resume: str, free_keys: Sequence[str], sync_to: str | None) -> RunDirectory:
+    require_local(path, str(path))
     if path.exists() and not path.is_dir():
         raise InputError(f"{path} is a file; name a new directory for the run")
     is_run = (path / CONFIG).is_file()

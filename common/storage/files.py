@@ -27,6 +27,7 @@ from typing import BinaryIO
 import psutil  # type: ignore[import-untyped]  # comes with deepspeed
 
 from beit.common.errors import InputError
+from beit.common.storage.paths import require_local
 
 FAULT_VARIABLE = "BEIT_FAULT"
 _HASH_BLOCK_BYTES = 1 << 20
@@ -74,7 +75,11 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(out: Path) -> Iterator[Path]:
-    """Yield a folder beside `out` that takes its place if the block succeeds, and is gone if it does not."""
+    """Yield a folder beside `out` that takes its place if the block succeeds, and is gone if it does not.
+
+    Raises:
+        OSError: it could not be written; the message names `out`, not what stood for it meanwhile.
+    """
     target = Path(os.path.realpath(out))
     new = [parent for parent in target.parents if not parent.exists()]  # the innermost first
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -89,7 +94,11 @@ def atomic_folder(out: Path) -> Iterator[Path]:
                     os.fsync(written.fileno())
         fsync_directory(folder)
         os.replace(folder, target)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            error.filename = str(error.filename or out).replace(str(folder), str(out))
+        elif isinstance(error, OSError):
+            error.args = tuple(str(said).replace(str(folder), str(out)) for said in error.args)
         shutil.rmtree(folder, ignore_errors=True)
         with suppress(OSError):  # somebody else uses them by now
             for parent in new:
@@ -201,6 +210,7 @@ def check_output(path: Path, *, option: str, makes_folder: bool = False) -> None
         option: How the user named it.
         makes_folder: Whether its folder will be made if it is missing.
     """
+    require_local(path, f"{option} {path}")
     if path.is_dir():
         raise InputError(f"{option} {path} is a folder; name a file")
     if path.is_block_device() or path.is_socket():
@@ -208,12 +218,20 @@ def check_output(path: Path, *, option: str, makes_folder: bool = False) -> None
     if is_special(path):
         return
     folder = Path(os.path.realpath(path)).parent
-    while makes_folder and not folder.exists():
-        folder = folder.parent
+    require_writable(existing(folder) if makes_folder else folder, f"{option} {path}")
+
+
+def existing(folder: Path) -> Path:
+    """Return a folder, or the innermost one above it that is there."""
+    return next((parent for parent in (folder, *folder.parents) if parent.exists()), folder)
+
+
+def require_writable(folder: Path, named: str) -> None:
+    """Refuse a folder that is not there, or in which nothing may be made; `named` is what the user gave."""
     if not folder.is_dir():
-        raise InputError(f"{option} {path}: the folder {folder} does not exist; create it")
+        raise InputError(f"{named}: the folder {folder} does not exist; create it")
     if not os.access(folder, os.W_OK):
-        raise InputError(f"{option} {path}: the folder {folder} may not be written to; name another")
+        raise InputError(f"{named}: the folder {folder} may not be written to; name another")
 
 
 def _open_special(path: Path) -> BinaryIO:

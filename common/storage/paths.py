@@ -20,6 +20,7 @@ from beit.common.errors import InputError
 
 WEB_SCHEMES = ("http://", "https://")
 _QUERY = re.compile(r"\?[^/?=]*=")  # other question marks are wildcards
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)
 _WEB = re.compile(r"https?://", re.IGNORECASE)
 _QUERIES_VARIABLE = "BEIT_URL_QUERIES"
 """JSON of address -> query; in the environment, because worker processes inherit that."""
@@ -31,6 +32,17 @@ _BRACE_RANGE = re.compile(r"(\d+)\.\.(\d+)")
 def is_remote(path: str) -> bool:
     """Tell whether `path` has a scheme other than file://."""
     return "://" in path and not path.startswith("file://")
+
+
+def require_local(path: os.PathLike[str], named: str) -> None:
+    """Refuse an address where a file or folder of this machine is written; a `Path` has lost one of its slashes.
+
+    Args:
+        path: As the user gave it.
+        named: The option and the path, for the message.
+    """
+    if _ADDRESS.match(os.fspath(path)):
+        raise InputError(f"{named} is an address, and this is written on this machine only; name a local path")
 
 
 def normalise(path: str) -> str:

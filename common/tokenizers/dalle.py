@@ -145,6 +145,8 @@ class DalleModel(nn.Module):
 
     vocab_size = VOCAB_SIZE
     downsampling = 2 ** (NUM_GROUPS - 1)
+    img_size: int | None = None
+    """It takes images of any size."""
 
     def __init__(self, *, with_decoder: bool) -> None:
         super().__init__()

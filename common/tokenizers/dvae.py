@@ -68,6 +68,9 @@ class ResidualBlock(nn.Module):
 class DiscreteVAE(nn.Module):
     """Encoder to code vectors, shared codebook, decoder to pixels."""
 
+    img_size: int | None = None
+    """It takes images of any size."""
+
     def __init__(self, config: DiscreteVAEConfig) -> None:
         super().__init__()
         self.config, self.vocab_size, self.downsampling = config, config.vocab_size, config.downsampling

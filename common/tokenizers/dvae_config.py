@@ -44,6 +44,11 @@ class DiscreteVAEConfig:
         """Channels the decoder puts out per pixel."""
         return self.channels * (2 if self.reconstruction == "logit_laplace" else 1)
 
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """What is a number or a size of tensors of its own."""
+        return self.vocab_size, self.width, self.num_blocks, self.code_dim
+
     def identity(self) -> dict[str, Any]:
         """Return the settings that a fingerprint covers.
 

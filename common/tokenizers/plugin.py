@@ -13,6 +13,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Any, Protocol, cast
 
@@ -34,7 +35,8 @@ class TokenizerPlugin(Protocol):
     It is made by calling the class (or function) with the keywords `device`, a `torch.device`, and `dtype`, "float32",
     "float16" or "bfloat16": where and in which number format to compute. beit calls `encode` under
     `torch.inference_mode`, on batches that all have one size; the same pixels must give the same words every time.
-    A method `decode(token_ids)` is optional: int64 (B, h, w) to uint8 (B, 3, H, W); pictures need it.
+    A method `decode(token_ids)` is optional: int64 (B, h, w) to uint8 (B, 3, H, W); pictures need it. So is an
+    attribute `img_size`, of one that takes images of one side only, in pixels.
     """
 
     vocab_size: int
@@ -49,6 +51,61 @@ class TokenizerPlugin(Protocol):
         """Map uint8 RGB (B, 3, H, W) on the device to words, integers (B, h, w) in [0, V), on any device."""
 
 
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """An object of somebody else's code, whose parts are looked at before they are used."""
+
+    given: Any
+    """The object."""
+    label: str
+    """What it is and what it was asked for by, such as "tokenizer brightness"."""
+    needs: str
+    """All that one of its kind must have, for messages."""
+
+    def attribute(self, name: str) -> Any:
+        """Return one that must be there."""
+        if not hasattr(self.given, name):
+            raise InputError(f"{self.label} has no {name}; it must offer {self.needs} (docs/tokenizers.md)")
+        return getattr(self.given, name)
+
+    def count(self, name: str) -> int:
+        """Return a number of something."""
+        value = self.attribute(name)
+        is_whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+        self.require(is_whole and int(value) >= 1, f"{name} ({value!r}) must be a positive whole number")
+        return int(value)
+
+    def fingerprint(self) -> str:
+        """Return the sha256 that tells it from others."""
+        value = str(self.attribute("fingerprint"))
+        self.require(
+            _FINGERPRINT.fullmatch(value) is not None,
+            f"fingerprint ({value!r}) must be a sha256 of what decides its output, 64 lower-case hex digits",
+        )
+        return value
+
+    def method(self, name: str) -> Callable[[Tensor], Any]:
+        """Return one that must be there."""
+        found: Callable[[Tensor], Any] = self.attribute(name)
+        self.require(callable(found), f"{name} must be a method")
+        return found
+
+    def tensor(self, method: str, result: Any) -> Tensor:
+        """Return what a method gave as a tensor."""
+        if isinstance(result, np.ndarray):
+            is_unsigned = (
+                result.dtype.kind == "u" and result.dtype != np.uint8
+            )  # torch has few operations on such words
+            return torch.from_numpy(result.astype(np.int64) if is_unsigned else result)
+        is_tensor = isinstance(result, Tensor)
+        self.require(is_tensor, f"{method} returned a {type(result).__name__}, must be a tensor or an array")
+        return cast(Tensor, result)
+
+    def require(self, condition: bool, message: str) -> None:
+        """Raise an `InputError` unless the condition holds."""
+        require(condition, f"{self.label}: {message} (docs/tokenizers.md)")
+
+
 class PluginModel:
     """A plugin, checked, in the form of the networks of this package.
 
@@ -56,18 +113,18 @@ class PluginModel:
     """
 
     def __init__(self, plugin: Any, *, name: str, device: torch.device) -> None:
-        self._name, self._device = name, device
-        self.vocab_size = self._count(plugin, "vocab_size")
-        self.downsampling = self._count(plugin, "downsampling")
-        self.fingerprint = str(self._attribute(plugin, "fingerprint"))
-        self._require(
-            _FINGERPRINT.fullmatch(self.fingerprint) is not None,
-            f"fingerprint ({self.fingerprint!r}) must be a sha256 of what decides its words, 64 lower-case hex digits",
+        offer = Offer(plugin, f"tokenizer {name}", "vocab_size, downsampling, fingerprint and encode")
+        self._offer, self._device = offer, device
+        self.vocab_size, self.downsampling = offer.count("vocab_size"), offer.count("downsampling")
+        self.img_size = None if getattr(plugin, "img_size", None) is None else offer.count("img_size")
+        offer.require(
+            self.img_size is None or self.img_size % self.downsampling == 0,
+            f"img_size ({self.img_size}) must be a multiple of downsampling ({self.downsampling})",
         )
-        self._encode: Callable[[Tensor], Any] = self._attribute(plugin, "encode")
-        self._require(callable(self._encode), "encode must be a method")
+        self.fingerprint = offer.fingerprint()
+        self._encode = offer.method("encode")
         self._decode: Callable[[Tensor], Any] | None = getattr(plugin, "decode", None)
-        self._require(self._decode is None or callable(self._decode), "decode must be a method, or absent")
+        offer.require(self._decode is None or callable(self._decode), "decode must be a method, or absent")
         self.can_decode = self._decode is not None
         self._is_first = True
 
@@ -75,12 +132,12 @@ class PluginModel:
         """Map uint8 (B, 3, H, W) to int64 (B, h, w)."""
         batch, _, height, width = pixels.shape
         expected = (batch, height // self.downsampling, width // self.downsampling)
-        result = self._tensor("encode", self._encode(pixels))
-        self._require(
+        result = self._offer.tensor("encode", self._encode(pixels))
+        self._offer.require(
             result.dtype != torch.bool and not result.is_floating_point() and not result.is_complex(),
             f"encode returned {result.dtype}, must be integers",
         )
-        self._require(
+        self._offer.require(
             tuple(result.shape) == expected,
             f"encode returned shape {tuple(result.shape)} for images {tuple(pixels.shape)}, must be {expected}: "
             f"downsampling is {self.downsampling}",
@@ -90,7 +147,7 @@ class PluginModel:
         if self._is_first or self._device.type == "cpu":
             self._is_first = False
             low, high = (int(bound) for bound in torch.aminmax(token_ids)) if token_ids.numel() else (0, 0)
-            self._require(
+            self._offer.require(
                 0 <= low <= high < self.vocab_size,
                 f"encode returned ids {low} to {high}, must lie in [0, {self.vocab_size}): vocab_size is "
                 f"{self.vocab_size}",
@@ -100,39 +157,14 @@ class PluginModel:
     def ids_to_pixels(self, token_ids: Tensor) -> Tensor:
         """Map int64 (B, h, w) to uint8 (B, 3, H, W)."""
         assert self._decode is not None, "callers ask `Tokenizer.can_decode` first"
-        pixels = self._tensor("decode", self._decode(token_ids))
+        pixels = self._offer.tensor("decode", self._decode(token_ids))
         batch, height, width = token_ids.shape
         expected = (batch, 3, height * self.downsampling, width * self.downsampling)
-        self._require(
+        self._offer.require(
             pixels.dtype == torch.uint8 and tuple(pixels.shape) == expected,
             f"decode returned {pixels.dtype} {tuple(pixels.shape)}, must be torch.uint8 {expected}",
         )
         return pixels
-
-    def _tensor(self, method: str, result: Any) -> Tensor:
-        if isinstance(result, np.ndarray):
-            is_unsigned = method == "encode" and result.dtype.kind == "u"  # torch has few operations on such words
-            return torch.from_numpy(result.astype(np.int64) if is_unsigned else result)
-        is_tensor = isinstance(result, Tensor)
-        self._require(is_tensor, f"{method} returned a {type(result).__name__}, must be a tensor or an array")
-        return cast(Tensor, result)
-
-    def _attribute(self, plugin: Any, attribute: str) -> Any:
-        if not hasattr(plugin, attribute):
-            raise InputError(
-                f"tokenizer {self._name} has no {attribute}; it must offer vocab_size, downsampling, fingerprint and "
-                "encode (docs/tokenizers.md)"
-            )
-        return getattr(plugin, attribute)
-
-    def _count(self, plugin: Any, attribute: str) -> int:
-        value = self._attribute(plugin, attribute)
-        is_whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-        self._require(is_whole and int(value) >= 1, f"{attribute} ({value!r}) must be a positive whole number")
-        return int(value)
-
-    def _require(self, condition: bool, message: str) -> None:
-        require(condition, f"tokenizer {self._name}: {message} (docs/tokenizers.md)")
 
 
 def is_import_name(name: str) -> bool:
@@ -146,24 +178,37 @@ def installed_names() -> list[str]:
 
 
 def load_plugin(name: str, *, device: torch.device, dtype: str) -> PluginModel:
-    """Import and make a tokenizer of somebody else, which runs its code.
+    """Import and make a tokenizer of somebody else, which runs its code."""
+    made = call_code(name, "tokenizer", device=device, dtype=dtype, group=ENTRY_POINT_GROUP)
+    return PluginModel(made, name=name, device=device)
+
+
+def call_code(name: str, role: str, *, device: torch.device, dtype: str, group: str | None = None) -> Any:
+    """Import what a user named and call it with the keywords `device` and `dtype`; both run its code.
 
     Modules of a `module:Class` are looked for in the current folder too, last.
+
+    Args:
+        name: `module:Class`, or a name that an installed package registers in `group`.
+        role: What it is to be, for messages.
+        device: Passed on.
+        dtype: Passed on.
+        group: Of entry points; None knows no registered names.
     """
-    factory = _import(name)
-    require(callable(factory), f"tokenizer {name} is a {type(factory).__name__}, must be a class or a function")
+    factory = _import(name, role, group)
+    require(callable(factory), f"{role} {name} is a {type(factory).__name__}, must be a class or a function")
     try:
         inspect.signature(factory).bind(device=device, dtype=dtype)
     except TypeError as error:
-        raise InputError(f"tokenizer {name} must accept the keywords device and dtype ({error})") from None
-    return PluginModel(factory(device=device, dtype=dtype), name=name, device=device)
+        raise InputError(f"{role} {name} must accept the keywords device and dtype ({error})") from None
+    return factory(device=device, dtype=dtype)
 
 
-def _import(name: str) -> Any:
-    points = list(entry_points(group=ENTRY_POINT_GROUP, name=name))
+def _import(name: str, role: str, group: str | None) -> Any:
+    points = list(entry_points(group=group, name=name)) if group else []
     if len({point.value for point in points}) > 1:
         values = ", ".join(point.value for point in points)
-        raise InputError(f"tokenizer {name} is registered by several packages ({values}); give one as module:Class")
+        raise InputError(f"{role} {name} is registered by several packages ({values}); give one as module:Class")
     if os.getcwd() not in sys.path and not points:
         sys.path.append(os.getcwd())  # stays: what the module imports later lies beside it; last, so it hides nothing
     try:
@@ -176,6 +221,6 @@ def _import(name: str) -> Any:
         return found
     except Exception as error:  # whatever the imported module does
         raise InputError(
-            f"tokenizer {name} cannot be imported ({type(error).__name__}: {error}); check the name, and that its "
+            f"{role} {name} cannot be imported ({type(error).__name__}: {error}); check the name, and that its "
             "package is installed or lies in the current folder"
         ) from error

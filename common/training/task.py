@@ -113,6 +113,17 @@ class OverwritesWeights(Protocol):
 
 
 @runtime_checkable
+class EndsSteps(Protocol):
+    """A task that moves buffers of its model itself, once per optimizer step."""
+
+    def end_step(self, skipped: torch.Tensor) -> None:
+        """Move them, after the update of the weights, the same on every rank.
+
+        `skipped` is a float scalar on the device, 1 where the step was not finite and so must change nothing.
+        """
+
+
+@runtime_checkable
 class NamesQuicker(Protocol):
     """A task that knows what a person with little time could do instead."""
 

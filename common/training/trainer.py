@@ -45,6 +45,7 @@ from beit.common.training.task import (
     CountsEvaluation,
     CountsFlops,
     DrawsPictures,
+    EndsSteps,
     FitResult,
     OverwritesWeights,
     Remembers,
@@ -286,6 +287,8 @@ class Trainer:
                 self._stream.preload()
             self._expectation.end_micro_batch(self._step)
         self._engine.step()
+        if isinstance(self._task, EndsSteps):
+            self._task.end_step(self._engine.skipped)
         self._expectation.end_step()
         self._average.update()
         if isinstance(self._task, OverwritesWeights):

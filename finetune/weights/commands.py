@@ -62,9 +62,8 @@ def import_command(source: str, encoder: Path, sha256: str | None, **given: Any)
       beit import beit_base_patch16_224_pt22k.pth encoders/beit-base
       beit import hf://facebook/dinov2-base encoders/dinov2-base
     """
-    from beit.finetune.weights.import_model import import_from, require_new
+    from beit.finetune.weights.import_model import import_from
 
-    require_new(encoder)
     imported = import_from(source, encoder, sha256=sha256, **given)
     click.echo(imported.summary)
     say_written(encoder)

@@ -64,7 +64,7 @@ def read_onnx(file: Path) -> OnnxWeights:
         import onnx
         from onnx import numpy_helper
     except ImportError:
-        raise InputError(f"{file} needs onnx to be read; pip install 'beit[onnx]'") from None
+        raise InputError(f"{file} needs onnx to be read; pip install onnx") from None
     try:
         model = onnx.load(file)
         metadata = {entry.key: entry.value for entry in model.metadata_props}

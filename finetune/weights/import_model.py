@@ -20,6 +20,7 @@ from torch import Tensor
 from beit import __version__
 from beit.common.encoder import load_encoder, save_model
 from beit.common.errors import InputError, require
+from beit.common.runs.outputs import check_new_folder
 from beit.common.storage.files import atomic_folder
 from beit.common.storage.tensor_check import check_tensors
 from beit.common.vit.config import PosBias, PosResize, ViTConfig
@@ -84,17 +85,11 @@ def import_from(source: str, directory: Path, *, sha256: str | None = None, **gi
         sha256: That the file must have.
         given: As `import_encoder` takes it.
     """
-    require_new(directory)
+    check_new_folder("ENCODER", directory)
     found = fetch(source) if is_address(source) else Fetched(path=Path(source), origin=source, revision=None)
     if sha256 is not None:
         require_sha256(found.path, sha256)
     return import_encoder(found.path, directory, origin=found.origin, revision=found.revision, **given)
-
-
-def require_new(directory: Path) -> None:
-    """Refuse a folder with something in it, before anything is fetched."""
-    if directory.exists() and (not directory.is_dir() or next(directory.iterdir(), None) is not None):
-        raise InputError(f"{directory} is not an empty folder; name a new one for the encoder")
 
 
 def import_encoder(
@@ -127,7 +122,7 @@ def import_encoder(
         origin: The address that it was fetched from, for the provenance.
         revision: Of that, as the address was resolved.
     """
-    require_new(directory)
+    check_new_folder("ENCODER", directory)
     foreign = read_foreign(source, weights)
     whole, backbone = foreign.config, foreign.config.get("backbone_config")
     _require_kind(whole, source)

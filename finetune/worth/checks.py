@@ -13,10 +13,10 @@ import numpy as np
 from beit.common.config import load_config
 from beit.common.errors import InputError, require
 from beit.common.runs.outputs import check_output_folder
+from beit.common.sources.opening import open_source
 from beit.common.sources.overlap import shared_images
 from beit.common.storage.documents import Format, read_json, reading
 from beit.common.storage.files import sha256_file
-from beit.common.storage.paths import is_remote
 from beit.common.store import open_store
 from beit.common.vit.agreement import require_shape
 from beit.common.vit.description import WEIGHTS_FILE, EncoderConfig, find_encoder, read_encoder_config
@@ -28,7 +28,9 @@ from beit.finetune.worth.comparison import (
     CLASSIFICATION,
     CONTINUED,
     RANDOM,
+    RUNS,
     SCRATCH,
+    STORE,
     WEIGHTS,
     Given,
     Matrix,
@@ -95,6 +97,8 @@ def check(given: Given, *, starts: str | None, labels: str | None, seeds: str, t
     matrix = Matrix(starts=chosen, labels=found, seeds=numbers, tasks=measured)
     plan = Plan(given=given, matrix=matrix, config=config, img_size=img_size, patch_size=patch_size)
     plan.require_budget()
+    if plan.tokenize() is not None and not (Path(str(given.pretrains_on)) / RESULT_FILE).exists():
+        open_source(str(given.images))
     assert data.val is not None
     sha256s = {start: sha256_file(find_encoder(folder) / WEIGHTS_FILE) for start, (folder, _) in encoders.items()}
     identity = identity_of(
@@ -155,7 +159,6 @@ def _check_pretrainings(plan: Plan) -> None:
 def _check_out(given: Given, inputs: list[str]) -> None:
     """Refuse a folder that cannot be made, lies in what is read, or is something else already."""
     out = given.out
-    require(not is_remote(str(out)), f"OUT ({out}) must be a folder of this machine")
     check_output_folder("OUT", out, inputs=inputs)
     if out.is_dir() and any(out.iterdir()) and not (out / PLAN_FILE).is_file():
         raise InputError(f"OUT ({out}) is not empty and was not made by beit worth; name another folder")
@@ -228,8 +231,8 @@ def _geometry(
 def _agree(out: Path, identity: dict[str, Any]) -> dict[str, Any]:
     """Refuse a folder with another comparison, saying what differs; return what decides all that is in it."""
     file = out / PLAN_FILE
-    if not file.is_file():
-        return identity
+    if not any((out / name).exists() for name in (RUNS, STORE, CONTINUED, SCRATCH)) or not file.is_file():
+        return identity  # one of which nothing was made decides nothing
     with reading(file, way_out="name another OUT"):
         before = FORMAT.check(read_json(file), file)["identity"]
         others = differing(before, identity)

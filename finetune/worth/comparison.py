@@ -46,6 +46,8 @@ PAIRS = (
 _ONLY_WITHOUT = {(CONTINUED, RANDOM): WEIGHTS, (SCRATCH, RANDOM): WEIGHTS}
 """Pairs that say nothing new where a third start is there."""
 ALL = "all"
+RUNS, STORE = "runs", "store"
+"""In OUT: the fine-tunings and probes, and the tokens of `--images`; the pre-trainings are called as their starts."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -113,7 +115,7 @@ class Given:
     @property
     def pretrains_on(self) -> str | None:
         """The store that is pre-trained on here; None where there is none."""
-        return str(self.out / "store") if self.images is not None else self.store
+        return str(self.out / STORE) if self.images is not None else self.store
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -147,7 +149,7 @@ class Run:
 
     def folder(self, out: Path) -> Path:
         """Return where it is."""
-        return out / "runs" / self.name
+        return out / RUNS / self.name
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

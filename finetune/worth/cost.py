@@ -12,7 +12,7 @@ from pathlib import Path
 from beit.common.pages.numbers import count
 from beit.common.storage.documents import read_json, reading
 from beit.common.vit.description import WEIGHTS_FILE, find_encoder
-from beit.finetune.worth.comparison import Labels, Run
+from beit.finetune.worth.comparison import STORE, Labels, Run
 from beit.finetune.worth.plan import Plan, is_encoder
 from beit.finetune.worth.results import RESULT_FILE
 
@@ -53,7 +53,7 @@ def jobs_of(plan: Plan, num_test_images: int) -> list[Job]:
     out = plan.given.out
     jobs = []
     if plan.tokenize() is not None:
-        jobs.append(Job(folder=out / "store", words=f"tokens of {plan.given.images}", kind="store", work=1))
+        jobs.append(Job(folder=out / STORE, words=f"tokens of {plan.given.images}", kind="store", work=1))
     for start in plan.to_pretrain():
         jobs.append(Job(folder=out / start, words=f"pre-training, {start}", kind="pre-training", work=1, start=start))
     for run in plan.matrix.runs():
@@ -94,13 +94,18 @@ def seconds_left(jobs: Sequence[Job]) -> tuple[float, list[str]]:
     return total, list(dict.fromkeys(unknown))
 
 
-def time_text(jobs: Sequence[Job]) -> str:
-    """Say how long the rest will take; empty where nothing is left."""
+def time_text(jobs: Sequence[Job], *, is_begun: bool = False) -> str:
+    """Say how long the rest will take; empty where nothing is left.
+
+    Args:
+        jobs: All there are.
+        is_begun: When it is said has been said before: then this is empty, too, where nothing can be told yet.
+    """
     if all(job.is_done for job in jobs):
         return ""
     seconds, unknown = seconds_left(jobs)
-    if seconds == 0:
-        return "how long it takes is said once the first run of each kind is done"
+    if len(unknown) == len({job.kind for job in jobs if not job.is_done}):
+        return "" if is_begun else "how long it takes is said once the first run of each kind is done"
     about = f"about {duration(seconds)} left"
     return about if not unknown else f"{about}, and what no run has been measured of yet: {', '.join(unknown)}"
 

@@ -217,7 +217,7 @@ def _ensure(plan: Plan, job: Job, runner: Runner, *, jobs: Sequence[Job], head: 
                     runner.beit(*command, log=log, watch=watch)
     if is_to_do:
         told = _outcome(plan, job)
-        left = time_text(jobs)
+        left = time_text(jobs, is_begun=True)
         say(f"{head} {job.words}{told}, {duration(time.monotonic() - began)}" + (f"; {left}" if left else ""))
     if job.run is not None:
         for name in (CHECKPOINTS, FEATURES, MODEL):  # the last weights are kept, and all numbers

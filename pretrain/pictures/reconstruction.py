@@ -206,4 +206,6 @@ def _tokens(encoder: EncoderConfig, given: str | None) -> TokenSource:
     network = load_store_tokenizer(info, given=given, need_decoder=True)
     grid_height, _ = encoder.architecture.grid_size
     is_online = origin.get("tokenizer_online", False)
+    if is_online:
+        network.require_grid(grid_height)
     return TokenSource.of(network, grid_height * network.downsampling if is_online else 0)

@@ -1,7 +1,7 @@
 """Measuring one tokenizer on a sample of views: everything a fitness report says, before it is judged or drawn.
 
 Here are the whole, reconstructions and speed (warm-up, then the median of repeats). The other parts: `tokens.py` (ids
-alone), `image_quality.py` (pixels), `stability.py`. Verdicts are `verdicts.py`.
+alone), `image_quality.py` (pixels), `agreement.py`, `classes.py`, `stability.py`. Verdicts are `verdicts.py`.
 """
 
 from __future__ import annotations
@@ -17,15 +17,17 @@ from numpy.typing import NDArray
 
 from beit.common.progress import Progress
 from beit.common.tokenizer import DType, Tokenizer, load_tokenizer
+from beit.tokenize.fitness.agreement import Agreement, AgreementTally
+from beit.tokenize.fitness.classes import ClassScore, ClassTally
 from beit.tokenize.fitness.image_quality import block_means, image_psnr, image_ssim
-from beit.tokenize.fitness.stability import Stability, StabilityTally
+from beit.tokenize.fitness.stability import Stability, StabilityTally, shift_margin
 from beit.tokenize.fitness.tokens import TokenStatistics, TokenTally
 from beit.tokenize.fitness.views import ViewSample
 
 MICRO_BATCH_SIZE = 32
 """Views per forward pass, as in `beit tokenize`."""
-STABILITY_VIEWS = 64
-"""Views that are encoded once more for every change; some ten thousand tokens, a standard error near one percent."""
+CHANGED_VIEWS = 64
+"""Views that are rendered and encoded anew for every change; some ten thousand tokens, a standard error near 1 %."""
 _BUDGET_SECONDS = 10.0
 """Per timing; a slow tokenizer is repeated less often. Arbitrary."""
 _MIN_REPEATS, _MAX_REPEATS = 3, 9
@@ -45,6 +47,8 @@ class TokenizerFacts:
     """Pixels per token and side."""
     can_decode: bool
     """Whether it can paint words."""
+    paints_averages: bool
+    """Whether it paints a word as the average of the squares that had it; such words were not made to be painted."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,12 +96,20 @@ class Fitness:
     """Which one."""
     num_views: int
     """Views measured."""
+    view_size: int
+    """Side of a view in px."""
     grid_size: int
     """Tokens per side of a view."""
     tokens: TokenStatistics
     """The ids alone."""
     reconstruction: Reconstruction | None
     """None without a decoder."""
+    agreement: Agreement
+    """What changes do that leave the scene as it is."""
+    num_labelled: int
+    """Views of images with a class."""
+    classes: ClassScore | None
+    """What words say about it; None where too few images have one."""
     stability: Stability
     """What small changes do."""
     speed: Speed
@@ -135,15 +147,21 @@ def measure_fitness(tokenizer: Tokenizer, sample: ViewSample, *, view_size: int,
     }
     grid_size = view_size // tokenizer.downsampling
     tally = TokenTally(tokenizer.vocab_size, num_views=len(sample), tokens_per_view=grid_size**2)
-    stability = StabilityTally(tokenizer, by_dtype, max_views=STABILITY_VIEWS)
+    stability, agreement = StabilityTally(tokenizer, by_dtype), AgreementTally(tokenizer)
+    classes = ClassTally(tokenizer.vocab_size, tokenizer.downsampling)
     pixels = PixelTally(tokenizer)
     positions: list[int] = []
     first: NDArray[np.uint8] | None = None
     with Progress(len(sample), unit="views", description=f"measuring {tokenizer.name}") as progress:
-        for batch in sample.batches(MICRO_BATCH_SIZE):
+        for batch in sample.batches(MICRO_BATCH_SIZE, view_size=view_size):
             token_ids = tokenizer.encode(batch.pixels).cpu().numpy()
             tally.add(token_ids)
-            stability.add(batch.pixels, token_ids)
+            classes.add(batch.pixels, token_ids, batch.labels)
+            if chosen := batch.positions[: max(0, CHANGED_VIEWS - len(positions))]:
+                wide = sample.views_at(chosen, view_size=view_size + shift_margin(tokenizer.downsampling))
+                still = tokenizer.encode(np.ascontiguousarray(wide[:, :view_size, :view_size])).cpu().numpy()
+                stability.add(wide, still)
+                agreement.add(wide, still)
             pixels.add(batch.pixels, token_ids)
             positions += batch.positions
             first = batch.pixels if first is None else first
@@ -157,11 +175,16 @@ def measure_fitness(tokenizer: Tokenizer, sample: ViewSample, *, view_size: int,
             vocab_size=tokenizer.vocab_size,
             downsampling=tokenizer.downsampling,
             can_decode=tokenizer.can_decode,
+            paints_averages=tokenizer.paints_averages,
         ),
         num_views=len(positions),
+        view_size=view_size,
         grid_size=grid_size,
         tokens=tally.statistics(),
         reconstruction=pixels.result(),
+        agreement=agreement.result(tally.counts),
+        num_labelled=classes.num_labelled,
+        classes=classes.result(),
         stability=stability.result(),
         speed=measure_speed(tokenizer, by_dtype, first, device=device),
     )

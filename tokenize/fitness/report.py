@@ -30,8 +30,8 @@ class ReportSettings:
 
     num_images: int = 256
     """Images to draw, one view each."""
-    view_size: int = 112
-    """Side of a view in px."""
+    view_size: int | None = None
+    """Side of a view in px; None leaves it to the tokenizers."""
     seed: int = 0
     """Of images and views."""
 
@@ -66,12 +66,31 @@ class FitnessReport:
         """Views measured."""
         return self.fitness[0].num_views
 
+    @property
+    def is_one_size(self) -> bool:
+        """Whether all tokenizers saw the views at the same side."""
+        return len({fitness.view_size for fitness in self.fitness}) == 1
+
     def describe(self) -> str:
         """Say in one line what was measured on what."""
-        size = self.settings.view_size
+        sizes = [f"{fitness.view_size} x {fitness.view_size} px" for fitness in self.fitness]
+        size = sizes[0]
+        if not self.is_one_size:
+            size = ", ".join(f"{size} for {label}" for size, label in zip(sizes, self.labels, strict=True))
+            size += f", {self.fitness[0].grid_size} x {self.fitness[0].grid_size} words,"
         return (
-            f"{self.num_measured:,} of {self.num_in_source:,} images from {self.source}, one view of {size} x {size} "
-            f"px each, drawn as `beit tokenize` draws them (random crop, flip and colours), seed {self.settings.seed}"
+            f"{self.num_measured:,} of {self.num_in_source:,} images from {self.source}, one view of {size} "
+            f"each, drawn as `beit tokenize` draws them (random crop, flip and colours), seed {self.settings.seed}"
+        )
+
+    def describe_averages(self) -> str:
+        """Say which tokenizers paint averages; empty where none does."""
+        names = [label for label, one in zip(self.labels, self.fitness, strict=True) if one.tokenizer.paints_averages]
+        if not names:
+            return ""
+        return (
+            f"{', '.join(names)}: a word is painted as the average of the squares that had it. Such words are not "
+            "made to be painted, so PSNR and SSIM tell how they follow pixels, and judge nothing"
         )
 
     def describe_bad(self) -> str:
@@ -87,6 +106,7 @@ class FitnessReport:
             facts = self.fitness[0].tokenizer
             lines = [f"tokenizer {facts.name}, fingerprint {facts.fingerprint[:12]}", *lines]
         lines += [text_table(self.fitness, self.labels), ""]
+        lines += [folded(averages), ""] if (averages := self.describe_averages()) else []
         lines += _verdict_lines([self.images_verdict]) if self.images_verdict.level != "good" else []
         for label, verdicts in zip(self.labels, self.verdicts, strict=True):
             if len(self.fitness) == 1:
@@ -102,7 +122,10 @@ class FitnessReport:
         return {
             **FORMAT.header(),
             "beit_version": __version__,
-            "settings": asdict(self.settings),
+            "settings": {
+                **asdict(self.settings),
+                "view_size": self.fitness[0].view_size if self.is_one_size else None,
+            },
             "images": {
                 "source": self.source,
                 "in_source": self.num_in_source,

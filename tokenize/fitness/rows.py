@@ -33,6 +33,8 @@ class Row:
     """One sentence."""
     is_merit: bool = False
     """Whether more is better; else neither is."""
+    is_of_pixels: bool = False
+    """Whether it compares only between tokenizers that saw the views at the same side."""
     section: str = ""
     """Heading it stands under."""
     label: str = ""
@@ -47,6 +49,8 @@ class Row:
         """Return which tokenizers have the best value: none if all show the same, or if no direction is better."""
         cells = [self.show(fitness) for fitness in many]
         values = [(index, value) for index, one in enumerate(many) if (value := self.value(one)) is not None]
+        if self.is_of_pixels and len({fitness.view_size for fitness in many}) > 1:
+            return set()
         if not self.is_merit or len(values) < 2 or len({cells[index] for index, _ in values}) == 1:
             return set()
         shown = cells[max(values, key=lambda found: found[1])[0]]
@@ -90,12 +94,30 @@ def _shifted_by_token(fitness: Fitness) -> float | None:
     return shares.get(fitness.tokenizer.downsampling)
 
 
+def _above_chance(change: str) -> Callable[[Fitness], float]:
+    return lambda fitness: fitness.agreement.above_chance[change]
+
+
+def _of_entropy(fitness: Fitness, value: float) -> str:
+    return f"{value:.2f} of {fitness.tokens.words.entropy_bits:.2f} bits"
+
+
+def _class_score(name: str) -> Callable[[Fitness], float | None]:
+    return lambda f: None if f.classes is None else float(getattr(f.classes, name))
+
+
+def _with_error(fitness: Fitness, value: float) -> str:
+    assert fitness.classes is not None  # else there is no value
+    return f"{100 * value:.1f} +- {100 * fitness.classes.standard_error:.1f} %"
+
+
 def _pixels(name: str) -> Callable[[Fitness], float | None]:
     return lambda f: None if f.reconstruction is None else float(getattr(f.reconstruction, name))
 
 
 _COUNT, _BITS, _DECIBEL, _SIMILARITY = _as("{:,.0f}"), _as("{:.2f} bits"), _as("{:.2f} dB"), _as("{:.3f}")
 _merit = partial(Row, is_merit=True)
+_pixel_merit = partial(Row, is_merit=True, is_of_pixels=True)
 _SECTIONS = {
     "Words": {
         "vocabulary": Row(lambda f: f.tokenizer.vocab_size, _COUNT, "Words the tokenizer has; BEiT's has 8192."),
@@ -158,15 +180,49 @@ _SECTIONS = {
             "it, because the model knows more pairs of words.",
         ),
     },
+    "Meaning": {
+        "same when mirrored": _merit(
+            _above_chance("mirror"),
+            _share,
+            "Tokens that keep their word when the view is mirrored, above chance: 0 % is what the frequencies of the "
+            "words give by themselves.",
+        ),
+        "same in other colours": _merit(
+            _above_chance("colours"), _share, "The same when colours are drawn anew, as pre-training draws them."
+        ),
+        "same after all": _merit(
+            _above_chance("all"),
+            _share,
+            "Both at once, and a quarter of a token to the side: the scene is the same, and so should its words be.",
+        ),
+        "bits kept": _merit(
+            lambda f: f.agreement.kept_bits,
+            _of_entropy,
+            "What the word after all that tells about the word before, at least; few words have few bits to keep.",
+        ),
+        "class told by words": _merit(
+            _class_score("accuracy"),
+            _with_error,
+            "Images whose class a linear classifier tells from how often each word occurs, fitted on all others.",
+        ),
+        "class told by colours": Row(
+            _class_score("colours_accuracy"),
+            _share,
+            "The same from mean colours, cut into as many as there are words: what needs no learning.",
+        ),
+        "commonest class": Row(_class_score("commonest_share"), _share, "The same by guessing the commonest class."),
+    },
     "Pixels": {
-        "PSNR": _merit(_pixels("psnr"), _DECIBEL, "Closeness of the views painted from their tokens, mean over views."),
+        "PSNR": _pixel_merit(
+            _pixels("psnr"), _DECIBEL, "Closeness of the views painted from their tokens, mean over views."
+        ),
         "PSNR, mean colours": Row(
             _pixels("block_mean_psnr"),
             _DECIBEL,
             "Of the views with every token's square replaced by its mean colour: what needs no learning.",
         ),
-        "PSNR gained": _merit(_pixels("psnr_gain"), _as("{:+.2f} dB"), "The difference."),
-        "SSIM": _merit(
+        "PSNR gained": _pixel_merit(_pixels("psnr_gain"), _as("{:+.2f} dB"), "The difference."),
+        "SSIM": _pixel_merit(
             _pixels("ssim"),
             _SIMILARITY,
             "Structural similarity of luma, 1 for equal pictures; follows edges and texture rather than error.",
@@ -175,7 +231,7 @@ _SECTIONS = {
     },
     "Stability": {
         **{
-            f"shift {shift} px": _merit(
+            f"shift {shift} px": _pixel_merit(
                 _shifted(shift), _share, f"Tokens that stay when the view moves by {shift} px under the grid."
             )
             for shift in SHIFTS_PX

@@ -26,6 +26,8 @@ from beit.tokenize.fitness.views import ViewSample
 from beit.tokenize.images import open_images
 from beit.tokenize.setup import choose_device
 
+USUAL_VIEW_PX = 112
+"""Side of the views of tokenizers that take any; half of the 224 px that a ViT sees."""
 MIN_GRID_SIZE = 4
 """Tokens per side: fewer leave no inner ones, and no room to shift."""
 MIN_VIEW_PX = 16
@@ -46,11 +48,12 @@ def report_tokenizers(
     require(not twice, f"tokenizer {', '.join(twice)} is given twice; name each once")
     device = choose_device(TokenizeConfig(), 0)
     tokenizers = [load_tokenizer(name, device=device) for name in names]
-    check_view_size(tokenizers, settings.view_size)
-    with closing(open_images(source, img_size=settings.view_size, cache_bytes=512 * 2**20)) as dataset:
-        sample = ViewSample(dataset, num_images=settings.num_images, view_size=settings.view_size, seed=settings.seed)
+    sizes = choose_view_sizes(tokenizers, settings.view_size)
+    with closing(open_images(source, img_size=max(sizes), cache_bytes=512 * 2**20)) as dataset:
+        sample = ViewSample(dataset, num_images=settings.num_images, seed=settings.seed)
         measurements = [
-            measure_fitness(tokenizer, sample, view_size=settings.view_size, device=device) for tokenizer in tokenizers
+            measure_fitness(tokenizer, sample, view_size=size, device=device)
+            for tokenizer, size in zip(tokenizers, sizes, strict=True)
         ]
         sheet = reconstruction_sheet(tokenizers, measurements, sample)
     report = FitnessReport(
@@ -72,19 +75,59 @@ def report_tokenizers(
     return report
 
 
-def check_view_size(tokenizers: Sequence[Tokenizer], view_size: int) -> None:
-    """Insist on a size of views that all tokenizers can cut into tokens."""
+def choose_view_sizes(tokenizers: Sequence[Tokenizer], view_size: int | None) -> list[int]:
+    """Return the side of the views that each tokenizer gets, in px.
+
+    Args:
+        tokenizers: Those that are compared, or one.
+        view_size: What the user wants for all. If None, the side that a tokenizer is made for, and for others what
+            gives the same grid; without such a tokenizer one side near `USUAL_VIEW_PX` for all.
+    """
+    made_for = {
+        tokenizer.img_size // tokenizer.downsampling: tokenizer for tokenizer in tokenizers if tokenizer.img_size
+    }
+    if view_size is not None or not made_for:
+        return [_common_size(tokenizers, view_size)] * len(tokenizers)
+    if len(made_for) > 1:
+        (grid, one), (other_grid, other) = sorted(made_for.items())[:2]
+        raise InputError(
+            f"{one.name} is made for {grid} x {grid} words of {one.img_size} px and {other.name} for {other_grid} x "
+            f"{other_grid} of {other.img_size} px, so no views suit both; report each by itself: "
+            f"beit tokenizer report {one.name} SOURCE"
+        )
+    (grid,) = made_for
+    sizes = [grid * tokenizer.downsampling for tokenizer in tokenizers]
+    for tokenizer, size in zip(tokenizers, sizes, strict=True):
+        require(
+            grid >= MIN_GRID_SIZE and size >= MIN_VIEW_PX,
+            f"views of {size} px, {grid} x {grid} words, are all that {made_for[grid].name} allows for {tokenizer.name}"
+            f"; a report needs {MIN_GRID_SIZE} x {MIN_GRID_SIZE} words and {MIN_VIEW_PX} px at least",
+        )
+    return sizes
+
+
+def _common_size(tokenizers: Sequence[Tokenizer], view_size: int | None) -> int:
+    """Insist on a size of views that all tokenizers can cut into tokens, or find one."""
     factors = [tokenizer.downsampling for tokenizer in tokenizers]
     common = math.lcm(*factors)
     least = max(MIN_GRID_SIZE * max(factors), MIN_VIEW_PX)
+    wanted = USUAL_VIEW_PX if view_size is None else view_size
+    nearest = max(round(wanted / common) * common, -(-least // common) * common)
+    if view_size is None:
+        return nearest
     for tokenizer in tokenizers:
+        require(
+            tokenizer.img_size in (None, view_size),
+            f"--view-size ({view_size}) is not {tokenizer.img_size}, the one side that {tokenizer.name} takes; leave "
+            "--view-size out, then every tokenizer sees the views at the side it needs",
+        )
         if view_size % tokenizer.downsampling or view_size < least:
-            nearest = max(round(view_size / common) * common, -(-least // common) * common)
             raise InputError(
                 f"--view-size ({view_size}) must be a multiple of {tokenizer.downsampling}, the pixels per token of "
                 f"{tokenizer.name}, and at least {least}; --view-size {nearest} suits "
                 f"{'it' if len(tokenizers) == 1 else 'all tokenizers given'}"
             )
+    return view_size
 
 
 def short_labels(names: Sequence[str]) -> list[str]:

@@ -37,7 +37,7 @@ class SheetRow:
     name: str
     """Of the image."""
     original: NDArray[np.uint8]
-    """The view, (S, S, 3)."""
+    """The view at the largest side that a tokenizer had it at, (S, S, 3)."""
     pictures: list[Picture]
     """One per tokenizer that can decode."""
 
@@ -56,13 +56,17 @@ def reconstruction_sheet(
     psnr = np.mean([measurements[index].psnr for index in decoders], axis=0)
     chosen = [(group, place) for group, places in choose(psnr).items() for place in places]
     positions = measurements[0].positions
-    views = sample.views_at([positions[place] for _, place in chosen])
-    decoded = {index: tokenizers[index].decode(tokenizers[index].encode(views)) for index in decoders}
+    sizes = [found.fitness.view_size for found in measurements]
+    views = {
+        size: sample.views_at([positions[place] for _, place in chosen], view_size=size)
+        for size in {max(sizes), *(sizes[index] for index in decoders)}
+    }
+    decoded = {index: tokenizers[index].decode(tokenizers[index].encode(views[sizes[index]])) for index in decoders}
     return [
         SheetRow(
             group=group,
             name=sample.name(positions[place]),
-            original=views[row],
+            original=views[max(sizes)][row],
             pictures=[
                 Picture(tokenizer=index, pixels=decoded[index][row], psnr=measurements[index].psnr[place])
                 for index in decoders

@@ -1,7 +1,7 @@
 """How many tokens survive what should not matter: a small shift, JPEG re-encoding, another number format.
 
 Pre-training asks for the tokens of an image it sees slightly differently each time; where they are a matter of chance,
-they cannot be predicted. S side of a view in px, g tokens per side.
+they cannot be predicted. S side of a window in px, g tokens per side.
 """
 
 from __future__ import annotations
@@ -52,25 +52,31 @@ class Stability:
 class StabilityTally:
     """Adds up comparisons, batch by batch, of a tokenizer in float32 with itself, and with it in other number formats.
 
-    Of views, `max_views` are compared and more left out, since each costs as much as seven encodings.
+    Each view costs as much as seven encodings.
     """
 
-    def __init__(self, tokenizer: Tokenizer, by_dtype: Mapping[str, Tokenizer], *, max_views: int) -> None:
-        self._tokenizer, self._by_dtype, self._left = tokenizer, by_dtype, max_views
+    def __init__(self, tokenizer: Tokenizer, by_dtype: Mapping[str, Tokenizer]) -> None:
+        self._tokenizer, self._by_dtype = tokenizer, by_dtype
         self._equal, self._compared = Counter[str](), Counter[str]()
         self._num_views = 0
 
     def add(self, views: NDArray[np.uint8], token_ids: NDArray[np.integer]) -> None:
-        """Compare uint8 views (B, S, S, 3) with changed copies of themselves; `token_ids` (B, g, g) are theirs."""
-        views, token_ids = views[: self._left], token_ids[: self._left]
-        if not len(views):
-            return
-        self._left -= len(views)
+        """Compare windows of uint8 views (B, W, W, 3) whose left upper one of S px has the words (B, g, g).
+
+        W is S and `shift_margin`, so that windows that move show real pixels at their edges, and a tokenizer that takes
+        one side only gets that side.
+        """
+        side = token_ids.shape[1] * self._tokenizer.downsampling
+        still = np.ascontiguousarray(views[:, :side, :side])
         self._num_views += len(views)
-        self._compare_shifts(views)
-        self._count("jpeg", self._encode(through_jpeg(views)), token_ids)
+        for shift in shifts_of(self._tokenizer.downsampling):
+            moved = self._encode(views[:, :side, shift : shift + side])
+            columns, rest = divmod(shift, self._tokenizer.downsampling)
+            columns = 0 if rest else columns
+            self._count(f"shift {shift}", moved[:, :, : moved.shape[2] - columns], token_ids[:, :, columns:])
+        self._count("jpeg", self._encode(through_jpeg(still)), token_ids)
         for dtype, tokenizer in self._by_dtype.items():
-            self._count(dtype, tokenizer.encode(views).cpu().numpy(), token_ids)
+            self._count(dtype, tokenizer.encode(still).cpu().numpy(), token_ids)
 
     def result(self) -> Stability:
         """Return the shares; one view at least."""
@@ -86,17 +92,6 @@ class StabilityTally:
             dtype_equal_shares={dtype: share[dtype] for dtype in self._by_dtype},
         )
 
-    def _compare_shifts(self, views: NDArray[np.uint8]) -> None:
-        # Windows inside the view, so that shifted ones show real pixels at their edges, too.
-        factor = self._tokenizer.downsampling
-        shifts = shifts_of(factor)
-        width = (views.shape[2] - shifts[-1]) // factor * factor
-        still = self._encode(views[:, :, :width])
-        for shift in shifts:
-            moved = self._encode(views[:, :, shift : shift + width])
-            columns = shift // factor if shift % factor == 0 else 0
-            self._count(f"shift {shift}", moved[:, :, : moved.shape[2] - columns], still[:, :, columns:])
-
     def _encode(self, views: NDArray[np.uint8]) -> NDArray[np.integer]:
         return np.asarray(self._tokenizer.encode(views).cpu().numpy())
 
@@ -108,6 +103,11 @@ class StabilityTally:
 def shifts_of(downsampling: int) -> list[int]:
     """Return the distances to compare, ascending: `SHIFTS_PX` and one whole token."""
     return sorted({*SHIFTS_PX, downsampling})
+
+
+def shift_margin(downsampling: int) -> int:
+    """Return how much larger than its windows a view must be, in px."""
+    return shifts_of(downsampling)[-1]
 
 
 def through_jpeg(views: NDArray[np.uint8]) -> NDArray[np.uint8]:

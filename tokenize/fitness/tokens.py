@@ -124,6 +124,11 @@ class TokenTally:
                 self._kept.append(grid.astype(np.uint16))
             self._num_views += 1
 
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """Tokens of each word so far, (V,)."""
+        return self._counts
+
     def statistics(self) -> TokenStatistics:
         """Return what the views so far came to; two at least."""
         kept = np.stack(self._kept)

@@ -28,6 +28,11 @@ LOW_GAIN, HIGH_GAIN, COPYING_GAIN = 0.01, 0.4, 0.6
 """Shares of a token's bits that its two neighbours tell; arbitrary. Measured: 0.078 for `mini`, 0.19 for a dVAE of 512
 words after three minutes of training."""
 
+CERTAIN = 2.0
+"""Standard errors from which a difference is no chance: a bound of about 95 %."""
+ENOUGH_LABELLED = 1000
+"""Labelled images from which a missing difference says something: a standard error near one point; arbitrary."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Verdict:
@@ -49,7 +54,13 @@ class Verdict:
 
 def judge(fitness: Fitness) -> list[Verdict]:
     """Return the verdicts on a tokenizer in the order of the report."""
-    return [_usage(fitness), *_word_verdicts(fitness), _context(fitness), *_picture_verdicts(fitness)]
+    return [
+        _usage(fitness),
+        *_word_verdicts(fitness),
+        _context(fitness),
+        *_meaning_verdicts(fitness),
+        *_picture_verdicts(fitness),
+    ]
 
 
 def judge_images(num_bad: int, num_drawn: int) -> Verdict:
@@ -153,8 +164,55 @@ def _context(fitness: Fitness) -> Verdict:
     return Verdict(key="context", title="Context", level=level, text=text, advice=advice, rule=rule)
 
 
+def _meaning_verdicts(fitness: Fitness) -> Iterator[Verdict]:
+    found = fitness.agreement
+    kept = found.above_chance["all"]
+    text = (
+        f"mirrored, in other colours and {found.shift_px} px further, {percent(found.equal_shares['all'])} of the "
+        f"tokens are the same word, where chance gives {percent(found.chance)}; {found.kept_bits:.2f} of a token's "
+        f"{fitness.tokens.words.entropy_bits:.2f} bits are kept"
+    )
+    yield _verdict("agreement", kept, text)
+    if fitness.num_labelled:
+        yield _classes(fitness)
+
+
+def _classes(fitness: Fitness) -> Verdict:
+    """Judge what words say about the class of an image, against guessing and against mean colours."""
+    found, advice = fitness.classes, ""
+    level: Level = "look"
+    if found is None:
+        text = f"too few of the {fitness.num_labelled} labelled images measured have a class in common"
+        advice = _measure_more(fitness)
+    else:
+        text = (
+            f"the words of an image tell its class for {percent(found.accuracy)} of {found.num_images:,} images "
+            f"(standard error {percent(found.standard_error)}), mean colours for {percent(found.colours_accuracy)}, "
+            f"the commonest of {found.num_classes:,} classes for {percent(found.commonest_share)}"
+        )
+        more = found.accuracy - found.commonest_share, found.accuracy - found.colours_accuracy
+        is_above = more[0] >= CERTAIN * found.standard_error, more[1] >= CERTAIN * found.difference_error
+        if all(is_above):
+            level = "good"
+        elif found.num_images < ENOUGH_LABELLED:
+            advice = _measure_more(fitness)
+        elif is_above[0]:
+            advice = (
+                "words that say no more than colours suffice where pixels are what counts; words from a teacher say "
+                "more: beit tokenizer train SOURCE OUT --teacher ENCODER"
+            )
+        else:
+            level = "bad"
+            advice = "these words do not follow what the labels are about; prefer a tokenizer with a higher share here"
+    rule = (
+        f"good if words beat the commonest class and mean colours by {CERTAIN:g} standard errors, bad if not even the "
+        f"commonest class on {ENOUGH_LABELLED:,} images or more; a usual bound of chance"
+    )
+    return Verdict(key="classes", title="Classes of the images", level=level, text=text, advice=advice, rule=rule)
+
+
 def _picture_verdicts(fitness: Fitness) -> Iterator[Verdict]:
-    if (found := fitness.reconstruction) is not None:
+    if (found := fitness.reconstruction) is not None and not fitness.tokenizer.paints_averages:
         text = (
             f"reconstructs {abs(found.psnr_gain):.1f} dB {'better' if found.psnr_gain >= 0 else 'worse'} than the mean "
             f"colour of each square ({found.psnr:.1f} against {found.block_mean_psnr:.1f} dB; SSIM {found.ssim:.2f} "
@@ -219,7 +277,7 @@ RULES = {
         what="the share of words used, of those that evenly used words would show in as many tokens,",
         origin="arbitrary; measured: 99.5 % for mini",
         advice="words that never occur teach nothing and cost a row of the prediction head each: train with a smaller "
-        "model.vocab_size, on images like these, or with a larger objective.usage_weight",
+        "vocab_size, on images like these, or, a dVAE, with a larger objective.usage_weight",
     ),
     "balance": Rule(
         title="Balance of the words",
@@ -228,7 +286,7 @@ RULES = {
         what="the perplexity, as a share of the vocabulary,",
         origin="arbitrary; measured: 82 % for mini",
         advice="a few words cover most of the pictures, so pre-training can score by guessing them: train on images "
-        "like these, or raise objective.usage_weight",
+        "like these, or, a dVAE, with a larger objective.usage_weight",
     ),
     "border": Rule(
         title="Border of the picture",
@@ -248,6 +306,15 @@ RULES = {
         origin="arbitrary; measured: 8 % for mini",
         advice="large plain areas, or words too coarse for these images: pre-training will be rewarded for copying; "
         "mask larger blocks, use larger tokens, or a larger vocabulary",
+    ),
+    "agreement": Rule(
+        title="Same scene, same words",
+        good=0.2,
+        bad=0.02,
+        what="the share of tokens that stay, above chance,",
+        origin="arbitrary; measured: 5 % for mini, whose words are made to be painted",
+        advice="the words follow colours, sides or the place of the grid, not what is shown: right for painting, "
+        "while words made from an encoder keep more bits (beit tokenizer train SOURCE OUT --teacher ENCODER)",
     ),
     "reconstruction": Rule(
         title="Reconstruction",

@@ -1,7 +1,8 @@
 """The views a tokenizer is measured on: a random sample of a source's images, one view each, equal for all tokenizers.
 
-Views are drawn and rendered as `beit tokenize` does (its default crops, flips and colours, Lanczos), because those are
-the pictures whose tokens pre-training will see. Nothing is kept but positions, so any number of views fits into memory.
+Every tokenizer has them rendered at the side it needs, from the same crop of the decoded image. They are drawn and
+rendered as `beit tokenize` does (its default crops, flips and colours, Lanczos), because those are the pictures whose
+tokens pre-training will see. Nothing is kept but positions, so any number of views fits into memory.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -40,23 +42,25 @@ class ViewBatch:
     """(B, view_size, view_size, 3)."""
     positions: list[int]
     """Of their images in the source."""
+    labels: NDArray[np.int64]
+    """Their classes, (B,); -1 where there is none."""
 
 
 class ViewSample:
-    """A sample of at most `num_images` of a source's images, each seen through one view of `view_size` px.
+    """A sample of at most `num_images` of a source's images, each seen through one view.
 
     Another seed draws other images and other views.
 
     """
 
-    def __init__(self, dataset: LabelledDataset, *, num_images: int, view_size: int, seed: int) -> None:
+    def __init__(self, dataset: LabelledDataset, *, num_images: int, seed: int) -> None:
         self.num_in_source = int(dataset.shard_sizes.sum())
         require(
             self.num_in_source >= MIN_VIEWS,
             f"{dataset.index.info.root} has {self.num_in_source} image(s), a report needs at least {MIN_VIEWS}; "
             "give more images",
         )
-        self._dataset, self._view_size, self._seed = dataset, view_size, seed
+        self._dataset, self._seed = dataset, seed
         self._positions = draw_positions(self.num_in_source, num_images, seed)
         self._bad: dict[int, BadSampleReport] = {}
         self._log = BadSampleLog(len(self._positions), _ALL_BUT_ONE)
@@ -81,13 +85,18 @@ class ViewSample:
             return str(self._dataset.index.ref_at(position).path)
         return self._dataset.sample_id(*self._dataset.index.locate(position))
 
-    def batches(self, size: int) -> Iterator[ViewBatch]:
-        """Yield all usable views, `size` at a time; images that are not usable are logged once and passed over."""
+    def batches(self, size: int, *, view_size: int) -> Iterator[ViewBatch]:
+        """Yield all usable views of `view_size` px, `size` at a time; other images are logged once and passed over."""
+        all_labels = self._dataset.index.labels
+
+        def batch() -> ViewBatch:
+            return ViewBatch(pixels=np.stack(pixels), positions=positions, labels=all_labels[positions])
+
         pixels: list[NDArray[np.uint8]] = []
         positions: list[int] = []
         count = 0
         with Workers(available_cores()) as workers:
-            for position, view in workers.map(self._render_or_report, self._records()):
+            for position, view in workers.map(partial(self._render_or_report, view_size), self._records()):
                 if isinstance(view, BadSampleReport):
                     self._log.add([view])
                     self._bad[position] = view
@@ -96,10 +105,10 @@ class ViewSample:
                 positions.append(position)
                 count += 1
                 if len(pixels) == size:
-                    yield ViewBatch(pixels=np.stack(pixels), positions=positions)
+                    yield batch()
                     pixels, positions = [], []
         if pixels:
-            yield ViewBatch(pixels=np.stack(pixels), positions=positions)
+            yield batch()
         if count < MIN_VIEWS:
             reasons = ", ".join(f"{number} {reason}" for reason, number in self.bad_counts.most_common())
             raise InputError(
@@ -107,9 +116,11 @@ class ViewSample:
                 f"report needs at least {MIN_VIEWS}; repair the images, or draw more with --images"
             )
 
-    def views_at(self, positions: list[int]) -> NDArray[np.uint8]:
+    def views_at(self, positions: list[int], *, view_size: int) -> NDArray[np.uint8]:
         """Render the views of some usable images again, (B, view_size, view_size, 3)."""
-        return np.stack([self._render(self._fetch(position)) for position in positions])
+        with Workers(available_cores()) as workers:
+            records = (self._fetch(position) for position in positions)
+            return np.stack(list(workers.map(partial(self._render, view_size), records)))
 
     def _records(self) -> Iterator[tuple[int, Record | BadSampleReport]]:
         """Read in the calling thread: open containers are not shared. Threads decode."""
@@ -118,12 +129,12 @@ class ViewSample:
             yield position, self._bad[position] if known else self._attempt(position, self._fetch, position)
 
     def _render_or_report(
-        self, item: tuple[int, Record | BadSampleReport]
+        self, view_size: int, item: tuple[int, Record | BadSampleReport]
     ) -> tuple[int, NDArray[np.uint8] | BadSampleReport]:
         position, record = item
         if isinstance(record, BadSampleReport):
             return position, record
-        return position, self._attempt(position, self._render, record)
+        return position, self._attempt(position, partial(self._render, view_size), record)
 
     def _attempt(self, position: int, work: Callable[[Item], Made], item: Item) -> Made | BadSampleReport:
         try:
@@ -134,12 +145,12 @@ class ViewSample:
     def _fetch(self, position: int) -> Record:
         return self._dataset.fetch(*self._dataset.index.locate(position), 0)
 
-    def _render(self, record: Record) -> NDArray[np.uint8]:
+    def _render(self, view_size: int, record: Record) -> NDArray[np.uint8]:
         augment = AugmentConfig()
         image = record.decode_image()
         rng = CounterRng(self._seed, "tokenizer report view", record.sample_id)
         view = draw_view(rng, image.width, image.height, augment)
-        return render_token_view(image, view, self._view_size, augment.jitter_scope)
+        return render_token_view(image, view, view_size, augment.jitter_scope)
 
 
 def draw_positions(total: int, count: int, seed: int) -> list[int]:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-_CHUNK = 8192
-"""Features compared at a time, to bound memory at chunk x V."""
+_CHUNK, _MAX_PRODUCTS = 8192, 2**26
+"""Features compared at a time, and their products with words: 256 MiB."""
 
 
 def fit_codebook(features: Tensor, num_words: int, *, generator: torch.Generator, num_rounds: int = 8) -> Tensor:
@@ -28,9 +28,9 @@ def fit_codebook(features: Tensor, num_words: int, *, generator: torch.Generator
     Returns:
         Float (V, C), unit length.
     """
-    codebook = _draw(features, num_words, generator)
+    codebook, chunk_size = _draw(features, num_words, generator), min(_CHUNK, _MAX_PRODUCTS // num_words)
     for _ in range(num_rounds):
-        nearest = torch.cat([(chunk @ codebook.t()).argmax(dim=1) for chunk in torch.split(features, _CHUNK)])
+        nearest = torch.cat([(chunk @ codebook.t()).argmax(dim=1) for chunk in torch.split(features, chunk_size)])
         sums = torch.zeros_like(codebook).index_add_(0, nearest, features)
         is_empty = torch.bincount(nearest, minlength=num_words) == 0
         codebook = torch.where(is_empty[:, None], _draw(features, num_words, generator), F.normalize(sums, dim=1))

@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from beit.common.errors import InputError, require
+from beit.common.runs.outputs import check_new_folder
 from beit.common.storage.files import atomic_folder
 from beit.common.tokenizers.dalle_files import find_part, read_part
 from beit.common.tokenizers.directory import CONFIG_FILE, describe_source, read_settings, recorded_sources, save_dalle
@@ -37,9 +38,7 @@ def convert_dalle(file: Path, out: Path) -> str:
         _require_room_for_decoder(file, out)
         save_dalle(out, part, tensors, source)
         return f"added the decoder ({_count(tensors)} parameters, from {file}, sha256 {source.sha256}) to {out}"
-    require(
-        not out.exists() or (out.is_dir() and not any(out.iterdir())), f"{out} exists and is not empty; name another"
-    )
+    check_new_folder("OUT", out)
     decoder_file = find_part(file.parent, "decoder")
     decoder = None if decoder_file is None else read_part(decoder_file, "decoder")[1]
     lines = [f"encoder      {_count(tensors)} parameters, from {file} (sha256 {source.sha256})"]

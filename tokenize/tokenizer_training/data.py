@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,7 @@ from beit.common.views import TOKEN_RESAMPLE, AugmentConfig, draw_view, render_v
 from beit.tokenize.tokenizer_training.config import TokenizerDataConfig
 
 logger = logging.getLogger(__name__)
+Made = TypeVar("Made")
 MIN_IMAGES = 5
 """One in five is the most that is held out for the sake of `data.num_eval_images`."""
 
@@ -72,7 +74,19 @@ class Images:
     """All others."""
 
 
-def split_images(images: LabelledDataset, data: TokenizerDataConfig, *, cache_bytes: int) -> Images:
+class HoldsOut(Protocol):
+    """The settings that say how many images are held out."""
+
+    @property
+    def held_out(self) -> float:
+        """Share of the images."""
+
+    @property
+    def num_eval_images(self) -> int:
+        """Images that are held out even where the share holds fewer, up to a fifth of all."""
+
+
+def split_images(images: LabelledDataset, data: HoldsOut, *, cache_bytes: int) -> Images:
     """Hold some images out, the same ones on every machine and in every run.
 
     As in a token store, those with the smallest hashes of their keys; so an image that is held out stays so when
@@ -96,9 +110,7 @@ def split_images(images: LabelledDataset, data: TokenizerDataConfig, *, cache_by
     )
 
 
-def read_samples(
-    dataset: Dataset, rows: Sequence[int], use: Callable[[Record], NDArray[np.uint8]]
-) -> Iterator[NDArray[np.uint8]]:
+def read_samples(dataset: Dataset, rows: Sequence[int], use: Callable[[Record], Made]) -> Iterator[Made]:
     """Yield what `use` makes of the samples at some positions of a data set; unreadable ones are passed over."""
     starts = shard_starts(dataset.shard_sizes)
     for row in rows:

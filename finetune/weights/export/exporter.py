@@ -7,17 +7,19 @@ library, where that can be imported, has computed the same as we do; nothing hal
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor
 
-from beit.common.errors import InputError, RunFailed
+from beit.common.errors import RunFailed
 from beit.common.pages.tables import aligned, folded
-from beit.common.runs.outputs import check_output_folder
+from beit.common.runs.outputs import check_new_folder
 from beit.common.storage.files import atomic_folder
 from beit.finetune.weights.export.source import (
     Dtype,
@@ -31,6 +33,11 @@ from beit.finetune.weights.export.source import (
 TOLERANCES: dict[Dtype, float] = {"float32": 1e-5, "float16": 1e-2, "bfloat16": 1e-1}
 """Of an output's largest value, or of 1 where that is smaller: two orders of summing differ by some 1e-6; the others
 are what 11 and 8 bits leave of the weights, compared with the model in float32."""
+
+_REASON = 300
+"""Characters of somebody else's error that are shown."""
+
+logger = logging.getLogger(__name__)
 
 Run = Callable[[Tensor], dict[str, Tensor]]
 Value = TypeVar("Value")
@@ -99,7 +106,7 @@ def export_model(
         img_size: Side of the images it is to take, in pixels, if others than in training.
         dtype: Of the weights.
     """
-    _check_folder(out, path)
+    check_new_folder("OUT", out, inputs=[path])
     source = read_source(path, img_size=img_size)
     target = cast(Target, importlib.import_module(f"beit.finetune.weights.export.{module}"))
     options = ExportOptions(name=Path(os.path.abspath(out)).name, dtype=dtype)
@@ -109,10 +116,22 @@ def export_model(
     return Exported([out / name for name in names], summary)
 
 
-def _check_folder(out: Path, path: Path) -> None:
-    if out.exists() and (not out.is_dir() or next(out.iterdir(), None) is not None):
-        raise InputError(f"{out} is not an empty folder; name a new one for the export")
-    check_output_folder("OUT", out, inputs=[path])
+def import_library(name: str, *attributes: str) -> ModuleType | None:
+    """Return a library; None where it is not installed, or cannot be imported, and then the reason is said.
+
+    Args:
+        name: Of the library.
+        attributes: Of it that are needed; some libraries import their modules, and what these need, only then.
+    """
+    try:
+        library = importlib.import_module(name)
+        for attribute in attributes:
+            getattr(library, attribute)
+    except Exception as error:  # a part that was built for another version of its neighbour fails in ways of its own
+        if not (isinstance(error, ModuleNotFoundError) and error.name == name):
+            logger.warning("%s cannot be imported: %s", name, " ".join(str(error).split())[:_REASON])
+        return None
+    return library
 
 
 def _prove(target: Target, folder: Path, source: ExportSource, options: ExportOptions) -> str:

@@ -19,6 +19,7 @@ from beit.common.storage.documents import read_json, write_json
 from beit.common.storage.files import write_atomic
 from beit.common.storage.tensor_check import read_shapes, write_safetensors
 from beit.finetune.weights.export.card import model_card
+from beit.finetune.weights.export.exporter import import_library
 from beit.finetune.weights.export.huggingface_names import Plan, plan_export
 from beit.finetune.weights.export.image_processor import (
     FILE,
@@ -76,14 +77,11 @@ def expected(source: ExportSource) -> dict[str, Tensor]:
 
 def reload(folder: Path, source: ExportSource) -> Callable[[Tensor], dict[str, Tensor]] | None:
     """Load the folder as a user would; of masked image models, which no automatic class knows, by the class itself."""
-    try:
-        import transformers
-
-        # Their modules are imported only here, and may lack something that they need.
-        processors, models = transformers.AutoImageProcessor, getattr(transformers, AUTO_CLASSES[source.what])
-    except ImportError:
+    transformers = import_library(LIBRARY, "AutoImageProcessor", AUTO_CLASSES[source.what])
+    if transformers is None:
         _check_shapes(folder, plan_export(source))
         return None
+    processors, models = transformers.AutoImageProcessor, getattr(transformers, AUTO_CLASSES[source.what])
     with _quiet(transformers):
         processor = processors.from_pretrained(folder)
         model, report = models.from_pretrained(folder, output_loading_info=True)

@@ -30,6 +30,8 @@ _NO_PLACE = ("pixel_head.",)
 _NECK, _BACKBONE = "neck.", "backbone."
 _PATCH_SIZE = 16
 """Of the only neck of the released segmentation code that is ours."""
+_SAID = 200
+"""Characters of an error of torch's that are shown; the rest is where in its source."""
 _TRAINED = {"base": (224, 384), "large": (224, 384, 512)}
 """Sides, in pixels, of the models that the released code has a name for."""
 
@@ -46,7 +48,11 @@ def write(source: ExportSource, folder: Path, options: ExportOptions) -> list[Pa
         meta = {"CLASSES": list(classes.names), "PALETTE": [list(colour) for colour in classes.colours], **args}
         value = {"meta": meta, "state_dict": {_segmentation_name(name): one for name, one in written.items()}}
     file = folder / WEIGHTS_FILE
-    torch.save(value, file)
+    try:
+        torch.save(value, file)
+    except RuntimeError as error:  # a full disk comes out as this
+        said = " ".join(str(error).split())[:_SAID]
+        raise OSError(f"{file} could not be written ({said}); there may be no space left") from error
     return [file]
 
 

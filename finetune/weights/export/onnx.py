@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from beit import __version__
-from beit.common.errors import InputError, RunFailed, require
+from beit.common.errors import RunFailed, require
 from beit.common.storage.documents import write_json
 from beit.common.vit.description import encoder_config_to_json
 from beit.common.vit.features import pool_features
@@ -32,7 +32,7 @@ from beit.finetune.prediction.classifier import class_probabilities
 from beit.finetune.segmentation.artifact import segmentation_info
 from beit.finetune.segmentation.heads import resize
 from beit.finetune.segmentation.model import Segmenter
-from beit.finetune.weights.export.exporter import Run
+from beit.finetune.weights.export.exporter import Run, import_library
 from beit.finetune.weights.export.preprocessing import IMAGES, MASK, describe
 from beit.finetune.weights.export.source import ExportOptions, ExportSource, build_model, probe_mask
 from beit.finetune.weights.import_exported import ONNX_FILE
@@ -147,14 +147,8 @@ def _left_out(source: ExportSource) -> list[str]:
 
 
 def _require_libraries() -> None:
-    lacking = []
-    for name in _NEEDED:
-        try:
-            importlib.import_module(name)
-        except ImportError:
-            lacking.append(name)
-    if lacking:
-        raise InputError(f"--to onnx needs {', '.join(lacking)}; pip install 'beit[onnx]'")
+    lacking = [name for name in _NEEDED if import_library(name) is None]
+    require(not lacking, f"--to onnx needs {', '.join(lacking)}; pip install {' '.join(lacking)}")
 
 
 @contextmanager

@@ -18,7 +18,9 @@ from torch import Tensor, nn
 
 from beit.common.encoder import read_encoder_state
 from beit.common.errors import InputError, require
+from beit.common.training.measure import free_memory_bytes
 from beit.common.vit.adapt import adapt_state
+from beit.common.vit.config import ViTConfig
 from beit.common.vit.description import EncoderConfig, find_encoder, read_encoder_config
 from beit.common.vit.features import FeaturePooling, pool_features
 from beit.common.vit.vit import VisionTransformer
@@ -87,6 +89,7 @@ def read_source(path: Path, *, img_size: int | None = None) -> ExportSource:
     stored = read_encoder_config(directory)
     own = stored.architecture
     architecture = own if img_size is None else replace(own, img_size=img_size)
+    _require_memory(architecture)
     state = adapt_state(read_encoder_state(directory), own, architecture)
     return ExportSource(
         path=directory,
@@ -94,6 +97,17 @@ def read_source(path: Path, *, img_size: int | None = None) -> ExportSource:
         state={name: tensor.contiguous() for name, tensor in state.items()},
         what=_kind(stored, state, directory),
         trained_img_size=own.img_size,
+    )
+
+
+def _require_memory(shape: ViTConfig) -> None:
+    """Refuse images whose patches no machine compares with each other, before the system ends the command for it."""
+    needed = _BATCH * shape.num_heads * (shape.num_patches + 1) ** 2 * 4  # one block's attention, float32
+    free = free_memory_bytes(torch.device("cpu"))
+    require(
+        free is None or needed <= free,
+        f"--img-size {shape.img_size} is {shape.num_patches:,} patches, whose attention takes {needed / 1e9:,.0f} GB, "
+        f"and {(free or 0) / 1e9:.0f} GB are free; give a smaller one",
     )
 
 

@@ -10,11 +10,9 @@ other one its Beit. Both are asked for by a name; what differs from what the nam
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -28,11 +26,9 @@ from beit.common.vit.config import LAYER_NORM_EPS, ViTConfig
 from beit.common.vit.description import CONFIG_FILE, WEIGHTS_FILE
 from beit.common.vit.position_bias import TABLE_KEY, num_table_rows
 from beit.common.vit.transform import default_crop_pct
-from beit.finetune.weights.export.exporter import Run
+from beit.finetune.weights.export.exporter import Run, import_library
 from beit.finetune.weights.export.source import WORDS, ExportOptions, ExportSource, probe_mask
 from beit.finetune.weights.import_exported import KEY, own_facts
-
-logger = logging.getLogger(__name__)
 
 LIBRARY = "timm"
 
@@ -90,7 +86,7 @@ def notes(source: ExportSource) -> list[str]:
 def reload(folder: Path, source: ExportSource) -> Run | None:
     """Build the model with timm from the two files, or, without timm, compare names and shapes with timm's."""
     config = read_json(folder / CONFIG_FILE)
-    timm = _library()
+    timm = import_library(LIBRARY)
     if timm is None:
         _check_shapes(read_shapes(folder / WEIGHTS_FILE), source)
         return None
@@ -267,15 +263,6 @@ def _vit_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         elif not name.endswith("attn.v_bias"):
             renamed[re.sub(r"\.gamma_([12])$", r".ls\1.gamma", name)] = tensor
     return renamed
-
-
-def _library() -> ModuleType | None:
-    try:
-        import timm
-    except Exception as error:  # its torchvision, if it is not that of this torch, fails in ways of its own
-        logger.info("timm cannot be imported (%s)", " ".join(str(error).split()))
-        return None
-    return timm  # type: ignore[no-any-return]
 
 
 def _check_shapes(found: Mapping[str, tuple[int, ...]], source: ExportSource) -> None:

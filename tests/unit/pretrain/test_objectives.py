@@ -127,6 +127,14 @@ def test_online_tokens_are_those_of_the_tokenizer_and_recorded(folder, bare_stor
     assert sheet.width > 0
 
 
+def test_an_online_tokenizer_of_one_side_is_asked_for_no_other(folder, bare_store, tmp_path, monkeypatch):
+    tokenizer = str(write_tokenizer(folder / "online tokenizer"))
+    monkeypatch.setattr("beit.common.tokenizers.dvae.DiscreteVAE.img_size", 64)
+    with pytest.raises(InputError, match=r"takes images of 64 px only and gives 8 x 8 tokens, where .* is 4;"):
+        train(bare_store, tmp_path / "run", tokenizer={"online": tokenizer})
+    assert not (tmp_path / "run").exists()
+
+
 def test_another_tokenizer_under_the_same_name_does_not_continue_a_run(folder, bare_store, tmp_path):
     path = write_tokenizer(tmp_path / "tokenizer")
     train(bare_store, tmp_path / "run", tokenizer={"online": str(path)})

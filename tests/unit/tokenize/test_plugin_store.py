@@ -42,6 +42,23 @@ def test_the_documented_example_makes_a_store_and_is_audited(example):
     assert result.exit_code == 0 and "audit: 100.0 %" in result.output
 
 
+def test_a_tokenizer_of_one_side_is_asked_for_no_other(example):
+    fixed = Path("brightness.py").read_text().replace("downsampling = 8\n", "downsampling = 8\n    img_size = 32\n")
+    Path("brightness.py").write_text(fixed)
+    with pytest.raises(InputError, match=r"takes images of 32 px only and gives 4 x 4 tokens, where .* is 2;"):
+        run("tokenize", "photos", "store", "--tokenizer", example, *SMALL)
+    assert not Path("store").exists()
+    assert run("tokenize", "photos", "store", "--tokenizer", example, *SMALL, "--patch-size", "8").exit_code == 0
+    assert open_store("store")[0]["token_ids"].shape == (2, 4, 4)
+    with pytest.raises(InputError, match=r"--view-size \(112\) is not 32, the one side that brightness:Brightness"):
+        run("tokenizer", "report", example, "photos", "--view-size", "112")
+    wide = fixed.replace("Brightness", "Wide").replace("img_size = 32", "img_size = 64")
+    Path("brightness.py").write_text(fixed + wide.partition("functional as F")[2])
+    del sys.modules["brightness"]
+    with pytest.raises(InputError, match=r"4 x 4 words of 32 px and brightness:Wide for 8 x 8 of 64 px"):
+        run("tokenizer", "compare", example, "brightness:Wide", "photos")
+
+
 def test_a_store_does_not_decide_what_is_imported(example):
     run("tokenize", "photos", "store", "--tokenizer", example, *SMALL)
     del sys.modules["brightness"]

@@ -9,9 +9,12 @@ import threading
 from pathlib import Path
 
 import pytest
+import torch
 
 from beit.common.errors import InputError
-from beit.common.runs.outputs import check_output_folder, check_outputs
+from beit.common.processes.distributed import World
+from beit.common.runs.outputs import check_new_folder, check_output_folder, check_outputs
+from beit.common.runs.run_dir import open_run
 from beit.common.storage.files import output_file, write_output
 
 
@@ -155,3 +158,38 @@ def test_a_folder_elsewhere_need_not_exist(tmp_path):
     for out in ("new", "new/deep/er", "photos-masks", "."):
         check_output_folder("--out", tmp_path / out, inputs=[tmp_path / "photos"])
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("address", ["s3://bucket/out", "https://host/out", "gs://bucket/a/out", "file:///tmp/out"])
+def test_an_address_is_no_folder_and_no_file_of_this_machine(address: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    world = World(rank=0, local_rank=0, world_size=1, device=torch.device("cpu"))
+    for check in (
+        lambda: check_outputs({"--out": Path(address)}, makes_folder=True),
+        lambda: check_output_folder("OUT", Path(address)),
+        lambda: check_new_folder("OUT", Path(address)),
+        lambda: open_run(Path(address), None, world=world, resume="auto"),
+    ):
+        with pytest.raises(InputError, match=r"is an address, and this is written on this machine only"):
+            check()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_nothing_may_be_put_in_is_called_by_its_own_name(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("os.access", lambda *_: False)
+    with pytest.raises(InputError, match=rf"^OUT {tmp_path}/out: the folder {tmp_path} may not be written to"):
+        check_new_folder("OUT", tmp_path / "out")
+
+
+def test_what_is_put_in_its_place_whole_needs_one_that_is_free(tmp_path: Path, monkeypatch) -> None:
+    check_new_folder("OUT", tmp_path / "a/b")
+    (tmp_path / "out").mkdir()
+    check_new_folder("OUT", tmp_path / "out")
+    monkeypatch.setattr("os.path.ismount", lambda path: Path(path).name == "out")
+    with pytest.raises(InputError, match=r"OUT .*out is where a disk is mounted; name a new folder in it"):
+        check_new_folder("OUT", tmp_path / "out")
+    (tmp_path / "out/letter").touch()
+    with pytest.raises(InputError, match=r"OUT .*out is not an empty folder"):
+        check_new_folder("OUT", tmp_path / "out")
+    with pytest.raises(InputError, match=r"OUT .*letter is a file"):
+        check_new_folder("OUT", tmp_path / "out/letter")

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from beit.common.storage.files import atomic_file, remove_stale, write_atomic, write_output
+from beit.common.storage.files import atomic_file, atomic_folder, remove_stale, write_atomic, write_output
 
 
 def test_an_exception_leaves_the_old_file_and_no_temporary(tmp_path):
@@ -59,3 +59,19 @@ def test_what_may_be_of_another_machine_goes_after_an_hour(tmp_path):
         os.utime(tmp_path / name, (5, 5))
     remove_stale(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {names[4]}
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        lambda folder: OSError(28, "No space left on device"),
+        lambda folder: OSError(f"{folder}/weights was not written"),
+    ],
+    ids=["of the system", "of a library"],
+)
+def test_a_folder_that_could_not_be_written_is_called_as_it_was_to_be(tmp_path, error):
+    with pytest.raises(OSError) as raised, atomic_folder(tmp_path / "deep/out") as folder:
+        (folder / "weights").write_text("half")
+        raise error(folder)
+    assert f"{tmp_path}/deep/out" in str(raised.value) and ".tmp." not in str(raised.value)
+    assert list(tmp_path.iterdir()) == []

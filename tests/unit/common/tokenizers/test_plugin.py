@@ -10,7 +10,7 @@ import torch
 
 from beit.common.errors import InputError
 from beit.common.shards.schema import TokenizerInfo
-from beit.common.tokenizer import load_store_tokenizer, load_tokenizer
+from beit.common.tokenizer import Tokenizer, load_store_tokenizer, load_tokenizer
 from beit.common.tokenizers.plugin import ENTRY_POINT_GROUP, PluginModel, is_import_name
 
 SHA = "ab" * 32
@@ -23,6 +23,12 @@ class Zeros:
 
     def encode(self, images):
         return images[:, 0, ::4, ::4].long() % 7
+
+class Eight(Zeros):
+    img_size = 8
+
+class Twelve(Zeros):
+    img_size = 12
 
 class Silent:
     def __init__(self):
@@ -103,6 +109,8 @@ def test_a_module_that_fails_while_it_is_imported_is_one_line(module: str) -> No
         ({"downsampling": True}, r"downsampling \(True\) must be"),
         ({"downsampling": 8.0}, r"downsampling \(8\.0\) must be"),
         ({"fingerprint": "v1"}, r"fingerprint \('v1'\) must be a sha256"),
+        ({"img_size": 10}, r"img_size \(10\) must be a multiple of downsampling \(4\)"),
+        ({"img_size": "8"}, r"img_size \('8'\) must be a positive whole number"),
         ({"encode": 3}, "encode must be a method"),
         ({"decode": 3}, "decode must be a method, or absent"),
     ],
@@ -110,6 +118,19 @@ def test_a_module_that_fails_while_it_is_imported_is_one_line(module: str) -> No
 def test_a_missing_or_wrong_attribute_is_named(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         plugin(**changes)
+
+
+def test_a_tokenizer_may_take_images_of_one_side_only() -> None:
+    assert plugin().img_size is None and plugin(img_size=None).img_size is None
+    model = plugin(img_size=8, encode=lambda images: torch.zeros(len(images), 2, 2, dtype=torch.int64))
+    place = torch.device("cpu")
+    tokenizer = Tokenizer(model, name="mine", fingerprint=SHA, can_decode=False, device=place)
+    assert tokenizer.img_size == 8 and tokenizer.encode(np.zeros((1, 8, 8, 3), np.uint8)).shape == (1, 2, 2)
+    with pytest.raises(ValueError, match="images of 8 x 12 px must be 8 x 8 px, all that mine takes"):
+        tokenizer.encode(np.zeros((1, 8, 12, 3), np.uint8))
+    tokenizer.require_grid(2)
+    with pytest.raises(InputError, match=r"mine takes images of 8 px only and gives 2 x 2 tokens, where .* is 14"):
+        tokenizer.require_grid(14)
 
 
 @pytest.mark.parametrize(

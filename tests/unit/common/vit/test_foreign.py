@@ -92,7 +92,8 @@ def test_a_run_that_is_not_finished_is_not_taken_for_a_folder_of_something_else(
         assert message.startswith(f"{run} is a run that has no {name or 'weights for use'} yet: it is not finished")
         assert message.endswith(way_on)
         assert "so far" not in message
-    import_encoder(tmp_path / "hf", run / "last")
+    import_encoder(tmp_path / "hf", tmp_path / "encoder")
+    (tmp_path / "encoder").rename(run / "last")
     for name in ("", "model"):
         assert f"so far it has {run}/last; {way_on}" in said(run / name)
     assert "there is no such folder" in said(tmp_path / "runs/other/model")

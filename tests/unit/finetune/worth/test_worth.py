@@ -17,7 +17,7 @@ from beit.common.vit.config import ViTConfig
 from beit.finetune.worth import run as worth_run
 from beit.finetune.worth.commands import worth_command
 from beit.finetune.worth.comparison import STARTS, TASKS, Labels, Matrix, differing, parse_labels
-from beit.finetune.worth.cost import Job, duration, seconds_left
+from beit.finetune.worth.cost import Job, duration, seconds_left, time_text
 from beit.finetune.worth.report import _differences_chart, _means_chart, _range, as_markdown, as_text, picture, sentence
 from beit.finetune.worth.results import make_row
 from beit.pretrain.model import MaskedImageModel
@@ -79,6 +79,9 @@ def test_a_dry_run_says_cost_and_commands_and_does_nothing(place):
         (["--store", "train"], "is not a token store"),
         (["--store", "s", "--images", "train"], "exclude each other"),
         (["--weights", "nothing"], "nothing"),
+        (["--images", "nothing"], "nothing does not exist"),
+        (["--images", "nothing", "--starts", "random,scratch", "--dry-run"], "nothing does not exist"),
+        (["--images", "train/*.tar"], "*.tar"),
         (["--tasks", "probe"], "did you mean linear-probe?"),
         (["--set", "train.seed=3"], "--seeds says it here"),
         (["--set", "optimizer.lrr=3"], "optimizer.lr"),
@@ -174,6 +177,17 @@ def test_more_is_added_to_a_comparison_and_another_one_is_refused(place, stand_i
     assert len(done) == 48
 
 
+def test_a_plan_of_which_nothing_was_made_binds_nobody(place, stand_in):
+    _, stand = stand_in
+    stand.stop_after = 0
+    with pytest.raises(ResumableStop):
+        invoke("--set", "train.epochs=2")
+    stand.stop_after = None
+    assert invoke("--set", "train.epochs=3").exit_code == 0
+    with pytest.raises(InputError, match=r"it had --set train.epochs=3, not train.epochs=2"):
+        invoke("--set", "train.epochs=2")
+
+
 def test_what_was_added_contradicts_nothing():
     before = {"recipe": "a", "encoders": {"weights": "1"}}
     assert not differing(before, {"recipe": "a", "store": "s", "encoders": {"weights": "1", "scratch": "2"}})
@@ -259,6 +273,10 @@ def test_time_is_measured_on_runs_of_the_same_kind(tmp_path):
             (folder / "worth.json").write_text(json.dumps({"identity": {}, "seconds": seconds}))
         jobs.append(Job(folder=folder, words="", kind=kind, work=work))
     assert seconds_left(jobs) == (8.0 + 3.0, ["store"])
+    assert "about 11 s left, and what no run has been measured of yet: store" in time_text(jobs)
+    assert time_text(jobs[3:]).startswith("how long it takes is said once")
+    assert time_text(jobs[3:], is_begun=True) == ""  # it has been said
+    assert time_text([jobs[0]]) == ""
     assert [duration(seconds) for seconds in (34, 600, 7200)] == ["34 s", "10 min", "2.0 h"]
 
 

@@ -81,6 +81,27 @@ def test_page_of_a_tokenizer_without_decoder_says_so() -> None:
     assert "no pictures to show" in html and "PSNR" not in html
 
 
+def test_averages_are_said_to_be_averages() -> None:
+    averages = replace(good_fitness().tokenizer, paints_averages=True)
+    report = example_report("a", "b")
+    assert "average of the squares" not in page(report) + report.as_text()
+    report = replace(report, fitness=[report.fitness[0], good_fitness("b", tokenizer=averages)])
+    for text in (page(report), " ".join(report.as_text().split())):
+        assert "b: a word is painted as the average of the squares that had it" in text
+
+
+def test_views_of_several_sides_are_named_and_their_pixels_not_ranked() -> None:
+    better = replace(good_fitness().reconstruction, psnr=25.0)
+    large = good_fitness("large", view_size=64, reconstruction=better)
+    report = example_report("small", "large")
+    report = replace(report, fitness=[report.fitness[0], large])
+    assert "one view of 32 x 32 px for small, 64 x 64 px for large, 4 x 4 words, each" in report.describe()
+    assert report.as_json()["settings"]["view_size"] is None
+    lines = {line.split("  ")[1]: line for line in report.as_text().splitlines() if line.startswith("  ")}
+    assert "*" not in lines["PSNR"] and "*" not in lines["shift 1 px"]
+    check(page(report))
+
+
 def test_same_report_same_page() -> None:
     assert page(example_report("a", "b")) == page(example_report("a", "b"))
 

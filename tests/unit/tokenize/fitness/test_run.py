@@ -8,7 +8,7 @@ import pytest
 from beit.common.errors import InputError
 from beit.tests.support import VOCAB_SIZE, write_images, write_tokenizer
 from beit.tokenize.fitness.report import FitnessReport, ReportSettings
-from beit.tokenize.fitness.run import report_tokenizers, short_labels
+from beit.tokenize.fitness.run import choose_view_sizes, report_tokenizers, short_labels
 from beit.tokenize.fitness.sheet import GROUPS, choose
 
 SETTINGS = ReportSettings(num_images=10, view_size=32, seed=0)
@@ -58,12 +58,21 @@ def test_report_is_written_as_documented(run, tmp_path: Path) -> None:
     assert document["images"]["unusable"] == {"count": 0, "by_reason": {}, "first": []}
     (one,) = document["tokenizers"]
     assert set(one) == {
-        *("tokenizer", "num_views", "grid_size", "bits_per_pixel", "tokens"),
-        *("reconstruction", "stability", "speed", "verdicts"),
+        *("tokenizer", "num_views", "view_size", "grid_size", "bits_per_pixel", "tokens", "agreement"),
+        *("num_labelled", "classes", "reconstruction", "stability", "speed", "verdicts"),
     }
     assert set(one["tokens"]) == {"words", "positions", "neighbours", "context"}
     assert set(one["verdicts"][0]) == {"key", "title", "level", "text", "advice", "rule"}
-    assert one["tokenizer"]["vocab_size"] == VOCAB_SIZE and one["grid_size"] == 4 and one["num_views"] == 10
+    assert set(one["agreement"]) == {
+        *("num_views", "shift_px", "chance", "equal_shares", "above_chance", "kept_bits"),
+    }
+    assert one["agreement"]["num_views"] == 10 and one["num_labelled"] == 0 and one["classes"] is None
+    assert (
+        one["tokenizer"]["vocab_size"] == VOCAB_SIZE
+        and one["grid_size"] == 4
+        and one["view_size"] == 32
+        and one["num_views"] == 10
+    )
     assert one["tokens"]["words"]["num_tokens"] == 160
     assert (tmp_path / "r.html").read_text().startswith("<!DOCTYPE html>")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["r.html", "r.json"]
@@ -117,6 +126,57 @@ def test_a_source_smaller_than_asked_for_is_measured_whole(run) -> None:
 def test_view_size_must_divide_and_an_allowed_one_is_named(run, size: int) -> None:
     with pytest.raises(InputError, match=rf"--view-size \({size}\).*--view-size 32 suits"):
         run("tokenizer", settings=ReportSettings(num_images=4, view_size=size))
+
+
+class Fixed:
+    """A tokenizer with positions: takes views of one side."""
+
+    def __init__(self, name: str, downsampling: int, img_size: int | None) -> None:
+        self.name, self.downsampling, self.img_size = name, downsampling, img_size
+
+
+A, B, FREE, COARSE = Fixed("a", 16, 224), Fixed("b", 4, 32), Fixed("free", 8, None), Fixed("coarse", 16, None)
+
+
+@pytest.mark.parametrize(
+    ("tokenizers", "view_size", "sizes"),
+    [
+        ([A], None, [224]),
+        ([A], 224, [224]),
+        ([B, FREE], None, [32, 64]),
+        ([FREE, A, COARSE], None, [112, 224, 224]),
+        ([A, FREE], 224, [224, 224]),
+        ([FREE, COARSE], None, [112, 112]),
+        ([FREE], 32, [32]),
+        ([Fixed("odd", 5, None), FREE], None, [120, 120]),
+    ],
+)
+def test_every_tokenizer_sees_views_of_the_side_it_needs(tokenizers, view_size, sizes) -> None:
+    assert choose_view_sizes(tokenizers, view_size) == sizes
+
+
+@pytest.mark.parametrize(
+    ("tokenizers", "view_size", "message"),
+    [
+        ([A, FREE], 112, r"--view-size \(112\) is not 224, the one side that a takes; leave --view-size out"),
+        ([A, B], None, r"b is made for 8 x 8 words of 32 px and a for 14 x 14 of 224 px.*beit tokenizer report b"),
+        ([Fixed("big", 16, 32)], None, r"views of 32 px, 2 x 2 words, are all that big allows.* 4 x 4 words"),
+        ([Fixed("pixel", 1, 8)], None, r"views of 8 px.*16 px at least"),
+    ],
+)
+def test_views_that_do_not_suit_are_one_line_with_the_way_out(tokenizers, view_size, message) -> None:
+    with pytest.raises(InputError, match=message):
+        choose_view_sizes(tokenizers, view_size)
+
+
+def test_labelled_images_show_what_words_say_about_classes(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BEIT_CACHE", str(place / "cache"))
+    for number in range(2):
+        write_images(place / "classes" / f"class{number}", 24, size=40)
+    settings = ReportSettings(num_images=48, view_size=32)
+    (found,) = report_tokenizers([str(place / "tokenizer")], str(place / "classes"), settings).fitness
+    assert found.num_labelled == 48 and found.classes.num_images == 48 and found.classes.num_classes == 2
+    assert found.classes.commonest_share == 0.5
 
 
 def test_nothing_is_measured_when_a_file_cannot_be_written(run, tmp_path: Path, monkeypatch) -> None:

@@ -1,7 +1,7 @@
 import numpy as np
 import torch
 
-from beit.tokenize.fitness.stability import StabilityTally, shifts_of, through_jpeg
+from beit.tokenize.fitness.stability import StabilityTally, shift_margin, shifts_of, through_jpeg
 
 
 class FakeTokenizer:
@@ -13,40 +13,49 @@ class FakeTokenizer:
         return torch.from_numpy(images[:, :: self.downsampling, :: self.downsampling, 0].astype(np.int64))
 
 
-def measure(views: np.ndarray, tokenizer: FakeTokenizer, max_views: int = 99):
-    tally = StabilityTally(tokenizer, {"bfloat16": tokenizer}, max_views=max_views)  # type: ignore[arg-type,dict-item]
+def measure(views: np.ndarray, tokenizer: FakeTokenizer):
+    """`views` are 8 px larger than the windows."""
+    tally = StabilityTally(tokenizer, {"bfloat16": tokenizer})  # type: ignore[arg-type,dict-item]
     for batch in np.array_split(views, 3):
-        tally.add(batch, tokenizer.encode(batch).numpy())
+        tally.add(batch, tokenizer.encode(batch[:, :32, :32]).numpy())
     return tally.result()
 
 
 def test_whole_tokens_move_along_and_flat_pictures_never_change() -> None:
-    noise = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)
+    noise = np.random.default_rng(0).integers(0, 256, (6, 40, 40, 3), dtype=np.uint8)
     found = {shift.shift_px: shift for shift in measure(noise, FakeTokenizer()).shifts}
     assert sorted(found) == [1, 2, 4, 8]
     assert found[8].is_whole_tokens and found[8].equal_share == 1.0
     assert not found[1].is_whole_tokens and found[1].equal_share < 0.1
-    flat = np.full((6, 32, 32, 3), 128, dtype=np.uint8)
+    flat = np.full((6, 40, 40, 3), 128, dtype=np.uint8)
     assert all(shift.equal_share == 1.0 for shift in measure(flat, FakeTokenizer()).shifts)
 
 
 def test_a_step_to_the_right_is_a_step_to_the_right() -> None:
-    """Columns 0..31 hold their own number: after a shift by s, every token's value is s larger, so none stays."""
-    views = np.broadcast_to(np.arange(32, dtype=np.uint8)[None, None, :, None], (6, 32, 32, 3)).copy()
+    """Columns 0..39 hold their own number: after a shift by s, every token's value is s larger, so none stays."""
+    views = np.broadcast_to(np.arange(40, dtype=np.uint8)[None, None, :, None], (6, 40, 40, 3)).copy()
     found = {shift.shift_px: shift.equal_share for shift in measure(views, FakeTokenizer()).shifts}
     assert found == {1: 0.0, 2: 0.0, 4: 0.0, 8: 1.0}
 
 
-def test_no_more_views_are_compared_than_asked_for() -> None:
-    noise = np.random.default_rng(0).integers(0, 256, (9, 32, 32, 3), dtype=np.uint8)
-    found = measure(noise, FakeTokenizer(), max_views=4)
-    assert found.num_views == 4
+def test_every_window_has_the_side_of_the_views() -> None:
+    """A tokenizer with positions takes no other."""
+
+    class OneSide(FakeTokenizer):
+        def encode(self, images: np.ndarray) -> torch.Tensor:
+            assert images.shape[1:3] == (32, 32)
+            return super().encode(images)
+
+    noise = np.random.default_rng(0).integers(0, 256, (9, 40, 40, 3), dtype=np.uint8)
+    found = measure(noise, OneSide())
+    assert found.num_views == 9
     assert found.dtype_equal_shares == {"bfloat16": 1.0}
     assert 0.0 < found.jpeg_equal_share < 1.0
 
 
 def test_shifts_include_one_token() -> None:
     assert shifts_of(4) == [1, 2, 4] and shifts_of(16) == [1, 2, 4, 16]
+    assert shift_margin(2) == 4 and shift_margin(16) == 16
 
 
 def test_jpeg_keeps_the_shape_and_nearly_the_picture() -> None:

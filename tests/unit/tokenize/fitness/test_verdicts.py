@@ -30,7 +30,7 @@ def test_a_good_tokenizer_gets_good_verdicts_without_advice() -> None:
 
 def test_every_rule_is_applied_once() -> None:
     keys = [found.key for found in judge(good_fitness())]
-    assert sorted(keys) == sorted([*RULES, "context"])
+    assert sorted(keys) == sorted([*RULES, "context", "classes"])
 
 
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
@@ -99,6 +99,44 @@ def test_reconstruction_below_the_mean_colours_is_bad() -> None:
     worse = replace(good_fitness().reconstruction, psnr=19.0)
     found = verdict(good_fitness(reconstruction=worse), "reconstruction")
     assert found.level == "bad" and "1.0 dB worse than the mean colour of each square" in found.text
+
+
+def test_averages_are_information_and_no_verdict() -> None:
+    averages = replace(good_fitness().tokenizer, paints_averages=True)
+    worse = replace(good_fitness().reconstruction, psnr=19.0)
+    assert "reconstruction" not in [
+        found.key for found in judge(good_fitness(tokenizer=averages, reconstruction=worse))
+    ]
+
+
+@pytest.mark.parametrize(("share", "level"), [(0.3, "good"), (0.1, "look"), (0.0, "bad")])
+def test_words_that_hang_on_what_does_not_matter_are_pointed_out(share: float, level: str) -> None:
+    agreement = replace(good_fitness().agreement, above_chance={"all": share}, equal_shares={"all": 0.5})
+    found = verdict(good_fitness(agreement=agreement), "agreement")
+    assert found.level == level and "where chance gives 1.6 %" in found.text and "2.00 of a token's" in found.text
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "num_images", "level", "advice"),
+    [
+        (0.61, 128, "good", ""),
+        (0.59, 128, "look", "--images 256"),
+        (0.30, 2000, "bad", "prefer a tokenizer"),
+        (0.30, 999, "look", "--images 256"),
+        (0.50, 2000, "look", "--teacher"),
+    ],
+)
+def test_words_must_say_more_than_guessing_and_colours(accuracy, num_images, level, advice) -> None:
+    score = replace(good_fitness().classes, accuracy=accuracy, num_images=num_images)
+    found = verdict(good_fitness(classes=score), "classes")
+    assert found.level == level and advice in found.advice
+    assert "standard error 4.0 %" in found.text and "the commonest of 4 classes for 25.0 %" in found.text
+
+
+def test_images_without_classes_get_no_verdict_on_them_and_too_few_are_named() -> None:
+    assert "classes" not in [found.key for found in judge(good_fitness(classes=None, num_labelled=0))]
+    found = verdict(good_fitness(classes=None, num_labelled=20), "classes")
+    assert found.level == "look" and "too few of the 20 labelled images" in found.text and "--images" in found.advice
 
 
 def test_a_tokenizer_without_decoder_gets_no_verdict_on_pixels() -> None:

@@ -16,12 +16,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def sample(folder: Path, **changes: int) -> ViewSample:
-    settings = {"num_images": 8, "view_size": 16, "seed": 0} | changes
+    settings = {"num_images": 8, "seed": 0} | changes
     return ViewSample(open_images(str(folder), img_size=16, cache_bytes=0), **settings)
 
 
 def pixels_of(views: ViewSample, size: int) -> np.ndarray:
-    return np.concatenate([batch.pixels for batch in views.batches(size)])
+    return np.concatenate([batch.pixels for batch in views.batches(size, view_size=16)])
 
 
 @pytest.mark.parametrize(("total", "count"), [(10, 3), (10, 10), (10, 99), (1000, 999), (10**12, 50)])
@@ -45,8 +45,27 @@ def test_views_depend_on_the_seed_and_not_on_batches(folder: Path) -> None:
 
 def test_views_can_be_rendered_again(folder: Path) -> None:
     views = sample(folder)
-    (batch,) = views.batches(8)
-    assert np.array_equal(views.views_at(batch.positions[2:4]), batch.pixels[2:4])
+    (batch,) = views.batches(8, view_size=16)
+    assert np.array_equal(views.views_at(batch.positions[2:4], view_size=16), batch.pixels[2:4])
+
+
+def test_the_same_view_is_rendered_at_any_side(folder: Path) -> None:
+    views = sample(folder)
+    small = views.views_at([3, 4], view_size=16).astype(float)
+    large = views.views_at([3, 4], view_size=64).astype(float)
+    shrunk = large.reshape(2, 16, 4, 16, 4, 3).mean(axis=(2, 4))
+    assert np.corrcoef(small.ravel(), shrunk.ravel())[0, 1] > 0.95
+
+
+def test_labels_are_those_of_the_images(folder: Path, tmp_path: Path) -> None:
+    (batch,) = sample(folder).batches(8, view_size=16)
+    assert batch.labels.tolist() == [-1] * 8
+    for number in range(3):
+        write_images(tmp_path / "labelled" / f"class{number}", 4, size=40)
+    views = sample(tmp_path / "labelled", num_images=12)
+    (batch,) = views.batches(12, view_size=16)
+    folders = [Path(views.name(position)).parent.name for position in batch.positions]
+    assert [f"class{label}" for label in batch.labels] == folders
 
 
 def test_bad_images_are_passed_over_counted_and_logged_once(folder: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -78,10 +78,10 @@ def test_an_empty_folder_is_taken_and_anything_else_refused(published: Path, tmp
     out.mkdir()
     convert_dalle(published / "encoder.pkl", out)
     assert names(out) == ["config.json", "decoder.safetensors", "model.safetensors"]
-    with pytest.raises(InputError, match="is not empty"):
+    with pytest.raises(InputError, match="is not an empty folder"):
         convert_dalle(published / "encoder.pkl", out)
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="is not empty; name another"):
+    with pytest.raises(InputError, match="is a file; name a folder"):
         convert_dalle(published / "encoder.pkl", tmp_path / "file")
 
 

@@ -1,23 +1,24 @@
 """`beit export`: proved or not there; one line for what a target cannot hold, and nothing half-written."""
 
-import builtins
 import re
 import sys
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
 import yaml  # comes with transformers
 from click.testing import CliRunner
+from safetensors import SafetensorError
 
 from beit.common.encoder import read_encoder_state
 from beit.common.errors import InputError, RunFailed
 from beit.finetune.weights.commands import export_command
 from beit.finetune.weights.export import huggingface
-from beit.finetune.weights.export.exporter import compare, export_model
+from beit.finetune.weights.export.exporter import compare, export_model, import_library
 from beit.finetune.weights.export.huggingface_names import plan_export
 from beit.finetune.weights.export.source import ExportOptions, our_outputs, probe_images, probe_mask, read_source
-from beit.tests.exported_models import KINDS, PLAIN, classifier, encoder, masked, segmenter
+from beit.tests.export_models import KINDS, PLAIN, classifier, encoder, masked, segmenter
 
 
 @pytest.fixture
@@ -87,10 +88,10 @@ def test_what_a_killed_export_left_goes_with_the_next(tmp_path, target):
 
 def test_a_folder_with_something_in_it_is_refused(tmp_path, target):
     export(tmp_path)
-    with pytest.raises(InputError, match=r"out is not an empty folder; name a new one for the export"):
+    with pytest.raises(InputError, match=r"out is not an empty folder; name a new one"):
         export(tmp_path)
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="file is not an empty folder"):
+    with pytest.raises(InputError, match="OUT .*file is a file; name a folder"):
         export(tmp_path, out="file")
     assert (tmp_path / "out/weights").exists()
     (tmp_path / "empty").mkdir()
@@ -112,6 +113,39 @@ def test_without_the_library_it_says_what_was_not_checked(tmp_path, target):
 def test_a_size_that_patches_do_not_fill_is_one_line(tmp_path, target, size):
     with pytest.raises(InputError, match=rf"img_size \({size}\) must be a multiple of patch_size"):
         export(tmp_path, img_size=size)
+    assert left(tmp_path) == []
+
+
+def test_a_size_that_no_machine_computes_is_one_line(tmp_path, target):
+    with pytest.raises(InputError, match=r"--img-size 100000 is 156,250,000 patches, whose attention takes .* GB are"):
+        export(tmp_path, img_size=100_000)
+    assert left(tmp_path) == []
+
+
+def test_a_library_that_is_broken_is_said_to_be_and_one_that_is_missing_is_not(tmp_path, monkeypatch, caplog):
+    assert import_library("no_such_library") is None and not caplog.messages
+    (tmp_path / "broken_library.py").write_text('raise RuntimeError("built for\\nanother torch")')
+    monkeypatch.syspath_prepend(tmp_path)
+    assert import_library("broken_library") is None
+    assert caplog.messages == ["broken_library cannot be imported: built for another torch"]
+    assert import_library("json", "loads").__name__ == "json"
+    assert import_library("json", "no_such_name") is None and "no_such_name" in caplog.messages[-1]
+
+
+@pytest.mark.parametrize("module", ["official", "huggingface", "timm", "onnx"])
+def test_a_full_disk_is_one_line_that_names_the_export(tmp_path, monkeypatch, module):
+    """As the libraries put it: torch and safetensors have errors of their own, onnx_ir gives that of the system."""
+    masked(tmp_path / "ours")
+    full = OSError(28, "No space left on device")
+    for name, error in (
+        ("torch.save", RuntimeError("[enforce fail at inline_container.cc:672]")),
+        ("safetensors.torch.save_file", SafetensorError("I/O error: No space left on device")),
+        ("onnx_ir.save", full),
+    ):
+        monkeypatch.setattr(name, Mock(side_effect=error))
+    with pytest.raises(OSError, match=f"{tmp_path}/deep/out") as raised:
+        export_model(tmp_path / "ours", tmp_path / "deep/out", module=module)
+    assert ".tmp." not in str(raised.value) and "space" in str(raised.value)
     assert left(tmp_path) == []
 
 
@@ -174,14 +208,7 @@ def test_what_is_left_out_or_added_is_said(tmp_path):
 
 
 def test_without_transformers_the_folder_is_written_all_the_same(tmp_path, monkeypatch):
-    original = builtins.__import__
-
-    def missing(name, *arguments, **keywords):
-        if name == "transformers":
-            raise ImportError(name)
-        return original(name, *arguments, **keywords)
-
-    monkeypatch.setattr(builtins, "__import__", missing)
+    monkeypatch.setitem(sys.modules, "transformers", None)
     masked(tmp_path / "ours")
     done = export_model(tmp_path / "ours", tmp_path / "out", module="huggingface")
     assert "transformers cannot be imported" in done.summary

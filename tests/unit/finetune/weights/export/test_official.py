@@ -9,7 +9,7 @@ from beit.common.encoder import read_encoder_state
 from beit.common.errors import InputError
 from beit.common.vit.position_bias import relative_position_index
 from beit.finetune.weights.export.exporter import export_model
-from beit.tests.export_models import CLASSES, CLASSIFIERS, ENCODERS, MASKED, NORMALIZATION, write_model
+from beit.tests.export_models import CLASSES, CLASSIFIERS, ENCODERS, MASKED, NORMALIZATION, SHAPE, write_model
 
 
 def exported(tmp_path, kind, **options):
@@ -29,8 +29,8 @@ def test_every_tensor_keeps_its_official_name_and_value(tmp_path, kind):
     assert all(torch.equal(written[name], relative_position_index((4, 4)).long()) for name in index)
     shared = "rel_pos_bias.relative_position_bias_table" in state
     own = "blocks.0.attn.relative_position_bias_table" in state
-    assert index == (["rel_pos_bias.relative_position_index"] if shared else
-                     [f"blocks.{i}.attn.relative_position_index" for i in range(2)] if own else [])  # fmt: skip
+    tables = ["rel_pos_bias"] if shared else [f"blocks.{i}.attn" for i in range(SHAPE.depth)] if own else []
+    assert index == [f"{table}.relative_position_index" for table in tables]
     assert re.search(r"features +0\.0e\+00", summary)
 
 
@@ -63,8 +63,8 @@ def test_a_segmentation_model_has_the_names_of_mmsegmentation(tmp_path):
         "auxiliary_head.conv_seg.weight",
     ):
         assert name in written
-    assert len(written) == len(state) + 4  # the indices
-    assert value["meta"]["out_indices"] == [0, 1, 2, 3]
+    assert len(written) == len(state) + 6  # the indices
+    assert value["meta"]["out_indices"] == [1, 2, 3, 5]
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_what_the_released_code_has_no_place_for_is_refused_in_one_line(tmp_path
 
 def test_tables_and_indices_are_those_of_another_image_size(tmp_path):
     _, value, _ = exported(tmp_path, "masked shared", img_size=48)
-    assert value["model"]["rel_pos_bias.relative_position_bias_table"].shape == (11 * 11 + 3, 4)
+    assert value["model"]["rel_pos_bias.relative_position_bias_table"].shape == (11 * 11 + 3, 2)
     assert value["model"]["rel_pos_bias.relative_position_index"].shape == (37, 37)
     assert value["args"]["input_size"] == 48
 

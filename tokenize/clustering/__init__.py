@@ -1,0 +1,1 @@
+"""Words by k-means: of pixels, or of a teacher's features."""

@@ -1,0 +1,92 @@
+"""What words by k-means are and how evenly they are used: numbers on held-out images, and the README beside them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from beit.common.storage.files import write_atomic
+from beit.common.tokenizers.kmeans import KMeansTokenizer
+from beit.common.tokenizers.kmeans_config import KMeansConfig
+from beit.tokenize.clustering.config import ClusteringConfig
+from beit.tokenize.fitness.image_quality import block_means, image_psnr
+from beit.tokenize.fitness.tokens import perplexity
+
+
+@torch.no_grad()
+def word_metrics(model: KMeansTokenizer, images: Tensor, *, micro_batch_size: int) -> dict[str, float]:
+    """Encode and paint images, uint8 (B, 3, H, W), on the model's device.
+
+    Returns:
+        words_used (different words that occur), perplexity (words that, used equally, would be as diverse), closeness
+        (mean cosine between a patch and its word), psnr and block_mean_psnr (dB, means over images; the latter of the
+        trivial code that keeps each patch's mean colour).
+    """
+    counts = torch.zeros(model.vocab_size, dtype=torch.int64)
+    psnr, baseline, closeness = [], [], []
+    for chunk in torch.split(images, micro_batch_size):
+        directions = model.directions(model.describe(chunk))
+        token_ids = model.nearest(directions)
+        counts += torch.bincount(token_ids.flatten(), minlength=model.vocab_size).cpu()
+        closeness.append((directions * model.centres[token_ids]).sum(-1).flatten(1).mean(1))
+        psnr.append(image_psnr(model.ids_to_pixels(token_ids), chunk))
+        baseline.append(image_psnr(block_means(chunk, model.downsampling), chunk))
+    return {
+        "words_used": float((counts > 0).sum()),
+        "perplexity": perplexity(counts.numpy()),
+        "closeness": float(torch.cat(closeness).mean()),
+        "psnr": float(torch.cat(psnr).mean()),
+        "block_mean_psnr": float(torch.cat(baseline).mean()),
+        "images": float(len(images)),
+    }
+
+
+def kmeans_card(
+    file: Path, model: KMeansConfig, config: ClusteringConfig, training: Mapping[str, Any], *, fingerprint: str
+) -> None:
+    """Write the card; `training` is what the tokenizer's config.json says."""
+    metrics, teacher, side = training["metrics"], training["teacher"], model.patch_size
+    steps = config.clustering
+    command = f"beit tokenizer train {training['source']} {file.parent.name} --kind kmeans"
+    made_of = f"the {model.dim} pixel values of the patch"
+    if teacher is not None:
+        made_of = f"the {model.dim} features of block {teacher['block']} of the encoder `{teacher['name']}`"
+        command += f" --teacher {teacher['name']} --teacher-block {teacher['block']}"
+    takes = f"any multiple of {side} px" if model.vit is None else f"{model.vit.img_size} px, no other"
+    lines = [
+        "# Image tokenizer",
+        "",
+        f"Words by k-means: each {side} x {side} px patch of an image becomes one of {model.vocab_size} visual words, "
+        f"the nearest centre, by cosine, of {made_of}. Fingerprint `{fingerprint}`.",
+        "",
+        "    from beit.common.tokenizer import load_tokenizer",
+        f'    token_ids = load_tokenizer("{file.parent}").encode(images)',
+        "",
+        f"- Takes images with a side of {takes}. Vectors are standardised by: {model.standardise}.",
+        f"- Made by `{command}`, {time.strftime('%Y-%m-%d')}; all settings: `config.toml`.",
+        f"- Data: {training['num_train_images']} images of `{training['source']}`, in views of "
+        f"{training['view_size']} px, {steps.steps} batches of {steps.global_batch_size} views; "
+        f"{training['num_held_out_images']} further images were held out.",
+        *([f"- Weights of the encoder: {teacher['weights']}."] if teacher is not None else []),
+        "- What `decode` paints are averages: the mean patch of every word. Words of features stand for what is seen, "
+        "not for its pixels, and are not meant to be painted.",
+        "- Licence: (yours to fill in: of the encoder, if there is one, and of the images)",
+        "",
+        "## Measured",
+        "",
+        f"On {metrics['images']:.0f} of the held-out images, one view each:",
+        "",
+        "| what | value |",
+        "| --- | --- |",
+        f"| different words used | {metrics['words_used']:.0f} of {model.vocab_size} |",
+        f"| perplexity of the words | {metrics['perplexity']:.0f} |",
+        f"| cosine of a patch and its word | {metrics['closeness']:.3f} |",
+        f"| mean patches, painted | {metrics['psnr']:.2f} dB |",
+        f"| mean colour of each patch, for comparison | {metrics['block_mean_psnr']:.2f} dB |",
+    ]
+    write_atomic(file, ("\n".join(lines) + "\n").encode())
