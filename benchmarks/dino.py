@@ -45,7 +45,7 @@ class DinoConfig:
     """Settings of DINO. Where the paper's are of ImageNet and hundreds of passes, those that trials chose here."""
 
     learning: DinoLearning = field(default_factory=DinoLearning)
-    """AdamW and its schedule."""
+    """Optimizer and schedule."""
     layer_scale: Annotated[float, above(0)] = 1.0
     """What every branch of the encoder is multiplied with at first; BEiT's is 0.1, the paper has none."""
     outputs: Annotated[int, at_least(2)] = 256
@@ -85,12 +85,13 @@ class Dino(nn.Module):
     """Student, teacher and loss.
 
     Args:
-        architecture: Of the encoder; its features pass a last norm of its own.
+        encoder: Where student and teacher begin; its features pass a last norm of its own.
         config: Settings.
     """
 
-    def __init__(self, architecture: ViTConfig, config: DinoConfig) -> None:
+    def __init__(self, encoder: VisionTransformer, config: DinoConfig) -> None:
         super().__init__()
+        architecture = encoder.config
         side, patch = config.local_size, architecture.patch_size
         require(side % patch == 0, f"local_size ({side}) must be a multiple of the patch size ({patch})")
         self.config = config
@@ -101,7 +102,7 @@ class Dino(nn.Module):
             Kind(views=config.global_crops, img_size=architecture.img_size, augment=wide, grey=config.grey),
             Kind(views=config.local_crops, img_size=side, augment=narrow, grey=config.grey),
         )
-        self.student = nn.ModuleDict({"encoder": VisionTransformer(architecture), "head": Head(architecture, config)})
+        self.student = nn.ModuleDict({"encoder": encoder, "head": Head(architecture, config)})
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
         self.register_buffer("center", torch.zeros(config.outputs))
 

@@ -43,6 +43,8 @@ from beit.common.runs.layout import ENCODER, EVALUATION, LAST
 from beit.common.storage.documents import read_json, write_json
 from beit.common.store import open_store
 from beit.common.vit.config import build_vit_config
+from beit.common.vit.init import scale_to_width
+from beit.common.vit.vit import VisionTransformer
 from beit.finetune.worth.plan import budget_of
 from beit.finetune.worth.runner import Runner, claim, is_finished, parse_seeds, sets, unless_finished
 from beit.pretrain.commands import RECIPES
@@ -57,8 +59,6 @@ PROBES = {"linear-probe": "linear-probe", "knn-mean": "knn", "knn-cls": "knn"}
 """Of what is measured, the tasks of `beit finetune` that train nothing."""
 RECIPE = "cifar10_tiny"
 """Of `beit finetune`."""
-WARMUP_PART = 16
-"""Of BEiT's steps, of which the recipe says half a pass of eight."""
 TOKENS = "tokens.json"
 """Beside the store, that it is finished; a folder with a file store.json would be taken for a store itself."""
 DONE = "done.json"
@@ -102,13 +102,15 @@ class Comparison:
         return self.out / "store" if self.given_store is None else Path(self.given_store)
 
     def build(self, method: str) -> Dino | Mae:
-        """Make a rival with random weights, on BEiT's network, with a last norm of its own as in its paper."""
+        """Make a rival on BEiT's network and random weights, with a last norm of its own as in its paper."""
         overrides = [*self.shape, *self.beit]
-        model = load_config(PretrainConfig, recipe=self.recipe, overrides=overrides, recipe_dir=RECIPES).model
-        beits = build_vit_config(model, img_size=IMG_SIZE_PX, patch_size=PATCH_SIZE_PX, use_mask_token=False)
+        beits = load_config(PretrainConfig, recipe=self.recipe, overrides=overrides, recipe_dir=RECIPES)
+        shape = build_vit_config(beits.model, img_size=IMG_SIZE_PX, patch_size=PATCH_SIZE_PX, use_mask_token=False)
         config = self.dino if method == "dino" else self.mae
-        shape = replace(beits, final_norm=True, drop_path=0.0, init_values=config.layer_scale)
-        return Dino(shape, config) if isinstance(config, DinoConfig) else Mae(shape, config)
+        encoder = VisionTransformer(replace(shape, final_norm=True, drop_path=0.0, init_values=config.layer_scale))
+        if beits.weights == "scaled":
+            scale_to_width(encoder, shape.grid_size)
+        return Dino(encoder, config) if isinstance(config, DinoConfig) else Mae(encoder, config)
 
     def identity(self, method: str) -> dict[str, Any]:
         """Return what decides the pre-trainings of a method besides steps and seed, as plain values."""
@@ -152,7 +154,7 @@ class Pretrainer:
         steps, seed = identity["steps"], identity["seed"]
         settings = [*self.plan.shape, f"train.steps={steps}", f"train.seed={seed}", "reader.num_workers=0"]
         settings += [f"train.eval_interval_steps={steps}", f"checkpoint.interval_steps={max(1, steps // 4)}"]
-        settings += [f"optimizer.warmup_steps={steps // WARMUP_PART}", "train.precision=fp32", *self.plan.beit]
+        settings += ["train.precision=fp32", *self.plan.beit]
         words = ["pretrain", self.plan.store, folder, "--recipe", self.plan.recipe, *sets(settings)]
         folder.parent.mkdir(parents=True, exist_ok=True)
         with ChildMeter(folder.with_name(f"{folder.name}-seconds.json")) as meter:
