@@ -57,14 +57,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("bare", "tokenizer.online=tokenizer", "train_bits"),
         ("store", "objective.kind=masked_pixels", "train_mse"),
         ("store", "init=encoder", "train_bits"),
+        ("store", "optimizer.kind=muon deepspeed.zero_stage=0", "train_bits"),
+        ("store", "objective.aggregate=2", "train_bits"),
     ],
-    ids=["online", "pixels", "init"],
+    ids=["online", "pixels", "init", "muon", "aggregate"],
 )
 def test_two_ranks_measure_what_one_does(folder: Path, store: str, setting: str, measured: str) -> None:
     records = []
     for ranks in ("1", "2"):
         run = f"{measured}-{setting.partition('=')[0]}-{ranks}"
-        sets = [word for assignment in (*SETTINGS, setting) for word in ("--set", assignment)]
+        sets = [word for assignment in (*SETTINGS, *setting.split()) for word in ("--set", assignment)]
         beit("pretrain", store, run, "--recipe", "beit_tiny_patch4_32", "--gpus", ranks, *sets, cwd=folder)
         last = read_metrics(folder / run / "metrics.jsonl")[-1]
         records.append({name: value for name, value in last.items() if not name.startswith("evaluation_")})  # times
