@@ -156,5 +156,7 @@ def _with_dots(parts: Iterable[str]) -> list[str]:
 def _listed(wrapper: str, found: list[str]) -> str:
     if not found:
         return "no tensor of it is a class token"
+    if [wrapper + one for one in found] == [""]:
+        return "its encoder has none; leave --prefix out"
     several = "s" if len(found) > 1 else ""
     return f"its encoder{several} stand{'' if several else 's'} under {', '.join(wrapper + one for one in found)}"

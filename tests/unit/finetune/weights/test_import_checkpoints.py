@@ -122,6 +122,8 @@ def test_an_encoder_under_an_unknown_name_is_named_and_found_where_the_user_says
         imported(tmp_path, state)
     with pytest.raises(InputError, match=r"no encoder under --prefix tower; .*tower\.image\."):
         imported(tmp_path, state, prefix="tower")
+    with pytest.raises(InputError, match=r"no encoder under --prefix tower; its encoder has none; leave --prefix out$"):
+        imported(tmp_path, timm_vit(), prefix="tower")
     imported(tmp_path, state, prefix="tower.image")
     assert torch.equal(read_encoder_state(tmp_path / "encoder")["cls_token"], timm_vit()["cls_token"])
     assert read_encoder_config(tmp_path / "encoder").provenance["prefix"] == "tower.image."
