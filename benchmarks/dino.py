@@ -35,7 +35,7 @@ from beit.common.vit.vit import VisionTransformer
 class DinoLearning(Learning):
     """The same, with DINO's values."""
 
-    lr: Annotated[float, above(0)] = 1e-3
+    lr: Annotated[float, above(0)] = 2e-4
     batch_size: Annotated[int, at_least(1)] = 32
     weight_decay: Annotated[tuple[float, float], at_least(0)] = (0.04, 0.4)
 
@@ -45,8 +45,10 @@ class DinoConfig:
     """Settings of DINO. Where the paper's are of ImageNet and hundreds of passes, those that trials chose here."""
 
     learning: DinoLearning = field(default_factory=DinoLearning)
-    """AdamW and its schedule."""
-    outputs: Annotated[int, at_least(2)] = 1024
+    """Optimizer and schedule."""
+    layer_scale: Annotated[float, above(0)] = 1.0
+    """What every branch of the encoder is multiplied with at first; BEiT's is 0.1, the paper has none."""
+    outputs: Annotated[int, at_least(2)] = 256
     """K; the paper's 65 536 are for ImageNet."""
     hidden_dim: Annotated[int, at_least(1)] = 512
     """Width of the head."""
@@ -58,8 +60,9 @@ class DinoConfig:
     """Divides the teacher's, at the start and after the warm-up."""
     temperature_warmup: Annotated[float, within("[0, 1]")] = 0.3
     """Share of the run over which it rises."""
-    momentum: Annotated[float, within("[0, 1]")] = 0.996
-    """How much of itself the teacher keeps in a step, at the start; 1 at the end, by half a cosine."""
+    momentum: Annotated[float, within("[0, 1]")] = 0.99
+    """How much of itself the teacher keeps in a step, at the start; 1 at the end, by half a cosine. The paper's 0.996
+    is for a hundred times as many steps."""
     center_momentum: Annotated[float, within("[0, 1)")] = 0.9
     """How much of itself the centre keeps in a step."""
     frozen: Annotated[float, within("[0, 1)")] = 0.01
@@ -82,12 +85,13 @@ class Dino(nn.Module):
     """Student, teacher and loss.
 
     Args:
-        architecture: Of the encoder; its features pass a last norm of its own.
+        encoder: Where student and teacher begin; its features pass a last norm of its own.
         config: Settings.
     """
 
-    def __init__(self, architecture: ViTConfig, config: DinoConfig) -> None:
+    def __init__(self, encoder: VisionTransformer, config: DinoConfig) -> None:
         super().__init__()
+        architecture = encoder.config
         side, patch = config.local_size, architecture.patch_size
         require(side % patch == 0, f"local_size ({side}) must be a multiple of the patch size ({patch})")
         self.config = config
@@ -98,7 +102,7 @@ class Dino(nn.Module):
             Kind(views=config.global_crops, img_size=architecture.img_size, augment=wide, grey=config.grey),
             Kind(views=config.local_crops, img_size=side, augment=narrow, grey=config.grey),
         )
-        self.student = nn.ModuleDict({"encoder": VisionTransformer(architecture), "head": Head(architecture, config)})
+        self.student = nn.ModuleDict({"encoder": encoder, "head": Head(architecture, config)})
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
         self.register_buffer("center", torch.zeros(config.outputs))
 

@@ -46,7 +46,9 @@ class MaeConfig:
     """Settings of MAE. Where the paper's are of ImageNet and hundreds of passes, those that trials chose here."""
 
     learning: MaeLearning = field(default_factory=MaeLearning)
-    """AdamW and its schedule."""
+    """Optimizer and schedule."""
+    layer_scale: Annotated[float, above(0)] = 0.1
+    """What every branch of the encoder is multiplied with at first; BEiT's is 0.1, the paper has none."""
     mask_ratio: Annotated[float, within("(0, 1)")] = 0.75
     """Share of the patches that the encoder does not see."""
     decoder_dim: Annotated[int, at_least(4)] = 64
@@ -83,16 +85,17 @@ class Mae(nn.Module):
     """Encoder, decoder and loss.
 
     Args:
-        architecture: Of the encoder; its features pass a last norm of its own.
+        encoder: To be trained; its features pass a last norm of its own.
         config: Settings.
     """
 
-    def __init__(self, architecture: ViTConfig, config: MaeConfig) -> None:
+    def __init__(self, encoder: VisionTransformer, config: MaeConfig) -> None:
         super().__init__()
+        architecture = encoder.config
         self.config = config
         self.learning = config.learning
         self.kinds = (Kind(views=1, img_size=architecture.img_size, augment=AugmentConfig(scale=config.crop)),)
-        self.encoder = VisionTransformer(architecture)
+        self.encoder = encoder
         self.decoder = Decoder(architecture, config)
 
     def result(self) -> VisionTransformer:

@@ -62,7 +62,7 @@ def write_table(out: Path, scores: Scores, facts: Mapping[str, Any]) -> str:
     Args:
         out: Folder of the comparison.
         scores: What was measured.
-        facts: "settings"; "costs", of every method steps, images and seconds per seed; "token_seconds".
+        facts: "settings"; "costs", of every method steps, images and seconds per seed; "token_seconds" or None.
     """
     rows = [
         row_of(measure, start, by_start) for measure, by_start in scores.items() for start in NAMES if start in by_start
@@ -97,7 +97,9 @@ def as_markdown(rows: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> 
             means = {name: fmean(cost[name] for cost in costs) for name in ("steps", "images", "seconds")}
             numbers = " | ".join(count(mean) for mean in means.values())
             lines.append(f"| {NAMES[method]} | {numbers} |")
-    lines += ["", f"BEiT's tokens took {facts['token_seconds']:,.0f} processor seconds more, once for all seeds.", ""]
+    if facts["token_seconds"] is not None:
+        lines += ["", f"BEiT's tokens took {facts['token_seconds']:,.0f} processor seconds more, once for all seeds."]
+    lines.append("")
     lines += ["| measured | pre-trained by | top-1 | BEiT less this, in points | BEiT wins |"]
     lines += ["| --- | --- | ---: | ---: | ---: |"]
     for row in rows:

@@ -1,4 +1,4 @@
-"""How rivals of BEiT are trained: the images of a store in order, fresh crops, AdamW, and a state to go on from.
+"""How rivals of BEiT are trained: the images of a store in order, fresh crops, an optimizer, and a state to go on from.
 
 Here: the loop, and what it asks of a rival. Not here: the rivals (`dino.py`, `mae.py`), what is compared (`rivals.py`).
 
@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -34,7 +34,8 @@ from beit.common.runs.layout import ENCODER
 from beit.common.storage.files import atomic_path
 from beit.common.storage.tensor_check import write_safetensors
 from beit.common.store import open_store
-from beit.common.training.config import cosine_schedule
+from beit.common.training.config import OptimizerConfig, cosine_schedule
+from beit.common.training.optimizer import build_optimizer
 from beit.common.views import AugmentConfig, draw_view, render_view
 from beit.common.vit.config import Normalization
 from beit.common.vit.description import EncoderConfig
@@ -56,7 +57,7 @@ _RECORDS = 50
 
 @checked("learning")
 class Learning:
-    """AdamW and its schedule: a linear warm-up, then half a cosine; the weight decay goes by a cosine, too."""
+    """The optimizer and its schedule: a linear warm-up, then half a cosine; the weight decay goes by a cosine, too."""
 
     lr: Annotated[float, above(0)] = 1e-3
     """Learning rate after the warm-up."""
@@ -72,6 +73,10 @@ class Learning:
     """Of AdamW."""
     clip_grad: Annotated[float, above(0)] = 3.0
     """Largest norm of the gradients."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """AdamW, as in the papers; muon: the matrices of blocks by Muon, as in BEiT's recipe for small images."""
+    position_lr_scale: Annotated[float, above(0)] = 5.0
+    """Factor on the learning rate of the relative position tables, as in that recipe."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -193,9 +198,12 @@ class Training:
         torch.manual_seed(self.seed)
         self.rival = self.build().train()
         learning: Learning = self.rival.learning
-        groups = param_groups(self.rival, weight_decay=1.0)  # which is then the factor of the schedule's
-        self.decays = [group["weight_decay"] for group in groups]
-        self.optimizer = torch.optim.AdamW(groups, lr=learning.lr, betas=learning.betas, fused=True)
+        # A decay of 1 is then a factor of the schedule's.
+        groups = param_groups(self.rival, weight_decay=1.0, position_lr_scale=learning.position_lr_scale)
+        chosen = {name: getattr(learning, name) for name in ("lr", "betas", "clip_grad")}
+        config = OptimizerConfig(kind=learning.optimizer, **chosen)
+        self.optimizer = build_optimizer(config, groups, self.rival, zero_stage=0)
+        self.decays = [group["weight_decay"] for group in self.optimizer.param_groups]
         self._load()
 
     def run(self, stop: StopFlag, *, name: str) -> None:
@@ -224,7 +232,7 @@ class Training:
         """Do one step and return what it told."""
         learning, progress = self.rival.learning, self.step / self.steps
         for group, factor in zip(self.optimizer.param_groups, self.decays, strict=True):
-            group["lr"] = scheduled_lr(learning, self.step, self.steps)
+            group["lr"] = group["lr_scale"] * scheduled_lr(learning, self.step, self.steps)
             group["weight_decay"] = factor * between(*learning.weight_decay, progress)
         count = learning.batch_size
         batch = self.images.batch(self.rival.kinds, first=self.step * count, count=count, seed=self.seed)
@@ -235,8 +243,6 @@ class Training:
             raise RunFailed(f"{self.folder}: the loss of step {self.step} is {told['loss']}; lower learning.lr")
         self.optimizer.zero_grad(set_to_none=True)
         found["loss"].backward()
-        trained = [parameter for parameter in self.rival.parameters() if parameter.requires_grad]
-        torch.nn.utils.clip_grad_norm_(trained, learning.clip_grad)
         self.rival.before_step(progress=progress)
         self.optimizer.step()
         self.rival.after_step(progress=progress)
@@ -274,8 +280,9 @@ class Training:
         for name, value in _under("optimizer.", tensors):
             number, _, key = name.partition(".")
             moments.setdefault(int(number), {})[key] = value
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        # Not by load_state_dict, which wants AdamW's step of every parameter, those of Muon included.
+        numbered = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        self.optimizer.state.update({numbered[number]: own for number, own in moments.items()})
         self.step, self.seconds, self.records = facts["step"], facts["seconds"], facts["records"]
 
     def _write_encoder(self) -> None:

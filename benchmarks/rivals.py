@@ -1,4 +1,4 @@
-"""BEiT, DINO and MAE on the same network, images and processor seconds: what are their features worth?
+r"""BEiT, DINO and MAE on the same network, images and processor seconds: what are their features worth?
 
     python benchmarks/rivals.py --train cifar10/train.parquet --val cifar10/test.parquet --out runs/rivals
 
@@ -11,7 +11,10 @@ Start-up, reading, crops and BEiT's evaluation at its end count; BEiT's tokens, 
 Everything is then measured by `beit finetune`: k-NN by CLS and by the mean of the patches, a linear probe, and a
 fine-tuning at its end. Probes choose their block, and k-NN its k, on the images they are measured on, for all alike.
 
-The script may be stopped or killed at any time and goes on. One thread.
+The script may be stopped or killed at any time and goes on. One thread. Settings of one method are tried alone:
+
+    python benchmarks/rivals.py --train cifar10/train.parquet --val cifar10/test.parquet --out runs/dino-3e-3 \
+        --store runs/rivals/store --starts dino --seeds 0 --seconds 300 --finetune-epochs 0 --dino-set learning.lr=3e-3
 """
 
 from __future__ import annotations
@@ -38,7 +41,10 @@ from beit.common.errors import require
 from beit.common.processes.signals import StopFlag, stop_on_signals
 from beit.common.runs.layout import ENCODER, EVALUATION, LAST
 from beit.common.storage.documents import read_json, write_json
+from beit.common.store import open_store
 from beit.common.vit.config import build_vit_config
+from beit.common.vit.init import scale_to_width
+from beit.common.vit.vit import VisionTransformer
 from beit.finetune.worth.plan import budget_of
 from beit.finetune.worth.runner import Runner, claim, is_finished, parse_seeds, sets, unless_finished
 from beit.pretrain.commands import RECIPES
@@ -53,8 +59,6 @@ PROBES = {"linear-probe": "linear-probe", "knn-mean": "knn", "knn-cls": "knn"}
 """Of what is measured, the tasks of `beit finetune` that train nothing."""
 RECIPE = "cifar10_tiny"
 """Of `beit finetune`."""
-WARMUP_PART = 16
-"""Of BEiT's steps, of which the recipe says half a pass of eight."""
 TOKENS = "tokens.json"
 """Beside the store, that it is finished; a folder with a file store.json would be taken for a store itself."""
 DONE = "done.json"
@@ -75,6 +79,8 @@ class Comparison:
     """Processor time of every pre-training."""
     views: int
     """Of every image in BEiT's store."""
+    given_store: str | None
+    """A finished store in place of one that is made here."""
     shape: tuple[str, ...]
     """Settings of the network."""
     labels: int
@@ -92,21 +98,24 @@ class Comparison:
 
     @property
     def store(self) -> Path:
-        """Where the tokens are."""
-        return self.out / "store"
+        """Where the tokens are, and the images that all learn from."""
+        return self.out / "store" if self.given_store is None else Path(self.given_store)
 
     def build(self, method: str) -> Dino | Mae:
-        """Make a rival with random weights, on BEiT's network, with a last norm of its own as in its paper."""
+        """Make a rival on BEiT's network and random weights, with a last norm of its own as in its paper."""
         overrides = [*self.shape, *self.beit]
-        model = load_config(PretrainConfig, recipe=self.recipe, overrides=overrides, recipe_dir=RECIPES).model
-        beits = build_vit_config(model, img_size=IMG_SIZE_PX, patch_size=PATCH_SIZE_PX, use_mask_token=False)
-        shape = replace(beits, final_norm=True, drop_path=0.0)
-        return Dino(shape, self.dino) if method == "dino" else Mae(shape, self.mae)
+        beits = load_config(PretrainConfig, recipe=self.recipe, overrides=overrides, recipe_dir=RECIPES)
+        shape = build_vit_config(beits.model, img_size=IMG_SIZE_PX, patch_size=PATCH_SIZE_PX, use_mask_token=False)
+        config = self.dino if method == "dino" else self.mae
+        encoder = VisionTransformer(replace(shape, final_norm=True, drop_path=0.0, init_values=config.layer_scale))
+        if beits.weights == "scaled":
+            scale_to_width(encoder, shape.grid_size)
+        return Dino(encoder, config) if isinstance(config, DinoConfig) else Mae(encoder, config)
 
     def identity(self, method: str) -> dict[str, Any]:
         """Return what decides the pre-trainings of a method besides steps and seed, as plain values."""
         own = {BEIT: {}, "dino": asdict(self.dino), "mae": asdict(self.mae)}[method]
-        shared = {"train": self.train, "views": self.views, "shape": self.shape}
+        shared = {"train": self.train, "views": self.views, "store": self.given_store, "shape": self.shape}
         beits = {"recipe": self.recipe, "settings": self.beit}  # they decide the network of all
         plain: dict[str, Any] = json.loads(json.dumps({"method": method, **shared, **beits, "own": own}))
         return plain
@@ -145,7 +154,7 @@ class Pretrainer:
         steps, seed = identity["steps"], identity["seed"]
         settings = [*self.plan.shape, f"train.steps={steps}", f"train.seed={seed}", "reader.num_workers=0"]
         settings += [f"train.eval_interval_steps={steps}", f"checkpoint.interval_steps={max(1, steps // 4)}"]
-        settings += [f"optimizer.warmup_steps={steps // WARMUP_PART}", "train.precision=fp32", *self.plan.beit]
+        settings += ["train.precision=fp32", *self.plan.beit]
         words = ["pretrain", self.plan.store, folder, "--recipe", self.plan.recipe, *sets(settings)]
         folder.parent.mkdir(parents=True, exist_ok=True)
         with ChildMeter(folder.with_name(f"{folder.name}-seconds.json")) as meter:
@@ -155,7 +164,7 @@ class Pretrainer:
 
     def _rival(self, method: str, folder: Path, identity: dict[str, Any]) -> dict[str, float]:
         steps, seed, images = identity["steps"], identity["seed"], self._read_images()
-        own = {**identity, "store": images.index_sha256}
+        own = {**identity, "store_sha256": images.index_sha256}
         build = partial(self.plan.build, method)
         run = Training(build=build, images=images, folder=folder, steps=steps, seed=seed, identity=own)
         run.run(self.stop, name=f"{method}, seed {seed}")
@@ -206,6 +215,7 @@ class Pretrainer:
 @click.option("--finetune-epochs", default=20.0, show_default=True, help="Passes over them; 0 fine-tunes nothing.")
 @click.option("--starts", default=",".join(NAMES), show_default=True, help="What to compare.")
 @click.option("--views", default=4, show_default=True, help="Of every image in BEiT's store.")
+@click.option("--store", "given_store", help="A finished store of the images; left out, OUT/store is made.")
 @click.option(
     "--shape", default="model.embed_dim=128,model.depth=4,model.num_heads=4", show_default=True, help="The network."
 )
@@ -251,7 +261,10 @@ def main(
 
 
 def tokenize(plan: Comparison, runner: Runner) -> None:
-    """Compute the tokens, once for all."""
+    """Compute the tokens, once for all; a store that was given is only looked at."""
+    if plan.given_store is not None:
+        open_store(plan.given_store)
+        return
     identity = {"train": plan.train, "views": plan.views}
     file = plan.out / TOKENS
     if is_finished(file, identity, option="--out"):
@@ -290,10 +303,11 @@ def measuring_settings(plan: Comparison, seed: int, name: str) -> list[str]:
 def facts(plan: Comparison, seeds: Sequence[int]) -> dict[str, Any]:
     """Return what is said beside the table; see `write_table`."""
     files = {method: [plan.folder(method, seed) / DONE for seed in seeds] for method in METHODS}
+    tokens = plan.out / TOKENS
     return {
         "settings": {**asdict(plan), "out": str(plan.out), "seeds": seeds},
         "costs": {method: [read_json(file)["cost"] for file in own if file.exists()] for method, own in files.items()},
-        "token_seconds": read_json(plan.out / TOKENS)["seconds"],
+        "token_seconds": read_json(tokens)["seconds"] if tokens.exists() else None,
     }
 
 

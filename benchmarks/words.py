@@ -45,8 +45,9 @@ from beit.finetune.worth.runner import Runner, cell, claim, interval, is_finishe
 BASELINE = "mini"
 SUPERVISED = "beit.benchmarks.supervised_teacher:EfficientNetLite0"
 IMG_SIZE_PX, PATCH_SIZE_PX, BATCH = 32, 4, 32
+MINI_SIZE_PX = 64
+"""Side at which `mini` sees a view, 8 x 8 words of 8 px."""
 VIEWS = 2
-REPORT_IMAGES = 1000
 MEASURES = {"probe": "linear probe", "few": "linear probe, few labels", "tuned": "fine-tuned, few labels"}
 CHART_PX = (420, 320)
 
@@ -99,6 +100,8 @@ class Bench:
     """Passes of a fine-tuning; 0 leaves it out."""
     val_images: int
     """To measure on."""
+    report_images: int
+    """That a fitness report measures the words on."""
     teacher_block: int | None
     """Of one's own encoders; None is the last."""
     shape: tuple[str, ...]
@@ -123,8 +126,9 @@ class Bench:
         made: dict[str, list[str]] = {}
         if row.kind:
             made["tokenizer"] = ["tokenizer", "train", self.train, tokenizer, *self._words_options(row, seed)]
-        made["report"] = ["tokenizer", "report", tokenizer, self.train, "--images", str(REPORT_IMAGES)]
-        made["report"] += ["--view-size", "64"] if name == BASELINE else []  # the grid that pre-training has
+        made["report"] = ["tokenizer", "report", tokenizer, self.train, "--images", str(self.report_images)]
+        if not row.teacher:  # those of a teacher know their side; others see the grid that pre-training has
+            made["report"] += ["--view-size", str(IMG_SIZE_PX if row.kind else MINI_SIZE_PX)]
         made["report"] += ["--out", str(folder / "report.json"), "--seed", str(seed)]
         size = ["--img-size", str(IMG_SIZE_PX), "--patch-size", str(PATCH_SIZE_PX), "--views", str(VIEWS)]
         made["store"] = ["tokenize", self.train, str(folder / "store"), "--tokenizer", tokenizer, *size]
@@ -183,13 +187,14 @@ class Bench:
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for everything.")
 @click.option("--rows", default=",".join(ROWS), show_default=True, help="Rows to run; those of teachers come first.")
 @click.option("--seeds", default="0,1,2", show_default=True)
-@click.option("--steps", default=6250, show_default=True, help="Of every pre-training, in batches of 32.")
-@click.option("--tokenizer-steps", default=2000, show_default=True, help="Of a dVAE and of VQ-KD.")
+@click.option("--steps", default=3000, show_default=True, help="Of every pre-training, in batches of 32.")
+@click.option("--tokenizer-steps", default=1500, show_default=True, help="Of a dVAE and of VQ-KD.")
 @click.option("--vocab-size", default=1024, show_default=True, help="Words, but for mini, which has 1024.")
 @click.option("--labels", default=5000, show_default=True, help="Of the linear probe.")
 @click.option("--few-labels", default=500, show_default=True, help="Of the other one, and of fine-tuning.")
 @click.option("--finetune-epochs", default=20.0, show_default=True, help="Passes of fine-tuning; 0 leaves it out.")
 @click.option("--val-images", default=5000, show_default=True, help="To measure on.")
+@click.option("--report-images", default=1000, show_default=True, help="Of --train, for the fitness of the words.")
 @click.option("--teacher-block", type=int, help="Block of one's own encoder that teaches.  [default: the last]")
 @click.option(
     "--shape", default="model.embed_dim=128,model.depth=4,model.num_heads=4", show_default=True, help="The network."

@@ -162,8 +162,8 @@ class Tokenizer:
         own = self.img_size // self.downsampling
         raise InputError(
             f"tokenizer {self.name} takes images of {self.img_size} px only and gives {own} x {own} tokens, where "
-            f"img_size / patch_size is {grid_size}; choose an img_size of {own} times the patch_size, or another "
-            "tokenizer"
+            f"img_size / patch_size is {grid_size}; choose an img_size of {own} times the patch_size, such as "
+            f"--img-size {self.img_size} --patch-size {self.downsampling}, or another tokenizer"
         )
 
     def _exact_arithmetic(self) -> AbstractContextManager[None]:

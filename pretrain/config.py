@@ -79,6 +79,19 @@ class ObjectiveConfig:
     normalize_patches: bool = True
     """For masked_pixels: standardise each patch's pixels by its own mean and deviation, as MAE does; false regresses
     pixels normalised by `data.mean` and `data.std` only."""
+    aggregate: Annotated[int, within("[0, 12]")] = 0
+    """Blocks that predict the same once more, from CLS of the last block and the patches of an earlier one, so that CLS
+    learns about the whole image; 2 in BEiT v2, each costs about as much as one more block. They are not part of the
+    encoder. 0: none."""
+    aggregate_from: Annotated[int | None, at_least(1)] = None
+    """Block, counted from 1, whose patches these see; left out, the one at 3/4 of the depth."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.aggregate > 0 or self.aggregate_from is None,
+            f"objective.aggregate_from ({self.aggregate_from}) has no use without objective.aggregate; set that to 2, "
+            "or leave both out",
+        )
 
     @property
     def needs_tokens(self) -> bool:

@@ -1,8 +1,8 @@
 """Masked image modelling: the encoder, its head on the predicted positions, and the losses.
 
 Here: `MaskedImageModel` with `mim_loss` for visual tokens, `MaskedPixelModel` with `pixel_loss` for the pixels of
-patches. Not here: the encoder (`common/vit/vit.py`), how masks are drawn (`pretrain/masking.py`), the training step
-(`pretrain/step.py`).
+patches. Not here: the encoder (`common/vit/vit.py`), blocks that aggregate its patches (`pretrain/aggregation.py`), how
+masks are drawn (`pretrain/masking.py`), the training step (`pretrain/step.py`).
 
 Legend: B = batch, N = patches, K = positions predicted per image, D = embed_dim, V = vocab_size, P = pixel values of a
 patch (3 patch_size^2). Masks are True where a patch is masked and do not cover CLS; positions count patches, row-major
@@ -21,6 +21,7 @@ from beit.common.errors import require
 from beit.common.vit.config import ViTConfig
 from beit.common.vit.init import trunc_normal
 from beit.common.vit.vit import VisionTransformer
+from beit.pretrain.aggregation import build_layers, early_block, layer_biases, with_cls
 
 IGNORE_INDEX = -100
 
@@ -34,6 +35,8 @@ class MaskedPrediction(NamedTuple):
     """(B, K) int64 in [0, N): the patch each row belongs to, predicted ones first, in ascending order."""
     valid: Tensor
     """(B, K) bool: False where an image has fewer than K patches to predict."""
+    aggregated: Tensor | None = None
+    """What `logits` is, by the aggregating blocks (`pretrain/aggregation.py`); None without them, and in eval mode."""
 
 
 class MimLoss(NamedTuple):
@@ -58,8 +61,14 @@ class _PatchPredictor(VisionTransformer, ABC):
         )
         super().__init__(config)
         self.num_predicted = num_predicted
+        self.cls_pt_layers: nn.ModuleList | None = None
         if not config.final_norm:  # else the encoder has one of its own, which features have passed
             self.norm = nn.LayerNorm(config.embed_dim, eps=config.layer_norm_eps)
+
+    def aggregate(self, num_blocks: int, taken_from: int | None = None) -> None:
+        """Add blocks that predict from CLS and the patches of an earlier block; to be called once, before training."""
+        self.early_block = early_block(self.config, taken_from)
+        self.cls_pt_layers = build_layers(self.config, num_blocks, self.early_block)
 
     def build_head(self, num_outputs: int) -> nn.Linear:
         """Return a head with the initial values of pre-training."""
@@ -88,10 +97,29 @@ class _PatchPredictor(VisionTransformer, ABC):
         """
         wanted = bool_masked_pos if predicted_pos is None else predicted_pos
         positions, valid = masked_positions(wanted, self.num_predicted)
+        if self.cls_pt_layers is not None and self.training:
+            return self._predict_twice(images, bool_masked_pos, positions, valid)
         # What nobody predicts from is left out as early as possible: most of the last block, the norm and the head then
         # cost K positions instead of N.
         hidden = self.forward_features(images, bool_masked_pos, positions + 1)  # (B, K, D); + 1 skips CLS
         return MaskedPrediction(self.head(self.normed(hidden)), positions, valid)
+
+    def _predict_twice(self, images: Tensor, mask: Tensor, positions: Tensor, valid: Tensor) -> MaskedPrediction:
+        """Predict by the encoder and by the aggregating blocks, which need its CLS, too."""
+        assert self.cls_pt_layers is not None
+        wanted = nn.functional.pad(positions + 1, (1, 0))  # CLS, then the patches
+        hidden = early = self.embed(images, mask)
+        biases = self.attention_biases()
+        for number, (block, bias) in enumerate(zip(self.blocks, biases, strict=True), start=1):
+            hidden = self._run(block, hidden, bias, wanted if number == len(self.blocks) else None)
+            early = hidden if number == self.early_block else early
+        aggregated = with_cls(hidden, early)  # (B, S, D)
+        own = layer_biases(self.cls_pt_layers, biases[0], self.relative_position_index, self.config.grid_size)
+        for layer, bias in zip(self.cls_pt_layers, own, strict=True):
+            is_last = layer is self.cls_pt_layers[-1]
+            aggregated = self._run(layer, aggregated, bias, positions + 1 if is_last else None)
+        logits, again = (self.head(self.normed(self.finish(stream))) for stream in (hidden[:, 1:], aggregated))
+        return MaskedPrediction(logits, positions, valid, again)
 
     def normed(self, hidden: Tensor) -> Tensor:
         """Return features (..., D) after the last norm, through which they go once: the encoder's own, or this one."""

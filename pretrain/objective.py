@@ -67,6 +67,8 @@ def build_model(
     else:
         num_predicted = vit.num_patches if config.objective.kind == "all_tokens" else num_masked
         model = MaskedImageModel(vit, vocab_size=tokens.vocab_size, num_masked=num_predicted)
+    if config.objective.aggregate:
+        model.aggregate(config.objective.aggregate, config.objective.aggregate_from)
     if config.weights == "scaled" and config.init is None:
         scale_to_width(model, vit.grid_size)
     return model

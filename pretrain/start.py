@@ -32,6 +32,7 @@ from beit.common.vit.agreement import model_settings, require_same, require_shap
 from beit.common.vit.config import Adaptation, Normalization, ViTConfig, build_vit_config
 from beit.common.vit.description import EncoderConfig, read_encoder_config
 from beit.common.vit.position_bias import TABLE_KEY
+from beit.pretrain.aggregation import LAYERS
 from beit.pretrain.config import PretrainConfig
 from beit.pretrain.model import MaskedImageModel, MaskedPixelModel
 from beit.pretrain.objective import TokenSource
@@ -48,7 +49,7 @@ _HEADS = ("lm_head.", "pixel_head.")
 _RELEASED = "BEiT"
 """Family, as `beit import` records it, whose words are DALL-E's."""
 _RELEASED_WORDS, _RELEASED_TOKENIZER = 8192, "dall-e"
-_NOT_OF_RELEASED = "cls_pt_layers"
+_NOT_OF_RELEASED = LAYERS
 """Tensors of BEiT v2, whose 8192 words are others."""
 
 
@@ -187,7 +188,7 @@ def load_initial(
         for name, tensor in adapted.items()
         if name in wanted and tensor.shape == wanted[name].shape and name not in created
     }
-    may_be_new = ("mask_token", *_HEADS) + (() if source.architecture.final_norm else ("norm.",))
+    may_be_new = ("mask_token", f"{LAYERS}.", *_HEADS) + (() if source.architecture.final_norm else ("norm.",))
     needed = [name for name in wanted if not name.startswith(may_be_new) and name not in created]
     lacking = [name for name in needed if name not in taken]
     share = (len(needed) - len(lacking)) / len(needed)
@@ -298,6 +299,8 @@ def _in_words(names: Sequence[str], model: MaskedImageModel | MaskedPixelModel, 
             words["mask token"] = None
         elif name.startswith("norm."):
             words["last norm"] = None
+        elif name.startswith(f"{LAYERS}."):
+            words["aggregating blocks"] = None
         elif name.endswith(TABLE_KEY):
             words["position bias (of zeros)"] = None
         elif isinstance(model, MaskedImageModel):
@@ -310,6 +313,7 @@ def _in_words(names: Sequence[str], model: MaskedImageModel | MaskedPixelModel, 
 def _parts(names: Iterable[str], source: EncoderConfig) -> tuple[str, ...]:
     """Name what of a file has no place in a model, by parts."""
     labels = {"lm_head": f"head of {source.vocab_size} words", "pixel_head": "head of pixels", "norm": "last norm"}
+    labels[LAYERS] = "aggregating blocks"
     if source.class_names is not None:
         labels["head"] = f"head of {len(source.class_names)} classes"
     return tuple(dict.fromkeys(labels.get(part, part) for part in (name.partition(".")[0] for name in names)))

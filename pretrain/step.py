@@ -55,9 +55,17 @@ class MimStep:
 
     def __call__(self, model: nn.Module, batch: Mapping[str, Any], step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss of a micro-batch (scalar) and, detached, in bits, and its accuracy, for the training loop."""
-        result = self.forward(model, batch)
-        bits = result.loss.detach() / math.log(2)
-        return result.loss, {"bits": bits, "mim_acc": result.num_correct / result.num_predicted.clamp(min=1)}
+        prediction, token_ids = self.predict(model, batch), self.token_ids(batch)
+        result = mim_loss(prediction, token_ids)
+        metrics = {"bits": _bits(result), "mim_acc": result.num_correct / result.num_predicted.clamp(min=1)}
+        if prediction.aggregated is None:
+            return result.loss, metrics
+        again = mim_loss(prediction._replace(logits=prediction.aggregated), token_ids)
+        return result.loss + again.loss, metrics | {"aggregated_bits": _bits(again)}
+
+
+def _bits(result: MimLoss) -> Tensor:
+    return result.loss.detach() / math.log(2)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,5 +96,11 @@ class PixelStep:
         return prediction, pixel_loss(prediction, targets)
 
     def __call__(self, model: nn.Module, batch: Mapping[str, Any], step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss of a micro-batch (scalar), for the training loop; there is no other metric."""
-        return self.forward(model, batch).loss, {}
+        """Return the loss of a micro-batch (scalar), for the training loop, and its parts where there are several."""
+        prediction, result = self.compare(model, batch)
+        if prediction.aggregated is None:
+            return result.loss, {}
+        images = normalize_images(batch["images"], self.mean, self.std)
+        targets = pixel_targets(images, self.patch_size, normalize_patches=self.normalize_patches)
+        again = pixel_loss(prediction._replace(logits=prediction.aggregated), targets).loss
+        return result.loss + again, {"mse": result.loss.detach(), "aggregated_mse": again.detach()}

@@ -263,11 +263,13 @@ class PretrainTask:
         rows = self.model.num_predicted
         outputs = self.tokens.vocab_size if self.tokens else self.vit.in_chans * self.vit.patch_size**2
         adaptation, fresh = self.start.adaptation, self._fresh_names(self.model)
+        extra_blocks = self.config.objective.aggregate
         return training_flops(
             self.vit,
-            head_rows=rows,
+            head_rows=2 * rows if extra_blocks else rows,
             head_outputs=outputs,
-            last_rows=rows,
+            last_rows=rows + 1 if extra_blocks else rows,  # CLS
+            extra_blocks=extra_blocks,
             frozen_blocks=adaptation.frozen_blocks(self.vit.depth),
             lora_rank=adaptation.rank,
             is_input_trained=adaptation.rank is not None or any(not name.startswith("blocks.") for name in fresh),

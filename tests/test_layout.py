@@ -286,7 +286,7 @@ def test_every_module_says_what_it_holds(path):
 PUBLIC_NAMES = set(beit.__all__)
 # Files and modules of other projects, of examples, and of earlier commits that measured what a page says.
 FOREIGN = re.compile(
-    r"benchmarks/few_labels\.py|beit/(?:datasets|transforms)\.py|timm/.*|models_mae\.py|brightness\.py|beit\.tokenizers"
+    r"benchmarks/few_labels\.py|beit/(?:datasets|transforms)\.py|timm/.*|models_mae\.py|brightness\.py|colours\.py|beit\.tokenizers"
 )
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 

@@ -130,9 +130,9 @@ def tokenizer_train_command(
 ) -> None:
     """Make a tokenizer from the images of SOURCE and write it to OUT, which `beit tokenize --tokenizer OUT` accepts.
 
-    SOURCE is what `beit tokenize` takes, or `synthetic:N`, N images that beit generates itself. A dvae is trained to
-    reconstruct images. Words of kmeans are the nearest of many centres, of pixels, or of a teacher's features: no
-    training, minutes. Run the same command again to go on after an interruption.
+    SOURCE is what `beit tokenize` takes, or `synthetic:N`, N images that beit generates itself. A dvae learns to
+    reconstruct images, vqkd to tell a teacher's features by words. Words of kmeans are the nearest of many centres, of
+    pixels or of a teacher's features: no training, minutes. Run the same command again to go on.
 
     \b
     Example:

@@ -20,8 +20,9 @@ from torch import Tensor
 
 from beit.common.encoder import load_encoder, weights_sha256
 from beit.common.errors import require
+from beit.common.storage.documents import read_json
 from beit.common.tokenizer import DType
-from beit.common.tokenizers.directory import fingerprint
+from beit.common.tokenizers.directory import CONFIG_FILE, FORMAT, fingerprint
 from beit.common.tokenizers.plugin import Offer, call_code, is_import_name
 from beit.common.vit.config import Normalization
 from beit.common.vit.transform import normalize_images
@@ -156,6 +157,11 @@ def load_teacher(
             f"--teacher-block ({block}) chooses a block of an encoder, and {name} is code; leave it out",
         )
         return PluginTeacher(call_code(name, "teacher", device=place, dtype=dtype), name=name, device=place)
+    description = Path(name) / CONFIG_FILE
+    require(
+        not description.is_file() or read_json(description).get("format") != FORMAT.name,
+        f"--teacher {name} is a tokenizer, not an encoder; give the folder `encoder` of a run",
+    )
     encoder = load_encoder(name, device=place).requires_grad_(False)
     last = encoder.config.depth - 1
     chosen = last if block is None else block

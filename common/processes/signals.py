@@ -19,6 +19,7 @@ from types import FrameType
 
 import psutil  # type: ignore[import-untyped]  # comes with deepspeed
 
+from beit.common.errors import ResumableStop, is_lost_rank
 from beit.common.progress import CLEAR_LINE
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -83,6 +84,20 @@ class StopFlag:
         if self.reason is None and self._launcher is not None and not is_alive(self._launcher):
             self.reason = "the launching command is gone"
         return self.reason is not None
+
+
+@contextmanager
+def resumable_without_others(stop: StopFlag) -> Iterator[None]:
+    """Where ranks were asked to stop and one left before all could save, let the others leave in order, too."""
+    try:
+        yield
+    except Exception as error:
+        if not (stop.is_set() and is_lost_rank(error)):
+            raise
+        raise ResumableStop(
+            f"stopped ({stop.reason}), but another rank left before all could save; run the same command to go on from "
+            "the newest checkpoint"
+        ) from error
 
 
 _active: StopFlag | None = None

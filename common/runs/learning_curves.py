@@ -139,6 +139,25 @@ _KINDS = (
         ),
         legend="Lines with dots: held-out images; pale: the batches of training.",
     ),
+    _Kind(
+        name="Distilling a tokenizer",
+        panels=(
+            _Panel(
+                title="cosine of the teacher's features and what words tell of them",
+                main="eval_teacher_cosine",
+                faint="teacher_cosine",
+            ),
+            _Panel(title="words in use, held-out images", main="eval_words_used"),
+            _Panel(
+                title="squares that keep their word; pale, by chance",
+                main="eval_agreement",
+                faint="eval_agreement_by_chance",
+                percent=True,
+            ),
+        ),
+        legend="Lines with dots: held-out images; pale beside the cosine: the batches of training. A square keeps its "
+        "word if it has the same one in mirror image and in other colours.",
+    ),
 )
 
 

@@ -36,7 +36,7 @@ class TrainConfig:
     fits; and kept when the run goes on. Smaller needs less memory for the same step."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """bf16, fp16: torch.autocast over fp32 weights; weights, moments and the residual stream stay fp32. fp16 adds a
-    dynamic loss scale; it is for GPUs without bf16. auto: bf16 where the device has it in hardware, else fp32."""
+    dynamic loss scale; it is for GPUs without bf16. auto: bf16 where the device is quicker in it, else fp32."""
     seed: int = 0
     """Of initialisation, data order, masks and drop path."""
     log_interval_steps: Annotated[int, at_least(1)] = 50

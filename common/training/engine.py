@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
@@ -30,8 +30,11 @@ logger = logging.getLogger(__name__)
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
-_CPU_FEATURES = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
-"""Names under which torch reports native bfloat16 products on x86 and Arm."""
+_CPU_FEATURES = ("amx_bf16", "bf16", "sve_bf16")
+"""Names under which torch reports units for bfloat16 products on x86 and Arm."""
+_SLOW_CPU_FEATURES = ("avx512_bf16",)
+"""Products in hardware, but no unit of their own: with them alone a training step is 1.3 to 1.6 times slower than in
+float32, at any width (docs/speedrun.md)."""
 
 
 class LossModule(nn.Module):
@@ -55,10 +58,10 @@ class LossModule(nn.Module):
 class Engine:
     """A model under training: the task's, initialised identically on all ranks and moved to the device."""
 
-    def __init__(self, task: Task, config: TrainingConfig, *, world: World) -> None:
+    def __init__(self, task: Task, config: TrainingConfig, *, world: World, before: Precision | None = None) -> None:
         model = task.model
         self.model, self.world = model.to(world.device), world
-        self.precision = choose_precision(config.train.precision, world)
+        self.precision = choose_precision(config.train.precision, world, before=before)
         num_trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         settings = deepspeed_json(config, task.data.plan, num_trained=num_trained)
         self.zero_stage: int = settings["zero_optimization"]["stage"]
@@ -217,29 +220,40 @@ def autocast_to(precision: Precision, device: torch.device) -> AbstractContextMa
 
 
 def has_native_bf16(device: torch.device) -> bool:
-    """Say whether matrix products in bfloat16 run in hardware on `device`."""
+    """Say whether a training step in bfloat16 is quicker than in float32 on `device`."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    if device.type != "cpu":
-        return False
+    return device.type == "cpu" and _cpu_has(_CPU_FEATURES)
+
+
+def _cpu_has(features: Iterable[str]) -> bool:
     # Not in every torch that pyproject.toml allows.
     capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return any(capabilities.get(name, False) for name in _CPU_FEATURES)
+    return any(capabilities.get(name, False) for name in features)
 
 
-def choose_precision(setting: Literal["auto", "fp32", "bf16", "fp16"], world: World) -> Precision:
-    """Return the arithmetic to train in, the same on every rank; "auto" takes bf16 where all have it in hardware."""
+def choose_precision(
+    setting: Literal["auto", "fp32", "bf16", "fp16"], world: World, *, before: Precision | None = None
+) -> Precision:
+    """Return the arithmetic to train in, the same on every rank.
+
+    "auto" takes bf16 where all are quicker in it. A run that was `before` in bf16, by an earlier rule for processors,
+    stays so where all have it at all: it goes on as if it had not been interrupted.
+    """
     lacking = bool(world.max_of([float(not has_native_bf16(world.device))])[0])
     if setting == "bf16" and lacking and world.is_main:
         logger.warning(
-            "train.precision is bf16, which this %s only emulates, many times slower than fp32; use auto or fp32",
+            "train.precision is bf16, with which this %s is slower than fp32 would be; use auto or fp32",
             "processor" if world.device.type == "cpu" else world.device.type,
         )
     if setting == "fp16" and world.device.type == "cpu" and world.is_main:
         logger.warning("train.precision is fp16, which is for GPUs; on a CPU it is many times slower than fp32")
-    if setting == "auto":
-        return "fp32" if lacking else "bf16"
-    return setting
+    if setting != "auto":
+        return setting
+    if lacking and before == "bf16":
+        is_slow_but_there = world.device.type == "cpu" and _cpu_has(_SLOW_CPU_FEATURES)
+        lacking = bool(world.max_of([float(not is_slow_but_there)])[0])
+    return "fp32" if lacking else "bf16"
 
 
 def hp_tensor(parameter: nn.Parameter, kind: str | None) -> torch.Tensor:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.distributed as dist
@@ -32,12 +32,21 @@ NEWTON_SCHULZ, NEWTON_SCHULZ_STEPS = (3.4445, -4.7750, 2.0315), 5
 """Coefficients of an odd polynomial that lifts small values fast, and how often it is applied."""
 UPDATE_RMS = 0.2
 """Root mean square of AdamW's updates, as measured in training."""
+_BYTES_AT_ONCE = 512 * 1024
+"""Of matrices that go through the steps together on a CPU, so that they stay in a core's cache."""
 PARTS = "muon_parts"
 """Key of a parameter group that Muon trains: how many square or long matrices lie below each other in each tensor."""
 _HIDDEN = re.compile(
     r"(?:^|\.)(?:blocks|cls_pt_layers)\.\d+\.(?P<layer>attn\.qkv|attn\.proj|mlp\.fc1|mlp\.fc2)\."
     r"(?P<part>weight|lora_a|lora_b)$"
 )
+
+
+class Parts(NamedTuple):
+    """How many equal matrices a weight is made of, and along which of its sides they lie."""
+
+    side: int
+    number: int
 
 
 class FiniteAdamW(torch.optim.AdamW):
@@ -97,9 +106,9 @@ class FiniteMuon(FiniteAdamW):
     that learning rates and weight decay chosen for AdamW serve both.
 
     Source: Muon (Jordan et al., 2024) as `torch.optim.Muon` computes it with adjust_lr_fn="match_rms_adamw", which is
-    the rule of "Muon is Scalable for LLM Training" (2025), 2.2. Differs: queries, keys and values are three matrices,
-    as Muon's author advises; float32 on a CPU, where bfloat16 is slower; matrices of one shape go through the products
-    together, long ones by way of the product with themselves.
+    the rule of "Muon is Scalable for LLM Training" (2025), 2.2. Differs: what each head asks, offers, passes
+    on and writes are matrices of their own, where Muon's author advises one each for all queries, keys and values;
+    float32 on a CPU, where bfloat16 is slower; matrices of one shape go through the products together.
     """
 
     def _update(self) -> None:
@@ -109,77 +118,105 @@ class FiniteMuon(FiniteAdamW):
             parameter.grad = None  # AdamW passes over it
         super()._update()
         is_bad, is_good = self.found_inf.bool(), 1.0 - self.found_inf
-        steps: dict[Tensor, Tensor] = {}
         for parameter, gradient in gradients.items():
             state = self.state[parameter]
             if MOMENTUM_BUFFER not in state:
                 state[MOMENTUM_BUFFER] = torch.zeros_like(parameter)
-            momentum = state[MOMENTUM_BUFFER]
             gradient.masked_fill_(is_bad, 0.0)
-            momentum.lerp_(gradient, (1.0 - MOMENTUM) * is_good)
-            steps[parameter] = gradient.lerp_(momentum, MOMENTUM)  # Nesterov
-        directions = _directions(groups, steps)
+            state[MOMENTUM_BUFFER].lerp_(gradient, (1.0 - MOMENTUM) * is_good)
+            gradient.lerp_(state[MOMENTUM_BUFFER], MOMENTUM)  # Nesterov: now the step
+        rates = {id(group): group["lr"] * is_good for group in groups}
         for group in groups:
-            rate = group["lr"] * is_good
-            decay = 1.0 - rate * group["weight_decay"]
-            for parameter in group["params"]:
-                parameter.mul_(decay).sub_(directions[parameter].mul_(rate))
+            torch._foreach_mul_(group["params"], 1.0 - rates[id(group)] * group["weight_decay"])
+        for (_, long_side), members in _by_shape(groups, gradients).items():
+            found = orthogonal(torch.cat([wide for _, _, wide in members]))
+            pieces = torch.split(found, [len(wide) for _, _, wide in members])
+            for (group, parameter, wide), piece in zip(members, pieces, strict=True):
+                target = _matrices(parameter, group[PARTS])
+                direction = piece if wide.shape == target.shape else piece.mT
+                target.addcmul_(direction, rates[id(group)], value=-UPDATE_RMS * long_side**0.5)
 
 
-def _directions(groups: Iterable[dict[str, Any]], steps: dict[Tensor, Tensor]) -> dict[Tensor, Tensor]:
-    """Return the update of every parameter for a rate of 1; matrices of one shape are made orthogonal in one go."""
-    stacks: dict[tuple[int, int], dict[Tensor, Tensor]] = {}
+def _matrices(tensor: Tensor, parts: Parts) -> Tensor:
+    """View a weight (rows, columns) as the matrices (M, rows, columns) that it is made of."""
+    rows, columns = tensor.shape
+    if parts.side == 0:
+        return tensor.view(parts.number, -1, columns)
+    return tensor.view(rows, parts.number, -1).movedim(1, 0)
+
+
+def _by_shape(
+    groups: Iterable[dict[str, Any]], steps: dict[Tensor, Tensor]
+) -> dict[tuple[int, int], list[tuple[dict[str, Any], Tensor, Tensor]]]:
+    """Collect group, parameter and its matrices (M, R, C), laid wide so that R <= C, by (R, C)."""
+    found: dict[tuple[int, int], list[tuple[dict[str, Any], Tensor, Tensor]]] = {}
     for group in groups:
         for parameter in group["params"]:
-            matrices = steps[parameter].reshape(group[PARTS], -1, parameter.shape[1])  # (parts, rows, columns)
-            rows, columns = matrices.shape[1:]
-            wide = matrices.mT if rows > columns else matrices
-            stacks.setdefault((wide.shape[1], wide.shape[2]), {})[parameter] = wide
-    directions = {}
-    for (_, long_side), stack in stacks.items():
-        found = orthogonal(torch.cat(list(stack.values()))) * (UPDATE_RMS * long_side**0.5)
-        pieces = found.split([len(wide) for wide in stack.values()])
-        for parameter, wide, piece in zip(stack, stack.values(), pieces, strict=True):
-            is_turned = wide.shape[2] != parameter.shape[1]
-            directions[parameter] = (piece.mT if is_turned else piece).reshape(parameter.shape)
-    return directions
+            matrices = _matrices(steps[parameter], group[PARTS])
+            wide = matrices.mT if matrices.shape[1] > matrices.shape[2] else matrices
+            found.setdefault((wide.shape[1], wide.shape[2]), []).append((group, parameter, wide))
+    return found
 
 
 def orthogonal(matrices: Tensor) -> Tensor:
-    """Bring the singular values of wide matrices (M, R, C), R <= C, near one: to between 0.7 and 1.2, by five steps.
+    """Bring the singular values of wide matrices (M, R, C), R <= C, near one, to between 0.7 and 1.2.
 
-    Zero stays zero. Each step puts a x + b x^3 + c x^5 for a singular value x; in long matrices it is applied to the
-    small product of the matrix with itself, and to the matrix once, at the end.
+    Five steps of a x + b x^3 + c x^5 for each singular value x lift those that are not too small a part of all: from
+    0.003 of the root of their sum of squares. Zero stays zero.
     """
-    is_half = matrices.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    now = matrices.to(torch.bfloat16 if is_half else torch.float32)
-    now = now / now.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    now = matrices / matrices.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    if now.device.type == "cpu":
+        at_once = max(1, _BYTES_AT_ONCE // now[0].nbytes)
+        return torch.cat([_by_products(part) for part in torch.split(now, at_once)])
+    dtype = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    return _by_steps(now.to(dtype)).to(matrices.dtype)
+
+
+def _by_steps(now: Tensor) -> Tensor:
+    """Apply the five steps to the matrices themselves."""
     a, b, c = NEWTON_SCHULZ
-    if is_half or now.shape[2] < 2 * now.shape[1]:  # powers of the product need float32
-        for _ in range(NEWTON_SCHULZ_STEPS):
-            product = now @ now.mT
-            now = torch.baddbmm(now, torch.baddbmm(product, product, product, beta=b, alpha=c), now, beta=a)
-        return now.to(matrices.dtype)
-    product, identity = now @ now.mT, torch.eye(now.shape[1], device=now.device)
-    factor = identity
     for _ in range(NEWTON_SCHULZ_STEPS):
-        step = torch.baddbmm(product, product, product, beta=b, alpha=c) + a * identity
-        factor, product = step @ factor, step @ product @ step
-    found: Tensor = factor @ now
-    return found.to(matrices.dtype)
+        square = now @ now.mT
+        now = torch.baddbmm(now, torch.baddbmm(square, square, square, beta=b, alpha=c), now, beta=a)
+    return now
 
 
-def hidden_matrices(model: nn.Module) -> dict[nn.Parameter, int]:
-    """Return the trained matrices within the transformer blocks of a model, and of how many each is made.
+def _by_products(now: Tensor) -> Tensor:
+    """Apply the five steps in float32: where matrices are long, to their small product with themselves.
 
-    They are found by their official names: queries, keys and values are three in one; low-rank updates count, too.
+    Each step is then one more factor to the left, and they are all applied at the end.
+    """
+    if now.shape[2] < 2 * now.shape[1]:
+        return _by_steps(now)
+    a, b, c = NEWTON_SCHULZ
+    square, factor = now @ now.mT, None
+    for number in range(NEWTON_SCHULZ_STEPS):
+        step = torch.baddbmm(square, square, square, beta=b, alpha=c)
+        step.diagonal(dim1=1, dim2=2).add_(a)
+        factor = step if factor is None else step @ factor
+        if number + 1 < NEWTON_SCHULZ_STEPS:
+            square = step @ square @ step
+    assert factor is not None
+    return factor @ now
+
+
+def hidden_matrices(model: nn.Module) -> dict[nn.Parameter, Parts]:
+    """Return the trained matrices within the transformer blocks of a model, and of what each is made.
+
+    They are found by their official names; low-rank updates count, too.
     """
     found = {}
     for name, parameter in model.named_parameters():
         match = _HIDDEN.search(name)
-        if match and parameter.requires_grad:
-            is_three = match["layer"] == "attn.qkv" and match["part"] != "lora_a"
-            found[parameter] = 3 if is_three else 1
+        if match is None or not parameter.requires_grad:
+            continue
+        found[parameter] = Parts(0, 1)
+        if match["layer"].startswith("attn."):
+            heads = cast(int, model.get_submodule(name[: match.start("layer")] + "attn").num_heads)
+            if match["layer"] == "attn.qkv" and match["part"] != "lora_a":
+                found[parameter] = Parts(0, 3 * heads)
+            elif match["layer"] == "attn.proj" and match["part"] != "lora_b":
+                found[parameter] = Parts(1, heads)
     return found
 
 
@@ -209,10 +246,10 @@ def build_optimizer(
     return FiniteMuon(_marked(groups, hidden_matrices(model)), clip_norm=clip_norm, **options)
 
 
-def _marked(groups: Iterable[dict[str, Any]], matrices: dict[nn.Parameter, int]) -> Iterator[dict[str, Any]]:
+def _marked(groups: Iterable[dict[str, Any]], matrices: dict[nn.Parameter, Parts]) -> Iterator[dict[str, Any]]:
     """Split groups such that what Muon takes is apart, by the number of its parts."""
     for group in groups:
-        by_parts: dict[int | None, list[nn.Parameter]] = {}
+        by_parts: dict[Parts | None, list[nn.Parameter]] = {}
         for parameter in group["params"]:
             by_parts.setdefault(matrices.get(parameter), []).append(parameter)
         for parts, params in by_parts.items():

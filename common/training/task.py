@@ -114,7 +114,7 @@ class OverwritesWeights(Protocol):
 
 @runtime_checkable
 class EndsSteps(Protocol):
-    """A task that moves buffers of its model itself, once per optimizer step."""
+    """A task that moves buffers of its model itself, once per optimizer step; at ZeRO 0 only."""
 
     def end_step(self, skipped: torch.Tensor) -> None:
         """Move them, after the update of the weights, the same on every rank.

@@ -11,17 +11,17 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
 import torch
 from torch import nn
 
-from beit.common.errors import InputError, ResumableStop, RunFailed, is_lost_rank, require
+from beit.common.errors import InputError, ResumableStop, RunFailed, require
 from beit.common.processes.distributed import World, init_distributed
-from beit.common.processes.signals import StopFlag, stop_on_signals, under_way
+from beit.common.processes.signals import StopFlag, resumable_without_others, stop_on_signals, under_way
 from beit.common.progress import Progress
 from beit.common.reading.fetcher import StoppedWaiting
 from beit.common.runs.layout import MICRO_BATCH, NONFINITE, PROFILE
@@ -73,7 +73,7 @@ def train(
         ResumableStop: asked to stop; everything is saved.
         Diverged: too many steps were not finite.
     """
-    with stop_on_signals() as stop, _resumable_without_others(stop):
+    with stop_on_signals() as stop, resumable_without_others(stop):
         require_wandb(config.run.wandb)
         world = init_distributed(
             timeout_seconds=config.train.collective_timeout_seconds,
@@ -87,20 +87,6 @@ def train(
             warn_of_plan(config, task.data.plan)
         task.begin(run_dir)
         return task, fit(task, config, run=run, world=world)
-
-
-@contextmanager
-def _resumable_without_others(stop: StopFlag) -> Iterator[None]:
-    """Where ranks were asked to stop and one left before all could save, let the others leave in order, too."""
-    try:
-        yield
-    except Exception as error:
-        if not (stop.is_set() and is_lost_rank(error)):
-            raise
-        raise ResumableStop(
-            f"stopped ({stop.reason}), but another rank left before all could save; run the same command to go on from "
-            "the newest checkpoint"
-        ) from error
 
 
 def start_run(
@@ -158,9 +144,10 @@ class Trainer:
         self._best_weights: dict[str, torch.Tensor] | None = None
         self._expectation = Expectation(task, config, run=run.path, world=world)
         self._rhythm = Rhythm(config.train, self._plan, cost=_evaluation_cost(task, world), world=world)
-        self._engine = Engine(task, config, world=world)
+        before = None if run.checkpoint is None else run.checkpoint.record.get("precision")
+        self._engine = Engine(task, config, world=world, before=before)
         require(
-            self._engine.zero_stage == 0 or not isinstance(task, OverwritesWeights),
+            self._engine.zero_stage == 0 or not isinstance(task, OverwritesWeights | EndsSteps),
             f"deepspeed.zero_stage ({self._engine.zero_stage}) must be 0 here: this training overwrites weights "
             "itself, which partitions held elsewhere would not notice",
         )

@@ -20,6 +20,7 @@ def training_flops(
     frozen_blocks: int | None = None,
     lora_rank: int | None = None,
     is_input_trained: bool = False,
+    extra_blocks: int = 0,
 ) -> int:
     """Return multiplications and additions of one image's forward and backward pass.
 
@@ -32,6 +33,7 @@ def training_flops(
         lora_rank: Of the updates that are trained in the place of all blocks' weights and what is before them.
         is_input_trained: Whether a mask token or a position table is trained although what is before the blocks is not:
             then gradients go through all blocks.
+        extra_blocks: Blocks behind the encoder's, the last of which finishes `last_rows` positions; always trained.
     """
     length, dim, rank = 1 + config.num_patches, config.embed_dim, lora_rank or 0
     is_frozen = frozen_blocks is not None or rank > 0
@@ -47,6 +49,9 @@ def training_flops(
         total += (2 if rank else 3) * block.weights + 3 * (block.attention + block.updates)
         if number == 0 and rank and not goes_through:  # nothing before its first norm wants a gradient
             total -= block.inputs
+    for number in range(extra_blocks):
+        block = _Block(config, length, last_rows if number == extra_blocks - 1 else None, 0)
+        total += 3 * (block.weights + block.attention)
     return total
 
 

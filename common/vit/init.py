@@ -20,6 +20,8 @@ _STD_AFTER_CUT = 0.54 * INIT_STD
 _GAIN, _TOKEN_STD = 0.7, 0.5
 """Of `scale_to_width`: what is left of the deviation of a layer's input, and the deviation of CLS and mask token, about
 that of an embedded patch. One value each was tried (docs/speedrun.md)."""
+_OF_STREAM = ("patch_embed.", "blocks.", "cls_pt_layers.")
+"""What computes on the residual stream: the embedding, blocks, and those that aggregate."""
 _NO_CUT = 6.0
 """Cut of the fine-tuning rule in standard deviations; the released code cuts at 100 of them, which is no cut, except
 that its sampler then turns one draw in 2^24 into a weight of -2.0 (100 standard deviations)."""
@@ -83,7 +85,7 @@ def scale_to_width(model: nn.Module, grid_size: tuple[int, int]) -> None:
                 parameter.copy_(near_first(grid_size, parameter.shape[1]))
             elif leaf in ("cls_token", "mask_token"):
                 parameter.mul_(_TOKEN_STD / _STD_AFTER_CUT)
-            elif leaf == "weight" and parameter.ndim > 1 and name.startswith(("patch_embed.", "blocks.")):
+            elif leaf == "weight" and parameter.ndim > 1 and name.startswith(_OF_STREAM):
                 parameter.mul_(_GAIN * parameter[0].numel() ** -0.5 / _STD_AFTER_CUT)
 
 

@@ -21,19 +21,19 @@ def test_trials_and_race_write_their_tables_and_repeat_nothing(tmp_path):
     common = ["--train", "train.parquet", "--val", "val.parquet", "--out", "out", "--labels", "12", "--views", "1"]
     common += ["--shape", "model.embed_dim=16,model.depth=2,model.num_heads=2"]
     run = {"cwd": tmp_path, "check": True, "capture_output": True, "text": True, "timeout": 900}
-    trials = [*words, "trials", *common, "--names", "earlier,revised", "--steps", "2"]
+    trials = [*words, "trials", *common, "--names", "revised", "--steps", "2"]
     table = subprocess.run(trials, **run).stdout
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:] if line]
-    assert [line[0].split(":")[0] for line in lines] == ["`earlier`", "`revised`"]
-    assert lines[0][3] == "1.00" and lines[0][6] == "+0.0"
+    assert [line[0].split(":")[0] for line in lines] == ["`revised`"]
+    assert (lines[0][3], lines[0][7], lines[0][9]) == ("1.00", "+0.0", "-")
     rows = list(json.loads((tmp_path / "out/trials.json").read_text())["rows"].values())
     assert all(row[0]["seconds"] > 0 and row[0]["store_seconds"] > 0 for row in rows)
-    race = [*words, "race", *common, "--seeds", "0", "--scale", "1e-4", "--other", sys.executable]
+    race = [*words, "race", *common, "--seeds", "0", "--scale", "1e-4", "--other", sys.executable, "--shares", "half"]
     subprocess.run(race, **run)
     names = list(json.loads((tmp_path / "out/race.json").read_text())["rows"])
-    assert names == ["365d2fa", *(f"revised, {share} of its seconds" for share in ("a quarter", "half", "all"))]
+    assert names == ["365d2fa", "revised, half of its seconds"]
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.safetensors")}
-    assert len(before) > 2
+    assert len(before) >= 9  # of three runs: encoder, probe, features
     assert subprocess.run(trials, **run).stdout == table
-    assert subprocess.run(race, **run).stderr == ""
+    subprocess.run(race, **run)
     assert {path: path.stat().st_mtime_ns for path in before} == before

@@ -26,7 +26,36 @@ def section(title):
     return TEXT[start : TEXT.find("\n## ", start + 1)]
 
 
-TRAIN, REPORT = section("A tokenizer of your own"), TEXT[TEXT.index("\n## Which tokenizer to trust\n") :]
+TRAIN, REPORT = section("A dVAE of your own"), TEXT[TEXT.index("\n## Which tokenizer to trust\n") :]
+
+
+# The same for words of a teacher, by kind.
+TINY_VIT = "--set model.embed_dim=16 --set model.depth=2 --set model.num_heads=2"
+LESS_OF = {
+    "pretrain": f"{TINY_VIT} --set train.steps=4 --set train.global_batch_size=4 --set optimizer.warmup_steps=1",
+    "kmeans": "--set model.vocab_size=16 --set clustering.steps=2 --set clustering.painting_steps=1 "
+    "--set clustering.global_batch_size=8 --set clustering.micro_batch_size=8",
+    "vqkd": f"{TINY_VIT} --set model.vocab_size=16 --set train.steps=4 --set train.global_batch_size=4 "
+    "--set optimizer.warmup_steps=1",
+}
+
+
+def less_of_words(words):
+    if words[:2] == ["tokenizer", "train"]:
+        return LESS_OF["kmeans" if "kmeans" in words else "vqkd"] + " --set reader.num_workers=0"
+    if words[0] == "pretrain":
+        return LESS_OF["pretrain"] + " --set reader.num_workers=0"
+    return ""
+
+
+def test_words_from_an_encoder_of_ones_own(tmp_path):
+    write_images(tmp_path / "photos", 40, size=64)
+    commands = list(shown_commands(section("Which words when")))
+    assert len(commands) == 7
+    run_commands(commands, tmp_path, less_of_words)
+    assert (tmp_path / "words.html").is_file() and (tmp_path / "runs/again/encoder").is_dir()
+    for name in ("clusters", "distilled"):
+        assert load_tokenizer(tmp_path / "tokenizers" / name).img_size == 64
 
 
 def test_commands_run_in_order(tmp_path):

@@ -101,6 +101,7 @@ class Views:
             transform=self._transform,
             config=self._reader,
             pin_memory=self._world.device.type == "cuda",
+            patience_seconds=5.0 if self._world.world_size == 1 else 20.0,
         )
         return iter(loader)
 

@@ -17,6 +17,9 @@ from beit.tokenize.clustering.config import ClusteringConfig
 from beit.tokenize.fitness.image_quality import block_means, image_psnr
 from beit.tokenize.fitness.tokens import perplexity
 
+CARD = "README.md"
+"""Written last, so that whoever finds it finds a finished tokenizer."""
+
 
 @torch.no_grad()
 def word_metrics(model: KMeansTokenizer, images: Tensor, *, micro_batch_size: int) -> dict[str, float]:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from torch import Tensor
 from beit.common.config import config_to_dict
 from beit.common.errors import InputError, ResumableStop, require
 from beit.common.processes.distributed import World, init_distributed
-from beit.common.processes.signals import StopFlag, stop_on_signals
+from beit.common.processes.signals import StopFlag, resumable_without_others, stop_on_signals
 from beit.common.progress import Progress
 from beit.common.reading.fetcher import StoppedWaiting
 from beit.common.rng import CounterRng
@@ -38,7 +38,7 @@ from beit.common.training.measure import children_memory_bytes, peak_memory_byte
 from beit.tokenize.clustering.centres import Centres, assign, reduce_counts, revive, start, statistics, update
 from beit.tokenize.clustering.config import ClusteringConfig
 from beit.tokenize.clustering.data import Views, ViewTransform
-from beit.tokenize.clustering.report import kmeans_card, word_metrics
+from beit.tokenize.clustering.report import CARD, kmeans_card, word_metrics
 from beit.tokenize.images import open_images
 from beit.tokenize.kinds import TeacherChoice
 from beit.tokenize.teacher import EncoderTeacher, is_code, load_teacher
@@ -66,7 +66,7 @@ def train_kmeans(
         InputError: bad input.
         ResumableStop: a signal asked to stop; a checkpoint was committed.
     """
-    with stop_on_signals() as stop:
+    with stop_on_signals() as stop, resumable_without_others(stop):
         world = init_distributed()
         world.announce()
         network, taught = build_network(config, teacher)
@@ -201,7 +201,7 @@ class Clustering:
     def run(self, run: RunDirectory, stop: StopFlag) -> None:
         """Take all batches that are left, and write the tokenizer."""
         total, is_main = self.config.clustering.total_steps, self.world.is_main
-        if self.step == total and (run.path / CONFIG_FILE).is_file():
+        if self.step == total and all((run.path / name).is_file() for name in (CONFIG_FILE, CARD)):
             if is_main:
                 logger.info("%s is finished (%d batches); name another folder for other words", run.path, total)
             return
@@ -219,10 +219,7 @@ class Clustering:
                     with stop.during("this batch"):
                         shown = self._take_batch(stream)
                 except StoppedWaiting as stopped:
-                    self._save(run)
-                    raise ResumableStop(
-                        f"{stopped.what}; saved at batch {self.step}; run the same command to go on"
-                    ) from None
+                    self._leave_half_way(run, stopped)
                 self.step += 1
                 if self.step == first + 2:
                     self._foretell(time.monotonic() - began)
@@ -261,6 +258,14 @@ class Clustering:
         self._save(run)
         reason = next(reason for reason in self.world.gather(stop.reason) if reason)
         raise ResumableStop(f"stopped at batch {self.step} ({reason}), all of it saved; run the same command to go on")
+
+    def _leave_half_way(self, run: RunDirectory, stopped: StoppedWaiting) -> NoReturn:
+        """Leave while a worker owes views; ranks save together or not at all, and the others may have theirs."""
+        kept = "the newest checkpoint"
+        if self.world.world_size == 1 and self.centres is not None:
+            self._save(run)
+            kept = f"batch {self.step}"
+        raise ResumableStop(f"{stopped.what}; run the same command to go on from {kept}") from None
 
     @torch.no_grad()
     def _take_batch(self, stream: Iterator[Mapping[str, Any]]) -> dict[str, float]:
@@ -351,7 +356,7 @@ class Clustering:
         }
         shape = network.config
         fingerprint = save_tokenizer(directory, network.state_dict(), shape, training=training, patches=network.patches)
-        kmeans_card(directory / "README.md", shape, self.config, training, fingerprint=fingerprint)
+        kmeans_card(directory / CARD, shape, self.config, training, fingerprint=fingerprint)
         logger.info(
             "%.0f of %d words occur in %.0f held-out images, perplexity %.0f, cosine %.3f",
             *(metrics["words_used"], network.vocab_size, metrics["images"]),

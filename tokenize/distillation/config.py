@@ -60,8 +60,8 @@ class DistillationObjectiveConfig:
 
     standardise: Literal["channel", "none"] = "channel"
     """What happens to the teacher's features before their cosine is taken. channel: every number has a mean subtracted
-    and is divided by a deviation, of some training views; else what all patches share, which is long in a transformer
-    without a last norm, makes all cosines nearly 1. none: nothing, as published."""
+    and is divided by a deviation, of some training views; else what all patches share, which is longer than what tells
+    them apart in a transformer without a last norm, would be most of the cosine. none: nothing, as published."""
     commitment_weight: Annotated[float, at_least(0)] = 1.0
     """Of the mean squared difference of codes and their words, against 1 - cosine of decoded and teacher's features."""
     codebook_decay: Annotated[float, within("(0, 1)")] = 0.99

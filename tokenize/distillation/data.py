@@ -6,13 +6,10 @@ tokenize` does; neither is resized from the other.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from beit.common.rng import CounterRng
 from beit.common.storage.samples import Record
@@ -23,7 +20,6 @@ IMAGES, TEACHER_IMAGES, CHANGED_IMAGES = "images", "teacher_images", "changed_im
 to give the same words for."""
 _JITTER = AugmentConfig()
 """Whose colours views of `beit tokenize` have by default."""
-_MICRO_BATCH_SIZE = 32
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,9 +71,3 @@ class ViewTransform:
                 changed[name] = colours[name]
             views[CHANGED_IMAGES] = rendered(changed, self.side)
         return views
-
-
-def batches_of(views: Mapping[str, Tensor], device: torch.device) -> Iterator[dict[str, Tensor]]:
-    """Yield views that are measured, uint8 (B, 3, side, side) by name, in small batches on the device."""
-    for start in range(0, len(views[IMAGES]), _MICRO_BATCH_SIZE):
-        yield {name: images[start : start + _MICRO_BATCH_SIZE].to(device) for name, images in views.items()}

@@ -6,7 +6,7 @@ The thorough measurement of a finished tokenizer is `beit tokenizer report` (`to
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,18 @@ from torch import Tensor
 from beit.common.pages.pictures import picture_table, sheet
 from beit.common.storage.files import write_atomic
 from beit.tokenize.distillation.config import DistillationConfig
-from beit.tokenize.distillation.data import CHANGED_IMAGES, IMAGES, TEACHER_IMAGES, batches_of
+from beit.tokenize.distillation.data import CHANGED_IMAGES, IMAGES, TEACHER_IMAGES
 from beit.tokenize.distillation.model import DistillationModel, teacher_cosine
 from beit.tokenize.fitness.tokens import collision_probability, perplexity
 from beit.tokenize.teacher import Teacher
 
-_GROUPS_PER_ROW = 2
+_GROUPS_PER_ROW, _MICRO_BATCH_SIZE = 2, 32
+
+
+def batches_of(views: Mapping[str, Tensor], device: torch.device) -> Iterator[dict[str, Tensor]]:
+    """Yield views that are measured, uint8 (B, 3, side, side) by name, in small batches on the device."""
+    for start in range(0, len(views[IMAGES]), _MICRO_BATCH_SIZE):
+        yield {name: images[start : start + _MICRO_BATCH_SIZE].to(device) for name, images in views.items()}
 
 
 @torch.no_grad()

@@ -38,9 +38,9 @@ from beit.common.training.judge import Goal
 from beit.common.training.trainer import train
 from beit.common.vit.param_groups import param_groups
 from beit.tokenize.distillation.config import DistillationConfig, TeacherRecord
-from beit.tokenize.distillation.data import IMAGES, TEACHER_IMAGES, ViewTransform, batches_of
+from beit.tokenize.distillation.data import IMAGES, TEACHER_IMAGES, ViewTransform
 from beit.tokenize.distillation.model import DistillationModel, teacher_cosine
-from beit.tokenize.distillation.report import distillation_card, distillation_metrics, words_sheet
+from beit.tokenize.distillation.report import batches_of, distillation_card, distillation_metrics, words_sheet
 from beit.tokenize.distillation.words import CODES_PER_WORD, place_words, restart_words, used_words
 from beit.tokenize.images import open_images
 from beit.tokenize.teacher import Teacher, load_teacher
@@ -200,7 +200,9 @@ class DistillationTask:
     @torch.no_grad()
     def _begin_words(self) -> None:
         shape, model = self.config.model, self.model
-        views = self._views(-(-shape.vocab_size * CODES_PER_WORD // shape.grid_size**2), "first words")
+        count = -(-shape.vocab_size * CODES_PER_WORD // shape.grid_size**2)
+        logger.info("placing the first words among the codes of %d images", count)
+        views = self._views(count, "first words")
         codes, features = [], []
         for part in batches_of(views, self.world.device):
             codes.append(model.vqkd.codes(part[IMAGES]).flatten(0, 2))
@@ -267,7 +269,7 @@ class DistillationTask:
         decay = self.config.objective.codebook_decay
         everywhere = Tally(self.world.add_up(tally.counts), self.world.add_up(tally.sums))
         self._quantizer.follow(everywhere, decay=decay, skipped=skipped)
-        if codes:
+        if codes and not float(skipped):  # waits for the device, which a restart does anyway
             self._restart(torch.cat(codes))
 
     def _restart(self, codes: Tensor) -> None:

@@ -14,6 +14,9 @@ from torch import Tensor
 from beit.common.tokenizers.quantizer import CosineQuantizer
 from beit.tokenize.tokenizer_training.codebook import fit_codebook, revive_words
 
+_FIRST_SHARE = 0.05
+"""Of its fair share of codes that a word begins with: little, so that the codes of the first steps decide where it
+goes, and one that nobody chooses is soon put elsewhere."""
 CODES_PER_WORD = 16
 """That the first words are fitted to; with fewer, k-means would memorise them."""
 _MAX_CANDIDATES, _MAX_PRODUCTS = 16384, 2**26
@@ -29,11 +32,11 @@ def place_words(
     Args:
         quantizer: Its words are replaced.
         codes: Float32 (M, C) of length 1, on its device.
-        codes_per_step: Of the training: words begin as if each had had its fair share of them all along.
+        codes_per_step: Of the training.
         generator: Owns all randomness; on their device.
     """
     codebook = fit_codebook(codes, len(quantizer.codebook), generator=generator)
-    quantizer.place(codebook, torch.tensor(codes_per_step / len(codebook), device=codebook.device))
+    quantizer.place(codebook, torch.tensor(_FIRST_SHARE * codes_per_step / len(codebook), device=codebook.device))
 
 
 @torch.no_grad()

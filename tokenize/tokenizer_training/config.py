@@ -82,7 +82,7 @@ class TokenizerRunConfig(TrainConfig):
     """Images per optimizer step over all ranks; each gives `data.crops_per_image` pieces."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """bf16: torch.autocast over fp32 weights; the comparison with the codebook stays fp32. auto: bf16 where the device
-    has it in hardware, else fp32."""
+    is quicker in it, else fp32."""
     log_interval_steps: int = 100
     """Optimizer steps between two records in metrics.jsonl."""
     eval_interval_steps: int | None = 1000

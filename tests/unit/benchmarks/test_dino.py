@@ -21,6 +21,7 @@ from beit.benchmarks.dino import (
 )
 from beit.common.errors import InputError
 from beit.common.vit.config import ViTConfig
+from beit.common.vit.vit import VisionTransformer
 
 SHAPE = ViTConfig(
     **{"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 2, "drop_path": 0.0},
@@ -101,7 +102,7 @@ def test_the_last_layer_is_a_linear_one_normalised_by_weight():
 
 def test_crops_answered_together_are_those_answered_alone():
     torch.manual_seed(0)
-    dino = Dino(SHAPE, DinoConfig(**SMALL)).eval()
+    dino = Dino(VisionTransformer(SHAPE), DinoConfig(**SMALL)).eval()
     wide, narrow = torch.randn(2, 3, 3, 16, 16), torch.randn(3, 3, 3, 8, 8)
     together = dino._answers(dino.student, wide)
     encoder, head = dino.student["encoder"], dino.student["head"]
@@ -114,7 +115,7 @@ def test_crops_answered_together_are_those_answered_alone():
 
 def test_only_the_student_learns_and_the_teacher_follows():
     torch.manual_seed(0)
-    dino = Dino(SHAPE, DinoConfig(**SMALL, momentum=0.9))
+    dino = Dino(VisionTransformer(SHAPE), DinoConfig(**SMALL, momentum=0.9))
     batch = [torch.randn(2, 4, 3, 16, 16), torch.randn(3, 4, 3, 8, 8)]
     dino.loss(batch, progress=0.0, generator=torch.Generator())["loss"].backward()
     assert all(parameter.grad is None and not parameter.requires_grad for parameter in dino.teacher.parameters())
@@ -128,7 +129,7 @@ def test_only_the_student_learns_and_the_teacher_follows():
 
 
 def test_the_last_layer_is_frozen_at_first():
-    dino = Dino(SHAPE, DinoConfig(**SMALL, frozen=0.1))
+    dino = Dino(VisionTransformer(SHAPE), DinoConfig(**SMALL, frozen=0.1))
     prototypes = dino.student["head"].prototypes
     for progress, is_frozen in ((0.0, True), (0.099, True), (0.1, False)):
         prototypes.grad = torch.ones_like(prototypes)
@@ -144,7 +145,7 @@ def test_schedules_begin_and_end_as_published():
 
 
 def test_both_ways_to_collapse_show():
-    dino = Dino(SHAPE, DinoConfig(**SMALL))
+    dino = Dino(VisionTransformer(SHAPE), DinoConfig(**SMALL))
     batch = [torch.randn(1, 1, 3, 16, 16).expand(2, 4, -1, -1, -1)]
     told = dino.loss(batch, progress=0.0, generator=torch.Generator())
     assert told["all_bits"].item() == pytest.approx(told["answer_bits"].item(), rel=1e-4)  # all answers alike
@@ -156,4 +157,4 @@ def test_both_ways_to_collapse_show():
 
 def test_local_crops_are_whole_patches():
     with pytest.raises(InputError, match="local_size \\(10\\) must be a multiple of the patch size \\(4\\)"):
-        Dino(SHAPE, DinoConfig(**SMALL | {"local_size": 10}))
+        Dino(VisionTransformer(SHAPE), DinoConfig(**SMALL | {"local_size": 10}))

@@ -62,7 +62,9 @@ def test_the_bias_of_a_pair_is_the_one_of_its_positions():
 
 def test_the_loss_falls_on_a_batch_that_is_learned_by_heart():
     torch.manual_seed(0)
-    mae = Mae(ViTConfig(**SHAPE, **OURS), MaeConfig(decoder_dim=16, decoder_depth=1, decoder_heads=2))
+    mae = Mae(
+        VisionTransformer(ViTConfig(**SHAPE, **OURS)), MaeConfig(decoder_dim=16, decoder_depth=1, decoder_heads=2)
+    )
     optimizer, images, losses = torch.optim.AdamW(mae.parameters(), 3e-3), torch.rand(1, 4, 3, 16, 16), []
     for _ in range(60):
         loss = mae.loss([images], progress=0.0, generator=torch.Generator().manual_seed(1))["loss"]
@@ -93,7 +95,7 @@ def test_transformers_paints_the_same_patches_at_the_same_loss(normalize):
             nn.init.normal_(parameter, std=0.2)
     shape = ViTConfig(**SHAPE, **OURS, pos_bias="none", use_abs_pos_emb=True, init_values=0.0, layer_norm_eps=1e-6)
     config = MaeConfig(decoder_dim=16, decoder_depth=2, decoder_heads=2, normalize_patches=normalize)
-    ours = Mae(shape, config).eval()
+    ours = Mae(VisionTransformer(shape), config).eval()
     copy_weights(theirs, ours)
     images, noise = torch.randn(3, 3, 16, 16), torch.rand(3, 16)
     expected = theirs(pixel_values=images, noise=noise)

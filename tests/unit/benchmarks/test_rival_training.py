@@ -1,5 +1,7 @@
 """Rivals are trained on a store's images alone, in an order of their own, and go on bit for bit."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from beit.common.errors import InputError, ResumableStop, RunFailed
 from beit.common.processes.signals import StopFlag
 from beit.common.views import AugmentConfig
 from beit.common.vit.config import ViTConfig
+from beit.common.vit.vit import VisionTransformer
 from beit.tests.support import write_bare_store
 
 SHAPE = ViTConfig(
@@ -29,7 +32,12 @@ DINO = DinoConfig(
     frozen=0.4,
 )
 MAE = MaeConfig(learning=MaeLearning(**SETTINGS), decoder_dim=16, decoder_depth=1, decoder_heads=2)
-RIVALS = {"dino": lambda: Dino(SHAPE, DINO), "mae": lambda: Mae(SHAPE, MAE)}
+MUON = replace(MAE, learning=replace(MAE.learning, optimizer="muon"))
+RIVALS = {
+    "dino": lambda: Dino(VisionTransformer(SHAPE), DINO),
+    "mae": lambda: Mae(VisionTransformer(SHAPE), MAE),
+    "mae by muon": lambda: Mae(VisionTransformer(SHAPE), MUON),
+}
 
 
 @pytest.fixture(scope="module")

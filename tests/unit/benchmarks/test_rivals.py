@@ -52,7 +52,16 @@ class Measured(rivals.Pretrainer):
 
 
 def plan_of(folder, **changes):
-    settings = {"train": "t", "val": "v", "out": folder, "seconds": 110.0, "views": 1, "shape": (), "labels": 5}
+    settings = {
+        "train": "t",
+        "val": "v",
+        "out": folder,
+        "seconds": 110.0,
+        "views": 1,
+        "given_store": None,
+        "shape": (),
+        "labels": 5,
+    }
     settings |= {"finetune_epochs": 1.0, "recipe": "beit_tiny_patch4_32", "beit": ()}
     return rivals.Comparison(**settings | changes, dino=rivals.DinoConfig(), mae=rivals.MaeConfig())
 
@@ -74,8 +83,9 @@ def test_seconds_that_buy_less_than_the_measuring_are_refused(tmp_path):
 
 def test_every_method_has_the_network_of_beit():
     plan = plan_of(Path(), shape=("model.embed_dim=32", "model.depth=3", "model.num_heads=2"))
-    for method, config in (("dino", plan.build("dino").result().config), ("mae", plan.build("mae").result().config)):
-        assert (config.embed_dim, config.depth, config.pos_bias, config.init_values) == (32, 3, "shared", 0.1), method
+    for method, scale in (("dino", plan.dino.layer_scale), ("mae", plan.mae.layer_scale)):
+        config = plan.build(method).result().config
+        assert (config.embed_dim, config.depth, config.pos_bias, config.init_values) == (32, 3, "shared", scale), method
 
 
 def test_the_table_pairs_seeds_and_says_what_was_spent():

@@ -129,8 +129,13 @@ def test_workers_change_nothing(store, world_size, num_workers):
     assert [sorted(step) for step in shared] == [sorted(step) for step in alone]
 
 
-def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(store, tmp_path):
-    config = make_config()
+@pytest.mark.parametrize(
+    "sections",
+    [{}, {"optimizer": {"kind": "muon"}, "train": {"ema_decay": 0.9, "micro_batch_size": 4}}],
+    ids=["adamw", "muon"],
+)
+def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(sections, store, tmp_path):
+    config = make_config(**sections)
     run(config, store=store.location, run_dir=tmp_path / "whole")
     with pytest.raises(ResumableStop, match="stopped at step"):
         stop_after_first_log(config, store, tmp_path / "parts")

@@ -13,6 +13,7 @@ from beit.common.vit.config import Normalization, ViTConfig
 from beit.common.vit.description import EncoderConfig
 from beit.common.vit.transform import normalize_images
 from beit.common.vit.vit import VisionTransformer, grid_features
+from beit.tests.support import write_tokenizer
 from beit.tokenize.teacher import EncoderTeacher, PluginTeacher, load_teacher
 
 SHA = "ab" * 32
@@ -70,6 +71,8 @@ def test_a_block_that_is_not_there_and_a_folder_that_is_none_are_one_line(encode
         load_teacher(tmp_path)
     with pytest.raises(InputError, match="is not an encoder: there is no such folder"):
         load_teacher(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="is a tokenizer, not an encoder; give the folder `encoder` of a run"):
+        load_teacher(write_tokenizer(tmp_path / "tokenizer"))
 
 
 @pytest.fixture

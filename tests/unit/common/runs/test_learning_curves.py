@@ -82,6 +82,7 @@ def test_a_run_with_a_probe_gets_a_chart_more(tmp_path: Path) -> None:
         {"val_top1": 0.5, "val_loss": 1.4},
         {"val_map": 0.5, "val_loss": 0.4},
         {"eval_psnr": 22.0, "eval_words_used": 60.0, "eval_block_mean_psnr": 20.0},
+        {"eval_teacher_cosine": 0.6, "eval_words_used": 60.0, "eval_agreement": 0.3, "eval_agreement_by_chance": 0.02},
     ],
 )
 def test_every_kind_of_training_is_drawn_before_its_first_log_entry_too(

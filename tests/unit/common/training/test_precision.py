@@ -13,9 +13,14 @@ WORLD = World(rank=0, local_rank=0, world_size=1, device=CPU)
 
 @pytest.mark.parametrize(
     ("capabilities", "expected"),
-    [({"avx512_bf16": True}, True), ({"bf16": True}, True), ({"avx2": True, "avx512_bf16": False}, False), ({}, False)],
+    [
+        ({"avx512_bf16": True, "amx_bf16": True}, True),
+        ({"bf16": True}, True),
+        ({"avx512_bf16": True}, False),
+        ({}, False),
+    ],
 )
-def test_a_processor_has_bf16_only_if_it_reports_it(monkeypatch, capabilities, expected):
+def test_bf16_counts_only_where_a_processor_has_units_for_it(monkeypatch, capabilities, expected):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
     assert has_native_bf16(CPU) is expected
 
@@ -42,3 +47,18 @@ def test_the_rank_without_bf16_decides_for_all(monkeypatch):
 
     monkeypatch.setattr(engine, "has_native_bf16", lambda device: True)
     assert choose_precision("auto", Two(rank=0, local_rank=0, world_size=2, device=CPU)) == "fp32"
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "before", "expected"),
+    [
+        ({"avx512_bf16": True}, "bf16", "bf16"),
+        ({"avx512_bf16": True}, "fp32", "fp32"),
+        ({"avx512_bf16": True}, None, "fp32"),
+        ({}, "bf16", "fp32"),
+        ({"amx_bf16": True}, "fp32", "bf16"),
+    ],
+)
+def test_a_run_begun_in_bf16_goes_on_in_it_where_the_processor_has_it(monkeypatch, capabilities, before, expected):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    assert choose_precision("auto", WORLD, before=before) == expected

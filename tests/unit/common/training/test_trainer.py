@@ -23,7 +23,7 @@ from beit.common.runs.checkpoint import committed_steps
 from beit.common.runs.metrics import read_metrics
 from beit.common.training import saver
 from beit.common.training.judge import Diverged
-from beit.tests.toy_training import ToyData, toy_config, train_toy
+from beit.tests.toy_training import ToyData, ToyTask, toy_config, train_toy
 
 
 def tensors_of(run: Path, step: int) -> dict[str, torch.Tensor]:
@@ -213,6 +213,15 @@ def test_nonfinite_gradient_changes_neither_weights_nor_schedule(tmp_path: Path,
         "step": 3,
         "sample_ids": [["3/0/0", "3/0/1", "3/0/2", "3/0/3"]],
     }
+
+
+def test_a_task_that_ends_steps_is_told_after_each_whether_it_was_skipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[float] = []
+    monkeypatch.setattr(ToyTask, "end_step", lambda task, skipped: told.append(float(skipped)), raising=False)
+    train_toy(tmp_path, toy_config("bad_steps=[3]", "train.steps=6"))
+    assert told == [0, 0, 0, 1, 0, 0]
 
 
 def test_run_stops_after_more_than_three_nonfinite_steps_in_a_row(tmp_path: Path) -> None:

@@ -180,6 +180,10 @@ def test_a_finished_run_is_left_as_it_is(
         train(images, tmp_path / "words")
     assert "is finished (6 batches); name another folder" in caplog.text
     assert {name: files_of(tmp_path / "words")[name] for name in WRITTEN} == before
+    for lost in ("config.json", "README.md"):  # as after a kill between two files
+        (tmp_path / "words" / lost).unlink()
+        train(images, tmp_path / "words")
+        assert {name: files_of(tmp_path / "words")[name] for name in WRITTEN} == before
 
 
 def test_what_cannot_be_is_one_line_and_leaves_nothing(images: str, encoder: str, tmp_path: Path) -> None:
