@@ -16,7 +16,7 @@ RECIPES = Path(__file__).parent / "recipes"
 @click.argument("store")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--init", metavar="ENCODER", help="Encoder to continue, of a run or made by beit import; else random.")
-@click.option("--check", is_flag=True, help="Check settings, store and encoder; nothing is trained.")
+@click.option("--check", is_flag=True, help="Check settings, store, encoder and RUN; nothing is trained.")
 @long_command_options
 def pretrain_command(store: str, run: Path, init: str | None, check: bool, **long: Any) -> None:
     """Pre-train a ViT to predict the visual tokens of masked patches, from the token store STORE into RUN.

@@ -28,6 +28,7 @@ from beit.common.reading.contents import Watched
 from beit.common.runs.layout import ENCODER, METRICS
 from beit.common.runs.metrics import read_metrics
 from beit.common.runs.outputs import written
+from beit.common.runs.run_dir import check_directory, check_run
 from beit.common.shards.cache import ShardCache
 from beit.common.shards.checks import check_files, check_vocabulary
 from beit.common.shards.token_store import TokenStore
@@ -110,13 +111,15 @@ def check(config: PretrainConfig, *, store: str, run_dir: Path, resume: str = "a
 
     Of a store that is still to be made only the settings can be checked.
     """
+    check_directory(run_dir, resume=resume)
     if not is_remote(store) and not Path(store).exists():
         return f"the settings are right; {store} is not there yet"
     token_store = open_store(store, check_images=False)
     check_store(token_store, config)
     earlier = earlier_start(run_dir, resume=resume, sync_to=config.run.sync_to if config.init else None)
-    starting_point(config, token_store.info, earlier=earlier)
+    start = starting_point(config, token_store.info, earlier=earlier)
     open_probe_data(config.probe)
+    check_run(run_dir, in_force(config, start), resume=resume, sync_to=config.run.sync_to)
     return f"the settings are right for {store}"
 
 

@@ -138,7 +138,7 @@ def check_changes(
     fixed = [change for change in changes if matches(change.name, FIXED_KEYS) and change.name not in _NOT_FIXED]
     bound = [change for change in changes if not matches(change.name, (*FREE_KEYS, *free_keys))]
     if is_copy and (fixed or bound):
-        differing = list(dict.fromkeys([*fixed, *bound]))
+        differing = fixed + [change for change in bound if change not in fixed]
         raise InputError(
             f"run.sync_to ({run}) holds a run with other settings ({_listed(differing)}); use the same to go on with "
             "it, or name a new or empty place"

@@ -51,7 +51,7 @@ from beit.common.runs.layout import (
 )
 from beit.common.runs.mirror import RunMirror
 from beit.common.storage.documents import write_json
-from beit.common.storage.files import remove_stale, write_atomic
+from beit.common.storage.files import existing, remove_stale, require_writable, write_atomic
 from beit.common.storage.locks import sole_use
 from beit.common.storage.paths import is_remote, require_local
 
@@ -102,6 +102,26 @@ def open_run(
     return world.run_on_main(lambda: _open(path, config, resume, free_keys, sync_to))
 
 
+def check_run(path: Path, config: Any, *, resume: str, sync_to: str | None = None) -> None:
+    """Refuse what `open_run` refuses; nothing is fetched, and nothing written."""
+    _open(path, config, resume, (), sync_to, fetches=False)
+
+
+def check_directory(path: Path, *, resume: str) -> None:
+    """Refuse a directory that cannot be that of a run, whatever the settings are."""
+    require_local(path, str(path))
+    if path.exists() and not path.is_dir():
+        raise InputError(f"{path} is a file; name a new directory for the run")
+    there = existing(path.absolute())
+    require(there.is_dir(), f"{path}: {there} is a file, in which no folder can be; name another place for the run")
+    require_writable(there, str(path))
+    is_run = (path / CONFIG).is_file()
+    if not is_run and not _is_as_new(path):
+        raise InputError(f"{path} is not empty and not a run (no config.toml); name a new or empty directory")
+    if is_run and resume == "never":
+        raise InputError(f"{path} already holds a run, and --resume never forbids to continue it; name a new directory")
+
+
 def begin_run(run: RunDirectory, config: Any, *, world: World, chosen: Mapping[str, Any] | None = None) -> None:
     """Create the directory of a run and write settings and environment, once nothing speaks against it any more.
 
@@ -121,15 +141,11 @@ def abandon_run(run: RunDirectory, *, world: World) -> None:
                 entry.unlink()
 
 
-def _open(path: Path, config: Any, resume: str, free_keys: Sequence[str], sync_to: str | None) -> RunDirectory:
-    require_local(path, str(path))
-    if path.exists() and not path.is_dir():
-        raise InputError(f"{path} is a file; name a new directory for the run")
+def _open(
+    path: Path, config: Any, resume: str, free_keys: Sequence[str], sync_to: str | None, *, fetches: bool = True
+) -> RunDirectory:
+    check_directory(path, resume=resume)
     is_run = (path / CONFIG).is_file()
-    if not is_run and not _is_as_new(path):
-        raise InputError(f"{path} is not empty and not a run (no config.toml); name a new or empty directory")
-    if is_run and resume == "never":
-        raise InputError(f"{path} already holds a run, and --resume never forbids to continue it; name a new directory")
     copy = None if sync_to is None else _open_copy(sync_to, path)
     is_copied = copy is not None and copy.look(path).has_settings
     if is_copied and resume == "never":
@@ -145,10 +161,12 @@ def _open(path: Path, config: Any, resume: str, free_keys: Sequence[str], sync_t
         if resume != "auto" and not _was_told_before(saved, resume, config, free_keys):
             require(is_run, f"run.sync_to ({sync_to}) already holds a run; name a new or empty place")
             return _begin_at(path, config, _named(resume), resume, sync_to)
-    return _go_on(path, config, free_keys, copy, is_run=is_run)
+    return _go_on(path, config, free_keys, copy, is_run=is_run, fetches=fetches)
 
 
-def _go_on(path: Path, config: Any, free_keys: Sequence[str], copy: RunMirror | None, *, is_run: bool) -> RunDirectory:
+def _go_on(
+    path: Path, config: Any, free_keys: Sequence[str], copy: RunMirror | None, *, is_run: bool, fetches: bool
+) -> RunDirectory:
     """Continue a run where it got to, here or in its copy."""
     checkpoint = _newest(path, may_fail=copy is not None)
     have = -1 if checkpoint is None else checkpoint.step
@@ -157,8 +175,9 @@ def _go_on(path: Path, config: Any, free_keys: Sequence[str], copy: RunMirror | 
             copy.fetch_settings(Path(scratch))
             changes = find_changes(Path(scratch) / CONFIG, config)
             check_changes(changes, copy.url, is_on_purpose=False, free_keys=free_keys, is_copy=True)
-        copy.fetch(path, have=have)
-        checkpoint = _newest(path)
+        if fetches:
+            copy.fetch(path, have=have)
+            checkpoint = _newest(path)
     else:
         changes = find_changes(path / CONFIG, config)
         check_changes(changes, path, is_on_purpose=False, free_keys=free_keys)

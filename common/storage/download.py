@@ -10,7 +10,7 @@ from pathlib import Path
 
 from beit.common.errors import InputError
 from beit.common.progress import Progress
-from beit.common.storage.answers import FileStat, NoOffsets
+from beit.common.storage.answers import FileStat, NoOffsets, RemoteError
 from beit.common.storage.documents import read_json, write_json
 from beit.common.storage.remote_place import RemotePlace
 
@@ -26,6 +26,9 @@ def complete_file(location: str, unfinished: Path) -> FileStat:
 
     Returns:
         What the server says of it.
+
+    Raises:
+        RemoteError: the server went away in the midst.
     """
     found, record = RemotePlace(location, is_first_contact=True).stat(), _record(unfinished)
     recorded = None
@@ -38,11 +41,15 @@ def complete_file(location: str, unfinished: Path) -> FileStat:
         if have < found.size or not found.size:
             total, done = found.size // _MB or None, have // _MB
             with Progress(total, unit="MB", description=f"download {unfinished.stem}", initial=done) as progress:
-                for piece in _pieces_from(location, have):
-                    file.write(piece)
-                    have += len(piece)
-                    progress.update(have // _MB - done)
-                    done = have // _MB
+                try:
+                    for piece in _pieces_from(location, have):
+                        file.write(piece)
+                        have += len(piece)
+                        progress.update(have // _MB - done)
+                        done = have // _MB
+                except RemoteError as error:
+                    kept = f"{done} MB of it are kept; " if found.version and done else ""
+                    raise RemoteError(f"{error}; {kept}run the same command to go on") from None
         os.fsync(file.fileno())
     return found
 

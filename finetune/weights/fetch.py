@@ -101,7 +101,8 @@ def require_sha256(path: Path, wanted: str) -> None:
     found = sha256_file(files[0])
     require(
         found.startswith(wanted),
-        f"{files[0]} has sha256 {found}, not {wanted}; it is another file than you mean, or damaged",
+        f"{files[0]} has sha256 {found}, not {wanted}; it is another file than you mean, or damaged: "
+        "remove it and fetch it again",
     )
 
 
@@ -195,7 +196,13 @@ def _folder(address: str) -> Path:
 def _fetch_file(address: str, file: Path) -> None:
     """Complete a file from an address; one that is there is kept where the server has the same version."""
     unfinished, record = file.with_name(f"{file.name}.part"), file.with_name(f"{file.name}.version")
-    found = RemotePlace(address, is_first_contact=True).stat()
+    try:
+        found = RemotePlace(address, is_first_contact=True).stat()
+    except MissingFile:
+        raise
+    except InputError as error:
+        before = f"; give {file} instead, as it was fetched before" if file.is_file() else ""
+        raise InputError(f"{error}{before}") from None
     if found.version and file.is_file() and record.is_file():
         with suppress(InputError):  # a damaged record: once more
             if read_json(record) == asdict(found):

@@ -12,6 +12,7 @@ import numpy as np
 
 from beit.common.config import load_config
 from beit.common.errors import InputError, require
+from beit.common.runs.layout import CONFIG
 from beit.common.runs.outputs import check_output_folder
 from beit.common.sources.opening import open_source
 from beit.common.sources.overlap import shared_images
@@ -148,7 +149,14 @@ def _check_pretrainings(plan: Plan) -> None:
     for start in plan.to_pretrain():
         if (plan.given.out / start / RESULT_FILE).exists():
             continue
-        words = [word.replace(LATER, "1") for word in plan.pretrain(start)]
+        words = plan.pretrain(start)
+        folder = plan.given.out / start
+        if any(LATER in word for word in words) and (folder / CONFIG).is_file():
+            raise InputError(
+                f"{folder} was begun with steps of its own, before there was a continued encoder whose budget it could "
+                "have; finish without continued, name another OUT, or remove that folder"
+            )
+        words = [word.replace(LATER, "1") for word in words]
         command = [sys.executable, "-m", "beit.cli", *words, "--check"]
         checked = subprocess.run(command, capture_output=True, text=True, check=False)
         if checked.returncode:

@@ -63,16 +63,20 @@ def test_a_file_is_fetched_once_and_its_origin_is_kept_without_a_signature(tmp_p
     assert "dino, after the file's name" in result.summary
 
 
-def test_what_was_interrupted_is_gone_on_from(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("break_off", "said"),
+    [(KeyboardInterrupt(), ""), (RemoteError("gone"), "gone; 8 MB of it are kept; run the same command to go on")],
+)
+def test_what_was_interrupted_is_gone_on_from(tmp_path, monkeypatch, break_off, said):
     data = torch_bytes({"model": timm_vit(), "more": torch.zeros(3 << 20)})  # more than one piece of 8 MiB
 
     def interrupted(location, start):
         yield next(whole(location, start))
-        raise KeyboardInterrupt
+        raise break_off
 
     with serve(FileServer({"/w.pth": data})) as server:
         whole = download._pieces_from
-        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        with monkeypatch.context() as patched, pytest.raises(type(break_off), match=said):
             patched.setattr(download, "_pieces_from", interrupted)
             import_from(f"{server.url}/w.pth", tmp_path / "encoder", num_heads=HEADS)
         assert not (tmp_path / "encoder").exists()
@@ -80,6 +84,8 @@ def test_what_was_interrupted_is_gone_on_from(tmp_path, monkeypatch):
         import_from(f"{server.url}/w.pth", tmp_path / "encoder", num_heads=HEADS)
         assert server.bytes_sent < len(data) - (7 << 20)
     assert is_the_encoder(tmp_path / "encoder")
+    with pytest.raises(InputError, match=r"cannot be reached .*; give .*w\.pth instead, as it was fetched before"):
+        import_from(f"{server.url}/w.pth", tmp_path / "again", num_heads=HEADS)
 
 
 def test_of_a_model_of_the_hub_what_is_read_is_fetched_and_its_commit_kept(tmp_path, monkeypatch):
@@ -126,7 +132,10 @@ def test_a_token_goes_to_the_hub_alone_and_into_no_log(tmp_path, monkeypatch, ca
 
 def test_another_file_than_the_one_that_is_meant_is_refused(tmp_path):
     with serve(FileServer({"/w.pth": torch_bytes(timm_vit())})) as server:
-        for wrong, message in (("0" * 64, "it is another file than you mean"), ("xyz", "64 hexadecimal digits")):
+        for wrong, message in (
+            ("0" * 64, "or damaged: remove it and fetch it again"),
+            ("xyz", "64 hexadecimal digits"),
+        ):
             with pytest.raises(InputError, match=message):
                 import_from(f"{server.url}/w.pth", tmp_path / "none", num_heads=HEADS, sha256=wrong)
         result = import_from(f"{server.url}/w.pth", tmp_path / "encoder", num_heads=HEADS)

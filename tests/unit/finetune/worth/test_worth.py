@@ -319,6 +319,23 @@ def test_an_encoder_from_scratch_without_weights_is_not_made_twice(place, stand_
     assert checked[-1] == "--check" and checked[0] == "pretrain"
 
 
+def test_what_was_begun_from_scratch_alone_is_not_given_the_budget_of_a_later_encoder(
+    place, stand_in, checked_pretrainings, monkeypatch
+):
+    tokenized(place)
+
+    def beit(self, *words, log, watch):
+        Path(words[2]).mkdir(parents=True)
+        (Path(words[2]) / "config.toml").write_text("")
+        raise ResumableStop("stopped")
+
+    monkeypatch.setattr(stand_in[1], "beit", beit)
+    with pytest.raises(ResumableStop):
+        invoke("--store", "store", "--starts", "scratch")
+    with pytest.raises(InputError, match="out/scratch was begun with steps of its own"):
+        invoke("--store", "store", "--starts", "continued,scratch")
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

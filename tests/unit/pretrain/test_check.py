@@ -1,0 +1,68 @@
+"""`beit pretrain --check` refuses what the run would refuse, its directory too, and writes nothing."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from beit.common.errors import InputError
+from beit.pretrain.train import check, run
+from beit.tests.continued import settings
+from beit.tests.support import files_of
+
+
+def refused(work):
+    with pytest.raises(InputError) as error:
+        work()
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("s3:/bucket/run", "is an address"),
+        ("file", "is a file; name a new directory"),
+        ("file/run", "is a file, in which no folder can be"),
+        ("other", "not empty and not a run"),
+        ("first", "holds a run with other settings .*optimizer.lr was "),
+        ("tokenizer", "holds a run with other settings that its checkpoints depend on .*model.depth was None, is 2"),
+    ],
+)
+def test_a_directory_that_the_run_would_not_take_is_refused_with_the_same_words(
+    store, first, tmp_path, monkeypatch, name, said
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/thesis.tex").write_text("")
+    shutil.copytree(first, tmp_path / "first")
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "tokenizer/config.toml").write_text("vocab_size = 512\n")
+    before = files_of(tmp_path)
+    shape = {"size": "tiny", "embed_dim": 16, "depth": 2, "num_heads": 2}
+    config = settings(model=shape, optimizer={"lr": 0.5, "warmup_steps": 1})
+    words = refused(lambda: check(config, store=str(store.location), run_dir=Path(name)))
+    assert words == refused(lambda: run(config, store=store.location, run_dir=Path(name)))
+    assert re.search(said, words), words
+    assert files_of(tmp_path) == before
+
+
+def test_a_run_that_may_go_on_passes_and_one_whose_copy_is_another_does_not(store, first, dino, tmp_path):
+    shape = {"size": "tiny", "embed_dim": 16, "depth": 2, "num_heads": 2}
+    config = settings(model=shape, optimizer={"warmup_steps": 1})
+    place = str(store.location)
+    before = files_of(first)
+    assert check(config, store=place, run_dir=first) == f"the settings are right for {place}"
+    assert "already holds a run" in refused(lambda: check(config, store=place, run_dir=first, resume="never"))
+    copied = settings(dino, run={"sync_to": str(first)})  # pixels of its own: lists among what differs
+    words = refused(lambda: check(copied, store=place, run_dir=tmp_path / "run"))
+    assert "holds a run with other settings" in words and "is [0.1, 0.2, 0.3]" in words
+    assert files_of(first) == before and not (tmp_path / "run").exists()
+
+
+def test_a_directory_is_looked_at_before_there_is_a_store(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "is an address" in refused(lambda: check(settings(), store="none", run_dir=Path("s3:/bucket/run")))
+    assert check(settings(), store="none", run_dir=Path("run")) == "the settings are right; none is not there yet"
