@@ -144,7 +144,8 @@ class Trainer:
         self._best_weights: dict[str, torch.Tensor] | None = None
         self._expectation = Expectation(task, config, run=run.path, world=world)
         self._rhythm = Rhythm(config.train, self._plan, cost=_evaluation_cost(task, world), world=world)
-        self._engine = Engine(task, config, world=world)
+        before = run.checkpoint.record.get("precision") if run.checkpoint else None
+        self._engine = Engine(task, config, world=world, before=before)
         require(
             self._engine.zero_stage == 0 or not isinstance(task, OverwritesWeights | EndsSteps),
             f"deepspeed.zero_stage ({self._engine.zero_stage}) must be 0 here: this training overwrites weights "
