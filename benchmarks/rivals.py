@@ -32,7 +32,7 @@ import torch
 
 from beit.benchmarks.dino import Dino, DinoConfig
 from beit.benchmarks.mae import Mae, MaeConfig
-from beit.benchmarks.paired_runs import run_script
+from beit.benchmarks.paired_runs import check_paths, run_script
 from beit.benchmarks.processor_time import ChildMeter, processor_seconds
 from beit.benchmarks.rival_table import BEIT, MEASURES, NAMES, RANDOM, base_folder, read_scores, write_table
 from beit.benchmarks.rival_training import Images, Training
@@ -233,9 +233,8 @@ def main(
     require(values["views"] > 0, f"--views {values['views']} must be 1 or more: BEiT's tokens are computed once")
     require(values["labels"] > 0, f"--labels {values['labels']} must be 1 or more")
     require(values["finetune_epochs"] >= 0, f"--finetune-epochs {values['finetune_epochs']:g} must be 0 or more")
-    for name in ("train", "val"):
-        require(Path(values[name]).exists(), f"--{name} {values[name]} does not exist; name labelled images")
     out: Path = values["out"]
+    check_paths(out, train=values["train"], val=values["val"])
     rivals = {
         "dino": load_config(DinoConfig, recipe=None, overrides=dino_set, recipe_dir=out),
         "mae": load_config(MaeConfig, recipe=None, overrides=mae_set, recipe_dir=out),

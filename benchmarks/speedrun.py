@@ -30,7 +30,7 @@ from typing import Any
 
 import click
 
-from beit.benchmarks.paired_runs import run_script
+from beit.benchmarks.paired_runs import check_paths, run_script
 from beit.common.errors import InputError, ResumableStop, RunFailed
 from beit.common.processes.signals import die_with_parent
 from beit.common.runs.environment import environment
@@ -75,6 +75,13 @@ EARLIER: Settings = {
     "optimizer.warmup_epochs": 0.5,
 }
 """What the recipe said at 365d2fa, where it says something else now."""
+NATURAL: Settings = {
+    "augment.scale": "[0.35, 1.0]",
+    "augment.brightness": 0,
+    "augment.contrast": 0,
+    "augment.saturation": 0,
+}
+"""Views near to what images of 32 px look like when they are used."""
 TRIALS = {
     "earlier": Trial(what="the recipe of 365d2fa", recipe=EARLIER),
     "earlier-scaled": Trial(what="earlier, weights by the width of layers", recipe=EARLIER | {"weights": "scaled"}),
@@ -93,15 +100,8 @@ TRIALS = {
     "random-masks": Trial(what="revised, random masks", recipe={"mask.mode": "random"}),
     "half-masked": Trial(what="revised, 32 of 64 patches masked", recipe={"mask.num_masked": 32}),
     "no-layer-scale": Trial(what="revised, no layer scale", recipe={"model.init_values": 0}),
-    "default-crops": Trial(what="revised, crops of 0.08 to 1 with colour jitter", recipe={}),
+    "natural-crops": Trial(what="revised, crops of 0.35 to 1 without colour jitter", recipe={}, store=NATURAL),
 }
-NATURAL: Settings = {
-    "augment.scale": "[0.35, 1.0]",
-    "augment.brightness": 0,
-    "augment.contrast": 0,
-    "augment.saturation": 0,
-}
-"""Views near to what images of 32 px look like when they are used."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -248,8 +248,11 @@ def main() -> None:
 def trials(names: str, seeds: str, steps: int, out: Path, shape: str, **values: Any) -> None:
     """Run what is missing of the trials; write OUT/trials.md and OUT/trials.json."""
     wanted, numbers = names.split(","), parse_seeds(seeds)
+    if steps < 2:
+        raise InputError(f"--steps {steps} must be 2 or more")
     if unknown := [name for name in wanted if name not in TRIALS]:
         raise InputError(f"--names {','.join(unknown)}: there is only {', '.join(TRIALS)}")
+    check_paths(out, train=values["train"], val=values["val"])
     out.mkdir(parents=True, exist_ok=True)
     with claim(out, "speedrun.py") as lock:
         bench = Bench(out=out, shape=shape.split(","), lock=lock, **values)
@@ -272,16 +275,24 @@ def trials(names: str, seeds: str, steps: int, out: Path, shape: str, **values: 
 @click.option("--tiny", is_flag=True, help="Also the recipe's own network, fine-tuned.")
 def race(other: str, seeds: str, scale: float, shares: str, tiny: bool, out: Path, shape: str, **values: Any) -> None:
     """Run what is missing of the race; write OUT/race.md and OUT/race.json."""
+    numbers, given = parse_seeds(seeds), shares.split(",")
+    if unknown := [share for share in given if share not in SHARES]:
+        raise InputError(f"--shares {','.join(unknown)}: there is only {', '.join(SHARES)}")
+    if not scale > 0:
+        raise InputError(f"--scale {scale:g} must be above 0")
+    if shutil.which(other) is None:
+        raise InputError(f"--other {other} cannot be run; name the Python of a checkout of 365d2fa")
+    check_paths(out, train=values["train"], val=values["val"])
     out.mkdir(parents=True, exist_ok=True)
     revised = TRIALS["revised"]
     # That version knows nothing of what the recipe says now: its own recipe is the earlier one.
     earlier = Trial(what="the recipe of 365d2fa", recipe={}, python=other)
     contestants = {"365d2fa": (earlier, EARLIER_STEPS)}
-    contestants |= {f"revised, {share} of its seconds": (revised, SHARES[share]) for share in shares.split(",")}
+    contestants |= {f"revised, {share} of its seconds": (revised, SHARES[share]) for share in given}
     with claim(out, "speedrun.py") as lock:
         bench = Bench(out=out, shape=shape.split(","), lock=lock, **values)
         rows: dict[str, list[dict[str, Any]]] = {}
-        for seed in parse_seeds(seeds):
+        for seed in numbers:
             for name, (trial, steps) in contestants.items():
                 folder = out / "race" / name.replace(" ", "-").replace(",", "") / f"seed-{seed}"
                 found = bench.measure(trial, seed=seed, steps=max(2, round(steps * scale)), folder=folder)
@@ -298,10 +309,9 @@ def report(rows: Mapping[str, Sequence[Mapping[str, Any]]], file: Path) -> None:
     write_json(file.with_suffix(".json"), {"environment": environment(), "rows": rows})
     first = next(iter(rows.values()))
     standard = {run["seed"]: run for run in first}
-    lines = [
-        "| recipe | steps | processor seconds | of the first | bits | linear probe | to the first | k-NN | seeds |"
-    ]
-    lines.append("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
+    heads = ["recipe", "steps", "processor seconds", "of the first", "of the store", "bits", "linear probe"]
+    heads += ["to the first", "k-NN", "fine-tuned", "seeds"]
+    lines = [f"| {' | '.join(heads)} |", "| --- | " + " | ".join(["---:"] * (len(heads) - 1)) + " |"]
     for name, runs in rows.items():
         pairs = [(run, standard[run["seed"]]) for run in runs if run["seed"] in standard]
         share = interval([run["seconds"] / other["seconds"] for run, other in pairs])

@@ -31,7 +31,7 @@ from typing import Any
 import click
 from PIL import Image
 
-from beit.benchmarks.paired_runs import run_script
+from beit.benchmarks.paired_runs import check_paths, run_script
 from beit.common.errors import require
 from beit.common.pages.charts import Line, LineChart, line_charts
 from beit.common.pages.pictures import PALETTE, save_png, sheet
@@ -206,6 +206,7 @@ def main(rows: str, seeds: str, shape: str, is_table_only: bool, **values: Any) 
     """Run what is missing; write OUT/table.md, OUT/table.json and OUT/words.png."""
     bench = Bench(shape=tuple(shape.split(",")), **values)
     chosen, numbers = with_teachers(rows.split(",")), parse_seeds(seeds)
+    check_paths(bench.out, **({} if is_table_only else {"train": bench.train, "val": bench.val}))
     bench.out.mkdir(parents=True, exist_ok=True)
     if not is_table_only:
         with stop_on_signals() as stop:

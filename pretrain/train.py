@@ -37,13 +37,17 @@ from beit.common.storage.paths import is_remote
 from beit.common.store import open_store
 from beit.common.tokenizer import Tokenizer
 from beit.common.training.data import Batch, TrainingData
+from beit.common.training.engine_settings import zero_stage
 from beit.common.training.judge import Goal
+from beit.common.training.optimizer import check_partition
 from beit.common.training.trainer import train
 from beit.common.vit.adaptation import adapt, fresh_names, merge_state, parameters_in_words
+from beit.common.vit.config import ViTConfig
 from beit.common.vit.description import EncoderConfig
 from beit.common.vit.flops import training_flops
 from beit.common.vit.param_groups import param_groups
 from beit.pretrain.advice import little_training, quicker
+from beit.pretrain.aggregation import early_block
 from beit.pretrain.config import PretrainConfig
 from beit.pretrain.data import ViewTransform, build_transform, check_replay
 from beit.pretrain.model import MaskedImageModel, MaskedPixelModel
@@ -89,6 +93,7 @@ def run(config: PretrainConfig, *, store: str | Path, run_dir: Path, resume: str
         )
     earlier = earlier_start(run_dir, resume=resume, sync_to=config.run.sync_to if config.init else None)
     start = starting_point(config, token_store.info, earlier=earlier)
+    check_settings(config, start.architecture)
     config = in_force(config, start)
     probe = open_probe_data(config.probe)
 
@@ -112,15 +117,24 @@ def check(config: PretrainConfig, *, store: str, run_dir: Path, resume: str = "a
     Of a store that is still to be made only the settings can be checked.
     """
     check_directory(run_dir, resume=resume)
+    check_settings(config)
     if not is_remote(store) and not Path(store).exists():
         return f"the settings are right; {store} is not there yet"
     token_store = open_store(store, check_images=False)
     check_store(token_store, config)
     earlier = earlier_start(run_dir, resume=resume, sync_to=config.run.sync_to if config.init else None)
     start = starting_point(config, token_store.info, earlier=earlier)
+    check_settings(config, start.architecture)
     open_probe_data(config.probe)
     check_run(run_dir, in_force(config, start), resume=resume, sync_to=config.run.sync_to)
     return f"the settings are right for {store}"
+
+
+def check_settings(config: PretrainConfig, shape: ViTConfig | None = None) -> None:
+    """Refuse, before anything is built, settings that do not go together, or not with the model's shape if known."""
+    check_partition(config.optimizer, zero_stage=zero_stage(config))
+    if shape is not None and config.objective.aggregate:
+        early_block(shape, config.objective.aggregate_from)
 
 
 def check_store(store: TokenStore, config: PretrainConfig) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
@@ -22,7 +22,7 @@ from beit.common.errors import InputError
 from beit.common.processes.distributed import World
 from beit.common.runs.checkpoint import AVERAGE
 from beit.common.training.config import TrainingConfig
-from beit.common.training.engine_settings import deepspeed_json
+from beit.common.training.engine_settings import deepspeed_json, zero_stage
 from beit.common.training.optimizer import FiniteAdamW, LossScale, build_optimizer, check_optimizer
 from beit.common.training.task import Task
 
@@ -31,10 +31,10 @@ logger = logging.getLogger(__name__)
 Precision = Literal["fp32", "bf16", "fp16"]
 
 _CPU_FEATURES = ("amx_bf16", "bf16", "sve_bf16")
-"""Names under which torch reports units for bfloat16 products on x86 and Arm."""
-_SLOW_CPU_FEATURES = ("avx512_bf16",)
-"""Products in hardware, but no unit of their own: with them alone a training step is 1.3 to 1.6 times slower than in
-float32, at any width (docs/speedrun.md)."""
+"""Names under which torch reports units for bfloat16 products on x86 and Arm. AVX512-BF16 by itself is no such unit:
+with it a training step is 1.3 to 1.6 times slower than in float32, at any width (docs/speedrun.md)."""
+_CPU_FEATURES_BEFORE = (*_CPU_FEATURES, "avx512_bf16")
+"""What "auto" went by when runs were begun that go on now."""
 
 
 class LossModule(nn.Module):
@@ -56,7 +56,14 @@ class LossModule(nn.Module):
 
 
 class Engine:
-    """A model under training: the task's, initialised identically on all ranks and moved to the device."""
+    """A model under training: the task's, initialised identically on all ranks and moved to the device.
+
+    Args:
+        task: What is trained.
+        config: Its settings.
+        world: The ranks.
+        before: Arithmetic of the run that goes on, if one does.
+    """
 
     def __init__(self, task: Task, config: TrainingConfig, *, world: World, before: Precision | None = None) -> None:
         model = task.model
@@ -197,8 +204,7 @@ class Engine:
 
 def check_engine(task: Task, config: TrainingConfig) -> None:
     """Refuse settings that no engine for this task could have."""
-    settings = deepspeed_json(config, task.data.plan, num_trained=1)
-    check_optimizer(config.optimizer, task.model, zero_stage=settings["zero_optimization"]["stage"])
+    check_optimizer(config.optimizer, task.model, zero_stage=zero_stage(config))
 
 
 def running_statistics(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -219,14 +225,12 @@ def autocast_to(precision: Precision, device: torch.device) -> AbstractContextMa
     return torch.autocast(device.type, dtype=torch.bfloat16 if precision == "bf16" else torch.float16)
 
 
-def has_native_bf16(device: torch.device) -> bool:
-    """Say whether a training step in bfloat16 is quicker than in float32 on `device`."""
+def has_native_bf16(device: torch.device, features: Sequence[str] = _CPU_FEATURES) -> bool:
+    """Say whether a training step in bfloat16 is quicker than in float32 on `device`; a CPU, by what it has."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return device.type == "cpu" and _cpu_has(_CPU_FEATURES)
-
-
-def _cpu_has(features: Iterable[str]) -> bool:
+    if device.type != "cpu":
+        return False
     # Not in every torch that pyproject.toml allows.
     capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return any(capabilities.get(name, False) for name in features)
@@ -235,12 +239,12 @@ def _cpu_has(features: Iterable[str]) -> bool:
 def choose_precision(
     setting: Literal["auto", "fp32", "bf16", "fp16"], world: World, *, before: Precision | None = None
 ) -> Precision:
-    """Return the arithmetic to train in, the same on every rank.
+    """Return the arithmetic to train in, the same on every rank; "auto" takes bf16 where all are quicker in it.
 
-    "auto" takes bf16 where all are quicker in it. A run that was `before` in bf16, by an earlier rule for processors,
-    stays so where all have it at all: it goes on as if it had not been interrupted.
+    A run that earlier versions began in bf16 (`before`) goes on as they would, so that it ends as it would have.
     """
-    lacking = bool(world.max_of([float(not has_native_bf16(world.device))])[0])
+    went_by = _CPU_FEATURES_BEFORE if setting == "auto" and before == "bf16" else _CPU_FEATURES
+    lacking = bool(world.max_of([float(not has_native_bf16(world.device, went_by))])[0])
     if setting == "bf16" and lacking and world.is_main:
         logger.warning(
             "train.precision is bf16, with which this %s is slower than fp32 would be; use auto or fp32",
@@ -248,12 +252,9 @@ def choose_precision(
         )
     if setting == "fp16" and world.device.type == "cpu" and world.is_main:
         logger.warning("train.precision is fp16, which is for GPUs; on a CPU it is many times slower than fp32")
-    if setting != "auto":
-        return setting
-    if lacking and before == "bf16":
-        is_slow_but_there = world.device.type == "cpu" and _cpu_has(_SLOW_CPU_FEATURES)
-        lacking = bool(world.max_of([float(not is_slow_but_there)])[0])
-    return "fp32" if lacking else "bf16"
+    if setting == "auto":
+        return "fp32" if lacking else "bf16"
+    return setting
 
 
 def hp_tensor(parameter: nn.Parameter, kind: str | None) -> torch.Tensor:

@@ -41,31 +41,41 @@ _LARGEST_BUCKET = 500_000_000
 
 def deepspeed_json(config: TrainingConfig, plan: TrainingPlan, *, num_trained: int) -> dict[str, Any]:
     """Generate DeepSpeed's configuration, to train so many elements, and merge the user's file over it."""
-    clip = config.optimizer.clip_grad
+    clip, stage = config.optimizer.clip_grad, zero_stage(config)
     generated: dict[str, Any] = {
         "train_batch_size": plan.global_batch_size,
         "train_micro_batch_size_per_gpu": plan.micro_batch_size,
         "gradient_accumulation_steps": plan.grad_accum_steps,
         "zero_optimization": {
-            "stage": config.deepspeed.zero_stage,
+            "stage": stage,
             # ZeRO allocates the whole bucket at every step, 2 GB by default, however small the model is.
             "reduce_bucket_size": max(1, min(num_trained, _LARGEST_BUCKET)),
         },
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
     }
-    file = config.deepspeed.config
-    user = _without_auto(_read_user_json(file))
-    _check_user_keys(file, user)
-    merged = _merge(generated, user)
-    stage = merged["zero_optimization"].get("stage")
+    merged = _merge(generated, _user_settings(config))
+    # Always given, because DeepSpeed 0.19 clips at 1.0 by default; at ZeRO 0 the optimizer clips.
+    merged["gradient_clipping"] = (clip or 0.0) if stage > 0 else 0.0
+    return merged
+
+
+def zero_stage(config: TrainingConfig) -> int:
+    """Return the stage of ZeRO: what the user's file says, else the setting's."""
+    stage = _user_settings(config).get("zero_optimization", {}).get("stage", config.deepspeed.zero_stage)
     require(
         stage in (0, 1, 2, 3) and not isinstance(stage, bool),
-        f"{file} sets zero_optimization.stage to {stage!r}; it must be 0, 1, 2 or 3",
+        f"{config.deepspeed.config} sets zero_optimization.stage to {stage!r}; it must be 0, 1, 2 or 3",
     )
-    # Always given, because DeepSpeed 0.19 clips at 1.0 by default; at ZeRO 0 the optimizer clips.
-    merged["gradient_clipping"] = (clip or 0.0) if merged["zero_optimization"]["stage"] > 0 else 0.0
-    return merged
+    return int(stage)
+
+
+def _user_settings(config: TrainingConfig) -> dict[str, Any]:
+    """Read the user's file, if there is one, and refuse what it may not say."""
+    file = config.deepspeed.config
+    user: dict[str, Any] = _without_auto(_read_user_json(file))
+    _check_user_keys(file, user)
+    return user
 
 
 def _without_auto(value: Any) -> Any:

@@ -220,17 +220,20 @@ def hidden_matrices(model: nn.Module) -> dict[nn.Parameter, Parts]:
     return found
 
 
-def check_optimizer(config: OptimizerConfig, model: nn.Module, *, zero_stage: int) -> None:
-    """Refuse an optimizer that cannot train this model in this way."""
-    if config.kind == "adamw":
-        return
+def check_partition(config: OptimizerConfig, *, zero_stage: int) -> None:
+    """Refuse an optimizer that cannot train weights divided in this way."""
     require(
-        zero_stage == 0,
+        config.kind == "adamw" or zero_stage == 0,
         f'optimizer.kind ("muon") needs whole matrices, which deepspeed.zero_stage = {zero_stage} cuts into pieces; '
         'set it to 0, or optimizer.kind to "adamw"',
     )
+
+
+def check_optimizer(config: OptimizerConfig, model: nn.Module, *, zero_stage: int) -> None:
+    """Refuse an optimizer that cannot train this model in this way."""
+    check_partition(config, zero_stage=zero_stage)
     require(
-        bool(hidden_matrices(model)),
+        config.kind == "adamw" or bool(hidden_matrices(model)),
         'optimizer.kind ("muon") is for the matrices of transformer blocks, and none are trained here; use "adamw"',
     )
 

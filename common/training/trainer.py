@@ -144,7 +144,7 @@ class Trainer:
         self._best_weights: dict[str, torch.Tensor] | None = None
         self._expectation = Expectation(task, config, run=run.path, world=world)
         self._rhythm = Rhythm(config.train, self._plan, cost=_evaluation_cost(task, world), world=world)
-        before = None if run.checkpoint is None else run.checkpoint.record.get("precision")
+        before = run.checkpoint.record.get("precision") if run.checkpoint else None
         self._engine = Engine(task, config, world=world, before=before)
         require(
             self._engine.zero_stage == 0 or not isinstance(task, OverwritesWeights | EndsSteps),

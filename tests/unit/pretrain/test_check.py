@@ -9,7 +9,8 @@ import pytest
 from beit.common.errors import InputError
 from beit.pretrain.train import check, run
 from beit.tests.continued import settings
-from beit.tests.support import files_of
+from beit.tests.support import files_of, write_store
+from beit.tests.unit.pretrain.test_train import make_config
 
 
 def refused(work):
@@ -66,3 +67,28 @@ def test_a_directory_is_looked_at_before_there_is_a_store(tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     assert "is an address" in refused(lambda: check(settings(), store="none", run_dir=Path("s3:/bucket/run")))
     assert check(settings(), store="none", run_dir=Path("run")) == "the settings are right; none is not there yet"
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"optimizer": {"kind": "muon"}, "deepspeed": {"zero_stage": 2}}, "needs whole matrices"),
+        ({"deepspeed": {"config": "zero.json"}}, "zero.json sets zero_optimization.stage to 7"),
+        ({"deepspeed": {"config": "none.json"}}, "none.json. cannot be read"),
+    ],
+)
+def test_optimizer_and_partition_are_looked_at_without_a_store(sections, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "zero.json").write_text('{"zero_optimization": {"stage": 7}}')
+    with pytest.raises(InputError, match=message):
+        check(make_config(**sections), store="store", run_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_block_to_aggregate_from_is_looked_for_in_the_model(tmp_path):
+    store = write_store(tmp_path / "store")
+    config = make_config(objective={"aggregate": 2, "aggregate_from": 24})
+    with pytest.raises(InputError, match=r"objective.aggregate_from \(24\) must be in"):
+        check(config, store=str(store.location), run_dir=tmp_path / "run")
+    config = make_config(objective={"aggregate": 2, "aggregate_from": 1})
+    assert "are right" in check(config, store=str(store.location), run_dir=tmp_path / "run")

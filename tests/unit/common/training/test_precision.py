@@ -27,12 +27,23 @@ def test_bf16_counts_only_where_a_processor_has_units_for_it(monkeypatch, capabi
 
 @pytest.mark.parametrize(("native", "expected"), [(True, "bf16"), (False, "fp32")])
 def test_auto_takes_bf16_only_in_hardware(monkeypatch, native, expected):
-    monkeypatch.setattr(engine, "has_native_bf16", lambda device: native)
+    monkeypatch.setattr(engine, "has_native_bf16", lambda *_: native)
     assert choose_precision("auto", WORLD) == expected
 
 
+@pytest.mark.parametrize(
+    ("setting", "before", "expected"),
+    [("auto", None, "fp32"), ("auto", "fp32", "fp32"), ("auto", "bf16", "bf16"), ("fp32", "bf16", "fp32")],
+)
+def test_a_run_that_was_begun_in_bf16_goes_on_in_it_where_auto_chose_it_before(monkeypatch, setting, before, expected):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
+    assert choose_precision(setting, WORLD, before=before) == expected
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
+    assert choose_precision(setting, WORLD, before=before) == "fp32"
+
+
 def test_a_choice_is_kept_and_an_emulated_one_warned_of(monkeypatch, caplog):
-    monkeypatch.setattr(engine, "has_native_bf16", lambda device: False)
+    monkeypatch.setattr(engine, "has_native_bf16", lambda *_: False)
     with caplog.at_level(logging.WARNING):
         assert choose_precision("fp32", WORLD) == "fp32"
         assert not caplog.records
@@ -45,7 +56,7 @@ def test_the_rank_without_bf16_decides_for_all(monkeypatch):
         def max_of(self, values):
             return [1.0]
 
-    monkeypatch.setattr(engine, "has_native_bf16", lambda device: True)
+    monkeypatch.setattr(engine, "has_native_bf16", lambda *_: True)
     assert choose_precision("auto", Two(rank=0, local_rank=0, world_size=2, device=CPU)) == "fp32"
 
 

@@ -1,0 +1,78 @@
+"""The table of the speed-run has a head for each cell; what is wrong is one line before anything is made."""
+
+import sys
+
+import click
+import pytest
+
+from beit.benchmarks import speedrun
+from beit.benchmarks.paired_runs import run_script
+from beit.common.errors import InputError
+
+
+def test_each_cell_stands_under_its_head(tmp_path):
+    run = {"seed": 0, "steps": 7, "seconds": 10.0, "store_seconds": 3.0, "bits": 6.5, "probe": 0.5, "knn": 0.3}
+    rows = {"first": [run], "second": [{**run, "seconds": 5.0, "probe": 0.6, "fine-tuned": 0.7}]}
+    speedrun.report(rows, tmp_path / "race")
+    lines = (tmp_path / "race.md").read_text().splitlines()
+    head, rule, first, second = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
+    assert len(head) == len(rule) == len(first) == len(second)
+    found = dict(zip(head, second, strict=True))
+    assert (found["steps"], found["processor seconds"], found["of the first"], found["of the store"]) == (
+        *("7", "5", "0.50", "3"),
+    )
+    assert (found["bits"], found["linear probe"], found["to the first"]) == ("6.50", "60.0", "+10.0")
+    assert (found["k-NN"], found["fine-tuned"], found["seeds"]) == ("30.0", "70.0", "1")
+
+
+def test_every_trial_differs_from_every_other():
+    decisive = [(dict(trial.recipe), dict(trial.store)) for trial in speedrun.TRIALS.values()]
+    assert all(one not in decisive[:number] for number, one in enumerate(decisive))
+
+
+@pytest.mark.parametrize(
+    ("own", "said"),
+    [
+        (["trials", "--names", "none"], "--names none: there is only"),
+        (["trials", "--steps", "0"], "--steps 0 must be 2 or more"),
+        (["trials", "--train", "nowhere"], "--train nowhere does not exist"),
+        (["trials", "--seeds", "a"], "--seeds 'a' must be numbers"),
+        (["trials", "--out", "file"], "--out file is a file; name a folder"),
+        (["race", "--other", "no/python"], "--other no/python cannot be run"),
+        (["race", "--other", sys.executable, "--val", "nowhere"], "--val nowhere does not exist"),
+        (
+            ["race", "--other", sys.executable, "--shares", "third"],
+            "--shares third: there is only a quarter, half, all",
+        ),
+        (["race", "--other", sys.executable, "--scale", "0"], "--scale 0 must be above 0"),
+    ],
+)
+def test_wrong_words_are_refused_in_one_line_and_nothing_is_made(own, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(speedrun, "claim", None)  # nobody gets as far as that
+    (tmp_path / "images").mkdir()
+    (tmp_path / "file").touch()
+    words = [own[0], "--train", "images", "--val", "images", "--out", "out", *own[1:]]
+    with pytest.raises(InputError, match=said):
+        speedrun.main(words, standalone_mode=False)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (KeyboardInterrupt(), 75, "stopped; start the same command again"),
+        (OSError(28, "No space left on device", "out/race.md"), 1, "No space left on device: 'out/race.md'"),
+        (InputError("wrong"), 2, "wrong"),
+    ],
+)
+def test_scripts_end_with_one_line_and_the_codes_of_beit(error, code, said, monkeypatch, capsys):
+    @click.command()
+    def main():
+        raise error
+
+    monkeypatch.setattr(sys, "argv", ["script.py"])
+    with pytest.raises(SystemExit) as caught:
+        run_script(main)
+    assert caught.value.code == code
+    assert said in capsys.readouterr().err
