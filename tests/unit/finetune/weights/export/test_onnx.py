@@ -18,7 +18,7 @@ from beit.finetune.weights.export.exporter import export_model
 from beit.finetune.weights.export.preprocessing import describe
 from beit.finetune.weights.export.source import our_outputs, probe_images, read_source
 from beit.finetune.weights.import_model import import_encoder
-from beit.tests.export_models import CLASSES, write_model
+from beit.tests.export_models import CLASSES, SHAPE, write_model
 
 
 def exported(tmp_path, kind, described=None, **options):
@@ -81,7 +81,7 @@ def test_its_metadata_say_what_the_documents_say(tmp_path):
     assert json.loads(metadata["preprocessing"]) == described
     assert json.loads(metadata["mean"]) == described["preprocessing"]["mean"] and metadata["img_size"] == "32"
     assert json.loads(metadata["provenance"]) == {"step": 7}
-    assert json.loads(metadata["beit"])["architecture"]["num_heads"] == 4
+    assert json.loads(metadata["beit"])["architecture"]["num_heads"] == SHAPE.num_heads
     source = read_source(tmp_path / "model")
     images = probe_images(source)
     (found,) = session(tmp_path).run(["probabilities"], {"images": images.numpy()})
