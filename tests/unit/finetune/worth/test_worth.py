@@ -331,9 +331,9 @@ def test_what_was_begun_from_scratch_alone_is_not_given_the_budget_of_a_later_en
 
     monkeypatch.setattr(stand_in[1], "beit", beit)
     with pytest.raises(ResumableStop):
-        invoke("--store", "store", "--starts", "scratch")
+        invoke("--store", "store", "--starts", "random,scratch")
     with pytest.raises(InputError, match="out/scratch was begun with steps of its own"):
-        invoke("--store", "store", "--starts", "continued,scratch")
+        invoke("--store", "store", "--starts", "random,continued,scratch")
 
 
 @pytest.mark.parametrize(
