@@ -69,9 +69,11 @@ PROVENANCE = {
 }
 
 
-def masked(folder: Path, **changes: Any) -> None:
+def masked(folder: Path, *, aggregate: int = 0, **changes: Any) -> None:
     """Write what a pre-training writes."""
     model = MaskedImageModel(replace(SHAPE, **changes), vocab_size=VOCAB_SIZE, num_masked=6)
+    if aggregate:
+        model.aggregate(aggregate)
     _save(folder, model, model.config, task="pretrain", vocab_size=VOCAB_SIZE)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from beit.common.config import config_from_dict, config_to_dict, flatten
 from beit.common.errors import InputError
+from beit.common.runs.layout import CONFIG
 
 logger = logging.getLogger(__name__)
 
@@ -143,14 +144,15 @@ def check_changes(
             f"run.sync_to ({run}) holds a run with other settings ({_listed(differing)}); use the same to go on with "
             "it, or name a new or empty place"
         )
+    where = f"(--recipe {Path(run) / CONFIG} has them)"
     if fixed:
         raise InputError(
-            f"{run} holds a run with other settings that its checkpoints depend on ({_listed(fixed)}); use the same, "
-            "or start a new run in a new directory"
+            f"{run} holds a run with other settings that its checkpoints depend on ({_listed(fixed)}); use the same "
+            f"{where}, or start a new run in a new directory"
         )
     if bound and not is_on_purpose:
         raise InputError(
-            f"{run} holds a run with other settings ({_listed(bound)}); use the same, name a new directory, or "
+            f"{run} holds a run with other settings ({_listed(bound)}); use the same {where}, name a new directory, or "
             f"continue on purpose with --resume {run}"
         )
     if changes:

@@ -137,6 +137,8 @@ def import_library(name: str, *attributes: str) -> ModuleType | None:
 def _prove(target: Target, folder: Path, source: ExportSource, options: ExportOptions) -> str:
     """Compare what was written with the model, and return the table of it."""
     said: list[str] = _of(target, "notes", source, [])
+    if source.num_left_out:
+        said = [*said, f"left out, since only pre-training runs them: {source.num_left_out} tensors of cls_pt_layers"]
     run, notes = target.reload(folder, source), [folded(note) for note in said]
     if run is None:
         missing = (

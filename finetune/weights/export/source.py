@@ -43,6 +43,8 @@ WORDS: dict[What, str] = {
 _BATCH = 3
 _MASKED_SHARE = 0.4
 """Of the patches in the batch that is compared; the paper's."""
+_OF_TRAINING = "cls_pt_layers."
+"""Blocks that only pre-training runs (patch aggregation)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,11 +56,13 @@ class ExportSource:
     config: EncoderConfig
     """Its description; `config.architecture.img_size` is that of the export."""
     state: dict[str, Tensor]
-    """Every tensor of the file, on the CPU, contiguous, under the official names; positions are already resized."""
+    """Tensors of the file, on the CPU, contiguous, under the official names; positions are already resized."""
     what: What
     """masked: an encoder with a head of visual words. An encoder whose head predicts pixels is an encoder."""
     trained_img_size: int
     """Side of the images that it was trained on, in pixels."""
+    num_left_out: int = 0
+    """Tensors of the file that are no part of a model that is used."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,13 +94,17 @@ def read_source(path: Path, *, img_size: int | None = None) -> ExportSource:
     own = stored.architecture
     architecture = own if img_size is None else replace(own, img_size=img_size)
     _require_memory(architecture)
-    state = adapt_state(read_encoder_state(directory), own, architecture)
+    stored_state = read_encoder_state(directory)
+    state = {name: tensor for name, tensor in stored_state.items() if not name.startswith(_OF_TRAINING)}
+    num_left_out = len(stored_state) - len(state)
+    state = adapt_state(state, own, architecture)
     return ExportSource(
         path=directory,
         config=replace(stored, architecture=architecture),
         state={name: tensor.contiguous() for name, tensor in state.items()},
         what=_kind(stored, state, directory),
         trained_img_size=own.img_size,
+        num_left_out=num_left_out,
     )
 
 

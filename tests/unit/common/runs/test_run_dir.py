@@ -87,7 +87,9 @@ def test_what_a_change_needs_depends_on_the_setting(tmp_path: Path, caplog: pyte
     with pytest.raises(InputError, match="depth was 2, is 3.*continue on purpose with --resume"):
         open_it(tmp_path, Settings(depth=3))
     seed = Settings(train=TrainConfig(seed=1))
-    with pytest.raises(InputError, match="checkpoints depend on .train.seed was 0, is 1.; use the same, or start"):
+    with pytest.raises(
+        InputError, match="depend on .train.seed was 0, is 1.; use the same .--recipe .*config.toml has them., or start"
+    ):
         open_it(tmp_path, seed)
     with pytest.raises(InputError, match="checkpoints depend on"):  # nor on purpose
         check_changes(find_changes(tmp_path / "config.toml", seed), tmp_path, is_on_purpose=True, free_keys=())

@@ -207,6 +207,20 @@ def test_what_is_left_out_or_added_is_said(tmp_path):
     assert "query and value biases of zero were added" in plan_export(read_source(tmp_path / "biasless")).notes[0]
 
 
+@pytest.mark.parametrize("module", ["huggingface", "official", "timm", "onnx"])
+def test_blocks_that_only_pretraining_runs_are_left_out_whatever_the_form(tmp_path, module):
+    masked(tmp_path / "ours", aggregate=2)
+    assert any(name.startswith("cls_pt_layers.1.") for name in read_encoder_state(tmp_path / "ours"))
+    done = export_model(tmp_path / "ours", tmp_path / "out", module=module)
+    assert re.search(r"left out, since only pre-training\s+runs them: 30 tensors", done.summary)
+    masked(tmp_path / "plain")
+    export_model(tmp_path / "plain", tmp_path / "same", module=module)
+    for file in done.files:
+        if file.suffix in (".pth", ".safetensors"):
+            assert abs(file.stat().st_size - (tmp_path / "same" / file.name).stat().st_size) < 100
+            assert b"cls_pt_layers" not in file.read_bytes()
+
+
 def test_without_transformers_the_folder_is_written_all_the_same(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     masked(tmp_path / "ours")
