@@ -64,6 +64,7 @@ def choose_kind(kind: str | None, teacher: str | None, block: int | None) -> tup
     """Return the kind to train and its teacher, from --kind, --teacher and --teacher-block."""
     name = kind or (DEFAULT_KIND if teacher is None else DEFAULT_WITH_TEACHER)
     needs = KINDS[name].teacher
+    require(teacher != "", "--teacher is empty; give the folder of an encoder, or module:Class")
     require(teacher is not None or block is None, f"--teacher-block ({block}) needs --teacher, whose block it is")
     require(
         teacher is None or needs != "none",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Annotated, Any
 
-from beit.common.config import above, at_least, checked, within
+from beit.common.config import at_least, checked, within
 from beit.common.errors import require
 from beit.common.vit.config import ViTConfig
 
@@ -31,7 +31,7 @@ class VQKDConfig:
     """Its blocks."""
     num_heads: Annotated[int, at_least(1)] = 12
     """Its attention heads; must divide embed_dim."""
-    mlp_ratio: Annotated[float, above(0)] = 4.0
+    mlp_ratio: Annotated[float, within("(0, 100]")] = 4.0
     """Hidden width of its MLPs divided by embed_dim."""
 
     def __post_init__(self) -> None:

@@ -77,7 +77,7 @@ class ViTConfig:
     """Number of transformer blocks."""
     num_heads: Annotated[int, at_least(1)] = 12
     """Attention heads; must divide embed_dim."""
-    mlp_ratio: Annotated[float, above(0)] = 4.0
+    mlp_ratio: Annotated[float, within("(0, 100]")] = 4.0
     """Hidden width of the MLP divided by embed_dim."""
     qkv_bias: bool = True
     """Whether queries and values carry a bias (a key bias would cancel in the softmax, so there is none)."""

@@ -77,7 +77,7 @@ class FitnessReport:
         size = sizes[0]
         if not self.is_one_size:
             size = ", ".join(f"{size} for {label}" for size, label in zip(sizes, self.labels, strict=True))
-            size += f", {self.fitness[0].grid_size} x {self.fitness[0].grid_size} words,"
+            size += f", {self.fitness[0].grid_size} x {self.fitness[0].grid_size} words"
         return (
             f"{self.num_measured:,} of {self.num_in_source:,} images from {self.source}, one view of {size} "
             f"each, drawn as `beit tokenize` draws them (random crop, flip and colours), seed {self.settings.seed}"

@@ -314,7 +314,8 @@ RULES = {
         what="the share of tokens that stay, above chance,",
         origin="arbitrary; measured: 5 % for mini, whose words are made to be painted",
         advice="the words follow colours, sides or the place of the grid, not what is shown: right for painting, "
-        "while words made from an encoder keep more bits (beit tokenizer train SOURCE OUT --teacher ENCODER)",
+        "while words made from an encoder, or from a better one, keep more bits (beit tokenizer train SOURCE OUT "
+        "--teacher ENCODER)",
     ),
     "reconstruction": Rule(
         title="Reconstruction",

@@ -21,6 +21,12 @@ def test_a_dvae_is_the_default_and_has_no_teacher() -> None:
         choose_kind(None, None, 3)
 
 
+def test_an_empty_teacher_is_not_the_current_folder() -> None:
+    for kind in (None, "kmeans", "vqkd"):
+        with pytest.raises(InputError, match="--teacher is empty; give the folder of an encoder"):
+            choose_kind(kind, "", None)
+
+
 def test_every_shipped_recipe_is_one_of_some_kind() -> None:
     for recipe in sorted(RECIPES.glob("*.toml")):
         kinds = [name for name in KINDS if _is_of(name, recipe)]

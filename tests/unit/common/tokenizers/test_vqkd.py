@@ -134,3 +134,9 @@ def test_shapes_that_cannot_be_are_refused() -> None:
         VQKDConfig(embed_dim=100)
     with pytest.raises(InputError, match="vocab_size"):
         VQKDConfig(vocab_size=70_000)
+
+
+@pytest.mark.parametrize("ratio", [1e300, float("inf"), 1e9])
+def test_an_absurd_width_of_hidden_layers_is_one_line(ratio: float) -> None:
+    with pytest.raises(InputError, match=r"model.mlp_ratio \(.*\) must lie in \(0, 100\]"):
+        VQKDConfig(mlp_ratio=ratio)

@@ -52,6 +52,8 @@ def test_config_round_trips_through_plain_values():
         ({"pos_bias": "both"}, ("pos_bias", "both")),
         ({"init": "zero"}, ("init", "zero")),
         ({"mlp_ratio": 0.0}, ("mlp_ratio", "0.0")),
+        ({"mlp_ratio": 1e300}, ("mlp_ratio", "1e+300")),
+        ({"mlp_ratio": float("inf")}, ("mlp_ratio", "inf")),
     ],
 )
 def test_wrong_shape_names_the_value(settings, values):

@@ -95,7 +95,7 @@ def test_views_of_several_sides_are_named_and_their_pixels_not_ranked() -> None:
     large = good_fitness("large", view_size=64, reconstruction=better)
     report = example_report("small", "large")
     report = replace(report, fitness=[report.fitness[0], large])
-    assert "one view of 32 x 32 px for small, 64 x 64 px for large, 4 x 4 words, each" in report.describe()
+    assert "one view of 32 x 32 px for small, 64 x 64 px for large, 4 x 4 words each, drawn" in report.describe()
     assert report.as_json()["settings"]["view_size"] is None
     lines = {line.split("  ")[1]: line for line in report.as_text().splitlines() if line.startswith("  ")}
     assert "*" not in lines["PSNR"] and "*" not in lines["shift 1 px"]
