@@ -49,7 +49,7 @@ end in a dot. No other list of them exists."""
 FREE_KEYS = (*SPEED_KEYS, "train.early_stop_evals")
 """What a run may change when it goes on: these, and when it gives up."""
 FIXED_KEYS = (
-    *("init", "adapt", "model.", "optimizer.kind"),
+    *("init", "adapt", "model.", "teacher.", "optimizer.kind"),
     *("train.seed", "train.global_batch_size", "reader.window_shards"),
 )
 _NOT_FIXED = ("model.drop_path",)

@@ -11,11 +11,14 @@ from beit.common.errors import InputError
 from beit.common.runs.changes import FIXED_KEYS, FREE_KEYS, check_changes, find_changes
 from beit.finetune.config import FinetuneConfig
 from beit.pretrain.config import PretrainConfig
+from beit.tokenize.distillation.config import DistillationConfig
 from beit.tokenize.tokenizer_training.config import TokenizerTrainConfig
+
+SCHEMAS = (PretrainConfig, FinetuneConfig, TokenizerTrainConfig, DistillationConfig)
 
 
 def test_listed_keys_exist() -> None:
-    keys = [key for schema in (PretrainConfig, FinetuneConfig, TokenizerTrainConfig) for key in _all_keys(schema)]
+    keys = [key for schema in SCHEMAS for key in _all_keys(schema)]
     for listed in (*FREE_KEYS, *FIXED_KEYS):
         assert [key for key in keys if key == listed or (listed[-1] == "." and key.startswith(listed))], listed
 

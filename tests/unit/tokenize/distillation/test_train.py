@@ -143,9 +143,12 @@ def test_another_teacher_is_refused_and_nothing_is_rewritten(source: str, encode
     before = files_of(tmp_path / "out")
     other = write_encoder(tmp_path / "other", seed=1)
     more = settings(train={"steps": 2, "early_stop_evals": 60})
-    with pytest.raises(InputError, match=r"other settings \(teacher.fingerprint was [0-9a-f]+, is [0-9a-f]+\)"):
+    with pytest.raises(InputError, match=r"checkpoints depend on \(teacher.fingerprint was [0-9a-f]+, is [0-9a-f]+\)"):
         train_distilled(more, source, tmp_path / "out", teacher=TeacherChoice(str(other), None))
-    with pytest.raises(InputError, match=r"other settings \(teacher.fingerprint"):  # of another block
+    with pytest.raises(InputError, match=r"checkpoints depend on \(teacher.fingerprint"):  # nor on purpose
+        run = tmp_path / "out"
+        train_distilled(more, source, run, teacher=TeacherChoice(str(other), None), resume=str(run))
+    with pytest.raises(InputError, match=r"depend on \(teacher.fingerprint"):  # of another block
         train_distilled(more, source, tmp_path / "out", teacher=TeacherChoice(str(encoder), 0))
     assert files_of(tmp_path / "out") == before
     moved = tmp_path / "moved"
