@@ -15,7 +15,6 @@ from beit.common.sources.config import SourceConfig
 from beit.common.tokenizers.vqkd_config import VQKDConfig
 from beit.common.training.config import (
     CheckpointConfig,
-    DeepSpeedConfig,
     OptimizerConfig,
     ProfileConfig,
     RunConfig,
@@ -23,6 +22,7 @@ from beit.common.training.config import (
     TrainConfig,
 )
 from beit.common.views import AugmentConfig
+from beit.tokenize.tokenizer_training.config import TokenizerDeepSpeedConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,21 +106,6 @@ class DistillationOptimizerConfig(OptimizerConfig):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class DistillationDeepSpeedConfig(DeepSpeedConfig):
-    """What is passed on to DeepSpeed; the network is small enough to be whole on every rank."""
-
-    zero_stage: Literal[0, 1, 2, 3] = 0
-    """Always 0: rank 0 measures words by itself, for which its weights must be whole."""
-
-    def __post_init__(self) -> None:
-        require(
-            self.zero_stage == 0,
-            f"deepspeed.zero_stage ({self.zero_stage}) must be 0 to train a tokenizer: rank 0 measures it by itself; "
-            "leave it out",
-        )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class DistillationAugmentConfig(AugmentConfig):
     """Distribution of the views: crops and flips as in `beit tokenize`, colours as they are."""
 
@@ -158,7 +143,7 @@ class DistillationConfig:
     """AdamW and its schedule."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     """Saving."""
-    deepspeed: DistillationDeepSpeedConfig = field(default_factory=DistillationDeepSpeedConfig)
+    deepspeed: TokenizerDeepSpeedConfig = field(default_factory=TokenizerDeepSpeedConfig)
     """A DeepSpeed JSON of one's own; no partitioning."""
     speed: SpeedConfig = field(default_factory=SpeedConfig)
     """Time and memory of a step."""

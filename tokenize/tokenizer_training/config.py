@@ -122,12 +122,13 @@ class TokenizerDeepSpeedConfig(DeepSpeedConfig):
     """What is passed on to DeepSpeed; the network is small, so there is nothing to gain from partitions."""
 
     zero_stage: Literal[0, 1, 2, 3] = 0
-    """Always 0: the codebook is overwritten between steps, which only an optimizer without partitions notices."""
+    """Always 0: the codebook is moved between steps, which only an optimizer without partitions notices, and rank 0
+    measures words by itself."""
 
     def __post_init__(self) -> None:
         require(
             self.zero_stage == 0,
-            f"deepspeed.zero_stage ({self.zero_stage}) must be 0 to train a tokenizer: its codebook is overwritten "
+            f"deepspeed.zero_stage ({self.zero_stage}) must be 0 to train a tokenizer: its codebook is moved "
             "between steps, which partitions would not notice; leave it out",
         )
 
