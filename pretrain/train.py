@@ -20,6 +20,8 @@ from torch import Tensor
 
 from beit.common.encoder import save_model
 from beit.common.errors import InputError
+from beit.common.forecast.hardware import Hardware
+from beit.common.forecast.training import TrainingForecast
 from beit.common.pages.numbers import count
 from beit.common.processes.distributed import World
 from beit.common.processes.signals import stop_on_signals
@@ -48,6 +50,7 @@ from beit.common.vit.param_groups import param_groups
 from beit.pretrain.advice import another_size, check_views, little_training, quicker
 from beit.pretrain.config import PretrainConfig, early_block
 from beit.pretrain.data import ViewTransform, build_transform, check_replay
+from beit.pretrain.forecast import Start, forecast
 from beit.pretrain.model import MaskedImageModel, MaskedPixelModel
 from beit.pretrain.objective import TokenSource, build_model, build_step, token_source
 from beit.pretrain.pictures.reconstruction import Reconstruction, build_reconstruction, find_decoder
@@ -265,6 +268,28 @@ class PretrainTask:
             frozen_blocks=adaptation.frozen_blocks(self.vit.depth),
             lora_rank=adaptation.rank,
             is_input_trained=adaptation.rank is not None or any(not name.startswith("blocks.") for name in fresh),
+        )
+
+    def forecast(self, hardware: Hardware) -> TrainingForecast:
+        """Return what the run takes."""
+        is_continued, probe = self.start.continued is not None, self.probe
+        is_input_trained = self.start.adaptation.rank is not None or any(
+            not name.startswith("blocks.") for name in self._fresh_names(self.model)
+        )
+        return forecast(
+            self.config,
+            num_images=int(self.dataset.shard_sizes.sum()),
+            img_size=self.vit.img_size,
+            patch_size=self.vit.patch_size,
+            vocab_size=self.tokens.vocab_size if self.tokens else 0,
+            views=self.store.info.views,
+            num_shards=len(self.dataset.shard_sizes),
+            num_held_out=int(self.held_out_images.shard_sizes.sum()),
+            hardware=hardware,
+            is_materialized=self.store.info.is_materialized,
+            probed_images=0 if probe is None else len(probe.train) + len(probe.test),
+            start=Start(self.vit, self.start.adaptation, is_continued, is_input_trained),
+            plan=self.data.plan,
         )
 
     def quicker(self, flops_per_second: float) -> str | None:

@@ -40,6 +40,7 @@ from beit.common.training.measure import ProfileWindow, peak_flops, peak_memory_
 from beit.common.training.micro_batches import settle_micro_batch, shortage_in_words
 from beit.common.training.outlook.expectation import LONG_REST_SECONDS, Expectation, finished_line
 from beit.common.training.outlook.forecast import plan_advice
+from beit.common.training.outlook.foretelling import look_ahead
 from beit.common.training.portable_state import gather_state
 from beit.common.training.rhythm import Rhythm
 from beit.common.training.saver import Saver, check_record, check_shapes
@@ -113,6 +114,7 @@ def start_run(
         if checkpoint is not None:  # whose files other machines may not have yet
             world.run_on_main(lambda: check_shapes(checkpoint, model))
         settle_micro_batch(task, config, checkpoint=checkpoint, world=world)
+        look_ahead(task, config, run=path, step=0 if checkpoint is None else checkpoint.step, world=world)
     except InputError:
         abandon_run(run, world=world)
         raise
