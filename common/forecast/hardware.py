@@ -121,12 +121,12 @@ class Hardware:
         return replace(self, precision=precision, flops=flops, flops_source=source)
 
 
-def this_machine(*, num_devices: int | None = None) -> Hardware:
+def this_machine(*, num_devices: int | None = None, may_use_gpu: bool = True) -> Hardware:
     """Return what a run on this machine computes with: its GPUs, else its processor, on so many ranks if given.
 
     A processor's speed is measured on a product of matrices, in a twentieth of a second; that of a GPU is assumed.
     """
-    if _may_have_gpu():
+    if may_use_gpu and _may_have_gpu():
         import torch
 
         if torch.cuda.is_available():

@@ -28,6 +28,8 @@ _FRAGMENTS = 0.05
 """Of activations, what the allocator cannot use; assumed on a GPU, measured on a CPU."""
 _SAVED_TWICE = 1.15
 """Of moments and averages, what writing a checkpoint takes besides; measured."""
+_COPIES_EXCHANGED = {"cpu": 4, "cuda": 2}
+"""Of the bucket, while ZeRO's ranks exchange it: measured with gloo, assumed with NCCL."""
 _LARGEST_BUCKET = 500_000_000
 """Gradients that are exchanged at a time, in elements: DeepSpeed's default."""
 
@@ -128,7 +130,8 @@ def memory_of(
     exchanged = 0.0
     if zero_stage > 0:
         states += part  # of its own copy of the weights
-        exchanged = bucket + (trained if zero_stage == 1 else 0)
+        copies = 1 if world_size == 1 else _COPIES_EXCHANGED[device]
+        exchanged = copies * bucket + (trained if zero_stage == 1 else 0)
     elif world_size > 1:
         exchanged = bucket
     step = micro_batch_size * (model.kept_bytes + model.passing_bytes) + model.step_bytes
