@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,6 +20,8 @@ from beit.common.errors import RunFailed
 from beit.common.processes.safe_path import safe_path
 
 _LINE_CHARS = 300
+_ERROR = re.compile(r"^(\[rank \d+\] )?[\w.]+(Error|Exception)\b")
+"""The last line of a traceback."""
 
 
 class Child:
@@ -66,9 +69,12 @@ class Child:
         self._process.wait()
 
     def _said(self) -> str:
+        """Return what it said last, and before that the last error of Python, which may be why."""
         self._errors.seek(0)
-        lines = [line for line in self._errors.read().decode(errors="replace").splitlines() if line.strip()]
-        return f": {lines[-1].strip().removeprefix('beit: ')[:_LINE_CHARS]}" if lines else ""
+        lines = [line.strip() for line in self._errors.read().decode(errors="replace").splitlines() if line.strip()]
+        errors = [line for line in lines if _ERROR.search(line)]
+        said = list(dict.fromkeys([*errors[-1:], *lines[-1:]]))
+        return "".join(f": {line.removeprefix('beit: ')[:_LINE_CHARS]}" for line in said)
 
 
 @contextmanager

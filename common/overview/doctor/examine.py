@@ -46,7 +46,7 @@ def examine(subjects: Iterable[str], *, with_ranks: bool) -> Iterator[Finding]:
             yield from guarded("ranks", partial(check_ranks, ranks))
     with _warnings_only():
         for subject in named:
-            yield from guarded(subject.kind, subject.check)
+            yield from guarded(subject.kind, subject.check, subject.mend)
 
 
 @contextmanager

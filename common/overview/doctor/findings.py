@@ -52,18 +52,27 @@ def fault(topic: str, what: str, mend: str) -> Finding:
     return Finding(topic=topic, level="fault", what=what, mend=mend)
 
 
-def refused(topic: str, error: Exception) -> Finding:
-    """Return the fault that an error of ours tells, whose message ends with the way out."""
-    what, _, mend = str(error).rpartition("; ")
-    return fault(topic, what, mend) if what else fault(topic, mend, "see the message")
+_CORRECT = "correct what it names"
 
 
-def guarded(topic: str, check: Check) -> Iterator[Finding]:
-    """Yield what a check finds; if it cannot even look, that is a fault, and the next check has its turn."""
+def refused(topic: str, error: Exception, mend: str = _CORRECT) -> Finding:
+    """Return the fault that an error of ours tells, whose message ends with the way out; `mend` where it has none."""
+    what, _, way_out = str(error).rpartition("; ")
+    return fault(topic, what, way_out) if what else fault(topic, way_out, mend)
+
+
+def guarded(topic: str, check: Check, mend: str = _CORRECT) -> Iterator[Finding]:
+    """Yield what a check finds; if it cannot even look, that is a fault, and the next check has its turn.
+
+    Args:
+        topic: Of that fault.
+        check: What looks.
+        mend: What to do where an error does not say it.
+    """
     try:
         yield from check()
-    except (InputError, RunFailed) as error:
-        yield refused(topic, error)
+    except (InputError, RunFailed, OSError) as error:
+        yield refused(topic, error, mend)
     except Exception as error:  # of a broken library or machine, which is what is looked for here
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         yield fault(topic, f"could not be looked at ({reason})", "mend what it names, or report it as a bug of beit")

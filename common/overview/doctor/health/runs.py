@@ -48,9 +48,12 @@ def look_at_run(path: Path) -> Iterator[Finding]:
     """Yield where a run is, and what is wrong with it."""
     config = read_toml(path / CONFIG)
     starts = read_environment(path / ENVIRONMENT).get(STARTS, [])
-    is_busy, saved = _is_busy(path), list(_tags(path))
+    from beit.common.runs.checkpoint import checkpoint_folders  # imports torch
+
+    is_busy, saved = _is_busy(path), checkpoint_folders(path / CHECKPOINTS)
     intact, damaged = _intact(saved)
-    yield _state(path, config, starts, step=intact[0] if intact else None, is_busy=is_busy)
+    if intact is not None or not saved:
+        yield _state(path, config, starts, step=intact[0] if intact else None, is_busy=is_busy)
     yield from _checkpoints(path, saved, intact=intact, damaged=damaged)
     yield from _measured(path)
     if saved and not is_busy and not _is_finished(path, config, starts, intact[0] if intact else None):
@@ -67,13 +70,6 @@ def _is_busy(path: Path) -> bool:
             return False
     except InputError:
         return True
-
-
-def _tags(path: Path) -> Iterator[tuple[int, Path]]:
-    from beit.common.runs.checkpoint import committed_steps
-
-    root = path / CHECKPOINTS
-    yield from ((step, root / f"step_{step}") for step in sorted(committed_steps(root)))
 
 
 def _intact(saved: list[tuple[int, Path]]) -> tuple[tuple[int, Mapping[str, Any]] | None, dict[int, str]]:

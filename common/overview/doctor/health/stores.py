@@ -12,14 +12,14 @@ from beit.common.errors import BadSample, InputError
 from beit.common.overview.doctor.findings import Finding, fault, refused, warning, well
 from beit.common.overview.doctor.machine.space import look_at_disk
 from beit.common.pages.numbers import count
-from beit.common.shards.schema import INDEX_FILE, TOKENS_DIR, StoreInfo
+from beit.common.shards.schema import INDEX_FILE, LEASE_PREFIX, TOKENS_DIR, StoreInfo
 from beit.common.storage.paths import is_remote, normalise, resolve_location
 from beit.common.storage.place import MissingFile, place_of
 
 _SHARDS_TRIED = 8
 """Of which one sample each is read and rendered; evenly spread."""
 _BUSY_SECONDS = 60.0
-"""A store whose folder changed as recently is being written; leases are given up after as long."""
+"""A lease that stood still for longer has lost its holder (`tokenize/store/leases.py`)."""
 _MANIFEST = ".manifest.json"
 
 
@@ -52,16 +52,18 @@ def _unfinished(named: str, location: str, info: StoreInfo) -> Iterator[Finding]
     except (InputError, MissingFile):
         done = 0
     what = f"{named} is unfinished: {done} of {count(info.source.num_shards, 'shard')} are tokenised"
-    if not is_remote(location):
-        age = time.time() - max(path.stat().st_mtime for path in (Path(location), *Path(location).iterdir()))
-        if age < _BUSY_SECONDS:
-            yield warning(
-                "store", f"{what}; something was written {age:.0f} s ago", "wait, if beit tokenize is at work"
-            )
-            return
+    if not is_remote(location) and _is_leased(Path(location)):
+        yield warning("store", f"{what}; a beit tokenize is at work on it", "wait for its end")
+        return
     yield fault("store", what, f"beit tokenize with the same source and settings into {shlex.quote(named)}")
     if not is_remote(location):
         yield from look_at_disk(Path(location), f"the disk of {named}", topic="store")
+
+
+def _is_leased(folder: Path) -> bool:
+    """Whether a process says that it is at work: leases are written anew every few seconds."""
+    leases = folder.glob(f"{LEASE_PREFIX}*")
+    return any(time.time() - lease.stat().st_mtime < _BUSY_SECONDS for lease in leases)
 
 
 def _samples(store: object) -> Iterator[Finding]:

@@ -20,6 +20,12 @@ from beit.common.storage.documents import read_json
 from beit.common.storage.paths import is_remote
 from beit.common.vit.description import CONFIG_FILE, WEIGHTS_FILE
 
+_MEND = {
+    "store": "restore it, or beit tokenize again into a new store",
+    "run": "restore it from a copy of the run",
+    "encoder": "copy the folder again, or write it again",
+    "tokenizer": "copy the folder again, or beit tokenizer train again",
+}
 _SUGGESTED = 6
 _ENTRIES = 1000
 """Of a folder that are looked through for something to suggest; arbitrary."""
@@ -33,6 +39,8 @@ class Subject:
     """What it is."""
     check: Callable[[], Iterable[Finding]]
     """Looks at it."""
+    mend: str
+    """What to do where nothing better is known."""
 
 
 def find_subject(named: str) -> Subject:
@@ -42,7 +50,7 @@ def find_subject(named: str) -> Subject:
         InputError: it is nothing of the kind; the message names what is inside.
     """
     if is_remote(named):
-        return Subject(kind="store", check=partial(look_at_store, named))
+        return Subject(kind="store", check=partial(look_at_store, named), mend=_MEND["store"])
     path = Path(named)
     require(path.exists(), f"{named} does not exist; name a store, a run, an encoder or a tokenizer")
     kind = _kind(path)
@@ -54,7 +62,7 @@ def find_subject(named: str) -> Subject:
         "encoder": partial(look_at_encoder, path),
         "tokenizer": partial(look_at_tokenizer, path),
     }
-    return Subject(kind=kind, check=looks[kind])
+    return Subject(kind=kind, check=looks[kind], mend=_MEND[kind])
 
 
 def _kind(path: Path) -> str | None:

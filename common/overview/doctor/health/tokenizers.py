@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from beit.common.overview.doctor.findings import Finding, well
+from beit.common.errors import InputError
+from beit.common.overview.doctor.findings import Finding, refused, well
 
 _SHOWN = 12
 """Characters of a hash."""
@@ -13,10 +14,21 @@ _SHOWN = 12
 
 def check_dalle() -> Iterator[Finding]:
     """Are the files of BEiT's own tokenizer here, and are they whole? Nothing is downloaded."""
-    from beit.common.tokenizers.dalle_cache import check_sources, dalle_folder, has_decoder, has_encoder, mirrors
+    from beit.common.tokenizers.dalle_cache import (
+        MIRRORS_VARIABLE,
+        check_sources,
+        dalle_folder,
+        has_decoder,
+        has_encoder,
+        mirrors,
+    )
     from beit.common.tokenizers.directory import CONFIG_FILE, load_model
 
-    folder, others = dalle_folder(), mirrors()
+    folder, others = dalle_folder(), []
+    try:
+        others = mirrors()
+    except InputError as error:
+        yield refused("dall-e", error, f"unset {MIRRORS_VARIABLE}, or correct it")
     if not has_encoder():
         also = f", or from {len(others)} mirrors" if others else ""
         yield well("dall-e", f"not in {folder}; fetched (390 MB) when --tokenizer dall-e first asks for it{also}")

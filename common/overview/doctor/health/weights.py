@@ -16,8 +16,8 @@ def look_at_encoder(folder: Path) -> Iterator[Finding]:
     """Are its weights those that were written, finite, and all that its network has?"""
     import torch
 
-    from beit.common.encoder import load_encoder, read_encoder_state
-    from beit.common.vit.description import read_encoder_config
+    from beit.common.encoder import load_encoder, read_encoder_state, stated_hashes
+    from beit.common.vit.description import CONFIG_FILE, find_encoder, read_encoder_config
 
     config, state = read_encoder_config(folder), read_encoder_state(folder)
     bad = [name for name, value in state.items() if value.is_floating_point() and not torch.isfinite(value).all()]
@@ -31,7 +31,9 @@ def look_at_encoder(folder: Path) -> Iterator[Finding]:
         return
     load_encoder(folder)
     weights = sum(value.numel() for value in state.values())
-    yield well("encoder", f"{folder}: {_described(config)}, {count(weights, 'weight')}, all as written")
+    is_proved = bool(stated_hashes(find_encoder(folder) / CONFIG_FILE))
+    proof = "all as written" if is_proved else "all finite; of a version that wrote no hash of them"
+    yield well("encoder", f"{folder}: {_described(config)}, {count(weights, 'weight')}, {proof}")
 
 
 def _described(config: EncoderConfig) -> str:

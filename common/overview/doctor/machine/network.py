@@ -15,7 +15,7 @@ import psutil  # type: ignore[import-untyped]  # comes with deepspeed
 from beit.common.errors import InputError
 from beit.common.overview.doctor.findings import Finding, fault, refused, warning, well
 from beit.common.processes.launcher_env import OF_ONE_RANK, find_launcher, under_launcher
-from beit.common.storage.object_store import web_headers
+from beit.common.storage.object_store import HEADERS_VARIABLE, web_headers
 
 _USUAL_PORT = 29500
 """Where torchrun's ranks and mpirun's meet unless told otherwise."""
@@ -155,7 +155,7 @@ def check_proxies() -> Iterator[Finding]:
     try:
         web_headers("")
     except InputError as error:
-        found.append(refused("proxies", error))
+        found.append(refused("proxies", error, f"unset {HEADERS_VARIABLE}, or correct it"))
     yield from found
     if not found:
         yield well("proxies", f"{', '.join(proxies)} answer" if proxies else "none")

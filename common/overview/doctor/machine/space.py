@@ -95,14 +95,14 @@ def check_caches() -> Iterator[Finding]:
     there = existing(folder.absolute())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         reason = "may not be written to" if there.is_dir() else "is a file"
-        yield fault("caches", f"{folder}: {there} {reason}, so that nothing can be kept", where)
+        named = str(there) if there == folder else f"{folder}: {there}"
+        yield fault("caches", f"{named} {reason}, so that nothing can be kept", where)
         return
+    found = list(look_at_disk(there, str(folder), topic="caches", share=0.1))
+    yield from found
     if not folder.exists():
         yield well("caches", f"{folder} will be made when something is kept")
-        return
-    found = list(look_at_disk(folder, str(folder), topic="caches", share=0.1))
-    yield from found
-    if not found:
+    elif not found:
         sizes, is_all = _sizes(folder)
         parts = ", ".join(f"{name} {size / 1e6:,.0f} MB" for name, size in sizes.items() if size >= 1e6)
         more = "" if is_all else " at least"
