@@ -19,7 +19,7 @@ import psutil  # type: ignore[import-untyped]  # comes with deepspeed
 from beit.common.errors import RunFailed
 from beit.common.processes.safe_path import safe_path
 
-_LINE_CHARS = 300
+_LINE_CHARS, _END_SECONDS = 300, 5.0
 _ERROR = re.compile(r"^(\[rank \d+\] )?[\w.]+(Error|Exception)\b")
 """The last line of a traceback."""
 
@@ -62,10 +62,12 @@ class Child:
     def end(self) -> None:
         """See to it that neither it nor what it started is left."""
         with suppress(psutil.Error):
-            tree = psutil.Process(self._process.pid)
-            for process in (*tree.children(recursive=True), tree):
+            first = psutil.Process(self._process.pid)
+            tree = [*first.children(recursive=True), first]
+            for process in tree:
                 with suppress(psutil.Error):
                     process.kill()
+            psutil.wait_procs(tree, timeout=_END_SECONDS)
         self._process.wait()
 
     def _said(self) -> str:

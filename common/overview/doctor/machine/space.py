@@ -79,7 +79,9 @@ def look_at_disk(
         return
     free = shutil.disk_usage(folder).free
     if free < max(needed, share * _LITTLE_DISK):
-        asks = f", and {needed / 1e9:.3g} are needed" if needed else ": too little for a checkpoint of the base model"
+        asks = (
+            f", and {needed / 1e9:.3g} GB are needed" if needed else ": too little for a checkpoint of the base model"
+        )
         yield fault(topic, f"{named} has {free / 1e9:.3g} GB free{asks if needed or share == 1 else ''}", _MAKE_ROOM)
     elif free < share * _SCANT_DISK:
         yield warning(topic, f"{named} has {free / 1e9:.3g} GB free", _MAKE_ROOM)
