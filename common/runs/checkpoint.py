@@ -122,7 +122,7 @@ def save_checkpoint(
 
 def find_checkpoint(root: Path) -> Checkpoint | None:
     """Return the newest checkpoint that verifies; None when there never was one."""
-    tags = _tags(root)
+    tags = checkpoint_folders(root)
     for _, path in reversed(tags):
         try:
             return open_checkpoint(path)
@@ -176,7 +176,7 @@ def set_later_aside(root: Path, step: int) -> None:
 
     The newest first: killed midway, what is left is still the beginning of one way.
     """
-    for number, path in reversed(_tags(root)):
+    for number, path in reversed(checkpoint_folders(root)):
         if number > step:
             fault_point("aside")
             _set_aside(path)
@@ -197,7 +197,7 @@ def way_of(root: Path) -> Way:
 
 def committed_steps(root: Path) -> set[int]:
     """Return the steps of the checkpoints that have a commit record; whether they are intact is not looked at."""
-    return {number for number, path in _tags(root) if (path / COMMIT).is_file()}
+    return {number for number, path in checkpoint_folders(root) if (path / COMMIT).is_file()}
 
 
 def step_of(name: str) -> int | None:
@@ -223,7 +223,8 @@ def _write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> dict[str, An
     return {"name": path.name, "size": path.stat().st_size, "sha256": sha256_file(path)}
 
 
-def _tags(root: Path) -> list[tuple[int, Path]]:
+def checkpoint_folders(root: Path) -> list[tuple[int, Path]]:
+    """Return step and folder of all checkpoints, the oldest first, whether or not they are complete."""
     if not root.is_dir():
         return []
     matches = [(_TAG.fullmatch(path.name), path) for path in root.iterdir() if path.is_dir()]
@@ -238,7 +239,7 @@ def _set_aside(path: Path) -> None:
 
 
 def _prune(root: Path, keep: int, keep_every: int | None) -> None:
-    tags = _tags(root)
+    tags = checkpoint_folders(root)
     milestones: dict[int, int] = {}
     for step, _ in tags:
         milestones.setdefault(step // (keep_every or step + 1), step)  # without milestones, all are number 0
