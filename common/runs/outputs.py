@@ -25,6 +25,7 @@ from beit.common.runs.layout import (
     METRICS,
     MODEL,
     NONFINITE,
+    PICTURES,
     PROBES,
     PROFILE,
     TENSORBOARD,
@@ -34,7 +35,7 @@ from beit.common.storage.files import check_output, existing, is_special, requir
 from beit.common.storage.paths import expand_braces, is_remote, require_local
 
 _OWN_FILES = {CONFIG, ENVIRONMENT, METRICS, NONFINITE, DATA, *(f"{name}.json" for name in (*PROBES, MASK_PROBE))}
-_OWN_FOLDERS = {CHECKPOINTS, ENCODER, MODEL, LAST, FEATURES, PROFILE, TENSORBOARD, WANDB}
+_OWN_FOLDERS = {CHECKPOINTS, ENCODER, MODEL, LAST, FEATURES, PICTURES, PROFILE, TENSORBOARD, WANDB}
 _WEIGHTS = ("model.safetensors", "config.json")
 TOKENIZER = _WEIGHTS[0]
 """Which, in the directory itself, is what the training of a tokenizer leaves."""

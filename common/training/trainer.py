@@ -216,8 +216,8 @@ class Trainer:
         return FitResult(**done, metrics=self._evaluation, best=self._best)
 
     def _open_metrics(self) -> None:
-        project = self._config.run.wandb
-        self._metrics = open_metrics(self._run.path, self._step, wandb_project=project)
+        total, project = self._plan.total_steps, self._config.run.wandb
+        self._metrics = open_metrics(self._run.path, self._step, total_steps=total, wandb_project=project)
 
     def close(self) -> None:
         """Close files, end the data workers and release the engine."""
