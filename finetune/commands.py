@@ -337,9 +337,17 @@ def compare_command(runs: tuple[Path, ...], metric: str | None, out: Path | None
     metavar="ROW,COLUMN|cls",
     help="Whose attention, patches counted from 0; may be repeated. By default the middle.",
 )
+@click.option("--mean", is_flag=True, help="Only the mean of the heads, by default from CLS and three patches.")
 @click.option("--json", "listing", type=click.Path(path_type=Path), metavar="F.json", help="Also write the distances.")
 def show_attention_command(
-    encoder: Path, images: str, out: Path, rows: int, block: int | None, queries: tuple[str, ...], listing: Path | None
+    encoder: Path,
+    images: str,
+    out: Path,
+    rows: int,
+    block: int | None,
+    queries: tuple[str, ...],
+    mean: bool,
+    listing: Path | None,
 ) -> None:
     """Draw where the heads of an encoder look in IMAGES, and how far the heads of all its blocks do.
 
@@ -355,7 +363,7 @@ def show_attention_command(
     from beit.finetune.attention import attention_sheet
 
     check_outputs({"--out": out, "--json": listing}, inputs=[encoder, images], makes_folder=True)
-    picture = attention_sheet(encoder, images, num_images=rows, block=block, queries=queries)
+    picture = attention_sheet(encoder, images, num_images=rows, block=block, queries=queries, is_mean=mean)
     save_png(picture.image, out)
     if listing is not None:
         numbers = {"block": picture.block, "mean_distance_px": picture.distances.round(4).tolist()}

@@ -73,8 +73,10 @@ def describe(image: Image.Image, what: Described) -> None:
 
 def described(image: Image.Image) -> Described:
     """Return what is noted of an image; of one without a note, that it is a single picture."""
-    whole = Described(bodies=[Grid(boxes=[[Box(0, 0, image.width, image.height)]])])
-    return image.info.get(_KEY, whole)
+    found = image.info.get(_KEY)
+    if isinstance(found, Described):
+        return found
+    return Described(bodies=[Grid(boxes=[[Box(0, 0, image.width, image.height)]])])
 
 
 def as_png_text(image: Image.Image) -> PngInfo | None:

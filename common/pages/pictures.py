@@ -140,7 +140,8 @@ def sheet(bodies: Sequence[Image.Image], *, heading: str = "", facts: str = "", 
         draw.text((_MARGIN_PX, top - 6), heading, fill=INK, font=font(_HEADING_TEXT_PX, heading))
         top += _HEADING_PX
     _write_lines(draw, fact_lines, top)
-    top, parts = _MARGIN_PX + head, []
+    parts: list[Grid] = []
+    top = _MARGIN_PX + head
     for body in bodies:
         page.paste(body, (_MARGIN_PX, top))
         parts += described(body).moved(_MARGIN_PX, top).bodies
@@ -159,7 +160,8 @@ def beside(bodies: Sequence[Image.Image]) -> Image.Image:
     """Put pictures next to each other, aligned at the top; RGB without margins."""
     width = sum(body.width + 2 * _GAP_PX for body in bodies) - 2 * _GAP_PX
     row = Image.new("RGB", (width, max(body.height for body in bodies)), PAPER)
-    left, parts = 0, []
+    parts: list[Grid] = []
+    left = 0
     for body in bodies:
         row.paste(body, (left, 0))
         parts += described(body).moved(left, 0).bodies
