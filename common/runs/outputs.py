@@ -28,6 +28,7 @@ from beit.common.runs.layout import (
     PICTURES,
     PROBES,
     PROFILE,
+    REPORT,
     TENSORBOARD,
     WANDB,
 )
@@ -101,7 +102,7 @@ def check_new_folder(option: str, folder: Path, *, inputs: Iterable[str | Path] 
 def written(run: Path) -> str:
     """Return what a training has left in its directory for others to use, as the line that says so."""
     pictures = sorted(path.name for path in run.glob("*.png"))
-    known = (ENCODER, MODEL, LAST, TOKENIZER, METRICS, *pictures)
+    known = (ENCODER, MODEL, LAST, TOKENIZER, METRICS, *pictures, REPORT)
     names = [name for name in known if (run / name).exists()]
     return f"wrote {', '.join(str(run / name) for name in names)}"
 
