@@ -24,6 +24,8 @@ RESTRICTED = {
         "cli_options.py",
         "cli_streams.py",
         "demo.py",
+        "plan.py",
+        "common/overview/commands.py",
         "tokenize/commands.py",
         "pretrain/commands.py",
         "finetune/commands.py",
@@ -55,13 +57,15 @@ ROOMS = {
     "pages": {"storage"},
     "reading": {"sources", "processes", "storage"},
     "runs": {"pages", "processes", "storage"},
-    "training": {"reading", "runs", "processes", "storage", "vit"},
+    "forecast": {"processes", "storage", "vit"},
+    "training": {"forecast", "reading", "runs", "processes", "storage", "vit"},
 }
 DOORS = {
     "store": {"shards", "storage"},
     "tokenizer": {"tokenizers", "shards", "storage"},
     "encoder": {"vit", "storage"},
 }
+ROOMS["overview"] = {*ROOMS, *DOORS}  # commands that look at everything, and that nothing looks at
 # Arrows of the table that carry a single name each.
 ONE_NAME = {("training", "vit"): "VisionTransformer", ("tokenizer", "shards"): "TokenizerInfo"}
 
@@ -117,11 +121,21 @@ def test_stages_meet_in_common_only(path):
             assert name_of(path) in RESTRICTED[first], f"{name_of(path)} must not import {first}"
         if first != "beit" or here == "root":
             continue
+        assert not rest.startswith("common.overview") or here == "common", (
+            f"{name_of(path)} must not import beit.{rest}: nothing depends on what looks at everything"
+        )
         target = rest.split(".")[0]
         allowed = {"common"} if here == "common" else {"common", here}
         if path.name == "commands.py":
             allowed.add("cli_options")
         assert target in allowed or rest == "", f"{name_of(path)} must not import beit.{rest}"
+
+
+def test_a_plan_knows_of_the_stages_what_they_forecast():
+    """What stands at the root may import every stage; a plan that did could disagree with the command it speaks of."""
+    modules = imported_modules(ROOT / "plan.py") if (ROOT / "plan.py").exists() else ()
+    of_stages = {module for module in modules if module.split(".")[1:2] and module.split(".")[1] in STAGES}
+    assert of_stages <= {f"beit.{stage}.forecast" for stage in STAGES}
 
 
 def place_of(path):
