@@ -23,6 +23,8 @@ from beit import __version__
 from beit.common.pages.numbers import count, percent, short_name
 from beit.common.pages.pictures import png_bytes
 
+Html = Markup
+"""Text that is HTML already; a template shows it as it is."""
 _CODE = re.compile("`([^`<>]+)`")
 
 
@@ -37,10 +39,10 @@ def render(template: Path, **values: Any) -> str:
     return _environment(template).get_template(template.name).render(version=__version__, **values)
 
 
-def part(template: Path, macro: str, **values: Any) -> Markup:
+def part(template: Path, macro: str, **values: Any) -> Html:
     """Fill in one part of a page, a macro of a template of such parts; another template shows it as it is."""
     found = getattr(_environment(template).get_template(template.name).module, macro)
-    return Markup(found(**values))
+    return Html(found(**values))
 
 
 @cache

@@ -241,6 +241,8 @@ class LearningCharts:
     """What each run came to."""
     legend: str
     """How to read them."""
+    members: tuple[str, ...] = ()
+    """Names of the runs."""
 
 
 def learning_sheet(runs: Sequence[Path]) -> Image.Image:
@@ -291,6 +293,7 @@ def _learning(kind: _Kind, runs: Sequence[LearningRun]) -> LearningCharts:
         charts=tuple(_chart(panel, runs) for panel in panels),
         facts=tuple(_facts(run, panels[0]) for run in runs),
         legend=kind.legend,
+        members=tuple(run.name for run in runs),
     )
 
 
