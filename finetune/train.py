@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from beit.common.errors import InputError
+from beit.common.pages.intervals import share_interval
 from beit.common.pages.numbers import percent, percent_range
 from beit.common.processes.distributed import World
 from beit.common.processes.signals import stop_on_signals
@@ -40,7 +41,7 @@ from beit.finetune.config import FinetuneConfig
 from beit.finetune.data import LabelledData, open_training_data
 from beit.finetune.evaluation.evaluate import evaluation_loader, measure
 from beit.finetune.evaluation.outcomes import OutcomeLog
-from beit.finetune.evaluation.scores import Metrics, MultiLabelMetrics, share_interval
+from beit.finetune.evaluation.scores import Metrics, MultiLabelMetrics
 from beit.finetune.in_force import in_force, unnamed_shape
 
 logger = logging.getLogger(__name__)

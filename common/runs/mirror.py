@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from beit.common.errors import InputError, require
-from beit.common.runs.checkpoint import committed_steps, open_checkpoint, step_of, way_of
-from beit.common.runs.commits import Way, read_way
+from beit.common.runs.checkpoint import open_checkpoint, step_of, way_of
+from beit.common.runs.commits import Way, committed_steps, read_way
 from beit.common.runs.environment import RUN_PATH, STARTS, parse_environment, read_environment
 from beit.common.runs.layout import (
     CHECKPOINTS,
