@@ -18,16 +18,18 @@ from beit.common.errors import InputError
 from beit.common.overview.report.run_files import RunFiles
 from beit.common.overview.report.section import Section, heading
 from beit.common.pages.cells import Box, Grid, described, read_sheet
-from beit.common.pages.html_page import Html, part, photo_uri
+from beit.common.pages.html_page import Html, data_uri, part, photo_uri
 from beit.common.runs.layout import PICTURES
 from beit.common.runs.over_time import moments
 from beit.common.storage.documents import read_json
 
-SLOTS = ("masks", "reconstruction", "predictions", "words", "attention", "mistakes")
+SLOTS = ("reconstruction", "predictions", "mistakes", "words", "attention", "masks")
 """Sheets by the names of their files, in the order in which they are shown."""
 CONFUSION = "confusion.json"
 """In RUN/pictures: a table of what is taken for what, as `parts.html` shows it."""
 _TEMPLATE = Path(__file__).with_name("pictures.html")
+_SWATCH_PX = 32
+"""Pictures at most as high are the colours of a legend."""
 _MOST_ROWS, _MOST_FLOWING = 8, 24
 """Of pictures over time, which are many; of a sheet whose pictures stand for themselves. Arbitrary."""
 
@@ -37,7 +39,7 @@ class Cell:
     """A picture of a page."""
 
     uri: str
-    """JPEG."""
+    """Its bytes."""
     name: str
     """For those who do not see it."""
     width: int
@@ -118,11 +120,13 @@ def _body(image: Image.Image, body: Grid, name: str, *, is_known: bool) -> Html:
     first = body.boxes[0][0]
     if len(body.boxes) == len(body.boxes[0]) == 1 and not body.titles and not body.captions and first is not None:
         # A chart on paper; of a sheet that says nothing of itself nobody knows what it is.
-        return part(_TEMPLATE, "drawing", cell=_cell(image, first, name), kind="chart-drawn" if is_known else "drawn")
+        return part(_TEMPLATE, "drawing", cell=_drawn(image, first, name), kind="drawn chart" if is_known else "drawn")
     rows = _rows(image, body)
     if body.titles or body.labels:
         return part(_TEMPLATE, "grid", name=name, titles=body.titles, rows=rows)
     cells = [cell for row in rows for cell in row.cells if cell is not None]
+    if all(cell.height <= _SWATCH_PX for cell in cells):
+        return part(_TEMPLATE, "colours", cells=cells)
     return part(_TEMPLATE, "flow", cells=cells[:_MOST_FLOWING])
 
 
@@ -152,6 +156,13 @@ def _cell(image: Image.Image, box: Box, name: str, caption: str = "") -> Cell:
     cut = image.crop(box)
     cut.info.clear()
     return Cell(uri=photo_uri(cut), name=name, width=cut.width, height=cut.height, caption=caption)
+
+
+def _drawn(image: Image.Image, box: Box, name: str) -> Cell:
+    """Return a chart, whose letters a JPEG would blur."""
+    cut = image.crop(box)
+    cut.info.clear()
+    return Cell(uri=data_uri(cut), name=name, width=cut.width, height=cut.height)
 
 
 # Over time
