@@ -97,11 +97,12 @@ def finetune_command(
         return
     config = options.load(FinetuneConfig, RECIPES, **given)
     if task in PROBES:
-        from beit.common.runs.layout import FEATURES, MODEL
+        from beit.common.runs.layout import FEATURES, MODEL, REPORT
         from beit.finetune.probe.run import run_probe
 
         click.echo(run_probe(task, config, data=data, run_dir=run, resume=options.resume))
         say_written(run / f"{task}.json", run / MODEL if task == "linear-probe" else None, run / FEATURES)
+        say_written(run / REPORT if (run / REPORT).is_file() else None)
         return
     options.start(num_workers=config.reader.num_workers)
     from beit.finetune.train import run as run_finetuning
@@ -139,13 +140,13 @@ def _probes_masks(options: LongOptions, given: dict[str, str | None], *, data: s
 
     if not holds_masks(data):
         return False
-    from beit.common.runs.layout import MASK_PROBE
+    from beit.common.runs.layout import MASK_PROBE, REPORT
     from beit.finetune.probe.segmentation import run_segmentation_probe
     from beit.finetune.segmentation.config import SegmentationConfig
 
     config = options.load(SegmentationConfig, SEGMENTATION_RECIPES, **given)
     click.echo(run_segmentation_probe(config, data=data, run_dir=run, resume=options.resume))
-    say_written(run / f"{MASK_PROBE}.json")
+    say_written(run / f"{MASK_PROBE}.json", run / REPORT if (run / REPORT).is_file() else None)
     return True
 
 
