@@ -280,8 +280,8 @@ class SegmentationTask:
         val = self.scenes.val
         if val is None:
             return {}
-        facts = "" if self.measured is None else self.measured[1].describe()
-        sheet = prediction_sheet(model, val, self.info, heading=f"After {step} steps", facts=facts)
+        facts = f"after {step} steps" + ("" if self.measured is None else f"; {self.measured[1].describe()}")
+        sheet = prediction_sheet(model, val, self.info, heading="Validation images, segmented", facts=facts)
         return {} if sheet is None else {"predictions": sheet}
 
     def report(self, run: Path, *, is_over: bool) -> None:

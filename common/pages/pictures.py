@@ -170,6 +170,18 @@ def beside(bodies: Sequence[Image.Image]) -> Image.Image:
     return row
 
 
+def on_paper(pixels: NDArray[np.uint8], shape: float) -> NDArray[np.uint8]:
+    """Lay a picture (height, width, 3) into the middle of paper of a shape, height to width, keeping its own."""
+    height, width, _ = pixels.shape
+    wide = max(width, round(height / shape))
+    high = max(height, round(width * shape))
+    page = np.empty((high, wide, 3), np.uint8)
+    page[:] = PAPER
+    top, left = (high - height) // 2, (wide - width) // 2
+    page[top : top + height, left : left + width] = pixels
+    return page
+
+
 def mask_patches(
     pixels: NDArray[np.uint8],
     mask: NDArray[np.bool_],

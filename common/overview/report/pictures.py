@@ -86,16 +86,14 @@ def sheet_files(run: Path) -> dict[str, Path]:
 def _pictures_of(run: Path, drawn: Mapping[str, Path]) -> Iterator[Html]:
     kept, files = moments(run), {**sheet_files(run), **drawn}
     for name in SLOTS:
-        over_time = _over_time(kept.get(name, {}))
-        if over_time is not None:
-            yield over_time
-        elif name in files:
+        shown = _over_time(kept.get(name, {}))
+        if shown is None and name in files:
             shown = _shown(files[name])
-            if shown is not None:
-                yield shown
-    table = _confusion(run / PICTURES / CONFUSION)
-    if table is not None:
-        yield table
+        if shown is not None:
+            yield shown
+        table = _confusion(run / PICTURES / CONFUSION) if name == "mistakes" else None
+        if table is not None:
+            yield table
 
 
 def _shown(file: Path) -> Html | None:
@@ -255,7 +253,10 @@ def _confusion(file: Path) -> Html | None:
     if not file.is_file():
         return None
     try:
-        table: Any = read_json(file)
-        return part(_TEMPLATE, "confusion", table=table)
-    except (InputError, TypeError, ValueError, KeyError, AttributeError):
+        found: Any = read_json(file)
+        rows = [(str(name), [(int(number), float(share)) for number, share in cells]) for name, cells in found["rows"]]
+        texts = {name: str(found[name]) for name in ("caption", "corner")}
+        table = {**texts, "columns": [str(name) for name in found["columns"]], "rows": rows}
+    except (InputError, TypeError, ValueError, KeyError):
         return None
+    return part(_TEMPLATE, "confusion", table=table)
