@@ -94,6 +94,8 @@ class Line:
     """RGB."""
     is_faint: bool = False
     """Drawn pale and without dots: what only accompanies another line."""
+    is_dotted: bool = True
+    """Whether few points are marked: measurements, not what is known all the time."""
     mark: tuple[float, float, str] | None = None
     """(x, y) of a point that is ringed, and what to write beside it."""
     half_widths: Sequence[float | None] = ()
@@ -102,7 +104,8 @@ class Line:
     @property
     def has_dots(self) -> bool:
         """Whether its points are marked; many would hide the line."""
-        return len(self.points) == 1 or not self.is_faint and len(self.points) <= _MOST_DOTS
+        is_marked = self.is_dotted and not self.is_faint
+        return len(self.points) == 1 or is_marked and len(self.points) <= _MOST_DOTS
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

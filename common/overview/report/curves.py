@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from beit.common.overview.report.run_files import RunFiles
@@ -56,7 +57,7 @@ def speed_section(runs: Sequence[RunFiles]) -> Section:
 
 def probe_section(runs: Sequence[RunFiles]) -> Section:
     """Return what the features of every block are worth, as probes of them measured it."""
-    parts: list[Html] = list(keys([run for run in runs if run.probes]))
+    figures: list[Figure] = []
     for task, name in _PROBES.items():
         members = [run for run in runs if task in run.probes]
         lines = [line for run in members if (line := _block_line(run, task)) is not None]
@@ -71,11 +72,10 @@ def probe_section(runs: Sequence[RunFiles]) -> Section:
             references=_chances(members, task),
             percent=True,
         )
-        parts.append(charts([(f"{name}, {measure}", line_svg(chart, size_px=_SIZE_PX, description=name), "")]))
-    if len(parts) > len(keys(runs)):
-        parts.append(text("Features of each block, frozen, counted from the input on; ringed: the best block."))
-    shown = any(task in run.probes for run in runs for task in _PROBES)
-    return Section(title="What each block is worth", anchor="probe", parts=tuple(parts) if shown else ())
+        figures.append(_figure(chart, f"{name}, {measure}"))
+    says = text("Features of each block, frozen, counted from the input on; ringed: the best block.")
+    parts = (*keys([run for run in runs if run.probes]), charts(figures), says) if figures else ()
+    return Section(title="What each block is worth", anchor="probe", parts=parts)
 
 
 def _block_line(run: RunFiles, task: str) -> Line | None:
@@ -86,8 +86,9 @@ def _block_line(run: RunFiles, task: str) -> Line | None:
             points.append((float(row.get("block", len(points))), value))
     if not points:
         return None
-    best = max(points, key=lambda point: point[1])
-    mark = (*best, "" if len(run.probes) == 0 else f"{100 * best[1]:.1f}\u00a0%")
+    named = [point for point in points if point[0] == found.get("best_block")]
+    best = named[0] if named else max(points, key=lambda point: point[1])
+    mark = (*best, f"{100 * best[1]:.1f}\u00a0%")
     return Line(name=run.name, points=points, colour=run.colour, mark=mark)
 
 
@@ -128,7 +129,7 @@ def _recorded(runs: Sequence[RunFiles], measures: Sequence[tuple[str, str, float
     figures = []
     for title, metric, scale, percent in measures:
         lines = [
-            Line(name=run.name, points=_thinned(points, scale), colour=run.colour)
+            Line(name=run.name, points=_thinned(points, scale), colour=run.colour, is_dotted=False)
             for run in runs
             if (points := _values(run, metric))
         ]
@@ -159,24 +160,11 @@ def _thinned(points: Sequence[tuple[float, float]], scale: float) -> list[tuple[
 
 def _figure(chart: LineChart, title: str = "") -> Figure:
     title = title or chart.title
-    shown = LineChart(
-        lines=[_thin(line) for line in chart.lines],
-        x_name=chart.x_name,
-        references=chart.references,
-        x_ticks=chart.x_ticks,
-        y_range=chart.y_range,
-        percent=chart.percent,
-    )
     names = ", ".join(dict.fromkeys(line.name for line in chart.lines))
+    shown = replace(chart, title="", lines=[_thin(line) for line in chart.lines])
     return title, line_svg(shown, size_px=_SIZE_PX, description=f"{title}: {names}, over {chart.x_name}"), ""
 
 
 def _thin(line: Line) -> Line:
-    return Line(
-        name=line.name,
-        points=_thinned(line.points, 1.0),
-        colour=line.colour,
-        is_faint=line.is_faint,
-        mark=line.mark,
-        half_widths=line.half_widths if len(line.points) <= _MOST_POINTS else (),
-    )
+    is_short = len(line.points) <= _MOST_POINTS
+    return line if is_short else replace(line, points=_thinned(line.points, 1.0), half_widths=())

@@ -51,6 +51,8 @@ class Documents:
     """What `beit compare` wrote, of those named."""
     runs: Mapping[str, RunFiles]
     """Runs whose encoders others began from, by the path that these know them by."""
+    notes: tuple[str, ...] = ()
+    """What is missing of them, one sentence each."""
 
     def run_of(self, encoder: str) -> RunFiles | None:
         """Return the run an encoder lies in, where it is at hand."""

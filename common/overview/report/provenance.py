@@ -48,6 +48,8 @@ class Entry:
     """As its user knows it."""
     text: str = ""
     """What it is, in a line."""
+    made: str = ""
+    """When and by which version; empty where nothing says it."""
     facts: tuple[tuple[str, str], ...] = ()
     """More of it, shown when asked for."""
     note: tuple[str, str] | None = None
@@ -142,12 +144,12 @@ def _tokenizer(
         f"{count(vocab_size, 'word')}" if isinstance(vocab_size, int) else "",
         f"{count(training['step'])} of {count(training['total_steps'], 'step')}" if training.get("total_steps") else "",
         recipe_text(run) if run else "",
-        when(run.starts[-1]) if run and run.starts else "",
     ]
     return Entry(
         step="Tokenizer",
         key=str(fingerprint or name),
         name=name,
+        made=_made(run),
         text=", ".join(part for part in texts if part),
         facts=_some(
             ("fingerprint", _short(fingerprint)),
@@ -194,6 +196,7 @@ def _pretraining(
             key=str(path.resolve()) if path else shown,
             name=shown,
             text=_training_text(run, origin),
+            made=_made(run),
             facts=_training_facts(run),
         )
 
@@ -311,7 +314,7 @@ def _downstream(run: RunFiles, documents: Documents) -> Iterator[Entry]:
         ]
         yield Entry(
             step="Labelled images",
-            key=f"{origin.get('source_sha256')} {origin.get('data_sha256')} {data}",
+            key=f"{origin.get('source_sha256')} {labels} {data}",
             name=named(str(data)),
             text=", ".join(part for part in texts if part),
             facts=_some(
@@ -324,6 +327,7 @@ def _downstream(run: RunFiles, documents: Documents) -> Iterator[Entry]:
         key=str(run.path.resolve()),
         name=run.name,
         text=_training_text(run, origin),
+        made=_made(run),
         facts=_training_facts(run),
     )
     measured = origin.get("validation_data")
@@ -349,9 +353,12 @@ def _training_text(run: RunFiles | None, origin: Mapping[str, Any]) -> str:
         f"{count(run.step, 'step')} of {count(batch, 'image')}" if run.step and isinstance(batch, int) else "",
         recipe_text(run),
         f"seed {seed}" if seed is not None and run.kind != "probe" else "",
-        when(run.starts[-1]) if run.starts else "",
     ]
     return ", ".join(part for part in texts if part)
+
+
+def _made(run: RunFiles | None) -> str:
+    return when(run.starts[-1]) if run is not None and run.starts else ""
 
 
 def _training_facts(run: RunFiles | None) -> tuple[tuple[str, str], ...]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from beit.common.overview.report.documents import Documents
 from beit.common.overview.report.run_files import RunFiles
-from beit.common.overview.report.section import Section, table, text
+from beit.common.overview.report.section import Section, folded, heading, table, text
 from beit.common.overview.report.settings import value_text
 from beit.common.pages.html_page import Html
 from beit.common.pages.intervals import share_interval
@@ -17,7 +17,14 @@ from beit.common.runs.layout import MASK_PROBE
 from beit.common.runs.starts import named
 
 _TASKS = {"linear-probe": "linear probe", "knn": "k-NN", MASK_PROBE: "linear probe of patches"}
+_MEASURES = {"top1": "top-1", "top5": "top-5", "map": "mean average precision", "miou": "mean IoU"}
+"""Shares that `beit compare` compares by."""
 _NORMAL = 1.96
+_MOST_SETTINGS = 4
+_COMPARED = (
+    "Runs that differ by their seeds alone are one experiment. ±: 95 % interval over seeds; one run has none. "
+    "Differences of shares are in points."
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,23 +54,15 @@ def results(run: RunFiles) -> list[Result]:
 def results_section(runs: Sequence[RunFiles], documents: Documents) -> Section:
     """Return a table of all numbers, and what `beit compare` says where it was asked."""
     rows = [
-        [
-            run.name,
-            result.measure,
-            result.value,
-            result.interval or ABSENT,
-            result.baseline or ABSENT,
-            result.measured_on,
-        ]
-        for run in runs
-        for result in results(run)
+        [run.name, found.measure, found.value, found.interval or ABSENT, found.baseline or ABSENT, found.measured_on]
+        for run, found in _by_measure(runs)
     ]
     parts: list[Html] = []
     if rows:
         titles = ["run", "measure", "value", "95 % interval", "without looking", "measured on"]
         skip = 0 if len(runs) > 1 else 1
         shown = [row[skip:] for row in rows]
-        parts.append(table("Results", titles[skip:], shown, numbers=["value"], kind="stack results"))
+        parts.append(table("Results", titles[skip:], shown, numbers=["value", "95 % interval"]))
         parts.append(
             text(
                 "The interval says how far so few images let a share be known (Wilson; of bits, from their spread over "
@@ -71,40 +70,66 @@ def results_section(runs: Sequence[RunFiles], documents: Documents) -> Section:
             )
         )
     for document in documents.comparisons:
-        parts += _comparison(document)
+        parts += _comparison(document, runs)
+    parts += map(text, documents.notes)
     return Section(title="Results", anchor="results", parts=tuple(parts))
 
 
-def _comparison(document: Mapping[str, Any]) -> list[Html]:
+def _by_measure(runs: Sequence[RunFiles]) -> list[tuple[RunFiles, Result]]:
+    """Return the results of all runs, the same measure of runs of a kind one below the other."""
+    found = []
+    for kind in dict.fromkeys(run.kind for run in runs):
+        columns = [[(run, result) for result in results(run)] for run in runs if run.kind == kind]
+        for place in range(max(map(len, columns))):
+            found += [column[place] for column in columns if place < len(column)]
+    return found
+
+
+def _comparison(document: Mapping[str, Any], runs: Sequence[RunFiles]) -> list[Html]:
     """Show what `beit compare` found: runs that differ by their seeds alone are one experiment."""
-    rows = []
-    for group in document.get("groups") or ():
-        is_share = group.get("metric") in ("top1", "top5", "map", "miou")
-        rows.append(
-            [
-                str(group.get("label", "")),
-                f"{group.get('task', '')}, {group.get('metric', '')}",
-                count(group.get("num_runs", 0)),
-                _with_half_width(group.get("mean"), group.get("half_width"), is_share=is_share),
-                _with_half_width(group.get("difference"), group.get("difference_half_width"), is_share=is_share),
-                ", ".join(f"`{name}` {value_text(value)}" for name, value in (group.get("settings") or {}).items()),
-            ]
-        )
+    names = {str(run.path): run.name for run in runs}
+    groups = [group for group in document.get("groups") or () if isinstance(group, dict)]
+    order = list(dict.fromkeys(group.get("task") for group in groups))
+    rows = [_compared_row(group, names) for group in sorted(groups, key=lambda group: order.index(group.get("task")))]
     if not rows:
         return []
-    titles = ["experiment", "measure", "runs", "mean", "difference to the first", "settings"]
+    titles = ["experiment", "measure", "mean", "to the first", "settings that differ"]
+    shown = table("Comparison", titles, rows, numbers=titles[2:4], caption=_COMPARED)
     notes = [text(str(note)) for note in document.get("notes") or ()]
-    caption = "Runs that differ by their seeds alone are one experiment; ± is the 95 % interval over seeds."
-    return [table("Comparison", titles, rows, numbers=titles[2:5], kind="stack", caption=caption), *notes]
+    return [heading("Compared"), shown, *([folded("Notes", notes)] if notes else [])]
+
+
+def _compared_row(group: Mapping[str, Any], names: Mapping[str, str]) -> list[str]:
+    task, metric = str(group.get("task", "")), str(group.get("metric", ""))
+    is_share = metric in _MEASURES
+    paths = [str(run.get("path")) for run in group.get("runs") or ()]
+    settings = [f"`{name}` {value_text(value)}" for name, value in (group.get("settings") or {}).items()]
+    left = len(settings) - _MOST_SETTINGS
+    return [
+        ", ".join(names.get(path, named(path)) for path in paths),
+        f"{_TASKS.get(task, task)}, {_MEASURES.get(metric, metric)}",
+        _with_half_width(group.get("mean"), group.get("half_width"), is_share=is_share),
+        _difference(group.get("difference"), group.get("difference_half_width"), is_share=is_share),
+        ", ".join(settings[:_MOST_SETTINGS]) + (f" and {left} more" if left > 0 else "") or ABSENT,
+    ]
 
 
 def _with_half_width(value: Any, half: Any, *, is_share: bool) -> str:
     if not isinstance(value, int | float):
         return ABSENT
-    written = percent(value) if is_share else f"{value:.3f}"
-    if not isinstance(half, int | float):
-        return written
-    return f"{written} ± {100 * half:.1f}" if is_share else f"{written} ± {half:.3f}"
+    spread = isinstance(half, int | float)
+    if is_share:
+        return percent(value) + (f" ± {100 * half:.1f}" if spread else "")
+    return f"{value:.3f}" + (f" ± {half:.3f}" if spread else "")
+
+
+def _difference(value: Any, half: Any, *, is_share: bool) -> str:
+    """Write a difference; that of shares in points."""
+    if not isinstance(value, int | float):
+        return ABSENT
+    factor, digits = (100.0, 1) if is_share else (1.0, 3)
+    spread = f" ± {factor * half:.{digits}f}" if isinstance(half, int | float) else ""
+    return f"{factor * value:+.{digits}f}{spread}".replace("-", "\u2212")
 
 
 def _of_pretraining(run: RunFiles) -> Iterator[Result]:
