@@ -10,11 +10,11 @@ from beit.cli_options import say_written
 
 
 @click.command("report")
-@click.argument("runs", nargs=-1, required=True, metavar="RUN...", type=click.Path(path_type=Path))
+@click.argument("runs", nargs=-1, required=True, metavar="RUN...")
 @click.option(
     "--out", type=click.Path(path_type=Path), metavar="F.html", help="Page to write. [default: RUN/report.html]"
 )
-def report_command(runs: tuple[Path, ...], out: Path | None) -> None:
+def report_command(runs: tuple[str, ...], out: Path | None) -> None:
     """Show runs of any kind on one page: results, curves, the way from images to model, speed, starts and stops.
 
     RUN is the directory of a pre-training, a fine-tuning, a probe or a tokenizer's training, finished or not; up to
