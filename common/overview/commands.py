@@ -43,12 +43,12 @@ def doctor_command(subjects: tuple[str, ...], quick: bool, as_json: bool) -> Non
 
 
 @click.command("report")
-@click.argument("runs", nargs=-1, required=True, metavar="RUN...", type=click.Path(path_type=Path))
+@click.argument("runs", nargs=-1, required=True, metavar="RUN...")
 @click.option(
     "--out", type=click.Path(path_type=Path), metavar="F.html", help="Page to write. [default: RUN/report.html]"
 )
 @click.option("--no-pictures", is_flag=True, help="Leave pictures out, some of which may have to be drawn first.")
-def report_command(runs: tuple[Path, ...], out: Path | None, no_pictures: bool) -> None:
+def report_command(runs: tuple[str, ...], out: Path | None, no_pictures: bool) -> None:
     """Show runs of any kind on one page: results, curves, the way from images to model, speed, starts and stops.
 
     RUN is the directory of a pre-training, a fine-tuning, a probe or a tokenizer's training, finished or not; up to
