@@ -42,4 +42,4 @@ def test_it_runs_and_draws(tmp_path, monkeypatch):
     for cell in pictures:
         assert any("image/png" in output.get("data", {}) for output in cell.outputs), cell.source
     printed = "".join(output.get("text", "") for cell in code for output in cell.outputs)
-    assert "words guessed right: " in printed and "verdict: held-out" in printed
+    assert "50 likeliest" in printed and "verdict: held-out" in printed
