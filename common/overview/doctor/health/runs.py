@@ -10,6 +10,7 @@ from typing import Any
 
 from beit.common.config import read_toml
 from beit.common.errors import InputError
+from beit.common.forecast.words import in_gb
 from beit.common.overview.doctor.findings import Finding, fault, guarded, warning, well
 from beit.common.overview.doctor.health.tokenizers import look_at_tokenizer
 from beit.common.overview.doctor.health.weights import look_at_encoder
@@ -153,8 +154,6 @@ def _checkpoints(
             yield warning("checkpoint", f"{reason}; a newer one is intact", f"rm -r {folder}")
     if intact is None:
         return
-    from beit.common.training.expectation import in_gb  # imports torch
-
     step, record = intact
     skipped = record.get("nonfinite", {}).get("total", 0)
     if skipped > _MANY_SKIPPED * max(1, step):
