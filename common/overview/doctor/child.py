@@ -18,6 +18,7 @@ import psutil  # type: ignore[import-untyped]  # comes with deepspeed
 
 from beit.common.errors import RunFailed
 from beit.common.processes.safe_path import safe_path
+from beit.common.processes.signals import die_with_parent
 
 _LINE_CHARS, _END_SECONDS = 300, 5.0
 _ERROR = re.compile(r"^(\[rank \d+\] )?[\w.]+(Error|Exception)\b")
@@ -99,6 +100,7 @@ def child(
             stdout=output,
             stderr=errors,
             env={**os.environ, **(variables or {})},
+            preexec_fn=die_with_parent,  # before it imports anything, which takes seconds
         )
         started = Child(process, output, errors, time.monotonic() + timeout_seconds)
         try:

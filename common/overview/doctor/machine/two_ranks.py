@@ -90,12 +90,12 @@ class _Task:
 
 def main() -> None:
     """Be the launching process, or, started by it, a rank."""
-    die_with_parent()
     if REPORTS_VARIABLE not in os.environ:
         logging.basicConfig(level=logging.WARNING, format="%(message)s")
         if torch.cuda.device_count() == 1:  # too few for two, and once counted they stay counted
             os.execve(sys.executable, [sys.executable, "-m", _MODULE], {**os.environ, "CUDA_VISIBLE_DEVICES": ""})
         sys.exit(launch_ranks(gpus=_RANKS, argv=[], module=_MODULE))
+    die_with_parent()
     capture_output()
     code, message = EXIT_DONE, ""
     try:
