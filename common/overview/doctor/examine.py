@@ -57,8 +57,9 @@ def examine(subjects: Iterable[str], *, with_ranks: bool) -> Iterator[Finding]:
     with ExitStack() as children:
         device = children.enter_context(device_child())
         ranks = children.enter_context(ranks_child()) if with_ranks else None
-        for topic, check in (*_SYSTEM, ("device", partial(check_device, device))):
+        for topic, check in _SYSTEM:
             yield from guarded(topic, check)
+        yield from guarded("device", partial(check_device, device))
         if not is_usable(device):
             for subject in named:  # all else would say the same, in other words
                 yield warning(subject.kind, f"{subject.name} was not looked at, for lack of torch", "mend torch first")
