@@ -126,6 +126,7 @@ COMMANDS: dict[str, Entry | Section] = {
     "worth": Entry(
         "beit.finetune.worth.commands", "worth_command", "Does pre-training pay on your images? One table says."
     ),
+    "report": Entry("beit.common.overview.commands", "report_command", "Runs of every kind as one page to send."),
     "import": Entry(
         "beit.finetune.weights.commands", "import_command", "Weights of BEiT, DINO, MAE, DeiT, timm, Hugging Face."
     ),
@@ -151,6 +152,7 @@ _ALSO_CALLED = {
     "import": "load from_pretrained",
     "export": "save convert_to save_pretrained push to_onnx",
     "compare": "table results",
+    "report": "summary html page dashboard",
     "worth": "few_labels ablate benchmark pays",
     "verify": "check audit fsck",
     "doctor": "diagnose health env check_env collect_env ds_report",
