@@ -155,6 +155,7 @@ _ALSO_CALLED = {
     "report": "summary html page dashboard",
     "worth": "few_labels ablate benchmark pays",
     "verify": "check audit fsck",
+    "doctor": "diagnose health env check_env collect_env ds_report",
     "show views": "view",
     "show learning": "curves learn plot metrics log",
     "show reconstruction": "recon reconstruct",

@@ -78,13 +78,13 @@ def look_at_disk(
         yield Finding(topic=topic, level=unwritable, what=what, mend=mend)
         return
     free = shutil.disk_usage(folder).free
-    if free < max(needed, share * _LITTLE_DISK):
-        asks = (
-            f", and {needed / 1e9:.3g} GB are needed" if needed else ": too little for a checkpoint of the base model"
-        )
-        yield fault(topic, f"{named} has {free / 1e9:.3g} GB free{asks if needed or share == 1 else ''}", _MAKE_ROOM)
+    room = f"{named} has {free / 1e9:.3g} GB free"
+    if free < needed:
+        yield fault(topic, f"{room}, and {needed / 1e9:.3g} GB are needed", _MAKE_ROOM)
+    elif free < share * _LITTLE_DISK:
+        yield fault(topic, room + (": too little for a checkpoint of the base model" if share == 1 else ""), _MAKE_ROOM)
     elif free < share * _SCANT_DISK:
-        yield warning(topic, f"{named} has {free / 1e9:.3g} GB free", _MAKE_ROOM)
+        yield warning(topic, room, _MAKE_ROOM)
     files = os.statvfs(folder)
     if files.f_files and files.f_favail < _FEW_FILES:
         yield fault(topic, f"{named} can take only {files.f_favail} more files (inodes)", f"df -i {folder}")
