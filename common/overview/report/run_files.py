@@ -169,7 +169,7 @@ def _read(path: Path, name: str, place: int) -> RunFiles:
         try:
             return read()
         except (InputError, OSError) as error:
-            gaps.append(str(error))
+            gaps.append(str(error).replace(str(path), name))  # a page that is sent names no folders of ours
             return otherwise
 
     def document(file: Path, shape: Shape = _ANY) -> dict[str, Any]:
