@@ -51,6 +51,7 @@ def test_runs_are_named_by_what_tells_them_apart(tmp_path: Path) -> None:
     paths = [pretraining(tmp_path / name) for name in ("one/run", "two/run", "other")]
     assert [run.name for run in read_run_files(paths)] == ["one/run", "two/run", f"{tmp_path.name}/other"]
     assert [run.place for run in read_run_files(paths)] == [0, 1, 2]
+    assert [run.name for run in read_run_files(paths[:2])] == ["one", "two"]
 
 
 def test_what_is_no_run_is_refused_with_what_to_name(tmp_path: Path) -> None:
