@@ -132,6 +132,9 @@ COMMANDS: dict[str, Entry | Section] = {
     ),
     "export": Entry("beit.finetune.weights.commands", "export_command", "A model in the form of another project."),
     "show": Section(SHOW, "Draw what a stage made."),
+    "doctor": Entry(
+        "beit.common.overview.commands", "doctor_command", "Is this machine fit? Is a store, a run or an encoder well?"
+    ),
     "demo": Entry("beit.demo", "demo_command", "The whole chain in minutes, on generated images or yours."),
 }
 

@@ -373,6 +373,7 @@ def _draw_circles(axes: Axes, lines: Sequence[Line]) -> None:
         for circle in [*dots, *ring]:
             axes.add_artist(circle)
             circle.set(transform=IdentityTransform(), clip_on=False, zorder=2.3, edgecolor=colour)
+            circle.set_alpha(0.5 if line.is_faint else 1.0)
             circle.set_linewidth(2 if circle in ring else 0)
 
 

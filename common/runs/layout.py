@@ -18,6 +18,8 @@ two, too, which may not look into this room."""
 MICRO_BATCH = "micro_batch_size"
 """Where checkpoints, and each start in environment.json, keep how many samples go through the model at a time; absent
 in those of before."""
+TOTAL_STEPS = "total_steps"
+"""Where each start in environment.json keeps how many steps the whole run has; absent in those of before."""
 DESCRIPTION = "config.json"
 """In each of these, and of a tokenizer's training in its directory: what the weights are, and where they come from."""
 DATA = "data.json"

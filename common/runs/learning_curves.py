@@ -16,7 +16,7 @@ from PIL import Image
 
 from beit.common.errors import InputError, require
 from beit.common.pages.charts import Line, LineChart, line_charts
-from beit.common.pages.numbers import percent
+from beit.common.pages.numbers import count, percent
 from beit.common.pages.pictures import PALETTE, sheet
 from beit.common.runs.layout import DESCRIPTION, ENCODER, EVALUATION, METRICS, MODEL
 from beit.common.runs.metrics import read_metrics
@@ -47,10 +47,14 @@ class _Panel:
     """Whether values are shares."""
     unit: str = ""
     """Of values that are none."""
+    is_count: bool = False
+    """Whether values are whole numbers."""
 
     def shown(self, value: float) -> str:
         """Write a value with its unit."""
-        return percent(value) if self.percent else f"{value:.2f} {self.unit}".rstrip()
+        if self.percent:
+            return percent(value)
+        return count(value) if self.is_count else f"{value:.2f} {self.unit}".rstrip()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -159,7 +163,7 @@ _KINDS = (
                 references=(("eval_block_mean_psnr", "mean colour of each square"),),
                 unit="dB",
             ),
-            _Panel(title="words in use, held-out images", main="eval_words_used"),
+            _Panel(title="words in use, held-out images", main="eval_words_used", is_count=True),
         ),
         legend="Lines with dots: held-out images; pale: the batches of training.",
     ),
@@ -171,7 +175,7 @@ _KINDS = (
                 main="eval_teacher_cosine",
                 faint="teacher_cosine",
             ),
-            _Panel(title="words in use, held-out images", main="eval_words_used"),
+            _Panel(title="words in use, held-out images", main="eval_words_used", is_count=True),
             _Panel(
                 title="squares that keep their word; pale, by chance",
                 main="eval_agreement",

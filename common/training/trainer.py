@@ -24,7 +24,7 @@ from beit.common.processes.distributed import World, init_distributed
 from beit.common.processes.signals import StopFlag, resumable_without_others, stop_on_signals, under_way
 from beit.common.progress import Progress
 from beit.common.reading.fetcher import StoppedWaiting
-from beit.common.runs.layout import MICRO_BATCH, NONFINITE, PROFILE, REPORT
+from beit.common.runs.layout import MICRO_BATCH, NONFINITE, PROFILE, REPORT, TOTAL_STEPS
 from beit.common.runs.metrics import Metrics, open_metrics
 from beit.common.runs.run_dir import RunDirectory, abandon_run, begin_run, open_run
 from beit.common.runs.wandb_log import require_wandb
@@ -113,7 +113,8 @@ def start_run(
     except InputError:
         abandon_run(run, world=world)
         raise
-    begin_run(run, config, world=world, chosen={MICRO_BATCH: task.data.plan.micro_batch_size})
+    plan = task.data.plan
+    begin_run(run, config, world=world, chosen={MICRO_BATCH: plan.micro_batch_size, TOTAL_STEPS: plan.total_steps})
     return run
 
 

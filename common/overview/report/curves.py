@@ -31,7 +31,7 @@ def learning_section(runs: Sequence[RunFiles]) -> Section:
         parts += [heading(group.kind)] if len(groups) > 1 else []
         figures = [_figure(chart) for chart in group.charts]
         members = [run for run in runs if run.learning is not None and run.learning.name in group.members]
-        figures += _recorded(members, _LEARNED)
+        figures += _recorded(members, _LEARNED, by_pass=True)
         says = " ".join(f"{fact}." for fact in group.facts)
         parts += [charts(figures), text(f"{group.legend} Ringed: the model that is kept. {says}")]
     others = [run for run in runs if run.records and not any(run.name in group.members for group in groups)]
@@ -124,14 +124,18 @@ _SPEED_LEGEND = (
 )
 
 
-def _recorded(runs: Sequence[RunFiles], measures: Sequence[tuple[str, str, float, bool]]) -> list[Figure]:
-    """Draw metrics of training steps, from 0 on, those that were recorded."""
+def _recorded(
+    runs: Sequence[RunFiles], measures: Sequence[tuple[str, str, float, bool]], *, by_pass: bool = False
+) -> list[Figure]:
+    """Draw metrics of training steps, those that were recorded, over steps or passes over the images."""
+    passes = {run.name: run.learning.epochs_per_step if by_pass and run.learning else None for run in runs}
+    scales = {name: found or 1.0 for name, found in passes.items()} if all(passes.values()) else {}
     figures = []
     for title, metric, scale, percent in measures:
         lines = [
             Line(name=run.name, points=_thinned(points, scale), colour=run.colour, is_dotted=False)
             for run in runs
-            if (points := _values(run, metric))
+            if (points := _values(run, metric, scales.get(run.name, 1.0)))
         ]
         if lines:
             top = max(y for line in lines for _, y in line.points)
@@ -139,7 +143,7 @@ def _recorded(runs: Sequence[RunFiles], measures: Sequence[tuple[str, str, float
             is_loss = metric == "loss"
             chart = LineChart(
                 lines=lines,
-                x_name="steps",
+                x_name="passes over the images" if scales else "steps",
                 percent=percent,
                 y_range=None if is_loss else (low, 1.08 * top or 1.0),
             )
@@ -147,8 +151,8 @@ def _recorded(runs: Sequence[RunFiles], measures: Sequence[tuple[str, str, float
     return figures
 
 
-def _values(run: RunFiles, metric: str) -> list[tuple[float, float]]:
-    return [(record["step"], record[metric]) for record in run.records if record.get(metric) is not None]
+def _values(run: RunFiles, metric: str, scale: float) -> list[tuple[float, float]]:
+    return [(scale * record["step"], record[metric]) for record in run.records if record.get(metric) is not None]
 
 
 def _thinned(points: Sequence[tuple[float, float]], scale: float) -> list[tuple[float, float]]:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -71,22 +72,11 @@ def history(run: RunFiles) -> list[Start]:
 
 
 def _with_losses(starts: Sequence[Start]) -> list[Start]:
-    found = []
-    for start, following in zip(starts, [*starts[1:], None], strict=True):
-        lost = 0
-        if following is not None and start.last_step is not None:
-            lost = max(0, start.last_step - following.from_step)
-        found.append(
-            Start(
-                began=start.began,
-                from_step=start.from_step,
-                is_resumed=start.is_resumed,
-                last_seen=start.last_seen,
-                last_step=start.last_step,
-                lost_steps=lost,
-                record=start.record,
-            )
-        )
+    """Say of each start what of it the next one did not go on from."""
+    found = list(starts)
+    for place, (start, following) in enumerate(pairwise(starts)):
+        if start.last_step is not None:
+            found[place] = replace(start, lost_steps=max(0, start.last_step - following.from_step))
     return found
 
 

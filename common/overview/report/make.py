@@ -20,12 +20,13 @@ from beit.common.runs.layout import REPORT
 from beit.common.runs.outputs import check_outputs
 from beit.common.storage.documents import read_json
 from beit.common.storage.files import is_special, write_output
+from beit.common.storage.paths import require_local
 
 _ENDINGS = (".html", ".htm")
 
 
 def make_report(
-    named: Sequence[Path], out: Path | None, *, has_pictures: bool = True, say: Callable[[str], None]
+    named: Sequence[str], out: Path | None, *, has_pictures: bool = True, say: Callable[[str], None]
 ) -> Path:
     """Write the page about what was named.
 
@@ -38,8 +39,11 @@ def make_report(
     Returns:
         The file.
     """
-    documents = [path for path in named if path.suffix.lower() == ".json"]
-    paths = [path for path in named if path not in documents]
+    for place in named:
+        require(place.strip() != "", "a name is empty; name the RUN of a training or a probe")
+        require_local(place, place)
+    documents = [Path(place) for place in named if place.lower().endswith(".json")]
+    paths = [Path(place) for place in named if not place.lower().endswith(".json")]
     require(len(paths) > 0, f"{documents[0] if documents else 'this'} is no run; name at least one run beside it")
     for path in documents:
         require(path.is_file(), f"{path} does not exist")

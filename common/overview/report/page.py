@@ -32,6 +32,7 @@ def report_page(
         pictures: Sections of pictures, which stand after the curves.
     """
     documents = find_documents(runs) if documents is None else documents
+    sections, gaps = report_sections(runs, documents, pictures)
     kinds = list(dict.fromkeys(run.kind for run in runs))
     is_single = len(runs) == 1
     return render(
@@ -40,8 +41,8 @@ def report_page(
         lead=_lead(runs[0]) if is_single else f"{count(len(runs), 'run')}: {', '.join(kinds)}",
         cards_shown=_cards(runs[0]) if is_single else [],
         overview=None if is_single else _overview(runs),
-        gaps=[gap for run in runs for gap in run.gaps],
-        sections=report_sections(runs, documents, pictures),
+        gaps=[*(gap for run in runs for gap in run.gaps), *gaps],
+        sections=sections,
         written=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
     )
 

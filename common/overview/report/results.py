@@ -17,6 +17,12 @@ from beit.common.runs.layout import MASK_PROBE
 from beit.common.runs.starts import named
 
 _TASKS = {"linear-probe": "linear probe", "knn": "k-NN", MASK_PROBE: "linear probe of patches"}
+_INTERVAL, _BASELINE = "95 % interval", "without looking"
+_READING = {
+    _INTERVAL: "The interval says how far so few images let a number be known: of shares of images Wilson's, of others "
+    "from their spread over images; it says nothing about other seeds.",
+    _BASELINE: "Without looking: what is right, or known, without seeing the image.",
+}
 _MEASURES = {"top1": "top-1", "top5": "top-5", "map": "mean average precision", "miou": "mean IoU"}
 """Shares that `beit compare` compares by."""
 _NORMAL = 1.96
@@ -53,26 +59,32 @@ def results(run: RunFiles) -> list[Result]:
 
 def results_section(runs: Sequence[RunFiles], documents: Documents) -> Section:
     """Return a table of all numbers, and what `beit compare` says where it was asked."""
-    rows = [
-        [run.name, found.measure, found.value, found.interval or ABSENT, found.baseline or ABSENT, found.measured_on]
-        for run, found in _by_measure(runs)
-    ]
-    parts: list[Html] = []
-    if rows:
-        titles = ["run", "measure", "value", "95 % interval", "without looking", "measured on"]
-        skip = 0 if len(runs) > 1 else 1
-        shown = [row[skip:] for row in rows]
-        parts.append(table("Results", titles[skip:], shown, numbers=["value", "95 % interval"]))
-        parts.append(
-            text(
-                "The interval says how far so few images let a share be known (Wilson; of bits, from their spread over "
-                "images). Without looking: what is right, or known, without seeing the image."
-            )
-        )
+    parts = _table_of_results(_by_measure(runs), is_single=len(runs) == 1)
     for document in documents.comparisons:
         parts += _comparison(document, runs)
     parts += map(text, documents.notes)
     return Section(title="Results", anchor="results", parts=tuple(parts))
+
+
+def _table_of_results(found: Sequence[tuple[RunFiles, Result]], *, is_single: bool) -> list[Html]:
+    """Return the table, without columns in which nothing stands, and how to read it."""
+    if not found:
+        return []
+    columns = {
+        "run": [run.name for run, _ in found],
+        "measure": [result.measure for _, result in found],
+        "value": [result.value for _, result in found],
+        _INTERVAL: [result.interval for _, result in found],
+        _BASELINE: [result.baseline for _, result in found],
+        "measured on": [result.measured_on for _, result in found],
+    }
+    shown = {title: cells for title, cells in columns.items() if any(cells) and not (is_single and title == "run")}
+    rows = [[cell or ABSENT for cell in row] for row in zip(*shown.values(), strict=True)]
+    says = [_READING[title] for title in (_INTERVAL, _BASELINE) if title in shown]
+    return [
+        table("Results", list(shown), rows, numbers=["value", _INTERVAL]),
+        *([text(" ".join(says))] if says else []),
+    ]
 
 
 def _by_measure(runs: Sequence[RunFiles]) -> list[tuple[RunFiles, Result]]:

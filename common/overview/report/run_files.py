@@ -15,12 +15,14 @@ from beit.common.config import flatten
 from beit.common.errors import InputError, require
 from beit.common.pages.pictures import PALETTE
 from beit.common.runs.commits import committed_steps
+from beit.common.runs.environment import STARTS, read_environment
 from beit.common.runs.layout import (
     CHECKPOINTS,
     CONFIG,
     DATA,
     DESCRIPTION,
     ENCODER,
+    ENVIRONMENT,
     EVALUATION,
     INIT,
     LAST,
@@ -32,14 +34,21 @@ from beit.common.runs.layout import (
 )
 from beit.common.runs.learning_curves import LearningRun, learning_run
 from beit.common.runs.metrics import read_metrics, read_records
-from beit.common.runs.starts import recorded_starts
 from beit.common.storage.documents import read_json
-from beit.common.storage.paths import is_remote
 
 Kind = Literal["pre-training", "classification", "segmentation", "probe", "tokenizer"]
 MOST_RUNS = len(PALETTE)
 """As many as colours can be told apart."""
 TOKENIZER_FORMAT = "beit-tokenizer"
+Shape = Mapping[str, type | tuple[type, ...]]
+"""Of a document, what is looked into, and what it is where it is there."""
+_NUMBER = (int, float)
+_ANY: Shape = {}
+_WEIGHTS: Shape = {"provenance": dict, "provenance.metrics": dict, "architecture": dict, "class_names": list}
+_TOKENIZER: Shape = {"training": dict, "training.metrics": dict, "model": dict}
+_MEASURES = ("top1", "top5", "map", "macro_f1", "miou", "mean_accuracy", "pixel_accuracy", "chance", "num_images")
+_EVALUATION: Shape = {name: _NUMBER for name in _MEASURES} | {"miou_interval": list}
+_PROBE: Shape = _EVALUATION | {"blocks": list, "num_classes": int, "num_train_images": int}
 Found = TypeVar("Found")
 
 
@@ -133,7 +142,6 @@ def run_names(paths: Sequence[Path]) -> list[str]:
 
 
 def _require_run(path: Path) -> None:
-    require(not is_remote(str(path)), f"{path} is not on this machine; fetch the run, and name the folder it is in")
     require(path.exists(), f"{path} does not exist; name the RUN of a training or a probe")
     if (path / CONFIG).is_file() or (path / DESCRIPTION).is_file() and _is_tokenizer(path):
         return
@@ -142,7 +150,9 @@ def _require_run(path: Path) -> None:
         raise InputError(f"{path} is part of the run {around}; name that")
     if (path / "store.json").is_file():
         raise InputError(f"{path} is a token store; name a RUN that was trained on it, or draw it with beit show views")
-    raise InputError(f"{path} is not a run directory (no {CONFIG}); name the RUN of a training or a probe")
+    inside = sorted(str(file.parent) for file in path.glob(f"*/{CONFIG}"))
+    way_out = f"it holds runs: name {' or '.join(inside[:2])}" if inside else "name the RUN of a training or a probe"
+    raise InputError(f"{path} is not a run directory (no {CONFIG}); {way_out}")
 
 
 def _is_tokenizer(path: Path) -> bool:
@@ -162,41 +172,66 @@ def _read(path: Path, name: str, place: int) -> RunFiles:
             gaps.append(str(error))
             return otherwise
 
-    def document(file: Path) -> dict[str, Any]:
-        found = part(lambda: read_json(file), {}) if file.is_file() else {}
-        if not isinstance(found, dict):
-            gaps.append(f"{file} is damaged: it is no object; restore it")
-            return {}
-        return found
+    def document(file: Path, shape: Shape = _ANY) -> dict[str, Any]:
+        return part(lambda: _read_document(file, shape), {}) if file.is_file() else {}
 
     settings = part(lambda: _settings(path), {})
     probes = {
-        task: document(path / f"{task}.json") for task in (*PROBES, MASK_PROBE) if (path / f"{task}.json").is_file()
+        task: document(path / f"{task}.json", _PROBE)
+        for task in (*PROBES, MASK_PROBE)
+        if (path / f"{task}.json").is_file()
     }
     kind = _kind_of(path, settings, probes)
     newest = {"tokenizer": path, "pre-training": path / ENCODER}.get(kind, path / LAST)
     best = {"tokenizer": path, "pre-training": path / ENCODER}.get(kind, path / MODEL)
     has_records = (path / METRICS).is_file()
-    made = document(newest / DESCRIPTION)
+    shape = _TOKENIZER if kind == "tokenizer" else _WEIGHTS
+    made = document(newest / DESCRIPTION, shape)
     return RunFiles(
         path=path,
         name=name,
         place=place,
         kind=kind,
         settings=settings,
-        records=part(lambda: read_metrics(path / METRICS), []),
-        starts=recorded_starts(path),
-        made=made or document(best / DESCRIPTION),
-        kept=document(best / DESCRIPTION),
+        records=part(lambda: _records(path / METRICS), []),
+        starts=part(lambda: read_environment(path / ENVIRONMENT).get(STARTS, []), []),
+        made=made or document(best / DESCRIPTION, shape),
+        kept=made if newest == best else document(best / DESCRIPTION, shape),
         data=document(path / DATA),
         init=document(path / INIT),
         probes={task: found for task, found in probes.items() if found},
-        evaluation=document(path / EVALUATION),
+        evaluation=document(path / EVALUATION, _EVALUATION),
         learning=part(lambda: learning_run(path, name=name, colour=PALETTE[place]), None) if has_records else None,
         checkpoints=tuple(sorted(committed_steps(path / CHECKPOINTS))),
         skipped_steps=len(read_records(path / NONFINITE)),
         gaps=tuple(gaps),
     )
+
+
+def _read_document(file: Path, shape: Shape) -> dict[str, Any]:
+    """Read a JSON object in which what a shape names is of its type, where it is there."""
+    document = read_json(file)
+    way_out = "restore the file, or delete it"
+    require(isinstance(document, dict), f"{file} is damaged: it is no object; {way_out}")
+    for name, kind in shape.items():
+        found: Any = document
+        for key in name.split("."):
+            found = found.get(key) if isinstance(found, dict) else None
+        is_sound = found is None or isinstance(found, kind) and not isinstance(found, bool)
+        require(is_sound, f"{file} is damaged: {name} ({str(found)[:40]!r}) is not what it can be; {way_out}")
+    for name in ("provenance", "training"):
+        origin = document.get(name)
+        metrics = (origin.get("metrics") or {}) if isinstance(origin, dict) else {}
+        wrong = [key for key, value in metrics.items() if not (value is None or isinstance(value, _NUMBER))]
+        require(not wrong, f"{file} is damaged: {', '.join(wrong[:3])} of its metrics is no number; {way_out}")
+    return dict(document)
+
+
+def _records(file: Path) -> list[dict[str, Any]]:
+    found = read_metrics(file)
+    is_lost = not found and file.is_file() and file.stat().st_size > 0
+    require(not is_lost, f"{file} is damaged: no line of it is a record; restore it from a copy, if there is one")
+    return found
 
 
 def _settings(path: Path) -> dict[str, Any]:
