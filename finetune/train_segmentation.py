@@ -33,6 +33,7 @@ from beit.common.vit.description import read_encoder_config
 from beit.common.vit.flops import training_flops
 from beit.common.vit.param_groups import param_groups
 from beit.finetune.artifact import StartingPoint, starting_point
+from beit.finetune.at_the_end import attention_of
 from beit.finetune.best_model import BestModel, saved_when_measured
 from beit.finetune.classification.step import balanced_weights
 from beit.finetune.evaluation.prediction_sheet import ROWS, prediction_sheet
@@ -279,9 +280,16 @@ class SegmentationTask:
         val = self.scenes.val
         if val is None:
             return {}
-        facts = "" if self.measured is None else self.measured[1].describe()
-        sheet = prediction_sheet(model, val, self.info, heading=f"After {step} steps", facts=facts)
+        facts = f"after {step} steps" + ("" if self.measured is None else f"; {self.measured[1].describe()}")
+        sheet = prediction_sheet(model, val, self.info, heading="Validation images, segmented", facts=facts)
         return {} if sheet is None else {"predictions": sheet}
+
+    def report(self, run: Path, *, is_over: bool) -> None:
+        """Write RUN/report.html, with attention where there is time for it."""
+        from beit.common.overview.report.automatic import write_report
+
+        shown = self.scenes.val or self.scenes.train
+        write_report(run, draw={"attention": attention_of(run, shown.images)} if is_over else {})
 
     def save_artifacts(
         self, state: dict[str, Tensor], directory: Path, step: int, metrics: Mapping[str, float]

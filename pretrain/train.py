@@ -52,6 +52,7 @@ from beit.pretrain.config import PretrainConfig
 from beit.pretrain.data import ViewTransform, build_transform, check_replay
 from beit.pretrain.model import MaskedImageModel, MaskedPixelModel
 from beit.pretrain.objective import TokenSource, build_model, build_step, token_source
+from beit.pretrain.pictures.at_the_end import report_pictures
 from beit.pretrain.pictures.reconstruction import Reconstruction, build_reconstruction, find_decoder
 from beit.pretrain.signal.curve import TrainingCurve
 from beit.pretrain.signal.held_out import HeldOut
@@ -364,6 +365,13 @@ class PretrainTask:
         if self.curve is None or "unigram_bits" not in metrics:
             return ""
         return self.curve.alarm(metrics["unigram_bits"])
+
+    def report(self, run: Path, *, is_over: bool) -> None:
+        """Write RUN/report.html, with masks and attention where there is time for them."""
+        from beit.common.overview.report.automatic import write_report
+
+        draw = report_pictures(run, self.store, self.config) if is_over else {}
+        write_report(run, draw=draw)
 
     def memory(self) -> dict[str, Any]:
         """Return what later evaluations are judged by."""

@@ -47,7 +47,8 @@ def doctor_command(subjects: tuple[str, ...], quick: bool, as_json: bool) -> Non
 @click.option(
     "--out", type=click.Path(path_type=Path), metavar="F.html", help="Page to write. [default: RUN/report.html]"
 )
-def report_command(runs: tuple[str, ...], out: Path | None) -> None:
+@click.option("--no-pictures", is_flag=True, help="Leave pictures out, some of which may have to be drawn first.")
+def report_command(runs: tuple[str, ...], out: Path | None, no_pictures: bool) -> None:
     """Show runs of any kind on one page: results, curves, the way from images to model, speed, starts and stops.
 
     RUN is the directory of a pre-training, a fine-tuning, a probe or a tokenizer's training, finished or not; up to
@@ -63,4 +64,4 @@ def report_command(runs: tuple[str, ...], out: Path | None) -> None:
     """
     from beit.common.overview.report.make import make_report
 
-    say_written(make_report(runs, out, say=click.echo))
+    say_written(make_report(runs, out, has_pictures=not no_pictures, say=click.echo))

@@ -24,7 +24,7 @@ from beit.common.processes.distributed import World, init_distributed
 from beit.common.processes.signals import StopFlag, resumable_without_others, stop_on_signals, under_way
 from beit.common.progress import Progress
 from beit.common.reading.fetcher import StoppedWaiting
-from beit.common.runs.layout import MICRO_BATCH, NONFINITE, PROFILE, TOTAL_STEPS
+from beit.common.runs.layout import MICRO_BATCH, NONFINITE, PROFILE, REPORT, TOTAL_STEPS
 from beit.common.runs.metrics import Metrics, open_metrics
 from beit.common.runs.run_dir import RunDirectory, abandon_run, begin_run, open_run
 from beit.common.runs.wandb_log import require_wandb
@@ -49,6 +49,7 @@ from beit.common.training.task import (
     FitResult,
     OverwritesWeights,
     Remembers,
+    Reports,
     Task,
 )
 
@@ -207,6 +208,8 @@ class Trainer:
                     self._leave_half_way(stopped)
                 self._step += 1
                 progress.update(1, **self._between_steps())
+        if self._step > start or not (self._run.path / REPORT).exists():
+            self._report(is_over=True)
         failure = self._saver.finish()
         if failure is not None:
             raise RunFailed(
@@ -217,8 +220,8 @@ class Trainer:
         return FitResult(**done, metrics=self._evaluation, best=self._best)
 
     def _open_metrics(self) -> None:
-        project = self._config.run.wandb
-        self._metrics = open_metrics(self._run.path, self._step, wandb_project=project)
+        total, project = self._plan.total_steps, self._config.run.wandb
+        self._metrics = open_metrics(self._run.path, self._step, total_steps=total, wandb_project=project)
 
     def close(self) -> None:
         """Close files, end the data workers and release the engine."""
@@ -328,10 +331,18 @@ class Trainer:
     def _leave(self, stop: StopFlag) -> None:
         """End the run; everything is saved."""
         reason = next(reason for reason in self._world.gather(stop.reason) if reason)
+        self._report(is_over=False)
         failure = self._saver.finish()
         saved = "saved" if failure is None else f"saved, but not copied to {self._run.sync_to} ({failure})"
         where = f"step {self._step} of {self._plan.total_steps}"
         raise ResumableStop(f"stopped at {where} ({reason}), {saved}; run the same command to go on")
+
+    def _report(self, *, is_over: bool) -> None:
+        """Let the task write a page about the run, if it can and is to."""
+        task = self._task
+        if self._config.run.report and isinstance(task, Reports):
+            self._world.run_on_main(lambda: task.report(self._run.path, is_over=is_over))
+            self._saver.copy_again()
 
     def _leave_half_way(self, stopped: StoppedWaiting) -> NoReturn:
         """End the run in the middle of a step, saved as it stood before, if it can."""
@@ -341,6 +352,7 @@ class Trainer:
             self._saver.set_random_state(self._random_before)
             if self._saver.saved_step != self._step:
                 self._save(required=True)
+        self._report(is_over=False)
         saved = self._saver.saved_step
         kept = "nothing is saved yet" if saved < 0 else f"step {saved} is saved"
         raise ResumableStop(f"{stopped.what}; {where}, {kept}; run the same command to go on") from None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -11,27 +9,31 @@ from pathlib import Path
 from typing import Any
 
 from beit.common.errors import InputError, require
+from beit.common.overview.report.asking import ask_beit
 from beit.common.overview.report.documents import Documents, find_documents
+from beit.common.overview.report.drawing import draw_missing
 from beit.common.overview.report.page import report_page
+from beit.common.overview.report.pictures import picture_section
 from beit.common.overview.report.results import results
 from beit.common.overview.report.run_files import RunFiles, read_run_files
-from beit.common.processes.signals import die_with_parent
+from beit.common.runs.layout import REPORT
 from beit.common.runs.outputs import check_outputs
 from beit.common.storage.documents import read_json
 from beit.common.storage.files import is_special, write_output
 from beit.common.storage.paths import require_local
 
-REPORT = "report.html"
-"""What the page of a single run is called, in the run."""
 _ENDINGS = (".html", ".htm")
 
 
-def make_report(named: Sequence[str], out: Path | None, *, say: Callable[[str], None]) -> Path:
+def make_report(
+    named: Sequence[str], out: Path | None, *, has_pictures: bool = True, say: Callable[[str], None]
+) -> Path:
     """Write the page about what was named.
 
     Args:
         named: Runs, and documents about them, which end in .json.
         out: Where to; left out, into the run, where it is one.
+        has_pictures: Whether pictures are on it; those that a run does not have are drawn.
         say: Tells the user what takes its time.
 
     Returns:
@@ -55,7 +57,10 @@ def make_report(named: Sequence[str], out: Path | None, *, say: Callable[[str], 
     runs = read_run_files(paths)
     check_outputs({"--out": out}, inputs=named)
     found = _compared(runs, find_documents(runs, documents), say)
-    write_output(out, report_page(runs, documents=found).encode())
+    with tempfile.TemporaryDirectory() as scratch:
+        drawn = draw_missing(runs, Path(scratch), say=say) if has_pictures else {}
+        pictures = [picture_section(runs, drawn)] if has_pictures else []
+        write_output(out, report_page(runs, documents=found, pictures=pictures).encode())
     return out
 
 
@@ -77,10 +82,8 @@ def _ask_compare(runs: Sequence[Path]) -> tuple[dict[str, Any] | None, str]:
     """Return the JSON of `beit compare`, or why there is none."""
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "comparison.json"
-        command = [sys.executable, "-m", "beit.cli", "compare", *map(str, runs), "--out", str(out)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=die_with_parent)
+        trouble = ask_beit(["compare", *map(str, runs), "--out", str(out)])
         try:
             return read_json(out), ""
-        except InputError:
-            lines = [line for line in done.stderr.splitlines() if line.startswith("beit: ")]
-            return None, lines[-1].removeprefix("beit: ") if lines else f"beit compare ended with {done.returncode}"
+        except InputError as error:
+            return None, trouble or str(error)
