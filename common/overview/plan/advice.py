@@ -40,6 +40,8 @@ class Training:
     """Channels of the network."""
     is_continued: bool
     """Whether it begins with an encoder."""
+    tokenizer: str
+    """Whose words are predicted; empty where a store is there already."""
     tokenize_share: float | None
     """Of the time of tokenising and pre-training together, what tokenising takes; None where there is a store."""
 
@@ -60,7 +62,7 @@ class Advice:
 
 def advise(case: Case, training: Training) -> tuple[Advice, ...]:
     """Return everything that is advised, what weighs most first."""
-    found = (_start(case, training), _batch(training), _views(training), _words(case, training))
+    found = (_start(case, training), _batch(training), _views(training), _words(training))
     return (*(advice for advice in found if advice is not None), *_labels(case, training))
 
 
@@ -137,8 +139,8 @@ def _views(training: Training) -> Advice | None:
     return None
 
 
-def _words(case: Case, training: Training) -> Advice | None:
-    if training.width < 384 or training.is_continued:
+def _words(training: Training) -> Advice | None:
+    if training.width < 384 or training.tokenizer != "mini":
         return None
     return Advice(
         topic="words",

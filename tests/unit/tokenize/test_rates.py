@@ -12,22 +12,30 @@ def config_for(tmp_path, **settings):
     return TokenizeConfig(tokenizer=tokenizer, img_size=16, patch_size=4, threads=1, workers=1, **settings)
 
 
+def folder(tmp_path):
+    (tmp_path / "out").mkdir()
+    return tmp_path / "out"
+
+
 def test_a_rate_and_a_store_to_go_on_with(tmp_path):
-    images = write_images(tmp_path / "images", 4)
-    rate = measure_tokenizing(config_for(tmp_path, views=6), images, tmp_path / "out", seconds=0.5)
+    images = [path.read_bytes() for path in write_images(tmp_path / "some", 4).iterdir()]
+    rate = measure_tokenizing(config_for(tmp_path, views=6), images, folder(tmp_path), seconds=0.5)
     store = open_store(tmp_path / "out/store")
     assert rate.views_per_second > 0 and rate.bytes_per_image > 0
     assert len(store) == 4 and 1 <= store.info.views <= 6
 
 
 def test_one_view_is_measured_as_one(tmp_path):
-    images = write_images(tmp_path / "images", 4)
-    measure_tokenizing(config_for(tmp_path, views=1), images, tmp_path / "out", seconds=0.1)
+    images = [path.read_bytes() for path in write_images(tmp_path / "some", 4).iterdir()]
+    measure_tokenizing(config_for(tmp_path, views=1), images, folder(tmp_path), seconds=0.1)
     assert open_store(tmp_path / "out/store").info.views == 1
 
 
 def test_images_that_cannot_be_read_are_no_rate(tmp_path):
-    (tmp_path / "images").mkdir()
-    (tmp_path / "images/broken.jpg").write_bytes(b"no image")
     with pytest.raises(InputError, match="no image of the source is usable"):
-        measure_tokenizing(config_for(tmp_path, views=2), tmp_path / "images", tmp_path / "out", seconds=0.1)
+        measure_tokenizing(config_for(tmp_path, views=2), [b"no image"], folder(tmp_path), seconds=0.1)
+
+
+def test_without_images_generated_ones_stand_in(tmp_path):
+    measure_tokenizing(config_for(tmp_path, views=1), [], folder(tmp_path), seconds=0.1)
+    assert len(open_store(tmp_path / "out/store")) == 12

@@ -21,7 +21,15 @@ CASES = [
 
 
 def training(**changes):
-    usual = {"steps": 2000, "batch": 32, "epochs": 50.0, "views": 16, "width": 192, "is_continued": False}
+    usual = {
+        "steps": 2000,
+        "batch": 32,
+        "epochs": 50.0,
+        "views": 16,
+        "width": 192,
+        "is_continued": False,
+        "tokenizer": "mini",
+    }
     return Training(**{**usual, "tokenize_share": 0.1, **changes})
 
 
