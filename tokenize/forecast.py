@@ -28,7 +28,7 @@ from beit.common.training.config import TrainingPlan
 from beit.common.training.outlook.forecast import forecast_run, settled_precision
 from beit.common.views import VIEW_DTYPE
 from beit.tokenize.config import TokenizeConfig
-from beit.tokenize.encoders import dvae_model, encoding_bytes, encoding_flops
+from beit.tokenize.encoders import dvae_model, encoding_bytes, encoding_flops, vocabulary
 from beit.tokenize.plan import StorePlan
 from beit.tokenize.tokenizer_training.config import TokenizerTrainConfig
 
@@ -72,6 +72,8 @@ class StoreForecast:
     """Of images that are packed; 0 where they stay where they are."""
     token_bytes: int
     """Of tokens, views and tables."""
+    vocab_size: int | None
+    """Words of the tokenizer; None where only loading it would tell."""
     views_per_second: float | None
     """On all devices; None where nobody knows how fast the tokenizer is there."""
     seconds: float | None
@@ -135,6 +137,7 @@ def forecast(
         num_held_out=held_out_count(num_images, config.held_out),
         image_bytes=images,
         token_bytes=num_images * _token_bytes(config),
+        vocab_size=vocabulary(config.tokenizer),
         views_per_second=rate,
         seconds=seconds,
         memory_bytes=_memory_bytes(config, hardware),
