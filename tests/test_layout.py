@@ -69,6 +69,9 @@ ROOMS["overview"] = {*ROOMS, *DOORS}  # commands that look at everything, and th
 # Arrows of the table that carry a single name each.
 ONE_NAME = {("training", "vit"): "VisionTransformer", ("tokenizer", "shards"): "TokenizerInfo"}
 
+# The one way into common/overview/ from a stage: a run that ends hands its directory over, to have its page written.
+REPORTS_ITSELF = "common.overview.report.automatic"
+
 MAX_LOOSE_FILES, MAX_ROOM_FILES = 11, 16
 
 
@@ -121,7 +124,7 @@ def test_stages_meet_in_common_only(path):
             assert name_of(path) in RESTRICTED[first], f"{name_of(path)} must not import {first}"
         if first != "beit" or here == "root":
             continue
-        assert not rest.startswith("common.overview") or here == "common", (
+        assert not rest.startswith("common.overview") or here == "common" or rest == REPORTS_ITSELF, (
             f"{name_of(path)} must not import beit.{rest}: nothing depends on what looks at everything"
         )
         target = rest.split(".")[0]
