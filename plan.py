@@ -265,9 +265,16 @@ def _store(
         is_vocabulary_assumed=words is None,
     )
     source = rates.source if rates is not None else hardware.flops_source
-    return made, store_stage(
-        config, forecast, words=words, source=source, total_bytes=found.total_bytes, settings=config_to_dict(config)
+    stage = store_stage(
+        config,
+        forecast,
+        words=words,
+        source=source,
+        total_bytes=found.total_bytes,
+        num_ranks=hardware.devices_per_machine,
+        settings=config_to_dict(config),
     )
+    return made, stage
 
 
 @dataclass(kw_only=True)

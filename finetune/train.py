@@ -16,6 +16,9 @@ import torch
 from torch import Tensor
 
 from beit.common.errors import InputError
+from beit.common.forecast.hardware import Hardware
+from beit.common.forecast.training import TrainingForecast
+from beit.common.pages.intervals import share_interval
 from beit.common.pages.numbers import percent, percent_range
 from beit.common.processes.distributed import World
 from beit.common.processes.signals import stop_on_signals
@@ -32,15 +35,17 @@ from beit.common.vit.description import EncoderConfig, read_encoder_config
 from beit.common.vit.flops import training_flops
 from beit.common.vit.param_groups import param_groups
 from beit.finetune.artifact import StartingPoint, build_classifier, starting_point
+from beit.finetune.at_the_end import Measured, attention_of, mistakes_of
 from beit.finetune.augment.augment import TrainTransform
 from beit.finetune.best_model import BestModel, saved_when_measured
 from beit.finetune.classification.model import ImageClassifier
 from beit.finetune.classification.step import ClassificationStep, balanced_weights
 from beit.finetune.config import FinetuneConfig
 from beit.finetune.data import LabelledData, open_training_data
-from beit.finetune.evaluation.evaluate import evaluation_loader, measure
-from beit.finetune.evaluation.outcomes import OutcomeLog
-from beit.finetune.evaluation.scores import Metrics, MultiLabelMetrics, share_interval
+from beit.finetune.evaluation.evaluate import crop_pct_of, evaluation_loader, observe
+from beit.finetune.evaluation.outcomes import OutcomeLog, Outcomes
+from beit.finetune.evaluation.scores import Metrics, MultiLabelMetrics, compute_metrics
+from beit.finetune.forecast import forecast
 from beit.finetune.in_force import in_force, unnamed_shape
 
 logger = logging.getLogger(__name__)
@@ -117,6 +122,9 @@ class ClassificationTask:
         )
         self.measured: tuple[int, Metrics | MultiLabelMetrics] | None = None
         """Step and result of the latest evaluation in this process."""
+        self._said: dict[int, Outcomes] = {}
+        self._best_step: int | None = None
+        """What was said at the latest evaluation and, once it is saved, of the best model in this process."""
 
     @cached_property
     def model(self) -> ImageClassifier:
@@ -190,6 +198,19 @@ class ClassificationTask:
         """Return how many images one evaluation looks at."""
         return 0 if self.images.val is None else len(self.images.val)
 
+    def forecast(self, hardware: Hardware) -> TrainingForecast:
+        """Return what the run takes."""
+        return forecast(
+            self.config,
+            num_images=len(self.dataset.index),
+            num_classes=len(self.images.class_names),
+            num_val=0 if self.images.val is None else len(self.images.val),
+            hardware=hardware,
+            shape=self.start.architecture,
+            adaptation=self.start.adaptation,
+            plan=self.data.plan,
+        )
+
     def flops_per_sample(self) -> int:
         """Return the arithmetic of one image."""
         shape, adaptation = self.start.architecture, self.start.adaptation
@@ -223,10 +244,12 @@ class ClassificationTask:
             val, self.description, world=self.world, settings=self.config.evaluation, reader=self.config.reader
         )
         log = OutcomeLog(self.images.label_table(val))
-        metrics = measure(model, loader, self.description, num_batches=len(loader), world=self.world, log=log)
-        if metrics is None:
+        outcomes = observe(model, loader, self.description, num_batches=len(loader), world=self.world, log=log)
+        if outcomes is None:
             return {}
+        metrics = compute_metrics(outcomes)
         self.measured = step, metrics
+        self._said[step] = outcomes
         logger.info("step %d: %s on %d images", step, metrics.describe(), metrics.num_images)
         return {f"val_{name}": float(value) for name, value in asdict(metrics).items()}
 
@@ -237,7 +260,7 @@ class ClassificationTask:
         # The loop hands over the latest evaluation, which may be that of an earlier step.
         result = self.measured[1] if self.measured is not None and self.measured[0] == step else None
         description = replace(self.description, provenance=self._provenance(step, result))
-        self._best_model.save(
+        is_best = self._best_model.save(
             merge_state(state),
             directory,
             description,
@@ -245,6 +268,29 @@ class ClassificationTask:
             start_step=self.data.start_step,
             result=None if result is None else asdict(result),
         )
+        if step in self._said:
+            kept = step if is_best else self._best_step
+            self._best_step, self._said = kept, {at: said for at, said in self._said.items() if at in (step, kept)}
+
+    def report(self, run: Path, *, is_over: bool) -> None:
+        """Write RUN/report.html, with mistakes and attention where there is time for them."""
+        from beit.common.overview.report.automatic import write_report
+
+        draw = {}
+        if is_over:
+            draw["attention"] = attention_of(run, self.images.val or self.images.train)
+        if is_over and self._said and self.images.val is not None:
+            step = self._best_step if self._best_step in self._said else max(self._said)
+            measured = Measured(
+                step=step,
+                outcomes=self._said[step],
+                images=self.images.val,
+                class_names=self.images.class_names,
+                img_size=self.start.architecture.img_size,
+                crop_pct=crop_pct_of(self.config.evaluation, self.description),
+            )
+            draw["mistakes"] = mistakes_of(run, measured)
+        write_report(run, draw=draw)
 
     def _provenance(self, step: int, result: Metrics | MultiLabelMetrics | None) -> dict[str, Any]:
         train = self.images.train

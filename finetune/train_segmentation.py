@@ -17,6 +17,8 @@ from PIL.Image import Image
 from torch import Tensor
 
 from beit.common.errors import InputError
+from beit.common.forecast.hardware import Hardware
+from beit.common.forecast.training import TrainingForecast
 from beit.common.forecast.words import in_words
 from beit.common.pages.numbers import percent
 from beit.common.processes.distributed import World
@@ -33,11 +35,13 @@ from beit.common.vit.description import read_encoder_config
 from beit.common.vit.flops import training_flops
 from beit.common.vit.param_groups import param_groups
 from beit.finetune.artifact import StartingPoint, starting_point
+from beit.finetune.at_the_end import attention_of
 from beit.finetune.best_model import BestModel, saved_when_measured
 from beit.finetune.classification.step import balanced_weights
 from beit.finetune.evaluation.prediction_sheet import ROWS, prediction_sheet
 from beit.finetune.evaluation.segmentation import measure_masks, measured_sha256
 from beit.finetune.evaluation.segmentation_scores import SegmentationMetrics
+from beit.finetune.forecast import forecast_segmentation
 from beit.finetune.in_force import in_force, unnamed_shape
 from beit.finetune.masks.dataset import MaskedDataset
 from beit.finetune.masks.index import MaskedData, open_training_masks
@@ -226,6 +230,20 @@ class SegmentationTask:
         windows = evaluation_windows(val.pixel_counts, self.config.evaluation, crop_px=crop_px)
         return windows * (1 + min(ROWS, len(val)) / len(val))
 
+    def forecast(self, hardware: Hardware) -> TrainingForecast:
+        """Return what the run takes."""
+        return forecast_segmentation(
+            self.config,
+            shape=self.start.architecture,
+            adaptation=self.start.adaptation,
+            head=self.config.head,
+            num_images=len(self.scenes.train),
+            num_classes=len(self.scenes.classes),
+            evaluated_crops=self.evaluation_images(),
+            hardware=hardware,
+            plan=self.data.plan,
+        )
+
     def flops_per_sample(self) -> int:
         """Return the arithmetic of one crop."""
         return self._flops(self.start.adaptation)
@@ -279,9 +297,16 @@ class SegmentationTask:
         val = self.scenes.val
         if val is None:
             return {}
-        facts = "" if self.measured is None else self.measured[1].describe()
-        sheet = prediction_sheet(model, val, self.info, heading=f"After {step} steps", facts=facts)
+        facts = f"after {step} steps" + ("" if self.measured is None else f"; {self.measured[1].describe()}")
+        sheet = prediction_sheet(model, val, self.info, heading="Validation images, segmented", facts=facts)
         return {} if sheet is None else {"predictions": sheet}
+
+    def report(self, run: Path, *, is_over: bool) -> None:
+        """Write RUN/report.html, with attention where there is time for it."""
+        from beit.common.overview.report.automatic import write_report
+
+        shown = self.scenes.val or self.scenes.train
+        write_report(run, draw={"attention": attention_of(run, shown.images)} if is_over else {})
 
     def save_artifacts(
         self, state: dict[str, Tensor], directory: Path, step: int, metrics: Mapping[str, float]

@@ -20,6 +20,8 @@ from torch import Tensor
 
 from beit.common.encoder import save_model
 from beit.common.errors import InputError
+from beit.common.forecast.hardware import Hardware
+from beit.common.forecast.training import TrainingForecast
 from beit.common.pages.numbers import count
 from beit.common.processes.distributed import World
 from beit.common.processes.signals import stop_on_signals
@@ -48,8 +50,10 @@ from beit.common.vit.param_groups import param_groups
 from beit.pretrain.advice import another_size, check_views, little_training, quicker
 from beit.pretrain.config import PretrainConfig, early_block
 from beit.pretrain.data import ViewTransform, build_transform, check_replay
+from beit.pretrain.forecast import Start, forecast
 from beit.pretrain.model import MaskedImageModel, MaskedPixelModel
 from beit.pretrain.objective import TokenSource, build_model, build_step, token_source
+from beit.pretrain.pictures.at_the_end import report_pictures
 from beit.pretrain.pictures.reconstruction import Reconstruction, build_reconstruction, find_decoder
 from beit.pretrain.signal.curve import TrainingCurve
 from beit.pretrain.signal.held_out import HeldOut
@@ -267,6 +271,28 @@ class PretrainTask:
             is_input_trained=adaptation.rank is not None or any(not name.startswith("blocks.") for name in fresh),
         )
 
+    def forecast(self, hardware: Hardware) -> TrainingForecast:
+        """Return what the run takes."""
+        is_continued, probe = self.start.continued is not None, self.probe
+        is_input_trained = self.start.adaptation.rank is not None or any(
+            not name.startswith("blocks.") for name in self._fresh_names(self.model)
+        )
+        return forecast(
+            self.config,
+            num_images=int(self.dataset.shard_sizes.sum()),
+            img_size=self.vit.img_size,
+            patch_size=self.vit.patch_size,
+            vocab_size=self.tokens.vocab_size if self.tokens else 0,
+            views=self.store.info.views,
+            num_shards=len(self.dataset.shard_sizes),
+            num_held_out=int(self.held_out_images.shard_sizes.sum()),
+            hardware=hardware,
+            is_materialized=self.store.info.is_materialized,
+            probed_images=0 if probe is None else len(probe.train) + len(probe.test),
+            start=Start(self.vit, self.start.adaptation, is_continued, is_input_trained),
+            plan=self.data.plan,
+        )
+
     def quicker(self, flops_per_second: float) -> str | None:
         """Return the recipe for a laptop with its time, unless this is it."""
         if self.tokens is None or self.start.continued is not None:
@@ -342,6 +368,13 @@ class PretrainTask:
         if self.curve is None or "unigram_bits" not in metrics:
             return ""
         return self.curve.alarm(metrics["unigram_bits"])
+
+    def report(self, run: Path, *, is_over: bool) -> None:
+        """Write RUN/report.html, with masks and attention where there is time for them."""
+        from beit.common.overview.report.automatic import write_report
+
+        draw = report_pictures(run, self.store, self.config) if is_over else {}
+        write_report(run, draw=draw)
 
     def memory(self) -> dict[str, Any]:
         """Return what later evaluations are judged by."""

@@ -11,6 +11,8 @@ import torch
 from PIL.Image import Image
 from torch import nn
 
+from beit.common.forecast.hardware import Hardware
+from beit.common.forecast.training import TrainingForecast
 from beit.common.training.data import Batch, TrainingData
 from beit.common.training.judge import BestSoFar, Goal
 
@@ -78,11 +80,30 @@ class DrawsPictures(Protocol):
 
 
 @runtime_checkable
+class Reports(Protocol):
+    """A task that writes a page about its run."""
+
+    def report(self, run: Path, *, is_over: bool) -> None:
+        """Write RUN/report.html, on rank 0, after the last save and before the last copy; fails no training.
+
+        A run that is not over was asked to stop, and may have seconds left.
+        """
+
+
+@runtime_checkable
 class CountsFlops(Protocol):
     """A task that knows how much arithmetic a sample costs, so that the use of the device can be told."""
 
     def flops_per_sample(self) -> int:
         """Return multiplications and additions of one sample's forward and backward pass (`beit.common.vit.flops`)."""
+
+
+@runtime_checkable
+class Foretells(Protocol):
+    """A task that knows by arithmetic what it will take, so that it can be said, or refused, before it begins."""
+
+    def forecast(self, hardware: Hardware) -> TrainingForecast:
+        """Return what the whole run takes on `hardware`, with the plan and the micro-batch that `data` has."""
 
 
 @runtime_checkable

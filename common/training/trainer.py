@@ -26,7 +26,7 @@ from beit.common.processes.distributed import World, init_distributed
 from beit.common.processes.signals import StopFlag, resumable_without_others, stop_on_signals, under_way
 from beit.common.progress import Progress
 from beit.common.reading.fetcher import StoppedWaiting
-from beit.common.runs.layout import MICRO_BATCH, NONFINITE, PROFILE
+from beit.common.runs.layout import MICRO_BATCH, NONFINITE, PROFILE, REPORT, TOTAL_STEPS
 from beit.common.runs.metrics import Metrics, open_metrics
 from beit.common.runs.run_dir import RunDirectory, abandon_run, begin_run, open_run
 from beit.common.runs.wandb_log import require_wandb
@@ -40,6 +40,7 @@ from beit.common.training.measure import ProfileWindow, peak_flops, peak_memory_
 from beit.common.training.micro_batches import settle_micro_batch, shortage_in_words
 from beit.common.training.outlook.expectation import LONG_REST_SECONDS, Expectation, finished_line
 from beit.common.training.outlook.forecast import plan_advice
+from beit.common.training.outlook.foretelling import look_ahead
 from beit.common.training.portable_state import gather_state
 from beit.common.training.rhythm import Rhythm
 from beit.common.training.saver import Saver, check_record, check_shapes
@@ -52,6 +53,7 @@ from beit.common.training.task import (
     FitResult,
     OverwritesWeights,
     Remembers,
+    Reports,
     Task,
 )
 
@@ -113,10 +115,12 @@ def start_run(
         if checkpoint is not None:  # whose files other machines may not have yet
             world.run_on_main(lambda: check_shapes(checkpoint, model))
         settle_micro_batch(task, config, checkpoint=checkpoint, world=world)
+        look_ahead(task, config, run=path, step=0 if checkpoint is None else checkpoint.step, world=world)
     except InputError:
         abandon_run(run, world=world)
         raise
-    begin_run(run, config, world=world, chosen={MICRO_BATCH: task.data.plan.micro_batch_size})
+    plan = task.data.plan
+    begin_run(run, config, world=world, chosen={MICRO_BATCH: plan.micro_batch_size, TOTAL_STEPS: plan.total_steps})
     return run
 
 
@@ -167,11 +171,10 @@ class Trainer:
         self._average = WeightAverage(self._engine, config.train.ema_decay)
         self._saver = Saver(task, engine=self._engine, run=run, world=world, config=config.checkpoint)
         self._guard = NonFiniteGuard(run.path / NONFINITE if world.is_main else None)
-        self._step, self._end = 0, self._plan.total_steps
+        self._step, self._end, self._lr = 0, self._plan.total_steps, 0.0
         self._evaluation: dict[str, float] = {}
         self._unread: list[tuple[int, HostFlag, list[str]]] = []
         self._losses: list[tuple[torch.Tensor, dict[str, torch.Tensor]]] = []
-        self._lr = 0.0
         self._random_before: dict[str, torch.Tensor] = {}
         """Of this rank, where the step under way began."""
         self._logged_at, self._logged_step = time.monotonic(), 0
@@ -186,8 +189,7 @@ class Trainer:
         total = self._plan.total_steps
         self._restore()
         self._world.run_on_main(self._open_metrics)
-        start, is_main = self._step, self._world.is_main
-        is_finished = start >= self._end
+        start, is_main, is_finished = self._step, self._world.is_main, self._step >= self._end
         if is_finished and is_main:
             logger.info("%s", finished_line(self._run.path, self._config.train, self._plan, step=start))
         speaks = is_main and not is_finished
@@ -210,6 +212,8 @@ class Trainer:
                     self._leave_half_way(stopped)
                 self._step += 1
                 progress.update(1, **self._between_steps())
+        if self._step > start or not (self._run.path / REPORT).exists():
+            self._report(is_over=True)
         failure = self._saver.finish()
         if failure is not None:
             raise RunFailed(
@@ -220,8 +224,8 @@ class Trainer:
         return FitResult(**done, metrics=self._evaluation, best=self._best)
 
     def _open_metrics(self) -> None:
-        project = self._config.run.wandb
-        self._metrics = open_metrics(self._run.path, self._step, wandb_project=project)
+        total, project = self._plan.total_steps, self._config.run.wandb
+        self._metrics = open_metrics(self._run.path, self._step, total_steps=total, wandb_project=project)
 
     def close(self) -> None:
         """Close files, end the data workers and release the engine."""
@@ -331,10 +335,18 @@ class Trainer:
     def _leave(self, stop: StopFlag) -> None:
         """End the run; everything is saved."""
         reason = next(reason for reason in self._world.gather(stop.reason) if reason)
+        self._report(is_over=False)
         failure = self._saver.finish()
         saved = "saved" if failure is None else f"saved, but not copied to {self._run.sync_to} ({failure})"
         where = f"step {self._step} of {self._plan.total_steps}"
         raise ResumableStop(f"stopped at {where} ({reason}), {saved}; run the same command to go on")
+
+    def _report(self, *, is_over: bool) -> None:
+        """Let the task write a page about the run, if it can and is to."""
+        task = self._task
+        if self._config.run.report and isinstance(task, Reports):
+            self._world.run_on_main(lambda: task.report(self._run.path, is_over=is_over))
+            self._saver.copy_again()
 
     def _leave_half_way(self, stopped: StoppedWaiting) -> NoReturn:
         """End the run in the middle of a step, saved as it stood before, if it can."""
@@ -344,6 +356,7 @@ class Trainer:
             self._saver.set_random_state(self._random_before)
             if self._saver.saved_step != self._step:
                 self._save(required=True)
+        self._report(is_over=False)
         saved = self._saver.saved_step
         kept = "nothing is saved yet" if saved < 0 else f"step {saved} is saved"
         raise ResumableStop(f"{stopped.what}; {where}, {kept}; run the same command to go on") from None

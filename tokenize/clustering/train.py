@@ -38,7 +38,7 @@ from beit.common.training.measure import children_memory_bytes, peak_memory_byte
 from beit.tokenize.clustering.centres import Centres, assign, reduce_counts, revive, start, statistics, update
 from beit.tokenize.clustering.config import ClusteringConfig
 from beit.tokenize.clustering.data import Views, ViewTransform
-from beit.tokenize.clustering.report import CARD, kmeans_card, word_metrics
+from beit.tokenize.clustering.report import CARD, commonest_words, kmeans_card, word_metrics
 from beit.tokenize.images import open_images
 from beit.tokenize.kinds import TeacherChoice
 from beit.tokenize.teacher import EncoderTeacher, is_code, load_teacher
@@ -362,6 +362,11 @@ class Clustering:
             *(metrics["words_used"], network.vocab_size, metrics["images"]),
             *(metrics["perplexity"], metrics["closeness"]),
         )
+        if self.config.run.report:
+            from beit.common.overview.report.automatic import write_report
+
+            patches, counts = network.patches.cpu().numpy(), self.pixel_counts.numpy()
+            write_report(directory, draw={"words": lambda: commonest_words(patches, counts)})
         logger.info("%s", written(directory))
 
     def _mean_patches(self) -> Tensor:

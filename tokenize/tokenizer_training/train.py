@@ -22,6 +22,8 @@ from torch import Tensor, nn
 
 from beit.common.config import config_to_dict
 from beit.common.errors import InputError
+from beit.common.forecast.hardware import Hardware
+from beit.common.forecast.training import TrainingForecast
 from beit.common.processes.distributed import World
 from beit.common.reading.contents import Watched
 from beit.common.rng import CounterRng, stable_hash64
@@ -30,6 +32,7 @@ from beit.common.tokenizers.directory import save_tokenizer
 from beit.common.training.data import Batch, TrainingData
 from beit.common.training.judge import Goal
 from beit.common.training.trainer import train
+from beit.tokenize.forecast import forecast_tokenizer
 from beit.tokenize.images import open_images
 from beit.tokenize.tokenizer_training.codebook import fit_codebook, revive_words
 from beit.tokenize.tokenizer_training.config import TokenizerTrainConfig
@@ -147,6 +150,16 @@ class TokenizerTask:
         data, held_out = self.config.data, int(self.images.held_out.shard_sizes.sum())
         views_per_image = data.view_size**2 / (data.crops_per_image * data.crop_size**2)
         return min(data.num_eval_images, held_out) * views_per_image
+
+    def forecast(self, hardware: Hardware) -> TrainingForecast:
+        """Return what the run takes."""
+        return forecast_tokenizer(
+            self.config,
+            num_images=int(self.images.train.shard_sizes.sum()),
+            num_held_out=int(self.images.held_out.shard_sizes.sum()),
+            hardware=hardware,
+            plan=self.data.plan,
+        )
 
     def param_groups(self) -> list[dict[str, Any]]:
         """Decay kernels only; let the logit scale move faster."""
@@ -267,6 +280,12 @@ class TokenizerTask:
         if not self.world.is_main or self._is_before_words(step):
             return {}
         return {"reconstruction": reconstruction_sheet(model.vae, self._eval_images[:_SHEET_IMAGES])}
+
+    def report(self, run: Path, *, is_over: bool) -> None:
+        """Write RUN/report.html."""
+        from beit.common.overview.report.automatic import write_report
+
+        write_report(run)
 
     def save_artifacts(
         self, state: dict[str, Tensor], directory: Path, step: int, metrics: Mapping[str, float]
