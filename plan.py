@@ -213,6 +213,7 @@ def _measured(
         update_seconds=trained.update_seconds,
         reading_seconds=1 / trained.views_per_core_second,
         views_per_second=None if found.store is not None else views.views_per_second,
+        image_bytes=views.image_bytes if sample and tokens.stored_quality is not None else None,
         took_seconds=time.monotonic() - began,
     )
 
@@ -247,6 +248,8 @@ def _store(
     )
     if rates is not None and (rate := rates.views_on(hardware)):
         forecast = replace(forecast, views_per_second=rate, seconds=images.count * config.views / rate)
+    if rates is not None and rates.image_bytes is not None:
+        forecast = replace(forecast, image_bytes=round(images.count * rates.image_bytes))
     words = forecast.vocab_size
     shrunk = config.short_side**2 * 4 / 3 / 1e6 if config.short_side else math.inf
     made = _Store(
@@ -262,9 +265,16 @@ def _store(
         is_vocabulary_assumed=words is None,
     )
     source = rates.source if rates is not None else hardware.flops_source
-    return made, store_stage(
-        config, forecast, words=words, source=source, total_bytes=found.total_bytes, settings=config_to_dict(config)
+    stage = store_stage(
+        config,
+        forecast,
+        words=words,
+        source=source,
+        total_bytes=found.total_bytes,
+        num_ranks=hardware.devices_per_machine,
+        settings=config_to_dict(config),
     )
+    return made, stage
 
 
 @dataclass(kw_only=True)

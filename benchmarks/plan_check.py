@@ -10,6 +10,7 @@ status is 1 where disk is off by more than 5 %, memory by 15 % or time by 30 %. 
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -17,6 +18,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 import psutil
@@ -26,6 +28,8 @@ from beit.common.pages.tables import aligned
 
 ALLOWED = {"disk": 0.05, "memory": 0.15, "time": 0.30}
 """Of what is found, the most that a plan may be off."""
+TARGETS = {"tokenize": "store", "pretrain": "runs/pretrain", "finetune": "runs/finetune"}
+"""What each stage's command writes."""
 _POLL_SECONDS = 0.1
 
 
@@ -51,10 +55,16 @@ CHAINS = (
         name="32 px",
         source="cifar",
         recipe="beit_tiny_patch4_32",
-        tokenize=("views=1",),
+        tokenize=("views=2",),
         pretrain=("train.steps=400",),
     ),
-    Chain(name="64 px", source="photos", recipe="beit_mini_patch8_64", pretrain=("train.steps=600",)),
+    Chain(
+        name="64 px",
+        source="photos",
+        recipe="beit_mini_patch8_64",
+        tokenize=("views=16",),
+        pretrain=("train.steps=300",),
+    ),
     Chain(
         name="fine-tuning",
         source="photos",
@@ -102,42 +112,40 @@ def main(
     """Plan, run and compare."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = out or Path(temporary)
+        data = {"photos": photos, "cifar": cifar, "val": val}
+        data = {name: str(Path(given).absolute()) if Path(given).exists() else given for name, given in data.items()}
         rows = []
         for chain in CHAINS:
             if not only or chain.name in only:
-                rows += check(chain, {"photos": photos, "cifar": cifar, "val": val}, folder, steps)
+                rows += check(chain, data, folder.absolute(), steps)
     click.echo(json.dumps([asdict(row) | {"error": row.error} for row in rows]) if as_json else as_table(rows))
     sys.exit(not all(row.is_right for row in rows))
 
 
 def check(chain: Chain, data: Mapping[str, str], folder: Path, steps: int | None) -> list[Row]:
-    """Return the figures of one chain."""
-    source, place = data[chain.source], folder / chain.name.replace(" ", "-")
-    store, run, tuned = place / "store", place / "pretrain", place / "finetune"
+    """Return the figures of one chain: planned, then run by the very commands that the plan names."""
+    place = folder / chain.name.replace(" ", "-")
     place.mkdir(parents=True)
-    pretrain = list(chain.pretrain if steps is None else (f"train.steps={steps}",))
-    finetune = list(chain.finetune if steps is None else (f"train.steps={steps}",))
-    planned = plan(chain, source, pretrain, finetune, place / "plan.json")
-    commands = {command.split()[1]: command.split() for command in planned["commands"]}
+    pretrain = chain.pretrain if steps is None else (f"train.steps={steps}",)
+    finetune = chain.finetune if steps is None else (f"train.steps={steps}",)
+    planned = plan(chain, data[chain.source], pretrain, finetune, place / "plan.json")
+    labelled = {"labelled/train": data["cifar"], "labelled/val": data["val"]}
     rows = []
-    replaced = {"store": store, "pretrain": run, "finetune": tuned}
-    for stage, target in replaced.items():
-        if stage not in planned["stages"]:
-            continue
+    for command, (stage, figures) in zip(planned["commands"], planned_stages(planned).items(), strict=True):
+        words = [labelled.get(word, word) for word in shlex.split(command)[1:]]
         if stage == "finetune":
-            words = ["finetune", "classification", data["cifar"], str(tuned), "--encoder", str(run / "encoder")]
-            words += ["--val", data["val"], "--recipe", planned["stages"][stage]["recipe"]]
-            words += [f"--set={setting}" for setting in (*finetune, f"data.num_labels={chain.labels}")]
-            words.append(f"--set=data.num_val_images={planned['stages'][stage]['num_val_images']}")
-        else:
-            words = [source if word == source else word for word in commands[stage][1:]]
-        rows += compared(chain.name, stage, planned["stages"][stage], found(words, target))
+            words += ["--set", f"data.num_labels={chain.labels}"]
+            words += ["--set", f"data.num_val_images={figures['num_val_images']}"]
+        rows += compared(chain.name, stage, figures, found(words, place, place / TARGETS[stage]))
     return rows
 
 
-def plan(
-    chain: Chain, source: str, pretrain: Sequence[str], finetune: Sequence[str], document: Path
-) -> dict[str, object]:
+def planned_stages(planned: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return what is planned of each stage, in the order of the commands."""
+    return {stage: planned["stages"][stage] for stage in TARGETS if stage in planned["stages"]}
+
+
+def plan(chain: Chain, source: str, pretrain: Sequence[str], finetune: Sequence[str], document: Path) -> dict[str, Any]:
     """Run `beit plan` and return what it writes."""
     words = ["plan", source, "--recipe", chain.recipe, "--measure", "--json", str(document)]
     words += [f"--set={setting}" for setting in pretrain]
@@ -148,10 +156,10 @@ def plan(
     return json.loads(document.read_text())
 
 
-def found(words: Sequence[str], target: Path) -> dict[str, float]:
-    """Run a command and return the disk its target takes, its peak memory and its seconds."""
+def found(words: Sequence[str], place: Path, target: Path) -> dict[str, float]:
+    """Run a command in a folder and return the disk its target takes, its peak memory and its seconds."""
     began = time.monotonic()
-    process = psutil.Popen([sys.executable, "-m", "beit.cli", *words], stdout=subprocess.DEVNULL)
+    process = psutil.Popen([sys.executable, "-m", "beit.cli", *words], cwd=place, stdout=subprocess.DEVNULL)
     peak = 0
     while process.poll() is None:
         peak = max(peak, memory_of(process))
@@ -180,6 +188,7 @@ def compared(chain: str, stage: str, planned: Mapping[str, float], measured: Map
     return [
         Row(chain=chain, stage=stage, figure=figure, planned=planned[name], found=measured[figure])
         for figure, name in names.items()
+        if planned[name] is not None
     ]
 
 

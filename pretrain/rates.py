@@ -52,9 +52,10 @@ def measure_training(config: PretrainConfig, store: Path, *, micro_batch_size: i
     task = _task(config, store, 1, world)
     step = _Step(task, world)
     step(1)
-    single = step(1)
-    size = max(1, min(micro_batch_size, int(seconds / (_FEWEST + 1) / max(single, 1e-9))))
-    step(size)
+    size, took = 1, step(1)
+    while size < micro_batch_size and 2 * took < seconds / (_FEWEST + 1):  # small ones take hardly less than large ones
+        size = min(2 * size, micro_batch_size)
+        took = step(size)
     times: list[float] = []
     while len(times) < _FEWEST or (sum(times) < seconds and len(times) < _MOST):
         times.append(step(size))

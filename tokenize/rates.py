@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from beit.common.rng import CounterRng
+from beit.common.shards.schema import IMAGES_DIR, HeldOut
 from beit.tokenize.config import TokenizeConfig
 from beit.tokenize.run import run_tokenize
 from beit.tokenize.synthetic import generator_of
@@ -27,9 +29,9 @@ class TokenizeRate:
     """What was measured."""
 
     views_per_second: float
-    """Of one rank, with what decodes and crops beside it."""
-    bytes_per_image: float
-    """Of the token tars, on the images that were tried."""
+    """Of one rank, with what decodes and crops beside it, and packing."""
+    image_bytes: float
+    """That an image takes of the store, over all its views; 0 where none were packed."""
 
 
 def measure_tokenizing(
@@ -47,15 +49,19 @@ def measure_tokenizing(
     source.mkdir()
     for number, data in enumerate(images or map(_paint, range(_PAINTED))):
         (source / f"{number:04d}.jpg").write_bytes(data)  # what an image is, its bytes say
-    few = replace(config, views=min(config.views, _FIRST_VIEWS), bad_sample_budget=0.9)
+    few = replace(config, views=min(config.views, _FIRST_VIEWS), bad_sample_budget=0.9, held_out=HeldOut(minimum=1))
     first = run_tokenize(few, str(source), folder / "first")
     rate = first.images_per_second * few.views
     affordable = math.floor(seconds * rate / max(1, first.num_samples))
     views = min(config.views, max(few.views, affordable))
+    began = time.monotonic()
     summary = run_tokenize(replace(few, views=views), str(source), folder / "store")
+    took = time.monotonic() - began
+    stored = sum(file.stat().st_size for file in (folder / "store" / IMAGES_DIR).glob("*.tar"))
+    per_image = stored / max(1, summary.num_samples)
     return TokenizeRate(
-        views_per_second=summary.images_per_second * views,
-        bytes_per_image=summary.token_bytes / max(1, summary.num_samples),
+        views_per_second=summary.num_samples * views / took,
+        image_bytes=per_image * config.views / views if config.materialize else per_image,
     )
 
 

@@ -23,6 +23,8 @@ class Rates:
     """Of one core, for a training view."""
     views_per_second: float | None
     """That are tokenised; None where there is a store already."""
+    image_bytes: float | None
+    """That an image takes of the store; None where that is known without, or nobody knows the images."""
     took_seconds: float
     """To measure it."""
 

@@ -6,8 +6,8 @@ Here: a source of images, and a token store that is there already. A bare number
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +29,8 @@ _LISTED_TARS = 8
 """So many tars are listed as a whole; of more, as many of them stand for all."""
 _LOOKED_AT = 16
 """Images whose sizes in bytes and pixels stand for all."""
+_SAMPLED = 48
+"""Images to measure on."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,7 +64,7 @@ def look_at(spec: str, *, image_member: str | None = None) -> Found:
     if not listed:
         raise InputError(f"{spec} has no images")
     scale = _scale(source, few)
-    sample = [data for data, _ in zip(_read(few, refs), range(_LOOKED_AT), strict=False)]
+    sample = _read(few, refs, _LOOKED_AT)
     lengths = [ref.length for found in refs for ref in found if ref.length]
     mean = statistics.fmean(lengths) if lengths else statistics.fmean(map(len, sample)) if sample else PHOTO_BYTES
     count = round(listed * scale)
@@ -92,11 +94,11 @@ def is_store(spec: str) -> bool:
     return (Path(location) / STORE_FILE).is_file()
 
 
-def sample_images(spec: str, *, image_member: str | None = None, count: int = _LOOKED_AT) -> list[bytes]:
+def sample_images(spec: str, *, image_member: str | None = None, count: int = _SAMPLED) -> list[bytes]:
     """Read some images of a source, from all over it."""
     source = open_source(spec, image_member=image_member)
     few = [source.shards[i] for i in spread_evenly(len(source.shards), min(len(source.shards), _LISTED_TARS))]
-    found = [data for data, _ in zip(_read(few, [shard.refs() for shard in few]), range(count), strict=False)]
+    found = _read(few, [shard.refs() for shard in few], count)
     require(bool(found), f"none of the images of {spec} that were tried could be read")
     return found
 
@@ -130,19 +132,16 @@ def _scale(source: Source, few: Sequence[SourceShard]) -> float:
     return whole / listed if listed else len(source.shards) / len(few)
 
 
-def _read(shards: Sequence[SourceShard], refs: Sequence[list[SampleRef]]) -> Iterator[bytes]:
-    """Yield images in turns of the shards, each time another place in them; unreadable ones are left out."""
-    with ExitStack() as stack:
-        readers = [stack.enter_context(shard.open()) for shard in shards[:_LISTED_TARS]]
-        for turn in range(_LOOKED_AT):
-            for reader, listed in zip(readers, refs, strict=False):
-                if turn < len(listed):
-                    try:
-                        yield reader.read(
-                            listed[turn * len(listed) // _LOOKED_AT if len(listed) >= _LOOKED_AT else turn]
-                        )
-                    except BadSample:
-                        continue
+def _read(shards: Sequence[SourceShard], refs: Sequence[list[SampleRef]], most: int) -> list[bytes]:
+    """Read images from all over some shards, as many of each; unreadable ones are left out."""
+    found = []
+    per_shard = -(-most // max(1, len(shards)))
+    for shard, listed in zip(shards[:_LISTED_TARS], refs, strict=False):
+        with shard.open() as reader:
+            for place in spread_evenly(len(listed), per_shard):
+                with suppress(BadSample):
+                    found.append(reader.read(listed[int(place)]))
+    return found[:most]
 
 
 def _typical_size(sample: Sequence[bytes]) -> tuple[float | None, float]:

@@ -83,6 +83,10 @@ class StoreSize(Protocol):
     def seconds(self) -> float | None:
         """In all."""
 
+    @property
+    def memory_bytes(self) -> float | None:
+        """Of a rank's process."""
+
 
 def store_stage(
     config: StoreSettings,
@@ -91,6 +95,7 @@ def store_stage(
     words: int | None,
     source: str,
     total_bytes: float,
+    num_ranks: int,
     settings: Mapping[str, Any],
 ) -> Stage:
     """Return tokenising as a stage of a plan.
@@ -101,6 +106,7 @@ def store_stage(
         words: That the tokenizer has; None where only loading it would tell.
         source: Where its speed comes from.
         total_bytes: Of the images as they are.
+        num_ranks: Of a machine, whose memory they share.
         settings: All of them, for programs.
     """
     num_images, num_shards, side = forecast.num_images, forecast.num_shards, config.grid_size
@@ -129,7 +135,7 @@ def store_stage(
         name="tokenize",
         short=f"{large(num_views)} view{'s' * (num_views != 1)}",
         seconds=forecast.seconds,
-        memory_bytes=None,
+        memory_bytes=None if forecast.memory_bytes is None else forecast.memory_bytes * num_ranks,
         disk_bytes=forecast.total_bytes,
         facts=tuple(facts),
         numbers={

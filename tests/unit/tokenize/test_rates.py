@@ -21,7 +21,7 @@ def test_a_rate_and_a_store_to_go_on_with(tmp_path):
     images = [path.read_bytes() for path in write_images(tmp_path / "some", 4).iterdir()]
     rate = measure_tokenizing(config_for(tmp_path, views=6), images, folder(tmp_path), seconds=0.5)
     store = open_store(tmp_path / "out/store")
-    assert rate.views_per_second > 0 and rate.bytes_per_image > 0
+    assert rate.views_per_second > 0 and rate.image_bytes > 0
     assert len(store) == 4 and 1 <= store.info.views <= 6
 
 
