@@ -31,7 +31,7 @@ def test_the_commands_of_the_page_run(tmp_path, monkeypatch):
 
 def test_every_topic_is_explained():
     explained = set(re.findall(r"`([a-z -]+(?: N)?)`", "\n".join(re.findall(r"^\| (`.*?) \|", TEXT, re.MULTILINE))))
-    topics = {topic for topic, _ in (*examine._SYSTEM, *examine._WITH_TORCH)}
-    of_children = {"torch", "device", "gpu N", "compiler", "ranks"}
+    topics = {topic for topic, _ in examine._SYSTEM}
+    of_children = {"torch", "device", "gpu N", "compiler", "dall-e", "ranks"}
     named = {"store", "run", "checkpoint", "encoder", "model", "last", "tokenizer"}
     assert explained == topics | of_children | named

@@ -33,6 +33,7 @@ _SYSTEM: tuple[tuple[str, Check], ...] = (
     ("launcher", check_launcher),
     ("clock", check_clock),
     ("cores", check_cores),
+    ("memory", check_memory),
     ("shared memory", check_shared_memory),
     ("open files", check_open_files),
     ("processes", check_processes),
@@ -43,7 +44,6 @@ _SYSTEM: tuple[tuple[str, Check], ...] = (
     ("proxies", check_proxies),
 )
 """By topic; none of them needs torch."""
-_WITH_TORCH: tuple[tuple[str, Check], ...] = (("memory", check_memory), ("dall-e", check_dalle))
 
 
 def examine(subjects: Iterable[str], *, with_ranks: bool) -> Iterator[Finding]:
@@ -65,8 +65,7 @@ def examine(subjects: Iterable[str], *, with_ranks: bool) -> Iterator[Finding]:
                 yield warning(subject.kind, f"{subject.name} was not looked at, for lack of torch", "mend torch first")
             return
         yield from guarded("compiler", partial(check_compiler, device))
-        for topic, check in _WITH_TORCH:
-            yield from guarded(topic, check)
+        yield from guarded("dall-e", check_dalle)
         if ranks is not None:
             yield from guarded("ranks", partial(check_ranks, ranks))
     with _warnings_only():

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from beit.common.errors import RunFailed
+from beit.common.forecast.words import in_gb
 from beit.common.overview.doctor.child import Child, child
 from beit.common.overview.doctor.findings import Finding, fault, warning, well
 
@@ -92,7 +93,7 @@ def _gpu(number: int, gpu: dict[str, Any]) -> Finding:
     if gpu["error"] or not gpu["is_right"]:
         reason = gpu["error"] or "a product of matrices came out wrong"
         return fault(topic, f"{name}: {reason}", f"nvidia-smi -i {number}; a torch built for it: {_TORCH_PAGE}")
-    room = f"{gpu['free'] / 1e9:.3g} of {gpu['total'] / 1e9:.3g} GB are free"
+    room = f"{in_gb(gpu['free'])} of {in_gb(gpu['total'])} are free"
     if gpu["free"] < (1 - _BUSY) * gpu["total"]:
         return warning(topic, f"{name}: other processes are on it, {room}", f"nvidia-smi -i {number}; end them")
     return well(topic, f"{name}: {room}, trainings in {gpu['precision']}")
