@@ -373,13 +373,19 @@ def _draw_circles(axes: Axes, lines: Sequence[Line]) -> None:
     """
     for line in lines:
         colour = hex_colour(line.colour)
-        dots = [Circle(axes.transData.transform(dot), 3.5, color=colour) for dot in line.points if line.has_dots]
-        ring = [] if line.mark is None else [Circle(axes.transData.transform(line.mark[:2]), 7.5, fill=False)]
+        dots = [Circle(_place(axes, dot), 3.5, color=colour) for dot in line.points if line.has_dots]
+        ring = [] if line.mark is None else [Circle(_place(axes, line.mark[:2]), 7.5, fill=False)]
         for circle in [*dots, *ring]:
             axes.add_artist(circle)
             circle.set(transform=IdentityTransform(), clip_on=False, zorder=2.3, edgecolor=colour)
             circle.set_alpha(0.5 if line.is_faint else 1.0)
             circle.set_linewidth(2 if circle in ring else 0)
+
+
+def _place(axes: Axes, point: tuple[float, float]) -> tuple[float, float]:
+    """Return where a point is, in pixels."""
+    x, y = axes.transData.transform(point)
+    return float(x), float(y)
 
 
 def _set_ranges(axes: Axes, chart: LineChart) -> None:

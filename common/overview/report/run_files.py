@@ -47,8 +47,8 @@ _ANY: Shape = {}
 _WEIGHTS: Shape = {"provenance": dict, "provenance.metrics": dict, "architecture": dict, "class_names": list}
 _TOKENIZER: Shape = {"training": dict, "training.metrics": dict, "model": dict}
 _MEASURES = ("top1", "top5", "map", "macro_f1", "miou", "mean_accuracy", "pixel_accuracy", "chance", "num_images")
-_EVALUATION: Shape = {name: _NUMBER for name in _MEASURES} | {"miou_interval": list}
-_PROBE: Shape = _EVALUATION | {"blocks": list, "num_classes": int, "num_train_images": int}
+_EVALUATION: Shape = {**dict.fromkeys(_MEASURES, _NUMBER), "miou_interval": list}
+_PROBE: Shape = {**_EVALUATION, "blocks": list, "num_classes": int, "num_train_images": int}
 Found = TypeVar("Found")
 
 
@@ -177,7 +177,7 @@ def _read(path: Path, name: str, place: int) -> RunFiles:
     def document(file: Path, shape: Shape = _ANY) -> dict[str, Any]:
         return part(lambda: _read_document(file, shape), {}) if file.is_file() else {}
 
-    settings = part(lambda: _settings(path), {})
+    settings: dict[str, Any] = part(lambda: _settings(path), {})
     probes = {
         task: document(path / f"{task}.json", _PROBE)
         for task in (*PROBES, MASK_PROBE)

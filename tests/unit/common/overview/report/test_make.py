@@ -30,7 +30,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, document: Any, error: str = "") -> li
             Path(command[-1]).write_text(json.dumps(document))
         return subprocess.CompletedProcess(command, 2, "", error)
 
-    monkeypatch.setattr("beit.common.overview.report.make.subprocess.run", run)
+    monkeypatch.setattr("beit.common.overview.report.asking.subprocess.run", run)
     return commands
 
 
