@@ -10,7 +10,7 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib.style
 import numpy as np
@@ -366,6 +366,11 @@ def _draw_mark(axes: Axes, line: Line) -> None:
         )
 
 
+def _circle(axes: Axes, place: Sequence[float], radius_px: float, **looks: Any) -> Circle:
+    x, y = axes.transData.transform((place[0], place[1]))
+    return Circle((float(x), float(y)), radius_px, **looks)
+
+
 def _draw_circles(axes: Axes, lines: Sequence[Line]) -> None:
     """Draw dots and rings as shapes: the markers of an SVG are references, which pages do without.
 
@@ -373,19 +378,13 @@ def _draw_circles(axes: Axes, lines: Sequence[Line]) -> None:
     """
     for line in lines:
         colour = hex_colour(line.colour)
-        dots = [Circle(_place(axes, dot), 3.5, color=colour) for dot in line.points if line.has_dots]
-        ring = [] if line.mark is None else [Circle(_place(axes, line.mark[:2]), 7.5, fill=False)]
+        dots = [_circle(axes, dot, 3.5, color=colour) for dot in line.points if line.has_dots]
+        ring = [] if line.mark is None else [_circle(axes, line.mark[:2], 7.5, fill=False)]
         for circle in [*dots, *ring]:
             axes.add_artist(circle)
             circle.set(transform=IdentityTransform(), clip_on=False, zorder=2.3, edgecolor=colour)
             circle.set_alpha(0.5 if line.is_faint else 1.0)
             circle.set_linewidth(2 if circle in ring else 0)
-
-
-def _place(axes: Axes, point: tuple[float, float]) -> tuple[float, float]:
-    """Return where a point is, in pixels."""
-    x, y = axes.transData.transform(point)
-    return float(x), float(y)
 
 
 def _set_ranges(axes: Axes, chart: LineChart) -> None:

@@ -177,7 +177,8 @@ def _read(path: Path, name: str, place: int) -> RunFiles:
     def document(file: Path, shape: Shape = _ANY) -> dict[str, Any]:
         return part(lambda: _read_document(file, shape), {}) if file.is_file() else {}
 
-    settings: dict[str, Any] = part(lambda: _settings(path), {})
+    none: dict[str, Any] = {}
+    settings = part(lambda: _settings(path), none)
     probes = {
         task: document(path / f"{task}.json", _PROBE)
         for task in (*PROBES, MASK_PROBE)
