@@ -24,7 +24,7 @@ def failing(error):
 
 
 @pytest.fixture
-def run(tmp_path):
+def run(tmp_path, with_reports):
     (tmp_path / "run").mkdir()
     (tmp_path / "run/config.toml").write_text("seed = 0\n")
     return tmp_path / "run"
