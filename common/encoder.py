@@ -111,15 +111,18 @@ def load_encoder(
 
     Args:
         path: Folder of an encoder, or a run directory; of a fine-tuned model everything but its head.
-        img_size: Side of the input in pixels, if another than in pre-training; the position tables are resized.
+        img_size: Side of the input in pixels, a multiple of the patch size, if another than in pre-training; the
+            position tables are resized.
         pos_bias: Position mode, if another; a shared table is copied to every block.
-        drop_path: Stochastic depth rate, for training it further.
+        drop_path: Stochastic depth rate in [0, 1), for training it further.
         device: Where to put it.
 
     Returns:
         The model in eval mode, without head, and with a final norm only where the encoder has one of its own
         (`config.final_norm`). It has `config` (its shape; sizes in pixels), `transform` (image or path to input),
-        `normalization` (mean and std of its input pixels in [0, 1]), `best_block` and `provenance`.
+        `normalization` (mean and std of its input pixels in [0, 1]), `best_block` (from 0; None where none was probed)
+        and `provenance`; `get_intermediate_layers` gives features of other blocks, `attention_weights` where a block
+        looks.
 
     Example:
         >>> encoder = beit.load_encoder("runs/pretrain/encoder")

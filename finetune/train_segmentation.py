@@ -17,6 +17,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from beit.common.errors import InputError
+from beit.common.forecast.words import in_words
 from beit.common.pages.numbers import percent
 from beit.common.processes.distributed import World
 from beit.common.processes.signals import stop_on_signals
@@ -24,7 +25,6 @@ from beit.common.reading.contents import Watched
 from beit.common.runs.layout import FEATURES, MASK_PROBE, MODEL
 from beit.common.runs.outputs import written
 from beit.common.training.data import Batch, TrainingData
-from beit.common.training.expectation import in_words
 from beit.common.training.judge import Goal
 from beit.common.training.trainer import train
 from beit.common.vit.adaptation import merge_state, parameters_in_words

@@ -10,7 +10,7 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib.style
 import numpy as np
@@ -185,6 +185,8 @@ def line_svg(chart: LineChart, *, size_px: tuple[int, int], description: str) ->
         figure.draw_without_rendering()
         _draw_circles(axes, chart.lines)
         _write_names(axes, chart)
+        for text in axes.texts:  # letters with an outline would be shapes; the style of pages outlines them
+            text.set_path_effects([])
         return svg_element(figure, size_px, description, [line.name for line in chart.lines])
 
 
@@ -328,10 +330,13 @@ def _write(
     """Write a text into the first of the best boxes."""
     best = min(boxes, key=lambda box: (sum(map(box.meets, taken)), box.holds(hidden)))
     taken.append(best)
+    # Anchored where larger letters, as those of a page on a phone, do not grow out of the chart.
+    is_right = best.left + best.right > axes.bbox.x0 + axes.bbox.x1
     axes.annotate(
         text,
-        (best.left, best.bottom + 3),  # letters reach below their line
+        (best.right if is_right else best.left, best.bottom + 3),  # letters reach below their line
         xycoords="figure pixels",
+        horizontalalignment="right" if is_right else "left",
         color=hex_colour(colour),
         path_effects=[withStroke(linewidth=3, foreground=hex_colour(PAPER))],
         zorder=2.4,
@@ -361,6 +366,11 @@ def _draw_mark(axes: Axes, line: Line) -> None:
         )
 
 
+def _circle(axes: Axes, place: Sequence[float], radius_px: float, **looks: Any) -> Circle:
+    x, y = axes.transData.transform((place[0], place[1]))
+    return Circle((float(x), float(y)), radius_px, **looks)
+
+
 def _draw_circles(axes: Axes, lines: Sequence[Line]) -> None:
     """Draw dots and rings as shapes: the markers of an SVG are references, which pages do without.
 
@@ -368,8 +378,8 @@ def _draw_circles(axes: Axes, lines: Sequence[Line]) -> None:
     """
     for line in lines:
         colour = hex_colour(line.colour)
-        dots = [Circle(axes.transData.transform(dot), 3.5, color=colour) for dot in line.points if line.has_dots]
-        ring = [] if line.mark is None else [Circle(axes.transData.transform(line.mark[:2]), 7.5, fill=False)]
+        dots = [_circle(axes, dot, 3.5, color=colour) for dot in line.points if line.has_dots]
+        ring = [] if line.mark is None else [_circle(axes, line.mark[:2], 7.5, fill=False)]
         for circle in [*dots, *ring]:
             axes.add_artist(circle)
             circle.set(transform=IdentityTransform(), clip_on=False, zorder=2.3, edgecolor=colour)

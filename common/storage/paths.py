@@ -34,7 +34,7 @@ def is_remote(path: str) -> bool:
     return "://" in path and not path.startswith("file://")
 
 
-def require_local(path: os.PathLike[str], named: str) -> None:
+def require_local(path: str | os.PathLike[str], named: str) -> None:
     """Refuse an address where a file or folder of this machine is written; a `Path` has lost one of its slashes.
 
     Args:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from beit.common.errors import InputError, require
-from beit.common.training.config import TrainingConfig, TrainingPlan
+from beit.common.training.config import OptimizerConfig, TrainingConfig, TrainingPlan
 
 _OWN_KEYS = {
     "train_batch_size": "train.global_batch_size",
@@ -68,6 +68,15 @@ def zero_stage(config: TrainingConfig) -> int:
         f"{config.deepspeed.config} sets zero_optimization.stage to {stage!r}; it must be 0, 1, 2 or 3",
     )
     return int(stage)
+
+
+def check_partition(config: OptimizerConfig, *, zero_stage: int) -> None:
+    """Refuse an optimizer that cannot train weights divided in this way."""
+    require(
+        config.kind == "adamw" or zero_stage == 0,
+        f'optimizer.kind ("muon") needs whole matrices, which deepspeed.zero_stage = {zero_stage} cuts into pieces; '
+        'set it to 0, or optimizer.kind to "adamw"',
+    )
 
 
 def _user_settings(config: TrainingConfig) -> dict[str, Any]:

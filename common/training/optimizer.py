@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from beit.common.errors import require
 from beit.common.training.config import OptimizerConfig
+from beit.common.training.engine_settings import check_partition
 
 INITIAL_SCALE, GROWTH_INTERVAL = 2.0**16, 2000
 MIN_SCALE, MAX_SCALE = 1.0, 2.0**24
@@ -218,15 +219,6 @@ def hidden_matrices(model: nn.Module) -> dict[nn.Parameter, Parts]:
             elif match["layer"] == "attn.proj" and match["part"] != "lora_b":
                 found[parameter] = Parts(1, heads)
     return found
-
-
-def check_partition(config: OptimizerConfig, *, zero_stage: int) -> None:
-    """Refuse an optimizer that cannot train weights divided in this way."""
-    require(
-        config.kind == "adamw" or zero_stage == 0,
-        f'optimizer.kind ("muon") needs whole matrices, which deepspeed.zero_stage = {zero_stage} cuts into pieces; '
-        'set it to 0, or optimizer.kind to "adamw"',
-    )
 
 
 def check_optimizer(config: OptimizerConfig, model: nn.Module, *, zero_stage: int) -> None:

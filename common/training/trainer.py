@@ -20,6 +20,8 @@ import torch
 from torch import nn
 
 from beit.common.errors import InputError, ResumableStop, RunFailed, require
+from beit.common.forecast.evaluations import evaluation_cost
+from beit.common.forecast.words import in_words
 from beit.common.processes.distributed import World, init_distributed
 from beit.common.processes.signals import StopFlag, resumable_without_others, stop_on_signals, under_way
 from beit.common.progress import Progress
@@ -33,12 +35,13 @@ from beit.common.training.config import TrainingConfig, cosine_schedule, learnin
 from beit.common.training.data import BatchStream, HostFlag
 from beit.common.training.ema import WeightAverage
 from beit.common.training.engine import Engine, check_engine
-from beit.common.training.expectation import LONG_REST_SECONDS, Expectation, finished_line, in_words, warn_of_plan
 from beit.common.training.judge import BestSoFar, NonFiniteGuard
 from beit.common.training.measure import ProfileWindow, peak_flops, peak_memory_bytes
 from beit.common.training.micro_batches import settle_micro_batch, shortage_in_words
+from beit.common.training.outlook.expectation import LONG_REST_SECONDS, Expectation, finished_line
+from beit.common.training.outlook.forecast import plan_advice
 from beit.common.training.portable_state import gather_state
-from beit.common.training.rhythm import Rhythm, evaluation_cost
+from beit.common.training.rhythm import Rhythm
 from beit.common.training.saver import Saver, check_record, check_shapes
 from beit.common.training.speed import apply_speed
 from beit.common.training.task import (
@@ -84,8 +87,9 @@ def train(
         torch.manual_seed(config.train.seed)
         task = build_task(world)
         run = start_run(task, config, path=run_dir, resume=resume, world=world, free_keys=free_keys)
-        if world.is_main:
-            warn_of_plan(config, task.data.plan)
+        advice = plan_advice(config, task.data.plan)
+        if world.is_main and advice is not None:
+            logger.warning("%s", advice)
         task.begin(run_dir)
         return task, fit(task, config, run=run, world=world)
 
@@ -165,11 +169,10 @@ class Trainer:
         self._average = WeightAverage(self._engine, config.train.ema_decay)
         self._saver = Saver(task, engine=self._engine, run=run, world=world, config=config.checkpoint)
         self._guard = NonFiniteGuard(run.path / NONFINITE if world.is_main else None)
-        self._step, self._end = 0, self._plan.total_steps
+        self._step, self._end, self._lr = 0, self._plan.total_steps, 0.0
         self._evaluation: dict[str, float] = {}
         self._unread: list[tuple[int, HostFlag, list[str]]] = []
         self._losses: list[tuple[torch.Tensor, dict[str, torch.Tensor]]] = []
-        self._lr = 0.0
         self._random_before: dict[str, torch.Tensor] = {}
         """Of this rank, where the step under way began."""
         self._logged_at, self._logged_step = time.monotonic(), 0
@@ -184,8 +187,7 @@ class Trainer:
         total = self._plan.total_steps
         self._restore()
         self._world.run_on_main(self._open_metrics)
-        start, is_main = self._step, self._world.is_main
-        is_finished = start >= self._end
+        start, is_main, is_finished = self._step, self._world.is_main, self._step >= self._end
         if is_finished and is_main:
             logger.info("%s", finished_line(self._run.path, self._config.train, self._plan, step=start))
         speaks = is_main and not is_finished

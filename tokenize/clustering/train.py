@@ -21,6 +21,7 @@ from torch import Tensor
 
 from beit.common.config import config_to_dict
 from beit.common.errors import InputError, ResumableStop, require
+from beit.common.forecast.words import in_gb, in_words
 from beit.common.processes.distributed import World, init_distributed
 from beit.common.processes.signals import StopFlag, resumable_without_others, stop_on_signals
 from beit.common.progress import Progress
@@ -33,7 +34,6 @@ from beit.common.storage.locks import sole_use
 from beit.common.tokenizers.directory import CONFIG_FILE, save_tokenizer
 from beit.common.tokenizers.kmeans import KMeansTokenizer, cut_patches
 from beit.common.tokenizers.kmeans_config import KMeansConfig
-from beit.common.training.expectation import in_gb, in_words
 from beit.common.training.measure import children_memory_bytes, peak_memory_bytes
 from beit.tokenize.clustering.centres import Centres, assign, reduce_counts, revive, start, statistics, update
 from beit.tokenize.clustering.config import ClusteringConfig

@@ -80,7 +80,7 @@ def probe_section(runs: Sequence[RunFiles]) -> Section:
 
 def _block_line(run: RunFiles, task: str) -> Line | None:
     found = run.probes[task]
-    points = []
+    points: list[tuple[float, float]] = []
     for row in found.get("blocks") or ():
         if isinstance(row, dict) and (value := _block_value(row, found)) is not None:
             points.append((float(row.get("block", len(points))), value))

@@ -7,9 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from beit.common.training import expectation
+from beit.common.forecast.words import in_gb, in_words
 from beit.common.training.config import CheckpointConfig, OptimizerConfig, TrainConfig, plan_training
-from beit.common.training.expectation import better_batch, in_gb, in_words, warn_of_plan
+from beit.common.training.outlook import expectation
+from beit.common.training.outlook.forecast import better_batch, plan_advice
 from beit.tests.toy_training import toy_config, train_toy
 
 
@@ -73,17 +74,17 @@ def test_a_better_batch_makes_about_ten_steps_of_an_epoch(num_samples: int, batc
     ],
 )
 def test_a_plan_of_few_steps_is_warned_of_with_values_that_help(
-    caplog: pytest.LogCaptureFixture, num_samples: int, batch: int, epochs: float, words: str | None
+    num_samples: int, batch: int, epochs: float, words: str | None
 ) -> None:
     config = toy_config("optimizer.lr=1.5e-3")
     train = TrainConfig(global_batch_size=batch, epochs=epochs)
     config = type(config)(train=train, optimizer=OptimizerConfig())
     plan = plan_training(train, OptimizerConfig(), CheckpointConfig(), num_samples=num_samples, world_size=1)
-    warn_of_plan(config, plan)
+    advice = plan_advice(config, plan)
     if words is None:
-        assert not caplog.messages
+        assert advice is None
         return
-    (line,) = caplog.messages
+    line = str(advice)
     assert words in line
     lr = f"{1.5e-3 * (8 / batch) ** 0.5:.1g}"
     assert line.endswith(f"--set train.global_batch_size=8 --set optimizer.lr={lr}")
