@@ -162,7 +162,7 @@ def named(
         cores: Of a machine; left out, 8 per GPU.
     """
     sheet = data_sheet(gpu)
-    precision: Precision = "bf16" if sheet is None or sheet.has_bf16 else "fp16"
+    precision: Precision = "bf16" if sheet is None or sheet.has_bf16 else "fp32"
     flops, source = (None, f"unknown: no data sheet of {gpu}") if sheet is None else _of_sheet(sheet, precision)
     if memory_bytes is None:
         said = re.search(r"(\d+) ?GB", gpu, re.IGNORECASE)
