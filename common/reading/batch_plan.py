@@ -36,9 +36,14 @@ def grad_accum_steps_for(global_batch_size: int, micro_batch_size: int, world_si
             f"micro_batch_size ({micro_batch_size}) must divide global_batch_size ({global_batch_size}); "
             "lower one of them"
         )
+    share = global_batch_size // world_size
+    fitting = [size for size in range(1, min(share, micro_batch_size) + 1) if share % size == 0]
+    smaller = (
+        f", or set train.micro_batch_size={fitting[-1]}" if fitting and global_batch_size % world_size == 0 else ""
+    )
     raise InputError(
         f"global_batch_size ({global_batch_size}) cannot be cut into micro-batches of {micro_batch_size} on "
-        f"{world_size} ranks; start one of {', '.join(map(str, valid))} ranks or change micro_batch_size"
+        f"{world_size} ranks; start one of {', '.join(map(str, valid))} ranks{smaller}"
     )
 
 
