@@ -20,7 +20,7 @@ from torch import Tensor
 
 from beit.common.encoder import save_model
 from beit.common.errors import InputError
-from beit.common.forecast.hardware import Hardware
+from beit.common.forecast.hardware import Hardware, this_machine
 from beit.common.forecast.training import TrainingForecast
 from beit.common.pages.numbers import count
 from beit.common.processes.distributed import World
@@ -73,6 +73,9 @@ from beit.pretrain.stored_run import record_data
 
 logger = logging.getLogger(__name__)
 
+_USUAL_WORDS = 8192
+"""Of a tokenizer that is not loaded to look."""
+
 
 @stop_on_signals()
 def run(config: PretrainConfig, *, store: str | Path, run_dir: Path, resume: str = "auto") -> None:
@@ -116,7 +119,8 @@ def run(config: PretrainConfig, *, store: str | Path, run_dir: Path, resume: str
 def check(config: PretrainConfig, *, store: str, run_dir: Path, resume: str = "auto") -> str:
     """Refuse whatever `run` would refuse before it builds anything, and say that there is nothing of the kind.
 
-    Of a store that is still to be made only the settings can be checked.
+    And what the run would take, on one rank of this machine. Of a store that is still to be made only the settings can
+    be checked.
     """
     check_directory(run_dir, resume=resume)
     check_settings(config)
@@ -128,8 +132,24 @@ def check(config: PretrainConfig, *, store: str, run_dir: Path, resume: str = "a
     start = starting_point(config, token_store.info, earlier=earlier)
     check_settings(config, start.architecture)
     open_probe_data(config.probe)
-    check_run(run_dir, in_force(config, start), resume=resume, sync_to=config.run.sync_to)
-    return f"the settings are right for {store}"
+    config = in_force(config, start)
+    check_run(run_dir, config, resume=resume, sync_to=config.run.sync_to)
+    counts = [int(StoreDataset(token_store, seed=0, held_out=side).shard_sizes.sum()) for side in (False, True)]
+    info = token_store.info
+    found = forecast(
+        config,
+        num_images=counts[0],
+        img_size=info.img_size,
+        patch_size=info.patch_size,
+        vocab_size=info.tokenizer.vocab_size if info.tokenizer else _USUAL_WORDS,
+        views=info.views,
+        num_shards=len(token_store.shards),
+        num_held_out=counts[1],
+        hardware=this_machine(num_devices=1),
+        is_materialized=info.is_materialized,
+        start=Start(start.architecture, start.adaptation, start.continued is not None),
+    )
+    return "\n".join([f"the settings are right for {store}", *found.lines(), *map(str, found.problems)])
 
 
 def check_settings(config: PretrainConfig, shape: ViTConfig | None = None) -> None:

@@ -36,9 +36,26 @@ def grad_accum_steps_for(global_batch_size: int, micro_batch_size: int, world_si
             f"micro_batch_size ({micro_batch_size}) must divide global_batch_size ({global_batch_size}); "
             "lower one of them"
         )
+    share = global_batch_size // world_size
+    fitting = [size for size in range(1, min(share, micro_batch_size) + 1) if share % size == 0]
+    smaller = (
+        f", or set train.micro_batch_size={fitting[-1]}" if fitting and global_batch_size % world_size == 0 else ""
+    )
     raise InputError(
         f"global_batch_size ({global_batch_size}) cannot be cut into micro-batches of {micro_batch_size} on "
-        f"{world_size} ranks; start one of {', '.join(map(str, valid))} ranks or change micro_batch_size"
+        f"{world_size} ranks; start one of {', '.join(map(str, valid))} ranks{smaller}"
+    )
+
+
+def require_shares(global_batch_size: int, world_size: int) -> None:
+    """Refuse a batch that cannot be shared evenly by the ranks, with the nearest that can."""
+    below = global_batch_size // world_size * world_size
+    nearest = " or ".join(str(size) for size in (below, below + world_size) if size)
+    fewer = max(count for count in range(1, min(world_size, global_batch_size) + 1) if global_batch_size % count == 0)
+    require(
+        global_batch_size % world_size == 0,
+        f"train.global_batch_size ({global_batch_size}) must be a multiple of the {world_size} ranks, who share it "
+        f"evenly; start {fewer}, or set it to {nearest}",
     )
 
 

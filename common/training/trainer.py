@@ -39,7 +39,6 @@ from beit.common.training.judge import BestSoFar, NonFiniteGuard
 from beit.common.training.measure import ProfileWindow, peak_flops, peak_memory_bytes
 from beit.common.training.micro_batches import settle_micro_batch, shortage_in_words
 from beit.common.training.outlook.expectation import LONG_REST_SECONDS, Expectation, finished_line
-from beit.common.training.outlook.forecast import plan_advice
 from beit.common.training.outlook.foretelling import look_ahead
 from beit.common.training.portable_state import gather_state
 from beit.common.training.rhythm import Rhythm
@@ -88,9 +87,6 @@ def train(
         torch.manual_seed(config.train.seed)
         task = build_task(world)
         run = start_run(task, config, path=run_dir, resume=resume, world=world, free_keys=free_keys)
-        advice = plan_advice(config, task.data.plan)
-        if world.is_main and advice is not None:
-            logger.warning("%s", advice)
         task.begin(run_dir)
         return task, fit(task, config, run=run, world=world)
 

@@ -22,6 +22,7 @@ from beit.common.processes.cores import ranks_here
 from beit.common.processes.distributed import World
 from beit.common.training.config import TrainingConfig
 from beit.common.training.measure import free_memory_bytes
+from beit.common.training.outlook.forecast import plan_advice
 from beit.common.training.task import Foretells, Task
 
 logger = logging.getLogger(__name__)
@@ -35,11 +36,16 @@ _NO_SMALLER = "take a smaller model or smaller images, or speed.activation_check
 def look_ahead(task: Task, config: TrainingConfig, *, run: Path, step: int, world: World) -> None:
     """Say in two lines what a run that is to begin, or to go on at `step`, is expected to take, if the task knows.
 
+    And what its plan promises too little of.
+
     To be called on every rank, with the micro-batch settled and before anything is written.
 
     Raises:
         InputError: memory or disk cannot be enough, and the settings do not say to go on regardless.
     """
+    advice = plan_advice(config, task.data.plan)
+    if advice is not None and world.is_main:
+        logger.warning("%s", advice)
     if not isinstance(task, Foretells) or step >= task.data.plan.total_steps:
         return
     forecast = task.forecast(_hardware(world))
@@ -57,14 +63,10 @@ def _hardware(world: World) -> Hardware:
 
 
 def _heed_memory(forecast: TrainingForecast, world: World, *, is_allowed: bool) -> None:
-    free, here = free_memory_bytes(world.device), 1
+    free, here = free_memory_bytes(world.device), ranks_here(world.world_size) if world.device.type == "cpu" else 1
     if free is None:
         return
-    if world.device.type == "cpu":
-        held, here = psutil.Process().memory_info().rss, ranks_here(world.world_size)
-    else:
-        held = torch.cuda.memory_reserved(world.device)
-    room = free / here + held
+    room = free / here + _held_bytes(world.device)
     lacking, short = world.max_of([float(_SURE * forecast.memory.total > room), float(forecast.memory.total > room)])
     if not short:
         return
@@ -77,6 +79,11 @@ def _heed_memory(forecast: TrainingForecast, world: World, *, is_allowed: bool) 
         f"{in_gb(forecast.memory.total)} of memory{'' if here == 1 else ' per rank'}, and {in_gb(room)} are left for it"
     )
     _refuse_or_warn(what, way_out, is_sure=bool(lacking) and not is_allowed, speaks=world.is_main)
+
+
+def _held_bytes(device: torch.device) -> int:
+    """Return what this process has of that memory already."""
+    return psutil.Process().memory_info().rss if device.type == "cpu" else torch.cuda.memory_reserved(device)
 
 
 def _heed_disk(forecast: TrainingForecast, run: Path, *, is_allowed: bool) -> None:
