@@ -264,7 +264,7 @@ def _store(
         megapixels=min(images.megapixels, shrunk),
         is_vocabulary_assumed=words is None,
     )
-    source = rates.source if rates is not None else hardware.flops_source
+    source = rates.source if rates is not None else forecast.hardware.flops_source
     stage = store_stage(
         config,
         forecast,

@@ -116,6 +116,8 @@ def forecast(
         image_bytes: All that is packed, where each image is known; left out, by `mean_bytes`.
     """
     hardware = hardware or this_machine()
+    if hardware.device == "cuda" and config.dtype in ("auto", "float16"):  # whatever trainings take there
+        hardware = hardware if hardware.precision == "bf16" else hardware.in_precision("fp16")
     is_packed = is_packed or config.stored_quality is not None
     stored = _stored_bytes(config, mean_bytes) if is_packed else 0.0
     images = round(num_images * stored) if image_bytes is None else image_bytes
