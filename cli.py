@@ -115,6 +115,7 @@ class LazyGroup(click.Group):
 
 
 COMMANDS: dict[str, Entry | Section] = {
+    "plan": Entry("beit.plan", "plan_command", "What will it take? Time, memory, disk, and what would fail."),
     "tokenize": Entry("beit.tokenize.commands", "tokenize_command", "Turn images into a store of visual tokens."),
     "verify": Entry("beit.tokenize.commands", "verify_command", "Check every shard of a token store."),
     "tokenizer": Entry("beit.tokenize.commands", "tokenizer_group", "Train, convert, measure and compare tokenizers."),
@@ -153,6 +154,7 @@ _ALSO_CALLED = {
     "export": "save convert_to save_pretrained push to_onnx",
     "compare": "table results",
     "report": "summary html page dashboard",
+    "plan": "estimate forecast predict_time budget cost dry_run how_long eta",
     "worth": "few_labels ablate benchmark pays",
     "verify": "check audit fsck",
     "doctor": "diagnose health env check_env collect_env ds_report",

@@ -12,13 +12,14 @@ from pathlib import Path
 from beit.common.config import load_config
 from beit.common.forecast.hardware import Hardware, this_machine
 from beit.common.forecast.loading import PHOTO_MEGAPIXELS, sample_seconds
-from beit.common.forecast.model import TrainedModel, vit_model
+from beit.common.forecast.model import TrainedModel, head_parameters, vit_model
 from beit.common.forecast.training import TrainingForecast
 from beit.common.training.config import TrainingPlan
 from beit.common.training.outlook.forecast import forecast_run, settled_precision
 from beit.common.vit.config import Adaptation, ViTConfig, build_vit_config
 from beit.common.vit.description import read_encoder_config
 from beit.finetune.config import RANDOM_ENCODER, FinetuneConfig
+from beit.finetune.segmentation.config import HeadConfig, SegmentationConfig
 
 RECIPES = Path(__file__).parent / "recipes"
 _AUGMENTED = 1.6
@@ -69,6 +70,75 @@ def forecast(
         evaluated_at_once=min(config.evaluation.micro_batch_size, -(-num_val // hardware.num_devices)),
         tokens=1 + shape.num_patches,
         rows_together=2 if config.mix.is_on else 1,
+        artifacts=2,
+        plan=plan,
+    )
+
+
+def forecast_segmentation(
+    config: SegmentationConfig,
+    *,
+    shape: ViTConfig,
+    adaptation: Adaptation,
+    head: HeadConfig,
+    num_images: int,
+    num_classes: int,
+    evaluated_crops: float = 0.0,
+    hardware: Hardware | None = None,
+    stored_megapixels: float = PHOTO_MEGAPIXELS,
+    plan: TrainingPlan | None = None,
+) -> TrainingForecast:
+    """Return what a fine-tuning to masks takes; the head is counted by torch.
+
+    Args:
+        config: Its settings.
+        shape: Of the encoder, at the size of the crops.
+        adaptation: How much of it is trained.
+        head: With nothing left open.
+        num_images: With masks, to train on.
+        num_classes: Of the pixels.
+        evaluated_crops: That an evaluation looks at.
+        hardware: Where it happens; left out, here.
+        stored_megapixels: Of an image.
+        plan: Of a run that begins; left out, what the settings make.
+    """
+    from beit.finetune.segmentation.cost import head_cost  # brings torch
+
+    hardware = settled_precision(config, hardware or this_machine())
+    cost = head_cost(shape, head, num_classes=num_classes)
+    encoder = vit_model(
+        shape,
+        head_rows=0,
+        head_outputs=0,
+        frozen_blocks=adaptation.frozen_blocks(shape.depth),
+        lora_rank=adaptation.rank,
+        precision=hardware.precision,
+        device=hardware.device,
+        is_recomputed=config.speed.activation_checkpointing,
+    )
+    no_head = head_parameters(shape, 0)  # which this encoder has not: heads of masks bring norms of their own
+    halved = 1.0 if hardware.precision == "fp32" else 0.6
+    model = replace(
+        encoder,
+        parameters=encoder.parameters - no_head + cost.parameters,
+        trained=encoder.trained - no_head + cost.parameters,
+        flops_per_image=encoder.flops_per_image + 3 * cost.flops,
+        kept_bytes=encoder.kept_bytes + halved * cost.kept_bytes,
+        passing_bytes=max(encoder.passing_bytes, 8.0 * num_classes * shape.img_size**2),
+        forward_bytes=encoder.forward_bytes + halved * cost.kept_bytes / 2,
+        row_bytes=4.0 * shape.img_size**2,
+    )
+    is_joint = head.kind != "linear" and head.norm == "batch"
+    return forecast_run(
+        config,
+        model,
+        hardware,
+        num_samples=num_images,
+        seconds_per_image=_AUGMENTED * sample_seconds(shape.img_size, stored_megapixels=stored_megapixels),
+        evaluation_images=evaluated_crops,
+        evaluated_at_once=config.evaluation.micro_batch_size if evaluated_crops else 0,
+        tokens=0 if is_joint else 1 + shape.num_patches,
+        rows_together=None if is_joint else 1,
         artifacts=2,
         plan=plan,
     )

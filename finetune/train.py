@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 from beit.common.errors import InputError
+from beit.common.forecast.hardware import Hardware
+from beit.common.forecast.training import TrainingForecast
 from beit.common.pages.intervals import share_interval
 from beit.common.pages.numbers import percent, percent_range
 from beit.common.processes.distributed import World
@@ -43,6 +45,7 @@ from beit.finetune.data import LabelledData, open_training_data
 from beit.finetune.evaluation.evaluate import crop_pct_of, evaluation_loader, observe
 from beit.finetune.evaluation.outcomes import OutcomeLog, Outcomes
 from beit.finetune.evaluation.scores import Metrics, MultiLabelMetrics, compute_metrics
+from beit.finetune.forecast import forecast
 from beit.finetune.in_force import in_force, unnamed_shape
 
 logger = logging.getLogger(__name__)
@@ -194,6 +197,19 @@ class ClassificationTask:
     def evaluation_images(self) -> float:
         """Return how many images one evaluation looks at."""
         return 0 if self.images.val is None else len(self.images.val)
+
+    def forecast(self, hardware: Hardware) -> TrainingForecast:
+        """Return what the run takes."""
+        return forecast(
+            self.config,
+            num_images=len(self.dataset.index),
+            num_classes=len(self.images.class_names),
+            num_val=0 if self.images.val is None else len(self.images.val),
+            hardware=hardware,
+            shape=self.start.architecture,
+            adaptation=self.start.adaptation,
+            plan=self.data.plan,
+        )
 
     def flops_per_sample(self) -> int:
         """Return the arithmetic of one image."""

@@ -17,6 +17,8 @@ from PIL.Image import Image
 from torch import Tensor
 
 from beit.common.errors import InputError
+from beit.common.forecast.hardware import Hardware
+from beit.common.forecast.training import TrainingForecast
 from beit.common.forecast.words import in_words
 from beit.common.pages.numbers import percent
 from beit.common.processes.distributed import World
@@ -39,6 +41,7 @@ from beit.finetune.classification.step import balanced_weights
 from beit.finetune.evaluation.prediction_sheet import ROWS, prediction_sheet
 from beit.finetune.evaluation.segmentation import measure_masks, measured_sha256
 from beit.finetune.evaluation.segmentation_scores import SegmentationMetrics
+from beit.finetune.forecast import forecast_segmentation
 from beit.finetune.in_force import in_force, unnamed_shape
 from beit.finetune.masks.dataset import MaskedDataset
 from beit.finetune.masks.index import MaskedData, open_training_masks
@@ -226,6 +229,20 @@ class SegmentationTask:
         crop_px = self.start.architecture.img_size
         windows = evaluation_windows(val.pixel_counts, self.config.evaluation, crop_px=crop_px)
         return windows * (1 + min(ROWS, len(val)) / len(val))
+
+    def forecast(self, hardware: Hardware) -> TrainingForecast:
+        """Return what the run takes."""
+        return forecast_segmentation(
+            self.config,
+            shape=self.start.architecture,
+            adaptation=self.start.adaptation,
+            head=self.config.head,
+            num_images=len(self.scenes.train),
+            num_classes=len(self.scenes.classes),
+            evaluated_crops=self.evaluation_images(),
+            hardware=hardware,
+            plan=self.data.plan,
+        )
 
     def flops_per_sample(self) -> int:
         """Return the arithmetic of one crop."""

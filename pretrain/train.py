@@ -20,6 +20,8 @@ from torch import Tensor
 
 from beit.common.encoder import save_model
 from beit.common.errors import InputError
+from beit.common.forecast.hardware import Hardware, this_machine
+from beit.common.forecast.training import TrainingForecast
 from beit.common.pages.numbers import count
 from beit.common.processes.distributed import World
 from beit.common.processes.signals import stop_on_signals
@@ -48,6 +50,7 @@ from beit.common.vit.param_groups import param_groups
 from beit.pretrain.advice import another_size, check_views, little_training, quicker
 from beit.pretrain.config import PretrainConfig, early_block
 from beit.pretrain.data import ViewTransform, build_transform, check_replay
+from beit.pretrain.forecast import Start, forecast
 from beit.pretrain.model import MaskedImageModel, MaskedPixelModel
 from beit.pretrain.objective import TokenSource, build_model, build_step, token_source
 from beit.pretrain.pictures.at_the_end import report_pictures
@@ -69,6 +72,9 @@ from beit.pretrain.store_dataset import StoreDataset
 from beit.pretrain.stored_run import record_data
 
 logger = logging.getLogger(__name__)
+
+_USUAL_WORDS = 8192
+"""Of a tokenizer that is not loaded to look."""
 
 
 @stop_on_signals()
@@ -113,7 +119,8 @@ def run(config: PretrainConfig, *, store: str | Path, run_dir: Path, resume: str
 def check(config: PretrainConfig, *, store: str, run_dir: Path, resume: str = "auto") -> str:
     """Refuse whatever `run` would refuse before it builds anything, and say that there is nothing of the kind.
 
-    Of a store that is still to be made only the settings can be checked.
+    And what the run would take, on one rank of this machine. Of a store that is still to be made only the settings can
+    be checked.
     """
     check_directory(run_dir, resume=resume)
     check_settings(config)
@@ -125,8 +132,24 @@ def check(config: PretrainConfig, *, store: str, run_dir: Path, resume: str = "a
     start = starting_point(config, token_store.info, earlier=earlier)
     check_settings(config, start.architecture)
     open_probe_data(config.probe)
-    check_run(run_dir, in_force(config, start), resume=resume, sync_to=config.run.sync_to)
-    return f"the settings are right for {store}"
+    config = in_force(config, start)
+    check_run(run_dir, config, resume=resume, sync_to=config.run.sync_to)
+    counts = [int(StoreDataset(token_store, seed=0, held_out=side).shard_sizes.sum()) for side in (False, True)]
+    info = token_store.info
+    found = forecast(
+        config,
+        num_images=counts[0],
+        img_size=info.img_size,
+        patch_size=info.patch_size,
+        vocab_size=info.tokenizer.vocab_size if info.tokenizer else _USUAL_WORDS,
+        views=info.views,
+        num_shards=len(token_store.shards),
+        num_held_out=counts[1],
+        hardware=this_machine(num_devices=1),
+        is_materialized=info.is_materialized,
+        start=Start(start.architecture, start.adaptation, start.continued is not None),
+    )
+    return "\n".join([f"the settings are right for {store}", *found.lines(), *map(str, found.problems)])
 
 
 def check_settings(config: PretrainConfig, shape: ViTConfig | None = None) -> None:
@@ -266,6 +289,28 @@ class PretrainTask:
             frozen_blocks=adaptation.frozen_blocks(self.vit.depth),
             lora_rank=adaptation.rank,
             is_input_trained=adaptation.rank is not None or any(not name.startswith("blocks.") for name in fresh),
+        )
+
+    def forecast(self, hardware: Hardware) -> TrainingForecast:
+        """Return what the run takes."""
+        is_continued, probe = self.start.continued is not None, self.probe
+        is_input_trained = self.start.adaptation.rank is not None or any(
+            not name.startswith("blocks.") for name in self._fresh_names(self.model)
+        )
+        return forecast(
+            self.config,
+            num_images=int(self.dataset.shard_sizes.sum()),
+            img_size=self.vit.img_size,
+            patch_size=self.vit.patch_size,
+            vocab_size=self.tokens.vocab_size if self.tokens else 0,
+            views=self.store.info.views,
+            num_shards=len(self.dataset.shard_sizes),
+            num_held_out=int(self.held_out_images.shard_sizes.sum()),
+            hardware=hardware,
+            is_materialized=self.store.info.is_materialized,
+            probed_images=0 if probe is None else len(probe.train) + len(probe.test),
+            start=Start(self.vit, self.start.adaptation, is_continued, is_input_trained),
+            plan=self.data.plan,
         )
 
     def quicker(self, flops_per_second: float) -> str | None:

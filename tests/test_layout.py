@@ -136,7 +136,8 @@ def test_a_plan_knows_of_the_stages_what_they_forecast():
     """What stands at the root may import every stage; a plan that did could disagree with the command it speaks of."""
     modules = imported_modules(ROOT / "plan.py") if (ROOT / "plan.py").exists() else ()
     of_stages = {module for module in modules if module.split(".")[1:2] and module.split(".")[1] in STAGES}
-    assert of_stages <= {f"beit.{stage}.forecast" for stage in STAGES}
+    doors = {f"beit.{stage}.{door}" for stage in STAGES for door in ("forecast", "rates")}
+    assert of_stages <= doors
 
 
 def place_of(path):

@@ -83,6 +83,8 @@ class TokenizeConfig:
     allow_source_change: bool = False
     """Continue a store although files of its source have other times than when it was begun; names and sizes must be
     the same. Shards that are done stay as they are."""
+    allow_shortage: bool = False
+    """Begin although the memory or the disk of this machine is expected not to be enough."""
     allow_mixed: bool = False
     """Continue a store on another device, number format, batch size or torch version; the store records it."""
 

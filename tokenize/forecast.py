@@ -18,24 +18,32 @@ from beit.common.errors import InputError
 from beit.common.forecast.hardware import Hardware, this_machine
 from beit.common.forecast.loading import PHOTO_MEGAPIXELS, sample_seconds
 from beit.common.forecast.rules import Problem
+from beit.common.forecast.words import in_gb, in_words
+from beit.common.processes.memory import free_machine_bytes
 from beit.common.shards.schema import IMAGES_DIR, TOKENS_DIR, held_out_count
 from beit.common.sources.tars import TarShard
 from beit.common.storage.paths import is_remote
 from beit.common.views import VIEW_DTYPE
 from beit.tokenize.config import TokenizeConfig
-from beit.tokenize.encoders import encoding_flops
+from beit.tokenize.encoders import encoding_bytes, encoding_flops, vocabulary
 from beit.tokenize.plan import StorePlan
 
 logger = logging.getLogger(__name__)
 
 STORE_RECIPES = Path(__file__).parent / "recipes" / "store"
 """Of `beit tokenize`, for which none is shipped."""
+_SURE = 0.7
+"""Of the memory expected, what is surely needed."""
 USUAL_IMAGE_BYTES = 110_000
 """Of an image of which nothing else is known, as ImageNet's are."""
+_MAKING, _CONVOLVING = 3.2, 0.55
+"""Times the work of a view in training that a new one is; and of the speed of a training, what a tokenizer reaches."""
 _DECODING, _SHRINKING = 9.5e-3, 0.03
 """Core seconds per megapixel: of a JPEG, and of an image that is shrunk and encoded again."""
 _ROW_BYTES, _ROW_BYTES_PER_VIEW = 60, 9
 """Of an image in the sample table, with its key, and of the checksum of each view's words; measured."""
+_PROCESS_BYTES = 310e6
+"""Of a process that tokenises on a CPU: Python, torch, tables of images; measured."""
 _USUAL_TAR_IMAGES = 1000
 """Assumed of a tar that cannot be looked into cheaply."""
 _NPY_HEADER_BYTES = 128
@@ -60,10 +68,14 @@ class StoreForecast:
     """Of images that are packed; 0 where they stay where they are."""
     token_bytes: int
     """Of tokens, views and tables."""
+    vocab_size: int | None
+    """Words of the tokenizer; None where only loading it would tell."""
     views_per_second: float | None
     """On all devices; None where nobody knows how fast the tokenizer is there."""
     seconds: float | None
     """Of packing and tokenising."""
+    memory_bytes: float | None
+    """Of a rank's process, on a CPU; None on a GPU, and where nobody knows what the tokenizer needs."""
     hardware: Hardware
     """Where it was asked for."""
     problems: tuple[Problem, ...]
@@ -121,8 +133,10 @@ def forecast(
         num_held_out=held_out_count(num_images, config.held_out),
         image_bytes=images,
         token_bytes=num_images * _token_bytes(config),
+        vocab_size=vocabulary(config.tokenizer),
         views_per_second=rate,
         seconds=seconds,
+        memory_bytes=_memory_bytes(config, hardware),
         hardware=hardware,
         problems=(),
     )
@@ -133,6 +147,13 @@ def store_bytes(plan: StorePlan, config: TokenizeConfig) -> tuple[int, int]:
     refs = plan.catalogue.refs if plan.catalogue is not None else ()
     images = sum(round(_stored_bytes(config, ref.length)) for ref in refs)
     return images, _count_images(plan) * _token_bytes(config)
+
+
+def _memory_bytes(config: TokenizeConfig, hardware: Hardware) -> float | None:
+    if hardware.device != "cpu":
+        return None
+    view = encoding_bytes(config.tokenizer, config.grid_size) if config.views else 0.0
+    return None if view is None else _PROCESS_BYTES + config.micro_batch_size * view
 
 
 def _stored_bytes(config: TokenizeConfig, length: float) -> float:
@@ -164,21 +185,36 @@ def _views_per_second(config: TokenizeConfig, hardware: Hardware, megapixels: fl
     stored = megapixels
     if config.short_side:
         stored = min(megapixels, _ASPECT * config.short_side**2 / 1e6)
-    # An image is decoded once for all its views, each of which is rendered twice: for the check, and for the tokenizer.
-    making = _DECODING * stored / config.views + 2 * sample_seconds(config.img_size, stored_megapixels=0.0)
+    # An image is decoded once for all its views, each of which is drawn, and rendered for its check and the tokenizer.
+    making = _DECODING * stored / config.views + _MAKING * sample_seconds(config.img_size, stored_megapixels=0.0)
     if flops is None or hardware.flops is None:
         return None
-    computing, cores = flops / hardware.flops, hardware.cores_per_device
+    computing, cores = flops / (_CONVOLVING * hardware.flops), hardware.cores_per_device
     view = computing + making / cores if hardware.device == "cpu" else max(computing, making / cores)
     return hardware.num_devices / view
 
 
-def foretell_size(plan: StorePlan, config: TokenizeConfig, store: str, *, speaks: bool) -> None:
-    """Say how large the store will be, unless most of it is there; refuse one that its disk has no room for.
+def foretell(plan: StorePlan, config: TokenizeConfig, store: str, *, ranks: int, speaks: bool) -> None:
+    """Say what the store will take, unless most of it is there; refuse one that memory or disk cannot be enough for.
 
     Of a store behind a URL the size is said, and nothing is known of the room.
+
+    Args:
+        plan: Of the store.
+        config: Its settings; `allow_shortage` goes on regardless.
+        store: Folder or URL.
+        ranks: At work on this machine, as far as it is known.
+        speaks: Whether this rank says it.
     """
     images, tokens = store_bytes(plan, config)
+    found = forecast(
+        config,
+        num_images=_count_images(plan),
+        num_shards=len(plan.shards),
+        image_bytes=images,
+        is_packed=plan.catalogue is not None,
+        hardware=this_machine(num_devices=ranks, may_use_gpu=config.device != "cpu"),
+    )
     total = images + tokens
     left, room = total, ""
     if not is_remote(store):
@@ -188,16 +224,49 @@ def foretell_size(plan: StorePlan, config: TokenizeConfig, store: str, *, speaks
         room = f"; {_bytes(free)} are free there"
         if left > free:
             more = "" if not there else f"{_bytes(left)} more of "
-            raise InputError(
+            smaller = "lower --views" if config.materialize or not images else "shrink images with --short-side 256"
+            _refuse_or_warn(
                 f"store {store} needs about {more}{_bytes(total)} ({_bytes(images)} for images, {_bytes(tokens)} for "
-                f"tokens), and its disk has {_bytes(free)} free; name a folder on another disk, "
-                + ("lower --views" if config.materialize or not images else "shrink images with --short-side 256")
+                f"tokens), and its disk has {_bytes(free)} free; name a folder on another disk, {smaller}",
+                config,
+                speaks=speaks,
             )
+    if left > total // 20:
+        _heed_memory(found, config, ranks=ranks, speaks=speaks)
     if speaks and left > total // 20:
+        rest = None if found.seconds is None else found.seconds * left / total
+        time = "a time that nobody knows" if rest is None else f"about {in_words(rest)}"
+        memory = "" if found.memory_bytes is None else f" and {in_gb(found.memory_bytes)} of memory"
+        logger.info(
+            "expected: %s (%s)%s%s; %d views in %d shards",
+            *(time, found.hardware.flops_source, memory, "" if ranks == 1 or not memory else " per rank"),
+            *(found.num_images * config.views, found.num_shards),
+        )
         parts = (
             f"images {_bytes(images)}, tokens {_bytes(tokens)}" if images else "tokens; the images stay where they are"
         )
         logger.info("store %s: about %s (%s)%s", store, _bytes(total), parts, room)
+
+
+def _heed_memory(found: StoreForecast, config: TokenizeConfig, *, ranks: int, speaks: bool) -> None:
+    free = free_machine_bytes()
+    if found.memory_bytes is None or free is None or ranks * found.memory_bytes <= free:
+        return
+    size = config.micro_batch_size
+    smaller = "" if size == 1 else f"; --set micro_batch_size={max(1, size // 4)} needs less"
+    _refuse_or_warn(
+        f"tokenising needs about {in_gb(ranks * found.memory_bytes)} of memory, and {in_gb(free)} are free{smaller}",
+        config,
+        speaks=speaks,
+        is_sure=_SURE * ranks * found.memory_bytes > free,
+    )
+
+
+def _refuse_or_warn(words: str, config: TokenizeConfig, *, speaks: bool, is_sure: bool = True) -> None:
+    if is_sure and not config.allow_shortage:
+        raise InputError(f"{words}; to go on regardless, --set allow_shortage=true")
+    if speaks:
+        logger.warning("%s", words)
 
 
 def _count_images(plan: StorePlan) -> int:

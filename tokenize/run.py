@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Literal
 
 from beit.common.errors import InputError, ResumableStop, RunFailed, require
-from beit.common.processes.cores import available_cores
+from beit.common.processes.cores import available_cores, ranks_here
 from beit.common.processes.launch import check_ranks
 from beit.common.processes.launcher_env import is_to_start_ranks, launcher_environment, under_launcher
 from beit.common.processes.safe_path import safe_path
@@ -33,7 +33,7 @@ from beit.common.processes.signals import StopFlag, stop_on_signals
 from beit.common.progress import LogFormatter, share_terminal
 from beit.common.shards.schema import IMAGES_DIR, INDEX_FILE, ImageShardManifest, StoreInfo, manifest_name
 from beit.tokenize.config import TokenizeConfig
-from beit.tokenize.forecast import foretell_size
+from beit.tokenize.forecast import foretell
 from beit.tokenize.jobs import RankJobs, list_jobs
 from beit.tokenize.packing.pack import members_of, pack_images, packed_manifests
 from beit.tokenize.parallel import Processes, Workers, worker_processes
@@ -122,7 +122,7 @@ def run_tokenize(
         check_place(files)
         stamp_before = stat_if_there(files / INDEX_FILE)
         plan = plan_store(config, source, files.location)
-        foretell_size(plan, config, files.location, speaks=rank == 0)
+        foretell(plan, config, files.location, ranks=ranks_here(world_size), speaks=rank == 0)
         threads = config.threads or recorded_threads(files) or available_cores()
         tokenizing = set_up_tokenizer(config, local_rank, threads, tokenizer)
         wanted = build_info(config, plan, tokenizing)

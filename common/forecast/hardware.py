@@ -18,6 +18,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from beit.common.errors import InputError, did_you_mean
+from beit.common.forecast.words import percent
 from beit.common.processes.cores import available_cores
 from beit.common.processes.memory import machine_memory_bytes
 
@@ -120,12 +121,12 @@ class Hardware:
         return replace(self, precision=precision, flops=flops, flops_source=source)
 
 
-def this_machine(*, num_devices: int | None = None) -> Hardware:
+def this_machine(*, num_devices: int | None = None, may_use_gpu: bool = True) -> Hardware:
     """Return what a run on this machine computes with: its GPUs, else its processor, on so many ranks if given.
 
     A processor's speed is measured on a product of matrices, in a twentieth of a second; that of a GPU is assumed.
     """
-    if _may_have_gpu():
+    if may_use_gpu and _may_have_gpu():
         import torch
 
         if torch.cuda.is_available():
@@ -134,7 +135,7 @@ def this_machine(*, num_devices: int | None = None) -> Hardware:
                 found, memory_bytes=torch.cuda.get_device_properties(0).total_memory, cores=available_cores()
             )
     ranks, cores, spare = num_devices or 1, available_cores(), spare_share()
-    busy = f", and that it is {1 - spare:.0%} busy" if spare < _BUSY else ""
+    busy = f", and {percent(1 - spare)} of it busy" if spare < _BUSY else ""
     return Hardware(
         device="cpu",
         name=_processor_name(),
@@ -143,7 +144,7 @@ def this_machine(*, num_devices: int | None = None) -> Hardware:
         memory_bytes=machine_memory_bytes(),
         cores=cores,
         flops=spare * _REACHED_CPU * product_flops() * cores / ranks,
-        flops_source=f"assumed: {_REACHED_CPU:.0%} of the speed of matrix products here{busy}",
+        flops_source=f"assumed: {percent(_REACHED_CPU)} of the speed of matrix products here{busy}",
         precision="bf16" if _has_bf16_units() else "fp32",
     )
 
@@ -161,7 +162,7 @@ def named(
         cores: Of a machine; left out, 8 per GPU.
     """
     sheet = data_sheet(gpu)
-    precision: Precision = "bf16" if sheet is None or sheet.has_bf16 else "fp16"
+    precision: Precision = "bf16" if sheet is None or sheet.has_bf16 else "fp32"
     flops, source = (None, f"unknown: no data sheet of {gpu}") if sheet is None else _of_sheet(sheet, precision)
     if memory_bytes is None:
         said = re.search(r"(\d+) ?GB", gpu, re.IGNORECASE)
@@ -228,7 +229,7 @@ def spare_share() -> float:
 
 def _of_sheet(sheet: DataSheet, precision: Precision) -> tuple[float, str]:
     peak, share = (sheet.fp32, _REACHED_FP32) if precision == "fp32" else (sheet.half, sheet.reached)
-    return share * peak * 1e12, f"assumed: {share:.0%} of {peak:g} TFLOPS"
+    return share * peak * 1e12, f"assumed: {percent(share)} of {peak:g} TFLOPS"
 
 
 def _plain(name: str) -> str:

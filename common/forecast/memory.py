@@ -20,14 +20,16 @@ _PROCESS_BYTES = 450e6
 """Of a process that trains on a CPU: Python, torch, DeepSpeed and what they bring; measured on Linux."""
 _ZERO_BYTES = 60e6
 """Of what ZeRO 1 to 3 bring along, on a CPU; measured."""
-_WORKER_BYTES = 150e6
-"""Of a data worker, what it shares with nobody; measured."""
+_WORKERS_BYTES, _WORKER_BYTES = 20e6, 25e6
+"""Of all data workers together and of each, what they share with nobody; measured."""
 _CONTEXT_BYTES = 600e6
 """Of a GPU's memory, what CUDA and the collectives take for themselves; assumed."""
 _FRAGMENTS = 0.05
 """Of activations, what the allocator cannot use; assumed on a GPU, measured on a CPU."""
 _SAVED_TWICE = 1.15
 """Of moments and averages, what writing a checkpoint takes besides; measured."""
+_COPIES_EXCHANGED = {"cpu": 4, "cuda": 2}
+"""Of the bucket, while ZeRO's ranks exchange it: measured with gloo, assumed with NCCL."""
 _LARGEST_BUCKET = 500_000_000
 """Gradients that are exchanged at a time, in elements: DeepSpeed's default."""
 
@@ -47,7 +49,7 @@ class Memory:
     workspace: float
     """What is there for a moment: buffers, the loss; and the process itself, or what CUDA takes of a device."""
     loaders: float
-    """Data workers; 0 on a GPU, in whose memory they are not."""
+    """Data workers; of a GPU's memory, the batches that they have made."""
 
     @property
     def total(self) -> float:
@@ -128,7 +130,8 @@ def memory_of(
     exchanged = 0.0
     if zero_stage > 0:
         states += part  # of its own copy of the weights
-        exchanged = bucket + (trained if zero_stage == 1 else 0)
+        copies = 1 if world_size == 1 else _COPIES_EXCHANGED[device]
+        exchanged = copies * bucket + (trained if zero_stage == 1 else 0)
     elif world_size > 1:
         exchanged = bucket
     step = micro_batch_size * (model.kept_bytes + model.passing_bytes) + model.step_bytes
@@ -137,14 +140,17 @@ def memory_of(
     # A checkpoint is put together in the host's memory; what a step or an evaluation needs is free again by then.
     saving = _SAVED_TWICE * trained * (2 + ema) if is_cpu else 0.0
     activations = max((1 + _FRAGMENTS) * max(step, evaluation), saving)
-    workspace = exchanged + (_PROCESS_BYTES + _ZERO_BYTES * (zero_stage > 0) if is_cpu else _CONTEXT_BYTES)
     rows = prefetch_batches * micro_batch_size * model.row_bytes
-    loaders = num_workers * (_WORKER_BYTES + rows) if is_cpu else 2 * micro_batch_size * model.row_bytes
+    if is_cpu:
+        itself = _PROCESS_BYTES + _ZERO_BYTES * (zero_stage > 0)
+        loaders = _WORKERS_BYTES * (num_workers > 0) + num_workers * (_WORKER_BYTES + rows)
+    else:  # the batch that is computed, and the next one on its way
+        itself, loaders = _CONTEXT_BYTES, 2 * micro_batch_size * model.row_bytes
     return Memory(
         weights=weights,
         gradients=gradients,
         optimizer=states,
         activations=activations,
-        workspace=workspace,
+        workspace=exchanged + itself,
         loaders=loaders,
     )

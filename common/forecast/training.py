@@ -19,7 +19,6 @@ _SMALL_STEP_SECONDS = {"cpu": 0.004, "cuda": 0.02}
 """What a micro-batch takes however small it is: calls, launches of kernels; assumed."""
 _SPARE_MEMORY = 0.9
 """Of a device's memory, what micro-batches are chosen to fill at most."""
-_FEWEST_STEPS = 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,6 +89,10 @@ class TrainingForecast:
     """Of all of them."""
     memory: Memory
     """Per rank."""
+    memory_settings: dict[str, Any]
+    """What it was counted with, for `memory_of`."""
+    micro_batch_sizes: tuple[int, ...]
+    """That cut a rank's share of a step evenly, ascending."""
     checkpoint_bytes: int
     """Of one."""
     disk_bytes: int
@@ -110,17 +113,26 @@ class TrainingForecast:
         room = memory_per_rank(self.hardware)
         return None if room is None else self.memory.total <= room
 
-    @property
-    def lines(self) -> tuple[str, str]:
-        """The two lines that matter: time and memory; then disk and steps."""
-        seconds = self.total_seconds
-        where = f"per rank of {self.hardware.name}" if self.hardware.num_devices > 1 else f"on {self.hardware.name}"
-        time = "for a time that nobody knows" if seconds is None else f"about {in_words(seconds)}"
+    def memory_at(self, micro_batch_size: int, **changes: Any) -> Memory:
+        """Return the memory with other micro-batches, or `zero_stage` and others of `memory_settings`."""
+        return memory_of(self.model, micro_batch_size=micro_batch_size, **self.memory_settings | changes)
+
+    def lines(self, *, after: int = 0, free_disk: int | None = None) -> tuple[str, str]:
+        """Return the two lines that matter: time and memory; then disk and steps.
+
+        Args:
+            after: Steps that are done already.
+            free_disk: Bytes free where the run will be, if that is known.
+        """
+        left = (self.steps - after) / self.steps
+        seconds, each = self.total_seconds, " per rank" if self.hardware.num_devices > 1 else ""
+        time = "a time that nobody knows" if seconds is None else f"about {in_words(left * seconds)}"
+        room = "" if free_disk is None else f", {in_gb(free_disk)} are free there"
         return (
-            f"expected: {time} {where} ({self.hardware.flops_source}), {in_gb(self.memory.total)} of memory in "
+            f"expected: {time} ({self.hardware.flops_source}) and {in_gb(self.memory.total)} of memory{each}, in "
             f"micro-batches of {self.micro_batch_size}",
-            f"expected: {in_gb(self.disk_bytes)} of disk, checkpoints of {in_gb(self.checkpoint_bytes)}; {self.steps} "
-            f"steps, {self.samples_seen} images in all",
+            f"expected: {in_gb(self.disk_bytes)} of disk (checkpoints of {in_gb(self.checkpoint_bytes)}){room}; "
+            f"{self.steps - after} steps see {left * self.samples_seen:.0f} images in all",
         )
 
     def with_problems(self, *more: Problem) -> TrainingForecast:
@@ -171,7 +183,7 @@ def forecast_training(
         problems: Found before.
     """
     ranks = hardware.num_devices
-    options: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "zero_stage": zero_stage,
         "world_size": ranks,
         "device": hardware.device,
@@ -185,14 +197,14 @@ def forecast_training(
     room = memory_per_rank(hardware)
 
     def fits(size: int) -> bool:
-        return room is None or memory_of(model, micro_batch_size=size, **options).total <= _SPARE_MEMORY * room
+        return room is None or memory_of(model, micro_batch_size=size, **settings).total <= _SPARE_MEMORY * room
 
     sizes = [share] if rows_together is None else divisors(share, rows_together)
     size = micro_batch_size
     if size is None:
         largest = largest_that_fits(sizes, fits) or sizes[0]
         size = largest if hardware.device == "cuda" or not tokens else min(largest, wanted_size(sizes, tokens))
-    memory = memory_of(model, micro_batch_size=size, **options)
+    memory = memory_of(model, micro_batch_size=size, **settings)
     found = list(problems)
     if room is not None and memory.total > room:
         smaller = [one for one in sizes if one < size and fits(one)]
@@ -221,6 +233,8 @@ def forecast_training(
         evaluations=evaluations,
         evaluations_seconds=None if rate is None else _EVALUATED * evaluations * reading.evaluation_images / rate,
         memory=memory,
+        memory_settings=settings,
+        micro_batch_sizes=tuple(sizes),
         checkpoint_bytes=checkpoint,
         disk_bytes=kept_checkpoints(course) * checkpoint + FLOAT * course.artifacts * model.parameters,
         loader_cores_per_device=cores,

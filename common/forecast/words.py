@@ -18,3 +18,8 @@ def in_gb(num_bytes: float) -> str:
         if num_bytes >= size:
             return f"{num_bytes / size:.3g} {unit}"
     return f"{num_bytes / 1e3:.3g} kB"
+
+
+def percent(share: float) -> str:
+    """Write a share without digits: 40 %."""
+    return f"{100 * share:.0f} %"

@@ -13,7 +13,7 @@ from typing import Annotated, Literal, Protocol
 
 from beit.common.config import above, at_least, checked, within
 from beit.common.errors import InputError, require
-from beit.common.reading.batch_plan import grad_accum_steps_for
+from beit.common.reading.batch_plan import grad_accum_steps_for, valid_world_sizes
 from beit.common.reading.config import ReaderConfig
 
 _WINDOW = re.compile(r"(\d+):(\d+)")
@@ -115,6 +115,8 @@ class RunConfig:
     with metrics and artifacts; on a machine without the run, --resume auto fetches it from there."""
     wandb: str | None = None
     """Weights & Biases project that metrics and pictures go to as well; left out, none. Needs the extra `wandb`."""
+    allow_shortage: bool = False
+    """Begin although the memory or the disk of this machine is expected not to be enough."""
     report: bool = True
     """Write RUN/report.html, one page about the run, when it ends or stops; takes seconds."""
     allow_data_change: bool = False
@@ -202,6 +204,12 @@ def plan_training(
     A micro-batch that is left out is the whole share here; `micro_batches.py` chooses one when the run begins.
     """
     batch = train.global_batch_size
+    if train.micro_batch_size is None and batch % world_size:
+        ranks = [count for count in valid_world_sizes(batch, 1) if count < 2 * world_size]
+        raise InputError(
+            f"train.global_batch_size ({batch}) cannot be shared by {world_size} ranks; start one of "
+            f"{', '.join(map(str, ranks))} ranks, or set it to {-(-batch // world_size) * world_size}"
+        )
     micro_batch_size = train.micro_batch_size or max(1, batch // world_size)
     steps_per_epoch = num_samples / batch
     total_steps = train.steps or max(1, round(train.epochs * num_samples) // batch)

@@ -252,7 +252,7 @@ def _kept_values(vit: VisionTransformer, *, is_recomputed: bool) -> int:
 
 def _refuse_too_large(task: Task, config: TrainingConfig, world: World) -> None:
     """Refuse a run that the memory of this machine is surely not enough for; on a GPU what was set is believed."""
-    if world.device.type != "cpu":
+    if world.device.type != "cpu" or config.run.allow_shortage:
         return
     size = task.data.plan.micro_batch_size
     sizes = divisors(task.data.plan.global_batch_size // world.world_size, task.data.rows_together or 1)
@@ -271,7 +271,7 @@ def _refuse_too_large(task: Task, config: TrainingConfig, world: World) -> None:
     )
     raise InputError(
         f"a training with micro-batches of {size} images needs more than {in_gb(least[size])} of memory, of which "
-        f"{in_gb(free)} are free; {way_out}"
+        f"{in_gb(free)} are free; {way_out}; to go on regardless, --set run.allow_shortage=true"
     )
 
 

@@ -11,6 +11,8 @@ import torch
 from PIL.Image import Image
 from torch import nn
 
+from beit.common.forecast.hardware import Hardware
+from beit.common.forecast.training import TrainingForecast
 from beit.common.training.data import Batch, TrainingData
 from beit.common.training.judge import BestSoFar, Goal
 
@@ -94,6 +96,14 @@ class CountsFlops(Protocol):
 
     def flops_per_sample(self) -> int:
         """Return multiplications and additions of one sample's forward and backward pass (`beit.common.vit.flops`)."""
+
+
+@runtime_checkable
+class Foretells(Protocol):
+    """A task that knows by arithmetic what it will take, so that it can be said, or refused, before it begins."""
+
+    def forecast(self, hardware: Hardware) -> TrainingForecast:
+        """Return what the whole run takes on `hardware`, with the plan and the micro-batch that `data` has."""
 
 
 @runtime_checkable

@@ -22,6 +22,8 @@ from torch import Tensor, nn
 
 from beit.common.config import config_to_dict
 from beit.common.errors import InputError
+from beit.common.forecast.hardware import Hardware
+from beit.common.forecast.training import TrainingForecast
 from beit.common.processes.distributed import World
 from beit.common.reading.contents import Watched
 from beit.common.rng import CounterRng, stable_hash64
@@ -34,6 +36,7 @@ from beit.tokenize.images import open_images
 from beit.tokenize.tokenizer_training.codebook import fit_codebook, revive_words
 from beit.tokenize.tokenizer_training.config import TokenizerTrainConfig
 from beit.tokenize.tokenizer_training.data import CropTransform, Images, read_samples, split_images
+from beit.tokenize.tokenizer_training.forecast import forecast_tokenizer
 from beit.tokenize.tokenizer_training.report import reconstruction_metrics, reconstruction_sheet, tokenizer_card
 from beit.tokenize.tokenizer_training.step import (
     TokenizerModel,
@@ -147,6 +150,16 @@ class TokenizerTask:
         data, held_out = self.config.data, int(self.images.held_out.shard_sizes.sum())
         views_per_image = data.view_size**2 / (data.crops_per_image * data.crop_size**2)
         return min(data.num_eval_images, held_out) * views_per_image
+
+    def forecast(self, hardware: Hardware) -> TrainingForecast:
+        """Return what the run takes."""
+        return forecast_tokenizer(
+            self.config,
+            num_images=int(self.images.train.shard_sizes.sum()),
+            num_held_out=int(self.images.held_out.shard_sizes.sum()),
+            hardware=hardware,
+            plan=self.data.plan,
+        )
 
     def param_groups(self) -> list[dict[str, Any]]:
         """Decay kernels only; let the logit scale move faster."""

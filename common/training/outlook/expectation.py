@@ -17,7 +17,7 @@ from beit.common.forecast.words import in_gb, in_words
 from beit.common.processes.distributed import World
 from beit.common.training.config import TrainConfig, TrainingConfig, TrainingPlan
 from beit.common.training.measure import children_memory_bytes, free_memory_bytes, peak_memory_bytes
-from beit.common.training.task import CountsFlops, NamesQuicker, Task
+from beit.common.training.task import CountsFlops, Foretells, NamesQuicker, Task
 
 logger = logging.getLogger(__name__)
 
@@ -88,15 +88,16 @@ class Expectation:
             return
         seconds, remaining = step_seconds * (plan.total_steps - step), plan.total_steps - step
         checkpoint, disk = self._disk(remaining)
+        is_foretold = isinstance(self._task, Foretells)
         logger.info(
-            "about %s per step, %s for %d steps, evaluations apart; %s of memory%s; %s of disk (checkpoints of %s)%s",
+            "%s %s per step, %s for %d steps, evaluations apart; %s of memory%s%s%s",
+            "measured:" if is_foretold else "about",
             in_words(step_seconds),
             in_words(seconds),
             remaining,
             in_gb(memory),
             "" if self._world.world_size == 1 else " per rank",
-            in_gb(disk),
-            in_gb(checkpoint),
+            "" if is_foretold else f"; {in_gb(disk)} of disk (checkpoints of {in_gb(checkpoint)})",
             self._quicker(step_seconds, seconds),
         )
         self._warn(checkpoint, disk, to_come)
@@ -134,6 +135,8 @@ class Expectation:
                 in_gb(free),
                 in_gb(to_come),
             )
+        if isinstance(self._task, Foretells):  # whose disk was looked at before it began
+            return
         try:
             room = shutil.disk_usage(self._run).free
         except OSError:

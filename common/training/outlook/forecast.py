@@ -54,6 +54,7 @@ def forecast_run(
         plan: Of a run that begins; left out, what the settings make.
     """
     stage, found = zero_stage(config), list(problems)
+    size = config.train.micro_batch_size if plan is None else plan.micro_batch_size
     found += problems_of(lambda: check_partition(config.optimizer, zero_stage=stage))
     if plan is None:
         plan, broken = _planned(config, num_samples=num_samples, world_size=hardware.num_devices)
@@ -82,7 +83,7 @@ def forecast_run(
             evaluated_at_once=evaluated_at_once,
         ),
         hardware,
-        micro_batch_size=train.micro_batch_size,
+        micro_batch_size=size,
         rows_together=rows_together,
         tokens=tokens,
         zero_stage=stage,

@@ -55,7 +55,9 @@ def test_a_run_that_may_go_on_passes_and_one_whose_copy_is_another_does_not(stor
     config = settings(model=shape, optimizer={"warmup_steps": 1})
     place = str(store.location)
     before = files_of(first)
-    assert check(config, store=place, run_dir=first) == f"the settings are right for {place}"
+    right, *expected = check(config, store=place, run_dir=first).splitlines()
+    assert right == f"the settings are right for {place}"
+    assert " of memory, in micro-batches of " in expected[0] and " of disk (checkpoints of " in expected[1]
     assert "already holds a run" in refused(lambda: check(config, store=place, run_dir=first, resume="never"))
     copied = settings(dino, run={"sync_to": str(first)})  # pixels of its own: lists among what differs
     words = refused(lambda: check(copied, store=place, run_dir=tmp_path / "run"))

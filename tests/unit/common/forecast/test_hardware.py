@@ -11,10 +11,10 @@ from beit.common.forecast.hardware import check_name, data_sheet, known_peak_flo
     [
         ("A100", 80, "bf16"),
         ("NVIDIA A100-SXM4-40GB", 40, "bf16"),
-        ("V100-16GB", 16, "fp16"),
+        ("V100-16GB", 16, "fp32"),
         ("NVIDIA H100 80GB HBM3", 80, "bf16"),
         ("nvidia l40s", 48, "bf16"),
-        ("Tesla T4", 16, "fp16"),
+        ("Tesla T4", 16, "fp32"),
     ],
 )
 def test_a_gpu_is_known_by_its_name(name, gigabytes, precision):

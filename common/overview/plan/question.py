@@ -1,0 +1,54 @@
+"""What `beit plan` is asked: images, settings of three stages, and machines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from beit.common.errors import require
+from beit.common.forecast.hardware import Hardware, check_name, named, this_machine
+from beit.common.overview.plan.amounts import parse_count
+
+_PREFIXES = ("tokenize.", "finetune.")
+"""Of --set, for settings of other stages than pre-training."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Question:
+    """What the command was given; its help says what each means."""
+
+    images: str
+    recipe: str | None = None
+    overrides: Sequence[str] = ()
+    views: int | None = None
+    labels: str | None = None
+    gpus: int | None = None
+    machines: int = 1
+    gpu: str | None = None
+    measure: bool = False
+
+    def settings(self, stage: str) -> list[str]:
+        """Return what --set says of a stage: pretrain, tokenize or finetune."""
+        if stage == "pretrain":
+            return [word for word in self.overrides if not word.startswith(_PREFIXES)]
+        return [word.removeprefix(f"{stage}.") for word in self.overrides if word.startswith(f"{stage}.")]
+
+    @property
+    def num_labels(self) -> int | None:
+        """Labelled images to fine-tune on."""
+        if self.labels is None:
+            return None
+        number = parse_count(self.labels)
+        require(number is not None, f"--labels ({self.labels}) must be a number of images, such as 500 or 1.28M")
+        return number
+
+    def hardware(self) -> Hardware:
+        """Return what it is to run on."""
+        if self.gpu is None:
+            here = this_machine(num_devices=self.gpus)
+            return replace(here, num_devices=here.num_devices * self.machines, num_machines=self.machines)
+        check_name(self.gpu)
+        require(
+            not self.measure, f"--measure measures this machine, and --gpu ({self.gpu}) names another; leave one out"
+        )
+        return named(self.gpu, num_devices=(self.gpus or 1) * self.machines, num_machines=self.machines)
