@@ -36,7 +36,8 @@ from beit.common.processes.distributed import init_distributed
 from beit.common.shards.token_store import TokenStore
 from beit.common.training.engine import choose_precision
 from beit.common.training.speed import apply_speed
-from beit.common.training.trainer import fit, start_run
+from beit.common.training.start import start_run
+from beit.common.training.trainer import fit
 from beit.common.vit.transform import normalize_images
 from beit.pretrain.commands import RECIPES
 from beit.pretrain.config import PretrainConfig

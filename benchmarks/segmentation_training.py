@@ -32,7 +32,8 @@ from beit.benchmarks.turns import LOOP, LoopTurns, Turns
 from beit.common.config import load_config
 from beit.common.processes.distributed import init_distributed
 from beit.common.training.engine import choose_precision
-from beit.common.training.trainer import fit, start_run
+from beit.common.training.start import start_run
+from beit.common.training.trainer import fit
 from beit.finetune.commands import SEGMENTATION_RECIPES
 from beit.finetune.in_force import in_force
 from beit.finetune.masks.index import open_training_masks

@@ -194,7 +194,8 @@ def train_in_turns(store_path: Path, recipe: str, overrides: Sequence[str], *, s
     from beit.common.config import load_config
     from beit.common.processes.distributed import init_distributed
     from beit.common.store import open_store
-    from beit.common.training.trainer import fit, start_run
+    from beit.common.training.start import start_run
+    from beit.common.training.trainer import fit
     from beit.pretrain.commands import RECIPES
     from beit.pretrain.config import PretrainConfig
 

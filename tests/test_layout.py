@@ -257,6 +257,7 @@ def test_importing_the_package_loads_no_other_module():
         "demo.py",
         *(f"{stage}/commands.py" for stage in STAGES),
         "finetune/weights/commands.py",
+        "common/overview/commands.py",
     ],
 )
 def test_command_modules_import_no_torch_at_the_top(name):

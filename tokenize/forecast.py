@@ -19,19 +19,15 @@ from beit.common.errors import InputError
 from beit.common.forecast.hardware import Hardware, this_machine
 from beit.common.forecast.loading import PHOTO_MEGAPIXELS, sample_seconds
 from beit.common.forecast.rules import Problem
-from beit.common.forecast.training import TrainingForecast
 from beit.common.forecast.words import in_gb, in_words
 from beit.common.processes.memory import free_machine_bytes
 from beit.common.shards.schema import IMAGES_DIR, TOKENS_DIR, held_out_count
 from beit.common.sources.tars import TarShard
 from beit.common.storage.paths import is_remote
-from beit.common.training.config import TrainingPlan
-from beit.common.training.outlook.forecast import forecast_run, settled_precision
 from beit.common.views import VIEW_DTYPE
 from beit.tokenize.config import TokenizeConfig
-from beit.tokenize.encoders import dvae_model, encoding_bytes, encoding_flops, vocabulary
+from beit.tokenize.encoders import encoding_bytes, encoding_flops, vocabulary
 from beit.tokenize.plan import StorePlan
-from beit.tokenize.tokenizer_training.config import TokenizerTrainConfig
 
 logger = logging.getLogger(__name__)
 
@@ -150,40 +146,6 @@ def forecast(
         memory_bytes=_memory_bytes(config, hardware),
         hardware=hardware,
         problems=(),
-    )
-
-
-def forecast_tokenizer(
-    config: TokenizerTrainConfig,
-    *,
-    num_images: int,
-    num_held_out: int = 0,
-    hardware: Hardware | None = None,
-    stored_megapixels: float = PHOTO_MEGAPIXELS,
-    plan: TrainingPlan | None = None,
-) -> TrainingForecast:
-    """Return what the training of a dVAE takes.
-
-    Args:
-        config: Its settings.
-        num_images: To train on.
-        num_held_out: To measure on.
-        hardware: Where it happens; left out, here.
-        stored_megapixels: Of an image.
-        plan: Of a run that begins; left out, what the settings make.
-    """
-    hardware = settled_precision(config, hardware or this_machine())
-    data = config.data
-    return forecast_run(
-        config,
-        dvae_model(config.model, crop_size=data.crop_size, crops_per_image=data.crops_per_image),
-        hardware,
-        num_samples=num_images,
-        seconds_per_image=sample_seconds(data.view_size, stored_megapixels=stored_megapixels),
-        evaluation_images=min(num_held_out, data.num_eval_images),
-        rows_together=None,
-        copies=2,
-        plan=plan,
     )
 
 

@@ -143,7 +143,7 @@ def this_machine(*, num_devices: int | None = None, may_use_gpu: bool = True) ->
         num_machines=1,
         memory_bytes=machine_memory_bytes(),
         cores=cores,
-        flops=spare * _REACHED_CPU * product_flops() * cores / ranks,
+        flops=spare * _REACHED_CPU * product_flops() * _computing_cores(ranks) / ranks,
         flops_source=f"assumed: {percent(_REACHED_CPU)} of the speed of matrix products here{busy}",
         precision="bf16" if _has_bf16_units() else "fp32",
     )
@@ -215,6 +215,12 @@ def product_flops() -> float:
             np.matmul(left, left, out=product)
         quickest = min(quickest, time.perf_counter() - began)
     return 2 * _PROBE_SIDE**3 * _PROBE_PRODUCTS / quickest
+
+
+def _computing_cores(ranks: int) -> int:
+    """Return on how many cores that many ranks compute: all, unless the environment allows fewer threads."""
+    threads = os.environ.get("OMP_NUM_THREADS", "")
+    return min(available_cores(), ranks * int(threads)) if threads.isdigit() and int(threads) else available_cores()
 
 
 def spare_share() -> float:

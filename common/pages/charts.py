@@ -185,6 +185,8 @@ def line_svg(chart: LineChart, *, size_px: tuple[int, int], description: str) ->
         figure.draw_without_rendering()
         _draw_circles(axes, chart.lines)
         _write_names(axes, chart)
+        for text in axes.texts:  # letters with an outline would be shapes; the style of pages outlines them
+            text.set_path_effects([])
         return svg_element(figure, size_px, description, [line.name for line in chart.lines])
 
 
@@ -328,10 +330,13 @@ def _write(
     """Write a text into the first of the best boxes."""
     best = min(boxes, key=lambda box: (sum(map(box.meets, taken)), box.holds(hidden)))
     taken.append(best)
+    # Anchored where larger letters, as those of a page on a phone, do not grow out of the chart.
+    is_right = best.left + best.right > axes.bbox.x0 + axes.bbox.x1
     axes.annotate(
         text,
-        (best.left, best.bottom + 3),  # letters reach below their line
+        (best.right if is_right else best.left, best.bottom + 3),  # letters reach below their line
         xycoords="figure pixels",
+        horizontalalignment="right" if is_right else "left",
         color=hex_colour(colour),
         path_effects=[withStroke(linewidth=3, foreground=hex_colour(PAPER))],
         zorder=2.4,

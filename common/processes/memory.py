@@ -10,6 +10,8 @@ import resource
 from collections.abc import Callable
 from pathlib import Path
 
+from beit.common.processes.control_groups import control_groups
+
 _VERSION_2 = ("memory.max", "memory.current", "")
 _VERSION_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
 """Files of a control group, and what its statistics put before the names of what holds for all below it."""
@@ -54,22 +56,8 @@ def control_group_rooms(memberships: Path, root: Path) -> list[int]:
 
 def _in_groups(memberships: Path, root: Path, read: Callable[[Path, str, str, str], int | None]) -> list[int | None]:
     """Return what `read` finds in the folder of each control group that this process is in, and of those above."""
-    found = []
-    try:
-        lines = memberships.read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return []
-    for line in lines:
-        _, controllers, group = line.split(":", 2)
-        if controllers and "memory" not in controllers.split(","):
-            continue
-        mount, names = (root / "memory", _VERSION_1) if controllers else (root, _VERSION_2)
-        # Inside a container the group may be the mount itself, whatever its name outside.
-        path = mount / group.strip("/")
-        for folder in dict.fromkeys([path, *path.parents]):
-            if folder.is_relative_to(mount):
-                found.append(read(folder, *names))
-    return found
+    groups = control_groups("memory", memberships, root)
+    return [read(folder, *(_VERSION_1 if version == 1 else _VERSION_2)) for folder, version in groups]
 
 
 def _limit(folder: Path, limit: str, use: str, prefix: str) -> int | None:

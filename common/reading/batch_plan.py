@@ -47,18 +47,6 @@ def grad_accum_steps_for(global_batch_size: int, micro_batch_size: int, world_si
     )
 
 
-def require_shares(global_batch_size: int, world_size: int) -> None:
-    """Refuse a batch that cannot be shared evenly by the ranks, with the nearest that can."""
-    below = global_batch_size // world_size * world_size
-    nearest = " or ".join(str(size) for size in (below, below + world_size) if size)
-    fewer = max(count for count in range(1, min(world_size, global_batch_size) + 1) if global_batch_size % count == 0)
-    require(
-        global_batch_size % world_size == 0,
-        f"train.global_batch_size ({global_batch_size}) must be a multiple of the {world_size} ranks, who share it "
-        f"evenly; start {fewer}, or set it to {nearest}",
-    )
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BatchPlan:
     """Which rows of the order one rank reads, micro-batch by micro-batch."""

@@ -22,7 +22,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from beit.common.errors import InputError, require
-from beit.common.runs.commits import TAG, Way, commit_bytes, committed_steps, parse_commit, read_way, tagged_steps
+from beit.common.runs.commits import TAG, Way, checkpoint_folders, commit_bytes, committed_steps, parse_commit, read_way
 from beit.common.runs.layout import CHECKPOINTS, COMMIT, LATEST
 from beit.common.storage.files import fault_point, fsync_directory, sha256_file, write_atomic
 from beit.common.storage.tensor_check import write_safetensors
@@ -120,7 +120,7 @@ def save_checkpoint(
 
 def find_checkpoint(root: Path) -> Checkpoint | None:
     """Return the newest checkpoint that verifies; None when there never was one."""
-    tags = tagged_steps(root)
+    tags = checkpoint_folders(root)
     for _, path in reversed(tags):
         try:
             return open_checkpoint(path)
@@ -174,7 +174,7 @@ def set_later_aside(root: Path, step: int) -> None:
 
     The newest first: killed midway, what is left is still the beginning of one way.
     """
-    for number, path in reversed(tagged_steps(root)):
+    for number, path in reversed(checkpoint_folders(root)):
         if number > step:
             fault_point("aside")
             _set_aside(path)
@@ -224,7 +224,7 @@ def _set_aside(path: Path) -> None:
 
 
 def _prune(root: Path, keep: int, keep_every: int | None) -> None:
-    tags = tagged_steps(root)
+    tags = checkpoint_folders(root)
     milestones: dict[int, int] = {}
     for step, _ in tags:
         milestones.setdefault(step // (keep_every or step + 1), step)  # without milestones, all are number 0

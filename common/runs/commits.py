@@ -42,7 +42,7 @@ class CommitRecord:
     """Identities of the checkpoints before this one, by step; None in records of before."""
 
 
-def tagged_steps(root: Path) -> list[tuple[int, Path]]:
+def checkpoint_folders(root: Path) -> list[tuple[int, Path]]:
     """Return step and folder of everything in a folder that is named as a checkpoint, in the order of steps."""
     if not root.is_dir():
         return []
@@ -52,7 +52,7 @@ def tagged_steps(root: Path) -> list[tuple[int, Path]]:
 
 def committed_steps(root: Path) -> set[int]:
     """Return the steps of the checkpoints that have a commit record; whether they are intact is not looked at."""
-    return {number for number, path in tagged_steps(root) if (path / COMMIT).is_file()}
+    return {number for number, path in checkpoint_folders(root) if (path / COMMIT).is_file()}
 
 
 def commit_bytes(

@@ -1,7 +1,8 @@
-"""What every training shares: how it begins, and its loop of steps, evaluations, checkpoints and orderly stops.
+"""What every training shares: its loop of steps, evaluations, checkpoints and orderly stops.
 
-What differs between trainings is a `Task` (`task.py`). DeepSpeed is behind `engine.py`, saving and restoring is
-`saver.py`, records are `common/runs/metrics.py`, and what a non-finite step means is `judge.py`.
+How it begins is `start.py`; what differs between trainings is a `Task` (`task.py`). DeepSpeed is behind `engine.py`,
+saving and restoring is `saver.py`, records are `common/runs/metrics.py`, and what a non-finite step means is
+`judge.py`.
 
 `step` counts attempted optimizer steps and is the position in the data; a step skipped because it was not finite moves
 the data on but not the schedule of learning rate and weight decay.
@@ -19,31 +20,31 @@ from typing import NoReturn, TypeVar
 import torch
 from torch import nn
 
-from beit.common.errors import InputError, ResumableStop, RunFailed, require
+from beit.common.errors import ResumableStop, RunFailed, require
 from beit.common.forecast.evaluations import evaluation_cost
 from beit.common.forecast.words import in_words
 from beit.common.processes.distributed import World, init_distributed
 from beit.common.processes.signals import StopFlag, resumable_without_others, stop_on_signals, under_way
 from beit.common.progress import Progress
 from beit.common.reading.fetcher import StoppedWaiting
-from beit.common.runs.layout import MICRO_BATCH, NONFINITE, PROFILE, REPORT, TOTAL_STEPS
+from beit.common.runs.layout import NONFINITE, PROFILE, REPORT
 from beit.common.runs.metrics import Metrics, open_metrics
-from beit.common.runs.run_dir import RunDirectory, abandon_run, begin_run, open_run
+from beit.common.runs.run_dir import RunDirectory
 from beit.common.runs.wandb_log import require_wandb
 from beit.common.storage.locks import sole_use
 from beit.common.training.config import TrainingConfig, cosine_schedule, learning_rate
 from beit.common.training.data import BatchStream, HostFlag
 from beit.common.training.ema import WeightAverage
-from beit.common.training.engine import Engine, check_engine
+from beit.common.training.engine import Engine
 from beit.common.training.judge import BestSoFar, NonFiniteGuard
 from beit.common.training.measure import ProfileWindow, peak_flops, peak_memory_bytes
-from beit.common.training.micro_batches import settle_micro_batch, shortage_in_words
+from beit.common.training.micro_batches import shortage_in_words
 from beit.common.training.outlook.expectation import LONG_REST_SECONDS, Expectation, finished_line
-from beit.common.training.outlook.foretelling import look_ahead
 from beit.common.training.portable_state import gather_state
 from beit.common.training.rhythm import Rhythm
-from beit.common.training.saver import Saver, check_record, check_shapes
+from beit.common.training.saver import Saver
 from beit.common.training.speed import apply_speed
+from beit.common.training.start import start_run
 from beit.common.training.task import (
     CountsEvaluation,
     CountsFlops,
@@ -89,35 +90,6 @@ def train(
         run = start_run(task, config, path=run_dir, resume=resume, world=world, free_keys=free_keys)
         task.begin(run_dir)
         return task, fit(task, config, run=run, world=world)
-
-
-def start_run(
-    task: Task, config: TrainingConfig, *, path: Path, resume: str, world: World, free_keys: Sequence[str] = ()
-) -> RunDirectory:
-    """Open the directory of a run, see `open_run`, and build the model; all ranks call this.
-
-    Nothing in it is rewritten before the data are known to be those of the run, and the model can be built.
-    """
-    run = open_run(path, config, world=world, resume=resume, free_keys=free_keys, sync_to=config.run.sync_to)
-    checkpoint = run.checkpoint
-    try:
-        if checkpoint is not None:
-            check_record(checkpoint)
-            changed = {change.name for change in run.changes}
-            allowed = config.run.allow_data_change
-            task.data.check_resume(checkpoint.record["data"], allow_data_change=allowed, changed=changed)
-        model = task.model
-        check_engine(task, config)
-        if checkpoint is not None:  # whose files other machines may not have yet
-            world.run_on_main(lambda: check_shapes(checkpoint, model))
-        settle_micro_batch(task, config, checkpoint=checkpoint, world=world)
-        look_ahead(task, config, run=path, step=0 if checkpoint is None else checkpoint.step, world=world)
-    except InputError:
-        abandon_run(run, world=world)
-        raise
-    plan = task.data.plan
-    begin_run(run, config, world=world, chosen={MICRO_BATCH: plan.micro_batch_size, TOTAL_STEPS: plan.total_steps})
-    return run
 
 
 def fit(task: Task, config: TrainingConfig, *, run: RunDirectory, world: World) -> FitResult:

@@ -28,7 +28,7 @@ from beit.finetune.compare.runs import RunRecord
 
 _SHOWN_SETTINGS = 2
 """Up to so many settings name an experiment in its row; more stand in the table of them; arbitrary."""
-_CHART_PX = (640, 40)
+_CHART_PX = (560, 44)
 """Width of a chart, and height of a row of it."""
 
 

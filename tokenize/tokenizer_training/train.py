@@ -32,11 +32,11 @@ from beit.common.tokenizers.directory import save_tokenizer
 from beit.common.training.data import Batch, TrainingData
 from beit.common.training.judge import Goal
 from beit.common.training.trainer import train
-from beit.tokenize.forecast import forecast_tokenizer
 from beit.tokenize.images import open_images
 from beit.tokenize.tokenizer_training.codebook import fit_codebook, revive_words
 from beit.tokenize.tokenizer_training.config import TokenizerTrainConfig
 from beit.tokenize.tokenizer_training.data import CropTransform, Images, read_samples, split_images
+from beit.tokenize.tokenizer_training.forecast import forecast_tokenizer
 from beit.tokenize.tokenizer_training.report import reconstruction_metrics, reconstruction_sheet, tokenizer_card
 from beit.tokenize.tokenizer_training.step import (
     TokenizerModel,

@@ -17,9 +17,12 @@ from typing import Any
 import psutil  # type: ignore[import-untyped]  # comes with deepspeed
 
 from beit.common.errors import RunFailed
+from beit.common.processes.cores import available_cores
 from beit.common.processes.safe_path import safe_path
+from beit.common.processes.signals import die_with_parent
 
 _LINE_CHARS, _END_SECONDS = 300, 5.0
+_MOST_CROWDED = 4.0
 _ERROR = re.compile(r"^(\[rank \d+\] )?[\w.]+(Error|Exception)\b")
 """The last line of a traceback."""
 
@@ -79,6 +82,13 @@ class Child:
         return "".join(f": {line.removeprefix('beit: ')[:_LINE_CHARS]}" for line in said)
 
 
+def crowd() -> float:
+    """Return how many processes want each core of this machine, from 1 to 4: so much longer may everything take."""
+    # A container with few cores is told the load of all of its machine's; hence the limit.
+    load = os.getloadavg()[0] / available_cores() if hasattr(os, "getloadavg") else 1.0
+    return min(_MOST_CROWDED, max(1.0, load))
+
+
 @contextmanager
 def child(
     module: str, *arguments: str, timeout_seconds: float, variables: Mapping[str, str] | None = None
@@ -88,7 +98,7 @@ def child(
     Args:
         module: Full name.
         arguments: Its arguments.
-        timeout_seconds: After which it is given up.
+        timeout_seconds: After which it is given up; longer where its cores have other work to do.
         variables: Of its environment, besides those of this process.
     """
     command = [sys.executable, "-m", module, *arguments]
@@ -99,8 +109,9 @@ def child(
             stdout=output,
             stderr=errors,
             env={**os.environ, **(variables or {})},
+            preexec_fn=die_with_parent,  # before it imports anything, which takes seconds
         )
-        started = Child(process, output, errors, time.monotonic() + timeout_seconds)
+        started = Child(process, output, errors, time.monotonic() + timeout_seconds * crowd())
         try:
             yield started
         finally:

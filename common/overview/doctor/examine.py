@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 
-from beit.common.overview.doctor.child import Child
-from beit.common.overview.doctor.findings import Finding, guarded
+from beit.common.overview.doctor.findings import Check, Finding, guarded, warning
 from beit.common.overview.doctor.health.subjects import Subject, find_subject
 from beit.common.overview.doctor.health.tokenizers import check_dalle
 from beit.common.overview.doctor.machine.clock import check_clock
-from beit.common.overview.doctor.machine.device import check_device, device_child
+from beit.common.overview.doctor.machine.device import check_device, device_child, is_usable
 from beit.common.overview.doctor.machine.limits import (
     check_open_files,
     check_processes,
@@ -26,7 +25,25 @@ from beit.common.overview.doctor.machine.software import check_compiler, check_e
 from beit.common.overview.doctor.machine.space import check_caches, check_disk
 from beit.common.overview.doctor.machine.variables import check_variables
 
-Checks = Sequence[tuple[str, Callable[[], Iterable[Finding]]]]
+_SYSTEM: tuple[tuple[str, Check], ...] = (
+    ("python", check_python),
+    ("packages", check_packages),
+    ("extras", check_extras),
+    ("variables", check_variables),
+    ("launcher", check_launcher),
+    ("clock", check_clock),
+    ("cores", check_cores),
+    ("memory", check_memory),
+    ("shared memory", check_shared_memory),
+    ("open files", check_open_files),
+    ("processes", check_processes),
+    ("file size", check_sizes),
+    ("disk", check_disk),
+    ("caches", check_caches),
+    ("ports", check_ports),
+    ("proxies", check_proxies),
+)
+"""By topic; none of them needs torch."""
 
 
 def examine(subjects: Iterable[str], *, with_ranks: bool) -> Iterator[Finding]:
@@ -40,8 +57,15 @@ def examine(subjects: Iterable[str], *, with_ranks: bool) -> Iterator[Finding]:
     with ExitStack() as children:
         device = children.enter_context(device_child())
         ranks = children.enter_context(ranks_child()) if with_ranks else None
-        for topic, check in _machine(device):
+        for topic, check in _SYSTEM:
             yield from guarded(topic, check)
+        yield from guarded("device", partial(check_device, device))
+        if not is_usable(device):
+            for subject in named:  # all else would say the same, in other words
+                yield warning(subject.kind, f"{subject.name} was not looked at, for lack of torch", "mend torch first")
+            return
+        yield from guarded("compiler", partial(check_compiler, device))
+        yield from guarded("dall-e", check_dalle)
         if ranks is not None:
             yield from guarded("ranks", partial(check_ranks, ranks))
     with _warnings_only():
@@ -59,27 +83,3 @@ def _warnings_only() -> Iterator[None]:
         yield
     finally:
         beit.setLevel(before)
-
-
-def _machine(device: Child) -> Checks:
-    return (
-        ("python", check_python),
-        ("packages", check_packages),
-        ("extras", check_extras),
-        ("variables", check_variables),
-        ("launcher", check_launcher),
-        ("clock", check_clock),
-        ("cores", check_cores),
-        ("shared memory", check_shared_memory),
-        ("open files", check_open_files),
-        ("processes", check_processes),
-        ("file size", check_sizes),
-        ("disk", check_disk),
-        ("caches", check_caches),
-        ("ports", check_ports),
-        ("proxies", check_proxies),
-        ("device", partial(check_device, device)),
-        ("compiler", partial(check_compiler, device)),
-        ("memory", check_memory),
-        ("dall-e", check_dalle),
-    )

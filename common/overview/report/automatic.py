@@ -28,7 +28,11 @@ def write_report(run: Path, *, draw: Mapping[str, Draw] | None = None) -> None:
         run: Its directory.
         draw: By name, what draws the sheets that only an end is worth.
     """
-    for name, drawn in (draw or {}).items():
+    _write(run, draw or {})
+
+
+def _write(run: Path, draw: Mapping[str, Draw]) -> None:
+    for name, drawn in draw.items():
         _draw(run, name, drawn)
     try:
         # Charts take half a second of imports, which only those who draw pay for.

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from beit.common.errors import InputError
 from beit.common.overview.report.asking import ask_beit
-from beit.common.overview.report.pictures import sheet_files
+from beit.common.overview.report.pictures import is_known, sheet_files
 from beit.common.overview.report.run_files import RunFiles
+from beit.common.pages.numbers import count
 from beit.common.runs.layout import ENCODER, MODEL
 from beit.common.runs.over_time import moments
 from beit.common.storage.documents import read_json
@@ -41,15 +42,17 @@ def draw_missing(runs: Sequence[RunFiles], folder: Path, *, say: Callable[[str],
                 drawn.setdefault(run.path, {})[name] = out
     number = sum(map(len, drawn.values()))
     if number:
-        say(
-            f"drew {number} picture{'s' * (number > 1)} in {time.monotonic() - started:.0f} s; --no-pictures saves that"
-        )
+        seconds = time.monotonic() - started
+        say(f"drew {count(number, 'picture')} in {seconds:.0f} s; --no-pictures leaves them out")
     return drawn
 
 
 def missing(run: RunFiles) -> Iterator[tuple[str, list[str]]]:
-    """Yield the sheets that a run lacks and could have: name, and the words of `beit show` that draw it."""
-    there = sheet_files(run.path).keys() | moments(run.path).keys()
+    """Yield the sheets that a run lacks and could have: name, and the words of `beit show` that draw it.
+
+    Lacking are also those of before, which cannot be set anew for a page.
+    """
+    there = {name for name, file in sheet_files(run.path).items() if is_known(file)} | moments(run.path).keys()
     wanted = {"pre-training": _of_pretraining, "classification": _of_model, "segmentation": _of_model}.get(run.kind)
     if wanted is not None:
         yield from ((name, words) for name, words in wanted(run) if name not in there)

@@ -16,7 +16,7 @@ from PIL import Image
 
 from beit.common.errors import InputError
 from beit.common.overview.report.run_files import RunFiles
-from beit.common.overview.report.section import Section, heading
+from beit.common.overview.report.section import Section
 from beit.common.pages.cells import Box, Grid, described, read_sheet
 from beit.common.pages.html_page import Html, data_uri, part, photo_uri
 from beit.common.runs.layout import PICTURES
@@ -68,7 +68,7 @@ def picture_section(runs: Sequence[RunFiles], drawn: Mapping[Path, Mapping[str, 
     for run in runs:
         own = [*_pictures_of(run.path, (drawn or {}).get(run.path, {}))]
         if own and len(runs) > 1:
-            parts.append(heading(run.name))
+            parts.append(part(_TEMPLATE, "run", name=run.name, place=run.place))
         parts += own
     return Section(title="Pictures", anchor="pictures", parts=tuple(parts))
 
@@ -81,6 +81,12 @@ def sheet_files(run: Path) -> dict[str, Path]:
         for name, both in files.items()
         if any(map(Path.is_file, both))
     }
+
+
+def is_known(file: Path) -> bool:
+    """Tell whether a sheet says what it consists of; those of before do not."""
+    image = _read(file)
+    return image is not None and bool(described(image).heading)
 
 
 def _pictures_of(run: Path, drawn: Mapping[str, Path]) -> Iterator[Html]:
@@ -103,7 +109,7 @@ def _shown(file: Path) -> Html | None:
         return None
     what = described(image)
     whole = what.heading or file.stem.capitalize()
-    bodies = [_body(image, body, whole, is_known=bool(what.heading)) for body in what.bodies]
+    bodies = [_body(image, body, whole, is_chart=bool(what.heading)) for body in what.bodies]
     return part(_TEMPLATE, "sheet", heading=whole, facts=what.facts, legend=what.legend, bodies=bodies)
 
 
@@ -114,11 +120,11 @@ def _read(file: Path) -> Image.Image | None:
         return None
 
 
-def _body(image: Image.Image, body: Grid, name: str, *, is_known: bool) -> Html:
+def _body(image: Image.Image, body: Grid, name: str, *, is_chart: bool) -> Html:
     first = body.boxes[0][0]
     if len(body.boxes) == len(body.boxes[0]) == 1 and not body.titles and not body.captions and first is not None:
         # A chart on paper; of a sheet that says nothing of itself nobody knows what it is.
-        return part(_TEMPLATE, "drawing", cell=_drawn(image, first, name), kind="drawn chart" if is_known else "drawn")
+        return part(_TEMPLATE, "drawing", cell=_drawn(image, first, name), kind="drawn chart" if is_chart else "drawn")
     rows = _rows(image, body)
     if body.titles or body.labels:
         return part(_TEMPLATE, "grid", name=name, titles=body.titles, rows=rows)

@@ -6,6 +6,7 @@ once. Which documents hold verdicts on tokenizers is `documents.py`.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -392,7 +393,7 @@ def _opened(location: str) -> tuple[TokenStore | None, str]:
     try:
         return open_store(location, check_images=False), ""
     except (InputError, OSError) as error:
-        return None, str(error)
+        return None, str(error).replace(os.path.realpath(location), named(location)).replace(location, named(location))
 
 
 def _some(*rows: tuple[str, str]) -> tuple[tuple[str, str], ...]:

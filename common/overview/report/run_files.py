@@ -132,13 +132,15 @@ def read_run_files(paths: Sequence[Path]) -> list[RunFiles]:
 
 
 def run_names(paths: Sequence[Path]) -> list[str]:
-    """Name runs by as many of their last folders as tell them apart."""
+    """Name runs by as few of their folders as tell them apart: not those at their ends that all have."""
     parts = [path.resolve().parts for path in paths]
-    for most in range(1, max(map(len, parts)) + 1):
-        names = ["/".join(own[-most:]) for own in parts]
-        if len(set(names)) == len(names):
-            return names
-    return [str(path) for path in paths]
+    if len(parts) > 1:
+        while len({own[-1] for own in parts}) == 1:
+            parts = [own[:-1] for own in parts]
+    most = next(
+        most for most in range(1, 1 + max(map(len, parts))) if len({own[-most:] for own in parts}) == len(parts)
+    )
+    return ["/".join(own[-most:]) for own in parts]
 
 
 def _require_run(path: Path) -> None:
@@ -169,7 +171,7 @@ def _read(path: Path, name: str, place: int) -> RunFiles:
         try:
             return read()
         except (InputError, OSError) as error:
-            gaps.append(str(error))
+            gaps.append(str(error).replace(str(path), name))  # a page that is sent names no folders of ours
             return otherwise
 
     def document(file: Path, shape: Shape = _ANY) -> dict[str, Any]:

@@ -21,7 +21,7 @@ def state_text(run: RunFiles) -> str:
         return "finished" if run.probes else "not finished"
     if run.kind == "tokenizer" and not run.records and run.made:
         return "finished"
-    if total is None:
+    if total is None or step == 0:
         return f"at step {step:,}" if step else "nothing recorded yet"
     if step >= total:
         return "finished"

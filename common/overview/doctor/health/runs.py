@@ -16,7 +16,7 @@ from beit.common.overview.doctor.health.tokenizers import look_at_tokenizer
 from beit.common.overview.doctor.health.weights import look_at_encoder
 from beit.common.overview.doctor.machine.space import look_at_disk
 from beit.common.pages.numbers import count, percent
-from beit.common.runs.commits import tagged_steps
+from beit.common.runs.commits import checkpoint_folders
 from beit.common.runs.environment import STARTS, read_environment
 from beit.common.runs.layout import (
     CHECKPOINTS,
@@ -50,7 +50,7 @@ def look_at_run(path: Path) -> Iterator[Finding]:
     """Yield where a run is, and what is wrong with it."""
     config = read_toml(path / CONFIG)
     starts = read_environment(path / ENVIRONMENT).get(STARTS, [])
-    is_busy, saved = _is_busy(path), tagged_steps(path / CHECKPOINTS)
+    is_busy, saved = _is_busy(path), checkpoint_folders(path / CHECKPOINTS)
     intact, damaged = _intact(saved)
     if intact is not None or not saved:
         yield _state(path, config, starts, step=intact[0] if intact else None, is_busy=is_busy)

@@ -37,6 +37,8 @@ class Subject:
 
     kind: str
     """What it is."""
+    name: str
+    """As the user gave it."""
     check: Callable[[], Iterable[Finding]]
     """Looks at it."""
     mend: str
@@ -50,7 +52,7 @@ def find_subject(named: str) -> Subject:
         InputError: it is nothing of the kind; the message names what is inside.
     """
     if is_remote(named):
-        return Subject(kind="store", check=partial(look_at_store, named), mend=_MEND["store"])
+        return Subject(kind="store", name=named, check=partial(look_at_store, named), mend=_MEND["store"])
     path = Path(named)
     require(path.exists(), f"{named} does not exist; name a store, a run, an encoder or a tokenizer")
     kind = _kind(path)
@@ -62,7 +64,7 @@ def find_subject(named: str) -> Subject:
         "encoder": partial(look_at_encoder, path),
         "tokenizer": partial(look_at_tokenizer, path),
     }
-    return Subject(kind=kind, check=looks[kind], mend=_MEND[kind])
+    return Subject(kind=kind, name=named, check=looks[kind], mend=_MEND[kind])
 
 
 def _kind(path: Path) -> str | None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import shlex
+import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from beit.common.errors import RunFailed
+from beit.common.forecast.words import in_gb
 from beit.common.overview.doctor.child import Child, child
 from beit.common.overview.doctor.findings import Finding, fault, warning, well
 
@@ -18,6 +21,7 @@ _BUSY = 0.5
 """Share of a GPU's memory that others may have before it is said."""
 _NVIDIA, _AMD = (Path("/proc/driver/nvidia/version"), Path("/dev/nvidia0"), Path("/dev/dxg")), (Path("/dev/kfd"),)
 """What is there where a GPU is; /dev/dxg is Windows' under Linux."""
+_AGAIN = shlex.join([sys.executable, "-m", "pip", "install", "--force-reinstall", "torch"])
 _TORCH_PAGE = "https://pytorch.org/get-started/locally"
 
 
@@ -26,12 +30,18 @@ def device_child() -> AbstractContextManager[Child]:
     return child("beit.common.overview.doctor.machine.probe", timeout_seconds=_TIMEOUT_SECONDS)
 
 
-def has_gpu(device: Child) -> bool:
-    """Whether torch computes on a GPU here; waits for the answer."""
+def is_usable(device: Child) -> bool:
+    """Whether torch works here at all; waits for the answer."""
     try:
-        return bool(device.result().get("gpus"))
+        device.result()
     except RunFailed:
         return False
+    return True
+
+
+def has_gpu(device: Child) -> bool:
+    """Whether torch computes on a GPU here; waits for the answer."""
+    return is_usable(device) and bool(device.result()["gpus"])
 
 
 def hardware() -> str | None:
@@ -47,7 +57,7 @@ def check_device(device: Child) -> Iterator[Finding]:
     try:
         found = device.result()
     except RunFailed as error:
-        yield fault("torch", f"it does not work: {error}", f"install it again ({_TORCH_PAGE})")
+        yield fault("torch", f"it does not work: {error}", f"{_AGAIN} ({_TORCH_PAGE})")
         return
     build = found["cuda"] or found["hip"] or "CPU"
     yield well("torch", f"{found['version']}, built for {build}")
@@ -74,7 +84,7 @@ def _without_gpu(found: dict[str, Any]) -> Finding:
         return fault("device", f"a {maker} GPU is here that cannot be used: {reason}", "nvidia-smi; update the driver")
     if found["error"] or not found["is_right"]:
         reason = found["error"] or "a product of matrices came out wrong"
-        return fault("device", f"the CPU: {reason}", f"install torch again ({_TORCH_PAGE})")
+        return fault("device", f"the CPU: {reason}", f"{_AGAIN} ({_TORCH_PAGE})")
     return well("device", f"the CPU ({found['capability']}), no GPU: trainings in {found['precision']}")
 
 
@@ -83,7 +93,7 @@ def _gpu(number: int, gpu: dict[str, Any]) -> Finding:
     if gpu["error"] or not gpu["is_right"]:
         reason = gpu["error"] or "a product of matrices came out wrong"
         return fault(topic, f"{name}: {reason}", f"nvidia-smi -i {number}; a torch built for it: {_TORCH_PAGE}")
-    room = f"{gpu['free'] / 1e9:.3g} of {gpu['total'] / 1e9:.3g} GB are free"
+    room = f"{in_gb(gpu['free'])} of {in_gb(gpu['total'])} are free"
     if gpu["free"] < (1 - _BUSY) * gpu["total"]:
         return warning(topic, f"{name}: other processes are on it, {room}", f"nvidia-smi -i {number}; end them")
     return well(topic, f"{name}: {room}, trainings in {gpu['precision']}")

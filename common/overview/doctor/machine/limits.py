@@ -11,7 +11,9 @@ from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]  # comes with deepspeed
 
+from beit.common.forecast.words import in_gb
 from beit.common.overview.doctor.findings import Finding, fault, warning, well
+from beit.common.processes.control_groups import control_groups
 from beit.common.processes.shared_memory import name_file_limit
 
 SHARED_MEMORY = Path("/dev/shm")
@@ -40,7 +42,7 @@ def check_shared_memory() -> Iterator[Finding]:
         yield fault("shared memory", f"{SHARED_MEMORY} cannot be written to ({error.strerror})", more)
         return
     usage = shutil.disk_usage(SHARED_MEMORY)
-    room = f"{usage.free / 1e6:,.0f} of {usage.total / 1e6:,.0f} MB of {SHARED_MEMORY} are free"
+    room = f"{in_gb(usage.free)} of {in_gb(usage.total)} of {SHARED_MEMORY} are free"
     if usage.free < _LITTLE_SHARED:
         yield fault("shared memory", f"{room}: too little for data workers, who pass batches there", more)
     elif usage.free < _SCANT_SHARED:
@@ -84,7 +86,7 @@ def _processes_left() -> int | None:
 
 
 def _group_left() -> int | None:
-    for folder in control_groups("pids"):
+    for folder, _ in control_groups("pids"):
         try:
             return int((folder / "pids.max").read_text()) - int((folder / "pids.current").read_text())
         except (OSError, ValueError):  # not there, or "max"
@@ -98,27 +100,9 @@ def check_sizes() -> Iterator[Finding]:
     if size != resource.RLIM_INFINITY and size < _SMALL_FILE:
         yield fault(
             "file size",
-            f"a file may have {size / 1e6:,.0f} MB (ulimit -f): a checkpoint has more",
+            f"a file may have {in_gb(size)} (ulimit -f): a checkpoint has more",
             "ulimit -f unlimited",
         )
     space = resource.getrlimit(resource.RLIMIT_AS)[0]
     if space != resource.RLIM_INFINITY:
-        yield warning(
-            "memory", f"a process may have {space / 1e9:.3g} GB of addresses (ulimit -v)", "ulimit -v unlimited"
-        )
-
-
-def control_groups(controller: str, root: Path = Path("/sys/fs/cgroup")) -> Iterator[Path]:
-    """Yield the folders of the control groups that hold this process, the innermost first, of both versions."""
-    try:
-        lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return
-    for line in lines:
-        _, controllers, group = line.split(":", 2)
-        if controllers and controller not in controllers.split(","):
-            continue
-        mount = root / controllers if controllers else root
-        # Inside a container the group may be the mount itself, whatever its name outside.
-        path = mount / group.strip("/")
-        yield from (folder for folder in (path, *path.parents) if folder.is_relative_to(mount))
+        yield warning("memory", f"a process may have {in_gb(space)} of addresses (ulimit -v)", "ulimit -v unlimited")

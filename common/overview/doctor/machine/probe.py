@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from beit.common.processes.signals import die_with_parent
 from beit.common.training.engine import has_native_bf16
 
 _SIDE = 64
@@ -17,7 +16,6 @@ _SIDE = 64
 
 def main() -> None:
     """Print what was found."""
-    die_with_parent()
     with warnings.catch_warnings(record=True) as said:  # torch warns of a driver it cannot use, and finds no GPU then
         warnings.simplefilter("always")
         is_there = torch.cuda.is_available()

@@ -6,10 +6,12 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from beit.common.forecast.words import in_gb
 from beit.common.overview.doctor.findings import Finding, fault, warning, well
 from beit.common.overview.doctor.machine.device import hardware
-from beit.common.overview.doctor.machine.limits import control_groups
+from beit.common.processes.control_groups import control_groups
 from beit.common.processes.cores import available_cores
+from beit.common.processes.memory import free_machine_bytes
 
 _ROUNDING = 0.5
 """Of a core that a quota may lack to an even number."""
@@ -53,7 +55,7 @@ def check_cores() -> Iterator[Finding]:
 def cpu_quota() -> float | None:
     """Return how many cores the control groups let this process use at a time; None for no limit."""
     quotas = []
-    for folder in control_groups("cpu"):
+    for folder, _ in control_groups("cpu"):
         quotas += [quota for quota in (_quota_2(folder), _quota_1(folder)) if quota is not None]
     return min(quotas, default=None)
 
@@ -76,19 +78,15 @@ def _quota_1(folder: Path) -> float | None:
 
 def check_memory() -> Iterator[Finding]:
     """Is there memory to train with?"""
-    import torch
-
-    from beit.common.training.measure import free_memory_bytes
-
-    free = free_memory_bytes(torch.device("cpu"))
+    free = free_machine_bytes()
     if free is None:
         yield well("memory", "nobody says how much is free")
     elif free < _LITTLE_MEMORY:
-        yield fault("memory", f"{free / 1e9:.2g} GB are free: torch and DeepSpeed alone take half of one", _who("mem"))
+        yield fault("memory", f"{in_gb(free)} are free: torch and DeepSpeed alone take half of one", _who("mem"))
     elif free < _SCANT_MEMORY:
-        yield warning("memory", f"{free / 1e9:.2g} GB are free: enough for small models", _who("mem"))
+        yield warning("memory", f"{in_gb(free)} are free: enough for small models", _who("mem"))
     else:
-        yield well("memory", f"{free / 1e9:.3g} GB are free")
+        yield well("memory", f"{in_gb(free)} are free")
 
 
 def _who(what: str) -> str:

@@ -10,8 +10,8 @@ from beit.common.overview.doctor.child import Child, child
 from beit.common.overview.doctor.findings import Finding, fault, well
 
 _MODULE = "beit.common.overview.doctor.machine.two_ranks"
-_TIMEOUT_SECONDS = 180.0
-"""Three times what it took on two cores that eight other processes used, too; 12 s of a processor in all."""
+_TIMEOUT_SECONDS = 90.0
+"""Some ten times what it takes on two cores that nobody else uses: 12 s of a processor in all."""
 
 
 def ranks_child() -> AbstractContextManager[Child]:

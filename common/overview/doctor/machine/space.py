@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from beit.common.forecast.words import in_gb
 from beit.common.overview.doctor.findings import Finding, Level, fault, warning, well
 from beit.common.storage.files import CACHE_VARIABLE, default_cache_dir, existing
 
@@ -28,9 +29,7 @@ def check_disk() -> Iterator[Finding]:
     yield from found
     if not found:
         free = shutil.disk_usage(Path.cwd()).free
-        yield well(
-            "disk", f"{free / 1e9:,.3g} GB are free here, {_free_temporary() / 1e9:,.3g} in {_temporary_folder()}"
-        )
+        yield well("disk", f"{in_gb(free)} are free here, {in_gb(_free_temporary())} in {_temporary_folder()}")
 
 
 def _temporary_folder() -> str:
@@ -78,13 +77,13 @@ def look_at_disk(
         yield Finding(topic=topic, level=unwritable, what=what, mend=mend)
         return
     free = shutil.disk_usage(folder).free
-    if free < max(needed, share * _LITTLE_DISK):
-        asks = (
-            f", and {needed / 1e9:.3g} GB are needed" if needed else ": too little for a checkpoint of the base model"
-        )
-        yield fault(topic, f"{named} has {free / 1e9:.3g} GB free{asks if needed or share == 1 else ''}", _MAKE_ROOM)
+    room = f"{named} has {in_gb(free)} free"
+    if free < needed:
+        yield fault(topic, f"{room}, and {in_gb(needed)} are needed", _MAKE_ROOM)
+    elif free < share * _LITTLE_DISK:
+        yield fault(topic, room + (": too little for a checkpoint of the base model" if share == 1 else ""), _MAKE_ROOM)
     elif free < share * _SCANT_DISK:
-        yield warning(topic, f"{named} has {free / 1e9:.3g} GB free", _MAKE_ROOM)
+        yield warning(topic, room, _MAKE_ROOM)
     files = os.statvfs(folder)
     if files.f_files and files.f_favail < _FEW_FILES:
         yield fault(topic, f"{named} can take only {files.f_favail} more files (inodes)", f"df -i {folder}")
@@ -106,11 +105,9 @@ def check_caches() -> Iterator[Finding]:
         yield well("caches", f"{folder} will be made when something is kept")
     elif not found:
         sizes, is_all = _sizes(folder)
-        parts = ", ".join(f"{name} {size / 1e6:,.0f} MB" for name, size in sizes.items() if size >= 1e6)
+        parts = ", ".join(f"{name} {in_gb(size)}" for name, size in sizes.items() if size >= 1e6)
         more = "" if is_all else " at least"
-        yield well(
-            "caches", f"{folder} has{more} {sum(sizes.values()) / 1e6:,.0f} MB" + (f": {parts}" if parts else "")
-        )
+        yield well("caches", f"{folder} has{more} {in_gb(sum(sizes.values()))}" + (f": {parts}" if parts else ""))
 
 
 def _sizes(folder: Path) -> tuple[dict[str, int], bool]:

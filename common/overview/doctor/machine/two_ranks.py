@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from beit.common.errors import EXIT_DONE, EXIT_FAILED, InputError, ResumableStop, RunFailed
+from beit.common.overview.doctor.child import crowd
 from beit.common.processes.distributed import World, init_distributed
 from beit.common.processes.launch import launch_ranks
 from beit.common.processes.launcher_env import launched_rank
@@ -90,12 +91,12 @@ class _Task:
 
 def main() -> None:
     """Be the launching process, or, started by it, a rank."""
-    die_with_parent()
     if REPORTS_VARIABLE not in os.environ:
         logging.basicConfig(level=logging.WARNING, format="%(message)s")
         if torch.cuda.device_count() == 1:  # too few for two, and once counted they stay counted
             os.execve(sys.executable, [sys.executable, "-m", _MODULE], {**os.environ, "CUDA_VISIBLE_DEVICES": ""})
         sys.exit(launch_ranks(gpus=_RANKS, argv=[], module=_MODULE))
+    die_with_parent()
     capture_output()
     code, message = EXIT_DONE, ""
     try:
@@ -112,8 +113,8 @@ def main() -> None:
 
 
 def _train() -> dict[str, Any]:
-    began, settings = time.monotonic(), _Settings()
-    world = init_distributed(timeout_seconds=_PATIENCE_SECONDS, meeting_timeout_seconds=_PATIENCE_SECONDS)
+    began, settings, patience = time.monotonic(), _Settings(), _PATIENCE_SECONDS * crowd()
+    world = init_distributed(timeout_seconds=patience, meeting_timeout_seconds=patience)
     world.shorten_timeouts()
     numbers = world.gather(world.rank)
     if numbers != list(range(_RANKS)):

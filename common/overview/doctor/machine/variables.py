@@ -13,6 +13,8 @@ from beit.common.storage.files import CACHE_VARIABLE, FAULT_VARIABLE
 from beit.common.storage.object_store import HEADERS_VARIABLE
 from beit.common.storage.paths import QUERIES_VARIABLE
 
+_OF_USERS = (CACHE_VARIABLE, HEADERS_VARIABLE, "BEIT_DALLE_MIRRORS")
+"""The last is that of `common/tokenizers/dalle_cache.py`, which imports torch; that may be what is broken here."""
 _OF_BEIT = (FAULT_VARIABLE, QUERIES_VARIABLE, REPORTS_VARIABLE, LAUNCHER_PID_VARIABLE)
 """Which nobody sets by hand."""
 _PREFIX = "BEIT_"
@@ -26,26 +28,19 @@ def check_variables() -> Iterator[Finding]:
     found = [*_own(), *_slow()]
     yield from found
     if not found:
-        told = [name for name in _of_users() if os.environ.get(name)]
+        told = [name for name in _OF_USERS if os.environ.get(name)]
         yield well("variables", f"{', '.join(told)} as beit knows them" if told else "none of beit's is set")
 
 
-def _of_users() -> tuple[str, ...]:
-    from beit.common.tokenizers.dalle_cache import MIRRORS_VARIABLE  # imports torch
-
-    return CACHE_VARIABLE, MIRRORS_VARIABLE, HEADERS_VARIABLE
-
-
 def _own() -> Iterator[Finding]:
-    mine = _of_users()
     if os.environ.get(FAULT_VARIABLE):
         value = os.environ[FAULT_VARIABLE]
         yield fault(
             "variables", f"{FAULT_VARIABLE}={value} kills beit on purpose, for tests", f"unset {FAULT_VARIABLE}"
         )
     for name in sorted(os.environ):
-        if name.startswith(_PREFIX) and name not in (*mine, *_OF_BEIT) and not name.startswith(_OF_TESTS):
-            yield warning("variables", f"{name} is no variable of beit{did_you_mean(name, mine)}", f"unset {name}")
+        if name.startswith(_PREFIX) and name not in (*_OF_USERS, *_OF_BEIT) and not name.startswith(_OF_TESTS):
+            yield warning("variables", f"{name} is no variable of beit{did_you_mean(name, _OF_USERS)}", f"unset {name}")
 
 
 def _slow() -> Iterator[Finding]:

@@ -3,6 +3,7 @@
 import pytest
 
 from beit.common.errors import InputError
+from beit.common.forecast import hardware
 from beit.common.forecast.hardware import check_name, data_sheet, known_peak_flops, named, product_flops, this_machine
 
 
@@ -50,3 +51,14 @@ def test_this_machine_has_cores_memory_and_a_speed():
     here = this_machine(num_devices=2)
     assert here.cores >= 1 and here.num_devices == 2 and here.flops
     assert product_flops() > 1e8
+
+
+def test_fewer_threads_are_heeded(monkeypatch):
+    monkeypatch.setattr(hardware, "available_cores", lambda: 8)
+    monkeypatch.setattr(hardware, "product_flops", lambda: 1e11)
+    monkeypatch.setattr(hardware, "spare_share", lambda: 1.0)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    all_of_them = this_machine(may_use_gpu=False).flops
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    assert this_machine(may_use_gpu=False).flops == all_of_them / 4
+    assert this_machine(num_devices=4, may_use_gpu=False).flops == all_of_them / 4  # of each

@@ -142,9 +142,15 @@ def test_steps_are_bounded_and_a_store_may_move_but_not_change(store, bare_store
         open_stored_run(tmp_path, None)
 
 
-def test_evaluations_draw_what_show_reconstruction_draws(store, tmp_path):
+def test_evaluations_draw_what_show_reconstruction_draws_and_the_report_shows_it(store, tmp_path, with_reports):
     config = make_config(train={"steps": 4, "eval_interval_steps": 2})
     run(config, store=store.location, run_dir=tmp_path / "run")
+    page = (tmp_path / "run/report.html").read_text()
+    for heading in ("Masked images, completed, over time", "Attention of block 1", "Masks: blockwise"):
+        assert heading in page
+    assert {path.name for path in (tmp_path / "run/pictures").iterdir()} == {
+        *("attention.png", "masks.png", "reconstruction-step-2.png", "reconstruction-step-4.png"),
+    }
     drawn = Image.open(tmp_path / "run/reconstruction.png")
     shown = reconstruction_sheet(tmp_path / "run", store=None, tokenizer=None, num_images=3)
     assert np.array_equal(np.asarray(drawn), np.asarray(shown))

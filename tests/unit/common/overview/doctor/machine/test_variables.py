@@ -5,6 +5,7 @@ import os
 import pytest
 
 from beit.common.overview.doctor.machine.variables import check_variables
+from beit.common.tokenizers.dalle_cache import MIRRORS_VARIABLE
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +34,7 @@ def test_what_nobody_means_is_told(monkeypatch, name, value, level, said):
 def test_what_beit_knows_is_well(monkeypatch):
     (finding,) = check_variables()
     assert finding.level == "ok"
-    for name in ("BEIT_CACHE", "BEIT_DALLE_MIRRORS", "BEIT_HTTP_HEADERS", "BEIT_RANK_REPORTS", "BEIT_LAUNCHER_PID"):
+    for name in ("BEIT_CACHE", MIRRORS_VARIABLE, "BEIT_HTTP_HEADERS", "BEIT_RANK_REPORTS", "BEIT_LAUNCHER_PID"):
         monkeypatch.setenv(name, "{}")
     (finding,) = check_variables()
     assert finding.level == "ok" and "BEIT_CACHE" in finding.what

@@ -1,0 +1,71 @@
+"""The page as a whole: it needs nothing but itself, reads on a phone and by keyboard, and has what there is to show."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from beit.common.overview.report.page import report_page
+from beit.common.overview.report.run_files import read_run_files
+from beit.common.overview.report.section import Section, text
+from beit.tests.page_parts import PageParts
+from beit.tests.report_runs import ALL, fine_tuned, pretraining, tokenizer, write_run
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_a_page_of_each_kind_is_whole_and_refers_to_nothing(kind: str, tmp_path: Path) -> None:
+    html = report_page(read_run_files([ALL[kind](tmp_path / "run")]))
+    page = PageParts(html)
+    page.check(hidden=str(tmp_path))
+    assert "<script" not in html and not re.search(r"(?:src|href)=\"(?!#|data:)", html) and "url(" not in html
+    anchors = {values["id"] for values in page.of("h2")}
+    assert {str(values["href"])[1:] for values in page.of("a")} == anchors
+    assert "Report on run" in page.text and "Results" in page.text
+
+
+def test_runs_of_all_kinds_stand_on_one_page_each_in_its_colour(tmp_path: Path) -> None:
+    runs = read_run_files([make(tmp_path / kind) for kind, make in ALL.items()])
+    html = report_page(runs)
+    page = PageParts(html)
+    page.check(hidden=str(tmp_path))
+    assert "Report on 5 runs" in page.text and "How they learned" in page.text
+    for place, kind in enumerate(ALL):
+        assert f'style="--line: var(--line{place})">{kind}</span>' in html
+    for title in ("Pre-training on visual tokens", "Classification", "Segmentation", "Distilling a tokenizer"):
+        assert title in page.text
+
+
+def test_zero_lines_are_in_the_charts(tmp_path: Path) -> None:
+    html = report_page(read_run_files([pretraining(tmp_path / "a"), fine_tuned(tmp_path / "b")]))
+    for line in ("unigram 8.00 bits", "neighbour 7.00 bits", "chance 5.0\u00a0%", "guessing 25.0\u00a0%"):
+        assert f"{line}</text>" in html
+
+
+def test_rate_waiting_and_memory_begin_at_zero(tmp_path: Path) -> None:
+    html = report_page(read_run_files([fine_tuned(tmp_path / "run")]))
+    speed = html[html.index('<h2 id="speed"') :]
+    speed = speed[: speed.index("</section>")]
+    assert speed.count("<svg") == 3 and len(re.findall(r">0(?:\.0+)?(?:\u00a0%)?</text>", speed)) >= 3
+
+
+def test_a_run_of_many_records_has_a_page_of_bounded_size(tmp_path: Path) -> None:
+    records = [{"step": step, "loss": 1.0 / step, "images_per_second": 9.0, "lr": 0.1} for step in range(1, 20_001)]
+    run = write_run(tmp_path / "run", settings="[classifier]\n", starts=[], records=records)
+    (run / "config.toml").write_text('encoder = "random"\n[classifier]\npooling = "cls"\n')
+    html = report_page(read_run_files([run]))
+    assert len(html) < 200_000 and "No evaluation yet" in html
+
+
+def test_pictures_stand_behind_the_curves(tmp_path: Path) -> None:
+    pictures = [Section(title="Masks", anchor="masks", parts=(text("what was hidden"),))]
+    page = PageParts(report_page(read_run_files([pretraining(tmp_path / "run")]), pictures=pictures))
+    order = [values["id"] for values in page.of("h2")]
+    assert order.index("learning") + 1 == order.index("masks") < order.index("provenance")
+
+
+def test_names_cannot_break_the_page(tmp_path: Path) -> None:
+    html = report_page(read_run_files([tokenizer(tmp_path / "<script>&amp;`x`", "kmeans")]))
+    assert "<script>" not in html and "&lt;script&gt;&amp;amp;" in html
+    PageParts(html).check()
