@@ -75,12 +75,14 @@ def _of_pretraining(run: RunFiles) -> Iterator[tuple[str, list[str]]]:
 
 
 def _images_of(store: Path) -> Path | None:
-    """Return the images of a token store; None where they are not here."""
+    """Return the images of a token store; None where they are not here, or are crops, which no source is made of."""
     try:
-        root = read_json(store / "store.json").get("image_root")
+        info = read_json(store / "store.json")
+        root, packing = info.get("image_root"), info.get("packing") or {}
+        is_crops = bool(packing.get("materialize"))
     except (InputError, AttributeError):
         return None
-    if not isinstance(root, str) or is_remote(root) or not (store / root).is_dir():
+    if is_crops or not isinstance(root, str) or is_remote(root) or not (store / root).is_dir():
         return None
     return store / root
 
