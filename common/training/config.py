@@ -13,7 +13,7 @@ from typing import Annotated, Literal, Protocol
 
 from beit.common.config import above, at_least, checked, within
 from beit.common.errors import InputError, require
-from beit.common.reading.batch_plan import grad_accum_steps_for, require_shares
+from beit.common.reading.batch_plan import grad_accum_steps_for, valid_world_sizes
 from beit.common.reading.config import ReaderConfig
 
 _WINDOW = re.compile(r"(\d+):(\d+)")
@@ -204,9 +204,13 @@ def plan_training(
     A micro-batch that is left out is the whole share here; `micro_batches.py` chooses one when the run begins.
     """
     batch = train.global_batch_size
-    if train.micro_batch_size is None:
-        require_shares(batch, world_size)
-    micro_batch_size = train.micro_batch_size or batch // world_size
+    if train.micro_batch_size is None and batch % world_size:
+        ranks = [count for count in valid_world_sizes(batch, 1) if count < 2 * world_size]
+        raise InputError(
+            f"train.global_batch_size ({batch}) cannot be shared by {world_size} ranks; start one of "
+            f"{', '.join(map(str, ranks))} ranks, or set it to {-(-batch // world_size) * world_size}"
+        )
+    micro_batch_size = train.micro_batch_size or max(1, batch // world_size)
     steps_per_epoch = num_samples / batch
     total_steps = train.steps or max(1, round(train.epochs * num_samples) // batch)
     # Given in epochs, the warmup of a long recipe must still end when somebody tries a few steps of it.
