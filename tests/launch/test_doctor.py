@@ -47,7 +47,7 @@ def test_a_deepspeed_that_cannot_be_imported_is_named(tmp_path):
     (tmp_path / "broken/deepspeed/__init__.py").write_text("raise ImportError('libaio.so.1: cannot open')")
     variables = environment(tmp_path, PYTHONPATH=str(tmp_path / "broken"))
     done = subprocess.run(COMMAND, cwd=tmp_path, env=variables, capture_output=True, text=True)
-    (line,) = (line for line in done.stdout.splitlines() if " ranks " in line)
+    (line,) = (line for line in done.stdout.splitlines() if line.split()[1] == "ranks")
     assert line.startswith("fault") and "ImportError: libaio.so.1" in line and "mend:" in line
     assert done.returncode == 1 and "Traceback" not in done.stdout + done.stderr
 

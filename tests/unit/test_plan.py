@@ -110,7 +110,7 @@ def test_settings_of_every_stage():
     ("words", "what", "way_out"),
     [
         (["3"], "3 images leave 3 to train on and 0 to measure on", "at least 5 images"),
-        (["1k", "--gpus", "3"], "cannot be shared by 3 ranks", "set it to 33"),
+        (["1k", "--gpus", "3"], "cannot be shared by 3 ranks", "start one of 1, 2, 4 ranks, or set it to 33"),
         (["9k", "--set", "deepspeed.zero_stage=2", "--set", "optimizer.kind=muon"], "muon", "zero_stage"),
         (
             ["50k", "--gpu", "T4", "--recipe", "beit_large_patch16_224_1k", "--set", "train.micro_batch_size=512"],

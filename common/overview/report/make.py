@@ -41,7 +41,7 @@ def make_report(
     """
     for place in named:
         require(place.strip() != "", "a name is empty; name the RUN of a training or a probe")
-        require_local(place, place)
+        require_local(Path(place), place)
     documents = [Path(place) for place in named if place.lower().endswith(".json")]
     paths = [Path(place) for place in named if not place.lower().endswith(".json")]
     require(len(paths) > 0, f"{documents[0] if documents else 'this'} is no run; name at least one run beside it")

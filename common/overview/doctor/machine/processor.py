@@ -44,7 +44,9 @@ def check_cores() -> Iterator[Finding]:
         return
     if threads and int(threads) <= cores // 2 and hardware() is None:
         yield warning(
-            "cores", f"OMP_NUM_THREADS ({threads}) leaves most of the {cores} cores idle", "unset OMP_NUM_THREADS"
+            "cores",
+            f"OMP_NUM_THREADS ({threads}) has torch use {threads} of the {cores} cores",
+            "unset OMP_NUM_THREADS",
         )
         return
     bound = f" of the {all_cores} of this machine" if cores < all_cores else ""

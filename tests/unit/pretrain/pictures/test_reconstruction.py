@@ -146,7 +146,7 @@ def test_evaluations_draw_what_show_reconstruction_draws_and_the_report_shows_it
     config = make_config(train={"steps": 4, "eval_interval_steps": 2})
     run(config, store=store.location, run_dir=tmp_path / "run")
     page = (tmp_path / "run/report.html").read_text()
-    for heading in ("Masked images, completed, over time", "Attention of block 1", "Masks: blockwise"):
+    for heading in ("Masked images, completed", "Attention of block 1", "Masks: blockwise"):
         assert heading in page
     assert {path.name for path in (tmp_path / "run/pictures").iterdir()} == {
         *("attention.png", "masks.png", "reconstruction-step-2.png", "reconstruction-step-4.png"),
