@@ -21,6 +21,10 @@ _SPARE_MEMORY = 0.9
 """Of a device's memory, what micro-batches are chosen to fill at most."""
 
 
+_RUN_BYTES = 1_500_000
+"""Of a run besides weights: report, pictures, TensorBoard; measured on small ones, where it is a tenth."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Course:
     """How long a training is, by its settings: what `plan_training` counts."""
@@ -209,7 +213,8 @@ def forecast_training(
     if room is not None and memory.total > room:
         smaller = [one for one in sizes if one < size and fits(one)]
         found.append(_too_large(memory, size, room, smaller))
-    checkpoint = FLOAT * (course.copies * model.parameters + (2 + ema) * model.trained)
+    moments = 1.1 if optimizer == "muon" else 2  # which has one of the matrices
+    checkpoint = round(FLOAT * (course.copies * model.parameters + (moments + ema) * model.trained))
     seconds, rate, cores = _speed(model, course, reading, hardware, size)
     interval = course.eval_interval_steps or default_interval(
         evaluation_cost(
@@ -236,7 +241,7 @@ def forecast_training(
         memory_settings=settings,
         micro_batch_sizes=tuple(sizes),
         checkpoint_bytes=checkpoint,
-        disk_bytes=kept_checkpoints(course) * checkpoint + FLOAT * course.artifacts * model.parameters,
+        disk_bytes=kept_checkpoints(course) * checkpoint + FLOAT * course.artifacts * model.parameters + _RUN_BYTES,
         loader_cores_per_device=cores,
         problems=tuple(found),
     )

@@ -80,3 +80,12 @@ def test_ranges(settings: dict[str, object], message: str) -> None:
 def test_optimizer_ranges(settings: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         OptimizerConfig(**settings)
+
+
+def test_a_batch_that_ranks_cannot_share_is_refused_with_the_numbers_that_can():
+    with pytest.raises(
+        InputError, match=r"\(32\) cannot be shared by 3 ranks; start one of 1, 2, 4 ranks, or set it to 33"
+    ):
+        plan_training(
+            TrainConfig(global_batch_size=32), OptimizerConfig(), CheckpointConfig(), num_samples=100, world_size=3
+        )
