@@ -21,6 +21,7 @@ from beit.common.processes.distributed import World
 from beit.common.processes.signals import stop_on_signals
 from beit.common.reading.contents import Watched, contents_sha256
 from beit.common.reading.labelled_dataset import LabelledDataset
+from beit.common.runs.idle import warn_of_idle
 from beit.common.runs.layout import FEATURES, MASK_PROBE, MODEL
 from beit.common.runs.outputs import written
 from beit.common.sources.labels import all_listed
@@ -36,7 +37,7 @@ from beit.finetune.augment.augment import TrainTransform
 from beit.finetune.best_model import BestModel, saved_when_measured
 from beit.finetune.classification.model import ImageClassifier
 from beit.finetune.classification.step import ClassificationStep, balanced_weights
-from beit.finetune.config import FinetuneConfig
+from beit.finetune.config import FinetuneConfig, needs
 from beit.finetune.data import LabelledData, open_training_data
 from beit.finetune.evaluation.evaluate import evaluation_loader, measure
 from beit.finetune.evaluation.outcomes import OutcomeLog
@@ -57,6 +58,7 @@ def run(config: FinetuneConfig, *, data: str, run_dir: Path, resume: str = "auto
     if any((run_dir / name).exists() for name in (FEATURES, f"{MASK_PROBE}.json")):
         raise InputError(f"{run_dir} holds a linear probe or k-NN; name another directory for classification")
     start = starting_point(config)
+    warn_of_idle(config, needs(config))
     warning = unnamed_shape(config, start.architecture)
     config = in_force(config, start.architecture, start.normalization)
     images = open_training_data(data, config.data, multi_label=config.classifier.multi_label, reading=config.source)

@@ -21,6 +21,7 @@ from beit.common.pages.numbers import percent
 from beit.common.processes.distributed import World
 from beit.common.processes.signals import stop_on_signals
 from beit.common.reading.contents import Watched
+from beit.common.runs.idle import warn_of_idle
 from beit.common.runs.layout import FEATURES, MASK_PROBE, MODEL
 from beit.common.runs.outputs import written
 from beit.common.training.data import Batch, TrainingData
@@ -42,7 +43,7 @@ from beit.finetune.in_force import in_force, unnamed_shape
 from beit.finetune.masks.dataset import MaskedDataset
 from beit.finetune.masks.index import MaskedData, open_training_masks
 from beit.finetune.segmentation.artifact import SegmentationInfo, build_segmenter, describe, settled_head
-from beit.finetune.segmentation.config import IMAGENET, SegmentationConfig
+from beit.finetune.segmentation.config import IMAGENET, SegmentationConfig, needs
 from beit.finetune.segmentation.cost import evaluation_windows, head_flops
 from beit.finetune.segmentation.crops import SceneTransform
 from beit.finetune.segmentation.heads import head_in_words
@@ -68,6 +69,7 @@ def run(config: SegmentationConfig, *, data: str, run_dir: Path, resume: str = "
     if any((run_dir / name).exists() for name in (FEATURES, f"{MASK_PROBE}.json")):
         raise InputError(f"{run_dir} holds a linear probe or k-NN; name another directory for segmentation")
     start = scene_starting_point(config)
+    warn_of_idle(config, needs(config))
     warning = unnamed_shape(config, start.architecture)
     config = in_force(config, start.architecture, start.normalization)
     config = replace(config, head=settled_head(config, start))

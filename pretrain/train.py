@@ -25,6 +25,7 @@ from beit.common.processes.distributed import World
 from beit.common.processes.signals import stop_on_signals
 from beit.common.reading.config import ReaderConfig
 from beit.common.reading.contents import Watched
+from beit.common.runs.idle import warn_of_idle
 from beit.common.runs.layout import ENCODER, METRICS
 from beit.common.runs.metrics import read_metrics
 from beit.common.runs.outputs import written
@@ -48,7 +49,7 @@ from beit.common.vit.flops import training_flops
 from beit.common.vit.param_groups import param_groups
 from beit.pretrain.advice import little_training, quicker
 from beit.pretrain.aggregation import early_block
-from beit.pretrain.config import PretrainConfig
+from beit.pretrain.config import PretrainConfig, needs
 from beit.pretrain.data import ViewTransform, build_transform, check_replay
 from beit.pretrain.model import MaskedImageModel, MaskedPixelModel
 from beit.pretrain.objective import TokenSource, build_model, build_step, token_source
@@ -64,6 +65,7 @@ from beit.pretrain.start import (
     load_initial,
     record,
     starting_point,
+    trains_position_tables,
 )
 from beit.pretrain.start import describe as describe_start
 from beit.pretrain.store_dataset import StoreDataset
@@ -94,6 +96,7 @@ def run(config: PretrainConfig, *, store: str | Path, run_dir: Path, resume: str
     earlier = earlier_start(run_dir, resume=resume, sync_to=config.run.sync_to if config.init else None)
     start = starting_point(config, token_store.info, earlier=earlier)
     check_settings(config, start.architecture)
+    warn_of_idle(config, needs(config, has_position_tables=trains_position_tables(start)))
     config = in_force(config, start)
     probe = open_probe_data(config.probe)
 
@@ -119,12 +122,14 @@ def check(config: PretrainConfig, *, store: str, run_dir: Path, resume: str = "a
     check_directory(run_dir, resume=resume)
     check_settings(config)
     if not is_remote(store) and not Path(store).exists():
+        warn_of_idle(config, needs(config, has_position_tables=config.model.pos_bias != "none"))
         return f"the settings are right; {store} is not there yet"
     token_store = open_store(store, check_images=False)
     check_store(token_store, config)
     earlier = earlier_start(run_dir, resume=resume, sync_to=config.run.sync_to if config.init else None)
     start = starting_point(config, token_store.info, earlier=earlier)
     check_settings(config, start.architecture)
+    warn_of_idle(config, needs(config, has_position_tables=trains_position_tables(start)))
     open_probe_data(config.probe)
     check_run(run_dir, in_force(config, start), resume=resume, sync_to=config.run.sync_to)
     return f"the settings are right for {store}"

@@ -149,7 +149,14 @@ class Expectation:
 
 
 def warn_of_plan(config: TrainingConfig, plan: TrainingPlan) -> None:
-    """Say so where a step has more images than there are, or the steps are too few to learn from."""
+    """Say so where nothing will be recorded, a step has more images than there are, or steps are too few to learn."""
+    recorded = config.profile.window
+    if recorded and recorded.start >= plan.total_steps:
+        logger.warning(
+            "profile.steps (%s) has no effect: the run has %d steps, counted from 0",
+            config.profile.steps,
+            plan.total_steps,
+        )
     num_samples = round(plan.steps_per_epoch * plan.global_batch_size)
     batch = better_batch(num_samples)
     if batch >= plan.global_batch_size:

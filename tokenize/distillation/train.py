@@ -25,6 +25,7 @@ from beit.common.processes.distributed import World, init_distributed
 from beit.common.processes.signals import stop_on_signals, under_way
 from beit.common.reading.contents import Watched
 from beit.common.rng import CounterRng, stable_hash64
+from beit.common.runs.idle import warn_of_idle
 from beit.common.runs.outputs import written
 from beit.common.storage.samples import Record
 from beit.common.tokenizer import DType
@@ -37,7 +38,7 @@ from beit.common.training.engine import choose_precision
 from beit.common.training.judge import Goal
 from beit.common.training.trainer import train
 from beit.common.vit.param_groups import param_groups
-from beit.tokenize.distillation.config import DistillationConfig, TeacherRecord
+from beit.tokenize.distillation.config import DistillationConfig, TeacherRecord, needs
 from beit.tokenize.distillation.data import IMAGES, TEACHER_IMAGES, ViewTransform
 from beit.tokenize.distillation.model import DistillationModel, teacher_cosine
 from beit.tokenize.distillation.report import batches_of, distillation_card, distillation_metrics, words_sheet
@@ -71,6 +72,7 @@ def train_distilled(
         InputError: bad input.
         ResumableStop: a signal asked to stop; a checkpoint was committed.
     """
+    warn_of_idle(config, needs(config))
     model, cache = config.model, config.reader.parquet_cache_bytes
     with stop_on_signals():  # the same signals as the training inside, so that one that comes now is not lost
         timeouts = config.train.collective_timeout_seconds, config.train.meeting_timeout_seconds

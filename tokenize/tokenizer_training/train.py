@@ -25,6 +25,7 @@ from beit.common.errors import InputError
 from beit.common.processes.distributed import World
 from beit.common.reading.contents import Watched
 from beit.common.rng import CounterRng, stable_hash64
+from beit.common.runs.idle import training_needs, warn_of_idle
 from beit.common.runs.outputs import written
 from beit.common.tokenizers.directory import save_tokenizer
 from beit.common.training.data import Batch, TrainingData
@@ -64,6 +65,7 @@ def train_tokenizer(config: TokenizerTrainConfig, source: str, out_dir: Path, *,
         InputError: bad input.
         ResumableStop: a signal asked to stop; a checkpoint was committed.
     """
+    warn_of_idle(config, training_needs(config))
     size, cache = config.data.view_size, config.reader.parquet_cache_bytes
 
     def build(world: World) -> TokenizerTask:

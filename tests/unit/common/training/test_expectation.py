@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -97,3 +98,11 @@ def test_a_log_and_a_bar_move_within_a_step(
     train_toy(tmp_path, toy_config("train.steps=2"))
     shown = [line.split()[1] for line in caplog.messages if line.startswith("training: ")]
     assert shown == ["0/2", "0.25/2", "0.50/2", "0.75/2", "1/2", "1/2", "1.25/2", "1.50/2", "1.75/2", "2/2"]
+
+
+@pytest.mark.parametrize(("steps", "is_said"), [("4:5", True), ("3:9", False)])
+def test_a_recording_behind_the_end_is_named(caplog: pytest.LogCaptureFixture, steps: str, is_said: bool) -> None:
+    config = toy_config(f"profile.steps={steps}")
+    plan = plan_training(config.train, config.optimizer, config.checkpoint, num_samples=1000, world_size=1)
+    warn_of_plan(config, replace(plan, total_steps=4))
+    assert ("profile.steps (4:5) has no effect: the run has 4 steps, counted from 0" in caplog.messages) == is_said
