@@ -32,6 +32,8 @@ NEWTON_SCHULZ, NEWTON_SCHULZ_STEPS = (3.4445, -4.7750, 2.0315), 5
 """Coefficients of an odd polynomial that lifts small values fast, and how often it is applied."""
 UPDATE_RMS = 0.2
 """Root mean square of AdamW's updates, as measured in training."""
+ADAMW_LR = 0.5
+"""AdamW's learning rate in that of Muon; between a half and a quarter (docs/pretraining.md), a half measured most."""
 _BYTES_AT_ONCE = 512 * 1024
 """Of matrices that go through the steps together on a CPU, so that they stay in a core's cache."""
 PARTS = "muon_parts"
@@ -225,7 +227,7 @@ def check_partition(config: OptimizerConfig, *, zero_stage: int) -> None:
     require(
         config.kind == "adamw" or zero_stage == 0,
         f'optimizer.kind ("muon") needs whole matrices, which deepspeed.zero_stage = {zero_stage} cuts into pieces; '
-        'set it to 0, or optimizer.kind to "adamw"',
+        f"set it to 0, or {_by_adamw(config)}",
     )
 
 
@@ -234,8 +236,15 @@ def check_optimizer(config: OptimizerConfig, model: nn.Module, *, zero_stage: in
     check_partition(config, zero_stage=zero_stage)
     require(
         config.kind == "adamw" or bool(hidden_matrices(model)),
-        'optimizer.kind ("muon") is for the matrices of transformer blocks, and none are trained here; use "adamw"',
+        'optimizer.kind ("muon") is for the matrices of transformer blocks, and none are trained here; '
+        f"{_by_adamw(config)}",
     )
+
+
+def _by_adamw(config: OptimizerConfig) -> str:
+    """Say how settings chosen for Muon are made ones for AdamW."""
+    lr = max(config.lr * ADAMW_LR, config.min_lr)
+    return f"go over to AdamW, at half the rate: --set optimizer.kind=adamw --set optimizer.lr={lr:.3g}"
 
 
 def build_optimizer(
