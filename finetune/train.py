@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from beit.common.errors import InputError
 from beit.common.pages.numbers import percent, percent_range
 from beit.common.processes.distributed import World
 from beit.common.processes.signals import stop_on_signals
 from beit.common.reading.contents import Watched, contents_sha256
 from beit.common.reading.labelled_dataset import LabelledDataset
 from beit.common.runs.idle import warn_of_idle
-from beit.common.runs.layout import FEATURES, MASK_PROBE, MODEL
+from beit.common.runs.kinds import CLASSIFICATION, require_command
+from beit.common.runs.layout import MODEL
 from beit.common.runs.outputs import written
 from beit.common.sources.labels import all_listed
 from beit.common.training.data import Batch, TrainingData
@@ -55,8 +55,7 @@ def run(config: FinetuneConfig, *, data: str, run_dir: Path, resume: str = "auto
         InputError: bad input.
         ResumableStop: a signal asked to stop; a checkpoint was committed.
     """
-    if any((run_dir / name).exists() for name in (FEATURES, f"{MASK_PROBE}.json")):
-        raise InputError(f"{run_dir} holds a linear probe or k-NN; name another directory for classification")
+    require_command(run_dir, CLASSIFICATION)
     start = starting_point(config)
     warn_of_idle(config, needs(config))
     warning = unnamed_shape(config, start.architecture)

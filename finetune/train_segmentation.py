@@ -16,13 +16,13 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from beit.common.errors import InputError
 from beit.common.pages.numbers import percent
 from beit.common.processes.distributed import World
 from beit.common.processes.signals import stop_on_signals
 from beit.common.reading.contents import Watched
 from beit.common.runs.idle import warn_of_idle
-from beit.common.runs.layout import FEATURES, MASK_PROBE, MODEL
+from beit.common.runs.kinds import SEGMENTATION, require_command
+from beit.common.runs.layout import MODEL
 from beit.common.runs.outputs import written
 from beit.common.training.data import Batch, TrainingData
 from beit.common.training.expectation import in_words
@@ -66,8 +66,7 @@ def run(config: SegmentationConfig, *, data: str, run_dir: Path, resume: str = "
         InputError: bad input.
         ResumableStop: a signal asked to stop; a checkpoint was committed.
     """
-    if any((run_dir / name).exists() for name in (FEATURES, f"{MASK_PROBE}.json")):
-        raise InputError(f"{run_dir} holds a linear probe or k-NN; name another directory for segmentation")
+    require_command(run_dir, SEGMENTATION)
     start = scene_starting_point(config)
     warn_of_idle(config, needs(config))
     warning = unnamed_shape(config, start.architecture)

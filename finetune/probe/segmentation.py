@@ -29,7 +29,8 @@ from beit.common.pages.tables import aligned
 from beit.common.progress import Progress
 from beit.common.reading.contents import contents_sha256
 from beit.common.rng import CounterRng
-from beit.common.runs.layout import CHECKPOINTS, MASK_PROBE
+from beit.common.runs.kinds import PROBE, require_command
+from beit.common.runs.layout import MASK_PROBE
 from beit.common.runs.run_dir import begin_run, open_run
 from beit.common.storage.documents import write_json
 from beit.common.vit.features import Features, LinearProbe, fit_linear
@@ -156,10 +157,7 @@ def run_segmentation_probe(config: SegmentationConfig, *, data: str, run_dir: Pa
     Returns:
         The table: mean IoU of every block.
     """
-    require(
-        not (run_dir / CHECKPOINTS).exists(),
-        f"{run_dir} holds a training, which linear-probe would mix with; name another directory",
-    )
+    require_command(run_dir, PROBE)
     require(
         config.normalization == "encoder",
         f"normalization ({config.normalization}) must be encoder: frozen features are of pixels as it knows them",

@@ -78,11 +78,9 @@ def words_sheet(model: DistillationModel, views: Mapping[str, Tensor], device: t
         drawn += [images.permute(0, 2, 3, 1).cpu().numpy(), colours[words.numpy()]]
     groups = [[column[number] for column in drawn] for number in range(len(views[IMAGES]))]
     rows = [sum(groups[start : start + _GROUPS_PER_ROW], []) for start in range(0, len(groups), _GROUPS_PER_ROW)]
-    width = max(map(len, rows))
-    padded = [row + [None] * (width - len(row)) for row in rows]
-    titles = ("view", "its words", "mirrored, recoloured", "its words") * (width // len(drawn))
+    titles = ("view", "its words", "mirrored, recoloured", "its words") * (len(rows[0]) // len(drawn))
     legend = "A square's colour stands for its word; words that are near each other have similar colours."
-    return sheet([picture_table(padded, titles=titles)], legend=legend)
+    return sheet([picture_table(rows, titles=titles)], legend=legend)
 
 
 def word_colours(codebook: Tensor) -> NDArray[np.uint8]:
