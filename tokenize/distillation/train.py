@@ -19,7 +19,6 @@ import torch
 from PIL.Image import Image
 from torch import Tensor, nn
 
-from beit.common.config import config_to_dict
 from beit.common.errors import InputError, require
 from beit.common.processes.distributed import World, init_distributed
 from beit.common.processes.signals import stop_on_signals, under_way
@@ -43,9 +42,9 @@ from beit.tokenize.distillation.data import IMAGES, TEACHER_IMAGES, ViewTransfor
 from beit.tokenize.distillation.model import DistillationModel, teacher_cosine
 from beit.tokenize.distillation.report import batches_of, distillation_card, distillation_metrics, words_sheet
 from beit.tokenize.distillation.words import CODES_PER_WORD, place_words, restart_words, used_words
-from beit.tokenize.images import open_images
 from beit.tokenize.teacher import Teacher, load_teacher
-from beit.tokenize.tokenizer_training.data import Images, read_samples, split_images
+from beit.tokenize.tokenizer_training.card import training_record
+from beit.tokenize.tokenizer_training.data import Images, open_split, read_samples
 
 if TYPE_CHECKING:
     from beit.tokenize.kinds import TeacherChoice
@@ -73,7 +72,6 @@ def train_distilled(
         ResumableStop: a signal asked to stop; a checkpoint was committed.
     """
     warn_of_idle(config, needs(config))
-    model, cache = config.model, config.reader.parquet_cache_bytes
     with stop_on_signals():  # the same signals as the training inside, so that one that comes now is not lost
         timeouts = config.train.collective_timeout_seconds, config.train.meeting_timeout_seconds
         world = init_distributed(timeout_seconds=timeouts[0], meeting_timeout_seconds=timeouts[1])
@@ -81,13 +79,7 @@ def train_distilled(
         config = replace(config, teacher=TeacherRecord(fingerprint=loaded.fingerprint))
 
         def build(world: World) -> DistillationTask:
-            images = world.run_on_main(
-                lambda: split_images(
-                    open_images(source, img_size=model.img_size, cache_bytes=cache, settings=config.source),
-                    config.data,
-                    cache_bytes=cache,
-                )
-            )
+            images = world.run_on_main(lambda: open_split(source, config, img_size=config.model.img_size))
             return DistillationTask(config, source, images, loaded, teacher.block, world)
 
         task, result = train(config, build, run_dir=out_dir, resume=resume)
@@ -366,21 +358,12 @@ class DistillationTask:
             "img_size": self.teacher.img_size,
             "dim": self.teacher.dim,
         }
-        training = {
-            "source": self.source,
-            "teacher": teacher,
-            "index_sha256": self.images.train.index_sha256,
-            "num_train_images": int(self.images.train.shard_sizes.sum()),
-            "num_held_out_images": int(self.images.held_out.shard_sizes.sum()),
-            "step": step,
-            "total_steps": self._total_steps,
-            "metrics": dict(metrics),
-            "settings": config_to_dict(self.config),
-        }
+        reached = {"step": step, "total_steps": self._total_steps, "metrics": dict(metrics)}
+        training = training_record(self.source, self.images, self.config, teacher=teacher, **reached)
         network.load_state_dict(weights, assign=True)
         patches = self._mean_patches(network, step)
         fingerprint = save_tokenizer(directory, weights, self.config.model, training=training, patches=patches)
-        distillation_card(directory / "README.md", self.config, training, fingerprint=fingerprint)
+        distillation_card(self.config, training).write(directory, training, fingerprint=fingerprint)
 
     @torch.no_grad()
     def _mean_patches(self, network: VQKD, step: int) -> Tensor:
