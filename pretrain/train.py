@@ -324,7 +324,9 @@ class PretrainTask:
     def forward(self, model: torch.nn.Module, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Return loss and metrics of one micro-batch."""
         loss, metrics = self.step(model, batch, step)
-        if "bits" in metrics and self.curve is not None:
+        if self.tokens is None:
+            self.curve.note(step, metrics.get("mse", loss))
+        elif "bits" in metrics:
             self.curve.note(step, metrics["bits"])
         return loss, metrics
 
@@ -358,27 +360,24 @@ class PretrainTask:
         return Judge(earlier=self.earlier, grace_steps=max(2 * plan.warmup_steps, plan.total_steps // 10))
 
     @cached_property
-    def curve(self) -> TrainingCurve | None:
-        """What watches the training loss; None where that is not in bits."""
-        if self.tokens is None:
-            return None
-        return TrainingCurve(vocab_size=self.tokens.vocab_size, parts=self.data.plan.grad_accum_steps)
+    def curve(self) -> TrainingCurve:
+        """What watches the training loss."""
+        vocab_size = None if self.tokens is None else self.tokens.vocab_size
+        return TrainingCurve(vocab_size=vocab_size, parts=self.data.plan.grad_accum_steps)
 
     def alarm(self, metrics: Mapping[str, float]) -> str:
         """Say what the training loss shows to have gone wrong; empty where nothing has."""
-        if self.curve is None or "unigram_bits" not in metrics:
-            return ""
-        return self.curve.alarm(metrics["unigram_bits"])
+        simple = metrics.get("unigram_bits", metrics.get("mean_mse"))
+        return "" if simple is None else self.curve.alarm(simple)
 
     def memory(self) -> dict[str, Any]:
         """Return what later evaluations are judged by."""
-        return self.judge.state() | ({} if self.curve is None else {"curve": self.curve.state()})
+        return self.judge.state() | {"curve": self.curve.state()}
 
     def recall(self, memory: Mapping[str, Any]) -> None:
         """Judge on as before."""
         self.judge.restore(memory)
-        if self.curve is not None:
-            self.curve.restore(memory.get("curve", {}))
+        self.curve.restore(memory.get("curve", {}))
 
     def pictures(self, model: torch.nn.Module, step: int) -> dict[str, Image]:
         """Draw a few held-out images as the model completes them, if their words can be painted."""

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from beit.common.errors import InputError, require
+from beit.common.errors import InputError, ResumableStop, require
 from beit.common.pages.numbers import percent
 from beit.common.pages.tables import aligned
 from beit.common.progress import Progress
@@ -180,8 +180,11 @@ def run_segmentation_probe(config: SegmentationConfig, *, data: str, run_dir: Pa
         short_side=config.evaluation.short_side,
         micro_batch_size=config.evaluation.micro_batch_size,
     )
-    with torch.no_grad():
-        result = _probe(encoder, reader, masks, config)
+    try:
+        with torch.no_grad():
+            result = _probe(encoder, reader, masks, config)
+    except KeyboardInterrupt:  # a training would go on; here nothing is kept that could
+        raise ResumableStop("interrupted; the same command begins again") from None
     write_json(run.path / f"{MASK_PROBE}.json", {"task": MASK_PROBE, "encoder": config.encoder, **result})
     return probe_table(result)
 
