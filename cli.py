@@ -126,11 +126,15 @@ COMMANDS: dict[str, Entry | Section] = {
     "worth": Entry(
         "beit.finetune.worth.commands", "worth_command", "Does pre-training pay on your images? One table says."
     ),
+    "report": Entry("beit.common.overview.commands", "report_command", "Runs of every kind as one page to send."),
     "import": Entry(
         "beit.finetune.weights.commands", "import_command", "Weights of BEiT, DINO, MAE, DeiT, timm, Hugging Face."
     ),
     "export": Entry("beit.finetune.weights.commands", "export_command", "A model in the form of another project."),
     "show": Section(SHOW, "Draw what a stage made."),
+    "doctor": Entry(
+        "beit.common.overview.commands", "doctor_command", "Is this machine fit? Is a store, a run or an encoder well?"
+    ),
     "demo": Entry("beit.demo", "demo_command", "The whole chain in minutes, on generated images or yours."),
 }
 
@@ -148,6 +152,7 @@ _ALSO_CALLED = {
     "import": "load from_pretrained",
     "export": "save convert_to save_pretrained push to_onnx",
     "compare": "table results",
+    "report": "summary html page dashboard",
     "worth": "few_labels ablate benchmark pays",
     "verify": "check audit fsck",
     "show views": "view",

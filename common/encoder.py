@@ -75,7 +75,7 @@ def read_encoder_state(path: str | Path) -> dict[str, Tensor]:
     """Read all tensors of an encoder, on the CPU, and check that they are those that were written."""
     directory = find_encoder(path)
     read_encoder_config(directory)  # a wrong shape says more than a wrong hash
-    weights_path, stated = directory / WEIGHTS_FILE, _stated(directory / CONFIG_FILE)
+    weights_path, stated = directory / WEIGHTS_FILE, stated_hashes(directory / CONFIG_FILE)
     require(
         not stated or sha256_file(weights_path) in stated,
         f"{weights_path} is damaged, or not the file that was written: its sha256 is not that of {CONFIG_FILE}; copy "
@@ -91,7 +91,7 @@ def read_encoder_state(path: str | Path) -> dict[str, Tensor]:
 def weights_sha256(path: str | Path) -> str:
     """Return the sha256 of an encoder's weights, as its description says it; `read_encoder_state` proves that."""
     directory = find_encoder(path)
-    stated = _stated(directory / CONFIG_FILE)
+    stated = stated_hashes(directory / CONFIG_FILE)
     return stated[0] if len(stated) == 1 else sha256_file(directory / WEIGHTS_FILE)
 
 
@@ -111,15 +111,18 @@ def load_encoder(
 
     Args:
         path: Folder of an encoder, or a run directory; of a fine-tuned model everything but its head.
-        img_size: Side of the input in pixels, if another than in pre-training; the position tables are resized.
+        img_size: Side of the input in pixels, a multiple of the patch size, if another than in pre-training; the
+            position tables are resized.
         pos_bias: Position mode, if another; a shared table is copied to every block.
-        drop_path: Stochastic depth rate, for training it further.
+        drop_path: Stochastic depth rate in [0, 1), for training it further.
         device: Where to put it.
 
     Returns:
         The model in eval mode, without head, and with a final norm only where the encoder has one of its own
         (`config.final_norm`). It has `config` (its shape; sizes in pixels), `transform` (image or path to input),
-        `normalization` (mean and std of its input pixels in [0, 1]), `best_block` and `provenance`.
+        `normalization` (mean and std of its input pixels in [0, 1]), `best_block` (from 0; None where none was probed)
+        and `provenance`; `get_intermediate_layers` gives features of other blocks, `attention_weights` where a block
+        looks.
 
     Example:
         >>> encoder = beit.load_encoder("runs/pretrain/encoder")
@@ -202,7 +205,7 @@ def _differs(directory: Path, config: EncoderConfig) -> bool:
         return True  # it described nothing
 
 
-def _stated(config_path: Path) -> list[str]:
+def stated_hashes(config_path: Path) -> list[str]:
     """Return the hashes that a description allows; none in those of earlier versions."""
     stated = read_json(config_path).get(_SHA256, [])
     found = [stated] if isinstance(stated, str) else stated
@@ -212,6 +215,6 @@ def _stated(config_path: Path) -> list[str]:
 
 def _announce(config_path: Path, digest: str) -> None:
     """Let a description allow new weights, too, until it is replaced itself."""
-    stated = _stated(config_path)
+    stated = stated_hashes(config_path)
     if stated and digest not in stated:
         write_json(config_path, {**read_json(config_path), _SHA256: [*stated, digest]})

@@ -36,8 +36,11 @@ def open_store(path: str | Path, *, check_images: bool = True) -> TokenStore:
             which receive a checked store, do not come here.
     Returns:
         The store; nothing but settings and shard table is read yet. It has a length, is iterated in store order, and
-        `store[i]` is a dict: key (str); image (PIL, RGB); token_ids (K, g, g) uint16, K views of g x g tokens; views
-        (K,), the records that `render_view` takes; label (int, or None).
+        `store[i]` is a dict: key (str); image (PIL, RGB, turned as its EXIF data say; of a materialised store the first
+        crop, and all K of them as crops); token_ids (K, g, g) uint16 in [0, vocab_size), K views of g x g tokens, rows
+        from the top; views (K,), the records that `render_view` takes: a box (left, top, w, h) in pixels of the image,
+        flip 0 or 1, colour factors in units of 1/16384; label (int, or None).
+        `store.info` has the settings, with `img_size` and `patch_size` in pixels, `grid_size` g in tokens, `views` K.
 
     Example:
         >>> store = beit.open_store("store/")

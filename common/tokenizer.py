@@ -255,8 +255,10 @@ def load_tokenizer(
         need_decoder: Whether `decode` must work.
 
     Returns:
-        The tokenizer. Its `encode` maps uint8 images, (B, H, W, 3) or (B, 3, H, W), to int64 ids (B, h, w) in
-        [0, vocab_size), one for each square of `downsampling` pixels; `decode` paints ids as uint8 (B, H, W, 3).
+        The tokenizer. Its `encode` maps uint8 images, an array (B, H, W, 3) or a tensor (B, 3, H, W), to int64 ids
+        (B, h, w) in [0, vocab_size), one for each square of `downsampling` pixels, so that h = H / downsampling;
+        `decode` paints ids as uint8 (B, H, W, 3). H and W are multiples of `downsampling`, or both `img_size` pixels
+        where that is not None.
 
     Example:
         >>> tokenizer = beit.load_tokenizer("mini")

@@ -150,8 +150,8 @@ def render_view(
     from the same crop, neither from the other.
 
     Args:
-        image: Decoded RGB image, see `decode_image`.
-        view: One `VIEW_DTYPE` record.
+        image: Decoded RGB image, of any size in px, see `decode_image`.
+        view: One `VIEW_DTYPE` record, its box in pixels of the image: `store[i]["views"][k]`.
         img_size: Side of the result in px.
         resample: Filter, antialiased.
         jitter_scope: Whose mean grey the contrast uses, see `AugmentConfig`. With "image" the jitter comes before the
@@ -159,7 +159,7 @@ def render_view(
         check_crop: First compare the cropped pixels with the record's `crc_crop`, so that a view is never shown with
             the tokens of other pixels.
     Returns:
-        Pixels (img_size, img_size, 3) uint8, writable.
+        Pixels (img_size, img_size, 3) uint8 in [0, 255], RGB, writable.
     Raises:
         BadSample: the record does not fit the image (reason "view-mismatch"), or the check fails ("crc-mismatch").
         ValueError: the image is not RGB.

@@ -3,7 +3,7 @@
     python docs/make_rooms.py > docs/rooms.svg
 
 Boxes are placed by hand; arrows come from the import table in tests/test_layout.py. Everything may import the loose
-ground, and every room storage: those lie under all, without arrows.
+ground, and every room storage: those lie under all, without arrows. Overview may import everything below it.
 """
 
 from __future__ import annotations
@@ -14,8 +14,18 @@ from xml.sax.saxutils import escape
 
 from beit.tests.test_layout import DOORS, GROUND, ONE_NAME, ROOMS
 
-WIDTH, HEIGHT, MARGIN, COLUMN, GAP, BOX_HEIGHT = 960, 608, 20, 140, 16, 58
-ROW = {"cli": 20, "stages": 88, "training": 186, "doors": 288, "rooms": 402, "storage": 478, "ground": 544}
+WIDTH, HEIGHT, MARGIN, COLUMN, GAP, BOX_HEIGHT = 1116, 674, 20, 140, 16, 58
+ROW = {
+    "cli": 20,
+    "stages": 88,
+    "overview": 168,
+    "training": 252,
+    "doors": 354,
+    "rooms": 468,
+    "storage": 544,
+    "ground": 610,
+}
+FLAT = ("cli", "overview", "storage", "ground")
 
 
 class Box(NamedTuple):
@@ -29,24 +39,28 @@ class Box(NamedTuple):
 
 
 BOXES = {
-    "cli": Box("cli", 0, 6, "cli.py", "a table of names; each stage's commands.py is imported when it runs"),
-    "tokenize": Box("stages", 0, 2, "tokenize/", "images to a token store; tokenizers"),
-    "pretrain": Box("stages", 2, 2, "pretrain/", "masks, objective, learning signal"),
-    "finetune": Box("stages", 4, 2, "finetune/", "classifiers, probes, evaluation"),
-    "training": Box("training", 3, 2, "training", "the loop, engine, optimizer"),
+    "cli": Box("cli", 0, 7, "cli.py", "a table of names; each stage's commands.py is imported when it runs"),
+    "tokenize": Box("stages", 0, 2.3, "tokenize/", "images to a token store; tokenizers"),
+    "pretrain": Box("stages", 2.3, 2.35, "pretrain/", "masks, objective, learning signal"),
+    "finetune": Box("stages", 4.65, 2.35, "finetune/", "classifiers, probes, evaluation"),
+    "overview": Box(
+        "overview", 0, 7, "overview", "doctor, plan, report: commands that look at every room and door below"
+    ),
+    "training": Box("training", 3, 3.2, "training", "the loop, engine, optimizer"),
     "store": Box("doors", 0, 1, "store.py", "open_store"),
     "tokenizer": Box("doors", 1, 1, "tokenizer.py", "load_tokenizer"),
     "encoder": Box("doors", 2, 1, "encoder.py", "load_encoder"),
-    "reading": Box("doors", 3.28, 1, "reading", "samples in order"),
-    "runs": Box("doors", 4.6, 1, "runs", "a run's folder"),
+    "forecast": Box("doors", 3.55, 1, "forecast", "what a run takes"),
+    "reading": Box("doors", 4.6, 1, "reading", "samples in order"),
+    "runs": Box("doors", 5.85, 1, "runs", "a run's folder"),
     "shards": Box("rooms", 0, 1, "shards", "parts of a store"),
     "tokenizers": Box("rooms", 1, 1, "tokenizers", "pixels to words"),
     "vit": Box("rooms", 2, 1, "vit", "the transformer"),
-    "sources": Box("rooms", 3, 1, "sources", "users' images"),
+    "sources": Box("rooms", 5, 1, "sources", "users' images"),
     "processes": Box("rooms", 4, 1, "processes", "ranks, workers"),
-    "pages": Box("rooms", 5, 1, "pages", "charts, pages"),
-    "storage": Box("storage", 0, 6, "storage", "files, places, locks, tars, documents: under every room"),
-    "ground": Box("ground", 0, 6, "loose ground", ", ".join(sorted(GROUND)) + ": under everything"),
+    "pages": Box("rooms", 6, 1, "pages", "charts, pages"),
+    "storage": Box("storage", 0, 7, "storage", "files, places, locks, tars, documents: under every room"),
+    "ground": Box("ground", 0, 7, "loose ground", ", ".join(sorted(GROUND)) + ": under everything"),
 }
 FILL = {"cli": "#e8eaee", "stages": "#d6e6f5", "doors": "#fdf3d7", "room": "#ffffff", "floor": "#eceff2"}
 
@@ -60,7 +74,7 @@ LEGEND = (
 def position(box: Box) -> tuple[float, float, float, float]:
     """Return left, top, width and height in pixels."""
     left = MARGIN + box.column * (COLUMN + GAP)
-    height = 44 if box.row in ("cli", "storage", "ground") else BOX_HEIGHT
+    height = 44 if box.row in FLAT else BOX_HEIGHT
     return left, ROW[box.row], box.columns * (COLUMN + GAP) - GAP, height
 
 
@@ -98,10 +112,13 @@ def arrow(start: str, end: str) -> str:
 def main() -> Iterator[str]:
     """Yield the lines of the picture."""
     arrows = [
-        (start, end) for start, ends in sorted((ROOMS | DOORS).items()) for end in sorted(ends) if end != "storage"
+        (start, end)
+        for start, ends in sorted((ROOMS | DOORS).items())
+        for end in sorted(ends)
+        if start != "overview" and end != "storage"
     ]
     yield f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="system-ui, sans-serif">'
-    yield "<title>The rooms of beit: cli, stages, training, doors, rooms, storage, ground; imports point down</title>"
+    yield "<title>The rooms of beit, from above: cli, stages, overview, training, doors, rooms, storage, ground</title>"
     yield "<style>.name{font-size:14px;font-weight:600;fill:#1d2733}.what{font-size:12px;fill:#46525f}"
     yield "text{text-anchor:middle}rect{stroke:#9aa5b1}.one{stroke-dasharray:5 4}</style>"
     yield '<defs><marker id="a" viewBox="0 0 10 10" refX="9" refY="5" markerWidth="7" markerHeight="7" orient="auto">'

@@ -15,23 +15,22 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image
 from torch import Tensor
 
 from beit.common.encoder import load_encoder
 from beit.common.errors import BadSample, InputError, require
+from beit.common.pages.attention import chosen_points, framed, overlaid, place_of, points_sheet
 from beit.common.pages.charts import dot_chart
-from beit.common.pages.pictures import enlarged, heat_colours, picture_table, sheet
+from beit.common.pages.pictures import enlarged, picture_table, sheet
 from beit.common.reading.labelled_dataset import LabelledDataset
+from beit.common.sources.index import LabelledIndex
 from beit.common.sources.index_build import build_index
 from beit.common.storage.samples import spread_evenly
 from beit.common.vit.transform import ImageTransform
 from beit.common.vit.vit import VisionTransformer
 from beit.finetune.data import image_name
 
-_MARK, _MARK_RIM = (0, 255, 255), (0, 0, 0)
-_HEAT_SHARE = 0.7
-"""Of a map's colours; the rest is the image in grey."""
 _MANY_HEADS, _LARGE_CELL_PX, _SMALL_CELL_PX = 6, 136, 100
 
 
@@ -84,7 +83,13 @@ class AttentionPicture(NamedTuple):
 
 
 def attention_sheet(
-    encoder: Path, source: str, *, num_images: int, block: int | None, queries: Sequence[str]
+    encoder: Path,
+    source: str | LabelledIndex,
+    *,
+    num_images: int,
+    block: int | None,
+    queries: Sequence[str],
+    is_mean: bool = False,
 ) -> AttentionPicture:
     """Draw, for some images and patches, where every head of a block looks, and how far the heads of all blocks do.
 
@@ -93,20 +98,27 @@ def attention_sheet(
         source: Images, in any form `beit predict` takes.
         num_images: At most this many, spread over the source.
         block: Counted from 0; None takes the one that a probe found best, or else the last.
-        queries: "ROW,COLUMN" or "cls"; none takes the patch in the middle.
+        queries: "ROW,COLUMN" or "cls"; none takes the patch in the middle, or `chosen_points`.
+        is_mean: Draw the mean of the heads only, and no chart.
     """
     model = load_encoder(encoder)
     config = model.config
     if block is None:
         block = config.depth - 1 if model.best_block is None else model.best_block
     require(0 <= block < config.depth, f"--block ({block}) must be in [0, {config.depth - 1}]")
-    middle = f"{config.grid_size[0] // 2},{config.grid_size[1] // 2}"
-    asked = [parse_query(text, config.grid_size) for text in queries or [middle]]
+    middle = chosen_points(config.grid_size)[1]
+    asked = [parse_query(text, config.grid_size) for text in queries]
+    asked = asked or (chosen_points(config.grid_size) if is_mean else [middle])
     names, pixels = read_pictures(source, model.transform, num_images)
     images = model.transform.normalize(torch.from_numpy(pixels).permute(0, 3, 1, 2))
     with torch.inference_mode():
         weights = model.attention_weights(images, block)
         distances = attention_distances(model, images)
+    facts = f"{config.name}, {config.depth} blocks of {config.num_heads} heads, counted from 0; {len(names)} images"
+    if is_mean:
+        maps = weights.numpy()
+        picture = points_sheet(names, pixels, maps, asked, config.grid_size, block=block, facts=facts)
+        return AttentionPicture(picture, distances, block)
     table = _maps(names, pixels, weights, asked, config.grid_size)
     uniform = float(patch_distances(config.grid_size).mean()) * config.patch_size
     chart = dot_chart(
@@ -119,7 +131,7 @@ def attention_sheet(
     picture = sheet(
         [table, chart],
         heading=f"Attention of block {block}",
-        facts=f"{config.name}, {config.depth} blocks of {config.num_heads} heads, counted from 0; {len(names)} images",
+        facts=facts,
         legend="Bright is much attention from the framed patch, relative to the brightest place of the same map; "
         "attention to CLS is left out. The chart says how far heads look: a light dot per head, the mean of the heads "
         "as a line. A head below the grey line looks closer than one that attends to all patches alike.",
@@ -127,13 +139,15 @@ def attention_sheet(
     return AttentionPicture(picture, distances, block)
 
 
-def read_pictures(source: str, transform: ImageTransform, num_images: int) -> tuple[list[str], NDArray[np.uint8]]:
+def read_pictures(
+    source: str | LabelledIndex, transform: ImageTransform, num_images: int
+) -> tuple[list[str], NDArray[np.uint8]]:
     """Read images spread over a source, as `beit predict` shows them to a model.
 
     Returns:
         Their names, and pixels (n, height, width, 3) uint8; those that cannot be read are left out.
     """
-    index = build_index(source)
+    index = build_index(source) if isinstance(source, str) else source
     dataset, names, pictures = LabelledDataset(index), [], []
     problem = ""
     for position in spread_evenly(len(index), num_images).tolist():
@@ -145,7 +159,7 @@ def read_pictures(source: str, transform: ImageTransform, num_images: int) -> tu
             continue
         names.append(image_name(index, position))
         pictures.append(transform.pixels(image))
-    require(bool(pictures), f"none of {min(num_images, len(index))} images of {source} can be read ({problem})")
+    require(bool(pictures), f"none of {min(num_images, len(index))} images of {index.location} can be read ({problem})")
     return names, np.stack(pictures)
 
 
@@ -158,32 +172,11 @@ def _maps(
     rows, captions = [], []
     for i, name in enumerate(names):
         for query in queries:
-            place = divmod(query - 1, grid_size[1]) if query else None
+            place = place_of(query, grid_size)
             row = weights[i, :, query, 1:].view(num_heads, *grid_size).numpy()  # (H, rows, columns)
-            shown = [_framed(enlarged(pixels[i], cell_px), place, grid_size)]
-            rows.append([*shown, *(_overlaid(pixels[i], values, place, cell_px) for values in (row.mean(0), *row))])
+            shown = [framed(enlarged(pixels[i], cell_px), place, grid_size)]
+            rows.append([*shown, *(overlaid(pixels[i], values, place, cell_px) for values in (row.mean(0), *row))])
             about = "CLS" if place is None else f"patch {place[0]},{place[1]}"
             captions.append([name.rpartition("/")[2], about, *[""] * num_heads])
     titles = ["image", "mean", *(f"head {head}" for head in range(num_heads))]
     return picture_table(rows, titles=titles, captions=captions, cell_px=cell_px)
-
-
-def _overlaid(
-    pixels: NDArray[np.uint8], values: NDArray[np.float32], place: tuple[int, int] | None, side_px: int
-) -> NDArray[np.uint8]:
-    grey = np.asarray(enlarged(pixels, side_px).convert("L"))[..., None].astype(np.float64)
-    heat = np.asarray(enlarged(heat_colours(values / max(float(values.max()), 1e-12)), side_px)).astype(np.float64)
-    mixed = np.round(_HEAT_SHARE * heat + (1 - _HEAT_SHARE) * grey).astype(np.uint8)
-    return _framed(Image.fromarray(mixed), place, values.shape)
-
-
-def _framed(image: Image.Image, place: tuple[int, int] | None, grid_size: tuple[int, ...]) -> NDArray[np.uint8]:
-    """Frame the patch at (row, column); nothing for CLS."""
-    if place is not None:
-        draw = ImageDraw.Draw(image)
-        height, width = image.height / grid_size[0], image.width / grid_size[1]
-        top, left = round(place[0] * height), round(place[1] * width)
-        box = (left, top, round(left + width) - 1, round(top + height) - 1)
-        draw.rectangle((box[0] - 1, box[1] - 1, box[2] + 1, box[3] + 1), outline=_MARK_RIM)
-        draw.rectangle(box, outline=_MARK, width=2)
-    return np.asarray(image)

@@ -38,8 +38,8 @@ class BestModel:
         step: int,
         start_step: int,
         result: Mapping[str, Any] | None,
-    ) -> None:
-        """Write `directory`/last, and `directory`/model where this step did better than any before.
+    ) -> bool:
+        """Write `directory`/last, and `directory`/model where this step did better than any before; tell whether.
 
         Args:
             state: Weights.
@@ -56,6 +56,8 @@ class BestModel:
         ):
             save_model(best, state, description)
             self._kept_steps.add(step)
+            return True
+        return False
 
     def _is_better(self, result: Mapping[str, Any], best: Path, *, start_step: int) -> bool:
         """Compare with the model kept so far.

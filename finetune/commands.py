@@ -110,11 +110,12 @@ def finetune_command(
         return
     config = options.load(FinetuneConfig, RECIPES, **given)
     if task in PROBES:
-        from beit.common.runs.layout import FEATURES, MODEL
+        from beit.common.runs.layout import FEATURES, MODEL, REPORT
         from beit.finetune.probe.run import run_probe
 
         click.echo(run_probe(task, config, data=data, run_dir=run, resume=options.resume))
         say_written(run / f"{task}.json", run / MODEL if task == "linear-probe" else None, run / FEATURES)
+        say_written(run / REPORT if (run / REPORT).is_file() else None)
         return
     options.start(num_workers=config.reader.num_workers)
     from beit.finetune.train import run as run_finetuning
@@ -152,13 +153,13 @@ def _probes_masks(options: LongOptions, given: dict[str, str | None], *, data: s
 
     if not holds_masks(data):
         return False
-    from beit.common.runs.layout import MASK_PROBE
+    from beit.common.runs.layout import MASK_PROBE, REPORT
     from beit.finetune.probe.segmentation import run_segmentation_probe
     from beit.finetune.segmentation.config import SegmentationConfig
 
     config = options.load(SegmentationConfig, SEGMENTATION_RECIPES, **given)
     click.echo(run_segmentation_probe(config, data=data, run_dir=run, resume=options.resume))
-    say_written(run / f"{MASK_PROBE}.json")
+    say_written(run / f"{MASK_PROBE}.json", run / REPORT if (run / REPORT).is_file() else None)
     return True
 
 
@@ -350,9 +351,17 @@ def compare_command(runs: tuple[Path, ...], metric: str | None, out: Path | None
     metavar="ROW,COLUMN|cls",
     help="Whose attention, patches counted from 0; may be repeated. By default the middle.",
 )
+@click.option("--mean", is_flag=True, help="Only the mean of the heads, by default from CLS and three patches.")
 @click.option("--json", "listing", type=click.Path(path_type=Path), metavar="F.json", help="Also write the distances.")
 def show_attention_command(
-    encoder: Path, images: str, out: Path, rows: int, block: int | None, queries: tuple[str, ...], listing: Path | None
+    encoder: Path,
+    images: str,
+    out: Path,
+    rows: int,
+    block: int | None,
+    queries: tuple[str, ...],
+    mean: bool,
+    listing: Path | None,
 ) -> None:
     """Draw where the heads of an encoder look in IMAGES, and how far the heads of all its blocks do.
 
@@ -368,7 +377,7 @@ def show_attention_command(
     from beit.finetune.attention import attention_sheet
 
     check_outputs({"--out": out, "--json": listing}, inputs=[encoder, images], makes_folder=True)
-    picture = attention_sheet(encoder, images, num_images=rows, block=block, queries=queries)
+    picture = attention_sheet(encoder, images, num_images=rows, block=block, queries=queries, is_mean=mean)
     save_png(picture.image, out)
     if listing is not None:
         numbers = {"block": picture.block, "mean_distance_px": picture.distances.round(4).tolist()}

@@ -2,30 +2,16 @@
 
 from __future__ import annotations
 
-import re
-import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from beit.common.errors import InputError
-from beit.common.pages.numbers import count, short_name
-from beit.common.runs.environment import STARTS, environment, read_environment, redact
-from beit.common.runs.layout import ENVIRONMENT
+from beit.common.pages.numbers import count
+from beit.common.runs.environment import environment
+from beit.common.runs.starts import command_text, last_start, named, when
 from beit.common.vit.description import EncoderConfig, find_encoder
 from beit.finetune.config import RANDOM_ENCODER
-
-_ABSOLUTE = re.compile(r"^((?:[^/\s]*=)?)(/.+)$")
-
-
-def last_start(run: Path) -> dict[str, Any]:
-    """Return what a run recorded of its last start; empty where there is no such record, or none that can be read."""
-    try:
-        starts = read_environment(run / ENVIRONMENT).get(STARTS, [])
-    except (InputError, OSError):
-        return {}
-    return dict(starts[-1]) if starts else {}
 
 
 def evaluation_origin(
@@ -55,29 +41,6 @@ def encoder_text(encoder: Any) -> str:
     return "random weights" if encoder == RANDOM_ENCODER else named(str(encoder))
 
 
-def named(path: str) -> str:
-    """Name a place without the folders before it and without what may be secret."""
-    return short_name(redact(path))
-
-
-def command_text(words: Sequence[str]) -> str:
-    """Write a command as it was typed, except that absolute paths lose all but their ends; as code. Empty for none."""
-    if not words:
-        return ""
-    program = Path(words[0]).stem
-    shown = ["beit" if program == "cli" else program, *map(_shortened_word, words[1:])]
-    return f"`{' '.join(shown)}`".replace("\n", " ")
-
-
-def _shortened_word(word: str) -> str:
-    found = _ABSOLUTE.match(word)
-    if found is None:
-        return shlex.quote(word)
-    short = short_name(found[2])
-    # Nobody is to take it for a path that can be typed again.
-    return f"{found[1]}…/{short}" if f"/{short}" != found[2] else shlex.quote(word)
-
-
 def _step(origin: Mapping[str, Any]) -> str:
     if origin.get("step") is None:
         return "" if origin.get("block") is None else f", a probe of block {origin['block']}"
@@ -90,11 +53,3 @@ def _trained_on(origin: Mapping[str, Any]) -> str:
     labels = "" if origin.get("num_labels") is None else f", {count(origin['num_labels'], 'labelled image')}"
     identity = origin.get("source_sha256") or origin.get("data_sha256")
     return f"{named(str(origin['data']))}{labels}" + (f", identity {identity[:12]}" if identity else "")
-
-
-def when(start: Mapping[str, Any]) -> str:
-    """Write date and version."""
-    parts = [str(start.get("time", ""))[:16].replace("T", " ")]
-    parts += [f"beit {start['beit']}"] if start.get("beit") else []
-    parts += [f"commit {str(start['git_commit'])[:12]}"] if start.get("git_commit") else []
-    return ", ".join(part for part in parts if part)

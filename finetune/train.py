@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from beit.common.pages.intervals import share_interval
 from beit.common.pages.numbers import percent, percent_range
 from beit.common.processes.distributed import World
 from beit.common.processes.signals import stop_on_signals
@@ -33,15 +34,16 @@ from beit.common.vit.description import EncoderConfig, read_encoder_config
 from beit.common.vit.flops import training_flops
 from beit.common.vit.param_groups import param_groups
 from beit.finetune.artifact import StartingPoint, build_classifier, starting_point
+from beit.finetune.at_the_end import Measured, attention_of, mistakes_of
 from beit.finetune.augment.augment import TrainTransform
 from beit.finetune.best_model import BestModel, saved_when_measured
 from beit.finetune.classification.model import ImageClassifier
 from beit.finetune.classification.step import ClassificationStep, balanced_weights
 from beit.finetune.config import FinetuneConfig, needs
 from beit.finetune.data import LabelledData, open_training_data
-from beit.finetune.evaluation.evaluate import evaluation_loader, measure
-from beit.finetune.evaluation.outcomes import OutcomeLog
-from beit.finetune.evaluation.scores import Metrics, MultiLabelMetrics, share_interval
+from beit.finetune.evaluation.evaluate import crop_pct_of, evaluation_loader, observe
+from beit.finetune.evaluation.outcomes import OutcomeLog, Outcomes
+from beit.finetune.evaluation.scores import Metrics, MultiLabelMetrics, compute_metrics
 from beit.finetune.in_force import in_force, unnamed_shape
 
 logger = logging.getLogger(__name__)
@@ -118,6 +120,9 @@ class ClassificationTask:
         )
         self.measured: tuple[int, Metrics | MultiLabelMetrics] | None = None
         """Step and result of the latest evaluation in this process."""
+        self._said: dict[int, Outcomes] = {}
+        self._best_step: int | None = None
+        """What was said at the latest evaluation and, once it is saved, of the best model in this process."""
 
     @cached_property
     def model(self) -> ImageClassifier:
@@ -224,10 +229,12 @@ class ClassificationTask:
             val, self.description, world=self.world, settings=self.config.evaluation, reader=self.config.reader
         )
         log = OutcomeLog(self.images.label_table(val))
-        metrics = measure(model, loader, self.description, num_batches=len(loader), world=self.world, log=log)
-        if metrics is None:
+        outcomes = observe(model, loader, self.description, num_batches=len(loader), world=self.world, log=log)
+        if outcomes is None:
             return {}
+        metrics = compute_metrics(outcomes)
         self.measured = step, metrics
+        self._said[step] = outcomes
         logger.info("step %d: %s on %d images", step, metrics.describe(), metrics.num_images)
         return {f"val_{name}": float(value) for name, value in asdict(metrics).items()}
 
@@ -238,7 +245,7 @@ class ClassificationTask:
         # The loop hands over the latest evaluation, which may be that of an earlier step.
         result = self.measured[1] if self.measured is not None and self.measured[0] == step else None
         description = replace(self.description, provenance=self._provenance(step, result))
-        self._best_model.save(
+        is_best = self._best_model.save(
             merge_state(state),
             directory,
             description,
@@ -246,6 +253,29 @@ class ClassificationTask:
             start_step=self.data.start_step,
             result=None if result is None else asdict(result),
         )
+        if step in self._said:
+            kept = step if is_best else self._best_step
+            self._best_step, self._said = kept, {at: said for at, said in self._said.items() if at in (step, kept)}
+
+    def report(self, run: Path, *, is_over: bool) -> None:
+        """Write RUN/report.html, with mistakes and attention where there is time for them."""
+        from beit.common.overview.report.automatic import write_report
+
+        draw = {}
+        if is_over:
+            draw["attention"] = attention_of(run, self.images.val or self.images.train)
+        if is_over and self._said and self.images.val is not None:
+            step = self._best_step if self._best_step in self._said else max(self._said)
+            measured = Measured(
+                step=step,
+                outcomes=self._said[step],
+                images=self.images.val,
+                class_names=self.images.class_names,
+                img_size=self.start.architecture.img_size,
+                crop_pct=crop_pct_of(self.config.evaluation, self.description),
+            )
+            draw["mistakes"] = mistakes_of(run, measured)
+        write_report(run, draw=draw)
 
     def _provenance(self, step: int, result: Metrics | MultiLabelMetrics | None) -> dict[str, Any]:
         train = self.images.train

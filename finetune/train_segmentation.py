@@ -16,6 +16,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
+from beit.common.forecast.words import in_words
 from beit.common.pages.numbers import percent
 from beit.common.processes.distributed import World
 from beit.common.processes.signals import stop_on_signals
@@ -25,7 +26,6 @@ from beit.common.runs.kinds import SEGMENTATION, require_command
 from beit.common.runs.layout import MODEL
 from beit.common.runs.outputs import written
 from beit.common.training.data import Batch, TrainingData
-from beit.common.training.expectation import in_words
 from beit.common.training.judge import Goal
 from beit.common.training.trainer import train
 from beit.common.vit.adaptation import merge_state, parameters_in_words
@@ -34,6 +34,7 @@ from beit.common.vit.description import read_encoder_config
 from beit.common.vit.flops import training_flops
 from beit.common.vit.param_groups import param_groups
 from beit.finetune.artifact import StartingPoint, starting_point
+from beit.finetune.at_the_end import attention_of
 from beit.finetune.best_model import BestModel, saved_when_measured
 from beit.finetune.classification.step import balanced_weights
 from beit.finetune.evaluation.prediction_sheet import ROWS, prediction_sheet
@@ -280,9 +281,16 @@ class SegmentationTask:
         val = self.scenes.val
         if val is None:
             return {}
-        facts = "" if self.measured is None else self.measured[1].describe()
-        sheet = prediction_sheet(model, val, self.info, heading=f"After {step} steps", facts=facts)
+        facts = f"after {step} steps" + ("" if self.measured is None else f"; {self.measured[1].describe()}")
+        sheet = prediction_sheet(model, val, self.info, heading="Validation images, segmented", facts=facts)
         return {} if sheet is None else {"predictions": sheet}
+
+    def report(self, run: Path, *, is_over: bool) -> None:
+        """Write RUN/report.html, with attention where there is time for it."""
+        from beit.common.overview.report.automatic import write_report
+
+        shown = self.scenes.val or self.scenes.train
+        write_report(run, draw={"attention": attention_of(run, shown.images)} if is_over else {})
 
     def save_artifacts(
         self, state: dict[str, Tensor], directory: Path, step: int, metrics: Mapping[str, float]

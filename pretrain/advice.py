@@ -1,11 +1,12 @@
-"""What a pre-training is told before it begins: too short a run to learn from, and what would be done sooner."""
+"""What a pre-training is told before it begins: a store that it cannot use or is not made for, too short a run."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from beit.common.config import load_config
-from beit.common.training.expectation import in_words
+from beit.common.errors import InputError, require
+from beit.common.forecast.words import in_words
 from beit.common.vit.config import build_vit_config
 from beit.common.vit.flops import training_flops
 from beit.pretrain.config import PretrainConfig
@@ -19,6 +20,33 @@ the line itself has not been measured."""
 _QUICK_RECIPE = "beit_tiny_patch8_64"
 _SLOWER = 2.0
 """Factor on the time of a small network: its matrices fill a processor less well; arbitrary, on the safe side."""
+
+
+def check_views(config: PretrainConfig, views: int, store: str) -> None:
+    """Refuse a store whose tokens are missing, or of no use."""
+    online = config.tokenizer.online
+    if views == 0 and online is None and config.objective.needs_tokens:
+        raise InputError(
+            f"{store} holds no tokens (views = 0); tokenize it with --views 1 or more, or compute them while training "
+            "with --set tokenizer.online=NAME"
+        )
+    require(
+        views == 0 or online is None,
+        f"tokenizer.online ({online}) draws its own crops, and {store} holds {views} views with tokens; leave it out, "
+        "or make a store with --views 0",
+    )
+
+
+def another_size(*, config: PretrainConfig, sides: tuple[int, int]) -> str | None:
+    """Return a warning where the settings are made for other views or patches, in pixels, than the store's."""
+    made_for = config.data.made_for
+    if made_for is None or made_for == sides:
+        return None
+    of_model = "the size of the model, learning" if config.init is None else "learning"
+    return (
+        f"these settings are made for views of {made_for[0]} px in patches of {made_for[1]} px, this store has "
+        f"{sides[0]} px in {sides[1]} px: {of_model} rate and length may not fit (data.made_for)"
+    )
 
 
 def little_training(num_images: int, *, total_steps: int, batch: int) -> str | None:

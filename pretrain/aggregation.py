@@ -20,7 +20,6 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from beit.common.errors import require
 from beit.common.vit.config import ViTConfig
 from beit.common.vit.init import init_vit
 from beit.common.vit.position_bias import gather_bias
@@ -28,17 +27,6 @@ from beit.common.vit.vit import Block
 
 LAYERS = "cls_pt_layers"
 """Official name of the blocks."""
-
-
-def early_block(config: ViTConfig, taken_from: int | None) -> int:
-    """Return after which block, counted from 1, the patches are taken: the one named, or 3/4 of the depth."""
-    early = math.floor(0.75 * config.depth) if taken_from is None else taken_from
-    require(
-        1 <= early < config.depth,
-        f"objective.aggregate_from ({early}) must be in [1, {config.depth - 1}], a block before the model's last, for "
-        "objective.aggregate; name another, or leave both out",
-    )
-    return early
 
 
 def build_layers(config: ViTConfig, num_blocks: int, early: int) -> nn.ModuleList:

@@ -6,6 +6,7 @@ encoder is continued, the rest of the shape and the normalisation are its own.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
@@ -23,7 +24,7 @@ from beit.common.training.config import (
     TrainConfig,
 )
 from beit.common.views import Resample
-from beit.common.vit.config import AdaptSetting, ModelConfig, Normalization
+from beit.common.vit.config import AdaptSetting, ModelConfig, Normalization, ViTConfig
 from beit.pretrain.masking import MaskConfig
 
 IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -230,6 +231,17 @@ class PretrainConfig:
             self.tokenizer.online is None or self.objective.needs_tokens,
             f'tokenizer.online ({self.tokenizer.online}) has no use for objective.kind ("{kind}"); leave it out',
         )
+
+
+def early_block(config: ViTConfig, taken_from: int | None) -> int:
+    """Return after which block, counted from 1, the patches are taken: the one named, or 3/4 of the depth."""
+    early = math.floor(0.75 * config.depth) if taken_from is None else taken_from
+    require(
+        1 <= early < config.depth,
+        f"objective.aggregate_from ({early}) must be in [1, {config.depth - 1}], a block before the model's last, for "
+        "objective.aggregate; name another, or leave both out",
+    )
+    return early
 
 
 def needs(config: PretrainConfig, *, has_position_tables: bool) -> list[Need]:

@@ -21,7 +21,8 @@ from beit.common.errors import require
 from beit.common.vit.config import ViTConfig
 from beit.common.vit.init import trunc_normal
 from beit.common.vit.vit import VisionTransformer
-from beit.pretrain.aggregation import build_layers, early_block, layer_biases, with_cls
+from beit.pretrain.aggregation import build_layers, layer_biases, with_cls
+from beit.pretrain.config import early_block
 
 IGNORE_INDEX = -100
 

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -21,7 +21,6 @@ from beit.common.encoder import read_encoder_state, weights_sha256
 from beit.common.errors import InputError, require
 from beit.common.pages.numbers import percent
 from beit.common.runs.layout import CONFIG, INIT
-from beit.common.shards.schema import StoreInfo
 from beit.common.storage.documents import Format, json_bytes, parse_json, reading
 from beit.common.storage.files import write_atomic
 from beit.common.storage.paths import normalise
@@ -51,6 +50,18 @@ _RELEASED = "BEiT"
 _RELEASED_WORDS, _RELEASED_TOKENIZER = 8192, "dall-e"
 _NOT_OF_RELEASED = LAYERS
 """Tensors of BEiT v2, whose 8192 words are others."""
+
+
+class HasSides(Protocol):
+    """What of a store decides on the shape: its `StoreInfo`, or a plan of one."""
+
+    @property
+    def img_size(self) -> int:
+        """Side of a view in pixels."""
+
+    @property
+    def patch_size(self) -> int:
+        """Side of a patch in pixels."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,7 +115,7 @@ class StartingPoint:
         return {"best_block": self.continued.source.best_block, "crop_pct": self.continued.source.crop_pct}
 
 
-def starting_point(config: PretrainConfig, store: StoreInfo, *, earlier: Continued | None = None) -> StartingPoint:
+def starting_point(config: PretrainConfig, store: HasSides, *, earlier: Continued | None = None) -> StartingPoint:
     """Decide shape and normalisation before anything is built.
 
     Args:

@@ -19,7 +19,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from beit.common.encoder import save_model
-from beit.common.errors import InputError, require
+from beit.common.errors import InputError
 from beit.common.pages.numbers import count
 from beit.common.processes.distributed import World
 from beit.common.processes.signals import stop_on_signals
@@ -38,21 +38,20 @@ from beit.common.storage.paths import is_remote
 from beit.common.store import open_store
 from beit.common.tokenizer import Tokenizer
 from beit.common.training.data import Batch, TrainingData
-from beit.common.training.engine_settings import zero_stage
+from beit.common.training.engine_settings import check_partition, zero_stage
 from beit.common.training.judge import Goal
-from beit.common.training.optimizer import check_partition
 from beit.common.training.trainer import train
 from beit.common.vit.adaptation import adapt, fresh_names, merge_state, parameters_in_words
 from beit.common.vit.config import ViTConfig
 from beit.common.vit.description import EncoderConfig
 from beit.common.vit.flops import training_flops
 from beit.common.vit.param_groups import param_groups
-from beit.pretrain.advice import little_training, quicker
-from beit.pretrain.aggregation import early_block
-from beit.pretrain.config import PretrainConfig, needs
+from beit.pretrain.advice import another_size, check_views, little_training, quicker
+from beit.pretrain.config import PretrainConfig, early_block, needs
 from beit.pretrain.data import ViewTransform, build_transform, check_replay
 from beit.pretrain.model import MaskedImageModel, MaskedPixelModel
 from beit.pretrain.objective import TokenSource, build_model, build_step, token_source
+from beit.pretrain.pictures.at_the_end import report_pictures
 from beit.pretrain.pictures.reconstruction import Reconstruction, build_reconstruction, find_decoder
 from beit.pretrain.signal.curve import TrainingCurve
 from beit.pretrain.signal.held_out import HeldOut
@@ -144,18 +143,8 @@ def check_settings(config: PretrainConfig, shape: ViTConfig | None = None) -> No
 
 def check_store(store: TokenStore, config: PretrainConfig) -> None:
     """Refuse, before anything is built, a store that this run cannot use."""
-    online, views = config.tokenizer.online, store.info.views
-    if views == 0 and online is None and config.objective.needs_tokens:
-        raise InputError(
-            f"{store.location} holds no tokens (views = 0); tokenize it with --views 1 or more, or compute them while "
-            "training with --set tokenizer.online=NAME"
-        )
-    require(
-        views == 0 or online is None,
-        f"tokenizer.online ({online}) draws its own crops, and {store.location} holds {views} views with tokens; leave "
-        "it out, or make a store with --views 0",
-    )
-    if views:
+    check_views(config, store.info.views, store.location)
+    if store.info.views:
         check_replay(store.info.canary, strict=config.data.replay == "strict")
         check_vocabulary(store)
 
@@ -222,7 +211,9 @@ class PretrainTask:
         if self.start.continued is not None:
             record(run, self.start.continued)
             logger.info("%s", describe_start(self.start, is_resumed=self.data.is_resumed))
-        self._warn_of_another_size()
+        another = another_size(config=self.config, sides=(self.vit.img_size, self.vit.patch_size))
+        if another is not None:
+            logger.warning("%s", another)
         plan, views = self.data.plan, self.store.info.views
         num_images = int(self.dataset.shard_sizes.sum())
         little = little_training(num_images, total_steps=plan.total_steps, batch=plan.global_batch_size)
@@ -250,18 +241,6 @@ class PretrainTask:
                 "remote store %s; shards are kept in %s", self.store.location, self.store.cache or "memory only"
             )
         logger.info("order: windows of %d shards, lanes: %d, seed %d", order.window_shards, order.lanes, order.seed)
-
-    def _warn_of_another_size(self) -> None:
-        """Say so where the settings come from a recipe for other views or patches than the store's."""
-        made_for, here = self.config.data.made_for, (self.vit.img_size, self.vit.patch_size)
-        if made_for not in (None, here):
-            logger.warning(
-                "these settings are made for views of %d px in patches of %d px, this store has %d px in %d px: %s "
-                "rate and length may not fit (data.made_for)",
-                *(made_for or ()),
-                *here,
-                "the size of the model, learning" if self.start.continued is None else "learning",
-            )
 
     @property
     def goal(self) -> Goal | None:
@@ -369,6 +348,13 @@ class PretrainTask:
         """Say what the training loss shows to have gone wrong; empty where nothing has."""
         simple = metrics.get("unigram_bits", metrics.get("mean_mse"))
         return "" if simple is None else self.curve.alarm(simple)
+
+    def report(self, run: Path, *, is_over: bool) -> None:
+        """Write RUN/report.html, with masks and attention where there is time for them."""
+        from beit.common.overview.report.automatic import write_report
+
+        draw = report_pictures(run, self.store, self.config) if is_over else {}
+        write_report(run, draw=draw)
 
     def memory(self) -> dict[str, Any]:
         """Return what later evaluations are judged by."""

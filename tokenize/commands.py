@@ -16,8 +16,6 @@ from beit.tokenize.kinds import DEFAULT_KIND, DEFAULT_WITH_TEACHER, KINDS, check
 
 RECIPES = Path(__file__).parent / "recipes"
 """Of `beit tokenizer train`."""
-STORE_RECIPES = RECIPES / "store"
-"""Of `beit tokenize`, for which none is shipped."""
 
 
 @click.command("tokenize")
@@ -59,6 +57,7 @@ def tokenize_command(source: str, store: str, tokenizer: str | None, **dedicated
     from beit.common.errors import require
     from beit.common.processes.launcher_env import launched_rank
     from beit.tokenize.config import TokenizeConfig
+    from beit.tokenize.forecast import STORE_RECIPES
     from beit.tokenize.run import tokenize_with_ranks
 
     options = LongOptions.pop(dedicated)

@@ -1,4 +1,7 @@
-"""How large a store will be, said before it is begun, and refused where the disk cannot hold it."""
+"""What a store will take: the one place that says so, for `beit tokenize` and for `beit plan`.
+
+Said before it is begun, and refused where the disk cannot hold it. Torch-free.
+"""
 
 from __future__ import annotations
 
@@ -6,45 +9,168 @@ import logging
 import os
 import shutil
 import tarfile
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from beit.common.config import load_config
 from beit.common.errors import InputError
-from beit.common.shards.schema import IMAGES_DIR, TOKENS_DIR
+from beit.common.forecast.hardware import Hardware, this_machine
+from beit.common.forecast.loading import PHOTO_MEGAPIXELS, sample_seconds
+from beit.common.forecast.rules import Problem
+from beit.common.shards.schema import IMAGES_DIR, TOKENS_DIR, held_out_count
 from beit.common.sources.tars import TarShard
 from beit.common.storage.paths import is_remote
 from beit.common.views import VIEW_DTYPE
 from beit.tokenize.config import TokenizeConfig
-from beit.tokenize.plan import CROP_BYTES_PER_PIXEL, StorePlan
+from beit.tokenize.encoders import encoding_flops
+from beit.tokenize.plan import StorePlan
 
 logger = logging.getLogger(__name__)
 
-_ROW_BYTES = 200
-"""Of an image in the sample table, with its key; measured at 16 views, where checksums of the words are most of it."""
+STORE_RECIPES = Path(__file__).parent / "recipes" / "store"
+"""Of `beit tokenize`, for which none is shipped."""
+USUAL_IMAGE_BYTES = 110_000
+"""Of an image of which nothing else is known, as ImageNet's are."""
+_DECODING, _SHRINKING = 9.5e-3, 0.03
+"""Core seconds per megapixel: of a JPEG, and of an image that is shrunk and encoded again."""
+_ROW_BYTES, _ROW_BYTES_PER_VIEW = 60, 9
+"""Of an image in the sample table, with its key, and of the checksum of each view's words; measured."""
 _USUAL_TAR_IMAGES = 1000
 """Assumed of a tar that cannot be looked into cheaply."""
-_NPY_HEADER_BYTES, _JPEG_HEADER_BYTES = 128, 600
-_SHRUNK_BYTES_PER_PIXEL = 0.5
-"""Of a shrunk image, whose longer side is taken to be 4/3 of the shorter one: 42 kB at 256 px (`config.py`)."""
+_NPY_HEADER_BYTES = 128
+_SHRUNK, _CROPPED = (1820, 1.456), (1150, 0.92)
+"""Of a JPEG, bytes at least, and per pixel to the power of 0.9: of shrunk photos at quality 95, of crops at 90.
+Fitted to 600 photos at short sides of 96 and 256 px, and to crops of 32, 64 and 224 px."""
+_POWER, _ASPECT = 0.9, 4 / 3
+"""Of that, and of the sides of a photo."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoreForecast:
+    """What a store will take."""
+
+    num_images: int
+    """To be tokenised."""
+    num_shards: int
+    """Pairs of tars."""
+    num_held_out: int
+    """Images that pre-training leaves out, to measure on."""
+    image_bytes: int
+    """Of images that are packed; 0 where they stay where they are."""
+    token_bytes: int
+    """Of tokens, views and tables."""
+    views_per_second: float | None
+    """On all devices; None where nobody knows how fast the tokenizer is there."""
+    seconds: float | None
+    """Of packing and tokenising."""
+    hardware: Hardware
+    """Where it was asked for."""
+    problems: tuple[Problem, ...]
+    """Rules that are broken."""
+
+    @property
+    def total_bytes(self) -> int:
+        """On the disk of the store."""
+        return self.image_bytes + self.token_bytes
+
+
+def load(recipe: str | None = None, overrides: Sequence[str] = ()) -> TokenizeConfig:
+    """Return the settings that `beit tokenize --set OVERRIDE ...` would have."""
+    return load_config(TokenizeConfig, recipe=recipe, overrides=list(overrides), recipe_dir=STORE_RECIPES)
+
+
+def forecast(
+    config: TokenizeConfig,
+    *,
+    num_images: int,
+    hardware: Hardware | None = None,
+    mean_bytes: float = USUAL_IMAGE_BYTES,
+    megapixels: float = PHOTO_MEGAPIXELS,
+    is_packed: bool = True,
+    num_shards: int | None = None,
+    image_bytes: int | None = None,
+) -> StoreForecast:
+    """Return what a store takes.
+
+    Args:
+        config: Its settings.
+        num_images: Of the source.
+        hardware: Where the tokenizer runs; left out, here.
+        mean_bytes: Of an image file of the source.
+        megapixels: Of an image of the source.
+        is_packed: Whether the source is anything but tars, which stay where they are unless images are encoded again.
+        num_shards: Tars of the source, where they stay.
+        image_bytes: All that is packed, where each image is known; left out, by `mean_bytes`.
+    """
+    hardware = hardware or this_machine()
+    is_packed = is_packed or config.stored_quality is not None
+    stored = _stored_bytes(config, mean_bytes) if is_packed else 0.0
+    images = round(num_images * stored) if image_bytes is None else image_bytes
+    if is_packed or num_shards is None:
+        per_shard = min(config.shard_size, max(1, int(config.shard_bytes // max(1.0, stored))))
+        num_shards = -(-num_images // (per_shard if is_packed else _USUAL_TAR_IMAGES))
+    rate = _views_per_second(config, hardware, megapixels)
+    views = num_images * config.views
+    seconds = None if rate is None else views / rate
+    if seconds is not None and config.stored_quality is not None and not config.materialize:
+        seconds += num_images * _SHRINKING * megapixels / hardware.cores
+    return StoreForecast(
+        num_images=num_images,
+        num_shards=num_shards,
+        num_held_out=held_out_count(num_images, config.held_out),
+        image_bytes=images,
+        token_bytes=num_images * _token_bytes(config),
+        views_per_second=rate,
+        seconds=seconds,
+        hardware=hardware,
+        problems=(),
+    )
 
 
 def store_bytes(plan: StorePlan, config: TokenizeConfig) -> tuple[int, int]:
     """Estimate what a store will take: bytes of images, which may stay where they are, and of tokens."""
-    num_images = _count_images(plan)
-    if plan.catalogue is None:
-        images = 0
-    elif config.materialize:
-        crop = _member_bytes(_JPEG_HEADER_BYTES + config.img_size**2 * CROP_BYTES_PER_PIXEL)
-        images = num_images * config.views * crop
-    else:
-        shrunk = _SHRUNK_BYTES_PER_PIXEL * config.short_side**2 * 4 / 3 if config.short_side else float("inf")
-        lengths = (min(ref.length, shrunk) for ref in plan.catalogue.refs)
-        images = sum(map(_member_bytes, lengths))
-    tokens = 2 * config.grid_size**2 * config.views
-    views = VIEW_DTYPE.itemsize * config.views
-    per_image = _ROW_BYTES
-    if config.views:
-        per_image += _member_bytes(_NPY_HEADER_BYTES + tokens) + _member_bytes(_NPY_HEADER_BYTES + views)
-    return images, num_images * per_image
+    refs = plan.catalogue.refs if plan.catalogue is not None else ()
+    images = sum(round(_stored_bytes(config, ref.length)) for ref in refs)
+    return images, _count_images(plan) * _token_bytes(config)
+
+
+def _stored_bytes(config: TokenizeConfig, length: float) -> float:
+    """Return what an image of so many bytes takes in a packed tar."""
+    if config.materialize:
+        return config.views * _member_bytes(_jpeg_bytes(config.img_size**2, *_CROPPED))
+    shrunk = _jpeg_bytes(_ASPECT * config.short_side**2, *_SHRUNK) if config.short_side else float("inf")
+    return _member_bytes(min(length, shrunk))
+
+
+def _jpeg_bytes(pixels: float, least: float, slope: float) -> float:
+    return float(least + slope * pixels**_POWER)
+
+
+def _token_bytes(config: TokenizeConfig) -> int:
+    """Return what tokens, views and table of an image take."""
+    row = _ROW_BYTES + _ROW_BYTES_PER_VIEW * config.views
+    if not config.views:
+        return row
+    tokens, views = 2 * config.grid_size**2 * config.views, VIEW_DTYPE.itemsize * config.views
+    return row + _member_bytes(_NPY_HEADER_BYTES + tokens) + _member_bytes(_NPY_HEADER_BYTES + views)
+
+
+def _views_per_second(config: TokenizeConfig, hardware: Hardware, megapixels: float) -> float | None:
+    """Return the views that are drawn, rendered and tokenised in a second on all devices and their machines' cores."""
+    if not config.views:
+        return None
+    flops = encoding_flops(config.tokenizer, config.grid_size)
+    stored = megapixels
+    if config.short_side:
+        stored = min(megapixels, _ASPECT * config.short_side**2 / 1e6)
+    # An image is decoded once for all its views, each of which is rendered twice: for the check, and for the tokenizer.
+    making = _DECODING * stored / config.views + 2 * sample_seconds(config.img_size, stored_megapixels=0.0)
+    if flops is None or hardware.flops is None:
+        return None
+    computing, cores = flops / hardware.flops, hardware.cores_per_device
+    view = computing + making / cores if hardware.device == "cpu" else max(computing, making / cores)
+    return hardware.num_devices / view
 
 
 def foretell_size(plan: StorePlan, config: TokenizeConfig, store: str, *, speaks: bool) -> None:

@@ -19,14 +19,22 @@ import torch
 from beit import __version__
 from beit.common.errors import InputError, require
 from beit.common.processes.cores import available_cores, keep_freed_memory
-from beit.common.shards.schema import INDEX_FILE, LATER_SETTINGS, STORE_FILE, Execution, StoreInfo, TokenizerInfo
+from beit.common.shards.schema import (
+    INDEX_FILE,
+    LATER_SETTINGS,
+    LEASE_PREFIX,
+    STORE_FILE,
+    Execution,
+    StoreInfo,
+    TokenizerInfo,
+)
 from beit.common.storage.documents import but_is, read_document, write_document
 from beit.common.views import compute_canary, replay_versions
 from beit.tokenize.config import TokenizeConfig
 from beit.tokenize.plan import StorePlan
 from beit.tokenize.shards.encode import RankTokenizer, ViewEncoder
 from beit.tokenize.store.documents import StoreFiles, list_entries
-from beit.tokenize.store.leases import LEASE_PREFIX, Leases
+from beit.tokenize.store.leases import Leases
 
 logger = logging.getLogger(__name__)
 

@@ -7,29 +7,28 @@ imports this module, and only when it draws: matplotlib takes half a second.
 from __future__ import annotations
 
 import io
-import re
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from html import escape
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Circle
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import Formatter, MaxNLocator, PercentFormatter, ScalarFormatter
+from matplotlib.transforms import IdentityTransform
 from numpy.typing import NDArray
 from PIL import Image
 
 from beit.common.pages.fonts import fitted, text_px
 from beit.common.pages.pictures import FAINT, HIGHLIGHT, INK, PALETTE, PAPER
+from beit.common.pages.svg import GRID, hex_colour, silent_about_letters, svg_element
 
 Colour = tuple[int, int, int]
-GRID = (228, 231, 235)
 _DOT = (120, 170, 210)
 _TEXT_PX, _TITLE_PX, _KEY_LINE_PX = 13, 15, 20
 _MOST_DOTS = 60
@@ -40,10 +39,6 @@ _PLACES = 9
 _DENSE = 400
 """Points of a line that are kept free of text; closer than letters are wide."""
 _TICK_STEPS = (1, 2, 2.5, 5, 10)
-
-
-def _hex(colour: Colour) -> str:
-    return "#{:02x}{:02x}{:02x}".format(*colour)
 
 
 _STYLE = {
@@ -59,37 +54,32 @@ _STYLE = {
     "axes.titlesize": _TITLE_PX,
     "axes.titlelocation": "left",
     "axes.titlepad": 10,
-    "axes.titlecolor": _hex(INK),
-    "axes.labelcolor": _hex(FAINT),
+    "axes.titlecolor": hex_colour(INK),
+    "axes.labelcolor": hex_colour(FAINT),
     "axes.labelsize": _TEXT_PX,
     "axes.labelpad": 9,  # room for the larger letters of a page on a phone
-    "axes.edgecolor": _hex(FAINT),
+    "axes.edgecolor": hex_colour(FAINT),
     "axes.spines.left": False,
     "axes.spines.right": False,
     "axes.spines.top": False,
     "axes.axisbelow": True,
     "axes.grid": True,
     "axes.grid.axis": "y",
-    "grid.color": _hex(GRID),
+    "grid.color": hex_colour(GRID),
     "grid.linewidth": 1,
     "lines.linewidth": 2,
     "lines.solid_capstyle": "round",
     "legend.frameon": False,
     "legend.borderpad": 0,
     "legend.borderaxespad": 0.3,
-    "legend.labelcolor": _hex(INK),
+    "legend.labelcolor": hex_colour(INK),
     "svg.fonttype": "none",
     "svg.hashsalt": "beit",
 } | {
     f"{axis}tick.{name}": value
     for axis in "xy"
-    for name, value in {"labelcolor": _hex(FAINT), "labelsize": _TEXT_PX, "major.size": 0, "major.pad": 6}.items()
+    for name, value in {"labelcolor": hex_colour(FAINT), "labelsize": _TEXT_PX, "major.size": 0, "major.pad": 6}.items()
 }
-
-_PAGE_COLOURS = {INK: "ink", FAINT: "soft", GRID: "rule"} | {
-    colour: f"line{number}" for number, colour in enumerate(PALETTE)
-}
-"""What colours are called in `page.css`, where each has a light and a dark one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,6 +94,8 @@ class Line:
     """RGB."""
     is_faint: bool = False
     """Drawn pale and without dots: what only accompanies another line."""
+    is_dotted: bool = True
+    """Whether few points are marked: measurements, not what is known all the time."""
     mark: tuple[float, float, str] | None = None
     """(x, y) of a point that is ringed, and what to write beside it."""
     half_widths: Sequence[float | None] = ()
@@ -112,7 +104,8 @@ class Line:
     @property
     def has_dots(self) -> bool:
         """Whether its points are marked; many would hide the line."""
-        return len(self.points) == 1 or not self.is_faint and len(self.points) <= _MOST_DOTS
+        is_marked = self.is_dotted and not self.is_faint
+        return len(self.points) == 1 or is_marked and len(self.points) <= _MOST_DOTS
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -173,7 +166,7 @@ def line_charts(charts: Sequence[LineChart], *, chart_px: tuple[int, int], colum
         names = {fitted(name, width_px - 80, _TEXT_PX): colour for name, colour in names.items()}
     with _figure((width_px, height_px)) as figure:
         if names:
-            handles = [Line2D([], [], color=_hex(colour), label=name) for name, colour in names.items()]
+            handles = [Line2D([], [], color=hex_colour(colour), label=name) for name, colour in names.items()]
             figure.legend(handles=handles, loc="outside upper left", ncols=key_columns)
         drawn = [figure.add_subplot(rows, columns, number + 1) for number in range(len(charts))]
         for axes, chart in zip(drawn, charts, strict=True):
@@ -185,13 +178,14 @@ def line_charts(charts: Sequence[LineChart], *, chart_px: tuple[int, int], colum
 
 
 def line_svg(chart: LineChart, *, size_px: tuple[int, int], description: str) -> str:
-    """Draw one chart as an SVG element in the colours of the style of pages; its lines have no dots."""
+    """Draw one chart as an SVG element in the colours of the style of pages."""
     with _figure(size_px) as figure:
         axes = figure.add_subplot()
-        _draw_lines(axes, chart, dots=False)
+        _draw_lines(axes, chart, markers=False)
         figure.draw_without_rendering()
+        _draw_circles(axes, chart.lines)
         _write_names(axes, chart)
-        return _svg(figure, size_px, description, [line.name for line in chart.lines])
+        return svg_element(figure, size_px, description, [line.name for line in chart.lines])
 
 
 def interval_svg(
@@ -216,7 +210,7 @@ def interval_svg(
     with _figure(size_px) as figure:
         axes = figure.add_subplot()
         for place, row in enumerate(rows):
-            colour = _hex(PALETTE[place % len(PALETTE)])
+            colour = hex_colour(PALETTE[place % len(PALETTE)])
             for value in row.values:  # strokes: dots would be references, which pages do without
                 axes.plot([value] * 2, [place - 0.13, place + 0.13], color=colour, alpha=0.6, linewidth=2)
             axes.plot([row.mean] * 2, [place - 0.28, place + 0.28], color=colour, linewidth=4)
@@ -229,11 +223,11 @@ def interval_svg(
         axes.xaxis.set_major_locator(MaxNLocator(5, steps=_TICK_STEPS))
         axes.xaxis.set_major_formatter(_values(percent))
         axes.set_yticks(range(len(rows)), [row.name for row in rows])
-        axes.tick_params(axis="y", labelcolor=_hex(INK))
+        axes.tick_params(axis="y", labelcolor=hex_colour(INK))
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.margins(x=0.06)
         if reference is not None:
-            axes.axvline(reference[0], color=_hex(FAINT), linewidth=1, zorder=1)
+            axes.axvline(reference[0], color=hex_colour(FAINT), linewidth=1, zorder=1)
             axes.annotate(
                 reference[1],
                 (reference[0], -0.5),
@@ -241,50 +235,35 @@ def interval_svg(
                 textcoords="offset points",
                 horizontalalignment="center",
                 verticalalignment="bottom",
-                color=_hex(FAINT),
+                color=hex_colour(FAINT),
                 annotation_clip=False,
             )
-        return _svg(figure, size_px, description)
+        return svg_element(figure, size_px, description)
 
 
-def _svg(figure: Figure, size_px: tuple[int, int], description: str, series: Sequence[str] = ()) -> str:
-    """Return a figure as an element in the colours of pages; `series` are names of lines, shown on hovering."""
-    file = io.StringIO()
-    with _silent_about_letters():
-        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
-    svg = file.getvalue()
-    head = f'<svg class="chart" viewBox="0 0 {size_px[0]} {size_px[1]}" role="img" aria-label="{escape(description)}">'
-    svg = re.sub("^.*?<svg.*?>", lambda _: head, svg, count=1, flags=re.DOTALL)
-    for number, name in enumerate(series):
-        svg = svg.replace(f'<g id="series{number}">', f"<g><title>{escape(name)}</title>")
-    # A page may hold several elements, whose ids must not meet, and is to refer to nothing.
-    svg = re.sub('<metadata>.*?</metadata>|<defs>.*?</defs>| id="[^"]*"| clip-path="[^"]*"', "", svg, flags=re.DOTALL)
-    for colour, name in _PAGE_COLOURS.items():
-        svg = svg.replace(_hex(colour), f"var(--{name})")
-    return svg
-
-
-def _draw_lines(axes: Axes, chart: LineChart, *, dots: bool = True) -> None:
+def _draw_lines(axes: Axes, chart: LineChart, *, markers: bool = True) -> None:
     for number, line in enumerate(chart.lines):
         axes.plot(
             *zip(*line.points, strict=True),
-            color=_hex(line.colour),
+            color=hex_colour(line.colour),
             alpha=0.5 if line.is_faint else 1.0,
             zorder=2.1 if line.is_faint else 2.2,
             clip_on=False,
-            marker="o" if dots and line.has_dots else "",
+            marker="o" if markers and line.has_dots else "",
             markersize=7,
-            markeredgecolor=_hex(PAPER),
+            markeredgecolor=hex_colour(PAPER),
             gid=f"series{number}",
         )
         for (x, y), half_width in zip(line.points, line.half_widths, strict=False):
             if half_width is not None:
                 ends = [y - half_width, y + half_width]
-                axes.plot([x, x], ends, color=_hex(line.colour), alpha=0.55, linewidth=5, zorder=2.1, clip_on=False)
+                axes.plot(
+                    [x, x], ends, color=hex_colour(line.colour), alpha=0.55, linewidth=5, zorder=2.1, clip_on=False
+                )
     _set_ranges(axes, chart)
     for value, _ in chart.references:
-        axes.axhline(value, color=_hex(FAINT), linewidth=1)
-    for line in chart.lines:
+        axes.axhline(value, color=hex_colour(FAINT), linewidth=1)
+    for line in chart.lines if markers else ():
         _draw_mark(axes, line)
     _label(axes, title=chart.title, x_name=chart.x_name, percent=chart.percent)
     if chart.x_ticks is not None:
@@ -353,8 +332,8 @@ def _write(
         text,
         (best.left, best.bottom + 3),  # letters reach below their line
         xycoords="figure pixels",
-        color=_hex(colour),
-        path_effects=[withStroke(linewidth=3, foreground=_hex(PAPER))],
+        color=hex_colour(colour),
+        path_effects=[withStroke(linewidth=3, foreground=hex_colour(PAPER))],
         zorder=2.4,
         annotation_clip=False,
     )
@@ -375,11 +354,32 @@ def _draw_mark(axes: Axes, line: Line) -> None:
             "o",
             markersize=15,
             markerfacecolor="none",
-            markeredgecolor=_hex(line.colour),
+            markeredgecolor=hex_colour(line.colour),
             markeredgewidth=2,
             clip_on=False,
             zorder=2.3,
         )
+
+
+def _circle(axes: Axes, place: Sequence[float], radius_px: float, **looks: Any) -> Circle:
+    x, y = axes.transData.transform((place[0], place[1]))
+    return Circle((float(x), float(y)), radius_px, **looks)
+
+
+def _draw_circles(axes: Axes, lines: Sequence[Line]) -> None:
+    """Draw dots and rings as shapes: the markers of an SVG are references, which pages do without.
+
+    The layout must be final, since places are pixels.
+    """
+    for line in lines:
+        colour = hex_colour(line.colour)
+        dots = [_circle(axes, dot, 3.5, color=colour) for dot in line.points if line.has_dots]
+        ring = [] if line.mark is None else [_circle(axes, line.mark[:2], 7.5, fill=False)]
+        for circle in [*dots, *ring]:
+            axes.add_artist(circle)
+            circle.set(transform=IdentityTransform(), clip_on=False, zorder=2.3, edgecolor=colour)
+            circle.set_alpha(0.5 if line.is_faint else 1.0)
+            circle.set_linewidth(2 if circle in ring else 0)
 
 
 def _set_ranges(axes: Axes, chart: LineChart) -> None:
@@ -414,7 +414,7 @@ def bar_chart(
     """
     with _figure(size_px) as figure:
         axes = figure.add_subplot()
-        axes.bar(np.arange(first, first + len(shares)), shares, color=_hex(HIGHLIGHT))
+        axes.bar(np.arange(first, first + len(shares)), shares, color=hex_colour(HIGHLIGHT))
         axes.margins(x=0.01)
         _label(axes, title=title, x_name=x_name, percent=True)
         return _image(figure)
@@ -438,13 +438,13 @@ def dot_chart(
     groups = np.arange(len(values))
     with _figure(size_px) as figure:
         axes = figure.add_subplot()
-        axes.plot(groups, values, "o", color=_hex(_DOT), markersize=8, markeredgecolor=_hex(PAPER))
+        axes.plot(groups, values, "o", color=hex_colour(_DOT), markersize=8, markeredgecolor=hex_colour(PAPER))
         means = values.mean(axis=1)
-        axes.plot(groups, means, "o-", color=_hex(HIGHLIGHT), markersize=10, markeredgecolor=_hex(PAPER))
-        axes.axhline(reference[0], color=_hex(FAINT), linewidth=1, zorder=1)
+        axes.plot(groups, means, "o-", color=hex_colour(HIGHLIGHT), markersize=10, markeredgecolor=hex_colour(PAPER))
+        axes.axhline(reference[0], color=hex_colour(FAINT), linewidth=1, zorder=1)
         # Its name is not beside the line, where dots are.
         name = f"grey line: {reference[1]}, {reference[0]:.3g}"
-        axes.set_title(name, loc="right", fontsize=_TEXT_PX, color=_hex(FAINT))
+        axes.set_title(name, loc="right", fontsize=_TEXT_PX, color=hex_colour(FAINT))
         axes.set_xlim(-0.5, len(values) - 0.5)
         axes.set_ylim(0, 1.1 * max(float(values.max()), reference[0]) or 1.0)
         _label(axes, title=title, x_name=x_name)
@@ -473,16 +473,8 @@ def _figure(size_px: tuple[int, int]) -> Iterator[Figure]:
         yield Figure(figsize=((size_px[0] + 0.1) / 72, (size_px[1] + 0.1) / 72))
 
 
-@contextmanager
-def _silent_about_letters() -> Iterator[None]:
-    """Say nothing of letters that no font has; they are boxes."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        yield
-
-
 def _image(figure: Figure) -> Image.Image:
     file = io.BytesIO()
-    with _silent_about_letters():
+    with silent_about_letters():
         figure.savefig(file, format="png", pil_kwargs={"compress_level": 0})
     return Image.open(file).convert("RGB")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import io
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from beit import __version__
 from beit.common.pages.numbers import count, percent, short_name
 from beit.common.pages.pictures import png_bytes
 
+Html = Markup
+"""Text that is HTML already; a template shows it as it is."""
 _CODE = re.compile("`([^`<>]+)`")
 
 
@@ -33,6 +36,18 @@ def render(template: Path, **values: Any) -> str:
             `count` and `short`, what is in `parts.html`, and `version`.
         values: What it shows.
     """
+    return _environment(template).get_template(template.name).render(version=__version__, **values)
+
+
+def part(template: Path, macro: str, **values: Any) -> Html:
+    """Fill in one part of a page, a macro of a template of such parts; another template shows it as it is."""
+    found = getattr(_environment(template).get_template(template.name).module, macro)
+    return Html(found(**values))
+
+
+@cache
+def _environment(template: Path) -> Environment:
+    """Return where a template is filled in; files of the same name beside it go before those of this room."""
     environment = Environment(
         loader=FileSystemLoader([template.parent, Path(__file__).parent]),
         autoescape=True,
@@ -49,7 +64,7 @@ def render(template: Path, **values: Any) -> str:
         "count": count,
         "short": short_name,
     }
-    return environment.get_template(template.name).render(version=__version__, **values)
+    return environment
 
 
 def prose(value: str) -> Markup:

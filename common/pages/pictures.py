@@ -1,6 +1,6 @@
 """Pictures for the eye rather than the metric: tables of small pictures, and sheets with a heading and a legend.
 
-Charts are `charts.py`.
+Charts are `charts.py`. A sheet carries what it consists of with it (`cells.py`), so that a page can set it anew.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from beit.common.pages.cells import Box, Described, Grid, as_png_text, describe, described
 from beit.common.pages.fonts import fitted, font, text_px, wrapped
 from beit.common.storage.files import write_output
 
@@ -74,11 +75,20 @@ def picture_table(
     high_px = cell_height_px or cell_px
     below_px = [max(map(_caption_px, row)) for row in captions] or [0] * len(rows)
     tops = np.cumsum([_TITLE_PX if titles else 0, *(high_px + px + _GAP_PX for px in below_px)]).tolist()
-    labels = [_fitted_lines(label, _LABEL_PX, _TITLE_TEXT_PX) for label in labels]
+    given_labels, labels = labels, [_fitted_lines(label, _LABEL_PX, _TITLE_TEXT_PX) for label in labels]
     lines = [line for label in labels for line in label.split("\n")]
     left = math.ceil(max(text_px(line, _TITLE_TEXT_PX) for line in lines)) + _GAP_PX if lines else 0
     lefts = [left + column * (cell_px + _GAP_PX) for column in range(max(map(len, rows)))]
     table = Image.new("RGB", (lefts[-1] + cell_px, tops[-1] - _GAP_PX), PAPER)
+    boxes = [
+        [
+            None if cell is None else Box(left, top, left + cell_px, top + high_px)
+            for cell, left in zip(row, lefts, strict=False)
+        ]
+        for row, top in zip(rows, tops, strict=False)
+    ]
+    grid = Grid(boxes=boxes, titles=list(titles), labels=list(given_labels), captions=[list(row) for row in captions])
+    describe(table, Described(bodies=[grid]))
     draw = ImageDraw.Draw(table)
     for title, left in zip(titles, lefts, strict=False):
         title = fitted(title, cell_px, _TITLE_TEXT_PX)
@@ -118,7 +128,7 @@ def sheet(bodies: Sequence[Image.Image], *, heading: str = "", facts: str = "", 
     Returns:
         RGB image.
     """
-    width = max(body.width for body in bodies)
+    width, given_heading = max(body.width for body in bodies), heading
     fact_lines, legend_lines = (wrapped(text, width, _NOTE_TEXT_PX) for text in (facts, legend))
     head = (_HEADING_PX if heading else 0) + len(fact_lines) * _NOTE_LINE_PX + (_GAP_PX if heading or facts else 0)
     body_px = sum(body.height + 2 * _GAP_PX for body in bodies) - 2 * _GAP_PX
@@ -130,11 +140,14 @@ def sheet(bodies: Sequence[Image.Image], *, heading: str = "", facts: str = "", 
         draw.text((_MARGIN_PX, top - 6), heading, fill=INK, font=font(_HEADING_TEXT_PX, heading))
         top += _HEADING_PX
     _write_lines(draw, fact_lines, top)
+    parts: list[Grid] = []
     top = _MARGIN_PX + head
     for body in bodies:
         page.paste(body, (_MARGIN_PX, top))
+        parts += described(body).moved(_MARGIN_PX, top).bodies
         top += body.height + 2 * _GAP_PX
     _write_lines(draw, legend_lines, top - _GAP_PX)
+    describe(page, Described(heading=given_heading, facts=facts, legend=legend, bodies=parts))
     return page
 
 
@@ -147,11 +160,26 @@ def beside(bodies: Sequence[Image.Image]) -> Image.Image:
     """Put pictures next to each other, aligned at the top; RGB without margins."""
     width = sum(body.width + 2 * _GAP_PX for body in bodies) - 2 * _GAP_PX
     row = Image.new("RGB", (width, max(body.height for body in bodies)), PAPER)
+    parts: list[Grid] = []
     left = 0
     for body in bodies:
         row.paste(body, (left, 0))
+        parts += described(body).moved(left, 0).bodies
         left += body.width + 2 * _GAP_PX
+    describe(row, Described(bodies=parts))
     return row
+
+
+def on_paper(pixels: NDArray[np.uint8], shape: float) -> NDArray[np.uint8]:
+    """Lay a picture (height, width, 3) into the middle of paper of a shape, height to width, keeping its own."""
+    height, width, _ = pixels.shape
+    wide = max(width, round(height / shape))
+    high = max(height, round(width * shape))
+    page = np.empty((high, wide, 3), np.uint8)
+    page[:] = PAPER
+    top, left = (high - height) // 2, (wide - width) // 2
+    page[top : top + height, left : left + width] = pixels
+    return page
 
 
 def mask_patches(
@@ -224,7 +252,7 @@ def contrast(one: tuple[int, int, int], other: tuple[int, int, int]) -> float:
 def png_bytes(image: Image.Image, *, is_quick: bool = False) -> bytes:
     """Return `image` as a PNG file; a quick one is a few percent larger and takes an eighth of the time."""
     buffer = io.BytesIO()
-    image.save(buffer, format="PNG", optimize=not is_quick, dpi=(_DPI, _DPI))
+    image.save(buffer, format="PNG", optimize=not is_quick, dpi=(_DPI, _DPI), pnginfo=as_png_text(image))
     return buffer.getvalue()
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,13 +22,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from beit.common.errors import InputError, require
-from beit.common.runs.commits import Way, commit_bytes, parse_commit, read_way
+from beit.common.runs.commits import TAG, Way, commit_bytes, committed_steps, parse_commit, read_way, tagged_steps
 from beit.common.runs.layout import CHECKPOINTS, COMMIT, LATEST
 from beit.common.storage.files import fault_point, fsync_directory, sha256_file, write_atomic
 from beit.common.storage.tensor_check import write_safetensors
 
 logger = logging.getLogger(__name__)
-_TAG = re.compile(r"step_(\d+)")
 _ASIDE, _BEST = "rejected_", "best.safetensors"
 _ROOM = 1.2
 """Free space to begin a checkpoint with, relative to its size; the rest is for what else is written meanwhile."""
@@ -122,7 +120,7 @@ def save_checkpoint(
 
 def find_checkpoint(root: Path) -> Checkpoint | None:
     """Return the newest checkpoint that verifies; None when there never was one."""
-    tags = _tags(root)
+    tags = tagged_steps(root)
     for _, path in reversed(tags):
         try:
             return open_checkpoint(path)
@@ -143,7 +141,7 @@ def open_checkpoint(path: Path, *, step: int | None = None) -> Checkpoint:
         step: Which it must be, where the folder's name does not say it.
     """
     require((path / COMMIT).is_file(), f"{path} has no {COMMIT}; it was never completed or is not a checkpoint")
-    tag = _TAG.fullmatch(path.name)
+    tag = TAG.fullmatch(path.name)
     commit = parse_commit(
         (path / COMMIT).read_bytes(), label=str(path / COMMIT), step=int(tag[1]) if tag is not None else step
     )
@@ -163,7 +161,7 @@ def open_checkpoint(path: Path, *, step: int | None = None) -> Checkpoint:
 
 def resolve_checkpoint(path: Path) -> Checkpoint:
     """Open the checkpoint a user named: its directory, a `checkpoints` directory, or a run (newest of these)."""
-    if (path / COMMIT).exists() or _TAG.fullmatch(path.name):
+    if (path / COMMIT).exists() or TAG.fullmatch(path.name):
         return open_checkpoint(path)
     checkpoint = find_checkpoint(path / CHECKPOINTS if (path / CHECKPOINTS).is_dir() else path)
     if checkpoint is None:
@@ -176,7 +174,7 @@ def set_later_aside(root: Path, step: int) -> None:
 
     The newest first: killed midway, what is left is still the beginning of one way.
     """
-    for number, path in reversed(_tags(root)):
+    for number, path in reversed(tagged_steps(root)):
         if number > step:
             fault_point("aside")
             _set_aside(path)
@@ -195,15 +193,10 @@ def way_of(root: Path) -> Way:
     return read_way(committed_steps(root), lambda step: (root / f"step_{step}" / COMMIT).read_bytes())
 
 
-def committed_steps(root: Path) -> set[int]:
-    """Return the steps of the checkpoints that have a commit record; whether they are intact is not looked at."""
-    return {number for number, path in _tags(root) if (path / COMMIT).is_file()}
-
-
 def step_of(name: str) -> int | None:
     """Return the step of a file of a checkpoint, from its path relative to the run; None for any other file."""
     parts = name.split("/")
-    match = _TAG.fullmatch(parts[1]) if len(parts) == 3 and parts[0] == CHECKPOINTS else None
+    match = TAG.fullmatch(parts[1]) if len(parts) == 3 and parts[0] == CHECKPOINTS else None
     return int(match[1]) if match else None
 
 
@@ -223,13 +216,6 @@ def _write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> dict[str, An
     return {"name": path.name, "size": path.stat().st_size, "sha256": sha256_file(path)}
 
 
-def _tags(root: Path) -> list[tuple[int, Path]]:
-    if not root.is_dir():
-        return []
-    matches = [(_TAG.fullmatch(path.name), path) for path in root.iterdir() if path.is_dir()]
-    return sorted((int(match[1]), path) for match, path in matches if match)
-
-
 def _set_aside(path: Path) -> None:
     if path.exists():
         aside = path.with_name(_ASIDE + path.name)
@@ -238,7 +224,7 @@ def _set_aside(path: Path) -> None:
 
 
 def _prune(root: Path, keep: int, keep_every: int | None) -> None:
-    tags = _tags(root)
+    tags = tagged_steps(root)
     milestones: dict[int, int] = {}
     for step, _ in tags:
         milestones.setdefault(step // (keep_every or step + 1), step)  # without milestones, all are number 0

@@ -7,14 +7,19 @@ know whether one is the other's past. Records of before say less and are read al
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from beit.common.errors import InputError, require
+from beit.common.runs.layout import COMMIT
 from beit.common.storage.documents import Format, canonical_sha256, json_bytes, parse_json
 
 FORMAT = Format("beit-checkpoint", 1)
+TAG = re.compile(r"step_(\d+)")
+"""Name of the folder of a checkpoint."""
 _SHA256, _ANCESTORS = "sha256", "ancestors"
 _REQUIRED = ("model.safetensors", "optimizer.safetensors", "rng.safetensors")
 _MOST_ANCESTORS = 1000
@@ -35,6 +40,19 @@ class CommitRecord:
     """Short hash of the document."""
     ancestors: dict[int, str] | None
     """Identities of the checkpoints before this one, by step; None in records of before."""
+
+
+def tagged_steps(root: Path) -> list[tuple[int, Path]]:
+    """Return step and folder of everything in a folder that is named as a checkpoint, in the order of steps."""
+    if not root.is_dir():
+        return []
+    matches = [(TAG.fullmatch(path.name), path) for path in root.iterdir() if path.is_dir()]
+    return sorted((int(match[1]), path) for match, path in matches if match)
+
+
+def committed_steps(root: Path) -> set[int]:
+    """Return the steps of the checkpoints that have a commit record; whether they are intact is not looked at."""
+    return {number for number, path in tagged_steps(root) if (path / COMMIT).is_file()}
 
 
 def commit_bytes(

@@ -1,6 +1,7 @@
-"""How runs learned, as a picture: what each evaluation measured, run beside run, from metrics.jsonl alone.
+"""How runs learned, as charts and as a picture: what each evaluation measured, run beside run, from metrics.jsonl.
 
-What is drawn follows from what was measured, so that trainings of every stage can be drawn, also while they run.
+What is drawn follows from what was measured, so that trainings of every stage can be drawn, also while they run. Zero
+lines that no training measures are read from what it leaves.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from PIL import Image
 
 from beit.common.errors import InputError, require
 from beit.common.pages.charts import Line, LineChart, line_charts
-from beit.common.pages.numbers import percent
+from beit.common.pages.numbers import count, percent
 from beit.common.pages.pictures import PALETTE, sheet
 from beit.common.runs.kinds import command_of
-from beit.common.runs.layout import DESCRIPTION, ENCODER, METRICS, MODEL
+from beit.common.runs.layout import DESCRIPTION, ENCODER, EVALUATION, METRICS, MODEL
 from beit.common.runs.metrics import read_metrics
 from beit.common.storage.documents import but_is, read_json
 
@@ -47,10 +48,14 @@ class _Panel:
     """Whether values are shares."""
     unit: str = ""
     """Of values that are none."""
+    is_count: bool = False
+    """Whether values are whole numbers."""
 
     def shown(self, value: float) -> str:
         """Write a value with its unit."""
-        return percent(value) if self.percent else f"{value:.2f} {self.unit}".rstrip()
+        if self.percent:
+            return percent(value)
+        return count(value) if self.is_count else f"{value:.2f} {self.unit}".rstrip()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,11 +70,20 @@ class _Kind:
     """How to read it."""
 
 
+CHANCE = "chance"
+"""Of the main measure; no metric of a training, but known from what it leaves."""
+
+
 def _classification(name: str, main: str, measure: str) -> _Kind:
     return _Kind(
         name=name,
         panels=(
-            _Panel(title=f"{measure} on validation images", main=main, percent=True),
+            _Panel(
+                title=f"{measure} on validation images",
+                main=main,
+                references=((CHANCE, "guessing"),) if main == "val_top1" else (),
+                percent=True,
+            ),
             _Panel(title="loss on validation images, nats", main="val_loss"),
         ),
         legend="All validation images that were set aside for the course of the run, each once.",
@@ -127,6 +141,20 @@ _KINDS = (
     _classification("Classification", "val_top1", "top-1"),
     _classification("Classification, several labels per image", "val_map", "mean average precision"),
     _Kind(
+        name="Segmentation",
+        panels=(
+            _Panel(
+                title="mean IoU on validation images",
+                main="val_miou",
+                references=((CHANCE, "commonest class everywhere"),),
+                percent=True,
+            ),
+            _Panel(title="pixels right", main="val_pixel_accuracy", faint="train_pixel_accuracy", percent=True),
+        ),
+        legend="Lines with dots: validation images that were set aside for the course of the run; pale: the batches of "
+        "training, as they were changed for it.",
+    ),
+    _Kind(
         name="Training of a tokenizer",
         panels=(
             _Panel(
@@ -136,7 +164,7 @@ _KINDS = (
                 references=(("eval_block_mean_psnr", "mean colour of each square"),),
                 unit="dB",
             ),
-            _Panel(title="words in use, held-out images", main="eval_words_used"),
+            _Panel(title="words in use, held-out images", main="eval_words_used", is_count=True),
         ),
         legend="Lines with dots: held-out images; pale: the batches of training.",
     ),
@@ -148,7 +176,7 @@ _KINDS = (
                 main="eval_teacher_cosine",
                 faint="teacher_cosine",
             ),
-            _Panel(title="words in use, held-out images", main="eval_words_used"),
+            _Panel(title="words in use, held-out images", main="eval_words_used", is_count=True),
             _Panel(
                 title="squares that keep their word; pale, by chance",
                 main="eval_agreement",
@@ -163,9 +191,11 @@ _KINDS = (
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Run:
+class LearningRun:
     """What one run measured."""
 
+    path: Path
+    """Its directory."""
     name: str
     """As short as it can be told from the others."""
     records: Sequence[Record]
@@ -174,6 +204,8 @@ class _Run:
     """Of its lines."""
     kept_step: int | None = None
     """Step of the model that the run keeps for use; None where nothing says it."""
+    chance: float | None = None
+    """Main measure of who does not look at the image; None where nothing says it, or records do."""
 
     @property
     def epochs_per_step(self) -> float | None:
@@ -196,8 +228,26 @@ class _Run:
 
     def last(self, metric: str) -> float | None:
         """Return the newest value; None without one."""
+        if metric == CHANCE:
+            return self.chance
         values = self.values(metric)
         return values[-1][1] if values else None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LearningCharts:
+    """How runs of one kind learned, ready to be drawn."""
+
+    kind: str
+    """Heading."""
+    charts: tuple[LineChart, ...]
+    """One per measure, the main one first."""
+    facts: tuple[str, ...]
+    """What each run came to."""
+    legend: str
+    """How to read them."""
+    members: tuple[str, ...] = ()
+    """Names of the runs."""
 
 
 def learning_sheet(runs: Sequence[Path]) -> Image.Image:
@@ -205,23 +255,50 @@ def learning_sheet(runs: Sequence[Path]) -> Image.Image:
     require(len(runs) <= _MOST_RUNS, f"{len(runs)} runs are too many for one picture; name at most {_MOST_RUNS}")
     require(len(set(runs)) == len(runs), "the same run is named twice; name each once")
     opened = [
-        _Run(name=name, records=_records(path), colour=colour, kept_step=_kept_step(path))
+        learning_run(path, name=name, colour=colour)
         for path, name, colour in zip(runs, _short_names(runs), PALETTE, strict=False)
     ]
-    kinds = [_kind_of(run, path) for run, path in zip(opened, runs, strict=True)]
+    kinds = [_kind_of(run) for run in opened]
     for kind, path in zip(kinds, runs, strict=True):
         require(
             kind is kinds[0],
             f"{path} ({kind.name.lower()}) and {runs[0]} ({kinds[0].name.lower()}) measure different things; draw them "
             "into pictures of their own",
         )
-    panels = [_comparable(panel, opened) for panel in kinds[0].panels if any(run.values(panel.main) for run in opened)]
-    charts = [_chart(panel, opened) for panel in panels]
+    found = _learning(kinds[0], opened)
     return sheet(
-        [line_charts(charts, chart_px=_CHART_PX, columns=2, key=len(opened) > 1)],
-        heading=kinds[0].name,
-        facts="\n".join(_facts(run, panels[0]) for run in opened),
-        legend=f"{kinds[0].legend} Ringed: the model that is kept.",
+        [line_charts(found.charts, chart_px=_CHART_PX, columns=2, key=len(opened) > 1)],
+        heading=found.kind,
+        facts="\n".join(found.facts),
+        legend=f"{found.legend} Ringed: the model that is kept.",
+    )
+
+
+def learning_charts(runs: Sequence[LearningRun]) -> list[LearningCharts]:
+    """Return what is to be drawn of runs, kind by kind in the order of the runs; those without evaluation are none."""
+    members: dict[str, list[LearningRun]] = {}
+    for run in runs:
+        if (kind := _find_kind(run)) is not None:
+            members.setdefault(kind.name, []).append(run)
+    return [_learning(kind, members[kind.name]) for name in members for kind in _KINDS if kind.name == name]
+
+
+def learning_run(path: Path, *, name: str, colour: tuple[int, int, int]) -> LearningRun:
+    """Read what a run measured; it may still be at work."""
+    records = _records(path)
+    return LearningRun(
+        path=path, name=name, records=records, colour=colour, kept_step=_kept_step(path), chance=_chance(path)
+    )
+
+
+def _learning(kind: _Kind, runs: Sequence[LearningRun]) -> LearningCharts:
+    panels = [_comparable(panel, runs) for panel in kind.panels if any(run.values(panel.main) for run in runs)]
+    return LearningCharts(
+        kind=kind.name,
+        charts=tuple(_chart(panel, runs) for panel in panels),
+        facts=tuple(_facts(run, panels[0]) for run in runs),
+        legend=kind.legend,
+        members=tuple(run.name for run in runs),
     )
 
 
@@ -249,6 +326,16 @@ def _kept_step(path: Path) -> int | None:
     return None
 
 
+def _chance(path: Path) -> float | None:
+    """Return what guessing gives a classifier, or what `beit evaluate` found for a segmenter; None where unknown."""
+    try:
+        names = read_json(path / MODEL / DESCRIPTION).get("class_names")
+        found = 1 / len(names) if names else read_json(path / EVALUATION).get(CHANCE)
+    except (InputError, OSError, AttributeError, TypeError):
+        return None
+    return found if isinstance(found, float) else None
+
+
 def _short_names(runs: Sequence[Path]) -> list[str]:
     """Leave out the folders all runs have in common."""
     if len(runs) == 1:
@@ -258,14 +345,18 @@ def _short_names(runs: Sequence[Path]) -> list[str]:
     return [str(path.relative_to(shared)) for path in absolute]
 
 
-def _kind_of(run: _Run, path: Path) -> _Kind:
-    for kind in _KINDS:
-        if run.values(kind.panels[0].main):
-            return kind
-    raise InputError(f"{path} has no evaluation yet, or none that is drawn; let it run on to its first one")
+def _kind_of(run: LearningRun) -> _Kind:
+    kind = _find_kind(run)
+    if kind is None:
+        raise InputError(f"{run.path} has no evaluation yet, or none that is drawn; let it run on to its first one")
+    return kind
 
 
-def _comparable(panel: _Panel, runs: Sequence[_Run]) -> _Panel:
+def _find_kind(run: LearningRun) -> _Kind | None:
+    return next((kind for kind in _KINDS if run.values(kind.panels[0].main)), None)
+
+
+def _comparable(panel: _Panel, runs: Sequence[LearningRun]) -> _Panel:
     """Make of bits what runs with other words can be compared by."""
     if panel is not _BITS or all(_is_shared(name, runs) for name, _ in panel.references):
         return panel
@@ -278,12 +369,12 @@ def _comparable(panel: _Panel, runs: Sequence[_Run]) -> _Panel:
     )
 
 
-def _is_shared(metric: str, runs: Sequence[_Run]) -> bool:
+def _is_shared(metric: str, runs: Sequence[LearningRun]) -> bool:
     values = [value for run in runs if (value := run.last(metric)) is not None]
     return not values or max(values) - min(values) <= _SAME * abs(max(values))
 
 
-def _chart(panel: _Panel, runs: Sequence[_Run]) -> LineChart:
+def _chart(panel: _Panel, runs: Sequence[LearningRun]) -> LineChart:
     by_epoch = all(run.epochs_per_step for run in runs)
     lines = []
     for run in runs:
@@ -307,7 +398,7 @@ def _chart(panel: _Panel, runs: Sequence[_Run]) -> LineChart:
     )
 
 
-def _mark(panel: _Panel, run: _Run, scale: float, *, is_named: bool) -> tuple[float, float, str] | None:
+def _mark(panel: _Panel, run: LearningRun, scale: float, *, is_named: bool) -> tuple[float, float, str] | None:
     """Ring the model that is kept; the values of several runs would lie upon each other, and are among the facts."""
     point = run.kept(panel, panel.main)
     if point is None:
@@ -315,7 +406,7 @@ def _mark(panel: _Panel, run: _Run, scale: float, *, is_named: bool) -> tuple[fl
     return point[0] * scale, point[1], f"kept: {panel.shown(point[1])}" if is_named else ""
 
 
-def _facts(run: _Run, panel: _Panel) -> str:
+def _facts(run: LearningRun, panel: _Panel) -> str:
     """Say what the evaluation of the kept model measured, and the last one where that is another."""
     step, value = run.drawn(panel, panel.main)[-1]
     kept, last = run.kept(panel, panel.main), f"{panel.shown(value)} at step {step:,}"

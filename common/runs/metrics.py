@@ -13,8 +13,9 @@ import numpy as np
 from PIL.Image import Image
 
 from beit.common.errors import InputError
-from beit.common.pages.pictures import save_png
+from beit.common.pages.pictures import png_bytes
 from beit.common.runs.layout import METRICS, TENSORBOARD
+from beit.common.runs.over_time import forget_later, is_moment, moment_file, moments
 from beit.common.storage.documents import parse_json
 from beit.common.storage.files import write_atomic
 
@@ -57,20 +58,22 @@ class Metrics:
 
 
 class MetricsLog:
-    """Writes metrics.jsonl and tensorboard/ of a run.
+    """Writes metrics.jsonl and tensorboard/ of a run, and its pictures.
 
     A disk that is full costs records, and is said once, but no training: what must not be lost is in the checkpoints.
 
     Args:
         run: The run directory.
         step: Records of later steps, from work that was lost, are removed first.
+        total_steps: Of the whole run, which decides the moments whose pictures stay.
     """
 
-    def __init__(self, run: Path, step: int) -> None:
+    def __init__(self, run: Path, step: int, *, total_steps: int) -> None:
         from torch.utils.tensorboard import SummaryWriter  # half a second of imports only training needs
 
-        self._run, self._path = run, run / METRICS
+        self._run, self._path, self._total_steps = run, run / METRICS, total_steps
         truncate_metrics(self._path, step)
+        forget_later(run, step)
         self._file = self._path.open("a", encoding="utf-8")
         self._board: SummaryWriter | None = SummaryWriter(str(run / TENSORBOARD), purge_step=step + 1)
         self._has_warned = False
@@ -82,8 +85,13 @@ class MetricsLog:
         self._show(lambda board: _add_scalars(board, record))
 
     def picture(self, name: str, image: Image, step: int) -> None:
-        """Write RUN/NAME.png, replacing an earlier one, and show the picture in TensorBoard."""
-        save_png(image, self._run / f"{name}.png", is_quick=True)
+        """Write RUN/NAME.png, replacing an earlier one, keep it where it is a moment, and show it in TensorBoard."""
+        data = png_bytes(image, is_quick=True)
+        write_atomic(self._run / f"{name}.png", data)
+        if is_moment(step, self._total_steps, moments(self._run).get(name, ())):
+            kept = moment_file(self._run, name, step)
+            kept.parent.mkdir(exist_ok=True)
+            write_atomic(kept, data)
         self._show(lambda board: board.add_image(name, np.asarray(image), step, dataformats="HWC"))
 
     def close(self) -> None:
@@ -118,9 +126,9 @@ def _add_scalars(board: Any, record: Mapping[str, float]) -> None:
             board.add_scalar(name, value, int(record["step"]))
 
 
-def open_metrics(run: Path, step: int, *, wandb_project: str | None) -> Metrics:
+def open_metrics(run: Path, step: int, *, total_steps: int, wandb_project: str | None) -> Metrics:
     """Open all that records of a run go to, on the one rank that writes; those of steps after `step` are removed."""
-    log = MetricsLog(run, step)
+    log = MetricsLog(run, step, total_steps=total_steps)
     if wandb_project is None:
         return Metrics(log)
     from beit.common.runs.wandb_log import WandbLog

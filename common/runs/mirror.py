@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from beit.common.errors import InputError, require
-from beit.common.runs.checkpoint import committed_steps, open_checkpoint, step_of, way_of
-from beit.common.runs.commits import Way, read_way
+from beit.common.runs.checkpoint import open_checkpoint, step_of, way_of
+from beit.common.runs.commits import Way, committed_steps, read_way
 from beit.common.runs.environment import RUN_PATH, STARTS, parse_environment, read_environment
 from beit.common.runs.layout import (
     CHECKPOINTS,
@@ -71,6 +71,7 @@ class RunMirror:
         self._pending: Path | None = None
         self._is_busy = False
         self._thread: threading.Thread | None = None
+        self._offers = 0
         self._sent: dict[str, tuple[int, int]] = {}
         self.failure: str | None = None
         """What went wrong with the newest copy; None while all is well."""
@@ -259,9 +260,10 @@ class RunMirror:
         Raises:
             OSError: there is no room for the links to what is to be copied.
         """
-        outgoing = run / _OUTBOX / f"step_{step}"
         if self._thread is None:
             shutil.rmtree(run / _OUTBOX, ignore_errors=True)  # of a killed process
+        self._offers += 1  # what is offered again may still be under way from the first time
+        outgoing = run / _OUTBOX / str(self._offers)
         for name in _files_of(run, step):
             _snapshot(run / name, outgoing / name)
         with self._lock:

@@ -25,8 +25,10 @@ from beit.common.runs.layout import (
     METRICS,
     MODEL,
     NONFINITE,
+    PICTURES,
     PROBES,
     PROFILE,
+    REPORT,
     TENSORBOARD,
     WANDB,
 )
@@ -34,7 +36,7 @@ from beit.common.storage.files import check_output, existing, is_special, requir
 from beit.common.storage.paths import expand_braces, is_remote, require_local
 
 _OWN_FILES = {CONFIG, ENVIRONMENT, METRICS, NONFINITE, DATA, *(f"{name}.json" for name in (*PROBES, MASK_PROBE))}
-_OWN_FOLDERS = {CHECKPOINTS, ENCODER, MODEL, LAST, FEATURES, PROFILE, TENSORBOARD, WANDB}
+_OWN_FOLDERS = {CHECKPOINTS, ENCODER, MODEL, LAST, FEATURES, PICTURES, PROFILE, TENSORBOARD, WANDB}
 _WEIGHTS = ("model.safetensors", "config.json")
 TOKENIZER = _WEIGHTS[0]
 """Which, in the directory itself, is what the training of a tokenizer leaves."""
@@ -100,7 +102,7 @@ def check_new_folder(option: str, folder: Path, *, inputs: Iterable[str | Path] 
 def written(run: Path) -> str:
     """Return what a training has left in its directory for others to use, as the line that says so."""
     pictures = sorted(path.name for path in run.glob("*.png"))
-    known = (ENCODER, MODEL, LAST, TOKENIZER, METRICS, *pictures)
+    known = (ENCODER, MODEL, LAST, TOKENIZER, METRICS, *pictures, REPORT)
     names = [name for name in known if (run / name).exists()]
     return f"wrote {', '.join(str(run / name) for name in names)}"
 

@@ -28,6 +28,8 @@ STORE_FILE = "store.json"
 INDEX_FILE = "index.parquet"
 IMAGES_DIR = "images"
 TOKENS_DIR = "tokens"
+LEASE_PREFIX = ".lease."
+"""Of the file by which a process says that it is at work on a shard (`tokenize/store/leases.py`)."""
 TOKENS_SUFFIX = "tokens.npy"
 VIEWS_SUFFIX = "views.npy"
 MAX_COUNT = 1 << 50

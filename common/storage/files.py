@@ -29,7 +29,7 @@ import psutil  # type: ignore[import-untyped]  # comes with deepspeed
 from beit.common.errors import InputError
 from beit.common.storage.paths import require_local
 
-FAULT_VARIABLE = "BEIT_FAULT"
+CACHE_VARIABLE, FAULT_VARIABLE = "BEIT_CACHE", "BEIT_FAULT"
 _HASH_BLOCK_BYTES = 1 << 20
 _TEMPORARY = re.compile(r"(?P<name>.+)\.tmp\.(?P<pid>[0-9]{1,10})(\.((?P<key>[0-9a-f]{8})[0-9a-f]{8}|[0-9a-f]{8}))?")
 _STALE_SECONDS = 3600
@@ -39,7 +39,7 @@ _DESCRIPTOR = re.compile(rf"{_OWN_DESCRIPTOR.pattern}|/proc/\d+/fd/\d+")
 
 def default_cache_dir() -> Path:
     """Return the folder for what can be made or fetched again: $BEIT_CACHE, or ~/.cache/beit."""
-    return Path(os.environ.get("BEIT_CACHE") or Path.home() / ".cache" / "beit")
+    return Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "beit")
 
 
 def fsync_directory(directory: Path) -> None:

@@ -22,7 +22,7 @@ WEB_SCHEMES = ("http://", "https://")
 _QUERY = re.compile(r"\?[^/?=]*=")  # other question marks are wildcards
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)
 _WEB = re.compile(r"https?://", re.IGNORECASE)
-_QUERIES_VARIABLE = "BEIT_URL_QUERIES"
+QUERIES_VARIABLE = "BEIT_URL_QUERIES"
 """JSON of address -> query; in the environment, because worker processes inherit that."""
 _LOCAL_NAMES = (".localhost", ".local", ".internal", ".intranet", ".lan", ".home", ".corp")
 _BRACES = re.compile(r"\{([^{}]*)\}")
@@ -34,7 +34,7 @@ def is_remote(path: str) -> bool:
     return "://" in path and not path.startswith("file://")
 
 
-def require_local(path: os.PathLike[str], named: str) -> None:
+def require_local(path: str | os.PathLike[str], named: str) -> None:
     """Refuse an address where a file or folder of this machine is written; a `Path` has lost one of its slashes.
 
     Args:
@@ -145,15 +145,15 @@ def split_query(url: str) -> tuple[str, str]:
 
 def remember_query(url: str, query: str) -> None:
     """Let `query_of` know the query of an address, in this process and those it starts."""
-    queries = json.loads(os.environ.get(_QUERIES_VARIABLE, "{}"))
-    os.environ[_QUERIES_VARIABLE] = json.dumps(queries | {_canonical(url): query})
+    queries = json.loads(os.environ.get(QUERIES_VARIABLE, "{}"))
+    os.environ[QUERIES_VARIABLE] = json.dumps(queries | {_canonical(url): query})
 
 
 def query_of(url: str) -> str:
     """Return the query that was remembered of an address, or nothing."""
-    if _QUERIES_VARIABLE not in os.environ or not _WEB.match(url):
+    if QUERIES_VARIABLE not in os.environ or not _WEB.match(url):
         return ""
-    return str(json.loads(os.environ[_QUERIES_VARIABLE]).get(_canonical(url), ""))
+    return str(json.loads(os.environ[QUERIES_VARIABLE]).get(_canonical(url), ""))
 
 
 def _canonical(url: str) -> str:

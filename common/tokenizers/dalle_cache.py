@@ -57,7 +57,7 @@ def prepare_dalle(*, need_decoder: bool = False) -> Path:
                 f"cannot keep the DALL-E tokenizer in {folder} ({error}); point BEIT_CACHE at a folder with 800 MB of "
                 "space"
             ) from None
-    _check_sources(folder)
+    check_sources(folder)
     return folder
 
 
@@ -110,7 +110,7 @@ def _add_part(folder: Path, part: Part) -> None:
 def _download(folder: Path, part: Part) -> str:
     """Fetch one pickle into `folder`, and return where it came from."""
     name = f"{part}.pkl"
-    urls = [f"{base}/{name}" for base in (OFFICIAL_URL, *_mirrors())]
+    urls = [f"{base}/{name}" for base in (OFFICIAL_URL, *mirrors())]
     unfinished = folder / f"{name}.part"
     logger.info("DALL-E's %s is not in %s: downloading %s", part, folder, urls[0])
     reasons: list[str] = []
@@ -147,17 +147,18 @@ def _require_part(file: Path, part: Part) -> None:
     read_part(file, part)
 
 
-def _mirrors() -> list[str]:
-    mirrors = [url.rstrip("/") for url in os.environ.get(MIRRORS_VARIABLE, "").split()]
-    for url in mirrors:
+def mirrors() -> list[str]:
+    """Return the further folders that the environment names."""
+    urls = [url.rstrip("/") for url in os.environ.get(MIRRORS_VARIABLE, "").split()]
+    for url in urls:
         require(
             urlsplit(url).scheme in ("http", "https") and bool(urlsplit(url).netloc),
             f"{MIRRORS_VARIABLE} ({url}) must list http or https addresses of folders, separated by spaces",
         )
-    return mirrors
+    return urls
 
 
-def _check_sources(folder: Path) -> None:
+def check_sources(folder: Path) -> None:
     """Refuse replaced source files; using what was made of the old ones would surprise whoever replaced them."""
     for source in recorded_sources(folder).values():
         file = folder / source.name

@@ -115,6 +115,8 @@ class RunConfig:
     with metrics and artifacts; on a machine without the run, --resume auto fetches it from there."""
     wandb: str | None = None
     """Weights & Biases project that metrics and pictures go to as well; left out, none. Needs the extra `wandb`."""
+    report: bool = True
+    """Write RUN/report.html, one page about the run, when it ends or stops; takes seconds."""
     allow_data_change: bool = False
     """Continue although the data are not those of the checkpoint: another index, or another number of views. The order
     is then that of the new data, from the same position on."""

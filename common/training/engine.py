@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from beit.common.errors import InputError
+from beit.common.forecast.hardware import Precision
 from beit.common.processes.distributed import World
 from beit.common.runs.checkpoint import AVERAGE
 from beit.common.training.config import TrainingConfig
@@ -27,8 +28,6 @@ from beit.common.training.optimizer import FiniteAdamW, LossScale, build_optimiz
 from beit.common.training.task import Task
 
 logger = logging.getLogger(__name__)
-
-Precision = Literal["fp32", "bf16", "fp16"]
 
 _CPU_FEATURES = ("amx_bf16", "bf16", "sve_bf16")
 """Names under which torch reports units for bfloat16 products on x86 and Arm. AVX512-BF16 by itself is no such unit:

@@ -15,32 +15,13 @@ import psutil
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from beit.common.forecast.hardware import Precision, known_peak_flops
 from beit.common.processes.distributed import World
-from beit.common.training.engine import Precision
+from beit.common.processes.memory import free_machine_bytes
 
 logger = logging.getLogger(__name__)
 _MAX_MEMORY_EVENTS = 200_000
 """Allocations and releases kept for the snapshot; arbitrary, some steps of a large model."""
-
-_VERSION_2 = ("memory.max", "memory.current", "")
-_VERSION_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
-"""Files of a control group, and what its statistics put before the names of what holds for all below it."""
-
-_PEAK_TFLOPS: dict[str, dict[str, float]] = {
-    # Dense, from the data sheets; float32 without TF32, which no training here switches on. The first name that is part
-    # of the device's name counts.
-    "B200": {"half": 2250.0, "fp32": 75.0},
-    "H200": {"half": 989.0, "fp32": 67.0},
-    "H100 PCIe": {"half": 756.0, "fp32": 51.0},
-    "H100 NVL": {"half": 835.0, "fp32": 60.0},
-    "H100": {"half": 989.0, "fp32": 67.0},
-    "A100": {"half": 312.0, "fp32": 19.5},
-    "A10G": {"half": 70.0, "fp32": 35.0},
-    "L40S": {"half": 362.0, "fp32": 91.6},
-    "L4": {"half": 121.0, "fp32": 30.3},
-    "RTX 4090": {"half": 165.2, "fp32": 82.6},
-    "RTX 3090": {"half": 71.0, "fp32": 35.6},
-}
 
 
 class ProfileWindow:
@@ -101,14 +82,6 @@ def peak_flops(device: torch.device, precision: Precision, given_tflops: float |
     return known_peak_flops(torch.cuda.get_device_name(device), precision)
 
 
-def known_peak_flops(name: str, precision: Precision) -> float | None:
-    """Return the data sheet's operations per second of a GPU by its name, such as "NVIDIA H100 80GB HBM3"."""
-    for part, peaks in _PEAK_TFLOPS.items():
-        if part in name:
-            return peaks["fp32" if precision == "fp32" else "half"] * 1e12
-    return None
-
-
 def peak_memory_bytes(device: torch.device) -> int:
     """Return the most memory in use at once since the start: tensors on a GPU, else the whole process."""
     if device.type == "cuda":
@@ -127,60 +100,7 @@ def children_memory_bytes() -> int:
 
 
 def free_memory_bytes(device: torch.device) -> int | None:
-    """Return what a training may still take: of the GPU, else of the machine; None where nobody knows.
-
-    On a CPU the least of what the machine, the control groups of this process (containers, batch systems) and its own
-    limits leave. Files that the kernel keeps in memory count as free, and so does swap: a training that needs more than
-    this will fail.
-    """
+    """Return what a training may still take: of the GPU, else of the machine; None where nobody knows."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    machine = _meminfo(Path("/proc/meminfo"))
-    swap = machine.get("SwapFree", 0)
-    left = [machine["MemAvailable"] + swap] if "MemAvailable" in machine else []
-    left += [room + swap for room in _control_group_rooms(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))]
-    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-    if limit != resource.RLIM_INFINITY:
-        left.append(limit - _meminfo(Path("/proc/self/status")).get("VmSize", 0))
-    return max(0, min(left)) if left else None
-
-
-def _meminfo(file: Path) -> dict[str, int]:
-    """Read lines such as "MemAvailable: 123 kB", in bytes."""
-    try:
-        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return {}
-    fields = [line.split() for line in lines if line.endswith(" kB")]
-    return {name.removesuffix(":"): int(value) * 1024 for name, value, _ in fields}
-
-
-def _control_group_rooms(memberships: Path, root: Path) -> list[int]:
-    """Return what each control group that this process is in leaves it, of both versions, in bytes."""
-    rooms = []
-    try:
-        lines = memberships.read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return []
-    for line in lines:
-        _, controllers, group = line.split(":", 2)
-        if controllers and "memory" not in controllers.split(","):
-            continue
-        mount, names = (root / "memory", _VERSION_1) if controllers else (root, _VERSION_2)
-        # Inside a container the group may be the mount itself, whatever its name outside.
-        path = mount / group.strip("/")
-        for folder in dict.fromkeys([path, *path.parents]):
-            if folder.is_relative_to(mount):
-                rooms += _control_group_room(folder, *names)
-    return rooms
-
-
-def _control_group_room(folder: Path, limit: str, use: str, prefix: str) -> list[int]:
-    try:
-        most, used = int((folder / limit).read_text()), int((folder / use).read_text())
-        pairs = (line.split() for line in (folder / "memory.stat").read_text().splitlines())
-        kept = {name: int(value) for name, value in pairs}
-    except (OSError, ValueError):  # no such file, or "max"
-        return []
-    files = sum(kept.get(f"{prefix}{kind}_file", 0) for kind in ("active", "inactive"))
-    return [most - max(0, used - files)]
+    return free_machine_bytes()

@@ -17,13 +17,14 @@ import torch
 from torch import nn
 
 from beit.common.errors import InputError, RunFailed
+from beit.common.forecast.micro_batch import divisors, largest_that_fits, wanted_size
+from beit.common.forecast.words import in_gb
 from beit.common.processes.cores import ranks_here
 from beit.common.processes.distributed import World, apart
 from beit.common.runs.checkpoint import Checkpoint
 from beit.common.runs.layout import MICRO_BATCH
 from beit.common.training.config import TrainingConfig, TrainingPlan
 from beit.common.training.engine import autocast_to, choose_precision
-from beit.common.training.expectation import in_gb
 from beit.common.training.measure import free_memory_bytes
 from beit.common.training.speed import apply_speed
 from beit.common.training.task import Task
@@ -31,8 +32,6 @@ from beit.common.vit.vit import VisionTransformer
 
 logger = logging.getLogger(__name__)
 
-_TOKENS = 6144
-"""Per micro-batch on a CPU, at least: from there on larger ones were hardly faster (docs/results.md)."""
 _VALUES_KEPT, _VALUES_PASSED, _VALUES_RECOMPUTED = 12, 6, 1
 """Values per token, channel and block that the backward pass needs at the very least: of a block that is trained, of
 one that only hands gradients down, and of one that is computed again. Measured: 19 to 24 (20 with updates of low rank),
@@ -106,38 +105,6 @@ def _warn_of_other_statistics(record: Mapping[str, Any], now: int) -> None:
         )
 
 
-def divisors(share: int, together: int = 1) -> list[int]:
-    """Return the sizes that cut a share of a batch evenly, ascending, without parting rows that belong together."""
-    found = [size for size in range(1, share + 1) if share % size == 0 and size % together == 0]
-    return found or [share]
-
-
-def quick_size(sizes: Sequence[int], wanted: int) -> int:
-    """Return which of `sizes`, ascending, to take on a CPU, where `wanted` or more images are as fast as any number.
-
-    One of at least as many, unless it would take more than twice the memory and there is one of half as many.
-    """
-    larger = next((size for size in sizes if size >= wanted), sizes[-1])
-    smaller = max((size for size in sizes if size < wanted), default=larger)
-    return smaller if larger > 2 * wanted and 2 * smaller >= wanted else larger
-
-
-def largest_that_fits(sizes: Sequence[int], fits: Callable[[int], bool]) -> int | None:
-    """Return the largest of `sizes`, ascending, that fits, trying few of them; None if not even the first one does.
-
-    The largest is tried first: where everything fits, one try is enough.
-    """
-    low, high = -1, len(sizes) - 1  # all up to low fit, those above high do not
-    middle = high
-    while low < high:
-        if fits(sizes[middle]):
-            low = middle
-        else:
-            high = middle - 1
-        middle = (low + high + 1) // 2
-    return None if low < 0 else sizes[low]
-
-
 def _choose(task: Task, config: TrainingConfig, share: int, world: World) -> int | None:
     together = task.data.rows_together
     if together is None:  # the loss looks across the whole of it
@@ -148,7 +115,7 @@ def _choose(task: Task, config: TrainingConfig, share: int, world: World) -> int
     tokens = max((1 + vit.config.num_patches for vit in _transformers(task.model)), default=0)
     if not tokens:
         return None
-    size = quick_size(sizes, -(-_TOKENS // tokens))
+    size = wanted_size(sizes, tokens)
     free = free_memory_bytes(world.device)
     if free is not None:
         room = 0.8 * free / ranks_here(world.world_size)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from beit.common.errors import require
 from beit.common.training.config import OptimizerConfig
+from beit.common.training.engine_settings import by_adamw, check_partition
 
 INITIAL_SCALE, GROWTH_INTERVAL = 2.0**16, 2000
 MIN_SCALE, MAX_SCALE = 1.0, 2.0**24
@@ -32,8 +33,6 @@ NEWTON_SCHULZ, NEWTON_SCHULZ_STEPS = (3.4445, -4.7750, 2.0315), 5
 """Coefficients of an odd polynomial that lifts small values fast, and how often it is applied."""
 UPDATE_RMS = 0.2
 """Root mean square of AdamW's updates, as measured in training."""
-ADAMW_LR = 0.5
-"""AdamW's learning rate in that of Muon; between a half and a quarter (docs/pretraining.md), a half measured most."""
 _BYTES_AT_ONCE = 512 * 1024
 """Of matrices that go through the steps together on a CPU, so that they stay in a core's cache."""
 PARTS = "muon_parts"
@@ -222,29 +221,14 @@ def hidden_matrices(model: nn.Module) -> dict[nn.Parameter, Parts]:
     return found
 
 
-def check_partition(config: OptimizerConfig, *, zero_stage: int) -> None:
-    """Refuse an optimizer that cannot train weights divided in this way."""
-    require(
-        config.kind == "adamw" or zero_stage == 0,
-        f'optimizer.kind ("muon") needs whole matrices, which deepspeed.zero_stage = {zero_stage} cuts into pieces; '
-        f"set it to 0, or {_by_adamw(config)}",
-    )
-
-
 def check_optimizer(config: OptimizerConfig, model: nn.Module, *, zero_stage: int) -> None:
     """Refuse an optimizer that cannot train this model in this way."""
     check_partition(config, zero_stage=zero_stage)
     require(
         config.kind == "adamw" or bool(hidden_matrices(model)),
         'optimizer.kind ("muon") is for the matrices of transformer blocks, and none are trained here; '
-        f"{_by_adamw(config)}",
+        f"{by_adamw(config)}",
     )
-
-
-def _by_adamw(config: OptimizerConfig) -> str:
-    """Say how settings chosen for Muon are made ones for AdamW."""
-    lr = max(config.lr * ADAMW_LR, config.min_lr)
-    return f"go over to AdamW, at half the rate: --set optimizer.kind=adamw --set optimizer.lr={lr:.3g}"
 
 
 def build_optimizer(

@@ -8,26 +8,16 @@ interval is doubled until a tenth holds. What was decided goes into every checkp
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Mapping
 from typing import Any
 
+from beit.common.forecast.evaluations import SHARE, default_interval, due_steps
 from beit.common.processes.distributed import World
 from beit.common.training.config import TrainConfig, TrainingPlan
 
 logger = logging.getLogger(__name__)
 
-SHARE = 0.1
-"""Of a run's time, the most that evaluations take by default."""
-_FORWARD = 0.5
-"""Of the time of an image trained on, what an evaluated one takes: a third for the forward pass, and its reading, which
-nothing hides."""
-_FIXED_SECONDS = 0.2
-"""What an evaluation takes besides its images: a loader, pictures and their files. Measured on a CPU."""
-_SPEED = {"cpu": (1e11, 1000.0), "cuda": (1e14, 10_000.0)}
-"""Operations and images per second that a rank of a kind of device trains with: what turns the seconds above into
-images, however fast this very machine is."""
 _SAVE_PAUSE = 20
 """Between two checkpoints by default, as many times what the last one took."""
 
@@ -46,7 +36,16 @@ class Rhythm:
     def __init__(self, train: TrainConfig, plan: TrainingPlan, *, cost: float, world: World) -> None:
         self._plan, self._cost, self._patience, self._world = plan, cost, train.early_stop_evals, world
         self._is_given = train.eval_interval_steps is not None
-        self._interval = plan.eval_interval_steps if self._is_given else default_interval(plan, cost)
+        self._interval = (
+            plan.eval_interval_steps
+            if self._is_given
+            else default_interval(
+                cost,
+                per_epoch=plan.eval_interval_steps,
+                total_steps=plan.total_steps,
+                global_batch_size=plan.global_batch_size,
+            )
+        )
         self._seconds = self._evaluation_seconds = self._save_seconds = 0.0
         self._started = time.monotonic()
 
@@ -82,15 +81,7 @@ class Rhythm:
         return step in self._due_steps(step - 1, self._interval, until=step)
 
     def _due_steps(self, after: int, interval: int, until: int | None = None) -> list[int]:
-        """Return the steps with an evaluation after a step, up to the end or `until`.
-
-        An interval that ends just before the run does is left to the evaluation there: epochs seldom divide into whole
-        steps, so the last one often ends a step or two before the run.
-        """
-        total = self._plan.total_steps
-        last = total if until is None else until
-        due = [s for s in range((after // interval + 1) * interval, last + 1, interval) if 10 * (total - s) >= interval]
-        return due + [total] * (after < total <= last and total not in due)
+        return due_steps(after, interval, total_steps=self._plan.total_steps, until=until)
 
     def _share_of(self, evaluations: int) -> float:
         work = self._cost * evaluations
@@ -153,31 +144,3 @@ class Rhythm:
         if not self._is_given and state["total_steps"] == self._plan.total_steps:
             self._interval = max(1, int(state["interval"]))
         self._seconds, self._evaluation_seconds = state["seconds"], state["evaluation_seconds"]
-
-
-def evaluation_cost(images: float, *, flops: float | None, device: str, world_size: int) -> float:
-    """Return what one evaluation costs, in images trained on.
-
-    Args:
-        images: That it looks at, over all ranks.
-        flops: Of one image trained on; None where nobody knows.
-        device: Type of the ranks' device.
-        world_size: How many ranks there are.
-    """
-    if not images:
-        return 0.0
-    operations, most = _SPEED["cpu" if device == "cpu" else "cuda"]
-    images_per_second = most if flops is None else min(most, operations / flops)
-    return _FORWARD * images + _FIXED_SECONDS * images_per_second * world_size
-
-
-def default_interval(plan: TrainingPlan, cost: float) -> int:
-    """Return the steps between two evaluations: an epoch, or as many as leave training nine tenths of the work.
-
-    At least as many as the whole run has where one evaluation alone is more: then there is only that at the end.
-    """
-    if not cost:
-        return plan.eval_interval_steps
-    trained = plan.total_steps * plan.global_batch_size
-    evaluations = max(1, math.floor(SHARE / (1 - SHARE) * trained / cost))
-    return max(plan.eval_interval_steps, math.ceil(plan.total_steps / evaluations))

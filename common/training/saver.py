@@ -122,6 +122,11 @@ class Saver:
         if self._world.run_on_main(lambda: self.saved_step > mirror.newest_step() if mirror else False):
             self._copy(self.saved_step)
 
+    def copy_again(self) -> None:
+        """Copy what has changed since the last save, on rank 0, if there was one."""
+        if self.saved_step >= 0:
+            self._copy(self.saved_step)
+
     def _copy(self, step: int) -> None:
         if self._mirror is None:
             return

@@ -78,6 +78,17 @@ class DrawsPictures(Protocol):
 
 
 @runtime_checkable
+class Reports(Protocol):
+    """A task that writes a page about its run."""
+
+    def report(self, run: Path, *, is_over: bool) -> None:
+        """Write RUN/report.html, on rank 0, after the last save and before the last copy; fails no training.
+
+        A run that is not over was asked to stop, and may have seconds left.
+        """
+
+
+@runtime_checkable
 class CountsFlops(Protocol):
     """A task that knows how much arithmetic a sample costs, so that the use of the device can be told."""
 

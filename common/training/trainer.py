@@ -20,11 +20,13 @@ import torch
 from torch import nn
 
 from beit.common.errors import InputError, ResumableStop, RunFailed, require
+from beit.common.forecast.evaluations import evaluation_cost
+from beit.common.forecast.words import in_words
 from beit.common.processes.distributed import World, init_distributed
 from beit.common.processes.signals import StopFlag, resumable_without_others, stop_on_signals, under_way
 from beit.common.progress import Progress
 from beit.common.reading.fetcher import StoppedWaiting
-from beit.common.runs.layout import MICRO_BATCH, NONFINITE, PROFILE
+from beit.common.runs.layout import MICRO_BATCH, NONFINITE, PROFILE, REPORT, TOTAL_STEPS
 from beit.common.runs.metrics import Metrics, open_metrics
 from beit.common.runs.run_dir import RunDirectory, abandon_run, begin_run, open_run
 from beit.common.runs.wandb_log import require_wandb
@@ -33,12 +35,13 @@ from beit.common.training.config import TrainingConfig, cosine_schedule, learnin
 from beit.common.training.data import BatchStream, HostFlag
 from beit.common.training.ema import WeightAverage
 from beit.common.training.engine import Engine, check_engine
-from beit.common.training.expectation import LONG_REST_SECONDS, Expectation, finished_line, in_words, warn_of_plan
 from beit.common.training.judge import BestSoFar, NonFiniteGuard
 from beit.common.training.measure import ProfileWindow, peak_flops, peak_memory_bytes
 from beit.common.training.micro_batches import settle_micro_batch, shortage_in_words
+from beit.common.training.outlook.expectation import LONG_REST_SECONDS, Expectation, finished_line
+from beit.common.training.outlook.forecast import plan_advice
 from beit.common.training.portable_state import gather_state
-from beit.common.training.rhythm import Rhythm, evaluation_cost
+from beit.common.training.rhythm import Rhythm
 from beit.common.training.saver import Saver, check_record, check_shapes
 from beit.common.training.speed import apply_speed
 from beit.common.training.task import (
@@ -49,6 +52,7 @@ from beit.common.training.task import (
     FitResult,
     OverwritesWeights,
     Remembers,
+    Reports,
     Task,
 )
 
@@ -83,8 +87,9 @@ def train(
         torch.manual_seed(config.train.seed)
         task = build_task(world)
         run = start_run(task, config, path=run_dir, resume=resume, world=world, free_keys=free_keys)
-        if world.is_main:
-            warn_of_plan(config, task.data.plan)
+        advice = plan_advice(config, task.data.plan)
+        if world.is_main and advice is not None:
+            logger.warning("%s", advice)
         task.begin(run_dir)
         return task, fit(task, config, run=run, world=world)
 
@@ -112,7 +117,8 @@ def start_run(
     except InputError:
         abandon_run(run, world=world)
         raise
-    begin_run(run, config, world=world, chosen={MICRO_BATCH: task.data.plan.micro_batch_size})
+    plan = task.data.plan
+    begin_run(run, config, world=world, chosen={MICRO_BATCH: plan.micro_batch_size, TOTAL_STEPS: plan.total_steps})
     return run
 
 
@@ -163,11 +169,10 @@ class Trainer:
         self._average = WeightAverage(self._engine, config.train.ema_decay)
         self._saver = Saver(task, engine=self._engine, run=run, world=world, config=config.checkpoint)
         self._guard = NonFiniteGuard(run.path / NONFINITE if world.is_main else None)
-        self._step, self._end = 0, self._plan.total_steps
+        self._step, self._end, self._lr = 0, self._plan.total_steps, 0.0
         self._evaluation: dict[str, float] = {}
         self._unread: list[tuple[int, HostFlag, list[str]]] = []
         self._losses: list[tuple[torch.Tensor, dict[str, torch.Tensor]]] = []
-        self._lr = 0.0
         self._random_before: dict[str, torch.Tensor] = {}
         """Of this rank, where the step under way began."""
         self._logged_at, self._logged_step = time.monotonic(), 0
@@ -182,8 +187,7 @@ class Trainer:
         total = self._plan.total_steps
         self._restore()
         self._world.run_on_main(self._open_metrics)
-        start, is_main = self._step, self._world.is_main
-        is_finished = start >= self._end
+        start, is_main, is_finished = self._step, self._world.is_main, self._step >= self._end
         if is_finished and is_main:
             logger.info("%s", finished_line(self._run.path, self._config.train, self._plan, step=start))
         speaks = is_main and not is_finished
@@ -206,6 +210,8 @@ class Trainer:
                     self._leave_half_way(stopped)
                 self._step += 1
                 progress.update(1, **self._between_steps())
+        if self._step > start or not (self._run.path / REPORT).exists():
+            self._report(is_over=True)
         failure = self._saver.finish()
         if failure is not None:
             raise RunFailed(
@@ -216,8 +222,8 @@ class Trainer:
         return FitResult(**done, metrics=self._evaluation, best=self._best)
 
     def _open_metrics(self) -> None:
-        project = self._config.run.wandb
-        self._metrics = open_metrics(self._run.path, self._step, wandb_project=project)
+        total, project = self._plan.total_steps, self._config.run.wandb
+        self._metrics = open_metrics(self._run.path, self._step, total_steps=total, wandb_project=project)
 
     def close(self) -> None:
         """Close files, end the data workers and release the engine."""
@@ -327,10 +333,18 @@ class Trainer:
     def _leave(self, stop: StopFlag) -> None:
         """End the run; everything is saved."""
         reason = next(reason for reason in self._world.gather(stop.reason) if reason)
+        self._report(is_over=False)
         failure = self._saver.finish()
         saved = "saved" if failure is None else f"saved, but not copied to {self._run.sync_to} ({failure})"
         where = f"step {self._step} of {self._plan.total_steps}"
         raise ResumableStop(f"stopped at {where} ({reason}), {saved}; run the same command to go on")
+
+    def _report(self, *, is_over: bool) -> None:
+        """Let the task write a page about the run, if it can and is to."""
+        task = self._task
+        if self._config.run.report and isinstance(task, Reports):
+            self._world.run_on_main(lambda: task.report(self._run.path, is_over=is_over))
+            self._saver.copy_again()
 
     def _leave_half_way(self, stopped: StoppedWaiting) -> NoReturn:
         """End the run in the middle of a step, saved as it stood before, if it can."""
@@ -340,6 +354,7 @@ class Trainer:
             self._saver.set_random_state(self._random_before)
             if self._saver.saved_step != self._step:
                 self._save(required=True)
+        self._report(is_over=False)
         saved = self._saver.saved_step
         kept = "nothing is saved yet" if saved < 0 else f"step {saved} is saved"
         raise ResumableStop(f"{stopped.what}; {where}, {kept}; run the same command to go on") from None

@@ -76,10 +76,16 @@ class LinearProbe:
 
 
 def pool_features(hidden: Tensor, pooling: FeaturePooling = "mean") -> Tensor:
-    """Reduce a residual stream (B, S, D) to one vector per image (B, F), float32.
+    """Reduce features, a sequence per image, to one vector per image.
 
-    "mean" averages the patches; "cls" takes CLS; "cls_mean" puts both side by side (F = 2 D), as the released linear
-    evaluation does. Nothing is normalised.
+    Args:
+        hidden: (B, 1 + N, D) of any float dtype, CLS first, then the N patches: what an encoder returns.
+        pooling: "mean" averages the patches; "cls" takes CLS; "cls_mean" puts both side by side, CLS first, as the
+            released linear evaluation does.
+
+    Returns:
+        (B, F) float32 on the same device, F = D, or 2 D with "cls_mean". Nothing is normalised: divide by the length
+        before comparing by distance.
 
     Example:
         >>> hidden = torch.zeros(2, 1 + 16, 24)

@@ -55,6 +55,13 @@ def training_flops(
     return total
 
 
+def forward_flops(config: ViTConfig) -> int:
+    """Return multiplications and additions of one image's forward pass through the encoder, without a head."""
+    embedding = 2 * config.num_patches * config.in_chans * config.patch_size**2 * config.embed_dim
+    block = _Block(config, 1 + config.num_patches, None, 0)
+    return embedding + config.depth * (block.weights + block.attention)
+
+
 class _Block:
     """Forward arithmetic of one block by its parts: `rows` positions leave it, or None for all of `length`."""
 

@@ -135,9 +135,14 @@ def take_positions(hidden: Tensor, positions: Tensor) -> Tensor:
 
 
 def grid_features(hidden: Tensor, grid_size: tuple[int, int] | None = None) -> Tensor:
-    """Lay the patches of a sequence (B, 1 + N, D), CLS first, out as maps (B, D, h, w), rows from the top.
+    """Lay the patches of a sequence out as maps, and leave CLS out.
 
-    Images are square, so that h = w = img_size / patch_size, unless `grid_size` (h, w) says otherwise; the dtype stays.
+    Args:
+        hidden: (B, 1 + N, D) of any dtype, CLS first, then the N patches: what an encoder returns.
+        grid_size: Patches per side (h, w); left out, images are square and h = w = img_size / patch_size.
+
+    Returns:
+        (B, D, h, w) of the same dtype, rows from the top. One place is `patch_size` pixels of the image.
 
     Example:
         >>> beit.grid_features(torch.zeros(2, 1 + 16, 24)).shape
@@ -398,7 +403,23 @@ class VisionTransformer(nn.Module):
         return tuple(patches)
 
     def attention_weights(self, images: Tensor, block_index: int) -> Tensor:
-        """Return the attention probabilities (B, H, S, S) float32 of one block; rows are queries and sum to 1."""
+        """Return how much every position of one block looks at every other.
+
+        Args:
+            images: (B, 3, img_size, img_size) float, normalised: what `transform` gives.
+            block_index: Which block, from 0.
+
+        Returns:
+            (B, heads, S, S) float32, S = 1 + N with CLS first: rows are those who look, and sum to 1; columns what they
+            look at.
+
+        Example:
+            >>> encoder = beit.load_encoder("runs/pretrain/encoder")
+            >>> images = encoder.transform.batch(["photo.jpg"])
+            >>> weights = encoder.attention_weights(images, 1)
+            >>> weights.shape, bool(torch.allclose(weights.sum(-1), torch.ones(1)))
+            (torch.Size([1, 2, 17, 17]), True)
+        """
         hidden, biases = self.embed(images), self.attention_biases()
         for block, bias in zip(self.blocks[:block_index], biases, strict=False):
             hidden = block(hidden, bias)

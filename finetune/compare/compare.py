@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from beit.common.errors import InputError, did_you_mean
+from beit.common.pages.intervals import share_interval
 from beit.common.pages.numbers import percent, percent_range, short_names
 from beit.finetune.compare.intervals import Interval, mean_interval
 from beit.finetune.compare.runs import RunRecord, read_runs
 from beit.finetune.compare.segmentation import ALSO_CALLED, MAIN, NAMES, difference_over_images
-from beit.finetune.evaluation.scores import share_interval
 
 _LOWER_IS_BETTER = ("loss", "bits", "mse", "error")
 """Last words of the names of metrics where less is better."""

@@ -9,6 +9,7 @@ from typing import Any
 from beit.common.pages.charts import IntervalRow, interval_svg
 from beit.common.pages.html_page import render
 from beit.common.pages.numbers import count, percent_range, run_name, short_names
+from beit.common.runs.starts import command_text, when
 from beit.finetune.compare.compare import (
     Comparison,
     Group,
@@ -24,7 +25,6 @@ from beit.finetune.compare.compare import (
 from beit.finetune.compare.intervals import mean_interval
 from beit.finetune.compare.rows import LEGEND, TITLES, interval_text, row_cells, sections, settings_text, value_text
 from beit.finetune.compare.runs import RunRecord
-from beit.finetune.origin import command_text, when
 
 _SHOWN_SETTINGS = 2
 """Up to so many settings name an experiment in its row; more stand in the table of them; arbitrary."""

@@ -19,13 +19,14 @@ from beit.common.runs.environment import STARTS, read_environment
 from beit.common.runs.kinds import TOKENIZER, command_of
 from beit.common.runs.layout import CONFIG, ENCODER, ENVIRONMENT, EVALUATION, LAST, MASK_PROBE, METRICS, MODEL, PROBES
 from beit.common.runs.metrics import read_metrics
+from beit.common.runs.starts import last_start
 from beit.common.storage.documents import read_json, reading
 from beit.common.storage.files import sha256_file
 from beit.common.vit.description import WEIGHTS_FILE, read_encoder_config
 from beit.finetune.compare.segmentation import MAIN, MeasuredImages, evaluated_settings, measured_images
 from beit.finetune.config import FinetuneConfig
 from beit.finetune.in_force import brought_settings
-from beit.finetune.origin import encoder_text, last_start
+from beit.finetune.origin import encoder_text
 from beit.finetune.segmentation.config import SegmentationConfig
 
 SEEDS = ("train.seed", "data.subset_seed")

@@ -41,7 +41,6 @@ from beit.finetune.data import label_table, open_evaluation_data
 from beit.finetune.evaluation.mistakes import mistake_pictures
 from beit.finetune.evaluation.outcomes import OutcomeLog, Outcomes
 from beit.finetune.evaluation.report import EvaluationReport, build_report
-from beit.finetune.evaluation.scores import Metrics, MultiLabelMetrics, compute_metrics
 from beit.finetune.origin import evaluation_origin
 
 MIN_IMAGES_PER_WORKER = 1000
@@ -114,20 +113,6 @@ def evaluate_model(
             )
             write_output(html, evaluation_page(report, pictures, origin=origin).encode())
     return report
-
-
-def measure(
-    model: nn.Module,
-    batches: Iterable[Mapping[str, Any]],
-    stored: EncoderConfig,
-    *,
-    num_batches: int,
-    world: World,
-    log: OutcomeLog | None = None,
-) -> Metrics | MultiLabelMetrics | None:
-    """Return the main numbers of what `observe` records, or None when no rank had an image."""
-    outcomes = observe(model, batches, stored, num_batches=num_batches, world=world, log=log or OutcomeLog())
-    return None if outcomes is None else compute_metrics(outcomes)
 
 
 def observe(

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from beit.common.pages.cells import Box, Described, Grid, describe
 from beit.common.pages.fonts import fitted, font, text_px
 from beit.common.pages.pictures import INK, PAPER
 from beit.finetune.masks.classes import IGNORED, Colour, MaskClasses
@@ -84,15 +85,17 @@ def legend(classes: MaskClasses, ids: Sequence[int] | Mask, *, width_px: int = 6
     rows = -(-len(shown) // columns)
     column_px = width_px // columns
     picture = Image.new("RGB", (width_px, max(1, rows) * _ROW_PX), PAPER)
-    draw = ImageDraw.Draw(picture)
+    draw, boxes = ImageDraw.Draw(picture), []
     for place, (number, name) in enumerate(zip(shown, names, strict=True)):
         column, row = divmod(place, rows)
         left, top = column * column_px, row * _ROW_PX + (_ROW_PX - _SWATCH_PX) // 2
         picture.paste(swatch(number, classes), (left, top))
+        boxes.append(Box(left, top, left + _SWATCH_PX, top + _SWATCH_PX))
         room = column_px - _SWATCH_PX - 2 * _GAP_PX
         name = fitted(name, room, _TEXT_PX)
         middle = (left + _SWATCH_PX + _GAP_PX, row * _ROW_PX + _ROW_PX // 2)
         draw.text(middle, name, fill=INK, font=font(_TEXT_PX, name), anchor="lm")
+    describe(picture, Described(bodies=[Grid(boxes=[boxes], captions=[names])]))
     return picture
 
 

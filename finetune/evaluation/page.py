@@ -46,7 +46,7 @@ def evaluation_page(
             (mistake, enlarged(pixels, _SHOWN_PX), names[mistake.name])
             for mistake, pixels in zip(report.mistakes, pictures, strict=True)
         ],
-        confusion=None if confusion is None else _matrix(report, confusion),
+        confusion=None if confusion is None else confusion_table(report, confusion),
         whole=None if confusion is None or num_classes <= _MOST_IN_MATRIX else share_map(confusion),
         pairs=_pairs(report),
         classes=sorted(classes, key=badness) if is_long else classes,
@@ -85,7 +85,7 @@ def _pairs(report: EvaluationReport) -> list[tuple[Any, float]]:
     return [(pair, pair.num_images / max(1, images[pair.truth])) for pair in report.confused_pairs()]
 
 
-def _matrix(report: EvaluationReport, confusion: NDArray[np.int64]) -> dict[str, Any]:
+def confusion_table(report: EvaluationReport, confusion: NDArray[np.int64]) -> dict[str, Any]:
     """Return the matrix as a template shows it; of many classes only those that are confused most."""
     shown = np.arange(len(confusion))
     caption = (

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from beit.common.pages.intervals import share_interval
 from beit.common.pages.numbers import count, percent, percent_range
 from beit.common.pages.tables import aligned, shortened
 from beit.common.sources.index import LabelledIndex
@@ -27,7 +28,6 @@ from beit.finetune.evaluation.scores import (
     compute_metrics,
     confusion_matrix,
     macro_f1,
-    share_interval,
 )
 
 CLASSES_IN_TABLE = 30

@@ -5,7 +5,6 @@ Legend: n = images, C = classes.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +16,6 @@ from beit.finetune.evaluation.outcomes import Outcomes
 
 CALIBRATION_BINS = 15
 """Equally wide bins of confidence; Guo et al. 2017."""
-_NORMAL_QUANTILE = 1.959964
-"""Of a 95 % interval."""
 THRESHOLD = 0.5
 """Probability from which a class counts as predicted where images have several."""
 
@@ -89,17 +86,6 @@ def compute_metrics(outcomes: Outcomes) -> Metrics | MultiLabelMetrics:
         loss=loss,
         num_images=num_images,
     )
-
-
-def share_interval(share: float, num_images: int) -> tuple[float, float]:
-    """Return the 95 % interval of a share of so many images, in [0, 1]: what it may be on all images of their kind.
-
-    Source: Wilson 1927, score interval. Differs: nothing.
-    """
-    spread = _NORMAL_QUANTILE**2 / num_images
-    middle = (share + spread / 2) / (1 + spread)
-    half = math.sqrt(spread * (share * (1 - share) + spread / 4)) / (1 + spread)
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def class_scores(outcomes: Outcomes, num_classes: int = 0) -> list[ClassScore]:

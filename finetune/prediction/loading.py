@@ -38,8 +38,8 @@ def load_model(
         The model in eval mode. Both kinds have `class_names`, `predict`, which takes images and paths, and all that an
         encoder has: see `beit.load_encoder`.
 
-        A classifier, called, maps normalised images (B, 3, S, S) float32 to logits (B, C) float32; it has `transform`
-        (image or path to (3, S, S)) and `probabilities`, and `predict` gives labels.
+        A classifier, called, maps normalised images (B, 3, S, S) float32, S = `config.img_size` in pixels, to logits
+        (B, C) float32; it has `transform` (image or path to (3, S, S)) and `probabilities`, and `predict` gives labels.
 
         A segmentation model, called, maps normalised images (B, 3, h, w) float32 to logits (B, C, h', w') float32 on
         the grid of its head; it has `colours` and `inference`, and `predict` gives the class of every pixel at the

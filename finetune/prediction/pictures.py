@@ -18,7 +18,7 @@ from PIL import Image
 
 from beit.common.errors import BadSample, InputError, require
 from beit.common.pages.numbers import percent, run_name
-from beit.common.pages.pictures import PAPER, picture_table, sheet
+from beit.common.pages.pictures import on_paper, picture_table, sheet
 from beit.common.reading.labelled_dataset import LabelledDataset
 from beit.common.sources.config import SourceConfig
 from beit.common.sources.index_build import build_index
@@ -85,7 +85,7 @@ def _segmented(model: str | Path, source: str, num_rows: int) -> Image.Image:
     # As high as the tallest of them needs, so that streets lie close together and towers are not cut.
     tallest = max(row[0].shape[0] / row[0].shape[1] for row in rows)
     high_px = min(_CELL_PX, max(1, round(_CELL_PX * tallest)))
-    framed = [[_framed(pixels, high_px / _CELL_PX) for pixels in row] for row in rows]
+    framed = [[on_paper(pixels, high_px / _CELL_PX) for pixels in row] for row in rows]
     table = picture_table(framed, titles=titles, captions=captions, cell_px=_CELL_PX, cell_height_px=high_px)
     names = legend(info.classes, sorted(seen), width_px=table.width)
     note = "Bright in the last column is what is wrong; striped pixels are of no class."
@@ -171,15 +171,3 @@ def _in_rows(cells: Sequence, blank: object) -> list[list]:  # type: ignore[type
     columns = min(_LABELLED_COLUMNS, len(cells))
     padded = [*cells, *[blank] * (-len(cells) % columns)]
     return [padded[start : start + columns] for start in range(0, len(padded), columns)]
-
-
-def _framed(pixels: NDArray[np.uint8], shape: float) -> NDArray[np.uint8]:
-    """Lay a picture (height, width, 3) into the middle of paper of a shape, height to width, keeping its own."""
-    height, width, _ = pixels.shape
-    wide = max(width, round(height / shape))
-    high = max(height, round(width * shape))
-    page = np.empty((high, wide, 3), np.uint8)
-    page[:] = PAPER
-    top, left = (high - height) // 2, (wide - width) // 2
-    page[top : top + height, left : left + width] = pixels
-    return page

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from beit.common.encoder import save_model
 from beit.common.errors import require
+from beit.common.overview.report.automatic import write_report
 from beit.common.pages.numbers import percent
 from beit.common.pages.tables import aligned
 from beit.common.reading.contents import contents_sha256
@@ -102,6 +103,8 @@ def run_probe(task: str, config: FinetuneConfig, *, data: str, run_dir: Path, re
     }
     result = {"task": task, **origin, **result}
     write_json(directory / f"{task}.json", result)
+    if config.run.report:
+        write_report(directory)
     return linear_table(result) if task == "linear-probe" else knn_table(result)
 
 

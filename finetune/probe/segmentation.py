@@ -24,6 +24,7 @@ from PIL import Image
 from torch import Tensor
 
 from beit.common.errors import InputError, ResumableStop, require
+from beit.common.overview.report.automatic import write_report
 from beit.common.pages.numbers import percent
 from beit.common.pages.tables import aligned
 from beit.common.progress import Progress
@@ -186,6 +187,8 @@ def run_segmentation_probe(config: SegmentationConfig, *, data: str, run_dir: Pa
     except KeyboardInterrupt:  # a training would go on; here nothing is kept that could
         raise ResumableStop("interrupted; the same command begins again") from None
     write_json(run.path / f"{MASK_PROBE}.json", {"task": MASK_PROBE, "encoder": config.encoder, **result})
+    if config.run.report:
+        write_report(run.path)
     return probe_table(result)
 
 

@@ -40,11 +40,12 @@ logger = logging.getLogger(__name__)
 TITLES = ("image", "masked", "predicted tokens", "original tokens")
 PIXEL_TITLES = ("image", "masked", "predicted pixels")
 _LEGEND = (
-    "Held-out images. Grey patches are hidden from the model. In the third column they are what it predicts, each "
+    "Held-out images. Grey patches are hidden from the model. Where it predicts, they are what it makes of them, each "
     "patch by itself, and the others as they are"
 )
 _TOKEN_LEGEND = (
-    f"{_LEGEND}; both columns on the right are painted by the tokenizer, so the last one is the best there can be."
+    f"{_LEGEND}; predicted and original tokens are painted by the tokenizer, so the original ones are the best there "
+    "can be."
 )
 
 Decode = Callable[[Tensor], NDArray[np.uint8]]

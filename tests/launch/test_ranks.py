@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from beit.common.runs.checkpoint import committed_steps
+from beit.common.runs.commits import committed_steps
 from beit.common.runs.metrics import read_metrics
 from beit.tests.stand_in_pdsh import install
 

@@ -1,6 +1,8 @@
 """What `beit` offers by name: found without being imported, and described by examples that run."""
 
 import doctest
+import inspect
+import re
 import subprocess
 import sys
 from importlib import import_module
@@ -34,8 +36,17 @@ def test_every_name_is_what_its_module_has(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_help_states_shapes_and_shows_an_example(name):
     text = getattr(beit, name).__doc__
-    assert "Example:" in text and ">>> " in text
+    assert [part for part in ("Args:", "Returns:", "Example:") if part not in text] == []
+    assert ">>> " in text
     assert any(dtype in text for dtype in ("float32", "uint8", "dtype"))
+    assert re.search(r"\((?:B|K|img_size), ", text), "the shape of a tensor or an array"
+    for parameter in inspect.signature(getattr(beit, name)).parameters:
+        assert re.search(rf"^ +{parameter}: ", text, re.MULTILINE), f"what {parameter} is"
+
+
+@pytest.mark.parametrize("name", sorted(set(NAMES) - {"pool_features"}))  # which has to do with no place
+def test_help_says_what_is_counted_in_pixels(name):
+    assert re.search(r"\b(pixels?|px)\b", getattr(beit, name).__doc__)
 
 
 def test_a_name_that_is_not_there_is_an_attribute_error():

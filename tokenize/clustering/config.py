@@ -88,6 +88,14 @@ class ClusteringCheckpointConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ClusteringRunConfig:
+    """What belongs to a clustering as a whole."""
+
+    report: bool = True
+    """Write OUT/report.html, one page about the words, when they are done; takes seconds."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ClusteringConfig:
     """Everything that decides the words, apart from the images and the teacher."""
 
@@ -105,5 +113,7 @@ class ClusteringConfig:
     """Loading."""
     checkpoint: ClusteringCheckpointConfig = field(default_factory=ClusteringCheckpointConfig)
     """Saving."""
+    run: ClusteringRunConfig = field(default_factory=ClusteringRunConfig)
+    """Its report."""
     seed: int = 0
     """Of views, patches, and the first centres."""

@@ -5,15 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
+from beit.common.pages.numbers import count, percent
+from beit.common.pages.pictures import picture_table, sheet
 from beit.common.tokenizers.kmeans import KMeansTokenizer
 from beit.common.tokenizers.kmeans_config import KMeansConfig
 from beit.tokenize.clustering.config import ClusteringConfig
 from beit.tokenize.fitness.image_quality import block_means, image_psnr
 from beit.tokenize.fitness.tokens import perplexity
 from beit.tokenize.tokenizer_training.card import Card
+
+_WORDS_SHOWN, _WORDS_PER_ROW = 24, 8
 
 
 @torch.no_grad()
@@ -42,6 +49,32 @@ def word_metrics(model: KMeansTokenizer, images: Tensor, *, micro_batch_size: in
         "block_mean_psnr": float(torch.cat(baseline).mean()),
         "images": float(len(images)),
     }
+
+
+def commonest_words(patches: NDArray[np.uint8], counts: NDArray[np.int64]) -> Image.Image:
+    """Draw the mean patches of the commonest words.
+
+    Args:
+        patches: (V, 3, p, p), of every word.
+        counts: (V,), how often each was met.
+    """
+    order = np.argsort(-counts, kind="stable")[:_WORDS_SHOWN]
+    cells: list[NDArray[np.uint8] | None] = [patches[word].transpose(1, 2, 0) for word in order]
+    texts = [f"word {word}\n{percent(counts[word] / max(1, counts.sum()))}" for word in order]
+    blanks = -len(cells) % _WORDS_PER_ROW
+    cells, texts = cells + [None] * blanks, texts + [""] * blanks
+    starts = range(0, len(cells), _WORDS_PER_ROW)
+    table = picture_table(
+        [cells[start : start + _WORDS_PER_ROW] for start in starts],
+        captions=[texts[start : start + _WORDS_PER_ROW] for start in starts],
+        cell_px=72,
+    )
+    return sheet(
+        [table],
+        heading="The commonest words",
+        facts=f"{len(order)} of {count(len(counts))} words, by their share of {count(int(counts.sum()))} patches",
+        legend="Each is the mean of the patches that it stands for.",
+    )
 
 
 def kmeans_card(model: KMeansConfig, config: ClusteringConfig, training: Mapping[str, Any]) -> Card:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from beit.common.errors import InputError, ResumableStop, require
+from beit.common.forecast.words import in_gb, in_words
 from beit.common.processes.distributed import World, init_distributed
 from beit.common.processes.signals import StopFlag, resumable_without_others, stop_on_signals
 from beit.common.progress import Progress
@@ -33,12 +34,11 @@ from beit.common.tokenizers.directory import CONFIG_FILE, save_tokenizer
 from beit.common.tokenizers.kmeans import KMeansTokenizer
 from beit.common.tokenizers.kmeans_config import KMeansConfig
 from beit.common.tokenizers.patches import cut_patches
-from beit.common.training.expectation import in_gb, in_words
 from beit.common.training.measure import children_memory_bytes, peak_memory_bytes
 from beit.tokenize.clustering.centres import Centres, assign, reduce_counts, revive, start, statistics, update
 from beit.tokenize.clustering.config import ClusteringConfig
 from beit.tokenize.clustering.data import Views, ViewTransform
-from beit.tokenize.clustering.report import kmeans_card, word_metrics
+from beit.tokenize.clustering.report import commonest_words, kmeans_card, word_metrics
 from beit.tokenize.kinds import TeacherChoice
 from beit.tokenize.teacher import EncoderTeacher, is_code, load_teacher
 from beit.tokenize.tokenizer_training.card import CARD, training_record
@@ -349,6 +349,11 @@ class Clustering:
             *(metrics["words_used"], network.vocab_size, metrics["images"]),
             *(metrics["perplexity"], metrics["closeness"]),
         )
+        if self.config.run.report:
+            from beit.common.overview.report.automatic import write_report
+
+            patches, counts = network.patches.cpu().numpy(), self.pixel_counts.numpy()
+            write_report(directory, draw={"words": lambda: commonest_words(patches, counts)})
         logger.info("%s", written(directory))
 
     def _mean_patches(self) -> Tensor:

@@ -344,6 +344,12 @@ class DistillationTask:
         shown = {name: views[:_SHEET_IMAGES] for name, views in self._eval_views.items()}
         return {"words": words_sheet(model, shown, self.world.device)}
 
+    def report(self, run: Path, *, is_over: bool) -> None:
+        """Write RUN/report.html."""
+        from beit.common.overview.report.automatic import write_report
+
+        write_report(run)
+
     def save_artifacts(
         self, state: dict[str, Tensor], directory: Path, step: int, metrics: Mapping[str, float]
     ) -> None:

@@ -20,12 +20,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from beit.common.errors import InputError, require
-from beit.common.shards.schema import CommittedFile
+from beit.common.shards.schema import LEASE_PREFIX, CommittedFile
 from beit.common.storage.files import default_cache_dir
 from beit.common.storage.locks import exclusive_lock
 from beit.common.storage.paths import WEB_SCHEMES, is_remote, normalise
 from beit.common.storage.place import FileStat, MissingFile, Place, place_of
-from beit.tokenize.store.leases import LEASE_PREFIX
 
 logger = logging.getLogger(__name__)
 

@@ -30,12 +30,11 @@ import psutil  # type: ignore[import-untyped]  # comes with deepspeed
 from beit.common.config import config_from_dict
 from beit.common.errors import InputError
 from beit.common.processes.signals import is_alive
+from beit.common.shards.schema import LEASE_PREFIX
 from beit.common.storage.files import machine_id
 from beit.common.storage.place import MissingFile, Place, RemoteError
 
 logger = logging.getLogger(__name__)
-
-LEASE_PREFIX = ".lease."
 
 BEAT_SECONDS = 5.0
 """Between two signs of life. Arbitrary; a few small writes per minute and process cost a file server nothing."""

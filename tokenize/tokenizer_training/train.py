@@ -262,6 +262,12 @@ class TokenizerTask:
             return {}
         return {"reconstruction": reconstruction_sheet(model.vae, self._eval_images[:_SHEET_IMAGES])}
 
+    def report(self, run: Path, *, is_over: bool) -> None:
+        """Write RUN/report.html."""
+        from beit.common.overview.report.automatic import write_report
+
+        write_report(run)
+
     def save_artifacts(
         self, state: dict[str, Tensor], directory: Path, step: int, metrics: Mapping[str, float]
     ) -> None:

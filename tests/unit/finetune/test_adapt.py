@@ -10,7 +10,9 @@ from beit.common.errors import InputError
 from beit.common.processes.distributed import World
 from beit.common.runs.metrics import read_metrics
 from beit.finetune.artifact import build_classifier, load_classifier, starting_point
-from beit.finetune.evaluation.evaluate import evaluation_loader, measure
+from beit.finetune.evaluation.evaluate import evaluation_loader, observe
+from beit.finetune.evaluation.outcomes import OutcomeLog
+from beit.finetune.evaluation.scores import compute_metrics
 from beit.finetune.segmentation.artifact import load_segmenter
 from beit.finetune.train import run
 from beit.finetune.train_segmentation import run as run_segmentation
@@ -51,7 +53,7 @@ def test_a_merged_model_measures_what_the_run_measured(tmp_path, finished):
     task = task_for(finished.train, finished.val)
     loader = evaluation_loader(task.images.val, stored, world=ALONE, settings=config.evaluation, reader=config.reader)
     with torch.no_grad():
-        found = measure(model, loader, stored, num_batches=len(loader), world=ALONE)
+        found = compute_metrics(observe(model, loader, stored, num_batches=len(loader), world=ALONE, log=OutcomeLog()))
     assert found.loss == pytest.approx(stored.provenance["metrics"]["loss"], abs=1e-5)
 
 

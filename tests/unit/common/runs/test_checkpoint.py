@@ -18,7 +18,6 @@ from beit.common.errors import InputError
 from beit.common.runs import checkpoint, commits
 from beit.common.runs.checkpoint import (
     PortableState,
-    committed_steps,
     find_checkpoint,
     open_checkpoint,
     resolve_checkpoint,
@@ -26,7 +25,7 @@ from beit.common.runs.checkpoint import (
     set_later_aside,
     way_of,
 )
-from beit.common.runs.commits import Way
+from beit.common.runs.commits import Way, committed_steps
 from beit.common.storage.documents import Format
 
 

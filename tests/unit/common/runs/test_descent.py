@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from beit.common.errors import InputError, ResumableStop
 from beit.common.runs import run_dir
-from beit.common.runs.checkpoint import committed_steps
+from beit.common.runs.commits import committed_steps
 from beit.common.storage import files
 from beit.common.storage.files import set_trap
 from beit.common.training import trainer

@@ -13,7 +13,7 @@ from beit.common.runs.metrics import MetricsLog, read_metrics, truncate_metrics
 
 
 def test_records_reach_file_and_tensorboard(tmp_path: Path) -> None:
-    log = MetricsLog(tmp_path, 0)
+    log = MetricsLog(tmp_path, 0, total_steps=10)
     log.write({"step": 1, "loss": 2.5, "grad_norm": float("nan")})
     log.close()
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "loss": 2.5, "grad_norm": null}\n'
@@ -21,7 +21,7 @@ def test_records_reach_file_and_tensorboard(tmp_path: Path) -> None:
 
 
 def test_pictures_reach_a_file_and_tensorboard(tmp_path: Path) -> None:
-    log = MetricsLog(tmp_path, 0)
+    log = MetricsLog(tmp_path, 0, total_steps=10)
     for step in (1, 2):
         log.picture("sheet", Image.new("RGB", (5, 4), (step, 0, 0)), step)
     log.close()
@@ -46,7 +46,7 @@ def test_missing_file_has_no_records(tmp_path: Path) -> None:
 def test_a_file_that_takes_no_more_costs_records_and_no_training(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    log = MetricsLog(tmp_path, 0)
+    log = MetricsLog(tmp_path, 0, total_steps=10)
     log.write({"step": 1, "loss": 1.0})
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / "metrics.jsonl").stat().st_size + 3, limits[1]))

@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 
 from beit.common.errors import InputError, ResumableStop
 from beit.common.processes.distributed import World
-from beit.common.runs.checkpoint import Checkpoint, committed_steps, open_checkpoint
+from beit.common.runs.checkpoint import Checkpoint, open_checkpoint
+from beit.common.runs.commits import committed_steps
 from beit.common.runs.metrics import read_metrics
 from beit.common.runs.mirror import RunMirror
 from beit.common.runs.run_dir import RunDirectory, _make_visible, begin_run, open_run

@@ -85,7 +85,7 @@ def begun_run(tmp_path: Path) -> Path:
 
 def test_records_and_pictures_reach_wandb_beside_the_files(package: Path, tmp_path: Path) -> None:
     run = begun_run(tmp_path)
-    log = open_metrics(run, 0, wandb_project="beit")
+    log = open_metrics(run, 0, total_steps=10, wandb_project="beit")
     log.write({"step": 1, "loss": 2.5})
     log.picture("sheet", Image.new("RGB", (5, 4)), 1)
     log.close()

@@ -11,9 +11,11 @@ import pytest
 import torch
 
 from beit.common.errors import InputError, ResumableStop, RunFailed
+from beit.common.forecast import micro_batch
+from beit.common.forecast.micro_batch import divisors, largest_that_fits, quick_size
 from beit.common.processes.distributed import World
 from beit.common.training import micro_batches
-from beit.common.training.micro_batches import divisors, largest_that_fits, quick_size, recorded_size
+from beit.common.training.micro_batches import recorded_size
 from beit.pretrain.train import PretrainTask, run
 from beit.tests.support import write_store
 from beit.tests.toy_training import ToyTask, toy_config, train_toy
@@ -91,7 +93,7 @@ def test_a_resumed_run_keeps_its_micro_batch_where_another_machine_would_take_an
     """Drop path makes the difference visible: its draws are per micro-batch."""
     config = make_config(model={"drop_path": 0.5}, held_out={"train_images": 0})
     caplog.set_level("INFO")
-    monkeypatch.setattr(micro_batches, "_TOKENS", 4 * 17)
+    monkeypatch.setattr(micro_batch, "_TOKENS", 4 * 17)
     run(config, store=store.location, run_dir=tmp_path / "whole")
     assert "micro-batches of 4 images, 2 per step (train.micro_batch_size)" in caplog.messages
     halves = replace(config, train=replace(config.train, steps=6))
@@ -106,7 +108,7 @@ def test_a_resumed_run_keeps_its_micro_batch_where_another_machine_would_take_an
     with pytest.raises(ResumableStop, match="enough"):
         run(halves, store=store.location, run_dir=tmp_path / "cut")
     monkeypatch.setattr(PretrainTask, "forward", step)
-    monkeypatch.setattr(micro_batches, "_TOKENS", 10**6)
+    monkeypatch.setattr(micro_batch, "_TOKENS", 10**6)
     run(halves, store=store.location, run_dir=tmp_path / "cut")
     assert chosen_by(tmp_path / "cut") == [4, 4]
     weights = [(tmp_path / name / "encoder/model.safetensors").read_bytes() for name in ("whole", "cut")]

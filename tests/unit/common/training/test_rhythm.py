@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from beit.common.errors import ResumableStop
+from beit.common.forecast.evaluations import SHARE, default_interval, evaluation_cost
 from beit.common.processes.distributed import World
 from beit.common.runs.metrics import read_metrics
 from beit.common.training.config import CheckpointConfig, OptimizerConfig, TrainConfig, TrainingPlan, plan_training
-from beit.common.training.rhythm import SHARE, Rhythm, default_interval, evaluation_cost
+from beit.common.training.rhythm import Rhythm
 from beit.tests.toy_training import ToyTask, toy_config, train_toy
 
 ALONE = World(rank=0, local_rank=0, world_size=1, device=torch.device("cpu"))
@@ -50,8 +51,10 @@ def test_all_evaluations_together_are_counted_as_a_tenth_at_most(
 
 def test_where_evaluations_cost_little_there_is_one_per_epoch() -> None:
     plan = plan_for(TrainConfig(epochs=10, global_batch_size=100), num_images=50_000)
-    assert default_interval(plan, cost=1000.0) == plan.eval_interval_steps == 500
-    assert default_interval(plan, cost=100_000.0) == 5000 == plan.total_steps
+    run = {"per_epoch": plan.eval_interval_steps, "total_steps": plan.total_steps}
+    run["global_batch_size"] = plan.global_batch_size
+    assert default_interval(1000.0, **run) == plan.eval_interval_steps == 500
+    assert default_interval(100_000.0, **run) == 5000 == plan.total_steps
 
 
 def test_a_small_run_evaluates_a_few_times_instead_of_every_fourth_step() -> None:
@@ -122,7 +125,7 @@ def test_a_resumed_run_evaluates_where_an_uninterrupted_one_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("beit.tests.toy_training.ToyTask", CountingTask)
-    monkeypatch.setattr("beit.common.training.rhythm._FIXED_SECONDS", 0.001)
+    monkeypatch.setattr("beit.common.forecast.evaluations._FIXED_SECONDS", 0.001)
     monkeypatch.setattr(Rhythm, "_affordable", lambda self, step, seconds: 3)  # as a clock would have it
     settings = ("train.steps=12", "train.eval_interval_steps=none", "checkpoint.interval_steps=1")
     _, whole = train_toy(tmp_path / "whole", toy_config(*settings))

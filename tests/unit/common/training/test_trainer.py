@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from beit.common.errors import InputError, ResumableStop
 from beit.common.processes.signals import stop_on_signals
 from beit.common.reading.fetcher import StoppedWaiting
-from beit.common.runs.checkpoint import committed_steps
+from beit.common.runs.commits import committed_steps
 from beit.common.runs.metrics import read_metrics
 from beit.common.training import saver
 from beit.common.training.judge import Diverged

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from beit.common.training.measure import known_peak_flops, peak_flops
+from beit.common.forecast.hardware import known_peak_flops
+from beit.common.training.measure import peak_flops
 from beit.common.vit.adaptation import Adaptation, adapt
 from beit.common.vit.config import ViTConfig
 from beit.common.vit.flops import training_flops

@@ -12,7 +12,9 @@ from beit.common.vit.description import read_encoder_config
 from beit.finetune.artifact import load_classifier
 from beit.finetune.config import EvaluationConfig
 from beit.finetune.data import open_evaluation_data
-from beit.finetune.evaluation.evaluate import evaluate_model, evaluation_loader, measure
+from beit.finetune.evaluation.evaluate import evaluate_model, evaluation_loader, observe
+from beit.finetune.evaluation.outcomes import OutcomeLog
+from beit.finetune.evaluation.scores import compute_metrics
 from beit.tests.unit.finetune.colours import write_images
 
 
@@ -41,7 +43,9 @@ def part(finished, *, rank=0, world_size=1, micro_batch_size=64, longest=0):
     calls = []
     classifier.register_forward_hook(lambda *_: calls.append(1))
     with torch.inference_mode():
-        metrics = measure(classifier, loader, stored, num_batches=len(loader), world=world)
+        metrics = compute_metrics(
+            observe(classifier, loader, stored, num_batches=len(loader), world=world, log=OutcomeLog())
+        )
     return metrics, len(calls)
 
 
@@ -82,7 +86,7 @@ def test_metrics_by_hand():
         class architecture:  # noqa: N801
             img_size = 1
 
-    metrics = measure(Fixed(), [batch], Stored(), num_batches=1, world=PartOfWorld())
+    metrics = compute_metrics(observe(Fixed(), [batch], Stored(), num_batches=1, world=PartOfWorld(), log=OutcomeLog()))
     assert (metrics.top1, metrics.top5, metrics.num_images) == (0.5, 0.5, 2)
     logits = Fixed()(None)
     assert metrics.loss == pytest.approx(float(torch.nn.functional.cross_entropy(logits, batch["labels"])), rel=1e-6)

@@ -12,7 +12,7 @@ PUBLISHED = {  # beit-spec 8.3: crop, lr, layer decay, drop path, blocks, stride
     "beit_base_upernet_ade20k": (512, 7e-4, 0.65, 0.1, (3, 5, 7, 11), 341, 1500, 2),
     "beit_base_upernet_640_ade20k": (640, 3e-5, 0.9, 0.1, (3, 5, 7, 11), 426, 1500, 2),
     "beit_large_upernet_ade20k": (512, 2e-5, 0.95, 0.2, (7, 11, 15, 23), 341, 1500, 2),
-    "beit_large_upernet_640_ade20k": (640, 2e-5, 0.95, 0.2, (7, 11, 15, 23), 426, 3000, 1),
+    "beit_large_upernet_640_ade20k": (640, 2e-5, 0.95, 0.2, (7, 11, 15, 23), 426, 1500, 1),
 }
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from beit.common.forecast.words import in_gb, in_words
 from beit.common.processes.distributed import World
 from beit.common.training.config import TrainConfig, TrainingConfig, TrainingPlan
 from beit.common.training.measure import children_memory_bytes, free_memory_bytes, peak_memory_bytes
@@ -24,8 +25,6 @@ _LONG_SECONDS = 3600.0
 """From here on somebody with a processor only may want to hear of something quicker; arbitrary."""
 LONG_REST_SECONDS = 30.0
 """A stop does not wait for the rest of a step that takes longer; what is done of it is done again."""
-_FEW_STEPS, _STEPS_PER_EPOCH = 100, 10
-"""A run of fewer steps learns little, whatever it reads; what is advised instead has so many steps per epoch."""
 
 
 class Expectation:
@@ -146,63 +145,6 @@ class Expectation:
                 in_gb(room),
                 in_gb(disk + checkpoint),
             )
-
-
-def warn_of_plan(config: TrainingConfig, plan: TrainingPlan) -> None:
-    """Say so where nothing will be recorded, a step has more images than there are, or steps are too few to learn."""
-    recorded = config.profile.window
-    if recorded and recorded.start >= plan.total_steps:
-        logger.warning(
-            "profile.steps (%s) has no effect: the run has %d steps, counted from 0",
-            config.profile.steps,
-            plan.total_steps,
-        )
-    num_samples = round(plan.steps_per_epoch * plan.global_batch_size)
-    batch = better_batch(num_samples)
-    if batch >= plan.global_batch_size:
-        return
-    # Where the batch shrinks, so does what a step may change: the rule for AdamW goes by the square root.
-    lr = config.optimizer.lr * (batch / plan.global_batch_size) ** 0.5
-    way_out = f"--set train.global_batch_size={batch} --set optimizer.lr={lr:.1g}"
-    if plan.steps_per_epoch < 1:
-        logger.warning(
-            "train.global_batch_size (%d) is more than the %d images to train on: a step has each %.1f times, and %s "
-            "teach little; take a smaller one: %s",
-            *(plan.global_batch_size, num_samples, 1 / plan.steps_per_epoch),
-            counted(plan),
-            way_out,
-        )
-    elif plan.total_steps < _FEW_STEPS and config.train.steps is None:
-        logger.warning("%s of %d images teach little; take smaller batches: %s", counted(plan), num_samples, way_out)
-
-
-def better_batch(num_samples: int) -> int:
-    """Return a batch for so many images, a power of two: about ten steps per epoch, of 8 images at least."""
-    largest = max(1, num_samples // _STEPS_PER_EPOCH)
-    return max(8, 1 << (largest.bit_length() - 1))
-
-
-def counted(plan: TrainingPlan) -> str:
-    """Say how many steps and epochs a plan has."""
-    epochs = plan.total_steps / plan.steps_per_epoch
-    return f"{plan.total_steps} step{'s' * (plan.total_steps > 1)} = {epochs:.4g} epochs"
-
-
-def in_words(seconds: float) -> str:
-    """Write a duration to two digits: 0.23 s, 26 s, 21 min, 5.2 h, 3.1 days."""
-    for size, unit, longest in ((1, "s", 100), (60, "min", 100), (3600, "h", 48)):
-        if seconds < longest * size:
-            value = seconds / size
-            return f"{value:.0f} {unit}" if value >= 10 else f"{value:.2g} {unit}"
-    return f"{seconds / 86400:.0f} days" if seconds >= 10 * 86400 else f"{seconds / 86400:.2g} days"
-
-
-def in_gb(num_bytes: float) -> str:
-    """Write an amount of memory or disk: 12 MB, 2.1 GB."""
-    for size, unit in ((1e9, "GB"), (1e6, "MB")):
-        if num_bytes >= size:
-            return f"{num_bytes / size:.3g} {unit}"
-    return f"{num_bytes / 1e3:.3g} kB"
 
 
 def finished_line(run: Path, train: TrainConfig, plan: TrainingPlan, *, step: int) -> str:

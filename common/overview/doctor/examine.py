@@ -1,0 +1,85 @@
+"""All checks in their order: the machine, then what the user named. The slow ones run beside the others."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+
+from beit.common.overview.doctor.child import Child
+from beit.common.overview.doctor.findings import Finding, guarded
+from beit.common.overview.doctor.health.subjects import Subject, find_subject
+from beit.common.overview.doctor.health.tokenizers import check_dalle
+from beit.common.overview.doctor.machine.clock import check_clock
+from beit.common.overview.doctor.machine.device import check_device, device_child
+from beit.common.overview.doctor.machine.limits import (
+    check_open_files,
+    check_processes,
+    check_shared_memory,
+    check_sizes,
+)
+from beit.common.overview.doctor.machine.network import check_launcher, check_ports, check_proxies
+from beit.common.overview.doctor.machine.processor import check_cores, check_memory
+from beit.common.overview.doctor.machine.ranks import check_ranks, ranks_child
+from beit.common.overview.doctor.machine.software import check_compiler, check_extras, check_packages, check_python
+from beit.common.overview.doctor.machine.space import check_caches, check_disk
+from beit.common.overview.doctor.machine.variables import check_variables
+
+Checks = Sequence[tuple[str, Callable[[], Iterable[Finding]]]]
+
+
+def examine(subjects: Iterable[str], *, with_ranks: bool) -> Iterator[Finding]:
+    """Yield what is found, as it is found.
+
+    Args:
+        subjects: Stores, runs, encoders and tokenizers, by path or URL.
+        with_ranks: Whether to start two ranks and let them talk.
+    """
+    named: list[Subject] = [find_subject(name) for name in subjects]  # before anything is started
+    with ExitStack() as children:
+        device = children.enter_context(device_child())
+        ranks = children.enter_context(ranks_child()) if with_ranks else None
+        for topic, check in _machine(device):
+            yield from guarded(topic, check)
+        if ranks is not None:
+            yield from guarded("ranks", partial(check_ranks, ranks))
+    with _warnings_only():
+        for subject in named:
+            yield from guarded(subject.kind, subject.check, subject.mend)
+
+
+@contextmanager
+def _warnings_only() -> Iterator[None]:
+    """Leave out what the parts of beit say of themselves while they are tried."""
+    beit = logging.getLogger("beit")
+    before = beit.level
+    beit.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        beit.setLevel(before)
+
+
+def _machine(device: Child) -> Checks:
+    return (
+        ("python", check_python),
+        ("packages", check_packages),
+        ("extras", check_extras),
+        ("variables", check_variables),
+        ("launcher", check_launcher),
+        ("clock", check_clock),
+        ("cores", check_cores),
+        ("shared memory", check_shared_memory),
+        ("open files", check_open_files),
+        ("processes", check_processes),
+        ("file size", check_sizes),
+        ("disk", check_disk),
+        ("caches", check_caches),
+        ("ports", check_ports),
+        ("proxies", check_proxies),
+        ("device", partial(check_device, device)),
+        ("compiler", partial(check_compiler, device)),
+        ("memory", check_memory),
+        ("dall-e", check_dalle),
+    )

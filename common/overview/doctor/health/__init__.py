@@ -1,0 +1,1 @@
+"""What may be wrong with what beit made: stores, runs, encoders, tokenizers. The machine is looked at in `machine/`."""

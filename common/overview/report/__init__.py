@@ -1,0 +1,1 @@
+"""`beit report`: one page about runs, from the images to the model."""

@@ -1,0 +1,112 @@
+"""When runs began, stopped and went on, as a table, and in which state they are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from beit.common.overview.report.history import Start, history
+from beit.common.overview.report.run_files import RunFiles
+from beit.common.overview.report.section import Section, table, text
+from beit.common.pages.html_page import Html
+from beit.common.pages.numbers import ABSENT, count
+from beit.common.runs.environment import redact
+
+
+def state_text(run: RunFiles) -> str:
+    """Say in a few words how far a run is."""
+    total, step = run.total_steps, run.step
+    if run.kind == "probe":
+        return "finished" if run.probes else "not finished"
+    if run.kind == "tokenizer" and not run.records and run.made:
+        return "finished"
+    if total is None:
+        return f"at step {step:,}" if step else "nothing recorded yet"
+    if step >= total:
+        return "finished"
+    return f"at step {step:,} of {total:,}"
+
+
+def duration(seconds: float) -> str:
+    """Write a time: "45 s", "12 min", "3 h 20 min", "5 d 2 h"."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    hours, days = minutes // 60, minutes // (24 * 60)
+    if days:
+        return f"{days} d {hours - 24 * days} h"
+    return f"{hours} h {minutes - 60 * hours} min" if hours else f"{minutes} min"
+
+
+def seconds_of(starts: Sequence[Start]) -> float | None:
+    """Return how long all starts together were at work; None where nothing tells."""
+    known = [start.seconds for start in starts if start.seconds is not None]
+    return sum(known) if known else None
+
+
+def timeline_section(runs: Sequence[RunFiles]) -> Section:
+    """Return when each run began, stopped and went on."""
+    rows = []
+    for run in runs:
+        for number, start in enumerate(history(run), 1):
+            name = [run.name] if len(runs) > 1 else []
+            rows.append([*name, *_row(run, start, number)])
+    titles = [
+        *(["run"] if len(runs) > 1 else []),
+        "start",
+        "began",
+        "from",
+        "last sign of life",
+        "lost",
+        "machine",
+        "changed",
+    ]
+    parts: list[Html] = []
+    if rows:
+        parts.append(table("Starts and stops", titles, rows))
+        parts.append(
+            text(
+                "Times are those of the machine's clock, in UTC. The last sign of life is the last record; what a "
+                "start did after the checkpoint that the next one went on from is lost."
+            )
+        )
+    parts += [
+        text(f"{run.name}: {count(run.skipped_steps, 'step')} skipped, whose loss or gradients were not finite.")
+        for run in runs
+        if run.skipped_steps
+    ]
+    return Section(title="Starts and stops", anchor="starts", parts=tuple(parts))
+
+
+def _row(run: RunFiles, start: Start, number: int) -> list[str]:
+    record = start.record
+    ranks = record.get("world_size", 1)
+    machine = f"{count(ranks, 'process', plural='processes')} on {record.get('device', '?')}"
+    changed = record.get("changed")
+    told = (
+        ", ".join(f"`{name}` {_value(pair, 0)} to {_value(pair, 1)}" for name, pair in changed.items())
+        if isinstance(changed, dict)
+        else ""
+    )
+    last = _when(start.last_seen) if start.last_seen else ABSENT
+    at = f", step {start.last_step:,}" if start.last_step else ""
+    took = f" ({duration(start.seconds)})" if start.seconds is not None else ""
+    return [
+        str(number),
+        _when(start.began) if start.began else ABSENT,
+        f"step {start.from_step:,}" if start.is_resumed else "the beginning",
+        f"{last}{at}{took}",
+        count(start.lost_steps, "step") if start.lost_steps else ABSENT,
+        machine,
+        told or ABSENT,
+    ]
+
+
+def _value(pair: Any, place: int) -> str:
+    found = pair[place] if isinstance(pair, list) and len(pair) == 2 else "?"
+    return redact(str(found))
+
+
+def _when(time: datetime) -> str:
+    return time.astimezone(UTC).strftime("%Y-%m-%d %H:%M")

@@ -1,0 +1,117 @@
+"""What a fine-tuning will take: the one place that says so, for `beit finetune` and for `beit plan`.
+
+Torch-free for classification from an encoder or random weights; a segmentation's head is counted by torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from beit.common.config import load_config
+from beit.common.forecast.hardware import Hardware, this_machine
+from beit.common.forecast.loading import PHOTO_MEGAPIXELS, sample_seconds
+from beit.common.forecast.model import TrainedModel, vit_model
+from beit.common.forecast.training import TrainingForecast
+from beit.common.training.config import TrainingPlan
+from beit.common.training.outlook.forecast import forecast_run, settled_precision
+from beit.common.vit.config import Adaptation, ViTConfig, build_vit_config
+from beit.common.vit.description import read_encoder_config
+from beit.finetune.config import RANDOM_ENCODER, FinetuneConfig
+
+RECIPES = Path(__file__).parent / "recipes"
+_AUGMENTED = 1.6
+"""Times the work of a view of pre-training that one of fine-tuning is, with RandAugment and erasing; assumed."""
+
+
+def load(recipe: str | None, overrides: Sequence[str] = ()) -> FinetuneConfig:
+    """Return the settings that `beit finetune classification --recipe RECIPE --set OVERRIDE ...` would have."""
+    return load_config(FinetuneConfig, recipe=recipe, overrides=list(overrides), recipe_dir=RECIPES)
+
+
+def forecast(
+    config: FinetuneConfig,
+    *,
+    num_images: int,
+    num_classes: int,
+    num_val: int = 0,
+    hardware: Hardware | None = None,
+    stored_megapixels: float = PHOTO_MEGAPIXELS,
+    shape: ViTConfig | None = None,
+    adaptation: Adaptation | None = None,
+    plan: TrainingPlan | None = None,
+) -> TrainingForecast:
+    """Return what a fine-tuning to classes takes.
+
+    Args:
+        config: Its settings.
+        num_images: Labelled, to train on in an epoch.
+        num_classes: Of the head.
+        num_val: Images that evaluations measure on.
+        hardware: Where it happens; left out, here.
+        stored_megapixels: Of an image.
+        shape: Of the encoder, where it is not on this disk; left out, that of `config.encoder`, or random weights.
+        adaptation: How much of it is trained; left out, what the settings say.
+        plan: Of a run that begins; left out, what the settings make.
+    """
+    hardware = settled_precision(config, hardware or this_machine())
+    shape = shape or starting_shape(config)
+    adaptation = adaptation or adaptation_of(config, shape)
+    model = trained_model(config, shape, adaptation, num_classes=num_classes, hardware=hardware)
+    return forecast_run(
+        config,
+        model,
+        hardware,
+        num_samples=num_images,
+        seconds_per_image=_AUGMENTED * sample_seconds(shape.img_size, stored_megapixels=stored_megapixels),
+        evaluation_images=num_val,
+        evaluated_at_once=min(config.evaluation.micro_batch_size, -(-num_val // hardware.num_devices)),
+        tokens=1 + shape.num_patches,
+        rows_together=2 if config.mix.is_on else 1,
+        artifacts=2,
+        plan=plan,
+    )
+
+
+def starting_shape(config: FinetuneConfig) -> ViTConfig:
+    """Return the shape that is trained: the encoder's, at the size of the settings, or that of random weights."""
+    image = config.image
+    if config.encoder in (None, RANDOM_ENCODER):
+        shape = build_vit_config(
+            config.model.for_random_weights(),
+            img_size=image.img_size or 224,
+            patch_size=image.patch_size or 16,
+            use_mask_token=False,
+            init="finetune",
+        )
+    else:
+        assert config.encoder is not None
+        stored = read_encoder_config(config.encoder).architecture
+        shape = replace(
+            stored, img_size=image.img_size or stored.img_size, use_mask_token=False, init="finetune", final_norm=False
+        )
+    return shape if shape.pos_bias == "none" else replace(shape, pos_bias="per_block")
+
+
+def adaptation_of(config: FinetuneConfig, shape: ViTConfig) -> Adaptation:
+    """Return how much of an encoder the settings train."""
+    if config.freeze_blocks:
+        return Adaptation(last_blocks=shape.depth - config.freeze_blocks)
+    return Adaptation.parse(config.adapt)
+
+
+def trained_model(
+    config: FinetuneConfig, shape: ViTConfig, adaptation: Adaptation, *, num_classes: int, hardware: Hardware
+) -> TrainedModel:
+    """Return the numbers of an encoder with a head for classes."""
+    return vit_model(
+        shape,
+        head_rows=1,
+        head_outputs=num_classes,
+        frozen_blocks=adaptation.frozen_blocks(shape.depth),
+        lora_rank=adaptation.rank,
+        precision=hardware.precision,
+        device=hardware.device,
+        is_recomputed=config.speed.activation_checkpointing,
+    )
