@@ -130,9 +130,12 @@ class LongOptions:
     def load(self, schema: type[Config], recipes: Path, **dedicated: Any) -> Config:
         """Return the settings; `dedicated` options stand for one each, `__` for the dot in its name, None left out."""
         from beit.common.config import load_config
+        from beit.common.runs.idle import warn_of_overruled
 
         given = [f"{name.replace('__', '.')}={value}" for name, value in dedicated.items() if value is not None]
-        return load_config(schema, recipe=self.recipe, overrides=[*given, *self.overrides], recipe_dir=recipes)
+        config = load_config(schema, recipe=self.recipe, overrides=[*given, *self.overrides], recipe_dir=recipes)
+        warn_of_overruled(config, self.overrides)
+        return config
 
     def refuse_code(self, tokenizer: str | None, setting: str, option: str) -> None:
         """Refuse to run the code of a tokenizer whose `setting` a recipe made; by `option` users name it themselves."""

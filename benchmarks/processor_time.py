@@ -18,8 +18,14 @@ _NOTE_SECONDS = 5.0
 
 def processor_seconds() -> float:
     """Return what this process and the children it has waited for have used: user and system, all threads."""
-    parts = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return sum(part.ru_utime + part.ru_stime for part in parts)
+    own = resource.getrusage(resource.RUSAGE_SELF)
+    return own.ru_utime + own.ru_stime + children_seconds()
+
+
+def children_seconds() -> float:
+    """Return what the children that this process has waited for have used, with theirs."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return children.ru_utime + children.ru_stime
 
 
 class ChildMeter:
@@ -32,12 +38,12 @@ class ChildMeter:
     def __init__(self, file: Path) -> None:
         self._file = file
         self._before: float = read_json(file)["seconds"] if file.exists() else 0.0
-        self._began, self._noted = _waited_for(), time.monotonic()
+        self._began, self._noted = children_seconds(), time.monotonic()
 
     @property
     def seconds(self) -> float:
         """All of it, once the command has ended."""
-        return self._before + _waited_for() - self._began
+        return self._before + children_seconds() - self._began
 
     def __enter__(self) -> Self:
         """Start measuring."""
@@ -61,8 +67,3 @@ class ChildMeter:
             except psutil.Error:
                 continue  # it has just ended
         write_json(self._file, {"seconds": self.seconds + running})
-
-
-def _waited_for() -> float:
-    children = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return children.ru_utime + children.ru_stime

@@ -31,6 +31,7 @@ from typing import Any
 import click
 
 from beit.benchmarks.paired_runs import check_paths, run_script
+from beit.benchmarks.processor_time import children_seconds
 from beit.common.errors import InputError, ResumableStop, RunFailed
 from beit.common.processes.signals import die_with_parent
 from beit.common.runs.environment import environment
@@ -63,6 +64,8 @@ class Trial:
     """Settings of the pre-training."""
     store: Settings = field(default_factory=dict)
     """Settings of the store, `augment` above all."""
+    warmup_share: float | None = None
+    """Of the steps; left out, the warm-up is the recipe's. The earlier recipe's, half an epoch, was meant for eight."""
     python: str = sys.executable
     """Interpreter of the version that trains."""
 
@@ -72,9 +75,8 @@ EARLIER: Settings = {
     "position_lr_scale": 1,
     "optimizer.kind": "adamw",
     "optimizer.lr": 2e-3,
-    "optimizer.warmup_epochs": 0.5,
 }
-"""What the recipe said at 365d2fa, where it says something else now."""
+"""What the recipe said at 365d2fa, where it says something else now; its warm-up is left to `Trial.warmup_share`."""
 NATURAL: Settings = {
     "augment.scale": "[0.35, 1.0]",
     "augment.brightness": 0,
@@ -83,12 +85,16 @@ NATURAL: Settings = {
 }
 """Views near to what images of 32 px look like when they are used."""
 TRIALS = {
-    "earlier": Trial(what="the recipe of 365d2fa", recipe=EARLIER),
-    "earlier-scaled": Trial(what="earlier, weights by the width of layers", recipe=EARLIER | {"weights": "scaled"}),
-    "earlier-positions": Trial(
-        what="earlier, position tables at ten times the rate", recipe=EARLIER | {"position_lr_scale": 10}
+    "earlier": Trial(what="the recipe of 365d2fa, a warm-up of a tenth of the steps", recipe=EARLIER, warmup_share=0.1),
+    "earlier-scaled": Trial(
+        what="earlier, weights by the width of layers", recipe=EARLIER | {"weights": "scaled"}, warmup_share=0.1
     ),
-    "earlier-muon": Trial(what="earlier, Muon", recipe=EARLIER | {"optimizer.kind": "muon"}),
+    "earlier-positions": Trial(
+        what="earlier, position tables at ten times the rate",
+        recipe=EARLIER | {"position_lr_scale": 10},
+        warmup_share=0.1,
+    ),
+    "earlier-muon": Trial(what="earlier, Muon", recipe=EARLIER | {"optimizer.kind": "muon"}, warmup_share=0.1),
     "revised": Trial(what="the recipe as it is now", recipe={}),
     "not-scaled": Trial(what="revised, published weights", recipe={"weights": "published"}),
     "not-positions": Trial(what="revised, position tables at the common rate", recipe={"position_lr_scale": 1}),
@@ -129,6 +135,8 @@ class Bench:
         batch = int(trial.recipe.get("train.global_batch_size", 32))
         common = {"train.steps": steps * 32 // batch, "train.seed": seed, "train.precision": "fp32"}
         common |= {"train.eval_interval_steps": common["train.steps"], "held_out.pictures": 0, "reader.num_workers": 0}
+        if trial.warmup_share is not None:
+            common["optimizer.warmup_steps"] = round(trial.warmup_share * common["train.steps"])
         settings = [*_sets(trial.recipe), *_sets(common), *(word for one in self.shape for word in ("--set", one))]
         run = folder / "pretrain"
         seconds = self.run(run, "pretrain", store["path"], run, "--recipe", RECIPE, *settings, python=trial.python)
@@ -183,13 +191,13 @@ class Bench:
         if not is_finished(done, {"command": told}, option="--out"):
             shutil.rmtree(made, ignore_errors=True)  # of a command that was stopped
             made.parent.mkdir(parents=True, exist_ok=True)
-            seconds = processor_seconds([python, "-m", "beit.cli", *told], lock=self.lock)
+            seconds = measured([python, "-m", "beit.cli", *told], lock=self.lock)
             write_json(done, {"identity": {"command": told}, "seconds": seconds})
         found: float = read_json(done)["seconds"]
         return found
 
 
-def processor_seconds(words: Sequence[str], *, lock: int) -> float:
+def measured(words: Sequence[str], *, lock: int) -> float:
     """Run a command with one thread to its end; return what it and its children took of processors, user and system.
 
     Raises:
@@ -197,6 +205,7 @@ def processor_seconds(words: Sequence[str], *, lock: int) -> float:
         RunFailed: it failed.
     """
     print(f"$ {shlex.join(words)}", file=sys.stderr, flush=True)
+    before = children_seconds()
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     process = subprocess.Popen(
         words,
@@ -206,14 +215,13 @@ def processor_seconds(words: Sequence[str], *, lock: int) -> float:
         preexec_fn=die_with_parent,
     )
     try:
-        _, status, usage = os.wait4(process.pid, 0)
+        code = process.wait()
     except KeyboardInterrupt:  # which the command has got, too
-        os.waitpid(process.pid, 0)
+        process.wait()
         raise ResumableStop("stopped; start the same command again to go on") from None
-    if status:
-        code = os.waitstatus_to_exitcode(status)
+    if code:
         raise RunFailed(f"{shlex.join(words[:5])} ... ended with exit code {code}; see its message above")
-    return usage.ru_utime + usage.ru_stime
+    return children_seconds() - before
 
 
 def _sets(settings: Settings) -> list[str]:

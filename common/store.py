@@ -22,7 +22,7 @@ from beit.common.shards.checks import check_files
 from beit.common.shards.schema import INDEX_FILE, STORE_FILE, StoreInfo
 from beit.common.shards.tables import ShardTable
 from beit.common.shards.token_store import TokenStore
-from beit.common.storage.documents import read_document
+from beit.common.storage.documents import but_is, read_document
 from beit.common.storage.paths import is_remote, normalise, resolve_location
 from beit.common.storage.place import place_of
 
@@ -76,5 +76,7 @@ def read_store_info(location: str) -> StoreInfo:
     """Read store.json of a finished or unfinished store."""
     path = resolve_location(location, STORE_FILE)
     if not place_of(path, is_first_contact=True).exists():
-        raise InputError(f"{location} is not a token store: it has no {STORE_FILE}; make one with beit tokenize")
+        raise InputError(
+            f"{location} is not a token store{but_is(location)}: it has no {STORE_FILE}; make one with beit tokenize"
+        )
     return read_document(StoreInfo, place_of(path))

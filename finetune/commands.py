@@ -41,6 +41,17 @@ _ALSO_CALLED = {
     "k_nn": "knn",
 }
 """What tasks are called elsewhere."""
+_OF_TRAINING = (
+    *("train.", "optimizer.", "augment.", "mix.", "checkpoint.", "deepspeed.", "speed.", "profile.", "run."),
+    *("layer_decay", "freeze_blocks", "adapt", "class_weights", "classifier.", "head."),
+)
+_UNUSED = {
+    "classification": ("probe.",),
+    "segmentation": ("probe.",),
+    "linear-probe": (*_OF_TRAINING, "probe.ks", "probe.temperature", "probe.knn_pooling"),
+    "knn": (*_OF_TRAINING, "probe.l2"),
+}
+"""Settings that a task takes, since a run has those of all, and never looks at."""
 
 
 @click.command("finetune")
@@ -77,6 +88,7 @@ def finetune_command(
       beit finetune segmentation streets runs/streets --encoder runs/pretrain/encoder --recipe segmentation_small
     """
     from beit.common.errors import InputError, did_you_mean, require
+    from beit.common.runs.idle import warn_of_unused
 
     if task not in TASKS:
         hint = did_you_mean(task, TASKS, _ALSO_CALLED)
@@ -85,6 +97,7 @@ def finetune_command(
     if run is None and not check:
         raise click.UsageError("Missing argument 'RUN'.", click.get_current_context())
     options, given = LongOptions(**long), {"encoder": encoder, "data__val": val}
+    warn_of_unused(options.overrides, _UNUSED[task], task)
     if task == "segmentation":
         _segmentation(options, given, data=data, run=run, check=check)
         return

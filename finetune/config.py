@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from beit.common.config import above, at_least, checked, within
 from beit.common.errors import InputError, require
 from beit.common.reading.config import ReaderConfig
+from beit.common.runs.idle import Need, training_needs
 from beit.common.sources.config import SourceConfig
 from beit.common.training.config import (
     CheckpointConfig,
@@ -257,3 +258,28 @@ class FinetuneConfig:
         )
         if self.encoder is not None and not self.encoder:
             raise InputError('--encoder must name a folder, or be "random"')
+
+
+def needs(config: FinetuneConfig) -> list[Need]:
+    """Return what settings of a training need to have an effect, as `common/runs/idle.py` wants it."""
+    data, mix = config.data, config.mix
+    is_either = mix.prob > 0 and mix.mixup_alpha > 0 and mix.cutmix_alpha > 0
+    return [
+        *training_needs(config),
+        *data_needs(is_subset=(data.num_labels, data.label_fraction) != (None, None), is_measured=data.val is not None),
+        Need(
+            "mix.switch_prob",
+            is_either,
+            "where not both of mixup and cutmix are on (mix.prob, mix.mixup_alpha, mix.cutmix_alpha); leave it out",
+        ),
+    ]
+
+
+def data_needs(*, is_subset: bool, is_measured: bool) -> list[Need]:
+    """Return the needs that the section data has in classification and segmentation."""
+    return [
+        Need(
+            "data.subset_seed", is_subset, "on all images; give data.num_labels or data.label_fraction, or leave it out"
+        ),
+        Need("data.num_val_images", is_measured, "without --val, the images it is a number of; leave it out"),
+    ]

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from beit.common.errors import InputError
 from beit.common.forecast.hardware import Hardware
 from beit.common.forecast.training import TrainingForecast
 from beit.common.pages.intervals import share_interval
@@ -24,7 +23,9 @@ from beit.common.processes.distributed import World
 from beit.common.processes.signals import stop_on_signals
 from beit.common.reading.contents import Watched, contents_sha256
 from beit.common.reading.labelled_dataset import LabelledDataset
-from beit.common.runs.layout import FEATURES, MASK_PROBE, MODEL
+from beit.common.runs.idle import warn_of_idle
+from beit.common.runs.kinds import CLASSIFICATION, require_command
+from beit.common.runs.layout import MODEL
 from beit.common.runs.outputs import written
 from beit.common.sources.labels import all_listed
 from beit.common.training.data import Batch, TrainingData
@@ -40,7 +41,7 @@ from beit.finetune.augment.augment import TrainTransform
 from beit.finetune.best_model import BestModel, saved_when_measured
 from beit.finetune.classification.model import ImageClassifier
 from beit.finetune.classification.step import ClassificationStep, balanced_weights
-from beit.finetune.config import FinetuneConfig
+from beit.finetune.config import FinetuneConfig, needs
 from beit.finetune.data import LabelledData, open_training_data
 from beit.finetune.evaluation.evaluate import crop_pct_of, evaluation_loader, observe
 from beit.finetune.evaluation.outcomes import OutcomeLog, Outcomes
@@ -59,9 +60,9 @@ def run(config: FinetuneConfig, *, data: str, run_dir: Path, resume: str = "auto
         InputError: bad input.
         ResumableStop: a signal asked to stop; a checkpoint was committed.
     """
-    if any((run_dir / name).exists() for name in (FEATURES, f"{MASK_PROBE}.json")):
-        raise InputError(f"{run_dir} holds a linear probe or k-NN; name another directory for classification")
+    require_command(run_dir, CLASSIFICATION)
     start = starting_point(config)
+    warn_of_idle(config, needs(config))
     warning = unnamed_shape(config, start.architecture)
     config = in_force(config, start.architecture, start.normalization)
     images = open_training_data(data, config.data, multi_label=config.classifier.multi_label, reading=config.source)

@@ -16,7 +16,6 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from beit.common.errors import InputError
 from beit.common.forecast.hardware import Hardware
 from beit.common.forecast.training import TrainingForecast
 from beit.common.forecast.words import in_words
@@ -24,7 +23,9 @@ from beit.common.pages.numbers import percent
 from beit.common.processes.distributed import World
 from beit.common.processes.signals import stop_on_signals
 from beit.common.reading.contents import Watched
-from beit.common.runs.layout import FEATURES, MASK_PROBE, MODEL
+from beit.common.runs.idle import warn_of_idle
+from beit.common.runs.kinds import SEGMENTATION, require_command
+from beit.common.runs.layout import MODEL
 from beit.common.runs.outputs import written
 from beit.common.training.data import Batch, TrainingData
 from beit.common.training.judge import Goal
@@ -46,7 +47,7 @@ from beit.finetune.in_force import in_force, unnamed_shape
 from beit.finetune.masks.dataset import MaskedDataset
 from beit.finetune.masks.index import MaskedData, open_training_masks
 from beit.finetune.segmentation.artifact import SegmentationInfo, build_segmenter, describe, settled_head
-from beit.finetune.segmentation.config import IMAGENET, SegmentationConfig
+from beit.finetune.segmentation.config import IMAGENET, SegmentationConfig, needs
 from beit.finetune.segmentation.cost import evaluation_windows, head_flops
 from beit.finetune.segmentation.crops import SceneTransform
 from beit.finetune.segmentation.heads import head_in_words
@@ -69,9 +70,9 @@ def run(config: SegmentationConfig, *, data: str, run_dir: Path, resume: str = "
         InputError: bad input.
         ResumableStop: a signal asked to stop; a checkpoint was committed.
     """
-    if any((run_dir / name).exists() for name in (FEATURES, f"{MASK_PROBE}.json")):
-        raise InputError(f"{run_dir} holds a linear probe or k-NN; name another directory for segmentation")
+    require_command(run_dir, SEGMENTATION)
     start = scene_starting_point(config)
+    warn_of_idle(config, needs(config))
     warning = unnamed_shape(config, start.architecture)
     config = in_force(config, start.architecture, start.normalization)
     config = replace(config, head=settled_head(config, start))

@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 from beit.common.config import above, at_least, checked, within
 from beit.common.errors import require
 from beit.common.reading.config import ReaderConfig
+from beit.common.runs.idle import Need, training_needs
 from beit.common.training.config import (
     CheckpointConfig,
     DeepSpeedConfig,
@@ -30,6 +31,8 @@ IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 """Mean and deviation of ImageNet's pixels."""
 _TORCH_RESIZE_PX = 96
 """Where torch's resize overtakes Pillow's; measured on one core with AVX2, whatever the size of the crop."""
+_OF_ONLINE = ("dtype", "compile_encoder")
+"""Settings of the section tokenizer that need one."""
 
 
 @checked("data")
@@ -239,3 +242,33 @@ def early_block(config: ViTConfig, taken_from: int | None) -> int:
         "objective.aggregate; name another, or leave both out",
     )
     return early
+
+
+def needs(config: PretrainConfig, *, has_position_tables: bool) -> list[Need]:
+    """Return what settings need to have an effect, as `common/runs/idle.py` wants it.
+
+    `has_position_tables` tells whether relative position tables are trained, which an encoder may decide.
+    """
+    mode, kind = config.mask.mode, config.objective.kind
+    of_mode = f'with mask.mode="{mode}"; leave it out, or choose another mode'
+    online = "without tokenizer.online, the tokenizer it is for; leave it out"
+    labelled = "without probe.data, the labelled images it is for; leave it out"
+    return [
+        *training_needs(config),
+        Need("weights", config.init is None, "with --init: the encoder has weights of its own; leave it out"),
+        Need(
+            "position_lr_scale",
+            has_position_tables,
+            "where no relative position tables are trained (model.pos_bias, adapt); leave it out",
+        ),
+        Need("mask.num_masked", mode in ("blockwise", "random"), of_mode),
+        Need("mask.min_block", mode in ("blockwise", "algorithm1"), of_mode),
+        *(Need(f"mask.{name}", mode == "blockwise", of_mode) for name in ("exact", "min_aspect", "max_attempts")),
+        Need(
+            "objective.normalize_patches",
+            not config.objective.needs_tokens,
+            f'with objective.kind="{kind}", which has no pixels to predict; leave it out',
+        ),
+        *(Need(f"tokenizer.{name}", config.tokenizer.online is not None, online) for name in _OF_ONLINE),
+        *(Need(f"probe.{name}", config.probe.data is not None, labelled) for name in ("class_names", "label_column")),
+    ]

@@ -160,6 +160,17 @@ def starting_point(config: PretrainConfig, store: HasSides, *, earlier: Continue
     return StartingPoint(architecture=shape, normalization=pixels, continued=continued, adaptation=adaptation)
 
 
+def trains_position_tables(start: StartingPoint) -> bool:
+    """Tell whether a run trains relative position tables, those that its encoder never had included."""
+    bias, adaptation = start.architecture.pos_bias, start.adaptation
+    if bias == "none" or start.continued is None:
+        return bias != "none"
+    if start.continued.source.architecture.pos_bias == "none":
+        return True
+    is_shared_kept = adaptation.last_blocks is not None and bias == "shared"
+    return adaptation.rank is None and not is_shared_kept
+
+
 def in_force(config: PretrainConfig, start: StartingPoint) -> PretrainConfig:
     """Return the settings with those filled in that were left out, and came from the encoder."""
     if start.continued is None:

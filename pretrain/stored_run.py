@@ -12,6 +12,7 @@ from typing import Any
 
 from beit.common.config import load_config
 from beit.common.errors import InputError, require
+from beit.common.runs.kinds import PRETRAIN, require_command
 from beit.common.runs.layout import CONFIG, DATA, ENCODER
 from beit.common.shards.token_store import TokenStore
 from beit.common.storage.documents import read_json, write_json
@@ -68,6 +69,7 @@ def open_stored_run(run: Path, store: str | None) -> StoredRun:
     """Open a run of `beit pretrain`; its token store is at `store` now, or where the run says."""
     if not (run / CONFIG).is_file():
         raise InputError(f"{run} is not a run of beit pretrain (no config.toml); name the folder given as RUN")
+    require_command(run, PRETRAIN, is_read=True)
     config = load_config(PretrainConfig, recipe=run / CONFIG, overrides=(), recipe_dir=run)
     data = _read_data(run) or _from_encoder(run)
     location = store or data.get("store")

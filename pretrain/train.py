@@ -27,6 +27,7 @@ from beit.common.processes.distributed import World
 from beit.common.processes.signals import stop_on_signals
 from beit.common.reading.config import ReaderConfig
 from beit.common.reading.contents import Watched
+from beit.common.runs.idle import warn_of_idle
 from beit.common.runs.layout import ENCODER, METRICS
 from beit.common.runs.metrics import read_metrics
 from beit.common.runs.outputs import written
@@ -48,7 +49,7 @@ from beit.common.vit.description import EncoderConfig
 from beit.common.vit.flops import training_flops
 from beit.common.vit.param_groups import param_groups
 from beit.pretrain.advice import another_size, check_views, little_training, quicker
-from beit.pretrain.config import PretrainConfig, early_block
+from beit.pretrain.config import PretrainConfig, early_block, needs
 from beit.pretrain.data import ViewTransform, build_transform, check_replay
 from beit.pretrain.forecast import Start, forecast
 from beit.pretrain.model import MaskedImageModel, MaskedPixelModel
@@ -66,6 +67,7 @@ from beit.pretrain.start import (
     load_initial,
     record,
     starting_point,
+    trains_position_tables,
 )
 from beit.pretrain.start import describe as describe_start
 from beit.pretrain.store_dataset import StoreDataset
@@ -99,6 +101,7 @@ def run(config: PretrainConfig, *, store: str | Path, run_dir: Path, resume: str
     earlier = earlier_start(run_dir, resume=resume, sync_to=config.run.sync_to if config.init else None)
     start = starting_point(config, token_store.info, earlier=earlier)
     check_settings(config, start.architecture)
+    warn_of_idle(config, needs(config, has_position_tables=trains_position_tables(start)))
     config = in_force(config, start)
     probe = open_probe_data(config.probe)
 
@@ -125,12 +128,14 @@ def check(config: PretrainConfig, *, store: str, run_dir: Path, resume: str = "a
     check_directory(run_dir, resume=resume)
     check_settings(config)
     if not is_remote(store) and not Path(store).exists():
+        warn_of_idle(config, needs(config, has_position_tables=config.model.pos_bias != "none"))
         return f"the settings are right; {store} is not there yet"
     token_store = open_store(store, check_images=False)
     check_store(token_store, config)
     earlier = earlier_start(run_dir, resume=resume, sync_to=config.run.sync_to if config.init else None)
     start = starting_point(config, token_store.info, earlier=earlier)
     check_settings(config, start.architecture)
+    warn_of_idle(config, needs(config, has_position_tables=trains_position_tables(start)))
     open_probe_data(config.probe)
     config = in_force(config, start)
     check_run(run_dir, config, resume=resume, sync_to=config.run.sync_to)
@@ -343,7 +348,9 @@ class PretrainTask:
     def forward(self, model: torch.nn.Module, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Return loss and metrics of one micro-batch."""
         loss, metrics = self.step(model, batch, step)
-        if "bits" in metrics and self.curve is not None:
+        if self.tokens is None:
+            self.curve.note(step, metrics.get("mse", loss))
+        elif "bits" in metrics:
             self.curve.note(step, metrics["bits"])
         return loss, metrics
 
@@ -377,17 +384,15 @@ class PretrainTask:
         return Judge(earlier=self.earlier, grace_steps=max(2 * plan.warmup_steps, plan.total_steps // 10))
 
     @cached_property
-    def curve(self) -> TrainingCurve | None:
-        """What watches the training loss; None where that is not in bits."""
-        if self.tokens is None:
-            return None
-        return TrainingCurve(vocab_size=self.tokens.vocab_size, parts=self.data.plan.grad_accum_steps)
+    def curve(self) -> TrainingCurve:
+        """What watches the training loss."""
+        vocab_size = None if self.tokens is None else self.tokens.vocab_size
+        return TrainingCurve(vocab_size=vocab_size, parts=self.data.plan.grad_accum_steps)
 
     def alarm(self, metrics: Mapping[str, float]) -> str:
         """Say what the training loss shows to have gone wrong; empty where nothing has."""
-        if self.curve is None or "unigram_bits" not in metrics:
-            return ""
-        return self.curve.alarm(metrics["unigram_bits"])
+        simple = metrics.get("unigram_bits", metrics.get("mean_mse"))
+        return "" if simple is None else self.curve.alarm(simple)
 
     def report(self, run: Path, *, is_over: bool) -> None:
         """Write RUN/report.html, with masks and attention where there is time for them."""
@@ -398,13 +403,12 @@ class PretrainTask:
 
     def memory(self) -> dict[str, Any]:
         """Return what later evaluations are judged by."""
-        return self.judge.state() | ({} if self.curve is None else {"curve": self.curve.state()})
+        return self.judge.state() | {"curve": self.curve.state()}
 
     def recall(self, memory: Mapping[str, Any]) -> None:
         """Judge on as before."""
         self.judge.restore(memory)
-        if self.curve is not None:
-            self.curve.restore(memory.get("curve", {}))
+        self.curve.restore(memory.get("curve", {}))
 
     def pictures(self, model: torch.nn.Module, step: int) -> dict[str, Image]:
         """Draw a few held-out images as the model completes them, if their words can be painted."""

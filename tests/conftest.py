@@ -1,4 +1,4 @@
-"""What holds for all tests."""
+"""What holds for all tests: a cache of their own, and no reports unless they ask for them."""
 
 from collections.abc import Iterator
 
@@ -21,3 +21,11 @@ def no_reports() -> Iterator[None]:
 def with_reports(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let them, for one test."""
     monkeypatch.setattr(automatic, "_write", WRITE)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def cache_of_the_tests(tmp_path_factory):
+    """Give all tests of a process a cache of their own; a test that needs an empty one sets another."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BEIT_CACHE", str(tmp_path_factory.mktemp("beit-cache")))
+        yield

@@ -86,7 +86,7 @@ def example_report(*names: str, source: str = "photos", bad: tuple[BadSampleRepo
         settings=ReportSettings(num_images=128 + len(bad), view_size=32, seed=0),
         labels=list(names),
         fitness=fitness,
-        verdicts=[judge(one) for one in fitness],
+        verdicts=[judge(one, num_in_source=1000) for one in fitness],
         images_verdict=judge_images(len(bad), 128 + len(bad)),
         sheet=[SheetRow(group="Median", name=f"{source}/1.jpg", original=pixels, pictures=pictures)],
     )

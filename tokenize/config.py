@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from beit.common.config import above, at_least, checked, within
 from beit.common.errors import require
+from beit.common.runs.idle import Need
 from beit.common.shards.schema import Geometry, HeldOut
 from beit.common.sources.config import SourceConfig
 from beit.common.views import AugmentConfig
@@ -115,3 +116,13 @@ class TokenizeConfig:
     def grid_size(self) -> int:
         """Patches, and visual tokens, per side."""
         return self.img_size // self.patch_size
+
+
+def needs(config: TokenizeConfig) -> list[Need]:
+    """Return what settings need to have an effect, as `common/runs/idle.py` wants it."""
+    has_views, is_apart = config.views > 0, config.worker_processes != "off"
+    of_views = "with views=0, which computes no tokens; leave it out"
+    return [
+        *(Need(name, has_views, of_views) for name in ("tokenizer", "micro_batch_size", "dtype", "compile_encoder")),
+        Need("worker_timeout_seconds", is_apart, 'with worker_processes="off": only processes can hang; leave it out'),
+    ]

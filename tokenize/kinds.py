@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 from beit.common.config import config_from_dict, find_recipe, read_toml
 from beit.common.errors import InputError, require
-from beit.common.runs.layout import CONFIG
+from beit.common.runs.kinds import TOKENIZER, require_command
 
 
 class TeacherChoice(NamedTuple):
@@ -81,13 +81,8 @@ def check_recipe(kind: str, recipe: str | None, recipes: Path) -> None:
 
 
 def check_place(kind: str, out: Path) -> None:
-    """Refuse the folder of a run of another kind."""
-    settings = out / CONFIG
-    if settings.is_file() and (others := _only_others(kind, settings)):
-        raise InputError(
-            f"{out} holds a run of --kind {' or '.join(others)}, not {kind}; name that kind to go on with it, or "
-            "another folder"
-        )
+    """Refuse the folder of a run of another kind, or of another command."""
+    require_command(out, f"{TOKENIZER}{kind}")
 
 
 def _only_others(kind: str, settings: Path) -> list[str]:

@@ -31,8 +31,9 @@ from beit.common.processes.launcher_env import is_to_start_ranks, launcher_envir
 from beit.common.processes.safe_path import safe_path
 from beit.common.processes.signals import StopFlag, stop_on_signals
 from beit.common.progress import LogFormatter, share_terminal
+from beit.common.runs.idle import warn_of_idle
 from beit.common.shards.schema import IMAGES_DIR, INDEX_FILE, ImageShardManifest, StoreInfo, manifest_name
-from beit.tokenize.config import TokenizeConfig
+from beit.tokenize.config import TokenizeConfig, needs
 from beit.tokenize.forecast import foretell
 from beit.tokenize.jobs import RankJobs, list_jobs
 from beit.tokenize.packing.pack import members_of, pack_images, packed_manifests
@@ -77,6 +78,7 @@ def tokenize_with_ranks(
     Raises:
         ResumableStop: a signal asked to stop.
     """
+    warn_of_idle(config, needs(config))
     if not is_to_start_ranks(ranks, None) and under_launcher():
         require(resume == "auto", "--resume never has no meaning under a launcher: name a new folder for the store")
         variables = launcher_environment(os.environ)

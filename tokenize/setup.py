@@ -28,7 +28,7 @@ from beit.common.shards.schema import (
     StoreInfo,
     TokenizerInfo,
 )
-from beit.common.storage.documents import read_document, write_document
+from beit.common.storage.documents import but_is, read_document, write_document
 from beit.common.views import compute_canary, replay_versions
 from beit.tokenize.config import TokenizeConfig
 from beit.tokenize.plan import StorePlan
@@ -135,7 +135,7 @@ def check_place(files: StoreFiles, *, resume: str = "auto") -> None:
         return
     ours = (LEASE_PREFIX, f"{STORE_FILE}.tmp.")  # all that a run leaves that was killed at its very start
     foreign = [name for name in entries if not name.startswith(ours)]
-    require(not foreign, f"store ({store}) is not empty and not a token store; name another folder")
+    require(not foreign, f"store ({store}) is not empty and not a token store{but_is(store)}; name another folder")
 
 
 def recorded_threads(files: StoreFiles) -> int:

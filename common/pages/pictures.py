@@ -61,8 +61,8 @@ def picture_table(
     Texts keep to the width of their cells, and those of rows to `_LABEL_PX`: what is wider is cut in its middle.
 
     Args:
-        rows: Pictures, each (height, width, 3) uint8, or None for an empty cell; all rows are equally long. Small ones
-            are enlarged pixel by pixel, so that what was seen by the model stays visible as it is.
+        rows: Pictures, each (height, width, 3) uint8, or None for an empty cell; rows may end early. Small ones are
+            enlarged pixel by pixel, so that what was seen by the model stays visible as it is.
         titles: One per column; left out, there are none.
         labels: One per row, of one or more lines, on its left; left out, there are none.
         captions: One per cell, of one or more lines, below it; left out, there are none.
@@ -78,12 +78,12 @@ def picture_table(
     given_labels, labels = labels, [_fitted_lines(label, _LABEL_PX, _TITLE_TEXT_PX) for label in labels]
     lines = [line for label in labels for line in label.split("\n")]
     left = math.ceil(max(text_px(line, _TITLE_TEXT_PX) for line in lines)) + _GAP_PX if lines else 0
-    lefts = [left + column * (cell_px + _GAP_PX) for column in range(len(rows[0]))]
+    lefts = [left + column * (cell_px + _GAP_PX) for column in range(max(map(len, rows)))]
     table = Image.new("RGB", (lefts[-1] + cell_px, tops[-1] - _GAP_PX), PAPER)
     boxes = [
         [
             None if cell is None else Box(left, top, left + cell_px, top + high_px)
-            for cell, left in zip(row, lefts, strict=True)
+            for cell, left in zip(row, lefts, strict=False)
         ]
         for row, top in zip(rows, tops, strict=False)
     ]
@@ -97,7 +97,7 @@ def picture_table(
         typeface = font(_TITLE_TEXT_PX, label)
         draw.text((0, top + high_px // 2), label, fill=INK, font=typeface, anchor="lm", spacing=4)
     for row, (pictures, top) in enumerate(zip(rows, tops, strict=False)):
-        for column, (pixels, left) in enumerate(zip(pictures, lefts, strict=True)):
+        for column, (pixels, left) in enumerate(zip(pictures, lefts, strict=False)):
             if pixels is not None:
                 table.paste(enlarged(pixels, cell_px, high_px), (left, top))
             if captions:

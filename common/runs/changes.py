@@ -16,6 +16,7 @@ from typing import Any
 
 from beit.common.config import config_from_dict, config_to_dict, flatten
 from beit.common.errors import InputError
+from beit.common.runs.kinds import require_same_command
 from beit.common.runs.layout import CONFIG
 
 logger = logging.getLogger(__name__)
@@ -85,12 +86,16 @@ class Change:
         return f"{self.name} was {self.before}, is {self.now}"
 
 
-def find_changes(config_file: Path, config: Any) -> list[Change]:
-    """Compare the settings in a saved run's config.toml with the present ones, a dataclass."""
+def find_changes(config_file: Path, config: Any, *, run: Path | str | None = None) -> list[Change]:
+    """Compare the settings in a saved run's config.toml with the present ones, a dataclass; they are of one command.
+
+    `run` is what an error names, if not the file's folder.
+    """
     try:
         values = tomllib.loads(config_file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"{config_file} is not valid TOML ({error}); restore it or name a new directory") from None
+    require_same_command(run or config_file.parent, values, config_to_dict(config))
     saved, current = flatten(with_defaults(values, type(config), config_file)), flatten(config_to_dict(config))
     saved |= _left_to_encoder(flatten(values), current)
     names = sorted(name for name in saved.keys() | current.keys() if saved.get(name) != current.get(name))

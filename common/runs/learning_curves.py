@@ -18,9 +18,10 @@ from beit.common.errors import InputError, require
 from beit.common.pages.charts import Line, LineChart, line_charts
 from beit.common.pages.numbers import count, percent
 from beit.common.pages.pictures import PALETTE, sheet
+from beit.common.runs.kinds import command_of
 from beit.common.runs.layout import DESCRIPTION, ENCODER, EVALUATION, METRICS, MODEL
 from beit.common.runs.metrics import read_metrics
-from beit.common.storage.documents import read_json
+from beit.common.storage.documents import but_is, read_json
 
 _CHART_PX, _MOST_RUNS = (560, 360), 6
 _SAME = 1e-6
@@ -302,7 +303,12 @@ def _learning(kind: _Kind, runs: Sequence[LearningRun]) -> LearningCharts:
 
 
 def _records(path: Path) -> list[dict[str, Any]]:
-    require((path / METRICS).is_file(), f"{path} is not the directory of a training run (no metrics.jsonl)")
+    if not (path / METRICS).is_file():
+        command = command_of(path)
+        found = f" but of {command}, which has no curve" if command is not None else but_is(path)
+        raise InputError(
+            f"{path} is not the directory of a training run{found} (no {METRICS}); name a RUN of a training"
+        )
     return read_metrics(path / METRICS)
 
 

@@ -50,7 +50,7 @@ from beit.common.runs.layout import (
     RUN_ID,
 )
 from beit.common.runs.mirror import RunMirror
-from beit.common.storage.documents import write_json
+from beit.common.storage.documents import but_is, write_json
 from beit.common.storage.files import existing, remove_stale, require_writable, write_atomic
 from beit.common.storage.locks import sole_use
 from beit.common.storage.paths import is_remote, require_local
@@ -117,7 +117,9 @@ def check_directory(path: Path, *, resume: str) -> None:
     require_writable(there, str(path))
     is_run = (path / CONFIG).is_file()
     if not is_run and not _is_as_new(path):
-        raise InputError(f"{path} is not empty and not a run (no config.toml); name a new or empty directory")
+        raise InputError(
+            f"{path} is not empty and not a run (no config.toml){but_is(path)}; name a new or empty directory"
+        )
     if is_run and resume == "never":
         raise InputError(f"{path} already holds a run, and --resume never forbids to continue it; name a new directory")
 
@@ -173,7 +175,7 @@ def _go_on(
     if copy is not None and copy.is_further(path, have):
         with tempfile.TemporaryDirectory() as scratch:
             copy.fetch_settings(Path(scratch))
-            changes = find_changes(Path(scratch) / CONFIG, config)
+            changes = find_changes(Path(scratch) / CONFIG, config, run=copy.url)
             check_changes(changes, copy.url, is_on_purpose=False, free_keys=free_keys, is_copy=True)
         if fetches:
             copy.fetch(path, have=have)
@@ -247,7 +249,7 @@ def _was_told_before(saved: Path, resume: str, config: Any, free_keys: Sequence[
         is_same = False
     elif commit.is_file():
         is_same = True
-    bound = [change.name for change in find_changes(saved / CONFIG, config)]
+    bound = [change.name for change in find_changes(saved / CONFIG, config, run=resume)]
     if not is_same or not all(matches(name, (*FREE_KEYS, *free_keys)) for name in bound):
         return False
     logger.info("--resume %s is where this run began; it goes on from its newest checkpoint", resume)

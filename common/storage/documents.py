@@ -23,6 +23,16 @@ from beit.common.storage.place import Place
 Schema = TypeVar("Schema")
 
 _DETAIL_CHARS = 100
+_DESCRIBED = {
+    "beit-encoder": (
+        "an encoder or a model",
+        "give the folder `encoder` of a run, or `model` of a fine-tuned one, or a run with one of them",
+    ),
+    "beit-tokenizer": ("a tokenizer", "give what beit tokenizer train or convert wrote"),
+}
+"""What a folder is whose config.json is of a format, and where to find one."""
+_OTHER_FOLDERS = {"store.json": "a token store", "config.toml": "a run"}
+"""What a folder is that has such a file."""
 _UNFIT = re.compile("[\x00-\x1f\ud800-\udfff]")
 
 
@@ -41,7 +51,11 @@ class Format:
 
     def check(self, document: Any, path: Path | str) -> dict[str, Any]:
         """Return the document if it is one of this format and version; `path` is named in errors."""
-        if not isinstance(document, dict) or document.get("format") != self.name:
+        found = document.get("format") if isinstance(document, dict) else None
+        if found != self.name:
+            if {found, self.name} <= _DESCRIBED.keys():
+                held, wanted = _DESCRIBED[found], _DESCRIBED[self.name]
+                raise InputError(f"{Path(path).parent} is {held[0]}, not {wanted[0]}; {wanted[1]}")
             raise InputError(f"{path} is not a {self.name} file")
         version = document.get("format_version")
         require(
@@ -50,6 +64,19 @@ class Format:
             "or make it again",
         )
         return document
+
+
+def but_is(folder: Path | str) -> str:
+    """Say what a folder of this machine is, after that it is not what was wanted: " but a tokenizer", or nothing."""
+    place = Path(folder)
+    try:
+        found = json.loads((place / "config.json").read_text(encoding="utf-8")).get("format")
+    except (OSError, ValueError, AttributeError):
+        found = None
+    if found in _DESCRIBED:
+        return f" but {_DESCRIBED[found][0]}"
+    there = [words for name, words in _OTHER_FOLDERS.items() if (place / name).is_file()]
+    return f" but {there[0]}" if there else ""
 
 
 def not_for_transformers(loader: str) -> dict[str, str]:

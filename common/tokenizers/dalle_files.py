@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from beit.common.errors import InputError, require
+from beit.common.storage.documents import but_is
 from beit.common.storage.tensor_check import check_tensors, read_safetensors
 from beit.common.tokenizers.dalle import DalleDecoder, DalleEncoder, DalleModel
 from beit.common.tokenizers.safe_pickle import read_module_tensors
@@ -45,8 +46,8 @@ def find_parts(path: Path) -> tuple[Path, Path | None]:
     encoder_file = find_part(path, "encoder") if path.is_dir() else path
     if encoder_file is None or encoder_file.suffix not in SUFFIXES:
         raise InputError(
-            f"{path} is no tokenizer: it must be a directory made by beit tokenizer train or convert (with "
-            "config.json), or hold DALL-E's encoder.pkl or encoder.safetensors"
+            f"{path} is no tokenizer{but_is(path)}: it must be a directory made by beit tokenizer train or convert "
+            "(with config.json), or hold DALL-E's encoder.pkl or encoder.safetensors"
         )
     return encoder_file, find_part(encoder_file.parent, "decoder")
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from beit.common.tokenizers.kmeans_config import KMeansConfig
+from beit.common.tokenizers.patches import cut_patches, join_patches
 from beit.common.vit.transform import normalize_images
 from beit.common.vit.vit import VisionTransformer, grid_features
 
@@ -90,17 +91,3 @@ class KMeansTokenizer(nn.Module):
     def use_dtype(self, dtype: torch.dtype) -> None:
         """Compute features in `dtype`; comparing them with the centres stays float32."""
         self.dtype = dtype
-
-
-def cut_patches(images: Tensor, patch_size: int) -> Tensor:
-    """Cut images (B, 3, H, W) into patches (B, h, w, 3, p, p)."""
-    batch, channels, height, width = images.shape
-    sizes = (batch, channels, height // patch_size, patch_size, width // patch_size, patch_size)
-    return images.reshape(sizes).permute(0, 2, 4, 1, 3, 5)
-
-
-def join_patches(patches: Tensor) -> Tensor:
-    """Join patches (B, h, w, 3, p, p) to images (B, 3, H, W)."""
-    batch, rows, columns, channels, side, _ = patches.shape
-    joined = patches.permute(0, 3, 1, 4, 2, 5)  # (B, 3, h, p, w, p)
-    return joined.reshape(batch, channels, rows * side, columns * side)

@@ -1,4 +1,6 @@
-"""The mean patch of every word: how words that were never meant to be painted are painted.
+"""Patches of images: cut out and put together, and the mean one of every word.
+
+By means, words are painted that were never meant to be.
 
 Words of features stand for what is in a square, not for its pixels; the mean of all squares that carry a word is the
 picture of it that errs least, and a blurred one. Only pictures need it.
@@ -11,7 +13,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from beit.common.tokenizers.kmeans import cut_patches
+
+def cut_patches(images: Tensor, patch_size: int) -> Tensor:
+    """Cut images (B, 3, H, W) into patches (B, h, w, 3, p, p)."""
+    batch, channels, height, width = images.shape
+    sizes = (batch, channels, height // patch_size, patch_size, width // patch_size, patch_size)
+    return images.reshape(sizes).permute(0, 2, 4, 1, 3, 5)
+
+
+def join_patches(patches: Tensor) -> Tensor:
+    """Join patches (B, h, w, 3, p, p) to images (B, 3, H, W)."""
+    batch, rows, columns, channels, side, _ = patches.shape
+    joined = patches.permute(0, 3, 1, 4, 2, 5)  # (B, 3, h, p, w, p)
+    return joined.reshape(batch, channels, rows * side, columns * side)
 
 
 class PatchMeans:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from beit.common.tokenizers.dvae import scale_pixels
-from beit.common.tokenizers.kmeans import join_patches
+from beit.common.tokenizers.patches import join_patches
 from beit.common.tokenizers.quantizer import CosineQuantizer
 from beit.common.tokenizers.vqkd_config import VQKDConfig
 from beit.common.vit.init import trunc_normal

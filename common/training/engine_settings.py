@@ -35,6 +35,8 @@ _KEYS = (
     *_OWN_KEYS,
 )
 """DeepSpeed's usual settings, to find misspelt ones by."""
+ADAMW_LR = 0.5
+"""AdamW's learning rate in that of Muon; between a half and a quarter (docs/pretraining.md), a half measured most."""
 _LARGEST_BUCKET = 500_000_000
 """Gradients that ZeRO reduces at a time, in elements: DeepSpeed's default."""
 
@@ -75,8 +77,14 @@ def check_partition(config: OptimizerConfig, *, zero_stage: int) -> None:
     require(
         config.kind == "adamw" or zero_stage == 0,
         f'optimizer.kind ("muon") needs whole matrices, which deepspeed.zero_stage = {zero_stage} cuts into pieces; '
-        'set it to 0, or optimizer.kind to "adamw"',
+        f"set it to 0, or {by_adamw(config)}",
     )
+
+
+def by_adamw(config: OptimizerConfig) -> str:
+    """Say how settings chosen for Muon are made ones for AdamW."""
+    lr = max(config.lr * ADAMW_LR, config.min_lr)
+    return f"go over to AdamW, at half the rate: --set optimizer.kind=adamw --set optimizer.lr={lr:.3g}"
 
 
 def _user_settings(config: TrainingConfig) -> dict[str, Any]:

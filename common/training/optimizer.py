@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from beit.common.errors import require
 from beit.common.training.config import OptimizerConfig
-from beit.common.training.engine_settings import check_partition
+from beit.common.training.engine_settings import by_adamw, check_partition
 
 INITIAL_SCALE, GROWTH_INTERVAL = 2.0**16, 2000
 MIN_SCALE, MAX_SCALE = 1.0, 2.0**24
@@ -226,7 +226,8 @@ def check_optimizer(config: OptimizerConfig, model: nn.Module, *, zero_stage: in
     check_partition(config, zero_stage=zero_stage)
     require(
         config.kind == "adamw" or bool(hidden_matrices(model)),
-        'optimizer.kind ("muon") is for the matrices of transformer blocks, and none are trained here; use "adamw"',
+        'optimizer.kind ("muon") is for the matrices of transformer blocks, and none are trained here; '
+        f"{by_adamw(config)}",
     )
 
 

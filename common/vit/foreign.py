@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from beit.common.storage.documents import read_json
+from beit.common.storage.documents import but_is, read_json
 
 WEIGHT_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors", ".ckpt", ".tar", ".th", ".pkl", ".npz", ".h5", ".msgpack")
 """How files of weights end; `beit import` says which of them it reads."""
@@ -50,7 +50,7 @@ def describe_foreign(given: Path, config_file: str) -> str:
         files = sorted(file for file in given.iterdir() if file.suffix in WEIGHT_SUFFIXES)
         if len(files) == 1:
             return _to_import(files[0], f"weights without a {config_file}")
-        return f"{given} is not an encoder: it has no {config_file}; {_GIVE}"
+        return f"{given} is not an encoder{but_is(given)}: it has no {config_file}; {_GIVE}"
     if match := _ADDRESS.match(str(given)):
         address = f"{match[0]}/{str(given)[match.end() :]}"  # a Path has taken the second slash
         return f"{address} is an address, and an encoder is a folder here; run {import_command(address)}"

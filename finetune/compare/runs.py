@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from beit.common.config import flatten
-from beit.common.errors import InputError
+from beit.common.errors import InputError, require
 from beit.common.runs.changes import SPEED_KEYS, matches, with_defaults
 from beit.common.runs.environment import STARTS, read_environment
+from beit.common.runs.kinds import TOKENIZER, command_of
 from beit.common.runs.layout import CONFIG, ENCODER, ENVIRONMENT, EVALUATION, LAST, MASK_PROBE, METRICS, MODEL, PROBES
 from beit.common.runs.metrics import read_metrics
 from beit.common.runs.starts import last_start
@@ -119,6 +120,12 @@ def read_runs(path: Path) -> list[RunRecord]:
             return [_read_finetuning(path, settings)]
         if (path / ENCODER).is_dir():
             return [_read_pretraining(path, settings)]
+    command = command_of(path) or ""
+    require(
+        not command.startswith(TOKENIZER),
+        f"{path} holds a run of {command}, which has no row here; beit tokenizer compare holds tokenizers against each "
+        "other",
+    )
     raise InputError(
         f"{path} has no result yet, or is no run of beit finetune or beit pretrain; to go on with it, "
         "run the command that started it again, which its environment.json has"

@@ -21,7 +21,8 @@ from beit.common.overview.report.automatic import write_report
 from beit.common.pages.numbers import percent
 from beit.common.pages.tables import aligned
 from beit.common.reading.contents import contents_sha256
-from beit.common.runs.layout import CHECKPOINTS, FEATURES, MODEL
+from beit.common.runs.kinds import PROBE, require_command
+from beit.common.runs.layout import FEATURES, MODEL
 from beit.common.runs.run_dir import begin_run, open_run
 from beit.common.sources.labels import all_listed
 from beit.common.storage.documents import write_json
@@ -69,10 +70,7 @@ def run_probe(task: str, config: FinetuneConfig, *, data: str, run_dir: Path, re
     require(
         not config.classifier.multi_label, f"classifier.multi_label must be false: {task} knows one label per image"
     )
-    require(
-        not (run_dir / CHECKPOINTS).exists(),
-        f"{run_dir} holds a classification run, whose model {task} would replace; name another directory",
-    )
+    require_command(run_dir, PROBE)
     start = starting_point(config)
     if warning := unnamed_shape(config, start.architecture):
         logger.warning("%s", warning)

@@ -23,14 +23,15 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from beit.common.errors import InputError, require
+from beit.common.errors import InputError, ResumableStop, require
 from beit.common.overview.report.automatic import write_report
 from beit.common.pages.numbers import percent
 from beit.common.pages.tables import aligned
 from beit.common.progress import Progress
 from beit.common.reading.contents import contents_sha256
 from beit.common.rng import CounterRng
-from beit.common.runs.layout import CHECKPOINTS, MASK_PROBE
+from beit.common.runs.kinds import PROBE, require_command
+from beit.common.runs.layout import MASK_PROBE
 from beit.common.runs.run_dir import begin_run, open_run
 from beit.common.storage.documents import write_json
 from beit.common.vit.features import Features, LinearProbe, fit_linear
@@ -157,10 +158,7 @@ def run_segmentation_probe(config: SegmentationConfig, *, data: str, run_dir: Pa
     Returns:
         The table: mean IoU of every block.
     """
-    require(
-        not (run_dir / CHECKPOINTS).exists(),
-        f"{run_dir} holds a training, which linear-probe would mix with; name another directory",
-    )
+    require_command(run_dir, PROBE)
     require(
         config.normalization == "encoder",
         f"normalization ({config.normalization}) must be encoder: frozen features are of pixels as it knows them",
@@ -183,8 +181,11 @@ def run_segmentation_probe(config: SegmentationConfig, *, data: str, run_dir: Pa
         short_side=config.evaluation.short_side,
         micro_batch_size=config.evaluation.micro_batch_size,
     )
-    with torch.no_grad():
-        result = _probe(encoder, reader, masks, config)
+    try:
+        with torch.no_grad():
+            result = _probe(encoder, reader, masks, config)
+    except KeyboardInterrupt:  # a training would go on; here nothing is kept that could
+        raise ResumableStop("interrupted; the same command begins again") from None
     write_json(run.path / f"{MASK_PROBE}.json", {"task": MASK_PROBE, "encoder": config.encoder, **result})
     if config.run.report:
         write_report(run.path)

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from beit.common.config import above, at_least, checked, within
 from beit.common.errors import InputError, require
 from beit.common.reading.config import ReaderConfig
+from beit.common.runs.idle import Need, training_needs
 from beit.common.sources.config import SourceConfig
 from beit.common.training.config import (
     CheckpointConfig,
@@ -19,7 +20,7 @@ from beit.common.training.config import (
     TrainConfig,
 )
 from beit.common.vit.config import AdaptSetting, Normalization, require_one_limit
-from beit.finetune.config import ImageConfig, ShapeConfig
+from beit.finetune.config import ImageConfig, ShapeConfig, data_needs
 from beit.finetune.masks.settings import MaskDataConfig
 
 IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -189,3 +190,16 @@ class SegmentationConfig:
         )
         if self.encoder is not None and not self.encoder:
             raise InputError('--encoder must name a folder, or be "random"')
+
+
+def needs(config: SegmentationConfig) -> list[Need]:
+    """Return what settings of a training need to have an effect, as `common/runs/idle.py` wants it."""
+    data, kind = config.data, config.head.kind
+    of_kind = f'with head.kind="{kind}"; leave it out'
+    return [
+        *training_needs(config),
+        *data_needs(is_subset=(data.num_labels, data.label_fraction) != (None, None), is_measured=True),
+        *(Need(f"head.{name}", kind != "linear", of_kind) for name in ("channels", "norm")),
+        Need("head.auxiliary_weight", kind == "upernet", of_kind),
+        Need("evaluation.stride", config.evaluation.mode == "slide", 'with evaluation.mode="whole"; leave it out'),
+    ]

@@ -16,7 +16,7 @@ from beit.common.runs.layout import CONFIG
 from beit.common.runs.outputs import check_output_folder
 from beit.common.sources.opening import open_source
 from beit.common.sources.overlap import shared_images
-from beit.common.storage.documents import Format, read_json, reading
+from beit.common.storage.documents import Format, but_is, read_json, reading
 from beit.common.storage.files import sha256_file
 from beit.common.store import open_store
 from beit.common.vit.agreement import require_shape
@@ -169,7 +169,7 @@ def _check_out(given: Given, inputs: list[str]) -> None:
     out = given.out
     check_output_folder("OUT", out, inputs=inputs)
     if out.is_dir() and any(out.iterdir()) and not (out / PLAN_FILE).is_file():
-        raise InputError(f"OUT ({out}) is not empty and was not made by beit worth; name another folder")
+        raise InputError(f"OUT ({out}) is not empty and was not made by beit worth{but_is(out)}; name another folder")
 
 
 def _open_data(given: Given, config: FinetuneConfig) -> LabelledData:

@@ -34,7 +34,7 @@ _FOLDER = click.Path(path_type=Path)
     "--steps", type=click.IntRange(1), metavar="N", help="Of each pre-training. [default: as its recipe says]"
 )
 @click.option("--recipe", default="small_500", show_default=True, metavar="NAME|FILE", help="Of the fine-tuning.")
-@click.option("--continue-recipe", metavar="NAME|FILE", help="To go on from the weights. [default: by their width]")
+@click.option("--continue-recipe", metavar="NAME|FILE", help="To go on from the weights. [default: by their shape]")
 @click.option("--scratch-recipe", metavar="NAME|FILE", help="From scratch. [default: by the size of a patch]")
 @click.option("--continued", type=_FOLDER, metavar="ENCODER", help="One that is continued already; none is made.")
 @click.option("--scratch", type=_FOLDER, metavar="ENCODER", help="One pre-trained from scratch already; none is made.")

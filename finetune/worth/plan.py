@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,14 @@ _WIDE = 576
 _RECIPES = {16: "beit_small_patch16_224", 8: "beit_mini_patch8_64", 4: "beit_tiny_patch4_32"}
 """Of pre-training from scratch, by the side of a patch; the shape is that of the weights."""
 _BASE_RECIPE = "beit_base_patch16_224_1k"
+_CONTINUE_RECIPES = ("continue_small_patch16_224", "continue_mini_patch8_64")
+_WIDE_CONTINUE_RECIPE = "continue_base_patch16_224"
+MADE_FOR = {
+    **{name: (224, 16) for name in (_BASE_RECIPE, _WIDE_CONTINUE_RECIPE, _CONTINUE_RECIPES[0])},
+    _CONTINUE_RECIPES[1]: (64, 8),
+    **dict(zip(_RECIPES.values(), ((224, 16), (64, 8), (32, 4)), strict=True)),
+}
+"""Sides of view and patch, as the recipes themselves say in data.made_for."""
 _SHAPE = ("embed_dim", "depth", "num_heads", "mlp_ratio", "init_values", "use_abs_pos_emb")
 LATER = "<as continued>"
 """Stands for a number that is known once the encoder has been continued."""
@@ -76,14 +85,35 @@ class Plan:
         steps = [] if given.steps is None else [f"train.steps={given.steps}"]
         if start == CONTINUED:
             own = [*steps, *given.pretrain_settings, *given.continue_settings]
-            recipe = given.continue_recipe or continue_recipe(self._like_before())
-            words = ["--init", str(given.weights), "--recipe", recipe]
+            words = ["--init", str(given.weights), "--recipe", self._recipe(start)]
         else:
             # As many steps of as many images as the other one has.
             budget = [*steps, *self._budget_of_continued(has_steps=bool(steps))]
             own = [*self._pretrained_shape(), *budget, *given.pretrain_settings, *given.scratch_settings]
-            words = ["--recipe", given.scratch_recipe or scratch_recipe(self._like_before(), self.patch_size)]
+            words = ["--recipe", self._recipe(start)]
         return ["pretrain", store, str(folder), *words, *sets(own), *self._ranks()]
+
+    def _recipe(self, start: str) -> str:
+        """Return the recipe of a pre-training: the one that is named, or what fits best."""
+        given, like = self.given, self._like_before()
+        if start == CONTINUED:
+            return given.continue_recipe or continue_recipe(like, self.img_size)
+        return given.scratch_recipe or scratch_recipe(like, self.patch_size)
+
+    def unfit_recipes(self) -> list[str]:
+        """Say of each pre-training for whose views and patches there is no recipe what is taken instead."""
+        lines, here = [], (self.img_size, self.patch_size)
+        named = {CONTINUED: self.given.continue_recipe, SCRATCH: self.given.scratch_recipe}
+        for start in self.to_pretrain():
+            recipe = self._recipe(start)
+            made_for = MADE_FOR.get(recipe)
+            if named[start] is None and None not in here and made_for not in (None, here):
+                option = "continue-recipe" if start == CONTINUED else "scratch-recipe"
+                lines.append(
+                    f"{start}: no recipe is made for views of {here[0]} px in patches of {here[1]} px; {recipe} is "
+                    f"taken, made for {made_for[0]} px in {made_for[1]} px; --{option} names another"  # type: ignore[index]
+                )
+        return lines
 
     def finetune(self, run: Run) -> list[Command]:
         """Return the commands of a run."""
@@ -178,10 +208,22 @@ def budget_of(encoder: Path) -> tuple[int | None, int | None]:
     return steps, batch
 
 
-def continue_recipe(like: EncoderConfig | None) -> str:
-    """Return the recipe that goes on from an encoder of this shape."""
-    is_wide = like is not None and like.architecture.embed_dim >= _WIDE
-    return f"continue_{'base' if is_wide else 'small'}_patch16_224"
+def continue_recipe(like: EncoderConfig | None, img_size: int | None) -> str:
+    """Return the recipe that goes on from an encoder of this shape, on views of this size if that is known.
+
+    For wide ones the base model's, whose rates they need; else the one made for the nearest sides of view and patch.
+    """
+    if like is None:
+        return _CONTINUE_RECIPES[0]
+    shape = like.architecture
+    if shape.embed_dim >= _WIDE:
+        return _WIDE_CONTINUE_RECIPE
+    sides = img_size or shape.img_size, shape.patch_size
+
+    def factor(recipe: str) -> float:
+        return math.prod(max(one / two, two / one) for one, two in zip(sides, MADE_FOR[recipe], strict=True))
+
+    return min(_CONTINUE_RECIPES, key=factor)
 
 
 def scratch_recipe(like: EncoderConfig | None, patch_size: int | None) -> str:

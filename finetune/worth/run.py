@@ -55,6 +55,7 @@ def plan_text(checked: Checked) -> str:
         *([_budget_text(plan)] if plan.to_pretrain() else []),
         time_text(jobs),
         disk_text(plan, jobs),
+        *plan.unfit_recipes(),
     ]
     return "\n".join(line for line in lines if line)
 

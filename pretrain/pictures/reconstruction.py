@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from beit.common.encoder import load_weights
 from beit.common.errors import BadSample, InputError, require
 from beit.common.pages.pictures import mask_patches, picture_table, sheet
+from beit.common.runs.kinds import PRETRAIN, require_command
 from beit.common.runs.layout import ENCODER
 from beit.common.shards.schema import TokenizerInfo
 from beit.common.shards.token_store import TokenStore
@@ -179,6 +180,7 @@ def reconstruction_sheet(run: Path, *, store: str | None, tokenizer: str | None,
 
     `store` and `tokenizer` are where they are now, if that is no longer what the run names.
     """
+    require_command(run, PRETRAIN, is_read=True)
     encoder = read_encoder_config(run / ENCODER)
     opened = open_stored_run(run, store)
     tokens = _tokens(encoder, tokenizer) if opened.config.objective.needs_tokens else None

@@ -2,7 +2,8 @@
 
 A model that knows nothing guesses, at log2 of the vocabulary. Training begins there, falls to the unigram line and
 below; that several steps together lie above guessing, or above the unigram line once that was left behind, is the mark
-of a learning rate too high, also where the run recovers before anybody measures.
+of a learning rate too high, also where the run recovers before anybody measures. Of pixels nobody knows beforehand what
+guessing takes: the first steps say it, and the mean of all stands for the unigram line.
 """
 
 from __future__ import annotations
@@ -23,17 +24,25 @@ _MIDDLE_OF_NORMAL = 0.6745
 """Median distance from the mean, in standard deviations."""
 _MARGIN_BITS = 0.05
 """Above a line, besides; arbitrary."""
+_MARGIN_SHARE = 0.05
+"""The same of a squared error, as a share of the line; arbitrary."""
 _MANY = 4096
 """Losses on the device before they are fetched, where nothing else asks for them."""
 
 
 @dataclass(kw_only=True)
 class TrainingCurve:
-    """Follows the bits per token of every step, of the images of this rank; its state goes into the checkpoints."""
+    """Follows the loss of every step, bits per token or a squared error, of the images of this rank.
 
-    vocab_size: int
+    Its state goes into the checkpoints.
+    """
+
+    vocab_size: int | None
+    """Words; None for pixels."""
     parts: int
     """Micro-batches per step."""
+    first: float = math.inf
+    """Of pixels, the first block; of words not used."""
     low: float = math.inf
     """The best block so far; guessing, before there is one."""
     peak: dict[str, float] = field(default_factory=dict)
@@ -52,18 +61,29 @@ class TrainingCurve:
             self._settle()
         self._pending.append((step, bits.detach()))
 
-    def alarm(self, unigram_bits: float) -> str:
-        """Say what was beyond reason so far; empty where nothing was."""
+    @property
+    def _guessing(self) -> float:
+        return self.first if self.vocab_size is None else math.log2(self.vocab_size)
+
+    def alarm(self, simple: float) -> str:
+        """Say what was beyond reason so far; empty where nothing was.
+
+        `simple` is what held-out images take without looking: unigram_bits, or mean_mse.
+        """
         self._settle()
         if not self.peak:
             return ""
-        guessing = math.log2(self.vocab_size)
-        was_below = self.peak["low"] < unigram_bits - _MARGIN_BITS
-        line, name = (unigram_bits, "token frequencies take") if was_below else (guessing, "guessing takes")
-        if self.peak["at_least"] < line + _MARGIN_BITS:
+        is_pixels = self.vocab_size is None
+        margin = _MARGIN_SHARE * simple if is_pixels else _MARGIN_BITS
+        was_below = self.peak["low"] < simple - margin
+        line, name = (simple, "token frequencies take") if was_below else (self._guessing, "guessing takes")
+        if is_pixels:
+            name = "predicting the mean takes" if was_below else "the first steps took"
+        if self.peak["at_least"] < line + margin:
             return ""
+        value = f"{'a squared error of ' if is_pixels else ''}{self.peak['bits']:.2f}{'' if is_pixels else ' bits'}"
         return (
-            f"training was unstable, {self.peak['bits']:.2f} bits at step {self.peak['step']:.0f} where {name} "
+            f"training was unstable, {value} at step {self.peak['step']:.0f} where {name} "
             f"{line:.2f}: too high a learning rate, or too short a warmup"
         )
 
@@ -93,7 +113,9 @@ class TrainingCurve:
         self.num_blocks += 1
         self.noise += (noise - self.noise) / self.num_blocks
         error = max(noise, self.noise) / math.sqrt(len(block))
-        low = min(self.low, math.log2(self.vocab_size))
+        if self.vocab_size is None and math.isinf(self.first):
+            self.first = mean
+        low = min(self.low, self._guessing)
         at_least = mean - _SURE * error
         if at_least > low and at_least - low > self.peak.get("at_least", low) - self.peak.get("low", low):
             self.peak = {"step": step - _BLOCK_STEPS // 2, "bits": mean, "at_least": at_least, "low": low}
@@ -102,18 +124,20 @@ class TrainingCurve:
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint keeps."""
         self._settle()
-        low = min(self.low, math.log2(self.vocab_size))
-        names = ("peak", "noise", "num_blocks", "block")
-        return {"low": low, **{name: getattr(self, name) for name in names}}
+        low = min(self.low, self._guessing)
+        known = {name: value for name, value in (("low", low), ("first", self.first)) if math.isfinite(value)}
+        return {**known, **{name: getattr(self, name) for name in ("peak", "noise", "num_blocks", "block")}}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue from an earlier `state`; one that is damaged or missing is as good as none."""
         try:
-            low, block = float(state["low"]), [float(value) for value in state["block"]]
+            low, block = float(state.get("low", math.inf)), [float(value) for value in state["block"]]
             noise, num_blocks = float(state["noise"]), int(state["num_blocks"])
             peak = {str(name): float(value) for name, value in state["peak"].items()}
+            first = float(state.get("first", math.inf))
             if peak and set(peak) != {"step", "bits", "at_least", "low"}:
                 return
         except (KeyError, TypeError, ValueError, AttributeError):
             return
         self.low, self.block, self.peak, self.noise, self.num_blocks = low, block, peak, noise, num_blocks
+        self.first = first

@@ -149,7 +149,7 @@ def verdict(metrics: Mapping[str, float], alarm: str = "", *, is_continued: bool
     if not math.isfinite(loss):
         return f"the held-out loss is {loss}: diverged; nothing of use was learned"
     if "held_out_mse" in metrics:
-        return f"{_numbers(metrics)}: {_meaning(metrics)}"
+        return f"{_numbers(metrics)}: {_meaning(metrics)}{f'; {alarm}' if alarm else ''}"
     below, error = _below_unigram(metrics)
     interval = f" +- {_NINETY_FIVE * error:.2f}" if 0 < error < math.inf else ""
     distance = f"held-out {loss:.2f} bits, {abs(below):.2f}{interval} {'below' if below >= 0 else 'above'} unigram"

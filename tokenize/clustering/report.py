@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,16 +13,14 @@ from torch import Tensor
 
 from beit.common.pages.numbers import count, percent
 from beit.common.pages.pictures import picture_table, sheet
-from beit.common.storage.files import write_atomic
 from beit.common.tokenizers.kmeans import KMeansTokenizer
 from beit.common.tokenizers.kmeans_config import KMeansConfig
 from beit.tokenize.clustering.config import ClusteringConfig
 from beit.tokenize.fitness.image_quality import block_means, image_psnr
 from beit.tokenize.fitness.tokens import perplexity
+from beit.tokenize.tokenizer_training.card import Card
 
 _WORDS_SHOWN, _WORDS_PER_ROW = 24, 8
-CARD = "README.md"
-"""Written last, so that whoever finds it finds a finished tokenizer."""
 
 
 @torch.no_grad()
@@ -81,47 +77,33 @@ def commonest_words(patches: NDArray[np.uint8], counts: NDArray[np.int64]) -> Im
     )
 
 
-def kmeans_card(
-    file: Path, model: KMeansConfig, config: ClusteringConfig, training: Mapping[str, Any], *, fingerprint: str
-) -> None:
-    """Write the card; `training` is what the tokenizer's config.json says."""
-    metrics, teacher, side = training["metrics"], training["teacher"], model.patch_size
-    steps = config.clustering
-    command = f"beit tokenizer train {training['source']} {file.parent.name} --kind kmeans"
-    made_of = f"the {model.dim} pixel values of the patch"
+def kmeans_card(model: KMeansConfig, config: ClusteringConfig, training: Mapping[str, Any]) -> Card:
+    """Return the card; `training` is what the tokenizer's config.json says."""
+    metrics, teacher, side, steps = training["metrics"], training["teacher"], model.patch_size, config.clustering
+    made_of, options = f"the {model.dim} pixel values of the patch", " --kind kmeans"
     if teacher is not None:
         made_of = f"the {model.dim} features of block {teacher['block']} of the encoder `{teacher['name']}`"
-        command += f" --teacher {teacher['name']} --teacher-block {teacher['block']}"
+        options += f" --teacher {teacher['name']} --teacher-block {teacher['block']}"
     takes = f"any multiple of {side} px" if model.vit is None else f"{model.vit.img_size} px, no other"
-    lines = [
-        "# Image tokenizer",
-        "",
-        f"Words by k-means: each {side} x {side} px patch of an image becomes one of {model.vocab_size} visual words, "
-        f"the nearest centre, by cosine, of {made_of}. Fingerprint `{fingerprint}`.",
-        "",
-        "    from beit.common.tokenizer import load_tokenizer",
-        f'    token_ids = load_tokenizer("{file.parent}").encode(images)',
-        "",
-        f"- Takes images with a side of {takes}. Vectors are standardised by: {model.standardise}.",
-        f"- Made by `{command}`, {time.strftime('%Y-%m-%d')}; all settings: `config.toml`.",
-        f"- Data: {training['num_train_images']} images of `{training['source']}`, in views of "
-        f"{training['view_size']} px, {steps.steps} batches of {steps.global_batch_size} views; "
-        f"{training['num_held_out_images']} further images were held out.",
-        *([f"- Weights of the encoder: {teacher['weights']}."] if teacher is not None else []),
-        "- What `decode` paints are averages: the mean patch of every word. Words of features stand for what is seen, "
-        "not for its pixels, and are not meant to be painted.",
-        "- Licence: (yours to fill in: of the encoder, if there is one, and of the images)",
-        "",
-        "## Measured",
-        "",
-        f"On {metrics['images']:.0f} of the held-out images, one view each:",
-        "",
-        "| what | value |",
-        "| --- | --- |",
-        f"| different words used | {metrics['words_used']:.0f} of {model.vocab_size} |",
-        f"| perplexity of the words | {metrics['perplexity']:.0f} |",
-        f"| cosine of a patch and its word | {metrics['closeness']:.3f} |",
-        f"| mean patches, painted | {metrics['psnr']:.2f} dB |",
-        f"| mean colour of each patch, for comparison | {metrics['block_mean_psnr']:.2f} dB |",
-    ]
-    write_atomic(file, ("\n".join(lines) + "\n").encode())
+    return Card(
+        what=f"Words by k-means: each {side} x {side} px patch of an image becomes one of {model.vocab_size} visual "
+        f"words, the nearest centre, by cosine, of {made_of}.",
+        facts=[f"Takes images with a side of {takes}. Vectors are standardised by: {model.standardise}."],
+        options=options,
+        made="",
+        data=f", in views of {training['view_size']} px, {steps.steps} batches of {steps.global_batch_size} views",
+        further=[
+            *([] if teacher is None else [f"Weights of the encoder: {teacher['weights']}."]),
+            "What `decode` paints are averages: the mean patch of every word. Words of features stand for what is "
+            "seen, not for its pixels, and are not meant to be painted.",
+        ],
+        licence_of="the encoder, if there is one, and of the images",
+        measured_on=f"{metrics['images']:.0f} of the held-out images, one view of each",
+        measured={
+            "different words used": f"{metrics['words_used']:.0f} of {model.vocab_size}",
+            "perplexity of the words": f"{metrics['perplexity']:.0f}",
+            "cosine of a patch and its word": f"{metrics['closeness']:.3f}",
+            "mean patches, painted": f"{metrics['psnr']:.2f} dB",
+            "mean colour of each patch, for comparison": f"{metrics['block_mean_psnr']:.2f} dB",
+        },
+    )

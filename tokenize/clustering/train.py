@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from beit.common.config import config_to_dict
 from beit.common.errors import InputError, ResumableStop, require
 from beit.common.forecast.words import in_gb, in_words
 from beit.common.processes.distributed import World, init_distributed
@@ -32,17 +31,18 @@ from beit.common.runs.outputs import written
 from beit.common.runs.run_dir import RunDirectory, begin_run, open_run
 from beit.common.storage.locks import sole_use
 from beit.common.tokenizers.directory import CONFIG_FILE, save_tokenizer
-from beit.common.tokenizers.kmeans import KMeansTokenizer, cut_patches
+from beit.common.tokenizers.kmeans import KMeansTokenizer
 from beit.common.tokenizers.kmeans_config import KMeansConfig
+from beit.common.tokenizers.patches import cut_patches
 from beit.common.training.measure import children_memory_bytes, peak_memory_bytes
 from beit.tokenize.clustering.centres import Centres, assign, reduce_counts, revive, start, statistics, update
 from beit.tokenize.clustering.config import ClusteringConfig
 from beit.tokenize.clustering.data import Views, ViewTransform
-from beit.tokenize.clustering.report import CARD, commonest_words, kmeans_card, word_metrics
-from beit.tokenize.images import open_images
+from beit.tokenize.clustering.report import commonest_words, kmeans_card, word_metrics
 from beit.tokenize.kinds import TeacherChoice
 from beit.tokenize.teacher import EncoderTeacher, is_code, load_teacher
-from beit.tokenize.tokenizer_training.data import Images, read_samples, split_images
+from beit.tokenize.tokenizer_training.card import CARD, training_record
+from beit.tokenize.tokenizer_training.data import Images, open_split, read_samples
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ def train_kmeans(
         world.announce()
         network, taught = build_network(config, teacher)
         network.to(world.device)
-        images = world.run_on_main(lambda: _open(config, source, network, _view_size(config, network)))
+        images = world.run_on_main(lambda: open_split(source, config, img_size=_view_size(config, network)))
         run = open_run(out_dir, config, world=world, resume=resume)
         with ExitStack() as locks:
             clustering = Clustering(config, source, network, taught, images, world)
@@ -120,12 +120,6 @@ def build_network(
 
 def _view_size(config: ClusteringConfig, network: KMeansTokenizer) -> int:
     return network.img_size or config.data.view_size or _VIEW_SIZE
-
-
-def _open(config: ClusteringConfig, source: str, network: KMeansTokenizer, view_size: int) -> Images:
-    cache = config.reader.parquet_cache_bytes
-    opened = open_images(source, img_size=view_size, cache_bytes=cache, settings=config.source)
-    return split_images(opened, config.data, cache_bytes=cache)
 
 
 @dataclass
@@ -344,19 +338,12 @@ class Clustering:
         network.centres.copy_(self.centres.directions)
         network.patches = self._mean_patches().to(self.world.device)
         metrics = word_metrics(network, self._held_out_views(), micro_batch_size=32)
-        training = {
-            "source": self.source,
-            "index_sha256": self.images.train.index_sha256,
-            "num_train_images": int(self.images.train.shard_sizes.sum()),
-            "num_held_out_images": int(self.images.held_out.shard_sizes.sum()),
-            "view_size": self.view_size,
-            "teacher": None if teacher is None else describe_teacher(teacher),
-            "metrics": metrics,
-            "settings": config_to_dict(self.config),
-        }
+        taught = None if teacher is None else describe_teacher(teacher)
+        reached = {"view_size": self.view_size, "teacher": taught, "metrics": metrics}
+        training = training_record(self.source, self.images, self.config, **reached)
         shape = network.config
         fingerprint = save_tokenizer(directory, network.state_dict(), shape, training=training, patches=network.patches)
-        kmeans_card(directory / CARD, shape, self.config, training, fingerprint=fingerprint)
+        kmeans_card(shape, self.config, training).write(directory, training, fingerprint=fingerprint)
         logger.info(
             "%.0f of %d words occur in %.0f held-out images, perplexity %.0f, cosine %.3f",
             *(metrics["words_used"], network.vocab_size, metrics["images"]),

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from beit.common.config import at_least, checked, one_of, within
 from beit.common.errors import require
 from beit.common.reading.config import ReaderConfig
+from beit.common.runs.idle import Need, training_needs
 from beit.common.sources.config import SourceConfig
 from beit.common.tokenizers.vqkd_config import VQKDConfig
 from beit.common.training.config import (
@@ -158,3 +159,10 @@ class DistillationConfig:
             f"train.ema_decay ({self.train.ema_decay}) has no use for --kind vqkd: its codebook follows the newest "
             "weights, and averaged ones would choose other words; leave it out",
         )
+
+
+def needs(config: DistillationConfig) -> list[Need]:
+    """Return what settings need to have an effect, as `common/runs/idle.py` wants it."""
+    restarts, why = config.objective.restart_threshold > 0, "with objective.restart_threshold=0; leave it out"
+    names = ("restart_interval_steps", "restart_fraction")
+    return [*training_needs(config), *(Need(f"objective.{name}", restarts, why) for name in names)]

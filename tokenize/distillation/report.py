@@ -5,9 +5,7 @@ The thorough measurement of a finished tokenizer is `beit tokenizer report` (`to
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,12 +15,12 @@ from PIL.Image import Image
 from torch import Tensor
 
 from beit.common.pages.pictures import picture_table, sheet
-from beit.common.storage.files import write_atomic
 from beit.tokenize.distillation.config import DistillationConfig
 from beit.tokenize.distillation.data import CHANGED_IMAGES, IMAGES, TEACHER_IMAGES
 from beit.tokenize.distillation.model import DistillationModel, teacher_cosine
 from beit.tokenize.fitness.tokens import collision_probability, perplexity
 from beit.tokenize.teacher import Teacher
+from beit.tokenize.tokenizer_training.card import Card
 
 _GROUPS_PER_ROW, _MICRO_BATCH_SIZE = 2, 32
 
@@ -78,11 +76,9 @@ def words_sheet(model: DistillationModel, views: Mapping[str, Tensor], device: t
         drawn += [images.permute(0, 2, 3, 1).cpu().numpy(), colours[words.numpy()]]
     groups = [[column[number] for column in drawn] for number in range(len(views[IMAGES]))]
     rows = [sum(groups[start : start + _GROUPS_PER_ROW], []) for start in range(0, len(groups), _GROUPS_PER_ROW)]
-    width = max(map(len, rows))
-    padded = [row + [None] * (width - len(row)) for row in rows]
-    titles = ("view", "its words", "mirrored, recoloured", "its words") * (width // len(drawn))
+    titles = ("view", "its words", "mirrored, recoloured", "its words") * (len(rows[0]) // len(drawn))
     legend = "A square's colour stands for its word; words that are near each other have similar colours."
-    return sheet([picture_table(padded, titles=titles)], legend=legend)
+    return sheet([picture_table(rows, titles=titles)], legend=legend)
 
 
 def word_colours(codebook: Tensor) -> NDArray[np.uint8]:
@@ -97,47 +93,35 @@ def word_colours(codebook: Tensor) -> NDArray[np.uint8]:
     return colours
 
 
-def distillation_card(file: Path, config: DistillationConfig, training: Mapping[str, Any], *, fingerprint: str) -> None:
-    """Write the card; `training` is what the tokenizer's config.json says: source, teacher, step, metrics."""
+def distillation_card(config: DistillationConfig, training: Mapping[str, Any]) -> Card:
+    """Return the card; `training` is what the tokenizer's config.json says."""
     model, metrics, teacher = config.model, training["metrics"], training["teacher"]
     block = "" if teacher["block"] is None else f" --teacher-block {teacher['block']}"
-    command = f"beit tokenizer train {training['source']} {file.parent.name} --teacher {teacher['name']}{block}"
-    grid = model.grid_size
-    lines = [
-        "# Image tokenizer",
-        "",
-        f"Vector-quantised knowledge distillation: each {model.patch_size} x {model.patch_size} px square of an image "
-        f"of {model.img_size} x {model.img_size} px becomes one of {model.vocab_size} visual words, chosen for what "
-        f"they tell of a teacher's features. Fingerprint `{fingerprint}`.",
-        "Words stand for what is in a square, not for its pixels: pictures of them are mean patches.",
-        "",
-        "    from beit.common.tokenizer import load_tokenizer",
-        f'    token_ids = load_tokenizer("{file.parent}").encode(images)  # {grid} x {grid} each',
-        "",
-        f"- Network: vision transformer of {model.depth} block{'s' * (model.depth > 1)}, {model.embed_dim} wide, "
-        f"{model.num_heads} heads; code vectors of {model.code_dim}.",
-        f"- Teacher: `{teacher['name']}`, {teacher['dim']} features per square at {teacher['img_size']} px, "
-        f"fingerprint `{teacher['fingerprint']}`.",
-        f"- Training: `{command}`, {time.strftime('%Y-%m-%d')}, step {training['step']} of {training['total_steps']}; "
-        "all settings: `config.toml`.",
-        f"- Data: {training['num_train_images']} images of `{training['source']}`; {training['num_held_out_images']} "
-        "further images were held out.",
-        "- Licence: (yours to fill in: of these weights, of the teacher, and of the images they were trained on)",
-    ]
-    if metrics:
-        lines += [
-            "",
-            "## Measured",
-            "",
-            f"On {metrics['eval_images']:.0f} of the held-out images, one view of each; `words.png` shows some, as the "
-            "latest evaluation saw them:",
-            "",
-            "| what | value |",
-            "| --- | --- |",
-            f"| cosine of the teacher's features and what words tell of them | {metrics['eval_teacher_cosine']:.3f} |",
-            f"| different words used | {metrics['eval_words_used']:.0f} of {model.vocab_size} |",
-            f"| perplexity of the words | {metrics['eval_perplexity']:.0f} |",
-            "| squares that keep their word in mirror image and other colours | "
-            f"{metrics['eval_agreement']:.1%} (by chance {metrics['eval_agreement_by_chance']:.1%}) |",
-        ]
-    write_atomic(file, ("\n".join(lines) + "\n").encode())
+    return Card(
+        what=f"Vector-quantised knowledge distillation: each {model.patch_size} x {model.patch_size} px square of an "
+        f"image of {model.img_size} x {model.img_size} px becomes one of {model.vocab_size} visual words, chosen for "
+        "what they tell of a teacher's features.",
+        notes=["Words stand for what is in a square, not for its pixels: pictures of them are mean patches."],
+        gives=f"  # {model.grid_size} x {model.grid_size} each",
+        facts=[
+            f"Network: vision transformer of {model.depth} block{'s' * (model.depth > 1)}, {model.embed_dim} wide, "
+            f"{model.num_heads} heads; code vectors of {model.code_dim}.",
+            f"Teacher: `{teacher['name']}`, {teacher['dim']} features per square at {teacher['img_size']} px, "
+            f"fingerprint `{teacher['fingerprint']}`.",
+        ],
+        options=f" --teacher {teacher['name']}{block}",
+        made=f", step {training['step']} of {training['total_steps']}",
+        data="",
+        licence_of="these weights, of the teacher, and of the images they were trained on",
+        measured_on=f"{metrics.get('eval_images', 0):.0f} of the held-out images, one view of each; `words.png` shows "
+        "some, as the latest evaluation saw them",
+        measured={
+            "cosine of the teacher's features and what words tell of them": f"{metrics['eval_teacher_cosine']:.3f}",
+            "different words used": f"{metrics['eval_words_used']:.0f} of {model.vocab_size}",
+            "perplexity of the words": f"{metrics['eval_perplexity']:.0f}",
+            "squares that keep their word in mirror image and other colours": f"{metrics['eval_agreement']:.1%} (by "
+            f"chance {metrics['eval_agreement_by_chance']:.1%})",
+        }
+        if metrics
+        else {},
+    )

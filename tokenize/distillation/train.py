@@ -19,12 +19,12 @@ import torch
 from PIL.Image import Image
 from torch import Tensor, nn
 
-from beit.common.config import config_to_dict
 from beit.common.errors import InputError, require
 from beit.common.processes.distributed import World, init_distributed
 from beit.common.processes.signals import stop_on_signals, under_way
 from beit.common.reading.contents import Watched
 from beit.common.rng import CounterRng, stable_hash64
+from beit.common.runs.idle import warn_of_idle
 from beit.common.runs.outputs import written
 from beit.common.storage.samples import Record
 from beit.common.tokenizer import DType
@@ -37,14 +37,14 @@ from beit.common.training.engine import choose_precision
 from beit.common.training.judge import Goal
 from beit.common.training.trainer import train
 from beit.common.vit.param_groups import param_groups
-from beit.tokenize.distillation.config import DistillationConfig, TeacherRecord
+from beit.tokenize.distillation.config import DistillationConfig, TeacherRecord, needs
 from beit.tokenize.distillation.data import IMAGES, TEACHER_IMAGES, ViewTransform
 from beit.tokenize.distillation.model import DistillationModel, teacher_cosine
 from beit.tokenize.distillation.report import batches_of, distillation_card, distillation_metrics, words_sheet
 from beit.tokenize.distillation.words import CODES_PER_WORD, place_words, restart_words, used_words
-from beit.tokenize.images import open_images
 from beit.tokenize.teacher import Teacher, load_teacher
-from beit.tokenize.tokenizer_training.data import Images, read_samples, split_images
+from beit.tokenize.tokenizer_training.card import training_record
+from beit.tokenize.tokenizer_training.data import Images, open_split, read_samples
 
 if TYPE_CHECKING:
     from beit.tokenize.kinds import TeacherChoice
@@ -71,7 +71,7 @@ def train_distilled(
         InputError: bad input.
         ResumableStop: a signal asked to stop; a checkpoint was committed.
     """
-    model, cache = config.model, config.reader.parquet_cache_bytes
+    warn_of_idle(config, needs(config))
     with stop_on_signals():  # the same signals as the training inside, so that one that comes now is not lost
         timeouts = config.train.collective_timeout_seconds, config.train.meeting_timeout_seconds
         world = init_distributed(timeout_seconds=timeouts[0], meeting_timeout_seconds=timeouts[1])
@@ -79,13 +79,7 @@ def train_distilled(
         config = replace(config, teacher=TeacherRecord(fingerprint=loaded.fingerprint))
 
         def build(world: World) -> DistillationTask:
-            images = world.run_on_main(
-                lambda: split_images(
-                    open_images(source, img_size=model.img_size, cache_bytes=cache, settings=config.source),
-                    config.data,
-                    cache_bytes=cache,
-                )
-            )
+            images = world.run_on_main(lambda: open_split(source, config, img_size=config.model.img_size))
             return DistillationTask(config, source, images, loaded, teacher.block, world)
 
         task, result = train(config, build, run_dir=out_dir, resume=resume)
@@ -370,21 +364,12 @@ class DistillationTask:
             "img_size": self.teacher.img_size,
             "dim": self.teacher.dim,
         }
-        training = {
-            "source": self.source,
-            "teacher": teacher,
-            "index_sha256": self.images.train.index_sha256,
-            "num_train_images": int(self.images.train.shard_sizes.sum()),
-            "num_held_out_images": int(self.images.held_out.shard_sizes.sum()),
-            "step": step,
-            "total_steps": self._total_steps,
-            "metrics": dict(metrics),
-            "settings": config_to_dict(self.config),
-        }
+        reached = {"step": step, "total_steps": self._total_steps, "metrics": dict(metrics)}
+        training = training_record(self.source, self.images, self.config, teacher=teacher, **reached)
         network.load_state_dict(weights, assign=True)
         patches = self._mean_patches(network, step)
         fingerprint = save_tokenizer(directory, weights, self.config.model, training=training, patches=patches)
-        distillation_card(directory / "README.md", self.config, training, fingerprint=fingerprint)
+        distillation_card(self.config, training).write(directory, training, fingerprint=fingerprint)
 
     @torch.no_grad()
     def _mean_patches(self, network: VQKD, step: int) -> Tensor:

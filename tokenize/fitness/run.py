@@ -55,6 +55,7 @@ def report_tokenizers(
             measure_fitness(tokenizer, sample, view_size=size, device=device)
             for tokenizer, size in zip(tokenizers, sizes, strict=True)
         ]
+        num_usable = sample.num_in_source - len(sample.bad_samples)
         sheet = reconstruction_sheet(tokenizers, measurements, sample)
     report = FitnessReport(
         source=source,
@@ -64,7 +65,7 @@ def report_tokenizers(
         settings=settings,
         labels=short_labels(names),
         fitness=[measurement.fitness for measurement in measurements],
-        verdicts=[judge(measurement.fitness) for measurement in measurements],
+        verdicts=[judge(measurement.fitness, num_in_source=num_usable) for measurement in measurements],
         images_verdict=judge_images(len(sample.bad_samples), len(sample)),
         sheet=sheet,
     )

@@ -52,13 +52,14 @@ class Verdict:
     """What made the level."""
 
 
-def judge(fitness: Fitness) -> list[Verdict]:
-    """Return the verdicts on a tokenizer in the order of the report."""
+def judge(fitness: Fitness, *, num_in_source: int) -> list[Verdict]:
+    """Return the verdicts on a tokenizer in the order of the report, of views of some of so many images."""
+    more = _measure_more(fitness.num_views, num_in_source)
     return [
-        _usage(fitness),
-        *_word_verdicts(fitness),
-        _context(fitness),
-        *_meaning_verdicts(fitness),
+        _usage(fitness, more),
+        *_word_verdicts(fitness, more),
+        _context(fitness, more),
+        *_meaning_verdicts(fitness, more),
         *_picture_verdicts(fitness),
     ]
 
@@ -86,7 +87,7 @@ def _verdict(key: str, value: float, text: str, *, advice: str = "", level: Leve
     return Verdict(key=key, title=rule.title, level=level, text=text, advice=advice, rule=rule.as_text())
 
 
-def _usage(fitness: Fitness) -> Verdict:
+def _usage(fitness: Fitness, more: str) -> Verdict:
     words, vocab_size = fitness.tokens.words, fitness.tokenizer.vocab_size
     unused = vocab_size - words.words_used
     text = (
@@ -99,15 +100,20 @@ def _usage(fitness: Fitness) -> Verdict:
     share = words.words_used / words.expected_words_used
     if words.unseen_probability > MAX_NEW_WORD_PROBABILITY and RULES["usage"].level(share) != "good":
         text += ", so more images would show more words"
-        return _verdict("usage", share, text, advice=_measure_more(fitness), level="look")
+        return _verdict("usage", share, text, advice=more, level="look")
     return _verdict("usage", share, text)
 
 
-def _measure_more(fitness: Fitness) -> str:
-    return f"measure more images before judging (--images {2 * fitness.num_views} or more)"
+def _measure_more(num_views: int, num_in_source: int) -> str:
+    """Say how to measure more images than these, of as many as there are."""
+    if num_views >= num_in_source:
+        return f"measure more images before judging: all {num_in_source} of SOURCE are, so name another one"
+    wanted = 2 * num_views
+    number = f"{wanted} or more" if wanted < num_in_source else f"{num_in_source}, all of SOURCE"
+    return f"measure more images before judging (--images {number})"
 
 
-def _word_verdicts(fitness: Fitness) -> Iterator[Verdict]:
+def _word_verdicts(fitness: Fitness, more: str) -> Iterator[Verdict]:
     words = fitness.tokens.words
     share = words.perplexity / fitness.tokenizer.vocab_size
     text = (
@@ -118,7 +124,7 @@ def _word_verdicts(fitness: Fitness) -> Iterator[Verdict]:
     is_even = rule.level(words.perplexity / words.expected_words_used) == "good"  # as far as so few tokens can show it
     if words.unseen_probability > MAX_NEW_WORD_PROBABILITY and is_even and rule.level(share) != "good":
         text += f"; {words.num_tokens:,} tokens cannot show many more"
-        yield _verdict("balance", share, text, advice=_measure_more(fitness), level="look")
+        yield _verdict("balance", share, text, advice=more, level="look")
     else:
         yield _verdict("balance", share, text)
     difference = fitness.tokens.positions.border_bits - fitness.tokens.positions.inner_bits
@@ -132,7 +138,7 @@ def _word_verdicts(fitness: Fitness) -> Iterator[Verdict]:
     yield _verdict("copies", max(pairs.left_share, pairs.up_share), text)
 
 
-def _context(fitness: Fitness) -> Verdict:
+def _context(fitness: Fitness, more: str) -> Verdict:
     context = fitness.tokens.context
     share = context.gain_bits / context.unigram_bits if context.unigram_bits else 0.0
     text = (
@@ -144,7 +150,7 @@ def _context(fitness: Fitness) -> Verdict:
     if share < LOW_GAIN and context.num_fit_tokens < MIN_FIT_TOKENS_PER_WORD * fitness.tokenizer.vocab_size:
         level = "look"
         text += f", and {context.num_fit_tokens:,} tokens are too few to know {fitness.tokenizer.vocab_size:,} words"
-        advice = "measure more images (--images)"
+        advice = more
     elif share < LOW_GAIN:
         level = "look"
         advice = (
@@ -164,7 +170,7 @@ def _context(fitness: Fitness) -> Verdict:
     return Verdict(key="context", title="Context", level=level, text=text, advice=advice, rule=rule)
 
 
-def _meaning_verdicts(fitness: Fitness) -> Iterator[Verdict]:
+def _meaning_verdicts(fitness: Fitness, more: str) -> Iterator[Verdict]:
     found = fitness.agreement
     kept = found.above_chance["all"]
     text = (
@@ -174,16 +180,16 @@ def _meaning_verdicts(fitness: Fitness) -> Iterator[Verdict]:
     )
     yield _verdict("agreement", kept, text)
     if fitness.num_labelled:
-        yield _classes(fitness)
+        yield _classes(fitness, more)
 
 
-def _classes(fitness: Fitness) -> Verdict:
+def _classes(fitness: Fitness, measure_more: str) -> Verdict:
     """Judge what words say about the class of an image, against guessing and against mean colours."""
     found, advice = fitness.classes, ""
     level: Level = "look"
     if found is None:
         text = f"too few of the {fitness.num_labelled} labelled images measured have a class in common"
-        advice = _measure_more(fitness)
+        advice = measure_more
     else:
         text = (
             f"the words of an image tell its class for {percent(found.accuracy)} of {found.num_images:,} images "
@@ -195,7 +201,7 @@ def _classes(fitness: Fitness) -> Verdict:
         if all(is_above):
             level = "good"
         elif found.num_images < ENOUGH_LABELLED:
-            advice = _measure_more(fitness)
+            advice = measure_more
         elif is_above[0]:
             advice = (
                 "words that say no more than colours suffice where pixels are what counts; words from a teacher say "

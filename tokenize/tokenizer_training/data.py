@@ -11,12 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from beit.common.errors import BadSample, require
+from beit.common.reading.config import ReaderConfig
 from beit.common.reading.dataset import Dataset
 from beit.common.reading.labelled_dataset import LabelledDataset
 from beit.common.rng import CounterRng
 from beit.common.shards.schema import HeldOut, held_out_count, held_out_hash
+from beit.common.sources.config import SourceConfig
 from beit.common.storage.samples import Record, locate, shard_starts
 from beit.common.views import TOKEN_RESAMPLE, AugmentConfig, draw_view, render_view
+from beit.tokenize.images import open_images
 from beit.tokenize.tokenizer_training.config import TokenizerDataConfig
 
 logger = logging.getLogger(__name__)
@@ -84,6 +87,29 @@ class HoldsOut(Protocol):
     @property
     def num_eval_images(self) -> int:
         """Images that are held out even where the share holds fewer, up to a fifth of all."""
+
+
+class OpensImages(Protocol):
+    """What the settings of every kind of tokenizer say of images."""
+
+    @property
+    def data(self) -> HoldsOut:
+        """How many are held out."""
+
+    @property
+    def source(self) -> SourceConfig:
+        """Which are read."""
+
+    @property
+    def reader(self) -> ReaderConfig:
+        """How."""
+
+
+def open_split(source: str, config: OpensImages, *, img_size: int) -> Images:
+    """Open the images that a user named, for views of this side, and part those that are measured on."""
+    cache = config.reader.parquet_cache_bytes
+    opened = open_images(source, img_size=img_size, cache_bytes=cache, settings=config.source)
+    return split_images(opened, config.data, cache_bytes=cache)
 
 
 def split_images(images: LabelledDataset, data: HoldsOut, *, cache_bytes: int) -> Images:

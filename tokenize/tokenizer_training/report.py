@@ -6,9 +6,7 @@ tokenizer is `beit tokenizer report` (`tokenize/fitness/`).
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,10 +14,10 @@ from PIL.Image import Image
 from torch import Tensor
 
 from beit.common.pages.pictures import picture_table, sheet
-from beit.common.storage.files import write_atomic
 from beit.common.tokenizers.dvae import DiscreteVAE, luma
 from beit.tokenize.fitness.image_quality import block_means, image_psnr
 from beit.tokenize.fitness.tokens import perplexity
+from beit.tokenize.tokenizer_training.card import Card
 from beit.tokenize.tokenizer_training.config import TokenizerTrainConfig
 
 _PAIRS_PER_ROW = 4
@@ -67,42 +65,29 @@ def seen_pixels(model: DiscreteVAE, images: Tensor) -> Tensor:
     return luma(images).expand(-1, 3, -1, -1) if model.config.channels == 1 else images
 
 
-def tokenizer_card(file: Path, config: TokenizerTrainConfig, training: Mapping[str, Any], *, fingerprint: str) -> None:
-    """Write the card; `training` is what the tokenizer's config.json says: source, step, total_steps, metrics."""
+def tokenizer_card(config: TokenizerTrainConfig, training: Mapping[str, Any]) -> Card:
+    """Return the card; `training` is what the tokenizer's config.json says."""
     model, data, metrics, decay = config.model, config.data, training["metrics"], config.train.ema_decay
     average = "the weights as they were then" if decay is None else f"weights averaged with decay {decay}"
-    lines = [
-        "# Image tokenizer",
-        "",
-        f"A discrete VAE: each {model.downsampling} x {model.downsampling} px square of an image becomes one of "
-        f"{model.vocab_size} visual words. Fingerprint `{fingerprint}`.",
-        *(["It sees the luma of colour images, and decodes to grey."] if model.channels == 1 else []),
-        "",
-        "    from beit.common.tokenizer import load_tokenizer",
-        f'    token_ids = load_tokenizer("{file.parent}").encode(images)',
-        "",
-        f"- Network: width {model.width}, {model.num_blocks} residual blocks each way, code vectors of "
-        f"{model.code_dim}; trained by {model.reconstruction}.",
-        f"- Training: `beit tokenizer train {training['source']} {file.parent.name}`, {time.strftime('%Y-%m-%d')}, "
-        f"step {training['step']} of {training['total_steps']}, {average}; all settings: `config.toml`.",
-        f"- Data: {training['num_train_images']} images of `{training['source']}`, in views of {data.view_size} px, "
-        f"{data.crops_per_image} pieces of {data.crop_size} px of each; {training['num_held_out_images']} further "
-        "images were held out.",
-        "- Licence: (yours to fill in: of these weights, and of the images they were trained on)",
-    ]
-    if metrics:
-        lines += [
-            "",
-            "## Measured",
-            "",
-            f"On {metrics['eval_images']:.0f} of the held-out images, one view of each; `reconstruction.png` shows "
-            "some, as the latest evaluation saw them:",
-            "",
-            "| what | value |",
-            "| --- | --- |",
-            f"| reconstruction | {metrics['eval_psnr']:.2f} dB |",
-            f"| mean colour of each square, for comparison | {metrics['eval_block_mean_psnr']:.2f} dB |",
-            f"| different words used | {metrics['eval_words_used']:.0f} of {model.vocab_size} |",
-            f"| perplexity of the words | {metrics['eval_perplexity']:.0f} |",
-        ]
-    write_atomic(file, ("\n".join(lines) + "\n").encode())
+    return Card(
+        what=f"A discrete VAE: each {model.downsampling} x {model.downsampling} px square of an image becomes one of "
+        f"{model.vocab_size} visual words.",
+        notes=["It sees the luma of colour images, and decodes to grey."] if model.channels == 1 else [],
+        facts=[
+            f"Network: width {model.width}, {model.num_blocks} residual blocks each way, code vectors of "
+            f"{model.code_dim}; trained by {model.reconstruction}."
+        ],
+        made=f", step {training['step']} of {training['total_steps']}, {average}",
+        data=f", in views of {data.view_size} px, {data.crops_per_image} pieces of {data.crop_size} px of each",
+        licence_of="these weights, and of the images they were trained on",
+        measured_on=f"{metrics.get('eval_images', 0):.0f} of the held-out images, one view of each; "
+        "`reconstruction.png` shows some, as the latest evaluation saw them",
+        measured={
+            "reconstruction": f"{metrics['eval_psnr']:.2f} dB",
+            "mean colour of each square, for comparison": f"{metrics['eval_block_mean_psnr']:.2f} dB",
+            "different words used": f"{metrics['eval_words_used']:.0f} of {model.vocab_size}",
+            "perplexity of the words": f"{metrics['eval_perplexity']:.0f}",
+        }
+        if metrics
+        else {},
+    )

@@ -20,22 +20,22 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 from torch import Tensor, nn
 
-from beit.common.config import config_to_dict
 from beit.common.errors import InputError
 from beit.common.forecast.hardware import Hardware
 from beit.common.forecast.training import TrainingForecast
 from beit.common.processes.distributed import World
 from beit.common.reading.contents import Watched
 from beit.common.rng import CounterRng, stable_hash64
+from beit.common.runs.idle import training_needs, warn_of_idle
 from beit.common.runs.outputs import written
 from beit.common.tokenizers.directory import save_tokenizer
 from beit.common.training.data import Batch, TrainingData
 from beit.common.training.judge import Goal
 from beit.common.training.trainer import train
-from beit.tokenize.images import open_images
+from beit.tokenize.tokenizer_training.card import training_record
 from beit.tokenize.tokenizer_training.codebook import fit_codebook, revive_words
 from beit.tokenize.tokenizer_training.config import TokenizerTrainConfig
-from beit.tokenize.tokenizer_training.data import CropTransform, Images, read_samples, split_images
+from beit.tokenize.tokenizer_training.data import CropTransform, Images, open_split, read_samples
 from beit.tokenize.tokenizer_training.forecast import forecast_tokenizer
 from beit.tokenize.tokenizer_training.report import reconstruction_metrics, reconstruction_sheet, tokenizer_card
 from beit.tokenize.tokenizer_training.step import (
@@ -67,16 +67,10 @@ def train_tokenizer(config: TokenizerTrainConfig, source: str, out_dir: Path, *,
         InputError: bad input.
         ResumableStop: a signal asked to stop; a checkpoint was committed.
     """
-    size, cache = config.data.view_size, config.reader.parquet_cache_bytes
+    warn_of_idle(config, training_needs(config))
 
     def build(world: World) -> TokenizerTask:
-        images = world.run_on_main(
-            lambda: split_images(
-                open_images(source, img_size=size, cache_bytes=cache, settings=config.source),
-                config.data,
-                cache_bytes=cache,
-            )
-        )
+        images = world.run_on_main(lambda: open_split(source, config, img_size=config.data.view_size))
         return TokenizerTask(config, source, images, world)
 
     task, result = train(config, build, run_dir=out_dir, resume=resume)
@@ -292,18 +286,10 @@ class TokenizerTask:
     ) -> None:
         """Write the tokenizer and its card into the run directory."""
         weights = {name.removeprefix("vae."): value for name, value in state.items() if name.startswith("vae.")}
-        training = {
-            "source": self.source,
-            "index_sha256": self.images.train.index_sha256,
-            "num_train_images": int(self.images.train.shard_sizes.sum()),
-            "num_held_out_images": int(self.images.held_out.shard_sizes.sum()),
-            "step": step,
-            "total_steps": self.data.plan.total_steps,
-            "metrics": dict(metrics),
-            "settings": config_to_dict(self.config),
-        }
+        reached = {"step": step, "total_steps": self.data.plan.total_steps, "metrics": dict(metrics)}
+        training = training_record(self.source, self.images, self.config, **reached)
         fingerprint = save_tokenizer(directory, weights, self.config.model, training=training)
-        tokenizer_card(directory / "README.md", self.config, training, fingerprint=fingerprint)
+        tokenizer_card(self.config, training).write(directory, training, fingerprint=fingerprint)
 
 
 def _flat_features(model: TokenizerModel, images: Tensor) -> Tensor:

@@ -200,10 +200,7 @@ def length_words(forecast: TrainingForecast, *, warmup_steps: int | None = None)
     """Write how long a training is: "2,000 steps of 32 images = 533 epochs; 64,000 images seen"."""
     warm = "" if not warmup_steps else f", {count(warmup_steps, 'step')} of them warm-up"
     epochs = f"{forecast.epochs:,.0f}" if forecast.epochs >= 1000 else f"{forecast.epochs:.3g}"
-    return (
-        f"{count(forecast.steps, 'step')} = {epochs} epochs{warm}; {large(forecast.samples_seen)} images "
-        "seen in all"
-    )
+    return f"{count(forecast.steps, 'step')} = {epochs} epochs{warm}; {large(forecast.samples_seen)} images seen in all"
 
 
 def memory_rows(

@@ -1,13 +1,16 @@
 """The table of the speed-run has a head for each cell; what is wrong is one line before anything is made."""
 
 import sys
+from pathlib import Path
 
 import click
 import pytest
 
 from beit.benchmarks import speedrun
 from beit.benchmarks.paired_runs import run_script
-from beit.common.errors import InputError
+from beit.common.errors import InputError, RunFailed
+
+ROOT = Path(__file__).parents[3]
 
 
 def test_each_cell_stands_under_its_head(tmp_path):
@@ -76,3 +79,28 @@ def test_scripts_end_with_one_line_and_the_codes_of_beit(error, code, said, monk
         run_script(main)
     assert caught.value.code == code
     assert said in capsys.readouterr().err
+
+
+def test_a_command_is_measured_with_all_that_it_starts(capfd):
+    inner = "import time\nend = time.process_time() + 0.2\nwhile time.process_time() < end: pass"
+    outer = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {inner!r}], check=True)"
+    with open("/dev/null") as lock:
+        assert 0.2 <= speedrun.measured([sys.executable, "-c", outer], lock=lock.fileno()) < 20
+        with pytest.raises(RunFailed, match="ended with exit code 3"):
+            speedrun.measured([sys.executable, "-c", "raise SystemExit(3)"], lock=lock.fileno())
+
+
+def test_trials_of_the_earlier_recipe_warm_up_for_a_tenth_of_their_steps_as_the_page_says(tmp_path, monkeypatch):
+    told = {}
+    monkeypatch.setattr(
+        speedrun.Bench, "run", lambda self, made, *words, **_: told.setdefault(made.name, words) and 1.0
+    )
+    monkeypatch.setattr(speedrun, "read_metrics", lambda file: [{"held_out_bits": 1.0}])
+    monkeypatch.setattr(speedrun, "read_json", lambda file: {"top1": 0.5})
+    bench = speedrun.Bench(train="a", val="b", out=tmp_path, shape=(), views=2, labels=9, lock=0)
+    for name, trial in speedrun.TRIALS.items():
+        told.clear()
+        bench.measure(trial, seed=0, steps=1500, folder=tmp_path / name)
+        warmups = [word for word in map(str, told["pretrain"]) if "warmup" in word]
+        assert warmups == (["optimizer.warmup_steps=150"] if name.startswith("earlier") else []), name
+    assert "with a warm-up of a tenth of the steps" in (ROOT / "docs/speedrun.md").read_text()

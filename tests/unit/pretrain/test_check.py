@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from beit.common.config import load_config
 from beit.common.errors import InputError
+from beit.pretrain.commands import RECIPES
+from beit.pretrain.config import PretrainConfig
 from beit.pretrain.train import check, run
 from beit.tests.continued import settings
 from beit.tests.support import files_of, write_store
@@ -94,3 +97,19 @@ def test_a_block_to_aggregate_from_is_looked_for_in_the_model(tmp_path):
         check(config, store=str(store.location), run_dir=tmp_path / "run")
     config = make_config(objective={"aggregate": 2, "aggregate_from": 1})
     assert "are right" in check(config, store=str(store.location), run_dir=tmp_path / "run")
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("overrides", "lr"), [([], "0.002"), (["optimizer.lr=3e-4"], "0.00015"), (["optimizer.lr=1e-5"], "1e-05")]
+)
+def test_a_recipe_for_muon_names_all_that_makes_it_one_for_partitions(tmp_path, stage, overrides, lr):
+    def load(*more):
+        recipe = {"recipe": "beit_tiny_patch4_32", "recipe_dir": RECIPES}
+        return load_config(PretrainConfig, overrides=[*overrides, f"deepspeed.zero_stage={stage}", *more], **recipe)
+
+    words = refused(lambda: check(load(), store="store", run_dir=tmp_path / "run"))
+    way_out = f"--set optimizer.kind=adamw --set optimizer.lr={lr}"
+    assert words.endswith(way_out)
+    followed = load(*way_out.replace("--set ", "").split())
+    assert "are right" in check(followed, store="store", run_dir=tmp_path / "run")

@@ -14,10 +14,11 @@ from beit.common.errors import InputError, ResumableStop
 from beit.common.runs.layout import INIT
 from beit.common.runs.metrics import read_metrics
 from beit.common.vit.description import EncoderConfig
+from beit.common.vit.position_bias import TABLE_KEY
 from beit.pretrain.config import PretrainConfig
 from beit.pretrain.model import MaskedImageModel
 from beit.pretrain.signal.verdict import verdict
-from beit.pretrain.start import starting_point
+from beit.pretrain.start import starting_point, trains_position_tables
 from beit.pretrain.train import run
 from beit.tests.continued import ASLEEP, DINO, PIXELS, save_random, settings, task_of
 from beit.tests.encoders import save_classifier, save_segmenter
@@ -43,6 +44,16 @@ def test_with_the_same_words_and_no_learning_nothing_changes(store, first, tmp_p
     assert bits(tmp_path / "run")[-1] == pytest.approx(bits(first)[-1], abs=1e-6)
     assert f"begins from {first / 'encoder'} (sha256 " in caplog.text
     assert "39 of 39 tensors and 100.0 % of the parameters; new: nothing" in caplog.text
+
+
+def test_it_is_known_whether_a_run_trains_position_tables(store, first, dino):
+    own = [(first / "encoder", "auto", adapt) for adapt in ("all", "last:1", "lora:1")]
+    others = [(dino, bias, adapt) for bias in ("none", "shared", "per_block") for adapt in ("all", "last:1", "lora:1")]
+    for encoder, bias, adapt in [(None, "none", "all"), (None, "per_block", "all"), *own, *others]:
+        task = task_of(store, encoder, adapt=adapt, model={"pos_bias": bias})
+        trained = [name for name, weight in task.model.named_parameters() if weight.requires_grad]
+        is_trained = any(name.endswith(TABLE_KEY) for name in trained)
+        assert trains_position_tables(task.start) == is_trained, (encoder, bias, adapt)
 
 
 @pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])

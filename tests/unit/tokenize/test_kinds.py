@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from beit.common.config import config_to_toml
 from beit.common.errors import InputError
 from beit.tokenize.commands import RECIPES, tokenizer_train_command
 from beit.tokenize.kinds import KINDS, check_place, check_recipe, choose_kind
@@ -51,9 +52,12 @@ def test_a_recipe_of_another_kind_is_refused_by_the_name_of_its_own() -> None:
 
 def test_a_folder_of_another_kind_is_refused_by_the_name_of_its_own(tmp_path: Path) -> None:
     check_place("dvae", tmp_path)
-    (tmp_path / "config.toml").write_text((RECIPES / "kmeans_pixels_patch4_32.toml").read_text())
+    (tmp_path / "config.toml").write_text(config_to_toml(KINDS["kmeans"].config()))
     check_place("kmeans", tmp_path)
-    with pytest.raises(InputError, match="holds a run of --kind kmeans, not dvae; name that kind to go on with it"):
+    with pytest.raises(
+        InputError,
+        match="holds a run of beit .* --kind kmeans, not beit .* --kind dvae; run that",
+    ):
         check_place("dvae", tmp_path)
 
 

@@ -40,6 +40,12 @@ def test_cells_stand_in_rows_and_columns_with_their_texts_around_them() -> None:
     assert top == 26 and left > 20 and titled.width == bare.width + left
 
 
+def test_a_row_may_end_early_whichever_it_is() -> None:
+    for rows in ([[plain(RED), plain(RED)], [plain(GREEN)]], [[plain(GREEN)], [plain(RED), plain(RED)]]):
+        table = picture_table(rows, titles=["a"], captions=[["x"] * len(row) for row in rows], cell_px=40)
+        assert table.width == 92 and places_of(table, GREEN)[1::2] == (0, 40) and places_of(table, RED)[3] == 92
+
+
 def test_only_rows_with_captions_make_room_for_them() -> None:
     rows = [[plain(RED)], [plain(GREEN)]]
     below = [

@@ -10,8 +10,9 @@ from torch.nn import functional as F
 from beit.common.errors import InputError
 from beit.common.tokenizer import load_tokenizer
 from beit.common.tokenizers.directory import save_tokenizer
-from beit.common.tokenizers.kmeans import KMeansTokenizer, cut_patches, join_patches
+from beit.common.tokenizers.kmeans import KMeansTokenizer
 from beit.common.tokenizers.kmeans_config import KMeansConfig
+from beit.common.tokenizers.patches import cut_patches, join_patches
 from beit.common.vit.config import ViTConfig
 from beit.common.vit.transform import normalize_images
 from beit.common.vit.vit import grid_features

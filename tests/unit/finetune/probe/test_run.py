@@ -116,7 +116,7 @@ def test_bad_input_is_one_clear_line(finished, tmp_path, overrides, message):
 
 def test_a_directory_is_for_classification_or_for_probes(probed, finished):
     config = finetune_config(f"data.val={finished.val}", f"encoder={finished.run / 'last'}")
-    with pytest.raises(InputError, match="holds a linear probe or k-NN"):
+    with pytest.raises(InputError, match="holds a run of .*linear-probe or knn, not beit finetune class"):
         run(config, data=str(finished.train), run_dir=probed[0])
-    with pytest.raises(InputError, match="holds a classification run"):
+    with pytest.raises(InputError, match="holds a run of beit finetune classification, not"):
         run_probe("knn", config, data=str(finished.train), run_dir=finished.run)

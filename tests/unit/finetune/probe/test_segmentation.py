@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from beit.common.config import load_config
-from beit.common.errors import InputError
+from beit.common.config import config_to_toml, load_config
+from beit.common.errors import InputError, ResumableStop
 from beit.finetune.probe.segmentation import class_shares, enlarged_ids, grid_of, run_segmentation_probe
 from beit.finetune.segmentation.config import SegmentationConfig
 
@@ -75,7 +75,8 @@ def test_images_to_measure_on_are_needed(tmp_path):
     with pytest.raises(InputError, match="--val is missing"):
         run_segmentation_probe(config(), data=str(train), run_dir=tmp_path / "run")
     (tmp_path / "run/checkpoints").mkdir(parents=True)
-    with pytest.raises(InputError, match="holds a training"):
+    (tmp_path / "run/config.toml").write_text(config_to_toml(config()))
+    with pytest.raises(InputError, match="holds a run of beit finetune segmentation, not"):
         run_segmentation_probe(config(), data=str(train), run_dir=tmp_path / "run")
 
 
@@ -108,3 +109,12 @@ def test_logits_are_enlarged_bilinearly(monkeypatch):
     for pixels in (2**20, 200):  # at once, and in strips
         monkeypatch.setattr("beit.finetune.probe.segmentation._STRIP_PIXELS", pixels)
         assert np.mean(enlarged_ids(logits, (37, 53)) == wanted.numpy()) > 0.999
+
+
+def test_ctrl_c_does_not_promise_to_go_on(scenes, tmp_path, monkeypatch):
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("beit.finetune.probe.segmentation._probe", interrupt)
+    with pytest.raises(ResumableStop, match="interrupted; the same command begins again"):
+        run_segmentation_probe(config(), data=str(scenes), run_dir=tmp_path / "run")

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +19,7 @@ from beit.finetune.worth import run as worth_run
 from beit.finetune.worth.commands import worth_command
 from beit.finetune.worth.comparison import STARTS, TASKS, Labels, Matrix, differing, parse_labels
 from beit.finetune.worth.cost import Job, duration, seconds_left, time_text
+from beit.finetune.worth.plan import MADE_FOR, Plan, continue_recipe
 from beit.finetune.worth.report import _differences_chart, _means_chart, _range, as_markdown, as_text, picture, sentence
 from beit.finetune.worth.results import make_row
 from beit.pretrain.model import MaskedImageModel
@@ -194,10 +196,46 @@ def test_what_was_added_contradicts_nothing():
     assert differing(before, {"recipe": "b", "encoders": {"weights": "2"}}) == ["encoders.weights", "recipe"]
 
 
-def test_recipes_that_are_chosen_are_shipped():
-    from beit.finetune.worth.plan import _BASE_RECIPE, _RECIPES
+def test_recipes_that_are_chosen_are_shipped_and_made_for_what_is_said():
+    for name, made_for in MADE_FOR.items():
+        assert tomllib.loads((RECIPES / f"{name}.toml").read_text())["data"]["made_for"] == list(made_for)
+    assert {name for name in MADE_FOR if name.startswith("continue_")} == {
+        path.stem for path in RECIPES.glob("continue_*.toml")
+    }
 
-    assert all((RECIPES / f"{name}.toml").is_file() for name in (*_RECIPES.values(), _BASE_RECIPE))
+
+@pytest.mark.parametrize(
+    ("width", "img_size", "patch_size", "recipe"),
+    [
+        (384, 224, 16, "continue_small_patch16_224"),
+        (384, 224, 14, "continue_small_patch16_224"),
+        (192, 64, 8, "continue_mini_patch8_64"),
+        (384, 96, 8, "continue_mini_patch8_64"),
+        (128, 32, 4, "continue_mini_patch8_64"),
+        (384, 224, 8, "continue_small_patch16_224"),
+        (768, 64, 8, "continue_base_patch16_224"),
+    ],
+)
+def test_an_encoder_goes_on_by_the_recipe_for_its_patches_and_side(width, img_size, patch_size, recipe):
+    shape = SimpleNamespace(embed_dim=width, img_size=img_size, patch_size=patch_size)
+    like = SimpleNamespace(architecture=shape)
+    assert continue_recipe(like, img_size) == continue_recipe(like, None) == recipe
+    assert continue_recipe(None, 64) == "continue_small_patch16_224"
+
+
+def test_where_there_is_no_recipe_for_views_and_patches_it_is_said(monkeypatch):
+    given = SimpleNamespace(continue_recipe=None, scratch_recipe=None, continued=None, scratch=None)
+    plan = Plan(
+        given=given, matrix=SimpleNamespace(starts=("continued", "scratch")), config=None, img_size=32, patch_size=4
+    )
+    shape = SimpleNamespace(embed_dim=192, img_size=32, patch_size=4)
+    monkeypatch.setattr(Plan, "_like_before", lambda self: SimpleNamespace(architecture=shape))
+    assert plan.unfit_recipes() == [
+        "continued: no recipe is made for views of 32 px in patches of 4 px; continue_mini_patch8_64 is taken, made "
+        "for 64 px in 8 px; --continue-recipe names another"
+    ]
+    given.continue_recipe = "mine.toml"
+    assert not plan.unfit_recipes()
 
 
 def test_numbers_of_labels():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
@@ -85,3 +86,35 @@ def test_an_alarm_is_said_once_and_in_the_end() -> None:
     lines = [judge.take(metrics, step, alarm=alarm) for step in (50, 100)]
     assert ["training was unstable" in line for line in lines] == [True, False]
     assert verdict(metrics, alarm).endswith(alarm) and "unstable" not in verdict(metrics)
+
+
+def pixel_curve(values: list[float], *, first: int = 0, curve: TrainingCurve | None = None) -> TrainingCurve:
+    return curve_of(values, first=first, curve=curve or TrainingCurve(vocab_size=None, parts=1))
+
+
+def falling_error(*, seed: int, start: float = 1.3, steps: int = 120) -> list[float]:
+    noise = 0.02 * np.random.default_rng(seed).normal(size=steps)
+    return [float(value) for value in 0.6 + (start - 0.6) * np.exp(-np.arange(steps) / 30) + noise]
+
+
+def test_the_loss_of_pixels_has_the_alarm_too() -> None:
+    leap = [1.3, 1.28, 1.25, 1.26, 1.2, 1.22, 1.18, 1.19, 2.9, 3.1, 2.8, 2.5, 2.6, 2.4, 2.2, 2.1]
+    said = pixel_curve(leap + falling_error(seed=0)).alarm(0.95)
+    assert (
+        said.startswith("training was unstable, a squared error of 2.57 at step 1") and "the first steps took" in said
+    )
+    again = pixel_curve([*falling_error(seed=0), *[1.4, 1.5, 1.6, 1.5, 1.5, 1.4, 1.5, 1.4], *falling_error(seed=1)])
+    assert "where predicting the mean takes 0.95" in again.alarm(0.95)
+    for seed in range(30):  # a head of random weights begins above the mean
+        assert not pixel_curve(falling_error(seed=seed)).alarm(0.95)
+        assert not pixel_curve(falling_error(seed=seed, start=3.0)).alarm(0.95)
+
+
+@pytest.mark.parametrize("done", [3, 8, 11])
+def test_the_alarm_of_pixels_goes_on_where_it_was(done: int) -> None:
+    values = [1.0 + 0.01 * (step % 3) for step in range(8)] + [2.0 + 0.01 * (step % 3) for step in range(8)]
+    whole, before = pixel_curve(values), pixel_curve(values[:done])
+    after = TrainingCurve(vocab_size=None, parts=1)
+    after.restore(json.loads(json.dumps(before.state(), allow_nan=False)))
+    assert pixel_curve(values[done:], first=done, curve=after).state() == whole.state()
+    assert after.alarm(0.9) == whole.alarm(0.9) != ""

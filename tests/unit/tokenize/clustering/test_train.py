@@ -18,7 +18,8 @@ from beit.common.encoder import load_encoder, save_model
 from beit.common.errors import InputError, ResumableStop
 from beit.common.store import open_store
 from beit.common.tokenizer import load_tokenizer
-from beit.common.tokenizers.kmeans import KMeansTokenizer, cut_patches
+from beit.common.tokenizers.kmeans import KMeansTokenizer
+from beit.common.tokenizers.patches import cut_patches
 from beit.common.vit.config import Normalization, ViTConfig
 from beit.common.vit.description import EncoderConfig
 from beit.common.vit.vit import VisionTransformer

@@ -51,7 +51,7 @@ def test_a_folder_with_a_run_of_another_kind_is_refused_with_one_line(tmp_path: 
     check_place("dvae", tmp_path)
     (tmp_path / "config.toml").write_text(config_to_toml(load()))
     check_place("vqkd", tmp_path)
-    with pytest.raises(InputError, match=r"holds a run of --kind vqkd, not dvae; name that kind to go on with it"):
+    with pytest.raises(InputError, match=r"holds a run of beit .* --kind vqkd, not beit .* --kind dvae; run that"):
         check_place("dvae", tmp_path)
 
 

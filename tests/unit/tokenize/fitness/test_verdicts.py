@@ -1,3 +1,4 @@
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +11,7 @@ from beit.tokenize.fitness.verdicts import RULES, Verdict, judge, judge_images
 
 
 def verdict(fitness: Fitness, key: str) -> Verdict:
-    return {found.key: found for found in judge(fitness)}[key]
+    return {found.key: found for found in judge(fitness, num_in_source=1000)}[key]
 
 
 def with_tokens(**changes: object) -> Fitness:
@@ -22,14 +23,14 @@ def with_stability(**changes: object) -> Fitness:
 
 
 def test_a_good_tokenizer_gets_good_verdicts_without_advice() -> None:
-    verdicts = judge(good_fitness())
+    verdicts = judge(good_fitness(), num_in_source=1000)
     assert {found.level for found in verdicts} == {"good"}
     assert not any(found.advice for found in verdicts)
     assert all(found.rule and found.text for found in verdicts)
 
 
 def test_every_rule_is_applied_once() -> None:
-    keys = [found.key for found in judge(good_fitness())]
+    keys = [found.key for found in judge(good_fitness(), num_in_source=1000)]
     assert sorted(keys) == sorted([*RULES, "context", "classes"])
 
 
@@ -105,7 +106,7 @@ def test_averages_are_information_and_no_verdict() -> None:
     averages = replace(good_fitness().tokenizer, paints_averages=True)
     worse = replace(good_fitness().reconstruction, psnr=19.0)
     assert "reconstruction" not in [
-        found.key for found in judge(good_fitness(tokenizer=averages, reconstruction=worse))
+        found.key for found in judge(good_fitness(tokenizer=averages, reconstruction=worse), num_in_source=1000)
     ]
 
 
@@ -134,13 +135,15 @@ def test_words_must_say_more_than_guessing_and_colours(accuracy, num_images, lev
 
 
 def test_images_without_classes_get_no_verdict_on_them_and_too_few_are_named() -> None:
-    assert "classes" not in [found.key for found in judge(good_fitness(classes=None, num_labelled=0))]
+    assert "classes" not in [
+        found.key for found in judge(good_fitness(classes=None, num_labelled=0), num_in_source=1000)
+    ]
     found = verdict(good_fitness(classes=None, num_labelled=20), "classes")
     assert found.level == "look" and "too few of the 20 labelled images" in found.text and "--images" in found.advice
 
 
 def test_a_tokenizer_without_decoder_gets_no_verdict_on_pixels() -> None:
-    assert "reconstruction" not in [found.key for found in judge(good_fitness(reconstruction=None))]
+    assert "reconstruction" not in [found.key for found in judge(good_fitness(reconstruction=None), num_in_source=1000)]
 
 
 def test_the_worst_number_format_decides() -> None:
@@ -153,3 +156,18 @@ def test_unreadable_images_are_judged_by_what_tokenize_would_do(bad: int, level:
     found = judge_images(bad, 100)
     assert found.level == level
     assert ("more than 0.10 %" in found.advice) == bool(bad)
+
+
+@pytest.mark.parametrize(
+    ("num_in_source", "advice"),
+    [
+        (1000, r"\(--images 256 or more\)"),
+        (200, r"\(--images 200, all of SOURCE\)"),
+        (128, "judging: all 128 of SOURCE are, so name another one"),
+    ],
+)
+def test_no_more_images_are_asked_for_than_there_are(num_in_source: int, advice: str) -> None:
+    fitness = good_fitness(classes=None, num_labelled=20)
+    assert fitness.num_views == 128
+    found = {verdict.key: verdict for verdict in judge(fitness, num_in_source=num_in_source)}
+    assert re.search(advice, found["classes"].advice), found["classes"].advice
