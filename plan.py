@@ -347,7 +347,10 @@ class _Pretraining:
                 "a fresh one every time" if reuse is None else f"each of {store.views} is seen {reuse:.3g} times",
             ),
         ]
-        numbers = {"num_trained": store.num_images - store.num_held_out, "num_held_out": store.num_held_out}
+        numbers: dict[str, Any] = {
+            "num_trained": store.num_images - store.num_held_out,
+            "num_held_out": store.num_held_out,
+        }
         numbers |= {"view_reuse": reuse, "settings": config_to_dict(self.config)}
         return training_stage("pretrain", found, first=first, numbers=numbers)
 
@@ -407,7 +410,7 @@ class _Finetuning:
             ),
             ("length", length_words(self.forecast)),
         ]
-        numbers = {"recipe": self.recipe, "num_classes": CLASSES, "num_val_images": self.num_val}
+        numbers: dict[str, Any] = {"recipe": self.recipe, "num_classes": CLASSES, "num_val_images": self.num_val}
         numbers |= {"settings": config_to_dict(self.config)}
         return training_stage("finetune", self.forecast, first=first, numbers=numbers)
 
