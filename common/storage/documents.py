@@ -51,9 +51,9 @@ class Format:
 
     def check(self, document: Any, path: Path | str) -> dict[str, Any]:
         """Return the document if it is one of this format and version; `path` is named in errors."""
-        found = document.get("format") if isinstance(document, dict) else None
-        if found != self.name:
-            if {found, self.name} <= _DESCRIBED.keys():
+        if not isinstance(document, dict) or document.get("format") != self.name:
+            found = document.get("format") if isinstance(document, dict) else None
+            if isinstance(found, str) and {found, self.name} <= _DESCRIBED.keys():
                 held, wanted = _DESCRIBED[found], _DESCRIBED[self.name]
                 raise InputError(f"{Path(path).parent} is {held[0]}, not {wanted[0]}; {wanted[1]}")
             raise InputError(f"{path} is not a {self.name} file")
@@ -73,7 +73,7 @@ def but_is(folder: Path | str) -> str:
         found = json.loads((place / "config.json").read_text(encoding="utf-8")).get("format")
     except (OSError, ValueError, AttributeError):
         found = None
-    if found in _DESCRIBED:
+    if isinstance(found, str) and found in _DESCRIBED:
         return f" but {_DESCRIBED[found][0]}"
     there = [words for name, words in _OTHER_FOLDERS.items() if (place / name).is_file()]
     return f" but {there[0]}" if there else ""

@@ -13,7 +13,7 @@ def test_a_format_knows_its_documents_and_names_what_it_expected():
     kind = Format("beit-thing", 3)
     document = kind.header() | {"content": 1}
     assert kind.check(document, "a.json") is document
-    for other in ([], {}, {"format": "beit-other", "format_version": 3}):
+    for other in ([], {}, {"format": []}, {"format": "beit-other", "format_version": 3}):
         with pytest.raises(InputError, match=r"a\.json is not a beit-thing file"):
             kind.check(other, "a.json")
     for version in (2, None, "3"):
