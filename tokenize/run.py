@@ -78,14 +78,16 @@ def tokenize_with_ranks(
     Raises:
         ResumableStop: a signal asked to stop.
     """
-    warn_of_idle(config, needs(config))
     if not is_to_start_ranks(ranks, None) and under_launcher():
         require(resume == "auto", "--resume never has no meaning under a launcher: name a new folder for the store")
         variables = launcher_environment(os.environ)
         rank, world_size, local_rank = (int(variables[name] or 0) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+        if rank == 0:
+            warn_of_idle(config, needs(config))
         return run_tokenize(config, source, store, rank=rank, world_size=world_size, local_rank=local_rank)
     with open_store_files(store) as files:
         check_place(files, resume=resume)
+    warn_of_idle(config, needs(config))
     if ranks is None or ranks == 1:
         return run_tokenize(config, source, store)
     if config.device != "cpu":

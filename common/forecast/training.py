@@ -21,7 +21,7 @@ _SPARE_MEMORY = 0.9
 """Of a device's memory, what micro-batches are chosen to fill at most."""
 
 
-_RUN_BYTES = 1_500_000
+RUN_BYTES = 1_500_000
 """Of a run besides weights: report, pictures, TensorBoard; measured on small ones, where it is a tenth."""
 
 
@@ -241,7 +241,7 @@ def forecast_training(
         memory_settings=settings,
         micro_batch_sizes=tuple(sizes),
         checkpoint_bytes=checkpoint,
-        disk_bytes=kept_checkpoints(course) * checkpoint + FLOAT * course.artifacts * model.parameters + _RUN_BYTES,
+        disk_bytes=kept_checkpoints(course) * checkpoint + FLOAT * course.artifacts * model.parameters + RUN_BYTES,
         loader_cores_per_device=cores,
         problems=tuple(found),
     )

@@ -7,7 +7,7 @@ import torch
 from beit.common.errors import InputError
 from beit.common.runs.checkpoint import PortableState, find_checkpoint, open_checkpoint, save_checkpoint, way_of
 from beit.common.runs.environment import Origin, read_environment, read_origin, write_origin
-from beit.common.runs.learning_curves import _records, _Run
+from beit.common.runs.learning_curves import learning_run
 from beit.common.storage.documents import write_json
 from beit.common.training.saver import check_record
 from beit.finetune.compare.compare import compare_runs
@@ -93,7 +93,7 @@ def fuzz_runs(folder):
             read(lambda: read_runs(run))
             (run / "aside").rename(run / "evaluation.json")
             read(lambda: compare_runs([probe]))
-            curve = _Run(name="run", records=_records(run), colour=(0, 0, 0))
+            curve = learning_run(run, name="run", colour=(0, 0, 0))
             assert curve.epochs_per_step is None or isinstance(curve.epochs_per_step, float)
             curve.last("val_top1")
         finally:

@@ -115,9 +115,9 @@ def _free_disk(run: Path) -> int | None:
 def _size_of(run: Path) -> int:
     """Return the bytes of what a run has written already, and will delete or replace."""
     total = 0
-    for file in run.rglob("*.safetensors"):
+    for file in run.rglob("*"):
         try:
-            total += file.stat().st_size
+            total += file.stat().st_size if file.is_file() else 0
         except OSError:
             continue  # replaced at this moment
     return total

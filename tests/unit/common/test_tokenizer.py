@@ -191,7 +191,8 @@ def test_unknown_formats_are_refused(directory: Path) -> None:
     file = directory / "config.json"
     settings = json.loads(file.read_text())
     for change, message in [
-        ({"format": "beit-encoder"}, "is not a beit-tokenizer file"),
+        ({"format": "beit-encoder"}, "is an encoder or a model, not a tokenizer; give what"),
+        ({"format": "beit-thing"}, "is not a beit-tokenizer file"),
         ({"format_version": 2}, "format_version 2"),
         ({"architecture": "vqgan"}, "'vqgan'"),
         ({"model": {"vocabsize": 3}}, "vocabsize"),

@@ -239,7 +239,8 @@ def test_a_directory_of_a_probe_is_refused(data, tmp_path):
     (tmp_path / "masks").mkdir()
     (tmp_path / "masks/segmentation-probe.json").write_text("{}")
     for name in ("run", "masks"):
-        with pytest.raises(InputError, match="holds a linear probe"):
+        (tmp_path / name / "config.toml").write_text("[head]\nkind = 'linear'\n")
+        with pytest.raises(InputError, match="holds a run of beit finetune linear-probe or knn, not beit finetune seg"):
             run(config(), data=str(data), run_dir=tmp_path / name)
 
 

@@ -69,7 +69,8 @@ def reports(monkeypatch):
         asked.append((is_over, (run / "checkpoints/latest").is_file()))
         (run / "report.html").write_text(f"report {len(asked)}")
 
-    monkeypatch.setattr(ToyTask, "report", report, raising=False)
+    # A class of its own: isinstance remembers which classes have a method, even after it was taken away.
+    monkeypatch.setattr("beit.tests.toy_training.ToyTask", type("ReportingTask", (ToyTask,), {"report": report}))
     return asked
 
 
