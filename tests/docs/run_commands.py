@@ -19,18 +19,23 @@ def shown_commands(text: str) -> Iterator[str]:
             yield from (line for line in block.splitlines() if line.startswith("beit "))
 
 
-def run_commands(commands: Sequence[str], folder: Path, shorten: Callable[[list[str]], str]) -> str:
+def run_commands(
+    commands: Sequence[str], folder: Path, shorten: Callable[[list[str]], str], *, reports: bool = False
+) -> str:
     """Run commands in `folder`, each of which must succeed, and return what the last one printed.
 
     Args:
         commands: As shown.
         folder: Working directory.
         shorten: From the words behind `beit` to options that make a command cheap: the same code, less of it.
+        reports: Whether runs write their reports, which takes two seconds each.
     """
     printed = ""
     for command in commands:
         words = shlex.split(command)[1:]
         words += shlex.split(shorten(words))
+        if words[0] in ("pretrain", "finetune") or words[:2] == ["tokenizer", "train"]:
+            words += [] if reports else ["--set", "run.report=false"]
         result = subprocess.run(
             [sys.executable, "-m", "beit.cli", *words], cwd=folder, capture_output=True, text=True, timeout=900
         )

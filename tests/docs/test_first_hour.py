@@ -41,7 +41,7 @@ def test_commands_and_python_run_in_order(tmp_path):
         said = subprocess.run([sys.executable, "-m", "beit.cli", *words], cwd=tmp_path, capture_output=True, text=True)
         assert said.returncode in (0, 1) and said.stdout, said.stderr
         commands.remove(command)
-    run_commands(commands, tmp_path, lambda words: LESS.get(words[0], LESS.get(" ".join(words[:2]), "")))
+    run_commands(commands, tmp_path, lambda words: LESS.get(words[0], LESS.get(" ".join(words[:2]), "")), reports=True)
     for file in WRITTEN:
         assert (tmp_path / file).stat().st_size > 1000
     assert (tmp_path / "labels.csv").read_text().count("\n") == 4
