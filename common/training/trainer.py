@@ -324,7 +324,7 @@ class Trainer:
             self._saver.set_random_state(self._random_before)
             if self._saver.saved_step != self._step:
                 self._save(required=True)
-        self._report(is_over=False)
+            self._report(is_over=False)  # where ranks wait for each other it would wait, too
         saved = self._saver.saved_step
         kept = "nothing is saved yet" if saved < 0 else f"step {saved} is saved"
         raise ResumableStop(f"{stopped.what}; {where}, {kept}; run the same command to go on") from None

@@ -29,7 +29,7 @@ def test_the_commands_of_the_page_run(tmp_path):
 @pytest.mark.docs
 def test_the_check_against_real_runs_states_every_figure(tmp_path):
     write_images(tmp_path / "photos", 40, size=96)
-    labelled = [write_images(tmp_path / name, 40, size=32, classes=("a", "b")) for name in ("train", "val")]
+    labelled = [write_images(tmp_path / name, 520, size=32, classes=("a", "b")) for name in ("train", "val")]
     command = [sys.executable, ROOT / "benchmarks/plan_check.py", "--photos", tmp_path / "photos", "--steps", "2"]
     paths = ["--cifar", labelled[0], "--val", labelled[1], "--only", "fine-tuning", "--json"]
     done = subprocess.run([*command, *paths], cwd=tmp_path, capture_output=True, text=True, timeout=600)
