@@ -16,9 +16,10 @@ import importlib
 import os
 import signal
 import sys
+import threading
 import traceback
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, NamedTuple
 
@@ -202,6 +203,8 @@ def beit() -> None:
 
 
 _GO_ON, _BEGIN_AGAIN = "run the same command again to go on", "the same command begins again"
+_AGAIN_SECONDS = 0.01
+"""Long enough that the callback is over."""
 _LINE_BREAK = "\n"  # lines of a rank that failed, where another one reports them
 
 
@@ -217,7 +220,8 @@ def main() -> None:
     set_up_streams()
     raise_file_limit()
     signal.signal(signal.SIGTERM, _interrupt)
-    code, message = _run()
+    with interrupts_come_through():
+        code, message = _run()
     if launched_rank() is not None:
         from beit.common.processes.rank_reports import record_exit  # only ranks pay for the import
 
@@ -275,6 +279,33 @@ def _interrupt(signum: int, frame: FrameType | None) -> None:
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     raise KeyboardInterrupt
+
+
+@contextmanager
+def interrupts_come_through() -> Iterator[None]:
+    """Send an interrupt again that Python dropped, for the duration of the block.
+
+    One that finds the main thread in a callback of a weak reference or in `__del__` is only told of there, and the
+    command goes on. Every import ends with such a callback, so during the thousands that torch begins with a Ctrl-C may
+    well meet one.
+    """
+    before = sys.unraisablehook
+
+    def hook(unraisable: sys.UnraisableHookArgs) -> None:
+        if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+            before(unraisable)
+            return
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background; it was a SIGTERM
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        again = threading.Timer(_AGAIN_SECONDS, os.kill, (os.getpid(), signal.SIGINT))
+        again.daemon = True
+        again.start()
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 if __name__ == "__main__":

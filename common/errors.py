@@ -97,6 +97,11 @@ def _plain(word: str) -> str:
     return word.lower().strip().lstrip("-").replace("-", "_")
 
 
+def is_failed_compilation(error: BaseException) -> bool:
+    """Whether `torch.compile` failed, told by where its errors are defined, so that nothing here imports torch."""
+    return type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))
+
+
 def is_lost_rank(error: BaseException) -> bool:
     """Whether a collective failed, told by name and text because torch has no class for gloo's errors."""
     return type(error).__name__ in ("DistBackendError", "DistNetworkError") or "/gloo/transport/" in str(error)

@@ -8,6 +8,10 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
+from pathlib import Path
+
+from beit.common.processes.control_groups import control_groups
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # mallopt(3)
 _OF_THE_USER = ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD")
@@ -17,20 +21,53 @@ _LOOKS = 2000
 
 
 def available_cores() -> int:
-    """Return the number of CPU cores this process may use: those it is bound to, not those of the machine."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Return the number of CPU cores this process may use: those it is bound to, and no more than its quota's worth."""
+    return min(_bound_cores(), _cores_of_quota())
+
+
+def cpu_quota() -> float | None:
+    """Return how many cores' time the control groups let this process use; None for no limit."""
+    quotas = [(_quota_1 if version == 1 else _quota_2)(folder) for folder, version in control_groups("cpu")]
+    return min((quota for quota in quotas if quota is not None), default=None)
 
 
 def cores_per_rank(world_size: int) -> int:
     """Return this rank's share of the cores of its machine, at least 1.
 
     A launcher may have bound each rank to cores of its own, or all of them to the same ones; which of the two cannot be
-    told, so it is the smaller of what the rank may use and an equal share of the machine.
+    told, so it is the smaller of what the rank may use and an equal share of the machine, or of what a quota leaves of
+    it.
 
     Args:
         world_size: Ranks on all machines; on this one, where the launcher does not say how many are here.
     """
-    return max(1, min(available_cores(), (os.cpu_count() or 1) // ranks_here(world_size)))
+    of_all = min(os.cpu_count() or 1, _cores_of_quota())
+    return max(1, min(_bound_cores(), of_all // ranks_here(world_size)))
+
+
+def _bound_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _cores_of_quota() -> int:
+    quota = cpu_quota()
+    return sys.maxsize if quota is None else max(1, round(quota))
+
+
+def _quota_2(folder: Path) -> float | None:
+    try:
+        quota, period = (folder / "cpu.max").read_text().split()
+        return int(quota) / int(period)
+    except (OSError, ValueError):  # not there, or "max"
+        return None
+
+
+def _quota_1(folder: Path) -> float | None:
+    try:
+        quota, period = (int((folder / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
+        return quota / period if quota > 0 else None
+    except (OSError, ValueError):
+        return None
 
 
 def ranks_here(world_size: int) -> int:

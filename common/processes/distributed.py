@@ -176,10 +176,7 @@ def init_distributed(*, timeout_seconds: float = 300.0, meeting_timeout_seconds:
     os.environ["LOCAL_RANK"] = str(local_rank)
     device = _device(local_rank)
     if device.type == "cpu":
-        keep_freed_memory()
-        if world_size > 1 and "OMP_NUM_THREADS" not in os.environ:
-            # Ranks share the cores; each taking all of them makes all of them slow.
-            torch.set_num_threads(cores_per_rank(world_size))
+        prepare_cpu(world_size)
     if not dist.is_initialized():
         # Given here, not to DeepSpeed, which would ask mpi4py where no launcher set the variables, and whose own limits
         # for a rank that is missing have changed from version to version.
@@ -198,6 +195,15 @@ def init_distributed(*, timeout_seconds: float = 300.0, meeting_timeout_seconds:
     return World(
         rank=rank, local_rank=local_rank, world_size=world_size, device=device, timeout_seconds=timeout_seconds
     )
+
+
+def prepare_cpu(world_size: int = 1) -> None:
+    """Have torch compute on the CPU with this rank's share of the cores, and keep the memory that it frees."""
+    keep_freed_memory()
+    # Ranks share the cores, and torch knows of no quota: each taking all of them makes all of them slow.
+    share = cores_per_rank(world_size)
+    if "OMP_NUM_THREADS" not in os.environ and (world_size > 1 or share < torch.get_num_threads()):
+        torch.set_num_threads(share)
 
 
 def _device(local_rank: int) -> torch.device:

@@ -19,7 +19,7 @@ from types import FrameType
 
 import psutil  # type: ignore[import-untyped]  # comes with deepspeed
 
-from beit.common.errors import ResumableStop, is_lost_rank
+from beit.common.errors import ResumableStop, is_failed_compilation, is_lost_rank
 from beit.common.progress import CLEAR_LINE
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -88,16 +88,20 @@ class StopFlag:
 
 @contextmanager
 def resumable_without_others(stop: StopFlag) -> Iterator[None]:
-    """Where ranks were asked to stop and one left before all could save, let the others leave in order, too."""
+    """Stop in order, too, where the signal reached others first: a rank that left before all could save, a compiler."""
     try:
         yield
     except Exception as error:
-        if not (stop.is_set() and is_lost_rank(error)):
-            raise
-        raise ResumableStop(
-            f"stopped ({stop.reason}), but another rank left before all could save; run the same command to go on from "
-            "the newest checkpoint"
-        ) from error
+        if stop.is_set() and is_lost_rank(error):
+            raise ResumableStop(
+                f"stopped ({stop.reason}), but another rank left before all could save; run the same command to go on "
+                "from the newest checkpoint"
+            ) from error
+        if stop.is_set() and is_failed_compilation(error):  # a Ctrl-C goes to the C compiler as well
+            raise ResumableStop(
+                f"stopped ({stop.reason}) while the model was compiled; run the same command to go on"
+            ) from error
+        raise
 
 
 _active: StopFlag | None = None

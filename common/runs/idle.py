@@ -19,8 +19,8 @@ logger = logging.getLogger(__name__)
 
 _OVERRULED = {"train.epochs": "train.steps", "optimizer.warmup_epochs": "optimizer.warmup_steps"}
 """Settings, and what they are not looked at beside."""
-_ALWAYS_USED = ("train.seed",)
-"""Of random weights, too, that are measured as they are."""
+_ALWAYS_USED = ("train.seed", "run.report")
+"""Where nothing is trained, too: of random weights that are measured as they are, and of every run's page."""
 
 
 class Need(NamedTuple):

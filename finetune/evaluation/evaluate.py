@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from beit.common.errors import InputError
-from beit.common.processes.cores import cores_per_rank, keep_freed_memory
-from beit.common.processes.distributed import World, init_distributed
+from beit.common.processes.cores import cores_per_rank
+from beit.common.processes.distributed import World, init_distributed, prepare_cpu
 from beit.common.processes.launcher_env import under_launcher
 from beit.common.progress import Progress
 from beit.common.reading.config import ReaderConfig
@@ -184,7 +184,7 @@ def single_rank() -> World:
     """Return a world of this process alone, on a GPU if there is one."""
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cpu":
-        keep_freed_memory()
+        prepare_cpu()
     return World(rank=0, local_rank=0, world_size=1, device=device)
 
 

@@ -3,6 +3,7 @@
 import io
 import re
 import resource
+import signal
 import subprocess
 import sys
 
@@ -304,3 +305,24 @@ def test_another_broken_pipe_is_an_error(monkeypatch):
     monkeypatch.setattr(cli.beit, "main", answer_as_click_does)
     monkeypatch.setattr(cli, "let_go_of_broken_streams", lambda: False)
     assert cli._run() == (1, "Broken pipe")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_in_a_callback_is_not_lost(number):
+    """Every import ends with a callback of a weak reference, where Python drops what is raised."""
+    code = f"""
+import signal, sys, time, weakref
+from beit import cli
+class Thing: pass
+def run():
+    signal.signal(signal.SIGINT, signal.default_int_handler if {int(number)} == signal.SIGINT else signal.SIG_IGN)
+    thing = Thing()
+    watched = weakref.ref(thing, lambda _: signal.raise_signal({int(number)}))
+    del thing
+    time.sleep(60)
+cli.beit.main = lambda **_: run()
+cli.main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50)
+    assert done.returncode == 75 and "beit: interrupted" in done.stderr
+    assert "Exception ignored" not in done.stderr and "Traceback" not in done.stderr

@@ -27,6 +27,10 @@ _ERROR = re.compile(r"^(\[rank \d+\] )?[\w.]+(Error|Exception)\b")
 """The last line of a traceback."""
 
 
+class SlowAnswer(RunFailed):
+    """What was asked has not answered in time: it hangs, or other work keeps it from the processor or the disk."""
+
+
 class Child:
     """A module of this package that runs beside this process and prints one JSON object as its last line.
 
@@ -34,24 +38,23 @@ class Child:
         process: Started, with its standard output and error in two files.
         output: What it prints.
         errors: What goes wrong.
-        deadline: When it must be done, on the monotonic clock.
+        timeout_seconds: After which it is given up; longer where its cores have other work to do.
     """
 
-    def __init__(self, process: subprocess.Popen[bytes], output: Any, errors: Any, deadline: float) -> None:
-        self._process, self._output, self._errors, self._deadline = process, output, errors, deadline
-        self._began = time.monotonic()
+    def __init__(self, process: subprocess.Popen[bytes], output: Any, errors: Any, timeout_seconds: float) -> None:
+        self._process, self._output, self._errors = process, output, errors
+        self._began, self._timeout_seconds, self._crowd = time.monotonic(), timeout_seconds, crowd()
 
     def result(self) -> dict[str, Any]:
         """Wait for the end and return what it printed.
 
         Raises:
-            RunFailed: it failed, was killed or took too long; the message is its last line.
+            SlowAnswer: it took too long.
+            RunFailed: it failed or was killed; the message is its last line.
         """
-        try:
-            code = self._process.wait(max(0.0, self._deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            waited = time.monotonic() - self._began
-            raise RunFailed(f"no answer in {waited:.0f} s{self._said()}") from None
+        code = self._wait()
+        if code is None:
+            raise SlowAnswer(f"no answer in {time.monotonic() - self._began:.0f} s{self._said()}")
         if code < 0:
             name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
             raise RunFailed(f"killed by {name}{self._said()}")
@@ -61,6 +64,15 @@ class Child:
         lines = self._output.read().decode(errors="replace").splitlines()
         found: dict[str, Any] = json.loads(lines[-1]) if lines else {}
         return found
+
+    def _wait(self) -> int | None:
+        """Return its exit code; None where there is none when its time is up."""
+        for _ in range(2):  # the load is a mean over a minute: what came with this examination is seen only afterwards
+            left = self._began + self._timeout_seconds * self._crowd - time.monotonic()
+            with suppress(subprocess.TimeoutExpired):
+                return self._process.wait(max(0.0, left))
+            self._crowd = max(self._crowd, crowd())
+        return None
 
     def end(self) -> None:
         """See to it that neither it nor what it started is left."""
@@ -111,7 +123,7 @@ def child(
             env={**os.environ, **(variables or {})},
             preexec_fn=die_with_parent,  # before it imports anything, which takes seconds
         )
-        started = Child(process, output, errors, time.monotonic() + timeout_seconds * crowd())
+        started = Child(process, output, errors, timeout_seconds)
         try:
             yield started
         finally:

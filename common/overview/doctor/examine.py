@@ -62,7 +62,8 @@ def examine(subjects: Iterable[str], *, with_ranks: bool) -> Iterator[Finding]:
         yield from guarded("device", partial(check_device, device))
         if not is_usable(device):
             for subject in named:  # all else would say the same, in other words
-                yield warning(subject.kind, f"{subject.name} was not looked at, for lack of torch", "mend torch first")
+                what = f"{subject.name} was not looked at, for lack of an answer of torch"
+                yield warning(subject.kind, what, "do first what is said of torch")
             return
         yield from guarded("compiler", partial(check_compiler, device))
         yield from guarded("dall-e", check_dalle)

@@ -52,6 +52,18 @@ def fault(topic: str, what: str, mend: str) -> Finding:
     return Finding(topic=topic, level="fault", what=what, mend=mend)
 
 
+def slow(topic: str, error: Exception, look: str = "") -> Finding:
+    """Return the warning that something did not answer in time, which a busy machine alone may be the reason of.
+
+    Args:
+        topic: What was looked at.
+        error: How long it was waited for.
+        look: What may tell more.
+    """
+    mend = "beit doctor again when less runs here (top shows what does)"
+    return warning(topic, f"slow, or it hangs: {error}", f"{mend}; {look}" if look else mend)
+
+
 _CORRECT = "correct what it names"
 
 

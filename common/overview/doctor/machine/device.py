@@ -12,8 +12,8 @@ from typing import Any
 
 from beit.common.errors import RunFailed
 from beit.common.forecast.words import in_gb
-from beit.common.overview.doctor.child import Child, child
-from beit.common.overview.doctor.findings import Finding, fault, warning, well
+from beit.common.overview.doctor.child import Child, SlowAnswer, child
+from beit.common.overview.doctor.findings import Finding, fault, slow, warning, well
 
 _TIMEOUT_SECONDS = 60.0
 """To import torch and wake the GPUs; arbitrary, a cold disk takes half of it."""
@@ -56,6 +56,9 @@ def check_device(device: Child) -> Iterator[Finding]:
     """Does torch work here, and does it compute on the GPU if there is one?"""
     try:
         found = device.result()
+    except SlowAnswer as error:
+        yield slow("torch", error, "nvidia-smi, whether a GPU hangs" if hardware() == "NVIDIA" else "")
+        return
     except RunFailed as error:
         yield fault("torch", f"it does not work: {error}", f"{_AGAIN} ({_TORCH_PAGE})")
         return

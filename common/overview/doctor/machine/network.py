@@ -120,9 +120,13 @@ def _begins_one(prefix: str, names: set[str]) -> bool:
 
 def _own_name() -> Iterator[Finding]:
     for variable, name in (("MASTER_ADDR", os.environ.get("MASTER_ADDR")), ("", socket.gethostname())):
-        if not name or _has_address(name):
+        is_known = not name or _has_address(name)
+        if is_known:
             continue
-        if variable:
+        if is_known is None:
+            what = f"nothing said in {_PATIENCE_SECONDS:g} s which address {name} has"
+            yield warning("ports", what, f"beit doctor again, or enter it: echo 'ADDRESS {name}' >> /etc/hosts as root")
+        elif variable:
             yield fault("ports", f"{variable} ({name}) is no known name: ranks cannot meet there", f"unset {variable}")
         else:
             yield warning(
@@ -132,18 +136,20 @@ def _own_name() -> Iterator[Finding]:
             )
 
 
-def _has_address(name: str) -> bool:
-    """Whether a name is known; a name server that does not answer is not waited for."""
+def _has_address(name: str) -> bool | None:
+    """Whether a name is known; None where a name server takes too long to say."""
     known: list[bool] = []
 
     def ask() -> None:
-        with suppress(OSError):
+        try:
             known.append(bool(socket.getaddrinfo(name, None)))
+        except OSError:
+            known.append(False)
 
     thread = Thread(target=ask, daemon=True)
     thread.start()
     thread.join(_PATIENCE_SECONDS)
-    return bool(known)
+    return known[0] if known else None
 
 
 def check_proxies() -> Iterator[Finding]:
@@ -169,6 +175,12 @@ def _proxy(name: str, value: str) -> Iterator[Finding]:
     host, port = str(parts.hostname), parts.port or _PROXY_PORTS[parts.scheme]  # what else is in it may be a password
     try:
         socket.create_connection((host, port), timeout=_PATIENCE_SECONDS).close()
+    except TimeoutError:
+        yield warning(
+            "proxies",
+            f"{name}: {host}:{port} has not answered in {_PATIENCE_SECONDS:g} s: it is slow, or away",
+            f"beit doctor again; if it stays away, unset {name}, or correct it",
+        )
     except OSError as error:
         yield fault(
             "proxies",

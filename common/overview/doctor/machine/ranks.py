@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 
 from beit.common.errors import RunFailed
-from beit.common.overview.doctor.child import Child, child
-from beit.common.overview.doctor.findings import Finding, fault, well
+from beit.common.overview.doctor.child import Child, SlowAnswer, child
+from beit.common.overview.doctor.findings import Finding, fault, slow, well
 
 _MODULE = "beit.common.overview.doctor.machine.two_ranks"
 _TIMEOUT_SECONDS = 90.0
@@ -23,6 +23,9 @@ def check_ranks(ranks: Child) -> Iterator[Finding]:
     """Did they meet, talk and train?"""
     try:
         found = ranks.result()
+    except SlowAnswer as error:
+        yield slow("ranks", error, f"see what they say: python -m {_MODULE}")
+        return
     except RunFailed as error:
         yield fault(
             "ranks",

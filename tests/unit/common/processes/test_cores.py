@@ -6,18 +6,23 @@ import sys
 
 import pytest
 
-from beit.common.processes.cores import available_cores, cores_per_rank, sleep_while_waiting
+from beit.common.processes import cores as cores_module
+from beit.common.processes.cores import available_cores, cores_per_rank, cpu_quota, sleep_while_waiting
 
 HOW_TO_WAIT = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 
 
 @pytest.fixture
-def machine(monkeypatch):
+def machine(monkeypatch, tmp_path):
     """Return a function that makes this a machine of so many cores, of which this process may use some."""
+    folder = tmp_path / "machine"
+    folder.mkdir()
+    monkeypatch.setattr(cores_module, "control_groups", lambda _: [(folder, 2)])
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     monkeypatch.delenv("LOCAL_SIZE", raising=False)
 
-    def make(cores: int, *, allowed: int):
+    def make(cores: int, *, allowed: int, quota: str = "max 100000"):
+        (folder / "cpu.max").write_text(quota)
         monkeypatch.setattr(os, "cpu_count", lambda: cores)
         monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(allowed)), raising=False)
 
@@ -51,6 +56,48 @@ def test_ranks_share_the_cores_of_their_machine(machine, monkeypatch, allowed, w
     for name, value in local.items():
         monkeypatch.setenv(name, value)
     assert cores_per_rank(world_size) == expected
+
+
+@pytest.mark.parametrize(
+    ("quota", "allowed", "cores"),
+    [
+        ("400000 100000", 64, 4),
+        ("400000 100000", 2, 2),
+        ("160000 100000", 64, 2),
+        ("10000 100000", 64, 1),
+        ("max 100000", 64, 64),
+    ],
+)
+def test_a_quota_is_heeded(machine, quota, allowed, cores):
+    machine(64, allowed=allowed, quota=quota)
+    assert available_cores() == cores_per_rank(1) == cores
+
+
+@pytest.mark.parametrize(("ranks", "share"), [(2, 4), (4, 2), (16, 1)])
+def test_ranks_share_what_a_quota_leaves(machine, ranks, share):
+    machine(64, allowed=64, quota="800000 100000")
+    assert cores_per_rank(ranks) == share
+
+
+@pytest.mark.parametrize(
+    ("version", "files", "quota"),
+    [
+        (2, {"cpu.max": "150000 100000\n"}, 1.5),
+        (2, {"cpu.max": "max 100000\n"}, None),
+        (1, {"cpu.cfs_quota_us": "400000\n", "cpu.cfs_period_us": "100000\n"}, 4.0),
+        (1, {"cpu.cfs_quota_us": "-1\n", "cpu.cfs_period_us": "100000\n"}, None),
+        (2, {}, None),
+        (1, {}, None),
+    ],
+)
+def test_quotas_of_both_versions_of_control_groups_are_read(monkeypatch, tmp_path, version, files, quota):
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    above = tmp_path / "above"  # of several groups the least holds
+    above.mkdir()
+    (above / "cpu.max").write_text("900000 100000" if quota else "max 100000")
+    monkeypatch.setattr(cores_module, "control_groups", lambda _: [(tmp_path, version), (above, 2)])
+    assert cpu_quota() == quota
 
 
 def forget_how_to_wait(monkeypatch):

@@ -47,3 +47,20 @@ def test_the_limit_of_collectives_is_set_here_and_by_no_library(monkeypatch: pyt
     monkeypatch.setenv("LOCAL_RANK", "0")
     init_distributed()
     assert given["timeout"] == timedelta(seconds=INIT_TIMEOUT_SECONDS)
+
+
+@pytest.mark.parametrize(
+    ("world_size", "share", "given", "threads"),
+    [(1, 2, None, 2), (1, 64, None, 8), (2, 4, None, 4), (2, 16, None, 16), (1, 2, "8", 8), (2, 2, "8", 8)],
+)
+def test_torch_takes_a_rank_s_share_of_the_cores(world_size, share, given, threads, monkeypatch):
+    now = [8]
+    monkeypatch.setattr(torch, "get_num_threads", lambda: now[0])
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: now.__setitem__(0, count))
+    monkeypatch.setattr(distributed, "cores_per_rank", lambda _: share)
+    monkeypatch.setattr(distributed, "keep_freed_memory", lambda: True)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if given is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    distributed.prepare_cpu(world_size)
+    assert now == [threads]

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from beit.common.processes.signals import StopFlag, stop_on_signals, under_way
+from beit.common.errors import ResumableStop
+from beit.common.processes.signals import StopFlag, resumable_without_others, stop_on_signals, under_way
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
@@ -85,3 +86,24 @@ def test_ctrl_c_is_answered_once(
     with stop_on_signals():
         os.kill(os.getpid(), signal.SIGTERM if not variables else signal.SIGINT)
     assert capfd.readouterr().err == ""
+
+
+class CompilerGone(RuntimeError):
+    """As torch raises it when its C compiler is killed."""
+
+    __module__ = "torch._inductor.exc"
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [(CompilerGone("g++"), "while the model was compiled"), (RuntimeError("/gloo/transport/tcp"), "another rank left")],
+)
+def test_what_a_signal_ended_first_is_an_orderly_stop_only_where_one_came(error: Exception, said: str) -> None:
+    asked, not_asked = StopFlag(), StopFlag()
+    asked.reason = "SIGINT"
+    with pytest.raises(ResumableStop, match=said), resumable_without_others(asked):
+        raise error
+    with pytest.raises(type(error)), resumable_without_others(not_asked):
+        raise error
+    with pytest.raises(ZeroDivisionError), resumable_without_others(asked):
+        raise ZeroDivisionError

@@ -6,13 +6,17 @@ import pytest
 
 from beit.common.config import load_config
 from beit.common.processes.signals import LAUNCHER_PID_VARIABLE
-from beit.common.runs.idle import idle_lines, warn_of_idle, warn_of_overruled, warn_of_unused
+from beit.common.runs.idle import idle_lines, training_needs, warn_of_idle, warn_of_overruled, warn_of_unused
 from beit.finetune import config as finetune
+from beit.finetune.commands import RECIPES as FINETUNE_RECIPES
+from beit.finetune.commands import SEGMENTATION_RECIPES
 from beit.finetune.segmentation import config as segmentation
 from beit.pretrain import config as pretrain
 from beit.pretrain.commands import RECIPES
 from beit.tokenize import config as tokenize
+from beit.tokenize.commands import RECIPES as TOKENIZER_RECIPES
 from beit.tokenize.distillation import config as distillation
+from beit.tokenize.tokenizer_training.config import TokenizerTrainConfig
 
 
 def load(schema, *overrides, recipe=None):
@@ -62,6 +66,23 @@ def test_what_has_an_effect_or_is_as_by_default_is_not_spoken_of():
         assert not idle_lines(config, pretrain.needs(config, has_position_tables=True)), recipe
 
 
+@pytest.mark.parametrize(
+    ("schema", "needs", "recipes", "pattern", "more"),
+    [
+        (finetune.FinetuneConfig, finetune.needs, FINETUNE_RECIPES, "*", ("data.val=val",)),
+        (segmentation.SegmentationConfig, segmentation.needs, SEGMENTATION_RECIPES, "*", ()),
+        (distillation.DistillationConfig, distillation.needs, TOKENIZER_RECIPES, "vqkd_*", ()),
+        (TokenizerTrainConfig, training_needs, TOKENIZER_RECIPES, "tokenizer_*", ()),
+    ],
+)
+def test_no_shipped_recipe_sets_what_has_no_effect(schema, needs, recipes, pattern, more):
+    names = [file.stem for file in recipes.glob(f"{pattern}.toml")]
+    assert names
+    for name in names:
+        config = load_config(schema, recipe=name, overrides=more, recipe_dir=recipes)
+        assert not idle_lines(config, needs(config)), name
+
+
 def test_a_rate_of_position_tables_needs_tables():
     (line,) = of_pretraining("position_lr_scale=5", has_position_tables=False)
     assert line.startswith("position_lr_scale (5.0) has no effect where no relative position tables are trained")
@@ -106,7 +127,11 @@ def test_epochs_given_beside_steps_are_named_with_the_way_out(caplog, monkeypatc
 
 
 def test_settings_that_a_task_never_looks_at_are_named(caplog):
-    warn_of_unused(["optimizer.lr=1", "probe.l2=1", "layer_decay=1", "train.seed=1"], ("optimizer.", "train."), "knn")
+    warn_of_unused(
+        ["optimizer.lr=1", "probe.l2=1", "layer_decay=1", "train.seed=1", "run.report=false"],
+        ("optimizer.", "train.", "run."),
+        "knn",
+    )
     assert caplog.messages == ["--set optimizer.lr has no effect on knn; leave it out"]
 
 

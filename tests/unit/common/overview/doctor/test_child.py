@@ -7,7 +7,7 @@ import psutil
 import pytest
 
 from beit.common.errors import RunFailed
-from beit.common.overview.doctor.child import child, crowd
+from beit.common.overview.doctor.child import SlowAnswer, child, crowd
 
 
 @pytest.fixture(autouse=True)
@@ -61,12 +61,20 @@ def test_how_it_ended_is_one_line(beside, code, said):
 def test_what_hangs_is_given_up_with_all_that_it_started(beside):
     code = "import subprocess, sys, time\nsubprocess.Popen([sys.executable, '-c', 'import time; time.sleep(99)'])\n"
     with beside(code + "time.sleep(99)", timeout_seconds=3.0) as started:
-        with pytest.raises(RunFailed, match=r"no answer in [23] s"):
+        with pytest.raises(SlowAnswer, match=r"no answer in [23] s"):
             started.result()
         below = psutil.Process(started._process.pid).children()
         assert len(below) == 1
     assert not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in below)
     assert started._process.poll() is not None
+
+
+def test_a_load_that_came_meanwhile_gives_it_more_time(beside, monkeypatch):
+    monkeypatch.setattr("beit.common.overview.doctor.child.available_cores", lambda: 1)
+    with beside("import time; time.sleep(2); print('{}')", timeout_seconds=1.0) as started:
+        monkeypatch.setattr(os, "getloadavg", lambda: (1000.0, 0.0, 0.0))
+        monkeypatch.setattr("beit.common.overview.doctor.child._MOST_CROWDED", 100.0)
+        assert started.result() == {}
 
 
 def test_what_nobody_waits_for_is_ended(beside):

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from beit.common.errors import RunFailed
+from beit.common.overview.doctor.child import SlowAnswer
 from beit.common.overview.doctor.machine import device
 from beit.common.overview.doctor.machine.device import check_device, has_gpu
 
@@ -47,11 +48,19 @@ def test_a_cpu_alone_is_well(monkeypatch):
     assert [finding.level for finding in look(monkeypatch, CPU)] == ["ok", "ok"]
 
 
-@pytest.mark.parametrize("reason", ["killed by SIGILL", "no answer in 60 s", "ImportError: libtorch.so"])
+@pytest.mark.parametrize("reason", ["killed by SIGILL", "ImportError: libtorch.so"])
 def test_a_torch_that_does_not_start_is_a_fault(monkeypatch, reason):
     (finding,) = look(monkeypatch, RunFailed(reason))
     assert finding.topic == "torch" and finding.level == "fault" and reason in finding.what and finding.mend
     assert not has_gpu(Probed(RunFailed(reason)))
+
+
+def test_a_torch_that_is_slow_to_answer_is_a_warning_and_none_that_is_broken(monkeypatch):
+    (finding,) = look(monkeypatch, SlowAnswer("no answer in 60 s"))
+    assert finding.level == "warning" and "slow" in finding.what and "no answer in 60 s" in finding.what
+    assert "install" not in finding.mend and "nvidia" not in finding.mend
+    (finding,) = look(monkeypatch, SlowAnswer("no answer in 60 s"), maker="NVIDIA")
+    assert "nvidia-smi" in finding.mend
 
 
 def test_a_torch_for_cpus_beside_a_gpu_is_a_fault(monkeypatch):

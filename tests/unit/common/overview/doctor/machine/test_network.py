@@ -2,12 +2,15 @@
 
 import os
 import socket
+from threading import Event
 
 import pytest
 
 from beit.common.overview.doctor.machine import network
 from beit.common.overview.doctor.machine.network import check_launcher, check_ports, check_proxies
 from beit.common.processes.launcher_env import LAUNCHERS, OF_ONE_RANK
+
+OWN_NAME = network._own_name
 
 
 @pytest.fixture(autouse=True)
@@ -124,3 +127,29 @@ def test_headers_that_are_no_json_are_a_fault(monkeypatch):
     monkeypatch.setenv("BEIT_HTTP_HEADERS", "Authorization: x")
     finding = the_one(check_proxies())
     assert finding.level == "fault" and finding.mend.startswith("unset BEIT_HTTP_HEADERS")
+
+
+def test_a_proxy_that_is_slow_is_a_warning(monkeypatch):
+    monkeypatch.setenv("https_proxy", "http://me:secret@proxy:3128")
+
+    def connect(address, timeout):
+        raise TimeoutError("timed out")
+
+    monkeypatch.setattr(socket, "create_connection", connect)
+    finding = the_one(check_proxies())
+    assert finding.level == "warning" and "slow" in finding.what and "secret" not in finding.as_text()
+
+
+@pytest.mark.parametrize(("is_known", "level"), [(True, None), (None, "warning"), (False, "fault")])
+def test_only_a_name_that_is_surely_unknown_is_a_fault(monkeypatch, is_known, level):
+    monkeypatch.setenv("MASTER_ADDR", "first")
+    monkeypatch.setattr(network, "_has_address", lambda name: is_known if name == "first" else True)
+    assert [finding.level for finding in OWN_NAME()] == ([level] if level else [])
+
+
+def test_a_name_server_that_does_not_answer_says_nothing(monkeypatch):
+    release = Event()
+    monkeypatch.setattr(network, "_PATIENCE_SECONDS", 0.01)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_: release.wait(10))
+    assert network._has_address("first") is None
+    release.set()

@@ -3,6 +3,7 @@
 import pytest
 
 from beit.common.errors import RunFailed
+from beit.common.overview.doctor.child import SlowAnswer
 from beit.common.overview.doctor.machine.ranks import check_ranks
 
 
@@ -22,7 +23,12 @@ def test_ranks_that_trained_are_well():
     assert finding.level == "ok" and "3.2 s" in finding.what and "0.19.8" in finding.what
 
 
-@pytest.mark.parametrize("reason", ["no answer in 180 s", "ImportError: libaio.so: rank 0 ended without a word"])
+def test_ranks_that_are_slow_are_a_warning():
+    (finding,) = check_ranks(Told(SlowAnswer("no answer in 180 s")))
+    assert finding.level == "warning" and "slow" in finding.what and "no answer in 180 s" in finding.what
+
+
+@pytest.mark.parametrize("reason", ["not all ranks came", "ImportError: libaio.so: rank 0 ended without a word"])
 def test_ranks_that_did_not_are_a_fault(reason):
     (finding,) = check_ranks(Told(RunFailed(reason)))
     assert finding.level == "fault" and reason in finding.what
