@@ -395,7 +395,7 @@ class PretrainTask:
         return "" if simple is None else self.curve.alarm(simple)
 
     def report(self, run: Path, *, is_over: bool) -> None:
-        """Write RUN/report.html, with masks and attention where there is time for them."""
+        """Write RUN/report.html, with masks, attention and words where there is time for them."""
         from beit.common.overview.report.automatic import write_report
 
         draw = report_pictures(run, self.store, self.config) if is_over else {}

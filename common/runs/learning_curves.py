@@ -113,7 +113,7 @@ _KINDS = (
                 title="masked tokens right",
                 main="held_out_acc",
                 faint="train_acc",
-                references=(("unigram_acc", "chance"),),
+                references=(("unigram_acc", "commonest word"),),
                 percent=True,
             ),
             _PROBE,

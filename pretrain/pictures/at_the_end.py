@@ -16,7 +16,7 @@ _IMAGES, _EPOCHS = 4, 4
 def report_pictures(
     run: Path, store: TokenStore, config: PretrainConfig
 ) -> dict[str, Callable[[], Image.Image | None]]:
-    """Return by name what draws masks and attention."""
+    """Return by name what draws masks, attention and words."""
 
     def masks() -> Image.Image | None:
         from beit.pretrain.pictures.masks import masks_sheet  # charts take half a second of imports
@@ -30,4 +30,10 @@ def report_pictures(
 
         return attention_sheet(run, store, config, num_images=_IMAGES)
 
-    return {"masks": masks, "attention": attention}
+    def words() -> Image.Image | None:
+        from beit.pretrain.pictures.words import words_sheet
+
+        is_learned = config.objective.needs_tokens and config.tokenizer.online is None
+        return words_sheet(store) if is_learned else None
+
+    return {"masks": masks, "attention": attention, "words": words}

@@ -120,7 +120,7 @@ _SPEED: tuple[tuple[str, str, float, bool], ...] = (
 )
 _SPEED_LEGEND = (
     "Each value is of the steps since the one before, evaluations and saving left out. Waiting for data that stays "
-    "above some percent says that reading is the bottleneck: `reader.num_workers`, and docs/long-runs.md."
+    "above a few percent says that reading is the bottleneck: `reader.num_workers`, and docs/long-runs.md."
 )
 
 

@@ -67,7 +67,7 @@ def _cards(run: RunFiles) -> list[tuple[str, str, str]]:
     if seconds is not None:
         found.append(("time at work", duration(seconds), f"in {count(len(starts), 'start')}"))
     if rate:
-        found.append(("images per second", count(rate), "in the middle of its records"))
+        found.append(("images per second", count(rate), "the median of its records"))
     return found
 
 

@@ -149,7 +149,7 @@ def test_evaluations_draw_what_show_reconstruction_draws_and_the_report_shows_it
     for heading in ("Masked images, completed", "Attention of block 1", "Masks: blockwise"):
         assert heading in page
     assert {path.name for path in (tmp_path / "run/pictures").iterdir()} == {
-        *("attention.png", "masks.png", "reconstruction-step-2.png", "reconstruction-step-4.png"),
+        *("attention.png", "words.png", "masks.png", "reconstruction-step-2.png", "reconstruction-step-4.png"),
     }
     drawn = Image.open(tmp_path / "run/reconstruction.png")
     shown = reconstruction_sheet(tmp_path / "run", store=None, tokenizer=None, num_images=3)

@@ -10,7 +10,7 @@ from beit.common.store import open_store
 from beit.common.views import render_view
 from beit.tests.tiny_store import tokenize, write_folder
 from beit.tokenize.commands import show_tokens_command
-from beit.tokenize.pictures.words import _cut, words_sheet
+from beit.tokenize.pictures.words import words_sheet
 
 
 def test_the_commonest_words_come_first_one_row_each(tmp_path):
@@ -39,13 +39,6 @@ def mean_colours(store, words):
         carried.append(sample["token_ids"][0].reshape(-1))
     patches, carried = np.concatenate(patches), np.concatenate(carried)
     return [patches[carried == word].mean(0).round().astype(np.uint8) for word in words]
-
-
-def test_a_patch_stands_in_the_middle_of_its_cell():
-    pixels = np.zeros((16, 16, 3), np.uint8)
-    pixels[4:8, 8:12] = 200
-    cell = np.asarray(_cut(pixels, 1, 2, 4))
-    assert cell[36, 36].tolist() == [200] * 3 and cell[5, 5].tolist() == [0] * 3
 
 
 def test_the_command_writes_a_picture_and_refuses_a_store_without_tokens(tmp_path):
