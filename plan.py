@@ -25,6 +25,7 @@ from beit.common.config import config_to_dict, find_recipe
 from beit.common.errors import require
 from beit.common.forecast.hardware import Hardware
 from beit.common.forecast.rules import Problem
+from beit.common.forecast.starting import import_seconds, training_start
 from beit.common.forecast.training import TrainingForecast
 from beit.common.overview.plan.advice import Training, advise
 from beit.common.overview.plan.amounts import parse_count
@@ -41,7 +42,7 @@ from beit.common.overview.plan.rules import (
     precision_problem,
 )
 from beit.common.overview.plan.source import Found, look_at, only_counted, sample_images
-from beit.common.overview.plan.stages import length_words, memory_rows, store_stage, training_stage
+from beit.common.overview.plan.stages import length_words, memory_rows, store_stage, training_stage, views_words
 from beit.common.overview.plan.typed import STORE, finetune_command, pretrain_command, tokenize_command
 from beit.common.pages.numbers import count
 from beit.common.vit.config import ViTConfig
@@ -194,10 +195,11 @@ def _measured(
     question: Question, found: Found, tokens: tokenizing.TokenizeConfig, config: pretraining.PretrainConfig
 ) -> Rates:
     """Measure this machine on a few of the images, or on generated ones, in a folder that is removed again."""
+    began = time.monotonic()
     from beit.pretrain.rates import measure_training  # which bring torch
     from beit.tokenize.rates import measure_tokenizing
 
-    began = time.monotonic()
+    imported = time.monotonic() - began
     sample = [] if found.kind in ("", "store") else sample_images(question.images)
     if found.store is not None:
         info = found.store
@@ -214,6 +216,7 @@ def _measured(
         reading_seconds=1 / trained.views_per_core_second,
         views_per_second=None if found.store is not None else views.views_per_second,
         image_bytes=views.image_bytes if sample and tokens.stored_quality is not None else None,
+        import_seconds=imported,
         took_seconds=time.monotonic() - began,
     )
 
@@ -271,7 +274,9 @@ def _store(
         words=words,
         source=source,
         total_bytes=found.total_bytes,
+        start_seconds=import_seconds(hardware, rates and rates.import_seconds),
         num_ranks=hardware.devices_per_machine,
+        num_machines=hardware.num_machines,
         settings=config_to_dict(config),
     )
     return made, stage
@@ -309,6 +314,11 @@ class _Pretraining:
         found = self.asked(self.config)
         return found if self.rates is None else self.rates.of(found, num_workers=self.config.reader.num_workers)
 
+    @property
+    def start_seconds(self) -> float:
+        """Of a command that trains, besides its steps and evaluations."""
+        return training_start(import_seconds(self.hardware, self.rates and self.rates.import_seconds))
+
     @cached_property
     def shape(self) -> ViTConfig:
         """Of the encoder."""
@@ -344,7 +354,7 @@ class _Pretraining:
             ("length", length_words(found)),
             (
                 "views",
-                "a fresh one every time" if reuse is None else f"each of {store.views} is seen {reuse:.3g} times",
+                "a fresh one every time" if reuse is None else views_words(store.views, reuse),
             ),
         ]
         numbers: dict[str, Any] = {
@@ -352,7 +362,7 @@ class _Pretraining:
             "num_held_out": store.num_held_out,
         }
         numbers |= {"view_reuse": reuse, "settings": config_to_dict(self.config)}
-        return training_stage("pretrain", found, first=first, numbers=numbers)
+        return training_stage("pretrain", found, start_seconds=self.start_seconds, first=first, numbers=numbers)
 
 
 @dataclass(kw_only=True)
@@ -377,7 +387,7 @@ class _Finetuning:
     @property
     def num_val(self) -> int:
         """Images to validate on."""
-        return self.config.data.num_val_images or round(VALIDATED * self.num_labels)
+        return self.config.data.num_val_images or max(1, round(VALIDATED * self.num_labels))
 
     @cached_property
     def forecast(self) -> TrainingForecast:
@@ -404,15 +414,13 @@ class _Finetuning:
     def stage(self) -> Stage:
         """Return it as a stage of the plan."""
         first = [
-            (
-                "recipe",
-                f"{self.recipe}, to {CLASSES} classes, validated on {count(self.num_val, 'image')}",
-            ),
+            ("recipe", f"{self.recipe}, to {CLASSES} classes, validated on {count(self.num_val, 'image')}"),
             ("length", length_words(self.forecast)),
         ]
         numbers: dict[str, Any] = {"recipe": self.recipe, "num_classes": CLASSES, "num_val_images": self.num_val}
         numbers |= {"settings": config_to_dict(self.config)}
-        return training_stage("finetune", self.forecast, first=first, numbers=numbers)
+        seconds = self.pretraining.start_seconds
+        return training_stage("finetune", self.forecast, start_seconds=seconds, first=first, numbers=numbers)
 
 
 def _problems(

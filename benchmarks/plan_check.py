@@ -3,8 +3,8 @@
     python benchmarks/plan_check.py --photos photos/ --cifar train.parquet --val test.parquet --out runs/plan_check
 
 Views of 32 px and of 64 px, each tokenised and pre-trained on, and one fine-tuning. Planned and found stand side by
-side: bytes on disk, peak memory (of the process and of what only its workers have), seconds of the command. The exit
-status is 1 where disk is off by more than 5 %, memory by 15 % or time by 30 %. `--only` takes some of the three.
+side: bytes on disk, peak memory (of the process and of what its workers have beside it), seconds of the command. The
+exit status is 1 where disk is off by more than 5 %, memory by 15 % or time by 30 %. `--only` takes some of the three.
 """
 
 from __future__ import annotations
@@ -171,15 +171,24 @@ def found(words: Sequence[str], place: Path, target: Path) -> dict[str, float]:
 
 
 def memory_of(process: psutil.Process) -> int:
-    """Return the memory of a process and what only the processes below it have."""
+    """Return the memory of a process, and what the processes below it have of their own or share among each other."""
     total = 0
     try:
         total = process.memory_info().rss
         for child in process.children(recursive=True):
-            total += child.memory_full_info().uss
-    except psutil.Error:  # ended a moment ago
+            total += own_memory(child.pid)
+    except (psutil.Error, OSError):  # ended a moment ago
         pass
     return total
+
+
+def own_memory(pid: int) -> int:
+    """Return a process's share of memory that is no file's; what workers and their server share is counted once.
+
+    What only one process has at a moment would leave that out, and would grow by it when the last worker ends.
+    """
+    rows = (line.split() for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines())
+    return next((1024 * int(row[1]) for row in rows if row[0] == "Pss_Anon:"), 0)
 
 
 def compared(chain: str, stage: str, planned: Mapping[str, float], measured: Mapping[str, float]) -> list[Row]:

@@ -45,6 +45,8 @@ _ROW_BYTES, _ROW_BYTES_PER_VIEW = 60, 9
 """Of an image in the sample table, with its key, and of the checksum of each view's words; measured."""
 _PROCESS_BYTES = 310e6
 """Of a process that tokenises on a CPU: Python, torch, tables of images; measured."""
+_PACKING, _PACKED_BYTES = 1e-3, 500e6
+"""Seconds per image and bytes per second of packing, in one process whatever the ranks and machines; assumed."""
 _USUAL_TAR_IMAGES = 1000
 """Assumed of a tar that cannot be looked into cheaply."""
 _NPY_HEADER_BYTES = 128
@@ -134,6 +136,8 @@ def forecast(
     seconds = None if rate is None else views / rate
     if seconds is not None and config.stored_quality is not None and not config.materialize:
         seconds += num_images * _SHRINKING * megapixels / hardware.cores
+    if seconds is not None and is_packed:
+        seconds += num_images * _PACKING + images / _PACKED_BYTES
     return StoreForecast(
         num_images=num_images,
         num_shards=num_shards,

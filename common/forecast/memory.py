@@ -20,8 +20,8 @@ _PROCESS_BYTES = 450e6
 """Of a process that trains on a CPU: Python, torch, DeepSpeed and what they bring; measured on Linux."""
 _ZERO_BYTES = 60e6
 """Of what ZeRO 1 to 3 bring along, on a CPU; measured."""
-_WORKERS_BYTES, _WORKER_BYTES = 20e6, 25e6
-"""Of all data workers together and of each, what they share with nobody; measured."""
+_WORKERS_BYTES, _WORKER_BYTES = 170e6, 25e6
+"""Of all data workers together, with the server that imports for them, and of each, beside the rank; measured."""
 _CONTEXT_BYTES = 600e6
 """Of a GPU's memory, what CUDA and the collectives take for themselves; assumed."""
 _FRAGMENTS = 0.05

@@ -20,6 +20,11 @@ def in_gb(num_bytes: float) -> str:
     return f"{num_bytes / 1e3:.3g} kB"
 
 
+def in_digits(number: float, digits: int = 3) -> str:
+    """Write a number that need not be whole: 0.0375, 9.37, 64,000."""
+    return f"{number:,.0f}" if number >= 10**digits - 0.5 else f"{number:.{digits}g}"
+
+
 def percent(share: float) -> str:
     """Write a share without digits: 40 %."""
     return f"{100 * share:.0f} %"

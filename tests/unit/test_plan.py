@@ -65,7 +65,8 @@ def test_the_numbers_are_those_of_the_stage_itself():
         num_shards=14_000,
         hardware=named("A100", num_devices=64, num_machines=8),
     )
-    assert training["steps"] == found.steps and training["seconds"] == found.total_seconds
+    assert training["steps"] == found.steps
+    assert training["seconds"] == pytest.approx(found.total_seconds + training["start_seconds"])
     assert training["memory_bytes"] == found.memory.total and training["disk_bytes"] == found.disk_bytes
     table = {row["zero_stage"]: row["bytes_by_micro_batch"] for row in document["memory"]}
     assert table[0][str(found.micro_batch_size)] == found.memory.total
@@ -87,6 +88,21 @@ def test_a_store_that_is_there_is_not_made_again(tmp_path):
     assert document["stages"]["pretrain"]["num_held_out"] == int(store.shards.num_held_out.sum())
     assert document["stages"]["pretrain"]["view_reuse"] == pytest.approx(400 / 3, rel=0.01)
     assert [command.split()[1] for command in document["commands"]] == ["pretrain"]
+
+
+def test_numbers_are_written_for_people():
+    text = " ".join(shown("1", "--labels", 1, code=1).split())
+    assert "the 1 image to train on: a step has each 32 times, and 2000 steps = 64,000 epochs" in text
+    assert "each of 64 is seen 1,000 times" in text and "validated on 1 image" in text and "e+0" not in text
+    assert "the only one is seen 533 times" in " ".join(shown("150", "--views", 1).split())
+
+
+def test_several_machines_tokenise_one_store_and_one_of_them_packs():
+    several = ("14M", "--gpu", "H100", "--gpus", 8, "--machines", 8)
+    assert "start the command on each of the 8 machines" in " ".join(shown(*several).split())
+    assert "start the command" not in shown(*several[:-2])
+    packing = 14e6 * 110e3 / 500e6  # seconds
+    assert planned(*several)["stages"]["tokenize"]["seconds"] > packing
 
 
 def test_what_no_pass_reaches_is_not_made():

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from beit.common.forecast.words import in_digits
 from beit.common.overview.plan.amounts import large
 from beit.common.overview.plan.choice import MANY_LABELS, MANY_PHOTOS, MOST_LABELS, SOME_LABELS, SOME_PHOTOS, Case
 from beit.common.pages.numbers import count
@@ -107,8 +108,8 @@ def _batch(training: Training) -> Advice | None:
         return None
     return Advice(
         topic="batch",
-        what="take smaller batches, such as --set train.global_batch_size=32 with half the learning rate: "
-        f"{large(training.steps)} steps are few, and steps teach",
+        what="take smaller batches, such as --set train.global_batch_size=32 with half the learning rate: as many "
+        f"images in more than {large(training.steps)} {'step' if training.steps == 1 else 'steps'}, and steps teach",
         why="one pass over CIFAR-10 in batches of 32 gave a linear probe of 42.6 %, in batches of 256 37.8 %, in "
         "the same time",
         where="results.md",
@@ -124,14 +125,14 @@ def _views(training: Training) -> Advice | None:
         return Advice(
             topic="views",
             what=f"--views {fewer} tokenises in {fewer / training.views:.0%} of the time, for a view that is seen "
-            f"{training.epochs / fewer:.3g} times",
+            f"{in_digits(training.epochs / fewer)} times",
             why="one view seen 20 times did as well as sixteen seen once or twice (8.31 and 8.29 bits) in 800 steps",
             where="results.md",
         )
     if reuse < 1 / _MUCH_REUSE:
         return Advice(
             topic="views",
-            what=f"--views {max(1, round(training.epochs))} is enough: {training.epochs:.3g} passes never see "
+            what=f"--views {max(1, round(training.epochs))} is enough: {in_digits(training.epochs)} passes never see "
             f"most of {count(training.views, 'view')}",
             why="a pass over the images takes one view of each",
             where="pretraining.md",

@@ -25,6 +25,8 @@ class Rates:
     """That are tokenised; None where there is a store already."""
     image_bytes: float | None
     """That an image takes of the store; None where that is known without, or nobody knows the images."""
+    import_seconds: float
+    """Of what a command imports."""
     took_seconds: float
     """To measure it."""
 

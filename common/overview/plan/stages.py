@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from beit.common.forecast.training import TrainingForecast
-from beit.common.forecast.words import in_gb, in_words
+from beit.common.forecast.words import in_digits, in_gb, in_words
 from beit.common.overview.plan.amounts import large
 from beit.common.overview.plan.document import Facts, MemoryRow, Stage
 from beit.common.pages.numbers import count
@@ -95,7 +95,9 @@ def store_stage(
     words: int | None,
     source: str,
     total_bytes: float,
+    start_seconds: float,
     num_ranks: int,
+    num_machines: int,
     settings: Mapping[str, Any],
 ) -> Stage:
     """Return tokenising as a stage of a plan.
@@ -106,7 +108,9 @@ def store_stage(
         words: That the tokenizer has; None where only loading it would tell.
         source: Where its speed comes from.
         total_bytes: Of the images as they are.
+        start_seconds: Of the command, before its work.
         num_ranks: Of a machine, whose memory they share.
+        num_machines: At work on the one store.
         settings: All of them, for programs.
     """
     num_images, num_shards, side = forecast.num_images, forecast.num_shards, config.grid_size
@@ -131,10 +135,12 @@ def store_stage(
         facts.append(("speed", f"nobody knows ({source}); --measure tells"))
     else:
         facts.append(("speed", f"{large(forecast.views_per_second)} views/s ({source})"))
+    if num_machines > 1:
+        facts.append(("ranks", f"start the command on each of the {num_machines} machines, on one store; one packs"))
     return Stage(
         name="tokenize",
         short=f"{large(num_views)} view{'s' * (num_views != 1)}",
-        seconds=forecast.seconds,
+        seconds=None if forecast.seconds is None else start_seconds + forecast.seconds,
         memory_bytes=None if forecast.memory_bytes is None else forecast.memory_bytes * num_ranks,
         disk_bytes=forecast.total_bytes,
         facts=tuple(facts),
@@ -148,6 +154,7 @@ def store_stage(
             "image_bytes": forecast.image_bytes,
             "token_bytes": forecast.token_bytes,
             "views_per_second": forecast.views_per_second,
+            "start_seconds": start_seconds,
             "settings": dict(settings),
         },
     )
@@ -162,12 +169,15 @@ def _where_images_are(config: StoreSettings, forecast: StoreSize, total_bytes: f
     return f"packed into tars{small}, {in_gb(forecast.image_bytes)}; those you have, {in_gb(total_bytes)}, stay"
 
 
-def training_stage(name: str, forecast: TrainingForecast, *, first: Facts, numbers: Mapping[str, Any]) -> Stage:
+def training_stage(
+    name: str, forecast: TrainingForecast, *, start_seconds: float, first: Facts, numbers: Mapping[str, Any]
+) -> Stage:
     """Return a training as a stage of a plan.
 
     Args:
         name: pretrain or finetune.
         forecast: Of its stage.
+        start_seconds: Of the command, besides steps and evaluations.
         first: What is particular to it, above what all trainings have.
         numbers: The same for programs.
     """
@@ -179,11 +189,11 @@ def training_stage(name: str, forecast: TrainingForecast, *, first: Facts, numbe
     return Stage(
         name=name,
         short=f"{count(forecast.steps, 'step')} of {count(forecast.global_batch_size, 'image')}",
-        seconds=forecast.total_seconds,
+        seconds=None if forecast.total_seconds is None else start_seconds + forecast.total_seconds,
         memory_bytes=forecast.memory.total * ranks,
         disk_bytes=forecast.disk_bytes,
         facts=tuple(facts),
-        numbers={**training_numbers(forecast), **numbers},
+        numbers={**training_numbers(forecast), "start_seconds": start_seconds, **numbers},
     )
 
 
@@ -199,8 +209,17 @@ def training_numbers(forecast: TrainingForecast) -> dict[str, Any]:
 def length_words(forecast: TrainingForecast, *, warmup_steps: int | None = None) -> str:
     """Write how long a training is: "2,000 steps of 32 images = 533 epochs; 64,000 images seen"."""
     warm = "" if not warmup_steps else f", {count(warmup_steps, 'step')} of them warm-up"
-    epochs = f"{forecast.epochs:,.0f}" if forecast.epochs >= 1000 else f"{forecast.epochs:.3g}"
-    return f"{count(forecast.steps, 'step')} = {epochs} epochs{warm}; {large(forecast.samples_seen)} images seen in all"
+    epochs = in_digits(forecast.epochs)
+    passes = f"{epochs} epoch{'s' * (epochs != '1')}"
+    return f"{count(forecast.steps, 'step')} = {passes}{warm}; {large(forecast.samples_seen)} images seen in all"
+
+
+def views_words(views: int, reuse: float) -> str:
+    """Say how often a training sees each stored view: "each of 16 is seen 9.37 times"."""
+    if reuse < 1:
+        return f"{views} of each image, of which {in_digits(100 * reuse)} % are seen"
+    which = "the only one" if views == 1 else f"each of {views}"
+    return f"{which} is seen {in_digits(reuse)} time{'s' * (in_digits(reuse) != '1')}"
 
 
 def memory_rows(
@@ -225,19 +244,18 @@ def _batch(forecast: TrainingForecast) -> str:
     parts = max(1, forecast.global_batch_size // (size * ranks))
     of = "" if ranks == 1 else f" x {ranks} {'GPUs' if forecast.hardware.device == 'cuda' else 'ranks'}"
     times = "" if parts == 1 else f" x {parts} times"
-    return f"{forecast.global_batch_size} = {count(size, 'image')} at a time{times}{of}"
+    return f"{count(forecast.global_batch_size)} = {count(size, 'image')} at a time{times}{of}"
 
 
 def _speed(forecast: TrainingForecast) -> str:
     if forecast.images_per_second is None:
         return f"nobody knows ({forecast.hardware.flops_source})"
     rate = forecast.images_per_second
-    per = f"{rate:,.3g}" if rate < 1000 else f"{rate:,.0f}"
     evaluations = ""
     if forecast.evaluations:
         spent = in_words(forecast.evaluations_seconds or 0.0)
         evaluations = f"; {count(forecast.evaluations, 'evaluation')}, {spent} of the time"
-    return f"{per} images/s ({forecast.hardware.flops_source}){evaluations}"
+    return f"{in_digits(rate)} images/s ({forecast.hardware.flops_source}){evaluations}"
 
 
 def _loader(forecast: TrainingForecast) -> list[str]:

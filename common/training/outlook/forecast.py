@@ -11,6 +11,7 @@ from beit.common.forecast.hardware import Hardware
 from beit.common.forecast.model import TrainedModel
 from beit.common.forecast.rules import Problem, problems_of
 from beit.common.forecast.training import Course, Reading, TrainingForecast, forecast_training
+from beit.common.forecast.words import in_digits
 from beit.common.training.config import TrainingConfig, TrainingPlan, plan_training
 from beit.common.training.engine_settings import check_partition, zero_stage
 
@@ -125,12 +126,13 @@ def plan_advice(config: TrainingConfig, plan: TrainingPlan) -> Problem | None:
     way_out = f"--set train.global_batch_size={batch} --set optimizer.lr={lr:.1g}"
     if plan.steps_per_epoch < 1:
         what = (
-            f"train.global_batch_size ({plan.global_batch_size}) is more than the {num_samples} images to train on: a "
-            f"step has each {1 / plan.steps_per_epoch:.1f} times, and {counted(plan)} teach little"
+            f"train.global_batch_size ({plan.global_batch_size}) is more than the {num_samples} "
+            f"image{'s' * (num_samples != 1)} to train on: a step has each {in_digits(1 / plan.steps_per_epoch)} "
+            f"times, and {counted(plan)} teach little"
         )
         return Problem(what=what, way_out=f"take a smaller one: {way_out}", is_fatal=False)
     if plan.total_steps < _FEW_STEPS and config.train.steps is None:
-        what = f"{counted(plan)} of {num_samples} images teach little"
+        what = f"{counted(plan)} of {num_samples} image{'s' * (num_samples != 1)} teach little"
         return Problem(what=what, way_out=f"take smaller batches: {way_out}", is_fatal=False)
     return None
 
@@ -143,5 +145,5 @@ def better_batch(num_samples: int) -> int:
 
 def counted(plan: TrainingPlan) -> str:
     """Say how many steps and epochs a plan has."""
-    epochs = plan.total_steps / plan.steps_per_epoch
-    return f"{plan.total_steps} step{'s' * (plan.total_steps > 1)} = {epochs:.4g} epochs"
+    epochs = in_digits(plan.total_steps / plan.steps_per_epoch, 4)
+    return f"{plan.total_steps} step{'s' * (plan.total_steps != 1)} = {epochs} epoch{'s' * (epochs != '1')}"

@@ -38,6 +38,13 @@ def test_the_formula_is_within_a_tenth_of_what_was_measured(recipe, case):
     assert found.total == pytest.approx(MEASURED[recipe][case] * 1e6, rel=0.1)
 
 
+@pytest.mark.parametrize(("workers", "measured"), [(1, 199), (3, 263)])
+def test_data_workers_take_what_their_server_imports_and_little_each(workers, measured):
+    """Measured as what is no file's, shared among them counted once, with the tracker of resources."""
+    found = memory_of("beit_mini_patch8_64", 64, 8, micro_batch_size=32, num_workers=workers)
+    assert found.loaders == pytest.approx(measured * 1e6, rel=0.1)
+
+
 def test_the_parts_add_up_and_ranks_share_what_zero_divides():
     small = ("beit_small_patch16_224", 224, 16)
     alone, shared = (memory_of(*small, micro_batch_size=8, zero_stage=2, world_size=ranks) for ranks in (1, 8))
