@@ -390,6 +390,8 @@ def _opened(location: str) -> tuple[TokenStore | None, str]:
         return None, ""
     if is_remote(location):
         return None, "it is remote, and is not asked for"
+    if not os.path.exists(location):  # gone, or the run was carried here: nothing to make anew
+        return None, f"{named(location)} is not on this machine"
     try:
         return open_store(location, check_images=False), ""
     except (InputError, OSError) as error:

@@ -59,6 +59,7 @@ def test_a_model_knows_its_way_when_all_else_is_gone(tmp_path: Path) -> None:
     text = way(run)
     assert stand_in_order(text, "words", "gone/store", "pretrain/encoder", "there/labelled", "flowers", "there/test")
     assert "4 views of each image" in text and "20 labelled images" in text and "not at hand" in text
+    assert "is not on this machine" in text and "no store.json" not in text
 
 
 def test_a_store_at_hand_is_looked_into_and_known_again(tmp_path: Path) -> None:
