@@ -39,7 +39,7 @@ def test_runs_of_all_kinds_stand_on_one_page_each_in_its_colour(tmp_path: Path) 
 
 def test_zero_lines_are_in_the_charts(tmp_path: Path) -> None:
     html = report_page(read_run_files([pretraining(tmp_path / "a"), fine_tuned(tmp_path / "b")]))
-    for line in ("unigram 8.00 bits", "neighbour 7.00 bits", "chance 5.0\u00a0%", "guessing 25.0\u00a0%"):
+    for line in ("unigram 8.00 bits", "neighbour 7.00 bits", "commonest word 5.0\u00a0%", "guessing 25.0\u00a0%"):
         assert f"{line}</text>" in html
 
 
