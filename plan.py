@@ -7,6 +7,7 @@ of a stage.
 
 from __future__ import annotations
 
+import logging
 import math
 import tempfile
 import time
@@ -33,7 +34,7 @@ from beit.common.overview.plan.assumptions import about_hardware, about_images, 
 from beit.common.overview.plan.choice import Case, finetune_recipe, pretrain_recipe, store_settings
 from beit.common.overview.plan.document import MemoryRow, Plan, Stage
 from beit.common.overview.plan.question import Question
-from beit.common.overview.plan.rates import Rates, quiet
+from beit.common.overview.plan.rates import Rates
 from beit.common.overview.plan.rules import (
     disk_problem,
     held_out_problem,
@@ -44,6 +45,7 @@ from beit.common.overview.plan.rules import (
 from beit.common.overview.plan.source import Found, look_at, only_counted, sample_images
 from beit.common.overview.plan.stages import length_words, memory_rows, store_stage, training_stage, views_words
 from beit.common.overview.plan.typed import STORE, finetune_command, pretrain_command, tokenize_command
+from beit.common.overview.quiet import saying_only
 from beit.common.pages.numbers import count
 from beit.common.vit.config import ViTConfig
 
@@ -205,7 +207,7 @@ def _measured(
         info = found.store
         sides = [f"img_size={info.img_size}", f"patch_size={info.patch_size}", f"views={min(2, info.views)}"]
         tokens = tokenizing.load(overrides=sides)
-    with quiet(), tempfile.TemporaryDirectory(prefix="beit-plan-") as folder:
+    with saying_only(logging.ERROR), tempfile.TemporaryDirectory(prefix="beit-plan-") as folder:
         views = measure_tokenizing(tokens, sample, Path(folder), seconds=_MEASURED_SECONDS)
         trained = measure_training(
             config, Path(folder) / "store", micro_batch_size=_MEASURED_AT_ONCE, seconds=_MEASURED_SECONDS

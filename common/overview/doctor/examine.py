@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from functools import partial
 
 from beit.common.overview.doctor.findings import Check, Finding, guarded, warning
@@ -24,6 +24,7 @@ from beit.common.overview.doctor.machine.ranks import check_ranks, ranks_child
 from beit.common.overview.doctor.machine.software import check_compiler, check_extras, check_packages, check_python
 from beit.common.overview.doctor.machine.space import check_caches, check_disk
 from beit.common.overview.doctor.machine.variables import check_variables
+from beit.common.overview.quiet import saying_only
 
 _SYSTEM: tuple[tuple[str, Check], ...] = (
     ("python", check_python),
@@ -69,18 +70,6 @@ def examine(subjects: Iterable[str], *, with_ranks: bool) -> Iterator[Finding]:
         yield from guarded("dall-e", check_dalle)
         if ranks is not None:
             yield from guarded("ranks", partial(check_ranks, ranks))
-    with _warnings_only():
+    with saying_only(logging.WARNING):
         for subject in named:
             yield from guarded(subject.kind, subject.check, subject.mend)
-
-
-@contextmanager
-def _warnings_only() -> Iterator[None]:
-    """Leave out what the parts of beit say of themselves while they are tried."""
-    beit = logging.getLogger("beit")
-    before = beit.level
-    beit.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        beit.setLevel(before)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from beit.common.forecast.hardware import Hardware
@@ -62,15 +59,3 @@ class Rates:
     def _sharing(hardware: Hardware) -> int:
         """Return how many ranks share what was measured as one: those of a machine without GPUs."""
         return hardware.devices_per_machine if hardware.device == "cpu" else 1
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Let what is measured say nothing but errors: what it does is thrown away."""
-    log = logging.getLogger("beit")
-    level = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        log.setLevel(level)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import shlex
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from PIL import Image
 
 from beit.common.errors import BadSample, InputError
+from beit.common.overview.quiet import saying_only
 from beit.common.pages.pictures import save_png
 from beit.common.runs.layout import PICTURES, REPORT
 from beit.common.storage.files import write_atomic
@@ -52,7 +52,7 @@ def _write(run: Path, draw: Mapping[str, Draw]) -> None:
 
 def _draw(run: Path, name: str, drawn: Draw) -> None:
     try:
-        with _less_talk():
+        with saying_only(logging.WARNING):  # that a model was loaded, nobody asked
             image = drawn()
         if image is not None:
             (run / PICTURES).mkdir(exist_ok=True)
@@ -63,14 +63,3 @@ def _draw(run: Path, name: str, drawn: Draw) -> None:
         logger.warning(
             "no picture of the %s was drawn (%s: %s)", name, type(error).__name__, " ".join(str(error).split())
         )
-
-
-@contextmanager
-def _less_talk() -> Iterator[None]:
-    """Leave out what loading a model says, which nobody asked for at the end of a training."""
-    before = logging.root.manager.disable
-    logging.disable(logging.INFO)
-    try:
-        yield
-    finally:
-        logging.disable(before)
