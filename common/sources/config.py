@@ -6,6 +6,7 @@ import tomllib
 from typing import Annotated, Any
 
 from beit.common.config import checked, within
+from beit.common.errors import require
 from beit.common.images.decoding import Decoding
 from beit.common.images.ranges import RangeSetting
 
@@ -32,7 +33,8 @@ class SourceConfig:
     """Of several pages, see `beit.common.images.decoding.Frame`."""
 
     def __post_init__(self) -> None:
-        self.decoding  # noqa: B018  # which says what is wrong with it
+        decoding = self.decoding  # which says what is wrong with it
+        require(decoding.value_range.is_resolved, f"source.range ({self.range}): percentiles are not supported yet")
 
     @property
     def decoding(self) -> Decoding:
