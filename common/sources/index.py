@@ -112,10 +112,8 @@ class LabelledIndex:
         self.name = name or info.root
         self.shards = list(shards)
         self.class_names = list(class_names) if class_names is not None else None
-        self.index_sha256 = info.sha256
+        self.index_sha256 = _identity(info, decoding)
         """Identity of the samples in use, their numbering and their classes."""
-        if decoding != USUAL:  # other images are skipped, or they look otherwise
-            self.index_sha256 = hashlib.sha256(f"{info.sha256} {decoding.identity()}".encode()).hexdigest()
         self.stamp = stamp
         """Hash of sizes and times of all files; empty where they are not known."""
         self.columns = tuple(columns)
@@ -135,6 +133,13 @@ class LabelledIndex:
 
     def __len__(self) -> int:
         return int(self._offsets[-1])
+
+    def decoded_as(self, decoding: Decoding) -> LabelledIndex:
+        """Return the same samples, to be decoded otherwise."""
+        other = copy.copy(self)
+        other.decoding = decoding
+        other.index_sha256 = _identity(self.info, decoding)
+        return other
 
     @property
     def shard_sizes(self) -> Int64Array:
@@ -488,3 +493,10 @@ def repetitions(labels: Int64Array, seed: int) -> Int64Array:
         rest = int(counts.max() % count)
         times[samples[CounterRng(seed, "balance", int(label)).permutation(len(samples))[:rest]]] += 1
     return times
+
+
+def _identity(info: IndexInfo, decoding: Decoding) -> str:
+    if decoding == USUAL:
+        return info.sha256
+    # Other images are skipped, or they look otherwise.
+    return hashlib.sha256(f"{info.sha256} {decoding.identity()}".encode()).hexdigest()
