@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -153,11 +153,22 @@ class NonFiniteGuard:
             logger.warning("the samples of step %d were not recorded (%s)", step, error)
 
     def _require_within_limits(self, step: int) -> None:
-        last = self._recent[-MAX_IN_A_ROW - 1 :]
-        in_a_row = len(last) > MAX_IN_A_ROW and last[-1] - last[0] == MAX_IN_A_ROW
-        if in_a_row or len(self._recent) > MAX_IN_WINDOW:
-            limit = f"more than {MAX_IN_A_ROW} in a row" if in_a_row else f"more than {MAX_IN_WINDOW} in {WINDOW_STEPS}"
+        limit = limit_passed(self._recent)
+        if limit:
             raise Diverged(
                 f"stopped at step {step}: {limit} steps were not finite; their samples are listed in "
                 "nonfinite.jsonl of the run; lower optimizer.lr and resume from the last checkpoint"
             )
+
+
+def limit_passed(skipped: Sequence[int]) -> str:
+    """Say which limit the last skipped steps pass, in words that go before "steps"; empty where they pass none.
+
+    Args:
+        skipped: Steps that were not finite, ascending.
+    """
+    last = skipped[-MAX_IN_A_ROW - 1 :]
+    if len(last) > MAX_IN_A_ROW and last[-1] - last[0] == MAX_IN_A_ROW:
+        return f"more than {MAX_IN_A_ROW} in a row"
+    recent = [step for step in skipped if step > skipped[-1] - WINDOW_STEPS]
+    return f"more than {MAX_IN_WINDOW} in {WINDOW_STEPS}" if len(recent) > MAX_IN_WINDOW else ""

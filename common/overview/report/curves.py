@@ -7,11 +7,12 @@ from dataclasses import replace
 from typing import Any
 
 from beit.common.overview.report.run_files import RunFiles
-from beit.common.overview.report.section import Section, charts, heading, keys, text
+from beit.common.overview.report.section import Section, charts, heading, keys, table, text
 from beit.common.pages.charts import Line, LineChart, line_svg
 from beit.common.pages.html_page import Html
+from beit.common.pages.numbers import ABSENT
 from beit.common.runs.layout import MASK_PROBE
-from beit.common.runs.learning_curves import learning_charts
+from beit.common.runs.learning_curves import LearningCharts, learning_charts
 
 _SIZE_PX = (480, 300)
 """Of a chart; two stand beside each other where there is room."""
@@ -29,11 +30,13 @@ def learning_section(runs: Sequence[RunFiles]) -> Section:
     groups = learning_charts([run.learning for run in runs if run.learning is not None])
     for group in groups:
         parts += [heading(group.kind)] if len(groups) > 1 else []
-        figures = [_figure(chart) for chart in group.charts]
+        figures = [_figure(chart) for chart, once in zip(group.charts, group.once, strict=True) if once is None]
+        legend = [group.legend, "Ringed: the model that is kept."] if figures else []
         members = [run for run in runs if run.learning is not None and run.learning.name in group.members]
         figures += _recorded(members, _LEARNED, by_pass=True)
-        says = " ".join(f"{fact}." for fact in group.facts)
-        parts += [charts(figures), text(f"{group.legend} Ringed: the model that is kept. {says}")]
+        parts += _measured_once(group)
+        parts += [charts(figures)] if figures else []
+        parts += [text(" ".join([*legend, *(f"{fact}." for fact in group.facts)]))]
     others = [run for run in runs if run.records and not any(run.name in group.members for group in groups)]
     if others:
         figures = _recorded(others, _LEARNED)
@@ -45,6 +48,17 @@ def learning_section(runs: Sequence[RunFiles]) -> Section:
     return Section(
         title="How it learned" if len(runs) == 1 else "How they learned", anchor="learning", parts=tuple(parts)
     )
+
+
+def _measured_once(group: LearningCharts) -> list[Html]:
+    """Return as a table what would be a chart of one dot per run."""
+    found = [once for once in group.once if once is not None]
+    if not found:
+        return []
+    names = ["once measured"] if len(group.members) == 1 else list(group.members)
+    titles = ["measure", *names, "to compare with"]
+    rows = [[once.measure, *once.values, once.compare or ABSENT] for once in found]
+    return [table("Measured once", titles, rows)]
 
 
 def speed_section(runs: Sequence[RunFiles]) -> Section:

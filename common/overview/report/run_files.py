@@ -31,10 +31,13 @@ from beit.common.runs.layout import (
     MODEL,
     NONFINITE,
     PROBES,
+    TOTAL_STEPS,
 )
 from beit.common.runs.learning_curves import LearningRun, learning_run
 from beit.common.runs.metrics import read_metrics, read_records
+from beit.common.runs.starts import start_time
 from beit.common.storage.documents import read_json
+from beit.common.training.judge import limit_passed
 
 Kind = Literal["pre-training", "classification", "segmentation", "probe", "tokenizer"]
 MOST_RUNS = len(PALETTE)
@@ -50,6 +53,16 @@ _MEASURES = ("top1", "top5", "map", "macro_f1", "miou", "mean_accuracy", "pixel_
 _EVALUATION: Shape = {**dict.fromkeys(_MEASURES, _NUMBER), "miou_interval": list}
 _PROBE: Shape = {**_EVALUATION, "blocks": list, "num_classes": int, "num_train_images": int}
 Found = TypeVar("Found")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Divergence:
+    """What ended a run whose steps were not finite."""
+
+    step: int
+    """The last one, counted from 0."""
+    limit: str
+    """Which they passed, in words that go before "steps"."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,6 +101,8 @@ class RunFiles:
     """Steps of the complete checkpoints."""
     skipped_steps: int
     """Steps that were not finite, as far as they were written down."""
+    divergence: Divergence | None
+    """What ended it, where skipped steps did and it has not gone on since."""
     gaps: tuple[str, ...]
     """What could not be read, one line each."""
 
@@ -106,7 +121,8 @@ class RunFiles:
     @property
     def total_steps(self) -> int | None:
         """Steps of the whole plan; None where nothing says it."""
-        total = self.origin.get("total_steps") or self.settings.get("train.steps")
+        started = self.starts[-1].get(TOTAL_STEPS) if self.starts else None
+        total = started or self.origin.get("total_steps") or self.settings.get("train.steps")
         return total if isinstance(total, int) else None
 
     @property
@@ -190,14 +206,16 @@ def _read(path: Path, name: str, place: int) -> RunFiles:
     has_records = (path / METRICS).is_file()
     shape = _TOKENIZER if kind == "tokenizer" else _WEIGHTS
     made = document(newest / DESCRIPTION, shape)
+    starts = part(lambda: read_environment(path / ENVIRONMENT).get(STARTS, []), [])
+    records = part(lambda: _records(path / METRICS), [])
     return RunFiles(
         path=path,
         name=name,
         place=place,
         kind=kind,
         settings=settings,
-        records=part(lambda: _records(path / METRICS), []),
-        starts=part(lambda: read_environment(path / ENVIRONMENT).get(STARTS, []), []),
+        records=records,
+        starts=starts,
         made=made or document(best / DESCRIPTION, shape),
         kept=made if newest == best else document(best / DESCRIPTION, shape),
         data=document(path / DATA),
@@ -207,6 +225,7 @@ def _read(path: Path, name: str, place: int) -> RunFiles:
         learning=part(lambda: learning_run(path, name=name, colour=PALETTE[place]), None) if has_records else None,
         checkpoints=tuple(sorted(committed_steps(path / CHECKPOINTS))),
         skipped_steps=len(read_records(path / NONFINITE)),
+        divergence=_divergence(path / NONFINITE, starts, max((record["step"] for record in records), default=0)),
         gaps=tuple(gaps),
     )
 
@@ -235,6 +254,20 @@ def _records(file: Path) -> list[dict[str, Any]]:
     is_lost = not found and file.is_file() and file.stat().st_size > 0
     require(not is_lost, f"{file} is damaged: no line of it is a record; restore it from a copy, if there is one")
     return found
+
+
+def _divergence(file: Path, starts: Sequence[Mapping[str, Any]], newest_step: int) -> Divergence | None:
+    """Tell whether skipped steps ended a run, which has not gone on since."""
+    skipped: list[int] = []
+    for record in read_records(file):  # a start takes up again what the one before it lost
+        skipped = [step for step in skipped if step < record["step"]] + [record["step"]]
+    limit = limit_passed(skipped) if skipped else ""
+    if not limit or newest_step > skipped[-1] + 1:
+        return None
+    began = start_time(starts[-1]) if starts else None
+    if began is not None and began.timestamp() > file.stat().st_mtime:
+        return None
+    return Divergence(step=skipped[-1], limit=limit)
 
 
 def _settings(path: Path) -> dict[str, Any]:

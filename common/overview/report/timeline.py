@@ -17,6 +17,8 @@ from beit.common.runs.environment import redact
 def state_text(run: RunFiles) -> str:
     """Say in a few words how far a run is."""
     total, step = run.total_steps, run.step
+    if run.divergence is not None:
+        return f"diverged at step {run.divergence.step:,}" + (f" of {total:,}" if total else "")
     if run.kind == "probe":
         return "finished" if run.probes else "not finished"
     if run.kind == "tokenizer" and not run.records and run.made:
