@@ -28,9 +28,7 @@ Html = Markup
 _CODE = re.compile("`([^`<>]+)`")
 _AFTER = re.compile(r"(?<=[/_=.])(?=[A-Za-z])")
 """Where a name of a setting, or of what lies in folders, may be broken."""
-_OPTION = re.compile(r"(?<!\S)--?[a-z][a-z-]*")
-"""A hyphen of its own at the end of a line would be taken for what it is not."""
-_FILE = re.compile(r"(\S*?)(\S{1,6}\.[A-Za-z][A-Za-z0-9]{1,4})(?!\S)")
+_FILE = re.compile(r"(\S*?)([^\s/_-]{1,6}\.[A-Za-z][A-Za-z0-9]{1,4})(?!\S)")
 """A name with an ending, cut where it may be broken last."""
 
 
@@ -80,8 +78,11 @@ def prose(value: str) -> Markup:
 
 
 def _code(escaped: str) -> str:
-    whole = _OPTION.sub(r'<span class="ending">\g<0></span>', escaped)
-    return f"<code>{_AFTER.sub('<wbr>', whole)}</code>"
+    """Set a name, or the words of a command, each of which stays whole where a line has room for it."""
+    words = _AFTER.sub("<wbr>", escaped).split(" ")
+    if len(words) == 1:
+        return f"<code>{words[0]}</code>"
+    return '<code class="line">' + " ".join(f"<span>{word}</span>" for word in words) + "</code>"
 
 
 def files(value: str) -> Markup:

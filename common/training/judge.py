@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from beit.common.errors import InputError, RunFailed
 
@@ -154,21 +154,31 @@ class NonFiniteGuard:
 
     def _require_within_limits(self, step: int) -> None:
         limit = limit_passed(self._recent)
-        if limit:
+        if limit is not None:
             raise Diverged(
-                f"stopped at step {step}: {limit} steps were not finite; their samples are listed in "
-                "nonfinite.jsonl of the run; lower optimizer.lr and resume from the last checkpoint"
+                f"stopped at step {step}: more than {limit.most} steps {limit.among} were not finite; their "
+                "samples are listed in nonfinite.jsonl of the run; lower optimizer.lr and resume from the last "
+                "checkpoint"
             )
 
 
-def limit_passed(skipped: Sequence[int]) -> str:
-    """Say which limit the last skipped steps pass, in words that go before "steps"; empty where they pass none.
+class Limit(NamedTuple):
+    """How many steps that are not finite a run endures."""
+
+    most: int
+    """Of them."""
+    among: str
+    """Of what, as "in a row"."""
+
+
+def limit_passed(skipped: Sequence[int]) -> Limit | None:
+    """Return the limit that the last skipped steps pass; None where they pass none.
 
     Args:
         skipped: Steps that were not finite, ascending.
     """
     last = skipped[-MAX_IN_A_ROW - 1 :]
     if len(last) > MAX_IN_A_ROW and last[-1] - last[0] == MAX_IN_A_ROW:
-        return f"more than {MAX_IN_A_ROW} in a row"
-    recent = [step for step in skipped if step > skipped[-1] - WINDOW_STEPS]
-    return f"more than {MAX_IN_WINDOW} in {WINDOW_STEPS}" if len(recent) > MAX_IN_WINDOW else ""
+        return Limit(MAX_IN_A_ROW, "in a row")
+    recent = [step for step in skipped if step > last[-1] - WINDOW_STEPS]
+    return Limit(MAX_IN_WINDOW, f"in {WINDOW_STEPS}") if len(recent) > MAX_IN_WINDOW else None

@@ -77,14 +77,16 @@ def _alarm(run: RunFiles, *, is_single: bool) -> str:
     """Say why a run diverged and what to do; empty for one that did not."""
     if run.divergence is None:
         return ""
-    rate = run.settings.get("optimizer.lr")
+    limit, rate = run.divergence.limit, run.settings.get("optimizer.lr")
     lower = "`optimizer.lr`" + (f", which was {rate:g}," if isinstance(rate, int | float) else "")
     last = max(run.checkpoints, default=0)
-    onward = f" and go on from the checkpoint of step {last:,} (`--resume`)" if last else " and begin anew"
+    onward = (
+        f" and go on from the checkpoint of step {last:,}, or one before it (`--resume`)" if last else " and begin anew"
+    )
     return (
         ("" if is_single else f"{run.name}: ")
-        + f"{run.divergence.limit} steps had a loss or gradients that were not finite, which stops a run. Lower {lower}"
-        + f"{onward}. Which samples they were is in `{NONFINITE}` of the run."
+        + f"More than {limit.most} steps {limit.among} had a loss or gradients that were not finite, "
+        f"which stops a run. Lower {lower}{onward}. Which samples they were is in `{NONFINITE}` of the run."
     )
 
 

@@ -37,7 +37,7 @@ from beit.common.runs.learning_curves import LearningRun, learning_run
 from beit.common.runs.metrics import read_metrics, read_records
 from beit.common.runs.starts import start_time
 from beit.common.storage.documents import read_json
-from beit.common.training.judge import limit_passed
+from beit.common.training.judge import Limit, limit_passed
 
 Kind = Literal["pre-training", "classification", "segmentation", "probe", "tokenizer"]
 MOST_RUNS = len(PALETTE)
@@ -61,8 +61,8 @@ class Divergence:
 
     step: int
     """The last one, counted from 0."""
-    limit: str
-    """Which they passed, in words that go before "steps"."""
+    limit: Limit
+    """Which they passed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -261,8 +261,8 @@ def _divergence(file: Path, starts: Sequence[Mapping[str, Any]], newest_step: in
     skipped: list[int] = []
     for record in read_records(file):  # a start takes up again what the one before it lost
         skipped = [step for step in skipped if step < record["step"]] + [record["step"]]
-    limit = limit_passed(skipped) if skipped else ""
-    if not limit or newest_step > skipped[-1] + 1:
+    limit = limit_passed(skipped)
+    if limit is None or newest_step > skipped[-1] + 1:
         return None
     began = start_time(starts[-1]) if starts else None
     if began is not None and began.timestamp() > file.stat().st_mtime:
