@@ -68,5 +68,6 @@ class PageParts(HTMLParser):
 
 def _without_breaks(html: str) -> str:
     """Take out what only says where a line may be broken, which no reader sees."""
-    html = re.sub('<span class="ending">(.*?)</span>', r"\1", html.replace("<wbr>", ""))
-    return re.sub(r'<code class="line">(.*?)</code>', lambda found: re.sub("</?span>", "", found[0]), html)
+    html = html.replace("<wbr>", "")
+    html = re.sub(r'<code class="line">(.*?)</code>', lambda found: re.sub("</?span>", "", found[0]), html)
+    return re.sub('<span class="ending">(.*?)</span>', r"\1", html)

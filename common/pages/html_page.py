@@ -25,7 +25,7 @@ from beit.common.pages.pictures import png_bytes
 
 Html = Markup
 """Text that is HTML already; a template shows it as it is."""
-_CODE = re.compile("`([^`<>]+)`")
+_CODE = re.compile("`([^`<>]+)`([,.;:)]*)")
 _AFTER = re.compile(r"(?<=[/_=.])(?=[A-Za-z])")
 """Where a name of a setting, or of what lies in folders, may be broken."""
 _FILE = re.compile(r"(\S*?)([^\s/_-]{1,6}\.[A-Za-z][A-Za-z0-9]{1,4})(?!\S)")
@@ -74,15 +74,19 @@ def _environment(template: Path) -> Environment:
 
 def prose(value: str) -> Markup:
     """Escape a text; what stands between backticks is set as code."""
-    return Markup(_CODE.sub(lambda found: _code(found[1]), str(escape(value))))
+    return Markup(_CODE.sub(lambda found: _code(found[1], found[2]), str(escape(value))))
 
 
-def _code(escaped: str) -> str:
-    """Set a name, or the words of a command, each of which stays whole where a line has room for it."""
+def _code(escaped: str, behind: str) -> str:
+    """Set a name, or the words of a command, each of which stays whole where a line has room for it.
+
+    What stands `behind` it begins no line.
+    """
     words = _AFTER.sub("<wbr>", escaped).split(" ")
-    if len(words) == 1:
-        return f"<code>{words[0]}</code>"
-    return '<code class="line">' + " ".join(f"<span>{word}</span>" for word in words) + "</code>"
+    code = f"<code>{words[0]}</code>"
+    if len(words) > 1:
+        code = '<code class="line">' + " ".join(f"<span>{word}</span>" for word in words) + "</code>"
+    return f'<span class="ending">{code}{behind}</span>' if behind else code
 
 
 def files(value: str) -> Markup:

@@ -5,6 +5,7 @@ What is damaged or missing leaves a gap on the page, and a line that says so; on
 
 from __future__ import annotations
 
+import time
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -52,6 +53,8 @@ _TOKENIZER: Shape = {"training": dict, "training.metrics": dict, "model": dict}
 _MEASURES = ("top1", "top5", "map", "macro_f1", "miou", "mean_accuracy", "pixel_accuracy", "chance", "num_images")
 _EVALUATION: Shape = {**dict.fromkeys(_MEASURES, _NUMBER), "miou_interval": list}
 _PROBE: Shape = {**_EVALUATION, "blocks": list, "num_classes": int, "num_train_images": int}
+_PATIENCE_SECONDS = 0.1
+"""Far longer than it takes to rename a folder; arbitrary."""
 Found = TypeVar("Found")
 
 
@@ -185,7 +188,7 @@ def _read(path: Path, name: str, place: int) -> RunFiles:
 
     def part(read: Callable[[], Found], otherwise: Found) -> Found:
         try:
-            return read()
+            return _patiently(read)
         except (InputError, OSError) as error:
             gaps.append(str(error).replace(str(path), name))  # a page that is sent names no folders of ours
             return otherwise
@@ -228,6 +231,15 @@ def _read(path: Path, name: str, place: int) -> RunFiles:
         divergence=_divergence(path / NONFINITE, starts, max((record["step"] for record in records), default=0)),
         gaps=tuple(gaps),
     )
+
+
+def _patiently(read: Callable[[], Found]) -> Found:
+    """Read a file, and once more where that fails: a run at work may be about to put another in its place."""
+    try:
+        return read()
+    except (InputError, OSError):
+        time.sleep(_PATIENCE_SECONDS)
+        return read()
 
 
 def _read_document(file: Path, shape: Shape) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from beit.common.pages.html_page import Html
 from beit.common.pages.numbers import ABSENT, count
 from beit.common.runs.environment import redact
 
-
 _UNBROKEN = "\u00a0"
 
 
