@@ -36,7 +36,7 @@ from beit.common.training.config import TrainingConfig, cosine_schedule, learnin
 from beit.common.training.data import BatchStream, HostFlag
 from beit.common.training.ema import WeightAverage
 from beit.common.training.engine import Engine
-from beit.common.training.judge import BestSoFar, NonFiniteGuard
+from beit.common.training.judge import BestSoFar, Diverged, NonFiniteGuard
 from beit.common.training.measure import ProfileWindow, peak_flops, peak_memory_bytes
 from beit.common.training.micro_batches import shortage_in_words
 from beit.common.training.outlook.expectation import LONG_REST_SECONDS, Expectation, finished_line
@@ -167,6 +167,24 @@ class Trainer:
             self._rhythm.start()
             self._start_data()
         self._world.shorten_timeouts()
+        try:
+            self._step_on(stop, progress)
+        except Diverged:  # on every rank at the same step
+            self._report(is_over=False)  # the page on which one looks for the reason
+            raise
+        if self._step > start or not (self._run.path / REPORT).exists():
+            self._report(is_over=True)
+        failure = self._saver.finish()
+        if failure is not None:
+            raise RunFailed(
+                f"the run is complete in {self._run.path}, but not copied to {self._run.sync_to} ({failure}); run the "
+                "same command to copy it"
+            )
+        done = {"start_step": start, "step": self._step, "nonfinite_steps": self._guard.total}
+        return FitResult(**done, metrics=self._evaluation, best=self._best)
+
+    def _step_on(self, stop: StopFlag, progress: Progress) -> None:
+        """Step to the end of the plan, or to where it is ended early."""
         with ExitStack() as at_the_end:
             at_the_end.push(progress)  # only now: data that cannot be opened are an error without a line of progress
             while self._step < self._end:
@@ -180,16 +198,6 @@ class Trainer:
                     self._leave_half_way(stopped)
                 self._step += 1
                 progress.update(1, **self._between_steps())
-        if self._step > start or not (self._run.path / REPORT).exists():
-            self._report(is_over=True)
-        failure = self._saver.finish()
-        if failure is not None:
-            raise RunFailed(
-                f"the run is complete in {self._run.path}, but not copied to {self._run.sync_to} ({failure}); run the "
-                "same command to copy it"
-            )
-        done = {"start_step": start, "step": self._step, "nonfinite_steps": self._guard.total}
-        return FitResult(**done, metrics=self._evaluation, best=self._best)
 
     def _open_metrics(self) -> None:
         total, project = self._plan.total_steps, self._config.run.wandb
