@@ -23,6 +23,7 @@ from torch import nn
 from beit.common.errors import ResumableStop, RunFailed, require
 from beit.common.forecast.evaluations import evaluation_cost
 from beit.common.forecast.words import in_words
+from beit.common.processes.cores import return_freed_memory
 from beit.common.processes.distributed import World, init_distributed
 from beit.common.processes.signals import StopFlag, resumable_without_others, stop_on_signals, under_way
 from beit.common.progress import Progress
@@ -318,7 +319,9 @@ class Trainer:
         raise ResumableStop(f"stopped at {where} ({reason}), {saved}; run the same command to go on")
 
     def _report(self, *, is_over: bool) -> None:
-        """Let the task write a page about the run, if it can and is to."""
+        """Let the task write a page about the run, if it can and is to; nothing is read any more."""
+        self._stream.close()
+        return_freed_memory()
         task = self._task
         if self._config.run.report and isinstance(task, Reports):
             self._world.run_on_main(lambda: task.report(self._run.path, is_over=is_over))
@@ -409,6 +412,7 @@ class Trainer:
     def _evaluate(self) -> None:
         """Run the task's evaluation without touching the training's random numbers."""
         started, model = time.monotonic(), self._engine.model
+        return_freed_memory()
         model.eval()
         device = self._world.device
         generators = torch.random.fork_rng([device] if device.type == "cuda" else [])
@@ -416,6 +420,7 @@ class Trainer:
             self._evaluation = self._task.evaluate(model, self._step)
             self._draw(model)
         model.train()
+        return_freed_memory()
         self._judge()
         if self._evaluation:
             spent = self._rhythm.note_evaluation(self._step, time.monotonic() - started)
