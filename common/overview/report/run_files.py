@@ -197,6 +197,7 @@ def _read(path: Path, name: str, place: int) -> RunFiles:
         return part(lambda: _read_document(file, shape), {}) if file.is_file() else {}
 
     none: dict[str, Any] = {}
+    nothing: list[dict[str, Any]] = []
     settings = part(lambda: _settings(path), none)
     probes = {
         task: document(path / f"{task}.json", _PROBE)
@@ -209,8 +210,8 @@ def _read(path: Path, name: str, place: int) -> RunFiles:
     has_records = (path / METRICS).is_file()
     shape = _TOKENIZER if kind == "tokenizer" else _WEIGHTS
     made = document(newest / DESCRIPTION, shape)
-    starts = part(lambda: read_environment(path / ENVIRONMENT).get(STARTS, []), [])
-    records = part(lambda: _records(path / METRICS), [])
+    starts = part(lambda: read_environment(path / ENVIRONMENT).get(STARTS, []), nothing)
+    records = part(lambda: _records(path / METRICS), nothing)
     return RunFiles(
         path=path,
         name=name,
