@@ -31,7 +31,7 @@ lint: setup ## Format check and lint
 
 types: setup ## Type check; through a link named beit, because type checkers do not follow editable installs
 	@mkdir -p .typecheck && ln -sfn .. .typecheck/beit
-	cd .typecheck && MYPYPATH=. ../$(BIN)/mypy --config-file ../pyproject.toml -p beit.common -p beit.tokenize -p beit.pretrain -p beit.finetune
+	cd .typecheck && MYPYPATH=. ../$(BIN)/mypy --config-file ../pyproject.toml -p beit.common -p beit.tokenize -p beit.pretrain -p beit.finetune -m beit.plan -m beit.cli
 
 format: setup ## Mend format and lint
 	$(BIN)/ruff format .

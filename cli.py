@@ -37,6 +37,8 @@ from beit.common.errors import (
     ResumableStop,
     RunFailed,
     did_you_mean,
+    failed_compilation,
+    is_failed_compilation,
     is_lost_rank,
     printable,
 )
@@ -257,6 +259,8 @@ def _run() -> tuple[int, str]:
     except Exception as error:
         if is_lost_rank(error):
             return EXIT_FAILED, f"another rank is gone or does not answer ({' '.join(str(error).split())[:300]})"
+        if is_failed_compilation(error):
+            return EXIT_FAILED, failed_compilation(error)
         traceback.print_exc()  # anything else is a bug, and a bug report needs the trace
         # A rank's line is shown by the command that launched it, which cannot show its trace.
         return EXIT_FAILED, f"{type(error).__name__}: {error}" if launched_rank() is not None else ""

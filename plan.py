@@ -276,7 +276,7 @@ def _store(
         words=words,
         source=source,
         total_bytes=found.total_bytes,
-        start_seconds=import_seconds(hardware, rates and rates.import_seconds),
+        start_seconds=import_seconds(hardware, None if rates is None else rates.import_seconds),
         num_ranks=hardware.devices_per_machine,
         num_machines=hardware.num_machines,
         settings=config_to_dict(config),
@@ -319,7 +319,7 @@ class _Pretraining:
     @property
     def start_seconds(self) -> float:
         """Of a command that trains, besides its steps and evaluations."""
-        return training_start(import_seconds(self.hardware, self.rates and self.rates.import_seconds))
+        return training_start(import_seconds(self.hardware, None if self.rates is None else self.rates.import_seconds))
 
     @cached_property
     def shape(self) -> ViTConfig:

@@ -102,6 +102,16 @@ def is_failed_compilation(error: BaseException) -> bool:
     return type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))
 
 
+def failed_compilation(error: BaseException) -> str:
+    """Say in a line that `torch.compile` failed, by the first words of many pages, and what does without it."""
+    first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return (
+        f"torch.compile failed ({type(error).__name__}: {first[:300]}); without it: --set speed.compile=false for "
+        "a model in training, --set compile_encoder=off for the tokenizer of beit tokenize, --set "
+        "tokenizer.compile_encoder=off for one in a training; beit doctor looks at the compiler"
+    )
+
+
 def is_lost_rank(error: BaseException) -> bool:
     """Whether a collective failed, told by name and text because torch has no class for gloo's errors."""
     return type(error).__name__ in ("DistBackendError", "DistNetworkError") or "/gloo/transport/" in str(error)

@@ -18,7 +18,8 @@ from beit.common.training.config import TrainingPlan
 from beit.common.training.outlook.forecast import forecast_run, settled_precision
 from beit.common.vit.config import Adaptation, ViTConfig, build_vit_config
 from beit.common.vit.description import read_encoder_config
-from beit.finetune.config import RANDOM_ENCODER, FinetuneConfig
+from beit.finetune.config import RANDOM_ENCODER
+from beit.finetune.config import FinetuneConfig as FinetuneConfig  # for who asks here, too
 from beit.finetune.segmentation.config import HeadConfig, SegmentationConfig
 
 RECIPES = Path(__file__).parent / "recipes"

@@ -22,7 +22,8 @@ from beit.common.training.config import TrainingPlan
 from beit.common.training.outlook.forecast import forecast_run, settled_precision
 from beit.common.vit.config import Adaptation, ViTConfig, build_vit_config
 from beit.pretrain.advice import another_size, check_views, little_training
-from beit.pretrain.config import PretrainConfig, early_block
+from beit.pretrain.config import PretrainConfig as PretrainConfig  # for who asks here, too
+from beit.pretrain.config import early_block
 from beit.pretrain.masking import max_num_masked
 
 RECIPES = Path(__file__).parent / "recipes"

@@ -25,7 +25,7 @@ from beit.common.shards.schema import IMAGES_DIR, TOKENS_DIR, held_out_count
 from beit.common.sources.tars import TarShard
 from beit.common.storage.paths import is_remote
 from beit.common.views import VIEW_DTYPE
-from beit.tokenize.config import TokenizeConfig
+from beit.tokenize.config import TokenizeConfig as TokenizeConfig  # for who asks here, too
 from beit.tokenize.encoders import encoding_bytes, encoding_flops, vocabulary
 from beit.tokenize.plan import StorePlan
 
@@ -43,8 +43,15 @@ _DECODING, _SHRINKING = 9.5e-3, 0.03
 """Core seconds per megapixel: of a JPEG, and of an image that is shrunk and encoded again."""
 _ROW_BYTES, _ROW_BYTES_PER_VIEW = 60, 9
 """Of an image in the sample table, with its key, and of the checksum of each view's words; measured."""
-_PROCESS_BYTES = 310e6
-"""Of a process that tokenises on a CPU: Python, torch, tables of images; measured."""
+_PROCESS_BYTES = 312e6
+"""Of a process that is about to tokenise on a CPU: Python, torch, pyarrow; measured."""
+_LISTED_BYTES = 650
+"""Of an image in the list of those to be packed, its name above all; measured with 50,000."""
+_DECODED_BYTES, _ARENA_BYTES, _ARENA_IMAGES = 12.0, 15e6, 80.0
+"""Of each thread that reads images: bytes per pixel of the one it is at, decoded, turned and converted; and what the C
+library's arena of the thread loses to gaps, at most, and per pixel while that is less. Measured."""
+_GAPS = 1.6
+"""Times what a batch of views needs, for the gaps that its blocks leave to each other; measured."""
 _PACKING, _PACKED_BYTES = 1e-3, 500e6
 """Seconds per image and bytes per second of packing, in one process whatever the ranks and machines; assumed."""
 _USUAL_TAR_IMAGES = 1000
@@ -147,7 +154,9 @@ def forecast(
         vocab_size=vocabulary(config.tokenizer),
         views_per_second=rate,
         seconds=seconds,
-        memory_bytes=_memory_bytes(config, hardware),
+        memory_bytes=_memory_bytes(
+            config, hardware, num_listed=num_images if is_packed else 0, source_pixels=1e6 * megapixels
+        ),
         hardware=hardware,
         problems=(),
     )
@@ -160,11 +169,26 @@ def store_bytes(plan: StorePlan, config: TokenizeConfig) -> tuple[int, int]:
     return images, _count_images(plan) * _token_bytes(config)
 
 
-def _memory_bytes(config: TokenizeConfig, hardware: Hardware) -> float | None:
+def _memory_bytes(config: TokenizeConfig, hardware: Hardware, *, num_listed: int, source_pixels: float) -> float | None:
+    """Return what a rank needs at the worst moment: of packing, or of tokenising, after which nothing of it is left."""
     if hardware.device != "cpu":
         return None
     view = encoding_bytes(config.tokenizer, config.grid_size) if config.views else 0.0
-    return None if view is None else _PROCESS_BYTES + config.micro_batch_size * view
+    if view is None:
+        return None
+    threads = 1 + (config.workers or math.ceil(hardware.cores_per_device))
+    stored = source_pixels
+    if config.materialize:
+        stored = float(config.img_size**2)
+    elif config.short_side:
+        stored = min(source_pixels, _ASPECT * config.short_side**2)
+    packing = _reading_bytes(threads, source_pixels) if config.stored_quality is not None else 0.0
+    tokenising = _reading_bytes(threads, stored) + _GAPS * config.micro_batch_size * view
+    return _PROCESS_BYTES + _LISTED_BYTES * num_listed + max(packing, tokenising)
+
+
+def _reading_bytes(threads: int, pixels: float) -> float:
+    return threads * (_DECODED_BYTES * pixels + min(_ARENA_BYTES, _ARENA_IMAGES * pixels))
 
 
 def _stored_bytes(config: TokenizeConfig, length: float) -> float:

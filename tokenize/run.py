@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Literal
 
 from beit.common.errors import InputError, ResumableStop, RunFailed, require
-from beit.common.processes.cores import available_cores, ranks_here
+from beit.common.processes.cores import available_cores, ranks_here, return_freed_memory
 from beit.common.processes.launch import check_ranks
 from beit.common.processes.launcher_env import is_to_start_ranks, launcher_environment, under_launcher
 from beit.common.processes.safe_path import safe_path
@@ -146,11 +146,13 @@ def run_tokenize(
             packed = _pack(plan, files, info, config, stop, leases) if plan.catalogue is not None else {}
             jobs = list_jobs(plan, files, info, packed)
             del plan, packed  # the list of all images may be large
+            return_freed_memory()
             maker: ImageMaker = CropMaker.of_store(info) if info.is_materialized else ViewMaker.of_store(info)
             processes = after_workers.enter_context(worker_processes(maker.make, config, workers.count))
             shard_tokenizer = ShardTokenizer(files, info, tokenizing, maker=maker, workers=workers, processes=processes)
             rank_jobs = RankJobs(jobs, files, leases, rank=rank, world_size=world_size)
             report = rank_jobs.run(shard_tokenizer, info, budget=budget)
+            return_freed_memory()
             stems = [job.stem for job in jobs]
             finished = finish_store(files, stems, leases, budget=budget, stamp_before=stamp_before)
         return _summarise(config, files.location, finished, report)

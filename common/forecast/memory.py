@@ -16,16 +16,23 @@ from beit.common.forecast.hardware import Precision
 from beit.common.forecast.model import FLOAT, TrainedModel, vit_model
 from beit.common.vit.config import ViTConfig
 
-_PROCESS_BYTES = 450e6
-"""Of a process that trains on a CPU: Python, torch, DeepSpeed and what they bring; measured on Linux."""
+_PROCESS_BYTES = 465e6
+"""Of a process that trains on a CPU: Python, torch, DeepSpeed and what they bring, and what libraries of products keep;
+measured on Linux: 450 MB before the first product, and up to 30 more behind it on processors without AVX-512."""
+_REPORT_BYTES = 45e6
+"""Of the page at the end, charts above all; data workers are gone by then. Measured."""
 _ZERO_BYTES = 60e6
 """Of what ZeRO 1 to 3 bring along, on a CPU; measured."""
-_WORKERS_BYTES, _WORKER_BYTES = 170e6, 25e6
-"""Of all data workers together, with the server that imports for them, and of each, beside the rank; measured."""
+_WORKERS_BYTES, _WORKER_BYTES = 177e6, 25e6
+"""Of all data workers together, with the server that imports for them and Python's tracker of resources, and of each,
+beside the rank; measured."""
 _CONTEXT_BYTES = 600e6
 """Of a GPU's memory, what CUDA and the collectives take for themselves; assumed."""
 _FRAGMENTS = 0.05
 """Of activations, what the allocator cannot use; assumed on a GPU, measured on a CPU."""
+_EVALUATED_FRAGMENTS = 0.5
+"""Of what an evaluation has at once on a CPU, the same: of many sizes, nothing of which is kept from layer to layer.
+Measured with 256 images at once; the predictions of the batch before are in it."""
 _SAVED_TWICE = 1.15
 """Of moments and averages, what writing a checkpoint takes besides; measured."""
 _COPIES_EXCHANGED = {"cpu": 4, "cuda": 2}
@@ -137,9 +144,12 @@ def memory_of(
     step = micro_batch_size * (model.kept_bytes + model.passing_bytes) + model.step_bytes
     evaluation = evaluated_at_once * model.forward_bytes + model.step_bytes
     is_cpu = device == "cpu"
-    # A checkpoint is put together in the host's memory; what a step or an evaluation needs is free again by then.
+    # A checkpoint is put together in the host's memory; what a step or an evaluation needs is free again by then. So is
+    # it when the page at the end is drawn, and more: the workers.
     saving = _SAVED_TWICE * trained * (2 + ema) if is_cpu else 0.0
-    activations = max((1 + _FRAGMENTS) * max(step, evaluation), saving)
+    drawing = _REPORT_BYTES if is_cpu and not num_workers else 0.0
+    evaluation *= 1 + (_EVALUATED_FRAGMENTS if is_cpu else _FRAGMENTS)
+    activations = max((1 + _FRAGMENTS) * step, evaluation, saving, drawing)
     rows = prefetch_batches * micro_batch_size * model.row_bytes
     if is_cpu:
         itself = _PROCESS_BYTES + _ZERO_BYTES * (zero_stage > 0)

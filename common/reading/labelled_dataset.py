@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from beit.common.errors import InputError
 from beit.common.reading.order import Rows
 from beit.common.sources.index import LabelledIndex
+from beit.common.sources.parquet import ParquetReader
 from beit.common.sources.types import ShardReader
 from beit.common.storage.samples import Record
 
@@ -123,6 +124,9 @@ class LabelledDataset:
             reader = stack.enter_context(self.index.shards[shard_id].open())
         except OSError as error:
             raise InputError(f"{self.index.shards[shard_id].location} cannot be read ({error})") from None
+        rows = self.index.offsets_in_use(shard_id)
+        if rows is not None and isinstance(reader, ParquetReader):
+            reader.keep(rows)
         self._open[shard_id] = reader, stack
         self._open_bytes += reader.nbytes
         return reader

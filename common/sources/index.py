@@ -49,7 +49,7 @@ INDEX_FORMAT = Format("beit-labelled-index", 3)
 """Of index.json; its version is also that of the table."""
 _NAMES_IN_MESSAGE = 5
 _MAPPED_SHARDS = 2048
-_PATH = 4  # column of the table
+_OFFSET, _PATH = 1, 4  # columns of the table
 _REMADE = ("_batches", "_mapped", "labels")  # had again from the table, in whichever process needs them
 
 
@@ -324,6 +324,14 @@ class LabelledIndex:
             if self._rows is not None:
                 keys = keys.take(pa.array(self._rows[start:end] - self._starts[shard_id]))
             yield from keys.to_pylist()
+
+    def offsets_in_use(self, shard_id: int) -> Int64Array | None:
+        """Return where the samples in use of a shard lie in it, int64 (R,); None where all of it is in use."""
+        if self._rows is None:
+            return None
+        start, end = self._offsets[shard_id], self._offsets[shard_id + 1]
+        offsets = self._columns(shard_id)[_OFFSET].to_numpy(zero_copy_only=False)
+        return np.asarray(offsets[self._rows[start:end] - self._starts[shard_id]], dtype=np.int64)
 
     def paths(self, shard_id: int) -> list[str]:
         """Return the original names of all samples of a shard, in use or not."""

@@ -15,9 +15,11 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any, ClassVar, TypeVar
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from beit.common.errors import LFS_ADVICE, BadSample, InputError, is_lfs_pointer
 from beit.common.images.decoding import MAX_IMAGE_BYTES
@@ -67,6 +69,8 @@ class ParquetReader:
         self._images = images
         self._label = label
         self._first_row = first_row
+        self._places: dict[int, int] | None = None
+        """Of each row that is kept; None where all are."""
 
     def __len__(self) -> int:
         return len(self._images)
@@ -76,13 +80,21 @@ class ParquetReader:
         """Memory held by the images."""
         return int(self._images.nbytes)
 
+    def keep(self, rows: NDArray[np.int64]) -> None:
+        """Let go of all rows but these, int64 (R,), ascending: what was read for few of its images would stay whole."""
+        rows = np.unique(rows)
+        if 2 * len(rows) > len(self._images):
+            return
+        self._images = self._images.take(pa.array(rows - self._first_row))
+        self._places = {int(row): place for place, row in enumerate(rows)}
+
     def read(self, ref: SampleRef) -> bytes:
         """Return the image bytes of one row.
 
         Raises:
             BadSample: the cell is null, or larger than any image may be.
         """
-        value = self._images[ref.offset - self._first_row]
+        value = self._images[ref.offset - self._first_row if self._places is None else self._places[ref.offset]]
         if not value.is_valid:
             raise BadSample("empty", f"{self._label} row {ref.offset} has no image bytes")
         data: bytes = value.as_py()

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from beit.common.errors import InputError
+from beit.common.processes.cores import return_freed_memory
 from beit.common.processes.distributed import World
 from beit.common.reading.batch_plan import BatchPlan, DataState, check_resume, grad_accum_steps_for
 from beit.common.reading.contents import Watched, contents_of, difference
@@ -267,7 +268,9 @@ def padded(
 ) -> Iterator[dict[str, Any]]:
     """Yield the batches that hold a sample, marked `is_real`, and then blank ones until all ranks have had as many.
 
-    Ranks differ by one batch at times, and partitioned weights (ZeRO 3) are gathered by all ranks or by none.
+    Ranks differ by one batch at times, and partitioned weights (ZeRO 3) are gathered by all ranks or by none. On a CPU
+    what a batch has left free goes back: large blocks of many sizes come and go, and the gaps between them would be as
+    much again as an evaluation needs.
 
     Args:
         batches: Of this rank.
@@ -281,6 +284,8 @@ def padded(
         if "images" in batch:  # else all of its samples were bad
             yield {**batch, "is_real": True}
             done += 1
+            if world.device.type == "cpu":
+                return_freed_memory()
     for _ in range(done, wanted if world.world_size > 1 else 0):
         yield {**blank, "is_real": False}
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from beit.common.encoder import save_model
 from beit.common.errors import require
+from beit.common.forecast.hardware import this_machine
 from beit.common.overview.report.automatic import write_report
 from beit.common.pages.numbers import percent
 from beit.common.pages.tables import aligned
@@ -35,6 +36,7 @@ from beit.finetune.evaluation.evaluate import single_rank
 from beit.finetune.evaluation.outcomes import TOP_K
 from beit.finetune.in_force import in_force, unnamed_shape
 from beit.finetune.probe.features import FrozenEncoder, frozen_features
+from beit.finetune.probe.forecast import forecast_probe
 
 logger = logging.getLogger(__name__)
 
@@ -85,6 +87,17 @@ def run_probe(task: str, config: FinetuneConfig, *, data: str, run_dir: Path, re
     run = open_run(run_dir, config, world=world, resume=resume, free_keys=_UNUSED)
     begin_run(run, config, world=world)
     directory = run.path
+    if not (directory / FEATURES).is_dir():  # else they may be kept from an earlier run
+        expected = forecast_probe(
+            config,
+            start.architecture,
+            num_train=counts[0],
+            num_val=counts[1],
+            num_classes=len(images.class_names),
+            is_linear=task == "linear-probe",
+            hardware=this_machine(num_devices=1),
+        )
+        logger.info("%s", expected.line())
     train, val = (
         frozen_features(encoder, index, directory / FEATURES / f"{name}.safetensors", config=config, world=world)
         for name, index in (("train", images.train), ("val", images.val))

@@ -163,7 +163,10 @@ class Plan:
         if like is None:
             return []
         scale = [f"data.{name}={list(getattr(like.normalization, name))}" for name in ("mean", "std")]
-        return [*_shape_of(like), f"model.pos_bias={like.architecture.pos_bias}", *scale]
+        tables = like.architecture.pos_bias
+        # A recipe may have a rate for position tables, which would be told that it has no effect without any.
+        idle = ["position_lr_scale=1"] if tables == "none" else []
+        return [*_shape_of(like), f"model.pos_bias={tables}", *idle, *scale]
 
     def _budget_of_continued(self, *, has_steps: bool) -> list[str]:
         """Return the settings by which a pre-training takes as many steps of as many images as the continued one."""

@@ -223,6 +223,12 @@ def test_help_answers_in_half_a_second():
     [
         (RunFailed("checkpoint at step 3 failed"), "checkpoint at step 3 failed"),
         (RuntimeError("[/x/gloo/transport/tcp/pair.cc:1] closed"), "another rank is gone or does not answer ([/x/gloo"),
+        (
+            type("CppCompileError", (RuntimeError,), {"__module__": "torch._inductor.exc"})(
+                "\nC++ compile error\nlong"
+            ),
+            "torch.compile failed (CppCompileError: C++ compile error); without it: --set speed.compile=false",
+        ),
         (ZeroDivisionError("a bug"), ""),
     ],
 )

@@ -35,14 +35,16 @@ from beit.common.tokenizers.kmeans import KMeansTokenizer
 from beit.common.tokenizers.kmeans_config import KMeansConfig
 from beit.common.tokenizers.patches import cut_patches
 from beit.common.training.measure import children_memory_bytes, peak_memory_bytes
+from beit.common.training.outlook.foretelling import free_disk_of, hardware_of
 from beit.tokenize.clustering.centres import Centres, assign, reduce_counts, revive, start, statistics, update
 from beit.tokenize.clustering.config import ClusteringConfig
 from beit.tokenize.clustering.data import Views, ViewTransform
+from beit.tokenize.clustering.forecast import forecast_clustering
 from beit.tokenize.clustering.report import commonest_words, kmeans_card, word_metrics
 from beit.tokenize.kinds import TeacherChoice
 from beit.tokenize.teacher import EncoderTeacher, is_code, load_teacher
 from beit.tokenize.tokenizer_training.card import CARD, training_record
-from beit.tokenize.tokenizer_training.data import Images, open_split, read_samples
+from beit.tokenize.tokenizer_training.data import Images, introduction, open_split, read_samples
 
 logger = logging.getLogger(__name__)
 
@@ -200,7 +202,7 @@ class Clustering:
                 logger.info("%s is finished (%d batches); name another folder for other words", run.path, total)
             return
         if is_main:
-            self._introduce()
+            self._introduce(run.path)
         first = self.step
         bar = Progress(total, unit="batches", description="clustering", initial=first, enabled=is_main, foretells=False)
         stream = self.views.micro_batches(first, total - first)
@@ -224,15 +226,19 @@ class Clustering:
             self._finish(run.path)
         self.world.gather(None)
 
-    def _introduce(self) -> None:
+    def _introduce(self, run: Path) -> None:
         shape = self.network.config
         made_of = "pixels" if self.teacher is None else f"features of block {self.teacher.block} of {self.teacher.name}"
-        logger.info(
-            "%d words of %d x %d px by k-means of %s (%d numbers); %d training and %d held-out images",
-            *(shape.vocab_size, shape.patch_size, shape.patch_size, made_of, shape.dim),
-            self.images.train.shard_sizes.sum(),
-            self.images.held_out.shard_sizes.sum(),
+        made = f"tokenizer by k-means of {made_of} ({shape.dim} numbers)"
+        logger.info("%s", introduction(made, num_words=shape.vocab_size, side=shape.patch_size, images=self.images))
+        expected = forecast_clustering(
+            self.config,
+            shape,
+            view_size=self.view_size,
+            num_chosen=self.transform.num_chosen,
+            hardware=hardware_of(self.world),
         )
+        logger.info("%s", expected.line(after=self.step, free_disk=free_disk_of(run)))
 
     def _foretell(self, seconds: float) -> None:
         memory = float(peak_memory_bytes(self.world.device))
@@ -243,7 +249,7 @@ class Clustering:
         if self.world.is_main:
             ranks = "" if self.world.world_size == 1 else " per rank"
             words = in_words(seconds), in_words(seconds * left), left, in_gb(memory), ranks
-            logger.info("about %s per batch, %s for %d batches; %s of memory%s", *words)
+            logger.info("measured: %s per batch, %s for %d batches; %s of memory%s", *words)
 
     def _heed(self, run: RunDirectory, stop: StopFlag) -> None:
         """Save and leave when any rank was asked to stop."""

@@ -20,6 +20,8 @@ from PIL.Image import Image
 from torch import Tensor, nn
 
 from beit.common.errors import InputError, require
+from beit.common.forecast.hardware import Hardware
+from beit.common.forecast.training import TrainingForecast
 from beit.common.processes.distributed import World, init_distributed
 from beit.common.processes.signals import stop_on_signals, under_way
 from beit.common.reading.contents import Watched
@@ -39,12 +41,13 @@ from beit.common.training.trainer import train
 from beit.common.vit.param_groups import param_groups
 from beit.tokenize.distillation.config import DistillationConfig, TeacherRecord, needs
 from beit.tokenize.distillation.data import IMAGES, TEACHER_IMAGES, ViewTransform
+from beit.tokenize.distillation.forecast import forecast_distillation
 from beit.tokenize.distillation.model import DistillationModel, teacher_cosine
 from beit.tokenize.distillation.report import batches_of, distillation_card, distillation_metrics, words_sheet
 from beit.tokenize.distillation.words import CODES_PER_WORD, place_words, restart_words, used_words
-from beit.tokenize.teacher import Teacher, load_teacher
+from beit.tokenize.teacher import Teacher, cost_of, load_teacher
 from beit.tokenize.tokenizer_training.card import training_record
-from beit.tokenize.tokenizer_training.data import Images, open_split, read_samples
+from beit.tokenize.tokenizer_training.data import Images, introduction, open_split, read_samples
 
 if TYPE_CHECKING:
     from beit.tokenize.kinds import TeacherChoice
@@ -169,16 +172,9 @@ class DistillationTask:
     def begin(self, run: Path) -> None:
         """Say what is about to happen, and give the words of a new run their first places."""
         shape, vqkd = self.config.model, self.model.vqkd
-        logger.info(
-            "tokenizer of %.1f M parameters: %d words, one per %d x %d px of %d; %d training and %d held-out images",
-            sum(parameter.numel() for parameter in vqkd.parameters()) / 1e6,
-            shape.vocab_size,
-            shape.patch_size,
-            shape.patch_size,
-            shape.img_size,
-            self.images.train.shard_sizes.sum(),
-            self.images.held_out.shard_sizes.sum(),
-        )
+        made = f"tokenizer of {sum(parameter.numel() for parameter in vqkd.parameters()) / 1e6:.1f} M parameters"
+        sides = {"side": shape.patch_size, "view": shape.img_size}
+        logger.info("%s", introduction(made, num_words=shape.vocab_size, images=self.images, **sides))
         logger.info("%s; teacher %s, %d features", self.data.plan, self.teacher.name, self.teacher.dim)
         self._tally, self._codes = None, []  # what was tried out while a micro-batch was sought does not count
         if not self.data.is_resumed:
@@ -212,6 +208,17 @@ class DistillationTask:
         buffers = dict(self.model.named_buffers())
         for name, value in self.world.broadcast({name: value.cpu() for name, value in buffers.items()}).items():
             buffers[name].copy_(value)
+
+    def forecast(self, hardware: Hardware) -> TrainingForecast:
+        """Return what the run takes."""
+        return forecast_distillation(
+            self.config,
+            cost_of(self.teacher),
+            num_images=int(self.images.train.shard_sizes.sum()),
+            num_held_out=int(self.images.held_out.shard_sizes.sum()),
+            hardware=hardware,
+            plan=self.data.plan,
+        )
 
     @property
     def _quantizer(self) -> Any:

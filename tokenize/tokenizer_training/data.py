@@ -77,6 +77,23 @@ class Images:
     """All others."""
 
 
+def introduction(made: str, *, num_words: int, side: int, images: Images, view: int | None = None) -> str:
+    """Say what is about to be made of what, the same of every kind of tokenizer.
+
+    Args:
+        made: Kind and size of it.
+        num_words: In its vocabulary.
+        side: Of the square that becomes one word, in pixels.
+        images: Training and held-out images.
+        view: Side of the only images it takes, in pixels.
+    """
+    train, held_out = (int(part.shard_sizes.sum()) for part in (images.train, images.held_out))
+    where = "" if view is None else f" of {view}"
+    return (
+        f"{made}: {num_words} words, one per {side} x {side} px{where}; {train} training and {held_out} held-out images"
+    )
+
+
 class HoldsOut(Protocol):
     """The settings that say how many images are held out."""
 

@@ -35,7 +35,7 @@ from beit.common.training.trainer import train
 from beit.tokenize.tokenizer_training.card import training_record
 from beit.tokenize.tokenizer_training.codebook import fit_codebook, revive_words
 from beit.tokenize.tokenizer_training.config import TokenizerTrainConfig
-from beit.tokenize.tokenizer_training.data import CropTransform, Images, open_split, read_samples
+from beit.tokenize.tokenizer_training.data import CropTransform, Images, introduction, open_split, read_samples
 from beit.tokenize.tokenizer_training.forecast import forecast_tokenizer
 from beit.tokenize.tokenizer_training.report import reconstruction_metrics, reconstruction_sheet, tokenizer_card
 from beit.tokenize.tokenizer_training.step import (
@@ -126,16 +126,10 @@ class TokenizerTask:
     def begin(self, run: Path) -> None:
         """Say what is about to happen."""
         plan, shape = self.data.plan, self.config.model
-        logger.info(
-            "%s tokenizer of %.1f M parameters: %d words, one per %d x %d px; %d training and %d held-out images",
-            "grey" if shape.channels == 1 else "colour",
-            sum(parameter.numel() for parameter in self.model.parameters()) / 1e6,
-            shape.vocab_size,
-            shape.downsampling,
-            shape.downsampling,
-            self.images.train.shard_sizes.sum(),
-            self.images.held_out.shard_sizes.sum(),
-        )
+        colours = "grey" if shape.channels == 1 else "colour"
+        size = sum(parameter.numel() for parameter in self.model.parameters()) / 1e6
+        made = f"{colours} tokenizer of {size:.1f} M parameters"
+        logger.info("%s", introduction(made, num_words=shape.vocab_size, side=shape.downsampling, images=self.images))
         first = first_discrete_step(self.config.objective, plan.total_steps)
         logger.info("%s; words come into use at step %d", plan, first)
 

@@ -48,15 +48,16 @@ def look_ahead(task: Task, config: TrainingConfig, *, run: Path, step: int, worl
         logger.warning("%s", advice)
     if not isinstance(task, Foretells) or step >= task.data.plan.total_steps:
         return
-    forecast = task.forecast(_hardware(world))
+    forecast = task.forecast(hardware_of(world))
     _heed_memory(forecast, world, is_allowed=config.run.allow_shortage)
     world.run_on_main(lambda: _heed_disk(forecast, run, is_allowed=config.run.allow_shortage))
     if world.is_main:
-        for line in forecast.lines(after=step, free_disk=_free_disk(run)):
+        for line in forecast.lines(after=step, free_disk=free_disk_of(run)):
             logger.info("%s", line)
 
 
-def _hardware(world: World) -> Hardware:
+def hardware_of(world: World) -> Hardware:
+    """Return what these ranks compute with."""
     here = ranks_here(world.world_size)
     found = this_machine(num_devices=here)
     return replace(found, num_devices=world.world_size, num_machines=max(1, world.world_size // here))
@@ -87,7 +88,7 @@ def _held_bytes(device: torch.device) -> int:
 
 
 def _heed_disk(forecast: TrainingForecast, run: Path, *, is_allowed: bool) -> None:
-    free = _free_disk(run)
+    free = free_disk_of(run)
     # The one being written is there before the oldest is deleted.
     needed = forecast.disk_bytes + forecast.checkpoint_bytes - _size_of(run)
     if free is None or needed <= free:
@@ -104,7 +105,8 @@ def _refuse_or_warn(what: str, way_out: str, *, is_sure: bool, speaks: bool) -> 
         logger.warning("%s; %s", what, way_out)
 
 
-def _free_disk(run: Path) -> int | None:
+def free_disk_of(run: Path) -> int | None:
+    """Return the bytes free where a run is or will be; None where nobody knows."""
     folder = next((folder for folder in (run, *run.absolute().parents) if folder.is_dir()), None)
     try:
         return None if folder is None else shutil.disk_usage(folder).free

@@ -73,6 +73,23 @@ def test_row_groups_in_memory_stay_within_the_limit(tmp_path, cache):
     assert dataset._open_bytes == 0
 
 
+def test_of_a_row_group_only_the_images_in_use_stay_in_memory(tmp_path, cache):
+    labels = [number % 2 for number in range(40)]
+    write_parquet(tmp_path / "a.parquet", labels, 20)
+    whole = build_index(tmp_path / "a.parquet", cache)
+    few = LabelledDataset(whole.subset(num_labels=6))
+    found = everything(few)
+    assert few._open_bytes < 0.3 * sum(shard.nbytes for shard in opened(whole))
+    by_key = {record.key: (red_of(record), record.label) for record in everything(LabelledDataset(whole))}
+    assert [(red_of(record), record.label) for record in found] == [by_key[record.key] for record in found]
+
+
+def opened(index):
+    for shard in index.shards:
+        with shard.open() as reader:
+            yield reader
+
+
 def test_one_row_group_is_kept_even_if_it_is_larger_than_the_limit(tmp_path, cache):
     dataset = LabelledDataset(build_index(write_parquet(tmp_path / "a.parquet", [0] * 8, 4), cache), cache_bytes=1)
     everything(dataset)

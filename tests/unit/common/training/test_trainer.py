@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from beit.common.errors import InputError, ResumableStop
+from beit.common.errors import InputError, ResumableStop, is_failed_compilation
 from beit.common.processes.signals import stop_on_signals
 from beit.common.reading.fetcher import StoppedWaiting
 from beit.common.runs.commits import committed_steps
@@ -50,6 +50,31 @@ def test_resumed_run_is_bit_equal_to_an_uninterrupted_one(tmp_path: Path, zero_s
     assert_same_tensors(
         load_file(tmp_path / "whole/encoder/model.safetensors"), load_file(tmp_path / "cut/encoder/model.safetensors")
     )
+
+
+def test_a_model_that_cannot_be_compiled_leaves_the_checkpoint_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ResumableStop):
+        train_toy(tmp_path / "run", toy_config("stop_at=3"))
+    before = {file: file.read_bytes() for file in (tmp_path / "run/checkpoints").rglob("*") if file.is_file()}
+
+    def fail(*_: object) -> None:
+        raise _NotCompiled("no C++ compiler")
+
+    with monkeypatch.context() as broken, pytest.raises(_NotCompiled) as caught:
+        broken.setattr(ToyTask, "forward", fail)
+        train_toy(tmp_path / "run", toy_config())
+    assert is_failed_compilation(caught.value)
+    assert {file: file.read_bytes() for file in (tmp_path / "run/checkpoints").rglob("*") if file.is_file()} == before
+    result, _ = train_toy(tmp_path / "run", toy_config())
+    assert (result.start_step, result.step) == (4, 8)
+
+
+class _NotCompiled(RuntimeError):
+    """As torch says it; to compile for real takes a minute."""
+
+    __module__ = "torch._inductor.exc"
 
 
 def test_three_stops_leave_the_trajectory_as_it_is(tmp_path: Path) -> None:
