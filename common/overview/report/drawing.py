@@ -108,7 +108,9 @@ def _take_crops(location: Path, folder: Path) -> Path:
             shard, row = store.locate(position)
             name = Path(store.name(shard, row)[1]).name  # a key may name folders
             with contextlib.suppress(BadSample):  # another is as good
-                (folder / f"{number}-{name}.jpg").write_bytes(store.read_image(shard, row))
+                data = store.read_image(shard, row)
+                (folder / str(number)).mkdir()  # so that names, which stand on the page, may be alike
+                (folder / str(number) / f"{name}.jpg").write_bytes(data)
     return folder
 
 

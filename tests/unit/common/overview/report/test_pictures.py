@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from beit.common.errors import BadSample
 from beit.common.overview.report import drawing
 from beit.common.overview.report.drawing import draw_missing, missing
 from beit.common.overview.report.pictures import picture_section, sheet_files
@@ -156,6 +157,35 @@ def test_what_a_run_lacks_is_drawn_from_what_is_there(tmp_path):
     ]
     (tmp_path / "store/store.json").unlink()
     assert [*missing(run, tmp_path)] == []
+
+
+class MaterialisedStore:
+    """A store of three crops, of which one is damaged."""
+
+    def __len__(self):
+        return 3
+
+    def locate(self, position):
+        return 0, position
+
+    def name(self, shard, row):
+        return "images-0000", f"of/crop{row}"
+
+    def read_image(self, shard, row):
+        if row == 1:
+            raise BadSample("image", "damaged")
+        return b"jpeg %d" % row
+
+
+def test_attention_on_a_materialised_store_is_drawn_of_its_crops(tmp_path, monkeypatch):
+    run = pretrained(tmp_path)
+    (tmp_path / "store/store.json").write_text('{"image_root": "images", "packing": {"materialize": true}}')
+    monkeypatch.setattr(drawing, "open_store", lambda location: MaterialisedStore())
+    words = dict(missing(run, tmp_path))["attention"]
+    folder = tmp_path / "0-crops"
+    assert words == ["attention", str(run.path), str(folder), "--mean"]
+    found = {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*.jpg")}
+    assert found == {"0/crop0.jpg": b"jpeg 0", "2/crop2.jpg": b"jpeg 2"}
 
 
 def test_of_a_classifier_predictions_and_attention_are_drawn_unless_its_images_are_gone(tmp_path):
