@@ -69,8 +69,8 @@ def lossless_jpeg_dicom():
     """The same picture as MR_small.dcm, as many scanners compress it."""
 
     def compress(dataset):
-        dataset.file_meta.TransferSyntaxUID = pydicom.uid.JPEGLosslessSV1
         encoded = imagecodecs.ljpeg_encode(dataset.pixel_array.astype(np.uint16))
+        dataset.file_meta.TransferSyntaxUID = pydicom.uid.JPEGLosslessSV1
         dataset.PixelData = encapsulate([encoded])
         dataset["PixelData"].VR = "OB"
 

@@ -91,7 +91,9 @@ def test_signs_are_taken_from_the_bits_that_are_used():
 
 def test_palette_colours_are_8_bits_with_white_at_255():
     found, dataset = read(data_of("examples_palette"), USUAL), pydicom.dcmread(path_of("examples_palette"))
-    tables = [np.frombuffer(dataset[f"{c}PaletteColorLookupTableData"].value, np.uint16) for c in ("Red", "Green", "Blue")]
+    tables = [
+        np.frombuffer(dataset[f"{c}PaletteColorLookupTableData"].value, np.uint16) for c in ("Red", "Green", "Blue")
+    ]
     expected = np.stack([table[dataset.pixel_array] >> 8 for table in tables], axis=-1)
     assert found.array.dtype == np.uint8 and np.array_equal(found.array, expected)
 
@@ -150,7 +152,7 @@ def test_monochrome1_is_inverted():
 
 def test_a_data_set_without_preamble_is_known_by_its_first_elements():
     data = data_of("MR_small")
-    start = data.index(b"\x08\x00\x05\x00CS")
+    start = 144 + int.from_bytes(data[140:144], "little")  # behind group 2
     assert format_of(data[132:]).name == format_of(data[start:]).name == "DICOM"
     assert np.array_equal(read(data[start:], USUAL).array, read(data, USUAL).array)
 
@@ -169,7 +171,7 @@ def test_a_file_without_pixels_is_said_to_be_one(name):
 def test_a_cut_file_is_never_filled_up(name):
     data = data_of(name)
     with pytest.raises(BadSample, match="truncated"):
-        read(data[: len(data) * 3 // 4], USUAL)
+        read(data[: len(data) - 200], USUAL)
 
 
 def test_bombs_are_refused_by_their_headers():
@@ -180,7 +182,9 @@ def test_bombs_are_refused_by_their_headers():
     data = data_of("JPEG2000")
     start = data.index(b"\xff\x4f\xff\x51") + 8
     huge = data[:start] + b"\x00\x10\x00\x00\x00\x10\x00\x00" + data[start + 8 :]
-    with pytest.raises(BadSample, match="bomb: a picture of 1048576 x 1048576 px inside, in the place of 256 x 1024 px"):
+    with pytest.raises(
+        BadSample, match="bomb: a picture of 1048576 x 1048576 px inside, in the place of 256 x 1024 px"
+    ):
         read(huge, USUAL)
 
 
@@ -196,7 +200,7 @@ def test_nothing_of_a_patient_gets_into_messages(caplog, capfd):
         warnings.simplefilter("always")
         warnings.filterwarnings("ignore", category=UserWarning, module=r"pydicom\b")  # as in the module
         data, errors = dicom(spoil), []
-        for damage in range(0, len(data), 7):
+        for damage in range(0, len(data), 61):
             damaged = bytearray(data)
             damaged[damage] ^= 0x41
             try:

@@ -53,9 +53,7 @@ def test_a_header_that_claims_more_than_there_is():
     with pytest.raises(BadSample, match="truncated: .* bytes of values, 6144 are needed"):
         read(data[:-1], USUAL)
     header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(
-        header, {"descr": "<f8", "fortran_order": False, "shape": (1 << 40, 1 << 40)}
-    )
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f8", "fortran_order": False, "shape": (1 << 40, 1 << 40)})
     with pytest.raises(BadSample, match="bomb"):
         read(header.getvalue(), USUAL)
     with pytest.raises(BadSample, match="decode-error: not a readable npy header"):
