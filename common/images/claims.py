@@ -49,8 +49,8 @@ def check_size(width: int, height: int, decoding: Decoding, *, bytes_per_pixel: 
     if width * height * bytes_per_pixel > most_bytes:
         raise BadSample(
             "bomb",
-            f"{width} x {height} px of {bytes_per_pixel} bytes, more than {most_bytes} bytes in all; if you trust the source, "
-            "source.max_megapixels admits more",
+            f"{width} x {height} px of {bytes_per_pixel} bytes, more than {most_bytes} bytes in all; if you trust the "
+            "source, source.max_megapixels admits more",
         )
 
 

@@ -37,6 +37,9 @@ _COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "YBR_PARTIA
 _GREYS = ("MONOCHROME1", "MONOCHROME2")
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 _MOST_WHOLE = 1 << 31
+_DESCRIBING_GROUP, _PIXEL_GROUP = 0x0028, 0x7FE0
+_FREE_TEXTS = (0x1055, 0x4000)
+"""Elements of the former in which people write what they like: on windows and on the image."""
 
 # pydicom warns of values that are not as the standard wants them, and quotes them. Set once, for the whole process,
 # because `warnings.catch_warnings` swaps global state, and images are decoded in threads.
@@ -82,6 +85,55 @@ def num_frames(data: bytes) -> int:
         raise
     except Exception as error:
         raise BadSample("decode-error", f"DICOM: {type(error).__name__}") from None
+
+
+def without_patient(data: bytes) -> bytes:
+    """Return a file with the same pixels, their unit and their window, and nothing else: nobody's name, date or place.
+
+    What is written into the picture itself stays.
+    """
+    import pydicom
+
+    try:
+        dataset = _dataset(data)
+        kept = _kept(dataset)
+        if kept.get("BitsAllocated") is None:
+            raise BadSample("decode-error", "DICOM: it does not say how its pixels are stored")
+        kept.file_meta = pydicom.dataset.FileMetaDataset()
+        kept.file_meta.TransferSyntaxUID = dataset.file_meta.TransferSyntaxUID
+        buffer = io.BytesIO(bytes(_PREAMBLE_BYTES) + _MAGIC)
+        is_implicit, is_little = dataset.original_encoding
+        pydicom.dcmwrite(buffer, kept, implicit_vr=is_implicit, little_endian=is_little, enforce_file_format=False)
+        written = buffer.getvalue()
+        return written if written[_PREAMBLE_BYTES:].startswith(_MAGIC) else bytes(_PREAMBLE_BYTES) + _MAGIC + written
+    except (BadSample, MemoryError):
+        raise
+    except Exception as error:
+        raise BadSample("decode-error", f"DICOM: {type(error).__name__}") from None
+
+
+def _kept(dataset: Dataset) -> Dataset:
+    """Return the elements that pixels need: group 0028, the pixels, and of functional groups unit and window."""
+    import pydicom
+
+    kept = pydicom.Dataset()
+    for tag in dataset.keys():  # noqa: SIM118  # which gives tags, where the data set itself gives elements
+        if tag.group in (_DESCRIBING_GROUP, _PIXEL_GROUP) and tag.element not in _FREE_TEXTS:
+            kept.add(dataset[tag])
+    for name in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
+        if name in dataset:
+            setattr(kept, name, [_kept_group(group) for group in dataset[name].value])
+    return kept
+
+
+def _kept_group(group: Dataset) -> Dataset:
+    import pydicom
+
+    kept = pydicom.Dataset()
+    for name in ("PixelValueTransformationSequence", "FrameVOILUTSequence"):
+        if name in group:
+            kept.add(group[name])
+    return kept
 
 
 def _dataset(data: bytes) -> Dataset:

@@ -80,7 +80,7 @@ class Format:
             BadSample: it is not.
         """
         if not self.is_installed:
-            raise BadSample(self.reason, f"{self.name} images are read after {self.needs}")
+            raise BadSample(self.reason, words_of(self.reason))
 
     def reader(self) -> Reader:
         """Import what reads it.
@@ -125,7 +125,7 @@ IMAGE_SUFFIXES = tuple(suffix for form in FORMATS if form.by_name for suffix in 
 ARRAY_SUFFIXES = tuple(suffix for form in FORMATS if not form.by_name for suffix in form.suffixes)
 """Endings of files that are images where a folder has no others, or a list names them."""
 _BY_SUFFIX = {suffix: form for form in FORMATS for suffix in form.suffixes}
-_USUAL_STARTS = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF")
+_USUAL_STARTS = {b"\xff\xd8\xff": "jpg", b"\x89PNG": "png", b"RIFF": "webp"}
 _BRANDS = {
     **dict.fromkeys((b"avif", b"avis"), "avif"),
     **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"), "heic"),
@@ -136,7 +136,7 @@ _MOST_BRANDS = 32
 
 def format_of(data: bytes) -> Format | None:
     """Return the format of an image by its first bytes, None for one that Pillow has to tell, or that is none."""
-    if data.startswith(_USUAL_STARTS):
+    if data.startswith(tuple(_USUAL_STARTS)):
         return None
     if data[4:8] == b"ftyp":
         brands = {data[8:12]} | {data[start : start + 4] for start in range(16, _brands_end(data), 4)}
@@ -146,6 +146,36 @@ def format_of(data: bytes) -> Format | None:
 
 def _brands_end(data: bytes) -> int:
     return min(int.from_bytes(data[:4], "big"), len(data), 16 + 4 * _MOST_BRANDS)
+
+
+def suffix_to_store(data: bytes) -> str:
+    """Return what an image is called in a store, by its content.
+
+    What is none of these is stored all the same, and counted as unusable when it is decoded.
+    """
+    form = format_of(data)
+    if form is not None:
+        return form.suffixes[0]
+    return next((suffix for start, suffix in _USUAL_STARTS.items() if data.startswith(start)), "jpg")
+
+
+def without_private(data: bytes) -> bytes:
+    """Return what a store keeps of an image: of DICOM, whose headers tell of patients, only what its pixels need.
+
+    Raises:
+        BadSample: that cannot be told.
+    """
+    form = format_of(data)
+    if form is None or form.name != "DICOM":
+        return data
+    form.require()
+    return importlib.import_module("beit.common.images.dicom").without_patient(data)
+
+
+def words_of(reason: str) -> str:
+    """Return what helps where an image cannot be used for a missing library; empty for any other reason."""
+    form = _BY_SUFFIX.get(reason.removeprefix(NEEDS)) if reason.startswith(NEEDS) else None
+    return f"{form.name} images are read after {form.needs}" if form is not None else ""
 
 
 def is_image_path(path: str) -> bool:
@@ -164,8 +194,8 @@ def suffix_of(path: str) -> str:
 
 
 def is_readable(suffix: str) -> bool:
-    """Tell whether images of that ending can be read, as far as libraries are concerned."""
-    form = _BY_SUFFIX.get(suffix)
+    """Tell whether images of that ending, such as "tif" or "rgb.tif", can be read as far as libraries are concerned."""
+    form = _BY_SUFFIX.get(suffix.rpartition(".")[2])
     return form is None or form.is_installed
 
 
@@ -178,9 +208,9 @@ def left_out(suffixes: Iterable[str]) -> str:
         Such as "8 .heic left out (pip install 'beit[heic]')".
     """
     counts = Counter(suffix for suffix in suffixes if not is_readable(suffix))
-    extras = sorted({_BY_SUFFIX[suffix].needs for suffix in counts})
+    needs = sorted({_BY_SUFFIX[suffix.rpartition(".")[2]].needs for suffix in counts})
     named = ", ".join(f"{count} .{suffix}" for suffix, count in counts.most_common())
-    return f"{named} left out ({' and '.join(extras)})" if counts else ""
+    return f"{named} left out ({'; '.join(needs)})" if counts else ""
 
 
 @functools.cache
