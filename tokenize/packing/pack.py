@@ -23,6 +23,7 @@ from PIL import Image
 from beit.common.errors import BadSample, InputError
 from beit.common.images.decode import decode_image
 from beit.common.images.decoding import USUAL, Decoding
+from beit.common.images.formats import suffix_to_store, without_private
 from beit.common.images.jpeg import is_jpeg
 from beit.common.progress import Progress
 from beit.common.shards.schema import IMAGES_DIR, ImageFile, ImageShardManifest, SkippedSample, StoreInfo, manifest_name
@@ -45,7 +46,6 @@ logger = logging.getLogger(__name__)
 
 _SPOOL = ".spool"
 _CHECK_THREADS = 16  # a tar is a few reads, or one request; arbitrary
-_MAGIC_SUFFIXES = ((b"\xff\xd8\xff", "jpg"), (b"\x89PNG", "png"), (b"RIFF", "webp"))
 
 
 PackedImage = tuple[SampleRef, dict[str, bytes] | BadSample]
@@ -193,7 +193,7 @@ def members_of(ref: SampleRef, data: bytes, info: StoreInfo) -> dict[str, bytes]
         return images | {"json": _metadata(ref, origin)}
     if packing.short_side:
         data = shrink(data, packing.short_side, jpeg_quality=quality, decoding=info.source.decoding)
-    return {_suffix(data): data, "json": _metadata(ref, {})}
+    return {suffix_to_store(data): without_private(data), "json": _metadata(ref, {})}
 
 
 def _write_tar(
@@ -223,11 +223,6 @@ def _write_tar(
     )
     write_document(folder / manifest_name(stem), manifest)
     return manifest
-
-
-def _suffix(data: bytes) -> str:
-    # What decodes as none of these is packed all the same and counted as unusable when it is tokenised.
-    return next((suffix for magic, suffix in _MAGIC_SUFFIXES if data.startswith(magic)), "jpg")
 
 
 def _metadata(ref: SampleRef, origin: dict[str, Any]) -> bytes:
