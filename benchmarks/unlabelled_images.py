@@ -39,7 +39,7 @@ from beit.common.pages.charts import Line, LineChart, line_charts
 from beit.common.pages.pictures import PALETTE, save_png, sheet
 from beit.common.processes.signals import StopFlag, stop_on_signals
 from beit.common.runs.environment import environment
-from beit.common.sources.index import draw_subset
+from beit.common.sources.labels import draw_subset
 from beit.common.storage.documents import read_json, write_json
 from beit.common.vit.config import Normalization, build_vit_config
 from beit.common.vit.features import Features, extract_features, fit_linear, knn_predict

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from beit.common.sources.index import apportion, draw_subset, repetitions
+from beit.common.sources.labels import apportion, draw_subset, repetitions
 
 
 @pytest.mark.parametrize("counts", [[5000] * 10, [1, 1, 1000], [7, 0, 13, 100], [3], [10, 20, 30, 1]])
