@@ -77,6 +77,12 @@ class IndexInfo:
     """Where classes are numbers: the text of each that occurs, in the order in which the table counts them. None where
     the source names its classes."""
 
+    def identity(self, decoding: Decoding) -> str:
+        """Return the hash of the samples as they are decoded so: others are skipped then, or they look otherwise."""
+        if decoding == USUAL:
+            return self.sha256
+        return hashlib.sha256(f"{self.sha256} {decoding.identity()}".encode()).hexdigest()
+
 
 class LabelledIndex:
     """The samples in use of one DATA. Pickles to a path and the rows in use; the table itself is memory-mapped.
@@ -112,7 +118,7 @@ class LabelledIndex:
         self.name = name or info.root
         self.shards = list(shards)
         self.class_names = list(class_names) if class_names is not None else None
-        self.index_sha256 = _identity(info, decoding)
+        self.index_sha256 = info.identity(decoding)
         """Identity of the samples in use, their numbering and their classes."""
         self.stamp = stamp
         """Hash of sizes and times of all files; empty where they are not known."""
@@ -137,8 +143,7 @@ class LabelledIndex:
     def decoded_as(self, decoding: Decoding) -> LabelledIndex:
         """Return the same samples, to be decoded otherwise."""
         other = copy.copy(self)
-        other.decoding = decoding
-        other.index_sha256 = _identity(self.info, decoding)
+        other.decoding, other.index_sha256 = decoding, self.info.identity(decoding)
         return other
 
     @property
@@ -493,10 +498,3 @@ def repetitions(labels: Int64Array, seed: int) -> Int64Array:
         rest = int(counts.max() % count)
         times[samples[CounterRng(seed, "balance", int(label)).permutation(len(samples))[:rest]]] += 1
     return times
-
-
-def _identity(info: IndexInfo, decoding: Decoding) -> str:
-    if decoding == USUAL:
-        return info.sha256
-    # Other images are skipped, or they look otherwise.
-    return hashlib.sha256(f"{info.sha256} {decoding.identity()}".encode()).hexdigest()
