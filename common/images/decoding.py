@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any, Literal, Protocol
 
 from beit.common.errors import InputError
-from beit.common.images.ranges import BOUNDS, DTYPE, PERCENTILE, RangeSetting, ValueRange
+from beit.common.images.ranges import DTYPE, RangeSetting, ValueRange
 
 MAX_IMAGE_BYTES = 256 << 20
 """Largest encoded image that is read into memory. Arbitrary; a 64-megapixel 16-bit PNG stays below it."""
@@ -78,7 +78,7 @@ class Decoding:
     @property
     def leaves_jpeg(self) -> bool:
         """Whether an ordinary JPEG, 8 bits of RGB or grey, is decoded to the same pixels as by default."""
-        return self.channels == "rgb" and self.value_range.kind not in (BOUNDS, PERCENTILE)
+        return self.channels == "rgb" and not self.value_range.needs_values
 
     def of_any_size(self) -> Decoding:
         """Return the same with the usual limit of size, which says nothing of the pixels."""
@@ -87,6 +87,20 @@ class Decoding:
     def of_packed(self) -> Decoding:
         """Return how images are decoded that were decoded so and stored as 8 bits again."""
         return Decoding(max_pixels=self.max_pixels)
+
+    def in_words(self) -> str:
+        """Say in one sentence how image files become pixels, where that is not as usual; else return nothing."""
+        settings = {name: self.setting(name) for name, usual in DEFAULTS.items() if self.setting(name) != usual}
+        if not settings:
+            return ""
+        listed = ", ".join(f"{name} {_plain(value)}" for name, value in settings.items())
+        bounds = self.value_range
+        mapped = (
+            f": values from {bounds.low:g} to {bounds.high:g} become 0 to 255, what lies outside is clipped"
+            if bounds.low is not None
+            else ""
+        )
+        return f"Its images were decoded with {listed}{mapped}"
 
     def identity(self) -> str:
         """Return what goes into the hash of what is decoded so; of a size alone, as ever."""

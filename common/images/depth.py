@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from beit.common.errors import BadSample, InputError
-from beit.common.images.decode import chosen_samples, png_bits
+from beit.common.images.decode import read_samples
 from beit.common.images.decoding import Decoding
+from beit.common.images.deep_png import png_bits
 from beit.common.images.jpeg import is_jpeg
 from beit.common.images.ranges import DTYPE, ValueRange, map_to_8_bit
 from beit.common.images.samples import Samples
@@ -34,6 +35,7 @@ _LOOKED_AT = (8, 32)
 _VALUES_PER_IMAGE = 16384
 _MIDDLE = (0.5, 99.5)
 """Percentiles between which values count as used: a few dead or saturated pixels are not."""
+_ALL_VALUES = ValueRange.parse("percentile:0,100")
 _IDLE_SHARE = 1 / 8
 _SHALLOW_SUFFIXES = ("jpg", "jpeg", "jpe", "jfif", "mpo", "webp")
 
@@ -54,7 +56,7 @@ def find_range(images: DrawnImages, decoding: Decoding, *, of: str) -> Decoding:
     first_error: BadSample | None = None
     for _, read in images:
         try:
-            values.append(_some_values(chosen_samples(read(), decoding), len(values)))
+            values.append(_some_values(_chosen(read(), decoding), len(values)))
         except BadSample as error:
             first_error = first_error or error
     found = np.concatenate(values) if values else np.empty(0)
@@ -62,7 +64,7 @@ def find_range(images: DrawnImages, decoding: Decoding, *, of: str) -> Decoding:
     if not len(found):
         why = f" (first: {first_error})" if first_error else ""
         raise InputError(f"source.range ({wanted.setting}): none of the images of {of} that were tried has values{why}")
-    low, high = (float(value) for value in np.percentile(found, wanted.percentiles))
+    low, high = (float(value) for value in np.percentile(found, wanted.percentiles, method="nearest"))
     if low >= high:
         raise InputError(
             f"source.range ({wanted.setting}): both percentiles of {of} are {low:g}; give two values, such as [0, 4095]"
@@ -116,7 +118,7 @@ def range_use(images: DrawnImages, decoding: Decoding) -> RangeUse | None:
     if deepest is None:
         return None
     found = np.concatenate(values)
-    low, high = (float(value) for value in np.percentile(found, _MIDDLE))
+    low, high = (float(value) for value in np.percentile(found, _MIDDLE, method="nearest"))
     darkest, brightest = map_to_8_bit(np.array([low, high]), *deepest.full_range).tolist()
     return RangeUse(
         bits=deepest.bits or 8 * deepest.array.dtype.itemsize,
@@ -150,9 +152,14 @@ def _deep(images: DrawnImages, decoding: Decoding) -> Iterator[Samples]:
             data = read()
             if is_jpeg(data) or (png_bits(data) or 16) <= 8:
                 continue
-            samples = chosen_samples(data, decoding)
+            samples = _chosen(data, decoding)
             if samples.array.dtype.itemsize > 1 and samples.array.dtype.kind in "iu":
                 yield samples
+
+
+def _chosen(data: bytes, decoding: Decoding) -> Samples:
+    """Return the values of the channels that a model is to see, in full."""
+    return read_samples(data, replace(decoding, value_range=_ALL_VALUES))
 
 
 def _some_values(samples: Samples, number: int) -> NDArray[Any]:

@@ -69,6 +69,11 @@ class ValueRange:
         return self.kind != PERCENTILE or self.low is not None
 
     @property
+    def needs_values(self) -> bool:
+        """Whether it is said in values of the file, so that these must be had in full."""
+        return self.kind in (BOUNDS, PERCENTILE)
+
+    @property
     def setting(self) -> str | tuple[float, float]:
         """What a user gave."""
         if self.kind == PERCENTILE and self.percentiles is not None:
@@ -124,8 +129,6 @@ def bounds_of(samples: Samples, value_range: ValueRange) -> tuple[float, float]:
             return samples.window
         if samples.array.dtype.itemsize > 1:  # what has 8 bits was made for the eye
             raise BadSample("no-window", "it states no window; give source.range as two values, such as [0, 4095]")
-    if not value_range.is_resolved:
-        raise InputError(f"the values of {value_range} were not found before decoding")
     return samples.full_range
 
 
@@ -147,5 +150,5 @@ def map_to_8_bit(values: NDArray[Any], low: float, high: float) -> NDArray[np.ui
 def _as_8_bit(values: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
     import numpy as np
 
-    scaled = (values.astype(np.float64) - low) * (255.0 / (high - low)) + 0.5
+    scaled = (values.astype(np.float64) - low) * 255.0 / (high - low) + 0.5  # multiplied first, which is exact
     return np.nan_to_num(scaled, nan=0.0).clip(0, 255).astype(np.uint8)

@@ -103,6 +103,8 @@ def _facts(source: ExportSource, options: ExportOptions) -> list[str]:
         "takes without a word (a ViT with `interpolate_pos_encoding=True`) and stretches the positions by a rule of "
         "its own; `beit export --img-size` does it by ours."
     ]
+    if how := config.decoding.in_words():
+        lines.append(f"{how}. The processor takes 8-bit pixels, so this is to be done before it.")
     if trained != shape.img_size:
         lines.append(f"It was trained at {trained} px; positions were resized to {shape.img_size} px.")
     if source.what == "segmenter":

@@ -84,6 +84,8 @@ def _preprocessing(source: ExportSource) -> dict[str, Any]:
         "orientation": "as EXIF says",
         "mode": "RGB, 8 bit; of transparent pixels the colour below; grey of 16 bit divided by 257",
     }
+    if how := stored.decoding.in_words():
+        first |= {"mode": f"RGB, 8 bit. {how}", "decoding": stored.decoding.as_json()}
     last = {
         "rescale_factor": 1 / 255,
         "mean": list(stored.normalization.mean),

@@ -1,0 +1,89 @@
+"""What a sample of images says of their values."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from beit.common.errors import BadSample, InputError
+from beit.common.images.decoding import USUAL, Decoding
+from beit.common.images.depth import find_range, range_use, warn_of_idle_range
+from beit.common.images.ranges import ValueRange
+from beit.tests.unit.common.images.test_ranges import colour_png, png_of
+
+
+def drawn(*images, suffix="png"):
+    return [(f"{number}.{suffix}", lambda data=data: data) for number, data in enumerate(images)]
+
+
+def percentiles(setting):
+    return Decoding(value_range=ValueRange.parse(setting))
+
+
+def dim(seed, low=31, high=813):
+    return np.random.default_rng(seed).integers(low, high, (40, 50)).astype(np.uint16)
+
+
+def test_percentiles_are_those_of_all_values_each_image_alike(caplog):
+    caplog.set_level("INFO")
+    small, large = dim(0), np.random.default_rng(1).integers(2000, 3000, (400, 500)).astype(np.uint16)
+    found = find_range(drawn(png_of(small), png_of(large)), percentiles("percentile:0,100"), of="scans/")
+    assert found.value_range.found == (float(small.min()), pytest.approx(2999, abs=2))
+    assert "source.range percentile:0,100 is 31 to" in caplog.text and "over 2 images of scans/" in caplog.text
+    quarter = find_range(drawn(*[png_of(dim(i)) for i in range(9)]), percentiles("percentile:25,75"), of="scans/")
+    assert quarter.value_range.found == (pytest.approx(226, abs=8), pytest.approx(617, abs=8))
+    assert quarter.value_range.setting == "percentile:25,75"
+
+
+def test_images_that_cannot_be_read_are_passed_over():
+    images = drawn(b"nothing", png_of(dim(0)))
+    assert find_range(images, percentiles("percentile:0,100"), of="x").value_range.found == (31, 812)
+    with pytest.raises(InputError, match=r"none of the images of x that were tried has values \(first: unsupported"):
+        find_range(images[:1], percentiles("percentile:0,100"), of="x")
+
+
+def test_images_of_one_value_have_no_range():
+    with pytest.raises(InputError, match=r"both percentiles of x are 7; give two values, such as \[0, 4095\]"):
+        find_range(drawn(png_of(np.full((9, 9), 7, np.uint16))), percentiles("percentile:1,99"), of="x")
+
+
+def test_a_range_that_lies_idle_is_told_in_numbers(caplog):
+    warn_of_idle_range(drawn(*[png_of(dim(seed)) for seed in range(4)]), USUAL)
+    [said] = caplog.messages
+    assert said.startswith("16-bit images, of whose values 99 in 100 lie between ")
+    assert said.endswith(
+        " of 65535: 4 grey levels are left of 256; give --set 'source.range=[0, 1023]' or "
+        "--set source.range=percentile:0.5,99.5"
+    )
+
+
+def test_16_bit_colours_are_judged_by_their_whole_values(caplog):
+    warn_of_idle_range(drawn(colour_png(np.stack([dim(0)] * 3, axis=-1))), USUAL)
+    assert "4 grey levels are left of 256" in caplog.text
+
+
+def test_used_ranges_and_chosen_ones_need_no_word(caplog):
+    whole = np.random.default_rng(0).integers(0, 65536, (40, 50)).astype(np.uint16)
+    warn_of_idle_range(drawn(png_of(whole)), USUAL)
+    warn_of_idle_range(drawn(png_of(dim(0))), percentiles("percentile:1,99"))
+    warn_of_idle_range(drawn(png_of(dim(0))), Decoding(value_range=ValueRange.parse((0.0, 4095.0))))
+    assert not caplog.messages
+
+
+def test_what_has_8_bits_is_not_even_decoded():
+    def refuse():
+        raise AssertionError("it was read")
+
+    assert range_use([("photo.JPG", refuse), ("photo.webp", refuse)], USUAL) is None
+    header = png_of(np.zeros((4, 4), np.uint8))[:33]
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "JPEG")
+    assert range_use(drawn(header, buffer.getvalue()[:20], suffix=""), USUAL) is None
+
+
+def test_unreadable_files_are_no_reason_to_stop():
+    def missing():
+        raise BadSample("unreadable", "gone")
+
+    assert range_use([("a.png", missing)], USUAL) is None
