@@ -335,7 +335,7 @@ class _Pretraining:
             # A step of one micro-batch: whatever the batch is divided into, the memory is the same.
             train = replace(config.train, micro_batch_size=size, global_batch_size=size * ranks, steps=1)
             optimizer = replace(config.optimizer, warmup_steps=None)
-            deepspeed = replace(config.deepspeed, zero_stage=stage)
+            deepspeed = replace(config.deepspeed, zero_stage=stage)  # type: ignore[arg-type]  # 0 to 3
             return self.asked(replace(config, train=train, optimizer=optimizer, deepspeed=deepspeed)).memory.total
 
         planned = config.deepspeed.zero_stage

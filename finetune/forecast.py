@@ -25,6 +25,8 @@ from beit.finetune.segmentation.config import HeadConfig, SegmentationConfig
 RECIPES = Path(__file__).parent / "recipes"
 _AUGMENTED = 1.6
 """Times the work of a view of pre-training that one of fine-tuning is, with RandAugment and erasing; assumed."""
+_WORKER_BYTES = 35e6
+"""Of a data worker that reads labelled tables and augments, more than of one that reads a token store; measured."""
 
 
 def load(recipe: str | None, overrides: Sequence[str] = ()) -> FinetuneConfig:
@@ -67,6 +69,7 @@ def forecast(
         hardware,
         num_samples=num_images,
         seconds_per_image=_AUGMENTED * sample_seconds(shape.img_size, stored_megapixels=stored_megapixels),
+        worker_bytes=_WORKER_BYTES,
         evaluation_images=num_val,
         evaluated_at_once=min(config.evaluation.micro_batch_size, -(-num_val // hardware.num_devices)),
         tokens=1 + shape.num_patches,
@@ -136,6 +139,7 @@ def forecast_segmentation(
         hardware,
         num_samples=num_images,
         seconds_per_image=_AUGMENTED * sample_seconds(shape.img_size, stored_megapixels=stored_megapixels),
+        worker_bytes=_WORKER_BYTES,
         evaluation_images=evaluated_crops,
         evaluated_at_once=config.evaluation.micro_batch_size if evaluated_crops else 0,
         tokens=0 if is_joint else 1 + shape.num_patches,

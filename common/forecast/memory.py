@@ -113,6 +113,7 @@ def memory_of(
     evaluated_at_once: int = 0,
     num_workers: int = 0,
     prefetch_batches: int = 2,
+    worker_bytes: float = 0.0,
 ) -> Memory:
     """Return the memory of a rank that trains a model.
 
@@ -127,6 +128,7 @@ def memory_of(
         evaluated_at_once: Images per forward pass of an evaluation; 0 where nothing is.
         num_workers: Data workers of a rank.
         prefetch_batches: Micro-batches that each of them has ready.
+        worker_bytes: Of each, more than any has.
     """
     trained = FLOAT * model.trained
     part = trained / world_size if zero_stage > 0 else trained
@@ -153,7 +155,7 @@ def memory_of(
     rows = prefetch_batches * micro_batch_size * model.row_bytes
     if is_cpu:
         itself = _PROCESS_BYTES + _ZERO_BYTES * (zero_stage > 0)
-        loaders = _WORKERS_BYTES * (num_workers > 0) + num_workers * (_WORKER_BYTES + rows)
+        loaders = _WORKERS_BYTES * (num_workers > 0) + num_workers * (_WORKER_BYTES + worker_bytes + rows)
     else:  # the batch that is computed, and the next one on its way
         itself, loaders = _CONTEXT_BYTES, 2 * micro_batch_size * model.row_bytes
     return Memory(

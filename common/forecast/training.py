@@ -59,6 +59,8 @@ class Reading:
     """Data workers per rank."""
     prefetch_batches: int = 2
     """That each has ready."""
+    worker_bytes: float = 0.0
+    """Memory of each data worker, more than any has."""
     evaluation_images: float = 0.0
     """That one evaluation looks at, over all ranks."""
     evaluated_at_once: int = 0
@@ -196,6 +198,7 @@ def forecast_training(
         "evaluated_at_once": reading.evaluated_at_once,
         "num_workers": reading.num_workers,
         "prefetch_batches": reading.prefetch_batches,
+        "worker_bytes": reading.worker_bytes,
     }
     share = max(1, course.global_batch_size // ranks)
     room = memory_per_rank(hardware)

@@ -87,6 +87,7 @@ class ParquetReader:
             return
         self._images = self._images.take(pa.array(rows - self._first_row))
         self._places = {int(row): place for place, row in enumerate(rows)}
+        pa.default_memory_pool().release_unused()  # which else keeps what the whole took
 
     def read(self, ref: SampleRef) -> bytes:
         """Return the image bytes of one row.

@@ -12,8 +12,8 @@ from beit.common.vit.config import ViTConfig
 from beit.common.vit.flops import forward_flops
 from beit.finetune.config import FinetuneConfig
 
-_PROCESS_BYTES = 345e6
-"""Of a process that computes features on a CPU, without DeepSpeed; measured."""
+_PROCESS_BYTES = 420e6
+"""Of a process that computes features on a CPU, without DeepSpeed, and has the list of some 10,000 images; measured."""
 _WORKERS_BYTES, _WORKER_BYTES = 177e6, 25e6
 """As of trainings, `common/forecast/memory.py`."""
 _GAPS = 1.5

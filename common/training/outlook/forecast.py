@@ -28,6 +28,7 @@ def forecast_run(
     *,
     num_samples: int,
     seconds_per_image: float = _NORMAL_SECONDS,
+    worker_bytes: float = 0.0,
     evaluation_images: float = 0.0,
     evaluated_at_once: int = 0,
     tokens: int = 0,
@@ -45,6 +46,7 @@ def forecast_run(
         hardware: Where.
         num_samples: To train on, in an epoch.
         seconds_per_image: Of one core, to read a sample.
+        worker_bytes: Of each data worker, more than any has.
         evaluation_images: That an evaluation looks at; 0 where nothing is measured.
         evaluated_at_once: Of these, per forward pass of a rank.
         tokens: Of an image; 0 where a micro-batch is a rank's whole share.
@@ -80,6 +82,7 @@ def forecast_run(
             seconds_per_image=seconds_per_image,
             num_workers=config.reader.num_workers,
             prefetch_batches=config.reader.prefetch_batches,
+            worker_bytes=worker_bytes,
             evaluation_images=evaluation_images,
             evaluated_at_once=evaluated_at_once,
         ),

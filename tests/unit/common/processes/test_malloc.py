@@ -43,3 +43,26 @@ def test_who_chose_an_allocator_keeps_it(variable: str) -> None:
     value = {"MALLOC_ARENA_MAX": "2", "GLIBC_TUNABLES": "glibc.malloc.arena_max=2", "LD_PRELOAD": ""}[variable]
     kept, pages = pages_asked_for(is_told=True, **{variable: value})
     assert not kept and pages > 0
+
+
+GAPS = """
+import numpy as np
+from beit.common.processes.cores import keep_freed_memory, return_freed_memory
+assert keep_freed_memory()
+def held():
+    return 4096 * int(open("/proc/self/statm").read().split()[1])
+blocks = [np.ones(1 << 20, dtype=np.uint8) for _ in range(200)]
+full, last = held(), blocks[-1]  # the last one keeps what is below it from going back by itself
+del blocks
+kept = held()
+return_freed_memory()
+print(full, kept, held())
+"""
+
+
+def test_gaps_go_back_where_one_part_of_a_command_ends() -> None:
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "LD_PRELOAD"))}
+    answer = subprocess.run([sys.executable, "-c", GAPS], env=own, check=True, capture_output=True, text=True).stdout
+    full, kept, left = map(int, answer.split())
+    assert kept > full - 20e6, "as it is meant while a part of a command computes"
+    assert left < full - 150e6

@@ -422,3 +422,15 @@ def test_strokes_of_a_chart_stand_beside_each_other_on_scales_that_exist():
     assert not differences.percent and differences.x_ticks == means.x_ticks
     shown = _differences_chart([row_of({"weights": [0.5, 0.52], "continued": [0.6, 0.63]}, seeds=(0, 1))])
     assert shown.lines[0].points[0][1] == pytest.approx(10.5)  # points, as the title says
+
+
+def test_a_start_from_scratch_without_position_tables_has_no_rate_for_them(monkeypatch):
+    like = SimpleNamespace(
+        architecture=SimpleNamespace(pos_bias="none"), normalization=SimpleNamespace(mean=(0.5,) * 3, std=(0.5,) * 3)
+    )
+    plan = Plan(given=SimpleNamespace(), matrix=SimpleNamespace(), config=SimpleNamespace(), img_size=32, patch_size=4)
+    monkeypatch.setattr(Plan, "_like_before", lambda self: like)
+    monkeypatch.setattr("beit.finetune.worth.plan._shape_of", lambda like: [])
+    assert "position_lr_scale=1" in plan._pretrained_shape()
+    like.architecture.pos_bias = "shared"
+    assert "position_lr_scale=1" not in plan._pretrained_shape()
