@@ -23,7 +23,8 @@ import numpy as np
 from PIL import Image
 
 from beit.common.errors import InputError
-from beit.common.images import MAX_SIDE_PX, decode_image
+from beit.common.images.decode import decode_image
+from beit.common.images.decoding import MAX_SIDE_PX
 from beit.common.jitter import FACTOR_ONE
 from beit.common.shards.schema import StoreInfo
 from beit.common.sources.tars import TarCopy, TarReader, TarShard
@@ -52,7 +53,7 @@ def cut_crops(
     Raises:
         BadSample: the image cannot be decoded.
     """
-    image = decode_image(data, max_pixels=maker.max_pixels)
+    image = decode_image(data, maker.decoding)
     encoded, drawn = [], []
     for k in range(maker.num_views):
         view = maker.draw(key, k, image)
