@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from beit.common.errors import LFS_ADVICE, BadSample, is_lfs_pointer
+from beit.common.images.alpha import laid_over, opacity_of
 from beit.common.images.decoding import MAX_IMAGE_BYTES, MAX_PIXELS, MAX_SIDE_PX, USUAL, Decoding
 from beit.common.images.jpeg import has_filler
 from beit.common.images.orientation import transpose_of
@@ -69,24 +70,21 @@ def read_samples(data: bytes, decoding: Decoding = USUAL, *, apply_exif: bool = 
 
 
 def to_image(samples: Samples, decoding: Decoding) -> Image.Image:
-    """Choose channels, lay what is transparent over its background, and map values to 8 bits, mode "RGB" or "L"."""
-    # Channels and alpha are applied here, in this order; until they are, settings refuse anything but the default.
-    pixels = to_8_bit(samples, decoding.value_range)
+    """Choose channels, map values to 8 bits, and lay what is transparent over its background, mode "RGB" or "L"."""
+    # Channels are chosen first, of the values; until they are, settings refuse anything but the default.
+    pixels = laid_over(to_8_bit(samples, decoding.value_range), samples, decoding.alpha)
     image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
     return image if decoding.channels == "grey" else image.convert("RGB")
 
 
 def _samples_of(image: Image.Image) -> Samples:
     """Return what Pillow decoded, in the values of the file: palettes as their colours, ink as what it looks like."""
+    opacity = opacity_of(image)
     if image.mode.startswith("I"):
-        return Samples(array=np.asarray(image).clip(0, 65535).astype(np.uint16)[..., None], kind="grey")
-    has_alpha = "A" in image.getbands() or "transparency" in image.info
-    is_grey = image.mode in ("1", "L", "LA")
-    wanted = ("LA" if has_alpha else "L") if is_grey else ("RGBA" if has_alpha else "RGB")
-    pixels = np.asarray(image if image.mode == wanted else image.convert(wanted))
-    if not has_alpha:
-        return samples_of_8_bit(pixels)
-    return samples_of_8_bit(pixels[..., 0] if is_grey else pixels[..., :3], pixels[..., -1])
+        array = np.asarray(image).clip(0, 65535).astype(np.uint16)[..., None]
+        return Samples(array=array, kind="grey", alpha=None if opacity is None else opacity.astype(np.uint16) * 257)
+    wanted = "L" if image.mode in ("1", "L", "LA") else "RGB"
+    return samples_of_8_bit(np.asarray(image if image.mode == wanted else image.convert(wanted)), opacity)
 
 
 def load_image(data: bytes, *, max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] = _FORMATS) -> Image.Image:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from beit.common.errors import BadSample, is_lfs_pointer
-from beit.common.images import decode_image
+from beit.common.images.decode import decode_image
 from beit.common.processes.cores import available_cores
 from beit.common.progress import Progress
 from beit.common.sources.config import SourceConfig
@@ -171,7 +171,7 @@ def _perceptual(
 
         try:
             data = reader.read(look.ref)
-            image = decode_image(data, max_pixels=settings.max_pixels)
+            image = decode_image(data, settings.decoding)
         except BadSample:
             return None
         return int(str(imagehash.phash(image)), 16), hashlib.sha256(data).digest()

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from beit.common.errors import InputError, is_lfs_pointer
-from beit.common.images import is_image_path
+from beit.common.images.formats import is_image_path
 from beit.common.progress import Progress
 from beit.common.sources.mask_folders import masks_beside
 from beit.common.sources.parquet import ParquetShard

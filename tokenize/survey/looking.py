@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from beit.common.errors import BadSample
-from beit.common.facts import ImageFacts, facts_of_image
-from beit.common.images import MAX_SIDE_PX
+from beit.common.images.decoding import MAX_SIDE_PX
+from beit.common.images.facts import ImageFacts, facts_of_image
 from beit.common.processes.cores import available_cores
 from beit.common.progress import Progress
 from beit.common.sources.config import MAX_MEGAPIXELS, SourceConfig
@@ -139,7 +139,7 @@ def _look(shard: SourceShard, reader: ShardReader, ref: SampleRef, settings: Sou
     except BadSample as error:
         return Look(shard, ref, None, error, sha256, num_bytes)
     problem = too_large(facts, settings)
-    hides = hides_colours_of(reader, ref, max_pixels=settings.max_pixels) if facts.has_alpha and not problem else None
+    hides = hides_colours_of(reader, ref, settings.decoding) if facts.has_alpha and not problem else None
     return Look(shard, ref, facts, problem, sha256, num_bytes, hides)
 
 

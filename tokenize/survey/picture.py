@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from beit.common.errors import BadSample, require
-from beit.common.images import decode_image
+from beit.common.images.decode import decode_image
 from beit.common.pages.numbers import count
 from beit.common.pages.pictures import on_paper, picture_table, sheet
 from beit.common.sources.config import SourceConfig
@@ -86,7 +86,7 @@ def _picture(look: Look, settings: SourceConfig) -> NDArray[np.uint8] | None:
     """Return the pixels of an image on square paper; None where decoding finds it damaged."""
     for few in few_of_shard(look.shard, [look.ref], 1):
         try:
-            image = decode_image(few.reader.read(few.ref), max_pixels=settings.max_pixels)
+            image = decode_image(few.reader.read(few.ref), settings.decoding)
         except BadSample:
             return None
         image.thumbnail((2 * _CELL_PX, 2 * _CELL_PX))

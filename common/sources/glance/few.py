@@ -14,6 +14,10 @@ _MOST_SHARDS = {"tar": 8, "parquet": 4, "files": 64}
 """That are opened; arbitrary."""
 
 
+_MOST_OF_A_SERVER = 8
+"""Images, one request each; arbitrary, about a second."""
+
+
 class Few(NamedTuple):
     """One image, where it can be read."""
 
@@ -24,7 +28,9 @@ class Few(NamedTuple):
 
 
 def few_of_source(source: Source, most: int, *, wants: Callable[[str], bool] = lambda path: True) -> Iterator[Few]:
-    """Yield up to `most` images of a source; none of tars on a server, which are fetched once, when they are needed.
+    """Yield up to `most` images of a source, of a server fewer.
+
+    None of tars there: each is fetched once, when it is needed.
 
     Args:
         source: Any.
@@ -33,6 +39,7 @@ def few_of_source(source: Source, most: int, *, wants: Callable[[str], bool] = l
     """
     if source.kind == "tar" and is_remote(source.root):
         return
+    most = min(most, _MOST_OF_A_SERVER) if is_remote(source.root) else most
     shards = [source.shards[place] for place in spread_evenly(len(source.shards), _MOST_SHARDS[source.kind])]
     per_shard = -(-most // max(1, len(shards)))
     for shard in shards:
@@ -44,6 +51,7 @@ def few_of_index(index: LabelledIndex, most: int, *, wants: Callable[[str], bool
     kind, sizes = index.info.kind, index.shard_sizes.tolist()
     if kind == "tar" and is_remote(index.info.root):
         return
+    most = min(most, _MOST_OF_A_SERVER) if is_remote(index.info.root) else most
     used = [shard_id for shard_id, size in enumerate(sizes) if size]
     chosen = [used[place] for place in spread_evenly(len(used), _MOST_SHARDS[kind])]
     per_shard = -(-most // max(1, len(chosen)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from beit.common.errors import BadSample
-from beit.common.facts import HEAD_BYTES, ImageFacts, facts_of_image
+from beit.common.images.facts import HEAD_BYTES, ImageFacts, facts_of_image
 from beit.common.sources.loose_files import FilesReader
 from beit.common.sources.tars import TarReader
 from beit.common.sources.types import SampleRef, ShardReader

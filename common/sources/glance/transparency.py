@@ -1,4 +1,4 @@
-"""Whether transparent images hide colours that tokenising and training would show; what that means is in `alpha.py`."""
+"""Whether transparent images hide colours that tokenising and training would show; what that means: `common/images/alpha.py`."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import logging
 import os
 from collections.abc import Iterable
 
-from beit.common.alpha import Alpha, has_alpha, hides_colours
 from beit.common.errors import BadSample
-from beit.common.images import MAX_PIXELS, load_image
+from beit.common.images.alpha import hides_colours
+from beit.common.images.decode import read_samples
+from beit.common.images.decoding import Decoding
 from beit.common.sources.glance.few import Few, few_of_index, few_of_source
 from beit.common.sources.glance.headers import image_facts
 from beit.common.sources.index import LabelledIndex
@@ -22,21 +23,20 @@ _WITHOUT = (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo")
 WAY_OUT = 'source.alpha="white" (or "black", "checker") lays them on a background instead'
 
 
-def warn_of_hidden_colours(source: Source | LabelledIndex, alpha: Alpha, *, max_pixels: int = MAX_PIXELS) -> None:
-    """Say so where dropping the transparency of images, as `alpha` asks, would show what nobody sees of them.
+def warn_of_hidden_colours(source: Source | LabelledIndex, decoding: Decoding) -> None:
+    """Say so where dropping the transparency of images would show what nobody sees of them.
 
     Args:
         source: Of which some images are looked at.
-        alpha: As the settings say.
-        max_pixels: Larger images are not decoded.
+        decoding: As the settings say; with another background than "drop" nothing is looked at.
     """
-    if alpha != "drop":
+    if decoding.alpha != "drop":
         return
     if isinstance(source, LabelledIndex):
         name, few = source.name, few_of_index(source, _LOOKED_AT, wants=could_be_transparent)
     else:
         name, few = source.root, few_of_source(source, _LOOKED_AT, wants=could_be_transparent)
-    if found := hidden_colours(few, max_pixels=max_pixels):
+    if found := hidden_colours(few, decoding):
         logger.warning("%s: %s; %s", name, found, WAY_OUT)
 
 
@@ -45,12 +45,12 @@ def could_be_transparent(path: str) -> bool:
     return os.path.splitext(path)[1].lower() not in _WITHOUT
 
 
-def hidden_colours(few: Iterable[Few], *, max_pixels: int) -> str:
+def hidden_colours(few: Iterable[Few], decoding: Decoding) -> str:
     """Return in words how many of some images hide colours, see `hides_colours`; empty where none does."""
     num_looked, num_transparent, hiding = 0, 0, []
     for reader, ref in few:
         num_looked += 1
-        hides = hides_colours_of(reader, ref, max_pixels=max_pixels)
+        hides = hides_colours_of(reader, ref, decoding)
         num_transparent += hides is not None
         if hides:
             hiding.append(ref.path)
@@ -63,12 +63,12 @@ def hidden_colours(few: Iterable[Few], *, max_pixels: int) -> str:
     )
 
 
-def hides_colours_of(reader: ShardReader, ref: SampleRef, *, max_pixels: int) -> bool | None:
+def hides_colours_of(reader: ShardReader, ref: SampleRef, decoding: Decoding) -> bool | None:
     """Tell whether an image hides colours; None where it is not transparent at all, or cannot be read."""
     try:
         if not image_facts(reader, ref).has_alpha:
             return None
-        image = load_image(reader.read(ref), max_pixels=max_pixels)
+        samples = read_samples(reader.read(ref), decoding)
+        return None if samples.alpha is None else hides_colours(samples)
     except BadSample:  # met and counted where images are read
         return None
-    return hides_colours(image) if has_alpha(image) else None

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 from PIL import Image, JpegImagePlugin, PngImagePlugin, UnidentifiedImageError, WebPImagePlugin
 
-from beit.common.alpha import has_alpha
 from beit.common.errors import LFS_ADVICE, BadSample, is_lfs_pointer
-from beit.common.images import _transpose_of as transpose_of
+from beit.common.images.alpha import has_alpha
+from beit.common.images.orientation import transpose_of
 
 HEAD_BYTES = 1 << 17
 """Of a file, in which its header nearly always stands; arbitrary, two blocks of EXIF data."""

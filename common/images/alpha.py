@@ -7,14 +7,15 @@ background, and telling which ones hide colours. Masks are never laid on anythin
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-Alpha = Literal["drop", "white", "black", "checker"]
-"""What shows where an image is transparent: the colours stored there, or one of these backgrounds."""
+from beit.common.images.decoding import Alpha
+from beit.common.images.ranges import ValueRange, map_to_8_bit, to_8_bit
+from beit.common.images.samples import Samples
 
 _CHECKER_PX = 8
 _CHECKER_LEVELS = (255, 204)
@@ -34,25 +35,53 @@ _LEAST_DIFFERENCE = 16.0
 
 def has_alpha(image: Image.Image) -> bool:
     """Tell whether an image says of its pixels how transparent they are: in a channel, a palette or one colour."""
-    return image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info
+    return "A" in image.getbands() or "transparency" in image.info
 
 
-def on_background(image: Image.Image, alpha: Alpha) -> Image.Image:
-    """Lay a transparent image on a background.
+def opacity_of(image: Image.Image) -> NDArray[np.uint8] | None:
+    """Return how opaque the pixels of an image are, (H, W) uint8; None where it does not say, as then all are.
 
-    The samples of 16-bit grey are scaled to 8 bits; a transparent colour of a 16-bit RGB image, of which Pillow keeps
-    the high bytes, is compared by these.
+    A transparent colour of a 16-bit RGB image, of which Pillow keeps the high bytes, is compared by these.
 
     Args:
-        image: Loaded, of any mode in which `has_alpha` holds; others are returned as they are.
-        alpha: The background; with "drop" an image is returned as it is.
-    Returns:
-        Image of mode "RGB".
+        image: Loaded, of any mode that Pillow makes of JPEG, PNG or WebP.
     """
-    if alpha == "drop" or not has_alpha(image):
-        return image
-    colours, opacity, is_premultiplied = _parts(image)
-    return Image.fromarray(compose_pixels(colours, opacity, alpha, is_premultiplied=is_premultiplied))
+    if not has_alpha(image):
+        return None
+    key = image.info.get("transparency")
+    if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip
+        return _opaque_but(np.asarray(image) == key)
+    if image.mode == "RGB" and isinstance(key, tuple):
+        if max(key) > _OPAQUE:
+            key = tuple(level >> _HIGH_BYTE for level in key)
+        return _opaque_but((np.asarray(image) == key).all(axis=-1))
+    return np.asarray(image if "A" in image.getbands() else image.convert("RGBA"))[..., -1]
+
+
+def _opaque_but(places: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    return np.where(places, 0, _OPAQUE).astype(np.uint8)
+
+
+def laid_over(pixels: NDArray[np.uint8], samples: Samples, alpha: Alpha) -> NDArray[np.uint8]:
+    """Return the pixels of an image, after its values were mapped to 8 bits, laid on a background.
+
+    Args:
+        pixels: (H, W, C) uint8, made of `samples`.
+        samples: As the file holds them; where these say nothing of opacity, the pixels are returned as they are.
+        alpha: The background.
+    """
+    if samples.alpha is None or (alpha == "drop" and not samples.is_premultiplied):
+        return pixels
+    return compose_pixels(pixels, _opacity(samples), alpha, is_premultiplied=samples.is_premultiplied)
+
+
+def _opacity(samples: Samples) -> NDArray[np.uint8]:
+    """Return the opacity of samples as uint8 (H, W)."""
+    assert samples.alpha is not None
+    if samples.alpha.dtype == np.uint8:
+        return samples.alpha
+    top = 1.0 if samples.alpha.dtype.kind == "f" else samples.full_range[1]
+    return map_to_8_bit(samples.alpha, 0.0, top)
 
 
 def compose_pixels(
@@ -61,19 +90,18 @@ def compose_pixels(
     """Return colours laid on a background, rounded to the nearest level.
 
     Args:
-        colours: (H, W, C) or (H, W) uint8.
+        colours: (H, W, C) uint8.
         opacity: (H, W) uint8, 255 where nothing shines through.
         alpha: The background. "drop" returns the colours as they are; of premultiplied ones the colours meant, black
             where nothing is seen of them.
         is_premultiplied: Whether the colours were multiplied with their opacity before they were stored, as formats say
             it that call such a channel associated.
     """
-    pixels = colours if colours.ndim == 3 else colours[..., None]
-    out = np.empty_like(pixels)
-    for top in range(0, len(pixels), _ROWS_AT_ONCE):
+    laid = np.empty_like(colours)
+    for top in range(0, len(colours), _ROWS_AT_ONCE):
         rows = slice(top, top + _ROWS_AT_ONCE)
-        out[rows] = _composed(pixels[rows], opacity[rows], alpha, is_premultiplied, top)
-    return out.reshape(colours.shape)
+        laid[rows] = _composed(colours[rows], opacity[rows], alpha, is_premultiplied, top)
+    return laid
 
 
 def _composed(
@@ -101,26 +129,7 @@ def _background(alpha: Alpha, height: int, width: int, top: int) -> NDArray[np.u
     return squares
 
 
-def _parts(image: Image.Image) -> tuple[NDArray[np.uint8], NDArray[np.uint8], bool]:
-    """Return colours uint8 (H, W, 3), opacity uint8 (H, W), and whether the former are premultiplied."""
-    if image.mode in ("RGBa", "La"):
-        *bands, opacity = (np.asarray(band) for band in image.split())
-        return np.stack(bands * (3 // len(bands)), axis=-1), opacity, True
-    key = image.info.get("transparency")
-    if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip
-        samples = np.asarray(image).astype(np.int64)
-        grey = ((samples.clip(0, 65535) + 128) // 257).astype(np.uint8)
-        return np.stack([grey] * 3, axis=-1), np.where(samples == key, 0, _OPAQUE).astype(np.uint8), False
-    if image.mode == "RGB" and isinstance(key, tuple):
-        if max(key) > _OPAQUE:
-            key = tuple(level >> _HIGH_BYTE for level in key)
-        pixels = np.asarray(image)
-        return pixels, np.where((pixels == key).all(axis=-1), 0, _OPAQUE).astype(np.uint8), False
-    parts = np.asarray(image.convert("RGBA"))
-    return parts[..., :3], parts[..., 3], False
-
-
-def hides_colours(image: Image.Image) -> bool:
+def hides_colours(samples: Samples) -> bool:
     """Tell whether dropping the transparency of an image would show colours that do not belong to what is seen of it.
 
     That is so where at least 1 % of its pixels are fully transparent, and the colours stored there differ by more than
@@ -131,17 +140,17 @@ def hides_colours(image: Image.Image) -> bool:
     does, and so does what was cut away. Of large images up to 256 x 256 pixels are looked at, spread evenly.
 
     Args:
-        image: Loaded, of any mode.
+        samples: As the file holds them.
     """
-    if not has_alpha(image):
+    if samples.alpha is None:
         return False
-    colours, opacity, is_premultiplied = _parts(image)
-    steps = tuple(-(-side // _MOST_ALONG) for side in opacity.shape)
-    opacity = opacity[:: steps[0], :: steps[1]]
-    colours = compose_pixels(colours[:: steps[0], :: steps[1]], opacity, "drop", is_premultiplied=is_premultiplied)
+    rows, columns = (slice(None, None, -(-side // _MOST_ALONG)) for side in samples.alpha.shape)
+    few = replace(samples, array=samples.array[rows, columns], alpha=samples.alpha[rows, columns])
+    opacity = _opacity(few)
     hidden = opacity == 0
     if hidden.mean() < _LEAST_HIDDEN:
         return False
+    colours = laid_over(to_8_bit(few, ValueRange()), few, "drop")
     seen = opacity > _OPAQUE // 2
     around = seen & _neighbours(hidden)
     surroundings = around if around.any() else seen if seen.any() else hidden
