@@ -37,6 +37,7 @@ RESTRICTED = {
     "markupsafe": {"common/pages/html_page.py"},
     "torchvision": set(),
     "huggingface_hub": {"finetune/weights/fetch.py"},
+    "imagehash": {"tokenize/survey/duplicates.py"},
     "timm": {"finetune/weights/export/timm.py"},
     "transformers": {"finetune/weights/export/huggingface.py"},
     "onnx": {"finetune/weights/export/onnx.py", "finetune/weights/import_exported.py"},

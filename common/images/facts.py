@@ -10,7 +10,7 @@ import io
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from PIL import Image, JpegImagePlugin, PngImagePlugin, UnidentifiedImageError, WebPImagePlugin
+from PIL import Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
 from beit.common.errors import LFS_ADVICE, BadSample, is_lfs_pointer
 from beit.common.images.alpha import has_alpha
@@ -19,19 +19,20 @@ from beit.common.images.orientation import transpose_of
 HEAD_BYTES = 1 << 17
 """Of a file, in which its header nearly always stands; arbitrary, two blocks of EXIF data."""
 
-_FORMATS = ("JPEG", "PNG", "WEBP")
 _NAMES = {"WEBP": "WebP", "MPO": "JPEG"}
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 _PNG_DEPTH = 24
 """Where the header of a PNG has the bits of a sample."""
 _PNG_ORIENTATION = (b"eXIf", b"XML:com.adobe.xmp\0\0", b"Raw profile type exif")
 _JPEG_START = b"\xff\xd8\xff"
+_WEBP_START, _WEBP_NAME = b"RIFF", b"WEBP"
+"""Four bytes of length stand between them."""
 _READERS: dict[bytes, Callable[[io.BytesIO], Image.Image]] = {
-    _JPEG_START: JpegImagePlugin.JpegImageFile,
+    _JPEG_START: JpegImagePlugin.jpeg_factory,
     _PNG_START: PngImagePlugin.PngImageFile,
-    b"RIFF": WebPImagePlugin.WebPImageFile,
+    _WEBP_START: WebPImagePlugin.WebPImageFile,
 }
-"""By what a file begins with, where `Image.open` refuses to look at so many pixels."""
+"""By what a file begins with. Not `Image.open`, which refuses to look at too many pixels."""
 _CHANNELS = {"1": 1, "L": 1, "I": 1, "I;16": 1, "I;16B": 1, "P": 3, "CMYK": 4}
 _COLOURS = {"1": "black and white", "L": "grey", "LA": "grey", "I": "grey", "P": "palette", "PA": "palette"}
 _COLOURS |= {"I;16": "grey", "I;16B": "grey", "RGB": "RGB", "RGBA": "RGB", "CMYK": "CMYK"}
@@ -77,25 +78,16 @@ def facts_of_image(data: bytes) -> ImageFacts:
     """
     if not data:
         raise BadSample("empty", "no bytes")
-    try:
-        with _opened(data) as image:
-            return _pillow_facts(image, data)
-    except UnidentifiedImageError:
+    reader = next((reader for start, reader in _READERS.items() if data.startswith(start)), None)
+    if reader is None or (data.startswith(_WEBP_START) and data[8:12] != _WEBP_NAME):
         if is_lfs_pointer(data):
-            raise BadSample("lfs-pointer", f"it {LFS_ADVICE}") from None
-        if not data.startswith((_JPEG_START, _PNG_START)):
-            raise BadSample("unsupported", f"not a JPEG, PNG or WebP image (starts with {data[:8]!r})") from None
-        raise BadSample("decode-error", "its header is damaged") from None
+            raise BadSample("lfs-pointer", f"it {LFS_ADVICE}")
+        raise BadSample("unsupported", f"not a JPEG, PNG or WebP image (starts with {data[:8]!r})")
+    try:
+        with reader(io.BytesIO(data)) as image:
+            return _pillow_facts(image, data)
     except Exception as error:  # as many types as decoders have for damaged data
         raise BadSample("decode-error", f"{type(error).__name__}: {error}") from None
-
-
-def _opened(data: bytes) -> Image.Image:
-    try:
-        return Image.open(io.BytesIO(data), formats=_FORMATS)
-    except Image.DecompressionBombError:
-        reader = next(reader for start, reader in _READERS.items() if data.startswith(start))
-        return reader(io.BytesIO(data))
 
 
 def _pillow_facts(image: Image.Image, data: bytes) -> ImageFacts:

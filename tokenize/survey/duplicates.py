@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -151,12 +152,12 @@ def look_alike(looks: Sequence[Look], settings: SourceConfig) -> NearDuplicates:
                 progress.update(1)
                 if result is not None:
                     known.append((look, *result))
-    pairs = _close_pairs(np.array([value for _, value, _ in known], np.uint64))
-    different = [(i, j, bits) for i, j, bits in pairs if known[i][2] != known[j][2]]
+    different = list({sha256: (look, value) for look, value, sha256 in reversed(known)}.values())[::-1]
+    pairs = _close_pairs(np.array([value for _, value in different], np.uint64))
     return NearDuplicates(
         num_compared=len(known),
-        num_images=len({place for i, j, _ in different for place in (i, j)}),
-        pairs=tuple((known[i][0].name, known[j][0].name, bits) for i, j, bits in different[:_SHOWN]),
+        num_images=len({place for i, j, _ in pairs for place in (i, j)}),
+        pairs=tuple((different[i][0].name, different[j][0].name, bits) for i, j, bits in pairs[:_SHOWN]),
         num_undecodable=len(usable) - len(known),
     )
 
@@ -191,19 +192,25 @@ def _perceptual(
 
 
 def _close_pairs(hashes: NDArray[np.uint64]) -> list[tuple[int, int, int]]:
-    """Return the pairs of hashes that differ in few bits, and in how many, the closest first.
+    """Return pairs of hashes that differ in few bits, and in how many, the closest first.
+
+    Equal ones are a chain of pairs, of which the first stands for all of them in other pairs.
 
     Of hashes cut into one band more than bits may differ, two that are close agree in at least one band, so only those
     of the same band are compared.
     """
-    found: dict[tuple[int, int], int] = {}
+    alike: dict[int, list[int]] = defaultdict(list)
+    for place, value in enumerate(hashes.tolist()):
+        alike[value].append(place)
+    found = {pair: 0 for places in alike.values() for pair in pairwise(places)}
+    firsts = [places[0] for places in alike.values()]
     num_bands = _MOST_DIFFERENT_BITS + 1
     edges = [number * _HASH_BITS // num_bands for number in range(num_bands + 1)]
     for low, high in zip(edges, edges[1:], strict=False):
         bands = (hashes >> np.uint64(low)) & np.uint64((1 << (high - low)) - 1)
         groups: dict[int, list[int]] = defaultdict(list)
-        for place, band in enumerate(bands.tolist()):
-            groups[band].append(place)
+        for place in firsts:
+            groups[int(bands[place])].append(place)
         for group in groups.values():
             if len(group) > 1:
                 found |= _close_in(sorted(group, key=lambda place: int(hashes[place])), hashes)

@@ -133,7 +133,8 @@ def _look(shard: SourceShard, reader: ShardReader, ref: SampleRef, settings: Sou
     try:
         if shard.kind == "parquet":
             data = reader.read(ref)
-            sha256, num_bytes, facts = hashlib.sha256(data).digest(), len(data), facts_of_image(data)
+            facts, num_bytes = facts_of_image(data), len(data)
+            sha256 = hashlib.sha256(data).digest()
         else:
             facts = image_facts(reader, ref)
     except BadSample as error:

@@ -1,4 +1,7 @@
-"""Whether transparent images hide colours that tokenising and training would show; what that means: `common/images/alpha.py`."""
+"""Whether transparent images hide colours that tokenising and training would show.
+
+What that means is defined in `common/images/alpha.py`.
+"""
 
 from __future__ import annotations
 
