@@ -14,6 +14,7 @@ from PIL import Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
 from beit.common.errors import LFS_ADVICE, BadSample, is_lfs_pointer
 from beit.common.images.alpha import has_alpha
+from beit.common.images.decode import png_bits
 from beit.common.images.orientation import transpose_of
 
 HEAD_BYTES = 1 << 17
@@ -21,8 +22,6 @@ HEAD_BYTES = 1 << 17
 
 _NAMES = {"WEBP": "WebP", "MPO": "JPEG"}
 _PNG_START = b"\x89PNG\r\n\x1a\n"
-_PNG_DEPTH = 24
-"""Where the header of a PNG has the bits of a sample."""
 _PNG_ORIENTATION = (b"eXIf", b"XML:com.adobe.xmp\0\0", b"Raw profile type exif")
 _JPEG_START = b"\xff\xd8\xff"
 _WEBP_START, _WEBP_NAME = b"RIFF", b"WEBP"
@@ -96,7 +95,7 @@ def _pillow_facts(image: Image.Image, data: bytes) -> ImageFacts:
     is_upright = is_png and not any(word in data for word in _PNG_ORIENTATION)
     bits = 1 if image.mode == "1" else 8
     if is_png and image.mode not in ("P", "PA"):
-        bits = data[_PNG_DEPTH]
+        bits = png_bits(data) or bits
     return ImageFacts(
         format=_NAMES.get(image.format or "", image.format or ""),
         width=image.width,
