@@ -119,6 +119,9 @@ class LazyGroup(click.Group):
 
 COMMANDS: dict[str, Entry | Section] = {
     "plan": Entry("beit.plan", "plan_command", "What will it take? Time, memory, disk, and what would fail."),
+    "sources": Entry(
+        "beit.tokenize.commands", "sources_command", "What is there? Formats, sizes, labels, what is unfit."
+    ),
     "tokenize": Entry("beit.tokenize.commands", "tokenize_command", "Turn images into a store of visual tokens."),
     "verify": Entry("beit.tokenize.commands", "verify_command", "Check every shard of a token store."),
     "tokenizer": Entry("beit.tokenize.commands", "tokenizer_group", "Train, convert, measure and compare tokenizers."),
@@ -150,6 +153,7 @@ _ALSO_CALLED = {
     "finetune knn": "knn k_nn neighbours neighbors",
     "evaluate": "eval test validate score",
     "predict": "infer inference label apply",
+    "sources": "source survey inspect inventory stats statistics describe info duplicates",
     "tokenize": "tokenise encode pack prepare",
     "tokenizer train": "train_tokenizer dvae",
     "tokenizer report": "tokeniser",

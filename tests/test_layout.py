@@ -42,6 +42,7 @@ RESTRICTED = {
     "imagecodecs": {"common/images/dicom.py", "common/images/jxl.py"},
     "rasterio": set(),
     "huggingface_hub": {"finetune/weights/fetch.py"},
+    "imagehash": {"tokenize/survey/duplicates.py"},
     "timm": {"finetune/weights/export/timm.py"},
     "transformers": {"finetune/weights/export/huggingface.py"},
     "onnx": {"finetune/weights/export/onnx.py", "finetune/weights/import_exported.py"},

@@ -1,21 +1,109 @@
-"""The commands `beit tokenize`, `beit verify` and `beit tokenizer`.
+"""The commands `beit sources`, `beit tokenize`, `beit verify` and `beit tokenizer`.
 
-What they do is in `run.py`, `tokenize/checking/verify.py`, the rooms that `tokenize/kinds.py` lists,
-`tokenize/tokenizer_training/convert.py` and `tokenize/fitness/run.py`.
+What they do is in `tokenize/survey/`, `run.py`, `tokenize/checking/verify.py`, the rooms that `tokenize/kinds.py`
+lists, `tokenize/tokenizer_training/convert.py` and `tokenize/fitness/run.py`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from beit.cli_options import Command, LongOptions, long_command_options, picture_option, say_written, source_options
 from beit.tokenize.kinds import DEFAULT_KIND, DEFAULT_WITH_TEACHER, KINDS, check_place, check_recipe, choose_kind
 
+if TYPE_CHECKING:
+    from beit.tokenize.survey.document import Survey
+
 RECIPES = Path(__file__).parent / "recipes"
 """Of `beit tokenizer train`."""
+
+
+_JSON_OPTION = click.option(
+    "--json",
+    "listing",
+    type=click.Path(path_type=Path, allow_dash=True),
+    metavar="F.json",
+    help="Also write all numbers here; - writes them to the terminal instead of the table.",
+)
+
+
+@click.command("sources")
+@click.argument("source")
+@click.option(
+    "--limit",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Read the headers of so many images, spread evenly; 0 for all.  [default: 10000]",
+)
+@click.option("--duplicates", is_flag=True, help="Also decode these images, to find such that look alike.")
+@_JSON_OPTION
+@click.option("--out", type=click.Path(path_type=Path), metavar="F.png", help="Draw examples of what was found.")
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="A setting of beit tokenize; may be given several times.",
+)
+def sources_command(
+    source: str,
+    limit: int | None,
+    duplicates: bool,
+    listing: Path | None,
+    out: Path | None,
+    overrides: tuple[str, ...],
+) -> None:
+    """Say what SOURCE holds, before anything is made of it: formats, sizes, labels, what would be left out and why.
+
+    SOURCE is what beit tokenize takes. Headers are read, no pixels; of more than 10000 images those of a spread sample,
+    and ~ marks what was estimated. Nothing is written, so it may be stopped at any time. Exits with 1 if tokenising
+    would refuse.
+
+    \b
+    Examples:
+      beit sources photos/
+      beit sources photos/ --duplicates --out photos.png
+    """
+    from beit.common.runs.outputs import check_outputs
+    from beit.tokenize.forecast import load
+    from beit.tokenize.survey.survey import LIMIT, survey_with_looks
+
+    is_table = str(listing) != "-"
+    check_outputs({"--json": listing if is_table else None, "--out": out}, inputs=[source], makes_folder=True)
+    config = load(overrides=overrides)
+    found, looks = survey_with_looks(
+        source,
+        config.source,
+        limit=LIMIT if limit is None else limit,
+        looks_alike=duplicates,
+        budget=0.0 if config.strict else config.bad_sample_budget,
+    )
+    _say_survey(found, (), listing)
+    if out is not None:
+        from beit.common.pages.pictures import save_png
+        from beit.tokenize.survey.picture import survey_sheet
+
+        save_png(survey_sheet(found, looks, config.source), out)
+        say_written(out)
+    if found.refusals:
+        raise click.exceptions.Exit(1)
+
+
+def _say_survey(found: Survey, more: Sequence[tuple[str, Sequence[tuple[str, str]]]], listing: Path | None) -> None:
+    from beit.common.storage.documents import json_bytes
+    from beit.common.storage.files import write_output
+    from beit.tokenize.survey.text import survey_text
+
+    document = json_bytes(found.to_json())
+    is_table = str(listing) != "-"
+    click.echo(survey_text(found, more) if is_table else document.decode().rstrip())
+    if listing is not None and is_table:
+        write_output(listing, document)
+        say_written(listing)
 
 
 @click.command("tokenize")
@@ -42,8 +130,9 @@ RECIPES = Path(__file__).parent / "recipes"
 @click.option(
     "--workers", type=click.IntRange(min=1), metavar="N", help="Threads, above four processes, that decode and crop."
 )
+@click.option("--dry-run", is_flag=True, help="Say what SOURCE holds and what tokenising takes, and write nothing.")
 @long_command_options
-def tokenize_command(source: str, store: str, tokenizer: str | None, **dedicated: Any) -> None:
+def tokenize_command(source: str, store: str, tokenizer: str | None, dry_run: bool, **dedicated: Any) -> None:
     """Cut K views from every image of SOURCE, turn them into visual tokens and write them to STORE.
 
     SOURCE is a folder of images (any depth), WebDataset tars (path, glob or brace range), Parquet files with an image
@@ -69,6 +158,14 @@ def tokenize_command(source: str, store: str, tokenizer: str | None, **dedicated
     config = options.load(TokenizeConfig, STORE_RECIPES, tokenizer=tokenizer, **dedicated)
     if tokenizer is None:
         options.refuse_code(config.tokenizer, "tokenizer", "--tokenizer ")
+    if dry_run:
+        from beit.tokenize.survey.dry_run import rehearse
+
+        found, rows = rehearse(config, source, store, ranks=options.gpus or 1, resume=options.resume)
+        _say_survey(found, [("tokenising", rows)], None)
+        if found.refusals:
+            raise click.exceptions.Exit(1)
+        return
     summary = tokenize_with_ranks(config, source, store, ranks=options.gpus, resume=options.resume)
     if not launched_rank():  # all ranks would say the same
         click.echo(summary.as_table())

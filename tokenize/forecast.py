@@ -229,6 +229,35 @@ def _views_per_second(config: TokenizeConfig, hardware: Hardware, megapixels: fl
     return hardware.num_devices / view
 
 
+def forecast_of(
+    plan: StorePlan,
+    config: TokenizeConfig,
+    *,
+    ranks: int,
+    num_images: int | None = None,
+    megapixels: float = PHOTO_MEGAPIXELS,
+) -> StoreForecast:
+    """Return what a planned store takes on this machine.
+
+    Args:
+        plan: Of the store.
+        config: Its settings.
+        ranks: At work on this machine.
+        num_images: Where they were counted; left out, they are as far as that is cheap.
+        megapixels: Of an image, on average.
+    """
+    images, _ = store_bytes(plan, config)
+    return forecast(
+        config,
+        num_images=_count_images(plan) if num_images is None else num_images,
+        num_shards=len(plan.shards),
+        image_bytes=images,
+        is_packed=plan.catalogue is not None,
+        megapixels=megapixels,
+        hardware=this_machine(num_devices=ranks, may_use_gpu=config.device != "cpu"),
+    )
+
+
 def foretell(plan: StorePlan, config: TokenizeConfig, store: str, *, ranks: int, speaks: bool) -> None:
     """Say what the store will take, unless most of it is there; refuse one that memory or disk cannot be enough for.
 
@@ -241,16 +270,8 @@ def foretell(plan: StorePlan, config: TokenizeConfig, store: str, *, ranks: int,
         ranks: At work on this machine, as far as it is known.
         speaks: Whether this rank says it.
     """
-    images, tokens = store_bytes(plan, config)
-    found = forecast(
-        config,
-        num_images=_count_images(plan),
-        num_shards=len(plan.shards),
-        image_bytes=images,
-        is_packed=plan.catalogue is not None,
-        hardware=this_machine(num_devices=ranks, may_use_gpu=config.device != "cpu"),
-    )
-    total = images + tokens
+    found = forecast_of(plan, config, ranks=ranks)
+    images, tokens, total = found.image_bytes, found.token_bytes, found.total_bytes
     left, room = total, ""
     if not is_remote(store):
         there = sum(_size_of(Path(store) / name) for name in (IMAGES_DIR, TOKENS_DIR))

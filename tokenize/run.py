@@ -33,6 +33,8 @@ from beit.common.processes.signals import StopFlag, stop_on_signals
 from beit.common.progress import LogFormatter, share_terminal
 from beit.common.runs.idle import warn_of_idle
 from beit.common.shards.schema import IMAGES_DIR, INDEX_FILE, STORE_FILE, ImageShardManifest, StoreInfo, manifest_name
+from beit.common.sources.glance.masks import warn_of_masks
+from beit.common.sources.glance.transparency import warn_of_hidden_colours
 from beit.tokenize.config import TokenizeConfig, needs
 from beit.tokenize.forecast import foretell
 from beit.tokenize.jobs import RankJobs, list_jobs
@@ -129,6 +131,8 @@ def run_tokenize(
         foretell(plan, config, files.location, ranks=ranks_here(world_size), speaks=rank == 0)
         if rank == 0 and not (files / STORE_FILE).exists():
             warn_of_range(plan, config)
+            warn_of_masks(plan.source)
+            warn_of_hidden_colours(plan.source, config.source.decoding)
         threads = config.threads or recorded_threads(files) or available_cores()
         tokenizing = set_up_tokenizer(config, local_rank, threads, tokenizer)
         wanted = build_info(config, plan, tokenizing)

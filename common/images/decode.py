@@ -12,9 +12,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from beit.common.errors import LFS_ADVICE, BadSample, is_lfs_pointer
+from beit.common.images.alpha import laid_over, opacity_of
 from beit.common.images.decoding import MAX_IMAGE_BYTES, MAX_PIXELS, MAX_SIDE_PX, USUAL, Decoding
 from beit.common.images.deep_png import is_deep_colour, read_deep_colour
 from beit.common.images.formats import OTHER_NAMES, Reader, format_of
@@ -57,9 +59,22 @@ def decode_image(data: bytes, decoding: Decoding = USUAL, *, apply_exif: bool = 
             return as_rgb(image, apply_exif=apply_exif)
     if not decoding.value_range.is_resolved:
         raise ValueError(f"the values of {decoding.value_range} are to be found before images are decoded")
-    samples = read_samples(data, decoding, apply_exif=apply_exif)
+    samples = chosen_samples(data, decoding, apply_exif=apply_exif)
     with _in_words(data):
-        return to_image(samples, decoding)
+        # Laid on its background last: white is 255, whatever value becomes so.
+        image = _image_of(laid_over(to_8_bit(samples, decoding.value_range), samples, decoding.alpha))
+        return image if decoding.channels == "grey" else image.convert("RGB")
+
+
+def chosen_samples(data: bytes, decoding: Decoding, *, apply_exif: bool = True) -> Samples:
+    """Decode an image to the values of its file, of the channels that are wanted.
+
+    Raises:
+        BadSample: as `decode_image` does.
+    """
+    samples = read_samples(data, decoding, apply_exif=apply_exif)
+    # Channels are applied here; until they are, settings refuse anything but the default.
+    return samples
 
 
 def read_samples(data: bytes, decoding: Decoding = USUAL, *, apply_exif: bool = True) -> Samples:
@@ -100,25 +115,19 @@ def _deep_samples(data: bytes, image: Image.Image, *, apply_exif: bool) -> Sampl
     return Samples(array=values[..., :num_colours], kind="grey" if num_colours == 1 else "rgb", alpha=opacity)
 
 
-def to_image(samples: Samples, decoding: Decoding) -> Image.Image:
-    """Choose channels, lay what is transparent over its background, and map values to 8 bits, mode "RGB" or "L"."""
-    # Channels and alpha are applied here, in this order; until they are, settings refuse anything but the default.
-    pixels = to_8_bit(samples, decoding.value_range)
-    image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
-    return image if decoding.channels == "grey" else image.convert("RGB")
+def _image_of(pixels: NDArray[np.uint8]) -> Image.Image:
+    """Return (H, W, 1) or (H, W, 3) as an image of mode "L" or "RGB"."""
+    return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
 
 
 def _samples_of(image: Image.Image) -> Samples:
     """Return what Pillow decoded, in the values of the file: palettes as their colours, ink as what it looks like."""
+    opacity = opacity_of(image)
     if image.mode.startswith("I"):
-        return Samples(array=np.asarray(image).clip(0, 65535).astype(np.uint16)[..., None], kind="grey")
-    has_alpha = "A" in image.getbands() or "transparency" in image.info
-    is_grey = image.mode in ("1", "L", "LA")
-    wanted = ("LA" if has_alpha else "L") if is_grey else ("RGBA" if has_alpha else "RGB")
-    pixels = np.asarray(image if image.mode == wanted else image.convert(wanted))
-    if not has_alpha:
-        return samples_of_8_bit(pixels)
-    return samples_of_8_bit(pixels[..., 0] if is_grey else pixels[..., :3], pixels[..., -1])
+        array = np.asarray(image).clip(0, 65535).astype(np.uint16)[..., None]
+        return Samples(array=array, kind="grey", alpha=None if opacity is None else opacity.astype(np.uint16) * 257)
+    wanted = "L" if image.mode in ("1", "L", "LA") else "RGB"
+    return samples_of_8_bit(np.asarray(image if image.mode == wanted else image.convert(wanted)), opacity)
 
 
 def load_image(data: bytes, *, max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] = _FORMATS) -> Image.Image:

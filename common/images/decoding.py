@@ -174,7 +174,6 @@ def parse_alpha(setting: Any) -> Alpha:
     """Check a setting of what lies behind transparent pixels."""
     if setting not in ("drop", "white", "black", "checker"):
         raise InputError(f'source.alpha ({setting}) must be "drop", "white", "black" or "checker"')
-    _refuse_unapplied("alpha", setting, "drop")
     return setting  # type: ignore[no-any-return]
 
 

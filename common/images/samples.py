@@ -24,8 +24,10 @@ class Samples:
     kind: Literal["grey", "rgb", "bands"]
     """What the C channels are: one of brightness, three colours, or bands of any meaning."""
     alpha: NDArray[Any] | None = None
-    """Opacity (H, W), of the dtype of the array: 0 for transparent, the end of the full range for opaque. The colours
-    are not multiplied by it."""
+    """Opacity (H, W), of the dtype of the array; 0 where nothing is seen of it, the end of the full range where nothing
+    shines through, 1 for floats."""
+    is_premultiplied: bool = False
+    """Whether the values were multiplied with their opacity before they were stored."""
     bits: int | None = None
     """Really used by the format, such as 12 of 16; None where all of the dtype are."""
     limits: tuple[float, float] | None = None

@@ -49,13 +49,15 @@ class _Labels(NamedTuple):
     are_known: bool
     """The table has classes at all."""
     notes: tuple[str, ...]
+    place: str = ""
+    """Where they stand, see `Source.label_place`."""
 
 
 def text_listing(path: str) -> FileList:
     """Read a text list: one image path per line, relative to the list's folder or absolute; `#` starts a comment."""
     lines = (line.strip() for line in read_text(path).splitlines())
     paths = [line for line in lines if line and not line.startswith("#")]
-    return FileList(*_listed_files(path, paths), [None] * len(paths))
+    return FileList(*_listed_files(path, paths), [None] * len(paths), is_chosen=True)
 
 
 def csv_listing(path: str, *, label_column: str | None = None) -> FileList:
@@ -92,6 +94,8 @@ def csv_listing(path: str, *, label_column: str | None = None) -> FileList:
         class_names=None if is_plain else tuple(in_order({text for text in texts if text})),
         columns=tuple(name.strip() for name in table.columns),
         label_notes=notes,
+        label_place=found.place,
+        is_chosen=True,
     )
 
 
@@ -134,7 +138,7 @@ def _row_labels(path: str, table: Table, path_column: str, wanted: str | None) -
     chosen, notes = choose_label_column(path, table.columns, usable=columns, wanted=wanted)
     if chosen is not None:
         require(table.columns.count(chosen) == 1, f"{path} has several columns {chosen!r}; give each a name of its own")
-        return _Labels(table.column(chosen), True, notes)
+        return _Labels(table.column(chosen), True, notes, f"column {chosen.strip()}")
     classes = [name for name in columns if plain(name) not in _INDEX_COLUMNS]
     flags = _flags(table, classes)
     if flags is None:
@@ -144,7 +148,8 @@ def _row_labels(path: str, table: Table, path_column: str, wanted: str | None) -
         joined_label((name for name, flag in zip(names, row, strict=True) if flag), path) or ""
         for row in zip(*flags, strict=True)
     ]
-    return _Labels(texts, True, (f"{path}: one column of 0 and 1 per class ({', '.join(names)})",))
+    note = f"{path}: one column of 0 and 1 per class ({', '.join(names)})"
+    return _Labels(texts, True, (note,), "one column of 0 and 1 per class")
 
 
 def _flags(table: Table, columns: Sequence[str]) -> list[list[bool]] | None:

@@ -119,6 +119,10 @@ class FileList:
     """As in `Source`."""
     label_notes: tuple[str, ...] = ()
     """As in `Source`."""
+    label_place: str = ""
+    """As in `Source`."""
+    is_chosen: bool = False
+    """As in `Source`."""
 
 
 def open_files(listing: FileList) -> Source:
@@ -146,6 +150,8 @@ def open_files(listing: FileList) -> Source:
         stamp=listing_stamp(listing.root, listing.files),
         columns=listing.columns,
         label_notes=listing.label_notes,
+        label_place=listing.label_place,
+        is_chosen=listing.is_chosen,
     )
 
 
@@ -197,7 +203,9 @@ def folder_listing(root: str, files: Sequence[FileStat]) -> FileList:
     if not all("/" in file.path for file in images) or (masks.paths and not _are_classes(masks, folders)):
         notes = (f"{masks.places[0]} holds masks, from which beit finetune segmentation learns",) if masks.paths else ()
         return FileList(root, images, [None] * len(images), label_notes=notes)
-    return FileList(root, images, list(folders), class_names=tuple(sorted(set(folders))))
+    return FileList(
+        root, images, list(folders), class_names=tuple(sorted(set(folders))), label_place="folders of the first level"
+    )
 
 
 def _are_classes(masks: MasksBeside, folders: Sequence[str]) -> bool:

@@ -13,7 +13,7 @@ import os
 import re
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -47,6 +47,10 @@ _FEW_VALUES = 64
 _PIXELS = 10_000
 """Of a large image this many are looked at, spread evenly."""
 _NARROW = ("1", "L", "P", "I", "I;16", "I;16B")
+
+
+ReadImages = Callable[[list[str]], Sequence[bytes | None]]
+"""Returns the content of some images by their paths, None for each that cannot be read."""
 
 
 class _Look(NamedTuple):
@@ -84,7 +88,24 @@ def masks_beside(root: str, images: Sequence[FileStat]) -> MasksBeside:
         root: The folder or URL.
         images: Its image files, by paths relative to it.
     """
-    tree = _Tree([image.path for image in images])
+
+    def read(paths: list[str]) -> list[bytes | None]:
+        try:
+            return list(read_files([join(root, path) for path in paths]))
+        except (InputError, OSError):  # one is gone, or the server is away: they are met again where they are read
+            return [None] * len(paths)
+
+    return masks_among([image.path for image in images], read)
+
+
+def masks_among(images: Sequence[str], read: ReadImages) -> MasksBeside:
+    """Find the masks among images by their paths, wherever these lie.
+
+    Args:
+        images: Their paths, with slashes, relative to one place.
+        read: Returns the content of a few of them, None for what cannot be read.
+    """
+    tree = _Tree(images)
     found: dict[str, set[str]] = {}
     for top in tree.called_as_masks():
         if not any(f"{top}/".startswith(outer) for outer in found):
@@ -92,13 +113,13 @@ def masks_beside(root: str, images: Sequence[FileStat]) -> MasksBeside:
             partners = tree.partners(top)
             # Photos of which none has the name of an image are a class of their own.
             is_usual = tree.is_usual(top) and (partners or all(path.lower().endswith(_SUFFIX) for path in paths))
-            if is_usual or _hold_masks(root, paths, partners):
+            if is_usual or _hold_masks(read, paths, partners):
                 found[f"{top}/"] = paths
     for folder, names in tree.paths.items():
         if not any(f"{folder}/".startswith(outer) for outer in found):
             for pairs, is_called_so in ((_with_an_end(names), True), (_of_the_same_name(names), False)):
                 paths = set(pairs) if is_called_so else {path for path in names if path.lower().endswith(_SUFFIX)}
-                if pairs and _hold_masks(root, paths, pairs, is_called_so):
+                if pairs and _hold_masks(read, paths, pairs, is_called_so):
                     found[f"{folder}/*{_end_of(min(pairs))}" if folder else f"*{_end_of(min(pairs))}"] = set(pairs)
     return MasksBeside(frozenset().union(*found.values()), tuple(found))
 
@@ -184,11 +205,11 @@ def _of_the_same_name(paths: Sequence[str]) -> dict[str, str]:
     return {path: known[_stem(path)] for path in masks if _stem(path) in known}
 
 
-def _hold_masks(root: str, paths: set[str], partners: dict[str, str], is_called_so: bool = True) -> bool:
+def _hold_masks(read: ReadImages, paths: set[str], partners: dict[str, str], is_called_so: bool = True) -> bool:
     """Tell whether files are masks: nearly all have an image, and some that are looked at are no pictures.
 
     Args:
-        root: Folder or URL above them.
+        read: See `masks_among`.
         paths: The files.
         partners: The image of each that has one.
         is_called_so: Whether names say that they are masks; else what is in them must leave no doubt.
@@ -200,7 +221,8 @@ def _hold_masks(root: str, paths: set[str], partners: dict[str, str], is_called_
         return False
     masks = sorted(partners)
     chosen = [masks[place] for place in spread_evenly(len(masks), _LOOKED_AT)]
-    looks = _looks(root, [*chosen, *(partners[mask] for mask in chosen)])
+    found = read([*chosen, *(partners[mask] for mask in chosen)])
+    looks = [None if data is None else _look(data) for data in found]
     pairs = list(zip(looks[: len(chosen)], looks[len(chosen) :], strict=True))
     known = [(mask, image) for mask, image in pairs if mask is not None and image is not None]
     if not is_called_so and not all(
@@ -218,15 +240,6 @@ def _is_mask_of(mask: _Look, image: _Look) -> bool:
     return mask.has_few_values and (not image.is_png or not image.has_few_values)
 
 
-def _looks(root: str, paths: Sequence[str]) -> list[_Look | None]:
-    """Look at some images; None where one cannot be read."""
-    try:
-        contents = read_files([join(root, path) for path in paths])
-    except (InputError, OSError):  # one is gone, or the server is away: they are met again where they are read
-        return [None] * len(paths)
-    return [_look(data) for data in contents]
-
-
 def _look(data: bytes) -> _Look | None:
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP")) as image:
@@ -241,6 +254,26 @@ def _look(data: bytes) -> _Look | None:
             return _Look(True, image.mode in _NARROW, few)
     except Exception:  # as many types as decoders have; whoever reads the image says what is wrong with it
         return None
+
+
+def is_called_mask(path: str) -> bool:
+    """Tell whether the name of a file, or of a folder above it, is one that masks have."""
+    folder, _, _ = path.rpartition("/")
+    return bool(MASK_END.search(_stem(path)) or any(map(_FOLDER.search, folder.split("/"))))
+
+
+def could_be_mask(data: bytes, *, is_called_so: bool) -> bool:
+    """Tell whether an image, looked at by itself, may be a mask.
+
+    That is one with few different values, of one number per pixel: the colours of an icon are few, too, so that of
+    colours only a name tells.
+
+    Args:
+        data: The encoded image.
+        is_called_so: Whether its name says so.
+    """
+    look = _look(data)
+    return look is not None and look.has_few_values and (look.is_narrow or is_called_so)
 
 
 def _end_of(path: str) -> str:

@@ -264,6 +264,7 @@ def open_parquet_files(
         stamp=listing_stamp(root, files),
         columns=first.columns,
         label_notes=first.label_notes,
+        label_place=f"column {first.label_column}" if first.label_column else "",
     )
 
 

@@ -217,6 +217,19 @@ def split_kind(folder: str) -> str:
     return "" if name.others else name.kind
 
 
+def split_of_path(path: str, *, is_container: bool) -> str:
+    """Return the folder, or the beginning of a container's path, that says of which part of a data set it is; or empty.
+
+    Args:
+        path: Of an image, relative to the source, or of a tar or Parquet file.
+        is_container: Whether it is the latter, whose own name counts, too.
+    """
+    if is_container:
+        return _container_split(path)[1]
+    folders = path.split("/")[:-1]
+    return next(("/".join(folders[: depth + 1]) for depth, name in enumerate(folders) if split_kind(name)), "")
+
+
 def _kind_of_word(word: str) -> str:
     """Return which split a word names, alone or with one of `_WORDS_BESIDE` glued to it; empty for none."""
     word = word.lower()

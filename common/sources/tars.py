@@ -59,6 +59,10 @@ class TarReader:
             raise BadSample("truncated", f"{self.label} became shorter: {len(data)} of {ref.length} bytes")
         return data
 
+    def head(self, ref: SampleRef, num_bytes: int) -> bytes:
+        """Return the first bytes of the image of one sample."""
+        return self.read_range(ref.offset, min(ref.length, num_bytes))
+
     def read_range(self, offset: int, length: int) -> bytes:
         """Return up to `length` bytes from `offset`."""
         if self._descriptor is not None:
@@ -204,7 +208,7 @@ def open_tars(files: list[FileStat], root: str, *, image_member: str | None = No
         for stem, file in zip(stems, files, strict=True)
     ]
     class_names = None
-    first, mask = _peek(shards[0].location)
+    first, suffix, mask = _peek(shards[0].location)
     # The text of a number that as_label left one is written in a way of its own, such as 007; else it is from a list.
     if isinstance(first, str) and (number_of(first) is None or as_label(first) != first):
         class_names = tuple(in_order(_names_among(_all_labels(shards))))
@@ -220,6 +224,7 @@ def open_tars(files: list[FileStat], root: str, *, image_member: str | None = No
         digest=digest,
         stamp=stamp,
         label_notes=notes,
+        label_place=f"members .{suffix}" if suffix else "",
     )
 
 
@@ -242,17 +247,23 @@ def _what_it_holds(samples: dict[str, dict[str, TarMember]], wanted: tuple[str, 
     return text
 
 
-def _peek(location: str) -> tuple[int | str | None, str]:
-    """Return the first label of a tar, and the name of a mask that stands before it, as far as it is looked into."""
+def _peek(location: str) -> tuple[int | str | None, str, str]:
+    """Look at the beginning of a tar.
+
+    Returns:
+        The first label, the suffix of the member that holds it, and the name of a mask that stands before it.
+    """
     mask = ""
     with place_of(location).open() as file:
         reader = TarReader(file, location)
         for count, member in enumerate(iter_members(file, label=location)):
             label = _read_label(member, reader)
             mask = mask or (member.name if member.name.lower().endswith(_MASK_ENDS) else "")
-            if label is not None or count >= _MEMBERS_TO_PEEK:
-                return label, mask
-    return None, mask
+            if label is not None:
+                return label, member.name.rpartition(".")[2].lower(), mask
+            if count >= _MEMBERS_TO_PEEK:
+                break
+    return None, "", mask
 
 
 def _names_among(labels: set[int | str]) -> set[str]:

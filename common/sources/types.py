@@ -98,6 +98,10 @@ class Source:
     """Of a table: what its columns are called and hold, for messages."""
     label_notes: tuple[str, ...] = ()
     """What whoever uses the labels should know of how they were read: a line each."""
+    label_place: str = ""
+    """Where the labels stand, for messages; empty where there are none."""
+    is_chosen: bool = False
+    """Whether a list names the images one by one, so that none of them is left out unasked."""
 
 
 def packed_key(path: str, *, scope: str = "") -> str:

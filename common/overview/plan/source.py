@@ -13,7 +13,7 @@ from pathlib import Path
 
 from beit.common.errors import BadSample, InputError, require
 from beit.common.forecast.loading import PHOTO_MEGAPIXELS
-from beit.common.images.decode import size_of_image
+from beit.common.images.facts import facts_of_image
 from beit.common.overview.plan.document import Images
 from beit.common.shards.schema import STORE_FILE, StoreInfo
 from beit.common.sources.opening import list_samples, open_source
@@ -146,7 +146,11 @@ def _read(shards: Sequence[SourceShard], refs: Sequence[list[SampleRef]], most: 
 
 def _typical_size(sample: Sequence[bytes]) -> tuple[float | None, float]:
     """Return the median short side in pixels and the mean number of megapixels."""
-    sizes = [found[0] for data in sample if (found := size_of_image(data)) is not None]
+    sizes = []
+    for data in sample:
+        with suppress(BadSample):
+            facts = facts_of_image(data)
+            sizes.append((facts.width, facts.height))
     if not sizes:
         return None, PHOTO_MEGAPIXELS
     return float(statistics.median(map(min, sizes))), statistics.fmean(width * height for width, height in sizes) / 1e6

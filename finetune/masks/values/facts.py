@@ -26,11 +26,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from beit.common.errors import BadSample, InputError
-from beit.common.images.decode import size_of_image
 from beit.common.processes.cores import available_cores
 from beit.common.progress import Progress
+from beit.common.sources.glance.headers import image_facts
 from beit.common.sources.index import LabelledIndex
-from beit.common.sources.loose_files import FilesReader
 from beit.common.sources.types import SampleRef, ShardReader
 from beit.common.storage.files import atomic_file, remove_stale
 from beit.common.storage.locks import exclusive_lock
@@ -42,9 +41,6 @@ logger = logging.getLogger(__name__)
 _VERSION = 3
 _MANY_MASKS = 500
 """From here on it is worth showing; arbitrary, some seconds."""
-_HEAD_BYTES = 1 << 17
-"""Of a JPEG, in which its size nearly always stands; arbitrary, two blocks of EXIF data."""
-_JPEG = (".jpg", ".jpeg", ".jpe", ".jfif")
 _THREADS_FOR_A_SERVER = 32
 _MOST_VALUES = 4096
 """Different values of one mask; what has more is a picture."""
@@ -229,19 +225,11 @@ def _look_at_shard(
 
 def _image_facts(reader: ShardReader, ref: SampleRef) -> dict[str, Any]:
     try:
-        found = size_of_image(_beginning(reader, ref)) or size_of_image(reader.read(ref))
+        found = image_facts(reader, ref, is_thorough=True)
     except BadSample:  # met and counted where images are read
-        found = None
-    size, turn = found if found is not None else ((0, 0), None)
-    code = _UPRIGHT if turn is None else _SWAPPED if turn in _SWAPS else _TURNED
-    return {"image_width": size[0], "image_height": size[1], "turn": code}
-
-
-def _beginning(reader: ShardReader, ref: SampleRef) -> bytes:
-    """Return as much of an image as tells its size: of a JPEG in a file of its own not all."""
-    if isinstance(reader, FilesReader) and ref.path.lower().endswith(_JPEG):
-        return reader.head(ref, _HEAD_BYTES)
-    return reader.read(ref)
+        return {"image_width": 0, "image_height": 0, "turn": _UPRIGHT}
+    code = _UPRIGHT if found.transpose is None else _SWAPPED if found.transpose in _SWAPS else _TURNED
+    return {"image_width": found.width, "image_height": found.height, "turn": code}
 
 
 def _mask_facts(reader: ShardReader, ref: SampleRef, max_pixels: int) -> dict[str, Any]:

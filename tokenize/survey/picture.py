@@ -1,0 +1,94 @@
+"""Examples of what a source holds: some images of each format, and pairs that look alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from beit.common.errors import BadSample, require
+from beit.common.images.decode import decode_image
+from beit.common.pages.numbers import count
+from beit.common.pages.pictures import on_paper, picture_table, sheet
+from beit.common.sources.config import SourceConfig
+from beit.common.sources.glance.few import few_of_shard
+from beit.common.storage.samples import spread_evenly
+from beit.tokenize.survey.document import Survey
+from beit.tokenize.survey.looking import Look
+
+_COLUMNS, _PAIRS = 6, 6
+_CELL_PX = 160
+
+
+def survey_sheet(found: Survey, looks: Sequence[Look], settings: SourceConfig) -> Image.Image:
+    """Draw examples of every format, and of pairs that look alike.
+
+    Args:
+        found: What is known of the source.
+        looks: The images that were looked at.
+        settings: Which images are read, and how.
+    Raises:
+        InputError: none of the images can be shown.
+    """
+    usable = [look for look in looks if look.problem is None and look.facts is not None]
+    require(bool(usable), f"{found.source} has no image that could be drawn; leave --out out")
+    by_format: dict[str, list[Look]] = {}
+    for look in usable:
+        assert look.facts is not None
+        by_format.setdefault(look.facts.format, []).append(look)
+    names, rows = list(by_format), []
+    for format_name in names:
+        of_format = by_format[format_name]
+        rows.append([of_format[place] for place in spread_evenly(len(of_format), _COLUMNS)])
+    bodies = [
+        picture_table(
+            [[_picture(look, settings) for look in row] for row in rows],
+            labels=[f"{name}\n{count(len(by_format[name]), 'image')}" for name in names],
+            captions=[[_caption(look) for look in row] for row in rows],
+            cell_px=_CELL_PX,
+        )
+    ]
+    if found.near_duplicates is not None and found.near_duplicates.pairs:
+        bodies.append(_pairs(found, {look.name: look for look in usable}, settings))
+    return sheet(
+        bodies,
+        heading=found.source,
+        facts=f"{count(found.num_images, 'image')}, of which the headers of {count(found.num_looked_at)} were read.",
+        legend="Images as tokenising reads them, spread over what was looked at; below, where there are any, such that "
+        "look alike, and how many of the 64 bits of their perceptual hashes differ.",
+    )
+
+
+def _pairs(found: Survey, by_name: dict[str, Look], settings: SourceConfig) -> Image.Image:
+    assert found.near_duplicates is not None
+    shown, seen = [], set[str]()
+    for pair in found.near_duplicates.pairs:  # of a group of many, one pair
+        if not seen & set(pair[:2]):
+            shown.append(pair)
+        seen |= set(pair[:2])
+    shown = shown[:_PAIRS]
+    return picture_table(
+        [[_picture(by_name[first], settings), _picture(by_name[second], settings)] for first, second, _ in shown],
+        labels=[f"{bits} bits differ" if bits != 1 else "1 bit differs" for _, _, bits in shown],
+        captions=[[_caption(by_name[first]), _caption(by_name[second])] for first, second, _ in shown],
+        cell_px=_CELL_PX,
+    )
+
+
+def _caption(look: Look) -> str:
+    assert look.facts is not None
+    return f"{look.ref.path.rsplit('/', 1)[-1]}\n{look.facts.width} x {look.facts.height}"
+
+
+def _picture(look: Look, settings: SourceConfig) -> NDArray[np.uint8] | None:
+    """Return the pixels of an image on square paper; None where decoding finds it damaged."""
+    for few in few_of_shard(look.shard, [look.ref], 1):
+        try:
+            image = decode_image(few.reader.read(few.ref), settings.decoding)
+        except BadSample:
+            return None
+        image.thumbnail((2 * _CELL_PX, 2 * _CELL_PX))
+        return on_paper(np.asarray(image), 1.0)
+    return None
