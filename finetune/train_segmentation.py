@@ -31,7 +31,7 @@ from beit.common.training.data import Batch, TrainingData
 from beit.common.training.judge import Goal
 from beit.common.training.trainer import train
 from beit.common.vit.adaptation import merge_state, parameters_in_words
-from beit.common.vit.config import Adaptation
+from beit.common.vit.config import Adaptation, for_channels
 from beit.common.vit.description import read_encoder_config
 from beit.common.vit.flops import training_flops
 from beit.common.vit.param_groups import param_groups
@@ -97,7 +97,8 @@ def scene_starting_point(config: SegmentationConfig) -> StartingPoint:
         return starting_point(config)
     # Settings that were in force name it, too, where an encoder has another.
     own = replace(config, image=replace(config.image, mean=None, std=None))
-    return replace(starting_point(own), normalization=IMAGENET)
+    start = starting_point(own)
+    return replace(start, normalization=for_channels(IMAGENET, start.architecture.in_chans))
 
 
 @dataclass

@@ -21,6 +21,7 @@ from torch import nn
 
 from beit.common.config import checked, config_to_dict, load_config
 from beit.common.errors import InputError, require
+from beit.common.images.channels import in_colour, pixels_of
 from beit.common.processes.distributed import World, init_distributed
 from beit.common.processes.launcher_env import under_launcher
 from beit.common.progress import Progress
@@ -78,7 +79,7 @@ class SceneReading:
     """What the values of masks mean."""
 
     def __call__(self, record: Record) -> dict[str, NDArray[np.uint8]]:
-        """Return images, (3, H, W) uint8, and masks, (H, W) uint8 class ids.
+        """Return images, (C, H, W) uint8, and masks, (H, W) uint8 class ids.
 
         Raises:
             BadSample: one of them does not decode.
@@ -87,7 +88,7 @@ class SceneReading:
         assert record.mask_bytes is not None
         mask = self.decoder.decode(record.mask_bytes, size=image.size)
         # Always a copy: of a single pixel Pillow's own memory, which must not be written to, would be in order already.
-        return {"images": np.array(np.asarray(image).transpose(2, 0, 1), order="C"), "masks": mask}
+        return {"images": np.array(pixels_of(image).transpose(2, 0, 1), order="C"), "masks": mask}
 
 
 def evaluate_segmenter(
@@ -229,7 +230,7 @@ def in_step(model: nn.Module, world: World) -> Iterator[None]:
     finally:
         meeting.remove()
     side = cast(Segmenter, model).config.img_size
-    blank = torch.zeros(1, 3, side, side, device=world.device)
+    blank = torch.zeros(1, cast(Segmenter, model).config.in_chans, side, side, device=world.device)
     while _is_wanted(world, False):
         model(blank)
 
@@ -276,4 +277,4 @@ class Scenes:
         finally:
             dataset.close()
         said = class_ids(self.model, torch.from_numpy(found["images"]), self.info.inference)
-        return found["images"].transpose(1, 2, 0), found["masks"], said
+        return in_colour(found["images"].transpose(1, 2, 0)), found["masks"], said

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from beit.common.errors import BadSample, InputError, ResumableStop, require
+from beit.common.images.channels import pixels_of
 from beit.common.pages.numbers import count, percent
 from beit.common.pages.pictures import save_png, sheet
 from beit.common.pages.tables import aligned
@@ -266,7 +267,7 @@ class MaskWriter:
         return ids
 
     def _segment(self, image: Image.Image, job: Job) -> NDArray[np.uint8]:
-        pixels = np.asarray(image).transpose(2, 0, 1)  # (3, H, W)
+        pixels = pixels_of(image).transpose(2, 0, 1)  # (C, H, W)
         if PROBABILITIES not in job.missing:
             return class_ids(self.model, pixels, self.info.inference)
         ids, path = np.empty(pixels.shape[1:], np.uint8), self.path(PROBABILITIES, job.name)

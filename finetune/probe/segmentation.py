@@ -24,6 +24,7 @@ from PIL import Image
 from torch import Tensor
 
 from beit.common.errors import InputError, ResumableStop, require
+from beit.common.images.channels import image_of, pixels_of
 from beit.common.overview.report.automatic import write_report
 from beit.common.pages.numbers import percent
 from beit.common.pages.tables import aligned
@@ -141,8 +142,8 @@ class PatchReader:
         model, normalization = self._encoder.model, self._encoder.normalization
         patch = model.config.patch_size
         size = grid.columns * patch, grid.rows * patch
-        resized = Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)
-        pixels = torch.from_numpy(np.array(resized)).permute(2, 0, 1)  # (3, h patch, w patch)
+        resized = image_of(image).resize(size, Image.Resampling.BICUBIC)
+        pixels = torch.from_numpy(pixels_of(resized).copy()).permute(2, 0, 1)  # (C, h patch, w patch)
         side = grid.side * patch
         for begin in range(0, len(grid.origins), self._count):
             origins = grid.origins[begin : begin + self._count]
@@ -320,7 +321,7 @@ def enlarged_ids(logits: Tensor, size: tuple[int, int]) -> NDArray[np.uint8]:
 def read_scenes(
     index: MaskedIndex, config: SegmentationConfig, *, description: str
 ) -> Iterator[tuple[int, NDArray[np.uint8], NDArray[np.uint8]]]:
-    """Yield position, image (H, W, 3) and mask (H, W) of all that can be read; others are reported, and few allowed."""
+    """Yield position, image (H, W, C) and mask (H, W) of all that can be read; others are reported, and few allowed."""
     loader = mask_loader(index, world=single_rank(), reader=config.reader)
     with Progress(len(index), unit="images", description=f"{description} of {index.name}") as progress:
         for batch in loader:

@@ -50,7 +50,7 @@ class ProbeTransform:
     """Side of the model's input in pixels."""
 
     def __call__(self, record: Record) -> dict[str, NDArray[np.generic]]:
-        """Return images (3, img_size, img_size) uint8 and labels () int64.
+        """Return images (C, img_size, img_size) uint8 and labels () int64.
 
         Raises:
             BadSample: the image does not decode.

@@ -20,10 +20,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from beit.common.errors import InputError
 from beit.common.images import MAX_SIDE_PX, decode_image
+from beit.common.images.channels import image_of
 from beit.common.jitter import FACTOR_ONE
 from beit.common.shards.schema import StoreInfo
 from beit.common.sources.tars import TarCopy, TarReader, TarShard
@@ -58,7 +58,7 @@ def cut_crops(
         view = maker.draw(key, k, image)
         pixels = render_view(image, view, img_size=img_size, jitter_scope=maker.augment.jitter_scope)
         buffer = io.BytesIO()
-        Image.fromarray(pixels).save(buffer, "JPEG", quality=jpeg_quality)
+        image_of(pixels).save(buffer, "JPEG", quality=jpeg_quality)
         encoded.append(buffer.getvalue())
         drawn.append({name: int(view[name]) for name in _DRAWN_FIELDS})
     return encoded, {"size": list(image.size), "views": drawn}
