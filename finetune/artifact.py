@@ -17,7 +17,7 @@ from beit.common.errors import InputError, require
 from beit.common.sources.labels import one_form
 from beit.common.vit.adaptation import adapt, check_adaptation, fresh_names
 from beit.common.vit.agreement import channels_of
-from beit.common.vit.config import RGB, Adaptation, Normalization, PosBias, ViTConfig, build_vit_config, for_channels
+from beit.common.vit.config import Adaptation, Normalization, PosBias, ViTConfig, build_vit_config, for_channels
 from beit.common.vit.description import EncoderConfig, read_encoder_config
 from beit.common.vit.features import FeaturePooling
 from beit.finetune.classification.model import FRESH_PREFIXES, POOLINGS, ImageClassifier
@@ -68,10 +68,10 @@ def load_classifier(
     return model.eval(), stored
 
 
-def starting_point(config: EncoderSettings, num_channels: int = RGB) -> StartingPoint:
+def starting_point(config: EncoderSettings) -> StartingPoint:
     """Decide shape and normalisation before anything is built: the encoder's, or for random weights the settings'.
 
-    `num_channels` is what the images have, 1 or 3; random weights see as many unless the settings say otherwise.
+    Random weights see as many channels as the images have, unless the settings say otherwise.
     """
     if not config.encoder:
         raise InputError(f"--encoder is missing; give the folder of an encoder, or --encoder {RANDOM_ENCODER}")
@@ -92,7 +92,7 @@ def starting_point(config: EncoderSettings, num_channels: int = RGB) -> Starting
             patch_size=config.image.patch_size or DEFAULT_PATCH_SIZE,
             use_mask_token=False,
             init="finetune",
-            in_chans=num_channels,
+            in_chans=config.source.decoding.num_channels,
         )
         image = config.image
         usual = HALF[: len(image.mean or image.std or HALF)]

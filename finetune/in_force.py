@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from beit.common.errors import InputError
+from beit.common.sources.config import SourceConfig
 from beit.common.vit.agreement import channels_of, model_settings, require_same, require_shape
 from beit.common.vit.config import Normalization, ViTConfig, for_channels
 from beit.common.vit.description import EncoderConfig
@@ -36,6 +37,10 @@ class EncoderSettings(Protocol):
     @property
     def model(self) -> ShapeConfig:
         """Shape."""
+
+    @property
+    def source(self) -> SourceConfig:
+        """Images."""
 
 
 AnySettings = TypeVar("AnySettings", bound=EncoderSettings)

@@ -31,6 +31,7 @@ from beit.common.training.data import Batch, TrainingData
 from beit.common.training.judge import Goal
 from beit.common.training.trainer import train
 from beit.common.vit.adaptation import merge_state, parameters_in_words
+from beit.common.vit.channels import describe_fit
 from beit.common.vit.config import Adaptation, for_channels
 from beit.common.vit.description import read_encoder_config
 from beit.common.vit.flops import training_flops
@@ -202,6 +203,8 @@ class SegmentationTask:
         logger.info("%s", self.data.plan)
         if self.warning and self.world.is_main:
             logger.warning("%s", self.warning)
+        if fit := describe_fit(self.scenes.train.images.decoding.num_channels, self.start.architecture.in_chans):
+            logger.info("%s", fit)
         if val is None:
             logger.info("no --val: nothing is measured, and the model is that of the last step")
 

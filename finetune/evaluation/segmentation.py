@@ -37,7 +37,7 @@ from beit.common.storage.samples import Record
 from beit.common.vit.description import WEIGHTS_FILE, find_encoder
 from beit.finetune.data import image_name
 from beit.finetune.evaluation.confusion import MaskLog, MaskOutcomes
-from beit.finetune.evaluation.evaluate import default_reader, single_rank
+from beit.finetune.evaluation.evaluate import default_reader, say_fit, single_rank
 from beit.finetune.evaluation.segmentation_report import MaskReport, build_mask_report
 from beit.finetune.evaluation.segmentation_scores import SegmentationMetrics, segmentation_metrics
 from beit.finetune.masks.dataset import MaskedDataset
@@ -127,6 +127,7 @@ def evaluate_segmenter(
     index = part_to_measure_on(index, settings.data) or index
     world = init_distributed() if under_launcher() else single_rank()
     world.announce()
+    say_fit(index.images, stored, world)
     segmenter.to(world.device)
     with torch.inference_mode():
         outcomes = observe_masks(

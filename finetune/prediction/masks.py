@@ -39,7 +39,7 @@ from beit.common.storage.locks import sole_use
 from beit.common.storage.samples import Record
 from beit.common.vit.description import WEIGHTS_FILE, find_encoder
 from beit.finetune.data import image_name
-from beit.finetune.evaluation.evaluate import single_rank
+from beit.finetune.evaluation.evaluate import say_fit, single_rank
 from beit.finetune.evaluation.overlays import legend as drawn_legend
 from beit.finetune.evaluation.overlays import overlay, shrunk
 from beit.finetune.masks.classes import MaskClasses
@@ -154,7 +154,7 @@ def predict_masks(
         ResumableStop: a signal asked to stop.
     """
     check_output_folder("--out", out, inputs=[model, source, *([] if values is None else [values])])
-    segmenter, _, info = load_segmenter(model)
+    segmenter, stored, info = load_segmenter(model)
     index, world = build_index(source, settings=settings), single_rank()
     kinds = (MASKS, *([OVERLAYS] if overlays else []), *([PROBABILITIES] if probabilities else []))
     own = tuple(range(len(info.classes))) if values is None else class_values(values, info.classes)
@@ -166,6 +166,7 @@ def predict_masks(
         require_ours(writer.path(kind, name) for name in names for kind in kinds)
         writer.clean(names)
         world.announce()
+        say_fit(index, stored, world)
         return _write_all(writer, index, names)
 
 

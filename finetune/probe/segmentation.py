@@ -35,6 +35,7 @@ from beit.common.runs.kinds import PROBE, require_command
 from beit.common.runs.layout import MASK_PROBE
 from beit.common.runs.run_dir import begin_run, open_run
 from beit.common.storage.documents import write_json
+from beit.common.vit.channels import describe_fit
 from beit.common.vit.features import Features, LinearProbe, fit_linear
 from beit.common.vit.transform import normalize_images
 from beit.finetune.artifact import starting_point
@@ -173,6 +174,8 @@ def run_segmentation_probe(config: SegmentationConfig, *, data: str, run_dir: Pa
     encoder = FrozenEncoder(config, start)
     world = single_rank()
     world.announce()
+    if fit := describe_fit(masks.train.images.decoding.num_channels, start.architecture.in_chans):
+        logger.info("%s", fit)
     run = open_run(run_dir, config, world=world, resume=resume, free_keys=_UNUSED)
     begin_run(run, config, world=world)
     encoder.model.to(world.device)
