@@ -68,23 +68,38 @@ def explain_option(error: click.NoSuchOption) -> click.UsageError:
     return click.UsageError(f"no such option: {error.option_name}; is it the setting --set {key}=...?", context)
 
 
+_DECODING_OPTIONS = {
+    "range": ("RULE", "Values that become black and white: dtype, window, 0,4095 or percentile:0.5,99.5."),
+    "channels": ("RULE", "rgb, grey, or numbers of bands such as 4,3,2."),
+    "alpha": ("drop|white|black|checker", "What lies behind transparent pixels."),
+    "frame": ("N|RULE", "Of several pages: first, middle, or a number."),
+}
+
+
 def source_options(command: Command) -> Command:
-    """Add --max-megapixels and --image-member, which long commands have as settings; the command gets `reading`."""
+    """Add what long commands have as settings of sources, from --max-megapixels to --frame; it gets `reading`."""
 
     @functools.wraps(command)
     def with_settings(*arguments: Any, max_megapixels: float | None, image_member: str | None, **options: Any) -> Any:
-        from beit.common.sources.config import SourceConfig
+        from beit.common.config import config_from_dict
+        from beit.common.sources.config import SourceConfig, value_of_option
 
+        texts = {name: options.pop(name) for name in _DECODING_OPTIONS}
         given = {} if max_megapixels is None else {"max_megapixels": max_megapixels}
-        return command(*arguments, reading=SourceConfig(image_member=image_member, **given), **options)
+        given |= {name: value_of_option(text) for name, text in texts.items() if text is not None}
+        reading = config_from_dict(SourceConfig, {"image_member": image_member, **given}, origin="options")
+        return command(*arguments, reading=reading, **options)
 
+    with_option: Any = with_settings
+    for name, (metavar, text) in reversed(_DECODING_OPTIONS.items()):
+        with_option = click.option(f"--{name}", name, metavar=metavar, help=text)(with_option)
     with_option = click.option(
         "--image-member", metavar="NAME", help="The image of a sample in tars, such as rgb.png, or of a row in Parquet."
-    )(with_settings)
+    )(with_option)
     with_option = click.option("--max-megapixels", type=float, metavar="N", help="Skip larger images; 64 by default.")(
         with_option
     )
-    return with_option  # type: ignore[return-value]
+    return with_option  # type: ignore[no-any-return]
 
 
 def say_written(*paths: Path | None) -> None:

@@ -28,7 +28,7 @@ from PIL import Image
 from beit.benchmarks.paired_runs import NAMES, STARTS, run_script
 from beit.common.encoder import find_encoder
 from beit.common.errors import InputError
-from beit.common.images import is_image_path
+from beit.common.images.formats import is_image_path
 from beit.common.pages.charts import Line, LineChart, line_charts
 from beit.common.pages.pictures import PALETTE, save_png, sheet
 from beit.common.processes.signals import stop_on_signals

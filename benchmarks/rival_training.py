@@ -26,7 +26,7 @@ from beit.benchmarks.processor_time import processor_seconds
 from beit.common.config import above, at_least, checked, within
 from beit.common.encoder import save_model
 from beit.common.errors import InputError, ResumableStop, RunFailed, require
-from beit.common.images import decode_image
+from beit.common.images.decode import decode_image
 from beit.common.processes.signals import StopFlag
 from beit.common.progress import Progress
 from beit.common.rng import CounterRng, stable_hash64

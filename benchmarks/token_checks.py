@@ -133,7 +133,7 @@ def _compare(stores: dict[str, str], rounds: int, other: str | None, *, decode: 
 
 def reader(location: str, *, decode: bool) -> Turn:
     """Return a turn on a store; only what earlier versions have, too, is used here."""
-    from beit.common.images import decode_image
+    from beit.common.images.decode import decode_image
     from beit.common.store import open_store
 
     store, samples = open_store(location), list(places(location))

@@ -34,7 +34,7 @@ from beit.benchmarks.paired_runs import run_script
 from beit.common.config import load_config
 from beit.common.encoder import load_encoder
 from beit.common.errors import InputError, ResumableStop
-from beit.common.images import decode_image
+from beit.common.images.decode import decode_image
 from beit.common.pages.charts import Line, LineChart, line_charts
 from beit.common.pages.pictures import PALETTE, save_png, sheet
 from beit.common.processes.signals import StopFlag, stop_on_signals

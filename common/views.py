@@ -2,7 +2,7 @@
 
 Tokenisation draws a view once, stores it as integers and renders it small for the tokenizer; training renders the same
 record large. Both call `render_view`: a second implementation would pair pixels with tokens of slightly different
-pixels. The byte layout of a stored view is documented in docs/store-format.md. Decoding is in `images.py`.
+pixels. The byte layout of a stored view is documented in docs/store-format.md. Decoding is in `images/`.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ from PIL import Image, features
 
 from beit.common.config import above, at_least, checked, within
 from beit.common.errors import BadSample, require
-from beit.common.images import MAX_PIXELS, MAX_SIDE_PX, decode_image, decode_jpeg_unchecked
 from beit.common.images.channels import image_of, in_colour, pixels_of
+from beit.common.images.decode import decode_image
+from beit.common.images.decoding import MAX_SIDE_PX, USUAL, Decoding
+from beit.common.images.jpeg import decode_jpeg_unchecked
 from beit.common.jitter import FACTOR_ONE, JITTER_ORDERS, MAX_FACTOR, jitter_image
 from beit.common.rng import CounterRng
 
@@ -192,17 +194,18 @@ def replay_view(
     img_size: int = 224,
     resample: Resample = "bicubic",
     jitter_scope: JitterScope = "crop",
-    max_pixels: int = MAX_PIXELS,
+    decoding: Decoding = USUAL,
 ) -> NDArray[np.uint8]:
     """Render a stored view of an encoded image: of exactly the pixels that were tokenised, or an error.
 
-    What `render_view(decode_image(data), view, check_crop=True)` returns and raises, sooner. The checksum proves the
-    pixels of the crop whoever decoded them, so the quicker decoder goes first, and Pillow where that does not do.
+    What `render_view(decode_image(data, decoding), view, check_crop=True)` returns and raises, sooner. The checksum
+    proves the pixels of the crop whoever decoded them, so the quicker decoder goes first where it can be right, and
+    Pillow where that does not do.
     """
     needs_whole_image = jitter_scope == "image" and not _is_jitter_neutral(view)
-    pixels = None if needs_whole_image else _proved_crop(data, view)
+    pixels = None if needs_whole_image or not decoding.leaves_jpeg else _proved_crop(data, view)
     if pixels is None:
-        whole = decode_image(data, max_pixels=max_pixels)
+        whole = decode_image(data, decoding)
         return render_view(
             whole, view, img_size=img_size, resample=resample, jitter_scope=jitter_scope, check_crop=True
         )
@@ -270,7 +273,9 @@ def _resize_with_torch(pixels: NDArray[np.uint8], side: int) -> NDArray[np.uint8
 
 def _crop(image: Image.Image, view: np.void) -> Image.Image:
     if image.mode not in ("RGB", "L"):
-        raise ValueError(f"image mode ({image.mode}) must be RGB or L; decode with beit.common.images.decode_image")
+        raise ValueError(
+            f"image mode ({image.mode}) must be RGB or L; decode with beit.common.images.decode.decode_image"
+        )
     left, top, width, height = (int(view[name]) for name in ("left", "top", "w", "h"))
     # Pillow would fill what lies outside the image with black instead of refusing.
     if width < 1 or height < 1 or left + width > image.width or top + height > image.height:

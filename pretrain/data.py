@@ -126,7 +126,7 @@ class ViewTransform:
         if record.view is None or record.token_ids is None:
             raise ValueError(f"{record.sample_id} carries no view and tokens; the store was made with --views 0")
         if self.strict:
-            pixels = replay_view(record.image_bytes, record.view, max_pixels=record.max_pixels, **self._rendering)
+            pixels = replay_view(record.image_bytes, record.view, decoding=record.decoding, **self._rendering)
         else:
             image = record.decode_image()
             pixels = render_view(image, record.view, **self._rendering)

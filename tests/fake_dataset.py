@@ -8,7 +8,7 @@ import time
 import numpy as np
 
 from beit.common.errors import BadSample, InputError
-from beit.common.images import decode_image
+from beit.common.images.decode import decode_image
 from beit.common.storage.place import RemoteError
 from beit.common.storage.samples import Record
 from beit.pretrain.store_dataset import view_index

@@ -12,7 +12,7 @@ import logging
 import os
 import re
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -98,8 +98,7 @@ def plan_store(config: TokenizeConfig, spec: str, store: str) -> StorePlan:
     plan = _plan_reference(source, store) if is_referenced else _plan_packing(source, config)
     source_info = replace(
         plan.source_info,
-        max_megapixels=config.source.max_megapixels,
-        image_member=config.source.image_member,
+        **asdict(config.source),
     )
     class_names = source.class_names or (origin.class_names if origin is not None else None)
     refuse_control_characters([class_names, plan.image_root, [shard.image_file for shard in plan.shards]], source.root)

@@ -99,7 +99,7 @@ class LabelledDataset:
             repeat=self.index.repeat(shard_id, rank),
             image_bytes=self._reader(shard_id).read(ref),
             label=ref.label,
-            max_pixels=self.index.max_pixels,
+            decoding=self.index.decoding,
         )
 
     def image_bytes(self, shard_id: int, rank: int) -> bytes:

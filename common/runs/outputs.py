@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from beit.common.errors import require
-from beit.common.images import is_image_path
+from beit.common.images.formats import is_image_path
 from beit.common.runs.layout import (
     CHECKPOINTS,
     COMMIT,

@@ -16,6 +16,8 @@ from typing import Annotated, Literal
 
 from beit.common.config import Bound, above, at_least, checked, flatten, within
 from beit.common.errors import require
+from beit.common.images.decoding import Decoding
+from beit.common.images.ranges import RangeSetting
 from beit.common.rng import stable_hash64
 from beit.common.storage.documents import canonical_json, canonical_sha256
 from beit.common.views import AugmentConfig
@@ -47,6 +49,11 @@ LATER_SETTINGS = {
     "packing.jpeg_quality": "null",
     "source.max_megapixels": "64.0",
     "source.image_member": "null",
+    "source.range": '"dtype"',
+    "source.range_found": "null",
+    "source.channels": '"rgb"',
+    "source.alpha": '"drop"',
+    "source.frame": '"first"',
 }
 """Settings that came after the first stores, with what those did; left out of the hash there, so that it stays."""
 
@@ -119,8 +126,26 @@ class SourceInfo:
     """Larger images were skipped."""
     image_member: str | None = None
     """Which member of a tar's sample, or column of a table, is the image; None where that was not said."""
+    range: RangeSetting = "dtype"
+    """Which values became black and white, as the user gave it."""
+    range_found: tuple[float, float] | None = None
+    """The values that the percentiles of `range` were found to be, over a sample of the images."""
+    channels: str | tuple[int, ...] = "rgb"
+    """Which channels became those of the image."""
+    alpha: str = "drop"
+    """What lay behind transparent pixels."""
+    frame: int | str = "first"
+    """Which of several pages."""
     stamp: str = ""
     """sha256 over names, sizes and times, or ETags; empty where they are not known, and in stores of before."""
+
+    def __post_init__(self) -> None:
+        self.decoding  # noqa: B018  # which says what is wrong with it
+
+    @property
+    def decoding(self) -> Decoding:
+        """How the images of the source were decoded."""
+        return Decoding.of_settings(self, found=self.range_found)
 
 
 @checked("held_out")
@@ -193,9 +218,10 @@ class StoreInfo:
         return self.packing is not None and self.packing.materialize
 
     @property
-    def max_pixels(self) -> int:
-        """Largest width x height of an image."""
-        return round(self.source.max_megapixels * 1e6)
+    def decoding(self) -> Decoding:
+        """How the images are decoded that the shards hold: those that packing encoded again are 8-bit already."""
+        is_encoded_again = self.packing is not None and (self.packing.materialize or self.packing.short_side > 0)
+        return self.source.decoding.of_packed() if is_encoded_again else self.source.decoding
 
     @property
     def token_img_size(self) -> int:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from beit.common.errors import BadSample, InputError
-from beit.common.images import decode_image
+from beit.common.images.decode import decode_image
 from beit.common.shards.ahead import RemoteShards, ShardRange
 from beit.common.shards.cache import DamagedShard, RemoteShard, ShardCache
 from beit.common.shards.file_pool import FilePool
@@ -108,9 +108,7 @@ class TokenStore:
         shard_id, row = self.locate(position)
         table = self.samples(shard_id)
         views = range(self.info.views if self.info.is_materialized else 1)
-        images = [
-            decode_image(self.read_image(shard_id, row, view_k), max_pixels=self.info.max_pixels) for view_k in views
-        ]
+        images = [decode_image(self.read_image(shard_id, row, view_k), self.info.decoding) for view_k in views]
         sample = {
             "key": table.key[row],
             "image": images[0],
@@ -272,7 +270,7 @@ class TokenStore:
             token_ids=token_ids,
             view=view,
             label=_label(shard.table, row),
-            max_pixels=self.info.max_pixels,
+            decoding=self.info.decoding,
         )
 
     def _open(self, shard_id: int) -> _OpenShard:

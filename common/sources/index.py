@@ -22,7 +22,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from beit.common.errors import InputError, require
-from beit.common.images import MAX_PIXELS
+from beit.common.images.decoding import USUAL, Decoding
 from beit.common.rng import CounterRng
 from beit.common.sources.class_names import ClassNames
 from beit.common.sources.label_column import HOW_TO_CHOOSE
@@ -89,7 +89,7 @@ class LabelledIndex:
         name: What the user calls the data, for messages; by default their folder.
         stamp: Of the source, see there.
         columns: Of a table, for messages.
-        max_pixels: Larger images are not decoded; part of the identity.
+        decoding: How images are decoded; part of the identity.
         label_notes: What whoever uses the labels is told once.
     """
 
@@ -104,18 +104,18 @@ class LabelledIndex:
         stamp: str = "",
         columns: Sequence[str] = (),
         label_notes: Sequence[str] = (),
-        max_pixels: int = MAX_PIXELS,
+        decoding: Decoding = USUAL,
     ) -> None:
         self.info = info
-        self.max_pixels = max_pixels
-        """Largest width x height that is decoded."""
+        self.decoding = decoding
+        """How the images are decoded."""
         self.name = name or info.root
         self.shards = list(shards)
         self.class_names = list(class_names) if class_names is not None else None
         self.index_sha256 = info.sha256
         """Identity of the samples in use, their numbering and their classes."""
-        if max_pixels != MAX_PIXELS:  # other images are skipped
-            self.index_sha256 = hashlib.sha256(f"{info.sha256} max_pixels {max_pixels}".encode()).hexdigest()
+        if decoding != USUAL:  # other images are skipped, or they look otherwise
+            self.index_sha256 = hashlib.sha256(f"{info.sha256} {decoding.identity()}".encode()).hexdigest()
         self.stamp = stamp
         """Hash of sizes and times of all files; empty where they are not known."""
         self.columns = tuple(columns)

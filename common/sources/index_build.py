@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from beit.common.config import config_from_dict
 from beit.common.errors import InputError, require
-from beit.common.images import MAX_PIXELS
+from beit.common.images.decoding import USUAL, Decoding
 from beit.common.sources.class_names import ClassNames
 from beit.common.sources.config import SourceConfig
 from beit.common.sources.index import INDEX_FORMAT, IndexInfo, LabelledIndex
@@ -74,11 +74,11 @@ def build_index(
     settings = settings or SourceConfig()
     source = open_source(spec, label_column=label_column, for_classes=for_classes, image_member=settings.image_member)
     name, _ = split_query(str(spec))  # a signature must not stand in messages
-    return index_source(source, name=name, cache_dir=cache_dir, max_pixels=settings.max_pixels)
+    return index_source(source, name=name, cache_dir=cache_dir, decoding=settings.decoding)
 
 
 def index_source(
-    source: Source, *, name: str, cache_dir: Path | None = None, max_pixels: int = MAX_PIXELS
+    source: Source, *, name: str, cache_dir: Path | None = None, decoding: Decoding = USUAL
 ) -> LabelledIndex:
     """Return the index of a source, from the cache or by listing every sample, as `build_index` does.
 
@@ -86,7 +86,7 @@ def index_source(
         source: Any images.
         name: What the user calls them.
         cache_dir: See `build_index`.
-        max_pixels: Larger images are not decoded.
+        decoding: How images are decoded.
     """
     root = default_cache_dir() if cache_dir is None else cache_dir
     folder = root / "indexes" / f"v{INDEX_FORMAT.version}" / source.digest
@@ -111,7 +111,7 @@ def index_source(
         stamp=source.stamp,
         columns=source.columns,
         label_notes=source.label_notes,
-        max_pixels=max_pixels,
+        decoding=decoding,
     )
     return index if names is None else _with_clear_names(index, names, are_numbers=info.numbers is not None)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from beit.common.errors import LFS_ADVICE, InputError, is_lfs_pointer, require
-from beit.common.images import IMAGE_SUFFIXES, is_image_path
+from beit.common.images.formats import IMAGE_SUFFIXES, is_image_path
 from beit.common.sources.label_column import LABEL_COLUMNS, choose_label_column, matching, plain
 from beit.common.sources.labels import as_label, in_order, joined_label, split_label
 from beit.common.sources.loose_files import FileList

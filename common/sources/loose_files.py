@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from beit.common.errors import BadSample, InputError
-from beit.common.images import IMAGE_SUFFIXES, MAX_IMAGE_BYTES, is_image_path
+from beit.common.images.decoding import MAX_IMAGE_BYTES
+from beit.common.images.formats import IMAGE_SUFFIXES, is_image_path
 from beit.common.sources.labels import listed
 from beit.common.sources.mask_folders import MasksBeside, masks_beside
 from beit.common.sources.splits import split_kind

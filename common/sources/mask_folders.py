@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from beit.common.errors import InputError
-from beit.common.images import MAX_PIXELS
+from beit.common.images.decoding import MAX_PIXELS
 from beit.common.storage.paths import join
 from beit.common.storage.place import FileStat, read_files
 from beit.common.storage.samples import spread_evenly

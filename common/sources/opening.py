@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from beit.common.errors import InputError, require
-from beit.common.images import is_image_path
+from beit.common.images.formats import is_image_path
 from beit.common.progress import Progress
 from beit.common.sources.lists import csv_listing, text_listing
 from beit.common.sources.loose_files import folder_listing, open_files

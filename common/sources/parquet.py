@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from beit.common.errors import LFS_ADVICE, BadSample, InputError, is_lfs_pointer
-from beit.common.images import MAX_IMAGE_BYTES
+from beit.common.images.decoding import MAX_IMAGE_BYTES
 from beit.common.sources.label_column import plain
 from beit.common.sources.labels import UNLABELLED, listed
 from beit.common.sources.parquet_layout import ParquetLayout, other_images, plain_schema, read_layout

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field, replace
 from typing import BinaryIO, ClassVar, NamedTuple
 
 from beit.common.errors import BadSample, InputError
-from beit.common.images import IMAGE_SUFFIXES, MAX_IMAGE_BYTES, is_image_path
+from beit.common.images.decoding import MAX_IMAGE_BYTES
+from beit.common.images.formats import IMAGE_SUFFIXES, is_image_path
 from beit.common.sources.labels import UNLABELLED, are_numbers, as_label, in_order, joined_label, number_of
 from beit.common.sources.types import SampleRef, Source, SourceKind, listing_digest, listing_stamp
 from beit.common.storage.paths import is_remote

@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from beit.common.images import MAX_PIXELS, decode_image
+from beit.common.images.decode import decode_image
+from beit.common.images.decoding import USUAL, Decoding
 
 NO_LABEL = -1
 """Stands for an absent label in arrays and batches; records have None, Parquet files null."""
@@ -46,16 +47,16 @@ class Record:
     """Encoded mask, an image in itself, where every pixel has a class."""
     token_ids: NDArray[np.uint16] | None = None
     """Visual token ids of that view, uint16 (grid_size, grid_size)."""
-    max_pixels: int = MAX_PIXELS
-    """Largest width x height that is decoded, as the source or the store admits it."""
+    decoding: Decoding = USUAL
+    """How its image is decoded, as the source or the store says."""
 
     def decode_image(self) -> Image.Image:
-        """Return the image, see `beit.common.images.decode_image`.
+        """Return the image, see `beit.common.images.decode.decode_image`.
 
         Raises:
             BadSample: it cannot be used.
         """
-        return decode_image(self.image_bytes, max_pixels=self.max_pixels)
+        return decode_image(self.image_bytes, self.decoding)
 
     @property
     def sample_id(self) -> str:

@@ -4,7 +4,7 @@
     >>> encoder.transform("photo.jpg").shape
     torch.Size([3, 32, 32])
 
-Here: everything between a picture and the tensor a model takes. Not here: decoding (`common/images.py`), the views of
+Here: everything between a picture and the tensor a model takes. Not here: decoding (`common/images/`), the views of
 pre-training (`common/views.py`), augmentation (`finetune/augment/augment.py`).
 
 B = batch, S = img_size.
@@ -24,8 +24,8 @@ from PIL import Image
 from torch import Tensor
 
 from beit.common.errors import BadSample, InputError
-from beit.common.images import as_rgb, decode_image
 from beit.common.images.channels import pixels_of
+from beit.common.images.decode import as_rgb, decode_image
 from beit.common.storage.paths import normalise
 from beit.common.storage.place import place_of
 from beit.common.vit.channels import fit_channels

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from beit.common.errors import BadSample, InputError, require
-from beit.common.images import MAX_IMAGE_BYTES, decode_image
+from beit.common.images.decode import decode_image
+from beit.common.images.decoding import MAX_IMAGE_BYTES
 from beit.common.pages.numbers import count
 from beit.common.sources.config import SourceConfig
 from beit.common.sources.loose_files import FileList, open_files

@@ -21,7 +21,8 @@ from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
 
 from beit.common.errors import BadSample
-from beit.common.images import MAX_PIXELS, load_image
+from beit.common.images.decode import load_image
+from beit.common.images.decoding import MAX_PIXELS
 from beit.finetune.masks.classes import IGNORED, Colour
 
 ValueKind = Literal["ids", "colours"]

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass, field, replace
 
 from beit.common.errors import InputError, require
-from beit.common.images import is_image_path
+from beit.common.images.formats import is_image_path
 from beit.common.sources.lists import read_text
 from beit.common.sources.loose_files import FileList, open_files
 from beit.common.sources.mask_folders import IMAGE_END, MASK_END

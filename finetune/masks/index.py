@@ -167,7 +167,7 @@ def open_training_masks(data: str, settings: MaskDataConfig, *, reading: SourceC
     found = _examined(parts.train, settings, name=parts.name, reading=reading)
     meaning = require_sound(found, settings, for_training=True)
     classes = meaning.classes()
-    source = _index(found, classes, meaning.decoder(reading.max_pixels), found.pixel_counts)
+    source = _index(found, classes, meaning.decoder(reading.decoding.max_pixels), found.pixel_counts)
     empty = found.is_wholly_ignored
     if empty.any():
         logger.warning(
@@ -238,7 +238,7 @@ def _evaluation_index(
     counts[:, -1] = found.pixel_counts[:, -1]
     for own in used:
         counts[:, ids[own]] += found.pixel_counts[:, own]
-    return _index(found, classes, meaning.decoder(reading.max_pixels, ids), counts)
+    return _index(found, classes, meaning.decoder(reading.decoding.max_pixels, ids), counts)
 
 
 def _examined(source: MaskedSource, settings: MaskDataConfig, *, name: str, reading: SourceConfig) -> Examined:

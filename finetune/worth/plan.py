@@ -10,6 +10,7 @@ from pathlib import Path
 from beit.common.config import flatten
 from beit.common.errors import require
 from beit.common.runs.layout import CONFIG, ENCODER, EVALUATION, LAST, MODEL
+from beit.common.sources.config import decoding_options
 from beit.common.vit.description import CONFIG_FILE, EncoderConfig, find_encoder, read_encoder_config
 from beit.finetune.config import RANDOM_ENCODER, FinetuneConfig
 from beit.finetune.worth.comparison import CONTINUED, RANDOM, SCRATCH, WEIGHTS, Given, Matrix, Run
@@ -140,8 +141,7 @@ class Plan:
         named = {"--class-names": data.class_names, "--label-column": data.label_column}
         named |= {"--image-member": source.image_member}
         words = [word for option, value in named.items() if value is not None for word in (option, str(value))]
-        is_usual = source.max_megapixels == type(source)().max_megapixels
-        return words if is_usual else [*words, "--max-megapixels", f"{source.max_megapixels:g}"]
+        return [*words, *decoding_options(source)]
 
     def _ranks(self) -> list[str]:
         return [] if self.given.gpus is None else ["--gpus", str(self.given.gpus)]

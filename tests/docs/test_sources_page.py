@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from beit.common.images import IMAGE_SUFFIXES
+from beit.common.images.formats import IMAGE_SUFFIXES
 from beit.common.store import open_store
 from beit.tests.docs.run_commands import run_commands, shown_commands
 from beit.tests.file_server import FileServer, serve
@@ -90,7 +90,7 @@ def test_the_tables_name_what_there_is():
     assert all(f"`.{suffix}`" in TEXT for suffix in IMAGE_SUFFIXES)
     for setting in re.findall(r"--set (\w+)=", TEXT):
         assert setting in TokenizeConfig.__dataclass_fields__
-    modules = [ROOT / "common/images.py", *(ROOT / "common/sources").glob("*.py")]
+    modules = [*(ROOT / "common/images").glob("*.py"), *(ROOT / "common/sources").glob("*.py")]
     listed = set(re.findall(r"^\| `([a-z-]+)` \|", TEXT, flags=re.MULTILINE))
     raised = set(re.findall(r'BadSample\(\s*"([a-z-]+)"', "".join(path.read_text() for path in modules)))
     assert listed == raised | {"decode-error"}  # the name of the rest

@@ -33,7 +33,7 @@ import tomli_w
 
 from beit.common.config import config_to_dict, load_config
 from beit.common.errors import BadSample, InputError
-from beit.common.images import decode_image
+from beit.common.images.decode import decode_image
 from beit.common.jitter import FACTOR_ONE
 from beit.common.shards.schema import ImageShardManifest, ShardManifest
 from beit.common.shards.tables import ShardTable, decode_samples, encode_index

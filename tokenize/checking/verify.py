@@ -21,7 +21,7 @@ from typing import BinaryIO, cast
 import numpy as np
 
 from beit.common.errors import BadSample, InputError, require
-from beit.common.images import decode_image
+from beit.common.images.decode import decode_image
 from beit.common.progress import Progress
 from beit.common.shards.schema import (
     IMAGES_DIR,
@@ -198,7 +198,7 @@ def _is_sound(view: TokenStore, row: int) -> bool:
         image = None
         for view_k in range(max(1, view.info.views)):
             if image is None or view.info.is_materialized:
-                image = decode_image(view.read_image(0, row, view_k), max_pixels=view.info.max_pixels)
+                image = decode_image(view.read_image(0, row, view_k), view.info.decoding)
             record = view.read_record(0, row, view_k).view
             if record is not None and crop_crc(image, record) != int(record["crc_crop"]):
                 return False

@@ -14,13 +14,16 @@ import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from PIL import Image
 
 from beit.common.errors import BadSample, InputError
-from beit.common.images import MAX_PIXELS, decode_image
+from beit.common.images.decode import decode_image
+from beit.common.images.decoding import USUAL, Decoding
+from beit.common.images.jpeg import is_jpeg
 from beit.common.progress import Progress
 from beit.common.shards.schema import IMAGES_DIR, ImageFile, ImageShardManifest, SkippedSample, StoreInfo, manifest_name
 from beit.common.sources.labels import stored_label
@@ -143,21 +146,24 @@ def _header_digest(place: Place) -> str:
         return walk_tar(file, label=place.location).header_sha256
 
 
-def shrink(data: bytes, short_side: int, *, jpeg_quality: int, max_pixels: int = MAX_PIXELS) -> bytes:
+def shrink(data: bytes, short_side: int, *, jpeg_quality: int, decoding: Decoding = USUAL) -> bytes:
     """Return the image with its short side reduced to `short_side` px as a JPEG, or as it is if it is not larger.
 
-    The pixels are turned as EXIF asks, so the result carries no EXIF.
+    The pixels are turned as EXIF asks, so the result carries no EXIF. Who reads it decodes it as usual, so an image
+    that is not larger stays as it is only where that shows the same.
 
     Raises:
         BadSample: the image cannot be decoded.
     """
-    image = decode_image(data, max_pixels=max_pixels)
-    scale = short_side / min(image.size)
-    if scale >= 1:
+    image = decode_image(data, decoding)
+    scale = min(1.0, short_side / min(image.size))
+    if scale == 1 and (decoding.is_usual or (decoding.leaves_jpeg and is_jpeg(data))):
         return data
-    size = (max(short_side, round(image.width * scale)), max(short_side, round(image.height * scale)))
+    if scale < 1:
+        size = (max(short_side, round(image.width * scale)), max(short_side, round(image.height * scale)))
+        image = image.resize(size, Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    image.resize(size, Image.Resampling.LANCZOS).save(buffer, "JPEG", quality=jpeg_quality)
+    image.save(buffer, "JPEG", quality=jpeg_quality)
     return buffer.getvalue()
 
 
@@ -181,11 +187,12 @@ def members_of(ref: SampleRef, data: bytes, info: StoreInfo) -> dict[str, bytes]
     assert packing is not None
     quality = packing.jpeg_quality or 0  # given wherever something is encoded
     if packing.materialize:
-        crops, origin = cut_crops(data, ref.key, ViewMaker.of_store(info), img_size=info.img_size, jpeg_quality=quality)
+        maker = replace(ViewMaker.of_store(info), decoding=info.source.decoding)
+        crops, origin = cut_crops(data, ref.key, maker, img_size=info.img_size, jpeg_quality=quality)
         images = {crop_suffix(k): encoded for k, encoded in enumerate(crops)}
         return images | {"json": _metadata(ref, origin)}
     if packing.short_side:
-        data = shrink(data, packing.short_side, jpeg_quality=quality, max_pixels=info.max_pixels)
+        data = shrink(data, packing.short_side, jpeg_quality=quality, decoding=info.source.decoding)
     return {_suffix(data): data, "json": _metadata(ref, {})}
 
 

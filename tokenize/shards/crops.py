@@ -22,8 +22,9 @@ from typing import Any
 import numpy as np
 
 from beit.common.errors import InputError
-from beit.common.images import MAX_SIDE_PX, decode_image
 from beit.common.images.channels import image_of
+from beit.common.images.decode import decode_image
+from beit.common.images.decoding import MAX_SIDE_PX
 from beit.common.jitter import FACTOR_ONE
 from beit.common.shards.schema import StoreInfo
 from beit.common.sources.tars import TarCopy, TarReader, TarShard
@@ -52,7 +53,7 @@ def cut_crops(
     Raises:
         BadSample: the image cannot be decoded.
     """
-    image = decode_image(data, max_pixels=maker.max_pixels)
+    image = decode_image(data, maker.decoding)
     encoded, drawn = [], []
     for k in range(maker.num_views):
         view = maker.draw(key, k, image)

@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from beit.common.errors import InputError
-from beit.common.images import MAX_PIXELS, decode_image
+from beit.common.images.decode import decode_image
+from beit.common.images.decoding import USUAL, Decoding
 from beit.common.shards.schema import Execution, StoreInfo, TokenizerInfo
 from beit.common.sources.types import SampleRef, ShardReader
 from beit.common.views import (
@@ -81,7 +82,8 @@ class ViewMaker:
     num_views: int
     token_img_size: int
     augment: AugmentConfig
-    max_pixels: int = MAX_PIXELS
+    decoding: Decoding = USUAL
+    """Of the images."""
 
     @classmethod
     def of_store(cls, info: StoreInfo) -> ViewMaker:
@@ -91,7 +93,7 @@ class ViewMaker:
             num_views=info.views,
             token_img_size=info.token_img_size,
             augment=info.augment,
-            max_pixels=info.max_pixels,
+            decoding=info.decoding,
         )
 
     def draw(self, key: str, view_k: int, image: Image.Image) -> np.void:
@@ -104,7 +106,7 @@ class ViewMaker:
 
     def make(self, ref: SampleRef, data: bytes) -> PreparedImage:
         """Decode an image and make all its views."""
-        image = decode_image(data, max_pixels=self.max_pixels)
+        image = decode_image(data, self.decoding)
         prepared = empty_image(ref, self.num_views, self.token_img_size)
         for k in range(self.num_views):
             prepared.fill(k, image, self.draw(ref.key, k, image), self.augment.jitter_scope)

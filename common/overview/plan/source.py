@@ -13,7 +13,7 @@ from pathlib import Path
 
 from beit.common.errors import BadSample, InputError, require
 from beit.common.forecast.loading import PHOTO_MEGAPIXELS
-from beit.common.images import size_of_image
+from beit.common.images.decode import size_of_image
 from beit.common.overview.plan.document import Images
 from beit.common.shards.schema import STORE_FILE, StoreInfo
 from beit.common.sources.opening import list_samples, open_source

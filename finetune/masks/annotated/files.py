@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from beit.common.errors import InputError, require
-from beit.common.images import is_image_path
+from beit.common.images.formats import is_image_path
 from beit.common.sources.labels import listed
 from beit.common.storage.matching import is_folder, list_folder
 from beit.common.storage.paths import WEB_SCHEMES, is_remote, join, normalise, split_query

@@ -57,7 +57,7 @@ class Examined:
     def ids(self) -> NDArray[np.int16]:
         """Own class id of each of `values`, int16 (M,); `IGNORED` for none, -1 where it is unknown."""
         assert self.meaning is not None
-        return self.meaning.decoder(self.images.max_pixels).to_ids(self.values)
+        return self.meaning.decoder(self.images.decoding.max_pixels).to_ids(self.values)
 
     @cached_property
     def pixel_counts(self) -> NDArray[np.int64]:
@@ -115,8 +115,8 @@ def examine(source: MaskedSource, settings: MaskDataConfig, *, name: str, readin
         class_names=None,
         digest=digest,
     )
-    images = index_source(source.images, name=name, max_pixels=reading.max_pixels)
-    masks = index_source(mask_source, name=name, max_pixels=reading.max_pixels)
+    images = index_source(source.images, name=name, decoding=reading.decoding)
+    masks = index_source(mask_source, name=name, decoding=reading.decoding.of_packed())
     assert images.shard_sizes.tolist() == masks.shard_sizes.tolist()
     facts = gather_facts(images, masks)
     meaning, reason = None, ""

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from beit.common.errors import BadSample, InputError
-from beit.common.images import size_of_image
+from beit.common.images.decode import size_of_image
 from beit.common.processes.cores import available_cores
 from beit.common.progress import Progress
 from beit.common.sources.index import LabelledIndex
@@ -151,7 +151,7 @@ def gather_facts(images: LabelledIndex, masks: LabelledIndex) -> MaskFacts:
         images: All images of a source.
         masks: Their masks, in the same order.
     """
-    name = hashlib.sha256(f"{images.folder.name} {masks.folder.name} {images.max_pixels}".encode()).hexdigest()
+    name = hashlib.sha256(f"{images.folder.name} {masks.folder.name} {images.decoding.max_pixels}".encode()).hexdigest()
     folder = masks.folder / f"masks-{_VERSION}-{name[:16]}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -214,7 +214,7 @@ def _look_at_shard(
 
         def look(pair: tuple[SampleRef, SampleRef]) -> dict[str, Any]:
             image = _image_facts(image_reader, pair[0])
-            return image | _mask_facts(mask_reader, pair[1], masks.max_pixels)
+            return image | _mask_facts(mask_reader, pair[1], masks.decoding.max_pixels)
 
         futures = [pool.submit(look, pair) for pair in zip(image_refs, mask_refs, strict=True)]
         try:

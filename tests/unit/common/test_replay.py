@@ -8,9 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from beit.common import images, views
+from beit.common import views
 from beit.common.errors import BadSample
-from beit.common.images import decode_image, decode_jpeg_unchecked
+from beit.common.images import jpeg
+from beit.common.images.decode import decode_image
+from beit.common.images.jpeg import decode_jpeg_unchecked
 from beit.common.jitter import FACTOR_ONE
 from beit.common.rng import CounterRng
 from beit.common.views import VIEW_DTYPE, AugmentConfig, crop_crc, draw_view, render_view, replay_view
@@ -120,7 +122,7 @@ def test_without_the_quick_decoder_everything_is_the_same(monkeypatch: pytest.Mo
     data = IMAGES["4:2:0"]
     view = stored_view(data)
     expected = replay_view(data, view)
-    monkeypatch.setattr(images, "simplejpeg", None)
+    monkeypatch.setattr(jpeg, "simplejpeg", None)
     assert decode_jpeg_unchecked(data, width=1, height=1) is None
     assert np.array_equal(replay_view(data, view), expected)
 
@@ -193,11 +195,11 @@ def test_rows_are_left_out_only_where_all_colours_come_in_one_scan() -> None:
     data = IMAGES["4:4:4"]
     at = data.index(b"\xff\xda") + 4
     assert data[at] == 3
-    assert len(images._cut_jpeg(data, 16)) == len(data) and images._cut_jpeg(data, 16) != data
+    assert len(jpeg._cut_jpeg(data, 16)) == len(data) and jpeg._cut_jpeg(data, 16) != data
     other = data[:at] + b"\x01" + data[at + 1 :]
-    assert images._cut_jpeg(other, 16) == other
+    assert jpeg._cut_jpeg(other, 16) == other
     for length in range(at + 1):  # headers that end early
-        assert images._cut_jpeg(data[:length], 16) == data[:length]
+        assert jpeg._cut_jpeg(data[:length], 16) == data[:length]
 
 
 def test_resizing_by_torch_is_what_its_public_function_does() -> None:
@@ -211,7 +213,7 @@ def test_resizing_by_torch_is_what_its_public_function_does() -> None:
 
 def test_a_bomb_is_refused_before_its_pixels_are_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     data = IMAGES["4:2:0"]
-    monkeypatch.setattr(images, "MAX_PIXELS", 90 * 70 - 1)
+    monkeypatch.setattr(jpeg, "MAX_PIXELS", 90 * 70 - 1)
     assert decode_jpeg_unchecked(data, width=1, height=1) is None
 
 

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from beit.common.errors import BadSample, InputError
-from beit.common.images import decode_image
+from beit.common.images.decode import decode_image
 from beit.common.shards.tables import encode_index, encode_samples
 from beit.common.shards.token_store import TokenStore
 from beit.common.store import open_store

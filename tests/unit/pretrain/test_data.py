@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from beit.common.errors import BadSample, InputError
-from beit.common.images import decode_image
+from beit.common.images.decode import decode_image
 from beit.common.rng import CounterRng
 from beit.common.storage.samples import Record
 from beit.common.views import AugmentConfig, crop_crc, draw_stored_view, draw_view, mean_luma, render_view

@@ -10,7 +10,7 @@ import webdataset as wds
 from PIL import Image
 
 from beit.common.errors import BadSample, InputError
-from beit.common.images import decode_image
+from beit.common.images.decode import decode_image
 from beit.common.rng import CounterRng
 from beit.common.shards.token_store import image_range
 from beit.common.store import open_store

@@ -9,7 +9,7 @@ import webdataset as wds
 from PIL import Image
 
 from beit.common.errors import InputError, ResumableStop
-from beit.common.images import decode_image
+from beit.common.images.decode import decode_image
 from beit.common.rng import CounterRng
 from beit.common.store import open_store
 from beit.common.views import VIEW_DTYPE, AugmentConfig, crop_crc, draw_view, mean_luma, render_view

@@ -38,7 +38,7 @@ def test_larger_images_are_skipped_and_the_store_says_so(tmp_path, changes):
 def test_a_store_is_read_as_it_was_written(tmp_path, monkeypatch):
     tokenize(write_folder(tmp_path / "images", 3), tmp_path / "store", source=LARGE)
     store = open_store(tmp_path / "store")
-    assert store.read_record(0, 0, 0).max_pixels == 2000
+    assert store.read_record(0, 0, 0).decoding.max_pixels == 2000
     assert store[0]["image"].size == (48, 40)
     assert not verify_store(str(tmp_path / "store")).problems
     document = tmp_path / "store/store.json"

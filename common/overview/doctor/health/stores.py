@@ -95,7 +95,7 @@ def _samples(store: object) -> Iterator[Finding]:
             try:
                 record = store.read_record(shard_id, row, info.views // 2)
                 if record.view is not None:
-                    replay_view(record.image_bytes, record.view, img_size=info.img_size, max_pixels=info.max_pixels)
+                    replay_view(record.image_bytes, record.view, img_size=info.img_size, decoding=info.decoding)
             except BadSample as error:
                 place = store.image_location(shard_id)
                 yield fault("store", f"{place}: {store.name(shard_id, row)[1]}: {error}", "beit verify tells all of it")

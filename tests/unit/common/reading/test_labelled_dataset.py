@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from beit.common.errors import BadSample
-from beit.common.images import decode_image
+from beit.common.images.decode import decode_image
 from beit.common.reading.batch_plan import BatchPlan
 from beit.common.reading.config import ReaderConfig
 from beit.common.reading.dataset import build_order

@@ -10,7 +10,7 @@ from PIL import Image
 
 from beit.common.encoder import load_encoder
 from beit.common.errors import InputError
-from beit.common.images import decode_image
+from beit.common.images.decode import decode_image
 from beit.common.vit.config import Normalization, ViTConfig
 from beit.common.vit.transform import ImageTransform, normalize_images, resize_and_center_crop
 from beit.common.vit.vit import VisionTransformer

@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from beit.cli import beit
 from beit.common.config import config_from_dict, config_to_toml
 from beit.common.errors import BadSample, InputError
-from beit.common.images import decode_image
+from beit.common.images.decode import decode_image
 from beit.common.processes.distributed import World
 from beit.pretrain.config import PretrainConfig
 from beit.pretrain.pictures.batch import VIEW_FIELDS, batch_sheet, rebuild_batch

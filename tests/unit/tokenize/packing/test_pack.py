@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from beit.common.errors import BadSample
-from beit.common.images import decode_image
+from beit.common.images.decode import decode_image
 from beit.common.storage.local_place import LocalPlace
 from beit.common.store import open_store
 from beit.tests.tiny_store import (

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from beit.common.errors import InputError
-from beit.common.images import decode_image
+from beit.common.images.decode import decode_image
 from beit.common.reading.labelled_dataset import LabelledDataset
 from beit.common.rng import CounterRng
 from beit.common.storage.samples import Record

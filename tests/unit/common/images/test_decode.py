@@ -10,7 +10,9 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from beit.common.errors import BadSample
-from beit.common.images import decode_image, is_image_path
+from beit.common.images.decode import decode_image
+from beit.common.images.decoding import USUAL, Decoding
+from beit.common.images.formats import is_image_path
 
 
 def encode(image: Image.Image, image_format: str = "PNG", **options: object) -> bytes:
@@ -32,9 +34,9 @@ def png_header(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
 
 
-def reason_of(data: bytes, **options: int) -> str:
+def reason_of(data: bytes, decoding: Decoding = USUAL) -> str:
     with pytest.raises(BadSample) as caught:
-        decode_image(data, **options)
+        decode_image(data, decoding)
     return caught.value.reason
 
 
@@ -107,7 +109,7 @@ def test_reasons() -> None:
     assert reason_of(png_header(8001, 8001)) == "bomb"
     assert reason_of(png_header(30000, 30000)) == "bomb"
     assert reason_of(png_header(65536, 2)) == "too-large"
-    assert reason_of(encode(gradient()), max_pixels=100) == "bomb"
+    assert reason_of(encode(gradient()), Decoding(max_pixels=100)) == "bomb"
 
 
 def test_damaged_png_is_a_bad_sample() -> None:
@@ -121,7 +123,7 @@ def test_decoding_in_threads_leaves_the_warning_filters_alone() -> None:
 import sys, warnings
 from concurrent.futures import ThreadPoolExecutor
 from beit.common.errors import BadSample
-from beit.common.images import decode_image, is_image_path
+from beit.common.images.decode import decode_image
 
 def decode(data):
     try:
@@ -190,11 +192,11 @@ def test_a_pointer_of_git_lfs_is_called_one() -> None:
 
 
 def test_as_many_pixels_are_admitted_as_asked_for() -> None:
-    assert decode_image(encode(gradient()), max_pixels=40 * 24).size == (40, 24)
+    assert decode_image(encode(gradient()), Decoding(max_pixels=40 * 24)).size == (40, 24)
     with pytest.raises(BadSample, match=r"8001 x 8001 px, more than 64 megapixels; .* source.max_megapixels admits"):
         decode_image(png_header(8001, 8001))
     # Above what Pillow refuses by itself; there are no pixels behind this header.
-    assert reason_of(png_header(20000, 15000), max_pixels=400_000_000) in ("truncated", "decode-error")
+    assert reason_of(png_header(20000, 15000), Decoding(max_pixels=400_000_000)) in ("truncated", "decode-error")
     assert reason_of(png_header(20000, 15000)) == "bomb"
 
 

@@ -5,7 +5,8 @@ import pytest
 from PIL import Image
 
 from beit.common.errors import BadSample
-from beit.common.images import decode_image, lengthen_scans
+from beit.common.images.decode import decode_image
+from beit.common.images.jpeg import lengthen_scans
 
 KINDS = [{}, {"progressive": True}, {"subsampling": 0}, {"restart_marker_blocks": 3}]
 

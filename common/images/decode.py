@@ -1,0 +1,194 @@
+"""Image bytes to 8-bit pixels, with every way this can fail turned into one countable `BadSample`.
+
+Here: the only decoder of the package, so that tokenisation, training and evaluation see the same pixels. A quicker one
+for those who can prove that they got them is in `jpeg.py`.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from beit.common.errors import LFS_ADVICE, BadSample, is_lfs_pointer
+from beit.common.images.decoding import MAX_IMAGE_BYTES, MAX_PIXELS, MAX_SIDE_PX, USUAL, Decoding
+from beit.common.images.jpeg import has_filler
+from beit.common.images.orientation import transpose_of
+from beit.common.images.ranges import to_8_bit
+from beit.common.images.samples import Samples, samples_of_8_bit
+
+_FORMATS = ("JPEG", "PNG", "WEBP")
+_PNG_START = b"\x89PNG\r\n\x1a\n"
+_PNG_TEXT = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")  # none of which says anything about the pixels that are wanted
+_PNG_ORIENTATION = b"XML:com.adobe.xmp\0\0"  # of an uncompressed block, which may say how to turn the image
+_PNG_TEXT_LIMITS = ("MAX_TEXT_CHUNK", "MAX_TEXT_MEMORY", "text chunks")
+_APP_BYTES = 1 << 16
+# Pillow warns about odd EXIF blocks and palettes, once per image; what matters raises or is checked below. The filters
+# are set once, for the whole process: `warnings.catch_warnings` swaps global state, and images are decoded in threads.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+
+def decode_image(data: bytes, decoding: Decoding = USUAL, *, apply_exif: bool = True) -> Image.Image:
+    """Decode a JPEG, PNG or WebP image to 8-bit RGB; of an animation, its first frame.
+
+    By default 16-bit grey is scaled to 8 bit and transparency is dropped. The size is checked before any pixel is
+    decoded. Data that end early are an error: filling the rest with grey would teach the model grey boxes.
+
+    Args:
+        data: The encoded image.
+        decoding: How its values become pixels, and up to which size.
+        apply_exif: Turn and mirror the pixels as the EXIF orientation asks.
+    Returns:
+        Image of mode "RGB", loaded, both sides in [1, 65535] px.
+    Raises:
+        BadSample: reason is "empty", "truncated", "unsupported", "lfs-pointer", "bomb", "too-large" or "decode-error".
+    """
+    if decoding.is_usual:
+        image = load_image(data, max_pixels=decoding.max_pixels)
+        with _in_words(data):
+            return as_rgb(image, apply_exif=apply_exif)
+    samples = read_samples(data, decoding, apply_exif=apply_exif)
+    with _in_words(data):
+        return to_image(samples, decoding)
+
+
+def read_samples(data: bytes, decoding: Decoding = USUAL, *, apply_exif: bool = True) -> Samples:
+    """Decode an image, or the frame that is wanted of several, to the values that its file holds.
+
+    Raises:
+        BadSample: as `decode_image` does.
+    """
+    image = load_image(data, max_pixels=decoding.max_pixels)
+    with _in_words(data):
+        return _samples_of(_turned(image) if apply_exif else image)
+
+
+def to_image(samples: Samples, decoding: Decoding) -> Image.Image:
+    """Choose channels, lay what is transparent over its background, and map values to 8 bits, mode "RGB" or "L"."""
+    # Channels and alpha are applied here, in this order; until they are, settings refuse anything but the default.
+    pixels = to_8_bit(samples, decoding.value_range)
+    image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+    return image if decoding.channels == "grey" else image.convert("RGB")
+
+
+def _samples_of(image: Image.Image) -> Samples:
+    """Return what Pillow decoded, in the values of the file: palettes as their colours, ink as what it looks like."""
+    if image.mode.startswith("I"):
+        return Samples(array=np.asarray(image).clip(0, 65535).astype(np.uint16)[..., None], kind="grey")
+    has_alpha = "A" in image.getbands() or "transparency" in image.info
+    is_grey = image.mode in ("1", "L", "LA")
+    wanted = ("LA" if has_alpha else "L") if is_grey else ("RGBA" if has_alpha else "RGB")
+    pixels = np.asarray(image if image.mode == wanted else image.convert(wanted))
+    if not has_alpha:
+        return samples_of_8_bit(pixels)
+    return samples_of_8_bit(pixels[..., 0] if is_grey else pixels[..., :3], pixels[..., -1])
+
+
+def load_image(data: bytes, *, max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] = _FORMATS) -> Image.Image:
+    """Decode a JPEG, PNG or WebP image as it is: in its own mode, not turned.
+
+    Args:
+        data: The encoded image.
+        max_pixels: Largest accepted width x height.
+        formats: What it may be, as Pillow calls it.
+    Raises:
+        BadSample: as `decode_image` does.
+    """
+    if not data:
+        raise BadSample("empty", "no bytes")
+    if len(data) > MAX_IMAGE_BYTES:
+        raise BadSample("too-large", f"{len(data)} bytes, at most {MAX_IMAGE_BYTES}")
+    with _in_words(data):
+        try:
+            return _load(data, max_pixels, formats)
+        except ValueError as error:
+            if not data.startswith(_PNG_START) or not any(limit in str(error) for limit in _PNG_TEXT_LIMITS):
+                raise
+            return _load(_without_text(data), max_pixels, formats)
+
+
+@contextmanager
+def _in_words(data: bytes) -> Iterator[None]:
+    """Turn whatever is wrong with an image into a `BadSample`."""
+    try:
+        yield
+    except (BadSample, MemoryError):
+        raise
+    except UnidentifiedImageError:
+        if is_lfs_pointer(data):
+            raise BadSample("lfs-pointer", f"it {LFS_ADVICE}") from None
+        raise BadSample("unsupported", f"not a JPEG, PNG or WebP image (starts with {data[:8]!r})") from None
+    except Image.DecompressionBombError as error:
+        raise BadSample("bomb", str(error)) from None
+    except Exception as error:
+        # Decoders answer damaged data with a dozen exception types (OSError, SyntaxError, ValueError, ...).
+        reason = "truncated" if "truncated" in str(error).lower() else "decode-error"
+        raise BadSample(reason, f"{type(error).__name__}: {error}") from error
+
+
+def size_of_image(data: bytes) -> tuple[tuple[int, int], Image.Transpose | None] | None:
+    """Return width and height of an image as stored, by its header, and how its EXIF data have it turned.
+
+    Of a JPEG its beginning is enough. None where that cannot be read; `decode_image` says why.
+    """
+    # To look for EXIF data, Pillow decodes a PNG that has none before its pixels.
+    is_upright = data.startswith(_PNG_START) and not any(word in data for word in (b"eXIf", _PNG_ORIENTATION))
+    try:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            return image.size, None if is_upright else transpose_of(image)
+    except Exception:  # as many types as above
+        return None
+
+
+def _load(data: bytes, max_pixels: int, formats: tuple[str, ...]) -> Image.Image:
+    if max_pixels > (Image.MAX_IMAGE_PIXELS or max_pixels):
+        Image.MAX_IMAGE_PIXELS = max_pixels  # the check below is the stricter one
+    image: Image.Image = Image.open(io.BytesIO(data), formats=formats)
+    width, height = image.size
+    if width * height > max_pixels:
+        raise BadSample(
+            "bomb",
+            f"{width} x {height} px, more than {max_pixels / 1e6:g} megapixels; if you trust the source, "
+            "source.max_megapixels admits more",
+        )
+    if max(width, height) > MAX_SIDE_PX:
+        raise BadSample("too-large", f"{width} x {height} px, at most {MAX_SIDE_PX} px per side")
+    image.load()
+    if image.format in ("JPEG", "MPO") and has_filler(data, image):
+        raise BadSample("truncated", "the pixel data end early; the rest would be grey")
+    return image
+
+
+def _without_text(data: bytes) -> bytes:
+    """Return a PNG without its texts and colour profile, of which Pillow reads no more than some megabytes."""
+    kept, position = [_PNG_START], len(_PNG_START)
+    while position < len(data):
+        end = position + 12 + int.from_bytes(data[position : position + 4], "big")
+        chunk = data[position:end]
+        tells_orientation = chunk[8:].startswith(_PNG_ORIENTATION) and len(chunk) <= _APP_BYTES
+        if chunk[4:8] not in _PNG_TEXT or tells_orientation:
+            kept.append(chunk)
+        position = end
+    return b"".join(kept)
+
+
+def as_rgb(image: Image.Image, *, apply_exif: bool = True) -> Image.Image:
+    """Turn an image of any mode as its EXIF data say, and make it 8-bit RGB, as `decode_image` does."""
+    image = _turned(image) if apply_exif else image
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I"):
+        # 16-bit grey. Pillow's own conversion clips everything above 255 to white.
+        samples = np.asarray(image).astype(np.int64)
+        image = Image.fromarray(((samples.clip(0, 65535) + 128) // 257).astype(np.uint8))
+    return image.convert("RGB")
+
+
+def _turned(image: Image.Image) -> Image.Image:
+    transpose = transpose_of(image)
+    return image if transpose is None else image.transpose(transpose)

@@ -1,0 +1,172 @@
+"""How an image is decoded: the one value that travels from a user's settings to the decoder, and into every record.
+
+No library is imported here, so that settings are checked at once.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any, Literal, Protocol
+
+from beit.common.errors import InputError
+from beit.common.images.ranges import BOUNDS, DTYPE, PERCENTILE, RangeSetting, ValueRange
+
+MAX_IMAGE_BYTES = 256 << 20
+"""Largest encoded image that is read into memory. Arbitrary; a 64-megapixel 16-bit PNG stays below it."""
+MAX_PIXELS = 64_000_000
+"""Largest width x height that is decoded by default."""
+MAX_SIDE_PX = 65535
+"""View records hold box coordinates as unsigned 16-bit integers."""
+Channels = str | tuple[int, ...]
+"""Which channels become those of the image: "rgb", "grey", or numbers of bands."""
+Alpha = Literal["drop", "white", "black", "checker"]
+"""What lies behind transparent pixels; "drop" shows the colours that they hide."""
+Frame = str | int
+"""Of what has several pages, slices or moments: "first", "middle", a number from 0 on, or "each"."""
+
+
+class DecodingSettings(Protocol):
+    """Settings that say how images are decoded, under the names that users give them."""
+
+    @property
+    def max_megapixels(self) -> float:
+        """Largest image."""
+
+    @property
+    def range(self) -> RangeSetting:
+        """See `ValueRange`."""
+
+    @property
+    def channels(self) -> Channels:
+        """See there."""
+
+    @property
+    def alpha(self) -> str:
+        """See `Alpha`."""
+
+    @property
+    def frame(self) -> Frame:
+        """See there."""
+
+
+_DEFAULTS: dict[str, Any] = {
+    "max_megapixels": MAX_PIXELS / 1e6,
+    "range": DTYPE,
+    "channels": "rgb",
+    "alpha": "drop",
+    "frame": "first",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """How images become 8-bit pixels; by default, as beit always did."""
+
+    max_pixels: int = MAX_PIXELS
+    """Largest width x height that is decoded."""
+    value_range: ValueRange = field(default_factory=ValueRange)
+    """Which values become black and white."""
+    channels: Channels = "rgb"
+    """See `Channels`."""
+    alpha: Alpha = "drop"
+    """See `Alpha`."""
+    frame: Frame = "first"
+    """See `Frame`."""
+
+    @property
+    def is_usual(self) -> bool:
+        """Whether it is the default, but for the size of images that are admitted."""
+        return self == Decoding(max_pixels=self.max_pixels)
+
+    @property
+    def leaves_jpeg(self) -> bool:
+        """Whether an ordinary JPEG, 8 bits of RGB or grey, is decoded to the same pixels as by default."""
+        return self.channels == "rgb" and self.value_range.kind not in (BOUNDS, PERCENTILE)
+
+    def of_packed(self) -> Decoding:
+        """Return how images are decoded that were decoded so and stored as 8 bits again."""
+        return Decoding(max_pixels=self.max_pixels)
+
+    def identity(self) -> str:
+        """Return what goes into the hash of what is decoded so; of a size alone, as ever."""
+        return f"max_pixels {self.max_pixels}" if self.is_usual else json.dumps(self.as_json(), sort_keys=True)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain values of what is not the default, under the names of settings; `from_json` reads them."""
+        usual, found = Decoding(), self.value_range.found
+        values: dict[str, Any] = {
+            "max_megapixels": None if self.max_pixels == usual.max_pixels else self.max_pixels / 1e6,
+            "range": None if self.value_range == usual.value_range else _plain(self.value_range.setting),
+            "range_found": None if found is None else list(found),
+            "channels": None if self.channels == usual.channels else _plain(self.channels),
+            "alpha": None if self.alpha == usual.alpha else self.alpha,
+            "frame": None if self.frame == usual.frame else self.frame,
+        }
+        return {name: value for name, value in values.items() if value is not None}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Decoding:
+        """Return what `as_json` wrote; what it left out is the default."""
+        known = {"max_megapixels", "range", "range_found", "channels", "alpha", "frame"}
+        try:
+            settings = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+            if not settings.keys() <= known:
+                raise InputError(f"it has the unknown {', '.join(sorted(settings.keys() - known))}")
+            found = settings.pop("range_found", None)
+            return cls.of_settings(SimpleNamespace(**_DEFAULTS | settings), found=found)
+        except (InputError, TypeError, ValueError, AttributeError) as error:
+            raise InputError(f"{values!r:.200} does not say how images are decoded: {error}") from None
+
+    @classmethod
+    def of_settings(cls, settings: DecodingSettings, *, found: tuple[float, float] | None = None) -> Decoding:
+        """Return what settings ask for; `found` are the values that percentiles were found to be."""
+        return cls(
+            max_pixels=round(settings.max_megapixels * 1e6),
+            value_range=ValueRange.parse(settings.range, found),
+            channels=parse_channels(settings.channels),
+            alpha=parse_alpha(settings.alpha),
+            frame=parse_frame(settings.frame),
+        )
+
+
+USUAL = Decoding()
+"""As beit always decoded."""
+
+
+def _refuse_unapplied(name: str, setting: Any, only: Any) -> None:
+    # To be taken out for each setting by what applies it: nothing is ignored in silence.
+    if setting != only:
+        raise InputError(f"source.{name} ({setting}) is not supported yet; leave it at {only}")
+
+
+def parse_channels(setting: Any) -> Channels:
+    """Check a setting of channels."""
+    is_bands = isinstance(setting, tuple) and all(type(band) is int and band >= 0 for band in setting) and setting
+    if setting not in ("rgb", "grey") and not is_bands:
+        shown = list(setting) if isinstance(setting, tuple) else setting
+        raise InputError(f'source.channels ({shown}) must be "rgb", "grey", or numbers of bands such as [4, 3, 2]')
+    _refuse_unapplied("channels", setting, "rgb")
+    return setting  # type: ignore[no-any-return]
+
+
+def parse_alpha(setting: Any) -> Alpha:
+    """Check a setting of what lies behind transparent pixels."""
+    if setting not in ("drop", "white", "black", "checker"):
+        raise InputError(f'source.alpha ({setting}) must be "drop", "white", "black" or "checker"')
+    _refuse_unapplied("alpha", setting, "drop")
+    return setting  # type: ignore[no-any-return]
+
+
+def parse_frame(setting: Any) -> Frame:
+    """Check a setting of frames."""
+    is_number = type(setting) is int and setting >= 0
+    if setting not in ("first", "middle", "each") and not is_number:
+        raise InputError(f'source.frame ({setting}) must be "first", "middle", "each", or a number from 0 on such as 2')
+    _refuse_unapplied("frame", setting, "first")
+    return setting  # type: ignore[no-any-return]
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

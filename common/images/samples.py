@@ -1,0 +1,58 @@
+"""What a file of images holds, before anything is chosen or scaled: values of their own type, and what they mean."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from beit.common.errors import BadSample
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Samples:
+    """One image as its file has it: turned as the file asks, otherwise untouched."""
+
+    array: NDArray[Any]
+    """Values (H, W, C) of their own dtype."""
+    kind: Literal["grey", "rgb", "bands"]
+    """What the C channels are: one of brightness, three colours, or bands of any meaning."""
+    alpha: NDArray[Any] | None = None
+    """Opacity (H, W), of the dtype of the array."""
+    bits: int | None = None
+    """Really used by the format, such as 12 of 16; None where all of the dtype are."""
+    window: tuple[float, float] | None = None
+    """The values that the image itself wants black and white."""
+    is_inverted: bool = False
+    """Whether the smallest value is meant to be white."""
+    num_frames: int = 1
+    """Pages, slices or moments in the file, of which this is one."""
+    band_names: tuple[str, ...] = ()
+    """Of the channels, where the file names them."""
+
+    def __post_init__(self) -> None:
+        num_channels = {"grey": 1, "rgb": 3}.get(self.kind)
+        has_shape = self.array.ndim == 3 and min(self.array.shape) >= 1
+        if not has_shape or (num_channels is not None and self.array.shape[2] != num_channels):
+            raise BadSample("decode-error", f"{self.kind} of shape {self.array.shape}")
+
+    @property
+    def full_range(self) -> tuple[float, float]:
+        """Smallest and largest value that the file's type can hold.
+
+        Raises:
+            BadSample: it is a floating-point type, which has no such range.
+        """
+        dtype = self.array.dtype
+        if dtype.kind not in "biu":
+            raise BadSample("no-range", f"its values are of type {dtype}; say which of them are black and white")
+        bits = self.bits or (1 if dtype.kind == "b" else 8 * dtype.itemsize)
+        return (0.0, 2.0**bits - 1) if dtype.kind != "i" else (-(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1)
+
+
+def samples_of_8_bit(pixels: NDArray[np.uint8], alpha: NDArray[np.uint8] | None = None) -> Samples:
+    """Return grey (H, W) or colours (H, W, 3) of 8 bits as samples."""
+    array = pixels[..., None] if pixels.ndim == 2 else pixels
+    return Samples(array=array, kind="grey" if array.shape[2] == 1 else "rgb", alpha=alpha)
