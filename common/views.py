@@ -19,9 +19,9 @@ from PIL import Image, features
 
 from beit.common.config import above, at_least, checked, within
 from beit.common.errors import BadSample, require
-from beit.common.images.channels import image_of, in_colour, pixels_of
+from beit.common.images.channels import image_of, in_colour, luma, pixels_of
 from beit.common.images.decode import decode_image
-from beit.common.images.decoding import MAX_SIDE_PX, USUAL, Decoding
+from beit.common.images.decoding import GREY, MAX_SIDE_PX, RGB, USUAL, Decoding
 from beit.common.images.jpeg import decode_jpeg_unchecked
 from beit.common.jitter import FACTOR_ONE, JITTER_ORDERS, MAX_FACTOR, jitter_image
 from beit.common.rng import CounterRng
@@ -203,7 +203,11 @@ def replay_view(
     Pillow where that does not do.
     """
     needs_whole_image = jitter_scope == "image" and not _is_jitter_neutral(view)
-    pixels = None if needs_whole_image or not decoding.leaves_jpeg else _proved_crop(data, view)
+    pixels = (
+        None
+        if needs_whole_image or not decoding.leaves_jpeg
+        else _proved_crop(data, view, is_grey=decoding.num_channels == GREY)
+    )
     if pixels is None:
         whole = decode_image(data, decoding)
         return render_view(
@@ -216,12 +220,16 @@ def replay_view(
     return _finish(image_of(pixels), view, img_size, resample)
 
 
-def _proved_crop(data: bytes, view: np.void) -> NDArray[np.uint8] | None:
+def _proved_crop(data: bytes, view: np.void, *, is_grey: bool) -> NDArray[np.uint8] | None:
     left, top, width, height = (int(view[name]) for name in ("left", "top", "w", "h"))
-    pixels = decode_jpeg_unchecked(data, width=left + width, height=top + height) if width and height else None
+    if not width or not height:
+        return None
+    pixels = decode_jpeg_unchecked(data, width=left + width, height=top + height, keeps_grey=is_grey)
     if pixels is None:
         return None
     pixels = np.ascontiguousarray(pixels[top : top + height, left : left + width])
+    if is_grey and pixels.shape[2] == RGB:
+        pixels = luma(pixels).copy()  # not what a decoder calls grey, which rounds otherwise
     return pixels if zlib.crc32(pixels.data) == view["crc_crop"] else None
 
 

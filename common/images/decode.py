@@ -10,12 +10,14 @@ import io
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from beit.common.errors import LFS_ADVICE, BadSample, is_lfs_pointer
-from beit.common.images.decoding import MAX_IMAGE_BYTES, MAX_PIXELS, MAX_SIDE_PX, USUAL, Decoding
+from beit.common.images.channels import image_of, pick_channels
+from beit.common.images.decoding import GREY, MAX_IMAGE_BYTES, MAX_PIXELS, MAX_SIDE_PX, USUAL, Decoding
 from beit.common.images.jpeg import has_filler
 from beit.common.images.orientation import transpose_of
 from beit.common.images.ranges import to_8_bit
@@ -34,7 +36,7 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 def decode_image(data: bytes, decoding: Decoding = USUAL, *, apply_exif: bool = True) -> Image.Image:
-    """Decode a JPEG, PNG or WebP image to 8-bit RGB; of an animation, its first frame.
+    """Decode a JPEG, PNG or WebP image to 8-bit RGB, or grey where that is asked for; of an animation, its first frame.
 
     By default 16-bit grey is scaled to 8 bit and transparency is dropped. The size is checked before any pixel is
     decoded. Data that end early are an error: filling the rest with grey would teach the model grey boxes.
@@ -44,14 +46,15 @@ def decode_image(data: bytes, decoding: Decoding = USUAL, *, apply_exif: bool = 
         decoding: How its values become pixels, and up to which size.
         apply_exif: Turn and mirror the pixels as the EXIF orientation asks.
     Returns:
-        Image of mode "RGB", loaded, both sides in [1, 65535] px.
+        Image of mode "RGB", or "L" where `decoding.num_channels` is 1, loaded, both sides in [1, 65535] px.
     Raises:
-        BadSample: reason is "empty", "truncated", "unsupported", "lfs-pointer", "bomb", "too-large" or "decode-error".
+        BadSample: reason is "empty", "truncated", "unsupported", "lfs-pointer", "bomb", "too-large",
+            "channels" or "decode-error".
     """
-    if decoding.is_usual:
+    if isinstance(decoding.channels, str) and replace(decoding, channels="rgb").is_usual:
         image = load_image(data, max_pixels=decoding.max_pixels)
         with _in_words(data):
-            return as_rgb(image, apply_exif=apply_exif)
+            return (as_grey if decoding.channels == "grey" else as_rgb)(image, apply_exif=apply_exif)
     samples = read_samples(data, decoding, apply_exif=apply_exif)
     with _in_words(data):
         return to_image(samples, decoding)
@@ -70,10 +73,11 @@ def read_samples(data: bytes, decoding: Decoding = USUAL, *, apply_exif: bool = 
 
 def to_image(samples: Samples, decoding: Decoding) -> Image.Image:
     """Choose channels, lay what is transparent over its background, and map values to 8 bits, mode "RGB" or "L"."""
-    # Channels and alpha are applied here, in this order; until they are, settings refuse anything but the default.
-    pixels = to_8_bit(samples, decoding.value_range)
-    image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
-    return image if decoding.channels == "grey" else image.convert("RGB")
+    # Bands are picked first, so that nothing depends on the others; colours are mixed to grey last, as Pillow does it.
+    samples = pick_channels(samples, decoding.channels)
+    # Alpha is applied here; until it is, settings refuse anything but the default.
+    image = image_of(to_8_bit(samples, decoding.value_range))
+    return image.convert("L" if decoding.num_channels == GREY else "RGB")
 
 
 def _samples_of(image: Image.Image) -> Samples:
@@ -187,6 +191,14 @@ def as_rgb(image: Image.Image, *, apply_exif: bool = True) -> Image.Image:
         samples = np.asarray(image).astype(np.int64)
         image = Image.fromarray(((samples.clip(0, 65535) + 128) // 257).astype(np.uint8))
     return image.convert("RGB")
+
+
+def as_grey(image: Image.Image, *, apply_exif: bool = True) -> Image.Image:
+    """Turn an image of any mode as its EXIF data say, and make it 8-bit grey: of colours their luma (ITU-R 601)."""
+    image = _turned(image) if apply_exif else image
+    if image.mode in ("1", "L", "LA"):
+        return image if image.mode == "L" else image.convert("L")
+    return as_rgb(image, apply_exif=False).convert("L")
 
 
 def _turned(image: Image.Image) -> Image.Image:

@@ -130,7 +130,7 @@ class SourceInfo:
     """Which values became black and white, as the user gave it."""
     range_found: tuple[float, float] | None = None
     """The values that the percentiles of `range` were found to be, over a sample of the images."""
-    channels: str | tuple[int, ...] = "rgb"
+    channels: str | int | tuple[int, ...] = "rgb"
     """Which channels became those of the image."""
     alpha: str = "drop"
     """What lay behind transparent pixels."""
@@ -222,6 +222,11 @@ class StoreInfo:
         """How the images are decoded that the shards hold: those that packing encoded again are 8-bit already."""
         is_encoded_again = self.packing is not None and (self.packing.materialize or self.packing.short_side > 0)
         return self.source.decoding.of_packed() if is_encoded_again else self.source.decoding
+
+    @property
+    def num_channels(self) -> int:
+        """Channels of its images: 1 where they are grey, else 3."""
+        return self.decoding.num_channels
 
     @property
     def token_img_size(self) -> int:

@@ -24,7 +24,7 @@ class SourceConfig:
     in order of preference, as "rgb.png;rgb.jpg". In Parquet, the image column."""
     range: RangeSetting = "dtype"
     """Which values become black and white, see `beit.common.images.ranges.ValueRange`."""
-    channels: str | tuple[int, ...] = "rgb"
+    channels: str | int | tuple[int, ...] = "rgb"
     """Which channels become those of the image, see `beit.common.images.decoding.Channels`."""
     alpha: str = "drop"
     """What lies behind transparent pixels, see `beit.common.images.decoding.Alpha`."""
