@@ -90,7 +90,7 @@ class Decoding:
 
     @property
     def leaves_jpeg(self) -> bool:
-        """Whether an ordinary JPEG, 8 bits of RGB or grey, is decoded to the pixels that it is by default, or their luma."""
+        """Whether an ordinary JPEG, 8 bits of RGB or grey, becomes the pixels that it is by default, or their luma."""
         return self.channels in ("rgb", "grey") and self.value_range.kind not in (BOUNDS, PERCENTILE)
 
     def of_packed(self) -> Decoding:

@@ -59,9 +59,9 @@ def decode_jpeg_unchecked(
         height: Rows that are wanted; shorter images are not decoded.
         keeps_grey: Whether an image that is grey in the file gets one channel, not three equal ones.
     Returns:
-        Pixels (>= height, W, 3) uint8, or (>= height, W, 1), writable: of what lies below, and what is damaged there, as
-        little as possible is decoded. None where `decode_image` has to be asked: no JPEG, one to be turned, too small or larger than that
-        function accepts by default, or damaged beyond decoding.
+        Pixels (>= height, W, 3) uint8, or (>= height, W, 1), writable: of what lies below, and what is damaged there,
+        as little as possible is decoded. None where `decode_image` has to be asked: no JPEG, one to be turned, too
+        small or larger than that function accepts by default, or damaged beyond decoding.
     """
     if simplejpeg is None or not is_jpeg(data):
         return None

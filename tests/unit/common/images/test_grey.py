@@ -1,4 +1,4 @@
-"""Grey is one channel from the decoder to the stored view, whoever decodes, and colours are its luma as Pillow's "L"."""
+"""Grey is one channel from the decoder to the stored view, whoever decodes; of colours it is the luma of Pillow."""
 
 import io
 
