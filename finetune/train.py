@@ -99,6 +99,7 @@ class ClassificationTask:
             img_size=self.start.architecture.img_size,
             augment=config.augment,
             seed=config.train.seed,
+            channels=self.start.architecture.in_chans,
             fill=self.start.normalization.mean,
         )
         is_measured = self.images.val is not None

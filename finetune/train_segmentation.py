@@ -122,6 +122,7 @@ class SegmentationTask:
             augment=config.augment,
             decoder=scenes.train.decoder,
             seed=config.train.seed,
+            channels=self.start.architecture.in_chans,
             fill=mean,
         )
         is_measured = scenes.val is not None

@@ -83,6 +83,14 @@ def image_of(pixels: NDArray[np.uint8]) -> Image.Image:
     return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
 
 
+def fit_image(image: Image.Image, channels: int) -> Image.Image:
+    """Return an image, "RGB" or "L", for a model that sees so many channels: of colours their luma for one.
+
+    Grey for three stays grey; it is repeated where it costs least, see `beit.common.vit.channels.fit_channels`.
+    """
+    return image.convert("L") if channels == 1 and image.mode != "L" else image
+
+
 def in_colour(pixels: NDArray[Any]) -> NDArray[Any]:
     """Return pixels (..., 3) of those of RGB or grey images, (..., 3) or (..., 1): for pictures, which are RGB."""
     return np.repeat(pixels, 3, axis=-1) if pixels.shape[-1] == 1 else pixels

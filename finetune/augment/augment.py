@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from beit.common.images.channels import image_of, pixels_of
+from beit.common.images.channels import fit_image, image_of, pixels_of
 from beit.common.rng import CounterRng
 from beit.common.storage.samples import Record
 from beit.common.views import draw_view, render_view
@@ -37,12 +37,14 @@ class TrainTransform:
         img_size: Side of the model's input in pixels.
         augment: What views are drawn from.
         seed: Of the run.
+        channels: That the model sees; colours become grey before anything else where that is 1.
         fill: RGB or grey, in [0, 1], of what rotations bring into view; the mean of the normalisation.
     """
 
     img_size: int
     augment: TrainAugmentConfig
     seed: int
+    channels: int = 3
     fill: tuple[float, ...] = (0.5, 0.5, 0.5)
 
     def __call__(self, record: Record) -> dict[str, NDArray[np.generic]]:
@@ -57,7 +59,7 @@ class TrainTransform:
             up to 32 px the released code pads by 4 px and cuts a square of the input's size, where a crop of random
             size is resized here as for larger inputs.
         """
-        image = record.decode_image()
+        image = fit_image(record.decode_image(), self.channels)
         rng = self._rng("augment", record)
         view = draw_view(rng, image.width, image.height, self.augment.views())
         pixels = render_view(image, view, img_size=self.img_size, resample=self.augment.interpolation)
@@ -116,10 +118,12 @@ class EvalTransform:
     Args:
         img_size: Side of the model's input in pixels.
         crop_pct: Share of the resized image's short side that is kept.
+        channels: That the model sees, as of `TrainTransform`.
     """
 
     img_size: int
     crop_pct: float
+    channels: int = 3
 
     def __call__(self, record: Record) -> dict[str, NDArray[np.generic]]:
         """Resize and crop.
@@ -130,7 +134,8 @@ class EvalTransform:
         Raises:
             BadSample: the image does not decode.
         """
-        pixels = resize_and_center_crop(record.decode_image(), self.img_size, crop_pct=self.crop_pct)
+        image = fit_image(record.decode_image(), self.channels)
+        pixels = resize_and_center_crop(image, self.img_size, crop_pct=self.crop_pct)
         return _sample(pixels, record)
 
 

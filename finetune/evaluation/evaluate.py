@@ -171,7 +171,9 @@ def evaluation_loader(
     img_size = stored.architecture.img_size
     return sequential_loader(
         LabelledDataset(index, cache_bytes=reader.parquet_cache_bytes),
-        transform=EvalTransform(img_size=img_size, crop_pct=crop_pct_of(settings, stored)),
+        transform=EvalTransform(
+            img_size=img_size, crop_pct=crop_pct_of(settings, stored), channels=stored.architecture.in_chans
+        ),
         micro_batch_size=settings.micro_batch_size,
         rank=world.rank,
         world_size=world.world_size,

@@ -21,7 +21,7 @@ from torch import nn
 
 from beit.common.config import checked, config_to_dict, load_config
 from beit.common.errors import InputError, require
-from beit.common.images.channels import in_colour, pixels_of
+from beit.common.images.channels import fit_image, in_colour, pixels_of
 from beit.common.processes.distributed import World, init_distributed
 from beit.common.processes.launcher_env import under_launcher
 from beit.common.progress import Progress
@@ -77,6 +77,8 @@ class SceneReading:
 
     decoder: MaskDecoder
     """What the values of masks mean."""
+    channels: int = 3
+    """That the model sees; colours become grey where that is 1."""
 
     def __call__(self, record: Record) -> dict[str, NDArray[np.uint8]]:
         """Return images, (C, H, W) uint8, and masks, (H, W) uint8 class ids.
@@ -84,7 +86,7 @@ class SceneReading:
         Raises:
             BadSample: one of them does not decode.
         """
-        image = record.decode_image()
+        image = fit_image(record.decode_image(), self.channels)
         assert record.mask_bytes is not None
         mask = self.decoder.decode(record.mask_bytes, size=image.size)
         # Always a copy: of a single pixel Pillow's own memory, which must not be written to, would be in order already.
@@ -189,7 +191,7 @@ def observe_masks(
     With a `description` progress is shown.
     """
     log, segmenter = MaskLog(len(info.classes)), cast(Segmenter, model)
-    loader = mask_loader(index, world=world, reader=reader)
+    loader = mask_loader(index, channels=segmenter.config.in_chans, world=world, reader=reader)
     shown = Progress(len(index), unit="images", description=description, enabled=bool(description) and world.is_main)
     with shown as progress, in_step(model, world):
         for batch in loader:
@@ -200,12 +202,15 @@ def observe_masks(
     return log.collect(world)
 
 
-def mask_loader(index: MaskedIndex, *, world: World, reader: ReaderConfig) -> Loader:
-    """Build the loader of this rank's part of `index`, one image at a time, as large as it is."""
+def mask_loader(index: MaskedIndex, *, channels: int, world: World, reader: ReaderConfig) -> Loader:
+    """Build the loader of this rank's part of `index`, one image at a time, as large as it is.
+
+    `channels` is what the model sees, 1 or 3.
+    """
     num_workers = min(reader.num_workers, len(index) // world.world_size // _MIN_IMAGES_PER_WORKER)
     return sequential_loader(
         MaskedDataset(index, cache_bytes=reader.parquet_cache_bytes),
-        transform=SceneReading(decoder=index.decoder),
+        transform=SceneReading(decoder=index.decoder, channels=channels),
         micro_batch_size=1,
         rank=world.rank,
         world_size=world.world_size,
@@ -274,7 +279,9 @@ class Scenes:
         dataset = MaskedDataset(self.index)
         try:
             record = dataset.fetch(*self.index.images.locate(position), 0)
-            found: Mapping[str, Any] = SceneReading(decoder=self.index.decoder)(record)
+            found: Mapping[str, Any] = SceneReading(decoder=self.index.decoder, channels=self.model.config.in_chans)(
+                record
+            )
         finally:
             dataset.close()
         said = class_ids(self.model, torch.from_numpy(found["images"]), self.info.inference)

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from beit.common.errors import BadSample, InputError, ResumableStop, require
-from beit.common.images.channels import pixels_of
+from beit.common.images.channels import fit_image, pixels_of
 from beit.common.pages.numbers import count, percent
 from beit.common.pages.pictures import save_png, sheet
 from beit.common.pages.tables import aligned
@@ -247,7 +247,9 @@ class MaskWriter:
         if kept is None:  # it may be there, and damaged
             there.discard(MASKS)
         missing = tuple(kind for kind in self.kinds if kind not in there)
-        return Job(name, identity, record.decode_image() if missing else None, missing, kept)
+        channels = self.model.config.in_chans
+        image = fit_image(record.decode_image(), channels) if missing else None
+        return Job(name, identity, image, missing, kept)
 
     def make(self, job: Job) -> NDArray[np.uint8]:
         """Make what is missing; returns the ids (H, W)."""

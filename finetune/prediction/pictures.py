@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from beit.common.errors import BadSample, InputError, require
-from beit.common.images.channels import in_colour, pixels_of
+from beit.common.images.channels import fit_image, in_colour, pixels_of
 from beit.common.pages.numbers import percent, run_name
 from beit.common.pages.pictures import on_paper, picture_table, sheet
 from beit.common.reading.labelled_dataset import LabelledDataset
@@ -123,10 +123,11 @@ def _scenes_of_images(model: Segmenter, source: str, info: SegmentationInfo, cou
     dataset = LabelledDataset(index)
     for position in spread_evenly(len(index), count).tolist():
         try:
-            pixels = pixels_of(dataset.fetch(*index.locate(position), 0).decode_image())
+            image = dataset.fetch(*index.locate(position), 0).decode_image()
         except BadSample as error:
             logger.warning("%s cannot be used: %s", image_name(index, position), error)
             continue
+        pixels = pixels_of(fit_image(image, model.config.in_chans))
         yield Scene(
             image_name(index, position),
             in_colour(pixels),

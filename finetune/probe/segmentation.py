@@ -126,6 +126,11 @@ class PatchReader:
         self._encoder, self._device, self._short_side = encoder, device, short_side
         self._count = micro_batch_size
 
+    @property
+    def channels(self) -> int:
+        """That the encoder sees."""
+        return self._encoder.model.config.in_chans
+
     def grid(self, image: NDArray[np.uint8]) -> Grid:
         """Return how an image is looked at."""
         shape = self._encoder.model.config
@@ -253,7 +258,7 @@ def sample_patches(
     quota = -(-settings.max_patches // len(index))
     kept: list[Tensor] = []  # (L, some, D)
     labels: list[Tensor] = []
-    for position, image, mask in read_scenes(index, config, description="patches"):
+    for position, image, mask in read_scenes(index, config, channels=reader.channels, description="patches"):
         grid = reader.grid(image)
         shares = class_shares(mask, grid, len(index.classes))
         wanted = np.flatnonzero(shares.sum(1) >= _LABELLED_SHARE)
@@ -287,7 +292,7 @@ def measure_probes(
 ) -> list[SegmentationMetrics]:
     """Measure one classifier per block on every labelled pixel of `index`."""
     logs = [MaskLog(num_classes) for _ in probes]
-    for position, image, mask in read_scenes(index, config, description="measuring"):
+    for position, image, mask in read_scenes(index, config, channels=reader.channels, description="measuring"):
         grid = reader.grid(image)
         logits = torch.empty(len(probes), num_classes, grid.rows, grid.columns)
         for origins, blocks in reader.features(image, grid):
@@ -322,10 +327,10 @@ def enlarged_ids(logits: Tensor, size: tuple[int, int]) -> NDArray[np.uint8]:
 
 
 def read_scenes(
-    index: MaskedIndex, config: SegmentationConfig, *, description: str
+    index: MaskedIndex, config: SegmentationConfig, *, channels: int, description: str
 ) -> Iterator[tuple[int, NDArray[np.uint8], NDArray[np.uint8]]]:
     """Yield position, image (H, W, C) and mask (H, W) of all that can be read; others are reported, and few allowed."""
-    loader = mask_loader(index, world=single_rank(), reader=config.reader)
+    loader = mask_loader(index, channels=channels, world=single_rank(), reader=config.reader)
     with Progress(len(index), unit="images", description=f"{description} of {index.name}") as progress:
         for batch in loader:
             if "images" in batch:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from beit.common.images.channels import pixels_of
+from beit.common.images.channels import fit_image, pixels_of
 from beit.common.rng import CounterRng
 from beit.common.storage.samples import Record
 from beit.finetune.augment.augment import fill_pixel
@@ -41,13 +41,15 @@ class SceneTransform:
         augment: What crops are drawn from.
         decoder: Turns encoded masks into class ids.
         seed: Of the run.
-        fill: RGB, in [0, 1], of what lies outside the image; the mean of the normalisation.
+        channels: That the model sees; colours become grey before anything else where that is 1.
+        fill: RGB or grey, in [0, 1], of what lies outside the image; the mean of the normalisation.
     """
 
     img_size: int
     augment: SceneAugmentConfig
     decoder: MaskDecoder
     seed: int
+    channels: int = 3
     fill: tuple[float, ...] = (0.5, 0.5, 0.5)
 
     def __call__(self, record: Record) -> dict[str, NDArray[np.generic]]:
@@ -62,7 +64,7 @@ class SceneTransform:
             no limit of its own.
         """
         assert record.mask_bytes is not None
-        image = record.decode_image()
+        image = fit_image(record.decode_image(), self.channels)
         mask = self.decoder.decode(record.mask_bytes, size=image.size)
         size = self._draw_size(image.size, self._rng("scale", record))
         columns, rows = (nearest_positions(*sides) for sides in zip(image.size, size, strict=True))
