@@ -279,9 +279,8 @@ class Scenes:
         dataset = MaskedDataset(self.index)
         try:
             record = dataset.fetch(*self.index.images.locate(position), 0)
-            found: Mapping[str, Any] = SceneReading(decoder=self.index.decoder, channels=self.model.config.in_chans)(
-                record
-            )
+            read = SceneReading(decoder=self.index.decoder, channels=self.model.config.in_chans)
+            found: Mapping[str, Any] = read(record)
         finally:
             dataset.close()
         said = class_ids(self.model, torch.from_numpy(found["images"]), self.info.inference)
