@@ -45,9 +45,8 @@ def main() -> None:
                        ("training steps", steps(options))):  # fmt: skip
         report(name, pair, options.turns)
     values = options.batch * options.img_size**2
-    print(
-        f"a batch of {options.batch} on its way to the device: {values / 1e6:.2f} MB grey, {3 * values / 1e6:.2f} MB RGB"
-    )
+    sizes = f"{values / 1e6:.2f} MB grey, {3 * values / 1e6:.2f} MB RGB"
+    print(f"a batch of {options.batch} on its way to the device: {sizes}")
 
 
 def readers(options: argparse.Namespace, mode: str) -> tuple[Callable[[], object], Callable[[], object]]:

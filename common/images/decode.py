@@ -25,6 +25,7 @@ from beit.common.images.samples import Samples, samples_of_8_bit
 
 _FORMATS = ("JPEG", "PNG", "WEBP")
 _PNG_START = b"\x89PNG\r\n\x1a\n"
+_PNG_DEPTH_AT = 24
 _PNG_TEXT = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")  # none of which says anything about the pixels that are wanted
 _PNG_ORIENTATION = b"XML:com.adobe.xmp\0\0"  # of an uncompressed block, which may say how to turn the image
 _PNG_TEXT_LIMITS = ("MAX_TEXT_CHUNK", "MAX_TEXT_MEMORY", "text chunks")
@@ -55,9 +56,22 @@ def decode_image(data: bytes, decoding: Decoding = USUAL, *, apply_exif: bool = 
         image = load_image(data, max_pixels=decoding.max_pixels)
         with _in_words(data):
             return (as_grey if decoding.channels == "grey" else as_rgb)(image, apply_exif=apply_exif)
-    samples = read_samples(data, decoding, apply_exif=apply_exif)
+    samples = chosen_samples(data, decoding, apply_exif=apply_exif)
     with _in_words(data):
-        return to_image(samples, decoding)
+        image = image_of(to_8_bit(samples, decoding.value_range))
+        return image.convert("L" if decoding.num_channels == GREY else "RGB")  # last, as Pillow mixes colours
+
+
+def chosen_samples(data: bytes, decoding: Decoding, *, apply_exif: bool = True) -> Samples:
+    """Decode an image to the values of its file, of the channels that are wanted and with its background.
+
+    Raises:
+        BadSample: as `decode_image` does.
+    """
+    # Bands are picked first, so that nothing depends on the others.
+    samples = pick_channels(read_samples(data, decoding, apply_exif=apply_exif), decoding.channels)
+    # Alpha is applied here; until it is, settings refuse anything but the default.
+    return samples
 
 
 def read_samples(data: bytes, decoding: Decoding = USUAL, *, apply_exif: bool = True) -> Samples:
@@ -71,13 +85,9 @@ def read_samples(data: bytes, decoding: Decoding = USUAL, *, apply_exif: bool = 
         return _samples_of(_turned(image) if apply_exif else image)
 
 
-def to_image(samples: Samples, decoding: Decoding) -> Image.Image:
-    """Choose channels, lay what is transparent over its background, and map values to 8 bits, mode "RGB" or "L"."""
-    # Bands are picked first, so that nothing depends on the others; colours are mixed to grey last, as Pillow does it.
-    samples = pick_channels(samples, decoding.channels)
-    # Alpha is applied here; until it is, settings refuse anything but the default.
-    image = image_of(to_8_bit(samples, decoding.value_range))
-    return image.convert("L" if decoding.num_channels == GREY else "RGB")
+def png_bits(data: bytes) -> int | None:
+    """Return the bits per channel of a PNG, by its header; None of what is none."""
+    return data[_PNG_DEPTH_AT] if data.startswith(_PNG_START) and len(data) > _PNG_DEPTH_AT else None
 
 
 def _samples_of(image: Image.Image) -> Samples:

@@ -130,7 +130,7 @@ class SourceInfo:
     """Which values became black and white, as the user gave it."""
     range_found: tuple[float, float] | None = None
     """The values that the percentiles of `range` were found to be, over a sample of the images."""
-    channels: str | int | tuple[int, ...] = "rgb"
+    channels: str | tuple[int, ...] = "rgb"
     """Which channels became those of the image."""
     alpha: str = "drop"
     """What lay behind transparent pixels."""

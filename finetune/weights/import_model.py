@@ -20,6 +20,7 @@ from torch import Tensor
 from beit import __version__
 from beit.common.encoder import load_encoder, save_model
 from beit.common.errors import InputError, require
+from beit.common.images.decoding import USUAL, Decoding
 from beit.common.runs.outputs import check_new_folder
 from beit.common.storage.files import atomic_folder
 from beit.common.storage.tensor_check import check_tensors
@@ -179,6 +180,7 @@ def import_encoder(
     config = EncoderConfig(
         architecture=architecture,
         normalization=findings.normalization.value,
+        decoding=Decoding(channels="grey") if architecture.in_chans == GREY else USUAL,
         task="segmentation" if segmentation else "pretrain" if class_names is None else "classification",
         vocab_size=len(tensors["lm_head.weight"]) if "lm_head.weight" in tensors else None,
         class_names=class_names,

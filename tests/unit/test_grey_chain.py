@@ -132,6 +132,7 @@ def test_a_run_goes_on_and_refuses_other_channels(root, store, pretrained):
     assert "\n" not in str(error.value) and "model.in_chans" in str(error.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["masked_pixels", "all_tokens"])
 @pytest.mark.parametrize("in_chans", [1, 3])
 def test_other_objectives_and_three_channels_take_grey_stores(root, store, kind, in_chans, caplog):
@@ -149,6 +150,7 @@ def test_other_objectives_and_three_channels_take_grey_stores(root, store, kind,
     assert ("grey stands in all of them" in caplog.text) == (in_chans == 3)
 
 
+@pytest.mark.slow
 def test_an_rgb_store_makes_a_grey_encoder_where_that_is_asked_for(root, caplog):
     store = tokenize(root, "usual")
     with caplog.at_level("INFO", logger="beit"):
@@ -158,6 +160,7 @@ def test_an_rgb_store_makes_a_grey_encoder_where_that_is_asked_for(root, caplog)
     assert read_encoder_config(root / "luma").architecture.in_chans == 1 and "their luma" in caplog.text
 
 
+@pytest.mark.slow
 def test_words_computed_while_training_are_of_grey_too(root):
     bare = tokenize(root, "bare", source=GREY, tokenizer=None, views=0)
     config = settings(model=SHAPE, tokenizer={"online": str(root / "tokenizer")}, train={"steps": 2})
@@ -165,6 +168,7 @@ def test_words_computed_while_training_are_of_grey_too(root):
     assert read_encoder_config(root / "online").architecture.in_chans == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("in_chans", [None, 1])
 def test_an_rgb_encoder_is_continued_on_grey_as_it_is_or_made_grey(root, store, in_chans):
     encoder = root / f"rgb-{in_chans}"
@@ -197,6 +201,7 @@ def test_a_classifier_of_grey_says_the_same_of_colours_and_of_their_luma(root, f
         model.probabilities(torch.zeros(2, 3, 16, 16))
 
 
+@pytest.mark.slow
 def test_an_rgb_encoder_becomes_grey_in_a_fine_tuning(root, tmp_path):
     encoder = tmp_path / "rgb"
     save_random(encoder, replace(DINO, img_size=16))
@@ -208,6 +213,7 @@ def test_an_rgb_encoder_becomes_grey_in_a_fine_tuning(root, tmp_path):
         assert len(list(predict(tmp_path / name, str(root / "val"), settings=GREY))) > 0
 
 
+@pytest.mark.slow
 def test_random_weights_see_as_many_channels_as_the_images(root, tmp_path):
     finetune(
         finetune_config("source.channels=grey", "train.steps=2"), data=str(root / "train"), run_dir=tmp_path / "run"
@@ -216,6 +222,7 @@ def test_random_weights_see_as_many_channels_as_the_images(root, tmp_path):
     assert stored.architecture.in_chans == 1 and stored.normalization == Normalization((0.5,), (0.5,))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["linear-probe", "knn"])
 def test_features_of_grey_are_probed(root, pretrained, tmp_path, task):
     config = finetune_config(
