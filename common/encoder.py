@@ -25,7 +25,7 @@ from beit.common.storage.documents import read_json, write_json
 from beit.common.storage.files import atomic_path, fsync_directory, remove_stale, sha256_file
 from beit.common.storage.tensor_check import write_safetensors
 from beit.common.vit.adapt import adapt_state
-from beit.common.vit.config import PosBias
+from beit.common.vit.config import PosBias, for_channels
 from beit.common.vit.description import (
     CONFIG_FILE,
     FORMAT,
@@ -101,6 +101,7 @@ def load_encoder(
     img_size: int | None = None,
     pos_bias: PosBias | None = None,
     drop_path: float = 0.0,
+    in_chans: int | None = None,
     device: str | torch.device = "cpu",
 ) -> VisionTransformer:
     """Load an encoder for use, ready to call `forward_features`.
@@ -115,6 +116,8 @@ def load_encoder(
             position tables are resized.
         pos_bias: Position mode, if another; a shared table is copied to every block.
         drop_path: Stochastic depth rate in [0, 1), for training it further.
+        in_chans: Channels of its input, if others: 1 makes a model for grey images of one for RGB, kernels summed, with
+            the same features for grey images.
         device: Where to put it.
 
     Returns:
@@ -140,6 +143,7 @@ def load_encoder(
         img_size=stored.architecture.img_size if img_size is None else img_size,
         pos_bias=stored.architecture.pos_bias if pos_bias is None else pos_bias,
         drop_path=drop_path,
+        in_chans=stored.architecture.in_chans if in_chans is None else in_chans,
     )
     with torch.device("meta"):  # initial values would cost seconds and draw from the caller's random stream
         model = VisionTransformer(config)
@@ -165,7 +169,8 @@ def load_weights(
         Names of the parameters that kept their initial values.
     """
     stored = read_encoder_config(path)
-    state = adapt_state(read_encoder_state(path), stored.architecture, model.config)
+    pixels = stored.normalization
+    state = adapt_state(read_encoder_state(path), stored.architecture, model.config, pixels=pixels)
     wanted = model.state_dict()
     loaded = {name: tensor for name, tensor in state.items() if name in wanted and not name.startswith(tuple(skip))}
     kept = []
@@ -182,7 +187,8 @@ def load_weights(
         require(not kept, f"{path} lacks {', '.join(kept)}")
         model.build_index("cpu")
     model.load_state_dict(loaded, strict=False, assign=model.cls_token.is_meta)
-    model.normalization, model.crop_pct, model.best_block = stored.normalization, stored.crop_pct, stored.best_block
+    model.normalization = for_channels(pixels, model.config.in_chans)
+    model.crop_pct, model.best_block = stored.crop_pct, stored.best_block
     model.decoding = stored.decoding
     model.provenance = dict(stored.provenance)
     logger.info(

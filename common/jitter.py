@@ -22,17 +22,18 @@ JITTER_ORDERS: tuple[tuple[str, ...], ...] = tuple(itertools.permutations(("brig
 def jitter_image(
     image: Image.Image, factors: dict[str, int], order: int, *, mean_from: Image.Image | None = None
 ) -> Image.Image:
-    """Apply brightness, contrast and saturation to an RGB image in the given order.
+    """Apply brightness, contrast and saturation to an image in the given order.
 
     Args:
-        image: RGB image; left unchanged.
+        image: RGB or grey image, mode "RGB" or "L"; left unchanged. Grey has no saturation: nothing is done for it, and
+            the others do what they do to the same grey in three channels.
         factors: Fixed-point factor in [0, 2 * 2**14] for each of "bright", "contrast" and "sat"; 2**14 skips the
             operation.
         order: Position in `JITTER_ORDERS`.
         mean_from: Take the contrast's mean grey from this image, jittered alike, instead of from `image`: jittering a
             crop then equals cropping the jittered image.
     Returns:
-        RGB image of the same size.
+        Image of the same mode and size.
     Source: torchvision's ColorJitter as BEiT uses it (`beit/datasets.py`), hue 0. Differs: factors are fixed point.
     """
     remaining = [name for name in JITTER_ORDERS[order] if factors[name] != FACTOR_ONE]
@@ -49,10 +50,12 @@ def _apply(image: Image.Image, name: str, factor: int, mean_grey: int) -> Image.
     # Each operation blends with a picture without what it strengthens. `Image.point` with a table would do for two of
     # them, but handles its 768 entries one by one, ten times the work of a small image.
     if name == "sat":
+        if image.mode == "L":
+            return image
         luma = image.convert("L")
         plain = Image.merge("RGB", (luma, luma, luma))
     else:
-        plain = Image.new("RGB", image.size, (mean_grey,) * 3)
+        plain = Image.new(image.mode, image.size, mean_grey if image.mode == "L" else (mean_grey,) * 3)
     return Image.blend(plain, image, factor / FACTOR_ONE)
 
 

@@ -101,8 +101,8 @@ class Tokenizer:
         """Find the best visual word for every position of every image, in one forward pass.
 
         Args:
-            images: uint8 RGB, either a NumPy array (B, H, W, 3) or a tensor (B, 3, H, W). H and W divisible by
-                `downsampling`, or both `img_size` where the tokenizer has one.
+            images: uint8 RGB, either a NumPy array (B, H, W, 3) or a tensor (B, 3, H, W), or grey, with one channel
+                instead of three. H and W divisible by `downsampling`, or both `img_size` where the tokenizer has one.
         Returns:
             token_ids, int64 (B, H / downsampling, W / downsampling) in [0, vocab_size), on the tokenizer's device.
         Raises:
@@ -184,15 +184,15 @@ class _EncoderModule(nn.Module):
 
 
 def _to_channels_first(images: NDArray[np.uint8] | Tensor) -> Tensor:
-    """Return uint8 (B, 3, H, W)."""
+    """Return uint8 (B, 3, H, W); what is grey stands in all three channels."""
     if isinstance(images, Tensor):
         pixels, expected = images, "(B, 3, H, W)"
     else:
         pixels, expected = torch.from_numpy(np.ascontiguousarray(images)), "(B, H, W, 3)"
         pixels = pixels.permute(0, 3, 1, 2) if pixels.ndim == 4 else pixels
-    if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[1] != 3:
+    if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[1] not in (1, 3):
         raise ValueError(f"images must be uint8 {expected}, got {images.dtype} {tuple(images.shape)}")
-    return pixels
+    return pixels.expand(-1, 3, -1, -1)  # of a grey network the luma of that is what came
 
 
 def choose_dtype(setting: DTypeSetting, device: str | torch.device) -> DType:

@@ -19,8 +19,9 @@ from PIL import Image, features
 
 from beit.common.config import above, at_least, checked, within
 from beit.common.errors import BadSample, require
+from beit.common.images.channels import image_of, in_colour, luma, pixels_of
 from beit.common.images.decode import decode_image
-from beit.common.images.decoding import MAX_SIDE_PX, USUAL, Decoding
+from beit.common.images.decoding import GREY, MAX_SIDE_PX, RGB, USUAL, Decoding
 from beit.common.images.jpeg import decode_jpeg_unchecked
 from beit.common.jitter import FACTOR_ONE, JITTER_ORDERS, MAX_FACTOR, jitter_image
 from beit.common.rng import CounterRng
@@ -152,7 +153,7 @@ def render_view(
     from the same crop, neither from the other.
 
     Args:
-        image: Decoded RGB image, of any size in px, see `decode_image`.
+        image: Decoded RGB or grey image, of any size in px, see `decode_image`.
         view: One `VIEW_DTYPE` record, its box in pixels of the image: `store[i]["views"][k]`.
         img_size: Side of the result in px.
         resample: Filter, antialiased.
@@ -161,10 +162,11 @@ def render_view(
         check_crop: First compare the cropped pixels with the record's `crc_crop`, so that a view is never shown with
             the tokens of other pixels.
     Returns:
-        Pixels (img_size, img_size, 3) uint8 in [0, 255], RGB, writable.
+        Pixels (img_size, img_size, 3) uint8 in [0, 255], RGB, or of a grey image (img_size, img_size, 1); writable.
+        A grey image gives what the same grey in three channels would give in each; only its checksum is another.
     Raises:
         BadSample: the record does not fit the image (reason "view-mismatch"), or the check fails ("crc-mismatch").
-        ValueError: the image is not RGB.
+        ValueError: the image is neither RGB nor grey.
     Source: BEiT `beit/datasets.py`. Differs: jitter follows the crop and the resize unless `jitter_scope` is "image",
         since it is cheaper there (what that changes: docs/results.md); the flip comes last, which mirrors the box and
         nothing else; "bicubic-torch" is another filter than Pillow's.
@@ -177,7 +179,7 @@ def render_view(
     """
     crop = _crop(image, view)
     if check_crop:
-        pixels = np.array(crop)
+        pixels = pixels_of(crop).copy()
         if zlib.crc32(pixels.data) != view["crc_crop"]:
             raise BadSample("crc-mismatch", "the cropped pixels are not those that were tokenised")
         if _is_shown_as_it_is(pixels, view, img_size):
@@ -201,7 +203,11 @@ def replay_view(
     Pillow where that does not do.
     """
     needs_whole_image = jitter_scope == "image" and not _is_jitter_neutral(view)
-    pixels = None if needs_whole_image or not decoding.leaves_jpeg else _proved_crop(data, view)
+    pixels = (
+        None
+        if needs_whole_image or not decoding.leaves_jpeg
+        else _proved_crop(data, view, is_grey=decoding.num_channels == GREY)
+    )
     if pixels is None:
         whole = decode_image(data, decoding)
         return render_view(
@@ -211,15 +217,19 @@ def replay_view(
         return pixels
     if resample == "bicubic-torch" and pixels.shape[:2] != (img_size, img_size):
         pixels = _resize_with_torch(pixels, img_size)
-    return _finish(Image.fromarray(pixels), view, img_size, resample)
+    return _finish(image_of(pixels), view, img_size, resample)
 
 
-def _proved_crop(data: bytes, view: np.void) -> NDArray[np.uint8] | None:
+def _proved_crop(data: bytes, view: np.void, *, is_grey: bool) -> NDArray[np.uint8] | None:
     left, top, width, height = (int(view[name]) for name in ("left", "top", "w", "h"))
-    pixels = decode_jpeg_unchecked(data, width=left + width, height=top + height) if width and height else None
+    if not width or not height:
+        return None
+    pixels = decode_jpeg_unchecked(data, width=left + width, height=top + height, keeps_grey=is_grey)
     if pixels is None:
         return None
     pixels = np.ascontiguousarray(pixels[top : top + height, left : left + width])
+    if is_grey and pixels.shape[2] == RGB:
+        pixels = luma(pixels).copy()  # not what a decoder calls grey, which rounds otherwise
     return pixels if zlib.crc32(pixels.data) == view["crc_crop"] else None
 
 
@@ -248,14 +258,14 @@ def _finish(
     if view["flip"]:
         # In Pillow, not in NumPy, where copying a mirrored (H, W, 3) view is eight times slower.
         rendered = rendered.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return np.array(rendered)
+    return pixels_of(rendered).copy()
 
 
 def _resize(image: Image.Image, size: tuple[int, int], resample: Resample) -> Image.Image:
     if image.size == size:
         return image
     if resample == "bicubic-torch":
-        return Image.fromarray(_resize_with_torch(np.array(image), size[0]))
+        return image_of(_resize_with_torch(pixels_of(image).copy(), size[0]))
     return image.resize(size, Image.Resampling[resample.upper()])
 
 
@@ -263,15 +273,17 @@ def _resize_with_torch(pixels: NDArray[np.uint8], side: int) -> NDArray[np.uint8
     import torch  # here, because those who only draw and tokenise views need not wait for it
 
     batch = torch.from_numpy(pixels).permute(2, 0, 1)[None]
-    resized = torch.empty((1, 3, side, side), dtype=torch.uint8, memory_format=torch.channels_last)
+    resized = torch.empty((1, pixels.shape[2], side, side), dtype=torch.uint8, memory_format=torch.channels_last)
     # What `interpolate(batch, (side, side), mode="bicubic", antialias=True)` calls, which cannot be told the layout.
     torch.ops.aten._upsample_bicubic2d_aa.out(batch, [side, side], False, None, None, out=resized)
     return resized[0].permute(1, 2, 0).numpy()
 
 
 def _crop(image: Image.Image, view: np.void) -> Image.Image:
-    if image.mode != "RGB":
-        raise ValueError(f"image mode ({image.mode}) must be RGB; decode with beit.common.images.decode.decode_image")
+    if image.mode not in ("RGB", "L"):
+        raise ValueError(
+            f"image mode ({image.mode}) must be RGB or L; decode with beit.common.images.decode.decode_image"
+        )
     left, top, width, height = (int(view[name]) for name in ("left", "top", "w", "h"))
     # Pillow would fill what lies outside the image with black instead of refusing.
     if width < 1 or height < 1 or left + width > image.width or top + height > image.height:
@@ -283,11 +295,11 @@ def _crop(image: Image.Image, view: np.void) -> Image.Image:
 
 
 def crop_crc(image: Image.Image, view: np.void) -> int:
-    """Return the crc32 of the cropped source pixels (RGB, row by row), taken before any resize.
+    """Return the crc32 of the cropped source pixels (RGB or grey, row by row), taken before any resize.
 
     Raises:
         BadSample: the box does not fit the image (reason "view-mismatch").
-        ValueError: the image is not RGB.
+        ValueError: the image is neither RGB nor grey.
     """
     return zlib.crc32(_crop(image, view).tobytes())
 
@@ -295,13 +307,13 @@ def crop_crc(image: Image.Image, view: np.void) -> int:
 def mean_luma(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Return the mean luma of a 4 x 4 raster over a rendered view: the coarse check that survives another Pillow build.
 
-    Takes (height, width, 3) uint8, both sides at least 4 px, returns (16,) uint8, row by row.
+    Takes (height, width, 3 or 1) uint8, both sides at least 4 px, returns (16,) uint8, row by row.
     """
     height, width = pixels.shape[:2]
     rows = np.arange(_LUMA_CELLS + 1) * height // _LUMA_CELLS
     columns = np.arange(_LUMA_CELLS + 1) * width // _LUMA_CELLS
     sums = np.add.reduceat(pixels, rows[:-1], axis=0, dtype=np.int64)
-    sums = np.add.reduceat(sums, columns[:-1], axis=1)  # (4, 4, 3)
+    sums = in_colour(np.add.reduceat(sums, columns[:-1], axis=1))  # (4, 4, 3)
     num_pixels = np.outer(np.diff(rows), np.diff(columns)) << 16
     weighted = sums @ np.array([19595, 38470, 7471])  # ITU-R 601 luma in units of 1/2**16, as Pillow's mode "L"
     mean: NDArray[np.uint8] = ((weighted + num_pixels // 2) // num_pixels).astype(np.uint8)

@@ -17,7 +17,8 @@ from beit.common.errors import InputError, require
 from beit.common.sources.config import SourceConfig
 from beit.common.sources.labels import one_form
 from beit.common.vit.adaptation import adapt, check_adaptation, fresh_names
-from beit.common.vit.config import Adaptation, Normalization, PosBias, ViTConfig, build_vit_config
+from beit.common.vit.agreement import channels_of
+from beit.common.vit.config import Adaptation, Normalization, PosBias, ViTConfig, build_vit_config, for_channels
 from beit.common.vit.description import EncoderConfig, read_encoder_config
 from beit.common.vit.features import FeaturePooling
 from beit.finetune.classification.model import FRESH_PREFIXES, POOLINGS, ImageClassifier
@@ -87,7 +88,10 @@ def load_classifier(
 
 
 def starting_point(config: EncoderSettings) -> StartingPoint:
-    """Decide shape and normalisation before anything is built: the encoder's, or for random weights the settings'."""
+    """Decide shape and normalisation before anything is built: the encoder's, or for random weights the settings'.
+
+    Random weights see as many channels as the images have, unless the settings say otherwise.
+    """
     if not config.encoder:
         raise InputError(f"--encoder is missing; give the folder of an encoder, or --encoder {RANDOM_ENCODER}")
     if config.encoder == RANDOM_ENCODER:
@@ -107,8 +111,11 @@ def starting_point(config: EncoderSettings) -> StartingPoint:
             patch_size=config.image.patch_size or DEFAULT_PATCH_SIZE,
             use_mask_token=False,
             init="finetune",
+            in_chans=config.source.decoding.num_channels,
         )
-        normalization = Normalization(config.image.mean or HALF, config.image.std or HALF)
+        image = config.image
+        usual = HALF[: len(image.mean or image.std or HALF)]
+        normalization = for_channels(Normalization(image.mean or usual, image.std or usual), shape.in_chans)
         own_tables: PosBias = "none" if shape.pos_bias == "none" else "per_block"
         shape = replace(shape, pos_bias=own_tables)
         return StartingPoint(architecture=shape, normalization=normalization, encoder=None)
@@ -124,7 +131,10 @@ def starting_point(config: EncoderSettings) -> StartingPoint:
         adaptation = Adaptation(last_blocks=architecture.depth - config.freeze_blocks)
     check_adaptation(adaptation, architecture)
     return StartingPoint(
-        architecture=architecture, normalization=stored.normalization, encoder=stored, adaptation=adaptation
+        architecture=architecture,
+        normalization=for_channels(stored.normalization, architecture.in_chans),
+        encoder=stored,
+        adaptation=adaptation,
     )
 
 
@@ -157,6 +167,7 @@ def _encoder_architecture(stored: ViTConfig, config: EncoderSettings) -> ViTConf
         )
     return replace(
         stored,
+        in_chans=channels_of(stored, config.model),
         img_size=config.image.img_size or stored.img_size,
         drop_path=config.model.drop_path,
         use_mask_token=False,

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from beit.common.encoder import load_encoder
 from beit.common.errors import BadSample, InputError, require
+from beit.common.images.channels import in_colour
 from beit.common.pages.attention import chosen_points, framed, overlaid, place_of, points_sheet
 from beit.common.pages.charts import dot_chart
 from beit.common.pages.pictures import enlarged, picture_table, sheet
@@ -115,6 +116,7 @@ def attention_sheet(
     with torch.inference_mode():
         weights = model.attention_weights(images, block)
         distances = attention_distances(model, images)
+    pixels = in_colour(pixels)
     facts = f"{config.name}, {config.depth} blocks of {config.num_heads} heads, counted from 0; {len(names)} images"
     if is_mean:
         maps = weights.numpy()
@@ -146,7 +148,7 @@ def read_pictures(
     """Read images spread over a source, as `beit predict` shows them to a model.
 
     Returns:
-        Their names, and pixels (n, height, width, 3) uint8; those that cannot be read are left out.
+        Their names, and pixels (n, height, width, C) uint8, C of the model; those that cannot be read are left out.
     """
     reading = SourceConfig().after(transform.decoding, "the model", is_final=True)
     index = build_index(source, settings=reading) if isinstance(source, str) else source

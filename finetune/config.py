@@ -19,7 +19,14 @@ from beit.common.training.config import (
     SpeedConfig,
     TrainConfig,
 )
-from beit.common.vit.config import AdaptSetting, ModelConfig, PosBias, SizeName, require_one_limit
+from beit.common.vit.config import (
+    AdaptSetting,
+    ModelConfig,
+    PosBias,
+    SizeName,
+    require_channels,
+    require_one_limit,
+)
 from beit.finetune.augment.settings import MixConfig, TrainAugmentConfig
 
 RANDOM_ENCODER = "random"
@@ -36,10 +43,14 @@ class ImageConfig:
     """Side of the input in pixels; left out, the encoder's, or 224 for random weights. Position tables are resized."""
     patch_size: Annotated[int | None, at_least(1)] = None
     """Side of a patch in pixels; left out, the encoder's, or 16 for random weights."""
-    mean: tuple[float, float, float] | None = None
-    """Subtracted from pixels scaled to [0, 1]; left out, the encoder's, or 0.5 for random weights."""
-    std: Annotated[tuple[float, float, float] | None, above(0)] = None
+    mean: tuple[float, ...] | None = None
+    """Subtracted from pixels scaled to [0, 1], three numbers, or one for a grey model; left out, the encoder's, or 0.5
+    for random weights."""
+    std: Annotated[tuple[float, ...] | None, above(0)] = None
     """Divides the centred pixels; left out, the encoder's, or 0.5 for random weights."""
+
+    def __post_init__(self) -> None:
+        require_channels("image", self.mean, self.std)
 
 
 @checked("model")
@@ -57,6 +68,9 @@ class ShapeConfig:
     """Number of transformer blocks."""
     num_heads: int | None = None
     """Attention heads; must divide embed_dim."""
+    in_chans: Literal[1, 3] | None = None
+    """Channels that the model sees: 3 for RGB, 1 for grey; for random weights as many as the images have. 1 makes a
+    grey model of an encoder for RGB, its kernels summed."""
     mlp_ratio: float | None = None
     """Hidden width of the MLP divided by embed_dim; for random weights 4."""
     init_values: float | None = None

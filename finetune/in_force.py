@@ -6,8 +6,9 @@ from dataclasses import replace
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from beit.common.errors import InputError
-from beit.common.vit.agreement import model_settings, require_same, require_shape
-from beit.common.vit.config import Normalization, ViTConfig
+from beit.common.sources.config import SourceConfig
+from beit.common.vit.agreement import channels_of, model_settings, require_same, require_shape
+from beit.common.vit.config import Normalization, ViTConfig, for_channels
 from beit.common.vit.description import EncoderConfig
 from beit.finetune.config import RANDOM_ENCODER, ImageConfig, ShapeConfig
 
@@ -37,6 +38,10 @@ class EncoderSettings(Protocol):
     def model(self) -> ShapeConfig:
         """Shape."""
 
+    @property
+    def source(self) -> SourceConfig:
+        """Images."""
+
 
 AnySettings = TypeVar("AnySettings", bound=EncoderSettings)
 
@@ -44,12 +49,13 @@ AnySettings = TypeVar("AnySettings", bound=EncoderSettings)
 def require_agreement(stored: EncoderConfig, config: EncoderSettings) -> None:
     """Refuse settings that the encoder contradicts: it would win, and the run be recorded as what it was not."""
     shape, image, encoder = stored.architecture, config.image, str(config.encoder)
+    pixels = for_channels(stored.normalization, channels_of(shape, config.model))
     require_shape(shape, config.model, encoder)
     _require_whole_patches(shape, config)
     own = {
         "image.patch_size": (image.patch_size, shape.patch_size, "patch size"),
-        "image.mean": (_listed(image.mean), list(stored.normalization.mean), "mean of the pixels"),
-        "image.std": (_listed(image.std), list(stored.normalization.std), "standard deviation of the pixels"),
+        "image.mean": (_listed(image.mean), list(pixels.mean), "mean of the pixels"),
+        "image.std": (_listed(image.std), list(pixels.std), "standard deviation of the pixels"),
     }
     require_same(own, encoder)
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from beit.common.encoder import load_encoder
 from beit.common.errors import require
+from beit.common.images.channels import in_colour
 from beit.common.pages.pictures import picture_table, sheet
 from beit.common.storage.samples import spread_evenly
 from beit.common.vit.description import read_encoder_config
@@ -83,7 +84,8 @@ def neighbour_sheet(encoder: Path, source: str, *, num_rows: int, num_images: in
     ]
     captions = [[_caption(names[place]) for place in row] for row in rows]
     titles = ["image", "nearest", *[""] * (count - 1)]
-    pictures = [[pixels[place] for place in row] for row in rows]
+    shown = in_colour(pixels)
+    pictures = [[shown[place] for place in row] for row in rows]
     picture = sheet(
         [picture_table(pictures, titles=titles, captions=captions, cell_px=_CELL_PX)],
         heading="What the encoder finds alike",

@@ -33,6 +33,7 @@ from beit.common.training.data import Batch, TrainingData
 from beit.common.training.judge import Goal
 from beit.common.training.trainer import train
 from beit.common.vit.adaptation import merge_state, parameters_in_words
+from beit.common.vit.channels import describe_fit
 from beit.common.vit.description import EncoderConfig, read_encoder_config
 from beit.common.vit.flops import training_flops
 from beit.common.vit.param_groups import param_groups
@@ -100,6 +101,7 @@ class ClassificationTask:
             img_size=self.start.architecture.img_size,
             augment=config.augment,
             seed=config.train.seed,
+            channels=self.start.architecture.in_chans,
             fill=self.start.normalization.mean,
         )
         is_measured = self.images.val is not None
@@ -195,6 +197,8 @@ class ClassificationTask:
         logger.info("%s", plan)
         if self.warning and self.world.is_main:
             logger.warning("%s", self.warning)
+        if fit := describe_fit(self.images.train.decoding.num_channels, self.start.architecture.in_chans):
+            logger.info("%s", fit)
         if val is None:
             logger.info("no --val: nothing is measured, and the model is that of the last step")
 

@@ -32,7 +32,8 @@ from beit.common.training.data import Batch, TrainingData
 from beit.common.training.judge import Goal
 from beit.common.training.trainer import train
 from beit.common.vit.adaptation import merge_state, parameters_in_words
-from beit.common.vit.config import Adaptation
+from beit.common.vit.channels import describe_fit
+from beit.common.vit.config import Adaptation, for_channels
 from beit.common.vit.description import read_encoder_config
 from beit.common.vit.flops import training_flops
 from beit.common.vit.param_groups import param_groups
@@ -99,7 +100,8 @@ def scene_starting_point(config: SegmentationConfig) -> StartingPoint:
         return starting_point(config)
     # Settings that were in force name it, too, where an encoder has another.
     own = replace(config, image=replace(config.image, mean=None, std=None))
-    return replace(starting_point(own), normalization=IMAGENET)
+    start = starting_point(own)
+    return replace(start, normalization=for_channels(IMAGENET, start.architecture.in_chans))
 
 
 @dataclass
@@ -122,6 +124,7 @@ class SegmentationTask:
             augment=config.augment,
             decoder=scenes.train.decoder,
             seed=config.train.seed,
+            channels=self.start.architecture.in_chans,
             fill=mean,
         )
         is_measured = scenes.val is not None
@@ -203,6 +206,8 @@ class SegmentationTask:
         logger.info("%s", self.data.plan)
         if self.warning and self.world.is_main:
             logger.warning("%s", self.warning)
+        if fit := describe_fit(self.scenes.train.images.decoding.num_channels, self.start.architecture.in_chans):
+            logger.info("%s", fit)
         if val is None:
             logger.info("no --val: nothing is measured, and the model is that of the last step")
 

@@ -24,7 +24,14 @@ from beit.common.training.config import (
     TrainConfig,
 )
 from beit.common.views import Resample
-from beit.common.vit.config import AdaptSetting, ModelConfig, Normalization, ViTConfig
+from beit.common.vit.config import (
+    AdaptSetting,
+    ModelConfig,
+    Normalization,
+    ViTConfig,
+    for_channels,
+    require_channels,
+)
 from beit.pretrain.masking import MaskConfig
 
 IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -42,16 +49,20 @@ class DataConfig:
     made_for: tuple[int, int] | None = (224, 16)
     """Sides in pixels of the views and of the patches that these settings were chosen for; a store with others is used
     all the same, with a warning. none: any."""
-    mean: tuple[float, float, float] | None = None
+    mean: tuple[float, ...] | None = None
     """Subtracted from pixels scaled to [0, 1]; left out, those of the encoder that is continued, or for random weights
-    ImageNet's, as in BEiT's ImageNet-1k recipe."""
-    std: Annotated[tuple[float, float, float] | None, above(0)] = None
+    ImageNet's, as in BEiT's ImageNet-1k recipe. Three numbers, or one for a grey model, which takes the average of
+    three by the weights of luma."""
+    std: Annotated[tuple[float, ...] | None, above(0)] = None
     """Divides the centred pixels; left out, likewise."""
     replay: Literal["strict", "tolerant"] = "strict"
     """strict: every crop's checksum must match; tolerant: its 4 x 4 luma within 3 levels, for another Pillow build."""
     interpolation: Literal["auto", "bicubic", "bicubic-torch"] = "auto"
     """Antialiased filter from the crop to `img_size`. bicubic: Pillow's, the same pixels on every kind of processor;
     bicubic-torch: 1.5 to 5 times as fast at 224 px, slower at 32 px; auto: that one for views from 96 px on."""
+
+    def __post_init__(self) -> None:
+        require_channels("data", self.mean, self.std)
 
     def resample(self, img_size: int) -> Resample:
         """Return the filter for views of this size in px."""
@@ -62,7 +73,9 @@ class DataConfig:
     @property
     def normalization(self) -> Normalization:
         """How pixels are normalised, where no encoder says otherwise."""
-        return Normalization(self.mean or IMAGENET.mean, self.std or IMAGENET.std)
+        channels = len(self.mean or self.std or IMAGENET.mean)
+        usual = for_channels(IMAGENET, channels)
+        return Normalization(self.mean or usual.mean, self.std or usual.std)
 
     def for_random_weights(self) -> DataConfig:
         """Return the section with the normalisation of random weights where an encoder could bring another."""

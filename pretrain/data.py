@@ -54,6 +54,7 @@ class ViewTransform:
         needs_tokens: Whether the stored tokens are part of the sample.
         store_seed: Of the store; decides on its views.
         store_token_img_size: Side in pixels of what was tokenised; 0 where it is not known.
+        num_channels: Of the images, C: 3, or 1 where they are grey.
         resample: Filter of the ViT's view.
     """
 
@@ -69,14 +70,15 @@ class ViewTransform:
     needs_tokens: bool = True
     store_seed: int = 0
     store_token_img_size: int = 0
+    num_channels: int = 3
     resample: Resample = "bicubic"
 
     def __call__(self, record: Record) -> dict[str, NDArray[Any]]:
         """Render the view and draw the mask.
 
         Returns:
-            images: (3, img_size, img_size) uint8. bool_masked_pos: (N,) bool, True = masked. token_ids: (N,) int64,
-            where they are needed and stored. token_views: (3, token_img_size, token_img_size) uint8, where a tokenizer
+            images: (C, img_size, img_size) uint8. bool_masked_pos: (N,) bool, True = masked. token_ids: (N,) int64,
+            where they are needed and stored. token_views: (C, token_img_size, token_img_size) uint8, where a tokenizer
             is to see them.
 
         Raises:
@@ -89,10 +91,11 @@ class ViewTransform:
     def blank(self) -> dict[str, NDArray[Any]]:
         """Return a sample of zeros, nothing masked, in the shapes and types of a real one."""
         num_patches = self.grid_size**2
-        shown = np.zeros((3, self.img_size, self.img_size), dtype=np.uint8)
+        shown = np.zeros((self.num_channels, self.img_size, self.img_size), dtype=np.uint8)
         sample: dict[str, NDArray[Any]] = {"images": shown, "bool_masked_pos": np.zeros(num_patches, np.bool_)}
         if self.token_img_size:
-            sample["token_views"] = np.zeros((3, self.token_img_size, self.token_img_size), dtype=np.uint8)
+            side = self.token_img_size
+            sample["token_views"] = np.zeros((self.num_channels, side, side), dtype=np.uint8)
         elif self.needs_tokens:
             sample["token_ids"] = np.zeros(num_patches, dtype=np.int64)
         return sample
@@ -184,6 +187,7 @@ def build_transform(
         resample=config.data.resample(info.img_size),
         store_seed=info.seed,
         store_token_img_size=info.token_img_size if info.views else 0,
+        num_channels=info.num_channels,
     )
 
 

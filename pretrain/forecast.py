@@ -44,6 +44,7 @@ class _Sides(NamedTuple):
 
     img_size: int
     patch_size: int
+    num_channels: int = 3
 
 
 def load(recipe: str | None, overrides: Sequence[str] = ()) -> PretrainConfig:

@@ -27,8 +27,8 @@ from beit.common.storage.paths import normalise
 from beit.common.storage.place import MissingFile, place_of
 from beit.common.vit.adapt import adapt_state, check_adaptable
 from beit.common.vit.adaptation import check_adaptation
-from beit.common.vit.agreement import model_settings, require_same, require_shape
-from beit.common.vit.config import Adaptation, Normalization, ViTConfig, build_vit_config
+from beit.common.vit.agreement import channels_of, model_settings, require_same, require_shape
+from beit.common.vit.config import Adaptation, Normalization, ViTConfig, build_vit_config, for_channels
 from beit.common.vit.description import EncoderConfig, read_encoder_config
 from beit.common.vit.position_bias import TABLE_KEY
 from beit.pretrain.aggregation import LAYERS
@@ -62,6 +62,10 @@ class HasSides(Protocol):
     @property
     def patch_size(self) -> int:
         """Side of a patch in pixels."""
+
+    @property
+    def num_channels(self) -> int:
+        """Channels of its images: 1 where they are grey, else 3."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -129,11 +133,15 @@ def starting_point(config: PretrainConfig, store: HasSides, *, earlier: Continue
                 f"the run began from --init {earlier.encoder}; name that again, or a new directory for a run from "
                 "random weights"
             )
-        shape = build_vit_config(config.model, img_size=store.img_size, patch_size=store.patch_size)
-        return StartingPoint(architecture=shape, normalization=config.data.normalization)
+        shape = build_vit_config(
+            config.model, img_size=store.img_size, patch_size=store.patch_size, in_chans=store.num_channels
+        )
+        pixels = for_channels(config.data.normalization, shape.in_chans)
+        return StartingPoint(architecture=shape, normalization=pixels)
     continued = _found(config.init) if earlier is None else _same(config.init, earlier)
     source = continued.source
-    shape, pixels = source.architecture, source.normalization
+    shape, in_chans = source.architecture, channels_of(source.architecture, config.model)
+    pixels = for_channels(source.normalization, in_chans)
     require(
         shape.patch_size == store.patch_size,
         f"the encoder {config.init} has patches of {shape.patch_size} px, and the store patches of {store.patch_size} "
@@ -148,6 +156,7 @@ def starting_point(config: PretrainConfig, store: HasSides, *, earlier: Continue
     require_same(own, config.init)
     shape = replace(
         shape,
+        in_chans=in_chans,
         img_size=store.img_size,
         drop_path=config.model.drop_path,
         pos_bias=shape.pos_bias if config.model.pos_bias == "auto" else config.model.pos_bias,
@@ -173,9 +182,12 @@ def trains_position_tables(start: StartingPoint) -> bool:
 
 def in_force(config: PretrainConfig, start: StartingPoint) -> PretrainConfig:
     """Return the settings with those filled in that were left out, and came from the encoder."""
-    if start.continued is None:
-        return config
     pixels: dict[str, Any] = start.normalization._asdict()
+    if start.continued is None:
+        shape, named = start.architecture, replace(config.data, **pixels)
+        if named == config.data:
+            return config
+        return replace(config, model=replace(config.model, in_chans=shape.in_chans), data=named)
     brought = model_settings(start.architecture)
     return replace(
         config,
@@ -202,7 +214,7 @@ def load_initial(
     require(not bad, f"{origin}: {', '.join(bad[:1])} holds numbers that are not finite; take another encoder")
     why_new = _other_words(source, tokens)
     state = {name: value for name, value in stored.items() if not (why_new and name.startswith("lm_head."))}
-    adapted = adapt_state(state, source.architecture, model.config)
+    adapted = adapt_state(state, source.architecture, model.config, pixels=source.normalization)
     wanted = model.state_dict()
     created = [name for name in adapted if name not in stored and source.architecture.pos_bias == "none"]
     taken = {

@@ -35,8 +35,8 @@ class MimStep:
 
         Args:
             model: A `MaskedImageModel`, possibly wrapped.
-            batch: images (B, 3, img_size, img_size) uint8, bool_masked_pos (B, N) bool (True = masked), and token_ids
-                (B, N) int64 or token_views (B, 3, s, s) uint8; all on the model's device.
+            batch: images (B, C, img_size, img_size) uint8, bool_masked_pos (B, N) bool (True = masked), and token_ids
+                (B, N) int64 or token_views (B, C, s, s) uint8; all on the model's device.
         """
         images, mask = normalize_images(batch["images"], self.mean, self.std), batch["bool_masked_pos"]
         predicted = torch.ones_like(mask) if self.predict_all else mask
@@ -84,7 +84,7 @@ class PixelStep:
 
         Args:
             model: A `MaskedPixelModel`, possibly wrapped.
-            batch: images (B, 3, img_size, img_size) uint8, bool_masked_pos (B, N) bool; on the model's device.
+            batch: images (B, C, img_size, img_size) uint8, bool_masked_pos (B, N) bool; on the model's device.
         """
         return self.compare(model, batch)[1]
 

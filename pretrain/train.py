@@ -44,6 +44,7 @@ from beit.common.training.engine_settings import check_partition, zero_stage
 from beit.common.training.judge import Goal
 from beit.common.training.trainer import train
 from beit.common.vit.adaptation import adapt, fresh_names, merge_state, parameters_in_words
+from beit.common.vit.channels import describe_fit
 from beit.common.vit.config import ViTConfig
 from beit.common.vit.description import EncoderConfig
 from beit.common.vit.flops import training_flops
@@ -234,6 +235,8 @@ class PretrainTask:
         if self.start.continued is not None:
             record(run, self.start.continued)
             logger.info("%s", describe_start(self.start, is_resumed=self.data.is_resumed))
+        if fit := describe_fit(self.store.info.num_channels, self.start.architecture.in_chans):
+            logger.info("%s", fit)
         another = another_size(config=self.config, sides=(self.vit.img_size, self.vit.patch_size))
         if another is not None:
             logger.warning("%s", another)

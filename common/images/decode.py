@@ -10,14 +10,15 @@ import io
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from beit.common.errors import LFS_ADVICE, BadSample, is_lfs_pointer
 from beit.common.images.alpha import laid_over, opacity_of
-from beit.common.images.decoding import MAX_IMAGE_BYTES, MAX_PIXELS, MAX_SIDE_PX, USUAL, Decoding
+from beit.common.images.channels import image_of, pick_channels
+from beit.common.images.decoding import GREY, MAX_IMAGE_BYTES, MAX_PIXELS, MAX_SIDE_PX, USUAL, Decoding
 from beit.common.images.deep_png import is_deep_colour, read_deep_colour
 from beit.common.images.formats import OTHER_NAMES, Reader, format_of
 from beit.common.images.jpeg import has_filler
@@ -38,7 +39,9 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 def decode_image(data: bytes, decoding: Decoding = USUAL, *, apply_exif: bool = True) -> Image.Image:
-    """Decode an image of any format (`formats.py`) to 8-bit RGB; of an animation, its first frame.
+    """Decode an image of any format (`formats.py`) to 8-bit RGB, or grey where that is asked for.
+
+    Of an animation that is its first frame.
 
     By default 16-bit grey is scaled to 8 bit and transparency is dropped. The size is checked before any pixel is
     decoded. Data that end early are an error: filling the rest with grey would teach the model grey boxes.
@@ -48,22 +51,24 @@ def decode_image(data: bytes, decoding: Decoding = USUAL, *, apply_exif: bool = 
         decoding: How its values become pixels, and up to which size.
         apply_exif: Turn and mirror the pixels as the EXIF orientation asks.
     Returns:
-        Image of mode "RGB", loaded, both sides in [1, 65535] px.
+        Image of mode "RGB", or "L" where `decoding.num_channels` is 1, loaded, both sides in [1, 65535] px.
     Raises:
         BadSample: reason is "empty", "truncated", "unsupported", "lfs-pointer", "bomb", "too-large", "decode-error",
-            "no-range", "no-window", "no-frame", or "needs-" and a format whose library is not installed.
+            "channels", "no-range", "no-window", "no-frame", or "needs-" and a format whose library is not installed.
     """
-    if decoding.is_usual and _reader_of(data) is None:
+    is_plain = isinstance(decoding.channels, str) and replace(decoding, channels="rgb").is_usual
+    if is_plain and _reader_of(data) is None:
         image = load_image(data, max_pixels=decoding.max_pixels)
         with _in_words(data):
-            return as_rgb(image, apply_exif=apply_exif)
+            return (as_grey if decoding.channels == "grey" else as_rgb)(image, apply_exif=apply_exif)
     if not decoding.value_range.is_resolved:
         raise ValueError(f"the values of {decoding.value_range} are to be found before images are decoded")
     samples = chosen_samples(data, decoding, apply_exif=apply_exif)
     with _in_words(data):
-        # Laid on its background last: white is 255, whatever value becomes so.
-        image = _image_of(laid_over(to_8_bit(samples, decoding.value_range), samples, decoding.alpha))
-        return image if decoding.channels == "grey" else image.convert("RGB")
+        # Laid on its background after its values were mapped: white is 255, whatever value becomes so. Then mixed to
+        # grey, as Pillow mixes colours.
+        image = image_of(laid_over(to_8_bit(samples, decoding.value_range), samples, decoding.alpha))
+        return image.convert("L" if decoding.num_channels == GREY else "RGB")
 
 
 def chosen_samples(data: bytes, decoding: Decoding, *, apply_exif: bool = True) -> Samples:
@@ -72,9 +77,8 @@ def chosen_samples(data: bytes, decoding: Decoding, *, apply_exif: bool = True) 
     Raises:
         BadSample: as `decode_image` does.
     """
-    samples = read_samples(data, decoding, apply_exif=apply_exif)
-    # Channels are applied here; until they are, settings refuse anything but the default.
-    return samples
+    # Bands are picked first, so that nothing depends on the others.
+    return pick_channels(read_samples(data, decoding, apply_exif=apply_exif), decoding.channels)
 
 
 def read_samples(data: bytes, decoding: Decoding = USUAL, *, apply_exif: bool = True) -> Samples:
@@ -113,11 +117,6 @@ def _deep_samples(data: bytes, image: Image.Image, *, apply_exif: bool) -> Sampl
     if isinstance(hidden, tuple):  # one colour is transparent
         opacity = np.where((values == hidden).all(axis=-1), 0, 65535).astype(np.uint16)
     return Samples(array=values[..., :num_colours], kind="grey" if num_colours == 1 else "rgb", alpha=opacity)
-
-
-def _image_of(pixels: NDArray[np.uint8]) -> Image.Image:
-    """Return (H, W, 1) or (H, W, 3) as an image of mode "L" or "RGB"."""
-    return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
 
 
 def _samples_of(image: Image.Image) -> Samples:
@@ -243,6 +242,14 @@ def as_rgb(image: Image.Image, *, apply_exif: bool = True) -> Image.Image:
         samples = np.asarray(image).astype(np.int64)
         image = Image.fromarray(((samples.clip(0, 65535) + 128) // 257).astype(np.uint8))
     return image.convert("RGB")
+
+
+def as_grey(image: Image.Image, *, apply_exif: bool = True) -> Image.Image:
+    """Turn an image of any mode as its EXIF data say, and make it 8-bit grey: of colours their luma (ITU-R 601)."""
+    image = _turned(image) if apply_exif else image
+    if image.mode in ("1", "L", "LA"):
+        return image if image.mode == "L" else image.convert("L")
+    return as_rgb(image, apply_exif=False).convert("L")
 
 
 def _turned(image: Image.Image) -> Image.Image:

@@ -20,7 +20,10 @@ MAX_PIXELS = 64_000_000
 MAX_SIDE_PX = 65535
 """View records hold box coordinates as unsigned 16-bit integers."""
 Channels = str | tuple[int, ...]
-"""Which channels become those of the image: "rgb", "grey", or numbers of bands."""
+"""Which channels become those of the image: "rgb", "grey", or numbers of bands, counted from 1 as GDAL counts them:
+three for red, green and blue, or one for grey."""
+GREY, RGB = 1, 3
+"""Channels of a decoded image."""
 Alpha = Literal["drop", "white", "black", "checker"]
 """What lies behind transparent pixels; "drop" shows the colours that they hide."""
 Frame = str | int
@@ -39,7 +42,7 @@ class DecodingSettings(Protocol):
         """See `ValueRange`; None, as below, is the default."""
 
     @property
-    def channels(self) -> Channels | None:
+    def channels(self) -> int | Channels | None:
         """See there."""
 
     @property
@@ -76,9 +79,14 @@ class Decoding:
         return self == Decoding(max_pixels=self.max_pixels)
 
     @property
+    def num_channels(self) -> int:
+        """Channels of every image that is decoded so: 1 where it is grey, else 3."""
+        return GREY if self.channels == "grey" or len(self.channels) == 1 else RGB
+
+    @property
     def leaves_jpeg(self) -> bool:
-        """Whether an ordinary JPEG, 8 bits of RGB or grey, is decoded to the same pixels as by default."""
-        return self.channels == "rgb" and not self.value_range.needs_values
+        """Whether an ordinary JPEG, 8 bits of RGB or grey, becomes the pixels that it is by default, or their luma."""
+        return self.channels in ("rgb", "grey") and not self.value_range.needs_values
 
     def of_any_size(self) -> Decoding:
         """Return the same with the usual limit of size, which says nothing of the pixels."""
@@ -86,7 +94,7 @@ class Decoding:
 
     def of_packed(self) -> Decoding:
         """Return how images are decoded that were decoded so and stored as 8 bits again."""
-        return Decoding(max_pixels=self.max_pixels)
+        return Decoding(max_pixels=self.max_pixels, channels="grey" if self.num_channels == GREY else "rgb")
 
     def in_words(self) -> str:
         """Say in one sentence how image files become pixels, where that is not as usual; else return nothing."""
@@ -162,12 +170,16 @@ def _refuse_unapplied(name: str, setting: Any, only: Any) -> None:
 
 def parse_channels(setting: Any) -> Channels:
     """Check a setting of channels."""
-    is_bands = isinstance(setting, tuple) and all(type(band) is int and band >= 0 for band in setting) and setting
-    if setting not in ("rgb", "grey") and not is_bands:
+    bands = (setting,) if type(setting) is int else setting
+    are_numbers = isinstance(bands, tuple) and all(type(band) is int for band in bands)
+    if bands not in ("rgb", "grey") and not (are_numbers and len(bands) in (GREY, RGB) and min(bands) >= 1):
         shown = list(setting) if isinstance(setting, tuple) else setting
-        raise InputError(f'source.channels ({shown}) must be "rgb", "grey", or numbers of bands such as [4, 3, 2]')
-    _refuse_unapplied("channels", setting, "rgb")
-    return setting  # type: ignore[no-any-return]
+        why = ": there is no band 0" if are_numbers and 0 in bands else ""
+        raise InputError(
+            f'source.channels ({shown}) must be "rgb", "grey", or numbers of bands, counted from 1{why}: three such as '
+            "[4, 3, 2] for red, green and blue, or one such as [1] for grey"
+        )
+    return bands  # type: ignore[no-any-return]
 
 
 def parse_alpha(setting: Any) -> Alpha:

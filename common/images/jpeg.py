@@ -45,7 +45,9 @@ def is_jpeg(data: bytes) -> bool:
     return data.startswith(_JPEG_START)
 
 
-def decode_jpeg_unchecked(data: bytes, *, width: int, height: int) -> NDArray[np.uint8] | None:
+def decode_jpeg_unchecked(
+    data: bytes, *, width: int, height: int, keeps_grey: bool = False
+) -> NDArray[np.uint8] | None:
     """Decode the top of a JPEG faster than `decode_image` does, for callers that compare the pixels with a checksum.
 
     The same libjpeg-turbo arithmetic, so the same pixels in all ordinary cases, straight into an array: three times as
@@ -55,10 +57,11 @@ def decode_jpeg_unchecked(data: bytes, *, width: int, height: int) -> NDArray[np
         data: The encoded image.
         width: Smallest width in px that is of use; narrower images are not decoded.
         height: Rows that are wanted; shorter images are not decoded.
+        keeps_grey: Whether an image that is grey in the file gets one channel, not three equal ones.
     Returns:
-        Pixels (>= height, W, 3) uint8, writable: of what lies below, and what is damaged there, as little as possible
-        is decoded. None where `decode_image` has to be asked: no JPEG, one to be turned, too small or larger than that
-        function accepts by default, or damaged beyond decoding.
+        Pixels (>= height, W, 3) uint8, or (>= height, W, 1), writable: of what lies below, and what is damaged there,
+        as little as possible is decoded. None where `decode_image` has to be asked: no JPEG, one to be turned, too
+        small or larger than that function accepts by default, or damaged beyond decoding.
     """
     if simplejpeg is None or not is_jpeg(data):
         return None
@@ -71,7 +74,8 @@ def decode_jpeg_unchecked(data: bytes, *, width: int, height: int) -> NDArray[np
         if data.find(_EXIF_START, 0, _APP_BYTES) >= 0 and transpose_of(Image.open(io.BytesIO(data))) is not None:
             return None
         # Not strict, because to a decoder the rest of a cut image is data too many.
-        pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(_cut_jpeg(data, height), "RGB", strict=False)
+        wanted = "GRAY" if keeps_grey and colours == "Gray" else "RGB"
+        pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(_cut_jpeg(data, height), wanted, strict=False)
     except (ValueError, OSError):
         return None
     return pixels

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from beit.common.images.channels import in_colour
 from beit.common.shards.token_store import TokenStore
 from beit.common.storage.samples import spread_evenly
 from beit.common.views import render_view
@@ -25,6 +26,7 @@ def sample_views(store: TokenStore, count: int) -> tuple[list[NDArray[np.uint8]]
         assert record.view is not None and record.token_ids is not None
         image = record.decode_image()
         scope = info.augment.jitter_scope
-        pixels.append(render_view(image, record.view, img_size=info.img_size, jitter_scope=scope, check_crop=True))
+        shown = render_view(image, record.view, img_size=info.img_size, jitter_scope=scope, check_crop=True)
+        pixels.append(in_colour(shown))
         token_ids.append(record.token_ids.astype(np.int64))
     return pixels, np.stack(token_ids)

@@ -224,6 +224,11 @@ class StoreInfo:
         return self.source.decoding.of_packed() if is_encoded_again else self.source.decoding
 
     @property
+    def num_channels(self) -> int:
+        """Channels of its images: 1 where they are grey, else 3."""
+        return self.decoding.num_channels
+
+    @property
     def token_img_size(self) -> int:
         """Side in pixels of the view the tokenizer saw; 0 when there are no tokens."""
         return self.grid_size * self.tokenizer.downsampling if self.tokenizer else 0

@@ -29,7 +29,7 @@ class SourceConfig:
     range: RangeSetting | None = None
     """Which values become black and white, see `beit.common.images.ranges.ValueRange`. As the next three, left out it
     is what the encoder or the model was trained with, and where there is none, the default of `Decoding`."""
-    channels: str | tuple[int, ...] | None = None
+    channels: str | int | tuple[int, ...] | None = None
     """Which channels become those of the image, see `beit.common.images.decoding.Channels`."""
     alpha: str | None = None
     """What lies behind transparent pixels, see `beit.common.images.decoding.Alpha`."""
@@ -38,6 +38,8 @@ class SourceConfig:
 
     def __post_init__(self) -> None:
         self.decoding  # noqa: B018  # which says what is wrong with it
+        if isinstance(self.channels, int):
+            object.__setattr__(self, "channels", (self.channels,))
 
     @property
     def decoding(self) -> Decoding:

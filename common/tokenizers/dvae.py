@@ -35,13 +35,12 @@ from torch.nn import functional as F
 
 from beit.common.tokenizers.dalle import map_pixels, unmap_pixels
 from beit.common.tokenizers.dvae_config import DiscreteVAEConfig
+from beit.common.vit.channels import fit_channels
 
 STEM_STRIDE = 4
 """Pixels per position after the first convolution; patches this small still hold edges well."""
 INITIAL_LOGIT_SCALE = 20.0
 """Cosines times this are the first logits; training raises it as words become distinct."""
-_LUMA_WEIGHTS = (19595, 38470, 7471)
-"""Of red, green and blue in units of 1/2**16."""
 MIN_LOG_SCALE = -5.0
 """Of b: half a grey level at middle grey, 0.4/255 of a mapped pixel, is e**-5.07 in logits. Below that a network would
 be paid without bound for pixels that it gets exactly right, flat areas above all."""
@@ -99,8 +98,8 @@ class DiscreteVAE(nn.Module):
         return f"vocab_size={self.vocab_size}, downsampling={self.downsampling}"
 
     def see(self, pixels: Tensor) -> Tensor:
-        """Map uint8 RGB (B, 3, H, W) to what the network works on, float32 (B, K, H, W) in [-1, 1]."""
-        return scale_pixels(luma(pixels) if self.config.channels == 1 else pixels)
+        """Map uint8 RGB or grey (B, 3 or 1, H, W) to what the network works on, float32 (B, K, H, W) in [-1, 1]."""
+        return scale_pixels(fit_channels(pixels, self.config.channels))
 
     def encode_features(self, images: Tensor) -> Tensor:
         """Map images, float (B, K, H, W) in [-1, 1], to code vectors, float (B, C, h, w) of length 1 along C."""
@@ -160,12 +159,6 @@ class DiscreteVAE(nn.Module):
 def scale_pixels(pixels: Tensor) -> Tensor:
     """Map uint8 pixels, any shape, to float32 in [-1, 1]."""
     return pixels.float() / 127.5 - 1.0
-
-
-def luma(pixels: Tensor) -> Tensor:
-    """Map uint8 RGB (B, 3, H, W) to uint8 (B, 1, H, W) exactly as Pillow's mode "L" does (ITU-R 601)."""
-    weights = torch.tensor(_LUMA_WEIGHTS, dtype=torch.int32, device=pixels.device).view(1, 3, 1, 1)
-    return ((pixels.int() * weights).sum(dim=1, keepdim=True) + (1 << 15) >> 16).to(torch.uint8)
 
 
 def gumbel_softmax(logits: Tensor, *, temperature: float, generator: torch.Generator) -> Tensor:

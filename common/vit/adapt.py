@@ -8,27 +8,46 @@ import torch
 from torch import Tensor, nn
 
 from beit.common.errors import require
-from beit.common.vit.config import PosResize, ViTConfig
+from beit.common.vit.agreement import require_grey_or_same
+from beit.common.vit.channels import grey_projection
+from beit.common.vit.config import Normalization, PosResize, ViTConfig
 from beit.common.vit.position_bias import TABLE_KEY, num_table_rows, resize_table
 
 SHARED_TABLE = f"rel_pos_bias.{TABLE_KEY}"
-_SHAPE = ("patch_size", "in_chans", "embed_dim", "depth", "num_heads", "mlp_ratio", "qkv_bias", "use_abs_pos_emb")
+_SHAPE = ("patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "qkv_bias", "use_abs_pos_emb")
 """What the two must agree in."""
+_PROJECTION = "patch_embed.proj"
 _DINO_OFFSET = 0.1
 """Added to the grid that DINO's code asks for; DINOv2 calls it interpolate_offset."""
 
 
-def adapt_state(state: Mapping[str, Tensor], source: ViTConfig, target: ViTConfig) -> dict[str, Tensor]:
-    """Rewrite a state dict for another resolution and position mode of the same architecture.
+def adapt_state(
+    state: Mapping[str, Tensor], source: ViTConfig, target: ViTConfig, *, pixels: Normalization | None = None
+) -> dict[str, Tensor]:
+    """Rewrite a state dict for another resolution and position mode of the same architecture, or for grey images.
 
     A shared position table is copied to every block, which leaves the function computed unchanged; where the source has
-    none, tables start at zero, likewise. Position tables and embeddings are resized to the target's patch grid.
+    none, tables start at zero, likewise. Position tables and embeddings are resized to the target's patch grid. Kernels
+    of an RGB encoder are summed for a grey target, which leaves what is computed of grey images unchanged; their pixels
+    are then normalised by `for_channels(pixels, 1)`.
+
+    Args:
+        state: Under official names.
+        source: What it is of.
+        target: What it is to be of.
+        pixels: Normalisation of the source, which grey targets of RGB sources need.
 
     Returns:
         The new state dict, under official names; unchanged tensors are the same objects.
     """
     check_adaptable(source, target)
     adapted = {name: tensor for name, tensor in state.items() if not name.endswith("relative_position_index")}
+    if source.in_chans != target.in_chans:
+        if pixels is None:
+            raise ValueError("a grey encoder is made of an RGB one by way of its normalisation; give pixels")
+        names = [f"{_PROJECTION}.{part}" for part in ("weight", "bias")]
+        weight, bias, _ = grey_projection(adapted[names[0]], adapted[names[1]], pixels)
+        adapted |= dict(zip(names, (weight, bias), strict=True))
     block_tables = [f"blocks.{i}.attn.{TABLE_KEY}" for i in range(target.depth)]
     if source.pos_bias == "shared" and target.pos_bias == "per_block":
         table = adapted.pop(SHARED_TABLE)
@@ -72,6 +91,7 @@ def check_adaptable(source: ViTConfig, target: ViTConfig) -> None:
     for name in _SHAPE:
         stored, wanted = getattr(source, name), getattr(target, name)
         require(stored == wanted, f"the encoder has {name} {stored}, the model wants {wanted}; they must be equal")
+    require_grey_or_same(source.in_chans, target.in_chans, "the encoder")
     require(
         source.pos_bias in ("none", target.pos_bias) or (source.pos_bias, target.pos_bias) == ("shared", "per_block"),
         f"the encoder has pos_bias {source.pos_bias!r}, which cannot become {target.pos_bias!r}; "

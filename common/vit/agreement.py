@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from beit.common.errors import InputError, require
-from beit.common.vit.config import VIT_SIZES, ViTConfig
+from beit.common.vit.config import GREY, RGB, VIT_SIZES, ViTConfig
 
 _SIZE = ("embed_dim", "depth", "num_heads")
 _OF_SHAPE = ("size", *_SIZE, "mlp_ratio", "init_values", "use_abs_pos_emb", "pos_bias")
@@ -29,6 +29,21 @@ def require_shape(shape: ViTConfig, model: Any, encoder: str) -> None:
         "model.use_abs_pos_emb": (model.use_abs_pos_emb, shape.use_abs_pos_emb, "choice of absolute positions"),
     }
     require_same(own, encoder)
+    require_grey_or_same(shape.in_chans, model.in_chans, f"the encoder {encoder}")
+
+
+def require_grey_or_same(found: int, wanted: int | None, what: str) -> None:
+    """Refuse channels that an encoder cannot be given: one of RGB can become grey, but not the other way."""
+    require(
+        wanted is None or wanted == found or (found, wanted) == (RGB, GREY),
+        f"model.in_chans ({wanted}) must be {found}, as {what} sees {found} channel{'s' if found > 1 else ''}; leave "
+        "it out: images in colour are then read as their luma",
+    )
+
+
+def channels_of(shape: ViTConfig, model: Any) -> int:
+    """Return the channels of a model made of an encoder: those that a section `model` names, else the encoder's."""
+    return int(shape.in_chans if model.in_chans is None else model.in_chans)
 
 
 def require_same(own: Mapping[str, tuple[Any, Any, str]], encoder: str) -> None:
@@ -43,7 +58,8 @@ def require_same(own: Mapping[str, tuple[Any, Any, str]], encoder: str) -> None:
 
 def model_settings(architecture: ViTConfig) -> dict[str, Any]:
     """Return what the section model says of an encoder, or of a model made of one."""
-    return {name: getattr(architecture, name) for name in _OF_SHAPE}
+    grey = {"in_chans": GREY} if architecture.in_chans == GREY else {}  # 3 goes without saying, as in earlier runs
+    return {name: getattr(architecture, name) for name in _OF_SHAPE} | grey
 
 
 def _require_size(shape: ViTConfig, model: Any, encoder: str) -> None:

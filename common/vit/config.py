@@ -43,6 +43,41 @@ class Normalization(NamedTuple):
     """Divides the centred pixels."""
 
 
+GREY, RGB = 1, 3
+"""Channels of the images that a model may see."""
+_LUMA = (0.299, 0.587, 0.114)
+"""Of red, green and blue in grey: ITU-R BT.601."""
+
+
+def for_channels(pixels: Normalization, channels: int) -> Normalization:
+    """Return a normalisation for images of 1 or 3 channels; the same where it has as many.
+
+    Of grey it stands in all three channels. Of RGB both numbers are averaged by the weights of luma. For the mean that
+    is exact. The deviation of luma depends on how channels go together, which three numbers do not tell; the average
+    is right where they rise and fall as one, as in grey pictures, and near it in photographs.
+    """
+    if len(pixels.mean) == channels:
+        return pixels
+    if channels == RGB:
+        return Normalization(pixels.mean * RGB, pixels.std * RGB)
+    mean, std = (sum(weight * value for weight, value in zip(_LUMA, values, strict=True)) for values in pixels)
+    return Normalization((round(mean, 6),), (round(std, 6),))
+
+
+def require_channels(section: str, mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> None:
+    """Refuse a mean or std that is neither of one channel nor of three."""
+    for name, values in (("mean", mean), ("std", std)):
+        require(
+            values is None or len(values) in (GREY, RGB),
+            f"{section}.{name} ({list(values or ())}) must have one number, for grey, or three, for red, green and "
+            "blue",
+        )
+    require(
+        mean is None or std is None or len(mean) == len(std),
+        f"{section}.mean ({list(mean or ())}) and {section}.std ({list(std or ())}) must be of as many channels",
+    )
+
+
 class ViTShape(NamedTuple):
     """What one named size sets of `ViTConfig`."""
 
@@ -70,7 +105,7 @@ class ViTConfig:
     patch_size: Annotated[int, at_least(1)] = 16
     """Side of one patch, in pixels; also the stride of the patch convolution."""
     in_chans: Annotated[int, at_least(1)] = 3
-    """Colour channels of the input."""
+    """Channels of the input: 3 for RGB, 1 for grey."""
     embed_dim: Annotated[int, at_least(1)] = 768
     """Channels of the residual stream, D."""
     depth: Annotated[int, at_least(1)] = 12
@@ -156,6 +191,8 @@ class ModelConfig:
     """Number of transformer blocks."""
     num_heads: int | None = None
     """Attention heads; must divide embed_dim."""
+    in_chans: Literal[1, 3] | None = None
+    """Channels that the model sees: 3 for RGB, 1 for grey; of random weights as many as the images have."""
     mlp_ratio: float | None = None
     """Hidden width of the MLP divided by embed_dim; of random weights 4."""
     init_values: float | None = None
@@ -175,13 +212,22 @@ class ModelConfig:
 
 
 def build_vit_config(
-    model: ModelConfig, *, img_size: int, patch_size: int, use_mask_token: bool = True, init: InitRule = "pretrain"
+    model: ModelConfig,
+    *,
+    img_size: int,
+    patch_size: int,
+    in_chans: int = RGB,
+    use_mask_token: bool = True,
+    init: InitRule = "pretrain",
 ) -> ViTConfig:
-    """Resolve a recipe's `[model]` section into the full shape of random weights; sizes in pixels."""
+    """Resolve a recipe's `[model]` section into the full shape of random weights; sizes in pixels.
+
+    `in_chans` is what the images have; the section may say otherwise.
+    """
     model = model.for_random_weights()
     assert model.size is not None
     given = {name: value for name, value in asdict(model).items() if name != "size" and value is not None}
-    shape = VIT_SIZES[model.size]._asdict() | given
+    shape = VIT_SIZES[model.size]._asdict() | {"in_chans": in_chans} | given
     return ViTConfig(img_size=img_size, patch_size=patch_size, use_mask_token=use_mask_token, init=init, **shape)
 
 

@@ -14,7 +14,7 @@ from beit.common.config import config_from_dict, config_to_dict
 from beit.common.errors import InputError, require
 from beit.common.images.decoding import USUAL, Decoding
 from beit.common.storage.documents import Format, not_for_transformers, read_json
-from beit.common.vit.config import Normalization, ViTConfig
+from beit.common.vit.config import GREY, RGB, Normalization, ViTConfig
 from beit.common.vit.foreign import describe_foreign, describe_foreign_folder, import_command, is_foreign_config
 from beit.common.vit.header import check_header
 
@@ -87,8 +87,8 @@ def read_encoder_config(path: str | Path, *, need_weights: bool = True) -> Encod
         architecture = config_from_dict(ViTConfig, value["architecture"], origin=origin)
         class_names = value.get("class_names")
         require(
-            architecture.in_chans == 3,
-            f"{origin}: in_chans ({architecture.in_chans}) must be 3: images are read as RGB; give another encoder",
+            architecture.in_chans in (GREY, RGB),
+            f"{origin}: in_chans ({architecture.in_chans}) must be 1 or 3: images are grey or RGB; give another one",
         )
         config = EncoderConfig(
             architecture=architecture,

@@ -24,10 +24,12 @@ from PIL import Image
 from torch import Tensor
 
 from beit.common.errors import BadSample, InputError
+from beit.common.images.channels import fit_image, pixels_of
 from beit.common.images.decode import as_rgb, decode_image
 from beit.common.images.decoding import USUAL, Decoding
 from beit.common.storage.paths import normalise
 from beit.common.storage.place import place_of
+from beit.common.vit.channels import fit_channels
 from beit.common.vit.config import Normalization
 
 TINY_IMG_SIZE_PX = 64
@@ -69,31 +71,33 @@ class ImageTransform:
     def __call__(self, image: ImageLike) -> Tensor:
         """Transform one image.
 
-        It is turned as its EXIF data say, made RGB, resized so that its short side is img_size / crop_pct pixels
-        (bicubic, antialiased), cut to the central square, scaled to [0, 1], and normalised per channel.
+        It is turned as its EXIF data say, made RGB, or grey for a grey model, resized so that its short side is
+        img_size / crop_pct pixels (bicubic, antialiased), cut to the central square, scaled to [0, 1], and normalised
+        per channel.
 
         Args:
             image: A Pillow image of any mode and size, or the path or URL of a JPEG, PNG or WebP file.
         Returns:
-            (3, S, S) float32, RGB, normalised, on the CPU.
+            (3, S, S) float32, RGB, or of a grey model (1, S, S), normalised, on the CPU.
         Raises:
             TypeError: it is something else.
         """
         return self.batch([image])[0]
 
     def batch(self, images: Iterable[ImageLike]) -> Tensor:
-        """Transform several images, as `__call__` does one; returns (B, 3, S, S) float32."""
+        """Transform several images, as `__call__` does one; returns (B, C, S, S) float32."""
         pixels = [self.pixels(image) for image in images]
         if not pixels:
-            return torch.zeros(0, 3, self.img_size, self.img_size)
+            return torch.zeros(0, len(self.normalization.mean), self.img_size, self.img_size)
         return self.normalize(torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous())
 
     def pixels(self, image: ImageLike) -> NDArray[np.uint8]:
-        """Return what the model will see of an image, before the normalisation: (S, S, 3) uint8, RGB."""
-        return resize_and_center_crop(open_image(image, self.decoding), self.img_size, crop_pct=self.crop_pct)
+        """Return what the model will see of an image, before the normalisation: (S, S, 3) uint8 RGB, or (S, S, 1)."""
+        opened = fit_image(open_image(image, self.decoding), len(self.normalization.mean))
+        return resize_and_center_crop(opened, self.img_size, crop_pct=self.crop_pct)
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Map pixels (B, 3, S, S) uint8, on any device, to network input, float32 of the same shape."""
+        """Map pixels (B, C, S, S) uint8, RGB or grey, on any device, to network input, float32, in its channels."""
         return normalize_images(images, *self.normalization)
 
 
@@ -116,13 +120,14 @@ def normalize_images(images: Tensor, mean: Sequence[float], std: Sequence[float]
     """Scale to [0, 1], subtract `mean`, divide by `std`, per channel.
 
     Args:
-        images: (B, 3, H, W) uint8.
+        images: (B, C, H, W) uint8, RGB or grey. They get the channels of `mean` first, as `fit_channels` does it.
         mean: Per channel, of pixels in [0, 1].
         std: Per channel, of pixels in [0, 1].
 
     Returns:
-        (B, 3, H, W) float32.
+        (B, 3, H, W) float32, or (B, 1, H, W) where `mean` is of one channel.
     """
+    images = fit_channels(images, len(mean))
     # One multiply-add: (x / 255 - mean) / std = x * scale + shift.
     scale = torch.tensor([1 / (255 * s) for s in std], device=images.device).view(1, -1, 1, 1)
     shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=images.device).view(1, -1, 1, 1)
@@ -141,7 +146,7 @@ def default_crop_pct(img_size: int) -> float:
 def resize_and_center_crop(image: Image.Image, img_size: int, *, crop_pct: float) -> NDArray[np.uint8]:
     """Resize the short side to img_size / crop_pct pixels (bicubic, antialiased) and cut the central square.
 
-    Takes an RGB image and a crop_pct in (0, 1], returns (img_size, img_size, 3) uint8.
+    Takes an RGB or grey image and a crop_pct in (0, 1], returns (img_size, img_size, 3 or 1) uint8.
 
     Source: BEiT `beit/datasets.py`, with torchvision's rounding. Differs: images longer than 4:1 are first cut to their
         middle, whose pixels are all that the result can show, because resizing 1 x 60 000 px would need gigabytes.
@@ -152,7 +157,7 @@ def resize_and_center_crop(image: Image.Image, img_size: int, *, crop_pct: float
     target = int(img_size / crop_pct)
     width, height = (int(target * side / short) for side in image.size)
     resized = image.resize((width, height), Image.Resampling.BICUBIC)
-    return np.asarray(_center_crop(resized, img_size, img_size)).copy()
+    return pixels_of(_center_crop(resized, img_size, img_size)).copy()
 
 
 def _center_crop(image: Image.Image, width: int, height: int) -> Image.Image:

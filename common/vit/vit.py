@@ -48,7 +48,7 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(config.in_chans, config.embed_dim, kernel_size=side, stride=side)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Map images (B, 3, h, w) to patches (B, N, D), row-major."""
+        """Map images (B, C, h, w) to patches (B, N, D), row-major."""
         return self.proj(images).flatten(2).transpose(1, 2)  # type: ignore[no-any-return]
 
 
@@ -271,7 +271,7 @@ class VisionTransformer(nn.Module):
         """Turn images into the sequence that enters the first block.
 
         Args:
-            images: (B, 3, img_size, img_size) float, normalised.
+            images: (B, C, img_size, img_size) float, normalised.
             bool_masked_pos: (B, N) bool, True = replaced by the mask token; None masks nothing.
             grid_size: Patches (height, width) of images of another shape, for which positions are resized as for a
                 model of another resolution; None allows the model's own only.
@@ -287,6 +287,11 @@ class VisionTransformer(nn.Module):
         if images.shape[-2:] != (height, width):
             what = "their grid_size" if grid_size else "the model's img_size"
             raise ValueError(f"images ({tuple(images.shape)}) must be {height}x{width} pixels, {what}")
+        if images.shape[1] != self.config.in_chans:
+            raise ValueError(
+                f"images ({tuple(images.shape)}) must have {self.config.in_chans} channels, the model's in_chans; "
+                "normalize_images fits pixels to them"
+            )
         dtype = self.cls_token.dtype
         if torch.is_autocast_enabled(images.device.type):
             dtype = torch.promote_types(dtype, torch.float32)
@@ -326,7 +331,7 @@ class VisionTransformer(nn.Module):
         """Encode images.
 
         Args:
-            images: (B, 3, img_size, img_size) float, normalised as the encoder's `normalization` says.
+            images: (B, C, img_size, img_size) float, normalised as the encoder's `normalization` says.
             bool_masked_pos: (B, N) bool, True = masked; None masks nothing.
             positions: (B, K) int64 in [0, S), 0 is CLS, the patches follow: the last block skips the others, which
                 nobody will look at. None finishes all.
@@ -381,7 +386,7 @@ class VisionTransformer(nn.Module):
         block to take is rarely the last (`best_block`).
 
         Args:
-            images: (B, 3, img_size, img_size) float, normalised: what `transform` gives.
+            images: (B, C, img_size, img_size) float, normalised: what `transform` gives.
             n: How many of the last blocks, or which, counted from 0 or from the end; always returned ascending.
             reshape: As maps instead of lists of patches.
             return_class_token: With CLS beside them.
@@ -409,7 +414,7 @@ class VisionTransformer(nn.Module):
         """Return how much every position of one block looks at every other.
 
         Args:
-            images: (B, 3, img_size, img_size) float, normalised: what `transform` gives.
+            images: (B, C, img_size, img_size) float, normalised: what `transform` gives.
             block_index: Which block, from 0.
 
         Returns:

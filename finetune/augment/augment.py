@@ -16,9 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from beit.common.images.channels import fit_image, image_of, pixels_of
 from beit.common.rng import CounterRng
 from beit.common.storage.samples import Record
 from beit.common.views import draw_view, render_view
+from beit.common.vit.config import Normalization, for_channels
 from beit.common.vit.transform import resize_and_center_crop
 from beit.finetune.augment.rand_augment import Canvas, parse_policy, rand_augment
 from beit.finetune.augment.settings import TrainAugmentConfig
@@ -35,27 +37,29 @@ class TrainTransform:
         img_size: Side of the model's input in pixels.
         augment: What views are drawn from.
         seed: Of the run.
-        fill: RGB, in [0, 1], of what rotations bring into view; the mean of the normalisation.
+        channels: That the model sees; colours become grey before anything else where that is 1.
+        fill: RGB or grey, in [0, 1], of what rotations bring into view; the mean of the normalisation.
     """
 
     img_size: int
     augment: TrainAugmentConfig
     seed: int
+    channels: int = 3
     fill: tuple[float, ...] = (0.5, 0.5, 0.5)
 
     def __call__(self, record: Record) -> dict[str, NDArray[np.generic]]:
         """Draw and render the view that this sample shows in its epoch.
 
         Returns:
-            images: (3, img_size, img_size) uint8. labels: () int64, the class id, -1 where there is none. erase_boxes
-            (6,) int64, see `draw_erase_box`, unless augment.erase_prob is 0.
+            images: (C, img_size, img_size) uint8, C 3, or 1 of grey images. labels: () int64, the class id, -1 where
+            there is none. erase_boxes (6,) int64, see `draw_erase_box`, unless augment.erase_prob is 0.
         Raises:
             BadSample: the image does not decode.
         Source: BEiT `get_started_for_image_classification.md` and timm's order of transforms. Differs: random numbers;
             up to 32 px the released code pads by 4 px and cuts a square of the input's size, where a crop of random
             size is resized here as for larger inputs.
         """
-        image = record.decode_image()
+        image = fit_image(record.decode_image(), self.channels)
         rng = self._rng("augment", record)
         view = draw_view(rng, image.width, image.height, self.augment.views())
         pixels = render_view(image, view, img_size=self.img_size, resample=self.augment.interpolation)
@@ -69,16 +73,21 @@ class TrainTransform:
         policy = parse_policy(self.augment.rand_augment)
         if policy is None:
             return pixels
-        fill = tuple(min(255, round(255 * channel)) for channel in self.fill)
+        fill = fill_pixel(self.fill, pixels.shape[2])
         is_bilinear = self.augment.interpolation == "bilinear"  # affine changes know no lanczos
         canvas = Canvas(fill, Image.Resampling.BILINEAR if is_bilinear else Image.Resampling.BICUBIC)
         rng = self._rng("rand augment", record)
-        return np.asarray(rand_augment(Image.fromarray(pixels), policy, rng, canvas))
+        return pixels_of(rand_augment(image_of(pixels), policy, rng, canvas))
 
     def _rng(self, purpose: str, record: Record) -> CounterRng:
         # The first view draws as views did before samples could repeat.
         more = (record.repeat,) if record.repeat else ()
         return CounterRng(self.seed, purpose, record.epoch, record.sample_id, *more)
+
+
+def fill_pixel(fill: tuple[float, ...], channels: int) -> tuple[int, ...]:
+    """Return the pixel of a colour, RGB or grey in [0, 1], in an image of so many channels."""
+    return tuple(min(255, round(255 * value)) for value in for_channels(Normalization(fill, fill), channels).mean)
 
 
 def draw_erase_box(rng: CounterRng, img_size: int, probability: float) -> NDArray[np.int64]:
@@ -109,20 +118,24 @@ class EvalTransform:
     Args:
         img_size: Side of the model's input in pixels.
         crop_pct: Share of the resized image's short side that is kept.
+        channels: That the model sees, as of `TrainTransform`.
     """
 
     img_size: int
     crop_pct: float
+    channels: int = 3
 
     def __call__(self, record: Record) -> dict[str, NDArray[np.generic]]:
         """Resize and crop.
 
         Returns:
-            images: (3, img_size, img_size) uint8. labels: () int64, the class id, -1 where there is none.
+            images: (C, img_size, img_size) uint8, C 3, or 1 of grey images. labels: () int64, the class id, -1 where
+            there is none.
         Raises:
             BadSample: the image does not decode.
         """
-        pixels = resize_and_center_crop(record.decode_image(), self.img_size, crop_pct=self.crop_pct)
+        image = fit_image(record.decode_image(), self.channels)
+        pixels = resize_and_center_crop(image, self.img_size, crop_pct=self.crop_pct)
         return _sample(pixels, record)
 
 

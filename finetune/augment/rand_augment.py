@@ -33,7 +33,7 @@ class Canvas:
     """What geometric operations need beside the image."""
 
     fill: Color
-    """RGB of what comes into view from outside the image."""
+    """Of what comes into view from outside the image, a number for each of its channels."""
     resample: Image.Resampling
     """Filter of rotations, shears and shifts."""
 
@@ -76,7 +76,10 @@ def parse_policy(text: str) -> RandAugmentPolicy | None:
 
 
 def rand_augment(image: Image.Image, policy: RandAugmentPolicy, rng: CounterRng, canvas: Canvas) -> Image.Image:
-    """Apply randomly drawn operations to an RGB image; its size stays. `rng` owns all randomness.
+    """Apply randomly drawn operations to an RGB or grey image; its size stays. `rng` owns all randomness.
+
+    Operations are the same for grey images, which "color" leaves as they are: it is drawn all the same, so that a grey
+    image sees what the same grey in three channels would.
 
     Source: RandAugment (Cubuk et al. 2019) as timm has it, `timm/data/auto_augment.py`; every operation gives the
         pixels of timm 1.0.31. Differs: random numbers; posterizing to no bit, which recent Pillow refuses in timm, is
@@ -98,21 +101,31 @@ def _normal(rng: CounterRng) -> float:
     return radius * math.cos(2.0 * math.pi * rng.uniform())
 
 
+def _fill(image: Image.Image, canvas: Canvas) -> Color | int:
+    """Return the canvas' colour in the form that Pillow has for the mode of an image."""
+    return canvas.fill[0] if image.mode == "L" else canvas.fill
+
+
 Operation = Callable[[Image.Image, float, float, Canvas], Image.Image]
 """Of an image, the strength divided by 10, a sign of 1 or -1, and the canvas; not all look at the last two."""
+
+
+def _mapped(image: Image.Image, table: list[int]) -> Image.Image:
+    """Replace every value of every channel by that of a table."""
+    return image.point(table * len(image.getbands()))
 
 
 def _posterize(image: Image.Image, share: float, sign: float, canvas: Canvas) -> Image.Image:
     """Keep only the 4 highest bits, down to none at full strength."""
     kept = 4 - int(share * 4)
     mask = 0xFF & ~(0xFF >> kept)
-    return image.point([value & mask for value in range(256)] * 3)  # ImageOps.posterize refuses to keep no bit
+    return _mapped(image, [value & mask for value in range(256)])  # ImageOps.posterize refuses to keep no bit
 
 
 def _solarize_add(image: Image.Image, share: float, sign: float, canvas: Canvas) -> Image.Image:
     """Brighten what is darker than 128 by up to 110."""
     added = int(share * _MAX_ADD)
-    return image.point([min(255, value + added) if value < 128 else value for value in range(256)] * 3)
+    return _mapped(image, [min(255, value + added) if value < 128 else value for value in range(256)])
 
 
 def _enhanced(kind: Callable[[Image.Image], ImageEnhance._Enhance]) -> Operation:
@@ -124,7 +137,7 @@ def _moved(matrix: Callable[[float, Image.Image], tuple[float, ...]]) -> Operati
     """Return what moves pixels by an affine matrix, which depends on the signed share and the image's size."""
     affine = Image.Transform.AFFINE
     return lambda image, share, sign, canvas: image.transform(
-        image.size, affine, matrix(sign * share, image), resample=canvas.resample, fillcolor=canvas.fill
+        image.size, affine, matrix(sign * share, image), resample=canvas.resample, fillcolor=_fill(image, canvas)
     )
 
 
@@ -133,7 +146,7 @@ OPERATIONS: dict[str, Operation] = {
     "equalize": lambda image, share, sign, canvas: ImageOps.equalize(image),
     "invert": lambda image, share, sign, canvas: ImageOps.invert(image),
     "rotate": lambda image, share, sign, canvas: image.rotate(
-        sign * share * _MAX_DEGREES, resample=canvas.resample, fillcolor=canvas.fill
+        sign * share * _MAX_DEGREES, resample=canvas.resample, fillcolor=_fill(image, canvas)
     ),
     "posterize": _posterize,
     "solarize": lambda image, share, sign, canvas: ImageOps.solarize(image, 256 - int(share * 256)),

@@ -6,6 +6,7 @@ The numbers are `scores.py`, table and JSON `report.py`, the page `page.py`.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +32,7 @@ from beit.common.sources.index import LabelledIndex
 from beit.common.storage.documents import json_bytes
 from beit.common.storage.files import sha256_file, write_output
 from beit.common.training.data import padded
+from beit.common.vit.channels import describe_fit
 from beit.common.vit.description import WEIGHTS_FILE, EncoderConfig, find_encoder
 from beit.common.vit.transform import default_crop_pct
 from beit.finetune.artifact import load_classifier
@@ -47,6 +49,9 @@ MIN_IMAGES_PER_WORKER = 1000
 """Starting a data worker takes seconds, in which the main process decodes about this many small images."""
 MAX_WORKERS = 8
 """More than feed a model; arbitrary."""
+
+
+logger = logging.getLogger(__name__)
 
 
 def evaluate_model(
@@ -86,6 +91,7 @@ def evaluate_model(
     )
     world = init_distributed() if under_launcher() else single_rank()
     world.announce()
+    say_fit(index, stored, world)
     loader = evaluation_loader(index, stored, world=world, settings=EvaluationConfig(), reader=default_reader(world))
     classifier.to(world.device)
     table = label_table(index, stored.class_names, numbers=numbers) if stored.multi_label else None
@@ -147,6 +153,13 @@ def observe(
     return log.collect(world)
 
 
+def say_fit(index: LabelledIndex, stored: EncoderConfig, world: World) -> None:
+    """Say in a line where images have other channels than a model."""
+    fit = describe_fit(index.decoding.num_channels, stored.architecture.in_chans)
+    if fit and world.is_main:
+        logger.info("%s", fit)
+
+
 def evaluation_loader(
     index: LabelledIndex, stored: EncoderConfig, *, world: World, settings: EvaluationConfig, reader: ReaderConfig
 ) -> Loader:
@@ -158,7 +171,9 @@ def evaluation_loader(
     img_size = stored.architecture.img_size
     return sequential_loader(
         LabelledDataset(index, cache_bytes=reader.parquet_cache_bytes),
-        transform=EvalTransform(img_size=img_size, crop_pct=crop_pct_of(settings, stored)),
+        transform=EvalTransform(
+            img_size=img_size, crop_pct=crop_pct_of(settings, stored), channels=stored.architecture.in_chans
+        ),
         micro_batch_size=settings.micro_batch_size,
         rank=world.rank,
         world_size=world.world_size,

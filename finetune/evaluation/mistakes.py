@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from beit.common.errors import BadSample
+from beit.common.images.channels import in_colour
 from beit.common.reading.labelled_dataset import LabelledDataset
 from beit.common.sources.index import LabelledIndex
 from beit.common.vit.transform import resize_and_center_crop
@@ -61,7 +62,7 @@ def mistake_pictures(
     for mistake in mistakes:
         try:
             image = dataset.fetch(*index.locate(mistake.position), 0).decode_image()
-            pictures.append(resize_and_center_crop(image, img_size, crop_pct=crop_pct))
+            pictures.append(in_colour(resize_and_center_crop(image, img_size, crop_pct=crop_pct)))
         except BadSample:
             pictures.append(np.full((img_size, img_size, 3), 128, np.uint8))
     dataset.close()

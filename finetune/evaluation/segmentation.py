@@ -21,6 +21,7 @@ from torch import nn
 
 from beit.common.config import checked, config_to_dict, load_config
 from beit.common.errors import InputError, require
+from beit.common.images.channels import fit_image, in_colour, pixels_of
 from beit.common.processes.distributed import World, init_distributed
 from beit.common.processes.launcher_env import under_launcher
 from beit.common.progress import Progress
@@ -36,7 +37,7 @@ from beit.common.storage.samples import Record
 from beit.common.vit.description import WEIGHTS_FILE, find_encoder
 from beit.finetune.data import image_name
 from beit.finetune.evaluation.confusion import MaskLog, MaskOutcomes
-from beit.finetune.evaluation.evaluate import default_reader, single_rank
+from beit.finetune.evaluation.evaluate import default_reader, say_fit, single_rank
 from beit.finetune.evaluation.segmentation_report import MaskReport, build_mask_report
 from beit.finetune.evaluation.segmentation_scores import SegmentationMetrics, segmentation_metrics
 from beit.finetune.masks.dataset import MaskedDataset
@@ -76,18 +77,20 @@ class SceneReading:
 
     decoder: MaskDecoder
     """What the values of masks mean."""
+    channels: int = 3
+    """That the model sees; colours become grey where that is 1."""
 
     def __call__(self, record: Record) -> dict[str, NDArray[np.uint8]]:
-        """Return images, (3, H, W) uint8, and masks, (H, W) uint8 class ids.
+        """Return images, (C, H, W) uint8, and masks, (H, W) uint8 class ids.
 
         Raises:
             BadSample: one of them does not decode.
         """
-        image = record.decode_image()
+        image = fit_image(record.decode_image(), self.channels)
         assert record.mask_bytes is not None
         mask = self.decoder.decode(record.mask_bytes, size=image.size)
         # Always a copy: of a single pixel Pillow's own memory, which must not be written to, would be in order already.
-        return {"images": np.array(np.asarray(image).transpose(2, 0, 1), order="C"), "masks": mask}
+        return {"images": np.array(pixels_of(image).transpose(2, 0, 1), order="C"), "masks": mask}
 
 
 def evaluate_segmenter(
@@ -127,6 +130,7 @@ def evaluate_segmenter(
     index = part_to_measure_on(index, settings.data) or index
     world = init_distributed() if under_launcher() else single_rank()
     world.announce()
+    say_fit(index.images, stored, world)
     segmenter.to(world.device)
     with torch.inference_mode():
         outcomes = observe_masks(
@@ -188,7 +192,7 @@ def observe_masks(
     With a `description` progress is shown.
     """
     log, segmenter = MaskLog(len(info.classes)), cast(Segmenter, model)
-    loader = mask_loader(index, world=world, reader=reader)
+    loader = mask_loader(index, channels=segmenter.config.in_chans, world=world, reader=reader)
     shown = Progress(len(index), unit="images", description=description, enabled=bool(description) and world.is_main)
     with shown as progress, in_step(model, world):
         for batch in loader:
@@ -199,12 +203,15 @@ def observe_masks(
     return log.collect(world)
 
 
-def mask_loader(index: MaskedIndex, *, world: World, reader: ReaderConfig) -> Loader:
-    """Build the loader of this rank's part of `index`, one image at a time, as large as it is."""
+def mask_loader(index: MaskedIndex, *, channels: int, world: World, reader: ReaderConfig) -> Loader:
+    """Build the loader of this rank's part of `index`, one image at a time, as large as it is.
+
+    `channels` is what the model sees, 1 or 3.
+    """
     num_workers = min(reader.num_workers, len(index) // world.world_size // _MIN_IMAGES_PER_WORKER)
     return sequential_loader(
         MaskedDataset(index, cache_bytes=reader.parquet_cache_bytes),
-        transform=SceneReading(decoder=index.decoder),
+        transform=SceneReading(decoder=index.decoder, channels=channels),
         micro_batch_size=1,
         rank=world.rank,
         world_size=world.world_size,
@@ -230,7 +237,7 @@ def in_step(model: nn.Module, world: World) -> Iterator[None]:
     finally:
         meeting.remove()
     side = cast(Segmenter, model).config.img_size
-    blank = torch.zeros(1, 3, side, side, device=world.device)
+    blank = torch.zeros(1, cast(Segmenter, model).config.in_chans, side, side, device=world.device)
     while _is_wanted(world, False):
         model(blank)
 
@@ -273,8 +280,9 @@ class Scenes:
         dataset = MaskedDataset(self.index)
         try:
             record = dataset.fetch(*self.index.images.locate(position), 0)
-            found: Mapping[str, Any] = SceneReading(decoder=self.index.decoder)(record)
+            read = SceneReading(decoder=self.index.decoder, channels=self.model.config.in_chans)
+            found: Mapping[str, Any] = read(record)
         finally:
             dataset.close()
         said = class_ids(self.model, torch.from_numpy(found["images"]), self.info.inference)
-        return found["images"].transpose(1, 2, 0), found["masks"], said
+        return in_colour(found["images"].transpose(1, 2, 0)), found["masks"], said

@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from beit.common.vit.config import GREY, RGB
 from beit.common.vit.transform import ImageLike
 from beit.finetune.artifact import load_classifier
 from beit.finetune.classification.model import ImageClassifier
@@ -44,8 +45,8 @@ class Classifier(ImageClassifier):
         """Return the probability of every class.
 
         Args:
-            images: (B, 3, S, S): float, normalised, as `transform` gives them; or uint8, pixels in [0, 255], which are
-                normalised here. On any device.
+            images: (B, 3, S, S), of a grey model (B, 1, S, S): float, normalised, as `transform` gives them; or uint8,
+                pixels in [0, 255], grey or RGB for either, which are normalised here. On any device.
 
         Returns:
             (B, C) float32 on the model's device: a softmax over the classes, so that rows sum to 1; a sigmoid for each
@@ -53,8 +54,11 @@ class Classifier(ImageClassifier):
         Raises:
             ValueError: another shape.
         """
-        if images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(f"images must be (B, 3, S, S), got {tuple(images.shape)}; images[None] makes one a batch")
+        own = self.config.in_chans
+        if images.ndim != 4 or images.shape[1] not in ((GREY, RGB) if images.dtype == torch.uint8 else (own,)):
+            raise ValueError(
+                f"images must be (B, {own}, S, S), got {tuple(images.shape)}; images[None] makes one a batch"
+            )
         images = images.to(self.cls_token.device)
         if images.dtype == torch.uint8:
             images = self.transform.normalize(images)
@@ -70,7 +74,7 @@ class Classifier(ImageClassifier):
         """Say what is in one image or in many, as `beit predict` does.
 
         Args:
-            images: A Pillow image, a path or a URL; any number of them; or a tensor (B, 3, S, S), see `probabilities`.
+            images: A Pillow image, a path or a URL; any number of them; or a tensor (B, C, S, S), see `probabilities`.
             top_k: How many classes to name at most.
 
         Returns:

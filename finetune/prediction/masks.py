@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from beit.common.errors import BadSample, InputError, ResumableStop, require
+from beit.common.images.channels import fit_image, pixels_of
 from beit.common.pages.numbers import count, percent
 from beit.common.pages.pictures import save_png, sheet
 from beit.common.pages.tables import aligned
@@ -38,7 +39,7 @@ from beit.common.storage.locks import sole_use
 from beit.common.storage.samples import Record
 from beit.common.vit.description import WEIGHTS_FILE, find_encoder
 from beit.finetune.data import image_name
-from beit.finetune.evaluation.evaluate import single_rank
+from beit.finetune.evaluation.evaluate import say_fit, single_rank
 from beit.finetune.evaluation.overlays import legend as drawn_legend
 from beit.finetune.evaluation.overlays import overlay, shrunk
 from beit.finetune.masks.classes import MaskClasses
@@ -166,6 +167,7 @@ def predict_masks(
         require_ours(writer.path(kind, name) for name in names for kind in kinds)
         writer.clean(names)
         world.announce()
+        say_fit(index, stored, world)
         return _write_all(writer, index, names)
 
 
@@ -246,7 +248,9 @@ class MaskWriter:
         if kept is None:  # it may be there, and damaged
             there.discard(MASKS)
         missing = tuple(kind for kind in self.kinds if kind not in there)
-        return Job(name, identity, record.decode_image() if missing else None, missing, kept)
+        channels = self.model.config.in_chans
+        image = fit_image(record.decode_image(), channels) if missing else None
+        return Job(name, identity, image, missing, kept)
 
     def make(self, job: Job) -> NDArray[np.uint8]:
         """Make what is missing; returns the ids (H, W)."""
@@ -267,7 +271,7 @@ class MaskWriter:
         return ids
 
     def _segment(self, image: Image.Image, job: Job) -> NDArray[np.uint8]:
-        pixels = np.asarray(image).transpose(2, 0, 1)  # (3, H, W)
+        pixels = pixels_of(image).transpose(2, 0, 1)  # (C, H, W)
         if PROBABILITIES not in job.missing:
             return class_ids(self.model, pixels, self.info.inference)
         ids, path = np.empty(pixels.shape[1:], np.uint8), self.path(PROBABILITIES, job.name)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from beit.common.errors import BadSample, InputError, require
+from beit.common.images.channels import fit_image, in_colour, pixels_of
 from beit.common.pages.numbers import percent, run_name
 from beit.common.pages.pictures import on_paper, picture_table, sheet
 from beit.common.reading.labelled_dataset import LabelledDataset
@@ -125,12 +126,16 @@ def _scenes_of_images(
     dataset = LabelledDataset(index)
     for position in spread_evenly(len(index), count).tolist():
         try:
-            pixels = np.asarray(dataset.fetch(*index.locate(position), 0).decode_image())
+            image = dataset.fetch(*index.locate(position), 0).decode_image()
         except BadSample as error:
             logger.warning("%s cannot be used: %s", image_name(index, position), error)
             continue
+        pixels = pixels_of(fit_image(image, model.config.in_chans))
         yield Scene(
-            image_name(index, position), pixels, class_ids(model, pixels.transpose(2, 0, 1), info.inference), None
+            image_name(index, position),
+            in_colour(pixels),
+            class_ids(model, pixels.transpose(2, 0, 1), info.inference),
+            None,
         )
 
 
@@ -157,7 +162,7 @@ def _labelled(model: str | Path, source: str, num_rows: int) -> Image.Image:
         "\n".join([name.rpartition("/")[2], *map(_label, said.labels, said.probabilities)])
         for name, said in zip(names, found, strict=True)
     ]
-    rows = _in_rows(list(pixels), None)
+    rows = _in_rows(list(in_colour(pixels)), None)
     table = picture_table(rows, captions=_in_rows(captions, ""), cell_px=_LABELLED_CELL_PX)
     return sheet(
         [table],

@@ -24,7 +24,7 @@ from beit.common.vit.transform import normalize_images
 from beit.finetune.artifact import load_classifier
 from beit.finetune.config import EvaluationConfig
 from beit.finetune.data import image_name
-from beit.finetune.evaluation.evaluate import default_reader, evaluation_loader, single_rank, with_progress
+from beit.finetune.evaluation.evaluate import default_reader, evaluation_loader, say_fit, single_rank, with_progress
 from beit.finetune.prediction.classifier import class_probabilities, name_classes
 from beit.finetune.prediction.files import Prediction, check_prediction_file, write_csv_text, write_predictions
 
@@ -112,6 +112,7 @@ def predict(
     reading = (settings or SourceConfig()).after(predictor.stored.decoding, str(model), is_final=True)
     index, world = build_index(source, settings=reading), single_rank()
     world.announce()
+    say_fit(index, predictor.stored, world)
     reader = default_reader(world, bad_sample_budget=ALL_BUT_ONE)
     loader = evaluation_loader(index, predictor.stored, world=world, settings=EvaluationConfig(), reader=reader)
     predictor.model.to(world.device)

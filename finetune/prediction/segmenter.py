@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from beit.common.images.channels import fit_image, pixels_of
 from beit.common.vit.transform import ImageLike, open_image
 from beit.finetune.evaluation.overlays import OPACITY, overlay
 from beit.finetune.masks.classes import Colour, MaskClasses
@@ -116,7 +117,7 @@ class SegmentationModel(Segmenter):
         return [self._predict_one(image, probabilities) for image in images]
 
     def _predict_one(self, image: ImageLike, keeps: bool) -> Segmentation:
-        pixels = np.asarray(open_image(image)).transpose(2, 0, 1)  # (3, H, W)
+        pixels = pixels_of(fit_image(open_image(image), self.config.in_chans)).transpose(2, 0, 1)  # (C, H, W)
         kept = None
         if keeps:
             kept = np.empty((len(self.class_names), *pixels.shape[1:]), np.float32)

@@ -48,7 +48,8 @@ class FrozenEncoder:
             return
         self.fingerprint = sha256_file(find_encoder(config.encoder) / WEIGHTS_FILE)
         # As it was pre-trained, shared position table included, and not as fine-tuning would reshape it.
-        self.model = load_encoder(config.encoder, img_size=start.architecture.img_size)
+        shape = start.architecture
+        self.model = load_encoder(config.encoder, img_size=shape.img_size, in_chans=shape.in_chans)
 
 
 def frozen_features(

@@ -27,6 +27,7 @@ from beit.common.runs.layout import FEATURES, MODEL
 from beit.common.runs.run_dir import begin_run, open_run
 from beit.common.sources.labels import all_listed
 from beit.common.storage.documents import write_json
+from beit.common.vit.channels import describe_fit
 from beit.common.vit.description import EncoderConfig
 from beit.common.vit.features import Features, LinearProbe, fit_linear, knn_predict
 from beit.finetune.artifact import starting_point
@@ -83,6 +84,8 @@ def run_probe(task: str, config: FinetuneConfig, *, data: str, run_dir: Path, re
     world.announce()
     counts = len(images.train), len(images.val)
     logger.info("%s; %d training and %d validation images", all_listed(images.class_names), *counts)
+    if fit := describe_fit(images.train.decoding.num_channels, start.architecture.in_chans):
+        logger.info("%s", fit)
     encoder = FrozenEncoder(config, start)
     run = open_run(run_dir, config, world=world, resume=resume, free_keys=_UNUSED)
     begin_run(run, config, world=world)

@@ -24,6 +24,7 @@ from PIL import Image
 from torch import Tensor
 
 from beit.common.errors import InputError, ResumableStop, require
+from beit.common.images.channels import image_of, pixels_of
 from beit.common.overview.report.automatic import write_report
 from beit.common.pages.numbers import percent
 from beit.common.pages.tables import aligned
@@ -34,6 +35,7 @@ from beit.common.runs.kinds import PROBE, require_command
 from beit.common.runs.layout import MASK_PROBE
 from beit.common.runs.run_dir import begin_run, open_run
 from beit.common.storage.documents import write_json
+from beit.common.vit.channels import describe_fit
 from beit.common.vit.features import Features, LinearProbe, fit_linear
 from beit.common.vit.transform import normalize_images
 from beit.finetune.artifact import starting_point
@@ -124,6 +126,11 @@ class PatchReader:
         self._encoder, self._device, self._short_side = encoder, device, short_side
         self._count = micro_batch_size
 
+    @property
+    def channels(self) -> int:
+        """That the encoder sees."""
+        return self._encoder.model.config.in_chans
+
     def grid(self, image: NDArray[np.uint8]) -> Grid:
         """Return how an image is looked at."""
         shape = self._encoder.model.config
@@ -141,8 +148,8 @@ class PatchReader:
         model, normalization = self._encoder.model, self._encoder.normalization
         patch = model.config.patch_size
         size = grid.columns * patch, grid.rows * patch
-        resized = Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)
-        pixels = torch.from_numpy(np.array(resized)).permute(2, 0, 1)  # (3, h patch, w patch)
+        resized = image_of(image).resize(size, Image.Resampling.BICUBIC)
+        pixels = torch.from_numpy(pixels_of(resized).copy()).permute(2, 0, 1)  # (C, h patch, w patch)
         side = grid.side * patch
         for begin in range(0, len(grid.origins), self._count):
             origins = grid.origins[begin : begin + self._count]
@@ -172,6 +179,8 @@ def run_segmentation_probe(config: SegmentationConfig, *, data: str, run_dir: Pa
     encoder = FrozenEncoder(config, start)
     world = single_rank()
     world.announce()
+    if fit := describe_fit(masks.train.images.decoding.num_channels, start.architecture.in_chans):
+        logger.info("%s", fit)
     run = open_run(run_dir, config, world=world, resume=resume, free_keys=_UNUSED)
     begin_run(run, config, world=world)
     encoder.model.to(world.device)
@@ -249,7 +258,7 @@ def sample_patches(
     quota = -(-settings.max_patches // len(index))
     kept: list[Tensor] = []  # (L, some, D)
     labels: list[Tensor] = []
-    for position, image, mask in read_scenes(index, config, description="patches"):
+    for position, image, mask in read_scenes(index, config, channels=reader.channels, description="patches"):
         grid = reader.grid(image)
         shares = class_shares(mask, grid, len(index.classes))
         wanted = np.flatnonzero(shares.sum(1) >= _LABELLED_SHARE)
@@ -283,7 +292,7 @@ def measure_probes(
 ) -> list[SegmentationMetrics]:
     """Measure one classifier per block on every labelled pixel of `index`."""
     logs = [MaskLog(num_classes) for _ in probes]
-    for position, image, mask in read_scenes(index, config, description="measuring"):
+    for position, image, mask in read_scenes(index, config, channels=reader.channels, description="measuring"):
         grid = reader.grid(image)
         logits = torch.empty(len(probes), num_classes, grid.rows, grid.columns)
         for origins, blocks in reader.features(image, grid):
@@ -318,10 +327,10 @@ def enlarged_ids(logits: Tensor, size: tuple[int, int]) -> NDArray[np.uint8]:
 
 
 def read_scenes(
-    index: MaskedIndex, config: SegmentationConfig, *, description: str
+    index: MaskedIndex, config: SegmentationConfig, *, channels: int, description: str
 ) -> Iterator[tuple[int, NDArray[np.uint8], NDArray[np.uint8]]]:
-    """Yield position, image (H, W, 3) and mask (H, W) of all that can be read; others are reported, and few allowed."""
-    loader = mask_loader(index, world=single_rank(), reader=config.reader)
+    """Yield position, image (H, W, C) and mask (H, W) of all that can be read; others are reported, and few allowed."""
+    loader = mask_loader(index, channels=channels, world=single_rank(), reader=config.reader)
     with Progress(len(index), unit="images", description=f"{description} of {index.name}") as progress:
         for batch in loader:
             if "images" in batch:

@@ -19,7 +19,7 @@ from beit.common.training.config import (
     SpeedConfig,
     TrainConfig,
 )
-from beit.common.vit.config import AdaptSetting, Normalization, require_one_limit
+from beit.common.vit.config import GREY, AdaptSetting, Normalization, for_channels, require_one_limit
 from beit.finetune.config import ImageConfig, ShapeConfig, data_needs
 from beit.finetune.masks.settings import MaskDataConfig
 
@@ -185,7 +185,8 @@ class SegmentationConfig:
         """Check the encoder's name, that one setting says what is trained, and none what the normalisation brings."""
         require_one_limit(self.adapt, self.freeze_blocks)
         require(
-            self.normalization == "encoder" or (self.image.mean, self.image.std) in ((None, None), tuple(IMAGENET)),
+            self.normalization == "encoder"
+            or (self.image.mean, self.image.std) in ((None, None), IMAGENET, for_channels(IMAGENET, GREY)),
             "image.mean and image.std are ImageNet's with normalization=imagenet; leave them out",
         )
         if self.encoder is not None and not self.encoder:

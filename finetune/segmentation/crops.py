@@ -15,8 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from beit.common.images.channels import fit_image, pixels_of
 from beit.common.rng import CounterRng
 from beit.common.storage.samples import Record
+from beit.finetune.augment.augment import fill_pixel
 from beit.finetune.masks.classes import IGNORED
 from beit.finetune.masks.decode import MaskDecoder
 from beit.finetune.segmentation.config import SceneAugmentConfig
@@ -39,20 +41,22 @@ class SceneTransform:
         augment: What crops are drawn from.
         decoder: Turns encoded masks into class ids.
         seed: Of the run.
-        fill: RGB, in [0, 1], of what lies outside the image; the mean of the normalisation.
+        channels: That the model sees; colours become grey before anything else where that is 1.
+        fill: RGB or grey, in [0, 1], of what lies outside the image; the mean of the normalisation.
     """
 
     img_size: int
     augment: SceneAugmentConfig
     decoder: MaskDecoder
     seed: int
+    channels: int = 3
     fill: tuple[float, ...] = (0.5, 0.5, 0.5)
 
     def __call__(self, record: Record) -> dict[str, NDArray[np.generic]]:
         """Draw and render the crop that this sample shows in its epoch.
 
         Returns:
-            images: (3, S, S) uint8. masks: (S, S) uint8, class ids or `IGNORED`.
+            images: (C, S, S) uint8, C 3, or 1 of grey images. masks: (S, S) uint8, class ids or `IGNORED`.
         Raises:
             BadSample: image or mask does not decode, or they do not fit each other.
         Source: mmsegmentation 0.11 (`Resize`, `RandomCrop`, `RandomFlip`, `PhotoMetricDistortion`, `Pad`), as BEiT
@@ -60,7 +64,7 @@ class SceneTransform:
             no limit of its own.
         """
         assert record.mask_bytes is not None
-        image = record.decode_image()
+        image = fit_image(record.decode_image(), self.channels)
         mask = self.decoder.decode(record.mask_bytes, size=image.size)
         size = self._draw_size(image.size, self._rng("scale", record))
         columns, rows = (nearest_positions(*sides) for sides in zip(image.size, size, strict=True))
@@ -68,7 +72,7 @@ class SceneTransform:
         shown = resize_part(image, size, box)
         if self.augment.photometric:
             shown = distort(shown, self._rng("photometric", record))
-        pixels = np.asarray(shown)
+        pixels = pixels_of(shown)
         if self._rng("flip", record).uniform() < self.augment.flip:
             pixels, ids = pixels[:, ::-1], ids[:, ::-1]
         return self._padded(pixels, ids)
@@ -107,10 +111,11 @@ class SceneTransform:
     def _padded(self, pixels: NDArray[np.uint8], ids: NDArray[np.uint8]) -> dict[str, NDArray[np.generic]]:
         """Lay a crop into the upper left corner of S x S pixels: of the mean colour, and of no class."""
         height, width = ids.shape
-        images = np.empty((3, self.img_size, self.img_size), np.uint8)
+        channels = pixels.shape[2]
+        images = np.empty((channels, self.img_size, self.img_size), np.uint8)
         masks = np.full((self.img_size, self.img_size), IGNORED, np.uint8)
         if ids.shape != masks.shape:
-            images[:] = np.array([min(255, round(255 * channel)) for channel in self.fill], np.uint8)[:, None, None]
+            images[:] = np.array(fill_pixel(self.fill, channels), np.uint8)[:, None, None]
         images[:, :height, :width] = pixels.transpose(2, 0, 1)
         masks[:height, :width] = ids
         return {"images": images, "masks": masks}
@@ -142,7 +147,9 @@ def resize_part(image: Image.Image, size: tuple[int, int], box: Box) -> Image.Im
 
 
 def distort(image: Image.Image, rng: CounterRng) -> Image.Image:
-    """Change brightness, contrast, saturation and hue of an RGB image at random, each of them half the time.
+    """Change brightness, contrast, saturation and hue of an image at random, each of them half the time.
+
+    Grey images have no saturation and no hue; both are drawn all the same.
 
     Source: mmsegmentation 0.11, `PhotoMetricDistortion`: the order, the ranges and the rounding. Differs: random
         numbers; hues have Pillow's 256 steps, not OpenCV's 180; saturation and hue change in one pass.
@@ -157,7 +164,7 @@ def distort(image: Image.Image, rng: CounterRng) -> Image.Image:
     image = _scaled(image, offset=shift)
     if is_contrast_first:
         image = _scaled(image, factor=contrast)
-    if saturation != 1 or hue:
+    if image.mode != "L" and (saturation != 1 or hue):
         hues = [(value + hue) % _HUE_STEPS for value in range(_HUE_STEPS)]
         tables = [*hues, *_table(saturation, 0.0), *range(256)]
         image = image.convert("HSV").point(tables).convert("RGB")
@@ -165,7 +172,7 @@ def distort(image: Image.Image, rng: CounterRng) -> Image.Image:
 
 
 def _scaled(image: Image.Image, *, factor: float = 1.0, offset: float = 0.0) -> Image.Image:
-    return image if (factor, offset) == (1, 0) else image.point(3 * _table(factor, offset))
+    return image if (factor, offset) == (1, 0) else image.point(len(image.getbands()) * _table(factor, offset))
 
 
 def _table(factor: float, offset: float) -> list[int]:

@@ -59,7 +59,7 @@ def segment(model: Segmenter, pixels: NDArray[np.uint8] | Tensor, settings: Infe
 
     Args:
         model: In eval mode, with a normalisation, as `load_segmenter` gives it.
-        pixels: (3, H, W) uint8, RGB.
+        pixels: (3, H, W) uint8, RGB, or (1, H, W), grey.
         settings: How.
 
     Raises:
@@ -166,7 +166,7 @@ class _Look:
 
     model: Segmenter
     image: Tensor
-    """(3, H, W) uint8."""
+    """(C, H, W) uint8."""
     settings: InferenceConfig
     size: tuple[int, int]
     """(h, w)."""

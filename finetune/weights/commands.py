@@ -46,6 +46,13 @@ TARGETS = {"official": "official", "hf": "huggingface", "timm": "timm", "onnx": 
     type=click.Choice(["transformers", "released"]),
     help="By whose reading of out_indices a Hugging Face segmentation model is taken; they count differently.",
 )
+@click.option(
+    "--in-chans",
+    type=click.Choice(["1", "3"]),
+    callback=lambda context, option, value: None if value is None else int(value),
+    help="Channels that the encoder is to see: 1 makes one for grey images of weights for RGB, kernels summed, which "
+    "leaves what it says of grey images unchanged. Left out, as many as in the file.",
+)
 @click.option("--sha256", metavar="DIGEST", help="That the file must have; its first 8 digits will do.")
 def import_command(source: str, encoder: Path, sha256: str | None, **given: Any) -> None:
     """Turn the weights of somebody else into the folder ENCODER, for --encoder and beit predict --features.

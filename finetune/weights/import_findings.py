@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, Generic, Literal, NamedTuple, TypeVar, get_args
 
 from beit.common.errors import InputError, require
-from beit.common.vit.config import Normalization, PosResize
+from beit.common.vit.config import GREY, RGB, Normalization, PosResize
 from beit.finetune.weights.import_files import ForeignWeights
 from beit.finetune.weights.import_names import NamedTensors
 
@@ -58,6 +58,8 @@ class Findings(NamedTuple):
     """Whose rule resizes absolute positions."""
     blocks: Finding[tuple[int, ...]] | None = None
     """That a segmentation head sees; None where there is none."""
+    channels: Finding[int] | None = None
+    """That the encoder sees, where they are others than the file's."""
 
 
 def find_num_heads(named: NamedTensors, config: Mapping[str, Any], given: int | None, *, origin: str) -> Finding[int]:
@@ -159,7 +161,7 @@ def _of_folder(foreign: ForeignWeights, origin: str) -> Finding[Normalization] |
         return Finding(_UNSCALED, "none, after preprocessor_config.json")
     for source in (processor, cfg if isinstance(cfg, Mapping) else {}):
         mean, std = source.get("image_mean", source.get("mean")), source.get("image_std", source.get("std"))
-        if _is_triple(mean) and _is_triple(std):
+        if _is_scale(mean) and _is_scale(std) and len(mean) == len(std):
             return Finding(_normalization(mean, std), "from the folder")
     return None
 
@@ -170,7 +172,7 @@ def _of_arguments(args: Mapping[str, Any]) -> Finding[Normalization] | None:
     if isinstance(flag, int) and flag in (0, 1):
         name: NormalizationName = "imagenet" if flag else "inception"
         return Finding(NORMALIZATIONS[name], f"{name}, after imagenet_default_mean_and_std of its training")
-    if _is_triple(args.get("mean")) and _is_triple(args.get("std")):
+    if _is_scale(args.get("mean")) and _is_scale(args.get("std")) and len(args["mean"]) == len(args["std"]):
         return Finding(_normalization(args["mean"], args["std"]), "from the arguments of its training")
     return None
 
@@ -181,8 +183,8 @@ def _normalization(mean: Any, std: Any) -> Normalization:
     return Normalization(tuple(map(float, mean)), tuple(map(float, std)))
 
 
-def _is_triple(values: Any) -> bool:
-    is_list = isinstance(values, list | tuple) and len(values) == 3
+def _is_scale(values: Any) -> bool:
+    is_list = isinstance(values, list | tuple) and len(values) in (GREY, RGB)
     return is_list and all(isinstance(value, int | float) for value in values)
 
 

@@ -20,10 +20,12 @@ from torch import Tensor
 from beit import __version__
 from beit.common.encoder import load_encoder, save_model
 from beit.common.errors import InputError, require
+from beit.common.images.decoding import USUAL, Decoding
 from beit.common.runs.outputs import check_new_folder
 from beit.common.storage.files import atomic_folder
 from beit.common.storage.tensor_check import check_tensors
-from beit.common.vit.config import PosBias, PosResize, ViTConfig
+from beit.common.vit.channels import grey_projection
+from beit.common.vit.config import GREY, RGB, PosBias, PosResize, ViTConfig, for_channels
 from beit.common.vit.description import EncoderConfig
 from beit.common.vit.vit import VisionTransformer
 from beit.finetune.segmentation.artifact import SegmentationInfo
@@ -31,6 +33,7 @@ from beit.finetune.weights.fetch import Fetched, fetch, is_address, require_sha2
 from beit.finetune.weights.import_exported import facts_of_use, filler_of
 from beit.finetune.weights.import_files import no_average, read_foreign
 from beit.finetune.weights.import_findings import (
+    Finding,
     Findings,
     NormalizationName,
     find_normalization,
@@ -65,6 +68,7 @@ _HUGGING_FACE_EPS = 1e-12
 """layer_norm_eps of a Hugging Face folder that names none: the default of all kinds but DINOv2."""
 _DINO_V2_EPS = 1e-6
 _COUNTER = ".num_batches_tracked"
+_KERNELS, _BIAS = "patch_embed.proj.weight", "patch_embed.proj.bias"
 
 
 class Imported(NamedTuple):
@@ -102,6 +106,7 @@ def import_encoder(
     pos_resize: PosResize | None = None,
     prefix: str | None = None,
     head_blocks: HeadBlocks | None = None,
+    in_chans: int | None = None,
     origin: str | None = None,
     revision: str | None = None,
 ) -> Imported:
@@ -119,6 +124,7 @@ def import_encoder(
         pos_resize: By whose rule absolute positions are resized, if the file cannot tell.
         prefix: What stands before the names of the encoder, where it is not known.
         head_blocks: By whose reading of `out_indices` the blocks of a Hugging Face segmentation head are taken.
+        in_chans: Channels that the encoder is to see; 1 makes a grey one of weights for RGB, see `grey_projection`.
         origin: The address that it was fetched from, for the provenance.
         revision: Of that, as the address was resolved.
     """
@@ -137,13 +143,15 @@ def import_encoder(
         kept = {name: tensor for name, tensor in named.tensors.items() if name not in filler}
         named = replace(named, tensors=kept, left_out=[*named.left_out, *filler])
     tensors = named.tensors
-    for name in ("cls_token", "patch_embed.proj.weight", "blocks.0.mlp.fc1.weight", "blocks.0.norm1.weight"):
+    for name in ("cls_token", _KERNELS, "blocks.0.mlp.fc1.weight", "blocks.0.norm1.weight"):
         require(name in tensors, f"{source} lacks the tensor {name!r} of every encoder; it is of another kind of model")
     findings = Findings(
         num_heads=find_num_heads(named, foreign.config, num_heads, origin=str(source)),
         normalization=find_normalization(named, foreign, normalization, origin=origin or str(source)),
         pos_resize=find_pos_resize(named, foreign, pos_resize, origin=origin or str(source)),
     )
+    named, findings = _with_channels(named, findings, in_chans, origin=str(source))
+    tensors = named.tensors
     architecture = infer_architecture(named, foreign.config, findings, origin=str(source))
     segmentation = None
     if has_segmentation_head(tensors):
@@ -172,6 +180,7 @@ def import_encoder(
     config = EncoderConfig(
         architecture=architecture,
         normalization=findings.normalization.value,
+        decoding=Decoding(channels="grey") if architecture.in_chans == GREY else USUAL,
         task="segmentation" if segmentation else "pretrain" if class_names is None else "classification",
         vocab_size=len(tensors["lm_head.weight"]) if "lm_head.weight" in tensors else None,
         class_names=class_names,
@@ -198,10 +207,37 @@ def _without_odd_head(named: NamedTensors) -> NamedTensors:
     return replace(named, tensors=tensors, left_out=[*named.left_out, *odd])
 
 
+def _with_channels(
+    named: NamedTensors, findings: Findings, wanted: int | None, *, origin: str
+) -> tuple[NamedTensors, Findings]:
+    """Return weights and normalisation for the channels that are wanted: the file's, or one made of its three."""
+    _, _, found = _patches(named.tensors[_KERNELS], origin)
+    scale = findings.normalization
+    of_file = for_channels(scale.value, found)
+    if wanted in (None, found):
+        return named, findings._replace(normalization=scale._replace(value=of_file))
+    require(
+        (found, wanted) == (RGB, GREY),
+        f"{origin} is of a model for grey images (one channel); leave --in-chans {wanted} out: images in colour are "
+        "then read as their luma",
+    )
+    require(_BIAS in named.tensors, f"{origin} lacks the tensor {_BIAS!r} of every encoder; it is of another kind")
+    weight, bias, grey = grey_projection(named.tensors[_KERNELS], named.tensors[_BIAS], of_file)
+    channels = Finding(
+        GREY,
+        f"1, as asked for: the kernels of 3 summed; mean {grey.mean[0]:.4g} and std {grey.std[0]:.4g} of grey are "
+        "those of the file by the weights of luma (ITU-R 601), which leaves what it says of grey images unchanged",
+    )
+    return (
+        replace(named, tensors=named.tensors | {_KERNELS: weight, _BIAS: bias}),
+        findings._replace(normalization=scale._replace(value=grey), channels=channels),
+    )
+
+
 def infer_architecture(named: NamedTensors, config: Mapping[str, Any], findings: Findings, *, origin: str) -> ViTConfig:
     """Derive the shape of the model from its tensors, Hugging Face's config.json, if any, and what else was found."""
     tensors = named.tensors
-    embed_dim, patch_size = _patches(tensors["patch_embed.proj.weight"], origin)
+    embed_dim, patch_size, in_chans = _patches(tensors[_KERNELS], origin)
     pos_bias: PosBias = "none" if (table := named.position_table) is None else "per_block"
     if "rel_pos_bias.relative_position_bias_table" in tensors:
         pos_bias = "shared"
@@ -222,6 +258,7 @@ def infer_architecture(named: NamedTensors, config: Mapping[str, Any], findings:
     return ViTConfig(
         img_size=side * patch_size,
         patch_size=patch_size,
+        in_chans=in_chans,
         embed_dim=embed_dim,
         depth=depth,
         num_heads=findings.num_heads.value,
@@ -250,17 +287,17 @@ def _has_own_norm(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> b
     return config.get("model_type") == "beit" and config.get("use_mean_pooling") is False and not has_head
 
 
-def _patches(projection: Tensor, origin: str) -> tuple[int, int]:
-    """Return width and patch size after the weight of the patch convolution."""
+def _patches(projection: Tensor, origin: str) -> tuple[int, int, int]:
+    """Return width, patch size and channels after the weight of the patch convolution."""
     require(projection.ndim == 4, f"{origin}: patch_embed.proj.weight has {projection.ndim} dimensions, must have 4")
     embed_dim, in_chans, height, width = projection.shape
     require(height == width, f"{origin} has patches of {height} x {width} px, and a beit encoder has square ones")
     require(
-        in_chans == 3,
-        f"{origin} is of a model for images of {in_chans} channel{'s' if in_chans > 1 else ''}, and beit reads images "
-        "as RGB; give weights for 3 channels",
+        in_chans in (GREY, RGB),
+        f"{origin} is of a model for images of {in_chans} channels, and beit reads images as RGB or grey; give weights "
+        "for 3 channels or 1",
     )
-    return embed_dim, height
+    return embed_dim, height, in_chans
 
 
 def _require_kind(config: Mapping[str, Any], source: Path) -> None:

@@ -58,6 +58,8 @@ def _said(named: NamedTensors, foreign: ForeignWeights, findings: Findings, pool
         f"heads: {findings.num_heads.value}, {findings.num_heads}",
         f"normalisation: {findings.normalization}",
     ]
+    if findings.channels is not None:
+        lines.append(f"channels: {findings.channels}")
     if "pos_embed" in named.tensors:
         lines.append(f"positions at another resolution: {findings.pos_resize}")
     if findings.blocks is not None:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from beit.common.encoder import load_encoder
 from beit.common.errors import BadSample
+from beit.common.images.channels import in_colour
 from beit.common.pages.attention import chosen_points, points_sheet
 from beit.common.runs.layout import ENCODER
 from beit.common.shards.token_store import TokenStore
@@ -41,13 +42,13 @@ def attention_sheet(run: Path, store: TokenStore, config: PretrainConfig, *, num
         names.append(record.key)
     if not pixels:
         return None
-    stacked = np.stack(pixels)  # (B, 3, height, width)
+    stacked = np.stack(pixels)  # (B, C, height, width)
     with torch.inference_mode():
         weights = model.attention_weights(model.transform.normalize(torch.from_numpy(stacked)), block).numpy()
     which = "held-out" if dataset is held_out else "training"
     return points_sheet(
         names,
-        stacked.transpose(0, 2, 3, 1),
+        in_colour(stacked.transpose(0, 2, 3, 1)),
         weights,
         chosen_points(model.config.grid_size),
         model.config.grid_size,

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from beit.common.errors import InputError, require
+from beit.common.images.channels import in_colour
 from beit.common.pages.pictures import HIGHLIGHT, mask_patches, picture_table, sheet
 from beit.common.processes.distributed import World
 from beit.common.reading.config import ReaderConfig
@@ -93,7 +94,7 @@ def rebuild_batch(run: StoredRun, step: int, *, num_pictures: int) -> RebuiltBat
             mask = batch["bool_masked_pos"][i].numpy()
             rows.append(_row(batch, i, number=len(rows), mask=mask))
             if len(pictures) < num_pictures:
-                pictures.append(batch["images"][i].permute(1, 2, 0).numpy())
+                pictures.append(in_colour(batch["images"][i].permute(1, 2, 0).numpy()))
                 masks.append(mask.reshape((store.info.grid_size,) * 2))
     recorded = _recorded_as_nonfinite(run, step)
     listing = {

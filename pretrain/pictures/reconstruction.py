@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from beit.common.encoder import load_weights
 from beit.common.errors import BadSample, InputError, require
+from beit.common.images.channels import in_colour
 from beit.common.pages.pictures import mask_patches, picture_table, sheet
 from beit.common.runs.kinds import PRETRAIN, require_command
 from beit.common.runs.layout import ENCODER
@@ -25,6 +26,7 @@ from beit.common.shards.schema import TokenizerInfo
 from beit.common.shards.token_store import TokenStore
 from beit.common.tokenizer import Tokenizer, load_store_tokenizer
 from beit.common.tokenizers.dalle_cache import has_decoder
+from beit.common.vit.channels import fit_channels
 from beit.common.vit.description import EncoderConfig, read_encoder_config
 from beit.common.vit.transform import normalize_images
 from beit.pretrain.config import PretrainConfig
@@ -64,7 +66,7 @@ class Reconstruction:
     patch_size: int
     """Side in pixels."""
     images: Tensor
-    """(B, 3, H, W) uint8."""
+    """(B, C, H, W) uint8."""
     masks: Tensor
     """(B, N) bool, True = masked."""
     token_ids: Tensor | None
@@ -96,13 +98,13 @@ class Reconstruction:
         `decode` paints words, and is needed where words are predicted; `facts` stand below the heading.
         """
         side = round(self.masks.shape[1] ** 0.5)
-        pictures = self.images.permute(0, 2, 3, 1).numpy()
+        pictures = in_colour(self.images.permute(0, 2, 3, 1).numpy())
         masks = self.masks.view(-1, side, side).numpy()
         columns = [pictures, np.stack([mask_patches(*pair) for pair in zip(pictures, masks, strict=True)])]
         titles: Sequence[str]
         titles, legend = PIXEL_TITLES, f"{_LEGEND}."
         if self.token_ids is None:
-            columns.append(self._complete_pixels(predicted))
+            columns.append(in_colour(self._complete_pixels(predicted)))
         else:
             assert decode is not None
             columns += [decode(ids.view(-1, side, side)) for ids in (predicted, self.token_ids)]
@@ -111,21 +113,22 @@ class Reconstruction:
         return sheet([picture_table(rows, titles=titles)], heading=heading, facts=facts, legend=legend)
 
     def _complete_pixels(self, predicted: Tensor) -> NDArray[np.uint8]:
-        """Put predicted pixels in the place of masked ones, (B, H, W, 3).
+        """Put predicted pixels in the place of masked ones, (B, H, W, C), C of the model.
 
         Patches that were predicted standardised by themselves get their own mean and deviation back, which the model
         does not know.
         """
         pixels, size = self.config.data.normalization, self.patch_size
+        images = fit_channels(self.images, len(pixels.mean))
         filled = predicted
         if self.config.objective.normalize_patches:
-            normalized = patchify(normalize_images(self.images, *pixels), size)
+            normalized = patchify(normalize_images(images, *pixels), size)
             variance, mean = torch.var_mean(normalized, dim=-1, keepdim=True)
             filled = filled * (variance + PATCH_EPS).sqrt() + mean
         # The channel is the innermost of a patch's values.
         std, mean = (torch.tensor(value).repeat(size**2) for value in (pixels.std, pixels.mean))
         filled = (filled * std + mean).clamp(0, 1) * 255
-        completed = torch.where(self.masks[..., None], filled, patchify(self.images.float(), size))
+        completed = torch.where(self.masks[..., None], filled, patchify(images.float(), size))
         return unpatchify(completed.round().to(torch.uint8), size).permute(0, 2, 3, 1).numpy()
 
 

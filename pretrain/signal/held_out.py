@@ -254,7 +254,7 @@ def pixel_metrics(
         head = torch.stack([result.loss.double() * result.num_predicted, result.num_predicted.double()])
         row = torch.cat([head, images, targets.sum(0), targets.square().sum(0)])
         sums = row if sums is None else sums + row
-    num_values = 3 * step.patch_size**2
+    num_values = len(step.mean) * step.patch_size**2
     own = [0.0] * (3 + 2 * num_values) if sums is None else sums.tolist()
     loss, patches, images_seen, *moments = world.sum_of(own)
     if not patches:

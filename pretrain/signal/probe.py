@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from beit.common.errors import require
+from beit.common.images.channels import fit_image
 from beit.common.pages.numbers import percent
 from beit.common.processes.distributed import World
 from beit.common.reading.config import ReaderConfig
@@ -48,14 +49,16 @@ class ProbeTransform:
 
     img_size: int
     """Side of the model's input in pixels."""
+    channels: int = 3
+    """That the model sees."""
 
     def __call__(self, record: Record) -> dict[str, NDArray[np.generic]]:
-        """Return images (3, img_size, img_size) uint8 and labels () int64.
+        """Return images (C, img_size, img_size) uint8 and labels () int64.
 
         Raises:
             BadSample: the image does not decode.
         """
-        image = record.decode_image()
+        image = fit_image(record.decode_image(), self.channels)
         view = draw_view(CounterRng(0), image.width, image.height, _WHOLE)
         pixels = render_view(image, view, img_size=self.img_size)
         return {"images": np.ascontiguousarray(pixels.transpose(2, 0, 1)), "labels": np.asarray(record.label, np.int64)}
@@ -151,7 +154,7 @@ def _features(
     side, num_patches = vit.config.img_size, vit.config.num_patches
     loader = sequential_loader(
         LabelledDataset(index, cache_bytes=reader.parquet_cache_bytes),
-        transform=ProbeTransform(img_size=side),
+        transform=ProbeTransform(img_size=side, channels=vit.config.in_chans),
         micro_batch_size=config.micro_batch_size,
         rank=world.rank,
         world_size=world.world_size,

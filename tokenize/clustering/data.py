@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from beit.common.errors import InputError
+from beit.common.images.channels import in_colour
 from beit.common.processes.distributed import World
 from beit.common.reading.batch_plan import BatchPlan, DataState
 from beit.common.reading.contents import contents_of, difference
@@ -57,9 +58,9 @@ class ViewTransform:
         """
         image = record.decode_image()
         view = draw_view(rng, image.width, image.height, self.augment)
-        return render_view(
-            image, view, img_size=self.view_size, resample=TOKEN_RESAMPLE, jitter_scope=self.augment.jitter_scope
-        )
+        scope = self.augment.jitter_scope
+        pixels = render_view(image, view, img_size=self.view_size, resample=TOKEN_RESAMPLE, jitter_scope=scope)
+        return in_colour(pixels)  # words of grey images are those of the grey in three channels
 
 
 class Views:

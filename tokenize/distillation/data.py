@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from beit.common.images.channels import in_colour
 from beit.common.rng import CounterRng
 from beit.common.storage.samples import Record
 from beit.common.views import TOKEN_RESAMPLE, AugmentConfig, draw_view, render_view
@@ -60,7 +61,7 @@ class ViewTransform:
 
         def rendered(view: np.void, side: int) -> NDArray[np.uint8]:
             pixels = render_view(image, view, img_size=side, resample=TOKEN_RESAMPLE, jitter_scope=scope)
-            return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+            return np.ascontiguousarray(in_colour(pixels).transpose(2, 0, 1))
 
         sides = {IMAGES: self.side} | ({TEACHER_IMAGES: self.teacher_side} if self.teacher_side != self.side else {})
         views = {name: rendered(view, side) for name, side in sides.items()}

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from beit.common.errors import BadSample, InputError, require
+from beit.common.images.channels import in_colour
 from beit.common.processes.cores import available_cores
 from beit.common.reading.bad_samples import BadSampleLog, BadSampleReport
 from beit.common.reading.labelled_dataset import LabelledDataset
@@ -150,7 +151,7 @@ class ViewSample:
         image = record.decode_image()
         rng = CounterRng(self._seed, "tokenizer report view", record.sample_id)
         view = draw_view(rng, image.width, image.height, augment)
-        return render_token_view(image, view, view_size, augment.jitter_scope)
+        return in_colour(render_token_view(image, view, view_size, augment.jitter_scope))
 
 
 def draw_positions(total: int, count: int, seed: int) -> list[int]:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from beit.common.errors import InputError
+from beit.common.images.channels import in_colour
 from beit.common.jitter import FACTOR_ONE
 from beit.common.pages.fonts import fitted, font
 from beit.common.pages.numbers import count
@@ -173,7 +174,8 @@ def _collage(size: tuple[int, int], crops: list[Image.Image], views: np.ndarray[
 
 def _render(store: TokenStore, image: Image.Image, record: np.void) -> NDArray[np.uint8]:
     info = store.info
-    return render_view(image, record, img_size=info.img_size, jitter_scope=info.augment.jitter_scope, check_crop=True)
+    scope = info.augment.jitter_scope
+    return in_colour(render_view(image, record, img_size=info.img_size, jitter_scope=scope, check_crop=True))
 
 
 def _block(shown: ShownImage) -> Image.Image:

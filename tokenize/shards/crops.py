@@ -20,11 +20,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from beit.common.errors import InputError
+from beit.common.images.channels import image_of
 from beit.common.images.decode import decode_image
-from beit.common.images.decoding import MAX_SIDE_PX
+from beit.common.images.decoding import MAX_SIDE_PX, USUAL, Decoding
 from beit.common.jitter import FACTOR_ONE
 from beit.common.shards.schema import StoreInfo
 from beit.common.sources.tars import TarCopy, TarReader, TarShard
@@ -59,7 +59,7 @@ def cut_crops(
         view = maker.draw(key, k, image)
         pixels = render_view(image, view, img_size=img_size, jitter_scope=maker.augment.jitter_scope)
         buffer = io.BytesIO()
-        Image.fromarray(pixels).save(buffer, "JPEG", quality=jpeg_quality)
+        image_of(pixels).save(buffer, "JPEG", quality=jpeg_quality)
         encoded.append(buffer.getvalue())
         drawn.append({name: int(view[name]) for name in _DRAWN_FIELDS})
     return encoded, {"size": list(image.size), "views": drawn}
@@ -91,11 +91,13 @@ class CropMaker:
 
     img_size: int
     token_img_size: int
+    decoding: Decoding = USUAL
+    """Of the crops."""
 
     @classmethod
     def of_store(cls, info: StoreInfo) -> CropMaker:
         """Return the maker of the views of a materialised store."""
-        return cls(img_size=info.img_size, token_img_size=info.token_img_size)
+        return cls(img_size=info.img_size, token_img_size=info.token_img_size, decoding=info.decoding)
 
     def read(self, ref: CropsRef, reader: ShardReader) -> list[bytes]:
         """Return the encoded crops."""
@@ -105,7 +107,7 @@ class CropMaker:
         """Decode the crops and render each."""
         prepared, whole = empty_image(ref, len(data), self.token_img_size), whole_view(self.img_size)
         for k, crop in enumerate(data):
-            prepared.fill(k, decode_image(crop), whole, jitter_scope="crop")  # nothing is left to jitter
+            prepared.fill(k, decode_image(crop, self.decoding), whole, jitter_scope="crop")  # nothing is left to jitter
         return prepared
 
 

@@ -121,7 +121,7 @@ def empty_image(ref: SampleRef, num_views: int, side: int) -> PreparedImage:
 
 
 def render_token_view(image: Image.Image, view: np.void, side: int, jitter_scope: JitterScope) -> NDArray[np.uint8]:
-    """Render a view as the tokenizer sees it, (side, side, 3) uint8."""
+    """Render a view as the tokenizer sees it, (side, side, 3) uint8, or of a grey image (side, side, 1)."""
     return render_view(image, view, img_size=side, resample=TOKEN_RESAMPLE, jitter_scope=jitter_scope)
 
 

@@ -43,7 +43,7 @@ class CropTransform:
         """Render a view and cut it.
 
         Returns:
-            images: (crops_per_image, 3, crop_size, crop_size) uint8.
+            images: (crops_per_image, C, crop_size, crop_size) uint8, C 3, or 1 of grey images.
         Raises:
             BadSample: the image does not decode.
         """
@@ -55,7 +55,7 @@ class CropTransform:
         return {"images": np.ascontiguousarray(np.stack(pieces).transpose(0, 3, 1, 2))}
 
     def render(self, record: Record, rng: CounterRng) -> NDArray[np.uint8]:
-        """Render one random view, (view_size, view_size, 3) uint8.
+        """Render one random view, (view_size, view_size, C) uint8.
 
         Raises:
             BadSample: the image does not decode.

@@ -14,7 +14,9 @@ from PIL.Image import Image
 from torch import Tensor
 
 from beit.common.pages.pictures import picture_table, sheet
-from beit.common.tokenizers.dvae import DiscreteVAE, luma
+from beit.common.tokenizers.dvae import DiscreteVAE
+from beit.common.vit.channels import fit_channels
+from beit.common.vit.config import RGB
 from beit.tokenize.fitness.image_quality import block_means, image_psnr
 from beit.tokenize.fitness.tokens import perplexity
 from beit.tokenize.tokenizer_training.card import Card
@@ -61,8 +63,8 @@ def reconstruction_sheet(model: DiscreteVAE, images: Tensor) -> Image:
 
 
 def seen_pixels(model: DiscreteVAE, images: Tensor) -> Tensor:
-    """Return what is left of uint8 images (B, 3, H, W) for the model: all, or their luma in three equal channels."""
-    return luma(images).expand(-1, 3, -1, -1) if model.config.channels == 1 else images
+    """Return what is left of uint8 images (B, 3 or 1, H, W) for the model, in three channels: all, or their luma."""
+    return fit_channels(fit_channels(images, model.config.channels), RGB)
 
 
 def tokenizer_card(config: TokenizerTrainConfig, training: Mapping[str, Any]) -> Card:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from beit.common.errors import InputError
+from beit.common.images.decoding import Decoding
 from beit.common.sources.config import SourceConfig
 from beit.common.sources.index import LabelledIndex
 from beit.common.sources.index_build import index_source
@@ -116,7 +117,7 @@ def examine(source: MaskedSource, settings: MaskDataConfig, *, name: str, readin
         digest=digest,
     )
     images = index_source(source.images, name=name, decoding=reading.decoding)
-    masks = index_source(mask_source, name=name, decoding=reading.decoding.of_packed())
+    masks = index_source(mask_source, name=name, decoding=Decoding(reading.decoding.max_pixels))
     assert images.shard_sizes.tolist() == masks.shard_sizes.tolist()
     facts = gather_facts(images, masks)
     meaning, reason = None, ""

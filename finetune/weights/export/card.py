@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from beit import __version__
+from beit.common.vit.config import GREY
 from beit.common.vit.transform import MAX_ASPECT
 from beit.finetune.segmentation.artifact import segmentation_info
 from beit.finetune.weights.export.image_processor import resized_side
@@ -85,11 +86,12 @@ def _header(source: ExportSource) -> str:
 def _how_to_load(source: ExportSource, options: ExportOptions, auto_class: str) -> str:
     extra = "import torch\n" if source.what == "masked" else ""
     folder = json.dumps(options.name, ensure_ascii=False)
+    opened = '.convert("L")' if source.config.architecture.in_chans == GREY else ""
     return (
         f"```python\n{extra}from PIL import Image\nfrom transformers import AutoImageProcessor, {auto_class}\n\n"
         f"processor = AutoImageProcessor.from_pretrained({folder})\n"
         f"model = {auto_class}.from_pretrained({folder})\n\n"
-        'image = Image.open("photo.jpg")\n'
+        f'image = Image.open("photo.jpg"){opened}\n'
         'inputs = processor(images=image, return_tensors="pt")\n'
         f"{_RESULTS[source.what]}\n```"
     )
@@ -125,7 +127,9 @@ def _facts(source: ExportSource, options: ExportOptions) -> list[str]:
     lines += [
         "beit turns images as their EXIF data say; a processor takes them as they are: "
         "`PIL.ImageOps.exif_transpose(image)` first.",
-        "Images are made RGB (`do_convert_rgb`). Transparency is laid on white by transformers 5; beit keeps the "
+        'It sees one channel: hand the processor grey images, `image.convert("L")`.'
+        if shape.in_chans == GREY
+        else "Images are made RGB (`do_convert_rgb`). Transparency is laid on white by transformers 5; beit keeps the "
         "colour below.",
         "Attention maps (`output_attentions=True`) need "
         '`from_pretrained(..., attn_implementation="eager")`; without it they come back empty.',

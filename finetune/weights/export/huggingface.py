@@ -24,6 +24,7 @@ from beit.finetune.weights.export.huggingface_names import Plan, plan_export
 from beit.finetune.weights.export.image_processor import (
     FILE,
     expected_pixels,
+    is_grey,
     num_shifted,
     photos,
     processor_settings,
@@ -97,7 +98,7 @@ def _run(model: Any, processor: Any, images: Tensor, source: ExportSource) -> di
     if source.what == "masked":
         given["bool_masked_pos"] = probe_mask(source)
     outputs = model(**given, output_hidden_states=True)
-    found = {"pixels": processor(images=photos(), return_tensors="pt").pixel_values}
+    found = {"pixels": processor(images=photos(grey=is_grey(source)), return_tensors="pt").pixel_values}
     is_normed = source.config.architecture.final_norm
     if source.what == "encoder":
         found["features"] = outputs.last_hidden_state

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from beit.common.images.channels import pixels_of
+from beit.common.vit.config import GREY
 from beit.common.vit.description import EncoderConfig
 from beit.common.vit.transform import default_crop_pct, normalize_images, resize_and_center_crop
 from beit.finetune.weights.export.source import ExportSource
@@ -31,7 +33,7 @@ def processor_settings(source: ExportSource) -> dict[str, Any]:
     side = source.config.architecture.img_size
     mean, std = source.config.normalization
     settings: dict[str, Any] = {
-        "do_convert_rgb": True,
+        "do_convert_rgb": not is_grey(source),  # whose users hand it images that are grey
         "do_resize": True,
         "resample": int(Image.Resampling.BICUBIC),
         "do_rescale": True,
@@ -56,6 +58,11 @@ def processor_settings(source: ExportSource) -> dict[str, Any]:
     }
 
 
+def is_grey(source: ExportSource) -> bool:
+    """Whether the model sees one channel."""
+    return source.config.architecture.in_chans == GREY
+
+
 def resized_side(config: EncoderConfig) -> int:
     """Return the short side, in pixels, that images have before the crop."""
     return int(config.architecture.img_size / _crop_pct(config))
@@ -65,8 +72,8 @@ def _crop_pct(config: EncoderConfig) -> float:
     return default_crop_pct(config.architecture.img_size) if config.crop_pct is None else config.crop_pct
 
 
-def photos() -> list[Image.Image]:
-    """Paint photos of `PHOTO_SIZES`: smooth, with edges and noise, the same ones every time."""
+def photos(*, grey: bool = False) -> list[Image.Image]:
+    """Paint photos of `PHOTO_SIZES`: smooth, with edges and noise, the same ones every time; of mode "L" if `grey`."""
     generator = np.random.default_rng(0)
     painted = []
     for width, height in PHOTO_SIZES:
@@ -75,26 +82,25 @@ def photos() -> list[Image.Image]:
         smooth[height // 3 : height // 2, width // 4 : width // 2] = 255 - smooth[height // 4, width // 4]
         noisy = smooth + generator.integers(-20, 21, smooth.shape)
         painted.append(Image.fromarray(noisy.clip(0, 255).astype(np.uint8)))
-    return painted
+    return [photo.convert("L") for photo in painted] if grey else painted
 
 
 def expected_pixels(source: ExportSource) -> Tensor:
-    """Return what the processor is to make of `photos`, by our own resize: (5, 3, S, S) float32."""
-    config = source.config
-    pixels = [_pixels(source, photo) for photo in photos()]
-    return normalize_images(torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2), *config.normalization)
+    """Return what the processor is to make of `photos`, by our own resize: (5, C, S, S) float32."""
+    pixels = np.stack([_pixels(source, photo) for photo in photos(grey=is_grey(source))])
+    return normalize_images(torch.from_numpy(pixels).permute(0, 3, 1, 2), *source.config.normalization)
 
 
 def _pixels(source: ExportSource, photo: Image.Image) -> NDArray[np.uint8]:
     side, short = source.config.architecture.img_size, resized_side(source.config)
     if source.what == "segmenter":
-        return np.asarray(photo.resize((side, side), Image.Resampling.BICUBIC))
+        return pixels_of(photo.resize((side, side), Image.Resampling.BICUBIC))
     if not is_shifted(photo.size, short, side):
         return resize_and_center_crop(photo, side, crop_pct=_crop_pct(source.config))
     width, height = (int(short * length / min(photo.size)) for length in photo.size)
     left, top = (width - side) // 2, (height - side) // 2
     box = (left, top, left + side, top + side)
-    return np.asarray(photo.resize((width, height), Image.Resampling.BICUBIC).crop(box))
+    return pixels_of(photo.resize((width, height), Image.Resampling.BICUBIC).crop(box))
 
 
 def is_shifted(size: tuple[int, int], short: int, side: int) -> bool:

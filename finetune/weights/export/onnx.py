@@ -118,7 +118,7 @@ class _Graph(nn.Module):
         self.to(dtype).eval()
 
     def forward(self, images: Tensor, bool_masked_pos: Tensor | None = None) -> tuple[Tensor, ...]:
-        """Map images (B, 3, S, S) float32 to the outputs in the order of `describe`."""
+        """Map images (B, C, S, S) float32 to the outputs in the order of `describe`."""
         model, images = self.model, images.to(self.dtype)
         if isinstance(model, ImageClassifier):
             logits = model(images).float()
@@ -171,7 +171,7 @@ def _exported(graph: _Graph, source: ExportSource, names: tuple[str, ...]) -> An
     """Return the model of onnx_ir, as torch makes it, with an open batch size."""
     shape, batch = source.config.architecture, Dim("batch")
     # Two images at least: torch takes a size of 1 for a constant.
-    arguments: tuple[Tensor, ...] = (torch.zeros(2, 3, shape.img_size, shape.img_size),)
+    arguments: tuple[Tensor, ...] = (torch.zeros(2, shape.in_chans, shape.img_size, shape.img_size),)
     sizes: dict[str, Any] = {IMAGES: {0: batch}}
     if source.what == "masked":
         arguments += (torch.zeros(2, shape.num_patches, dtype=torch.bool),)

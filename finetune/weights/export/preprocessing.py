@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from beit.common.storage.documents import Format
+from beit.common.vit.config import GREY
 from beit.common.vit.transform import MAX_ASPECT, default_crop_pct
 from beit.finetune.segmentation.artifact import segmentation_info
 from beit.finetune.weights.export.source import ExportSource
@@ -21,8 +22,14 @@ def describe(source: ExportSource) -> dict[str, Any]:
     """Return the document: how an image becomes input, what shapes inputs and outputs have, and what they mean."""
     shape = source.config.architecture
     side = shape.img_size
+    is_grey = shape.in_chans == GREY
     inputs: dict[str, Any] = {
-        IMAGES: {"shape": ["batch", 3, side, side], "dtype": "float32", "layout": "NCHW", "channels": "RGB"}
+        IMAGES: {
+            "shape": ["batch", shape.in_chans, side, side],
+            "dtype": "float32",
+            "layout": "NCHW",
+            "channels": "grey" if is_grey else "RGB",
+        }
     }
     if source.what == "masked":
         inputs[MASK] = {
@@ -80,12 +87,15 @@ def _outputs(source: ExportSource) -> dict[str, tuple[list[int], str]]:
 
 def _preprocessing(source: ExportSource) -> dict[str, Any]:
     stored, side = source.config, source.config.architecture.img_size
-    first = {
+    first: dict[str, Any] = {
         "orientation": "as EXIF says",
         "mode": "RGB, 8 bit; of transparent pixels the colour below; grey of 16 bit divided by 257",
     }
+    if stored.architecture.in_chans == GREY:
+        first["mode"] += "; then grey, one channel, by ITU-R 601: (19595 R + 38470 G + 7471 B + 32768) >> 16"
     if how := stored.decoding.in_words():
-        first |= {"mode": f"RGB, 8 bit. {how}", "decoding": stored.decoding.as_json()}
+        first["mode"] += f". {how}"
+        first["decoding"] = stored.decoding.as_json()
     last = {
         "rescale_factor": 1 / 255,
         "mean": list(stored.normalization.mean),

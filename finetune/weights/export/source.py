@@ -97,7 +97,7 @@ def read_source(path: Path, *, img_size: int | None = None) -> ExportSource:
     stored_state = read_encoder_state(directory)
     state = {name: tensor for name, tensor in stored_state.items() if not name.startswith(_OF_TRAINING)}
     num_left_out = len(stored_state) - len(state)
-    state = adapt_state(state, own, architecture)
+    state = adapt_state(state, own, architecture, pixels=stored.normalization)
     return ExportSource(
         path=directory,
         config=replace(stored, architecture=architecture),
@@ -132,9 +132,9 @@ def _kind(config: EncoderConfig, state: Mapping[str, Tensor], directory: Path) -
 
 
 def probe_images(source: ExportSource) -> Tensor:
-    """Return the batch that both sides are run on, (B, 3, S, S) float32: the same for every export of a size."""
-    side = source.config.architecture.img_size
-    return torch.randn(_BATCH, 3, side, side, generator=torch.Generator().manual_seed(0))
+    """Return the batch that both sides are run on, (B, C, S, S) float32: the same for every export of a size."""
+    side, channels = source.config.architecture.img_size, source.config.architecture.in_chans
+    return torch.randn(_BATCH, channels, side, side, generator=torch.Generator().manual_seed(0))
 
 
 def probe_mask(source: ExportSource) -> Tensor:

@@ -22,7 +22,7 @@ from beit.common.errors import RunFailed, require
 from beit.common.storage.documents import read_json, write_json
 from beit.common.storage.tensor_check import read_shapes, write_safetensors
 from beit.common.vit.adapt import SHARED_TABLE
-from beit.common.vit.config import LAYER_NORM_EPS, ViTConfig
+from beit.common.vit.config import LAYER_NORM_EPS, RGB, ViTConfig
 from beit.common.vit.description import CONFIG_FILE, WEIGHTS_FILE
 from beit.common.vit.position_bias import TABLE_KEY, num_table_rows
 from beit.common.vit.transform import default_crop_pct
@@ -154,6 +154,7 @@ def name_and_arguments(source: ExportSource) -> tuple[str, dict[str, Any]]:
         **(_VIT_ONLY if is_vit else _BEIT_ONLY),
     }
     wanted = {name: getattr(shape, name) for name in ("img_size", "patch_size", "embed_dim", "depth", "num_heads")}
+    wanted["in_chans"], usual["in_chans"] = shape.in_chans, RGB
     wanted |= {name: getattr(shape, name) for name in _USUAL}
     # Whether there is a layer scale is all that matters. 0 where there is none: what is None, timm passes over.
     wanted["init_values"] = init_values if bool(init_values) == bool(shape.init_values) else shape.init_values

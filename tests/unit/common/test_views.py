@@ -165,9 +165,9 @@ def test_records_that_do_not_fit_are_bad_samples(fields: dict[str, int]) -> None
         render_view(noise(90, 70), make_view(**fields))
 
 
-def test_image_must_be_rgb() -> None:
+def test_image_must_be_rgb_or_grey() -> None:
     with pytest.raises(ValueError, match="mode"):
-        render_view(Image.new("L", (9, 9)), make_view(w=5, h=5))
+        render_view(Image.new("LA", (9, 9)), make_view(w=5, h=5))
 
 
 def test_crop_crc_is_over_the_source_pixels_and_can_be_checked_while_rendering() -> None:

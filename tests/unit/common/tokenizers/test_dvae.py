@@ -6,8 +6,9 @@ import torch
 from PIL import Image
 
 from beit.common.errors import InputError
-from beit.common.tokenizers.dvae import DiscreteVAE, gumbel_softmax, kl_to_uniform, luma, scale_pixels, usage_kl
+from beit.common.tokenizers.dvae import DiscreteVAE, gumbel_softmax, kl_to_uniform, scale_pixels, usage_kl
 from beit.common.tokenizers.dvae_config import DiscreteVAEConfig
+from beit.common.vit.channels import luma
 
 
 def tiny(**changes: object) -> DiscreteVAE:

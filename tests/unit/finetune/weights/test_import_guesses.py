@@ -181,9 +181,9 @@ def test_what_only_code_tells_is_said_to_be_taken_as_usual(tmp_path):
     assert "224 px" in usual(without)
 
 
-@pytest.mark.parametrize("channels", [1, 4])
-def test_weights_for_other_images_than_rgb_are_refused(tmp_path, channels):
-    with pytest.raises(InputError, match=f"images of {channels} channel.*weights for 3 channels") as error:
+@pytest.mark.parametrize("channels", [2, 4])
+def test_weights_for_images_that_are_neither_rgb_nor_grey_are_refused(tmp_path, channels):
+    with pytest.raises(InputError, match=f"images of {channels} channels.*weights for 3 channels or 1") as error:
         imported(tmp_path, timm_vit(dim=64, channels=channels))
     assert "\n" not in str(error.value)
     assert not list(tmp_path.glob("encoder-*"))
@@ -193,9 +193,9 @@ def test_an_encoder_for_other_images_that_was_imported_earlier_is_refused(tmp_pa
     imported(tmp_path, timm_vit(dim=64), name="earlier.pth")
     (folder,) = tmp_path.glob("encoder-*")
     document = json.loads((folder / "config.json").read_text())
-    document["architecture"]["in_chans"] = 1
+    document["architecture"]["in_chans"] = 4
     (folder / "config.json").write_text(json.dumps(document))
-    with pytest.raises(InputError, match=r"in_chans \(1\) must be 3"):
+    with pytest.raises(InputError, match=r"in_chans \(4\) must be 1 or 3"):
         load_encoder(folder)
 
 
