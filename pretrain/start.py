@@ -19,6 +19,7 @@ from torch import Tensor
 from beit.common.config import config_from_dict, config_to_dict
 from beit.common.encoder import read_encoder_state, weights_sha256
 from beit.common.errors import InputError, require
+from beit.common.images.decoding import GREY, RGB
 from beit.common.pages.numbers import percent
 from beit.common.runs.layout import CONFIG, INIT
 from beit.common.storage.documents import Format, json_bytes, parse_json, reading
@@ -187,7 +188,9 @@ def in_force(config: PretrainConfig, start: StartingPoint) -> PretrainConfig:
         shape, named = start.architecture, replace(config.data, **pixels)
         if named == config.data:
             return config
-        return replace(config, model=replace(config.model, in_chans=shape.in_chans), data=named)
+        return replace(
+            config, model=replace(config.model, in_chans=GREY if shape.in_chans == GREY else RGB), data=named
+        )
     brought = model_settings(start.architecture)
     return replace(
         config,

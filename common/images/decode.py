@@ -19,11 +19,11 @@ from beit.common.errors import LFS_ADVICE, BadSample, is_lfs_pointer
 from beit.common.images.alpha import laid_over, opacity_of
 from beit.common.images.channels import image_of, pick_channels
 from beit.common.images.decoding import GREY, MAX_IMAGE_BYTES, MAX_PIXELS, MAX_SIDE_PX, USUAL, Decoding
-from beit.common.images.deep_png import is_deep_colour, read_deep_colour
 from beit.common.images.formats import OTHER_NAMES, Reader, format_of
 from beit.common.images.jpeg import has_filler
 from beit.common.images.orientation import transpose_of
 from beit.common.images.ranges import to_8_bit
+from beit.common.images.readers.deep_png import is_deep_colour, read_deep_colour
 from beit.common.images.samples import Samples, samples_of_8_bit
 
 _FORMATS = ("JPEG", "PNG", "WEBP")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
-from typing import Any, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 from beit.common.errors import InputError
 from beit.common.images.ranges import DTYPE, RangeSetting, ValueRange
@@ -22,8 +22,9 @@ MAX_SIDE_PX = 65535
 Channels = str | tuple[int, ...]
 """Which channels become those of the image: "rgb", "grey", or numbers of bands, counted from 1 as GDAL counts them:
 three for red, green and blue, or one for grey."""
-GREY, RGB = 1, 3
-"""Channels of a decoded image."""
+GREY: Final = 1
+RGB: Final = 3
+"""Channels of a decoded image, and of what a model sees."""
 Alpha = Literal["drop", "white", "black", "checker"]
 """What lies behind transparent pixels; "drop" shows the colours that they hide."""
 Frame = str | int

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from beit.common.errors import BadSample, InputError
 from beit.common.images.decode import read_samples
 from beit.common.images.decoding import Decoding
-from beit.common.images.deep_png import png_bits
 from beit.common.images.jpeg import is_jpeg
 from beit.common.images.ranges import DTYPE, ValueRange, map_to_8_bit
+from beit.common.images.readers.deep_png import png_bits
 from beit.common.images.samples import Samples
 from beit.common.rng import CounterRng
 

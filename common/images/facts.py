@@ -14,8 +14,8 @@ from PIL import Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
 from beit.common.errors import LFS_ADVICE, BadSample, is_lfs_pointer
 from beit.common.images.alpha import has_alpha
-from beit.common.images.deep_png import png_bits
 from beit.common.images.orientation import transpose_of
+from beit.common.images.readers.deep_png import png_bits
 
 HEAD_BYTES = 1 << 17
 """Of a file, in which its header nearly always stands; arbitrary, two blocks of EXIF data."""

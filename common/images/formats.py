@@ -89,7 +89,7 @@ class Format:
             BadSample: its library is not installed.
         """
         self.require()
-        return cast(Reader, importlib.import_module(f"beit.common.images.{self.module}"))
+        return cast(Reader, importlib.import_module(f"beit.common.images.readers.{self.module}"))
 
 
 def _begins(*starts: bytes) -> re.Pattern[bytes]:
@@ -169,7 +169,8 @@ def without_private(data: bytes) -> bytes:
     if form is None or form.name != "DICOM":
         return data
     form.require()
-    return importlib.import_module("beit.common.images.dicom").without_patient(data)
+    cleaned: bytes = importlib.import_module("beit.common.images.readers.dicom").without_patient(data)
+    return cleaned
 
 
 def words_of(reason: str) -> str:

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from beit.common.errors import InputError, require
-from beit.common.vit.config import GREY, RGB, VIT_SIZES, ViTConfig
+from beit.common.images.decoding import GREY, RGB
+from beit.common.vit.config import VIT_SIZES, ViTConfig
 
 _SIZE = ("embed_dim", "depth", "num_heads")
 _OF_SHAPE = ("size", *_SIZE, "mlp_ratio", "init_values", "use_abs_pos_emb", "pos_bias")

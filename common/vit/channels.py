@@ -13,7 +13,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from beit.common.vit.config import GREY, RGB, Normalization, for_channels
+from beit.common.images.decoding import GREY, RGB
+from beit.common.vit.config import Normalization, for_channels
 
 _LUMA_WEIGHTS = (19595, 38470, 7471)
 """Of red, green and blue in units of 1/2**16."""

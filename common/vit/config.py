@@ -14,6 +14,7 @@ from typing import Annotated, Literal, NamedTuple
 
 from beit.common.config import Bound, above, at_least, checked, within
 from beit.common.errors import require
+from beit.common.images.decoding import GREY, RGB
 
 PosBias = Literal["none", "shared", "per_block"]
 InitRule = Literal["pretrain", "finetune"]
@@ -43,8 +44,6 @@ class Normalization(NamedTuple):
     """Divides the centred pixels."""
 
 
-GREY, RGB = 1, 3
-"""Channels of the images that a model may see."""
 _LUMA = (0.299, 0.587, 0.114)
 """Of red, green and blue in grey: ITU-R BT.601."""
 

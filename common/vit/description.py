@@ -12,9 +12,9 @@ from typing import Any, Literal, get_args
 
 from beit.common.config import config_from_dict, config_to_dict
 from beit.common.errors import InputError, require
-from beit.common.images.decoding import USUAL, Decoding
+from beit.common.images.decoding import GREY, RGB, USUAL, Decoding
 from beit.common.storage.documents import Format, not_for_transformers, read_json
-from beit.common.vit.config import GREY, RGB, Normalization, ViTConfig
+from beit.common.vit.config import Normalization, ViTConfig
 from beit.common.vit.foreign import describe_foreign, describe_foreign_folder, import_command, is_foreign_config
 from beit.common.vit.header import check_header
 

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from beit.common.vit.config import GREY, RGB
+from beit.common.images.decoding import GREY, RGB
 from beit.common.vit.transform import ImageLike
 from beit.finetune.artifact import load_classifier
 from beit.finetune.classification.model import ImageClassifier

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from beit.common.config import above, at_least, checked, within
 from beit.common.errors import InputError, require
+from beit.common.images.decoding import GREY
 from beit.common.reading.config import ReaderConfig
 from beit.common.runs.idle import Need, training_needs
 from beit.common.sources.config import SourceConfig
@@ -19,7 +20,7 @@ from beit.common.training.config import (
     SpeedConfig,
     TrainConfig,
 )
-from beit.common.vit.config import GREY, AdaptSetting, Normalization, for_channels, require_one_limit
+from beit.common.vit.config import AdaptSetting, Normalization, for_channels, require_one_limit
 from beit.finetune.config import ImageConfig, ShapeConfig, data_needs
 from beit.finetune.masks.settings import MaskDataConfig
 

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from typing import Any, Generic, Literal, NamedTuple, TypeVar, get_args
 
 from beit.common.errors import InputError, require
-from beit.common.vit.config import GREY, RGB, Normalization, PosResize
+from beit.common.images.decoding import GREY, RGB
+from beit.common.vit.config import Normalization, PosResize
 from beit.finetune.weights.import_files import ForeignWeights
 from beit.finetune.weights.import_names import NamedTensors
 
@@ -161,7 +162,7 @@ def _of_folder(foreign: ForeignWeights, origin: str) -> Finding[Normalization] |
         return Finding(_UNSCALED, "none, after preprocessor_config.json")
     for source in (processor, cfg if isinstance(cfg, Mapping) else {}):
         mean, std = source.get("image_mean", source.get("mean")), source.get("image_std", source.get("std"))
-        if _is_scale(mean) and _is_scale(std) and len(mean) == len(std):
+        if mean and std and _is_scale(mean) and _is_scale(std) and len(mean) == len(std):
             return Finding(_normalization(mean, std), "from the folder")
     return None
 

@@ -20,12 +20,12 @@ from torch import Tensor
 from beit import __version__
 from beit.common.encoder import load_encoder, save_model
 from beit.common.errors import InputError, require
-from beit.common.images.decoding import USUAL, Decoding
+from beit.common.images.decoding import GREY, RGB, USUAL, Decoding
 from beit.common.runs.outputs import check_new_folder
 from beit.common.storage.files import atomic_folder
 from beit.common.storage.tensor_check import check_tensors
 from beit.common.vit.channels import grey_projection
-from beit.common.vit.config import GREY, RGB, PosBias, PosResize, ViTConfig, for_channels
+from beit.common.vit.config import PosBias, PosResize, ViTConfig, for_channels
 from beit.common.vit.description import EncoderConfig
 from beit.common.vit.vit import VisionTransformer
 from beit.finetune.segmentation.artifact import SegmentationInfo

@@ -13,10 +13,10 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
+from beit.common.images.decoding import RGB
 from beit.common.pages.pictures import picture_table, sheet
 from beit.common.tokenizers.dvae import DiscreteVAE
 from beit.common.vit.channels import fit_channels
-from beit.common.vit.config import RGB
 from beit.tokenize.fitness.image_quality import block_means, image_psnr
 from beit.tokenize.fitness.tokens import perplexity
 from beit.tokenize.tokenizer_training.card import Card

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from beit import __version__
-from beit.common.vit.config import GREY
+from beit.common.images.decoding import GREY
 from beit.common.vit.transform import MAX_ASPECT
 from beit.finetune.segmentation.artifact import segmentation_info
 from beit.finetune.weights.export.image_processor import resized_side

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from beit.common.images.channels import pixels_of
-from beit.common.vit.config import GREY
+from beit.common.images.decoding import GREY
 from beit.common.vit.description import EncoderConfig
 from beit.common.vit.transform import default_crop_pct, normalize_images, resize_and_center_crop
 from beit.finetune.weights.export.source import ExportSource

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from beit.common.images.decoding import GREY
 from beit.common.storage.documents import Format
-from beit.common.vit.config import GREY
 from beit.common.vit.transform import MAX_ASPECT, default_crop_pct
 from beit.finetune.segmentation.artifact import segmentation_info
 from beit.finetune.weights.export.source import ExportSource

@@ -19,10 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from beit.common.errors import RunFailed, require
+from beit.common.images.decoding import RGB
 from beit.common.storage.documents import read_json, write_json
 from beit.common.storage.tensor_check import read_shapes, write_safetensors
 from beit.common.vit.adapt import SHARED_TABLE
-from beit.common.vit.config import LAYER_NORM_EPS, RGB, ViTConfig
+from beit.common.vit.config import LAYER_NORM_EPS, ViTConfig
 from beit.common.vit.description import CONFIG_FILE, WEIGHTS_FILE
 from beit.common.vit.position_bias import TABLE_KEY, num_table_rows
 from beit.common.vit.transform import default_crop_pct

@@ -6,7 +6,7 @@ import pytest
 
 from beit.common.errors import BadSample
 from beit.common.images.decoding import Decoding
-from beit.common.images.npy import num_frames, read, size
+from beit.common.images.readers.npy import num_frames, read, size
 from beit.tests.science_files import HEIGHT, WIDTH, noise, npy
 
 USUAL = Decoding()

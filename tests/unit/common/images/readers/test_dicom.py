@@ -12,8 +12,8 @@ from pydicom.pixels import apply_modality_lut, pixel_array
 
 from beit.common.errors import BadSample
 from beit.common.images.decoding import Decoding
-from beit.common.images.dicom import num_frames, read, size, without_patient
 from beit.common.images.formats import format_of
+from beit.common.images.readers.dicom import num_frames, read, size, without_patient
 from beit.tests.science_files import dicom, lossless_jpeg_dicom, noise
 
 USUAL = Decoding()

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from beit.common.errors import BadSample
-from beit.common.images.claims import check_size, frame_number
 from beit.common.images.decoding import Decoding
+from beit.common.images.readers.claims import check_size, frame_number
 from beit.common.images.samples import Samples
 
 if TYPE_CHECKING:

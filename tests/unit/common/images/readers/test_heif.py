@@ -7,7 +7,7 @@ from PIL import Image
 
 from beit.common.errors import BadSample
 from beit.common.images.decoding import Decoding
-from beit.common.images.heif import num_frames, read, size
+from beit.common.images.readers.heif import num_frames, read, size
 from beit.tests.science_files import HEIGHT, WIDTH, heic, noise, smooth
 
 USUAL = Decoding()

@@ -38,10 +38,11 @@ def read_deep_colour(data: bytes, transpose: Image.Transpose | None) -> NDArray[
     """
     if data[_COLOURS_AT] == _GREY_ALPHA:  # two values of two bytes are read as four of one
         pairs = _decoded(data, "RGBA", "RGBA", transpose).astype(np.uint16)
-        return pairs[..., 0::2] << 8 | pairs[..., 1::2]
+        return (pairs[..., 0::2] << 8 | pairs[..., 1::2]).astype(np.uint16)
     mode, lower = _UPPER_TO_LOWER[data[_COLOURS_AT]]
     upper = _decoded(data, mode, f"{mode};16B", transpose).astype(np.uint16)
-    return upper << 8 | _decoded(data, mode, lower, transpose)
+    values: NDArray[np.uint16] = upper << 8 | _decoded(data, mode, lower, transpose)
+    return values
 
 
 def _decoded(data: bytes, mode: str, raw_mode: str, transpose: Image.Transpose | None) -> NDArray[Any]:

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from beit.common.errors import BadSample
-from beit.common.images.claims import check_size, frame_number
 from beit.common.images.decoding import Decoding
+from beit.common.images.readers.claims import check_size, frame_number
 from beit.common.images.samples import Samples
 
 _CODESTREAM = b"\xff\x0a"

@@ -11,7 +11,7 @@ from rasterio.transform import from_origin
 
 from beit.common.errors import BadSample
 from beit.common.images.decoding import Decoding
-from beit.common.images.tiff import num_frames, read, size
+from beit.common.images.readers.tiff import num_frames, read, size
 from beit.tests.science_files import HEIGHT, WIDTH, noise, pillow, smooth, tiff
 
 USUAL = Decoding()

@@ -9,8 +9,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from beit.common.errors import BadSample
-from beit.common.images.claims import check_size
 from beit.common.images.decoding import Decoding
+from beit.common.images.readers.claims import check_size
 from beit.common.images.samples import Samples
 
 _KINDS = "biuf"

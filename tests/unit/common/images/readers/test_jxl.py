@@ -4,7 +4,7 @@ import pytest
 
 from beit.common.errors import BadSample
 from beit.common.images.decoding import Decoding
-from beit.common.images.jxl import read, size
+from beit.common.images.readers.jxl import read, size
 from beit.tests.science_files import HEIGHT, WIDTH, noise, smooth
 
 USUAL = Decoding()

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from beit.common.errors import BadSample
-from beit.common.images.claims import check_picture, check_size, frame_number
 from beit.common.images.decoding import MAX_IMAGE_BYTES, Decoding
+from beit.common.images.readers.claims import check_picture, check_size, frame_number
 from beit.common.images.samples import Samples, samples_of_8_bit
 
 if TYPE_CHECKING:
@@ -206,7 +206,8 @@ def _encapsulated(dataset: Dataset, number: int, count: int) -> bytes:
     extended = None
     if "ExtendedOffsetTable" in dataset and "ExtendedOffsetTableLengths" in dataset:
         extended = (dataset.ExtendedOffsetTable, dataset.ExtendedOffsetTableLengths)
-    return get_frame(dataset.PixelData, number, number_of_frames=count, extended_offsets=extended)
+    frame: bytes = get_frame(dataset.PixelData, number, number_of_frames=count, extended_offsets=extended)
+    return frame
 
 
 def _values(dataset: Dataset, number: int, count: int) -> NDArray[Any]:
@@ -279,12 +280,14 @@ def _colours_of_palette(dataset: Dataset, places: NDArray[Any]) -> NDArray[np.ui
     """Look colours up, (H, W, 3) uint8; pydicom gives those of 8 bits as 16 bits with the lower 8 empty."""
     from pydicom.pixels import apply_color_lut
 
-    colours = apply_color_lut(places, dataset)[..., :3]
+    colours: NDArray[Any] = apply_color_lut(places, dataset)[..., :3]
     if colours.dtype == np.uint8:
         return colours
-    if not (colours & 0xFF).any():
-        return (colours >> 8).astype(np.uint8)
-    return ((colours.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    is_shifted = not (colours & 0xFF).any()
+    found: NDArray[np.uint8] = (colours >> 8 if is_shifted else (colours.astype(np.uint32) + 128) // 257).astype(
+        np.uint8
+    )
+    return found
 
 
 def _rescaled(
