@@ -11,7 +11,7 @@ from beit.tokenize.fitness.page import CURVE_POINTS, even_curve, map_pixels, map
 from beit.tokenize.fitness.rows import ROWS, text_table
 
 EVIL = "<script>alert(1)</script>\"'&`<b>`"
-VOID = {"meta", "img"}
+VOID = {"meta", "img", "wbr"}
 
 
 class Checker(HTMLParser):
