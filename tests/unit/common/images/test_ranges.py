@@ -114,7 +114,7 @@ def test_12_bits_in_16_keep_all_their_levels_only_by_a_range():
         pixels = np.asarray(decode_image(data, with_range(setting, found)))
         assert pixels.shape == (64, 64, 3) and len(np.unique(pixels)) == 256
         assert pixels[0, 0].tolist() == [0] * 3 and pixels[-1, -1].tolist() == [255] * 3
-        assert (pixels[..., 0] == np.floor(values * 255 / 4095 + 0.5)).all()
+        assert (pixels[..., 0] == np.floor(values.astype(float) * 255 / 4095 + 0.5)).all()
 
 
 def test_a_range_holds_for_8_bits_too():
