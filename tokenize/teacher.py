@@ -28,7 +28,7 @@ from beit.common.vit.config import Normalization
 from beit.common.vit.flops import forward_flops
 from beit.common.vit.transform import normalize_images
 from beit.common.vit.vit import VisionTransformer, grid_features
-from beit.tokenize.distillation.forecast import TeacherCost
+from beit.tokenize.encoders import TeacherCost
 
 
 class Teacher(Protocol):

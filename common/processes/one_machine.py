@@ -14,8 +14,7 @@ from dataclasses import dataclass
 
 from beit.common.processes.launcher_env import OF_ONE_RANK
 from beit.common.processes.rank_group import RankGroup
-from beit.common.processes.rank_reports import REPORTS_VARIABLE, OutputFollower, judge
-from beit.common.processes.report_folder import report_folder
+from beit.common.processes.rank_reports import REPORTS_VARIABLE, OutputFollower, judge, report_folder
 from beit.common.processes.safe_path import SAFE_PATH
 from beit.common.processes.signals import LAUNCHER_PID_VARIABLE
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from beit.common.processes.report_folder import report_folder
+from beit.common.processes.rank_reports import report_folder
 
 KILLED = """
 import os, signal
-from beit.common.processes.report_folder import report_folder
+from beit.common.processes.rank_reports import report_folder
 with report_folder() as folder:
     (folder / "1.log").write_text("last words")
     print(folder, flush=True)
