@@ -38,7 +38,7 @@ LAST_LINES = 20
 _TAIL_BYTES = 64 * 1024
 _PREFIX, _LOCK = "beit-ranks-", "launch.lock"
 _OLD_SECONDS = 60.0
-"""Younger directories are left alone: their launch may not hold its lock yet, or its ranks may still have last words."""
+"""Younger directories are left alone: their launch may not hold its lock yet, or its ranks have last words to say."""
 
 
 @contextmanager
