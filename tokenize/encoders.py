@@ -5,6 +5,7 @@ Torch-free.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,20 @@ _CONFIG = "config.json"
 _DALLE_MAPS = 8
 """Maps as large as its first one that are there at once; from 800 MB measured with 4 views of 112 px."""
 _STEM_STRIDE = 4
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TeacherCost:
+    """What it is to ask a teacher."""
+
+    dim: int
+    """Features of a patch."""
+    img_size: int
+    """Side of the images it takes, in pixels."""
+    parameters: int = 0
+    """Numbers that it holds; 0 for code, which does not say."""
+    flops: float = 0.0
+    """Multiplications and additions of an image; 0 for code."""
 
 
 def read_settings(name: str) -> dict[str, Any] | None:

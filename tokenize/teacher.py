@@ -11,7 +11,7 @@ B images, S = img_size their side in pixels, g = grid_size patches per side, D =
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,8 +25,10 @@ from beit.common.tokenizer import DType
 from beit.common.tokenizers.directory import CONFIG_FILE, FORMAT, fingerprint
 from beit.common.tokenizers.plugin import Offer, call_code, is_import_name
 from beit.common.vit.config import Normalization
+from beit.common.vit.flops import forward_flops
 from beit.common.vit.transform import normalize_images
 from beit.common.vit.vit import VisionTransformer, grid_features
+from beit.tokenize.encoders import TeacherCost
 
 
 class Teacher(Protocol):
@@ -168,6 +170,15 @@ def load_teacher(
     require(0 <= chosen <= last, f"--teacher-block ({chosen}) must be in [0, {last}], the blocks of {name}")
     digest = fingerprint({"teacher": "encoder", "weights": weights_sha256(name), "block": chosen}, {})
     return EncoderTeacher(name, encoder, chosen, digest, getattr(torch, dtype))
+
+
+def cost_of(teacher: Teacher) -> TeacherCost:
+    """Return what it is to ask a teacher, as far as it can be told."""
+    if not isinstance(teacher, EncoderTeacher):
+        return TeacherCost(dim=teacher.dim, img_size=teacher.img_size)
+    used = replace(teacher.encoder.config, depth=teacher.block + 1)
+    size = sum(weight.numel() for weight in teacher.encoder.parameters())
+    return TeacherCost(dim=teacher.dim, img_size=teacher.img_size, parameters=size, flops=float(forward_flops(used)))
 
 
 def is_code(name: str) -> bool:

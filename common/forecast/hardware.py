@@ -53,7 +53,7 @@ GPUS: dict[str, DataSheet] = {
     "L4": DataSheet(121.0, 30.3, 24),
     "RTX 4090": DataSheet(165.2, 82.6, 24, 0.4),
     "RTX 3090": DataSheet(71.0, 35.6, 24, 0.4),
-    "V100": DataSheet(125.0, 15.7, 32, 0.15, has_bf16=False),
+    "V100": DataSheet(125.0, 15.7, 32, 0.2, has_bf16=False),
     "T4": DataSheet(65.0, 8.1, 16, 0.25, has_bf16=False),
 }
 _REACHED_FP32 = 0.6

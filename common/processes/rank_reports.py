@@ -4,8 +4,8 @@ Each rank writes its exit code and last message to a file in a directory of the 
 also write their output there, so that the terminal shows one rank's progress and the others' lines with their number.
 A rank that was killed leaves no report, but its last lines.
 
-The directory goes when the launch ends. A launch that was killed cannot remove its own; the next one on the machine
-does: whoever launches holds a lock on a file in it, which vanishes with the process however that ends.
+A launch that was killed cannot remove its directory. The next one on the machine does: whoever launches holds a lock on
+a file in it, which vanishes with the process however that ends.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ LAST_LINES = 20
 _TAIL_BYTES = 64 * 1024
 _PREFIX, _LOCK = "beit-ranks-", "launch.lock"
 _OLD_SECONDS = 60.0
-"""Younger folders are left alone: their launch may not hold its lock yet, or its ranks may still have last words."""
+"""Younger directories are left alone: their launch may not hold its lock yet, or its ranks have last words to say."""
 
 
 @contextmanager

@@ -5,8 +5,6 @@ Trained are two transformers, one behind the other; beside them a teacher is ask
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from beit.common.forecast.hardware import Hardware, this_machine
 from beit.common.forecast.loading import PHOTO_MEGAPIXELS, sample_seconds
 from beit.common.forecast.model import FLOAT, TrainedModel, vit_model
@@ -14,22 +12,9 @@ from beit.common.forecast.training import TrainingForecast
 from beit.common.training.config import TrainingPlan
 from beit.common.training.outlook.forecast import forecast_run, settled_precision
 from beit.tokenize.distillation.config import DistillationConfig
+from beit.tokenize.encoders import TeacherCost
 
 _EVALUATED_AT_ONCE = 32
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TeacherCost:
-    """What it is to ask a teacher."""
-
-    dim: int
-    """Features of a patch."""
-    img_size: int
-    """Side of the images it takes, in pixels."""
-    parameters: int = 0
-    """Numbers that it holds; 0 for code, which does not say."""
-    flops: float = 0.0
-    """Multiplications and additions of an image; 0 for code."""
 
 
 def forecast_distillation(

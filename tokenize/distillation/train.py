@@ -38,15 +38,14 @@ from beit.common.training.data import Batch, TrainingData
 from beit.common.training.engine import choose_precision
 from beit.common.training.judge import Goal
 from beit.common.training.trainer import train
-from beit.common.vit.flops import forward_flops
 from beit.common.vit.param_groups import param_groups
 from beit.tokenize.distillation.config import DistillationConfig, TeacherRecord, needs
 from beit.tokenize.distillation.data import IMAGES, TEACHER_IMAGES, ViewTransform
-from beit.tokenize.distillation.forecast import TeacherCost, forecast_distillation
+from beit.tokenize.distillation.forecast import forecast_distillation
 from beit.tokenize.distillation.model import DistillationModel, teacher_cosine
 from beit.tokenize.distillation.report import batches_of, distillation_card, distillation_metrics, words_sheet
 from beit.tokenize.distillation.words import CODES_PER_WORD, place_words, restart_words, used_words
-from beit.tokenize.teacher import EncoderTeacher, Teacher, load_teacher
+from beit.tokenize.teacher import Teacher, cost_of, load_teacher
 from beit.tokenize.tokenizer_training.card import training_record
 from beit.tokenize.tokenizer_training.data import Images, introduction, open_split, read_samples
 
@@ -214,7 +213,7 @@ class DistillationTask:
         """Return what the run takes."""
         return forecast_distillation(
             self.config,
-            _cost_of(self.teacher),
+            cost_of(self.teacher),
             num_images=int(self.images.train.shard_sizes.sum()),
             num_held_out=int(self.images.held_out.shard_sizes.sum()),
             hardware=hardware,
@@ -389,12 +388,3 @@ class DistillationTask:
                 means.add(part[IMAGES], network.pixels_to_ids(part[IMAGES]))
             self._patches = step, means.result()
         return self._patches[1]
-
-
-def _cost_of(teacher: Teacher) -> TeacherCost:
-    """Return what it is to ask a teacher, as far as it can be told."""
-    if not isinstance(teacher, EncoderTeacher):
-        return TeacherCost(dim=teacher.dim, img_size=teacher.img_size)
-    used = replace(teacher.encoder.config, depth=teacher.block + 1)
-    size = sum(weight.numel() for weight in teacher.encoder.parameters())
-    return TeacherCost(dim=teacher.dim, img_size=teacher.img_size, parameters=size, flops=float(forward_flops(used)))

@@ -23,7 +23,7 @@ def test_a_plan_and_the_command_say_the_same(tmp_path):
     for sections in ({}, {"objective": {"aggregate": 1}}, {"objective": {"kind": "masked_pixels"}}):
         config = make_config(**sections)
         task = PretrainTask(config, store, ALONE)
-        said = task.forecast(foretelling._hardware(ALONE))
+        said = task.forecast(foretelling.hardware_of(ALONE))
         planned = forecast(
             config,
             num_images=int(task.dataset.shard_sizes.sum()),

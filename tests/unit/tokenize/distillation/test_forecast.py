@@ -7,9 +7,10 @@ from beit.common.errors import InputError
 from beit.common.forecast.hardware import named, this_machine
 from beit.common.training.outlook import foretelling
 from beit.tests.distillation import settings
-from beit.tokenize.distillation.forecast import TeacherCost, distilled_model, forecast_distillation
+from beit.tokenize.distillation.forecast import distilled_model, forecast_distillation
 from beit.tokenize.distillation.model import DistillationModel
 from beit.tokenize.distillation.train import train_distilled
+from beit.tokenize.encoders import TeacherCost
 from beit.tokenize.kinds import TeacherChoice
 
 

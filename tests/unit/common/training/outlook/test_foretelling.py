@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from beit.common.errors import InputError
+from beit.common.forecast import memory
 from beit.common.forecast.training import RUN_BYTES, TrainingForecast
 from beit.common.processes.distributed import World
 from beit.common.training.outlook import foretelling
@@ -20,7 +21,7 @@ def store(tmp_path_factory):
 
 
 def foretold(store, config) -> TrainingForecast:
-    return PretrainTask(config, store, ALONE).forecast(foretelling._hardware(ALONE))
+    return PretrainTask(config, store, ALONE).forecast(foretelling.hardware_of(ALONE))
 
 
 def test_two_lines_come_before_the_first_step_and_the_measured_one_after_it(store, tmp_path, caplog):
@@ -46,6 +47,7 @@ def test_the_disk_foretold_is_the_disk_taken(store, tmp_path):
 
 
 def test_memory_that_cannot_be_enough_is_refused_with_a_size_that_is(store, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(memory, "_REPORT_BYTES", 0.0)  # more than any step of these models
     config = make_config(train={"micro_batch_size": 8})
     found = foretold(store, config)
     small, large = (found.memory_at(size).total for size in (4, 8))
@@ -64,7 +66,7 @@ def test_memory_that_cannot_be_enough_is_refused_with_a_size_that_is(store, tmp_
 
 
 def test_a_disk_that_cannot_be_enough_is_refused_unless_told_otherwise(store, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(foretelling, "_free_disk", lambda path: 5000)
+    monkeypatch.setattr(foretelling, "free_disk_of", lambda path: 5000)
     with pytest.raises(InputError, match=r"^the run will need .* of disk, and that of .*run has 5 kB free; name"):
         run(make_config(), store=store.location, run_dir=tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -76,6 +78,6 @@ def test_what_is_there_already_needs_no_room(store, tmp_path, monkeypatch):
     config = make_config()
     run(config, store=store.location, run_dir=tmp_path / "run")
     found = foretold(store, config)
-    monkeypatch.setattr(foretelling, "_free_disk", lambda path: found.checkpoint_bytes + RUN_BYTES + 2000)
+    monkeypatch.setattr(foretelling, "free_disk_of", lambda path: found.checkpoint_bytes + RUN_BYTES + 2000)
     longer = make_config(train={"steps": 8})
     run(longer, store=store.location, run_dir=tmp_path / "run", resume=str(tmp_path / "run"))
