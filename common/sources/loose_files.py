@@ -6,11 +6,11 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from beit.common.errors import BadSample, InputError
+from beit.common.errors import LFS_ADVICE, BadSample, InputError, is_lfs_pointer
 from beit.common.images.decoding import MAX_IMAGE_BYTES
 from beit.common.images.formats import (
     IMAGE_SUFFIXES,
@@ -39,6 +39,8 @@ logger = logging.getLogger(__name__)
 
 _FILES_PER_SHARD = 1000
 _ENDINGS_IN_MESSAGE = 5
+_MOST_POINTER_BYTES = 1024
+"""Of a pointer of Git LFS, as its specification says."""
 _ORDER = "path"
 """Stands in the digest of a listing."""
 
@@ -191,6 +193,9 @@ def folder_listing(root: str, files: Sequence[FileStat]) -> FileList:
             listed(masks.places),
         )
     if not images:
+        pointers = lfs_pointers(root, files)
+        if pointers:
+            raise InputError(f"{root} holds no images: {min(pointers)} {LFS_ADVICE}")
         raise InputError(
             f"{root} holds no images ({', '.join(IMAGE_SUFFIXES)}) and no tar or Parquet files "
             f"({_count_endings(files)}); check the path"
@@ -206,6 +211,17 @@ def folder_listing(root: str, files: Sequence[FileStat]) -> FileList:
     return FileList(
         root, images, list(folders), class_names=tuple(sorted(set(folders))), label_place="folders of the first level"
     )
+
+
+def lfs_pointers(root: str, files: Sequence[FileStat]) -> set[str]:
+    """Return those of some files that only say where Git LFS keeps the real ones; on a server none is read for it."""
+    found = set()
+    for file in files if not is_remote(root) else ():
+        if 0 < file.size <= _MOST_POINTER_BYTES:
+            with suppress(InputError):  # gone meanwhile, or not ours to read
+                if is_lfs_pointer(place_of(join(root, file.path)).read(limit=_MOST_POINTER_BYTES)):
+                    found.add(file.path)
+    return found
 
 
 def _are_classes(masks: MasksBeside, folders: Sequence[str]) -> bool:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from beit.common.config import config_from_dict
-from beit.common.errors import InputError, require
+from beit.common.errors import LFS_ADVICE, InputError, is_lfs_pointer, require
 from beit.common.storage.files import write_atomic
 from beit.common.storage.place import Place
 
@@ -111,6 +111,7 @@ def parse_json(data: bytes, *, label: str) -> Any:
     try:
         return json.loads(data)
     except (ValueError, RecursionError) as error:  # also of text that is not UTF-8, and of numbers with 5000 digits
+        require(not is_lfs_pointer(data), f"{label} {LFS_ADVICE}")
         raise InputError(
             f"{label} is not valid JSON ({error}); restore the file or remove what it belongs to"
         ) from None

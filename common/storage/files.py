@@ -26,7 +26,7 @@ from typing import BinaryIO
 
 import psutil  # type: ignore[import-untyped]  # comes with deepspeed
 
-from beit.common.errors import InputError
+from beit.common.errors import LFS_ADVICE, InputError, is_lfs_pointer
 from beit.common.storage.paths import require_local
 
 CACHE_VARIABLE, FAULT_VARIABLE = "BEIT_CACHE", "BEIT_FAULT"
@@ -35,6 +35,8 @@ _TEMPORARY = re.compile(r"(?P<name>.+)\.tmp\.(?P<pid>[0-9]{1,10})(\.((?P<key>[0-
 _STALE_SECONDS = 3600
 _OWN_DESCRIPTOR = re.compile(r"/dev/(?P<name>stdout|stderr)|(/dev/fd|/proc/self/fd)/(?P<number>\d+)")
 _DESCRIPTOR = re.compile(rf"{_OWN_DESCRIPTOR.pattern}|/proc/\d+/fd/\d+")
+_POINTER_START_BYTES = 100
+"""In which a pointer of Git LFS says what it is."""
 
 
 def default_cache_dir() -> Path:
@@ -250,6 +252,13 @@ def is_special(path: Path) -> bool:
     A file in /dev/shm is one like any other.
     """
     return (path.exists() and not path.is_file()) or _DESCRIPTOR.fullmatch(str(path.absolute())) is not None
+
+
+def refuse_lfs_pointer(file: Path) -> None:
+    """Raise an `InputError` where a file that could not be read is a pointer of Git LFS; say nothing of any other."""
+    with suppress(OSError), file.open("rb") as opened:
+        if is_lfs_pointer(opened.read(_POINTER_START_BYTES)):
+            raise InputError(f"{file} {LFS_ADVICE}")
 
 
 def sha256_file(path: Path) -> str:

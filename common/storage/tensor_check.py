@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from safetensors import SafetensorError, safe_open
 
 from beit.common.errors import InputError, require
+from beit.common.storage.files import refuse_lfs_pointer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,6 +32,7 @@ def read_shapes(file: Path) -> dict[str, Shape]:
     except FileNotFoundError:
         raise InputError(f"{file} does not exist; copy it again, beside the description that is there") from None
     except Exception as error:  # safetensors raises its own type for damage, without a public common base
+        refuse_lfs_pointer(file)
         raise InputError(
             f"{file} cannot be read: it is not a readable safetensors file ({error}); copy it again"
         ) from None
@@ -60,6 +62,7 @@ def read_safetensors(file: Path) -> dict[str, Tensor]:
     try:
         return dict(load_file(file))
     except Exception as error:  # safetensors raises its own type for damage, without a public common base
+        refuse_lfs_pointer(file)
         raise InputError(f"{file} is not a readable safetensors file ({error}); fetch or copy it again") from None
 
 

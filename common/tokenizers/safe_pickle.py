@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from beit.common.errors import InputError
+from beit.common.errors import LFS_ADVICE, InputError, is_lfs_pointer
 
 _LEGACY_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 """How every file that torch wrote before its zip format begins."""
@@ -106,6 +106,8 @@ def _what_it_is(data: bytes) -> str:
         return "is empty"
     if data.startswith(b"PK\x03\x04"):
         return "is cut short (the end of the zip archive is missing)"
+    if is_lfs_pointer(data):
+        return LFS_ADVICE
     beginning = data[:_TEXT_BYTES]
     if b"\0" not in beginning and (text := beginning.decode("utf-8", errors="ignore").strip()):
         kind = "a web page" if text[:1] == "<" else "text"

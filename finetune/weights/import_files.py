@@ -21,7 +21,7 @@ from torch import Tensor
 
 from beit.common.errors import InputError
 from beit.common.storage.documents import read_json
-from beit.common.storage.files import sha256_file
+from beit.common.storage.files import refuse_lfs_pointer, sha256_file
 from beit.common.vit.description import FORMAT
 from beit.finetune.weights.import_exported import OFFICIAL_FILE, ONNX_FILE, exported_facts, read_onnx
 from beit.finetune.weights.import_pickles import load_pickle
@@ -162,6 +162,7 @@ def _read_file(file: Path, weights: WeightsKind | None) -> _Checkpoint:
     try:
         tensors = load_file(file)
     except (SafetensorError, FileNotFoundError) as error:
+        refuse_lfs_pointer(file)
         raise InputError(f"{file} is not a safetensors file that can be read ({error}); fetch it again") from None
     return _Checkpoint(tensors, None, (), {}, ())
 

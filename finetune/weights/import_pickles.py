@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from beit.common.errors import InputError
+from beit.common.storage.files import refuse_lfs_pointer
 
 _BESIDE: tuple[str, ...] = (
     "numpy",
@@ -47,6 +48,7 @@ class _Unread:
 
 def load_pickle(file: Path) -> tuple[Any, tuple[str, ...]]:
     """Return what a file holds, and the libraries whose objects were put aside."""
+    refuse_lfs_pointer(file)
     names = _names_in(file)
     put_aside = [name for name in names if name.split(".")[0] in _BESIDE] or _NUMPY
     stand_ins = [(_Unread, name) for name in put_aside]

@@ -1,5 +1,6 @@
 """Every command of docs/sources.md runs, in order, on small data under the names it uses; servers are local."""
 
+import json
 import os
 import re
 import subprocess
@@ -52,14 +53,17 @@ def test_commands_run_in_order(tmp_path):
     names = [path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.rglob("*")) if path.is_file()]
     files = {name: (tmp_path / name).read_bytes() for name in names}
     commands = list(shown_commands(TEXT))
-    assert len(commands) == len(IMAGES)
+    looks = [command for command in commands if command.startswith("beit sources") or "--dry-run" in command]
+    assert len(commands) == len(IMAGES) + len(looks) and len(looks) == 3
     server = FileServer({f"/{name}": data for name, data in files.items()})
     with serve(server), serve_s3(files, bucket="my-bucket"):
         local = [command.replace("https://data.example.org", server.url) for command in commands]
-        printed = run_commands(local, tmp_path, lambda words: LESS)
+        printed = run_commands(local, tmp_path, lambda words: LESS if words[0] == "tokenize" else "")
         found = {store.name: len(open_store(store)) for store in (tmp_path / "stores").iterdir()}
     assert found == IMAGES
     assert "1 truncated" in printed
+    assert json.loads((tmp_path / "photos.json").read_text())["num_images"] == 12
+    assert (tmp_path / "photos.png").exists()
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from beit.common.sources.types import SampleRef, ShardReader, SourceShard
 from beit.common.storage.paths import is_remote
 from beit.tokenize.survey.document import Duplicates, NearDuplicates
 from beit.tokenize.survey.listing import Listed
-from beit.tokenize.survey.looking import Look, image_name
+from beit.tokenize.survey.looking import Look, image_name, shown_as
 
 _MOST_HASHED_BYTES = 8 << 30
 """Of images that have the length of another; of more, those that were looked at are compared. Arbitrary, a minute."""
@@ -172,7 +172,7 @@ def _perceptual(
 
         try:
             data = reader.read(look.ref)
-            image = decode_image(data, settings.decoding)
+            image = decode_image(data, shown_as(settings))
         except BadSample:
             return None
         return int(str(imagehash.phash(image)), 16), hashlib.sha256(data).digest()

@@ -6,29 +6,27 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from beit.common.errors import InputError, is_lfs_pointer
 from beit.common.images.formats import is_image_path
 from beit.common.progress import Progress
+from beit.common.sources.loose_files import lfs_pointers
 from beit.common.sources.mask_folders import masks_beside
 from beit.common.sources.parquet import ParquetShard
 from beit.common.sources.splits import split_of_path
 from beit.common.sources.tars import TarShard
 from beit.common.sources.types import SampleRef, Source, SourceShard
 from beit.common.storage.matching import list_folder, match_files
-from beit.common.storage.paths import is_remote, join, normalise
-from beit.common.storage.place import FileStat, place_of
+from beit.common.storage.paths import is_remote, normalise
+from beit.common.storage.place import place_of
 from beit.common.storage.samples import spread_evenly
 from beit.common.storage.tar_walk import group_samples
 from beit.tokenize.survey.document import LeftOut
 
 _MOST_TARS, _MOST_ROW_GROUPS = 256, 32
 """That are listed, unless all are wanted; arbitrary, a minute at most."""
-_POINTER_BYTES = 1024
-"""A pointer has no more, as Git LFS says it."""
 _SOURCES = "beit.common.sources"
 """Whose warnings are part of what is found."""
 _CONTAINERS = (".tar", ".parquet", ".txt", ".csv")
@@ -133,7 +131,7 @@ def beside(spec: str) -> list[LeftOut]:
         )
     if images or not any(file.path.lower().endswith(_CONTAINERS) for file in files):
         others = [file for file in files if not is_image_path(file.path)]
-        pointers = _pointers(root, others)
+        pointers = lfs_pointers(root, others)
         if pointers:
             found.append(
                 LeftOut(
@@ -146,19 +144,6 @@ def beside(spec: str) -> list[LeftOut]:
         found += _other_endings([file.path for file in others if file.path not in pointers])
     if not is_remote(root):
         found += _hidden(Path(root))
-    return found
-
-
-def _pointers(root: str, files: Sequence[FileStat]) -> set[str]:
-    """Return the files that only say where Git LFS keeps the real ones; on a server none is read for it."""
-    if is_remote(root):
-        return set()
-    found = set()
-    for file in files:
-        if 0 < file.size <= _POINTER_BYTES:
-            with suppress(InputError):  # gone meanwhile, or not ours to read
-                if is_lfs_pointer(place_of(join(root, file.path)).read(limit=_POINTER_BYTES)):
-                    found.add(file.path)
     return found
 
 

@@ -8,12 +8,13 @@ import statistics
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from beit.common.errors import BadSample
-from beit.common.images.decoding import MAX_SIDE_PX
+from beit.common.images.decoding import MAX_SIDE_PX, Decoding
 from beit.common.images.facts import ImageFacts, facts_of_image
+from beit.common.images.ranges import ValueRange
 from beit.common.processes.cores import available_cores
 from beit.common.progress import Progress
 from beit.common.sources.config import MAX_MEGAPIXELS, SourceConfig
@@ -142,6 +143,12 @@ def _look(shard: SourceShard, reader: ShardReader, ref: SampleRef, settings: Sou
     problem = too_large(facts, settings)
     hides = hides_colours_of(reader, ref, settings.decoding) if facts.has_alpha and not problem else None
     return Look(shard, ref, facts, problem, sha256, num_bytes, hides)
+
+
+def shown_as(settings: SourceConfig) -> Decoding:
+    """Return how images are decoded to be shown or compared: percentiles, which are yet to be found, count as unset."""
+    decoding = settings.decoding
+    return decoding if decoding.value_range.is_resolved else replace(decoding, value_range=ValueRange())
 
 
 def too_large(facts: ImageFacts, settings: SourceConfig) -> BadSample | None:

@@ -16,7 +16,7 @@ from beit.common.sources.config import SourceConfig
 from beit.common.sources.glance.few import few_of_shard
 from beit.common.storage.samples import spread_evenly
 from beit.tokenize.survey.document import Survey
-from beit.tokenize.survey.looking import Look
+from beit.tokenize.survey.looking import Look, shown_as
 
 _COLUMNS, _PAIRS = 6, 6
 _CELL_PX = 160
@@ -86,7 +86,7 @@ def _picture(look: Look, settings: SourceConfig) -> NDArray[np.uint8] | None:
     """Return the pixels of an image on square paper; None where decoding finds it damaged."""
     for few in few_of_shard(look.shard, [look.ref], 1):
         try:
-            image = decode_image(few.reader.read(few.ref), settings.decoding)
+            image = decode_image(few.reader.read(few.ref), shown_as(settings))
         except BadSample:
             return None
         image.thumbnail((2 * _CELL_PX, 2 * _CELL_PX))

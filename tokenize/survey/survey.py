@@ -8,18 +8,21 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from beit.common.errors import InputError
+from beit.common.images.depth import num_looked_at, range_use
+from beit.common.images.ranges import DTYPE
 from beit.common.pages.numbers import count
 from beit.common.reading.bad_samples import BadSampleLog
 from beit.common.sources.config import SourceConfig
 from beit.common.sources.glance.masks import masks_in_words
 from beit.common.sources.glance.transparency import WAY_OUT
-from beit.common.sources.opening import open_source
+from beit.common.sources.opening import draw_images, open_source
 from beit.common.sources.types import Source
 from beit.tokenize.survey import duplicates
 from beit.tokenize.survey.document import Labels, Survey
 from beit.tokenize.survey.listing import Listed, beside, check_exists, keeping_warnings, list_source
 from beit.tokenize.survey.looking import Look, look_at, summed_up, unusable
 
+_USUAL_BITS = 8
 LIMIT = 10_000
 """Images of which headers are read, unless another number is asked for; arbitrary, seconds on a disk."""
 
@@ -79,7 +82,8 @@ def survey_with_looks(
         near_duplicates=alike,
         near_note="" if looks_alike and alike is not None else duplicates.way_to(looks_alike),
     )
-    notes = [*dict.fromkeys(warnings), *masks, *_alpha_notes(found, settings), *_odd_notes(found)]
+    notes = [*dict.fromkeys(warnings), *masks, *_alpha_notes(found, settings), *_range_notes(listed, looks, settings)]
+    notes += _odd_notes(found)
     return replace(found, notes=tuple(notes), refusals=tuple(_refusals(found, budget))), looks
 
 
@@ -111,6 +115,19 @@ def _labels(source: Source, listed: Listed) -> Labels | None:
         largest=name(largest),
         largest_count=most,
     )
+
+
+def _range_notes(listed: Listed, looks: Sequence[Look], settings: SourceConfig) -> list[str]:
+    """Say it where deep images use little of their range, which nobody has chosen."""
+    is_deep = any(look.facts is not None and look.facts.bits > _USUAL_BITS for look in looks)
+    if not is_deep or settings.decoding.value_range.kind != DTYPE:
+        return []
+    sizes = list(map(len, listed.refs))
+    drawn = draw_images(
+        listed.shards, sizes, lambda shard, rank: listed.refs[shard][rank], num_looked_at(listed.num_images)
+    )
+    use = range_use(drawn, settings.decoding)
+    return [use.warning()] if use is not None and use.is_small else []
 
 
 def _alpha_notes(found: Survey, settings: SourceConfig) -> list[str]:

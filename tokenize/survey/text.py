@@ -101,7 +101,9 @@ def _of_labels(found: Survey) -> Iterator[tuple[str, str]]:
         listed = f" (of {count(labels.num_listed)} listed)" if are_some else ""
         classes = count(labels.num_classes, "class", plural="classes")
         yield "labels", f"{labels.place}: {classes}, {count(labels.num_labelled, 'image')} with one{without}{listed}"
-        if labels.largest != labels.smallest:
+        if labels.largest_count == labels.smallest_count and labels.num_classes > 1:
+            yield "", f"{count(labels.smallest_count)} of each"
+        elif labels.largest != labels.smallest:
             fewest, most = count(labels.smallest_count), count(labels.largest_count)
             yield "", f"from {fewest} ({labels.smallest}) to {most} ({labels.largest})"
     if found.splits:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from beit.common.errors import InputError, require
+from beit.common.errors import LFS_ADVICE, InputError, is_lfs_pointer, require
 from beit.common.pages.numbers import count
 from beit.common.sources.types import listing_digest
 from beit.common.storage.documents import reading, refuse_control_characters
@@ -145,6 +145,7 @@ def _read_kept(kept: Path) -> tuple[CocoContent, pa.Table] | None:
 
 def _scan(text: str, file: FileStat) -> tuple[CocoContent, pa.Table]:
     data = place_of(text).read()
+    require(not is_lfs_pointer(data), f"{file.path} {LFS_ADVICE}")
     if len(data) > _NOTICE_BYTES:
         logger.info("%s: reading %d MB of JSON, once; it takes about twice that in memory", file.path, len(data) >> 20)
     # One character per byte, so that places in the text are places in the file; what is kept of it is decoded again.
