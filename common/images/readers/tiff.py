@@ -243,10 +243,12 @@ def _samples_of(page: TiffPage, planes: Sequence[NDArray[Any]], *, num_frames: i
         return samples_of_8_bit(np.asarray(image.convert("RGB")), num_frames=num_frames)
     values, alpha = _without_alpha(values, page)
     is_rgb, num_bands = photometric in (_RGB, _YCBCR) and len(planes) == 1, values.shape[2]
-    kinds: dict[int, Literal["grey", "rgb"]] = {1: "grey", 3: "rgb"} if is_rgb else {1: "grey"}
+    kind: Literal["grey", "rgb", "bands"] = (
+        "grey" if num_bands == 1 else "rgb" if is_rgb and num_bands == 3 else "bands"
+    )
     return Samples(
         array=values,
-        kind=kinds.get(num_bands, "bands"),
+        kind=kind,
         alpha=alpha,
         bits=_bits_of(page),
         is_inverted=photometric == _WHITE_IS_ZERO,
