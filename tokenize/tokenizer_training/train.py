@@ -32,6 +32,7 @@ from beit.common.tokenizers.directory import save_tokenizer
 from beit.common.training.data import Batch, TrainingData
 from beit.common.training.judge import Goal
 from beit.common.training.trainer import train
+from beit.common.vit.channels import describe_fit
 from beit.tokenize.tokenizer_training.card import training_record
 from beit.tokenize.tokenizer_training.codebook import fit_codebook, revive_words
 from beit.tokenize.tokenizer_training.config import TokenizerTrainConfig
@@ -136,6 +137,8 @@ class TokenizerTask:
             self.images.train.shard_sizes.sum(),
             self.images.held_out.shard_sizes.sum(),
         )
+        if fit := describe_fit(self.images.train.index.decoding.num_channels, shape.channels, what="the tokenizer"):
+            logger.info("%s (model.channels)", fit)
         first = first_discrete_step(self.config.objective, plan.total_steps)
         logger.info("%s; words come into use at step %d", plan, first)
 
