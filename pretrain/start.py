@@ -11,7 +11,7 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -28,7 +28,7 @@ from beit.common.storage.place import MissingFile, place_of
 from beit.common.vit.adapt import adapt_state, check_adaptable
 from beit.common.vit.adaptation import check_adaptation
 from beit.common.vit.agreement import channels_of, model_settings, require_same, require_shape
-from beit.common.vit.config import Adaptation, Normalization, ViTConfig, build_vit_config, for_channels
+from beit.common.vit.config import GREY, Adaptation, Normalization, ViTConfig, build_vit_config, for_channels
 from beit.common.vit.description import EncoderConfig, read_encoder_config
 from beit.common.vit.position_bias import TABLE_KEY
 from beit.pretrain.aggregation import LAYERS
@@ -187,7 +187,8 @@ def in_force(config: PretrainConfig, start: StartingPoint) -> PretrainConfig:
         shape, named = start.architecture, replace(config.data, **pixels)
         if named == config.data:
             return config
-        return replace(config, model=replace(config.model, in_chans=shape.in_chans), data=named)
+        channels: Literal[1, 3] = 1 if shape.in_chans == GREY else 3
+        return replace(config, model=replace(config.model, in_chans=channels), data=named)
     brought = model_settings(start.architecture)
     return replace(
         config,
