@@ -175,7 +175,7 @@ def parse_channels(setting: Any) -> Channels:
     are_numbers = isinstance(bands, tuple) and all(type(band) is int for band in bands)
     if bands not in ("rgb", "grey") and not (are_numbers and len(bands) in (GREY, RGB) and min(bands) >= 1):
         shown = list(setting) if isinstance(setting, tuple) else setting
-        why = ": there is no band 0" if are_numbers and 0 in bands else ""
+        why = " (there is no band 0)" if are_numbers and 0 in bands else ""
         raise InputError(
             f'source.channels ({shown}) must be "rgb", "grey", or numbers of bands, counted from 1{why}: three such as '
             "[4, 3, 2] for red, green and blue, or one such as [1] for grey"

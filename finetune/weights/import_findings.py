@@ -162,7 +162,7 @@ def _of_folder(foreign: ForeignWeights, origin: str) -> Finding[Normalization] |
         return Finding(_UNSCALED, "none, after preprocessor_config.json")
     for source in (processor, cfg if isinstance(cfg, Mapping) else {}):
         mean, std = source.get("image_mean", source.get("mean")), source.get("image_std", source.get("std"))
-        if mean and std and _is_scale(mean) and _is_scale(std) and len(mean) == len(std):
+        if mean is not None and std is not None and _is_scale(mean) and _is_scale(std) and len(mean) == len(std):
             return Finding(_normalization(mean, std), "from the folder")
     return None
 

@@ -1,4 +1,4 @@
-"""docs/images.md: every command runs, its numbers are those of the benchmark, its warnings are the ones that are given."""
+"""docs/images.md: every command runs, its numbers are those of the benchmark, its warnings those that are given."""
 
 import io
 import logging

@@ -32,6 +32,7 @@ from beit.common.tokenizers.directory import save_tokenizer
 from beit.common.training.data import Batch, TrainingData
 from beit.common.training.judge import Goal
 from beit.common.training.trainer import train
+from beit.common.vit.channels import describe_fit
 from beit.tokenize.tokenizer_training.card import training_record
 from beit.tokenize.tokenizer_training.codebook import fit_codebook, revive_words
 from beit.tokenize.tokenizer_training.config import TokenizerTrainConfig
@@ -130,6 +131,8 @@ class TokenizerTask:
         size = sum(parameter.numel() for parameter in self.model.parameters()) / 1e6
         made = f"{colours} tokenizer of {size:.1f} M parameters"
         logger.info("%s", introduction(made, num_words=shape.vocab_size, side=shape.downsampling, images=self.images))
+        if fit := describe_fit(self.images.train.index.decoding.num_channels, shape.channels, what="the tokenizer"):
+            logger.info("%s (model.channels)", fit)
         first = first_discrete_step(self.config.objective, plan.total_steps)
         logger.info("%s; words come into use at step %d", plan, first)
 
