@@ -206,7 +206,8 @@ def _encapsulated(dataset: Dataset, number: int, count: int) -> bytes:
     extended = None
     if "ExtendedOffsetTable" in dataset and "ExtendedOffsetTableLengths" in dataset:
         extended = (dataset.ExtendedOffsetTable, dataset.ExtendedOffsetTableLengths)
-    return get_frame(dataset.PixelData, number, number_of_frames=count, extended_offsets=extended)
+    frame: bytes = get_frame(dataset.PixelData, number, number_of_frames=count, extended_offsets=extended)
+    return frame
 
 
 def _values(dataset: Dataset, number: int, count: int) -> NDArray[Any]:
@@ -279,12 +280,11 @@ def _colours_of_palette(dataset: Dataset, places: NDArray[Any]) -> NDArray[np.ui
     """Look colours up, (H, W, 3) uint8; pydicom gives those of 8 bits as 16 bits with the lower 8 empty."""
     from pydicom.pixels import apply_color_lut
 
-    colours = apply_color_lut(places, dataset)[..., :3]
+    colours: NDArray[Any] = apply_color_lut(places, dataset)[..., :3]
     if colours.dtype == np.uint8:
         return colours
-    if not (colours & 0xFF).any():
-        return (colours >> 8).astype(np.uint8)
-    return ((colours.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    small: NDArray[Any] = (colours.astype(np.uint32) + 128) // 257 if (colours & 0xFF).any() else colours >> 8
+    return small.astype(np.uint8)
 
 
 def _rescaled(

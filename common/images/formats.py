@@ -169,7 +169,8 @@ def without_private(data: bytes) -> bytes:
     if form is None or form.name != "DICOM":
         return data
     form.require()
-    return importlib.import_module("beit.common.images.dicom").without_patient(data)
+    stripped: bytes = importlib.import_module("beit.common.images.dicom").without_patient(data)
+    return stripped
 
 
 def words_of(reason: str) -> str:
