@@ -283,11 +283,8 @@ def _colours_of_palette(dataset: Dataset, places: NDArray[Any]) -> NDArray[np.ui
     colours: NDArray[Any] = apply_color_lut(places, dataset)[..., :3]
     if colours.dtype == np.uint8:
         return colours
-    is_shifted = not (colours & 0xFF).any()
-    found: NDArray[np.uint8] = (colours >> 8 if is_shifted else (colours.astype(np.uint32) + 128) // 257).astype(
-        np.uint8
-    )
-    return found
+    small: NDArray[Any] = (colours.astype(np.uint32) + 128) // 257 if (colours & 0xFF).any() else colours >> 8
+    return small.astype(np.uint8)
 
 
 def _rescaled(

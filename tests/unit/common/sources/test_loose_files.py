@@ -122,11 +122,11 @@ def test_remote_folder() -> None:
 
 def test_what_is_left_out_is_named_by_its_endings(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    put(tmp_path, "1.jpg", "1.HEIC", "2.heic", "notes.txt", "README")
+    put(tmp_path, "1.jpg", "1.MP4", "2.mp4", "notes.txt", "README")
     assert paths_of(open_source(tmp_path)) == ["1.jpg"]
-    assert "1 images, 4 other files (2 .heic, 1 without ending, 1 .txt) left out" in caplog.text
+    assert "1 images, 4 other files (2 .mp4, 1 without ending, 1 .txt) left out" in caplog.text
     (tmp_path / "1.jpg").unlink()
-    with pytest.raises(InputError, match=r"\(4 other files \(2 .heic, 1 without ending, 1 .txt\)\); check the path"):
+    with pytest.raises(InputError, match=r"\(4 other files \(2 .mp4, 1 without ending, 1 .txt\)\); check the path"):
         open_source(tmp_path)
 
 
