@@ -16,6 +16,7 @@ from beit.common.forecast.model import TrainedModel, head_parameters, vit_model
 from beit.common.forecast.training import TrainingForecast
 from beit.common.training.config import TrainingPlan
 from beit.common.training.outlook.forecast import forecast_run, settled_precision
+from beit.common.vit.agreement import channels_of
 from beit.common.vit.config import Adaptation, ViTConfig, build_vit_config
 from beit.common.vit.description import read_encoder_config
 from beit.finetune.config import RANDOM_ENCODER
@@ -159,12 +160,18 @@ def starting_shape(config: FinetuneConfig) -> ViTConfig:
             patch_size=image.patch_size or 16,
             use_mask_token=False,
             init="finetune",
+            in_chans=config.source.decoding.num_channels,
         )
     else:
         assert config.encoder is not None
         stored = read_encoder_config(config.encoder).architecture
         shape = replace(
-            stored, img_size=image.img_size or stored.img_size, use_mask_token=False, init="finetune", final_norm=False
+            stored,
+            img_size=image.img_size or stored.img_size,
+            in_chans=channels_of(stored, config.model),
+            use_mask_token=False,
+            init="finetune",
+            final_norm=False,
         )
     return shape if shape.pos_bias == "none" else replace(shape, pos_bias="per_block")
 

@@ -239,4 +239,5 @@ def scratch_recipe(like: EncoderConfig | None, patch_size: int | None) -> str:
 
 def _shape_of(like: EncoderConfig) -> list[str]:
     shape = like.architecture
-    return ["model.size=tiny", *(f"model.{name}={str(getattr(shape, name)).lower()}" for name in _SHAPE)]
+    grey = ["model.in_chans=1"] if shape.in_chans == 1 else []
+    return ["model.size=tiny", *(f"model.{name}={str(getattr(shape, name)).lower()}" for name in _SHAPE), *grey]
