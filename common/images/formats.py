@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "jfif", "jpe", "mpo", "apng")
+IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "jfif", "jpe", "mpo", "apng", "tif", "tiff")
 """File endings and tar suffixes that mean "an image", in order of preference where a sample has several."""
 
 

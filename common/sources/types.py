@@ -13,8 +13,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from beit.common.storage.paths import relative_to
-from beit.common.storage.place import FileStat
+from beit.common.storage.paths import is_remote, join, relative_to
+from beit.common.storage.place import FilePart, FileStat
 
 SourceKind = Literal["tar", "parquet", "files"]
 
@@ -98,6 +98,15 @@ class Source:
     """Of a table: what its columns are called and hold, for messages."""
     label_notes: tuple[str, ...] = ()
     """What whoever uses the labels should know of how they were read: a line each."""
+
+
+def place_in(shard: SourceShard, ref: SampleRef) -> FilePart | None:
+    """Return where the bytes of an image lie, to be read in parts; None where the container has to be read in order."""
+    if shard.kind == "files":
+        return FilePart(join(shard.location, ref.path))
+    if shard.kind == "tar" and not is_remote(shard.location):
+        return FilePart(shard.location, ref.offset, ref.length)
+    return None
 
 
 def packed_key(path: str, *, scope: str = "") -> str:
