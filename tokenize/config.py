@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from beit.common.config import above, at_least, checked, within
 from beit.common.errors import require
 from beit.common.images.decoding import MAX_SIDE_PX
-from beit.common.images.tiles import Tiling
+from beit.common.images.large.tiles import Tiling
 from beit.common.runs.idle import Need
 from beit.common.shards.schema import Geometry, HeldOut
 from beit.common.sources.config import SourceConfig

@@ -17,6 +17,7 @@ from PIL import Image, UnidentifiedImageError
 from beit.common.errors import LFS_ADVICE, BadSample, is_lfs_pointer
 from beit.common.images.decoding import MAX_IMAGE_BYTES, MAX_PIXELS, MAX_SIDE_PX, USUAL, Decoding
 from beit.common.images.jpeg import has_filler
+from beit.common.images.megapixels import too_large
 from beit.common.images.orientation import transpose_of
 from beit.common.images.ranges import to_8_bit
 from beit.common.images.samples import Samples, samples_of_8_bit
@@ -33,7 +34,9 @@ warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
-def decode_image(data: bytes, decoding: Decoding = USUAL, *, apply_exif: bool = True) -> Image.Image:
+def decode_image(
+    data: bytes, decoding: Decoding = USUAL, *, apply_exif: bool = True, reduction: int = 1
+) -> Image.Image:
     """Decode a JPEG, PNG or WebP image to 8-bit RGB; of an animation, its first frame.
 
     By default 16-bit grey is scaled to 8 bit and transparency is dropped. The size is checked before any pixel is
@@ -43,27 +46,29 @@ def decode_image(data: bytes, decoding: Decoding = USUAL, *, apply_exif: bool = 
         data: The encoded image.
         decoding: How its values become pixels, and up to which size.
         apply_exif: Turn and mirror the pixels as the EXIF orientation asks.
+        reduction: Of a JPEG, decode it at a half (2), a quarter (4) or an eighth (8) of its size; what is admitted is
+            then the reduced size, unless the file is progressive, which libjpeg holds as a whole.
     Returns:
         Image of mode "RGB", loaded, both sides in [1, 65535] px.
     Raises:
         BadSample: reason is "empty", "truncated", "unsupported", "lfs-pointer", "bomb", "too-large" or "decode-error".
     """
     if decoding.is_usual:
-        image = load_image(data, max_pixels=decoding.max_pixels)
+        image = load_image(data, max_pixels=decoding.max_pixels, reduction=reduction)
         with _in_words(data):
             return as_rgb(image, apply_exif=apply_exif)
-    samples = read_samples(data, decoding, apply_exif=apply_exif)
+    samples = read_samples(data, decoding, apply_exif=apply_exif, reduction=reduction)
     with _in_words(data):
         return to_image(samples, decoding)
 
 
-def read_samples(data: bytes, decoding: Decoding = USUAL, *, apply_exif: bool = True) -> Samples:
+def read_samples(data: bytes, decoding: Decoding = USUAL, *, apply_exif: bool = True, reduction: int = 1) -> Samples:
     """Decode an image, or the frame that is wanted of several, to the values that its file holds.
 
     Raises:
         BadSample: as `decode_image` does.
     """
-    image = load_image(data, max_pixels=decoding.max_pixels)
+    image = load_image(data, max_pixels=decoding.max_pixels, reduction=reduction)
     with _in_words(data):
         return _samples_of(_turned(image) if apply_exif else image)
 
@@ -89,13 +94,16 @@ def _samples_of(image: Image.Image) -> Samples:
     return samples_of_8_bit(pixels[..., 0] if is_grey else pixels[..., :3], pixels[..., -1])
 
 
-def load_image(data: bytes, *, max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] = _FORMATS) -> Image.Image:
+def load_image(
+    data: bytes, *, max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] = _FORMATS, reduction: int = 1
+) -> Image.Image:
     """Decode a JPEG, PNG or WebP image as it is: in its own mode, not turned.
 
     Args:
         data: The encoded image.
         max_pixels: Largest accepted width x height.
         formats: What it may be, as Pillow calls it.
+        reduction: Of a JPEG, see `decode_image`.
     Raises:
         BadSample: as `decode_image` does.
     """
@@ -105,7 +113,7 @@ def load_image(data: bytes, *, max_pixels: int = MAX_PIXELS, formats: tuple[str,
         raise BadSample("too-large", f"{len(data)} bytes, at most {MAX_IMAGE_BYTES}")
     with _in_words(data):
         try:
-            return _load(data, max_pixels, formats)
+            return _load(data, max_pixels, formats, reduction)
         except ValueError as error:
             if not data.startswith(_PNG_START) or not any(limit in str(error) for limit in _PNG_TEXT_LIMITS):
                 raise
@@ -138,6 +146,7 @@ def size_of_image(data: bytes) -> tuple[tuple[int, int], Image.Transpose | None]
     """
     # To look for EXIF data, Pillow decodes a PNG that has none before its pixels.
     is_upright = data.startswith(_PNG_START) and not any(word in data for word in (b"eXIf", _PNG_ORIENTATION))
+    _admit_headers(MAX_SIDE_PX**2)
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             return image.size, None if is_upright else transpose_of(image)
@@ -145,17 +154,24 @@ def size_of_image(data: bytes) -> tuple[tuple[int, int], Image.Transpose | None]
         return None
 
 
-def _load(data: bytes, max_pixels: int, formats: tuple[str, ...]) -> Image.Image:
-    if max_pixels > (Image.MAX_IMAGE_PIXELS or max_pixels):
-        Image.MAX_IMAGE_PIXELS = max_pixels  # the check below is the stricter one
+def _admit_headers(pixels: int) -> None:
+    """Let Pillow open images of so many pixels, which decodes none of them; `_load` refuses what is not admitted."""
+    if pixels > (Image.MAX_IMAGE_PIXELS or pixels):
+        Image.MAX_IMAGE_PIXELS = pixels
+
+
+def _load(data: bytes, max_pixels: int, formats: tuple[str, ...], reduction: int) -> Image.Image:
+    _admit_headers(max_pixels if reduction == 1 else MAX_SIDE_PX**2)
     image: Image.Image = Image.open(io.BytesIO(data), formats=formats)
     width, height = image.size
+    if reduction > 1:
+        image.draft(None, (width // reduction, height // reduction))  # type: ignore[arg-type]
+        if not image.info.get("progressive"):
+            width, height = image.size
     if width * height > max_pixels:
-        raise BadSample(
-            "bomb",
-            f"{width} x {height} px, more than {max_pixels / 1e6:g} megapixels; if you trust the source, "
-            "source.max_megapixels admits more",
-        )
+        is_progressive = reduction > 1 and image.info.get("progressive")
+        why = "; it is progressive, and libjpeg holds such a file as a whole at any scale" if is_progressive else ""
+        raise BadSample("bomb", too_large(width, height, max_pixels) + why)
     if max(width, height) > MAX_SIDE_PX:
         raise BadSample("too-large", f"{width} x {height} px, at most {MAX_SIDE_PX} px per side")
     image.load()

@@ -15,17 +15,25 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from beit.common.errors import BadSample, InputError
+from beit.common.errors import InputError
 from beit.common.images.decoding import Decoding
-from beit.common.images.large import Pixels, measure, open_pixels, reduced
+from beit.common.images.large.reduced import reduced
+from beit.common.images.large.windows import Pixels, measure, open_pixels
 from beit.common.storage.documents import canonical_json
 from beit.common.storage.files import atomic_file
 from beit.common.storage.place import FilePart
-from beit.finetune.evaluation.overlays import overlay
+from beit.finetune.evaluation.overlays import overlay, shrunk
 from beit.finetune.masks.classes import IGNORED, MaskClasses
-from beit.finetune.prediction.mask_files import MASKS, OVERLAYS, identity_in, overlay_jpeg, palette_of, write_file
+from beit.finetune.prediction.mask_files import (
+    MASKS,
+    OVERLAY_PX,
+    OVERLAYS,
+    identity_in,
+    overlay_jpeg,
+    palette_of,
+    write_file,
+)
 
 if TYPE_CHECKING:
     from beit.finetune.segmentation.tiled import IdStrip
@@ -97,16 +105,11 @@ def make_large(writer: Writer, job: LargeJob) -> tuple[NDArray[np.int64], bool]:
     with job.place.open() as file, open_pixels(file, writer.decoding) as pixels:
         found = kept if kept is not None else _write(path, pixels, writer, job.name, identity)
         if drawn is not None and lacks_drawing:
-            picture = reduced(pixels, _overlay_px())
+            half = OVERLAY_PX // 2 * min(pixels.size) // max(pixels.size)
+            picture, _ = shrunk(reduced(pixels, max(1, half), most=0), [], most_px=OVERLAY_PX)
             ids = _small_ids(path, picture.size, writer)
             write_file(drawn, overlay_jpeg(overlay(picture, ids, writer.classes), identity=identity))
     return found, False
-
-
-def _overlay_px() -> int:
-    from beit.finetune.prediction.masks import OVERLAY_PX
-
-    return OVERLAY_PX
 
 
 def _identity(writer: Writer, place: FilePart) -> str:

@@ -23,8 +23,8 @@ from PIL import Image
 
 from beit.common.errors import BadSample, InputError, ResumableStop, require
 from beit.common.images.decoding import USUAL, Decoding
-from beit.common.images.large import Pixels, WholeImage
-from beit.common.images.tiles import Tiling
+from beit.common.images.large.tiles import Tiling
+from beit.common.images.large.windows import Pixels, WholeImage
 from beit.common.pages.numbers import count, percent
 from beit.common.pages.pictures import save_png, sheet
 from beit.common.pages.tables import aligned
@@ -53,6 +53,7 @@ from beit.finetune.prediction.mask_files import (
     LEGEND_FORMAT,
     LEGEND_PICTURE,
     MASKS,
+    OVERLAY_PX,
     OVERLAYS,
     PROBABILITIES,
     SUFFIXES,
@@ -76,9 +77,6 @@ from beit.finetune.segmentation.model import Segmenter
 from beit.finetune.segmentation.tiled import IdStrip, segment_tiles
 
 logger = logging.getLogger(__name__)
-
-OVERLAY_PX = 2048
-"""Longest side of an overlay; arbitrary."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,8 +188,15 @@ def predict_masks(
         return _write_all(writer, index, names)
 
 
-def check_mask_options(model: Path, out: Path | None, *, features: bool) -> Path:
-    """Refuse, for a segmenter, what belongs to classifiers; returns the folder to write into."""
+def check_mask_options(
+    model: Path, out: Path | None, *, features: bool, probabilities: bool = False, tiling: Tiling | None = None
+) -> Path:
+    """Refuse, for a segmenter, what belongs to classifiers, and what tiles lack; returns the folder to write into."""
+    require(
+        tiling is None or not probabilities,
+        "--probabilities keeps those of whole images in one file, and --tile has only parts of them in memory; leave "
+        "one out",
+    )
     require(
         not features,
         f"--features is for classifiers and encoders, and {model} is a segmenter; leave it out, or name the encoder",
@@ -236,6 +241,11 @@ class MaskWriter:
     """How images are cut; None looks at all of each as the model was evaluated."""
     decoding: Decoding = USUAL
     """How images are decoded of which only parts are in memory."""
+
+    @property
+    def classes(self) -> MaskClasses:
+        """Of the model."""
+        return self.info.classes
 
     def path(self, kind: str, name: str) -> Path:
         """Return where a file lies."""
@@ -370,9 +380,7 @@ def _make(writer: MaskWriter, job: Job | LargeJob, shares: Shares) -> bool | Bad
     return not job.missing
 
 
-def _jobs(
-    writer: MaskWriter, index: LabelledIndex, names: Sequence[str]
-) -> Iterator[Job | LargeJob | BadSampleReport]:
+def _jobs(writer: MaskWriter, index: LabelledIndex, names: Sequence[str]) -> Iterator[Job | LargeJob | BadSampleReport]:
     """Yield all images in order: those that are too large to be decoded as a whole as such, where tiles are wanted."""
     if writer.tiling is None:
         yield from read_ahead(writer, index, names)

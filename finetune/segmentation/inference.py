@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from beit.common.errors import InputError
-from beit.common.images.tiles import window_starts
+from beit.common.images.large.tiles import window_starts
 from beit.common.vit.config import ViTConfig
 from beit.common.vit.transform import normalize_images
 from beit.finetune.segmentation.config import InferenceConfig

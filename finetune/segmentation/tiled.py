@@ -4,9 +4,9 @@
         strip.ids  # (rows, W) of the rows from strip.top on
 
 Each tile is looked at as an image of its own, as `inference.py` does: through windows or as a whole, in several scales
-and directions. The probabilities of neighbours are blended over their overlap (`beit.common.images.tiles.shares`), so
-that no border shows. In memory are one tile, its probabilities, and those of the overlap with the tiles below: 4 C bytes
-for each of its pixels.
+and directions. The probabilities of neighbours are blended over their overlap
+(`beit.common.images.large.tiles.shares`), so that no border shows. In memory are one tile, its probabilities, and those
+of the overlap with the tiles below: 4 C bytes for each of its pixels.
 
 C = classes; H, W = size of the image in px.
 """
@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from beit.common.errors import BadSample
-from beit.common.images.large import Pixels
-from beit.common.images.tiles import Box, Share, Tiling, shares
+from beit.common.images.large.tiles import Box, Share, Tiling, shares
+from beit.common.images.large.windows import Pixels
 from beit.finetune.masks.classes import IGNORED
 from beit.finetune.segmentation.config import InferenceConfig
 from beit.finetune.segmentation.inference import likeliest, segment

@@ -1,8 +1,8 @@
 """Which samples large images and files of several pages become: a list of cuts, by the headers of the files.
 
 A cut is a run of tiles of one image that is made in one go: neighbours of a row, as many as are decoded together, where
-parts of the image can be decoded without the rest (`beit.common.images.large`); else all of the image. So memory stays
-bounded, each worker has something to do, and a tar of the store holds parts of many images. Making the tiles is
+parts of the image can be decoded without the rest (`common/images/large/windows.py`); else all of the image. So memory
+stays bounded, each worker has something to do, and a tar of the store holds parts of many images. Making the tiles is
 `pieces.py`.
 """
 
@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 from beit.common.errors import BadSample
 from beit.common.images.decoding import Decoding
-from beit.common.images.large import Measured, measure
-from beit.common.images.tiles import Tiling
+from beit.common.images.large.tiles import Tiling
+from beit.common.images.large.windows import Measured, measure
 from beit.common.sources.parquet import ParquetShard
 from beit.common.sources.tars import TarShard
 from beit.common.sources.types import SampleRef, Source, place_in

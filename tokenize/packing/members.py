@@ -9,31 +9,42 @@ from typing import Any
 
 from PIL import Image
 
-from beit.common.images.decode import decode_image
 from beit.common.images.decoding import USUAL, Decoding
 from beit.common.images.jpeg import is_jpeg
+from beit.common.images.large.reduced import decode_reduced, reduced
+from beit.common.images.large.windows import open_pixels
 from beit.common.shards.schema import StoreInfo
 from beit.common.sources.labels import stored_label
 from beit.common.sources.types import SampleRef
+from beit.common.storage.place import FilePart
 from beit.tokenize.shards.crops import crop_suffix, cut_crops
 from beit.tokenize.shards.encode import ViewMaker
 
 _MAGIC_SUFFIXES = ((b"\xff\xd8\xff", "jpg"), (b"\x89PNG", "png"), (b"RIFF", "webp"))
 
 
-def members_of(ref: SampleRef, data: bytes, info: StoreInfo) -> dict[str, bytes]:
+def members_of(ref: SampleRef, data: bytes | FilePart, info: StoreInfo) -> dict[str, bytes]:
     """Return the members that stand for one image, by what follows the key in their names.
 
+    Args:
+        ref: Its key, path and label.
+        data: The encoded image, or where it lies if it is too large to be read as a whole.
+        info: Settings of the store.
     Raises:
         BadSample: the image cannot be decoded.
     """
     packing = info.packing
     assert packing is not None
     quality = packing.jpeg_quality or 0  # given wherever something is encoded
+    if isinstance(data, FilePart):
+        with data.open() as file, open_pixels(file, info.source.decoding) as pixels:
+            image = reduced(pixels, packing.short_side, most=info.source.decoding.max_pixels)
+        data = encoded(image, short_side=packing.short_side, jpeg_quality=quality)
+        return {suffix_of(data): data, "json": metadata_of(ref, {})}
     if packing.materialize:
         maker = replace(ViewMaker.of_store(info), decoding=info.source.decoding)
         crops, origin = cut_crops(data, ref.key, maker, img_size=info.img_size, jpeg_quality=quality)
-        images = {crop_suffix(k): encoded for k, encoded in enumerate(crops)}
+        images = {crop_suffix(k): crop for k, crop in enumerate(crops)}
         return images | {"json": metadata_of(ref, origin)}
     if packing.short_side:
         data = shrink(data, packing.short_side, jpeg_quality=quality, decoding=info.source.decoding)
@@ -49,7 +60,7 @@ def shrink(data: bytes, short_side: int, *, jpeg_quality: int, decoding: Decodin
     Raises:
         BadSample: the image cannot be decoded.
     """
-    image = decode_image(data, decoding)
+    image = decode_reduced(data, decoding, short_side)
     if short_side >= min(image.size) and is_kept(data, decoding):
         return data
     return encoded(image, short_side=short_side, jpeg_quality=jpeg_quality)

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from beit.common.errors import BadSample, InputError
+from beit.common.images.decoding import MAX_IMAGE_BYTES
 from beit.common.progress import Progress
 from beit.common.shards.schema import (
     IMAGES_DIR,
@@ -33,7 +34,7 @@ from beit.common.shards.schema import (
 from beit.common.sources.loose_files import FilesReader
 from beit.common.sources.types import SampleRef
 from beit.common.storage.documents import read_document, write_document
-from beit.common.storage.paths import is_remote
+from beit.common.storage.paths import is_remote, join
 from beit.common.storage.place import FilePart, Place
 from beit.common.storage.tar_walk import walk_tar
 from beit.tokenize.packing.cuts import CutRef, places_of
@@ -104,7 +105,7 @@ def _pack_whole(
     spool_folder: Path,
     groups: list[int],
     workers: Workers,
-    make: Callable[[SampleRef, bytes], dict[str, bytes]],
+    make: Callable[[SampleRef, bytes | FilePart], dict[str, bytes]],
 ) -> Iterator[tuple[int, Iterator[PackedImage]]]:
     """Yield the samples of each tar, one for each image."""
     catalogue, files_reader, spool = plan.catalogue, FilesReader(plan.source.root), None
@@ -114,8 +115,13 @@ def _pack_whole(
         spool = Spool(spool_folder, catalogue, groups)
         spool.fill(plan.source.shards, workers)
 
-    def read_file(position: int) -> bytes:
-        return files_reader.read(refs[position])
+    def read_file(position: int) -> bytes | FilePart:
+        ref = refs[position]
+        if (
+            plan.packing is not None and plan.packing.short_side and ref.length > MAX_IMAGE_BYTES
+        ):  # parts of it may be enough
+            return FilePart(join(plan.source.root, ref.path))
+        return files_reader.read(ref)
 
     for group in groups:
         with spool.reading(group) if spool else nullcontext(read_file) as read:
@@ -232,7 +238,10 @@ def _header_digest(place: Place) -> str:
 
 
 def _pack_image(
-    refs: list[SampleRef], read: ReadImage, make: Callable[[SampleRef, bytes], dict[str, bytes]], position: int
+    refs: list[SampleRef],
+    read: ReadImage,
+    make: Callable[[SampleRef, bytes | FilePart], dict[str, bytes]],
+    position: int,
 ) -> PackedImage:
     ref = refs[position]
     try:

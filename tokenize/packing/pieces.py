@@ -16,8 +16,8 @@ from PIL import Image
 from beit.common.errors import BadSample
 from beit.common.images.decode import decode_image
 from beit.common.images.decoding import MAX_IMAGE_BYTES, Decoding
-from beit.common.images.large import Pixels, open_pixels
-from beit.common.images.tiles import Box, Tile, Tiling
+from beit.common.images.large.tiles import Box, Tile, Tiling
+from beit.common.images.large.windows import Pixels, open_pixels
 from beit.common.shards.schema import StoreInfo
 from beit.common.sources.types import SampleRef
 from beit.common.storage.place import FilePart

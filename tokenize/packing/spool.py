@@ -30,8 +30,9 @@ from beit.tokenize.shards.copies import TarCopies
 ImageData = bytes | BadSample
 """An encoded image, or why there is none."""
 
-ReadImage = Callable[[int], bytes]
-"""Reads what is to be packed, by position in the catalogue, or raises `BadSample`; several threads may call it."""
+ReadImage = Callable[[int], bytes | FilePart]
+"""Reads what is to be packed, or says where it lies, by position in the catalogue, or raises `BadSample`; several
+threads may call it."""
 
 Entry = tuple[int, int] | BadSample
 """Offset and length in a spool file, or why there is no image."""

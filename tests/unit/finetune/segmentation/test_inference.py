@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from beit.common.errors import InputError
-from beit.common.images.tiles import window_starts
+from beit.common.images.large.tiles import window_starts
 from beit.common.vit.config import Normalization, ViTConfig
 from beit.finetune.segmentation import inference
 from beit.finetune.segmentation.config import HeadConfig, InferenceConfig

@@ -3,16 +3,16 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from beit.common.errors import BadSample
-from beit.common.images.large import WholeImage
-from beit.common.images.tiles import Tiling, shares
+from beit.common.images.large.tiles import Tiling, shares
+from beit.common.images.large.windows import WholeImage
 from beit.finetune.masks.classes import IGNORED
 from beit.finetune.segmentation.config import InferenceConfig
 from beit.finetune.segmentation.inference import class_ids, segment
 from beit.finetune.segmentation.tiled import segment_tiles
 from beit.tests.unit.finetune.segmentation.test_inference import picture, segmenter
-from PIL import Image
 
 SETTINGS = InferenceConfig(mode="slide")
 
@@ -39,7 +39,9 @@ def by_definition(model, pixels, tiling, settings=SETTINGS):
             tile = pixels[:, row.start : row.start + tiling.tile, column.start : column.start + tiling.tile]
             with torch.inference_mode():
                 found = torch.cat([strip.probabilities for strip in segment(model, tile, settings)], 1).numpy()
-            own = found[:, row.begin - row.start : row.end - row.start, column.begin - column.start : column.end - column.start]
+            own = found[
+                :, row.begin - row.start : row.end - row.start, column.begin - column.start : column.end - column.start
+            ]
             total[:, row.begin : row.end, column.begin : column.end] += own * row.weights[:, None] * column.weights
     np.testing.assert_allclose(total.sum(0), 1, atol=1e-5)
     return total

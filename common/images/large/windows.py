@@ -11,7 +11,7 @@ tifffile is imported here for windows alone; whole TIFFs are read by `tiff.py`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, Protocol
@@ -23,9 +23,9 @@ from PIL import Image
 from beit.common.errors import BadSample, InputError
 from beit.common.images.decode import decode_image, size_of_image, to_image
 from beit.common.images.decoding import MAX_IMAGE_BYTES, USUAL, Decoding
+from beit.common.images.large.tiles import Box
 from beit.common.images.megapixels import too_large
 from beit.common.images.samples import Samples
-from beit.common.images.tiles import Box
 
 if TYPE_CHECKING:
     from tifffile import TiffFile, TiffFrame, TiffPage
@@ -37,11 +37,6 @@ _MINISWHITE, _MINISBLACK, _RGB, _YCBCR = 0, 1, 2, 6
 _UPRIGHT = 1
 _ORIENTATION_TAG = 274
 _ALPHA_SAMPLES = (1, 2)  # associated, and not
-_REDUCED_SHORT = 2
-"""A smaller version of an image stands for it where it has at least this many times the pixels that are wanted per
-side: what is left to be resized then hides how the version was made."""
-_BAND_PIXELS = 8_000_000
-"""Of what is decoded at once while an image is made smaller; arbitrary."""
 
 
 class Pixels(Protocol):
@@ -61,6 +56,9 @@ class Pixels(Protocol):
         Raises:
             BadSample: it cannot be decoded.
         """
+
+    def smallest_version(self, short_side: int) -> Pixels:
+        """Return the smallest version that the file holds with at least `short_side` px, or all of it."""
 
 
 class Measured(NamedTuple):
@@ -94,6 +92,10 @@ class WholeImage:
         """Return a part."""
         return self.image.crop(box)
 
+    def smallest_version(self, short_side: int) -> Pixels:
+        """Return itself: there is no other."""
+        return self
+
 
 @contextmanager
 def open_pixels(file: BinaryIO, decoding: Decoding = USUAL) -> Iterator[Pixels]:
@@ -108,7 +110,7 @@ def open_pixels(file: BinaryIO, decoding: Decoding = USUAL) -> Iterator[Pixels]:
     if _is_tiff(file):
         with _opened_tiff(file) as tiff:
             page = _page_of(tiff, decoding)
-            windows = TiffWindows(page, decoding)
+            windows = TiffWindows(page, decoding, levels=_levels_of(tiff, page))
             if windows.refusal is None:
                 yield windows
                 return
@@ -142,10 +144,15 @@ def measure(file: BinaryIO, decoding: Decoding = USUAL) -> Measured | None:
     return Measured((height, width) if turns else (width, height), False)
 
 
+def is_tiff(data: bytes) -> bool:
+    """Tell by its first bytes whether a file is a TIFF."""
+    return data.startswith(_TIFF_STARTS)
+
+
 def _is_tiff(file: BinaryIO) -> bool:
     start = file.read(4)
     file.seek(0)
-    return start in _TIFF_STARTS
+    return is_tiff(start)
 
 
 def _all_of(file: BinaryIO) -> bytes:
@@ -199,15 +206,33 @@ def _page_of(tiff: TiffFile, decoding: Decoding) -> TiffPage | TiffFrame:
         return pages[number]
 
 
+def _levels_of(tiff: TiffFile, page: TiffPage | TiffFrame) -> list[TiffPage | TiffFrame]:
+    """Return smaller versions of a page, as pyramids of slides and maps have them."""
+    with _in_words():
+        for series in tiff.series:
+            places = [number for number, found in enumerate(series.levels[0].pages) if found is page]
+            if places:
+                return [
+                    found
+                    for level in series.levels[1:]
+                    if len(level.pages) == len(series.levels[0].pages) and (found := level.pages[places[0]]) is not None
+                ]
+    return []
+
+
 class TiffWindows:
     """One page of a TIFF, decoded part by part.
 
     Args:
         page: Of an open file.
         decoding: How values become pixels.
+        levels: The same image smaller and smaller, where the file has it.
     """
 
-    def __init__(self, page: TiffPage | TiffFrame, decoding: Decoding) -> None:
+    def __init__(
+        self, page: TiffPage | TiffFrame, decoding: Decoding, *, levels: Sequence[TiffPage | TiffFrame] = ()
+    ) -> None:
+        self._levels = levels
         with _in_words():
             self._page, self._decoding = page, decoding
             self._keyframe = keyframe = page.keyframe
@@ -269,6 +294,12 @@ class TiffWindows:
             raise BadSample("bomb", f"a part of it: {too_large(width, height, self._decoding.max_pixels)}")
         with _in_words():
             return to_image(self._samples(self._values(box)), self._decoding)
+
+    def smallest_version(self, short_side: int) -> Pixels:
+        """Return the smallest version that the file holds with at least `short_side` px, or all of it."""
+        versions = [TiffWindows(page, self._decoding) for page in self._levels]
+        fit = [version for version in versions if version.refusal is None and min(version.size) >= short_side]
+        return min([self, *fit], key=lambda version: version.size[0] * version.size[1])
 
     def _samples(self, values: NDArray[Any]) -> Samples:
         keyframe = self._keyframe

@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 
 from beit.common.errors import InputError
-from beit.common.images.tiles import Box, Tiling, shares
+from beit.common.images.large.tiles import Box, Tiling, shares
 
-LENGTHS, TILES = (1, 2, 31, 32, 33, 63, 64, 65, 100, 1000), ((32, 0), (32, 1), (32, 8), (32, 16), (32, 31), (1, 0), (7, 5))
+LENGTHS, TILES = (
+    (1, 2, 31, 32, 33, 63, 64, 65, 100, 1000),
+    ((32, 0), (32, 1), (32, 8), (32, 16), (32, 31), (1, 0), (7, 5)),
+)
 
 
 @pytest.mark.parametrize(("length", "tiling"), list(itertools.product(LENGTHS, TILES)))
