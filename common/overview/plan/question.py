@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from beit.common.errors import require
 from beit.common.forecast.hardware import Hardware, check_name, named, this_machine
+from beit.common.images.large.tiles import Tiling
 from beit.common.overview.plan.amounts import parse_count
 
 _PREFIXES = ("tokenize.", "finetune.")
@@ -32,6 +33,14 @@ class Question:
         if stage == "pretrain":
             return [word for word in self.overrides if not word.startswith(_PREFIXES)]
         return [word.removeprefix(f"{stage}.") for word in self.overrides if word.startswith(f"{stage}.")]
+
+    @property
+    def tiling(self) -> Tiling | None:
+        """How images are to be cut, as --set tokenize.tile=1024 says; None where they are not."""
+        settings = [word for word in self.settings("tokenize") if word.startswith(("tile=", "overlap="))]
+        texts = dict(word.split("=", 1) for word in settings)
+        numbers = {name: int(text) for name, text in texts.items() if text.isdecimal()}  # loading them tells of others
+        return Tiling(**numbers) if numbers.get("tile") else None
 
     @property
     def num_labels(self) -> int | None:
