@@ -117,7 +117,7 @@ def load_image(
         except ValueError as error:
             if not data.startswith(_PNG_START) or not any(limit in str(error) for limit in _PNG_TEXT_LIMITS):
                 raise
-            return _load(_without_text(data), max_pixels, formats)
+            return _load(_without_text(data), max_pixels, formats, reduction)
 
 
 @contextmanager

@@ -50,7 +50,7 @@ def tiling_of(model: str | Path, tile: int | None, overlap: int) -> Tiling | Non
     if tile is None:
         require(not overlap, f"--overlap ({overlap}) is for tiles; it needs --tile, such as --tile 1024")
         return None
-    tiling, side = Tiling(tile, overlap), read_encoder_config(model).model.img_size
+    tiling, side = Tiling(tile, overlap), read_encoder_config(model).architecture.img_size
     if tile < side:
         logger.warning(
             "--tile (%d) is smaller than the input of the model, %d px: it sees less than it was trained to", tile, side
@@ -125,7 +125,7 @@ def _of_image(
             except BadSample as error:
                 wrong = error
                 continue
-            side = predictor.stored.model.img_size
+            side = predictor.stored.architecture.img_size
             shown.append((tile, resize_and_center_crop(image, side, crop_pct=1.0)))
         if not shown:
             continue

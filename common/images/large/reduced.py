@@ -74,8 +74,9 @@ def reduced(pixels: Pixels, short_side: int, *, most: int) -> Image.Image:
     factor = max(1, min(width, height) // (SPARE * short_side))
     size = -(-width // factor), -(-height // factor)
     result: Image.Image | None = None
-    wide = max(1, _BAND_PIXELS // factor**2) * factor if width * factor > _BAND_PIXELS else width
-    high = max(1, _BAND_PIXELS // (min(wide, width) * factor)) * factor
+    band = min(_BAND_PIXELS, pixels.max_pixels)
+    wide = max(1, band // factor**2) * factor if width * factor > band else width
+    high = max(1, band // (min(wide, width) * factor)) * factor
     for top in range(0, height, high):
         for left in range(0, width, wide):
             box = Box(left, top, min(left + wide, width), min(top + high, height))

@@ -50,6 +50,10 @@ class Pixels(Protocol):
     def has_windows(self) -> bool:
         """Whether a part is decoded without the rest."""
 
+    @property
+    def max_pixels(self) -> int:
+        """The most that a part may have."""
+
     def read(self, box: Box) -> Image.Image:
         """Return a part, of mode "RGB" or "L".
 
@@ -87,6 +91,11 @@ class WholeImage:
     def has_windows(self) -> bool:
         """False."""
         return False
+
+    @property
+    def max_pixels(self) -> int:
+        """All of it."""
+        return self.image.width * self.image.height
 
     def read(self, box: Box) -> Image.Image:
         """Return a part."""
@@ -260,6 +269,11 @@ class TiffWindows:
     def has_windows(self) -> bool:
         """True."""
         return True
+
+    @property
+    def max_pixels(self) -> int:
+        """The most that a part may have."""
+        return self._decoding.max_pixels
 
     @property
     def upright_size(self) -> tuple[int, int]:
