@@ -24,8 +24,8 @@ from beit.common.storage.paths import is_remote
 from beit.common.storage.place import FilePart
 from beit.common.storage.threads import threads
 
-CUT_PIXELS = 16_000_000
-"""Of the tiles of a cut, unless one has more: 48 MB as RGB, and about as much again encoded. Arbitrary."""
+CUT_PIXELS = 8_000_000
+"""Of the tiles of a cut, unless one has more: 24 MB as RGB, and about half as much again encoded. Arbitrary."""
 
 
 @dataclass(frozen=True, slots=True)

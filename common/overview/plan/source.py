@@ -15,6 +15,7 @@ from pathlib import Path
 from beit.common.errors import BadSample, InputError, require
 from beit.common.forecast.loading import PHOTO_MEGAPIXELS
 from beit.common.images.decode import size_of_image
+from beit.common.images.decoding import MAX_PIXELS
 from beit.common.images.large.tiles import Tiling
 from beit.common.images.large.windows import measure
 from beit.common.overview.plan.document import Images
@@ -54,10 +55,23 @@ class Found:
     """Settings of a store that is there already."""
     num_held_out: int | None = None
     """Of such a store."""
+    num_looked_at: int = 0
+    """Images whose headers were read."""
+    too_large: tuple[tuple[int, int], ...] = ()
+    """Width and height of those of them that have more pixels than are admitted."""
 
 
-def look_at(spec: str, *, image_member: str | None = None, tiling: Tiling | None = None) -> Found:
-    """Count the images of a source or of a finished token store; where they are to be cut, the tiles."""
+def look_at(
+    spec: str, *, image_member: str | None = None, tiling: Tiling | None = None, max_pixels: int = MAX_PIXELS
+) -> Found:
+    """Count the images of a source or of a finished token store; where they are to be cut, the tiles.
+
+    Args:
+        spec: What the user calls them.
+        image_member: Which member of a tar's sample is the image.
+        tiling: How they are to be cut.
+        max_pixels: The most that an image may have.
+    """
     if is_store(spec):
         return _store(spec)
     source = open_source(spec, image_member=image_member)
@@ -73,7 +87,8 @@ def look_at(spec: str, *, image_member: str | None = None, tiling: Tiling | None
     lengths = [ref.length for found in refs for ref in found if ref.length]
     mean = statistics.fmean(lengths) if lengths else statistics.fmean(map(len, sample)) if sample else PHOTO_BYTES
     count = round(listed * scale)
-    side, megapixels = _typical_size(sample)
+    sizes = [found[0] for data in sample if (found := size_of_image(data)) is not None]
+    side, megapixels = _typical_size(sizes)
     images = Images(
         name=spec,
         count=count,
@@ -84,7 +99,14 @@ def look_at(spec: str, *, image_member: str | None = None, tiling: Tiling | None
     )
     if tiling is not None:
         images = _in_tiles(images, few, refs, tiling)
-    return Found(images=images, kind=source.kind, num_shards=len(source.shards), total_bytes=count * mean)
+    return Found(
+        images=images,
+        kind=source.kind,
+        num_shards=len(source.shards),
+        total_bytes=count * mean,
+        num_looked_at=len(sizes),
+        too_large=tuple(_above(sizes, max_pixels)),
+    )
 
 
 def _in_tiles(images: Images, shards: Sequence[SourceShard], refs: Sequence[list[SampleRef]], tiling: Tiling) -> Images:
@@ -181,9 +203,12 @@ def _read(shards: Sequence[SourceShard], refs: Sequence[list[SampleRef]], most: 
     return found[:most]
 
 
-def _typical_size(sample: Sequence[bytes]) -> tuple[float | None, float]:
+def _above(sizes: Sequence[tuple[int, int]], most: int) -> list[tuple[int, int]]:
+    return [size for size in sizes if size[0] * size[1] > most]
+
+
+def _typical_size(sizes: Sequence[tuple[int, int]]) -> tuple[float | None, float]:
     """Return the median short side in pixels and the mean number of megapixels."""
-    sizes = [found[0] for data in sample if (found := size_of_image(data)) is not None]
     if not sizes:
         return None, PHOTO_MEGAPIXELS
     return float(statistics.median(map(min, sizes))), statistics.fmean(width * height for width, height in sizes) / 1e6
