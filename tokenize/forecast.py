@@ -230,6 +230,7 @@ def foretell(plan: StorePlan, config: TokenizeConfig, store: str, *, ranks: int,
         num_shards=len(plan.shards),
         image_bytes=images,
         is_packed=plan.catalogue is not None,
+        megapixels=config.tile**2 / 1e6 if config.tile else PHOTO_MEGAPIXELS,
         hardware=this_machine(num_devices=ranks, may_use_gpu=config.device != "cpu"),
     )
     total = images + tokens

@@ -86,7 +86,8 @@ def pack_images(
     make = partial(maker_of(info), info=info) if processes is None else processes.call
     packing = _pack_cuts if catalogue.cuts is not None else _pack_whole
     try:
-        with Progress(sum(map(catalogue.num_samples_in, groups)), unit="images", description="pack") as bar:
+        unit, total = "images" if catalogue.cuts is None else "samples", sum(map(catalogue.num_samples_in, groups))
+        with Progress(total, unit=unit, description="pack") as bar:
             for group, images in packing(plan, spool_folder, groups, workers, make):
                 stem = plan.shards[group].stem
                 manifests[stem] = _write_tar(files, stem, images, info, bar)

@@ -25,8 +25,8 @@ def about_images(found: Found) -> list[str]:
         width, height = max(found.too_large, key=lambda size: size[0] * size[1])
         said.append(
             f"that {len(found.too_large)} of {count(found.num_looked_at, 'image')} looked at, of up to {width} x "
-            f"{height} px, are wanted: --set tokenize.source.max_megapixels={admitting(width * height)} admits them; without it "
-            "they are left out, unless --short-side or --tile decodes only parts (docs/images.md)"
+            f"{height} px, are wanted: --set tokenize.source.max_megapixels={admitting(width * height)} admits them; "
+            "without it they are left out, unless --short-side or --tile decodes only parts (docs/images.md)"
         )
     return said
 
