@@ -12,6 +12,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 
+from beit.common.images.formats import ARRAY_SUFFIXES, IMAGE_SUFFIXES
 from beit.common.reading.bad_samples import BadSampleLog, BadSampleReport
 from beit.common.shards.schema import TOKENS_DIR, ImageShardManifest, ShardManifest, StoreInfo, manifest_name
 from beit.common.sources.tars import TarShard, suffixes_of
@@ -65,7 +66,8 @@ def image_folder(files: StoreFiles, info: StoreInfo) -> str:
 def _packed_job(root: str, shard: PlannedShard, info: StoreInfo, packed: ImageShardManifest) -> ShardJob:
     location = resolve_location(root, shard.image_file)
     # Labels inside are numbers.
-    tar = CropTar(location, info.views) if info.is_materialized else TarShard(shard.stem, location)
+    images = TarShard(shard.stem, location, image_suffixes=IMAGE_SUFFIXES + ARRAY_SUFFIXES)  # whatever was packed
+    tar = CropTar(location, info.views) if info.is_materialized else images
     return ShardJob(
         stem=shard.stem,
         tar=tar,

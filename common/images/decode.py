@@ -16,6 +16,7 @@ from PIL import Image, UnidentifiedImageError
 
 from beit.common.errors import LFS_ADVICE, BadSample, is_lfs_pointer
 from beit.common.images.decoding import MAX_IMAGE_BYTES, MAX_PIXELS, MAX_SIDE_PX, USUAL, Decoding
+from beit.common.images.formats import OTHER_NAMES, Reader, format_of
 from beit.common.images.jpeg import has_filler
 from beit.common.images.megapixels import too_large
 from beit.common.images.orientation import transpose_of
@@ -37,7 +38,7 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 def decode_image(
     data: bytes, decoding: Decoding = USUAL, *, apply_exif: bool = True, reduction: int = 1
 ) -> Image.Image:
-    """Decode a JPEG, PNG or WebP image to 8-bit RGB; of an animation, its first frame.
+    """Decode an image of any format (`formats.py`) to 8-bit RGB; of an animation, its first frame.
 
     By default 16-bit grey is scaled to 8 bit and transparency is dropped. The size is checked before any pixel is
     decoded. Data that end early are an error: filling the rest with grey would teach the model grey boxes.
@@ -51,9 +52,10 @@ def decode_image(
     Returns:
         Image of mode "RGB", loaded, both sides in [1, 65535] px.
     Raises:
-        BadSample: reason is "empty", "truncated", "unsupported", "lfs-pointer", "bomb", "too-large" or "decode-error".
+        BadSample: reason is "empty", "truncated", "unsupported", "lfs-pointer", "bomb", "too-large", "decode-error",
+            "no-range", "no-window", "no-frame", or "needs-" and a format whose library is not installed.
     """
-    if decoding.is_usual:
+    if decoding.is_usual and _reader_of(data) is None:
         image = load_image(data, max_pixels=decoding.max_pixels, reduction=reduction)
         with _in_words(data):
             return as_rgb(image, apply_exif=apply_exif)
@@ -68,9 +70,23 @@ def read_samples(data: bytes, decoding: Decoding = USUAL, *, apply_exif: bool = 
     Raises:
         BadSample: as `decode_image` does.
     """
+    reader = _reader_of(data)
+    if reader is not None:
+        with _in_words(data):
+            return reader.read(data, decoding)  # turned by the reader: their orientation is no afterthought of EXIF
     image = load_image(data, max_pixels=decoding.max_pixels, reduction=reduction)
     with _in_words(data):
         return _samples_of(_turned(image) if apply_exif else image)
+
+
+def _reader_of(data: bytes) -> Reader | None:
+    """Return what reads a format that Pillow does not."""
+    found = format_of(data)
+    if found is None or not found.module:
+        return None
+    if len(data) > MAX_IMAGE_BYTES:
+        raise BadSample("too-large", f"{len(data)} bytes, at most {MAX_IMAGE_BYTES}")
+    return found.reader()
 
 
 def to_image(samples: Samples, decoding: Decoding) -> Image.Image:
@@ -113,11 +129,20 @@ def load_image(
         raise BadSample("too-large", f"{len(data)} bytes, at most {MAX_IMAGE_BYTES}")
     with _in_words(data):
         try:
-            return _load(data, max_pixels, formats, reduction)
+            return _load(data, max_pixels, (*formats, *_formats_besides(data)), reduction)
         except ValueError as error:
             if not data.startswith(_PNG_START) or not any(limit in str(error) for limit in _PNG_TEXT_LIMITS):
                 raise
             return _load(_without_text(data), max_pixels, formats, reduction)
+
+
+def _formats_besides(data: bytes) -> tuple[str, ...]:
+    """Return what Pillow may read besides, where it was built with it."""
+    found = format_of(data)
+    if found is None or found.module:
+        return ()
+    found.require()
+    return (found.name,)
 
 
 @contextmanager
@@ -130,7 +155,9 @@ def _in_words(data: bytes) -> Iterator[None]:
     except UnidentifiedImageError:
         if is_lfs_pointer(data):
             raise BadSample("lfs-pointer", f"it {LFS_ADVICE}") from None
-        raise BadSample("unsupported", f"not a JPEG, PNG or WebP image (starts with {data[:8]!r})") from None
+        raise BadSample(
+            "unsupported", f"not a JPEG, PNG or WebP image, nor {OTHER_NAMES} (starts with {data[:8]!r})"
+        ) from None
     except Image.DecompressionBombError as error:
         raise BadSample("bomb", str(error)) from None
     except Exception as error:
@@ -142,13 +169,17 @@ def _in_words(data: bytes) -> Iterator[None]:
 def size_of_image(data: bytes) -> tuple[tuple[int, int], Image.Transpose | None] | None:
     """Return width and height of an image as stored, by its header, and how its EXIF data have it turned.
 
-    Of a JPEG its beginning is enough. None where that cannot be read; `decode_image` says why.
+    Of a JPEG its beginning is enough. None where that cannot be read; `decode_image` says why. Formats that Pillow does
+    not read are measured upright.
     """
     # To look for EXIF data, Pillow decodes a PNG that has none before its pixels.
     is_upright = data.startswith(_PNG_START) and not any(word in data for word in (b"eXIf", _PNG_ORIENTATION))
     _admit_headers(MAX_SIDE_PX**2)
     try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+        reader = _reader_of(data)
+        if reader is not None:
+            return reader.size(data), None
+        with Image.open(io.BytesIO(data), formats=(*_FORMATS, *_formats_besides(data))) as image:
             return image.size, None if is_upright else transpose_of(image)
     except Exception:  # as many types as above
         return None

@@ -10,19 +10,26 @@ from numpy.typing import NDArray
 
 from beit.common.errors import BadSample
 
+_NUM_CHANNELS = {"grey": 1, "rgb": 3}
+_NUMBERS = "biuf"
+"""Kinds of dtypes whose values can be mapped to brightness."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Samples:
     """One image as its file has it: turned as the file asks, otherwise untouched."""
 
     array: NDArray[Any]
-    """Values (H, W, C) of their own dtype."""
+    """Values (H, W, C) of their own dtype, a number."""
     kind: Literal["grey", "rgb", "bands"]
     """What the C channels are: one of brightness, three colours, or bands of any meaning."""
     alpha: NDArray[Any] | None = None
-    """Opacity (H, W), of the dtype of the array."""
+    """Opacity (H, W), of the dtype of the array: 0 for transparent, the end of the full range for opaque. The colours
+    are not multiplied by it."""
     bits: int | None = None
     """Really used by the format, such as 12 of 16; None where all of the dtype are."""
+    limits: tuple[float, float] | None = None
+    """Smallest and largest value that the file can hold, where `bits` does not say it, as of rescaled values."""
     window: tuple[float, float] | None = None
     """The values that the image itself wants black and white."""
     is_inverted: bool = False
@@ -30,13 +37,17 @@ class Samples:
     num_frames: int = 1
     """Pages, slices or moments in the file, of which this is one."""
     band_names: tuple[str, ...] = ()
-    """Of the channels, where the file names them."""
+    """Of the channels, where the file names them: one for each."""
 
     def __post_init__(self) -> None:
-        num_channels = {"grey": 1, "rgb": 3}.get(self.kind)
-        has_shape = self.array.ndim == 3 and min(self.array.shape) >= 1
-        if not has_shape or (num_channels is not None and self.array.shape[2] != num_channels):
-            raise BadSample("decode-error", f"{self.kind} of shape {self.array.shape}")
+        shape, dtype = self.array.shape, self.array.dtype
+        is_image = len(shape) == 3 and min(shape) >= 1 and shape[2] == _NUM_CHANNELS.get(self.kind, shape[2])
+        if not is_image or dtype.kind not in _NUMBERS:
+            raise BadSample("decode-error", f"{self.kind} of shape {shape} and type {dtype}")
+        if self.alpha is not None and (self.alpha.shape != shape[:2] or self.alpha.dtype != dtype):
+            raise BadSample("decode-error", f"opacity of shape {self.alpha.shape} for values of shape {shape}")
+        if self.band_names and len(self.band_names) != shape[2]:
+            raise BadSample("decode-error", f"{len(self.band_names)} names for {shape[2]} bands")
 
     @property
     def full_range(self) -> tuple[float, float]:
@@ -45,6 +56,8 @@ class Samples:
         Raises:
             BadSample: it is a floating-point type, which has no such range.
         """
+        if self.limits is not None:
+            return self.limits
         dtype = self.array.dtype
         if dtype.kind not in "biu":
             raise BadSample("no-range", f"its values are of type {dtype}; say which of them are black and white")
@@ -52,7 +65,10 @@ class Samples:
         return (0.0, 2.0**bits - 1) if dtype.kind != "i" else (-(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1)
 
 
-def samples_of_8_bit(pixels: NDArray[np.uint8], alpha: NDArray[np.uint8] | None = None) -> Samples:
+def samples_of_8_bit(
+    pixels: NDArray[np.uint8], alpha: NDArray[np.uint8] | None = None, *, num_frames: int = 1
+) -> Samples:
     """Return grey (H, W) or colours (H, W, 3) of 8 bits as samples."""
     array = pixels[..., None] if pixels.ndim == 2 else pixels
-    return Samples(array=array, kind="grey" if array.shape[2] == 1 else "rgb", alpha=alpha)
+    kind: Literal["grey", "rgb"] = "grey" if array.shape[2] == 1 else "rgb"
+    return Samples(array=array, kind=kind, alpha=alpha, num_frames=num_frames)

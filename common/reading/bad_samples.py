@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from beit.common.errors import InputError
+from beit.common.images.formats import words_of
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +38,8 @@ class BadSampleLog:
         self._budget = budget
         self._setting = setting
         self._seen: dict[str, str] = {}
+        self._needs: dict[str, str] = {}
+        """What images of a format need whose library is missing, by reason."""
 
     def __repr__(self) -> str:
         return f"BadSampleLog({dict(self.counts)}, allowed={self.allowed})"
@@ -55,18 +58,25 @@ class BadSampleLog:
         return Counter(self._seen.values())
 
     def add(self, reports: Iterable[BadSampleReport]) -> None:
-        """Count what a batch reports and log each sample at its first appearance."""
+        """Count what a batch reports and log each sample at its first appearance; of a missing library, the first."""
         for report in reports:
             if report.sample_id in self._seen:
                 continue
             self._seen[report.sample_id] = report.reason
-            logger.warning("sample %s cannot be used: %s (%s)", *report)
+            if report.reason in self._needs:
+                continue
+            more = ""
+            if words := words_of(report.reason):
+                self._needs[report.reason], more = words, "; more of these are counted, not named"
+            logger.warning("sample %s cannot be used: %s (%s)%s", *report, more)
         if len(self) > self.allowed:
             raise InputError(self._message())
 
     def _message(self) -> str:
         first = ", ".join(f"{name} ({reason})" for name, reason in list(self._seen.items())[:_KEYS_IN_MESSAGE])
+        counts = self.counts
+        needs = "".join(f"; {counts[reason]} {reason}: {detail}" for reason, detail in self._needs.items())
         return (
             f"{len(self)} of {self._num_samples} samples cannot be used, but {self._setting} ({self._budget:g}) "
-            f"allows {self.allowed}; first: {first}; repair or remove them, or raise the budget"
+            f"allows {self.allowed}; first: {first}{needs}; repair or remove them, or raise the budget"
         )

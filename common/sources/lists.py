@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from beit.common.errors import LFS_ADVICE, InputError, is_lfs_pointer, require
-from beit.common.images.formats import IMAGE_SUFFIXES, is_image_path
+from beit.common.images.formats import ARRAY_SUFFIXES, IMAGE_SUFFIXES, is_array_path, is_image_path
 from beit.common.sources.label_column import LABEL_COLUMNS, choose_label_column, matching, plain
 from beit.common.sources.labels import as_label, in_order, joined_label, split_label
 from beit.common.sources.loose_files import FileList
@@ -194,9 +194,11 @@ def _listed_files(list_path: str, paths: list[str]) -> tuple[str, list[FileStat]
         # A list is data: it may name files, not start downloads or other protocols.
         if "://" in path or "::" in path or (is_remote(root) and path.startswith("/")):
             raise InputError(f"{list_path} entry {number} ({path}) must be a path on the list's own storage, not a URL")
-        name = path if is_image_path(path) else _with_ending(root, path)
+        name = path if is_image_path(path) or is_array_path(path) else _with_ending(root, path)
         if name is None:
-            raise InputError(f"{list_path} entry {number} ({path!r}) must end in {', '.join(IMAGE_SUFFIXES)}")
+            raise InputError(
+                f"{list_path} entry {number} ({path!r}) must end in {', '.join(IMAGE_SUFFIXES + ARRAY_SUFFIXES)}"
+            )
         file = _stat_listed(list_path, number, root, name)
         place = _place(list_path, file.path)
         if place in seen:
@@ -210,7 +212,7 @@ def _with_ending(root: str, path: str) -> str | None:
     """Return the one image file that is called `path` but for its ending, as in tables of ids; None without one."""
     if is_remote(root) or not path:
         return None
-    names = (f"{path}.{ending}" for suffix in IMAGE_SUFFIXES for ending in (suffix, suffix.upper()))
+    names = (f"{path}.{ending}" for suffix in IMAGE_SUFFIXES + ARRAY_SUFFIXES for ending in (suffix, suffix.upper()))
     found = [name for name in names if os.path.isfile(join(root, name))]
     files = {os.stat(join(root, name)).st_ino for name in found}  # one under two names where letter case does not count
     return found[0] if len(files) == 1 else None

@@ -7,12 +7,19 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from beit.common.errors import BadSample, InputError
 from beit.common.images.decoding import MAX_IMAGE_BYTES
-from beit.common.images.formats import IMAGE_SUFFIXES, is_image_path
+from beit.common.images.formats import (
+    IMAGE_SUFFIXES,
+    is_array_path,
+    is_image_path,
+    is_readable,
+    left_out,
+    suffix_of,
+)
 from beit.common.sources.labels import listed
 from beit.common.sources.mask_folders import MasksBeside, masks_beside
 from beit.common.sources.splits import split_kind
@@ -115,7 +122,8 @@ class FileList:
 
 
 def open_files(listing: FileList) -> Source:
-    """Return a source over loose image files, in the order of the listing."""
+    """Return a source over loose image files, in the order of the listing; those that cannot be read here left out."""
+    listing = _readable(listing)
     labels = listing.labels
     if listing.class_names is not None:
         ids: dict[int | str | None, int] = {name: class_id for class_id, name in enumerate(listing.class_names)}
@@ -141,6 +149,23 @@ def open_files(listing: FileList) -> Source:
     )
 
 
+def _readable(listing: FileList) -> FileList:
+    """Leave out the images whose formats need a library that is not installed, and say so."""
+    suffixes = [suffix_of(file.path) for file in listing.files]
+    words = left_out(suffixes)
+    if not words:
+        return listing
+    rows = [
+        (file, label)
+        for file, label, suffix in zip(listing.files, listing.labels, suffixes, strict=True)
+        if is_readable(suffix)
+    ]
+    if not rows:
+        raise InputError(f"{listing.root} holds no images that can be read here: {words}")
+    logger.warning("%s: %s", listing.root, words)
+    return replace(listing, files=[file for file, _ in rows], labels=[label for _, label in rows])
+
+
 def folder_listing(root: str, files: Sequence[FileStat]) -> FileList:
     """Pick the images of a folder; where all lie in sub-folders, the first level names their classes.
 
@@ -148,6 +173,8 @@ def folder_listing(root: str, files: Sequence[FileStat]) -> FileList:
     then, unless the folders in which they do so are such.
     """
     images = [file for file in files if is_image_path(file.path)]
+    if not images:  # arrays stand beside images for many reasons; alone, they are what is meant
+        images = [file for file in files if is_array_path(file.path)]
     masks = masks_beside(root, images)
     if masks.paths:
         images = [file for file in images if file.path not in masks.paths]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from beit.common.errors import InputError, require
-from beit.common.images.formats import is_image_path
+from beit.common.images.formats import is_array_path, is_image_path
 from beit.common.progress import Progress
 from beit.common.sources.lists import csv_listing, text_listing
 from beit.common.sources.loose_files import folder_listing, open_files
@@ -164,7 +164,9 @@ def _check_listing(root: str, files: Sequence[FileStat], *, is_pattern: bool) ->
     """Return the one kind of images that some files are."""
     lower = [file.path.lower() for file in files]
     num_tars, num_tables = (sum(path.endswith(suffix) for path in lower) for suffix in (".tar", ".parquet"))
-    num_images = sum(map(is_image_path, lower))
+    # Arrays are images where nothing else is there to be meant.
+    is_image = is_image_path if num_tars or num_tables or any(map(is_image_path, lower)) else is_array_path
+    num_images = sum(map(is_image, lower))
     counts = [num_tars, num_tables, num_images]
     if any(file.path == "store.json" for file in files):
         raise InputError(f"{root} is a token store, not a source of images; give the images it was made from")
@@ -178,7 +180,7 @@ def _check_listing(root: str, files: Sequence[FileStat], *, is_pattern: bool) ->
     if not any(counts) and any(file.path.lower().endswith(_COMPRESSED_TAR) for file in files):
         raise InputError(f"{root} holds compressed tars, which cannot be read at offsets; unpack them to .tar first")
     if is_pattern and sum(counts) < len(files):
-        odd = next(file.path for file in files if not _is_usable(file.path))
+        odd = next(file.path for file in files if not (_is_container(file.path) or is_image(file.path)))
         raise InputError(
             f"{join(root, odd)} is no image, tar, Parquet, text or CSV file by its name; rename or leave it out"
         )
@@ -186,7 +188,11 @@ def _check_listing(root: str, files: Sequence[FileStat], *, is_pattern: bool) ->
 
 
 def _is_usable(path: str) -> bool:
-    return path.lower().endswith((".tar", ".parquet")) or is_image_path(path)
+    return _is_container(path) or is_image_path(path) or is_array_path(path)
+
+
+def _is_container(path: str) -> bool:
+    return path.lower().endswith((".tar", ".parquet"))
 
 
 def _common_folder(files: Sequence[FileStat]) -> str:

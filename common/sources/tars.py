@@ -14,7 +14,7 @@ from typing import BinaryIO, ClassVar, NamedTuple
 
 from beit.common.errors import BadSample, InputError
 from beit.common.images.decoding import MAX_IMAGE_BYTES
-from beit.common.images.formats import IMAGE_SUFFIXES, is_image_path
+from beit.common.images.formats import IMAGE_SUFFIXES, is_image_path, is_readable, left_out
 from beit.common.sources.labels import UNLABELLED, are_numbers, as_label, in_order, joined_label, number_of
 from beit.common.sources.types import SampleRef, Source, SourceKind, listing_digest, listing_stamp
 from beit.common.storage.paths import is_remote
@@ -109,6 +109,8 @@ class TarShard:
             for key, sample in samples.items()
             if (image := self._image(sample)) is not None
         ]
+        if samples and not refs and (words := left_out(self._unreadable(samples))):
+            raise InputError(f"{self.location} holds no images that can be read here: {words}")
         if samples and not refs:
             raise InputError(f"{self.location} holds no images: {_what_it_holds(samples, self.image_suffixes)}")
         if len(refs) < len(samples):
@@ -130,8 +132,11 @@ class TarShard:
             yield TarReader(file, self.location)
 
     def _report_left_out(self, samples: dict[str, dict[str, TarMember]]) -> None:
-        left_out = [sample for sample in samples.values() if self._image(sample) is None]
-        dotted = [member.name for sample in left_out for member in sample.values() if is_image_path(member.name)]
+        unreadable = self._unreadable(samples)
+        if words := left_out(unreadable):
+            logger.warning("%s: %s", self.location, words)
+        missing = [sample for sample in samples.values() if not any(name in sample for name in self.image_suffixes)]
+        dotted = [member.name for sample in missing for member in sample.values() if is_image_path(member.name)]
         if dotted:
             logger.warning(
                 "%s: %d images left out, such as %s: dots in a name begin its suffix, and the suffix must be that of "
@@ -141,7 +146,8 @@ class TarShard:
                 dotted[0],
                 (split_name(dotted[0]) or ("", "rgb.png"))[1],
             )
-        logger.info("%s: %d samples without an image left out", self.location, len(left_out))
+        if missing:
+            logger.info("%s: %d samples without an image left out", self.location, len(missing))
 
     def _report_choice(self, samples: dict[str, dict[str, TarMember]]) -> None:
         """Say which image is taken where samples have several."""
@@ -159,7 +165,13 @@ class TarShard:
             )
 
     def _image(self, sample: dict[str, TarMember]) -> TarMember | None:
-        return next((sample[suffix] for suffix in self.image_suffixes if suffix in sample), None)
+        found = (suffix for suffix in self.image_suffixes if suffix in sample and is_readable(suffix))
+        return next((sample[suffix] for suffix in found), None)
+
+    def _unreadable(self, samples: dict[str, dict[str, TarMember]]) -> list[str]:
+        """Return the suffix of each image that cannot be read here, where its sample has no other."""
+        found = (next(filter(sample.__contains__, self.image_suffixes), None) for sample in samples.values())
+        return [name for name in found if name is not None and not is_readable(name)]
 
     def _class_of(self, key: str, label: int | str | None, ids: Mapping[str, int]) -> int | str | None:
         """Return a label as `SampleRef` has it; `ids` are those of the names."""

@@ -47,6 +47,7 @@ from beit.common.store import open_store
 from beit.common.views import VIEW_DTYPE, crop_crc, render_view, replay_view
 from beit.finetune.config import FinetuneConfig
 from beit.pretrain.config import PretrainConfig
+from beit.tests.fuzz.format_files import fuzz_formats
 from beit.tests.fuzz.mask_files import fuzz_coco, fuzz_masks
 from beit.tests.fuzz.mutations import (
     INTERESTING_INTS,
@@ -145,7 +146,10 @@ def limits():
 
 @pytest.mark.parametrize(
     "target",
-    ["tar", "image", "tokens", "manifest", "store.json", "index", "forged", "config", "source", "mask", "coco", "run"],
+    [
+        *("tar", "image", "format", "tokens", "manifest", "store.json", "index", "forged", "config", "source", "mask"),
+        *("coco", "run"),
+    ],
 )
 def test_damaged_input_does_no_harm(tmp_path, monkeypatch, watch, limits, target):
     monkeypatch.chdir(tmp_path)
@@ -447,6 +451,7 @@ TARGETS = {
     "coco": fuzz_coco,
     "run": fuzz_runs,
     "weights": fuzz_weights,
+    "format": fuzz_formats,
 }
 
 

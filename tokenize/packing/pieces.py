@@ -16,13 +16,14 @@ from PIL import Image
 from beit.common.errors import BadSample
 from beit.common.images.decode import decode_image
 from beit.common.images.decoding import MAX_IMAGE_BYTES, Decoding
+from beit.common.images.formats import suffix_to_store, without_private
 from beit.common.images.large.tiles import Box, Tile, Tiling
 from beit.common.images.large.windows import Pixels, open_pixels
 from beit.common.shards.schema import StoreInfo
 from beit.common.sources.types import SampleRef
 from beit.common.storage.place import FilePart
 from beit.tokenize.packing.cuts import CutRef
-from beit.tokenize.packing.members import encoded, is_kept, metadata_of, suffix_of
+from beit.tokenize.packing.members import encoded, is_kept, metadata_of
 from beit.tokenize.shards.crops import crop_suffix, crops_of
 from beit.tokenize.shards.encode import ViewMaker
 
@@ -111,7 +112,7 @@ def _whole(cut: CutRef, data: bytes, decoding: Decoding, info: StoreInfo) -> Pie
     ref = SampleRef(cut.own_key, cut.offset, cut.length, cut.label, cut.path)
     is_small = not packing.short_side or (cut.size is not None and min(cut.size) <= packing.short_side)
     if cut.page is None and is_small and not packing.materialize and is_kept(data, decoding):
-        return Piece(ref, {suffix_of(data): data, "json": metadata_of(ref, {})})
+        return Piece(ref, {suffix_to_store(data): without_private(data), "json": metadata_of(ref, {})})
     image = decode_image(data, decoding)
     origin = {"tile": {"box": [0, 0, *image.size], "size": list(image.size)} | _page_of(cut)} if _page_of(cut) else {}
     return _encoded_piece(ref, image, origin, info, may_be_left_out=bool(packing.tile))
@@ -136,7 +137,7 @@ def _encoded_piece(
         members = {crop_suffix(k): crop for k, crop in enumerate(crops)}
         return Piece(ref, members | {"json": metadata_of(ref, origin | drawn)}, is_flat)
     data = encoded(image, short_side=packing.short_side, jpeg_quality=quality)
-    return Piece(ref, {suffix_of(data): data, "json": metadata_of(ref, origin)}, is_flat)
+    return Piece(ref, {suffix_to_store(data): data, "json": metadata_of(ref, origin)}, is_flat)
 
 
 def brightness_std(image: Image.Image) -> float:
