@@ -36,7 +36,7 @@ RESTRICTED = {
     "jinja2": {"common/pages/html_page.py"},
     "markupsafe": {"common/pages/html_page.py"},
     "torchvision": set(),
-    "tifffile": {"common/images/tiff.py"},
+    "tifffile": {"common/images/tiff.py", "finetune/prediction/large_masks.py"},
     "pydicom": {"common/images/dicom.py"},
     "pillow_heif": {"common/images/heif.py"},
     "imagecodecs": {"common/images/dicom.py", "common/images/jxl.py"},

@@ -15,10 +15,10 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from beit.common.errors import LFS_ADVICE, BadSample, is_lfs_pointer
-from beit.common.images.decoding import MAX_IMAGE_BYTES, MAX_PIXELS, MAX_SIDE_PX, USUAL, Decoding
+from beit.common.images.claims import frame_number, too_large
+from beit.common.images.decoding import MAX_IMAGE_BYTES, MAX_PIXELS, MAX_SIDE_PX, USUAL, Decoding, Frame
 from beit.common.images.formats import OTHER_NAMES, Reader, format_of
 from beit.common.images.jpeg import has_filler
-from beit.common.images.megapixels import too_large
 from beit.common.images.orientation import transpose_of
 from beit.common.images.ranges import to_8_bit
 from beit.common.images.samples import Samples, samples_of_8_bit
@@ -74,7 +74,7 @@ def read_samples(data: bytes, decoding: Decoding = USUAL, *, apply_exif: bool = 
     if reader is not None:
         with _in_words(data):
             return reader.read(data, decoding)  # turned by the reader: their orientation is no afterthought of EXIF
-    image = load_image(data, max_pixels=decoding.max_pixels, reduction=reduction)
+    image = load_image(data, max_pixels=decoding.max_pixels, reduction=reduction, frame=decoding.frame)
     with _in_words(data):
         return _samples_of(_turned(image) if apply_exif else image)
 
@@ -111,7 +111,12 @@ def _samples_of(image: Image.Image) -> Samples:
 
 
 def load_image(
-    data: bytes, *, max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] = _FORMATS, reduction: int = 1
+    data: bytes,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    formats: tuple[str, ...] = _FORMATS,
+    reduction: int = 1,
+    frame: Frame = "first",
 ) -> Image.Image:
     """Decode a JPEG, PNG or WebP image as it is: in its own mode, not turned.
 
@@ -120,6 +125,7 @@ def load_image(
         max_pixels: Largest accepted width x height.
         formats: What it may be, as Pillow calls it.
         reduction: Of a JPEG, see `decode_image`.
+        frame: Of an animation, or of a file with several pictures.
     Raises:
         BadSample: as `decode_image` does.
     """
@@ -129,11 +135,11 @@ def load_image(
         raise BadSample("too-large", f"{len(data)} bytes, at most {MAX_IMAGE_BYTES}")
     with _in_words(data):
         try:
-            return _load(data, max_pixels, (*formats, *_formats_besides(data)), reduction)
+            return _load(data, max_pixels, (*formats, *_formats_besides(data)), reduction, frame)
         except ValueError as error:
             if not data.startswith(_PNG_START) or not any(limit in str(error) for limit in _PNG_TEXT_LIMITS):
                 raise
-            return _load(_without_text(data), max_pixels, formats, reduction)
+            return _load(_without_text(data), max_pixels, formats, reduction, frame)
 
 
 def _formats_besides(data: bytes) -> tuple[str, ...]:
@@ -185,15 +191,26 @@ def size_of_image(data: bytes) -> tuple[tuple[int, int], Image.Transpose | None]
         return None
 
 
+def num_frames(data: bytes) -> int:
+    """Return how many pictures a file has that Pillow reads, by its headers; 1 where that cannot be read."""
+    try:
+        with Image.open(io.BytesIO(data), formats=(*_FORMATS, *_formats_besides(data))) as image:
+            return int(getattr(image, "n_frames", 1))
+    except Exception:  # as many types as above
+        return 1
+
+
 def _admit_headers(pixels: int) -> None:
     """Let Pillow open images of so many pixels, which decodes none of them; `_load` refuses what is not admitted."""
     if pixels > (Image.MAX_IMAGE_PIXELS or pixels):
         Image.MAX_IMAGE_PIXELS = pixels
 
 
-def _load(data: bytes, max_pixels: int, formats: tuple[str, ...], reduction: int) -> Image.Image:
+def _load(data: bytes, max_pixels: int, formats: tuple[str, ...], reduction: int, frame: Frame) -> Image.Image:
     _admit_headers(max_pixels if reduction == 1 else MAX_SIDE_PX**2)
     image: Image.Image = Image.open(io.BytesIO(data), formats=formats)
+    if frame != "first":
+        image.seek(frame_number(frame, int(getattr(image, "n_frames", 1))))
     width, height = image.size
     if reduction > 1:
         image.draft(None, (width // reduction, height // reduction))  # type: ignore[arg-type]
@@ -206,7 +223,7 @@ def _load(data: bytes, max_pixels: int, formats: tuple[str, ...], reduction: int
     if max(width, height) > MAX_SIDE_PX:
         raise BadSample("too-large", f"{width} x {height} px, at most {MAX_SIDE_PX} px per side")
     image.load()
-    if image.format in ("JPEG", "MPO") and has_filler(data, image):
+    if image.format in ("JPEG", "MPO") and frame == "first" and has_filler(data, image):
         raise BadSample("truncated", "the pixel data end early; the rest would be grey")
     return image
 

@@ -164,7 +164,6 @@ def parse_frame(setting: Any) -> Frame:
     is_number = type(setting) is int and setting >= 0
     if setting not in ("first", "middle", "each") and not is_number:
         raise InputError(f'source.frame ({setting}) must be "first", "middle", "each", or a number from 0 on such as 2')
-    _refuse_unapplied("frame", setting, "first")
     return setting  # type: ignore[no-any-return]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from beit.common.forecast.hardware import Hardware
 from beit.common.forecast.words import in_gb
-from beit.common.images.megapixels import admitting
+from beit.common.images.claims import admitting
 from beit.common.overview.plan.source import Found
 from beit.common.pages.numbers import count
 

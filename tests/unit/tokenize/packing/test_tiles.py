@@ -254,3 +254,12 @@ def test_memory_is_bounded_by_a_run_of_tiles_not_by_the_image(tmp_path, monkeypa
     tracemalloc.stop()
     assert summary.num_samples == 256
     assert peak < 12e6 < 3 * side**2 / 4
+
+
+def test_moments_of_an_animation_are_pages_too(tmp_path):
+    (tmp_path / "images").mkdir()
+    first, *rest = (Image.fromarray(pixels(24, 16, number)) for number in range(3))
+    first.save(tmp_path / "images/moving.png", save_all=True, append_images=rest)
+    cut(tmp_path / "images", tmp_path / "pages", tile=0, overlap=0, source=SourceConfig(frame="each"))
+    found = {said["tile"]["page"]: image for _, image, said in samples_of(tmp_path / "pages").values()}
+    assert all((found[number] == pixels(24, 16, number)).all() for number in range(3)) and len(found) == 3
