@@ -183,6 +183,7 @@ def load_weights(
         model.build_index("cpu")
     model.load_state_dict(loaded, strict=False, assign=model.cls_token.is_meta)
     model.normalization, model.crop_pct, model.best_block = stored.normalization, stored.crop_pct, stored.best_block
+    model.decoding = stored.decoding
     model.provenance = dict(stored.provenance)
     logger.info(
         "loaded %s: %d tensors; fresh: %s; not used: %s", *(path, len(loaded)), _in_words(kept), _in_words(unused)

@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar, cast, overload
+from typing import Protocol, TypeVar, cast, overload
 
 import torch
 
 from beit.common.encoder import load_weights
 from beit.common.errors import InputError, require
+from beit.common.sources.config import SourceConfig
 from beit.common.sources.labels import one_form
 from beit.common.vit.adaptation import adapt, check_adaptation, fresh_names
 from beit.common.vit.config import Adaptation, Normalization, PosBias, ViTConfig, build_vit_config
@@ -30,6 +31,18 @@ HALF = (0.5, 0.5, 0.5)
 """Mean and std of the pixels of random weights where the settings name none."""
 
 
+class ReadsImages(Protocol):
+    """What the settings say of the images and the encoder."""
+
+    @property
+    def encoder(self) -> str | None:
+        """Folder of an encoder, or "random"."""
+
+    @property
+    def source(self) -> SourceConfig:
+        """How images are read."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StartingPoint:
     """What a fine-tuning run starts from."""
@@ -42,6 +55,12 @@ class StartingPoint:
     """Description of the encoder on disk; None for random weights."""
     adaptation: Adaptation = Adaptation()
     """How much of it is trained."""
+
+    def reading(self, config: ReadsImages) -> SourceConfig:
+        """Return how images are read: as the encoder was trained with, unless the settings say otherwise."""
+        if self.encoder is None:
+            return config.source
+        return config.source.after(self.encoder.decoding, str(config.encoder))
 
 
 @overload

@@ -24,6 +24,7 @@ from beit.common.pages.attention import chosen_points, framed, overlaid, place_o
 from beit.common.pages.charts import dot_chart
 from beit.common.pages.pictures import enlarged, picture_table, sheet
 from beit.common.reading.labelled_dataset import LabelledDataset
+from beit.common.sources.config import SourceConfig
 from beit.common.sources.index import LabelledIndex
 from beit.common.sources.index_build import build_index
 from beit.common.storage.samples import spread_evenly
@@ -147,7 +148,8 @@ def read_pictures(
     Returns:
         Their names, and pixels (n, height, width, 3) uint8; those that cannot be read are left out.
     """
-    index = build_index(source) if isinstance(source, str) else source
+    reading = SourceConfig().after(transform.decoding, "the model", is_final=True)
+    index = build_index(source, settings=reading) if isinstance(source, str) else source
     dataset, names, pictures = LabelledDataset(index), [], []
     problem = ""
     for position in spread_evenly(len(index), num_images).tolist():

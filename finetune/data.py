@@ -77,7 +77,7 @@ def open_training_data(
             multi_label=multi_label,
             numbers=numbers,
             label_column=settings.label_column,
-            reading=reading,
+            reading=None if reading is None else reading.with_values_of(train.decoding),
         )
         warn_of_shared_images(source, val)
     return LabelledData(

@@ -27,6 +27,7 @@ from beit.common.runs.idle import warn_of_idle
 from beit.common.runs.kinds import CLASSIFICATION, require_command
 from beit.common.runs.layout import MODEL
 from beit.common.runs.outputs import written
+from beit.common.sources.index_build import warn_of_range
 from beit.common.sources.labels import all_listed
 from beit.common.training.data import Batch, TrainingData
 from beit.common.training.judge import Goal
@@ -64,8 +65,9 @@ def run(config: FinetuneConfig, *, data: str, run_dir: Path, resume: str = "auto
     start = starting_point(config)
     warn_of_idle(config, needs(config))
     warning = unnamed_shape(config, start.architecture)
-    config = in_force(config, start.architecture, start.normalization)
+    config = replace(in_force(config, start.architecture, start.normalization), source=start.reading(config))
     images = open_training_data(data, config.data, multi_label=config.classifier.multi_label, reading=config.source)
+    warn_of_range(images.source)
     task, result = train(
         config, lambda world: ClassificationTask(config, images, start, world, warning), run_dir=run_dir, resume=resume
     )
@@ -120,6 +122,7 @@ class ClassificationTask:
             pooling=config.classifier.pooling,
             multi_label=self.images.is_multi_label,
             crop_pct=config.evaluation.crop_pct,
+            decoding=self.images.train.decoding.of_any_size(),
         )
         self.measured: tuple[int, Metrics | MultiLabelMetrics] | None = None
         """Step and result of the latest evaluation in this process."""

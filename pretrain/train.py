@@ -475,6 +475,7 @@ class PretrainTask:
             task="pretrain",
             vocab_size=self.tokens.vocab_size if self.tokens else None,
             **facts,
+            decoding=self.store.info.source.decoding.of_any_size(),
             provenance={
                 "step": step,
                 "total_steps": self.data.plan.total_steps,

@@ -22,7 +22,7 @@ class PageParts(HTMLParser):
         self.elements: list[tuple[str, dict[str, str | None]]] = []
         self.loose_tables = 0
         self.text = ""
-        self.feed(html)
+        self.feed(_without_breaks(html))
         assert not self.open
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -64,3 +64,10 @@ class PageParts(HTMLParser):
         assert not re.search(r"\d%", self.text), "a percent sign stands apart from its number"
         assert " %" not in self.text.replace("\u00a0%", ""), "and never at the beginning of a line"
         assert not hidden or hidden not in self.text
+
+
+def _without_breaks(html: str) -> str:
+    """Take out what only says where a line may be broken, which no reader sees."""
+    html = html.replace("<wbr>", "")
+    html = re.sub(r'<code class="line">(.*?)</code>', lambda found: re.sub("</?span>", "", found[0]), html)
+    return re.sub('<span class="ending">(.*?)</span>', r"\1", html)

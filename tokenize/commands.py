@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from beit.cli_options import Command, LongOptions, long_command_options, picture_option, say_written
+from beit.cli_options import Command, LongOptions, long_command_options, picture_option, say_written, source_options
 from beit.tokenize.kinds import DEFAULT_KIND, DEFAULT_WITH_TEACHER, KINDS, check_place, check_recipe, choose_kind
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -171,6 +171,7 @@ def tokenizer_convert_command(file: Path, out: Path) -> None:
 
 def _report_options(command: Command) -> Command:
     """Add what `report` and `compare` take; the defaults are those of `ReportSettings`."""
+    command = source_options(command)
     path = click.Path(path_type=Path)
     for option in (
         click.option("--html", type=path, metavar="F.html", help="Write a page with verdicts, table and pictures."),
@@ -233,13 +234,21 @@ def tokenizer_compare_command(tokenizers: tuple[str, ...], source: str, **option
 
 
 def _report(
-    names: list[str], source: str, *, images: int, view_size: int | None, seed: int, out: Path | None, html: Path | None
+    names: list[str],
+    source: str,
+    *,
+    images: int,
+    view_size: int | None,
+    seed: int,
+    out: Path | None,
+    html: Path | None,
+    reading: Any,
 ) -> None:
     from beit.tokenize.fitness.report import ReportSettings
     from beit.tokenize.fitness.run import report_tokenizers
 
     settings = ReportSettings(num_images=images, view_size=view_size, seed=seed)
-    report = report_tokenizers(names, source, settings, out=out, html=html)
+    report = report_tokenizers(names, source, settings, out=out, html=html, reading=reading)
     click.echo(report.as_text())
     say_written(out, html)
 

@@ -12,23 +12,27 @@ import logging
 import os
 import re
 from collections import Counter
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from beit.common.errors import InputError, require
+from beit.common.images.decoding import DEFAULTS
+from beit.common.images.depth import NUM_FOR_PERCENTILES, find_range, num_looked_at, warn_of_idle_range
 from beit.common.pages.numbers import count
 from beit.common.rng import stable_hash64
 from beit.common.shards.schema import IMAGES_DIR, STORE_FILE, Packing, SourceInfo, StoreInfo
 from beit.common.sources.labels import stored_label
-from beit.common.sources.opening import list_samples, open_source
+from beit.common.sources.opening import draw_images, list_samples, open_source
 from beit.common.sources.tars import TarShard
 from beit.common.sources.types import SampleRef, Source
 from beit.common.storage.documents import parse_document, refuse_control_characters
 from beit.common.storage.paths import is_remote, join, query_of, resolve_reference
 from beit.common.storage.place import place_of
+from beit.common.storage.samples import shard_starts, spread_evenly
 from beit.tokenize.config import TokenizeConfig
 from beit.tokenize.packing.cuts import CutRef, CutRules, list_cuts
 
@@ -37,6 +41,7 @@ logger = logging.getLogger(__name__)
 _UNSAFE_IN_STEM = re.compile(r"[^A-Za-z0-9._-]+")
 CROP_BYTES_PER_PIXEL = 0.4
 """Of a materialised crop of a photo, roughly; decides how many images make a tar."""
+_TARS_DRAWN, _MANY_IMAGES = 8, 1000
 PACKED_STEM = "files"
 """Behind the number in the names of packed shards."""
 
@@ -112,12 +117,43 @@ def plan_store(config: TokenizeConfig, spec: str, store: str) -> StorePlan:
     plan = _plan_reference(source, store) if is_referenced else _plan_packing(source, config)
     source_info = replace(
         plan.source_info,
-        **asdict(config.source),
+        max_megapixels=config.source.max_megapixels,
+        image_member=config.source.image_member,
+        **{name: config.source.decoding.setting(name) for name in DEFAULTS},
     )
     class_names = source.class_names or (origin.class_names if origin is not None else None)
     refuse_control_characters([class_names, plan.image_root, [shard.image_file for shard in plan.shards]], source.root)
     resolve_reference(store, plan.image_root)  # which raises where a reader of the store would
     return replace(plan, source_info=source_info, class_names=class_names)
+
+
+def drawn_of(plan: StorePlan, count: int) -> Iterator[tuple[str, Callable[[], bytes]]]:
+    """Draw some images of what is to be tokenised, see `draw_images`."""
+    shards, catalogue = plan.source.shards, plan.catalogue
+    if catalogue is not None:
+        starts = shard_starts(catalogue.shard_counts)
+        yield from draw_images(
+            shards, catalogue.shard_counts, lambda shard, rank: catalogue.refs[int(starts[shard]) + rank], count
+        )
+        return
+    few = [shards[int(place)] for place in spread_evenly(len(shards), _TARS_DRAWN)]  # listing one means to walk it
+    refs = [shard.refs() for shard in few]
+    yield from draw_images(few, [len(listed) for listed in refs], lambda shard, rank: refs[shard][rank], count)
+
+
+def warn_of_range(plan: StorePlan, config: TokenizeConfig) -> None:
+    """Say it where images are deep and use little of their range, which nobody has chosen."""
+    count = num_looked_at(plan.source_info.num_images or _MANY_IMAGES)
+    warn_of_idle_range(drawn_of(plan, count), config.source.decoding)
+
+
+def with_range(info: StoreInfo, plan: StorePlan) -> StoreInfo:
+    """Find the values that percentiles of `source.range` stand for, once: they belong to the store from then on."""
+    if info.source.decoding.value_range.is_resolved:
+        return info
+    drawn = drawn_of(plan, NUM_FOR_PERCENTILES)
+    found = find_range(drawn, info.source.decoding, of=plan.source.root).value_range.found
+    return replace(info, source=replace(info.source, range_found=found))
 
 
 def _store_of(source: Source) -> StoreInfo | None:

@@ -32,13 +32,13 @@ from beit.common.processes.safe_path import safe_path
 from beit.common.processes.signals import StopFlag, stop_on_signals
 from beit.common.progress import LogFormatter, share_terminal
 from beit.common.runs.idle import warn_of_idle
-from beit.common.shards.schema import IMAGES_DIR, INDEX_FILE, ImageShardManifest, StoreInfo, manifest_name
+from beit.common.shards.schema import IMAGES_DIR, INDEX_FILE, STORE_FILE, ImageShardManifest, StoreInfo, manifest_name
 from beit.tokenize.config import TokenizeConfig, needs
 from beit.tokenize.forecast import foretell
 from beit.tokenize.jobs import RankJobs, list_jobs
 from beit.tokenize.packing.pack import maker_of, pack_images, packed_manifests
 from beit.tokenize.parallel import Processes, Workers, worker_processes
-from beit.tokenize.plan import StorePlan, plan_store
+from beit.tokenize.plan import StorePlan, plan_store, warn_of_range
 from beit.tokenize.setup import (
     begin_or_continue,
     build_info,
@@ -127,6 +127,8 @@ def run_tokenize(
         stamp_before = stat_if_there(files / INDEX_FILE)
         plan = plan_store(config, source, files.location)
         foretell(plan, config, files.location, ranks=ranks_here(world_size), speaks=rank == 0)
+        if rank == 0 and not (files / STORE_FILE).exists():
+            warn_of_range(plan, config)
         threads = config.threads or recorded_threads(files) or available_cores()
         tokenizing = set_up_tokenizer(config, local_rank, threads, tokenizer)
         wanted = build_info(config, plan, tokenizing)
@@ -139,7 +141,7 @@ def run_tokenize(
             Leases(files.place, workers.raise_if_stopped) as leases,
             torch_threads(threads),
         ):
-            info = begin_or_continue(files, wanted, leases, config)
+            info = begin_or_continue(files, wanted, leases, config, plan)
             # One rank packs while the others on this machine wait, so their cores are free.
             packed = _pack(plan, files, info, config, stop, leases) if plan.catalogue is not None else {}
             jobs = list_jobs(plan, files, info, packed)

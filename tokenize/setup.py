@@ -31,7 +31,7 @@ from beit.common.shards.schema import (
 from beit.common.storage.documents import but_is, read_document, write_document
 from beit.common.views import compute_canary, replay_versions
 from beit.tokenize.config import TokenizeConfig
-from beit.tokenize.plan import StorePlan
+from beit.tokenize.plan import StorePlan, with_range
 from beit.tokenize.shards.encode import RankTokenizer, ViewEncoder
 from beit.tokenize.store.documents import StoreFiles, list_entries
 from beit.tokenize.store.leases import Leases
@@ -165,15 +165,19 @@ def build_info(config: TokenizeConfig, plan: StorePlan, tokenizing: RankTokenize
     )
 
 
-def begin_or_continue(files: StoreFiles, wanted: StoreInfo, leases: Leases, config: TokenizeConfig) -> StoreInfo:
+def begin_or_continue(
+    files: StoreFiles, wanted: StoreInfo, leases: Leases, config: TokenizeConfig, plan: StorePlan
+) -> StoreInfo:
     """Write store.json, or check that an existing one agrees, and return what holds for the store."""
     store = files.location
     with leases.step("store"):
         files.place.remove_temporaries(STORE_FILE, INDEX_FILE)
         document = files / STORE_FILE
         if not document.exists():
-            write_document(document, wanted)
+            write_document(document, with_range(wanted, plan))
         existing = read_document(StoreInfo, document)
+        if existing.source.range == wanted.source.range:
+            wanted = replace(wanted, source=replace(wanted.source, range_found=existing.source.range_found))
         _require_same_tokenizer(store, existing.tokenizer, wanted.tokenizer)
         _require_same(store, existing.settings(), wanted.settings())
         if existing.source.stamp and wanted.source.stamp not in ("", existing.source.stamp):

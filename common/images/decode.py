@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from beit.common.errors import LFS_ADVICE, BadSample, is_lfs_pointer
@@ -25,6 +26,7 @@ from beit.common.images.samples import Samples, samples_of_8_bit
 
 _FORMATS = ("JPEG", "PNG", "WEBP")
 _PNG_START = b"\x89PNG\r\n\x1a\n"
+_PNG_DEPTH_AT = 24
 _PNG_TEXT = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")  # none of which says anything about the pixels that are wanted
 _PNG_ORIENTATION = b"XML:com.adobe.xmp\0\0"  # of an uncompressed block, which may say how to turn the image
 _PNG_TEXT_LIMITS = ("MAX_TEXT_CHUNK", "MAX_TEXT_MEMORY", "text chunks")
@@ -64,6 +66,29 @@ def decode_image(
         return to_image(samples, decoding)
 
 
+def chosen_samples(data: bytes, decoding: Decoding, *, apply_exif: bool = True) -> Samples:
+    """Decode an image to the values of its file, of the channels that are wanted and with its background.
+
+    Raises:
+        BadSample: as `decode_image` does.
+    """
+    samples = read_samples(data, decoding, apply_exif=apply_exif)
+    with _in_words(data):
+        return choose(samples, decoding)
+
+
+def choose(samples: Samples, decoding: Decoding) -> Samples:
+    """Choose channels, and lay what is transparent over its background."""
+    # Channels and alpha are applied here, in this order; until they are, settings refuse anything but the default.
+    return samples
+
+
+def to_image(samples: Samples, decoding: Decoding) -> Image.Image:
+    """Choose channels and background, and map values to 8 bits, mode "RGB" or "L"."""
+    image = _image_of(to_8_bit(choose(samples, decoding), decoding.value_range))
+    return image if decoding.channels == "grey" else image.convert("RGB")
+
+
 def read_samples(data: bytes, decoding: Decoding = USUAL, *, apply_exif: bool = True, reduction: int = 1) -> Samples:
     """Decode an image, or the frame that is wanted of several, to the values that its file holds.
 
@@ -89,12 +114,14 @@ def _reader_of(data: bytes) -> Reader | None:
     return found.reader()
 
 
-def to_image(samples: Samples, decoding: Decoding) -> Image.Image:
-    """Choose channels, lay what is transparent over its background, and map values to 8 bits, mode "RGB" or "L"."""
-    # Channels and alpha are applied here, in this order; until they are, settings refuse anything but the default.
-    pixels = to_8_bit(samples, decoding.value_range)
-    image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
-    return image if decoding.channels == "grey" else image.convert("RGB")
+def png_bits(data: bytes) -> int | None:
+    """Return the bits per channel of a PNG, by its header; None of what is none."""
+    return data[_PNG_DEPTH_AT] if data.startswith(_PNG_START) and len(data) > _PNG_DEPTH_AT else None
+
+
+def _image_of(pixels: NDArray[np.uint8]) -> Image.Image:
+    """Return (H, W, 1) or (H, W, 3) as an image of mode "L" or "RGB"."""
+    return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
 
 
 def _samples_of(image: Image.Image) -> Samples:

@@ -6,7 +6,7 @@ No library is imported here, so that settings are checked at once.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any, Literal, Protocol
 
@@ -35,29 +35,24 @@ class DecodingSettings(Protocol):
         """Largest image."""
 
     @property
-    def range(self) -> RangeSetting:
-        """See `ValueRange`."""
+    def range(self) -> RangeSetting | None:
+        """See `ValueRange`; None, as below, is the default."""
 
     @property
-    def channels(self) -> Channels:
+    def channels(self) -> Channels | None:
         """See there."""
 
     @property
-    def alpha(self) -> str:
+    def alpha(self) -> str | None:
         """See `Alpha`."""
 
     @property
-    def frame(self) -> Frame:
+    def frame(self) -> Frame | None:
         """See there."""
 
 
-_DEFAULTS: dict[str, Any] = {
-    "max_megapixels": MAX_PIXELS / 1e6,
-    "range": DTYPE,
-    "channels": "rgb",
-    "alpha": "drop",
-    "frame": "first",
-}
+DEFAULTS: dict[str, Any] = {"range": DTYPE, "channels": "rgb", "alpha": "drop", "frame": "first"}
+"""What settings say of how beit always decoded, but for the size of images."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +79,10 @@ class Decoding:
     def leaves_jpeg(self) -> bool:
         """Whether an ordinary JPEG, 8 bits of RGB or grey, is decoded to the same pixels as by default."""
         return self.channels == "rgb" and self.value_range.kind not in (BOUNDS, PERCENTILE)
+
+    def of_any_size(self) -> Decoding:
+        """Return the same with the usual limit of size, which says nothing of the pixels."""
+        return replace(self, max_pixels=MAX_PIXELS)
 
     def of_packed(self) -> Decoding:
         """Return how images are decoded that were decoded so and stored as 8 bits again."""
@@ -115,7 +114,9 @@ class Decoding:
             if not settings.keys() <= known:
                 raise InputError(f"it has the unknown {', '.join(sorted(settings.keys() - known))}")
             found = settings.pop("range_found", None)
-            return cls.of_settings(SimpleNamespace(**_DEFAULTS | settings), found=found)
+            return cls.of_settings(
+                SimpleNamespace(**DEFAULTS | {"max_megapixels": MAX_PIXELS / 1e6} | settings), found=found
+            )
         except (InputError, TypeError, ValueError, AttributeError) as error:
             raise InputError(f"{values!r:.200} does not say how images are decoded: {error}") from None
 
@@ -124,11 +125,15 @@ class Decoding:
         """Return what settings ask for; `found` are the values that percentiles were found to be."""
         return cls(
             max_pixels=round(settings.max_megapixels * 1e6),
-            value_range=ValueRange.parse(settings.range, found),
-            channels=parse_channels(settings.channels),
-            alpha=parse_alpha(settings.alpha),
-            frame=parse_frame(settings.frame),
+            value_range=ValueRange() if settings.range is None else ValueRange.parse(settings.range, found),
+            channels="rgb" if settings.channels is None else parse_channels(settings.channels),
+            alpha="drop" if settings.alpha is None else parse_alpha(settings.alpha),
+            frame="first" if settings.frame is None else parse_frame(settings.frame),
         )
+
+    def setting(self, name: str) -> Any:
+        """Return what a user would give for one of `DEFAULTS`."""
+        return self.value_range.setting if name == "range" else getattr(self, name)
 
 
 USUAL = Decoding()

@@ -142,7 +142,8 @@ def map_to_8_bit(values: NDArray[Any], low: float, high: float) -> NDArray[np.ui
         return unchanged
     if values.dtype.kind in "ub" and values.dtype.itemsize <= 2:  # a table of all values there are is quicker
         table = _as_8_bit(np.arange(1 << 8 * values.dtype.itemsize), low, high)
-        return table[values.astype(np.uint8) if values.dtype.kind == "b" else values]
+        pixels: NDArray[np.uint8] = table[values.astype(np.uint8) if values.dtype.kind == "b" else values]
+        return pixels
     return _as_8_bit(values, low, high)
 
 

@@ -284,7 +284,8 @@ def _write_names(axes: Axes, chart: LineChart) -> None:
     between = np.linspace(axes.bbox.x0, axes.bbox.x1, _DENSE)
     lines_px += [np.column_stack([between, np.full(_DENSE, level)]) for level in levels]
     hidden = np.concatenate(lines_px)  # (n, 2) places that a text would hide
-    taken: list[_Box] = []
+    rings = [axes.transData.transform(line.mark[:2]) for line in chart.lines if line.mark is not None]
+    taken = [_Box(x - _RING_PX, y - _RING_PX, x + _RING_PX, y + _RING_PX) for x, y in rings]
     for line in chart.lines:
         if line.mark is None or not line.mark[2]:
             continue

@@ -25,7 +25,11 @@ from beit.common.pages.pictures import png_bytes
 
 Html = Markup
 """Text that is HTML already; a template shows it as it is."""
-_CODE = re.compile("`([^`<>]+)`")
+_CODE = re.compile("`([^`<>]+)`([,.;:)]*)")
+_AFTER = re.compile(r"(?<=[/_=.])(?=[A-Za-z])")
+"""Where a name of a setting, or of what lies in folders, may be broken."""
+_FILE = re.compile(r"(\S*?)([^\s/_-]{1,6}\.[A-Za-z][A-Za-z0-9]{1,4})(?!\S)")
+"""A name with an ending, cut where it may be broken last."""
 
 
 def render(template: Path, **values: Any) -> str:
@@ -33,7 +37,7 @@ def render(template: Path, **values: Any) -> str:
 
     Args:
         template: Its file. Beside jinja's own it may use the filters `prose`, `data_uri`, `photo_uri`, `percent`,
-            `count` and `short`, what is in `parts.html`, and `version`.
+            `count`, `short` and `files`, what is in `parts.html`, and `version`.
         values: What it shows.
     """
     return _environment(template).get_template(template.name).render(version=__version__, **values)
@@ -63,13 +67,40 @@ def _environment(template: Path) -> Environment:
         "percent": percent,
         "count": count,
         "short": short_name,
+        "files": files,
     }
     return environment
 
 
 def prose(value: str) -> Markup:
     """Escape a text; what stands between backticks is set as code."""
-    return Markup(_CODE.sub(r"<code>\1</code>", str(escape(value))))
+    return Markup(_CODE.sub(lambda found: _code(found[1], found[2]), str(escape(value))))
+
+
+def _code(escaped: str, behind: str) -> str:
+    """Set a name, or the words of a command, each of which stays whole where a line has room for it.
+
+    What stands `behind` it begins no line.
+    """
+    words = _AFTER.sub("<wbr>", escaped).split(" ")
+    code = f"<code>{words[0]}</code>"
+    if len(words) > 1:
+        code = '<code class="line">' + " ".join(f"<span>{word}</span>" for word in words) + "</code>"
+    return f'<span class="ending">{code}{behind}</span>' if behind else code
+
+
+def files(value: str) -> Markup:
+    """Escape a text with names of files in it, which are broken behind / _ - rather than anywhere, endings never."""
+    parts, end = [], 0
+    for found in _FILE.finditer(value):
+        parts += [_breakable(value[end : found.start()]), _breakable(found[1])]
+        parts.append(Markup('<span class="ending">{}</span>').format(found[2]))
+        end = found.end()
+    return Markup("").join([*parts, _breakable(value[end:])])
+
+
+def _breakable(text: str) -> Markup:
+    return Markup(re.sub("(?<=[/_-])(?=[^/_ -])", "<wbr>", str(escape(text))))
 
 
 def data_uri(pixels: NDArray[np.uint8] | Image.Image) -> str:

@@ -9,14 +9,12 @@ import base64
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from beit.common.processes.launcher_env import OF_ONE_RANK
 from beit.common.processes.rank_group import RankGroup
-from beit.common.processes.rank_reports import REPORTS_VARIABLE, OutputFollower, judge
+from beit.common.processes.rank_reports import REPORTS_VARIABLE, OutputFollower, judge, report_folder
 from beit.common.processes.safe_path import SAFE_PATH
 from beit.common.processes.signals import LAUNCHER_PID_VARIABLE
 
@@ -53,22 +51,22 @@ def launch_machine(
 ) -> int:
     """Run a module as the ranks of this machine and return the worst of their exit codes; see also `RankGroup`."""
     ranks = cluster.ranks_of(machine)
-    with tempfile.TemporaryDirectory(prefix="beit-ranks-") as reports:
+    with report_folder() as reports:
         variables = {
             **SAFE_PATH,
-            REPORTS_VARIABLE: reports,
+            REPORTS_VARIABLE: str(reports),
             LAUNCHER_PID_VARIABLE: str(os.getpid()),
             "TORCHELASTIC_USE_AGENT_STORE": str(cluster.is_served),
             **({} if _visible_gpus() else {"DS_ACCELERATOR": "cpu"}),
         }
-        follower = OutputFollower(Path(reports), ranks)
+        follower = OutputFollower(reports, ranks)
         group = RankGroup(module, follow=follower.show, is_orphaned=is_orphaned)
         # Of ranks that somebody else has numbered; torchrun's words would also be believed by torch.
         stale = {name for name in os.environ if name in OF_ONE_RANK or name.startswith("TORCHELASTIC_")}
         environment = {name: value for name, value in os.environ.items() if name not in stale} | variables
         code = group.run([*_launcher(cluster, machine), module, *arguments], environment)
         follower.show(is_end=True)
-        return judge(Path(reports), ranks, asked_to_stop=group.asked_to_stop, launcher_code=code)
+        return judge(reports, ranks, asked_to_stop=group.asked_to_stop, launcher_code=code)
 
 
 def _visible_gpus() -> int:

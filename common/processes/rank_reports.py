@@ -3,6 +3,9 @@
 Each rank writes its exit code and last message to a file in a directory of the launching command; all but the first
 also write their output there, so that the terminal shows one rank's progress and the others' lines with their number.
 A rank that was killed leaves no report, but its last lines.
+
+The directory goes when the launch ends. A launch that was killed cannot remove its own; the next one on the machine
+does: whoever launches holds a lock on a file in it, which vanishes with the process however that ends.
 """
 
 from __future__ import annotations
@@ -10,10 +13,13 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import signal
 import sys
+import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
@@ -21,6 +27,7 @@ from pathlib import Path
 from beit.common.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAILED, EXIT_RESUMABLE
 from beit.common.processes.launcher_env import launched_rank
 from beit.common.storage.documents import write_json
+from beit.common.storage.locks import exclusive_lock
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +36,31 @@ REPORTS_VARIABLE = "BEIT_RANK_REPORTS"
 LAST_LINES = 20
 """Shown of a rank that failed; a traceback of usual depth fits."""
 _TAIL_BYTES = 64 * 1024
+_PREFIX, _LOCK = "beit-ranks-", "launch.lock"
+_OLD_SECONDS = 60.0
+"""Younger folders are left alone: their launch may not hold its lock yet, or its ranks may still have last words."""
+
+
+@contextmanager
+def report_folder() -> Iterator[Path]:
+    """Make a folder for the reports of a launch, for the duration of the block; remove those of launches killed."""
+    remove_left_behind(Path(tempfile.gettempdir()))
+    with tempfile.TemporaryDirectory(prefix=_PREFIX) as name, exclusive_lock(Path(name) / _LOCK):
+        yield Path(name)
+
+
+def remove_left_behind(parent: Path) -> None:
+    """Remove the folders of this user's launches that nobody is at work in any more."""
+    for folder in parent.glob(f"{_PREFIX}*"):
+        lock = folder / _LOCK
+        try:
+            is_old = time.time() - lock.stat().st_mtime > _OLD_SECONDS
+            if not is_old or folder.is_symlink() or folder.stat().st_uid != os.getuid():
+                continue
+            with exclusive_lock(lock, wait=False):
+                shutil.rmtree(folder, ignore_errors=True)  # another launch may be at it
+        except OSError:  # no such file: another launch was quicker, or it is none of ours; or somebody holds the lock
+            continue
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,6 +12,7 @@ import logging
 import multiprocessing
 import multiprocessing.connection
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -41,6 +42,8 @@ _TOLD_AFTER_SECONDS = 60.0
 """Wait for one micro-batch without a word."""
 _START_SECONDS = 60.0
 """For workers to start, at least: on a busy machine that takes longer than any micro-batch."""
+_FEEDER = "QueueFeederThread"
+"""As Python calls the threads that fill queues."""
 _END_SECONDS = 15.0
 """For torch to end its workers, which takes it up to twice five seconds each where one does not answer."""
 
@@ -78,6 +81,8 @@ class Fetcher:
         self._thread = Threads(1, name="beit-batches")
         self._batches: Iterator[Any] | None = None
         self._workers: list[BaseProcess] = []
+        self._feeders: list[threading.Thread] = []
+        """Of the queues to the workers."""
         self._stop_seen: float | None = None
         self._is_told = False
         # A thread begins with the first GPU.
@@ -121,7 +126,7 @@ class Fetcher:
     def _open(self, device: int | None) -> None:
         if device is not None:
             torch.cuda.set_device(device)
-        before = set(multiprocessing.active_children())
+        before, threads = set(multiprocessing.active_children()), set(threading.enumerate())
         try:
             self._batches = self._start()
         except OSError as error:
@@ -129,9 +134,14 @@ class Fetcher:
             raise RunFailed(shortage) if shortage else error from error
         finally:
             self._workers = sorted(set(multiprocessing.active_children()) - before, key=_start_number)
+            self._feeders = [one for one in set(threading.enumerate()) - threads if one.name == _FEEDER]
 
     def _release(self) -> None:
         self._batches = None  # torch ends its workers when nobody holds the iterator any more
+        # Who lets go of a queue's semaphores last removes them and then says so. A thread that the end of this process
+        # meets between the two leaves Python's tracker of such things to complain of semaphores that are not there.
+        for feeder in self._feeders:
+            feeder.join()
 
     def _is_done(self, future: Future[Any], owner: int, began: float) -> bool:
         """Wait a moment for a call of the other thread; see `next`."""

@@ -7,6 +7,7 @@ lines that no training measures are read from what it leaves.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from PIL import Image
 
 from beit.common.errors import InputError, require
 from beit.common.pages.charts import Line, LineChart, line_charts
-from beit.common.pages.numbers import count, percent
+from beit.common.pages.numbers import ABSENT, count, percent
 from beit.common.pages.pictures import PALETTE, sheet
 from beit.common.runs.kinds import command_of
 from beit.common.runs.layout import DESCRIPTION, ENCODER, EVALUATION, METRICS, MODEL
@@ -40,6 +41,8 @@ class _Panel:
     """Metric drawn as a line with dots."""
     faint: str = ""
     """Metric drawn pale beside it."""
+    faint_name: str = "training images"
+    """What it is, where it stands in words."""
     references: tuple[tuple[str, str], ...] = ()
     """Metrics that do not change in the course of a run, and their names."""
     relative_to: str = ""
@@ -94,6 +97,7 @@ _PROBE = _Panel(
     title="frozen features: linear probe, and pale, k-NN",
     main="probe_linear_acc",
     faint="probe_knn_acc",
+    faint_name="k-NN",
     references=(("probe_chance", "commonest class"),),
     percent=True,
 )
@@ -149,7 +153,13 @@ _KINDS = (
                 references=((CHANCE, "commonest class everywhere"),),
                 percent=True,
             ),
-            _Panel(title="pixels right", main="val_pixel_accuracy", faint="train_pixel_accuracy", percent=True),
+            _Panel(
+                title="pixels right",
+                main="val_pixel_accuracy",
+                faint="train_pixel_accuracy",
+                faint_name="batches of training",
+                percent=True,
+            ),
         ),
         legend="Lines with dots: validation images that were set aside for the course of the run; pale: the batches of "
         "training, as they were changed for it.",
@@ -161,6 +171,7 @@ _KINDS = (
                 title="reconstruction (PSNR), dB",
                 main="eval_psnr",
                 faint="psnr",
+                faint_name="batches of training",
                 references=(("eval_block_mean_psnr", "mean colour of each square"),),
                 unit="dB",
             ),
@@ -175,12 +186,14 @@ _KINDS = (
                 title="cosine of the teacher's features and what words tell of them",
                 main="eval_teacher_cosine",
                 faint="teacher_cosine",
+                faint_name="batches of training",
             ),
             _Panel(title="words in use, held-out images", main="eval_words_used", is_count=True),
             _Panel(
                 title="squares that keep their word; pale, by chance",
                 main="eval_agreement",
                 faint="eval_agreement_by_chance",
+                faint_name="by chance",
                 percent=True,
             ),
         ),
@@ -235,6 +248,18 @@ class LearningRun:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Once:
+    """A measure that each run has one value of, at most: dots, which a table says better."""
+
+    measure: str
+    """What it is."""
+    values: tuple[str, ...]
+    """Of every run, written."""
+    compare: str
+    """What they are to be held against; empty where nothing is known."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class LearningCharts:
     """How runs of one kind learned, ready to be drawn."""
 
@@ -246,6 +271,8 @@ class LearningCharts:
     """What each run came to."""
     legend: str
     """How to read them."""
+    once: tuple[Once | None, ...] = ()
+    """For each chart, what it says in words where that is a single evaluation of each run."""
     members: tuple[str, ...] = ()
     """Names of the runs."""
 
@@ -298,8 +325,30 @@ def _learning(kind: _Kind, runs: Sequence[LearningRun]) -> LearningCharts:
         charts=tuple(_chart(panel, runs) for panel in panels),
         facts=tuple(_facts(run, panels[0]) for run in runs),
         legend=kind.legend,
+        once=tuple(_once(panel, runs) for panel in panels),
         members=tuple(run.name for run in runs),
     )
+
+
+def _once(panel: _Panel, runs: Sequence[LearningRun]) -> Once | None:
+    measured = [(run.drawn(panel, panel.main), run.drawn(panel, panel.faint)) for run in runs]
+    if any(len(points) > 1 for both in measured for points in both):
+        return None
+    values = []
+    for main, faint in measured:
+        beside = f" ({panel.faint_name} {panel.shown(faint[0][1])})" if faint else ""
+        values.append(panel.shown(main[0][1]) + beside if main else ABSENT)
+    known = "; ".join(name for _, name in _references(panel, runs))
+    return Once(measure=re.split("[,;] (?:and )?pale", panel.title)[0], values=tuple(values), compare=known)
+
+
+def _references(panel: _Panel, runs: Sequence[LearningRun]) -> list[tuple[float, str]]:
+    """Return values that all runs are to be held against, and what they are."""
+    return [
+        (value, f"{name} {panel.shown(value)}")
+        for metric, name in panel.references
+        if _is_shared(metric, runs) and (value := runs[0].last(metric)) is not None
+    ]
 
 
 def _records(path: Path) -> list[dict[str, Any]]:
@@ -384,16 +433,11 @@ def _chart(panel: _Panel, runs: Sequence[LearningRun]) -> LineChart:
             if points:
                 mark = None if is_faint else _mark(panel, run, scale, is_named=len(runs) == 1)
                 lines.append(Line(name=run.name, points=points, colour=run.colour, is_faint=is_faint, mark=mark))
-    references = [
-        (value, f"{name} {panel.shown(value)}")
-        for metric, name in panel.references
-        if _is_shared(metric, runs) and (value := runs[0].last(metric)) is not None
-    ]
     return LineChart(
         lines=lines,
         title=panel.title,
         x_name="passes over the images" if by_epoch else "steps",
-        references=references,
+        references=_references(panel, runs),
         percent=panel.percent,
     )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,14 @@ def last_start(run: Path) -> dict[str, Any]:
     """Return what a run recorded of its last start; empty where nothing is known of it."""
     starts = recorded_starts(run)
     return starts[-1] if starts else {}
+
+
+def start_time(start: Mapping[str, Any]) -> datetime | None:
+    """Return when a start began; None where its record is damaged."""
+    try:
+        return datetime.strptime(str(start.get("time")), "%Y-%m-%dT%H:%M:%S%z")
+    except ValueError:
+        return None
 
 
 def named(path: str) -> str:

@@ -77,6 +77,12 @@ class IndexInfo:
     """Where classes are numbers: the text of each that occurs, in the order in which the table counts them. None where
     the source names its classes."""
 
+    def identity(self, decoding: Decoding) -> str:
+        """Return the hash of the samples as they are decoded so: others are skipped then, or they look otherwise."""
+        if decoding == USUAL:
+            return self.sha256
+        return hashlib.sha256(f"{self.sha256} {decoding.identity()}".encode()).hexdigest()
+
 
 class LabelledIndex:
     """The samples in use of one DATA. Pickles to a path and the rows in use; the table itself is memory-mapped.
@@ -112,10 +118,8 @@ class LabelledIndex:
         self.name = name or info.root
         self.shards = list(shards)
         self.class_names = list(class_names) if class_names is not None else None
-        self.index_sha256 = info.sha256
+        self.index_sha256 = info.identity(decoding)
         """Identity of the samples in use, their numbering and their classes."""
-        if decoding != USUAL:  # other images are skipped, or they look otherwise
-            self.index_sha256 = hashlib.sha256(f"{info.sha256} {decoding.identity()}".encode()).hexdigest()
         self.stamp = stamp
         """Hash of sizes and times of all files; empty where they are not known."""
         self.columns = tuple(columns)
@@ -135,6 +139,12 @@ class LabelledIndex:
 
     def __len__(self) -> int:
         return int(self._offsets[-1])
+
+    def decoded_as(self, decoding: Decoding) -> LabelledIndex:
+        """Return the same samples, to be decoded otherwise."""
+        other = copy.copy(self)
+        other.decoding, other.index_sha256 = decoding, self.info.identity(decoding)
+        return other
 
     @property
     def shard_sizes(self) -> Int64Array:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from beit.common.errors import InputError, RunFailed
 
@@ -153,11 +153,32 @@ class NonFiniteGuard:
             logger.warning("the samples of step %d were not recorded (%s)", step, error)
 
     def _require_within_limits(self, step: int) -> None:
-        last = self._recent[-MAX_IN_A_ROW - 1 :]
-        in_a_row = len(last) > MAX_IN_A_ROW and last[-1] - last[0] == MAX_IN_A_ROW
-        if in_a_row or len(self._recent) > MAX_IN_WINDOW:
-            limit = f"more than {MAX_IN_A_ROW} in a row" if in_a_row else f"more than {MAX_IN_WINDOW} in {WINDOW_STEPS}"
+        limit = limit_passed(self._recent)
+        if limit is not None:
             raise Diverged(
-                f"stopped at step {step}: {limit} steps were not finite; their samples are listed in "
-                "nonfinite.jsonl of the run; lower optimizer.lr and resume from the last checkpoint"
+                f"stopped at step {step}: more than {limit.most} steps {limit.among} were not finite; their "
+                "samples are listed in nonfinite.jsonl of the run; lower optimizer.lr and resume from the last "
+                "checkpoint"
             )
+
+
+class Limit(NamedTuple):
+    """How many steps that are not finite a run endures."""
+
+    most: int
+    """Of them."""
+    among: str
+    """Of what, as "in a row"."""
+
+
+def limit_passed(skipped: Sequence[int]) -> Limit | None:
+    """Return the limit that the last skipped steps pass; None where they pass none.
+
+    Args:
+        skipped: Steps that were not finite, ascending.
+    """
+    last = skipped[-MAX_IN_A_ROW - 1 :]
+    if len(last) > MAX_IN_A_ROW and last[-1] - last[0] == MAX_IN_A_ROW:
+        return Limit(MAX_IN_A_ROW, "in a row")
+    recent = [step for step in skipped if step > last[-1] - WINDOW_STEPS]
+    return Limit(MAX_IN_WINDOW, f"in {WINDOW_STEPS}") if len(recent) > MAX_IN_WINDOW else None

@@ -23,6 +23,7 @@ from torch import nn
 from beit.common.errors import ResumableStop, RunFailed, require
 from beit.common.forecast.evaluations import evaluation_cost
 from beit.common.forecast.words import in_words
+from beit.common.processes.cores import return_freed_memory
 from beit.common.processes.distributed import World, init_distributed
 from beit.common.processes.signals import StopFlag, resumable_without_others, stop_on_signals, under_way
 from beit.common.progress import Progress
@@ -36,7 +37,7 @@ from beit.common.training.config import TrainingConfig, cosine_schedule, learnin
 from beit.common.training.data import BatchStream, HostFlag
 from beit.common.training.ema import WeightAverage
 from beit.common.training.engine import Engine
-from beit.common.training.judge import BestSoFar, NonFiniteGuard
+from beit.common.training.judge import BestSoFar, Diverged, NonFiniteGuard
 from beit.common.training.measure import ProfileWindow, peak_flops, peak_memory_bytes
 from beit.common.training.micro_batches import shortage_in_words
 from beit.common.training.outlook.expectation import LONG_REST_SECONDS, Expectation, finished_line
@@ -167,6 +168,24 @@ class Trainer:
             self._rhythm.start()
             self._start_data()
         self._world.shorten_timeouts()
+        try:
+            self._step_on(stop, progress)
+        except Diverged:  # on every rank at the same step
+            self._report(is_over=False)  # the page on which one looks for the reason
+            raise
+        if self._step > start or not (self._run.path / REPORT).exists():
+            self._report(is_over=True)
+        failure = self._saver.finish()
+        if failure is not None:
+            raise RunFailed(
+                f"the run is complete in {self._run.path}, but not copied to {self._run.sync_to} ({failure}); run the "
+                "same command to copy it"
+            )
+        done = {"start_step": start, "step": self._step, "nonfinite_steps": self._guard.total}
+        return FitResult(**done, metrics=self._evaluation, best=self._best)
+
+    def _step_on(self, stop: StopFlag, progress: Progress) -> None:
+        """Step to the end of the plan, or to where it is ended early."""
         with ExitStack() as at_the_end:
             at_the_end.push(progress)  # only now: data that cannot be opened are an error without a line of progress
             while self._step < self._end:
@@ -180,16 +199,6 @@ class Trainer:
                     self._leave_half_way(stopped)
                 self._step += 1
                 progress.update(1, **self._between_steps())
-        if self._step > start or not (self._run.path / REPORT).exists():
-            self._report(is_over=True)
-        failure = self._saver.finish()
-        if failure is not None:
-            raise RunFailed(
-                f"the run is complete in {self._run.path}, but not copied to {self._run.sync_to} ({failure}); run the "
-                "same command to copy it"
-            )
-        done = {"start_step": start, "step": self._step, "nonfinite_steps": self._guard.total}
-        return FitResult(**done, metrics=self._evaluation, best=self._best)
 
     def _open_metrics(self) -> None:
         total, project = self._plan.total_steps, self._config.run.wandb
@@ -310,7 +319,9 @@ class Trainer:
         raise ResumableStop(f"stopped at {where} ({reason}), {saved}; run the same command to go on")
 
     def _report(self, *, is_over: bool) -> None:
-        """Let the task write a page about the run, if it can and is to."""
+        """Let the task write a page about the run, if it can and is to; nothing is read any more."""
+        self._stream.close()
+        return_freed_memory()
         task = self._task
         if self._config.run.report and isinstance(task, Reports):
             self._world.run_on_main(lambda: task.report(self._run.path, is_over=is_over))
@@ -401,6 +412,7 @@ class Trainer:
     def _evaluate(self) -> None:
         """Run the task's evaluation without touching the training's random numbers."""
         started, model = time.monotonic(), self._engine.model
+        return_freed_memory()
         model.eval()
         device = self._world.device
         generators = torch.random.fork_rng([device] if device.type == "cuda" else [])
@@ -408,6 +420,7 @@ class Trainer:
             self._evaluation = self._task.evaluate(model, self._step)
             self._draw(model)
         model.train()
+        return_freed_memory()
         self._judge()
         if self._evaluation:
             spent = self._rhythm.note_evaluation(self._step, time.monotonic() - started)

@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 
 from beit.common.config import config_from_dict, config_to_dict
 from beit.common.errors import InputError, require
+from beit.common.images.decoding import USUAL, Decoding
 from beit.common.storage.documents import Format, not_for_transformers, read_json
 from beit.common.vit.config import Normalization, ViTConfig
 from beit.common.vit.foreign import describe_foreign, describe_foreign_folder, import_command, is_foreign_config
@@ -47,6 +48,8 @@ class EncoderConfig:
     """Share of an image's short side that it was evaluated on; None where the usual one of its size was."""
     segmentation: dict[str, Any] | None = None
     """What a segmentation head is and how it is used, as fine-tuning writes it."""
+    decoding: Decoding = USUAL
+    """How the images were decoded that it was trained on, whatever their size."""
     provenance: dict[str, Any] = field(default_factory=dict)
     """Where the weights come from: data and tokenizer fingerprints, steps, recipe, metrics, code version."""
 
@@ -98,6 +101,7 @@ def read_encoder_config(path: str | Path, *, need_weights: bool = True) -> Encod
             multi_label=value.get("multi_label", False),
             crop_pct=value.get("crop_pct"),
             segmentation=value.get("segmentation"),
+            decoding=Decoding.from_json(value.get("decoding", {})).of_any_size(),
             provenance=value.get("provenance", {}),
         )
     except (KeyError, TypeError, AttributeError) as error:
@@ -148,7 +152,8 @@ def encoder_config_to_json(config: EncoderConfig) -> dict[str, Any]:
     return {
         **FORMAT.header(),
         **not_for_transformers("beit.common.encoder.load_encoder"),
-        **config_to_dict(replace(config, provenance={})),
+        **{name: value for name, value in config_to_dict(replace(config, provenance={})).items() if name != "decoding"},
         "normalization": {"mean": list(config.normalization.mean), "std": list(config.normalization.std)},
+        **({} if config.decoding == USUAL else {"decoding": config.decoding.as_json()}),
         "provenance": config.provenance,
     }

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from beit.common.errors import BadSample, InputError
 from beit.common.images.decode import as_rgb, decode_image
+from beit.common.images.decoding import USUAL, Decoding
 from beit.common.storage.paths import normalise
 from beit.common.storage.place import place_of
 from beit.common.vit.config import Normalization
@@ -51,6 +52,7 @@ class ImageTransform:
         img_size: Side of the model's input, S, in pixels.
         crop_pct: Share of the resized image's short side that is kept, in (0, 1].
         normalization: Mean and std per channel, of pixels scaled to [0, 1].
+        decoding: How image files become pixels; a Pillow image is taken as it is.
 
     Example:
         >>> encoder = beit.load_encoder("runs/pretrain/encoder")
@@ -62,6 +64,7 @@ class ImageTransform:
     img_size: int
     crop_pct: float
     normalization: Normalization
+    decoding: Decoding = USUAL
 
     def __call__(self, image: ImageLike) -> Tensor:
         """Transform one image.
@@ -87,14 +90,14 @@ class ImageTransform:
 
     def pixels(self, image: ImageLike) -> NDArray[np.uint8]:
         """Return what the model will see of an image, before the normalisation: (S, S, 3) uint8, RGB."""
-        return resize_and_center_crop(open_image(image), self.img_size, crop_pct=self.crop_pct)
+        return resize_and_center_crop(open_image(image, self.decoding), self.img_size, crop_pct=self.crop_pct)
 
     def normalize(self, images: Tensor) -> Tensor:
         """Map pixels (B, 3, S, S) uint8, on any device, to network input, float32 of the same shape."""
         return normalize_images(images, *self.normalization)
 
 
-def open_image(image: ImageLike) -> Image.Image:
+def open_image(image: ImageLike, decoding: Decoding = USUAL) -> Image.Image:
     """Return an RGB image, turned as its EXIF data say: of a Pillow image of any mode, a path or a URL."""
     if isinstance(image, Image.Image):
         return as_rgb(image)
@@ -104,7 +107,7 @@ def open_image(image: ImageLike) -> Image.Image:
             "one of an array (H, W, 3) uint8"
         )
     try:
-        return decode_image(place_of(normalise(str(image))).read())
+        return decode_image(place_of(normalise(str(image))).read(), decoding)
     except BadSample as error:
         raise InputError(f"{image} cannot be read ({error}); give another image") from None
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from beit.common.images.decoding import USUAL, Decoding
 from beit.common.vit.adapt import resize_pos_embed
 from beit.common.vit.config import Normalization, ViTConfig
 from beit.common.vit.init import init_vit
@@ -212,6 +213,7 @@ class VisionTransformer(nn.Module):
     Attributes:
         config: The shape, position mode and initialisation rule it was built with.
         normalization: How input pixels are normalised, where the weights come from a file; else None.
+        decoding: How the images were decoded that the weights were trained on.
         crop_pct: Share of an image's short side that it is to see, where the file says it; else None.
         best_block: Block, from 0, whose features classified best when the encoder was probed; None if it was not.
         provenance: Where the weights come from, as the file says.
@@ -220,6 +222,7 @@ class VisionTransformer(nn.Module):
     """
 
     normalization: Normalization | None = None
+    decoding: Decoding = USUAL
     crop_pct: float | None = None
     best_block: int | None = None
     recompute_blocks: bool = False
@@ -260,7 +263,7 @@ class VisionTransformer(nn.Module):
             raise ValueError("a model that was not loaded has no normalization; set it, to mean and std of its pixels")
         img_size = self.config.img_size
         crop_pct = default_crop_pct(img_size) if self.crop_pct is None else self.crop_pct
-        return ImageTransform(img_size, crop_pct, self.normalization)
+        return ImageTransform(img_size, crop_pct, self.normalization, self.decoding)
 
     def embed(
         self, images: Tensor, bool_masked_pos: Tensor | None = None, grid_size: tuple[int, int] | None = None

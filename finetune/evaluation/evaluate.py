@@ -82,7 +82,7 @@ def evaluate_model(
         multi_label=stored.multi_label,
         numbers=numbers,
         label_column=label_column,
-        reading=source,
+        reading=(source or SourceConfig()).after(stored.decoding, str(model), is_final=True),
     )
     world = init_distributed() if under_launcher() else single_rank()
     world.announce()

@@ -122,7 +122,8 @@ def evaluate_segmenter(
     settings = evaluation_settings([*given, *overrides], info)
     info = replace(info, inference=settings.evaluation)
     require_no_gaps(settings.evaluation, stored.architecture.img_size)
-    index = open_evaluation_masks(data, info.classes, settings.data, reading=source or SourceConfig())
+    reading = (source or SourceConfig()).after(stored.decoding, str(model), is_final=True)
+    index = open_evaluation_masks(data, info.classes, settings.data, reading=reading)
     index = part_to_measure_on(index, settings.data) or index
     world = init_distributed() if under_launcher() else single_rank()
     world.announce()

@@ -177,7 +177,8 @@ def open_training_masks(data: str, settings: MaskDataConfig, *, reading: SourceC
         source = source.without(empty)
     val = None
     if (measured := open_val(parts, settings, reading=reading)) is not None:
-        val = _evaluation_index(measured[0], classes, settings, name=measured[1], reading=reading)
+        own = reading.with_values_of(source.images.decoding)
+        val = _evaluation_index(measured[0], classes, settings, name=measured[1], reading=own)
         if settings.val is None:
             logger.info("%s has parts of its own: training on %s, measuring on %s", data, parts.name, parts.val_name)
     if val is not None:

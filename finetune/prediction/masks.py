@@ -164,8 +164,9 @@ def predict_masks(
         ResumableStop: a signal asked to stop.
     """
     check_output_folder("--out", out, inputs=[model, source, *([] if values is None else [values])])
-    segmenter, _, info = load_segmenter(model)
-    index, world = build_index(source, settings=settings), single_rank()
+    segmenter, stored, info = load_segmenter(model)
+    reading = (settings or SourceConfig()).after(stored.decoding, str(model), is_final=True)
+    index, world = build_index(source, settings=reading), single_rank()
     kinds = (MASKS, *([OVERLAYS] if overlays else []), *([PROBABILITIES] if probabilities else []))
     own = tuple(range(len(info.classes))) if values is None else class_values(values, info.classes)
     legend = _legend(model, info, own, tiling)

@@ -70,8 +70,9 @@ def prediction_sheet(model: str | Path, source: str, *, num_rows: int) -> Image.
 
 def _segmented(model: str | Path, source: str, num_rows: int) -> Image.Image:
     segmenter, stored, info = load_segmenter(model)
-    index = masks_of(source, info)
-    found = _scenes_of_images(segmenter, source, info, num_rows)
+    reading = SourceConfig().after(stored.decoding, str(model), is_final=True)
+    index = masks_of(source, info, reading=reading)
+    found = _scenes_of_images(segmenter, source, info, num_rows, reading)
     if index is not None:
         found = _scenes_of_masks(segmenter, index, info, num_rows)
     rows, captions, seen = [], [], set()
@@ -97,10 +98,10 @@ def _segmented(model: str | Path, source: str, num_rows: int) -> Image.Image:
     )
 
 
-def masks_of(source: str, info: SegmentationInfo) -> MaskedIndex | None:
+def masks_of(source: str, info: SegmentationInfo, *, reading: SourceConfig) -> MaskedIndex | None:
     """Open the masks beside the images of a source; None where there are none of the model's classes, which is said."""
     try:
-        return open_evaluation_masks(source, info.classes, MaskDataConfig(), reading=SourceConfig())
+        return open_evaluation_masks(source, info.classes, MaskDataConfig(), reading=reading)
     except InputError as error:
         logger.info("no truth beside the predictions: %s", error)
         return None
@@ -117,8 +118,10 @@ def _scenes_of_masks(model: Segmenter, index: MaskedIndex, info: SegmentationInf
         yield Scene(image_name(index.images, position), pixels, said, truth)
 
 
-def _scenes_of_images(model: Segmenter, source: str, info: SegmentationInfo, count: int) -> Iterator[Scene]:
-    index = build_index(source)
+def _scenes_of_images(
+    model: Segmenter, source: str, info: SegmentationInfo, count: int, reading: SourceConfig
+) -> Iterator[Scene]:
+    index = build_index(source, settings=reading)
     dataset = LabelledDataset(index)
     for position in spread_evenly(len(index), count).tolist():
         try:

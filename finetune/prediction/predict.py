@@ -118,7 +118,8 @@ def predict(
 ) -> Iterator[list[Prediction]]:
     """Yield the predictions for all images of `source` that can be read, batch by batch, in the order of the source."""
     predictor = load_predictor(model, features=features)
-    index, world = build_index(source, settings=settings), single_rank()
+    reading = (settings or SourceConfig()).after(predictor.stored.decoding, str(model), is_final=True)
+    index, world = build_index(source, settings=reading), single_rank()
     world.announce()
     reader = default_reader(world, bad_sample_budget=ALL_BUT_ONE)
     loader = evaluation_loader(index, predictor.stored, world=world, settings=EvaluationConfig(), reader=reader)

@@ -74,7 +74,7 @@ def run_probe(task: str, config: FinetuneConfig, *, data: str, run_dir: Path, re
     start = starting_point(config)
     if warning := unnamed_shape(config, start.architecture):
         logger.warning("%s", warning)
-    config = in_force(config, start.architecture, start.normalization)
+    config = replace(in_force(config, start.architecture, start.normalization), source=start.reading(config))
     images = open_training_data(data, config.data, reading=config.source)
     assert images.val is not None
     world = single_rank()
@@ -151,6 +151,7 @@ def save_probe(
         class_names=found.images.class_names,
         pooling="cls_mean",
         crop_pct=config.evaluation.crop_pct,
+        decoding=found.images.train.decoding.of_any_size(),
         provenance={
             "task": "linear-probe",
             "block": block,

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -166,7 +166,7 @@ def run_segmentation_probe(config: SegmentationConfig, *, data: str, run_dir: Pa
     start = starting_point(config)
     if warning := unnamed_shape(config, start.architecture):
         logger.warning("%s", warning)
-    config = in_force(config, start.architecture, start.normalization)
+    config = replace(in_force(config, start.architecture, start.normalization), source=start.reading(config))
     masks = open_training_masks(data, config.data, reading=config.source)
     require(masks.val is not None, "--val is missing; linear-probe measures on images of its own")
     encoder = FrozenEncoder(config, start)

@@ -15,6 +15,7 @@ import torch
 from beit.common.config import config_from_dict, config_to_dict
 from beit.common.encoder import load_weights
 from beit.common.errors import InputError
+from beit.common.images.decoding import USUAL, Decoding
 from beit.common.sources.labels import one_form
 from beit.common.vit.adaptation import adapt, fresh_names
 from beit.common.vit.config import Normalization, ViTConfig
@@ -104,6 +105,7 @@ def describe(
     info: SegmentationInfo,
     *,
     best_block: int | None = None,
+    decoding: Decoding = USUAL,
     provenance: Mapping[str, Any] | None = None,
 ) -> EncoderConfig:
     """Return the description of a segmentation model, as `save_model` wants it."""
@@ -113,6 +115,7 @@ def describe(
         task="segmentation",
         best_block=best_block,
         segmentation=info.to_dict(),
+        decoding=decoding,
         provenance=dict(provenance or {}),
     )
 

@@ -28,7 +28,7 @@ MAP_COLOURS = ((25, 38, 66), (34, 87, 122), (56, 143, 135), (152, 190, 133), (24
 MIN_MAP_RANGE_BITS = 1.0
 """The colours span at least this much, else chance would look like structure; arbitrary."""
 
-_SIZE_PX = (640, 320)
+_SIZE_PX = (540, 320)
 _FLOOR = 2.0**-6
 """Lowest frequency drawn, in fair shares; words below it, and unused ones, lie on this line."""
 _POISSON_LIMIT = 1000.0

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from beit.common.errors import InputError, require
 from beit.common.runs.outputs import check_outputs
+from beit.common.sources.config import SourceConfig
 from beit.common.storage.documents import json_bytes
 from beit.common.storage.files import write_output
 from beit.common.tokenizer import Tokenizer, load_tokenizer
@@ -35,13 +36,18 @@ MIN_VIEW_PX = 16
 
 
 def report_tokenizers(
-    names: Sequence[str], source: str, settings: ReportSettings, *, out: Path | None = None, html: Path | None = None
+    names: Sequence[str],
+    source: str,
+    settings: ReportSettings,
+    *,
+    out: Path | None = None,
+    html: Path | None = None,
+    reading: SourceConfig | None = None,
 ) -> FitnessReport:
     """Measure one or more tokenizers on the same views of a source's images; write a JSON file and a page where asked.
 
     Tokenizers are named as for `beit.common.tokenizer.load_tokenizer`, the source as for `beit tokenize`, or
-    "synthetic:N".
-
+    "synthetic:N"; `reading` says how its images are read.
     """
     check_outputs({"--out": out, "--html": html}, inputs=[source, *names])
     twice = [name for name, count in Counter(names).items() if count > 1]
@@ -49,7 +55,7 @@ def report_tokenizers(
     device = choose_device(TokenizeConfig(), 0)
     tokenizers = [load_tokenizer(name, device=device) for name in names]
     sizes = choose_view_sizes(tokenizers, settings.view_size)
-    with closing(open_images(source, img_size=max(sizes), cache_bytes=512 * 2**20)) as dataset:
+    with closing(open_images(source, img_size=max(sizes), cache_bytes=512 * 2**20, settings=reading)) as dataset:
         sample = ViewSample(dataset, num_images=settings.num_images, seed=settings.seed)
         measurements = [
             measure_fitness(tokenizer, sample, view_size=size, device=device)

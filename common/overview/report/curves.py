@@ -7,11 +7,12 @@ from dataclasses import replace
 from typing import Any
 
 from beit.common.overview.report.run_files import RunFiles
-from beit.common.overview.report.section import Section, charts, heading, keys, text
+from beit.common.overview.report.section import Section, charts, heading, keys, table, text
 from beit.common.pages.charts import Line, LineChart, line_svg
 from beit.common.pages.html_page import Html
+from beit.common.pages.numbers import ABSENT, percent
 from beit.common.runs.layout import MASK_PROBE
-from beit.common.runs.learning_curves import learning_charts
+from beit.common.runs.learning_curves import Once, learning_charts
 
 _SIZE_PX = (480, 300)
 """Of a chart; two stand beside each other where there is room."""
@@ -29,29 +30,42 @@ def learning_section(runs: Sequence[RunFiles]) -> Section:
     groups = learning_charts([run.learning for run in runs if run.learning is not None])
     for group in groups:
         parts += [heading(group.kind)] if len(groups) > 1 else []
-        figures = [_figure(chart) for chart in group.charts]
+        figures = [_figure(chart) for chart, once in zip(group.charts, group.once, strict=True) if once is None]
+        legend = [group.legend, "Ringed: the model that is kept."] if figures else []
         members = [run for run in runs if run.learning is not None and run.learning.name in group.members]
-        figures += _recorded(members, _LEARNED, by_pass=True)
-        says = " ".join(f"{fact}." for fact in group.facts)
-        parts += [charts(figures), text(f"{group.legend} Ringed: the model that is kept. {says}")]
+        recorded, lone = _recorded(members, _LEARNED, by_pass=True)
+        parts += _shown([*figures, *recorded], [*(once for once in group.once if once is not None), *lone], members)
+        parts += [text(" ".join([*legend, *(f"{fact}." for fact in group.facts)]))]
     others = [run for run in runs if run.records and not any(run.name in group.members for group in groups)]
     if others:
-        figures = _recorded(others, _LEARNED)
-        parts += (
-            [text("No evaluation yet; the loss of the training batches is all there is."), charts(figures)]
-            if figures
-            else []
-        )
+        shown = _shown(*_recorded(others, _LEARNED), others)
+        parts += [text(_without_evaluation(others)), *shown] if shown else []
     return Section(
         title="How it learned" if len(runs) == 1 else "How they learned", anchor="learning", parts=tuple(parts)
     )
 
 
+def _without_evaluation(runs: Sequence[RunFiles]) -> str:
+    is_measured = any("evaluation_seconds" in record for run in runs for record in run.records)
+    found = "No evaluation came to a finite value" if is_measured else "No evaluation yet"
+    return f"{found}; the loss of the training batches is all there is."
+
+
+def _shown(figures: Sequence[Figure], lone: Sequence[Once], runs: Sequence[RunFiles]) -> list[Html]:
+    """Return charts, and before them as a table what would be charts of one dot per run."""
+    parts = []
+    if lone:
+        names = ["once measured"] if len(runs) == 1 else [run.name for run in runs]
+        rows = [[once.measure, *once.values, once.compare or ABSENT] for once in lone]
+        parts.append(table("Measured once", ["measure", *names, "to compare with"], rows))
+    return [*parts, charts(figures)] if figures else parts
+
+
 def speed_section(runs: Sequence[RunFiles]) -> Section:
     """Return rate, waiting for data and memory in the course of training."""
     measured = [run for run in runs if any("images_per_second" in record for record in run.records)]
-    figures = _recorded(measured, _SPEED)
-    parts = (*keys(measured), charts(figures), text(_SPEED_LEGEND)) if figures else ()
+    shown = _shown(*_recorded(measured, _SPEED), measured)
+    parts = (*keys(measured), *shown, text(_SPEED_LEGEND)) if shown else ()
     return Section(title="Rate, waiting and memory", anchor="speed", parts=parts)
 
 
@@ -126,29 +140,34 @@ _SPEED_LEGEND = (
 
 def _recorded(
     runs: Sequence[RunFiles], measures: Sequence[tuple[str, str, float, bool]], *, by_pass: bool = False
-) -> list[Figure]:
-    """Draw metrics of training steps, those that were recorded, over steps or passes over the images."""
+) -> tuple[list[Figure], list[Once]]:
+    """Draw metrics of training steps over steps or passes over the images, and tell those that were recorded once."""
     passes = {run.name: run.learning.epochs_per_step if by_pass and run.learning else None for run in runs}
     scales = {name: found or 1.0 for name, found in passes.items()} if all(passes.values()) else {}
-    figures = []
-    for title, metric, scale, percent in measures:
+    figures, lone = [], []
+    for title, metric, scale, is_share in measures:
         lines = [
             Line(name=run.name, points=_thinned(points, scale), colour=run.colour, is_dotted=False)
             for run in runs
             if (points := _values(run, metric, scales.get(run.name, 1.0)))
         ]
-        if lines:
+        if lines and all(len(line.points) == 1 for line in lines):
+            found = {line.name: line.points[0][1] for line in lines}
+            written = {name: percent(value) if is_share else f"{value:,.4g}" for name, value in found.items()}
+            values = tuple(written.get(run.name, ABSENT) for run in runs)
+            lone.append(Once(measure=title, values=values, compare=""))
+        elif lines:
             top = max(y for line in lines for _, y in line.points)
             low = min(0.0, *(y for line in lines for _, y in line.points))
             is_loss = metric == "loss"
             chart = LineChart(
                 lines=lines,
                 x_name="passes over the images" if scales else "steps",
-                percent=percent,
+                percent=is_share,
                 y_range=None if is_loss else (low, 1.08 * top or 1.0),
             )
             figures.append(_figure(chart, title))
-    return figures
+    return figures, lone
 
 
 def _values(run: RunFiles, metric: str, scale: float) -> list[tuple[float, float]]:

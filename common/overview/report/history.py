@@ -16,6 +16,7 @@ from typing import Any
 
 from beit.common.overview.report.run_files import RunFiles
 from beit.common.runs.layout import TENSORBOARD
+from beit.common.runs.starts import start_time
 
 _CLOCKS_APART = 120.0
 """Seconds between the record of a start and its first event, at most, are long where much is read first; a file that
@@ -51,7 +52,7 @@ class Start:
 
 def history(run: RunFiles) -> list[Start]:
     """Return the starts of a run in their order."""
-    began = [_time(start.get("time")) for start in run.starts]
+    began = [start_time(start) for start in run.starts]
     files = [found for file in sorted((run.path / TENSORBOARD).glob("events.*")) if (found := _seen(file)) is not None]
     starts = []
     for place, record in enumerate(run.starts):
@@ -82,14 +83,6 @@ def _with_losses(starts: Sequence[Start]) -> list[Start]:
 
 def _belongs(time: datetime, began: datetime | None, following: datetime | None) -> bool:
     return began is not None and began <= time and (following is None or time < following)
-
-
-def _time(text: Any) -> datetime | None:
-    try:
-        found = datetime.strptime(str(text), "%Y-%m-%dT%H:%M:%S%z")
-    except ValueError:
-        return None
-    return found
 
 
 def _resumed_step(record: Mapping[str, Any]) -> int | None:

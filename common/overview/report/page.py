@@ -16,6 +16,7 @@ from beit.common.overview.report.sections import report_sections
 from beit.common.overview.report.timeline import duration, seconds_of, state_text
 from beit.common.pages.html_page import render
 from beit.common.pages.numbers import ABSENT, count
+from beit.common.runs.layout import NONFINITE
 
 _MOST_CARDS = 3
 """Numbers of a run among its cards, besides state, time and rate."""
@@ -41,6 +42,7 @@ def report_page(
         lead=_lead(runs[0]) if is_single else f"{count(len(runs), 'run')}: {', '.join(kinds)}",
         cards_shown=_cards(runs[0]) if is_single else [],
         overview=None if is_single else _overview(runs),
+        alarms=[alarm for run in runs if (alarm := _alarm(run, is_single=is_single))],
         gaps=[*(gap for run in runs for gap in run.gaps), *gaps],
         sections=sections,
         written=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
@@ -69,6 +71,23 @@ def _cards(run: RunFiles) -> list[tuple[str, str, str]]:
     if rate:
         found.append(("images per second", count(rate), "the median of its records"))
     return found
+
+
+def _alarm(run: RunFiles, *, is_single: bool) -> str:
+    """Say why a run diverged and what to do; empty for one that did not."""
+    if run.divergence is None:
+        return ""
+    limit, rate = run.divergence.limit, run.settings.get("optimizer.lr")
+    lower = "`optimizer.lr`" + (f", which was {rate:g}," if isinstance(rate, int | float) else "")
+    last = max(run.checkpoints, default=0)
+    onward = (
+        f" and go on from the checkpoint of step {last:,}, or one before it (`--resume`)" if last else " and begin anew"
+    )
+    return (
+        ("" if is_single else f"{run.name}: ")
+        + f"More than {limit.most} steps {limit.among} had a loss or gradients that were not finite, "
+        f"which stops a run. Lower {lower}{onward}. Which samples they were is in `{NONFINITE}` of the run."
+    )
 
 
 def _known(interval: str) -> str:

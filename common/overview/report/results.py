@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from beit.common.overview.report.documents import Documents
@@ -26,6 +26,7 @@ _READING = {
 _MEASURES = {"top1": "top-1", "top5": "top-5", "map": "mean average precision", "miou": "mean IoU"}
 """Shares that `beit compare` compares by."""
 _NORMAL = 1.96
+_NOT_FINITE = "not finite"
 _MOST_SETTINGS = 4
 _COMPARED = (
     "Runs that differ by their seeds alone are one experiment. ±: 95 % interval over seeds; one run has none. "
@@ -54,6 +55,7 @@ def results(run: RunFiles) -> list[Result]:
     found = {"pre-training": _of_pretraining, "tokenizer": _of_tokenizer, "classification": _of_classifier}
     found |= {"segmentation": _of_segmenter}
     shown = list(found[run.kind](run)) if run.kind in found else []
+    shown = [replace(result, value=_NOT_FINITE, interval="") if "nan" in result.value else result for result in shown]
     return [*shown, *(result for task in run.probes for result in _of_probe(task, run.probes[task]))]
 
 

@@ -5,6 +5,7 @@ What is damaged or missing leaves a gap on the page, and a line that says so; on
 
 from __future__ import annotations
 
+import time
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,10 +32,13 @@ from beit.common.runs.layout import (
     MODEL,
     NONFINITE,
     PROBES,
+    TOTAL_STEPS,
 )
 from beit.common.runs.learning_curves import LearningRun, learning_run
 from beit.common.runs.metrics import read_metrics, read_records
+from beit.common.runs.starts import start_time
 from beit.common.storage.documents import read_json
+from beit.common.training.judge import Limit, limit_passed
 
 Kind = Literal["pre-training", "classification", "segmentation", "probe", "tokenizer"]
 MOST_RUNS = len(PALETTE)
@@ -49,7 +53,19 @@ _TOKENIZER: Shape = {"training": dict, "training.metrics": dict, "model": dict}
 _MEASURES = ("top1", "top5", "map", "macro_f1", "miou", "mean_accuracy", "pixel_accuracy", "chance", "num_images")
 _EVALUATION: Shape = {**dict.fromkeys(_MEASURES, _NUMBER), "miou_interval": list}
 _PROBE: Shape = {**_EVALUATION, "blocks": list, "num_classes": int, "num_train_images": int}
+_PATIENCE_SECONDS = 0.1
+"""Far longer than it takes to rename a folder; arbitrary."""
 Found = TypeVar("Found")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Divergence:
+    """What ended a run whose steps were not finite."""
+
+    step: int
+    """The last one, counted from 0."""
+    limit: Limit
+    """Which they passed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,6 +104,8 @@ class RunFiles:
     """Steps of the complete checkpoints."""
     skipped_steps: int
     """Steps that were not finite, as far as they were written down."""
+    divergence: Divergence | None
+    """What ended it, where skipped steps did and it has not gone on since."""
     gaps: tuple[str, ...]
     """What could not be read, one line each."""
 
@@ -106,7 +124,8 @@ class RunFiles:
     @property
     def total_steps(self) -> int | None:
         """Steps of the whole plan; None where nothing says it."""
-        total = self.origin.get("total_steps") or self.settings.get("train.steps")
+        started = self.starts[-1].get(TOTAL_STEPS) if self.starts else None
+        total = started or self.origin.get("total_steps") or self.settings.get("train.steps")
         return total if isinstance(total, int) else None
 
     @property
@@ -169,7 +188,7 @@ def _read(path: Path, name: str, place: int) -> RunFiles:
 
     def part(read: Callable[[], Found], otherwise: Found) -> Found:
         try:
-            return read()
+            return _patiently(read)
         except (InputError, OSError) as error:
             gaps.append(str(error).replace(str(path), name))  # a page that is sent names no folders of ours
             return otherwise
@@ -178,6 +197,7 @@ def _read(path: Path, name: str, place: int) -> RunFiles:
         return part(lambda: _read_document(file, shape), {}) if file.is_file() else {}
 
     none: dict[str, Any] = {}
+    nothing: list[dict[str, Any]] = []
     settings = part(lambda: _settings(path), none)
     probes = {
         task: document(path / f"{task}.json", _PROBE)
@@ -190,14 +210,16 @@ def _read(path: Path, name: str, place: int) -> RunFiles:
     has_records = (path / METRICS).is_file()
     shape = _TOKENIZER if kind == "tokenizer" else _WEIGHTS
     made = document(newest / DESCRIPTION, shape)
+    starts = part(lambda: read_environment(path / ENVIRONMENT).get(STARTS, []), nothing)
+    records = part(lambda: _records(path / METRICS), nothing)
     return RunFiles(
         path=path,
         name=name,
         place=place,
         kind=kind,
         settings=settings,
-        records=part(lambda: _records(path / METRICS), []),
-        starts=part(lambda: read_environment(path / ENVIRONMENT).get(STARTS, []), []),
+        records=records,
+        starts=starts,
         made=made or document(best / DESCRIPTION, shape),
         kept=made if newest == best else document(best / DESCRIPTION, shape),
         data=document(path / DATA),
@@ -207,8 +229,18 @@ def _read(path: Path, name: str, place: int) -> RunFiles:
         learning=part(lambda: learning_run(path, name=name, colour=PALETTE[place]), None) if has_records else None,
         checkpoints=tuple(sorted(committed_steps(path / CHECKPOINTS))),
         skipped_steps=len(read_records(path / NONFINITE)),
+        divergence=_divergence(path / NONFINITE, starts, max((record["step"] for record in records), default=0)),
         gaps=tuple(gaps),
     )
+
+
+def _patiently(read: Callable[[], Found]) -> Found:
+    """Read a file, and once more where that fails: a run at work may be about to put another in its place."""
+    try:
+        return read()
+    except (InputError, OSError):
+        time.sleep(_PATIENCE_SECONDS)
+        return read()
 
 
 def _read_document(file: Path, shape: Shape) -> dict[str, Any]:
@@ -235,6 +267,20 @@ def _records(file: Path) -> list[dict[str, Any]]:
     is_lost = not found and file.is_file() and file.stat().st_size > 0
     require(not is_lost, f"{file} is damaged: no line of it is a record; restore it from a copy, if there is one")
     return found
+
+
+def _divergence(file: Path, starts: Sequence[Mapping[str, Any]], newest_step: int) -> Divergence | None:
+    """Tell whether skipped steps ended a run, which has not gone on since."""
+    skipped: list[int] = []
+    for record in read_records(file):  # a start takes up again what the one before it lost
+        skipped = [step for step in skipped if step < record["step"]] + [record["step"]]
+    limit = limit_passed(skipped)
+    if limit is None or newest_step > skipped[-1] + 1:
+        return None
+    began = start_time(starts[-1]) if starts else None
+    if began is not None and began.timestamp() > file.stat().st_mtime:
+        return None
+    return Divergence(step=skipped[-1], limit=limit)
 
 
 def _settings(path: Path) -> dict[str, Any]:

@@ -13,10 +13,14 @@ from beit.common.pages.html_page import Html
 from beit.common.pages.numbers import ABSENT, count
 from beit.common.runs.environment import redact
 
+_UNBROKEN = "\u00a0"
+
 
 def state_text(run: RunFiles) -> str:
     """Say in a few words how far a run is."""
     total, step = run.total_steps, run.step
+    if run.divergence is not None:
+        return f"diverged at step {run.divergence.step:,}" + (f" of {total:,}" if total else "")
     if run.kind == "probe":
         return "finished" if run.probes else "not finished"
     if run.kind == "tokenizer" and not run.records and run.made:
@@ -91,7 +95,7 @@ def _row(run: RunFiles, start: Start, number: int) -> list[str]:
     )
     last = _when(start.last_seen) if start.last_seen else ABSENT
     at = f", step {start.last_step:,}" if start.last_step else ""
-    took = f" ({duration(start.seconds)})" if start.seconds is not None else ""
+    took = f" ({duration(start.seconds).replace(' ', _UNBROKEN)})" if start.seconds is not None else ""
     return [
         str(number),
         _when(start.began) if start.began else ABSENT,

@@ -14,7 +14,7 @@ def test_three_in_a_row_pass_and_the_fourth_stops(tmp_path: Path) -> None:
     guard = NonFiniteGuard(tmp_path / "n.jsonl")
     for step in (10, 11, 12):
         guard.note(step, [["a"]])
-    with pytest.raises(Diverged, match="step 13: more than 3 in a row"):
+    with pytest.raises(Diverged, match="step 13: more than 3 steps in a row"):
         guard.note(13, [["a"]])
     assert [json.loads(line)["step"] for line in (tmp_path / "n.jsonl").read_text().splitlines()] == [10, 11, 12, 13]
 
@@ -23,7 +23,7 @@ def test_eleventh_within_a_thousand_stops() -> None:
     guard = NonFiniteGuard(None)
     for step in range(0, 1000, 100):
         guard.note(step, [])
-    with pytest.raises(Diverged, match="more than 10 in 1000"):
+    with pytest.raises(Diverged, match="more than 10 steps in 1000"):
         guard.note(999, [])
 
 

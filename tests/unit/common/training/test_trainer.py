@@ -226,7 +226,7 @@ def test_a_task_that_ends_steps_is_told_after_each_whether_it_was_skipped(
 
 
 def test_run_stops_after_more_than_three_nonfinite_steps_in_a_row(tmp_path: Path) -> None:
-    with pytest.raises(Diverged, match="step 7.*more than 3 in a row"):
+    with pytest.raises(Diverged, match="step 7.*more than 3 steps in a row"):
         train_toy(tmp_path, toy_config("bad_steps=[1, 2, 4, 5, 6, 7]"))
     assert (tmp_path / "checkpoints/step_6/COMMIT.json").exists()
 

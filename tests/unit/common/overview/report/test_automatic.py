@@ -9,6 +9,7 @@ from beit.common.errors import BadSample, ResumableStop
 from beit.common.overview.report import automatic
 from beit.common.overview.report.automatic import write_report
 from beit.common.pages.pictures import picture_table, sheet
+from beit.common.training.judge import Diverged
 from beit.tests.toy_training import ToyTask, toy_config, train_toy
 
 
@@ -84,6 +85,12 @@ def test_a_training_reports_at_its_stop_and_at_its_end_after_the_last_save(tmp_p
     assert reports == [(False, True), (True, True)]
     assert (copy / "report.html").read_text() == "report 2"
     assert {path.name for path in (copy / "checkpoints").iterdir()} == {"step_6", "step_8"}
+
+
+def test_a_training_that_diverges_reports_as_at_a_stop(tmp_path, reports):
+    with pytest.raises(Diverged):
+        train_toy(tmp_path / "run", toy_config("bad_steps=[3, 4, 5, 6]"))
+    assert reports == [(False, True)] and (tmp_path / "run/report.html").read_text() == "report 1"
 
 
 def test_a_finished_run_keeps_its_report_and_gets_one_that_is_missing(tmp_path, reports):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -11,7 +14,7 @@ from beit.common.overview.report.page import report_page
 from beit.common.overview.report.run_files import read_run_files
 from beit.common.overview.report.section import Section, text
 from beit.tests.page_parts import PageParts
-from beit.tests.report_runs import ALL, fine_tuned, pretraining, tokenizer, write_run
+from beit.tests.report_runs import ALL, fine_tuned, pretraining, tokenizer, write_json, write_run
 
 
 @pytest.mark.parametrize("kind", ALL)
@@ -37,10 +40,71 @@ def test_runs_of_all_kinds_stand_on_one_page_each_in_its_colour(tmp_path: Path) 
         assert title in page.text
 
 
+def evaluated_twice(run: Path) -> Path:
+    """Let a run have had one more evaluation, with the same outcome."""
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    earlier = json.dumps(json.loads(lines[-1]) | {"step": 10})
+    (run / "metrics.jsonl").write_text("\n".join([lines[0], earlier, *lines[1:]]) + "\n")
+    return run
+
+
 def test_zero_lines_are_in_the_charts(tmp_path: Path) -> None:
-    html = report_page(read_run_files([pretraining(tmp_path / "a"), fine_tuned(tmp_path / "b")]))
+    paths = [evaluated_twice(pretraining(tmp_path / "a")), evaluated_twice(fine_tuned(tmp_path / "b"))]
+    html = report_page(read_run_files(paths))
     for line in ("unigram 8.00 bits", "neighbour 7.00 bits", "commonest word 5.0\u00a0%", "guessing 25.0\u00a0%"):
         assert f"{line}</text>" in html
+
+
+def test_what_was_measured_once_is_a_table_and_no_chart_of_a_dot(tmp_path: Path) -> None:
+    html = report_page(read_run_files([fine_tuned(tmp_path / "a"), fine_tuned(tmp_path / "b", top1=0.7)]))
+    learned = html[html.index('<h2 id="learning"') :].split("</section>")[0]
+    assert '<h3 class="of">top-1' not in learned and "Ringed" not in learned
+    text = re.sub("<[^>]*>", "|", learned).replace("\xa0", " ")
+    assert re.search(r"top-1 on validation images\|+80.0 %\|+70.0 %\|+guessing 25.0 %", text)
+    alone = report_page(read_run_files([pretraining(tmp_path / "c")]))
+    assert "unigram 8.00 bits; neighbour 7.00 bits" in alone and "unigram 8.00 bits</text>" not in alone
+
+
+def skip_steps(run: Path, steps: Sequence[int], *, at: float = 4e9) -> Path:
+    """Note steps that were not finite, by default after every start."""
+    file = run / "nonfinite.jsonl"
+    file.write_text("".join(json.dumps({"step": step}) + "\n" for step in steps))
+    os.utime(file, (at, at))
+    return run
+
+
+def test_a_run_that_diverged_says_so_with_the_way_out(tmp_path: Path) -> None:
+    run = skip_steps(pretraining(tmp_path / "run"), (3, 27, 28, 29, 30))
+    page = " ".join(PageParts(report_page(read_run_files([run]))).text.split())
+    assert "Pre-training, diverged at step 30 of 30" in page
+    assert "More than 3 steps in a row had a loss" in page
+    assert "nonfinite.jsonl" in page and "Lower optimizer.lr" in page
+
+
+def test_what_was_not_finite_is_no_number(tmp_path: Path) -> None:
+    run = pretraining(tmp_path / "run")
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    evaluation = json.dumps(json.loads(lines[-1]) | {"held_out_bits": None, "evaluation_seconds": 1.0})
+    (run / "metrics.jsonl").write_text("\n".join([*lines[:-1], evaluation]) + "\n")
+    description = json.loads((run / "encoder/config.json").read_text())
+    description["provenance"]["metrics"] |= {"held_out_bits": float("nan")}
+    write_json(run / "encoder/config.json", description)
+    page = PageParts(report_page(read_run_files([run]))).text
+    assert "not finite" in page and not re.search(r"\bnan\b", page)
+    assert "No evaluation came to a finite value" in page
+
+
+@pytest.mark.parametrize("steps", [(3, 27, 29, 30), (1, 2, 3, 4), (27, 28, 29, 27, 29)])
+def test_a_run_that_skipped_steps_and_went_on_has_not_diverged(steps: tuple[int, ...], tmp_path: Path) -> None:
+    run = skip_steps(pretraining(tmp_path / "run"), steps)
+    assert read_run_files([run])[0].divergence is None
+
+
+def test_a_run_started_again_after_it_diverged_is_at_work(tmp_path: Path) -> None:
+    run = skip_steps(pretraining(tmp_path / "run"), (28, 29, 30, 31))
+    assert read_run_files([run])[0].divergence is not None
+    skip_steps(run, (28, 29, 30, 31), at=0)  # long before the start that is recorded
+    assert read_run_files([run])[0].divergence is None
 
 
 def test_rate_waiting_and_memory_begin_at_zero(tmp_path: Path) -> None:

@@ -139,7 +139,7 @@ def pretrained(tmp_path, **settings):
 def test_what_a_run_lacks_is_drawn_from_what_is_there(tmp_path):
     run = pretrained(tmp_path)
     store = str(tmp_path / "store")
-    assert {name: words[:2] for name, words in missing(run)} == {
+    assert {name: words[:2] for name, words in missing(run, tmp_path)} == {
         "reconstruction": ["reconstruction", str(run.path)],
         "masks": ["masks", str(run.path)],
         "attention": ["attention", str(run.path)],
@@ -148,14 +148,14 @@ def test_what_a_run_lacks_is_drawn_from_what_is_there(tmp_path):
     (run.path / "pictures").mkdir()
     save_png(pairs(1), run.path / "pictures/masks.png")
     Image.new("RGB", (4, 4)).save(run.path / "reconstruction.png")  # of before
-    assert [name for name, _ in missing(run)] == ["reconstruction", "attention", "words"]
-    assert [name for name, _ in missing(pretrained(tmp_path / "other", **{"mask.mode": "none"}))] == [
+    assert [name for name, _ in missing(run, tmp_path)] == ["reconstruction", "attention", "words"]
+    assert [name for name, _ in missing(pretrained(tmp_path / "other", **{"mask.mode": "none"}), tmp_path)] == [
         "reconstruction",
         "attention",
         "words",
     ]
     (tmp_path / "store/store.json").unlink()
-    assert [*missing(run)] == []
+    assert [*missing(run, tmp_path)] == []
 
 
 def test_of_a_classifier_predictions_and_attention_are_drawn_unless_its_images_are_gone(tmp_path):
@@ -163,10 +163,10 @@ def test_of_a_classifier_predictions_and_attention_are_drawn_unless_its_images_a
     (tmp_path / "val").mkdir()
     kept = {"provenance": {"validation_data": str(tmp_path / "val")}}
     run = run_in(tmp_path / "run", kind="classification", origin={}, kept=kept)
-    assert [name for name, _ in missing(run)] == ["predictions", "attention"]
+    assert [name for name, _ in missing(run, tmp_path)] == ["predictions", "attention"]
     (tmp_path / "val").rmdir()
-    assert [*missing(run)] == []
-    assert [*missing(run_in(tmp_path / "run", kind="probe", origin={}, kept=kept))] == []
+    assert [*missing(run, tmp_path)] == []
+    assert [*missing(run_in(tmp_path / "run", kind="probe", origin={}, kept=kept), tmp_path)] == []
 
 
 def test_what_cannot_be_drawn_is_said_and_the_others_are_drawn(tmp_path, monkeypatch):

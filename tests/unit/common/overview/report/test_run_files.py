@@ -84,6 +84,7 @@ def test_too_many_runs_and_the_same_one_twice_are_refused(tmp_path: Path) -> Non
 @pytest.mark.parametrize("kind", ALL)
 def test_no_damage_to_a_document_costs_the_page(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("beit.common.overview.report.curves.line_svg", lambda *_, **__: "<svg></svg>")
+    monkeypatch.setattr("beit.common.overview.report.run_files._PATIENCE_SECONDS", 0.0)
     whole = ALL[kind](tmp_path / "whole")
     files = [path for path in whole.rglob("*") if path.is_file() and path.suffix in (".json", ".jsonl", ".toml")]
     for file in files:
@@ -96,6 +97,23 @@ def test_no_damage_to_a_document_costs_the_page(kind: str, tmp_path: Path, monke
             assert "</html>" in report_page(runs), (file, how)
             if how in ("cut", "no text"):
                 assert any(file.name in gap for gap in runs[0].gaps), (file, how)
+
+
+def test_a_run_that_is_being_written_has_no_gap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = pretraining(tmp_path / "run")
+    with (run / "metrics.jsonl").open("a") as metrics:
+        metrics.write('{"step": 40, "loss": 0.')  # half a line
+    description = run / "encoder/config.json"
+    content = description.read_bytes()
+
+    def is_there(seconds: float) -> None:
+        description.write_bytes(content)
+
+    description.write_bytes(content[:20])  # as where a folder is about to be put in another's place
+    monkeypatch.setattr("beit.common.overview.report.run_files.time.sleep", is_there)
+    (found,) = read_run_files([run])
+    assert not found.gaps and found.made["format"] == "beit-encoder" and found.step == 30
+    assert "0.<" not in report_page([found])
 
 
 def test_gaps_do_not_name_folders(tmp_path: Path) -> None:
