@@ -258,7 +258,7 @@ def foretell(plan: StorePlan, config: TokenizeConfig, store: str, *, ranks: int,
         logger.info(
             "expected: %s (%s)%s%s; %d views in %d shards",
             *(time, found.hardware.flops_source, memory, "" if ranks == 1 or not memory else " per rank"),
-            *(found.num_images * config.views, found.num_shards),
+            *(found.num_images * config.views, len(plan.shards)),
         )
         parts = (
             f"images {_bytes(images)}, tokens {_bytes(tokens)}" if images else "tokens; the images stay where they are"

@@ -28,6 +28,10 @@ CUT_PIXELS = 8_000_000
 """Of the tiles of a cut, unless one has more: 24 MB as RGB, and about half as much again encoded. Arbitrary."""
 
 
+_CUTS_PER_TAR = 4
+"""At least, so that tars become about equally large."""
+
+
 @dataclass(frozen=True, slots=True)
 class CutRef(SampleRef):
     """Some tiles of an image, or of one of its pages; key, label and path are those of the image."""
@@ -103,7 +107,7 @@ def _runs(found: Measured, rules: CutRules) -> Iterator[tuple[int, int]]:
         return
     step = rules.tiling.tile - rules.tiling.overlap
     high = min(rules.tiling.tile, found.size[1])
-    most = max(1, min(rules.most, CUT_PIXELS // (step * high)))
+    most = max(1, min(rules.most // _CUTS_PER_TAR, CUT_PIXELS // (step * high)))
     for row in range(rows):
         for column in range(0, columns, most):
             yield row * columns + column, min(most, columns - column)
