@@ -235,7 +235,6 @@ def _plan_packing(source: Source, config: TokenizeConfig) -> StorePlan:
         cuts = list_cuts(source, refs, shard_counts, rules)
         for cut in cuts:
             hasher.update(f"{cut.order_key}\0{cut.size}\0{cut.count}\0".encode())
-        _say_cuts(refs, cuts, config)
         groups = _group([(cut.order_key, cut.count, cut_bytes(cut, config)) for cut in cuts], config)
     else:
         groups = _group([(ref.key, 1, _image_bytes(ref, config)) for ref in refs], config)
@@ -284,7 +283,11 @@ def cut_bytes(cut: CutRef, config: TokenizeConfig) -> int:
     return cut.length if is_whole else cut.count * config.tile_bytes
 
 
-def _say_cuts(refs: list[SampleRef], cuts: list[CutRef], config: TokenizeConfig) -> None:
+def say_cuts(plan: StorePlan, config: TokenizeConfig) -> None:
+    """Say how many samples images become, where that may be several."""
+    if plan.catalogue is None or plan.catalogue.cuts is None:
+        return
+    refs, cuts = plan.catalogue.refs, plan.catalogue.cuts
     pages = {(cut.position, cut.page) for cut in cuts}
     parts = [count(len(refs), "image")]
     parts += [count(len(pages), "page")] if config.source.frame == "each" else []

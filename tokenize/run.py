@@ -38,7 +38,7 @@ from beit.tokenize.forecast import foretell
 from beit.tokenize.jobs import RankJobs, list_jobs
 from beit.tokenize.packing.pack import maker_of, pack_images, packed_manifests
 from beit.tokenize.parallel import Processes, Workers, worker_processes
-from beit.tokenize.plan import StorePlan, plan_store, warn_of_range
+from beit.tokenize.plan import StorePlan, plan_store, say_cuts, warn_of_range
 from beit.tokenize.setup import (
     begin_or_continue,
     build_info,
@@ -126,6 +126,8 @@ def run_tokenize(
         check_place(files)
         stamp_before = stat_if_there(files / INDEX_FILE)
         plan = plan_store(config, source, files.location)
+        if rank == 0:
+            say_cuts(plan, config)
         foretell(plan, config, files.location, ranks=ranks_here(world_size), speaks=rank == 0)
         if rank == 0 and not (files / STORE_FILE).exists():
             warn_of_range(plan, config)
