@@ -34,7 +34,7 @@ from beit.common.storage.paths import is_remote, join, query_of, resolve_referen
 from beit.common.storage.place import place_of
 from beit.common.storage.samples import shard_starts, spread_evenly
 from beit.tokenize.config import TokenizeConfig
-from beit.tokenize.packing.cuts import CutRef, CutRules, list_cuts
+from beit.tokenize.cutting.cuts import CutRef, CutRules, list_cuts
 
 logger = logging.getLogger(__name__)
 

@@ -1,8 +1,8 @@
 """Putting the images of a folder, list or Parquet file into tars of the store.
 
 What stands for an image is in `members.py`: its bytes as they came, or shrunk and encoded again, or the crops of its
-views. Large images, and files of several pages, become several samples (`cuts.py`, `pieces.py`). Which image goes where
-is decided in `tokenize/plan.py`; how containers are read in another order than theirs is in `spool.py`.
+views. Large images, and files of several pages, become several samples (`tokenize/cutting/`, `pieces.py`). Which image
+goes where is decided in `tokenize/plan.py`; how containers are read in another order than theirs is in `spool.py`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from beit.common.storage.documents import read_document, write_document
 from beit.common.storage.paths import is_remote, join
 from beit.common.storage.place import FilePart, Place
 from beit.common.storage.tar_walk import walk_tar
-from beit.tokenize.packing.cuts import CutRef, places_of
+from beit.tokenize.cutting.cuts import CutRef, places_of
 from beit.tokenize.packing.members import members_of
 from beit.tokenize.packing.pieces import FLAT_STD, Piece, pieces_of
 from beit.tokenize.packing.spool import ReadImage, Spool

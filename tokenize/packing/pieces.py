@@ -22,7 +22,7 @@ from beit.common.images.large.windows import Pixels, open_pixels
 from beit.common.shards.schema import StoreInfo
 from beit.common.sources.types import SampleRef
 from beit.common.storage.place import FilePart
-from beit.tokenize.packing.cuts import CutRef
+from beit.tokenize.cutting.cuts import CutRef
 from beit.tokenize.packing.members import encoded, is_kept, metadata_of
 from beit.tokenize.shards.crops import crop_suffix, crops_of
 from beit.tokenize.shards.encode import ViewMaker

@@ -19,7 +19,8 @@ from beit.common.sources.config import SourceConfig
 from beit.common.store import open_store
 from beit.tests.tiny_store import tiny_config, tokenize, tree_bytes, write_members
 from beit.tokenize.checking.verify import verify_store
-from beit.tokenize.packing import cuts, pack
+from beit.tokenize.cutting import cuts
+from beit.tokenize.packing import pack
 
 TILE, OVERLAP = 32, 8
 

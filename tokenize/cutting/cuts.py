@@ -3,7 +3,7 @@
 A cut is a run of tiles of one image that is made in one go: neighbours of a row, as many as are decoded together, where
 parts of the image can be decoded without the rest (`common/images/large/windows.py`); else all of the image. So memory
 stays bounded, each worker has something to do, and a tar of the store holds parts of many images. Making the tiles is
-`pieces.py`.
+`tokenize/packing/pieces.py`.
 """
 
 from __future__ import annotations
