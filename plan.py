@@ -132,7 +132,7 @@ class _Store:
 def answer(question: Question) -> Plan:
     """Ask every stage what it will take, and put the answers together."""
     hardware, number = question.hardware(), parse_count(question.images)
-    found = look_at(question.images) if number is None else only_counted(number)
+    found = look_at(question.images, **question.looking) if number is None else only_counted(number)
     case = Case(
         num_images=found.images.count,
         num_labels=question.num_labels,

@@ -261,6 +261,8 @@ def evaluate_command(
 @click.option("--overlays", is_flag=True, help="Beside masks: the classes laid over each image.")
 @click.option("--probabilities", is_flag=True, help="Beside masks: the probabilities of all classes, as npz.")
 @click.option("--values", metavar="FILE", help="In masks: the values this table gives the classes, not ids.")
+@click.option("--tile", type=int, metavar="PX", help="Cut images into squares of this side, and put together again.")
+@click.option("--overlap", type=int, default=0, metavar="PX", help="Pixels that neighbouring tiles share.")
 @source_options
 def predict_command(
     model: Path,
@@ -270,6 +272,8 @@ def predict_command(
     overlays: bool,
     probabilities: bool,
     values: str | None,
+    tile: int | None,
+    overlap: int,
     reading: Any,
 ) -> None:
     """Label the images of SOURCE with the classifier MODEL, or each of their pixels with the segmenter MODEL.
@@ -283,6 +287,8 @@ def predict_command(
     Masks: DIR/masks/PATH.png for each image, a palette PNG of class ids at the image's own size, and DIR/legend.json.
     Run the same command again to go on after an interruption.
 
+    With --tile, images of any size: a row for each tile and the mean of them, or one mask (docs/images.md).
+
     \b
     Examples:
       beit predict runs/flowers/model new-photos/ --out labels.csv
@@ -290,18 +296,24 @@ def predict_command(
     """
     from beit.common.vit.description import read_encoder_config
     from beit.finetune.prediction.predict import predict_to_file, refuse_mask_options
+    from beit.finetune.prediction.tiles import predict_tiles_to_file, tiling_of
 
+    tiling = tiling_of(model, tile, overlap)
     if read_encoder_config(model).task == "segmentation":
         from beit.finetune.prediction.masks import check_mask_options, predict_masks
 
-        folder = check_mask_options(model, out, features=features)
+        folder = check_mask_options(model, out, features=features, probabilities=probabilities, tiling=tiling)
         chosen = {"overlays": overlays, "probabilities": probabilities}
-        click.echo(predict_masks(model, source, out=folder, **chosen, values=values, settings=reading))
+        click.echo(predict_masks(model, source, out=folder, **chosen, values=values, tiling=tiling, settings=reading))
         names = ["masks", *(name for name, wanted in chosen.items() if wanted), "legend.json"]
         say_written(*(folder / name for name in names))
         return
     refuse_mask_options(model, overlays=overlays, probabilities=probabilities, values=values is not None)
-    predict_to_file(model, source, out=out, stdout=sys.stdout, features=features, settings=reading)
+    told: dict[str, Any] = {"out": out, "stdout": sys.stdout, "features": features, "settings": reading}
+    if tiling is not None:
+        predict_tiles_to_file(model, source, tiling, **told)
+    else:
+        predict_to_file(model, source, **told)
     say_written(out)
 
 

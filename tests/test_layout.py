@@ -36,7 +36,7 @@ RESTRICTED = {
     "jinja2": {"common/pages/html_page.py"},
     "markupsafe": {"common/pages/html_page.py"},
     "torchvision": set(),
-    "tifffile": {"common/images/readers/tiff.py"},
+    "tifffile": {"common/images/readers/tiff.py", "finetune/prediction/large_masks.py"},
     "pydicom": {"common/images/readers/dicom.py"},
     "pillow_heif": {"common/images/readers/heif.py"},
     "imagecodecs": {"common/images/readers/dicom.py", "common/images/readers/jxl.py"},

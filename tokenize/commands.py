@@ -120,6 +120,8 @@ def _say_survey(found: Survey, more: Sequence[tuple[str, Sequence[tuple[str, str
 @click.option("--patch-size", type=int, metavar="PX", help="Side of one ViT patch.  [default: 16]")
 @click.option("--seed", type=int, metavar="N", help="Seed of crops, flips and colours.  [default: 0]")
 @click.option("--short-side", type=int, metavar="PX", help="Shrink images to this short side when packing them.")
+@click.option("--tile", type=int, metavar="PX", help="Cut larger images into squares of this side, each a sample.")
+@click.option("--overlap", type=int, metavar="PX", help="Pixels that neighbouring tiles share.  [default: 0]")
 @click.option(
     "--materialize",
     is_flag=True,

@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 from beit.common.config import above, at_least, checked, within
 from beit.common.errors import require
+from beit.common.images.decoding import MAX_SIDE_PX
+from beit.common.images.large.tiles import Tiling
 from beit.common.runs.idle import Need
 from beit.common.shards.schema import Geometry, HeldOut
 from beit.common.sources.config import SourceConfig
@@ -20,6 +22,9 @@ MAX_JPEG_QUALITY = 95
 
 SHRUNK_JPEG_QUALITY = 95
 """Cropped and enlarged again, so errors would grow; at short side 256 that is about 42 kB per photo."""
+
+TILE_BYTES_PER_PIXEL, TILE_JPEG_BYTES_PER_PIXEL = 1.7, 0.5
+"""Of a tile of a photo as PNG, and as JPEG; decide how many make a tar."""
 
 CROP_JPEG_QUALITY = 90
 """Seen as it is, never enlarged; about 16 kB at 224 px, a seventh faster to decode than at 95 (docs/results.md)."""
@@ -50,8 +55,16 @@ class TokenizeConfig:
     """Shrink larger images to this short side in pixels while packing them; 0 keeps every image as it is."""
     materialize: bool = False
     """Store the K crops of an image, at img_size, instead of the image: less work per training view, more disk."""
+    tile: Annotated[int, within(f"[0, {MAX_SIDE_PX}]")] = 0
+    """Cut larger images into squares of this side in pixels while packing them; each becomes a sample. 0 cuts none."""
+    overlap: Annotated[int, at_least(0)] = 0
+    """Pixels that neighbouring tiles share."""
+    tile_min_std: Annotated[float, within("[0, 128)")] = 0.0
+    """Leave out tiles whose brightness has a smaller standard deviation, of 255: the background of slides; 0 keeps
+    all."""
     jpeg_quality: Annotated[int, within(f"[0, {MAX_JPEG_QUALITY}]")] = 0
-    """Of shrunk images and of materialised crops, 1 to 95 (Pillow's scale); 0 takes 95 and 90."""
+    """Of shrunk images, of materialised crops and of tiles, 1 to 95 (Pillow's scale); 0 takes 95 and 90, and of tiles
+    loses nothing."""
     shard_size: Annotated[int, at_least(1)] = 1000
     """Most images per packed tar."""
     shard_bytes: Annotated[int, at_least(1)] = 1 << 30
@@ -100,17 +113,47 @@ class TokenizeConfig:
             "of images; leave one out",
         )
         require(
-            not self.jpeg_quality or self.materialize or bool(self.short_side),
-            f"jpeg_quality ({self.jpeg_quality}) is for images that are encoded again; it needs short_side or "
+            not self.jpeg_quality or self.is_encoded_again,
+            f"jpeg_quality ({self.jpeg_quality}) is for images that are encoded again; it needs short_side, tile or "
             "materialize",
         )
+        require(
+            not (self.tile and self.short_side),
+            f"short_side ({self.short_side}) shrinks whole images, and tile ({self.tile}) cuts them at their own size; "
+            "leave one out",
+        )
+        if self.tile:
+            Tiling(self.tile, self.overlap)
+        for name in ("overlap", "tile_min_std"):
+            value = getattr(self, name)
+            require(bool(self.tile) or not value, f"{name} ({value}) is for tiles; it needs tile, such as --tile 1024")
 
     @property
     def stored_quality(self) -> int | None:
-        """JPEG quality of what is encoded again; None if images are stored as they come."""
+        """JPEG quality of what is encoded again; None if that is done without loss, or not at all."""
         if not (self.materialize or self.short_side):
-            return None
+            return self.jpeg_quality or None
         return self.jpeg_quality or (CROP_JPEG_QUALITY if self.materialize else SHRUNK_JPEG_QUALITY)
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether an image may become several samples: tiles, or pages."""
+        return self.tile > 0 or self.source.frame == "each"
+
+    @property
+    def is_encoded_again(self) -> bool:
+        """Whether images are stored otherwise than as they come."""
+        return self.materialize or self.short_side > 0 or self.is_cut
+
+    @property
+    def tile_bytes(self) -> int:
+        """Of a tile as it is stored, roughly: a photo, of which most are larger without loss than others."""
+        return round(self.tile**2 * (TILE_JPEG_BYTES_PER_PIXEL if self.jpeg_quality else TILE_BYTES_PER_PIXEL))
+
+    @property
+    def tiling(self) -> Tiling | None:
+        """How images are cut, if they are."""
+        return Tiling(self.tile, self.overlap) if self.tile else None
 
     @property
     def grid_size(self) -> int:

@@ -27,7 +27,7 @@ from beit.common.storage.paths import is_remote
 from beit.common.views import VIEW_DTYPE
 from beit.tokenize.config import TokenizeConfig as TokenizeConfig  # for who asks here, too
 from beit.tokenize.encoders import encoding_bytes, encoding_flops, vocabulary
-from beit.tokenize.plan import StorePlan
+from beit.tokenize.plan import StorePlan, cut_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -132,7 +132,7 @@ def forecast(
     hardware = hardware or this_machine()
     if hardware.device == "cuda" and config.dtype in ("auto", "float16"):  # whatever trainings take there
         hardware = hardware if hardware.precision == "bf16" else hardware.in_precision("fp16")
-    is_packed = is_packed or config.stored_quality is not None
+    is_packed = is_packed or config.is_encoded_again
     stored = _stored_bytes(config, mean_bytes) if is_packed else 0.0
     images = round(num_images * stored) if image_bytes is None else image_bytes
     if is_packed or num_shards is None:
@@ -141,7 +141,7 @@ def forecast(
     rate = _views_per_second(config, hardware, megapixels)
     views = num_images * config.views
     seconds = None if rate is None else views / rate
-    if seconds is not None and config.stored_quality is not None and not config.materialize:
+    if seconds is not None and config.is_encoded_again and not config.materialize:
         seconds += num_images * _SHRINKING * megapixels / hardware.cores
     if seconds is not None and is_packed:
         seconds += num_images * _PACKING + images / _PACKED_BYTES
@@ -164,8 +164,12 @@ def forecast(
 
 def store_bytes(plan: StorePlan, config: TokenizeConfig) -> tuple[int, int]:
     """Estimate what a store will take: bytes of images, which may stay where they are, and of tokens."""
-    refs = plan.catalogue.refs if plan.catalogue is not None else ()
-    images = sum(round(_stored_bytes(config, ref.length)) for ref in refs)
+    catalogue = plan.catalogue
+    if catalogue is not None and catalogue.cuts is not None:
+        images = sum(cut_bytes(cut, config) + cut.count * _member_bytes(_METADATA_BYTES) for cut in catalogue.cuts)
+    else:
+        refs = catalogue.refs if catalogue is not None else ()
+        images = sum(round(_stored_bytes(config, ref.length)) for ref in refs)
     return images, _count_images(plan) * _token_bytes(config)
 
 
@@ -195,6 +199,8 @@ def _stored_bytes(config: TokenizeConfig, length: float) -> float:
     """Return what an image of so many bytes takes in a packed tar, with what the tar says of it."""
     if config.materialize:
         return config.views * _member_bytes(_jpeg_bytes(config.img_size**2, *_CROPPED))
+    if config.tile:
+        return _member_bytes(_METADATA_BYTES) + _member_bytes(config.tile_bytes)
     shrunk = _member_bytes(_jpeg_bytes(_ASPECT * config.short_side**2, *_SHRUNK)) if config.short_side else math.inf
     return min(shrunk, _member_bytes(_METADATA_BYTES) + _member_bytes(length))
 
@@ -270,7 +276,7 @@ def foretell(plan: StorePlan, config: TokenizeConfig, store: str, *, ranks: int,
         ranks: At work on this machine, as far as it is known.
         speaks: Whether this rank says it.
     """
-    found = forecast_of(plan, config, ranks=ranks)
+    found = forecast_of(plan, config, ranks=ranks, megapixels=config.tile**2 / 1e6 if config.tile else PHOTO_MEGAPIXELS)
     images, tokens, total = found.image_bytes, found.token_bytes, found.total_bytes
     left, room = total, ""
     if not is_remote(store):
@@ -296,7 +302,7 @@ def foretell(plan: StorePlan, config: TokenizeConfig, store: str, *, ranks: int,
         logger.info(
             "expected: %s (%s)%s%s; %d views in %d shards",
             *(time, found.hardware.flops_source, memory, "" if ranks == 1 or not memory else " per rank"),
-            *(found.num_images * config.views, found.num_shards),
+            *(found.num_images * config.views, len(plan.shards)),
         )
         parts = (
             f"images {_bytes(images)}, tokens {_bytes(tokens)}" if images else "tokens; the images stay where they are"
@@ -327,7 +333,7 @@ def _refuse_or_warn(words: str, config: TokenizeConfig, *, speaks: bool, is_sure
 
 def _count_images(plan: StorePlan) -> int:
     if plan.catalogue is not None:
-        return len(plan.catalogue.refs)
+        return plan.catalogue.num_samples
     first = plan.source.shards[0]
     if not isinstance(first, TarShard) or is_remote(first.location) or not first.size:
         return len(plan.shards) * _USUAL_TAR_IMAGES

@@ -19,9 +19,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from beit.common.errors import InputError
+from beit.common.errors import InputError, require
 from beit.common.images.decoding import DEFAULTS
 from beit.common.images.depth import NUM_FOR_PERCENTILES, find_range, num_looked_at, warn_of_idle_range
+from beit.common.pages.numbers import count
 from beit.common.rng import stable_hash64
 from beit.common.shards.schema import IMAGES_DIR, STORE_FILE, Packing, SourceInfo, StoreInfo
 from beit.common.sources.labels import stored_label
@@ -33,6 +34,7 @@ from beit.common.storage.paths import is_remote, join, query_of, resolve_referen
 from beit.common.storage.place import place_of
 from beit.common.storage.samples import shard_starts, spread_evenly
 from beit.tokenize.config import TokenizeConfig
+from beit.tokenize.cutting.cuts import CutRef, CutRules, list_cuts
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +65,19 @@ class Catalogue:
     shard_counts: list[int]
     """Images in each source shard."""
     groups: list[NDArray[np.int64]]
-    """For each tar to be packed, positions of its images, in packing order."""
+    """For each tar to be packed, positions of its images, or of its cuts, in packing order."""
+    cuts: list[CutRef] | None = None
+    """What images become, in source order, where one may become several samples; None where each is a sample."""
+
+    @property
+    def num_samples(self) -> int:
+        """Samples that all images become."""
+        return sum(map(self.num_samples_in, range(len(self.groups))))
+
+    def num_samples_in(self, group: int) -> int:
+        """Samples of one tar."""
+        positions = self.groups[group]
+        return len(positions) if self.cuts is None else sum(self.cuts[number].count for number in positions.tolist())
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +113,7 @@ def plan_store(config: TokenizeConfig, spec: str, store: str) -> StorePlan:
     is_listed_by_name = spec.lower().endswith((".txt", ".csv"))  # the store cannot become part of the source
     if source.kind == "files" and not is_listed_by_name and _is_inside(store, source.root):
         raise InputError(f"store ({store}) must not lie inside the source ({source.root}); choose another folder")
-    is_referenced = source.kind == "tar" and config.stored_quality is None
+    is_referenced = source.kind == "tar" and not config.is_encoded_again
     plan = _plan_reference(source, store) if is_referenced else _plan_packing(source, config)
     source_info = replace(
         plan.source_info,
@@ -213,10 +227,20 @@ def _plan_packing(source: Source, config: TokenizeConfig) -> StorePlan:
         refs = _with_unique_keys(refs, np.repeat(scopes, shard_counts).tolist())
     for ref in refs:
         hasher.update(f"{ref.key}\0{ref.length}\0{stored_label(ref.label)}\0{ref.path}\0".encode())
-    groups = _group(refs, config)
+    require(bool(refs), "the source has no images")
+    cuts: list[CutRef] | None = None
+    if config.is_cut:
+        most = min(config.shard_size, max(1, config.shard_bytes // max(1, config.tile_bytes)))
+        rules = CutRules(config.tiling, config.source.decoding, most)
+        cuts = list_cuts(source, refs, shard_counts, rules)
+        for cut in cuts:
+            hasher.update(f"{cut.order_key}\0{cut.size}\0{cut.count}\0".encode())
+        groups = _group([(cut.order_key, cut.count, cut_bytes(cut, config)) for cut in cuts], config)
+    else:
+        groups = _group([(ref.key, 1, _image_bytes(ref, config)) for ref in refs], config)
     stems = [f"{number:06d}-{PACKED_STEM}" for number in range(len(groups))]
     shards = [PlannedShard(stem=stem, image_file=f"{stem}.tar") for stem in stems]
-    catalogue = Catalogue(refs, shard_counts, groups)
+    catalogue = Catalogue(refs, shard_counts, groups, cuts)
     packing = Packing(
         shard_size=config.shard_size,
         shard_bytes=config.shard_bytes,
@@ -224,6 +248,9 @@ def _plan_packing(source: Source, config: TokenizeConfig) -> StorePlan:
         keep_order=config.keep_order,
         materialize=config.materialize,
         jpeg_quality=config.stored_quality,
+        tile=config.tile,
+        overlap=config.overlap,
+        tile_min_std=config.tile_min_std,
     )
     info = SourceInfo(
         kind=source.kind,
@@ -244,23 +271,56 @@ def _with_unique_keys(refs: list[SampleRef], scopes: list[str]) -> list[SampleRe
     ]
 
 
-def _group(refs: list[SampleRef], config: TokenizeConfig) -> list[NDArray[np.int64]]:
-    """Cut all images into groups of nearly equal count, none above `shard_size` images or `shard_bytes`."""
-    if not refs:
-        raise InputError("the source has no images")
-    order = np.arange(len(refs), dtype=np.int64)
-    if not config.keep_order:
-        hashes = np.array([stable_hash64(config.seed, "pack", ref.key) for ref in refs], dtype=np.uint64)
-        order = np.argsort(hashes, kind="stable")
-    num_groups = -(-len(refs) // config.shard_size)
-    most = -(-len(refs) // num_groups)
-    lengths = np.array([ref.length for ref in refs], dtype=np.int64)[order]
+def _image_bytes(ref: SampleRef, config: TokenizeConfig) -> int:
+    return round(config.views * config.img_size**2 * CROP_BYTES_PER_PIXEL) if config.materialize else ref.length
+
+
+def cut_bytes(cut: CutRef, config: TokenizeConfig) -> int:
+    """Estimate what the samples of a cut take in a packed tar."""
     if config.materialize:
-        lengths[:] = round(config.views * config.img_size**2 * CROP_BYTES_PER_PIXEL)
-    groups, start, num_bytes = [], 0, 0
-    for position, length in enumerate(lengths.tolist()):
-        if position > start and (position - start >= most or num_bytes + length > config.shard_bytes):
-            groups.append(order[start:position])
-            start, num_bytes = position, 0
-        num_bytes += length
+        return cut.count * _image_bytes(cut, config)
+    is_whole = cut.size is None or not config.tile or max(cut.size) <= config.tile
+    return cut.length if is_whole else cut.count * config.tile_bytes
+
+
+def say_cuts(plan: StorePlan, config: TokenizeConfig) -> None:
+    """Say how many samples images become, where that may be several."""
+    if plan.catalogue is None or plan.catalogue.cuts is None:
+        return
+    refs, cuts = plan.catalogue.refs, plan.catalogue.cuts
+    pages = {(cut.position, cut.page) for cut in cuts}
+    parts = [count(len(refs), "image")]
+    parts += [count(len(pages), "page")] if config.source.frame == "each" else []
+    if config.tile:
+        parts.append(f"{count(sum(cut.count for cut in cuts), 'sample')} of at most {config.tile} x {config.tile} px")
+    logger.info("%s", ", ".join(parts))
+    if config.tile and config.tile < config.img_size:
+        logger.warning(
+            "tile (%d) is smaller than img_size (%d), so that every view is enlarged; name a larger tile",
+            config.tile,
+            config.img_size,
+        )
+
+
+def _group(items: list[tuple[str, int, int]], config: TokenizeConfig) -> list[NDArray[np.int64]]:
+    """Cut all images, or parts of images, into groups of nearly equal count.
+
+    Args:
+        items: What the order is a hash of, samples, and bytes of each; none of more than `shard_size` samples.
+        config: No group is above `shard_size` samples or `shard_bytes`.
+    """
+    order = np.arange(len(items), dtype=np.int64)
+    if not config.keep_order:
+        hashes = np.array([stable_hash64(config.seed, "pack", key) for key, _, _ in items], dtype=np.uint64)
+        order = np.argsort(hashes, kind="stable")
+    total = sum(samples for _, samples, _ in items)
+    num_groups = -(-total // config.shard_size)
+    most = -(-total // num_groups)
+    groups, start, num_samples, num_bytes = [], 0, 0, 0
+    for place, number in enumerate(order.tolist()):
+        _, samples, length = items[number]
+        if place > start and (num_samples + samples > most or num_bytes + length > config.shard_bytes):
+            groups.append(order[start:place])
+            start, num_samples, num_bytes = place, 0, 0
+        num_samples, num_bytes = num_samples + samples, num_bytes + length
     return [*groups, order[start:]]

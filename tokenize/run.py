@@ -22,7 +22,7 @@ from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from beit.common.errors import InputError, ResumableStop, RunFailed, require
 from beit.common.processes.cores import available_cores, ranks_here, return_freed_memory
@@ -38,9 +38,9 @@ from beit.common.sources.glance.transparency import warn_of_hidden_colours
 from beit.tokenize.config import TokenizeConfig, needs
 from beit.tokenize.forecast import foretell
 from beit.tokenize.jobs import RankJobs, list_jobs
-from beit.tokenize.packing.pack import members_of, pack_images, packed_manifests
+from beit.tokenize.packing.pack import maker_of, pack_images, packed_manifests
 from beit.tokenize.parallel import Processes, Workers, worker_processes
-from beit.tokenize.plan import StorePlan, plan_store, warn_of_range
+from beit.tokenize.plan import StorePlan, plan_store, say_cuts, warn_of_range
 from beit.tokenize.setup import (
     begin_or_continue,
     build_info,
@@ -128,6 +128,8 @@ def run_tokenize(
         check_place(files)
         stamp_before = stat_if_there(files / INDEX_FILE)
         plan = plan_store(config, source, files.location)
+        if rank == 0:
+            say_cuts(plan, config)
         foretell(plan, config, files.location, ranks=ranks_here(world_size), speaks=rank == 0)
         if rank == 0 and not (files / STORE_FILE).exists():
             warn_of_range(plan, config)
@@ -149,6 +151,7 @@ def run_tokenize(
             # One rank packs while the others on this machine wait, so their cores are free.
             packed = _pack(plan, files, info, config, stop, leases) if plan.catalogue is not None else {}
             jobs = list_jobs(plan, files, info, packed)
+            num_blank = sum(manifest.num_blank for manifest in packed.values())
             del plan, packed  # the list of all images may be large
             return_freed_memory()
             maker: ImageMaker = CropMaker.of_store(info) if info.is_materialized else ViewMaker.of_store(info)
@@ -159,7 +162,7 @@ def run_tokenize(
             return_freed_memory()
             stems = [job.stem for job in jobs]
             finished = finish_store(files, stems, leases, budget=budget, stamp_before=stamp_before)
-        return _summarise(config, files.location, finished, report)
+        return _summarise(config, files.location, finished, report, num_blank)
 
 
 def _pack(
@@ -179,15 +182,15 @@ def _pack(
     if len(found) == len(plan.shards):
         return found
     num_workers = config.workers or available_cores()
-    making: AbstractContextManager[Processes[dict[str, bytes]] | None] = nullcontext()
-    if config.stored_quality is not None:  # images that are stored as they come are only read
-        making = worker_processes(partial(members_of, info=info), config, num_workers)
+    making: AbstractContextManager[Processes[Any] | None] = nullcontext()
+    if config.is_encoded_again:  # images that are stored as they come are only read
+        making = worker_processes(partial(maker_of(info), info=info), config, num_workers)
     with making as processes, Workers(num_workers, stop) as workers, leases.step("pack"):
         return pack_images(plan, files, info, workers, processes, found)
 
 
 def _summarise(
-    config: TokenizeConfig, store: str, finished: FinishedStore | None, report: RankReport
+    config: TokenizeConfig, store: str, finished: FinishedStore | None, report: RankReport, num_blank: int
 ) -> TokenizeSummary:
     rows = finished.rows if finished else []
     return TokenizeSummary(
@@ -198,6 +201,8 @@ def _summarise(
         num_samples=sum(row.num_samples for row in rows),
         num_held_out=sum(row.num_held_out for row in rows),
         skipped=finished.skipped if finished else Counter(),
+        num_blank=num_blank,
+        is_cut=config.is_cut,
         token_bytes=sum(row.token_bytes for row in rows),
         reports=(report,),
     )

@@ -45,6 +45,10 @@ class TokenizeSummary:
     """Of those, kept from pre-training."""
     skipped: Counter[str] = field(default_factory=Counter)
     """Images without tokens, by reason."""
+    num_blank: int = 0
+    """Tiles that were left out because they are next to one colour."""
+    is_cut: bool = False
+    """Whether one image may have become several samples."""
     token_bytes: int = 0
     """Size of all token tars."""
     reports: tuple[RankReport, ...] = ()
@@ -91,10 +95,14 @@ class TokenizeSummary:
         """Return the lines a user sees at the end."""
         if not self.is_complete:
             return f"{self.store}: another run does a damaged shard again and finishes the store"
+        what = "samples" if self.is_cut else "images"
         rows = [
             ("store", self.store),
             ("shards", f"{self.num_shards} ({self.num_shards_kept} were finished before)"),
-            ("images", f"{self.num_samples} usable, {self.num_held_out} of them held out"),
+            (
+                "samples" if self.is_cut else "images",
+                f"{self.num_samples} usable, {self.num_held_out} of them held out",
+            ),
             ("views", self._views_text()),
             (
                 "token files",
@@ -103,7 +111,9 @@ class TokenizeSummary:
         ]
         if self.skipped:
             reasons = ", ".join(f"{count} {reason}" for reason, count in self.skipped.most_common())
-            rows.insert(3, ("skipped", f"{self.skipped.total()} images: {reasons}"))
+            rows.insert(3, ("skipped", f"{self.skipped.total()} {what}: {reasons}"))
+        if self.num_blank:
+            rows.insert(3, ("left out", f"{self.num_blank} tiles next to one colour (tile_min_std)"))
         if self.num_images_done:
             views_per_second = self.images_per_second * self.views
             rate = f"{format_rate(self.images_per_second)} images/s" + (

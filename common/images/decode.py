@@ -18,11 +18,12 @@ from PIL import Image, UnidentifiedImageError
 from beit.common.errors import LFS_ADVICE, BadSample, is_lfs_pointer
 from beit.common.images.alpha import laid_over, opacity_of
 from beit.common.images.channels import image_of, pick_channels
-from beit.common.images.decoding import GREY, MAX_IMAGE_BYTES, MAX_PIXELS, MAX_SIDE_PX, USUAL, Decoding
+from beit.common.images.decoding import GREY, MAX_IMAGE_BYTES, MAX_PIXELS, MAX_SIDE_PX, USUAL, Decoding, Frame
 from beit.common.images.formats import OTHER_NAMES, Reader, format_of
 from beit.common.images.jpeg import has_filler
 from beit.common.images.orientation import transpose_of
 from beit.common.images.ranges import to_8_bit
+from beit.common.images.readers.claims import frame_number, too_large
 from beit.common.images.readers.deep_png import is_deep_colour, read_deep_colour
 from beit.common.images.samples import Samples, samples_of_8_bit
 
@@ -38,7 +39,9 @@ warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
-def decode_image(data: bytes, decoding: Decoding = USUAL, *, apply_exif: bool = True) -> Image.Image:
+def decode_image(
+    data: bytes, decoding: Decoding = USUAL, *, apply_exif: bool = True, reduction: int = 1
+) -> Image.Image:
     """Decode an image of any format (`formats.py`) to 8-bit RGB, or grey where that is asked for.
 
     Of an animation that is its first frame.
@@ -50,6 +53,8 @@ def decode_image(data: bytes, decoding: Decoding = USUAL, *, apply_exif: bool = 
         data: The encoded image.
         decoding: How its values become pixels, and up to which size.
         apply_exif: Turn and mirror the pixels as the EXIF orientation asks.
+        reduction: Of a JPEG, decode it at a half (2), a quarter (4) or an eighth (8) of its size; what is admitted is
+            then the reduced size, unless the file is progressive, which libjpeg holds as a whole.
     Returns:
         Image of mode "RGB", or "L" where `decoding.num_channels` is 1, loaded, both sides in [1, 65535] px.
     Raises:
@@ -58,30 +63,26 @@ def decode_image(data: bytes, decoding: Decoding = USUAL, *, apply_exif: bool = 
     """
     is_plain = isinstance(decoding.channels, str) and replace(decoding, channels="rgb").is_usual
     if is_plain and _reader_of(data) is None:
-        image = load_image(data, max_pixels=decoding.max_pixels)
+        image = load_image(data, max_pixels=decoding.max_pixels, reduction=reduction)
         with _in_words(data):
             return (as_grey if decoding.channels == "grey" else as_rgb)(image, apply_exif=apply_exif)
     if not decoding.value_range.is_resolved:
         raise ValueError(f"the values of {decoding.value_range} are to be found before images are decoded")
-    samples = chosen_samples(data, decoding, apply_exif=apply_exif)
+    samples = read_samples(data, decoding, apply_exif=apply_exif, reduction=reduction)
     with _in_words(data):
-        # Laid on its background after its values were mapped: white is 255, whatever value becomes so. Then mixed to
-        # grey, as Pillow mixes colours.
-        image = image_of(laid_over(to_8_bit(samples, decoding.value_range), samples, decoding.alpha))
-        return image.convert("L" if decoding.num_channels == GREY else "RGB")
+        return to_image(samples, decoding)
 
 
-def chosen_samples(data: bytes, decoding: Decoding, *, apply_exif: bool = True) -> Samples:
-    """Decode an image to the values of its file, of the channels that are wanted.
+def to_image(samples: Samples, decoding: Decoding) -> Image.Image:
+    """Pick channels, map values to 8 bits, lay what is transparent on its background; mode "RGB" or "L"."""
+    # Bands are picked first, so that nothing depends on the others. The background comes after the range: white is 255,
+    # whatever value becomes so. Colours are mixed to grey last, as Pillow mixes them.
+    samples = pick_channels(samples, decoding.channels)
+    image = image_of(laid_over(to_8_bit(samples, decoding.value_range), samples, decoding.alpha))
+    return image.convert("L" if decoding.num_channels == GREY else "RGB")
 
-    Raises:
-        BadSample: as `decode_image` does.
-    """
-    # Bands are picked first, so that nothing depends on the others.
-    return pick_channels(read_samples(data, decoding, apply_exif=apply_exif), decoding.channels)
 
-
-def read_samples(data: bytes, decoding: Decoding = USUAL, *, apply_exif: bool = True) -> Samples:
+def read_samples(data: bytes, decoding: Decoding = USUAL, *, apply_exif: bool = True, reduction: int = 1) -> Samples:
     """Decode an image, or the frame that is wanted of several, to the values that its file holds.
 
     Raises:
@@ -91,7 +92,7 @@ def read_samples(data: bytes, decoding: Decoding = USUAL, *, apply_exif: bool = 
     if reader is not None:
         with _in_words(data):
             return reader.read(data, decoding)  # turned by the reader: their orientation is no afterthought of EXIF
-    image = load_image(data, max_pixels=decoding.max_pixels)
+    image = load_image(data, max_pixels=decoding.max_pixels, reduction=reduction, frame=decoding.frame)
     with _in_words(data):
         if decoding.value_range.needs_values and is_deep_colour(data):
             return _deep_samples(data, image, apply_exif=apply_exif)
@@ -129,13 +130,22 @@ def _samples_of(image: Image.Image) -> Samples:
     return samples_of_8_bit(np.asarray(image if image.mode == wanted else image.convert(wanted)), opacity)
 
 
-def load_image(data: bytes, *, max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] = _FORMATS) -> Image.Image:
+def load_image(
+    data: bytes,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    formats: tuple[str, ...] = _FORMATS,
+    reduction: int = 1,
+    frame: Frame = "first",
+) -> Image.Image:
     """Decode a JPEG, PNG or WebP image as it is: in its own mode, not turned.
 
     Args:
         data: The encoded image.
         max_pixels: Largest accepted width x height.
         formats: What it may be, as Pillow calls it.
+        reduction: Of a JPEG, see `decode_image`.
+        frame: Of an animation, or of a file with several pictures.
     Raises:
         BadSample: as `decode_image` does.
     """
@@ -145,11 +155,11 @@ def load_image(data: bytes, *, max_pixels: int = MAX_PIXELS, formats: tuple[str,
         raise BadSample("too-large", f"{len(data)} bytes, at most {MAX_IMAGE_BYTES}")
     with _in_words(data):
         try:
-            return _load(data, max_pixels, (*formats, *_formats_besides(data)))
+            return _load(data, max_pixels, (*formats, *_formats_besides(data)), reduction, frame)
         except ValueError as error:
             if not data.startswith(_PNG_START) or not any(limit in str(error) for limit in _PNG_TEXT_LIMITS):
                 raise
-            return _load(_without_text(data), max_pixels, formats)
+            return _load(_without_text(data), max_pixels, formats, reduction, frame)
 
 
 def _formats_besides(data: bytes) -> tuple[str, ...]:
@@ -190,6 +200,7 @@ def size_of_image(data: bytes) -> tuple[tuple[int, int], Image.Transpose | None]
     """
     # To look for EXIF data, Pillow decodes a PNG that has none before its pixels.
     is_upright = data.startswith(_PNG_START) and not any(word in data for word in (b"eXIf", _PNG_ORIENTATION))
+    _admit_headers(MAX_SIDE_PX**2)
     try:
         reader = _reader_of(data)
         if reader is not None:
@@ -200,21 +211,39 @@ def size_of_image(data: bytes) -> tuple[tuple[int, int], Image.Transpose | None]
         return None
 
 
-def _load(data: bytes, max_pixels: int, formats: tuple[str, ...]) -> Image.Image:
-    if max_pixels > (Image.MAX_IMAGE_PIXELS or max_pixels):
-        Image.MAX_IMAGE_PIXELS = max_pixels  # the check below is the stricter one
+def num_frames(data: bytes) -> int:
+    """Return how many pictures a file has that Pillow reads, by its headers; 1 where that cannot be read."""
+    try:
+        with Image.open(io.BytesIO(data), formats=(*_FORMATS, *_formats_besides(data))) as image:
+            return int(getattr(image, "n_frames", 1))
+    except Exception:  # as many types as above
+        return 1
+
+
+def _admit_headers(pixels: int) -> None:
+    """Let Pillow open images of so many pixels, which decodes none of them; `_load` refuses what is not admitted."""
+    if pixels > (Image.MAX_IMAGE_PIXELS or pixels):
+        Image.MAX_IMAGE_PIXELS = pixels
+
+
+def _load(data: bytes, max_pixels: int, formats: tuple[str, ...], reduction: int, frame: Frame) -> Image.Image:
+    _admit_headers(max_pixels if reduction == 1 else MAX_SIDE_PX**2)
     image: Image.Image = Image.open(io.BytesIO(data), formats=formats)
+    if frame != "first":
+        image.seek(frame_number(frame, int(getattr(image, "n_frames", 1))))
     width, height = image.size
+    if reduction > 1:
+        image.draft(None, (width // reduction, height // reduction))  # type: ignore[arg-type]
+        if not image.info.get("progressive"):
+            width, height = image.size
     if width * height > max_pixels:
-        raise BadSample(
-            "bomb",
-            f"{width} x {height} px, more than {max_pixels / 1e6:g} megapixels; if you trust the source, "
-            "source.max_megapixels admits more",
-        )
+        is_progressive = reduction > 1 and image.info.get("progressive")
+        why = "; it is progressive, and libjpeg holds such a file as a whole at any scale" if is_progressive else ""
+        raise BadSample("bomb", too_large(width, height, max_pixels) + why)
     if max(width, height) > MAX_SIDE_PX:
         raise BadSample("too-large", f"{width} x {height} px, at most {MAX_SIDE_PX} px per side")
     image.load()
-    if image.format in ("JPEG", "MPO") and has_filler(data, image):
+    if image.format in ("JPEG", "MPO") and frame == "first" and has_filler(data, image):
         raise BadSample("truncated", "the pixel data end early; the rest would be grey")
     return image
 

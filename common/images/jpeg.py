@@ -116,6 +116,9 @@ def has_filler(data: bytes, image: Image.Image) -> bool:
     if _is_arithmetic(data):
         return False  # such a decoder reads on behind its data, whether they are complete or not
     with Image.open(io.BytesIO(lengthen_scans(data)), formats=("JPEG",)) as longer:
+        scale = round(longer.width / image.width)
+        if scale > 1:
+            longer.draft(None, (longer.width // scale, longer.height // scale))  # type: ignore[arg-type]
         return longer.tobytes() != image.tobytes()
 
 

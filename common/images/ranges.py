@@ -140,6 +140,9 @@ def map_to_8_bit(values: NDArray[Any], low: float, high: float) -> NDArray[np.ui
     """
     import numpy as np
 
+    if values.dtype == np.uint8 and (low, high) == (0, 255):  # large windows are quicker uncopied
+        unchanged: NDArray[np.uint8] = values
+        return unchanged
     if values.dtype.kind in "ub" and values.dtype.itemsize <= 2:  # a table of all values there are is quicker
         table = _as_8_bit(np.arange(1 << 8 * values.dtype.itemsize), low, high)
         pixels: NDArray[np.uint8] = table[values.astype(np.uint8) if values.dtype.kind == "b" else values]

@@ -47,6 +47,9 @@ LATER_SETTINGS = {
     "exif_orientation": '"applied"',
     "packing.materialize": "false",
     "packing.jpeg_quality": "null",
+    "packing.tile": "0",
+    "packing.overlap": "0",
+    "packing.tile_min_std": "0.0",
     "source.max_megapixels": "64.0",
     "source.image_member": "null",
     "source.range": '"dtype"',
@@ -107,7 +110,14 @@ class Packing:
     materialize: bool = False
     """True: not the images are stored but their K crops at img_size, flipped and coloured already."""
     jpeg_quality: int | None = None
-    """Of what was encoded again, on Pillow's scale to 95; None where images were stored as they came."""
+    """Of what was encoded again, on Pillow's scale to 95; None where images were stored as they came, or without
+    loss, as tiles are."""
+    tile: int = 0
+    """Images that are larger, in px, were cut into tiles of this side; 0 cut none."""
+    overlap: int = 0
+    """Pixels that neighbouring tiles share."""
+    tile_min_std: float = 0.0
+    """Tiles whose brightness has a smaller standard deviation, of 255, were left out; 0 kept all."""
 
 
 @checked("source")
@@ -218,9 +228,15 @@ class StoreInfo:
         return self.packing is not None and self.packing.materialize
 
     @property
+    def is_cut(self) -> bool:
+        """True if one image may have become several samples: tiles, or pages."""
+        return self.packing is not None and (self.packing.tile > 0 or self.source.frame == "each")
+
+    @property
     def decoding(self) -> Decoding:
         """How the images are decoded that the shards hold: those that packing encoded again are 8-bit already."""
-        is_encoded_again = self.packing is not None and (self.packing.materialize or self.packing.short_side > 0)
+        packing = self.packing
+        is_encoded_again = packing is not None and (packing.materialize or packing.short_side > 0 or self.is_cut)
         return self.source.decoding.of_packed() if is_encoded_again else self.source.decoding
 
     @property
@@ -348,7 +364,9 @@ class ImageShardManifest:
     num_samples: Count
     """Images in the tar."""
     skipped: tuple[SkippedSample, ...] = ()
-    """Source images that could not be packed."""
+    """Source images, or tiles of them, that could not be packed."""
+    num_blank: Count = 0
+    """Tiles that were left out because they are next to one colour."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

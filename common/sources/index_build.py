@@ -73,6 +73,11 @@ def build_index(
         settings: Which images are read.
     """
     settings = settings or SourceConfig()
+    require(
+        settings.frame != "each",
+        "source.frame (each) makes samples of pages, which beit tokenize packs (docs/images.md); here name one of "
+        "them, such as 0, first or middle",
+    )
     source = open_source(spec, label_column=label_column, for_classes=for_classes, image_member=settings.image_member)
     name, _ = split_query(str(spec))  # a signature must not stand in messages
     return index_source(source, name=name, cache_dir=cache_dir, decoding=settings.decoding)

@@ -13,8 +13,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from beit.common.storage.paths import relative_to
-from beit.common.storage.place import FileStat
+from beit.common.storage.paths import is_remote, join, relative_to
+from beit.common.storage.place import FilePart, FileStat
 
 SourceKind = Literal["tar", "parquet", "files"]
 
@@ -102,6 +102,15 @@ class Source:
     """Where the labels stand, for messages; empty where there are none."""
     is_chosen: bool = False
     """Whether a list names the images one by one, so that none of them is left out unasked."""
+
+
+def place_in(shard: SourceShard, ref: SampleRef) -> FilePart | None:
+    """Return where the bytes of an image lie, to be read in parts; None where the container has to be read in order."""
+    if shard.kind == "files":
+        return FilePart(join(shard.location, ref.path))
+    if shard.kind == "tar" and not is_remote(shard.location):
+        return FilePart(shard.location, ref.offset, ref.length)
+    return None
 
 
 def packed_key(path: str, *, scope: str = "") -> str:

@@ -9,9 +9,11 @@ and nothing is open. Not here: what a user's pattern matches (`matching.py`), ke
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator, Sequence
-from typing import IO, NamedTuple, TypeVar
+from typing import IO, BinaryIO, NamedTuple, TypeVar, cast
 
+from beit.common.errors import BadSample, InputError
 from beit.common.storage.answers import FileStat, MissingFile, RemoteError
 from beit.common.storage.local_place import LocalPlace
 from beit.common.storage.paths import is_remote
@@ -20,6 +22,7 @@ from beit.common.storage.threads import threads
 
 __all__ = [
     "ByteRange",
+    "FilePart",
     "FileStat",
     "MissingFile",
     "Place",
@@ -122,3 +125,61 @@ def _coalesce(ranges: Sequence[ByteRange]) -> Iterator[_Request]:
 
 def _read(request: _Request) -> bytes:
     return place_of(request.location).read_range(request.start, request.end)
+
+
+class FilePart(NamedTuple):
+    """A file, or some of its bytes, to be opened as a file of its own."""
+
+    location: str
+    """Path or URL."""
+    start: int = 0
+    length: int | None = None
+    """None for all of the file."""
+
+    def open(self) -> BinaryIO:
+        """Open it as a file of its own.
+
+        Raises:
+            BadSample: it is gone, or cannot be read.
+        """
+        try:
+            file = place_of(self.location).open(read_ahead=False)
+        except OSError as error:
+            raise BadSample("unreadable", f"{self.location}: {error}") from None
+        except InputError as error:
+            if is_remote(self.location):  # no fault of the image, which must not be given up
+                raise
+            raise BadSample("unreadable", f"{self.location}: {error}") from None
+        if self.length is None:
+            return file
+        return cast(BinaryIO, io.BufferedReader(_Part(file, self.start, self.length)))
+
+
+class _Part(io.RawIOBase):
+    """Some bytes of a file as a file of their own, which closes it."""
+
+    def __init__(self, file: BinaryIO, start: int, length: int) -> None:
+        self._file, self._start, self._length, self._place = file, start, length, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._length}[whence]
+        self._place = max(0, origin + offset)
+        return self._place
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        count = max(0, min(len(buffer), self._length - self._place))
+        self._file.seek(self._start + self._place)
+        data = self._file.read(count)
+        buffer[: len(data)] = data
+        self._place += len(data)
+        return len(data)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()

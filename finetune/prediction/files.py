@@ -34,6 +34,10 @@ class Prediction:
     """Where images may have several labels: the classes of probability 1/2 or more."""
     features: tuple[float, ...] | None = None
     """The pooled representation, if it was asked for."""
+    tile: str | None = None
+    """Where images are cut: which tile, such as "y0001x0003", or "" for the image as a whole."""
+    box: tuple[int, int, int, int] | None = None
+    """Where images are cut: left, top, right and bottom of the tile in px, right and bottom behind the last pixel."""
 
     @property
     def label(self) -> str:
@@ -65,8 +69,8 @@ def write_predictions(batches: Batches, path: Path) -> None:
 def write_csv_text(batches: Batches, file: TextIO) -> None:
     """Write CSV; the header is as wide as the first row, and all rows are equally wide.
 
-    Columns: key, label, probability, label_2, probability_2 and so on, predicted (classes joined by `|`, where images
-    may have several), feature_0 and so on.
+    Columns: key; where images are cut tile, left, top, right, bottom; label, probability, label_2, probability_2 and so
+    on, predicted (classes joined by `|`, where images may have several), feature_0 and so on.
     """
     writer = csv.writer(file, lineterminator="\n")
     has_header = False
@@ -82,6 +86,8 @@ def write_csv_text(batches: Batches, file: TextIO) -> None:
 
 def _csv_cells(prediction: Prediction) -> list[tuple[str, str]]:
     cells = [("key", prediction.key)]
+    if prediction.tile is not None and prediction.box is not None:
+        cells += [("tile", prediction.tile), *zip(_BOX, map(str, prediction.box), strict=True)]
     for place, (label, chance) in enumerate(zip(prediction.labels, prediction.probabilities, strict=True), start=1):
         suffix = "" if place == 1 else f"_{place}"
         cells += [(f"label{suffix}", label), (f"probability{suffix}", f"{chance:.6f}")]
@@ -116,6 +122,8 @@ def _write_parquet(batches: Batches, file: BinaryIO) -> None:
 def _fields(prediction: Prediction) -> dict[str, object]:
     """Return the fields that this prediction has, lists kept as lists."""
     found: dict[str, object] = {"key": prediction.key}
+    if prediction.tile is not None and prediction.box is not None:
+        found |= {"tile": prediction.tile, **dict(zip(_BOX, prediction.box, strict=True))}
     if prediction.labels:
         found |= {"label": prediction.labels[0], "probability": prediction.probabilities[0]}
         found |= {"labels": list(prediction.labels), "probabilities": list(prediction.probabilities)}
@@ -126,8 +134,11 @@ def _fields(prediction: Prediction) -> dict[str, object]:
     return found
 
 
+_BOX = ("left", "top", "right", "bottom")
 _SCHEMA = [
     pa.field("key", pa.string()),
+    pa.field("tile", pa.string()),
+    *(pa.field(name, pa.int32()) for name in _BOX),
     pa.field("label", pa.string()),
     pa.field("probability", pa.float32()),
     pa.field("labels", pa.list_(pa.string())),

@@ -45,6 +45,8 @@ _PALETTE_ENTRIES = 256
 _MAX_PART_BYTES = 190
 """Of a file's name, of which file systems know 255: a suffix and what marks a file that is being written come on."""
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f/\\]")
+OVERLAY_PX = 2048
+"""Longest side of an overlay; arbitrary."""
 _OVERLAY_QUALITY = 90
 
 

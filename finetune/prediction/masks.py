@@ -23,6 +23,9 @@ from PIL import Image
 
 from beit.common.errors import BadSample, InputError, ResumableStop, require
 from beit.common.images.channels import fit_image, pixels_of
+from beit.common.images.decoding import USUAL, Decoding
+from beit.common.images.large.tiles import Tiling
+from beit.common.images.large.windows import Pixels, WholeImage
 from beit.common.pages.numbers import count, percent
 from beit.common.pages.pictures import save_png, sheet
 from beit.common.pages.tables import aligned
@@ -33,6 +36,7 @@ from beit.common.runs.outputs import check_output_folder
 from beit.common.sources.config import SourceConfig
 from beit.common.sources.index import LabelledIndex
 from beit.common.sources.index_build import build_index
+from beit.common.sources.types import place_in
 from beit.common.storage.documents import canonical_json, json_bytes, parse_json, read_json
 from beit.common.storage.files import remove_stale, sha256_file
 from beit.common.storage.locks import sole_use
@@ -42,13 +46,15 @@ from beit.finetune.data import image_name
 from beit.finetune.evaluation.evaluate import say_fit, single_rank
 from beit.finetune.evaluation.overlays import legend as drawn_legend
 from beit.finetune.evaluation.overlays import overlay, shrunk
-from beit.finetune.masks.classes import MaskClasses
+from beit.finetune.masks.classes import IGNORED, MaskClasses
 from beit.finetune.prediction.files import TABLES
+from beit.finetune.prediction.large_masks import LargeJob, large_job, make_large
 from beit.finetune.prediction.mask_files import (
     LEGEND,
     LEGEND_FORMAT,
     LEGEND_PICTURE,
     MASKS,
+    OVERLAY_PX,
     OVERLAYS,
     PROBABILITIES,
     SUFFIXES,
@@ -69,11 +75,9 @@ from beit.finetune.prediction.predict import ALL_BUT_ONE, report_bad_samples
 from beit.finetune.segmentation.artifact import SegmentationInfo, load_segmenter
 from beit.finetune.segmentation.inference import class_ids, likeliest, segment
 from beit.finetune.segmentation.model import Segmenter
+from beit.finetune.segmentation.tiled import IdStrip, segment_tiles
 
 logger = logging.getLogger(__name__)
-
-OVERLAY_PX = 2048
-"""Longest side of an overlay; arbitrary."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +112,11 @@ class Shares:
 
     def add(self, ids: NDArray[np.uint8]) -> None:
         """Count the mask of one image."""
-        counts = np.array(Image.fromarray(ids).histogram()[: len(self.classes)], np.int64)
+        self.add_counts(np.array(Image.fromarray(ids).histogram(), np.int64))
+
+    def add_counts(self, counts: NDArray[np.int64]) -> None:
+        """Count the pixels of each id of one image, (256,) or at least (C,)."""
+        counts = counts[: len(self.classes)]
         self.pixels += counts
         self.images += counts > 0
 
@@ -133,6 +141,7 @@ def predict_masks(
     overlays: bool = False,
     probabilities: bool = False,
     values: str | None = None,
+    tiling: Tiling | None = None,
     settings: SourceConfig | None = None,
 ) -> str:
     """Write the mask of every image of `source` that can be read; returns the table of classes found.
@@ -148,6 +157,8 @@ def predict_masks(
         probabilities: Write the probabilities of all classes, too.
         values: Table that says what is written for each class, such as the ids of the data it was trained on; left out,
             its place among the classes.
+        tiling: Cut images into tiles, segment each and blend them; then images of any size are segmented of which parts
+            can be decoded.
         settings: Which images are read.
 
     Raises:
@@ -159,8 +170,17 @@ def predict_masks(
     index, world = build_index(source, settings=reading), single_rank()
     kinds = (MASKS, *([OVERLAYS] if overlays else []), *([PROBABILITIES] if probabilities else []))
     own = tuple(range(len(info.classes))) if values is None else class_values(values, info.classes)
-    legend = _legend(model, info, own)
-    writer = MaskWriter(out=out, kinds=kinds, model=segmenter.to(world.device), info=info, legend=legend, values=own)
+    legend = _legend(model, info, own, tiling)
+    writer = MaskWriter(
+        out=out,
+        kinds=kinds,
+        model=segmenter.to(world.device),
+        info=info,
+        legend=legend,
+        values=own,
+        tiling=tiling,
+        decoding=index.decoding,
+    )
     writer.begin()
     with sole_use(out):
         names = mirrored_names(image_name(index, position) for position in range(len(index)))
@@ -171,8 +191,15 @@ def predict_masks(
         return _write_all(writer, index, names)
 
 
-def check_mask_options(model: Path, out: Path | None, *, features: bool) -> Path:
-    """Refuse, for a segmenter, what belongs to classifiers; returns the folder to write into."""
+def check_mask_options(
+    model: Path, out: Path | None, *, features: bool, probabilities: bool = False, tiling: Tiling | None = None
+) -> Path:
+    """Refuse, for a segmenter, what belongs to classifiers, and what tiles lack; returns the folder to write into."""
+    require(
+        tiling is None or not probabilities,
+        "--probabilities keeps those of whole images in one file, and --tile has only parts of them in memory; leave "
+        "one out",
+    )
     require(
         not features,
         f"--features is for classifiers and encoders, and {model} is a segmenter; leave it out, or name the encoder",
@@ -186,8 +213,11 @@ def check_mask_options(model: Path, out: Path | None, *, features: bool) -> Path
     return out
 
 
-def _legend(model: str | Path, info: SegmentationInfo, values: Sequence[int]) -> dict[str, object]:
+def _legend(
+    model: str | Path, info: SegmentationInfo, values: Sequence[int], tiling: Tiling | None
+) -> dict[str, object]:
     facts = {"weights_sha256": sha256_file(find_encoder(model) / WEIGHTS_FILE), "inference": asdict(info.inference)}
+    facts |= {} if tiling is None else {"tiling": asdict(tiling)}
     found: dict[str, object] = parse_json(
         json_bytes(legend_document(info.classes, values, facts)), label=LEGEND
     )  # as it is read
@@ -210,6 +240,15 @@ class MaskWriter:
     """What legend.json is to say."""
     values: tuple[int, ...]
     """What masks hold for each class."""
+    tiling: Tiling | None = None
+    """How images are cut; None looks at all of each as the model was evaluated."""
+    decoding: Decoding = USUAL
+    """How images are decoded of which only parts are in memory."""
+
+    @property
+    def classes(self) -> MaskClasses:
+        """Of the model."""
+        return self.info.classes
 
     def path(self, kind: str, name: str) -> Path:
         """Return where a file lies."""
@@ -271,6 +310,8 @@ class MaskWriter:
         return ids
 
     def _segment(self, image: Image.Image, job: Job) -> NDArray[np.uint8]:
+        if self.tiling is not None:
+            return np.concatenate([strip.ids for strip in self.strips(WholeImage(image), job.name)])
         pixels = pixels_of(image).transpose(2, 0, 1)  # (C, H, W)
         if PROBABILITIES not in job.missing:
             return class_ids(self.model, pixels, self.info.inference)
@@ -283,19 +324,43 @@ class MaskWriter:
                 rows.write(found.permute(1, 2, 0).half().cpu().numpy().tobytes())
         return ids
 
+    def strips(self, pixels: Pixels, name: str) -> Iterator[IdStrip]:
+        """Yield the mask of an image row by row of its tiles, and say at the end which of them cannot be read.
+
+        Raises:
+            BadSample: none of them can.
+        """
+        assert self.tiling is not None
+        unreadable: list[str] = []
+        for strip in segment_tiles(self.model, pixels, self.info.inference, self.tiling):
+            unreadable += strip.unreadable
+            yield strip
+        total = self.tiling.count(pixels.size)
+        if len(unreadable) == total:
+            raise BadSample("decode-error", f"none of its {total} tiles can be read: {unreadable[0]}")
+        if unreadable:
+            logger.warning(
+                "%s: %d of %s cannot be read (%s); they are %d, ignored, in the mask",
+                name,
+                len(unreadable),
+                count(total, "tile"),
+                unreadable[0],
+                IGNORED,
+            )
+
 
 def _write_all(writer: MaskWriter, index: LabelledIndex, names: Sequence[str]) -> str:
     shares, bad_samples = Shares(writer.info.classes), BadSampleLog(len(index), ALL_BUT_ONE)
     done = kept = 0
     try:
         with Progress(len(index), unit="images", description="segmenting") as progress, torch.inference_mode():
-            for found in read_ahead(writer, index, names):
-                if isinstance(found, Job):
-                    shares.add(writer.make(found))
-                    done, kept = done + 1, kept + (not found.missing)
+            for found in _jobs(writer, index, names):
+                made = _make(writer, found, shares) if not isinstance(found, BadSampleReport) else found
+                if not isinstance(made, BadSampleReport):
+                    done, kept = done + 1, kept + made
                 else:
                     with suppress(InputError):  # at the last, where all are bad: `report_bad_samples` says so
-                        bad_samples.add([found])
+                        bad_samples.add([made])
                 progress.update(1)
     except KeyboardInterrupt:
         raise ResumableStop(
@@ -305,6 +370,35 @@ def _write_all(writer: MaskWriter, index: LabelledIndex, names: Sequence[str]) -
     if kept:
         logger.info("%s there already, from an earlier run", count(kept, "image"))
     return shares.as_table()
+
+
+def _make(writer: MaskWriter, job: Job | LargeJob, shares: Shares) -> bool | BadSampleReport:
+    """Make the files of an image; returns whether all were there already."""
+    try:
+        if isinstance(job, LargeJob):
+            pixels, is_kept = make_large(writer, job)
+            shares.add_counts(pixels)
+            return is_kept
+        shares.add(writer.make(job))
+    except BadSample as error:  # none of its tiles can be read
+        return BadSampleReport(job.name, error.reason, error.detail)
+    return not job.missing
+
+
+def _jobs(writer: MaskWriter, index: LabelledIndex, names: Sequence[str]) -> Iterator[Job | LargeJob | BadSampleReport]:
+    """Yield all images in order: those that are too large to be decoded as a whole as such, where tiles are wanted."""
+    if writer.tiling is None:
+        yield from read_ahead(writer, index, names)
+        return
+    dataset = LabelledDataset(index)
+    for position, name in enumerate(names):
+        shard_id, rank = index.locate(position)
+        place = place_in(index.shards[shard_id], index.ref(shard_id, rank))
+        try:
+            job = None if place is None else large_job(name, place, writer.decoding)
+            yield job or writer.job(name, dataset.fetch(shard_id, rank, 0))
+        except BadSample as error:
+            yield BadSampleReport(image_name(index, position), error.reason, error.detail)
 
 
 def read_ahead(writer: MaskWriter, index: LabelledIndex, names: Sequence[str]) -> Iterator[Job | BadSampleReport]:

@@ -54,12 +54,21 @@ class Predictor:
 
     def __call__(self, images: Tensor, keys: Sequence[str]) -> list[Prediction]:
         """Return one prediction for each of images (B, 3, img_size, img_size) uint8."""
+        return self.name(*self.look(images), keys)
+
+    def look(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return features (B, D) and, of a model with classes, probabilities (B, C), both float32."""
         features = self.represent(normalize_images(images, *self.stored.normalization)).float()
+        if self.classify is None:
+            return features, None
+        return features, class_probabilities(self.classify(features), multi_label=self.stored.multi_label)
+
+    def name(self, features: Tensor, probabilities: Tensor | None, keys: Sequence[str]) -> list[Prediction]:
+        """Turn what `look` returned, or means of it, into one prediction for each of B keys."""
         found = [Prediction(key=key) for key in keys]
-        if self.classify is not None:
+        if probabilities is not None:
             is_multi = self.stored.multi_label
-            chances = class_probabilities(self.classify(features), multi_label=is_multi)
-            found = name_classes(chances, keys, self.stored.class_names or (), multi_label=is_multi)
+            found = name_classes(probabilities, keys, self.stored.class_names or (), multi_label=is_multi)
         if self.with_features:
             rows = zip(found, features.tolist(), strict=True)
             found = [replace(prediction, features=tuple(row)) for prediction, row in rows]

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from beit.common.errors import InputError
+from beit.common.images.large.tiles import window_starts
 from beit.common.vit.config import ViTConfig
 from beit.common.vit.transform import normalize_images
 from beit.finetune.segmentation.config import InferenceConfig
@@ -88,17 +89,6 @@ def likeliest(scores: Tensor) -> Tensor:
     # The CPU's argmax over the first of several axes takes some ten times as long as its max, which tells places, too.
     found = scores.max(0).indices if scores.device.type == "cpu" else scores.argmax(0)
     return found.to(torch.uint8).cpu()
-
-
-def window_starts(length: int, window: int, stride: int) -> list[int]:
-    """Return where windows begin along one side: every `stride` pixels, the last one so that it ends with the side.
-
-    Example:
-        >>> window_starts(1000, 512, 341)
-        [0, 341, 488]
-    """
-    count = max(length - window + stride - 1, 0) // stride + 1
-    return [max(min(number * stride, length - window), 0) for number in range(count)]
 
 
 def looked_at_size(size: tuple[int, int], settings: InferenceConfig, scale: float = 1.0) -> tuple[int, int]:

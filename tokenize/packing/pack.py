@@ -1,14 +1,12 @@
 """Putting the images of a folder, list or Parquet file into tars of the store.
 
-Image bytes are stored as they came, or shrunk to a short side and re-encoded, or replaced by the crops of their views
-(`tokenize/shards/crops.py`). Which image goes where is decided in `tokenize/plan.py`; how containers are read in
-another order than theirs is in `spool.py`.
+What stands for an image is in `members.py`: its bytes as they came, or shrunk and encoded again, or the crops of its
+views. Large images, and files of several pages, become several samples (`tokenize/cutting/`, `pieces.py`). Which image
+goes where is decided in `tokenize/plan.py`; how containers are read in another order than theirs is in `spool.py`.
 """
 
 from __future__ import annotations
 
-import io
-import json
 import logging
 import shutil
 from collections.abc import Callable, Iterator
@@ -16,29 +14,35 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
-from PIL import Image
+import numpy as np
 
 from beit.common.errors import BadSample, InputError
-from beit.common.images.decode import decode_image
-from beit.common.images.decoding import USUAL, Decoding
-from beit.common.images.formats import suffix_to_store, without_private
-from beit.common.images.jpeg import is_jpeg
+from beit.common.images.decoding import MAX_IMAGE_BYTES
 from beit.common.progress import Progress
-from beit.common.shards.schema import IMAGES_DIR, ImageFile, ImageShardManifest, SkippedSample, StoreInfo, manifest_name
-from beit.common.sources.labels import stored_label
+from beit.common.shards.schema import (
+    IMAGES_DIR,
+    ImageFile,
+    ImageShardManifest,
+    Packing,
+    SkippedSample,
+    StoreInfo,
+    manifest_name,
+)
 from beit.common.sources.loose_files import FilesReader
 from beit.common.sources.types import SampleRef
 from beit.common.storage.documents import read_document, write_document
-from beit.common.storage.paths import is_remote
-from beit.common.storage.place import Place
+from beit.common.storage.paths import is_remote, join
+from beit.common.storage.place import FilePart, Place
 from beit.common.storage.tar_walk import walk_tar
+from beit.tokenize.cutting.cuts import CutRef, places_of
+from beit.tokenize.packing.members import members_of
+from beit.tokenize.packing.pieces import FLAT_STD, Piece, pieces_of
 from beit.tokenize.packing.spool import ReadImage, Spool
 from beit.tokenize.parallel import Processes, Workers
 from beit.tokenize.plan import StorePlan
-from beit.tokenize.shards.crops import crop_suffix, cut_crops
-from beit.tokenize.shards.encode import ViewMaker
 from beit.tokenize.shards.writer import begin_shard, new_shard_tar
 from beit.tokenize.store.documents import StoreFiles
 
@@ -48,8 +52,9 @@ _SPOOL = ".spool"
 _CHECK_THREADS = 16  # a tar is a few reads, or one request; arbitrary
 
 
-PackedImage = tuple[SampleRef, dict[str, bytes] | BadSample]
-"""An image ready to be written: its content by what follows the key in the name, or why there is none."""
+PackedImage = tuple[SampleRef, dict[str, bytes] | BadSample | None]
+"""A sample ready to be written: its content by what follows the key in the name, why there is none, or None where it is
+left out on request."""
 
 
 def pack_images(
@@ -57,7 +62,7 @@ def pack_images(
     files: StoreFiles,
     info: StoreInfo,
     workers: Workers,
-    processes: Processes[dict[str, bytes]] | None = None,
+    processes: Processes[Any] | None = None,
     found: dict[str, ImageShardManifest] | None = None,
 ) -> dict[str, ImageShardManifest]:
     """Write every image tar of the store that is not there yet, and return the manifests that commit them, by shard.
@@ -66,8 +71,8 @@ def pack_images(
         plan: With a catalogue.
         files: Of the store.
         info: Its settings.
-        workers: Read, and shrink, in parallel.
-        processes: Of `members_of`, where the workers only read.
+        workers: Read, and shrink or cut, in parallel.
+        processes: Of `maker_of`, where the workers only read.
         found: What `packed_manifests` returned before.
     Raises:
         ResumableStop: somebody asked to stop.
@@ -78,27 +83,114 @@ def pack_images(
     shutil.rmtree(spool_folder, ignore_errors=True)  # of an interrupted run
     manifests = packed_manifests(plan, files, info, found)
     groups = [group for group, shard in enumerate(plan.shards) if shard.stem not in manifests]
-    make = partial(members_of, info=info) if processes is None else processes.call
-    files_reader, spool = FilesReader(plan.source.root), None
-
-    def read_file(position: int) -> bytes:
-        return files_reader.read(catalogue.refs[position])
-
+    make = partial(maker_of(info), info=info) if processes is None else processes.call
+    packing = _pack_cuts if catalogue.cuts is not None else _pack_whole
     try:
-        if groups and plan.source.kind != "files":
-            spool = Spool(spool_folder, catalogue, groups)
-            spool.fill(plan.source.shards, workers)
-        with Progress(sum(len(catalogue.groups[group]) for group in groups), unit="images", description="pack") as bar:
-            for group in groups:
-                with spool.reading(group) if spool else nullcontext(read_file) as read:
-                    pack = partial(_pack_image, catalogue.refs, read, make)
-                    images = workers.map(pack, catalogue.groups[group].tolist())
-                    stem = plan.shards[group].stem
-                    manifests[stem] = _write_tar(files, stem, images, info, bar)
+        unit, total = "images" if catalogue.cuts is None else "samples", sum(map(catalogue.num_samples_in, groups))
+        with Progress(total, unit=unit, description="pack") as bar:
+            for group, images in packing(plan, spool_folder, groups, workers, make):
+                stem = plan.shards[group].stem
+                manifests[stem] = _write_tar(files, stem, images, info, bar)
     finally:
-        if spool:
-            spool.remove()
+        shutil.rmtree(spool_folder, ignore_errors=True)
     return manifests
+
+
+def maker_of(info: StoreInfo) -> Callable[..., Any]:
+    """Return what turns an image into what stands for it: `members_of`, or `pieces_of` where images are cut."""
+    return pieces_of if info.is_cut else members_of
+
+
+def _pack_whole(
+    plan: StorePlan,
+    spool_folder: Path,
+    groups: list[int],
+    workers: Workers,
+    make: Callable[[SampleRef, bytes | FilePart], dict[str, bytes]],
+) -> Iterator[tuple[int, Iterator[PackedImage]]]:
+    """Yield the samples of each tar, one for each image."""
+    catalogue, files_reader, spool = plan.catalogue, FilesReader(plan.source.root), None
+    assert catalogue is not None
+    refs = catalogue.refs
+    if groups and plan.source.kind != "files":
+        spool = Spool(spool_folder, catalogue, groups)
+        spool.fill(plan.source.shards, workers)
+
+    def read_file(position: int) -> bytes | FilePart:
+        ref = refs[position]
+        if (
+            plan.packing is not None and plan.packing.short_side and ref.length > MAX_IMAGE_BYTES
+        ):  # parts of it may be enough
+            return FilePart(join(plan.source.root, ref.path))
+        return files_reader.read(ref)
+
+    for group in groups:
+        with spool.reading(group) if spool else nullcontext(read_file) as read:
+            yield group, workers.map(partial(_pack_image, refs, read, make), catalogue.groups[group].tolist())
+
+
+def _pack_cuts(
+    plan: StorePlan,
+    spool_folder: Path,
+    groups: list[int],
+    workers: Workers,
+    make: Callable[[CutRef, FilePart], list[Piece]],
+) -> Iterator[tuple[int, Iterator[PackedImage]]]:
+    """Yield the samples of each tar, several for an image; images in containers that have no order are spooled once."""
+    catalogue = plan.catalogue
+    assert catalogue is not None and catalogue.cuts is not None
+    cuts, counts = catalogue.cuts, _Counts()
+    places = places_of(plan.source, catalogue.refs, catalogue.shard_counts)
+    find: Callable[[int], FilePart] = places.__getitem__ if places is not None else lambda _: FilePart("")
+    if groups and places is None:
+        wanted = np.unique([cuts[number].position for group in groups for number in catalogue.groups[group].tolist()])
+        spool = Spool(spool_folder, replace(catalogue, groups=[wanted]), [0])
+        spool.fill(plan.source.shards, workers)
+        find = partial(spool.place, 0)
+
+    def pack(number: int) -> list[Piece]:
+        cut = cuts[number]
+        try:
+            return make(cut, find(cut.position))
+        except BadSample as error:
+            ref = SampleRef(cut.own_key, cut.offset, cut.length, cut.label, cut.path)
+            return [Piece(ref, error)]
+
+    for group in groups:
+        # What waits to be written is as large as what is in work, so that no more than that is made in advance.
+        pieces = workers.map(pack, catalogue.groups[group].tolist(), ahead=workers.count)
+        yield group, counts.counting(pieces)
+    counts.report(plan.packing)
+
+
+class _Counts:
+    """Tiles that this run has made, and how many of them are of one colour."""
+
+    def __init__(self) -> None:
+        self.made = self.flat = 0
+        self.example = ""
+
+    def counting(self, cuts: Iterator[list[Piece]]) -> Iterator[PackedImage]:
+        """Yield what is to be written, and count it."""
+        for pieces in cuts:
+            for ref, members, is_flat in pieces:
+                self.made += 1
+                if is_flat and members is not None:
+                    self.flat += 1
+                    self.example = self.example or ref.key
+                yield ref, members
+
+    def report(self, packing: Packing | None) -> None:
+        """Say how many are of one colour and were kept."""
+        if self.flat and packing is not None and packing.tile:
+            logger.info(
+                "%d of %d tiles are next to one colour, such as %s, and are kept; --set tile_min_std=%g leaves "
+                "such out",
+                self.flat,
+                self.made,
+                self.example,
+                2 * FLAT_STD,
+            )
 
 
 def packed_manifests(
@@ -146,29 +238,11 @@ def _header_digest(place: Place) -> str:
         return walk_tar(file, label=place.location).header_sha256
 
 
-def shrink(data: bytes, short_side: int, *, jpeg_quality: int, decoding: Decoding = USUAL) -> bytes:
-    """Return the image with its short side reduced to `short_side` px as a JPEG, or as it is if it is not larger.
-
-    The pixels are turned as EXIF asks, so the result carries no EXIF. Who reads it decodes it as usual, so an image
-    that is not larger stays as it is only where that shows the same.
-
-    Raises:
-        BadSample: the image cannot be decoded.
-    """
-    image = decode_image(data, decoding)
-    scale = min(1.0, short_side / min(image.size))
-    if scale == 1 and (decoding.is_usual or (decoding.leaves_jpeg and is_jpeg(data))):
-        return data
-    if scale < 1:
-        size = (max(short_side, round(image.width * scale)), max(short_side, round(image.height * scale)))
-        image = image.resize(size, Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=jpeg_quality)
-    return buffer.getvalue()
-
-
 def _pack_image(
-    refs: list[SampleRef], read: ReadImage, make: Callable[[SampleRef, bytes], dict[str, bytes]], position: int
+    refs: list[SampleRef],
+    read: ReadImage,
+    make: Callable[[SampleRef, bytes | FilePart], dict[str, bytes]],
+    position: int,
 ) -> PackedImage:
     ref = refs[position]
     try:
@@ -177,36 +251,20 @@ def _pack_image(
         return ref, error
 
 
-def members_of(ref: SampleRef, data: bytes, info: StoreInfo) -> dict[str, bytes]:
-    """Return the members that stand for one image, by what follows the key in their names.
-
-    Raises:
-        BadSample: the image cannot be decoded.
-    """
-    packing = info.packing
-    assert packing is not None
-    quality = packing.jpeg_quality or 0  # given wherever something is encoded
-    if packing.materialize:
-        maker = replace(ViewMaker.of_store(info), decoding=info.source.decoding)
-        crops, origin = cut_crops(data, ref.key, maker, img_size=info.img_size, jpeg_quality=quality)
-        images = {crop_suffix(k): encoded for k, encoded in enumerate(crops)}
-        return images | {"json": _metadata(ref, origin)}
-    if packing.short_side:
-        data = shrink(data, packing.short_side, jpeg_quality=quality, decoding=info.source.decoding)
-    return {suffix_to_store(data): without_private(data), "json": _metadata(ref, {})}
-
-
 def _write_tar(
     files: StoreFiles, stem: str, images: Iterator[PackedImage], info: StoreInfo, progress: Progress
 ) -> ImageShardManifest:
     """Write one image tar and then its manifest."""
     folder, name = files / IMAGES_DIR, f"{stem}.tar"
     skipped: list[SkippedSample] = []
-    num_samples = 0
+    num_samples = num_blank = 0
     begin_shard(folder, stem)
     with new_shard_tar(folder, stem) as tar:
         for ref, members in images:
             progress.update(1)
+            if members is None:
+                num_blank += 1
+                continue
             if isinstance(members, BadSample):
                 skipped.append(SkippedSample(key=ref.key, reason=members.reason))
                 continue
@@ -220,12 +278,7 @@ def _write_tar(
         image=ImageFile(name=name, size=tar.size, header_sha256=header_sha256, sha256=sha256),
         num_samples=num_samples,
         skipped=tuple(skipped),
+        num_blank=num_blank,
     )
     write_document(folder / manifest_name(stem), manifest)
     return manifest
-
-
-def _metadata(ref: SampleRef, origin: dict[str, Any]) -> bytes:
-    label = stored_label(ref.label)
-    metadata = {"path": ref.path} | ({"label": label} if label is not None else {}) | origin
-    return json.dumps(metadata, sort_keys=True, ensure_ascii=False).encode()

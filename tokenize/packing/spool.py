@@ -7,7 +7,6 @@ file of its tar; then one spool file at a time is read at random, written as a t
 from __future__ import annotations
 
 import os
-import shutil
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -22,6 +21,7 @@ from beit.common.sources.parquet import ParquetShard
 from beit.common.sources.tars import TarShard
 from beit.common.sources.types import ShardReader, SourceShard
 from beit.common.storage.paths import is_remote
+from beit.common.storage.place import FilePart
 from beit.common.storage.threads import threads
 from beit.tokenize.parallel import Workers
 from beit.tokenize.plan import Catalogue
@@ -30,8 +30,9 @@ from beit.tokenize.shards.copies import TarCopies
 ImageData = bytes | BadSample
 """An encoded image, or why there is none."""
 
-ReadImage = Callable[[int], bytes]
-"""Reads what is to be packed, by position in the catalogue, or raises `BadSample`; several threads may call it."""
+ReadImage = Callable[[int], bytes | FilePart]
+"""Reads what is to be packed, or says where it lies, by position in the catalogue, or raises `BadSample`; several
+threads may call it."""
 
 Entry = tuple[int, int] | BadSample
 """Offset and length in a spool file, or why there is no image."""
@@ -112,9 +113,16 @@ class Spool:
             os.close(descriptor)
         path.unlink()
 
-    def remove(self) -> None:
-        """Remove whatever is left."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+    def place(self, group: int, position: int) -> FilePart:
+        """Return where an image of a group lies, by position in the catalogue.
+
+        Raises:
+            BadSample: there is none.
+        """
+        entry = self._entries[group][position]
+        if isinstance(entry, BadSample):
+            raise entry
+        return FilePart(str(self._path(group)), *entry)
 
     def _path(self, group: int) -> Path:
         return self._folder / f"{group:06d}.bin"

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from beit.common.errors import InputError
 from beit.common.images.channels import image_of
@@ -53,7 +54,13 @@ def cut_crops(
     Raises:
         BadSample: the image cannot be decoded.
     """
-    image = decode_image(data, maker.decoding)
+    return crops_of(decode_image(data, maker.decoding), key, maker, img_size=img_size, jpeg_quality=jpeg_quality)
+
+
+def crops_of(
+    image: Image.Image, key: str, maker: ViewMaker, *, img_size: int, jpeg_quality: int
+) -> tuple[list[bytes], dict[str, Any]]:
+    """Render and encode all views of a decoded image, see `cut_crops`."""
     encoded, drawn = [], []
     for k in range(maker.num_views):
         view = maker.draw(key, k, image)

@@ -22,6 +22,43 @@ _WITHOUT_LENGTH = (0x01, *range(0xD0, 0xD9))
 _SCAN = 0xDA
 _J2K_START = b"\xff\x4f\xff\x51"
 _MOST_BYTES_BEFORE_J2K = 1 << 16
+MOST_MEGAPIXELS = 1000
+"""That `source.max_megapixels` may admit."""
+_ROUND = (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10)
+"""Numbers that people choose, times a power of ten."""
+_CUT = "beit tokenize and beit predict cut images into tiles with --tile 1024"
+
+
+def too_large(width: int, height: int, max_pixels: int) -> str:
+    """Return why an image is refused that has more pixels than are admitted, and the way out.
+
+    Example:
+        >>> too_large(12000, 9000, 64_000_000)
+        '12000 x 9000 px, 108 megapixels, more than 64; --set source.max_megapixels=120 admits it (evaluate, predict: \
+--max-megapixels 120)'
+    """
+    pixels = width * height
+    words = f"{width} x {height} px, {pixels / 1e6:.4g} megapixels, more than {max_pixels / 1e6:g}"
+    if pixels > MOST_MEGAPIXELS * 1e6:
+        return f"{words}; source.max_megapixels admits up to {MOST_MEGAPIXELS}; {_CUT}"
+    number = admitting(pixels)
+    return f"{words}; --set source.max_megapixels={number} admits it (evaluate, predict: --max-megapixels {number})"
+
+
+def admitting(pixels: int) -> str:
+    """Return the next round number of megapixels that admits an image of so many pixels.
+
+    Example:
+        >>> admitting(108_000_000), admitting(64_016_001), admitting(201_000_000)
+        ('120', '80', '250')
+    """
+    power = 1.0
+    while power * 1e6 > pixels:
+        power /= 10
+    while power * 1e7 < pixels:
+        power *= 10
+    found = next(number * power for number in _ROUND if round(number * power * 1e6) >= pixels)
+    return f"{min(found, MOST_MEGAPIXELS):.6g}"
 
 
 def check_size(width: int, height: int, decoding: Decoding, *, bytes_per_pixel: int = 1) -> None:
@@ -38,11 +75,7 @@ def check_size(width: int, height: int, decoding: Decoding, *, bytes_per_pixel: 
     if width < 1 or height < 1:
         raise BadSample("decode-error", f"{width} x {height} px by its header")
     if width * height > decoding.max_pixels:
-        raise BadSample(
-            "bomb",
-            f"{width} x {height} px, more than {decoding.max_pixels / 1e6:g} megapixels; if you trust the source, "
-            "source.max_megapixels admits more",
-        )
+        raise BadSample("bomb", too_large(width, height, decoding.max_pixels))
     if max(width, height) > MAX_SIDE_PX:
         raise BadSample("too-large", f"{width} x {height} px, at most {MAX_SIDE_PX} px per side")
     most_bytes = decoding.max_pixels * MAX_BYTES_PER_PIXEL

@@ -13,14 +13,14 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 from xml.etree import ElementTree
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from beit.common.errors import BadSample
+from beit.common.errors import BadSample, InputError
 from beit.common.images.decoding import Decoding
 from beit.common.images.readers.claims import check_picture, check_size, frame_number
 from beit.common.images.samples import Samples, samples_of_8_bit
@@ -52,7 +52,7 @@ _NAMES_OF_RGB = ("red", "green", "blue")
 
 
 @dataclass(frozen=True, slots=True)
-class _Frames:
+class Frames:
     """Which pages make which frame."""
 
     pages: Sequence[TiffPage]
@@ -65,6 +65,14 @@ class _Frames:
     def __len__(self) -> int:
         return len(self.pages) if self.order is None else len(self.order)
 
+    def pages_of(self, number: int) -> list[TiffPage] | None:
+        """Return the pages of one frame, whose channels follow each other; None where not all are pages of the file."""
+        if self.series is None or self.order is None:
+            return [self.pages[number]]
+        places = self.order[number].tolist()
+        found = [self.series[place] if place < len(self.series) else None for place in places]
+        return None if None in found else found  # type: ignore[return-value]
+
 
 def read(data: bytes, decoding: Decoding) -> Samples:
     """Return a frame of a TIFF, turned as its orientation says.
@@ -72,25 +80,25 @@ def read(data: bytes, decoding: Decoding) -> Samples:
     Raises:
         BadSample: as `beit.common.images.decode.decode_image` says.
     """
-    with _opened(data) as file:
-        frames = _frames_of(file)
+    with opened(io.BytesIO(data)) as file:
+        frames = frames_of(file)
         number = frame_number(decoding.frame, len(frames))
         page = frames.pages[number if frames.series is None else 0]
         numbers = (0,) if frames.order is None else frames.order[number].tolist()
-        _check_meaning(page, num_planes=len(numbers))
+        check_meaning(page, num_planes=len(numbers))
         bytes_per_pixel = page.samplesperpixel * len(numbers) * page.dtype.itemsize
         check_size(page.imagewidth, page.imagelength, decoding, bytes_per_pixel=bytes_per_pixel)
         if frames.series is None:
             planes = [_decoded(page, page, data, decoding)]
         else:
             planes = [_plane_of(frames.series, place, data, decoding) for place in numbers]
-        return _samples_of(page, planes, num_frames=len(frames))
+        return samples_of(page, planes, num_frames=len(frames))
 
 
 def size(data: bytes) -> tuple[int, int]:
     """Return width and height in px of the first frame, upright."""
-    with _opened(data) as file:
-        page = _frames_of(file).pages[0]
+    with opened(io.BytesIO(data)) as file:
+        page = frames_of(file).pages[0]
         is_sideways = page.tags.valueof(_ORIENTATION, 1) in (5, 6, 7, 8)
         width, height = int(page.imagewidth), int(page.imagelength)
         return (height, width) if is_sideways else (width, height)
@@ -98,22 +106,37 @@ def size(data: bytes) -> tuple[int, int]:
 
 def num_frames(data: bytes) -> int:
     """Return how many frames there are."""
-    with _opened(data) as file:
-        return len(_frames_of(file))
+    with opened(io.BytesIO(data)) as file:
+        return len(frames_of(file))
 
 
 @contextmanager
-def _opened(data: bytes) -> Iterator[TiffFile]:
-    """Open for reading; what tifffile raises becomes a `BadSample`."""
+def opened(file: BinaryIO) -> Iterator[TiffFile]:
+    """Open for reading; what tifffile raises meanwhile becomes a `BadSample`."""
+    with in_words(), unguarded(file) as found:
+        yield found
+
+
+@contextmanager
+def unguarded(file: BinaryIO) -> Iterator[TiffFile]:
+    """Open for longer than a call of this module: what is raised meanwhile is the caller's, unless `in_words`."""
     import tifffile
 
     # It logs what is odd in a file, with what stands in it, once per image.
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)
-    try:
+    with in_words():
         # Without a name, and with this switched off, no other file is opened, whatever the metadata name.
-        with tifffile.TiffFile(io.BytesIO(data), _multifile=False) as file:
-            yield file
-    except (BadSample, MemoryError):
+        found = tifffile.TiffFile(file, _multifile=False)
+    with found:
+        yield found
+
+
+@contextmanager
+def in_words() -> Iterator[None]:
+    """Turn whatever is wrong with a TIFF into a `BadSample`."""
+    try:
+        yield
+    except (BadSample, InputError, MemoryError):
         raise
     except Exception as error:
         # Damaged structures end in as many types as there are (KeyError, IndexError, struct.error, ...).
@@ -121,9 +144,10 @@ def _opened(data: bytes) -> Iterator[TiffFile]:
         raise BadSample("decode-error", f"TIFF: {type(error).__name__}: {text}") from None
 
 
-def _frames_of(file: TiffFile) -> _Frames:
+def frames_of(file: TiffFile) -> Frames:
+    """Return what is one image each: slices and moments, but no previews, pyramid levels or masks."""
     if any(getattr(file, name) for name in _OTHER_PAGES):
-        return _Frames([file.pages.first])
+        return Frames([file.pages.first])
     if any(getattr(file, name) for name in _WITH_AXES):
         # What tifffile writes page by page are as many series, of a page each.
         found = _frames_of_series(file.series[0]) if len(file.series) == 1 or not file.is_shaped else None
@@ -138,10 +162,10 @@ def _frames_of(file: TiffFile) -> _Frames:
         raise BadSample("truncated", "TIFF: it has no pages")
     if not pages:
         raise BadSample("unsupported", "a TIFF of previews alone, as raw files of cameras are; develop it first")
-    return _Frames(pages)
+    return Frames(pages)
 
 
-def _frames_of_series(series: TiffPageSeries) -> _Frames | None:
+def _frames_of_series(series: TiffPageSeries) -> Frames | None:
     """Order the pages of a file that names its axes by frame and channel; None where axes and pages disagree."""
     keyframe = series.keyframe
     axes, shape = series.get_axes(False), series.get_shape(False)
@@ -156,7 +180,7 @@ def _frames_of_series(series: TiffPageSeries) -> _Frames | None:
     order = np.arange(num_pages).reshape(counts)
     channel_axes = [place for place, (axis, _) in enumerate(outer) if axis == _CHANNEL_AXIS]
     order = np.moveaxis(order, channel_axes, range(-len(channel_axes), 0))
-    return _Frames([keyframe], series, order.reshape(-1, math.prod(counts[place] for place in channel_axes)))
+    return Frames([keyframe], series, order.reshape(-1, math.prod(counts[place] for place in channel_axes)))
 
 
 def _plane_of(series: TiffPageSeries, place: int, data: bytes, decoding: Decoding) -> NDArray[Any]:
@@ -179,9 +203,7 @@ def _plane_of(series: TiffPageSeries, place: int, data: bytes, decoding: Decodin
 
 def _decoded(page: TiffPage, keyframe: TiffPage, data: bytes, decoding: Decoding) -> NDArray[Any]:
     """Decode a page, (H, W, S), if everything that it says is there."""
-    compression = int(keyframe.compression)
-    if compression not in _CODECS + _PICTURE_CODECS:
-        raise BadSample("unsupported", f"a TIFF with the compression {keyframe.compression!s:.40}")
+    check_codec(keyframe)
     height, width = keyframe.tile[-2:] if keyframe.is_tiled else (keyframe.rowsperstrip, keyframe.imagewidth)
     samples = keyframe.samplesperpixel if keyframe.planarconfig == 1 else 1
     segment_height = height if keyframe.is_tiled else min(height, keyframe.imagelength)
@@ -196,11 +218,22 @@ def _decoded(page: TiffPage, keyframe: TiffPage, data: bytes, decoding: Decoding
         last = max(last, segments[0][0] + keyframe.nbytes)
     if last > len(data):
         raise BadSample("truncated", f"TIFF: its pixels end {last - len(data)} bytes behind the end of the file")
-    if compression in _PICTURE_CODECS:
-        for offset, count in segments:
-            if offset and count:
-                check_picture(data[offset : offset + count], width, segment_height)
+    for offset, count in segments:
+        if offset and count:
+            check_segment(keyframe, data[offset : offset + count], (width, segment_height))
     return _channels_last(page.asarray(squeeze=False, maxworkers=1))
+
+
+def check_codec(page: TiffPage) -> None:
+    """Refuse a compression that nothing here decodes, or only a decoder that trusts what it reads."""
+    if int(page.compression) not in _CODECS + _PICTURE_CODECS:
+        raise BadSample("unsupported", f"a TIFF with the compression {page.compression!s:.40}")
+
+
+def check_segment(page: TiffPage, data: bytes, size: tuple[int, int]) -> None:
+    """Refuse a strip or tile that is a picture of its own and claims to be larger than its width and height."""
+    if int(page.compression) in _PICTURE_CODECS:
+        check_picture(data, *size)
 
 
 def _channels_last(values: NDArray[Any]) -> NDArray[Any]:
@@ -208,7 +241,7 @@ def _channels_last(values: NDArray[Any]) -> NDArray[Any]:
     return np.moveaxis(values[:, 0, :, :, 0], 0, -1) if values.shape[0] > 1 else values[0, 0]
 
 
-def _check_meaning(page: TiffPage, *, num_planes: int) -> None:
+def check_meaning(page: TiffPage, *, num_planes: int) -> None:
     """Refuse what is no brightness, colour or band."""
     photometric = int(page.photometric)
     if photometric in _OTHER_COLOURS:
@@ -226,7 +259,7 @@ def _check_meaning(page: TiffPage, *, num_planes: int) -> None:
         raise BadSample("decode-error", f"TIFF: {page.samplesperpixel} samples per pixel, where colours need {needed}")
 
 
-def _samples_of(page: TiffPage, planes: Sequence[NDArray[Any]], *, num_frames: int) -> Samples:
+def samples_of(page: TiffPage, planes: Sequence[NDArray[Any]], *, num_frames: int) -> Samples:
     """Say what the values of a frame are."""
     photometric = int(page.photometric)
     values = planes[0] if len(planes) == 1 else np.concatenate(planes, axis=2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from beit.common.forecast.hardware import Hardware
 from beit.common.forecast.words import in_gb
+from beit.common.images.readers.claims import admitting
 from beit.common.overview.plan.source import Found
 from beit.common.pages.numbers import count
 
@@ -13,9 +14,21 @@ def about_images(found: Found) -> list[str]:
     if not found.kind:
         size = in_gb(found.images.mean_bytes)
         return [f"images of {size} as ImageNet's, in loose files; a SOURCE in the place of a number is looked at"]
+    said = []
     if not found.images.is_counted:
-        return ["the number of images: some of the tars were listed, and stand for all by their sizes"]
-    return []
+        said.append(
+            "the number of images: some of the tars were listed, and stand for all by their sizes"
+            if found.images.num_cut is None
+            else "the number of tiles: the headers of some images stand for all"
+        )
+    if found.too_large:
+        width, height = max(found.too_large, key=lambda size: size[0] * size[1])
+        said.append(
+            f"that {len(found.too_large)} of {count(found.num_looked_at, 'image')} looked at, of up to {width} x "
+            f"{height} px, are wanted: --set tokenize.source.max_megapixels={admitting(width * height)} admits them; "
+            "without it they are left out, unless --short-side or --tile decodes only parts (docs/images.md)"
+        )
+    return said
 
 
 def about_hardware(hardware: Hardware, *, is_here: bool, is_measured: bool) -> list[str]:

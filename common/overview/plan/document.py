@@ -34,6 +34,8 @@ class Images:
     """Typical short side; None where nobody knows."""
     megapixels: float = PHOTO_MEGAPIXELS
     """Of a typical one."""
+    num_cut: int | None = None
+    """Where images are cut into tiles, and the count is of those: the images."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import Any
 
 from beit.common.errors import require
 from beit.common.forecast.hardware import Hardware, check_name, named, this_machine
+from beit.common.images.decoding import MAX_PIXELS
+from beit.common.images.large.tiles import Tiling
 from beit.common.overview.plan.amounts import parse_count
 
 _PREFIXES = ("tokenize.", "finetune.")
@@ -32,6 +36,28 @@ class Question:
         if stage == "pretrain":
             return [word for word in self.overrides if not word.startswith(_PREFIXES)]
         return [word.removeprefix(f"{stage}.") for word in self.overrides if word.startswith(f"{stage}.")]
+
+    @property
+    def tiling(self) -> Tiling | None:
+        """How images are to be cut, as --set tokenize.tile=1024 says; None where they are not."""
+        settings = [word for word in self.settings("tokenize") if word.startswith(("tile=", "overlap="))]
+        texts = dict(word.split("=", 1) for word in settings)
+        numbers = {name: int(text) for name, text in texts.items() if text.isdecimal()}  # loading them tells of others
+        return Tiling(**numbers) if numbers.get("tile") else None
+
+    @property
+    def max_pixels(self) -> int:
+        """The most that an image may have, as --set tokenize.source.max_megapixels=120 says."""
+        name = "source.max_megapixels="
+        given = [word.removeprefix(name) for word in self.settings("tokenize") if word.startswith(name)]
+        with suppress(ValueError):  # loading the settings says what is wrong
+            return round(float(given[-1]) * 1e6) if given else MAX_PIXELS
+        return MAX_PIXELS
+
+    @property
+    def looking(self) -> dict[str, Any]:
+        """What decides how images are looked at, as `look_at` takes it."""
+        return {"tiling": self.tiling, "max_pixels": self.max_pixels}
 
     @property
     def num_labels(self) -> int | None:

@@ -5,20 +5,24 @@ Here: a source of images, and a token store that is there already. A bare number
 
 from __future__ import annotations
 
+import io
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from beit.common.errors import BadSample, InputError, require
 from beit.common.forecast.loading import PHOTO_MEGAPIXELS
-from beit.common.images.facts import facts_of_image
+from beit.common.images.decode import size_of_image
+from beit.common.images.decoding import MAX_PIXELS
+from beit.common.images.large.tiles import Tiling
+from beit.common.images.large.windows import measure
 from beit.common.overview.plan.document import Images
 from beit.common.shards.schema import STORE_FILE, StoreInfo
 from beit.common.sources.opening import list_samples, open_source
 from beit.common.sources.tars import TarShard
-from beit.common.sources.types import SampleRef, Source, SourceShard
+from beit.common.sources.types import SampleRef, Source, SourceShard, place_in
 from beit.common.storage.paths import is_remote, join, normalise
 from beit.common.storage.place import place_of
 from beit.common.storage.samples import spread_evenly
@@ -29,6 +33,8 @@ _LISTED_TARS = 8
 """So many tars are listed as a whole; of more, as many of them stand for all."""
 _LOOKED_AT = 16
 """Images whose sizes in bytes and pixels stand for all."""
+_MEASURED = 1000
+"""Images whose headers tell how many tiles there will be; more take as long as listing them. Arbitrary."""
 _SAMPLED = 48
 """Images to measure on."""
 
@@ -49,10 +55,23 @@ class Found:
     """Settings of a store that is there already."""
     num_held_out: int | None = None
     """Of such a store."""
+    num_looked_at: int = 0
+    """Images whose headers were read."""
+    too_large: tuple[tuple[int, int], ...] = ()
+    """Width and height of those of them that have more pixels than are admitted."""
 
 
-def look_at(spec: str, *, image_member: str | None = None) -> Found:
-    """Count the images of a source or of a finished token store."""
+def look_at(
+    spec: str, *, image_member: str | None = None, tiling: Tiling | None = None, max_pixels: int = MAX_PIXELS
+) -> Found:
+    """Count the images of a source or of a finished token store; where they are to be cut, the tiles.
+
+    Args:
+        spec: What the user calls them.
+        image_member: Which member of a tar's sample is the image.
+        tiling: How they are to be cut.
+        max_pixels: The most that an image may have.
+    """
     if is_store(spec):
         return _store(spec)
     source = open_source(spec, image_member=image_member)
@@ -68,7 +87,8 @@ def look_at(spec: str, *, image_member: str | None = None) -> Found:
     lengths = [ref.length for found in refs for ref in found if ref.length]
     mean = statistics.fmean(lengths) if lengths else statistics.fmean(map(len, sample)) if sample else PHOTO_BYTES
     count = round(listed * scale)
-    side, megapixels = _typical_size(sample)
+    sizes = [found[0] for data in sample if (found := size_of_image(data)) is not None]
+    side, megapixels = _typical_size(sizes)
     images = Images(
         name=spec,
         count=count,
@@ -77,7 +97,46 @@ def look_at(spec: str, *, image_member: str | None = None) -> Found:
         side_px=side,
         megapixels=megapixels,
     )
-    return Found(images=images, kind=source.kind, num_shards=len(source.shards), total_bytes=count * mean)
+    if tiling is not None:
+        images = _in_tiles(images, few, refs, tiling)
+    return Found(
+        images=images,
+        kind=source.kind,
+        num_shards=len(source.shards),
+        total_bytes=count * mean,
+        num_looked_at=len(sizes),
+        too_large=tuple(_above(sizes, max_pixels)),
+    )
+
+
+def _in_tiles(images: Images, shards: Sequence[SourceShard], refs: Sequence[list[SampleRef]], tiling: Tiling) -> Images:
+    """Count the tiles of images by their headers: of all of them, or of so many that they stand for all."""
+    sizes = list(_sizes(shards, refs))
+    if not sizes:
+        return images
+    tiles = [tile.box.size for size in sizes for tile in tiling.tiles(size)]
+    mean = statistics.fmean(width * height for width, height in tiles)
+    return replace(
+        images,
+        count=round(images.count * len(tiles) / len(sizes)),
+        num_cut=images.count,
+        is_counted=images.is_counted and len(sizes) == images.count,
+        side_px=float(statistics.median(map(min, tiles))),
+        megapixels=mean / 1e6,
+    )
+
+
+def _sizes(shards: Sequence[SourceShard], refs: Sequence[list[SampleRef]]) -> Iterator[tuple[int, int]]:
+    """Yield width and height of images from all over some shards, of at most `_MEASURED` of them."""
+    per_shard = -(-_MEASURED // max(1, len(shards)))
+    for shard, listed in zip(shards, refs, strict=True):
+        with shard.open() as reader:
+            for number in spread_evenly(len(listed), per_shard):
+                ref = listed[int(number)]
+                place = place_in(shard, ref)
+                with suppress(BadSample), place.open() if place else io.BytesIO(reader.read(ref)) as file:
+                    if (found := measure(file)) is not None:
+                        yield found.size
 
 
 def only_counted(count: int) -> Found:
@@ -144,13 +203,12 @@ def _read(shards: Sequence[SourceShard], refs: Sequence[list[SampleRef]], most: 
     return found[:most]
 
 
-def _typical_size(sample: Sequence[bytes]) -> tuple[float | None, float]:
+def _above(sizes: Sequence[tuple[int, int]], most: int) -> list[tuple[int, int]]:
+    return [size for size in sizes if size[0] * size[1] > most]
+
+
+def _typical_size(sizes: Sequence[tuple[int, int]]) -> tuple[float | None, float]:
     """Return the median short side in pixels and the mean number of megapixels."""
-    sizes = []
-    for data in sample:
-        with suppress(BadSample):
-            facts = facts_of_image(data)
-            sizes.append((facts.width, facts.height))
     if not sizes:
         return None, PHOTO_MEGAPIXELS
     return float(statistics.median(map(min, sizes))), statistics.fmean(width * height for width, height in sizes) / 1e6

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 
-_OWN_OPTIONS = ("tokenizer", "views", "img_size", "patch_size", "seed", "short_side")
+_OWN_OPTIONS = ("tokenizer", "views", "img_size", "patch_size", "seed", "short_side", "tile", "overlap")
 """Settings of `beit tokenize` that have an option of their own."""
 STORE, PRETRAIN_RUN, FINETUNE_RUN = "store", "runs/pretrain", "runs/finetune"
 

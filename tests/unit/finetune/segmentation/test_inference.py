@@ -9,11 +9,12 @@ import torch
 from torch.nn import functional as F
 
 from beit.common.errors import InputError
+from beit.common.images.large.tiles import window_starts
 from beit.common.vit.config import Normalization, ViTConfig
 from beit.finetune.segmentation import inference
 from beit.finetune.segmentation.config import HeadConfig, InferenceConfig
 from beit.finetune.segmentation.heads import resolve_head
-from beit.finetune.segmentation.inference import class_ids, likeliest, looked_at_size, segment, window_starts
+from beit.finetune.segmentation.inference import class_ids, likeliest, looked_at_size, segment
 from beit.finetune.segmentation.model import Segmenter
 
 SHAPE = ViTConfig(

@@ -24,7 +24,7 @@ from beit.tests.tiny_store import (
     write_tars,
 )
 from beit.tokenize.checking.verify import verify_store
-from beit.tokenize.packing.pack import shrink
+from beit.tokenize.packing.members import shrink
 
 
 def members(path):

@@ -1,0 +1,273 @@
+"""Large images cut while they are packed: which samples they become, however the run was interrupted or shared."""
+
+import io
+import json
+import re
+import tarfile
+import tracemalloc
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import tifffile
+from PIL import Image
+
+from beit.common.errors import InputError, ResumableStop
+from beit.common.images.large.tiles import Tiling
+from beit.common.sources.config import SourceConfig
+from beit.common.store import open_store
+from beit.tests.tiny_store import tiny_config, tokenize, tree_bytes, write_members
+from beit.tokenize.checking.verify import verify_store
+from beit.tokenize.cutting import cuts
+from beit.tokenize.packing import pack
+
+TILE, OVERLAP = 32, 8
+
+
+def pixels(width, height, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def encoded(array, suffix="png"):
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, {"png": "PNG", "jpg": "JPEG"}[suffix])
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def source(tmp_path):
+    folder = tmp_path / "images"
+    for name in ("map", "photo"):
+        (folder / name).mkdir(parents=True)
+    (folder / "photo/wide.png").write_bytes(encoded(pixels(100, 40)))
+    (folder / "photo/small.jpg").write_bytes(encoded(pixels(32, 20), "jpg"))
+    tifffile.imwrite(
+        folder / "map/scene.tif", pixels(70, 90, 1), photometric="rgb", tile=(16, 16), compression="deflate"
+    )
+    return folder
+
+
+def samples_of(store):
+    """Every sample by its key: the image, and what its JSON says."""
+    found = {}
+    for path in sorted((store / "images").glob("*.tar")):
+        with tarfile.open(path) as tar:
+            members = {member.name: tar.extractfile(member).read() for member in tar}
+        for name, data in members.items():
+            key, _, suffix = name.partition(".")
+            if suffix != "json":
+                image = np.asarray(Image.open(io.BytesIO(data)))
+                found[key] = suffix, image, json.loads(members[f"{key}.json"])
+    return found
+
+
+def cut(images, store, /, **changes):
+    return tokenize(images, store, **{"tile": TILE, "overlap": OVERLAP, "views": 0, "shard_size": 8} | changes)
+
+
+def test_each_tile_is_a_sample_that_says_where_it_was(source, tmp_path):
+    summary = cut(source, tmp_path / "store")
+    found = samples_of(tmp_path / "store")
+    tiling = Tiling(TILE, OVERLAP)
+    assert summary.num_samples == len(found) == tiling.count((100, 40)) + 1 + tiling.count((70, 90))
+    whole = {"photo/wide.png": pixels(100, 40), "map/scene.tif": pixels(70, 90, 1)}
+    for key, (suffix, image, said) in found.items():
+        if said["path"] == "photo/small.jpg":
+            assert (suffix, "tile" in said, "~" in key) == ("jpg", False, False)
+            continue
+        row, column = map(int, re.fullmatch(r".*~y(\d{4})x(\d{4})", key).groups())
+        left, top, right, bottom = said["tile"]["box"]
+        expected = whole[said["path"]]
+        assert suffix == "png" and said["tile"]["size"] == [expected.shape[1], expected.shape[0]]
+        assert (image == expected[top:bottom, left:right]).all() and image.shape == (TILE, TILE, 3)
+        assert (left, top) == (tiling.starts(expected.shape[1])[column], tiling.starts(expected.shape[0])[row])
+        assert said["label"] == {"map": 0, "photo": 1}[said["path"].partition("/")[0]]
+
+
+def test_an_image_no_larger_than_a_tile_stays_byte_for_byte(source, tmp_path):
+    cut(source, tmp_path / "store")
+    data = (source / "photo/small.jpg").read_bytes()
+    assert sum(data in path.read_bytes() for path in (tmp_path / "store/images").glob("*.tar")) == 1
+
+
+def test_a_tiled_store_is_tokenised_verified_and_audited(source, tmp_path):
+    tokenize(source, tmp_path / "store", tile=TILE, overlap=OVERLAP)
+    from beit.tests.tiny_store import BlockSums
+
+    report = verify_store(tmp_path / "store", audit=5, tokenizer=BlockSums())
+    assert not report.problems and report.audit.agreement == 1
+    info = open_store(tmp_path / "store").info
+    assert (info.packing.tile, info.packing.overlap, info.decoding.is_usual) == (TILE, OVERLAP, True)
+
+
+def test_ranks_and_interruptions_give_the_same_store(source, tmp_path, monkeypatch):
+    cut(source, tmp_path / "one", workers=1)
+    expected = tree_bytes(tmp_path / "one")
+    cut(source, tmp_path / "two", rank=1, world_size=2)
+    assert tree_bytes(tmp_path / "two") == expected
+    write, written = pack._write_tar, []
+
+    def stop_at_the_second(*arguments):
+        if written:
+            raise ResumableStop("stopped")
+        written.append(write(*arguments))
+        return written[0]
+
+    monkeypatch.setattr(pack, "_write_tar", stop_at_the_second)
+    with pytest.raises(ResumableStop):
+        cut(source, tmp_path / "three")
+    monkeypatch.undo()
+    kept = next((tmp_path / "three/images").glob("*.tar"))
+    before = kept.stat().st_mtime_ns
+    cut(source, tmp_path / "three")
+    assert kept.stat().st_mtime_ns == before and tree_bytes(tmp_path / "three") == expected
+
+
+def test_cuts_of_a_row_do_not_change_the_samples(source, tmp_path, monkeypatch):
+    cut(source, tmp_path / "wide", keep_order=True, shard_size=1000)
+    monkeypatch.setattr(cuts, "CUT_PIXELS", 1)
+    cut(source, tmp_path / "narrow", keep_order=True, shard_size=1000)
+    wide, narrow = samples_of(tmp_path / "wide"), samples_of(tmp_path / "narrow")
+    assert list(wide) == list(narrow)
+    assert all((wide[key][1] == narrow[key][1]).all() for key in wide)
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+def test_images_in_containers_are_cut_like_files(source, tmp_path, kind):
+    images = {"wide": encoded(pixels(100, 40)), "scene": (source / "map/scene.tif").read_bytes()}
+    if kind == "tar":
+        given = tmp_path / "given"
+        given.mkdir()
+        names = {"wide.png": images["wide"], "scene.tif": images["scene"]}
+        write_members(given / "a.tar", names)
+    else:
+        given = tmp_path / "given.parquet"
+        cells = [{"bytes": data, "path": f"{name}.png"} for name, data in images.items()]
+        pq.write_table(pa.table({"image": cells}), given)
+    cut(given, tmp_path / "store")
+    found = samples_of(tmp_path / "store")
+    tiling = Tiling(TILE, OVERLAP)
+    assert len(found) == tiling.count((100, 40)) + tiling.count((70, 90))
+    for _, image, said in found.values():
+        left, top, right, bottom = said["tile"]["box"]
+        whole = pixels(100, 40) if said["tile"]["size"] == [100, 40] else pixels(70, 90, 1)
+        assert (image == whole[top:bottom, left:right]).all()
+
+
+def test_tiles_of_one_colour_are_kept_and_said_or_left_out_and_counted(tmp_path, caplog):
+    (tmp_path / "images").mkdir()
+    array = pixels(64, 32)
+    array[:, :32] = 250
+    (tmp_path / "images/half.png").write_bytes(encoded(array))
+    caplog.set_level("INFO", "beit")
+    summary = cut(tmp_path / "images", tmp_path / "kept", overlap=0)
+    assert (summary.num_samples, summary.num_blank) == (2, 0)
+    assert "1 of 2 tiles are next to one colour" in caplog.text and "tile_min_std=2" in caplog.text
+    summary = cut(tmp_path / "images", tmp_path / "left-out", overlap=0, tile_min_std=2.0)
+    assert (summary.num_samples, summary.num_blank, summary.skipped.total()) == (1, 1, 0)
+    assert "1 tiles next to one colour" in summary.as_table()
+    assert cut(tmp_path / "images", tmp_path / "left-out", overlap=0, tile_min_std=2.0).num_blank == 1
+
+
+def test_a_damaged_part_of_a_tiff_costs_only_the_tiles_that_show_it(tmp_path):
+    (tmp_path / "images").mkdir()
+    path = tmp_path / "images/scene.tif"
+    tifffile.imwrite(path, pixels(96, 96), photometric="rgb", tile=(32, 32), compression="deflate")
+    with tifffile.TiffFile(path) as tiff:
+        offset, length = tiff.pages[0].dataoffsets[4], tiff.pages[0].databytecounts[4]
+    data = bytearray(path.read_bytes())
+    data[offset : offset + length] = bytes(length)
+    path.write_bytes(data)
+    summary = cut(tmp_path / "images", tmp_path / "store", overlap=0)
+    assert summary.num_samples == 8 and dict(summary.skipped) == {"decode-error": 1}
+    manifest = [json.loads(file.read_text()) for file in (tmp_path / "store/images").glob("*.json")]
+    assert [sample["key"][-11:] for one in manifest for sample in one["skipped"]] == ["~y0001x0001"]
+
+
+def test_an_image_that_cannot_be_read_counts_once(source, tmp_path):
+    (source / "photo/bad.png").write_bytes(encoded(pixels(100, 40))[:-500])
+    (source / "photo/none.png").write_bytes(b"nothing")
+    summary = cut(source, tmp_path / "store", views=1)
+    assert summary.skipped.total() == 2 and summary.num_samples == 21
+
+
+def test_a_jpeg_quality_is_for_tiles_too(source, tmp_path):
+    cut(source, tmp_path / "store", jpeg_quality=80)
+    assert {suffix for suffix, _, _ in samples_of(tmp_path / "store").values()} == {"jpg"}
+
+
+def test_tiles_may_be_materialised(source, tmp_path):
+    summary = tokenize(source, tmp_path / "store", tile=TILE, materialize=True)
+    assert summary.num_samples and not verify_store(tmp_path / "store").problems
+
+
+def test_each_page_is_a_sample_of_its_own(tmp_path):
+    (tmp_path / "images").mkdir()
+    with tifffile.TiffWriter(tmp_path / "images/stack.tif") as tiff:
+        for number in range(3):
+            tiff.write(pixels(40, 24, number), photometric="rgb")
+    (tmp_path / "images/one.png").write_bytes(encoded(pixels(20, 20)))
+    each = SourceConfig(frame="each")
+    cut(tmp_path / "images", tmp_path / "pages", tile=0, overlap=0, source=each)
+    found = samples_of(tmp_path / "pages")
+    pages = {said["tile"]["page"]: image for _, image, said in found.values() if "tile" in said}
+    assert len(found) == 4 and all((pages[number] == pixels(40, 24, number)).all() for number in range(3))
+    assert sum(re.search(r"~p000[012]$", key) is not None for key in found) == 3
+    cut(tmp_path / "images", tmp_path / "tiles", overlap=0, source=each)
+    assert sum(re.search(r"~p0002y0000x0001$", key) is not None for key in samples_of(tmp_path / "tiles")) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"tile": 32, "overlap": 32}, r"overlap \(32\) must be at least 0 px and smaller than tile \(32\)"),
+        ({"overlap": 8}, r"overlap \(8\) is for tiles; it needs tile, such as --tile 1024"),
+        ({"tile_min_std": 2.0}, r"tile_min_std \(2.0\) is for tiles"),
+        ({"tile": 32, "short_side": 16}, "leave one out"),
+        ({"tile": -1}, "tile"),
+    ],
+)
+def test_wrong_settings_are_refused(changes, words):
+    with pytest.raises(InputError, match=words):
+        tiny_config(**changes)
+
+
+def test_a_store_of_tiles_is_not_continued_with_others(source, tmp_path):
+    cut(source, tmp_path / "store")
+    with pytest.raises(InputError, match=r"packing.overlap \(0\) differs from that of store"):
+        cut(source, tmp_path / "store", overlap=0)
+
+
+def test_memory_is_bounded_by_a_run_of_tiles_not_by_the_image(tmp_path, monkeypatch):
+    (tmp_path / "images").mkdir()
+    side, segment = 4096, np.zeros((256, 256, 3), np.uint8)
+    tifffile.imwrite(
+        tmp_path / "images/large.tif", iter([segment] * (side // 256) ** 2), shape=(side, side, 3), dtype=np.uint8,
+        tile=(256, 256), photometric="rgb", compression="deflate",
+    )  # fmt: skip
+    monkeypatch.setattr(cuts, "CUT_PIXELS", 4 * 256**2)
+    peaks, made = [], pack.pieces_of
+
+    def measured(*arguments, **settings):
+        tracemalloc.reset_peak()
+        before = tracemalloc.get_traced_memory()[0]
+        found = made(*arguments, **settings)
+        peaks.append(tracemalloc.get_traced_memory()[1] - before)
+        return found
+
+    monkeypatch.setattr(pack, "pieces_of", measured)
+    tracemalloc.start()
+    summary = cut(tmp_path / "images", tmp_path / "store", tile=256, overlap=0, shard_size=1000, workers=1)
+    tracemalloc.stop()
+    assert summary.num_samples == 256 and len(peaks) == 64
+    assert max(peaks) < 4 * 3 * 4 * 256**2 < 3 * side**2 / 10
+
+
+def test_moments_of_an_animation_are_pages_too(tmp_path):
+    (tmp_path / "images").mkdir()
+    first, *rest = (Image.fromarray(pixels(24, 16, number)) for number in range(3))
+    first.save(tmp_path / "images/moving.png", save_all=True, append_images=rest)
+    cut(tmp_path / "images", tmp_path / "pages", tile=0, overlap=0, source=SourceConfig(frame="each"))
+    found = {said["tile"]["page"]: image for _, image, said in samples_of(tmp_path / "pages").values()}
+    assert all((found[number] == pixels(24, 16, number)).all() for number in range(3)) and len(found) == 3
