@@ -80,7 +80,7 @@ def _outputs(source: ExportSource) -> dict[str, tuple[list[int], str]]:
 
 def _preprocessing(source: ExportSource) -> dict[str, Any]:
     stored, side = source.config, source.config.architecture.img_size
-    first = {
+    first: dict[str, Any] = {
         "orientation": "as EXIF says",
         "mode": "RGB, 8 bit; of transparent pixels the colour below; grey of 16 bit divided by 257",
     }
