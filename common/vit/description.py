@@ -101,7 +101,7 @@ def read_encoder_config(path: str | Path, *, need_weights: bool = True) -> Encod
             multi_label=value.get("multi_label", False),
             crop_pct=value.get("crop_pct"),
             segmentation=value.get("segmentation"),
-            decoding=Decoding.from_json(value.get("decoding", {})).of_any_size(),
+            decoding=_decoding(value.get("decoding", {}), origin),
             provenance=value.get("provenance", {}),
         )
     except (KeyError, TypeError, AttributeError) as error:
@@ -110,6 +110,13 @@ def read_encoder_config(path: str | Path, *, need_weights: bool = True) -> Encod
     if need_weights or file.with_name(WEIGHTS_FILE).exists():
         check_header(file.with_name(WEIGHTS_FILE), config.architecture)
     return config
+
+
+def _decoding(value: Any, origin: str) -> Decoding:
+    try:
+        return Decoding.from_json(value).of_any_size()
+    except InputError as error:
+        raise InputError(f"{origin} is malformed ({error}); write the encoder again") from None
 
 
 def _check(config: EncoderConfig, origin: str) -> None:

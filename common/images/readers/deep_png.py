@@ -7,7 +7,6 @@ twice gives all there is, with no second PNG decoder beside the one that everyth
 from __future__ import annotations
 
 import io
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,15 +36,18 @@ def read_deep_colour(data: bytes, transpose: Image.Transpose | None) -> NDArray[
         transpose: How it is to be turned.
     """
     if data[_COLOURS_AT] == _GREY_ALPHA:  # two values of two bytes are read as four of one
-        pairs = _decoded(data, "RGBA", "RGBA", transpose).astype(np.uint16)
-        return (pairs[..., 0::2] << 8 | pairs[..., 1::2]).astype(np.uint16)
+        pairs = _decoded(data, "RGBA", "RGBA", transpose)
+        return _joined(pairs[..., 0::2], pairs[..., 1::2])
     mode, lower = _UPPER_TO_LOWER[data[_COLOURS_AT]]
-    upper = _decoded(data, mode, f"{mode};16B", transpose).astype(np.uint16)
-    values: NDArray[np.uint16] = upper << 8 | _decoded(data, mode, lower, transpose)
+    return _joined(_decoded(data, mode, f"{mode};16B", transpose), _decoded(data, mode, lower, transpose))
+
+
+def _joined(upper: NDArray[np.uint8], lower: NDArray[np.uint8]) -> NDArray[np.uint16]:
+    values: NDArray[np.uint16] = upper.astype(np.uint16) * np.uint16(256) + lower
     return values
 
 
-def _decoded(data: bytes, mode: str, raw_mode: str, transpose: Image.Transpose | None) -> NDArray[Any]:
+def _decoded(data: bytes, mode: str, raw_mode: str, transpose: Image.Transpose | None) -> NDArray[np.uint8]:
     with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
         image._mode = mode
         image.tile = [tile._replace(args=raw_mode) for tile in image.tile]  # type: ignore[attr-defined]
