@@ -309,11 +309,11 @@ def predict_command(
         say_written(*(folder / name for name in names))
         return
     refuse_mask_options(model, overlays=overlays, probabilities=probabilities, values=values is not None)
-    chosen = {"out": out, "stdout": sys.stdout, "features": features, "settings": reading}
+    table: dict[str, Any] = {"out": out, "stdout": sys.stdout, "features": features, "settings": reading}
     if tiling is not None:
-        predict_tiles_to_file(model, source, tiling, **chosen)
+        predict_tiles_to_file(model, source, tiling, **table)
     else:
-        predict_to_file(model, source, **chosen)
+        predict_to_file(model, source, **table)
     say_written(out)
 
 

@@ -50,11 +50,21 @@ _READ_BYTES = 8 << 20
 class Writer(Protocol):
     """What is needed of `beit.finetune.prediction.masks.MaskWriter`."""
 
-    out: Path
-    kinds: tuple[str, ...]
-    legend: dict[str, object]
-    values: tuple[int, ...]
-    decoding: Decoding
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Of files that are wanted."""
+
+    @property
+    def legend(self) -> dict[str, object]:
+        """What legend.json says."""
+
+    @property
+    def values(self) -> tuple[int, ...]:
+        """What masks hold for each class."""
+
+    @property
+    def decoding(self) -> Decoding:
+        """How images are decoded."""
 
     @property
     def classes(self) -> MaskClasses:

@@ -14,7 +14,7 @@ from beit.common.store import open_store
 from beit.tests.science_files import dicom, noise, one_of_each, smooth, tiff
 from beit.tests.tiny_store import tokenize, tree_bytes
 from beit.tokenize.checking.verify import verify_store
-from beit.tokenize.packing.pack import shrink
+from beit.tokenize.packing.members import shrink
 
 EACH = one_of_each()
 
