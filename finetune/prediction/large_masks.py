@@ -8,7 +8,7 @@ Where the image is small enough to be decoded as a whole, its mask is a PNG (`ma
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -51,24 +51,20 @@ class Writer(Protocol):
     """What is needed of `beit.finetune.prediction.masks.MaskWriter`."""
 
     @property
-    def out(self) -> Path:
-        """Folder of the files."""
-
-    @property
     def kinds(self) -> tuple[str, ...]:
         """Of files that are wanted."""
 
     @property
-    def legend(self) -> Mapping[str, object]:
-        """What the values stand for."""
+    def legend(self) -> dict[str, object]:
+        """What legend.json says."""
 
     @property
     def values(self) -> tuple[int, ...]:
-        """Of the classes in the files."""
+        """What masks hold for each class."""
 
     @property
     def decoding(self) -> Decoding:
-        """Of the images."""
+        """How images are decoded."""
 
     @property
     def classes(self) -> MaskClasses:
