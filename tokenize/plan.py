@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from beit.common.errors import InputError, require
 from beit.common.images.decoding import DEFAULTS
-from beit.common.images.depth import NUM_FOR_PERCENTILES, find_range, num_looked_at, warn_of_idle_range
+from beit.common.images.depth import NUM_FOR_PERCENTILES, find_range
 from beit.common.pages.numbers import count
 from beit.common.rng import stable_hash64
 from beit.common.shards.schema import IMAGES_DIR, STORE_FILE, Packing, SourceInfo, StoreInfo
@@ -139,12 +139,6 @@ def drawn_of(plan: StorePlan, count: int) -> Iterator[tuple[str, Callable[[], by
     few = [shards[int(place)] for place in spread_evenly(len(shards), _TARS_DRAWN)]  # listing one means to walk it
     refs = [shard.refs() for shard in few]
     yield from draw_images(few, [len(listed) for listed in refs], lambda shard, rank: refs[shard][rank], count)
-
-
-def warn_of_range(plan: StorePlan, config: TokenizeConfig) -> None:
-    """Say it where images are deep and use little of their range, which nobody has chosen."""
-    count = num_looked_at(plan.source_info.num_images or _MANY_IMAGES)
-    warn_of_idle_range(drawn_of(plan, count), config.source.decoding)
 
 
 def with_range(info: StoreInfo, plan: StorePlan) -> StoreInfo:

@@ -33,6 +33,7 @@ from beit.common.processes.signals import StopFlag, stop_on_signals
 from beit.common.progress import LogFormatter, share_terminal
 from beit.common.runs.idle import warn_of_idle
 from beit.common.shards.schema import IMAGES_DIR, INDEX_FILE, STORE_FILE, ImageShardManifest, StoreInfo, manifest_name
+from beit.common.sources.glance.depth import warn_of_range
 from beit.common.sources.glance.masks import warn_of_masks
 from beit.common.sources.glance.transparency import warn_of_hidden_colours
 from beit.tokenize.config import TokenizeConfig, needs
@@ -40,7 +41,7 @@ from beit.tokenize.forecast import foretell
 from beit.tokenize.jobs import RankJobs, list_jobs
 from beit.tokenize.packing.pack import maker_of, pack_images, packed_manifests
 from beit.tokenize.parallel import Processes, Workers, worker_processes
-from beit.tokenize.plan import StorePlan, plan_store, say_cuts, warn_of_range
+from beit.tokenize.plan import StorePlan, plan_store, say_cuts
 from beit.tokenize.setup import (
     begin_or_continue,
     build_info,
@@ -132,7 +133,7 @@ def run_tokenize(
             say_cuts(plan, config)
         foretell(plan, config, files.location, ranks=ranks_here(world_size), speaks=rank == 0)
         if rank == 0 and not (files / STORE_FILE).exists():
-            warn_of_range(plan, config)
+            warn_of_range(plan.source, config.source.decoding, num_images=plan.source_info.num_images)
             warn_of_masks(plan.source)
             warn_of_hidden_colours(plan.source, config.source.decoding)
         threads = config.threads or recorded_threads(files) or available_cores()

@@ -129,6 +129,11 @@ def range_use(images: DrawnImages, decoding: Decoding) -> RangeUse | None:
     )
 
 
+def may_be_deep(path: str) -> bool:
+    """Tell by its name whether an image may have more than 8 bits."""
+    return not path.lower().endswith(_SHALLOW_SUFFIXES)
+
+
 def num_looked_at(num_images: int) -> int:
     """Return by how many images the use of their range is judged: few enough not to be felt."""
     return max(_LOOKED_AT[0], min(_LOOKED_AT[1], num_images // 50))
@@ -146,7 +151,7 @@ def warn_of_idle_range(images: DrawnImages, decoding: Decoding) -> None:
 def _deep(images: DrawnImages, decoding: Decoding) -> Iterator[Samples]:
     """Yield what has integers of more than 8 bits."""
     for path, read in images:
-        if path.lower().endswith(_SHALLOW_SUFFIXES):
+        if not may_be_deep(path):
             continue
         with suppress(BadSample):
             data = read()

@@ -23,7 +23,7 @@ import pyarrow as pa
 from beit.common.config import config_from_dict
 from beit.common.errors import InputError, require
 from beit.common.images.decoding import USUAL, Decoding
-from beit.common.images.depth import NUM_FOR_PERCENTILES, find_range, num_looked_at, warn_of_idle_range
+from beit.common.images.depth import NUM_FOR_PERCENTILES, find_range
 from beit.common.sources.class_names import ClassNames
 from beit.common.sources.config import SourceConfig
 from beit.common.sources.index import INDEX_FORMAT, IndexInfo, LabelledIndex
@@ -127,11 +127,6 @@ def index_source(
 def drawn_of(index: LabelledIndex, count: int) -> Iterator[tuple[str, Callable[[], bytes]]]:
     """Draw some of the samples in use of an index, see `draw_images`."""
     return draw_images(index.shards, index.shard_sizes.tolist(), index.ref, count)
-
-
-def warn_of_range(index: LabelledIndex) -> None:
-    """Say it where the images of an index are deep and use little of their range, which nobody has chosen."""
-    warn_of_idle_range(drawn_of(index, num_looked_at(len(index))), index.decoding)
 
 
 def _with_range(index: LabelledIndex) -> Decoding:
