@@ -237,9 +237,10 @@ def patchify(images: Tensor, patch_size: int) -> Tensor:
     return cut.permute(0, 2, 4, 3, 5, 1).reshape(batch, rows * columns, -1)  # (B, rows, columns, y, x, C)
 
 
-def unpatchify(patches: Tensor, patch_size: int, channels: int = 3) -> Tensor:
+def unpatchify(patches: Tensor, patch_size: int) -> Tensor:
     """Put patches (B, N, P) of square images back together, (B, C, H, W); the inverse of `patchify`."""
-    batch, num_patches, _ = patches.shape
+    batch, num_patches, num_values = patches.shape
+    channels = num_values // patch_size**2
     side = round(num_patches**0.5)
     laid_out = patches.reshape(batch, side, side, patch_size, patch_size, channels)
     return laid_out.permute(0, 5, 1, 3, 2, 4).reshape(batch, channels, side * patch_size, side * patch_size)

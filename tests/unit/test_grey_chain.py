@@ -162,7 +162,7 @@ def test_an_rgb_store_makes_a_grey_encoder_where_that_is_asked_for(root, caplog)
 
 @pytest.mark.slow
 def test_words_computed_while_training_are_of_grey_too(root):
-    bare = tokenize(root, "bare", source=GREY, tokenizer=None, views=0)
+    bare = tokenize(root, "bare", source=GREY, tokenizer=TokenizeConfig().tokenizer, views=0)
     config = settings(model=SHAPE, tokenizer={"online": str(root / "tokenizer")}, train={"steps": 2})
     pretrain(config, store=bare.location, run_dir=root / "online")
     assert read_encoder_config(root / "online").architecture.in_chans == 1
