@@ -121,12 +121,12 @@ def _of_image(
         shown: list[tuple[Tile, NDArray[np.uint8]]] = []
         for tile in tiles:
             try:
-                image = pixels.read(tile.box).convert("RGB")
+                image = pixels.read(tile.box)
             except BadSample as error:
                 wrong = error
                 continue
             side = predictor.stored.architecture.img_size
-            shown.append((tile, resize_and_center_crop(image, side, crop_pct=1.0)))
+            shown.append((tile, np.atleast_3d(resize_and_center_crop(image, side, crop_pct=1.0))))
         if not shown:
             continue
         images = torch.from_numpy(np.stack([view for _, view in shown])).permute(0, 3, 1, 2).to(device)

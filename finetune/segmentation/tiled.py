@@ -119,7 +119,7 @@ def _outer(row: Share, column: Share, like: Tensor) -> Tensor:
 
 def _probabilities(model: Segmenter, pixels: Pixels, settings: InferenceConfig, box: Box) -> Tensor:
     """Return the probabilities (C, h, w) float32 of a part of the image, looked at as an image of its own."""
-    image = np.asarray(pixels.read(box).convert("RGB")).transpose(2, 0, 1)
+    image = np.atleast_3d(np.asarray(pixels.read(box))).transpose(2, 0, 1)
     return torch.cat([strip.probabilities for strip in segment(model, image, settings)], 1)
 
 
