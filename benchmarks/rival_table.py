@@ -130,7 +130,8 @@ def picture(rows: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> Imag
             )
             for place, (start, top1) in enumerate(own.items())
         ]
-        ticks = {float(place): NAMES[start] for place, start in enumerate(own)}
+        # One word each, so that none runs into the next.
+        ticks = {float(place): NAMES[start].split()[0] for place, start in enumerate(own)}
         named = {"title": f"{MEASURES[measure]}, top-1", "x_name": "pre-trained by", "x_ticks": ticks}
         charts.append(LineChart(lines=lines, y_range=_range(rows), percent=True, **named))
     drawn = line_charts(charts, chart_px=_CHART_PX, columns=len(charts), key=False)
