@@ -122,8 +122,11 @@ def chest(rng: np.random.Generator, kind: str) -> tuple[NDArray[np.uint16], floa
     spine = np.exp(-(((columns - middle[1]) / 6) ** 2)) * body
     found = np.zeros((side, side))
     if kind == "nodules":
-        while found.max() < 1 or rng.random() < 0.85:
-            found = np.maximum(found, ellipse(side, *rng.uniform(20, side - 20, 2), *[rng.uniform(2.5, 5)] * 2) * lungs)
+        for sign in (-1, 1):
+            for _ in range(rng.integers(3, 6)):
+                away, angle = rng.uniform(0, 0.8), rng.uniform(0, 2 * np.pi)
+                place = middle + (34 * away * np.sin(angle), sign * 25 + 14 * away * np.cos(angle))
+                found = np.maximum(found, ellipse(side, *place, *[rng.uniform(2.5, 4.5)] * 2) * lungs)
     elif kind == "net":
         found = (net(rng, side, 2.5) * 0.4) * lungs
     values = 3000 - 1500 * body + 550 * lungs - 70 * ribs - 350 * spine - 140 * found
