@@ -7,7 +7,7 @@ cells whose four classes differ in texture and not in brightness, counts of abou
 the middle slice is in focus. *X-ray*: DICOM, MONOCHROME1, 14 bits, rescaled, with a window of its own in every file;
 chests whose lungs are clear, hold nodules or are crossed by a net. Each is tokenized once as files come (`dtype`) and
 once with the range that fits (percentiles, windows), and everything else is equal: a fitness report of the words, a
-small pre-training, linear probe and k-NN beside random weights, and labels for new files.
+small pre-training, a linear probe beside random weights, and labels for new files.
 
 Every step is a `beit` command with a folder of its own; the script may be stopped at any time and goes on.
 """
@@ -299,9 +299,7 @@ def commands(budget: Budget, name: str, which: str) -> dict[str, list[str | Path
         "tokenize": ["tokenize", images / "unlabelled", folder / "store", *sides, *source],
         "pretrain": ["pretrain", folder / "store", folder / "pretrain", *network, *lengths],
         "probe": ["finetune", "linear-probe", *on, "--encoder", encoder, "--set", "run.report=false"],
-        "knn": ["finetune", "knn", *on, "--encoder", encoder, "--set", "run.report=false"],
         "random": ["finetune", "linear-probe", *random, "--encoder", "random", "--set", "run.report=false"],
-        "random-knn": ["finetune", "knn", *random, "--encoder", "random", "--set", "run.report=false"],
         "predict": ["predict", folder / "probe/model", images / "new", "--out", folder / "new.csv"],
     }
 
@@ -314,11 +312,7 @@ def summarize(budget: Budget, name: str, which: str) -> dict[str, Any]:
     with (folder / "new.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     levels = [len(np.unique(pixels)) for pixels in decoded(budget, name, which, "test", 50)]
-    top1 = {
-        f"{run} {task}": read_json(folder / run / f"{task}.json")["top1"]
-        for run in ("probe", "random")
-        for task in ("linear-probe", "knn")
-    }
+    top1 = {run: read_json(folder / run / "linear-probe.json")["top1"] for run in ("probe", "random")}
     verdicts = [(verdict["title"], verdict["level"]) for verdict in words["verdicts"]]
     return {
         "kind": name,
@@ -350,15 +344,14 @@ def decoded(budget: Budget, name: str, which: str, place: str, count: int) -> li
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
     """Return the table for reading."""
     heading = ["images", "`source.range`", "grey levels in an image", "words used", "verdicts good / look / bad"]
-    heading += ["held-out bits below unigram (of)", "linear probe", "random weights", "k-NN", "random weights"]
-    lines = [f"| {' | '.join([*heading, 'new files right'])} |", "| --- | --- " + "| ---: " * 9 + "|"]
+    heading += ["held-out bits below unigram (of)", "linear probe", "of random weights"]
+    lines = [f"| {' | '.join([*heading, 'new files right'])} |", "| --- | --- " + "| ---: " * 7 + "|"]
     for row in rows:
         cells = [KINDS[row["kind"]].title, f"`{row['resolved']}`", f"{row['levels']:.0f}", f"{row['words_used']}"]
         cells += [" / ".join(str(len(row["verdicts"][level])) for level in ("good", "look", "bad"))]
         below, error = row["below_unigram"], row["below_unigram_se"]
         cells += [f"{below:.2f} ± {1.96 * error:.2f} ({row['unigram_bits']:.2f})"]
-        tasks = ("probe linear-probe", "random linear-probe", "probe knn", "random knn")
-        cells += [f"{100 * row['top1'][task]:.1f} %" for task in tasks]
+        cells += [f"{100 * row['top1'][run]:.1f} %" for run in ("probe", "random")]
         cells += [f"{100 * row['new_right']:.0f} % of {row['new']}"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
