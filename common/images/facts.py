@@ -14,12 +14,15 @@ from PIL import Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
 from beit.common.errors import LFS_ADVICE, BadSample, is_lfs_pointer
 from beit.common.images.alpha import has_alpha
+from beit.common.images.formats import Format, format_of
 from beit.common.images.orientation import transpose_of
 from beit.common.images.readers.deep_png import png_bits
 
 HEAD_BYTES = 1 << 17
 """Of a file, in which its header nearly always stands; arbitrary, two blocks of EXIF data."""
 
+NOT_READ = "not read"
+"""Stands for the colours of formats that Pillow does not read, which are known when they are decoded."""
 _NAMES = {"WEBP": "WebP", "MPO": "JPEG"}
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 _PNG_ORIENTATION = (b"eXIf", b"XML:com.adobe.xmp\0\0", b"Raw profile type exif")
@@ -47,12 +50,12 @@ class ImageFacts:
     """In pixels, as stored."""
     height: int
     """In pixels, as stored."""
-    bits: int
-    """Of a sample, as stored; of a palette those of its colours."""
-    channels: int
-    """Of colour, without that of transparency; 3 for a palette."""
+    bits: int | None
+    """Of a sample, as stored; of a palette those of its colours. None where the header was read for its size only."""
+    channels: int | None
+    """Of colour, without that of transparency; 3 for a palette. None as above."""
     colours: str
-    """"RGB", "grey", "black and white", "palette", "CMYK"."""
+    """"RGB", "grey", "black and white", "palette", "CMYK", or `NOT_READ`."""
     has_alpha: bool = False
     """Whether pixels may be transparent."""
     num_frames: int = 1
@@ -77,16 +80,34 @@ def facts_of_image(data: bytes) -> ImageFacts:
     """
     if not data:
         raise BadSample("empty", "no bytes")
+    found = format_of(data)
+    if found is not None and found.module:
+        return _facts_of_other(found, data)
     reader = next((reader for start, reader in _READERS.items() if data.startswith(start)), None)
     if reader is None or (data.startswith(_WEBP_START) and data[8:12] != _WEBP_NAME):
         if is_lfs_pointer(data):
             raise BadSample("lfs-pointer", f"it {LFS_ADVICE}")
-        raise BadSample("unsupported", f"not a JPEG, PNG or WebP image (starts with {data[:8]!r})")
+        raise BadSample("unsupported", f"not an image of a known format (starts with {data[:8]!r})")
     try:
         with reader(io.BytesIO(data)) as image:
             return _pillow_facts(image, data)
     except Exception as error:  # as many types as decoders have for damaged data
         raise BadSample("decode-error", f"{type(error).__name__}: {error}") from None
+
+
+def _facts_of_other(found: Format, data: bytes) -> ImageFacts:
+    """Return what the header of a format that Pillow does not read tells: sizes and frames, nothing of the values."""
+    reader = found.reader()
+    try:
+        width, height = reader.size(data)
+        num_frames = reader.num_frames(data)
+    except BadSample:
+        raise
+    except Exception as error:  # as many types as decoders have for damaged data
+        raise BadSample("decode-error", f"{type(error).__name__}: {error}") from None
+    return ImageFacts(
+        format=found.name, width=width, height=height, bits=None, channels=None, colours=NOT_READ, num_frames=num_frames
+    )
 
 
 def _pillow_facts(image: Image.Image, data: bytes) -> ImageFacts:

@@ -200,6 +200,12 @@ def is_readable(suffix: str) -> bool:
     return form is None or form.is_installed
 
 
+def needs_of(suffix: str) -> str:
+    """Return what lets images of an ending be read, such as "pip install 'beit[heic]'"; empty where they can be."""
+    form = _BY_SUFFIX.get(suffix.rpartition(".")[2])
+    return "" if form is None or form.is_installed else form.needs
+
+
 def left_out(suffixes: Iterable[str]) -> str:
     """Say which images cannot be read here, and what would help; empty if there are none.
 

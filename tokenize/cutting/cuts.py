@@ -17,9 +17,8 @@ from beit.common.errors import BadSample
 from beit.common.images.decoding import Decoding
 from beit.common.images.large.tiles import Tiling
 from beit.common.images.large.windows import Measured, measure
-from beit.common.sources.parquet import ParquetShard
 from beit.common.sources.tars import TarShard
-from beit.common.sources.types import SampleRef, Source, place_in
+from beit.common.sources.types import SampleRef, Source, SourceShard, place_in
 from beit.common.storage.paths import is_remote
 from beit.common.storage.place import FilePart
 from beit.common.storage.threads import threads
@@ -142,8 +141,11 @@ def _measure_all(
     return found
 
 
-def _measure_shard(shard: object, refs: Sequence[SampleRef], decoding: Decoding) -> Iterator[Measured | None]:
-    if isinstance(shard, ParquetShard):
+def _measure_shard(shard: SourceShard, refs: Sequence[SampleRef], decoding: Decoding) -> Iterator[Measured | None]:
+    if shard.kind == "parquet":
+        from beit.common.sources.parquet import ParquetShard  # the other kinds work without loading pyarrow
+
+        assert isinstance(shard, ParquetShard)
         rest = iter(refs)
         for rows in shard.stream():
             for _, ref in zip(range(len(rows)), rest, strict=False):

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from beit.common.images.formats import is_image_path
+from beit.common.images.formats import is_image_path, is_readable, needs_of, suffix_of
 from beit.common.progress import Progress
 from beit.common.sources.loose_files import lfs_pointers
 from beit.common.sources.mask_folders import masks_beside
@@ -142,6 +142,7 @@ def beside(spec: str) -> list[LeftOut]:
                 )
             )
         found += _other_endings([file.path for file in others if file.path not in pointers])
+    found += _without_library([file.path for file in images])
     if not is_remote(root):
         found += _hidden(Path(root))
     return found
@@ -156,15 +157,22 @@ def _other_endings(paths: Sequence[str]) -> list[LeftOut]:
             reason=f"{ending or 'without an ending'}",
             count=len(found),
             example=found[0],
-            way_out=ending_words(ending),
+            way_out="no image by its ending",
         )
         for ending, found in sorted(by_ending.items(), key=lambda item: (-len(item[1]), item[0]))
     ]
 
 
-def ending_words(ending: str) -> str:
-    """Say why files of an ending are no images, and what would make them ones."""
-    return "no image by its ending"
+def _without_library(images: Sequence[str]) -> list[LeftOut]:
+    """Return the images whose formats cannot be read here, by ending, with what would help."""
+    by_ending: dict[str, list[str]] = {}
+    for path in images:
+        if not is_readable(suffix_of(path)):
+            by_ending.setdefault(suffix_of(path), []).append(path)
+    return [
+        LeftOut(reason=f".{ending}", count=len(found), example=found[0], way_out=needs_of(ending))
+        for ending, found in sorted(by_ending.items(), key=lambda item: (-len(item[1]), item[0]))
+    ]
 
 
 def _hidden(root: Path) -> list[LeftOut]:

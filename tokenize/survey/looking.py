@@ -13,7 +13,8 @@ from itertools import pairwise
 
 from beit.common.errors import BadSample
 from beit.common.images.decoding import MAX_SIDE_PX, Decoding
-from beit.common.images.facts import ImageFacts, facts_of_image
+from beit.common.images.facts import NOT_READ, ImageFacts, facts_of_image
+from beit.common.images.formats import words_of
 from beit.common.images.ranges import ValueRange
 from beit.common.processes.cores import available_cores
 from beit.common.progress import Progress
@@ -34,7 +35,7 @@ _CLASSES = (0.01, 0.1, 0.5, 2.0, 8.0, 32.0)
 """Megapixels between classes of size; arbitrary, icons to cameras."""
 WAYS_OUT = {
     "lfs-pointer": "a pointer of Git LFS: run git lfs pull where it was cloned",
-    "unsupported": "not a JPEG, PNG or WebP, whatever its name",
+    "unsupported": "no image of a known format, whatever its name",
     "empty": "no bytes; copy it again",
     "decode-error": "its header is damaged; copy it again",
     "truncated": "it ends early; copy it again",
@@ -171,7 +172,7 @@ def summed_up(looks: Sequence[Look]) -> Looks | None:
     return Looks(
         formats=counted(Counter(facts.format for facts in every)),
         megapixels={name: classes[name] for name in _class_names() if classes[name]},
-        bits=counted(Counter(str(facts.bits) for facts in every)),
+        bits=counted(Counter(NOT_READ if facts.bits is None else str(facts.bits) for facts in every)),
         colours=counted(Counter(facts.colours for facts in every)),
         median_megapixels=statistics.median(facts.megapixels for facts in every),
         mean_megapixels=statistics.fmean(facts.megapixels for facts in every),
@@ -222,7 +223,7 @@ def unusable(looks: Sequence[Look], scale: float) -> list[LeftOut]:
 def _way_out(reason: str, found: Sequence[Look]) -> str:
     sizes = [look.facts.megapixels for look in found if look.facts is not None]
     if reason != "bomb" or not sizes:
-        return WAYS_OUT.get(reason, "")
+        return words_of(reason) or WAYS_OUT.get(reason, "")
     needed = math.ceil(max(sizes))  # of the largest, so that it admits all
     if needed > MAX_MEGAPIXELS:
         return f"up to {max(sizes):.4g} megapixels, more than any setting admits"

@@ -37,7 +37,7 @@ def images_words(images: Images) -> str:
     name = f"{images.name}: " if images.name else ""
     size = f" of {in_gb(images.mean_bytes)}" if images.is_counted else ""
     if images.num_cut is not None:
-        return f"{name}{large(images.num_cut)} image{'s' * (images.num_cut != 1)} in {large(images.count)} tiles{size}"
+        return f"{name}{large(images.num_cut)} image{'s' * (images.num_cut != 1)}{size} in {large(images.count)} tiles"
     return f"{name}{large(images.count)} image{'s' * (images.count != 1)}{size}"
 
 

@@ -30,14 +30,14 @@ class Few(NamedTuple):
 def few_of_source(source: Source, most: int, *, wants: Callable[[str], bool] = lambda path: True) -> Iterator[Few]:
     """Yield up to `most` images of a source, of a server fewer.
 
-    None of tars there: each is fetched once, when it is needed.
+    None of tars and tables there: each is fetched once, when it is needed.
 
     Args:
         source: Any.
         most: Images.
         wants: Tells by its path whether an image is of interest.
     """
-    if source.kind == "tar" and is_remote(source.root):
+    if source.kind != "files" and is_remote(source.root):
         return
     most = min(most, _MOST_OF_A_SERVER) if is_remote(source.root) else most
     shards = [source.shards[place] for place in spread_evenly(len(source.shards), _MOST_SHARDS[source.kind])]
@@ -49,7 +49,7 @@ def few_of_source(source: Source, most: int, *, wants: Callable[[str], bool] = l
 def few_of_index(index: LabelledIndex, most: int, *, wants: Callable[[str], bool] = lambda path: True) -> Iterator[Few]:
     """Yield up to `most` of the images in use of an index, as `few_of_source` does."""
     kind, sizes = index.info.kind, index.shard_sizes.tolist()
-    if kind == "tar" and is_remote(index.info.root):
+    if kind != "files" and is_remote(index.info.root):
         return
     most = min(most, _MOST_OF_A_SERVER) if is_remote(index.info.root) else most
     used = [shard_id for shard_id, size in enumerate(sizes) if size]

@@ -13,6 +13,7 @@ from beit.common.errors import BadSample
 from beit.common.images.alpha import hides_colours
 from beit.common.images.decode import read_samples
 from beit.common.images.decoding import Decoding
+from beit.common.images.facts import NOT_READ
 from beit.common.sources.glance.few import Few, few_of_index, few_of_source
 from beit.common.sources.glance.headers import image_facts
 from beit.common.sources.index import LabelledIndex
@@ -69,7 +70,8 @@ def hidden_colours(few: Iterable[Few], decoding: Decoding) -> str:
 def hides_colours_of(reader: ShardReader, ref: SampleRef, decoding: Decoding) -> bool | None:
     """Tell whether an image hides colours; None where it is not transparent at all, or cannot be read."""
     try:
-        if not image_facts(reader, ref).has_alpha:
+        facts = image_facts(reader, ref)
+        if not facts.has_alpha and facts.colours != NOT_READ:
             return None
         samples = read_samples(reader.read(ref), decoding)
         return None if samples.alpha is None else hides_colours(samples)

@@ -73,6 +73,7 @@ USABLE = {
     "rotated.webp": (lying_down("WEBP"), SIZE, (RED, BLUE)),
     "broken-exif.jpg": (encode(two_colours(), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff"), SIZE, (RED, BLUE)),
     "trailing.jpg": (encode(two_colours(), "JPEG", quality=95) + b"camera notes" * 100, SIZE, (RED, BLUE)),
+    "tiff.jpg": (encode(two_colours(), "TIFF"), SIZE, (RED, BLUE)),
     "plain.png": (encode(two_colours(), "PNG"), SIZE, (RED, BLUE)),
     "palette.png": (encode(PALETTE, "PNG"), SIZE, (RED, BLUE)),
     "palette-alpha.png": (encode(PALETTE, "PNG", transparency=bytes([128, 9])), SIZE, (RED, BLUE)),
@@ -105,7 +106,7 @@ UNUSABLE = {
     "large-bomb.png": (png(60000, 60000, 8, 2, [b""]), {"bomb"}),
     "too-long.png": (png(70000, 1, 8, 0, [bytes(70000)]), {"too-large"}),
     "gif.jpg": (encode(two_colours("P"), "GIF"), {"unsupported"}),
-    "tiff.png": (encode(two_colours(), "TIFF"), {"unsupported"}),
+    "bmp.png": (encode(two_colours(), "BMP"), {"unsupported"}),
     "page.jpg": (b"<html>404 Not Found</html>", {"unsupported"}),
 }
 EVERYTHING = USABLE | UNUSABLE

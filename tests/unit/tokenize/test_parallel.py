@@ -68,7 +68,7 @@ def test_errors_come_back_as_what_they_are():
         with pytest.raises(BadSample) as caught:
             processes.call(ref(1), encoded_image(1)[:200])
         assert caught.value.reason == "truncated"
-        with pytest.raises(TypeError) as failed:
+        with pytest.raises(AttributeError) as failed:
             processes.call(ref(2), 7)
         assert "images/2.jpg" in failed.value.__notes__[0]
         assert processes.call(ref(3), encoded_image(3)).ref == ref(3)

@@ -22,7 +22,7 @@ def test_a_rate_and_a_store_to_go_on_with(tmp_path):
     rate = measure_tokenizing(config_for(tmp_path, views=6), images, folder(tmp_path), seconds=0.5)
     store = open_store(tmp_path / "out/store")
     assert rate.views_per_second > 0 and rate.image_bytes > 0
-    assert len(store) == 4 and 1 <= store.info.views <= 6
+    assert len(store) >= 4 and 1 <= store.info.views <= 6  # more where few views of four images would say little
 
 
 def test_one_view_is_measured_as_one(tmp_path):

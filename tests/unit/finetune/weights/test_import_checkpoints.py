@@ -234,4 +234,6 @@ def test_a_segmenter_of_the_released_code_keeps_head_classes_and_colours(tmp_pat
     assert info.classes.names == ("wall", "sky (1)", "sky (2)") and info.classes.colours[2] == (7, 8, 9)
     assert found.state_dict().keys() == model.state_dict().keys()
     with torch.no_grad():
-        assert torch.equal(found(some_images()), model(some_images()))
+        # Not to the last bit: some processors convolve otherwise where weights begin elsewhere in memory.
+        torch.testing.assert_close(found(some_images()), model(some_images()), rtol=0, atol=1e-5)
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in found.state_dict().items())

@@ -64,7 +64,7 @@ def test_json_is_the_same_and_plain(tmp_path):
 
 def nasty(folder):
     files = {f"images/{i}.jpg": photo(i) for i in range(4)} | {f"masks/{i}.png": mask(i) for i in range(4)}
-    files |= {"lfs.jpg": POINTER, "lfs.png": POINTER, "lfs.tif": POINTER, "scan.dcm": POINTER}
+    files |= {"lfs.jpg": POINTER, "lfs.png": POINTER, "lfs.bin": POINTER, "scan.raw": POINTER}
     files |= {"empty.jpg": b"", "page.jpg": b"<html>404", "cut.png": b"\x89PNG\r\n\x1a\n\0\0"}
     files |= {"huge.png": png(12000, 9000, 8, 2, [b""]), "notes.txt": b"hi", "clip.gif": b"GIF89a"}
     files |= {".hidden.jpg": photo(), ".cache/x.png": b"x", "y/._a.jpg": b"x"}
@@ -82,7 +82,7 @@ def test_what_is_left_out_has_reason_count_example_and_way_out(tmp_path):
         "decode-error": (1, "cut.png"),
         "bomb": (1, "huge.png"),
         "masks beside images": (4, "masks/0.png"),
-        "pointers of Git LFS": (2, "lfs.tif"),
+        "pointers of Git LFS": (2, "lfs.bin"),
         ".gif": (1, "clip.gif"),
         ".txt": (1, "notes.txt"),
         "hidden images": (3, ".cache/x.png"),
@@ -216,6 +216,25 @@ def test_masks_in_a_list_are_among_what_to_mind(tmp_path):
     assert found.num_images == 6 and found.left_out[0].reason == "masks beside images"
 
 
+def test_a_format_without_its_library_is_left_out_with_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setattr("beit.common.images.formats._is_there", lambda libraries: not libraries)
+    source = in_form(tmp_path, "folder", {"a.jpg": photo(), "b.heic": b"x", "c.heic": b"x", "d.dcm": b"x"})
+    found = look(source)
+    assert found.num_images == 1 and not found.refusals
+    left = {one.reason: (one.count, one.example, one.way_out) for one in found.left_out}
+    assert left[".heic"] == (2, "b.heic", "pip install 'beit[heic]'") and ".dcm" in left
+
+
+def test_sizes_and_frames_of_other_formats_are_read(tmp_path):
+    tifffile = pytest.importorskip("tifffile")
+    (tmp_path / "x").mkdir()
+    tifffile.imwrite(tmp_path / "x/a.tif", np.zeros((50, 70), np.uint16))
+    tifffile.imwrite(tmp_path / "x/b.tif", np.zeros((5, 50, 70), np.uint8))
+    looks = look(str(tmp_path / "x")).looks
+    assert looks.formats == {"TIFF": 2} and looks.bits == {"not read": 2} and looks.num_animated == 1
+    assert (looks.largest.width, looks.largest.height) == (70, 50)
+
+
 def test_samples_of_a_tar_without_an_image_are_counted(tmp_path):
     found = look(str(write_tar(tmp_path / "a.tar", {"a.jpg": photo(1), "b.txt": b"x", "c.txt": b"x"})))
     (left,) = found.left_out
@@ -231,7 +250,7 @@ def test_what_is_there_and_refused_says_why(tmp_path):
     (tmp_path / "b/lfs.tar").write_bytes(POINTER)
     assert "pointer of Git LFS" in look(str(tmp_path / "b")).refusals[0]
     (tmp_path / "c").mkdir()
-    (tmp_path / "c/scan.dcm").write_bytes(POINTER)
+    (tmp_path / "c/scan.raw").write_bytes(POINTER)
     found = look(str(tmp_path / "c"))
     assert found.left_out[0].reason == "pointers of Git LFS" and found.refusals
 
