@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from beit.common.errors import InputError, require
 from beit.common.sources.class_names import ClassNames, read_class_names
 from beit.common.sources.config import SourceConfig
+from beit.common.sources.glance.depth import warn_of_range
 from beit.common.sources.glance.transparency import warn_of_hidden_colours
 from beit.common.sources.index import LabelledIndex
 from beit.common.sources.index_build import open_labelled
@@ -67,6 +68,7 @@ def open_training_data(
     numbers = None if settings.class_names is None else read_class_names(settings.class_names)
     train = open_labelled(data, class_names=numbers, label_column=settings.label_column, settings=reading)
     class_names = _trained_classes(train, multi_label=multi_label)
+    warn_of_range(train, train.decoding)
     warn_of_hidden_colours(train, train.decoding)
     source = train
     if settings.num_labels is not None or settings.label_fraction is not None:

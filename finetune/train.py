@@ -27,7 +27,6 @@ from beit.common.runs.idle import warn_of_idle
 from beit.common.runs.kinds import CLASSIFICATION, require_command
 from beit.common.runs.layout import MODEL
 from beit.common.runs.outputs import written
-from beit.common.sources.glance.depth import warn_of_range
 from beit.common.sources.labels import all_listed
 from beit.common.training.data import Batch, TrainingData
 from beit.common.training.judge import Goal
@@ -68,7 +67,6 @@ def run(config: FinetuneConfig, *, data: str, run_dir: Path, resume: str = "auto
     warning = unnamed_shape(config, start.architecture)
     config = replace(in_force(config, start.architecture, start.normalization), source=start.reading(config))
     images = open_training_data(data, config.data, multi_label=config.classifier.multi_label, reading=config.source)
-    warn_of_range(images.source, images.source.decoding)
     task, result = train(
         config, lambda world: ClassificationTask(config, images, start, world, warning), run_dir=run_dir, resume=resume
     )

@@ -27,7 +27,6 @@ from beit.common.runs.idle import warn_of_idle
 from beit.common.runs.kinds import SEGMENTATION, require_command
 from beit.common.runs.layout import MODEL
 from beit.common.runs.outputs import written
-from beit.common.sources.glance.depth import warn_of_range
 from beit.common.training.data import Batch, TrainingData
 from beit.common.training.judge import Goal
 from beit.common.training.trainer import train
@@ -80,7 +79,6 @@ def run(config: SegmentationConfig, *, data: str, run_dir: Path, resume: str = "
     config = replace(config, head=settled_head(config, start), source=start.reading(config))
     require_no_gaps(config.evaluation, start.architecture.img_size)
     scenes = open_training_masks(data, config.data, reading=config.source)
-    warn_of_range(scenes.source.images, scenes.source.images.decoding)
     if scenes.val is not None:
         require_room(config.evaluation, start.architecture, int(scenes.val.pixel_counts.sum(1).max()))
     task, result = train(

@@ -1,4 +1,4 @@
-"""The source `synthetic:N`, which needs no pictures, and any other one, opened for tokenizer training."""
+"""The source `synthetic:N`, which needs no pictures, and any other one, opened to train or measure a tokenizer."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from beit.common.errors import InputError, require
 from beit.common.reading.labelled_dataset import LabelledDataset
 from beit.common.rng import CounterRng
 from beit.common.sources.config import SourceConfig
+from beit.common.sources.glance.depth import warn_of_range
+from beit.common.sources.glance.transparency import warn_of_hidden_colours
 from beit.common.sources.index_build import build_index
 from beit.common.storage.files import default_cache_dir, remove_stale, temporary_name
 from beit.tokenize.synthetic import SCENE_VERSION, paint_all, render_scene
@@ -22,7 +24,9 @@ SYNTHETIC_PREFIX = "synthetic:"
 def open_images(
     source: str, *, img_size: int, cache_bytes: int, settings: SourceConfig | None = None
 ) -> LabelledDataset:
-    """Open any image source, or generate one.
+    """Open any image source, or generate one; warn of deep images that use little of their range.
+
+    Of colours that transparency hides, too.
 
     Args:
         source: What `beit.common.sources.opening.open_source` takes, or "synthetic:N" for N generated images.
@@ -31,7 +35,11 @@ def open_images(
         settings: Which images are read.
     """
     spec = generate_scenes(source, img_size=img_size) if source.startswith(SYNTHETIC_PREFIX) else source
-    return LabelledDataset(build_index(spec, settings=settings), cache_bytes=cache_bytes)
+    index = build_index(spec, settings=settings)
+    # What looks like a bad tokenizer may be images of which 8 bits keep nothing.
+    warn_of_range(index, index.decoding)
+    warn_of_hidden_colours(index, index.decoding)
+    return LabelledDataset(index, cache_bytes=cache_bytes)
 
 
 def generate_scenes(source: str, *, img_size: int) -> str:

@@ -20,6 +20,7 @@ from beit.common.errors import InputError, require
 from beit.common.pages.numbers import count
 from beit.common.rng import CounterRng
 from beit.common.sources.config import SourceConfig
+from beit.common.sources.glance.depth import warn_of_range
 from beit.common.sources.glance.transparency import warn_of_hidden_colours
 from beit.common.sources.index import LabelledIndex
 from beit.common.sources.labels import listed
@@ -184,6 +185,7 @@ def open_training_masks(data: str, settings: MaskDataConfig, *, reading: SourceC
             logger.info("%s has parts of its own: training on %s, measuring on %s", data, parts.name, parts.val_name)
     if val is not None:
         warn_of_shared_images(source.images, val.images)
+    warn_of_range(source.images, source.images.decoding)
     warn_of_hidden_colours(source.images, reading.decoding)
     return MaskedData(
         train=_subset(source, settings), val=part_to_measure_on(val, settings), classes=classes, source=source

@@ -14,6 +14,7 @@ from beit.tests.support import write_tokenizer
 from beit.tests.unit.common.images.test_alpha import encoded, icon
 from beit.tests.unit.common.sources.test_glance import in_form, mask
 from beit.tokenize.config import TokenizeConfig
+from beit.tokenize.images import open_images
 from beit.tokenize.run import run_tokenize
 
 ICONS = {f"{i}.png": encoded(icon((0, 0, 0), (250, 40 * i, 0))) for i in range(6)}
@@ -75,6 +76,32 @@ def test_fine_tuning_warns_of_hidden_colours(tmp_path, messages, monkeypatch):
     messages.clear()
     open_training_data(data, DataConfig(), reading=SourceConfig(alpha="checker"))
     assert not messages.records
+
+
+def deep(number: int) -> bytes:
+    values = np.random.default_rng(number).integers(200, 1500, (40, 40)).astype(np.uint16)
+    return encoded(Image.fromarray(values))
+
+
+@pytest.mark.parametrize("reading", [SourceConfig(), SourceConfig(range=(0.0, 4095.0))])
+def test_whoever_opens_deep_images_is_told_that_their_range_lies_idle(tmp_path, messages, monkeypatch, reading):
+    monkeypatch.setenv("BEIT_CACHE", str(tmp_path / "cache"))
+    files = {f"{name}/{i}.png": deep(i + at) for at, name in ((0, "cat"), (9, "dog")) for i in range(6)}
+    data = in_form(tmp_path, "folder", files)
+    for opened in (
+        lambda: open_training_data(data, DataConfig(), reading=reading),  # of trainings and probes alike
+        lambda: open_images(data, img_size=32, cache_bytes=0, settings=reading),  # of reports and tokenizers
+    ):
+        messages.clear()
+        opened()
+        said = [message for message in messages.messages if "5 grey levels are left of 256" in message]
+        assert len(said) == (reading.range == "dtype")
+
+
+def test_a_report_of_words_says_what_hides_behind_transparency(tmp_path, messages, monkeypatch):
+    monkeypatch.setenv("BEIT_CACHE", str(tmp_path / "cache"))
+    open_images(in_form(tmp_path, "folder", ICONS), img_size=32, cache_bytes=0)
+    assert "6 of these hide colours" in messages.text
 
 
 def test_masks_are_not_laid_on_a_background(tmp_path):
