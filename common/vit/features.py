@@ -109,6 +109,7 @@ def extract_features(
     normalization: Normalization | None = None,
     pooling: FeaturePooling = "mean",
     forward: Callable[[Tensor], Any] | None = None,
+    num_images: int | None = None,
 ) -> Features:
     """Compute the features of every block in one pass over the images.
 
@@ -120,6 +121,7 @@ def extract_features(
         pooling: See `pool_features`.
         forward: What runs all blocks on normalised images; left out, `model.forward_features`. Weights that are
             partitioned (ZeRO 3) are only gathered through the module's own call.
+        num_images: That are to come at most, if that is known: room is then made once.
 
     Returns:
         The features; of no image (n = 0) where there is no batch.
@@ -129,19 +131,56 @@ def extract_features(
     normalization = normalization or model.normalization
     if normalization is None:
         raise ValueError("the model has no normalization of its own; give one")
-    pooled: list[Tensor] = []
-    labels: list[Tensor] = []
+    kept: _Kept | None = None
     with torch.no_grad():
         for batch in batches:
             images = normalize_images(batch["images"].to(device), normalization.mean, normalization.std)
             with _recorded(model, pooling) as outputs:
                 (forward or model.forward_features)(images)
-            pooled.append(torch.stack(outputs).cpu())  # (L, B, F)
-            labels.append(batch["labels"].cpu())
-    if not pooled:
+            pooled = torch.stack(outputs).cpu()  # (L, B, F)
+            kept = kept or _Kept(pooled, batch["labels"], expected=num_images)
+            kept.add(pooled, batch["labels"])
+    if kept is None:
         width = model.config.embed_dim * (2 if pooling == "cls_mean" else 1)
         return Features(torch.zeros(len(model.blocks), 0, width), torch.zeros(0, dtype=torch.int64))
-    return Features(torch.cat(pooled, dim=1), torch.cat(labels))
+    return kept.features()
+
+
+class _Kept:
+    """The features of all batches so far, in one piece that grows seldom.
+
+    Batches kept one by one lie between what the next ones need for a moment, and memory with such gaps fits nothing any
+    more: a process that kept 12,000 images of 4 kB each grew to 1.6 GB.
+    """
+
+    def __init__(self, first: Tensor, labels: Tensor, *, expected: int | None) -> None:
+        """Make room for as many images as are expected, if that is known, of features like the first (L, B, F)."""
+        room = expected or first.shape[1]
+        self._blocks = first.new_empty(first.shape[0], room, first.shape[2])
+        self._labels = labels.new_empty(room, device="cpu")
+        self._count = 0
+
+    def add(self, pooled: Tensor, labels: Tensor) -> None:
+        """Take the features (L, B, F) and labels (B,) of a batch."""
+        count = self._count + len(labels)
+        if count > len(self._labels):
+            self._give_room(max(count, 2 * len(self._labels)))
+        self._blocks[:, self._count : count] = pooled
+        self._labels[self._count : count] = labels
+        self._count = count
+
+    def features(self) -> Features:
+        """Return what was taken; copied only where there is room left."""
+        if self._count < len(self._labels):
+            return Features(self._blocks[:, : self._count].clone(), self._labels[: self._count].clone())
+        return Features(self._blocks, self._labels)
+
+    def _give_room(self, count: int) -> None:
+        blocks, labels = self._blocks, self._labels
+        self._blocks = blocks.new_empty(blocks.shape[0], count, blocks.shape[2])
+        self._labels = labels.new_empty(count)
+        self._blocks[:, : self._count] = blocks[:, : self._count]
+        self._labels[: self._count] = labels[: self._count]
 
 
 @contextmanager

@@ -75,6 +75,7 @@ def frozen_features(
             device=world.device,
             normalization=encoder.normalization,
             pooling="cls_mean",
+            num_images=len(index),
         )
     except ValueError as error:
         raise InputError(f"{index.name} has no image that can be read ({error})") from None

@@ -54,6 +54,21 @@ def test_features_are_the_pooled_stream_after_every_block(pooling):
     torch.testing.assert_close(features.blocks, wanted[pooling])
 
 
+@pytest.mark.parametrize("expected", [None, 7, 20])
+def test_features_are_kept_in_few_pieces_however_many_batches_there_are(expected):
+    encoder, sizes = make_encoder(), (1, 2, 1, 3)
+    found = extract_features(
+        encoder, make_batches(*sizes), device=torch.device("cpu"), normalization=NORMALIZATION, num_images=expected
+    )
+    alone = [
+        extract_features(encoder, [batch], device=torch.device("cpu"), normalization=NORMALIZATION)
+        for batch in make_batches(*sizes)
+    ]
+    assert torch.equal(found.blocks, torch.cat([part.blocks for part in alone], dim=1))
+    assert torch.equal(found.labels, torch.cat([part.labels for part in alone]))
+    assert found.blocks.is_contiguous() and found.blocks.untyped_storage().nbytes() == found.blocks.nbytes
+
+
 def test_extraction_leaves_no_hook_behind():
     encoder = make_encoder()
     extract(encoder)
