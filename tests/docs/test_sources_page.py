@@ -94,7 +94,7 @@ def test_the_tables_name_what_there_is():
     assert all(f"`.{suffix}`" in TEXT for suffix in IMAGE_SUFFIXES)
     for setting in re.findall(r"--set (\w+)=", TEXT):
         assert setting in TokenizeConfig.__dataclass_fields__
-    modules = [*(ROOT / "common/images").glob("*.py"), *(ROOT / "common/sources").glob("*.py")]
+    modules = [*(ROOT / "common/images").rglob("*.py"), *(ROOT / "common/sources").glob("*.py")]
     listed = set(re.findall(r"^\| `([a-z-]+)` \|", TEXT, flags=re.MULTILINE))
     raised = set(re.findall(r'BadSample\(\s*"([a-z-]+)"', "".join(path.read_text() for path in modules)))
     assert listed == raised | {"decode-error"}  # the name of the rest
