@@ -19,7 +19,7 @@ from torch import Tensor
 from beit.common.config import config_from_dict, config_to_dict
 from beit.common.encoder import read_encoder_state, weights_sha256
 from beit.common.errors import InputError, require
-from beit.common.images.decoding import GREY, RGB
+from beit.common.images.decoding import GREY, RGB, Decoding
 from beit.common.pages.numbers import percent
 from beit.common.runs.layout import CONFIG, INIT
 from beit.common.storage.documents import Format, json_bytes, parse_json, reading
@@ -263,6 +263,27 @@ def describe(start: StartingPoint, *, is_resumed: bool) -> str:
     if source.grid_size != shape.grid_size:
         parts.append(f"positions resized from {source.grid_size[0]} x {source.grid_size[0]} patches")
     return "; ".join(parts)
+
+
+def describe_pixels(start: StartingPoint, decoding: Decoding) -> str:
+    """Say where the encoder learned from other pixels of the same files than the store's; nothing where they agree.
+
+    Args:
+        start: What a run begins from, an encoder.
+        decoding: How the images of the store became pixels.
+    """
+    assert start.continued is not None
+    here, there = decoding.unlike(start.continued.source.decoding)
+    if {here.get("channels"), there.get("channels")} == {"rgb", "grey"}:  # of which `describe_fit` speaks
+        del here["channels"], there["channels"]
+    if not here:
+        return ""
+    own, others = (", ".join(f"{name} {value}" for name, value in one.items()) for one in (here, there))
+    encoder = start.continued.encoder
+    return (
+        f"the store's images are decoded with {own}, those that {encoder} was trained on with {others}: it begins "
+        "with pixels that it does not know; tokenise with its settings, unless that is what you want"
+    )
 
 
 # The record in a run

@@ -63,6 +63,7 @@ from beit.pretrain.signal.probe import BEST_BLOCK, ProbeData, describe, open_pro
 from beit.pretrain.signal.verdict import Judge, verdict
 from beit.pretrain.start import (
     StartingPoint,
+    describe_pixels,
     earlier_start,
     in_force,
     load_initial,
@@ -235,6 +236,8 @@ class PretrainTask:
         if self.start.continued is not None:
             record(run, self.start.continued)
             logger.info("%s", describe_start(self.start, is_resumed=self.data.is_resumed))
+            if not self.data.is_resumed and (unlike := describe_pixels(self.start, self.store.info.source.decoding)):
+                logger.warning("%s", unlike)
         if fit := describe_fit(self.store.info.num_channels, self.start.architecture.in_chans):
             logger.info("%s", fit)
         another = another_size(config=self.config, sides=(self.vit.img_size, self.vit.patch_size))

@@ -70,9 +70,9 @@ def laid_over(pixels: NDArray[np.uint8], samples: Samples, alpha: Alpha) -> NDAr
         samples: As the file holds them; where these say nothing of opacity, the pixels are returned as they are.
         alpha: The background.
     """
-    if samples.alpha is None or (alpha == "drop" and not samples.is_premultiplied):
+    if samples.alpha is None or alpha == "drop":
         return pixels
-    return compose_pixels(pixels, _opacity(samples), alpha, is_premultiplied=samples.is_premultiplied)
+    return compose_pixels(pixels, _opacity(samples), alpha)
 
 
 def _opacity(samples: Samples) -> NDArray[np.uint8]:
@@ -84,38 +84,28 @@ def _opacity(samples: Samples) -> NDArray[np.uint8]:
     return map_to_8_bit(samples.alpha, 0.0, top)
 
 
-def compose_pixels(
-    colours: NDArray[np.uint8], opacity: NDArray[np.uint8], alpha: Alpha, *, is_premultiplied: bool = False
-) -> NDArray[np.uint8]:
+def compose_pixels(colours: NDArray[np.uint8], opacity: NDArray[np.uint8], alpha: Alpha) -> NDArray[np.uint8]:
     """Return colours laid on a background, rounded to the nearest level.
 
     Args:
         colours: (H, W, C) uint8.
         opacity: (H, W) uint8, 255 where nothing shines through.
-        alpha: The background. "drop" returns the colours as they are; of premultiplied ones the colours meant, black
-            where nothing is seen of them.
-        is_premultiplied: Whether the colours were multiplied with their opacity before they were stored, as formats say
-            it that call such a channel associated.
+        alpha: The background; "drop" returns the colours as they are.
     """
+    if alpha == "drop":
+        return colours
     laid = np.empty_like(colours)
     for top in range(0, len(colours), _ROWS_AT_ONCE):
         rows = slice(top, top + _ROWS_AT_ONCE)
-        laid[rows] = _composed(colours[rows], opacity[rows], alpha, is_premultiplied, top)
+        laid[rows] = _composed(colours[rows], opacity[rows], alpha, top)
     return laid
 
 
-def _composed(
-    colours: NDArray[np.uint8], opacity: NDArray[np.uint8], alpha: Alpha, is_premultiplied: bool, top: int
-) -> NDArray[np.uint8]:
+def _composed(colours: NDArray[np.uint8], opacity: NDArray[np.uint8], alpha: Alpha, top: int) -> NDArray[np.uint8]:
     share = opacity[..., None].astype(np.uint32)
-    if alpha == "drop":
-        if not is_premultiplied:
-            return colours
-        meant = (colours.astype(np.uint32) * _OPAQUE + share // 2) // np.maximum(share, 1)
-        return np.where(share > 0, np.minimum(meant, _OPAQUE), 0).astype(np.uint8)
     height, width = opacity.shape
     behind = _background(alpha, height, width, top).astype(np.uint32)[..., None] * (_OPAQUE - share)
-    before = colours.astype(np.uint32) * (_OPAQUE if is_premultiplied else share)
+    before = colours.astype(np.uint32) * share
     laid: NDArray[np.uint8] = np.minimum((before + behind + _OPAQUE // 2) // _OPAQUE, _OPAQUE).astype(np.uint8)
     return laid
 

@@ -155,6 +155,19 @@ class Decoding:
             frame="first" if settings.frame is None else parse_frame(settings.frame),
         )
 
+    def unlike(self, other: Decoding) -> tuple[dict[str, str], dict[str, str]]:
+        """Return what of two ways to decode is not the same, but for the size of images: of this one and the other.
+
+        Percentiles are compared by the values that they were found to be.
+        """
+        own, others = ({name: one._in_force(name) for name in DEFAULTS} for one in (self, other))
+        differing = [name for name in DEFAULTS if own[name] != others[name]]
+        return {name: own[name] for name in differing}, {name: others[name] for name in differing}
+
+    def _in_force(self, name: str) -> str:
+        found = self.value_range.found if name == "range" else None
+        return str(_plain(self.setting(name) if found is None else tuple(found)))
+
     def setting(self, name: str) -> Any:
         """Return what a user would give for one of `DEFAULTS`."""
         return self.value_range.setting if name == "range" else getattr(self, name)

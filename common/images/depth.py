@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from beit.common.errors import BadSample, InputError
+from beit.common.images.channels import pick_channels
 from beit.common.images.decode import read_samples
 from beit.common.images.decoding import Decoding
 from beit.common.images.jpeg import is_jpeg
@@ -164,7 +165,7 @@ def _deep(images: DrawnImages, decoding: Decoding) -> Iterator[Samples]:
 
 def _chosen(data: bytes, decoding: Decoding) -> Samples:
     """Return the values of the channels that a model is to see, in full."""
-    return read_samples(data, replace(decoding, value_range=_ALL_VALUES))
+    return pick_channels(read_samples(data, replace(decoding, value_range=_ALL_VALUES)), decoding.channels)
 
 
 def _some_values(samples: Samples, number: int) -> NDArray[Any]:

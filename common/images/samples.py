@@ -20,14 +20,12 @@ class Samples:
     """One image as its file has it: turned as the file asks, otherwise untouched."""
 
     array: NDArray[Any]
-    """Values (H, W, C) of their own dtype, a number."""
+    """Values (H, W, C) of their own dtype, a number; not multiplied with an opacity, see `without_opacity`."""
     kind: Literal["grey", "rgb", "bands"]
     """What the C channels are: one of brightness, three colours, or bands of any meaning."""
     alpha: NDArray[Any] | None = None
     """Opacity (H, W), of the dtype of the array; 0 where nothing is seen of it, the end of the full range where nothing
     shines through, 1 for floats."""
-    is_premultiplied: bool = False
-    """Whether the values were multiplied with their opacity before they were stored."""
     bits: int | None = None
     """Really used by the format, such as 12 of 16; None where all of the dtype are."""
     limits: tuple[float, float] | None = None
@@ -74,3 +72,24 @@ def samples_of_8_bit(
     array = pixels[..., None] if pixels.ndim == 2 else pixels
     kind: Literal["grey", "rgb"] = "grey" if array.shape[2] == 1 else "rgb"
     return Samples(array=array, kind=kind, alpha=alpha, num_frames=num_frames)
+
+
+def without_opacity(colours: NDArray[Any], alpha: NDArray[Any], full: float) -> NDArray[Any]:
+    """Return colours that were multiplied with their opacity before they were stored as they were meant to be.
+
+    Where nothing is seen of them they are as they are stored, which is mostly black. Whole numbers are rounded to the
+    nearest and end at `full`.
+
+    Args:
+        colours: (H, W, C), of their own dtype.
+        alpha: (H, W).
+        full: The opacity through which nothing shines.
+    """
+    if colours.dtype.kind != "u":
+        visible = np.where(alpha > 0, alpha, full).astype(np.float64)[..., None]
+        meant = colours.astype(np.float64) * full / visible
+        return (meant if colours.dtype.kind == "f" else np.rint(meant).clip(-full - 1, full)).astype(colours.dtype)
+    wide = np.uint32 if colours.dtype.itemsize <= 2 else np.uint64
+    top, visible = wide(full), np.maximum(alpha, 1).astype(wide)[..., None]
+    scaled = colours.astype(wide) * top  # at most 65535 x 65535, or 2^32 x 2^32
+    return np.minimum(scaled // visible + (scaled % visible >= (visible + 1) // 2), top).astype(colours.dtype)

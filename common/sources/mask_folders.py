@@ -19,8 +19,10 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from beit.common.errors import InputError
+from beit.common.errors import BadSample, InputError
+from beit.common.images.decode import read_samples
 from beit.common.images.decoding import MAX_PIXELS
+from beit.common.images.formats import format_of
 from beit.common.storage.paths import join
 from beit.common.storage.place import FileStat, read_files
 from beit.common.storage.samples import spread_evenly
@@ -38,7 +40,8 @@ MASK_END = re.compile(
 """What the name of a mask may have behind that of its image."""
 IMAGE_END = re.compile(r"(?i)[_\-. ](?:leftimg8bit|sat|images?|img|rgb|im|photo)$")
 """What the name of an image may have behind what it shares with its mask."""
-_SUFFIX = ".png"
+_SUFFIXES = (".png", ".tif", ".tiff")
+"""Of masks whose values are what was drawn; in a JPEG compression made others of them."""
 _MOST_ALONE = 0.1
 """Share of the files of a folder of masks that may lack an image; arbitrary."""
 _LOOKED_AT = 5
@@ -46,6 +49,10 @@ _FEW_VALUES = 64
 """A mask has no more different values, a photo has; arbitrary."""
 _PIXELS = 10_000
 """Of a large image this many are looked at, spread evenly."""
+_EVEN = 0.9
+"""Share of the pixels of a TIFF that have the value of those beside and below them, from which on it may be a mask: a
+dark photograph has few values, too, but noise in them, and objects that are numbered are many. Arbitrary."""
+_EVEN_ROWS = 1024
 _NARROW = ("1", "L", "P", "I", "I;16", "I;16B")
 
 
@@ -56,10 +63,17 @@ ReadImages = Callable[[list[str]], Sequence[bytes | None]]
 class _Look(NamedTuple):
     """What a header and the pixels say of an image."""
 
-    is_png: bool
     is_narrow: bool
     """One number per pixel."""
     has_few_values: bool
+    """Over all of it."""
+    is_even: bool
+    """Whether neighbours mostly have the same value; of a PNG, where few values tell enough, the same as those."""
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether it has few values, and areas of them."""
+        return self.has_few_values and self.is_even
 
 
 class MasksBeside(NamedTuple):
@@ -112,13 +126,15 @@ def masks_among(images: Sequence[str], read: ReadImages) -> MasksBeside:
             paths = {path for folder in tree.below(top) for path in tree.paths[folder]}
             partners = tree.partners(top)
             # Photos of which none has the name of an image are a class of their own.
-            is_usual = tree.is_usual(top) and (partners or all(path.lower().endswith(_SUFFIX) for path in paths))
+            is_usual = tree.is_usual(top) and (partners or all(path.lower().endswith(_SUFFIXES) for path in paths))
             if is_usual or _hold_masks(read, paths, partners):
                 found[f"{top}/"] = paths
     for folder, names in tree.paths.items():
         if not any(f"{folder}/".startswith(outer) for outer in found):
-            for pairs, is_called_so in ((_with_an_end(names), True), (_of_the_same_name(names), False)):
-                paths = set(pairs) if is_called_so else {path for path in names if path.lower().endswith(_SUFFIX)}
+            kinds = [(pairs := _with_an_end(names), set(pairs), True)]
+            for ends in (_SUFFIXES[:1], _SUFFIXES[1:]):
+                kinds.append((_of_the_same_name(names, ends), {path for path in names if _ends_in(path, ends)}, False))
+            for pairs, paths, is_called_so in kinds:
                 if pairs and _hold_masks(read, paths, pairs, is_called_so):
                     found[f"{folder}/*{_end_of(min(pairs))}" if folder else f"*{_end_of(min(pairs))}"] = set(pairs)
     return MasksBeside(frozenset().union(*found.values()), tuple(found))
@@ -192,16 +208,20 @@ def _by_name(paths: Sequence[str]) -> dict[str, str]:
 
 def _with_an_end(paths: Sequence[str]) -> dict[str, str]:
     """Return the image of each mask of one folder: `cat.jpg` of `cat_mask.png`."""
-    masks = [path for path in paths if path.lower().endswith(_SUFFIX) and MASK_END.search(_stem(path))]
+    masks = [path for path in paths if _ends_in(path, _SUFFIXES) and MASK_END.search(_stem(path))]
     known = _by_name([path for path in paths if path not in set(masks)]) if masks else {}
     found = ((path, known.get(MASK_END.sub("", _stem(path)))) for path in masks)
     return {path: image for path, image in found if image is not None}
 
 
-def _of_the_same_name(paths: Sequence[str]) -> dict[str, str]:
-    """Return the image of each mask of one folder: `cat.jpg` of `cat.png`."""
-    known = {_stem(path): path for path in paths if not path.lower().endswith(_SUFFIX)}
-    masks = [path for path in paths if path.lower().endswith(_SUFFIX)]
+def _ends_in(path: str, ends: tuple[str, ...]) -> bool:
+    return path.lower().endswith(ends)
+
+
+def _of_the_same_name(paths: Sequence[str], ends: tuple[str, ...]) -> dict[str, str]:
+    """Return the image of each mask of one folder, which ends in one of `ends`: `cat.jpg` of `cat.png`."""
+    known = {_stem(path): path for path in paths if not _ends_in(path, ends)}
+    masks = [path for path in paths if _ends_in(path, ends)]
     return {path: known[_stem(path)] for path in masks if _stem(path) in known}
 
 
@@ -216,8 +236,8 @@ def _hold_masks(read: ReadImages, paths: set[str], partners: dict[str, str], is_
     """
     if not partners or len(partners) < (1 - _MOST_ALONE) * len(paths):
         return False
-    are_png = all(path.lower().endswith(_SUFFIX) for path in paths)
-    if not are_png and not is_called_so:
+    are_exact = all(_ends_in(path, _SUFFIXES) for path in paths)
+    if not are_exact and not is_called_so:
         return False
     masks = sorted(partners)
     chosen = [masks[place] for place in spread_evenly(len(masks), _LOOKED_AT)]
@@ -225,11 +245,9 @@ def _hold_masks(read: ReadImages, paths: set[str], partners: dict[str, str], is_
     looks = [None if data is None else _look(data) for data in found]
     pairs = list(zip(looks[: len(chosen)], looks[len(chosen) :], strict=True))
     known = [(mask, image) for mask, image in pairs if mask is not None and image is not None]
-    if not is_called_so and not all(
-        mask.is_narrow and mask.has_few_values and not image.is_narrow for mask, image in known
-    ):
+    if not is_called_so and not all(mask.is_narrow and mask.is_drawn and not image.is_narrow for mask, image in known):
         return False
-    if not are_png:  # compression made more values of theirs, so only that they are grey beside colours is left
+    if not are_exact:  # compression made more values of theirs, so only that they are grey beside colours is left
         return bool(known) and all(mask.is_narrow and not image.is_narrow for mask, image in known)
     return bool(known) and all(_is_mask_of(mask, image) for mask, image in known)
 
@@ -237,23 +255,42 @@ def _hold_masks(read: ReadImages, paths: set[str], partners: dict[str, str], is_
 def _is_mask_of(mask: _Look, image: _Look) -> bool:
     if mask.is_narrow and not image.is_narrow:
         return True
-    return mask.has_few_values and (not image.is_png or not image.has_few_values)
+    return mask.is_even and not image.is_drawn
 
 
 def _look(data: bytes) -> _Look | None:
+    form = format_of(data)
+    if form is not None:
+        # Of others nothing is known, so that what lies beside them must show by itself that it is a mask.
+        return _look_into_tiff(data) if form.module == "tiff" else _Look(True, False, False)
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP")) as image:
             if image.format != "PNG":
-                return _Look(False, image.mode == "L", False)
+                return _Look(image.mode == "L", False, False)
             if image.width * image.height > MAX_PIXELS:
                 return None
             pixels = np.asarray(image)
             values = pixels.reshape(image.width * image.height, -1)
             sample = values[:: max(1, len(values) // _PIXELS)]
             few = len(np.unique(sample, axis=0)) <= _FEW_VALUES
-            return _Look(True, image.mode in _NARROW, few)
+            return _Look(image.mode in _NARROW, few, few)
     except Exception:  # as many types as decoders have; whoever reads the image says what is wrong with it
         return None
+
+
+def _look_into_tiff(data: bytes) -> _Look | None:
+    try:
+        samples = read_samples(data)
+    except BadSample:  # which whoever reads the image says, or that its library is not installed
+        return None
+    values = samples.array
+    flat = values.reshape(-1, values.shape[2])
+    few = len(np.unique(flat[:: max(1, len(flat) // _PIXELS)], axis=0)) <= _FEW_VALUES
+    rows = values[:_EVEN_ROWS]
+    beside = (rows[:, 1:] == rows[:, :-1]).all(axis=2)
+    below = (rows[1:] == rows[:-1]).all(axis=2)
+    shares = [float(same.mean()) for same in (beside, below) if same.size]
+    return _Look(samples.kind == "grey", few, min(shares, default=1.0) >= _EVEN)
 
 
 def is_called_mask(path: str) -> bool:
@@ -273,7 +310,7 @@ def could_be_mask(data: bytes, *, is_called_so: bool) -> bool:
         is_called_so: Whether its name says so.
     """
     look = _look(data)
-    return look is not None and look.has_few_values and (look.is_narrow or is_called_so)
+    return look is not None and look.is_drawn and (look.is_narrow or is_called_so)
 
 
 def _end_of(path: str) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from beit.common.errors import InputError, require
+from beit.common.images.decoding import GREY, RGB, USUAL, Decoding
 from beit.common.vit.description import EncoderConfig
 
 KEY = "beit_export"
@@ -24,6 +26,7 @@ KEY = "beit_export"
 OFFICIAL_FILE, ONNX_FILE = "model.pth", "model.onnx"
 _TOKENS = ("cls_token", "mask_token", "pos_embed")
 _FILLER = ("fc_norm.weight", "fc_norm.bias")
+_DECODING = "decoding"
 _OF_USE = ("multi_label", "crop_pct", "best_block", "segmentation")
 """Fields of an `EncoderConfig` that neither tensors nor the usual fields of a form tell."""
 
@@ -111,6 +114,8 @@ def own_facts(config: EncoderConfig) -> dict[str, Any]:
     """Return what an export says of a model under `KEY`."""
     shape = config.architecture
     facts = {"final_norm": shape.final_norm, "pos_resize": shape.pos_resize, "depth": shape.depth}
+    if (decoding := config.decoding.of_any_size()) != USUAL:
+        facts[_DECODING] = decoding.as_json()
     return facts | {name: value for name in _OF_USE if (value := getattr(config, name)) not in (None, False)}
 
 
@@ -134,8 +139,30 @@ def facts_of_use(config: Mapping[str, Any], depth: int, origin: str) -> dict[str
     return {"multi_label": multi_label, "best_block": block, "crop_pct": share}
 
 
+def decoding_of(config: Mapping[str, Any], in_chans: int, origin: str) -> Decoding:
+    """Return how the images were decoded that a model was trained on, where an export of ours says it.
+
+    Args:
+        config: As `facts_of_use` takes it.
+        in_chans: Of the model, which may have been made grey.
+        origin: For messages.
+    """
+    usual = Decoding(channels="grey") if in_chans == GREY else USUAL
+    said = config.get(_DECODING) if "final_norm" in config else None
+    if said is None:
+        return usual
+    try:
+        found = Decoding.from_json(said).of_any_size()
+        require(found.value_range.is_resolved, "its percentiles have no values")
+    except InputError as error:
+        raise InputError(f"{origin} is damaged ({error}); export it again") from None
+    return (
+        found if found.num_channels == (GREY if in_chans == GREY else RGB) else replace(found, channels=usual.channels)
+    )
+
+
 def _known(said: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: said[name] for name in ("final_norm", "pos_resize", *_OF_USE) if name in said}
+    return {name: said[name] for name in ("final_norm", "pos_resize", _DECODING, *_OF_USE) if name in said}
 
 
 def _labels(names: Any) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from torch import Tensor
 from beit import __version__
 from beit.common.encoder import load_encoder, save_model
 from beit.common.errors import InputError, require
-from beit.common.images.decoding import GREY, RGB, USUAL, Decoding
+from beit.common.images.decoding import GREY, RGB
 from beit.common.runs.outputs import check_new_folder
 from beit.common.storage.files import atomic_folder
 from beit.common.storage.tensor_check import check_tensors
@@ -30,7 +30,7 @@ from beit.common.vit.description import EncoderConfig
 from beit.common.vit.vit import VisionTransformer
 from beit.finetune.segmentation.artifact import SegmentationInfo
 from beit.finetune.weights.fetch import Fetched, fetch, is_address, require_sha256
-from beit.finetune.weights.import_exported import facts_of_use, filler_of
+from beit.finetune.weights.import_exported import decoding_of, facts_of_use, filler_of
 from beit.finetune.weights.import_files import no_average, read_foreign
 from beit.finetune.weights.import_findings import (
     Finding,
@@ -180,7 +180,7 @@ def import_encoder(
     config = EncoderConfig(
         architecture=architecture,
         normalization=findings.normalization.value,
-        decoding=Decoding(channels="grey") if architecture.in_chans == GREY else USUAL,
+        decoding=decoding_of(foreign.config, architecture.in_chans, str(source)),
         task="segmentation" if segmentation else "pretrain" if class_names is None else "classification",
         vocab_size=len(tensors["lm_head.weight"]) if "lm_head.weight" in tensors else None,
         class_names=class_names,

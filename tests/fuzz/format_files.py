@@ -1,10 +1,12 @@
 """Damaged files of the formats that libraries of their own read: every codec, layout and kind of header they know."""
 
+import io
 import struct
 
 import imagecodecs
 import numpy as np
 import pydicom
+import tifffile
 from PIL import Image
 from pydicom.data import get_testdata_file
 
@@ -12,6 +14,8 @@ from beit.common.errors import BadSample
 from beit.common.images.decode import decode_image, size_of_image
 from beit.common.images.decoding import Decoding
 from beit.common.images.formats import format_of, without_private
+from beit.common.images.large.tiles import Box
+from beit.common.images.large.windows import is_tiff, measure, open_pixels
 from beit.tests.fuzz.mutations import INTERESTING_INTS, mutate_bytes
 from beit.tests.science_files import dicom, heic, lossless_jpeg_dicom, noise, npy, one_of_each, pillow, smooth, tiff
 
@@ -41,9 +45,23 @@ def fuzz_formats(folder):
                 without_private(data)
         except BadSample:
             pass
-        decode_image(data, decoding)
+        if is_tiff(data) and rng.random() < 0.5:
+            _read_windows(data, decoding, rng)
+        else:
+            decode_image(data, decoding)
 
     return run
+
+
+def _read_windows(data, decoding, rng):
+    """Read parts of a TIFF, as tiling and predicting do, up to the size that its header claims."""
+    measure(io.BytesIO(data), decoding)
+    with open_pixels(io.BytesIO(data), decoding) as pixels:
+        for version in (pixels, pixels.smallest_version(16)):
+            width, height = version.size
+            left, top = (rng.choice((0, rng.randrange(side), max(0, side - 20))) for side in (width, height))
+            box = Box(left, top, min(width, left + 20), min(height, top + 20))
+            assert version.read(box).size == box.size
 
 
 def _seeds():
@@ -65,6 +83,9 @@ def _seeds():
         tiff(stack, photometric="minisblack"),
         tiff(stack, imagej=True, metadata={"axes": "ZYX"}),
         tiff(stack, ome=True, photometric="minisblack", metadata={"axes": "CYX"}),
+        tiff(grey, tile=(16, 16), bigtiff=True, compression="zlib"),
+        tiff(noise((4, 48, 64)), tile=(16, 16), photometric="minisblack", planarconfig="separate"),
+        _pyramid(),
     ]
     seeds["dcm"] = [dicom(), lossless_jpeg_dicom()]
     for name in _DICOM:
@@ -75,6 +96,15 @@ def _seeds():
     seeds["npy"] += [npy(grey), npy(np.asfortranarray(smooth())), npy(np.zeros((8, 8, 5), np.float32))]
     seeds["frames"] = [dicom(_with_frames)]
     return seeds
+
+
+def _pyramid():
+    """A tiled TIFF that holds itself at half its size, too, as slides and maps do."""
+    buffer, colours = io.BytesIO(), smooth()
+    with tifffile.TiffWriter(buffer) as writer:
+        writer.write(colours, photometric="rgb", tile=(16, 16), subifds=1, compression="lzw")
+        writer.write(colours[::2, ::2], photometric="rgb", tile=(16, 16), subfiletype=1, compression="lzw")
+    return buffer.getvalue()
 
 
 def _with_frames(dataset):

@@ -23,6 +23,9 @@ from beit.common.images.samples import Samples, samples_of_8_bit
 if TYPE_CHECKING:
     from pydicom import Dataset
 
+_SEGMENTATION = "SEG"
+_SEGMENTATION_CLASSES = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
+"""Modality and storage classes of masks: by segment, and as a map of labels."""
 _PREAMBLE_BYTES = 128
 _MAGIC = b"DICM"
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
@@ -149,6 +152,8 @@ def _dataset(data: bytes) -> Dataset:
         if not len(dataset) or "Rows" in dataset:
             raise BadSample("truncated", "DICOM: its elements end before the pixels")
         raise BadSample("unsupported", "a DICOM file without pixels, such as a report, a plan or a directory")
+    if dataset.get("Modality") == _SEGMENTATION or dataset.get("SOPClassUID") in _SEGMENTATION_CLASSES:
+        raise BadSample("unsupported", "a DICOM segmentation, which is a mask of other images and no picture")
     if getattr(dataset, "file_meta", None) is None:
         dataset.file_meta = pydicom.dataset.FileMetaDataset()
     if "TransferSyntaxUID" not in dataset.file_meta:

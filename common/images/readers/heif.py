@@ -12,7 +12,7 @@ import numpy as np
 from beit.common.errors import BadSample
 from beit.common.images.decoding import Decoding
 from beit.common.images.readers.claims import check_size, frame_number
-from beit.common.images.samples import Samples
+from beit.common.images.samples import Samples, without_opacity
 
 if TYPE_CHECKING:
     from pillow_heif import HeifFile
@@ -58,9 +58,7 @@ def _samples(array: Any, mode: str, bits: int, count: int) -> Samples:
     alpha = array[..., -1] if mode[-1] in "Aa" else None
     colours = array if alpha is None else array[..., :-1]
     if alpha is not None and mode[-1] == "a":
-        full = (1 << bits) - 1
-        visible = np.maximum(alpha, 1).astype(np.uint32)[..., None]
-        colours = np.minimum((colours * np.uint32(full) + visible // 2) // visible, full).astype(array.dtype)
+        colours = without_opacity(colours, alpha, (1 << bits) - 1)
     return Samples(
         array=colours,
         kind="grey" if colours.shape[2] == 1 else "rgb",

@@ -23,7 +23,7 @@ from PIL import Image
 from beit.common.errors import BadSample, InputError
 from beit.common.images.decoding import Decoding
 from beit.common.images.readers.claims import check_picture, check_size, frame_number
-from beit.common.images.samples import Samples, samples_of_8_bit
+from beit.common.images.samples import Samples, samples_of_8_bit, without_opacity
 
 if TYPE_CHECKING:
     from tifffile import TiffFile, TiffPage, TiffPageSeries
@@ -298,10 +298,9 @@ def _without_alpha(values: NDArray[Any], page: TiffPage) -> tuple[NDArray[Any], 
     if not places or first < 1 or num_samples != page.samplesperpixel:
         return values, None
     alpha, colours = values[..., places[0]], np.delete(values, places[0], axis=2)
-    if extra[places[0] - first] == _PREMULTIPLIED and values.dtype.kind == "u":
-        full = np.uint64((1 << page.bitspersample) - 1)
-        visible = np.maximum(alpha, 1).astype(np.uint64)[..., None]
-        colours = np.minimum((colours.astype(np.uint64) * full + visible // 2) // visible, full).astype(values.dtype)
+    if extra[places[0] - first] == _PREMULTIPLIED:
+        bits = page.bitspersample - (values.dtype.kind == "i")
+        colours = without_opacity(colours, alpha, 1 if values.dtype.kind == "f" else (1 << bits) - 1)
     return colours, alpha
 
 

@@ -19,6 +19,7 @@ from beit.common.vit.config import LAYER_NORM_EPS, VIT_SIZES, ViTConfig
 from beit.common.vit.position_bias import TABLE_KEY, relative_position_index
 from beit.finetune.segmentation.artifact import segmentation_info
 from beit.finetune.weights.export.exporter import Run
+from beit.finetune.weights.export.preprocessing import decoding_note
 from beit.finetune.weights.export.source import WORDS, ExportOptions, ExportSource, our_outputs
 from beit.finetune.weights.import_exported import OFFICIAL_FILE, own_facts
 
@@ -63,7 +64,7 @@ def notes(source: ExportSource) -> list[str]:
     if left_out := sorted(name for name in source.state if name.startswith(_NO_PLACE)):
         listed = ", ".join(left_out)
         found.append(f"left out, since the released code has no place for them: {len(left_out)} tensors, {listed}")
-    return found
+    return found + decoding_note(source.config)
 
 
 def reload(folder: Path, source: ExportSource) -> Run:

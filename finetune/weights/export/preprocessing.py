@@ -9,6 +9,7 @@ from typing import Any
 
 from beit.common.images.decoding import GREY
 from beit.common.storage.documents import Format
+from beit.common.vit.description import EncoderConfig
 from beit.common.vit.transform import MAX_ASPECT, default_crop_pct
 from beit.finetune.segmentation.artifact import segmentation_info
 from beit.finetune.weights.export.source import ExportSource
@@ -83,6 +84,14 @@ def _outputs(source: ExportSource) -> dict[str, tuple[list[int], str]]:
         words = len(source.state["lm_head.weight"])
         found["logits"] = ([shape.num_patches, words], "one per visual word, for every patch")
     return found
+
+
+def decoding_note(config: EncoderConfig) -> list[str]:
+    """Return a line on how files become the 8-bit pixels that a model takes, where that is not as usual."""
+    how = config.decoding.in_words()
+    return (
+        [f"{how}; the export takes 8-bit pixels, so this is to be done before it, as recorded beside it"] if how else []
+    )
 
 
 def _preprocessing(source: ExportSource) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from beit.common.vit.description import CONFIG_FILE, WEIGHTS_FILE
 from beit.common.vit.position_bias import TABLE_KEY, num_table_rows
 from beit.common.vit.transform import default_crop_pct
 from beit.finetune.weights.export.exporter import Run, import_library
+from beit.finetune.weights.export.preprocessing import decoding_note
 from beit.finetune.weights.export.source import WORDS, ExportOptions, ExportSource, probe_mask
 from beit.finetune.weights.import_exported import KEY, own_facts
 
@@ -81,7 +82,7 @@ def notes(source: ExportSource) -> list[str]:
         found.append(f"left out, since timm has no place for them: {len(left_out)} tensors, {', '.join(left_out)}")
     if _added(source):
         found.append("added: fc_norm of ones and zeros, which timm's pooled output passes, and its features do not")
-    return found
+    return found + decoding_note(source.config)
 
 
 def reload(folder: Path, source: ExportSource) -> Run | None:

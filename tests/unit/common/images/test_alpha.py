@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 from beit.common.images.alpha import compose_pixels, hides_colours, laid_over, opacity_of
 from beit.common.images.decode import decode_image, read_samples
 from beit.common.images.decoding import Decoding
-from beit.common.images.samples import Samples
+from beit.common.images.samples import Samples, without_opacity
 
 BACKGROUNDS = {"white": 255, "black": 0}
 
@@ -123,13 +123,22 @@ def test_strips_of_a_high_image_fit_together():
     assert (checker[[0, 8, 256, 264, 599], 0, 0] == [255, 204, 255, 204, 255]).all()
 
 
-def test_premultiplied_colours_are_added_to_what_shines_through():
-    opacity = np.array([[0, 51, 255]], np.uint8)
-    stored = np.array([[[0] * 3, [40] * 3, [200] * 3]], np.uint8)  # a fifth of 200
-    samples = Samples(array=stored, kind="rgb", alpha=opacity, is_premultiplied=True)
-    assert laid_over(stored, samples, "white")[0, :, 0].tolist() == [255, 40 + 204, 200]
-    assert laid_over(stored, samples, "black")[0, :, 0].tolist() == [0, 40, 200]
-    assert laid_over(stored, samples, "drop")[0, :, 0].tolist() == [0, 200, 200]
+@pytest.mark.parametrize(
+    ("dtype", "full"),
+    [(np.uint8, 255), (np.uint16, 1023), (np.uint32, 2**32 - 1), (np.int16, 32767), (np.float32, 1.0)],
+)
+def test_premultiplied_colours_are_divided_by_their_opacity(dtype, full):
+    alpha = np.array([[0, full / 5, full]]).astype(dtype)
+    stored = np.array([[[0], [full / 10], [full / 2]]]).astype(dtype)
+    meant = without_opacity(stored, alpha, full)
+    assert meant.dtype == dtype
+    assert np.allclose(meant[0, :, 0].astype(float) / full, [0, 0.5, 0.5], atol=0.01)
+
+
+def test_whole_numbers_that_were_multiplied_are_rounded_to_the_nearest():
+    colours, alpha = noise(50, 40, 3), noise(50, 40, 1)[..., 0]
+    exact = np.floor(colours.astype(float) * 255 / np.maximum(alpha, 1)[..., None] + 0.5).clip(0, 255)
+    assert np.array_equal(without_opacity(colours, alpha, 255), exact)
 
 
 def test_opacity_of_16_bits_is_scaled_with_the_values():

@@ -10,6 +10,7 @@ from beit.common.errors import BadSample, InputError
 from beit.common.images.decoding import USUAL, Decoding
 from beit.common.images.depth import find_range, range_use, warn_of_idle_range
 from beit.common.images.ranges import ValueRange
+from beit.tests.science_files import tiff
 from beit.tests.unit.common.images.test_ranges import colour_png, png_of
 
 
@@ -87,3 +88,29 @@ def test_unreadable_files_are_no_reason_to_stop():
         raise BadSample("unreadable", "gone")
 
     assert range_use([("a.png", missing)], USUAL) is None
+
+
+def bands(seed):
+    """Two bands over the whole range, and between them one that uses a sixty-fourth of it."""
+    whole = np.random.default_rng(seed).integers(0, 65536, (40, 50, 4)).astype(np.uint16)
+    whole[..., 1] >>= 6
+    return tiff(whole, photometric="minisblack", planarconfig="contig")
+
+
+def test_percentiles_and_warnings_are_of_the_bands_that_are_picked(caplog):
+    images = drawn(bands(0), bands(1), suffix="tif")
+    picked = Decoding(value_range=ValueRange.parse("percentile:0,100"), channels=(2,))
+    assert find_range(images, picked, of="x").value_range.found[1] <= 1023
+    others = Decoding(value_range=ValueRange.parse("percentile:0,100"), channels=(1, 3, 4))
+    assert find_range(images, others, of="x").value_range.found[1] > 60_000
+    assert (
+        range_use(images, Decoding(channels=(2,))).is_small and not range_use(images, Decoding(channels=(1,))).is_small
+    )
+    warn_of_idle_range(images, Decoding(channels=(2,)))
+    assert "5 grey levels are left of 256; give --set 'source.range=[0, 1023]'" in caplog.text
+
+
+def test_bands_that_are_not_there_are_said_where_percentiles_are_sought():
+    missing = Decoding(value_range=ValueRange.parse("percentile:0,100"), channels=(5,))
+    with pytest.raises(InputError, match="names band 5, and it has 4 bands"):
+        find_range(drawn(bands(0), suffix="tif"), missing, of="x")

@@ -10,6 +10,7 @@ from beit.common.sources.index_build import open_labelled
 from beit.common.sources.opening import open_source
 from beit.tests.file_server import FileServer, serve
 from beit.tests.s3_server import serve_s3
+from beit.tests.science_files import noise, tiff
 
 RNG = np.random.default_rng(0)
 
@@ -193,3 +194,57 @@ def test_other_files_are_counted_without_the_masks(tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         open_source(tmp_path)
     assert f"{tmp_path}: 4 images, 1 other files (1 .json) left out" in caplog.messages
+
+
+def labels(number, count=9):
+    """Objects, numbered, uint16 (48, 64)."""
+    objects = np.zeros((48, 64), np.uint16)
+    for object_id in range(1, count + 1):
+        objects[5 * (object_id % 8) :, 7 * (object_id % 9) :] = object_id * 50 + number
+    return objects
+
+
+SCAN = tiff(noise() // 16)
+DARK = tiff(noise() % 40)
+COLOUR_TIFF = tiff(noise((48, 64, 3), np.uint8), photometric="rgb")
+
+
+@pytest.mark.parametrize("image", [SCAN, DARK, COLOUR_TIFF], ids=["grey", "dark", "colour"])
+@pytest.mark.parametrize(
+    ("images", "masks", "place"),
+    [
+        ("images/{}", "masks/{}", "masks/"),
+        ("{}", "{}_mask", "*_mask.tif"),
+        ("images/{}", "annotations/{}", "annotations/"),
+    ],
+)
+def test_tiffs_of_labels_beside_tiffs_are_masks(tmp_path, caplog, images, masks, place, image):
+    files = {f"{masks.format(number)}.tif": tiff(labels(number), compression="zlib") for number in range(4)}
+    put(tmp_path, files | {f"{images.format(number)}.tif": image for number in range(4)})
+    with caplog.at_level(logging.INFO):
+        source = open_source(tmp_path)
+    assert paths_of(source) == [f"{images.format(number)}.tif" for number in range(4)]
+    assert f"left out 4 masks in {place}" in caplog.text
+
+
+def test_many_numbered_objects_are_labels_too(tmp_path):
+    cells = np.kron(np.arange(192).reshape(12, 16), np.ones((40, 40))).astype(np.uint16)
+    put(tmp_path, {f"masks/{number}.tif": tiff(cells) for number in range(3)})
+    put(tmp_path, {f"images/{number}.tif": DARK for number in range(3)})
+    assert paths_of(open_source(tmp_path)) == [f"images/{number}.tif" for number in range(3)]
+
+
+def test_masks_and_images_may_be_of_two_formats(tmp_path):
+    put(tmp_path, {f"a/{number}.jpg": PHOTO for number in range(3)})
+    put(tmp_path, {f"a/{number}.tif": tiff(labels(number)) for number in range(3)})
+    put(tmp_path, {f"b/{number}.tif": COLOUR_TIFF for number in range(3)})
+    put(tmp_path, {f"b/{number}.png": MASK for number in range(3)})
+    expected = sorted([f"a/{number}.jpg" for number in range(3)] + [f"b/{number}.tif" for number in range(3)])
+    assert paths_of(open_source(tmp_path)) == expected
+
+
+@pytest.mark.parametrize("other", [SCAN, DARK], ids=["scan", "dark"])
+def test_scans_in_a_folder_called_as_masks_are_pictures(tmp_path, other):
+    put(tmp_path, {f"images/{number}.tif": SCAN for number in range(3)})
+    put(tmp_path, {f"masks/{number}.tif": other for number in range(3)})
+    assert len(paths_of(open_source(tmp_path))) == 6

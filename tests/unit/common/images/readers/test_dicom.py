@@ -238,3 +238,11 @@ def test_units_and_windows_of_frames_are_kept_and_nothing_beside_them():
     kept = without_patient(data)
     assert read(kept, USUAL).window == (0, 100) and np.array_equal(read(kept, USUAL).array, read(data, USUAL).array)
     assert b"Jane" in data and b"Jane" not in kept
+
+
+@pytest.mark.parametrize(("tag", "value"), [("Modality", "SEG"), ("SOPClassUID", "1.2.840.10008.5.1.4.1.1.66.4")])
+def test_segmentations_are_no_pictures(tag, value):
+    data = dicom(lambda dataset: setattr(dataset, tag, value))
+    for call in (lambda: read(data, Decoding()), lambda: without_patient(data), lambda: size(data)):
+        with pytest.raises(BadSample, match="a DICOM segmentation, which is a mask of other images"):
+            call()
