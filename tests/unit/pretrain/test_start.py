@@ -11,6 +11,8 @@ import torch
 from beit.common.config import config_from_dict, flatten
 from beit.common.encoder import load_encoder, read_encoder_config, read_encoder_state, save_model
 from beit.common.errors import InputError, ResumableStop
+from beit.common.images.decoding import USUAL, Decoding
+from beit.common.images.ranges import ValueRange
 from beit.common.runs.layout import INIT
 from beit.common.runs.metrics import read_metrics
 from beit.common.vit.description import EncoderConfig
@@ -18,7 +20,7 @@ from beit.common.vit.position_bias import TABLE_KEY
 from beit.pretrain.config import PretrainConfig
 from beit.pretrain.model import MaskedImageModel
 from beit.pretrain.signal.verdict import verdict
-from beit.pretrain.start import starting_point, trains_position_tables
+from beit.pretrain.start import describe_pixels, starting_point, trains_position_tables
 from beit.pretrain.train import run
 from beit.tests.continued import ASLEEP, DINO, PIXELS, save_random, settings, task_of
 from beit.tests.encoders import save_classifier, save_segmenter
@@ -319,3 +321,21 @@ def test_a_continued_run_is_not_advised_as_one_from_scratch(store, dino, tmp_pat
     for loss, words in ((2.9, "probing both encoders"), (3.0, "not learned yet"), (3.5, "if the head is new")):
         line = verdict(told | {"held_out_bits": loss}, is_continued=True)
         assert words in line and "random weights" not in line
+
+
+def test_a_store_decoded_otherwise_than_the_encoders_images_is_said(store, dino):
+    start = starting_point(settings(dino), store.info)
+
+    def said(trained, here):
+        source = replace(start.continued.source, decoding=trained)
+        return describe_pixels(replace(start, continued=replace(start.continued, source=source)), here)
+
+    found = Decoding(value_range=ValueRange.parse("percentile:1,99", (10.0, 900.0)), alpha="white")
+    assert said(USUAL, USUAL) == said(found, found) == said(USUAL, Decoding(channels="grey")) == ""
+    assert said(found, replace(found, value_range=ValueRange.parse((10.0, 900.0)), max_pixels=1)) == ""
+    line = said(USUAL, found)
+    assert (
+        f"decoded with range [10.0, 900.0], alpha white, those that {dino} was trained on with range dtype, alpha drop"
+        in line
+    )
+    assert "\n" not in line
