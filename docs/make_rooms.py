@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 from xml.sax.saxutils import escape
 
-from beit.tests.test_layout import DOORS, GROUND, ONE_NAME, ROOMS
+from beit.tests.test_layout import DOORS, GROUND, GROUND_ROOMS, ONE_NAME, ROOMS
 
 WIDTH, HEIGHT, MARGIN, COLUMN, GAP, BOX_HEIGHT = 1116, 674, 20, 140, 16, 58
 ROW = {
@@ -40,7 +40,7 @@ class Box(NamedTuple):
 
 BOXES = {
     "cli": Box("cli", 0, 7, "cli.py", "a table of names; each stage's commands.py is imported when it runs"),
-    "tokenize": Box("stages", 0, 2.3, "tokenize/", "images to a token store; tokenizers"),
+    "tokenize": Box("stages", 0, 2.3, "tokenize/", "survey, cutting, packing, store; tokenizers"),
     "pretrain": Box("stages", 2.3, 2.35, "pretrain/", "masks, objective, learning signal"),
     "finetune": Box("stages", 4.65, 2.35, "finetune/", "classifiers, probes, evaluation"),
     "overview": Box(
@@ -56,11 +56,18 @@ BOXES = {
     "shards": Box("rooms", 0, 1, "shards", "parts of a store"),
     "tokenizers": Box("rooms", 1, 1, "tokenizers", "pixels to words"),
     "vit": Box("rooms", 2, 1, "vit", "the transformer"),
-    "sources": Box("rooms", 5, 1, "sources", "users' images"),
+    "sources": Box("rooms", 5, 1, "sources", "images; glance/"),
     "processes": Box("rooms", 4, 1, "processes", "ranks, workers"),
     "pages": Box("rooms", 6, 1, "pages", "charts, pages"),
     "storage": Box("storage", 0, 7, "storage", "files, places, locks, tars, documents: under every room"),
-    "ground": Box("ground", 0, 7, "loose ground", ", ".join(sorted(GROUND)) + ": under everything"),
+    "ground": Box("ground", 0, 3.4, "loose ground", ", ".join(sorted(GROUND - GROUND_ROOMS)) + ": under everything"),
+    "images": Box(
+        "ground",
+        3.4,
+        3.6,
+        "images: under everything, too",
+        "bytes to pixels: decode, range, channels, alpha; readers/, large/",
+    ),
 }
 FILL = {"cli": "#e8eaee", "stages": "#d6e6f5", "doors": "#fdf3d7", "room": "#ffffff", "floor": "#eceff2"}
 

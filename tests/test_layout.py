@@ -191,6 +191,16 @@ def test_the_documented_import_table_is_this_one():
     assert set(re.findall(r"`(\w+)`", ground)) == GROUND
 
 
+def test_every_room_is_on_the_page_about_the_house():
+    page = (ROOT / "docs/architecture.md").read_text()
+    rooms = [path.parent for name in ("common", *STAGES) for path in (ROOT / name).rglob("*/__init__.py")]
+    inner = [room for room in rooms if room.parent != ROOT / "common" or room.name in GROUND_ROOMS]
+    assert len(inner) > 30
+    table = page[page.index("## Rooms in rooms\n") : page.index("## Three walks\n")]
+    missing = [name_of(room) for room in inner if f"{room.name}/`" not in table]
+    assert not missing, f"docs/architecture.md does not name {missing}"
+
+
 def test_the_picture_of_the_rooms_is_what_its_script_draws():
     drawn = subprocess.run([sys.executable, ROOT / "docs/make_rooms.py"], capture_output=True, text=True, check=True)
     assert (ROOT / "docs/rooms.svg").read_text() == drawn.stdout, "python docs/make_rooms.py > docs/rooms.svg"

@@ -91,6 +91,8 @@ class Hardware:
     """Multiplications and additions per device and second that a training reaches in `precision`; None: unknown."""
     flops_source: str
     """Where that number comes from, in words."""
+    spare: float = 1.0
+    """Share of the CPU cores that others leave; `flops` of a CPU is what they leave already."""
     precision: Precision = "fp32"
     """Number format that `train.precision = "auto"` takes there."""
 
@@ -145,6 +147,7 @@ def this_machine(*, num_devices: int | None = None, may_use_gpu: bool = True) ->
         cores=cores,
         flops=spare * _REACHED_CPU * product_flops() * _computing_cores(ranks) / ranks,
         flops_source=f"assumed: {percent(_REACHED_CPU)} of the speed of matrix products here{busy}",
+        spare=spare,
         precision="bf16" if _has_bf16_units() else "fp32",
     )
 

@@ -72,7 +72,8 @@ def forecast_probe(
     seconds = None
     if hardware.flops is not None:
         computing = forward_flops(shape) / hardware.flops
-        reading = sample_seconds(shape.img_size, stored_megapixels=stored_megapixels) / hardware.cores
+        reading = sample_seconds(shape.img_size, stored_megapixels=stored_megapixels)
+        reading /= hardware.cores * hardware.spare
         image = computing + reading if hardware.device == "cpu" else max(computing, reading)
         # Of a classifier forward and backward pass, of a neighbour one product.
         judging = 6.0 * num_classes * num_train * _FITTING_PASSES if is_linear else 2.0 * num_val * num_train

@@ -1,11 +1,15 @@
 """Every `beit` command shown in the README runs, in order, on small data under the names it uses."""
 
+import json
 import re
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from beit.tests.docs.run_commands import run_commands, shown_commands, write_public_weights
 from beit.tests.support import write_images
@@ -35,7 +39,17 @@ def less(words):
     return LESS.get(words[0], "") + warmup
 
 
+def write_scans(folder, count):
+    """Write grey images of 12 bits in 16, as detectors do."""
+    folder.mkdir()
+    for number in range(count):
+        values = np.random.default_rng(number).normal(600, 40, (64, 64)).clip(0, 4095).astype(np.uint16)
+        Image.fromarray(values).save(folder / f"{number}.png")
+
+
 def test_readme_commands_run_in_order(tmp_path):
+    write_scans(tmp_path / "scans", 6)
+    write_images(tmp_path / "slides", 2, size=1100)
     write_images(tmp_path / "photos", 80, size=64)
     write_images(tmp_path / "new-photos", 3, size=64)
     for name in ("train", "val", "test"):
@@ -49,6 +63,10 @@ def test_readme_commands_run_in_order(tmp_path):
     assert (tmp_path / "labels.csv").read_text().count("\n") == 4
     assert len(list((tmp_path / "masks/masks").glob("*.png"))) == 3
     assert (tmp_path / "reconstruction.png").stat().st_size > 1000
+    scans = json.loads((tmp_path / "stores/scans/store.json").read_text())["source"]
+    assert scans["channels"] == "grey" and scans["range_found"]
+    tars = [tarfile.open(file) for file in (tmp_path / "stores/slides/images").glob("*.tar")]
+    assert sum("~y" in name and name.endswith(".png") for tar in tars for name in tar.getnames()) == 2 * 4
 
 
 def test_readme_snippets_run(tmp_path):

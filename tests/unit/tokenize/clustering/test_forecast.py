@@ -25,6 +25,18 @@ def test_more_batches_take_longer_and_larger_ones_more_memory() -> None:
     assert larger.memory_bytes - usual.memory_bytes == 3 * 4 * (4096 - 512) * 64 * (8 * 8 * 3)
 
 
+def test_a_busy_machine_takes_longer_and_vectors_cost_more_than_their_products() -> None:
+    here = dataclasses.replace(this_machine(num_devices=1), cores=2, flops=1e15, spare=1.0)
+    words, config = KMeansConfig(vocab_size=64, patch_size=8), config_from_dict(ClusteringConfig, {})
+    quiet, busy = (
+        forecast_clustering(config, words, view_size=112, num_chosen=64, hardware=place).seconds
+        for place in (here, dataclasses.replace(here, spare=0.25))
+    )
+    assert quiet is not None and busy is not None
+    assert quiet > 110 * 512 * 64 * 10e-6  # though products take no time
+    assert abs(busy / quiet - 4) < 0.1
+
+
 def test_a_teacher_is_asked_for_every_view() -> None:
     shape = ViTConfig(img_size=112, patch_size=8, embed_dim=192, depth=6, num_heads=3)
     taught, alone = forecast(shape), forecast()
