@@ -113,7 +113,7 @@ def filler_of(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> list[
 def own_facts(config: EncoderConfig) -> dict[str, Any]:
     """Return what an export says of a model under `KEY`."""
     shape = config.architecture
-    facts = {"final_norm": shape.final_norm, "pos_resize": shape.pos_resize, "depth": shape.depth}
+    facts: dict[str, Any] = {"final_norm": shape.final_norm, "pos_resize": shape.pos_resize, "depth": shape.depth}
     if (decoding := config.decoding.of_any_size()) != USUAL:
         facts[_DECODING] = decoding.as_json()
     return facts | {name: value for name in _OF_USE if (value := getattr(config, name)) not in (None, False)}

@@ -23,7 +23,7 @@ READABLE = [  # by pydicom, with the decoders of dev; each in its package
     *("SC_jpeg_no_color_transform", "SC_rgb_dcmtk_+eb+cr", "SC_rgb_dcmtk_+eb+cy+np", "SC_rgb_dcmtk_+eb+cy+s4"),
     *("SC_rgb_gdcm_KY", "SC_rgb_jpeg_app14_dcmd", "SC_rgb_jpeg_lossy_gdcm", "SC_rgb_rle_16bit_2frame"),
     *("SC_rgb_rle_32bit", "SC_rgb_small_odd", "SC_rgb_small_odd_jpeg", "SC_ybr_full_422_uncompressed"),
-    *("examples_jpeg2k", "examples_overlay", "examples_rgb_color", "image_dfl", "liver_1frame", "rtdose", "rtdose_rle"),
+    *("examples_jpeg2k", "examples_overlay", "examples_rgb_color", "image_dfl", "rtdose", "rtdose_rle"),
 ]
 
 
@@ -212,9 +212,7 @@ def test_nothing_of_a_patient_gets_into_messages(caplog, capfd):
     assert len(set(errors)) > 1 and not any(word in text for text in shown for word in ("Doe", "Jane", "19700101"))
 
 
-@pytest.mark.parametrize(
-    "name", ["CT_small", "MR_small_RLE", "JPEG2000", "examples_palette", "image_dfl", "liver_1frame"]
-)
+@pytest.mark.parametrize("name", ["CT_small", "MR_small_RLE", "JPEG2000", "examples_palette", "image_dfl"])
 def test_what_a_store_keeps_shows_the_same_and_tells_of_nobody(name):
     data = data_of(name)
     kept = without_patient(data)
