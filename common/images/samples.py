@@ -91,7 +91,7 @@ def without_opacity(colours: NDArray[Any], alpha: NDArray[Any], full: float) -> 
         return (meant if colours.dtype.kind == "f" else np.rint(meant).clip(-full - 1, full)).astype(colours.dtype)
     wide = np.dtype(np.uint32 if colours.dtype.itemsize <= 2 else np.uint64)
     top: NDArray[Any] = np.array(full, dtype=wide)
-    visible: NDArray[Any] = np.maximum(alpha, 1).astype(wide)[..., None]
+    shown: NDArray[Any] = np.maximum(alpha, 1).astype(wide)[..., None]
     scaled: NDArray[Any] = colours.astype(wide) * top  # at most 65535 x 65535, or 2^32 x 2^32
-    found: NDArray[Any] = np.minimum(scaled // visible + (scaled % visible >= (visible + 1) // 2), top)
+    found: NDArray[Any] = np.minimum(scaled // shown + (scaled % shown >= (shown + 1) // 2), top)
     return found.astype(colours.dtype)
