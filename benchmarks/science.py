@@ -31,6 +31,7 @@ from beit.common.images.decode import decode_image
 from beit.common.pages.pictures import picture_table, save_png, sheet
 from beit.common.processes.signals import stop_on_signals
 from beit.common.runs.environment import environment
+from beit.common.runs.layout import METRICS
 from beit.common.runs.metrics import read_metrics
 from beit.common.storage.documents import read_json, write_json
 from beit.common.store import open_store
@@ -308,7 +309,7 @@ def summarize(budget: Budget, name: str, which: str) -> dict[str, Any]:
     """Return one line of the table as plain values."""
     folder = budget.out / name / which
     (words,) = read_json(folder / "report.json")["tokenizers"]
-    held_out = [record for record in read_metrics(folder / "pretrain") if "held_out_bits" in record][-1]
+    held_out = [record for record in read_metrics(folder / "pretrain" / METRICS) if "held_out_bits" in record][-1]
     with (folder / "new.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     levels = [len(np.unique(pixels)) for pixels in decoded(budget, name, which, "test", 50)]
