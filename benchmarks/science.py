@@ -351,7 +351,8 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
         cells = [KINDS[row["kind"]].title, f"`{row['resolved']}`", f"{row['levels']:.0f}", f"{row['words_used']}"]
         cells += [" / ".join(str(len(row["verdicts"][level])) for level in ("good", "look", "bad"))]
         below, error = row["below_unigram"], row["below_unigram_se"]
-        cells += [f"{below:.2f} ± {1.96 * error:.2f} ({row['unigram_bits']:.2f})"]
+        half = "" if error is None else f" ± {1.96 * error:.2f}"  # one held-out image has no deviation
+        cells += [f"{below:.2f}{half} ({row['unigram_bits']:.2f})"]
         cells += [f"{100 * row['top1'][run]:.1f} %" for run in ("probe", "random")]
         cells += [f"{100 * row['new_right']:.0f} % of {row['new']}"]
         lines.append(f"| {' | '.join(cells)} |")
