@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import tifffile
 from click.testing import CliRunner
 from PIL import Image
 
@@ -226,7 +227,6 @@ def test_a_format_without_its_library_is_left_out_with_the_extra(tmp_path, monke
 
 
 def test_sizes_and_frames_of_other_formats_are_read(tmp_path):
-    tifffile = pytest.importorskip("tifffile")
     (tmp_path / "x").mkdir()
     tifffile.imwrite(tmp_path / "x/a.tif", np.zeros((50, 70), np.uint16))
     tifffile.imwrite(tmp_path / "x/b.tif", np.zeros((5, 50, 70), np.uint8))
