@@ -1,6 +1,3 @@
-import io
-import tarfile
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,7 +12,7 @@ from beit.common.images.formats import FORMATS, IMAGE_SUFFIXES, format_of, is_ar
 from beit.common.reading.bad_samples import BadSampleLog, BadSampleReport
 from beit.common.sources.opening import open_source
 from beit.tests.science_files import HEIGHT, WIDTH, noise, npy, one_of_each, pillow, smooth, tiff
-from beit.tests.tiny_store import encoded_image
+from beit.tests.tiny_store import encoded_image, write_members
 
 EACH = one_of_each()
 
@@ -31,15 +28,6 @@ def images_of(source):
         with shard.open() as reader:
             found += [reader.read(ref) for ref in shard.refs()]
     return found
-
-
-def tar_of(path, members):
-    with tarfile.open(path, "w") as tar:
-        for name, data in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return path
 
 
 @pytest.mark.parametrize("suffix", EACH)
@@ -134,12 +122,12 @@ def test_lists_say_what_they_leave_out(tmp_path, nothing_installed, caplog):
 
 def test_tars_say_what_they_leave_out(tmp_path, nothing_installed, caplog):
     members = {"a.dcm": EACH["dcm"], "b.jxl": EACH["jxl"]}
-    path = tar_of(tmp_path / "only.tar", members)
+    path = write_members(tmp_path / "only.tar", members)
     with pytest.raises(
         InputError, match=r"can be read here: 1 .dcm, 1 .jxl left out \(pip install 'beit\[dicom\]'; pip"
     ):
         open_source(path).shards[0].refs()
-    source = open_source(tar_of(tmp_path / "mixed.tar", {**members, "b.jpg": encoded_image(0), "c.cls": b"1"}))
+    source = open_source(write_members(tmp_path / "mixed.tar", {**members, "b.jpg": encoded_image(0), "c.cls": b"1"}))
     assert [ref.path for ref in source.shards[0].refs()] == ["b.jpg"]
     assert "1 .dcm left out (pip install 'beit[dicom]')" in caplog.text and "dots in a name" not in caplog.text
 
@@ -153,7 +141,7 @@ def test_all_forms_of_sources_hold_all_formats(tmp_path):
     (tmp_path / "list.txt").write_text("\n".join(f"folder/{name.partition('.')[0]}" for name in named))
     rows = [{"bytes": data, "path": name} for name, data in named.items()]
     pq.write_table(pa.table({"image": rows}), tmp_path / "a.parquet")
-    tar_of(tmp_path / "a.tar", named)
+    write_members(tmp_path / "a.tar", named)
     for place in ("folder", "list.txt", "a.parquet", "a.tar"):
         found = images_of(open_source(tmp_path / place))
         assert sorted(found) == sorted(named.values())
@@ -170,7 +158,7 @@ def test_arrays_are_images_where_there_are_no_others(tmp_path, caplog):
     assert "1 images, 1 other files (1 .npy) left out" in caplog.text
     with pytest.raises(InputError, match="a.npy is no image, tar, Parquet, text or CSV file by its name"):
         open_source(tmp_path / "*.*")
-    path = tar_of(tmp_path / "a.tar", {"a.npy": npy(smooth()), "a.json": b"{}"})
+    path = write_members(tmp_path / "a.tar", {"a.npy": npy(smooth()), "a.json": b"{}"})
     with pytest.raises(InputError, match="holds no images: its members end in json, npy"):
         open_source(path).shards[0].refs()
     assert images_of(open_source(path, image_member="npy")) == [npy(smooth())]

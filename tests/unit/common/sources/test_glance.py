@@ -1,6 +1,4 @@
-import io
 import logging
-import tarfile
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +14,7 @@ from beit.common.sources.glance.transparency import warn_of_hidden_colours
 from beit.common.sources.index_build import build_index
 from beit.common.sources.opening import open_source
 from beit.tests.support import write_images
+from beit.tests.tiny_store import write_members
 from beit.tests.unit.common.images.test_alpha import encoded, icon, noise
 
 
@@ -33,19 +32,10 @@ def photo(seed=0):
     return encoded(Image.fromarray(noise(40, 40, 3, seed)), "JPEG")
 
 
-def write_tar(path, members):
-    with tarfile.open(path, "w") as tar:
-        for name, data in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return path
-
-
 def in_form(folder, form, files):
     """Put files into a folder, a list, tars or a table, and return how to name it."""
     if form == "tar":
-        return str(write_tar(folder / "a.tar", files))
+        return str(write_members(folder / "a.tar", files))
     if form == "parquet":
         cells = [{"bytes": data, "path": name} for name, data in files.items()]
         pq.write_table(pa.table({"image": cells}), folder / "a.parquet")

@@ -14,8 +14,9 @@ from PIL import Image
 from beit.common.errors import InputError
 from beit.common.sources.config import SourceConfig
 from beit.tests.support import write_images
+from beit.tests.tiny_store import write_members
 from beit.tests.unit.common.images.test_alpha import encoded, icon, noise, png
-from beit.tests.unit.common.sources.test_glance import BESIDE, PAIRS, in_form, mask, photo, write_tar
+from beit.tests.unit.common.sources.test_glance import BESIDE, PAIRS, in_form, mask, photo
 from beit.tokenize.commands import sources_command, tokenize_command
 from beit.tokenize.survey import duplicates
 from beit.tokenize.survey.dry_run import rehearse
@@ -120,10 +121,10 @@ def test_labels_are_named_by_where_they_stand(tmp_path):
     (tmp_path / "folder/t.csv").write_text("path,class\ncat/0000.png,a\ndog/0001.png,b\n")
     assert look(str(tmp_path / "folder/t.csv")).labels.place == "column class"
     members = {"a.jpg": photo(1), "a.cls": b"3", "b.jpg": photo(2), "b.cls": b"5", "c.jpg": photo(3)}
-    labels = look(str(write_tar(tmp_path / "a.tar", members))).labels
+    labels = look(str(write_members(tmp_path / "a.tar", members))).labels
     assert (labels.place, labels.num_classes, labels.num_labelled) == ("members .cls", 2, 2)
     members = {"a.jpg": photo(1), "a.json": b'{"label": "cat"}'}
-    assert look(str(write_tar(tmp_path / "b.tar", members))).labels.place == "members .json"
+    assert look(str(write_members(tmp_path / "b.tar", members))).labels.place == "members .json"
     cells = [{"bytes": photo(i), "path": f"{i}"} for i in range(3)]
     pq.write_table(pa.table({"image": cells, "fine_label": ["x", "y", "x"]}), tmp_path / "a.parquet")
     found = look(str(tmp_path / "a.parquet"))
@@ -139,7 +140,7 @@ def test_splits_are_counted_and_leaks_between_them_said(tmp_path):
     assert any("1 image in several splits" in note for note in found.notes)
     assert any("mixes the splits ['train', 'val']" in note for note in found.notes)
     for name in ("train-0", "train-1", "val-0"):
-        write_tar(tmp_path / f"{name}.tar", {f"{name}.jpg": photo(len(name))})
+        write_members(tmp_path / f"{name}.tar", {f"{name}.jpg": photo(len(name))})
     assert look(str(tmp_path / "*.tar")).splits == {"train": 2, "val": 1}
 
 
@@ -236,14 +237,14 @@ def test_sizes_and_frames_of_other_formats_are_read(tmp_path):
 
 
 def test_samples_of_a_tar_without_an_image_are_counted(tmp_path):
-    found = look(str(write_tar(tmp_path / "a.tar", {"a.jpg": photo(1), "b.txt": b"x", "c.txt": b"x"})))
+    found = look(str(write_members(tmp_path / "a.tar", {"a.jpg": photo(1), "b.txt": b"x", "c.txt": b"x"})))
     (left,) = found.left_out
     assert (left.reason, left.count) == ("samples without an image", 2) and left.example.endswith("a.tar: b")
 
 
 def test_what_is_there_and_refused_says_why(tmp_path):
     write_images(tmp_path / "a", 2)
-    write_tar(tmp_path / "a/x.tar", {"a.jpg": photo()})
+    write_members(tmp_path / "a/x.tar", {"a.jpg": photo()})
     found = look(str(tmp_path / "a"))
     assert "mixes 2 images, 1 tars" in found.refusals[0] and "would be refused" in survey_text(found)
     (tmp_path / "b").mkdir()
