@@ -47,7 +47,6 @@ SUPERVISED = "beit.benchmarks.supervised_teacher:EfficientNetLite0"
 IMG_SIZE_PX, PATCH_SIZE_PX, BATCH = 32, 4, 32
 MINI_SIZE_PX = 64
 """Side at which `mini` sees a view, 8 x 8 words of 8 px."""
-VIEWS = 2
 MEASURES = {"probe": "linear probe", "few": "linear probe, few labels", "tuned": "fine-tuned, few labels"}
 CHART_PX = (420, 320)
 
@@ -86,6 +85,8 @@ class Bench:
     """To measure on."""
     out: Path
     """Where everything is."""
+    views: int
+    """Of every image in a store."""
     steps: int
     """Of every pre-training."""
     tokenizer_steps: int
@@ -130,7 +131,7 @@ class Bench:
         if not row.teacher:  # those of a teacher know their side; others see the grid that pre-training has
             made["report"] += ["--view-size", str(IMG_SIZE_PX if row.kind else MINI_SIZE_PX)]
         made["report"] += ["--out", str(folder / "report.json"), "--seed", str(seed)]
-        size = ["--img-size", str(IMG_SIZE_PX), "--patch-size", str(PATCH_SIZE_PX), "--views", str(VIEWS)]
+        size = ["--img-size", str(IMG_SIZE_PX), "--patch-size", str(PATCH_SIZE_PX), "--views", str(self.views)]
         made["store"] = ["tokenize", self.train, str(folder / "store"), "--tokenizer", tokenizer, *size]
         made["store"] += ["--seed", str(seed), "--workers", "1"]
         settings = [*self.shape, f"train.steps={self.steps}", f"optimizer.warmup_steps={self.steps // 16}"]
@@ -187,6 +188,7 @@ class Bench:
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for everything.")
 @click.option("--rows", default=",".join(ROWS), show_default=True, help="Rows to run; those of teachers come first.")
 @click.option("--seeds", default="0,1,2", show_default=True)
+@click.option("--views", default=2, show_default=True, help="Of every image in a store.")
 @click.option("--steps", default=3000, show_default=True, help="Of every pre-training, in batches of 32.")
 @click.option("--tokenizer-steps", default=1500, show_default=True, help="Of a dVAE and of VQ-KD.")
 @click.option("--vocab-size", default=1024, show_default=True, help="Words, but for mini, which has 1024.")

@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def bench(**changes: object) -> Bench:
-    numbers = {"steps": 100, "tokenizer_steps": 100, "vocab_size": 64, "labels": 50, "few_labels": 20}
+    numbers = {"views": 2, "steps": 100, "tokenizer_steps": 100, "vocab_size": 64, "labels": 50, "few_labels": 20}
     numbers |= {"finetune_epochs": 5.0, "val_images": 30, "report_images": 40, "teacher_block": None}
     sets = {"shape": ("model.depth=2",), "pretrain_set": (), "tokenizer_set": ("kmeans:clustering.steps=7",)}
     return Bench(train="train", val="val", out=Path("out"), **(numbers | sets | changes))
