@@ -234,10 +234,7 @@ def _import(name: str, role: str, group: str | None) -> Any:
 def _told(error: BaseException) -> str:
     """Say in one line what went wrong in somebody's code, and where."""
     text = f"{type(error).__name__}: {' '.join(str(error).split())}"
-    installed = (
-        sys.prefix,
-        sys.base_prefix,
-        "<",
-    )  # of libraries that were called it says nothing; "<frozen importlib>"
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(installed)]
-    return text if frames[-1].filename == __file__ else f"{text}, at {frames[-1].filename}:{frames[-1].lineno}"
+    # What libraries were called on the way says nothing; nor does beit itself, which may be installed beside them.
+    others = (sys.prefix, sys.base_prefix, "<", __file__)
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(others)]
+    return f"{text}, at {frames[-1].filename}:{frames[-1].lineno}" if frames else text

@@ -11,6 +11,7 @@ import torch
 from beit.common.errors import InputError
 from beit.common.shards.schema import TokenizerInfo
 from beit.common.tokenizer import Tokenizer, load_store_tokenizer, load_tokenizer
+from beit.common.tokenizers import plugin as plugin_module
 from beit.common.tokenizers.plugin import ENTRY_POINT_GROUP, PluginModel, is_import_name
 
 SHA = "ab" * 32
@@ -135,6 +136,12 @@ def test_a_module_that_fails_while_it_is_imported_is_one_line(module: str, sourc
 def test_a_missing_or_wrong_attribute_is_named(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         plugin(**changes)
+
+
+def test_what_is_missing_is_one_line_where_beit_is_installed_beside_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.prefix", str(Path(plugin_module.__file__).parents[2]))
+    with pytest.raises(InputError, match=r"cannot be imported \(ModuleNotFoundError: No module named 'nowhere'\);"):
+        load_tokenizer("nowhere:Zeros")
 
 
 def test_a_tokenizer_may_take_images_of_one_side_only() -> None:
