@@ -24,6 +24,7 @@ from beit.common.images.decoding import DEFAULTS
 from beit.common.images.depth import NUM_FOR_PERCENTILES, find_range
 from beit.common.pages.numbers import count
 from beit.common.rng import stable_hash64
+from beit.common.shards.held_out import HeldOutBy, HeldOutChoice, choose_held_out, held_out_hash
 from beit.common.shards.schema import IMAGES_DIR, STORE_FILE, Packing, SourceInfo, StoreInfo
 from beit.common.sources.labels import stored_label
 from beit.common.sources.opening import draw_images, list_samples, open_source
@@ -94,6 +95,8 @@ class StorePlan:
     """None when existing tars are referenced."""
     class_names: tuple[str, ...] | None = None
     """Names of the labels, where they are known."""
+    held_out_by: HeldOutBy = "image"
+    """As the store that packed the images decided it, so that a second one over them holds out the same."""
 
 
 def plan_store(config: TokenizeConfig, spec: str, store: str) -> StorePlan:
@@ -124,7 +127,8 @@ def plan_store(config: TokenizeConfig, spec: str, store: str) -> StorePlan:
     class_names = source.class_names or (origin.class_names if origin is not None else None)
     refuse_control_characters([class_names, plan.image_root, [shard.image_file for shard in plan.shards]], source.root)
     resolve_reference(store, plan.image_root)  # which raises where a reader of the store would
-    return replace(plan, source_info=source_info, class_names=class_names)
+    by: HeldOutBy = "image" if origin is None else origin.held_out_by
+    return replace(plan, source_info=source_info, class_names=class_names, held_out_by=by)
 
 
 def drawn_of(plan: StorePlan, count: int) -> Iterator[tuple[str, Callable[[], bytes]]]:
@@ -288,12 +292,25 @@ def say_cuts(plan: StorePlan, config: TokenizeConfig) -> None:
     if config.tile:
         parts.append(f"{count(sum(cut.count for cut in cuts), 'sample')} of at most {config.tile} x {config.tile} px")
     logger.info("%s", ", ".join(parts))
+    choice = planned_held_out(plan, config)
+    if choice is not None and choice.warning:
+        logger.warning("%s", choice.warning)
     if config.tile and config.tile < config.img_size:
         logger.warning(
             "tile (%d) is smaller than img_size (%d), so that every view is enlarged; name a larger tile",
             config.tile,
             config.img_size,
         )
+
+
+def planned_held_out(plan: StorePlan, config: TokenizeConfig) -> HeldOutChoice | None:
+    """Return what will be held out where images are cut, as far as all samples are usable; None where none is."""
+    if plan.catalogue is None or plan.catalogue.cuts is None:
+        return None
+    cuts = plan.catalogue.cuts
+    # Of pages and tiles only what they share with their image is needed, and that is there without their names.
+    hashes = np.array([held_out_hash(cut.key, plan.held_out_by) for cut in cuts], dtype=np.uint64)
+    return choose_held_out(np.repeat(hashes, [cut.count for cut in cuts]), config.held_out, plan.held_out_by)
 
 
 def _group(items: list[tuple[str, int, int]], config: TokenizeConfig) -> list[NDArray[np.int64]]:
