@@ -22,7 +22,7 @@ from beit.tokenize.survey.document import Labels, Survey
 from beit.tokenize.survey.listing import Listed, beside, check_exists, keeping_warnings, list_source
 from beit.tokenize.survey.looking import Look, look_at, summed_up, unusable
 
-_USUAL_BITS, _DEEP_BITS = 8, 16
+_USUAL_BITS = 8
 LIMIT = 10_000
 """Images of which headers are read, unless another number is asked for; arbitrary, seconds on a disk."""
 
@@ -69,6 +69,7 @@ def survey_with_looks(
         total_bytes=_total_bytes(listed, looks),
         num_looked_at=len(looks),
         looks=summed_up(looks),
+        uses_each_frame=settings.decoding.frame == "each",
         labels=_labels(source, listed),
         splits=listed.splits(source.root),
     )
@@ -119,7 +120,7 @@ def _labels(source: Source, listed: Listed) -> Labels | None:
 
 def _range_notes(listed: Listed, looks: Sequence[Look], settings: SourceConfig) -> list[str]:
     """Say it where deep images use little of their range, which nobody has chosen."""
-    is_deep = any(look.facts is not None and (look.facts.bits or _DEEP_BITS) > _USUAL_BITS for look in looks)
+    is_deep = any(look.facts is not None and look.facts.bits > _USUAL_BITS for look in looks)
     if not is_deep or settings.decoding.value_range.kind != DTYPE:
         return []
     sizes = list(map(len, listed.refs))

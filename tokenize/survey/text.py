@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from beit.common.forecast.words import in_digits, in_gb
+from beit.common.images.header import BANDS
 from beit.common.pages.numbers import count
 from beit.common.pages.tables import columns, folded
 from beit.tokenize.survey.document import Duplicates, LeftOut, NamedSize, NearDuplicates, Survey
@@ -12,6 +13,7 @@ from beit.tokenize.survey.document import Duplicates, LeftOut, NamedSize, NearDu
 _KINDS = {"files": "loose files", "tar": "tars", "parquet": "Parquet"}
 _INDENT = "  "
 _SPLITS_SHOWN = 6
+_IN_WORDS = {BANDS: "of several bands"}
 
 Rows = Sequence[tuple[str, str]]
 
@@ -62,14 +64,20 @@ def _of_looks(found: Survey) -> Iterator[tuple[str, str]]:
         yield "", f"median {in_digits(looks.median_megapixels)}; sides {looks.shortest_side} to {looks.longest_side} px"
         yield "", f"smallest {_size(looks.smallest)}, largest {_size(looks.largest)}"
     yield "bits", _classes(found, looks.bits)
-    yield "colours", _counts(found, looks.colours)
+    names = {_IN_WORDS.get(name, name): number for name, number in looks.colours.items()}
+    yield "colours", _counts(found, names)
+    if BANDS in looks.colours:
+        yield "channels", _classes(found, looks.channels)
     if looks.num_transparent:
         hiding = f", of {looks.num_decoded} decoded {looks.num_hiding} hide colours" if looks.num_decoded else ""
         yield "alpha", f"{_scaled(found, looks.num_transparent)} with transparent parts{hiding}"
     if looks.num_turned:
         yield "orientation", f"{_scaled(found, looks.num_turned)} turned or mirrored by EXIF, which is applied"
     if looks.num_animated:
-        yield "frames", f"{_scaled(found, looks.num_animated)} have several frames or pages, of which one is used"
+        numbers = [int(number) for number in looks.frames if number != "1"]
+        most = f"{min(numbers)} to {max(numbers)}" if len(set(numbers)) > 1 else f"{max(numbers)} each"
+        used = "each of which is used" if found.uses_each_frame else "of which one is used"
+        yield "frames", f"{_scaled(found, looks.num_animated)} have several frames or pages ({most}), {used}"
 
 
 def _size(named: NamedSize) -> str:

@@ -13,7 +13,6 @@ from beit.common.errors import BadSample
 from beit.common.images.alpha import hides_colours
 from beit.common.images.decode import read_samples
 from beit.common.images.decoding import Decoding
-from beit.common.images.facts import NOT_READ
 from beit.common.sources.glance.few import Few, few_of_index, few_of_source
 from beit.common.sources.glance.headers import image_facts
 from beit.common.sources.index import LabelledIndex
@@ -71,7 +70,7 @@ def hides_colours_of(reader: ShardReader, ref: SampleRef, decoding: Decoding) ->
     """Tell whether an image hides colours; None where it is not transparent at all, or cannot be read."""
     try:
         facts = image_facts(reader, ref)
-        if not facts.has_alpha and facts.colours != NOT_READ:
+        if not facts.has_alpha:
             return None
         samples = read_samples(reader.read(ref), decoding)
         return None if samples.alpha is None else hides_colours(samples)

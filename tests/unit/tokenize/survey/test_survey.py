@@ -231,9 +231,28 @@ def test_sizes_and_frames_of_other_formats_are_read(tmp_path):
     (tmp_path / "x").mkdir()
     tifffile.imwrite(tmp_path / "x/a.tif", np.zeros((50, 70), np.uint16))
     tifffile.imwrite(tmp_path / "x/b.tif", np.zeros((5, 50, 70), np.uint8))
-    looks = look(str(tmp_path / "x")).looks
-    assert looks.formats == {"TIFF": 2} and looks.bits == {"not read": 2} and looks.num_animated == 1
+    found = look(str(tmp_path / "x"))
+    looks = found.looks
+    assert looks.formats == {"TIFF": 2} and looks.bits == {"16": 1, "8": 1} and looks.num_animated == 1
+    assert looks.channels == {"1": 2} and looks.colours == {"grey": 2} and looks.frames == {"1": 1, "5": 1}
     assert (looks.largest.width, looks.largest.height) == (70, 50)
+    assert "1 have several frames or pages (5 each), of which one is used" in survey_text(found)
+    assert "(5 each), each of which is used" in survey_text(look(str(tmp_path / "x"), frame="each"))
+
+
+def test_bands_and_floats_that_the_settings_do_not_reach_are_said_with_the_way_out(tmp_path):
+    bands = np.zeros((50, 70, 4), np.uint16)
+    (tmp_path / "x").mkdir()
+    tifffile.imwrite(tmp_path / "x/a.tif", bands, photometric="minisblack", planarconfig="contig")
+    tifffile.imwrite(tmp_path / "x/b.tif", np.zeros((50, 70), np.float32))
+    found = look(str(tmp_path / "x"))
+    reasons = {left.reason: left.way_out for left in found.left_out}
+    assert "of 4 bands: --set source.channels=[3,2,1]" in reasons["channels"] and found.refusals
+    assert "--set source.range=[0,1]" in reasons["no-range"]
+    text = survey_text(found)
+    assert "1 of several bands, 1 grey" in text and "1: 1; 4: 1" in text and "16: 1; 32 float: 1" in text
+    assert not look(str(tmp_path / "x"), channels=(1,), range=(0.0, 1.0)).refusals
+    assert look(str(tmp_path / "x"), channels=(5,), range=(0.0, 1.0)).refusals
 
 
 def test_samples_of_a_tar_without_an_image_are_counted(tmp_path):
