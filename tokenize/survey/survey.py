@@ -13,9 +13,10 @@ from beit.common.images.ranges import DTYPE
 from beit.common.pages.numbers import count
 from beit.common.reading.bad_samples import BadSampleLog
 from beit.common.sources.config import SourceConfig
+from beit.common.sources.glance.few import draw_listed, named
 from beit.common.sources.glance.masks import masks_in_words
 from beit.common.sources.glance.transparency import WAY_OUT
-from beit.common.sources.opening import draw_images, open_source
+from beit.common.sources.opening import open_source
 from beit.common.sources.types import Source
 from beit.tokenize.survey import duplicates
 from beit.tokenize.survey.document import Labels, Survey
@@ -119,16 +120,13 @@ def _labels(source: Source, listed: Listed) -> Labels | None:
 
 
 def _range_notes(listed: Listed, looks: Sequence[Look], settings: SourceConfig) -> list[str]:
-    """Say it where deep images use little of their range, which nobody has chosen."""
+    """Say it where the full range, which nobody has chosen, leaves little of what deep images show."""
     is_deep = any(look.facts is not None and look.facts.bits > _USUAL_BITS for look in looks)
     if not is_deep or settings.decoding.value_range.kind != DTYPE:
         return []
-    sizes = list(map(len, listed.refs))
-    drawn = draw_images(
-        listed.shards, sizes, lambda shard, rank: listed.refs[shard][rank], num_looked_at(listed.num_images)
-    )
+    drawn = named(draw_listed(listed.shards, listed.refs, num_looked_at(listed.num_images), is_quick=True))
     use = range_use(drawn, settings.decoding)
-    return [use.warning()] if use is not None and use.is_small else []
+    return [use.warning()] if use is not None and use.is_crushed else []
 
 
 def _alpha_notes(found: Survey, settings: SourceConfig) -> list[str]:

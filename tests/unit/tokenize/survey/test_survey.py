@@ -40,8 +40,8 @@ MIXED = {
 }
 
 
-def look(spec, **options):
-    return survey(spec, SourceConfig(), **options)
+def look(spec, settings=SourceConfig(), **options):
+    return survey(spec, settings, **options)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -237,7 +237,7 @@ def test_sizes_and_frames_of_other_formats_are_read(tmp_path):
     assert looks.channels == {"1": 2} and looks.colours == {"grey": 2} and looks.frames == {"1": 1, "5": 1}
     assert (looks.largest.width, looks.largest.height) == (70, 50)
     assert "1 have several frames or pages (5 each), of which one is used" in survey_text(found)
-    assert "(5 each), each of which is used" in survey_text(look(str(tmp_path / "x"), frame="each"))
+    assert "(5 each), each of which is used" in survey_text(look(str(tmp_path / "x"), SourceConfig(frame="each")))
 
 
 def test_bands_and_floats_that_the_settings_do_not_reach_are_said_with_the_way_out(tmp_path):
@@ -251,8 +251,8 @@ def test_bands_and_floats_that_the_settings_do_not_reach_are_said_with_the_way_o
     assert "--set source.range=[0,1]" in reasons["no-range"]
     text = survey_text(found)
     assert "1 of several bands, 1 grey" in text and "1: 1; 4: 1" in text and "16: 1; 32 float: 1" in text
-    assert not look(str(tmp_path / "x"), channels=(1,), range=(0.0, 1.0)).refusals
-    assert look(str(tmp_path / "x"), channels=(5,), range=(0.0, 1.0)).refusals
+    assert not look(str(tmp_path / "x"), SourceConfig(channels=(1,), range=(0.0, 1.0))).refusals
+    assert look(str(tmp_path / "x"), SourceConfig(channels=(5,), range=(0.0, 1.0))).refusals
 
 
 def test_samples_of_a_tar_without_an_image_are_counted(tmp_path):
