@@ -19,7 +19,7 @@ from beit.common.sources.glance.transparency import WAY_OUT
 from beit.common.sources.opening import open_source
 from beit.common.sources.types import Source
 from beit.tokenize.survey import duplicates
-from beit.tokenize.survey.document import Labels, Survey
+from beit.tokenize.survey.document import Labels, LeftOut, Survey
 from beit.tokenize.survey.listing import Listed, beside, check_exists, keeping_warnings, list_source
 from beit.tokenize.survey.looking import Look, look_at, summed_up, unusable
 
@@ -51,6 +51,7 @@ def survey_with_looks(
 ) -> tuple[Survey, list[Look]]:
     """Look at a source as `survey` does, and return the images that were looked at, too."""
     check_exists(spec)
+    left_out: list[LeftOut] = []
     with keeping_warnings() as warnings:
         try:
             left_out = beside(spec)
@@ -161,6 +162,8 @@ def _refusals(found: Survey, budget: float) -> list[str]:
     if found.near_duplicates is not None:
         bad += round(found.near_duplicates.num_undecodable * found.scale)
     allowed = BadSampleLog(found.num_images, budget, setting="bad_sample_budget").allowed
+    if found.num_images and bad >= found.num_images:
+        return ["none of its images can be used; what is wrong with them stands above"]
     if bad <= allowed:
         return []
     about = "about " if found.is_sampled else ""

@@ -120,15 +120,17 @@ def few_of(source: Source | LabelledIndex, most: int, *, wants: Wants | None = N
 
     None of tars and tables on a server: each is fetched once, when it is needed.
     """
-    is_index = isinstance(source, LabelledIndex)
-    kind, root = (source.info.kind, source.info.root) if is_index else (source.kind, source.root)
-    if is_remote(root):
-        if kind != "files":
-            return iter(())
-        most = min(most, _MOST_OF_A_SERVER)
-    if is_index:
-        return draw_of_index(source, most, wants=wants, is_quick=True)
-    return draw_of_source(source, most, wants=wants, is_quick=True)
+    if isinstance(source, LabelledIndex):
+        most = _spared(source.info.kind, source.info.root, most)
+        return draw_of_index(source, most, wants=wants, is_quick=True) if most else iter(())
+    most = _spared(source.kind, source.root, most)
+    return draw_of_source(source, most, wants=wants, is_quick=True) if most else iter(())
+
+
+def _spared(kind: str, root: str, most: int) -> int:
+    if not is_remote(root):
+        return most
+    return min(most, _MOST_OF_A_SERVER) if kind == "files" else 0
 
 
 def named(few: Iterable[Few]) -> Iterator[tuple[str, Callable[[], bytes]]]:

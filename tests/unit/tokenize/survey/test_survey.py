@@ -40,8 +40,8 @@ MIXED = {
 }
 
 
-def look(spec, settings=SourceConfig(), **options):
-    return survey(spec, settings, **options)
+def look(spec, settings=None, **options):
+    return survey(spec, settings or SourceConfig(), **options)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -347,3 +347,52 @@ def test_a_picture_shows_pairs_that_look_alike(tmp_path):
     assert "2 of 4 look like another" in result.output
     heights = [Image.open(io.BytesIO((tmp_path / name).read_bytes())).height for name in ("plain.png", "pairs.png")]
     assert heights[1] > heights[0] + 150
+
+
+def test_names_that_would_steer_a_terminal_are_escaped(tmp_path):
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x/red\x1b[31m\n.jpg").touch()
+    (tmp_path / "x/bell.\x07").touch()
+    text = survey_text(look(str(tmp_path / "x")))
+    assert "red\\x1b[31m\\n.jpg" in text and "bell.\\x07" in text and text.replace("\n", "").isprintable()
+
+
+def test_a_source_whose_images_are_all_unusable_is_refused_however_few_they_are(tmp_path):
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x/a.jpg").touch()
+    assert "none of its images can be used" in look(str(tmp_path / "x")).refusals[0]
+
+
+def test_a_folder_that_cannot_be_listed_is_refused_by_name(tmp_path, monkeypatch):
+    write_images(tmp_path / "x", 2)
+    (tmp_path / "x/locked").mkdir()
+    scan = os.scandir
+
+    def refuse(folder):
+        if str(folder).endswith("locked"):
+            raise PermissionError(13, "Permission denied", str(folder))
+        return scan(folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    found = look(str(tmp_path / "x"))
+    assert not found.kind and "cannot be listed" in found.refusals[0] and "locked" in found.refusals[0]
+
+
+def test_links_in_circles_are_broken_links(tmp_path):
+    write_images(tmp_path / "x", 2)
+    (tmp_path / "x/self").symlink_to("self")
+    (tmp_path / "x/one.jpg").symlink_to("two.jpg")
+    (tmp_path / "x/two.jpg").symlink_to("one.jpg")
+    (tmp_path / "x/up").symlink_to("..")
+    found = look(str(tmp_path / "x"))
+    assert found.num_images == 4 and {left.reason: left.count for left in found.left_out if left.is_unusable} == {
+        "unreadable": 2
+    }
+
+
+def test_names_that_are_not_unicode_are_counted(tmp_path):
+    write_images(tmp_path / "x", 1)
+    for number in (1, 2):
+        (tmp_path / "x" / os.fsdecode(b"\xff%d.jpg" % number)).write_bytes(photo())
+    refusal = look(str(tmp_path / "x")).refusals[0]
+    assert "holds 2 file names that are not UTF-8" in refusal and "convmv" in refusal
