@@ -36,6 +36,8 @@ class ImageFacts:
     """Of an animation, pages of a document, slices, moments."""
     transpose: Image.Transpose | None = None
     """How it is to be turned to stand upright."""
+    series: str = ""
+    """Of DICOM, a hash of what names the series: equal for its slices, and nothing that tells of a patient."""
 
     @property
     def megapixels(self) -> float:

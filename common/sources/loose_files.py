@@ -165,8 +165,8 @@ def _require_unicode(listing: FileList) -> None:
     if odd:
         are, them = ("s that are", "them") if len(odd) > 1 else (" that is", "it")
         raise InputError(
-            f"{listing.root} holds {len(odd)} file name{are} not UTF-8 (first: {odd[0]!r}); rename {them}, as convmv -r "
-            "-f latin1 -t utf8 --notest does"
+            f"{listing.root} holds {len(odd)} file name{are} not UTF-8 (first: {odd[0]!r}); rename {them}, as convmv "
+            "-r -f latin1 -t utf8 --notest does"
         )
 
 

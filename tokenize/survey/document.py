@@ -77,6 +77,10 @@ class Looks:
     """Images that EXIF data turn or mirror."""
     num_animated: int
     """Images of several frames or pages."""
+    num_slices: int
+    """DICOM images that share their series with others."""
+    num_series: int
+    """Series of several of these."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -186,6 +186,7 @@ def summed_up(looks: Sequence[Look]) -> Looks | None:
         return None
     every = [facts for _, facts in known]
     by_size = sorted(known, key=lambda pair: (pair[1].width * pair[1].height, pair[0].name))
+    series = Counter(facts.series for facts in every if facts.series)
     classes = Counter(_size_class(facts.megapixels) for facts in every)
     return Looks(
         formats=counted(Counter(facts.format for facts in every)),
@@ -205,6 +206,8 @@ def summed_up(looks: Sequence[Look]) -> Looks | None:
         num_hiding=sum(look.hides is True for look in looks),
         num_turned=sum(facts.transpose is not None for facts in every),
         num_animated=sum(facts.num_frames > 1 for facts in every),
+        num_slices=sum(number for number in series.values() if number > 1),
+        num_series=sum(number > 1 for number in series.values()),
     )
 
 

@@ -140,8 +140,19 @@ def _alpha_notes(found: Survey, settings: SourceConfig) -> list[str]:
     ]
 
 
+def _series_notes(found: Survey) -> list[str]:
+    looks = found.looks
+    if looks is None or not looks.num_series:
+        return []
+    return [
+        f"{count(looks.num_slices, 'DICOM image')} belong to {count(looks.num_series)} series, and each is held out or "
+        "trained on by itself, so that neighbouring slices make held-out measures too good; those named "
+        "SERIES~p0001.dcm, SERIES~p0002.dcm and so on are held out together"
+    ]
+
+
 def _odd_notes(found: Survey) -> list[str]:
-    notes = []
+    notes = _series_notes(found)
     copies = found.duplicates
     if copies is not None and copies.num_across_splits:
         notes.append(

@@ -6,6 +6,7 @@ text of it, nor of an error about it, gets into a message. pydicom is imported h
 
 from __future__ import annotations
 
+import hashlib
 import io
 import logging
 import warnings
@@ -88,11 +89,18 @@ def facts(data: bytes) -> ImageFacts:
             is_float=is_float,
             has_range=not is_float,
             num_frames=_num_frames(dataset),
+            series=_series_of(dataset),
         )
     except (BadSample, MemoryError):
         raise
     except Exception as error:
         raise BadSample("decode-error", f"DICOM: {type(error).__name__}") from None
+
+
+def _series_of(dataset: Dataset) -> str:
+    """Return a hash of the series that an image belongs to; nothing where it does not say."""
+    uid = str(dataset.get("SeriesInstanceUID") or "")
+    return hashlib.blake2b(uid.encode(), digest_size=8).hexdigest() if uid else ""
 
 
 def size(data: bytes) -> tuple[int, int]:

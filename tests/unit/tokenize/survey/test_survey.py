@@ -6,13 +6,17 @@ import os
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pydicom
 import pytest
 import tifffile
 from click.testing import CliRunner
 from PIL import Image
 
+from beit.benchmarks import science
 from beit.common.errors import InputError
+from beit.common.shards.held_out import image_key
 from beit.common.sources.config import SourceConfig
+from beit.common.sources.opening import open_source
 from beit.tests.support import write_images
 from beit.tests.tiny_store import write_members
 from beit.tests.unit.common.images.test_alpha import encoded, icon, noise, png
@@ -396,3 +400,19 @@ def test_names_that_are_not_unicode_are_counted(tmp_path):
         (tmp_path / "x" / os.fsdecode(b"\xff%d.jpg" % number)).write_bytes(photo())
     refusal = look(str(tmp_path / "x")).refusals[0]
     assert "holds 2 file names that are not UTF-8" in refusal and "convmv" in refusal
+
+
+def test_slices_of_a_dicom_series_are_counted_and_the_way_out_works(tmp_path):
+    (tmp_path / "x").mkdir()
+    for number in range(8):
+        path = tmp_path / f"x/{'head' if number < 4 else 'foot'}~p{number:04d}.dcm"
+        science.write_chest(path, np.random.default_rng(number), "clear")
+        made = pydicom.dcmread(path)
+        made.SeriesInstanceUID = f"1.2.{number // 4}"
+        made.save_as(path)
+    found = look(str(tmp_path / "x"), SourceConfig(range="window"))
+    assert (found.looks.num_slices, found.looks.num_series) == (8, 2)
+    assert any("8 DICOM images belong to 2 series" in note for note in found.notes)
+    assert "1.2.0" not in json.dumps(found.to_json())
+    keys = [ref.key for ref in open_source(str(tmp_path / "x")).shards[0].refs()]
+    assert {image_key(key) for key in keys} == {"head", "foot"} and len(set(keys)) == 8
