@@ -32,6 +32,7 @@ from beit.common.reading.config import ReaderConfig
 from beit.common.reading.dataset import build_order
 from beit.common.reading.reader import build_loader
 from beit.common.rng import CounterRng
+from beit.common.shards.held_out import held_out_hash
 from beit.common.shards.schema import (
     INDEX_FILE,
     STORE_FILE,
@@ -41,7 +42,6 @@ from beit.common.shards.schema import (
     SourceInfo,
     StoreInfo,
     TokenizerInfo,
-    held_out_hash,
 )
 from beit.common.shards.tables import encode_index, encode_samples, token_sums
 from beit.common.storage.documents import write_json

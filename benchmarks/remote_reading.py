@@ -141,6 +141,7 @@ def report(found: dict[str, dict[str, list[float]]], *, as_json: bool) -> None:
 
 def make_store(folder: Path, seed: int, *, shards: int = 32, samples: int = 1000) -> None:
     """Write a finished store whose tars are sparse files of the right layout."""
+    from beit.common.shards.held_out import held_out_hash
     from beit.common.shards.schema import (
         INDEX_FILE,
         STORE_FILE,
@@ -150,7 +151,6 @@ def make_store(folder: Path, seed: int, *, shards: int = 32, samples: int = 1000
         SourceInfo,
         StoreInfo,
         TokenizerInfo,
-        held_out_hash,
     )
     from beit.common.shards.tables import encode_index, encode_samples, token_sums
     from beit.common.storage.documents import write_json

@@ -11,7 +11,7 @@ import os
 import shutil
 import tarfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from beit.common.config import load_config
@@ -21,13 +21,14 @@ from beit.common.forecast.loading import PHOTO_MEGAPIXELS, sample_seconds
 from beit.common.forecast.rules import Problem
 from beit.common.forecast.words import in_gb, in_words
 from beit.common.processes.memory import free_machine_bytes
-from beit.common.shards.schema import IMAGES_DIR, TOKENS_DIR, held_out_count
+from beit.common.shards.held_out import held_out_count
+from beit.common.shards.schema import IMAGES_DIR, TOKENS_DIR
 from beit.common.sources.tars import TarShard
 from beit.common.storage.paths import is_remote
 from beit.common.views import VIEW_DTYPE
 from beit.tokenize.config import TokenizeConfig as TokenizeConfig  # for who asks here, too
 from beit.tokenize.encoders import encoding_bytes, encoding_flops, vocabulary
-from beit.tokenize.plan import StorePlan, cut_bytes
+from beit.tokenize.plan import StorePlan, cut_bytes, planned_held_out
 
 logger = logging.getLogger(__name__)
 
@@ -249,19 +250,23 @@ def forecast_of(
         plan: Of the store.
         config: Its settings.
         ranks: At work on this machine.
-        num_images: Where they were counted; left out, they are as far as that is cheap.
+        num_images: Where they were counted, and none is cut; left out, they are as far as that is cheap.
         megapixels: Of an image, on average.
     """
     images, _ = store_bytes(plan, config)
-    return forecast(
+    held_out = planned_held_out(plan, config)
+    if num_images is None or held_out is not None:  # which are tiles or pages, more than there are images
+        num_images = _count_images(plan)
+    found = forecast(
         config,
-        num_images=_count_images(plan) if num_images is None else num_images,
+        num_images=num_images,
         num_shards=len(plan.shards),
         image_bytes=images,
         is_packed=plan.catalogue is not None,
         megapixels=megapixels,
         hardware=this_machine(num_devices=ranks, may_use_gpu=config.device != "cpu"),
     )
+    return found if held_out is None else replace(found, num_held_out=held_out.num_samples)
 
 
 def foretell(plan: StorePlan, config: TokenizeConfig, store: str, *, ranks: int, speaks: bool) -> None:

@@ -12,7 +12,7 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,15 +24,17 @@ from beit.common.images.decoding import DEFAULTS
 from beit.common.images.depth import NUM_FOR_PERCENTILES, find_range
 from beit.common.pages.numbers import count
 from beit.common.rng import stable_hash64
+from beit.common.shards.held_out import HeldOutBy, HeldOutChoice, choose_held_out, held_out_hash
 from beit.common.shards.schema import IMAGES_DIR, STORE_FILE, Packing, SourceInfo, StoreInfo
+from beit.common.sources.glance.few import Few, draw, draw_of_source, named
 from beit.common.sources.labels import stored_label
-from beit.common.sources.opening import draw_images, list_samples, open_source
+from beit.common.sources.opening import list_samples, open_source
 from beit.common.sources.tars import TarShard
 from beit.common.sources.types import SampleRef, Source
 from beit.common.storage.documents import parse_document, refuse_control_characters
 from beit.common.storage.paths import is_remote, join, query_of, resolve_reference
 from beit.common.storage.place import place_of
-from beit.common.storage.samples import shard_starts, spread_evenly
+from beit.common.storage.samples import shard_starts
 from beit.tokenize.config import TokenizeConfig
 from beit.tokenize.cutting.cuts import CutRef, CutRules, list_cuts
 
@@ -41,7 +43,6 @@ logger = logging.getLogger(__name__)
 _UNSAFE_IN_STEM = re.compile(r"[^A-Za-z0-9._-]+")
 CROP_BYTES_PER_PIXEL = 0.4
 """Of a materialised crop of a photo, roughly; decides how many images make a tar."""
-_TARS_DRAWN, _MANY_IMAGES = 8, 1000
 PACKED_STEM = "files"
 """Behind the number in the names of packed shards."""
 
@@ -94,6 +95,8 @@ class StorePlan:
     """None when existing tars are referenced."""
     class_names: tuple[str, ...] | None = None
     """Names of the labels, where they are known."""
+    held_out_by: HeldOutBy = "image"
+    """As the store that packed the images decided it, so that a second one over them holds out the same."""
 
 
 def plan_store(config: TokenizeConfig, spec: str, store: str) -> StorePlan:
@@ -124,28 +127,28 @@ def plan_store(config: TokenizeConfig, spec: str, store: str) -> StorePlan:
     class_names = source.class_names or (origin.class_names if origin is not None else None)
     refuse_control_characters([class_names, plan.image_root, [shard.image_file for shard in plan.shards]], source.root)
     resolve_reference(store, plan.image_root)  # which raises where a reader of the store would
-    return replace(plan, source_info=source_info, class_names=class_names)
+    by: HeldOutBy = "image" if origin is None else origin.held_out_by
+    return replace(plan, source_info=source_info, class_names=class_names, held_out_by=by)
 
 
-def drawn_of(plan: StorePlan, count: int) -> Iterator[tuple[str, Callable[[], bytes]]]:
-    """Draw some images of what is to be tokenised, see `draw_images`."""
-    shards, catalogue = plan.source.shards, plan.catalogue
-    if catalogue is not None:
-        starts = shard_starts(catalogue.shard_counts)
-        yield from draw_images(
-            shards, catalogue.shard_counts, lambda shard, rank: catalogue.refs[int(starts[shard]) + rank], count
-        )
-        return
-    few = [shards[int(place)] for place in spread_evenly(len(shards), _TARS_DRAWN)]  # listing one means to walk it
-    refs = [shard.refs() for shard in few]
-    yield from draw_images(few, [len(listed) for listed in refs], lambda shard, rank: refs[shard][rank], count)
+def _drawn_of(plan: StorePlan, count: int) -> Iterator[Few]:
+    """Draw some images of what is to be tokenised."""
+    catalogue = plan.catalogue
+    if catalogue is None:
+        return draw_of_source(plan.source, count)
+    starts = shard_starts(catalogue.shard_counts)
+
+    def ref_of(shard: int, rank: int) -> SampleRef:
+        return catalogue.refs[int(starts[shard]) + rank]
+
+    return draw(plan.source.shards, catalogue.shard_counts, ref_of, count)
 
 
 def with_range(info: StoreInfo, plan: StorePlan) -> StoreInfo:
     """Find the values that percentiles of `source.range` stand for, once: they belong to the store from then on."""
     if info.source.decoding.value_range.is_resolved:
         return info
-    drawn = drawn_of(plan, NUM_FOR_PERCENTILES)
+    drawn = named(_drawn_of(plan, NUM_FOR_PERCENTILES))
     found = find_range(drawn, info.source.decoding, of=plan.source.root).value_range.found
     return replace(info, source=replace(info.source, range_found=found))
 
@@ -288,12 +291,25 @@ def say_cuts(plan: StorePlan, config: TokenizeConfig) -> None:
     if config.tile:
         parts.append(f"{count(sum(cut.count for cut in cuts), 'sample')} of at most {config.tile} x {config.tile} px")
     logger.info("%s", ", ".join(parts))
+    choice = planned_held_out(plan, config)
+    if choice is not None and choice.warning:
+        logger.warning("%s", choice.warning)
     if config.tile and config.tile < config.img_size:
         logger.warning(
             "tile (%d) is smaller than img_size (%d), so that every view is enlarged; name a larger tile",
             config.tile,
             config.img_size,
         )
+
+
+def planned_held_out(plan: StorePlan, config: TokenizeConfig) -> HeldOutChoice | None:
+    """Return what will be held out where images are cut, as far as all samples are usable; None where none is."""
+    if plan.catalogue is None or plan.catalogue.cuts is None:
+        return None
+    cuts = plan.catalogue.cuts
+    # Of pages and tiles only what they share with their image is needed, and that is there without their names.
+    hashes = np.array([held_out_hash(cut.key, plan.held_out_by) for cut in cuts], dtype=np.uint64)
+    return choose_held_out(np.repeat(hashes, [cut.count for cut in cuts]), config.held_out, plan.held_out_by)
 
 
 def _group(items: list[tuple[str, int, int]], config: TokenizeConfig) -> list[NDArray[np.int64]]:

@@ -158,6 +158,7 @@ def build_info(config: TokenizeConfig, plan: StorePlan, tokenizing: RankTokenize
         packing=plan.packing,
         class_names=plan.class_names,
         held_out=config.held_out,
+        held_out_by=plan.held_out_by,
         canary=compute_canary(),
         image_root=plan.image_root,
         execution=tokenizing.execution,
@@ -176,6 +177,7 @@ def begin_or_continue(
         if not document.exists():
             write_document(document, with_range(wanted, plan))
         existing = read_document(StoreInfo, document)
+        wanted = replace(wanted, held_out_by=existing.held_out_by)  # as it was begun
         if existing.source.range == wanted.source.range:
             wanted = replace(wanted, source=replace(wanted.source, range_found=existing.source.range_found))
         _require_same_tokenizer(store, existing.tokenizer, wanted.tokenizer)

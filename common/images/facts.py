@@ -8,21 +8,20 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 
 from PIL import Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
 from beit.common.errors import LFS_ADVICE, BadSample, is_lfs_pointer
 from beit.common.images.alpha import has_alpha
 from beit.common.images.formats import Format, format_of
+from beit.common.images.header import ImageFacts
 from beit.common.images.orientation import transpose_of
 from beit.common.images.readers.deep_png import png_bits
 
 HEAD_BYTES = 1 << 17
 """Of a file, in which its header nearly always stands; arbitrary, two blocks of EXIF data."""
 
-NOT_READ = "not read"
-"""Stands for the colours of formats that Pillow does not read, which are known when they are decoded."""
 _NAMES = {"WEBP": "WebP", "MPO": "JPEG"}
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 _PNG_ORIENTATION = (b"eXIf", b"XML:com.adobe.xmp\0\0", b"Raw profile type exif")
@@ -35,38 +34,12 @@ _READERS: dict[bytes, Callable[[io.BytesIO], Image.Image]] = {
     _WEBP_START: WebPImagePlugin.WebPImageFile,
 }
 """By what a file begins with. Not `Image.open`, which refuses to look at too many pixels."""
+_AVIF_CONFIG = b"av1C"
+"""The box that says how it is encoded; two bytes further on stand the flags of its depth."""
+_AVIF_DEEP, _AVIF_DEEPEST = 1 << 6, 1 << 5
 _CHANNELS = {"1": 1, "L": 1, "I": 1, "I;16": 1, "I;16B": 1, "P": 3, "CMYK": 4}
 _COLOURS = {"1": "black and white", "L": "grey", "LA": "grey", "I": "grey", "P": "palette", "PA": "palette"}
 _COLOURS |= {"I;16": "grey", "I;16B": "grey", "RGB": "RGB", "RGBA": "RGB", "CMYK": "CMYK"}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ImageFacts:
-    """What a header says of an image."""
-
-    format: str
-    """As people write it: "JPEG", "PNG", "WebP"."""
-    width: int
-    """In pixels, as stored."""
-    height: int
-    """In pixels, as stored."""
-    bits: int | None
-    """Of a sample, as stored; of a palette those of its colours. None where the header was read for its size only."""
-    channels: int | None
-    """Of colour, without that of transparency; 3 for a palette. None as above."""
-    colours: str
-    """"RGB", "grey", "black and white", "palette", "CMYK", or `NOT_READ`."""
-    has_alpha: bool = False
-    """Whether pixels may be transparent."""
-    num_frames: int = 1
-    """Of an animation, pages of a document."""
-    transpose: Image.Transpose | None = None
-    """How it is to be turned to stand upright."""
-
-    @property
-    def megapixels(self) -> float:
-        """Width x height, in millions."""
-        return self.width * self.height / 1e6
 
 
 def facts_of_image(data: bytes) -> ImageFacts:
@@ -81,7 +54,7 @@ def facts_of_image(data: bytes) -> ImageFacts:
     if not data:
         raise BadSample("empty", "no bytes")
     found = format_of(data)
-    if found is not None and found.module:
+    if found is not None:
         return _facts_of_other(found, data)
     reader = next((reader for start, reader in _READERS.items() if data.startswith(start)), None)
     if reader is None or (data.startswith(_WEBP_START) and data[8:12] != _WEBP_NAME):
@@ -96,18 +69,23 @@ def facts_of_image(data: bytes) -> ImageFacts:
 
 
 def _facts_of_other(found: Format, data: bytes) -> ImageFacts:
-    """Return what the header of a format that Pillow does not read tells: sizes and frames, nothing of the values."""
-    reader = found.reader()
+    """Return what the header of a format says that has a reader of its own."""
     try:
-        width, height = reader.size(data)
-        num_frames = reader.num_frames(data)
+        return found.reader().facts(data) if found.module else _avif_facts(found, data)
     except BadSample:
         raise
     except Exception as error:  # as many types as decoders have for damaged data
         raise BadSample("decode-error", f"{type(error).__name__}: {error}") from None
-    return ImageFacts(
-        format=found.name, width=width, height=height, bits=None, channels=None, colours=NOT_READ, num_frames=num_frames
-    )
+
+
+def _avif_facts(found: Format, data: bytes) -> ImageFacts:
+    found.require()
+    with Image.open(io.BytesIO(data), formats=("AVIF",)) as image:
+        facts = _pillow_facts(image, data)
+    start = data.find(_AVIF_CONFIG)
+    flags = data[start + len(_AVIF_CONFIG) + 2] if start >= 0 else 0
+    bits = {0: 8, _AVIF_DEEP: 10, _AVIF_DEEP | _AVIF_DEEPEST: 12}.get(flags & (_AVIF_DEEP | _AVIF_DEEPEST), 8)
+    return replace(facts, bits=bits)
 
 
 def _pillow_facts(image: Image.Image, data: bytes) -> ImageFacts:

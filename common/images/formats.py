@@ -20,6 +20,7 @@ from beit.common.errors import BadSample
 
 if TYPE_CHECKING:
     from beit.common.images.decoding import Decoding
+    from beit.common.images.header import ImageFacts
     from beit.common.images.samples import Samples
 
 NEEDS = "needs-"
@@ -31,6 +32,9 @@ class Reader(Protocol):
 
     def read(self, data: bytes, decoding: Decoding) -> Samples:
         """Decode an image, or the wanted frame of several."""
+
+    def facts(self, data: bytes) -> ImageFacts:
+        """Return what the header says, of the first frame as `read` gives it; no pixel is decoded."""
 
     def size(self, data: bytes) -> tuple[int, int]:
         """Return width and height in px, as `read` gives them."""

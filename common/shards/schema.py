@@ -1,9 +1,9 @@
 """What the files of a token store say: settings, shard manifests and the shard table, as dataclasses.
 
-Here: the schemas, the names inside a store, the rule that holds samples out, and the one rule of geometry, img_size /
-patch_size = grid_size = token_img_size / downsampling. Not here: JSON (`common/storage/documents.py`),
-Parquet files (`tables.py`), reading a store (`common/store.py`), writing one (the tokenize stage). Every field is
-explained in docs/store-format.md.
+Here: the schemas, the names inside a store, and the one rule of geometry, img_size / patch_size = grid_size =
+token_img_size / downsampling. Not here: JSON (`common/storage/documents.py`), Parquet files (`tables.py`), which
+samples are held out (`held_out.py`), reading a store (`common/store.py`), writing one (the tokenize stage). Every field
+is explained in docs/store-format.md.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from beit.common.config import Bound, above, at_least, checked, flatten, within
 from beit.common.errors import require
 from beit.common.images.decoding import Decoding
 from beit.common.images.ranges import RangeSetting
-from beit.common.rng import stable_hash64
 from beit.common.storage.documents import canonical_json, canonical_sha256
 from beit.common.views import AugmentConfig
 
@@ -57,6 +56,7 @@ LATER_SETTINGS = {
     "source.channels": '"rgb"',
     "source.alpha": '"drop"',
     "source.frame": '"first"',
+    "held_out_by": '"sample"',
 }
 """Settings that came after the first stores, with what those did; left out of the hash there, so that it stays."""
 
@@ -200,6 +200,8 @@ class StoreInfo:
     """Names of the labels, where the source has them."""
     held_out: HeldOut = field(default_factory=HeldOut)
     """Samples kept from pre-training."""
+    held_out_by: Literal["sample", "image"] = "sample"
+    """What is on one side as a whole: all that was cut from an image, or, in stores of before, a tile of it."""
     exif_orientation: Literal["applied"] = "applied"
     """Boxes and tokens belong to images turned and mirrored as their EXIF orientation asks."""
     canary: str
@@ -421,17 +423,6 @@ def index_digest(rows: Iterable[ShardRow], held_out: HeldOut) -> str:
         hasher.update(f"{',' if number else ''}{content}".encode())
     hasher.update(b"]}")
     return hasher.hexdigest()
-
-
-def held_out_hash(key: str) -> int:
-    """Return the unsigned 64-bit hash of a sample key that decides whether it is held out."""
-    return stable_hash64("held-out", key)
-
-
-def held_out_count(num_samples: int, held_out: HeldOut) -> int:
-    """Return how many of `num_samples` to hold out: the share or the minimum, but never more than 20 %."""
-    wanted = max(held_out.fraction * num_samples, held_out.minimum)
-    return int(min(wanted, MAX_HELD_OUT_SHARE * num_samples))
 
 
 def manifest_name(stem: str) -> str:

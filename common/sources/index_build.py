@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -26,10 +26,11 @@ from beit.common.images.decoding import USUAL, Decoding
 from beit.common.images.depth import NUM_FOR_PERCENTILES, find_range
 from beit.common.sources.class_names import ClassNames
 from beit.common.sources.config import SourceConfig
+from beit.common.sources.glance.few import draw_of_index, named
 from beit.common.sources.index import INDEX_FORMAT, IndexInfo, LabelledIndex
 from beit.common.sources.labels import in_order, listed, number_of, one_form, stored_label
 from beit.common.sources.loose_files import FilesShard
-from beit.common.sources.opening import draw_images, list_samples, open_source
+from beit.common.sources.opening import list_samples, open_source
 from beit.common.sources.types import SampleRef, Source, SourceShard
 from beit.common.storage.documents import read_json, reading, write_json
 from beit.common.storage.files import atomic_file, default_cache_dir, remove_stale, sha256_file, write_atomic
@@ -124,11 +125,6 @@ def index_source(
     return index if names is None else _with_clear_names(index, names, are_numbers=info.numbers is not None)
 
 
-def drawn_of(index: LabelledIndex, count: int) -> Iterator[tuple[str, Callable[[], bytes]]]:
-    """Draw some of the samples in use of an index, see `draw_images`."""
-    return draw_images(index.shards, index.shard_sizes.tolist(), index.ref, count)
-
-
 def _with_range(index: LabelledIndex) -> Decoding:
     """Find the values that percentiles stand for, over all images of an index, once."""
     wanted = index.decoding
@@ -138,7 +134,7 @@ def _with_range(index: LabelledIndex) -> Decoding:
         kept = folder / f"range-{name}.json"
         if kept.exists():
             return Decoding.from_json(read_json(kept))
-        found = find_range(drawn_of(index, NUM_FOR_PERCENTILES), wanted, of=index.name)
+        found = find_range(named(draw_of_index(index, NUM_FOR_PERCENTILES)), wanted, of=index.name)
         write_json(kept, found.as_json())
     return found
 

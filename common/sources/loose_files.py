@@ -134,9 +134,7 @@ def open_files(listing: FileList) -> Source:
     if listing.class_names is not None:
         ids: dict[int | str | None, int] = {name: class_id for class_id, name in enumerate(listing.class_names)}
         labels = [ids.get(name) for name in labels]
-    for file in listing.files:
-        if not file.path.isprintable() and any("\ud800" <= character <= "\udfff" for character in file.path):
-            raise InputError(f"{listing.root} holds a file name that is not UTF-8 ({file.path!r}); rename it")
+    _require_unicode(listing)
     entries = [FileEntry(file.path, file.size, label) for file, label in zip(listing.files, labels, strict=True)]
     shards: list[SourceShard] = [
         FilesShard(f"files-{number:06d}", listing.root, tuple(entries[start : start + _FILES_PER_SHARD]))
@@ -155,6 +153,21 @@ def open_files(listing: FileList) -> Source:
         label_place=listing.label_place,
         is_chosen=listing.is_chosen,
     )
+
+
+def _require_unicode(listing: FileList) -> None:
+    """Refuse names whose bytes are no UTF-8: no key, and no record of a path, could hold them."""
+    odd = [
+        file.path
+        for file in listing.files
+        if not file.path.isprintable() and any("\ud800" <= character <= "\udfff" for character in file.path)
+    ]
+    if odd:
+        are, them = ("s that are", "them") if len(odd) > 1 else (" that is", "it")
+        raise InputError(
+            f"{listing.root} holds {len(odd)} file name{are} not UTF-8 (first: {odd[0]!r}); rename {them}, as convmv "
+            "-r -f latin1 -t utf8 --notest does"
+        )
 
 
 def _readable(listing: FileList) -> FileList:

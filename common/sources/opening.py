@@ -6,11 +6,9 @@ Here: which kind a path or URL is, and the list of its samples. The kinds are in
 
 from __future__ import annotations
 
-import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from operator import methodcaller
 from pathlib import Path
 from typing import NamedTuple
@@ -18,12 +16,11 @@ from typing import NamedTuple
 from beit.common.errors import InputError, require
 from beit.common.images.formats import is_array_path, is_image_path
 from beit.common.progress import Progress
-from beit.common.rng import CounterRng
 from beit.common.sources.lists import csv_listing, text_listing
 from beit.common.sources.loose_files import folder_listing, open_files
 from beit.common.sources.splits import refuse_splits_as_classes, warn_of_split_containers, warn_of_split_folders
 from beit.common.sources.tars import open_tars
-from beit.common.sources.types import SampleRef, Source, SourceKind, SourceShard
+from beit.common.sources.types import SampleRef, Source, SourceKind
 from beit.common.storage.matching import is_folder, list_folder, match_files, measure_files
 from beit.common.storage.paths import (
     expand_braces,
@@ -35,10 +32,8 @@ from beit.common.storage.paths import (
     split_query,
 )
 from beit.common.storage.place import FileStat
-from beit.common.storage.samples import locate, shard_starts, spread_evenly
 from beit.common.storage.threads import threads
 
-_MOST_SHARDS_DRAWN = 32
 _COMPRESSED_TAR = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
@@ -156,33 +151,6 @@ def list_samples(source: Source) -> Iterator[list[SampleRef]]:
         for refs in listed:
             yield refs
             progress.update(1)
-
-
-def draw_images(
-    shards: Sequence[SourceShard], sizes: Sequence[int], ref_of: Callable[[int, int], SampleRef], count: int
-) -> Iterator[tuple[str, Callable[[], bytes]]]:
-    """Draw some images from all over a source: one by chance from each of equally long stretches, always the same.
-
-    Args:
-        shards: Of the source.
-        sizes: Samples in each.
-        ref_of: Where the sample of a shard and a rank in it lies.
-        count: Images, at most; of sources with many shards those of a few stand for all.
-    Yields:
-        Path of the image and what reads it, to be called before the next one is asked for.
-    """
-    filled = [number for number, size in enumerate(sizes) if size]
-    few = [filled[int(place)] for place in spread_evenly(len(filled), _MOST_SHARDS_DRAWN)]
-    starts = shard_starts([int(sizes[number]) for number in few])
-    total, rng = int(starts[-1]), CounterRng(0, "drawn images")
-    count = min(count, total)
-    places = [rng.integers(i * total // count, (i + 1) * total // count - 1) for i in range(count)]
-    by_shard = itertools.groupby(places, key=lambda place: locate(starts, place)[0])
-    for shard, ranks in by_shard:
-        with shards[few[shard]].open() as reader:
-            for place in ranks:
-                ref = ref_of(few[shard], place - int(starts[shard]))
-                yield ref.path, partial(reader.read, ref)
 
 
 def _located(root: str, files: Sequence[FileStat], suffix: str) -> list[FileStat]:

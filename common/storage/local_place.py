@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import secrets
@@ -219,6 +220,21 @@ def _stat(path: str, status: os.stat_result) -> FileStat:
     return FileStat(path, status.st_size, str(status.st_mtime_ns), status.st_mtime_ns)
 
 
+def _leads_in_circles(entry: os.DirEntry[str]) -> bool:
+    """Tell whether a link leads to itself, or to a link back to it: to nothing, as a link to what is gone."""
+    if not entry.is_symlink():
+        return False
+    try:
+        entry.stat()
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return True
+        raise
+    return False
+
+
 def _walk(folder: str, prefix: str, ancestors: frozenset[tuple[int, int]], special: list[str]) -> Iterator[FileStat]:
     """Yield what lies below a folder; names of what is no regular file are added to `special`."""
     status = os.stat(folder)
@@ -229,7 +245,9 @@ def _walk(folder: str, prefix: str, ancestors: frozenset[tuple[int, int]], speci
         for entry in entries:
             if entry.name.startswith("."):
                 continue
-            if entry.is_dir():
+            if _leads_in_circles(entry):
+                yield FileStat(prefix + entry.name, 0, "broken link")
+            elif entry.is_dir():
                 yield from _walk(entry.path, f"{prefix}{entry.name}/", ancestors | {identity}, special)
             elif entry.is_file():
                 yield _stat(prefix + entry.name, entry.stat())

@@ -23,6 +23,7 @@ import numpy as np
 from beit.common.errors import BadSample, InputError, require
 from beit.common.images.decode import decode_image
 from beit.common.progress import Progress
+from beit.common.shards.held_out import held_out_hash
 from beit.common.shards.schema import (
     IMAGES_DIR,
     INDEX_FILE,
@@ -34,7 +35,6 @@ from beit.common.shards.schema import (
     ShardManifest,
     ShardRow,
     StoreInfo,
-    held_out_hash,
     manifest_name,
 )
 from beit.common.shards.tables import SampleTable, ShardTable
@@ -165,7 +165,7 @@ def _verify_shard(location: str, info: StoreInfo, stem: str, row: ShardRow | Non
             packed.image == manifest.image, f"the manifests in {IMAGES_DIR} and {TOKENS_DIR} disagree on the image tar"
         )
     table = view.samples(0)
-    hashes = np.array([held_out_hash(key) for key in table.key], dtype=np.uint64)
+    hashes = np.array([held_out_hash(key, info.held_out_by) for key in table.key], dtype=np.uint64)
     require(bool((hashes == table.key_hash).all()), f"key hashes in {manifest.samples.name} are wrong")
     if row is not None:
         expected = replace(own_row, num_held_out=int(table.held_out(info.held_out.threshold).sum()))

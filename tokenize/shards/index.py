@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from beit.common.errors import InputError, require
 from beit.common.reading.bad_samples import BadSampleLog
+from beit.common.shards.held_out import HeldOutChoice, choose_held_out
 from beit.common.shards.schema import (
     INDEX_FILE,
     STORE_FILE,
@@ -19,7 +20,6 @@ from beit.common.shards.schema import (
     ShardManifest,
     ShardRow,
     StoreInfo,
-    held_out_count,
     manifest_name,
 )
 from beit.common.shards.tables import ShardTable, decode_samples, encode_index
@@ -73,7 +73,7 @@ def finish_store(
         manifests = _read_manifests(files, stems)
         _check_manifests(files, info, manifests, budget)
         hashes = _load_key_hashes(files, manifests)
-        threshold = held_out_threshold(hashes, info)
+        threshold = _hold_out(hashes, info).threshold
         info = replace(info, held_out=replace(info.held_out, threshold=threshold))
         rows = [index_row(manifest, keys, threshold) for manifest, keys in zip(manifests, hashes, strict=True)]
         write_document(files / STORE_FILE, info)
@@ -102,12 +102,13 @@ def _count_skipped(manifests: list[ShardManifest]) -> Counter[str]:
     return Counter(sample.reason for manifest in manifests for sample in manifest.skipped)
 
 
-def held_out_threshold(hashes: list[NDArray[np.uint64]], info: StoreInfo) -> int:
-    """Return the threshold below which exactly the wanted number of key hashes lies."""
+def _hold_out(hashes: list[NDArray[np.uint64]], info: StoreInfo) -> HeldOutChoice:
     everything = np.concatenate(hashes)
     require(len(everything) > 0, "no image of the source is usable; see the warnings above")
-    count = held_out_count(len(everything), info.held_out)
-    return int(np.partition(everything, count)[count])
+    choice = choose_held_out(everything, info.held_out, info.held_out_by)
+    if choice.warning:
+        logger.warning("%s", choice.warning)
+    return choice
 
 
 def _check_manifests(files: StoreFiles, info: StoreInfo, manifests: list[ShardManifest], budget: float) -> None:

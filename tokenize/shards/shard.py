@@ -162,7 +162,7 @@ class ShardTokenizer:
         folder, tokens = self._files / TOKENS_DIR, None
         begin_shard(folder, job.stem)
         with new_shard_tar(folder, job.stem) if self._info.views else nullcontext() as tar, job.tar.open() as reader:
-            writer = SampleWriter(tar)
+            writer = SampleWriter(tar, self._info.held_out_by)
             results = self.workers.map(partial(self._prepare, reader=reader), refs, ahead=self._images_ahead())
             usable = _sort_out(results, job.stem, skipped, bad_samples, progress)
             for encoded in self._encode(usable):

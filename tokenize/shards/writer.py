@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from beit.common.shards.held_out import HeldOutBy, held_out_hash
 from beit.common.shards.schema import (
     TOKENS_SUFFIX,
     VIEWS_SUFFIX,
@@ -27,7 +28,6 @@ from beit.common.shards.schema import (
     ShardManifest,
     SkippedSample,
     StoreInfo,
-    held_out_hash,
     manifest_name,
 )
 from beit.common.shards.tables import encode_samples, token_sums
@@ -106,10 +106,11 @@ class SampleWriter:
 
     Args:
         tar: For the tokens; None where a store gets none.
+        held_out_by: How the store decides what is held out.
     """
 
-    def __init__(self, tar: TarAppender | None) -> None:
-        self._tar = tar
+    def __init__(self, tar: TarAppender | None, held_out_by: HeldOutBy) -> None:
+        self._tar, self._held_out_by = tar, held_out_by
         self.rows: list[dict[str, Any]] = []
         """One per sample, as `encode_samples` takes them."""
 
@@ -122,7 +123,8 @@ class SampleWriter:
             views: (K,) of `VIEW_DTYPE`.
         """
         fault_point("sample")
-        row = {"key": ref.key, "key_hash": held_out_hash(ref.key), "label": stored_label(ref.label)}
+        key_hash = held_out_hash(ref.key, self._held_out_by)
+        row = {"key": ref.key, "key_hash": key_hash, "label": stored_label(ref.label)}
         if isinstance(ref, CropsRef):
             row |= {"img_off": [crop.offset for crop in ref.crops], "img_len": [crop.length for crop in ref.crops]}
         else:

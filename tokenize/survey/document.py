@@ -48,9 +48,13 @@ class Looks:
     megapixels: Mapping[str, int]
     """Images by class of size, from small to large."""
     bits: Mapping[str, int]
-    """Images by bits of a sample."""
+    """Images by bits of a value, as far as they are used."""
+    channels: Mapping[str, int]
+    """Images by the number of their channels or bands, without opacity."""
     colours: Mapping[str, int]
-    """Images by what their samples are: RGB, grey, palette, CMYK."""
+    """Images by what their channels are: RGB, grey, palette, CMYK, or bands of any meaning."""
+    frames: Mapping[str, int]
+    """Images by how many pages, slices or moments their file has."""
     median_megapixels: float
     """Of all."""
     mean_megapixels: float
@@ -73,6 +77,10 @@ class Looks:
     """Images that EXIF data turn or mirror."""
     num_animated: int
     """Images of several frames or pages."""
+    num_slices: int
+    """DICOM images that share their series with others."""
+    num_series: int
+    """Series of several of these."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -151,6 +159,8 @@ class Survey:
     """Of which the header was read."""
     looks: Looks | None = None
     """None where no header could be read."""
+    uses_each_frame: bool = False
+    """Whether of several frames each becomes a sample (`source.frame=each`)."""
     labels: Labels | None = None
     """None where there are none."""
     splits: Mapping[str, int] = field(default_factory=dict)

@@ -15,7 +15,7 @@ from beit.common.processes.cores import ranks_here
 from beit.common.storage.paths import is_remote
 from beit.tokenize.config import TokenizeConfig
 from beit.tokenize.forecast import forecast_of, foretell
-from beit.tokenize.plan import StorePlan, plan_store
+from beit.tokenize.plan import StorePlan, plan_store, planned_held_out
 from beit.tokenize.setup import check_place
 from beit.tokenize.store.documents import open_store_files
 from beit.tokenize.survey.document import Survey
@@ -60,8 +60,13 @@ def _rows(plan: StorePlan, config: TokenizeConfig, found: Survey, store: str, ra
     images = f"packed, {in_gb(takes.image_bytes)}" if takes.image_bytes else "stay where they are"
     time = "a time that nobody knows" if takes.seconds is None else f"about {in_words(takes.seconds)}"
     views = "no views" if not config.views else f"{config.views} views of each at {config.img_size} px"
+    what = f"{about}{count(takes.num_images)}"
+    if plan.catalogue is not None and plan.catalogue.cuts is not None:
+        what = f"{count(len(plan.catalogue.refs), 'image')} cut into {count(takes.num_images, 'sample')}"
+    choice = planned_held_out(plan, config)
     return [
-        ("images", f"{about}{count(takes.num_images)}, {count(takes.num_held_out)} of them held out; {images}"),
+        ("images", f"{what}, {count(takes.num_held_out)} of them held out; {images}"),
+        *([("held out", choice.warning)] if choice is not None and choice.warning else []),
         ("views", f"{views}, tokenizer {config.tokenizer}" if config.views else views),
         ("shards", count(takes.num_shards)),
         ("disk", f"about {in_gb(takes.total_bytes)} in {store}"),

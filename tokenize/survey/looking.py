@@ -13,9 +13,10 @@ from itertools import pairwise
 
 from beit.common.errors import BadSample
 from beit.common.images.decoding import MAX_SIDE_PX, Decoding
-from beit.common.images.facts import NOT_READ, ImageFacts, facts_of_image
+from beit.common.images.facts import facts_of_image
 from beit.common.images.formats import words_of
-from beit.common.images.ranges import ValueRange
+from beit.common.images.header import BANDS, ImageFacts
+from beit.common.images.ranges import DTYPE, ValueRange
 from beit.common.processes.cores import available_cores
 from beit.common.progress import Progress
 from beit.common.sources.config import MAX_MEGAPIXELS, SourceConfig
@@ -39,6 +40,7 @@ WAYS_OUT = {
     "empty": "no bytes; copy it again",
     "decode-error": "its header is damaged; copy it again",
     "truncated": "it ends early; copy it again",
+    "no-range": "floats, of which two are black and white: --set source.range=[0,1]",
     "unreadable": "gone, or not yours to read",
     "bomb": "too many megapixels",
     "too-large": f"a side above {MAX_SIDE_PX} px, or more bytes than an image may have",
@@ -141,7 +143,7 @@ def _look(shard: SourceShard, reader: ShardReader, ref: SampleRef, settings: Sou
             facts = image_facts(reader, ref)
     except BadSample as error:
         return Look(shard, ref, None, error, sha256, num_bytes)
-    problem = too_large(facts, settings)
+    problem = problem_of(facts, settings)
     hides = hides_colours_of(reader, ref, settings.decoding) if facts.has_alpha and not problem else None
     return Look(shard, ref, facts, problem, sha256, num_bytes, hides)
 
@@ -150,6 +152,22 @@ def shown_as(settings: SourceConfig) -> Decoding:
     """Return how images are decoded to be shown or compared: percentiles, which are yet to be found, count as unset."""
     decoding = settings.decoding
     return decoding if decoding.value_range.is_resolved else replace(decoding, value_range=ValueRange())
+
+
+def problem_of(facts: ImageFacts, settings: SourceConfig) -> BadSample | None:
+    """Return why an image with such a header cannot be decoded by the settings; None where nothing is known of it."""
+    problem = too_large(facts, settings)
+    if problem is not None:
+        return problem
+    channels = settings.decoding.channels
+    if isinstance(channels, tuple):
+        if max(channels) > facts.channels and facts.colours != "CMYK":
+            return BadSample("channels", f"{facts.channels}, and band {max(channels)} is wanted")
+    elif facts.colours == BANDS:
+        return BadSample("channels", f"{facts.channels} bands, of which none is chosen")
+    if not facts.has_range and settings.decoding.value_range.kind == DTYPE:
+        return BadSample("no-range", "floats without a range")
+    return None
 
 
 def too_large(facts: ImageFacts, settings: SourceConfig) -> BadSample | None:
@@ -168,12 +186,15 @@ def summed_up(looks: Sequence[Look]) -> Looks | None:
         return None
     every = [facts for _, facts in known]
     by_size = sorted(known, key=lambda pair: (pair[1].width * pair[1].height, pair[0].name))
+    series = Counter(facts.series for facts in every if facts.series)
     classes = Counter(_size_class(facts.megapixels) for facts in every)
     return Looks(
         formats=counted(Counter(facts.format for facts in every)),
         megapixels={name: classes[name] for name in _class_names() if classes[name]},
-        bits=counted(Counter(NOT_READ if facts.bits is None else str(facts.bits) for facts in every)),
+        bits=counted(Counter(facts.depth for facts in every)),
+        channels=counted(Counter(str(facts.channels) for facts in every)),
         colours=counted(Counter(facts.colours for facts in every)),
+        frames=counted(Counter(str(facts.num_frames) for facts in every)),
         median_megapixels=statistics.median(facts.megapixels for facts in every),
         mean_megapixels=statistics.fmean(facts.megapixels for facts in every),
         shortest_side=min(min(facts.width, facts.height) for facts in every),
@@ -185,6 +206,8 @@ def summed_up(looks: Sequence[Look]) -> Looks | None:
         num_hiding=sum(look.hides is True for look in looks),
         num_turned=sum(facts.transpose is not None for facts in every),
         num_animated=sum(facts.num_frames > 1 for facts in every),
+        num_slices=sum(number for number in series.values() if number > 1),
+        num_series=sum(number > 1 for number in series.values()),
     )
 
 
@@ -221,6 +244,10 @@ def unusable(looks: Sequence[Look], scale: float) -> list[LeftOut]:
 
 
 def _way_out(reason: str, found: Sequence[Look]) -> str:
+    numbers = sorted({look.facts.channels for look in found if look.facts is not None})
+    if reason == "channels":
+        several = " or ".join(map(str, numbers))
+        return f"of {several} bands: --set source.channels=[3,2,1] says which of them, counted from 1"
     sizes = [look.facts.megapixels for look in found if look.facts is not None]
     if reason != "bomb" or not sizes:
         return words_of(reason) or WAYS_OUT.get(reason, "")

@@ -13,7 +13,7 @@ from beit.common.images.decode import decode_image
 from beit.common.pages.numbers import count
 from beit.common.pages.pictures import on_paper, picture_table, sheet
 from beit.common.sources.config import SourceConfig
-from beit.common.sources.glance.few import few_of_shard
+from beit.common.sources.glance.few import draw_listed
 from beit.common.storage.samples import spread_evenly
 from beit.tokenize.survey.document import Survey
 from beit.tokenize.survey.looking import Look, shown_as
@@ -84,9 +84,9 @@ def _caption(look: Look) -> str:
 
 def _picture(look: Look, settings: SourceConfig) -> NDArray[np.uint8] | None:
     """Return the pixels of an image on square paper; None where decoding finds it damaged."""
-    for few in few_of_shard(look.shard, [look.ref], 1):
+    for few in draw_listed([look.shard], [[look.ref]], 1):
         try:
-            image = decode_image(few.reader.read(few.ref), shown_as(settings))
+            image = decode_image(few.read(), shown_as(settings))
         except BadSample:
             return None
         image.thumbnail((2 * _CELL_PX, 2 * _CELL_PX))

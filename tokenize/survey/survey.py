@@ -13,16 +13,17 @@ from beit.common.images.ranges import DTYPE
 from beit.common.pages.numbers import count
 from beit.common.reading.bad_samples import BadSampleLog
 from beit.common.sources.config import SourceConfig
+from beit.common.sources.glance.few import draw_listed, named
 from beit.common.sources.glance.masks import masks_in_words
 from beit.common.sources.glance.transparency import WAY_OUT
-from beit.common.sources.opening import draw_images, open_source
+from beit.common.sources.opening import open_source
 from beit.common.sources.types import Source
 from beit.tokenize.survey import duplicates
-from beit.tokenize.survey.document import Labels, Survey
+from beit.tokenize.survey.document import Labels, LeftOut, Survey
 from beit.tokenize.survey.listing import Listed, beside, check_exists, keeping_warnings, list_source
 from beit.tokenize.survey.looking import Look, look_at, summed_up, unusable
 
-_USUAL_BITS, _DEEP_BITS = 8, 16
+_USUAL_BITS = 8
 LIMIT = 10_000
 """Images of which headers are read, unless another number is asked for; arbitrary, seconds on a disk."""
 
@@ -50,6 +51,7 @@ def survey_with_looks(
 ) -> tuple[Survey, list[Look]]:
     """Look at a source as `survey` does, and return the images that were looked at, too."""
     check_exists(spec)
+    left_out: list[LeftOut] = []
     with keeping_warnings() as warnings:
         try:
             left_out = beside(spec)
@@ -69,6 +71,7 @@ def survey_with_looks(
         total_bytes=_total_bytes(listed, looks),
         num_looked_at=len(looks),
         looks=summed_up(looks),
+        uses_each_frame=settings.decoding.frame == "each",
         labels=_labels(source, listed),
         splits=listed.splits(source.root),
     )
@@ -118,16 +121,13 @@ def _labels(source: Source, listed: Listed) -> Labels | None:
 
 
 def _range_notes(listed: Listed, looks: Sequence[Look], settings: SourceConfig) -> list[str]:
-    """Say it where deep images use little of their range, which nobody has chosen."""
-    is_deep = any(look.facts is not None and (look.facts.bits or _DEEP_BITS) > _USUAL_BITS for look in looks)
+    """Say it where the full range, which nobody has chosen, leaves little of what deep images show."""
+    is_deep = any(look.facts is not None and look.facts.bits > _USUAL_BITS for look in looks)
     if not is_deep or settings.decoding.value_range.kind != DTYPE:
         return []
-    sizes = list(map(len, listed.refs))
-    drawn = draw_images(
-        listed.shards, sizes, lambda shard, rank: listed.refs[shard][rank], num_looked_at(listed.num_images)
-    )
+    drawn = named(draw_listed(listed.shards, listed.refs, num_looked_at(listed.num_images), is_quick=True))
     use = range_use(drawn, settings.decoding)
-    return [use.warning()] if use is not None and use.is_small else []
+    return [use.warning()] if use is not None and use.is_crushed else []
 
 
 def _alpha_notes(found: Survey, settings: SourceConfig) -> list[str]:
@@ -140,8 +140,19 @@ def _alpha_notes(found: Survey, settings: SourceConfig) -> list[str]:
     ]
 
 
+def _series_notes(found: Survey) -> list[str]:
+    looks = found.looks
+    if looks is None or not looks.num_series:
+        return []
+    return [
+        f"{count(looks.num_slices, 'DICOM image')} belong to {count(looks.num_series)} series, and each is held out or "
+        "trained on by itself, so that neighbouring slices make held-out measures too good; those named "
+        "SERIES~p0001.dcm, SERIES~p0002.dcm and so on are held out together"
+    ]
+
+
 def _odd_notes(found: Survey) -> list[str]:
-    notes = []
+    notes = _series_notes(found)
     copies = found.duplicates
     if copies is not None and copies.num_across_splits:
         notes.append(
@@ -162,6 +173,8 @@ def _refusals(found: Survey, budget: float) -> list[str]:
     if found.near_duplicates is not None:
         bad += round(found.near_duplicates.num_undecodable * found.scale)
     allowed = BadSampleLog(found.num_images, budget, setting="bad_sample_budget").allowed
+    if found.num_images and bad >= found.num_images:
+        return ["none of its images can be used; what is wrong with them stands above"]
     if bad <= allowed:
         return []
     about = "about " if found.is_sampled else ""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from beit.common.errors import printable
 from beit.common.forecast.words import in_digits, in_gb
+from beit.common.images.header import BANDS
 from beit.common.pages.numbers import count
 from beit.common.pages.tables import columns, folded
 from beit.tokenize.survey.document import Duplicates, LeftOut, NamedSize, NearDuplicates, Survey
@@ -12,6 +14,7 @@ from beit.tokenize.survey.document import Duplicates, LeftOut, NamedSize, NearDu
 _KINDS = {"files": "loose files", "tar": "tars", "parquet": "Parquet"}
 _INDENT = "  "
 _SPLITS_SHOWN = 6
+_IN_WORDS = {BANDS: "of several bands"}
 
 Rows = Sequence[tuple[str, str]]
 
@@ -33,9 +36,14 @@ def survey_text(found: Survey, more: Sequence[tuple[str, Rows]] = ()) -> str:
     return "\n\n".join(blocks)
 
 
+def _folded(text: str, *, indent: str) -> str:
+    """Fold a text in which names of files stand, before a line break in one of them becomes one on the terminal."""
+    return folded(printable(text), indent=indent)
+
+
 def _heading(found: Survey) -> str:
     if not found.kind:
-        return f"{found.source}: not to be tokenised"
+        return f"{printable(found.source)}: not to be tokenised"
     amount = f"{'' if found.is_counted else '~'}{count(found.num_images, 'image')}"
     size = (
         f", {in_gb(found.total_bytes)} ({in_gb(found.total_bytes / found.num_images)} each)" if found.num_images else ""
@@ -43,10 +51,10 @@ def _heading(found: Survey) -> str:
     shards = "" if found.kind == "files" else f"{found.num_shards} "
     unit = {"tar": "tar" if found.num_shards == 1 else "tars", "parquet": "row groups of Parquet"}
     where = f"{shards}{unit.get(found.kind, _KINDS[found.kind])}"
-    lines = [folded(f"{found.source}: {amount} in {where}{size}", indent=_INDENT)]
+    lines = [_folded(f"{found.source}: {amount} in {where}{size}", indent=_INDENT)]
     if found.is_sampled:
         sampled = f"by the headers of {count(found.num_looked_at, 'image')}, spread evenly; ~ marks what is estimated"
-        lines.append(folded(f"{_INDENT}{sampled} (--limit 0 looks at all)", indent=_INDENT))
+        lines.append(_folded(f"{_INDENT}{sampled} (--limit 0 looks at all)", indent=_INDENT))
     return "\n".join(lines)
 
 
@@ -62,14 +70,20 @@ def _of_looks(found: Survey) -> Iterator[tuple[str, str]]:
         yield "", f"median {in_digits(looks.median_megapixels)}; sides {looks.shortest_side} to {looks.longest_side} px"
         yield "", f"smallest {_size(looks.smallest)}, largest {_size(looks.largest)}"
     yield "bits", _classes(found, looks.bits)
-    yield "colours", _counts(found, looks.colours)
+    names = {_IN_WORDS.get(name, name): number for name, number in looks.colours.items()}
+    yield "colours", _counts(found, names)
+    if BANDS in looks.colours:
+        yield "channels", _classes(found, looks.channels)
     if looks.num_transparent:
         hiding = f", of {looks.num_decoded} decoded {looks.num_hiding} hide colours" if looks.num_decoded else ""
         yield "alpha", f"{_scaled(found, looks.num_transparent)} with transparent parts{hiding}"
     if looks.num_turned:
         yield "orientation", f"{_scaled(found, looks.num_turned)} turned or mirrored by EXIF, which is applied"
     if looks.num_animated:
-        yield "frames", f"{_scaled(found, looks.num_animated)} have several frames or pages, of which one is used"
+        numbers = [int(number) for number in looks.frames if number != "1"]
+        most = f"{min(numbers)} to {max(numbers)}" if len(set(numbers)) > 1 else f"{max(numbers)} each"
+        used = "each of which is used" if found.uses_each_frame else "of which one is used"
+        yield "frames", f"{_scaled(found, looks.num_animated)} have several frames or pages ({most}), {used}"
 
 
 def _size(named: NamedSize) -> str:
@@ -145,17 +159,17 @@ def _left_label(left: LeftOut) -> str:
 
 
 def _block(title: str, rows: Iterable[tuple[str, str]]) -> str:
-    rows = list(rows)
+    rows = [(printable(label), words) for label, words in rows]
     width = max(columns(label) for label, _ in rows) + 2
     hanging = _INDENT + " " * width
     lines = [
-        folded(f"{_INDENT}{label}{' ' * (width - columns(label))}{words}", indent=hanging)
+        _folded(f"{_INDENT}{label}{' ' * (width - columns(label))}{words}", indent=hanging)
         if label
-        else folded(f"{hanging}{words}", indent=hanging)
+        else _folded(f"{hanging}{words}", indent=hanging)
         for label, words in rows
     ]
     return "\n".join([title, *lines] if title else lines)
 
 
 def _list(title: str, entries: Iterable[str], mark: str) -> str:
-    return "\n".join([title, *(folded(f"{_INDENT}{mark} {entry}", indent=_INDENT + "  ") for entry in entries)])
+    return "\n".join([title, *(_folded(f"{_INDENT}{mark} {entry}", indent=_INDENT + "  ") for entry in entries)])

@@ -15,7 +15,8 @@ from beit.common.reading.config import ReaderConfig
 from beit.common.reading.dataset import Dataset
 from beit.common.reading.labelled_dataset import LabelledDataset
 from beit.common.rng import CounterRng
-from beit.common.shards.schema import HeldOut, held_out_count, held_out_hash
+from beit.common.shards.held_out import choose_held_out, held_out_hash
+from beit.common.shards.schema import HeldOut
 from beit.common.sources.config import SourceConfig
 from beit.common.storage.samples import Record, locate, shard_starts
 from beit.common.views import TOKEN_RESAMPLE, AugmentConfig, draw_view, render_view
@@ -133,8 +134,8 @@ def split_images(images: LabelledDataset, data: HoldsOut, *, cache_bytes: int) -
     """Hold some images out, the same ones on every machine and in every run.
 
     As in a token store, those with the smallest hashes of their keys; so an image that is held out stays so when
-    others join it, unless it leaves the share. `cache_bytes` is memory for Parquet row groups.
-
+    others join it, unless it leaves the share. Tiles and pages of one image go together. `cache_bytes` is memory for
+    Parquet row groups.
     """
     index = images.index
     require(
@@ -142,11 +143,12 @@ def split_images(images: LabelledDataset, data: HoldsOut, *, cache_bytes: int) -
         f"{index.info.root} holds {len(index)} images, too few to train a tokenizer on some and measure it on others; "
         f"give at least {MIN_IMAGES}, better thousands",
     )
-    count = held_out_count(len(index), HeldOut(fraction=data.held_out, minimum=data.num_eval_images))
     hashes = np.fromiter(map(held_out_hash, index.keys()), np.uint64, len(index))
-    is_held_out = np.zeros(len(index), dtype=bool)
-    is_held_out[np.argsort(hashes, kind="stable")[:count]] = True
-    chosen, others = index.split(is_held_out, change=f"held out {count}")
+    choice = choose_held_out(hashes, HeldOut(fraction=data.held_out, minimum=data.num_eval_images))
+    if choice.warning:
+        logger.warning("%s", choice.warning)
+    by = "" if choice.num_images == choice.total else " by image"
+    chosen, others = index.split(hashes < np.uint64(choice.threshold), change=f"held out {choice.num_samples}{by}")
     return Images(
         train=LabelledDataset(others, cache_bytes=cache_bytes),
         held_out=LabelledDataset(chosen, cache_bytes=cache_bytes),

@@ -6,6 +6,7 @@ text of it, nor of an error about it, gets into a message. pydicom is imported h
 
 from __future__ import annotations
 
+import hashlib
 import io
 import logging
 import warnings
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from beit.common.errors import BadSample
 from beit.common.images.decoding import MAX_IMAGE_BYTES, Decoding
+from beit.common.images.header import ImageFacts
 from beit.common.images.readers.claims import check_picture, check_size, frame_number
 from beit.common.images.samples import Samples, samples_of_8_bit
 
@@ -38,6 +40,7 @@ _BY_IMAGECODECS = (*_JPEG_EXTENDED, *_JPEG_LOSSLESS, *_JPEG_LS, *_JPEG_2000, *_H
 _RUN_LENGTHS = "1.2.840.10008.1.2.5"
 _COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "YBR_PARTIAL_420")
 _GREYS = ("MONOCHROME1", "MONOCHROME2")
+_PALETTE = "PALETTE COLOR"
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 _MOST_WHOLE = 1 << 31
 _DESCRIBING_GROUP, _PIXEL_GROUP = 0x0028, 0x7FE0
@@ -67,6 +70,37 @@ def read(data: bytes, decoding: Decoding) -> Samples:
     except Exception as error:
         # As many types as there are ways to damage a file; their texts quote what stands in it.
         raise BadSample("decode-error", f"DICOM: {type(error).__name__}") from None
+
+
+def facts(data: bytes) -> ImageFacts:
+    """Return what the elements before the pixels say."""
+    try:
+        dataset = _dataset(data)
+        photometric, is_float = str(dataset.PhotometricInterpretation), "PixelData" not in dataset
+        _check_photometric(photometric)
+        stored = int(dataset.get("BitsStored") or dataset.BitsAllocated)
+        return ImageFacts(
+            format="DICOM",
+            width=int(dataset.Columns),
+            height=int(dataset.Rows),
+            bits=8 if photometric == _PALETTE else stored,
+            channels=1 if photometric in _GREYS else 3,
+            colours="grey" if photometric in _GREYS else "palette" if photometric == _PALETTE else "RGB",
+            is_float=is_float,
+            has_range=not is_float,
+            num_frames=_num_frames(dataset),
+            series=_series_of(dataset),
+        )
+    except (BadSample, MemoryError):
+        raise
+    except Exception as error:
+        raise BadSample("decode-error", f"DICOM: {type(error).__name__}") from None
+
+
+def _series_of(dataset: Dataset) -> str:
+    """Return a hash of the series that an image belongs to; nothing where it does not say."""
+    uid = str(dataset.get("SeriesInstanceUID") or "")
+    return hashlib.blake2b(uid.encode(), digest_size=8).hexdigest() if uid else ""
 
 
 def size(data: bytes) -> tuple[int, int]:
@@ -186,8 +220,7 @@ def _check(dataset: Dataset, number: int, count: int, decoding: Decoding) -> Non
     width, height = int(dataset.Columns), int(dataset.Rows)
     samples, bits = int(dataset.SamplesPerPixel), int(dataset.BitsAllocated)
     photometric = str(dataset.PhotometricInterpretation)
-    if photometric not in (*_GREYS, *_COLOURS, "PALETTE COLOR"):
-        raise BadSample("unsupported", "a DICOM file of other values than grey, palette, RGB and YBR")
+    _check_photometric(photometric)
     if samples != (3 if photometric in _COLOURS else 1) or bits not in (1, 8, 16, 32, 64):
         raise BadSample("decode-error", f"DICOM: {samples} samples of {bits} bits per pixel")
     check_size(width, height, decoding, bytes_per_pixel=samples * max(1, bits // 8))
@@ -203,6 +236,11 @@ def _check(dataset: Dataset, number: int, count: int, decoding: Decoding) -> Non
     needed = (width * height * samples_stored * bits * (number + 1) + 7) // 8
     if len(pixels) < needed:
         raise BadSample("truncated", f"DICOM: {len(pixels)} bytes of pixels, {needed} are needed by its header")
+
+
+def _check_photometric(photometric: str) -> None:
+    if photometric not in (*_GREYS, *_COLOURS, _PALETTE):
+        raise BadSample("unsupported", "a DICOM file of other values than grey, palette, RGB and YBR")
 
 
 def _encapsulated(dataset: Dataset, number: int, count: int) -> bytes:
@@ -265,7 +303,7 @@ def _by_imagecodecs(dataset: Dataset, frame: bytes) -> NDArray[Any]:
 def _samples(dataset: Dataset, values: NDArray[Any], number: int, count: int) -> Samples:
     photometric, bits = str(dataset.PhotometricInterpretation), int(dataset.get("BitsStored") or dataset.BitsAllocated)
     bits = min(bits, 8 * values.dtype.itemsize)
-    if photometric == "PALETTE COLOR":
+    if photometric == _PALETTE:
         return samples_of_8_bit(_colours_of_palette(dataset, values[..., 0]), num_frames=count)
     if photometric in _COLOURS:
         return Samples(array=values, kind="rgb", bits=bits, num_frames=count)

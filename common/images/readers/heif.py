@@ -11,6 +11,7 @@ import numpy as np
 
 from beit.common.errors import BadSample
 from beit.common.images.decoding import Decoding
+from beit.common.images.header import ImageFacts
 from beit.common.images.readers.claims import check_size, frame_number
 from beit.common.images.samples import Samples, without_opacity
 
@@ -41,6 +42,25 @@ def read(data: bytes, decoding: Decoding) -> Samples:
     if array.shape[:2] != (height, width) or array.shape[2] != len(mode):
         raise BadSample("decode-error", f"HEIF: {array.shape[1]} x {array.shape[0]} px, not {width} x {height}")
     return _samples(array, mode, int(image.info["bit_depth"]), count)
+
+
+def facts(data: bytes) -> ImageFacts:
+    """Return what the file says of its primary image."""
+    file = _opened(data)
+    image = file[file.primary_index]
+    (width, height), mode = image.size, image.mode.partition(";")[0]
+    has_alpha = mode[-1] in "Aa"
+    channels = len(mode) - int(has_alpha)
+    return ImageFacts(
+        format="HEIC",
+        width=width,
+        height=height,
+        bits=int(image.info["bit_depth"]),
+        channels=channels,
+        colours="grey" if channels == 1 else "RGB",
+        has_alpha=has_alpha,
+        num_frames=len(file),
+    )
 
 
 def size(data: bytes) -> tuple[int, int]:

@@ -1,7 +1,7 @@
 """JPEG XL through imagecodecs, upright; of an animation its first frame.
 
 imagecodecs says nothing of an image before it decodes all of it, so size, depth and channels are read from the header
-here. Source: ISO/IEC 18181-1, annexes D.2 (sizes) and D.3 (metadata), as far as the first extra channel.
+here. Source: ISO/IEC 18181-1, annexes D.2 (sizes), D.3 (metadata) and E (colours), as far as they are needed.
 """
 
 from __future__ import annotations
@@ -10,14 +10,16 @@ from dataclasses import dataclass
 
 from beit.common.errors import BadSample
 from beit.common.images.decoding import Decoding
+from beit.common.images.header import ImageFacts
 from beit.common.images.readers.claims import check_size, frame_number
 from beit.common.images.samples import Samples
 
 _CODESTREAM = b"\xff\x0a"
 _CONTAINER = b"\x00\x00\x00\x0cJXL \r\n\x87\n"
-_MOST_HEADER_BYTES = 256  # of the fields that are read here, with room
+_MOST_HEADER_BYTES = 1536  # of the fields that are read here, with room
 _RATIOS = {1: (1, 1), 2: (12, 10), 3: (4, 3), 4: (3, 2), 5: (16, 9), 6: (5, 4), 7: (2, 1)}
-_ALPHA = 0
+_ALPHA, _GREY = 0, 1
+_ENUM = ((0, 0), (1, 0), (2, 4), (18, 6))
 _SIDEWAYS = 5  # orientations from here on exchange width and height
 
 
@@ -33,6 +35,8 @@ class _Header:
     is_float: bool
     extra_channels: int
     has_alpha: bool
+    is_grey: bool
+    """False, too, where extra channels stand in between that nothing here reads."""
 
 
 class _Bits:
@@ -88,6 +92,21 @@ def read(data: bytes, decoding: Decoding) -> Samples:
     )
 
 
+def facts(data: bytes) -> ImageFacts:
+    """Return what the header says."""
+    header = _header(data)
+    return ImageFacts(
+        format="JPEG XL",
+        width=header.width,
+        height=header.height,
+        bits=header.bits,
+        channels=1 if header.is_grey else 3,
+        colours="grey" if header.is_grey else "RGB",
+        has_alpha=header.has_alpha,
+        is_float=header.is_float,
+    )
+
+
 def size(data: bytes) -> tuple[int, int]:
     """Return width and height in px, upright."""
     header = _header(data)
@@ -102,7 +121,7 @@ def num_frames(data: bytes) -> int:
 def _header(data: bytes) -> _Header:
     bits = _Bits(_codestream_start(data)[len(_CODESTREAM) :])
     width, height = _size(bits)
-    depth, is_float, orientation, extra_channels, has_alpha = 8, False, 1, 0, False
+    depth, is_float, orientation, extra_channels, has_alpha, is_grey = 8, False, 1, 0, False, False
     if not bits.take(1):  # else all is as usual
         if bits.take(1):
             orientation = 1 + bits.take(3)
@@ -112,20 +131,39 @@ def _header(data: bytes) -> _Header:
                 _skip_preview(bits)
             if bits.take(1):
                 _skip_animation(bits)
-        is_float = bool(bits.take(1))
-        if is_float:
-            depth = bits.choose((32, 0), (16, 0), (24, 0), (1, 6))
-            bits.take(4)
-        else:
-            depth = bits.choose((8, 0), (10, 0), (12, 0), (1, 6))
+        depth, is_float = _depth(bits)
         bits.take(1)
         extra_channels = bits.choose((0, 0), (1, 0), (2, 4), (1, 12))
         if extra_channels:
             is_default = bits.take(1)
-            has_alpha = bool(is_default) or bits.choose((0, 0), (1, 0), (2, 4), (18, 6)) == _ALPHA
+            has_alpha = bool(is_default) or _is_opacity(bits)
+        if extra_channels == int(has_alpha):
+            bits.take(1)
+            is_grey = not bits.take(1) and not bits.take(1) and bits.choose(*_ENUM) == _GREY
     if orientation >= _SIDEWAYS:
         width, height = height, width
-    return _Header(width, height, depth, is_float, extra_channels, has_alpha)
+    return _Header(width, height, depth, is_float, extra_channels, has_alpha, is_grey)
+
+
+def _depth(bits: _Bits) -> tuple[int, bool]:
+    """Read how many bits a value has, and whether it is of floating point."""
+    if not bits.take(1):
+        return bits.choose((8, 0), (10, 0), (12, 0), (1, 6)), False
+    depth = bits.choose((32, 0), (16, 0), (24, 0), (1, 6))
+    bits.take(4)
+    return depth, True
+
+
+def _is_opacity(bits: _Bits) -> bool:
+    """Read what an extra channel is, to its end if it is opacity."""
+    if bits.choose(*_ENUM) != _ALPHA:
+        return False
+    _depth(bits)
+    bits.choose((0, 0), (3, 0), (4, 0), (1, 3))
+    for _ in range(bits.choose((0, 0), (0, 4), (16, 5), (48, 10))):
+        bits.take(8)  # of its name
+    bits.take(1)
+    return True
 
 
 def _size(bits: _Bits) -> tuple[int, int]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from beit.common.errors import BadSample
 from beit.common.images.decoding import Decoding
+from beit.common.images.header import BANDS, ImageFacts
 from beit.common.images.readers.claims import check_size
 from beit.common.images.samples import Samples
 
@@ -48,6 +49,22 @@ def read(data: bytes, decoding: Decoding) -> Samples:
     array = np.ascontiguousarray(array, dtype=header.dtype.newbyteorder("="))
     kinds: dict[int, Literal["grey", "rgb"]] = {1: "grey", 3: "rgb"}
     return Samples(array=array, kind=kinds.get(header.channels, "bands"))
+
+
+def facts(data: bytes) -> ImageFacts:
+    """Return what stands before the values."""
+    header = _header(data)
+    is_float = header.dtype.kind == "f"
+    return ImageFacts(
+        format="NumPy",
+        width=header.width,
+        height=header.height,
+        bits=1 if header.dtype.kind == "b" else 8 * header.dtype.itemsize,
+        channels=header.channels,
+        colours={1: "grey", 3: "RGB"}.get(header.channels, BANDS),
+        is_float=is_float,
+        has_range=not is_float,
+    )
 
 
 def size(data: bytes) -> tuple[int, int]:

@@ -22,6 +22,7 @@ from PIL import Image
 
 from beit.common.errors import BadSample, InputError
 from beit.common.images.decoding import Decoding
+from beit.common.images.header import BANDS, ImageFacts
 from beit.common.images.readers.claims import check_picture, check_size, frame_number
 from beit.common.images.samples import Samples, samples_of_8_bit, without_opacity
 
@@ -95,13 +96,54 @@ def read(data: bytes, decoding: Decoding) -> Samples:
         return samples_of(page, planes, num_frames=len(frames))
 
 
+def facts(data: bytes) -> ImageFacts:
+    """Return what tags and axes say of the first frame."""
+    with opened(io.BytesIO(data)) as file:
+        frames = frames_of(file)
+        page, num_planes = frames.pages[0], 1 if frames.order is None else frames.order.shape[1]
+        check_meaning(page, num_planes=num_planes)
+        (width, height), num_samples = _upright(page), page.samplesperpixel * num_planes
+        has_alpha = _alpha_place(page, num_samples) is not None
+        channels, colours, bits = _meaning(page, num_samples - int(has_alpha), num_planes)
+        return ImageFacts(
+            format="TIFF",
+            width=width,
+            height=height,
+            bits=bits,
+            channels=channels,
+            colours=colours,
+            has_alpha=has_alpha,
+            is_float=page.dtype.kind == "f",
+            has_range=page.dtype.kind != "f",
+            num_frames=len(frames),
+        )
+
+
+def _meaning(page: TiffPage, num_bands: int, num_planes: int) -> tuple[int, str, int]:
+    """Return channels, what they are called and their bits; num_bands are those besides opacity."""
+    photometric = int(page.photometric)
+    bits = _bits_of(page) or 8 * page.dtype.itemsize
+    if photometric == _PALETTE:
+        return 3, "palette", 8
+    if photometric == _INKS and page.tags.valueof(_INK_SET, 1) == 1:
+        return 4, "CMYK", bits
+    if photometric == _YCBCR:
+        return 3, "RGB", bits
+    kind = _kind_of(photometric, num_bands, num_planes)
+    name = {"grey": "black and white" if bits == 1 else "grey", "rgb": "RGB"}.get(kind, BANDS)
+    return num_bands, name, bits
+
+
 def size(data: bytes) -> tuple[int, int]:
     """Return width and height in px of the first frame, upright."""
     with opened(io.BytesIO(data)) as file:
-        page = frames_of(file).pages[0]
-        is_sideways = page.tags.valueof(_ORIENTATION, 1) in (5, 6, 7, 8)
-        width, height = int(page.imagewidth), int(page.imagelength)
-        return (height, width) if is_sideways else (width, height)
+        return _upright(frames_of(file).pages[0])
+
+
+def _upright(page: TiffPage) -> tuple[int, int]:
+    is_sideways = page.tags.valueof(_ORIENTATION, 1) in (5, 6, 7, 8)
+    width, height = int(page.imagewidth), int(page.imagelength)
+    return (height, width) if is_sideways else (width, height)
 
 
 def num_frames(data: bytes) -> int:
@@ -275,30 +317,43 @@ def samples_of(page: TiffPage, planes: Sequence[NDArray[Any]], *, num_frames: in
         image = Image.fromarray(np.ascontiguousarray(values[..., :3]), "YCbCr")
         return samples_of_8_bit(np.asarray(image.convert("RGB")), num_frames=num_frames)
     values, alpha = _without_alpha(values, page)
-    is_rgb, num_bands = photometric in (_RGB, _YCBCR) and len(planes) == 1, values.shape[2]
-    kind: Literal["grey", "rgb", "bands"] = (
-        "grey" if num_bands == 1 else "rgb" if is_rgb and num_bands == 3 else "bands"
-    )
+    num_bands = values.shape[2]
     return Samples(
         array=values,
-        kind=kind,
+        kind=_kind_of(photometric, num_bands, len(planes)),
         alpha=alpha,
         bits=_bits_of(page),
         is_inverted=photometric == _WHITE_IS_ZERO,
         num_frames=num_frames,
-        band_names=_names_of(page, num_bands, is_rgb=is_rgb),
+        band_names=_names_of(page, num_bands, is_rgb=_is_rgb(photometric, len(planes))),
     )
+
+
+def _is_rgb(photometric: int, num_planes: int) -> bool:
+    return photometric in (_RGB, _YCBCR) and num_planes == 1
+
+
+def _kind_of(photometric: int, num_bands: int, num_planes: int) -> Literal["grey", "rgb", "bands"]:
+    if num_bands == 1:
+        return "grey"
+    return "rgb" if num_bands == 3 and _is_rgb(photometric, num_planes) else "bands"
+
+
+def _alpha_place(page: TiffPage, num_samples: int) -> int | None:
+    """Return which of the samples of a pixel is its opacity; None where none is."""
+    extra = tuple(int(kind) for kind in page.extrasamples)
+    first = num_samples - len(extra)
+    places = [first + place for place, kind in enumerate(extra) if kind in (_PREMULTIPLIED, _ALPHA)]
+    return places[0] if places and first >= 1 and num_samples == page.samplesperpixel else None
 
 
 def _without_alpha(values: NDArray[Any], page: TiffPage) -> tuple[NDArray[Any], NDArray[Any] | None]:
     """Split opacity off; colours that are multiplied by it are divided."""
-    num_samples, extra = values.shape[2], tuple(int(kind) for kind in page.extrasamples)
-    first = num_samples - len(extra)
-    places = [first + place for place, kind in enumerate(extra) if kind in (_PREMULTIPLIED, _ALPHA)]
-    if not places or first < 1 or num_samples != page.samplesperpixel:
+    place = _alpha_place(page, values.shape[2])
+    if place is None:
         return values, None
-    alpha, colours = values[..., places[0]], np.delete(values, places[0], axis=2)
-    if extra[places[0] - first] == _PREMULTIPLIED:
+    alpha, colours = values[..., place], np.delete(values, place, axis=2)
+    if int(page.extrasamples[place - values.shape[2]]) == _PREMULTIPLIED:
         bits = page.bitspersample - (values.dtype.kind == "i")
         colours = without_opacity(colours, alpha, 1 if values.dtype.kind == "f" else (1 << bits) - 1)
     return colours, alpha

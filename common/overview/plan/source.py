@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +20,7 @@ from beit.common.images.large.tiles import Tiling
 from beit.common.images.large.windows import measure
 from beit.common.overview.plan.document import Images
 from beit.common.shards.schema import STORE_FILE, StoreInfo
+from beit.common.sources.glance.few import Few, draw_listed, draw_of_source
 from beit.common.sources.opening import list_samples, open_source
 from beit.common.sources.tars import TarShard
 from beit.common.sources.types import SampleRef, Source, SourceShard, place_in
@@ -83,7 +84,7 @@ def look_at(
     if not listed:
         raise InputError(f"{spec} has no images")
     scale = _scale(source, few)
-    sample = _read(few, refs, _LOOKED_AT)
+    sample = _read(draw_listed(few, refs, _LOOKED_AT, is_quick=True))
     lengths = [ref.length for found in refs for ref in found if ref.length]
     mean = statistics.fmean(lengths) if lengths else statistics.fmean(map(len, sample)) if sample else PHOTO_BYTES
     count = round(listed * scale)
@@ -128,15 +129,11 @@ def _in_tiles(images: Images, shards: Sequence[SourceShard], refs: Sequence[list
 
 def _sizes(shards: Sequence[SourceShard], refs: Sequence[list[SampleRef]]) -> Iterator[tuple[int, int]]:
     """Yield width and height of images from all over some shards, of at most `_MEASURED` of them."""
-    per_shard = -(-_MEASURED // max(1, len(shards)))
-    for shard, listed in zip(shards, refs, strict=True):
-        with shard.open() as reader:
-            for number in spread_evenly(len(listed), per_shard):
-                ref = listed[int(number)]
-                place = place_in(shard, ref)
-                with suppress(BadSample), place.open() if place else io.BytesIO(reader.read(ref)) as file:
-                    if (found := measure(file)) is not None:
-                        yield found.size
+    for one in draw_listed(shards, refs, _MEASURED):
+        place = place_in(one.shard, one.ref)
+        with suppress(BadSample), place.open() if place else io.BytesIO(one.read()) as file:
+            if (found := measure(file)) is not None:
+                yield found.size
 
 
 def only_counted(count: int) -> Found:
@@ -156,8 +153,7 @@ def is_store(spec: str) -> bool:
 def sample_images(spec: str, *, image_member: str | None = None, count: int = _SAMPLED) -> list[bytes]:
     """Read some images of a source, from all over it."""
     source = open_source(spec, image_member=image_member)
-    few = [source.shards[i] for i in spread_evenly(len(source.shards), min(len(source.shards), _LISTED_TARS))]
-    found = _read(few, [shard.refs() for shard in few], count)
+    found = _read(draw_of_source(source, count, is_quick=True))
     require(bool(found), f"none of the images of {spec} that were tried could be read")
     return found
 
@@ -191,16 +187,13 @@ def _scale(source: Source, few: Sequence[SourceShard]) -> float:
     return whole / listed if listed else len(source.shards) / len(few)
 
 
-def _read(shards: Sequence[SourceShard], refs: Sequence[list[SampleRef]], most: int) -> list[bytes]:
-    """Read images from all over some shards, as many of each; unreadable ones are left out."""
+def _read(few: Iterable[Few]) -> list[bytes]:
+    """Read images; unreadable ones are left out."""
     found = []
-    per_shard = -(-most // max(1, len(shards)))
-    for shard, listed in zip(shards[:_LISTED_TARS], refs, strict=False):
-        with shard.open() as reader:
-            for place in spread_evenly(len(listed), per_shard):
-                with suppress(BadSample):
-                    found.append(reader.read(listed[int(place)]))
-    return found[:most]
+    for one in few:
+        with suppress(BadSample):
+            found.append(one.read())
+    return found
 
 
 def _above(sizes: Sequence[tuple[int, int]], most: int) -> list[tuple[int, int]]:

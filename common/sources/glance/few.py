@@ -1,19 +1,30 @@
-"""A few images from all over a source."""
+"""A few images from all over a source: the one way they are drawn, whatever they are looked at for.
+
+What is recorded (percentiles of `source.range`) and what is only said (warnings, plans) is drawn by the same rule, and
+always the same images. What is only said may be had for less: `is_quick`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+from beit.common.rng import CounterRng
 from beit.common.sources.index import LabelledIndex
 from beit.common.sources.types import SampleRef, ShardReader, Source, SourceShard
 from beit.common.storage.paths import is_remote
-from beit.common.storage.samples import spread_evenly
+from beit.common.storage.samples import locate, shard_starts, spread_evenly
 
-_MOST_SHARDS = {"tar": 8, "parquet": 4, "files": 64}
+Wants = Callable[[str], bool]
+"""Tells by its path whether an image is of interest."""
+
+_MOST_SHARDS = 32
 """That are opened; arbitrary."""
-
-
+_MOST_LISTED = {"tar": 8, "parquet": 32, "files": 32}
+"""Shards that are listed for a look at a source which is not listed yet: to list a tar means to walk it."""
+_MOST_ROW_GROUPS = 4
+"""That are opened where it is to be quick."""
 _MOST_OF_A_SERVER = 8
 """Images, one request each; arbitrary, about a second."""
 
@@ -21,53 +32,111 @@ _MOST_OF_A_SERVER = 8
 class Few(NamedTuple):
     """One image, where it can be read."""
 
+    shard: SourceShard
+    """That it lies in."""
     reader: ShardReader
-    """Open until the next one is asked for."""
+    """Of the shard, open until the next image is asked for."""
     ref: SampleRef
     """The image."""
 
+    def read(self) -> bytes:
+        """Return the encoded image; to be called before the next one is asked for.
 
-def few_of_source(source: Source, most: int, *, wants: Callable[[str], bool] = lambda path: True) -> Iterator[Few]:
-    """Yield up to `most` images of a source, of a server fewer.
+        Raises:
+            BadSample: it cannot be read.
+        """
+        return self.reader.read(self.ref)
 
-    None of tars and tables there: each is fetched once, when it is needed.
+
+def draw(
+    shards: Sequence[SourceShard],
+    sizes: Sequence[int],
+    ref_of: Callable[[int, int], SampleRef],
+    count: int,
+    *,
+    wants: Wants | None = None,
+    is_quick: bool = False,
+) -> Iterator[Few]:
+    """Draw some images from all over a source: one by chance from each of equally long stretches, always the same.
 
     Args:
-        source: Any.
-        most: Images.
-        wants: Tells by its path whether an image is of interest.
+        shards: Of the source.
+        sizes: Samples in each.
+        ref_of: Where the sample of a shard and a rank in it lies.
+        count: Images, at most; of sources with many shards those of a few stand for all.
+        wants: Only such images.
+        is_quick: Of row groups, which are read from their beginning, take the first rows.
     """
-    if source.kind != "files" and is_remote(source.root):
+    filled = [number for number, size in enumerate(sizes) if size]
+    from_front = is_quick and bool(shards) and shards[0].kind == "parquet"
+    most = _MOST_ROW_GROUPS if from_front else _MOST_SHARDS
+    few = [filled[int(place)] for place in spread_evenly(len(filled), most)]
+    ranks: list[Sequence[int]] = [range(int(sizes[number])) for number in few]
+    if wants is not None:
+        ranks = [
+            [rank for rank in own if wants(ref_of(number, rank).path)] for number, own in zip(few, ranks, strict=True)
+        ]
+    if from_front:
+        share = -(-count // max(1, len(few)))
+        for number, own in zip(few, ranks, strict=True):
+            yield from _first_rows(shards[number], [ref_of(number, rank) for rank in own[:share]])
         return
-    most = min(most, _MOST_OF_A_SERVER) if is_remote(source.root) else most
-    shards = [source.shards[place] for place in spread_evenly(len(source.shards), _MOST_SHARDS[source.kind])]
-    per_shard = -(-most // max(1, len(shards)))
-    for shard in shards:
-        yield from few_of_shard(shard, [ref for ref in shard.refs() if wants(ref.path)], per_shard)
+    starts = shard_starts([len(own) for own in ranks])
+    total, rng = int(starts[-1]), CounterRng(0, "drawn images")
+    count = min(count, total)
+    places = [rng.integers(i * total // count, (i + 1) * total // count - 1) for i in range(count)]
+    for place, group in itertools.groupby(places, key=lambda position: locate(starts, position)[0]):
+        shard = shards[few[place]]
+        with shard.open() as reader:
+            for position in group:
+                yield Few(shard, reader, ref_of(few[place], ranks[place][position - int(starts[place])]))
 
 
-def few_of_index(index: LabelledIndex, most: int, *, wants: Callable[[str], bool] = lambda path: True) -> Iterator[Few]:
-    """Yield up to `most` of the images in use of an index, as `few_of_source` does."""
-    kind, sizes = index.info.kind, index.shard_sizes.tolist()
-    if kind != "files" and is_remote(index.info.root):
-        return
-    most = min(most, _MOST_OF_A_SERVER) if is_remote(index.info.root) else most
-    used = [shard_id for shard_id, size in enumerate(sizes) if size]
-    chosen = [used[place] for place in spread_evenly(len(used), _MOST_SHARDS[kind])]
-    per_shard = -(-most // max(1, len(chosen)))
-    for shard_id in chosen:
-        refs = [index.ref(shard_id, rank) for rank in range(sizes[shard_id])]
-        yield from few_of_shard(index.shards[shard_id], [ref for ref in refs if wants(ref.path)], per_shard)
+def draw_listed(
+    shards: Sequence[SourceShard], refs: Sequence[Sequence[SampleRef]], count: int, *, is_quick: bool = False
+) -> Iterator[Few]:
+    """Draw some images of shards that are listed."""
+    return draw(shards, list(map(len, refs)), lambda shard, rank: refs[shard][rank], count, is_quick=is_quick)
 
 
-def few_of_shard(shard: SourceShard, refs: Sequence[SampleRef], most: int) -> Iterator[Few]:
-    """Yield up to `most` of some images of one shard, spread evenly; of a row group, which is long, the first rows."""
-    if shard.kind == "parquet":
-        yield from _first_rows(shard, refs[:most])
-        return
-    with shard.open() as reader:
-        for place in spread_evenly(len(refs), most):
-            yield Few(reader, refs[place])
+def draw_of_source(source: Source, count: int, *, wants: Wants | None = None, is_quick: bool = False) -> Iterator[Few]:
+    """Draw some images of a source of which nothing is listed yet; of one with many shards, those of some of them."""
+    most = _MOST_ROW_GROUPS if is_quick and source.kind == "parquet" else _MOST_LISTED[source.kind]
+    few = [source.shards[int(place)] for place in spread_evenly(len(source.shards), most)]
+    refs = [shard.refs() for shard in few]
+    sizes = list(map(len, refs))
+    return draw(few, sizes, lambda shard, rank: refs[shard][rank], count, wants=wants, is_quick=is_quick)
+
+
+def draw_of_index(
+    index: LabelledIndex, count: int, *, wants: Wants | None = None, is_quick: bool = False
+) -> Iterator[Few]:
+    """Draw some of the samples in use of an index."""
+    return draw(index.shards, index.shard_sizes.tolist(), index.ref, count, wants=wants, is_quick=is_quick)
+
+
+def few_of(source: Source | LabelledIndex, most: int, *, wants: Wants | None = None) -> Iterator[Few]:
+    """Draw images for something that is only said: quickly, of a server few.
+
+    None of tars and tables on a server: each is fetched once, when it is needed.
+    """
+    if isinstance(source, LabelledIndex):
+        most = _spared(source.info.kind, source.info.root, most)
+        return draw_of_index(source, most, wants=wants, is_quick=True) if most else iter(())
+    most = _spared(source.kind, source.root, most)
+    return draw_of_source(source, most, wants=wants, is_quick=True) if most else iter(())
+
+
+def _spared(kind: str, root: str, most: int) -> int:
+    if not is_remote(root):
+        return most
+    return min(most, _MOST_OF_A_SERVER) if kind == "files" else 0
+
+
+def named(few: Iterable[Few]) -> Iterator[tuple[str, Callable[[], bytes]]]:
+    """Yield path and what reads it of each image, as `beit.common.images.depth` takes them."""
+    for one in few:
+        yield one.ref.path, one.read
 
 
 def _first_rows(shard: SourceShard, refs: Sequence[SampleRef]) -> Iterator[Few]:
@@ -76,4 +145,4 @@ def _first_rows(shard: SourceShard, refs: Sequence[SampleRef]) -> Iterator[Few]:
     assert isinstance(shard, ParquetShard)
     reader = next(shard.stream(), None)
     if reader is not None:
-        yield from (Few(reader, ref) for ref in refs if ref.offset < len(reader))
+        yield from (Few(shard, reader, ref) for ref in refs if ref.offset < len(reader))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from beit.common.errors import BadSample
-from beit.common.images.facts import HEAD_BYTES, ImageFacts, facts_of_image
+from beit.common.images.facts import HEAD_BYTES, facts_of_image
+from beit.common.images.header import ImageFacts
 from beit.common.sources.loose_files import FilesReader
 from beit.common.sources.tars import TarReader
 from beit.common.sources.types import SampleRef, ShardReader

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from beit.common.errors import BadSample
-from beit.common.sources.glance.few import few_of_source
+from beit.common.sources.glance.few import few_of
 from beit.common.sources.labels import listed
 from beit.common.sources.mask_folders import MasksBeside, could_be_mask, is_called_mask, masks_among
 from beit.common.sources.types import SampleRef, ShardReader, Source
@@ -73,12 +73,12 @@ def _read(reader: ShardReader, refs: Sequence[SampleRef], paths: Sequence[str]) 
 
 def _are_all_masks(source: Source) -> bool:
     num_looked = 0
-    for reader, ref in few_of_source(source, _LOOKED_AT):
+    for one in few_of(source, _LOOKED_AT):
         try:
-            data = reader.read(ref)
+            data = one.read()
         except BadSample:
             continue
-        if not could_be_mask(data, is_called_so=is_called_mask(ref.path)):
+        if not could_be_mask(data, is_called_so=is_called_mask(one.ref.path)):
             return False
         num_looked += 1
     return num_looked >= _FEWEST

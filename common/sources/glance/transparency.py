@@ -13,8 +13,7 @@ from beit.common.errors import BadSample
 from beit.common.images.alpha import hides_colours
 from beit.common.images.decode import read_samples
 from beit.common.images.decoding import Decoding
-from beit.common.images.facts import NOT_READ
-from beit.common.sources.glance.few import Few, few_of_index, few_of_source
+from beit.common.sources.glance.few import Few, few_of
 from beit.common.sources.glance.headers import image_facts
 from beit.common.sources.index import LabelledIndex
 from beit.common.sources.types import SampleRef, ShardReader, Source
@@ -36,10 +35,8 @@ def warn_of_hidden_colours(source: Source | LabelledIndex, decoding: Decoding) -
     """
     if decoding.alpha != "drop":
         return
-    if isinstance(source, LabelledIndex):
-        name, few = source.name, few_of_index(source, _LOOKED_AT, wants=could_be_transparent)
-    else:
-        name, few = source.root, few_of_source(source, _LOOKED_AT, wants=could_be_transparent)
+    name = source.name if isinstance(source, LabelledIndex) else source.root
+    few = few_of(source, _LOOKED_AT, wants=could_be_transparent)
     if found := hidden_colours(few, decoding):
         logger.warning("%s: %s; %s", name, found, WAY_OUT)
 
@@ -52,7 +49,7 @@ def could_be_transparent(path: str) -> bool:
 def hidden_colours(few: Iterable[Few], decoding: Decoding) -> str:
     """Return in words how many of some images hide colours, see `hides_colours`; empty where none does."""
     num_looked, num_transparent, hiding = 0, 0, []
-    for reader, ref in few:
+    for _, reader, ref in few:
         num_looked += 1
         hides = hides_colours_of(reader, ref, decoding)
         num_transparent += hides is not None
@@ -71,7 +68,7 @@ def hides_colours_of(reader: ShardReader, ref: SampleRef, decoding: Decoding) ->
     """Tell whether an image hides colours; None where it is not transparent at all, or cannot be read."""
     try:
         facts = image_facts(reader, ref)
-        if not facts.has_alpha and facts.colours != NOT_READ:
+        if not facts.has_alpha:
             return None
         samples = read_samples(reader.read(ref), decoding)
         return None if samples.alpha is None else hides_colours(samples)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from beit.common.errors import InputError
-from beit.common.shards.schema import held_out_hash
+from beit.common.shards.held_out import held_out_hash
 from beit.common.shards.tables import SampleTable
 from beit.common.storage.samples import Record
 from beit.common.views import VIEW_DTYPE

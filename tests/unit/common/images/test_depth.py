@@ -6,12 +6,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from beit.benchmarks import science
 from beit.common.errors import BadSample, InputError
 from beit.common.images.decoding import USUAL, Decoding
 from beit.common.images.depth import find_range, range_use, warn_of_idle_range
 from beit.common.images.ranges import ValueRange
+from beit.common.rng import CounterRng
 from beit.tests.science_files import tiff
 from beit.tests.unit.common.images.test_ranges import colour_png, png_of
+from beit.tokenize.synthetic import render_scene
 
 
 def drawn(*images, suffix="png"):
@@ -54,14 +57,14 @@ def test_a_range_that_lies_idle_is_told_in_numbers(caplog):
     [said] = caplog.messages
     assert said.startswith("16-bit images, of whose values 99 in 100 lie between ")
     assert said.endswith(
-        " of 65535: 4 grey levels are left of 256; give --set 'source.range=[0, 1023]' or "
-        "--set source.range=percentile:0.5,99.5"
+        " of 65535: about 4 of 256 grey levels are left of an image (by entropy), and 239 with "
+        "--set source.range=percentile:0.5,99.5 or --set 'source.range=[0, 1023]'"
     )
 
 
 def test_16_bit_colours_are_judged_by_their_whole_values(caplog):
     warn_of_idle_range(drawn(colour_png(np.stack([dim(0)] * 3, axis=-1))), USUAL)
-    assert "4 grey levels are left of 256" in caplog.text
+    assert "about 4 of 256 grey levels are left" in caplog.text
 
 
 def test_used_ranges_and_chosen_ones_need_no_word(caplog):
@@ -104,13 +107,66 @@ def test_percentiles_and_warnings_are_of_the_bands_that_are_picked(caplog):
     others = Decoding(value_range=ValueRange.parse("percentile:0,100"), channels=(1, 3, 4))
     assert find_range(images, others, of="x").value_range.found[1] > 60_000
     assert (
-        range_use(images, Decoding(channels=(2,))).is_small and not range_use(images, Decoding(channels=(1,))).is_small
+        range_use(images, Decoding(channels=(2,))).is_crushed
+        and not range_use(images, Decoding(channels=(1,))).is_crushed
     )
     warn_of_idle_range(images, Decoding(channels=(2,)))
-    assert "5 grey levels are left of 256; give --set 'source.range=[0, 1023]'" in caplog.text
+    assert "about 5 of 256 grey levels are left" in caplog.text and "--set 'source.range=[0, 1023]'" in caplog.text
 
 
 def test_bands_that_are_not_there_are_said_where_percentiles_are_sought():
     missing = Decoding(value_range=ValueRange.parse("percentile:0,100"), channels=(5,))
     with pytest.raises(InputError, match="names band 5, and it has 4 bands"):
         find_range(drawn(bands(0), suffix="tif"), missing, of="x")
+
+
+def chests():
+    """X-rays of 14 bits that were simulated, as PNG files of 16 bits."""
+    rng = np.random.default_rng(0)
+    found = [science.chest(rng, kind)[0] for kind in science.CHESTS for _ in range(2)]
+    return [values.astype(np.uint16) for values in found]
+
+
+def use_of(*images):
+    return range_use(drawn(*map(png_of, images)), USUAL)
+
+
+def test_a_few_bright_pixels_hide_no_crushed_image():
+    """2 % of 65535 stretch the used range over all of it, as labels, clips and metal do."""
+    images, rng = chests(), np.random.default_rng(1)
+    for values in images:
+        values.reshape(-1)[rng.integers(0, values.size, values.size // 50)] = 65535
+    use = use_of(*images)
+    assert use.used[1] - use.used[0] > 65535 / 2 and use.is_crushed
+    assert use.levels < 10 < 100 < use.best_levels
+    assert use.ways_out[0] == "--set source.range=percentile:2,98"
+    low, high = map(int, use.ways_out[1].partition("[")[2].partition("]")[0].split(","))
+    assert 500 < low < high < 5000  # not 0 to 65535, which would change nothing
+
+
+def test_the_upper_part_of_a_range_is_named_by_its_ends():
+    use = use_of(*[(65535 - values).astype(np.uint16) for values in chests()])
+    assert use.is_crushed and "source.range=[6" in use.ways_out[1]
+
+
+def test_windows_that_all_files_state_are_a_way_out(tmp_path):
+    rng = np.random.default_rng(0)
+    for number in range(4):
+        science.write_chest(tmp_path / f"{number}.dcm", rng, "clear")
+    files = [path.read_bytes() for path in sorted(tmp_path.iterdir())]
+    use = range_use(drawn(*files, suffix="dcm"), USUAL)
+    assert use.is_crushed and use.ways_out[-1] == "--set source.range=window, which the files state"
+    assert use.bits == 14  # that the files state, rescaled
+
+
+@pytest.mark.parametrize("darker", [1, 2, 6])
+@pytest.mark.parametrize("deep", [lambda values: values * 257, lambda values: values * 256])
+def test_photographs_of_8_bits_in_files_of_16_are_no_reason_to_warn(darker, deep):
+    """However dark: no range shows more of them than there is."""
+    scenes = [render_scene(CounterRng(5, number), 64)[..., 1] // darker for number in range(6)]
+    assert not use_of(*[deep(scene.astype(np.uint16)) for scene in scenes]).is_crushed
+
+
+def test_masks_and_images_of_one_value_have_nothing_to_gain():
+    assert not use_of(np.zeros((9, 9), np.uint16)).is_crushed
+    assert not use_of(np.tile(np.array([0, 65535], np.uint16), (9, 9))).is_crushed

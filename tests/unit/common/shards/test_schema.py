@@ -16,8 +16,6 @@ from beit.common.shards.schema import (
     SourceInfo,
     StoreInfo,
     TokenizerInfo,
-    held_out_count,
-    held_out_hash,
     index_digest,
 )
 from beit.common.storage.documents import json_bytes, parse_document, read_document, write_json
@@ -116,6 +114,7 @@ def test_what_may_change_does_not_change_the_settings(change):
         {"tokenizer": None, "views": 0},
         {"class_names": ("cat",)},
         {"held_out": HeldOut(minimum=3)},
+        {"held_out_by": "image"},
         {"canary": "other"},
     ],
 )
@@ -128,37 +127,6 @@ def test_the_index_digest_is_about_content():
     assert digest == index_digest([replace(ROW, image_stamp="456")], HeldOut(threshold=1))
     assert digest != index_digest([replace(ROW, token_sha256="5")], HeldOut(threshold=1))
     assert digest != index_digest([ROW], HeldOut(threshold=2))
-
-
-@pytest.mark.parametrize(
-    ("num_samples", "count"),
-    [
-        (1, 0),
-        (4, 0),
-        (5, 1),
-        (60, 12),
-        (319, 63),
-        (320, 64),
-        (1000, 64),
-        (6400, 64),
-        (10_000, 100),
-        (1_281_167, 12_811),
-    ],
-)
-def test_one_percent_at_least_64_at_most_a_fifth_are_held_out(num_samples, count):
-    assert held_out_count(num_samples, HeldOut()) == count
-
-
-def test_nothing_is_held_out_on_request():
-    assert held_out_count(1000, HeldOut(fraction=0.0, minimum=0)) == 0
-    with pytest.raises(InputError, match="held_out.fraction"):
-        HeldOut(fraction=0.5)
-
-
-def test_held_out_hashes_are_spread_and_fixed():
-    hashes = [held_out_hash(f"key{number}") for number in range(2000)]
-    assert sum(value < 2**62 for value in hashes) == pytest.approx(500, abs=80)
-    assert held_out_hash("key0") == 6621536385485070597
 
 
 def test_the_schema_loads_without_torch():

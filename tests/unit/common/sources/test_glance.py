@@ -1,4 +1,5 @@
 import logging
+from contextlib import contextmanager
 
 import numpy as np
 import pyarrow as pa
@@ -7,12 +8,13 @@ import pytest
 from PIL import Image
 
 from beit.common.images.decoding import Decoding
-from beit.common.sources.glance.few import few_of_index, few_of_source
+from beit.common.sources.glance.few import draw, draw_of_source, few_of
 from beit.common.sources.glance.headers import image_facts
 from beit.common.sources.glance.masks import warn_of_masks
 from beit.common.sources.glance.transparency import warn_of_hidden_colours
 from beit.common.sources.index_build import build_index
 from beit.common.sources.opening import open_source
+from beit.common.sources.types import SampleRef
 from beit.tests.support import write_images
 from beit.tests.tiny_store import write_members
 from beit.tests.unit.common.images.test_alpha import encoded, icon, noise
@@ -142,12 +144,56 @@ def test_colour_masks_are_told_by_their_names(tmp_path, messages):
     assert "masks by all appearance" in messages.text
 
 
-def test_few_are_spread_over_all_shards(tmp_path):
+class NoShard:
+    """Opens to nothing."""
+
+    kind = "files"
+
+    @contextmanager
+    def open(self):
+        yield None
+
+
+@pytest.mark.parametrize(
+    ("sizes", "count", "drawn"),
+    [
+        ([3, 0, 50, 7], 9, [(2, 0), (2, 3), (2, 12), (2, 22), (2, 27), (2, 36), (2, 42), (2, 49), (3, 5)]),
+        (
+            [10] * 40,
+            12,
+            [(1, 3), (2, 7), (7, 2), (12, 4), (15, 4), (18, 7), (22, 4), (26, 2), (28, 5), (31, 3), (33, 3), (38, 7)],
+        ),
+        ([2, 1], 8, [(0, 0), (0, 1), (1, 0)]),
+    ],
+)
+def test_what_percentiles_are_found_over_never_changes(sizes, count, drawn):
+    """Stores and encoders record them: these are the images that were drawn in the first version."""
+    shards = [NoShard() for _ in sizes]
+
+    def ref_of(shard, rank):
+        return SampleRef("", 0, 0, None, f"{shard} {rank}")
+
+    found = [one.ref.path for one in draw(shards, sizes, ref_of, count)]
+    assert found == [f"{shard} {rank}" for shard, rank in drawn]
+
+
+def test_few_are_the_same_of_a_source_and_its_index_and_spread_over_all(tmp_path):
     write_images(tmp_path / "a", 30)
-    found = [few.ref.path for few in few_of_source(open_source(tmp_path / "a"), 10)]
-    assert found == [f"{i:04d}.png" for i in range(0, 30, 3)]
+    found = [one.ref.path for one in few_of(open_source(tmp_path / "a"), 10)]
+    assert len(found) == 10 and all(3 * i <= int(path[:4]) < 3 * i + 3 for i, path in enumerate(found))
     index = build_index(tmp_path / "a", tmp_path / "cache")
-    assert [few.ref.path for few in few_of_index(index, 10)] == found
+    assert [one.ref.path for one in few_of(index, 10)] == found
+    even = [one.ref.path for one in few_of(index, 10, wants=lambda path: int(path[:4]) % 2 == 0)]
+    assert len(even) == 10 and all(int(path[:4]) % 2 == 0 for path in even)
+
+
+def test_of_row_groups_the_first_rows_are_had_quickly(tmp_path):
+    in_form(tmp_path, "parquet", {f"{i:02}.png": encoded(icon((0, 0, 0))) for i in range(20)})
+    source = open_source(next(tmp_path.rglob("*.parquet")))
+    rows = [one.ref.offset for one in few_of(source, 4)]
+    assert rows == [0, 1, 2, 3]
+    assert len({one.ref.offset // 5 for one in draw_of_source(source, 4)}) == 4
+    assert all(one.read() for one in few_of(source, 4))
 
 
 def test_a_long_header_is_read_to_its_end(tmp_path):

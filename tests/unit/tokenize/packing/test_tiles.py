@@ -5,6 +5,7 @@ import json
 import re
 import tarfile
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -15,12 +16,15 @@ from PIL import Image
 
 from beit.common.errors import InputError, ResumableStop
 from beit.common.images.large.tiles import Tiling
+from beit.common.shards.schema import HeldOut
 from beit.common.sources.config import SourceConfig
 from beit.common.store import open_store
 from beit.tests.tiny_store import tiny_config, tokenize, tree_bytes, write_members
+from beit.tokenize import run, setup
 from beit.tokenize.checking.verify import verify_store
 from beit.tokenize.cutting import cuts
 from beit.tokenize.packing import pack
+from beit.tokenize.survey.dry_run import rehearse
 
 TILE, OVERLAP = 32, 8
 
@@ -271,3 +275,89 @@ def test_moments_of_an_animation_are_pages_too(tmp_path):
     cut(tmp_path / "images", tmp_path / "pages", tile=0, overlap=0, source=SourceConfig(frame="each"))
     found = {said["tile"]["page"]: image for _, image, said in samples_of(tmp_path / "pages").values()}
     assert all((found[number] == pixels(24, 16, number)).all() for number in range(3)) and len(found) == 3
+
+
+@pytest.fixture
+def slides(tmp_path):
+    """Eight images of 12 tiles, and one of three pages."""
+    folder = tmp_path / "slides"
+    folder.mkdir()
+    for number in range(8):
+        (folder / f"{number}.png").write_bytes(encoded(pixels(128, 96, number)))
+    pages = np.stack([pixels(64, 64, number)[..., 0] for number in range(3)])
+    tifffile.imwrite(folder / "pages.tif", pages, photometric="minisblack")
+    return folder
+
+
+def held_out_images(store):
+    """Images with samples on each side, by the rule that readers go by: the hash in the table, and the threshold."""
+    opened = open_store(store)
+    sides = {False: set(), True: set()}
+    for shard in range(len(opened.shards)):
+        table = opened.samples(shard)
+        for key, is_held_out in zip(table.key, table.held_out(opened.info.held_out.threshold), strict=True):
+            sides[bool(is_held_out)].add(key.partition("~")[0])
+    return sides[True], sides[False], opened.info.held_out_by
+
+
+@pytest.mark.parametrize("frame", ["first", "each"])
+def test_tiles_and_pages_of_an_image_are_held_out_together_whoever_writes_the_store(slides, tmp_path, frame):
+    settings = {"overlap": 0, "source": SourceConfig(frame=frame), "held_out": HeldOut(minimum=9)}
+    one = cut(slides, tmp_path / "one", **settings)
+    held_out, trained, by = held_out_images(tmp_path / "one")
+    assert held_out and not held_out & trained and by == "image"
+    assert one.num_held_out >= 9 and not verify_store(tmp_path / "one").problems
+    cut(slides, tmp_path / "two", rank=1, world_size=2, **settings)
+    assert tree_bytes(tmp_path / "two") == tree_bytes(tmp_path / "one")
+
+
+def test_a_second_store_over_the_tiles_holds_out_the_same_images(slides, tmp_path):
+    cut(slides, tmp_path / "one", overlap=0)
+    tokenize(tmp_path / "one/images", tmp_path / "two", views=1, seed=5)
+    assert held_out_images(tmp_path / "two") == held_out_images(tmp_path / "one")
+
+
+def test_a_store_begun_before_goes_on_tile_by_tile_and_verifies(slides, tmp_path, monkeypatch):
+    """Its store.json lacks `held_out_by`."""
+    store = tmp_path / "store"
+    settings = {"overlap": 0, "held_out": HeldOut(minimum=9)}
+    real = setup.build_info
+    monkeypatch.setattr(setup, "build_info", lambda *given: replace(real(*given), held_out_by="sample"))
+    monkeypatch.setattr(run, "build_info", setup.build_info)
+    cut(slides, store, **settings)
+    monkeypatch.undo()
+    expected = tree_bytes(store)
+    held_out, trained, by = held_out_images(store)
+    assert held_out & trained and by == "sample"
+    document = json.loads((store / "store.json").read_text())
+    del document["held_out_by"]
+    (store / "store.json").write_text(json.dumps(document))
+    assert not verify_store(store).problems
+    for path in [*sorted((store / "tokens").iterdir())[:6], store / "index.parquet"]:
+        path.unlink()
+    cut(slides, store, **settings)
+    again = tree_bytes(store)
+    assert {name: again[name] for name in again if name != "store.json"} == {
+        name: expected[name] for name in expected if name != "store.json"
+    }
+    assert not verify_store(store).problems
+    tokenize(store / "images", tmp_path / "second", views=1, held_out=HeldOut(minimum=9))
+    assert held_out_images(tmp_path / "second") == (held_out, trained, "sample")
+
+
+def test_a_single_slide_is_parted_and_that_is_said_before_and_after(slides, tmp_path, caplog):
+    (tmp_path / "one").mkdir()
+    (slides / "0.png").rename(tmp_path / "one/0.png")
+    summary = cut(tmp_path / "one", tmp_path / "store", overlap=0)
+    said = [
+        record.message for record in caplog.records if "all 12 samples were cut from a single image" in record.message
+    ]
+    assert len(said) == 2 and "2 samples are held out whose neighbours" in said[0] and summary.num_held_out == 2
+
+
+def test_a_dry_run_tells_samples_and_what_is_held_out(slides, tmp_path):
+    config = tiny_config(tile=TILE, overlap=0, views=0)
+    _, rows = rehearse(config, str(slides), str(tmp_path / "store"))
+    summary = cut(slides, tmp_path / "store", overlap=0)
+    expected = f"9 images cut into 100 samples, {summary.num_held_out} of them held out"
+    assert dict(rows)["images"].startswith(expected)

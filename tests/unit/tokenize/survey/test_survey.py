@@ -6,13 +6,17 @@ import os
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pydicom
 import pytest
 import tifffile
 from click.testing import CliRunner
 from PIL import Image
 
+from beit.benchmarks import science
 from beit.common.errors import InputError
+from beit.common.shards.held_out import image_key
 from beit.common.sources.config import SourceConfig
+from beit.common.sources.opening import open_source
 from beit.tests.support import write_images
 from beit.tests.tiny_store import write_members
 from beit.tests.unit.common.images.test_alpha import encoded, icon, noise, png
@@ -40,8 +44,8 @@ MIXED = {
 }
 
 
-def look(spec, **options):
-    return survey(spec, SourceConfig(), **options)
+def look(spec, settings=None, **options):
+    return survey(spec, settings or SourceConfig(), **options)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -231,9 +235,28 @@ def test_sizes_and_frames_of_other_formats_are_read(tmp_path):
     (tmp_path / "x").mkdir()
     tifffile.imwrite(tmp_path / "x/a.tif", np.zeros((50, 70), np.uint16))
     tifffile.imwrite(tmp_path / "x/b.tif", np.zeros((5, 50, 70), np.uint8))
-    looks = look(str(tmp_path / "x")).looks
-    assert looks.formats == {"TIFF": 2} and looks.bits == {"not read": 2} and looks.num_animated == 1
+    found = look(str(tmp_path / "x"))
+    looks = found.looks
+    assert looks.formats == {"TIFF": 2} and looks.bits == {"16": 1, "8": 1} and looks.num_animated == 1
+    assert looks.channels == {"1": 2} and looks.colours == {"grey": 2} and looks.frames == {"1": 1, "5": 1}
     assert (looks.largest.width, looks.largest.height) == (70, 50)
+    assert "1 have several frames or pages (5 each), of which one is used" in survey_text(found)
+    assert "(5 each), each of which is used" in survey_text(look(str(tmp_path / "x"), SourceConfig(frame="each")))
+
+
+def test_bands_and_floats_that_the_settings_do_not_reach_are_said_with_the_way_out(tmp_path):
+    bands = np.zeros((50, 70, 4), np.uint16)
+    (tmp_path / "x").mkdir()
+    tifffile.imwrite(tmp_path / "x/a.tif", bands, photometric="minisblack", planarconfig="contig")
+    tifffile.imwrite(tmp_path / "x/b.tif", np.zeros((50, 70), np.float32))
+    found = look(str(tmp_path / "x"))
+    reasons = {left.reason: left.way_out for left in found.left_out}
+    assert "of 4 bands: --set source.channels=[3,2,1]" in reasons["channels"] and found.refusals
+    assert "--set source.range=[0,1]" in reasons["no-range"]
+    text = survey_text(found)
+    assert "1 of several bands, 1 grey" in text and "1: 1; 4: 1" in text and "16: 1; 32 float: 1" in text
+    assert not look(str(tmp_path / "x"), SourceConfig(channels=(1,), range=(0.0, 1.0))).refusals
+    assert look(str(tmp_path / "x"), SourceConfig(channels=(5,), range=(0.0, 1.0))).refusals
 
 
 def test_samples_of_a_tar_without_an_image_are_counted(tmp_path):
@@ -334,3 +357,68 @@ def test_a_picture_of_grey_images_is_drawn(tmp_path):
     source = in_form(tmp_path, "folder", {f"{i}.png": encoded(smooth(i)) for i in range(3)})
     result = run(sources_command, source, "--set", "source.channels=grey", "--out", tmp_path / "grey.png")
     assert "would be tokenised" in result.output and (tmp_path / "grey.png").exists()
+
+
+def test_names_that_would_steer_a_terminal_are_escaped(tmp_path):
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x/red\x1b[31m\n.jpg").touch()
+    (tmp_path / "x/bell.\x07").touch()
+    text = survey_text(look(str(tmp_path / "x")))
+    assert "red\\x1b[31m\\n.jpg" in text and "bell.\\x07" in text and text.replace("\n", "").isprintable()
+
+
+def test_a_source_whose_images_are_all_unusable_is_refused_however_few_they_are(tmp_path):
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x/a.jpg").touch()
+    assert "none of its images can be used" in look(str(tmp_path / "x")).refusals[0]
+
+
+def test_a_folder_that_cannot_be_listed_is_refused_by_name(tmp_path, monkeypatch):
+    write_images(tmp_path / "x", 2)
+    (tmp_path / "x/locked").mkdir()
+    scan = os.scandir
+
+    def refuse(folder):
+        if str(folder).endswith("locked"):
+            raise PermissionError(13, "Permission denied", str(folder))
+        return scan(folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    found = look(str(tmp_path / "x"))
+    assert not found.kind and "cannot be listed" in found.refusals[0] and "locked" in found.refusals[0]
+
+
+def test_links_in_circles_are_broken_links(tmp_path):
+    write_images(tmp_path / "x", 2)
+    (tmp_path / "x/self").symlink_to("self")
+    (tmp_path / "x/one.jpg").symlink_to("two.jpg")
+    (tmp_path / "x/two.jpg").symlink_to("one.jpg")
+    (tmp_path / "x/up").symlink_to("..")
+    found = look(str(tmp_path / "x"))
+    assert found.num_images == 4 and {left.reason: left.count for left in found.left_out if left.is_unusable} == {
+        "unreadable": 2
+    }
+
+
+def test_names_that_are_not_unicode_are_counted(tmp_path):
+    write_images(tmp_path / "x", 1)
+    for number in (1, 2):
+        (tmp_path / "x" / os.fsdecode(b"\xff%d.jpg" % number)).write_bytes(photo())
+    refusal = look(str(tmp_path / "x")).refusals[0]
+    assert "holds 2 file names that are not UTF-8" in refusal and "convmv" in refusal
+
+
+def test_slices_of_a_dicom_series_are_counted_and_the_way_out_works(tmp_path):
+    (tmp_path / "x").mkdir()
+    for number in range(8):
+        path = tmp_path / f"x/{'head' if number < 4 else 'foot'}~p{number:04d}.dcm"
+        science.write_chest(path, np.random.default_rng(number), "clear")
+        made = pydicom.dcmread(path)
+        made.SeriesInstanceUID = f"1.2.{number // 4}"
+        made.save_as(path)
+    found = look(str(tmp_path / "x"), SourceConfig(range="window"))
+    assert (found.looks.num_slices, found.looks.num_series) == (8, 2)
+    assert any("8 DICOM images belong to 2 series" in note for note in found.notes)
+    assert "1.2.0" not in json.dumps(found.to_json())
+    keys = [ref.key for ref in open_source(str(tmp_path / "x")).shards[0].refs()]
+    assert {image_key(key) for key in keys} == {"head", "foot"} and len(set(keys)) == 8

@@ -12,6 +12,7 @@ from beit.common.rng import CounterRng
 from beit.common.storage.samples import Record
 from beit.common.views import AugmentConfig
 from beit.tests.support import write_images
+from beit.tests.tiny_store import tokenize
 from beit.tokenize.images import generate_scenes, open_images
 from beit.tokenize.synthetic import render_scene
 from beit.tokenize.tokenizer_training.config import TokenizerDataConfig
@@ -88,6 +89,14 @@ def test_enough_is_held_out_to_measure_on_but_a_fifth_at_most(tmp_path: Path, mo
     assert len(split(folder, held_out=0.01)[1]) == 1
     assert len(split(folder, held_out=0.01, num_eval_images=3)[1]) == 3
     assert len(split(folder, held_out=0.01, num_eval_images=64)[1]) == 4
+
+
+def test_tiles_of_one_image_are_on_one_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BEIT_CACHE", str(tmp_path / "cache"))
+    images = write_images(tmp_path / "images", 20, size=32)
+    tokenize(images, tmp_path / "store", tile=16, views=0)
+    train, held_out = ({key.partition("~")[0] for key in side} for side in split(tmp_path / "store/images"))
+    assert (len(train), len(held_out)) == (19, 1) and not train & held_out
 
 
 def test_unreadable_images_are_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
