@@ -318,6 +318,12 @@ class _Box(NamedTuple):
         inside = (points > (self.left, self.bottom)) & (points < (self.right, self.top))
         return int(inside.all(axis=1).sum())
 
+    @property
+    def roomier(self) -> _Box:
+        """The same with room around: letters are larger on a phone, by a sixth, and should not touch a line."""
+        aside = 6 + (self.right - self.left) / 6
+        return _Box(self.left - aside, self.bottom - 2, self.right + aside, self.top + 3)
+
     def meets(self, other: _Box) -> bool:
         """Tell whether two overlap."""
         return min(self.right, other.right) > max(self.left, other.left) and min(self.top, other.top) > max(
@@ -329,7 +335,7 @@ def _write(
     axes: Axes, text: str, colour: Colour, boxes: Sequence[_Box], hidden: NDArray[np.float64], taken: list[_Box]
 ) -> None:
     """Write a text into the first of the best boxes."""
-    best = min(boxes, key=lambda box: (sum(map(box.meets, taken)), box.holds(hidden)))
+    best = min(boxes, key=lambda box: (sum(map(box.meets, taken)), box.holds(hidden), box.roomier.holds(hidden)))
     taken.append(best)
     # Anchored where larger letters, as those of a page on a phone, do not grow out of the chart.
     is_right = best.left + best.right > axes.bbox.x0 + axes.bbox.x1

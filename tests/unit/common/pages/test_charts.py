@@ -110,6 +110,18 @@ def test_names_of_grey_lines_and_of_rings_do_not_lie_on_each_other() -> None:
         assert not any(_Box(*box).meets(_Box(*other)) for other in boxes[:place])
 
 
+def test_names_of_grey_lines_keep_away_from_lines_where_there_is_room() -> None:
+    boxes: list[tuple[float, float, float, float]] = []
+    rising = Line(name="", points=[(1.2, 0.13), (2.4, 0.59)], mark=(2.4, 0.59, "kept: 0.59 %"))
+    pale = Line(name="", points=[(1.2, 0.065), (2.4, 0.195)], is_faint=True)
+    chart = LineChart(lines=[rising, pale], x_name="", references=[(0.26, "commonest word 0.26 %")])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("beit.common.pages.charts._write", recording(boxes))
+        line_svg(chart, size_px=(480, 300), description="")
+    box = _Box(*boxes[-1])
+    assert box.right < 300, "the line passes from (260, 95) to (460, 260), and leaves no such room on its right"
+
+
 def recording(boxes: list[tuple[float, float, float, float]]) -> object:
     def write(axes: object, text: str, colour: object, places: object, hidden: object, taken: list[_Box]) -> None:
         _write(axes, text, colour, places, hidden, taken)  # type: ignore[arg-type]
