@@ -264,8 +264,8 @@ def forecast_of(
     )
 
 
-def foretell(plan: StorePlan, config: TokenizeConfig, store: str, *, ranks: int, speaks: bool) -> None:
-    """Say what the store will take, unless most of it is there; refuse one that memory or disk cannot be enough for.
+def foretell(plan: StorePlan, config: TokenizeConfig, store: str, *, ranks: int, speaks: bool) -> list[str]:
+    """Return lines about what the store will take, none if most of it is there; refuse what memory or disk cannot hold.
 
     Of a store behind a URL the size is said, and nothing is known of the room.
 
@@ -274,7 +274,10 @@ def foretell(plan: StorePlan, config: TokenizeConfig, store: str, *, ranks: int,
         config: Its settings; `allow_shortage` goes on regardless.
         store: Folder or URL.
         ranks: At work on this machine, as far as it is known.
-        speaks: Whether this rank says it.
+        speaks: Whether this rank warns.
+
+    Returns:
+        The lines, to be said when nothing else is left that would be refused.
     """
     found = forecast_of(plan, config, ranks=ranks, megapixels=config.tile**2 / 1e6 if config.tile else PHOTO_MEGAPIXELS)
     images, tokens, total = found.image_bytes, found.token_bytes, found.total_bytes
@@ -295,19 +298,18 @@ def foretell(plan: StorePlan, config: TokenizeConfig, store: str, *, ranks: int,
             )
     if left > total // 20:
         _heed_memory(found, config, ranks=ranks, speaks=speaks)
-    if speaks and left > total // 20:
-        rest = None if found.seconds is None else found.seconds * left / total
-        time = "a time that nobody knows" if rest is None else f"about {in_words(rest)}"
-        memory = "" if found.memory_bytes is None else f" and {in_gb(found.memory_bytes)} of memory"
-        logger.info(
-            "expected: %s (%s)%s%s; %d views in %d shards",
-            *(time, found.hardware.flops_source, memory, "" if ranks == 1 or not memory else " per rank"),
-            *(found.num_images * config.views, len(plan.shards)),
-        )
-        parts = (
-            f"images {_bytes(images)}, tokens {_bytes(tokens)}" if images else "tokens; the images stay where they are"
-        )
-        logger.info("store %s: about %s (%s)%s", store, _bytes(total), parts, room)
+    if left <= total // 20:
+        return []
+    rest = None if found.seconds is None else found.seconds * left / total
+    time = "a time that nobody knows" if rest is None else f"about {in_words(rest)}"
+    memory = "" if found.memory_bytes is None else f" and {in_gb(found.memory_bytes)} of memory"
+    per_rank = "" if ranks == 1 or not memory else " per rank"
+    views = f"{found.num_images * config.views} views in {len(plan.shards)} shards"
+    parts = f"images {_bytes(images)}, tokens {_bytes(tokens)}" if images else "tokens; the images stay where they are"
+    return [
+        f"expected: {time} ({found.hardware.flops_source}){memory}{per_rank}; {views}",
+        f"store {store}: about {_bytes(total)} ({parts}){room}",
+    ]
 
 
 def _heed_memory(found: StoreForecast, config: TokenizeConfig, *, ranks: int, speaks: bool) -> None:

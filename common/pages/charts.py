@@ -34,6 +34,8 @@ _TEXT_PX, _TITLE_PX, _KEY_LINE_PX = 13, 15, 20
 _MOST_DOTS = 60
 _RING_PX = 10
 """From a point that is ringed to what is written beside it."""
+_FARTHER_PX = (0, 8, 16)
+"""Besides, where lines are in the way; farther it would not be seen whose name it is."""
 _PLACES = 9
 """Along a grey line where its name may stand, from right to left; arbitrary."""
 _DENSE = 400
@@ -293,7 +295,12 @@ def _write_names(axes: Axes, chart: LineChart) -> None:
         wide = text_px(line.mark[2], _TEXT_PX)
         starts = [x - wide / 2, x, x - wide, x + _RING_PX, x - wide - _RING_PX]
         starts = [start for start in starts if axes.bbox.x0 <= start <= axes.bbox.x1 - wide] or [axes.bbox.x1 - wide]
-        tops = [y + _RING_PX + _TEXT_PX, y - _RING_PX]
+        tops = [
+            top
+            for far in _FARTHER_PX
+            for top in (y + _RING_PX + _TEXT_PX + far, y - _RING_PX - far)
+            if axes.bbox.y0 + _TEXT_PX <= top <= axes.bbox.y1 + _TEXT_PX
+        ]
         boxes = [_Box(start, top - _TEXT_PX, start + wide, top) for top in tops for start in starts]
         _write(axes, line.mark[2], INK, boxes, hidden, taken)
     for level, (_, name) in zip(levels, chart.references, strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -48,6 +49,8 @@ def learning_section(runs: Sequence[RunFiles]) -> Section:
 def _without_evaluation(runs: Sequence[RunFiles]) -> str:
     is_measured = any("evaluation_seconds" in record for run in runs for record in run.records)
     found = "No evaluation came to a finite value" if is_measured else "No evaluation yet"
+    if not any(_values(run, "loss", 1.0) for run in runs):
+        return f"{found}, and no loss of a training batch was finite."
     return f"{found}; the loss of the training batches is all there is."
 
 
@@ -153,7 +156,7 @@ def _recorded(
         ]
         if lines and all(len(line.points) == 1 for line in lines):
             found = {line.name: line.points[0][1] for line in lines}
-            written = {name: percent(value) if is_share else f"{value:,.4g}" for name, value in found.items()}
+            written = {name: percent(value) if is_share else f"{value:,.3g}" for name, value in found.items()}
             values = tuple(written.get(run.name, ABSENT) for run in runs)
             lone.append(Once(measure=title, values=values, compare=""))
         elif lines:
@@ -171,7 +174,8 @@ def _recorded(
 
 
 def _values(run: RunFiles, metric: str, scale: float) -> list[tuple[float, float]]:
-    return [(scale * record["step"], record[metric]) for record in run.records if record.get(metric) is not None]
+    values = [(scale * record["step"], record.get(metric)) for record in run.records]
+    return [(x, y) for x, y in values if y is not None and math.isfinite(y)]
 
 
 def _thinned(points: Sequence[tuple[float, float]], scale: float) -> list[tuple[float, float]]:

@@ -22,14 +22,16 @@ def state_text(run: RunFiles) -> str:
     if run.divergence is not None:
         return f"diverged at step {run.divergence.step:,}" + (f" of {total:,}" if total else "")
     if run.kind == "probe":
-        return "finished" if run.probes else "not finished"
+        return "finished" if run.probes else "at work" if run.is_at_work else "not finished"
     if run.kind == "tokenizer" and not run.records and run.made:
         return "finished"
-    if total is None or step == 0:
-        return f"at step {step:,}" if step else "nothing recorded yet"
-    if step >= total:
+    if step == 0:
+        return "at work, nothing recorded yet" if run.is_at_work else "nothing recorded yet"
+    if total is not None and step >= total:
         return "finished"
-    return f"at step {step:,} of {total:,}"
+    return f"{'at work' if run.is_at_work else 'stopped'} at step {step:,}" + (
+        "" if total is None else f" of {total:,}"
+    )
 
 
 def duration(seconds: float) -> str:

@@ -122,6 +122,24 @@ def test_names_of_grey_lines_keep_away_from_lines_where_there_is_room() -> None:
     assert box.right < 300, "the line passes from (260, 95) to (460, 260), and leaves no such room on its right"
 
 
+def test_the_name_of_what_is_ringed_moves_away_from_lines_that_are_close_above_and_below() -> None:
+    boxes: list[tuple[float, float, float, float]] = []
+    falling = Line(
+        name="",
+        points=[(x, 9.15 + 0.8 * (1 - x / 30) ** 2) for x in range(3, 31, 3)],
+        mark=(30, 9.15, "kept: 9.15 bits"),
+    )
+    pale = Line(name="", points=[(20, 9.3), (27, 9.06), (30, 9.06)], is_faint=True)
+    chart = LineChart(lines=[falling, pale], x_name="", references=[(9.93, "unigram")])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("beit.common.pages.charts._write", recording(boxes))
+        line_svg(chart, size_px=(480, 300), description="")
+    ringed = _Box(*boxes[0])
+    assert ringed.bottom - 93 > 10, (
+        "16 px above its ring, whose centre is at (460, 93): nearer it would lie on the line"
+    )
+
+
 def recording(boxes: list[tuple[float, float, float, float]]) -> object:
     def write(axes: object, text: str, colour: object, places: object, hidden: object, taken: list[_Box]) -> None:
         _write(axes, text, colour, places, hidden, taken)  # type: ignore[arg-type]
