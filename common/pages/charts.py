@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Circle
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import Formatter, MaxNLocator, PercentFormatter, ScalarFormatter
+from matplotlib.ticker import Formatter, MaxNLocator, ScalarFormatter
 from matplotlib.transforms import IdentityTransform
 from numpy.typing import NDArray
 from PIL import Image
@@ -40,6 +40,8 @@ _PLACES = 9
 """Along a grey line where its name may stand, from right to left; arbitrary."""
 _DENSE = 400
 """Points of a line that are kept free of text; closer than letters are wide."""
+_EXACT = 1e-6
+"""Of a percentage, from the number that is written."""
 _TICK_STEPS = (1, 2, 2.5, 5, 10)
 
 
@@ -73,7 +75,7 @@ _STYLE = {
     "lines.solid_capstyle": "round",
     "legend.frameon": False,
     "legend.borderpad": 0,
-    "legend.borderaxespad": 0.3,
+    "legend.borderaxespad": 0,
     "legend.labelcolor": hex_colour(INK),
     "svg.fonttype": "none",
     "svg.hashsalt": "beit",
@@ -480,8 +482,25 @@ def _label(axes: Axes, *, title: str, x_name: str, percent: bool = False) -> Non
 
 
 def _values(percent: bool) -> Formatter:
-    """Return what writes ticks, all with as many digits: 22.0 beside 22.5."""
-    return PercentFormatter(1.0, symbol="\u00a0%") if percent else ScalarFormatter(useOffset=False)
+    """Return what writes ticks, all with as many digits, and no more than they need: 22.0 beside 22.5, 20 beside 25."""
+    return _Shares() if percent else ScalarFormatter(useOffset=False)
+
+
+class _Shares(Formatter):
+    """Writes shares as percentages."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        """Write one share alone."""
+        return self.format_ticks([x])[0]
+
+    def format_ticks(self, values: Sequence[float]) -> list[str]:
+        """Write all ticks of an axis with the fewest digits that are true of each."""
+        percents = [100.0 * value for value in values]
+        digits = next(
+            (few for few in range(4) if all(abs(each - round(each, few)) < _EXACT for each in percents)),
+            4,
+        )
+        return [f"{each:.{digits}f}\u00a0%" for each in percents]
 
 
 @contextmanager

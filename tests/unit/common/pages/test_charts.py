@@ -122,6 +122,15 @@ def test_names_of_grey_lines_keep_away_from_lines_where_there_is_room() -> None:
     assert box.right < 300, "the line passes from (260, 95) to (460, 260), and leaves no such room on its right"
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "written"),
+    [(0.2, 0.5, "20\u00a0%"), (0.2, 0.3, "22\u00a0%"), (0.001, 0.006, "0.1\u00a0%"), (0.0, 1.0, "100\u00a0%")],
+)
+def test_ticks_of_shares_have_as_many_digits_as_they_need(low: float, high: float, written: str) -> None:
+    chart = LineChart(lines=[Line(name="", points=[(0, low), (1, high)])], x_name="", percent=True, y_range=(low, high))
+    assert f"{written}</text>" in line_svg(chart, size_px=SIZE_PX, description="")
+
+
 def test_the_name_of_what_is_ringed_moves_away_from_lines_that_are_close_above_and_below() -> None:
     boxes: list[tuple[float, float, float, float]] = []
     falling = Line(

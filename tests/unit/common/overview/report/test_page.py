@@ -64,6 +64,29 @@ def test_where_no_loss_was_finite_the_page_does_not_speak_of_one(tmp_path: Path)
     assert "59.3" in page and "59.32" not in page
 
 
+def test_columns_of_starts_that_say_nothing_are_left_out(tmp_path: Path) -> None:
+    once = PageParts(report_page(read_run_files([pretraining(tmp_path / "once")]))).text
+    assert "last sign of life" not in once and "changed" not in once.partition("Starts and stops")[2]
+    again = [start("pretrain", "s", "r"), start("pretrain", "s", "r", resumed_from="r/checkpoints/step_20")]
+    run = write_run(tmp_path / "again", settings="[train]\nsteps = 40\n", starts=again, records=steps(4))
+    shown = PageParts(report_page(read_run_files([run]))).text
+    assert " lost " in shown and "step 20" in shown
+
+
+def test_a_run_is_not_named_beside_its_own_name(tmp_path: Path) -> None:
+    html = report_page(read_run_files([pretraining(tmp_path / name, seed=seed) for seed, name in enumerate("ab")]))
+    assert "<b>a</b></p>" in html and '<b>a</b> <span class="of">' not in html
+
+
+def test_blocks_that_hardly_differ_look_alike_in_the_chart(tmp_path: Path) -> None:
+    blocks = [{"block": 0, "miou": 0.1398}, {"block": 1, "miou": 0.1405}]
+    probe = {"task": "linear-probe", "miou": 0.1405, "best_block": 1, "blocks": blocks, "num_images": 101}
+    run = write_run(tmp_path / "run", settings='encoder = "e"\n', starts=[start("finetune", "linear-probe")])
+    write_json(run / "segmentation-probe.json", probe)
+    html = report_page(read_run_files([run]))
+    assert "14\u00a0%</text>" in html and not re.search(r"\d\.\d\d\d?\u00a0%</text>", html), "ticks of whole points"
+
+
 def evaluated_twice(run: Path) -> Path:
     """Let a run have had one more evaluation, with the same outcome."""
     lines = (run / "metrics.jsonl").read_text().splitlines()
