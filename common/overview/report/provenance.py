@@ -344,7 +344,7 @@ def _downstream(run: RunFiles, documents: Documents) -> Iterator[Entry]:
         number = origin.get("num_images") or (origin.get("metrics") or {}).get("num_images")
         yield Entry(
             step="Measured on",
-            key=f"{origin.get('validation_sha256')} {measured}",
+            key=str(origin.get("validation_sha256") or measured),
             name=named(str(measured)),
             text=count(number, "image") if number else "",
             facts=_some(("identity", _short(origin.get("validation_sha256")))),
