@@ -20,6 +20,7 @@ from beit.common.forecast.hardware import Hardware, this_machine
 from beit.common.forecast.loading import PHOTO_MEGAPIXELS, sample_seconds
 from beit.common.forecast.rules import Problem
 from beit.common.forecast.words import in_gb, in_words
+from beit.common.images.large.windows import Measured
 from beit.common.processes.memory import free_machine_bytes
 from beit.common.shards.schema import IMAGES_DIR, TOKENS_DIR, held_out_count
 from beit.common.sources.tars import TarShard
@@ -50,6 +51,9 @@ _LISTED_BYTES = 650
 _DECODED_BYTES, _ARENA_BYTES, _ARENA_IMAGES = 12.0, 15e6, 80.0
 """Of each thread that reads images: bytes per pixel of the one it is at, decoded, turned and converted; and what the C
 library's arena of the thread loses to gaps, at most, and per pixel while that is less. Measured."""
+_CUT_BYTES = 8.0
+"""Of each thread that cuts an image into tiles: bytes per pixel of the part that is decoded at a time, and of what is
+made of it. Measured with images of 20 megapixels: 8.4."""
 _GAPS = 1.6
 """Times what a batch of views needs, for the gaps that its blocks leave to each other; measured."""
 _PACKING, _PACKED_BYTES = 1e-3, 500e6
@@ -116,6 +120,7 @@ def forecast(
     is_packed: bool = True,
     num_shards: int | None = None,
     image_bytes: int | None = None,
+    pixels_at_once: int = 0,
 ) -> StoreForecast:
     """Return what a store takes.
 
@@ -128,6 +133,7 @@ def forecast(
         is_packed: Whether the source is anything but tars, which stay where they are unless images are encoded again.
         num_shards: Tars of the source, where they stay.
         image_bytes: All that is packed, where each image is known; left out, by `mean_bytes`.
+        pixels_at_once: Of the largest part of an image that is decoded to be cut into tiles.
     """
     hardware = hardware or this_machine()
     if hardware.device == "cuda" and config.dtype in ("auto", "float16"):  # whatever trainings take there
@@ -155,7 +161,11 @@ def forecast(
         views_per_second=rate,
         seconds=seconds,
         memory_bytes=_memory_bytes(
-            config, hardware, num_listed=num_images if is_packed else 0, source_pixels=1e6 * megapixels
+            config,
+            hardware,
+            num_listed=num_images if is_packed else 0,
+            source_pixels=1e6 * megapixels,
+            pixels_at_once=pixels_at_once,
         ),
         hardware=hardware,
         problems=(),
@@ -173,7 +183,9 @@ def store_bytes(plan: StorePlan, config: TokenizeConfig) -> tuple[int, int]:
     return images, _count_images(plan) * _token_bytes(config)
 
 
-def _memory_bytes(config: TokenizeConfig, hardware: Hardware, *, num_listed: int, source_pixels: float) -> float | None:
+def _memory_bytes(
+    config: TokenizeConfig, hardware: Hardware, *, num_listed: int, source_pixels: float, pixels_at_once: int
+) -> float | None:
     """Return what a rank needs at the worst moment: of packing, or of tokenising, after which nothing of it is left."""
     if hardware.device != "cpu":
         return None
@@ -187,6 +199,7 @@ def _memory_bytes(config: TokenizeConfig, hardware: Hardware, *, num_listed: int
     elif config.short_side:
         stored = min(source_pixels, _ASPECT * config.short_side**2)
     packing = _reading_bytes(threads, source_pixels) if config.stored_quality is not None else 0.0
+    packing = max(packing, _reading_bytes(threads, 0.0) + (threads - 1) * _CUT_BYTES * pixels_at_once)
     tokenising = _reading_bytes(threads, stored) + _GAPS * config.micro_batch_size * view
     return _PROCESS_BYTES + _LISTED_BYTES * num_listed + max(packing, tokenising)
 
@@ -261,7 +274,14 @@ def forecast_of(
         is_packed=plan.catalogue is not None,
         megapixels=megapixels,
         hardware=this_machine(num_devices=ranks, may_use_gpu=config.device != "cpu"),
+        pixels_at_once=_pixels_at_once(plan),
     )
+
+
+def _pixels_at_once(plan: StorePlan) -> int:
+    cuts = None if plan.catalogue is None else plan.catalogue.cuts
+    measured = (Measured(cut.size, cut.has_windows) for cut in cuts or () if cut.size is not None)
+    return max((found.pixels_at_once for found in measured), default=0)
 
 
 def foretell(plan: StorePlan, config: TokenizeConfig, store: str, *, ranks: int, speaks: bool) -> list[str]:

@@ -17,7 +17,7 @@ from beit.common.forecast.loading import PHOTO_MEGAPIXELS
 from beit.common.images.decode import size_of_image
 from beit.common.images.decoding import MAX_PIXELS
 from beit.common.images.large.tiles import Tiling
-from beit.common.images.large.windows import measure
+from beit.common.images.large.windows import Measured, measure
 from beit.common.overview.plan.document import Images
 from beit.common.shards.schema import STORE_FILE, StoreInfo
 from beit.common.sources.opening import list_samples, open_source
@@ -111,9 +111,10 @@ def look_at(
 
 def _in_tiles(images: Images, shards: Sequence[SourceShard], refs: Sequence[list[SampleRef]], tiling: Tiling) -> Images:
     """Count the tiles of images by their headers: of all of them, or of so many that they stand for all."""
-    sizes = list(_sizes(shards, refs))
-    if not sizes:
+    found = list(_measured(shards, refs))
+    if not found:
         return images
+    sizes = [one.size for one in found]
     tiles = [tile.box.size for size in sizes for tile in tiling.tiles(size)]
     mean = statistics.fmean(width * height for width, height in tiles)
     return replace(
@@ -123,11 +124,12 @@ def _in_tiles(images: Images, shards: Sequence[SourceShard], refs: Sequence[list
         is_counted=images.is_counted and len(sizes) == images.count,
         side_px=float(statistics.median(map(min, tiles))),
         megapixels=mean / 1e6,
+        pixels_at_once=max(one.pixels_at_once for one in found),
     )
 
 
-def _sizes(shards: Sequence[SourceShard], refs: Sequence[list[SampleRef]]) -> Iterator[tuple[int, int]]:
-    """Yield width and height of images from all over some shards, of at most `_MEASURED` of them."""
+def _measured(shards: Sequence[SourceShard], refs: Sequence[list[SampleRef]]) -> Iterator[Measured]:
+    """Yield what headers tell of images from all over some shards, of at most `_MEASURED` of them."""
     per_shard = -(-_MEASURED // max(1, len(shards)))
     for shard, listed in zip(shards, refs, strict=True):
         with shard.open() as reader:
@@ -136,7 +138,7 @@ def _sizes(shards: Sequence[SourceShard], refs: Sequence[list[SampleRef]]) -> It
                 place = place_in(shard, ref)
                 with suppress(BadSample), place.open() if place else io.BytesIO(reader.read(ref)) as file:
                     if (found := measure(file)) is not None:
-                        yield found.size
+                        yield found
 
 
 def only_counted(count: int) -> Found:
