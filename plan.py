@@ -250,6 +250,7 @@ def _store(
         megapixels=images.megapixels,
         is_packed=found.kind != "tar",
         num_shards=found.num_shards or None,
+        pixels_at_once=images.pixels_at_once,
     )
     if rates is not None and (rate := rates.views_on(hardware)):
         forecast = replace(forecast, views_per_second=rate, seconds=images.count * config.views / rate)

@@ -142,6 +142,7 @@ def probed(folder: Path, *, encoder: str = "random", best: float = 0.6) -> Path:
         "encoder": encoder,
         "data": "/there/labelled",
         "num_train_images": 20,
+        "source_sha256": "1" * 64,
         "num_images": 100,
         "num_classes": 4,
     }

@@ -20,6 +20,7 @@ from beit.common.forecast.hardware import Hardware, this_machine
 from beit.common.forecast.loading import PHOTO_MEGAPIXELS, sample_seconds
 from beit.common.forecast.rules import Problem
 from beit.common.forecast.words import in_gb, in_words
+from beit.common.images.large.windows import Measured
 from beit.common.processes.memory import free_machine_bytes
 from beit.common.shards.held_out import held_out_count
 from beit.common.shards.schema import IMAGES_DIR, TOKENS_DIR
@@ -51,6 +52,9 @@ _LISTED_BYTES = 650
 _DECODED_BYTES, _ARENA_BYTES, _ARENA_IMAGES = 12.0, 15e6, 80.0
 """Of each thread that reads images: bytes per pixel of the one it is at, decoded, turned and converted; and what the C
 library's arena of the thread loses to gaps, at most, and per pixel while that is less. Measured."""
+_CUT_BYTES = 8.0
+"""Of each thread that cuts an image into tiles: bytes per pixel of the part that is decoded at a time, and of what is
+made of it. Measured with images of 20 megapixels: 8.4."""
 _GAPS = 1.6
 """Times what a batch of views needs, for the gaps that its blocks leave to each other; measured."""
 _PACKING, _PACKED_BYTES = 1e-3, 500e6
@@ -117,6 +121,7 @@ def forecast(
     is_packed: bool = True,
     num_shards: int | None = None,
     image_bytes: int | None = None,
+    pixels_at_once: int = 0,
 ) -> StoreForecast:
     """Return what a store takes.
 
@@ -129,6 +134,7 @@ def forecast(
         is_packed: Whether the source is anything but tars, which stay where they are unless images are encoded again.
         num_shards: Tars of the source, where they stay.
         image_bytes: All that is packed, where each image is known; left out, by `mean_bytes`.
+        pixels_at_once: Of the largest part of an image that is decoded to be cut into tiles.
     """
     hardware = hardware or this_machine()
     if hardware.device == "cuda" and config.dtype in ("auto", "float16"):  # whatever trainings take there
@@ -156,7 +162,11 @@ def forecast(
         views_per_second=rate,
         seconds=seconds,
         memory_bytes=_memory_bytes(
-            config, hardware, num_listed=num_images if is_packed else 0, source_pixels=1e6 * megapixels
+            config,
+            hardware,
+            num_listed=num_images if is_packed else 0,
+            source_pixels=1e6 * megapixels,
+            pixels_at_once=pixels_at_once,
         ),
         hardware=hardware,
         problems=(),
@@ -174,7 +184,9 @@ def store_bytes(plan: StorePlan, config: TokenizeConfig) -> tuple[int, int]:
     return images, _count_images(plan) * _token_bytes(config)
 
 
-def _memory_bytes(config: TokenizeConfig, hardware: Hardware, *, num_listed: int, source_pixels: float) -> float | None:
+def _memory_bytes(
+    config: TokenizeConfig, hardware: Hardware, *, num_listed: int, source_pixels: float, pixels_at_once: int
+) -> float | None:
     """Return what a rank needs at the worst moment: of packing, or of tokenising, after which nothing of it is left."""
     if hardware.device != "cpu":
         return None
@@ -188,6 +200,7 @@ def _memory_bytes(config: TokenizeConfig, hardware: Hardware, *, num_listed: int
     elif config.short_side:
         stored = min(source_pixels, _ASPECT * config.short_side**2)
     packing = _reading_bytes(threads, source_pixels) if config.stored_quality is not None else 0.0
+    packing = max(packing, _reading_bytes(threads, 0.0) + (threads - 1) * _CUT_BYTES * pixels_at_once)
     tokenising = _reading_bytes(threads, stored) + _GAPS * config.micro_batch_size * view
     return _PROCESS_BYTES + _LISTED_BYTES * num_listed + max(packing, tokenising)
 
@@ -265,12 +278,19 @@ def forecast_of(
         is_packed=plan.catalogue is not None,
         megapixels=megapixels,
         hardware=this_machine(num_devices=ranks, may_use_gpu=config.device != "cpu"),
+        pixels_at_once=_pixels_at_once(plan),
     )
     return found if held_out is None else replace(found, num_held_out=held_out.num_samples)
 
 
-def foretell(plan: StorePlan, config: TokenizeConfig, store: str, *, ranks: int, speaks: bool) -> None:
-    """Say what the store will take, unless most of it is there; refuse one that memory or disk cannot be enough for.
+def _pixels_at_once(plan: StorePlan) -> int:
+    cuts = None if plan.catalogue is None else plan.catalogue.cuts
+    measured = (Measured(cut.size, cut.has_windows) for cut in cuts or () if cut.size is not None)
+    return max((found.pixels_at_once for found in measured), default=0)
+
+
+def foretell(plan: StorePlan, config: TokenizeConfig, store: str, *, ranks: int, speaks: bool) -> list[str]:
+    """Return lines about what the store will take, none if most of it is there; refuse what memory or disk cannot hold.
 
     Of a store behind a URL the size is said, and nothing is known of the room.
 
@@ -279,7 +299,10 @@ def foretell(plan: StorePlan, config: TokenizeConfig, store: str, *, ranks: int,
         config: Its settings; `allow_shortage` goes on regardless.
         store: Folder or URL.
         ranks: At work on this machine, as far as it is known.
-        speaks: Whether this rank says it.
+        speaks: Whether this rank warns.
+
+    Returns:
+        The lines, to be said when nothing else is left that would be refused.
     """
     found = forecast_of(plan, config, ranks=ranks, megapixels=config.tile**2 / 1e6 if config.tile else PHOTO_MEGAPIXELS)
     images, tokens, total = found.image_bytes, found.token_bytes, found.total_bytes
@@ -300,19 +323,18 @@ def foretell(plan: StorePlan, config: TokenizeConfig, store: str, *, ranks: int,
             )
     if left > total // 20:
         _heed_memory(found, config, ranks=ranks, speaks=speaks)
-    if speaks and left > total // 20:
-        rest = None if found.seconds is None else found.seconds * left / total
-        time = "a time that nobody knows" if rest is None else f"about {in_words(rest)}"
-        memory = "" if found.memory_bytes is None else f" and {in_gb(found.memory_bytes)} of memory"
-        logger.info(
-            "expected: %s (%s)%s%s; %d views in %d shards",
-            *(time, found.hardware.flops_source, memory, "" if ranks == 1 or not memory else " per rank"),
-            *(found.num_images * config.views, len(plan.shards)),
-        )
-        parts = (
-            f"images {_bytes(images)}, tokens {_bytes(tokens)}" if images else "tokens; the images stay where they are"
-        )
-        logger.info("store %s: about %s (%s)%s", store, _bytes(total), parts, room)
+    if left <= total // 20:
+        return []
+    rest = None if found.seconds is None else found.seconds * left / total
+    time = "a time that nobody knows" if rest is None else f"about {in_words(rest)}"
+    memory = "" if found.memory_bytes is None else f" and {in_gb(found.memory_bytes)} of memory"
+    per_rank = "" if ranks == 1 or not memory else " per rank"
+    views = f"{found.num_images * config.views} views in {len(plan.shards)} shards"
+    parts = f"images {_bytes(images)}, tokens {_bytes(tokens)}" if images else "tokens; the images stay where they are"
+    return [
+        f"expected: {time} ({found.hardware.flops_source}){memory}{per_rank}; {views}",
+        f"store {store}: about {_bytes(total)} ({parts}){room}",
+    ]
 
 
 def _heed_memory(found: StoreForecast, config: TokenizeConfig, *, ranks: int, speaks: bool) -> None:

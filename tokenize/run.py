@@ -45,6 +45,7 @@ from beit.tokenize.plan import StorePlan, plan_store, say_cuts
 from beit.tokenize.setup import (
     begin_or_continue,
     build_info,
+    check_agreement,
     check_place,
     count_workers,
     recorded_threads,
@@ -131,14 +132,18 @@ def run_tokenize(
         plan = plan_store(config, source, files.location)
         if rank == 0:
             say_cuts(plan, config)
-        foretell(plan, config, files.location, ranks=ranks_here(world_size), speaks=rank == 0)
+        expected = foretell(plan, config, files.location, ranks=ranks_here(world_size), speaks=rank == 0)
+        threads = config.threads or recorded_threads(files) or available_cores()
+        tokenizing = set_up_tokenizer(config, local_rank, threads, tokenizer)
+        wanted = build_info(config, plan, tokenizing)
+        check_agreement(files, wanted, config)
+        # Nothing more that these settings could be refused for.
+        for line in expected if rank == 0 else ():
+            logger.info("%s", line)
         if rank == 0 and not (files / STORE_FILE).exists():
             warn_of_range(plan.source, config.source.decoding, num_images=plan.source_info.num_images)
             warn_of_masks(plan.source)
             warn_of_hidden_colours(plan.source, config.source.decoding)
-        threads = config.threads or recorded_threads(files) or available_cores()
-        tokenizing = set_up_tokenizer(config, local_rank, threads, tokenizer)
-        wanted = build_info(config, plan, tokenizing)
         logger.info("rank %d of %d on %s", rank, world_size, tokenizing.execution.device or "the CPU")
         with (
             stop_on_signals() as stop,

@@ -177,32 +177,44 @@ def begin_or_continue(
         if not document.exists():
             write_document(document, with_range(wanted, plan))
         existing = read_document(StoreInfo, document)
-        wanted = replace(wanted, held_out_by=existing.held_out_by)  # as it was begun
-        if existing.source.range == wanted.source.range:
-            wanted = replace(wanted, source=replace(wanted.source, range_found=existing.source.range_found))
-        _require_same_tokenizer(store, existing.tokenizer, wanted.tokenizer)
-        _require_same(store, existing.settings(), wanted.settings())
-        if existing.source.stamp and wanted.source.stamp not in ("", existing.source.stamp):
-            _require_consent(store, config)
+        if _require_agreement(store, existing, wanted, config):
+            logger.info("%s; going on with them as they are", _changed(store))
         source = replace(existing.source, stamp=wanted.source.stamp or existing.source.stamp)
         merged = replace(existing, image_root=wanted.image_root, source=source)
         if existing.execution != wanted.execution:
-            if not config.allow_mixed:
-                _refuse_execution(store, existing.execution, wanted.execution)
             merged = replace(merged, mixed_execution=True)
         if merged != existing:
             write_document(document, merged)
     return merged
 
 
-def _require_consent(store: str, config: TokenizeConfig) -> None:
-    change = f"files of the source have other times than when store ({store}) was begun, as after edits or a plain copy"
-    if not config.allow_source_change:
+def check_agreement(files: StoreFiles, wanted: StoreInfo, config: TokenizeConfig) -> None:
+    """Refuse settings that a store, if it has been begun, was begun without; called before anything is written."""
+    document = files / STORE_FILE
+    if document.exists():
+        _require_agreement(files.location, read_document(StoreInfo, document), wanted, config)
+
+
+def _require_agreement(store: str, existing: StoreInfo, wanted: StoreInfo, config: TokenizeConfig) -> bool:
+    """Refuse what a store was begun without; returns whether its source has other times since, and may have."""
+    wanted = replace(wanted, held_out_by=existing.held_out_by)  # as it was begun
+    if existing.source.range == wanted.source.range:
+        wanted = replace(wanted, source=replace(wanted.source, range_found=existing.source.range_found))
+    _require_same_tokenizer(store, existing.tokenizer, wanted.tokenizer)
+    _require_same(store, existing.settings(), wanted.settings())
+    is_changed = bool(existing.source.stamp) and wanted.source.stamp not in ("", existing.source.stamp)
+    if is_changed and not config.allow_source_change:
         raise InputError(
-            f"{change}; give them their times again (cp -p and rsync -t keep them), take them as they are with --set "
-            "allow_source_change=true, or name another folder for the store"
+            f"{_changed(store)}; give them their times again (cp -p and rsync -t keep them), take them as they are "
+            "with --set allow_source_change=true, or name another folder for the store"
         )
-    logger.info("%s; going on with them as they are", change)
+    if existing.execution != wanted.execution and not config.allow_mixed:
+        _refuse_execution(store, existing.execution, wanted.execution)
+    return is_changed
+
+
+def _changed(store: str) -> str:
+    return f"files of the source have other times than when store ({store}) was begun, as after edits or a plain copy"
 
 
 def _require_same_tokenizer(store: str, existing: TokenizerInfo | None, wanted: TokenizerInfo | None) -> None:

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Circle
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import Formatter, MaxNLocator, PercentFormatter, ScalarFormatter
+from matplotlib.ticker import Formatter, MaxNLocator, ScalarFormatter
 from matplotlib.transforms import IdentityTransform
 from numpy.typing import NDArray
 from PIL import Image
@@ -34,10 +34,14 @@ _TEXT_PX, _TITLE_PX, _KEY_LINE_PX = 13, 15, 20
 _MOST_DOTS = 60
 _RING_PX = 10
 """From a point that is ringed to what is written beside it."""
+_FARTHER_PX = (0, 8, 16)
+"""Besides, where lines are in the way; farther it would not be seen whose name it is."""
 _PLACES = 9
 """Along a grey line where its name may stand, from right to left; arbitrary."""
 _DENSE = 400
 """Points of a line that are kept free of text; closer than letters are wide."""
+_EXACT = 1e-6
+"""Of a percentage, from the number that is written."""
 _TICK_STEPS = (1, 2, 2.5, 5, 10)
 
 
@@ -71,7 +75,7 @@ _STYLE = {
     "lines.solid_capstyle": "round",
     "legend.frameon": False,
     "legend.borderpad": 0,
-    "legend.borderaxespad": 0.3,
+    "legend.borderaxespad": 0,
     "legend.labelcolor": hex_colour(INK),
     "svg.fonttype": "none",
     "svg.hashsalt": "beit",
@@ -293,7 +297,12 @@ def _write_names(axes: Axes, chart: LineChart) -> None:
         wide = text_px(line.mark[2], _TEXT_PX)
         starts = [x - wide / 2, x, x - wide, x + _RING_PX, x - wide - _RING_PX]
         starts = [start for start in starts if axes.bbox.x0 <= start <= axes.bbox.x1 - wide] or [axes.bbox.x1 - wide]
-        tops = [y + _RING_PX + _TEXT_PX, y - _RING_PX]
+        tops = [
+            top
+            for far in _FARTHER_PX
+            for top in (y + _RING_PX + _TEXT_PX + far, y - _RING_PX - far)
+            if axes.bbox.y0 + _TEXT_PX <= top <= axes.bbox.y1 + _TEXT_PX
+        ]
         boxes = [_Box(start, top - _TEXT_PX, start + wide, top) for top in tops for start in starts]
         _write(axes, line.mark[2], INK, boxes, hidden, taken)
     for level, (_, name) in zip(levels, chart.references, strict=True):
@@ -318,6 +327,12 @@ class _Box(NamedTuple):
         inside = (points > (self.left, self.bottom)) & (points < (self.right, self.top))
         return int(inside.all(axis=1).sum())
 
+    @property
+    def roomier(self) -> _Box:
+        """The same with room around: letters are larger on a phone, by a sixth, and should not touch a line."""
+        aside = 6 + (self.right - self.left) / 6
+        return _Box(self.left - aside, self.bottom - 2, self.right + aside, self.top + 3)
+
     def meets(self, other: _Box) -> bool:
         """Tell whether two overlap."""
         return min(self.right, other.right) > max(self.left, other.left) and min(self.top, other.top) > max(
@@ -329,7 +344,7 @@ def _write(
     axes: Axes, text: str, colour: Colour, boxes: Sequence[_Box], hidden: NDArray[np.float64], taken: list[_Box]
 ) -> None:
     """Write a text into the first of the best boxes."""
-    best = min(boxes, key=lambda box: (sum(map(box.meets, taken)), box.holds(hidden)))
+    best = min(boxes, key=lambda box: (sum(map(box.meets, taken)), box.holds(hidden), box.roomier.holds(hidden)))
     taken.append(best)
     # Anchored where larger letters, as those of a page on a phone, do not grow out of the chart.
     is_right = best.left + best.right > axes.bbox.x0 + axes.bbox.x1
@@ -467,8 +482,25 @@ def _label(axes: Axes, *, title: str, x_name: str, percent: bool = False) -> Non
 
 
 def _values(percent: bool) -> Formatter:
-    """Return what writes ticks, all with as many digits: 22.0 beside 22.5."""
-    return PercentFormatter(1.0, symbol="\u00a0%") if percent else ScalarFormatter(useOffset=False)
+    """Return what writes ticks, all with as many digits, and no more than they need: 22.0 beside 22.5, 20 beside 25."""
+    return _Shares() if percent else ScalarFormatter(useOffset=False)
+
+
+class _Shares(Formatter):
+    """Writes shares as percentages."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        """Write one share alone."""
+        return self.format_ticks([x])[0]
+
+    def format_ticks(self, values: Sequence[float]) -> list[str]:
+        """Write all ticks of an axis with the fewest digits that are true of each."""
+        percents = [100.0 * value for value in values]
+        digits = next(
+            (few for few in range(4) if all(abs(each - round(each, few)) < _EXACT for each in percents)),
+            4,
+        )
+        return [f"{each:.{digits}f}\u00a0%" for each in percents]
 
 
 @contextmanager

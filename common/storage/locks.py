@@ -57,6 +57,15 @@ def sole_use(folder: Path, *, patience_seconds: float = 10.0) -> Iterator[None]:
         os.close(descriptor)
 
 
+def is_in_use(folder: Path) -> bool:
+    """Tell whether a process has a folder to itself by `sole_use`; never, where the file system knows no locks."""
+    try:
+        with sole_use(folder, patience_seconds=0.0):
+            return False
+    except InputError:
+        return True
+
+
 def _try_lock(descriptor: int) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -14,14 +14,14 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 
 from beit.common.encoder import load_encoder
 from beit.common.errors import InputError
 from beit.common.processes.distributed import World
 from beit.common.reading.contents import contents_of
 from beit.common.sources.index import LabelledIndex
-from beit.common.storage.files import atomic_file, remove_stale, sha256_file
+from beit.common.storage.files import atomic_path, remove_stale, sha256_file
+from beit.common.storage.tensor_check import write_safetensors
 from beit.common.vit.description import WEIGHTS_FILE, EncoderConfig, find_encoder
 from beit.common.vit.features import Features, extract_features
 from beit.common.vit.vit import VisionTransformer
@@ -81,8 +81,8 @@ def frozen_features(
         raise InputError(f"{index.name} has no image that can be read ({error})") from None
     file.parent.mkdir(exist_ok=True)
     remove_stale(file.parent)
-    with atomic_file(file) as out:
-        out.write(save(features._asdict(), metadata={"identity": identity}))
+    with atomic_path(file) as temporary:  # straight from the tensors, of which a second copy may not fit
+        write_safetensors(temporary, features._asdict(), metadata={"identity": identity})
     return features
 
 

@@ -13,15 +13,21 @@ from beit.common.vit.flops import forward_flops
 from beit.finetune.config import FinetuneConfig
 
 _PROCESS_BYTES = 420e6
-"""Of a process that computes features on a CPU, without DeepSpeed, and has the list of some 10,000 images; measured."""
+"""Of a process that computes features on a CPU, without DeepSpeed; measured."""
+_LISTED_BYTES = 650
+"""Of an image in the lists of what is to be read, `tokenize/forecast.py`."""
 _WORKERS_BYTES, _WORKER_BYTES = 177e6, 25e6
 """As of trainings, `common/forecast/memory.py`."""
 _GAPS = 1.5
 """Times what a batch needs at once; as of their evaluations."""
 _FITTING_PASSES = 120
 """Over the features of a block, for its linear classifier: at most 100 steps of L-BFGS, some with a second look."""
-_COPIES = 2
-"""Of the features, while the parts of them are joined."""
+_QUERIES = 1024
+"""Compared with all training images at a time, `common/vit/features.py`."""
+_STANDARDISED = 3
+"""Times the features of one block, while its classifier is fitted: less their mean, scaled, and in a product."""
+_PER_CLASS = 4
+"""Numbers of each image and class, meanwhile: scores, shares, and the gradients of both."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,6 +75,7 @@ def forecast_probe(
     """
     hardware, images, width = hardware or this_machine(num_devices=1), num_train + num_val, 2 * shape.embed_dim
     features = FLOAT * images * shape.depth * width
+    held = num_train * (_STANDARDISED * width + _PER_CLASS * num_classes if is_linear else width + _QUERIES)
     seconds = None
     if hardware.flops is not None:
         computing = forward_flops(shape) / hardware.flops
@@ -81,16 +88,18 @@ def forecast_probe(
     return ProbeForecast(
         hardware=hardware,
         seconds=seconds,
-        memory_bytes=_memory_bytes(config, shape, features, images) if hardware.device == "cpu" else None,
+        memory_bytes=_memory_bytes(config, shape, features, images, judging=held) if hardware.device == "cpu" else None,
         feature_bytes=features,
     )
 
 
-def _memory_bytes(config: FinetuneConfig, shape: ViTConfig, features: int, images: int) -> float:
+def _memory_bytes(config: FinetuneConfig, shape: ViTConfig, features: int, images: int, *, judging: int) -> float:
+    """Return what the process needs at the worst moment, data workers included: of computing, or judging one block."""
     model = vit_model(shape, head_rows=0, head_outputs=0)
     at_once = min(images, config.evaluation.micro_batch_size)
     reader = config.reader
     rows = reader.prefetch_batches * at_once * model.row_bytes
     workers = _WORKERS_BYTES * (reader.num_workers > 0) + reader.num_workers * (_WORKER_BYTES + rows)
     computing = _GAPS * at_once * model.forward_bytes + workers
-    return _PROCESS_BYTES + FLOAT * vit_parameters(shape) + max(features + computing, _COPIES * features)
+    kept = _LISTED_BYTES * images + FLOAT * vit_parameters(shape) + features
+    return _PROCESS_BYTES + kept + max(computing, FLOAT * judging)

@@ -15,17 +15,13 @@ from typing import NamedTuple
 
 from beit.common.errors import BadSample
 from beit.common.images.decoding import Decoding
-from beit.common.images.large.tiles import Tiling
+from beit.common.images.large.tiles import CUT_PIXELS, Tiling
 from beit.common.images.large.windows import Measured, measure
 from beit.common.sources.tars import TarShard
 from beit.common.sources.types import SampleRef, Source, SourceShard, place_in
 from beit.common.storage.paths import is_remote
 from beit.common.storage.place import FilePart
 from beit.common.storage.threads import threads
-
-CUT_PIXELS = 8_000_000
-"""Of the tiles of a cut, unless one has more: 24 MB as RGB, and about half as much again encoded. Arbitrary."""
-
 
 _CUTS_PER_TAR = 4
 """At least, so that tars become about equally large."""
@@ -45,6 +41,8 @@ class CutRef(SampleRef):
     """Number of the first tile, row by row."""
     count: int
     """Tiles."""
+    has_windows: bool = False
+    """Whether they are decoded without the rest of the image."""
 
     @property
     def own_key(self) -> str:
@@ -91,7 +89,7 @@ def cuts_of(position: int, ref: SampleRef, found: Measured | None, rules: CutRul
     pages = range(found.num_frames) if rules.takes_each_page and found.num_frames > 1 else (None,)
     for page in pages:
         for first, count in _runs(found, rules):
-            yield CutRef(*fields, found.size, page, first, count)
+            yield CutRef(*fields, found.size, page, first, count, found.has_windows)
 
 
 def _runs(found: Measured, rules: CutRules) -> Iterator[tuple[int, int]]:

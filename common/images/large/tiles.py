@@ -20,6 +20,11 @@ if TYPE_CHECKING:
     Weights = NDArray[np.float32]
 
 
+CUT_PIXELS = 8_000_000
+"""Of the tiles that are decoded at a time, unless one has more, where an image can be decoded in windows: 24 MB as RGB,
+and about half as much again encoded. Arbitrary."""
+
+
 class Box(NamedTuple):
     """Part of an image in px; right and bottom are behind the last pixel, as in Pillow."""
 

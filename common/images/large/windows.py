@@ -24,7 +24,7 @@ from beit.common.errors import BadSample
 from beit.common.images.decode import decode_image, num_frames, size_of_image, to_image
 from beit.common.images.decoding import MAX_IMAGE_BYTES, USUAL, Decoding
 from beit.common.images.formats import format_of
-from beit.common.images.large.tiles import Box
+from beit.common.images.large.tiles import CUT_PIXELS, Box
 from beit.common.images.readers import tiff
 from beit.common.images.readers.claims import frame_number, too_large
 
@@ -71,6 +71,12 @@ class Measured(NamedTuple):
     """Whether parts can be decoded without the rest."""
     num_frames: int = 1
     """Pages, slices or moments."""
+
+    @property
+    def pixels_at_once(self) -> int:
+        """Of the part that is decoded at a time where it is cut into tiles: all, where there are no windows."""
+        whole = self.size[0] * self.size[1]
+        return min(whole, CUT_PIXELS) if self.has_windows else whole
 
 
 @dataclass(frozen=True, slots=True)

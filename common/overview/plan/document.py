@@ -36,6 +36,8 @@ class Images:
     """Of a typical one."""
     num_cut: int | None = None
     """Where images are cut into tiles, and the count is of those: the images."""
+    pixels_at_once: int = 0
+    """Where images are cut into tiles: pixels of the largest part of one that is decoded at a time."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -17,7 +17,7 @@ from beit.common.forecast.loading import PHOTO_MEGAPIXELS
 from beit.common.images.decode import size_of_image
 from beit.common.images.decoding import MAX_PIXELS
 from beit.common.images.large.tiles import Tiling
-from beit.common.images.large.windows import measure
+from beit.common.images.large.windows import Measured, measure
 from beit.common.overview.plan.document import Images
 from beit.common.shards.schema import STORE_FILE, StoreInfo
 from beit.common.sources.glance.few import Few, draw_listed, draw_of_source
@@ -112,9 +112,10 @@ def look_at(
 
 def _in_tiles(images: Images, shards: Sequence[SourceShard], refs: Sequence[list[SampleRef]], tiling: Tiling) -> Images:
     """Count the tiles of images by their headers: of all of them, or of so many that they stand for all."""
-    sizes = list(_sizes(shards, refs))
-    if not sizes:
+    found = list(_measured(shards, refs))
+    if not found:
         return images
+    sizes = [one.size for one in found]
     tiles = [tile.box.size for size in sizes for tile in tiling.tiles(size)]
     mean = statistics.fmean(width * height for width, height in tiles)
     return replace(
@@ -124,16 +125,17 @@ def _in_tiles(images: Images, shards: Sequence[SourceShard], refs: Sequence[list
         is_counted=images.is_counted and len(sizes) == images.count,
         side_px=float(statistics.median(map(min, tiles))),
         megapixels=mean / 1e6,
+        pixels_at_once=max(one.pixels_at_once for one in found),
     )
 
 
-def _sizes(shards: Sequence[SourceShard], refs: Sequence[list[SampleRef]]) -> Iterator[tuple[int, int]]:
-    """Yield width and height of images from all over some shards, of at most `_MEASURED` of them."""
+def _measured(shards: Sequence[SourceShard], refs: Sequence[list[SampleRef]]) -> Iterator[Measured]:
+    """Yield what headers tell of images from all over some shards, of at most `_MEASURED` of them."""
     for one in draw_listed(shards, refs, _MEASURED):
         place = place_in(one.shard, one.ref)
         with suppress(BadSample), place.open() if place else io.BytesIO(one.read()) as file:
             if (found := measure(file)) is not None:
-                yield found.size
+                yield found
 
 
 def only_counted(count: int) -> Found:

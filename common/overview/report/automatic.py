@@ -40,7 +40,7 @@ def _write(run: Path, draw: Mapping[str, Draw]) -> None:
         from beit.common.overview.report.pictures import picture_section
         from beit.common.overview.report.run_files import read_run_files
 
-        runs = read_run_files([run])
+        runs = read_run_files([run], has_ended=True)
         write_atomic(run / REPORT, report_page(runs, pictures=[picture_section(runs)]).encode())
     except Exception as error:  # whatever it is, the run itself is well
         reason = " ".join(str(error).split()) or type(error).__name__

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -18,6 +19,8 @@ _SIZE_PX = (480, 300)
 """Of a chart; two stand beside each other where there is room."""
 _MOST_POINTS = 400
 """Of a line; more cannot be told apart, and make the page large."""
+_LEAST_SPAN = 0.05
+"""Of the shares of blocks that a chart shows; a standard error of 400 images is half of it."""
 _PROBES = {"linear-probe": "linear probe", "knn": "k-NN", MASK_PROBE: "linear probe of patches"}
 
 Figure = tuple[str, str, str]
@@ -39,7 +42,8 @@ def learning_section(runs: Sequence[RunFiles]) -> Section:
     others = [run for run in runs if run.records and not any(run.name in group.members for group in groups)]
     if others:
         shown = _shown(*_recorded(others, _LEARNED), others)
-        parts += [text(_without_evaluation(others)), *shown] if shown else []
+        whose = "" if len(runs) == 1 else f"{', '.join(run.name for run in others)}: "
+        parts += [text(whose + _without_evaluation(others)), *shown] if shown else []
     return Section(
         title="How it learned" if len(runs) == 1 else "How they learned", anchor="learning", parts=tuple(parts)
     )
@@ -48,6 +52,8 @@ def learning_section(runs: Sequence[RunFiles]) -> Section:
 def _without_evaluation(runs: Sequence[RunFiles]) -> str:
     is_measured = any("evaluation_seconds" in record for run in runs for record in run.records)
     found = "No evaluation came to a finite value" if is_measured else "No evaluation yet"
+    if not any(_values(run, "loss", 1.0) for run in runs):
+        return f"{found}, and no loss of a training batch was finite."
     return f"{found}; the loss of the training batches is all there is."
 
 
@@ -85,11 +91,22 @@ def probe_section(runs: Sequence[RunFiles]) -> Section:
             x_ticks={block: f"{block:g}" for block in blocks} if len(blocks) <= 12 else None,
             references=_chances(members, task),
             percent=True,
+            y_range=_least_span([y for line in lines for _, y in line.points], _chances(members, task)),
         )
         figures.append(_figure(chart, f"{name}, {measure}"))
     says = text("Features of each block, frozen, counted from the input on; ringed: the best block.")
     parts = (*keys([run for run in runs if run.probes]), charts(figures), says) if figures else ()
     return Section(title="What each block is worth", anchor="probe", parts=parts)
+
+
+def _least_span(values: Sequence[float], references: Sequence[tuple[float, str]]) -> tuple[float, float] | None:
+    """Return ends of the upright scale where blocks hardly differ: a tenth of a point is not to look like a cliff."""
+    shown = [*values, *(value for value, _ in references)]
+    low, high = min(shown), max(shown)
+    if high - low >= _LEAST_SPAN:
+        return None
+    bottom = max(0.0, (low + high - 1.4 * _LEAST_SPAN) / 2)
+    return bottom, bottom + 1.4 * _LEAST_SPAN
 
 
 def _block_line(run: RunFiles, task: str) -> Line | None:
@@ -153,7 +170,7 @@ def _recorded(
         ]
         if lines and all(len(line.points) == 1 for line in lines):
             found = {line.name: line.points[0][1] for line in lines}
-            written = {name: percent(value) if is_share else f"{value:,.4g}" for name, value in found.items()}
+            written = {name: percent(value) if is_share else f"{value:,.3g}" for name, value in found.items()}
             values = tuple(written.get(run.name, ABSENT) for run in runs)
             lone.append(Once(measure=title, values=values, compare=""))
         elif lines:
@@ -171,7 +188,8 @@ def _recorded(
 
 
 def _values(run: RunFiles, metric: str, scale: float) -> list[tuple[float, float]]:
-    return [(scale * record["step"], record[metric]) for record in run.records if record.get(metric) is not None]
+    values = [(scale * record["step"], record.get(metric)) for record in run.records]
+    return [(x, y) for x, y in values if y is not None and math.isfinite(y)]
 
 
 def _thinned(points: Sequence[tuple[float, float]], scale: float) -> list[tuple[float, float]]:

@@ -36,7 +36,7 @@ class Start:
     last_seen: datetime | None = None
     """When it last wrote something; None where nothing tells."""
     last_step: int | None = None
-    """Step of its last record."""
+    """Step of its last record, or that it saved when it was stopped, if the next one went on from that."""
     lost_steps: int = 0
     """Of those that the next start did not go on from."""
     record: Mapping[str, Any]
@@ -77,7 +77,9 @@ def _with_losses(starts: Sequence[Start]) -> list[Start]:
     found = list(starts)
     for place, (start, following) in enumerate(pairwise(starts)):
         if start.last_step is not None:
-            found[place] = replace(start, lost_steps=max(0, start.last_step - following.from_step))
+            lost = max(0, start.last_step - following.from_step)
+            # A stop is saved between two records, and the next start went on from there.
+            found[place] = replace(start, last_step=max(start.last_step, following.from_step), lost_steps=lost)
     return found
 
 

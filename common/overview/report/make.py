@@ -56,9 +56,11 @@ def make_report(
     require(is_page, f"--out {out} must end in .html: a report is a page")
     runs = read_run_files(paths)
     check_outputs({"--out": out}, inputs=named)
-    found = _compared(runs, find_documents(runs, documents), say)
     with tempfile.TemporaryDirectory() as scratch:
         drawn = draw_missing(runs, Path(scratch), say=say) if has_pictures else {}
+        if drawn:  # which takes its time: runs at work have gone on, and the page is to be of one moment
+            runs = read_run_files(paths)
+        found = _compared(runs, find_documents(runs, documents), say)
         pictures = [picture_section(runs, drawn)] if has_pictures else []
         write_output(out, report_page(runs, documents=found, pictures=pictures).encode())
     return out

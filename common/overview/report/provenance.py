@@ -82,7 +82,7 @@ def provenance_section(runs: Sequence[RunFiles], documents: Documents) -> Sectio
         Step(
             title=title,
             entries=[
-                entry if len(members) == len(runs) else replace(entry, runs=", ".join(run.name for run in members))
+                entry if len(members) == len(runs) else replace(entry, runs=_members(entry, members))
                 for (step, _), (entry, members) in found.items()
                 if step == title
             ],
@@ -91,6 +91,12 @@ def provenance_section(runs: Sequence[RunFiles], documents: Documents) -> Sectio
     ]
     shown = [step for step in steps if step.entries]
     return Section(title="From images to model", anchor="provenance", parts=(chain(shown),) if shown else ())
+
+
+def _members(entry: Entry, runs: Sequence[RunFiles]) -> str:
+    """Name the runs that came this way; a run is not named beside its own name."""
+    names = [run.name for run in runs]
+    return "" if names == [entry.name] else ", ".join(names)
 
 
 def _way(run: RunFiles, documents: Documents) -> Iterator[Entry]:
@@ -290,7 +296,8 @@ def _store(
 
 
 def _downstream(run: RunFiles, documents: Documents) -> Iterator[Entry]:
-    origin = run.origin or next(iter(run.probes.values()), {})
+    # What a probe writes beside its model knows more of the images.
+    origin = {**next(iter(run.probes.values()), {}), **run.origin}
     encoder = str(origin.get("encoder") or run.settings.get("encoder") or "")
     before = origin.get("encoder_provenance")
     before = before if isinstance(before, dict) else {}
@@ -309,9 +316,10 @@ def _downstream(run: RunFiles, documents: Documents) -> Iterator[Entry]:
     if data:
         labels = origin.get("num_labels") or origin.get("num_train_images")
         names = run.made.get("class_names") or origin.get("class_names") or ()
+        classes = len(names) or origin.get("num_classes")
         texts = [
             count(labels, "labelled image") if labels else "",
-            count(len(names), "class", plural="classes") if names else "",
+            count(classes, "class", plural="classes") if isinstance(classes, int) and classes else "",
         ]
         yield Entry(
             step="Labelled images",
@@ -336,7 +344,7 @@ def _downstream(run: RunFiles, documents: Documents) -> Iterator[Entry]:
         number = origin.get("num_images") or (origin.get("metrics") or {}).get("num_images")
         yield Entry(
             step="Measured on",
-            key=f"{origin.get('validation_sha256')} {measured}",
+            key=str(origin.get("validation_sha256") or measured),
             name=named(str(measured)),
             text=count(number, "image") if number else "",
             facts=_some(("identity", _short(origin.get("validation_sha256")))),

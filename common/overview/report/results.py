@@ -16,7 +16,12 @@ from beit.common.pages.numbers import ABSENT, count, percent, percent_range
 from beit.common.runs.layout import MASK_PROBE
 from beit.common.runs.starts import named
 
-_TASKS = {"linear-probe": "linear probe", "knn": "k-NN", MASK_PROBE: "linear probe of patches"}
+_TASKS = {
+    "pretrain": "pre-training",
+    "linear-probe": "linear probe",
+    "knn": "k-NN",
+    MASK_PROBE: "linear probe of patches",
+}
 _INTERVAL, _BASELINE = "95 % interval", "without looking"
 _READING = {
     _INTERVAL: "The interval says how far so few images let a number be known: of shares of images Wilson's, of others "
@@ -25,6 +30,8 @@ _READING = {
 }
 _MEASURES = {"top1": "top-1", "top5": "top-5", "map": "mean average precision", "miou": "mean IoU"}
 """Shares that `beit compare` compares by."""
+_OTHERS = {"held_out_bits": "bits per masked token", "held_out_mse": "squared error of masked patches"}
+"""What else it compares by."""
 _NORMAL = 1.96
 _NOT_FINITE = "not finite"
 _MOST_SETTINGS = 4
@@ -121,7 +128,7 @@ def _compared_row(group: Mapping[str, Any], names: Mapping[str, str]) -> list[st
     left = len(settings) - _MOST_SETTINGS
     return [
         ", ".join(names.get(path, named(path)) for path in paths),
-        f"{_TASKS.get(task, task)}, {_MEASURES.get(metric, metric)}",
+        f"{_TASKS.get(task, task)}, {(_MEASURES | _OTHERS).get(metric, metric)}",
         _with_half_width(group.get("mean"), group.get("half_width"), is_share=is_share),
         _difference(group.get("difference"), group.get("difference_half_width"), is_share=is_share),
         ", ".join(settings[:_MOST_SETTINGS]) + (f" and {left} more" if left > 0 else "") or ABSENT,

@@ -38,6 +38,7 @@ from beit.common.runs.learning_curves import LearningRun, learning_run
 from beit.common.runs.metrics import read_metrics, read_records
 from beit.common.runs.starts import start_time
 from beit.common.storage.documents import read_json
+from beit.common.storage.locks import is_in_use
 from beit.common.training.judge import Limit, limit_passed
 
 Kind = Literal["pre-training", "classification", "segmentation", "probe", "tokenizer"]
@@ -106,6 +107,8 @@ class RunFiles:
     """Steps that were not finite, as far as they were written down."""
     divergence: Divergence | None
     """What ended it, where skipped steps did and it has not gone on since."""
+    is_at_work: bool
+    """Whether a process of this or another command was at work in it."""
     gaps: tuple[str, ...]
     """What could not be read, one line each."""
 
@@ -134,11 +137,13 @@ class RunFiles:
         return PALETTE[self.place % len(PALETTE)]
 
 
-def read_run_files(paths: Sequence[Path]) -> list[RunFiles]:
+def read_run_files(paths: Sequence[Path], *, has_ended: bool = False) -> list[RunFiles]:
     """Read runs for one page, at most eight.
 
     Args:
         paths: Run directories of any kinds.
+        has_ended: Whether it is the runs themselves that ask, at their ends; left out, it is seen whether a process is
+            at work in each.
     """
     require(len(paths) > 0, "name at least one run")
     require(len(paths) <= MOST_RUNS, f"{len(paths)} runs are too many for one page; name at most {MOST_RUNS}")
@@ -147,7 +152,8 @@ def read_run_files(paths: Sequence[Path]) -> list[RunFiles]:
     require(twice is None, f"{twice} is named twice; name each run once")
     for path in paths:
         _require_run(path)
-    return [_read(path, name, place) for place, (path, name) in enumerate(zip(paths, run_names(paths), strict=True))]
+    named = enumerate(zip(paths, run_names(paths), strict=True))
+    return [_read(path, name, place, has_ended=has_ended) for place, (path, name) in named]
 
 
 def run_names(paths: Sequence[Path]) -> list[str]:
@@ -183,7 +189,7 @@ def _is_tokenizer(path: Path) -> bool:
         return False
 
 
-def _read(path: Path, name: str, place: int) -> RunFiles:
+def _read(path: Path, name: str, place: int, *, has_ended: bool) -> RunFiles:
     gaps: list[str] = []
 
     def part(read: Callable[[], Found], otherwise: Found) -> Found:
@@ -230,6 +236,7 @@ def _read(path: Path, name: str, place: int) -> RunFiles:
         checkpoints=tuple(sorted(committed_steps(path / CHECKPOINTS))),
         skipped_steps=len(read_records(path / NONFINITE)),
         divergence=_divergence(path / NONFINITE, starts, max((record["step"] for record in records), default=0)),
+        is_at_work=not has_ended and is_in_use(path),
         gaps=tuple(gaps),
     )
 

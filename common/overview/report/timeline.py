@@ -14,6 +14,13 @@ from beit.common.pages.numbers import ABSENT, count
 from beit.common.runs.environment import redact
 
 _UNBROKEN = "\u00a0"
+_LAST, _LOST, _CHANGED = "last sign of life", "lost", "changed"
+_BEGINNING = "the beginning"
+_TITLES = ("start", "began", "from", _LAST, _LOST, "machine", _CHANGED)
+_LEGEND = {
+    _LAST: "The last sign of life is the last record, or what was saved at a stop.",
+    _LOST: "What a start did after the checkpoint that the next one went on from is lost.",
+}
 
 
 def state_text(run: RunFiles) -> str:
@@ -22,14 +29,16 @@ def state_text(run: RunFiles) -> str:
     if run.divergence is not None:
         return f"diverged at step {run.divergence.step:,}" + (f" of {total:,}" if total else "")
     if run.kind == "probe":
-        return "finished" if run.probes else "not finished"
+        return "finished" if run.probes else "at work" if run.is_at_work else "not finished"
     if run.kind == "tokenizer" and not run.records and run.made:
         return "finished"
-    if total is None or step == 0:
-        return f"at step {step:,}" if step else "nothing recorded yet"
-    if step >= total:
+    if step == 0:
+        return "at work, nothing recorded yet" if run.is_at_work else "nothing recorded yet"
+    if total is not None and step >= total:
         return "finished"
-    return f"at step {step:,} of {total:,}"
+    return f"{'at work' if run.is_at_work else 'stopped'} at step {step:,}" + (
+        "" if total is None else f" of {total:,}"
+    )
 
 
 def duration(seconds: float) -> str:
@@ -56,25 +65,21 @@ def timeline_section(runs: Sequence[RunFiles]) -> Section:
         for number, start in enumerate(history(run), 1):
             name = [run.name] if len(runs) > 1 else []
             rows.append([*name, *_row(run, start, number)])
-    titles = [
-        *(["run"] if len(runs) > 1 else []),
-        "start",
-        "began",
-        "from",
-        "last sign of life",
-        "lost",
-        "machine",
-        "changed",
-    ]
+    titles = [*(["run"] if len(runs) > 1 else []), *_TITLES]
     parts: list[Html] = []
     if rows:
-        parts.append(table("Starts and stops", titles, rows))
-        parts.append(
-            text(
-                "Times are those of the machine's clock, in UTC. The last sign of life is the last record; what a "
-                "start did after the checkpoint that the next one went on from is lost."
-            )
-        )
+        is_continued = any(row[titles.index("from")] != _BEGINNING for row in rows)
+        told = [
+            place
+            for place, title in enumerate(titles)
+            if title not in (_LAST, _LOST, _CHANGED)
+            or any(row[place] != ABSENT for row in rows)
+            or (title == _LOST and is_continued)  # that nothing was lost says something there
+        ]
+        shown = [[row[place] for place in told] for row in rows]
+        parts.append(table("Starts and stops", [titles[place] for place in told], shown))
+        legend = [found for title, found in _LEGEND.items() if titles.index(title) in told]
+        parts.append(text(" ".join(["Times are those of the machine's clock, in UTC.", *legend])))
     parts += [
         text(f"{run.name}: {count(run.skipped_steps, 'step')} skipped, whose loss or gradients were not finite.")
         for run in runs
@@ -99,7 +104,7 @@ def _row(run: RunFiles, start: Start, number: int) -> list[str]:
     return [
         str(number),
         _when(start.began) if start.began else ABSENT,
-        f"step {start.from_step:,}" if start.is_resumed else "the beginning",
+        f"step {start.from_step:,}" if start.is_resumed else _BEGINNING,
         f"{last}{at}{took}",
         count(start.lost_steps, "step") if start.lost_steps else ABSENT,
         machine,

@@ -34,7 +34,7 @@ from beit.common.runs.layout import (
 )
 from beit.common.runs.metrics import read_metrics
 from beit.common.storage.documents import read_json
-from beit.common.storage.locks import sole_use
+from beit.common.storage.locks import is_in_use
 from beit.common.storage.paths import is_remote
 
 _ROOM = 1.2
@@ -50,7 +50,7 @@ def look_at_run(path: Path) -> Iterator[Finding]:
     """Yield where a run is, and what is wrong with it."""
     config = read_toml(path / CONFIG)
     starts = read_environment(path / ENVIRONMENT).get(STARTS, [])
-    is_busy, saved = _is_busy(path), checkpoint_folders(path / CHECKPOINTS)
+    is_busy, saved = is_in_use(path), checkpoint_folders(path / CHECKPOINTS)
     intact, damaged = _intact(saved)
     if intact is not None or not saved:
         yield _state(path, config, starts, step=intact[0] if intact else None, is_busy=is_busy)
@@ -62,14 +62,6 @@ def look_at_run(path: Path) -> Iterator[Finding]:
         yield from (finding for finding in disk if finding.level == "fault")
     yield from _data(path)
     yield from _weights(path)
-
-
-def _is_busy(path: Path) -> bool:
-    try:
-        with sole_use(path, patience_seconds=0.0):
-            return False
-    except InputError:
-        return True
 
 
 def _intact(saved: list[tuple[int, Path]]) -> tuple[tuple[int, Mapping[str, Any]] | None, dict[int, str]]:

@@ -110,6 +110,45 @@ def test_names_of_grey_lines_and_of_rings_do_not_lie_on_each_other() -> None:
         assert not any(_Box(*box).meets(_Box(*other)) for other in boxes[:place])
 
 
+def test_names_of_grey_lines_keep_away_from_lines_where_there_is_room() -> None:
+    boxes: list[tuple[float, float, float, float]] = []
+    rising = Line(name="", points=[(1.2, 0.13), (2.4, 0.59)], mark=(2.4, 0.59, "kept: 0.59 %"))
+    pale = Line(name="", points=[(1.2, 0.065), (2.4, 0.195)], is_faint=True)
+    chart = LineChart(lines=[rising, pale], x_name="", references=[(0.26, "commonest word 0.26 %")])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("beit.common.pages.charts._write", recording(boxes))
+        line_svg(chart, size_px=(480, 300), description="")
+    box = _Box(*boxes[-1])
+    assert box.right < 300, "the line passes from (260, 95) to (460, 260), and leaves no such room on its right"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "written"),
+    [(0.2, 0.5, "20\u00a0%"), (0.2, 0.3, "22\u00a0%"), (0.001, 0.006, "0.1\u00a0%"), (0.0, 1.0, "100\u00a0%")],
+)
+def test_ticks_of_shares_have_as_many_digits_as_they_need(low: float, high: float, written: str) -> None:
+    chart = LineChart(lines=[Line(name="", points=[(0, low), (1, high)])], x_name="", percent=True, y_range=(low, high))
+    assert f"{written}</text>" in line_svg(chart, size_px=SIZE_PX, description="")
+
+
+def test_the_name_of_what_is_ringed_moves_away_from_lines_that_are_close_above_and_below() -> None:
+    boxes: list[tuple[float, float, float, float]] = []
+    falling = Line(
+        name="",
+        points=[(x, 9.15 + 0.8 * (1 - x / 30) ** 2) for x in range(3, 31, 3)],
+        mark=(30, 9.15, "kept: 9.15 bits"),
+    )
+    pale = Line(name="", points=[(20, 9.3), (27, 9.06), (30, 9.06)], is_faint=True)
+    chart = LineChart(lines=[falling, pale], x_name="", references=[(9.93, "unigram")])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("beit.common.pages.charts._write", recording(boxes))
+        line_svg(chart, size_px=(480, 300), description="")
+    ringed = _Box(*boxes[0])
+    assert ringed.bottom - 93 > 10, (
+        "16 px above its ring, whose centre is at (460, 93): nearer it would lie on the line"
+    )
+
+
 def recording(boxes: list[tuple[float, float, float, float]]) -> object:
     def write(axes: object, text: str, colour: object, places: object, hidden: object, taken: list[_Box]) -> None:
         _write(axes, text, colour, places, hidden, taken)  # type: ignore[arg-type]

@@ -80,3 +80,15 @@ def test_a_run_without_a_record_of_starts_has_no_such_section(tmp_path: Path) ->
 def test_durations_are_written_as_people_say_them() -> None:
     known = {0: "0 s", 59: "59 s", 60: "1 min", 3600: "1 h 0 min", 5400: "1 h 30 min", 90 * 3600: "3 d 18 h"}
     assert {seconds: duration(seconds) for seconds in known} == known
+
+
+def test_a_start_that_was_stopped_between_two_records_came_as_far_as_the_next_went_on_from(tmp_path: Path) -> None:
+    resumed = start("pretrain", time=ELEVEN, resumed_from="runs/one/checkpoints/step_127")
+    run = started(tmp_path / "run", start("pretrain", time=TEN), resumed)
+    record(tmp_path / "a", 1, 10, 125)
+    (run.path / "tensorboard").mkdir()
+    written = next((tmp_path / "a/tensorboard").iterdir())
+    (run.path / "tensorboard/events.out.a").write_bytes(without_the_writers_own_clock(written))
+    first, _ = history(run)
+    assert (first.last_step, first.lost_steps) == (127, 0)
+    assert "step 127 (1\u00a0min)" in str(timeline_section([run]).parts[0])

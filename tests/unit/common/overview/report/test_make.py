@@ -44,6 +44,19 @@ def test_the_page_of_one_run_goes_into_the_run_and_no_other_command_is_asked(
     assert "Report on run" in (run / "report.html").read_text()
 
 
+def test_a_run_at_work_is_read_after_its_pictures_were_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked(monkeypatch, None)
+    run = pretraining(tmp_path / "run")
+
+    def draw(*_: Any, **__: Any) -> dict[Path, dict[str, Path]]:  # takes a minute, in which the run goes on
+        with (run / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps({"step": 777, "epoch": 9.0, "loss": 0.5}) + "\n")
+        return {run: {}}
+
+    monkeypatch.setattr("beit.common.overview.report.make.draw_missing", draw)
+    assert "777" in make_report([str(run)], None, say=silent).read_text()
+
+
 def test_runs_that_measured_the_same_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = [fine_tuned(tmp_path / "a"), fine_tuned(tmp_path / "b"), probed(tmp_path / "c")]
     group = {"task": "classification", "metric": "top1", "mean": 0.775, "runs": [{"path": str(paths[0])}]}

@@ -13,8 +13,9 @@ import pytest
 from beit.common.overview.report.page import report_page
 from beit.common.overview.report.run_files import read_run_files
 from beit.common.overview.report.section import Section, text
+from beit.common.storage.locks import sole_use
 from beit.tests.page_parts import PageParts
-from beit.tests.report_runs import ALL, fine_tuned, pretraining, tokenizer, write_json, write_run
+from beit.tests.report_runs import ALL, fine_tuned, pretraining, start, steps, tokenizer, write_json, write_run
 
 
 @pytest.mark.parametrize("kind", ALL)
@@ -38,6 +39,52 @@ def test_runs_of_all_kinds_stand_on_one_page_each_in_its_colour(tmp_path: Path) 
         assert f'style="--line: var(--line{place})">{kind}</span>' in html
     for title in ("Pre-training on visual tokens", "Classification", "Segmentation", "Distilling a tokenizer"):
         assert title in page.text
+
+
+def test_the_page_says_whether_a_run_is_at_work_or_stopped_and_at_which_step(tmp_path: Path) -> None:
+    run = write_run(
+        tmp_path / "run",
+        settings='[mask]\nmode = "blockwise"\n[train]\nsteps = 500\n',
+        starts=[start("pretrain", "store", "run")],
+        records=steps(4),
+    )
+    with sole_use(run):
+        assert "Pre-training, at work at step 40 of 500" in report_page(read_run_files([run]))
+        # A run that writes its own page at its end has its folder still to itself.
+        assert "Pre-training, stopped at step 40 of 500" in report_page(read_run_files([run], has_ended=True))
+    assert "Pre-training, stopped at step 40 of 500" in report_page(read_run_files([run]))
+
+
+def test_where_no_loss_was_finite_the_page_does_not_speak_of_one(tmp_path: Path) -> None:
+    lost = [{"step": 5, "epoch": 0.1, "loss": float("nan"), "lr": 1.0, "images_per_second": 59.321}]
+    settings = '[mask]\nmode = "blockwise"\n[train]\nsteps = 60\n'
+    run = write_run(tmp_path / "run", settings=settings, starts=[start("pretrain", "store", "run")], records=lost)
+    page = PageParts(report_page(read_run_files([run]))).text
+    assert "No evaluation yet, and no loss of a training batch was finite." in page and "all there is" not in page
+    assert "59.3" in page and "59.32" not in page
+
+
+def test_columns_of_starts_that_say_nothing_are_left_out(tmp_path: Path) -> None:
+    once = PageParts(report_page(read_run_files([pretraining(tmp_path / "once")]))).text
+    assert "last sign of life" not in once and "changed" not in once.partition("Starts and stops")[2]
+    again = [start("pretrain", "s", "r"), start("pretrain", "s", "r", resumed_from="r/checkpoints/step_20")]
+    run = write_run(tmp_path / "again", settings="[train]\nsteps = 40\n", starts=again, records=steps(4))
+    shown = PageParts(report_page(read_run_files([run]))).text
+    assert " lost " in shown and "step 20" in shown
+
+
+def test_a_run_is_not_named_beside_its_own_name(tmp_path: Path) -> None:
+    html = report_page(read_run_files([pretraining(tmp_path / name, seed=seed) for seed, name in enumerate("ab")]))
+    assert "<b>a</b></p>" in html and '<b>a</b> <span class="of">' not in html
+
+
+def test_blocks_that_hardly_differ_look_alike_in_the_chart(tmp_path: Path) -> None:
+    blocks = [{"block": 0, "miou": 0.1398}, {"block": 1, "miou": 0.1405}]
+    probe = {"task": "linear-probe", "miou": 0.1405, "best_block": 1, "blocks": blocks, "num_images": 101}
+    run = write_run(tmp_path / "run", settings='encoder = "e"\n', starts=[start("finetune", "linear-probe")])
+    write_json(run / "segmentation-probe.json", probe)
+    html = report_page(read_run_files([run]))
+    assert "14\u00a0%</text>" in html and not re.search(r"\d\.\d\d\d?\u00a0%</text>", html), "ticks of whole points"
 
 
 def evaluated_twice(run: Path) -> Path:
