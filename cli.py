@@ -294,6 +294,9 @@ def _interrupt(signum: int, frame: FrameType | None) -> None:
 
 def _leave_on_signals(code: int) -> None:
     """Have another Ctrl-C end the process at once, with the exit code that is decided, while it shuts down."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # what cannot be written is told where Python closes them
+            stream.flush()
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, lambda signum, frame: os._exit(code))

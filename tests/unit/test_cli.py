@@ -350,9 +350,10 @@ if {moment!r} == "when modules go":
 def run():
     if {moment!r} == "first of atexit":
         atexit.register(lambda: (signal.raise_signal({int(number)}), print("went on")))
+    print("printed")
     raise ResumableStop("stopped")
 cli.beit.main = lambda **_: run()
 cli.main()
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50)
-    assert (done.returncode, done.stdout, done.stderr) == (75, "", "beit: stopped\n")
+    assert (done.returncode, done.stdout, done.stderr) == (75, "printed\n", "beit: stopped\n")
