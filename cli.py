@@ -11,6 +11,7 @@ if __name__ == "__main__":  # before anything else is imported, the standard lib
 
     leave_out_current_folder()
 
+import atexit
 import errno
 import importlib
 import os
@@ -225,6 +226,7 @@ def main() -> None:
         capture_output()
     set_up_streams()
     raise_file_limit()
+    atexit.register(_heed_signals_no_more)  # the first to be registered is called last
     signal.signal(signal.SIGTERM, _interrupt)
     with interrupts_come_through():
         code, message = _run()
@@ -236,6 +238,7 @@ def main() -> None:
         with suppress(BrokenPipeError):
             click.echo(f"beit: {printable(message, keep=_LINE_BREAK)}", err=True)
     let_go_of_broken_streams()
+    atexit.register(_leave_on_signals, code)
     sys.exit(code)
 
 
@@ -287,6 +290,22 @@ def _interrupt(signum: int, frame: FrameType | None) -> None:
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     raise KeyboardInterrupt
+
+
+def _leave_on_signals(code: int) -> None:
+    """Have another Ctrl-C end the process at once, with the exit code that is decided, while it shuts down."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # what cannot be written is told where Python closes them
+            stream.flush()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, lambda signum, frame: os._exit(code))
+
+
+def _heed_signals_no_more() -> None:
+    """Let Python take itself apart; a handler would be gone meanwhile, and the signal would decide the exit code."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager

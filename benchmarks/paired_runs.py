@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 
@@ -26,7 +27,8 @@ _CODES = {InputError: EXIT_BAD_INPUT, ResumableStop: EXIT_RESUMABLE, RunFailed: 
 
 
 def run_script(main: click.Command) -> None:
-    """Run a script's command; exit 0 done, 2 wrong input, 75 stopped and resumable, 1 failed."""
+    """Run a script's command; exit 0 done, 2 wrong input, 75 stopped and resumable, 1 failed. SIGTERM is as Ctrl-C."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         main(standalone_mode=False)
     except click.ClickException as error:
@@ -38,6 +40,8 @@ def run_script(main: click.Command) -> None:
     except tuple(_CODES) as error:
         click.echo(f"{Path(sys.argv[0]).name}: {error}", err=True)
         sys.exit(next(code for kind, code in _CODES.items() if isinstance(error, kind)))
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def check_paths(out: Path, **inputs: str) -> None:

@@ -38,6 +38,7 @@ from beit.common.runs.environment import environment
 from beit.common.runs.layout import ENCODER, METRICS
 from beit.common.runs.metrics import read_metrics
 from beit.common.storage.documents import read_json, write_json
+from beit.common.storage.files import write_atomic
 from beit.finetune.worth.runner import claim, interval, is_finished, parse_seeds
 
 RECIPE = "beit_tiny_patch4_32"
@@ -201,7 +202,7 @@ def measured(words: Sequence[str], *, lock: int) -> float:
     """Run a command with one thread to its end; return what it and its children took of processors, user and system.
 
     Raises:
-        ResumableStop: Ctrl-C.
+        ResumableStop: Ctrl-C, or SIGTERM in a script that `run_script` runs.
         RunFailed: it failed.
     """
     print(f"$ {shlex.join(words)}", file=sys.stderr, flush=True)
@@ -216,7 +217,8 @@ def measured(words: Sequence[str], *, lock: int) -> float:
     )
     try:
         code = process.wait()
-    except KeyboardInterrupt:  # which the command has got, too
+    except KeyboardInterrupt:  # which the command has got, too, if it was typed; what it has done is not kept
+        process.terminate()
         process.wait()
         raise ResumableStop("stopped; start the same command again to go on") from None
     if code:
@@ -331,7 +333,7 @@ def report(rows: Mapping[str, Sequence[Mapping[str, Any]]], file: Path) -> None:
         cells += [_percent([run["knn"] for run in runs])]
         cells += [_percent([run["fine-tuned"] for run in runs if "fine-tuned" in run]), str(len(runs))]
         lines.append(f"| {' | '.join(cells)} |")
-    file.with_suffix(".md").write_text("\n".join(lines) + "\n")
+    write_atomic(file.with_suffix(".md"), ("\n".join(lines) + "\n").encode())
 
 
 def _mean(runs: Sequence[Mapping[str, Any]], key: str, form: str) -> str:

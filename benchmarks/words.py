@@ -16,12 +16,12 @@ widely.
 
 Everything is a `beit` command with a folder of its own; the script may be stopped or killed at any time and goes on.
 Seeds have folders of their own, too, so that two may run at once by two commands with other `--seeds`, and the table
-shows whatever is finished.
+shows whatever is finished; `--table` wants the settings that it was made with.
 """
 
 from __future__ import annotations
 
-import resource
+import itertools
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,21 +32,35 @@ import click
 from PIL import Image
 
 from beit.benchmarks.paired_runs import check_paths, run_script
-from beit.common.errors import require
+from beit.benchmarks.processor_time import ChildMeter
+from beit.common.config import load_config
+from beit.common.errors import InputError, require
 from beit.common.pages.charts import Line, LineChart, line_charts
 from beit.common.pages.pictures import PALETTE, save_png, sheet
 from beit.common.processes.signals import stop_on_signals
 from beit.common.runs.environment import environment
 from beit.common.runs.metrics import read_metrics
 from beit.common.storage.documents import read_json, write_json
+from beit.common.storage.files import write_atomic
+from beit.common.vit.config import build_vit_config
 from beit.finetune.compare.runs import read_runs
+from beit.finetune.config import FinetuneConfig
 from beit.finetune.worth.runner import Runner, cell, claim, interval, is_finished, parse_seeds, sets
+from beit.pretrain.config import PretrainConfig
+from beit.tokenize.kinds import KINDS
 
 BASELINE = "mini"
 SUPERVISED = "beit.benchmarks.supervised_teacher:EfficientNetLite0"
 IMG_SIZE_PX, PATCH_SIZE_PX, BATCH = 32, 4, 32
+GRID = {"img_size": IMG_SIZE_PX, "patch_size": PATCH_SIZE_PX}
 MINI_SIZE_PX = 64
 """Side at which `mini` sees a view, 8 x 8 words of 8 px."""
+RECIPE = "beit_tiny_patch4_32"
+"""Of `beit pretrain`."""
+CODE = Path(__file__).resolve().parents[1]
+_SCHEMAS: dict[str, Any] = {"pretrain": PretrainConfig, "finetune": FinetuneConfig}
+_ROOMS = {"pretrain": "pretrain", "finetune": "finetune", "tokenizer": "tokenize"}
+COUNT = click.IntRange(min=1)
 MEASURES = {"probe": "linear probe", "few": "linear probe, few labels", "tuned": "fine-tuned, few labels"}
 CHART_PX = (420, 320)
 
@@ -138,7 +152,7 @@ class Bench:
         settings += [f"train.seed={seed}", "reader.num_workers=0", f"train.eval_interval_steps={self.steps}"]
         settings += [f"checkpoint.interval_steps={max(1, self.steps // 8)}", *self.pretrain_set]
         made["pretrain"] = ["pretrain", str(folder / "store"), str(folder / "pretrain")]
-        made["pretrain"] += ["--recipe", "beit_tiny_patch4_32", *sets(settings)]
+        made["pretrain"] += ["--recipe", RECIPE, *sets(settings)]
         for measure, labels in (("probe", self.labels), ("few", self.few_labels)):
             words = ["finetune", "linear-probe", self.train, str(folder / measure), "--encoder", encoder]
             made[measure] = [*words, "--val", self.val, *sets(self._labelled(labels, seed))]
@@ -188,15 +202,23 @@ class Bench:
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for everything.")
 @click.option("--rows", default=",".join(ROWS), show_default=True, help="Rows to run; those of teachers come first.")
 @click.option("--seeds", default="0,1,2", show_default=True)
-@click.option("--views", default=2, show_default=True, help="Of every image in a store.")
-@click.option("--steps", default=3000, show_default=True, help="Of every pre-training, in batches of 32.")
-@click.option("--tokenizer-steps", default=1500, show_default=True, help="Of a dVAE and of VQ-KD.")
-@click.option("--vocab-size", default=1024, show_default=True, help="Words, but for mini, which has 1024.")
-@click.option("--labels", default=5000, show_default=True, help="Of the linear probe.")
-@click.option("--few-labels", default=500, show_default=True, help="Of the other one, and of fine-tuning.")
-@click.option("--finetune-epochs", default=20.0, show_default=True, help="Passes of fine-tuning; 0 leaves it out.")
-@click.option("--val-images", default=5000, show_default=True, help="To measure on.")
-@click.option("--report-images", default=1000, show_default=True, help="Of --train, for the fitness of the words.")
+@click.option("--views", default=2, type=COUNT, show_default=True, help="Of every image in a store.")
+@click.option("--steps", default=3000, type=COUNT, show_default=True, help="Of every pre-training, in batches of 32.")
+@click.option("--tokenizer-steps", default=1500, type=COUNT, show_default=True, help="Of a dVAE and of VQ-KD.")
+@click.option("--vocab-size", default=1024, type=COUNT, show_default=True, help="Words, but for mini, which has 1024.")
+@click.option("--labels", default=5000, type=COUNT, show_default=True, help="Of the linear probe.")
+@click.option("--few-labels", default=500, type=COUNT, show_default=True, help="Of the other one, and of fine-tuning.")
+@click.option(
+    "--finetune-epochs",
+    default=20.0,
+    type=click.FloatRange(min=0),
+    show_default=True,
+    help="Passes of fine-tuning; 0 leaves it out.",
+)
+@click.option("--val-images", default=5000, type=COUNT, show_default=True, help="To measure on.")
+@click.option(
+    "--report-images", default=1000, type=COUNT, show_default=True, help="Of --train, for the fitness of the words."
+)
 @click.option("--teacher-block", type=int, help="Block of one's own encoder that teaches.  [default: the last]")
 @click.option(
     "--shape", default="model.embed_dim=128,model.depth=4,model.num_heads=4", show_default=True, help="The network."
@@ -209,8 +231,12 @@ def main(rows: str, seeds: str, shape: str, is_table_only: bool, **values: Any) 
     bench = Bench(shape=tuple(shape.split(",")), **values)
     chosen, numbers = with_teachers(rows.split(",")), parse_seeds(seeds)
     check_paths(bench.out, **({} if is_table_only else {"train": bench.train, "val": bench.val}))
-    bench.out.mkdir(parents=True, exist_ok=True)
-    if not is_table_only:
+    check_settings(bench, chosen)
+    is_empty = not check_finished(bench)
+    if is_table_only:
+        require(not is_empty, f"--table: nothing is finished in {bench.out}; leave it out, and it is run")
+    else:
+        bench.out.mkdir(parents=True, exist_ok=True)
         with stop_on_signals() as stop:
             for seed in numbers:
                 (bench.out / f"seed-{seed}").mkdir(exist_ok=True)
@@ -231,6 +257,57 @@ def with_teachers(names: Sequence[str]) -> list[str]:
     return [name for name in ROWS if name in wanted]
 
 
+def check_settings(bench: Bench, rows: Sequence[str]) -> None:
+    """Refuse, before hours of work, what one of the commands would refuse of its settings."""
+    for given in bench.tokenizer_set:
+        require(
+            given.partition(":")[0] in KINDS,
+            f"--tokenizer-set {given} must be KIND:KEY=VALUE, with a kind of {', '.join(KINDS)}",
+        )
+    for name in rows:
+        for made, words in bench.commands(name, 0).items():
+            options = list(itertools.pairwise(words))
+            schema = KINDS[ROWS[name].kind].config if made == "tokenizer" else _SCHEMAS.get(words[0])
+            if schema is not None:
+                recipe = next((value for option, value in options if option == "--recipe"), None)
+                settings = [value for option, value in options if option == "--set"]
+                room = CODE / _ROOMS[words[0]] / "recipes"
+                config = load_config(schema, recipe=recipe, overrides=settings, recipe_dir=room)
+                if isinstance(config, PretrainConfig):
+                    build_vit_config(config.model, **GRID, use_mask_token=True)
+
+
+def check_finished(bench: Bench) -> int:
+    """Count what is finished; refuse to put into one table what was made with several settings, wherever images lie."""
+    count = 0
+    for seed, name in itertools.product(seeds_of(bench), ROWS):
+        for made, words in bench.commands(name, seed).items():
+            file = done_file(bench.folder(name, seed), made)
+            if not file.exists():
+                continue
+            count += 1
+            then, now = _options(read_json(file)["identity"]["command"]), _options(words)
+            if then != now:
+                gone, come = (" ".join(sorted(one - other)) or "nothing" for one, other in ((then, now), (now, then)))
+                raise InputError(
+                    f"{file.parent / made} was made with {gone} where these options say {come}; give those that it was "
+                    "made with, or another --out"
+                )
+    return count
+
+
+def _options(words: Sequence[str]) -> set[str]:
+    """Return the options of a command with their values, but for paths."""
+    pairs = itertools.pairwise(words)
+    return {f"{name} {value}" for name, value in pairs if name.startswith("--") and "/" not in value}
+
+
+def seeds_of(bench: Bench) -> list[int]:
+    """Return the seeds of which there is a folder."""
+    names = (path.name.removeprefix("seed-") for path in bench.out.glob("seed-*"))
+    return sorted(int(name) for name in names if name.isdigit())
+
+
 def run(bench: Bench, name: str, seed: int, runner: Runner) -> None:
     """Do what is left of a row and seed, and write the table after each part."""
     folder = bench.folder(name, seed)
@@ -242,8 +319,8 @@ def run(bench: Bench, name: str, seed: int, runner: Runner) -> None:
             continue
         measured(runner, words, done_file(folder, made))
         write_table(bench)
-        if made == "pretrain":
-            shutil.rmtree(folder / "store")  # 130 MB each; made again where it is needed
+        if done_file(folder, "pretrain").exists():
+            shutil.rmtree(folder / "store", ignore_errors=True)  # 130 MB each, of a script that was killed here, too
 
 
 def done_file(folder: Path, made: str) -> Path:
@@ -254,21 +331,10 @@ def done_file(folder: Path, made: str) -> Path:
 def measured(runner: Runner, words: Sequence[str], done: Path) -> None:
     """Run a command and note its processor seconds, those of earlier attempts included."""
     begun = done.with_suffix(".begun")
-    earlier: float = read_json(begun)["seconds"] if begun.exists() else 0.0
-    before = children_seconds()
-    try:
-        runner.beit(*words)
-    finally:
-        seconds = earlier + children_seconds() - before
-        write_json(begun, {"seconds": seconds})
-    write_json(done, {"identity": {"command": list(words)}, "seconds": seconds})
+    with ChildMeter(begun) as meter:
+        runner.beit(*words, watch=meter.note)
+    write_json(done, {"identity": {"command": list(words)}, "seconds": meter.seconds})
     begun.unlink()
-
-
-def children_seconds() -> float:
-    """Return the processor seconds of all commands that ended."""
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
 
 
 def results(bench: Bench, name: str, seed: int) -> dict[str, Any] | None:
@@ -316,8 +382,7 @@ def words_seconds(bench: Bench, name: str, seed: int) -> float:
 
 def summarize(bench: Bench, name: str) -> dict[str, Any]:
     """Return one line of the table as plain values, over all seeds that are there."""
-    seeds = sorted(int(path.name.removeprefix("seed-")) for path in bench.out.glob("seed-*"))
-    found = {seed: one for seed in seeds if (one := results(bench, name, seed)) is not None}
+    found = {seed: one for seed in seeds_of(bench) if (one := results(bench, name, seed)) is not None}
     base = {seed: one for seed in found if (one := results(bench, BASELINE, seed)) is not None}
     row: dict[str, Any] = {"row": name, "title": ROWS[name].title, "by_seed": list(found.values())}
     for key in ("bits", "unigram_bits", "told", "kept_bits", "classes", "words_seconds", *MEASURES):
@@ -333,7 +398,7 @@ def write_table(bench: Bench) -> str:
     rows = [summarize(bench, name) for name in ROWS]
     settings = {key: str(getattr(bench, key)) for key in Bench.__slots__}
     write_json(bench.out / "table.json", {"settings": settings, "environment": environment(), "rows": rows})
-    (bench.out / "table.md").write_text(table := markdown(rows, bench))
+    write_atomic(bench.out / "table.md", (table := markdown(rows, bench)).encode())
     if any(row["probe"] for row in rows):
         save_png(picture(rows, bench), bench.out / "words.png")
     return table

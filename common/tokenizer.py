@@ -28,7 +28,14 @@ from beit.common.errors import InputError, did_you_mean, require
 from beit.common.shards.schema import TokenizerInfo
 from beit.common.tokenizers.dalle_cache import dalle_folder, has_decoder, has_encoder, prepare_dalle
 from beit.common.tokenizers.directory import PATCHES, LoadedModel, load_model
-from beit.common.tokenizers.plugin import PluginModel, installed_names, is_import_name, load_plugin
+from beit.common.tokenizers.plugin import (
+    PluginModel,
+    installed_names,
+    is_import_name,
+    load_plugin,
+    noise,
+    require_class,
+)
 
 logger = logging.getLogger(__name__)
 BUNDLED_DIR = Path(__file__).parent / "tokenizers"
@@ -156,8 +163,13 @@ class Tokenizer:
         )
 
     def require_grid(self, grid_size: int) -> None:
-        """Raise an `InputError` where images of `grid_size` tokens a side are none that this tokenizer takes."""
+        """Raise an `InputError` where images of `grid_size` tokens a side are none that this tokenizer takes.
+
+        Code of somebody else is tried on one, so that what it gets wrong is said before anything is made with it.
+        """
         if self.img_size is None or self.img_size == grid_size * self.downsampling:
+            if isinstance(self._model, PluginModel):
+                self.encode(noise(grid_size * self.downsampling))
             return
         own = self.img_size // self.downsampling
         raise InputError(
@@ -305,6 +317,7 @@ def _find(name: str, need_decoder: bool) -> Path | None:
         return prepare_dalle(need_decoder=need_decoder)
     if name in installed_names():
         return None
+    require_class(name, "tokenizer")
     path = Path(name)
     if path.exists():
         return path

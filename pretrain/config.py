@@ -248,6 +248,11 @@ class PretrainConfig:
 
 def early_block(config: ViTConfig, taken_from: int | None) -> int:
     """Return after which block, counted from 1, the patches are taken: the one named, or 3/4 of the depth."""
+    require(
+        config.depth > 1,
+        "objective.aggregate takes patches of a block before the model's last, and model.depth (1) leaves none; leave "
+        "it out, or take more blocks",
+    )
     early = math.floor(0.75 * config.depth) if taken_from is None else taken_from
     require(
         1 <= early < config.depth,

@@ -23,12 +23,12 @@ from beit.common.errors import require
 from beit.common.storage.documents import read_json
 from beit.common.tokenizer import DType
 from beit.common.tokenizers.directory import CONFIG_FILE, FORMAT, fingerprint
-from beit.common.tokenizers.plugin import Offer, call_code, is_import_name
+from beit.common.tokenizers.plugin import Offer, call_code, is_import_name, noise, require_class
 from beit.common.vit.config import Normalization
 from beit.common.vit.flops import forward_flops
 from beit.common.vit.transform import normalize_images
 from beit.common.vit.vit import VisionTransformer, grid_features
-from beit.tokenize.encoders import TeacherCost
+from beit.tokenize.encoders import VOCABULARIES, TeacherCost
 
 
 class Teacher(Protocol):
@@ -119,6 +119,11 @@ class PluginTeacher:
         self._features = offer.method("features")
         self._is_first = True
 
+    def try_once(self) -> None:
+        """Ask for the features of an image, so that what the code gets wrong is said before a run is begun."""
+        self.features(noise(self.img_size).to(self._device))
+        self._is_first = True
+
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
         """Map uint8 RGB (B, 3, S, S) on the device to float32 (B, D, g, g)."""
@@ -158,8 +163,15 @@ def load_teacher(
             block is None,
             f"--teacher-block ({block}) chooses a block of an encoder, and {name} is code; leave it out",
         )
-        return PluginTeacher(call_code(name, "teacher", device=place, dtype=dtype), name=name, device=place)
+        teacher = PluginTeacher(call_code(name, "teacher", device=place, dtype=dtype), name=name, device=place)
+        teacher.try_once()
+        return teacher
+    require_class(name, "teacher")
     description = Path(name) / CONFIG_FILE
+    require(
+        name not in VOCABULARIES or Path(name).exists(),
+        f"--teacher {name} names a tokenizer; pre-train an encoder with its words, and give the folder of that run",
+    )
     require(
         not description.is_file() or read_json(description).get("format") != FORMAT.name,
         f"--teacher {name} is a tokenizer, not an encoder; give the folder `encoder` of a run",

@@ -45,6 +45,12 @@ def find_parts(path: Path) -> tuple[Path, Path | None]:
     """Find DALL-E's bare files by their folder or the encoder's file: that, and the decoder's if it lies beside."""
     encoder_file = find_part(path, "encoder") if path.is_dir() else path
     if encoder_file is None or encoder_file.suffix not in SUFFIXES:
+        begun = path / "environment.json"
+        require(
+            not begun.is_file(),
+            f"{path} is no tokenizer but a run; one of beit tokenizer train that has not finished goes on by the "
+            f"command that began it ({begun} has it)",
+        )
         raise InputError(
             f"{path} is no tokenizer{but_is(path)}: it must be a directory made by beit tokenizer train or convert "
             "(with config.json), or hold DALL-E's encoder.pkl or encoder.safetensors"

@@ -16,6 +16,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -169,9 +170,23 @@ class PluginModel:
         return pixels
 
 
+def noise(side: int) -> Tensor:
+    """Return an image (1, 3, side, side), uint8, on which somebody's code is tried before anything is made with it."""
+    return torch.randint(0, 256, (1, 3, side, side), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+
+
 def is_import_name(name: str) -> bool:
     """Tell whether `name` has the form `module:Class`."""
     return _IMPORT_NAME.fullmatch(name) is not None
+
+
+def require_class(name: str, role: str) -> None:
+    """Refuse the name of a module in the current folder, with or without .py, that lacks the class in it."""
+    module = name.removesuffix(".py")
+    require(
+        not module.isidentifier() or Path(name).is_dir() or not Path(f"{module}.py").is_file(),
+        f"{role} {name} is code; name the class in it, too, as {module}:Class (docs/tokenizers.md)",
+    )
 
 
 def installed_names() -> list[str]:

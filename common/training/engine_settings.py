@@ -82,9 +82,12 @@ def check_partition(config: OptimizerConfig, *, zero_stage: int) -> None:
 
 
 def by_adamw(config: OptimizerConfig) -> str:
-    """Say how settings chosen for Muon are made ones for AdamW."""
+    """Say how settings are made ones for AdamW; whether the rate was chosen for Muon only the user knows."""
     lr = max(config.lr * ADAMW_LR, config.min_lr)
-    return f"go over to AdamW, at half the rate: --set optimizer.kind=adamw --set optimizer.lr={lr:.3g}"
+    return (
+        "go over to AdamW, at half the rate if it was chosen for Muon: --set optimizer.kind=adamw --set "
+        f"optimizer.lr={lr:.3g}"
+    )
 
 
 def _user_settings(config: TrainingConfig) -> dict[str, Any]:

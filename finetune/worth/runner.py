@@ -158,7 +158,9 @@ def parse_seeds(seeds: str) -> list[int]:
     parts = seeds.split(",")
     if not all(part.strip().isdigit() for part in parts):
         raise InputError(f"--seeds {seeds!r} must be numbers, separated by commas, such as 0,1,2")
-    return [int(part) for part in parts]
+    numbers = [int(part) for part in parts]
+    require(len(set(numbers)) == len(numbers), f"--seeds {seeds} names a seed twice, which would count as two")
+    return numbers
 
 
 def interval(values: Sequence[float]) -> dict[str, Any] | None:

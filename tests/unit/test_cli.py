@@ -332,3 +332,28 @@ cli.main()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50)
     assert done.returncode == 75 and "beit: interrupted" in done.stderr
     assert "Exception ignored" not in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("moment", ["first of atexit", "when modules go"])
+def test_another_signal_while_the_process_shuts_down_changes_nothing(number, moment):
+    """A second Ctrl-C after "stopped, saved": the exit code stays, and no traceback is added."""
+    code = f"""
+import atexit, os, signal
+from beit import cli
+from beit.common.errors import ResumableStop
+class Thing:
+    def __del__(self, send=os.kill, pid=os.getpid()):
+        send(pid, {int(number)})
+if {moment!r} == "when modules go":
+    thing = Thing()
+def run():
+    if {moment!r} == "first of atexit":
+        atexit.register(lambda: (signal.raise_signal({int(number)}), print("went on")))
+    print("printed")
+    raise ResumableStop("stopped")
+cli.beit.main = lambda **_: run()
+cli.main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50)
+    assert (done.returncode, done.stdout, done.stderr) == (75, "printed\n", "beit: stopped\n")

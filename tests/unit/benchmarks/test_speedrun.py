@@ -1,6 +1,10 @@
 """The table of the speed-run has a head for each cell; what is wrong is one line before anything is made."""
 
+import os
+import signal
 import sys
+import threading
+import time
 from pathlib import Path
 
 import click
@@ -40,6 +44,7 @@ def test_every_trial_differs_from_every_other():
         (["trials", "--steps", "0"], "--steps 0 must be 2 or more"),
         (["trials", "--train", "nowhere"], "--train nowhere does not exist"),
         (["trials", "--seeds", "a"], "--seeds 'a' must be numbers"),
+        (["trials", "--seeds", "1,01"], "--seeds 1,01 names a seed twice"),
         (["trials", "--out", "file"], "--out file is a file; name a folder"),
         (["race", "--other", "no/python"], "--other no/python cannot be run"),
         (["race", "--other", sys.executable, "--val", "nowhere"], "--val nowhere does not exist"),
@@ -59,6 +64,32 @@ def test_wrong_words_are_refused_in_one_line_and_nothing_is_made(own, said, tmp_
     with pytest.raises(InputError, match=said):
         speedrun.main(words, standalone_mode=False)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_only_the_script_gets_ends_its_command_too(number, tmp_path, monkeypatch):
+    """As `timeout` and SLURM send it; the command slept for ten minutes."""
+    ready = tmp_path / "ready"
+    sleep = f"import pathlib, time; pathlib.Path({str(ready)!r}).touch(); time.sleep(600)"
+
+    @click.command()
+    def main():
+        with (tmp_path / "lock").open("w") as lock:
+            speedrun.measured([sys.executable, "-c", sleep], lock=lock.fileno())
+
+    def send():
+        while not ready.exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(sys, "argv", ["script.py"])
+    sender = threading.Thread(target=send)
+    sender.start()
+    with pytest.raises(SystemExit) as caught:
+        run_script(main)
+    sender.join()
+    assert caught.value.code == 75
 
 
 @pytest.mark.parametrize(

@@ -207,7 +207,12 @@ def test_unknown_names_and_folders_say_what_to_do(tmp_path: Path) -> None:
         InputError, match=r"neither a path nor one of mini, dall-e .did you mean dall-e.*; train one with"
     ):
         load_tokenizer("dalle")
-    with pytest.raises(InputError, match="is no tokenizer"):
+    with pytest.raises(InputError, match=r"is no tokenizer: it must be a directory made by beit tokenizer train"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "environment.json").touch()
+    with pytest.raises(
+        InputError, match=r"is no tokenizer but a run; .* that has not finished goes on by .*environment"
+    ):
         load_tokenizer(tmp_path)
 
 

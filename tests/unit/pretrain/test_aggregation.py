@@ -151,6 +151,14 @@ def test_an_early_block_that_is_none_is_refused(early):
         build(taken_from=early)
 
 
+def test_a_single_block_has_none_before_it():
+    model = MaskedImageModel(
+        ViTConfig(img_size=16, patch_size=4, embed_dim=12, depth=1, num_heads=2), vocab_size=VOCAB, num_masked=6
+    )
+    with pytest.raises(InputError, match=r"model.depth \(1\) leaves none; leave it out, or take more blocks"):
+        model.aggregate(1)
+
+
 def test_pixels_are_predicted_twice_likewise(tmp_path):
     store = write_store(tmp_path / "store")
     objective = {"kind": "masked_pixels", "aggregate": 1}

@@ -75,11 +75,13 @@ def test_a_recipe_does_not_decide_what_is_imported(example):
     assert run("tokenize", "photos", "store", "--recipe", "recipe.toml", "--tokenizer", example, *SMALL).exit_code == 0
 
 
-def test_a_wrong_word_stops_with_one_line(example):
+def test_a_wrong_word_is_one_line_before_anything_is_made(example):
+    """Images were packed first, which may take hours."""
     source = Path("brightness.py").read_text()
     Path("brightness.py").write_text(source.replace("vocab_size).long()", "vocab_size).long() + 64"))
     with pytest.raises(InputError, match=r"encode returned ids \d+ to \d+, must lie in \[0, 64\)"):
         run("tokenize", "photos", "store", "--tokenizer", example, *SMALL)
+    assert not Path("store").exists()
 
 
 def test_an_import_error_leaves_no_store(example):

@@ -29,6 +29,10 @@ class Colours:
 
     def features(self, images):
         return torch.nn.functional.avg_pool2d(images.float(), 4)
+
+class Coarse(Colours):
+    def features(self, images):
+        return torch.nn.functional.avg_pool2d(images.float(), 8)
 """
 
 
@@ -94,6 +98,16 @@ def test_a_class_in_the_current_folder_is_a_teacher(module: str) -> None:
         load_teacher(f"{module}:Colours", block=1)
     with pytest.raises(InputError, match=r"teacher nowhere:Colours cannot be imported \(ModuleNotFoundError"):
         load_teacher("nowhere:Colours")
+    with pytest.raises(InputError, match=r"features returned torch.float32 \(1, 3, 2, 2\) for images \(1, 3, 16, 16\)"):
+        load_teacher(f"{module}:Coarse")  # before anything is made with it
+    for name in (module, f"{module}.py"):
+        with pytest.raises(InputError, match=f"teacher {name} is code; name the class in it, too, as {module}:Class"):
+            load_teacher(name)
+    for name in ("mini", "dall-e"):
+        with pytest.raises(
+            InputError, match=f"--teacher {name} names a tokenizer; pre-train an encoder with its words"
+        ):
+            load_teacher(name)
 
 
 def plugin(**changes: Any) -> PluginTeacher:

@@ -104,6 +104,12 @@ def test_what_cannot_be_imported_or_called_is_one_line(module: str, name: str, m
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("ending", ["", ".py"])
+def test_code_without_its_class_is_one_line(module: str, ending: str) -> None:
+    with pytest.raises(InputError, match=rf"tokenizer {module}{ending} is code; name .*, as {module}:Class"):
+        load_tokenizer(f"{module}{ending}")
+
+
 @pytest.mark.parametrize(
     ("source", "told"),
     [
