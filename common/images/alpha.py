@@ -17,8 +17,8 @@ from beit.common.images.decoding import Alpha
 from beit.common.images.ranges import ValueRange, map_to_8_bit, to_8_bit
 from beit.common.images.samples import Samples
 
-_CHECKER_PX = 8
-_CHECKER_LEVELS = (255, 204)
+CHECKER_PX = 8
+CHECKER_LEVELS = (255, 204)
 """Of the squares that stand for transparency in drawing programs: white at the top left, light grey beside it."""
 _ROWS_AT_ONCE = 256
 """So that a large image takes no more memory than its pixels."""
@@ -114,8 +114,8 @@ def _background(alpha: Alpha, height: int, width: int, top: int) -> NDArray[np.u
     """Return grey levels uint8 (height, width) of a background, whose first row is number `top` of the image."""
     if alpha != "checker":
         return np.full((height, width), 255 if alpha == "white" else 0, np.uint8)
-    rows, columns = np.arange(top, top + height) // _CHECKER_PX, np.arange(width) // _CHECKER_PX
-    squares: NDArray[np.uint8] = np.array(_CHECKER_LEVELS, np.uint8)[(rows[:, None] + columns) % 2]
+    rows, columns = np.arange(top, top + height) // CHECKER_PX, np.arange(width) // CHECKER_PX
+    squares: NDArray[np.uint8] = np.array(CHECKER_LEVELS, np.uint8)[(rows[:, None] + columns) % 2]
     return squares
 
 

@@ -106,7 +106,7 @@ class Decoding:
         listed = ", ".join(f"{name} {_plain(value)}" for name, value in settings.items())
         bounds = self.value_range
         mapped = (
-            f": values from {bounds.low:g} to {bounds.high:g} become 0 to 255, what lies outside is clipped"
+            f": values from {bounds.low:.17g} to {bounds.high:.17g} become 0 to 255, what lies outside is clipped"
             if bounds.low is not None
             else ""
         )

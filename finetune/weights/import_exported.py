@@ -20,6 +20,7 @@ from torch import Tensor
 from beit.common.errors import InputError, require
 from beit.common.images.decoding import GREY, RGB, USUAL, Decoding
 from beit.common.vit.description import EncoderConfig
+from beit.finetune.weights.by_hand import decoding_steps
 
 KEY = "beit_export"
 """In a config.json."""
@@ -111,11 +112,11 @@ def filler_of(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> list[
 
 
 def own_facts(config: EncoderConfig) -> dict[str, Any]:
-    """Return what an export says of a model under `KEY`."""
+    """Return what an export says of a model under `KEY`; "decode" is for people, and nothing reads it."""
     shape = config.architecture
     facts: dict[str, Any] = {"final_norm": shape.final_norm, "pos_resize": shape.pos_resize, "depth": shape.depth}
     if (decoding := config.decoding.of_any_size()) != USUAL:
-        facts[_DECODING] = decoding.as_json()
+        facts |= {_DECODING: decoding.as_json(), "decode": decoding_steps(decoding)}
     return facts | {name: value for name in _OF_USE if (value := getattr(config, name)) not in (None, False)}
 
 

@@ -9,6 +9,7 @@ from beit import __version__
 from beit.common.images.decoding import GREY
 from beit.common.vit.transform import MAX_ASPECT
 from beit.finetune.segmentation.artifact import segmentation_info
+from beit.finetune.weights.by_hand import decoding_steps
 from beit.finetune.weights.export.image_processor import resized_side
 from beit.finetune.weights.export.source import ExportOptions, ExportSource, What
 
@@ -69,6 +70,7 @@ def model_card(
         _how_to_load(source, options, auto_class),
         "## To know",
         "\n".join(f"- {line}" for line in [*_facts(source, options), *(_sentence(note) for note in notes)]),
+        *_pixels(source),
         "## Where it comes from",
         *(_record(provenance) if provenance else ["Nothing is known of its training."]),
         "## License",
@@ -87,14 +89,29 @@ def _how_to_load(source: ExportSource, options: ExportOptions, auto_class: str) 
     extra = "import torch\n" if source.what == "masked" else ""
     folder = json.dumps(options.name, ensure_ascii=False)
     opened = '.convert("L")' if source.config.architecture.in_chans == GREY else ""
+    made = "  # 8 bits, made by the steps under Pixels" if decoding_steps(source.config.decoding) else ""
     return (
         f"```python\n{extra}from PIL import Image\nfrom transformers import AutoImageProcessor, {auto_class}\n\n"
         f"processor = AutoImageProcessor.from_pretrained({folder})\n"
         f"model = {auto_class}.from_pretrained({folder})\n\n"
-        f'image = Image.open("photo.jpg"){opened}\n'
+        f'image = Image.open("photo.jpg"){opened}{made}\n'
         'inputs = processor(images=image, return_tensors="pt")\n'
         f"{_RESULTS[source.what]}\n```"
     )
+
+
+def _pixels(source: ExportSource) -> list[str]:
+    """Return how files become what the processor takes, where it is not as every program does it."""
+    config = source.config
+    steps = decoding_steps(config.decoding)
+    if not steps:
+        return []
+    return [
+        "## Pixels",
+        f"{config.decoding.in_words()}. The processor takes 8-bit pixels, and no program but beit makes them so by "
+        "itself: do this before it, and save the result as PNG.",
+        "\n".join(f"{number}. {step}" for number, step in enumerate(steps, start=1)),
+    ]
 
 
 def _facts(source: ExportSource, options: ExportOptions) -> list[str]:
@@ -105,8 +122,6 @@ def _facts(source: ExportSource, options: ExportOptions) -> list[str]:
         "takes without a word (a ViT with `interpolate_pos_encoding=True`) and stretches the positions by a rule of "
         "its own; `beit export --img-size` does it by ours."
     ]
-    if how := config.decoding.in_words():
-        lines.append(f"{how}. The processor takes 8-bit pixels, so this is to be done before it.")
     if trained != shape.img_size:
         lines.append(f"It was trained at {trained} px; positions were resized to {shape.img_size} px.")
     if source.what == "segmenter":
@@ -129,8 +144,12 @@ def _facts(source: ExportSource, options: ExportOptions) -> list[str]:
         "`PIL.ImageOps.exif_transpose(image)` first.",
         'It sees one channel: hand the processor grey images, `image.convert("L")`.'
         if shape.in_chans == GREY
-        else "Images are made RGB (`do_convert_rgb`). Transparency is laid on white by transformers 5; beit keeps the "
-        "colour below.",
+        else "Images are made RGB (`do_convert_rgb`). Transparency is laid on white by transformers 5; "
+        + (
+            "beit keeps the colour below."
+            if config.decoding.alpha == "drop"
+            else "step by step as below, nothing is left."
+        ),
         "Attention maps (`output_attentions=True`) need "
         '`from_pretrained(..., attn_implementation="eager")`; without it they come back empty.',
     ]

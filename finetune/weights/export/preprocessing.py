@@ -12,6 +12,7 @@ from beit.common.storage.documents import Format
 from beit.common.vit.description import EncoderConfig
 from beit.common.vit.transform import MAX_ASPECT, default_crop_pct
 from beit.finetune.segmentation.artifact import segmentation_info
+from beit.finetune.weights.by_hand import decoding_steps
 from beit.finetune.weights.export.source import ExportSource
 
 FORMAT = Format("beit-preprocessing", 1)
@@ -89,9 +90,10 @@ def _outputs(source: ExportSource) -> dict[str, tuple[list[int], str]]:
 def decoding_note(config: EncoderConfig) -> list[str]:
     """Return a line on how files become the 8-bit pixels that a model takes, where that is not as usual."""
     how = config.decoding.in_words()
-    return (
-        [f"{how}; the export takes 8-bit pixels, so this is to be done before it, as recorded beside it"] if how else []
+    said = (
+        "the export takes 8-bit pixels, so this is to be done before it, by the steps that stand beside it (`decode`)"
     )
+    return [f"{how}; {said}"] if how else []
 
 
 def _preprocessing(source: ExportSource) -> dict[str, Any]:
@@ -100,11 +102,11 @@ def _preprocessing(source: ExportSource) -> dict[str, Any]:
         "orientation": "as EXIF says",
         "mode": "RGB, 8 bit; of transparent pixels the colour below; grey of 16 bit divided by 257",
     }
-    if stored.architecture.in_chans == GREY:
+    if steps := decoding_steps(stored.decoding):
+        first["mode"] = f"{'grey, one channel' if stored.architecture.in_chans == GREY else 'RGB'}, 8 bit, by `decode`"
+        first |= {"decode": steps, "decoding": stored.decoding.as_json()}
+    if stored.architecture.in_chans == GREY and stored.decoding.num_channels != GREY:
         first["mode"] += "; then grey, one channel, by ITU-R 601: (19595 R + 38470 G + 7471 B + 32768) >> 16"
-    if how := stored.decoding.in_words():
-        first["mode"] += f". {how}"
-        first["decoding"] = stored.decoding.as_json()
     last = {
         "rescale_factor": 1 / 255,
         "mean": list(stored.normalization.mean),
