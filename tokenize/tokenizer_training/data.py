@@ -15,7 +15,7 @@ from beit.common.reading.config import ReaderConfig
 from beit.common.reading.dataset import Dataset
 from beit.common.reading.labelled_dataset import LabelledDataset
 from beit.common.rng import CounterRng
-from beit.common.shards.held_out import choose_held_out, held_out_hash
+from beit.common.shards.held_out import choose_held_out, held_out_hash, image_key
 from beit.common.shards.schema import HeldOut
 from beit.common.sources.config import SourceConfig
 from beit.common.storage.samples import Record, locate, shard_starts
@@ -147,7 +147,7 @@ def split_images(images: LabelledDataset, data: HoldsOut, *, cache_bytes: int) -
     choice = choose_held_out(hashes, HeldOut(fraction=data.held_out, minimum=data.num_eval_images))
     if choice.warning:
         logger.warning("%s", choice.warning)
-    by = "" if choice.num_images == choice.total else " by image"
+    by = " by image" if any(image_key(key) != key for key in index.keys()) else ""
     chosen, others = index.split(hashes < np.uint64(choice.threshold), change=f"held out {choice.num_samples}{by}")
     return Images(
         train=LabelledDataset(others, cache_bytes=cache_bytes),
