@@ -46,11 +46,12 @@ class HeldOutChoice(NamedTuple):
         """What to know of a choice that splits an image; empty of others."""
         if not self.splits_image:
             return ""
-        few = "a single image" if self.num_images == 1 else f"{self.num_images} images"
+        of = "a single image"
+        if self.num_images > 1:
+            of = f"{self.num_images} images, each too large a part to be held out as a whole (a fifth at most)"
         return (
-            f"all {self.total} samples were cut from {few}, too few or too unequal to hold whole ones out (a fifth of "
-            f"the samples at most): {self.num_samples} samples are held out whose neighbours in the same image are "
-            "trained on, so held-out measures say little of other images; give more images for that"
+            f"all {self.total} samples were cut from {of}: {self.num_samples} samples are held out whose neighbours in "
+            "the same image are trained on, so held-out measures say little of other images; give more images for that"
         )
 
 
