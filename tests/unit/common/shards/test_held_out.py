@@ -5,8 +5,9 @@ import pytest
 
 from beit.common.errors import InputError
 from beit.common.rng import stable_hash64
-from beit.common.shards.held_out import choose_held_out, held_out_count, held_out_hash, image_key
+from beit.common.shards.held_out import choose_held_out, held_out_count, held_out_hash
 from beit.common.shards.schema import HeldOut
+from beit.common.storage.samples import image_key
 
 
 def hashes_of(tiles, by="image"):
