@@ -8,7 +8,6 @@ can be spared it lies within one.
 
 from __future__ import annotations
 
-import re
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -16,13 +15,11 @@ from numpy.typing import NDArray
 
 from beit.common.rng import stable_hash64
 from beit.common.shards.schema import MAX_HELD_OUT_SHARE, HeldOut
+from beit.common.storage.samples import image_key
 
 HeldOutBy = Literal["sample", "image"]
 """What is on one side as a whole: a sample alone, as in stores of before, or all that was cut from an image."""
 
-_PIECE = re.compile(r"(?:~(?:p\d{4,}(?:y\d{4,}x\d{4,})?|y\d{4,}x\d{4,})(?:-[0-9a-f]{10})?)+\Z")
-"""What follows the key of an image in those of its tiles and pages, and of tiles of these. The hash behind it keeps
-apart what several tars call by one name; it differs from tile to tile."""
 _IMAGE_BITS = np.uint64(32)
 """The lower half of a hash is that of the sample alone."""
 
@@ -46,17 +43,13 @@ class HeldOutChoice(NamedTuple):
         """What to know of a choice that splits an image; empty of others."""
         if not self.splits_image:
             return ""
-        few = "a single image" if self.num_images == 1 else f"{self.num_images} images"
+        of = "a single image"
+        if self.num_images > 1:
+            of = f"{self.num_images} images, each too large a part to be held out as a whole (a fifth at most)"
         return (
-            f"all {self.total} samples were cut from {few}, too few or too unequal to hold whole ones out (a fifth of "
-            f"the samples at most): {self.num_samples} samples are held out whose neighbours in the same image are "
-            "trained on, so held-out measures say little of other images; give more images for that"
+            f"all {self.total} samples were cut from {of}: {self.num_samples} samples are held out whose neighbours in "
+            "the same image are trained on, so held-out measures say little of other images; give more images for that"
         )
-
-
-def image_key(key: str) -> str:
-    """Return the key of the image that a sample was cut from; that of a whole image is its own."""
-    return _PIECE.sub("", key)
 
 
 def held_out_hash(key: str, by: HeldOutBy = "image") -> int:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from beit.common.errors import BadSample
 from beit.common.sources.index import LabelledIndex
 from beit.common.storage.paths import is_remote
-from beit.common.storage.samples import spread_evenly
+from beit.common.storage.samples import image_key, spread_evenly
 
 logger = logging.getLogger(__name__)
 
@@ -30,10 +30,29 @@ def shared_images(train: LabelledIndex, val: LabelledIndex) -> str:
     places = set(_image_places(val))
     shared = len({place for place in _image_places(train) if place in places})
     if not shared:
-        return ""
+        return _parted_images(train, val)
     unit = "images" if val.info.kind == "files" else "files"
     found = f"{shared} of the {len(places)} {unit} of {val.name} are in {train.name}, too"
     return f"{found}: {measured}; leave them out of one"
+
+
+def _parted_images(train: LabelledIndex, val: LabelledIndex) -> str:
+    """Return in a line how many images have tiles or pages on both sides, as far as keys that `beit` made tell."""
+    measured = set(_cut_images(val))
+    parted = measured.intersection(_cut_images(train)) if measured else set()
+    if not parted:
+        return ""
+    return (
+        f"tiles or pages of {len(parted)} images are in {val.name} and in {train.name}: neighbours look alike, so "
+        "that a model is measured next to what it learned; keep all of an image on one side"
+    )
+
+
+def _cut_images(index: LabelledIndex) -> Iterator[str]:
+    for key in index.keys():
+        image = image_key(key)
+        if image != key and "-" not in key[len(image) :]:  # else a file of such a name, whose folder is not in the key
+            yield image
 
 
 def _look_alike(first: LabelledIndex, second: LabelledIndex) -> bool:

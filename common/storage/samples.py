@@ -1,4 +1,4 @@
-"""What a sample is to every part of the system: its record, its number among others, the label that stands for none.
+"""What a sample is to every part of the system: its record, its number and image among others, the label for none.
 
 A data set numbers its samples shard after shard; `locate` turns such a position into a shard and a row of it. Not here:
 the order in which a training reads them (`common/reading/order.py`).
@@ -8,6 +8,7 @@ S shards.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, overload
@@ -21,6 +22,9 @@ from beit.common.images.decoding import USUAL, Decoding
 
 NO_LABEL = -1
 """Stands for an absent label in arrays and batches; records have None, Parquet files null."""
+_PIECE = re.compile(r"(?:~(?:p\d{4,}(?:y\d{4,}x\d{4,})?|y\d{4,}x\d{4,})(?:-[0-9a-f]{10})?)+\Z")
+"""What follows the key of an image in those of its tiles and pages, and of tiles of these. The hash behind it keeps
+apart what several tars call by one name; it differs from tile to tile."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,3 +97,8 @@ def spread_evenly(total: int, count: int) -> NDArray[np.int64]:
     """
     count = min(count, total)
     return np.arange(count, dtype=np.int64) * total // max(1, count)
+
+
+def image_key(key: str) -> str:
+    """Return the key of the image that a sample was cut from; that of a whole image is its own."""
+    return _PIECE.sub("", key)

@@ -5,8 +5,9 @@ import pytest
 
 from beit.common.errors import InputError
 from beit.common.rng import stable_hash64
-from beit.common.shards.held_out import choose_held_out, held_out_count, held_out_hash, image_key
+from beit.common.shards.held_out import choose_held_out, held_out_count, held_out_hash
 from beit.common.shards.schema import HeldOut
+from beit.common.storage.samples import image_key
 
 
 def hashes_of(tiles, by="image"):
@@ -100,7 +101,8 @@ def test_the_last_image_is_trained_on_where_it_would_be_more_than_a_fifth():
 def test_of_too_few_images_tiles_are_held_out_and_that_is_said(tiles, named):
     choice, held_out, trained = sides_of(tiles, minimum=10)
     assert choice.splits_image and choice.num_samples == 10 and held_out <= trained
-    assert choice.warning.startswith(f"all {sum(tiles)} samples were cut from {named}, too few")
+    assert choice.warning.startswith(f"all {sum(tiles)} samples were cut from {named}")
+    assert "10 samples are held out whose neighbours in the same image are trained on" in choice.warning
 
 
 def test_nothing_held_out_splits_nothing():

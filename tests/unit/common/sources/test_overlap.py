@@ -5,6 +5,7 @@ import pytest
 from beit.common.sources.index_build import build_index
 from beit.common.sources.overlap import warn_of_shared_images
 from beit.tests.image_files import png, write_folder, write_parquet, write_tar
+from beit.tests.tiny_store import write_members
 
 
 @pytest.fixture
@@ -57,3 +58,15 @@ def test_tars_and_tables(tmp_path, warn):
     assert found.startswith(f"1 of the 1 files of {tmp_path}/v are in {tmp_path}/t, too")
     table = write_parquet(tmp_path / "x.parquet", [0, 1], 1)
     assert "the same images" in warn(table, table)[0]
+
+
+def test_tiles_of_one_image_on_both_sides(tmp_path, warn):
+    tiles = [f"slide-{number}~y000{row}x0000" for number in range(3) for row in range(2)]
+
+    def tar_of(name, keys):
+        return write_members(tmp_path / name, {f"{key}.png": png(number) for number, key in enumerate(keys)})
+
+    train, val, other = tar_of("t.tar", tiles[:3]), tar_of("v.tar", tiles[3:]), tar_of("o.tar", tiles[4:])
+    [found] = warn(train, val)
+    assert found.startswith(f"tiles or pages of 1 images are in {val} and in {train}")
+    assert warn(train, other) == []

@@ -14,9 +14,9 @@ from PIL import Image
 
 from beit.benchmarks import science
 from beit.common.errors import InputError
-from beit.common.shards.held_out import image_key
 from beit.common.sources.config import SourceConfig
 from beit.common.sources.opening import open_source
+from beit.common.storage.samples import image_key
 from beit.tests.support import write_images
 from beit.tests.tiny_store import write_members
 from beit.tests.unit.common.images.test_alpha import encoded, icon, noise, png
