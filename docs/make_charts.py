@@ -1,13 +1,14 @@
-"""Draw docs/few_labels.png and docs/unlabelled_images.png from the tables of docs/results.md that they stand above.
+"""Draw charts of docs/results.md from the tables beside which they stand: few labels, few masks, unlabelled images.
 
 python docs/make_charts.py
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -22,15 +23,29 @@ Value = tuple[float, float | None]
 """Mean and half the width of its interval, if there is one; shares."""
 
 
-def table_below(picture: str) -> Iterator[list[str]]:
-    """Yield the rows of the first table after a picture of docs/results.md, without its head."""
-    _, _, rest = (DOCS / "results.md").read_text(encoding="utf-8").partition(f"]({picture})")
-    lines = rest.splitlines()
-    first = next(place for place, line in enumerate(lines) if line.startswith("| --"))
-    for line in lines[first + 1 :]:
-        if not line.startswith("|"):
-            return
-        yield [cell.strip(" *") for cell in line.strip("|").split("|")]
+def table_below(picture: str) -> list[list[str]]:
+    """Return the rows of the first table after a picture of docs/results.md, without its head."""
+    _, after = _around(picture)
+    return _rows(itertools.dropwhile(lambda line: not line.startswith("|"), after))
+
+
+def table_above(picture: str) -> list[list[str]]:
+    """Return the rows of the last table before a picture of docs/results.md, without its head."""
+    before, _ = _around(picture)
+    return _rows(itertools.dropwhile(lambda line: not line.startswith("|"), reversed(before)))[::-1]
+
+
+def _around(picture: str) -> tuple[list[str], list[str]]:
+    before, _, after = (DOCS / "results.md").read_text(encoding="utf-8").partition(f"]({picture})")
+    return before.splitlines()[:-1], after.splitlines()
+
+
+def _rows(lines: Iterable[str]) -> list[list[str]]:
+    """Return the cells of the lines that belong to a table, its title and the line below that left out."""
+    found = [line.strip("|").split("|") for line in itertools.takewhile(lambda line: line.startswith("|"), lines)]
+    rule = next(place for place, cells in enumerate(found) if set("".join(cells)) <= set(" -:"))
+    rows = found[rule + 1 :] if rule == 1 else found[:rule]
+    return [[cell.strip(" *") for cell in cells] for cells in rows]
 
 
 def value_of(cell: str) -> Value:
@@ -50,10 +65,11 @@ def number_of(cell: str) -> int:
 
 
 def line(name: str, values: Sequence[tuple[float, Value]], place: int) -> Line:
-    """Return a line with its intervals."""
+    """Return a line with its intervals, moved aside a little so that those of two lines do not lie on each other."""
+    aside = (2 * place - 1) * 0.008 * (values[-1][0] - values[0][0])
     return Line(
         name=name,
-        points=[(x, mean) for x, (mean, _) in values],
+        points=[(x + aside, mean) for x, (mean, _) in values],
         half_widths=[half for _, (_, half) in values],
         colour=PALETTE[place],
     )
@@ -65,7 +81,9 @@ def picture(
     *,
     counted: str,
     heading: str,
+    measure: str = "top-1",
     besides: str = "",
+    unit: str = "",
 ) -> Image.Image:
     """Draw charts over one logarithmic scale of numbers, all with the same upright scale."""
     ends = [
@@ -78,9 +96,9 @@ def picture(
     drawn = [
         LineChart(
             lines=lines,
-            title=f"{name}, top-1",
+            title=f"{name}, {measure}",
             x_name=counted,
-            x_ticks={math.log10(number): f"{number:,}".replace(",", "\u2009") for number in numbers},
+            x_ticks={math.log10(number): f"{number:,}".replace(",", "\u2009") + unit for number in numbers},
             y_range=(min(ends) - 0.02, max(ends) + 0.02),
             percent=True,
         )
@@ -90,9 +108,8 @@ def picture(
     return sheet([shown], heading=heading, legend=LEGEND.format(besides))
 
 
-def few_labels() -> Image.Image:
-    """Draw what pre-training is worth over the number of labels."""
-    rows = [(number_of(row[0]), row[1].partition(",")[0], row[2:4]) for row in table_below("few_labels.png")]
+def by_measure(rows: Sequence[tuple[int, str, Sequence[str]]]) -> list[tuple[str, list[Line]]]:
+    """Return a chart per measure: over numbers, what both starts came to."""
     charts = []
     for measure in dict.fromkeys(name for _, name, _ in rows):
         lines = [
@@ -100,14 +117,41 @@ def few_labels() -> Image.Image:
             for place, name in enumerate((PRE_TRAINED, RANDOM))
         ]
         charts.append((measure, lines))
-    numbers = list(dict.fromkeys(n for n, _, _ in rows))
-    heading = "What pre-training is worth"
-    return picture(charts, numbers, counted="labels", heading=heading, besides="; of all labels there is one run")
+    return charts
+
+
+def few_labels() -> Image.Image:
+    """Draw what pre-training is worth over the number of labels."""
+    rows = [(number_of(row[0]), row[1].partition(",")[0], row[2:4]) for row in table_below("few_labels.png")]
+    return picture(
+        by_measure(rows),
+        list(dict.fromkeys(n for n, _, _ in rows)),
+        counted="labels",
+        heading="What pre-training is worth",
+        besides="; of all labels there is one run",
+    )
+
+
+def few_masks() -> Image.Image:
+    """Draw what pre-training is worth to segmentation over the share of masks."""
+    rows = [
+        (number_of(row[0]), row[1].partition(",")[0], row[2:4])
+        for row in table_above("few_masks.png")
+        if "800" not in row[1]
+    ]
+    return picture(
+        by_measure(rows),
+        list(dict.fromkeys(n for n, _, _ in rows)),
+        counted="of the masks",
+        heading="What pre-training is worth to segmentation",
+        measure="mIoU",
+        unit="\u00a0%",
+    )
 
 
 def unlabelled_images() -> Image.Image:
     """Draw what pre-training is worth over the number of images without labels."""
-    (_, *_, knn, _, linear, _), *rows = list(table_below("unlabelled_images.png"))
+    (_, *_, knn, _, linear, _), *rows = table_below("unlabelled_images.png")
     numbers = [number_of(row[0]) for row in rows]
     charts = []
     for measure, column, random in (("k-NN", 3, knn), ("linear probe", 5, linear)):
@@ -119,5 +163,5 @@ def unlabelled_images() -> Image.Image:
 
 
 if __name__ == "__main__":
-    for name, draw in (("few_labels", few_labels), ("unlabelled_images", unlabelled_images)):
-        save_png(draw(), DOCS / f"{name}.png")
+    for draw in (few_labels, few_masks, unlabelled_images):
+        save_png(draw(), DOCS / f"{draw.__name__}.png")

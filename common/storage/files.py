@@ -280,16 +280,20 @@ class _Trap:
 
     def __init__(self, value: str | None) -> None:
         self.point, _, count = (value or "").partition(":")
-        if self.point and not count.isdecimal():
-            raise InputError(f"{FAULT_VARIABLE} ({value}) must have the form point:n")
-        self.passes_left = int(count or 0)
+        self.value, self.is_sound = value, not self.point or count.isdecimal()
+        self.passes_left = int(count or 0) if self.is_sound else 0
+
+    def check(self) -> None:
+        if not self.is_sound:
+            raise InputError(f"{FAULT_VARIABLE} ({self.value}) must have the form point:n; unset it, it is for tests")
 
 
-_trap = _Trap(os.environ.get(FAULT_VARIABLE))
+_trap = _Trap(os.environ.get(FAULT_VARIABLE))  # checked when it is used: here nobody would make a line of the error
 
 
 def fault_point(name: str) -> None:
     """Die here if the environment says so."""
+    _trap.check()
     if name != _trap.point:
         return
     _trap.passes_left -= 1
@@ -301,3 +305,4 @@ def set_trap(value: str) -> None:
     """Set the trap in this process, as the environment variable does at its start: "point:n", or "" for none."""
     global _trap
     _trap = _Trap(value)
+    _trap.check()

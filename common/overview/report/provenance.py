@@ -123,11 +123,14 @@ def _tokenizer_training(run: RunFiles, documents: Documents) -> Iterator[Entry]:
     teacher = origin.get("teacher")
     if isinstance(teacher, dict):
         block = "the last block" if teacher.get("block") is None else f"block {teacher['block']}"
+        shape = made.get("model", {}).get("vit") or {}  # where words are made of its features, it is in the tokenizer
+        dim, side = teacher.get("dim") or shape.get("embed_dim"), teacher.get("img_size") or shape.get("img_size")
+        width = f"{dim} features" if dim else "features"
         yield Entry(
             step="Teacher",
             key=str(teacher.get("fingerprint")),
             name=named(str(teacher.get("name"))),
-            text=f"{teacher.get('dim')} features per square of {block}, at {teacher.get('img_size')} px",
+            text=f"{width} per square of {block}" + (f", at {side} px" if side else ""),
             facts=_some(("fingerprint", _short(teacher.get("fingerprint")))),
         )
     yield _tokenizer(run.name, made.get("fingerprint"), documents, found=made, run=run)

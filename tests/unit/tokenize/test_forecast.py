@@ -102,3 +102,25 @@ def test_memory_that_cannot_be_enough_is_refused_unless_told_otherwise(tmp_path,
         run_tokenize(settings, str(images), tmp_path / "store")
     run_tokenize(replace(settings, allow_shortage=True), str(images), tmp_path / "store")
     assert "tokenising needs about" in caplog.text
+
+
+def test_cutting_large_images_takes_the_memory_of_the_part_that_is_decoded_at_once():
+    settings = config("views=2", "tile=512", "img_size=64", "patch_size=8", "materialize=true", "workers=2")
+    small, large = (
+        forecast.forecast(settings, num_images=320, megapixels=0.26, pixels_at_once=pixels)
+        for pixels in (0, 20_000_000)
+    )
+    assert large.memory_bytes == pytest.approx(695e6, rel=0.15), "measured: two photographs of 5000 x 4000 px at once"
+    assert small.memory_bytes < 400e6
+
+
+def test_what_is_refused_is_refused_before_anything_is_expected(tmp_path, caplog):
+    images = write_images(tmp_path / "images", 4)
+    with caplog.at_level("INFO"):
+        with pytest.raises(InputError, match="is neither a path nor one of"):
+            run_tokenize(config("views=2", tokenizer="MISSING"), str(images), tmp_path / "store")
+        run_tokenize(config("views=2", tokenizer=write_tokenizer(tmp_path / "words")), str(images), tmp_path / "store")
+        assert sum(line.startswith("expected: ") for line in caplog.messages) == 1
+        with pytest.raises(InputError, match="differs from that of store"):
+            run_tokenize(config("views=3", tokenizer=str(tmp_path / "words")), str(images), tmp_path / "store")
+    assert sum(line.startswith("expected: ") for line in caplog.messages) == 1

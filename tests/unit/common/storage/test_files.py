@@ -75,3 +75,17 @@ def test_a_folder_that_could_not_be_written_is_called_as_it_was_to_be(tmp_path, 
         raise error(folder)
     assert f"{tmp_path}/deep/out" in str(raised.value) and ".tmp." not in str(raised.value)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_trap_that_means_nothing_is_told_when_something_is_written_and_not_at_the_import(tmp_path):
+    code = "import pathlib; from beit.common.storage.files import write_atomic; write_atomic(pathlib.Path('file'), b'')"
+    ran = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=os.environ | {"BEIT_FAULT": "rename"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "InputError: BEIT_FAULT (rename) must have the form point:n; unset it" in ran.stderr
+    assert "in write_atomic" in ran.stderr and not list(tmp_path.iterdir()), "not at the import, and nothing is left"

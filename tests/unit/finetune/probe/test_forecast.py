@@ -1,6 +1,8 @@
 import dataclasses
 import logging
 
+import pytest
+
 from beit.common.forecast.hardware import named, this_machine
 from beit.common.vit.config import ViTConfig
 from beit.finetune.forecast import load
@@ -41,3 +43,16 @@ def test_it_is_said_before_features_are_computed_and_not_where_they_are_kept(fin
         assert sum(line.startswith("expected: about") for line in caplog.messages) == 1
         probe("linear-probe", finished, tmp_path / "run")
     assert sum(line.startswith("expected: about") for line in caplog.messages) == 1
+
+
+@pytest.mark.parametrize(("width", "depth", "found"), [(128, 4, 957e6), (192, 6, 1384e6)])
+def test_memory_of_neighbours_among_50_000_images_is_what_was_measured(width, depth, found):
+    shape = ViTConfig(img_size=32, patch_size=8, embed_dim=width, depth=depth, num_heads=depth)
+    expected = forecast_probe(load(None), shape, num_train=50_000, num_val=5000, num_classes=10, is_linear=False)
+    assert expected.memory_bytes == pytest.approx(found, rel=0.15)
+
+
+def test_many_features_are_kept_once():
+    small, large = forecast(100_000), forecast(1_000_000)
+    more = large.feature_bytes - small.feature_bytes
+    assert more < large.memory_bytes - small.memory_bytes < 2 * more

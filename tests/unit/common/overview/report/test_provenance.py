@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -139,3 +140,15 @@ def test_other_documents_are_refused_where_they_are_named_and_passed_over_where_
     assert way(run)
     with pytest.raises(InputError, match="no document of a report"):
         way(run, documents=(file,))
+
+
+def test_a_teacher_whose_width_stands_in_the_tokenizer_is_described_by_it(tmp_path: Path) -> None:
+    run = tokenizer(tmp_path / "words", "kmeans")
+    document = json.loads((run / "config.json").read_text())
+    document["training"]["teacher"] = {"name": "runs/e", "block": 1, "fingerprint": "7" * 64}
+    document["model"]["vit"] = {"embed_dim": 64, "img_size": 32}
+    write_json(run / "config.json", document)
+    assert "64 features per square of block 1, at 32 px" in way(run)
+    del document["model"]["vit"]
+    write_json(run / "config.json", document)
+    assert "features per square of block 1" in way(run) and "None" not in way(run)
