@@ -266,6 +266,8 @@ def _write_tar(
                 num_blank += 1
                 continue
             if isinstance(members, BadSample):
+                if members.reason not in {sample.reason for sample in skipped}:  # the manifest has no room for why
+                    logger.warning("sample %s/%s cannot be packed: %s", stem, ref.key, members)
                 skipped.append(SkippedSample(key=ref.key, reason=members.reason))
                 continue
             for suffix, data in members.items():
