@@ -40,8 +40,8 @@ from beit.common.storage.paths import is_remote
 from beit.common.store import open_store
 from beit.common.tokenizer import Tokenizer
 from beit.common.training.data import Batch, TrainingData
-from beit.common.training.engine_settings import check_partition, zero_stage
 from beit.common.training.judge import Goal
+from beit.common.training.speed import check_here
 from beit.common.training.trainer import train
 from beit.common.vit.adaptation import adapt, fresh_names, merge_state, parameters_in_words
 from beit.common.vit.channels import describe_fit
@@ -161,7 +161,7 @@ def check(config: PretrainConfig, *, store: str, run_dir: Path, resume: str = "a
 
 def check_settings(config: PretrainConfig, shape: ViTConfig | None = None) -> None:
     """Refuse, before anything is built, settings that do not go together, or not with the model's shape if known."""
-    check_partition(config.optimizer, zero_stage=zero_stage(config))
+    check_here(config)
     if shape is not None and config.objective.aggregate:
         early_block(shape, config.objective.aggregate_from)
 

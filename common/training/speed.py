@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from beit.common.errors import require
-from beit.common.training.config import SpeedConfig
+from beit.common.training.config import SpeedConfig, TrainingConfig
+from beit.common.training.engine_settings import check_partition, zero_stage
 from beit.common.vit.vit import VisionTransformer
 
 
@@ -24,23 +25,35 @@ def missing_compiler(device: torch.device) -> str | None:
     return " and ".join(lacking) or None
 
 
+def check_speed(config: SpeedConfig, *, device: torch.device, zero_stage: int) -> None:
+    """Refuse what cannot be done on this machine, or with these partitions."""
+    if not config.compile:
+        return
+    require(
+        zero_stage < 3,
+        "speed.compile has no use with deepspeed.zero_stage = 3, whose hooks put the weights together between the "
+        "layers; leave one out",
+    )
+    lacking = missing_compiler(device)
+    require(lacking is None, f"speed.compile needs {lacking} on this machine; install it or leave speed.compile out")
+
+
+def check_here(config: TrainingConfig) -> None:
+    """Refuse, before anything is built, what partitions or this machine do not allow."""
+    stage = zero_stage(config)
+    check_partition(config.optimizer, zero_stage=stage)
+    check_speed(config.speed, device=torch.device("cuda" if torch.cuda.is_available() else "cpu"), zero_stage=stage)
+
+
 def apply_speed(model: nn.Module, config: SpeedConfig, *, device: torch.device, zero_stage: int) -> None:
     """Make a vision transformer with whatever head, not yet wrapped, run as the settings say.
 
     Its parameters and their names stay as they are.
     """
+    check_speed(config, device=device, zero_stage=zero_stage)
     if config.activation_checkpointing:
         for module in model.modules():
             if isinstance(module, VisionTransformer):
                 module.recompute_blocks = True
     if config.compile:
-        require(
-            zero_stage < 3,
-            "speed.compile has no use with deepspeed.zero_stage = 3, whose hooks put the weights together between the "
-            "layers; leave one out",
-        )
-        lacking = missing_compiler(device)
-        require(
-            lacking is None, f"speed.compile needs {lacking} on this machine; install it or leave speed.compile out"
-        )
         model.compile()  # in place: no wrapper, so no other names in the state dict

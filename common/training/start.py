@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from beit.common.errors import InputError
+from beit.common.errors import InputError, require
 from beit.common.processes.distributed import World
 from beit.common.runs.layout import MICRO_BATCH, TOTAL_STEPS
 from beit.common.runs.run_dir import RunDirectory, abandon_run, begin_run, open_run
 from beit.common.training.config import TrainingConfig
 from beit.common.training.engine import check_engine
+from beit.common.training.engine_settings import zero_stage
 from beit.common.training.micro_batches import settle_micro_batch
 from beit.common.training.outlook.foretelling import look_ahead
 from beit.common.training.saver import check_record, check_shapes
-from beit.common.training.task import Task
+from beit.common.training.speed import check_speed
+from beit.common.training.task import EndsSteps, OverwritesWeights, Task
 
 
 def start_run(
@@ -33,7 +35,7 @@ def start_run(
             allowed = config.run.allow_data_change
             task.data.check_resume(checkpoint.record["data"], allow_data_change=allowed, changed=changed)
         model = task.model
-        check_engine(task, config)
+        _check_task(task, config, world)
         if checkpoint is not None:  # whose files other machines may not have yet
             world.run_on_main(lambda: check_shapes(checkpoint, model))
         settle_micro_batch(task, config, checkpoint=checkpoint, world=world)
@@ -44,3 +46,20 @@ def start_run(
     plan = task.data.plan
     begin_run(run, config, world=world, chosen={MICRO_BATCH: plan.micro_batch_size, TOTAL_STEPS: plan.total_steps})
     return run
+
+
+def _check_task(task: Task, config: TrainingConfig, world: World) -> None:
+    """Refuse settings that this training could not have on this machine."""
+    check_engine(task, config)
+    stage = zero_stage(config)
+    require(
+        stage == 0 or not isinstance(task, OverwritesWeights | EndsSteps),
+        f"deepspeed.zero_stage ({stage}) must be 0 here: this training overwrites weights itself, which partitions "
+        "held elsewhere would not notice",
+    )
+    check_speed(config.speed, device=world.device, zero_stage=stage)
+    window, total_steps = config.profile.window, task.data.plan.total_steps
+    require(
+        not window or window[0] < total_steps,
+        f"profile.steps ({config.profile.steps}) begin after the run's {total_steps} steps; name earlier ones",
+    )

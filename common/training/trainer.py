@@ -20,7 +20,7 @@ from typing import NoReturn, TypeVar
 import torch
 from torch import nn
 
-from beit.common.errors import ResumableStop, RunFailed, require
+from beit.common.errors import ResumableStop, RunFailed
 from beit.common.forecast.evaluations import evaluation_cost
 from beit.common.forecast.words import in_words
 from beit.common.processes.cores import return_freed_memory
@@ -123,19 +123,9 @@ class Trainer:
         self._rhythm = Rhythm(config.train, self._plan, cost=_evaluation_cost(task, world), world=world)
         before = run.checkpoint.record.get("precision") if run.checkpoint else None
         self._engine = Engine(task, config, world=world, before=before)
-        require(
-            self._engine.zero_stage == 0 or not isinstance(task, OverwritesWeights | EndsSteps),
-            f"deepspeed.zero_stage ({self._engine.zero_stage}) must be 0 here: this training overwrites weights "
-            "itself, which partitions held elsewhere would not notice",
-        )
         apply_speed(task.model, config.speed, device=world.device, zero_stage=self._engine.zero_stage)
         self._peak_flops = peak_flops(world.device, self._engine.precision, config.speed.peak_tflops)
         window = config.profile.window
-        require(
-            not window or window[0] < self._plan.total_steps,
-            f"profile.steps ({config.profile.steps}) begin after the run's {self._plan.total_steps} steps; name "
-            "earlier ones",
-        )
         self._profile = ProfileWindow(window, run.path / PROFILE, world) if window else None
         self._average = WeightAverage(self._engine, config.train.ema_decay)
         self._saver = Saver(task, engine=self._engine, run=run, world=world, config=config.checkpoint)

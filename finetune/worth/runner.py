@@ -148,7 +148,7 @@ def is_finished(file: Path, identity: Mapping[str, Any], *, option: str) -> bool
         is_same = read_json(file)["identity"] == identity
     require(
         is_same,
-        f"{file.parent} was made with other settings or another encoder; name another {option}, or remove it",
+        f"what {file} notes was made with other settings or another encoder; give those, or name another {option}",
     )
     return True
 

@@ -78,6 +78,7 @@ def test_a_directory_is_looked_at_before_there_is_a_store(tmp_path, monkeypatch)
     ("sections", "message"),
     [
         ({"optimizer": {"kind": "muon"}, "deepspeed": {"zero_stage": 2}}, "needs whole matrices"),
+        ({"speed": {"compile": True}, "deepspeed": {"zero_stage": 3}}, "speed.compile has no use with"),
         ({"deepspeed": {"config": "zero.json"}}, "zero.json sets zero_optimization.stage to 7"),
         ({"deepspeed": {"config": "none.json"}}, "none.json. cannot be read"),
     ],

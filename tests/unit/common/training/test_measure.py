@@ -41,7 +41,8 @@ def test_run_that_ends_inside_its_window_leaves_what_there_is(tmp_path):
 
 def test_window_behind_the_end_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"profile\.steps \(8:9\).*8 steps"):
-        train_toy(tmp_path, toy_config("profile.steps=8:9"))
+        train_toy(tmp_path / "run", toy_config("profile.steps=8:9"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_without_a_window_nothing_is_written(tmp_path):

@@ -1,6 +1,7 @@
 """Compiled and recomputed models are the same models."""
 
 import copy
+import shutil
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from beit.common.training.config import SpeedConfig
 from beit.common.training.speed import apply_speed, missing_compiler
 from beit.common.vit.config import ViTConfig
 from beit.pretrain.model import MaskedImageModel, mim_loss
+from beit.tests.toy_training import toy_config, train_toy
 
 CONFIG = ViTConfig(img_size=16, patch_size=4, embed_dim=16, depth=3, num_heads=2, drop_path=0.4, init_values=0.1)
 CPU = torch.device("cpu")
@@ -80,6 +82,16 @@ def test_compiling_without_a_compiler_is_refused(monkeypatch):
     assert missing_compiler(CPU) == "a C compiler"
     with pytest.raises(InputError, match=r"speed\.compile needs a C compiler"):
         apply_speed(build(), SpeedConfig(compile=True), device=CPU, zero_stage=0)
+
+
+@pytest.mark.parametrize("is_partitioned", [True, False])
+def test_a_training_that_cannot_be_compiled_leaves_no_run(is_partitioned, tmp_path, monkeypatch):
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    partitions = ["deepspeed.zero_stage=3"] if is_partitioned else []
+    with pytest.raises(InputError, match=r"zero_stage = 3" if is_partitioned else "needs a C compiler"):
+        train_toy(tmp_path / "run", toy_config("speed.compile=true", *partitions))
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

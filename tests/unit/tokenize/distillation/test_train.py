@@ -182,6 +182,7 @@ def test_partitions_from_a_file_of_ones_own_are_refused(source: str, encoder: Pa
     config = settings(deepspeed={"config": str(tmp_path / "ds.json")})
     with pytest.raises(InputError, match=r"zero_stage \(3\) must be 0 here"):
         train_distilled(config, source, tmp_path / "out", teacher=TeacherChoice(str(encoder), None))
+    assert not (tmp_path / "out").exists()
 
 
 def test_settings_that_make_no_sense_are_refused() -> None:
