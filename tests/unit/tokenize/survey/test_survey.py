@@ -356,6 +356,12 @@ def test_a_picture_shows_pairs_that_look_alike(tmp_path):
     assert heights[1] > heights[0] + 150
 
 
+def test_a_picture_of_grey_images_is_drawn(tmp_path):
+    source = in_form(tmp_path, "folder", {f"{i}.png": encoded(smooth(i)) for i in range(3)})
+    result = run(sources_command, source, "--set", "source.channels=grey", "--out", tmp_path / "grey.png")
+    assert "would be tokenised" in result.output and (tmp_path / "grey.png").exists()
+
+
 def test_names_that_would_steer_a_terminal_are_escaped(tmp_path):
     (tmp_path / "x").mkdir()
     (tmp_path / "x/red\x1b[31m\n.jpg").touch()
