@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from dataclasses import replace
+from typing import BinaryIO
 
 from PIL import Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
@@ -66,6 +67,24 @@ def facts_of_image(data: bytes) -> ImageFacts:
             return _pillow_facts(image, data)
     except Exception as error:  # as many types as decoders have for damaged data
         raise BadSample("decode-error", f"{type(error).__name__}: {error}") from None
+
+
+def facts_in_parts(head: bytes, file: BinaryIO) -> ImageFacts | None:
+    """Return what the header of a file says whose tags may stand anywhere; None of other formats, which begin with it.
+
+    Args:
+        head: Its beginning.
+        file: Of any size, at its start.
+    Raises:
+        BadSample: as of `facts_of_image`.
+    """
+    found = format_of(head)
+    if found is None or found.name != "TIFF":
+        return None
+    found.require()
+    from beit.common.images.readers import tiff  # which needs a library
+
+    return tiff.facts_of_file(file)
 
 
 def _facts_of_other(found: Format, data: bytes) -> ImageFacts:

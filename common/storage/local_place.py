@@ -89,7 +89,11 @@ class LocalPlace:
         try:
             found = list(_walk(self.location, "", frozenset(), special))
         except OSError as error:
-            raise InputError(f"{self.location} cannot be listed ({error})") from None
+            what = error.filename or self.location
+            raise InputError(
+                f"{self.location} cannot be listed ({what}: {error.strerror or error}); make it readable, or name "
+                "what is to be read with a pattern"
+            ) from None
         report_special(self.location, special)
         return found
 

@@ -38,7 +38,8 @@ def rehearse(
         What the source is, with the reasons for which the command would refuse; and labelled lines of what it would do.
     """
     budget = 0.0 if config.strict else config.bad_sample_budget
-    found = survey(source, config.source, budget=budget)
+    any_size = frozenset({"TIFF"} if config.tile else {"TIFF", "JPEG"} if config.short_side else ())
+    found = survey(source, config.source, budget=budget, any_size=any_size)
     if not found.kind:
         return found, []
     try:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from beit.common.errors import BadSample
-from beit.common.images.decoding import MAX_SIDE_PX, Decoding
+from beit.common.images.decoding import MAX_IMAGE_BYTES, MAX_SIDE_PX, Decoding
 from beit.common.images.facts import facts_of_image
 from beit.common.images.formats import words_of
 from beit.common.images.header import BANDS, ImageFacts
@@ -23,12 +23,14 @@ from beit.common.sources.config import MAX_MEGAPIXELS, SourceConfig
 from beit.common.sources.glance.headers import image_facts
 from beit.common.sources.glance.transparency import hides_colours_of
 from beit.common.sources.parquet import ParquetShard
-from beit.common.sources.types import SampleRef, ShardReader, SourceShard
+from beit.common.sources.types import SampleRef, ShardReader, SourceShard, place_in
 from beit.common.storage.paths import is_remote
 from beit.common.storage.samples import spread_evenly
 from beit.tokenize.survey.document import LeftOut, Looks, NamedSize, counted
 from beit.tokenize.survey.listing import Listed
 
+AnySize = frozenset[str]
+"""Formats of which images of any size are read: in parts, or smaller."""
 _THREADS_FOR_A_SERVER = 32
 _DECODED = 64
 """Transparent images of which the pixels are looked at; arbitrary."""
@@ -75,8 +77,8 @@ def image_name(shard: SourceShard, ref: SampleRef) -> str:
     return ref.path if shard.kind == "files" else f"{shard.location.rsplit('/', 1)[-1]}: {ref.path}"
 
 
-def look_at(listed: Listed, limit: int, settings: SourceConfig) -> list[Look]:
-    """Read the headers of up to `limit` images, spread evenly; of all with a limit of 0.
+def look_at(listed: Listed, limit: int, settings: SourceConfig, any_size: AnySize = frozenset()) -> list[Look]:
+    """Read the headers of up to `limit` images, spread evenly; of all with a limit of 0. `any_size` is as in `survey`.
 
     Nothing is kept: whoever stops this loses nothing.
     """
@@ -87,7 +89,7 @@ def look_at(listed: Listed, limit: int, settings: SourceConfig) -> list[Look]:
     total = sum(len(refs) for _, refs in chosen)
     with Progress(total, unit="images", description="look") as progress, ThreadPoolExecutor(threads) as pool:
         for shard, refs in chosen:
-            for look in _looks_of_shard(shard, refs, pool, settings):
+            for look in _looks_of_shard(shard, refs, pool, settings, any_size):
                 looks.append(look)
                 progress.update(1)
     return looks
@@ -111,28 +113,34 @@ def _chosen(listed: Listed, limit: int) -> list[tuple[SourceShard, list[SampleRe
 
 
 def _looks_of_shard(
-    shard: SourceShard, refs: Sequence[SampleRef], pool: ThreadPoolExecutor, settings: SourceConfig
+    shard: SourceShard,
+    refs: Sequence[SampleRef],
+    pool: ThreadPoolExecutor,
+    settings: SourceConfig,
+    any_size: AnySize,
 ) -> Iterator[Look]:
     if isinstance(shard, ParquetShard):
-        yield from _looks_of_rows(shard, refs, settings)
+        yield from _looks_of_rows(shard, refs, settings, any_size)
         return
     with shard.open() as reader:
-        yield from pool.map(lambda ref: _look(shard, reader, ref, settings), refs)
+        yield from pool.map(lambda ref: _look(shard, reader, ref, settings, any_size), refs)
 
 
-def _looks_of_rows(shard: ParquetShard, refs: Sequence[SampleRef], settings: SourceConfig) -> Iterator[Look]:
+def _looks_of_rows(
+    shard: ParquetShard, refs: Sequence[SampleRef], settings: SourceConfig, any_size: AnySize
+) -> Iterator[Look]:
     wanted, end = iter(refs), 0
     ref = next(wanted, None)
     for reader in shard.stream():
         end += len(reader)
         while ref is not None and ref.offset < end:
-            yield _look(shard, reader, ref, settings)
+            yield _look(shard, reader, ref, settings, any_size)
             ref = next(wanted, None)
         if ref is None:
             return
 
 
-def _look(shard: SourceShard, reader: ShardReader, ref: SampleRef, settings: SourceConfig) -> Look:
+def _look(shard: SourceShard, reader: ShardReader, ref: SampleRef, settings: SourceConfig, any_size: AnySize) -> Look:
     sha256, num_bytes = b"", ref.length
     try:
         if shard.kind == "parquet":
@@ -140,10 +148,10 @@ def _look(shard: SourceShard, reader: ShardReader, ref: SampleRef, settings: Sou
             facts, num_bytes = facts_of_image(data), len(data)
             sha256 = hashlib.sha256(data).digest()
         else:
-            facts = image_facts(reader, ref)
+            facts = image_facts(reader, ref, place=None if is_remote(shard.location) else place_in(shard, ref))
     except BadSample as error:
         return Look(shard, ref, None, error, sha256, num_bytes)
-    problem = problem_of(facts, settings)
+    problem = problem_of(facts, settings, num_bytes=num_bytes, any_size=any_size)
     hides = hides_colours_of(reader, ref, settings.decoding) if facts.has_alpha and not problem else None
     return Look(shard, ref, facts, problem, sha256, num_bytes, hides)
 
@@ -154,9 +162,13 @@ def shown_as(settings: SourceConfig) -> Decoding:
     return decoding if decoding.value_range.is_resolved else replace(decoding, value_range=ValueRange())
 
 
-def problem_of(facts: ImageFacts, settings: SourceConfig) -> BadSample | None:
+def problem_of(
+    facts: ImageFacts, settings: SourceConfig, *, num_bytes: int = 0, any_size: AnySize = frozenset()
+) -> BadSample | None:
     """Return why an image with such a header cannot be decoded by the settings; None where nothing is known of it."""
-    problem = too_large(facts, settings)
+    problem = None if facts.format in any_size else too_large(facts, settings)
+    if num_bytes > MAX_IMAGE_BYTES and facts.format not in any_size:
+        problem = problem or BadSample("too-large", f"{num_bytes} bytes, at most {MAX_IMAGE_BYTES}")
     if problem is not None:
         return problem
     channels = settings.decoding.channels
@@ -251,7 +263,9 @@ def _way_out(reason: str, found: Sequence[Look]) -> str:
     sizes = [look.facts.megapixels for look in found if look.facts is not None]
     if reason != "bomb" or not sizes:
         return words_of(reason) or WAYS_OUT.get(reason, "")
+    parts = {look.facts.format for look in found if look.facts is not None} & {"TIFF", "JPEG"}
+    smaller = " (--short-side reads them smaller" + (", --tile in parts)" if "TIFF" in parts else ")") if parts else ""
     needed = math.ceil(max(sizes))  # of the largest, so that it admits all
     if needed > MAX_MEGAPIXELS:
-        return f"up to {max(sizes):.4g} megapixels, more than any setting admits"
-    return f"up to {max(sizes):.4g} megapixels: --set source.max_megapixels={needed} admits them"
+        return f"up to {max(sizes):.4g} megapixels, more than any setting admits{smaller}"
+    return f"up to {max(sizes):.4g} megapixels: --set source.max_megapixels={needed} admits them{smaller}"

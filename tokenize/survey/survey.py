@@ -21,7 +21,7 @@ from beit.common.sources.types import Source
 from beit.tokenize.survey import duplicates
 from beit.tokenize.survey.document import Labels, LeftOut, Survey
 from beit.tokenize.survey.listing import Listed, beside, check_exists, keeping_warnings, list_source
-from beit.tokenize.survey.looking import Look, look_at, summed_up, unusable
+from beit.tokenize.survey.looking import AnySize, Look, look_at, summed_up, unusable
 
 _USUAL_BITS = 8
 LIMIT = 10_000
@@ -29,7 +29,13 @@ LIMIT = 10_000
 
 
 def survey(
-    spec: str, settings: SourceConfig, *, limit: int = LIMIT, looks_alike: bool = False, budget: float = 0.001
+    spec: str,
+    settings: SourceConfig,
+    *,
+    limit: int = LIMIT,
+    looks_alike: bool = False,
+    budget: float = 0.001,
+    any_size: AnySize = frozenset(),
 ) -> Survey:
     """Look at a source.
 
@@ -39,15 +45,22 @@ def survey(
         limit: Images of which headers are read, spread evenly; 0 for all.
         looks_alike: Also decode these, to find those that look alike.
         budget: Share of unusable images that tokenising would tolerate.
+        any_size: Formats of which tokenising would read images of any size.
     Raises:
         InputError: there is nothing to look at. What is there and would be refused is a `Survey` with `refusals`.
     """
-    found, _ = survey_with_looks(spec, settings, limit=limit, looks_alike=looks_alike, budget=budget)
+    found, _ = survey_with_looks(spec, settings, limit=limit, looks_alike=looks_alike, budget=budget, any_size=any_size)
     return found
 
 
 def survey_with_looks(
-    spec: str, settings: SourceConfig, *, limit: int = LIMIT, looks_alike: bool = False, budget: float = 0.001
+    spec: str,
+    settings: SourceConfig,
+    *,
+    limit: int = LIMIT,
+    looks_alike: bool = False,
+    budget: float = 0.001,
+    any_size: AnySize = frozenset(),
 ) -> tuple[Survey, list[Look]]:
     """Look at a source as `survey` does, and return the images that were looked at, too."""
     check_exists(spec)
@@ -61,7 +74,7 @@ def survey_with_looks(
             refused = Survey(source=spec, kind="", left_out=tuple(left_out), notes=tuple(warnings))
             return replace(refused, refusals=(str(error),)), []
         masks = masks_in_words(source)
-    looks = look_at(listed, limit, settings)
+    looks = look_at(listed, limit, settings, any_size)
     found = Survey(
         source=spec,
         kind=source.kind,

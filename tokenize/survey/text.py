@@ -27,7 +27,7 @@ def survey_text(found: Survey, more: Sequence[tuple[str, Rows]] = ()) -> str:
         more: Further blocks of a title and labelled lines, which stand before the verdict.
     """
     blocks = [_heading(found)]
-    rows = [*_of_looks(found), *_of_labels(found), *_of_duplicates(found)]
+    rows = [*_of_looks(found), *_of_labels(found), *_of_duplicates(found)] if found.kind else []
     blocks += [_block("", rows)] if rows else []
     blocks += [_left_out(found)] if found.left_out else []
     blocks += [_block(title, lines) for title, lines in more if lines]

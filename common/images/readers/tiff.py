@@ -98,7 +98,12 @@ def read(data: bytes, decoding: Decoding) -> Samples:
 
 def facts(data: bytes) -> ImageFacts:
     """Return what tags and axes say of the first frame."""
-    with opened(io.BytesIO(data)) as file:
+    return facts_of_file(io.BytesIO(data))
+
+
+def facts_of_file(content: BinaryIO) -> ImageFacts:
+    """Return the same of a file of any size, of which the tags alone are read."""
+    with opened(content) as file:
         frames = frames_of(file)
         page, num_planes = frames.pages[0], 1 if frames.order is None else frames.order.shape[1]
         check_meaning(page, num_planes=num_planes)

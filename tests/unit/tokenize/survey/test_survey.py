@@ -15,15 +15,18 @@ from PIL import Image
 from beit.benchmarks import science
 from beit.common.errors import InputError
 from beit.common.sources.config import SourceConfig
+from beit.common.sources.loose_files import FilesReader
 from beit.common.sources.opening import open_source
 from beit.common.storage.samples import image_key
 from beit.tests.support import write_images
-from beit.tests.tiny_store import write_members
+from beit.tests.tiny_store import tiny_config, write_members
 from beit.tests.unit.common.images.test_alpha import encoded, icon, noise, png
 from beit.tests.unit.common.sources.test_glance import BESIDE, PAIRS, in_form, mask, photo
 from beit.tokenize.commands import sources_command, tokenize_command
 from beit.tokenize.survey import duplicates
 from beit.tokenize.survey.dry_run import rehearse
+from beit.tokenize.survey.listing import list_source
+from beit.tokenize.survey.looking import look_at
 from beit.tokenize.survey.survey import survey
 from beit.tokenize.survey.text import survey_text
 
@@ -422,3 +425,31 @@ def test_slices_of_a_dicom_series_are_counted_and_the_way_out_works(tmp_path):
     assert "1.2.0" not in json.dumps(found.to_json())
     keys = [ref.key for ref in open_source(str(tmp_path / "x")).shards[0].refs()]
     assert {image_key(key) for key in keys} == {"head", "foot"} and len(set(keys)) == 8
+
+
+@pytest.mark.parametrize(("setting", "is_refused"), [({}, True), ({"tile": 32}, False), ({"short_side": 32}, False)])
+def test_a_dry_run_knows_that_large_images_are_cut_or_shrunk(tmp_path, setting, is_refused):
+    (tmp_path / "x").mkdir()
+    for number in range(6):
+        tifffile.imwrite(tmp_path / f"x/{number}.tif", noise(100, 200, 3, number), photometric="rgb", tile=(32, 32))
+    config = tiny_config(views=0, source=SourceConfig(max_megapixels=0.01), **setting)
+    found, rows = rehearse(config, str(tmp_path / "x"), str(tmp_path / "store"))
+    assert bool(found.refusals) == is_refused
+    if is_refused:
+        [left] = found.left_out
+        assert left.reason == "bomb" and "(--short-side reads them smaller, --tile in parts)" in left.way_out
+    else:
+        assert rows and not found.left_out
+
+
+def test_of_a_large_tiff_the_tags_alone_are_read(tmp_path, monkeypatch):
+    (tmp_path / "x").mkdir()
+    tifffile.imwrite(tmp_path / "x/a.tif", noise(400, 500, 3), photometric="rgb")
+    listed = list_source(open_source(str(tmp_path / "x")), all_shards=True)
+
+    def refuse(*given):
+        raise AssertionError("all of it was read")
+
+    monkeypatch.setattr(FilesReader, "read", refuse)
+    [found] = look_at(listed, 0, SourceConfig())
+    assert (found.facts.format, found.facts.width, found.facts.height, found.problem) == ("TIFF", 500, 400, None)
