@@ -254,9 +254,8 @@ def _store(
     )
     if rates is not None and (rate := rates.views_on(hardware)):
         forecast = replace(forecast, views_per_second=rate, seconds=images.count * config.views / rate)
-    if rates is not None and rates.image_bytes is not None:
-        forecast = replace(forecast, image_bytes=round(images.count * rates.image_bytes))
-    words = forecast.vocab_size
+    if rates is not None and (each := rates.image_bytes) is not None:
+        forecast = replace(forecast, image_bytes=round(images.count * each))
     shrunk = config.short_side**2 * 4 / 3 / 1e6 if config.short_side else math.inf
     made = _Store(
         num_images=images.count,
@@ -264,17 +263,17 @@ def _store(
         num_shards=forecast.num_shards,
         img_size=config.img_size,
         patch_size=config.patch_size,
-        vocab_size=words or _VOCABULARY,
+        vocab_size=forecast.vocab_size or _VOCABULARY,
         views=config.views,
         is_materialized=config.materialize,
         megapixels=min(images.megapixels, shrunk),
-        is_vocabulary_assumed=words is None,
+        is_vocabulary_assumed=forecast.vocab_size is None,
     )
     source = rates.source if rates is not None else forecast.hardware.flops_source
     stage = store_stage(
         config,
         forecast,
-        words=words,
+        words=forecast.vocab_size,
         source=source,
         total_bytes=found.total_bytes,
         start_seconds=import_seconds(hardware, None if rates is None else rates.import_seconds),

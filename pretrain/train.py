@@ -28,6 +28,7 @@ from beit.common.processes.signals import stop_on_signals
 from beit.common.reading.config import ReaderConfig
 from beit.common.reading.contents import Watched
 from beit.common.runs.idle import warn_of_idle
+from beit.common.runs.kinds import PRETRAIN, require_command
 from beit.common.runs.layout import ENCODER, METRICS
 from beit.common.runs.metrics import read_metrics
 from beit.common.runs.outputs import written
@@ -89,6 +90,7 @@ def run(config: PretrainConfig, *, store: str | Path, run_dir: Path, resume: str
         InputError: bad input.
         ResumableStop: a signal asked to stop; a checkpoint was committed.
     """
+    require_command(run_dir, PRETRAIN)
     is_url = is_remote(str(store))
     token_store = open_store(store, check_images=not is_url)
     check_store(token_store, config)

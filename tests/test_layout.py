@@ -32,7 +32,7 @@ RESTRICTED = {
         "finetune/weights/commands.py",
         "finetune/worth/commands.py",
     },
-    "matplotlib": {"common/pages/charts.py", "common/pages/svg.py"},
+    "matplotlib": {"common/pages/charts.py", "common/pages/svg.py", "common/pages/ticks.py"},
     "jinja2": {"common/pages/html_page.py"},
     "markupsafe": {"common/pages/html_page.py"},
     "torchvision": set(),

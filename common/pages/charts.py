@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Circle
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import Formatter, MaxNLocator, ScalarFormatter
+from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import IdentityTransform
 from numpy.typing import NDArray
 from PIL import Image
@@ -27,6 +27,7 @@ from PIL import Image
 from beit.common.pages.fonts import fitted, text_px
 from beit.common.pages.pictures import FAINT, HIGHLIGHT, INK, PALETTE, PAPER
 from beit.common.pages.svg import GRID, hex_colour, silent_about_letters, svg_element
+from beit.common.pages.ticks import tick_values
 
 Colour = tuple[int, int, int]
 _DOT = (120, 170, 210)
@@ -40,8 +41,6 @@ _PLACES = 9
 """Along a grey line where its name may stand, from right to left; arbitrary."""
 _DENSE = 400
 """Points of a line that are kept free of text; closer than letters are wide."""
-_EXACT = 1e-6
-"""Of a percentage, from the number that is written."""
 _TICK_STEPS = (1, 2, 2.5, 5, 10)
 
 
@@ -227,7 +226,7 @@ def interval_svg(
         axes.grid(False)
         axes.grid(True, axis="x")
         axes.xaxis.set_major_locator(MaxNLocator(5, steps=_TICK_STEPS))
-        axes.xaxis.set_major_formatter(_values(percent))
+        axes.xaxis.set_major_formatter(tick_values(percent))
         axes.set_yticks(range(len(rows)), [row.name for row in rows])
         axes.tick_params(axis="y", labelcolor=hex_colour(INK))
         axes.set_ylim(len(rows) - 0.5, -0.5)
@@ -478,29 +477,7 @@ def _label(axes: Axes, *, title: str, x_name: str, percent: bool = False) -> Non
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=_TICK_STEPS))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_major_locator(MaxNLocator(6, steps=_TICK_STEPS))
-    axes.yaxis.set_major_formatter(_values(percent))
-
-
-def _values(percent: bool) -> Formatter:
-    """Return what writes ticks, all with as many digits, and no more than they need: 22.0 beside 22.5, 20 beside 25."""
-    return _Shares() if percent else ScalarFormatter(useOffset=False)
-
-
-class _Shares(Formatter):
-    """Writes shares as percentages."""
-
-    def __call__(self, x: float, pos: int | None = None) -> str:
-        """Write one share alone."""
-        return self.format_ticks([x])[0]
-
-    def format_ticks(self, values: Sequence[float]) -> list[str]:
-        """Write all ticks of an axis with the fewest digits that are true of each."""
-        percents = [100.0 * value for value in values]
-        digits = next(
-            (few for few in range(4) if all(abs(each - round(each, few)) < _EXACT for each in percents)),
-            4,
-        )
-        return [f"{each:.{digits}f}\u00a0%" for each in percents]
+    axes.yaxis.set_major_formatter(tick_values(percent))
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from beit.common.pages.tables import aligned
 from beit.common.reading.contents import contents_sha256
 from beit.common.runs.kinds import PROBE, require_command
 from beit.common.runs.layout import FEATURES, MODEL
-from beit.common.runs.run_dir import begin_run, open_run
+from beit.common.runs.run_dir import begin_run, check_directory, open_run
 from beit.common.sources.labels import all_listed
 from beit.common.storage.documents import write_json
 from beit.common.vit.channels import describe_fit
@@ -74,6 +74,7 @@ def run_probe(task: str, config: FinetuneConfig, *, data: str, run_dir: Path, re
         not config.classifier.multi_label, f"classifier.multi_label must be false: {task} knows one label per image"
     )
     require_command(run_dir, PROBE)
+    check_directory(run_dir, resume=resume)  # before images are listed and weights loaded
     start = starting_point(config)
     if warning := unnamed_shape(config, start.architecture):
         logger.warning("%s", warning)

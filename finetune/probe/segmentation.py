@@ -33,7 +33,7 @@ from beit.common.reading.contents import contents_sha256
 from beit.common.rng import CounterRng
 from beit.common.runs.kinds import PROBE, require_command
 from beit.common.runs.layout import MASK_PROBE
-from beit.common.runs.run_dir import begin_run, open_run
+from beit.common.runs.run_dir import begin_run, check_directory, open_run
 from beit.common.storage.documents import write_json
 from beit.common.vit.channels import describe_fit
 from beit.common.vit.features import Features, LinearProbe, fit_linear
@@ -166,6 +166,7 @@ def run_segmentation_probe(config: SegmentationConfig, *, data: str, run_dir: Pa
         The table: mean IoU of every block.
     """
     require_command(run_dir, PROBE)
+    check_directory(run_dir, resume=resume)  # before images are listed and weights loaded
     require(
         config.normalization == "encoder",
         f"normalization ({config.normalization}) must be encoder: frozen features are of pixels as it knows them",

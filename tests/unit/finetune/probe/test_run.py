@@ -1,6 +1,7 @@
 """Linear probe and k-NN as tasks: features once, the best block named, its model usable, nothing random."""
 
 import json
+import logging
 
 import numpy as np
 import pytest
@@ -120,3 +121,11 @@ def test_a_directory_is_for_classification_or_for_probes(probed, finished):
         run(config, data=str(finished.train), run_dir=probed[0])
     with pytest.raises(InputError, match="holds a run of beit finetune classification, not"):
         run_probe("knn", config, data=str(finished.train), run_dir=finished.run)
+
+
+def test_a_directory_that_holds_something_else_is_refused_before_images_are_listed(finished, tmp_path, caplog):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/x").touch()
+    with caplog.at_level(logging.INFO), pytest.raises(InputError, match="not empty and not a run"):
+        probe("knn", finished, tmp_path / "full")
+    assert not any("classes" in line or "expected" in line for line in caplog.messages)
